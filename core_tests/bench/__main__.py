@@ -1,0 +1,67 @@
+"""Measure ngp beside plain kernel forwarding, in network namespaces of its own, and print what was found.
+
+Every figure comes from this run; nothing is remembered from an earlier one. Parts that aren't named are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from core_tests.bench import billing, contracts, flood, forwarding, latency, report
+from core_tests.counter import CounterError
+from core_tests.shell import LabError
+
+PARTS: dict[str, Callable[[bool], None]] = {
+    "forwarding": forwarding.run,
+    "billing": billing.run,
+    "latency": latency.run,
+    "contracts": contracts.run,
+    "flood": flood.run,
+}
+
+
+def main(words: list[str]) -> int:
+    """Run the parts that were named, or all; returns the exit code: 1 when something could not be measured."""
+    parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__, allow_abbrev=False)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}; none: all")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, smaller numbers; a rough look")
+    chosen = parser.parse_args(words)
+    unknown = [part for part in chosen.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"no part is named {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    began = time.monotonic()
+    report.head("The machine")
+    for text in report.describe_machine():
+        print(f"  {text}")
+    failed = [part for part in PARTS if part in (chosen.parts or PARTS) and not _measure(part, chosen.quick)]
+    print(f"\nall of it took {time.monotonic() - began:.0f} s")
+    return 1 if failed else 0
+
+
+def _measure(part: str, quick: bool) -> bool:
+    """Run one part; what it can't do doesn't keep the others from running."""
+    try:
+        PARTS[part](quick)
+    except (LabError, CounterError) as error:
+        print(f"bench: {part}: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """Leave through all that undoes what was made."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,159 @@
+"""Billing: what the meter says beside what arrived, byte by byte, with superpackets; and what passes a limit.
+
+The truth is the laboratory's own count of frames at both receivers, which shares nothing with the product. The gateway
+meters superpackets: its cards join what comes in (GRO, also for UDP) and cut again on the way out, while both ends see
+frames as a wire has them (`core_tests.counter` refuses to answer otherwise). How far packets were joined is shown with
+each figure; were they not, it would say little.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from core_tests.bench import report
+from core_tests.bench.stage import BLAST_PORT, Gateway, Sink, Stage
+from core_tests.counter import Counter
+from core_tests.lab import Lab
+from core_tests.shell import await_until
+
+_COUNT_FORWARDED = """
+table inet bench {
+    counter forwarded { }
+    chain count { type filter hook forward priority 300; counter name forwarded; }
+}
+"""
+SEGMENT_BYTES = 1200
+SUPER_BYTES = 48_000
+PLENTY_BYTES = 1 << 50
+
+
+@dataclass(slots=True)
+class Books:
+    """Both receivers' counts and the gateway's meter, for one contract after another."""
+
+    stage: Stage
+    gateway: Gateway
+    far: Counter
+    near: Counter
+    contracts: int = 0
+
+    def open(self, address: str, granted_bytes: int = PLENTY_BYTES) -> int:
+        """Open a contract for an address; returns its number."""
+        self.contracts += 1
+        self.gateway.ask("one", self.contracts, address, granted_bytes)
+        return self.contracts
+
+    def difference(self, contract: int, address: str) -> tuple[int, int]:
+        """Return bytes on the wire, and what the meter has more or less than that, when all is still."""
+
+        def still() -> bool:
+            before = (self.metered(contract), self.wire(address))
+            time.sleep(0.1)
+            return before == (self.metered(contract), self.wire(address))
+
+        await_until(still, what="traffic at rest")
+        there, back = self.wire(address)
+        up, down = self.metered(contract)
+        return there + back, abs(up - there) + abs(down - back)
+
+    def joined(self, address: str) -> float:
+        """Return how many frames the gateway had joined to one packet, on average since the last call."""
+        frames = self.far.total("in", destination=address).packets + self.near.total("in", source=address).packets
+        words = ("nft", "-j", "reset", "counter", "inet", "bench", "forwarded")
+        listed = json.loads(self.stage.net.gateway.sh(*words))["nftables"]
+        packets = sum(int(item["counter"]["packets"]) for item in listed if "counter" in item)
+        return frames / max(1, packets)
+
+    def wire(self, address: str) -> tuple[int, int]:
+        """Return L3 bytes that arrived at the internet for an address, and at the client from it."""
+        return (
+            self.far.total("in", destination=address).bytes,
+            self.near.total("in", source=address).bytes,
+        )
+
+    def metered(self, contract: int) -> tuple[int, int]:
+        """Return what the meter has counted to the destination and from it."""
+        reading = self.gateway.ask("read", contract)
+        return reading["used_to_bytes"], reading["used_from_bytes"]
+
+
+def run(quick: bool) -> None:
+    """Measure and print."""
+    seconds = 0.3 if quick else 1.0
+    with Lab() as lab:
+        stage = Stage(lab)
+        net = stage.net
+        for interface in ("mesh0", "wan0"):
+            net.gateway.offloads(interface, gro=True, rx_udp_gro_forwarding=True)
+        net.gateway.sh("nft", "-f", "-", text_in=_COUNT_FORWARDED)
+        with stage.gateway() as gateway:
+            books = Books(stage, gateway, net.internet.counter("wan0"), net.client.counter("mesh0"))
+            report.head("Billing: the gateway's meter beside L3 bytes counted at the receivers, superpackets on")
+            for version in (4, 6):
+                _tcp(books, version, seconds)
+                _udp(books, version, seconds)
+                _limit(books, version, seconds)
+
+
+def _tcp(books: Books, version: int, seconds: float) -> None:
+    """Send a stream to the destination, then one from there."""
+    net = books.stage.net
+    address, client = net.remote(version, 1), net.client.address("mesh0", version)
+    contract = books.open(address)
+    for receiver, into, sender, source in (
+        (net.internet, address, net.client, client),
+        (net.client, client, net.internet, address),
+    ):
+        sink = Sink(books.stage, receiver, into)
+        sink.rate(sender, source, seconds)
+        sink.stop()
+    _line(books, f"TCP over IPv{version}, a stream each way", contract, address)
+
+
+def _udp(books: Books, version: int, seconds: float) -> None:
+    """Send superpackets both ways at once, as fast as they go; what a queue loses on the way is lost on both counts."""
+    net = books.stage.net
+    address = net.remote(version, 2)
+    contract = books.open(address)
+    _both_ways(books, version, address, seconds)
+    _line(books, f"UDP over IPv{version}, both directions at once", contract, address)
+
+
+def _limit(books: Books, version: int, seconds: float) -> None:
+    """Send far more than was granted, in both directions at once, while the grant is topped up now and then."""
+    address = books.stage.net.remote(version, 3)
+    granted = 3_000_000
+    contract = books.open(address, granted)
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(_both_ways, books, version, address, seconds)
+        while not sending.done():
+            granted += 123_457
+            books.gateway.ask("one", contract, address, granted)
+            time.sleep(0.01)
+        sending.result()
+    _both_ways(books, version, address, seconds / 4)
+    wire, error = books.difference(contract, address)
+    past, left = max(0, wire - granted), granted - wire
+    met = left < SUPER_BYTES * 2  # else nothing ran into the limit, and the figure would say nothing
+    books.joined(address)
+    value = f"{past:,} of {granted:,} bytes; {error:,} differ"
+    report.line(f"delivered past a limit that grows, IPv{version} UDP", value, "0", met and not past and not error)
+
+
+def _both_ways(books: Books, version: int, address: str, seconds: float) -> None:
+    net, blast = books.stage.net, str(books.stage.blast)
+    client = net.client.address("mesh0", version)
+    size = (str(seconds), str(SUPER_BYTES), str(SEGMENT_BYTES))
+    with ThreadPoolExecutor(2) as pool:
+        up = pool.submit(net.client.sh, blast, "udp", client, address, str(BLAST_PORT), *size)
+        down = pool.submit(net.internet.sh, blast, "udp", address, client, str(BLAST_PORT), *size)
+        up.result(), down.result()
+
+
+def _line(books: Books, title: str, contract: int, address: str) -> None:
+    wire, error = books.difference(contract, address)
+    value = f"{error:,} of {wire:,} bytes differ; {books.joined(address):.0f} frames a packet"
+    report.line(title, value, "0", not error and wire > 0)

@@ -1,0 +1,35 @@
+"""Latency: from a client's first packet to a destination to that packet at the other end, with two real daemons.
+
+In between the gateway's kernel holds the packet, both daemons negotiate and sign, the ledger is written, the grant goes
+into the kernel and the packet through the gate again. The same packet sent once more shows what remains of that.
+"""
+
+from __future__ import annotations
+
+from core_tests.bench import report
+from core_tests.bench.market import Market, open_market
+from core_tests.bench.probe import Probe, addresses
+from core_tests.bench.stage import MANY_FIRST
+from core_tests.lab import Lab
+
+GOAL_MEDIAN_S, GOAL_P99_S = 0.005, 0.020
+WARM = 20
+AGAIN_S = 0.2  # a packet that is refused is not held: nothing brings it back
+
+
+def run(quick: bool) -> None:
+    """Measure and print."""
+    count = 100 if quick else 1000
+    with Lab() as lab:
+        market: Market = open_market(lab)
+        probe = Probe(market.clients[0], market.internet)
+        report.head("First packet to forwarded packet, two real daemons, new destinations one after another")
+        probe.each(addresses(MANY_FIRST, 0, WARM))
+        fresh = addresses(MANY_FIRST, WARM, count)
+        first, again = probe.each(fresh), probe.each(fresh, timeout_s=AGAIN_S)
+        probe.close()
+        lost = first.sent - len(first.seconds)
+        median, p99 = (report.percentile(first.seconds, share) for share in (0.5, 0.99))
+        reached = not lost and median < GOAL_MEDIAN_S and p99 < GOAL_P99_S
+        report.line("first packet, median / p99", first.text(), "< 5 / < 20 ms", reached)
+        report.line("the next packet to each of them", again.text(), "all", again.sent == len(again.seconds))

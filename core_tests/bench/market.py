@@ -1,0 +1,74 @@
+"""Market: one gateway's real daemon and those of one or more clients, with many destinations behind the gateway.
+
+The gateway has a default route only, so each destination is a contract of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from core_tests.bench.stage import MANY_NET
+from core_tests.daemon import Daemon
+from core_tests.host import Host
+from core_tests.lab import Lab
+from core_tests.shell import await_until
+from core_tests.topologies import REMOTE_NETS, three_hosts
+from core_tests.trade import start_all
+
+_KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Who trades; `clients` and `buyers` go together."""
+
+    internet: Host
+    gateway: Host
+    seller: Daemon
+    clients: tuple[Host, ...]
+    buyers: tuple[Daemon, ...]
+
+    def contracts(self) -> int:
+        """Return how many contracts the gateway has now."""
+        return int(self.seller.json("status")["contracts"])
+
+
+def open_market(
+    lab: Lab, clients: int = 1, traders: int | None = None, keys: Mapping[str, object] | None = None
+) -> Market:
+    """Build the network and start the daemons.
+
+    Args: clients: hosts beside the gateway, the first `traders` of them with a daemon (None: all). keys: of net.conf.
+    """
+    net = three_hosts(lab, clients=clients, masquerade=False)
+    for remote in REMOTE_NETS:
+        net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
+    net.internet.owns(MANY_NET)
+    common: Mapping[str, object] = {"MESH_INTERFACES": "mesh0", **(keys or {})}
+    seller = net.gateway.daemon({**common, "IGNORE_INTERFACE": "wan0", "BUY": False}, start=False)
+    trading = net.clients[:traders]
+    buyers = tuple(host.daemon({**common, "SELL": False}, start=False) for host in trading)
+    start_all(seller, *buyers)
+    await_until(lambda: len(_known(seller)) == len(buyers), what="the gateway knows all clients")
+    await_until(lambda: all(map(_known, buyers)), what="all clients know the gateway")
+    return Market(net.internet, net.gateway, seller, net.clients, buyers)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def rss_bytes(pid: int) -> int:
+    """Return the memory that a process has resident."""
+    for text in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if text.startswith("VmRSS:"):
+            return int(text.split()[1]) * _KIB
+    return 0
+
+
+def _known(daemon: Daemon) -> list[object]:
+    return [row for row in daemon.json("neighbours") if row["up"]]

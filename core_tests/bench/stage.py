@@ -1,0 +1,224 @@
+"""The benchmark's network: the laboratory's three hosts, a million destinations behind the last, and traffic from C.
+
+A small frame is made by a sender in C, carried through the gateway by the same core, and thrown away at the receiver's
+card: what a core of a router does for a packet between its two cards. The sender runs before all else on its core
+(SCHED_FIFO), so other programs on the machine disturb little. `emulation_ns` drops the frames at the gateway's card:
+what is left is the cost of the emulation, and the gateway's own part is what comes on top of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core_tests.host import Host
+from core_tests.lab import OFFLOADS_OFF, Lab
+from core_tests.shell import LabError, sh
+from core_tests.topologies import ThreeHosts, three_hosts
+
+MANY_FIRST, MANY_NET = "10.128.0.1", "10.128.0.0/9"
+BLAST_PORT, STREAM_PORT = 9, 7000
+OFFLOADS_ON = dict.fromkeys(OFFLOADS_OFF, True)
+_SOURCE = Path(__file__).with_name("blast.c")
+
+
+def compile_blast(folder: Path) -> Path:
+    """Build the sender."""
+    program = folder / "blast"
+    sh("gcc", "-O2", "-o", str(program), str(_SOURCE))
+    return program
+
+
+def widen(net: ThreeHosts) -> None:
+    """Put ten million and more destinations behind the internet's host."""
+    net.internet.owns(MANY_NET)
+    net.gateway.route(MANY_NET, via=net.internet.address("wan0", 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One direction through the gateway: who sends, by which interface, and who receives."""
+
+    sender: Host
+    out: str
+    gateway_in: str
+    receiver: Host
+    into: str
+
+
+class Stage:
+    """Client, gateway and internet without a daemon; UDP to BLAST_PORT ends at the receivers' cards, unanswered."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.net = three_hosts(lab, masquerade=False)
+        self.blast = compile_blast(lab.folder)
+        net = self.net
+        widen(net)
+        cores = sorted(os.sched_getaffinity(0))
+        self.sender_core, self.receiver_core = cores[0], cores[-1]
+        self.up = Way(net.client, "mesh0", "mesh0", net.internet, "wan0")
+        self.down = Way(net.internet, "wan0", "wan0", net.client, "mesh0")
+        for host, interface, other in (
+            (net.client, "mesh0", net.gateway),
+            (net.gateway, "mesh0", net.client),
+            (net.gateway, "wan0", net.internet),
+            (net.internet, "wan0", net.gateway),
+        ):
+            for version in (4, 6):
+                words = ("lladdr", other.mac(interface), "dev", interface, "nud", "permanent")
+                host.ip("neighbour", "replace", other.address(interface, version), *words)
+        for way in (self.up, self.down):
+            way.receiver.sh("nft", "-f", "-", text_in=_drop_at_card(way.into))
+
+    def frames(self, way: Way, seconds: float, *, spread: int = 1, frame_bytes: int = 60, pps: int = 0) -> float:
+        """Send small UDP frames through the gateway and return how many a second came to the other end.
+
+        Args: spread: over how many destinations, drawn at random (upload), or from how many sources (download).
+        """
+        client = way.sender.address("mesh0", 4) if way is self.up else way.receiver.address("mesh0", 4)
+        many, one = (MANY_FIRST, str(spread)), (client, "1")
+        source, destination = (one, many) if way is self.up else (many, one)
+        gateway_mac = self.net.gateway.mac(way.gateway_in)
+        words = (way.out, gateway_mac, way.sender.mac(way.out), *source, *destination, str(frame_bytes), str(pps))
+        before = _received(way.receiver, way.into)
+        said = json.loads(way.sender.sh(*self.first(self.sender_core), "frames", *words, str(seconds)))
+        return (_received(way.receiver, way.into) - before) / float(said["seconds"])
+
+    def emulation_ns(self, way: Way, seconds: float, spread: int = 1) -> float:
+        """Return what a frame costs up to the gateway's card, in ns, with the gateway dropping it there."""
+        gateway = self.net.gateway
+        gateway.sh("nft", "-f", "-", text_in=_drop_at_card(way.gateway_in))
+        before = _received(gateway, way.gateway_in)
+        self.frames(way, seconds, spread=spread)
+        gateway.sh("nft", "delete", "table", "netdev", "bench")
+        return seconds * 1e9 / (_received(gateway, way.gateway_in) - before)
+
+    def first(self, core: int) -> tuple[str, ...]:
+        """Say how `blast` is run on a core before all else there; rounds are short, so nobody waits long."""
+        return ("taskset", "-c", str(core), "chrt", "-f", "1", str(self.blast))
+
+    def offloads(self, **features: bool) -> None:
+        """Set segmentation offloads at all ends of both cables."""
+        for host, interface in self._ends():
+            host.offloads(interface, **features)
+
+    def describe_offloads(self) -> str:
+        """Say which segmentation offloads the cables have now."""
+        features = json.loads(self.net.gateway.sh("ethtool", "--json", "-k", "mesh0"))[0]
+        names = {
+            "tso": "tcp-segmentation-offload",
+            "gso": "generic-segmentation-offload",
+            "gro": "generic-receive-offload",
+            "tx-udp-segmentation": "tx-udp-segmentation",
+        }
+        return ", ".join(f"{short} {'on' if features[name]['active'] else 'off'}" for short, name in names.items())
+
+    @contextmanager
+    def gateway(self) -> Iterator[Gateway]:
+        """Run the datapath in the gateway."""
+        state = self.lab.folder / "datapath"
+        state.mkdir(mode=0o700)
+        worker = Gateway(self.net.gateway, state, self.net.client.mac("mesh0"))
+        try:
+            yield worker
+        finally:
+            worker.end()
+
+    def _ends(self) -> tuple[tuple[Host, str], ...]:
+        net = self.net
+        return (net.client, "mesh0"), (net.gateway, "mesh0"), (net.gateway, "wan0"), (net.internet, "wan0")
+
+
+class Gateway:
+    """The process that `core_tests.bench.worker` describes."""
+
+    def __init__(self, host: Host, state_dir: Path, mac: str) -> None:
+        words = (sys.executable, "-m", "core_tests.bench.worker", str(state_dir), mac)
+        self._process = host.popen(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._answer()
+
+    def ask(self, verb: str, *arguments: object) -> Any:
+        """Have the worker do something and return what it answers."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([verb, *arguments]) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def plain(self) -> None:
+        """Forward as if ngp were not there."""
+        self.ask("plain")
+
+    def metered(self) -> None:
+        """Gate and meter again."""
+        self.ask("metered")
+
+    def end(self) -> None:
+        """Take everything out of the kernel and end the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        text = self._process.stdout.readline()
+        if not text:
+            raise LabError("the gateway's worker ended by itself; its words stand above")
+        return json.loads(text)
+
+
+class Sink:
+    """A TCP receiver in C; `rate` sends a stream to it. One at a time in a host."""
+
+    def __init__(self, stage: Stage, host: Host, address: str) -> None:
+        self.address = address
+        self._stage = stage
+        words = (*stage.first(stage.receiver_core), "sink", address, str(STREAM_PORT))
+        self._process = host.popen(*words, stdout=subprocess.PIPE)
+        self._answer()
+
+    def rate(self, sender: Host, source: str, seconds: float) -> float:
+        """Send for a while and return bytes a second as the receiver saw them."""
+        words = ("tcp", source, self.address, str(STREAM_PORT), str(seconds))
+        sender.sh(*self._stage.first(self._stage.sender_core), *words)
+        said = self._answer()
+        return float(said["received"]) / float(said["seconds"])
+
+    def stop(self) -> None:
+        """End it."""
+        assert self._process.stdout is not None
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline() or "{}")
+        if not answer:
+            raise LabError(f"the TCP receiver on {self.address} ended by itself")
+        return answer
+
+
+def _received(host: Host, interface: str) -> int:
+    return int(host.sh("cat", f"/sys/class/net/{interface}/statistics/rx_packets"))
+
+
+def _drop_at_card(interface: str) -> str:
+    """Return nftables text that drops the small frames as early as a table can, behind the card's own count."""
+    rules = [
+        "table netdev bench {",
+        "chain early {",
+        f'type filter hook ingress device "{interface}" priority -500',
+        f"udp dport {BLAST_PORT} drop",
+        "}",
+        "}",
+    ]
+    return "\n".join([*rules, ""])

@@ -1,0 +1,120 @@
+"""The gateway's real datapath in a process of its own, standing in the gateway's namespace, told what to do by lines.
+
+    python -m core_tests.bench.worker STATE_DIR CLIENT_MAC
+
+One JSON list a line comes in, one JSON value a line goes out. No daemon is needed to measure what the kernel does:
+`grant` is what a daemon does at an accept. `plain` takes the hooks and the gate away and leaves the tables, `metered`
+puts them back, so that rounds with and without may follow each other closely under a million contracts.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+from ngp.core.messages import Role
+from ngp.core.values import DesiredNetwork, Grant, KernelNeighbour
+from ngp.modules.network import gate, hooks
+from ngp.modules.network.datapath import Datapath
+from ngp.modules.network.hooks import Direction
+
+NEIGHBOUR = 1
+CONTRACTS_MAX = 1 << 20
+BATCH = 10_000
+LIFETIME_S = 86400.0
+GENEROUS_BYTES = 1 << 60
+
+
+def desired() -> DesiredNetwork:
+    """Return a gateway that sells on mesh0 and leads to the internet by wan0."""
+    return DesiredNetwork(
+        mesh_interfaces=("mesh0",),
+        upstream_interfaces=("wan0",),
+        families=frozenset({4, 6}),
+        sells=True,
+        buys=False,
+        free=(),
+        queue_number=10325,
+        link_udp_port=10325,
+        contracts_max=CONTRACTS_MAX,
+        stranger_rate=200,
+        stranger_burst=50,
+        neighbour_rate=2000,
+        neighbour_burst=500,
+    )
+
+
+class Worker:
+    """The datapath with one client."""
+
+    def __init__(self, state_dir: Path, mac: bytes) -> None:
+        self.datapath = Datapath(state_dir)
+        self.datapath.set_up(desired())
+        self.datapath.set_neighbours([KernelNeighbour(NEIGHBOUR, "mesh0", mac, (), True, False)])
+        self.granted = 0
+
+    def many(self, first: str, count: int) -> float:
+        """Have contracts for `count` addresses from `first` on; returns seconds for those that were missing."""
+        began = time.monotonic()
+        start = int(ip_address(first))
+        while self.granted < count:
+            until = min(count, self.granted + BATCH)
+            addresses = ((number, ip_address(start + number)) for number in range(self.granted, until))
+            self.datapath.grant([self._grant(number.to_bytes(16, "big"), address) for number, address in addresses])
+            self.granted = until
+        return time.monotonic() - began
+
+    def one(self, name: int, address: str, granted_bytes: int) -> None:
+        """Open or top up one contract, `name` being its number."""
+        self.datapath.grant([self._grant((1 << 64 | name).to_bytes(16, "big"), ip_address(address), granted_bytes)])
+
+    def read(self, name: int) -> dict[str, Any]:
+        """Return the counters of a contract opened by `one`."""
+        (found,) = self.datapath.read([(1 << 64 | name).to_bytes(16, "big")])
+        return {key: value for key, value in asdict(found).items() if key != "contract"}
+
+    def plain(self) -> list[int]:
+        """Forward as if ngp were not there; returns the programs that are left on mesh0."""
+        gate.clean_up(False, ("mesh0",))
+        index = socket.if_nametoindex("mesh0")
+        for direction in Direction:
+            hooks.detach(index, direction)
+        return [number for direction in Direction for number in hooks.attached(index, direction)]
+
+    def metered(self) -> None:
+        """Gate and meter again."""
+        self.datapath.apply(desired())
+
+    def describe(self) -> dict[str, str]:
+        """Return what the datapath uses."""
+        return self.datapath.describe()
+
+    def _grant(self, contract: bytes, to: IPv4Address | IPv6Address, granted_bytes: int = GENEROUS_BYTES) -> Grant:
+        return Grant(contract, NEIGHBOUR, Role.SERVER, ip_network(to), granted_bytes, granted_bytes, LIFETIME_S)
+
+
+def main(state_dir: str, mac: str) -> None:
+    """Serve until standard input ends, then leave nothing behind."""
+    worker = Worker(Path(state_dir), bytes.fromhex(mac.replace(":", "")))
+    verbs: tuple[Callable[..., Any], ...] = (
+        worker.many, worker.one, worker.read, worker.plain, worker.metered, worker.describe,
+    )  # fmt: skip
+    table = {verb.__name__: verb for verb in verbs}
+    try:
+        print(json.dumps("ready"), flush=True)
+        for words in sys.stdin:
+            verb, *arguments = json.loads(words)
+            print(json.dumps(table[verb](*arguments)), flush=True)
+    finally:
+        worker.datapath.clean_up(leave_closed=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

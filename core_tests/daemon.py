@@ -1,0 +1,140 @@
+"""The real `ngp` on a host: its net.conf, its state dir, its verbs, and its sudden death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core_tests.shell import ROOT, LabError, await_until, run
+
+START_TIMEOUT_S = 60.0
+STATE_KEY = "NGP_STATE_DIR"
+
+
+def ngp_command() -> list[str]:
+    """Say how `ngp` is run: the installed command beside this Python, else from the checkout."""
+    installed = Path(sys.executable).parent / "ngp"
+    return [str(installed)] if installed.is_file() else [sys.executable, "-m", "ngp"]
+
+
+class Daemon:
+    """One daemon; made by `Host.daemon`. It may be started, killed and started again on the same state."""
+
+    def __init__(
+        self,
+        name: str,
+        prefix: list[str],
+        folder: Path,
+        pids_of_host: Callable[[], list[int]],
+        net_conf: Mapping[str, object] | str,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.config = folder / "net.conf"
+        self.state_dir = folder / "state"
+        self._prefix = prefix
+        self._pids_of_host = pids_of_host
+        self._log = folder / "log"
+        folder.mkdir(parents=True)
+        self.state_dir.mkdir(mode=0o700)
+        self.configure(net_conf)
+
+    def configure(self, net_conf: Mapping[str, object] | str) -> None:
+        """Write net.conf, from text or from its keys and values."""
+        text = net_conf if isinstance(net_conf, str) else yaml.safe_dump(dict(net_conf), sort_keys=False)
+        self.config.write_text(text)
+        self.config.chmod(0o600)
+
+    def reload(self, net_conf: Mapping[str, object] | str) -> subprocess.CompletedProcess[str]:
+        """Write another net.conf and have it taken."""
+        self.configure(net_conf)
+        return self.cli("reload")
+
+    def try_start(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run `ngp start -v` and return what it said, for a start that may be refused.
+
+        The log goes to a file, since the daemon keeps the output that it was started with.
+        """
+        command = [*self._prefix, *ngp_command(), "start", "-v", "--config", str(self.config), *options]
+        before = self._log.stat().st_size if self._log.exists() else 0
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [*command, "--state-dir", str(self.state_dir)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                start_new_session=True,
+            )
+            try:
+                code = process.wait(START_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise LabError(f"{self.name}: `ngp start` didn't return\n{self.log()}") from None
+        said = self._log.read_bytes()[before:].decode(errors="replace")
+        return subprocess.CompletedProcess(command, code, said, said)
+
+    def start(self, *options: str) -> None:
+        """Start the daemon; it is ready when this returns. Raises: LabError with its words when it is refused."""
+        done = self.try_start(*options)
+        if done.returncode:
+            raise LabError(f"{self.name}: `ngp start` ended with {done.returncode}\n{done.stdout}")
+
+    def cli(self, *words: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
+        """Run a verb of `ngp` against this daemon."""
+        return run([*self._prefix, *ngp_command(), *words], timeout_s=timeout_s, environment=self._environment())
+
+    def json(self, *words: str) -> Any:
+        """Run a reading verb with --json and return its value. Raises: LabError when it fails or says no JSON."""
+        done = self.cli(*words, "--json")
+        if done.returncode:
+            raise LabError(f"{self.name}: ngp {' '.join(words)}: exit code {done.returncode}\n{done.stderr}")
+        try:
+            return json.loads(done.stdout)
+        except json.JSONDecodeError as error:
+            raise LabError(f"{self.name}: ngp {' '.join(words)} --json: {error}\n{done.stdout}") from None
+
+    def stop(self) -> None:
+        """Stop it as an operator does, and wait until its process is gone."""
+        done = self.cli("stop")
+        if done.returncode:
+            raise LabError(f"{self.name}: `ngp stop` ended with {done.returncode}\n{done.stdout}{done.stderr}")
+        await_until(lambda: not self.pids(), what=f"end of the daemon on {self.name}")
+
+    def kill9(self) -> None:
+        """Kill it without a warning, and wait until its process is gone."""
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await_until(lambda: not self.pids(), what=f"death of the daemon on {self.name}")
+
+    def pids(self) -> list[int]:
+        """List this daemon's processes: those of its host that were started with its state dir."""
+        mark = f"{STATE_KEY}={self.state_dir}".encode()
+        return [pid for pid in self._pids_of_host() if mark in _environment_of(pid)]
+
+    def log(self) -> str:
+        """Return all that the daemon has written so far."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, STATE_KEY: str(self.state_dir), "PYTHONPATH": str(ROOT)}
+
+
+def _environment_of(pid: int) -> list[bytes]:
+    """Return the variables a process was started with; nothing for a process that is gone or dying."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return [] if status in "ZX" else Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []

@@ -1,0 +1,337 @@
+"""`tools/demo`: the main job of ngp, told by two real daemons, with real packets and a count that shares nothing.
+
+A client, a gateway and the internet are three network namespaces. The story: neighbours find each other, a first packet
+is held, haggled over and released, grace carries traffic until a (slowed) payment arrives, contracts are metered and
+renewed while traffic runs, and one that may not be renewed is cut. Then both daemons' totals are held against the bytes
+that arrived; one byte or msat of difference, and the exit code is 1.
+
+The money is the sandbox's: it is not real.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from core_tests import traffic
+from core_tests.daemon import Daemon, ngp_command
+from core_tests.demo_books import Books, Count, Line, compare, count_arrived, packets
+from core_tests.demo_flows import Flow, probe
+from core_tests.demo_view import View, is_terminal, per_kb, print_lines, sat
+from core_tests.demo_watch import Watch
+from core_tests.lab import Lab
+from core_tests.shell import ROOT, LabError, await_until
+from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
+from core_tests.traffic import ping
+
+DONE, DIFFERS, USAGE, INTERRUPTED = 0, 1, 2, 130
+PAY_DELAY_S = 3
+SETTLED_S = 15.0
+CUT_S = 30.0
+PORT = 7000
+UDP_BYTES_S, TCP_BYTES_S, CUT_BYTES_S = 60_000, 100_000, 250_000
+PLAIN, STREAM, CUT = 1, 2, 3  # which of the internet's many addresses
+
+SHARED = {"MESH_INTERFACES": "mesh0", "CONTRACT_DATA": "1 MB", "PAYMENT_AMOUNT": "20 sat"}
+GATEWAY = {
+    **SHARED,
+    "IGNORE_INTERFACE": "wan0",
+    "BUY": False,
+    "SELL_PRICE": "6 msat",
+    "SELL_PRICE_MIN": "4 msat",
+    "GRACE_DATA": "4 MB",
+    "GRACE_TIME": "10 s",
+}
+CLIENT = {**SHARED, "SELL": False, "BUY_PRICE": "4 msat", "BUY_PRICE_MAX": "6 msat"}
+ONCE = {"DATA_RENEWAL": 0, "TIME_RENEWAL": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked for on the command line."""
+
+    plain: bool
+    seconds: float
+    keep: bool
+
+
+def parse(words: Sequence[str] | None) -> Options:
+    """Read the command line; leaves with 2 when it makes no sense."""
+    parser = argparse.ArgumentParser(
+        "tools/demo",
+        description="Show ngp at work: three hosts in network namespaces, two real daemons, real traffic, and an "
+        "independent count of bytes. The money is the sandbox's: it is not real.",
+        epilog="Exit codes: 0 nothing differs, 1 something differs or failed, 2 usage or rights, 130 interrupted.",
+    )
+    parser.add_argument("--plain", action="store_true", help="lines with their time instead of live tables")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="N", help="metered traffic, 3 to 3600 [20]")
+    parser.add_argument("--keep", action="store_true", help="at the end leave all up to look around, until Enter")
+    given = parser.parse_args(words)
+    if not 3 <= given.seconds <= 3600:
+        parser.error(f"--seconds {given.seconds:g}: it must be 3 to 3600")
+    return Options(given.plain or not is_terminal(), given.seconds, given.keep)
+
+
+class Demo:
+    """The story, part by part; each needs those before it."""
+
+    def __init__(self, lab: Lab, view: View, seconds: float) -> None:
+        self.view = view
+        self.seconds = seconds
+        self.net: ThreeHosts = three_hosts(lab)
+        for remote in REMOTE_NETS:  # by the default route alone, so that each address is a contract of its own
+            self.net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
+        self.gateway = self.net.gateway.daemon(GATEWAY, start=False)
+        self.client = self.net.client.daemon(CLIENT, start=False)
+        self.watch = Watch(view, self.gateway, self.client)
+
+    def remotes(self, number: int) -> tuple[str, str]:
+        """Return one of the internet's addresses in both families."""
+        return self.net.remote(4, number), self.net.remote(6, number)
+
+    def plain_forwarding(self) -> None:
+        """See first that the client gets through without ngp, then begin to count and to answer."""
+        self.view.title("1/7 The network, without ngp")
+        for address in self.remotes(250):
+            if ping(self.net.client, address).received != 1:
+                raise LabError(f"plain forwarding to {address} doesn't work")
+        self.view.tell("IPv4 (NAT) and IPv6 get through the gateway, unmetered")
+        self.at_internet = self.net.internet.counter("wan0")
+        self.at_client = self.net.client.counter("mesh0")
+        for number in (PLAIN, CUT):
+            for address in self.remotes(number):
+                traffic.udp_echo(self.net.internet, address, PORT)
+        for number in (STREAM, CUT):
+            for address in self.remotes(number):
+                traffic.tcp_echo(self.net.internet, address, PORT)
+
+    def neighbours(self) -> None:
+        """Start both daemons, and wait until they know each other."""
+        self.view.title("2/7 `ngp start` on gateway and client")
+        self.view.tell("gateway: asks 6 msat/kB, takes 4 at the least; grace 4 MB, 10 s")
+        self.view.tell("client: offers 4 msat/kB, pays 6 at the most; prepays 20 sat")
+        self.watch.start()
+        for daemon in (self.gateway, self.client):
+            daemon.start()
+        await_until(lambda: all(d.json("neighbours") for d in (self.gateway, self.client)), what="neighbours found")
+        done = self.client.cli("server", f"fault slow {PAY_DELAY_S}")
+        if done.returncode:
+            raise LabError(f"the sandbox could not be slowed: {done.stderr}")
+
+    def first_packets(self) -> None:
+        """Send to destinations without a contract: held, haggled over, released."""
+        self.view.title("3/7 First packets: held, proposed, released")
+        for version, address in zip((4, 6), self.remotes(PLAIN), strict=True):
+            first, second = probe(self.net.client, address, PORT, 2)
+            row = self.watch.contract(address)
+            price = per_kb(row["price_msat_per_gib"])
+            self.view.tell(f"IPv{version}: first packet answered after {first:.1f} ms, the next {second:.1f} ms")
+            self.view.tell(f"agreed at {price} msat/kB, by a counter-offer", "green")
+
+    def grace(self) -> None:
+        """Run traffic on credit until the first payment is through."""
+        self.view.title(f"4/7 Grace: the payment is made slow, {PAY_DELAY_S} s")
+        flows = self._flows()
+        self.view.tell("UDP and TCP, IPv4 and IPv6, run on credit: see the balance below zero")
+        await_until(lambda: self.watch.paid_msat, what="the first payment")
+        owed = sat(-self.watch.lowest_msat)
+        self.view.tell(f"paid; the client owed up to {owed} sat of grace, charged like all else", "green")
+        self.client.cli("server", "fault slow off")
+        for flow in flows:
+            flow.end()
+        self.lost_before = self.lost()
+        if self.lost_before:
+            self.view.tell(f"{self.lost_before} packets were dropped where a slice of the credit ended", "yellow")
+
+    def metering(self) -> None:
+        """Let traffic run while contracts are renewed, then end it and see that not a packet got lost."""
+        self.view.title("5/7 Metering, and renewal under traffic")
+        before = self.watch.renewals
+        flows = self._flows()
+        self.watch.wait(self.seconds)
+        await_until(lambda: self.watch.renewals > before, what="a renewal")
+        for flow in flows:
+            said = flow.end()
+            slowest = f", slowest {said.slowest_ms:.1f} ms" if flow.protocol == "udp" else ""
+            text = f"{flow.protocol} {flow.address}: {said.sent_bytes:,} bytes, {said.echoed_bytes:,} back{slowest}"
+            self.view.tell(text)
+        lost = self.lost() - self.lost_before
+        if lost:
+            raise LabError(f"{lost} packets were lost under running contracts that were renewed")
+        self.view.tell(f"{self.watch.renewals - before} renewals under traffic, not one packet lost", "green")
+
+    def _flows(self) -> list[Flow]:
+        client = self.net.client
+        udp = [Flow(client, "udp", address, PORT, UDP_BYTES_S) for address in self.remotes(PLAIN)]
+        return udp + [Flow(client, "tcp", address, PORT, TCP_BYTES_S) for address in self.remotes(STREAM)]
+
+    def lost(self) -> int:
+        """Hold the packets that were sent against those that arrived, for what was never cut, when all is quiet."""
+        at_client, at_internet = self.at_client.read(), self.at_internet.read()
+        return sum(
+            sent - arrived
+            for address in (*self.remotes(PLAIN), *self.remotes(STREAM))
+            for sent, arrived in packets(at_internet, at_client, address).values()
+        )
+
+    def cut(self) -> None:
+        """Use up contracts that may not be renewed, live flows on them, and see that nothing more passes."""
+        self.view.title("6/7 Cut: DATA_RENEWAL 0 and TIME_RENEWAL 0, `ngp reload`")
+        done = self.client.reload({**CLIENT, **ONCE})
+        if done.returncode:
+            raise LabError(f"ngp reload: {done.stderr}")
+        v4, v6 = self.remotes(CUT)
+        client = self.net.client
+        flows = [Flow(client, "udp", v4, PORT, CUT_BYTES_S), Flow(client, "tcp", v6, PORT, CUT_BYTES_S)]
+        await_until(lambda: all(self.watch.closed(one) == "exhausted" for one in (v4, v6)), CUT_S, "both contracts cut")
+        before = self.count()
+        self.watch.wait(2.0)
+        after = self.count()
+        sent = [flow.end() for flow in flows]
+        for address, said in zip((v4, v6), sent, strict=True):
+            self._judge_cut(address, said.sent_bytes, before, after)
+
+    def _judge_cut(self, address: str, sent_bytes: int, before: Count, after: Count) -> None:
+        limit = int(self.watch.contract(address)["data_limit_bytes"])
+        arrived = sum(after.arrived[address].values())
+        if before.arrived[address] != after.arrived[address]:
+            raise LabError(f"{address}: {before.arrived[address]} bytes at the cut, {after.arrived[address]} later")
+        if arrived > limit:
+            raise LabError(f"{address}: {arrived} bytes arrived under a contract of {limit}")
+        self.view.tell(f"{address}: {arrived:,} of {limit:,} bytes arrived, both ways", "green")
+        self.view.tell(f"its sender went on, to {sent_bytes:,} bytes of payload: 0 arrived in 2 s", "green")
+
+    def count(self) -> Count:
+        """Read what has arrived until now."""
+        destinations = [address for number in (PLAIN, STREAM, CUT) for address in self.remotes(number)]
+        return count_arrived(self.at_internet.read(), self.at_client.read(), destinations)
+
+    def totals(self) -> list[Line]:
+        """Wait for the last statement, then compare; a difference that stays after that is a difference."""
+        self.view.title("7/7 Totals, after the gateway's last statement")
+        until = self.view.seconds + SETTLED_S
+        while True:
+            lines = self.lines()
+            if all(line.agrees for line in lines) or self.view.seconds > until:
+                return lines
+            self.watch.wait(1.0)
+
+    def lines(self) -> list[Line]:
+        """Ask both daemons through `ngp --json`, and compare."""
+        gateway, client = books(self.gateway, "server"), books(self.client, "client")
+        return compare(self.count(), gateway, client, self.watch.prices, self.remotes(CUT))
+
+    def stop(self) -> None:
+        """Stop both daemons as an operator does; afterwards the network is as it was."""
+        self.watch.stop()
+        for daemon in (self.client, self.gateway):
+            daemon.stop()
+        for address in self.remotes(250):
+            if ping(self.net.client, address).received != 1:
+                raise LabError(f"after `ngp stop` {address} can't be reached any more")
+        self.view.tell("`ngp stop` on both: packets pass as if ngp had never been there")
+
+
+def books(daemon: Daemon, role: str) -> Books:
+    """Return a daemon's contracts and its one account in a role."""
+    contracts = [row for row in daemon.json("contracts", "--all") if row["role"] == role]
+    (account,) = [row for row in daemon.json("accounts") if row["role"] == role]
+    return Books(contracts, account)
+
+
+def verdict(lines: Sequence[Line]) -> int:
+    """Print the comparison and return the exit code."""
+    print()
+    print_lines(lines)
+    different = sum(not line.agrees for line in lines)
+    print()
+    if different:
+        print(f"DIFFERENT: {different} lines differ from the independent count or from each other.")
+        return DIFFERS
+    print("Equal to the byte and the msat. (Sandbox money: it is not real.)")
+    return DONE
+
+
+def play(options: Options, lab: Lab) -> int:
+    """Tell the story and judge it."""
+    with View(options.plain) as view:
+        demo = Demo(lab, view, options.seconds)
+        try:
+            demo.plain_forwarding()
+            demo.neighbours()
+            demo.first_packets()
+            demo.grace()
+            demo.metering()
+            demo.cut()
+            lines = demo.totals()
+            view.close_tables()
+            code = verdict(lines)
+            if options.keep:
+                keep(demo)
+            demo.stop()
+        finally:
+            demo.watch.stop()
+    return code
+
+
+def keep(demo: Demo) -> None:
+    """Say how to look around, and wait."""
+    print("\nEverything is still up. In another terminal, for example:")
+    for host, daemon in ((demo.net.gateway, demo.gateway), (demo.net.client, demo.client)):
+        inside = f"sudo ip netns exec {host.namespace}"
+        ngp = " ".join(["env", f"PYTHONPATH={ROOT}", *ngp_command()])
+        for verb in ("top", "contracts --all", "accounts", "ledger"):
+            print(f"  {inside} {ngp} {verb} --state-dir {daemon.state_dir}")
+    print(f"  sudo ip netns exec {demo.net.client.namespace} ping {demo.net.remote(4, 77)}")
+    print("Enter or Ctrl-C ends it and cleans up.", flush=True)
+    try:
+        if not sys.stdin.readline():
+            signal.pause()  # no terminal to press Enter at: until a signal comes
+    except KeyboardInterrupt:
+        print()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the demonstration and return its exit code; whatever happens, nothing is left behind."""
+    options = parse(words)
+    if os.geteuid() != 0:
+        print("tools/demo makes network namespaces: run it as root (sudo tools/demo)", file=sys.stderr)
+        return USAGE
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    with Lab() as lab:
+        # Undone first, so set last: a second Ctrl-C must not end the clean-up half-way.
+        try:
+            return play(options, lab)
+        except KeyboardInterrupt:
+            print("\ninterrupted: cleaning up", file=sys.stderr)
+            return INTERRUPTED
+        except (AssertionError, subprocess.SubprocessError) as error:
+            print(f"\nthe demonstration failed: {error}\n\n{_logs(lab)}", file=sys.stderr)
+            return DIFFERS
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+
+
+def _logs(lab: Lab) -> str:
+    """Return the ends of both daemons' logs."""
+    parts = []
+    for host in lab.hosts.values():
+        for daemon in host.daemons:
+            parts += [f"--- the end of ngp's log on {host.name}", *daemon.log().splitlines()[-20:]]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

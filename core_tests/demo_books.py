@@ -1,0 +1,173 @@
+"""The end of `tools/demo`: both daemons' totals beside the count at the receivers, and whether anything differs.
+
+The count comes from packet sockets that share nothing with the product. A byte is counted where it arrived: towards a
+destination at the internet's interface, back at the client's. What was cut on the way isn't there and must not be in a
+bill. Money is then worked out anew from the bytes and the agreed prices, with fractions instead of the product's own
+rounding function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from ipaddress import ip_address
+from typing import Any
+
+from core_tests.counter import Flow, Tally
+
+Row = dict[str, Any]
+Flows = Mapping[Flow, Tally]
+Prices = Mapping[str, list[tuple[int, int]]]
+GIB = 1 << 30
+VERSIONS = (4, 6)
+WAYS = ("to", "from")
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What one daemon lists at the end: `ngp contracts --all --json` and `ngp accounts --json`, of one role."""
+
+    contracts: list[Row]
+    account: Row
+
+    def used_bytes(self, way: str, destinations: Collection[str]) -> int:
+        """Add up what contracts for single addresses metered towards (`to`) or back from (`from`) them."""
+        return sum(
+            int(row[f"used_{way}_bytes"])
+            for row in self.contracts
+            if row["destination"].partition("/")[0] in destinations
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Bytes that arrived, by destination: towards it, and back from it."""
+
+    arrived: dict[str, dict[str, int]]
+
+    def bytes(self, way: str, destinations: Collection[str]) -> int:
+        """Add up some destinations."""
+        return sum(self.arrived[address][way] for address in destinations)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One comparison: the independent figure, and what each daemon says (None: it says nothing about this)."""
+
+    what: str
+    truth: int
+    gateway: int | None
+    client: int | None
+
+    @property
+    def agrees(self) -> bool:
+        """Say whether nothing differs."""
+        return all(said in (None, self.truth) for said in (self.gateway, self.client))
+
+
+def packets(at_internet: Flows, at_client: Flows, address: str) -> dict[str, tuple[int, int]]:
+    """Return, for each way, how many packets were sent at one end and how many arrived at the other."""
+
+    def add_up(flows: Flows, direction: str, end: str) -> int:
+        return sum(
+            tally.packets
+            for flow, tally in flows.items()
+            if flow.direction == direction and getattr(flow, end) == address
+        )
+
+    return {
+        "to": (add_up(at_client, "out", "destination"), add_up(at_internet, "in", "destination")),
+        "from": (add_up(at_internet, "out", "source"), add_up(at_client, "in", "source")),
+    }
+
+
+def count_arrived(at_internet: Flows, at_client: Flows, destinations: Iterable[str]) -> Count:
+    """Sort the two counters' readings by destination; all that concerns other addresses is left out."""
+    arrived = {address: {"to": 0, "from": 0} for address in destinations}
+    for flow, tally in at_internet.items():
+        if flow.direction == "in" and flow.destination in arrived:
+            arrived[flow.destination]["to"] += tally.bytes
+    for flow, tally in at_client.items():
+        if flow.direction == "in" and flow.source in arrived:
+            arrived[flow.source]["from"] += tally.bytes
+    return Count(arrived)
+
+
+def due_msat(used_bytes: int, prices: list[tuple[int, int]]) -> int:
+    """Price cumulative bytes by a schedule of (from this byte on, msat per GiB), rounded up once."""
+    total = Fraction(0)
+    ends = [offset for offset, _ in prices[1:]] + [used_bytes]
+    for (offset, price), end in zip(prices, ends, strict=True):
+        total += Fraction(max(0, min(end, used_bytes) - offset) * price, GIB)
+    return math.ceil(total)
+
+
+def compare(count: Count, gateway: Books, client: Books, prices: Prices, cut: Collection[str]) -> list[Line]:
+    """Hold everything against everything.
+
+    The client's meter sits where it sends. What it sends into a cut it counts, and nobody bills; so towards the
+    destinations that were cut with traffic on them, what is compared of the client is the bill it was given.
+
+    Args:
+        count: what arrived.
+        gateway, client: what they list.
+        prices: each contract's schedule, as it was watched while it ran.
+        cut: destinations whose contract was used up while traffic went on.
+    """
+    lines = []
+    for version in VERSIONS:
+        of_family = [address for address in count.arrived if ip_address(address).version == version]
+        whole = [address for address in of_family if address not in cut]
+        sold = [gateway.used_bytes(way, of_family) for way in WAYS]
+        back = client.used_bytes("from", of_family)
+        lines.append(Line(f"IPv{version} bytes to destinations", count.bytes("to", of_family), sold[0], None))
+        lines.append(Line("  of these not cut", count.bytes("to", whole), None, client.used_bytes("to", whole)))
+        lines.append(Line(f"IPv{version} bytes back from them", count.bytes("from", of_family), sold[1], back))
+    everything = sum(count.bytes(way, count.arrived) for way in WAYS)
+    used = _sum(gateway.contracts, "used_to_bytes") + _sum(gateway.contracts, "used_from_bytes")
+    lines.append(Line("all bytes, sold and billed", everything, used, _sum(client.contracts, "billed_bytes")))
+    return lines + _money(gateway, client, prices) + _single(count, gateway, client, cut)
+
+
+def _money(gateway: Books, client: Books, prices: Prices) -> list[Line]:
+    """Return the lines about msat: worked out anew from each side's bytes, then account against account."""
+    ours, theirs = gateway.account, client.account
+    due, metered = _due(gateway.contracts, prices), _due(client.contracts, prices)
+    paid, refunded = int(ours["paid_msat"]), int(ours["refunded_msat"])
+    left = paid - due - refunded
+    return [
+        Line("msat due = price x bytes", due, _sum(gateway.contracts, "charged_msat"), None),
+        Line("msat charged to the account", due, ours["charged_msat"], theirs["charged_msat"]),
+        Line("msat by the client's own meter", metered, None, theirs["metered_msat"]),
+        Line("msat paid", paid, paid, theirs["paid_msat"]),
+        Line("msat refunded", refunded, refunded, theirs["refunded_msat"]),
+        Line("msat left = paid-charged-refunded", left, ours["balance_msat"], theirs["balance_msat"]),
+    ]
+
+
+def _single(count: Count, gateway: Books, client: Books, cut: Collection[str]) -> list[Line]:
+    """Return the lines of single destinations, of which only those that differ are worth showing."""
+    lines = [
+        Line(
+            f"{address} {way}",
+            ways[way],
+            gateway.used_bytes(way, [address]),
+            None if way == "to" and address in cut else client.used_bytes(way, [address]),
+        )
+        for address, ways in count.arrived.items()
+        for way in WAYS
+    ]
+    return [line for line in lines if not line.agrees]
+
+
+def _due(contracts: Iterable[Row], prices: Prices) -> int:
+    return sum(
+        due_msat(row["used_to_bytes"] + row["used_from_bytes"], prices.get(row["id"], [(0, row["price_msat_per_gib"])]))
+        for row in contracts
+    )
+
+
+def _sum(rows: Iterable[Row], key: str) -> int:
+    return sum(int(row[key]) for row in rows)

@@ -1,0 +1,196 @@
+"""A host of the laboratory: a network namespace, and the processes that run in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+from core_tests.counter import Counter, Direction
+from core_tests.daemon import Daemon
+from core_tests.shell import LabError, await_until, run, sh
+
+# Set before any interface exists: no router solicitations, no duplicate-address wait, no source address filter of the
+# machine's own; what a test wants of these it sets itself.
+QUIET = {
+    "net.ipv6.conf.default.accept_dad": "0",
+    "net.ipv6.conf.default.accept_ra": "0",
+    "net.ipv6.conf.default.router_solicitations": "0",
+    "net.ipv6.conf.default.disable_ipv6": "0",
+    "net.ipv6.conf.all.disable_ipv6": "0",
+    "net.ipv4.conf.all.rp_filter": "0",
+    "net.ipv4.conf.default.rp_filter": "0",
+    "net.ipv4.icmp_ratelimit": "0",
+    "net.ipv6.icmp.ratelimit": "0",
+    "net.ipv4.ping_group_range": "0 2147483647",
+}
+
+
+class Host:
+    """One machine of the emulated network; made by `Lab.host`."""
+
+    def __init__(self, name: str, namespace: str, folder: Path) -> None:
+        self.name = name
+        self.namespace = namespace
+        self.folder = folder
+        self.addresses: dict[str, list[str]] = {}
+        self.daemons: list[Daemon] = []
+        self._processes: list[subprocess.Popen[str]] = []
+        self._counters: list[Counter] = []
+
+    def set_up(self) -> None:
+        """Make the namespace, with the loopback up and nothing speaking by itself."""
+        self.folder.mkdir(parents=True)
+        sh("ip", "netns", "add", self.namespace)
+        self.sysctl(QUIET)
+        self.ip("link", "set", "lo", "up")
+
+    def clean_up(self) -> None:
+        """End every process in the namespace, whoever started it, and remove the namespace."""
+        for counter in self._counters:
+            counter.stop()
+        for process in self._processes:
+            # By its own id first: one that was only just started may not have entered the namespace yet.
+            process.kill()
+            process.wait()
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await_until(lambda: not self.pids(), what=f"no process left in {self.namespace}")
+        sh("ip", "netns", "del", self.namespace)
+
+    def pids(self) -> list[int]:
+        """List the processes whose network is this namespace."""
+        return [int(pid) for pid in sh("ip", "netns", "pids", self.namespace, check=False).split()]
+
+    def inside(self, *command: str) -> list[str]:
+        """Say how a command is run in this host."""
+        return ["ip", "netns", "exec", self.namespace, *command]
+
+    def run(self, *command: str, timeout_s: float = 60.0, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command in this host to its end; the exit code is for the caller to judge."""
+        return run(self.inside(*command), timeout_s=timeout_s, **options)
+
+    def sh(self, *command: str, timeout_s: float = 60.0, text_in: str | None = None) -> str:
+        """Run a command in this host that must succeed, and return what it printed."""
+        return sh(*self.inside(*command), timeout_s=timeout_s, text_in=text_in)
+
+    def popen(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a command in this host; it is ended with the laboratory at the latest."""
+        options = {"stdin": subprocess.DEVNULL, "text": True, "start_new_session": True, **options}
+        process: subprocess.Popen[str] = subprocess.Popen(self.inside(*command), **options)
+        self._processes.append(process)
+        return process
+
+    def ip(self, *words: str) -> str:
+        """Run iproute2's `ip` on this host's network."""
+        return sh("ip", "-n", self.namespace, *words)
+
+    def sysctl(self, values: Mapping[str, str]) -> None:
+        """Set kernel parameters of this host's network."""
+        self.sh("sysctl", "-q", "-w", *(f"{key}={value}" for key, value in values.items()))
+
+    def forward(self) -> None:
+        """Make a router of this host, for both families."""
+        self.sysctl({"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"})
+
+    def route(self, destination: str, *, via: str | None = None, device: str | None = None) -> None:
+        """Add a route, by a next hop, an interface or both."""
+        family = "-6" if ":" in destination or ":" in (via or "") else "-4"
+        hop = [*(("via", via) if via else ()), *(("dev", device) if device else ())]
+        self.ip(family, "route", "replace", destination, *hop)
+
+    def owns(self, prefix: str) -> None:
+        """Let this host answer on every address of a prefix, so that one host stands for many destinations."""
+        self.sysctl({"net.ipv6.ip_nonlocal_bind": "1"})  # IPv6 binds only to single addresses otherwise
+        self.ip("-6" if ":" in prefix else "-4", "route", "replace", "local", prefix, "dev", "lo")
+
+    def masquerade(self, interface: str) -> None:
+        """Hide what leaves by an interface behind its IPv4 address, as a home router does, in a table of its own."""
+        rules = [
+            "table ip lab_masquerade {",
+            "chain out {",
+            "type nat hook postrouting priority 100",
+            f'oifname "{interface}" masquerade',
+            "}",
+            "}",
+        ]
+        self.sh("nft", "-f", "-", text_in="\n".join([*rules, ""]))
+
+    def add_address(self, interface: str, address: str | None) -> None:
+        """Give an interface an address with its prefix length, usable at once."""
+        if address is None:
+            return
+        no_wait = ["nodad"] if ip_interface(address).version == 6 else []
+        self.ip("address", "add", address, "dev", interface, *no_wait)
+        self.addresses.setdefault(interface, []).append(address)
+
+    def address(self, interface: str, version: int) -> str:
+        """Return the first address of a family (4 or 6) that the laboratory gave an interface, without its prefix.
+
+        Raises: LabError when it has none.
+        """
+        for text in self.addresses.get(interface, []):
+            if ip_interface(text).version == version:
+                return str(ip_interface(text).ip)
+        raise LabError(f"{self.name}: no IPv{version} address on {interface}: {self.addresses}")
+
+    def mac(self, interface: str) -> str:
+        """Return the hardware address of an interface."""
+        return str(json.loads(self.ip("-j", "link", "show", "dev", interface))[0]["address"])
+
+    def carriers(self) -> bool:
+        """Say whether every cable at this host is up; the kernel tells so up to a second after both ends are."""
+        links = json.loads(self.ip("-j", "link", "show", "type", "veth"))
+        return all(link.get("operstate") == "UP" for link in links)
+
+    def offloads(self, interface: str, **features: bool) -> None:
+        """Switch offloads (`tso=True`, `gro=False`; ethtool's names, `_` for `-`) of one interface."""
+        words = [word for name, on in features.items() for word in (name.replace("_", "-"), "on" if on else "off")]
+        self.sh("ethtool", "-K", interface, *words)
+
+    def counter(self, interface: str, only: Direction | None = None) -> Counter:
+        """Start an independent count of what arrives and leaves at an interface; see `core_tests.counter`.
+
+        Args:
+            only: look at frames of this direction alone, where those of the other may be superpackets.
+        """
+        counter = Counter(lambda *command, **options: self.popen(*command, **options), interface, only)
+        self._counters.append(counter)
+        return counter
+
+    def daemon(self, net_conf: Mapping[str, object] | str, *, start: bool = True) -> Daemon:
+        """Configure the real daemon on this host, and start it unless `start` is False."""
+        folder = self.folder / f"ngp{len(self.daemons) or ''}"
+        daemon = Daemon(self.name, self.inside(), folder, self.pids, net_conf)
+        self.daemons.append(daemon)
+        if start:
+            daemon.start()
+        return daemon
+
+    def dump(self) -> str:
+        """Say all that explains a failure: the daemons' logs, addresses, routes, rules and filters."""
+        looks: list[Callable[[], str]] = [
+            lambda: self.ip("-br", "address"),
+            lambda: self.ip("-s", "link"),
+            lambda: self.ip("route"),
+            lambda: self.ip("-6", "route"),
+            lambda: self.run("nft", "list", "ruleset").stdout,
+            lambda: "".join(
+                self.run("tc", "filter", "show", "dev", name, "egress").stdout for name in self.addresses
+            ),
+        ]
+        parts = [f"=== {self.name} ({self.namespace})"]
+        for look in looks:
+            try:
+                parts.append(look().rstrip())
+            except LabError as error:
+                parts.append(str(error))
+        parts += [f"--- log of ngp on {self.name}\n{daemon.log().rstrip()}" for daemon in self.daemons]
+        return "\n".join(part for part in parts if part)

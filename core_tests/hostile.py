@@ -1,0 +1,228 @@
+"""A hostile neighbour: any number of keys and hardware addresses at one host, each able to say what the protocol allows
+and what it doesn't, and to send frames as it likes.
+
+It speaks by ngp's own wire and courier, so that what it says is signed, numbered and answered as it should be, and the
+receiver has to judge it by its sense. Sockets are made inside the host's namespace by a thread that enters it; all the
+rest runs in the test's process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from core_tests.host import Host
+from ngp.core.messages import Hello, Message
+from ngp.courier import Courier, Received
+from ngp.errors import PeerError
+
+PORT = 10325
+CLONE_NEWNET = 0x40000000
+HOP_LIMIT = 255
+WAY = ("mesh0", b"hostile")  # what our couriers call the one link there is
+
+
+def socket_inside(host: Host, make: Callable[[], socket.socket]) -> socket.socket:
+    """Make a socket in a host's namespace; it stays there, whoever uses it."""
+    made: list[socket.socket] = []
+
+    def enter() -> None:
+        descriptor = os.open(f"/run/netns/{host.namespace}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+            made.append(make())
+        finally:
+            os.close(descriptor)
+
+    thread = threading.Thread(target=enter)  # its own: a thread can't come back from a namespace by itself
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+def _raw(interface: str) -> socket.socket:
+    one = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    one.bind((interface, 0))
+    return one
+
+
+def _udp(interface: str) -> socket.socket:
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+    one.bind(("", PORT))
+    one.setblocking(False)
+    return one
+
+
+def checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071)."""
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def ip_packet(source: str, destination: str, protocol: int, payload: bytes, hops: int = 64, flags: int = 0) -> bytes:
+    """Build an IPv4 or IPv6 packet. Args: flags: IPv4's flags and fragment offset."""
+    src, dst = ip_address(source).packed, ip_address(destination).packed
+    if len(src) == 16:
+        return struct.pack("!IHBB", 6 << 28, len(payload), protocol, hops) + src + dst + payload
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), secrets.randbelow(65536), flags, hops, protocol, 0)
+    head += src + dst
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+
+
+def udp(source: str, destination: str, port: int, payload: bytes, from_port: int = 4000) -> bytes:
+    """Build a whole UDP packet."""
+    src, dst = ip_address(source).packed, ip_address(destination).packed
+    length = 8 + len(payload)
+    pseudo = src + dst + struct.pack("!HH", 17, length)
+    head = struct.pack("!HHH", from_port, port, length)
+    total = checksum(pseudo + head + b"\0\0" + payload) or 0xFFFF
+    hops = HOP_LIMIT if port == PORT else 64
+    return ip_packet(source, destination, 17, head + struct.pack("!H", total) + payload, hops)
+
+
+def random_mac() -> bytes:
+    """Make up a hardware address, locally administered."""
+    return b"\x02" + secrets.token_bytes(5)
+
+
+@dataclass(eq=False)
+class Persona:
+    """One key behind one hardware address."""
+
+    crowd: Crowd
+    mac: bytes
+    key: Ed25519PrivateKey
+    boot: int = 1
+    sells: bool = True
+    buys: bool = True
+    peer: bytes = b""
+    inbox: list[Received] = field(default_factory=list)
+    react: Callable[[Persona, Received], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.courier = Courier(self.key, self.boot)
+
+    @property
+    def proven(self) -> bool:
+        """Say whether the victim and we have met."""
+        return bool(self.peer) and self.courier.is_proven(self.peer, WAY)
+
+    def hello(self, network: str = "sandbox", wants_reply: bool = True) -> Hello:
+        """Build our hello."""
+        return Hello(network, self.sells, self.buys, (), "ngp hostile", wants_reply)
+
+    def greet(self) -> None:
+        """Say hello to everybody."""
+        for outgoing in self.courier.send(None, None, self.hello(), time.monotonic()):
+            self.crowd.send(self, outgoing.datagram)
+
+    def say(self, message: Message, reply_to: int = 0) -> None:
+        """Say anything to the victim."""
+        for outgoing in self.courier.send(self.peer, WAY, message, time.monotonic(), reply_to):
+            self.crowd.send(self, outgoing.datagram)
+
+    def heard(self, kind: type[Message]) -> list[Received]:
+        """Return what came of a kind."""
+        return [received for received in self.inbox if type(received.message) is kind]
+
+    def take(self, datagram: bytes) -> None:
+        """Receive a datagram, if it is ours."""
+        try:
+            received = self.courier.receive(datagram, WAY, time.monotonic())
+        except PeerError:
+            return
+        if received is None:
+            return
+        if isinstance(received.message, Hello):
+            self.peer = received.sender
+            if received.message.wants_reply or not received.proven:
+                self.say(self.hello(wants_reply=not received.proven), received.message_id)
+            return
+        self.courier.acknowledge(received.sender, received.message_id, time.monotonic())
+        self.inbox.append(received)
+        if self.react is not None:
+            self.react(self, received)
+
+
+class Crowd:
+    """All the personas at one host, with the sockets that they share."""
+
+    def __init__(self, host: Host, victim: Host, interface: str = "mesh0") -> None:
+        self.address = host.address(interface, 4)
+        self.address6 = host.address(interface, 6)
+        self.victim_address = victim.address(interface, 4)
+        self.victim_mac = bytes.fromhex(victim.mac(interface).replace(":", ""))
+        self.mac = bytes.fromhex(host.mac(interface).replace(":", ""))
+        self.raw = socket_inside(host, lambda: _raw(interface))
+        self.udp = socket_inside(host, lambda: _udp(interface))
+        self.personas: list[Persona] = []
+        self.captured: list[bytes] = []
+
+    def persona(self, mac: bytes | None = None, key: Ed25519PrivateKey | None = None, **traits: object) -> Persona:
+        """Add somebody; without a MAC one that has the host's own."""
+        one = Persona(self, mac or self.mac, key or Ed25519PrivateKey.generate(), **traits)  # type: ignore[arg-type]
+        self.personas.append(one)
+        return one
+
+    def send(self, persona: Persona, datagram: bytes) -> None:
+        """Send a message of ngp's under a persona's hardware address."""
+        self.captured.append(datagram)
+        self.frame(persona.mac, udp(self.address, self.victim_address, PORT, datagram, PORT))
+
+    def frame(self, mac: bytes, packet: bytes) -> None:
+        """Send a packet in a frame from any hardware address."""
+        kind = b"\x86\xdd" if packet[0] >> 4 == 6 else b"\x08\x00"
+        try:
+            self.raw.send(self.victim_mac + mac + kind + packet)
+        except OSError:  # no buffer: the medium is full
+            time.sleep(0.001)
+
+    def pump(self, seconds: float = 0.0, until: Callable[[], bool] | None = None) -> bool:
+        """Receive and answer for a while, or until something is so. Returns whether it is."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._receive()
+            for persona in self.personas:
+                for outgoing in persona.courier.due(time.monotonic()).outgoing:
+                    self.send(persona, outgoing.datagram)
+            if until is not None and until():
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            select.select([self.udp], [], [], 0.005)
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                datagram = self.udp.recv(2048)
+            except BlockingIOError:
+                return
+            for persona in self.personas:
+                persona.take(datagram)
+
+    def meet(self, *personas: Persona, seconds: float = 10.0) -> bool:
+        """Have personas and victim prove themselves to each other."""
+        for persona in personas:
+            persona.greet()
+        return self.pump(seconds, lambda: all(persona.proven for persona in personas))
+
+    def close(self) -> None:
+        """Go away."""
+        self.raw.close()
+        self.udp.close()

@@ -1,0 +1,132 @@
+"""The laboratory: hosts as network namespaces, cables, switches, and a thorough clean-up.
+
+Every host is a namespace named `ngpt-<random>-<name>`, so that several laboratories may stand side by side and none
+touches the machine's own network. What is made is remembered before it is made and undone in reverse, also when a test
+fails in the middle.
+
+The truth about bytes in a test is L3 bytes at a receiver with GRO and the sender's TSO off, or superpackets expanded: a
+veth's own counters count superpackets (10 MB of TCP are 172 frames there). Cables therefore have every segmentation
+offload off unless a test switches it on, which it does at ends other than the one that counts; a `Counter` refuses to
+answer once it has seen a superpacket or lost a frame.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from core_tests.host import Host
+from core_tests.shell import LabError, await_until, sh
+
+# All that joins packets or leaves their cutting to the next device.
+OFFLOADS_OFF = {"tso": False, "gso": False, "gro": False, "tx_udp_segmentation": False}
+BRIDGE = "br0"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a cable: the interface that a host gets, with its addresses (`192.0.2.1/24`)."""
+
+    host: Host
+    interface: str
+    v4: str | None = None
+    v6: str | None = None
+
+
+class Switch:
+    """A layer-2 switch: a bridge in a namespace of its own, for several neighbours on one interface."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._ports = 0
+
+    def next_port(self) -> End:
+        """Return the end of a cable that is plugged into this switch."""
+        self._ports += 1
+        return End(self.host, f"port{self._ports}")
+
+    def plug_in(self, port: End) -> None:
+        """Take a port into the bridge."""
+        self.host.ip("link", "set", port.interface, "master", BRIDGE)
+
+
+class Lab:
+    """A laboratory; use it as a context manager."""
+
+    def __init__(self) -> None:
+        self.prefix = f"ngpt-{secrets.token_hex(3)}"
+        self.folder = Path()
+        self.hosts: dict[str, Host] = {}
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
+        self._undo.callback(shutil.rmtree, self.folder)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._undo.close()
+
+    def on_exit(self, undo: Callable[[], object]) -> None:
+        """Have something undone at the end, before what was made earlier."""
+        self._undo.callback(undo)
+
+    def host(self, name: str, *, forward: bool = False) -> Host:
+        """Add a host; `forward` makes it a router.
+
+        Raises: LabError when the name is taken.
+        """
+        if name in self.hosts:
+            raise LabError(f"the laboratory has a host named {name} already")
+        host = Host(name, f"{self.prefix}-{name}", self.folder / name)
+        self.hosts[name] = host
+        self.on_exit(host.clean_up)
+        host.set_up()
+        if forward:
+            host.forward()
+        return host
+
+    def switch(self, name: str = "switch") -> Switch:
+        """Add a switch."""
+        host = self.host(name)
+        host.ip("link", "add", BRIDGE, "type", "bridge", "stp_state", "0", "mcast_snooping", "0")
+        host.ip("link", "set", BRIDGE, "up")
+        return Switch(host)
+
+    def link(self, a: End, b: End | Switch, *, mtu: int = 1500, offloads: bool = False) -> None:
+        """Lay a cable between two hosts, or a host and a switch.
+
+        Args:
+            a, b: its ends, with the addresses they get.
+            mtu: in bytes, at both ends (a switch has the least of its cables).
+            offloads: leave segmentation offloads as the kernel has them, so that superpackets travel as such; then
+                neither end tells the truth about bytes. `Host.offloads` sets single ends and features.
+        """
+        end = b.next_port() if isinstance(b, Switch) else b
+        sh(
+            *("ip", "link", "add", a.interface, "netns", a.host.namespace, "mtu", str(mtu), "type", "veth"),
+            *("peer", "name", end.interface, "netns", end.host.namespace, "mtu", str(mtu)),
+        )
+        if isinstance(b, Switch):
+            b.plug_in(end)
+        for side in (a, end):
+            if not offloads:
+                side.host.offloads(side.interface, **OFFLOADS_OFF)
+            for address in (side.v4, side.v6):
+                side.host.add_address(side.interface, address)
+            side.host.ip("link", "set", side.interface, "up")
+
+    def await_carriers(self) -> None:
+        """Wait until every cable carries: a switch drops what comes before. Topologies end with this."""
+        await_until(lambda: all(host.carriers() for host in self.hosts.values()), what="all cables up")
+
+    def dump(self) -> str:
+        """Say all that the hosts know, for a failed test."""
+        return "\n\n".join(host.dump() for host in self.hosts.values())

@@ -1,0 +1,67 @@
+"""Commands and waiting: what the laboratory uses to act on the machine, with errors that say what was run."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL_S = 0.02
+
+
+class LabError(AssertionError):
+    """The laboratory, not the product, couldn't do what a test asked; the message holds the command's own words."""
+
+
+def sh(*command: str, check: bool = True, timeout_s: float = 60.0, text_in: str | None = None) -> str:
+    """Run a command and return what it printed.
+
+    Raises: LabError with the command and its words when it fails and `check` is set, or when it takes too long.
+    """
+    done = run(command, timeout_s=timeout_s, text_in=text_in)
+    if check and done.returncode:
+        raise LabError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}".rstrip())
+    return done.stdout
+
+
+def run(
+    command: Sequence[str],
+    timeout_s: float = 60.0,
+    text_in: str | None = None,
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return all of it, whatever its exit code.
+
+    Raises: LabError when it isn't there or takes longer than `timeout_s`.
+    """
+    stdin: dict[str, object] = {"input": text_in} if text_in is not None else {"stdin": subprocess.DEVNULL}
+    try:
+        return subprocess.run(  # type: ignore[call-overload, no-any-return]
+            list(command), text=True, capture_output=True, timeout=timeout_s, check=False, env=environment, **stdin
+        )
+    except FileNotFoundError:
+        raise LabError(f"{command[0]}: not found; tools/setup installs what the tests need") from None
+    except subprocess.TimeoutExpired as late:
+        raise LabError(f"{' '.join(command)}: no end after {timeout_s} s\n{late.stdout!r}\n{late.stderr!r}") from None
+
+
+def await_until(condition: Callable[[], Answer], timeout_s: float = 20.0, what: str = "") -> Answer:
+    """Ask again and again until the answer is true, and return it.
+
+    For what can only be polled: counters, listings of another process. The bound is generous because the machine may
+    be busy; a test that passes doesn't wait for it.
+    Raises: LabError naming `what` and the last answer, when the time is over.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise LabError(f"not within {timeout_s} s: {what or condition}; last answer: {answer!r}")
+        time.sleep(POLL_S)

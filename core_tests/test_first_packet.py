@@ -1,0 +1,85 @@
+"""First packets: held while the routers agree, released and charged when they do, else refused with a word."""
+
+from __future__ import annotations
+
+from core_tests import traffic
+from core_tests.host import Host
+from core_tests.lab import Lab
+from core_tests.shell import await_until
+from core_tests.trade import MSAT_PER_KB, Trade, open_trade
+
+VERSIONS = (4, 6)
+BURST = 8  # as many as the gate holds of one destination
+PROHIBITED = {4: "Packet filtered", 6: "Administratively prohibited"}  # ICMP 3/13 and ICMPv6 1/1, as ping says it
+
+
+def retransmitted_syns(host: Host) -> int:
+    """Return how many connection requests this host had to send again."""
+    head, values = (line.split() for line in host.sh("grep", "^TcpExt:", "/proc/net/netstat").splitlines())
+    return int(values[head.index("TCPSynRetrans")])
+
+
+def test_no_first_packet_is_lost(lab: Lab) -> None:
+    trade = open_trade(lab)
+    net = trade.net
+    for version in VERSIONS:
+        for number in (1, 2, 3):
+            assert traffic.ping(net.client, net.remote(version, number)) == traffic.Pings(1, 1)
+        sink = traffic.udp_sink(net.internet, net.remote(version, 4), 5000)
+        traffic.udp_send(net.client, sink.address, 5000, count=BURST)
+        await_until(lambda sink=sink: sink.received()[0] == BURST, what="the whole burst")  # type: ignore[misc]
+        traffic.tcp_sink(net.internet, net.remote(version, 5), 5001)
+        assert traffic.tcp_send(net.client, net.remote(version, 5), 5001, size_bytes=1000).intact
+    assert retransmitted_syns(net.client) == 0
+    assert len(trade.sold()) == 2 * 5
+    trade.assert_books_agree()
+
+
+def test_a_first_packet_waits_for_acquaintance_as_well(lab: Lab) -> None:
+    """A client that sends before its daemon was ever heard is a stranger for a moment, and not turned away."""
+    trade = open_trade(lab)
+    trade.client.stop()
+    pinging = trade.net.client.popen(
+        "ping", "-n", "-q", "-c", "100", "-i", "0.1", trade.net.remote(4), stdout=-1
+    )
+    trade.client.start()
+    said, _ = pinging.communicate(timeout=30)
+    assert " 0 received" not in said
+    assert traffic.ping(trade.net.client, trade.net.remote(6)).received == 1
+
+
+def prices(trade: Trade) -> set[int]:
+    return {row["price_msat_per_gib"] for row in (*trade.sold(), *trade.bought())}
+
+
+def test_counter_offers_meet_in_the_middle(lab: Lab) -> None:
+    trade = open_trade(
+        lab,
+        {"SELL_PRICE": "8 msat", "SELL_PRICE_MIN": "4 msat"},
+        {"BUY_PRICE": "3 msat", "BUY_PRICE_MAX": "6 msat"},
+    )
+    for version in VERSIONS:
+        assert traffic.ping(trade.net.client, trade.net.remote(version)).received == 1
+    (price,) = prices(trade)
+    assert 4 * MSAT_PER_KB <= price <= 6 * MSAT_PER_KB
+    trade.assert_books_agree()
+
+
+def test_a_refused_destination_is_told_and_costs_nothing_for_a_while(lab: Lab) -> None:
+    trade = open_trade(lab, {"SELL_PRICE": "8 msat", "SELL_PRICE_MIN": "7 msat"}, {"BUY_PRICE_MAX": "6 msat"})
+    net = trade.net
+    for version in VERSIONS:
+        remote = net.remote(version)
+        sink = traffic.udp_sink(net.internet, remote, 5000)
+        said = net.client.run("ping", "-n", "-c", "1", "-W", "2", remote).stdout
+        assert PROHIBITED[version] in said and " 0 received" in said
+        before = queued(trade)
+        traffic.udp_send(net.client, remote, 5000, count=2000, rate_pps=2000)
+        assert queued(trade) == before
+        assert sink.received()[0] == 0
+    assert trade.sold() == trade.bought() == []
+
+
+def queued(trade: Trade) -> int:
+    """Return how many packets the gateway's kernel has handed to the daemon."""
+    return int(trade.gateway.json("status")["counters"]["kernel"]["passed_to_queue"])

@@ -1,0 +1,226 @@
+"""Neighbours that mean ill, against real daemons: noise, replays, made-up keys and addresses, service without payment,
+payment without service. What is asserted is what an attack may cost at most, and that honest neighbours go on."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from ipaddress import ip_network
+from pathlib import Path
+
+from core_tests import traffic
+from core_tests.daemon import Daemon
+from core_tests.host import Host
+from core_tests.hostile import PORT, Crowd, Persona, random_mac, udp
+from core_tests.lab import Lab
+from core_tests.shell import await_until
+from core_tests.topologies import three_hosts
+from core_tests.trade import CLIENT, open_trade
+from ngp.core.messages import Accept, Ask, Invoice, Message, Propose, Reject, Statement, StatementLine
+from ngp.courier import Received
+from ngp.modules.payment import invoice
+
+GRACE_KB = 20
+PAYMENT_SAT = 50
+SAT_MSAT = 1000
+
+
+@contextmanager
+def crowd_at(host: Host, victim: Host) -> Iterator[Crowd]:
+    made = Crowd(host, victim)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def resident_kb(daemon: Daemon) -> int:
+    lines = [Path(f"/proc/{pid}/status").read_text().splitlines() for pid in daemon.pids()]
+    return sum(int(line.split()[1]) for status in lines for line in status if line.startswith("VmRSS"))
+
+
+def accept_all(persona: Persona, received: Received) -> None:
+    """Buy whatever is offered; pay for nothing."""
+    if isinstance(received.message, Propose):
+        offer = received.message
+        persona.say(Accept(offer.contract, offer.price_msat_per_gib, offer.data_limit_bytes), received.message_id)
+
+
+def test_made_up_clients_get_the_grace_of_their_link_once(lab: Lab) -> None:
+    trade = open_trade(lab, {"GRACE_DATA": GRACE_KB, "GRACE_TIME": "10 min"}, clients=2)
+    net = trade.net
+    at_internet = net.internet.counter("wan0", "in")
+    macs = [random_mac() for _ in range(3)]
+    with crowd_at(net.clients[1], net.gateway) as crowd:
+        for round_ in range(2):  # the second time with new keys, after the gateway lost its memory
+            for mac in macs:
+                persona = crowd.persona(mac, react=accept_all)
+                crowd.meet(persona, seconds=3)
+                for number in range(40):
+                    for version, source in ((4, crowd.address), (6, crowd.address6)):
+                        crowd.frame(mac, udp(source, net.remote(version, 100 + number % 4), 5000, bytes(900)))
+                    crowd.pump(0.01)
+                crowd.pump(0.2)
+            seen = sum(
+                at_internet.total("in", destination=net.remote(version, 100 + number)).bytes
+                for version in (4, 6)
+                for number in range(4)
+            )
+            assert len(macs) * GRACE_KB * 1024 * 0.8 < seen <= len(macs) * GRACE_KB * 1024
+            if not round_:
+                trade.gateway.kill9()
+                trade.gateway.start()
+                crowd.personas.clear()
+    assert traffic.ping(net.client, net.remote(4, 9), wait_s=3).received == 1
+    sold = [row for row in trade.sold() if row["destination"] != f"{net.remote(4, 9)}/32"]
+    assert sum(row["used_to_bytes"] for row in sold) == seen
+
+
+def genuine_invoice(amount_msat: int, expiry_s: int = 600) -> Message:
+    """Make an invoice that the sandbox would pay."""
+    preimage = secrets.token_bytes(32)
+    payment_hash = sha256(preimage).digest()
+    mask = sha256(b"ngp sandbox: this money is not real" + payment_hash).digest()
+    text = invoice.write(
+        key=secrets.token_bytes(32), prefix="bcrt", amount_msat=amount_msat, timestamp_s=int(time.time()),
+        expiry_s=expiry_s, payment_hash=payment_hash, payment_secret=secrets.token_bytes(32), memo="pay me",
+        metadata=b"ngp1" + bytes(a ^ b for a, b in zip(preimage, mask, strict=True)),
+    )  # fmt: skip
+    return Invoice(text, amount_msat)
+
+
+def offer(destination: str, price: int = 1000, limit_bytes: int = 1 << 20) -> Propose:
+    return Propose(secrets.token_bytes(16), ip_network(destination), price, limit_bytes, 300, 10, 0, 1)
+
+
+def ask_for_money(crowd: Crowd, persona: Persona) -> None:
+    """Ask for much, then for what the victim says that it would pay."""
+    amount_msat = 10**9
+    for _ in range(4):
+        before = len(persona.inbox)
+        persona.say(genuine_invoice(amount_msat))
+        crowd.pump(1.0, lambda before=before: len(persona.inbox) > before)  # type: ignore[misc]
+        named = [one.message.amount_msat for one in persona.inbox if isinstance(one.message, Reject)]
+        amount_msat = (named[-1] if named else 0) or PAYMENT_SAT * SAT_MSAT
+
+
+def test_made_up_servers_are_paid_no_more_than_one_and_can_do_no_harm(lab: Lab) -> None:
+    net = three_hosts(lab)
+    client = net.client.daemon({**CLIENT, "PAYMENT_AMOUNT": f"{PAYMENT_SAT} sat"})
+    with crowd_at(net.gateway, net.client) as crowd:
+        for number in range(5):
+            persona = crowd.persona(random_mac())
+            assert crowd.meet(persona)
+            persona.say(offer(f"198.51.100.{number + 1}/32"))
+            assert crowd.pump(5, lambda persona=persona: bool(persona.heard(Accept)))  # type: ignore[misc]
+            ask_for_money(crowd, persona)
+        # All of them together got what one server may be ahead; whoever carries nothing gets no more.
+        assert sum(row["paid_msat"] for row in client.json("accounts")) <= 2 * PAYMENT_SAT * SAT_MSAT
+        renew_for_ever(crowd, net.client, net.remote(4, 77))
+        bill_for_nothing(crowd, client)
+    assert sum(row["paid_msat"] for row in client.json("accounts")) <= 2 * PAYMENT_SAT * SAT_MSAT
+
+
+def renew_for_ever(crowd: Crowd, client: Host, remote: str) -> None:
+    """Offer renewals that buy one byte: each would be a write to the victim's ledger and a question for the next."""
+    persona = crowd.persona()
+    limits = [50]
+
+    def extend(persona: Persona, received: Received) -> None:
+        if isinstance(received.message, Ask):
+            limits.append(limits[-1] + 1)
+            again = Propose(
+                received.message.contract, received.message.destination, 1000 + len(limits) % 2, limits[-1], 300, 10,
+                limits[-2], 1,
+            )  # fmt: skip
+            persona.say(again, received.message_id)
+
+    persona.react = extend
+    assert crowd.meet(persona)
+    persona.say(offer(f"{remote}/32", limit_bytes=limits[0]))
+    assert crowd.pump(5, lambda: bool(persona.heard(Accept)))
+    traffic.ping(client, remote, count=1, wait_s=0.1)
+    crowd.pump(3)
+    assert 1 < len(limits) < 40
+
+
+def bill_for_nothing(crowd: Crowd, client: Daemon) -> None:
+    """Fill the victim with contracts, then flood it with bills: it must stay at hand."""
+    persona = crowd.persona(random_mac())
+    assert crowd.meet(persona)
+    for number in range(1500):
+        persona.say(offer(f"10.{number >> 8}.{number & 255}.1/32"))
+        if number % 50 == 49:
+            crowd.pump(0.05)
+    crowd.pump(1)
+    before_kb = resident_kb(client)
+    for _ in range(40):
+        for _ in range(10):
+            lines = tuple(StatementLine(secrets.token_bytes(16), 1, 1, 1) for _ in range(16))
+            persona.say(Statement(0, 0, 0, lines))
+        crowd.pump(0.05)
+    began = time.monotonic()
+    client.json("status")
+    assert time.monotonic() - began < 3.0
+    assert len(persona.heard(Reject)) < 400  # of 6,400 lines that it never heard of
+    assert resident_kb(client) - before_kb < 30_000
+
+
+def noise(dice: random.Random, genuine: list[bytes]) -> bytes:
+    """Make a datagram that is wrong: random, cut, changed, too long, or said before."""
+    base = bytearray(dice.choice(genuine))
+    kind = dice.randrange(5)
+    if kind == 0:
+        return dice.randbytes(dice.randrange(0, 1400))
+    if kind == 1:
+        return bytes(base[: dice.randrange(len(base))])
+    if kind == 2:
+        base[dice.randrange(len(base))] ^= 1 << dice.randrange(8)
+    elif kind == 3:
+        base += dice.randbytes(900)
+    return bytes(base)
+
+
+def test_noise_and_replays_change_nothing_and_an_honest_neighbour_goes_on(lab: Lab) -> None:
+    trade = open_trade(lab, clients=2)
+    net, dice = trade.net, random.Random(10325)
+    assert traffic.ping(net.client, net.remote(4, 250), wait_s=3).received == 1
+    with crowd_at(net.clients[1], net.gateway) as crowd:
+        persona = crowd.persona(random_mac(), react=accept_all)
+        assert crowd.meet(persona)
+        persona.say(Ask(ip_network("198.51.100.200/32"), 0, 0))
+        assert crowd.pump(5, lambda: bool(persona.heard(Propose)))
+        genuine = list(crowd.captured)
+        before_kb, neighbours = resident_kb(trade.gateway), len(trade.gateway.json("neighbours"))
+        waits = []
+        for number in range(1, 31):
+            for _ in range(100):
+                mac = dice.choice((persona.mac, random_mac()))
+                datagram = noise(dice, genuine)
+                crowd.frame(mac, udp(crowd.address, crowd.victim_address, PORT, datagram, PORT))
+            began = time.monotonic()
+            assert traffic.ping(net.client, net.remote(4, number), wait_s=3).received == 1, "an honest first packet"
+            waits.append(time.monotonic() - began)
+        crowd.captured.clear()
+        trade.gateway.kill9()
+        trade.gateway.start()
+        trade.await_acquainted()
+        for datagram in genuine:
+            crowd.frame(persona.mac, udp(crowd.address, crowd.victim_address, PORT, datagram, PORT))
+        await_until(lambda: ignored(trade.gateway) >= 3, what="the replays' refusal")
+    assert statistics.quantiles(waits, n=100)[98] < 1.5
+    assert resident_kb(trade.gateway) - before_kb < 30_000
+    assert len(trade.gateway.json("neighbours")) <= neighbours + 1
+    mine = [row for row in trade.sold() if row["destination"] == "198.51.100.200/32"]
+    assert all(row["used_to_bytes"] == 0 for row in mine)
+    assert "Exception" not in trade.gateway.log() and "Traceback" not in trade.gateway.log()
+
+
+def ignored(daemon: Daemon) -> int:
+    counts = daemon.json("status")["counters"]["messages_ignored"]
+    return sum(counts.get(reason, 0) for reason in ("stale", "replayed", "unknown"))

@@ -1,0 +1,137 @@
+"""Links of every kind: several neighbours on one interface, bare Ethernet, both links at once, a layer-3 interface."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from core_tests import traffic
+from core_tests.host import Host
+from core_tests.lab import Lab
+from core_tests.shell import LabError, await_until
+from core_tests.topologies import REMOTE_NETS, three_hosts
+from core_tests.trade import CLIENT, GATEWAY, Trade, open_trade, start_all, used
+
+VERSIONS = (4, 6)
+ALREADY_RUNNING = 7
+
+# Carries packets between the tun interfaces of two namespaces; as a program, since entering a namespace is for good.
+PUMP = """
+import ctypes, fcntl, os, select, struct, sys
+TUNSETIFF, IFF_TUN, IFF_NO_PI, CLONE_NEWNET = 0x400454CA, 1, 0x1000, 0x40000000
+ends = []
+for namespace in sys.argv[2:]:
+    with open(f"/var/run/netns/{namespace}") as place:
+        ctypes.CDLL(None).setns(place.fileno(), CLONE_NEWNET)  # os.setns comes with Python 3.12
+    end = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(end, TUNSETIFF, struct.pack("16sH22x", sys.argv[1].encode(), IFF_TUN | IFF_NO_PI))
+    ends.append(end)
+print("ready", flush=True)
+while True:
+    for end in select.select(ends, [], [])[0]:
+        packet = os.read(end, 65536)
+        try:
+            os.write(ends[1 - ends.index(end)], packet)
+        except OSError:
+            pass
+"""
+
+
+def test_two_neighbours_on_one_interface_have_each_their_own_contract(lab: Lab) -> None:
+    trade = open_trade(lab, clients=2)
+    first, second = trade.net.clients
+    remote = trade.net.remote(4)
+    assert traffic.ping(first, remote, count=5).received == 5
+    assert traffic.ping(second, remote, wait_s=0.5).received == 0  # the first one's contract is not for all
+    other = second.daemon(CLIENT)
+    await_until(lambda: traffic.ping(second, remote).received, what="the second client's contract")
+    theirs = other.json("status")["identity"]
+    for version in VERSIONS:
+        assert traffic.ping(second, trade.net.remote(version, 2), count=9).received == 9
+    await_until(lambda: sold_to(trade, theirs, trade.net.remote(6, 2)), what="a reading of the meter")
+    assert sold_to(trade, trade.identity(trade.client), remote) == 2 * 5 * 84
+    assert sold_to(trade, theirs, trade.net.remote(4, 2)) == 2 * 9 * 84
+    assert sold_to(trade, theirs, trade.net.remote(6, 2)) == 2 * 9 * 104
+    assert {row["contracts"] for row in trade.gateway.json("accounts")} == {1, 3}
+
+
+def sold_to(trade: Trade, neighbour: str, remote: str) -> int:
+    (row,) = [row for row in trade.sold(neighbour=neighbour) if row["destination"].startswith(f"{remote}/")]
+    return used(row)
+
+
+def test_a_second_daemon_on_the_same_state_directory_is_refused(lab: Lab) -> None:
+    trade = open_trade(lab)
+    again = trade.gateway.try_start()
+    assert again.returncode == ALREADY_RUNNING
+    assert "running already" in again.stdout
+    assert traffic.ping(trade.net.client, trade.net.remote(4)).received == 1
+
+
+def test_messages_over_bare_ethernet_need_no_address(lab: Lab) -> None:
+    net = three_hosts(lab)
+    for host in (net.client, net.gateway):
+        host.ip("address", "flush", "dev", "mesh0")
+    trade = Trade(
+        net,
+        net.gateway.daemon({**GATEWAY, "LINK_INTERFACE": "ethernet"}, start=False),
+        net.client.daemon({**CLIENT, "LINK_INTERFACE": "ethernet"}, start=False),
+    )
+    start_all(trade.gateway, trade.client)
+    trade.await_acquainted()
+    for host in (net.client, net.gateway):
+        for address in list(host.addresses["mesh0"]):
+            host.add_address("mesh0", address)
+    for version in VERSIONS:
+        family, any_where = (f"-{version}", {4: "default", 6: "::/0"}[version])
+        net.client.ip(family, "route", "replace", any_where, "via", net.gateway.address("mesh0", version))
+        assert traffic.ping(net.client, net.remote(version), count=3).received == 3
+    trade.assert_books_agree()
+
+
+@pytest.mark.long
+def test_both_links_at_once_find_each_neighbour_once(lab: Lab) -> None:
+    trade = open_trade(lab, {"LINK_INTERFACE": ["udp", "ethernet"]}, {"LINK_INTERFACE": ["ethernet", "udp"]})
+    for version in VERSIONS:
+        assert traffic.ping(trade.net.client, trade.net.remote(version), count=3).received == 3
+    assert [len(daemon.json("neighbours")) for daemon in (trade.gateway, trade.client)] == [1, 1]
+    trade.assert_books_agree()
+
+
+def test_a_layer_3_interface_is_a_mesh_interface_too(lab: Lab) -> None:
+    """As WireGuard and ipip are: no hardware address, so the neighbour is known by the interface."""
+    net = three_hosts(lab)
+    for prefix in REMOTE_NETS:
+        net.gateway.ip("-6" if ":" in prefix else "-4", "route", "del", prefix)
+    lay_tunnel(net.gateway, net.client)
+    gateway = net.gateway.daemon({**GATEWAY, "MESH_INTERFACES": "tun0"}, start=False)
+    trade = Trade(net, gateway, net.client.daemon({"MESH_INTERFACES": "tun0"}, start=False))
+    start_all(trade.gateway, trade.client)
+    trade.await_acquainted()
+    at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("tun0", "in")
+    for version in VERSIONS:
+        remote = net.remote(version)
+        traffic.tcp_sink(net.internet, remote, 5001)
+        assert traffic.tcp_send(net.client, remote, 5001, size_bytes=200_000).intact
+        assert traffic.ping(net.client, net.remote(version, 2)).received == 1
+    trade.assert_books_agree(refused=True)
+    for version in VERSIONS:
+        remote = net.remote(version)
+        (row,) = [row for row in trade.sold() if row["destination"].startswith(f"{remote}/")]
+        assert row["used_to_bytes"] == at_internet.total("in", destination=remote).bytes
+        assert row["used_from_bytes"] == at_client.total("in", source=remote).bytes
+
+
+def lay_tunnel(gateway: Host, client: Host) -> None:
+    """Connect two hosts by a tunnel of layer 3, and send the client's traffic by it."""
+    pump = gateway.popen(sys.executable, "-c", PUMP, "tun0", gateway.namespace, client.namespace, stdout=-1)
+    assert pump.stdout is not None
+    if pump.stdout.readline() != "ready\n":
+        raise LabError("the tunnel's pump didn't start")
+    for host, number in ((gateway, 1), (client, 2)):
+        host.ip("link", "set", "tun0", "mtu", "1400", "up")
+        host.add_address("tun0", f"10.99.0.{number}/24")
+        host.add_address("tun0", f"2001:db8:99::{number}/64")
+    for version, everywhere in ((4, "default"), (6, "::/0")):
+        client.ip(f"-{version}", "route", "replace", everywhere, "via", gateway.address("tun0", version), "dev", "tun0")

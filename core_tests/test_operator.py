@@ -1,0 +1,190 @@
+"""What an operator does: reload, block, refund, pay by hand, back up and restore, stop. Nothing else is touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from core_tests import traffic
+from core_tests.daemon import Daemon
+from core_tests.host import Host
+from core_tests.lab import Lab
+from core_tests.shell import await_until
+from core_tests.trade import GATEWAY, MSAT_PER_KB, Trade, assert_conserved, open_trade, used
+from ngp.store.ledger import Ledger
+
+VERSIONS = (4, 6)
+CONFIGURATION, PAYMENT = 3, 5
+SAT_MSAT = 1000
+
+
+def answered(trade: Trade, number: int = 1, version: int = 4, wait_s: float = 1.0) -> bool:
+    return traffic.ping(trade.net.client, trade.net.remote(version, number), wait_s=wait_s).received == 1
+
+
+def price_of(trade: Trade, number: int) -> float:
+    (row,) = trade.sold(destination=f"{trade.net.remote(4, number)}/32")
+    return float(row["price_msat_per_gib"] / MSAT_PER_KB)
+
+
+def selling_at(price: str) -> dict[str, object]:
+    return {**GATEWAY, "SELL_PRICE": price, "SELL_PRICE_MIN": price}
+
+
+def test_reload_takes_a_good_file_and_refuses_a_bad_one(lab: Lab) -> None:
+    trade = open_trade(lab, selling_at("2 msat"))
+    assert answered(trade, 1)
+    (before,) = trade.sold()
+    assert trade.gateway.reload(selling_at("3 msat")).returncode == 0
+    assert answered(trade, 1) and answered(trade, 2)
+    assert (price_of(trade, 1), price_of(trade, 2)) == (2, 3)
+    assert before["id"] in {row["id"] for row in trade.sold(state="active")}
+
+    bad = trade.gateway.reload({**selling_at("4 msat"), "SELL_PIRCE": 1})
+    assert bad.returncode == CONFIGURATION
+    assert "SELL_PIRCE" in bad.stderr and str(trade.gateway.config) in bad.stderr
+    assert answered(trade, 3)
+    assert price_of(trade, 3) == 3
+
+    trade.gateway.configure(selling_at("5 msat"))
+    hang_up(trade)
+    await_until(lambda: trade.gateway.log().count("net.conf reloaded") == 2, what="the reload by SIGHUP")
+    assert answered(trade, 4)
+    assert price_of(trade, 4) == 5
+    trade.gateway.configure("SELL_PRICE: [")
+    hang_up(trade)
+    await_until(lambda: trade.gateway.log().count("old settings stay in force") == 2, what="the bad file's refusal")
+    assert answered(trade, 5)
+    assert price_of(trade, 5) == 5
+    trade.assert_books_agree()
+
+
+def hang_up(trade: Trade) -> None:
+    for pid in trade.gateway.pids():
+        os.kill(pid, signal.SIGHUP)
+
+
+def test_a_blocked_neighbour_is_cut_until_it_is_unblocked(lab: Lab) -> None:
+    trade = open_trade(lab)
+    assert answered(trade) and answered(trade, version=6)
+    who = trade.identity(trade.client)
+    assert trade.gateway.cli("block", who[:12]).returncode == 0
+    await_until(lambda: len(trade.sold(state="closed")) == 2, what="the cut")
+    assert not any(answered(trade, number, version, 0.3) for number in (1, 2) for version in VERSIONS)
+    assert trade.gateway.json("neighbours")[0]["blocked"] is True
+    assert trade.gateway.cli("unblock", trade.net.client.address("mesh0", 4)).returncode == 0
+    await_until(lambda: answered(trade), what="service again")
+    trade.assert_books_agree(refused=True)
+    assert trade.gateway.cli("block", "ffff").returncode not in (0, None)
+
+
+def test_money_by_hand_and_back(lab: Lab) -> None:
+    trade = open_trade(lab, both={"CONTRACT_TIME": 3, "TIME_RENEWAL": 0, "DATA_RENEWAL": 0})
+    assert trade.gateway.cli("server", "test").stdout == "Test OK\n"
+    assert answered(trade)
+    trade.await_closed()
+    who = trade.identity(trade.client)
+    refund = trade.gateway.cli("refund", who)
+    assert refund.returncode == 0, refund.stderr
+    await_until(lambda: trade.earned()["refunded_msat"] == trade.spent()["refunded_msat"] > 0, what="the refund")
+    assert 0 <= trade.earned()["balance_msat"] < SAT_MSAT  # nothing below a sat is sent
+    trade.assert_books_agree()
+    assert trade.gateway.cli("refund", who).returncode == PAYMENT
+    assert audit(trade.client, "refunded") == audit(trade.gateway, "refunded") == []
+
+    paid = trade.earned()["paid_msat"]
+    assert trade.gateway.cli("server", f"payment {who} 7 sat").returncode == 0
+    await_until(lambda: trade.earned()["paid_msat"] == paid + 7 * SAT_MSAT, what="the payment by hand")
+    assert_conserved(trade.gateway)
+    lines = trade.gateway.json("ledger")
+    assert {line["kind"] for line in lines} >= {"contract", "payment", "charge", "refund"}
+    assert sum(line["amount_msat"] for line in lines) == trade.earned()["balance_msat"]
+
+
+def test_a_backup_of_a_running_daemon_restores(lab: Lab) -> None:
+    trade = open_trade(lab)
+    assert answered(trade, 1)
+    trade.assert_books_agree()
+    copy = trade.gateway.folder / "copy.db"
+    done = trade.gateway.cli("backup", str(copy))
+    assert done.returncode == 0, done.stderr
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert audit(trade.client, "while it runs") == audit(trade.gateway, "while it runs") == []
+    then = trade.earned()
+    trade.gateway.stop()
+    for left in trade.gateway.state_dir.glob("ledger.db*"):
+        left.unlink()
+    shutil.copy(copy, trade.gateway.state_dir / "ledger.db")
+    trade.gateway.start()
+    trade.await_acquainted()
+    now = trade.earned()
+    assert (now["paid_msat"], now["charged_msat"]) == (then["paid_msat"], then["charged_msat"])
+    await_until(lambda: answered(trade, 2), what="service with the restored ledger")
+    assert trade.earned()["paid_msat"] == then["paid_msat"]
+
+
+def audit(daemon: Daemon, name: str) -> list[str]:
+    """Return what doesn't add up in a copy of a daemon's ledger."""
+    copy = daemon.folder / f"{name}.db"
+    assert daemon.cli("backup", str(copy)).returncode == 0
+    ledger = Ledger.open(copy)
+    try:
+        return ledger.audit()
+    finally:
+        ledger.close()
+
+
+OPERATORS_RULES = """
+table inet operator {
+  chain forward { type filter hook forward priority 0; udp dport 9999 drop; counter; }
+}
+"""
+
+
+@pytest.mark.parametrize("when_stopped", ["open", "closed"])
+def test_stop_removes_all_that_ngp_made_and_nothing_else(lab: Lab, when_stopped: str) -> None:
+    net_conf = {"WHEN_STOPPED": when_stopped}
+    trade = open_trade(lab, net_conf, net_conf)
+    gateway = trade.net.gateway
+    trade.gateway.stop()
+    assert answered(trade, 2, wait_s=0.3) == (when_stopped == "open")
+    gateway.sh("nft", "-f", "-", text_in=OPERATORS_RULES)
+    gateway.sh("iptables", "-A", "FORWARD", "-s", "10.55.0.0/16", "-j", "DROP")
+    gateway.sh("tc", "qdisc", "replace", "dev", "mesh0", "clsact")
+    before = standing(gateway)
+    trade.gateway.start()
+    assert standing(gateway) != before
+    assert all(rule in standing(gateway) for rule in ("udp dport 9999 drop", "10.55.0.0/16", "clsact"))
+    trade.await_acquainted()
+    for version in VERSIONS:
+        remote = trade.net.remote(version)
+        await_until(lambda version=version: answered(trade, version=version), what="service")  # type: ignore[misc]
+        sink = traffic.udp_sink(trade.net.internet, remote, 9999)
+        traffic.udp_send(trade.net.client, remote, 9999, count=20, rate_pps=500)
+        assert sink.received() == (0, 0)  # what the operator's firewall drops stays dropped
+    trade.await_settled()
+    assert sorted(map(used, trade.sold(state="active"))) == [2 * 84, 2 * 104]  # and isn't charged
+    trade.gateway.stop()
+    assert standing(gateway) == before
+    for version in VERSIONS:
+        assert answered(trade, 3, version, 0.3) == (when_stopped == "open")
+    assert not any(Path(trade.gateway.state_dir).glob("*.sock"))
+
+
+def standing(host: Host) -> str:
+    """Return rules, queueing disciplines, filters, routes and BPF programs of a host, without counters."""
+    looks = (
+        ("nft", "-s", "list", "ruleset"),
+        ("iptables-save", "-t", "filter"),
+        ("tc", "qdisc", "show", "dev", "mesh0"),
+        ("tc", "filter", "show", "dev", "mesh0", "egress"),
+        ("tc", "filter", "show", "dev", "mesh0", "ingress"),
+        ("ip", "rule"), ("ip", "-6", "rule"), ("ip", "route", "show", "table", "all"),
+        ("bpftool", "net"),
+    )  # fmt: skip
+    text = "".join(host.run(*look).stdout for look in looks)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))

@@ -1,0 +1,144 @@
+"""Who doesn't pay gets the grace and not one byte more: both directions, both families, live flows, once and for ever;
+a payment brings the service back at once."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+
+from core_tests import traffic
+from core_tests.lab import Lab
+from core_tests.shell import await_until
+from core_tests.trade import Trade, open_trade, restart
+
+VERSIONS = (4, 6)
+GRACE_KB = 20
+GRACE_BYTES = GRACE_KB * 1024
+LONG = {"GRACE_TIME": "10 min"}  # where the bytes are to be the limit
+# With the fee that a payment may cost, no payment is within this budget.
+PAYS_NOTHING = {"PAYMENT_AMOUNT": "1 sat", "BUDGET_PAYMENT": "1 sat"}
+BACK_S = 3.0
+
+
+def carried(trade: Trade) -> int:
+    """Return the bytes that the gateway has carried for the client, by all contracts."""
+    return sum(row["used_to_bytes"] + row["used_from_bytes"] for row in trade.sold())
+
+
+def answered(trade: Trade, version: int, number: int = 1, count: int = 3) -> int:
+    """Ping with packets that are larger than what a flow of small ones leaves of the grace."""
+    return traffic.ping(
+        trade.net.client, trade.net.remote(version, number), count=count, payload_bytes=1000, wait_s=0.5
+    ).received
+
+
+def pay_by_hand(trade: Trade, amount: str = "100 sat") -> None:
+    """Credit the client's account at the gateway, as an operator of the sandbox may."""
+    done = trade.gateway.cli("server", f"payment {trade.identity(trade.client)} {amount}")
+    assert done.returncode == 0, done.stderr
+
+
+def set_fault(trade: Trade, fault: str, value: str) -> None:
+    done = trade.client.cli("server", f"fault {fault} {value}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_grace_is_shared_by_all_flows_and_given_once(lab: Lab) -> None:
+    trade = open_trade(lab, {"GRACE_DATA": GRACE_KB, **LONG}, PAYS_NOTHING)
+    net = trade.net
+    at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")
+    for version in VERSIONS:
+        traffic.udp_echo(net.internet, net.remote(version), 5000)
+        traffic.tcp_sink(net.internet, net.remote(version, 2), 5001)
+        traffic.udp_send(
+            net.client, net.remote(version), 5000, count=15, payload_bytes=980, rate_pps=200, await_echoes=True
+        )
+        with pytest.raises(traffic.TrafficError):
+            traffic.tcp_send(net.client, net.remote(version, 2), 5001, size_bytes=500_000, timeout_s=3)
+    seen = 0
+    for version in VERSIONS:
+        for number in (1, 2):
+            seen += at_internet.total("in", destination=net.remote(version, number)).bytes
+            seen += at_client.total("in", source=net.remote(version, number)).bytes
+    assert GRACE_BYTES - 1500 <= seen <= GRACE_BYTES
+    assert carried(trade) == seen
+    for daemon in (trade.gateway, trade.client):
+        restart(daemon)
+        trade.await_acquainted()
+        assert [answered(trade, version, number) for version in VERSIONS for number in (1, 3)] == [0, 0, 0, 0]
+    assert carried(trade) <= GRACE_BYTES
+    pay_by_hand(trade)
+    assert [await_answer(trade, version) for version in VERSIONS] == [True, True]
+
+
+def await_answer(trade: Trade, version: int) -> bool:
+    """Wait for the first ping that is answered."""
+    await_until(lambda: answered(trade, version, count=1), BACK_S, "an answer")
+    return True
+
+
+@pytest.mark.parametrize("version", [4, pytest.param(6, marks=pytest.mark.long)])
+def test_grace_time_cuts_live_flows_in_both_directions(lab: Lab, version: int) -> None:
+    grace_s = 3
+    trade = open_trade(lab, {"GRACE_TIME": grace_s, "GRACE_DATA": "10 MB"}, PAYS_NOTHING)
+    net = trade.net
+    at_internet, at_client = net.internet.counter("wan0"), net.client.counter("mesh0", "in")
+    traffic.udp_echo(net.internet, net.remote(version), 5000)
+    began = time.monotonic()
+    flow = start_flow(trade, version, seconds=6)
+    await_until(lambda: at_client.total("in", source=net.remote(version)).packets, what="the flow")
+    await_until(lambda: trade.sold(reason="unpaid"), what="the cut")
+    cut_after = time.monotonic() - began
+    assert grace_s - 0.5 < cut_after < grace_s + 2.5
+    counts = [counter.total() for counter in (at_internet, at_client)]
+    (row,) = trade.sold(reason="unpaid")
+    assert flow.wait(20) == 0
+    after = [counter.total(protocol=17, source=net.remote(version)) for counter in (at_internet, at_client)]
+    assert row["used_from_bytes"] == after[1].bytes
+    assert row["used_to_bytes"] == at_internet.total("in", destination=net.remote(version)).bytes
+    assert counts[0].packets <= at_internet.total().packets + 1
+    pay_by_hand(trade)
+    assert await_answer(trade, version)
+
+
+def start_flow(trade: Trade, version: int, seconds: int, rate_pps: int = 100) -> subprocess.Popen[str]:
+    """Have the client send datagrams to the internet's echo for a while, and go on."""
+    words = ("udp-send", trade.net.remote(version), 5000, rate_pps * seconds, 100, rate_pps, 0)
+    return traffic.start(trade.net.client, *words)
+
+
+@pytest.mark.parametrize("ended", ["off", pytest.param("fail", marks=pytest.mark.long)])
+def test_a_stuck_payment_cuts_and_its_end_brings_the_service_back(lab: Lab, ended: str) -> None:
+    trade = open_trade(lab, {"GRACE_DATA": GRACE_KB, **LONG})
+    set_fault(trade, "stuck", "on")
+    flood(trade, 4)
+    assert answered(trade, 6, 2) == 0
+    restart(trade.client)  # its node still has the payment on its way
+    trade.await_acquainted()
+    assert answered(trade, 4) == 0
+    assert carried(trade) <= GRACE_BYTES
+    assert trade.earned()["paid_msat"] == 0
+    set_fault(trade, "stuck", ended)
+    await_until(lambda: answered(trade, 4, count=1), 20, "service after the payment")
+    trade.assert_books_agree(refused=True)
+    assert trade.earned()["paid_msat"] > 0
+
+
+def flood(trade: Trade, version: int) -> None:
+    """Use up the grace."""
+    traffic.udp_sink(trade.net.internet, trade.net.remote(version), 5000)
+    traffic.udp_send(trade.net.client, trade.net.remote(version), 5000, count=400, payload_bytes=100, rate_pps=400)
+
+
+@pytest.mark.long
+def test_failing_payments_are_tried_again(lab: Lab) -> None:
+    trade = open_trade(lab, {"GRACE_DATA": GRACE_KB, **LONG})
+    set_fault(trade, "failed", "on")
+    flood(trade, 6)
+    assert answered(trade, 6) == 0
+    assert carried(trade) <= GRACE_BYTES
+    set_fault(trade, "failed", "off")
+    await_until(lambda: answered(trade, 6, count=1), 20, "service after the next payment")
+    trade.assert_books_agree(refused=True)

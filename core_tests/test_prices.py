@@ -1,0 +1,91 @@
+"""What is sold at which price, and what is never charged: prefixes, free destinations, and the routers' own affairs."""
+
+from __future__ import annotations
+
+from core_tests import traffic
+from core_tests.lab import Lab
+from core_tests.topologies import REMOTE_NETS
+from core_tests.trade import GATEWAY, MSAT_PER_KB, Trade, open_trade, used
+
+VERSIONS = (4, 6)
+
+
+def answered(trade: Trade, address: str, count: int = 1) -> bool:
+    return traffic.ping(trade.net.client, address, count=count).received == count
+
+
+def test_a_prefix_is_one_contract_for_all_its_hosts(lab: Lab) -> None:
+    trade = open_trade(lab, {"PRICES": [{"prefix": prefix, "sell": "2 msat"} for prefix in REMOTE_NETS]})
+    for version in VERSIONS:
+        assert all(answered(trade, trade.net.remote(version, number)) for number in (1, 2, 254))
+    trade.assert_books_agree()
+    sold = trade.sold()
+    assert {row["destination"] for row in sold} == set(REMOTE_NETS)
+    assert [row["price_msat_per_gib"] for row in sold] == [2 * MSAT_PER_KB] * 2
+    assert sorted(map(used, sold)) == [3 * 2 * 84, 3 * 2 * 104]
+
+
+def test_a_route_behind_another_router_is_sold_whole_and_a_dearer_part_apart(lab: Lab) -> None:
+    dear = "198.51.100.128/25"
+    trade = open_trade(
+        lab, {"PRICES": [{"prefix": dear, "sell": "4 msat"}], "SELL_PRICE": "3 msat", "SELL_PRICE_MIN": "3 msat"},
+        whole_routes=True,
+    )  # fmt: skip
+    assert all(answered(trade, trade.net.remote(version, number)) for version in VERSIONS for number in (1, 200))
+    prices = {row["destination"]: row["price_msat_per_gib"] // MSAT_PER_KB for row in trade.sold()}
+    assert prices == {"198.51.100.1/32": 3, dear: 4, REMOTE_NETS[1]: 3}
+
+
+def test_free_destinations_cost_nothing_and_nothing_more_than_what_they_say(lab: Lab) -> None:
+    name_server, whole_host = "198.51.100.53", "2001:db8:ffff::35"
+    trade = open_trade(lab, both={"FREE_DESTINATIONS": [f"{name_server} udp 53", whole_host]})
+    net = trade.net
+    traffic.udp_echo(net.internet, name_server, 53)
+    assert traffic.udp_send(net.client, name_server, 53, count=20, rate_pps=500, await_echoes=True) == 20
+    assert answered(trade, whole_host, 10)
+    assert trade.sold() == []
+    assert answered(trade, name_server)  # its pings aren't free
+    assert traffic.udp_send(net.client, name_server, 53, count=20, rate_pps=500, await_echoes=True) == 20
+    trade.assert_books_agree()
+    (row,) = trade.sold()
+    assert (row["destination"], used(row)) == (f"{name_server}/32", 2 * 84)
+
+
+def test_what_routers_say_to_each_other_is_never_charged(lab: Lab) -> None:
+    """Own addresses on all interfaces, address resolution, link-local traffic and ngp's messages."""
+    trade = open_trade(lab)
+    net = trade.net
+    for version in VERSIONS:
+        net.client.ip(f"-{version}", "neigh", "flush", "dev", "mesh0")
+        for interface in ("mesh0", "wan0"):
+            assert answered(trade, net.gateway.address(interface, version), 5)
+        assert traffic.ping(net.gateway, net.client.address("mesh0", version), count=5).received == 5
+        traffic.tcp_sink(net.gateway, net.gateway.address("mesh0", version), 5001)
+        assert traffic.tcp_send(
+            net.client, net.gateway.address("mesh0", version), 5001, size_bytes=100_000
+        ).intact
+    assert trade.sold() == trade.bought() == []
+    assert [answered(trade, net.remote(version)) for version in VERSIONS] == [True, True]
+    for version in VERSIONS:
+        assert answered(trade, net.gateway.address("wan0", version), 5)
+    trade.assert_books_agree()
+    assert sorted(map(used, trade.sold())) == [2 * 84, 2 * 104]  # statements and all are free too
+
+
+def test_ignored_interfaces_are_left_alone(lab: Lab) -> None:
+    trade = open_trade(
+        lab,
+        {**GATEWAY, "MESH_INTERFACES": "all"},
+        {"MESH_INTERFACES": "all", "IGNORE_INTERFACE": "lan*"},
+        household=True,
+    )
+    net = trade.net
+    assert net.household is not None
+    for daemon in (trade.gateway, trade.client):
+        assert daemon.json("status")["interfaces"] == ["mesh0"]
+    for version in VERSIONS:
+        assert traffic.ping(net.household, net.client.address("lan0", version)).received == 1
+        assert traffic.ping(net.household, net.gateway.address("mesh0", version)).received == 1
+        assert traffic.ping(net.household, net.remote(version), count=3).received == 3
+    trade.assert_books_agree()
+    assert sorted(map(used, trade.sold())) == [2 * 3 * 84, 2 * 3 * 104]

@@ -1,0 +1,113 @@
+"""Ends and renewals under live traffic: what is over is cut both ways; what is renewed isn't felt by a packet."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from core_tests import traffic
+from core_tests.lab import Lab
+from core_tests.shell import await_until
+from core_tests.trade import MSAT_PER_KB, Trade, open_trade, speak_as, used
+
+VERSIONS = (4, 6)
+NEVER = {"DATA_RENEWAL": 0, "TIME_RENEWAL": 0}
+RATE_PPS = 20_000
+PAYLOAD_BYTES = 60
+# The kernel is told of both families in the other scenarios as well.
+BOTH_VERSIONS = pytest.mark.parametrize("version", [4, pytest.param(6, marks=pytest.mark.long)])
+MOST_GAP_S = 0.5  # a busy machine's scheduler; a packet that waited for a message would wait for whole polls
+
+
+@BOTH_VERSIONS
+def test_expiry_cuts_live_flows_in_both_directions(lab: Lab, version: int) -> None:
+    lifetime_s = 4
+    trade = open_trade(lab, both={"CONTRACT_TIME": lifetime_s, **NEVER}, masquerade=False)
+    net, remote = trade.net, trade.net.remote(version)
+    local = net.client.address("mesh0", version)
+    at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")
+    began = time.monotonic()
+    up = traffic.start(net.client, "udp-send", remote, 5000, 800, 100, 100, 0)
+    await_until(lambda: at_internet.total("in", destination=remote).packets, what="the first packet")
+    speak_as(net.internet, remote, local, net.gateway.address("wan0", version))
+    down = traffic.start(net.internet, "udp-send", local, 5001, 800, 100, 100, 0)
+    await_until(lambda: trade.sold(reason="expired"), what="expiry")
+    assert lifetime_s - 0.5 < time.monotonic() - began < lifetime_s + 2.5
+    row = trade.sold(reason="expired")[0]
+    assert up.wait(20) == down.wait(20) == 0  # both went on for seconds
+    up_bytes = at_internet.total("in", destination=remote, protocol=17).bytes
+    down_bytes = at_client.total("in", source=remote, protocol=17).bytes
+    assert down_bytes > 0
+    assert used(row) >= up_bytes + down_bytes  # a few ICMP errors of closed ports besides
+    assert used(row) <= (lifetime_s + 0.5) * 2 * 100 * (traffic.l3_bytes(version, 100) + 176)
+    assert len(trade.sold()) == 1
+
+
+def test_exhausted_data_cuts_live_flows_in_both_directions(lab: Lab) -> None:
+    limit_kb = 50
+    trade = open_trade(lab, both={"CONTRACT_DATA": limit_kb, **NEVER})
+    net = trade.net
+    at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")
+    for version in VERSIONS:
+        remote = net.remote(version)
+        traffic.udp_echo(net.internet, remote, 5000)
+        traffic.udp_send(net.client, remote, 5000, count=400, payload_bytes=500, rate_pps=400)
+        await_until(lambda remote=remote: closed(trade, remote), what="the end")  # type: ignore[misc]
+        seen = at_internet.total("in", destination=remote).bytes + at_client.total("in", source=remote).bytes
+        (row,) = [row for row in trade.sold() if row["destination"].startswith(f"{remote}/")]
+        assert (row["reason"], used(row)) == ("exhausted", seen)
+        assert limit_kb * 1024 - traffic.l3_bytes(version, 500) < seen <= limit_kb * 1024
+        with pytest.raises(traffic.TrafficError):
+            traffic.tcp_sink(net.internet, remote, 5001)
+            traffic.tcp_send(net.client, remote, 5001, size_bytes=1, timeout_s=1)
+    trade.assert_books_agree()
+
+
+def closed(trade: Trade, remote: str) -> bool:
+    return any(row["destination"].startswith(f"{remote}/") for row in trade.sold(state="closed"))
+
+
+@BOTH_VERSIONS
+def test_renewal_loses_and_delays_no_packet_at_a_high_rate(lab: Lab, version: int) -> None:
+    trade = open_trade(lab, both={"CONTRACT_DATA": "2 MB", "PAYMENT_AMOUNT": "1000 sat"})
+    net, remote = trade.net, trade.net.remote(version)
+    sink = traffic.udp_sink(net.internet, remote, 5000)
+    traffic.udp_send(net.client, remote, 5000, count=3, payload_bytes=PAYLOAD_BYTES, rate_pps=5)  # agree and pay first
+    count = 5 * RATE_PPS
+    traffic.udp_send(net.client, remote, 5000, count=count, payload_bytes=PAYLOAD_BYTES, rate_pps=RATE_PPS)
+    await_until(lambda: sink.received()[0] >= count + 3, 5, "every packet")
+    assert renewals(trade) >= 2
+    trade.assert_books_agree()
+    (row,) = trade.sold()
+    assert row["used_to_bytes"] == traffic.l3_bytes(version, PAYLOAD_BYTES, count + 3)
+    gap_s = sink.longest_gap_s()
+    assert gap_s < MOST_GAP_S, f"{gap_s:.3f} s without a packet"
+
+
+def renewals(trade: Trade) -> int:
+    return sum(line["state"] == "renewed" for line in trade.gateway.json("ledger"))
+
+
+def test_a_changed_price_holds_from_the_renewals_offset_on(lab: Lab) -> None:
+    """Bytes are priced by where they stand: those bought before cost what was agreed, on both sides alike."""
+    old, new = 5, 9
+    gateway = {"MESH_INTERFACES": "mesh0", "IGNORE_INTERFACE": "wan0", "CONTRACT_DATA": "200 kB"}
+    trade = open_trade(
+        lab, {**gateway, "SELL_PRICE": f"{old} msat"}, {"CONTRACT_DATA": "200 kB", "BUY_PRICE_MAX": "10 msat"}
+    )
+    net, remote = trade.net, trade.net.remote(4)
+    traffic.udp_echo(net.internet, remote, 5000)
+    flow = traffic.start(net.client, "udp-send", remote, 5000, 1500, 500, 300, 0)
+    await_until(lambda: [row for row in trade.sold() if used(row) > 10_000], what="traffic")
+    limit = trade.sold()[0]["data_limit_bytes"]
+    done = trade.gateway.reload({**gateway, "SELL_PRICE": f"{new} msat", "SELL_PRICE_MIN": f"{new} msat"})
+    assert done.returncode == 0, done.stderr
+    assert flow.wait(30) == 0
+    trade.assert_books_agree()
+    (row,) = trade.sold()
+    assert row["price_msat_per_gib"] == new * MSAT_PER_KB
+    assert used(row) > row["data_limit_bytes"] // 3 > limit // 3
+    offsets = range(limit, row["data_limit_bytes"], 200 * 1024)
+    possible = [-(-(offset * old + (used(row) - offset) * new) // 1024) for offset in offsets]
+    assert row["charged_msat"] in possible

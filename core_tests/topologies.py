@@ -1,0 +1,107 @@
+"""The networks that scenarios are played in, with documentation and private addresses only.
+
+    household - client --- mesh0 [gateway] wan0 --- internet (stands for many destinations)
+                client2 -/ (a switch when there are several)
+
+IPv4 is masqueraded at the gateway's wan0, as on a home router; IPv6 is routed. Plain forwarding works in both families
+before any daemon runs: an operator checks that first, and so do the scenarios.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core_tests.host import Host
+from core_tests.lab import End, Lab, Switch
+
+MESH_V4, MESH_V6 = "192.0.2.{}/24", "2001:db8:1::{}/64"
+WAN_V4, WAN_V6 = "203.0.113.{}/24", "2001:db8:2::{}/64"
+LAN_V4, LAN_V6 = "10.77.0.{}/24", "2001:db8:77::{}/64"
+MESH_NETS = ("192.0.2.0/24", "2001:db8:1::/64")
+LAN_NETS = ("10.77.0.0/24", "2001:db8:77::/64")
+# All of these are answered by the host `internet`: as many destinations as a test wants.
+REMOTE_V4, REMOTE_V6 = "198.51.100.{}", "2001:db8:ffff::{}"
+REMOTE_NETS = ("198.51.100.0/24", "2001:db8:ffff::/64")
+
+
+@dataclass(frozen=True, slots=True)
+class ThreeHosts:
+    """Client, gateway and internet; interfaces are `mesh0`, `wan0` and, in a household, `lan0`."""
+
+    client: Host
+    gateway: Host
+    internet: Host
+    clients: tuple[Host, ...]
+    household: Host | None
+
+    def remote(self, version: int, number: int = 1) -> str:
+        """Return one of internet's many addresses, 1 to 254."""
+        return (REMOTE_V4 if version == 4 else REMOTE_V6).format(number)
+
+
+def three_hosts(
+    lab: Lab,
+    *,
+    clients: int = 1,
+    household: bool = False,
+    masquerade: bool = True,
+    mtu: int = 1500,
+    wan_mtu: int = 1500,
+) -> ThreeHosts:
+    """Build client, gateway and internet.
+
+    Args:
+        clients: how many; more than one share the gateway's mesh0 by a switch.
+        household: a LAN with one host behind the (first) client, which then forwards.
+        masquerade: hide IPv4 behind wan0; else internet gets routes back.
+        mtu, wan_mtu: of the mesh link and of the link to the internet, bytes.
+    """
+    gateway, internet = lab.host("gateway", forward=True), lab.host("internet")
+    wan_end = End(gateway, "wan0", WAN_V4.format(1), WAN_V6.format(1))
+    lab.link(wan_end, End(internet, "wan0", WAN_V4.format(2), WAN_V6.format(2)), mtu=wan_mtu)
+    for remote, via in zip(REMOTE_NETS, (internet.address("wan0", 4), internet.address("wan0", 6)), strict=True):
+        internet.owns(remote)
+        gateway.route(remote, via=via)
+        gateway.route("default" if ":" not in via else "::/0", via=via)
+    members = _clients(lab, gateway, clients, mtu)
+    behind = _household(lab, members[0], gateway) if household else None
+    internet.route("2001:db8::/32", via=gateway.address("wan0", 6))
+    if masquerade:
+        gateway.masquerade("wan0")
+    else:
+        for net in (MESH_NETS[0], LAN_NETS[0]):
+            internet.route(net, via=gateway.address("wan0", 4))
+    lab.await_carriers()
+    return ThreeHosts(members[0], gateway, internet, members, behind)
+
+
+def _clients(lab: Lab, gateway: Host, count: int, mtu: int) -> tuple[Host, ...]:
+    """Connect clients to the gateway's mesh0: by one cable, or by a switch when there are several."""
+    gateway_end = End(gateway, "mesh0", MESH_V4.format(1), MESH_V6.format(1))
+    switch: Switch | None = None
+    if count > 1:
+        switch = lab.switch()
+        lab.link(gateway_end, switch, mtu=mtu)
+    members = []
+    for number in range(1, count + 1):
+        client = lab.host("client" if number == 1 else f"client{number}")
+        end = End(client, "mesh0", MESH_V4.format(number + 1), MESH_V6.format(number + 1))
+        lab.link(end, switch or gateway_end, mtu=mtu)
+        client.route("default", via=gateway.address("mesh0", 4))
+        client.route("::/0", via=gateway.address("mesh0", 6))
+        members.append(client)
+    return tuple(members)
+
+
+def _household(lab: Lab, client: Host, gateway: Host) -> Host:
+    """Put a LAN behind the client; the gateway knows the way back to it."""
+    client.forward()
+    behind = lab.host("household")
+    lab.link(
+        End(client, "lan0", LAN_V4.format(1), LAN_V6.format(1)), End(behind, "lan0", LAN_V4.format(2), LAN_V6.format(2))
+    )
+    behind.route("default", via=client.address("lan0", 4))
+    behind.route("::/0", via=client.address("lan0", 6))
+    for net, version in zip(LAN_NETS, (4, 6), strict=True):
+        gateway.route(net, via=client.address("mesh0", version))
+    return behind

@@ -1,0 +1,216 @@
+"""Two real daemons that trade: started together, with what scenarios ask of both of them.
+
+A scenario says what it wants to hold in terms of both sides' listings; both daemons are asked through `ngp` as an
+operator would, and bytes are held against an independent count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from core_tests.counter import Counter
+from core_tests.daemon import Daemon
+from core_tests.host import Host
+from core_tests.lab import Lab
+from core_tests.shell import LabError, await_until
+from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
+
+Conf = Mapping[str, object]
+Row = dict[str, Any]
+
+GATEWAY: Conf = {"MESH_INTERFACES": "mesh0", "IGNORE_INTERFACE": "wan0"}
+CLIENT: Conf = {"MESH_INTERFACES": "mesh0"}
+MSAT_PER_KB = 1 << 20  # one msat for 1,024 bytes, as a price per GiB
+# A statement comes every five seconds while traffic runs, and at once when a contract ends.
+SETTLED_S = 12.0
+# A price at which every msat shows: one for each byte.
+DEAR = "1024 msat"
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """A network with a daemon on its gateway and one on its client."""
+
+    net: ThreeHosts
+    gateway: Daemon
+    client: Daemon
+
+    def sold(self, **wanted: object) -> list[Row]:
+        """Return the gateway's rows of contracts that it sold, closed ones too, with these values."""
+        return _rows(self.gateway, role="server", **wanted)
+
+    def bought(self, **wanted: object) -> list[Row]:
+        """Return the client's rows of contracts that it bought, closed ones too, with these values."""
+        return _rows(self.client, role="client", **wanted)
+
+    def earned(self) -> Row:
+        """Return the gateway's account of the client."""
+        return _account(self.gateway, "server")
+
+    def spent(self) -> Row:
+        """Return the client's account with the gateway."""
+        return _account(self.client, "client")
+
+    def identity(self, daemon: Daemon) -> str:
+        """Return a daemon's public key as listings show it."""
+        return str(daemon.json("status")["identity"])
+
+    def await_acquainted(self) -> None:
+        """Wait until both daemons know each other."""
+        await_until(lambda: all(map(_knows_somebody, (self.gateway, self.client))), what="neighbours found")
+
+    def await_closed(self, count: int = 1) -> None:
+        """Wait until so many contracts are closed on both sides, and the last statement has come."""
+        await_until(
+            lambda: len(self.sold(state="closed")) >= count and len(self.bought(state="closed")) >= count,
+            SETTLED_S,
+            f"{count} closed contracts",
+        )
+
+    def await_settled(self, refused: bool = False) -> None:
+        """Wait until the client has the gateway's last statement; what they disagree about is then a fact.
+
+        A difference that stays is no error of this wait: the assertions that follow show it.
+        """
+        try:
+            await_until(lambda: not self.differences(refused), SETTLED_S)
+        except LabError:
+            return
+
+    def differences(self, refused: bool = False) -> list[str]:
+        """Say in what the two sides' books differ.
+
+        Args:
+            refused: the gate refused packets (a stream found the end of a slice), which only the client's meter saw.
+        """
+        found = []
+        theirs = {row["id"]: row for row in self.bought()}
+        for ours in self.sold():
+            mirror = theirs.pop(ours["id"], None)
+            if mirror is None:
+                found.append(f"{ours['destination']}: sold, and the client knows nothing of it")
+                continue
+            for key in ("used_to_bytes", "used_from_bytes", "charged_msat"):
+                if ours[key] != mirror[key] and not (refused and ours[key] < mirror[key]):
+                    found.append(f"{ours['destination']}: {key} {ours[key]} sold, {mirror[key]} bought")
+            if used(ours) != mirror["billed_bytes"]:
+                found.append(f"{ours['destination']}: {used(ours)} bytes sold, {mirror['billed_bytes']} billed")
+        found += [f"{row['destination']}: bought, and the gateway knows nothing of it" for row in theirs.values()]
+        earned, spent = self.earned(), self.spent()
+        for key in ("paid_msat", "charged_msat", "refunded_msat"):
+            if earned[key] != spent[key]:
+                found.append(f"{key}: {earned[key]} at the gateway, {spent[key]} at the client")
+        return found
+
+    def assert_books_agree(self, refused: bool = False) -> None:
+        """Assert that both sides' rows, accounts and journals tell the same, after the last statement.
+
+        Args:
+            refused: as for `differences`; what was billed and paid is compared all the same.
+        """
+        self.await_settled(refused)
+        found = self.differences(refused)
+        assert not found, "\n".join(found)
+        for daemon in (self.gateway,) if refused else (self.gateway, self.client):
+            assert_conserved(daemon)
+
+
+def used(row: Row) -> int:
+    """Return the bytes of a contract's row, both directions."""
+    return int(row["used_to_bytes"] + row["used_from_bytes"])
+
+
+def assert_conserved(daemon: Daemon) -> None:
+    """Assert of each account: paid = charged + refunded + balance; and that contracts and journal sum up to it."""
+    for account in daemon.json("accounts"):
+        role, who = account["role"], account["neighbour"]
+        paid, charged, refunded = (account[key] for key in ("paid_msat", "charged_msat", "refunded_msat"))
+        assert paid == charged + refunded + account["balance_msat"]
+        mine = [row for row in daemon.json("contracts", "--all") if (row["role"], row["neighbour"]) == (role, who)]
+        assert charged == sum(row["charged_msat"] for row in mine)
+        # A server's journal has what comes in as positive, a client's what goes out as negative.
+        sign = 1 if role == "server" else -1
+        ids = {row["id"] for row in mine}
+        lines = [row for row in daemon.json("ledger") if row["neighbour"] == who]
+        assert sum(row["amount_msat"] for row in lines if row["kind"] == "payment") == sign * paid
+        assert sum(row["amount_msat"] for row in lines if row["kind"] == "refund") == -sign * refunded
+        billed = {row["contract"]: row["amount_msat"] for row in lines if row["kind"] == "charge"}
+        for row in mine:
+            if row["state"] == "closed":
+                assert billed[row["id"]] == -sign * row["charged_msat"]
+        assert set(billed) <= ids
+
+
+def open_trade(
+    lab: Lab,
+    gateway: Conf | None = None,
+    client: Conf | None = None,
+    *,
+    both: Conf | None = None,
+    whole_routes: bool = False,
+    **topology: Any,
+) -> Trade:
+    """Build client, gateway and internet, and start both daemons.
+
+    Args:
+        gateway, client, both: keys of net.conf, over what the scenarios have in common.
+        whole_routes: leave the gateway its routes to the internet's prefixes, so that it sells these whole; else it has
+            a default route only, and each address is a contract of its own.
+        topology: as for `three_hosts`.
+    """
+    net = three_hosts(lab, **topology)
+    if not whole_routes:
+        for remote in REMOTE_NETS:
+            net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
+    made = Trade(
+        net,
+        net.gateway.daemon({**GATEWAY, **(both or {}), **(gateway or {})}, start=False),
+        net.client.daemon({**CLIENT, **(both or {}), **(client or {})}, start=False),
+    )
+    start_all(made.gateway, made.client)
+    made.await_acquainted()
+    return made
+
+
+def start_all(*daemons: Daemon) -> None:
+    """Start daemons side by side. Raises: LabError of the first that is refused."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Daemon.start, daemons))
+
+
+def restart(daemon: Daemon) -> None:
+    """Kill a daemon without a warning and start it on what it left."""
+    daemon.kill9()
+    daemon.start()
+
+
+def l3_at(counter: Counter, address: str) -> int:
+    """Return the L3 bytes that an interface has seen from and to an address."""
+    return counter.total(source=address).bytes + counter.total(destination=address).bytes
+
+
+def speak_as(internet: Host, source: str, client: str, gateway: str) -> None:
+    """Let the internet send to the client from one of its many addresses, by a gateway."""
+    if ":" in source:
+        internet.ip("address", "replace", f"{source}/128", "dev", "lo", "nodad")  # a whole prefix is no IPv6 source
+    family = "-6" if ":" in source else "-4"
+    internet.ip(family, "route", "replace", client, "via", gateway, "dev", "wan0", "src", source)
+
+
+def _knows_somebody(daemon: Daemon) -> bool:
+    return any(row["up"] for row in daemon.json("neighbours"))
+
+
+def _rows(daemon: Daemon, **wanted: object) -> list[Row]:
+    rows: list[Row] = daemon.json("contracts", "--all")
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def _account(daemon: Daemon, role: str) -> Row:
+    found: list[Row] = [row for row in daemon.json("accounts") if row["role"] == role]
+    if len(found) != 1:
+        raise LabError(f"{daemon.name}: {len(found)} accounts as {role}, expected one")
+    return found[0]

@@ -1,0 +1,1 @@
+"""Link modules: carry datagrams between neighbours."""

@@ -1,0 +1,1 @@
+"""Network modules: gate, meter and cut in the kernel."""

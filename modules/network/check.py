@@ -1,0 +1,308 @@
+"""What `ngp check` says about gating on this host; looks only, and tries things out in a network namespace of its own.
+
+Every line names what was found and, where it stands in the way, the command that mends it. What would let traffic past
+the meter in silence is refused here: flow offloading forwards without FORWARD, and a bridge port is never routed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import platform
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ngp.core.messages import Address
+from ngp.errors import KernelError
+from ngp.modules.network import nat, xtables
+from ngp.modules.network.host import Host
+from ngp.modules.network.xtables import NFT, find_command, run
+from ngp.ports import Check, DesiredNetwork, Prefix
+
+KERNEL_LEAST = (5, 12)
+_CAPABILITIES = {"CAP_NET_ADMIN": (12,), "CAP_NET_RAW": (13,), "CAP_BPF or CAP_SYS_ADMIN": (39, 21)}
+# One instruction, "return 65535": needs no pinned object and the same kernel code as one.
+_PROBE = {
+    "xt_bpf": '-A FORWARD -m bpf --bytecode "1,6 0 0 65535" -j RETURN',
+    "NFQUEUE": "-A FORWARD -j NFQUEUE --queue-num 1",
+}
+_NETWORKS_TOLD = 20
+_SYSCTL = Path("/proc/sys/net")
+
+
+def check(desired: DesiredNetwork) -> list[Check]:
+    """Look at everything that the gate stands on; touches nothing."""
+    host = Host()
+    try:
+        parts: list[Callable[[], Iterator[Check]]] = [
+            _kernel,
+            _rights,
+            lambda: _interception(desired),
+            lambda: _interfaces(desired, host),
+            lambda: _forwarding(desired),
+            lambda: _reverse_path(desired),
+            lambda: _offloading(desired),
+            lambda: _nat(desired, host),
+            lambda: _way_back(desired, host),
+            lambda: _way_out(desired, host),
+        ]
+        return [line for part in parts for line in part()]
+    finally:
+        host.close()
+
+
+def _kernel() -> Iterator[Check]:
+    release = platform.release()
+    numbers = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+    least = ".".join(map(str, KERNEL_LEAST))
+    ok = numbers >= KERNEL_LEAST
+    yield Check(
+        "kernel", ok, f"Linux {release}", "" if ok else f"the meter needs Linux {least} or later: apt full-upgrade"
+    )
+
+
+def _rights() -> Iterator[Check]:
+    status = Path("/proc/thread-self/status").read_text()
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    held = int(match[1], 16) if match else 0
+    missing = [name for name, bits in _CAPABILITIES.items() if not any(held >> bit & 1 for bit in bits)]
+    found = f"missing: {', '.join(missing)}" if missing else "all that is needed"
+    yield Check("rights", not missing, found, "sudo ngp check" if missing else "")
+
+
+def _interception(desired: DesiredNetwork) -> Iterator[Check]:
+    try:
+        choice = xtables.detect()
+    except KernelError as error:
+        yield Check("interception", False, str(error), "apt install iptables")
+        return
+    where = "iptables-nft" if choice.variant == NFT else "legacy tables, by python-iptables"
+    yield Check("interception", True, f"{where}: {choice.why}")
+    for family in sorted(desired.families):
+        for what, rule in _PROBE.items():
+            yield _probe(choice.variant, family, what, rule)
+
+
+def _probe(variant: str, family: int, what: str, rule: str) -> Check:
+    """Try a rule in a network namespace that ends with the command, so that the operator's tables aren't touched."""
+    name = f"{what} IPv{family}"
+    unshare = find_command("unshare")
+    if not unshare:
+        return Check(name, False, "unshare was not found", "apt install util-linux")
+    try:
+        restore = xtables.command_of(variant, family, "restore")
+        run([unshare, "--net", restore, "--noflush"], f"*security\n{rule}\nCOMMIT\n")
+    except KernelError as error:
+        modules = "xt_bpf" if what == "xt_bpf" else "xt_NFQUEUE nfnetlink_queue"
+        more = "nft_compat" if variant == NFT else "iptable_security ip6table_security"
+        return Check(name, False, str(error), f"modprobe -a {modules} {more}, or a kernel that has them")
+    return Check(name, True, "works")
+
+
+def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    known = host.interfaces()
+    by_index = {each.index: each for each in known.values()}
+    if not desired.mesh_interfaces:
+        yield Check(
+            "mesh interfaces", False, "none", "name one in MESH_INTERFACES: ip -brief link shows those there are"
+        )
+    for name in desired.mesh_interfaces:
+        interface = known.get(name)
+        master = by_index.get(interface.master) if interface else None
+        label = f"interface {name}"
+        if interface is None:
+            yield Check(label, False, "doesn't exist", "correct MESH_INTERFACES: ip -brief link shows those there are")
+        elif name in desired.upstream_interfaces:
+            yield Check(
+                label, False, "both mesh and upstream", f"take {name} out of MESH_INTERFACES or of IGNORE_INTERFACE"
+            )
+        elif master and master.kind == "bridge":
+            found = f"is a port of the bridge {master.name}: its packets arrive on {master.name}"
+            remedy = f"put {master.name} into MESH_INTERFACES, or: ip link set dev {name} nomaster"
+            yield Check(label, False, found, remedy)
+        elif not interface.is_up:
+            yield Check(label, False, "is down", f"ip link set dev {name} up")
+        else:
+            told = "MAC" if interface.has_link_addresses else "interface (no MACs there)"
+            yield Check(label, True, f"neighbours are told apart by {told}")
+
+
+def _read_sysctl(key: str) -> str:
+    try:
+        return (_SYSCTL / key).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _forwarding(desired: DesiredNetwork) -> Iterator[Check]:
+    for family in sorted(desired.families):
+        base = f"ipv{family}/conf"
+        key = "net.ipv4.ip_forward" if family == 4 else "net.ipv6.conf.all.forwarding"
+        off = [] if _read_sysctl(key[4:].replace(".", "/")) == "1" else [key]
+        names = (*desired.mesh_interfaces, *desired.upstream_interfaces)
+        if not off:  # an interface may have been switched off by itself; its name may hold dots
+            off = [
+                f"net/{base}/{name}/forwarding" for name in names if _read_sysctl(f"{base}/{name}/forwarding") == "0"
+            ]
+        name, found = f"forwarding IPv{family}", f"off: {', '.join(off)}" if off else "on"
+        if off and not desired.sells:
+            yield Check(name, True, f"{found}; not needed, as SELL is no, unless this router forwards for a LAN")
+        else:
+            yield Check(name, not off, found, f"sysctl -w {' '.join(f'{each}=1' for each in off)}" if off else "")
+
+
+def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
+    """A note, not a condition: contracts are bound to interface and MAC, a filter on source addresses comes on top."""
+    general = _read_sysctl("ipv4/conf/all/rp_filter") or "0"
+    off = [
+        name
+        for name in desired.mesh_interfaces
+        if max(general, _read_sysctl(f"ipv4/conf/{name}/rp_filter") or "0") == "0"
+    ]
+    advice = "neighbours can send with others' addresses there; strict filtering: sysctl -w "
+    found = f"off on {', '.join(off)}: {advice}{' '.join(f'net/ipv4/conf/{name}/rp_filter=1' for name in off)}"
+    if 4 in desired.families:
+        yield Check("reverse path filter", True, found if off else "on")
+
+
+def _offloading(desired: DesiredNetwork) -> Iterator[Check]:
+    mesh = set(desired.mesh_interfaces)
+    for table, name, devices in _flowtables():
+        both = sorted(mesh & devices)
+        if both:
+            found = f"nft flowtable {name} in {table} offloads {', '.join(both)}: offloaded flows go round the meter"
+            yield Check(
+                "flow offloading", False, found, f"nft delete flowtable {table} {name} (after the rules that use it)"
+            )
+            return
+    for line in _saved_rules(4, 6):
+        if "-j FLOWOFFLOAD" in line:
+            remedy = f"iptables {line.replace('-A ', '-D ', 1)} (OpenWrt: option flow_offloading '0' in firewall)"
+            yield Check("flow offloading", False, f"iptables rule: {line}", remedy)
+            return
+    ethtool = find_command("ethtool")
+    hardware = [name for name in sorted(mesh) if ethtool and "hw-tc-offload: on" in _try([ethtool, "-k", name])]
+    if hardware:
+        found = f"hardware offload is on for {', '.join(hardware)}: what the card forwards is never metered"
+        yield Check("flow offloading", False, found, f"ethtool -K {hardware[0]} hw-tc-offload off")
+        return
+    yield Check("flow offloading", True, "none on mesh interfaces")
+
+
+def _flowtables() -> list[tuple[str, str, frozenset[str]]]:
+    nft = find_command("nft")
+    return parse_flowtables(_try([nft, "-j", "list", "flowtables"])) if nft else []
+
+
+def parse_flowtables(text: str) -> list[tuple[str, str, frozenset[str]]]:
+    """Read `nft -j list flowtables`: family and table, name, devices of each. Pure."""
+    entries = json.loads(text).get("nftables", []) if text.strip() else []
+    found = []
+    for flowtable in (entry["flowtable"] for entry in entries if "flowtable" in entry):
+        devices = flowtable.get("dev", [])  # a lone device is given without a list
+        names = frozenset([devices] if isinstance(devices, str) else devices)
+        found.append((f"{flowtable['family']} {flowtable['table']}", flowtable["name"], names))
+    return found
+
+
+def _saved_rules(*versions: int) -> list[str]:
+    """All iptables rules of both variants; legacy tables are only read where they are loaded."""
+    commands = []
+    for version in versions:
+        command = "iptables" if version == 4 else "ip6tables"
+        commands += [f"{command}-nft-save", *[f"{command}-legacy-save"] * bool(xtables.legacy_tables(version))]
+    paths = [path for path in map(find_command, commands) if path]
+    return [line for path in paths for line in _try([path]).splitlines()]
+
+
+def _try(words: list[str]) -> str:
+    try:
+        return run(words)
+    except KernelError:
+        return ""
+
+
+def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    """A note: a neighbour's addresses either are routed back to us by the upstream, or must be translated."""
+    if not desired.sells:
+        return
+    nft = find_command("nft")
+    rules = [rule for version in sorted(desired.families) for rule in nat.parse_saved(_saved_rules(version), version)]
+    rules += nat.parse_ruleset(_try([nft, "list", "ruleset"])) if nft else []
+    networks = _mesh_networks(desired, host)
+    versions = {
+        name: [version for version in desired.families if name in host.default_route_interfaces((version,))]
+        for name in desired.upstream_interfaces
+    }
+    for name in desired.upstream_interfaces:
+        found = [_nat_of(rules, network, name) for network in networks if network.version in versions[name]]
+        if len(found) > _NETWORKS_TOLD:
+            found[_NETWORKS_TOLD:] = [f"and {len(found) - _NETWORKS_TOLD} networks more"]
+        nothing = "nothing to say: mesh interfaces have no addresses of the family of its default route"
+        yield Check(f"NAT on {name}", True, "\n".join(found) or nothing)
+
+
+def _nat_of(rules: list[nat.Translation], network: Prefix, interface: str) -> str:
+    translated = nat.of_network(rules, network, interface)
+    if translated:
+        return f"{network} {translated}"
+    command = "iptables" if network.version == 4 else "ip6tables"
+    add = f"{command} -t nat -A POSTROUTING -s {network} -o {interface} -j MASQUERADE"
+    return f"{network} routed as it is: fine where the upstream routes it back to us, else run: {add}"
+
+
+def _mesh_networks(desired: DesiredNetwork, host: Host) -> list[Prefix]:
+    """Where neighbours' packets come from: networks on mesh interfaces, and those that are routed into the mesh."""
+    mesh = desired.mesh_interfaces
+    found = {network for name in mesh for network in host.networks(name) if network.version in desired.families}
+    for version in desired.families:
+        found.update(host.routed_networks(version, mesh))
+    return sorted(found, key=lambda network: (network.version, int(network.network_address), network.prefixlen))
+
+
+def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    """What answers a neighbour must leave by a mesh interface: ask the kernel for one address of each network."""
+    if not desired.sells:
+        return
+    own = set(host.local_addresses())
+    for name in desired.mesh_interfaces:
+        told = [network for network in host.networks(name) if network.version in desired.families]
+        wrong = []
+        for network in told:
+            candidates: Iterator[Address] = itertools.islice(network.hosts(), 4)
+            other = next((each for each in candidates if each not in own), None)
+            out = host.interface_towards(other) if other else name
+            if out not in desired.mesh_interfaces:
+                wrong.append(f"{network} goes to {out or 'nowhere'}")
+                remedy = f"ip route get {other} says why; give {name} a network of its own, or correct the routes"
+        if wrong:
+            yield Check(f"way back to {name}", False, "; ".join(wrong), remedy)
+        elif told:
+            yield Check(f"way back to {name}", True, ", ".join(map(str, told)))
+
+
+def _way_out(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    """A client that has no uplink of its own must route something into the mesh, or there is nothing to buy."""
+    if not desired.buys or desired.upstream_interfaces or not desired.mesh_interfaces:
+        return
+    mesh = set(desired.mesh_interfaces)
+    found, through_mesh = [], False
+    for version in sorted(desired.families):
+        out = host.default_route_interfaces((version,))
+        routed = host.routed_networks(version, mesh)
+        through_mesh = through_mesh or bool(mesh & set(out) or routed)
+        if mesh & set(out):
+            found.append(f"IPv{version} by {', '.join(sorted(mesh & set(out)))}")
+        elif routed:
+            found.append(f"IPv{version} to {len(routed)} networks, no default route")
+        elif not out:
+            found.append(f"IPv{version} none")
+        unpaid = sorted(set(out) - mesh)
+        if unpaid:
+            found.append(
+                f"IPv{version} by {', '.join(unpaid)}, not a mesh interface: ngp neither buys nor meters there"
+            )
+    name = desired.mesh_interfaces[0]
+    remedy = f"ip route add default via ADDRESS dev {name} (the gateway's mesh address)"
+    yield Check("way out", through_mesh, "; ".join(found), "" if through_mesh else remedy)

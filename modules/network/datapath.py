@@ -1,0 +1,324 @@
+"""Datapath: the network port. The meter's programs and tables, the gate that asks them, and the queue of held packets.
+
+The kernel works on alone when the daemon dies, so `set_up` first looks for what is running: by the programs that hang
+on the interfaces (they survive even where `ip netns exec` threw the pins' mount away), else by the pins. Programs are
+always loaded afresh, onto the running tables, and take the place of the old ones in one step: an upgrade and a restart
+are the same thing. Egress hooks stand before the gate does, so no download is free because the order was wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ngp.core.messages import Address
+from ngp.errors import KernelError
+from ngp.modules.network import bpf, gate, hooks, layout
+from ngp.modules.network import check as host_check
+from ngp.modules.network.bpf import Table
+from ngp.modules.network.gate import Gate, GatePaths
+from ngp.modules.network.hints import HintReader
+from ngp.modules.network.hooks import Direction
+from ngp.modules.network.host import Host
+from ngp.modules.network.layout import Counter
+from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, require_layout
+from ngp.modules.network.queue import HeldQueue
+from ngp.ports import (
+    AdoptedContract,
+    Check,
+    DesiredNetwork,
+    Grant,
+    HeldPacket,
+    Hint,
+    KernelNeighbour,
+    Reading,
+    Verdict,
+)
+
+_HELD_MAX_AGE_S = 10.0  # a backstop: the core decides long before
+_EXPIRE_EVERY_S = 1.0
+
+
+_log = logging.getLogger("ngp")
+
+
+def _size_text(size: int, wanted: int) -> str:
+    return f"the running meter has room for {size} contracts; CONTRACTS_MAX {wanted} counts after: ngp stop; ngp start"
+
+
+class Datapath:
+    """Gates, meters and cuts IP traffic (`ngp.network` port).
+
+    Args:
+        state_dir: the BPF file system is mounted below it.
+        use_tcx: None: where the kernel has it.
+    """
+
+    def __init__(self, state_dir: Path, use_tcx: bool | None = None) -> None:
+        self._folder = state_dir.absolute() / "bpf"
+        self._use_tcx = use_tcx
+        self._paths = GatePaths(*(self._folder / name for name in GATE_PROGRAMS))
+        self._host: Host | None = None
+        self._running: Meter | None = None
+        self._gate: Gate | None = None
+        self._queue: HeldQueue | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_held: Callable[[HeldPacket], None] | None = None
+        self._hints: HintReader | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
+        """Return the interfaces that exist now and that MESH_INTERFACES means, sorted. Raises KernelError."""
+        host = self._open_host()
+        host.forget()
+        return host.mesh_interfaces(patterns, ignored)
+
+    def upstream_interfaces(self, ignored: Sequence[str]) -> tuple[str, ...]:
+        """Return those of IGNORE_INTERFACE that carry a default route now, sorted. Raises KernelError."""
+        host = self._open_host()
+        host.forget()
+        return host.upstream_interfaces(ignored)
+
+    def local_addresses(self) -> tuple[Address, ...]:
+        """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""
+        return self._open_host().local_addresses()
+
+    def watch(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]) -> None:
+        """Call on_change in the loop after links, addresses or routes changed, some times a second at most."""
+        self._open_host().watch(loop, on_change)
+
+    def stop_watching(self) -> None:
+        """End `watch`; safe to call twice."""
+        if self._host is not None:
+            self._host.stop_watching()
+
+    def check(self, desired: DesiredNetwork) -> list[Check]:
+        """Say what this host can do and what is missing; touches nothing."""
+        lines = host_check.check(desired)
+        try:
+            bpf.library()
+            tcx = hooks.has_tcx()
+            lines.append(Check("hook", True, "tcx" if tcx else "clsact (tcx comes with Linux 6.6)"))
+        except KernelError as error:
+            lines.append(Check("libbpf", False, str(error), "apt install libbpf1"))
+        path = bpf.object_path()
+        lines.append(
+            Check("meter", path.is_file(), str(path), "" if path.is_file() else "python setup.py build_meter -i")
+        )
+        try:
+            gate.gate_chains(desired, self._paths)
+        except KernelError as error:
+            lines.append(Check("gate", False, str(error), "correct net.conf, or --state-dir"))
+        lines.extend(self._check_size(desired))
+        return lines
+
+    def set_up(self, desired: DesiredNetwork) -> list[AdoptedContract]:
+        """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
+
+        What it adopted goes on running even when it raises.
+        """
+        tables = self._find_running()
+        try:
+            if tables:
+                require_layout(tables)
+            bpf.mount_bpffs(self._folder)
+            self._running = Meter(tables, desired, self._folder, self._index_of)
+            adopted = self._running.contracts.adopt()
+            if self._running.contracts.slots_max != desired.contracts_max:
+                _log.warning("%s", _size_text(self._running.contracts.slots_max, desired.contracts_max))
+            self._gate = Gate(self._paths, desired)
+            self._bring_about(desired, programs_changed=True)
+        except KernelError:
+            self.close()
+            if not tables:
+                self.clean_up(leave_closed=False)
+            raise
+        return adopted
+
+    def apply(self, desired: DesiredNetwork) -> None:
+        """Make the kernel match; repeatable; adds before it deletes."""
+        self._bring_about(desired, programs_changed=False)
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_held: Callable[[HeldPacket], None],
+        on_hints: Callable[[Sequence[Hint]], None],
+    ) -> None:
+        """Begin to receive held packets and hints in the event loop. Raises KernelError."""
+        running = self._required()
+        self._loop, self._on_held = loop, on_held
+        self._hints = HintReader(running.tables[layout.HINTS], running.contracts, loop, on_hints)
+        self._match_queue(running.desired)
+        self._timer = loop.call_later(_EXPIRE_EVERY_S, self._expire)
+
+    def set_neighbours(self, neighbours: Sequence[KernelNeighbour]) -> None:
+        """Add or change neighbours."""
+        running = self._required()
+        running.neighbours.set(neighbours, running.contracts)
+
+    def forget_neighbours(self, neighbours: Sequence[int]) -> None:
+        """Remove neighbours by number."""
+        running = self._required()
+        running.neighbours.forget(neighbours, running.contracts)
+
+    def grant(self, grants: Sequence[Grant]) -> None:
+        """Create or top up contracts; raises KernelError when the table is full, naming CONTRACTS_MAX."""
+        self._required().contracts.grant(grants)
+
+    def revoke(self, contracts: Sequence[bytes]) -> list[Reading]:
+        """Take contracts out of the kernel; returns their last readings. Unknown ones are passed over."""
+        return self._required().contracts.revoke(contracts)
+
+    def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
+        """Read counters; None: only those that changed since the last call with None."""
+        return self._required().contracts.read(contracts)
+
+    def verdict(self, handle: int, verdict: Verdict) -> None:
+        """Decide about a held packet; a handle already decided is passed over."""
+        if self._queue is not None:
+            self._queue.verdict(handle, verdict)
+
+    def counters(self) -> dict[str, int]:
+        """Return kernel and queue counters, in packets: held, dropped, hints_lost, refused_depleted, ..."""
+        counts: dict[str, int] = dict.fromkeys(("held", "dropped"), 0)
+        if self._running is not None:
+            table = self._running.tables[layout.COUNTERS]
+            for counter in Counter:
+                value = table.get(struct.pack("=I", counter)) or b""
+                counts[counter.name.lower()] = sum(struct.unpack(f"={len(value) // 8}Q", value))
+        return counts | (self._queue.counters() if self._queue is not None else {})
+
+    def describe(self) -> dict[str, str]:
+        """Return which interception, hook and object are in use, for status."""
+        running = self._required()
+        size, wanted = running.contracts.slots_max, running.desired.contracts_max
+        return {
+            "interception": self._gate.describe() if self._gate is not None else "none",
+            "hook": "tcx" if running.use_tcx(self._use_tcx) else "clsact",
+            "object": str(bpf.object_path()),
+            "pins": str(self._folder),
+            "contracts": f"{len(running.contracts)} of {running.contracts.slots_max}",
+            **({} if size == wanted else {"contracts_max": _size_text(size, wanted)}),
+        }
+
+    def close(self) -> None:
+        """Let go of sockets and descriptors; the kernel goes on gating, metering and cutting."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._queue is not None:
+            self._queue.close()
+        if self._hints is not None:
+            self._hints.close()
+        if self._running is not None:
+            self._running.close()
+        if self._host is not None:
+            self._host.close()
+        self._host = self._queue = self._hints = self._running = self._gate = self._timer = None
+
+    def clean_up(self, leave_closed: bool) -> None:
+        """Remove all that ngp made and nothing else; needs no memory of what was set. Safe to call twice.
+
+        With `leave_closed` a rule stays that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed).
+        """
+        tables = self._find_running()
+        interfaces = read_interfaces(tables)
+        families = read_families(tables)
+        for table in tables.values():
+            table.close()
+        self.close()
+        names = {index: name for index, name in socket.if_nameindex()}
+        mesh = sorted(names[index] for index, flags in interfaces.items() if flags & layout.MESH and index in names)
+        gate.clean_up(leave_closed, mesh, families)
+        for index in names:
+            for direction in Direction:
+                hooks.detach(index, direction)
+            if interfaces.get(index, 0) & layout.MADE_CLSACT:
+                hooks.remove_clsact(index)
+        bpf.unmount_bpffs(self._folder, (*layout.TABLES, *GATE_PROGRAMS))
+
+    # --- inside ---
+
+    def _check_size(self, desired: DesiredNetwork) -> list[Check]:
+        """Compare a running meter's table with CONTRACTS_MAX."""
+        try:
+            tables = self._find_running()
+        except KernelError as error:
+            return [Check("contracts", False, str(error), "run as root")]
+        size = tables[layout.CONTRACTS].entries if layout.CONTRACTS in tables else desired.contracts_max
+        for table in tables.values():
+            table.close()
+        if size == desired.contracts_max:
+            return []
+        return [Check("contracts", True, _size_text(size, desired.contracts_max), "ngp stop; ngp start")]
+
+    def _open_host(self) -> Host:
+        if self._host is None:
+            self._host = Host()
+        return self._host
+
+    def _required(self) -> Meter:
+        if self._running is None:
+            raise KernelError("the datapath is not set up; ngp start does it")
+        return self._running
+
+    def _index_of(self, name: str) -> int | None:
+        try:
+            return socket.if_nametoindex(name)
+        except OSError:
+            return None
+
+    def _find_running(self) -> dict[str, Table]:
+        """Open the tables of what runs already: first choice are those that programs in force use."""
+        for index, _ in socket.if_nameindex():
+            for number in hooks.attached(index, Direction.OUT):
+                tables = bpf.program_tables(number)
+                if layout.CONTRACTS in tables and layout.LABELS in tables:
+                    return tables
+        opened = {name: bpf.open_pin(self._folder / name) for name in layout.TABLES}
+        return {name: table for name, table in opened.items() if table is not None}
+
+    def _bring_about(self, desired: DesiredNetwork, programs_changed: bool) -> None:
+        running, host = self._required(), self._open_host()
+        if self._gate is None:
+            raise KernelError("the datapath is not set up; ngp start does it")
+        host.forget()
+        running.widen(desired, host)
+        running.hook(desired, self._use_tcx)
+        self._gate.apply(desired, programs_changed)
+        running.narrow(desired)
+        if self._loop is not None:
+            self._match_queue(desired)
+
+    def _match_queue(self, desired: DesiredNetwork) -> None:
+        """Hold the queue open exactly while we sell."""
+        if desired.sells and self._queue is None and self._loop is not None:
+            self._queue = HeldQueue(desired.queue_number, self._held, self._open_host().has_link_addresses)
+            try:
+                self._queue.start(self._loop)
+            except KernelError:
+                self._queue = None
+                raise
+        elif not desired.sells and self._queue is not None:
+            self._queue.close()
+            self._queue = None
+
+    def _held(self, packet: HeldPacket) -> None:
+        if self._on_held is None:
+            return
+        try:
+            route = self._open_host().route_prefix(packet.destination)
+        except KernelError:
+            route = None
+        self._on_held(replace(packet, route=route))
+
+    def _expire(self) -> None:
+        if self._queue is not None:
+            self._queue.expire(_HELD_MAX_AGE_S)
+        if self._loop is not None:
+            self._timer = self._loop.call_later(_EXPIRE_EVERY_S, self._expire)

@@ -1,0 +1,49 @@
+"""Early bytes: what we sent to a seller before a contract of ours covered it.
+
+A server holds the first packets of a destination, negotiates, and charges them when it lets them go. They left our
+interface before our meter knew of a contract. The kernel keeps count of them (bounded, the oldest go first), the same
+of each destination as a server holds; a client's contract begins with those it covers, so that both meters agree from
+the first packet on. The contract is in our kernel before our accept leaves, so no answer can come before it is counted.
+"""
+
+from __future__ import annotations
+
+import time
+
+from ngp.core.messages import Prefix
+from ngp.modules.network import layout
+from ngp.modules.network.bpf import Table
+
+_MAX_AGE_NS = 3_000_000_000  # longer ago: what was held then has been dropped
+
+
+class EarlyBytes:
+    """Reads the kernel's table of early bytes. Args: table: ngp_early."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def take(self, number: int, destination: Prefix) -> int:
+        """Return the bytes lately sent to a neighbour for what a new contract covers, and forget them."""
+        if layout.is_host(destination):
+            key = layout.EARLY_KEY.pack(number, layout.address_bytes(destination).ljust(16, b"\0"))
+            value = self._table.get(key)
+            found = [(key, value)] if value is not None else []
+        else:
+            found = [(key, value) for key, value in self._table.items() if _is_within(key, number, destination)]
+        oldest_ns, total_bytes = time.monotonic_ns() - _MAX_AGE_NS, 0
+        for key, value in found:
+            _, since_ns, _, sent_bytes = layout.EARLY_VALUE.unpack(value)
+            total_bytes += sent_bytes if since_ns >= oldest_ns else 0
+            self._table.delete(key)
+        return total_bytes
+
+
+def _is_within(key: bytes, number: int, destination: Prefix) -> bool:
+    """Say whether an entry is of this neighbour and prefix. IPv4 addresses end in 12 zeroes there."""
+    whose, address = layout.EARLY_KEY.unpack(key)
+    if whose != number or (destination.version == 4) != (address[4:] == bytes(12)):
+        return False
+    shift = destination.max_prefixlen - destination.prefixlen
+    found = int.from_bytes(address[: destination.max_prefixlen // 8])
+    return found >> shift == int(destination.network_address) >> shift

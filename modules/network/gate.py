@@ -1,0 +1,200 @@
+"""The gate: a chain of our own through which every forwarded packet of a neighbour goes, after the operator's filter.
+
+It stands in the `security` table, whose FORWARD hook comes after the filter table's, so that a packet that the operator
+drops is never charged and an early `ESTABLISHED -j ACCEPT` in the filter table can't lead round the meter. What is paid
+for gets RETURN, not ACCEPT: the operator's own security rules still have their say. Our jumps, one a mesh interface,
+are FORWARD's first rules, since an ACCEPT before them would be a free ride; `apply` looks every time and moves them
+back. What comes from anywhere else, downloads above all, is not asked here and pays one comparison an interface.
+
+The meter charges when it is asked. Therefore a packet must meet exactly one of the two paid programs: first those rules
+that name an upstream interface, with the strict program; what is bound for an upstream interface and wasn't paid for
+leaves for NGP_UNPAID before the general rules are reached. There the third program says whether the daemon should see
+the packet (queued without bypass: when nobody listens it is dropped), and all else is dropped.
+
+    FORWARD    -i mesh ->   NGP_GATE
+    NGP_GATE   -o upstream  paid_strict  RETURN
+               -o upstream               goto NGP_UNPAID
+                            paid         RETURN
+                                         goto NGP_UNPAID
+    NGP_UNPAID              unknown      NFQUEUE
+                                         DROP
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ngp.errors import KernelError
+from ngp.modules.network import xtables
+from ngp.modules.network.xtables import LEGACY, NFT, TABLE_MARK, Chains, Change, Rule, Standing, Tables
+from ngp.ports import DesiredNetwork
+
+GATE, UNPAID, CLOSED = "NGP_GATE", "NGP_UNPAID", "NGP_CLOSED"
+# What iptables takes as a plain name: no trailing "+" (its wildcard), nothing that a quoted restore file could misread.
+_PLAIN_INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+-]{1,510}")
+
+
+@dataclass(frozen=True, slots=True)
+class GatePaths:
+    """Where the socket filters are pinned: each returns other than 0 for yes.
+
+    Attributes:
+        paid: charges the packet and says whether it may pass. paid_strict: the same, towards an upstream interface.
+        unknown: whether the daemon should be asked about the packet.
+    """
+
+    paid: Path
+    paid_strict: Path
+    unknown: Path
+
+
+def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
+    """Say which chains and rules make the gate; the same for both families. Pure.
+
+    Raises: KernelError for an interface name or a path that iptables would misread.
+    """
+    for name in (*desired.mesh_interfaces, *desired.upstream_interfaces):
+        _require_plain_interface(name)
+    for path in (paths.paid, paths.paid_strict, paths.unknown):
+        if not _PLAIN_PATH.fullmatch(str(path)):
+            raise KernelError(f"iptables can't take the path {str(path)!r}; use letters, digits, . _ - in STATE_DIR")
+    gate = []
+    for outward in sorted(set(desired.upstream_interfaces)):
+        gate += [Rule("RETURN", "", outward, str(paths.paid_strict)), Rule(UNPAID, "", outward, goto=True)]
+    gate += [Rule("RETURN", program=str(paths.paid)), Rule(UNPAID, goto=True)]
+    unpaid = [Rule("NFQUEUE", program=str(paths.unknown), queue_number=desired.queue_number), Rule("DROP")]
+    return {GATE: gate, UNPAID: unpaid}
+
+
+def gate_jumps(desired: DesiredNetwork) -> tuple[Rule, ...]:
+    """Say what sends packets to the gate. Pure."""
+    return tuple(Rule(GATE, name) for name in sorted(set(desired.mesh_interfaces)))
+
+
+def render(desired: DesiredNetwork, paths: GatePaths, family: int) -> str:
+    """Return the gate of a family as `iptables-restore --noflush` takes it; "" where no gate is wanted. Pure."""
+    if not (desired.sells and family in desired.families):
+        return ""
+    return xtables.restore_text(Change(chains=gate_chains(desired, paths), jumps=gate_jumps(desired)))
+
+
+class Gate:
+    """Keeps the gate as desired, in one atomic change a family, and in the tables that the host uses."""
+
+    def __init__(self, paths: GatePaths, desired: DesiredNetwork) -> None:
+        self.desired = desired
+        self._paths = paths
+        self._choice = xtables.detect()
+        self._elsewhere_cleared = False
+
+    def apply(self, desired: DesiredNetwork | None = None, programs_changed: bool = False) -> bool:
+        """Make the kernel match; return whether anything had to be changed.
+
+        Takes NGP_CLOSED away in the same change that puts the gate in place, so set the meter's egress side up first.
+
+        Args:
+            desired: from now on this one; None: as before.
+            programs_changed: rewrite even equal text, because other programs are pinned at the same paths now
+                (a rule holds the program that it was made with).
+        Raises: KernelError; the family that failed is as it was before.
+        """
+        self.desired = desired or self.desired
+        changed = False
+        for family in (4, 6):
+            chains = self._wanted(family)
+            if chains:
+                tables = xtables.tables(self._choice.variant, family)
+                changed |= _bring_about(tables, chains, gate_jumps(self.desired), programs_changed)
+            else:
+                changed |= _remove(self._choice.variant, family, True)
+        if not self._elsewhere_cleared:  # the host may have changed its iptables since an earlier start
+            for family in (4, 6):
+                changed |= _remove(LEGACY if self._choice.variant == NFT else NFT, family, False)
+            self._elsewhere_cleared = True
+        return changed
+
+    def standing(self) -> bool:
+        """Say whether the gate is in the kernel exactly as desired, jumps first. Raises KernelError."""
+        jumps = gate_jumps(self.desired)
+        for family in (4, 6):
+            chains = self._wanted(family)
+            if chains and _difference(xtables.tables(self._choice.variant, family).read(), chains, jumps) is not None:
+                return False
+        return True
+
+    def describe(self) -> str:
+        """Name the variant in use and why."""
+        return f"{self._choice.variant}: {self._choice.why}"
+
+    def _wanted(self, family: int) -> Chains:
+        wanted = self.desired.sells and family in self.desired.families
+        return gate_chains(self.desired, self._paths) if wanted else {}
+
+
+def clean_up(leave_closed: bool, mesh_interfaces: Sequence[str], families: Iterable[int] = frozenset({4, 6})) -> None:
+    """Remove every chain and jump whose name starts with NGP_, in both variants and families, and nothing else.
+
+    Needs no memory of what was set; safe to call twice.
+
+    Args:
+        leave_closed: leave NGP_CLOSED, which drops what is forwarded from or to the mesh interfaces. It comes in the
+            same change that takes the gate away, so that nothing slips through in between.
+        families: where to leave it.
+    Raises: KernelError.
+    """
+    wanted = frozenset(families) if leave_closed and mesh_interfaces else frozenset()
+    for name in mesh_interfaces if wanted else ():
+        _require_plain_interface(name)
+    rules = [Rule("DROP", name) for name in mesh_interfaces] + [Rule("DROP", "", name) for name in mesh_interfaces]
+    chosen = xtables.detect().variant
+    for variant in (chosen, LEGACY if chosen == NFT else NFT):
+        for family in (4, 6):
+            if variant == chosen and family in wanted:
+                _bring_about(xtables.tables(variant, family), {CLOSED: rules}, (Rule(CLOSED),), False)
+            else:
+                _remove(variant, family, variant == chosen)
+
+
+def _require_plain_interface(name: str) -> None:
+    if not _PLAIN_INTERFACE.fullmatch(name):
+        raise KernelError(f"iptables can't take the interface name {name!r}; rename it: ip link set dev ... name ...")
+
+
+def _difference(standing: Standing, chains: Chains, jumps: tuple[Rule, ...]) -> Change | None:
+    """Return the change that makes chains stand, and jumps alone at FORWARD's head, or None where they do."""
+    texts = {name: tuple(rule.text() for rule in rules) for name, rules in chains.items()}
+    kept = {name: rules for name, rules in standing.chains.items() if name != TABLE_MARK}
+    head = tuple(jump.text() for jump in jumps)
+    if kept == texts and standing.jumps == jumps and standing.forward[: len(jumps)] == head:
+        return None
+    return Change(standing.jumps, tuple(name for name in kept if name not in chains), chains, jumps)
+
+
+def _bring_about(tables: Tables, chains: Chains, jumps: tuple[Rule, ...], rewrite: bool) -> bool:
+    standing = tables.read()
+    change = _difference(standing, chains, jumps)
+    if change is None and rewrite:
+        change = Change(standing.jumps, (), chains, jumps)
+    if change is None:
+        return False
+    tables.commit(standing, change)
+    return True
+
+
+def _remove(variant: str, family: int, is_chosen: bool) -> bool:
+    """Take all that is ours out of one table. A variant that the host doesn't use may be missing or not work."""
+    try:
+        tables = xtables.tables(variant, family)
+        standing = tables.read()
+    except KernelError:
+        if is_chosen:
+            raise
+        return False
+    if not (standing.chains or standing.jumps):
+        return False
+    tables.commit(standing, Change(standing.jumps, tuple(standing.chains)))
+    return True

@@ -1,0 +1,223 @@
+"""Hooks: where the meter's programs meet the packets of an interface.
+
+tcx (Linux 6.6) where there is one, and there as the first program: what an operator's program decides comes after ours.
+It is attached without a link, so that it outlives the daemon, its pins, and the mount namespace that `ip netns exec`
+throws away. Older kernels get a classifier on clsact, in front as well. Programs are replaced in one step, since two of
+ours side by side would charge twice. What is ours is known by the program's name; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from enum import Enum
+
+from ngp.errors import KernelError
+from ngp.modules.network import bpf
+from ngp.modules.network.bpf import library, require
+
+OUT_PROGRAM, IN_PROGRAM = "ngp_tc_out", "ngp_tc_in"
+_BEFORE, _REPLACE = 1 << 3, 1 << 2
+_PROGRAMS_MAX = 64
+_HANDLE, _PRIORITY = 0x4E47, 1
+_NETLINK_TIMEOUT_S = 5
+_RTM_NEWTFILTER, _RTM_GETTFILTER = 44, 46
+_RTM_NEWQDISC, _RTM_GETQDISC, _TCA_KIND = 36, 38, 1
+_CLSACT_PARENT = {1: 0xFFFFFFF2, 2: 0xFFFFFFF3}
+
+
+class Direction(Enum):
+    """Side of an interface: (libbpf's attach point for clsact, the kernel's attach type for tcx, our program)."""
+
+    IN = (1, 46, IN_PROGRAM)
+    OUT = (2, 47, OUT_PROGRAM)
+
+    @property
+    def point(self) -> int:
+        """Attach point of clsact."""
+        return self.value[0]
+
+    @property
+    def tcx_type(self) -> int:
+        """Attach type of tcx."""
+        return self.value[1]
+
+    @property
+    def program(self) -> str:
+        """Name of our program on this side."""
+        return self.value[2]
+
+
+class _Hook(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("ifindex", ctypes.c_int),
+        ("attach_point", ctypes.c_int),
+        ("parent", ctypes.c_uint32),
+    ]
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("prog_fd", ctypes.c_int),
+        ("flags", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("handle", ctypes.c_uint32),
+        ("priority", ctypes.c_uint32),
+    ]
+
+
+class _AttachOptions(ctypes.Structure):
+    _fields_ = [("sz", ctypes.c_size_t), ("flags", ctypes.c_uint), ("replace_prog_fd", ctypes.c_int)]
+
+
+def has_tcx() -> bool:
+    """Say whether the kernel has tcx."""
+    return _query_tcx(1, Direction.IN) is not None
+
+
+def attached(ifindex: int, direction: Direction) -> list[int]:
+    """List the ids of our programs on one side of an interface, whichever way they are attached."""
+    found = [each for each in _query_tcx(ifindex, direction) or () if bpf.program_name(each) == direction.program]
+    number = _query_clsact(ifindex, direction)
+    return [*found, number] if number else found
+
+
+def attach(ifindex: int, direction: Direction, descriptor: int, use_tcx: bool) -> bool:
+    """Attach a program, or put it in the place of the one of ours that is there.
+
+    Returns: True when a clsact qdisc had to be made for it.
+    Raises: KernelError.
+    """
+    if use_tcx:
+        _attach_tcx(ifindex, direction, descriptor)
+        _detach_clsact(ifindex, direction)
+        return False
+    hook = _Hook(ctypes.sizeof(_Hook), ifindex, direction.point, 0)
+    made = library().bpf_tc_hook_create(ctypes.byref(hook))
+    if made != -errno.EEXIST:
+        require(made, f"adding a clsact qdisc to interface {ifindex}")
+    elif not _has_clsact(ifindex):
+        name = socket.if_indextoname(ifindex)
+        raise KernelError(
+            f"{name} has an ingress qdisc where clsact should stand, which would run our egress program at ingress; "
+            f"replace it: tc qdisc del dev {name} ingress; tc qdisc add dev {name} clsact (and its filters anew)"
+        )
+    standing = _query_clsact(ifindex, direction)
+    options = _Options(ctypes.sizeof(_Options), descriptor, 1 if standing else 0, 0, _HANDLE, _PRIORITY)
+    require(
+        library().bpf_tc_attach(ctypes.byref(hook), ctypes.byref(options)),
+        f"attaching {direction.program} to interface {ifindex}",
+    )
+    _detach_tcx(ifindex, direction)
+    return bool(made == 0)
+
+
+def detach(ifindex: int, direction: Direction) -> None:
+    """Take our programs off one side of an interface; nothing when there are none."""
+    _detach_tcx(ifindex, direction)
+    _detach_clsact(ifindex, direction)
+
+
+def remove_clsact(ifindex: int) -> None:
+    """Remove the clsact qdisc, unless anybody's filter hangs on it."""
+    if any(_filters(ifindex, direction) for direction in Direction):
+        return
+    hook = _Hook(ctypes.sizeof(_Hook), ifindex, Direction.IN.point | Direction.OUT.point, 0)
+    result = library().bpf_tc_hook_destroy(ctypes.byref(hook))
+    if result not in (-errno.ENOENT, -errno.EINVAL, -errno.ENODEV):
+        require(result, f"removing the clsact qdisc of interface {ifindex}")
+
+
+def _query_tcx(ifindex: int, direction: Direction) -> list[int] | None:
+    numbers, flags = (ctypes.c_uint32 * _PROGRAMS_MAX)(), ctypes.c_uint32()
+    count = ctypes.c_uint32(_PROGRAMS_MAX)
+    result = library().bpf_prog_query(ifindex, direction.tcx_type, 0, ctypes.byref(flags), numbers, ctypes.byref(count))
+    if result in (-errno.EINVAL, -errno.EBADF):  # no such attach type: then the index is taken for a descriptor
+        return None
+    return list(numbers[: count.value]) if result == 0 else []
+
+
+def _attach_tcx(ifindex: int, direction: Direction, descriptor: int) -> None:
+    old = [each for each in _query_tcx(ifindex, direction) or () if bpf.program_name(each) == direction.program]
+    what = f"attaching {direction.program} to interface {ifindex}"
+    if not old:
+        require(library().bpf_prog_attach(descriptor, ifindex, direction.tcx_type, _BEFORE), what)
+        return
+    with bpf.program(old[0]) as standing:
+        options = _AttachOptions(ctypes.sizeof(_AttachOptions), _REPLACE, standing)
+        result = library().bpf_prog_attach_opts(descriptor, ifindex, direction.tcx_type, ctypes.byref(options))
+    if result != -errno.EEXIST:  # it is this very program
+        require(result, what)
+
+
+def _detach_tcx(ifindex: int, direction: Direction) -> None:
+    for number in _query_tcx(ifindex, direction) or ():
+        if bpf.program_name(number) == direction.program:
+            with bpf.program(number) as descriptor:
+                result = library().bpf_prog_detach2(descriptor, ifindex, direction.tcx_type)
+            if result != -errno.ENOENT:
+                require(result, f"detaching {direction.program} from interface {ifindex}")
+
+
+def _query_clsact(ifindex: int, direction: Direction) -> int:
+    """Return the id of our program on clsact, or 0."""
+    hook = _Hook(ctypes.sizeof(_Hook), ifindex, direction.point, 0)
+    options = _Options(ctypes.sizeof(_Options), 0, 0, 0, _HANDLE, _PRIORITY)
+    if not _filters(ifindex, direction) or library().bpf_tc_query(ctypes.byref(hook), ctypes.byref(options)) < 0:
+        return 0
+    return options.prog_id if bpf.program_name(options.prog_id) == direction.program else 0
+
+
+def _detach_clsact(ifindex: int, direction: Direction) -> None:
+    if not _query_clsact(ifindex, direction):
+        return
+    hook = _Hook(ctypes.sizeof(_Hook), ifindex, direction.point, 0)
+    options = _Options(ctypes.sizeof(_Options), 0, 0, 0, _HANDLE, _PRIORITY)
+    require(
+        library().bpf_tc_detach(ctypes.byref(hook), ctypes.byref(options)),
+        f"detaching {direction.program} from interface {ifindex}",
+    )
+
+
+def _filters(ifindex: int, direction: Direction) -> int:
+    """Count the filters on one side of an interface's clsact qdisc; 0 where it has none."""
+    return sum(kind == _RTM_NEWTFILTER for kind, _ in _ask(_RTM_GETTFILTER, ifindex, _CLSACT_PARENT[direction.point]))
+
+
+def _has_clsact(ifindex: int) -> bool:
+    """Say whether an interface has a clsact qdisc, and not an old ingress one in the same place."""
+    for kind, body in _ask(_RTM_GETQDISC, ifindex, 0):
+        if kind == _RTM_NEWQDISC and struct.unpack_from("=i", body, 4)[0] == ifindex:
+            length, attribute = struct.unpack_from("=HH", body, 20)
+            if attribute == _TCA_KIND and body[24 : 20 + length].rstrip(b"\0") == b"clsact":
+                return True
+    return False
+
+
+def _ask(request: int, ifindex: int, parent: int) -> list[tuple[int, bytes]]:
+    """Dump what traffic control has on an interface, as (message type, struct tcmsg and attributes)."""
+    body = struct.pack("=BBHiIII", 0, 0, 0, ifindex, 0, parent, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as connection:
+        connection.settimeout(_NETLINK_TIMEOUT_S)
+        connection.bind((0, 0))
+        connection.send(struct.pack("=IHHII", 16 + len(body), request, 0x301, 1, 0) + body)
+        return list(_answers(connection))
+
+
+def _answers(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
+    while True:
+        try:
+            data = connection.recv(65536)
+        except OSError as error:
+            raise KernelError(f"the kernel doesn't list its traffic control filters: {error}") from error
+        while len(data) >= 16:
+            length, kind = struct.unpack_from("=IH", data)
+            if kind in (2, 3):  # error (no such qdisc or interface), done
+                return
+            yield kind, data[16:length]
+            data = data[(length + 3) & ~3 :]

@@ -1,0 +1,164 @@
+"""ICMP "communication administratively prohibited": how a sender learns that its packet was refused, not lost.
+
+Sent by the daemon, since the REJECT target works in the filter table only. Whatever answers strangers can be turned
+against a third party (forged source) or into a storm (an error about an error), so RFC 1122 section 3.2.2, RFC 1812
+section 4.3.2.7 and RFC 4443 section 2.4 are kept to the letter: no answer to ICMP errors, to multicast or broadcast, to
+later fragments, or to a source that isn't one host; at most some a second to one source, and in total.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+
+from ngp.core.messages import Address
+
+_V4_QUOTE_BYTES = 576 - 20 - 8
+_V6_QUOTE_BYTES = 1280 - 40 - 8
+_ICMP, _ICMPV6, _FRAGMENT, _AUTHENTICATION = 1, 58, 44, 51
+_V6_OPTIONS = frozenset({0, 43, 60, 135})  # hop by hop, routing, destination options, mobility: length in 8 bytes
+_V4_QUERIES = frozenset({0, 8, 9, 10, 13, 14, 15, 16, 17, 18, 42, 43})
+_REDIRECT_V6 = 137
+_SOURCES_MAX = 4096
+
+
+def prohibited(packet: bytes) -> tuple[Address, bytes] | None:
+    """Build the answer to a packet that was refused. Pure; takes hostile bytes.
+
+    Args: packet: from its IP header on; may be cut short.
+    Returns: whom to tell and the ICMP message (v4 type 3 code 13, RFC 1812; v6 type 1 code 1, RFC 4443, its checksum
+        left to the kernel), or None where no answer may be given.
+    """
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and len(packet) >= 20:
+        return _prohibited_v4(packet)
+    if version == 6 and len(packet) >= 40:
+        return _prohibited_v6(packet)
+    return None
+
+
+def _one_host(address: Address) -> bool:
+    """Say whether an address is one that a single host can send from and be answered at."""
+    if address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local:
+        return False
+    return not (isinstance(address, IPv4Address) and (address.packed[0] == 0 or address.packed[0] >= 240))
+
+
+def _prohibited_v4(packet: bytes) -> tuple[Address, bytes] | None:
+    source, destination = IPv4Address(packet[12:16]), IPv4Address(packet[16:20])
+    header_bytes = (packet[0] & 15) * 4
+    later_fragment = int.from_bytes(packet[6:8], "big") & 0x1FFF
+    if later_fragment or header_bytes < 20 or not (_one_host(source) and _one_host(destination)):
+        return None
+    if packet[9] == _ICMP and (len(packet) <= header_bytes or packet[header_bytes] not in _V4_QUERIES):
+        return None
+    message = struct.pack("!BBHI", 3, 13, 0, 0) + packet[:_V4_QUOTE_BYTES]
+    return source, message[:2] + _checksum(message).to_bytes(2, "big") + message[4:]
+
+
+def _prohibited_v6(packet: bytes) -> tuple[Address, bytes] | None:
+    source, destination = IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
+    if not (_one_host(source) and _one_host(destination)) or not _answerable_v6(packet):
+        return None
+    return source, struct.pack("!BBHI", 1, 1, 0, 0) + packet[:_V6_QUOTE_BYTES]
+
+
+def _answerable_v6(packet: bytes) -> bool:
+    """Walk the extension headers: no later fragment, no ICMPv6 error; unreadable means no."""
+    following, at = packet[6], 40
+    for _ in range(8):
+        if following == _ICMPV6:
+            return len(packet) > at and packet[at] >= 128 and packet[at] != _REDIRECT_V6
+        if following not in _V6_OPTIONS | {_FRAGMENT, _AUTHENTICATION}:
+            return True
+        if len(packet) < at + 8:
+            return False
+        if following == _FRAGMENT and int.from_bytes(packet[at + 2 : at + 4], "big") & 0xFFF8:
+            return False
+        size = {_FRAGMENT: 8, _AUTHENTICATION: (packet[at + 1] + 2) * 4}.get(following, (packet[at + 1] + 1) * 8)
+        following, at = packet[at], at + size
+    return False
+
+
+def _checksum(message: bytes) -> int:
+    """RFC 1071."""
+    padded = message + b"\0" * (len(message) % 2)
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+class _Bucket:
+    """A token bucket."""
+
+    __slots__ = ("_at_s", "_burst", "_rate", "_tokens")
+
+    def __init__(self, rate: float, burst: float, now_s: float) -> None:
+        self._rate, self._burst, self._tokens, self._at_s = rate, burst, burst, now_s
+
+    def take(self, now_s: float) -> bool:
+        self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._rate)
+        self._at_s = now_s
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Prohibiter:
+    """Sends the answers, within limits; one that can't be sent is left out, as any ICMP may be.
+
+    Args:
+        monotonic_s: the clock.
+        source_rate, source_burst: answers a second to one address. total_rate, total_burst: to all.
+    """
+
+    def __init__(
+        self,
+        monotonic_s: Callable[[], float],
+        source_rate: float = 5,
+        source_burst: float = 10,
+        total_rate: float = 100,
+        total_burst: float = 200,
+    ) -> None:
+        self._now_s = monotonic_s
+        self._source_rate, self._source_burst = source_rate, source_burst
+        self._total = _Bucket(total_rate, total_burst, monotonic_s())
+        self._sources: OrderedDict[Address, _Bucket] = OrderedDict()
+        self._sockets: dict[int, socket.socket] = {}
+
+    def tell(self, packet: bytes) -> bool:
+        """Answer a refused packet; return whether an answer went out."""
+        answer = prohibited(packet)
+        if answer is None or not self._allowed(answer[0]):
+            return False
+        source, message = answer
+        try:
+            self._socket(source.version).sendto(message, (str(source), 0))
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Release the sockets; safe to call twice."""
+        while self._sockets:
+            self._sockets.popitem()[1].close()
+
+    def _allowed(self, source: Address) -> bool:
+        now_s = self._now_s()
+        bucket = self._sources.pop(source, None) or _Bucket(self._source_rate, self._source_burst, now_s)
+        self._sources[source] = bucket
+        if len(self._sources) > _SOURCES_MAX:
+            self._sources.popitem(last=False)
+        return bucket.take(now_s) and self._total.take(now_s)
+
+    def _socket(self, version: int) -> socket.socket:
+        if version not in self._sockets:
+            family, protocol = (socket.AF_INET, _ICMP) if version == 4 else (socket.AF_INET6, _ICMPV6)
+            made = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # never read; keep what arrives small
+            self._sockets[version] = made
+        return self._sockets[version]

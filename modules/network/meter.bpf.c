@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * The meter: admits, counts and cuts the traffic of neighbours in the kernel, whether or not the daemon lives.
+ *
+ *   xt_paid, xt_paid_strict, xt_unknown   asked by the gate (gate.py), at FORWARD after the operator's own filter
+ *   ngp_tc_out                            egress of mesh interfaces: downloads of those who buy from us; our purchases
+ *   ngp_tc_in                             ingress of mesh interfaces: what we bought and received
+ *
+ * Uploads are charged at FORWARD and not at the card: there the router's own traffic and what its firewall drops are
+ * already gone. Downloads are charged where the frame names the next hop, so nothing is learned from packets and nothing
+ * can be spoofed. A packet passes only if used + bytes <= granted at the instant of one compare-and-swap; no processor
+ * and no top-up can make it pass too much.
+ *
+ * Build, for either byte order (setup.py does; atomics need -mcpu=v3, Linux 5.12):
+ *   clang -O2 -g -target bpfel -mcpu=v3 -idirafter /usr/include/$(uname -m)-linux-gnu -c meter.bpf.c -o meter.bpfel.o
+ */
+#include "meter.h"
+#include "packet.h"
+#include "charge.h"
+
+#define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the operator's filters go on */
+#define SHOT 2
+#define EARLY_NS 3000000000ull                                /* so long may a seller hold the first packets */
+
+INLINE const struct config *settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&ngp_config, &zero);
+}
+
+INLINE int wants_family(const struct config *config, const struct packet *p)
+{
+	return config->flags & (p->v6 ? IPV6 : IPV4);
+}
+
+/* --- who and what for --- */
+
+APART struct neighbour *find_neighbour(const struct packet *p)
+{
+	struct link link = p->link;
+
+	link.role = 0;
+	return bpf_map_lookup_elem(&ngp_neighbours, &link);
+}
+
+APART struct entry *find_prefix(const struct packet *p, enum role role, const __u32 *address)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+	__u32 who;
+
+	if (!neighbour)
+		return 0;
+	who = neighbour->number | (__u32)role << 31;
+	if (p->v6) {
+		struct prefix6 key = { .bits = 160, .who = who };
+
+		__builtin_memcpy(key.address, address, 16);
+		return bpf_map_lookup_elem(&ngp_prefixes6, &key);
+	} else {
+		struct prefix4 key = { .bits = 64, .who = who, .address = { address[0] } };
+
+		return bpf_map_lookup_elem(&ngp_prefixes4, &key);
+	}
+}
+
+INLINE struct entry *find_entry(const struct config *config, const struct packet *p, enum role role, const __u32 *address)
+{
+	struct entry *entry;
+
+	if (p->v6) {
+		struct host6 key = { .link = p->link };
+
+		key.link.role = role;
+		__builtin_memcpy(key.address, address, 16);
+		entry = bpf_map_lookup_elem(&ngp_hosts6, &key);
+	} else {
+		struct host4 key = { .link = p->link, .address = { address[0] } };
+
+		key.link.role = role;
+		entry = bpf_map_lookup_elem(&ngp_hosts4, &key);
+	}
+	if (!entry && (config->flags & PREFIXES(role, p->v6)))
+		entry = find_prefix(p, role, address);
+	return entry;
+}
+
+/* Slots are used again: an entry read just before its slot changed hands must not charge the new contract. */
+INLINE struct contract *contract_of(struct entry *entry)
+{
+	struct contract *contract;
+	__u64 tag;
+
+	if (!entry)
+		return 0;
+	contract = bpf_map_lookup_elem(&ngp_contracts, &entry->slot);
+	if (!contract)
+		return 0;
+	tag = ONCE(contract->tag);
+	return (tag & VALID) && GENERATION(tag) == entry->generation ? contract : 0;
+}
+
+/* --- what costs nothing --- */
+
+APART int serves(const struct free_rule *rule, __u8 protocol, __be16 port)
+{
+	if (!rule)
+		return 0;
+	if (rule->all)
+		return 1;
+	for (__u32 i = 0; i < SERVICES; i++) {
+		if (i >= rule->services)
+			return 0;
+		if ((!rule->service[i].protocol || rule->service[i].protocol == protocol) &&
+		    (!rule->service[i].port || rule->service[i].port == port))
+			return 1;
+	}
+	return 0;
+}
+
+INLINE struct free_rule *free_rule(const struct packet *p, const __u32 *address)
+{
+	if (p->v6) {
+		struct free6 key = { .bits = 128 };
+
+		__builtin_memcpy(key.address, address, 16);
+		return bpf_map_lookup_elem(&ngp_free6, &key);
+	} else {
+		struct free4 key = { .bits = 32, .address = { address[0] } };
+
+		return bpf_map_lookup_elem(&ngp_free4, &key);
+	}
+}
+
+APART int matches_free(struct __sk_buff *skb, const struct packet *p)
+{
+	__be16 ports[2] = {};
+
+	read_ports(skb, p, ports);
+	if (serves(free_rule(p, p->destination), p->protocol, ports[1]))
+		return 1;
+	if (serves(free_rule(p, p->source), p->protocol, ports[0]))
+		return 1;
+	return p->error && serves(free_rule(p, p->quoted), p->quoted_protocol, p->quoted_port);
+}
+
+INLINE int is_free(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+{
+	return (config->flags & (p->v6 ? FREE6 : FREE4)) && matches_free(skb, p);
+}
+
+/* --- before a contract --- */
+
+/* What goes to a seller before a contract covers it waits there, the first few packets of each window, and is charged
+ * when a contract lets it go. Keep count of the same few: the adapter begins the contract with them. */
+APART int note_early(const struct config *config, const struct packet *p)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+	struct early *early, fresh = { .packets = 1, .bytes = p->bytes };
+	struct asked key = {};
+	__u64 now;
+
+	if (!neighbour || !(neighbour->flags & SELLS_TO_US))
+		return PASS;
+	key.number = neighbour->number;
+	__builtin_memcpy(key.address, p->destination, 16);
+	now = bpf_ktime_get_coarse_ns();
+	early = bpf_map_lookup_elem(&ngp_early, &key);
+	if (!early || now - early->first_ns >= EARLY_NS) {
+		fresh.first_ns = fresh.since_ns = now;
+		bpf_map_update_elem(&ngp_early, &key, &fresh, BPF_ANY);
+		return PASS;
+	}
+	if (now - early->since_ns >= config->hold_window_ns) {
+		early->since_ns = now;
+		early->packets = 0;
+	}
+	if (early->packets < config->hold_packets) {
+		__sync_fetch_and_add(&early->packets, 1);
+		__sync_fetch_and_add(&early->bytes, p->bytes);
+	}
+	return PASS;
+}
+
+/* --- the gate --- */
+
+/* Remember on this processor that a packet passed because we bought it, uncharged. It reaches ngp_tc_out at once and on
+ * the same processor (unless its next hop must first be resolved), where nobody but a paying client may have it: else a
+ * neighbour who sells to us could send through our other purchases under a forged source. */
+APART int note_return(const struct packet *p)
+{
+	__u32 zero = 0;
+	struct passage *passage = bpf_map_lookup_elem(&ngp_returning, &zero);
+
+	if (passage) {
+		passage->ifindex = p->link.ifindex;
+		__builtin_memcpy(passage->source, p->source, 16);
+		__builtin_memcpy(passage->destination, p->destination, 16);
+	}
+	return 1;
+}
+
+APART int passed_as_return(const struct packet *p, __u32 ingress_ifindex)
+{
+	__u32 zero = 0;
+	struct passage *passage = bpf_map_lookup_elem(&ngp_returning, &zero);
+
+	if (!passage || passage->ifindex != ingress_ifindex)
+		return 0;
+	for (int i = 0; i < 4; i++)
+		if (passage->source[i] != p->source[i] || passage->destination[i] != p->destination[i])
+			return 0;
+	return 1;
+}
+
+INLINE int is_return(const struct config *config, const struct packet *p)
+{
+	struct entry *entry = find_entry(config, p, CLIENT, remote(p));
+
+	return entry && (entry->slot == OWN || contract_of(entry)) && note_return(p);
+}
+
+INLINE int paid(struct __sk_buff *skb, int strict)
+{
+	const struct config *config = settings();
+	struct packet p = {};
+	struct entry *entry;
+	struct contract *contract;
+
+	if (!config || !parse(skb, config, FORWARD, &p))
+		return 0;
+	if (is_free(skb, config, &p))
+		return 1;
+	entry = find_entry(config, &p, SERVER, p.destination);
+	contract = contract_of(entry);
+	if (contract)
+		return charge(contract, entry->slot, &p, TO, SERVER);
+	if (strict || !(config->flags & BUYS))
+		return 0;
+	return is_return(config, &p);
+}
+
+SEC("socket")
+int xt_paid(struct __sk_buff *skb)
+{
+	return paid(skb, 0);
+}
+
+/* Towards an upstream interface nothing is a return: who sells to us can't send through our uplink for nothing. */
+SEC("socket")
+int xt_paid_strict(struct __sk_buff *skb)
+{
+	return paid(skb, 1);
+}
+
+INLINE int take_token(__u64 *ready_ns, __u64 interval_ns, __u64 burst_ns, __u64 now)
+{
+	for (int i = 0; i < 4; i++) {
+		__u64 was = ONCE(*ready_ns), from = was + burst_ns < now ? now - burst_ns : was;
+
+		if (from + interval_ns > now)
+			return 0;
+		if (__sync_val_compare_and_swap(ready_ns, was, from + interval_ns) == was)
+			return 1;
+	}
+	return 0;
+}
+
+/* Is it worth the daemon's time? A few packets of a destination, then nothing for a while; and no more destinations
+ * than the neighbour's bucket allows. Strangers share one bucket, so made-up MACs gain nothing and cost others nothing;
+ * only what passed its bucket enters the table of asked destinations, so a flood can't wash it out. */
+SEC("socket")
+int xt_unknown(struct __sk_buff *skb)
+{
+	const struct config *config = settings();
+	struct neighbour *neighbour;
+	struct packet p = {};
+	struct asked key = {};
+	struct asking *asking, fresh = { .packets = 1 };
+	__u32 zero = 0;
+	__u64 now, *strangers;
+	int taken;
+
+	if (!config || !parse(skb, config, FORWARD, &p) || contract_of(find_entry(config, &p, SERVER, p.destination)))
+		return 0;
+	now = bpf_ktime_get_coarse_ns();
+	neighbour = find_neighbour(&p);
+	key.number = neighbour ? neighbour->number : 0;
+	__builtin_memcpy(key.address, p.destination, 16);
+	asking = bpf_map_lookup_elem(&ngp_asked, &key);
+	if (asking && now - asking->since_ns < config->hold_window_ns) {
+		if (asking->packets >= config->hold_packets) {
+			count(HELD_BEFORE);
+			return 0;
+		}
+		__sync_fetch_and_add(&asking->packets, 1);
+		count(HELD);
+		return 1;
+	}
+	if (neighbour) {
+		taken = take_token(&neighbour->ready_ns, config->neighbour_interval_ns, config->neighbour_burst_ns, now);
+	} else {
+		strangers = bpf_map_lookup_elem(&ngp_strangers, &zero);
+		taken = strangers && take_token(strangers, config->stranger_interval_ns, config->stranger_burst_ns, now);
+	}
+	if (!taken) {
+		count(OVER_RATE);
+		return 0;
+	}
+	fresh.since_ns = now;
+	bpf_map_update_elem(&ngp_asked, &key, &fresh, BPF_ANY);
+	count(HELD);
+	return 1;
+}
+
+/* --- the interfaces --- */
+
+INLINE int is_link_local(const struct packet *p, const __u32 *address)
+{
+	return p->v6 && (address[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+/* What two routers say to each other is not forwarding: no server charges it, so no client counts it. */
+APART int is_between_routers(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+{
+	__be16 ports[2];
+
+	if (p->group || is_link_local(p, p->source) || is_link_local(p, p->destination))
+		return 1;
+	return p->protocol == IPPROTO_UDP && read_ports(skb, p, ports) && ports[1] == config->link_port;
+}
+
+INLINE int count_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+{
+	struct entry *entry = find_entry(config, p, CLIENT, p->destination);
+	struct contract *contract = contract_of(entry);
+
+	if ((entry && entry->slot == OWN) || is_between_routers(skb, config, p) || is_free(skb, config, p))
+		return PASS;
+	if (!contract)
+		return note_early(config, p);
+	charge(contract, entry->slot, p, TO, CLIENT);
+	return PASS;
+}
+
+INLINE int refuse_uncovered(void)
+{
+	count(UNCOVERED);
+	return SHOT;
+}
+
+/* No contract covers a forwarded packet on its way to a neighbour. */
+APART int decide_uncovered(const struct config *config, const struct packet *p, __u32 ingress_ifindex)
+{
+	__u32 *interface = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
+	struct neighbour *neighbour;
+
+	if (interface && (*interface & UPSTREAM))
+		return refuse_uncovered();
+	if (interface && (*interface & MESH))                     /* its sender paid at FORWARD, unless it is a return */
+		return passed_as_return(p, ingress_ifindex) ? refuse_uncovered() : PASS;
+	if (!(config->flags & BUYS))
+		return refuse_uncovered();
+	neighbour = find_neighbour(p);
+	return !neighbour || (neighbour->flags & SELLS_TO_US) ? PASS : refuse_uncovered();
+}
+
+SEC("tc")
+int ngp_tc_out(struct __sk_buff *skb)
+{
+	const struct config *config = settings();
+	__u32 ingress_ifindex = skb->ingress_ifindex;
+	struct contract *contract;
+	struct packet p = {};
+	struct entry *entry = 0;
+
+	if (!config || is_tagged(skb))
+		return PASS;
+	if (!ingress_ifindex && !(config->flags & BUYS))          /* our own */
+		return PASS;
+	if (!parse(skb, config, EGRESS, &p) || !wants_family(config, &p))
+		return PASS;
+	if (!ingress_ifindex)
+		return count_own(skb, config, &p);
+	if (p.group)
+		return config->flags & SELLS ? refuse_uncovered() : PASS;
+	if (is_free(skb, config, &p))
+		return PASS;
+	if (config->flags & SELLS) {
+		entry = find_entry(config, &p, SERVER, remote(&p));
+		contract = contract_of(entry);
+		if (contract)
+			return charge(contract, entry->slot, &p, FROM, SERVER) ? PASS : SHOT;
+	}
+	if (config->flags & BUYS) {
+		entry = find_entry(config, &p, CLIENT, p.destination);
+		contract = contract_of(entry);
+		if (contract) {
+			if ((config->flags & SELLS) && passed_as_return(&p, ingress_ifindex))
+				return refuse_uncovered();
+			charge(contract, entry->slot, &p, TO, CLIENT);
+			return PASS;
+		}
+	}
+	if ((config->flags & SELLS) && decide_uncovered(config, &p, ingress_ifindex) != PASS)
+		return SHOT;
+	return (config->flags & BUYS) && !(entry && entry->slot == OWN) ? note_early(config, &p) : PASS;
+}
+
+SEC("tc")
+int ngp_tc_in(struct __sk_buff *skb)
+{
+	const struct config *config = settings();
+	struct contract *contract;
+	struct packet p = {};
+	struct entry *entry;
+
+	if (!config || skb->pkt_type || is_tagged(skb))           /* only what is sent to us: PACKET_HOST is 0 */
+		return PASS;
+	if (!parse(skb, config, INGRESS, &p) || !wants_family(config, &p))
+		return PASS;
+	if (p.error) {                                            /* the neighbour's own errors were not charged */
+		entry = find_entry(config, &p, CLIENT, p.source);
+		if (entry && entry->slot == OWN)
+			return PASS;
+	}
+	entry = find_entry(config, &p, CLIENT, remote(&p));
+	contract = contract_of(entry);
+	if (contract && !is_between_routers(skb, config, &p) && !is_free(skb, config, &p))
+		charge(contract, entry->slot, &p, FROM, CLIENT);
+	return PASS;
+}
+
+char _license[] SEC("license") = "GPL";

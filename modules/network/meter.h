@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * The meter's tables, as the kernel's programs and layout.py both see them.
+ *
+ * Every word has one writer: user space writes what was granted, the kernel what was used. So neither ever has to
+ * read, change and write back what the other may be changing; a top-up is one aligned store of eight bytes into mapped
+ * memory and can't lose a packet's bytes. Whoever changes a struct here raises LAYOUT: a daemon adopts running tables
+ * only when the number fits.
+ */
+#ifndef NGP_METER_H
+#define NGP_METER_H
+
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define LAYOUT 2
+
+/* config.flags */
+#define SELLS (1 << 0)
+#define BUYS (1 << 1)
+#define IPV4 (1 << 2)
+#define IPV6 (1 << 3)
+#define FREE4 (1 << 4)
+#define FREE6 (1 << 5)
+#define LAYER3 (1 << 6)                                       /* some mesh interface has no link addresses */
+#define PREFIXES(role, v6) (1 << (8 + 2 * (role) + (v6)))     /* any contract for more than a host, by role and family */
+
+enum role { SERVER, CLIENT };
+
+/* contract.tag: flags below, 24 bits of generation, the neighbour's number above */
+#define VALID 1
+#define BLOCKED 2
+#define GENERATION(tag) ((__u32)(tag) >> 8)
+#define NEIGHBOUR(tag) ((__u32)((tag) >> 32))
+
+/* interfaces: class and kind */
+#define MESH 1
+#define UPSTREAM 2
+#define LINK_ADDRESSES 4                                      /* 8 is user space's: it made the clsact qdisc */
+
+#define SELLS_TO_US 2                                         /* neighbour.flags; 1: buys from us */
+
+enum hint_kind { LOW = 1, DEPLETED = 2 };
+enum counter {
+	REFUSED_DEPLETED, REFUSED_EXPIRED, REFUSED_BLOCKED, UNCOVERED, HELD, HELD_BEFORE, OVER_RATE, CONTENDED, HINTS_LOST,
+	COUNTERS
+};
+
+struct config {
+	__u64 flags;
+	__u32 layout;
+	__be16 link_port;
+	__u16 unused;
+	__u64 stranger_interval_ns, stranger_burst_ns;
+	__u64 neighbour_interval_ns, neighbour_burst_ns;
+	__u64 hold_window_ns;                                     /* of one destination: so long, so many */
+	__u64 hold_packets;
+};
+
+/* One cache line: all that a packet needs once its contract is found. */
+struct contract {
+	__u64 granted, expires_ns, low_water, tag;                /* user space writes */
+	__u64 used, used_to, refused, depleted;                   /* the kernel writes; used counts both directions */
+};
+
+/* User space only: what a daemon needs to adopt the contract (layout.py knows the fields). */
+struct label {
+	__u64 word[8];
+};
+
+/* A neighbour on its link; the MAC is zero where the interface has none. With a role it begins a destination's key:
+ * looking the pair up at once saves the packet a search for its neighbour. */
+struct link {
+	__u32 ifindex;
+	__u16 mac[3];
+	__u16 role;
+};
+struct neighbour {
+	__u32 number, flags;
+	__u64 ready_ns;                                           /* token bucket (GCRA): theoretical arrival time */
+};
+struct host4 { struct link link; __u32 address[1]; };
+struct host6 { struct link link; __u32 address[4]; };
+struct prefix4 { __u32 bits, who, address[1]; };              /* who: number | role << 31, all of it in the prefix */
+struct prefix6 { __u32 bits, who, address[4]; };
+struct entry { __u32 slot, generation; };
+#define OWN 0xffffffff                                        /* entry.slot: the neighbour's own address */
+
+struct free4 { __u32 bits, address[1]; };
+struct free6 { __u32 bits, address[4]; };
+#define SERVICES 8
+struct service { __be16 port; __u16 protocol; };              /* port 0: any; protocol 0: any transport with ports */
+struct free_rule {
+	__u32 all, services;
+	struct service service[SERVICES];
+};
+
+struct asked { __u32 number, address[4]; };
+struct asking { __u64 since_ns, packets; };
+struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: since since_ns, the last window's start */
+struct passage { __u32 ifindex, source[4], destination[4]; };
+struct hint { __u32 kind, slot; __u64 tag; };
+
+#define TABLE(name, kind, key_type, value_type, entries, flags_) \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_##kind); __type(key, key_type); __type(value, value_type); \
+		__uint(max_entries, entries); __uint(map_flags, flags_); \
+	} name SEC(".maps")
+
+/* The sizes of contracts, labels, hosts and prefixes are set by the loader, from CONTRACTS_MAX. */
+TABLE(ngp_config, ARRAY, __u32, struct config, 1, BPF_F_MMAPABLE);
+TABLE(ngp_contracts, ARRAY, __u32, struct contract, 1, BPF_F_MMAPABLE);
+TABLE(ngp_labels, ARRAY, __u32, struct label, 1, BPF_F_MMAPABLE);
+TABLE(ngp_hosts4, HASH, struct host4, struct entry, 1, BPF_F_NO_PREALLOC);
+TABLE(ngp_hosts6, HASH, struct host6, struct entry, 1, BPF_F_NO_PREALLOC);
+TABLE(ngp_prefixes4, LPM_TRIE, struct prefix4, struct entry, 1, BPF_F_NO_PREALLOC);
+TABLE(ngp_prefixes6, LPM_TRIE, struct prefix6, struct entry, 1, BPF_F_NO_PREALLOC);
+TABLE(ngp_neighbours, HASH, struct link, struct neighbour, 65536, BPF_F_NO_PREALLOC);
+TABLE(ngp_interfaces, HASH, __u32, __u32, 4096, BPF_F_NO_PREALLOC);
+TABLE(ngp_free4, LPM_TRIE, struct free4, struct free_rule, 65536, BPF_F_NO_PREALLOC);
+TABLE(ngp_free6, LPM_TRIE, struct free6, struct free_rule, 65536, BPF_F_NO_PREALLOC);
+TABLE(ngp_asked, LRU_HASH, struct asked, struct asking, 16384, 0);
+TABLE(ngp_early, LRU_HASH, struct asked, struct early, 4096, 0);
+TABLE(ngp_strangers, ARRAY, __u32, __u64, 1, 0);
+TABLE(ngp_returning, PERCPU_ARRAY, __u32, struct passage, 1, 0);
+TABLE(ngp_counters, PERCPU_ARRAY, __u32, __u64, COUNTERS, 0);
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} ngp_hints SEC(".maps");
+
+#define INLINE static __always_inline
+#define APART static __noinline                               /* rare: kept out of the way of the common packet */
+#define ONCE(word) (*(volatile __u64 *)&(word))
+
+INLINE void count(__u32 which)
+{
+	__u64 *counter = bpf_map_lookup_elem(&ngp_counters, &which);
+
+	if (counter)
+		++*counter;
+}
+
+#endif

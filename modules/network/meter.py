@@ -1,0 +1,225 @@
+"""The loaded meter: its programs and tables, and what they are told about interfaces, free traffic and rates.
+
+`widen`, `hook` and `narrow` are the three steps of a change, in the order that never leaves a packet unmetered: first
+the kernel learns what is new, then programs are attached (and the gate is changed, which isn't done here), then what is
+no longer wanted goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ngp.core.messages import Role
+from ngp.errors import ConfigError, KernelError
+from ngp.modules.network import bpf, hooks, layout
+from ngp.modules.network.bpf import Programs, Table
+from ngp.modules.network.contracts import ContractTable
+from ngp.modules.network.hooks import Direction
+from ngp.modules.network.host import Host
+from ngp.modules.network.neighbours import NeighbourTable
+from ngp.ports import DesiredNetwork
+
+HOLD_WINDOW_NS = 1_000_000_000
+HOLD_PACKETS = 8
+_HOSTS_SPARE = 1024
+GATE_PROGRAMS = ("xt_paid", "xt_paid_strict", "xt_unknown")
+
+
+class Meter:
+    """Programs and tables in the kernel, new or adopted.
+
+    Args:
+        adopted: tables of a running meter to go on with, or none; closed here.
+        folder: mounted BPF file system for the pins.
+        index_of: an interface's index by name, or None when it doesn't exist.
+    Raises: KernelError.
+    """
+
+    def __init__(
+        self,
+        adopted: dict[str, Table],
+        desired: DesiredNetwork,
+        folder: Path,
+        index_of: Callable[[str], int | None],
+    ) -> None:
+        self.desired = desired
+        self._index_of = index_of
+        sizes = {} if adopted else _sizes(desired.contracts_max)
+        self.programs = Programs(bpf.object_path(), sizes, adopted)
+        self.tables = {name: self.programs.table(name) for name in layout.TABLES}
+        for table in adopted.values():
+            table.close()
+        self._config = self.tables[layout.CONFIG].map_memory()
+        self._flags = memoryview(self._config).cast("Q")
+        self._write_config(desired)
+        self._bind_and_pin(folder)
+        self.neighbours = NeighbourTable(self.tables, index_of)
+        self.contracts = ContractTable(
+            self.tables, self.neighbours.link_of, self.neighbours.is_own, self._show_prefixes
+        )
+
+    def use_tcx(self, wanted: bool | None) -> bool:
+        """Say which hook is in use."""
+        return hooks.has_tcx() if wanted is None else wanted
+
+    def widen(self, desired: DesiredNetwork, host: Host) -> None:
+        """Tell the kernel what is new, before anything asks it."""
+        try:
+            free = layout.free_tables(desired.free)
+        except ValueError as error:
+            raise ConfigError(f"FREE_DESTINATIONS: {error}") from error
+        known = read_interfaces(self.tables)
+        layer3 = False
+        for name in (*desired.upstream_interfaces, *desired.mesh_interfaces):
+            index = self._require_index(name)
+            flags = layout.MESH if name in desired.mesh_interfaces else layout.UPSTREAM
+            flags |= layout.LINK_ADDRESSES if host.has_link_addresses(name) else 0
+            layer3 |= name in desired.mesh_interfaces and not flags & layout.LINK_ADDRESSES
+            self._set_interface(index, flags | known.get(index, 0) & layout.MADE_CLSACT)
+        for version, entries in free.items():
+            self.tables[layout.FREE[version]].set_many(list(entries), list(entries.values()))
+        self._write_config(desired)
+        self._flags[0] |= _config_flags(desired, layer3)
+        self.neighbours.follow(self.contracts)
+
+    def hook(self, desired: DesiredNetwork, use_tcx: bool | None) -> None:
+        """Attach to the mesh interfaces."""
+        tcx = self.use_tcx(use_tcx)
+        wanted = [Direction.OUT, Direction.IN] if desired.buys else [Direction.OUT]
+        for name in desired.mesh_interfaces:
+            index = self._require_index(name)
+            for direction in wanted:
+                if hooks.attach(index, direction, self.programs.program(direction.program), tcx):
+                    flags = read_interfaces(self.tables)[index] | layout.MADE_CLSACT
+                    self._set_interface(index, flags)
+
+    def narrow(self, desired: DesiredNetwork) -> None:
+        """Take away what is no longer wanted."""
+        self.desired = desired
+        mesh = {self._index_of(name) for name in desired.mesh_interfaces}
+        kept = mesh | {self._index_of(name) for name in desired.upstream_interfaces}
+        existing = {index for index, _ in socket.if_nameindex()}
+        for index, flags in read_interfaces(self.tables).items():
+            if index in existing and index not in mesh:
+                hooks.detach(index, Direction.OUT)
+            if index in existing and not (index in mesh and desired.buys):
+                hooks.detach(index, Direction.IN)
+            if index in existing and index not in mesh and flags & layout.MADE_CLSACT:
+                hooks.remove_clsact(index)
+            if index not in kept:
+                self.tables[layout.INTERFACES].delete(struct.pack("=I", index))
+        for version, entries in layout.free_tables(desired.free).items():
+            table = self.tables[layout.FREE[version]]
+            for key in table.all_keys():
+                if key not in entries:
+                    table.delete(key)
+        interfaces = read_interfaces(self.tables)
+        layer3 = any(not interfaces.get(index or 0, 0) & layout.LINK_ADDRESSES for index in mesh)
+        prefixes = self._flags[0] & ~0xFF
+        self._flags[0] = prefixes | _config_flags(desired, layer3)
+
+    def close(self) -> None:
+        """Let go of memory and descriptors."""
+        self.contracts.close()
+        self._flags.release()
+        self._config.close()
+        for table in self.tables.values():
+            table.close()
+        self.programs.close()
+
+    def _show_prefixes(self, role: Role, version: int, any_left: bool) -> None:
+        flag = layout.prefixes_flag(role, version)
+        self._flags[0] = self._flags[0] | flag if any_left else self._flags[0] & ~flag
+
+    def _require_index(self, name: str) -> int:
+        index = self._index_of(name)
+        if index is None:
+            raise KernelError(
+                f"interface {name} doesn't exist; correct MESH_INTERFACES: ip -brief link shows those there are"
+            )
+        return index
+
+    def _set_interface(self, index: int, flags: int) -> None:
+        self.tables[layout.INTERFACES].set(struct.pack("=I", index), struct.pack("=I", flags))
+
+    def _write_config(self, desired: DesiredNetwork) -> None:
+        stranger_ns, neighbour_ns = (10**9 // max(1, each) for each in (desired.stranger_rate, desired.neighbour_rate))
+        tail = layout.CONFIG_TAIL.pack(
+            layout.LAYOUT,
+            socket.htons(desired.link_udp_port),
+            0,
+            stranger_ns,
+            stranger_ns * desired.stranger_burst,
+            neighbour_ns,
+            neighbour_ns * desired.neighbour_burst,
+            HOLD_WINDOW_NS,
+            HOLD_PACKETS,
+        )
+        self._config[8 : 8 + len(tail)] = tail
+
+    def _bind_and_pin(self, folder: Path) -> None:
+        """Tie all tables to the egress program, so that who finds it on an interface finds them; then pin."""
+        program = self.programs.program(hooks.OUT_PROGRAM)
+        for name, table in self.tables.items():
+            result = bpf.library().bpf_prog_bind_map(program, table.descriptor, None)
+            bpf.require(result, f"binding the table {name}")
+            bpf.pin(table.descriptor, folder / name)
+        for name in GATE_PROGRAMS:
+            bpf.pin(self.programs.program(name), folder / name)
+
+
+def _sizes(contracts_max: int) -> dict[str, int]:
+    """Return the entries of those tables that grow with CONTRACTS_MAX; hosts also hold neighbours' own addresses."""
+    hosts = 1 << (contracts_max + _HOSTS_SPARE - 1).bit_length()
+    return {
+        **dict.fromkeys((layout.CONTRACTS, layout.LABELS, *layout.PREFIXES.values()), contracts_max),
+        **dict.fromkeys(layout.HOSTS.values(), hosts),
+    }
+
+
+def _config_flags(desired: DesiredNetwork, layer3: bool) -> int:
+    flags = layout.SELLS * desired.sells | layout.BUYS * desired.buys | layout.LAYER3 * layer3
+    for version in desired.families:
+        flags |= layout.FAMILY[version]
+        flags |= layout.FREE_FLAG[version] * any(rule.prefix.version == version for rule in desired.free)
+    return flags
+
+
+@contextlib.contextmanager
+def _config_words(tables: dict[str, Table]) -> Iterator[memoryview]:
+    memory = tables[layout.CONFIG].map_memory()
+    words = memoryview(memory).cast("Q")
+    try:
+        yield words
+    finally:
+        words.release()
+        memory.close()
+
+
+def require_layout(tables: dict[str, Table]) -> None:
+    """Refuse to adopt tables that another version of the meter made."""
+    missing = [name for name in layout.TABLES if name not in tables]
+    if not missing:
+        with _config_words(tables) as words:
+            found = words[1] & 0xFFFFFFFF if struct.pack("=H", 1)[0] else words[1] >> 32
+        if found == layout.LAYOUT:
+            return
+    raise KernelError("the meter that is running was made by another version of ngp; end it with: ngp stop")
+
+
+def read_families(tables: dict[str, Table]) -> frozenset[int]:
+    if layout.CONFIG not in tables:
+        return frozenset({4, 6})
+    with _config_words(tables) as words:
+        return frozenset(version for version, flag in layout.FAMILY.items() if words[0] & flag)
+
+
+def read_interfaces(tables: dict[str, Table]) -> dict[int, int]:
+    if layout.INTERFACES not in tables:
+        return {}
+    items = tables[layout.INTERFACES].items()
+    return {struct.unpack("=I", key)[0]: struct.unpack("=I", value)[0] for key, value in items}

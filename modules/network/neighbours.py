@@ -1,0 +1,131 @@
+"""Neighbours in the kernel's tables: which link is whose, and which addresses are a server's own.
+
+The kernel knows a link by its interface's index; an interface that is made again gets another one, so `follow` looks
+after every change and moves the contracts along. A neighbour's own addresses stand in the destination table itself, as
+entries that lead to no contract: a packet to them finds that out with the look-up that it needs anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from ngp.core.messages import Address, Role
+from ngp.modules.network import layout
+from ngp.modules.network.bpf import Table
+from ngp.modules.network.contracts import ContractTable
+from ngp.ports import KernelNeighbour
+
+
+class NeighbourTable:
+    """Keeps the kernel's neighbours as the daemon names them.
+
+    Args:
+        tables: the meter's, by name.
+        index_of: an interface's index by name, or None when it doesn't exist.
+    """
+
+    def __init__(self, tables: dict[str, Table], index_of: Callable[[str], int | None]) -> None:
+        self._tables, self._index_of = tables, index_of
+        self._links: dict[int, bytes] = {}
+        self._numbers: dict[bytes, int] = {}
+        self._known: dict[int, KernelNeighbour] = {}
+        self._own: dict[int, frozenset[bytes]] = {}
+        for key, value in tables[layout.NEIGHBOURS].items():
+            number, link = layout.NEIGHBOUR.unpack(value)[0], key[:10]
+            self._links[number], self._numbers[link] = link, number
+        self._adopt_own()
+
+    def link_of(self, number: int) -> bytes | None:
+        """Return a neighbour's link key, or None."""
+        return self._links.get(number)
+
+    def is_own(self, number: int, address: bytes) -> bool:
+        """Say whether an address is that neighbour's own."""
+        return address in self._own.get(number, ())
+
+    def set(self, neighbours: Sequence[KernelNeighbour], contracts: ContractTable) -> None:
+        """Add or change neighbours; those that are as they were cost nothing. Raises KernelError."""
+        for neighbour in neighbours:
+            number = neighbour.neighbour
+            index = self._index_of(neighbour.interface)
+            link = layout.link_key(index, neighbour.link_address) if index is not None else None
+            if self._known.get(number) == neighbour and self._links.get(number) == link:
+                continue
+            self._known[number] = neighbour
+            if link is None:
+                continue  # the interface is gone; `follow` comes back to it
+            self._set_link(number, link, contracts)
+            flags = layout.BUYS_FROM_US * neighbour.buys_from_us | layout.SELLS_TO_US * neighbour.sells_to_us
+            value = layout.NEIGHBOUR.pack(number, flags, 0)
+            self._tables[layout.NEIGHBOURS].set(layout.neighbour_key(link), value)
+            self._set_own(number, neighbour.local_addresses if neighbour.sells_to_us else (), contracts)
+
+    def follow(self, contracts: ContractTable) -> None:
+        """Look whether interfaces got another index."""
+        self.set(list(self._known.values()), contracts)
+
+    def forget(self, numbers: Iterable[int], contracts: ContractTable) -> None:
+        """Remove neighbours. Their contracts should be revoked before: without a link they cover nothing."""
+        for number in numbers:
+            self._set_own(number, (), contracts)
+            link = self._links.pop(number, None)
+            self._known.pop(number, None)
+            self._own.pop(number, None)
+            if link is not None and self._numbers.get(link) == number:
+                del self._numbers[link]
+                self._tables[layout.NEIGHBOURS].delete(layout.neighbour_key(link))
+
+    def _set_link(self, number: int, link: bytes, contracts: ContractTable) -> None:
+        old = self._links.get(number)
+        other = self._numbers.get(link)
+        if old == link and other == number:
+            return
+        own = self._own.get(number, frozenset())
+        if old is not None and old != link:
+            self._delete_own(old, own)
+            self._own[number] = frozenset()
+
+        def change() -> None:
+            self._links[number], self._numbers[link] = link, number
+
+        contracts.move(contracts.of_neighbour(number), number, change)
+        if other is not None and other != number:  # the daemon numbers this link anew
+            contracts.move(contracts.of_neighbour(other), number, lambda: None)
+            self._own[number] = self._own.pop(other, frozenset())
+            self._links.pop(other, None)
+            self._known.pop(other, None)
+        if old is not None and old != link and self._numbers.get(old) == number:
+            del self._numbers[old]
+            self._tables[layout.NEIGHBOURS].delete(layout.neighbour_key(old))
+
+    def _set_own(self, number: int, addresses: Iterable[Address], contracts: ContractTable) -> None:
+        link = self._links.get(number)
+        if link is None:
+            return
+        wanted, had = frozenset(address.packed for address in addresses), self._own.get(number, frozenset())
+        if wanted == had:
+            return
+        self._own[number] = wanted
+        for address in wanted - had:
+            self._tables[_hosts(address)].set(layout.host_key(link, Role.CLIENT, address), layout.OWN_ENTRY)
+        self._delete_own(link, had - wanted)
+        if had - wanted:
+            contracts.move(contracts.of_neighbour(number), number, lambda: None)  # a contract may have stood behind it
+
+    def _delete_own(self, link: bytes, addresses: Iterable[bytes]) -> None:
+        for address in addresses:
+            self._tables[_hosts(address)].delete(layout.host_key(link, Role.CLIENT, address))
+
+    def _adopt_own(self) -> None:
+        """Read the own addresses of adopted neighbours back."""
+        found: dict[int, set[bytes]] = {}
+        for name in layout.HOSTS.values():
+            for key, value in self._tables[name].items():
+                number = self._numbers.get(key[:10])
+                if value == layout.OWN_ENTRY and number is not None:
+                    found.setdefault(number, set()).add(key[12:])
+        self._own = {number: frozenset(addresses) for number, addresses in found.items()}
+
+
+def _hosts(address: bytes) -> str:
+    return layout.HOSTS[4 if len(address) == 4 else 6]

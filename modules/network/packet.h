@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * What a packet says about itself: link, addresses, bytes on the wire, and, when somebody asks, its transport and the
+ * packet that an ICMP error quotes.
+ *
+ * Bytes are L3 bytes as the wire has them. A superpacket (GSO, GRO) is counted as the segments it stands for: each
+ * further one repeats the headers. In FORWARD the kernel has trimmed the packet to its IP length; at a network card's
+ * door a short frame still carries Ethernet's padding, which isn't the neighbour's.
+ */
+#ifndef NGP_PACKET_H
+#define NGP_PACKET_H
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include "meter.h"
+
+enum hook { FORWARD, EGRESS, INGRESS };
+
+struct ipv4 {
+	__u8 version_words, tos;
+	__be16 bytes, id, fragment;
+	__u8 ttl, protocol;
+	__be16 checksum;
+	__u32 source, destination;
+};
+struct ipv6 {
+	__u32 flow;
+	__be16 payload_bytes;
+	__u8 next, hops;
+	__u32 source[4], destination[4];
+};
+struct frame {
+	__u16 unused;                                             /* puts the IP header on a boundary of four bytes */
+	__u16 to[3], from[3];
+	__be16 type;
+	union { struct ipv4 v4; struct ipv6 v6; } ip;
+};
+
+struct packet {
+	struct link link;                                         /* the neighbour at the other end of this hop */
+	__u32 source[4], destination[4];                          /* IPv4: the first word */
+	__u32 bytes;
+	__u32 base, transport;                                    /* of the IP header; of the transport, behind that one */
+	__u8 v6, protocol;                                        /* 255: a later fragment, nothing to be read there */
+	__u8 error;                                               /* an ICMP error; `quoted` holds what it is about */
+	__u8 group;                                               /* sent to a group of the link, not to a neighbour */
+	__u32 quoted[4];
+	__be16 quoted_port;
+	__u8 quoted_protocol;
+};
+
+#define LATER_FRAGMENT 255
+
+INLINE int is_extension(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_FRAGMENT || next == IPPROTO_DSTOPTS;
+}
+
+/* Follow the extension headers of IPv6, a few of them: behind more than that we see no ports and no ICMP error. */
+APART int skip_extensions(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 at = p->transport;
+	__u8 next = p->protocol;
+
+	for (int i = 0; i < 6; i++) {
+		struct { __u8 next, words; __be16 fragment; } h;
+
+		if (!is_extension(next))
+			break;
+		if (bpf_skb_load_bytes(skb, p->base + at, &h, sizeof(h)))
+			break;
+		if (next == IPPROTO_FRAGMENT) {
+			if (h.fragment & bpf_htons(0xfff8)) {
+				next = LATER_FRAGMENT;
+				break;
+			}
+			at += 8;
+		} else {
+			at += (h.words + 1) * 8;
+		}
+		next = h.next;
+	}
+	p->transport = at;
+	p->protocol = next;
+	return 0;
+}
+
+/* Unreachable, too big, time exceeded come from routers on the way: they belong to the packet that they quote. */
+APART int read_error(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 at = p->base + p->transport;
+	__u8 type;
+
+	if (bpf_skb_load_bytes(skb, at, &type, 1))
+		return 0;
+	at += 8;
+	if (p->v6) {
+		struct ipv6 ip;
+
+		if (type < 1 || type > 4 || bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+			return 0;
+		__builtin_memcpy(p->quoted, ip.destination, 16);
+		p->quoted_protocol = ip.next;
+		at += sizeof(ip);
+	} else {
+		struct ipv4 ip;
+
+		if ((type != 3 && type != 4 && type != 5 && type != 11 && type != 12) ||
+		    bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+			return 0;
+		p->quoted[0] = ip.destination;
+		p->quoted_protocol = ip.protocol;
+		at += (ip.version_words & 15) * 4;
+	}
+	p->error = 1;
+	if (bpf_skb_load_bytes(skb, at + 2, &p->quoted_port, 2))
+		p->quoted_port = 0;
+	return 0;
+}
+
+APART __u32 segmented_bytes(struct __sk_buff *skb, const struct packet *p, __u32 bytes)
+{
+	__u32 headers = p->transport, segments = skb->gso_segs, size = skb->gso_size;
+	__u8 offset = 0x50;
+
+	if (p->protocol == IPPROTO_UDP) {
+		headers += 8;
+	} else if (p->protocol == IPPROTO_TCP) {
+		bpf_skb_load_bytes(skb, p->base + p->transport + 12, &offset, 1);
+		headers += (offset >> 4) * 4;
+	}
+	if (!segments && size && bytes > headers)                 /* not counted yet when it comes from a tun or a guest */
+		segments = (bytes - headers + size - 1) / size;
+	return segments > 1 ? bytes + (segments - 1) * headers : bytes;
+}
+
+/* Frames of a VLAN interface pass its parent's hooks with their tag beside them; they are that interface's. */
+INLINE int is_tagged(struct __sk_buff *skb)
+{
+	return skb->vlan_present && (skb->vlan_tci & 0xfff);
+}
+
+INLINE int has_link_addresses(const struct config *config, __u32 ifindex)
+{
+	__u32 *interface;
+
+	if (!(config->flags & LAYER3))
+		return 1;
+	interface = bpf_map_lookup_elem(&ngp_interfaces, &ifindex);
+	return interface && (*interface & LINK_ADDRESSES);
+}
+
+/* At a card's door the headers may be read in place, which spares a call; 0: they aren't all there in one piece. */
+INLINE int read_in_place(struct __sk_buff *skb, int v6, struct frame *f)
+{
+	const void *data = (const void *)(long)skb->data, *end = (const void *)(long)skb->data_end;
+	const __u16 *link = data;
+
+	if (data + ETH_HLEN + (v6 ? 40 : 20) > end)
+		return 0;
+	for (int i = 0; i < 3; i++) {
+		f->to[i] = link[i];
+		f->from[i] = link[3 + i];
+	}
+	f->type = link[6];
+	if (v6)
+		f->ip.v6 = *(const struct ipv6 *)(data + ETH_HLEN);
+	else
+		f->ip.v4 = *(const struct ipv4 *)(data + ETH_HLEN);
+	return 1;
+}
+
+/* Read link and IP headers; 0: not IP, or nothing that a router would forward. */
+INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook hook, struct packet *p)
+{
+	__u32 link_bytes = has_link_addresses(config, skb->ifindex) ? ETH_HLEN : 0, bytes, said;
+	__be16 type = skb->protocol;
+	struct frame f;
+	long failed;
+
+	p->v6 = type == bpf_htons(ETH_P_IPV6);
+	if (!p->v6 && type != bpf_htons(ETH_P_IP))
+		return 0;
+	p->base = hook == FORWARD ? 0 : link_bytes;
+	p->link.ifindex = skb->ifindex;
+	if (link_bytes) {
+		/* one read for both headers, since each costs a call */
+		if (hook == FORWARD)
+			failed = p->v6 ? bpf_skb_load_bytes_relative(skb, 0, f.to, ETH_HLEN + 40, BPF_HDR_START_MAC)
+				       : bpf_skb_load_bytes_relative(skb, 0, f.to, ETH_HLEN + 20, BPF_HDR_START_MAC);
+		else if (read_in_place(skb, p->v6, &f))
+			failed = 0;
+		else
+			failed = p->v6 ? bpf_skb_load_bytes(skb, 0, f.to, ETH_HLEN + 40)
+				       : bpf_skb_load_bytes(skb, 0, f.to, ETH_HLEN + 20);
+		if (failed)
+			return 0;
+		__builtin_memcpy(p->link.mac, hook == EGRESS ? f.to : f.from, 6);
+		p->group = ((__u8 *)f.to)[0] & 1;
+	}
+	if (!link_bytes || f.type != type) {                      /* something stands between the two headers */
+		failed = p->v6 ? bpf_skb_load_bytes_relative(skb, 0, &f.ip, 40, BPF_HDR_START_NET)
+			       : bpf_skb_load_bytes_relative(skb, 0, &f.ip, 20, BPF_HDR_START_NET);
+		if (failed)
+			return 0;
+	}
+	if (p->v6) {
+		said = bpf_ntohs(f.ip.v6.payload_bytes);
+		said = said ? said + 40 : 0;
+		__builtin_memcpy(p->source, f.ip.v6.source, 16);
+		__builtin_memcpy(p->destination, f.ip.v6.destination, 16);
+		p->protocol = f.ip.v6.next;
+		p->transport = 40;
+		if (is_extension(p->protocol))
+			skip_extensions(skb, p);
+	} else {
+		said = bpf_ntohs(f.ip.v4.bytes);
+		p->source[0] = f.ip.v4.source;
+		p->destination[0] = f.ip.v4.destination;
+		p->protocol = f.ip.v4.fragment & bpf_htons(0x1fff) ? LATER_FRAGMENT : f.ip.v4.protocol;
+		p->transport = (f.ip.v4.version_words & 15) * 4;
+	}
+	if (p->protocol == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+		read_error(skb, p);
+	bytes = skb->len - p->base;
+	if (skb->gso_size)
+		bytes = segmented_bytes(skb, p, bytes);
+	else if (hook != FORWARD && said && said < bytes)
+		bytes = said;
+	p->bytes = bytes;
+	return 1;
+}
+
+/* Whose contract covers a packet that comes from a destination: the remote end's, also when a router on the way speaks. */
+INLINE const __u32 *remote(const struct packet *p)
+{
+	return p->error ? p->quoted : p->source;
+}
+
+APART int read_ports(struct __sk_buff *skb, const struct packet *p, __be16 *ports)
+{
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP && p->protocol != IPPROTO_SCTP &&
+	    p->protocol != IPPROTO_UDPLITE && p->protocol != IPPROTO_DCCP)
+		return 0;
+	return !bpf_skb_load_bytes(skb, p->base + p->transport, ports, 4);
+}
+
+#endif

@@ -1,0 +1,265 @@
+"""Held packets: the first packets to a destination wait here, in the kernel, while the daemon negotiates.
+
+A packet is held by not giving its verdict. Nothing that a stranger sends may grow without bound or take the loop's
+time: the table of held packets is bounded in total and for each neighbour (else one flooding neighbour would hold every
+place), each wake-up reads a limited burst, and addresses are read with struct, since a general parser would be some
+twenty times slower. Released means REPEAT: the packet meets the gate again and is charged like any other; a plain
+accept would be a free packet. Nothing is passed when nobody decides: the rule has no bypass, the queue no fail-open,
+and when the process dies the kernel drops what was held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import netfilterqueue
+
+from ngp.core.messages import Address
+from ngp.errors import KernelError
+from ngp.modules.network.icmp import Prohibiter
+from ngp.ports import HeldPacket, Verdict
+
+HELD_MAX = 4096
+HELD_PER_NEIGHBOUR_MAX = 512
+_BURST_PACKETS = 64
+_COPY_BYTES = 1280  # what the longest ICMP answer quotes, and more than any header
+_KERNEL_QUEUE_MAX = HELD_MAX + 1024  # room for a burst on top of what waits for a verdict
+_SOCKET_BUFFER_BYTES = 4 << 20
+_NAMES_MAX_AGE_S = 1.0
+
+
+@dataclass(slots=True)
+class _Held:
+    packet: netfilterqueue.Packet
+    neighbour: tuple[str, bytes]
+    payload: bytes
+    since_s: float
+
+
+class _BurstSocket(socket.socket):
+    """The queue's socket as `run_socket` wants it, saying "nothing left" after a burst.
+
+    NetfilterQueue's own `run(block=False)` reads until the socket is empty; under a flood that is never.
+    """
+
+    left = 0
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """Receive one message without waiting; BlockingIOError when the burst is used up."""
+        if self.left <= 0:
+            raise BlockingIOError(errno.EAGAIN, "burst used up")
+        self.left -= 1
+        return super().recv(bufsize, flags | socket.MSG_DONTWAIT)
+
+
+def parse_addresses(payload: bytes) -> tuple[Address, Address, int] | None:
+    """Read source, destination and length of an IP packet. Pure; takes hostile bytes.
+
+    Args: payload: from the IP header on; may be cut short behind it.
+    Returns: None when it isn't a sound IPv4 or IPv6 header.
+    """
+    version = payload[0] >> 4 if payload else 0
+    if version == 4 and len(payload) >= 20:
+        header_bytes, length_bytes = (payload[0] & 15) * 4, int.from_bytes(payload[2:4], "big")
+        if header_bytes < 20 or length_bytes < header_bytes:
+            return None
+        return IPv4Address(payload[12:16]), IPv4Address(payload[16:20]), length_bytes
+    if version == 6 and len(payload) >= 40:
+        length_bytes = 40 + int.from_bytes(payload[4:6], "big")
+        return IPv6Address(payload[8:24]), IPv6Address(payload[24:40]), length_bytes
+    return None
+
+
+class HeldQueue:
+    """Receives the gate's unknown packets and keeps them until their verdict.
+
+    Args:
+        number: NFQUEUE number.
+        on_held: called in the loop once for every packet that is held; may decide at once.
+        has_link_addresses: says whether neighbours on an interface have a MAC.
+        held_max, per_neighbour_max: packets kept in all, and for one (interface, link address); beyond: dropped.
+        monotonic_s: the clock.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        on_held: Callable[[HeldPacket], None],
+        has_link_addresses: Callable[[str], bool],
+        held_max: int = HELD_MAX,
+        per_neighbour_max: int = HELD_PER_NEIGHBOUR_MAX,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._number, self._on_held, self._has_link_addresses = number, on_held, has_link_addresses
+        self._held_max, self._per_neighbour_max, self._now_s = held_max, per_neighbour_max, monotonic_s
+        self._held: dict[int, _Held] = {}
+        self._held_by: Counter[tuple[str, bytes]] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._next_handle = 1
+        self._arrived: list[HeldPacket] = []
+        self._names: dict[int, str] = {}
+        self._names_at_s = 0.0
+        self._prohibiter = Prohibiter(monotonic_s)
+        self._queue: netfilterqueue.NetfilterQueue | None = None
+        self._socket: _BurstSocket | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Bind the queue and receive in the loop, whose thread is the one that must call `close`.
+
+        Raises: KernelError when the number is taken or rights are missing.
+        """
+        queue = netfilterqueue.NetfilterQueue()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # a smaller socket buffer only loses packets earlier
+                queue.bind(
+                    self._number,
+                    self._receive,
+                    max_len=_KERNEL_QUEUE_MAX,
+                    range=_COPY_BYTES,
+                    sock_len=_SOCKET_BUFFER_BYTES,
+                )
+        except OSError as error:
+            raise self._bind_error(error) from error
+        self._queue, self._loop = queue, loop
+        self._socket = _BurstSocket(fileno=os.dup(queue.get_fd()))
+        loop.add_reader(self._socket.fileno(), self._read)
+
+    def verdict(self, handle: int, verdict: Verdict) -> None:
+        """Decide about a held packet; a handle already decided is passed over."""
+        held = self._held.pop(handle, None)
+        if held is None:
+            return
+        self._held_by[held.neighbour] -= 1
+        if self._held_by[held.neighbour] <= 0:
+            del self._held_by[held.neighbour]
+        if verdict is Verdict.REPEAT:
+            held.packet.repeat()
+            self._counts["released"] += 1
+            return
+        held.packet.drop()
+        self._counts["dropped"] += 1
+        if verdict is Verdict.PROHIBIT and self._prohibiter.tell(held.payload):
+            self._counts["prohibited"] += 1
+
+    def expire(self, max_age_s: float) -> list[int]:
+        """Drop what has been held longer than max_age_s; return the handles."""
+        limit_s = self._now_s() - max_age_s
+        old = []
+        for handle, held in self._held.items():  # in order of arrival
+            if held.since_s > limit_s:
+                break
+            old.append(handle)
+        for handle in old:
+            self.verdict(handle, Verdict.DROP)
+        return old
+
+    def counters(self) -> dict[str, int]:
+        """Count packets.
+
+        Returns: held (now), released, dropped, prohibited (told by ICMP), malformed, over_limit (dropped at a bound of
+            the table; both part of dropped), queue_overflow (the kernel's: its queue or our socket was full).
+        """
+        names = ("released", "dropped", "prohibited", "malformed", "over_limit")
+        return {
+            "held": len(self._held),
+            **{name: self._counts[name] for name in names},
+            "queue_overflow": self._overflow(),
+        }
+
+    def close(self) -> None:
+        """Drop what is held and let go of the queue; safe to call twice. Call it in the loop's thread."""
+        for handle in list(self._held):
+            self.verdict(handle, Verdict.DROP)
+        if self._socket is not None and self._loop is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+        if self._queue is not None:
+            self._queue.unbind()
+        self._queue = self._socket = None
+        self._prohibiter.close()
+
+    def _read(self) -> None:
+        if self._queue is None or self._socket is None:
+            return
+        self._socket.left = _BURST_PACKETS
+        self._queue.run_socket(self._socket)
+        arrived, self._arrived = self._arrived, []
+        for held in arrived:
+            self._on_held(held)
+
+    def _receive(self, packet: netfilterqueue.Packet) -> None:
+        """Keep a packet or drop it. Must not raise: it is called out of C."""
+        payload = packet.get_payload() if packet.get_payload_len() else b""
+        addresses = parse_addresses(payload)
+        interface = self._name(packet.indev)
+        if addresses is None or not interface:
+            self._refuse(packet, "malformed")
+            return
+        link_address = self._link_address(packet, interface)
+        neighbour = (interface, link_address)
+        if len(self._held) >= self._held_max or self._held_by[neighbour] >= self._per_neighbour_max:
+            self._refuse(packet, "over_limit")
+            return
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        self._held[handle] = _Held(packet, neighbour, payload, self._now_s())
+        self._held_by[neighbour] += 1
+        source, destination, length_bytes = addresses
+        self._arrived.append(HeldPacket(handle, interface, link_address, source, destination, length_bytes))
+
+    def _refuse(self, packet: netfilterqueue.Packet, why: str) -> None:
+        packet.drop()
+        self._counts["dropped"] += 1
+        self._counts[why] += 1
+
+    def _link_address(self, packet: netfilterqueue.Packet, interface: str) -> bytes:
+        # The kernel gives 8 bytes whatever the medium; ipip and GRE put IP addresses there.
+        if not self._has_link_addresses(interface):
+            return b""
+        return (packet.get_hw() or b"")[:6]
+
+    def _name(self, index: int) -> str:
+        now_s = self._now_s()
+        if now_s - self._names_at_s > _NAMES_MAX_AGE_S:  # an index may get another name
+            self._names, self._names_at_s = {}, now_s
+        if index not in self._names:
+            try:
+                self._names[index] = socket.if_indextoname(index)
+            except OSError:
+                return ""
+        return self._names[index]
+
+    def _kernel_row(self) -> list[int]:
+        """Return our row of nfnetlink_queue: number, port id, waiting, mode, range, dropped, user dropped, ..."""
+        try:
+            lines = Path("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text().splitlines()
+        except OSError:
+            return []
+        rows = ([int(word) for word in line.split()] for line in lines)
+        return next((row for row in rows if row and row[0] == self._number), [])
+
+    def _overflow(self) -> int:
+        row = self._kernel_row()
+        return row[5] + row[6] if self._queue is not None and len(row) > 6 else 0
+
+    def _bind_error(self, error: OSError) -> KernelError:
+        row = self._kernel_row()
+        if row:
+            return KernelError(
+                f"NFQUEUE number {self._number} is in use by another program (netlink port {row[1]}, usually its "
+                "process id); stop it, or set QUEUE_NUMBER in net.conf to a free number"
+            )
+        return KernelError(
+            f"NFQUEUE number {self._number} can't be bound ({error}); run as root, on a kernel with nfnetlink_queue"
+        )

@@ -1,0 +1,1 @@
+"""Payment modules: receive and make Lightning payments."""

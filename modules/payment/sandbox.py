@@ -1,0 +1,371 @@
+"""Sandbox: a payment module with invoices as on Lightning and money that is not real.
+
+It lets two routers try ngp without a node, a network between nodes or a coin. Invoices are genuine BOLT11, of the
+regtest prefix, signed by a key of this node, with a random preimage. What is simulated is the way of the payment: the
+preimage travels masked in the invoice's own `m` field, and the payer 'pays' by unmasking it after a delay and taking
+the amount off a balance that it made up. It proves the payment to the payee by the preimage, as on Lightning, in ngp's
+`paid` message, and `settle_invoice` is the settlement.
+
+The mask keeps nobody from reading the preimage, and it need not: whoever could steal the amount could as well write
+himself a larger balance. It is there so that the preimage shows up only where somebody paid. Each listing says that the
+money isn't real, and `hello` names the network `sandbox`, with which no real node trades.
+
+Faults come on request, by option or `set_fault`, so that operators and tests see what a real node does on a bad day:
+slow, stuck, failed, lost reply, duplicate, down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+
+from ngp.errors import ConfigError, PaymentError, PeerError
+from ngp.modules.payment import invoice, node_key
+from ngp.modules.payment.sandbox_node import Fate, SandboxNode, Start
+from ngp.ports import (
+    DecodedInvoice,
+    InvoiceState,
+    NewInvoice,
+    PaymentCapabilities,
+    PaymentInfo,
+    PaymentOutcome,
+    PaymentStatus,
+    Settlement,
+)
+
+NETWORK = "sandbox"
+FIRST_BALANCE_MSAT = 100_000_000_000  # one bitcoin of nothing
+_PREFIX = "bcrt"
+_NETWORKS = {"bcrt": "regtest", "tb": "testnet", "tbs": "signet", "bc": "mainnet"}
+_MARK = b"ngp1"
+_MASK = b"ngp sandbox: this money is not real"
+_OPTIONS = {"delay_s": 0.0, "settle_delay_s": 0.0, "fee_msat": 0.0, "balance_msat": float(FIRST_BALANCE_MSAT)}
+
+
+class Fault(StrEnum):
+    """What can go wrong on request."""
+
+    SLOW = "slow"  # payments and settlements take so many seconds more
+    STUCK = "stuck"  # payments stay pending until the fault ends; ended by `fail` they fail
+    FAILED = "failed"  # payments fail
+    LOST_REPLY = "lost reply"  # `pay` answers PENDING, whatever happened
+    DUPLICATE = "duplicate"  # every settlement is told twice
+    DOWN = "down"  # the node does not answer
+
+
+class SandboxPayment:
+    """The simulated payment node; implements `ngp.ports.Payment`.
+
+    Args:
+        state_dir: holds `sandbox.key` and `sandbox.db`.
+        options: `delay_s` a payment takes, `settle_delay_s` until a settlement is told, `fee_msat` of a payment,
+            `balance_msat` at the very first start, and any fault by its name (`slow`: seconds, others: on).
+
+    Raises:
+        ConfigError: an unknown option or a value that is no number.
+        PaymentError: key or database can't be used.
+    """
+
+    def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
+        self._faults: dict[Fault, str] = {}
+        numbers = dict(_OPTIONS)
+        faults: list[tuple[Fault, str]] = []
+        for name, value in (options or {}).items():
+            if name in _OPTIONS:
+                numbers[name] = _number(name, value)
+            else:
+                faults.append((_fault(name), value))
+        self._delay_s, self._settle_delay_s = numbers["delay_s"], numbers["settle_delay_s"]
+        self._fee_msat = int(numbers["fee_msat"])
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._key = node_key.load_or_make(state_dir / "sandbox.key")
+        self._account_id = self._key.public_key.format().hex()
+        self._node = SandboxNode(state_dir / "sandbox.db", int(numbers["balance_msat"]), time.time())
+        for fault, value in faults:
+            self.set_fault(fault, value)
+
+    def set_fault(self, name: str, value: str = "on") -> None:
+        """Begin or, by `off`, end a fault at run time.
+
+        Args:
+            name: one of `Fault`.
+            value: `on`, `off`; seconds for `slow`; `fail` ends `stuck` so that what was stuck fails.
+
+        Raises:
+            ConfigError: no such fault, or `slow` without seconds.
+        """
+        fault = _fault(name)
+        if value in ("off", "fail"):
+            self._faults.pop(fault, None)
+            if fault is Fault.STUCK:
+                self._node.release(Fate.FAIL if value == "fail" else Fate.SUCCEED, time.time())
+        else:
+            if fault is Fault.SLOW:
+                _number(name, value)
+            self._faults[fault] = value
+        self._wake()
+
+    async def wait_ready(self) -> None:
+        """Return when the node serves: at once, unless it is `down`."""
+        while Fault.DOWN in self._faults:
+            await self._wait(None)
+        self._serve()
+
+    async def info(self) -> PaymentInfo:
+        """Return the key that signs the invoices, and the network `sandbox`."""
+        self._serve()
+        return PaymentInfo(self._account_id, NETWORK)
+
+    def capabilities(self) -> PaymentCapabilities:
+        """Say that the money isn't real and that a preimage settles."""
+        return PaymentCapabilities(real_money=False, settles_by_proof=True, hold_invoices=False, least_amount_msat=1)
+
+    async def balance_msat(self) -> int:
+        """Return what is left of the balance that was made up."""
+        self._serve()
+        return self._node.balance_msat()
+
+    # --- receiving ----------------------------------------------------------------------------------------------------
+
+    async def create_invoice(
+        self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
+    ) -> NewInvoice:
+        """Make an invoice; raises PaymentError for `hold`, since the payer unmasks the preimage by itself."""
+        self._serve()
+        if hold:
+            raise PaymentError("the sandbox can't hold payments; use a module that has hold_invoices")
+        _check_terms(amount_msat, memo, expiry_s)
+        preimage = preimage or secrets.token_bytes(32)
+        if len(preimage) != 32:
+            raise PaymentError(f"a preimage has 32 bytes, not {len(preimage)}")
+        payment_hash = sha256(preimage).digest()
+        now_s = time.time()
+        text = invoice.write(
+            key=self._key.secret, prefix=_PREFIX, amount_msat=amount_msat, timestamp_s=int(now_s), expiry_s=expiry_s,
+            payment_hash=payment_hash, payment_secret=secrets.token_bytes(32), memo=memo,
+            metadata=_MARK + _masked(preimage, payment_hash),
+        )  # fmt: skip
+        self._node.add_invoice(payment_hash, amount_msat, int(now_s) + expiry_s, now_s)
+        return NewInvoice(text, payment_hash, amount_msat, expiry_s)
+
+    async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState:
+        """Return the state of an invoice of ours."""
+        self._serve()
+        return self._node.invoice_state(payment_hash, time.time())
+
+    async def settle_invoice(self, preimage: bytes) -> None:
+        """Take the payer's proof; `watch_settlements` tells of it after the delay. Twice is no error."""
+        self._serve()
+        now_s = time.time()
+        self._node.settle(sha256(preimage).digest(), now_s + self._settle_delay_s + self._slow_s(), now_s)
+        self._wake()
+
+    async def cancel_invoice(self, payment_hash: bytes) -> None:
+        """Cancel an invoice that isn't paid."""
+        self._serve()
+        self._node.cancel(payment_hash, time.time())
+
+    async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
+        """Yield settlements behind the cursor; waits out a node that is down, ends when the module is closed."""
+        while not self._closed:
+            now_s = time.time()
+            due_s: float | None = None
+            if Fault.DOWN not in self._faults:
+                found, due_s = self._node.settlements(cursor, now_s)
+                for settlement in found:
+                    cursor = settlement.cursor
+                    yield settlement
+                    if Fault.DUPLICATE in self._faults:
+                        yield settlement
+                if found:
+                    continue
+            await self._wait(None if due_s is None else due_s - now_s)
+
+    # --- paying -------------------------------------------------------------------------------------------------------
+
+    def decode(self, bolt11: str) -> DecodedInvoice:
+        """Parse and check an invoice; only the regtest prefix is taken.
+
+        A regtest invoice without the sandbox's mark is of network `regtest`. `expires_in_s` is 0 or less when it is
+        over. Raises PeerError(`invoice`).
+        """
+        parsed = _read(bolt11)
+        return DecodedInvoice(
+            payment_hash=parsed.payment_hash,
+            amount_msat=parsed.amount_msat,
+            expires_in_s=parsed.timestamp_s + parsed.expiry_s - int(time.time()),
+            payee=parsed.payee,
+            network=NETWORK if parsed.metadata.startswith(_MARK) else _NETWORKS[parsed.prefix],
+            memo=parsed.memo,
+        )
+
+    async def pay(
+        self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
+    ) -> PaymentOutcome:
+        """Pay once; a second call for the same hash waits for, or returns, the first one's outcome.
+
+        Args:
+            bolt11: an invoice with an amount.
+            fee_limit_msat: most that the simulated fee may be.
+            timeout_s: how long to wait before PENDING is answered; the payment goes on.
+            via_peer: has no meaning here: there are no channels.
+        """
+        self._serve()
+        try:
+            parsed = _read(bolt11)
+        except PeerError as error:
+            raise PaymentError(f"can't pay: not an invoice of this network ({error})") from error
+        now_s = time.time()
+        if self._node.outcome(parsed.payment_hash, now_s) is None:
+            why_not = self._why_not(parsed, fee_limit_msat, now_s)
+            if why_not:
+                return PaymentOutcome(parsed.payment_hash, PaymentStatus.FAILED, reason=why_not)
+            self._start(parsed, now_s)
+            if Fault.LOST_REPLY in self._faults:
+                return PaymentOutcome(parsed.payment_hash, PaymentStatus.PENDING)
+        return await self._follow(parsed.payment_hash, time.monotonic() + timeout_s)
+
+    async def track(self, payment_hash: bytes) -> PaymentOutcome:
+        """Return what became of a payment."""
+        self._serve()
+        found = self._node.outcome(payment_hash, time.time())
+        if found is None:
+            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="unknown")
+        return found[0]
+
+    async def list_pending(self) -> list[bytes]:
+        """Return the hashes of payments on their way."""
+        self._serve()
+        return self._node.pending(time.time())
+
+    def _why_not(self, parsed: invoice.ParsedInvoice, fee_limit_msat: int, now_s: float) -> str:
+        """Return why a payment can't even begin; nothing is written then, so it may be tried again."""
+        if parsed.amount_msat is None:
+            return "the invoice has no amount"
+        if parsed.timestamp_s + parsed.expiry_s <= now_s:
+            return "the invoice has expired"
+        if parsed.payee == self._account_id:
+            return "the invoice is our own"
+        if not parsed.metadata.startswith(_MARK):
+            return "the invoice is not of a sandbox: there is no way to its payee"
+        if self._fee_msat > fee_limit_msat:
+            return f"the fee of {self._fee_msat} msat is above the limit of {fee_limit_msat} msat"
+        balance_msat = self._node.balance_msat()
+        if parsed.amount_msat + self._fee_msat > balance_msat:
+            return f"the balance of {balance_msat} msat does not cover {parsed.amount_msat + self._fee_msat} msat"
+        return ""
+
+    def _start(self, parsed: invoice.ParsedInvoice, now_s: float) -> None:
+        fate, reason = Fate.SUCCEED, ""
+        if Fault.STUCK in self._faults:
+            fate = Fate.STUCK
+        elif Fault.FAILED in self._faults:
+            fate, reason = Fate.FAIL, "no route (fault `failed`)"
+        self._node.start(
+            Start(
+                payment_hash=parsed.payment_hash,
+                amount_msat=parsed.amount_msat or 0,
+                fee_msat=self._fee_msat,
+                preimage=_masked(parsed.metadata[len(_MARK) :], parsed.payment_hash),
+                reason=reason,
+                fate=fate,
+                due_at_s=now_s + self._delay_s + self._slow_s(),
+                expires_at_s=parsed.timestamp_s + parsed.expiry_s,
+            ),
+            now_s,
+        )
+
+    async def _follow(self, payment_hash: bytes, until_s: float) -> PaymentOutcome:
+        """Wait for the outcome; PENDING when time is up or the node has gone down."""
+        while not self._closed and Fault.DOWN not in self._faults:
+            now_s = time.time()
+            found = self._node.outcome(payment_hash, now_s)
+            assert found is not None  # it was started, and what is pending is never pruned
+            outcome, due_s = found
+            left_s = until_s - time.monotonic()
+            if outcome.status is not PaymentStatus.PENDING or left_s <= 0:
+                return outcome
+            await self._wait(left_s if due_s is None else min(left_s, max(0.0, due_s - now_s)))
+        return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
+
+    # --- identity -----------------------------------------------------------------------------------------------------
+
+    async def sign(self, message: bytes) -> str:
+        """Sign with the node's key."""
+        self._serve()
+        return node_key.sign(self._key, message)
+
+    async def verify(self, message: bytes, signature: str) -> str | None:
+        """Return the public key that signed, or None."""
+        self._serve()
+        return node_key.signer(message, signature)
+
+    async def close(self) -> None:
+        """Let go of the file; watchers end, what is on its way goes on by itself. Safe to call twice."""
+        self._closed = True
+        self._wake()
+        self._node.close()
+
+    def _serve(self) -> None:
+        if self._closed:
+            raise PaymentError("the sandbox is closed; start ngp again")
+        if Fault.DOWN in self._faults:
+            raise PaymentError("the sandbox's node is down (fault `down`); end it by set_fault('down', 'off')")
+
+    def _slow_s(self) -> float:
+        return float(self._faults.get(Fault.SLOW, 0.0))
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _wait(self, timeout_s: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
+
+
+def _read(bolt11: str) -> invoice.ParsedInvoice:
+    parsed = invoice.read(bolt11)
+    if parsed.prefix != _PREFIX:
+        raise PeerError("invoice", f"is of {_NETWORKS[parsed.prefix]}, the sandbox takes its own only")
+    return parsed
+
+
+def _masked(preimage: bytes, payment_hash: bytes) -> bytes:
+    """Mask or unmask; anything of another length than a preimage comes back empty and proves nothing."""
+    mask = sha256(_MASK + payment_hash).digest()
+    return bytes(a ^ b for a, b in zip(preimage, mask, strict=True)) if len(preimage) == len(mask) else b""
+
+
+def _check_terms(amount_msat: int, memo: str, expiry_s: int) -> None:
+    if not 0 < amount_msat <= invoice.AMOUNT_MSAT_MAX:
+        raise PaymentError(f"an invoice over {amount_msat} msat can't be made; use 1 to {invoice.AMOUNT_MSAT_MAX}")
+    if not 0 < expiry_s <= invoice.EXPIRY_S_MAX:
+        raise PaymentError(f"an invoice can't run {expiry_s} s; use 1 to {invoice.EXPIRY_S_MAX}")
+    if len(memo.encode()) > invoice.MEMO_BYTES_MAX:
+        raise PaymentError(f"the memo has {len(memo.encode())} bytes; use at most {invoice.MEMO_BYTES_MAX}")
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e15:
+        raise ConfigError(f"sandbox option {name}: {value!r} is not a number of 0 or more")
+    return number
+
+
+def _fault(name: str) -> Fault:
+    try:
+        return Fault(name)
+    except ValueError:
+        known = ", ".join([*_OPTIONS, *Fault])
+        raise ConfigError(f"sandbox option {name!r} is unknown; use one of {known}") from None

@@ -1,0 +1,50 @@
+"""`ngp accounts`: one line for each neighbour and role, never netted."""
+
+from __future__ import annotations
+
+import time
+
+from ngp.cli import books
+from ngp.cli.client import Daemon
+from ngp.cli.place import Place
+from ngp.cli.show import NOT_REAL, Column, Row, data, field, key, money, print_json_rows, print_table
+from ngp.cli.verbs import verb_command
+from ngp.daemon import reports
+from ngp.errors import RunningError
+
+
+def _real(row: Row) -> str:
+    return "real" if row.get("real_money") is True else NOT_REAL
+
+
+COLUMNS = (
+    Column("role", field("role")),
+    Column("neighbour", field("neighbour", key)),
+    Column("balance", field("balance_msat", money), right=True),
+    Column("reserved", field("reserved_msat", money), right=True),
+    Column("grace left", field("grace_left_bytes", data), right=True),
+    Column("paid", field("paid_msat", money), right=True),
+    Column("charged", field("charged_msat", money), right=True),
+    Column("refunded", field("refunded_msat", money), right=True),
+    Column("money", _real),
+)
+
+
+@verb_command("accounts")
+def command(place: Place, as_json: bool) -> int:
+    """List accounts."""
+    rows = _find(place)
+    if as_json:
+        print_json_rows(rows)
+    else:
+        print_table(rows, COLUMNS, "no accounts")
+    return 0
+
+
+def _find(place: Place) -> list[Row]:
+    try:
+        return list(Daemon(place.state_dir).rows("accounts"))
+    except RunningError as absent:
+        with books.opened(place, absent) as ledger:
+            real = books.money_is_real(place)
+            return [reports.stored_account_row(each, real) for each in ledger.load(int(time.time())).accounts]

@@ -1,0 +1,44 @@
+"""Books: the ledger read without a daemon, as the same rows that the daemon gives.
+
+Only where none runs: what a daemon holds in memory is newer than its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ngp.cli.place import Place
+from ngp.errors import ConfigError, LedgerError, RunningError
+from ngp.store.ledger import Ledger
+
+
+@contextmanager
+def opened(place: Place, absent: RunningError) -> Iterator[Ledger]:
+    """Open the ledger of a daemon that doesn't run.
+
+    Args:
+        absent: raised where there is no ledger either.
+
+    Raises:
+        RunningError: as given. LedgerError: it can't be read.
+    """
+    try:
+        place.ledger_path.stat()
+    except FileNotFoundError:
+        raise absent from None
+    except OSError as error:
+        raise LedgerError(f"ledger {place.ledger_path}: {error.strerror}; try sudo") from error
+    ledger = Ledger.open(place.ledger_path)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def money_is_real(place: Place) -> bool:
+    """Say whether amounts are real money, going by net.conf; what isn't known to be isn't."""
+    try:
+        return place.settings().payment_module != "sandbox"
+    except ConfigError:
+        return False

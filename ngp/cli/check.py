@@ -1,0 +1,84 @@
+"""`ngp check`: what is missing, each with the command that mends it.
+
+The file is always read here, since it may have been edited after the daemon read it; the rest is asked of the daemon if
+one runs, because only it holds the payment node's connection.
+"""
+
+from __future__ import annotations
+
+from ngp.cli.client import Daemon
+from ngp.cli.place import Place
+from ngp.cli.show import Row, clean, print_json_rows
+from ngp.cli.verbs import verb_command
+from ngp.core.settings import Settings
+from ngp.core.values import Check
+from ngp.errors import ConfigError, ExitCode, RunningError
+
+_KINDS = {
+    "configuration": ExitCode.CONFIGURATION,
+    "kernel": ExitCode.KERNEL,
+    "payment": ExitCode.PAYMENT,
+    "ledger": ExitCode.LEDGER,
+}
+
+
+@verb_command("check")
+def command(place: Place, as_json: bool) -> int:
+    """Look for what is missing."""
+    configuration, settings = _check_configuration(place)
+    rows = [configuration, *_rest(place, settings)]
+    if as_json:
+        print_json_rows(rows)
+    else:
+        _print(rows)
+    failed = {_kind(row) for row in rows if row.get("ok") is not True}
+    return next((int(code) for kind, code in _KINDS.items() if kind in failed), int(ExitCode.DONE))
+
+
+def _check_configuration(place: Place) -> tuple[Row, Settings | None]:
+    try:
+        settings = place.settings(trusted_only=True)
+    except ConfigError as error:
+        bad = Check("configuration", False, str(error), "correct the file, then again: ngp check")
+        return _row(bad, "configuration"), None
+    return _row(Check("configuration", True, str(place.config_path)), "configuration"), settings
+
+
+def _rest(place: Place, settings: Settings | None) -> list[Row]:
+    try:
+        found = Daemon(place.state_dir).rows("check")
+        return [row for row in found if row.get("name") != "configuration"]
+    except (RunningError, ConfigError):
+        if settings is None:
+            return []
+    from ngp.daemon import offline  # late: it imports every module
+
+    rows = [_row(each, "kernel") for each in offline.check_network(settings, place.state_dir)]
+    payment = _row(offline.check_payment(settings, place.state_dir), "payment")
+    return [*rows, payment, _row(offline.check_ledger(place.ledger_path), "ledger")]
+
+
+def _row(check: Check, kind: str) -> Row:
+    return {"name": check.name, "ok": check.ok, "found": check.found, "remedy": check.remedy, "kind": kind}
+
+
+def _kind(row: Row) -> str:
+    """Say what kind of trouble a row is about; the daemon's rows may go by their names."""
+    for said in (row.get("kind"), row.get("name")):
+        if said in _KINDS:
+            return str(said)
+    return "kernel"
+
+
+def _print(rows: list[Row]) -> None:
+    width = max(len(clean(row.get("name"))) for row in rows)
+    for row in rows:
+        mark = "ok     " if row.get("ok") is True else "MISSING"
+        first, *more = str(row.get("found", "")).splitlines() or [""]
+        print(f"{mark}  {clean(row.get('name')):{width}}  {clean(first)}")
+        for line in more:
+            print(f"{'':7}  {'':{width}}  {clean(line)}")
+        if row.get("ok") is not True and row.get("remedy"):
+            print(f"{'':7}  {'':{width}}  mend: {clean(row['remedy'])}")
+    missing = sum(row.get("ok") is not True for row in rows)
+    print(f"\n{missing} of {len(rows)} to mend" if missing else f"\nall {len(rows)} are well")

@@ -1,0 +1,88 @@
+"""`ngp contracts`: what runs, what ran, and sums for each destination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+from ngp.cli import books
+from ngp.cli.client import Daemon
+from ngp.cli.place import Place
+from ngp.cli.show import (
+    Column,
+    Row,
+    clean,
+    data,
+    field,
+    key,
+    money,
+    price,
+    print_json_rows,
+    print_not_real,
+    print_table,
+)
+from ngp.cli.status import ask_status, money_is_real
+from ngp.cli.verbs import verb_command
+from ngp.daemon import reports
+from ngp.errors import RunningError
+
+
+def _state(row: Row) -> str:
+    return f"{clean(row.get('state'))} ({clean(row['reason'])})" if row.get("reason") else clean(row.get("state"))
+
+
+COLUMNS = (
+    Column("id", field("id", key)),
+    Column("role", field("role")),
+    Column("neighbour", field("neighbour", key)),
+    Column("interface", field("interface")),
+    Column("destination", field("destination")),
+    Column("state", _state),
+    Column("price", field("price_msat_per_gib", price), right=True),
+    Column("limit", field("data_limit_bytes", data), right=True),
+    Column("to", field("used_to_bytes", data), right=True),
+    Column("from", field("used_from_bytes", data), right=True),
+    Column("billed", field("billed_bytes", data), right=True),
+    Column("charged", field("charged_msat", money), right=True),
+    Column("expires", field("expires_at")),
+)
+_SUM_COLUMNS = (
+    Column("role", field("role")),
+    Column("destination", field("destination")),
+    Column("contracts", field("contracts"), right=True),
+    Column("to", field("used_to_bytes", data), right=True),
+    Column("from", field("used_from_bytes", data), right=True),
+    Column("charged", field("charged_msat", money), right=True),
+)
+
+
+@verb_command(
+    "contracts",
+    click.Option(["--all", "include_closed"], is_flag=True, help="closed ones too"),
+    click.Option(["--by-destination"], is_flag=True, help="sums for each destination"),
+)
+def command(place: Place, include_closed: bool, by_destination: bool, as_json: bool) -> int:
+    """List contracts."""
+    rows, real = _find(place, include_closed, by_destination, names_money=not as_json)
+    if as_json:
+        print_json_rows(rows)
+        return 0
+    found = list(rows)
+    print_table(found, _SUM_COLUMNS if by_destination else COLUMNS, "no contracts" if include_closed else "none runs")
+    if found and not real:
+        print_not_real()
+    return 0
+
+
+def _find(place: Place, include_closed: bool, sums: bool, names_money: bool) -> tuple[Iterable[Row], bool]:
+    """Ask the daemon, or, for all, read the ledger where none runs."""
+    try:
+        real = not names_money or money_is_real(ask_status(place))
+        return Daemon(place.state_dir).rows("contracts", all=include_closed, by_destination=sums), real
+    except RunningError as absent:
+        if not include_closed:
+            raise
+        with books.opened(place, absent) as ledger:
+            found = [reports.contract_row(record) for record in ledger.contracts(include_closed=True)]
+        return reports.by_destination(found) if sums else found, books.money_is_real(place)

@@ -1,0 +1,97 @@
+"""`ngp ledger`: the journal of money and contracts, with or without a daemon."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import chain, islice
+
+import click
+
+from ngp.cli import books
+from ngp.cli.client import Daemon
+from ngp.cli.place import Place
+from ngp.cli.show import Column, Row, clean, field, key, money, print_json_rows, print_not_real, print_table
+from ngp.cli.status import ask_status, money_is_real
+from ngp.cli.verbs import verb_command
+from ngp.config import units
+from ngp.daemon import reports
+from ngp.errors import ConfigError, RunningError
+
+_KEYS = ("time", "kind", "neighbour", "contract", "amount_msat", "payment_hash", "state")
+_COLUMNS = (
+    Column("time", field("time")),
+    Column("kind", field("kind")),
+    Column("neighbour", field("neighbour", key)),
+    Column("contract", field("contract", key)),
+    Column("amount", field("amount_msat", money), right=True),
+    Column("payment", field("payment_hash", key)),
+    Column("state", field("state")),
+)
+
+
+@verb_command(
+    "ledger",
+    click.Option(["--csv", "as_csv"], is_flag=True, help="print CSV, for spreadsheets"),
+    click.Option(["--since"], metavar="TIME", help="only what is younger than an age, or than a date and time in UTC"),
+)
+def command(place: Place, as_csv: bool, since: str | None, as_json: bool) -> int:
+    """List the journal."""
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json exclude each other.")
+    since_s = None if since is None else parse_since(since, time.time())
+    rows, running = _find(place, since_s)
+    if as_json:
+        print_json_rows(rows)
+    elif as_csv:
+        _print_csv(rows)
+    else:
+        found = list(rows)
+        print_table(found, _COLUMNS, "nothing in the ledger" if since is None else f"nothing since {since}")
+        if found and not (money_is_real(ask_status(place)) if running else books.money_is_real(place)):
+            print_not_real()
+    return 0
+
+
+def parse_since(text: str, now_s: float) -> int:
+    """Read an age (`2 h`) or a point in time (ISO 8601, UTC unless it says otherwise); returns UTC seconds.
+
+    Raises:
+        click.UsageError: it is neither.
+    """
+    try:
+        return max(0, int(now_s) - units.time_s(text))
+    except ConfigError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+        return max(0, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()))
+    except (ValueError, OverflowError):
+        raise click.UsageError(
+            f"--since {text!r} is neither an age (90 min, 2 days) nor a time (2030-01-31, 2030-01-31T08:00)."
+        ) from None
+
+
+def _find(place: Place, since_s: int | None) -> tuple[Iterable[Row], bool]:
+    """Ask the daemon, or open the ledger where none runs; a failure of either comes before anything is printed."""
+    try:
+        return Daemon(place.state_dir).rows("ledger", since=since_s), True
+    except RunningError as absent:
+        rows = _read(place, since_s, absent)
+        first = list(islice(rows, 1))
+        return chain(first, rows), False
+
+
+def _read(place: Place, since_s: int | None, absent: RunningError) -> Iterator[Row]:
+    with books.opened(place, absent) as ledger:
+        yield from map(reports.journal_row, ledger.journal(since_s))
+
+
+def _print_csv(rows: Iterable[Row]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(_KEYS)
+    for row in rows:
+        writer.writerow("" if row.get(name) is None else clean(row[name]) for name in _KEYS)

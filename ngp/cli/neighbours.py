@@ -1,0 +1,31 @@
+"""`ngp neighbours`: who was heard, and where."""
+
+from __future__ import annotations
+
+from ngp.cli.client import Daemon
+from ngp.cli.place import Place
+from ngp.cli.show import Column, field, key, print_json_rows, print_table
+from ngp.cli.verbs import verb_command
+
+_COLUMNS = (
+    Column("neighbour", field("neighbour", key)),
+    Column("interface", field("interface")),
+    Column("link address", field("link_address")),
+    Column("address", field("address")),
+    Column("up", field("up")),
+    Column("sells", field("sells")),
+    Column("buys", field("buys")),
+    Column("blocked", field("blocked")),
+    Column("heard", field("last_seen")),
+)
+
+
+@verb_command("neighbours")
+def command(place: Place, as_json: bool) -> int:
+    """List neighbours."""
+    rows = Daemon(place.state_dir).rows("neighbours")
+    if as_json:
+        print_json_rows(rows)
+    else:
+        print_table(list(rows), _COLUMNS, "no neighbour was heard")
+    return 0

@@ -1,0 +1,24 @@
+"""`ngp refund`: pay back what is left of a neighbour's money."""
+
+from __future__ import annotations
+
+import click
+
+from ngp.cli.client import Daemon
+from ngp.cli.place import Place
+from ngp.cli.show import Progress, print_result
+from ngp.cli.verbs import verb_command
+
+_REFUND_S = 120.0
+
+
+@verb_command("refund", click.Argument(["neighbour"]))
+def command(place: Place, neighbour: str) -> int:
+    """Refund a neighbour; the payment may take its time."""
+    progress = Progress("waiting for the refund")
+    try:
+        result = Daemon(place.state_dir, _REFUND_S, progress).ask("refund", neighbour=neighbour)
+    finally:
+        progress.end()
+    print_result(result, "refunded")
+    return 0

@@ -1,0 +1,212 @@
+"""Show: how rows become lines that a person or a script reads.
+
+Words of neighbours (software, addresses) end up on an operator's terminal, so nothing is taken for markup and control
+characters never get out. Where the terminal is too narrow for a table, each row is a block of lines; where there is no
+terminal, a row is one line, however long, so that grep works. --json passes on what the daemon says, row by row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Row = dict[str, Any]
+
+NOT_REAL = "not real money"
+_NO_TERMINAL_WIDTH = 240
+_KEY_LETTERS = 12
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its title, and what it shows of a row; numbers stand to the right."""
+
+    title: str
+    show: Callable[[Row], str]
+    right: bool = False
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def clean(value: object) -> str:
+    """Make any value printable on a terminal; None is a dash, truth is yes or no."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(clean, value)) or "-"
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+
+
+def money(value: object) -> str:
+    """Write msat as sat with all three decimals: 1234567 is `1,234.567 sat`."""
+    if not isinstance(value, int):
+        return clean(value)
+    whole, msat = divmod(abs(value), 1000)
+    return f"{'-' if value < 0 else ''}{whole:,}.{msat:03d} sat"
+
+
+def data(value: object) -> str:
+    """Write bytes for people and exactly; units as in net.conf, 1 kB = 1,024 bytes."""
+    if not isinstance(value, int):
+        return clean(value)
+    return f"{about(value)} ({value:,})" if abs(value) >= 1024 else f"{value:,} B"
+
+
+def about(amount: float) -> str:
+    """Write bytes to three figures."""
+    for unit in _UNITS:
+        if abs(amount) < 1000 or unit == _UNITS[-1]:
+            break
+        amount /= 1024
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
+
+
+def price(value: object) -> str:
+    """Write msat per GiB as net.conf does: msat per kB, without loss."""
+    if not isinstance(value, int):
+        return clean(value)
+    return f"{value / 1048576:.6f}".rstrip("0").rstrip(".") + " msat/kB"
+
+
+def duration(value: object) -> str:
+    """Write seconds as days, hours, minutes and seconds."""
+    if not isinstance(value, int | float):
+        return clean(value)
+    minutes, seconds = divmod(int(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
+    return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"
+
+
+def key(value: object) -> str:
+    """Write the first letters of an identity, hash or id."""
+    return clean(value)[:_KEY_LETTERS]
+
+
+def iso(time_s: int) -> str:
+    """Write UTC seconds as ISO 8601; 0 is the empty text."""
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if time_s else ""
+
+
+def field(name: str, form: Callable[[object], str] = clean) -> Callable[[Row], str]:
+    """Make a column's `show` out of a key and a form."""
+    return lambda row: form(row.get(name))
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def print_json(value: object) -> None:
+    """Print one value."""
+    print(json.dumps(value, indent=2))
+
+
+def print_json_rows(rows: Iterable[Row]) -> None:
+    """Print a list, a row a line, as they come: a long list is never held as one text."""
+    separator = "["
+    for row in rows:
+        print(f"{separator}\n{json.dumps(row)}", end="")
+        separator = ","
+    print("[]" if separator == "[" else "\n]")
+
+
+def print_table(rows: Sequence[Row], columns: Sequence[Column], empty: str) -> None:
+    """Print a table; blocks of lines where the terminal is too narrow for it.
+
+    Args:
+        empty: what is said instead of an empty table.
+    """
+    out = console()
+    if not rows:
+        print(empty)
+        return
+    table = make_table(rows, columns)
+    if table.__rich_measure__(out, out.options.update(max_width=10_000)).maximum <= out.width:
+        out.print(table)
+        return
+    for row in rows:
+        print_fields([(column.title, column.show(row)) for column in columns])
+        print()
+
+
+def make_table(rows: Iterable[Row], columns: Sequence[Column]) -> Table:
+    """Make a plain table without frames."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(column.show(row)) for column in columns))
+    return table
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Print names and values, one a line."""
+    width = max((len(name) for name, _ in fields), default=0)
+    for name, value in fields:
+        print(f"{name:{width}}  {value}")
+
+
+def print_not_real() -> None:
+    """Say, below a listing, that its money is play money."""
+    print(f"\nAll amounts are sandbox money: {NOT_REAL}.")
+
+
+def console() -> Console:
+    """Open the terminal, or a very wide one where there is none."""
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _NO_TERMINAL_WIDTH
+    return Console(file=sys.stdout, width=wide, highlight=False, markup=False, emoji=False)
+
+
+class Progress:
+    """Tells on stderr that something takes its time, from the second second on."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._shown = False
+        self._next_s = 1.0
+
+    def __call__(self, so_far_s: float, stage: str = "") -> None:
+        """Show how long it has been; on a terminal in place, elsewhere a line now and then."""
+        if so_far_s < self._next_s:
+            return
+        text = f"{self._what}: {so_far_s:.0f} s{', ' if stage else ''}{clean(stage) if stage else ''}"
+        if sys.stderr.isatty():
+            self._next_s = so_far_s + 0.9
+            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
+            self._shown = True
+        else:
+            self._next_s = so_far_s * 2 + 1
+            print(text, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self._shown = False
+
+
+def print_result(result: object, otherwise: str) -> None:
+    """Print what a verb that does something answered: a sentence, names and values, or nothing in particular."""
+    if isinstance(result, dict) and result:
+        print_fields([(name.replace("_", " "), clean(value)) for name, value in result.items()])
+    else:
+        print(clean(result) if isinstance(result, str) and result else otherwise)

@@ -1,0 +1,37 @@
+"""`ngp start`: make the daemon run; or, with --foreground, be the daemon."""
+
+from __future__ import annotations
+
+import click
+
+from ngp.cli.place import Place
+from ngp.cli.show import Progress
+from ngp.cli.verbs import verb_command
+from ngp.daemon import spawn
+from ngp.daemon.options import LOG_FILE
+
+
+@verb_command(
+    "start",
+    click.Option(["-v", "--verbose"], is_flag=True, help="the daemon's messages go to this terminal too"),
+    click.Option(["--foreground"], is_flag=True, help="stay, for systemd and containers"),
+)
+def command(place: Place, verbose: bool, foreground: bool) -> int:
+    """Start the daemon."""
+    if foreground:
+        return _stay(place, verbose)
+    place.settings(trusted_only=True)  # a bad file is told here, before anything is made
+    progress = Progress("ngp is starting")
+    try:
+        pid = spawn.start_detached(place.config_path, place.state_dir, verbose, progress)
+    finally:
+        progress.end()
+    print(f"ngp runs (process {pid}); its log is {place.state_dir / LOG_FILE}")
+    return 0
+
+
+def _stay(place: Place, verbose: bool) -> int:
+    reporter = spawn.Reporter()
+    with reporter.telling_errors():
+        place.settings(trusted_only=True)
+        return spawn.run_here(place.config_path, place.state_dir, verbose, reporter)

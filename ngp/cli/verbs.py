@@ -1,0 +1,203 @@
+"""Verbs: the one table of what `ngp` can be asked to do.
+
+The command line, its help and the chapter "Verbs" of docs/operators-guide.md come from here; a test compares the three,
+so a verb that isn't written down doesn't exist. A verb's module is imported when it is used: on a router with a slow
+flash `ngp status` must not load what `ngp top` needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ngp.cli.place import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb.
+
+    Attributes:
+        name: what is typed; ngp/cli/<name>.py holds its `command`.
+        words: what may follow, for usage and guide; --state-dir and --config, which every verb takes, are left out.
+        summary: one line.
+        teaching: a paragraph: what it does, and what it ends with.
+        examples: commands to copy, with what each does.
+    """
+
+    name: str
+    words: str
+    summary: str
+    teaching: str
+    examples: tuple[tuple[str, str], ...]
+
+    @property
+    def reads(self) -> bool:
+        """Say whether it takes --json."""
+        return "[--json]" in self.words
+
+
+VERBS = (
+    Verb(
+        "start", "[-v] [--foreground]", "start the daemon; returns when gate and link are ready",
+        "Starts the daemon and returns 0 when traffic is gated and neighbours are answered; the daemon goes on "
+        "by itself and writes STATE_DIR/ngp.log. A second daemon on the same state directory, or in the same "
+        "network namespace, is refused.",
+        (("sudo ngp start -v", "start, with the daemon's messages on this terminal"),
+         ("sudo ip netns exec lab ngp start --config ./net.conf --state-dir /run/ngp-test", "one more, in a namespace"),
+         ("ngp start --foreground", "stay: for systemd (Type=notify) and containers")),
+    ),
+    Verb(
+        "stop", "", "stop the daemon and remove all that it put into the kernel",
+        "Returns when the daemon has ended and nothing of it is left in the kernel. If the daemon was killed, this "
+        "command does the cleaning up itself. What happens to traffic afterwards is WHEN_STOPPED in net.conf.",
+        (("sudo ngp stop", "stop, or clean up after a daemon that was killed"),),
+    ),
+    Verb(
+        "server", "COMMAND",
+        "give the daemon a command in one string: test, stop, payment ACCOUNT AMOUNT, fault NAME VALUE",
+        "`test` prints `Test OK` if the daemon answers. `payment ACCOUNT AMOUNT` credits a neighbour's account with "
+        "play money, in the sandbox only; an amount without unit is msat. `fault NAME VALUE` has the sandbox behave as "
+        "a real node does on a bad day: slow SECONDS, and stuck, failed, lost reply, duplicate, down, each on or off. "
+        "`stop` is `ngp stop`.",
+        (("ngp server test", "ask whether the daemon answers"),
+         ('ngp server "payment 02ab34 1000 sat"', "credit a neighbour in the sandbox"),
+         ('ngp server "fault slow 3"', "sandbox payments take 3 s more, until `fault slow off`")),
+    ),
+    Verb(
+        "check", "[--json]", "look for what is missing, and say how to mend it",
+        "Looks at net.conf, the kernel, forwarding, NAT, the way back, your firewall, payment node and ledger, "
+        "with or without a running daemon, and changes nothing. Ends with 0 if all is well, else with the code of the "
+        "first thing that isn't: 3 configuration, 4 kernel or rights, 5 payment, 6 ledger.",
+        (("sudo ngp check", "before the first start"),
+         ("sudo ngp check --config ./net.conf", "look at a file before it is put in place")),
+    ),
+    Verb(
+        "status", "[--json]", "say how the daemon is: interfaces, queue, payment, counters",
+        "One page about the running daemon.",
+        (("ngp status", "for you"), ("ngp status --json", "for a script")),
+    ),
+    Verb(
+        "contracts", "[--all] [--by-destination] [--json]", "list the contracts that run",
+        "A contract is one destination bought from, or sold to, one neighbour. Bytes are those on the wire; `to` is "
+        "towards the destination in both roles. In a client's rows `billed` is what the server's statement says.",
+        (("ngp contracts", "those that run"),
+         ("ngp contracts --all --json", "closed ones too; works without a daemon"),
+         ("ngp contracts --by-destination", "sums for each destination")),
+    ),
+    Verb(
+        "accounts", "[--json]", "list what neighbours paid and owe, and what we paid them",
+        "One line for each neighbour and role, never netted: `server` where it buys from us, `client` where we buy. "
+        "Paid is charged + refunded + balance, always; the balance is negative while grace is used.",
+        (("ngp accounts", "works without a daemon too"),),
+    ),
+    Verb(
+        "neighbours", "[--json]", "list the neighbours that were heard",
+        "A neighbour is a key on a link; the same key on two links has one account.",
+        (("ngp neighbours", "who is there, and where"),),
+    ),
+    Verb(
+        "ledger", "[--csv] [--since TIME] [--json]", "list payments, charges, refunds and contract changes",
+        "Oldest first. TIME is an age (`90 min`, `2 days`; a bare number is seconds) or a date and time in UTC "
+        "(`2030-01-31`, `2030-01-31T08:00`). Works without a daemon too.",
+        (("ngp ledger --since '1 day'", "the last 24 hours"),
+         ("ngp ledger --csv > ledger.csv", "everything, for a spreadsheet")),
+    ),
+    Verb(
+        "reload", "", "apply a changed net.conf without touching live contracts",
+        "The daemon reads its file again; so does SIGHUP. A bad file changes nothing and ends with 3. Keys that need a "
+        "restart are named.",
+        (("sudo ngp reload", "after net.conf was edited"),),
+    ),
+    Verb(
+        "top", "[--interval S] [--count N]", "watch contracts and accounts with their rates",
+        "A live view; where there is no terminal, one line a refresh. Ctrl-C ends it.",
+        (("ngp top", "watch"), ("ngp top --interval 5 --count 12 >> rates.log", "a minute's rates for a script")),
+    ),
+    Verb(
+        "block", "NEIGHBOUR", "have nothing more to do with a neighbour",
+        "Closes its contracts and answers it no more, across restarts, until `ngp unblock`. What it prepaid stays its "
+        "money: see `ngp refund`. NEIGHBOUR is the key, its first letters, or an address.",
+        (("ngp block 7f3a", "by the first letters of its key"), ("ngp block 192.0.2.7", "by its address")),
+    ),
+    Verb(
+        "unblock", "NEIGHBOUR", "deal with a blocked neighbour again",
+        "Undoes `ngp block`. NEIGHBOUR is the key, its first letters, or an address.",
+        (("ngp unblock 7f3a", ""),),
+    ),
+    Verb(
+        "refund", "NEIGHBOUR", "pay back what is left of a neighbour's money",
+        "Asks the neighbour for an invoice over what no contract needs, and pays it. NEIGHBOUR is the key, its first "
+        "letters, or an address.",
+        (("ngp refund 7f3a", "when a neighbour leaves for good"),),
+    ),
+    Verb(
+        "backup", "FILE", "copy the ledger, also while the daemon runs",
+        "The copy is complete and checked before FILE appears; an older backup there is replaced, anything else is "
+        "not. It holds who has paid what: it is made readable for its owner alone.",
+        (("sudo ngp backup /var/backups/ledger-$(date +%F).db", "one a day"),),
+    ),
+)  # fmt: skip
+
+_BY_NAME = {verb.name: verb for verb in VERBS}
+
+_COMMON = (
+    ("--state-dir", "DIR", "state directory of the daemon that is meant (also NGP_STATE_DIR)"),
+    ("--config", "FILE", "configuration file [/etc/ngp/net.conf, else ./net.conf]"),
+)
+
+
+def guide_row(verb: Verb) -> str:
+    """Return the line of the chapter "Verbs" for a verb."""
+    return f"| `{' '.join(filter(None, ('ngp', verb.name, verb.words)))}` | {verb.summary} |"
+
+
+def verb_command(name: str, *parameters: click.Parameter) -> Callable[[Callable[..., int]], click.Command]:
+    """Make a function the command of a verb of the table.
+
+    The function gets a `Place`, its parameters by name and, if the verb takes --json, `as_json`; it returns the exit
+    code.
+    """
+    verb = _BY_NAME[name]
+    options = [*parameters]
+    if verb.reads:
+        options.append(click.Option(["--json", "as_json"], is_flag=True, help="print JSON, for scripts"))
+    options += [click.Option([flag], metavar=metavar, help=text) for flag, metavar, text in _COMMON]
+
+    def make(function: Callable[..., int]) -> click.Command:
+        def callback(state_dir: str | None, config: str | None, **words: Any) -> int:
+            return function(Place(state_dir, config), **words)
+
+        return click.Command(name, params=options, callback=callback, help=_help(verb), short_help=verb.summary)
+
+    return make
+
+
+def _help(verb: Verb) -> str:
+    width = max(len(line) for line, _ in verb.examples)
+    examples = "\n".join(f"  {line:{width}}  {what}".rstrip() for line, what in verb.examples)
+    return f"{verb.summary[0].upper()}{verb.summary[1:]}.\n\n{verb.teaching}\n\n\b\nExamples:\n{examples}"
+
+
+class VerbGroup(click.Group):
+    """`ngp` itself: knows its verbs from the table and imports the one that is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the verbs in the order of the table."""
+        return [verb.name for verb in VERBS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb's command."""
+        if cmd_name not in _BY_NAME:
+            return None
+        found: click.Command = import_module(f"ngp.cli.{cmd_name}").command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table's summaries, without importing anything."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb.name, verb.summary) for verb in VERBS])

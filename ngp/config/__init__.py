@@ -1,0 +1,21 @@
+"""net.conf: its keys, their units, and how the file becomes `ngp.core.settings.Settings`."""
+
+from ngp.config.destinations import PROTOCOL_NUMBERS
+from ngp.config.keys import KEYS, Key, listing
+from ngp.config.loader import check_ownership, default_path, installed_modules, load, parse
+from ngp.config.reload import Changes, changes, keep_until_restart
+
+__all__ = [
+    "KEYS",
+    "PROTOCOL_NUMBERS",
+    "Changes",
+    "Key",
+    "changes",
+    "check_ownership",
+    "default_path",
+    "installed_modules",
+    "keep_until_restart",
+    "listing",
+    "load",
+    "parse",
+]

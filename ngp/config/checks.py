@@ -1,0 +1,266 @@
+"""Checks: what values of net.conf mean together. Each one is possible by itself; some pairs could never trade.
+
+A check runs only when all its keys could be read, so that one slip isn't reported twice in different words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from ngp.config import keys
+from ngp.config.destinations import WrittenRule
+from ngp.config.document import Finding, Node, show
+from ngp.config.keys import Key
+from ngp.config.units import show_data, show_money, show_price, show_time
+from ngp.config.values import ALL_INTERFACES, is_mac, is_pattern
+from ngp.core.settings import PriceRule
+
+T = TypeVar("T")
+
+Modules = Callable[[str], Collection[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The values of a file by key: what was parsed, the nodes to point at, and which keys could not be read."""
+
+    parsed: Mapping[str, Any]
+    nodes: Mapping[str, Node]
+    failed: Collection[str]
+    modules: Modules
+
+    def __getitem__(self, key: Key[T]) -> T:
+        """Return a key's value, or its default's."""
+        value: T = self.parsed[key.name] if key.name in self.parsed else key.default_value()
+        return value
+
+    def finding(self, key: Key[Any], message: str, node: Node | None = None) -> Finding:
+        """Say what is wrong with a key, at its line or at that of a part of it."""
+        at = node or self.nodes.get(key.name)
+        if at is None:
+            return Finding(0, key.name, f"{key.default} (the default)", message)
+        return Finding(at.line, key.name, show(at), message)
+
+
+# --- the prices that are meant ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """The four general prices, msat per GiB, with what wasn't written filled in."""
+
+    sell: int
+    sell_min: int
+    buy: int
+    buy_max: int
+
+
+def general_prices(written: Written) -> Prices:
+    """Complete the general prices from DEFAULT_PRICE.
+
+    A price that wasn't written gives way to the one that was, as long as that can't cost more than was written: asking
+    less lowers the least accepted, accepting less lowers the offer. The most accepted is never raised by itself.
+    """
+    default = written[keys.DEFAULT_PRICE]
+    sell, sell_min = _sell_pair(written[keys.SELL_PRICE], written[keys.SELL_PRICE_MIN], default, default)
+    buy, buy_max = _buy_pair(written[keys.BUY_PRICE], written[keys.BUY_PRICE_MAX], default, default)
+    return Prices(sell, sell_min, buy, buy_max)
+
+
+def complete_rule(rule: PriceRule, general: Prices) -> PriceRule:
+    """Complete an entry of PRICES, by the same rule, where the general price would contradict it."""
+    sell, sell_min = _sell_pair(rule.sell_msat_per_gib, rule.sell_min_msat_per_gib, general.sell, general.sell_min)
+    buy, buy_max = _buy_pair(rule.buy_msat_per_gib, rule.buy_max_msat_per_gib, general.buy, general.buy_max)
+    return PriceRule(
+        rule.prefix,
+        _unless_general(rule.sell_msat_per_gib, sell, general.sell),
+        _unless_general(rule.sell_min_msat_per_gib, sell_min, general.sell_min),
+        _unless_general(rule.buy_msat_per_gib, buy, general.buy),
+        _unless_general(rule.buy_max_msat_per_gib, buy_max, general.buy_max),
+        rule.interface,
+    )
+
+
+def _unless_general(own: int | None, meant: int, general: int) -> int | None:
+    return None if own is None and meant == general else meant
+
+
+def _sell_pair(ask: int | None, least: int | None, general_ask: int, general_least: int) -> tuple[int, int]:
+    meant_ask = ask if ask is not None else max(general_ask, least or 0)
+    return meant_ask, least if least is not None else min(general_least, meant_ask)
+
+
+def _buy_pair(offer: int | None, most: int | None, general_offer: int, general_most: int) -> tuple[int, int]:
+    meant_most = most if most is not None else general_most
+    return offer if offer is not None else min(general_offer, meant_most), meant_most
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _required(written: Written) -> Iterator[Finding]:
+    if keys.MESH_INTERFACES.name not in written.nodes:
+        message = "missing: write the interfaces that lead to neighbours, for example MESH_INTERFACES: [eth1, wlan0]"
+        yield Finding(0, keys.MESH_INTERFACES.name, "", message)
+
+
+def _link_modules(written: Written) -> Iterator[Finding]:
+    for name in written[keys.LINK_INTERFACE]:
+        yield from _unavailable(written, keys.LINK_INTERFACE, "ngp.link", name, ())
+
+
+def _network_module(written: Written) -> Iterator[Finding]:
+    families = ("ip4", "ip6") if "ip" in written.modules("ngp.network") else ()
+    yield from _unavailable(written, keys.NETWORK_INTERFACE, "ngp.network", written[keys.NETWORK_INTERFACE], families)
+
+
+def _payment_module(written: Written) -> Iterator[Finding]:
+    yield from _unavailable(written, keys.PAYMENT_INTERFACE, "ngp.payment", written[keys.PAYMENT_INTERFACE], ())
+
+
+def _unavailable(written: Written, key: Key[Any], group: str, name: str, also: tuple[str, ...]) -> Iterator[Finding]:
+    available = sorted({*written.modules(group), *also})
+    if name not in available:
+        why = "is not available yet" if name in ("grpc", "electrum", "lnd") else "is not installed"
+        offered = ", ".join(available) or "none"
+        yield written.finding(key, f"names the module {name}, which {why}: available are {offered}")
+
+
+def _interfaces(written: Written) -> Iterator[Finding]:
+    mesh, ignored = written[keys.MESH_INTERFACES], written[keys.IGNORE_INTERFACE]
+    for name in mesh:
+        if name in ignored:
+            yield written.finding(keys.IGNORE_INTERFACE, f"holds {name}, as MESH_INTERFACES does: remove it from one")
+    names = [name for name in mesh if not is_pattern(name) and name != ALL_INTERFACES and name not in ignored]
+    for pattern in filter(is_pattern, ignored):
+        for name in names:
+            if fnmatchcase(name, pattern):
+                message = f"covers {name}, which MESH_INTERFACES names: remove it there, or write a narrower pattern"
+                yield written.finding(keys.IGNORE_INTERFACE, message)
+
+
+def _neighbour_addresses(written: Written) -> Iterator[Finding]:
+    modules = written[keys.LINK_INTERFACE]
+    links = set(modules)
+    for address in written[keys.NGP_INTERFACE]:
+        if is_mac(address) and links == {"udp"}:
+            yield written.finding(
+                keys.NGP_INTERFACE, f"has the MAC {address}, but LINK_INTERFACE udp needs an IP address"
+            )
+        if not is_mac(address) and links == {"ethernet"}:
+            yield written.finding(keys.NGP_INTERFACE, f"has {address}, but LINK_INTERFACE ethernet needs a MAC")
+
+
+def _account(written: Written) -> Iterator[Finding]:
+    account, module = written[keys.ACCOUNT_ID], written[keys.PAYMENT_INTERFACE]
+    if account and module in ("lnd", "electrum") and not re.fullmatch(r"0[23][0-9a-f]{64}", account):
+        yield written.finding(
+            keys.ACCOUNT_ID,
+            f"is not a Lightning node's public key, which {module} needs: write its 66 hexadecimal digits, or none",
+        )
+
+
+def _trades(written: Written) -> Iterator[Finding]:
+    if not written[keys.SELL] and not written[keys.BUY]:
+        key = keys.BUY if keys.BUY.name in written.nodes else keys.SELL
+        yield written.finding(key, "leaves nothing to do, as SELL and BUY are both no: write yes for one of them")
+
+
+def _general(written: Written) -> Iterator[Finding]:
+    prices = general_prices(written)
+    if prices.sell_min > prices.sell:
+        yield written.finding(
+            keys.SELL_PRICE_MIN, f"is above SELL_PRICE ({show_price(prices.sell)}): lower it, or raise SELL_PRICE"
+        )
+    if prices.buy > prices.buy_max:
+        yield written.finding(
+            keys.BUY_PRICE, f"is above BUY_PRICE_MAX ({show_price(prices.buy_max)}): lower it, or raise BUY_PRICE_MAX"
+        )
+
+
+def _rules(written: Written) -> Iterator[Finding]:
+    general = general_prices(written)
+    if general.sell_min > general.sell or general.buy > general.buy_max:
+        return
+    for written_rule in written[keys.PRICES]:
+        yield from _rule(written, written_rule, general)
+
+
+def _rule(written: Written, written_rule: WrittenRule, general: Prices) -> Iterator[Finding]:
+    rule, node = written_rule.rule, written_rule.node
+    sell, sell_min = _sell_pair(rule.sell_msat_per_gib, rule.sell_min_msat_per_gib, general.sell, general.sell_min)
+    buy, buy_max = _buy_pair(rule.buy_msat_per_gib, rule.buy_max_msat_per_gib, general.buy, general.buy_max)
+    if sell_min > sell:
+        message = f"for {rule.prefix} has sell_min {show_price(sell_min)} above sell {show_price(sell)}: lower it"
+        yield written.finding(keys.PRICES, message, node)
+    if buy > buy_max:
+        yield written.finding(
+            keys.PRICES,
+            f"for {rule.prefix} has buy {show_price(buy)} above buy_max {show_price(buy_max)}: lower it",
+            node,
+        )
+
+
+def _data_renewal(written: Written) -> Iterator[Finding]:
+    left, limit = written[keys.DATA_RENEWAL], written[keys.CONTRACT_DATA]
+    if left is not None and left >= limit:
+        yield written.finding(
+            keys.DATA_RENEWAL, f"would renew at once: write less than CONTRACT_DATA ({show_data(limit)}), or auto"
+        )
+
+
+def _time_renewal(written: Written) -> Iterator[Finding]:
+    left, lifetime = written[keys.TIME_RENEWAL], written[keys.CONTRACT_TIME]
+    if left is not None and left >= lifetime:
+        yield written.finding(
+            keys.TIME_RENEWAL, f"would renew at once: write less than CONTRACT_TIME ({show_time(lifetime)}), or auto"
+        )
+
+
+def _budgets(written: Written) -> Iterator[Finding]:
+    """A payment above a budget would never be made: found now, not when the first neighbour waits for it."""
+    amount = written[keys.PAYMENT_AMOUNT]
+    if not written[keys.BUY]:
+        return
+    for key in _BUDGET_KEYS:
+        most: int | None = written[key]
+        if most is not None and amount > most:
+            yield written.finding(
+                keys.PAYMENT_AMOUNT,
+                f"is above {key.name} ({show_money(most)}), no payment could be made: lower it, or raise {key.name}",
+            )
+
+
+_BUDGET_KEYS: tuple[Key[Any], ...] = (
+    keys.BUDGET_PAYMENT, keys.BUDGET_NEIGHBOUR, keys.BUDGET_HOUR, keys.BUDGET_DAY, keys.BUDGET_TOTAL,
+)  # fmt: skip
+_PRICE_KEYS = (keys.DEFAULT_PRICE, keys.SELL_PRICE, keys.SELL_PRICE_MIN, keys.BUY_PRICE, keys.BUY_PRICE_MAX)
+
+Check = Callable[[Written], Iterator[Finding]]
+CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
+    ((keys.LINK_INTERFACE,), _link_modules),
+    ((keys.NETWORK_INTERFACE,), _network_module),
+    ((keys.PAYMENT_INTERFACE,), _payment_module),
+    ((keys.MESH_INTERFACES, keys.IGNORE_INTERFACE), _interfaces),
+    ((keys.LINK_INTERFACE, keys.NGP_INTERFACE), _neighbour_addresses),
+    ((keys.PAYMENT_INTERFACE, keys.ACCOUNT_ID), _account),
+    ((keys.SELL, keys.BUY), _trades),
+    (_PRICE_KEYS, _general),
+    ((*_PRICE_KEYS, keys.PRICES), _rules),
+    ((keys.CONTRACT_DATA, keys.DATA_RENEWAL), _data_renewal),
+    ((keys.CONTRACT_TIME, keys.TIME_RENEWAL), _time_renewal),
+    ((keys.BUY, keys.PAYMENT_AMOUNT, *_BUDGET_KEYS), _budgets),
+)
+
+
+def run_checks(written: Written) -> Iterator[Finding]:
+    """Run every check whose keys could be read; the missing MESH_INTERFACES is told once and needs no other check."""
+    missing = () if keys.MESH_INTERFACES.name in written.nodes else (keys.MESH_INTERFACES.name,)
+    yield from _required(written)
+    for needed, check in CHECKS:
+        if not any(key.name in written.failed or key.name in missing for key in needed):
+            yield from check(written)

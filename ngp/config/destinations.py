@@ -1,0 +1,154 @@
+"""Destinations: the entries of PRICES and FREE_DESTINATIONS, whose keys are prefixes.
+
+A prefix with bits behind its length is refused, not rounded: `10.0.0.1/8` may mean one host or sixteen million, and the
+difference is what a neighbour pays or doesn't.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Network, ip_network
+from typing import Any
+
+from ngp.config.document import Entries, Finding, Items, Node, Refused, Scalar, each, refuse
+from ngp.config.units import price_msat_per_gib
+from ngp.config.values import interface, one_or_list, quantity, scalar
+from ngp.core.messages import Prefix
+from ngp.core.settings import FreeDestination, PriceRule
+
+PROTOCOL_NUMBERS: Mapping[str, int] = {
+    "icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "esp": 50, "ah": 51, "icmpv6": 58, "ospf": 89,
+    "sctp": 132, "udplite": 136,
+}  # fmt: skip
+_PORT_PROTOCOLS = ("tcp", "udp", "sctp", "dccp", "udplite")
+
+
+def prefix(node: Node) -> Prefix:
+    """Read a destination, an address or a prefix without host bits. Raises Refused."""
+    text = scalar(node, "a prefix").text
+    try:
+        return _no_scope(ip_network(text))
+    except ValueError:
+        pass
+    try:
+        wider = _no_scope(ip_network(text, strict=False))
+    except ValueError as error:
+        raise refuse(node, "is not a prefix: write for example 198.51.100.0/24, 2001:db8::/32 or an address") from error
+    raise refuse(node, f"has bits set behind its length: write {wider}, or the address alone")
+
+
+def _no_scope(network: Prefix) -> Prefix:
+    if isinstance(network, IPv6Network) and network.network_address.scope_id:
+        raise ValueError("a destination has no interface")
+    return network
+
+
+# --- FREE_DESTINATIONS ------------------------------------------------------------------------------------------------
+
+
+def free_destinations(node: Node) -> tuple[FreeDestination, ...]:
+    """Read FREE_DESTINATIONS: prefixes, `PREFIX PROTOCOL PORT` or {prefix, protocol, port}. Raises Refused."""
+    return one_or_list(node, _free_destination)
+
+
+def _free_destination(node: Node) -> FreeDestination:
+    entry = node if isinstance(node, Entries) else _from_words(scalar(node, "a prefix"))
+    fields = _fields(entry, {"prefix": prefix, "protocol": _protocol, "port": _port})
+    if "prefix" not in fields:
+        raise refuse(node, "has no prefix: write {prefix: 192.0.2.53, protocol: udp, port: 53}")
+    where: Prefix = fields["prefix"]
+    protocol: str | None = fields.get("protocol")
+    if "port" in fields and protocol not in _PORT_PROTOCOLS:
+        raise refuse(node, f"has a port without its protocol: write one of {', '.join(_PORT_PROTOCOLS)} before it")
+    if (protocol, where.version) in (("icmp", 6), ("icmpv6", 4)):
+        raise refuse(node, f"can't be, {protocol} never goes there: write {'icmp' if where.version == 4 else 'icmpv6'}")
+    return FreeDestination(where, protocol, fields.get("port"))
+
+
+def _from_words(written: Scalar) -> Entries:
+    words = written.text.split()
+    names = ("prefix", "port") if len(words) == 2 and words[1].isdigit() else ("prefix", "protocol", "port")
+    if not 1 <= len(words) <= len(names):
+        raise refuse(written, "is not a free destination: write 192.0.2.53 or 192.0.2.53 udp 53")
+    parts = zip(names, words, strict=False)
+    return Entries(
+        tuple((Scalar(name, written.line), Scalar(word, written.line)) for name, word in parts), written.line
+    )
+
+
+def _protocol(node: Node) -> str:
+    name = scalar(node, "a protocol").text
+    if name not in PROTOCOL_NUMBERS:
+        raise refuse(node, f"is not a protocol that ngp knows: write one of {', '.join(PROTOCOL_NUMBERS)}")
+    return name
+
+
+def _port(node: Node) -> int:
+    text = scalar(node, "a port").text
+    if re.fullmatch(r"[1-9][0-9]{0,4}", text, re.ASCII) is None or int(text) > 65535:
+        raise refuse(node, "is not a port: write a whole number from 1 to 65535")
+    return int(text)
+
+
+# --- PRICES -----------------------------------------------------------------------------------------------------------
+
+_RULE_PRICES = ("sell", "sell_min", "buy", "buy_max")
+_RULE_PARSERS: Mapping[str, Callable[[Node], object]] = {
+    "prefix": prefix,
+    **dict.fromkeys(_RULE_PRICES, quantity(price_msat_per_gib)),
+    "interface": interface,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRule:
+    """An entry of PRICES as written, before the general prices complete it; with its node, to point at."""
+
+    rule: PriceRule
+    node: Node
+
+
+def price_rules(node: Node) -> tuple[WrittenRule, ...]:
+    """Read PRICES: a list of {prefix, sell, sell_min, buy, buy_max, interface}. Raises Refused."""
+    if not isinstance(node, Items):
+        raise refuse(node, "is not a list of prices: write a line `- {prefix: 198.51.100.0/24, sell: 3 msat}` for each")
+    rules = each(node.items, _price_rule)
+    seen: set[tuple[Prefix, str | None]] = set()
+    for written in rules:
+        key = (written.rule.prefix, written.rule.interface)
+        if key in seen:
+            raise refuse(written.node, f"prices {key[0]} a second time: keep one entry for a prefix and interface")
+        seen.add(key)
+    return rules
+
+
+def _price_rule(node: Node) -> WrittenRule:
+    if not isinstance(node, Entries):
+        raise refuse(node, "is not an entry of PRICES: write {prefix: 198.51.100.0/24, sell: 3 msat}")
+    fields = _fields(node, _RULE_PARSERS)
+    if "prefix" not in fields:
+        raise refuse(node, "has no prefix: add one, for example prefix: 198.51.100.0/24")
+    if not any(name in fields for name in _RULE_PRICES):
+        raise refuse(node, f"has no price: add one of {', '.join(_RULE_PRICES)}")
+    sell, sell_min, buy, buy_max = (fields.get(name) for name in _RULE_PRICES)
+    return WrittenRule(PriceRule(fields["prefix"], sell, sell_min, buy, buy_max, fields.get("interface")), node)
+
+
+def _fields(node: Entries, parsers: Mapping[str, Callable[[Node], object]]) -> dict[str, Any]:
+    """Read an inner mapping; refuses unknown and repeated names, and all bad values together."""
+    fields: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for name, value in node.pairs:
+        try:
+            if name.text not in parsers:
+                raise refuse(name, f"is not possible here: known are {', '.join(parsers)}")
+            if name.text in fields:
+                raise refuse(name, "is given twice: remove one")
+            fields[name.text] = parsers[name.text](value)
+        except Refused as refused:
+            findings.extend(refused.findings)
+    if findings:
+        raise Refused(*findings)
+    return fields

@@ -1,0 +1,271 @@
+"""Document: net.conf's bytes as marked text, lists and mappings. Hostile bytes end here as a ConfigError.
+
+Only the shape of YAML is used, never its types: a value stays the text that the operator wrote until the key's own
+parser reads it, so `0123` can't become 83 nor `10:30` 630, and nothing in the file can construct an object. Anchors,
+aliases and tags are refused (a hundred bytes of aliases can stand for gigabytes), nesting and size are bounded, and the
+file is opened without waiting, so that a FIFO put in its place can't hang the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from ngp.errors import ConfigError
+
+MOST_FILE_BYTES = 256 * 1024
+_MOST_DEPTH = 5
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A value or a key as it was written. `kind` is what YAML takes it for: str, bool, int, float, null, ..."""
+
+    text: str
+    line: int
+    kind: str = "str"
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A list."""
+
+    items: tuple[Node, ...]
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """A mapping; a key given twice is still there twice."""
+
+    pairs: tuple[tuple[Scalar, Node], ...]
+    line: int
+
+
+Node = Scalar | Items | Entries
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: where, in which key, and what would be right. `line` 0: nowhere in particular."""
+
+    line: int
+    key: str
+    value: str
+    message: str
+
+    def text(self, file: str) -> str:
+        """Write it as one line that begins with file and line."""
+        place = f"{file}:{self.line}" if self.line else file
+        return ": ".join(part for part in (place, self.key, f"{self.value} {self.message}".strip()) if part)
+
+
+class Refused(ConfigError):
+    """Values that can't be used; carries the findings so that all problems of a file are told together."""
+
+    def __init__(self, *findings: Finding) -> None:
+        super().__init__("; ".join(finding.text("net.conf") for finding in findings))
+        self.findings = findings
+
+
+def refuse(node: Node, message: str, key: str = "") -> Refused:
+    """Make the exception that says what is wrong with a value."""
+    return Refused(Finding(node.line, key, show(node), message))
+
+
+def show(node: Node) -> str:
+    """Write a value for a message: escaped and bounded, since the file may hold anything."""
+    if isinstance(node, Items):
+        return "[]" if not node.items else "the list"
+    if isinstance(node, Entries):
+        return "{}" if not node.pairs else "the mapping"
+    return show_text(node.text) if node.text else ""
+
+
+def show_text(text: str) -> str:
+    """Quote, escape and bound a text for a message."""
+    shown = ascii(text[:_SHOWN_CHARACTERS])
+    return shown if len(text) <= _SHOWN_CHARACTERS else f"{shown}..."
+
+
+T = TypeVar("T")
+N = TypeVar("N")
+
+
+def each(nodes: Iterable[N], parse: Callable[[N], T]) -> tuple[T, ...]:
+    """Parse every node, and refuse only after the last, with all that was wrong. Raises Refused."""
+    values: list[T] = []
+    findings: list[Finding] = []
+    for node in nodes:
+        try:
+            values.append(parse(node))
+        except Refused as refused:
+            findings.extend(refused.findings)
+    if findings:
+        raise Refused(*findings)
+    return tuple(values)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path, trusted_only: bool = False) -> str:
+    """Read a configuration file whole.
+
+    Args:
+        path: a regular file or a link to one, at most 256 kB of UTF-8.
+        trusted_only: refuse what `refuse_untrusted` refuses, on the very file that is then read.
+
+    Raises:
+        ConfigError: naming the file and what to do.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO without a writer would wait for ever
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_cannot_open(path, error)) from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{path}: is not a regular file: name the net.conf itself")
+        if trusted_only:
+            refuse_untrusted(path, status)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(MOST_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(_cannot_open(path, error)) from error
+    finally:
+        os.close(descriptor)
+    if len(data) > MOST_FILE_BYTES:
+        raise ConfigError(f"{path}: is larger than 256 kB: this isn't a net.conf, or it needs pruning")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8 text"
+        ) from error
+
+
+def refuse_untrusted(path: Path, status: os.stat_result) -> None:
+    """Refuse a file that somebody else than root and the caller can write: whoever writes net.conf spends our money.
+
+    Raises:
+        ConfigError: with the command that mends it.
+    """
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigError(
+            f"{path}: belongs to user {status.st_uid}, who could change prices and budgets: "
+            f"check its content, then chown root {path}"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"{path}: can be written by others (mode {stat.S_IMODE(status.st_mode):04o}), who could change prices and "
+            f"budgets: check its content, then chmod go-w {path}"
+        )
+
+
+def _cannot_open(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: doesn't exist: copy the shipped net.conf there, or name another with --config"
+    if isinstance(error, IsADirectoryError):
+        return f"{path}: is a directory: name the net.conf itself"
+    if isinstance(error, PermissionError):
+        return f"{path}: can't be read by this user: run ngp as root, or mend the file's mode"
+    reason = error.strerror if isinstance(error, OSError) else "not a usable file name"
+    return f"{show_text(str(path))}: can't be read: {reason}"
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes plain nodes only: no anchor, alias, tag or deep nesting gets past it, and nothing is constructed."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        mark = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="an alias (*) isn't used in net.conf: put a pattern that begins with * in quotes, '*'",
+                problem_mark=mark,
+            )
+        if event.anchor is not None:
+            raise yaml.MarkedYAMLError(
+                problem="an anchor (&) isn't used in net.conf: write the value itself", problem_mark=mark
+            )
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(
+                problem="a tag (!) isn't used in net.conf: put text that begins with ! in quotes", problem_mark=mark
+            )
+        if self.depth >= _MOST_DEPTH:
+            raise yaml.MarkedYAMLError(problem="nested too deeply: no key of net.conf needs this", problem_mark=mark)
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def parse_document(text: str) -> Entries:
+    """Read net.conf's text into keys and values with their lines.
+
+    Raises:
+        Refused: where it isn't YAML, or not `KEY: value` lines. A syntax error ends the reading, so it comes alone.
+    """
+    try:
+        root = _Loader(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        raise Refused(_syntax_finding(error, text)) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"has the character U+{int(error.character):04X}, which can't stand in a text file: remove it"
+        raise Refused(Finding(line, "", "", message)) from error
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        # PyYAML lets chr() and int() fail on escapes and %YAML versions that no Unicode table or release knows
+        raise Refused(Finding(0, "", "", f"is not YAML: {show_text(str(error))}")) from error
+    if root is None or (isinstance(root, yaml.ScalarNode) and not root.value):
+        return Entries((), 0)
+    document = _convert(root)
+    if not isinstance(document, Entries):
+        raise Refused(Finding(document.line, "", show(document), "is not a setting: write lines `KEY: value`"))
+    return document
+
+
+def _convert(node: yaml.Node) -> Node:
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.SequenceNode):
+        return Items(tuple(_convert(item) for item in node.value), line)
+    if isinstance(node, yaml.MappingNode):
+        pairs: list[tuple[Scalar, Node]] = []
+        for key_node, value_node in node.value:
+            key = _convert(key_node)
+            if not isinstance(key, Scalar):
+                raise Refused(Finding(key.line, "", show(key), "is not a key: write `KEY: value`"))
+            pairs.append((key, _convert(value_node)))
+        return Entries(tuple(pairs), line)
+    return Scalar(str(node.value), line, node.tag.rpartition(":")[2])
+
+
+def _syntax_finding(error: yaml.MarkedYAMLError, text: str) -> Finding:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 0
+    written = text.split("\n")[line - 1] if 0 < line <= text.count("\n") + 1 else ""
+    problem = error.problem or "unreadable"
+    if written[: mark.column + 1 if mark else 0].strip(" ").startswith("\t") or "'\\t'" in problem:
+        return Finding(line, "", "", "a tab stands where YAML wants spaces: replace it with spaces")
+    if problem.startswith(("an ", "a ", "nested ")) and "net.conf" in problem:
+        return Finding(line, "", "", problem)
+    if error.context == "expected a single document in the stream":
+        return Finding(line, "", "", "a second document (---) begins: net.conf is one, remove the line")
+    return Finding(
+        line, "", show_text(written.strip()), f"is not YAML ({problem}): write `KEY: value`, a list as [a, b]"
+    )

@@ -1,0 +1,331 @@
+"""Keys: the one table of what net.conf may hold. The parser, the listing and the operator's guide are drawn from it.
+
+A key that isn't here doesn't exist, and one that is here but not in the shipped net.conf or in the guide fails a test.
+Defaults are written as in net.conf and go through the same parsers, so a default can't be something that an operator
+couldn't write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ngp.config import destinations, values
+from ngp.config.document import Node, Scalar, refuse
+from ngp.config.units import ALL_MONEY_MSAT, data_bytes, money_msat, price_msat_per_gib, time_s, whole_number
+
+T = TypeVar("T")
+
+MOST_CONTRACTS = 1 << 24  # 2 GiB of kernel memory
+
+
+@dataclass(frozen=True, slots=True)
+class Key(Generic[T]):
+    """One key of net.conf.
+
+    Attributes:
+        name: as in the file.
+        kind: what its value looks like, for listings.
+        parse: reads its value; raises Refused.
+        default: as it would be written; "" where the key is required.
+        help: one line.
+        fields: what it becomes in Settings; `budgets.` before those of Budgets.
+        needs_restart: `ngp reload` can't change it.
+    """
+
+    name: str
+    kind: str
+    parse: Callable[[Node], T]
+    default: str
+    help: str
+    fields: tuple[str, ...]
+    needs_restart: bool = False
+
+    def default_value(self) -> T:
+        """Parse the default; only for keys that aren't required."""
+        return self.parse(Scalar(self.default, 0))
+
+
+_price = values.quantity(price_msat_per_gib)
+_price_or_default = values.or_word("DEFAULT_PRICE", _price)
+_money = values.quantity(money_msat)
+_data = values.quantity(data_bytes)
+_time = values.quantity(time_s)
+
+
+def _positive(parse: Callable[[Node], int]) -> Callable[[Node], int]:
+    def parse_node(node: Node) -> int:
+        value = parse(node)
+        if value == 0:
+            raise refuse(node, "leaves nothing to buy or sell: write more than 0")
+        return value
+
+    return parse_node
+
+
+def _bounded_money(node: Node) -> int:
+    """Read a budget whose `none` is all the money there is: the same to every comparison, and still a number."""
+    unlimited = values.or_word("none", _money)(node)
+    return ALL_MONEY_MSAT if unlimited is None else unlimited
+
+
+LINK_INTERFACE = Key(
+    "LINK_INTERFACE",
+    "module, or a list",
+    values.module_list(values.module({"1": "udp", "2": "ethernet", "3": "grpc"})),
+    "udp",
+    "how messages reach the neighbours: udp (1), ethernet (2: raw frames, needs no IP), grpc (3: later)",
+    ("link_modules",),
+    needs_restart=True,
+)
+NETWORK_INTERFACE = Key(
+    "NETWORK_INTERFACE",
+    "module",
+    values.module({"1": "ip"}),
+    "ip",
+    "what gates and meters traffic: ip (1: IPv4 and IPv6), ip4 or ip6 for one family alone",
+    ("network_module",),
+    needs_restart=True,
+)
+PAYMENT_INTERFACE = Key(
+    "PAYMENT_INTERFACE",
+    "module",
+    values.module({"1": "sandbox", "2": "electrum", "3": "lnd"}),
+    "sandbox",
+    "how payments are made: sandbox (1: play money), electrum (2), lnd (3)",
+    ("payment_module",),
+    needs_restart=True,
+)
+MESH_INTERFACES = Key(
+    "MESH_INTERFACES",
+    "interface or pattern, or a list",
+    values.mesh_interfaces,
+    "",
+    "interfaces where neighbours are gated and paid; all = every one but loopback and IGNORE_INTERFACE",
+    ("mesh_interfaces",),
+)
+IGNORE_INTERFACE = Key(
+    "IGNORE_INTERFACE",
+    "interface or pattern, or a list",
+    values.or_none(values.ignored_interfaces),
+    "none",
+    "upstream or LAN interfaces: no ngp there, never gated",
+    ("ignore_interfaces",),
+)
+NGP_INTERFACE = Key(
+    "NGP_INTERFACE",
+    "address, or a list",
+    values.or_none(values.neighbour_addresses),
+    "none",
+    "address of the neighbour's daemon; none = find neighbours",
+    ("ngp_addresses",),
+)
+ACCOUNT_ID = Key(
+    "ACCOUNT_ID",
+    "text",
+    values.or_word("none", values.account_id),
+    "none",
+    "where payment is received; with Lightning the public key that the own node must have",
+    ("account_id",),
+)
+DEFAULT_PRICE = Key(
+    "DEFAULT_PRICE",
+    "price",
+    _price,
+    "5 msat",
+    "per kilobyte: asked when selling, the most paid when buying, unless the next keys say otherwise",
+    (),
+)
+SELL = Key("SELL", "yes or no", values.yes_or_no, "yes", "forward for neighbours; no = buys only", ("sells",))
+SELL_PRICE = Key(
+    "SELL_PRICE",
+    "price",
+    _price_or_default,
+    "DEFAULT_PRICE",
+    "per kilobyte: asked first",
+    ("sell_msat_per_gib",),
+)
+SELL_PRICE_MIN = Key(
+    "SELL_PRICE_MIN",
+    "price",
+    _price_or_default,
+    "DEFAULT_PRICE",
+    "per kilobyte: the least accepted in a counter-offer",
+    ("sell_min_msat_per_gib",),
+)
+BUY = Key("BUY", "yes or no", values.yes_or_no, "yes", "pay neighbours for forwarding; no = sells only", ("buys",))
+BUY_PRICE = Key(
+    "BUY_PRICE",
+    "price",
+    _price_or_default,
+    "DEFAULT_PRICE",
+    "per kilobyte: offered first when a proposal is above it",
+    ("buy_msat_per_gib",),
+)
+BUY_PRICE_MAX = Key(
+    "BUY_PRICE_MAX",
+    "price",
+    _price_or_default,
+    "DEFAULT_PRICE",
+    "per kilobyte: the most accepted",
+    ("buy_max_msat_per_gib",),
+)
+PRICES = Key(
+    "PRICES",
+    "list of {prefix, sell, sell_min, buy, buy_max, interface}",
+    values.or_none(destinations.price_rules),
+    "none",
+    "prices of single destinations, the longest prefix wins",
+    ("prices",),
+)
+CONTRACT_DATA = Key(
+    "CONTRACT_DATA",
+    "data",
+    _positive(_data),
+    "100 MB",
+    "data limit of a contract, both directions together",
+    ("contract_data_bytes",),
+)
+CONTRACT_TIME = Key("CONTRACT_TIME", "time", _positive(_time), "1 h", "how long a contract lasts", ("contract_time_s",))
+DATA_RENEWAL = Key(
+    "DATA_RENEWAL",
+    "data (a bare number is bytes) or auto",
+    values.or_word("auto", values.quantity(lambda text: data_bytes(text, bare=1))),
+    "auto",
+    "data left when the client renews; auto = from the rate of use; both renewals 0 = never",
+    ("data_renewal_bytes",),
+)
+TIME_RENEWAL = Key(
+    "TIME_RENEWAL",
+    "time or auto",
+    values.or_word("auto", _time),
+    "auto",
+    "time left when the client renews; auto = from the rate of use; both renewals 0 = never",
+    ("time_renewal_s",),
+)
+PAYMENT_AMOUNT = Key(
+    "PAYMENT_AMOUNT", "money", _positive(_money), "100 sat", "prepayment chunk", ("payment_amount_msat",)
+)
+GRACE_DATA = Key(
+    "GRACE_DATA",
+    "data",
+    _data,
+    "256 kB",
+    "credit line of a neighbour until its first payment: data",
+    ("grace_data_bytes",),
+)
+GRACE_TIME = Key(
+    "GRACE_TIME",
+    "time",
+    _time,
+    "10 s",
+    "credit line of a neighbour until its first payment: time",
+    ("grace_time_s",),
+)
+BUDGET_PAYMENT = Key(
+    "BUDGET_PAYMENT",
+    "money or none",
+    _bounded_money,
+    "20000 sat",
+    "most spent in one payment, fees included",
+    ("budgets.payment_msat",),
+)
+BUDGET_NEIGHBOUR = Key(
+    "BUDGET_NEIGHBOUR",
+    "money or none",
+    values.or_word("none", _money),
+    "none",
+    "most ever spent on one neighbour",
+    ("budgets.neighbour_msat",),
+)
+BUDGET_HOUR = Key(
+    "BUDGET_HOUR",
+    "money or none",
+    _bounded_money,
+    "50000 sat",
+    "most spent in any hour",
+    ("budgets.hour_msat",),
+)
+BUDGET_DAY = Key(
+    "BUDGET_DAY",
+    "money or none",
+    _bounded_money,
+    "200000 sat",
+    "most spent in any day",
+    ("budgets.day_msat",),
+)
+BUDGET_TOTAL = Key(
+    "BUDGET_TOTAL",
+    "money or none",
+    values.or_word("none", _money),
+    "none",
+    "most ever spent",
+    ("budgets.total_msat",),
+)
+FREE_DESTINATIONS = Key(
+    "FREE_DESTINATIONS",
+    "list of prefix, prefix protocol, or prefix protocol port",
+    values.or_none(destinations.free_destinations),
+    "none",
+    "what costs nothing, whoever sends it",
+    ("free_destinations",),
+)
+WHEN_STOPPED = Key(
+    "WHEN_STOPPED",
+    "open or closed",
+    values.one_of("open", "closed"),
+    "open",
+    "after ngp stop and before start: open = packets pass as if ngp were not there, closed = they don't",
+    ("closed_when_stopped",),
+)
+QUEUE_NUMBER = Key(
+    "QUEUE_NUMBER",
+    "0 to 65535",
+    values.quantity(lambda text: whole_number(text, 0, 65535)),
+    "10325",
+    "NFQUEUE number; another program on the same machine may not use it",
+    ("queue_number",),
+    needs_restart=True,
+)
+STATE_DIR = Key(
+    "STATE_DIR",
+    "directory",
+    values.directory,
+    "/var/lib/ngp",
+    "ledger, keys and control socket; a relative path starts at net.conf's folder",
+    ("state_dir",),
+    needs_restart=True,
+)
+CONTRACTS_MAX = Key(
+    "CONTRACTS_MAX",
+    f"1 to {MOST_CONTRACTS}",
+    values.quantity(lambda text: whole_number(text, 1, MOST_CONTRACTS)),
+    "131072",
+    "slots of the kernel's contract table, 128 bytes each",
+    ("contracts_max",),
+    needs_restart=True,
+)
+
+KEYS: tuple[Key[Any], ...] = (
+    LINK_INTERFACE, NETWORK_INTERFACE, PAYMENT_INTERFACE, MESH_INTERFACES, IGNORE_INTERFACE, NGP_INTERFACE, ACCOUNT_ID,
+    DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
+    CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, BUDGET_PAYMENT,
+    BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FREE_DESTINATIONS, WHEN_STOPPED, QUEUE_NUMBER, STATE_DIR,
+    CONTRACTS_MAX,
+)  # fmt: skip
+
+
+def listing() -> str:
+    """Write the keys for a terminal: name, kind, default and the help line below."""
+    lines = []
+    for key in KEYS:
+        lines.append(f"{key.name}: {key.kind} [{key.default or 'required'}]")
+        lines.append(f"    {key.help}{' (needs a restart)' if key.needs_restart else ''}")
+    return "\n".join(lines)
+
+
+def guide_row(key: Key[Any]) -> str:
+    """Write a key's row of the table in docs/operators-guide.md."""
+    default = f"`{key.default}`" if key.default else "required"
+    return f"| `{key.name}` | {key.kind} | {default} | {key.help} | {'restart' if key.needs_restart else 'reload'} |"

@@ -1,0 +1,183 @@
+"""Loader: from a file to Settings, or to one error that tells every problem of the file.
+
+All problems come together, since an operator who mends one line a try on a distant router loses a night. Nothing is
+guessed: a file with one bad line changes nothing, neither at start nor at reload.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from ngp.config import keys
+from ngp.config.checks import Modules, Written, complete_rule, general_prices, run_checks
+from ngp.config.document import (
+    Entries,
+    Finding,
+    Node,
+    Refused,
+    Scalar,
+    parse_document,
+    read_text,
+    refuse_untrusted,
+    show,
+    show_text,
+)
+from ngp.core.settings import Budgets, Settings
+from ngp.errors import ConfigError
+
+DEFAULT_PATHS = (Path("/etc/ngp/net.conf"), Path("net.conf"))
+_MOST_PROBLEMS = 30
+_BUILT_IN = {
+    "ngp.link": frozenset({"udp", "ethernet"}),
+    "ngp.network": frozenset({"ip"}),
+    "ngp.payment": frozenset({"sandbox"}),
+}
+_SECRET = re.compile("macaroon|password|passphrase|secret|seed|token|private|credential", re.IGNORECASE)
+_KEYS_BY_NAME = {key.name: key for key in keys.KEYS}
+
+
+def installed_modules(group: str) -> Collection[str]:
+    """Name the modules of a port that are installed (entry points), or ngp's own when running from a checkout."""
+    return frozenset(point.name for point in entry_points(group=group)) or _BUILT_IN.get(group, frozenset())
+
+
+def default_path(candidates: Sequence[Path] = DEFAULT_PATHS) -> Path:
+    """Return the first configuration file that is there, readable or not: a broken one isn't passed over for another.
+
+    Raises:
+        ConfigError: naming all the places where none is.
+    """
+    for candidate in candidates:
+        if os.path.lexists(candidate):
+            return candidate
+    places = " nor ".join(str(candidate.absolute()) for candidate in candidates)
+    raise ConfigError(f"no configuration: neither {places} exists: copy the shipped net.conf there, or use --config")
+
+
+def check_ownership(path: Path) -> None:
+    """Refuse a file that others than root and the caller own or can write.
+
+    Raises:
+        ConfigError: with the command that mends it. `load(..., trusted_only=True)` does the same on the opened file.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{show_text(str(path))}: can't be examined: {error}") from error
+    refuse_untrusted(Path(path), status)
+
+
+def load(path: Path | str, *, modules: Modules = installed_modules, trusted_only: bool = False) -> Settings:
+    """Read a configuration file.
+
+    Args:
+        path: the file; relative paths inside start at its folder.
+        modules: names the modules that are available for a group of entry points.
+        trusted_only: refuse a file that others could have written (see `check_ownership`).
+
+    Raises:
+        ConfigError: telling all problems, a line each: file, line, key, value, and what is right.
+    """
+    path = Path(path)
+    return parse(read_text(path, trusted_only), path, modules=modules)
+
+
+def parse(text: str, path: Path, *, modules: Modules = installed_modules) -> Settings:
+    """Turn a configuration's text into Settings; `path` names it, relative paths start there. Raises ConfigError."""
+    try:
+        document = parse_document(text)
+    except Refused as refused:
+        raise ConfigError(_report(refused.findings, path)) from refused
+    written, findings = _read_keys(document, modules)
+    findings.extend(run_checks(written))
+    if findings:
+        raise ConfigError(_report(findings, path))
+    return _settings(written, path)
+
+
+def _report(findings: Sequence[Finding], path: Path) -> str:
+    ordered = sorted(findings, key=lambda finding: finding.line)
+    lines = [finding.text(str(path)) for finding in ordered[:_MOST_PROBLEMS]]
+    if len(ordered) > _MOST_PROBLEMS:
+        lines.append(f"{path}: and {len(ordered) - _MOST_PROBLEMS} more")
+    return "\n".join(lines)
+
+
+def _read_keys(document: Entries, modules: Modules) -> tuple[Written, list[Finding]]:
+    nodes: dict[str, Node] = {}
+    parsed: dict[str, Any] = {}
+    findings: list[Finding] = []
+    failed: set[str] = set()
+    for key, node in document.pairs:
+        if key.text in nodes:
+            first = f"is given twice, first in line {nodes[key.text].line}: keep one of the two"
+            findings.append(Finding(key.line, key.text, show(node), first))
+            failed.add(key.text)
+        elif key.text not in _KEYS_BY_NAME:
+            findings.append(_unknown(key, node, suggest=len(findings) < _MOST_PROBLEMS))
+        else:
+            nodes[key.text] = node
+            try:
+                parsed[key.text] = _KEYS_BY_NAME[key.text].parse(node)
+            except Refused as refused:
+                findings.extend(Finding(each.line, key.text, each.value, each.message) for each in refused.findings)
+                failed.add(key.text)
+    return Written(parsed, nodes, failed, modules), findings
+
+
+def _unknown(key: Scalar, node: Node, suggest: bool) -> Finding:
+    name = key.text if key.text.isidentifier() and key.text.isascii() and len(key.text) <= 40 else show_text(key.text)
+    near = get_close_matches(key.text.upper(), _KEYS_BY_NAME, 1) if suggest and len(key.text) <= 40 else []
+    remedy = f"did you mean {near[0]}?" if near else "docs/operators-guide.md lists the keys; remove the line"
+    # an unknown key may hold a secret of something else, and a message ends in logs
+    value = "(value not shown)" if _SECRET.search(key.text) else show(node)
+    return Finding(key.line, name, value, f"is for a key that net.conf doesn't have: {remedy}")
+
+
+def _settings(written: Written, path: Path) -> Settings:
+    prices = general_prices(written)
+    return Settings(
+        link_modules=written[keys.LINK_INTERFACE],
+        network_module=written[keys.NETWORK_INTERFACE],
+        payment_module=written[keys.PAYMENT_INTERFACE],
+        mesh_interfaces=written[keys.MESH_INTERFACES],
+        ignore_interfaces=written[keys.IGNORE_INTERFACE],
+        ngp_addresses=written[keys.NGP_INTERFACE],
+        account_id=written[keys.ACCOUNT_ID],
+        sells=written[keys.SELL],
+        buys=written[keys.BUY],
+        sell_msat_per_gib=prices.sell,
+        sell_min_msat_per_gib=prices.sell_min,
+        buy_msat_per_gib=prices.buy,
+        buy_max_msat_per_gib=prices.buy_max,
+        prices=tuple(complete_rule(entry.rule, prices) for entry in written[keys.PRICES]),
+        contract_data_bytes=written[keys.CONTRACT_DATA],
+        contract_time_s=written[keys.CONTRACT_TIME],
+        data_renewal_bytes=written[keys.DATA_RENEWAL],
+        time_renewal_s=written[keys.TIME_RENEWAL],
+        payment_amount_msat=written[keys.PAYMENT_AMOUNT],
+        grace_data_bytes=written[keys.GRACE_DATA],
+        grace_time_s=written[keys.GRACE_TIME],
+        budgets=_budgets(written),
+        free_destinations=written[keys.FREE_DESTINATIONS],
+        closed_when_stopped=written[keys.WHEN_STOPPED] == "closed",
+        queue_number=written[keys.QUEUE_NUMBER],
+        state_dir=os.path.normpath(os.path.join(os.path.abspath(path.parent), written[keys.STATE_DIR])),
+        contracts_max=written[keys.CONTRACTS_MAX],
+    )
+
+
+def _budgets(written: Written) -> Budgets:
+    return Budgets(
+        written[keys.BUDGET_PAYMENT],
+        written[keys.BUDGET_NEIGHBOUR],
+        written[keys.BUDGET_HOUR],
+        written[keys.BUDGET_DAY],
+        written[keys.BUDGET_TOTAL],
+    )

@@ -1,0 +1,165 @@
+"""Units: the numbers of net.conf, exactly, or not at all.
+
+Money never passes through a float: a price of `0.1 msat` isn't a whole number of msat per GiB, and a router that
+rounded it would quote something else than its operator wrote. What isn't exact is refused with the nearest that is.
+Leading zeros, hexadecimal, exponents, `10:30` and thousands separators are refused as well: YAML reads some of them as
+octal or base 60, people read them otherwise, and the difference would be somebody's money.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+
+from ngp.core.pricing import BYTES_PER_KILOBYTE, GIB, KILOBYTES_PER_GIB
+from ngp.errors import ConfigError
+
+MSAT_PER_SAT = 1000
+ALL_MONEY_MSAT = 21_000_000 * 100_000_000 * MSAT_PER_SAT  # all the bitcoin there will ever be
+MOST_PRICE_MSAT_PER_GIB = 1_000_000 * KILOBYTES_PER_GIB  # 1,000 sat a kilobyte: above it, a slip of the pen
+MOST_DATA_BYTES = 1 << 50
+MONTH_S = 2_629_800  # 365.25 / 12 days
+MOST_TIME_S = 120 * MONTH_S
+
+KILOBYTE = BYTES_PER_KILOBYTE
+MEGABYTE = KILOBYTE * 1024
+DATA_UNITS: Mapping[str, int] = {
+    "B": 1, "byte": 1, "bytes": 1,
+    "kB": KILOBYTE, "KB": KILOBYTE, "KiB": KILOBYTE,
+    "MB": MEGABYTE, "MiB": MEGABYTE,
+    "GB": GIB, "GiB": GIB,
+    "TB": GIB * 1024, "TiB": GIB * 1024,
+}  # fmt: skip
+TIME_UNITS: Mapping[str, int] = {
+    "s": 1, "sec": 1, "second": 1, "seconds": 1,
+    "min": 60, "minute": 60, "minutes": 60,
+    "h": 3600, "hour": 3600, "hours": 3600,
+    "d": 86400, "day": 86400, "days": 86400,
+    "week": 604800, "weeks": 604800,
+    "month": MONTH_S, "months": MONTH_S,
+}  # fmt: skip
+MONEY_UNITS: Mapping[str, int] = {"msat": 1, "sat": MSAT_PER_SAT}
+PRICE_UNITS: Mapping[str, Fraction] = {
+    f"{money}{per}": Fraction(factor * GIB, size)
+    for money, factor in MONEY_UNITS.items()
+    for per, size in [("", KILOBYTE), *((f"/{unit}", DATA_UNITS[unit]) for unit in DATA_UNITS if unit.endswith("B"))]
+}
+
+_QUANTITY = re.compile(r"(?P<number>(?:0|[1-9][0-9]*)(?:\.[0-9]+)?) *(?P<unit>[A-Za-z]*(?:/[A-Za-z]+)?)", re.ASCII)
+_MOST_DIGITS = 40
+
+
+def whole_number(text: str, least: int, most: int) -> int:
+    """Read a plain decimal number.
+
+    Args:
+        text: digits, without sign, separator, leading zero or unit.
+        least, most: allowed range, both included.
+
+    Raises:
+        ConfigError: saying what would be right.
+    """
+    right = f"write a whole number from {least} to {most}"
+    if len(text) > _MOST_DIGITS or re.fullmatch(r"0|[1-9][0-9]*", text, re.ASCII) is None:
+        raise ConfigError(f"is not a plain whole number: {right}")
+    number = int(text)
+    if not least <= number <= most:
+        raise ConfigError(f"is out of range: {right}")
+    return number
+
+
+def money_msat(text: str) -> int:
+    """Read an amount: bare msat, `5 msat` or `100 sat`. Returns msat. Raises ConfigError."""
+    amount = _quantity(text, MONEY_UNITS, 1, "an amount of money", "5000 msat or 100 sat")
+    return _whole(amount, ALL_MONEY_MSAT, "msat", "all the bitcoin there will ever be")
+
+
+def price_msat_per_gib(text: str) -> int:
+    """Read a price: per kilobyte (`5`, `0.5 msat`, `1 sat`) or with its own measure (`5243 sat/GB`).
+
+    Returns:
+        msat per GiB, exact: 1 msat/kB is 1,048,576 msat/GiB.
+
+    Raises:
+        ConfigError: when it isn't a whole number of msat per GiB, naming the nearest that are.
+    """
+    price = _quantity(text, PRICE_UNITS, PRICE_UNITS["msat"], "a price", "5 msat (per kilobyte) or 5243 sat/GB")
+    if price > MOST_PRICE_MSAT_PER_GIB:
+        raise ConfigError(f"is too much: the highest price is {show_price(MOST_PRICE_MSAT_PER_GIB)}")
+    if price.denominator != 1:
+        below = price.numerator // price.denominator
+        raise ConfigError(
+            f"can't be charged exactly, prices are whole msat per GB: write {below} msat/GB or {below + 1} msat/GB"
+        )
+    return price.numerator
+
+
+def data_bytes(text: str, bare: int = KILOBYTE) -> int:
+    """Read an amount of data; a number without unit counts `bare` bytes. Returns bytes. Raises ConfigError."""
+    data = _quantity(text, DATA_UNITS, bare, "an amount of data", "256 kB, 20 MB or 1 GB")
+    return _whole(data, MOST_DATA_BYTES, "bytes", show_data(MOST_DATA_BYTES))
+
+
+def time_s(text: str) -> int:
+    """Read a duration: bare seconds, `10 min`, `1 h`, `1 day`, `1 month`. Returns seconds. Raises ConfigError."""
+    duration = _quantity(text, TIME_UNITS, 1, "a duration", "30 s, 10 min, 1 h or 1 day")
+    return _whole(duration, MOST_TIME_S, "seconds", "120 months")
+
+
+def _quantity(
+    text: str, units: Mapping[str, int] | Mapping[str, Fraction], bare: int | Fraction, noun: str, example: str
+) -> Fraction:
+    if text.startswith("-"):
+        raise ConfigError(f"is negative: write {noun} from 0 on, for example {example}")
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            f"is not {noun}: write for example {example} "
+            "(digits with a point for decimals; no leading zero, no thousands separator)"
+        )
+    if len(match["number"]) > _MOST_DIGITS:
+        raise ConfigError(f"has too many digits: write {noun}, for example {example}")
+    unit = match["unit"]
+    if unit and unit not in units:
+        raise ConfigError(f"has an unknown unit {unit[:20]!r}: write for example {example}; units: {', '.join(units)}")
+    return Fraction(match["number"]) * (units[unit] if unit else bare)
+
+
+def _whole(amount: Fraction, most: int, unit: str, most_shown: str) -> int:
+    if amount > most:
+        raise ConfigError(f"is too much: the most is {most_shown}")
+    if amount.denominator != 1:
+        raise ConfigError(f"is not a whole number of {unit}: write {amount.numerator // amount.denominator} {unit}")
+    return amount.numerator
+
+
+def show_price(msat_per_gib: int) -> str:
+    """Write a price as net.conf does: per kilobyte where that is short, else per GB."""
+    per_kilobyte = Fraction(msat_per_gib, KILOBYTES_PER_GIB)
+    thousandths = per_kilobyte * 1000
+    if thousandths.denominator == 1:
+        whole, rest = divmod(thousandths.numerator, 1000)
+        return f"{whole}{f'.{rest:03}'.rstrip('0') if rest else ''} msat/kB"
+    return f"{msat_per_gib} msat/GB"
+
+
+def show_money(msat: int) -> str:
+    """Write an amount in sat where it is whole, else in msat."""
+    return f"{msat} msat" if msat % MSAT_PER_SAT else f"{msat // MSAT_PER_SAT} sat"
+
+
+def show_data(size_bytes: int) -> str:
+    """Write an amount of data in the largest unit that is whole."""
+    for unit in ("GB", "MB", "kB"):
+        if size_bytes and size_bytes % DATA_UNITS[unit] == 0:
+            return f"{size_bytes // DATA_UNITS[unit]} {unit}"
+    return f"{size_bytes} bytes"
+
+
+def show_time(duration_s: int) -> str:
+    """Write a duration in the largest unit that is whole."""
+    for unit in ("day", "h", "min"):
+        if duration_s and duration_s % TIME_UNITS[unit] == 0:
+            return f"{duration_s // TIME_UNITS[unit]} {unit}"
+    return f"{duration_s} s"

@@ -1,0 +1,245 @@
+"""Values: what each kind of setting may be, read from a node of the file. Every refusal says what would be right.
+
+Names are read strictly where YAML and people disagree: an interface written `no` is a truth value to YAML, so it is
+refused until it stands in quotes, rather than guarded under a name that nobody meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TypeVar
+
+from ngp.config.document import Items, Node, Scalar, each, refuse
+from ngp.errors import ConfigError
+
+T = TypeVar("T")
+
+ALL_INTERFACES = "all"
+MOST_NAME_BYTES = 15  # IFNAMSIZ - 1, linux/if.h
+_MOST_PATTERN_CHARACTERS = 64
+_MOST_INTERFACES = 256
+_NOT_IN_NAMES = frozenset("/:\"'\\`")  # the first two by the kernel (dev_valid_name), the others for who reads a rule
+
+
+def quantity(parse: Callable[[str], T]) -> Callable[[Node], T]:
+    """Make a parser of nodes out of one of texts (`ngp.config.units`)."""
+
+    def parse_node(node: Node) -> T:
+        text = scalar(node, "one value").text
+        try:
+            return parse(text)
+        except ConfigError as error:
+            raise refuse(node, str(error)) from error
+
+    return parse_node
+
+
+def or_word(word: str, parse: Callable[[Node], T]) -> Callable[[Node], T | None]:
+    """Make a parser that takes one word (`none`, `auto`, ...) for None beside its own values."""
+
+    def parse_node(node: Node) -> T | None:
+        if isinstance(node, Scalar) and node.text == word:
+            return None
+        return parse(node)
+
+    return parse_node
+
+
+def or_none(parse: Callable[[Node], tuple[T, ...]]) -> Callable[[Node], tuple[T, ...]]:
+    """Make a parser of a list that takes `none` for the empty list."""
+
+    def parse_node(node: Node) -> tuple[T, ...]:
+        if isinstance(node, Scalar) and node.text == "none":
+            return ()
+        return parse(node)
+
+    return parse_node
+
+
+def yes_or_no(node: Node) -> bool:
+    """Read `yes` or `no`, and the other words that YAML has for them."""
+    text = scalar(node, "yes or no").text.lower()
+    if text in ("yes", "true", "on"):
+        return True
+    if text in ("no", "false", "off"):
+        return False
+    raise refuse(node, "is not yes or no: write yes or no")
+
+
+def one_of(*words: str) -> Callable[[Node], str]:
+    """Make a parser of fixed words."""
+
+    def parse_node(node: Node) -> str:
+        text = scalar(node, " or ".join(words)).text
+        if text not in words:
+            raise refuse(node, f"is not possible here: write {' or '.join(words)}")
+        return text
+
+    return parse_node
+
+
+def module(numbers: Mapping[str, str]) -> Callable[[Node], str]:
+    """Make a parser of module names that also knows the numbers which older files have for them."""
+    known = ", ".join(f"{name} (or {number})" for number, name in numbers.items())
+
+    def parse_node(node: Node) -> str:
+        text = scalar(node, "the name of a module").text
+        if text in numbers:
+            return numbers[text]
+        if re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", text, re.ASCII) is None:
+            raise refuse(node, f"is not the name of a module: write one of {known}")
+        return text
+
+    return parse_node
+
+
+def module_list(parse_one: Callable[[Node], str]) -> Callable[[Node], tuple[str, ...]]:
+    """Make a parser of one module or a list of several."""
+
+    def parse_node(node: Node) -> tuple[str, ...]:
+        return one_or_list(node, parse_one)
+
+    return parse_node
+
+
+def mesh_interfaces(node: Node) -> tuple[str, ...]:
+    """Read interface names or patterns, one or a list, or `all`. Raises Refused."""
+    names = _interfaces(node)
+    if "lo" in names:
+        raise refuse(node, "has the loopback lo, where no neighbour is: write the interfaces that lead to neighbours")
+    return names
+
+
+def _interfaces(node: Node) -> tuple[str, ...]:
+    names = one_or_list(node, _interface_or_pattern)
+    if len(names) > _MOST_INTERFACES:
+        raise refuse(node, f"has more than {_MOST_INTERFACES} entries: use patterns, for example 'wg*'")
+    if ALL_INTERFACES in names and len(names) > 1:
+        raise refuse(node, f"has `{ALL_INTERFACES}` beside other names: write {ALL_INTERFACES} alone, or only names")
+    return names
+
+
+def ignored_interfaces(node: Node) -> tuple[str, ...]:
+    """Read interface names or patterns, one or a list, without `all`. Raises Refused."""
+    names = _interfaces(node)
+    if ALL_INTERFACES in names:
+        raise refuse(node, "can't be `all`, nothing would be left: write the names of the upstream or LAN interfaces")
+    return names
+
+
+def is_pattern(name: str) -> bool:
+    """Say whether an interface entry is a shell pattern (fnmatch) rather than a name."""
+    return any(character in name for character in "*?[")
+
+
+def interface(node: Node) -> str:
+    """Read the name of one interface. Raises Refused."""
+    name = _interface_or_pattern(node)
+    if is_pattern(name) or name == ALL_INTERFACES:
+        raise refuse(node, "is a pattern: write the name of one interface")
+    return name
+
+
+def _interface_or_pattern(node: Node) -> str:
+    written = scalar(node, "the name of an interface")
+    text = written.text
+    if written.kind != "str":
+        raise refuse(node, f"is a name only in quotes, YAML takes it for {written.kind}: write '{text[:15]}'")
+    if "," in text or " " in text:
+        raise refuse(node, "is not one interface: write a list, [eth0, eth1]")
+    if re.fullmatch(r"[!-~]+", text) is None or set(text) & _NOT_IN_NAMES or text in (".", "..", "none"):
+        raise refuse(node, "is not the name of an interface: write for example eth0 (`ip link` lists them)")
+    if "@" in text:
+        raise refuse(node, f"is a name with its peer, as `ip link` shows it: write {text.partition('@')[0]}")
+    if is_pattern(text):
+        if len(text) > _MOST_PATTERN_CHARACTERS:
+            raise refuse(node, f"is longer than {_MOST_PATTERN_CHARACTERS} characters: write a shorter pattern")
+    elif len(text) > MOST_NAME_BYTES:
+        raise refuse(node, f"is longer than {MOST_NAME_BYTES} characters: no interface of Linux has such a name")
+    return text
+
+
+def neighbour_addresses(node: Node) -> tuple[str, ...]:
+    """Read addresses of neighbours' daemons, one or a list: IPv4, IPv6 (fe80::1%eth0) or MAC. Raises Refused."""
+    return one_or_list(node, _neighbour_address)
+
+
+def is_mac(address: str) -> bool:
+    """Say whether an address is a MAC."""
+    return re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", address, re.ASCII | re.IGNORECASE) is not None
+
+
+def _neighbour_address(node: Node) -> str:
+    text = scalar(node, "an address").text
+    if is_mac(text):
+        if int(text[:2], 16) & 1 or not text.strip("0:"):
+            raise refuse(node, "is not the MAC of one host: write the neighbour's own")
+        return text.lower()
+    address = _address(node, text)
+    if address.is_multicast or address.is_unspecified or text == "255.255.255.255":
+        raise refuse(node, "is not the address of one host: write the neighbour's own, or none to find neighbours")
+    scope = address.scope_id if isinstance(address, IPv6Address) else None
+    if isinstance(address, IPv6Address) and address.is_link_local and not scope:
+        raise refuse(node, f"needs its interface: write {address}%eth0 with the interface that leads there")
+    if scope and (len(scope) > MOST_NAME_BYTES or re.fullmatch(r"[!-~]+", scope) is None):
+        raise refuse(node, "names an impossible interface behind %: write for example fe80::1%eth0")
+    return str(address)
+
+
+def _address(node: Node, text: str) -> IPv4Address | IPv6Address:
+    try:
+        return ip_address(text)
+    except ValueError as error:
+        raise refuse(
+            node,
+            "is not an address: write for example 192.0.2.1 or fe80::1%eth0 (no port), or none to find neighbours",
+        ) from error
+
+
+def account_id(node: Node) -> str:
+    """Read where payment is received: up to 128 characters without spaces. Raises Refused."""
+    written = scalar(node, "an account")
+    if written.kind in ("bool", "null") or re.fullmatch(r"[!-~]{1,128}", written.text) is None:
+        raise refuse(node, "is not an account: write up to 128 letters and digits without spaces, or none")
+    return written.text
+
+
+def directory(node: Node) -> str:
+    """Read a path, relative or absolute; the loader resolves it. Raises Refused."""
+    written = scalar(node, "a directory")
+    if written.kind != "str" or not written.text.isprintable() or written.text.strip() != written.text:
+        raise refuse(node, "is not a directory's name: write for example /var/lib/ngp, in quotes if it looks odd")
+    if written.text.startswith("~"):
+        raise refuse(node, "begins with ~, which only a shell knows: write the whole path")
+    if not written.text.strip("/.") or len(written.text.encode()) > 1024:
+        raise refuse(node, "can't hold ngp's files: write a directory of its own, for example /var/lib/ngp")
+    return written.text
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def scalar(node: Node, noun: str) -> Scalar:
+    """Take a node for one value that isn't empty. Raises Refused."""
+    if not isinstance(node, Scalar):
+        raise refuse(node, f"is not a single value: write {noun}")
+    if node.kind == "null" or not node.text:
+        raise refuse(node, "has no value: write one behind the colon, or remove the line")
+    return node
+
+
+def one_or_list(node: Node, parse: Callable[[Node], T]) -> tuple[T, ...]:
+    """Read one value, or a list of different ones. Raises Refused."""
+    if not isinstance(node, Items):
+        return (parse(node),)
+    if not node.items:
+        raise refuse(node, "is empty: write at least one, or remove the line")
+    values = each(node.items, parse)
+    seen: set[T] = set()
+    for value, item in zip(values, node.items, strict=True):
+        if value in seen:
+            raise refuse(item, "stands in the list twice: remove one")
+        seen.add(value)
+    return values

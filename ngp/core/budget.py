@@ -1,0 +1,72 @@
+"""Budget: how much of the operator's money may go out, over restarts too.
+
+A payment whose outcome is unknown counts as spent until the node says that it failed. What would break a limit is
+refused before money moves, and the limit is named.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+
+from ngp.core.settings import Budgets
+
+HOUR_S = 3600
+DAY_S = 86400
+
+
+@dataclass(slots=True)
+class Spending:
+    """Outgoing payments, fees included, msat, by UTC second."""
+
+    recent: deque[tuple[int, int]] = field(default_factory=deque)
+    by_neighbour: dict[bytes, int] = field(default_factory=lambda: defaultdict(int))
+    total_msat: int = 0
+
+    def add(self, identity: bytes, amount_msat: int, at_s: int) -> None:
+        """Count a payment when its intent is stored; correct it by a negative amount at the same second."""
+        self.recent.append((at_s, amount_msat))
+        self.by_neighbour[identity] += amount_msat
+        self.total_msat += amount_msat
+
+    def within_msat(self, seconds: int, now_s: int) -> int:
+        """Sum what was spent in the last seconds; entries from a clock that ran ahead count as well."""
+        while self.recent and self.recent[0][0] <= now_s - DAY_S:
+            self.recent.popleft()
+        return sum(amount for at, amount in self.recent if at > now_s - seconds)
+
+
+def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_msat: int, now_s: int) -> str | None:
+    """Name the limit that a payment would break.
+
+    Args:
+        amount_msat: the payment with the most its fee may be.
+
+    Returns:
+        The net.conf key with its value, or None if the payment fits all.
+    """
+    limits = (
+        ("BUDGET_PAYMENT", budgets.payment_msat, 0),
+        ("BUDGET_NEIGHBOUR", budgets.neighbour_msat, spending.by_neighbour.get(identity, 0)),
+        ("BUDGET_HOUR", budgets.hour_msat, spending.within_msat(HOUR_S, now_s)),
+        ("BUDGET_DAY", budgets.day_msat, spending.within_msat(DAY_S, now_s)),
+        ("BUDGET_TOTAL", budgets.total_msat, spending.total_msat),
+    )
+    for key, limit, spent in limits:
+        if limit is not None and spent + amount_msat > limit:
+            return f"{key} {limit} msat (spent {spent} msat, this payment {amount_msat} msat)"
+    return None
+
+
+def room_msat(budgets: Budgets, spending: Spending, identity: bytes, now_s: int) -> int:
+    """Return the largest payment that fits all limits now, msat."""
+    rooms = [
+        budgets.payment_msat,
+        budgets.hour_msat - spending.within_msat(HOUR_S, now_s),
+        budgets.day_msat - spending.within_msat(DAY_S, now_s),
+    ]
+    if budgets.neighbour_msat is not None:
+        rooms.append(budgets.neighbour_msat - spending.by_neighbour.get(identity, 0))
+    if budgets.total_msat is not None:
+        rooms.append(budgets.total_msat - spending.total_msat)
+    return max(0, min(rooms))

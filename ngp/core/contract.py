@@ -1,0 +1,204 @@
+"""Contract: what two neighbours agreed for one destination, and the only moves it can make.
+
+    quoted -> accepted -> active -> renewing -> closed(exhausted | expired | unpaid | cancelled)
+    quoted -> rejected -> quoted (bounded rounds), quoted -> lapsed
+
+`accepted` runs on grace, `active` on a payment. States are persisted by name. An illegal move raises and changes
+nothing; the diagram in docs/protocol.md is drawn from `MOVES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ngp.core.messages import Prefix, Role
+from ngp.core.pricing import amount_due_msat
+from ngp.core.records import ContractRecord
+
+
+class State(StrEnum):
+    """Where a contract stands."""
+
+    QUOTED = "quoted"
+    ACCEPTED = "accepted"
+    ACTIVE = "active"
+    RENEWING = "renewing"
+    REJECTED = "rejected"
+    LAPSED = "lapsed"
+    CLOSED = "closed"
+
+
+class CloseReason(StrEnum):
+    """Why a contract is closed."""
+
+    EXHAUSTED = "exhausted"
+    EXPIRED = "expired"
+    UNPAID = "unpaid"
+    CANCELLED = "cancelled"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.QUOTED: frozenset({State.ACCEPTED, State.ACTIVE, State.REJECTED, State.LAPSED}),
+    State.REJECTED: frozenset({State.QUOTED}),
+    State.LAPSED: frozenset(),
+    State.ACCEPTED: frozenset({State.ACTIVE, State.RENEWING, State.CLOSED}),
+    State.ACTIVE: frozenset({State.RENEWING, State.CLOSED}),
+    State.RENEWING: frozenset({State.ACCEPTED, State.ACTIVE, State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
+
+MOST_IDLE_RENEWALS = 8
+IDLE_RENEWAL_PAUSE_S = 3.0
+
+RUNNING = frozenset({State.ACCEPTED, State.ACTIVE, State.RENEWING})
+
+
+class IllegalMove(Exception):
+    """A move that the table doesn't have: a defect of ours, never a neighbour's doing."""
+
+
+@dataclass(slots=True, eq=False)
+class Contract:
+    """One contract as either side keeps it. Data are L3 bytes, money msat; `_at_s` UTC, `_mono_s` monotonic seconds.
+
+    Attributes:
+        link: (interface, link address) of the neighbour; the contract holds for that link alone.
+        neighbour: the kernel's number of that link.
+        prices: schedule by offset, see `pricing`.
+        granted_bytes: cumulative bytes that the kernel may let pass (server) or counts (client).
+        slice_bytes: how much was granted last; doubles while the contract runs fast.
+        grace_bytes: the part of `granted_bytes` that stands on credit.
+        liability_msat, grace_value_msat: what `Account.carry` last entered into the account's sums for this contract.
+        carried_grace_bytes: the same for `grace_bytes`.
+        unsaved_msat: charged since the ledger was last told.
+        refused_bytes: what the kernel refused at the limit so far.
+        short: it asked for budget and got less than a least slice.
+        meter_lost, forgiven_bytes: our machine restarted; what the first bill after that says above our count.
+        shrinking, shrink_to_bytes: budget above this count is being taken back, the kernel's reading is awaited.
+        halting: the reason for which it is being closed, while the kernel's last reading is awaited.
+        offered: a renewal that waits for its accept: (data limit, lifetime, price).
+        renewed_at_bytes, renewed_mono_s: what was used at the last renewal, and when that was.
+        idle_renewals: in a row, without a byte carried in between.
+    """
+
+    contract: bytes
+    role: Role
+    identity: bytes
+    link: tuple[str, bytes]
+    neighbour: int
+    destination: Prefix
+    prices: list[tuple[int, int]]
+    data_limit_bytes: int
+    lifetime_s: int
+    state: State = State.QUOTED
+    reason: str = ""
+    round: int = 1
+    granted_bytes: int = 0
+    slice_bytes: int = 0
+    grace_bytes: int = 0
+    used_to_bytes: int = 0
+    used_from_bytes: int = 0
+    charged_msat: int = 0
+    billed_bytes: int = 0
+    billed_msat: int = 0
+    tolerated_msat: int = 0
+    liability_msat: int = 0
+    grace_value_msat: int = 0
+    opened_at_s: int = 0
+    expires_at_s: int = 0
+    closed_at_s: int = 0
+    expires_mono_s: float = 0.0
+    quoted_until_mono_s: float = 0.0
+    granted_mono_s: float = 0.0
+    carried_mono_s: float = 0.0
+    rate_bytes_s: float = 0.0
+    carried_grace_bytes: int = 0
+    unsaved_msat: int = 0
+    refused_bytes: int = 0
+    short: bool = False
+    meter_lost: bool = False
+    forgiven_bytes: int = 0
+    shrinking: bool = False
+    shrink_to_bytes: int = 0
+    halting: CloseReason | None = None
+    offered: tuple[int, int, int] | None = None
+    renewed_at_bytes: int = 0
+    renewed_mono_s: float = 0.0
+    idle_renewals: int = 0
+    held: list[int] = field(default_factory=list)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes carried so far, both directions."""
+        return self.used_to_bytes + self.used_from_bytes
+
+    @property
+    def price_msat_per_gib(self) -> int:
+        """The price agreed last."""
+        return self.prices[-1][1]
+
+    @property
+    def running(self) -> bool:
+        """True while traffic may pass or is about to."""
+        return self.state in RUNNING
+
+    def move(self, state: State) -> None:
+        """Change state.
+
+        Raises:
+            IllegalMove: if the table doesn't have the move; nothing is changed then.
+        """
+        if state not in MOVES[self.state]:
+            raise IllegalMove(f"contract {self.contract.hex()} can't go from {self.state} to {state}")
+        self.state = state
+
+    def due_msat(self, used_bytes: int) -> int:
+        """Price cumulative bytes under this contract's schedule, msat."""
+        return amount_due_msat(used_bytes, self.prices)
+
+    def reprice(self, from_offset_bytes: int, price_msat_per_gib: int) -> None:
+        """Let a price hold from an offset on; earlier bytes keep theirs. The same price adds nothing."""
+        if price_msat_per_gib == self.price_msat_per_gib:
+            return
+        while len(self.prices) > 1 and self.prices[-1][0] >= from_offset_bytes:
+            self.prices.pop()
+        if from_offset_bytes == 0:
+            self.prices[0] = (0, price_msat_per_gib)
+        else:
+            self.prices.append((from_offset_bytes, price_msat_per_gib))
+
+    def note_renewal(self, now_mono_s: float) -> None:
+        """Remember a renewal and whether anything was carried since the one before."""
+        self.idle_renewals = self.idle_renewals + 1 if self.used_bytes <= self.renewed_at_bytes else 0
+        self.renewed_at_bytes, self.renewed_mono_s = self.used_bytes, now_mono_s
+
+    def renews_idly(self, now_mono_s: float) -> bool:
+        """Say whether it was renewed again and again for nothing: each renewal is a write to either side's ledger."""
+        idle = self.idle_renewals >= MOST_IDLE_RENEWALS and self.used_bytes <= self.renewed_at_bytes
+        return idle and now_mono_s - self.renewed_mono_s < IDLE_RENEWAL_PAUSE_S
+
+    def record(self) -> ContractRecord:
+        """Return what the ledger keeps of it."""
+        interface, link_address = self.link
+        return ContractRecord(
+            contract=self.contract,
+            role=self.role,
+            identity=self.identity,
+            interface=interface,
+            link_address=link_address,
+            destination=str(self.destination),
+            state=self.state.value,
+            reason=self.reason,
+            prices=tuple(self.prices),
+            data_limit_bytes=self.data_limit_bytes,
+            lifetime_s=self.lifetime_s,
+            granted_bytes=self.granted_bytes,
+            used_to_bytes=self.used_to_bytes,
+            used_from_bytes=self.used_from_bytes,
+            charged_msat=self.charged_msat,
+            billed_bytes=self.billed_bytes,
+            opened_at_s=self.opened_at_s,
+            expires_at_s=self.expires_at_s,
+            closed_at_s=self.closed_at_s,
+        )

@@ -1,0 +1,168 @@
+"""Events: all that can happen to the core. Time comes beside them, never from inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ngp.core.messages import Address, Message, Prefix
+from ngp.core.records import PaymentKind
+from ngp.core.settings import Settings
+from ngp.core.values import DecodedInvoice, Hint, PaymentOutcome, Reading
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """A neighbour's message, its signature and sequence already checked.
+
+    `decoded` comes with an Invoice, or a Refund that holds one: what the payment module read out of its BOLT11 string.
+    """
+
+    identity: bytes
+    link: tuple[str, bytes]
+    boot: int
+    message: Message
+    message_id: int
+    reply_to: int = 0
+    decoded: DecodedInvoice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A message was not acknowledged in time."""
+
+    identity: bytes
+    link: tuple[str, bytes]
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class PacketHeld:
+    """A packet without a contract waits in the queue."""
+
+    handle: int
+    link: tuple[str, bytes]
+    source: Address
+    destination: Address
+    length_bytes: int
+    route: Prefix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRead:
+    """The kernel's cumulative counters of some contracts."""
+
+    readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hinted:
+    """The kernel says that contracts run low or ran out, with a fresh reading of each."""
+
+    hints: tuple[Hint, ...]
+    readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """The kernel passes nothing more of a contract; this is its last reading (None: the kernel didn't know it)."""
+
+    contract: bytes
+    reading: Reading | None
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceMade:
+    """Our payment node made the invoice that `MakeInvoice` asked for, or the operator credits a sandbox account."""
+
+    identity: bytes
+    kind: PaymentKind
+    bolt11: str
+    payment_hash: bytes
+    amount_msat: int
+    expires_in_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceFailed:
+    """Our payment node could not make an invoice."""
+
+    identity: bytes
+    kind: PaymentKind
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementSeen:
+    """Our payment node says that an invoice of ours was paid; may come twice, or for somebody else's invoice."""
+
+    cursor: int
+    payment_hash: bytes
+    amount_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentResult:
+    """What became of a payment of ours."""
+
+    outcome: PaymentOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed; the core does what is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The daemon is about to end in order: say good-bye and write everything down."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """The operator reloaded net.conf; running contracts keep their terms."""
+
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class BlockNeighbour:
+    """The operator blocks or unblocks a neighbour."""
+
+    identity: bytes
+    blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RefundNeighbour:
+    """The operator gives a client's prepaid balance back."""
+
+    identity: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AskFor:
+    """The operator (or a prefetch) asks a server for a quote before anything is sent."""
+
+    identity: bytes
+    link: tuple[str, bytes]
+    destination: Prefix
+
+
+Event = (
+    MessageReceived
+    | Undelivered
+    | PacketHeld
+    | UsageRead
+    | Hinted
+    | Halted
+    | InvoiceMade
+    | InvoiceFailed
+    | SettlementSeen
+    | PaymentResult
+    | Tick
+    | Stopping
+    | SettingsChanged
+    | BlockNeighbour
+    | RefundNeighbour
+    | AskFor
+)

@@ -1,0 +1,440 @@
+"""Gatekeeper: the one door into the core. `step(event, now)` changes the world and returns what is to be done.
+
+Pure: time comes in with each event, randomness as `new_id`, money and packets as events. The rules are in seller,
+grants, buyer and cashier; this routes.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+
+from ngp.core import buyer, cashier, grants, seller
+from ngp.core.contract import CloseReason, Contract, State
+from ngp.core.effects import Acknowledge, Effect, Greet, Persist, SetNeighbour
+from ngp.core.events import (
+    AskFor,
+    BlockNeighbour,
+    Event,
+    Halted,
+    Hinted,
+    InvoiceFailed,
+    InvoiceMade,
+    MessageReceived,
+    PacketHeld,
+    PaymentResult,
+    RefundNeighbour,
+    SettingsChanged,
+    SettlementSeen,
+    Stopping,
+    Tick,
+    Undelivered,
+    UsageRead,
+)
+from ngp.core.messages import (
+    Accept,
+    Ack,
+    Ask,
+    Bye,
+    Hello,
+    Invoice,
+    Notice,
+    Paid,
+    Propose,
+    Refund,
+    Reject,
+    Role,
+    Statement,
+)
+from ngp.core.records import PaymentState
+from ngp.core.timers import Due
+from ngp.core.values import HintKind, Now, Reading
+from ngp.core.world import Neighbour, World
+
+FLUSH_INTERVAL_S = 60.0
+FLUSH_PAUSE_S = 0.1
+FLUSHED_AT_ONCE = 1000
+LINK_SILENCE_S = 60.0
+MOST_STATED_AGAIN = 1024
+MOST_NEIGHBOURS = 4096
+MOST_LATE = 4096
+LOOK_FOR_IDLE_S = 5.0
+
+
+class Gatekeeper:
+    """The state of one node and the step that moves it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._late: dict[bytes, Contract] = {}
+        self._looked_mono_s = float("-inf")
+
+    def step(self, event: Event, now: Now) -> list[Effect]:
+        """Take one event.
+
+        Args:
+            event: what happened.
+            now: when, on both clocks.
+
+        Returns:
+            What is to be done, in order. Records among it must be stored before anything else is carried out.
+        """
+        world = self.world
+        world.now = now
+        world.effects = []
+        self._handle(event)
+        return world.effects
+
+    def next_wake_mono_s(self) -> float | None:
+        """Return when a Tick is due, or None."""
+        return self.world.timers.next_mono_s()
+
+    def _handle(self, event: Event) -> None:  # one arm an event
+        world = self.world
+        match event:
+            case PacketHeld():
+                seller.packet_held(world, event)
+            case MessageReceived():
+                self._message(event)
+            case UsageRead():
+                for reading in event.readings:
+                    self._usage(reading)
+                self._flush_later()
+            case Hinted():
+                self._hinted(event)
+            case Halted():
+                self._halted(event)
+            case Tick():
+                self._tick()
+            case Stopping():
+                self._say_good_bye()
+            case InvoiceMade():
+                cashier.invoice_made(world, event)
+            case InvoiceFailed():
+                cashier.invoice_failed(world, event)
+                if event.identity:
+                    world.timers.set(Due.INVOICE, event.identity, world.now.monotonic_s + cashier.RETRY_S)
+            case SettlementSeen():
+                world.count(
+                    "settlements_"
+                    + cashier.settlement_seen(world, event.cursor, event.payment_hash, event.amount_msat).value
+                )
+            case PaymentResult():
+                cashier.payment_result(world, event.outcome)
+            case Undelivered():
+                self._undelivered(event)
+            case SettingsChanged():
+                world.settings = event.settings
+            case BlockNeighbour():
+                self._block(event)
+            case RefundNeighbour():
+                world.log(cashier.refund_offered(world, event.identity))
+            case AskFor():
+                neighbour = world.neighbours.get((event.identity, event.link))
+                if neighbour is not None:
+                    world.send(neighbour, Ask(event.destination, 0, 0))
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def _message(self, event: MessageReceived) -> None:
+        world = self.world
+        if isinstance(event.message, Hello):
+            self._hello(event, event.message)
+            return
+        neighbour = world.neighbours.get((event.identity, event.link))
+        if neighbour is None or world.by_link.get(event.link) is not neighbour:
+            world.count("unintroduced")
+            if neighbour is None:  # it knows us, we don't know it (any more): its hello brings it to say it again
+                world.do(Greet(event.link[0], event.identity, event.link))
+            return
+        neighbour.up = True
+        neighbour.heard_mono_s = world.now.monotonic_s
+        neighbour.last_seen_s = world.now.utc_s
+        if not self._answered(neighbour, event):
+            world.do(Acknowledge(neighbour.identity, neighbour.link, event.message_id))
+
+    def _answered(self, neighbour: Neighbour, event: MessageReceived) -> bool:
+        """Handle a message; returns whether a reply was sent, so that no acknowledgement is needed."""
+        world, message, number = self.world, event.message, event.message_id
+        match message:
+            case Propose():
+                return buyer.proposed(world, neighbour, message, number)
+            case Accept():
+                return seller.accepted(world, neighbour, message, number)
+            case Ask():
+                seller.asked(world, neighbour, message, number)
+                return True
+            case Reject():
+                return self._rejected(neighbour, message, number)
+            case Invoice():
+                return cashier.invoice_received(world, neighbour, message, event.decoded)
+            case Paid():
+                world.count("proofs_" + cashier.proof_received(world, message).value)
+            case Statement():
+                buyer.stated(world, neighbour, message)
+            case Notice():
+                buyer.noticed(world, neighbour, message)
+            case Refund():
+                cashier.refund_received(world, neighbour, message, event.decoded)
+            case Bye():
+                neighbour.up = False
+                world.log(f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]} stops")
+            case Ack() | Hello():
+                return True
+        return False
+
+    def _rejected(self, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:
+        if reject.subject in self.world.invoices:
+            if self.world.invoices[reject.subject].identity == neighbour.identity:
+                cashier.invoice_declined(self.world, reject)
+            return False
+        contract = self.world.contracts.get(reject.subject)
+        if contract is not None and contract.role is Role.CLIENT:
+            buyer.rejected(self.world, neighbour, reject)
+            return False
+        return seller.rejected(self.world, neighbour, reject, message_id)
+
+    def _hello(self, event: MessageReceived, hello: Hello) -> None:
+        world = self.world
+        neighbour = self._introduce(event)
+        if neighbour is None:
+            return
+        came_back = not neighbour.up or neighbour.boot != event.boot
+        changed = (neighbour.network, neighbour.sells, neighbour.buys, neighbour.addresses) != (
+            hello.network,
+            hello.sells,
+            hello.buys,
+            hello.addresses,
+        )
+        neighbour.network, neighbour.sells, neighbour.buys = hello.network, hello.sells, hello.buys
+        neighbour.addresses = hello.addresses
+        neighbour.boot = event.boot
+        neighbour.up = True
+        neighbour.heard_mono_s, neighbour.last_seen_s = world.now.monotonic_s, world.now.utc_s
+        if changed or came_back:
+            if neighbour.kept:
+                world.do(Persist(neighbour.record()))
+            world.do(SetNeighbour(neighbour.for_kernel()))
+        if hello.wants_reply:
+            world.do(Greet(event.link[0], event.identity, event.link, event.message_id))
+        if came_back:
+            self._came_back(neighbour)
+        seller.strangers_known(world, neighbour)
+
+    def _introduce(self, event: MessageReceived) -> Neighbour | None:
+        """Find or make the neighbour behind a hello.
+
+        A second identity on a link address is refused while the first one is heard: otherwise anybody who forges the
+        link address could put himself in a customer's place.
+        """
+        world = self.world
+        standing = world.by_link.get(event.link)
+        if standing is not None and standing.identity != event.identity:
+            if standing.up and world.now.monotonic_s - standing.heard_mono_s < LINK_SILENCE_S:
+                world.count("link_taken")
+                return None
+            seller.drop_neighbour(world, standing)
+        neighbour = world.neighbours.get((event.identity, event.link))
+        if neighbour is None:
+            if len(world.neighbours) >= MOST_NEIGHBOURS:
+                self._forget_idle()
+            if len(world.neighbours) >= MOST_NEIGHBOURS:
+                world.count("too_many_neighbours")
+                return None
+            neighbour = Neighbour(event.identity, event.link, world.next_number(), first_seen_s=world.now.utc_s)
+            world.add_neighbour(neighbour)
+            world.log(f"neighbour {event.identity.hex()[:16]} found on {event.link[0]}")
+        world.by_link[event.link] = neighbour
+        return neighbour
+
+    def _forget_idle(self) -> None:
+        """Make room: neighbours without money, contracts or debts that were not heard for a minute."""
+        world = self.world
+        if world.now.monotonic_s - self._looked_mono_s < LOOK_FOR_IDLE_S:
+            return
+        self._looked_mono_s = world.now.monotonic_s
+        for neighbour in list(world.neighbours.values()):
+            silent = world.now.monotonic_s - neighbour.heard_mono_s > LINK_SILENCE_S
+            accounts = [world.accounts.get((neighbour.identity, role)) for role in Role]
+            with_account = any(account is not None and not account.empty for account in accounts)
+            if silent and not with_account and not neighbour.contracts and not neighbour.blocked:
+                seller.drop_neighbour(world, neighbour)
+
+    def _came_back(self, neighbour: Neighbour) -> None:
+        """Tell a neighbour that was away what it may have missed: the open invoice, the proof, the totals."""
+        world = self.world
+        account = world.accounts.get((neighbour.identity, Role.SERVER))
+        if account is not None:
+            record = world.invoices.get(account.invoice)
+            if record is not None and record.state is PaymentState.OPEN:
+                cashier.send_invoice(world, record)
+            for contract in islice(neighbour.contracts.values(), MOST_STATED_AGAIN):
+                if contract.role is Role.SERVER and contract.running:
+                    account.unstated[contract.contract] = contract
+            world.timers.set_if_unset(Due.STATEMENT, neighbour.identity, world.now.monotonic_s + 0.2)
+        seller.quote_again(world, neighbour)
+        recent = world.now.utc_s - cashier.INVOICE_EXPIRY_S
+        for payment in world.payments.values():
+            ours = payment.identity == neighbour.identity and payment.state is PaymentState.SUCCEEDED
+            if ours and payment.settled_at_s >= recent:
+                world.send(neighbour, Paid(payment.payment_hash, payment.preimage))
+
+    def _undelivered(self, event: Undelivered) -> None:
+        neighbour = self.world.neighbours.get((event.identity, event.link))
+        if isinstance(event.message, Statement):
+            self._state_again(event.identity, event.message)
+        if neighbour is not None and neighbour.up and not isinstance(event.message, Hello):
+            neighbour.up = False
+            self.world.log(f"neighbour {event.identity.hex()[:8]} on {event.link[0]} doesn't answer", logging.WARNING)
+
+    def _state_again(self, identity: bytes, lost: Statement) -> None:
+        """Tell the totals of a statement that was lost with the next one."""
+        world = self.world
+        account = world.account(identity, Role.SERVER)
+        for line in lost.lines:
+            contract = world.contracts.get(line.contract)
+            if contract is not None and contract.role is Role.SERVER:
+                account.unstated[contract.contract] = contract
+        world.timers.set_if_unset(Due.STATEMENT, identity, world.now.monotonic_s + grants.STATEMENT_INTERVAL_S)
+
+    def _block(self, event: BlockNeighbour) -> None:
+        world = self.world
+        (world.blocked.add if event.blocked else world.blocked.discard)(event.identity)
+        for neighbour in world.by_identity.get(event.identity, {}).values():
+            neighbour.blocked, neighbour.kept = event.blocked, True
+            world.do(Persist(neighbour.record()))
+            world.do(SetNeighbour(neighbour.for_kernel()))
+        if event.blocked:
+            for contract in list(world.contracts.values()):
+                if contract.identity == event.identity and contract.running:
+                    world.halt(contract, CloseReason.CANCELLED)
+        else:
+            account = world.accounts.get((event.identity, Role.CLIENT))
+            if account is not None and account.disputed:
+                account.disputed = False
+                account.metered_msat = max(account.metered_msat, account.billed_msat)
+                account.charged_msat = max(account.charged_msat, account.billed_msat)
+                world.journal("dispute", event.identity, "closed")
+
+    # --- the kernel's word --------------------------------------------------------------------------------------------
+
+    def _usage(self, reading: Reading) -> None:
+        contract = self.world.contracts.get(reading.contract)
+        if contract is None:
+            late = self._late.pop(reading.contract, None)
+            if late is not None:
+                late_bytes = grants.late_bytes if late.role is Role.SERVER else buyer.late_bytes
+                late_bytes(self.world, late, reading)
+        elif contract.role is Role.SERVER:
+            grants.usage_read(self.world, contract, reading)
+        else:
+            buyer.usage_read(self.world, contract, reading)
+
+    def _hinted(self, event: Hinted) -> None:
+        for reading in event.readings:
+            self._usage(reading)
+        for hint in event.hints:
+            contract = self.world.contracts.get(hint.contract)
+            if contract is None or hint.kind is not HintKind.DEPLETED:
+                continue
+            if contract.role is Role.SERVER:
+                grants.depleted(self.world, contract)
+            else:
+                buyer.depleted(self.world, contract)
+        self._flush_later()
+
+    def _halted(self, event: Halted) -> None:
+        contract = self.world.contracts.get(event.contract)
+        if contract is None:
+            return
+        if contract.shrinking:
+            contract.shrinking = contract.halting is None  # the halt's own reading comes behind this one
+            if contract.shrinking:
+                grants.shrunk(self.world, contract, event.reading)
+            return
+        if contract.halting is None:
+            return
+        if len(self._late) >= MOST_LATE:
+            self._late.pop(next(iter(self._late)))
+        self._late[contract.contract] = contract
+        if contract.role is Role.SERVER:
+            grants.halted(self.world, contract, event.reading)
+        else:
+            buyer.halted(self.world, contract, event.reading)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def _flush_later(self) -> None:
+        if self.world.unflushed:
+            self.world.timers.set_if_unset(Due.FLUSH, b"", self.world.now.monotonic_s + FLUSH_INTERVAL_S)
+
+    def flush(self, most: int = FLUSHED_AT_ONCE) -> None:
+        """Write the totals of contracts that carried bytes; seldom, since routers live on flash.
+
+        Args:
+            most: contracts written now; the rest follows in a moment, so that nobody waits for a hundred thousand.
+        """
+        world = self.world
+        accounts = set()
+        for contract_id in list(islice(world.unflushed, most)):
+            world.unflushed.discard(contract_id)
+            contract = world.contracts.get(contract_id)
+            if contract is not None:
+                world.save_contract(contract)
+                accounts.add((contract.identity, contract.role))
+        for key in accounts:
+            world.save_account(world.accounts[key])
+        if world.unflushed:
+            world.timers.set(Due.FLUSH, b"", world.now.monotonic_s + FLUSH_PAUSE_S)
+
+    def _say_good_bye(self) -> None:
+        """Tell every client its totals and every neighbour that we stop; contracts stay in the ledger as they are."""
+        world = self.world
+        for account in world.accounts.values():
+            if account.role is Role.SERVER and account.unstated:
+                grants.statement_due(world, account)
+        for neighbour in world.by_link.values():
+            world.send(neighbour, Bye())
+        self.flush(most=len(world.unflushed))
+
+    def _tick(self) -> None:
+        world = self.world
+        world.credit.forget_old_defaults(world.now.monotonic_s)
+        for due, key in world.timers.ring(world.now.monotonic_s):
+            match due:
+                case Due.STRANGERS:
+                    seller.strangers_due(world)
+                case Due.FLUSH:
+                    self.flush()
+                case Due.STATEMENT | Due.GRACE:
+                    account = world.accounts.get((key, Role.SERVER))
+                    if account is not None:
+                        (grants.statement_due if due is Due.STATEMENT else grants.grace_due)(world, account)
+                case Due.INVOICE:
+                    cashier.invoice_due(world, key)
+                    cashier.invoice_retry_due(world, key)
+                case Due.TRACK:
+                    cashier.track_due(world, key)
+                case _:
+                    contract = world.contracts.get(key)
+                    if contract is not None:
+                        self._contract_due(due, contract)
+
+    def _contract_due(self, due: Due, contract: Contract) -> None:
+        world = self.world
+        if due is Due.EXPIRY and contract.running:
+            if contract.state is State.RENEWING:
+                contract.offered = None
+            world.halt(contract, CloseReason.EXPIRED)
+        elif due is Due.QUOTE:
+            seller.quote_due(world, contract)
+        elif due is Due.REFUSAL:
+            seller.refusal_due(world, contract)
+        elif due is Due.RENEWAL:
+            buyer.renewal_due(world, contract)
+        elif due is Due.EXHAUSTED:
+            if contract.role is Role.SERVER:
+                grants.exhausted_due(world, contract)
+            elif contract.running:
+                world.halt(contract, CloseReason.EXHAUSTED)
+

@@ -1,0 +1,200 @@
+"""Messages: what two neighbours say to each other, as values. Bytes and signatures are the business of `ngp.wire`.
+
+Durations, never points in time: the clocks of two routers need not agree. Money is msat, data is L3 bytes, both ints.
+docs/protocol.md lists the same fields with their limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+
+
+class Role(StrEnum):
+    """Which side of a contract this node is."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+class RejectReason(StrEnum):
+    """Why a proposal, an accept or an invoice is refused; the wire carries the word."""
+
+    PRICE = "price"
+    NOT_BUYING = "not buying"
+    NOT_SELLING = "not selling"
+    NOT_RENEWING = "not renewing"
+    BUDGET = "budget"
+    AMOUNT = "amount"
+    NETWORK = "network"
+    LAPSED = "lapsed"
+    BLOCKED = "blocked"
+    UNKNOWN_CONTRACT = "unknown contract"
+    TERMS = "terms"
+    BUSY = "busy"
+
+
+class NoticeKind(StrEnum):
+    """What a server tells its client outside of a negotiation."""
+
+    LOW = "low"
+    CUT = "cut"
+    RESUMED = "resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Introduce a node to the neighbours on a link; the only message that may be broadcast.
+
+    Attributes:
+        network: the payment network, `sandbox`, `regtest`, `testnet`, `signet` or `mainnet`; unequal ones don't trade.
+        sells, buys: the roles that the sender offers.
+        addresses: the sender's own addresses: traffic to and from them is local to it and never charged.
+        software: name and version, for the listing only.
+        wants_reply: the receiver answers with a hello of its own, to the sender alone.
+    """
+
+    network: str
+    sells: bool
+    buys: bool
+    addresses: tuple[Address, ...]
+    software: str
+    wants_reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Client asks for a quote before it sends, or, with `contract`, for a renewal of that contract.
+
+    Attributes:
+        destination: what it wants to reach.
+        data_limit_bytes, lifetime_s: what it would like; 0 leaves it to the server.
+        contract: id of the contract to renew, or empty.
+    """
+
+    destination: Prefix
+    data_limit_bytes: int
+    lifetime_s: int
+    contract: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Server quotes. For a renewal, `contract` is the running one and the new price holds from `from_offset_bytes`.
+
+    Attributes:
+        contract: 16 random bytes chosen by the server.
+        data_limit_bytes: cumulative limit of the contract once accepted (for a renewal: the new, larger total).
+        lifetime_s: from the accept on.
+        quote_valid_s: how long an accept is honoured at this price.
+        from_offset_bytes: cumulative byte offset from which the price holds; 0 for a new contract.
+        round: 1 for the first proposal; grows with each counter-offer.
+    """
+
+    contract: bytes
+    destination: Prefix
+    price_msat_per_gib: int
+    data_limit_bytes: int
+    lifetime_s: int
+    quote_valid_s: int
+    from_offset_bytes: int
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Client accepts; it repeats the terms, so that its signature stands below them and not below an id alone."""
+
+    contract: bytes
+    price_msat_per_gib: int
+    data_limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Either side declines; with a counter price it offers another round.
+
+    Attributes:
+        subject: the contract's id, or the payment hash of the invoice that is declined.
+        counter_msat_per_gib: what the sender would agree to, or None: final.
+        amount_msat: for an invoice, what the client would pay instead, or 0.
+    """
+
+    subject: bytes
+    reason: RejectReason
+    counter_msat_per_gib: int | None = None
+    amount_msat: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Invoice:
+    """Server asks for a top-up of the client's account."""
+
+    bolt11: str
+    amount_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """Client proves a payment: SHA-256 of the preimage is the invoice's payment hash (BOLT 11)."""
+
+    payment_hash: bytes
+    preimage: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StatementLine:
+    """One contract's cumulative totals in a statement."""
+
+    contract: bytes
+    used_to_bytes: int
+    used_from_bytes: int
+    charged_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Server's cumulative totals of the account and of the contracts that changed; the signature makes them a bill."""
+
+    paid_msat: int
+    charged_msat: int
+    refunded_msat: int
+    lines: tuple[StatementLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Server tells its client what happened to a contract; informational, never a command."""
+
+    contract: bytes
+    kind: NoticeKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Pay back what a client prepaid: the server names an amount (no invoice), the client answers with an invoice."""
+
+    amount_msat: int
+    bolt11: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The sender's daemon stops; contracts run to their limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """These messages arrived and need no other answer; one datagram speaks for many, so that signatures stay few."""
+
+    message_ids: tuple[int, ...]
+
+
+Message = (
+    Hello | Ask | Propose | Accept | Reject | Invoice | Paid | Statement | Notice | Refund | Bye | Ack
+)

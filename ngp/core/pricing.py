@@ -1,0 +1,74 @@
+"""Pricing: the one place that turns bytes into money and money into bytes.
+
+Both neighbours run this code over the same cumulative byte counts, so both compute the same charge to the msat. A
+renewal at another price names the cumulative byte offset from which it holds, so bytes are priced by their offset in
+the contract, and no packet has to wait while the price changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+GIB = 1 << 30
+BYTES_PER_KILOBYTE = 1024
+KILOBYTES_PER_GIB = GIB // BYTES_PER_KILOBYTE
+
+PriceSchedule = Sequence[tuple[int, int]]
+"""(from_offset_bytes, price_msat_per_gib) in rising order of offset; the first offset is 0."""
+
+
+def amount_due_msat(used_bytes: int, prices: PriceSchedule) -> int:
+    """Price traffic by its offsets, rounded up to one msat.
+
+    The only place that rounds, and it rounds the whole sum once, so both neighbours compute the same.
+
+    Args:
+        used_bytes: L3 bytes since the contract began, both directions together, >= 0.
+        prices: the contract's price schedule, prices >= 0.
+
+    Returns:
+        The amount in msat.
+
+    Raises:
+        ValueError: if the bytes or a price are negative, or the schedule is empty.
+    """
+    if used_bytes < 0 or not prices:
+        raise ValueError(f"can't price {used_bytes} bytes under the schedule {prices!r}")
+    if len(prices) == 1:
+        price = prices[0][1]
+        if price < 0:
+            raise ValueError(f"price can't be negative: {price} msat/GiB")
+        return -(-used_bytes * price // GIB)
+    total = 0
+    for position, (start, price) in enumerate(prices):
+        if price < 0:
+            raise ValueError(f"price can't be negative: {price} msat/GiB")
+        end = prices[position + 1][0] if position + 1 < len(prices) else used_bytes
+        total += max(0, min(end, used_bytes) - start) * price
+    return -(-total // GIB)
+
+
+def affordable_bytes(amount_msat: int, from_bytes: int, upto_bytes: int, prices: PriceSchedule) -> int:
+    """Find how far an amount carries a contract that stands at `from_bytes`.
+
+    Args:
+        amount_msat: what may be spent; a negative amount buys nothing.
+        from_bytes, upto_bytes: the span to buy at most, `from_bytes <= upto_bytes`.
+        prices: the contract's price schedule.
+
+    Returns:
+        The largest n <= upto_bytes - from_bytes for which the charge grows by no more than the amount.
+    """
+    if upto_bytes <= from_bytes:
+        return 0
+    most_msat = amount_due_msat(from_bytes, prices) + max(0, amount_msat)
+    if amount_due_msat(upto_bytes, prices) <= most_msat:
+        return upto_bytes - from_bytes
+    low, high = from_bytes, upto_bytes
+    while high - low > 1:
+        middle = (low + high) // 2
+        if amount_due_msat(middle, prices) <= most_msat:
+            low = middle
+        else:
+            high = middle
+    return low - from_bytes

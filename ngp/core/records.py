@@ -1,0 +1,163 @@
+"""Records: what must survive the process. The core emits them, the store writes each step's in one transaction.
+
+Every record is absolute (an upsert by key), so that writing one twice changes nothing. Times are UTC seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ngp.core.messages import Role
+
+
+class Direction(StrEnum):
+    """Whether money came in or went out."""
+
+    IN = "in"
+    OUT = "out"
+
+
+class PaymentKind(StrEnum):
+    """What a payment is for."""
+
+    TOP_UP = "top-up"
+    REFUND = "refund"
+    MANUAL = "manual"
+
+
+class PaymentState(StrEnum):
+    """States of a payment or invoice; OPEN and PENDING are not final."""
+
+    OPEN = "open"  # our invoice, not yet paid
+    SETTLED = "settled"  # our invoice, paid
+    PENDING = "pending"  # our payment, outcome not known: the funds stay reserved
+    SUCCEEDED = "succeeded"  # our payment, preimage at hand
+    FAILED = "failed"  # our payment, finally failed
+    CANCELLED = "cancelled"  # our invoice, cancelled or expired unpaid
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourRecord:
+    """A neighbour's identity on one link. Key: (identity, interface, link_address)."""
+
+    identity: bytes
+    interface: str
+    link_address: bytes
+    boot: int
+    sells: bool
+    buys: bool
+    blocked: bool
+    first_seen_s: int
+    last_seen_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRecord:
+    """Totals of one account. Key: (identity, role). paid = charged + refunded + balance, always."""
+
+    identity: bytes
+    role: Role
+    paid_msat: int
+    charged_msat: int
+    refunded_msat: int
+    grace_debt_bytes: int
+    grace_until_s: int
+    billed_msat: int
+    disputed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContractRecord:
+    """One contract. Key: contract. `prices` are (from_offset_bytes, msat per GiB) in rising order of offset."""
+
+    contract: bytes
+    role: Role
+    identity: bytes
+    interface: str
+    link_address: bytes
+    destination: str
+    state: str
+    reason: str
+    prices: tuple[tuple[int, int], ...]
+    data_limit_bytes: int
+    lifetime_s: int
+    granted_bytes: int
+    used_to_bytes: int
+    used_from_bytes: int
+    charged_msat: int
+    billed_bytes: int
+    opened_at_s: int
+    expires_at_s: int
+    closed_at_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentRecord:
+    """One payment or invoice. Key: (direction, payment_hash); an hash is counted once.
+
+    `preimage` is a secret until the payment is settled; it never leaves the ledger for a log or listing.
+    """
+
+    direction: Direction
+    payment_hash: bytes
+    kind: PaymentKind
+    identity: bytes
+    amount_msat: int
+    fee_msat: int
+    state: PaymentState
+    bolt11: str
+    preimage: bytes
+    created_at_s: int
+    settled_at_s: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CursorRecord:
+    """How far the payment node's stream of settlements was read; written with the credit it belongs to."""
+
+    cursor: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecord:
+    """One line of `ngp ledger`, appended: payments, charges, refunds, contract changes and statements.
+
+    `contract` and `payment_hash` are empty where they don't apply.
+    """
+
+    time_s: int
+    kind: str
+    identity: bytes
+    contract: bytes
+    amount_msat: int
+    payment_hash: bytes
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetContract:
+    """Remove a contract that never carried a byte (lapsed, refused): nothing to remember."""
+
+    contract: bytes
+
+
+Record = (
+    NeighbourRecord | AccountRecord | ContractRecord | PaymentRecord | CursorRecord | JournalRecord | ForgetContract
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the ledger holds at start: neighbours, accounts, contracts and payments that are not over."""
+
+    neighbours: tuple[NeighbourRecord, ...]
+    accounts: tuple[AccountRecord, ...]
+    contracts: tuple[ContractRecord, ...]
+    payments: tuple[PaymentRecord, ...]
+    cursor: int
+    spent_hour_msat: int
+    spent_day_msat: int
+    spent_total_msat: int
+    spent_by_neighbour_msat: tuple[tuple[bytes, int], ...]

@@ -1,0 +1,245 @@
+"""Restore: begin where the last process ended, out of the ledger and what the kernel went on doing meanwhile.
+
+The kernel is ahead of the ledger by what was metered since the last write: its counters are charged, so that nothing is
+lost, and they are cumulative, so that nothing is counted twice. After a reboot the kernel knows nothing and the
+ledger's counters are the base. Contracts that the ledger doesn't know are taken out: nobody agreed to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_network
+
+from ngp.core import grants
+from ngp.core.account import Account
+from ngp.core.cashier import REMEMBERED_S
+from ngp.core.contract import CloseReason, Contract, State
+from ngp.core.effects import Effect, RevokeContract, SetNeighbour
+from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.messages import Role
+from ngp.core.pricing import amount_due_msat
+from ngp.core.records import AccountRecord, ContractRecord, Direction, PaymentKind, PaymentState, Snapshot
+from ngp.core.timers import Due
+from ngp.core.values import AdoptedContract, Now
+from ngp.core.world import Neighbour, World
+
+FORGET_NEIGHBOUR_S = 30 * 86400
+
+
+def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Sequence[AdoptedContract], now: Now) -> list[Effect]:
+    """Rebuild the world.
+
+    Args:
+        gatekeeper: a fresh one.
+        snapshot: what the ledger holds.
+        adopted: what was found running in the kernel.
+        now: when.
+
+    Returns:
+        What is to be done, as `Gatekeeper.step` does.
+    """
+    world = gatekeeper.world
+    world.now, world.effects = now, []
+    running = {found.grant.contract: found for found in adopted}
+    world.cursor = snapshot.cursor
+    _neighbours(world, snapshot, {contract: found.grant.neighbour for contract, found in running.items()})
+    for record in snapshot.accounts:
+        _account(world, record)
+    for contract_record in snapshot.contracts:
+        _unbilled(world, contract_record)
+        if not contract_record.closed_at_s:
+            _contract(world, contract_record, running.pop(contract_record.contract, None))
+    for left_over in running:
+        world.do(RevokeContract(left_over))
+    _payments(world, snapshot)
+    _credit(world, snapshot)
+    gatekeeper.flush()
+    return world.effects
+
+
+def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> None:
+    """Put neighbours back, under the numbers that the kernel has for them."""
+    number_of = {
+        (record.identity, (record.interface, record.link_address)): numbers[record.contract]
+        for record in snapshot.contracts
+        if record.contract in numbers
+    }
+    needed = {(record.identity, (record.interface, record.link_address)) for record in snapshot.contracts}
+    for record in snapshot.neighbours:
+        key = (record.identity, (record.interface, record.link_address))
+        if key not in needed and record.last_seen_s < world.now.utc_s - FORGET_NEIGHBOUR_S and not record.blocked:
+            continue
+        neighbour = Neighbour(
+            identity=record.identity,
+            link=key[1],
+            number=number_of.get(key) or world.next_number(),
+            kept=True,
+            sells=record.sells,
+            buys=record.buys,
+            boot=record.boot,
+            blocked=record.blocked,
+            first_seen_s=record.first_seen_s,
+            last_seen_s=record.last_seen_s,
+        )
+        if neighbour.blocked:
+            world.blocked.add(neighbour.identity)
+        world.add_neighbour(neighbour)
+        standing = world.by_link.get(key[1])
+        if standing is None or standing.last_seen_s < neighbour.last_seen_s:
+            world.by_link[key[1]] = neighbour
+    for neighbour in world.by_link.values():
+        world.do(SetNeighbour(neighbour.for_kernel()))
+
+
+def _account(world: World, record: AccountRecord) -> None:
+    account = world.account(record.identity, record.role)
+    account.paid_msat = record.paid_msat
+    account.charged_msat = record.charged_msat
+    account.refunded_msat = record.refunded_msat
+    account.billed_msat = record.billed_msat
+    account.disputed = record.disputed
+    account.metered_msat = record.charged_msat
+    if record.grace_until_s:
+        account.grace_until_mono_s = world.now.monotonic_s + max(0, record.grace_until_s - world.now.utc_s)
+
+
+def _unbilled(world: World, record: ContractRecord) -> None:
+    """What our meter counted and no statement told yet isn't in the account's record."""
+    if record.role is Role.CLIENT:
+        account = world.account(record.identity, Role.CLIENT)
+        account.sent = account.sent or record.used_to_bytes > 0
+        unbilled = record.charged_msat - amount_due_msat(record.billed_bytes, record.prices)
+        account.metered_msat += max(0, unbilled)
+
+
+def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> None:
+    link = (record.interface, record.link_address)
+    neighbour = world.neighbours.get((record.identity, link))
+    contract = Contract(
+        contract=record.contract,
+        role=record.role,
+        identity=record.identity,
+        link=link,
+        neighbour=neighbour.number if neighbour is not None else world.next_number(),
+        destination=ip_network(record.destination),
+        prices=list(record.prices),
+        data_limit_bytes=record.data_limit_bytes,
+        lifetime_s=record.lifetime_s,
+        state=State(record.state),
+        reason=record.reason,
+        granted_bytes=record.granted_bytes,
+        used_to_bytes=record.used_to_bytes,
+        used_from_bytes=record.used_from_bytes,
+        charged_msat=record.charged_msat,
+        billed_bytes=record.billed_bytes,
+        opened_at_s=record.opened_at_s,
+        expires_at_s=record.expires_at_s,
+    )
+    if contract.state is State.RENEWING:
+        contract.state = State.ACTIVE
+    left_s = min(record.expires_at_s - world.now.utc_s, record.lifetime_s)
+    account = world.account(contract.identity, contract.role)
+    account.running += 1
+    world.add_contract(contract)
+    contract.carried_mono_s = world.now.monotonic_s
+    contract.meter_lost = found is None
+    if found is not None:
+        contract.granted_bytes = found.grant.granted_bytes  # what it may pass already; the ledger's may be older
+        _charge_missed(world, account, contract, found)
+    contract.slice_bytes = max(0, contract.granted_bytes - contract.used_bytes)
+    account.carry(contract)
+    contract.expires_mono_s = world.now.monotonic_s + max(0, left_s)
+    world.timers.set(Due.EXPIRY, contract.contract, contract.expires_mono_s)
+    if contract.role is Role.CLIENT and not world.settings.never_renews:
+        world.timers.set(Due.RENEWAL, contract.contract, min(contract.expires_mono_s, world.now.monotonic_s + 1.0))
+    if contract.granted_bytes >= contract.data_limit_bytes and contract.used_bytes >= contract.granted_bytes:
+        world.timers.set(Due.EXHAUSTED, contract.contract, world.now.monotonic_s + 2.0)
+    if contract.role is Role.CLIENT:
+        world.grant(contract)
+
+
+def _charge_missed(world: World, account: Account, contract: Contract, found: AdoptedContract) -> None:
+    reading = found.reading
+    if contract.role is Role.SERVER:
+        account.charge(contract, reading.used_to_bytes, reading.used_from_bytes)
+    elif reading.used_to_bytes + reading.used_from_bytes > contract.used_bytes:
+        contract.used_to_bytes, contract.used_from_bytes = reading.used_to_bytes, reading.used_from_bytes
+        due = contract.due_msat(contract.used_bytes) - contract.charged_msat
+        contract.charged_msat += due
+        account.metered_msat += due
+        account.sent = account.sent or contract.used_to_bytes > 0
+    contract.refused_bytes = reading.refused_bytes
+    account.unstated[contract.contract] = contract
+    world.unflushed.add(contract.contract)
+
+
+def _credit(world: World, snapshot: Snapshot) -> None:
+    """Work out what stands on credit: what the balance doesn't cover, running contracts first, the rest is a debt."""
+    contracts: dict[bytes, list[Contract]] = {}
+    for contract in world.contracts.values():
+        if contract.role is Role.SERVER:
+            contracts.setdefault(contract.identity, []).append(contract)
+    for record in snapshot.accounts:
+        if record.role is Role.SERVER:
+            _credit_account(world, record, contracts.get(record.identity, []))
+
+
+def _credit_account(world: World, record: AccountRecord, contracts: list[Contract]) -> None:
+    account = world.account(record.identity, Role.SERVER)
+    for contract in contracts:
+        if account.funds_msat >= 0:
+            break
+        _put_on_grace(account, contract)
+        world.credit.change(contract.link, contract.grace_bytes)
+        account.carry(contract)
+        account.waiting[contract.contract] = contract
+    if account.funds_msat < 0:
+        account.debt_msat = -account.funds_msat
+        link = next(iter(world.by_identity.get(account.identity, {})), ("", b""))
+        account.debts[link] = max(1, record.grace_debt_bytes - account.grace_bytes_in_use)
+        world.credit.change(link, account.debts[link])
+        world.credit.remember_default(link, account.debts[link], world.now.monotonic_s)
+    if account.grace_until_mono_s is not None:
+        world.timers.set(Due.GRACE, account.identity, account.grace_until_mono_s)
+    for contract in contracts:
+        if world.neighbour_of(contract) is None or account.identity in world.blocked:
+            world.halt(contract, CloseReason.CANCELLED)
+            continue
+        if contract.granted_bytes - contract.used_bytes < grants.LEAST_SLICE_BYTES:
+            grants.extend(world, account, contract)  # the kernel told that it ran low while nobody listened
+        world.grant(contract)
+
+
+def _put_on_grace(account: Account, contract: Contract) -> None:
+    uncovered = -account.funds_msat
+    low, high = 0, contract.granted_bytes
+    while low < high:
+        middle = (low + high) // 2
+        value = contract.due_msat(contract.granted_bytes) - contract.due_msat(contract.granted_bytes - middle)
+        low, high = (middle + 1, high) if value < uncovered else (low, middle)
+    contract.grace_bytes = low
+
+
+def _payments(world: World, snapshot: Snapshot) -> None:
+    for payment in snapshot.payments:
+        if payment.direction is Direction.IN:
+            world.invoices[payment.payment_hash] = payment
+            world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + REMEMBERED_S)
+            if payment.state is PaymentState.OPEN:
+                world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + 600)
+                if payment.kind is PaymentKind.TOP_UP:
+                    world.account(payment.identity, Role.SERVER).invoice = payment.payment_hash
+        else:
+            world.payments[payment.payment_hash] = payment
+            world.timers.set(Due.TRACK, payment.payment_hash, world.now.monotonic_s + REMEMBERED_S)
+            if payment.state is PaymentState.PENDING:
+                world.timers.set(Due.TRACK, payment.payment_hash, world.now.monotonic_s)
+                if payment.kind is PaymentKind.REFUND:
+                    world.account(payment.identity, Role.SERVER).refunding_msat += payment.amount_msat
+            spent_at = max(payment.created_at_s, payment.settled_at_s)
+            if payment.state in (PaymentState.PENDING, PaymentState.SUCCEEDED):
+                world.spending.recent.append((spent_at, payment.amount_msat + payment.fee_msat))
+    world.spending.recent = type(world.spending.recent)(sorted(world.spending.recent))
+    world.spending.total_msat = snapshot.spent_total_msat
+    for identity, amount in snapshot.spent_by_neighbour_msat:
+        world.spending.by_neighbour[identity] = amount

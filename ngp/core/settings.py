@@ -1,0 +1,83 @@
+"""Settings: net.conf as frozen values. `ngp.config` makes them out of YAML; everything behind it only sees these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ngp.core.messages import Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class PriceRule:
+    """One entry of PRICES; None leaves the general price in force.
+
+    Prices are msat per GiB; `interface` limits the rule to one interface.
+    """
+
+    prefix: Prefix
+    sell_msat_per_gib: int | None
+    sell_min_msat_per_gib: int | None
+    buy_msat_per_gib: int | None
+    buy_max_msat_per_gib: int | None
+    interface: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Most that is spent, msat with fees: a payment, on a neighbour, in an hour, in a day, ever (None: no limit)."""
+
+    payment_msat: int
+    neighbour_msat: int | None
+    hour_msat: int
+    day_msat: int
+    total_msat: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FreeDestination:
+    """One entry of FREE_DESTINATIONS."""
+
+    prefix: Prefix
+    protocol: str | None
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of net.conf, in units. Keys and their meaning: docs/operators-guide.md; defaults: the shipped net.conf.
+
+    `data_renewal_bytes` and `time_renewal_s` None mean `auto`; `never_renews` is True where both are 0.
+    """
+
+    link_modules: tuple[str, ...]
+    network_module: str
+    payment_module: str
+    mesh_interfaces: tuple[str, ...]
+    ignore_interfaces: tuple[str, ...]
+    ngp_addresses: tuple[str, ...]
+    account_id: str | None
+    sells: bool
+    buys: bool
+    sell_msat_per_gib: int
+    sell_min_msat_per_gib: int
+    buy_msat_per_gib: int
+    buy_max_msat_per_gib: int
+    prices: tuple[PriceRule, ...]
+    contract_data_bytes: int
+    contract_time_s: int
+    data_renewal_bytes: int | None
+    time_renewal_s: int | None
+    payment_amount_msat: int
+    grace_data_bytes: int
+    grace_time_s: int
+    budgets: Budgets
+    free_destinations: tuple[FreeDestination, ...]
+    closed_when_stopped: bool
+    queue_number: int
+    state_dir: str
+    contracts_max: int
+
+    @property
+    def never_renews(self) -> bool:
+        """True where both renewal keys are 0: a destination is bought once."""
+        return self.data_renewal_bytes == 0 and self.time_renewal_s == 0

@@ -1,0 +1,66 @@
+"""Timers: what is due when, on the monotonic clock. One entry a key; setting it again replaces it."""
+
+from __future__ import annotations
+
+import heapq
+from enum import Enum, auto
+
+
+class Due(Enum):
+    """What a timer is for; its key's second part names whom it is about."""
+
+    QUOTE = auto()  # a proposal's validity ends
+    EXPIRY = auto()  # a contract's lifetime ends
+    EXHAUSTED = auto()  # a contract used its data and nobody renewed it
+    GRACE = auto()  # an account's grace time ends
+    REFUSAL = auto()  # a remembered refusal is forgotten
+    INVOICE = auto()  # an invoice expires
+    STATEMENT = auto()  # an account's totals are told to its client
+    RENEWAL = auto()  # look whether a contract should be renewed
+    TRACK = auto()  # ask again about a payment
+    STRANGERS = auto()  # packets of unknown neighbours were held long enough
+    FLUSH = auto()  # running totals go to the ledger
+
+
+class Timers:
+    """A heap with lazy deletion."""
+
+    def __init__(self) -> None:
+        self._at: dict[tuple[Due, bytes], float] = {}
+        self._heap: list[tuple[float, int, tuple[Due, bytes]]] = []
+        self._count = 0
+
+    def set(self, due: Due, key: bytes, at_mono_s: float) -> None:
+        """Let a timer ring at an instant, instead of when it would have."""
+        self._at[due, key] = at_mono_s
+        self._count += 1
+        heapq.heappush(self._heap, (at_mono_s, self._count, (due, key)))
+        if len(self._heap) > 64 + 4 * len(self._at):
+            self._heap = [(at, number, name) for number, (name, at) in enumerate(self._at.items())]
+            self._count = len(self._heap)
+            heapq.heapify(self._heap)
+
+    def set_if_unset(self, due: Due, key: bytes, at_mono_s: float) -> None:
+        """Let a timer ring at an instant unless it is set already."""
+        if (due, key) not in self._at:
+            self.set(due, key, at_mono_s)
+
+    def clear(self, due: Due, key: bytes) -> None:
+        """Forget a timer; one that isn't set is no error."""
+        self._at.pop((due, key), None)
+
+    def ring(self, now_mono_s: float) -> list[tuple[Due, bytes]]:
+        """Take out all that is due."""
+        rung = []
+        while self._heap and self._heap[0][0] <= now_mono_s:
+            at, _, name = heapq.heappop(self._heap)
+            if self._at.get(name) == at:
+                del self._at[name]
+                rung.append(name)
+        return rung
+
+    def next_mono_s(self) -> float | None:
+        """Return when the next timer rings, or None."""
+        while self._heap and self._at.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None

@@ -1,0 +1,273 @@
+"""Values that cross the border between the core and the world: what the kernel is told and says, what payments are.
+
+Plain data; `ngp.ports` says who takes and gives it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+
+from ngp.core.messages import Address, Prefix, Role
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPeer:
+    """A neighbour as the link knows it: an interface and a link-level address, with where to send the answer.
+
+    Attributes:
+        interface: name of the interface.
+        link_address: MAC, 6 bytes; empty on layer-3 interfaces (WireGuard, ipip, tun), which have none.
+        transport: the module's own return address (`192.0.2.1`, `fe80::1%eth0`, a MAC); not part of the identity.
+    """
+
+    interface: str
+    link_address: bytes
+    transport: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of `ngp check`: what was looked at, what was found, and the command that mends it ("" when ok)."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FreeRule:
+    """Traffic that costs nothing: a prefix, optionally one protocol (IP protocol number) and one port there."""
+
+    prefix: Prefix
+    protocol: int | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredNetwork:
+    """What the kernel should look like while the daemon runs; `apply` makes it so, as often as it is called.
+
+    Attributes:
+        mesh_interfaces: gated and metered; existing names.
+        upstream_interfaces: ignored interfaces that carry a default route: traffic from a neighbour out of one of
+            these always needs that neighbour's own contract, and traffic from one of these is never passed on to
+            a neighbour without one.
+        families: subset of {4, 6}.
+        sells: put the gate in place. buys: put the client's meter in place.
+        free: never charged, either direction.
+        queue_number: NFQUEUE number.
+        link_udp_port: the ngp link itself.
+        contracts_max: slots of the contract table; fixed at set-up, a restart of the datapath is needed to change it.
+        stranger_rate, stranger_burst: first packets a second handed to the daemon, all unknown neighbours together.
+        neighbour_rate, neighbour_burst: the same for each known neighbour.
+    """
+
+    mesh_interfaces: tuple[str, ...]
+    upstream_interfaces: tuple[str, ...]
+    families: frozenset[int]
+    sells: bool
+    buys: bool
+    free: tuple[FreeRule, ...]
+    queue_number: int
+    link_udp_port: int
+    contracts_max: int
+    stranger_rate: int
+    stranger_burst: int
+    neighbour_rate: int
+    neighbour_burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNeighbour:
+    """A neighbour in the kernel's tables.
+
+    Attributes:
+        neighbour: a number > 0 chosen by the core, stable while the datapath stands; one for each (interface, link
+            address).
+        local_addresses: the neighbour's own addresses, which its server role never charges.
+        buys_from_us, sells_to_us: which lookups make sense.
+    """
+
+    neighbour: int
+    interface: str
+    link_address: bytes
+    local_addresses: tuple[Address, ...]
+    buys_from_us: bool
+    sells_to_us: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The kernel's share of one contract. Absolute values, so that a repeated grant changes nothing.
+
+    Attributes:
+        contract: 16 bytes, the key. The first grant of a contract makes its counters start at `used_base_bytes`.
+        neighbour: KernelNeighbour.neighbour.
+        role: SERVER: the gate enforces. CLIENT: counted by the same rule, and refused nothing.
+        destination: covered prefix.
+        granted_bytes: cumulative bytes, both directions, that may pass.
+        low_water_bytes: cumulative count at whose crossing one `low` hint is raised.
+        expires_in_s: from now; 0 or less blocks at once. Held in the kernel as an instant of its monotonic clock.
+        blocked: drop everything of this destination in the kernel and never queue it (a refusal that is remembered).
+        used_to_base_bytes, used_from_base_bytes: where counting starts when the contract is new to the kernel
+            (a restart of the machine), else ignored.
+    """
+
+    contract: bytes
+    neighbour: int
+    role: Role
+    destination: Prefix
+    granted_bytes: int
+    low_water_bytes: int
+    expires_in_s: float
+    blocked: bool = False
+    used_to_base_bytes: int = 0
+    used_from_base_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Cumulative counters of one contract: towards the destination, from it, and bytes refused at the limit."""
+
+    contract: bytes
+    used_to_bytes: int
+    used_from_bytes: int
+    refused_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedContract:
+    """A contract found running in the kernel after the daemon died."""
+
+    grant: Grant
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPacket:
+    """A packet that waits in the queue for a contract; `handle` is good for one verdict."""
+
+    handle: int
+    interface: str
+    link_address: bytes
+    source: Address
+    destination: Address
+    length_bytes: int
+    route: Prefix | None = None
+
+
+class Verdict(Enum):
+    """What becomes of a held packet. REPEAT sends it through the gate again, so that it is charged."""
+
+    REPEAT = "repeat"
+    DROP = "drop"
+    PROHIBIT = "prohibit"  # drop, and tell the sender by ICMP, rate-limited
+
+
+class HintKind(StrEnum):
+    """What the kernel's ring buffer tells; hints only, a few may be lost."""
+
+    LOW = "low"
+    DEPLETED = "depleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A contract crossed its low-water mark or ran out."""
+
+    kind: HintKind
+    contract: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentCapabilities:
+    """What a payment module can do; the core adapts.
+
+    Attributes:
+        real_money: False for the sandbox; every listing says so.
+        settles_by_proof: the module has no network of its own: a preimage handed to `settle_invoice` is the settlement.
+        hold_invoices: can hold and settle or cancel later.
+        least_amount_msat: smallest invoice it makes (1,000 where only whole sat are possible).
+    """
+
+    real_money: bool
+    settles_by_proof: bool
+    hold_invoices: bool
+    least_amount_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentInfo:
+    """The node behind the module: its public key and the network it is on."""
+
+    account_id: str
+    network: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewInvoice:
+    """An invoice that we made."""
+
+    bolt11: str
+    payment_hash: bytes
+    amount_msat: int
+    expires_in_s: int
+
+
+class InvoiceState(StrEnum):
+    """State of an invoice of ours."""
+
+    OPEN = "open"
+    ACCEPTED = "accepted"
+    SETTLED = "settled"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """An invoice of ours was paid; `cursor` resumes the stream behind it. May come twice."""
+
+    cursor: int
+    payment_hash: bytes
+    amount_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedInvoice:
+    """What a BOLT11 string of somebody else says."""
+
+    payment_hash: bytes
+    amount_msat: int | None
+    expires_in_s: int
+    payee: str
+    network: str
+    memo: str
+
+
+class PaymentStatus(StrEnum):
+    """Outcome of a payment of ours. PENDING stays pending until the node says otherwise: never pay again on it."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentOutcome:
+    """What became of a payment; preimage and fee when it succeeded, the reason when it failed."""
+
+    payment_hash: bytes
+    status: PaymentStatus
+    preimage: bytes = b""
+    fee_msat: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """One instant on both clocks: UTC seconds for records, monotonic seconds for intervals."""
+
+    utc_s: int
+    monotonic_s: float

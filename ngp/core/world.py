@@ -1,0 +1,306 @@
+"""World: all that the core knows, and the few helpers that seller, buyer and cashier share.
+
+Rules are functions of the modules beside this one; this holds state. `effects` collects what the present step wants
+done; `Gatekeeper.step` takes it away.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ngp.core.account import Account, CreditLine
+from ngp.core.budget import Spending
+from ngp.core.contract import CloseReason, Contract, State
+from ngp.core.coverage import Coverage
+from ngp.core.effects import Effect, GrantContract, HaltContract, Log, Persist, RevokeContract, Send
+from ngp.core.events import PacketHeld
+from ngp.core.messages import Address, Message, Role
+from ngp.core.records import JournalRecord, NeighbourRecord, PaymentRecord
+from ngp.core.settings import Settings
+from ngp.core.timers import Timers
+from ngp.core.values import Grant, KernelNeighbour, Now
+
+Link = tuple[str, bytes]
+
+NEVER_LOW = (1 << 63) - 1
+
+
+@dataclass(slots=True, eq=False)
+class Neighbour:
+    """One identity on one link.
+
+    Attributes:
+        quotes: contracts that are not running yet or were refused: what it costs us without paying for it.
+        kept: stands in the ledger; a stranger that only says hello doesn't get there.
+        contracts: all that stand on this link, whatever their state.
+    """
+
+    identity: bytes
+    link: Link
+    number: int
+    network: str = ""
+    sells: bool = False
+    buys: bool = False
+    addresses: tuple[Address, ...] = ()
+    boot: int = 0
+    blocked: bool = False
+    up: bool = False
+    first_seen_s: int = 0
+    last_seen_s: int = 0
+    heard_mono_s: float = 0.0
+    quotes: int = 0
+    kept: bool = False
+    contracts: dict[bytes, Contract] = field(default_factory=dict)
+
+    def record(self) -> NeighbourRecord:
+        """Return what the ledger keeps of it."""
+        return NeighbourRecord(
+            identity=self.identity,
+            interface=self.link[0],
+            link_address=self.link[1],
+            boot=self.boot,
+            sells=self.sells,
+            buys=self.buys,
+            blocked=self.blocked,
+            first_seen_s=self.first_seen_s,
+            last_seen_s=self.last_seen_s,
+        )
+
+    def for_kernel(self) -> KernelNeighbour:
+        """Return what the kernel is told of it; a blocked neighbour neither buys nor sells."""
+        return KernelNeighbour(
+            neighbour=self.number,
+            interface=self.link[0],
+            link_address=self.link[1],
+            local_addresses=self.addresses,
+            buys_from_us=self.buys and not self.blocked,
+            sells_to_us=self.sells and not self.blocked,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the payment module behind us is, as the core needs to know it."""
+
+    network: str
+    real_money: bool
+    settles_by_proof: bool
+    least_amount_msat: int
+
+
+@dataclass(slots=True, eq=False)
+class World:
+    """The whole state of a node."""
+
+    settings: Settings
+    means: Means
+    new_id: Callable[[], bytes]
+    now: Now
+    first_number: int = 1
+    neighbours: dict[tuple[bytes, Link], Neighbour] = field(default_factory=dict)
+    by_link: dict[Link, Neighbour] = field(default_factory=dict)
+    by_identity: dict[bytes, dict[Link, Neighbour]] = field(default_factory=dict)
+    blocked: set[bytes] = field(default_factory=set)
+    accounts: dict[tuple[bytes, Role], Account] = field(default_factory=dict)
+    contracts: dict[bytes, Contract] = field(default_factory=dict)
+    coverage: Coverage = field(default_factory=Coverage)
+    invoices: dict[bytes, PaymentRecord] = field(default_factory=dict)
+    payments: dict[bytes, PaymentRecord] = field(default_factory=dict)
+    credit: CreditLine = field(default_factory=CreditLine)
+    spending: Spending = field(default_factory=Spending)
+    timers: Timers = field(default_factory=Timers)
+    strangers: deque[tuple[float, PacketHeld]] = field(default_factory=deque)
+    greeted: dict[str, float] = field(default_factory=dict)
+    bought: dict[tuple[bytes, str], float] = field(default_factory=dict)
+    ended: dict[bytes, Contract] = field(default_factory=dict)
+    unflushed: set[bytes] = field(default_factory=set)
+    cursor: int = 0
+    numbers: int = 0
+    counters: dict[str, int] = field(default_factory=dict)
+    effects: list[Effect] = field(default_factory=list)
+
+    def do(self, effect: Effect) -> None:
+        """Have something done."""
+        self.effects.append(effect)
+
+    def log(self, text: str, level: int = logging.INFO) -> None:
+        """Tell the operator."""
+        self.effects.append(Log(level, text))
+
+    def count(self, name: str) -> None:
+        """Count something for `ngp status`."""
+        self.counters[name] = self.counters.get(name, 0) + 1
+
+    def next_number(self) -> int:
+        """Return a kernel number that no neighbour has, of this boot or an earlier one."""
+        self.numbers += 1
+        return self.first_number + self.numbers
+
+    def account(self, identity: bytes, role: Role) -> Account:
+        """Return the neighbour's account in a role, opening it at first use."""
+        account = self.accounts.get((identity, role))
+        if account is None:
+            account = self.accounts[identity, role] = Account(identity, role)
+        return account
+
+    def neighbour_of(self, contract: Contract) -> Neighbour | None:
+        """Return the neighbour on the other side, if it is known."""
+        return self.neighbours.get((contract.identity, contract.link))
+
+    def add_neighbour(self, neighbour: Neighbour) -> None:
+        """Enter a neighbour; a blocked identity stays blocked wherever it shows up."""
+        neighbour.blocked = neighbour.blocked or neighbour.identity in self.blocked
+        self.neighbours[neighbour.identity, neighbour.link] = neighbour
+        self.by_identity.setdefault(neighbour.identity, {})[neighbour.link] = neighbour
+
+    def remove_neighbour(self, neighbour: Neighbour) -> None:
+        """Take a neighbour out, with its account if there is nothing on it."""
+        self.neighbours.pop((neighbour.identity, neighbour.link), None)
+        if self.by_link.get(neighbour.link) is neighbour:
+            del self.by_link[neighbour.link]
+        links = self.by_identity.get(neighbour.identity, {})
+        links.pop(neighbour.link, None)
+        if links:
+            return
+        self.by_identity.pop(neighbour.identity, None)
+        for role in Role:
+            account = self.accounts.get((neighbour.identity, role))
+            if account is not None and account.empty:
+                del self.accounts[neighbour.identity, role]
+
+    def add_contract(self, contract: Contract) -> None:
+        """Enter a contract."""
+        self.contracts[contract.contract] = contract
+        self.coverage.add(contract)
+        neighbour = self.neighbour_of(contract)
+        if neighbour is not None:
+            neighbour.contracts[contract.contract] = contract
+
+    def remove_contract(self, contract: Contract) -> None:
+        """Take a contract out of our tables and the kernel's."""
+        self.contracts.pop(contract.contract, None)
+        self.coverage.remove(contract)
+        neighbour = self.neighbour_of(contract)
+        if neighbour is not None:
+            neighbour.contracts.pop(contract.contract, None)
+        self.do(RevokeContract(contract.contract))
+
+    def any_link(self, identity: bytes) -> Neighbour | None:
+        """Return the link on which an identity was heard last; its account is one, whatever the link."""
+        known = [neighbour for neighbour in self.by_identity.get(identity, {}).values() if neighbour.up]
+        return max(known, key=lambda neighbour: neighbour.heard_mono_s, default=None)
+
+    def send(self, neighbour: Neighbour, message: Message, reply_to: int = 0) -> None:
+        """Send to a neighbour that is up; to another it would only be retransmitted into the void."""
+        if neighbour.up:
+            self.do(Send(neighbour.identity, neighbour.link, message, reply_to))
+
+    def grant(self, contract: Contract) -> None:
+        """Have the kernel match a contract."""
+        self.do(GrantContract(self.kernel_grant(contract)))
+
+    def kernel_grant(self, contract: Contract, blocked: bool = False) -> Grant:
+        """Express a contract as the kernel's share of it."""
+        expires = contract.expires_mono_s
+        if contract.role is Role.SERVER and contract.state is State.ACCEPTED and contract.grace_bytes:
+            until = self.account(contract.identity, Role.SERVER).grace_until_mono_s
+            expires = expires if until is None else min(expires, until)
+        return Grant(
+            contract=contract.contract,
+            neighbour=contract.neighbour,
+            role=contract.role,
+            destination=contract.destination,
+            granted_bytes=contract.shrink_to_bytes if contract.shrinking else contract.granted_bytes,
+            low_water_bytes=self._low_water(contract),
+            expires_in_s=expires - self.now.monotonic_s,
+            blocked=blocked,
+            used_to_base_bytes=contract.used_to_bytes,
+            used_from_base_bytes=contract.used_from_bytes,
+        )
+
+    def _low_water(self, contract: Contract) -> int:
+        if contract.role is Role.CLIENT:
+            return max(0, contract.data_limit_bytes - renewal_bytes(self.settings, contract))
+        if contract.granted_bytes >= contract.data_limit_bytes:
+            return NEVER_LOW
+        return max(contract.used_bytes + 1, contract.granted_bytes - contract.slice_bytes // 2)
+
+    def save(self, contract: Contract, durable: bool = False) -> None:
+        """Write a contract and its account to the ledger."""
+        account = self.account(contract.identity, contract.role)
+        self.keep(contract)
+        self.save_contract(contract)
+        self.save_account(account, durable)
+
+    def keep(self, contract: Contract) -> None:
+        """Let the ledger know the neighbour of a contract."""
+        neighbour = self.neighbour_of(contract)
+        if neighbour is not None and not neighbour.kept:
+            neighbour.kept = True
+            self.do(Persist(neighbour.record()))
+
+    def save_contract(self, contract: Contract) -> None:
+        """Write a contract; its account goes into the same step, so that their sums agree after a crash."""
+        self.unflushed.discard(contract.contract)
+        if contract.role is Role.SERVER:
+            self.account(contract.identity, Role.SERVER).unsaved_msat -= contract.unsaved_msat
+            contract.unsaved_msat = 0
+        self.do(Persist(contract.record()))
+
+    def save_account(self, account: Account, durable: bool = False) -> None:
+        """Write an account to the ledger."""
+        until = account.grace_until_mono_s
+        self.do(
+            Persist(
+                account.record(0 if until is None else self.now.utc_s + int(until - self.now.monotonic_s)), durable
+            )
+        )
+
+    def journal(
+        self, kind: str, identity: bytes, state: str, amount_msat: int = 0, contract: bytes = b"", paid: bytes = b""
+    ) -> None:
+        """Write one line of `ngp ledger`."""
+        self.do(Persist(JournalRecord(self.now.utc_s, kind, identity, contract, amount_msat, paid, state)))
+
+    def move(self, contract: Contract, state: State, reason: str = "") -> None:
+        """Change a contract's state and say so in one line."""
+        contract.move(state)
+        contract.reason = reason
+        self.log(
+            f"contract {contract.contract.hex()[:8]} {contract.role} {contract.identity.hex()[:8]} "
+            f"{contract.destination} {state}{f' ({reason})' if reason else ''}"
+        )
+
+    def halt(self, contract: Contract, reason: CloseReason) -> None:
+        """Begin to close: the kernel stops first, its last reading closes the books."""
+        if contract.halting is None:
+            contract.halting = reason
+            self.do(HaltContract(self.kernel_grant(contract, blocked=True)))
+
+    def shrink(self, contract: Contract, to_bytes: int) -> None:
+        """Begin to take unused budget back: the kernel stops earlier first, its reading says what is free."""
+        if contract.halting is None and not contract.shrinking:
+            contract.shrinking, contract.shrink_to_bytes = True, to_bytes
+            self.do(HaltContract(self.kernel_grant(contract)))
+
+
+def renewal_bytes(settings: Settings, contract: Contract) -> int:
+    """Return how many bytes before the limit the client renews.
+
+    `auto`: a quarter of a contract's data, or what three seconds at the present rate need, but at most four contracts'
+    worth, so that a burst can't make it buy without end.
+    """
+    if settings.data_renewal_bytes is not None:
+        return settings.data_renewal_bytes
+    fast = int(contract.rate_bytes_s * 3)
+    return min(max(settings.contract_data_bytes // 4, fast), 4 * settings.contract_data_bytes)
+
+
+def renewal_time_s(settings: Settings, contract: Contract) -> float:
+    """Return how many seconds before its end the client renews; `auto`: a tenth of the lifetime, 1 to 60 s."""
+    if settings.time_renewal_s is not None:
+        return float(settings.time_renewal_s)
+    return min(60.0, max(1.0, contract.lifetime_s / 10))

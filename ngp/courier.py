@@ -1,0 +1,500 @@
+"""Courier: delivers messages between neighbours over links that lose, double, delay and reorder. No I/O, no clock.
+
+What it promises: a message that needs delivery reaches the other daemon at most once, and once if the link works again
+within GIVE_UP_S; else it is reported undelivered. A datagram is sent again, byte for byte the same, until the neighbour
+answers it (`reply_to`) or acks it. Acks are gathered, since a signature costs more than all else here. A duplicate is
+known by its sequence before its signature is looked at, is never delivered, and is acked again, so no answers need to
+be kept.
+
+Who is believed
+- A hello to everybody can be recorded and played back after we restarted. So a neighbour counts as *proven* on a link
+  only when it sent a hello there that names our present boot counter; until then its hello is handed up marked
+  `proven=False`, good for answering and nothing else. Everything but hellos is taken from proven (identity, link)
+  pairs only: a message caught on one link can't be brought in on another.
+- Boot counters are persisted and only grow. A larger one (signed) resets the sender's window; a smaller one is stale.
+  What was under way to the former life is reported undelivered, not sent again: it may have been delivered.
+
+What a flood costs
+- Signatures of strangers' hellos, and of known neighbours' from new links, are checked from one small allowance;
+  each known neighbour has its own per link, which nobody can use up without forging its link address.
+- All tables are bounded by `Limits`. Strangers live in a table of their own, the oldest makes room; known neighbours
+  give way only after IDLE_S of silence. One link can't hold more than `identities_per_link` of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ngp import wire
+from ngp.allowance import Allowance
+from ngp.core.messages import Ack, Hello, Message
+from ngp.errors import PeerError
+from ngp.replay import WINDOW, ReplayWindow
+
+LinkKey = tuple[str, bytes]  # interface, link address
+
+RETRY_AFTER_S = (0.2, 0.4, 0.8, 1.6, 3.0, 3.0, 3.0, 3.0)
+GIVE_UP_S = sum(RETRY_AFTER_S)
+ACK_DELAY_S = 0.02
+SELF_ACK_S = 0.1  # below the first retransmission
+IDLE_S = 600.0
+_LINKS_PER_NEIGHBOUR = 4
+_MAX_ACKS_WAITING = WINDOW
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the courier holds at most.
+
+    Attributes:
+        neighbours, strangers: identities known and heard of.
+        former: replay windows of identities that were known; without them, old messages could be brought in again.
+        identities_per_link: known identities behind one link address.
+        in_flight: messages to one neighbour that await their answer; at most half the replay window.
+        waiting: messages to one neighbour that wait for a place in flight.
+        total: messages to all neighbours together, in flight and waiting.
+        stranger_rate: signatures checked a second for all unknown (identity, link) together; also the burst.
+        neighbour_rate: the same for each known one.
+    """
+
+    neighbours: int = 4096
+    strangers: int = 256
+    former: int = 16384
+    identities_per_link: int = 64
+    in_flight: int = 1024
+    waiting: int = 8192
+    total: int = 65536
+    stranger_rate: int = 200
+    neighbour_rate: int = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A datagram to send; identity and link are None when it is for everybody on the caller's interface."""
+
+    identity: bytes | None
+    link: LinkKey | None
+    datagram: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message, delivered this once. `proven`: the sender spoke just now, on this link; else only answer its hello."""
+
+    sender: bytes
+    link: LinkKey
+    boot: int
+    message: Message
+    message_id: int
+    reply_to: int
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A message that won't be sent again; why: `timeout`, `restarted`, `unknown`, `full`, `forgotten`."""
+
+    identity: bytes
+    link: LinkKey
+    message: Message
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What `Courier.due` wants sent and told."""
+
+    outgoing: list[Outgoing]
+    undelivered: list[Undelivered]
+
+
+def needs_delivery(message: Message) -> bool:
+    """Whether a message is sent again until it arrived: all but hellos, which are repeated anyway, and acks."""
+    return type(message) is not Hello and type(message) is not Ack
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A message under way, not yet acknowledged."""
+
+    neighbour: _Neighbour
+    link: LinkKey
+    message: Message
+    sequence: int
+    datagram: bytes
+    landed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Neighbour:
+    """All that is kept of one identity. `lanes` are the links where it is proven, each with its allowance."""
+
+    identity: bytes
+    count: int
+    boot: int = 0
+    window: ReplayWindow = field(default_factory=ReplayWindow)
+    broadcast: int = 0
+    key: Ed25519PublicKey | None = None
+    heard_at: float = 0.0
+    lanes: OrderedDict[LinkKey, Allowance] = field(default_factory=OrderedDict)
+    was_proven: bool = False
+    last_link: LinkKey = ("", b"")
+    flights: OrderedDict[int, _Flight] = field(default_factory=OrderedDict)
+    waiting: deque[tuple[LinkKey, Message, int]] = field(default_factory=deque)
+    acks: dict[int, None] = field(default_factory=dict)
+    self_acks: set[int] = field(default_factory=set)
+
+
+class Courier:
+    """Reliable delivery for one daemon.
+
+    Args:
+        private_key: our identity.
+        boot: our persisted boot counter, 1 or more, larger than at any earlier start.
+        max_datagram_bytes: the link's limit; a larger datagram is refused unread.
+
+    `now` is monotonic seconds everywhere. Call `due` when `next_due` says so, and look again after each `receive`: it
+    may have made room for what waits. Ledger writes that an ack must not overtake belong before that call.
+    """
+
+    def __init__(
+        self,
+        private_key: Ed25519PrivateKey,
+        boot: int,
+        max_datagram_bytes: int = wire.MAX_DATAGRAM_BYTES,
+        limits: Limits | None = None,
+    ) -> None:
+        if not 1 <= boot <= wire.MAX_BOOT:
+            raise ValueError(f"boot counter {boot} isn't in 1..{wire.MAX_BOOT}")
+        self.identity = private_key.public_key().public_bytes_raw()
+        self._private_key = private_key
+        self._boot = boot
+        self._max_bytes = max_datagram_bytes
+        self._limits = limits or Limits()
+        self._known: OrderedDict[bytes, _Neighbour] = OrderedDict()  # longest silent first
+        self._strangers: OrderedDict[bytes, _Neighbour] = OrderedDict()
+        self._per_link: Counter[LinkKey] = Counter()
+        self._stranger_lane = Allowance(self._limits.stranger_rate)
+        self._broadcast_count = 0
+        self._former: OrderedDict[bytes, tuple[int, ReplayWindow, int]] = OrderedDict()
+        self._retired_count = 0  # counts of neighbours we forgot: never use a sequence twice
+        self._outstanding = 0
+        self._retries: tuple[deque[tuple[float, _Flight]], ...] = tuple(deque() for _ in RETRY_AFTER_S)
+        self._ack_timers: deque[tuple[float, _Neighbour]] = deque()
+        self._self_ack_timers: deque[tuple[float, _Neighbour, int]] = deque()
+        self._roomy: dict[bytes, _Neighbour] = {}
+        self._undelivered: list[Undelivered] = []
+        self._dropped: Counter[str] = Counter()
+
+    # --- sending
+
+    def send(
+        self, identity: bytes | None, link: LinkKey | None, message: Message, now: float, reply_to: int = 0
+    ) -> list[Outgoing]:
+        """Sign a message and return what to send now; nothing if it must wait its turn or can't be delivered at all.
+
+        A hello to somebody not proven on the link asks for a reply, whatever the message says, so that both sides
+        become proven. For everybody (identity None), sign once an interface: the second copy of a datagram is refused.
+        Args: reply_to: id of a received message that this answers, and so acks.
+        Raises: ValueError when a field is outside the limits of docs/protocol.md.
+        """
+        if identity is None or link is None:
+            return [Outgoing(None, None, self._sealed_broadcast(message))]
+        neighbour = self._known.get(identity) or self._strangers.get(identity)
+        if type(message) is Hello:
+            neighbour = neighbour or self._add_stranger(identity)
+            if link not in neighbour.lanes:
+                message = replace(message, wants_reply=True)
+            return [Outgoing(identity, link, self._sealed(neighbour, message, reply_to)[1])]
+        if neighbour is None or link not in neighbour.lanes:
+            return self._give_up(identity, link, message, "unknown")
+        neighbour.self_acks.discard(reply_to)
+        if type(message) is Ack:
+            return [Outgoing(identity, link, self._sealed(neighbour, message, reply_to)[1])]
+        if len(neighbour.waiting) >= self._limits.waiting or self._outstanding >= self._limits.total:
+            return self._give_up(identity, link, message, "full")
+        self._outstanding += 1
+        if neighbour.waiting or not self._has_room(neighbour):
+            neighbour.waiting.append((link, message, reply_to))
+            return []
+        return [self._launch(neighbour, link, message, reply_to, now)]
+
+    def acknowledge(self, identity: bytes, message_id: int, now: float) -> None:
+        """Ack a received message with the next batch; for one that gets no answer. Without it the courier acks late."""
+        neighbour = self._known.get(identity)
+        if neighbour is not None and message_id in neighbour.self_acks:
+            neighbour.self_acks.remove(message_id)
+            self._queue_ack(neighbour, message_id, now)
+
+    def forget(self, identity: bytes) -> None:
+        """Drop a neighbour; what was under way is reported undelivered."""
+        neighbour = self._known.pop(identity, None) or self._strangers.pop(identity, None)
+        if neighbour is not None:
+            self._retire(neighbour)
+
+    def is_proven(self, identity: bytes, link: LinkKey) -> bool:
+        """Whether messages from this identity on this link are taken."""
+        neighbour = self._known.get(identity)
+        return neighbour is not None and link in neighbour.lanes
+
+    def counters(self) -> dict[str, int]:
+        """Datagrams dropped, by reason."""
+        return dict(self._dropped)
+
+    # --- receiving
+
+    def receive(self, datagram: bytes, link: LinkKey, now: float) -> Received | None:
+        """Take a datagram from a link.
+
+        Returns: the message, or None when there is nothing new to hand up (an ack, a duplicate).
+        Raises: PeerError: `oversized`, `malformed`, `version`, `own`, `foreign`, `stale`, `replayed`, `unknown` (no
+            hello exchanged on this link), `rate`, `busy` (table full), `signature`.
+        """
+        try:
+            return self._receive(datagram, link, now)
+        except PeerError as error:
+            self._dropped[error.reason] += 1
+            raise
+
+    def _receive(self, datagram: bytes, link: LinkKey, now: float) -> Received | None:
+        sealed = wire.parse(datagram, self.identity, self._max_bytes)
+        if sealed.recipient_boot not in (0, self._boot):
+            raise PeerError("stale", f"for our boot {sealed.recipient_boot}, this is {self._boot}")
+        neighbour = self._known.get(sealed.sender) or self._strangers.get(sealed.sender)
+        if neighbour is not None and self._is_duplicate(neighbour, sealed, link, now):
+            self._dropped["duplicate"] += 1
+            return None
+        lane = neighbour.lanes.get(link) if neighbour is not None else None
+        if not sealed.is_hello and (neighbour is None or lane is None or sealed.boot != neighbour.boot):
+            raise PeerError("unknown", "no hello was exchanged on this link")
+        if not (lane or self._stranger_lane).take(now):
+            raise PeerError("rate", "too many signatures to check")
+        message = sealed.open(neighbour.key if neighbour is not None else None)
+        if neighbour is None:
+            neighbour = self._add_stranger(sealed.sender)
+        self._remember(neighbour, sealed, now)
+        if sealed.recipient_boot == self._boot and link not in neighbour.lanes:
+            self._prove(neighbour, link, now)
+        if link in neighbour.lanes:
+            neighbour.last_link = link
+        return self._deliver(neighbour, sealed, message, link, now)
+
+    def _is_duplicate(self, neighbour: _Neighbour, sealed: wire.Sealed, link: LinkKey, now: float) -> bool:
+        count = sealed.sequence & wire.MAX_COUNT
+        if sealed.boot > neighbour.boot:
+            return False
+        if sealed.boot < neighbour.boot:
+            raise PeerError("stale", f"boot {sealed.boot}, seen {neighbour.boot}")
+        if sealed.recipient == wire.EVERYBODY:
+            if count <= neighbour.broadcast:
+                raise PeerError("replayed", "a hello to everybody")
+            return False
+        if neighbour.window.is_stale(count):
+            raise PeerError("stale", "sequence below the window")
+        if not neighbour.window.has(count):
+            return False
+        if sealed.is_hello or link not in neighbour.lanes:
+            raise PeerError("replayed", f"sequence {count}")
+        if not sealed.is_ack and sealed.sequence not in neighbour.self_acks:  # acking acks would never end
+            self._queue_ack(neighbour, sealed.sequence, now)
+        return True
+
+    def _remember(self, neighbour: _Neighbour, sealed: wire.Sealed, now: float) -> None:
+        if neighbour.key is None:
+            neighbour.key = Ed25519PublicKey.from_public_bytes(sealed.sender)
+        if sealed.boot > neighbour.boot:
+            self._restart(neighbour, sealed.boot)
+        count = sealed.sequence & wire.MAX_COUNT
+        if sealed.recipient == wire.EVERYBODY:
+            neighbour.broadcast = count
+        else:
+            neighbour.window.add(count)
+        neighbour.heard_at = now
+        if neighbour.identity in self._known:
+            self._known.move_to_end(neighbour.identity)
+
+    def _deliver(
+        self, neighbour: _Neighbour, sealed: wire.Sealed, message: Message, link: LinkKey, now: float
+    ) -> Received | None:
+        proven = link in neighbour.lanes
+        if proven and sealed.reply_to:
+            self._land(neighbour, sealed.reply_to)
+        if type(message) is Ack:
+            for message_id in message.message_ids:
+                self._land(neighbour, message_id)
+            return None
+        if needs_delivery(message):
+            neighbour.self_acks.add(sealed.sequence)
+            self._self_ack_timers.append((now + SELF_ACK_S, neighbour, sealed.sequence))
+        return Received(sealed.sender, link, sealed.boot, message, sealed.sequence, sealed.reply_to, proven)
+
+    # --- neighbours
+
+    def _add_stranger(self, identity: bytes) -> _Neighbour:
+        if len(self._strangers) >= self._limits.strangers:
+            _, oldest = self._strangers.popitem(last=False)
+            self._retire(oldest)
+        neighbour = self._strangers[identity] = _Neighbour(identity, self._retired_count)
+        if identity in self._former:
+            neighbour.boot, neighbour.window, neighbour.broadcast = self._former.pop(identity)
+            neighbour.was_proven = True
+        return neighbour
+
+    def _prove(self, neighbour: _Neighbour, link: LinkKey, now: float) -> None:
+        if self._per_link[link] >= self._limits.identities_per_link:
+            raise PeerError("busy", f"{self._per_link[link]} identities behind one link address")
+        if neighbour.identity not in self._known:
+            if len(self._known) >= self._limits.neighbours:
+                self._make_room(now)
+            self._strangers.pop(neighbour.identity, None)
+            self._known[neighbour.identity] = neighbour
+        if len(neighbour.lanes) >= _LINKS_PER_NEIGHBOUR:
+            dropped, _ = neighbour.lanes.popitem(last=False)
+            self._leave(dropped)
+        neighbour.was_proven = True
+        neighbour.lanes[link] = Allowance(self._limits.neighbour_rate)
+        self._per_link[link] += 1
+
+    def _make_room(self, now: float) -> None:
+        identity, oldest = next(iter(self._known.items()))
+        if now - oldest.heard_at < IDLE_S:
+            raise PeerError("busy", f"{len(self._known)} neighbours are known and none is silent")
+        self.forget(identity)
+
+    def _restart(self, neighbour: _Neighbour, boot: int) -> None:
+        self._drop_outstanding(neighbour, "restarted")
+        neighbour.boot = boot
+        neighbour.window = ReplayWindow()
+        neighbour.broadcast = 0
+        self._leave(*neighbour.lanes)
+        neighbour.lanes.clear()
+
+    def _retire(self, neighbour: _Neighbour) -> None:
+        self._drop_outstanding(neighbour, "forgotten")
+        self._leave(*neighbour.lanes)
+        neighbour.lanes.clear()
+        self._retired_count = max(self._retired_count, neighbour.count)
+        if neighbour.was_proven:
+            self._former[neighbour.identity] = neighbour.boot, neighbour.window, neighbour.broadcast
+            if len(self._former) > self._limits.former:
+                self._former.popitem(last=False)
+
+    def _leave(self, *links: LinkKey) -> None:
+        for link in links:
+            self._per_link[link] -= 1
+            if not self._per_link[link]:
+                del self._per_link[link]
+
+    def _drop_outstanding(self, neighbour: _Neighbour, why: str) -> None:
+        for flight in neighbour.flights.values():
+            flight.landed = True
+            self._give_up(neighbour.identity, flight.link, flight.message, why)
+        for link, message, _ in neighbour.waiting:
+            self._give_up(neighbour.identity, link, message, why)
+        self._outstanding -= len(neighbour.flights) + len(neighbour.waiting)
+        neighbour.flights.clear()
+        neighbour.waiting.clear()
+        neighbour.acks.clear()
+        neighbour.self_acks.clear()
+        self._roomy.pop(neighbour.identity, None)
+
+    # --- flights
+
+    def _has_room(self, neighbour: _Neighbour) -> bool:
+        if len(neighbour.flights) >= self._limits.in_flight:
+            return False
+        # The oldest message under way must stay inside the neighbour's window, or no copy of it is ever taken again.
+        oldest = next(iter(neighbour.flights), 0) & wire.MAX_COUNT
+        return not oldest or neighbour.count - oldest < WINDOW // 2
+
+    def _launch(self, neighbour: _Neighbour, link: LinkKey, message: Message, reply_to: int, now: float) -> Outgoing:
+        sequence, datagram = self._sealed(neighbour, message, reply_to)
+        flight = neighbour.flights[sequence] = _Flight(neighbour, link, message, sequence, datagram)
+        self._retries[0].append((now + RETRY_AFTER_S[0], flight))
+        return Outgoing(neighbour.identity, link, datagram)
+
+    def _land(self, neighbour: _Neighbour, message_id: int) -> None:
+        flight = neighbour.flights.pop(message_id, None)
+        if flight is None:
+            return
+        flight.landed = True
+        self._outstanding -= 1
+        if neighbour.waiting:
+            self._roomy[neighbour.identity] = neighbour
+
+    def _give_up(self, identity: bytes, link: LinkKey, message: Message, why: str) -> list[Outgoing]:
+        self._undelivered.append(Undelivered(identity, link, message, why))
+        return []
+
+    def _sealed(self, neighbour: _Neighbour, message: Message, reply_to: int) -> tuple[int, bytes]:
+        sequence = self._boot << 32 | neighbour.count + 1
+        boot = neighbour.boot
+        datagram = wire.seal(self._private_key, self.identity, neighbour.identity, sequence, boot, message, reply_to)
+        neighbour.count += 1  # after the message turned out to be encodable
+        return sequence, datagram
+
+    def _sealed_broadcast(self, message: Message) -> bytes:
+        if type(message) is not Hello:
+            raise ValueError(f"only a hello may be for everybody, not {type(message).__name__}")
+        self._broadcast_count += 1
+        sequence = self._boot << 32 | self._broadcast_count
+        return wire.seal(self._private_key, self.identity, wire.EVERYBODY, sequence, 0, message)
+
+    # --- time
+
+    def next_due(self) -> float | None:
+        """When to call `due` next; None: nothing is waiting. May be early (what was due has been answered since)."""
+        if self._undelivered or self._roomy:
+            return 0.0
+        heads = [queue[0][0] for queue in self._retries if queue]
+        heads += [timers[0][0] for timers in (self._ack_timers, self._self_ack_timers) if timers]
+        return min(heads, default=None)
+
+    def due(self, now: float) -> Due:
+        """Return what must be sent by now and what is given up."""
+        outgoing = [again for tries in range(len(RETRY_AFTER_S)) for again in self._retried(tries, now)]
+        while self._self_ack_timers and self._self_ack_timers[0][0] <= now:
+            _, neighbour, message_id = self._self_ack_timers.popleft()
+            if message_id in neighbour.self_acks:
+                neighbour.self_acks.remove(message_id)
+                self._queue_ack(neighbour, message_id, now)
+        while self._ack_timers and self._ack_timers[0][0] <= now:
+            outgoing += self._acks(self._ack_timers.popleft()[1])
+        roomy, self._roomy = self._roomy, {}
+        for neighbour in roomy.values():
+            while neighbour.waiting and self._has_room(neighbour):
+                outgoing.append(self._launch(neighbour, *neighbour.waiting.popleft(), now))
+        undelivered, self._undelivered = self._undelivered, []
+        return Due(outgoing, undelivered)
+
+    def _retried(self, tries: int, now: float) -> Iterator[Outgoing]:
+        """Each number of tries has one delay, so its queue is in order of time without a heap."""
+        queue = self._retries[tries]
+        while queue and queue[0][0] <= now:
+            flight = queue.popleft()[1]
+            if flight.landed:
+                continue
+            if tries + 1 == len(RETRY_AFTER_S):
+                self._land(flight.neighbour, flight.sequence)
+                self._give_up(flight.neighbour.identity, flight.link, flight.message, "timeout")
+                continue
+            self._retries[tries + 1].append((now + RETRY_AFTER_S[tries + 1], flight))
+            yield Outgoing(flight.neighbour.identity, flight.link, flight.datagram)
+
+    def _queue_ack(self, neighbour: _Neighbour, message_id: int, now: float) -> None:
+        if len(neighbour.acks) >= _MAX_ACKS_WAITING:
+            return
+        if not neighbour.acks:
+            self._ack_timers.append((now + ACK_DELAY_S, neighbour))
+        neighbour.acks[message_id] = None
+
+    def _acks(self, neighbour: _Neighbour) -> Iterator[Outgoing]:
+        waiting = tuple(neighbour.acks)
+        neighbour.acks.clear()
+        for start in range(0, len(waiting), wire.MAX_ACKS):
+            _, datagram = self._sealed(neighbour, Ack(waiting[start : start + wire.MAX_ACKS]), 0)
+            yield Outgoing(neighbour.identity, neighbour.last_link, datagram)

@@ -1,0 +1,67 @@
+"""Desired network: what the kernel should look like, out of net.conf and the host's interfaces as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ngp.config import PROTOCOL_NUMBERS
+from ngp.core.settings import Settings
+from ngp.core.values import Check, DesiredNetwork, FreeRule
+from ngp.ports import Network
+
+ALL_INTERFACES = "all"
+FAMILIES = {"ip": frozenset({4, 6}), "ip4": frozenset({4}), "ip6": frozenset({6})}
+LINK_UDP_PORT = 10325
+STRANGER_RATE, STRANGER_BURST = 200, 50
+NEIGHBOUR_RATE, NEIGHBOUR_BURST = 500, 200
+"""First packets a second that are handed to Python: what one core can negotiate, with room for all else."""
+
+
+def look_at_host(settings: Settings, network: Network) -> DesiredNetwork:
+    """Say what the kernel should look like on this host now. Raises KernelError."""
+    mesh = network.mesh_interfaces(settings.mesh_interfaces, settings.ignore_interfaces)
+    return desired_network(settings, mesh, network.upstream_interfaces(settings.ignore_interfaces))
+
+
+def missing_names(settings: Settings, network: Network) -> list[Check]:
+    """Name what net.conf names and the host doesn't have: a slip there leaves an interface ungated, in silence.
+
+    Raises: KernelError.
+    """
+    keys = {"MESH_INTERFACES": settings.mesh_interfaces, "IGNORE_INTERFACE": settings.ignore_interfaces}
+    found = []
+    for key, names in keys.items():
+        for name in names:
+            if name not in (ALL_INTERFACES, "lo") and not network.mesh_interfaces((name,), ()):
+                is_pattern = any(letter in name for letter in "*?[")
+                said = f"{key}: no interface " + ("matches it at present" if is_pattern else "has this name")
+                remedy = "" if is_pattern else f"correct {key}: ip -brief link shows those there are"
+                found.append(Check(f"interface {name}", is_pattern, said, remedy))
+    return found
+
+
+def desired_network(settings: Settings, mesh: Sequence[str], upstream: Sequence[str]) -> DesiredNetwork:
+    """Combine settings with the interfaces that exist.
+
+    Args:
+        mesh: existing names that MESH_INTERFACES means.
+        upstream: ignored interfaces that carry a default route.
+    """
+    return DesiredNetwork(
+        mesh_interfaces=tuple(mesh),
+        upstream_interfaces=tuple(upstream),
+        families=FAMILIES[settings.network_module],
+        sells=settings.sells,
+        buys=settings.buys,
+        free=tuple(
+            FreeRule(free.prefix, None if free.protocol is None else PROTOCOL_NUMBERS[free.protocol], free.port)
+            for free in settings.free_destinations
+        ),
+        queue_number=settings.queue_number,
+        link_udp_port=LINK_UDP_PORT,
+        contracts_max=settings.contracts_max,
+        stranger_rate=STRANGER_RATE,
+        stranger_burst=STRANGER_BURST,
+        neighbour_rate=NEIGHBOUR_RATE,
+        neighbour_burst=NEIGHBOUR_BURST,
+    )

@@ -1,0 +1,196 @@
+"""Executor: the one place where effects become deeds. Records first, in one transaction; then kernel; then the rest.
+
+A batch of events is stepped, its records are committed, and only then does anything leave this process: a message, a
+grant, a payment. So whatever a neighbour or the kernel ever learned is in the ledger, whenever the process dies.
+
+When the ledger can't be written (a full disk), the batch waits with its effects and no event is taken until it can:
+running contracts go on to their limits in the kernel, new ones are not made, nothing is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from ngp.core.effects import (
+    Acknowledge,
+    CancelInvoice,
+    Decide,
+    Effect,
+    ForgetNeighbour,
+    GrantContract,
+    Greet,
+    HaltContract,
+    Log,
+    MakeInvoice,
+    PayInvoice,
+    Persist,
+    ProveSettlement,
+    RevokeContract,
+    Send,
+    SetNeighbour,
+    TrackPayment,
+)
+from ngp.core.events import Event, Halted, InvoiceFailed, InvoiceMade, PaymentResult, UsageRead
+from ngp.core.values import Grant, PaymentOutcome, PaymentStatus
+from ngp.daemon.post import Post
+from ngp.errors import KernelError, LedgerError, PaymentError
+from ngp.ports import Network, Payment
+from ngp.store.ledger import Ledger
+
+LEDGER_RETRY_S = 2.0
+
+_log = logging.getLogger("ngp")
+
+
+class Executor:
+    """Carries effects out.
+
+    Args:
+        tell: takes the events that deeds result in.
+    """
+
+    def __init__(
+        self, ledger: Ledger, network: Network, payment: Payment, post: Post, tell: Callable[[Event], None]
+    ) -> None:
+        self._ledger = ledger
+        self._network = network
+        self._payment = payment
+        self._post = post
+        self._tell = tell
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def store(self, effects: Sequence[Effect]) -> None:
+        """Write a batch's records in one transaction. Raises LedgerError; nothing was written then."""
+        records = [effect.record for effect in effects if isinstance(effect, Persist)]
+        if records:
+            durable = any(effect.durable for effect in effects if isinstance(effect, Persist))
+            self._ledger.commit(records, durable)
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        """Do what a stored batch wants done."""
+        self._kernel(effects)
+        for effect in effects:
+            match effect:
+                case Decide():
+                    self._network.verdict(effect.handle, effect.verdict)
+                case Send():
+                    self._post.send(effect.identity, effect.link, effect.message, effect.reply_to)
+                case Acknowledge():
+                    self._post.acknowledge(effect.identity, effect.message_id)
+                case Greet():
+                    self._post.greet(effect)
+                case Log():
+                    _log.log(effect.level, "%s", effect.text)
+                case MakeInvoice():
+                    self._spawn(self._make_invoice(effect))
+                case PayInvoice():
+                    self._spawn(self._pay(effect))
+                case TrackPayment():
+                    self._spawn(self._track(effect.payment_hash))
+                case ProveSettlement():
+                    self._spawn(self._quietly(self._payment.settle_invoice(effect.preimage), "settle an invoice"))
+                case CancelInvoice():
+                    self._spawn(self._quietly(self._payment.cancel_invoice(effect.payment_hash), "cancel an invoice"))
+
+    async def close(self) -> None:
+        """Let go of what is under way; a payment's outcome is asked for again at the next start."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- kernel -------------------------------------------------------------------------------------------------------
+
+    def _kernel(self, effects: Sequence[Effect]) -> None:
+        """Apply kernel effects in their order, grants that follow each other in one call."""
+        grants: list[Grant] = []
+        revoked: list[bytes] = []
+        for effect in effects:
+            match effect:
+                case GrantContract():
+                    grants.append(effect.grant)
+                case SetNeighbour():
+                    self._in_kernel(partial(self._network.set_neighbours, [effect.neighbour]))
+                case ForgetNeighbour():
+                    self._flush(grants)
+                    self._in_kernel(partial(self._network.forget_neighbours, [effect.neighbour]))
+                case HaltContract():
+                    self._flush(grants)
+                    self._halt(effect.grant)
+                case RevokeContract():
+                    revoked.append(effect.contract)
+        self._flush(grants)
+        self._revoke(revoked)
+
+    def _flush(self, grants: list[Grant]) -> None:
+        if grants:
+            self._in_kernel(partial(self._network.grant, list(grants)))
+            grants.clear()
+
+    def _in_kernel(self, deed: Callable[[], None]) -> None:
+        try:
+            deed()
+        except KernelError as error:
+            _log.error("%s", error)
+
+    def _halt(self, grant: Grant) -> None:
+        """Stop a contract, then read it: the last reading, but for packets that another CPU holds just now."""
+        self._in_kernel(partial(self._network.grant, [grant]))
+        readings = self._network.read([grant.contract])
+        self._tell(Halted(grant.contract, readings[0] if readings else None))
+
+    def _revoke(self, contracts: Sequence[bytes]) -> None:
+        """Take a batch's ended contracts out at once: each call waits until no CPU holds one of their packets."""
+        readings = self._network.revoke(contracts) if contracts else []
+        if readings:
+            self._tell(UsageRead(tuple(readings)))
+
+    # --- payment ------------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make_invoice(self, effect: MakeInvoice) -> None:
+        try:
+            made = await self._payment.create_invoice(effect.amount_msat, effect.memo, effect.expiry_s)
+        except PaymentError as error:
+            self._tell(InvoiceFailed(effect.identity, effect.kind, str(error)))
+            return
+        self._tell(
+            InvoiceMade(
+                effect.identity, effect.kind, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s
+            )
+        )
+
+    async def _pay(self, effect: PayInvoice) -> None:
+        try:
+            outcome = await self._payment.pay(effect.bolt11, effect.fee_limit_msat, effect.timeout_s)
+        except PaymentError as error:
+            # Nobody knows whether it went out: it stays pending until the node says so.
+            _log.warning("payment %s: %s", effect.payment_hash.hex()[:16], error)
+            outcome = PaymentOutcome(effect.payment_hash, PaymentStatus.PENDING)
+        self._tell(PaymentResult(outcome))
+
+    async def _track(self, payment_hash: bytes) -> None:
+        try:
+            outcome = await self._payment.track(payment_hash)
+        except PaymentError as error:
+            _log.warning("payment %s: %s", payment_hash.hex()[:16], error)
+            outcome = PaymentOutcome(payment_hash, PaymentStatus.PENDING)
+        self._tell(PaymentResult(outcome))
+
+    async def _quietly(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        try:
+            await work
+        except PaymentError as error:
+            _log.warning("could not %s: %s", what, error)
+
+
+def frozen_text(error: LedgerError) -> str:
+    """Say what a ledger that can't be written means."""
+    return f"{error}; running contracts go on to their limits, no new ones are made until the ledger can be written"

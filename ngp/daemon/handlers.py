@@ -1,0 +1,259 @@
+"""Handlers: what each verb asks of the running daemon. Arguments come from the control socket and are checked here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ngp import __version__, identity
+from ngp.core.cashier import SAT_MSAT, refundable_msat
+from ngp.core.events import BlockNeighbour, InvoiceMade, RefundNeighbour
+from ngp.core.messages import Role
+from ngp.core.records import PaymentKind
+from ngp.core.values import Check
+from ngp.daemon import reports
+from ngp.daemon.desired import missing_names
+from ngp.daemon.node import Node
+from ngp.errors import PaymentError, UsageError
+
+MANUAL_EXPIRY_S = 60
+
+
+def verbs(node: Node) -> Mapping[str, Callable[[dict[str, Any]], Any]]:
+    """Return the handler of every verb."""
+    return Handlers(node).table()
+
+
+class Handlers:
+    """Answers for one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._world = node.parts.gatekeeper.world
+
+    def table(self) -> Mapping[str, Callable[[dict[str, Any]], Any]]:
+        """Return verbs with their functions."""
+        return {
+            "test": self.test,
+            "stop": self.stop,
+            "status": self.status,
+            "check": self.check,
+            "contracts": self.contracts,
+            "accounts": self.accounts,
+            "neighbours": self.neighbours,
+            "ledger": self.ledger,
+            "reload": self.reload,
+            "block": self.block,
+            "unblock": self.unblock,
+            "refund": self.refund,
+            "payment": self.payment,
+            "fault": self.fault,
+            "backup": self.backup,
+        }
+
+    async def test(self, _arguments: dict[str, Any]) -> str:
+        """Show that the loop turns."""
+        return "Test OK"
+
+    async def stop(self, _arguments: dict[str, Any]) -> str:
+        """Begin to stop; the caller waits for the process."""
+        self._node.stopping.set()
+        return "stopping"
+
+    async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        """Describe the running daemon."""
+        node, parts, world = self._node, self._node.parts, self._world
+        counters = parts.network.counters()
+        datapath: dict[str, Any] = dict(parts.network.describe())
+        return {
+            "version": __version__,
+            "uptime_s": int(parts.clock.now().monotonic_s - node.started_mono_s),
+            "identity": identity.text(node.identity),
+            "interfaces": list(node.desired.mesh_interfaces),
+            "upstream_interfaces": list(node.desired.upstream_interfaces),
+            "queue": {"held": counters.get("held", 0), "dropped": counters.get("dropped", 0)},
+            "datapath": datapath,
+            "payment": {
+                "module": node.settings.payment_module,
+                "ready": not node.payment_why_not,
+                "why_not": node.payment_why_not or None,
+                "network": world.means.network,
+                "real_money": world.means.real_money,
+            },
+            "ledger": {"writable": not node.ledger_why_not, "why_not": node.ledger_why_not or None},
+            "contracts": len(world.contracts),
+            "neighbours": len(world.by_link),
+            "counters": {
+                "messages_ignored": node.post.counters(),
+                "core": dict(world.counters),
+                "kernel": counters,
+            },
+        }
+
+    async def check(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        """Look at the host from where the daemon stands."""
+        node = self._node
+        network = node.parts.network
+        checks = [*missing_names(node.settings, network), *network.check(node.desired)]
+        checks.append(_health("payment", node.payment_why_not, f"{node.settings.payment_module} is ready"))
+        checks.append(_health("ledger", node.ledger_why_not, "can be written"))
+        kinds = {"payment": "payment", "ledger": "ledger"}
+        return [
+            {
+                "name": one.name,
+                "ok": one.ok,
+                "found": one.found,
+                "remedy": one.remedy,
+                "kind": kinds.get(one.name, "kernel"),
+            }
+            for one in checks
+        ]
+
+    def contracts(self, arguments: dict[str, Any]) -> Any:
+        """List contracts."""
+        self._node.refresh()
+        rows = self._contract_rows(bool(arguments.get("all")))
+        return _stream(reports.by_destination(rows) if arguments.get("by_destination") else rows)
+
+    def _contract_rows(self, include_closed: bool) -> Iterator[dict[str, Any]]:
+        live = [contract for contract in self._world.contracts.values() if contract.opened_at_s]
+        for contract in live:
+            yield reports.live_contract_row(contract)
+        if include_closed:
+            known = {contract.contract for contract in live}
+            for record in self._node.parts.ledger.contracts(include_closed=True):
+                if record.contract not in known:
+                    yield reports.contract_row(record)
+
+    def accounts(self, _arguments: dict[str, Any]) -> Any:
+        """List accounts."""
+        self._node.refresh()
+        settings, means = self._node.settings, self._world.means
+        return _stream(
+            [
+                reports.account_row(account, settings.grace_data_bytes, means.real_money)
+                for account in self._world.accounts.values()
+            ]
+        )
+
+    def neighbours(self, _arguments: dict[str, Any]) -> Any:
+        """List neighbours."""
+        world = self._world
+        return _stream(
+            [
+                {
+                    "neighbour": identity.text(neighbour.identity),
+                    "interface": neighbour.link[0],
+                    "link_address": neighbour.link[1].hex(":"),
+                    "address": self._node.post.transport(neighbour.link),
+                    "network": neighbour.network,
+                    "sells": neighbour.sells,
+                    "buys": neighbour.buys,
+                    "up": neighbour.up and world.by_link.get(neighbour.link) is neighbour,
+                    "blocked": neighbour.blocked,
+                    "last_seen": reports.iso(neighbour.last_seen_s),
+                }
+                for neighbour in world.neighbours.values()
+            ]
+        )
+
+    def ledger(self, arguments: dict[str, Any]) -> Any:
+        """List the journal."""
+        since = arguments.get("since")
+        if since is not None and not isinstance(since, int):
+            raise UsageError(f"since is {since!r}: it must be UTC seconds")
+        return _stream(reports.journal_row(record) for record in self._node.parts.ledger.journal(since))
+
+    async def reload(self, _arguments: dict[str, Any]) -> str:
+        """Apply a changed net.conf."""
+        return await self._node.reload()
+
+    async def block(self, arguments: dict[str, Any]) -> str:
+        """Have nothing more to do with a neighbour."""
+        return self._block(arguments, True)
+
+    async def unblock(self, arguments: dict[str, Any]) -> str:
+        """Undo `block`, and let a disputed bill rest."""
+        return self._block(arguments, False)
+
+    def _block(self, arguments: dict[str, Any], blocked: bool) -> str:
+        who = self._who(arguments)
+        self._node.tell(BlockNeighbour(who, blocked))
+        return f"{identity.short_text(who)} is {'blocked' if blocked else 'not blocked'}"
+
+    async def refund(self, arguments: dict[str, Any]) -> str:
+        """Offer a neighbour its balance back."""
+        who = self._who(arguments)
+        account = self._world.accounts.get((who, Role.SERVER))
+        free_msat = 0 if account is None else refundable_msat(account)
+        least_msat = max(SAT_MSAT, self._world.means.least_amount_msat)
+        if free_msat < least_msat:
+            raise PaymentError(
+                f"nothing to refund: {free_msat} msat of {identity.short_text(who)}'s balance are free, and less than "
+                f"{least_msat} msat can't be sent"
+            )
+        if self._world.any_link(who) is None:
+            raise PaymentError(
+                f"{identity.short_text(who)} is away and can't send its invoice: run this again when it is back"
+            )
+        self._node.tell(RefundNeighbour(who))
+        return f"refund offered to {identity.short_text(who)}; ngp ledger shows when it is paid"
+
+    async def payment(self, arguments: dict[str, Any]) -> str:
+        """Credit a neighbour by hand; sandbox only."""
+        means = self._world.means
+        if means.real_money:
+            raise PaymentError("payments by hand are for the sandbox only; with real money neighbours pay invoices")
+        amount = arguments.get("amount_msat")
+        if not isinstance(amount, int) or isinstance(amount, bool) or not 0 < amount < 10**15:
+            raise UsageError(f"amount {amount!r}: it must be a positive number of msat")
+        who = self._who(arguments)
+        payment, preimage = self._node.parts.payment, secrets.token_bytes(32)
+        made = await payment.create_invoice(amount, "payment by hand", MANUAL_EXPIRY_S, preimage=preimage)
+        self._node.tell(
+            InvoiceMade(who, PaymentKind.MANUAL, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s)
+        )
+        await payment.settle_invoice(preimage)
+        return f"{amount} msat (not real money) credited to {identity.short_text(who)}"
+
+    async def fault(self, arguments: dict[str, Any]) -> str:
+        """Have the sandbox's payment node behave badly, or well again, so that operators see what ngp does then."""
+        set_fault = getattr(self._node.parts.payment, "set_fault", None)
+        if self._world.means.real_money or set_fault is None:
+            raise PaymentError("faults on request are for the sandbox only: PAYMENT_INTERFACE: sandbox has them")
+        name, value = arguments.get("name"), arguments.get("value")
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise UsageError(f"fault {name!r} {value!r}: give a name and a value, for example slow 2, or slow off")
+        set_fault(name, value)
+        return f"fault {name}: {value}"
+
+    async def backup(self, arguments: dict[str, Any]) -> str:
+        """Copy the ledger."""
+        file = arguments.get("file")
+        if not isinstance(file, str) or not file.startswith("/"):
+            raise UsageError(f"backup file {file!r}: it must be an absolute path")
+        self._node.write_totals()
+        self._node.parts.ledger.backup(Path(file))
+        return f"ledger copied to {file}"
+
+    def _who(self, arguments: dict[str, Any]) -> bytes:
+        written = arguments.get("neighbour")
+        if not isinstance(written, str) or not written:
+            raise UsageError("name a neighbour: its key, the first letters of it, or its address")
+        for neighbour in self._world.by_link.values():
+            if written in (self._node.post.transport(neighbour.link), neighbour.link[1].hex(":")):
+                return neighbour.identity
+        known = {neighbour.identity for neighbour in self._world.neighbours.values()}
+        known |= {who for who, _ in self._world.accounts}
+        return identity.match(written, known)
+
+
+def _health(name: str, why_not: str, fine: str) -> Check:
+    return Check(name, not why_not, why_not or fine, "the daemon goes on trying; see ngp status" if why_not else "")
+
+
+async def _stream(rows: Any) -> AsyncIterator[dict[str, Any]]:
+    for row in rows:
+        yield row

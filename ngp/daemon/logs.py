@@ -1,0 +1,208 @@
+"""Logs: where the daemon's messages go, and how often one kind of message may come.
+
+The log lies on flash in a router: it is small, rotated by size, and never the reason for which the daemon ends. A full
+disk loses lines. A terminal that was closed, or stopped with Ctrl-S, blocks whoever writes to it, so one thread writes
+there from a bounded queue, and what doesn't fit is counted and left out: the event loop never waits for a terminal.
+What neighbours send can be logged as often as they like to send it; `RateLimit` stops that from filling the log.
+"""
+
+from __future__ import annotations
+
+import grp
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TextIO
+
+from ngp.daemon.options import GROUP, LOG_FILE
+
+LOG_MODE = 0o640
+LOG_BYTES = 1 << 20
+LOG_FILES = 5
+_TERMINAL_LINES = 1000
+_FLUSH_S = 1.0
+
+
+class _Utc(logging.Formatter):
+    converter = staticmethod(time.gmtime)
+    default_msec_format = "%s.%03dZ"
+
+
+class LogFile(RotatingFileHandler):
+    """The log in the state directory: 5 files of 1 MB, readable by root and the group ngp.
+
+    Nobody else writes to it, so its size is counted; the library's own handler looks at the file twice and formats
+    twice for each line, which was a tenth of what a gateway does for a new contract.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._size_bytes = 0
+        super().__init__(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8", errors="replace")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, into a new file when this one would grow too long."""
+        try:
+            line = self.format(record) + self.terminator
+            line_bytes = len(line.encode("utf-8", "replace"))
+            if self._size_bytes and self._size_bytes + line_bytes > self.maxBytes:
+                self.doRollover()
+            self.stream = self.stream or self._open()
+            self.stream.write(line)
+            self.stream.flush()
+            self._size_bytes += line_bytes
+        except Exception:  # whatever happens to the log, the daemon goes on
+            self.handleError(record)
+
+    def _open(self) -> TextIOWrapper:
+        stream = os.fdopen(open_log(Path(self.baseFilename)), "a", encoding="utf-8", errors="replace")
+        self._size_bytes = os.fstat(stream.fileno()).st_size
+        return stream
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging gives it
+        """Lose the line: a full disk must not end the daemon, and there is no better place to say so."""
+
+
+def open_log(path: Path) -> int:
+    """Open a log for appending (0640, group ngp where it exists) and return the descriptor; a link is refused."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, LOG_MODE)
+    with suppress(OSError):
+        os.fchmod(descriptor, LOG_MODE)
+    group = operators_group()
+    if group is not None:
+        with suppress(OSError):
+            os.fchown(descriptor, -1, group)
+    return descriptor
+
+
+def operators_group() -> int | None:
+    """Return the number of the group ngp, or None where the system has none."""
+    try:
+        return grp.getgrnam(GROUP).gr_gid
+    except KeyError:
+        return None
+
+
+class Terminal(logging.Handler):
+    """Writes to a terminal that may stop or vanish, from a thread of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(_TERMINAL_LINES)
+        self._lost = 0
+        self._thread = threading.Thread(target=self._write, name="terminal", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line, or count it as lost where the terminal doesn't take any."""
+        try:
+            line = self.format(record)
+            if self._lost:
+                line = f"({self._lost} lines left out: the terminal didn't take them)\n{line}"
+            self._lines.put_nowait(line)
+            self._lost = 0
+        except queue.Full:
+            self._lost += 1
+        except (TypeError, ValueError):
+            self._lost += 1  # a message whose arguments don't fit; the log file has the same
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except (OSError, ValueError):  # EIO, EPIPE: the terminal is gone, and stays gone
+                return
+
+    def close(self) -> None:
+        """Write what is queued, for a moment; a stopped terminal doesn't hold up the end of the daemon."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(None)
+        self._thread.join(_FLUSH_S)
+        super().close()
+
+
+def set_up(state_dir: Path, verbose: bool, terminal: bool) -> None:
+    """Send the log of all modules to STATE_DIR/ngp.log, and to this terminal.
+
+    Args:
+        state_dir: exists and belongs to this daemon.
+        verbose: everything from INFO goes to the terminal; otherwise only warnings.
+        terminal: there is one to write to (False for a daemon that left it).
+
+    Raises:
+        OSError: the log can't be opened.
+    """
+    file = LogFile(state_dir / LOG_FILE)
+    file.setFormatter(_Utc("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers: list[logging.Handler] = [file]
+    if terminal or verbose:
+        screen = Terminal(sys.stderr)
+        screen.setLevel(logging.INFO if verbose else logging.WARNING)
+        screen.setFormatter(_Screen("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        handlers.append(screen)
+    logging.raiseExceptions = False
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.captureWarnings(True)
+
+
+class _Screen(logging.Formatter):
+    """Leaves tracebacks to the log file, and takes control characters out: a neighbour's words reach this terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = f"{self.formatTime(record, self.datefmt)} {record.levelname} {record.getMessage()}"
+        if text.isprintable():
+            return text
+        return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+class RateLimit:
+    """Lets one kind of message through a few times, then once in a while with the number that was left out.
+
+    Args:
+        burst: messages of a kind that pass at once, >= 1.
+        every_s: seconds until one more may pass.
+        kinds_most: kinds remembered; the oldest is forgotten, so that a flood of kinds costs no memory.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        burst: int = 5,
+        every_s: float = 60.0,
+        kinds_most: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._burst = burst
+        self._every_s = every_s
+        self._kinds_most = kinds_most
+        self._clock = clock
+        self._kinds: OrderedDict[str, tuple[float, float, int]] = OrderedDict()
+
+    def take(self, kind: str) -> int | None:
+        """Ask whether a message may be written: None if not, else how many of its kind were left out before it."""
+        now = self._clock()
+        tokens, since, left_out = self._kinds.pop(kind, (float(self._burst), now, 0))
+        tokens = min(float(self._burst), tokens + (now - since) / self._every_s)
+        passes = tokens >= 1.0
+        self._kinds[kind] = (tokens - 1.0, now, 0) if passes else (tokens, now, left_out + 1)
+        while len(self._kinds) > self._kinds_most:
+            self._kinds.popitem(last=False)
+        return left_out if passes else None
+
+    def warn(self, logger: logging.Logger, kind: str, message: str) -> None:
+        """Log a warning of a kind, unless there were too many of it lately; `message` is taken as it is."""
+        left_out = self.take(kind)
+        if left_out is not None:
+            more = f" ({left_out} like it left out)" if left_out else ""
+            logger.warning("%s%s", message, more)

@@ -1,0 +1,192 @@
+"""Main: find the modules that net.conf names, open everything, run until told to stop, clean up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from ngp import identity
+from ngp.config import load
+from ngp.core.events import Event
+from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.settings import Settings
+from ngp.core.values import Check
+from ngp.core.world import Means, World
+from ngp.courier import Courier
+from ngp.daemon import handlers
+from ngp.daemon.clock import SystemClock
+from ngp.daemon.control import ControlServer
+from ngp.daemon.desired import LINK_UDP_PORT, look_at_host, missing_names
+from ngp.daemon.node import Node, Parts
+from ngp.daemon.options import CONTROL_SOCKET, LEDGER_FILE, StartOptions
+from ngp.daemon.post import Post, SelfDescription
+from ngp.daemon.state import NamespaceLock
+from ngp.errors import ConfigError, ExitCode, NgpError, PaymentError
+from ngp.ports import Link, Network, Payment
+from ngp.store.ledger import Ledger
+
+_log = logging.getLogger("ngp")
+
+BOOT_EPOCH_S = 1_577_836_800
+"""2020-01-01 UTC: boot counters begin with the seconds since then, see `Ledger.next_boot`."""
+
+SHIPPED = {
+    ("ngp.link", "udp"): "ngp.modules.link.udp:UdpLink",
+    ("ngp.link", "ethernet"): "ngp.modules.link.ethernet:EthernetLink",
+    ("ngp.network", "ip"): "ngp.modules.network.datapath:Datapath",
+    ("ngp.payment", "sandbox"): "ngp.modules.payment.sandbox:SandboxPayment",
+}
+"""What a checkout that isn't installed offers; an installed ngp is asked through its entry points."""
+
+
+def module_class(group: str, name: str) -> Any:
+    """Load the class behind an entry point. Raises ConfigError."""
+    for entry in entry_points(group=group, name=name):
+        return entry.load()
+    if (group, name) in SHIPPED:
+        where, _, attribute = SHIPPED[group, name].partition(":")
+        return getattr(import_module(where), attribute)
+    raise ConfigError(f"no module {name!r} for {group} is installed: install it, or choose another one in net.conf")
+
+
+def make_network(settings: Settings, state_dir: Path) -> Network:
+    """Return the network module that net.conf names."""
+    name = "ip" if settings.network_module in ("ip4", "ip6") else settings.network_module
+    network: Network = module_class("ngp.network", name)(state_dir)
+    return network
+
+
+def make_payment(settings: Settings, state_dir: Path) -> Payment:
+    """Return the payment module that net.conf names."""
+    payment: Payment = module_class("ngp.payment", settings.payment_module)(state_dir, None)
+    return payment
+
+
+def make_links(settings: Settings) -> list[Link]:
+    """Return the link modules that net.conf names."""
+    links: list[Link] = []
+    for name in settings.link_modules:
+        link_class = module_class("ngp.link", name)
+        if name == "udp":
+            links.append(link_class(port=LINK_UDP_PORT, neighbours=settings.ngp_addresses))
+        else:
+            links.append(link_class())
+    return links
+
+
+async def check(settings: Settings, state_dir: Path) -> list[Check]:
+    """Look at this host, with or without a running daemon; touches nothing."""
+    network = make_network(settings, state_dir)
+    try:
+        return [*missing_names(settings, network), *network.check(look_at_host(settings, network))]
+    finally:
+        network.close()
+
+
+async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, Courier, list[Link]]:
+    """Open ledger, keys and modules. Raises NgpError; nothing in the kernel is touched yet."""
+    ledger = Ledger.open(options.state_dir / LEDGER_FILE)
+    try:
+        private_key = identity.load_or_create(options.state_dir)
+        boot = ledger.next_boot(max(1, int(time.time()) - BOOT_EPOCH_S))
+        payment = make_payment(settings, options.state_dir)
+        means = await _means(payment, settings)
+        links = make_links(settings)
+        courier = Courier(private_key, boot, min(link.max_datagram_bytes for link in links))
+        clock = SystemClock()
+        world = World(settings, means, lambda: secrets.token_bytes(16), clock.now(), first_number=(boot & 0x7FFF) << 16)
+        network = make_network(settings, options.state_dir)
+        gatekeeper = Gatekeeper(world)
+        parts = Parts(options.config_path, settings, clock, ledger, network, payment, gatekeeper, courier.identity)
+    except NgpError:
+        ledger.close()
+        raise
+    return parts, courier, links
+
+
+async def _means(payment: Payment, settings: Settings) -> Means:
+    """Ask the payment node who it is. Raises PaymentError when it isn't the one that net.conf expects."""
+    info = await payment.info()
+    if settings.account_id is not None and settings.account_id != info.account_id:
+        raise PaymentError(
+            f"ACCOUNT_ID is {settings.account_id}, but the payment node is {info.account_id}: "
+            "connect the right node, or change ACCOUNT_ID"
+        )
+    capabilities = payment.capabilities()
+    return Means(info.network, capabilities.real_money, capabilities.settles_by_proof, capabilities.least_amount_msat)
+
+
+async def run(options: StartOptions) -> int:
+    """Be the daemon until SIGTERM, SIGINT or `ngp stop`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        NgpError: it could not start.
+    """
+    settings = load(options.config_path, trusted_only=True)
+    namespace = NamespaceLock.take()
+    try:
+        return await _run(options, settings)
+    finally:
+        namespace.release()
+
+
+async def _run(options: StartOptions, settings: Settings) -> int:
+    parts, courier, links = await open_parts(options, settings)
+
+    def make_post(ourselves: SelfDescription, tell: Callable[[Event], None]) -> Post:
+        return Post(courier, links, parts.payment, ourselves, tell)
+
+    node = Node(parts, make_post)
+    control = ControlServer(options.state_dir / CONTROL_SOCKET, handlers.verbs(node), root_only=("backup",))
+    options.progress("setting up the kernel's gate and meter")
+    try:
+        await control.start()
+        await node.start()
+    except NgpError:
+        await control.close()
+        node.close_tasks()
+        await node.post.close()
+        if node.adopted:
+            parts.network.close()  # what went on running without us goes on running
+        else:
+            parts.network.clean_up(leave_closed=False)
+        parts.ledger.close()
+        raise
+    _follow_signals(node)
+    if not parts.gatekeeper.world.means.real_money:
+        _log.warning("%s: its money is not real; who sells for it gives service away", settings.payment_module)
+    interfaces = ", ".join(node.desired.mesh_interfaces) or "no interface yet"
+    for line in missing_names(node.settings, node.parts.network):
+        if not line.ok:
+            _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
+    _log.info("ready: %s on %s", identity.short_text(courier.identity), interfaces)
+    options.ready()
+    await node.stopping.wait()
+    await control.close()
+    await node.stop()
+    _log.info("stopped")
+    return ExitCode.DONE
+
+
+def _follow_signals(node: Node) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, node.stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload_quietly(node)))
+
+
+async def _reload_quietly(node: Node) -> None:
+    with suppress(NgpError):  # said in the log; the old settings are in force
+        await node.reload()

@@ -1,0 +1,389 @@
+"""Node: the running daemon. One loop: events in, the core's step, records stored, effects carried out.
+
+Everything that happens is queued as an event; the pump takes them in batches, so that a burst of a thousand accepts
+costs one transaction and one batch of map updates. What is due by time is a Tick like any other event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from pathlib import Path
+
+from ngp.config import changes, keep_until_restart, load
+from ngp.core.effects import Effect
+from ngp.core.events import (
+    Event,
+    Hinted,
+    MessageReceived,
+    PacketHeld,
+    SettingsChanged,
+    SettlementSeen,
+    Stopping,
+    Tick,
+    UsageRead,
+)
+from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.messages import Address, Invoice, Role, Statement
+from ngp.core.restore import restore
+from ngp.core.settings import Settings
+from ngp.core.values import DesiredNetwork, HeldPacket, Hint, Verdict
+from ngp.daemon.desired import look_at_host, missing_names
+from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
+from ngp.daemon.post import Post, SelfDescription
+from ngp.errors import ConfigError, KernelError, LedgerError, PaymentError
+from ngp.ports import Clock, Network, Payment
+from ngp.store.ledger import Ledger
+
+BATCH_EVENTS = 512
+READ_INTERVAL_S = 1.0
+HELLO_INTERVAL_S = 10.0
+PRUNE_INTERVAL_S = 3600.0
+VERIFY_INTERVAL_S = 5.0
+MOST_ADDRESSES = 32
+SETTLEMENT_RETRY_S = 5.0
+MOST_BILLERS = 4096
+BILL_READ_SHARE = 20  # after a reading for a bill, so many times as long without another for the same neighbour
+
+_log = logging.getLogger("ngp")
+
+
+@dataclass(slots=True)
+class Parts:
+    """What main() found and opened for the node."""
+
+    config_path: Path
+    settings: Settings
+    clock: Clock
+    ledger: Ledger
+    network: Network
+    payment: Payment
+    gatekeeper: Gatekeeper
+    identity: bytes
+
+
+class Node:
+    """Runs the parts together.
+
+    Args:
+        parts: opened and not yet started.
+        make_post: builds the post once the node can take its events.
+    """
+
+    def __init__(self, parts: Parts, make_post: Callable[[SelfDescription, Callable[[Event], None]], Post]) -> None:
+        self.parts = parts
+        self.settings = parts.settings
+        self.identity = parts.identity
+        self.started_mono_s = parts.clock.now().monotonic_s
+        self.payment_why_not = "not asked yet"
+        self.ledger_why_not = ""
+        self.adopted = False
+        self.stopping = asyncio.Event()
+        self.desired = self._desired()
+        self.post = make_post(self._ourselves(), self.tell)
+        self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell)
+        self._events: deque[Event] = deque()
+        self._pump: asyncio.Handle | None = None
+        self._wake: asyncio.TimerHandle | None = None
+        self._unstored: list[Effect] = []
+        self._bill_read_again: dict[bytes, float] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- start and stop -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Adopt or set up the kernel, resume the books, open the links. Raises NgpError; undoes nothing in the kernel
+        that was there before."""
+        parts = self.parts
+        adopted = parts.network.set_up(self.desired)
+        self.adopted = bool(adopted)
+        now = parts.clock.now()
+        effects = restore(parts.gatekeeper, parts.ledger.load(now.utc_s), adopted, now)
+        self._executor.store(effects)
+        self._executor.carry_out(effects)
+        if adopted:
+            _log.info("adopted %d contracts that went on running", len(adopted))
+        loop = asyncio.get_running_loop()
+        await self.post.open(self.desired.mesh_interfaces)
+        parts.network.start(loop, self._held, self._hinted)
+        parts.network.watch(loop, self._host_changed)
+        self._tasks = [
+            loop.create_task(work)
+            for work in (
+                self._read_usage(),
+                self._say_hello(),
+                self._prune(),
+                self._watch_payment(),
+                self._keep_gate(),
+            )
+        ]
+        self._schedule_tick()
+
+    async def stop(self) -> None:
+        """Say good-bye, write the last totals, take everything out of the kernel."""
+        parts = self.parts
+        self._close_gate()
+        self._read_now()
+        self.tell(Stopping())
+        while self._events and not self._unstored:
+            self._run_pump()
+        self.close_tasks()
+        await self._executor.close()
+        await self.post.close()
+        parts.network.clean_up(self.settings.closed_when_stopped)
+        await parts.payment.close()
+        parts.ledger.close()
+
+    def _close_gate(self) -> None:
+        """Let nothing more pass on our contracts, so that no byte comes after the last reading."""
+        world = self.parts.gatekeeper.world
+        world.now = self.parts.clock.now()
+        running = [contract for contract in world.contracts.values() if contract.running]
+        try:
+            self.parts.network.grant([world.kernel_grant(contract, blocked=True) for contract in running])
+        except KernelError as error:
+            _log.error("%s", error)
+
+    def write_totals(self) -> None:
+        """Bring the ledger, which is written seldom, up to what the meter says now. Raises LedgerError."""
+        self._read_now()
+        while self._events and not self._unstored:
+            self._run_pump()
+        world = self.parts.gatekeeper.world
+        world.effects = []
+        self.parts.gatekeeper.flush(most=len(world.unflushed))
+        self._executor.store(world.effects)
+
+    def close_tasks(self) -> None:
+        """Stop everything that runs by itself."""
+        for task in self._tasks:
+            task.cancel()
+        self.parts.network.stop_watching()
+        for handle in (self._pump, self._wake):
+            if handle is not None:
+                handle.cancel()
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def tell(self, event: Event) -> None:
+        """Queue an event."""
+        self._events.append(event)
+        if self._pump is None:
+            self._pump = asyncio.get_running_loop().call_soon(self._run_pump)
+
+    def _run_pump(self) -> None:
+        self._pump = None
+        if self._unstored:
+            return
+        parts, effects = self.parts, self._unstored
+        now = parts.clock.now()
+        for _ in range(min(BATCH_EVENTS, len(self._events))):
+            event = self._events.popleft()
+            if isinstance(event, MessageReceived) and isinstance(event.message, Statement | Invoice):
+                effects += parts.gatekeeper.step(self._metered_for(event.identity), now)
+            effects += parts.gatekeeper.step(event, now)
+        self._finish_batch()
+        if self._events and self._pump is None:
+            self._pump = asyncio.get_running_loop().call_soon(self._run_pump)
+        self._schedule_tick()
+
+    def _metered_for(self, identity: bytes) -> UsageRead:
+        """Read our own meter on what we buy of a neighbour, for its bill: else a fast flow would look overbilled.
+
+        A flood of bills must not buy more of our time than a few hundredths: who sends them faster is held against the
+        reading before.
+        """
+        loop_time = asyncio.get_running_loop().time
+        began = loop_time()
+        if self._bill_read_again.get(identity, began) > began:
+            return UsageRead(())
+        links = self.parts.gatekeeper.world.by_identity.get(identity, {}).values()
+        bought = [key for link in links for key, one in link.contracts.items() if one.role is Role.CLIENT]
+        readings = self.parts.network.read(bought) if bought else ()
+        if len(self._bill_read_again) > MOST_BILLERS:
+            self._bill_read_again.clear()
+        self._bill_read_again[identity] = loop_time() + (loop_time() - began) * BILL_READ_SHARE
+        return UsageRead(tuple(readings))
+
+    def _finish_batch(self) -> None:
+        effects = self._unstored
+        try:
+            self._executor.store(effects)
+        except LedgerError as error:
+            self._freeze(error)
+            return
+        if self.ledger_why_not:
+            _log.info("the ledger can be written again")
+            self.ledger_why_not, self.post.frozen = "", False
+        self._unstored = []
+        self._executor.carry_out(effects)
+        self.post.schedule()
+
+    def _freeze(self, error: LedgerError) -> None:
+        """Take nothing more until the batch is stored."""
+        if not self.ledger_why_not:
+            _log.error("%s", frozen_text(error))
+        self.ledger_why_not, self.post.frozen = str(error), True
+        asyncio.get_running_loop().call_later(LEDGER_RETRY_S, self._thaw)
+
+    def _thaw(self) -> None:
+        self._finish_batch()
+        if not self._unstored:
+            self._run_pump()
+
+    def _schedule_tick(self) -> None:
+        at = self.parts.gatekeeper.next_wake_mono_s()
+        if at is None:
+            return
+        loop = asyncio.get_running_loop()
+        if self._wake is not None:
+            if not self._wake.cancelled() and loop.time() < self._wake.when() <= at:
+                return
+            self._wake.cancel()
+        self._wake = loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._wake = None
+        self.tell(Tick())
+
+    # --- kernel -------------------------------------------------------------------------------------------------------
+
+    def _held(self, packet: HeldPacket) -> None:
+        if self._unstored:
+            self.parts.network.verdict(packet.handle, Verdict.DROP)
+            return
+        link = (packet.interface, packet.link_address)
+        self.tell(
+            PacketHeld(packet.handle, link, packet.source, packet.destination, packet.length_bytes, packet.route)
+        )
+
+    def _hinted(self, hints: Sequence[Hint]) -> None:
+        if self._unstored:
+            return
+        contracts = list({hint.contract for hint in hints})
+        self.tell(Hinted(tuple(hints), tuple(self.parts.network.read(contracts))))
+
+    def refresh(self) -> None:
+        """Read the meters now, so that a listing shows what has passed up to this moment."""
+        if not self._unstored:
+            self._read_now()
+            self._run_pump()
+
+    def _read_now(self) -> None:
+        readings = self.parts.network.read(None)
+        if readings:
+            self.tell(UsageRead(tuple(readings)))
+
+    async def _read_usage(self) -> None:
+        while True:
+            await asyncio.sleep(READ_INTERVAL_S)
+            if not self._unstored:
+                self._read_now()
+
+    # --- neighbours ---------------------------------------------------------------------------------------------------
+
+    async def _say_hello(self) -> None:
+        """Greet everybody at the start, then now and then, so that whoever comes or comes back is found."""
+        pause = 0.5
+        while True:
+            for interface in self.desired.mesh_interfaces:
+                self.post.broadcast(interface)
+            await asyncio.sleep(pause)
+            pause = min(HELLO_INTERVAL_S, pause * 2)
+
+    def _ourselves(self) -> SelfDescription:
+        world = self.parts.gatekeeper.world
+        return SelfDescription(world.means.network, self.settings.sells, self.settings.buys, self._addresses())
+
+    def _addresses(self) -> tuple[Address, ...]:
+        """Our own addresses, those that neighbours can meet first; a hello has room for some only."""
+        addresses = self.parts.network.local_addresses()
+        return tuple(sorted(addresses, key=lambda one: (isinstance(one, IPv6Address), one.is_link_local)))[
+            :MOST_ADDRESSES
+        ]
+
+    # --- host and settings --------------------------------------------------------------------------------------------
+
+    def _desired(self) -> DesiredNetwork:
+        return look_at_host(self.settings, self.parts.network)
+
+    def _host_changed(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._follow_host())
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    async def _follow_host(self) -> None:
+        """Match kernel, links and hellos to the interfaces, routes and addresses as they are now."""
+        try:
+            desired = self._desired()
+            ourselves = self._ourselves()
+            if desired != self.desired:
+                _log.info("interfaces: %s", ", ".join(desired.mesh_interfaces) or "none")
+            self.parts.network.apply(desired)
+            self.desired = desired
+            await self.post.update(desired.mesh_interfaces)
+            if ourselves != self.post.ourselves:
+                self.post.ourselves = ourselves
+                for interface in desired.mesh_interfaces:
+                    self.post.broadcast(interface)
+        except (KernelError, OSError) as error:
+            _log.error("following a change of the host's interfaces: %s", error)
+
+    async def _keep_gate(self) -> None:
+        """Put back what somebody flushed from the firewall: without our rules neighbours would send for nothing."""
+        while True:
+            await asyncio.sleep(VERIFY_INTERVAL_S)
+            try:
+                self.parts.network.apply(self.desired)
+            except KernelError as error:
+                _log.error("the gate can't be verified: %s", error)
+
+    async def reload(self) -> str:
+        """Read net.conf again; a bad file changes nothing. Returns what was applied. Raises ConfigError."""
+        try:
+            wanted = load(self.parts.config_path, trusted_only=True)
+        except ConfigError as error:
+            _log.error("net.conf not applied, the old settings stay in force: %s", error)
+            raise
+        found = changes(self.settings, wanted)
+        self.settings = keep_until_restart(self.settings, wanted)
+        self.tell(SettingsChanged(self.settings))
+        await self._follow_host()
+        text = f"applied: {', '.join(found.applied) or 'nothing changed'}"
+        if found.needs_restart:
+            text += f"; these need a restart (ngp stop; ngp start): {', '.join(found.needs_restart)}"
+        for line in missing_names(self.settings, self.parts.network):
+            if not line.ok:
+                text += f"; {line.name}: {line.found}"
+        _log.info("net.conf reloaded; %s", text)
+        return text
+
+    # --- payment and ledger -------------------------------------------------------------------------------------------
+
+    async def _watch_payment(self) -> None:
+        """Follow our payment node's settlements for ever; a node that is away takes nothing down."""
+        while True:
+            try:
+                self.payment_why_not = "waiting for the payment node"
+                await self.parts.payment.wait_ready()
+                self.payment_why_not = ""
+                async for settled in self.parts.payment.watch_settlements(self.parts.gatekeeper.world.cursor):
+                    self.tell(SettlementSeen(settled.cursor, settled.payment_hash, settled.amount_msat))
+            except PaymentError as error:
+                self.payment_why_not = str(error)
+                _log.warning("payment: %s", error)
+            await asyncio.sleep(SETTLEMENT_RETRY_S)
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE_INTERVAL_S)
+            try:
+                while self.parts.ledger.prune(self.parts.clock.now().utc_s):
+                    await asyncio.sleep(0.1)
+            except LedgerError as error:
+                _log.error("%s", error)
+

@@ -1,0 +1,90 @@
+"""Offline: what can be done about the kernel and the payment node while no daemon runs: look, and clean up.
+
+Gating goes on when the daemon is killed, by design; so somebody must be able to end it without a daemon. Nothing is
+remembered for that: the network module finds in the kernel what ngp made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from ngp.core.settings import Settings
+from ngp.core.values import Check
+from ngp.daemon import main
+from ngp.daemon.state import NamespaceLock, StateLock, forget_killed
+from ngp.errors import LedgerError, NgpError, RunningError
+from ngp.store import file as ledger_file
+
+_READY_S = 5.0
+
+
+def clean_up(state_dir: Path, settings: Settings) -> None:
+    """Remove from kernel and state directory what a killed daemon left; holds the lock, so that none starts meanwhile.
+
+    Raises:
+        RunningError: a daemon has been started meanwhile. KernelError: no rights, or the kernel refuses.
+    """
+    lock = StateLock.take(state_dir)
+    try:
+        namespace = NamespaceLock.take()
+    except RunningError:
+        lock.abandon()
+        raise
+    try:
+        main.make_network(settings, state_dir).clean_up(settings.closed_when_stopped)
+        forget_killed(state_dir)
+    except BaseException:
+        lock.abandon()
+        raise
+    finally:
+        namespace.release()
+    lock.release()
+
+
+def check_network(settings: Settings, state_dir: Path) -> list[Check]:
+    """Ask the network module what is missing on this host; changes nothing."""
+    try:
+        return asyncio.run(main.check(settings, state_dir))
+    except NgpError as error:
+        return [Check("network module", False, str(error), "sudo ngp check")]
+
+
+def check_payment(settings: Settings, state_dir: Path) -> Check:
+    """Ask the payment node whether it serves; one that was never used here gets a folder to throw away."""
+    with tempfile.TemporaryDirectory() as scratch:
+        place = state_dir if state_dir.is_dir() and os.access(state_dir, os.W_OK) else Path(scratch)
+        try:
+            return asyncio.run(_ask_payment(settings, place))
+        except TimeoutError:
+            found = f"{settings.payment_module}: not ready within {_READY_S:g} s"
+        except (NgpError, OSError) as error:
+            found = f"{settings.payment_module}: {error}"
+    return Check("payment", False, found, "start the payment node, or correct PAYMENT_INTERFACE in net.conf")
+
+
+def check_ledger(path: Path) -> Check:
+    """Look whether the ledger is whole; there is none before the first start."""
+    try:
+        if not os.path.lexists(path):
+            return Check("ledger", True, f"{path}: none yet, the first start makes it")
+        ledger_file.look(path)
+    except (LedgerError, OSError) as error:
+        return Check("ledger", False, str(error), "as it says; see Backup and restore in the operator's guide")
+    return Check("ledger", True, f"{path}: whole")
+
+
+async def _ask_payment(settings: Settings, state_dir: Path) -> Check:
+    payment = main.make_payment(settings, state_dir)
+    try:
+        async with asyncio.timeout(_READY_S):
+            await payment.wait_ready()
+            info = await payment.info()
+        money = "real money" if payment.capabilities().real_money else "not real money: who sells for it gives it away"
+        return Check("payment", True, f"{settings.payment_module} on {info.network}, node {info.account_id}; {money}")
+    finally:
+        with suppress(NgpError):
+            await payment.close()

@@ -1,0 +1,45 @@
+"""Options: what `ngp start` hands to the daemon, and the names of the files in the state directory.
+
+The names stand here once because both sides of the control socket need them: the daemon makes the files, every verb
+looks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_STATE_DIR = Path("/var/lib/ngp")
+CONTROL_SOCKET = "control.sock"
+PID_FILE = "ngp.pid"
+LOG_FILE = "ngp.log"
+LEDGER_FILE = "ledger.db"
+GROUP = "ngp"
+"""Members of this group of the system, where it exists, may use the control socket."""
+
+
+def _quiet(_what: str) -> None:
+    """Take progress that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartOptions:
+    """How the daemon was asked to start.
+
+    Attributes:
+        config_path: net.conf; loaded again at every reload.
+        state_dir: where ledger, keys and socket live, already decided (--state-dir, NGP_STATE_DIR, STATE_DIR); it
+            exists, and this process holds its lock.
+        verbose: log messages go to the terminal as well.
+        foreground: the operator's own --foreground: nobody waits behind a pipe.
+        ready: call once when gate and link are ready; tells `ngp start` and systemd.
+        progress: call with a few words about what a slow start waits for, as often as is useful.
+    """
+
+    config_path: Path
+    state_dir: Path
+    verbose: bool
+    foreground: bool
+    ready: Callable[[], None]
+    progress: Callable[[str], None] = _quiet

@@ -1,0 +1,228 @@
+"""Post: messages between the core and the links. Courier for delivery, links for carriage, one send path for both.
+
+A link address's way back (which link module, which transport address) is learned only from messages that the courier
+took, so a forged datagram can't turn a neighbour's answers away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ngp import __version__
+from ngp.allowance import Allowance
+from ngp.core.effects import Greet
+from ngp.core.events import Event, MessageReceived, Undelivered
+from ngp.core.messages import Address, Hello, Invoice, Message, Refund
+from ngp.core.values import DecodedInvoice, LinkPeer
+from ngp.courier import Courier, Outgoing, Received
+from ngp.errors import PeerError
+from ngp.ports import Link, Payment
+
+MOST_WAYS = 8192
+DECODES_PER_SECOND = 50
+_log = logging.getLogger("ngp.post")
+
+LinkKey = tuple[str, bytes]
+
+
+@dataclass(slots=True)
+class SelfDescription:
+    """What our hellos say; follows settings and host."""
+
+    network: str
+    sells: bool
+    buys: bool
+    addresses: tuple[Address, ...]
+
+    def hello(self, wants_reply: bool) -> Hello:
+        """Return the hello to send."""
+        software = f"ngp {__version__}"
+        return Hello(self.network, self.sells, self.buys, self.addresses, software, wants_reply)
+
+
+class Post:
+    """Sends and receives for the daemon.
+
+    Args:
+        tell: takes what neighbours said, as events.
+        payment: reads the invoices that neighbours send.
+    """
+
+    def __init__(
+        self,
+        courier: Courier,
+        links: Sequence[Link],
+        payment: Payment,
+        ourselves: SelfDescription,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self.ourselves = ourselves
+        self._courier = courier
+        self._links = tuple(links)
+        self._payment = payment
+        self._tell = tell
+        self._ways: OrderedDict[LinkKey, tuple[Link, LinkPeer]] = OrderedDict()
+        self._decodes: dict[bytes, Allowance] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._dropped: dict[str, int] = {}
+        self.frozen = False
+
+    async def open(self, interfaces: Sequence[str]) -> None:
+        """Open every link on these interfaces. Raises KernelError."""
+        for link in self._links:
+            await link.open(interfaces, partial(self._received, link))
+
+    async def update(self, interfaces: Sequence[str]) -> None:
+        """Follow a changed list of interfaces."""
+        for link in self._links:
+            await link.update(interfaces)
+
+    async def close(self) -> None:
+        """Close every link."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for link in self._links:
+            await link.close()
+
+    def counters(self) -> dict[str, int]:
+        """Count what was not taken, by reason."""
+        counts = self._courier.counters()
+        for more in (self._dropped, *(link.counters() for link in self._links)):
+            for reason, number in more.items():
+                counts[reason] = counts.get(reason, 0) + number
+        return counts
+
+    def transport(self, link: LinkKey) -> str:
+        """Return the transport address behind a link address, for listings."""
+        way = self._ways.get(link)
+        return way[1].transport if way is not None else ""
+
+    # --- out ----------------------------------------------------------------------------------------------------------
+
+    def send(self, identity: bytes, link: LinkKey, message: Message, reply_to: int = 0) -> None:
+        """Send a message to a neighbour."""
+        try:
+            self._carry(self._courier.send(identity, link, message, self._now(), reply_to))
+        except ValueError as error:
+            # A value that the protocol has no room for; the neighbour never hears of it, so nothing is agreed.
+            self._count("unsendable")
+            _log.error("a %s for %s can't be sent: %s", type(message).__name__, identity.hex()[:8], error)
+        self.schedule()
+
+    def acknowledge(self, identity: bytes, message_id: int) -> None:
+        """Acknowledge a message with the next batch."""
+        self._courier.acknowledge(identity, message_id, self._now())
+        self.schedule()
+
+    def greet(self, greet: Greet) -> None:
+        """Say hello to one neighbour or to an interface."""
+        if greet.identity:
+            self.send(greet.identity, greet.link, self.ourselves.hello(wants_reply=False), greet.reply_to)
+        else:
+            self.broadcast(greet.interface)
+
+    def broadcast(self, interface: str) -> None:
+        """Say hello to everybody on an interface."""
+        for outgoing in self._courier.send(None, None, self.ourselves.hello(wants_reply=True), self._now()):
+            for link in self._links:
+                link.broadcast(interface, outgoing.datagram)
+
+    def _carry(self, batch: Sequence[Outgoing]) -> None:
+        for outgoing in batch:
+            way = self._ways.get(outgoing.link) if outgoing.link is not None else None
+            if way is None:
+                self._count("no_way")
+                continue
+            way[0].send(way[1], outgoing.datagram)
+
+    # --- in -----------------------------------------------------------------------------------------------------------
+
+    def _received(self, link: Link, peer: LinkPeer, datagram: bytes) -> None:
+        if self.frozen:
+            return  # not acknowledged, so it comes again
+        key = (peer.interface, peer.link_address)
+        try:
+            received = self._courier.receive(datagram, key, self._now())
+        except PeerError as error:
+            _log.debug("from %s on %s: %s", peer.link_address.hex(), peer.interface, error)
+            return
+        finally:
+            self.schedule()
+        if received is not None:
+            self._learn_way(key, link, peer, received.proven)
+            self._hand_up(received)
+
+    def _learn_way(self, key: LinkKey, link: Link, peer: LinkPeer, proven: bool) -> None:
+        if key in self._ways and not proven:
+            return
+        self._ways[key] = (link, peer)
+        self._ways.move_to_end(key)
+        if len(self._ways) > MOST_WAYS:
+            self._ways.popitem(last=False)
+
+    def _hand_up(self, received: Received) -> None:
+        if not received.proven:
+            if isinstance(received.message, Hello):
+                self.send(received.sender, received.link, self.ourselves.hello(wants_reply=True), received.message_id)
+            return
+        decoded = None
+        if isinstance(received.message, Invoice | Refund) and received.message.bolt11:
+            try:
+                decoded = self._decode(received.sender, received.message.bolt11)
+            except PeerError as error:
+                self._count(error.reason)
+                _log.debug("from %s: %s", received.sender.hex()[:8], error)
+        self._tell(
+            MessageReceived(
+                received.sender,
+                received.link,
+                received.boot,
+                received.message,
+                received.message_id,
+                received.reply_to,
+                decoded,
+            )
+        )
+
+    def _decode(self, sender: bytes, bolt11: str) -> DecodedInvoice:
+        """Read an invoice; at most some a second for each neighbour, since checking a signature takes a millisecond."""
+        if sender not in self._decodes and len(self._decodes) > MOST_WAYS:
+            self._decodes.clear()
+        if not self._decodes.setdefault(sender, Allowance(DECODES_PER_SECOND)).take(self._now()):
+            raise PeerError("invoices", "too many invoices a second")
+        return self._payment.decode(bolt11)
+
+    def _count(self, reason: str) -> None:
+        self._dropped[reason] = self._dropped.get(reason, 0) + 1
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def schedule(self) -> None:
+        """Have `due` called when the courier wants it."""
+        at = self._courier.next_due()
+        if at is None or self.frozen:
+            return
+        loop = asyncio.get_running_loop()
+        if self._timer is not None and not self._timer.cancelled() and self._timer.when() <= max(at, loop.time()):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(at, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        if self.frozen:
+            return
+        due = self._courier.due(self._now())
+        self._carry(due.outgoing)
+        for lost in due.undelivered:
+            self._tell(Undelivered(lost.identity, lost.link, lost.message))
+        self.schedule()

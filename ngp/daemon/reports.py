@@ -1,0 +1,128 @@
+"""Reports: the rows that listings show, the same whether they come from the running daemon or from the ledger alone.
+
+Keys are those of docs/operators-guide.md and stay. Money is msat, data bytes, times ISO 8601 UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from ngp import identity
+from ngp.core.account import Account
+from ngp.core.contract import Contract
+from ngp.core.messages import Role
+from ngp.core.records import AccountRecord, ContractRecord, JournalRecord
+
+Row = dict[str, Any]
+
+
+def iso(utc_s: int) -> str | None:
+    """Write a UTC instant, or None for one that never was."""
+    return datetime.fromtimestamp(utc_s, UTC).isoformat().replace("+00:00", "Z") if utc_s else None
+
+
+def contract_row(record: ContractRecord) -> Row:
+    """Return the row of a contract."""
+    row = {
+        "id": record.contract.hex(),
+        "role": record.role.value,
+        "neighbour": identity.text(record.identity),
+        "interface": record.interface,
+        "link_address": record.link_address.hex(":"),
+        "destination": record.destination,
+        "state": record.state,
+        "reason": record.reason,
+        "price_msat_per_gib": record.prices[-1][1],
+        "data_limit_bytes": record.data_limit_bytes,
+        "granted_bytes": record.granted_bytes,
+        "used_to_bytes": record.used_to_bytes,
+        "used_from_bytes": record.used_from_bytes,
+        "charged_msat": record.charged_msat,
+        "opened_at": iso(record.opened_at_s),
+        "expires_at": iso(record.expires_at_s),
+        "closed_at": iso(record.closed_at_s),
+    }
+    if record.role is Role.CLIENT:
+        row["billed_bytes"] = record.billed_bytes
+    return row
+
+
+def live_contract_row(contract: Contract) -> Row:
+    """Return the row of a contract that the daemon holds, with its present rate."""
+    row = contract_row(contract.record())
+    row["rate_bytes_s"] = int(contract.rate_bytes_s)
+    return row
+
+
+def by_destination(rows: Iterable[Row]) -> list[Row]:
+    """Sum contract rows for each role and destination."""
+    sums: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        total = sums.setdefault(
+            (row["role"], row["destination"]),
+            {
+                "role": row["role"],
+                "destination": row["destination"],
+                "contracts": 0,
+                "used_to_bytes": 0,
+                "used_from_bytes": 0,
+                "charged_msat": 0,
+            },
+        )
+        total["contracts"] += 1
+        for key in ("used_to_bytes", "used_from_bytes", "charged_msat"):
+            total[key] += row[key]
+    return list(sums.values())
+
+
+def account_row(account: Account, grace_data_bytes: int, real_money: bool) -> Row:
+    """Return the row of an account that the daemon holds."""
+    return {
+        "role": account.role.value,
+        "neighbour": identity.text(account.identity),
+        "balance_msat": account.balance_msat,
+        "reserved_msat": max(0, account.reserved_msat),
+        "grace_left_bytes": max(0, grace_data_bytes - account.grace_bytes_in_use) if account.role is Role.SERVER else 0,
+        "paid_msat": account.paid_msat,
+        "charged_msat": account.charged_msat,
+        "refunded_msat": account.refunded_msat,
+        "billed_msat": account.billed_msat,
+        "metered_msat": account.metered_msat if account.role is Role.CLIENT else account.charged_msat,
+        "contracts": account.running,
+        "disputed": account.disputed,
+        "real_money": real_money,
+    }
+
+
+def stored_account_row(record: AccountRecord, real_money: bool) -> Row:
+    """Return the row of an account out of the ledger, when no daemon runs."""
+    return {
+        "role": record.role.value,
+        "neighbour": identity.text(record.identity),
+        "balance_msat": record.paid_msat - record.charged_msat - record.refunded_msat,
+        "reserved_msat": 0,
+        "grace_left_bytes": 0,
+        "paid_msat": record.paid_msat,
+        "charged_msat": record.charged_msat,
+        "refunded_msat": record.refunded_msat,
+        "billed_msat": record.billed_msat,
+        "metered_msat": record.charged_msat,
+        "contracts": 0,
+        "disputed": False,
+        "real_money": real_money,
+    }
+
+
+def journal_row(record: JournalRecord) -> Row:
+    """Return the row of a journal line."""
+    return {
+        "time": iso(record.time_s),
+        "kind": record.kind,
+        "neighbour": identity.text(record.identity) if record.identity else None,
+        "contract": record.contract.hex() or None,
+        "amount_msat": record.amount_msat,
+        "payment_hash": record.payment_hash.hex() or None,
+        "state": record.state,
+    }

@@ -1,0 +1,286 @@
+"""Spawn: `ngp start` makes the daemon a process of its own, and stays until it knows what became of it.
+
+The daemon is a fresh interpreter in a new session rather than a fork: nothing of the command's state is in it, and it
+has no controlling terminal whose hang-up could reach it. It tells through a pipe, whose number comes in the
+environment, when it is ready or why not; so `ngp start` returns 0 only when traffic is gated, and otherwise the
+daemon's own error and exit code. A pipe that ends without a word means that the process died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import selectors
+import signal
+import site
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import sdnotify
+
+import ngp
+from ngp.daemon import logs
+from ngp.daemon.options import LOG_FILE, StartOptions
+from ngp.daemon.state import StateLock, prepare, running_pid
+from ngp.errors import ExitCode, KernelError, NgpError, RunningError
+
+READY_FD = "NGP_READY_FD"
+_TICK_S = 1.0
+_MOST_REPORT_BYTES = 1 << 16
+_MOST_ERROR = 8000  # characters, at most six bytes each as JSON
+_END_S = 30.0
+_INTERRUPTED = 128 + signal.SIGINT
+
+_log = logging.getLogger(__name__)
+
+
+# --- the command's side -----------------------------------------------------------------------------------------------
+
+
+class StartFailed(NgpError):
+    """The daemon ended before it was ready; carries its exit code and text."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = ExitCode(exit_code) if exit_code in set(ExitCode) and exit_code else ExitCode.OTHER
+
+
+def start_detached(config_path: Path, state_dir: Path, verbose: bool, progress: Callable[[float, str], None]) -> int:
+    """Start the daemon and wait until it is ready.
+
+    Args:
+        config_path, state_dir: absolute.
+        verbose: the daemon keeps this terminal for its log messages.
+        progress: called about once a second with the seconds so far and what is waited for.
+
+    Returns:
+        The daemon's process number.
+
+    Raises:
+        RunningError: one runs there already. StartFailed: it didn't become ready. KernelError: no state directory.
+    """
+    prepare(state_dir)
+    pid = running_pid(state_dir)
+    if pid is not None:
+        raise RunningError(f"ngp is running already on {state_dir} (process {pid}): ngp stop ends it")
+    child, report = _spawn(config_path, state_dir, verbose)
+    try:
+        outcome = _await_report(child, report, progress)
+    except KeyboardInterrupt:
+        _end(child)
+        raise
+    finally:
+        os.close(report)
+    if outcome.get("ready") is True:
+        child.returncode = 0  # it goes on without us: Popen must not warn about it
+        return child.pid
+    raise _failure(child, outcome, state_dir)
+
+
+def _spawn(config_path: Path, state_dir: Path, verbose: bool) -> tuple[subprocess.Popen[bytes], int]:
+    report, ready = os.pipe()
+    # -P: whatever lies in the folder where root happens to stand is not taken for a package.
+    command = [sys.executable, "-P", "-m", "ngp", "start", "--foreground", "--config", str(config_path)]
+    command += ["--state-dir", str(state_dir), *(["-v"] if verbose else [])]
+    # Without a terminal, what the interpreter itself has to say at its end belongs into the log as well.
+    output: IO[bytes] | int | None = None if verbose else logs.open_log(state_dir / LOG_FILE)
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            pass_fds=(ready,),
+            env=os.environ | _import_path() | {READY_FD: str(ready)},
+            cwd="/",
+            start_new_session=True,
+        )
+    finally:
+        os.close(ready)
+        if isinstance(output, int):
+            os.close(output)
+    return child, report
+
+
+def _import_path() -> dict[str, str]:
+    """Let a daemon started from a checkout find its package; an installed one needs no help."""
+    root = str(Path(ngp.__file__).resolve().parent.parent)
+    if root in site.getsitepackages():
+        return {}
+    others = [os.path.abspath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    return {"PYTHONPATH": os.pathsep.join([root, *(each for each in others if each != root)])}
+
+
+def _await_report(
+    child: subprocess.Popen[bytes], report: int, progress: Callable[[float, str], None]
+) -> dict[str, Any]:
+    """Read the pipe until it says `ready` or `error`, or ends."""
+    began, stage, text = time.monotonic(), "", b""
+    os.set_blocking(report, False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(report, selectors.EVENT_READ)
+        while len(text) <= _MOST_REPORT_BYTES:
+            if not selector.select(_TICK_S):
+                progress(time.monotonic() - began, stage)
+                continue
+            piece = os.read(report, 4096)
+            if not piece:
+                return {}
+            *lines, text = (text + piece).split(b"\n")
+            for said in map(_parse, lines):
+                if "progress" not in said:
+                    return said
+                stage = str(said["progress"])
+    return {}
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _failure(child: subprocess.Popen[bytes], outcome: dict[str, Any], state_dir: Path) -> StartFailed:
+    try:
+        code: int = child.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        code = ExitCode.OTHER
+    if "error" in outcome:
+        return StartFailed(str(outcome["error"]), int(outcome["exit_code"]))
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return StartFailed(f"the daemon {how} before it was ready: see {state_dir / LOG_FILE}", max(code, 0))
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ask the daemon to end and clean up, since nobody waits for it any more."""
+    child.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(_END_S)
+
+
+# --- the daemon's side ------------------------------------------------------------------------------------------------
+
+
+class Reporter:
+    """Tells whoever waits: `ngp start` through its pipe, systemd through its socket."""
+
+    def __init__(self) -> None:
+        self.was_ready = False
+        text = os.environ.pop(READY_FD, "")
+        self._pipe = int(text) if text.isdigit() else None
+        if self._pipe is not None:
+            try:
+                os.set_inheritable(self._pipe, False)
+            except OSError:  # an environment copied from elsewhere
+                self._pipe = None
+
+    @property
+    def detached(self) -> bool:
+        """Say whether `ngp start` waits behind a pipe."""
+        return self._pipe is not None
+
+    def ready(self) -> None:
+        """Gate and link are ready."""
+        self.was_ready = True
+        self._tell({"ready": True})
+        self._close()
+        sdnotify.SystemdNotifier().notify("READY=1")
+
+    def progress(self, what: str) -> None:
+        """Say what a slow start waits for."""
+        self._tell({"progress": what})
+
+    @contextmanager
+    def telling_errors(self) -> Iterator[None]:
+        """Pass an NgpError out of the block on to whoever waits, who prints it; without one it goes on as it is."""
+        try:
+            yield
+        except NgpError as error:
+            told = self._tell({"error": str(error)[:_MOST_ERROR], "exit_code": int(error.exit_code)})
+            self._close()
+            if told:
+                sys.exit(int(error.exit_code))
+            raise
+
+    def _tell(self, what: dict[str, object]) -> bool:
+        if self._pipe is None:
+            return False
+        try:
+            os.write(self._pipe, json.dumps(what).encode() + b"\n")
+        except OSError:  # the command was killed; the daemon goes on
+            self._close()
+            return False
+        return True
+
+    def _close(self) -> None:
+        if self._pipe is not None:
+            with suppress(OSError):
+                os.close(self._pipe)
+            self._pipe = None
+
+
+def run_here(config_path: Path, state_dir: Path, verbose: bool, reporter: Reporter) -> int:
+    """Be the daemon: lock the state directory, set up the log, run until it is told to stop.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        NgpError: it could not start, or failed.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the daemon takes it for `reload`
+    prepare(state_dir)
+    lock = StateLock.take(state_dir)
+    os.umask(0o077)
+    return _hold(lock, config_path, state_dir, verbose, reporter)
+
+
+def _hold(lock: StateLock, config_path: Path, state_dir: Path, verbose: bool, reporter: Reporter) -> int:
+    """Run under the lock.
+
+    The pid file goes only when nothing can stand in the kernel any more: at an orderly end, or when a start was refused
+    before it touched anything. Otherwise it stays and tells `ngp stop` that there may be something to clean up.
+    """
+    clean = False
+    try:
+        try:
+            logs.set_up(state_dir, verbose, terminal=not reporter.detached)
+        except OSError as error:
+            raise KernelError(f"log {error.filename}: {error.strerror}; make the state directory writable") from error
+        foreground = not reporter.detached
+        code = _run(StartOptions(config_path, state_dir, verbose, foreground, reporter.ready, reporter.progress))
+        clean = code == ExitCode.DONE
+    except NgpError:
+        clean = not (reporter.was_ready or lock.after_killed)
+        raise
+    finally:
+        logging.shutdown()
+        if clean:
+            lock.release()
+        else:
+            lock.abandon()
+    return code
+
+
+def _run(options: StartOptions) -> int:
+    from ngp.daemon import main  # late: it imports every module, and the errors above don't need them
+
+    try:
+        return int(asyncio.run(main.run(options)))
+    except NgpError as error:
+        _log.error("%s", error)
+        raise
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except Exception as error:
+        _log.exception("the daemon failed")
+        raise NgpError(f"the daemon failed ({type(error).__name__}): see {options.state_dir / LOG_FILE}") from error

@@ -1,0 +1,203 @@
+"""State directory: made for ngp alone, and locked by the one daemon that may use it.
+
+The lock is the kernel's (flock on ngp.pid), so it can't outlive its process: what `kill -9` leaves is a file with a
+number and no lock, which is no obstacle to the next start, and tells `ngp stop` that there may be something to clean
+up. Two daemons on one ledger would count the same payment twice, so the second is refused before it opens anything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from ngp.daemon.logs import operators_group
+from ngp.daemon.options import CONTROL_SOCKET, PID_FILE
+from ngp.errors import KernelError, RunningError
+
+_NAMESPACE_NAME = b"\0ngp/datapath"
+_TRIES = 5
+_PAUSE_S = 0.04
+_MOST_PATH_BYTES = 100  # sun_path holds 108, with its end
+
+
+def prepare(state_dir: Path) -> None:
+    """Make the state directory (0700; 0710 and group ngp where that exists), or check the one that is there.
+
+    Raises:
+        KernelError: it can't be made, or others could put a ledger or keys of their own into it.
+    """
+    group = operators_group()
+    try:
+        state_dir.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            state_dir.mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        else:
+            if group is not None:
+                with suppress(OSError):
+                    os.chown(state_dir, -1, group)
+                    state_dir.chmod(0o710)
+        found = state_dir.stat()
+    except OSError as error:
+        raise KernelError(f"state directory {state_dir}: {error.strerror}; start with sudo, or --state-dir") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise KernelError(f"state directory {state_dir} is not a directory: move the file away, or use --state-dir")
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        raise KernelError(
+            f"state directory {state_dir} could be changed by others (owner {found.st_uid}, mode "
+            f"{stat.S_IMODE(found.st_mode):04o}): chown {os.geteuid()} {state_dir}; chmod 0700 {state_dir}"
+        )
+
+
+class StateLock:
+    """The right to use a state directory; released by `release`, or by the kernel when the process ends.
+
+    Attributes:
+        after_killed: the last holder ended without cleaning up.
+    """
+
+    def __init__(self, path: Path, descriptor: int, after_killed: bool) -> None:
+        self.after_killed = after_killed
+        self._path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def take(cls, state_dir: Path) -> Self:
+        """Lock a state directory for this process and write its number there.
+
+        Raises:
+            RunningError: another process holds it; names its number.
+            KernelError: the file can't be written.
+        """
+        path = state_dir / PID_FILE
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_PAUSE_S)  # `ngp status` looks at the lock by taking it for an instant
+            descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+            if _lock(descriptor, fcntl.LOCK_EX) and _same(descriptor, path):
+                after_killed = _read_pid(descriptor) != 0
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                return cls(path, descriptor, after_killed)
+            pid = _read_pid(descriptor)
+            os.close(descriptor)
+        who = f"process {pid}" if pid else "another process"
+        raise RunningError(f"ngp is running already on {state_dir} ({who}): ngp stop ends it")
+
+    def release(self) -> None:
+        """Give the directory back, in order: nothing is left to clean up. Safe to call twice."""
+        if self._descriptor < 0:
+            return
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def abandon(self) -> None:
+        """Give the lock back but leave the file: what stands in the kernel is not cleaned up."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class NamespaceLock:
+    """The right to gate this network namespace; released by `release`, or by the kernel when the process ends.
+
+    Gate and hooks belong to the namespace, not to a state directory: a second daemon would take over the first one's,
+    and its end would remove them. Abstract unix sockets are the namespace's own (unix(7), network_namespaces(7)), so
+    the name can be held once in each.
+    """
+
+    def __init__(self, holder: socket.socket) -> None:
+        self._holder = holder
+
+    @classmethod
+    def take(cls) -> Self:
+        """Lock the namespace for this process. Raises RunningError when another daemon gates it."""
+        holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            holder.bind(_NAMESPACE_NAME)
+        except OSError as error:
+            holder.close()
+            raise RunningError(
+                "another ngp daemon, with another state directory, gates this network namespace: stop that one, or "
+                "start this one in a namespace of its own (ip netns exec)"
+            ) from error
+        return cls(holder)
+
+    def release(self) -> None:
+        """Let others gate the namespace. Safe to call twice."""
+        self._holder.close()
+
+
+def running_pid(state_dir: Path) -> int | None:
+    """Return the number of the process that holds a state directory (0 if it can't be read), None if none does."""
+    try:
+        descriptor = os.open(state_dir / PID_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return None if _lock(descriptor, fcntl.LOCK_SH) else _read_pid(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def was_killed(state_dir: Path) -> bool:
+    """Say whether a daemon ended here without cleaning up: its number stands in a file that nobody holds."""
+    return running_pid(state_dir) is None and os.path.lexists(state_dir / PID_FILE)
+
+
+def left_behind(state_dir: Path) -> bool:
+    """Say whether a daemon of this state directory ended without cleaning up."""
+    return was_killed(state_dir) or any(os.path.ismount(each) for each in _folders(state_dir))
+
+
+def _folders(state_dir: Path) -> list[Path]:
+    try:
+        return [each for each in state_dir.iterdir() if each.is_dir()]
+    except OSError:
+        return []
+
+
+def short_address(path: Path, folder: int) -> str:
+    """Address a socket whose path is too long for the kernel through its open folder (unix(7): 108 bytes)."""
+    return str(path) if len(os.fsencode(path)) <= _MOST_PATH_BYTES else f"/proc/self/fd/{folder}/{path.name}"
+
+
+def forget_killed(state_dir: Path) -> None:
+    """Remove what a killed daemon left in its state directory for others to find: its socket."""
+    (state_dir / CONTROL_SOCKET).unlink(missing_ok=True)
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise KernelError(f"{path}: {error.strerror}; start with sudo, or --state-dir") from error
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    """Say whether the file that we locked still stands at its place: its last owner may have removed it meanwhile."""
+    try:
+        return os.fstat(descriptor).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _read_pid(descriptor: int) -> int:
+    text = os.pread(descriptor, 32, 0).strip()
+    return int(text) if text.isdigit() else 0

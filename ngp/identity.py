@@ -1,0 +1,114 @@
+"""Identity: the node's own Ed25519 key, in STATE_DIR/identity.key, and how identities are written for people.
+
+Whoever reads the key can spend what neighbours have prepaid, so the file is 0600 and one that others can read is
+refused instead of mended: the key may be known already, and only the operator can judge that. The file appears whole
+or not at all; a crash while it is made can't leave half a key, and two daemons that start together agree on one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ngp.errors import ConfigError, UsageError
+
+KEY_FILE = "identity.key"
+KEY_BYTES = 32
+SHORT_DIGITS = 16
+
+
+def load_or_create(state_dir: Path) -> Ed25519PrivateKey:
+    """Read the identity key, or make one when there is none.
+
+    Args: state_dir: an existing folder.
+    Raises: ConfigError naming the file and the remedy.
+    """
+    path = state_dir / KEY_FILE
+    try:
+        if not os.path.lexists(path):
+            _create(path)
+        return Ed25519PrivateKey.from_private_bytes(_read(path))
+    except OSError as error:
+        raise ConfigError(
+            f"identity key {path}: {error.strerror}; give ngp a state folder that it can read and write (STATE_DIR)"
+        ) from error
+
+
+def public_key(private_key: Ed25519PrivateKey) -> bytes:
+    """Return the identity: the 32 bytes of the public key."""
+    return private_key.public_key().public_bytes_raw()
+
+
+def _create(path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(Ed25519PrivateKey.generate().private_bytes_raw())
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # rename would replace the key that another process made meanwhile
+        except FileExistsError:
+            return
+    finally:
+        os.unlink(temporary)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigError(f"identity key {path} isn't a regular file; move it away or restore it from a backup")
+        if found.st_uid not in (0, os.geteuid()):
+            raise ConfigError(f"identity key {path} belongs to user {found.st_uid}; run: chown {os.geteuid()} {path}")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            raise ConfigError(
+                f"identity key {path} has mode {stat.S_IMODE(found.st_mode):04o}, others can reach it; "
+                f"if nobody read it run: chmod 600 {path}; else move it away, a new identity is made at the next start"
+            )
+        key = file.read(KEY_BYTES + 1)
+    if len(key) != KEY_BYTES:
+        raise ConfigError(
+            f"identity key {path} has {found.st_size} bytes instead of {KEY_BYTES}; restore it from a backup, "
+            "or move it away and a new identity is made at the next start"
+        )
+    return key
+
+
+def text(identity: bytes) -> str:
+    """Write an identity in full: 64 hex digits."""
+    return identity.hex()
+
+
+def short_text(identity: bytes) -> str:
+    """Write an identity for a listing: its first 16 hex digits."""
+    return identity.hex()[:SHORT_DIGITS]
+
+
+def match(written: str, known: Iterable[bytes]) -> bytes:
+    """Find the identity that a person means by a prefix of its hex digits, in either case.
+
+    Raises: UsageError when none or several begin so.
+    """
+    digits = written.strip().lower()
+    if not digits or any(digit not in "0123456789abcdef" for digit in digits):
+        raise UsageError(f"{written!r} is no neighbour's address nor key: write one as `ngp neighbours` lists them")
+    found = sorted({identity for identity in known if identity.hex().startswith(digits)})
+    if not found:
+        raise UsageError(f"no neighbour begins with {written!r}; `ngp neighbours` lists them")
+    if len(found) > 1:
+        some = ", ".join(short_text(identity) for identity in found[:4])
+        raise UsageError(f"{written!r} fits {len(found)} neighbours ({some}); write more digits")
+    return found[0]

@@ -1,0 +1,232 @@
+"""Ports: what the world around the core must offer, and the values that cross the border.
+
+An adapter in `modules/` implements one of these; setup.cfg's entry points (`ngp.link`, `ngp.network`, `ngp.payment`)
+name it, so anybody can add one. Link and payment wait for others and are asynchronous; the network port is a few
+microseconds of system calls and is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+from ngp.core.messages import Address, Prefix, Role
+from ngp.core.values import (
+    AdoptedContract,
+    Check,
+    DecodedInvoice,
+    DesiredNetwork,
+    FreeRule,
+    Grant,
+    HeldPacket,
+    Hint,
+    HintKind,
+    InvoiceState,
+    KernelNeighbour,
+    LinkPeer,
+    NewInvoice,
+    Now,
+    PaymentCapabilities,
+    PaymentInfo,
+    PaymentOutcome,
+    PaymentStatus,
+    Reading,
+    Settlement,
+    Verdict,
+)
+
+__all__ = [
+    "Address",
+    "AdoptedContract",
+    "Check",
+    "Clock",
+    "DecodedInvoice",
+    "DesiredNetwork",
+    "FreeRule",
+    "Grant",
+    "HeldPacket",
+    "Hint",
+    "HintKind",
+    "InvoiceState",
+    "KernelNeighbour",
+    "Link",
+    "LinkPeer",
+    "Network",
+    "NewInvoice",
+    "Now",
+    "Payment",
+    "PaymentCapabilities",
+    "PaymentInfo",
+    "PaymentOutcome",
+    "PaymentStatus",
+    "Prefix",
+    "Reading",
+    "Role",
+    "Settlement",
+    "Verdict",
+]
+
+
+# --- link -------------------------------------------------------------------------------------------------------------
+
+
+class Link(Protocol):
+    """Carries datagrams between this daemon and its neighbours'."""
+
+    max_datagram_bytes: int
+
+    async def open(self, interfaces: Sequence[str], receive: Callable[[LinkPeer, bytes], None]) -> None:
+        """Start on these interfaces; `receive` is called in the event loop. Raises KernelError."""
+
+    async def update(self, interfaces: Sequence[str]) -> None:
+        """Follow a changed list of interfaces; those that stay are not disturbed."""
+
+    def send(self, peer: LinkPeer, datagram: bytes) -> None:
+        """Send to one neighbour; never blocks, may lose. Raises ValueError above max_datagram_bytes."""
+
+    def broadcast(self, interface: str, datagram: bytes) -> None:
+        """Send to every neighbour on an interface; never blocks, may lose."""
+
+    def counters(self) -> dict[str, int]:
+        """Datagrams refused below the wire layer, by reason."""
+
+    async def close(self) -> None:
+        """Release the sockets; safe to call twice."""
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+class Network(Protocol):
+    """Gate, meter and cut traffic in the kernel, and know the host that it runs on.
+
+    The questions about the host are answered whether or not anything is set up, also after `close`.
+    """
+
+    def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
+        """Return the interfaces that exist now and that MESH_INTERFACES means, sorted. Raises KernelError."""
+
+    def upstream_interfaces(self, ignored: Sequence[str]) -> tuple[str, ...]:
+        """Return those of IGNORE_INTERFACE that carry a default route now, sorted. Raises KernelError."""
+
+    def local_addresses(self) -> tuple[Address, ...]:
+        """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""
+
+    def watch(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]) -> None:
+        """Call on_change in the loop after links, addresses or routes changed, some times a second at most."""
+
+    def stop_watching(self) -> None:
+        """End `watch`; safe to call twice."""
+
+    def check(self, desired: DesiredNetwork) -> list[Check]:
+        """Say what this host can do and what is missing; touches nothing."""
+
+    def set_up(self, desired: DesiredNetwork) -> list[AdoptedContract]:
+        """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing."""
+
+    def apply(self, desired: DesiredNetwork) -> None:
+        """Make the kernel match; repeatable; adds before it deletes."""
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_held: Callable[[HeldPacket], None],
+        on_hints: Callable[[Sequence[Hint]], None],
+    ) -> None:
+        """Begin to receive held packets and hints in the event loop."""
+
+    def set_neighbours(self, neighbours: Sequence[KernelNeighbour]) -> None:
+        """Add or change neighbours."""
+
+    def forget_neighbours(self, neighbours: Sequence[int]) -> None:
+        """Remove neighbours by number."""
+
+    def grant(self, grants: Sequence[Grant]) -> None:
+        """Create or top up contracts; raises KernelError when the table is full, naming contracts_max."""
+
+    def revoke(self, contracts: Sequence[bytes]) -> list[Reading]:
+        """Take contracts out of the kernel; returns their last readings. Unknown ones are passed over."""
+
+    def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
+        """Read counters; None: only those that changed since the last call with None."""
+
+    def verdict(self, handle: int, verdict: Verdict) -> None:
+        """Decide about a held packet; a handle already decided is passed over."""
+
+    def counters(self) -> dict[str, int]:
+        """Kernel and queue counters: held, dropped, hints_lost, ..."""
+
+    def describe(self) -> dict[str, str]:
+        """Which interception, hook and object are in use, for status."""
+
+    def close(self) -> None:
+        """Let go of sockets and descriptors; the kernel goes on gating, metering and cutting."""
+
+    def clean_up(self, leave_closed: bool) -> None:
+        """Remove all that ngp made and nothing else; needs no memory of what was set. Safe to call twice.
+
+        With `leave_closed` a rule stays that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed).
+        """
+
+
+# --- payment ----------------------------------------------------------------------------------------------------------
+
+
+class Payment(Protocol):
+    """Receives and makes Lightning payments. Every method raises PaymentError with a remedy where the node refuses."""
+
+    async def wait_ready(self) -> None:
+        """Return when the node serves; reconnects by itself after."""
+
+    async def info(self) -> PaymentInfo: ...
+
+    def capabilities(self) -> PaymentCapabilities: ...
+
+    async def balance_msat(self) -> int:
+        """What can be spent now."""
+
+    async def create_invoice(
+        self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
+    ) -> NewInvoice: ...
+
+    async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState: ...
+
+    async def settle_invoice(self, preimage: bytes) -> None:
+        """Settle a held invoice (or, where `settles_by_proof`, any of ours); settling twice is no error."""
+
+    async def cancel_invoice(self, payment_hash: bytes) -> None: ...
+
+    def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
+        """Yield every settlement behind the cursor, at least once, for ever."""
+
+    def decode(self, bolt11: str) -> DecodedInvoice:
+        """Parse and check the signature; hostile input. Raises PeerError(`invoice`)."""
+
+    async def pay(
+        self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
+    ) -> PaymentOutcome:
+        """Pay once; the payment hash makes it idempotent: a second call for the same hash tracks the first."""
+
+    async def track(self, payment_hash: bytes) -> PaymentOutcome:
+        """Ask what became of a payment; FAILED with reason `unknown` if the node never heard of it."""
+
+    async def list_pending(self) -> list[bytes]:
+        """Hashes of payments that are neither settled nor failed."""
+
+    async def sign(self, message: bytes) -> str:
+        """Sign with the node's key (zbase32, as `lnd signmessage` does)."""
+
+    async def verify(self, message: bytes, signature: str) -> str | None:
+        """Return the public key that signed, or None."""
+
+    async def close(self) -> None: ...
+
+
+# --- clock ------------------------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Where time comes from; tests bring their own."""
+
+    def now(self) -> Now: ...

@@ -1,0 +1,75 @@
+"""Prune: keep the ledger small on a router's flash, without a msat going astray.
+
+Closed contracts are what grows: thousands a day. After 90 days each is folded into one line per neighbour, role and
+day, in the transaction that deletes it, so that an account's charges still add up. Settled payments stay for ever with
+their preimage, the proof of payment; only the invoice's text goes. One call does a bounded amount of work, since the
+daemon's loop waits for it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+_DAY_S = 86_400
+KEEP_CONTRACTS_S = 90 * _DAY_S
+KEEP_INVOICE_TEXT_S = 7 * _DAY_S
+KEEP_UNPAID_S = 90 * _DAY_S
+_ROWS = 500
+_JOURNAL_ROWS = 2000
+VACUUM_PAGES = 256
+
+_FOLD = """INSERT INTO summaries VALUES (?, ?, ?, 1, ?, ?, ?) ON CONFLICT (identity, role, day_s) DO UPDATE SET
+    contracts = contracts + 1, used_to_bytes = used_to_bytes + excluded.used_to_bytes,
+    used_from_bytes = used_from_bytes + excluded.used_from_bytes, charged_msat = charged_msat + excluded.charged_msat"""
+
+
+def prune(connection: sqlite3.Connection, now_utc_s: int) -> bool:
+    """Do one bounded piece of work inside the caller's transaction; return whether more is waiting."""
+    folded = _fold_contracts(connection, now_utc_s - KEEP_CONTRACTS_S)
+    shortened = connection.execute(
+        """UPDATE payments SET bolt11 = '', compact = 1 WHERE rowid IN (SELECT rowid FROM payments
+        WHERE compact = 0 AND touched_s < ? AND state IN ('settled', 'succeeded') ORDER BY touched_s LIMIT ?)""",
+        (now_utc_s - KEEP_INVOICE_TEXT_S, _ROWS),
+    ).rowcount
+    removed = connection.execute(
+        """DELETE FROM payments WHERE rowid IN (SELECT rowid FROM payments
+        WHERE compact = 0 AND touched_s < ? AND state IN ('failed', 'cancelled') ORDER BY touched_s LIMIT ?)""",
+        (now_utc_s - KEEP_UNPAID_S, _ROWS),
+    ).rowcount
+    walked = _thin_journal(connection, now_utc_s - KEEP_CONTRACTS_S)
+    return max(folded, shortened, removed) >= _ROWS or walked >= _JOURNAL_ROWS
+
+
+def _fold_contracts(connection: sqlite3.Connection, before_s: int) -> int:
+    rows = connection.execute(
+        """SELECT contract, identity, role, closed_at_s, used_to_bytes, used_from_bytes, charged_msat FROM contracts
+        WHERE closed_at_s > 0 AND closed_at_s < ? ORDER BY closed_at_s LIMIT ?""",
+        (before_s, _ROWS),
+    ).fetchall()
+    connection.executemany(
+        _FOLD, ((row[1], row[2], row[3] - row[3] % _DAY_S, row[4], row[5], row[6]) for row in rows)
+    )
+    keys = [(row[0],) for row in rows]
+    connection.executemany("DELETE FROM journal WHERE contract = ? AND contract <> x'' AND payment_hash = x''", keys)
+    connection.executemany("DELETE FROM contracts WHERE contract = ?", keys)
+    return len(rows)
+
+
+def _thin_journal(connection: sqlite3.Connection, before_s: int) -> int:
+    """Drop old lines that carry no money and belong to no contract; remembers how far it looked."""
+    found = connection.execute("SELECT value FROM state WHERE name = 'journal_thinned'").fetchone()
+    newest = connection.execute("SELECT max(id) FROM journal").fetchone()[0] or 0
+    start = found[0] if found and found[0] <= newest else 0  # ids begin again once the journal was empty
+    last, count = connection.execute(
+        "SELECT max(id), count(*) FROM (SELECT id FROM journal WHERE id > ? AND time_s < ? ORDER BY id LIMIT ?)",
+        (start, before_s, _JOURNAL_ROWS),
+    ).fetchone()
+    if not count:
+        return 0
+    connection.execute(
+        """DELETE FROM journal WHERE id > ? AND id <= ? AND time_s < ? AND amount_msat = 0 AND payment_hash = x''
+        AND NOT EXISTS (SELECT 1 FROM contracts WHERE contracts.contract = journal.contract)""",
+        (start, last, before_s),
+    )
+    connection.execute("INSERT OR REPLACE INTO state VALUES ('journal_thinned', ?)", (last,))
+    return int(count)

@@ -1,0 +1,190 @@
+"""Rows: records as the ledger's rows and back, and the one rule about payments.
+
+Every upsert writes absolute values, so a record that comes twice changes nothing. Payments are the exception that the
+store itself guards: their state only moves forward, and what was settled keeps its amount. A bug above, or a settlement
+replayed by the node, can so never count a payment twice: the whole transaction is refused instead.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any
+
+from ngp.core.messages import Role
+from ngp.core.records import (
+    AccountRecord,
+    ContractRecord,
+    Direction,
+    JournalRecord,
+    NeighbourRecord,
+    PaymentKind,
+    PaymentRecord,
+    PaymentState,
+)
+from ngp.errors import LedgerError
+
+_Row = Sequence[Any]
+
+_MOVES: dict[PaymentState, frozenset[PaymentState]] = {
+    PaymentState.OPEN: frozenset({PaymentState.SETTLED, PaymentState.CANCELLED}),
+    PaymentState.CANCELLED: frozenset({PaymentState.SETTLED}),  # paid late: the money is here, so it counts
+    PaymentState.PENDING: frozenset({PaymentState.SUCCEEDED, PaymentState.FAILED}),
+    PaymentState.SETTLED: frozenset(),
+    PaymentState.SUCCEEDED: frozenset(),
+    PaymentState.FAILED: frozenset(),
+}
+_STATES = {
+    Direction.IN: frozenset({PaymentState.OPEN, PaymentState.SETTLED, PaymentState.CANCELLED}),
+    Direction.OUT: frozenset({PaymentState.PENDING, PaymentState.SUCCEEDED, PaymentState.FAILED}),
+}
+_PAID = frozenset({PaymentState.SETTLED, PaymentState.SUCCEEDED})
+
+
+def _columns(record: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(record))
+
+
+def _upsert(table: str, record: type, key: tuple[str, ...]) -> str:
+    columns = _columns(record)
+    changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in key)
+    marks = ", ".join("?" * len(columns))
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) "
+        f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
+    )
+
+
+NEIGHBOUR_COLUMNS = ", ".join(_columns(NeighbourRecord))
+ACCOUNT_COLUMNS = ", ".join(_columns(AccountRecord))
+CONTRACT_COLUMNS = ", ".join(_columns(ContractRecord))
+PAYMENT_COLUMNS = ", ".join(_columns(PaymentRecord))
+JOURNAL_COLUMNS = ", ".join(_columns(JournalRecord))
+
+_PUT_NEIGHBOUR = _upsert("neighbours", NeighbourRecord, ("identity", "interface", "link_address"))
+_PUT_ACCOUNT = _upsert("accounts", AccountRecord, ("identity", "role"))
+_PUT_CONTRACT = _upsert("contracts", ContractRecord, ("contract",))
+_PUT_JOURNAL = f"INSERT INTO journal ({JOURNAL_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_PUT_PAYMENT = f"INSERT INTO payments ({PAYMENT_COLUMNS}, touched_s) VALUES ({', '.join('?' * 13)})"
+_MOVE_PAYMENT = """UPDATE payments SET amount_msat = ?, fee_msat = ?, state = ?, bolt11 = ?, preimage = ?,
+    settled_at_s = ?, reason = ?, touched_s = max(created_at_s, ?), compact = 0
+    WHERE direction = ? AND payment_hash = ?"""
+
+_neighbour_row = attrgetter(*_columns(NeighbourRecord))
+_account_row = attrgetter(*_columns(AccountRecord))
+_contract_row = attrgetter(*_columns(ContractRecord))
+_journal_row = attrgetter(*_columns(JournalRecord))
+_payment_row = attrgetter(*_columns(PaymentRecord))
+_PRICES = _columns(ContractRecord).index("prices")
+
+
+def put_neighbours(connection: sqlite3.Connection, records: Iterable[NeighbourRecord]) -> None:
+    """Write neighbours by (identity, interface, link_address)."""
+    connection.executemany(_PUT_NEIGHBOUR, map(_neighbour_row, records))
+
+
+def put_accounts(connection: sqlite3.Connection, records: Iterable[AccountRecord]) -> None:
+    """Write accounts by (identity, role)."""
+    connection.executemany(_PUT_ACCOUNT, map(_account_row, records))
+
+
+def put_contracts(connection: sqlite3.Connection, records: Iterable[ContractRecord]) -> None:
+    """Write contracts by id."""
+    connection.executemany(_PUT_CONTRACT, map(_contract_values, records))
+
+
+def put_journal(connection: sqlite3.Connection, records: Iterable[JournalRecord]) -> None:
+    """Append to the journal."""
+    connection.executemany(_PUT_JOURNAL, map(_journal_row, records))
+
+
+def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
+    """Add a payment or move it forward; the same state again changes nothing.
+
+    Raises:
+        LedgerError: the state would go back, a settled amount would change, or it is another neighbour's payment.
+    """
+    if record.state not in _STATES[record.direction]:
+        raise _refused(record, f"a payment {record.direction.value} can't be {record.state.value}")
+    found = connection.execute(
+        "SELECT state, amount_msat, identity, kind, bolt11, preimage FROM payments "
+        "WHERE direction = ? AND payment_hash = ?",
+        (record.direction, record.payment_hash),
+    ).fetchone()
+    if found is None:
+        touched_s = max(record.created_at_s, record.settled_at_s)
+        connection.execute(_PUT_PAYMENT, (*_payment_row(record), touched_s))
+        return
+    state, amount_msat, identity, kind, bolt11, preimage = found
+    before = PaymentState(state)
+    if (identity, kind) != (record.identity, record.kind):
+        raise _refused(record, "it stands there for another neighbour or purpose")
+    if before in _PAID and amount_msat != record.amount_msat:
+        raise _refused(record, f"it is {state} with {amount_msat} msat and can't become {record.amount_msat} msat")
+    if record.state is before:
+        return
+    if record.state not in _MOVES[before]:
+        raise _refused(record, f"it is {state} and can't become {record.state.value}")
+    connection.execute(
+        _MOVE_PAYMENT,
+        (record.amount_msat, record.fee_msat, record.state, record.bolt11 or bolt11, record.preimage or preimage,
+         record.settled_at_s, record.reason, record.settled_at_s, record.direction, record.payment_hash),
+    )  # fmt: skip
+
+
+def _refused(record: PaymentRecord, why: str) -> LedgerError:
+    return LedgerError(
+        f"payment {record.direction.value} {record.payment_hash.hex()}: {why}. Nothing of this step was written; "
+        f"this is a defect: keep the ledger and the log, and report it"
+    )
+
+
+def _contract_values(record: ContractRecord) -> list[Any]:
+    values = list(_contract_row(record))
+    values[_PRICES] = json.dumps(values[_PRICES], separators=(",", ":"))
+    return values
+
+
+@lru_cache(maxsize=1024)
+def _prices(text: str) -> tuple[tuple[int, int], ...]:
+    return tuple((int(offset), int(price)) for offset, price in json.loads(text))
+
+
+def neighbour(row: _Row) -> NeighbourRecord:
+    """Make a record of a row of NEIGHBOUR_COLUMNS."""
+    identity, interface, link_address, boot, sells, buys, blocked, first_seen_s, last_seen_s = row
+    return NeighbourRecord(
+        identity, interface, link_address, boot, bool(sells), bool(buys), bool(blocked), first_seen_s, last_seen_s
+    )
+
+
+def account(row: _Row) -> AccountRecord:
+    """Make a record of a row of ACCOUNT_COLUMNS."""
+    identity, role, paid, charged, refunded, debt, until, billed, disputed = row
+    return AccountRecord(identity, Role(role), paid, charged, refunded, debt, until, billed, bool(disputed))
+
+
+def contract(row: _Row) -> ContractRecord:
+    """Make a record of a row of CONTRACT_COLUMNS."""
+    values = list(row)
+    values[1] = Role(row[1])
+    values[_PRICES] = _prices(row[_PRICES])
+    return ContractRecord(*values)
+
+
+def payment(row: _Row) -> PaymentRecord:
+    """Make a record of a row of PAYMENT_COLUMNS, preimage and all."""
+    direction, payment_hash, kind, identity, amount_msat, fee_msat, state, *rest = row
+    return PaymentRecord(
+        Direction(direction), payment_hash, PaymentKind(kind), identity, amount_msat, fee_msat, PaymentState(state),
+        *rest,
+    )  # fmt: skip
+
+
+def journal(row: _Row) -> JournalRecord:
+    """Make a record of a row of JOURNAL_COLUMNS."""
+    return JournalRecord(*row)

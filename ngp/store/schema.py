@@ -1,0 +1,64 @@
+"""Schema: the ledger's tables, as a list of migrations that only ever grows.
+
+A released migration is never edited: a router in the field may stand at any of them. `PRAGMA user_version` counts the
+migrations that a file has had and `PRAGMA application_id` says that it is a ledger at all, so that another program's
+database (or a newer ngp's) is refused instead of being written to.
+
+Tables are STRICT: a float or a text that strays into an amount is an error here, not a wrong balance later. Tables with
+short rows are WITHOUT ROWID, which saves one of two trees; contracts and payments have long rows, for which
+https://www.sqlite.org/withoutrowid.html advises against it.
+"""
+
+from __future__ import annotations
+
+APPLICATION_ID = 0x6E67706C  # "ngpl"
+PAGE_BYTES = 4096
+
+_FIRST = (
+    "CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    """CREATE TABLE neighbours (
+        identity BLOB NOT NULL, interface TEXT NOT NULL, link_address BLOB NOT NULL, boot INTEGER NOT NULL,
+        sells INTEGER NOT NULL, buys INTEGER NOT NULL, blocked INTEGER NOT NULL,
+        first_seen_s INTEGER NOT NULL, last_seen_s INTEGER NOT NULL,
+        PRIMARY KEY (identity, interface, link_address)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE accounts (
+        identity BLOB NOT NULL, role TEXT NOT NULL CHECK (role IN ('server', 'client')),
+        paid_msat INTEGER NOT NULL CHECK (paid_msat >= 0), charged_msat INTEGER NOT NULL CHECK (charged_msat >= 0),
+        refunded_msat INTEGER NOT NULL CHECK (refunded_msat >= 0), grace_debt_bytes INTEGER NOT NULL,
+        grace_until_s INTEGER NOT NULL, billed_msat INTEGER NOT NULL, disputed INTEGER NOT NULL,
+        PRIMARY KEY (identity, role)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE contracts (
+        contract BLOB PRIMARY KEY NOT NULL, role TEXT NOT NULL CHECK (role IN ('server', 'client')),
+        identity BLOB NOT NULL, interface TEXT NOT NULL, link_address BLOB NOT NULL, destination TEXT NOT NULL,
+        state TEXT NOT NULL, reason TEXT NOT NULL, prices TEXT NOT NULL, data_limit_bytes INTEGER NOT NULL,
+        lifetime_s INTEGER NOT NULL, granted_bytes INTEGER NOT NULL,
+        used_to_bytes INTEGER NOT NULL CHECK (used_to_bytes >= 0),
+        used_from_bytes INTEGER NOT NULL CHECK (used_from_bytes >= 0),
+        charged_msat INTEGER NOT NULL CHECK (charged_msat >= 0), billed_bytes INTEGER NOT NULL,
+        opened_at_s INTEGER NOT NULL, expires_at_s INTEGER NOT NULL, closed_at_s INTEGER NOT NULL) STRICT""",
+    "CREATE INDEX contracts_closed ON contracts (closed_at_s)",
+    # touched_s is the later of created and settled; compact = 1 once the invoice's text was dropped
+    """CREATE TABLE payments (
+        direction TEXT NOT NULL CHECK (direction IN ('in', 'out')), payment_hash BLOB NOT NULL, kind TEXT NOT NULL,
+        identity BLOB NOT NULL, amount_msat INTEGER NOT NULL CHECK (amount_msat >= 0),
+        fee_msat INTEGER NOT NULL CHECK (fee_msat >= 0), state TEXT NOT NULL, bolt11 TEXT NOT NULL,
+        preimage BLOB NOT NULL, created_at_s INTEGER NOT NULL, settled_at_s INTEGER NOT NULL, reason TEXT NOT NULL,
+        touched_s INTEGER NOT NULL, compact INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (direction, payment_hash)) STRICT""",
+    "CREATE INDEX payments_waiting ON payments (state) WHERE state IN ('open', 'pending')",
+    "CREATE INDEX payments_loose ON payments (touched_s) WHERE compact = 0",
+    # covers the budgets' sums, so that a start reads this index and not every payment ever made
+    """CREATE INDEX payments_spent ON payments (identity, touched_s, amount_msat, fee_msat)
+        WHERE direction = 'out' AND state IN ('pending', 'succeeded')""",
+    """CREATE TABLE journal (
+        id INTEGER PRIMARY KEY, time_s INTEGER NOT NULL, kind TEXT NOT NULL, identity BLOB NOT NULL,
+        contract BLOB NOT NULL, amount_msat INTEGER NOT NULL, payment_hash BLOB NOT NULL,
+        state TEXT NOT NULL) STRICT""",
+    "CREATE INDEX journal_contract ON journal (contract) WHERE contract <> x''",
+    """CREATE TABLE summaries (
+        identity BLOB NOT NULL, role TEXT NOT NULL, day_s INTEGER NOT NULL, contracts INTEGER NOT NULL,
+        used_to_bytes INTEGER NOT NULL, used_from_bytes INTEGER NOT NULL, charged_msat INTEGER NOT NULL,
+        PRIMARY KEY (identity, role, day_s)) STRICT, WITHOUT ROWID""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)

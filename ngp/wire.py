@@ -1,0 +1,438 @@
+"""Wire: messages <-> signed bytes. Hostile input ends here: what comes in leaves as a value or as a `PeerError`.
+
+A datagram is one msgpack array followed by an Ed25519 signature (RFC 8032) over a fixed prefix and that array. The
+prefix keeps a signature made here from ever meaning something elsewhere (the same key certifies the Lightning node).
+The recipient's key and its boot counter are signed too: a datagram can't be passed on to a third node, nor replayed to
+a node that restarted and so forgot which sequences it had seen.
+
+A flood must not buy work with junk, so opening goes from cheap to dear and in two steps: `parse` checks size, form,
+version and recipient; the caller then asks its replay window and its rate limits; only `Sealed.open` pays for the
+signature and builds the message. One form only is accepted: what msgpack would not write byte for byte the same is
+refused, so a message has one encoding and equal messages have equal bytes. Text can't carry control characters: it ends
+up on an operator's terminal.
+
+The limits below are those of docs/protocol.md; at all of them together every message still fits MAX_DATAGRAM_BYTES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+import msgpack
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ngp.core import messages
+from ngp.core.messages import Address, Message, Prefix, StatementLine
+from ngp.errors import PeerError
+
+VERSION = 1
+SIGNED_PREFIX = b"ngp message v1\n"
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+MAX_DATAGRAM_BYTES = 1280  # the least MTU of IPv6 (RFC 8200)
+EVERYBODY = bytes(KEY_BYTES)
+
+MAX_COUNT = 2**32 - 1
+MAX_BOOT = 2**31 - 1
+MAX_ID = MAX_BOOT << 32 | MAX_COUNT  # below 2**63, so that a ledger column holds it
+MAX_MSAT = 21_000_000 * 10**8 * 1000  # all bitcoin there will ever be
+MAX_PRICE_MSAT_PER_GIB = 2**50
+MAX_DATA_BYTES = 2**60
+MAX_LIFETIME_S = 10 * 31_557_600
+MAX_QUOTE_VALID_S = 86_400
+MAX_ROUND = 255
+MAX_BOLT11_CHARS = 1000
+MAX_ADDRESSES = 32
+MAX_LINES = 20
+MAX_ACKS = 100
+MAX_SOFTWARE_BYTES = 64
+MAX_NETWORK_BYTES = 16
+MAX_REASON_BYTES = 200
+
+CONTRACT_BYTES = 16
+HASH_BYTES = 32
+
+
+class _Refused(Exception):
+    """A field is outside its limits; becomes ValueError for our own messages and PeerError for a neighbour's."""
+
+
+# --- fields: each codec is (to wire, from wire); both check, so that what is sent is what would be accepted ----------
+
+_Convert = Callable[[Any], Any]
+_Codec = tuple[_Convert, _Convert]
+
+
+def _number(most: int, least: int = 0) -> _Codec:
+    def check(value: Any) -> int:
+        if type(value) is not int or not least <= value <= most:  # bool is an int to isinstance
+            raise _Refused(f"number {value!r:.40} isn't in {least}..{most}")
+        return value
+
+    return check, check
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _Refused(f"{value!r:.40} isn't a bool")
+    return value
+
+
+def _octets(*lengths: int) -> _Codec:
+    def check(value: Any) -> bytes:
+        if type(value) is not bytes or len(value) not in lengths:
+            raise _Refused(f"{value!r:.80} isn't {' or '.join(map(str, lengths))} bytes")
+        return value
+
+    return check, check
+
+
+def _text(max_bytes: int) -> _Codec:
+    def check(value: Any) -> str:
+        if type(value) is not str or not value.isprintable() or len(value.encode()) > max_bytes:
+            raise _Refused(f"{value!r:.80} isn't printable text of at most {max_bytes} bytes")
+        return value
+
+    return check, check
+
+
+def _bolt11(may_be_empty: bool) -> _Codec:
+    def check(value: Any) -> str:
+        if type(value) is str:
+            if value == "" and may_be_empty:
+                return value
+            if 0 < len(value) <= MAX_BOLT11_CHARS and value.isascii() and value.isalnum():
+                return value
+        raise _Refused(f"{value!r:.40} doesn't look like a BOLT11 invoice")
+
+    return check, check
+
+
+def _word(words: type[StrEnum]) -> _Codec:
+    known = {word.value: word for word in words}
+
+    def to_wire(value: Any) -> str:
+        if type(value) is not words:
+            raise _Refused(f"{value!r} isn't a {words.__name__}")
+        return str(value.value)
+
+    def from_wire(value: Any) -> StrEnum:
+        if type(value) is not str or value not in known:
+            raise _Refused(f"{value!r:.40} isn't a {words.__name__}")
+        return known[value]
+
+    return to_wire, from_wire
+
+
+def _optional(codec: _Codec) -> _Codec:
+    to_wire, from_wire = codec
+    return (
+        lambda value: None if value is None else to_wire(value),
+        lambda value: None if value is None else from_wire(value),
+    )
+
+
+def _many(codec: _Codec, most: int, least: int = 0) -> _Codec:
+    to_wire, from_wire = codec
+
+    def put(values: Any) -> list[Any]:
+        if type(values) is not tuple or not least <= len(values) <= most:
+            raise _Refused(f"not a tuple of {least} to {most} entries")
+        return [to_wire(value) for value in values]
+
+    def take(values: Any) -> tuple[Any, ...]:
+        if type(values) is not list or not least <= len(values) <= most:
+            raise _Refused(f"not a list of {least} to {most} entries")
+        return tuple([from_wire(value) for value in values])
+
+    return put, take
+
+
+def _address_to_wire(value: Any) -> bytes:
+    if type(value) not in (IPv4Address, IPv6Address) or getattr(value, "scope_id", None) is not None:
+        raise _Refused(f"{value!r} isn't an address without a scope")
+    packed: bytes = value.packed
+    return packed
+
+
+def _address_from_wire(value: Any) -> Address:
+    if type(value) is bytes:
+        if len(value) == 4:
+            return IPv4Address(value)
+        if len(value) == 16:
+            return IPv6Address(value)
+    raise _Refused(f"{value!r:.80} isn't an address")
+
+
+def _prefix_to_wire(value: Any) -> list[Any]:
+    if type(value) not in (IPv4Network, IPv6Network):
+        raise _Refused(f"{value!r} isn't a prefix")
+    return [_address_to_wire(value.network_address), value.prefixlen]
+
+
+def _prefix_from_wire(value: Any) -> Prefix:
+    if type(value) is not list or len(value) != 2 or type(value[0]) is not bytes or type(value[1]) is not int:
+        raise _Refused(f"{value!r:.80} isn't a prefix")
+    packed, length = value
+    try:
+        if len(packed) == 4:
+            return IPv4Network((packed, length))
+        if len(packed) == 16:
+            return IPv6Network((packed, length))
+    except ValueError as error:  # bits set behind the prefix, or a length out of range
+        raise _Refused(str(error)) from None
+    raise _Refused(f"{value!r:.80} isn't a prefix")
+
+
+def _record(made: Callable[..., Any], fields: tuple[tuple[str, _Codec], ...]) -> _Codec:
+    names = tuple(name for name, _ in fields)
+    puts = tuple(codec[0] for _, codec in fields)
+    takes = tuple(codec[1] for _, codec in fields)
+    count = len(fields)
+
+    def to_wire(value: Any) -> list[Any]:
+        if type(value) is not made:
+            raise _Refused(f"{value!r:.80} isn't a {made!r}")
+        return [put(getattr(value, name)) for put, name in zip(puts, names, strict=True)]
+
+    def from_wire(value: Any) -> Any:
+        if type(value) is not list or len(value) != count:
+            raise _Refused(f"not {count} fields")
+        return made(*[take(field) for take, field in zip(takes, value, strict=True)])
+
+    return to_wire, from_wire
+
+
+_FLAG = (_flag, _flag)
+_ADDRESS = (_address_to_wire, _address_from_wire)
+_PREFIX = (_prefix_to_wire, _prefix_from_wire)
+_MSAT = _number(MAX_MSAT)
+_DATA = _number(MAX_DATA_BYTES)
+_PRICE = _number(MAX_PRICE_MSAT_PER_GIB)
+_LIFETIME = _number(MAX_LIFETIME_S)
+_CONTRACT = _octets(CONTRACT_BYTES)
+_LINE = _record(
+    StatementLine,
+    (("contract", _CONTRACT), ("used_to_bytes", _DATA), ("used_from_bytes", _DATA), ("charged_msat", _MSAT)),
+)
+
+# A kind's number, and the fields in the order of the dataclass; a change of either needs a new VERSION.
+FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
+    messages.Hello: (
+        1,
+        (
+            ("network", _text(MAX_NETWORK_BYTES)),
+            ("sells", _FLAG),
+            ("buys", _FLAG),
+            ("addresses", _many(_ADDRESS, MAX_ADDRESSES)),
+            ("software", _text(MAX_SOFTWARE_BYTES)),
+            ("wants_reply", _FLAG),
+        ),
+    ),
+    messages.Ask: (
+        2,
+        (
+            ("destination", _PREFIX),
+            ("data_limit_bytes", _DATA),
+            ("lifetime_s", _LIFETIME),
+            ("contract", _octets(0, CONTRACT_BYTES)),
+        ),
+    ),
+    messages.Propose: (
+        3,
+        (
+            ("contract", _CONTRACT),
+            ("destination", _PREFIX),
+            ("price_msat_per_gib", _PRICE),
+            ("data_limit_bytes", _DATA),
+            ("lifetime_s", _LIFETIME),
+            ("quote_valid_s", _number(MAX_QUOTE_VALID_S)),
+            ("from_offset_bytes", _DATA),
+            ("round", _number(MAX_ROUND, least=1)),
+        ),
+    ),
+    messages.Accept: (4, (("contract", _CONTRACT), ("price_msat_per_gib", _PRICE), ("data_limit_bytes", _DATA))),
+    messages.Reject: (
+        5,
+        (
+            ("subject", _octets(0, CONTRACT_BYTES, HASH_BYTES)),
+            ("reason", _word(messages.RejectReason)),
+            ("counter_msat_per_gib", _optional(_PRICE)),
+            ("amount_msat", _MSAT),
+        ),
+    ),
+    messages.Invoice: (6, (("bolt11", _bolt11(may_be_empty=False)), ("amount_msat", _MSAT))),
+    messages.Paid: (7, (("payment_hash", _octets(HASH_BYTES)), ("preimage", _octets(HASH_BYTES)))),
+    messages.Statement: (
+        8,
+        (
+            ("paid_msat", _MSAT),
+            ("charged_msat", _MSAT),
+            ("refunded_msat", _MSAT),
+            ("lines", _many(_LINE, MAX_LINES)),
+        ),
+    ),
+    messages.Notice: (
+        9,
+        (("contract", _CONTRACT), ("kind", _word(messages.NoticeKind)), ("reason", _text(MAX_REASON_BYTES))),
+    ),
+    messages.Refund: (10, (("amount_msat", _MSAT), ("bolt11", _bolt11(may_be_empty=True)))),
+    messages.Bye: (11, ()),
+    messages.Ack: (12, (("message_ids", _many(_number(MAX_ID, least=1), MAX_ACKS, least=1)),)),
+}
+
+_BY_TYPE = {kind: (number, *_record(kind, fields)) for kind, (number, fields) in FIELDS.items()}
+_BY_NUMBER = {number: _record(kind, fields)[1] for kind, (number, fields) in FIELDS.items()}
+_HELLO = FIELDS[messages.Hello][0]
+_ACK = FIELDS[messages.Ack][0]
+
+
+# --- envelope ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A parsed datagram whose signature nobody has looked at: who it claims to be from, and how to open it.
+
+    Attributes:
+        sender: the claimed public key, 32 bytes.
+        recipient: our key, or EVERYBODY.
+        sequence: sender's boot counter << 32 | count; also the message's id.
+        recipient_boot: the recipient's boot counter as the sender knows it; 0 in a hello that doesn't know it.
+        reply_to: id of the message that this one answers, or 0.
+        signature: 64 bytes.
+    """
+
+    sender: bytes
+    recipient: bytes
+    sequence: int
+    recipient_boot: int
+    reply_to: int
+    signature: bytes
+    _kind: int
+    _body: Any
+    _signed: bytes
+
+    @property
+    def boot(self) -> int:
+        """Boot counter of the sender."""
+        return self.sequence >> 32
+
+    @property
+    def is_hello(self) -> bool:
+        """Whether it claims to be a hello."""
+        return self._kind == _HELLO
+
+    @property
+    def is_ack(self) -> bool:
+        """Whether it claims to be an ack."""
+        return self._kind == _ACK
+
+    def open(self, sender_key: Ed25519PublicKey | None = None) -> Message:
+        """Check the signature, then build the message.
+
+        Args: sender_key: the parsed form of `sender`, if the caller keeps it.
+        Raises: PeerError(`signature`, `malformed`).
+        """
+        try:
+            (sender_key or Ed25519PublicKey.from_public_bytes(self.sender)).verify(
+                self.signature, SIGNED_PREFIX + self._signed
+            )
+        except (InvalidSignature, ValueError):
+            raise PeerError("signature", f"of a message that claims to be from {self.sender.hex()[:16]}") from None
+        try:
+            message: Message = _BY_NUMBER[self._kind](self._body)
+        except _Refused as error:
+            raise PeerError("malformed", f"kind {self._kind}: {error}") from None
+        return message
+
+
+def seal(
+    private_key: Ed25519PrivateKey,
+    sender: bytes,
+    recipient: bytes,
+    sequence: int,
+    recipient_boot: int,
+    message: Message,
+    reply_to: int = 0,
+) -> bytes:
+    """Encode and sign a message of ours.
+
+    Args: sender, recipient: public keys, 32 bytes; see `Sealed` for the rest.
+    Returns: the datagram.
+    Raises: ValueError when a field is outside the limits of docs/protocol.md; a neighbour would refuse it.
+    """
+    number, to_wire, _ = _BY_TYPE[type(message)]
+    try:
+        body = to_wire(message)
+    except _Refused as error:
+        raise ValueError(f"{type(message).__name__} can't be sent: {error}") from None
+    envelope = (VERSION, sender, recipient, sequence, recipient_boot, reply_to, number, body)
+    payload: bytes = msgpack.packb(envelope)
+    return payload + private_key.sign(SIGNED_PREFIX + payload)
+
+
+def parse(datagram: bytes, our_key: bytes, max_bytes: int = MAX_DATAGRAM_BYTES) -> Sealed:
+    """Check all that is cheap: size, form, version, recipient. The signature is not looked at.
+
+    Args: our_key: only datagrams to this key or to EVERYBODY pass. max_bytes: the link's limit.
+    Raises: PeerError(`oversized`, `malformed`, `version`, `own`, `foreign`).
+    """
+    if len(datagram) > max_bytes:
+        raise PeerError("oversized", f"{len(datagram)} bytes, at most {max_bytes}")
+    payload, signature = datagram[:-SIGNATURE_BYTES], datagram[-SIGNATURE_BYTES:]
+    fields = _unpack(payload)
+    if fields[0] != VERSION or type(fields[0]) is not int:
+        raise PeerError("version", f"{fields[0]!r:.40}, this is {VERSION}")
+    if len(fields) != 8:
+        raise PeerError("malformed", f"{len(fields)} fields in the envelope")
+    _, sender, recipient, sequence, recipient_boot, reply_to, kind, body = fields
+    _check_envelope(sender, recipient, sequence, recipient_boot, reply_to, kind)
+    if sender == our_key:
+        raise PeerError("own", "our own datagram came back")
+    if recipient != our_key and recipient != EVERYBODY:
+        raise PeerError("foreign", f"for {recipient.hex()[:16]}")
+    if msgpack.packb(fields) != payload:
+        raise PeerError("malformed", "not the canonical encoding")
+    return Sealed(sender, recipient, sequence, recipient_boot, reply_to, signature, kind, body, payload)
+
+
+def _unpack(payload: bytes) -> list[Any]:
+    try:
+        fields = msgpack.unpackb(
+            payload,
+            max_str_len=MAX_BOLT11_CHARS,
+            max_bin_len=KEY_BYTES,
+            max_array_len=MAX_ACKS,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, RecursionError) as error:  # msgpack's own errors are ValueErrors
+        raise PeerError("malformed", f"not msgpack: {error!s:.80}") from None
+    if type(fields) is not list or not fields:
+        raise PeerError("malformed", "not an envelope")
+    return fields
+
+
+def _check_envelope(sender: Any, recipient: Any, sequence: Any, recipient_boot: Any, reply_to: Any, kind: Any) -> None:
+    if type(sender) is not bytes or len(sender) != KEY_BYTES or sender == EVERYBODY:
+        raise PeerError("malformed", "sender isn't a key")
+    if type(recipient) is not bytes or len(recipient) != KEY_BYTES:
+        raise PeerError("malformed", "recipient isn't a key")
+    if type(sequence) is not int or not 1 << 32 < sequence <= MAX_ID or not sequence & MAX_COUNT:
+        raise PeerError("malformed", f"sequence {sequence!r:.40}")
+    if type(recipient_boot) is not int or not 0 <= recipient_boot <= MAX_BOOT:
+        raise PeerError("malformed", f"recipient_boot {recipient_boot!r:.40}")
+    if type(reply_to) is not int or not 0 <= reply_to <= MAX_ID:
+        raise PeerError("malformed", f"reply_to {reply_to!r:.40}")
+    if type(kind) is not int or kind not in _BY_NUMBER:
+        raise PeerError("malformed", f"kind {kind!r:.40}")
+    if kind != _HELLO and (recipient == EVERYBODY or recipient_boot == 0):
+        raise PeerError("malformed", "only a hello may be for everybody or not know the recipient's boot")
+    if recipient == EVERYBODY and recipient_boot != 0:
+        raise PeerError("malformed", "a recipient's boot, but no recipient")

@@ -1,0 +1,113 @@
+"""Build hook: compile the kernel's meter when the wheel is built, so that a router needs no compiler.
+
+setup.cfg describes the project; it can't run clang. The object is made for both byte orders because the wheel is pure
+Python otherwise and may be installed on either; the loader picks the one of its machine. A wheel gets the objects in
+its build folder and an editable install gets them beside the source, so a build never leaves stale objects behind.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import ClassVar
+
+from setuptools import Command, setup
+from setuptools.command.build import build
+from setuptools.errors import ExecError, SetupError
+
+ROOT = Path(__file__).resolve().parent
+SOURCE = Path("modules/network/meter.bpf.c")
+PACKAGE = Path("ngp/modules/network")
+# One object per byte order: clang's target, and the name under which the loader looks for it.
+OBJECTS = {"bpfel": "meter.bpfel.o", "bpfeb": "meter.bpfeb.o"}
+CLANG = os.environ.get("CLANG", "clang")
+HEADERS = {"bpf/bpf_helpers.h": "libbpf-dev", "linux/bpf.h": "linux-libc-dev"}
+
+
+def include_flags() -> list[str]:
+    """Name the folder of the C library's <asm/...> headers, which `-target bpf*` doesn't search by itself."""
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+    folder = Path("/usr/include") / multiarch
+    return ["-idirafter", str(folder)] if multiarch and folder.is_dir() else []
+
+
+def check_compiler() -> None:
+    """Refuse to build, naming the package to install, when clang or a header that the meter needs is missing."""
+    for header, package in HEADERS.items():
+        probe = [CLANG, "-target", "bpfel", *include_flags(), "-fsyntax-only", "-x", "c", "-"]
+        source = f"#include <linux/types.h>\n#include <{header}>\n"
+        try:
+            done = subprocess.run(probe, input=source, text=True, capture_output=True, check=False)
+        except FileNotFoundError:
+            raise ExecError(
+                f"{CLANG}: not found; the kernel's meter is compiled with it: apt install clang "
+                "(or set CLANG to its name, for example CLANG=clang-14)"
+            ) from None
+        if "unknown target" in done.stderr or "unable to create target" in done.stderr:
+            raise ExecError(f"{CLANG} can't compile for BPF; install one with that target: apt install clang")
+        if done.returncode:
+            raise ExecError(f"<{header}> not found or unusable: apt install {package}\n{done.stderr.strip()}")
+
+
+def compile_meter(target: str, output: Path) -> None:
+    """Compile the meter for one byte order; paths are kept out of the object so that builds are equal anywhere."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(CLANG, "-O2", "-g", "-Wall", "-target", target, "-mcpu=v3", "-fdebug-compilation-dir=."),
+        *(*include_flags(), "-c", str(SOURCE), "-o", str(output)),
+    ]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise ExecError(f"{SOURCE} doesn't compile ({' '.join(command)}):\n{done.stderr.strip()}")
+
+
+class BuildMeter(Command):
+    """`python setup.py build_meter --inplace`, and a step of every build (setuptools' SubCommand protocol)."""
+
+    description = "compile the kernel's meter for both byte orders"
+    user_options: ClassVar[list[tuple[str, str, str]]] = [
+        ("build-lib=", "b", "folder that becomes the wheel"),
+        ("inplace", "i", "put the objects beside their source"),
+    ]
+    boolean_options: ClassVar[list[str]] = ["inplace"]
+
+    def initialize_options(self) -> None:
+        self.build_lib: str | None = None
+        self.inplace = False
+        self.editable_mode = False
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        if not (ROOT / SOURCE).is_file():
+            raise SetupError(f"{SOURCE} is missing from {ROOT}: take a complete checkout or source distribution")
+        check_compiler()
+        for target, output in self._objects().items():
+            compile_meter(target, output)
+
+    def _objects(self) -> dict[str, Path]:
+        if self.inplace or self.editable_mode:
+            return {target: ROOT / SOURCE.parent / name for target, name in OBJECTS.items()}
+        folder = Path(self.build_lib or "build/lib").absolute() / PACKAGE
+        return {target: folder / name for target, name in OBJECTS.items()}
+
+    def get_source_files(self) -> list[str]:
+        return [str(SOURCE)]
+
+    def get_outputs(self) -> list[str]:
+        return [str(Path(self.build_lib or "build/lib") / PACKAGE / name) for name in OBJECTS.values()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class Build(build):
+    """setuptools' build, with the meter compiled as well."""
+
+    sub_commands: ClassVar[list[tuple[str, None]]] = [*build.sub_commands, ("build_meter", None)]
+
+
+setup(cmdclass={"build": Build, "build_meter": BuildMeter})

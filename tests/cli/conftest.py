@@ -1,0 +1,85 @@
+"""Runs the real `python -m ngp` as a process of its own, with a daemon whose main module is fake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE = Path(__file__).with_name("fake_daemon")
+LONGEST_S = 60
+
+
+@dataclass
+class Host:
+    """A folder with a net.conf and a state directory, and a way to run ngp there."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def state_dir(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "net.conf"
+
+    def variables(self, **more: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in ("NGP_STATE_DIR", "COLUMNS")}
+        path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{FAKE}", "NGP_STATE_DIR": str(self.state_dir)}
+        return kept | path | self.environment | more
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "ngp", *words]
+
+    def ngp(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end."""
+        return subprocess.run(
+            self.command(*words),
+            cwd=self.folder,
+            env=self.variables(**more),
+            text=True,
+            capture_output=True,
+            timeout=LONGEST_S,
+            check=False,
+        )
+
+    def start(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return self.ngp("start", "--config", "net.conf", *words, **more)
+
+    def pid(self) -> int:
+        return int((self.state_dir / "ngp.pid").read_text())
+
+
+def make_host(folder: Path) -> Host:
+    """Make a host with a net.conf that works."""
+    host = Host(folder)
+    host.config.write_text(f"MESH_INTERFACES: eth1\nWHEN_STOPPED: closed\nSTATE_DIR: {host.state_dir}\n")
+    host.config.chmod(0o644)
+    return host
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """A host on which nothing runs; a daemon that a test leaves is stopped."""
+    host = make_host(tmp_path)
+    yield host
+    host.ngp("stop")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A host on which the fake daemon runs."""
+    host = make_host(tmp_path_factory.mktemp("running"))
+    started = host.start()
+    assert started.returncode == 0, started.stderr
+    yield host
+    stopped = host.ngp("stop")
+    assert (stopped.returncode, stopped.stdout) == (0, "ngp has stopped\n"), stopped.stderr

@@ -1,0 +1,154 @@
+"""A daemon without kernel, link and money; gives canned answers. NGP_FAKE says how it fares."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from ngp.core.values import Check
+from ngp.daemon.control import ControlServer
+from ngp.daemon.options import CONTROL_SOCKET, StartOptions
+from ngp.errors import ConfigError, KernelError, PaymentError
+
+KEY = "7f3a" + "0" * 60
+CONTRACT = {
+    "id": "ab" * 16, "role": "client", "neighbour": KEY, "interface": "eth1", "destination": "198.51.100.0/24",
+    "state": "active", "reason": "", "price_msat_per_gib": 5242880, "data_limit_bytes": 104857600,
+    "used_to_bytes": 1234567, "used_from_bytes": 7, "charged_msat": 1234567, "expires_at": "2030-01-01T00:00:00Z",
+    "billed_bytes": 1234574,
+}  # fmt: skip
+ACCOUNT = {
+    "role": "server", "neighbour": KEY, "balance_msat": -1500, "reserved_msat": 0, "grace_left_bytes": 262144,
+    "paid_msat": 0, "charged_msat": 1500, "refunded_msat": 0, "real_money": False,
+}  # fmt: skip
+ENTRY = {
+    "time": "2030-01-01T00:00:00Z", "kind": "payment", "neighbour": KEY, "contract": None, "amount_msat": 1000,
+    "payment_hash": "cd" * 32, "state": "settled",
+}  # fmt: skip
+NEIGHBOUR = {
+    "neighbour": KEY, "interface": "eth1", "link_address": "02:00:00:00:00:01", "address": "192.0.2.1\x1b[2J",
+    "sells": True, "buys": False, "up": True, "blocked": False, "last_seen": "2030-01-01T00:00:00Z",
+}  # fmt: skip
+STATUS = {
+    "version": "0", "uptime_s": 93784, "identity": KEY, "interfaces": ["eth1"], "queue": {"held": 1, "dropped": 0},
+    "datapath": {"hook": "tcx"}, "payment": {"module": "sandbox", "ready": False, "why_not": "asleep"},
+    "counters": {"messages_ignored": {"replayed": 3}},
+}  # fmt: skip
+
+
+async def _many(rows: int) -> AsyncIterator[dict[str, Any]]:
+    for number in range(rows):
+        yield CONTRACT | {"id": f"{number:032x}", "state": "closed"}
+
+
+class Handlers:
+    """What the fake answers."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self.stopping = stopping
+
+    async def test(self, _arguments: dict[str, Any]) -> str:
+        return "Test OK"
+
+    async def stop(self, _arguments: dict[str, Any]) -> str:
+        self.stopping.set()
+        return "stopping"
+
+    async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        return STATUS
+
+    def contracts(self, arguments: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        return _many(100_000) if arguments["all"] else _many(1)
+
+    async def accounts(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        return [ACCOUNT]
+
+    async def neighbours(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        return [NEIGHBOUR]
+
+    async def ledger(self, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        return [ENTRY] if not arguments["since"] else []
+
+    async def check(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"name": name, "ok": True, "found": "looked", "remedy": ""} for name in ("hook", "payment")]
+
+    async def reload(self, _arguments: dict[str, Any]) -> str:
+        raise ConfigError("net.conf:1: bad\nnet.conf:2: worse")
+
+    async def block(self, arguments: dict[str, Any]) -> str:
+        return f"{arguments['neighbour']} is blocked"
+
+    async def refund(self, _arguments: dict[str, Any]) -> str:
+        raise PaymentError("no route\x1b[31m: wait")
+
+    async def payment(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments
+
+    async def backup(self, _arguments: dict[str, Any]) -> None:
+        raise RuntimeError("a defect with details for the log only")
+
+    async def unblock(self, _arguments: dict[str, Any]) -> str:
+        os._exit(9)
+
+
+async def run(options: StartOptions) -> int:
+    """Be the fake daemon."""
+    fate = os.environ.get("NGP_FAKE", "")
+    if fate == "refuse":
+        raise KernelError("no such interface eth9: correct MESH_INTERFACES")
+    if fate == "die":
+        os._exit(5)
+    if fate == "bug":
+        raise RuntimeError("unforeseen")
+    if fate == "slow":
+        options.progress("waiting for the snow to melt")
+        await asyncio.sleep(1.3)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: logging.getLogger("ngp").info("reloaded"))
+    handlers = Handlers(stopping)
+    names = [name for name in dir(handlers) if not name.startswith("_") and name != "stopping"]
+    server = ControlServer(options.state_dir / CONTROL_SOCKET, {name: getattr(handlers, name) for name in names})
+    await server.start()
+    words = [str(options.config_path), options.verbose, options.foreground]
+    (options.state_dir / "options.json").write_text(json.dumps(words))
+    logging.getLogger("ngp").info("ready: \x1b[2J")
+    options.ready()
+    await stopping.wait()
+    await server.close()
+    logging.getLogger("ngp").info("stopped")
+    return 0
+
+
+class Network:
+    """Remembers in a file that it cleaned up."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+
+    def clean_up(self, leave_closed: bool) -> None:
+        if os.environ.get("NGP_FAKE") == "refuse":
+            raise KernelError("no rights: sudo ngp stop")
+        (self._state_dir / "cleaned").write_text(str(leave_closed))
+
+
+def make_network(_settings: object, state_dir: Path) -> Network:
+    """Return the fake."""
+    return Network(state_dir)
+
+
+def make_payment(_settings: object, _state_dir: Path) -> Any:
+    """Refuse: the node is away."""
+    raise PaymentError("the node is away")
+
+
+async def check(_settings: object, _state_dir: Path) -> list[Check]:
+    """Find what NGP_FAKE_MISSING names missing."""
+    return [Check("hook", os.environ.get("NGP_FAKE_MISSING") != "hook", "looked", "mend it")]

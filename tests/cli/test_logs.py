@@ -1,0 +1,97 @@
+"""The log: modes, rotation, terminals that block, and the rate limit."""
+
+from __future__ import annotations
+
+import io
+import logging
+import stat
+import threading
+from pathlib import Path
+
+from ngp.daemon import logs
+from ngp.daemon.logs import LOG_FILES, LogFile, RateLimit, Terminal
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("ngp", logging.INFO, "", 0, text, None, None)
+
+
+def test_rotated_files_are_few_small_and_closed_to_others(tmp_path: Path, monkeypatch: object) -> None:
+    file = LogFile(tmp_path / "ngp.log")
+    file.maxBytes = 200
+    for number in range(100):
+        file.emit(record(f"line {number} {'x' * 50}"))
+    file.close()
+    found = sorted(tmp_path.iterdir())
+    assert [each.name for each in found] == ["ngp.log", *(f"ngp.log.{number}" for number in range(1, LOG_FILES))]
+    assert {stat.S_IMODE(each.stat().st_mode) for each in found} == {0o640}
+    assert max(each.stat().st_size for each in found) <= 200
+    assert "line 99" in found[0].read_text()
+
+
+def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "ngp.log").symlink_to(tmp_path / "precious")
+    try:
+        logs.open_log(tmp_path / "ngp.log")
+    except OSError:
+        assert (tmp_path / "precious").read_text() == "mine"
+    else:
+        raise AssertionError("it was opened")
+
+
+class Stuck(io.StringIO):
+    """A terminal that was stopped with Ctrl-S."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self.reached = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.reached.set()
+        self.go_on.wait(30)
+        return super().write(text)
+
+
+def test_a_stopped_terminal_blocks_nobody_and_loses_lines_with_a_word() -> None:
+    stream = Stuck()
+    terminal = Terminal(stream)
+    terminal.emit(record("first"))
+    assert stream.reached.wait(30)
+    for number in range(2000):
+        terminal.emit(record(f"line {number}"))
+    stream.go_on.set()
+    while terminal._lines.qsize():
+        stream.reached.clear()
+        stream.reached.wait(0.01)
+    terminal.emit(record("last"))
+    terminal.close()
+    text = stream.getvalue()
+    assert "(1000 lines left out" in text
+    assert text.endswith("last\n")
+
+
+def test_a_vanished_terminal_is_forgotten() -> None:
+    stream = io.StringIO()
+    terminal = Terminal(stream)
+    stream.close()
+    for _ in range(5000):
+        terminal.emit(record("into the void"))
+    terminal.close()
+
+
+def test_rate_limit_lets_a_burst_through_and_counts_the_rest() -> None:
+    now = [0.0]
+    limit = RateLimit(burst=2, every_s=60, clock=lambda: now[0])
+    assert [limit.take("malformed") for _ in range(5)] == [0, 0, None, None, None]
+    assert limit.take("replayed") == 0, "kinds don't share"
+    now[0] = 60.0
+    assert [limit.take("malformed") for _ in range(2)] == [3, None]
+
+
+def test_rate_limit_remembers_a_bounded_number_of_kinds() -> None:
+    limit = RateLimit(burst=1, kinds_most=10)
+    for number in range(1000):
+        limit.take(str(number))
+    assert len(limit._kinds) == 10

@@ -1,0 +1,236 @@
+"""`ngp start` and `ngp stop` with real processes: readiness, errors, locks, kill -9, terminals that vanish."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ngp.daemon.state import StateLock, prepare, running_pid
+from ngp.errors import KernelError, RunningError
+from tests.cli.conftest import LONGEST_S, Host
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def kill(host: Host) -> None:
+    """Kill the daemon and wait until the kernel has released its lock."""
+    pid = host.pid()
+    watch = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        signal_came, _, _ = select.select([watch], [], [], LONGEST_S)
+        assert signal_came
+    finally:
+        os.close(watch)
+
+
+def test_start_returns_when_ready_and_the_daemon_goes_on(host: Host) -> None:
+    started = host.start()
+    assert (started.returncode, started.stderr) == (0, "")
+    assert f"process {host.pid()}" in started.stdout
+    assert json.loads((host.state_dir / "options.json").read_text()) == [str(host.config), False, False]
+    assert host.ngp("server", "test").stdout == "Test OK\n"
+    assert mode(host.state_dir) & 0o707 == 0o700
+    assert mode(host.state_dir / "control.sock") in (0o600, 0o660)
+    assert mode(host.state_dir / "ngp.log") == 0o640
+    stopped = host.ngp("stop")
+    assert (stopped.returncode, stopped.stdout) == (0, "ngp has stopped\n")
+    assert sorted(each.name for each in host.state_dir.iterdir()) == ["ngp.log", "options.json"]
+
+
+def test_second_daemon_is_refused_with_the_first_ones_number(host: Host) -> None:
+    host.start()
+    second = host.start()
+    assert second.returncode == 7
+    assert f"process {host.pid()}" in second.stderr
+    stays = host.start("--foreground")
+    assert stays.returncode == 7
+    assert f"process {host.pid()}" in stays.stderr
+
+
+def test_two_state_directories_run_side_by_side(host: Host) -> None:
+    other = str(host.folder / "other")
+    assert host.start().returncode == 0
+    assert host.start("--state-dir", other).returncode == 0
+    assert host.ngp("stop", "--state-dir", other).returncode == 0
+    assert host.ngp("server", "test").returncode == 0
+
+
+def test_after_kill_9_start_works_again(host: Host) -> None:
+    host.start()
+    kill(host)
+    assert host.ngp("server", "test").returncode == 7
+    assert host.start().returncode == 0
+    assert host.ngp("server", "test").stdout == "Test OK\n"
+
+
+def test_stop_cleans_up_after_kill_9(host: Host) -> None:
+    host.start()
+    kill(host)
+    stopped = host.ngp("stop", "--config", "net.conf")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "removed" in stopped.stdout
+    assert (host.state_dir / "cleaned").read_text() == "True", "WHEN_STOPPED is closed"
+    assert host.ngp("stop", "--config", "net.conf").returncode == 7, "nothing is left to stop"
+
+
+def test_a_failed_clean_up_is_told_and_can_be_tried_again(host: Host) -> None:
+    host.start()
+    kill(host)
+    failed = host.ngp("stop", "--config", "net.conf", NGP_FAKE="refuse")
+    assert (failed.returncode, failed.stderr) == (4, "ngp: no rights: sudo ngp stop\n")
+    assert host.ngp("stop", "--config", "net.conf").returncode == 0
+
+
+def test_a_start_that_is_refused_after_kill_9_still_leaves_something_to_stop(host: Host) -> None:
+    host.start()
+    kill(host)
+    assert host.start(NGP_FAKE="refuse").returncode == 4
+    assert host.ngp("stop", "--config", "net.conf").returncode == 0
+
+
+def test_the_daemons_error_and_exit_code_come_through(host: Host) -> None:
+    refused = host.start(NGP_FAKE="refuse")
+    assert (refused.returncode, refused.stdout) == (4, "")
+    assert refused.stderr == "ngp: no such interface eth9: correct MESH_INTERFACES\n"
+    assert host.ngp("stop").returncode == 7, "it touched nothing"
+
+
+@pytest.mark.parametrize(("fate", "code", "said"), [("die", 5, "exit code 5"), ("bug", 1, "RuntimeError")])
+def test_a_daemon_that_dies_at_start_is_told_without_traceback(host: Host, fate: str, code: int, said: str) -> None:
+    failed = host.start(NGP_FAKE=fate)
+    assert failed.returncode == code
+    assert said in failed.stderr
+    assert "ngp.log" in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+    if fate == "bug":
+        assert "unforeseen" in (host.state_dir / "ngp.log").read_text()
+
+
+def test_foreground_tells_its_own_error(host: Host) -> None:
+    refused = host.start("--foreground", NGP_FAKE="refuse")
+    assert refused.returncode == 4
+    assert refused.stderr.endswith("ngp: no such interface eth9: correct MESH_INTERFACES\n")
+
+
+def test_a_slow_start_shows_what_it_waits_for(host: Host) -> None:
+    slow = host.start(NGP_FAKE="slow")
+    assert slow.returncode == 0
+    assert re.fullmatch(r"(ngp is starting: \d+ s(, waiting for the snow to melt)?\n)+", slow.stderr)
+    assert "waiting for the snow to melt" in slow.stderr
+
+
+def test_a_bad_net_conf_is_3_and_starts_nothing(host: Host) -> None:
+    host.config.write_text("MESH_INTERFACES: eth1\nSELL: perhaps\nQUEUE_NUMBER: many\n")
+    bad = host.start()
+    assert bad.returncode == 3
+    lines = bad.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("ngp: ") for line in lines)
+    assert not host.state_dir.exists()
+
+
+def test_a_net_conf_that_others_can_write_is_refused(host: Host) -> None:
+    host.config.chmod(0o666)
+    assert host.start().returncode == 3
+
+
+def test_ctrl_c_while_starting_ends_the_daemon_too(host: Host) -> None:
+    starting = subprocess.Popen(
+        host.command("start", "--config", "net.conf"),
+        cwd=host.folder, env=host.variables(NGP_FAKE="slow"), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert starting.stderr is not None
+    assert starting.stderr.readline(), "it says that it waits"
+    starting.send_signal(signal.SIGINT)
+    assert starting.wait(LONGEST_S) == 130
+    assert starting.stderr.read().strip() == ""
+    assert running_pid(host.state_dir) is None
+
+
+def test_v_writes_to_the_terminal_and_survives_its_end(host: Host) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        started = subprocess.run(
+            host.command("start", "-v", "--config", "net.conf"),
+            cwd=host.folder, env=host.variables(), stdout=subprocess.DEVNULL, stderr=theirs, check=False,
+        )  # fmt: skip
+        assert started.returncode == 0
+        text = os.read(ours, 4096).decode()
+        assert "INFO ready: ?[2J" in text, "control characters are taken out"
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    os.kill(host.pid(), signal.SIGHUP)
+    assert host.ngp("server", "test").stdout == "Test OK\n"
+    os.kill(host.pid(), signal.SIGHUP)
+    assert host.ngp("server", "test").stdout == "Test OK\n"
+    assert host.ngp("stop").returncode == 0
+    assert (host.state_dir / "ngp.log").read_text().count("reloaded") == 2
+
+
+def test_a_package_in_the_current_folder_is_not_taken_for_ngp(host: Host) -> None:
+    trap = host.folder / "ngp"
+    trap.mkdir()
+    (trap / "__init__.py").write_text("raise SystemExit('trapped')")
+    started = subprocess.run(
+        [host.command()[0], "-P", "-m", "ngp", "start", "--config", "net.conf"],
+        cwd=host.folder, env=host.variables(), text=True, capture_output=True, timeout=LONGEST_S, check=False,
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    assert host.ngp("stop", PYTHONSAFEPATH="1").returncode == 0
+    assert running_pid(host.state_dir) is None
+
+
+# --- the lock, without processes --------------------------------------------------------------------------------------
+
+
+def test_the_lock_is_held_once(tmp_path: Path) -> None:
+    lock = StateLock.take(tmp_path)
+    assert running_pid(tmp_path) == os.getpid()
+    with pytest.raises(RunningError, match=f"process {os.getpid()}"):
+        StateLock.take(tmp_path)
+    lock.release()
+    assert running_pid(tmp_path) is None
+    assert not (tmp_path / "ngp.pid").exists()
+    lock.release()
+
+
+def test_a_stale_pid_file_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "ngp.pid").write_text("1\n")
+    assert running_pid(tmp_path) is None
+    lock = StateLock.take(tmp_path)
+    assert lock.after_killed
+    assert (tmp_path / "ngp.pid").read_text() == f"{os.getpid()}\n"
+    lock.abandon()
+    assert (tmp_path / "ngp.pid").exists()
+
+
+def test_a_link_in_the_place_of_the_pid_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("1\n")
+    (tmp_path / "ngp.pid").symlink_to(tmp_path / "precious")
+    with pytest.raises(KernelError):
+        StateLock.take(tmp_path)
+    assert (tmp_path / "precious").read_text() == "1\n"
+
+
+def test_a_state_directory_that_others_can_change_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(KernelError, match="chmod 0700"):
+        prepare(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KernelError, match="not a directory"):
+        prepare(tmp_path / "file")

@@ -1,0 +1,294 @@
+"""Verbs against a daemon with canned answers: JSON as the daemon says it, exit codes, what a person reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ngp.core.messages import Role
+from ngp.core.records import AccountRecord, JournalRecord
+from ngp.store.ledger import Ledger
+from tests.cli.conftest import LONGEST_S, Host
+from tests.cli.fake_daemon import fake_main
+
+LISTS = {
+    "accounts": [fake_main.ACCOUNT],
+    "neighbours": [fake_main.NEIGHBOUR],
+    "ledger": [fake_main.ENTRY],
+    "contracts": [fake_main.CONTRACT | {"id": "0" * 32, "state": "closed"}],
+}
+
+
+@pytest.mark.parametrize("verb", LISTS)
+def test_json_is_what_the_daemon_says(running: Host, verb: str) -> None:
+    done = running.ngp(verb, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == LISTS[verb]
+
+
+def test_status_json_is_what_the_daemon_says(running: Host) -> None:
+    assert json.loads(running.ngp("status", "--json").stdout) == fake_main.STATUS
+
+
+def test_a_hundred_thousand_contracts_arrive_complete(running: Host) -> None:
+    rows = json.loads(running.ngp("contracts", "--all", "--json").stdout)
+    assert len({row["id"] for row in rows}) == len(rows) == 100_000
+
+
+def test_an_empty_list_is_an_empty_list(running: Host) -> None:
+    assert json.loads(running.ngp("ledger", "--since", "2040-01-01", "--json").stdout) == []
+    assert running.ngp("ledger", "--since", "2040-01-01").stdout == "nothing since 2040-01-01\n"
+
+
+@pytest.mark.parametrize("verb", ["contracts", "accounts", "ledger", "status", "top"])
+def test_every_listing_says_that_sandbox_money_is_not_real(running: Host, verb: str) -> None:
+    words = [verb, "--count", "1"] if verb == "top" else [verb]
+    assert "not real money" in running.ngp(*words).stdout
+
+
+def test_tables_show_money_and_bytes_exactly(running: Host) -> None:
+    text = running.ngp("contracts").stdout
+    for expected in ("1,234.567 sat", "1.18 MB (1,234,567)", "7 B", "5 msat/kB", "100 MB (104,857,600)"):
+        assert expected in text
+    assert "-1.500 sat" in running.ngp("accounts").stdout
+
+
+def test_a_narrow_terminal_gets_blocks_of_lines(running: Host) -> None:
+    lines = running.ngp("contracts", COLUMNS="40").stdout.splitlines()
+    assert "destination  198.51.100.0/24" in lines
+    assert "charged      1,234.567 sat" in lines
+
+
+def test_control_characters_of_a_neighbour_stay_away_from_the_terminal(running: Host) -> None:
+    assert "192.0.2.1?[2J" in running.ngp("neighbours").stdout
+    refused = running.ngp("refund", "7f3a")
+    assert (refused.returncode, refused.stderr) == (5, "ngp: no route?[31m: wait\n")
+
+
+def test_status_for_people(running: Host) -> None:
+    lines = running.ngp("status").stdout.splitlines()
+    assert any(line.split(maxsplit=1) == ["uptime", "1 d 2 h 3 min 4 s"] for line in lines)
+    assert any(line.endswith("sandbox (not real money), not ready: asleep") for line in lines)
+    assert any(line.split() == ["counters", "messages", "ignored", "replayed", "3"] for line in lines)
+
+
+def test_ledger_as_csv(running: Host) -> None:
+    rows = list(csv.DictReader(io.StringIO(running.ngp("ledger", "--csv").stdout)))
+    assert rows == [{name: "" if value is None else str(value) for name, value in fake_main.ENTRY.items()}]
+
+
+def test_top_gives_a_line_a_refresh_to_a_script(running: Host) -> None:
+    lines = running.ngp("top", "--interval", "0.1", "--count", "3").stdout.splitlines()
+    assert len(lines) == 3
+    assert all("contracts 1 accounts 1 to 0 B/s" in line for line in lines)
+
+
+def test_top_draws_on_a_terminal(running: Host) -> None:
+    ours, theirs = pty.openpty()
+    top = subprocess.Popen(
+        running.command("top", "--count", "1"),
+        stdout=theirs, stderr=theirs, env=running.variables(TERM="xterm", COLUMNS="160"), cwd=running.folder,
+    )  # fmt: skip
+    text = b""
+    while b"198.51.100.0/24" not in text:
+        text += os.read(ours, 65536)
+    assert top.wait(LONGEST_S) == 0
+    os.close(theirs)
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["server", "test"], 0, "Test OK\n"),
+        (["server", "payment 7f3a 1000 sat"], 0, "neighbour    7f3a\namount msat  1000000\n"),
+        (["server", "payment", "7f3a", "5"], 0, "neighbour    7f3a\namount msat  5\n"),
+        (["block", "7f3a"], 0, "7f3a is blocked\n"),
+    ],
+)
+def test_commands(running: Host, words: list[str], code: int, said: str) -> None:
+    done = running.ngp(*words)
+    assert (done.returncode, done.stdout, done.stderr) == (code, said, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [], ["nonsense"], ["status", "--nonsense"], ["block"], ["server"], ["server", "dance"], ["server", "test now"],
+        ["server", "payment 7f3a"], ["server", "payment 7f3a much"], ["server", "payment 7f3a 0"],
+        ["server", "payment 'open"], ["ledger", "--since", "soon"], ["ledger", "--csv", "--json"],
+        ["top", "--count", "0"], ["top", "--interval", "nan"],
+    ],
+)  # fmt: skip
+def test_bad_usage_is_2_in_one_line(running: Host, words: list[str]) -> None:
+    done = running.ngp(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ngp: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_errors_of_several_lines_keep_them(running: Host) -> None:
+    bad = running.ngp("reload")
+    assert (bad.returncode, bad.stderr) == (3, "ngp: net.conf:1: bad\nngp: net.conf:2: worse\n")
+
+
+def test_a_defect_of_the_daemon_is_1_and_its_details_are_in_the_log_only(running: Host) -> None:
+    failed = running.ngp("backup", "x")
+    assert failed.returncode == 1
+    assert "details" not in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+    assert "a defect with details" in (running.state_dir / "ngp.log").read_text()
+
+
+def test_a_closed_pipe_is_no_error_message(running: Host) -> None:
+    ledger = subprocess.Popen(
+        running.command("contracts", "--all", "--json"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=running.variables(), cwd=running.folder,
+    )  # fmt: skip
+    assert ledger.stdout is not None
+    assert ledger.stderr is not None
+    ledger.stdout.read(10)
+    ledger.stdout.close()
+    assert ledger.stderr.read() == b""
+    assert ledger.wait(LONGEST_S) == 1
+
+
+def test_ctrl_c_is_quiet(running: Host) -> None:
+    top = subprocess.Popen(
+        running.command("top", "--interval", "60"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=running.variables(), cwd=running.folder,
+    )  # fmt: skip
+    assert top.stdout is not None
+    assert top.stderr is not None
+    assert top.stdout.readline()
+    top.send_signal(signal.SIGINT)
+    assert top.wait(LONGEST_S) == 130
+    assert top.stderr.read().strip() == b""
+
+
+def test_a_full_disk_under_the_output_is_told(running: Host) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            running.command("accounts", "--json"),
+            stdout=full, stderr=subprocess.PIPE, env=running.variables(), cwd=running.folder, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "ngp: output: No space left on device\n"
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def test_check_with_a_daemon(running: Host) -> None:
+    done = running.ngp("check", "--config", "net.conf", "--json")
+    assert done.returncode == 0
+    rows = json.loads(done.stdout)
+    assert [row["name"] for row in rows] == ["configuration", "hook", "payment"]
+    assert all({"name", "ok", "found", "remedy"} <= row.keys() for row in rows)
+
+
+def test_check_without_a_daemon_goes_by_kind(host: Host) -> None:
+    away = host.ngp("check", "--config", "net.conf")
+    assert away.returncode == 5
+    assert "the node is away" in away.stdout and "ledger.db: none yet" in away.stdout
+    assert host.ngp("check", "--config", "net.conf", NGP_FAKE_MISSING="hook").returncode == 4
+    host.config.write_text("SELL: perhaps\n")
+    bad = host.ngp("check", "--config", "net.conf", "--json")
+    assert bad.returncode == 3
+    assert json.loads(bad.stdout)[0]["ok"] is False
+    assert not host.state_dir.exists(), "check changes nothing"
+
+
+def test_check_without_a_daemon_looks_at_the_ledger(host: Host) -> None:
+    host.state_dir.mkdir(parents=True)
+    (host.state_dir / "ledger.db").write_bytes(b"cut off")
+    rows = json.loads(host.ngp("check", "--config", "net.conf", "--json").stdout)
+    assert rows[-1]["name"] == rows[-1]["kind"] == "ledger" and rows[-1]["ok"] is False
+    assert "holds only 7 bytes" in rows[-1]["found"]
+
+
+# --- without a daemon -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"], ["contracts"], ["contracts", "--all"], ["accounts"], ["neighbours"], ["ledger"], ["reload"],
+        ["top"], ["block", "7f3a"], ["unblock", "7f3a"],
+        ["refund", "7f3a"], ["backup", "x"], ["server", "test"], ["stop"],
+        ["status", "--json"], ["contracts", "--json"], ["ledger", "--csv"],
+    ],
+)  # fmt: skip
+def test_without_daemon_and_ledger_it_is_7(host: Host, words: list[str]) -> None:
+    done = host.ngp(*words)
+    assert (done.returncode, done.stdout) == (7, "")
+    assert done.stderr.startswith("ngp: ngp isn't running on ")
+    assert not host.state_dir.exists()
+
+
+def _books(host: Host) -> None:
+    host.state_dir.mkdir(mode=0o700)
+    ledger = Ledger.open(host.state_dir / "ledger.db")
+    identity = b"\x7f" * 32
+    account = AccountRecord(identity, Role.SERVER, 5000, 1500, 0, 0, 0, 0)
+    ledger.commit([account, JournalRecord(1_000_000_000, "charge", identity, b"c" * 16, 1500, b"", "active")])
+    ledger.close()
+
+
+def test_the_ledger_is_read_without_a_daemon(host: Host) -> None:
+    _books(host)
+    assert json.loads(host.ngp("ledger", "--json").stdout) == [
+        {
+            "time": "2001-09-09T01:46:40Z", "kind": "charge", "neighbour": "7f" * 32, "contract": b"c".hex() * 16,
+            "amount_msat": 1500, "payment_hash": None, "state": "active",
+        }
+    ]  # fmt: skip
+    account: dict[str, Any] = json.loads(host.ngp("accounts", "--json").stdout)[0]
+    assert account["balance_msat"] == 3500
+    assert account["real_money"] is False
+    assert host.ngp("contracts", "--all", "--json").stdout == "[]\n"
+    assert host.ngp("contracts", "--json").returncode == 7
+    assert "not real money" in host.ngp("ledger").stdout
+
+
+def test_backup_without_a_daemon(host: Host) -> None:
+    _books(host)
+    assert host.ngp("backup", "copy.db").returncode == 0
+    assert (host.folder / "copy.db").stat().st_mode & 0o777 == 0o600
+    (host.folder / "other").write_text("mine")
+    refused = host.ngp("backup", "other")
+    assert refused.returncode == 6
+    assert (host.folder / "other").read_text() == "mine"
+
+
+def test_a_damaged_ledger_is_6(host: Host) -> None:
+    host.state_dir.mkdir(mode=0o700)
+    (host.state_dir / "ledger.db").write_bytes(b"")
+    assert host.ngp("ledger").returncode == 6
+
+
+# --- which daemon is meant --------------------------------------------------------------------------------------------
+
+
+def test_the_state_directory_comes_from_net_conf(running: Host) -> None:
+    running.environment = {"NGP_STATE_DIR": ""}
+    try:
+        assert running.ngp("server", "test", "--config", "net.conf").stdout == "Test OK\n"
+        assert running.ngp("server", "test").stdout == "Test OK\n", "./net.conf is the second default"
+        spoiled = running.folder / "spoiled.conf"
+        spoiled.write_text(f"SELL: perhaps\nSTATE_DIR: {running.state_dir}  # here\n")
+        assert running.ngp("server", "test", "--config", str(spoiled)).stdout == "Test OK\n"
+        spoiled.write_text("SELL: perhaps\n")
+        assert running.ngp("server", "test", "--config", str(spoiled)).returncode == 3
+        assert running.ngp("server", "test", "--config", "net.conf", "--state-dir", "/nowhere").returncode == 7
+    finally:
+        running.environment = {}

@@ -1,0 +1,46 @@
+"""What a step costs must not depend on how many contracts and neighbours stand."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from time import perf_counter
+
+from playbook import Sim
+
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.messages import Accept, Hello, Propose
+from ngp.core.values import Reading
+
+
+def open_contracts(sim: Sim, first: int, many: int) -> float:
+    """Open contracts as fast as the core goes; return seconds for each."""
+    step, client = sim.gateway.gatekeeper.step, sim.client
+    began = perf_counter()
+    for number in range(first, first + many):
+        held = ev.PacketHeld(number, client.link, ip_address("192.0.2.7"), ip_address(0x0B000000 + number), 60)
+        (propose,) = [
+            e.message
+            for e in step(held, sim.clock())
+            if isinstance(e, fx.Send) and isinstance(e.message, Propose)
+        ]
+        accept = Accept(propose.contract, propose.price_msat_per_gib, propose.data_limit_bytes)
+        step(ev.MessageReceived(client.identity, client.link, 1, accept, 1 << 33), sim.clock())
+        used = ev.UsageRead((Reading(propose.contract, 60, 0, 0),))
+        step(used, sim.clock())
+    return (perf_counter() - began) / many
+
+
+def test_a_new_contract_costs_the_same_among_many() -> None:
+    sim = Sim()
+    hello = Hello("sandbox", True, True, (), "", False)
+    for number in range(2000):
+        who = ev.MessageReceived(number.to_bytes(32, "big"), ("eth1", bytes([*divmod(number, 256)])), 1, hello, 1 << 33)
+        sim.gateway.gatekeeper.step(who, sim.clock())
+    sim.up("198.51.100.1")
+    sim.run(1)
+    sim.gateway.world.account(sim.client.identity, sim.gateway.world.contracts.popitem()[1].role).paid_msat += 10**12
+    few = min(open_contracts(sim, 1000 + 300 * turn, 300) for turn in range(3))
+    open_contracts(sim, 10_000, 20_000)
+    many = min(open_contracts(sim, 50_000 + 300 * turn, 300) for turn in range(3))
+    assert many < 3 * few, f"{few * 1e6:.0f} us each at first, {many * 1e6:.0f} us among 20,000"

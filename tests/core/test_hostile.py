@@ -1,0 +1,165 @@
+"""A hostile neighbour: any message with any field, in any order, raises nothing and fills nothing."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from hypothesis import HealthCheck, given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from playbook import Sim, settings
+
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.messages import (
+    Accept,
+    Ack,
+    Ask,
+    Bye,
+    Hello,
+    Invoice,
+    Message,
+    Notice,
+    NoticeKind,
+    Paid,
+    Propose,
+    Refund,
+    Reject,
+    RejectReason,
+    Statement,
+    StatementLine,
+)
+from ngp.core.values import DecodedInvoice
+
+PRICE = st.sampled_from((0, 1, 5 << 20, (5 << 20) + 1, 1 << 50)) | st.integers(0, 1 << 50)
+DATA = st.sampled_from((0, 1, 100 << 20, 1 << 60)) | st.integers(0, 1 << 60)
+MSAT = st.sampled_from((0, 1, 999, 1000, 100_000, 21 * 10**17)) | st.integers(0, 21 * 10**17)
+TIME = st.sampled_from((0, 1, 10, 3600, 315_576_000)) | st.integers(0, 315_576_000)
+PREFIX = st.sampled_from(
+    tuple(ip_network(text) for text in ("0.0.0.0/0", "198.51.100.1/32", "198.51.100.0/24", "::/0", "2001:db8::1/128"))
+)
+
+
+def messages(contracts: list[bytes]) -> st.SearchStrategy[Message]:
+    """Draw a message about these contracts."""
+    contract = st.sampled_from([*contracts, b"\0" * 16, b"x" * 16])
+    subject = contract | st.just(b"h" * 32)
+    line = st.builds(StatementLine, contract, DATA, DATA, MSAT)
+    return st.one_of(
+        st.builds(Hello, st.sampled_from(("sandbox", "mainnet", "")), st.booleans(), st.booleans(), st.just(()),
+                  st.just(""), st.booleans()),
+        st.builds(Ask, PREFIX, DATA, TIME, contract | st.just(b"")),
+        st.builds(Propose, contract, PREFIX, PRICE, DATA, TIME, TIME, DATA, st.integers(1, 255)),
+        st.builds(Accept, contract, PRICE, DATA),
+        st.builds(Accept, contract, st.just(5 << 20), st.just(100 << 20)),
+        st.builds(Reject, subject, st.sampled_from(RejectReason), st.none() | PRICE, MSAT),
+        st.builds(Invoice, st.just("lnx"), MSAT),
+        st.builds(Paid, st.just(b"h" * 32), st.just(b"p" * 32)),
+        st.builds(Statement, MSAT, MSAT, MSAT, st.lists(line, max_size=4).map(tuple)),
+        st.builds(Notice, contract, st.sampled_from(NoticeKind), st.sampled_from(("expired", "unpaid", "?"))),
+        st.builds(Refund, MSAT, st.sampled_from(("", "lnx"))),
+        st.builds(Bye),
+        st.builds(Ack, st.just((1,))),
+    )
+
+
+def decoded(data: st.DataObject, message: Message) -> DecodedInvoice | None:
+    if not isinstance(message, Invoice | Refund) or not message.bolt11:
+        return None
+    amount = data.draw(st.sampled_from((message.amount_msat, None, 0)))
+    expires_in_s = data.draw(st.sampled_from((-1, 0, 600, 10**9)))
+    payment_hash = data.draw(st.binary(min_size=32, max_size=32))
+    invoice = DecodedInvoice(payment_hash, amount, expires_in_s, "", "sandbox", "")
+    return data.draw(st.sampled_from((None, invoice)))
+
+
+@effort(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(st.data(), st.booleans())
+def test_no_message_raises_and_all_ends(data: st.DataObject, never: bool) -> None:
+    both = settings(contract_time_s=30, **({"data_renewal_bytes": 0, "time_renewal_s": 0} if never else {}))
+    sim = Sim(both, both)
+    sim.up("198.51.100.1")
+    sim.run(0.1)
+    victim, villain = sim.gateway, sim.client
+    for _ in range(data.draw(st.integers(1, 40))):
+        known = list(victim.world.contracts)
+        message = data.draw(messages(known))
+        heard = ev.MessageReceived(villain.identity, villain.link, 1, message, 1 << 33, 0, decoded(data, message))
+        sim.carry_out(victim, victim.gatekeeper.step(heard, sim.clock()))
+        if data.draw(st.booleans()):
+            sim.up(data.draw(st.sampled_from(("198.51.100.1", "198.51.100.77", "203.0.113.5"))))
+        if data.draw(st.integers(0, 5)) == 0:
+            sim.run(data.draw(st.sampled_from((0.1, 1.0, 11.0))))
+        for effect in victim.log:
+            if isinstance(effect, fx.Send):
+                _fits(effect.message)
+    sim.silenced = {Propose, Accept, Ask, Invoice}
+    sim.run(33 * 86_400.0 if any(c.lifetime_s > 1000 for c in victim.world.contracts.values()) else 200.0)
+    assert not victim.held
+    assert not victim.world.contracts
+
+
+def _fits(message: Any) -> None:
+    """What we send must be what the wire takes."""
+    from ngp import wire
+
+    number, to_wire, _ = wire._BY_TYPE[type(message)]
+    to_wire(message)
+
+
+def test_hellos_of_made_up_keys_fill_nothing() -> None:
+    sim = Sim()
+    world = sim.gateway.world
+    hello = Hello("sandbox", True, True, (), "", False)
+    for number in range(6000):
+        link = ("eth1", number.to_bytes(6, "big"))
+        sim.now += 0.05
+        who = number.to_bytes(32, "big")
+        sim.gateway.gatekeeper.step(ev.MessageReceived(who, link, 1, hello, 1 << 33), sim.clock())
+        wrong = Statement(0, 10**9, 0, ())
+        sim.gateway.gatekeeper.step(ev.MessageReceived(who, link, 1, wrong, 1 << 33), sim.clock())
+    assert len(world.neighbours) <= 4096 and len(world.by_link) <= 4096
+    assert len(world.accounts) <= 2 * 4096
+    assert len(sim.gateway.ledger.neighbours) <= 1
+
+
+def test_quotes_and_refusals_of_one_neighbour_are_bounded() -> None:
+    sim = Sim()
+    step, world = sim.gateway.gatekeeper.step, sim.gateway.world
+    for number in range(12_000):
+        packet = ev.PacketHeld(
+            10**6 + number, sim.client.link, ip_address("192.0.2.7"), ip_address(0x0B000000 + number), 60
+        )
+        for effect in step(packet, sim.clock()):
+            if isinstance(effect, fx.Send) and isinstance(effect.message, Propose):
+                no = Reject(effect.message.contract, RejectReason.PRICE)
+                step(ev.MessageReceived(sim.client.identity, sim.client.link, 1, no, 1 << 33), sim.clock())
+    assert len(world.contracts) <= 4096
+    sim.now += 31
+    step(ev.Tick(), sim.clock())
+    assert not world.contracts and world.by_link[sim.client.link].quotes == 0
+
+
+def test_strangers_fill_a_short_list_and_every_packet_gets_its_verdict() -> None:
+    sim = Sim()
+    verdicts = []
+    for number in range(3000):
+        packet = ev.PacketHeld(
+            10**6 + number,
+            ("eth1", number.to_bytes(6, "big")),
+            ip_address("192.0.2.9"),
+            ip_address("203.0.113.1"),
+            60,
+        )
+        verdicts += [e for e in sim.gateway.gatekeeper.step(packet, sim.clock()) if isinstance(e, fx.Decide)]
+    assert len(sim.gateway.world.strangers) <= 1024
+    sim.now += 4
+    verdicts += [e for e in sim.gateway.gatekeeper.step(ev.Tick(), sim.clock()) if isinstance(e, fx.Decide)]
+    assert sorted(e.handle for e in verdicts) == list(range(10**6, 10**6 + 3000))

@@ -1,0 +1,145 @@
+"""Prices, policies and budgets: exact, monotone, inside what either operator wrote."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from playbook import HOST_ADDRESS
+
+from ngp.core.budget import Spending, broken_limit, room_msat
+from ngp.core.contract import Contract
+from ngp.core.messages import Role
+from ngp.core.policy import (
+    MOST_ROUNDS,
+    Answer,
+    BuyTerms,
+    SellTerms,
+    answer_counter,
+    answer_proposal,
+    ask_in_round,
+    host_prefix,
+)
+from ngp.core.pricing import GIB, affordable_bytes, amount_due_msat
+from ngp.core.settings import Budgets
+from ngp.core.timers import Due, Timers
+
+FAST = effort(max_examples=150, deadline=None, derandomize=True, database=None)
+price = st.integers(0, 1 << 40)
+size = st.integers(0, 1 << 40)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> list[tuple[int, int]]:
+    offsets = sorted(draw(st.sets(st.integers(1, 1 << 40), max_size=4)))
+    return [(offset, draw(price)) for offset in (0, *offsets)]
+
+
+@FAST
+@given(schedules(), size, size)
+def test_due_is_exact_and_grows(prices: list[tuple[int, int]], used: int, more: int) -> None:
+    exact = 0
+    for position, (start, per_gib) in enumerate(prices):
+        end = prices[position + 1][0] if position + 1 < len(prices) else used
+        exact += max(0, min(end, used) - start) * per_gib
+    assert amount_due_msat(used, prices) == -(-exact // GIB)
+    assert amount_due_msat(used, prices) <= amount_due_msat(used + more, prices)
+    assert amount_due_msat(0, prices) == 0
+
+
+@FAST
+@given(schedules(), st.integers(-10, 1 << 50), size, size)
+def test_affordable_is_the_most_that_fits(prices: list[tuple[int, int]], amount: int, start: int, span: int) -> None:
+    bought = affordable_bytes(amount, start, start + span, prices)
+    assert 0 <= bought <= span
+    before = amount_due_msat(start, prices)
+    assert amount_due_msat(start + bought, prices) - before <= max(0, amount)
+    assert bought == span or amount_due_msat(start + bought + 1, prices) - before > max(0, amount)
+
+
+@FAST
+@given(price, st.lists(st.tuples(st.integers(0, 1 << 20), price), max_size=6), size)
+def test_repricing_leaves_earlier_bytes_alone(first: int, changes: list[tuple[int, int]], used: int) -> None:
+    contract = Contract(b"c", Role.SERVER, b"i", ("e", b""), 1, host_prefix(HOST_ADDRESS), [(0, first)], 0, 0)
+    offset = 0
+    for further, per_gib in changes:
+        offset += further
+        before = amount_due_msat(min(used, offset), contract.prices)
+        contract.reprice(offset, per_gib)
+        assert amount_due_msat(min(used, offset), contract.prices) == before
+        assert contract.price_msat_per_gib == per_gib
+        assert [at for at, _ in contract.prices] == sorted({at for at, _ in contract.prices})
+
+
+@FAST
+@given(price, price, price, price)
+def test_a_negotiation_ends_inside_both_limits(ask: int, least: int, offer: int, most: int) -> None:
+    sell = SellTerms(host_prefix(HOST_ADDRESS), ask, min(ask, least))
+    buy = BuyTerms(min(offer, most), most)
+    proposed, number = ask_in_round(sell, 1), 1
+    assert proposed == ask
+    while True:
+        assert number <= MOST_ROUNDS and sell.least_msat_per_gib <= proposed <= sell.ask_msat_per_gib
+        answer, counter = answer_proposal(buy, proposed, number)
+        if answer is not Answer.COUNTER:
+            break
+        assert counter <= buy.most_msat_per_gib
+        reply = answer_counter(sell, counter, number)
+        if reply is None:
+            break
+        proposed, number = reply, number + 1
+    agreed = answer is Answer.ACCEPT
+    assert agreed == (sell.least_msat_per_gib <= buy.most_msat_per_gib)
+    assert not agreed or proposed <= buy.most_msat_per_gib
+
+
+@FAST
+@given(price, price, st.lists(price, max_size=300))
+def test_whatever_is_countered_the_seller_stays_inside_its_limits(ask: int, least: int, counters: list[int]) -> None:
+    sell, number = SellTerms(host_prefix(HOST_ADDRESS), ask, min(ask, least)), 1
+    for counter in counters:
+        reply = answer_counter(sell, counter, number)
+        if reply is None:
+            break
+        assert sell.least_msat_per_gib <= reply <= sell.ask_msat_per_gib
+        number += 1
+    assert number <= MOST_ROUNDS
+
+
+payment = st.tuples(st.integers(0, 3000), st.integers(1, 500), st.booleans())
+
+
+@FAST
+@given(st.lists(payment, max_size=40))
+def test_no_window_holds_more_than_its_budget(payments: list[tuple[int, int, bool]]) -> None:
+    budgets, spending, now, kept = Budgets(400, 5000, 1000, 3000, 10_000), Spending(), 0, []
+    for passes_s, amount, fails in payments:
+        now += passes_s
+        room = room_msat(budgets, spending, b"n", now)
+        refused = broken_limit(budgets, spending, b"n", amount, now)
+        assert (refused is None) == (amount <= room)
+        if refused is None:
+            spending.add(b"n", amount, now)
+            if fails:
+                spending.add(b"n", -amount, now)
+            else:
+                kept.append((now, amount))
+        for window, limit in ((3600, 1000), (86_400, 3000)):
+            assert 0 <= spending.within_msat(window, now) == sum(a for at, a in kept if at > now - window) <= limit
+
+
+@FAST
+@given(st.lists(st.tuples(st.integers(0, 9), st.none() | st.integers(0, 50)), max_size=300), st.integers(0, 50))
+def test_timers_ring_as_set_last_and_stay_small(changes: list[tuple[int, int | None]], now: int) -> None:
+    timers, expected = Timers(), {}
+    for name, at in changes:
+        key = bytes([name])
+        if at is None:
+            timers.clear(Due.QUOTE, key)
+            expected.pop(key, None)
+        else:
+            timers.set(Due.QUOTE, key, float(at))
+            expected[key] = float(at)
+    assert len(timers._heap) <= 64 + 4 * max(1, len(timers._at)) + 1
+    assert {key for _, key in timers.ring(float(now))} == {key for key, at in expected.items() if at <= now}
+    assert timers.next_mono_s() == min((at for at in expected.values() if at > now), default=None)

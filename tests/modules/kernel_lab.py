@@ -1,0 +1,127 @@
+"""A small lab of network namespaces for tests of the kernel modules: client - gateway - internet, both families.
+
+The test process itself stands in the gateway. Names start with `ngpt-` and are random; everything is taken down again,
+also when a test fails. Addresses are from the private and documentation ranges and never leave the lab.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyroute2 import netns
+
+from ngp.modules.network.gate import GatePaths
+from ngp.ports import DesiredNetwork
+
+CLIENT = {4: "10.77.1.2", 6: "fd00:77:1::2"}
+INTERNET = {4: "10.77.2.2", 6: "fd00:77:2::2"}
+GATEWAY_TO_CLIENT = {4: "10.77.1.1", 6: "fd00:77:1::1"}
+GATEWAY_TO_INTERNET = {4: "10.77.2.1", 6: "fd00:77:2::1"}
+QUEUE_NUMBER = 10325
+
+_FILTERS = """
+__attribute__((section("socket"), used)) int yes(void *packet) { return 1; }
+__attribute__((section("socket"), used)) int no(void *packet) { return 0; }
+char _license[] __attribute__((section("license"), used)) = "GPL";
+"""
+
+
+def sh(command: str, namespace: str = "") -> str:
+    """Run a command line, in a namespace if one is named; what it prints."""
+    words = ["ip", "netns", "exec", namespace, "sh", "-c", command] if namespace else ["sh", "-c", command]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def python(namespace: str, code: str, *arguments: str) -> list[str]:
+    """Words that run a piece of Python in a namespace."""
+    return ["ip", "netns", "exec", namespace, sys.executable, "-c", code, *arguments]
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """Names of the namespaces; the gateway's interfaces are m0 (client), m1 (another neighbour's, idle), up0."""
+
+    client: str
+    gateway: str
+    internet: str
+
+
+def desired(**changes: object) -> DesiredNetwork:
+    """A gateway with m0 and m1 as mesh and up0 as upstream."""
+    values: dict[str, object] = {
+        "mesh_interfaces": ("m0", "m1"),
+        "upstream_interfaces": ("up0",),
+        "families": frozenset({4, 6}),
+        "sells": True,
+        "buys": False,
+        "free": (),
+        "queue_number": QUEUE_NUMBER,
+        "link_udp_port": 10325,
+        "contracts_max": 1000,
+        "stranger_rate": 100,
+        "stranger_burst": 100,
+        "neighbour_rate": 100,
+        "neighbour_burst": 100,
+    }
+    return DesiredNetwork(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def lab() -> Iterator[Lab]:
+    """Build the three hosts and enter the gateway."""
+    stem = f"ngpt-{secrets.token_hex(3)}"
+    built = Lab(f"{stem}-c", f"{stem}-g", f"{stem}-i")
+    with contextlib.ExitStack() as undo:
+        for name in (built.client, built.gateway, built.internet):
+            undo.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
+            sh(f"ip netns add {name} && ip -n {name} link set lo up")
+        undo.callback(netns.popns)
+        netns.pushns(built.gateway)
+        _wire(built.client, "c0", "m0", CLIENT, GATEWAY_TO_CLIENT)
+        _wire(built.internet, "i0", "up0", INTERNET, GATEWAY_TO_INTERNET)
+        sh("ip link add m1 type veth peer name m1x && ip link set m1 up")
+        sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+        yield built
+
+
+def _wire(namespace: str, theirs: str, ours: str, address: dict[int, str], gateway: dict[int, str]) -> None:
+    sh(f"ip link add {ours} type veth peer name {theirs} netns {namespace}")
+    for interface, own, where in ((ours, gateway, ""), (theirs, address, namespace)):
+        # Without the first an interface says nothing over IPv6 for a second.
+        sh(f"sysctl -qw net.ipv6.conf.{interface}.accept_dad=0", where)
+        sh(f"ip addr add {own[4]}/24 dev {interface} && ip addr add {own[6]}/64 dev {interface} nodad", where)
+        sh(f"ip link set {interface} up", where)
+    sh(f"ip route add default via {gateway[4]} && ip -6 route add default via {gateway[6]}", namespace)
+
+
+def passes(namespace: str, address: str) -> bool:
+    """Say whether one ping comes back within a short while."""
+    words = ["ip", "netns", "exec", namespace, "ping", "-n", "-q", "-c", "1", "-W", "0.5", address]
+    return subprocess.run(words, capture_output=True, timeout=10).returncode == 0
+
+
+@contextlib.contextmanager
+def pinned_filters(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Pin one socket filter that always says yes and one that always says no, on a BPF file system of their own."""
+    mount = folder / "bpf"
+    mount.mkdir()
+    (folder / "filters.c").write_text(_FILTERS)
+    sh(f"clang -O2 -target bpf -c {folder}/filters.c -o {folder}/filters.o && mount -t bpf bpf {mount}")
+    try:
+        sh(f"bpftool prog loadall {folder}/filters.o {mount}/pins")
+        yield mount / "pins/yes", mount / "pins/no"
+    finally:
+        sh(f"umount {mount}")
+
+
+def paths(paid: Path, paid_strict: Path, unknown: Path) -> GatePaths:
+    """Shorthand in the order in which the gate asks."""
+    return GatePaths(paid, paid_strict, unknown)

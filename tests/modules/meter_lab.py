@@ -1,0 +1,166 @@
+"""The lab with the real meter in its gateway: helpers that send, count at the receiver, and grant."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+
+from kernel_lab import CLIENT, INTERNET, Lab, desired, lab, python, sh
+
+from ngp.core.messages import Role
+from ngp.modules.network.datapath import Datapath
+from ngp.ports import Grant, KernelNeighbour, Reading
+
+NEIGHBOUR = 7
+GENEROUS = 1 << 40
+
+UDP_SEND = """
+import socket, sys
+address, port, size, number, segment = sys.argv[1], *map(int, sys.argv[2:6])
+family = socket.AF_INET6 if ':' in address else socket.AF_INET
+s = socket.socket(family, socket.SOCK_DGRAM)
+if segment: s.setsockopt(17, 103, segment)
+for _ in range(number): s.sendto(bytes(size), (address, port))
+"""
+TCP_ECHO = """
+import socket, sys
+family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET
+s = socket.create_server((sys.argv[1], 7000), family=family)
+print('ready', flush=True)
+c, _ = s.accept()
+got = 0
+while data := c.recv(1 << 16):
+    got += len(data)
+c.sendall(bytes(got))
+c.close()
+"""
+TCP_SEND = """
+import socket, sys
+c = socket.create_connection((sys.argv[1], 7000), timeout=20)
+c.sendall(bytes(int(sys.argv[2])))
+c.shutdown(socket.SHUT_WR)
+got = 0
+while data := c.recv(1 << 16):
+    got += len(data)
+print(got)
+"""
+
+
+def contract_id() -> bytes:
+    """A fresh contract id."""
+    return secrets.token_bytes(16)
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 5) -> None:
+    """Poll until a condition holds; fail after a while."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout_s} s in vain: {what}"
+        time.sleep(0.005)
+
+
+@dataclass(slots=True)
+class World:
+    """The lab and the datapath in its gateway; the client is neighbour 7 on m0."""
+
+    lab: Lab
+    datapath: Datapath
+    mac: bytes
+    state: Path
+
+    def neighbour(self, **changes: object) -> KernelNeighbour:
+        """The client as a neighbour."""
+        values: dict[str, object] = {
+            "neighbour": NEIGHBOUR,
+            "interface": "m0",
+            "link_address": self.mac,
+            "local_addresses": (),
+            "buys_from_us": True,
+            "sells_to_us": False,
+        }
+        return KernelNeighbour(**{**values, **changes})  # type: ignore[arg-type]
+
+    def grant(self, destination: str, **changes: object) -> bytes:
+        """Grant a generous contract to the client; returns its id."""
+        values: dict[str, object] = {
+            "contract": contract_id(),
+            "neighbour": NEIGHBOUR,
+            "role": Role.SERVER,
+            "destination": ip_network(destination),
+            "granted_bytes": GENEROUS,
+            "low_water_bytes": GENEROUS,
+            "expires_in_s": 600.0,
+        }
+        values |= changes
+        self.datapath.grant([Grant(**values)])  # type: ignore[arg-type]
+        return values["contract"]  # type: ignore[return-value]
+
+    def reading(self, contract: bytes) -> Reading:
+        """One contract's counters."""
+        (found,) = self.datapath.read([contract])
+        return found
+
+    def used(self, contract: bytes) -> tuple[int, int]:
+        """Bytes to and from the destination."""
+        found = self.reading(contract)
+        return found.used_to_bytes, found.used_from_bytes
+
+    def send_udp(self, address: str, size: int, number: int, segment: int = 0, port: int = 9) -> None:
+        """Send datagrams from the client; returns when all were handed to the kernel."""
+        words = python(self.lab.client, UDP_SEND, address, *map(str, (port, size, number, segment)))
+        subprocess.run(words, check=True, timeout=30)
+
+    def tcp_both_ways(self, address: str, size: int) -> None:
+        """Send so many bytes by TCP and receive as many."""
+        with subprocess.Popen(
+            python(self.lab.internet, TCP_ECHO, address), stdout=subprocess.PIPE, text=True
+        ) as server:
+            assert server.stdout is not None and server.stdout.readline() == "ready\n"
+            words = python(self.lab.client, TCP_SEND, address, str(size))
+            done = subprocess.run(words, check=True, timeout=60, capture_output=True, text=True)
+            assert int(done.stdout) == size
+            server.wait(10)
+
+
+@contextlib.contextmanager
+def metered(folder: Path, use_tcx: bool | None = None, **changes: object) -> Iterator[World]:
+    """Set the datapath up in a fresh lab, with the client as a known neighbour."""
+    with lab() as built:
+        mac = bytes.fromhex(sh("cat /sys/class/net/c0/address", built.client).strip().replace(":", ""))
+        for namespace, interface in ((built.client, "c0"), (built.internet, "i0")):
+            sh(f"ethtool -K {interface} gro off", namespace)
+        # Nobody listens there; the answers ("port unreachable") would be charged as well.
+        for command in ("iptables", "ip6tables"):
+            sh(f"{command} -A INPUT -p udp -j DROP", built.internet)
+        world = World(built, Datapath(folder, use_tcx), mac, folder)
+        try:
+            world.datapath.set_up(desired(**changes))
+            world.datapath.set_neighbours([world.neighbour()])
+            yield world
+        finally:
+            world.datapath.clean_up(leave_closed=False)
+
+
+def true_wire(world: World) -> None:
+    """Let the gateway's cards not segment, so that frames at the receivers are those of a wire; count them there."""
+    for interface in ("m0", "up0"):
+        sh(f"ethtool -K {interface} tso off gso off tx-udp-segmentation off")
+    for family, command in ((4, "iptables"), (6, "ip6tables")):
+        for namespace, source, destination in (
+            (world.lab.internet, CLIENT[family], INTERNET[family]),
+            (world.lab.client, INTERNET[family], CLIENT[family]),
+        ):
+            sh(f"{command} -t raw -A PREROUTING -s {source} -d {destination}", namespace)
+
+
+def received(namespace: str, family: int) -> tuple[int, int]:
+    """Packets and L3 bytes that arrived from the other end since `true_wire`."""
+    command = "iptables" if family == 4 else "ip6tables"
+    rule = sh(f"{command} -t raw -nvxL PREROUTING", namespace).splitlines()[2].split()
+    return int(rule[0]), int(rule[1])

@@ -1,0 +1,279 @@
+"""The meter on the real kernel: billing against what the receivers count, and the cut."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from kernel_lab import CLIENT, INTERNET, desired, passes, python, sh
+from meter_lab import GENEROUS, NEIGHBOUR, UDP_SEND, World, contract_id, metered, received, true_wire, wait_until
+
+from ngp.core.messages import Role
+from ngp.errors import KernelError
+from ngp.ports import FreeRule, Grant, HeldPacket, Hint, HintKind, Verdict
+
+HEADERS = {4: 28, 6: 48}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with metered(tmp_path) as built:
+        yield built
+
+
+def host(family: int) -> str:
+    return f"{INTERNET[family]}/{32 if family == 4 else 128}"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_tcp_is_billed_as_the_receivers_count_it(world: World, family: int, prefix: bool) -> None:
+    true_wire(world)
+    contract = world.grant(("10.77.0.0/16", "fd00:77::/32")[family == 6] if prefix else host(family))
+    world.tcp_both_ways(INTERNET[family], 3_000_000)
+    wait_until(
+        lambda: (
+            world.used(contract) == (received(world.lab.internet, family)[1], received(world.lab.client, family)[1])
+        ),
+        "the meter and the receivers agree",
+    )
+    packets, _ = received(world.lab.internet, family)
+    assert packets > 2000, "superpackets would hide headers: the lab is not a wire"
+    assert min(world.used(contract)) > 3_000_000
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("segment", [0, 500])
+def test_udp_is_billed_as_the_receivers_count_it(world: World, family: int, segment: int) -> None:
+    true_wire(world)
+    contract = world.grant(host(family))
+    world.send_udp(INTERNET[family], 4200, 30, segment) if segment else world.send_udp(INTERNET[family], 1000, 30)
+    each = 8 * (500 + HEADERS[family]) + 200 + HEADERS[family] if segment else 1000 + HEADERS[family]
+    wait_until(lambda: received(world.lab.internet, family)[1] == 30 * each, "all datagrams arrived")
+    assert world.used(contract)[0] == 30 * each
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_cut_to_the_packet(world: World, family: int) -> None:
+    true_wire(world)
+    contract = world.grant(host(family), granted_bytes=123_456)
+    world.send_udp(INTERNET[family], 1000 - HEADERS[family], 200)
+    wait_until(lambda: world.reading(contract).refused_bytes == 77_000, "the rest is refused")
+    assert received(world.lab.internet, family) == (123, 123_000)
+    assert world.used(contract)[0] == 123_000
+
+
+def test_downloads_are_cut_at_the_same_limit(world: World) -> None:
+    contract = world.grant(host(4), granted_bytes=84 * 7)
+    answers = [passes(world.lab.client, INTERNET[4]) for _ in range(5)]
+    assert answers == [True, True, True, False, False], "7 pings' worth: 3 and a request whose answer is refused"
+    assert world.used(contract) == (84 * 4, 84 * 3)
+
+
+def test_never_too_much_under_concurrent_senders_and_top_ups(world: World) -> None:
+    true_wire(world)
+    contract, granted = contract_id(), 100_000
+    world.grant(host(4), contract=contract, granted_bytes=granted)
+    senders = [
+        subprocess.Popen(python(world.lab.client, UDP_SEND, INTERNET[4], "9", str(size), "20000", "0"))
+        for size in (72, 472, 972)
+    ]
+    rounds = 0
+    while any(sender.poll() is None for sender in senders):
+        granted += 3001
+        world.datapath.grant([_generous(contract, granted)])
+        rounds += 1
+        assert sum(world.used(contract)) <= granted
+    for sender in senders:
+        assert sender.wait() == 0
+    wait_until(lambda: received(world.lab.internet, 4)[1] == world.used(contract)[0], "delivered is what was charged")
+    found = world.reading(contract)
+    assert rounds > 100 and found.refused_bytes > 0, "the limit was never touched"
+    assert found.used_to_bytes + found.refused_bytes == 20000 * (100 + 500 + 1000)
+    assert found.used_to_bytes <= granted
+    assert world.datapath.counters()["contended"] == 0
+
+
+def _generous(contract: bytes, granted: int) -> Grant:
+    return Grant(contract, NEIGHBOUR, Role.SERVER, ip_network(host(4)), granted, GENEROUS, 600)
+
+
+def test_expired_and_blocked_are_dropped_and_never_queued(world: World) -> None:
+    world.grant(host(4), expires_in_s=0.4)
+    assert passes(world.lab.client, INTERNET[4])
+    end = time.monotonic() + 0.5
+    wait_until(lambda: time.monotonic() > end, "expiry")
+    assert not passes(world.lab.client, INTERNET[4])
+    world.grant(host(6), blocked=True)
+    assert not passes(world.lab.client, INTERNET[6])
+    counters = world.datapath.counters()
+    assert counters["refused_expired"] >= 1 and counters["refused_blocked"] >= 1
+    assert counters["passed_to_queue"] == 0
+
+
+def test_blocked_host_within_a_granted_prefix(world: World) -> None:
+    world.grant("10.77.0.0/16")
+    blocked = world.grant(host(4), blocked=True)
+    assert not passes(world.lab.client, INTERNET[4])
+    world.datapath.revoke([blocked])
+    assert passes(world.lab.client, INTERNET[4])
+
+
+def test_another_mac_or_interface_is_not_covered(world: World) -> None:
+    contract = world.grant(host(4))
+    sh("ip link set c0 address 02:00:00:00:00:99", world.lab.client)
+    sh(f"ip neigh replace {CLIENT[4]} lladdr 02:00:00:00:00:99 dev m0")
+    assert not passes(world.lab.client, INTERNET[4])
+    assert world.used(contract) == (0, 0)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_free_traffic(world: World, family: int) -> None:
+    wide, icmp = ip_network(INTERNET[family]).supernet(8), (1, 58)[family == 6]
+    contract = world.grant(host(family), granted_bytes=0)
+    world.datapath.apply(desired(free=(FreeRule(wide, 17, 9), FreeRule(ip_network(host(family)), icmp))))
+    assert passes(world.lab.client, INTERNET[family]), "free by protocol, both ways"
+    true_wire(world)
+    world.send_udp(INTERNET[family], 100, 5, port=9)
+    world.send_udp(INTERNET[family], 100, 5, port=10)
+    refused = 5 * (100 + HEADERS[family])
+    wait_until(lambda: world.reading(contract).refused_bytes == refused, "the other port isn't free")
+    assert received(world.lab.internet, family)[0] == 5
+    assert world.used(contract) == (0, 0)
+    world.datapath.apply(desired(free=()))
+    assert not passes(world.lab.client, INTERNET[family])
+
+
+ERROR = """
+import socket, sys
+address, limit, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+six = ':' in address
+s = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(3)
+s.setsockopt(*((41, 25, 1) if six else (0, 11, 1)))
+s.setsockopt(*((41, 16, limit) if six else (0, 2, limit)))
+s.setsockopt(*((41, 23, 2) if six else (0, 10, 2)))
+s.sendto(bytes(size), (address, 33434))
+try: s.recv(1)
+except OSError as error: print(error.errno)
+"""
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("too_big", [False, True])
+def test_icmp_errors_belong_to_what_they_quote(world: World, family: int, too_big: bool) -> None:
+    far, bits = {4: "10.77.9.9", 6: "fd00:77:9::9"}[family], {4: 32, 6: 128}[family]
+    sh(f"ip route add {far}/{bits} via {INTERNET[family]}")
+    sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1", world.lab.internet)
+    sh(
+        "ip link add far type veth peer name far2 && ip link set far2 up && ip link set far mtu 1280 up",
+        world.lab.internet,
+    )
+    sh(f"ip route add {far}/{bits} dev far", world.lab.internet)
+    true_wire(world)
+    contract = world.grant(f"{far}/{bits}")
+    size = 1300 if too_big else 100
+    done = subprocess.run(
+        python(world.lab.client, ERROR, far, "64" if too_big else "2", str(size)), capture_output=True, text=True
+    )
+    assert int(done.stdout or 0) == (90 if too_big else 113), "EMSGSIZE or EHOSTUNREACH came back to the sender"
+    packets, size_back = received(world.lab.client, family)
+    assert packets == 1 and world.used(contract) == (size + HEADERS[family], size_back)
+
+
+def test_without_a_contract_downloads_from_upstream_are_dropped(world: World) -> None:
+    assert not passes(world.lab.internet, CLIENT[4])
+    assert world.datapath.counters()["uncovered"] == 1
+    contract = world.grant("0.0.0.0/0")
+    assert passes(world.lab.internet, CLIENT[4]), "an inbound connection under a contract for everything"
+    assert world.used(contract) == (84, 84)
+
+
+def test_gateway_itself_is_free(world: World) -> None:
+    contract = world.grant("0.0.0.0/0")
+    assert passes(world.lab.client, "10.77.1.1") and passes(world.lab.client, "10.77.2.1")
+    assert world.used(contract) == (0, 0)
+
+
+def test_held_packets_are_charged_when_released(world: World) -> None:
+    async def scenario() -> list[HeldPacket]:
+        held: list[HeldPacket] = []
+
+        def on_held(packet: HeldPacket) -> None:
+            held.append(packet)
+            if len(held) == 1:
+                world.grant(host(4))
+            world.datapath.verdict(packet.handle, Verdict.REPEAT)
+
+        loop = asyncio.get_running_loop()
+        world.datapath.start(loop, on_held, lambda hints: None)
+        return held if await loop.run_in_executor(None, passes, world.lab.client, INTERNET[4]) else []
+
+    (packet,) = asyncio.run(scenario())
+    assert (packet.interface, packet.link_address, packet.length_bytes) == ("m0", world.mac, 84)
+    (reading,) = world.datapath.read()
+    assert (reading.used_to_bytes, reading.used_from_bytes) == (84, 84)
+    assert world.datapath.read() == []
+
+
+def test_few_packets_of_a_destination_are_held_and_floods_stay_in_the_kernel(world: World) -> None:
+    world.datapath.apply(desired(neighbour_rate=5, neighbour_burst=5))
+    world.send_udp(INTERNET[4], 100, 50)
+    counters = world.datapath.counters()
+    assert (counters["passed_to_queue"], counters["asked_before"]) == (8, 42)
+    for last in range(20):
+        world.send_udp(f"10.77.2.{100 + last}", 100, 1)
+    counters = world.datapath.counters()
+    assert counters["passed_to_queue"] + counters["over_rate"] == 28
+    assert counters["over_rate"] >= 10
+
+
+def test_hints_come_once(world: World) -> None:
+    contract = world.grant(host(4), granted_bytes=10_000, low_water_bytes=5_000)
+    empty = world.grant(host(6), granted_bytes=0)
+
+    async def scenario() -> list[Hint]:
+        hints: list[Hint] = []
+        enough = asyncio.Event()
+
+        def on_hints(arrived: object) -> None:
+            hints.extend(arrived)  # type: ignore[call-overload]
+            if len(hints) >= 4:
+                enough.set()
+
+        loop = asyncio.get_running_loop()
+        world.datapath.start(loop, lambda held: None, on_hints)
+        await loop.run_in_executor(None, world.send_udp, INTERNET[6], 100, 5)
+        await loop.run_in_executor(None, world.send_udp, INTERNET[4], 972, 20)
+        world.grant(host(4), contract=contract, granted_bytes=20_000, low_water_bytes=GENEROUS)
+        await loop.run_in_executor(None, world.send_udp, INTERNET[4], 972, 20)
+        await asyncio.wait_for(enough.wait(), 5)
+        return hints
+
+    low, depleted = HintKind.LOW, HintKind.DEPLETED
+    assert asyncio.run(scenario()) == [Hint(depleted, empty), Hint(low, contract), *[Hint(depleted, contract)] * 2]
+
+
+def test_a_reused_slot_counts_from_its_own_start(world: World) -> None:
+    world.datapath.clean_up(leave_closed=False)
+    world.datapath.set_up(desired(contracts_max=1))
+    world.datapath.set_neighbours([world.neighbour()])
+    first = world.grant(host(4), granted_bytes=84 * 2)
+    assert passes(world.lab.client, INTERNET[4]) and not passes(world.lab.client, INTERNET[4])
+    with pytest.raises(KernelError, match="CONTRACTS_MAX"):
+        world.grant(host(6))
+    (last,) = world.datapath.revoke([first, contract_id()])
+    assert (last.used_to_bytes, last.used_from_bytes, last.refused_bytes) == (84, 84, 84)
+    second = world.grant(host(4), granted_bytes=1000 + 84 * 2, used_to_base_bytes=600, used_from_base_bytes=400)
+    assert world.used(second) == (600, 400) and world.reading(second).refused_bytes == 0
+    assert passes(world.lab.client, INTERNET[4]) and not passes(world.lab.client, INTERNET[4])
+    assert world.used(second) == (684, 484)
+    third = contract_id()
+    world.datapath.revoke([second])
+    world.grant(host(4), contract=third, granted_bytes=500, used_to_base_bytes=600)
+    assert not passes(world.lab.client, INTERNET[4]), "granted less than was used before: nothing passes"

@@ -1,0 +1,135 @@
+"""Two real meters, one that sells and one that buys, over the same packets: what one bills, the other has counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+from kernel_lab import GATEWAY_TO_CLIENT, INTERNET, desired, passes, sh
+from meter_lab import GENEROUS, World, contract_id, metered, wait_until
+from pyroute2 import netns
+
+from ngp.core.messages import Role
+from ngp.modules.network.datapath import Datapath
+from ngp.ports import Grant, HeldPacket, KernelNeighbour, Reading, Verdict
+
+SELLER = 3
+BITS = {4: 32, 6: 128}
+EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
+
+
+class Pair:
+    """The lab's gateway sells to its client, and both meter."""
+
+    def __init__(self, world: World, buyer: Datapath) -> None:
+        self.world, self.buyer = world, buyer
+        self.sold = self.bought = b""
+
+    def agree(self, destination: str, granted_bytes: int = GENEROUS) -> None:
+        """Grant the contract as two daemons do: the client's meter knows of it before its accept leaves."""
+        self.bought = contract_id()
+        grant = Grant(
+            self.bought, SELLER, Role.CLIENT, ip_network(destination), granted_bytes, GENEROUS, expires_in_s=600
+        )
+        self.buyer.grant([grant])
+        self.sold = self.world.grant(destination, granted_bytes=granted_bytes)
+
+    def used(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Bytes to and from the destination, by the seller's and by the buyer's meter."""
+        (found,) = self.buyer.read([self.bought])
+        return self.world.used(self.sold), (found.used_to_bytes, found.used_from_bytes)
+
+    def same(self) -> bool:
+        """Say whether both meters show the same."""
+        sold, bought = self.used()
+        return sold == bought
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    with metered(tmp_path) as world, contextlib.ExitStack() as undo:
+        gateway = bytes.fromhex(sh("ip -br link show m0").split()[2].replace(":", ""))
+        netns.pushns(world.lab.client)
+        buyer = Datapath(tmp_path / "buyer")
+        undo.callback(_clean_up, buyer, world.lab.client)
+        buyer.set_up(desired(mesh_interfaces=("c0",), upstream_interfaces=(), sells=False, buys=True))
+        own = tuple(ip_address(GATEWAY_TO_CLIENT[family]) for family in (4, 6))
+        buyer.set_neighbours([KernelNeighbour(SELLER, "c0", gateway, own, False, True)])
+        netns.popns()
+        yield Pair(world, buyer)
+
+
+def _clean_up(buyer: Datapath, namespace: str) -> None:
+    netns.pushns(namespace)
+    buyer.clean_up(leave_closed=False)
+    netns.popns()
+
+
+async def _negotiate(pair: Pair, destination: str, held_least: int, send: object, *arguments: object) -> None:
+    """Send while nobody has agreed; agree when so many packets are held, and let them go."""
+    held: list[HeldPacket] = []
+
+    def on_held(packet: HeldPacket) -> None:
+        held.append(packet)
+        if not pair.sold and len(held) >= held_least:
+            pair.agree(destination)
+        if pair.sold:
+            while held:
+                pair.world.datapath.verdict(held.pop(0).handle, Verdict.REPEAT)
+
+    loop = asyncio.get_running_loop()
+    pair.world.datapath.start(loop, on_held, lambda hints: None)
+    await loop.run_in_executor(None, send, *arguments)  # type: ignore[arg-type]
+    while not pair.sold:
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("kind", ["ping", "udp", "tcp"])
+def test_both_meters_agree_from_the_first_packet_on(pair: Pair, family: int, wide: bool, kind: str) -> None:
+    address = INTERNET[family]
+    assert passes(pair.world.lab.client, GATEWAY_TO_CLIENT[family]), "the router's own address costs nothing"
+    destination = EVERYTHING[family] if wide else f"{address}/{BITS[family]}"
+    if kind == "ping":
+        asyncio.run(_negotiate(pair, destination, 1, passes, pair.world.lab.client, address))
+    elif kind == "tcp":
+        asyncio.run(_negotiate(pair, destination, 1, pair.world.tcp_both_ways, address, 300_000))
+    else:  # of 20 the server holds 8 and drops the rest
+        asyncio.run(_negotiate(pair, destination, 8, pair.world.send_udp, address, 100, 20))
+        pair.world.send_udp(address, 100, 5)
+    wait_until(pair.same, "both meters agree")
+    (to, back), _ = pair.used()
+    least = {"ping": 84, "udp": 13 * 128, "tcp": 300_000}[kind]
+    assert to >= least and (back >= least or kind == "udp")
+
+
+def test_both_meters_stop_at_the_limit_and_the_client_lets_pass(pair: Pair) -> None:
+    pair.agree(f"{INTERNET[4]}/32", granted_bytes=1000)
+    pair.world.send_udp(INTERNET[4], 272, 5)
+    wait_until(lambda: pair.world.reading(pair.sold).refused_bytes == 600, "the server saw all five, and refused two")
+    assert pair.used() == ((900, 0), (900, 0))
+    (bought,) = pair.buyer.read([pair.bought])
+    assert bought.refused_bytes == 600
+
+
+def test_what_was_sent_long_ago_or_to_another_is_not_counted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.world.send_udp(INTERNET[4], 100, 3)
+    pair.world.send_udp("10.77.2.99", 100, 3)
+    monkeypatch.setattr("ngp.modules.network.early._MAX_AGE_NS", 0)
+    pair.agree(f"{INTERNET[4]}/32")
+    assert pair.used() == ((0, 0), (0, 0))
+    monkeypatch.undo()
+    pair.agree(f"{INTERNET[4]}/32")
+    assert _bought(pair).used_to_bytes == 0, "taken once"
+    pair.agree("10.77.2.99/32", granted_bytes=200)
+    assert _bought(pair).used_to_bytes == 200, "no more than what was granted"
+
+
+def _bought(pair: Pair) -> Reading:
+    (found,) = pair.buyer.read([pair.bought])
+    return found

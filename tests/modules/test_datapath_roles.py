@@ -1,0 +1,185 @@
+"""The meter as a client, in the middle, and on interfaces without link addresses."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from kernel_lab import CLIENT, INTERNET, desired, passes, sh
+from meter_lab import World, metered, wait_until
+
+from ngp.core.messages import Role
+from ngp.ports import KernelNeighbour
+
+BEHIND = {4: "10.77.5.5", 6: "fd00:77:5::5"}
+EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
+PING = {4: 84, 6: 104}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Here the lab's client sells to us: behind it are addresses that we reach through it."""
+    with metered(tmp_path, buys=True, sells=False) as built:
+        for family in (4, 6):
+            length = {4: 32, 6: 128}[family]
+            sh(f"ip addr add {BEHIND[family]}/{length} dev lo", built.lab.client)
+            sh(f"ip route add {BEHIND[family]}/{length} via {CLIENT[family]}")
+        own = tuple(ip_address(CLIENT[family]) for family in (4, 6))
+        built.datapath.set_neighbours([built.neighbour(sells_to_us=True, buys_from_us=False, local_addresses=own)])
+        yield built
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_client_counts_what_it_bought_and_nothing_else(world: World, family: int) -> None:
+    wait_until(lambda: _ping(CLIENT[family]), "the next hop is known")
+    contract = world.grant(EVERYTHING[family], role=Role.CLIENT)
+    assert _ping(BEHIND[family])
+    each = PING[family]
+    wait_until(lambda: world.used(contract) == (each, each), "one ping both ways")
+    assert _ping(CLIENT[family]), "the neighbour's own address"
+    with socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_DGRAM) as link:
+        link.sendto(b"hello", (BEHIND[family], 10325))
+    if family == 6:
+        local = sh("cat /proc/net/if_inet6 | awk '$6 == \"c0\" && $1 ~ /^fe80/ {print $1}'", world.lab.client).strip()
+        groups = ":".join(local[at : at + 4] for at in range(0, 32, 4))
+        assert _ping(f"{groups}%m0")
+    # What the neighbour sends back to port 10325 is an ICMP error about it, from the address that is not its own.
+    to, back = world.used(contract)
+    assert to == each and back in (each, each + 20 + 8 + 33, each + 40 + 8 + 53)
+
+
+@pytest.mark.parametrize("changes", [{"granted_bytes": 0}, {"expires_in_s": -1}, {"blocked": True}])
+def test_a_client_lets_pass_what_it_does_not_count(world: World, changes: dict[str, int]) -> None:
+    contract = world.grant(EVERYTHING[4], role=Role.CLIENT, **changes)
+    assert _ping(BEHIND[4])
+    assert world.used(contract) == (0, 0)
+    wait_until(lambda: world.reading(contract).refused_bytes == 168, "counted apart, both ways")
+    counters = world.datapath.counters()
+    assert not any(counters[name] for name in counters if name.startswith("refused")), "refused by nobody here"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_household_behind_the_client_is_metered(world: World, family: int) -> None:
+    wait_until(lambda: passes(world.lab.internet, CLIENT[family]), "next hops are known")
+    contract = world.grant(EVERYTHING[family], role=Role.CLIENT)
+    assert passes(world.lab.internet, BEHIND[family])
+    each = PING[family]
+    wait_until(lambda: world.used(contract) == (each, each), "the LAN's ping is on our bill")
+
+
+def test_low_water_is_told_to_a_client_as_well(world: World) -> None:
+    contract = world.grant(EVERYTHING[4], role=Role.CLIENT, low_water_bytes=100)
+    assert _ping(BEHIND[4])
+    assert world.used(contract) == (84, 84)
+    assert world.datapath.counters()["hints_lost"] == 0
+
+
+def test_own_addresses_can_change(world: World) -> None:
+    contract = world.grant(f"{CLIENT[4]}/32", role=Role.CLIENT)
+    assert _ping(CLIENT[4]) and world.used(contract) == (0, 0)
+    world.datapath.set_neighbours([world.neighbour(sells_to_us=True, local_addresses=())])
+    assert _ping(CLIENT[4]) and world.used(contract) == (84, 84), "now it is a destination like any other"
+
+
+def _ping(address: str) -> bool:
+    try:
+        sh(f"ping -n -q -c 1 -W 1 {address}")
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.fixture
+def middle(tmp_path: Path) -> Iterator[World]:
+    """The gateway buys from the internet's router (on a mesh interface here) and sells to the client."""
+    with metered(tmp_path, buys=True, sells=True, mesh_interfaces=("m0", "up0"), upstream_interfaces=()) as built:
+        mac = bytes.fromhex(sh("cat /sys/class/net/i0/address", built.lab.internet).strip().replace(":", ""))
+        own = (ip_address("10.77.2.1"),)
+        built.datapath.set_neighbours([KernelNeighbour(8, "up0", mac, own, False, True)])
+        yield built
+
+
+def test_return_traffic_in_the_middle_is_the_downstream_clients(middle: World) -> None:
+    sold = middle.grant(f"{INTERNET[4]}/32")
+    bought = middle.grant("0.0.0.0/0", neighbour=8, role=Role.CLIENT)
+    assert passes(middle.lab.client, INTERNET[4])
+    assert middle.used(sold) == (84, 84)
+    assert middle.used(bought) == (84, 84)
+    middle.datapath.revoke([sold])
+    assert not passes(middle.lab.internet, CLIENT[4]), "what comes from a seller is not free for who has no contract"
+    assert middle.datapath.counters()["uncovered"] == 1
+
+
+def test_a_seller_cannot_send_through_our_other_purchases(middle: World) -> None:
+    """A packet that passed the gate as a return must not leave as something that we pay another seller for."""
+    middle.grant("0.0.0.0/0", neighbour=8, role=Role.CLIENT)
+    middle.datapath.set_neighbours([middle.neighbour(buys_from_us=False, sells_to_us=True)])
+    other = middle.grant("10.77.1.0/24", role=Role.CLIENT)
+    assert not passes(middle.lab.internet, CLIENT[4])
+    assert middle.used(other) == (0, 0)
+
+
+def test_who_has_no_contract_with_us_is_asked_about_and_not_let_through(middle: World) -> None:
+    sold = middle.grant("0.0.0.0/0")
+    assert not passes(middle.lab.client, INTERNET[4]), "the answer is neither sold to its sender nor bought from it"
+    assert middle.used(sold) == (84, 0)
+    assert middle.datapath.counters()["passed_to_queue"] == 1
+
+
+TUNSETIFF, IFF_TUN_NO_PI = 0x400454CA, 0x1001
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_layer_3_interfaces_are_told_apart_by_interface(tmp_path: Path, family: int) -> None:
+    with metered(tmp_path) as world:
+        tun = os.open("/dev/net/tun", os.O_RDWR)
+        try:
+            fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"tun9", IFF_TUN_NO_PI))
+            sh("sysctl -qw net.ipv6.conf.tun9.addr_gen_mode=1 && ip link set tun9 up")
+            sh("ip route add 10.77.7.0/24 dev tun9 && ip route add fd00:77:7::/64 dev tun9")
+            world.datapath.apply(desired(mesh_interfaces=("m0", "tun9")))
+            world.datapath.set_neighbours([KernelNeighbour(9, "tun9", b"", (), True, False)])
+            contract = world.grant(EVERYTHING[family], neighbour=9)
+            over_ethernet = world.grant(EVERYTHING[family])
+            source = {4: "10.77.7.2", 6: "fd00:77:7::2"}[family]
+            os.write(tun, _echo_request(family, source, INTERNET[family]))
+            assert len(_answer(tun, family)) == PING[family]
+            assert world.used(contract) == (PING[family], PING[family])
+            assert passes(world.lab.client, INTERNET[family])
+            assert world.used(over_ethernet) == (PING[family], PING[family])
+        finally:
+            os.close(tun)
+
+
+def _answer(tun: int, family: int) -> bytes:
+    """Read until the echo reply comes; the kernel says things of its own as well."""
+    while select.select([tun], [], [], 5)[0]:
+        packet = os.read(tun, 2048)
+        if packet[0] >> 4 == family and packet[{4: 20, 6: 40}[family]] == {4: 0, 6: 129}[family]:
+            return packet
+    raise AssertionError("no echo reply came")
+
+
+def _echo_request(family: int, source: str, destination: str) -> bytes:
+    addresses = ip_address(source).packed + ip_address(destination).packed
+    echo = bytes([8 if family == 4 else 128, 0, 0, 0]) + bytes(60)
+    pseudo = b"" if family == 4 else addresses + struct.pack("!II", len(echo), 58)
+    echo = echo[:2] + _checksum(pseudo + echo) + echo[4:]
+    if family == 6:
+        return struct.pack("!IHBB", 6 << 28, len(echo), 58, 64) + addresses + echo
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(echo), 0, 0, 64, 1, 0) + addresses
+    return head[:10] + _checksum(head) + head[12:] + echo
+
+
+def _checksum(data: bytes) -> bytes:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", ~total & 0xFFFF)

@@ -1,0 +1,317 @@
+"""The gate on paper (golden text) and on the real kernel, under both variants of iptables."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kernel_lab import CLIENT, INTERNET, Lab, desired, lab, passes, paths, pinned_filters, python, sh
+
+from ngp.errors import KernelError
+from ngp.modules.network import gate, xtables
+from ngp.modules.network.gate import Gate, GatePaths, clean_up, render
+from ngp.modules.network.xtables import LEGACY, NFT, Choice
+
+ON_PAPER = GatePaths(Path("/var/lib/ngp/bpf/paid"), Path("/var/lib/ngp/bpf/strict"), Path("/var/lib/ngp/bpf/unknown"))
+
+GOLDEN = """\
+*security
+:NGP_GATE - [0:0]
+:NGP_UNPAID - [0:0]
+-A NGP_GATE -o up0 -m bpf --object-pinned /var/lib/ngp/bpf/strict -j RETURN
+-A NGP_GATE -o up0 -g NGP_UNPAID
+-A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/paid -j RETURN
+-A NGP_GATE -g NGP_UNPAID
+-A NGP_UNPAID -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 10325
+-A NGP_UNPAID -j DROP
+-I FORWARD 1 -i m0 -j NGP_GATE
+-I FORWARD 2 -i m1 -j NGP_GATE
+COMMIT
+"""
+
+GOLDEN_NO_UPSTREAM = """\
+*security
+:NGP_GATE - [0:0]
+:NGP_UNPAID - [0:0]
+-A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/paid -j RETURN
+-A NGP_GATE -g NGP_UNPAID
+-A NGP_UNPAID -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 7
+-A NGP_UNPAID -j DROP
+-I FORWARD 1 -i wg0 -j NGP_GATE
+COMMIT
+"""
+
+OPERATOR = """\
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:own - [0:0]
+-A FORWARD -p tcp -m tcp --dport 25 -j DROP
+-A own -j RETURN
+COMMIT
+*mangle
+-A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+COMMIT
+*security
+:NGPLIKE - [0:0]
+-A FORWARD -o nowhere -j NGPLIKE
+-A NGPLIKE -p tcp -m tcp --dport 26 -j DROP
+COMMIT
+"""
+
+COMMANDS = ("iptables", "ip6tables")
+
+
+@pytest.fixture(scope="module")
+def filters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    with pinned_filters(tmp_path_factory.mktemp("pins")) as pinned:
+        yield pinned
+
+
+@pytest.fixture
+def hosts() -> Iterator[Lab]:
+    with lab() as built:
+        yield built
+
+
+@pytest.fixture(params=[NFT, LEGACY])
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The host's `iptables`, as far as the module sees it, is of this variant."""
+    monkeypatch.setattr(xtables, "detect", lambda: Choice(request.param, "chosen by the test"))
+    return str(request.param)
+
+
+def saved(variant: str) -> list[str]:
+    """All rules and policies of both families; not dates, versions and counters, which legacy resets at any change."""
+    texts = [sh(f"{command}-{variant}-save") for command in COMMANDS]
+    return [line.partition(" [")[0] for text in texts for line in text.splitlines() if not line.startswith("#")]
+
+
+def test_golden() -> None:
+    assert render(desired(), ON_PAPER, 4) == GOLDEN
+    assert render(desired(), ON_PAPER, 6) == GOLDEN
+    other = desired(mesh_interfaces=("wg0",), upstream_interfaces=(), queue_number=7)
+    assert render(other, ON_PAPER, 4) == GOLDEN_NO_UPSTREAM
+
+
+def test_no_gate_where_none_is_wanted() -> None:
+    assert render(desired(sells=False), ON_PAPER, 4) == ""
+    assert render(desired(families=frozenset({4})), ON_PAPER, 6) == ""
+
+
+@pytest.mark.parametrize("name", ["wlan+", "a b", 'a"b', "a\n-P FORWARD ACCEPT", "", "!x", "x" * 16])
+def test_an_interface_name_that_iptables_misreads_is_refused(name: str) -> None:
+    with pytest.raises(KernelError, match="interface name"):
+        render(desired(mesh_interfaces=(name,)), ON_PAPER, 4)
+
+
+def test_a_path_that_iptables_misreads_is_refused() -> None:
+    with pytest.raises(KernelError, match="STATE_DIR"):
+        render(desired(), GatePaths(Path("/a b"), ON_PAPER.paid_strict, ON_PAPER.unknown), 4)
+
+
+def test_apply_twice_changes_nothing_and_clean_up_restores(
+    hosts: Lab, filters: tuple[Path, Path], variant: str
+) -> None:
+    yes, no = filters
+    for command in COMMANDS:
+        subprocess.run([f"{command}-{variant}-restore"], input=OPERATOR, text=True, check=True)
+    before = saved(variant)
+    held = Gate(paths(yes, yes, no), desired())
+    assert held.apply() is True
+    with_gate = saved(variant)
+    assert [line for line in with_gate if "NGP_" not in line] == before
+    assert held.apply() is False and Gate(paths(yes, yes, no), desired()).apply() is False
+    assert held.standing() and saved(variant) == with_gate
+    assert held.apply(programs_changed=True) is True and saved(variant) == with_gate
+    clean_up(False, ("m0", "m1"))
+    assert saved(variant) == before and not held.standing()
+    clean_up(False, ("m0", "m1"))
+    assert saved(variant) == before
+
+
+def test_the_jump_is_the_one_that_iptables_itself_would_write(
+    hosts: Lab, filters: tuple[Path, Path], variant: str
+) -> None:
+    """Compared by masks as well, which listings don't show: a short one would match other interfaces."""
+    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    for command in COMMANDS:
+        for mesh in ("m0", "m1"):
+            sh(f"{command}-{variant} -t security -C FORWARD -i {mesh} -j NGP_GATE")
+
+
+def test_legacy_loads_no_table_but_its_own(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
+    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    loaded = ["security"] if variant == LEGACY else []
+    assert xtables.legacy_tables(4) == loaded and xtables.legacy_tables(6) == loaded
+
+
+def test_clean_up_takes_away_the_nft_tables_that_the_gate_made(
+    hosts: Lab, filters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xtables, "detect", lambda: Choice(NFT, "chosen by the test"))
+    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    clean_up(True, ("m0",))
+    clean_up(False, ())
+    assert sh("nft list ruleset") == ""
+
+
+def test_fewer_interfaces_or_families_leave_no_old_rule(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
+    held = Gate(paths(filters[0], filters[0], filters[1]), desired())
+    held.apply()
+    held.apply(desired(mesh_interfaces=("m0",), families=frozenset({4})))
+    assert not [line for line in saved(variant) if "m1" in line]
+    assert "NGP" not in sh(f"ip6tables-{variant}-save")
+    held.apply(desired(sells=False))
+    assert not [line for line in saved(variant) if "NGP" in line]
+
+
+def test_the_jump_is_moved_back_before_an_operators_accept(
+    hosts: Lab, filters: tuple[Path, Path], variant: str
+) -> None:
+    held = Gate(paths(filters[1], filters[1], filters[1]), desired())
+    held.apply()
+    for command in COMMANDS:
+        sh(f"{command}-{variant} -t security -I FORWARD 1 -j ACCEPT")
+        sh(f"{command}-{variant} -t security -A FORWARD -j NGP_GATE")
+        sh(f"{command}-{variant} -t security -A FORWARD -i m9 -j NGP_GATE")
+    assert passes(hosts.client, INTERNET[4]) and not held.standing()
+    assert held.apply() is True
+    for command in COMMANDS:
+        rules = sh(f"{command}-{variant} -t security -S FORWARD").splitlines()
+        jumps = ["-A FORWARD -i m0 -j NGP_GATE", "-A FORWARD -i m1 -j NGP_GATE"]
+        assert rules == ["-P FORWARD ACCEPT", *jumps, "-A FORWARD -j ACCEPT"]
+    assert not passes(hosts.client, INTERNET[4]) and not passes(hosts.client, INTERNET[6])
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_each_packet_is_judged_by_the_program_for_its_way(
+    hosts: Lab, filters: tuple[Path, Path], variant: str, family: int
+) -> None:
+    yes, no = filters
+    held = Gate(paths(no, yes, no), desired())
+    held.apply()
+    assert passes(hosts.client, INTERNET[family]), "strict says yes, towards upstream only strict is asked"
+    Gate(paths(yes, no, no), desired()).apply()
+    assert not passes(hosts.client, INTERNET[family]), "the general program must not pass what strict refused"
+    Gate(paths(yes, no, no), desired(upstream_interfaces=())).apply()
+    assert passes(hosts.client, INTERNET[family]), "no upstream: the general program decides"
+    Gate(paths(no, yes, no), desired(upstream_interfaces=())).apply()
+    assert not passes(hosts.client, INTERNET[family])
+
+
+@pytest.mark.parametrize("table", ["filter", "security"])
+def test_an_operators_drop_stays_in_force(hosts: Lab, filters: tuple[Path, Path], variant: str, table: str) -> None:
+    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    assert passes(hosts.client, INTERNET[4])
+    sh(f"iptables-{variant} -t {table} -A FORWARD -p icmp -j DROP")
+    assert not passes(hosts.client, INTERNET[4])
+
+
+def test_closed_drops_both_ways_until_the_gate_stands(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
+    held = Gate(paths(filters[0], filters[0], filters[1]), desired())
+    held.apply()
+    clean_up(True, ("m0", "m1"))
+    assert not [line for line in saved(variant) if "NGP_GATE" in line or "NGP_UNPAID" in line]
+    for family in (4, 6):
+        assert not passes(hosts.client, INTERNET[family])
+        assert not passes(hosts.internet, CLIENT[family])
+    assert held.apply() is True
+    assert not [line for line in saved(variant) if "NGP_CLOSED" in line]
+    assert passes(hosts.client, INTERNET[4]) and passes(hosts.client, INTERNET[6])
+    clean_up(False, ())
+
+
+def test_the_gate_left_in_the_other_variant_goes(
+    hosts: Lab, filters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variant in (LEGACY, NFT):
+        monkeypatch.setattr(xtables, "detect", lambda chosen=variant: Choice(chosen, "chosen by the test"))
+        Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    assert not [line for line in saved(LEGACY) if "NGP" in line]
+    assert [line for line in saved(NFT) if "NGP" in line]
+
+
+SEND = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+print("ready", flush=True)
+n = 0
+import select
+while not select.select([0], [], [], 0.0005)[0]:
+    s.sendto(b"x", (sys.argv[1], 9)); n += 1
+print(n)
+"""
+RECEIVE = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+s.bind((sys.argv[1], 9)); print("ready", flush=True)
+sys.stdin.readline()
+s.settimeout(0.3); n = 0
+try:
+    while s.recv(10): n += 1
+except TimeoutError: print(n)
+"""
+
+
+@pytest.mark.parametrize("paid", [True, False])
+def test_no_packet_meets_half_a_change(hosts: Lab, filters: tuple[Path, Path], variant: str, paid: bool) -> None:
+    yes, no = filters
+    says = yes if paid else no
+    held = Gate(paths(says, says, no), desired())
+    held.apply()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(python(hosts.internet, RECEIVE, INTERNET[4]), **pipes) as receiver:  # type: ignore[call-overload]
+        receiver.stdout.readline()
+        sender = subprocess.Popen(python(hosts.client, SEND, INTERNET[4]), **pipes)  # type: ignore[call-overload]
+        sender.stdout.readline()
+        for mesh in [("m0",), ("m0", "m1")] * 10:
+            held.apply(desired(mesh_interfaces=mesh))
+        sent = int(sender.communicate("\n")[0])
+        received = int(receiver.communicate("\n")[0])
+    assert sent > 50
+    assert received == (sent if paid else 0)
+
+
+def test_a_missing_pin_is_a_clear_error_and_leaves_the_gate(
+    hosts: Lab, filters: tuple[Path, Path], variant: str
+) -> None:
+    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    before = saved(variant)
+    with pytest.raises(KernelError, match="bpf|security"):
+        Gate(paths(filters[0].parent / "absent", filters[0], filters[1]), desired()).apply()
+    assert saved(variant) == before
+    assert gate.GATE in "".join(before)
+
+
+def test_the_legacy_lock_is_waited_for_and_then_named(
+    hosts: Lab, filters: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xtables, "detect", lambda: Choice(LEGACY, "chosen by the test"))
+    monkeypatch.setattr(xtables, "_LOCK_WAIT_S", 0.1)
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
+    held = Gate(paths(filters[0], filters[0], filters[1]), desired())
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(KernelError, match="fuser -v"):
+            held.apply()
+        assert "NGP" not in sh("iptables-legacy-save")
+    assert held.apply() is True
+
+
+def test_detection_follows_what_iptables_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(text: str) -> str:
+        monkeypatch.setattr(xtables, "run", lambda words, text_in="": text)
+        return xtables.detect().variant
+
+    assert answer("iptables v1.8.9 (nf_tables)\n") == NFT
+    assert answer("iptables v1.8.9 (legacy)\n") == LEGACY
+    assert answer("iptables v1.6.1\n") == LEGACY
+    monkeypatch.setattr(xtables, "find_command", lambda name: None)
+    with pytest.raises(KernelError, match="apt install iptables"):
+        xtables.detect()

@@ -1,0 +1,278 @@
+"""Host facts inside a network namespace, and what `ngp check` says about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, GATEWAY_TO_INTERNET, INTERNET, Lab, desired, lab, sh
+
+from ngp.config import load
+from ngp.daemon.desired import missing_names
+from ngp.modules.network import check as checks
+from ngp.modules.network import nat, xtables
+from ngp.modules.network.datapath import Datapath
+from ngp.modules.network.host import Host, expand_interfaces
+from ngp.ports import Check, DesiredNetwork
+
+
+@pytest.fixture
+def hosts() -> Iterator[Lab]:
+    with lab() as built:
+        sh(f"ip route add default via {INTERNET[4]} && ip -6 route add default via {INTERNET[6]}")
+        yield built
+
+
+@pytest.fixture
+def host(hosts: Lab) -> Iterator[Host]:
+    opened = Host()
+    yield opened
+    opened.close()
+    opened.close()
+
+
+def test_patterns() -> None:
+    names = ["lo", "wlan0", "wlan1", "eth0", "eth0.7", "wg0"]
+    assert expand_interfaces(names, ["wlan*"], []) == ("wlan0", "wlan1")
+    assert expand_interfaces(names, ["all"], ["eth0"]) == ("eth0.7", "wg0", "wlan0", "wlan1")
+    assert expand_interfaces(names, ["all", "eth0"], ["eth0", "wl*"]) == ("eth0.7", "wg0")
+    assert expand_interfaces(names, ["eth0", "absent", "lo"], []) == ("eth0",)
+    assert expand_interfaces(names, [], []) == ()
+
+
+def test_interfaces_are_those_of_the_namespace(hosts: Lab, host: Host) -> None:
+    sh("ip tuntap add dev tun0 mode tun && ip link add br0 type bridge && ip link set m1x master br0")
+    found = host.interfaces()
+    assert {"lo", "m0", "m1", "m1x", "up0", "tun0", "br0"} <= set(found) and "c0" not in found
+    assert found["m0"].has_link_addresses and len(found["m0"].link_address) == 6
+    assert not found["tun0"].has_link_addresses and found["tun0"].link_address == b""
+    assert found["m1x"].master == found["br0"].index and found["br0"].kind == "bridge"
+    assert host.has_link_addresses("m0") and not host.has_link_addresses("tun0")
+    assert not host.has_link_addresses("lo") and not host.has_link_addresses("absent")
+    assert host.mesh_interfaces(["all"], ["up0", "m1*"]) == ("br0", "m0", "tun0")
+
+
+def test_upstream_is_ignored_and_has_a_default_route(host: Host) -> None:
+    assert host.default_route_interfaces() == ("up0",)
+    assert host.upstream_interfaces(["up*", "m1"]) == ("up0",)
+    assert host.upstream_interfaces(["m0"]) == ()
+    sh("ip route del default && ip -6 route del default")
+    assert host.default_route_interfaces() == ()
+    sh(f"ip route add default nexthop via {INTERNET[4]} nexthop via {CLIENT[4]}")
+    assert host.default_route_interfaces() == ("m0", "up0")
+
+
+def test_own_addresses(host: Host) -> None:
+    wanted = {ip_address(text) for text in (*GATEWAY_TO_CLIENT.values(), *GATEWAY_TO_INTERNET.values())}
+    assert set(host.local_addresses()) == wanted
+    sh("ip addr add 192.0.2.1 peer 192.0.2.2 dev m1")
+    assert set(host.local_addresses()) - wanted == {ip_address("192.0.2.1")}
+
+
+@pytest.mark.parametrize(
+    ("destination", "prefix"),
+    [
+        ("192.0.2.5", "192.0.2.0/25"),
+        ("192.0.2.200", "0.0.0.0/0"),
+        ("10.77.1.9", None),
+        ("2001:db8:5::1", "2001:db8:5::/48"),
+        ("2001:db8:6::1", "::/0"),
+        ("198.51.100.7", None),
+        ("10.77.1.1", None),
+        ("fd00:77:1::1", None),
+    ],
+)
+def test_the_route_that_a_destination_takes(host: Host, destination: str, prefix: str | None) -> None:
+    sh(f"ip route add 192.0.2.0/25 via {INTERNET[4]} && ip -6 route add 2001:db8:5::/48 via {INTERNET[6]}")
+    sh("ip route add unreachable 198.51.100.0/24")
+    assert host.route_prefix(ip_address(destination)) == (ip_network(prefix) if prefix else None)
+
+
+def test_no_route_at_all_and_a_reopened_one(host: Host) -> None:
+    sh("ip -6 route del default")
+    destination = ip_address("2001:db8::1")
+    assert host.route_prefix(destination) is None
+    sh(f"ip -6 route add 2001:db8::/32 via {INTERNET[6]}")
+    assert host.route_prefix(destination) is None, "remembered for a few seconds"
+    host.forget()
+    assert host.route_prefix(destination) == ip_network("2001:db8::/32")
+
+
+def test_many_changes_ring_once_and_answers_are_fresh(host: Host) -> None:
+    async def body() -> None:
+        rings: asyncio.Queue[None] = asyncio.Queue()
+        destination = ip_address("203.0.113.9")
+        assert host.route_prefix(destination) == ip_network("0.0.0.0/0")
+        host.watch(asyncio.get_running_loop(), lambda: rings.put_nowait(None), pause_s=0.3)
+        adds = " && ".join(f"ip route add 203.0.{third}.0/24 via {INTERNET[4]}" for third in range(100, 120))
+        sh(adds)
+        await asyncio.wait_for(rings.get(), 5)
+        assert rings.empty() and host.route_prefix(destination) == ip_network("203.0.113.0/24")
+        for change in ("ip link set m1 down", "ip addr add 192.0.2.9/32 dev m0", "ip link del m1"):
+            sh(change)
+            await asyncio.wait_for(rings.get(), 5)
+        assert "m1" not in host.interfaces()
+
+    asyncio.run(body())
+
+
+def by_name(wanted: DesiredNetwork) -> dict[str, Check]:
+    return {line.name: line for line in checks.check(wanted)}
+
+
+def test_check_of_a_sound_gateway_touches_nothing(hosts: Lab) -> None:
+    before = [sh("nft list ruleset"), xtables.legacy_tables(4), xtables.legacy_tables(6)]
+    lines = by_name(desired())
+    assert [line for line in lines.values() if not line.ok] == []
+    assert lines["xt_bpf IPv4"].found == lines["NFQUEUE IPv6"].found == "works"
+    assert "-s 10.77.1.0/24 -o up0 -j MASQUERADE" in lines["NAT on up0"].found
+    assert [sh("nft list ruleset"), xtables.legacy_tables(4), xtables.legacy_tables(6)] == before
+
+
+def test_check_names_what_is_wrong_with_the_command_that_mends_it(hosts: Lab) -> None:
+    sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
+    sh("ip link add br0 type bridge && ip link set m1 master br0")
+    lines = by_name(desired(mesh_interfaces=("m1", "up0", "absent0")))
+    assert lines["forwarding IPv4"].remedy == "sysctl -w net.ipv4.ip_forward=1"
+    assert lines["forwarding IPv6"].remedy == "sysctl -w net.ipv6.conf.all.forwarding=1"
+    assert "bridge br0" in lines["interface m1"].found and "nomaster" in lines["interface m1"].remedy
+    assert not lines["interface up0"].ok and "MESH_INTERFACES" in lines["interface up0"].remedy
+    assert not lines["interface absent0"].ok
+    for name in ("forwarding IPv4", "forwarding IPv6"):
+        sh(lines[name].remedy)
+    sh("sysctl -w net/ipv4/conf/m0/forwarding=0 && iptables-nft -t nat -A POSTROUTING -o up0 -j MASQUERADE")
+    lines = by_name(desired())
+    assert lines["forwarding IPv4"].remedy == "sysctl -w net/ipv4/conf/m0/forwarding=1"
+    assert lines["forwarding IPv6"].ok and "MASQUERADE" in lines["NAT on up0"].found
+    sh(lines["forwarding IPv4"].remedy)
+    assert by_name(desired())["forwarding IPv4"].ok
+
+
+FLOWTABLES = """{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"flowtable": {"family": "inet", "name": "fast",
+ "table": "fw", "handle": 2, "hook": "ingress", "prio": 0, "dev": %s}}]}"""
+
+
+@pytest.mark.parametrize("devices", ['["lan0", "m0"]', '"m0"'])
+def test_check_refuses_flow_offloading(hosts: Lab, monkeypatch: pytest.MonkeyPatch, devices: str) -> None:
+    """This kernel may lack flowtables, so nft's words are given; the words are those of nft 1.0.6."""
+    really_run = xtables.run
+
+    def answer(words: list[str], text: str = "") -> str:
+        return FLOWTABLES % devices if "flowtables" in words else really_run(words, text)
+
+    monkeypatch.setattr(checks, "run", answer)
+    line = by_name(desired())["flow offloading"]
+    assert not line.ok and "m0" in line.found and "nft delete flowtable inet fw fast" in line.remedy
+    assert by_name(desired(mesh_interfaces=("m1",)))["flow offloading"].ok
+
+
+def test_check_asks_no_forwarding_of_who_only_buys(hosts: Lab) -> None:
+    sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
+    line = by_name(desired(sells=False, buys=True))["forwarding IPv4"]
+    assert line.ok and "SELL is no" in line.found and not line.remedy
+    assert not by_name(desired())["forwarding IPv4"].ok
+
+
+def test_check_says_for_each_mesh_network_whether_it_is_translated(hosts: Lab) -> None:
+    sh(f"ip route add 10.99.0.0/16 via {CLIENT[4]} && ip route add 10.98.0.0/16 via {INTERNET[4]}")
+    sh("iptables-nft -t nat -A POSTROUTING -s 10.77.1.0/24 -o up0 -j MASQUERADE")
+    lines = by_name(desired())["NAT on up0"].found.splitlines()
+    assert lines[0].startswith("10.77.1.0/24 translated: -A POSTROUTING")
+    assert lines[1].startswith("10.99.0.0/16 routed as it is") and "-s 10.99.0.0/16 -o up0 -j MASQUERADE" in lines[1]
+    assert lines[2].startswith("fd00:77:1::/64 routed as it is") and "ip6tables" in lines[2]
+    assert len(lines) == 3
+    sh(lines[1].partition("run: ")[2])
+    assert "10.99.0.0/16 translated" in by_name(desired())["NAT on up0"].found
+    assert "NAT on up0" not in by_name(desired(sells=False, buys=True))
+
+
+def test_check_asks_the_kernel_for_the_way_back(hosts: Lab) -> None:
+    line = by_name(desired())["way back to m0"]
+    assert line.ok and line.found == "10.77.1.0/24, fd00:77:1::/64"
+    sh("ip route add 10.77.1.0/25 dev up0")
+    line = by_name(desired())["way back to m0"]
+    assert not line.ok and line.found == "10.77.1.0/24 goes to up0" and "ip route get 10.77.1." in line.remedy
+    sh("ip route replace unreachable 10.77.1.0/25")
+    assert "10.77.1.0/24 goes to nowhere" in by_name(desired())["way back to m0"].found
+
+
+def test_check_looks_for_a_way_into_the_mesh_where_ngp_buys(hosts: Lab) -> None:
+    buyer = desired(sells=False, buys=True, upstream_interfaces=())
+    line = by_name(buyer)["way out"]
+    assert not line.ok and "IPv4 by up0, not a mesh interface" in line.found and "dev m0" in line.remedy
+    sh("ip route del default && ip -6 route del default")
+    line = by_name(buyer)["way out"]
+    assert not line.ok and line.found == "IPv4 none; IPv6 none"
+    sh(f"ip route add 10.99.0.0/16 via {CLIENT[4]}")
+    assert by_name(buyer)["way out"].ok
+    sh(f"ip route add default via {CLIENT[4]}")
+    line = by_name(buyer)["way out"]
+    assert line.ok and line.found == "IPv4 by m0; IPv6 none"
+    assert "way out" not in by_name(desired(sells=False, buys=True))
+
+
+@pytest.mark.parametrize(
+    ("rule", "network", "interface", "said"),
+    [
+        ("-A POSTROUTING -j MASQUERADE", "10.1.0.0/16", "up0", "translated: "),
+        ("-A POSTROUTING -o up+ -j SNAT --to-source 192.0.2.1", "10.1.0.0/16", "up0", "translated: "),
+        ("-A POSTROUTING -o wan0 -j MASQUERADE", "10.1.0.0/16", "up0", ""),
+        ("-A POSTROUTING ! -o up0 -j MASQUERADE", "10.1.0.0/16", "up0", ""),
+        ("-A POSTROUTING -s 10.0.0.0/8 -o up0 -j MASQUERADE", "10.1.0.0/16", "up0", "translated: "),
+        ("-A POSTROUTING -s 10.1.2.0/24 -o up0 -j MASQUERADE", "10.1.0.0/16", "up0", "translated in part"),
+        ("-A POSTROUTING ! -s 10.1.0.0/16 -o up0 -j MASQUERADE", "10.1.0.0/16", "up0", ""),
+        ('-A POSTROUTING -o up0 -m comment --comment "to -s all" -j MASQUERADE', "10.1.0.0/16", "up0", "translated: "),
+        ("-A POSTROUTING -o up0 -m mark --mark 0x1 -j MASQUERADE", "10.1.0.0/16", "up0", "translated in part"),
+        ("-A zone_wan -o up0 -j MASQUERADE", "10.1.0.0/16", "up0", "translated in part"),
+        ("-A POSTROUTING -o up0 -j ACCEPT", "10.1.0.0/16", "up0", ""),
+        ("-A POSTROUTING -j MASQUERADE", "fd00::/64", "up0", ""),
+    ],
+)
+def test_nat_rules_of_iptables(rule: str, network: str, interface: str, said: str) -> None:
+    found = nat.of_network(nat.parse_saved(["*nat", rule], 4), ip_network(network), interface)
+    assert found.startswith(said) and bool(found) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("rule", "network", "said"),
+    [
+        ("masquerade", "10.1.0.0/16", "translated: "),
+        ('oifname "up0" counter packets 6 bytes 480 masquerade', "fd00::/64", "translated: "),
+        ('oifname { "up0", "wan*" } ip saddr 10.0.0.0/8 masquerade random', "10.1.0.0/16", "translated: "),
+        ('oifname != "up0" masquerade', "10.1.0.0/16", ""),
+        ("ip saddr { 10.2.0.0/16, 10.3.0.0/16 } oif up0 snat to 192.0.2.1", "10.1.0.0/16", ""),
+        ("ip saddr @mesh snat to 192.0.2.1", "10.1.0.0/16", "translated in part"),
+        ("ip saddr 10.1.2.0-10.1.2.9 masquerade", "10.1.0.0/16", "translated in part"),
+        ("meta nfproto ipv4 masquerade", "fd00::/64", ""),
+        ("tcp dport 80 masquerade", "10.1.0.0/16", "translated in part"),
+        ('oifname "up0" counter packets 6 bytes 480 xt target "MASQUERADE"', "10.1.0.0/16", ""),
+    ],
+)
+def test_nat_rules_of_nft(rule: str, network: str, said: str) -> None:
+    text = f"table inet fw {{\n\tchain post {{\n\t\ttype nat hook postrouting priority srcnat;\n\t\t{rule}\n\t}}\n}}\n"
+    found = nat.of_network(nat.parse_ruleset(text), ip_network(network), "up0")
+    assert found.startswith(said) and bool(found) == bool(said)
+    other = text.replace("type nat hook postrouting priority srcnat;", "")
+    assert not nat.of_network(nat.parse_ruleset(other), ip_network(network), "up0").startswith("translated:")
+
+
+def test_check_refuses_a_path_that_iptables_would_misread(hosts: Lab, tmp_path: Path) -> None:
+    lines = {line.name: line for line in Datapath(tmp_path / "a b").check(desired())}
+    assert not lines["gate"].ok and "a b" in lines["gate"].found and "STATE_DIR" in lines["gate"].found
+
+
+def test_check_names_interfaces_that_do_not_exist(hosts: Lab, tmp_path: Path) -> None:
+    text = "MESH_INTERFACES: [m0, m7, 'wg*', 'm?']\nIGNORE_INTERFACE: [up0, up7]\n"
+    (tmp_path / "net.conf").write_text(text)
+    network = Datapath(tmp_path)
+    lines = {line.name: line for line in missing_names(load(tmp_path / "net.conf"), network)}
+    network.close()
+    assert {name: line.ok for name, line in lines.items()} == {
+        "interface m7": False,
+        "interface wg*": True,
+        "interface up7": False,
+    }
+    assert lines["interface up7"].remedy.startswith("correct IGNORE_INTERFACE")

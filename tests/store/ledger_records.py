@@ -1,0 +1,84 @@
+"""Records for the ledger's tests; every builder takes the fields that a test cares about."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from ngp.core.messages import Role
+from ngp.core.records import (
+    AccountRecord,
+    ContractRecord,
+    Direction,
+    JournalRecord,
+    NeighbourRecord,
+    PaymentKind,
+    PaymentRecord,
+    PaymentState,
+)
+
+NOW = 1_800_000_000
+DAY = 86_400
+ALICE = b"A" * 32
+BOB = b"B" * 32
+
+
+def preimage(number: int) -> bytes:
+    return hashlib.sha256(b"preimage %d" % number).digest()
+
+
+def payment_hash(number: int) -> bytes:
+    return hashlib.sha256(preimage(number)).digest()
+
+
+def contract_id(number: int) -> bytes:
+    return hashlib.sha256(b"contract %d" % number).digest()[:16]
+
+
+def neighbour(identity: bytes = ALICE, **changes: Any) -> NeighbourRecord:
+    values: dict[str, Any] = {
+        "identity": identity, "interface": "mesh0", "link_address": b"\x02\0\0\0\0\1", "boot": 1, "sells": True,
+        "buys": False,
+        "blocked": False, "first_seen_s": NOW, "last_seen_s": NOW,
+    }  # fmt: skip
+    return NeighbourRecord(**{**values, **changes})
+
+
+def account(identity: bytes = ALICE, role: Role = Role.SERVER, **changes: Any) -> AccountRecord:
+    values: dict[str, Any] = {
+        "identity": identity, "role": role, "paid_msat": 0, "charged_msat": 0, "refunded_msat": 0,
+        "grace_debt_bytes": 0, "grace_until_s": 0, "billed_msat": 0,
+    }  # fmt: skip
+    return AccountRecord(**{**values, **changes})
+
+
+def contract(number: int, identity: bytes = ALICE, role: Role = Role.SERVER, **changes: Any) -> ContractRecord:
+    values: dict[str, Any] = {
+        "contract": contract_id(number), "role": role, "identity": identity, "interface": "mesh0",
+        "link_address": b"\x02\0\0\0\0\1", "destination": "2001:db8::/64",
+        "state": "active", "reason": "", "prices": ((0, 5 << 20), (4096, 6 << 20)),
+        "data_limit_bytes": 1 << 24, "lifetime_s": 600, "granted_bytes": 1 << 20, "used_to_bytes": 0,
+        "used_from_bytes": 0,
+        "charged_msat": 0, "billed_bytes": 0, "opened_at_s": NOW, "expires_at_s": NOW + 600, "closed_at_s": 0,
+    }  # fmt: skip
+    return ContractRecord(**{**values, **changes})
+
+
+def payment(
+    number: int, direction: Direction = Direction.IN, state: PaymentState = PaymentState.OPEN, **changes: Any
+) -> PaymentRecord:
+    values: dict[str, Any] = {
+        "direction": direction, "payment_hash": payment_hash(number), "kind": PaymentKind.TOP_UP, "identity": ALICE,
+        "amount_msat": 1000, "fee_msat": 0, "state": state,
+        "bolt11": "lnbcrt" + "q" * 300, "preimage": preimage(number),
+        "created_at_s": NOW, "settled_at_s": 0, "reason": "",
+    }  # fmt: skip
+    return PaymentRecord(**{**values, **changes})
+
+
+def journal(kind: str = "contract", **changes: Any) -> JournalRecord:
+    values: dict[str, Any] = {
+        "time_s": NOW, "kind": kind, "identity": ALICE, "contract": b"", "amount_msat": 0,
+        "payment_hash": b"", "state": "active",
+    }
+    return JournalRecord(**{**values, **changes})

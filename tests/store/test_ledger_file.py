@@ -1,0 +1,296 @@
+"""Opening refuses whatever is not a whole ledger, migrates, backs up, and a full disk harms nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ledger_records import NOW, contract, journal, neighbour, payment
+
+import ngp
+from ngp.errors import LedgerError
+from ngp.store import file, schema
+from ngp.store.ledger import Ledger
+
+ROOT = Path(ngp.__file__).parent.parent
+
+
+def filled(path: Path) -> Path:
+    ledger = Ledger.open(path)
+    ledger.commit([neighbour(), *(contract(i) for i in range(200)), payment(1)])
+    ledger.close()
+    return path
+
+
+def cut_to(size: int) -> object:
+    return lambda path: os.truncate(path, size)
+
+
+def overwrite(offset: int, data: bytes) -> object:
+    def damage(path: Path) -> None:
+        with path.open("r+b") as opened:
+            opened.seek(offset)
+            opened.write(data)
+
+    return damage
+
+
+def run(sql: str) -> object:
+    def damage(path: Path) -> None:
+        with sqlite3.connect(path) as connection:
+            connection.executescript(sql)
+        connection.close()
+
+    return damage
+
+
+DAMAGES = {
+    "empty": cut_to(0),
+    "a few bytes": cut_to(50),
+    "one page": cut_to(4096),
+    "cut in half": cut_to(32768),
+    "text": overwrite(0, b"hello, this is a text and no database at all"),
+    "noise in the schema": overwrite(100, os.urandom(3000)),
+    "noise in the tables": overwrite(4096, b"\xa5" * 40000),
+    "foreign": run("PRAGMA application_id=7"),
+    "newer": run("PRAGMA user_version=99"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_is_not_a_whole_ledger_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    path = filled(tmp_path / "ledger.db")
+    DAMAGES[name](path)  # type: ignore[operator]
+    before = path.read_bytes()
+    with pytest.raises(LedgerError) as caught:
+        Ledger.open(path)
+    assert str(path) in str(caught.value)
+    assert "ngp backup" in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_a_pipe_and_a_dangling_link_are_no_ledgers(tmp_path: Path) -> None:
+    folder, pipe, link = tmp_path / "folder", tmp_path / "pipe", tmp_path / "link"
+    folder.mkdir()
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path / "nowhere")
+    for path in (folder, pipe, link):
+        with pytest.raises(LedgerError, match=path.name):
+            Ledger.open(path)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_gone_from_beside_its_wal_is_not_replaced_by_a_blank_one(tmp_path: Path) -> None:
+    path = filled(tmp_path / "ledger.db")
+    path.rename(tmp_path / "elsewhere")
+    (tmp_path / "ledger.db-wal").write_bytes(b"x")
+    with pytest.raises(LedgerError, match="blank"):
+        Ledger.open(path)
+    assert not path.exists()
+
+
+def test_a_creation_that_was_killed_half_way_is_begun_again(tmp_path: Path) -> None:
+    (tmp_path / ".ledger.db.new").write_bytes(b"half")
+    assert Ledger.open(tmp_path / "ledger.db").next_boot() == 1
+
+
+def test_an_open_file_mode_is_tightened(tmp_path: Path) -> None:
+    path = filled(tmp_path / "ledger.db")
+    path.chmod(0o644)
+    Ledger.open(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_file_can_shrink_and_keeps_its_log_small(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ask = ledger._connection.execute
+    assert ask("PRAGMA auto_vacuum").fetchone() == (2,)
+    assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert ask("PRAGMA journal_size_limit").fetchone()[0] > 0
+
+
+def test_only_durable_commits_flush_the_disk(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    levels = []
+    for durable in (False, True, True, False):
+        ledger.commit([neighbour()], durable=durable)
+        levels.append(ledger._connection.execute("PRAGMA synchronous").fetchone()[0])
+    assert levels == [1, 2, 2, 1]
+
+
+# --- migration --------------------------------------------------------------------------------------------------------
+
+
+def test_an_older_ledger_is_copied_and_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = filled(tmp_path / "ledger.db")
+    second = ("ALTER TABLE accounts ADD COLUMN note TEXT NOT NULL DEFAULT ''",)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, second))
+    ledger = Ledger.open(path)
+    assert ledger._connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert len(ledger.contracts()) == 200
+    copy = tmp_path / "ledger.db.before-2"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    monkeypatch.undo()
+    assert len(Ledger.open(copy).contracts()) == 200
+
+
+def test_a_migration_that_fails_half_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = filled(tmp_path / "ledger.db")
+    broken = ("DROP TABLE contracts", "ALTER TABLE nowhere ADD COLUMN x")
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+    with pytest.raises(LedgerError, match="nowhere"):
+        Ledger.open(path)
+    monkeypatch.undo()
+    assert len(Ledger.open(path).contracts()) == 200
+
+
+# --- backup -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_backup_of_a_running_ledger_restores(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.commit([contract(1), payment(1)])
+    target = tmp_path / "copy.db"
+    ledger.backup(target)
+    ledger.commit([contract(2)])
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    restored = tmp_path / "new" / "ledger.db"
+    restored.parent.mkdir()
+    shutil.copy(target, restored)
+    assert Ledger.open(restored).load(NOW).contracts == (contract(1),)
+    ledger.backup(target)  # an older backup may be replaced
+    assert len(Ledger.open(target).contracts()) == 2
+    assert sorted(item.name for item in tmp_path.iterdir() if item.name.startswith(".")) == []
+
+
+def test_a_backup_overwrites_neither_files_of_others_nor_a_running_ledger(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    text, link, folder = tmp_path / "text", tmp_path / "link", tmp_path / "folder"
+    text.write_text("mine")
+    link.symlink_to(text)
+    folder.mkdir()
+    filled(tmp_path / "other.db")
+    for target in (text, link, folder, tmp_path / "ledger.db", tmp_path / "other.db"):
+        with pytest.raises(LedgerError, match="no ngp backup"):
+            ledger.backup(target)
+    with pytest.raises(LedgerError, match="backup .*copy.db: No such file or directory; name a file in a folder"):
+        ledger.backup(tmp_path / "nowhere" / "copy.db")
+    assert text.read_text() == "mine"
+    assert len(Ledger.open(tmp_path / "other.db").contracts()) == 200
+
+
+# --- trouble with the disk --------------------------------------------------------------------------------------------
+
+
+def test_a_full_database_leaves_the_ledger_as_it_was(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.commit([contract(0)])
+    ledger._connection.execute("PRAGMA max_page_count=60")
+    with pytest.raises(LedgerError, match="full"):
+        ledger.commit([neighbour(), *(contract(i) for i in range(1, 2000))])
+    assert ledger.contracts() == [contract(0)]
+    assert ledger.load(NOW).neighbours == ()
+    ledger.commit([contract(1)])
+    assert len(ledger.contracts()) == 2
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[2], sys.argv[3]]
+from ledger_records import contract, journal
+from ngp.errors import LedgerError
+from ngp.store.ledger import Ledger
+path = Path(sys.argv[1]) / "ledger.db"
+ledger = Ledger.open(path)
+stored = 0
+try:
+    while stored < 100_000:
+        ledger.commit([contract(i) for i in range(stored, stored + 50)], durable=True)
+        stored += 50
+except LedgerError as error:
+    assert "full" in str(error) or "I/O" in str(error), error
+assert 0 < stored < 100_000, stored
+assert len(ledger.contracts()) == stored
+try:
+    ledger.backup(Path(sys.argv[1]) / "copy.db")
+except LedgerError:
+    pass
+ledger.close()
+(Path(sys.argv[1]) / "ballast").unlink()
+again = Ledger.open(path)
+assert len(again.contracts()) == stored, (len(again.contracts()), stored)
+again.commit([journal()], durable=True)
+print("kept", stored)
+"""
+
+READ_ONLY = """
+import sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[2], sys.argv[3]]
+from ngp.errors import LedgerError
+from ngp.store.ledger import Ledger
+try:
+    Ledger.open(Path(sys.argv[1]) / "ledger.db")
+except LedgerError as error:
+    print("kept", error)
+"""
+
+
+def in_mount(folder: Path, prepare: str, script: str) -> str:
+    """Run a script in a mount namespace of its own, which ends with it."""
+    command = ["unshare", "-m", "sh", "-ec", prepare + '; exec "$@"', "sh", sys.executable, "-c", script]
+    arguments = [str(folder), str(ROOT), str(Path(__file__).parent)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path: Path) -> None:
+    prepare = f"mount -t tmpfs -o size=2m none {tmp_path}; head -c 262144 /dev/zero > {tmp_path}/ballast"
+    assert in_mount(tmp_path, prepare, FULL_DISK).startswith("kept")
+
+
+def test_a_read_only_file_system_is_named_at_the_start(tmp_path: Path) -> None:
+    filled(tmp_path / "ledger.db")
+    prepare = f"mount --bind {tmp_path} {tmp_path}; mount -o remount,ro,bind {tmp_path}"
+    said = in_mount(tmp_path, prepare, READ_ONLY)
+    assert "ledger.db" in said
+    assert "writable" in said
+
+
+def test_after_a_rollback_that_fails_nothing_more_is_written(tmp_path: Path) -> None:
+    class Failing:
+        in_transaction = True
+
+        def execute(self, sql: str, *_: object) -> None:
+            if not sql.startswith(("BEGIN", "PRAGMA")):
+                raise sqlite3.OperationalError("disk I/O error")
+
+        executemany = execute
+
+        def close(self) -> None:
+            closed.append(True)
+
+    closed: list[bool] = []
+    ledger = Ledger(tmp_path / "ledger.db", Failing())  # type: ignore[arg-type]
+    with pytest.raises(LedgerError, match="I/O"):
+        ledger.commit([journal()])
+    with pytest.raises(LedgerError, match="could not be undone"):
+        ledger.commit([journal()])
+    assert closed
+
+
+def test_errors_name_the_remedy() -> None:
+    path = Path("/var/lib/ngp/ledger.db")
+    for code, remedy in ((sqlite3.SQLITE_FULL, "free some space"), (sqlite3.SQLITE_BUSY, "end that program"),
+                         (sqlite3.SQLITE_CORRUPT, "ngp backup"), (sqlite3.SQLITE_READONLY, "writable")):  # fmt: skip
+        error = sqlite3.OperationalError("said")
+        error.sqlite_errorcode = code
+        assert remedy in str(file.failure(path, error))

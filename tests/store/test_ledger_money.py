@@ -1,0 +1,284 @@
+"""Money is conserved: under any interleaving of payments, charges, replays, refusals, restarts and pruning."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from ledger_records import (
+    ALICE,
+    BOB,
+    DAY,
+    NOW,
+    account,
+    contract,
+    contract_id,
+    journal,
+    payment,
+)
+
+from ngp.core.messages import Role
+from ngp.core.records import (
+    AccountRecord,
+    ContractRecord,
+    CursorRecord,
+    Direction,
+    PaymentKind,
+    PaymentRecord,
+    PaymentState,
+    Record,
+)
+from ngp.errors import LedgerError
+from ngp.store.ledger import Ledger
+
+KEYS = [(ALICE, Role.SERVER), (ALICE, Role.CLIENT), (BOB, Role.SERVER), (BOB, Role.CLIENT)]
+keys = st.sampled_from(KEYS)
+amounts = st.integers(0, 10**12)
+END = {Direction.IN: PaymentState.SETTLED, Direction.OUT: PaymentState.SUCCEEDED}
+BEGIN = {Direction.IN: PaymentState.OPEN, Direction.OUT: PaymentState.PENDING}
+
+
+class Bookkeeping(RuleBasedStateMachine):
+    """A daemon that keeps its accounts in memory and writes what it does, as the core would."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "ledger.db"
+        self.ledger = Ledger.open(self.path)
+        self.now = NOW
+        self.count = 0
+        self.accounts: dict[tuple[bytes, Role], AccountRecord] = {key: account(*key) for key in KEYS}
+        self.running: dict[bytes, ContractRecord] = {}
+        self.waiting: dict[bytes, PaymentRecord] = {}
+        self.settled: list[list[Record]] = []
+        self.spent_msat = 0
+
+    @rule(key=keys, amount=amounts, fee=st.integers(0, 1000), refund=st.booleans())
+    def start_payment(self, key: tuple[bytes, Role], amount: int, fee: int, refund: bool) -> None:
+        self.count += 1
+        direction = Direction.IN if (key[1] is Role.SERVER) is not refund else Direction.OUT
+        kind = PaymentKind.REFUND if refund else PaymentKind.TOP_UP
+        started = payment(
+            self.count, direction, BEGIN[direction], identity=key[0], amount_msat=amount, kind=kind,
+            fee_msat=fee if direction is Direction.OUT else 0, created_at_s=self.now,
+        )  # fmt: skip
+        self.waiting[started.payment_hash] = started
+        self.ledger.commit([started], durable=True)
+
+    @rule(data=st.data(), paid=st.booleans(), replay=st.booleans())
+    def end_payment(self, data: st.DataObject, paid: bool, replay: bool) -> None:
+        if not self.waiting:
+            return
+        ended = self.waiting.pop(data.draw(st.sampled_from(sorted(self.waiting))))
+        if not paid:
+            state = PaymentState.CANCELLED if ended.direction is Direction.IN else PaymentState.FAILED
+            self.ledger.commit([replace(ended, state=state, settled_at_s=self.now)], durable=True)
+            return
+        ended = replace(ended, state=END[ended.direction], settled_at_s=self.now)
+        refund = ended.kind is PaymentKind.REFUND
+        key = (ended.identity, Role.SERVER if (ended.direction is Direction.IN) is not refund else Role.CLIENT)
+        total = "refunded_msat" if refund else "paid_msat"
+        self.accounts[key] = replace(
+            self.accounts[key], **{total: getattr(self.accounts[key], total) + ended.amount_msat}
+        )
+        line = journal(
+            "refund" if refund else "payment", time_s=self.now, identity=ended.identity, state=ended.state,
+            amount_msat=ended.amount_msat, payment_hash=ended.payment_hash,
+        )  # fmt: skip
+        if ended.direction is Direction.OUT:
+            self.spent_msat += ended.amount_msat + ended.fee_msat
+        self.settled.append([ended])
+        self.ledger.commit([ended, self.accounts[key], CursorRecord(len(self.settled)), line], durable=True)
+        if replay:
+            self.ledger.commit([ended, self.accounts[key]], durable=True)
+
+    @rule(data=st.data(), wrong=st.integers(1, 5))
+    def refuse_a_settled_payment_that_changes(self, data: st.DataObject, wrong: int) -> None:
+        if not self.settled:
+            return
+        (ended,) = data.draw(st.sampled_from(self.settled))
+        assert isinstance(ended, PaymentRecord)
+        spoilt = replace(ended, amount_msat=ended.amount_msat + wrong)
+        with pytest.raises(LedgerError):
+            self.ledger.commit([account(ALICE, Role.SERVER, paid_msat=10**15), spoilt], durable=True)
+
+    @rule(key=keys)
+    def open_contract(self, key: tuple[bytes, Role]) -> None:
+        self.count += 1
+        opened = contract(self.count, *key, opened_at_s=self.now)
+        self.running[opened.contract] = opened
+        self.ledger.commit([opened, journal(time_s=self.now, identity=key[0], contract=opened.contract)])
+
+    @rule(data=st.data(), amount=amounts, close=st.booleans())
+    def charge(self, data: st.DataObject, amount: int, close: bool) -> None:
+        if not self.running:
+            return
+        before = self.running.pop(data.draw(st.sampled_from(sorted(self.running))))
+        after = replace(
+            before, charged_msat=before.charged_msat + amount, used_to_bytes=before.used_to_bytes + 1,
+            closed_at_s=self.now if close else 0,
+        )  # fmt: skip
+        key = (after.identity, after.role)
+        self.accounts[key] = replace(self.accounts[key], charged_msat=self.accounts[key].charged_msat + amount)
+        if not close:
+            self.running[after.contract] = after
+        line = journal(
+            "charge", time_s=self.now, identity=after.identity, contract=after.contract, amount_msat=amount
+        )
+        self.ledger.commit([after, self.accounts[key], line])
+
+    @rule(days=st.integers(0, 60))
+    def prune(self, days: int) -> None:
+        self.now += days * DAY
+        while self.ledger.prune(self.now):
+            pass
+
+    @rule()
+    def restart(self) -> None:
+        self.ledger.close()
+        self.ledger = Ledger.open(self.path)
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        assert self.ledger.audit() == []
+        snapshot = self.ledger.load(self.now)
+        stored = {(item.identity, item.role): item for item in snapshot.accounts}
+        assert all(stored.get(key, account(*key)) == wanted for key, wanted in self.accounts.items())
+        assert set(self.running) <= {item.contract for item in snapshot.contracts}
+        assert set(self.waiting) <= {item.payment_hash for item in snapshot.payments}
+        pending = [item for item in self.waiting.values() if item.direction is Direction.OUT]
+        assert snapshot.spent_total_msat == self.spent_msat + sum(p.amount_msat + p.fee_msat for p in pending)
+        lines = list(self.ledger.journal())
+        charged = sum(line.amount_msat for line in lines if line.kind in ("charge", "summary"))
+        assert charged == sum(item.charged_msat for item in self.accounts.values())
+        paid = sum(line.amount_msat for line in lines if line.kind == "payment")
+        assert paid == sum(item.paid_msat for item in self.accounts.values())
+        refunded = sum(line.amount_msat for line in lines if line.kind == "refund")
+        assert refunded == sum(item.refunded_msat for item in self.accounts.values())
+
+    def teardown(self) -> None:
+        if hasattr(self, "ledger"):
+            self.ledger.close()
+            self.folder.cleanup()
+
+
+Bookkeeping.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestBookkeeping = Bookkeeping.TestCase
+
+
+def books(path: Path) -> Ledger:
+    ledger = Ledger.open(path)
+    paid = payment(1, state=PaymentState.SETTLED, amount_msat=500, settled_at_s=NOW)
+    ledger.commit(
+        [
+            account(paid_msat=500, charged_msat=30), paid, contract(1, charged_msat=30),
+            journal("payment", amount_msat=500, payment_hash=paid.payment_hash, state="settled"),
+        ]
+    )  # fmt: skip
+    assert ledger.audit() == []
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("tampering", "found"),
+    [
+        ("UPDATE accounts SET paid_msat = 501", "paid 501 msat, its settled payments are 500 msat"),
+        ("UPDATE accounts SET charged_msat = 29", "charged 29 msat, its contracts are 30 msat"),
+        ("UPDATE accounts SET refunded_msat = 1", "refunded 1 msat"),
+        ("DELETE FROM accounts", "paid 0 msat"),
+        ("DELETE FROM contracts", "its contracts are 0 msat"),
+        ("DELETE FROM payments", "the payment is None msat"),
+        ("UPDATE journal SET amount_msat = 499", "line(s) of 499 msat"),
+        (("INSERT INTO journal SELECT 99, time_s, kind, identity, contract, amount_msat, payment_hash, state "
+         "FROM journal"), "2 line(s)"),
+    ],
+)  # fmt: skip
+def test_the_audit_names_what_does_not_add_up(tmp_path: Path, tampering: str, found: str) -> None:
+    books(tmp_path / "ledger.db").close()
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        connection.execute(tampering)
+    connection.close()
+    assert any(found in line for line in Ledger.open(tmp_path / "ledger.db").audit())
+
+
+def test_a_refund_on_its_way_may_be_booked_already(tmp_path: Path) -> None:
+    ledger = books(tmp_path / "ledger.db")
+    refund = payment(2, Direction.OUT, PaymentState.PENDING, kind=PaymentKind.REFUND, amount_msat=100)
+    ledger.commit([account(paid_msat=500, charged_msat=30, refunded_msat=100), refund])
+    assert ledger.audit() == []
+
+
+# --- pruning ----------------------------------------------------------------------------------------------------------
+
+
+def test_old_contracts_are_folded_per_neighbour_role_and_day(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    day = NOW - NOW % DAY
+    closed = [contract(i, charged_msat=i, closed_at_s=day + i) for i in range(1, 1201)]
+    lines = [journal("charge", contract=contract_id(i), amount_msat=i) for i in range(1, 1201)]
+    total = sum(range(1, 1201))
+    ledger.commit([account(charged_msat=total + 5), *closed, contract(9999, charged_msat=5), *lines])
+    ledger.prune(day + 90 * DAY)
+    assert len(ledger.contracts(include_closed=True)) == 1201  # not old enough
+    calls = 1
+    while ledger.prune(day + 92 * DAY):
+        calls += 1
+    assert calls == 3  # bounded work per call
+    assert ledger.contracts(include_closed=True) == [contract(9999, charged_msat=5)]
+    (summary,) = ledger.journal()
+    assert (summary.kind, summary.time_s, summary.amount_msat, summary.state) == ("summary", day, total, "server")
+    assert list(ledger.journal(limit=1)) == [summary]
+    assert list(ledger.journal(since_s=day + 1)) == []
+    assert ledger.audit() == []
+
+
+def test_settled_payments_stay_for_ever_in_short_and_unpaid_ones_go(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    settled = payment(1, state=PaymentState.SETTLED, settled_at_s=NOW)
+    ledger.commit(
+        [settled, payment(2, state=PaymentState.CANCELLED), payment(3, Direction.OUT, PaymentState.FAILED),
+         payment(4), payment(5, Direction.OUT, PaymentState.PENDING)]
+    )  # fmt: skip
+    ledger.prune(NOW + 8 * DAY)
+    assert [len(item.bolt11) for item in ledger.payments()] == [306, 306, 306, 306, 0]
+    ledger.prune(NOW + 1000 * DAY)
+    assert {item.payment_hash for item in ledger.payments()} == {
+        settled.payment_hash, payment(4).payment_hash, payment(5).payment_hash,
+    }  # fmt: skip
+    ledger.commit([settled], durable=True)  # a replay is still one
+    stored = ledger._connection.execute("SELECT preimage FROM payments WHERE state = 'settled'").fetchall()
+    assert stored == [(settled.preimage,)]  # the proof of payment is kept
+
+
+def test_journal_lines_without_money_or_contract_are_thinned_and_the_rest_stays(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    kept = [journal("payment", amount_msat=1, payment_hash=b"h" * 32), journal(contract=contract_id(1))]
+    ledger.commit([contract(1), *(journal("statement") for _ in range(2500)), *kept])
+    assert ledger.prune(NOW + 91 * DAY)
+    assert not ledger.prune(NOW + 91 * DAY)
+    assert list(ledger.journal()) == kept
+    ledger.commit([journal("statement", time_s=NOW + 1)])
+    ledger.prune(NOW + 91 * DAY)
+    assert list(ledger.journal()) == kept
+
+
+def test_pruned_pages_go_back_to_the_file_system(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = Ledger.open(path)
+    ledger.commit([contract(i, closed_at_s=NOW) for i in range(3000)])
+    ledger.close()
+    before = path.stat().st_size
+    ledger = Ledger.open(path)
+    for _ in range(10):
+        ledger.prune(NOW + 91 * DAY)
+    ledger.close()
+    assert path.stat().st_size < before / 5

@@ -1,0 +1,78 @@
+"""A payment moves forward only, keeps its amount once settled, and a refused one undoes its whole transaction."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from ledger_records import ALICE, BOB, NOW, account, neighbour, payment
+
+from ngp.core.records import CursorRecord, Direction, PaymentKind, PaymentState
+from ngp.errors import LedgerError
+from ngp.store.ledger import Ledger
+
+IN, OUT = Direction.IN, Direction.OUT
+OPEN, SETTLED, CANCELLED = PaymentState.OPEN, PaymentState.SETTLED, PaymentState.CANCELLED
+PENDING, SUCCEEDED, FAILED = PaymentState.PENDING, PaymentState.SUCCEEDED, PaymentState.FAILED
+
+ALLOWED = {
+    (IN, OPEN, SETTLED), (IN, OPEN, CANCELLED), (IN, CANCELLED, SETTLED), (OUT, PENDING, SUCCEEDED),
+    (OUT, PENDING, FAILED),
+}  # fmt: skip
+STATES = {IN: (OPEN, SETTLED, CANCELLED), OUT: (PENDING, SUCCEEDED, FAILED)}
+MOVES = [(direction, *pair) for direction in Direction for pair in product(STATES[direction], repeat=2)]
+
+
+@pytest.mark.parametrize(("direction", "before", "after"), MOVES)
+def test_states_only_move_forward(
+    tmp_path: Path, direction: Direction, before: PaymentState, after: PaymentState
+) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    first = payment(1, direction, before)
+    second = payment(1, direction, after, settled_at_s=NOW, reason="second")
+    ledger.commit([first])
+    if before is after:
+        ledger.commit([second], durable=True)
+        assert ledger.load(NOW).payments == (first,)
+    elif (direction, before, after) in ALLOWED:
+        ledger.commit([second], durable=True)
+        assert ledger.load(NOW).payments == (second,)
+    else:
+        with pytest.raises(LedgerError, match=f"{before.value} and can't become {after.value}"):
+            ledger.commit([account(paid_msat=1), CursorRecord(5), neighbour(), second], durable=True)
+        snapshot = ledger.load(NOW)
+        assert snapshot.payments == (first,)
+        assert (snapshot.accounts, snapshot.neighbours, snapshot.cursor) == ((), (), 0)
+
+
+@pytest.mark.parametrize(("direction", "state"), [(IN, PENDING), (IN, SUCCEEDED), (OUT, OPEN), (OUT, SETTLED)])
+def test_a_state_of_the_other_direction_is_refused(tmp_path: Path, direction: Direction, state: PaymentState) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    with pytest.raises(LedgerError):
+        ledger.commit([payment(1, direction, state)])
+    assert ledger.payments() == []
+
+
+def test_the_amount_counts_from_the_settlement_and_never_changes_after(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.commit([payment(1, amount_msat=1000), payment(1, state=SETTLED, amount_msat=1100, settled_at_s=NOW)])
+    with pytest.raises(LedgerError, match="1100 msat and can't become 1200 msat"):
+        ledger.commit([payment(1, state=SETTLED, amount_msat=1200)])
+    assert ledger.payments()[0].amount_msat == 1100
+
+
+def test_a_hash_belongs_to_one_neighbour_and_purpose(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.commit([payment(1, identity=ALICE)])
+    for foreign in (payment(1, state=SETTLED, identity=BOB), payment(1, state=SETTLED, kind=PaymentKind.REFUND)):
+        with pytest.raises(LedgerError, match="another neighbour"):
+            ledger.commit([foreign])
+    ledger.commit([payment(1, OUT, PENDING, identity=BOB)])  # the other direction has its own
+    assert len(ledger.payments()) == 2
+
+
+def test_a_settlement_without_preimage_or_invoice_keeps_what_was_known(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.commit([payment(1), payment(1, state=SETTLED, bolt11="", preimage=b"", settled_at_s=NOW)])
+    assert ledger.load(NOW).payments == (payment(1, state=SETTLED, settled_at_s=NOW),)

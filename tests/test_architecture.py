@@ -1,0 +1,140 @@
+"""The direction of imports: cli -> daemon -> core <- modules.
+
+Found by walking the syntax trees, so that an import inside a function or under TYPE_CHECKING counts as well: a core
+that could reach a socket would sooner or later decide by what it finds there, and its transcripts would prove nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Time, randomness and the world enter the core as arguments. Logging may stay: it tells, and nothing comes back.
+NO_BUSINESS_IN_CORE = {
+    *("asyncio", "builtins", "concurrent", "ctypes", "datetime", "fcntl", "http", "importlib", "io"),
+    *("mmap", "multiprocessing", "os", "pathlib", "random", "secrets", "select", "selectors", "shutil"),
+    *("signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys", "syslog", "tempfile"),
+    *("threading", "time", "urllib", "uuid", "zoneinfo"),
+}
+SHARED_WITH_MODULES = ("ngp.ports", "ngp.errors", "ngp.core")
+
+
+def modules_of_project() -> dict[str, Path]:
+    """Map every module's name, as it is imported once installed, to its file."""
+    found = {}
+    for folder, package in ((ROOT / "ngp", "ngp"), (ROOT / "modules", "ngp.modules")):
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            if parts[0] == "modules" and package == "ngp":
+                continue  # the link to ../modules; found there
+            name = ".".join((package, *parts))
+            found[name.removesuffix(".__init__")] = file
+    return found
+
+
+def imports_of(name: str, source: str, *, is_package: bool = False) -> Iterator[str]:
+    """Yield the full name of every import in a source text, wherever it stands."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = name.split(".")[: len(name.split(".")) - node.level + is_package]
+                base = ".".join([*parents, *([base] if base else [])])
+            # `from ngp import cli` names a module too; a value's name does no harm here.
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def within(imported: str, *packages: str) -> bool:
+    """Say whether an import is of one of the packages or of something in it."""
+    return any(imported == package or imported.startswith(f"{package}.") for package in packages)
+
+
+def fault(name: str, imported: str) -> str | None:
+    """Return why a module may not import this, or None."""
+    top = imported.partition(".")[0]
+    ours = top in ("ngp", "modules", "tests", "core_tests")
+    if within(imported, "modules", "tests", "core_tests"):
+        return "the product imports ngp only"
+    if within(imported, "ngp.cli") and not within(name, "ngp.cli", "ngp.__main__"):
+        return "nothing imports the command line"
+    if within(name, "ngp.core"):
+        if ours:
+            return None if within(imported, "ngp.core") else "the core knows only itself"
+        if top not in sys.stdlib_module_names:
+            return "the core uses the standard library only"
+        return "the core does no input or output, and has no clock or chance" if top in NO_BUSINESS_IN_CORE else None
+    if within(name, "ngp.modules"):
+        group = ".".join(name.split(".")[:3])
+        allowed = within(imported, *SHARED_WITH_MODULES) or (group != "ngp.modules" and within(imported, group))
+        return "a module knows ports, errors, core values and its own group" if ours and not allowed else None
+    if within(name, "ngp.ports", "ngp.errors") and ours:
+        allowed = within(imported, "ngp.core", "ngp.errors", "ngp.ports")
+        return None if allowed else "ports and errors know core values only"
+    if within(imported, "ngp.modules"):
+        return "modules are found by entry points, so that anybody can add one"
+    if within(imported, "ngp.daemon") and not within(name, "ngp.daemon", "ngp.cli", "ngp.__main__"):
+        return "only the command line knows the daemon"
+    return None
+
+
+def faults_in(name: str, source: str, *, is_package: bool = False) -> list[str]:
+    """List the imports of a module that point the wrong way."""
+    imports = sorted(set(imports_of(name, source, is_package=is_package)))
+    return [f"{name} imports {imported}: {why}" for imported in imports if (why := fault(name, imported))]
+
+
+def test_imports_point_one_way() -> None:
+    modules = modules_of_project()
+    assert {"ngp.core.pricing", "ngp.ports", "ngp.modules.network"} <= modules.keys()
+    faults = [
+        line
+        for name, file in modules.items()
+        for line in faults_in(name, file.read_text(), is_package=file.name == "__init__.py")
+    ]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("ngp.core.policy", "import time"),
+        ("ngp.core.policy", "def late():\n    from os import path"),
+        ("ngp.core.policy", "import msgpack"),
+        ("ngp.core.policy", "from ngp.ports import Link"),
+        ("ngp.core.policy", "from .. import wire"),
+        ("ngp.core.policy", "from ..store import ledger"),
+        ("ngp.modules.link.udp", "from ngp.modules.network import gate"),
+        ("ngp.modules.link.udp", "from ngp import daemon"),
+        ("ngp.modules.link.udp", "from ..payment import sandbox"),
+        ("ngp.modules.link.udp", "import modules.link.ethernet"),
+        ("ngp.modules.link.udp", "import ngp.wire"),
+        ("ngp.daemon.loop", "from ngp.cli import main"),
+        ("ngp.daemon.loop", "from ngp.modules.link import udp"),
+        ("ngp.store.ledger", "from ngp.daemon import loop"),
+        ("ngp.ports", "from ngp.daemon import loop"),
+        ("ngp.daemon.loop", "from core_tests.lab import Lab"),
+    ],
+)
+def test_an_import_that_points_the_wrong_way_is_found(name: str, source: str) -> None:
+    assert faults_in(name, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("ngp.core.policy", "import enum\nfrom ngp.core.records import ContractRecord\nfrom .pricing import price"),
+        ("ngp.modules.link.udp", "import socket\nfrom ngp.ports import Link\nfrom ngp.modules.link import frames"),
+        ("ngp.modules.link.udp", "from .frames import Frame"),
+        ("ngp.cli.stop", "from ngp.daemon import control\nfrom ngp.cli import words"),
+        ("ngp.daemon.loop", "from ngp.core import policy\nfrom ngp.store import ledger\nimport asyncio"),
+    ],
+)
+def test_an_import_that_points_the_right_way_passes(name: str, source: str) -> None:
+    assert not faults_in(name, source)

@@ -1,0 +1,628 @@
+"""net.conf becomes Settings, or one ConfigError that names file, line, key, value and what is right."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+from dataclasses import fields, replace
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from ngp.config import KEYS, changes, check_ownership, default_path, installed_modules, keep_until_restart, load, parse
+from ngp.config.units import (
+    ALL_MONEY_MSAT,
+    MONTH_S,
+    data_bytes,
+    money_msat,
+    price_msat_per_gib,
+    show_data,
+    show_money,
+    show_price,
+    show_time,
+    time_s,
+)
+from ngp.core.settings import Budgets, FreeDestination, PriceRule, Settings
+from ngp.errors import ConfigError, ExitCode
+
+FILE = Path("/etc/ngp/net.conf")
+KB_PRICE = 1024 * 1024  # msat per GiB that 1 msat per kB is
+
+
+def modules(group: str) -> Collection[str]:
+    return {"ngp.link": ("udp", "ethernet"), "ngp.network": ("ip",), "ngp.payment": ("sandbox", "lnd")}[group]
+
+
+def settings(*lines: str) -> Settings:
+    """Parse a good file: MESH_INTERFACES in line 1, the given lines after it."""
+    return parse("\n".join(("MESH_INTERFACES: eth1", *lines)), FILE, modules=modules)
+
+
+def problems(*lines: str) -> list[str]:
+    """Parse a bad file, whose given lines begin at line 2."""
+    with pytest.raises(ConfigError) as refused:
+        settings(*lines)
+    assert refused.value.exit_code is ExitCode.CONFIGURATION
+    return str(refused.value).split("\n")
+
+
+# --- units ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "msat"),
+    [
+        ("0", 0),
+        ("1000", 1000),
+        ("5 msat", 5),
+        ("5msat", 5),
+        ("100 sat", 100_000),
+        ("0.5 sat", 500),
+        ("1.000 sat", 1000),
+    ],
+)
+def test_money(text: str, msat: int) -> None:
+    assert money_msat(text) == msat
+
+
+@pytest.mark.parametrize(
+    ("text", "msat_per_gib"),
+    [
+        ("5", 5 * KB_PRICE),
+        ("5 msat", 5 * KB_PRICE),
+        ("0.5 msat", KB_PRICE // 2),
+        ("0.5 msat/kB", KB_PRICE // 2),
+        ("1 sat", 1000 * KB_PRICE),
+        ("1 sat/MB", 1000 * 1024),
+        ("5243 sat/GB", 5_243_000),
+        ("1 msat/GiB", 1),
+        ("0.00000095367431640625", 1),  # 1 / 1,048,576
+        ("0", 0),
+    ],
+)
+def test_prices_are_exact(text: str, msat_per_gib: int) -> None:
+    assert price_msat_per_gib(text) == msat_per_gib
+
+
+def test_a_price_that_is_not_whole_msat_per_gib_names_its_neighbours() -> None:
+    with pytest.raises(ConfigError, match="104857 msat/GB or 104858 msat/GB"):
+        price_msat_per_gib("0.1 msat")
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("1", 1024),
+        ("256 kB", 262_144),
+        ("256 KiB", 262_144),
+        ("20 MB", 20 << 20),
+        ("20 MiB", 20 << 20),
+        ("1.5 GB", 3 << 29),
+        ("1 TB", 1 << 40),
+        ("1500 bytes", 1500),
+        ("1500 B", 1500),
+        ("0.5", 512),
+    ],
+)
+def test_data(text: str, size_bytes: int) -> None:
+    assert data_bytes(text) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "duration_s"),
+    [
+        ("60", 60),
+        ("10 s", 10),
+        ("10 min", 600),
+        ("1.5 h", 5400),
+        ("1 day", 86400),
+        ("2 weeks", 1_209_600),
+        ("1 month", MONTH_S),
+    ],
+)
+def test_time(text: str, duration_s: int) -> None:
+    assert time_s(text) == duration_s
+    assert MONTH_S * 12 == 365.25 * 86400
+
+
+NO_NUMBER = (
+    "-1", "+1", "1e3", "0x10", "0123", "1_000", "1,000", "10:30", ".5", "5.", "", " ", "five", "5 5", "nan", "inf",
+    "\u0665", "1\n2", "9" * 41, "1/2", "5 msat sat", "5 MSAT",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_NUMBER)
+def test_what_is_no_quantity_is_refused_by_every_unit(text: str) -> None:
+    for read in (money_msat, price_msat_per_gib, data_bytes, time_s):
+        with pytest.raises(ConfigError):
+            read(text)
+
+
+@pytest.mark.parametrize("text", ["20 Mb", "20 mb", "20 m", "1 msat"])
+def test_ambiguous_data_units_are_refused_with_the_list(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"units: B, byte, .*MB"):
+        data_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["5 m", "500 ms", "1 M", "1 kB"])
+def test_ambiguous_time_units_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="units: s, sec"):
+        time_s(text)
+
+
+def test_parts_of_the_smallest_unit_are_refused() -> None:
+    for read, text in ((money_msat, "0.5 msat"), (data_bytes, "0.5 B"), (time_s, "0.5 s")):
+        with pytest.raises(ConfigError, match="not a whole number"):
+            read(text)
+
+
+def test_absurd_amounts_are_refused() -> None:
+    assert money_msat(f"{ALL_MONEY_MSAT} msat") == ALL_MONEY_MSAT
+    for read, text in (
+        (money_msat, f"{ALL_MONEY_MSAT + 1} msat"),
+        (price_msat_per_gib, "1000001 msat"),
+        (data_bytes, "1025 TB"),
+        (time_s, "121 months"),
+    ):
+        with pytest.raises(ConfigError, match="is too much"):
+            read(text)
+
+
+def test_what_is_shown_can_be_read_back() -> None:
+    for price in (0, 1, KB_PRICE, KB_PRICE // 2, 5 * KB_PRICE, 104_857, 123_456_789):
+        assert price_msat_per_gib(show_price(price)) == price
+    assert show_price(KB_PRICE // 2) == "0.5 msat/kB"
+    for number in (0, 1, 999, 1000, 1024, 3600, 86400, 1 << 20, 3 << 30, 123_456_789):
+        assert money_msat(show_money(number)) == number
+        assert data_bytes(show_data(number)) == number
+        if number < 120 * MONTH_S:
+            assert time_s(show_time(number)) == number
+
+
+# --- good files -------------------------------------------------------------------------------------------------------
+
+
+def test_the_smallest_file_has_the_documented_defaults() -> None:
+    got = settings()
+    assert got.mesh_interfaces == ("eth1",)
+    assert (got.link_modules, got.network_module, got.payment_module) == (("udp",), "ip", "sandbox")
+    assert got.sells and got.buys
+    assert {got.sell_msat_per_gib, got.sell_min_msat_per_gib, got.buy_msat_per_gib, got.buy_max_msat_per_gib} == {
+        5_242_880
+    }
+    assert (got.contract_data_bytes, got.contract_time_s) == (100 << 20, 3600)
+    assert (got.data_renewal_bytes, got.time_renewal_s, got.never_renews) == (None, None, False)
+    assert (got.payment_amount_msat, got.grace_data_bytes, got.grace_time_s) == (100_000, 256 << 10, 10)
+    assert (got.queue_number, got.state_dir, got.contracts_max) == (10325, "/var/lib/ngp", 131_072)
+    assert got.budgets.neighbour_msat is None and got.budgets.total_msat is None
+
+
+def test_the_original_demonstration_file_keeps_its_meaning() -> None:
+    got = settings(
+        "LINK_INTERFACE: 1", "NETWORK_INTERFACE: 1", "PAYMENT_INTERFACE: 1", "ACCOUNT_ID: 1Abc", "DEFAULT_PRICE: 5",
+        "CONTRACT_DATA: 1", "CONTRACT_TIME: 60", "PAYMENT_AMOUNT: 1000", "DATA_RENEWAL: 0", "TIME_RENEWAL: 5",
+        "IGNORE_INTERFACE: eth2",
+    )  # fmt: skip
+    assert (got.link_modules, got.network_module, got.payment_module) == (("udp",), "ip", "sandbox")
+    assert (got.contract_data_bytes, got.contract_time_s, got.payment_amount_msat) == (1024, 60, 1000)
+    assert (got.data_renewal_bytes, got.time_renewal_s, got.never_renews) == (0, 5, False)
+    assert (got.account_id, got.ignore_interfaces) == ("1Abc", ("eth2",))
+
+
+def test_data_renewal_counts_bytes_where_the_others_count_kilobytes() -> None:
+    got = settings("CONTRACT_DATA: 20", "DATA_RENEWAL: 512", "GRACE_DATA: 3")
+    assert (got.contract_data_bytes, got.data_renewal_bytes, got.grace_data_bytes) == (20_480, 512, 3072)
+
+
+def test_both_renewals_zero_never_renew() -> None:
+    assert settings("DATA_RENEWAL: 0", "TIME_RENEWAL: 0").never_renews
+
+
+def test_keys_may_stand_in_any_order() -> None:
+    lines = ["MESH_INTERFACES: [eth1, 'wg*']", "DEFAULT_PRICE: 2 msat", "SELL_PRICE: 3 msat", "BUY: no"]
+    assert parse("\n".join(lines), FILE) == parse("\n".join(reversed(lines)), FILE)
+
+
+def test_modules_by_name_number_and_list() -> None:
+    got = settings("LINK_INTERFACE: [udp, 2]", "NETWORK_INTERFACE: ip6", "PAYMENT_INTERFACE: 3")
+    assert (got.link_modules, got.network_module, got.payment_module) == (("udp", "ethernet"), "ip6", "lnd")
+
+
+def test_prices_that_are_not_written_never_contradict_those_that_are() -> None:
+    assert settings("SELL_PRICE: 3").sell_min_msat_per_gib == 3 * KB_PRICE
+    assert settings("SELL_PRICE_MIN: 7").sell_msat_per_gib == 7 * KB_PRICE
+    assert settings("BUY_PRICE_MAX: 3").buy_msat_per_gib == 3 * KB_PRICE
+    assert settings("SELL_PRICE: 9").sell_min_msat_per_gib == 5 * KB_PRICE
+    assert settings("BUY_PRICE: 2").buy_max_msat_per_gib == 5 * KB_PRICE
+
+
+def test_price_rules() -> None:
+    got = settings(
+        "PRICES:",
+        "  - {prefix: 198.51.100.0/24, sell: 2 msat}",
+        "  - {prefix: '2001:db8::/32', buy: 1, buy_max: 9 msat, interface: eth1}",
+        "  - prefix: 192.0.2.1",
+        "    sell_min: 5 msat",
+    )
+    assert got.prices == (
+        PriceRule(ip_network("198.51.100.0/24"), 2 * KB_PRICE, 2 * KB_PRICE, None, None, None),
+        PriceRule(ip_network("2001:db8::/32"), None, None, KB_PRICE, 9 * KB_PRICE, "eth1"),
+        PriceRule(ip_network("192.0.2.1/32"), None, 5 * KB_PRICE, None, None, None),
+    )
+
+
+def test_free_destinations() -> None:
+    got = settings(
+        "FREE_DESTINATIONS: ['::/0 icmpv6', 10.0.0.0/8, 192.0.2.53 udp 53,",
+        "  {prefix: 192.0.2.9, protocol: tcp, port: 22}]",
+    )
+    assert got.free_destinations == (
+        FreeDestination(ip_network("::/0"), "icmpv6", None),
+        FreeDestination(ip_network("10.0.0.0/8"), None, None),
+        FreeDestination(ip_network("192.0.2.53/32"), "udp", 53),
+        FreeDestination(ip_network("192.0.2.9/32"), "tcp", 22),
+    )
+    assert settings("FREE_DESTINATIONS: 192.0.2.0/24").free_destinations[0].prefix == ip_network("192.0.2.0/24")
+
+
+def test_neighbour_addresses() -> None:
+    got = settings("NGP_INTERFACE: [192.0.2.1, 'fe80::1%eth0', 2001:DB8::1]")
+    assert got.ngp_addresses == ("192.0.2.1", "fe80::1%eth0", "2001:db8::1")
+    # this MAC is a base-60 number to YAML
+    assert settings("LINK_INTERFACE: ethernet", "NGP_INTERFACE: 12:34:56:12:34:56").ngp_addresses == (
+        "12:34:56:12:34:56",
+    )
+
+
+def test_budgets_take_none() -> None:
+    budgets = settings(*(f"BUDGET_{name}: none" for name in ("PAYMENT", "NEIGHBOUR", "HOUR", "DAY", "TOTAL"))).budgets
+    assert (budgets.neighbour_msat, budgets.total_msat) == (None, None)
+    assert {budgets.payment_msat, budgets.hour_msat, budgets.day_msat} == {ALL_MONEY_MSAT}
+    assert settings("BUDGET_TOTAL: 1000 sat").budgets.total_msat == 1_000_000
+
+
+def test_interfaces() -> None:
+    def mesh(value: str, *more: str) -> tuple[str, ...]:
+        return parse("\n".join((f"MESH_INTERFACES: {value}", *more)), FILE).mesh_interfaces
+
+    assert mesh("all", "IGNORE_INTERFACE: [eth0, 'br*']") == ("all",)
+    assert mesh("'*'") == ("*",)
+    assert mesh("[wlan0, 'eth[12]', 'no']", "IGNORE_INTERFACE: eth1") == ("wlan0", "eth[12]", "no")
+
+
+def test_yes_and_no_in_all_of_yamls_words() -> None:
+    assert [settings(f"SELL: {word}").sells for word in ("yes", "true", "on", "'yes'", "Yes")] == [True] * 5
+    assert [settings(f"SELL: {word}").sells for word in ("no", "false", "off", "NO")] == [False] * 4
+
+
+def test_when_stopped() -> None:
+    assert settings("WHEN_STOPPED: closed").closed_when_stopped
+    assert not settings("WHEN_STOPPED: open").closed_when_stopped
+
+
+def test_relative_paths_start_at_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "net.conf").write_text("MESH_INTERFACES: eth1\nSTATE_DIR: state/gateway\n")
+    monkeypatch.chdir(tmp_path)
+    assert load("sub/net.conf").state_dir == str(tmp_path / "sub" / "state" / "gateway")
+    assert load(tmp_path / "sub" / "net.conf") == load(Path("sub/net.conf"))
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
+    (tmp_path / "net.conf").write_bytes(b"\xef\xbb\xbfMESH_INTERFACES: eth1\r\nDEFAULT_PRICE: 3\r\n")
+    assert load(tmp_path / "net.conf").sell_msat_per_gib == 3 * KB_PRICE
+
+
+# --- bad values -------------------------------------------------------------------------------------------------------
+
+# what stands in line 2, which key the problem names, and a part of what it must say
+BAD_LINES = [
+    ("DEFAULT_PRIZE: 5", "DEFAULT_PRIZE: '5'", "did you mean DEFAULT_PRICE?"),
+    ("default_price: 5", "default_price: '5'", "did you mean DEFAULT_PRICE?"),
+    ("COLOUR: red", "COLOUR: 'red'", "operators-guide.md"),
+    ("LND_MACAROON: 0201036c6e64", "LND_MACAROON", "value not shown"),
+    ("MESH_INTERFACES: eth2", "MESH_INTERFACES: 'eth2'", "given twice, first in line 1"),
+    ("DEFAULT_PRICE: five", "DEFAULT_PRICE: 'five'", "write for example 5 msat"),
+    ("DEFAULT_PRICE: -5", "DEFAULT_PRICE: '-5'", "is negative"),
+    ("DEFAULT_PRICE: 0123", "DEFAULT_PRICE: '0123'", "no leading zero"),
+    ("DEFAULT_PRICE:", "DEFAULT_PRICE", "has no value"),
+    ("DEFAULT_PRICE: ~", "DEFAULT_PRICE: '~'", "has no value"),
+    ("DEFAULT_PRICE: [5]", "DEFAULT_PRICE", "not a single value"),
+    ("DEFAULT_PRICE: {a: 5}", "DEFAULT_PRICE", "not a single value"),
+    ("DEFAULT_PRICE: yes", "DEFAULT_PRICE: 'yes'", "is not a price"),
+    ("CONTRACT_TIME: 10:30", "CONTRACT_TIME: '10:30'", "is not a duration"),
+    ("CONTRACT_TIME: 2026-01-01", "CONTRACT_TIME", "is not a duration"),
+    ("CONTRACT_TIME: 0", "CONTRACT_TIME: '0'", "more than 0"),
+    ("CONTRACT_DATA: 0", "CONTRACT_DATA: '0'", "more than 0"),
+    ("CONTRACT_DATA: 10000000 TB", "CONTRACT_DATA", "is too much"),
+    ("PAYMENT_AMOUNT: 0", "PAYMENT_AMOUNT: '0'", "more than 0"),
+    ("PAYMENT_AMOUNT: 20001 sat", "PAYMENT_AMOUNT: '20001 sat'", "above BUDGET_PAYMENT (20000 sat)"),
+    ("BUDGET_TOTAL: 99 sat", "PAYMENT_AMOUNT: 100 sat (the default)", "above BUDGET_TOTAL (99 sat)"),
+    ("BUDGET_DAY: 20,000 sat", "BUDGET_DAY: '20,000 sat'", "no thousands separator"),
+    ("DATA_RENEWAL: 100 MB", "DATA_RENEWAL: '100 MB'", "less than CONTRACT_DATA (100 MB)"),
+    ("TIME_RENEWAL: 1 h", "TIME_RENEWAL: '1 h'", "less than CONTRACT_TIME (1 h)"),
+    ("TIME_RENEWAL: none", "TIME_RENEWAL: 'none'", "is not a duration"),
+    ("BUY_PRICE: 6", "BUY_PRICE: '6'", "above BUY_PRICE_MAX (5 msat/kB)"),
+    ("SELL: maybe", "SELL: 'maybe'", "write yes or no"),
+    ("SELL: 1", "SELL: '1'", "write yes or no"),
+    ("WHEN_STOPPED: shut", "WHEN_STOPPED: 'shut'", "open or closed"),
+    ("QUEUE_NUMBER: 65536", "QUEUE_NUMBER: '65536'", "from 0 to 65535"),
+    ("QUEUE_NUMBER: -1", "QUEUE_NUMBER: '-1'", "from 0 to 65535"),
+    ("QUEUE_NUMBER: 010325", "QUEUE_NUMBER: '010325'", "from 0 to 65535"),
+    ("QUEUE_NUMBER: 0x10", "QUEUE_NUMBER: '0x10'", "from 0 to 65535"),
+    ("CONTRACTS_MAX: 0", "CONTRACTS_MAX: '0'", "from 1 to 16777216"),
+    ("CONTRACTS_MAX: 99999999999999999999999999999999999999999", "CONTRACTS_MAX", "from 1 to 16777216"),
+    ("LINK_INTERFACE: 3", "LINK_INTERFACE: '3'", "grpc, which is not available yet: available are ethernet, udp"),
+    ("LINK_INTERFACE: [udp, pigeon]", "LINK_INTERFACE", "pigeon, which is not installed: available are ethernet, udp"),
+    ("LINK_INTERFACE: [udp, 1]", "LINK_INTERFACE: '1'", "twice"),
+    ("LINK_INTERFACE: []", "LINK_INTERFACE: []", "is empty"),
+    ("LINK_INTERFACE: ../../x", "LINK_INTERFACE: '../../x'", "udp (or 1)"),
+    ("NETWORK_INTERFACE: ipx", "NETWORK_INTERFACE: 'ipx'", "available are ip, ip4, ip6"),
+    ("PAYMENT_INTERFACE: electrum", "PAYMENT_INTERFACE: 'electrum'", "available are lnd, sandbox"),
+    ("PAYMENT_INTERFACE: yes", "PAYMENT_INTERFACE: 'yes'", "which is not installed"),
+    ("IGNORE_INTERFACE: eth1", "IGNORE_INTERFACE: 'eth1'", "as MESH_INTERFACES does"),
+    ("IGNORE_INTERFACE: 'eth*'", "IGNORE_INTERFACE: 'eth*'", "covers eth1"),
+    ("IGNORE_INTERFACE: all", "IGNORE_INTERFACE: 'all'", "nothing would be left"),
+    ("IGNORE_INTERFACE: no", "IGNORE_INTERFACE: 'no'", "only in quotes"),
+    ("IGNORE_INTERFACE: [eth0, 0123]", "IGNORE_INTERFACE: '0123'", "only in quotes"),
+    ("IGNORE_INTERFACE: 10:30", "IGNORE_INTERFACE: '10:30'", "only in quotes"),
+    ("IGNORE_INTERFACE: '10:30'", "IGNORE_INTERFACE: '10:30'", "not the name of an interface"),
+    ("IGNORE_INTERFACE: eth0, eth2", "IGNORE_INTERFACE: 'eth0, eth2'", "[eth0, eth1]"),
+    ("IGNORE_INTERFACE: eth0@if3", "IGNORE_INTERFACE: 'eth0@if3'", "write eth0"),
+    ("IGNORE_INTERFACE: averyveryverylongname", "IGNORE_INTERFACE", "longer than 15"),
+    ("IGNORE_INTERFACE: 'a/b'", "IGNORE_INTERFACE: 'a/b'", "not the name of an interface"),
+    ("IGNORE_INTERFACE: ['eth0', eth0]", "IGNORE_INTERFACE: 'eth0'", "twice"),
+    ("NGP_INTERFACE: eth0", "NGP_INTERFACE: 'eth0'", "is not an address"),
+    ("NGP_INTERFACE: 192.0.2.1:10325", "NGP_INTERFACE", "no port"),
+    ("NGP_INTERFACE: fe80::1", "NGP_INTERFACE: 'fe80::1'", "fe80::1%eth0"),
+    ("NGP_INTERFACE: 224.0.0.1", "NGP_INTERFACE", "not the address of one host"),
+    ("NGP_INTERFACE: 02:00:00:00:00:01", "NGP_INTERFACE", "needs an IP address"),
+    ("ACCOUNT_ID: no", "ACCOUNT_ID: 'no'", "is not an account"),
+    ("ACCOUNT_ID: two words", "ACCOUNT_ID: 'two words'", "without spaces"),
+    ("STATE_DIR: ~/ngp", "STATE_DIR: '~/ngp'", "only a shell knows"),
+    ("STATE_DIR: /", "STATE_DIR: '/'", "a directory of its own"),
+    ('STATE_DIR: "a\\0b"', "STATE_DIR: 'a\\x00b'", "not a directory's name"),
+    ("PRICES: 5", "PRICES: '5'", "not a list"),
+    ("PRICES: [5]", "PRICES: '5'", "not an entry"),
+    ("PRICES: [{sell: 5}]", "PRICES", "has no prefix"),
+    ("PRICES: [{prefix: 10.0.0.0/8}]", "PRICES", "has no price"),
+    ("PRICES: [{prefix: 10.0.0.1/8, sell: 5}]", "PRICES: '10.0.0.1/8'", "write 10.0.0.0/8"),
+    ("PRICES: [{prefix: 10.0.0.0/33, sell: 5}]", "PRICES: '10.0.0.0/33'", "is not a prefix"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, sell: 6}]", "PRICES: 'sell'", "given twice"),
+    ("PRICES: [{prefix: 10.0.0.0/8, rent: 5}]", "PRICES: 'rent'", "known are prefix, sell"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, interface: 'eth*'}]", "PRICES: 'eth*'", "name of one interface"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, sell_min: 6}]", "PRICES", "sell_min 6 msat/kB above sell 5 msat/kB"),
+    ("PRICES: [{prefix: 10.0.0.0/8, buy: 6}]", "PRICES", "buy 6 msat/kB above buy_max 5 msat/kB"),
+    ("PRICES: [{prefix: 10.0.0.0/8, buy: 1}, {prefix: 10.0.0.0/8, buy: 2}]", "PRICES", "second time"),
+    ("FREE_DESTINATIONS: 192.0.2.1 80", "FREE_DESTINATIONS: '192.0.2.1 80'", "port without its protocol"),
+    ("FREE_DESTINATIONS: [{prefix: 192.0.2.1, port: 80}]", "FREE_DESTINATIONS", "port without its protocol"),
+    ("FREE_DESTINATIONS: 192.0.2.1 icmp 80", "FREE_DESTINATIONS", "port without its protocol"),
+    ("FREE_DESTINATIONS: 192.0.2.1 icmpv6", "FREE_DESTINATIONS", "write icmp"),
+    ("FREE_DESTINATIONS: 192.0.2.1 tpc 80", "FREE_DESTINATIONS: 'tpc'", "write one of icmp"),
+    ("FREE_DESTINATIONS: 192.0.2.1 tcp 65536", "FREE_DESTINATIONS: '65536'", "from 1 to 65535"),
+    ("FREE_DESTINATIONS: 192.0.2.1/24", "FREE_DESTINATIONS: '192.0.2.1/24'", "write 192.0.2.0/24"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "named", "right"), BAD_LINES, ids=[line[:50] for line, _, _ in BAD_LINES])
+def test_a_bad_line_is_refused_with_file_line_key_value_and_remedy(line: str, named: str, right: str) -> None:
+    (problem,) = problems(line)
+    place = str(FILE) if "(the default)" in named else f"{FILE}:2"
+    assert problem.startswith(f"{place}: {named}"), problem
+    assert right in problem
+
+
+def test_neither_selling_nor_buying_is_refused() -> None:
+    (problem,) = problems("SELL: no", "BUY: no")
+    assert problem.startswith(f"{FILE}:3: BUY: 'no' leaves nothing to do")
+
+
+def test_prices_that_contradict_each_other_are_refused() -> None:
+    assert problems("SELL_PRICE: 3", "SELL_PRICE_MIN: 4") == [
+        f"{FILE}:3: SELL_PRICE_MIN: '4' is above SELL_PRICE (3 msat/kB): lower it, or raise SELL_PRICE"
+    ]
+    assert problems("BUY_PRICE: 4", "BUY_PRICE_MAX: 3")[0].startswith(
+        f"{FILE}:2: BUY_PRICE: '4' is above BUY_PRICE_MAX"
+    )
+
+
+def test_a_seller_without_buying_has_no_budget_to_fit() -> None:
+    assert settings("BUY: no", "PAYMENT_AMOUNT: 30000 sat").payment_amount_msat == 30_000_000
+
+
+def test_a_lightning_account_is_a_public_key() -> None:
+    assert settings("PAYMENT_INTERFACE: lnd", f"ACCOUNT_ID: 02{'11' * 32}").account_id == f"02{'11' * 32}"
+    (problem,) = problems("PAYMENT_INTERFACE: lnd", "ACCOUNT_ID: alice")
+    assert "66 hexadecimal digits" in problem
+
+
+def test_mesh_interfaces_is_required() -> None:
+    for text in ("", "# nothing\n", "SELL: yes\n", "---\n"):
+        with pytest.raises(ConfigError, match=r"^/etc/ngp/net.conf: MESH_INTERFACES: missing: write "):
+            parse(text, FILE)
+
+
+@pytest.mark.parametrize("value", ["lo", "none", "no", "[all, eth1]", "''", "[[eth1]]", "{a: b}", "[eth1, eth1]"])
+def test_mesh_interfaces_that_cannot_be(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^/etc/ngp/net.conf:1: MESH_INTERFACES"):
+        parse(f"MESH_INTERFACES: {value}", FILE)
+
+
+def test_all_problems_come_together_in_the_order_of_the_file() -> None:
+    found = problems(
+        "SELL_PRICE: -1", "NOISE: 1", "PRICES: [{prefix: 10.0.0.1/8, sell: x}, {sell: 1}]", "QUEUE_NUMBER: 99999",
+        "TIME_RENEWAL: 2 h", "SELL_PRICE: 3",
+    )  # fmt: skip
+    assert [problem.split(":")[1] for problem in found] == ["2", "3", "4", "4", "4", "5", "6", "7"]
+
+
+def test_a_bad_value_is_not_reported_again_by_the_checks_that_need_it() -> None:
+    assert len(problems("BUY_PRICE: 9", "BUY_PRICE_MAX: ten")) == 1
+
+
+def test_very_many_problems_are_cut_short() -> None:
+    found = problems(*(f"KEY_{number}: 1" for number in range(1000)))
+    assert found[-1] == f"{FILE}: and {1001 - len(found)} more"
+
+
+def test_a_message_never_repeats_control_characters_or_endless_text() -> None:
+    (problem,) = problems('SELL: "\\e[31m\\u202e' + "x" * 5000 + '"')
+    assert problem.isascii() and problem.isprintable() and len(problem) < 300
+    (problem,) = problems('"\\e[31mKEY": 1')
+    assert problem.isascii() and problem.isprintable()
+
+
+def test_module_names_come_from_entry_points_or_from_the_checkout() -> None:
+    assert {"udp", "ethernet"} <= set(installed_modules("ngp.link"))
+    assert "ip" in installed_modules("ngp.network")
+    assert "sandbox" in installed_modules("ngp.payment")
+    assert not installed_modules("ngp.nonsense")
+
+
+# --- bad documents ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("MESH_INTERFACES: *eth", 1, "put a pattern that begins with * in quotes"),
+        ("MESH_INTERFACES: &a eth1", 1, "an anchor (&)"),
+        ("MESH_INTERFACES: !!python/object/apply:os.system [id]", 1, "a tag (!)"),
+        ("A: &a [x]\nB: [*a, *a]", 1, "an anchor (&)"),
+        ("MESH_INTERFACES: eth1\n\tSELL: no", 2, "a tab stands"),
+        ("MESH_INTERFACES:\n\t- eth1", 2, "a tab stands"),
+        ("MESH_INTERFACES: eth1\n---\nSELL: no", 2, "a second document"),
+        ("MESH_INTERFACES: [eth1", 1, "is not YAML"),
+        ("MESH_INTERFACES eth1", 1, "write lines `KEY: value`"),
+        ("- MESH_INTERFACES: eth1", 1, "write lines `KEY: value`"),
+        ("SELL: yes\n? [a]\n: b", 2, "is not a key"),
+        ("SELL: yes\nBUY: [[[[[[[[[[x]]]]]]]]]]", 2, "nested too deeply"),
+        ("SELL: yes\nBUY: a\x00b", 2, "U+0000"),
+        ("SELL: yes\nBUY no", 2, "is not YAML"),
+    ],
+)
+def test_what_is_not_a_configuration_is_refused_at_its_line(text: str, line: int, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(text, FILE)
+    assert str(refused.value).startswith(f"{FILE}:{line}: ")
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text", ['A: "\\UFFFFFFFF"', "%YAML 9999999999999999999.1\n---\nA: 1", 'A: "\\uD800"', "<<: {A: 1}"]
+)
+def test_what_makes_the_yaml_library_itself_fail_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse(text, FILE)
+
+
+@pytest.mark.parametrize(
+    "unit", ["[", "{a: ", "- ", "? ", "a: [", "'", '"', "a: 1\n", "*", "&a ", "!a ", "-", "#", ":", "\n"]
+)
+def test_a_large_hostile_file_is_refused_quickly(unit: str) -> None:
+    text = unit * (60_000 // len(unit))
+    begun = time.monotonic()
+    with pytest.raises(ConfigError):
+        parse(text, FILE)
+    assert time.monotonic() - begun < 20, "far above what any of these takes, far below quadratic"
+
+
+def test_what_is_not_a_readable_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "latin").write_bytes(b"SELL: yes\nACCOUNT_ID: caf\xe9\n")
+    (tmp_path / "huge").write_text("#" * (256 * 1024 + 1))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, said in {
+        "absent": "doesn't exist",
+        ".": "not a regular file",
+        "fifo": "not a regular file",
+        "latin": "latin:2: byte 0xe9 is not UTF-8",
+        "huge": "larger than 256 kB",
+        "loop": "can't be read",
+        "absent\0": "can't be read",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            load(tmp_path / name)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        load("/dev/zero")
+
+
+def test_a_file_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
+    text = "MESH_INTERFACES: eth1\n"
+    (tmp_path / "net.conf").write_text(text + "#" * (256 * 1024 - len(text)))
+    assert load(tmp_path / "net.conf").mesh_interfaces == ("eth1",)
+
+
+# --- where the file is, and whose -------------------------------------------------------------------------------------
+
+
+def test_the_first_file_that_is_there_is_taken(tmp_path: Path) -> None:
+    first, second = tmp_path / "etc", tmp_path / "here"
+    with pytest.raises(ConfigError, match=f"{first} nor {second}"):
+        default_path((first, second))
+    second.write_text("")
+    assert default_path((first, second)) == second
+    first.symlink_to(tmp_path / "dangling")  # broken is not absent: it must be told, not passed over
+    assert default_path((first, second)) == first
+
+
+@pytest.mark.parametrize(
+    ("mode", "trusted"), [(0o644, True), (0o600, True), (0o664, False), (0o646, False), (0o666, False)]
+)
+def test_a_file_that_others_can_write_is_refused(tmp_path: Path, mode: int, trusted: bool) -> None:
+    path = tmp_path / "net.conf"
+    path.write_text("MESH_INTERFACES: eth1\n")
+    path.chmod(mode)
+    if trusted:
+        check_ownership(path)
+        load(path, trusted_only=True)
+        return
+    for read in (check_ownership, lambda file: load(file, trusted_only=True)):
+        with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod go-w {path}"):
+            read(path)
+    load(path)
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.conf"
+    path.write_text("MESH_INTERFACES: eth1\n")
+    os.chown(path, 4321, -1)
+    with pytest.raises(ConfigError, match=f"belongs to user 4321.*chown root {path}"):
+        check_ownership(path)
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    check_ownership(path)
+    os.chown(path, 0, -1)
+    check_ownership(path)
+
+
+def test_ownership_of_what_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="can't be examined"):
+        check_ownership(Path("/nonexistent/net.conf"))
+
+
+# --- reload -----------------------------------------------------------------------------------------------------------
+
+
+def test_changes_are_named_by_key_and_by_when_they_take_effect() -> None:
+    old = settings()
+    new = settings("BUDGET_DAY: 1000 sat", "GRACE_TIME: 5", "QUEUE_NUMBER: 7", "CONTRACTS_MAX: 9", "STATE_DIR: /x")
+    got = changes(old, new)
+    assert got.applied == ("GRACE_TIME", "BUDGET_DAY")
+    assert got.needs_restart == ("QUEUE_NUMBER", "STATE_DIR", "CONTRACTS_MAX")
+    kept = keep_until_restart(old, new)
+    assert changes(old, kept).applied == got.applied
+    assert changes(old, kept).needs_restart == ()
+    assert changes(old, replace(old)) == changes(new, new)
+
+
+def test_a_changed_default_price_shows_as_the_prices_that_follow_it() -> None:
+    got = changes(settings(), settings("DEFAULT_PRICE: 6", "BUY_PRICE_MAX: 6"))
+    assert got.applied == ("SELL_PRICE", "SELL_PRICE_MIN", "BUY_PRICE", "BUY_PRICE_MAX")
+
+
+def test_every_field_of_settings_belongs_to_exactly_one_key() -> None:
+    named = sorted(field for key in KEYS for field in key.fields)
+    budgets = [f"budgets.{field.name}" for field in fields(Budgets)]
+    assert named == sorted([field.name for field in fields(Settings) if field.name != "budgets"] + budgets)
