@@ -15,8 +15,11 @@ Who is believed
   What was under way to the former life is reported undelivered, not sent again: it may have been delivered.
 
 What a flood costs
-- Signatures of strangers' hellos, and of known neighbours' from new links, are checked from one small allowance;
-  each known neighbour has its own per link, which nobody can use up without forging its link address.
+- Signatures of strangers' hellos, and of known neighbours' from new links, are checked from one small allowance, of
+  which one link address gets a small part; each known neighbour has its own per link, which nobody can use up without
+  forging its link address. Who names an honest neighbour as sender from elsewhere spends his own part.
+- A neighbour has few links; the one longest unused gives way, so copies of its hellos brought in from other link
+  addresses don't drive out the link that it speaks on.
 - All tables are bounded by `Limits`. Strangers live in a table of their own, the oldest makes room; known neighbours
   give way only after IDLE_S of silence. One link can't hold more than `identities_per_link` of them.
 """
@@ -43,6 +46,7 @@ ACK_DELAY_S = 0.02
 SELF_ACK_S = 0.1  # below the first retransmission
 IDLE_S = 600.0
 _LINKS_PER_NEIGHBOUR = 4
+_STRANGER_LINKS = 1024
 _MAX_ACKS_WAITING = WINDOW
 
 
@@ -58,6 +62,7 @@ class Limits:
         waiting: messages to one neighbour that wait for a place in flight.
         total: messages to all neighbours together, in flight and waiting.
         stranger_rate: signatures checked a second for all unknown (identity, link) together; also the burst.
+        stranger_link_rate: the part of it that one link address may use.
         neighbour_rate: the same for each known one.
     """
 
@@ -68,7 +73,8 @@ class Limits:
     in_flight: int = 1024
     waiting: int = 8192
     total: int = 65536
-    stranger_rate: int = 200
+    stranger_rate: int = 400
+    stranger_link_rate: int = 20
     neighbour_rate: int = 5000
 
 
@@ -140,7 +146,7 @@ class _Neighbour:
     broadcast: int = 0
     key: Ed25519PublicKey | None = None
     heard_at: float = 0.0
-    lanes: OrderedDict[LinkKey, Allowance] = field(default_factory=OrderedDict)
+    lanes: OrderedDict[LinkKey, Allowance] = field(default_factory=OrderedDict)  # longest unused first
     was_proven: bool = False
     last_link: LinkKey = ("", b"")
     flights: OrderedDict[int, _Flight] = field(default_factory=OrderedDict)
@@ -178,7 +184,8 @@ class Courier:
         self._known: OrderedDict[bytes, _Neighbour] = OrderedDict()  # longest silent first
         self._strangers: OrderedDict[bytes, _Neighbour] = OrderedDict()
         self._per_link: Counter[LinkKey] = Counter()
-        self._stranger_lane = Allowance(self._limits.stranger_rate)
+        self._stranger_allowance = Allowance(self._limits.stranger_rate)
+        self._stranger_links: OrderedDict[LinkKey, Allowance] = OrderedDict()  # longest silent first
         self._broadcast_count = 0
         self._former: OrderedDict[bytes, tuple[int, ReplayWindow, int]] = OrderedDict()
         self._retired_count = 0  # counts of neighbours we forgot: never use a sequence twice
@@ -271,7 +278,7 @@ class Courier:
         lane = neighbour.lanes.get(link) if neighbour is not None else None
         if not sealed.is_hello and (neighbour is None or lane is None or sealed.boot != neighbour.boot):
             raise PeerError("unknown", "no hello was exchanged on this link")
-        if not (lane or self._stranger_lane).take(now):
+        if not (lane.take(now) if lane is not None else self._may_check_stranger(link, now)):
             raise PeerError("rate", "too many signatures to check")
         message = sealed.open(neighbour.key if neighbour is not None else None)
         if neighbour is None:
@@ -281,7 +288,17 @@ class Courier:
             self._prove(neighbour, link, now)
         if link in neighbour.lanes:
             neighbour.last_link = link
+            neighbour.lanes.move_to_end(link)
         return self._deliver(neighbour, sealed, message, link, now)
+
+    def _may_check_stranger(self, link: LinkKey, now: float) -> bool:
+        own = self._stranger_links.get(link)
+        if own is None:
+            own = self._stranger_links[link] = Allowance(self._limits.stranger_link_rate)
+            if len(self._stranger_links) > _STRANGER_LINKS:
+                self._stranger_links.popitem(last=False)
+        self._stranger_links.move_to_end(link)
+        return own.take(now) and self._stranger_allowance.take(now)
 
     def _is_duplicate(self, neighbour: _Neighbour, sealed: wire.Sealed, link: LinkKey, now: float) -> bool:
         count = sealed.sequence & wire.MAX_COUNT

@@ -364,11 +364,52 @@ def test_checks_of_strangers_are_counted(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(wire.Sealed, "open", counting)
     for number in range(3000):
         refused(bob, hello[:-1] + bytes([hello[-1] ^ (1 + number % 255)]), TO_M, number / 1000)
-    assert checked <= 200 + 3 * 200
+    assert checked <= 20 + 3 * 20
+    for number in range(3000):
+        link = "eth1", b"\x02" + number.to_bytes(5)
+        refused(bob, hello[:-1] + bytes([hello[-1] ^ (1 + number % 255)]), link, 3 + number / 1000)
+    assert checked <= 20 + 3 * 20 + 400 + 3 * 400
+
+
+def forge(datagram: bytes) -> bytes:
+    return datagram[:-1] + bytes([datagram[-1] ^ 1])
+
+
+def test_forged_hellos_of_a_neighbour_do_not_keep_it_out() -> None:
+    """After our restart it has no proven link yet; the forger has several link addresses, and never pauses."""
+    alice, bob = pair()
+    bob = Courier(BOB, 2)
+    for number in range(5000):
+        link = "eth1", bytes([2, 0, 0, 0, 0, number % 12])
+        refused(bob, forge(only(alice.send(None, None, HELLO, 0.0))), link, 0.0)
+    assert bob.counters()["rate"] > 4000
+    greet(alice, bob, TO_B, TO_A)
+    assert bob.receive(only(alice.send(B, TO_B, note(1), 0.0)), TO_A, 0.0) is not None
+
+
+def test_forged_messages_of_a_neighbour_do_not_use_up_its_allowance() -> None:
+    alice, bob = pair(limits=Limits(neighbour_rate=100))
+    for number in range(100):
+        honest = only(alice.send(B, TO_B, note(number), 0.0))
+        hello = forge(only(alice.send(B, TO_B, HELLO, 0.0)))
+        for mac in range(12):
+            link = "eth1", bytes([2, 0, 0, 0, 0, mac])
+            assert refused(bob, forge(honest), link) == "unknown"
+            assert refused(bob, hello, link) in {"signature", "rate"}
+        if number < 99:  # the first of the hundred was its hello
+            assert bob.receive(honest, TO_A, 0.0) is not None
+
+
+def test_hellos_caught_and_brought_in_elsewhere_do_not_drive_out_the_link_in_use() -> None:
+    alice, bob = pair()
+    for number in range(10):
+        hello = only(alice.send(B, TO_B, HELLO, 0.0))
+        bob.receive(hello, ("eth1", bytes([2, 0, 0, 0, 0, number])), 0.0)
+        assert bob.receive(only(alice.send(B, TO_B, note(number), 0.0)), TO_A, 0.0) is not None
 
 
 def test_strangers_neither_grow_nor_evict_known_neighbours() -> None:
-    limits = Limits(neighbours=2, strangers=8, stranger_rate=100_000)
+    limits = Limits(neighbours=2, strangers=8, stranger_rate=100_000, stranger_link_rate=100_000)
     alice, bob = pair(limits=limits)
     for number in range(50):
         stranger = Courier(Ed25519PrivateKey.from_private_bytes(number.to_bytes(32)), 1)
