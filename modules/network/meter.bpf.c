@@ -132,10 +132,14 @@ INLINE struct free_rule *free_rule(const struct packet *p, const __u32 *address)
 	}
 }
 
-APART int matches_free(struct __sk_buff *skb, const struct packet *p)
+/* Not static: so the verifier looks at it once, and not again for all that may be known of a packet at each call. That
+ * is most of the second which loading took; the price is that it takes p for what may be null. */
+__noinline int matches_free(struct __sk_buff *skb, const struct packet *p)
 {
 	__be16 ports[2] = {};
 
+	if (!p)
+		return 0;
 	read_ports(skb, p, ports);
 	if (serves(free_rule(p, p->destination), p->protocol, ports[1]))
 		return 1;

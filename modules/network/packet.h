@@ -48,6 +48,7 @@ struct packet {
 	__u32 quoted[4];
 	__be16 quoted_port;
 	__u8 quoted_protocol;
+	__u8 unused;                                              /* no hole: what a function gets must be written throughout */
 };
 
 #define LATER_FRAGMENT 255

@@ -16,8 +16,10 @@ from meter_lab import GENEROUS, NEIGHBOUR, World, contract_id, metered
 
 from ngp.core.messages import Role
 from ngp.errors import KernelError
-from ngp.modules.network import hooks, layout, xtables
+from ngp.modules.network import bpf, hooks, layout, xtables
+from ngp.modules.network.bpf import Programs
 from ngp.modules.network.datapath import Datapath
+from ngp.modules.network.meter import GATE_PROGRAMS
 from ngp.ports import Grant
 
 HOST = f"{INTERNET[4]}/32"
@@ -255,6 +257,18 @@ def test_a_full_table_is_named_and_half_a_batch_is_not_granted(tmp_path: Path) -
             world.datapath.grant(grants)
         assert world.datapath.describe()["contracts"] == "0 of 2"
         world.datapath.grant(grants[:2])
+
+
+def test_the_verifier_has_little_to_do() -> None:
+    """Each start waits for it: a second when it follows every call with all that may be known of the packet."""
+    programs = Programs(bpf.object_path(), {}, {})
+    try:
+        for name in (*GATE_PROGRAMS, *(direction.program for direction in hooks.Direction)):
+            told = Path(f"/proc/self/fdinfo/{programs.program(name)}").read_text()
+            looked_at = int(told.partition("verified_insns:")[2].split()[0])
+            assert 0 < looked_at < 40_000, f"{name}: {looked_at} instructions"
+    finally:
+        programs.close()
 
 
 def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
