@@ -11,13 +11,25 @@ from pathlib import Path
 
 import pytest
 from kernel_lab import CLIENT, INTERNET, desired, passes, python, sh
-from meter_lab import GENEROUS, NEIGHBOUR, UDP_SEND, World, contract_id, metered, received, true_wire, wait_until
+from meter_lab import GENEROUS, NEIGHBOUR, World, contract_id, metered, received, true_wire, wait_until
 
 from ngp.core.messages import Role
 from ngp.errors import KernelError
 from ngp.ports import FreeRule, Grant, HeldPacket, Hint, HintKind, Verdict
 
 HEADERS = {4: 28, 6: 48}
+UDP_SEND_ON = """
+import signal, socket, sys
+going = [True]
+signal.signal(signal.SIGTERM, lambda *_: going.clear())
+address, size, sent = sys.argv[1], int(sys.argv[2]), 0
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+print('sends', flush=True)
+while going:
+    s.sendto(bytes(size), (address, 9))
+    sent += size + 28
+print(sent)
+"""
 
 
 @pytest.fixture
@@ -77,25 +89,29 @@ def test_downloads_are_cut_at_the_same_limit(world: World) -> None:
 
 def test_never_too_much_under_concurrent_senders_and_top_ups(world: World) -> None:
     true_wire(world)
-    contract, granted = contract_id(), 100_000
+    contract, granted = contract_id(), 0
     world.grant(host(4), contract=contract, granted_bytes=granted)
     senders = [
-        subprocess.Popen(python(world.lab.client, UDP_SEND, INTERNET[4], "9", str(size), "20000", "0"))
+        subprocess.Popen(python(world.lab.client, UDP_SEND_ON, INTERNET[4], str(size)), stdout=subprocess.PIPE)
         for size in (72, 472, 972)
     ]
-    rounds = 0
-    while any(sender.poll() is None for sender in senders):
-        granted += 3001
-        world.datapath.grant([_generous(contract, granted)])
-        rounds += 1
-        assert sum(world.used(contract)) <= granted
     for sender in senders:
-        assert sender.wait() == 0
-    wait_until(lambda: received(world.lab.internet, 4)[1] == world.used(contract)[0], "delivered is what was charged")
+        assert sender.stdout is not None and sender.stdout.readline() == b"sends\n"
+    for _ in range(20):
+        for _ in range(50):
+            granted += 3001
+            world.datapath.grant([_generous(contract, granted)])
+            assert sum(world.used(contract)) <= granted
+        # More than one packet of each sender, which may have been refused on the way while the limit was raised.
+        enough = world.reading(contract).refused_bytes + 100 + 500 + 1000
+        wait_until(lambda than=enough: world.reading(contract).refused_bytes > than, "the limit is reached")
+    for sender in senders:
+        sender.terminate()
+    sent = sum(int(sender.communicate(timeout=10)[0]) for sender in senders)
     found = world.reading(contract)
-    assert rounds > 100 and found.refused_bytes > 0, "the limit was never touched"
-    assert found.used_to_bytes + found.refused_bytes == 20000 * (100 + 500 + 1000)
-    assert found.used_to_bytes <= granted
+    assert found.used_to_bytes + found.refused_bytes == sent
+    assert granted - 1000 < found.used_to_bytes <= granted
+    wait_until(lambda: received(world.lab.internet, 4)[1] == found.used_to_bytes, "delivered is what was charged")
     assert world.datapath.counters()["contended"] == 0
 
 
