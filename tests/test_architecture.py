@@ -21,7 +21,7 @@ NO_BUSINESS_IN_CORE = {
     *("signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys", "syslog", "tempfile"),
     *("threading", "time", "urllib", "uuid", "zoneinfo"),
 }
-SHARED_WITH_MODULES = ("ngp.ports", "ngp.errors", "ngp.core")
+SHARED_WITH_MODULES = ("ngp.ports", "ngp.errors", "ngp.core", "ngp.modules.bpf")
 
 
 def modules_of_project() -> dict[str, Path]:
@@ -73,7 +73,7 @@ def fault(name: str, imported: str) -> str | None:
     if within(name, "ngp.modules"):
         group = ".".join(name.split(".")[:3])
         allowed = within(imported, *SHARED_WITH_MODULES) or (group != "ngp.modules" and within(imported, group))
-        return "a module knows ports, errors, core values and its own group" if ours and not allowed else None
+        return "a module knows ports, errors, core values, libbpf and its own group" if ours and not allowed else None
     if within(name, "ngp.ports", "ngp.errors") and ours:
         allowed = within(imported, "ngp.core", "ngp.errors", "ngp.ports")
         return None if allowed else "ports and errors know core values only"
@@ -115,6 +115,7 @@ def test_imports_point_one_way() -> None:
         ("ngp.modules.link.udp", "from ..payment import sandbox"),
         ("ngp.modules.link.udp", "import modules.link.ethernet"),
         ("ngp.modules.link.udp", "import ngp.wire"),
+        ("ngp.modules.bpf", "from ngp.modules.network import gate"),
         ("ngp.daemon.loop", "from ngp.cli import main"),
         ("ngp.daemon.loop", "from ngp.modules.link import udp"),
         ("ngp.store.ledger", "from ngp.daemon import loop"),
@@ -132,6 +133,7 @@ def test_an_import_that_points_the_wrong_way_is_found(name: str, source: str) ->
         ("ngp.core.policy", "import enum\nfrom ngp.core.records import ContractRecord\nfrom .pricing import price"),
         ("ngp.modules.link.udp", "import socket\nfrom ngp.ports import Link\nfrom ngp.modules.link import frames"),
         ("ngp.modules.link.udp", "from .frames import Frame"),
+        ("ngp.modules.link.inlet", "from ngp.modules.bpf import Table"),
         ("ngp.cli.stop", "from ngp.daemon import control\nfrom ngp.cli import words"),
         ("ngp.daemon.loop", "from ngp.core import policy\nfrom ngp.store import ledger\nimport asyncio"),
     ],

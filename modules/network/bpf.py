@@ -1,177 +1,27 @@
-"""libbpf through ctypes: what the datapath needs of it, with the kernel's refusals as KernelError.
+"""What the datapath needs of libbpf beside objects and tables: running programs, pins and their file system.
 
-libbpf.so.1 is on every Debian because iproute2 links it, so no compiled extension and no loader of our own is needed.
-Its program and query calls fill the same union as newer kernels expect for tcx, which it doesn't know by name yet; they
-are given the interface's index where they say file descriptor.
+libbpf's program and query calls fill the same union as newer kernels expect for tcx, which it doesn't know by name
+yet; they are given the interface's index where they say file descriptor.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
-import mmap
 import os
 import struct
-import sys
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from ngp.errors import KernelError
-
-_MESSAGES_MAX = 40
-_BATCH = 65536
-_PRINTER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-RING_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+from ngp.modules.bpf import Table, compiled, library, object_info, require
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.vsnprintf.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p]
-messages: list[str] = []
-"""What libbpf said last; part of the error when loading fails."""
-
-
-def _keep_message(_level: int, text: bytes, arguments: int) -> int:
-    buffer = ctypes.create_string_buffer(4096)
-    _libc.vsnprintf(buffer, len(buffer), text, arguments)
-    messages.append(buffer.value.decode(errors="replace").strip())
-    del messages[:-_MESSAGES_MAX]
-    return 0
-
-
-_listen = _PRINTER(_keep_message)
-
-
-@cache
-def library() -> Any:
-    """Load libbpf once. Raises KernelError naming the package when it is missing or older than 1.0."""
-    try:
-        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    except OSError as error:
-        raise KernelError(f"libbpf.so.1 can't be loaded ({error}); install it with: apt install libbpf1") from error
-    pointers = ("bpf_object__open_file", "bpf_object__find_map_by_name", "bpf_object__find_program_by_name")
-    for name in (*pointers, "ring_buffer__new"):
-        getattr(library, name).restype = ctypes.c_void_p
-    library.bpf_map_update_elem.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64]
-    library.bpf_map_lookup_elem.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
-    library.bpf_map_delete_elem.argtypes = [ctypes.c_int, ctypes.c_char_p]
-    library.bpf_map_get_next_key.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
-    library.ring_buffer__new.argtypes = [ctypes.c_int, RING_CALLBACK, ctypes.c_void_p, ctypes.c_void_p]
-    library.libbpf_set_print(_listen)
-    return library
-
-
-def require(result: int, what: str) -> int:
-    """Return the result of a libbpf call that isn't negative.
-
-    Raises: KernelError with what was tried, the system's reason and, for missing rights, the remedy.
-    """
-    if result >= 0:
-        return result
-    remedy = "; run as root" if -result in (errno.EPERM, errno.EACCES) else ""
-    raise KernelError(f"{what}: {os.strerror(-result)}{remedy}")
-
-
-class Table:
-    """One BPF map, by descriptor. Keys and values are bytes as the kernel holds them."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        info = _info(descriptor, 88)
-        self.kind, self.number, self.key_bytes, self.value_bytes, self.entries = struct.unpack_from("=5I", info)
-        self.name = info[24:40].split(b"\0")[0].decode()
-        self._value = ctypes.create_string_buffer(max(1, self.value_bytes) * (_processors() if self.kind == 6 else 1))
-        self._key = ctypes.create_string_buffer(max(1, self.key_bytes))
-
-    def set(self, key: bytes, value: bytes) -> None:
-        """Add or replace an entry. Raises KernelError, also when the table is full."""
-        require(library().bpf_map_update_elem(self.descriptor, key, value, 0), f"writing to the table {self.name}")
-
-    def get(self, key: bytes) -> bytes | None:
-        """Return an entry's value (one after the other for each processor in a per-processor table)."""
-        if library().bpf_map_lookup_elem(self.descriptor, key, self._value) < 0:
-            return None
-        return self._value.raw
-
-    def delete(self, key: bytes) -> bool:
-        """Remove an entry; False when there was none."""
-        return bool(library().bpf_map_delete_elem(self.descriptor, key) == 0)
-
-    def all_keys(self) -> list[bytes]:
-        """List all keys."""
-        found: list[bytes] = []
-        key: bytes | None = None
-        while library().bpf_map_get_next_key(self.descriptor, key, self._key) == 0:
-            key = self._key.raw[: self.key_bytes]
-            found.append(key)
-        return found
-
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries of a hash table as they are now, many to a system call. Raises KernelError."""
-        room = min(self.entries, _BATCH)
-        keys = ctypes.create_string_buffer(room * self.key_bytes)
-        values = ctypes.create_string_buffer(room * self.value_bytes)
-        place, began, result = ctypes.c_uint32(), False, 0
-        while result == 0:
-            count, start = ctypes.c_uint32(room), ctypes.byref(place) if began else None
-            result = library().bpf_map_lookup_batch(
-                self.descriptor, start, ctypes.byref(place), keys, values, ctypes.byref(count), None
-            )
-            if result != -errno.ENOENT:  # which says that these were the last
-                require(result, f"reading the table {self.name}")
-            began = True
-            found_keys, found_values = keys.raw, values.raw
-            for at in range(count.value):
-                yield (
-                    found_keys[at * self.key_bytes : (at + 1) * self.key_bytes],
-                    found_values[at * self.value_bytes : (at + 1) * self.value_bytes],
-                )
-
-    def set_many(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
-        """Add or replace entries in few system calls. Raises KernelError; what came before the culprit stands."""
-        for start in range(0, len(keys), _BATCH):
-            part = len(keys[start : start + _BATCH])
-            key_bytes, value_bytes = b"".join(keys[start : start + part]), b"".join(values[start : start + part])
-            done = 0
-            while done < part:
-                done += self._set_batch(key_bytes[done * self.key_bytes :], value_bytes[done * self.value_bytes :])
-
-    def _set_batch(self, keys: bytes, values: bytes) -> int:
-        number = ctypes.c_uint32(len(keys) // self.key_bytes)
-        result = library().bpf_map_update_batch(self.descriptor, keys, values, ctypes.byref(number), None)
-        if result < 0 and not (result == -errno.ENOMEM and number.value):  # out of cached elements: they come back
-            require(result, f"writing to the table {self.name} ({self.entries} places)")
-        return number.value
-
-    def map_memory(self) -> mmap.mmap:
-        """Map an array's values into this process."""
-        size = -(-self.entries * self.value_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        return mmap.mmap(self.descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-
-    def close(self) -> None:
-        """Let go of the descriptor; the map lives as long as a program or a pin holds it."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-        self.descriptor = -1
-
-
-@cache
-def _processors() -> int:
-    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    return int(text.replace(",", "-").split("-")[-1]) + 1
-
-
-def _info(descriptor: int, size: int) -> bytes:
-    buffer, length = ctypes.create_string_buffer(size), ctypes.c_uint32(size)
-    require(library().bpf_obj_get_info_by_fd(descriptor, buffer, ctypes.byref(length)), "asking about a BPF object")
-    return buffer.raw
-
 
 def program_name(number: int) -> str:
     """Return a loaded program's name by its id, "" when it is gone."""
     with program(number) as descriptor:
-        return _info(descriptor, 80)[64:80].split(b"\0")[0].decode() if descriptor >= 0 else ""
+        return object_info(descriptor, 80)[64:80].split(b"\0")[0].decode() if descriptor >= 0 else ""
 
 
 def program_tables(number: int) -> dict[str, Table]:
@@ -179,7 +29,7 @@ def program_tables(number: int) -> dict[str, Table]:
     with program(number) as descriptor:
         if descriptor < 0:
             return {}
-        count = struct.unpack_from("=I", _info(descriptor, 80), 52)[0]
+        count = struct.unpack_from("=I", object_info(descriptor, 80), 52)[0]
         numbers = (ctypes.c_uint32 * count)()
         # The first answer tells how many there are; in the second the kernel fills the list that we name.
         buffer = ctypes.create_string_buffer(80)
@@ -218,55 +68,9 @@ def pin(descriptor: int, path: Path) -> None:
         raise KernelError(f"pinning {path}: {error.strerror}; look what stands there: ls -l {path.parent}") from error
 
 
-class Programs:
-    """An object file loaded into the kernel.
-
-    Args:
-        path: the object.
-        sizes: entries of maps that differ from the object's.
-        running: maps to use instead of new ones.
-    Raises: KernelError with the end of what libbpf and the verifier said.
-    """
-
-    def __init__(self, path: Path, sizes: dict[str, int], running: dict[str, Table]) -> None:
-        if not path.is_file():
-            raise KernelError(f"the meter {path} is missing; install ngp's wheel, or: python setup.py build_meter -i")
-        messages.clear()
-        self._object = ctypes.c_void_p(library().bpf_object__open_file(os.fsencode(path), None))
-        if not self._object:
-            raise KernelError(f"the meter {path} can't be read: {' | '.join(messages)}")
-        try:
-            for name, entries in sizes.items():
-                require(library().bpf_map__set_max_entries(self._map(name), entries), f"sizing the table {name}")
-            for name, table in running.items():
-                require(library().bpf_map__reuse_fd(self._map(name), table.descriptor), f"adopting the table {name}")
-            if library().bpf_object__load(self._object) < 0:
-                raise KernelError(f"the kernel refuses the meter {path}: {' | '.join(messages[-8:])}")
-        except KernelError:
-            self.close()
-            raise
-
-    def table(self, name: str) -> Table:
-        """Open a map of the object; the descriptor is the caller's."""
-        return Table(os.dup(library().bpf_map__fd(self._map(name))))
-
-    def program(self, name: str) -> int:
-        """Return a program's descriptor, which the object keeps."""
-        found = library().bpf_object__find_program_by_name(self._object, name.encode())
-        return int(library().bpf_program__fd(ctypes.c_void_p(found)))
-
-    def close(self) -> None:
-        """Let go; what is pinned or attached stays."""
-        library().bpf_object__close(self._object)
-        self._object = ctypes.c_void_p()
-
-    def _map(self, name: str) -> ctypes.c_void_p:
-        return ctypes.c_void_p(library().bpf_object__find_map_by_name(self._object, name.encode()))
-
-
 def object_path() -> Path:
     """Return the meter for this machine's byte order."""
-    return Path(__file__).with_name(f"meter.bpf{'el' if sys.byteorder == 'little' else 'eb'}.o")
+    return compiled(Path(__file__).with_name("meter"))
 
 
 def mount_bpffs(folder: Path) -> None:

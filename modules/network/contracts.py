@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ngp.core.messages import Role
 from ngp.errors import KernelError
+from ngp.modules.bpf import Table
 from ngp.modules.network import layout
-from ngp.modules.network.bpf import Table
 from ngp.modules.network.early import EarlyBytes
 from ngp.modules.network.layout import (
     BLOCKED,

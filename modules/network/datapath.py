@@ -18,9 +18,9 @@ from pathlib import Path
 
 from ngp.core.messages import Address
 from ngp.errors import KernelError
+from ngp.modules.bpf import Table, library
 from ngp.modules.network import bpf, gate, hooks, layout
 from ngp.modules.network import check as host_check
-from ngp.modules.network.bpf import Table
 from ngp.modules.network.gate import Gate, GatePaths
 from ngp.modules.network.hints import HintReader
 from ngp.modules.network.hooks import Direction
@@ -101,7 +101,7 @@ class Datapath:
         """Say what this host can do and what is missing; touches nothing."""
         lines = host_check.check(desired)
         try:
-            bpf.library()
+            library()
             tcx = hooks.has_tcx()
             lines.append(Check("hook", True, "tcx" if tcx else "clsact (tcx comes with Linux 6.6)"))
         except KernelError as error:

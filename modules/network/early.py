@@ -11,8 +11,8 @@ from __future__ import annotations
 import time
 
 from ngp.core.messages import Prefix
+from ngp.modules.bpf import Table
 from ngp.modules.network import layout
-from ngp.modules.network.bpf import Table
 
 _MAX_AGE_NS = 3_000_000_000  # longer ago: what was held then has been dropped
 

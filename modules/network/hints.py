@@ -6,15 +6,14 @@ They only hasten what a scan of the table would find; a hint that is left from a
 from __future__ import annotations
 
 import asyncio
-import ctypes
 from collections.abc import Callable, Sequence
 
-from ngp.errors import KernelError
-from ngp.modules.network import bpf, layout
-from ngp.modules.network.bpf import Table
+from ngp.modules.bpf import RingReader, Table
+from ngp.modules.network import layout
 from ngp.modules.network.contracts import ContractTable
 from ngp.ports import Hint, HintKind
 
+_HINTS_AT_ONCE = 16384  # more than the ring holds
 _KINDS = {1: HintKind.LOW, 2: HintKind.DEPLETED}
 
 
@@ -28,30 +27,19 @@ class HintReader:
         loop: asyncio.AbstractEventLoop,
         on_hints: Callable[[Sequence[Hint]], None],
     ) -> None:
-        self._contracts, self._loop, self._on_hints = contracts, loop, on_hints
-        self._arrived: list[Hint] = []
-        self._callback = bpf.RING_CALLBACK(self._take)
-        ring = bpf.library().ring_buffer__new(table.descriptor, self._callback, None, None)
-        if not ring:
-            raise KernelError("the kernel's ring buffer can't be opened; raise the limit of locked memory (ulimit -l)")
-        self._ring = ctypes.c_void_p(ring)
-        self._descriptor = int(bpf.library().ring_buffer__epoll_fd(self._ring))
-        loop.add_reader(self._descriptor, self._read)
+        self._contracts, self._on_hints = contracts, on_hints
+        self._ring = RingReader(table, loop, self._read, _HINTS_AT_ONCE)
 
     def close(self) -> None:
         """Stop reading; what is left in the ring stays for the next daemon."""
-        self._loop.remove_reader(self._descriptor)
-        bpf.library().ring_buffer__free(self._ring)
+        self._ring.close()
 
-    def _take(self, _context: int, data: int, size: int) -> int:
-        kind, slot, tag = layout.HINT.unpack_from(ctypes.string_at(data, size))
-        contract = self._contracts.contract_of(slot, tag)
-        if contract is not None and kind in _KINDS:
-            self._arrived.append(Hint(_KINDS[kind], contract))
-        return 0
-
-    def _read(self) -> None:
-        bpf.library().ring_buffer__consume(self._ring)
-        arrived, self._arrived = self._arrived, []
-        if arrived:
-            self._on_hints(arrived)
+    def _read(self, records: list[bytes]) -> None:
+        hints = []
+        for record in records:
+            kind, slot, tag = layout.HINT.unpack_from(record)
+            contract = self._contracts.contract_of(slot, tag)
+            if contract is not None and kind in _KINDS:
+                hints.append(Hint(_KINDS[kind], contract))
+        if hints:
+            self._on_hints(hints)

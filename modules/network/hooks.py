@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from enum import Enum
 
 from ngp.errors import KernelError
+from ngp.modules.bpf import library, require
 from ngp.modules.network import bpf
-from ngp.modules.network.bpf import library, require
 
 OUT_PROGRAM, IN_PROGRAM = "ngp_tc_out", "ngp_tc_in"
 _BEFORE, _REPLACE = 1 << 3, 1 << 2

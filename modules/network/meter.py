@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ngp.core.messages import Role
 from ngp.errors import ConfigError, KernelError
+from ngp.modules.bpf import Programs, Table, library, require
 from ngp.modules.network import bpf, hooks, layout
-from ngp.modules.network.bpf import Programs, Table
 from ngp.modules.network.contracts import ContractTable
 from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
@@ -165,8 +165,8 @@ class Meter:
         """Tie all tables to the egress program, so that who finds it on an interface finds them; then pin."""
         program = self.programs.program(hooks.OUT_PROGRAM)
         for name, table in self.tables.items():
-            result = bpf.library().bpf_prog_bind_map(program, table.descriptor, None)
-            bpf.require(result, f"binding the table {name}")
+            result = library().bpf_prog_bind_map(program, table.descriptor, None)
+            require(result, f"binding the table {name}")
             bpf.pin(table.descriptor, folder / name)
         for name in GATE_PROGRAMS:
             bpf.pin(self.programs.program(name), folder / name)

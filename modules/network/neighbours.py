@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ngp.core.messages import Address, Role
+from ngp.modules.bpf import Table
 from ngp.modules.network import layout
-from ngp.modules.network.bpf import Table
 from ngp.modules.network.contracts import ContractTable
 from ngp.ports import KernelNeighbour
 
