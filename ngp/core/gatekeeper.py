@@ -59,6 +59,11 @@ MOST_STATED_AGAIN = 1024
 MOST_NEIGHBOURS = 4096
 MOST_LATE = 4096
 LOOK_FOR_IDLE_S = 5.0
+_ACCOUNT_DUE = {
+    Due.STATEMENT: grants.statement_due,
+    Due.GRACE: grants.grace_due,
+    Due.LEND: grants.lend_due,
+}
 
 
 class Gatekeeper:
@@ -406,10 +411,10 @@ class Gatekeeper:
                     seller.strangers_due(world)
                 case Due.FLUSH:
                     self.flush()
-                case Due.STATEMENT | Due.GRACE:
+                case Due.STATEMENT | Due.GRACE | Due.LEND:
                     account = world.accounts.get((key, Role.SERVER))
                     if account is not None:
-                        (grants.statement_due if due is Due.STATEMENT else grants.grace_due)(world, account)
+                        _ACCOUNT_DUE[due](world, account)
                 case Due.INVOICE:
                     cashier.invoice_due(world, key)
                     cashier.invoice_retry_due(world, key)

@@ -19,6 +19,7 @@ from ngp.core.values import Reading, Verdict
 from ngp.core.world import World
 
 IDLE_S = 2.0
+LEND_PAUSE_S = 0.5
 MOST_SHRUNK_AT_ONCE = 8
 EXHAUSTED_LINGER_S = 2.0
 MOST_UNSTATED = 16384
@@ -48,8 +49,10 @@ def extend(world: World, account: Account, contract: Contract) -> bool:
     """Grant the next slice, out of paid money first, then on credit. Returns whether anything was granted.
 
     A slice is a share of the free money, so that a fast flow never meets the end of one before we hear of it; what lies
-    idle is taken back when others need it. Where money is short a slice doubles when the one before lasted less than a
-    second, and one of several contracts takes at most half of what is free, unless that is less than the least slice.
+    idle is taken back when others need it. A new contract gets a smaller share the more contracts run, since most carry
+    little: else seventy new destinations would hold all of any balance, and the next ones wait until those are idle.
+    Where money is short a slice doubles when the one before lasted less than a second, and one of several contracts
+    takes at most half of what is free, unless that is less than the least slice.
     """
     room = contract.data_limit_bytes - contract.granted_bytes
     if room <= 0 or contract.halting is not None or contract.shrinking:
@@ -60,9 +63,10 @@ def extend(world: World, account: Account, contract: Contract) -> bool:
     if lasted_s >= 1.0:
         size = max(contract.slice_bytes // 2, int(contract.rate_bytes_s * 2))
     size = max(LEAST_SLICE_BYTES, min(size, MOST_SLICE_BYTES))
-    wanted = min(room, max(FIRST_PAID_SLICE_BYTES, size))
+    is_new = account.running > 1 and contract.used_bytes < LEAST_SLICE_BYTES
+    wanted = min(room, LEAST_SLICE_BYTES if is_new else max(FIRST_PAID_SLICE_BYTES, size))
     ample = affordable_bytes(
-        account.funds_msat // FUNDS_SHARES,
+        account.funds_msat // (FUNDS_SHARES + (account.running if is_new else 0)),
         contract.granted_bytes,
         contract.granted_bytes + min(room, MOST_SLICE_BYTES),
         contract.prices,
@@ -93,11 +97,15 @@ def _shrink_idle(world: World, account: Account, asking: Contract) -> None:
     """Take budget back from contracts that don't use it: a page's many destinations must not starve the next one.
 
     A resting contract keeps its least slice, so that its next packet passes at once, where the balance is enough for
-    all to do so, and until nothing else is left to take.
+    all to do so, and until nothing else is left to take. Where none is idle yet this looks again by itself: nobody else
+    would, and the packets of who asked are held.
     """
+    now = world.now.monotonic_s
+    world.timers.set_if_unset(Due.LEND, account.identity, now + LEND_PAUSE_S)
     for contract in list(islice(account.lenders.values(), MOST_SHRUNK_AT_ONCE)):
-        idle = world.now.monotonic_s - max(contract.carried_mono_s, contract.granted_mono_s) >= IDLE_S
-        if contract is asking or not idle:
+        if contract is asking or now - max(contract.carried_mono_s, contract.granted_mono_s) < IDLE_S:
+            if now - contract.granted_mono_s > 2 * IDLE_S:  # a slow stream: in front it would hide idle ones for ever
+                account.lenders[contract.contract] = account.lenders.pop(contract.contract)
             continue
         del account.lenders[contract.contract]
         rest_msat = amount_due_msat(LEAST_SLICE_BYTES, contract.prices[-1:]) * account.running
@@ -106,6 +114,15 @@ def _shrink_idle(world: World, account: Account, asking: Contract) -> None:
             world.shrink(contract, contract.used_bytes + LEAST_SLICE_BYTES)
         else:
             world.shrink(contract, contract.used_bytes)
+
+
+def lend_due(world: World, account: Account) -> None:
+    """Look again for idle budget on behalf of who waits longest; what that frees serves the others as well."""
+    asking = next((one for one in account.waiting.values() if one.short and one.halting is None), None)
+    if asking is not None and not asking.shrinking and extend(world, account, asking):
+        world.grant(asking)
+        release(world, asking)
+        serve_waiting(world, account)
 
 
 def shrunk(world: World, contract: Contract, reading: Reading | None) -> None:
@@ -227,16 +244,17 @@ def paid_for(world: World, account: Account) -> None:
 
 def serve_waiting(world: World, account: Account) -> None:
     """Extend the contracts that wait for money, those that waited longest first, while there is some."""
+    dry = False  # who asks in vain takes our time, and there may be thousands
     for contract in list(account.waiting.values()):
         if contract.halting is not None or contract.shrinking:
             continue
         before = (contract.granted_bytes, contract.state)
-        if contract.short:
+        if contract.short and not dry:
             account.waiting.pop(contract.contract)
-            extend(world, account, contract)  # if it is short again it waits behind the others
+            dry = not extend(world, account, contract)  # if it is short again it waits behind the others
             if contract.grace_bytes:
                 account.waiting[contract.contract] = contract
-        elif not contract.grace_bytes:
+        elif not contract.short and not contract.grace_bytes:
             account.waiting.pop(contract.contract)
         if contract.state is State.ACCEPTED and not contract.grace_bytes and contract.granted_bytes:
             world.move(contract, State.ACTIVE)

@@ -13,6 +13,7 @@ class Due(Enum):
     EXPIRY = auto()  # a contract's lifetime ends
     EXHAUSTED = auto()  # a contract used its data and nobody renewed it
     GRACE = auto()  # an account's grace time ends
+    LEND = auto()  # look again whether an account's idle contracts can give budget to those that wait
     REFUSAL = auto()  # a remembered refusal is forgotten
     INVOICE = auto()  # an invoice expires
     STATEMENT = auto()  # an account's totals are told to its client

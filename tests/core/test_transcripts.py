@@ -234,6 +234,35 @@ def test_idle_contracts_give_their_budget_to_the_next() -> None:
     assert sim.passed >= 0.9 * 300_000  # a top-up is 200 kB, the grace is 64 contracts: some wait a moment
 
 
+def test_many_new_destinations_at_once_all_find_budget() -> None:
+    sim = Sim()
+    sim.up("198.51.100.1", 100)
+    sim.run(3)
+    for number in range(1000):  # 2 s: none of them is idle yet
+        sim.up(f"198.51.{101 + number // 250}.{number % 250 + 1}", 100)
+        sim.run(0.002)
+    sim.run(0.1)
+    assert sim.passed == 1001 * 100
+
+
+def test_who_waits_for_budget_is_served_when_others_are_idle_though_nobody_else_asks() -> None:
+    small = {"payment_amount_msat": 1000, "grace_data_bytes": 0}
+    sim = Sim(settings(**small), settings(sells=False, **small))
+    sim.up(HOST, 100)
+    sim.run(3)
+    sim.silenced = {Invoice}
+    sim.flow(HOST, 150_000, 1)
+    account = sim.gateway.world.account(sim.client.identity, Role.SERVER)
+    while account.funds_msat >= 20:  # the flow's contract holds all that is left
+        sim.flow(HOST, 150_000, 0.05)
+    before = sim.passed
+    sim.up("203.0.113.1", 100)
+    sim.run(1)
+    assert sim.passed == before
+    sim.run(3)
+    assert sim.passed == before + 100
+
+
 def test_top_ups_grow_with_the_rate() -> None:
     small = {"payment_amount_msat": 1000}
     sim = Sim(settings(**small), settings(sells=False, **small))
