@@ -113,8 +113,13 @@ class Network(Protocol):
     def local_addresses(self) -> tuple[Address, ...]:
         """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""
 
-    def watch(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]) -> None:
-        """Call on_change in the loop after links, addresses or routes changed, some times a second at most."""
+    def watch(
+        self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], on_touched: Callable[[], None]
+    ) -> None:
+        """Call on_change in the loop after links, addresses or routes changed, some times a second at most.
+
+        on_touched is called at once after anybody, we too, changed what the gate stands in; `apply` then mends it.
+        """
 
     def stop_watching(self) -> None:
         """End `watch`; safe to call twice."""
@@ -125,8 +130,11 @@ class Network(Protocol):
     def set_up(self, desired: DesiredNetwork) -> list[AdoptedContract]:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing."""
 
-    def apply(self, desired: DesiredNetwork) -> None:
-        """Make the kernel match; repeatable; adds before it deletes."""
+    def apply(self, desired: DesiredNetwork) -> bool:
+        """Make the kernel match; repeatable; adds before it deletes.
+
+        Returns: whether the gate, wanted as before, had been changed by somebody else. Raises KernelError.
+        """
 
     def start(
         self,

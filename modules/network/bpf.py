@@ -18,6 +18,12 @@ from ngp.modules.bpf import Table, compiled, library, object_info, require
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+
+def program_id(descriptor: int) -> int:
+    """Return the id of a loaded program."""
+    return int(struct.unpack_from("=I", object_info(descriptor, 80), 4)[0])
+
+
 def program_name(number: int) -> str:
     """Return a loaded program's name by its id, "" when it is gone."""
     with program(number) as descriptor:

@@ -21,6 +21,7 @@ from ngp.errors import KernelError
 from ngp.modules.bpf import Table, library
 from ngp.modules.network import bpf, gate, hooks, layout
 from ngp.modules.network import check as host_check
+from ngp.modules.network.alarm import Alarm
 from ngp.modules.network.gate import Gate, GatePaths
 from ngp.modules.network.hints import HintReader
 from ngp.modules.network.hooks import Direction
@@ -71,6 +72,8 @@ class Datapath:
         self._on_held: Callable[[HeldPacket], None] | None = None
         self._hints: HintReader | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._alarm: Alarm | None = None
+        self._gate_restored = 0
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
         """Return the interfaces that exist now and that MESH_INTERFACES means, sorted. Raises KernelError."""
@@ -88,14 +91,25 @@ class Datapath:
         """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""
         return self._open_host().local_addresses()
 
-    def watch(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]) -> None:
-        """Call on_change in the loop after links, addresses or routes changed, some times a second at most."""
+    def watch(
+        self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], on_touched: Callable[[], None]
+    ) -> None:
+        """Call on_change in the loop after links, addresses or routes changed, some times a second at most.
+
+        on_touched is called at once after anybody changed the firewall's table or the hooks that we stand in, but takes
+        no more than a tenth of the loop's time; the legacy tables announce no change.
+        """
+        self.stop_watching()
         self._open_host().watch(loop, on_change)
+        self._alarm = Alarm(loop, on_touched)
 
     def stop_watching(self) -> None:
         """End `watch`; safe to call twice."""
         if self._host is not None:
             self._host.stop_watching()
+        if self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None
 
     def check(self, desired: DesiredNetwork) -> list[Check]:
         """Say what this host can do and what is missing; touches nothing."""
@@ -140,9 +154,15 @@ class Datapath:
             raise
         return adopted
 
-    def apply(self, desired: DesiredNetwork) -> None:
-        """Make the kernel match; repeatable; adds before it deletes."""
-        self._bring_about(desired, programs_changed=False)
+    def apply(self, desired: DesiredNetwork) -> bool:
+        """Make the kernel match; repeatable; adds before it deletes.
+
+        Returns: whether the gate, wanted as before, had been changed by somebody else.
+        """
+        as_before = desired == self._required().desired
+        restored = self._bring_about(desired, programs_changed=False) and as_before
+        self._gate_restored += restored
+        return restored
 
     def start(
         self,
@@ -185,8 +205,11 @@ class Datapath:
             self._queue.verdict(handle, verdict)
 
     def counters(self) -> dict[str, int]:
-        """Return kernel and queue counters, in packets: held, dropped, hints_lost, refused_depleted, ..."""
-        counts: dict[str, int] = dict.fromkeys(("held", "dropped"), 0)
+        """Return kernel and queue counters, in packets: held, dropped, hints_lost, refused_depleted, ...
+
+        Besides gate_restored: how often the gate was put back.
+        """
+        counts = {"held": 0, "dropped": 0, "gate_restored": self._gate_restored}
         if self._running is not None:
             table = self._running.tables[layout.COUNTERS]
             for counter in Counter:
@@ -209,6 +232,7 @@ class Datapath:
 
     def close(self) -> None:
         """Let go of sockets and descriptors; the kernel goes on gating, metering and cutting."""
+        self.stop_watching()
         if self._timer is not None:
             self._timer.cancel()
         if self._queue is not None:
@@ -283,17 +307,19 @@ class Datapath:
         opened = {name: bpf.open_pin(self._folder / name) for name in layout.TABLES}
         return {name: table for name, table in opened.items() if table is not None}
 
-    def _bring_about(self, desired: DesiredNetwork, programs_changed: bool) -> None:
+    def _bring_about(self, desired: DesiredNetwork, programs_changed: bool) -> bool:
+        """Make the kernel match; return whether the gate had to be changed."""
         running, host = self._required(), self._open_host()
         if self._gate is None:
             raise KernelError("the datapath is not set up; ngp start does it")
         host.forget()
         running.widen(desired, host)
         running.hook(desired, self._use_tcx)
-        self._gate.apply(desired, programs_changed)
+        changed = self._gate.apply(desired, programs_changed)
         running.narrow(desired)
         if self._loop is not None:
             self._match_queue(desired)
+        return changed
 
     def _match_queue(self, desired: DesiredNetwork) -> None:
         """Hold the queue open exactly while we sell."""

@@ -108,11 +108,12 @@ def attach(ifindex: int, direction: Direction, descriptor: int, use_tcx: bool) -
             f"replace it: tc qdisc del dev {name} ingress; tc qdisc add dev {name} clsact (and its filters anew)"
         )
     standing = _query_clsact(ifindex, direction)
-    options = _Options(ctypes.sizeof(_Options), descriptor, 1 if standing else 0, 0, _HANDLE, _PRIORITY)
-    require(
-        library().bpf_tc_attach(ctypes.byref(hook), ctypes.byref(options)),
-        f"attaching {direction.program} to interface {ifindex}",
-    )
+    if standing != bpf.program_id(descriptor):  # replacing it by itself would be announced, and be looked at, for ever
+        options = _Options(ctypes.sizeof(_Options), descriptor, 1 if standing else 0, 0, _HANDLE, _PRIORITY)
+        require(
+            library().bpf_tc_attach(ctypes.byref(hook), ctypes.byref(options)),
+            f"attaching {direction.program} to interface {ifindex}",
+        )
     _detach_tcx(ifindex, direction)
     return bool(made == 0)
 

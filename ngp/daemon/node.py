@@ -34,6 +34,7 @@ from ngp.core.settings import Settings
 from ngp.core.values import DesiredNetwork, HeldPacket, Hint, Verdict
 from ngp.daemon.desired import look_at_host, missing_names
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
+from ngp.daemon.logs import RateLimit
 from ngp.daemon.post import Post, SelfDescription
 from ngp.errors import ConfigError, KernelError, LedgerError, PaymentError
 from ngp.ports import Clock, Network, Payment
@@ -92,6 +93,7 @@ class Node:
         self._unstored: list[Effect] = []
         self._bill_read_again: dict[bytes, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._gate_warnings = RateLimit()
 
     # --- start and stop -----------------------------------------------------------------------------------------------
 
@@ -110,7 +112,7 @@ class Node:
         loop = asyncio.get_running_loop()
         await self.post.open(self.desired.mesh_interfaces)
         parts.network.start(loop, self._held, self._hinted)
-        parts.network.watch(loop, self._host_changed)
+        parts.network.watch(loop, self._host_changed, self._look_at_gate)
         self._tasks = [
             loop.create_task(work)
             for work in (
@@ -334,13 +336,21 @@ class Node:
             _log.error("following a change of the host's interfaces: %s", error)
 
     async def _keep_gate(self) -> None:
-        """Put back what somebody flushed from the firewall: without our rules neighbours would send for nothing."""
+        """Look by the clock as well: some changes aren't announced, those of legacy iptables above all."""
         while True:
             await asyncio.sleep(VERIFY_INTERVAL_S)
-            try:
-                self.parts.network.apply(self.desired)
-            except KernelError as error:
-                _log.error("the gate can't be verified: %s", error)
+            self._look_at_gate()
+
+    def _look_at_gate(self) -> None:
+        """Put back what somebody flushed from the firewall: without our rules neighbours would send for nothing."""
+        try:
+            restored = self.parts.network.apply(self.desired)
+        except (KernelError, OSError) as error:
+            self._gate_warnings.warn(_log, "unverified", f"the gate can't be verified: {error}")
+            return
+        if restored:
+            text = "another program changed the gate in the firewall, or took it away; it stands again"
+            self._gate_warnings.warn(_log, "restored", text)
 
     async def reload(self) -> str:
         """Read net.conf again; a bad file changes nothing. Returns what was applied. Raises ConfigError."""

@@ -1,0 +1,169 @@
+"""Alarm: says at once that somebody changed what the gate stands in: our firewall table, or an interface's clsact.
+
+While the gate is gone uploads pass for nothing, so a flush by the operator's firewall must not wait for the next look.
+nf_tables announces every change of a rule set and traffic control every change of a filter; legacy iptables announces
+nothing (there the look that comes every few seconds has to do).
+
+An alarm says only "look". What the look finds and puts back is announced as well, and costs one more look, which finds
+nothing: no loop. The operator's own changes are read and let go unless they are in our table; a firewall that adds a
+thousand addresses to its sets causes no look at all. What reading and looking may cost is bounded by `Share`, since
+a script may change our table all day; notifications that were lost meanwhile (ENOBUFS) are an alarm like any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+_NETLINK_NETFILTER = 12
+_NFNLGRP_NFTABLES, _RTNLGRP_TC = 7, 4  # linux/netfilter/nfnetlink.h, linux/rtnetlink.h
+_NFNL_SUBSYS_NFTABLES = 10
+_NFTA_TABLE = 1  # the table's name is attribute 1 of every message about a table, chain, rule or set
+_TC_MESSAGES = frozenset({36, 37, 44, 45})  # RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER
+_CLSACT_PARENTS = frozenset({0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3})  # the qdisc, its ingress and its egress
+_MESSAGE = struct.Struct("=IHHII")
+_NFGENMSG_BYTES = 4
+_GATE_TABLE = b"security\0"
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+_BUFFER_BYTES = 2 << 20  # some ten thousand rules of the operator's, loaded in one piece
+_RECEIVE_BYTES = 64 << 10
+_DATAGRAMS_AT_ONCE = 32
+
+_log = logging.getLogger("ngp")
+
+
+def touches_gate(datagram: bytes) -> bool:
+    """Say whether nf_tables announces a change of the table that the gate stands in, of either family. Pure."""
+    for kind, body in _messages(datagram):
+        length, attribute = struct.unpack_from("=HH", body.ljust(_NFGENMSG_BYTES + 4, b"\0"), _NFGENMSG_BYTES)
+        name = body[_NFGENMSG_BYTES + 4 : _NFGENMSG_BYTES + length]
+        if kind >> 8 == _NFNL_SUBSYS_NFTABLES and attribute == _NFTA_TABLE and name == _GATE_TABLE:
+            return True
+    return False
+
+
+def touches_hook(datagram: bytes) -> bool:
+    """Say whether traffic control announces a change of a clsact qdisc or its filters, on any interface. Pure."""
+    for kind, body in _messages(datagram):
+        if kind in _TC_MESSAGES and len(body) >= 16 and struct.unpack_from("=I", body, 12)[0] in _CLSACT_PARENTS:
+            return True
+    return False
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and body of each netlink message."""
+    at = 0
+    while at + _MESSAGE.size <= len(datagram):
+        length, kind, _, _, _ = _MESSAGE.unpack_from(datagram, at)
+        yield kind, datagram[at + _MESSAGE.size : at + length]
+        at += max((length + 3) & ~3, _MESSAGE.size)
+
+
+class Share:
+    """How much of the loop's time something may take: a tenth, and a little at once.
+
+    Args: burst_s: what may be spent before anything waits, seconds. share: of the time, below 1.
+    """
+
+    def __init__(self, burst_s: float = 0.25, share: float = 0.1) -> None:
+        self._burst_s, self._share = burst_s, share
+        self._debt_s = 0.0
+        self._at_s = 0.0
+
+    def spend(self, spent_s: float, now_s: float) -> None:
+        """Note that so much was spent until now."""
+        self._debt_s = max(0.0, self._debt_s - (now_s - self._at_s) * self._share) + spent_s
+        self._at_s = now_s
+
+    def wait_s(self, now_s: float) -> float:
+        """Return the seconds until there may be more."""
+        debt_s = self._debt_s - (now_s - self._at_s) * self._share
+        return max(0.0, (debt_s - self._burst_s) / self._share)
+
+
+class Alarm:
+    """Calls on_alarm in the loop when the gate's table or a clsact hook was changed, by anybody.
+
+    A kernel without one of the two kinds of notification is no error: the regular look remains.
+
+    Args:
+        pause_s: from a change to the alarm; a firewall that is loaded anew makes many changes in a row.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_alarm: Callable[[], None], pause_s: float = 0.01) -> None:
+        self._loop, self._on_alarm, self._pause_s = loop, on_alarm, pause_s
+        self._reading, self._looking = Share(), Share()
+        self._timer: asyncio.TimerHandle | None = None
+        self._open: dict[socket.socket, asyncio.TimerHandle | None] = {}
+        self._listen(_NETLINK_NETFILTER, _NFNLGRP_NFTABLES, touches_gate)
+        self._listen(socket.NETLINK_ROUTE, _RTNLGRP_TC, touches_hook)
+
+    def close(self) -> None:
+        """Fall silent; safe to call twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection, resuming in self._open.items():
+            if resuming is not None:
+                resuming.cancel()
+            self._loop.remove_reader(connection.fileno())
+            connection.close()
+        self._open = {}
+
+    def _listen(self, protocol: int, group: int, touches: Callable[[bytes], bool]) -> None:
+        try:
+            made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+            with suppress(OSError):  # a smaller one overflows sooner, which is an alarm too many
+                made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+            made.bind((0, 1 << (group - 1)))
+        except OSError as error:
+            _log.info("netlink %d says nothing of changes (%s): the gate is looked at by the clock", protocol, error)
+            return
+        made.setblocking(False)
+        self._open[made] = None
+        self._resume(made, touches)
+
+    def _resume(self, connection: socket.socket, touches: Callable[[bytes], bool]) -> None:
+        self._open[connection] = None
+        self._loop.add_reader(connection.fileno(), self._heard, connection, touches)
+
+    def _heard(self, connection: socket.socket, touches: Callable[[bytes], bool]) -> None:
+        began_s = self._loop.time()
+        if _any_touches(connection, touches) and self._timer is None:
+            self._timer = self._loop.call_later(max(self._pause_s, self._looking.wait_s(began_s)), self._ring)
+        now_s = self._loop.time()
+        self._reading.spend(now_s - began_s, now_s)
+        wait_s = self._reading.wait_s(now_s)
+        if wait_s:
+            self._loop.remove_reader(connection.fileno())
+            self._open[connection] = self._loop.call_later(wait_s, self._resume, connection, touches)
+
+    def _ring(self) -> None:
+        self._timer = None
+        began_s = self._loop.time()
+        try:
+            self._on_alarm()
+        finally:
+            now_s = self._loop.time()
+            self._looking.spend(now_s - began_s, now_s)
+
+
+def _any_touches(connection: socket.socket, touches: Callable[[bytes], bool]) -> bool:
+    """Read what has come, some of it where there is much, and say whether it concerns us."""
+    found = False
+    for _ in range(_DATAGRAMS_AT_ONCE):
+        try:
+            datagram = connection.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            found = True
+        else:
+            found = found or touches(datagram)
+    return found
