@@ -16,8 +16,8 @@ from meter_lab import GENEROUS, NEIGHBOUR, World, contract_id, metered
 
 from ngp.core.messages import Role
 from ngp.errors import KernelError
+from ngp.modules.bpf import Programs
 from ngp.modules.network import bpf, hooks, layout, xtables
-from ngp.modules.network.bpf import Programs
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.meter import GATE_PROGRAMS
 from ngp.ports import Grant
