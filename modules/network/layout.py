@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from ngp.core.messages import Prefix, Role
 from ngp.ports import FreeRule
 
-LAYOUT = 2
+LAYOUT = 3
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
 EARLY = "ngp_early"
@@ -43,7 +43,7 @@ GENERATION_MASK = 0xFFFFFF
 LABEL = struct.Struct("=16sqqq16sBBBxI")
 ENTRY = struct.Struct("=II")
 OWN_ENTRY = ENTRY.pack(0xFFFFFFFF, 0)
-NEIGHBOUR = struct.Struct("=IIQ")
+NEIGHBOUR = struct.Struct("=IIQQ")
 HINT = struct.Struct("=IIQ")
 EARLY_KEY = struct.Struct("=I16s")
 EARLY_VALUE = struct.Struct("=QQQQ")

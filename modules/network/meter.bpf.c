@@ -17,10 +17,14 @@
 #include "meter.h"
 #include "packet.h"
 #include "charge.h"
+#include "free.h"
 
 #define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the operator's filters go on */
 #define SHOT 2
 #define EARLY_NS 3000000000ull                                /* so long may a seller hold the first packets */
+#define ERROR_BYTES 1280
+#define ERROR_INTERVAL_NS 20000000ull                         /* 50 a second to one neighbour */
+#define ERROR_BURST_NS 2000000000ull                          /* 100 at once */
 
 INLINE const struct config *settings(void)
 {
@@ -35,14 +39,6 @@ INLINE int wants_family(const struct config *config, const struct packet *p)
 }
 
 /* --- who and what for --- */
-
-APART struct neighbour *find_neighbour(const struct packet *p)
-{
-	struct link link = p->link;
-
-	link.role = 0;
-	return bpf_map_lookup_elem(&ngp_neighbours, &link);
-}
 
 APART struct entry *find_prefix(const struct packet *p, enum role role, const __u32 *address)
 {
@@ -98,59 +94,6 @@ INLINE struct contract *contract_of(struct entry *entry)
 		return 0;
 	tag = ONCE(contract->tag);
 	return (tag & VALID) && GENERATION(tag) == entry->generation ? contract : 0;
-}
-
-/* --- what costs nothing --- */
-
-APART int serves(const struct free_rule *rule, __u8 protocol, __be16 port)
-{
-	if (!rule)
-		return 0;
-	if (rule->all)
-		return 1;
-	for (__u32 i = 0; i < SERVICES; i++) {
-		if (i >= rule->services)
-			return 0;
-		if ((!rule->service[i].protocol || rule->service[i].protocol == protocol) &&
-		    (!rule->service[i].port || rule->service[i].port == port))
-			return 1;
-	}
-	return 0;
-}
-
-INLINE struct free_rule *free_rule(const struct packet *p, const __u32 *address)
-{
-	if (p->v6) {
-		struct free6 key = { .bits = 128 };
-
-		__builtin_memcpy(key.address, address, 16);
-		return bpf_map_lookup_elem(&ngp_free6, &key);
-	} else {
-		struct free4 key = { .bits = 32, .address = { address[0] } };
-
-		return bpf_map_lookup_elem(&ngp_free4, &key);
-	}
-}
-
-/* Not static: so the verifier looks at it once, and not again for all that may be known of a packet at each call. That
- * is most of the second which loading took; the price is that it takes p for what may be null. */
-__noinline int matches_free(struct __sk_buff *skb, const struct packet *p)
-{
-	__be16 ports[2] = {};
-
-	if (!p)
-		return 0;
-	read_ports(skb, p, ports);
-	if (serves(free_rule(p, p->destination), p->protocol, ports[1]))
-		return 1;
-	if (serves(free_rule(p, p->source), p->protocol, ports[0]))
-		return 1;
-	return p->error && serves(free_rule(p, p->quoted), p->quoted_protocol, p->quoted_port);
-}
-
-INLINE int is_free(struct __sk_buff *skb, const struct config *config, const struct packet *p)
-{
-	return (config->flags & (p->v6 ? FREE6 : FREE4)) && matches_free(skb, p);
 }
 
 /* --- before a contract --- */
@@ -233,7 +176,7 @@ INLINE int paid(struct __sk_buff *skb, int strict)
 
 	if (!config || !parse(skb, config, FORWARD, &p))
 		return 0;
-	if (is_free(skb, config, &p))
+	if (is_free(skb, config, &p, strict ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE))
 		return 1;
 	entry = find_entry(config, &p, SERVER, p.destination);
 	contract = contract_of(entry);
@@ -339,7 +282,8 @@ INLINE int count_own(struct __sk_buff *skb, const struct config *config, const s
 	struct entry *entry = find_entry(config, p, CLIENT, p->destination);
 	struct contract *contract = contract_of(entry);
 
-	if ((entry && entry->slot == OWN) || is_between_routers(skb, config, p) || is_free(skb, config, p))
+	if ((entry && entry->slot == OWN) || is_between_routers(skb, config, p) ||
+	    is_free(skb, config, p, BY_DESTINATION))
 		return PASS;
 	if (!contract)
 		return note_early(config, p);
@@ -369,6 +313,19 @@ APART int decide_uncovered(const struct config *config, const struct packet *p, 
 	return !neighbour || (neighbour->flags & SELLS_TO_US) ? PASS : refuse_uncovered();
 }
 
+/* Anybody can send an ICMP error about a connection of our client's, without forging an address, and have it charged to
+ * the contract (or, if that is free, carried for nothing). So errors of others than the destination itself are no longer
+ * than RFC 4443 allows, and no more than a client that is not attacked has use for. */
+APART int allows_error(const struct config *config, const struct packet *p)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+
+	if (!neighbour || !(neighbour->flags & BUYS_FROM_US) || contract_of(find_entry(config, p, SERVER, p->source)))
+		return 1;
+	return p->bytes <= ERROR_BYTES &&
+	       take_token(&neighbour->errors_ready_ns, ERROR_INTERVAL_NS, ERROR_BURST_NS, bpf_ktime_get_coarse_ns());
+}
+
 SEC("tc")
 int ngp_tc_out(struct __sk_buff *skb)
 {
@@ -388,7 +345,9 @@ int ngp_tc_out(struct __sk_buff *skb)
 		return count_own(skb, config, &p);
 	if (p.group)
 		return config->flags & SELLS ? refuse_uncovered() : PASS;
-	if (is_free(skb, config, &p))
+	if (p.error && (config->flags & SELLS) && !allows_error(config, &p))
+		return refuse_uncovered();
+	if ((config->flags & (p.v6 ? FREE6 : FREE4)) && matches_free(skb, &p, free_by(&p, ingress_ifindex)))
 		return PASS;
 	if (config->flags & SELLS) {
 		entry = find_entry(config, &p, SERVER, remote(&p));
@@ -430,7 +389,7 @@ int ngp_tc_in(struct __sk_buff *skb)
 	}
 	entry = find_entry(config, &p, CLIENT, remote(&p));
 	contract = contract_of(entry);
-	if (contract && !is_between_routers(skb, config, &p) && !is_free(skb, config, &p))
+	if (contract && !is_between_routers(skb, config, &p) && !is_free(skb, config, &p, BY_SOURCE))
 		charge(contract, entry->slot, &p, FROM, CLIENT);
 	return PASS;
 }

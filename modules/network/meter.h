@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 2
+#define LAYOUT 3
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -40,7 +40,8 @@ enum role { SERVER, CLIENT };
 #define UPSTREAM 2
 #define LINK_ADDRESSES 4                                      /* 8 is user space's: it made the clsact qdisc */
 
-#define SELLS_TO_US 2                                         /* neighbour.flags; 1: buys from us */
+#define BUYS_FROM_US 1                                        /* neighbour.flags */
+#define SELLS_TO_US 2
 
 enum hint_kind { LOW = 1, DEPLETED = 2 };
 enum counter {
@@ -80,6 +81,7 @@ struct link {
 struct neighbour {
 	__u32 number, flags;
 	__u64 ready_ns;                                           /* token bucket (GCRA): theoretical arrival time */
+	__u64 errors_ready_ns;                                    /* another, for ICMP errors on their way to it */
 };
 struct host4 { struct link link; __u32 address[1]; };
 struct host6 { struct link link; __u32 address[4]; };

@@ -56,7 +56,7 @@ class NeighbourTable:
                 continue  # the interface is gone; `follow` comes back to it
             self._set_link(number, link, contracts)
             flags = layout.BUYS_FROM_US * neighbour.buys_from_us | layout.SELLS_TO_US * neighbour.sells_to_us
-            value = layout.NEIGHBOUR.pack(number, flags, 0)
+            value = layout.NEIGHBOUR.pack(number, flags, 0, 0)
             self._tables[layout.NEIGHBOURS].set(layout.neighbour_key(link), value)
             self._set_own(number, neighbour.local_addresses if neighbour.sells_to_us else (), contracts)
 

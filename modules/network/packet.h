@@ -46,9 +46,9 @@ struct packet {
 	__u8 error;                                               /* an ICMP error; `quoted` holds what it is about */
 	__u8 group;                                               /* sent to a group of the link, not to a neighbour */
 	__u32 quoted[4];
-	__be16 quoted_port;
+	__be16 quoted_ports[2];                                   /* source, destination */
 	__u8 quoted_protocol;
-	__u8 unused;                                              /* no hole: what a function gets must be written throughout */
+	__u8 unused[3];                                           /* no hole: what a function gets must be written throughout */
 };
 
 #define LATER_FRAGMENT 255
@@ -111,25 +111,94 @@ APART int read_error(struct __sk_buff *skb, struct packet *p)
 		    bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
 			return 0;
 		p->quoted[0] = ip.destination;
-		p->quoted_protocol = ip.protocol;
+		p->quoted_protocol = ip.fragment & bpf_htons(0x1fff) ? LATER_FRAGMENT : ip.protocol;
 		at += (ip.version_words & 15) * 4;
 	}
 	p->error = 1;
-	if (bpf_skb_load_bytes(skb, at + 2, &p->quoted_port, 2))
-		p->quoted_port = 0;
+	if (p->quoted_protocol == LATER_FRAGMENT || bpf_skb_load_bytes(skb, at, p->quoted_ports, 4))
+		p->quoted_ports[0] = p->quoted_ports[1] = 0;
 	return 0;
+}
+
+#define GRE_FIELD(flags, bit) ((flags) & bpf_htons(bit) ? 4 : 0)
+
+/* Step from an Ethernet frame in a tunnel, or GRE's word for one, to the IP protocol number of what it carries. */
+INLINE __u8 protocol_of(__be16 type)
+{
+	return type == bpf_htons(ETH_P_IP) ? IPPROTO_IPIP : type == bpf_htons(ETH_P_IPV6) ? IPPROTO_IPV6 : 0;
+}
+
+/* VXLAN and Geneve, by their ports: a frame behind UDP. Steps to the packet in it; 0 where there is none. */
+INLINE __u8 frame_in_udp(struct __sk_buff *skb, __u32 base, __u32 *at)
+{
+	struct { __be16 from, to, bytes, checksum; __u8 flags, reserved; __be16 type; } h;
+	__be16 type;
+
+	if (bpf_skb_load_bytes(skb, base + *at, &h, sizeof(h)))
+		return 0;
+	if (h.to == bpf_htons(6081))
+		*at += (h.flags & 63) * 4;
+	else if (h.to != bpf_htons(4789) && h.to != bpf_htons(8472))
+		return 0;
+	*at += 16 + ETH_HLEN;
+	return bpf_skb_load_bytes(skb, base + *at - 2, &type, 2) ? 0 : protocol_of(type);
+}
+
+/* Headers that each segment of a superpacket repeats. Of a tunnel's traffic the segments are cut inside the tunnel, and
+ * repeat what is in there as well. */
+__noinline __u32 repeated_bytes(struct __sk_buff *skb, const struct packet *p)
+{
+	__u32 base = p ? p->base : 0, at = p ? p->transport : 0; /* not static, as matches_free */
+	__u8 protocol = p ? p->protocol : 0, first;
+
+	for (int i = 0; i < 4; i++) {
+		struct { __be16 flags, type; } gre;
+		__u32 in_udp = at;
+		__u8 next;
+
+		if (protocol == IPPROTO_TCP) {
+			first = 0x50;
+			bpf_skb_load_bytes(skb, base + at + 12, &first, 1);
+			return at + (first >> 4) * 4;
+		} else if (protocol == IPPROTO_UDP) {
+			protocol = frame_in_udp(skb, base, &in_udp);
+			if (!protocol)
+				return at + 8;
+			at = in_udp;
+		} else if (protocol == IPPROTO_GRE) {
+			if (bpf_skb_load_bytes(skb, base + at, &gre, sizeof(gre)))
+				return at;
+			at += 4 + GRE_FIELD(gre.flags, 0x8000) + GRE_FIELD(gre.flags, 0x2000) + GRE_FIELD(gre.flags, 0x1000);
+			if (gre.type == bpf_htons(ETH_P_TEB)) {
+				at += ETH_HLEN;
+				if (bpf_skb_load_bytes(skb, base + at - 2, &gre.type, 2))
+					return at;
+			}
+			protocol = protocol_of(gre.type);
+		} else if (protocol == IPPROTO_IPIP) {
+			if (bpf_skb_load_bytes(skb, base + at, &first, 1) || bpf_skb_load_bytes(skb, base + at + 9, &next, 1))
+				return at;
+			at += (first & 15) * 4;
+			protocol = next;
+		} else if (protocol == IPPROTO_IPV6) {
+			if (bpf_skb_load_bytes(skb, base + at + 6, &next, 1))
+				return at;
+			at += 40;
+			protocol = next;
+		} else {
+			break;
+		}
+	}
+	return at;
 }
 
 APART __u32 segmented_bytes(struct __sk_buff *skb, const struct packet *p, __u32 bytes)
 {
-	__u32 headers = p->transport, segments = skb->gso_segs, size = skb->gso_size;
-	__u8 offset = 0x50;
+	__u32 headers = repeated_bytes(skb, p), segments = skb->gso_segs, size = skb->gso_size;
 
-	if (p->protocol == IPPROTO_UDP) {
-		headers += 8;
-	} else if (p->protocol == IPPROTO_TCP) {
-		bpf_skb_load_bytes(skb, p->base + p->transport + 12, &offset, 1);
-		headers += (offset >> 4) * 4;
+	if (p->v6 && bytes > 0xffff + 40 && p->transport == 48) { /* the stack's own jumbo option never leaves the host */
+		headers -= 8;
+		bytes -= 8;
 	}
 	if (!segments && size && bytes > headers)                 /* not counted yet when it comes from a tun or a guest */
 		segments = (bytes - headers + size - 1) / size;
@@ -207,8 +276,9 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 			return 0;
 	}
 	if (p->v6) {
-		said = bpf_ntohs(f.ip.v6.payload_bytes);
-		said = said ? said + 40 : 0;
+		said = bpf_ntohs(f.ip.v6.payload_bytes) + 40;
+		if (said == 40 && f.ip.v6.next == IPPROTO_HOPOPTS) /* a jumbogram */
+			said = 0;
 		__builtin_memcpy(p->source, f.ip.v6.source, 16);
 		__builtin_memcpy(p->destination, f.ip.v6.destination, 16);
 		p->protocol = f.ip.v6.next;
@@ -231,6 +301,14 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 		bytes = said;
 	p->bytes = bytes;
 	return 1;
+}
+
+APART struct neighbour *find_neighbour(const struct packet *p)
+{
+	struct link link = p->link;
+
+	link.role = 0;
+	return bpf_map_lookup_elem(&ngp_neighbours, &link);
 }
 
 /* Whose contract covers a packet that comes from a destination: the remote end's, also when a router on the way speaks. */

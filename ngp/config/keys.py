@@ -268,7 +268,7 @@ FREE_DESTINATIONS = Key(
     "list of prefix, prefix protocol, or prefix protocol port",
     values.or_none(destinations.free_destinations),
     "none",
-    "what costs nothing, whoever sends it",
+    "what costs nothing: packets to it, and what it answers",
     ("free_destinations",),
 )
 WHEN_STOPPED = Key(

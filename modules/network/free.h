@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * What costs nothing: FREE_DESTINATIONS, and who may be believed about them.
+ *
+ * For what a packet goes to it is free. For what it comes from only where a forged source gains nothing: a client's
+ * upload to the internet isn't free because it names a free destination as its source or quotes one in an ICMP error,
+ * and what comes from the internet isn't because the client's own address is within a free prefix. An ICMP error is
+ * free with the connection that it quotes.
+ */
+#ifndef NGP_FREE_H
+#define NGP_FREE_H
+
+#include "packet.h"
+
+#define BY_DESTINATION 1
+#define BY_SOURCE 2
+
+APART int serves(const struct free_rule *rule, __u8 protocol, __be16 port)
+{
+	if (!rule)
+		return 0;
+	if (rule->all)
+		return 1;
+	for (__u32 i = 0; i < SERVICES; i++) {
+		if (i >= rule->services)
+			return 0;
+		if ((!rule->service[i].protocol || rule->service[i].protocol == protocol) &&
+		    (!rule->service[i].port || rule->service[i].port == port))
+			return 1;
+	}
+	return 0;
+}
+
+INLINE struct free_rule *free_rule(const struct packet *p, const __u32 *address)
+{
+	if (p->v6) {
+		struct free6 key = { .bits = 128 };
+
+		__builtin_memcpy(key.address, address, 16);
+		return bpf_map_lookup_elem(&ngp_free6, &key);
+	} else {
+		struct free4 key = { .bits = 32, .address = { address[0] } };
+
+		return bpf_map_lookup_elem(&ngp_free4, &key);
+	}
+}
+
+/* Not static: so the verifier looks at it once, and not again for all that may be known of a packet at each call. That
+ * is most of the second which loading took; the price is that it takes p for what may be null. */
+__noinline int matches_free(struct __sk_buff *skb, const struct packet *p, int by)
+{
+	__be16 ports[2] = {};
+	struct free_rule *rule;
+
+	if (!p)
+		return 0;
+	read_ports(skb, p, ports);
+	if (by & BY_DESTINATION) {
+		rule = free_rule(p, p->destination);
+		if (serves(rule, p->protocol, ports[1]))
+			return 1;
+		if (p->error && serves(rule, p->quoted_protocol, p->quoted_ports[0]))
+			return 1;
+	}
+	if (!(by & BY_SOURCE))
+		return 0;
+	if (serves(free_rule(p, p->source), p->protocol, ports[0]))
+		return 1;
+	return p->error && serves(free_rule(p, p->quoted), p->quoted_protocol, p->quoted_ports[1]);
+}
+
+INLINE int is_free(struct __sk_buff *skb, const struct config *config, const struct packet *p, int by)
+{
+	return (config->flags & (p->v6 ? FREE6 : FREE4)) && matches_free(skb, p, by);
+}
+
+/* What comes down to a neighbour is free by its source, what goes up to one by its destination. */
+APART int free_by(const struct packet *p, __u32 ingress_ifindex)
+{
+	__u32 *interface = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
+	struct neighbour *neighbour = find_neighbour(p);
+	int by = !neighbour || (neighbour->flags & BUYS_FROM_US) ? BY_SOURCE : 0;
+
+	return interface && (*interface & UPSTREAM) ? by : by | BY_DESTINATION;
+}
+
+#endif
