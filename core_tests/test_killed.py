@@ -140,6 +140,14 @@ def test_killed_many_times(lab: Lab) -> None:
     play(lab, rounds=40)
 
 
+def assert_gate_is_told(trade: Trade) -> None:
+    for verb, code in (("status", 7), ("contracts", 0), ("accounts", 0)):
+        done = trade.gateway.cli(verb)
+        assert done.returncode == code
+        assert "its gate still stands" in done.stderr and "`ngp start`" in done.stderr
+    assert [row["state"] for row in trade.gateway.json("contracts")] == ["active"]
+
+
 def test_limits_hold_while_nobody_watches(lab: Lab) -> None:
     trade = open_trade(lab, both={**BUSY, "CONTRACT_DATA": "60 kB", "DATA_RENEWAL": 0, "TIME_RENEWAL": 0})
     net, remote = trade.net, trade.net.remote(4, 1)
@@ -151,6 +159,7 @@ def test_limits_hold_while_nobody_watches(lab: Lab) -> None:
     traffic.udp_send(net.client, remote, 5000, count=600, payload_bytes=PAYLOAD_BYTES, rate_pps=1500)
     seen = at_internet.total("in", destination=remote).bytes + at_client.total("in", source=remote).bytes
     assert 5 * 2 * 228 < seen <= 60 * 1024  # it went on, and was cut where its money or its data ended
+    assert_gate_is_told(trade)
     trade.gateway.start()
     trade.await_acquainted()
     await_until(lambda: used(trade.sold()[0]) >= seen, what="the bytes of the time when it was dead")

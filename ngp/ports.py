@@ -33,6 +33,7 @@ from ngp.core.values import (
     PaymentStatus,
     Reading,
     Settlement,
+    Standing,
     Verdict,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
     "Reading",
     "Role",
     "Settlement",
+    "Standing",
     "Verdict",
 ]
 
@@ -126,6 +128,9 @@ class Network(Protocol):
 
     def check(self, desired: DesiredNetwork) -> list[Check]:
         """Say what this host can do and what is missing; touches nothing."""
+
+    def standing(self) -> Standing:
+        """Say what of ours is in the kernel now; touches nothing. Raises KernelError, without rights too."""
 
     def set_up(self, desired: DesiredNetwork) -> list[AdoptedContract]:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from ngp.modules.network.hints import HintReader
 from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
 from ngp.modules.network.layout import Counter
-from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, require_layout
+from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, read_sells, require_layout
 from ngp.modules.network.queue import HeldQueue
 from ngp.ports import (
     AdoptedContract,
@@ -38,6 +39,7 @@ from ngp.ports import (
     Hint,
     KernelNeighbour,
     Reading,
+    Standing,
     Verdict,
 )
 
@@ -130,6 +132,17 @@ class Datapath:
             lines.append(Check("gate", False, str(error), "correct net.conf, or --state-dir"))
         lines.extend(self._check_size(desired))
         return lines
+
+    def standing(self) -> Standing:
+        """Say what of ours is in the kernel now; touches nothing. Raises KernelError, without rights too."""
+        if os.geteuid() != 0:  # else the kernel would hide the programs, and nothing would seem to stand
+            raise KernelError("only root can see what stands in the kernel; use sudo")
+        tables = self._find_running()
+        meter, sells = layout.CONTRACTS in tables, read_sells(tables)
+        for table in tables.values():
+            table.close()
+        chains = gate.entered()
+        return Standing(meter, sells, gate.GATE in chains, gate.CLOSED in chains)
 
     def set_up(self, desired: DesiredNetwork) -> list[AdoptedContract]:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.

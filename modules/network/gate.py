@@ -135,6 +135,13 @@ class Gate:
         return gate_chains(self.desired, self._paths) if wanted else {}
 
 
+def entered() -> frozenset[str]:
+    """Name our chains that FORWARD leads to now, in one family or both. Raises KernelError."""
+    variant = xtables.detect().variant
+    by_family = [{jump.target for jump in xtables.tables(variant, family).read().jumps} for family in (4, 6)]
+    return frozenset(by_family[0] | by_family[1])
+
+
 def clean_up(leave_closed: bool, mesh_interfaces: Sequence[str], families: Iterable[int] = frozenset({4, 6})) -> None:
     """Remove every chain and jump whose name starts with NGP_, in both variants and families, and nothing else.
 

@@ -211,6 +211,14 @@ def require_layout(tables: dict[str, Table]) -> None:
     raise KernelError("the meter that is running was made by another version of ngp; end it with: ngp stop")
 
 
+def read_sells(tables: dict[str, Table]) -> bool:
+    """Say whether a running meter was set up to sell."""
+    if layout.CONFIG not in tables:
+        return False
+    with _config_words(tables) as words:
+        return bool(words[0] & layout.SELLS)
+
+
 def read_families(tables: dict[str, Table]) -> frozenset[int]:
     if layout.CONFIG not in tables:
         return frozenset({4, 6})

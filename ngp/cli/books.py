@@ -5,10 +5,13 @@ Only where none runs: what a daemon holds in memory is newer than its file.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ngp.cli import aftermath
 from ngp.cli.place import Place
+from ngp.cli.show import clean
 from ngp.errors import ConfigError, LedgerError, RunningError
 from ngp.store.ledger import Ledger
 
@@ -16,6 +19,8 @@ from ngp.store.ledger import Ledger
 @contextmanager
 def opened(place: Place, absent: RunningError) -> Iterator[Ledger]:
     """Open the ledger of a daemon that doesn't run.
+
+    What a daemon that was killed left in force is told on stderr.
 
     Args:
         absent: raised where there is no ledger either.
@@ -29,6 +34,9 @@ def opened(place: Place, absent: RunningError) -> Iterator[Ledger]:
         raise absent from None
     except OSError as error:
         raise LedgerError(f"ledger {place.ledger_path}: {error.strerror}; try sudo") from error
+    said = aftermath.told(place)  # before the ledger is opened, which removes a sign of life
+    if said:
+        print(f"ngp: {clean(said)}", file=sys.stderr)
     ledger = Ledger.open(place.ledger_path)
     try:
         yield ledger

@@ -36,6 +36,10 @@ class Refused(NgpError):
         self.exit_code = ExitCode(exit_code) if known else ExitCode.OTHER  # type: ignore[arg-type]
 
 
+class Absent(RunningError):
+    """No daemon runs there."""
+
+
 class BrokenOff(NgpError):
     """The daemon ended, or closed the connection, before its answer was complete."""
 
@@ -156,7 +160,7 @@ class Daemon:
         pid = running_pid(self._state_dir)
         if pid is not None:
             return RunningError(f"ngp (process {pid}) is just starting or stopping on {self._state_dir}: try again")
-        return RunningError(f"ngp isn't running on {self._state_dir}: `ngp start` starts it, --state-dir names another")
+        return Absent(f"ngp isn't running on {self._state_dir}: `ngp start` starts it, --state-dir names another")
 
     def _senseless(self) -> NgpError:
         return NgpError(f"what answers at {self._path} makes no sense: another version of ngp? ngp stop; ngp start")

@@ -25,6 +25,7 @@ from ngp.cli.show import (
 from ngp.cli.status import ask_status, money_is_real
 from ngp.cli.verbs import verb_command
 from ngp.daemon import reports
+from ngp.daemon.state import was_killed
 from ngp.errors import RunningError
 
 
@@ -76,13 +77,13 @@ def command(place: Place, include_closed: bool, by_destination: bool, as_json: b
 
 
 def _find(place: Place, include_closed: bool, sums: bool, names_money: bool) -> tuple[Iterable[Row], bool]:
-    """Ask the daemon, or, for all, read the ledger where none runs."""
+    """Ask the daemon, or read the ledger where none runs: for all, or where one was killed, whose contracts go on."""
     try:
         real = not names_money or money_is_real(ask_status(place))
         return Daemon(place.state_dir).rows("contracts", all=include_closed, by_destination=sums), real
     except RunningError as absent:
-        if not include_closed:
+        if not (include_closed or was_killed(place.state_dir)):
             raise
         with books.opened(place, absent) as ledger:
-            found = [reports.contract_row(record) for record in ledger.contracts(include_closed=True)]
+            found = [reports.contract_row(record) for record in ledger.contracts(include_closed)]
         return reports.by_destination(found) if sums else found, books.money_is_real(place)

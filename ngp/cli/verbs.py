@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from ngp.cli import aftermath
+from ngp.cli.client import Absent
 from ngp.cli.place import Place
 
 
@@ -78,7 +80,8 @@ VERBS = (
     ),
     Verb(
         "status", "[--json]", "say how the daemon is: interfaces, queue, payment, counters",
-        "One page about the running daemon.",
+        "One page about the running daemon. Where none runs it says what still stands in the kernel of one that was "
+        "killed, and ends with 7.",
         (("ngp status", "for you"), ("ngp status --json", "for a script")),
     ),
     Verb(
@@ -170,7 +173,11 @@ def verb_command(name: str, *parameters: click.Parameter) -> Callable[[Callable[
 
     def make(function: Callable[..., int]) -> click.Command:
         def callback(state_dir: str | None, config: str | None, **words: Any) -> int:
-            return function(Place(state_dir, config), **words)
+            place = Place(state_dir, config)
+            try:
+                return function(place, **words)
+            except Absent as absent:
+                raise Absent("\n".join(filter(None, (str(absent), aftermath.told(place))))) from absent
 
         return click.Command(name, params=options, callback=callback, help=_help(verb), short_help=verb.summary)
 

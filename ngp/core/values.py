@@ -37,6 +37,22 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What of ours is in the kernel, whoever put it there: a daemon that runs or was killed, or `ngp stop`.
+
+    Attributes:
+        meter: traffic is counted and cut. sells: it was set up to sell, so there should be a gate.
+        gate: the firewall asks the meter about what neighbours send.
+        closed: the firewall drops what is forwarded from or to the mesh interfaces (WHEN_STOPPED: closed).
+    """
+
+    meter: bool = False
+    sells: bool = False
+    gate: bool = False
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class FreeRule:
     """Traffic that costs nothing: a prefix, optionally one protocol (IP protocol number) and one port there."""
 

@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from ngp.core.settings import Settings
-from ngp.core.values import Check
+from ngp.core.values import Check, Standing
 from ngp.daemon import main
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed
 from ngp.errors import LedgerError, NgpError, RunningError
+from ngp.ports import Network
 from ngp.store import file as ledger_file
 
 _READY_S = 5.0
@@ -43,6 +44,22 @@ def clean_up(state_dir: Path, settings: Settings) -> None:
     finally:
         namespace.release()
     lock.release()
+
+
+def standing(settings: Settings | None, state_dir: Path) -> Standing:
+    """Ask the network module what of ours is in the kernel; without settings the usual one.
+
+    Raises: KernelError, without rights too.
+    """
+    network: Network
+    if settings is None:
+        network = main.module_class("ngp.network", "ip")(state_dir)
+    else:
+        network = main.make_network(settings, state_dir)
+    try:
+        return network.standing()
+    finally:
+        network.close()
 
 
 def check_network(settings: Settings, state_dir: Path) -> list[Check]:

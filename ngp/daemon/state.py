@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from ngp.daemon.logs import operators_group
-from ngp.daemon.options import CONTROL_SOCKET, PID_FILE
+from ngp.daemon.options import CONTROL_SOCKET, LEDGER_FILE, LOG_FILE, PID_FILE
 from ngp.errors import KernelError, RunningError
 
 _NAMESPACE_NAME = b"\0ngp/datapath"
@@ -151,6 +151,18 @@ def running_pid(state_dir: Path) -> int | None:
 def was_killed(state_dir: Path) -> bool:
     """Say whether a daemon ended here without cleaning up: its number stands in a file that nobody holds."""
     return running_pid(state_dir) is None and os.path.lexists(state_dir / PID_FILE)
+
+
+def last_sign_s(state_dir: Path) -> int:
+    """Return when a daemon that ended without cleaning up was certainly still alive, UTC seconds; 0 if unknown.
+
+    Not the ledger's own file: whoever reads it without a daemon brings it up to date.
+    """
+    times = [0.0]
+    for name in (PID_FILE, LOG_FILE, f"{LEDGER_FILE}-wal"):
+        with suppress(OSError):
+            times.append((state_dir / name).stat().st_mtime)
+    return int(max(times))
 
 
 def left_behind(state_dir: Path) -> bool:

@@ -20,7 +20,7 @@ from ngp.modules.bpf import Programs
 from ngp.modules.network import bpf, hooks, layout, xtables
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.meter import GATE_PROGRAMS
-from ngp.ports import Grant
+from ngp.ports import Grant, Standing
 
 HOST = f"{INTERNET[4]}/32"
 
@@ -101,6 +101,7 @@ def test_adopted_from_a_killed_process(tmp_path: Path, mounts: str) -> None:
             assert subprocess.run(words, timeout=30).returncode == 9
             assert (tmp_path / "bpf").is_mount() == (mounts == "same")
             assert passes(built.client, INTERNET[4])
+            assert Datapath(tmp_path).standing() == Standing(meter=True, sells=True, gate=True)
             found = {each.grant.contract: each.reading for each in datapath.set_up(desired())}
             assert (found[b"\1" * 16].used_to_bytes, found[b"\1" * 16].used_from_bytes) == (84, 84)
             assert (tmp_path / "bpf" / "xt_paid").exists()

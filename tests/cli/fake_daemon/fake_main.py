@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from ngp.core.values import Check
+from ngp.core.values import Check, Standing
 from ngp.daemon.control import ControlServer
 from ngp.daemon.options import CONTROL_SOCKET, StartOptions
 from ngp.errors import ConfigError, KernelError, PaymentError
@@ -128,10 +128,17 @@ async def run(options: StartOptions) -> int:
 
 
 class Network:
-    """Remembers in a file that it cleaned up."""
+    """Remembers in a file that it cleaned up; a gate stands if NGP_FAKE_STANDS."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
+
+    def standing(self) -> Standing:
+        stands = "NGP_FAKE_STANDS" in os.environ
+        return Standing(meter=stands, sells=stands, gate=stands)
+
+    def close(self) -> None:
+        pass
 
     def clean_up(self, leave_closed: bool) -> None:
         if os.environ.get("NGP_FAKE") == "refuse":

@@ -1,0 +1,58 @@
+"""What a command says where no daemon runs, and something of one still stands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from conftest import Host
+from ngp.cli.aftermath import describe
+from ngp.core.values import Standing
+from ngp.daemon.state import last_sign_s
+from ngp.store.ledger import Ledger
+
+NEXT = "`ngp start` takes over and charges what it missed, `ngp stop` takes it away"
+
+
+@pytest.mark.parametrize(
+    ("standing", "killed", "says"),
+    [
+        (Standing(meter=True, sells=True, gate=True), True, ("was killed", "T0", "gate still stands", "refused", NEXT)),
+        (Standing(meter=True, sells=True), True, ("gate is gone", "uploads of neighbours pass uncharged", NEXT)),
+        (Standing(meter=True), True, ("counts what is bought", "refuses nothing", NEXT)),
+        (Standing(meter=True, sells=True, gate=True), False, ("another state directory", "--state-dir")),
+        (Standing(closed=True), False, ("is dropped (WHEN_STOPPED: closed)", "`ngp start`")),
+        (Standing(), True, ("was killed", "T0", "booted", "ip netns")),
+    ],
+)
+def test_what_stands_and_what_to_do(standing: Standing, killed: bool, says: tuple[str, ...]) -> None:
+    told = describe(standing, killed, "T0" if killed else "")
+    assert all(words in told for words in says) and "\n" not in told
+
+
+def test_nothing_is_said_where_nothing_stands() -> None:
+    assert describe(Standing(), False, "") == ""
+
+
+def test_the_last_sign_of_life_is_not_the_ledger_that_a_command_opened(tmp_path: Path) -> None:
+    assert last_sign_s(tmp_path) == 0
+    for name, time_s in (("ngp.pid", 1000), ("ledger.db-wal", 2000), ("ngp.log", 1500), ("ledger.db", 9000)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time_s, time_s))
+    assert last_sign_s(tmp_path) == 2000
+
+
+def test_listings_of_a_killed_daemon_say_so_beside_their_rows(host: Host) -> None:
+    host.state_dir.mkdir(mode=0o700)
+    Ledger.open(host.state_dir / "ledger.db").close()
+    assert host.ngp("contracts").returncode == 7
+    (host.state_dir / "ngp.pid").write_text("4242\n")  # left by one that ended without cleaning up
+    for verb in ("contracts", "accounts"):
+        done = host.ngp(verb, "--json", NGP_FAKE_STANDS="yes")
+        assert (done.returncode, done.stdout) == (0, "[]\n")
+        assert "it was killed (last sign of life 20" in done.stderr and "gate still stands" in done.stderr
+    done = host.ngp("status")
+    assert done.returncode == 7
+    assert done.stderr.splitlines()[0].startswith("ngp: ngp isn't running") and "was killed" in done.stderr
