@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from core_tests import traffic
 from core_tests.counter import Counter
 from core_tests.daemon import Daemon
 from core_tests.host import Host
@@ -26,6 +27,7 @@ CLIENT: Conf = {"MESH_INTERFACES": "mesh0"}
 MSAT_PER_KB = 1 << 20  # one msat for 1,024 bytes, as a price per GiB
 # A statement comes every five seconds while traffic runs, and at once when a contract ends.
 SETTLED_S = 12.0
+PREPAYING = 254  # the number of a remote address that no scenario uses
 # A price at which every msat shows: one for each byte.
 DEAR = "1024 msat"
 
@@ -61,6 +63,15 @@ class Trade:
     def await_acquainted(self) -> None:
         """Wait until both daemons know each other."""
         await_until(lambda: all(map(_knows_somebody, (self.gateway, self.client))), what="neighbours found")
+
+    def prepay(self) -> None:
+        """Have the client pay, by a destination of its own, so that what follows doesn't begin with credit's slices.
+
+        A stream that starts within a few packets' time of its contract finds their end before the payment comes, and
+        what the gate then refuses only the client's meter has seen.
+        """
+        assert traffic.ping(self.net.client, self.net.remote(4, PREPAYING)).received == 1
+        await_until(lambda: self.earned()["paid_msat"] > 0, what="the first payment")
 
     def await_closed(self, count: int = 1) -> None:
         """Wait until so many contracts are closed on both sides, and the last statement has come."""
