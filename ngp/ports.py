@@ -8,7 +8,7 @@ microseconds of system calls and is not.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Protocol
 
 from ngp.core.messages import Address, Prefix, Role
@@ -176,10 +176,18 @@ class Network(Protocol):
     def close(self) -> None:
         """Let go of sockets and descriptors; the kernel goes on gating, metering and cutting."""
 
+    def shut(self, mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -> None:
+        """Drop what is forwarded from or to mesh interfaces, which needn't exist yet, until `set_up` or `clean_up`.
+
+        Args: mesh, ignored: names and patterns of MESH_INTERFACES and IGNORE_INTERFACE. families: 4, 6.
+        Raises: KernelError; also where a meter stands.
+        """
+
     def clean_up(self, leave_closed: bool) -> None:
         """Remove all that ngp made and nothing else; needs no memory of what was set. Safe to call twice.
 
-        With `leave_closed` a rule stays that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed).
+        With `leave_closed` a rule stays that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed); one
+        that stands already stays where no mesh interface is known.
         """
 
 

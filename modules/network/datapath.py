@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,9 +147,10 @@ class Datapath:
     def set_up(self, desired: DesiredNetwork) -> list[AdoptedContract]:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
 
-        What it adopted goes on running even when it raises.
+        What it adopted goes on running even when it raises, and what was closed before is closed again.
         """
         tables = self._find_running()
+        was_closed = gate.CLOSED in gate.entered()
         try:
             if tables:
                 require_layout(tables)
@@ -163,7 +164,7 @@ class Datapath:
         except KernelError:
             self.close()
             if not tables:
-                self.clean_up(leave_closed=False)
+                self.clean_up(leave_closed=was_closed)
             raise
         return adopted
 
@@ -257,6 +258,15 @@ class Datapath:
         if self._host is not None:
             self._host.close()
         self._host = self._queue = self._hints = self._running = self._gate = self._timer = None
+
+    def shut(self, mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -> None:
+        """Drop what is forwarded from or to mesh interfaces, by names and patterns, until `set_up` or `clean_up`.
+
+        Raises: KernelError; also where a meter stands, whose gate this would take away.
+        """
+        if self.standing().meter:
+            raise KernelError("a meter stands in this network namespace, by a daemon that runs or was killed; ngp stop")
+        gate.shut(mesh, ignored, families)
 
     def clean_up(self, leave_closed: bool) -> None:
         """Remove all that ngp made and nothing else; needs no memory of what was set. Safe to call twice.

@@ -29,12 +29,14 @@ from pathlib import Path
 
 from ngp.errors import KernelError
 from ngp.modules.network import xtables
+from ngp.modules.network.host import ALL_INTERFACES
 from ngp.modules.network.xtables import LEGACY, NFT, TABLE_MARK, Chains, Change, Rule, Standing, Tables
 from ngp.ports import DesiredNetwork
 
-GATE, UNPAID, CLOSED = "NGP_GATE", "NGP_UNPAID", "NGP_CLOSED"
+GATE, UNPAID, CLOSED, CLOSED_OUT = "NGP_GATE", "NGP_UNPAID", "NGP_CLOSED", "NGP_CLOSED_OUT"
 # What iptables takes as a plain name: no trailing "+" (its wildcard), nothing that a quoted restore file could misread.
 _PLAIN_INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+_WILDCARDS = re.compile(r"[*?\[]")
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+-]{1,510}")
 
 
@@ -73,6 +75,38 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
 def gate_jumps(desired: DesiredNetwork) -> tuple[Rule, ...]:
     """Say what sends packets to the gate. Pure."""
     return tuple(Rule(GATE, name) for name in sorted(set(desired.mesh_interfaces)))
+
+
+def closed_chains(mesh: Sequence[str], ignored: Sequence[str] = ()) -> Chains:
+    """Say which chains drop what is forwarded from or to mesh interfaces, whether these exist yet or not. Pure.
+
+    Args: mesh, ignored: names and patterns as in MESH_INTERFACES and IGNORE_INTERFACE, whose entries win. iptables
+        knows patterns by their beginning only: `mesh[01]` closes all that begin with `mesh`.
+    Raises: KernelError for a name that iptables would misread.
+    """
+    names, others = [_as_iptables(each) for each in mesh], [_as_iptables(each) for each in ignored]
+    inward, outward = [Rule("DROP", name) for name in names], [Rule("DROP", "", name) for name in names]
+    if not others:
+        return {CLOSED: [*inward, *outward]}
+    first = [Rule(CLOSED_OUT, name, goto=True) for name in others]
+    spared = [Rule("RETURN", "", name) for name in others]
+    return {CLOSED: [*first, *inward, Rule(CLOSED_OUT, goto=True)], CLOSED_OUT: [*spared, *outward]}
+
+
+def _as_iptables(name: str) -> str:
+    """Write an interface's name or pattern as `-i` takes it; "" for all."""
+    wildcard = _WILDCARDS.search(name)
+    start = "" if name == ALL_INTERFACES else name[: wildcard.start()] if wildcard else name
+    if start:
+        _require_plain_interface(start)
+    return f"{start}+" if start and wildcard else start
+
+
+def shut(mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -> None:
+    """Put NGP_CLOSED in place where no gate stands, as `closed_chains` says. Raises KernelError."""
+    chains = closed_chains(mesh, ignored)
+    for family in sorted(families):
+        _bring_about(xtables.tables(xtables.detect().variant, family), chains, (Rule(CLOSED),), False)
 
 
 def render(desired: DesiredNetwork, paths: GatePaths, family: int) -> str:
@@ -149,19 +183,20 @@ def clean_up(leave_closed: bool, mesh_interfaces: Sequence[str], families: Itera
 
     Args:
         leave_closed: leave NGP_CLOSED, which drops what is forwarded from or to the mesh interfaces. It comes in the
-            same change that takes the gate away, so that nothing slips through in between.
+            same change that takes the gate away, so that nothing slips through in between. Where no mesh interface
+            or family is known, one that stands stays as it is.
         families: where to leave it.
     Raises: KernelError.
     """
     wanted = frozenset(families) if leave_closed and mesh_interfaces else frozenset()
-    for name in mesh_interfaces if wanted else ():
-        _require_plain_interface(name)
-    rules = [Rule("DROP", name) for name in mesh_interfaces] + [Rule("DROP", "", name) for name in mesh_interfaces]
+    if leave_closed and not wanted and CLOSED in entered():
+        return
+    chains = closed_chains(mesh_interfaces) if wanted else {}
     chosen = xtables.detect().variant
     for variant in (chosen, LEGACY if chosen == NFT else NFT):
         for family in (4, 6):
             if variant == chosen and family in wanted:
-                _bring_about(xtables.tables(variant, family), {CLOSED: rules}, (Rule(CLOSED),), False)
+                _bring_about(xtables.tables(variant, family), chains, (Rule(CLOSED),), False)
             else:
                 _remove(variant, family, variant == chosen)
 

@@ -281,7 +281,9 @@ def _iptc_rule(iptc: Any, rule_class: Any, rule: Rule) -> Any:
 
 
 def _interface_match(name: str) -> tuple[bytes, bytes]:
-    """Return an interface's name and its mask, the closing zero included, as iptables writes them."""
+    """Return an interface's name and its mask as iptables writes them: with the closing zero, or up to the +."""
+    if name.endswith("+"):
+        return name.encode(), b"\xff" * (len(name) - 1)
     return name.encode(), b"\xff" * (len(name) + 1)
 
 

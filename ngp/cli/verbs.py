@@ -60,6 +60,13 @@ VERBS = (
         (("sudo ngp stop", "stop, or clean up after a daemon that was killed"),),
     ),
     Verb(
+        "close", "", "drop what is forwarded from or to mesh interfaces until ngp starts, if WHEN_STOPPED is closed",
+        "For a machine that boots: WHEN_STOPPED closed is a rule that `ngp stop` leaves, and a reboot loses. The "
+        "interfaces needn't exist yet. With WHEN_STOPPED open it does nothing; where a daemon runs, or was killed, it "
+        "is refused.",
+        (("sudo ngp close", "what ngp-closed.service does before the network is up"),),
+    ),
+    Verb(
         "server", "COMMAND",
         "give the daemon a command in one string: test, stop, payment ACCOUNT AMOUNT, fault NAME VALUE",
         "`test` prints `Test OK` if the daemon answers. `payment ACCOUNT AMOUNT` credits a neighbour's account with "

@@ -161,7 +161,7 @@ async def _run(options: StartOptions, settings: Settings) -> int:
         if node.adopted:
             parts.network.close()  # what went on running without us goes on running
         else:
-            parts.network.clean_up(leave_closed=False)
+            parts.network.clean_up(settings.closed_when_stopped)
         parts.ledger.close()
         raise
     _follow_signals(node)

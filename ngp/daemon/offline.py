@@ -15,6 +15,7 @@ from pathlib import Path
 from ngp.core.settings import Settings
 from ngp.core.values import Check, Standing
 from ngp.daemon import main
+from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed
 from ngp.errors import LedgerError, NgpError, RunningError
 from ngp.ports import Network
@@ -44,6 +45,21 @@ def clean_up(state_dir: Path, settings: Settings) -> None:
     finally:
         namespace.release()
     lock.release()
+
+
+def shut(settings: Settings, state_dir: Path) -> None:
+    """Drop what is forwarded from or to mesh interfaces until a daemon starts; needs no state directory.
+
+    Raises:
+        RunningError: a daemon gates this network namespace. KernelError: no rights, or the kernel refuses.
+    """
+    namespace = NamespaceLock.take()
+    network = main.make_network(settings, state_dir)
+    try:
+        network.shut(settings.mesh_interfaces, settings.ignore_interfaces, FAMILIES[settings.network_module])
+    finally:
+        network.close()
+        namespace.release()
 
 
 def standing(settings: Settings | None, state_dir: Path) -> Standing:

@@ -67,6 +67,15 @@ def test_two_state_directories_run_side_by_side(host: Host) -> None:
     assert host.ngp("server", "test").returncode == 0
 
 
+def test_close_needs_no_state_directory_and_does_nothing_where_stopped_means_open(host: Host) -> None:
+    done = host.ngp("close", "--config", "net.conf")
+    assert (done.returncode, done.stdout) == (0, "('eth1',) () [4, 6]\nclosed until ngp starts: eth1\n")
+    assert not host.state_dir.exists()
+    host.config.write_text(host.config.read_text().replace("closed", "open"))
+    done = host.ngp("close", "--config", "net.conf")
+    assert (done.returncode, done.stdout) == (0, "WHEN_STOPPED is open: nothing is closed\n")
+
+
 def test_after_kill_9_start_works_again(host: Host) -> None:
     host.start()
     kill(host)

@@ -121,8 +121,14 @@ def test_cleaned_up_without_memory(tmp_path: Path, mounts: str) -> None:
         words = ["unshare", "-m"] * (mounts == "gone") + [sys.executable, "-c", DAEMON, str(tmp_path), mac, *folders]
         assert subprocess.run(words, timeout=30).returncode == 9
         assert _state() != before
+        with pytest.raises(KernelError, match="a meter stands"):
+            Datapath(tmp_path).shut(("m0",), (), {4})
+        Datapath(tmp_path).clean_up(leave_closed=True)
         Datapath(tmp_path).clean_up(leave_closed=True)
         assert not passes(built.client, INTERNET[4]), "closed"
+        with pytest.raises(KernelError):
+            Datapath(tmp_path).set_up(desired(mesh_interfaces=("m0", "absent0")))
+        assert Datapath(tmp_path).standing() == Standing(closed=True), "a failed start opens nothing"
         Datapath(tmp_path).clean_up(leave_closed=False)
         Datapath(tmp_path).clean_up(leave_closed=False)
         assert passes(built.client, INTERNET[4]), "open"

@@ -226,6 +226,43 @@ def test_closed_drops_both_ways_until_the_gate_stands(hosts: Lab, filters: tuple
     clean_up(False, ())
 
 
+@pytest.mark.parametrize(
+    ("mesh", "ignored", "rules"),
+    [
+        (("m0",), (), {"NGP_CLOSED": ["-i m0 -j DROP", "-o m0 -j DROP"]}),
+        (("wl[01]*", "m0"), ("up0",), {
+            "NGP_CLOSED": ["-i up0 -g NGP_CLOSED_OUT", "-i wl+ -j DROP", "-i m0 -j DROP", "-g NGP_CLOSED_OUT"],
+            "NGP_CLOSED_OUT": ["-o up0 -j RETURN", "-o wl+ -j DROP", "-o m0 -j DROP"],
+        }),
+        (("all",), ("eth*",), {
+            "NGP_CLOSED": ["-i eth+ -g NGP_CLOSED_OUT", "-j DROP", "-g NGP_CLOSED_OUT"],
+            "NGP_CLOSED_OUT": ["-o eth+ -j RETURN", "-j DROP"],
+        }),
+    ],
+)  # fmt: skip
+def test_what_closes(mesh: tuple[str, ...], ignored: tuple[str, ...], rules: dict[str, list[str]]) -> None:
+    found = gate.closed_chains(mesh, ignored)
+    assert {name: [rule.text() for rule in chain] for name, chain in found.items()} == rules
+
+
+def test_closed_before_the_interfaces_exist(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
+    """As at a boot: ignored interfaces go on, what comes later is closed, and a failed start leaves it so."""
+    gate.shut(("m*",), ("m1",), {4, 6})
+    shut = saved(variant)
+    for family in (4, 6):
+        assert not passes(hosts.client, INTERNET[family])
+    sh("ip link add m7 type veth peer name m8")
+    for command, where in (("iptables", "-i m7"), ("ip6tables", "-o m7")):
+        sh(f"{command}-{variant} -t security -S | grep -- '{where.replace('m7', 'm+')} -j DROP'")
+    assert gate.entered() == {gate.CLOSED}
+    clean_up(True, ())
+    assert saved(variant) == shut
+    gate.shut(("m*",), ("m0", "up0"), {4, 6})
+    assert passes(hosts.client, INTERNET[4]) and passes(hosts.client, INTERNET[6])
+    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    assert gate.entered() == {gate.GATE} and not [line for line in saved(variant) if "NGP_CLOSED" in line]
+
+
 def test_the_gate_left_in_the_other_variant_goes(
     hosts: Lab, filters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

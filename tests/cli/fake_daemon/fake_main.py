@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,9 @@ class Network:
 
     def close(self) -> None:
         pass
+
+    def shut(self, mesh: object, ignored: object, families: Iterable[int]) -> None:
+        print(mesh, ignored, sorted(families))
 
     def clean_up(self, leave_closed: bool) -> None:
         if os.environ.get("NGP_FAKE") == "refuse":

@@ -1,0 +1,24 @@
+"""`ngp close`: what is forwarded from or to mesh interfaces is dropped until the daemon starts; for a booting machine.
+
+WHEN_STOPPED: closed is a rule that `ngp stop` leaves, and a reboot loses. This verb puts it back before the network is
+up, when interfaces don't exist yet and there may be no state directory.
+"""
+
+from __future__ import annotations
+
+from ngp.cli.place import Place
+from ngp.cli.verbs import verb_command
+
+
+@verb_command("close")
+def command(place: Place) -> int:
+    """Close the mesh interfaces, if net.conf wants it."""
+    settings = place.settings(trusted_only=True)
+    if not settings.closed_when_stopped:
+        print("WHEN_STOPPED is open: nothing is closed")
+        return 0
+    from ngp.daemon import offline  # late: it imports every module
+
+    offline.shut(settings, place.state_dir)
+    print(f"closed until ngp starts: {', '.join(settings.mesh_interfaces)}")
+    return 0
