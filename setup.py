@@ -1,4 +1,4 @@
-"""Build hook: compile the kernel's meter when the wheel is built, so that a router needs no compiler.
+"""Build hook: compile the kernel's parts, meter and inlet, when the wheel is built, so that a router needs no compiler.
 
 setup.cfg describes the project; it can't run clang. The object is made for both byte orders because the wheel is pure
 Python otherwise and may be installed on either; the loader picks the one of its machine. A wheel gets the objects in
@@ -18,10 +18,8 @@ from setuptools.command.build import build
 from setuptools.errors import ExecError, SetupError
 
 ROOT = Path(__file__).resolve().parent
-SOURCE = Path("modules/network/meter.bpf.c")
-PACKAGE = Path("ngp/modules/network")
-# One object per byte order: clang's target, and the name under which the loader looks for it.
-OBJECTS = {"bpfel": "meter.bpfel.o", "bpfeb": "meter.bpfeb.o"}
+SOURCES = (Path("modules/network/meter.bpf.c"), Path("modules/link/inlet.bpf.c"))
+TARGETS = ("bpfel", "bpfeb")  # clang's names of the byte orders
 CLANG = os.environ.get("CLANG", "clang")
 HEADERS = {"bpf/bpf_helpers.h": "libbpf-dev", "linux/bpf.h": "linux-libc-dev"}
 
@@ -34,7 +32,7 @@ def include_flags() -> list[str]:
 
 
 def check_compiler() -> None:
-    """Refuse to build, naming the package to install, when clang or a header that the meter needs is missing."""
+    """Refuse to build, naming the package to install, when clang or a header that they need is missing."""
     for header, package in HEADERS.items():
         probe = [CLANG, "-target", "bpfel", *include_flags(), "-fsyntax-only", "-x", "c", "-"]
         source = f"#include <linux/types.h>\n#include <{header}>\n"
@@ -42,7 +40,7 @@ def check_compiler() -> None:
             done = subprocess.run(probe, input=source, text=True, capture_output=True, check=False)
         except FileNotFoundError:
             raise ExecError(
-                f"{CLANG}: not found; the kernel's meter is compiled with it: apt install clang "
+                f"{CLANG}: not found; the kernel's part is compiled with it: apt install clang "
                 "(or set CLANG to its name, for example CLANG=clang-14)"
             ) from None
         if "unknown target" in done.stderr or "unable to create target" in done.stderr:
@@ -51,22 +49,27 @@ def check_compiler() -> None:
             raise ExecError(f"<{header}> not found or unusable: apt install {package}\n{done.stderr.strip()}")
 
 
-def compile_meter(target: str, output: Path) -> None:
-    """Compile the meter for one byte order; paths are kept out of the object so that builds are equal anywhere."""
+def object_of(source: Path, target: str) -> Path:
+    """Name the object of a source as the loader looks for it."""
+    return source.with_name(source.name.replace(".bpf.c", f".{target}.o"))
+
+
+def compile_object(source: Path, target: str, output: Path) -> None:
+    """Compile a source for one byte order; paths are kept out of the object so that builds are equal anywhere."""
     output.parent.mkdir(parents=True, exist_ok=True)
     command = [
         *(CLANG, "-O2", "-g", "-Wall", "-target", target, "-mcpu=v3", "-fdebug-compilation-dir=."),
-        *(*include_flags(), "-c", str(SOURCE), "-o", str(output)),
+        *(*include_flags(), "-c", str(source), "-o", str(output)),
     ]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     if done.returncode:
-        raise ExecError(f"{SOURCE} doesn't compile ({' '.join(command)}):\n{done.stderr.strip()}")
+        raise ExecError(f"{source} doesn't compile ({' '.join(command)}):\n{done.stderr.strip()}")
 
 
 class BuildMeter(Command):
     """`python setup.py build_meter --inplace`, and a step of every build (setuptools' SubCommand protocol)."""
 
-    description = "compile the kernel's meter for both byte orders"
+    description = "compile the kernel's parts for both byte orders"
     user_options: ClassVar[list[tuple[str, str, str]]] = [
         ("build-lib=", "b", "folder that becomes the wheel"),
         ("inplace", "i", "put the objects beside their source"),
@@ -82,30 +85,33 @@ class BuildMeter(Command):
         self.set_undefined_options("build_py", ("build_lib", "build_lib"))
 
     def run(self) -> None:
-        if not (ROOT / SOURCE).is_file():
-            raise SetupError(f"{SOURCE} is missing from {ROOT}: take a complete checkout or source distribution")
+        for source in SOURCES:
+            if not (ROOT / source).is_file():
+                raise SetupError(f"{source} is missing from {ROOT}: take a complete checkout or source distribution")
         check_compiler()
-        for target, output in self._objects().items():
-            compile_meter(target, output)
+        folder = ROOT if self.inplace or self.editable_mode else self._library().absolute()
+        for source in SOURCES:
+            for target in TARGETS:
+                place = object_of(source, target)
+                compile_object(source, target, folder / (place if folder == ROOT else "ngp" / place))
 
-    def _objects(self) -> dict[str, Path]:
-        if self.inplace or self.editable_mode:
-            return {target: ROOT / SOURCE.parent / name for target, name in OBJECTS.items()}
-        folder = Path(self.build_lib or "build/lib").absolute() / PACKAGE
-        return {target: folder / name for target, name in OBJECTS.items()}
+    def _library(self) -> Path:
+        return Path(self.build_lib or "build/lib")
 
     def get_source_files(self) -> list[str]:
-        return [str(SOURCE)]
+        return [str(source) for source in SOURCES]
 
     def get_outputs(self) -> list[str]:
-        return [str(Path(self.build_lib or "build/lib") / PACKAGE / name) for name in OBJECTS.values()]
+        return [
+            str(self._library() / "ngp" / object_of(source, target)) for source in SOURCES for target in TARGETS
+        ]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
 
 
 class Build(build):
-    """setuptools' build, with the meter compiled as well."""
+    """setuptools' build, with the kernel's parts compiled as well."""
 
     sub_commands: ClassVar[list[tuple[str, None]]] = [*build.sub_commands, ("build_meter", None)]
 

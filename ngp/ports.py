@@ -90,6 +90,9 @@ class Link(Protocol):
     def broadcast(self, interface: str, datagram: bytes) -> None:
         """Send to every neighbour on an interface; never blocks, may lose."""
 
+    def trust(self, peer: LinkPeer) -> None:
+        """Prefer what comes from this link address, which proved itself: strangers' floods don't crowd it out."""
+
     def counters(self) -> dict[str, int]:
         """Datagrams refused below the wire layer, by reason."""
 

@@ -18,6 +18,7 @@
 #include "packet.h"
 #include "charge.h"
 #include "free.h"
+#include "../token.h"
 
 #define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the operator's filters go on */
 #define SHOT 2
@@ -198,19 +199,6 @@ SEC("socket")
 int xt_paid_strict(struct __sk_buff *skb)
 {
 	return paid(skb, 1);
-}
-
-INLINE int take_token(__u64 *ready_ns, __u64 interval_ns, __u64 burst_ns, __u64 now)
-{
-	for (int i = 0; i < 4; i++) {
-		__u64 was = ONCE(*ready_ns), from = was + burst_ns < now ? now - burst_ns : was;
-
-		if (from + interval_ns > now)
-			return 0;
-		if (__sync_val_compare_and_swap(ready_ns, was, from + interval_ns) == was)
-			return 1;
-	}
-	return 0;
 }
 
 /* Is it worth the daemon's time? A few packets of a destination, then nothing for a while; and no more destinations

@@ -160,6 +160,8 @@ class Post:
     def _learn_way(self, key: LinkKey, link: Link, peer: LinkPeer, proven: bool) -> None:
         if key in self._ways and not proven:
             return
+        if proven:
+            link.trust(peer)
         self._ways[key] = (link, peer)
         self._ways.move_to_end(key)
         if len(self._ways) > MOST_WAYS:

@@ -1,0 +1,122 @@
+"""What both links share: a port on each interface, which come and go, and one inlet for what the ports hear."""
+
+from __future__ import annotations
+
+import socket
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from ngp.errors import KernelError
+from ngp.modules.link.inlet import Arrival, Inlet
+from ngp.ports import LinkPeer
+
+Receive = Callable[[LinkPeer, bytes], None]
+
+
+class Port(ABC):
+    """The sockets on one interface."""
+
+    index: int
+
+    @abstractmethod
+    def peer(self, arrival: Arrival) -> LinkPeer:
+        """Say from whom a datagram came."""
+
+    @abstractmethod
+    def send(self, peer: LinkPeer, datagram: bytes) -> bool:
+        """Send to one neighbour; False when the kernel refused."""
+
+    @abstractmethod
+    def broadcast(self, datagram: bytes) -> bool:
+        """Send to whoever may be there; False when the kernel refused."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the sockets."""
+
+
+class PortLink(ABC):
+    """Ports on interfaces; with `open_port` of a module it is a `ngp.ports.Link`."""
+
+    max_datagram_bytes: int
+
+    def __init__(self) -> None:
+        self._ports: dict[str, Port] = {}
+        self._by_index: dict[int, Port] = {}
+        self._inlet: Inlet | None = None
+        self._counts: Counter[str] = Counter()
+        self._receive: Receive | None = None
+
+    @abstractmethod
+    def open_port(self, interface: str, inlet: Inlet) -> Port | None:
+        """Open on an interface; None when it went meanwhile. Raises KernelError."""
+
+    async def open(self, interfaces: Sequence[str], receive: Receive) -> None:
+        """Start on these interfaces; one that isn't there yet is tried again at `update`. Raises KernelError."""
+        self._receive = receive
+        self._inlet = Inlet(self._arrived)
+        try:
+            await self.update(interfaces)
+        except KernelError:
+            await self.close()
+            raise
+
+    async def update(self, interfaces: Sequence[str]) -> None:
+        """Follow a changed list; an interface made anew under its old name is opened anew. Raises KernelError."""
+        assert self._inlet is not None, "update before open"
+        present = {name: index for index, name in socket.if_nameindex()}
+        for name in list(self._ports):
+            if name not in interfaces or present.get(name) != self._ports[name].index:
+                self._close_port(name)
+        for name in interfaces:
+            if name in present and name not in self._ports:
+                port = self.open_port(name, self._inlet)
+                if port is not None:
+                    self._ports[name] = self._by_index[port.index] = port
+
+    def _arrived(self, arrival: Arrival) -> None:
+        port = self._by_index.get(arrival.index)
+        if port is not None and self._receive is not None:  # else its interface is no longer ours
+            self._receive(port.peer(arrival), arrival.datagram)
+
+    def trust(self, peer: LinkPeer) -> None:
+        """Take in from this link address whatever floods others send."""
+        port = self._ports.get(peer.interface)
+        if port is not None and self._inlet is not None:
+            self._inlet.trust(port.index, peer.link_address)
+
+    def send(self, peer: LinkPeer, datagram: bytes) -> None:
+        """Send to one neighbour; losses are counted, never raised. Raises ValueError above max_datagram_bytes."""
+        port = self._port_for(peer.interface, datagram)
+        if port is None or not port.send(peer, datagram):
+            self._counts["unsent"] += 1
+
+    def broadcast(self, interface: str, datagram: bytes) -> None:
+        """Send to every neighbour on an interface. Raises ValueError above max_datagram_bytes."""
+        port = self._port_for(interface, datagram)
+        if port is None or not port.broadcast(datagram):
+            self._counts["unsent"] += 1
+
+    def _port_for(self, interface: str, datagram: bytes) -> Port | None:
+        if len(datagram) > self.max_datagram_bytes:
+            raise ValueError(f"a datagram of {len(datagram)} bytes; it carries at most {self.max_datagram_bytes}")
+        return self._ports.get(interface)
+
+    def counters(self) -> dict[str, int]:
+        """Datagrams refused or not sent, by reason."""
+        return {**self._counts, **(self._inlet.counters() if self._inlet is not None else {})}
+
+    async def close(self) -> None:
+        """Release the sockets."""
+        for name in list(self._ports):
+            self._close_port(name)
+        if self._inlet is not None:
+            self._counts.update(self._inlet.counters())
+            self._inlet.close()
+            self._inlet = None
+
+    def _close_port(self, name: str) -> None:
+        port = self._ports.pop(name)
+        del self._by_index[port.index]
+        port.close()

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * The inlet: hands ngp's datagrams to the daemon, each with the link address of the very frame that it came in.
+ *
+ *   udp_framed, udp_bare   filters of UDP sockets, on Ethernet and on layer-3 interfaces (tun, WireGuard, ipip)
+ *   ethernet               filter of packet sockets
+ *
+ * A UDP socket tells its reader the sender's IP address and nothing of the frame; the filter of that socket still sees
+ * the frame's header. So the filter puts both into one record of a ring buffer and the socket's own queue stays empty:
+ * no overflow can part the datagram from its link address. At this place the kernel has done its part: the operator's
+ * INPUT rules, IP options, extension headers, fragments, VLAN tags, lengths and checksums.
+ *
+ * Floods end here, before they cost the daemon anything. Each link address that proved itself has a lane of its own.
+ * All others share one bucket, and before that a bucket each, picked by a secret hash, so that one flooding address
+ * neither takes all of what strangers share nor needs an entry in a table.
+ */
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "../token.h"
+
+#define INLINE static __always_inline
+#define UDP_HEADER 8
+#define UDP_MAX 1232                                          /* as udp.py */
+#define ETHERNET_MAX 1280                                     /* as ethernet.py */
+#define HOP_LIMIT 255
+
+#define LANE_INTERVAL_NS 100000ull                            /* 10,000 a second */
+#define LANE_BURST_NS (2048 * LANE_INTERVAL_NS)
+#define STRANGER_INTERVAL_NS 20000000ull                      /* 50 a second */
+#define STRANGER_BURST_NS (50 * STRANGER_INTERVAL_NS)
+#define STRANGERS_INTERVAL_NS 1000000ull                      /* 1,000 a second */
+#define STRANGERS_BURST_NS (250 * STRANGERS_INTERVAL_NS)
+#define STRANGER_BUCKETS_BITS 10
+
+/* The order is that of inlet.py's counters. */
+enum counter { OWN, MALFORMED, OVERSIZED, NOT_FROM_LINK, LANE_RATE, STRANGER_RATE, INLET_FULL, COUNTERS };
+
+struct link { __u32 ifindex; __u8 mac[6], zero[2]; };
+struct head { struct link link; __u16 length; __u8 version, zero, source[16]; };
+struct arrival { struct head head; __u8 datagram[ETHERNET_MAX]; };
+
+#define TABLE(name, kind, key_type, value_type, entries, flags_) \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_##kind); __type(key, key_type); __type(value, value_type); \
+		__uint(max_entries, entries); __uint(map_flags, flags_); \
+	} name SEC(".maps")
+
+TABLE(inlet_lanes, HASH, struct link, __u64, 4096, BPF_F_NO_PREALLOC);
+TABLE(inlet_strange, ARRAY, __u32, __u64, 1 << STRANGER_BUCKETS_BITS, 0);
+TABLE(inlet_shared, ARRAY, __u32, __u64, 2, 0);               /* the strangers' bucket; the odd secret of the hash */
+TABLE(inlet_counts, PERCPU_ARRAY, __u32, __u64, COUNTERS, 0);
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 * 1024 * 1024);                 /* 3,000 datagrams */
+} inlet_ring SEC(".maps");
+
+/* All programs end by this: the socket itself gets nothing. */
+INLINE int drop(__u32 why)
+{
+	__u64 *counter = bpf_map_lookup_elem(&inlet_counts, &why);
+
+	if (counter)
+		++*counter;
+	return 0;
+}
+
+/* Multiply and shift is universal: who doesn't know the secret can't choose an address that falls upon another's. */
+INLINE int may_enter_as_stranger(const struct link *link, __u64 now)
+{
+	__u32 strangers = 0, secret = 1, bucket;
+	__u64 *shared = bpf_map_lookup_elem(&inlet_shared, &strangers);
+	__u64 *factor = bpf_map_lookup_elem(&inlet_shared, &secret), *own, address = link->ifindex;
+
+	if (!shared || !factor)
+		return 0;
+	for (int i = 0; i < 6; i++)
+		address = address << 8 | link->mac[i];
+	bucket = address * *factor >> (64 - STRANGER_BUCKETS_BITS);
+	own = bpf_map_lookup_elem(&inlet_strange, &bucket);
+	return own && take_token(own, STRANGER_INTERVAL_NS, STRANGER_BURST_NS, now) &&
+	       take_token(shared, STRANGERS_INTERVAL_NS, STRANGERS_BURST_NS, now);
+}
+
+/* Let `length` bytes from `from` in, if the link address has the right to it now. */
+INLINE int take(struct __sk_buff *skb, struct head *head, __u32 from, __u32 length)
+{
+	__u64 now = bpf_ktime_get_ns(), *lane = bpf_map_lookup_elem(&inlet_lanes, &head->link);
+	struct arrival *arrival;
+	__u32 last = length - 1;
+
+	if (lane ? !take_token(lane, LANE_INTERVAL_NS, LANE_BURST_NS, now) : !may_enter_as_stranger(&head->link, now))
+		return drop(lane ? LANE_RATE : STRANGER_RATE);
+	arrival = bpf_ringbuf_reserve(&inlet_ring, sizeof(*arrival), 0);
+	if (!arrival)
+		return drop(INLET_FULL);
+	head->length = length;
+	arrival->head = *head;
+	asm volatile("" : "+r"(last));                        /* what older verifiers compare must be what is used */
+	if (last >= ETHERNET_MAX || bpf_skb_load_bytes(skb, from, arrival->datagram, last + 1)) {
+		bpf_ringbuf_discard(arrival, 0);
+		return drop(MALFORMED);
+	}
+	bpf_ringbuf_submit(arrival, 0);
+	return 0;
+}
+
+INLINE int udp(struct __sk_buff *skb, int framed)
+{
+	struct head head = {};
+	__u32 length = skb->len - UDP_HEADER;
+	__u8 hops = 0;
+	int failed;
+
+	if (skb->pkt_type == PACKET_LOOPBACK)                 /* Linux loops broadcasts back */
+		return drop(OWN);
+	if (skb->len <= UDP_HEADER)
+		return drop(MALFORMED);
+	if (length > UDP_MAX)
+		return drop(OVERSIZED);
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		head.version = 4;
+		failed = bpf_skb_load_bytes_relative(skb, 8, &hops, 1, BPF_HDR_START_NET) ||
+			 bpf_skb_load_bytes_relative(skb, 12, head.source, 4, BPF_HDR_START_NET);
+	} else {
+		head.version = 6;
+		failed = bpf_skb_load_bytes_relative(skb, 7, &hops, 1, BPF_HDR_START_NET) ||
+			 bpf_skb_load_bytes_relative(skb, 8, head.source, 16, BPF_HDR_START_NET);
+	}
+	head.link.ifindex = skb->ifindex;
+	if (framed)
+		failed |= bpf_skb_load_bytes_relative(skb, 6, head.link.mac, 6, BPF_HDR_START_MAC) != 0;
+	if (failed || (head.link.mac[0] & 1))                /* a group can't send */
+		return drop(MALFORMED);
+	if (hops != HOP_LIMIT)
+		return drop(NOT_FROM_LINK);
+	return take(skb, &head, UDP_HEADER, length);
+}
+
+SEC("socket")
+int udp_framed(struct __sk_buff *skb)
+{
+	return udp(skb, 1);
+}
+
+SEC("socket")
+int udp_bare(struct __sk_buff *skb)
+{
+	return udp(skb, 0);
+}
+
+/* A frame is padded to 60 bytes; the datagram's length goes before it. */
+SEC("socket")
+int ethernet(struct __sk_buff *skb)
+{
+	struct head head = {};
+	__be16 length_field;
+	__u32 length, start = ETH_HLEN + sizeof(length_field);
+
+	if (skb->pkt_type == PACKET_OUTGOING || skb->pkt_type == PACKET_OTHERHOST)
+		return 0;
+	if (bpf_skb_load_bytes(skb, ETH_ALEN, head.link.mac, ETH_ALEN) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN, &length_field, sizeof(length_field)))
+		return drop(MALFORMED);
+	length = bpf_ntohs(length_field);
+	if (length > ETHERNET_MAX)
+		return drop(OVERSIZED);
+	if (length == 0 || start + length > skb->len || (head.link.mac[0] & 1))
+		return drop(MALFORMED);
+	head.link.ifindex = skb->ifindex;
+	return take(skb, &head, start, length);
+}
+
+char _license[] SEC("license") = "GPL";

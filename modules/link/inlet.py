@@ -1,0 +1,93 @@
+"""Inlet: ngp's datagrams out of the kernel, each with the link address of its frame, floods left outside.
+
+The kernel's half is inlet.bpf.c. Sockets carry its filters, and what they hear comes by one ring buffer: who reads it
+takes some at a time, so that the daemon's other work has its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ngp.modules import bpf
+
+MOST_LANES = 4096
+READS_AT_ONCE = 64
+_SO_ATTACH_BPF = 50
+_HEAD = struct.Struct("=I6s2xHBx16s")
+_LINK = struct.Struct("=I6s2x")
+_COUNTERS = ("own", "malformed", "oversized", "not_from_link", "link_rate", "stranger_link_rate", "inlet_full")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A datagram and whence it came: interface, link address (zeros where there is none) and IP address (or empty)."""
+
+    index: int
+    mac: bytes
+    source: bytes
+    datagram: bytes
+
+
+def read_arrival(record: bytes) -> Arrival:
+    """Take a record of the ring apart; it is as inlet.bpf.c made it."""
+    index, mac, length, version, source = _HEAD.unpack_from(record)
+    return Arrival(index, mac, source[: {4: 4, 6: 16}.get(version, 0)], record[_HEAD.size : _HEAD.size + length])
+
+
+class Inlet:
+    """The filters in the kernel, and the ring that they fill.
+
+    Raises: KernelError.
+    """
+
+    def __init__(self, on_arrival: Callable[[Arrival], None]) -> None:
+        self._on_arrival = on_arrival
+        self._programs = bpf.Programs(bpf.compiled(Path(__file__).with_name("inlet")), {}, {})
+        self._lanes, self._shared, self._counts, ring = (
+            self._programs.table(f"inlet_{name}") for name in ("lanes", "shared", "counts", "ring")
+        )
+        self._trusted: OrderedDict[bytes, None] = OrderedDict()  # longest silent first
+        self._shared.set(struct.pack("=I", 1), struct.pack("=Q", secrets.randbits(64) | 1))
+        self._ring = bpf.RingReader(ring, asyncio.get_running_loop(), self._read, READS_AT_ONCE)
+        ring.close()
+
+    def filter(self, one: socket.socket, program: str) -> None:
+        """Have a socket's datagrams come here instead of its own queue."""
+        descriptor = struct.pack("=i", self._programs.program(program))
+        one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, descriptor)
+
+    def trust(self, index: int, mac: bytes) -> None:
+        """Give a link address a lane of its own; the one longest not trusted again gives way to it."""
+        link = _LINK.pack(index, mac)
+        if link not in self._trusted:
+            if len(self._trusted) >= MOST_LANES:
+                self._lanes.delete(self._trusted.popitem(last=False)[0])
+            self._lanes.set(link, bytes(8))
+            self._trusted[link] = None
+        self._trusted.move_to_end(link)
+
+    def counters(self) -> dict[str, int]:
+        """Count what was left outside, by reason."""
+        counts = {}
+        for number, name in enumerate(_COUNTERS):
+            by_processor = self._counts.get(struct.pack("=I", number)) or b""
+            counts[name] = sum(value for (value,) in struct.iter_unpack("=Q", by_processor))
+        return {name: count for name, count in counts.items() if count}
+
+    def close(self) -> None:
+        """Let go; sockets that still carry a filter keep it."""
+        self._ring.close()
+        for table in (self._lanes, self._shared, self._counts):
+            table.close()
+        self._programs.close()
+
+    def _read(self, records: list[bytes]) -> None:
+        for record in records:
+            self._on_arrival(read_arrival(record))

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * A token bucket in one word: the time at which the bucket was or will be empty (the generic cell rate algorithm).
+ */
+#ifndef NGP_TOKEN_H
+#define NGP_TOKEN_H
+
+#include <linux/types.h>
+
+static __always_inline int take_token(__u64 *ready_ns, __u64 interval_ns, __u64 burst_ns, __u64 now)
+{
+	for (int i = 0; i < 4; i++) {
+		__u64 was = *(volatile __u64 *)ready_ns, from = was + burst_ns < now ? now - burst_ns : was;
+
+		if (from + interval_ns > now)
+			return 0;
+		if (__sync_val_compare_and_swap(ready_ns, was, from + interval_ns) == was)
+			return 1;
+	}
+	return 0;
+}
+
+#endif
