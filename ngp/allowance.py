@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Hashable
+
 
 class Allowance:
     """So many a second; what was left unused is good for a burst of one second's worth."""
@@ -22,3 +25,28 @@ class Allowance:
             return False
         self._tokens -= 1
         return True
+
+
+class SharedAllowance:
+    """An allowance for all together, of which no one may take more than a small part.
+
+    Args:
+        rate: for all.
+        part_rate: for each.
+        most: how many are told apart; the one longest silent begins anew, which the rate for all bounds.
+    """
+
+    def __init__(self, rate: int, part_rate: int, most: int) -> None:
+        self._all = Allowance(rate)
+        self._part_rate, self._most = part_rate, most
+        self._parts: OrderedDict[Hashable, Allowance] = OrderedDict()
+
+    def take(self, who: Hashable, now: float) -> bool:
+        """Use one up, or return False. Args: now: monotonic seconds."""
+        part = self._parts.get(who)
+        if part is None:
+            part = self._parts[who] = Allowance(self._part_rate)
+            if len(self._parts) > self._most:
+                self._parts.popitem(last=False)
+        self._parts.move_to_end(who)
+        return part.take(now) and self._all.take(now)

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from ngp import wire
-from ngp.allowance import Allowance
+from ngp.allowance import Allowance, SharedAllowance
 from ngp.core.messages import Ack, Hello, Message
 from ngp.errors import PeerError
 from ngp.replay import WINDOW, ReplayWindow
@@ -184,8 +184,9 @@ class Courier:
         self._known: OrderedDict[bytes, _Neighbour] = OrderedDict()  # longest silent first
         self._strangers: OrderedDict[bytes, _Neighbour] = OrderedDict()
         self._per_link: Counter[LinkKey] = Counter()
-        self._stranger_allowance = Allowance(self._limits.stranger_rate)
-        self._stranger_links: OrderedDict[LinkKey, Allowance] = OrderedDict()  # longest silent first
+        self._stranger_allowance = SharedAllowance(
+            self._limits.stranger_rate, self._limits.stranger_link_rate, _STRANGER_LINKS
+        )
         self._broadcast_count = 0
         self._former: OrderedDict[bytes, tuple[int, ReplayWindow, int]] = OrderedDict()
         self._retired_count = 0  # counts of neighbours we forgot: never use a sequence twice
@@ -278,7 +279,7 @@ class Courier:
         lane = neighbour.lanes.get(link) if neighbour is not None else None
         if not sealed.is_hello and (neighbour is None or lane is None or sealed.boot != neighbour.boot):
             raise PeerError("unknown", "no hello was exchanged on this link")
-        if not (lane.take(now) if lane is not None else self._may_check_stranger(link, now)):
+        if not (lane.take(now) if lane is not None else self._stranger_allowance.take(link, now)):
             raise PeerError("rate", "too many signatures to check")
         message = sealed.open(neighbour.key if neighbour is not None else None)
         if neighbour is None:
@@ -290,15 +291,6 @@ class Courier:
             neighbour.last_link = link
             neighbour.lanes.move_to_end(link)
         return self._deliver(neighbour, sealed, message, link, now)
-
-    def _may_check_stranger(self, link: LinkKey, now: float) -> bool:
-        own = self._stranger_links.get(link)
-        if own is None:
-            own = self._stranger_links[link] = Allowance(self._limits.stranger_link_rate)
-            if len(self._stranger_links) > _STRANGER_LINKS:
-                self._stranger_links.popitem(last=False)
-        self._stranger_links.move_to_end(link)
-        return own.take(now) and self._stranger_allowance.take(now)
 
     def _is_duplicate(self, neighbour: _Neighbour, sealed: wire.Sealed, link: LinkKey, now: float) -> bool:
         count = sealed.sequence & wire.MAX_COUNT
