@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 
 from core_tests.shell import ROOT, LabError, await_until, run
+from ngp.cli import client as control
+from ngp.errors import NgpError, RunningError
 
 START_TIMEOUT_S = 60.0
 STATE_KEY = "NGP_STATE_DIR"
@@ -93,6 +95,19 @@ class Daemon:
     def cli(self, *words: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run a verb of `ngp` against this daemon."""
         return run([*self._prefix, *ngp_command(), *words], timeout_s=timeout_s, environment=self._environment())
+
+    def ask(self, verb: str, **arguments: object) -> Any:
+        """Ask through the control socket, as `ngp top` does: for what is asked again and again until it is so.
+
+        Starting `ngp` takes a hundred times as long as its answer, of processors that the daemons need as well.
+        Raises: RunningError when nobody listens, LabError for any other error.
+        """
+        try:
+            return control.Daemon(self.state_dir).ask(verb, **arguments)
+        except RunningError:
+            raise
+        except NgpError as error:
+            raise LabError(f"{self.name}: {verb}: {error}") from error
 
     def json(self, *words: str) -> Any:
         """Run a reading verb with --json and return its value. Raises: LabError when it fails or says no JSON."""

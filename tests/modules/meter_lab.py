@@ -22,11 +22,12 @@ GENEROUS = 1 << 40
 
 UDP_SEND = """
 import socket, sys
-address, port, size, number, segment = sys.argv[1], *map(int, sys.argv[2:6])
-family = socket.AF_INET6 if ':' in address else socket.AF_INET
+addresses, port, size, number, segment = sys.argv[1].split(), *map(int, sys.argv[2:6])
+family = socket.AF_INET6 if ':' in addresses[0] else socket.AF_INET
 s = socket.socket(family, socket.SOCK_DGRAM)
 if segment: s.setsockopt(17, 103, segment)
-for _ in range(number): s.sendto(bytes(size), (address, port))
+for address in addresses:
+    for _ in range(number): s.sendto(bytes(size), (address, port))
 """
 TCP_ECHO = """
 import socket, sys
@@ -112,7 +113,7 @@ class World:
         return found.used_to_bytes, found.used_from_bytes
 
     def send_udp(self, address: str, size: int, number: int, segment: int = 0, port: int = 9) -> None:
-        """Send datagrams from the client; returns when all were handed to the kernel."""
+        """Send so many datagrams from the client to each address; returns when all were handed to the kernel."""
         words = python(self.lab.client, UDP_SEND, address, *map(str, (port, size, number, segment)))
         subprocess.run(words, check=True, timeout=30)
 

@@ -70,22 +70,30 @@ def _clean_up(buyer: Datapath, namespace: str) -> None:
 
 
 async def _negotiate(pair: Pair, destination: str, held_least: int, send: object, *arguments: object) -> None:
-    """Send while nobody has agreed; agree when so many packets are held, and let them go."""
+    """Send while nobody has agreed; agree when so many packets are held, and let them go.
+
+    A single packet is agreed about while its sender waits for the answer. Several are all sent before: what comes
+    between the one meter's grant and the other's would be on one bill only.
+    """
     held: list[HeldPacket] = []
+
+    def agree_and_release() -> None:
+        if not pair.sold:
+            pair.agree(destination)
+        while held:
+            pair.world.datapath.verdict(held.pop(0).handle, Verdict.REPEAT)
 
     def on_held(packet: HeldPacket) -> None:
         held.append(packet)
-        if not pair.sold and len(held) >= held_least:
-            pair.agree(destination)
-        if pair.sold:
-            while held:
-                pair.world.datapath.verdict(held.pop(0).handle, Verdict.REPEAT)
+        if held_least == 1:
+            agree_and_release()
 
     loop = asyncio.get_running_loop()
     pair.world.datapath.start(loop, on_held, lambda hints: None)
     await loop.run_in_executor(None, send, *arguments)  # type: ignore[arg-type]
-    while not pair.sold:
+    while len(held) < held_least and not pair.sold:
         await asyncio.sleep(0.01)
+    agree_and_release()
 
 
 @pytest.mark.parametrize("family", [4, 6])
