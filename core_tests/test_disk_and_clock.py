@@ -61,7 +61,7 @@ def test_a_full_disk_stops_new_contracts_and_loses_nothing(lab: Lab) -> None:
             file.write(bytes(4096))
     assert answered(trade, 2) == 0  # what can't be written isn't agreed
     assert answered(trade, 1, count=3) == 3
-    await_until(lambda: not trade.gateway.json("status")["ledger"]["writable"], what="the ledger's state in `status`")
+    await_until(lambda: not trade.gateway.ask("status")["ledger"]["writable"], what="the ledger's state in `status`")
     ballast.unlink()
     await_until(lambda: answered(trade, 3) == 1, what="service when there is room again")
     restart(trade.gateway)
@@ -106,4 +106,4 @@ def _jump(trade: Trade, skew: Path, seconds: int) -> None:
     """Move the gateway's UTC, and give it a tick to see it."""
     skew.write_text(str(seconds))
     uptime_s = trade.gateway.json("status")["uptime_s"]
-    await_until(lambda: trade.gateway.json("status")["uptime_s"] > uptime_s, what="a second under the new time")
+    await_until(lambda: trade.gateway.ask("status")["uptime_s"] > uptime_s, what="a second under the new time")

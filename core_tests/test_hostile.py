@@ -165,7 +165,7 @@ def bill_for_nothing(crowd: Crowd, client: Daemon) -> None:
             persona.say(Statement(0, 0, 0, lines))
         crowd.pump(0.05)
     began = time.monotonic()
-    client.json("status")
+    client.ask("status")
     assert time.monotonic() - began < 3.0
     assert len(persona.heard(Reject)) < 400  # of 6,400 lines that it never heard of
     assert resident_kb(client) - before_kb < 30_000
@@ -222,5 +222,5 @@ def test_noise_and_replays_change_nothing_and_an_honest_neighbour_goes_on(lab: L
 
 
 def ignored(daemon: Daemon) -> int:
-    counts = daemon.json("status")["counters"]["messages_ignored"]
+    counts = daemon.ask("status")["counters"]["messages_ignored"]
     return sum(counts.get(reason, 0) for reason in ("stale", "replayed", "unknown"))

@@ -523,10 +523,10 @@ def test_what_makes_the_yaml_library_itself_fail_is_refused(text: str) -> None:
 )
 def test_a_large_hostile_file_is_refused_quickly(unit: str) -> None:
     text = unit * (60_000 // len(unit))
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ConfigError):
         parse(text, FILE)
-    assert time.monotonic() - begun < 20, "far above what any of these takes, far below quadratic"
+    assert time.process_time() - begun < 20, "far above what any of these takes, far below quadratic"
 
 
 def test_what_is_not_a_readable_file_is_refused(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, given
-from hypothesis import settings as how
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ngp.config import KEYS, load, parse
@@ -104,7 +103,6 @@ def sound(got: Settings) -> Settings:
 
 
 @given(TEXTS)
-@how(max_examples=300, deadline=None)
 def test_any_text(text: str) -> None:
     outcome(text)
 
@@ -112,13 +110,11 @@ def test_any_text(text: str) -> None:
 @given(
     st.lists(st.tuples(st.sampled_from([key.name for key in KEYS]), VALUES), max_size=4, unique_by=lambda pair: pair[0])
 )
-@how(max_examples=300, deadline=None)
 def test_any_values_of_real_keys(pairs: list[tuple[str, str]]) -> None:
     outcome("\n".join(("MESH_INTERFACES: eth1", *(f"{name}: {value}" for name, value in pairs))))
 
 
 @given(st.data())
-@how(max_examples=200, deadline=None)
 def test_the_shipped_file_with_some_lines_changed(data: st.DataObject) -> None:
     lines = list(LINES)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -142,7 +138,6 @@ def test_the_shipped_file_with_some_lines_changed(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, len(GOOD)))
-@how(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_bytes_in_a_file(noise: bytes, place: int) -> None:
     raw = GOOD.encode()
     with tempfile.NamedTemporaryFile() as file:
@@ -158,7 +153,6 @@ def test_any_bytes_in_a_file(noise: bytes, place: int) -> None:
 
 
 @given(st.one_of(st.text(max_size=30), st.from_regex(r"[0-9]{1,30}(\.[0-9]{1,30})? ?[A-Za-z/]{0,6}", fullmatch=True)))
-@how(max_examples=500, deadline=None)
 def test_any_text_as_a_quantity(text: str) -> None:
     for read, most in (
         (money_msat, ALL_MONEY_MSAT),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngp import courier, wire
@@ -120,7 +120,7 @@ FATES = st.lists(st.lists(st.floats(0, 2.0), max_size=3).map(tuple), min_size=1,
 
 
 @given(FATES, st.integers(0, 30), st.integers(0, 30), st.floats(0, 5), st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=settings.default.max_examples // 2)
 def test_exactly_once_when_the_link_heals(
     fates: list[tuple[float, ...]], from_alice: int, from_bob: int, healed_at: float, answers: bool
 ) -> None:
@@ -144,7 +144,7 @@ def test_exactly_once_when_the_link_heals(
 
 
 @given(FATES, st.integers(1, 20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 def test_at_most_once_and_told_when_it_never_heals(fates: list[tuple[float, ...]], count: int) -> None:
     alice, bob = pair()
     network = Network(alice, bob, fates, healed_at=float("inf"))

@@ -85,7 +85,7 @@ def test_protocol_document_lists_every_kind_and_field_in_order() -> None:
 
 @pytest.mark.parametrize("kind", BY_TYPE, ids=lambda kind: kind.__name__)
 @given(random=st.data(), reply_to=st.integers(0, wire.MAX_ID))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 def test_round_trip_and_equal_bytes(kind: type[m.Message], random: st.DataObject, reply_to: int) -> None:
     message = random.draw(BY_TYPE[kind])
     datagram = seal(message, reply_to)
@@ -126,13 +126,11 @@ def test_any_cut_or_tail_is_refused() -> None:
 
 
 @given(st.binary(max_size=1400))
-@settings(max_examples=300, deadline=None)
 def test_random_bytes(junk: bytes) -> None:
     reason(junk)
 
 
 @given(MESSAGES, st.lists(st.tuples(st.integers(0, 1279), st.integers(0, 255)), min_size=1, max_size=5))
-@settings(max_examples=200, deadline=None)
 def test_mutated_and_signed_again(message: m.Message, edits: list[tuple[int, int]]) -> None:
     """A neighbour signs whatever it likes: past the signature the only outcomes are a valid message or `malformed`."""
     payload = bytearray(seal(message)[: -wire.SIGNATURE_BYTES])
@@ -158,7 +156,6 @@ _JUNK = st.recursive(
 
 
 @given(st.integers(0, 13), _JUNK)
-@settings(max_examples=300, deadline=None)
 def test_any_signed_body_is_a_value_or_a_peer_error(kind: int, body: Any) -> None:
     try:
         wire.parse(sealed_raw([wire.VERSION, A, B, SEQUENCE, 3, 0, kind, body]), B).open()
@@ -167,7 +164,6 @@ def test_any_signed_body_is_a_value_or_a_peer_error(kind: int, body: Any) -> Non
 
 
 @given(st.lists(_JUNK, max_size=10))
-@settings(max_examples=200, deadline=None)
 def test_any_signed_envelope_is_a_value_or_a_peer_error(fields: list[Any]) -> None:
     reason(sealed_raw(fields))
 
@@ -218,7 +214,7 @@ def test_a_signature_made_for_something_else_is_refused() -> None:
 
 
 @given(octets(16), bolt11)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_what_a_neighbour_would_refuse_is_not_sent(contract: bytes, invoice: str) -> None:
     unsendable: list[m.Message] = [
         m.Notice(contract, m.NoticeKind.LOW, "\x1b[2J"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from time import perf_counter
+from time import process_time
 
 from playbook import Sim
 
@@ -16,7 +16,7 @@ from ngp.core.values import Reading
 def open_contracts(sim: Sim, first: int, many: int) -> float:
     """Open contracts as fast as the core goes; return seconds for each."""
     step, client = sim.gateway.gatekeeper.step, sim.client
-    began = perf_counter()
+    began = process_time()
     for number in range(first, first + many):
         held = ev.PacketHeld(number, client.link, ip_address("192.0.2.7"), ip_address(0x0B000000 + number), 60)
         (propose,) = [
@@ -28,7 +28,7 @@ def open_contracts(sim: Sim, first: int, many: int) -> float:
         step(ev.MessageReceived(client.identity, client.link, 1, accept, 1 << 33), sim.clock())
         used = ev.UsageRead((Reading(propose.contract, 60, 0, 0),))
         step(used, sim.clock())
-    return (perf_counter() - began) / many
+    return (process_time() - began) / many
 
 
 def test_a_new_contract_costs_the_same_among_many() -> None:

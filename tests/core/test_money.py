@@ -23,8 +23,7 @@ from ngp.core.values import PaymentStatus
 HOSTS = ("198.51.100.1", "198.51.100.2", "203.0.113.1", "203.0.113.2", "203.0.113.3")
 GRACE = 64 << 10
 OFTEN = effort(
-    max_examples=60,
-    deadline=None,
+    max_examples=effort.default.max_examples // 2,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -151,7 +150,7 @@ def test_who_does_not_pay_costs_the_grace_once(plan: list[tuple[object, ...]], s
     assert not any(isinstance(effect, fx.ProveSettlement) for effect in sim.gateway.log)
 
 
-@effort(OFTEN, max_examples=20)
+@effort(OFTEN, max_examples=effort.default.max_examples // 5)
 @given(st.lists(st.tuples(st.sampled_from(HOSTS), st.integers(40, 1500)), min_size=1, max_size=60))
 def test_both_sides_compute_the_same_charge(packets: list[tuple[str, int]]) -> None:
     sim = Sim()

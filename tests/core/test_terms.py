@@ -24,7 +24,7 @@ from ngp.core.pricing import GIB, affordable_bytes, amount_due_msat
 from ngp.core.settings import Budgets
 from ngp.core.timers import Due, Timers
 
-FAST = effort(max_examples=150, deadline=None, derandomize=True, database=None)
+FAST = effort(derandomize=True, database=None)
 price = st.integers(0, 1 << 40)
 size = st.integers(0, 1 << 40)
 

@@ -333,13 +333,13 @@ def test_a_hundred_thousand_contracts(tmp_path: Path) -> None:
             Grant(contract_id(), NEIGHBOUR, Role.SERVER, ip_network((0x0B000000 + n, 32)), 10**6, GENEROUS, 600)
             for n in range(99_999)
         ]
-        start = time.monotonic()
+        start = time.process_time()  # also what the kernel does for it; not what others do meanwhile
         world.datapath.grant(grants)
         mine = world.grant(HOST)
-        granted = time.monotonic()
+        granted = time.process_time()
         world.datapath.close()
         assert len(world.datapath.set_up(desired(contracts_max=100_000))) == 100_000
-        adopted = time.monotonic()
+        adopted = time.process_time()
         assert passes(world.lab.client, INTERNET[4])
         assert [each.contract for each in world.datapath.read()] == [mine] and world.datapath.read() == []
         assert world.used(mine) == (84, 84)

@@ -54,7 +54,7 @@ def test_upper_case_is_the_same_invoice() -> None:
     assert invoice.read(COFFEE.upper()) == invoice.read(COFFEE)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(
     amount_msat=st.integers(1, invoice.AMOUNT_MSAT_MAX),
     memo=st.text(max_size=150),
@@ -81,7 +81,7 @@ def test_the_package_reads_what_we_write_as_we_do(
     assert theirs.features.readable == dict.fromkeys(["var_onion_optin", "payment_secret", "extra_24"], "required")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings.default.max_examples // 6)
 @given(amount_msat=st.integers(1, 10**14 - 1), memo=st.text(min_size=1, max_size=50), keep_payee=st.booleans())
 def test_we_read_what_the_package_writes(amount_msat: int, memo: str, keep_payee: bool) -> None:
     # from 1,000 bitcoin on the package writes a thousandth of the amount
@@ -168,14 +168,12 @@ def test_oversized_text_is_refused_before_it_is_looked_at(monkeypatch: pytest.Mo
         invoice.read("q" * (invoice.INVOICE_CHARS_MAX + 1))
 
 
-@settings(max_examples=300, deadline=None)
 @given(text=st.one_of(st.text(), st.text("023456789acdefghjklmnpqrstuvwxyz", max_size=400).map("lnbcrt1".__add__)))
 def test_any_text_is_an_invoice_or_a_peer_error(text: str) -> None:
     with pytest.raises(PeerError):
         invoice.read(text)
 
 
-@settings(max_examples=300, deadline=None)
 @given(position=st.integers(0, 10_000), digit=st.integers(0, 31), cut=st.integers(0, 30))
 def test_a_changed_invoice_with_a_mended_checksum_is_not_the_payees(position: int, digit: int, cut: int) -> None:
     readable, data = bech32_decode(made())
@@ -193,7 +191,6 @@ def test_a_changed_invoice_with_a_mended_checksum_is_not_the_payees(position: in
     assert read.payee != PAYEE  # the key is recovered from the signature: other content or signature, other key
 
 
-@settings(max_examples=200, deadline=None)
 @given(fives=st.lists(st.integers(0, 31), max_size=500))
 def test_any_signed_fields_are_an_invoice_or_a_peer_error(fives: list[int]) -> None:
     try:

@@ -171,7 +171,7 @@ class Bookkeeping(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-Bookkeeping.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+Bookkeeping.TestCase.settings = settings(max_examples=settings.default.max_examples // 2, stateful_step_count=30)
 TestBookkeeping = Bookkeeping.TestCase
 
 
