@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,10 +18,15 @@ settings.register_profile("long", settings.get_profile("usual"), max_examples=10
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose how many examples a property is tried with, before tests are imported.
+    """Prepare a test process, before it imports any test.
 
-    Take SIGINT back: a shell starts what runs in its background with it ignored, and children inherit that.
+    SIGINT is taken back: a shell starts what runs in its background with it ignored, and children inherit that. The
+    lock of iptables-legacy is the process's own: its tests have networks of their own, and others hold the machine's.
     """
+    descriptor, lock = tempfile.mkstemp(prefix="ngpt-xtables-")
+    os.close(descriptor)
+    config.add_cleanup(lambda: os.unlink(lock))
+    os.environ["XTABLES_LOCKFILE"] = lock
     settings.load_profile("long" if config.getoption("--long") else "usual")
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
