@@ -107,8 +107,9 @@ def due_msat(used_bytes: int, prices: list[tuple[int, int]]) -> int:
 def compare(count: Count, gateway: Books, client: Books, prices: Prices, cut: Collection[str]) -> list[Line]:
     """Hold everything against everything.
 
-    The client's meter sits where it sends. What it sends into a cut it counts, and nobody bills; so towards the
-    destinations that were cut with traffic on them, what is compared of the client is the bill it was given.
+    The client's meter sits where it sends. What it sends into a cut it counts, and nobody bills; and that takes the
+    last room before the limit from what is coming back at that moment. So of the destinations that were cut with
+    traffic on them, what is compared of the client is the bill it was given.
 
     Args:
         count: what arrived.
@@ -121,10 +122,10 @@ def compare(count: Count, gateway: Books, client: Books, prices: Prices, cut: Co
         of_family = [address for address in count.arrived if ip_address(address).version == version]
         whole = [address for address in of_family if address not in cut]
         sold = [gateway.used_bytes(way, of_family) for way in WAYS]
-        back = client.used_bytes("from", of_family)
         lines.append(Line(f"IPv{version} bytes to destinations", count.bytes("to", of_family), sold[0], None))
         lines.append(Line("  of these not cut", count.bytes("to", whole), None, client.used_bytes("to", whole)))
-        lines.append(Line(f"IPv{version} bytes back from them", count.bytes("from", of_family), sold[1], back))
+        lines.append(Line(f"IPv{version} bytes back from them", count.bytes("from", of_family), sold[1], None))
+        lines.append(Line("  of these not cut", count.bytes("from", whole), None, client.used_bytes("from", whole)))
     everything = sum(count.bytes(way, count.arrived) for way in WAYS)
     used = _sum(gateway.contracts, "used_to_bytes") + _sum(gateway.contracts, "used_from_bytes")
     lines.append(Line("all bytes, sold and billed", everything, used, _sum(client.contracts, "billed_bytes")))
@@ -154,7 +155,7 @@ def _single(count: Count, gateway: Books, client: Books, cut: Collection[str]) -
             f"{address} {way}",
             ways[way],
             gateway.used_bytes(way, [address]),
-            None if way == "to" and address in cut else client.used_bytes(way, [address]),
+            None if address in cut else client.used_bytes(way, [address]),
         )
         for address, ways in count.arrived.items()
         for way in WAYS

@@ -39,7 +39,7 @@ def contract(name: str, destination: str, to: int, back: int) -> Row:
 
 
 def sound() -> tuple[Count, Books, Books]:
-    """Return a count and both sides' books that agree; the client sent 100 bytes into the cut."""
+    """Return a count and both sides' books that agree; the client sent 100 bytes into the cut, in the room of 24."""
     rows = [
         contract("a", f"{V4}/32", 1000, 1500),
         contract("b", f"{V6}/128", 700, 0),
@@ -49,6 +49,7 @@ def sound() -> tuple[Count, Books, Books]:
     account = {"paid_msat": 50, "charged_msat": charged, "refunded_msat": 0, "balance_msat": 50 - charged}
     bought = deepcopy(rows)
     bought[2]["used_to_bytes"] = 600
+    bought[2]["used_from_bytes"] = 500
     metered = sum(due_msat(row["used_to_bytes"] + row["used_from_bytes"], PRICES[row["id"]]) for row in bought)
     arrived = {V4: {"to": 1000, "from": 1500}, V6: {"to": 700, "from": 0}, CUT: {"to": 500, "from": 524}}
     return Count(arrived), Books(rows, account), Books(bought, {**account, "metered_msat": metered})
