@@ -4,7 +4,8 @@ What it promises: a message that needs delivery reaches the other daemon at most
 within GIVE_UP_S; else it is reported undelivered. A datagram is sent again, byte for byte the same, until the neighbour
 answers it (`reply_to`) or acks it. Acks are gathered, since a signature costs more than all else here. A duplicate is
 known by its sequence before its signature is looked at, is never delivered, and is acked again, so no answers need to
-be kept.
+be kept. Where a lost message would be lost money (`wants_receipt`), only `acknowledge` acks it, once it is stored, and
+its sender is told that it was delivered.
 
 Who is believed
 - A hello to everybody can be recorded and played back after we restarted. So a neighbour counts as *proven* on a link
@@ -34,7 +35,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ngp import wire
 from ngp.allowance import Allowance, SharedAllowance
-from ngp.core.messages import Ack, Hello, Message
+from ngp.core.messages import Ack, Hello, Message, Paid, Statement
 from ngp.errors import PeerError
 from ngp.replay import WINDOW, ReplayWindow
 
@@ -111,16 +112,31 @@ class Undelivered:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """A message that wants a receipt, and that the neighbour has acknowledged."""
+
+    identity: bytes
+    link: LinkKey
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
 class Due:
     """What `Courier.due` wants sent and told."""
 
     outgoing: list[Outgoing]
     undelivered: list[Undelivered]
+    delivered: list[Delivered] = field(default_factory=list)
 
 
 def needs_delivery(message: Message) -> bool:
     """Whether a message is sent again until it arrived: all but hellos, which are repeated anyway, and acks."""
     return type(message) is not Hello and type(message) is not Ack
+
+
+def wants_receipt(message: Message) -> bool:
+    """Whether a message counts as arrived only when its receiver has stored what it says: bills and proofs."""
+    return type(message) is Statement or type(message) is Paid
 
 
 @dataclass(slots=True, eq=False)
@@ -194,8 +210,10 @@ class Courier:
         self._retries: tuple[deque[tuple[float, _Flight]], ...] = tuple(deque() for _ in RETRY_AFTER_S)
         self._ack_timers: deque[tuple[float, _Neighbour]] = deque()
         self._self_ack_timers: deque[tuple[float, _Neighbour, int]] = deque()
+        self._forget_timers: deque[tuple[float, _Neighbour, int]] = deque()
         self._roomy: dict[bytes, _Neighbour] = {}
         self._undelivered: list[Undelivered] = []
+        self._delivered: list[Delivered] = []
         self._dropped: Counter[str] = Counter()
 
     # --- sending
@@ -232,7 +250,10 @@ class Courier:
         return [self._launch(neighbour, link, message, reply_to, now)]
 
     def acknowledge(self, identity: bytes, message_id: int, now: float) -> None:
-        """Ack a received message with the next batch; for one that gets no answer. Without it the courier acks late."""
+        """Ack a received message with the next batch; for one that gets no answer.
+
+        Without it the courier acks late, and one that wants a receipt never.
+        """
         neighbour = self._known.get(identity)
         if neighbour is not None and message_id in neighbour.self_acks:
             neighbour.self_acks.remove(message_id)
@@ -331,14 +352,17 @@ class Courier:
     ) -> Received | None:
         proven = link in neighbour.lanes
         if proven and sealed.reply_to:
-            self._land(neighbour, sealed.reply_to)
+            self._acked(neighbour, sealed.reply_to)
         if type(message) is Ack:
             for message_id in message.message_ids:
-                self._land(neighbour, message_id)
+                self._acked(neighbour, message_id)
             return None
         if needs_delivery(message):
             neighbour.self_acks.add(sealed.sequence)
-            self._self_ack_timers.append((now + SELF_ACK_S, neighbour, sealed.sequence))
+            if wants_receipt(message):
+                self._forget_timers.append((now + GIVE_UP_S, neighbour, sealed.sequence))
+            else:
+                self._self_ack_timers.append((now + SELF_ACK_S, neighbour, sealed.sequence))
         return Received(sealed.sender, link, sealed.boot, message, sealed.sequence, sealed.reply_to, proven)
 
     # --- neighbours
@@ -426,14 +450,20 @@ class Courier:
         self._retries[0].append((now + RETRY_AFTER_S[0], flight))
         return Outgoing(neighbour.identity, link, datagram)
 
-    def _land(self, neighbour: _Neighbour, message_id: int) -> None:
+    def _acked(self, neighbour: _Neighbour, message_id: int) -> None:
+        flight = self._land(neighbour, message_id)
+        if flight is not None and wants_receipt(flight.message):
+            self._delivered.append(Delivered(neighbour.identity, flight.link, flight.message))
+
+    def _land(self, neighbour: _Neighbour, message_id: int) -> _Flight | None:
         flight = neighbour.flights.pop(message_id, None)
         if flight is None:
-            return
+            return None
         flight.landed = True
         self._outstanding -= 1
         if neighbour.waiting:
             self._roomy[neighbour.identity] = neighbour
+        return flight
 
     def _give_up(self, identity: bytes, link: LinkKey, message: Message, why: str) -> list[Outgoing]:
         self._undelivered.append(Undelivered(identity, link, message, why))
@@ -457,7 +487,7 @@ class Courier:
 
     def next_due(self) -> float | None:
         """When to call `due` next; None: nothing is waiting. May be early (what was due has been answered since)."""
-        if self._undelivered or self._roomy:
+        if self._undelivered or self._delivered or self._roomy:
             return 0.0
         heads = [queue[0][0] for queue in self._retries if queue]
         heads += [timers[0][0] for timers in (self._ack_timers, self._self_ack_timers) if timers]
@@ -471,14 +501,22 @@ class Courier:
             if message_id in neighbour.self_acks:
                 neighbour.self_acks.remove(message_id)
                 self._queue_ack(neighbour, message_id, now)
+        while self._forget_timers and self._forget_timers[0][0] <= now:  # its sender has given up: no copy comes
+            _, neighbour, message_id = self._forget_timers.popleft()
+            neighbour.self_acks.discard(message_id)
         while self._ack_timers and self._ack_timers[0][0] <= now:
             outgoing += self._acks(self._ack_timers.popleft()[1])
         roomy, self._roomy = self._roomy, {}
         for neighbour in roomy.values():
             while neighbour.waiting and self._has_room(neighbour):
                 outgoing.append(self._launch(neighbour, *neighbour.waiting.popleft(), now))
+        return Due(outgoing, *self.outcomes())
+
+    def outcomes(self) -> tuple[list[Undelivered], list[Delivered]]:
+        """Take what became of messages since the last call, before what came after it is looked at."""
         undelivered, self._undelivered = self._undelivered, []
-        return Due(outgoing, undelivered)
+        delivered, self._delivered = self._delivered, []
+        return undelivered, delivered
 
     def _retried(self, tries: int, now: float) -> Iterator[Outgoing]:
         """Each number of tries has one delay, so its queue is in order of time without a heap."""

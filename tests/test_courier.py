@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ngp import courier, wire
 from ngp.core import messages as m
-from ngp.courier import Courier, Limits, LinkKey, Outgoing, Received, Undelivered
+from ngp.courier import Courier, Delivered, Limits, LinkKey, Outgoing, Received, Undelivered
 from ngp.errors import PeerError
 from ngp.replay import WINDOW, ReplayWindow
 
@@ -62,6 +62,34 @@ def refused(receiver: Courier, datagram: bytes, link: LinkKey, now: float = 0.0)
         receiver.receive(datagram, link, now)
     assert receiver.counters()[caught.value.reason] >= 1
     return caught.value.reason
+
+
+def bill(number: int) -> m.Message:
+    return m.Statement(number, number, 0, ())
+
+
+def test_a_bill_is_acked_when_it_is_stored_and_not_before() -> None:
+    """A daemon too busy for a tenth of a second, and killed then, would have acked what it never stored."""
+    alice, bob = pair()
+    datagram = only(alice.send(B, TO_B, bill(1), 0.0))
+    received = bob.receive(datagram, TO_A, 0.0)
+    assert received is not None
+    for now in (0.05, 0.2, 1.0, 5.0):
+        assert bob.receive(datagram, TO_A, now) is None
+        assert bob.due(now).outgoing == []
+    assert alice.due(0.2).outgoing[0].datagram == datagram
+    bob.acknowledge(A, received.message_id, 6.0)
+    assert alice.receive(only(bob.due(6.1).outgoing), TO_B, 6.1) is None
+    assert alice.due(6.1) == courier.Due([], [], [Delivered(B, TO_B, bill(1))])
+
+
+def test_a_bill_that_nobody_stores_is_undelivered_and_forgotten() -> None:
+    alice, bob = pair()
+    assert bob.receive(only(alice.send(B, TO_B, bill(1), 0.0)), TO_A, 0.0) is not None
+    lost = [one for tenths in range(200) for one in alice.due(tenths / 10).undelivered]
+    assert lost == [Undelivered(B, TO_B, bill(1), "timeout")]
+    bob.due(courier.GIVE_UP_S)
+    assert not bob._known[A].self_acks
 
 
 # --- a network that loses, doubles, delays and reorders ---------------------------------------------------------------
