@@ -25,6 +25,8 @@ GRACE_SHARES_PER_INTERFACE = 64
 
 DEFAULT_REMEMBERED_S = 3600.0
 
+FROM_THE_FIRST = (0, b"")
+
 Key = TypeVar("Key")
 
 
@@ -90,13 +92,15 @@ class Account:
         on_grace: running contracts with a part on credit.
         waiting: running contracts that run on credit or are short of budget: the next payment serves them.
         unstated: contracts (running or just closed) whose totals the client hasn't been told yet.
+        recall_after: from where on (closed when, id) closed contracts' bills are to be told again out of the ledger.
         refunding_msat: promised or being paid back; no contract may spend it.
         invoice: hash of the top-up invoice that waits to be paid; `invoice_asked` while the node makes one.
         top_up_msat, topped_up_mono_s, topped_up_at_msat: the last top-up, when, and what was charged by then.
         rate_msat_s: recent spending, smoothed.
         metered_msat, tolerated_msat, disputed: a client's own sum, what of the bill it can't have metered (first
             packets), and whether the bill left both behind.
-        unsaved_msat: the part of `charged_msat` whose contracts aren't in the ledger yet; a restart charges it again.
+        unsaved_msat: the part of `charged_msat` (a client's: of `metered_msat`) whose contracts aren't in the ledger
+            yet; a restart charges it again.
         grace_bytes: credit of running contracts.
         lenders: running contracts that hold budget, the one that asked for more longest ago first.
         invoices_declined: in a row, for the pause before the next one.
@@ -117,6 +121,7 @@ class Account:
     on_grace: dict[bytes, Contract] = field(default_factory=dict)
     waiting: dict[bytes, Contract] = field(default_factory=dict)
     unstated: dict[bytes, Contract] = field(default_factory=dict)
+    recall_after: tuple[int, bytes] | None = None
     running: int = 0
     refunding_msat: int = 0
     invoice: bytes = b""
@@ -164,7 +169,8 @@ class Account:
     @property
     def empty(self) -> bool:
         """True where nothing would be lost by forgetting it."""
-        return not (self.paid_msat or self.charged_msat or self.running or self.debts or self.invoice)
+        used = self.paid_msat or self.charged_msat or self.metered_msat
+        return not (used or self.running or self.debts or self.invoice)
 
     def carry(self, contract: Contract) -> None:
         """Enter a contract's present liability into the sums; call after every change of a contract."""
@@ -279,14 +285,17 @@ class Account:
 
     def record(self, grace_until_s: int = 0) -> AccountRecord:
         """Return what the ledger keeps of it."""
+        server = self.role is Role.SERVER
         return AccountRecord(
             identity=self.identity,
             role=self.role,
             paid_msat=self.paid_msat,
-            charged_msat=self.charged_msat - self.unsaved_msat,
+            charged_msat=self.charged_msat - (self.unsaved_msat if server else 0),
             refunded_msat=self.refunded_msat,
             grace_debt_bytes=self.grace_bytes_in_use,
             grace_until_s=grace_until_s,
             billed_msat=self.billed_msat,
             disputed=self.disputed,
+            metered_msat=0 if server else self.metered_msat - self.unsaved_msat,
+            tolerated_msat=self.tolerated_msat,
         )

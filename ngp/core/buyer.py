@@ -10,8 +10,10 @@ import logging
 
 from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
+from ngp.core.effects import Persist
 from ngp.core.messages import Accept, Ask, Notice, NoticeKind, Prefix, Propose, Reject, RejectReason, Role, Statement
 from ngp.core.policy import Answer, answer_proposal, buy_terms
+from ngp.core.records import BilledRecord
 from ngp.core.timers import Due
 from ngp.core.values import Reading
 from ngp.core.world import Neighbour, World, renewal_bytes, renewal_time_s
@@ -241,7 +243,7 @@ def usage_read(world: World, contract: Contract, reading: Reading) -> None:
     elapsed = max(0.001, now - contract.carried_mono_s)
     contract.rate_bytes_s += (carried / elapsed - contract.rate_bytes_s) * min(1.0, elapsed / RATE_SMOOTHING_S)
     contract.carried_mono_s = now
-    due = _meter(world, contract, reading)
+    due = meter(world, contract, reading)
     elapsed = max(0.001, now - account.rated_mono_s)
     account.rate_msat_s += (due / elapsed - account.rate_msat_s) * min(1.0, elapsed / RATE_SMOOTHING_S)
     account.rated_mono_s = now
@@ -267,6 +269,8 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
     for line in statement.lines:
         contract = world.contracts.get(line.contract) or world.ended.get(line.contract)
         if contract is None:
+            # One that ended long ago or before we restarted is the ledger's; its bill is checked in the account's sum.
+            world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
             # Should it run over there, it shall end: we have no meter on it. Seldom: each line would cost a signature.
             if disowns:
                 account.disown_not_before_mono_s = world.now.monotonic_s + DISOWN_PAUSE_S
@@ -274,7 +278,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             continue
         if contract.identity != neighbour.identity or contract.role is not Role.CLIENT:
             continue
-        contract.billed_bytes = max(contract.billed_bytes, line.used_to_bytes + line.used_from_bytes)
+        contract.billed_bytes = max(contract.billed_bytes, line.used_bytes)
         contract.billed_msat = max(contract.billed_msat, line.charged_msat)
         if contract.state is State.ACCEPTED and statement.paid_msat > 0:
             world.move(contract, State.ACTIVE)
@@ -304,14 +308,22 @@ def _forgive(account: Account, contract: Contract) -> None:
     """After a reboot believe the first bill: our meter lost what it had not told the ledger yet."""
     contract.meter_lost = False
     contract.forgiven_bytes = max(0, contract.billed_bytes - contract.used_bytes)
-    account.tolerated_msat += contract.due_msat(contract.forgiven_bytes)
-    contract.tolerated_msat += contract.due_msat(contract.forgiven_bytes)
+    _tolerate(account, contract, contract.due_msat(contract.forgiven_bytes))
 
 
 def _tolerate_first_packets(account: Account, contract: Contract) -> None:
     """Allow for packets that the server held while we agreed: they went out before our meter knew the contract."""
+    _tolerate(account, contract, first_packets_msat(contract))
+
+
+def first_packets_msat(contract: Contract) -> int:
+    """Price what of a contract's bill its first packets can explain."""
     unseen = min(contract.billed_bytes - contract.used_bytes, FIRST_PACKETS_BYTES + contract.used_bytes)
-    msat = contract.due_msat(max(0, unseen))
+    return contract.due_msat(max(0, unseen))
+
+
+def _tolerate(account: Account, contract: Contract, msat: int) -> None:
+    """Let a contract's share of what the account tolerates be at least so much."""
     account.tolerated_msat += max(0, msat - contract.tolerated_msat)
     contract.tolerated_msat = max(contract.tolerated_msat, msat)
 
@@ -319,16 +331,19 @@ def _tolerate_first_packets(account: Account, contract: Contract) -> None:
 def late_bytes(world: World, contract: Contract, reading: Reading) -> None:
     """Count what our meter saw after its last reading."""
     if reading.used_to_bytes + reading.used_from_bytes > contract.used_bytes:
-        _meter(world, contract, reading)
+        meter(world, contract, reading)
         world.save(contract)
 
 
-def _meter(world: World, contract: Contract, reading: Reading) -> int:
+def meter(world: World, contract: Contract, reading: Reading) -> int:
+    """Price what our own meter counted. Returns the msat that came on top, >= 0."""
     contract.used_to_bytes, contract.used_from_bytes = reading.used_to_bytes, reading.used_from_bytes
     due = contract.due_msat(contract.used_bytes) - contract.charged_msat
     contract.charged_msat += due
+    contract.unsaved_msat += due
     account = world.account(contract.identity, Role.CLIENT)
     account.metered_msat += due
+    account.unsaved_msat += due
     account.sent = account.sent or contract.used_to_bytes > 0
     return due
 

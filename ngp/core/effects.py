@@ -138,6 +138,17 @@ class Persist:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallBills:
+    """Read which closed contracts' bills a client hasn't acknowledged yet, from a place in their order on.
+
+    Answered by `BillsRecalled` with one page of them.
+    """
+
+    identity: bytes
+    after: tuple[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Say something to the operator; never a secret."""
 
@@ -161,5 +172,6 @@ Effect = (
     | ProveSettlement
     | CancelInvoice
     | Persist
+    | RecallBills
     | Log
 )

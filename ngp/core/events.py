@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngp.core.messages import Address, Message, Prefix
+from ngp.core.messages import Address, Message, Prefix, StatementLine
 from ngp.core.records import PaymentKind
 from ngp.core.settings import Settings
 from ngp.core.values import DecodedInvoice, Hint, PaymentOutcome, Reading
@@ -33,6 +33,24 @@ class Undelivered:
     identity: bytes
     link: tuple[str, bytes]
     message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The neighbour acknowledged a message that `courier.wants_receipt` names: what it says is stored there."""
+
+    identity: bytes
+    link: tuple[str, bytes]
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class BillsRecalled:
+    """A page of what `RecallBills` asked for, in the order of closing; `after` is where the next begins, if any."""
+
+    identity: bytes
+    lines: tuple[StatementLine, ...]
+    after: tuple[int, bytes] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +169,8 @@ class AskFor:
 Event = (
     MessageReceived
     | Undelivered
+    | Delivered
+    | BillsRecalled
     | PacketHeld
     | UsageRead
     | Hinted

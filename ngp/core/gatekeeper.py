@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import buyer, cashier, grants, seller
+from ngp.core import buyer, cashier, grants, seller, statements
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Acknowledge, Effect, Greet, Persist, SetNeighbour
 from ngp.core.events import (
     AskFor,
+    BillsRecalled,
     BlockNeighbour,
+    Delivered,
     Event,
     Halted,
     Hinted,
@@ -55,12 +57,11 @@ FLUSH_INTERVAL_S = 60.0
 FLUSH_PAUSE_S = 0.1
 FLUSHED_AT_ONCE = 1000
 LINK_SILENCE_S = 60.0
-MOST_STATED_AGAIN = 1024
 MOST_NEIGHBOURS = 4096
 MOST_LATE = 4096
 LOOK_FOR_IDLE_S = 5.0
 _ACCOUNT_DUE = {
-    Due.STATEMENT: grants.statement_due,
+    Due.STATEMENT: statements.statement_due,
     Due.GRACE: grants.grace_due,
     Due.LEND: grants.lend_due,
 }
@@ -128,6 +129,12 @@ class Gatekeeper:
                 cashier.payment_result(world, event.outcome)
             case Undelivered():
                 self._undelivered(event)
+            case Delivered():
+                if isinstance(event.message, Statement):
+                    statements.delivered(world, event.identity, event.message)
+                    self._flush_later()
+            case BillsRecalled():
+                statements.recalled(world, event)
             case SettingsChanged():
                 world.settings = event.settings
             case BlockNeighbour():
@@ -152,11 +159,13 @@ class Gatekeeper:
             if neighbour is None:  # it knows us, we don't know it (any more): its hello brings it to say it again
                 world.do(Greet(event.link[0], event.identity, event.link))
             return
-        neighbour.up = True
+        was_away, neighbour.up = not neighbour.up, True
         neighbour.heard_mono_s = world.now.monotonic_s
         neighbour.last_seen_s = world.now.utc_s
         if not self._answered(neighbour, event):
             world.do(Acknowledge(neighbour.identity, neighbour.link, event.message_id))
+        if was_away and neighbour.up:
+            self._came_back(neighbour, restarted=False)
 
     def _answered(self, neighbour: Neighbour, event: MessageReceived) -> bool:
         """Handle a message; returns whether a reply was sent, so that no acknowledgement is needed."""
@@ -204,7 +213,8 @@ class Gatekeeper:
         neighbour = self._introduce(event)
         if neighbour is None:
             return
-        came_back = not neighbour.up or neighbour.boot != event.boot
+        restarted = neighbour.boot != event.boot
+        came_back = restarted or not neighbour.up
         changed = (neighbour.network, neighbour.sells, neighbour.buys, neighbour.addresses) != (
             hello.network,
             hello.sells,
@@ -223,7 +233,7 @@ class Gatekeeper:
         if hello.wants_reply:
             world.do(Greet(event.link[0], event.identity, event.link, event.message_id))
         if came_back:
-            self._came_back(neighbour)
+            self._came_back(neighbour, restarted)
         seller.strangers_known(world, neighbour)
 
     def _introduce(self, event: MessageReceived) -> Neighbour | None:
@@ -265,7 +275,7 @@ class Gatekeeper:
             if silent and not with_account and not neighbour.contracts and not neighbour.blocked:
                 seller.drop_neighbour(world, neighbour)
 
-    def _came_back(self, neighbour: Neighbour) -> None:
+    def _came_back(self, neighbour: Neighbour, restarted: bool) -> None:
         """Tell a neighbour that was away what it may have missed: the open invoice, the proof, the totals."""
         world = self.world
         account = world.accounts.get((neighbour.identity, Role.SERVER))
@@ -273,10 +283,7 @@ class Gatekeeper:
             record = world.invoices.get(account.invoice)
             if record is not None and record.state is PaymentState.OPEN:
                 cashier.send_invoice(world, record)
-            for contract in islice(neighbour.contracts.values(), MOST_STATED_AGAIN):
-                if contract.role is Role.SERVER and contract.running:
-                    account.unstated[contract.contract] = contract
-            world.timers.set_if_unset(Due.STATEMENT, neighbour.identity, world.now.monotonic_s + 0.2)
+            statements.came_back(world, neighbour, account, restarted)
         seller.quote_again(world, neighbour)
         recent = world.now.utc_s - cashier.INVOICE_EXPIRY_S
         for payment in world.payments.values():
@@ -287,20 +294,10 @@ class Gatekeeper:
     def _undelivered(self, event: Undelivered) -> None:
         neighbour = self.world.neighbours.get((event.identity, event.link))
         if isinstance(event.message, Statement):
-            self._state_again(event.identity, event.message)
+            statements.undelivered(self.world, event.identity, event.message)
         if neighbour is not None and neighbour.up and not isinstance(event.message, Hello):
             neighbour.up = False
             self.world.log(f"neighbour {event.identity.hex()[:8]} on {event.link[0]} doesn't answer", logging.WARNING)
-
-    def _state_again(self, identity: bytes, lost: Statement) -> None:
-        """Tell the totals of a statement that was lost with the next one."""
-        world = self.world
-        account = world.account(identity, Role.SERVER)
-        for line in lost.lines:
-            contract = world.contracts.get(line.contract)
-            if contract is not None and contract.role is Role.SERVER:
-                account.unstated[contract.contract] = contract
-        world.timers.set_if_unset(Due.STATEMENT, identity, world.now.monotonic_s + grants.STATEMENT_INTERVAL_S)
 
     def _block(self, event: BlockNeighbour) -> None:
         world = self.world
@@ -317,9 +314,10 @@ class Gatekeeper:
             account = world.accounts.get((event.identity, Role.CLIENT))
             if account is not None and account.disputed:
                 account.disputed = False
-                account.metered_msat = max(account.metered_msat, account.billed_msat)
+                account.tolerated_msat += max(0, account.billed_msat - account.metered_msat)
                 account.charged_msat = max(account.charged_msat, account.billed_msat)
                 world.journal("dispute", event.identity, "closed")
+                world.save_account(account)
 
     # --- the kernel's word --------------------------------------------------------------------------------------------
 
@@ -370,14 +368,14 @@ class Gatekeeper:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def _flush_later(self) -> None:
-        if self.world.unflushed:
+        if self.world.unflushed or self.world.acknowledged:
             self.world.timers.set_if_unset(Due.FLUSH, b"", self.world.now.monotonic_s + FLUSH_INTERVAL_S)
 
     def flush(self, most: int = FLUSHED_AT_ONCE) -> None:
-        """Write the totals of contracts that carried bytes; seldom, since routers live on flash.
+        """Write totals of contracts that carried bytes, and what clients acknowledged; seldom, for the flash's sake.
 
         Args:
-            most: contracts written now; the rest follows in a moment, so that nobody waits for a hundred thousand.
+            most: of each written now; the rest follows in a moment, so that nobody waits for a hundred thousand.
         """
         world = self.world
         accounts = set()
@@ -389,15 +387,17 @@ class Gatekeeper:
                 accounts.add((contract.identity, contract.role))
         for key in accounts:
             world.save_account(world.accounts[key])
-        if world.unflushed:
+        if statements.write_acknowledged(world, most) or world.unflushed:
             world.timers.set(Due.FLUSH, b"", world.now.monotonic_s + FLUSH_PAUSE_S)
+        else:
+            self._flush_later()
 
     def _say_good_bye(self) -> None:
         """Tell every client its totals and every neighbour that we stop; contracts stay in the ledger as they are."""
         world = self.world
         for account in world.accounts.values():
             if account.role is Role.SERVER and account.unstated:
-                grants.statement_due(world, account)
+                statements.statement_due(world, account)
         for neighbour in world.by_link.values():
             world.send(neighbour, Bye())
         self.flush(most=len(world.unflushed))

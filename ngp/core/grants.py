@@ -1,4 +1,4 @@
-"""Grants: supply contracts with budget, charge what the kernel metered, cut, and state the bill.
+"""Grants: supply contracts with budget, charge what the kernel metered, cut.
 
 Grants go out in slices that double while a contract runs fast, so that one contract doesn't lock up a neighbour's whole
 balance and a fast one never waits. Paid money first, then credit; what lies idle is taken back when another needs it.
@@ -12,8 +12,9 @@ from ngp.core import cashier
 from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Decide
-from ngp.core.messages import Notice, NoticeKind, Role, Statement, StatementLine
+from ngp.core.messages import Notice, NoticeKind, Role
 from ngp.core.pricing import affordable_bytes, amount_due_msat
+from ngp.core.statements import CLOSED_WAIT_S, STATEMENT_INTERVAL_S, to_state
 from ngp.core.timers import Due
 from ngp.core.values import Reading, Verdict
 from ngp.core.world import World
@@ -22,9 +23,6 @@ IDLE_S = 2.0
 LEND_PAUSE_S = 0.5
 MOST_SHRUNK_AT_ONCE = 8
 EXHAUSTED_LINGER_S = 2.0
-MOST_UNSTATED = 16384
-STATEMENT_INTERVAL_S = 5.0
-LINES_PER_STATEMENT = 16
 LEAST_SLICE_BYTES = 4096
 FIRST_PAID_SLICE_BYTES = 64 * 1024
 FIRST_GRACE_SLICE_BYTES = 16 * 1024
@@ -173,7 +171,7 @@ def usage_read(world: World, contract: Contract, reading: Reading) -> None:
         return
     _rate(world, account, contract, carried, due)
     world.unflushed.add(contract.contract)
-    _to_state(account, contract)
+    to_state(account, contract)
     world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + STATEMENT_INTERVAL_S)
     if not contract.running or contract.halting is not None or contract.shrinking:
         return
@@ -286,8 +284,8 @@ def halted(world: World, contract: Contract, reading: Reading | None) -> None:
     for due in (Due.EXPIRY, Due.EXHAUSTED, Due.QUOTE):
         world.timers.clear(due, contract.contract)
     world.remove_contract(contract)
-    _to_state(account, contract)
-    world.timers.set(Due.STATEMENT, account.identity, world.now.monotonic_s + 0.05)
+    to_state(account, contract)
+    world.timers.set(Due.STATEMENT, account.identity, world.now.monotonic_s + CLOSED_WAIT_S)
     neighbour = world.neighbour_of(contract)
     if neighbour is not None:
         world.send(neighbour, Notice(contract.contract, NoticeKind.CUT, reason.value))
@@ -298,31 +296,5 @@ def late_bytes(world: World, contract: Contract, reading: Reading) -> None:
     account = world.account(contract.identity, Role.SERVER)
     if account.charge(contract, reading.used_to_bytes, reading.used_from_bytes):
         world.save(contract)
-        _to_state(account, contract)
+        to_state(account, contract)
         world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + STATEMENT_INTERVAL_S)
-
-
-# --- statements -------------------------------------------------------------------------------------------------------
-
-
-def _to_state(account: Account, contract: Contract) -> None:
-    if len(account.unstated) >= MOST_UNSTATED and contract.contract not in account.unstated:
-        account.unstated.pop(next(iter(account.unstated)))  # the totals tell of it all the same
-    account.unstated[contract.contract] = contract
-
-
-def statement_due(world: World, account: Account) -> None:
-    """Tell a client its cumulative totals and those of the contracts that changed."""
-    neighbour = world.any_link(account.identity)
-    if neighbour is None:
-        return
-    changed = list(account.unstated.values())
-    account.unstated.clear()
-    for start in range(0, max(1, len(changed)), LINES_PER_STATEMENT):
-        lines = tuple(
-            StatementLine(
-                contract.contract, contract.used_to_bytes, contract.used_from_bytes, contract.charged_msat
-            )
-            for contract in changed[start : start + LINES_PER_STATEMENT]
-        )
-        world.send(neighbour, Statement(account.paid_msat, account.charged_msat, account.refunded_msat, lines))

@@ -155,6 +155,11 @@ class StatementLine:
     used_from_bytes: int
     charged_msat: int
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of both directions."""
+        return self.used_to_bytes + self.used_from_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Statement:

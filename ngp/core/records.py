@@ -54,7 +54,10 @@ class NeighbourRecord:
 
 @dataclass(frozen=True, slots=True)
 class AccountRecord:
-    """Totals of one account. Key: (identity, role). paid = charged + refunded + balance, always."""
+    """Totals of one account. Key: (identity, role). paid = charged + refunded + balance, always.
+
+    `metered_msat` is a client's: the sum of what its contracts' records are charged by its own meter.
+    """
 
     identity: bytes
     role: Role
@@ -65,11 +68,17 @@ class AccountRecord:
     grace_until_s: int
     billed_msat: int
     disputed: bool = False
+    metered_msat: int = 0
+    tolerated_msat: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ContractRecord:
-    """One contract. Key: contract. `prices` are (from_offset_bytes, msat per GiB) in rising order of offset."""
+    """One contract. Key: contract. `prices` are (from_offset_bytes, msat per GiB) in rising order of offset.
+
+    `billed_bytes` is how far the bill has come: a client's, what it was told; a server's, what its client acknowledged
+    after the end.
+    """
 
     contract: bytes
     role: Role
@@ -137,6 +146,16 @@ class JournalRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class BilledRecord:
+    """How far the bill of a closed contract has come; changes its record if it stands there, and only upwards."""
+
+    contract: bytes
+    role: Role
+    identity: bytes
+    billed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetContract:
     """Remove a contract that never carried a byte (lapsed, refused): nothing to remember."""
 
@@ -144,7 +163,14 @@ class ForgetContract:
 
 
 Record = (
-    NeighbourRecord | AccountRecord | ContractRecord | PaymentRecord | CursorRecord | JournalRecord | ForgetContract
+    NeighbourRecord
+    | AccountRecord
+    | ContractRecord
+    | BilledRecord
+    | PaymentRecord
+    | CursorRecord
+    | JournalRecord
+    | ForgetContract
 )
 
 

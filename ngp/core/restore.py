@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import ip_network
 
-from ngp.core import grants
+from ngp.core import buyer, grants
 from ngp.core.account import Account
 from ngp.core.cashier import REMEMBERED_S
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Effect, RevokeContract, SetNeighbour
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
-from ngp.core.pricing import amount_due_msat
 from ngp.core.records import AccountRecord, ContractRecord, Direction, PaymentKind, PaymentState, Snapshot
+from ngp.core.statements import to_state
 from ngp.core.timers import Due
 from ngp.core.values import AdoptedContract, Now
 from ngp.core.world import Neighbour, World
@@ -46,7 +46,8 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Sequence[Adopte
     for record in snapshot.accounts:
         _account(world, record)
     for contract_record in snapshot.contracts:
-        _unbilled(world, contract_record)
+        if contract_record.role is Role.CLIENT and contract_record.used_to_bytes:
+            world.account(contract_record.identity, Role.CLIENT).sent = True
         if not contract_record.closed_at_s:
             _contract(world, contract_record, running.pop(contract_record.contract, None))
     for left_over in running:
@@ -98,18 +99,9 @@ def _account(world: World, record: AccountRecord) -> None:
     account.refunded_msat = record.refunded_msat
     account.billed_msat = record.billed_msat
     account.disputed = record.disputed
-    account.metered_msat = record.charged_msat
+    account.metered_msat, account.tolerated_msat = record.metered_msat, record.tolerated_msat
     if record.grace_until_s:
         account.grace_until_mono_s = world.now.monotonic_s + max(0, record.grace_until_s - world.now.utc_s)
-
-
-def _unbilled(world: World, record: ContractRecord) -> None:
-    """What our meter counted and no statement told yet isn't in the account's record."""
-    if record.role is Role.CLIENT:
-        account = world.account(record.identity, Role.CLIENT)
-        account.sent = account.sent or record.used_to_bytes > 0
-        unbilled = record.charged_msat - amount_due_msat(record.billed_bytes, record.prices)
-        account.metered_msat += max(0, unbilled)
 
 
 def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> None:
@@ -155,6 +147,7 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
     if contract.granted_bytes >= contract.data_limit_bytes and contract.used_bytes >= contract.granted_bytes:
         world.timers.set(Due.EXHAUSTED, contract.contract, world.now.monotonic_s + 2.0)
     if contract.role is Role.CLIENT:
+        contract.tolerated_msat = buyer.first_packets_msat(contract)  # stands in the account's sum
         world.grant(contract)
 
 
@@ -162,14 +155,10 @@ def _charge_missed(world: World, account: Account, contract: Contract, found: Ad
     reading = found.reading
     if contract.role is Role.SERVER:
         account.charge(contract, reading.used_to_bytes, reading.used_from_bytes)
+        to_state(account, contract)
     elif reading.used_to_bytes + reading.used_from_bytes > contract.used_bytes:
-        contract.used_to_bytes, contract.used_from_bytes = reading.used_to_bytes, reading.used_from_bytes
-        due = contract.due_msat(contract.used_bytes) - contract.charged_msat
-        contract.charged_msat += due
-        account.metered_msat += due
-        account.sent = account.sent or contract.used_to_bytes > 0
+        buyer.meter(world, contract, reading)
     contract.refused_bytes = reading.refused_bytes
-    account.unstated[contract.contract] = contract
     world.unflushed.add(contract.contract)
 
 

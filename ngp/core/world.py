@@ -18,7 +18,7 @@ from ngp.core.coverage import Coverage
 from ngp.core.effects import Effect, GrantContract, HaltContract, Log, Persist, RevokeContract, Send
 from ngp.core.events import PacketHeld
 from ngp.core.messages import Address, Message, Role
-from ngp.core.records import JournalRecord, NeighbourRecord, PaymentRecord
+from ngp.core.records import BilledRecord, JournalRecord, NeighbourRecord, PaymentRecord
 from ngp.core.settings import Settings
 from ngp.core.timers import Timers
 from ngp.core.values import Grant, KernelNeighbour, Now
@@ -117,6 +117,7 @@ class World:
     bought: dict[tuple[bytes, str], float] = field(default_factory=dict)
     ended: dict[bytes, Contract] = field(default_factory=dict)
     unflushed: set[bytes] = field(default_factory=set)
+    acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     cursor: int = 0
     numbers: int = 0
     counters: dict[str, int] = field(default_factory=dict)
@@ -245,9 +246,8 @@ class World:
     def save_contract(self, contract: Contract) -> None:
         """Write a contract; its account goes into the same step, so that their sums agree after a crash."""
         self.unflushed.discard(contract.contract)
-        if contract.role is Role.SERVER:
-            self.account(contract.identity, Role.SERVER).unsaved_msat -= contract.unsaved_msat
-            contract.unsaved_msat = 0
+        self.account(contract.identity, contract.role).unsaved_msat -= contract.unsaved_msat
+        contract.unsaved_msat = 0
         self.do(Persist(contract.record()))
 
     def save_account(self, account: Account, durable: bool = False) -> None:

@@ -29,12 +29,13 @@ from ngp.core.effects import (
     PayInvoice,
     Persist,
     ProveSettlement,
+    RecallBills,
     RevokeContract,
     Send,
     SetNeighbour,
     TrackPayment,
 )
-from ngp.core.events import Event, Halted, InvoiceFailed, InvoiceMade, PaymentResult, UsageRead
+from ngp.core.events import BillsRecalled, Event, Halted, InvoiceFailed, InvoiceMade, PaymentResult, UsageRead
 from ngp.core.values import Grant, PaymentOutcome, PaymentStatus
 from ngp.daemon.post import Post
 from ngp.errors import KernelError, LedgerError, PaymentError
@@ -42,6 +43,7 @@ from ngp.ports import Network, Payment
 from ngp.store.ledger import Ledger
 
 LEDGER_RETRY_S = 2.0
+BILLS_A_PAGE = 1024
 
 _log = logging.getLogger("ngp")
 
@@ -75,6 +77,8 @@ class Executor:
         self._kernel(effects)
         for effect in effects:
             match effect:
+                case RecallBills():
+                    self._recall_bills(effect)
                 case Decide():
                     self._network.verdict(effect.handle, effect.verdict)
                 case Send():
@@ -95,6 +99,14 @@ class Executor:
                     self._spawn(self._quietly(self._payment.settle_invoice(effect.preimage), "settle an invoice"))
                 case CancelInvoice():
                     self._spawn(self._quietly(self._payment.cancel_invoice(effect.payment_hash), "cancel an invoice"))
+
+    def _recall_bills(self, effect: RecallBills) -> None:
+        try:
+            lines, after = self._ledger.unacknowledged(effect.identity, effect.after, BILLS_A_PAGE)
+        except LedgerError as error:
+            _log.error("%s", error)
+            lines, after = (), effect.after
+        self._tell(BillsRecalled(effect.identity, lines, after))
 
     async def close(self) -> None:
         """Let go of what is under way; a payment's outcome is asked for again at the next start."""

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ngp import __version__
+from ngp import __version__, courier
 from ngp.allowance import Allowance
 from ngp.core.effects import Greet
-from ngp.core.events import Event, MessageReceived, Undelivered
+from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
 from ngp.core.messages import Address, Hello, Invoice, Message, Refund
 from ngp.core.values import DecodedInvoice, LinkPeer
 from ngp.courier import Courier, Outgoing, Received
@@ -154,6 +154,8 @@ class Post:
         finally:
             self.schedule()
         if received is not None:
+            # First the end of what was sent to the sender's former life, then what its new one says.
+            self._tell_outcomes(*self._courier.outcomes())
             self._learn_way(key, link, peer, received.proven)
             self._hand_up(received)
 
@@ -225,6 +227,11 @@ class Post:
             return
         due = self._courier.due(self._now())
         self._carry(due.outgoing)
-        for lost in due.undelivered:
-            self._tell(Undelivered(lost.identity, lost.link, lost.message))
+        self._tell_outcomes(due.undelivered, due.delivered)
         self.schedule()
+
+    def _tell_outcomes(self, lost: Sequence[courier.Undelivered], arrived: Sequence[courier.Delivered]) -> None:
+        for one in lost:
+            self._tell(Undelivered(one.identity, one.link, one.message))
+        for receipt in arrived:
+            self._tell(Delivered(receipt.identity, receipt.link, receipt.message))

@@ -108,9 +108,9 @@ def stored_account_row(record: AccountRecord, real_money: bool) -> Row:
         "charged_msat": record.charged_msat,
         "refunded_msat": record.refunded_msat,
         "billed_msat": record.billed_msat,
-        "metered_msat": record.charged_msat,
+        "metered_msat": record.metered_msat if record.role is Role.CLIENT else record.charged_msat,
         "contracts": 0,
-        "disputed": False,
+        "disputed": record.disputed,
         "real_money": real_money,
     }
 

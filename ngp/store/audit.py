@@ -17,6 +17,9 @@ _PAYMENTS = """SELECT identity, (direction = 'in') = (kind <> 'refund'), kind = 
 _CHARGES = """SELECT identity, role, sum(charged_msat) FROM (
     SELECT identity, role, charged_msat FROM contracts
     UNION ALL SELECT identity, role, charged_msat FROM summaries) GROUP BY 1, 2"""
+# a client's account is charged by the bill; what its contracts are charged is by its own meter
+_TOTALS = """SELECT identity, role, paid_msat, CASE role WHEN 'client' THEN metered_msat ELSE charged_msat END,
+    refunded_msat FROM accounts"""
 _ODD_JOURNAL = """SELECT journal.payment_hash, count(*), min(abs(journal.amount_msat)), max(payments.amount_msat)
     FROM journal LEFT JOIN payments ON payments.payment_hash = journal.payment_hash
         AND payments.direction = CASE journal.state WHEN 'settled' THEN 'in' ELSE 'out' END
@@ -41,7 +44,7 @@ def audit(connection: sqlite3.Connection) -> list[str]:
     found: list[str] = []
     totals = {
         (row[0], row[1]): row[2:]
-        for row in connection.execute("SELECT identity, role, paid_msat, charged_msat, refunded_msat FROM accounts")
+        for row in connection.execute(_TOTALS)
     }
     for key in sorted({*totals, *paid, *charged, *refunded}):
         paid_msat, charged_msat, refunded_msat = totals.get(key, (0, 0, 0))

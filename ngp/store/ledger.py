@@ -16,8 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+from ngp.core.messages import StatementLine
 from ngp.core.records import (
     AccountRecord,
+    BilledRecord,
     ContractRecord,
     CursorRecord,
     ForgetContract,
@@ -193,6 +195,28 @@ class Ledger:
             ).fetchall()
         return [replace(rows.payment(row), preimage=b"") for row in found]
 
+    def unacknowledged(
+        self, identity: bytes, after: tuple[int, bytes], limit: int
+    ) -> tuple[tuple[StatementLine, ...], tuple[int, bytes] | None]:
+        """Read bills of contracts that we sold and closed, in the order of closing, that their client hasn't got yet.
+
+        Args:
+            after: (closed when, contract) of the last one that was read, or (0, b"").
+            limit: most to read, >= 1.
+
+        Returns:
+            The lines, and what to give as `after` for the next ones; None when these were all.
+        """
+        with self._reading() as connection:
+            found = connection.execute(
+                f"SELECT contract, used_to_bytes, used_from_bytes, charged_msat, closed_at_s FROM contracts "
+                f"WHERE {rows.UNACKNOWLEDGED} AND identity = ? AND (closed_at_s, contract) > (?, ?) "
+                f"ORDER BY closed_at_s, contract LIMIT ?",
+                (identity, *after, limit),
+            ).fetchall()
+        rest = (found[-1][4], found[-1][0]) if len(found) == limit else None
+        return tuple(StatementLine(*row[:4]) for row in found), rest
+
     def audit(self) -> list[str]:
         """Return what doesn't add up between accounts, payments, contracts and journal; empty when all does."""
         with self._reading() as connection:
@@ -269,6 +293,7 @@ class _Batch:
         self.neighbours: dict[tuple[bytes, str, bytes], NeighbourRecord] = {}
         self.accounts: dict[tuple[bytes, str], AccountRecord] = {}
         self.contracts: dict[bytes, ContractRecord | None] = {}
+        self.billed: list[BilledRecord] = []
         self.payments: list[PaymentRecord] = []
         self.journal: list[JournalRecord] = []
         self.cursor: int | None = None
@@ -277,6 +302,8 @@ class _Batch:
         match record:
             case ContractRecord():
                 self.contracts[record.contract] = record
+            case BilledRecord():
+                self.billed.append(record)
             case AccountRecord():
                 self.accounts[record.identity, record.role] = record
             case JournalRecord():
@@ -296,6 +323,7 @@ class _Batch:
         forgotten = [(key,) for key, record in self.contracts.items() if record is None]
         connection.executemany("DELETE FROM contracts WHERE contract = ?", forgotten)
         rows.put_contracts(connection, (record for record in self.contracts.values() if record is not None))
+        rows.put_billed(connection, self.billed)
         for payment in self.payments:
             rows.put_payment(connection, payment)
         rows.put_journal(connection, self.journal)

@@ -18,6 +18,7 @@ from typing import Any
 from ngp.core.messages import Role
 from ngp.core.records import (
     AccountRecord,
+    BilledRecord,
     ContractRecord,
     Direction,
     JournalRecord,
@@ -68,6 +69,9 @@ JOURNAL_COLUMNS = ", ".join(_columns(JournalRecord))
 _PUT_NEIGHBOUR = _upsert("neighbours", NeighbourRecord, ("identity", "interface", "link_address"))
 _PUT_ACCOUNT = _upsert("accounts", AccountRecord, ("identity", "role"))
 _PUT_CONTRACT = _upsert("contracts", ContractRecord, ("contract",))
+_PUT_BILLED = """UPDATE contracts SET billed_bytes = ?1 WHERE contract = ?2 AND role = ?3 AND identity = ?4
+    AND closed_at_s > 0 AND billed_bytes < ?1"""
+UNACKNOWLEDGED = "role = 'server' AND closed_at_s > 0 AND billed_bytes < used_to_bytes + used_from_bytes"
 _PUT_JOURNAL = f"INSERT INTO journal ({JOURNAL_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _PUT_PAYMENT = f"INSERT INTO payments ({PAYMENT_COLUMNS}, touched_s) VALUES ({', '.join('?' * 13)})"
 _MOVE_PAYMENT = """UPDATE payments SET amount_msat = ?, fee_msat = ?, state = ?, bolt11 = ?, preimage = ?,
@@ -95,6 +99,11 @@ def put_accounts(connection: sqlite3.Connection, records: Iterable[AccountRecord
 def put_contracts(connection: sqlite3.Connection, records: Iterable[ContractRecord]) -> None:
     """Write contracts by id."""
     connection.executemany(_PUT_CONTRACT, map(_contract_values, records))
+
+
+def put_billed(connection: sqlite3.Connection, records: Iterable[BilledRecord]) -> None:
+    """Raise how far closed contracts' bills have come; what doesn't stand there, or is another's, stays as it is."""
+    connection.executemany(_PUT_BILLED, ((one.billed_bytes, one.contract, one.role, one.identity) for one in records))
 
 
 def put_journal(connection: sqlite3.Connection, records: Iterable[JournalRecord]) -> None:
@@ -164,8 +173,8 @@ def neighbour(row: _Row) -> NeighbourRecord:
 
 def account(row: _Row) -> AccountRecord:
     """Make a record of a row of ACCOUNT_COLUMNS."""
-    identity, role, paid, charged, refunded, debt, until, billed, disputed = row
-    return AccountRecord(identity, Role(role), paid, charged, refunded, debt, until, billed, bool(disputed))
+    identity, role, paid, charged, refunded, debt, until, billed, disputed, *rest = row
+    return AccountRecord(identity, Role(role), paid, charged, refunded, debt, until, billed, bool(disputed), *rest)
 
 
 def contract(row: _Row) -> ContractRecord:

@@ -61,4 +61,22 @@ _FIRST = (
         PRIMARY KEY (identity, role, day_s)) STRICT, WITHOUT ROWID""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+# what a client metered stands in its account, and what of a closed contract's bill its client acknowledged in the
+# contract; those closed before count as told
+_SECOND = (
+    "ALTER TABLE accounts ADD COLUMN metered_msat INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE accounts ADD COLUMN tolerated_msat INTEGER NOT NULL DEFAULT 0",
+    """UPDATE accounts SET metered_msat =
+        (SELECT coalesce(sum(charged_msat), 0) FROM contracts
+            WHERE contracts.role = 'client' AND contracts.identity = accounts.identity)
+        + (SELECT coalesce(sum(charged_msat), 0) FROM summaries
+            WHERE summaries.role = 'client' AND summaries.identity = accounts.identity)
+        WHERE role = 'client'""",
+    """UPDATE contracts SET billed_bytes = used_to_bytes + used_from_bytes
+        WHERE role = 'server' AND closed_at_s > 0""",
+    # partial, so that it holds what is still to be told and nothing else
+    """CREATE INDEX contracts_unacknowledged ON contracts (identity, closed_at_s, contract)
+        WHERE role = 'server' AND closed_at_s > 0 AND billed_bytes < used_to_bytes + used_from_bytes""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)

@@ -18,9 +18,10 @@ from itertools import count
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Accept, Hello, Invoice, Message, Prefix, Refund, Role
+from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Prefix, Refund, Role, Statement, StatementLine
 from ngp.core.records import (
     AccountRecord,
+    BilledRecord,
     ContractRecord,
     CursorRecord,
     Direction,
@@ -52,6 +53,8 @@ from ngp.core.world import Means, World
 UTC_AT_START_S = 1_700_000_000
 HOST_ADDRESS = ip_address("198.51.100.1")
 MSAT_PER_KB = 1 << 20  # msat/GiB
+BILLS_A_PAGE = 2  # so that a few contracts already are several pages
+GIVE_UP_S = 15.0
 
 
 def settings(**changes: object) -> Settings:
@@ -204,8 +207,24 @@ class Ledger:
                 self.cursor = record.cursor
             case JournalRecord():
                 self.journal.append(record)
+            case BilledRecord():
+                known = self.contracts.get(record.contract)
+                theirs = known is not None and (known.role, known.identity) == (record.role, record.identity)
+                if known and theirs and known.closed_at_s and known.billed_bytes < record.billed_bytes:
+                    self.contracts[record.contract] = replace(known, billed_bytes=record.billed_bytes)
             case ForgetContract():
                 self.contracts.pop(record.contract, None)
+
+    def unacknowledged(
+        self, identity: bytes, after: tuple[int, bytes], limit: int
+    ) -> tuple[tuple[StatementLine, ...], tuple[int, bytes] | None]:
+        found = sorted(
+            ((c.closed_at_s, c.contract), StatementLine(c.contract, c.used_to_bytes, c.used_from_bytes, c.charged_msat))
+            for c in self.contracts.values()
+            if c.role is Role.SERVER and c.closed_at_s and c.billed_bytes < c.used_to_bytes + c.used_from_bytes
+            if c.identity == identity and (c.closed_at_s, c.contract) > after
+        )[:limit]
+        return tuple(line for _, line in found), found[-1][0] if len(found) == limit else None
 
     def snapshot(self, now_s: int) -> Snapshot:
         spent = [
@@ -481,6 +500,9 @@ class Sim:
             case fx.PayInvoice():
                 outcome = self.mint.pay(node.name, effect.payment_hash)
                 self._soon(node, ev.PaymentResult(outcome), self.pay_takes_s)
+            case fx.RecallBills():
+                page = node.ledger.unacknowledged(effect.identity, effect.after, BILLS_A_PAGE)
+                self._soon(node, ev.BillsRecalled(effect.identity, *page))
             case fx.TrackPayment():
                 self._soon(node, ev.PaymentResult(self.mint.track(node.name, effect.payment_hash)), 0.05)
             case _:
@@ -501,20 +523,35 @@ class Sim:
         if type(message) in self.silenced:
             return
         other, message_id, boot = self.peer(node), next(self._ids), node.boot
+        their_boot = other.boot
         decoded = self.mint.decode(message.bolt11) if isinstance(message, Invoice | Refund) and message.bolt11 else None
 
         def arrive() -> None:
+            if other.boot != their_boot and not isinstance(message, Hello):
+                self._soon(node, ev.Undelivered(other.identity, other.link, message))  # it was for the former life
+                return
             received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, reply_to, decoded)
             self.happen(other, received)
+            if node.boot == boot:
+                self._receipt(node, other, message, other.boot == their_boot)
 
         if self.chance.random() < self.loss:
             if not isinstance(message, Hello):
-                self._soon(node, ev.Undelivered(other.identity, other.link, message), 15.0)
+                self._soon(node, ev.Undelivered(other.identity, other.link, message), GIVE_UP_S)
             return
         delay = self.latency_s + self.chance.random() * self.late_s
         self.at(self.now + delay, arrive)
         if self.chance.random() < self.doubles:
             self.at(self.now + delay + self.chance.random() * self.late_s, arrive)
+
+    def _receipt(self, node: Node, other: Node, message: Message, survived: bool) -> None:
+        """Tell the sender what became of a message that its receiver took, unless the receiver died of it."""
+        if not isinstance(message, Statement | Paid):
+            return
+        if survived and self.chance.random() >= self.loss:
+            self._soon(node, ev.Delivered(other.identity, other.link, message), self.latency_s)
+        else:
+            self._soon(node, ev.Undelivered(other.identity, other.link, message), GIVE_UP_S)
 
     # --- traffic
 

@@ -129,12 +129,13 @@ def test_only_durable_commits_flush_the_disk(tmp_path: Path) -> None:
 
 def test_an_older_ledger_is_copied_and_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = filled(tmp_path / "ledger.db")
-    second = ("ALTER TABLE accounts ADD COLUMN note TEXT NOT NULL DEFAULT ''",)
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, second))
+    newer = ("ALTER TABLE accounts ADD COLUMN note TEXT NOT NULL DEFAULT ''",)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, newer))
     ledger = Ledger.open(path)
-    assert ledger._connection.execute("PRAGMA user_version").fetchone() == (2,)
+    number = len(schema.MIGRATIONS)
+    assert ledger._connection.execute("PRAGMA user_version").fetchone() == (number,)
     assert len(ledger.contracts()) == 200
-    copy = tmp_path / "ledger.db.before-2"
+    copy = tmp_path / f"ledger.db.before-{number}"
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     monkeypatch.undo()
     assert len(Ledger.open(copy).contracts()) == 200

@@ -126,7 +126,10 @@ class Bookkeeping(RuleBasedStateMachine):
             closed_at_s=self.now if close else 0,
         )  # fmt: skip
         key = (after.identity, after.role)
-        self.accounts[key] = replace(self.accounts[key], charged_msat=self.accounts[key].charged_msat + amount)
+        total = "metered_msat" if key[1] is Role.CLIENT else "charged_msat"  # a client's is charged by the bill
+        self.accounts[key] = replace(
+            self.accounts[key], **{total: getattr(self.accounts[key], total) + amount}
+        )
         if not close:
             self.running[after.contract] = after
         line = journal(
@@ -159,7 +162,7 @@ class Bookkeeping(RuleBasedStateMachine):
         assert snapshot.spent_total_msat == self.spent_msat + sum(p.amount_msat + p.fee_msat for p in pending)
         lines = list(self.ledger.journal())
         charged = sum(line.amount_msat for line in lines if line.kind in ("charge", "summary"))
-        assert charged == sum(item.charged_msat for item in self.accounts.values())
+        assert charged == sum(item.charged_msat + item.metered_msat for item in self.accounts.values())
         paid = sum(line.amount_msat for line in lines if line.kind == "payment")
         assert paid == sum(item.paid_msat for item in self.accounts.values())
         refunded = sum(line.amount_msat for line in lines if line.kind == "refund")

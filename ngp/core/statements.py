@@ -1,0 +1,135 @@
+"""Statements: tell each client its bill until it has it, whatever dies or is lost in between.
+
+Lines are cumulative, so one that comes twice changes nothing; what must not happen is that one never comes. What is
+under way lives only as long as we do. So the ledger knows of each closed contract up to what count its client has
+acknowledged the bill (`billed_bytes`), and when we or the client come back, or a statement was lost, the lines beyond
+that are read there (`RecallBills`), page by page, and told again. Running contracts have their last line before them.
+
+A client may acknowledge a line of a contract that still runs on its side, and writes such lines once a minute; a power
+cut takes what its kernel hadn't brought to the disk. So an acknowledgement is held for HELD_S before it goes to the
+ledger, many in one commit, and one that was given within that time before the client restarted doesn't count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+from ngp.core.account import FROM_THE_FIRST, Account
+from ngp.core.contract import Contract
+from ngp.core.effects import Persist, RecallBills
+from ngp.core.events import BillsRecalled
+from ngp.core.messages import Role, Statement, StatementLine
+from ngp.core.records import BilledRecord
+from ngp.core.timers import Due
+from ngp.core.world import Neighbour, World
+
+STATEMENT_INTERVAL_S = 5.0
+CLOSED_WAIT_S = 0.05
+BACK_WAIT_S = 0.2
+LINES_PER_STATEMENT = 16
+MOST_UNSTATED = 16384
+MOST_STATED_AGAIN = 1024
+RECALL_PAUSE_S = 1.0
+HELD_S = 120.0
+MOST_HELD = 32768
+
+
+def to_state(account: Account, contract: Contract) -> None:
+    """Have a contract's totals told with the next statement."""
+    if len(account.unstated) >= MOST_UNSTATED and contract.contract not in account.unstated:
+        left_out = account.unstated.pop(next(iter(account.unstated)))
+        if left_out.closed_at_s:
+            account.recall_after = FROM_THE_FIRST
+    account.unstated[contract.contract] = contract
+
+
+def statement_due(world: World, account: Account) -> None:
+    """Tell a client its cumulative totals and those of the contracts that changed; one that is away when it is back."""
+    neighbour = world.any_link(account.identity)
+    if neighbour is None:
+        return
+    changed = list(account.unstated.values())
+    account.unstated.clear()
+    _send(world, neighbour, account, [_line(contract) for contract in changed])
+    if account.recall_after is not None:
+        world.do(RecallBills(account.identity, account.recall_after))
+        account.recall_after = None
+
+
+def recalled(world: World, event: BillsRecalled) -> None:
+    """Tell a page of closed contracts' bills again, and have the next page read in a while."""
+    account = world.account(event.identity, Role.SERVER)
+    neighbour = world.any_link(event.identity)
+    if neighbour is None:
+        account.recall_after = FROM_THE_FIRST
+        return
+    lines = [line for line in event.lines if not _held(world, line)]
+    if lines:
+        _send(world, neighbour, account, lines)
+    if event.after is not None and account.recall_after is None:
+        account.recall_after = event.after
+    if account.recall_after is not None:
+        world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + RECALL_PAUSE_S)
+
+
+def came_back(world: World, neighbour: Neighbour, account: Account, restarted: bool) -> None:
+    """Tell a client that was away all that it may not have: what runs, and what was closed meanwhile."""
+    for contract in islice(neighbour.contracts.values(), MOST_STATED_AGAIN):
+        if contract.role is Role.SERVER and contract.running:
+            to_state(account, contract)
+    if restarted:
+        for contract_id, (_, record) in list(world.acknowledged.items()):
+            if record.identity == account.identity:
+                del world.acknowledged[contract_id]
+    account.recall_after = FROM_THE_FIRST
+    world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + BACK_WAIT_S)
+
+
+def delivered(world: World, identity: bytes, statement: Statement) -> None:
+    """Note which closed contracts' bills a client has acknowledged."""
+    for line in statement.lines:
+        if line.contract not in world.contracts:
+            record = BilledRecord(line.contract, Role.SERVER, identity, line.used_bytes)
+            world.acknowledged.pop(line.contract, None)  # held anew, behind the others
+            world.acknowledged[line.contract] = (world.now.monotonic_s, record)
+
+
+def undelivered(world: World, identity: bytes, statement: Statement) -> None:
+    """Tell the lines of a statement that was lost with the next one."""
+    account = world.account(identity, Role.SERVER)
+    for line in statement.lines:
+        contract = world.contracts.get(line.contract)
+        if contract is not None:
+            to_state(account, contract)
+        else:
+            account.recall_after = FROM_THE_FIRST
+    world.timers.set_if_unset(Due.STATEMENT, identity, world.now.monotonic_s + STATEMENT_INTERVAL_S)
+
+
+def write_acknowledged(world: World, most: int) -> bool:
+    """Write acknowledgements that were held long enough, or are too many. Returns whether more such are left."""
+    held_since = world.now.monotonic_s - HELD_S
+    for contract_id, (at_mono_s, record) in list(islice(world.acknowledged.items(), most)):
+        if at_mono_s > held_since and len(world.acknowledged) <= MOST_HELD:
+            return False
+        del world.acknowledged[contract_id]
+        world.do(Persist(record))
+    return bool(world.acknowledged)
+
+
+def _line(contract: Contract) -> StatementLine:
+    return StatementLine(contract.contract, contract.used_to_bytes, contract.used_from_bytes, contract.charged_msat)
+
+
+def _held(world: World, line: StatementLine) -> bool:
+    """Say whether a client acknowledged this line lately."""
+    held = world.acknowledged.get(line.contract)
+    return held is not None and held[1].billed_bytes >= line.used_bytes
+
+
+def _send(world: World, neighbour: Neighbour, account: Account, lines: Sequence[StatementLine]) -> None:
+    """Send the account's totals, at least once, with so many lines a message."""
+    for start in range(0, max(1, len(lines)), LINES_PER_STATEMENT):
+        part = tuple(lines[start : start + LINES_PER_STATEMENT])
+        world.send(neighbour, Statement(account.paid_msat, account.charged_msat, account.refunded_msat, part))

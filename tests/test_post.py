@@ -1,0 +1,107 @@
+"""The post: what is told to the core, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
+from ngp.core.messages import Hello, Statement
+from ngp.core.values import LinkPeer
+from ngp.courier import Courier
+from ngp.daemon.post import Post, SelfDescription
+
+OURS = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
+THEIRS = Ed25519PrivateKey.from_private_bytes(b"t" * 32)
+PEER = LinkPeer("mesh0", b"\2\0\0\0\0\1", "192.0.2.1")
+WAY = ("mesh0", PEER.link_address)
+HELLO = Hello("sandbox", True, True, (), "ngp", False)
+BILL = Statement(1, 1, 0, ())
+
+
+class Wire:
+    """A link that keeps what is sent."""
+
+    max_datagram_bytes = 1232
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def send(self, _peer: LinkPeer, datagram: bytes) -> None:
+        self.sent.append(datagram)
+
+    def broadcast(self, _interface: str, datagram: bytes) -> None:
+        self.sent.append(datagram)
+
+
+    def trust(self, _peer: LinkPeer) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class Desk:
+    """Our post, and a neighbour's courier at the other end of the wire."""
+
+    def __init__(self) -> None:
+        self.wire, self.told = Wire(), list[Event]()
+        self.ours = Courier(OURS, 1)
+        ourselves = SelfDescription("sandbox", True, True, ())
+        self.post = Post(self.ours, [self.wire], None, ourselves, self.told.append)  # type: ignore[arg-type, list-item]
+
+    def take(self, datagram: bytes) -> None:
+        self.post._received(self.wire, PEER, datagram)  # type: ignore[arg-type]
+
+    def hear_our_hello(self, theirs: Courier) -> None:
+        self.post.broadcast("mesh0")
+        theirs.receive(self.wire.sent[-1], WAY, 0.0)
+
+    def greeting(self, theirs: Courier) -> bytes:
+        (hello,) = theirs.send(self.ours.identity, WAY, HELLO, 0.0)
+        return hello.datagram
+
+    def acquaint(self, theirs: Courier) -> None:
+        self.hear_our_hello(theirs)
+        self.take(self.greeting(theirs))
+        self.post.send(theirs.identity, WAY, replace(HELLO, wants_reply=False))
+        theirs.receive(self.wire.sent[-1], WAY, 0.0)
+
+
+def test_a_neighbours_former_life_ends_before_its_new_one_begins() -> None:
+    """Else its messages would be given up after its hello, and it be taken for away though it is back."""
+
+    async def scene() -> None:
+        desk, theirs = Desk(), Courier(THEIRS, 1)
+        desk.acquaint(theirs)
+        desk.post.send(theirs.identity, WAY, BILL)
+        desk.told.clear()
+        reborn = Courier(THEIRS, 2)
+        desk.hear_our_hello(reborn)
+        desk.take(desk.greeting(reborn))
+        assert [type(event) for event in desk.told] == [Undelivered, MessageReceived]
+        await desk.post.close()
+
+    asyncio.run(scene())
+
+
+def test_a_receipt_for_a_bill_is_told() -> None:
+    async def scene() -> None:
+        desk, theirs = Desk(), Courier(THEIRS, 1)
+        desk.acquaint(theirs)
+        desk.post.send(theirs.identity, WAY, BILL)
+        received = theirs.receive(desk.wire.sent[-1], WAY, 0.0)
+        assert received is not None and received.message == BILL
+        theirs.acknowledge(desk.ours.identity, received.message_id, 0.0)
+        (ack,) = theirs.due(1.0).outgoing
+        desk.told.clear()
+        desk.take(ack.datagram)
+        await asyncio.sleep(0)
+        while not desk.told:
+            await asyncio.sleep(0)
+        assert desk.told == [Delivered(theirs.identity, WAY, BILL)]
+        await desk.post.close()
+
+    asyncio.run(scene())
