@@ -25,7 +25,10 @@ from typing import TextIO
 
 from ngp.daemon.options import GROUP, LOG_FILE
 
-LOG_MODE = 0o640
+OPERATORS_MODE = 0o640
+"""Mode of what operators may read and holds no secret: root writes, the group ngp, where it exists, reads."""
+TOLD = {"told": True}
+"""`extra` of a record whose text reaches the terminal anyhow, as the error that ends the command."""
 LOG_BYTES = 1 << 20
 LOG_FILES = 5
 _TERMINAL_LINES = 1000
@@ -74,14 +77,19 @@ class LogFile(RotatingFileHandler):
 def open_log(path: Path) -> int:
     """Open a log for appending (0640, group ngp where it exists) and return the descriptor; a link is refused."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, LOG_MODE)
+    descriptor = os.open(path, flags, OPERATORS_MODE)
+    show_operators(descriptor)
+    return descriptor
+
+
+def show_operators(descriptor: int) -> None:
+    """Let the group ngp, where it exists, read an open file, and nobody else, whatever mode it had."""
     with suppress(OSError):
-        os.fchmod(descriptor, LOG_MODE)
+        os.fchmod(descriptor, OPERATORS_MODE)
     group = operators_group()
     if group is not None:
         with suppress(OSError):
             os.fchown(descriptor, -1, group)
-    return descriptor
 
 
 def operators_group() -> int | None:
@@ -149,6 +157,7 @@ def set_up(state_dir: Path, verbose: bool, terminal: bool) -> None:
     if terminal or verbose:
         screen = Terminal(sys.stderr)
         screen.setLevel(logging.INFO if verbose else logging.WARNING)
+        screen.addFilter(lambda record: not hasattr(record, "told"))
         screen.setFormatter(_Screen("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         handlers.append(screen)
     logging.raiseExceptions = False

@@ -277,10 +277,10 @@ def _run(options: StartOptions) -> int:
     try:
         return int(asyncio.run(main.run(options)))
     except NgpError as error:
-        _log.error("%s", error)
+        _log.error("%s", error, extra=logs.TOLD)
         raise
     except KeyboardInterrupt:
         return _INTERRUPTED
     except Exception as error:
-        _log.exception("the daemon failed")
+        _log.exception("the daemon failed", extra=logs.TOLD)
         raise NgpError(f"the daemon failed ({type(error).__name__}): see {options.state_dir / LOG_FILE}") from error

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from ngp.daemon.logs import operators_group
+from ngp.daemon.logs import OPERATORS_MODE, operators_group, show_operators
 from ngp.daemon.options import CONTROL_SOCKET, LEDGER_FILE, LOG_FILE, PID_FILE
 from ngp.errors import KernelError, RunningError
 
@@ -83,6 +83,7 @@ class StateLock:
             descriptor = _open(path, os.O_RDWR | os.O_CREAT)
             if _lock(descriptor, fcntl.LOCK_EX) and _same(descriptor, path):
                 after_killed = _read_pid(descriptor) != 0
+                show_operators(descriptor)
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                 return cls(path, descriptor, after_killed)
@@ -189,7 +190,7 @@ def forget_killed(state_dir: Path) -> None:
 
 def _open(path: Path, flags: int) -> int:
     try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, OPERATORS_MODE)
     except OSError as error:
         raise KernelError(f"{path}: {error.strerror}; start with sudo, or --state-dir") from error
 
