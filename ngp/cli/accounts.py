@@ -1,13 +1,17 @@
-"""`ngp accounts`: one line for each neighbour and role, never netted."""
+"""`ngp accounts`: one line for each neighbour and role, never netted.
+
+Grace is what a seller gives, so it says nothing of a buyer; a buyer wants the server's bill beside its own meter.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from ngp.cli import books
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import NOT_REAL, Column, Row, data, field, key, money, print_json_rows, print_table
+from ngp.cli.show import NOT_REAL, Column, Row, clean, data, field, key, money, print_json_rows, print_table
 from ngp.cli.verbs import verb_command
 from ngp.daemon import reports
 from ngp.errors import RunningError
@@ -17,15 +21,23 @@ def _real(row: Row) -> str:
     return "real" if row.get("real_money") is True else NOT_REAL
 
 
+def _of(role: str, key: str, form: Callable[[object], str]) -> Callable[[Row], str]:
+    """Show a key in the rows of one role; a dash in the other's."""
+    return lambda row: form(row.get(key) if row.get("role") == role else None)
+
+
 COLUMNS = (
     Column("role", field("role")),
     Column("neighbour", field("neighbour", key)),
     Column("balance", field("balance_msat", money), right=True),
     Column("reserved", field("reserved_msat", money), right=True),
-    Column("grace left", field("grace_left_bytes", data), right=True),
+    Column("grace left", _of("server", "grace_left_bytes", data), right=True),
     Column("paid", field("paid_msat", money), right=True),
     Column("charged", field("charged_msat", money), right=True),
     Column("refunded", field("refunded_msat", money), right=True),
+    Column("billed", _of("client", "billed_msat", money), right=True),
+    Column("our meter", _of("client", "metered_msat", money), right=True),
+    Column("disputed", _of("client", "disputed", clean)),
     Column("money", _real),
 )
 

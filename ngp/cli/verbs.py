@@ -102,7 +102,8 @@ VERBS = (
     Verb(
         "accounts", "[--json]", "list what neighbours paid and owe, and what we paid them",
         "One line for each neighbour and role, never netted: `server` where it buys from us, `client` where we buy. "
-        "Paid is charged + refunded + balance, always; the balance is negative while grace is used.",
+        "Paid is charged + refunded + balance, always; the balance is negative while grace is used. Grace is what we "
+        "give; where we buy, the server's bill stands beside what our own meter makes of it.",
         (("ngp accounts", "works without a daemon too"),),
     ),
     Verb(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Host
 from ngp.cli.aftermath import describe
 from ngp.core.values import Standing
 from ngp.daemon.state import last_sign_s
 from ngp.store.ledger import Ledger
+from tests.cli.conftest import Host
 
 NEXT = "`ngp start` takes over and charges what it missed, `ngp stop` takes it away"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ngp.cli import accounts
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord, JournalRecord
 from ngp.store.ledger import Ledger
@@ -147,6 +148,15 @@ def test_a_defect_of_the_daemon_is_1_and_its_details_are_in_the_log_only(running
     assert "details" not in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
     assert "a defect with details" in (running.state_dir / "ngp.log").read_text()
+
+
+def test_a_buyer_sees_bill_and_meter_and_a_seller_the_grace_it_gives() -> None:
+    seller = fake_main.ACCOUNT
+    buyer = seller | {"role": "client", "grace_left_bytes": 0, "billed_msat": 7, "metered_msat": 9, "disputed": True}
+    shown = {column.title: (column.show(seller), column.show(buyer)) for column in accounts.COLUMNS}
+    assert shown["grace left"] == ("256 kB (262,144)", "-")
+    assert shown["billed"] == ("-", "0.007 sat") and shown["our meter"] == ("-", "0.009 sat")
+    assert shown["disputed"] == ("-", "yes")
 
 
 def test_a_closed_pipe_is_no_error_message(running: Host) -> None:
