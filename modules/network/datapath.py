@@ -326,7 +326,7 @@ class Datapath:
             for number in hooks.attached(index, Direction.OUT):
                 tables = bpf.program_tables(number)
                 if layout.CONTRACTS in tables and layout.LABELS in tables:
-                    return tables
+                    return {name: table for name, table in tables.items() if name in layout.TABLES}
         opened = {name: bpf.open_pin(self._folder / name) for name in layout.TABLES}
         return {name: table for name, table in opened.items() if table is not None}
 

@@ -2,22 +2,26 @@
 
 It stands in the `security` table, whose FORWARD hook comes after the filter table's, so that a packet that the operator
 drops is never charged and an early `ESTABLISHED -j ACCEPT` in the filter table can't lead round the meter. What is paid
-for gets RETURN, not ACCEPT: the operator's own security rules still have their say. Our jumps, one a mesh interface,
+for returns and isn't accepted: the operator's own security rules still have their say. Our jumps, one a mesh interface,
 are FORWARD's first rules, since an ACCEPT before them would be a free ride; `apply` looks every time and moves them
 back. What comes from anywhere else, downloads above all, is not asked here and pays one comparison an interface.
 
-The meter charges when it is asked. Therefore a packet must meet exactly one of the two paid programs: first those rules
-that name an upstream interface, with the strict program; what is bound for an upstream interface and wasn't paid for
-leaves for NGP_UNPAID before the general rules are reached. There the third program says whether the daemon should see
+Comparing an interface's name costs as much as a table's look-up, so a paid packet meets no more than the jump and one
+rule: that asks whether the packet is *unpaid*, which for a paid one neither matches, nor counts, nor goes anywhere.
+
+The meter charges when it is asked. Therefore a packet must meet exactly one of the two programs that charge. The strict
+one believes no source: it knows no returns of what we bought, and nothing is free by where it comes from. Who neither
+buys nor gives anything away has neither, so needs no other. Else it is asked about what is bound for an upstream
+interface, which a goto keeps from the general rule. In NGP_UNPAID the third program says whether the daemon should see
 the packet (queued without bypass: when nobody listens it is dropped), and all else is dropped.
 
-    FORWARD    -i mesh ->   NGP_GATE
-    NGP_GATE   -o upstream  paid_strict  RETURN
-               -o upstream               goto NGP_UNPAID
-                            paid         RETURN
-                                         goto NGP_UNPAID
-    NGP_UNPAID              unknown      NFQUEUE
-                                         DROP
+    FORWARD      -i mesh ->   NGP_GATE
+    NGP_GATE                  unpaid_strict  goto NGP_UNPAID     when nothing passes by its source
+    NGP_GATE     -o upstream                 goto NGP_UPSTREAM   else
+                              unpaid         goto NGP_UNPAID
+    NGP_UPSTREAM              unpaid_strict  goto NGP_UNPAID
+    NGP_UNPAID                unknown        NFQUEUE
+                                             DROP
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ from ngp.modules.network.host import ALL_INTERFACES
 from ngp.modules.network.xtables import LEGACY, NFT, TABLE_MARK, Chains, Change, Rule, Standing, Tables
 from ngp.ports import DesiredNetwork
 
-GATE, UNPAID, CLOSED, CLOSED_OUT = "NGP_GATE", "NGP_UNPAID", "NGP_CLOSED", "NGP_CLOSED_OUT"
+GATE, UPSTREAM, UNPAID = "NGP_GATE", "NGP_UPSTREAM", "NGP_UNPAID"
+CLOSED, CLOSED_OUT = "NGP_CLOSED", "NGP_CLOSED_OUT"
 # What iptables takes as a plain name: no trailing "+" (its wildcard), nothing that a quoted restore file could misread.
 _PLAIN_INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _WILDCARDS = re.compile(r"[*?\[]")
@@ -45,12 +50,12 @@ class GatePaths:
     """Where the socket filters are pinned: each returns other than 0 for yes.
 
     Attributes:
-        paid: charges the packet and says whether it may pass. paid_strict: the same, towards an upstream interface.
+        unpaid: charges the packet and says whether that failed. unpaid_strict: the same, whatever the source.
         unknown: whether the daemon should be asked about the packet.
     """
 
-    paid: Path
-    paid_strict: Path
+    unpaid: Path
+    unpaid_strict: Path
     unknown: Path
 
 
@@ -61,15 +66,15 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
     """
     for name in (*desired.mesh_interfaces, *desired.upstream_interfaces):
         _require_plain_interface(name)
-    for path in (paths.paid, paths.paid_strict, paths.unknown):
+    for path in (paths.unpaid, paths.unpaid_strict, paths.unknown):
         if not _PLAIN_PATH.fullmatch(str(path)):
             raise KernelError(f"iptables can't take the path {str(path)!r}; use letters, digits, . _ - in STATE_DIR")
-    gate = []
-    for outward in sorted(set(desired.upstream_interfaces)):
-        gate += [Rule("RETURN", "", outward, str(paths.paid_strict)), Rule(UNPAID, "", outward, goto=True)]
-    gate += [Rule("RETURN", program=str(paths.paid)), Rule(UNPAID, goto=True)]
+    general, strict = (Rule(UNPAID, program=str(path), goto=True) for path in (paths.unpaid, paths.unpaid_strict))
     unpaid = [Rule("NFQUEUE", program=str(paths.unknown), queue_number=desired.queue_number), Rule("DROP")]
-    return {GATE: gate, UNPAID: unpaid}
+    if not (desired.buys or desired.free):
+        return {GATE: [strict], UNPAID: unpaid}
+    towards = [Rule(UPSTREAM, "", name, goto=True) for name in sorted(set(desired.upstream_interfaces))]
+    return {GATE: [*towards, general], UPSTREAM: [strict], UNPAID: unpaid}
 
 
 def gate_jumps(desired: DesiredNetwork) -> tuple[Rule, ...]:

@@ -2,9 +2,9 @@
  *
  * The meter: admits, counts and cuts the traffic of neighbours in the kernel, whether or not the daemon lives.
  *
- *   xt_paid, xt_paid_strict, xt_unknown   asked by the gate (gate.py), at FORWARD after the operator's own filter
- *   ngp_tc_out                            egress of mesh interfaces: downloads of those who buy from us; our purchases
- *   ngp_tc_in                             ingress of mesh interfaces: what we bought and received
+ *   xt_unpaid, xt_unpaid_strict, xt_unknown   asked by the gate (gate.py), at FORWARD after the operator's own filter
+ *   ngp_tc_out                                egress of mesh interfaces: downloads of those who buy from us; our purchases
+ *   ngp_tc_in                                 ingress of mesh interfaces: what we bought and received
  *
  * Uploads are charged at FORWARD and not at the card: there the router's own traffic and what its firewall drops are
  * already gone. Downloads are charged where the frame names the next hop, so nothing is learned from packets and nothing
@@ -68,14 +68,16 @@ INLINE struct entry *find_entry(const struct config *config, const struct packet
 	if (p->v6) {
 		struct host6 key = { .link = p->link };
 
-		key.link.role = role;
+		key.link.mac_tail_role |= pair(0, role);
 		__builtin_memcpy(key.address, address, 16);
 		entry = bpf_map_lookup_elem(&ngp_hosts6, &key);
+		barrier_var(entry);                               /* else both become one call, for any map, by pointer */
 	} else {
 		struct host4 key = { .link = p->link, .address = { address[0] } };
 
-		key.link.role = role;
+		key.link.mac_tail_role |= pair(0, role);
 		entry = bpf_map_lookup_elem(&ngp_hosts4, &key);
+		barrier_var(entry);
 	}
 	if (!entry && (config->flags & PREFIXES(role, p->v6)))
 		entry = find_prefix(p, role, address);
@@ -189,16 +191,16 @@ INLINE int paid(struct __sk_buff *skb, int strict)
 }
 
 SEC("socket")
-int xt_paid(struct __sk_buff *skb)
+int xt_unpaid(struct __sk_buff *skb)
 {
-	return paid(skb, 0);
+	return !paid(skb, 0);
 }
 
 /* Towards an upstream interface nothing is a return: who sells to us can't send through our uplink for nothing. */
 SEC("socket")
-int xt_paid_strict(struct __sk_buff *skb)
+int xt_unpaid_strict(struct __sk_buff *skb)
 {
-	return paid(skb, 1);
+	return !paid(skb, 1);
 }
 
 /* Is it worth the daemon's time? A few packets of a destination, then nothing for a while; and no more destinations

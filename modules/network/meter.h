@@ -72,11 +72,11 @@ struct label {
 };
 
 /* A neighbour on its link; the MAC is zero where the interface has none. With a role it begins a destination's key:
- * looking the pair up at once saves the packet a search for its neighbour. */
+ * looking the pair up at once saves the packet a search for its neighbour. The hash reads whole words, and would wait
+ * for one that was just written in halves. */
 struct link {
 	__u32 ifindex;
-	__u16 mac[3];
-	__u16 role;
+	__u32 mac_head, mac_tail_role;                            /* four bytes of the MAC; two, then the role */
 };
 struct neighbour {
 	__u32 number, flags;
@@ -136,6 +136,14 @@ struct {
 #define INLINE static __always_inline
 #define APART static __noinline                               /* rare: kept out of the way of the common packet */
 #define ONCE(word) (*(volatile __u64 *)&(word))
+
+/* Two halves as they lie in memory. */
+INLINE __u32 pair(__u16 first, __u16 second)
+{
+	union { __u16 half[2]; __u32 word; } both = { .half = { first, second } };
+
+	return both.word;
+}
 
 INLINE void count(__u32 which)
 {

@@ -26,7 +26,7 @@ from ngp.ports import DesiredNetwork
 HOLD_WINDOW_NS = 1_000_000_000
 HOLD_PACKETS = 8
 _HOSTS_SPARE = 1024
-GATE_PROGRAMS = ("xt_paid", "xt_paid_strict", "xt_unknown")
+GATE_PROGRAMS = ("xt_unpaid", "xt_unpaid_strict", "xt_unknown")
 
 
 class Meter:

@@ -246,6 +246,7 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 {
 	__u32 link_bytes = has_link_addresses(config, skb->ifindex) ? ETH_HLEN : 0, bytes, said;
 	__be16 type = skb->protocol;
+	const __u16 *mac;
 	struct frame f;
 	long failed;
 
@@ -266,7 +267,9 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 				       : bpf_skb_load_bytes(skb, 0, f.to, ETH_HLEN + 20);
 		if (failed)
 			return 0;
-		__builtin_memcpy(p->link.mac, hook == EGRESS ? f.to : f.from, 6);
+		mac = hook == EGRESS ? f.to : f.from;
+		p->link.mac_head = pair(mac[0], mac[1]);
+		p->link.mac_tail_role = pair(mac[2], 0);
 		p->group = ((__u8 *)f.to)[0] & 1;
 	}
 	if (!link_bytes || f.type != type) {                      /* something stands between the two headers */
@@ -305,10 +308,7 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 
 APART struct neighbour *find_neighbour(const struct packet *p)
 {
-	struct link link = p->link;
-
-	link.role = 0;
-	return bpf_map_lookup_elem(&ngp_neighbours, &link);
+	return bpf_map_lookup_elem(&ngp_neighbours, &p->link);
 }
 
 /* Whose contract covers a packet that comes from a destination: the remote end's, also when a router on the way speaks. */

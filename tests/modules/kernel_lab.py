@@ -122,6 +122,6 @@ def pinned_filters(folder: Path) -> Iterator[tuple[Path, Path]]:
         sh(f"umount {mount}")
 
 
-def paths(paid: Path, paid_strict: Path, unknown: Path) -> GatePaths:
-    """Shorthand in the order in which the gate asks."""
-    return GatePaths(paid, paid_strict, unknown)
+def paths(unpaid: Path, unpaid_strict: Path, unknown: Path) -> GatePaths:
+    """Shorthand; all three match when they say yes."""
+    return GatePaths(unpaid, unpaid_strict, unknown)

@@ -5,26 +5,26 @@ from __future__ import annotations
 import fcntl
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from kernel_lab import CLIENT, INTERNET, Lab, desired, lab, passes, paths, pinned_filters, python, sh
 
+from ngp.core.values import FreeRule
 from ngp.errors import KernelError
 from ngp.modules.network import gate, xtables
 from ngp.modules.network.gate import Gate, GatePaths, clean_up, render
 from ngp.modules.network.xtables import LEGACY, NFT, Choice
 
-ON_PAPER = GatePaths(Path("/var/lib/ngp/bpf/paid"), Path("/var/lib/ngp/bpf/strict"), Path("/var/lib/ngp/bpf/unknown"))
+ON_PAPER = GatePaths(Path("/var/lib/ngp/bpf/unpaid"), Path("/var/lib/ngp/bpf/strict"), Path("/var/lib/ngp/bpf/unknown"))
 
 GOLDEN = """\
 *security
 :NGP_GATE - [0:0]
 :NGP_UNPAID - [0:0]
--A NGP_GATE -o up0 -m bpf --object-pinned /var/lib/ngp/bpf/strict -j RETURN
--A NGP_GATE -o up0 -g NGP_UNPAID
--A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/paid -j RETURN
--A NGP_GATE -g NGP_UNPAID
+-A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/strict -g NGP_UNPAID
 -A NGP_UNPAID -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 10325
 -A NGP_UNPAID -j DROP
 -I FORWARD 1 -i m0 -j NGP_GATE
@@ -32,12 +32,15 @@ GOLDEN = """\
 COMMIT
 """
 
-GOLDEN_NO_UPSTREAM = """\
+GOLDEN_BUYS_AS_WELL = """\
 *security
 :NGP_GATE - [0:0]
+:NGP_UPSTREAM - [0:0]
 :NGP_UNPAID - [0:0]
--A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/paid -j RETURN
--A NGP_GATE -g NGP_UNPAID
+-A NGP_GATE -o up0 -g NGP_UPSTREAM
+-A NGP_GATE -o up1 -g NGP_UPSTREAM
+-A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/unpaid -g NGP_UNPAID
+-A NGP_UPSTREAM -m bpf --object-pinned /var/lib/ngp/bpf/strict -g NGP_UNPAID
 -A NGP_UNPAID -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 7
 -A NGP_UNPAID -j DROP
 -I FORWARD 1 -i wg0 -j NGP_GATE
@@ -94,8 +97,10 @@ def saved(variant: str) -> list[str]:
 def test_golden() -> None:
     assert render(desired(), ON_PAPER, 4) == GOLDEN
     assert render(desired(), ON_PAPER, 6) == GOLDEN
-    other = desired(mesh_interfaces=("wg0",), upstream_interfaces=(), queue_number=7)
-    assert render(other, ON_PAPER, 4) == GOLDEN_NO_UPSTREAM
+    other = desired(mesh_interfaces=("wg0",), upstream_interfaces=("up1", "up0"), queue_number=7, buys=True)
+    assert render(other, ON_PAPER, 4) == GOLDEN_BUYS_AS_WELL
+    gives = replace(other, buys=False, free=(FreeRule(ip_network("192.0.2.0/24")),))
+    assert render(gives, ON_PAPER, 4) == GOLDEN_BUYS_AS_WELL, "what is free may be so by its source, but not upstream"
 
 
 def test_no_gate_where_none_is_wanted() -> None:
@@ -111,7 +116,7 @@ def test_an_interface_name_that_iptables_misreads_is_refused(name: str) -> None:
 
 def test_a_path_that_iptables_misreads_is_refused() -> None:
     with pytest.raises(KernelError, match="STATE_DIR"):
-        render(desired(), GatePaths(Path("/a b"), ON_PAPER.paid_strict, ON_PAPER.unknown), 4)
+        render(desired(), GatePaths(Path("/a b"), ON_PAPER.unpaid_strict, ON_PAPER.unknown), 4)
 
 
 def test_apply_twice_changes_nothing_and_clean_up_restores(
@@ -121,11 +126,11 @@ def test_apply_twice_changes_nothing_and_clean_up_restores(
     for command in COMMANDS:
         subprocess.run([f"{command}-{variant}-restore"], input=OPERATOR, text=True, check=True)
     before = saved(variant)
-    held = Gate(paths(yes, yes, no), desired())
+    held = Gate(paths(no, no, no), desired())
     assert held.apply() is True
     with_gate = saved(variant)
     assert [line for line in with_gate if "NGP_" not in line] == before
-    assert held.apply() is False and Gate(paths(yes, yes, no), desired()).apply() is False
+    assert held.apply() is False and Gate(paths(no, no, no), desired()).apply() is False
     assert held.standing() and saved(variant) == with_gate
     assert held.apply(programs_changed=True) is True and saved(variant) == with_gate
     clean_up(False, ("m0", "m1"))
@@ -138,14 +143,14 @@ def test_the_jump_is_the_one_that_iptables_itself_would_write(
     hosts: Lab, filters: tuple[Path, Path], variant: str
 ) -> None:
     """Compared by masks as well, which listings don't show: a short one would match other interfaces."""
-    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    Gate(paths(filters[1], filters[1], filters[1]), desired()).apply()
     for command in COMMANDS:
         for mesh in ("m0", "m1"):
             sh(f"{command}-{variant} -t security -C FORWARD -i {mesh} -j NGP_GATE")
 
 
 def test_legacy_loads_no_table_but_its_own(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
-    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    Gate(paths(filters[1], filters[1], filters[1]), desired()).apply()
     loaded = ["security"] if variant == LEGACY else []
     assert xtables.legacy_tables(4) == loaded and xtables.legacy_tables(6) == loaded
 
@@ -154,14 +159,14 @@ def test_clean_up_takes_away_the_nft_tables_that_the_gate_made(
     hosts: Lab, filters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(xtables, "detect", lambda: Choice(NFT, "chosen by the test"))
-    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    Gate(paths(filters[1], filters[1], filters[1]), desired()).apply()
     clean_up(True, ("m0",))
     clean_up(False, ())
     assert sh("nft list ruleset") == ""
 
 
 def test_fewer_interfaces_or_families_leave_no_old_rule(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
-    held = Gate(paths(filters[0], filters[0], filters[1]), desired())
+    held = Gate(paths(filters[1], filters[1], filters[1]), desired())
     held.apply()
     held.apply(desired(mesh_interfaces=("m0",), families=frozenset({4})))
     assert not [line for line in saved(variant) if "m1" in line]
@@ -173,7 +178,7 @@ def test_fewer_interfaces_or_families_leave_no_old_rule(hosts: Lab, filters: tup
 def test_the_jump_is_moved_back_before_an_operators_accept(
     hosts: Lab, filters: tuple[Path, Path], variant: str
 ) -> None:
-    held = Gate(paths(filters[1], filters[1], filters[1]), desired())
+    held = Gate(paths(filters[0], filters[0], filters[1]), desired())
     held.apply()
     for command in COMMANDS:
         sh(f"{command}-{variant} -t security -I FORWARD 1 -j ACCEPT")
@@ -193,27 +198,29 @@ def test_each_packet_is_judged_by_the_program_for_its_way(
     hosts: Lab, filters: tuple[Path, Path], variant: str, family: int
 ) -> None:
     yes, no = filters
-    held = Gate(paths(no, yes, no), desired())
-    held.apply()
-    assert passes(hosts.client, INTERNET[family]), "strict says yes, towards upstream only strict is asked"
-    Gate(paths(yes, no, no), desired()).apply()
+    strict_pays, general_pays, buys = paths(yes, no, no), paths(no, yes, no), desired(buys=True)
+    Gate(strict_pays, buys).apply()
+    assert passes(hosts.client, INTERNET[family]), "towards upstream only strict is asked"
+    Gate(general_pays, buys).apply()
     assert not passes(hosts.client, INTERNET[family]), "the general program must not pass what strict refused"
-    Gate(paths(yes, no, no), desired(upstream_interfaces=())).apply()
+    Gate(general_pays, replace(buys, upstream_interfaces=())).apply()
     assert passes(hosts.client, INTERNET[family]), "no upstream: the general program decides"
-    Gate(paths(no, yes, no), desired(upstream_interfaces=())).apply()
+    Gate(strict_pays, replace(buys, upstream_interfaces=())).apply()
     assert not passes(hosts.client, INTERNET[family])
+    Gate(strict_pays, desired(upstream_interfaces=())).apply()
+    assert passes(hosts.client, INTERNET[family]), "nothing passes by its source: strict decides everything"
 
 
 @pytest.mark.parametrize("table", ["filter", "security"])
 def test_an_operators_drop_stays_in_force(hosts: Lab, filters: tuple[Path, Path], variant: str, table: str) -> None:
-    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    Gate(paths(filters[1], filters[1], filters[1]), desired()).apply()
     assert passes(hosts.client, INTERNET[4])
     sh(f"iptables-{variant} -t {table} -A FORWARD -p icmp -j DROP")
     assert not passes(hosts.client, INTERNET[4])
 
 
 def test_closed_drops_both_ways_until_the_gate_stands(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
-    held = Gate(paths(filters[0], filters[0], filters[1]), desired())
+    held = Gate(paths(filters[1], filters[1], filters[1]), desired())
     held.apply()
     clean_up(True, ("m0", "m1"))
     assert not [line for line in saved(variant) if "NGP_GATE" in line or "NGP_UNPAID" in line]
@@ -268,7 +275,7 @@ def test_the_gate_left_in_the_other_variant_goes(
 ) -> None:
     for variant in (LEGACY, NFT):
         monkeypatch.setattr(xtables, "detect", lambda chosen=variant: Choice(chosen, "chosen by the test"))
-        Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+        Gate(paths(filters[1], filters[1], filters[1]), desired()).apply()
     assert not [line for line in saved(LEGACY) if "NGP" in line]
     assert [line for line in saved(NFT) if "NGP" in line]
 
@@ -299,7 +306,7 @@ except TimeoutError: print(n)
 @pytest.mark.parametrize("paid", [True, False])
 def test_no_packet_meets_half_a_change(hosts: Lab, filters: tuple[Path, Path], variant: str, paid: bool) -> None:
     yes, no = filters
-    says = yes if paid else no
+    says = no if paid else yes
     held = Gate(paths(says, says, no), desired())
     held.apply()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -318,10 +325,10 @@ def test_no_packet_meets_half_a_change(hosts: Lab, filters: tuple[Path, Path], v
 def test_a_missing_pin_is_a_clear_error_and_leaves_the_gate(
     hosts: Lab, filters: tuple[Path, Path], variant: str
 ) -> None:
-    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    Gate(paths(filters[1], filters[1], filters[1]), desired()).apply()
     before = saved(variant)
     with pytest.raises(KernelError, match="bpf|security"):
-        Gate(paths(filters[0].parent / "absent", filters[0], filters[1]), desired()).apply()
+        Gate(paths(filters[1], filters[1].parent / "absent", filters[1]), desired()).apply()
     assert saved(variant) == before
     assert gate.GATE in "".join(before)
 
@@ -332,7 +339,7 @@ def test_the_legacy_lock_is_waited_for_and_then_named(
     monkeypatch.setattr(xtables, "detect", lambda: Choice(LEGACY, "chosen by the test"))
     monkeypatch.setattr(xtables, "_LOCK_WAIT_S", 0.1)
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
-    held = Gate(paths(filters[0], filters[0], filters[1]), desired())
+    held = Gate(paths(filters[1], filters[1], filters[1]), desired())
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(KernelError, match="fuser -v"):

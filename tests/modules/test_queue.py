@@ -129,7 +129,7 @@ class Daemon:
 
     def __init__(self, filters: tuple[Path, Path], per_neighbour_max: int = 512) -> None:
         self.yes, self.no = filters
-        Gate(paths(self.no, self.no, self.yes), desired()).apply()
+        Gate(paths(self.yes, self.yes, self.yes), desired()).apply()
         self.held: asyncio.Queue[HeldPacket] = asyncio.Queue()
         self.queue = HeldQueue(
             QUEUE_NUMBER, self.held.put_nowait, lambda name: name == "m0", per_neighbour_max=per_neighbour_max
@@ -140,7 +140,7 @@ class Daemon:
         return await asyncio.wait_for(self.held.get(), 5)
 
     def pay(self) -> None:
-        Gate(paths(self.yes, self.yes, self.no), desired()).apply()
+        Gate(paths(self.no, self.no, self.no), desired()).apply()
 
 
 def in_loop(
@@ -317,7 +317,7 @@ except TimeoutError: print(n)
 
 
 def test_kill_drops_what_was_held_and_what_follows(hosts: Lab, filters: tuple[Path, Path]) -> None:
-    Gate(paths(filters[1], filters[1], filters[0]), desired()).apply()
+    Gate(paths(filters[0], filters[0], filters[0]), desired()).apply()
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(QUEUE_NUMBER)],
         stdout=subprocess.PIPE,
@@ -339,7 +339,7 @@ def test_kill_drops_what_was_held_and_what_follows(hosts: Lab, filters: tuple[Pa
             child.wait()
         subprocess.run(python(hosts.client, SEND, INTERNET[4], "3"), check=True)
         assert receiver.communicate("\n")[0] == "0\n"
-    Gate(paths(filters[0], filters[0], filters[1]), desired()).apply()
+    Gate(paths(filters[1], filters[1], filters[1]), desired()).apply()
     with subprocess.Popen(
         python(hosts.internet, COUNT, INTERNET[4]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as control:
