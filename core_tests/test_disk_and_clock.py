@@ -62,6 +62,7 @@ def test_a_full_disk_stops_new_contracts_and_loses_nothing(lab: Lab) -> None:
     assert answered(trade, 2) == 0  # what can't be written isn't agreed
     assert answered(trade, 1, count=3) == 3
     await_until(lambda: not trade.gateway.ask("status")["ledger"]["writable"], what="the ledger's state in `status`")
+    assert trade.gateway.cli("backup", str(lab.folder / "copy.db")).returncode == 0  # to where there is room
     ballast.unlink()
     await_until(lambda: answered(trade, 3) == 1, what="service when there is room again")
     restart(trade.gateway)

@@ -234,7 +234,8 @@ class Handlers:
         file = arguments.get("file")
         if not isinstance(file, str) or not file.startswith("/"):
             raise UsageError(f"backup file {file!r}: it must be an absolute path")
-        self._node.write_totals()
+        if not self._node.ledger_why_not:  # else what it holds is what can be saved
+            self._node.write_totals()
         self._node.parts.ledger.backup(Path(file))
         return f"ledger copied to {file}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
 import time
@@ -30,7 +31,7 @@ from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, LEDGER_FILE, StartOptions
 from ngp.daemon.post import Post, SelfDescription
 from ngp.daemon.state import NamespaceLock
-from ngp.errors import ConfigError, ExitCode, NgpError, PaymentError
+from ngp.errors import ConfigError, ExitCode, LedgerError, NgpError, PaymentError
 from ngp.ports import Link, Network, Payment
 from ngp.store.ledger import Ledger
 
@@ -94,7 +95,7 @@ async def check(settings: Settings, state_dir: Path) -> list[Check]:
 
 async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, Courier, list[Link]]:
     """Open ledger, keys and modules. Raises NgpError; nothing in the kernel is touched yet."""
-    ledger = Ledger.open(options.state_dir / LEDGER_FILE)
+    ledger = open_ledger(options.state_dir)
     try:
         private_key = identity.load_or_create(options.state_dir)
         boot = ledger.next_boot(max(1, int(time.time()) - BOOT_EPOCH_S))
@@ -111,6 +112,17 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         ledger.close()
         raise
     return parts, courier, links
+
+
+def open_ledger(state_dir: Path) -> Ledger:
+    """Open the ledger, or make the first one. Raises LedgerError: also where an identity has lost its ledger."""
+    path, key = state_dir / LEDGER_FILE, state_dir / identity.KEY_FILE
+    if os.path.lexists(key) and not os.path.lexists(path):  # a first start makes the ledger before the key
+        raise LedgerError(
+            f"ledger {path}: is gone, and {key.name} isn't: neighbours may have prepaid this node. Copy a backup made "
+            f"by `ngp backup` to {path}. Without one: move {key.name} away, `ngp start`, `ngp stop`, move it back"
+        )
+    return Ledger.open(path)
 
 
 async def _means(payment: Payment, settings: Settings) -> Means:

@@ -158,7 +158,12 @@ class Node:
         world = self.parts.gatekeeper.world
         world.effects = []
         self.parts.gatekeeper.flush(most=len(world.unflushed))
-        self._executor.store(world.effects)
+        try:
+            self._executor.store(world.effects)
+        except LedgerError as error:
+            self._unstored = [*self._unstored, *world.effects]  # they are told once
+            self._freeze(error)
+            raise
 
     def close_tasks(self) -> None:
         """Stop everything that runs by itself."""

@@ -63,6 +63,31 @@ def translated(path: Path) -> Iterator[None]:
         raise failure(path, error) from error
 
 
+def places(path: Path) -> dict[Path, tuple[int, int]]:
+    """Return the device and inode that the ledger's name, and that of its log, lead to. Raises OSError.
+
+    Nothing is opened: to close a second descriptor of the file would drop the locks that SQLite holds on it
+    (https://www.sqlite.org/howtocorrupt.html, section 2.2).
+    """
+    found = {}
+    for one in (path, path.with_name(path.name + "-wal")):
+        with contextlib.suppress(FileNotFoundError):
+            status = one.stat()
+            found[one] = (status.st_dev, status.st_ino)
+    return found
+
+
+def require_in_place(before: dict[Path, tuple[int, int]], path: Path) -> None:
+    """Refuse to write into a file that nobody will find again. Raises LedgerError."""
+    now = places(path)
+    for one, where in before.items():
+        if now.get(one) != where:
+            raise LedgerError(
+                f"ledger {path}: {one.name} was moved, deleted or replaced while ngp runs. `ngp backup FILE` still "
+                f"saves what it held; then `ngp stop`, copy that file to {path}, and start ngp again"
+            )
+
+
 def open_file(path: Path) -> sqlite3.Connection:
     """Open the ledger, creating it (0600, its folder 0700) where there is none.
 

@@ -44,6 +44,7 @@ class Ledger:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
+        self._places = file.places(path)
         self._full = False
         self._broken = ""
 
@@ -83,7 +84,8 @@ class Ledger:
             durable: return only when they survive a power cut; for everything that moves money.
 
         Raises:
-            LedgerError: the disk is full or failed, or a payment would go back; the ledger is as it was before.
+            LedgerError: the disk is full or failed, the file is gone from its place, or a payment would go back; the
+                ledger is as it was before.
         """
         if not records:
             return
@@ -264,6 +266,7 @@ class Ledger:
     @contextlib.contextmanager
     def _transaction(self, durable: bool) -> Iterator[sqlite3.Connection]:
         with self._reading() as connection:
+            file.require_in_place(self._places, self.path)
             if durable is not self._full:
                 connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._full = durable

@@ -14,6 +14,8 @@ import pytest
 from ledger_records import NOW, contract, journal, neighbour, payment
 
 import ngp
+from ngp import identity
+from ngp.daemon.main import open_ledger
 from ngp.errors import LedgerError
 from ngp.store import file, schema
 from ngp.store.ledger import Ledger
@@ -93,6 +95,16 @@ def test_a_file_gone_from_beside_its_wal_is_not_replaced_by_a_blank_one(tmp_path
     with pytest.raises(LedgerError, match="blank"):
         Ledger.open(path)
     assert not path.exists()
+
+
+def test_an_identity_that_lost_its_ledger_does_not_begin_blank(tmp_path: Path) -> None:
+    open_ledger(tmp_path).close()
+    identity.load_or_create(tmp_path)
+    open_ledger(tmp_path).close()
+    (tmp_path / "ledger.db").unlink()
+    with pytest.raises(LedgerError, match=r"identity\.key.*ngp backup"):
+        open_ledger(tmp_path)
+    assert not (tmp_path / "ledger.db").exists()
 
 
 def test_a_creation_that_was_killed_half_way_is_begun_again(tmp_path: Path) -> None:
@@ -264,6 +276,20 @@ def test_a_read_only_file_system_is_named_at_the_start(tmp_path: Path) -> None:
     said = in_mount(tmp_path, prepare, READ_ONLY)
     assert "ledger.db" in said
     assert "writable" in said
+
+
+@pytest.mark.parametrize("lost", ["", "-wal"])
+@pytest.mark.parametrize("how", [Path.unlink, lambda path: shutil.copy(path, path.with_name("copy")).replace(path)])
+def test_nothing_is_written_into_a_file_that_nobody_finds_again(tmp_path: Path, lost: str, how: object) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = Ledger.open(path)
+    ledger.commit([neighbour(), payment(1)])
+    how(path.with_name(path.name + lost))  # type: ignore[operator]
+    with pytest.raises(LedgerError, match=r"while ngp runs.*ngp backup"):
+        ledger.commit([payment(2)])
+    ledger.backup(tmp_path / "saved.db")
+    ledger.close()
+    assert len(Ledger.open(tmp_path / "saved.db").load(NOW).payments) == 1
 
 
 def test_after_a_rollback_that_fails_nothing_more_is_written(tmp_path: Path) -> None:
