@@ -18,7 +18,7 @@ from core_tests.trade import GATEWAY, MSAT_PER_KB, Trade, assert_conserved, open
 from ngp.store.ledger import Ledger
 
 VERSIONS = (4, 6)
-CONFIGURATION, PAYMENT = 3, 5
+CONFIGURATION, KERNEL, PAYMENT = 3, 4, 5
 SAT_MSAT = 1000
 
 
@@ -43,6 +43,12 @@ def test_reload_takes_a_good_file_and_refuses_a_bad_one(lab: Lab) -> None:
     assert answered(trade, 1) and answered(trade, 2)
     assert (price_of(trade, 1), price_of(trade, 2)) == (2, 3)
     assert before["id"] in {row["id"] for row in trade.sold(state="active")}
+
+    other = trade.gateway.folder / "other.conf"
+    other.write_text("MESH_INTERFACES: [mesh0, absent0]\nQUEUE_NUMBER: 7\n")
+    asked = trade.gateway.cli("check", "--config", str(other))
+    assert asked.returncode == KERNEL, asked.stdout + asked.stderr
+    assert "absent0" in asked.stdout and "a restart brings QUEUE_NUMBER" in asked.stdout
 
     bad = trade.gateway.reload({**selling_at("4 msat"), "SELL_PIRCE": 1})
     assert bad.returncode == CONFIGURATION

@@ -1,10 +1,12 @@
 """`ngp check`: what is missing, each with the command that mends it.
 
-The file is always read here, since it may have been edited after the daemon read it; the rest is asked of the daemon if
-one runs, because only it holds the payment node's connection.
+The file is always read here, since it may have been edited after the daemon read it, or be another one; the rest is
+asked of the daemon if one runs, which then looks at the host as this file would have it.
 """
 
 from __future__ import annotations
+
+import json
 
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
@@ -14,6 +16,7 @@ from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.errors import ConfigError, ExitCode, RunningError
 
+_MOST_ASKED_BYTES = 60_000  # the daemon takes 64 kB as a question
 _KINDS = {
     "configuration": ExitCode.CONFIGURATION,
     "kernel": ExitCode.KERNEL,
@@ -25,8 +28,8 @@ _KINDS = {
 @verb_command("check")
 def command(place: Place, as_json: bool) -> int:
     """Look for what is missing."""
-    configuration, settings = _check_configuration(place)
-    rows = [configuration, *_rest(place, settings)]
+    configuration, settings, text = _check_configuration(place)
+    rows = [configuration, *_rest(place, settings, text)]
     if as_json:
         print_json_rows(rows)
     else:
@@ -35,19 +38,29 @@ def command(place: Place, as_json: bool) -> int:
     return next((int(code) for kind, code in _KINDS.items() if kind in failed), int(ExitCode.DONE))
 
 
-def _check_configuration(place: Place) -> tuple[Row, Settings | None]:
+def _check_configuration(place: Place) -> tuple[Row, Settings | None, str]:
+    from ngp.config import parse, read_text
+
     try:
-        settings = place.settings(trusted_only=True)
+        text = read_text(place.config_path, trusted_only=True)
+        settings = parse(text, place.config_path)
     except ConfigError as error:
         bad = Check("configuration", False, str(error), "correct the file, then again: ngp check")
-        return _row(bad, "configuration"), None
-    return _row(Check("configuration", True, str(place.config_path)), "configuration"), settings
+        return _row(bad, "configuration"), None, ""
+    return _row(Check("configuration", True, str(place.config_path)), "configuration"), settings, text
 
 
-def _rest(place: Place, settings: Settings | None) -> list[Row]:
+def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:
+    asked: dict[str, object] = {} if settings is None else {"text": text, "path": str(place.config_path)}
+    unread = ""
+    if settings is None:
+        unread = "what follows is about the settings that the daemon runs with, not about this file"
+    elif len(json.dumps(asked)) > _MOST_ASKED_BYTES:
+        unread = "the file is too long to be asked about: what follows is about the settings that the daemon runs with"
     try:
-        found = Daemon(place.state_dir).rows("check")
-        return [row for row in found if row.get("name") != "configuration"]
+        found = [row for row in Daemon(place.state_dir).rows("check", **({} if unread else asked))]
+        noted = [_row(Check("daemon", True, unread), "configuration")] if unread else []
+        return noted + [row for row in found if row.get("name") != "configuration"]
     except (RunningError, ConfigError):
         if settings is None:
             return []

@@ -1,6 +1,7 @@
 """net.conf: its keys, their units, and how the file becomes `ngp.core.settings.Settings`."""
 
 from ngp.config.destinations import PROTOCOL_NUMBERS
+from ngp.config.document import read_text
 from ngp.config.keys import KEYS, Key, listing
 from ngp.config.loader import check_ownership, default_path, installed_modules, load, parse
 from ngp.config.reload import Changes, changes, keep_until_restart
@@ -18,4 +19,5 @@ __all__ = [
     "listing",
     "load",
     "parse",
+    "read_text",
 ]

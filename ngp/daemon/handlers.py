@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ngp import __version__, identity
+from ngp.config import parse
 from ngp.core.cashier import SAT_MSAT, refundable_msat
 from ngp.core.events import BlockNeighbour, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
 from ngp.core.records import PaymentKind
-from ngp.core.values import Check
-from ngp.daemon import reports
-from ngp.daemon.desired import missing_names
+from ngp.daemon import checkup, reports
 from ngp.daemon.node import Node
 from ngp.errors import PaymentError, UsageError
 
@@ -92,13 +92,16 @@ class Handlers:
             },
         }
 
-    async def check(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        """Look at the host from where the daemon stands."""
-        node = self._node
-        network = node.parts.network
-        checks = [*missing_names(node.settings, network), *network.check(node.desired)]
-        checks.append(_health("payment", node.payment_why_not, f"{node.settings.payment_module} is ready"))
-        checks.append(_health("ledger", node.ledger_why_not, "can be written"))
+    async def check(self, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        """Look at the host from where the daemon stands; as a file would have it, whose text and path are given."""
+        node, text = self._node, arguments.get("text")
+        wanted = node.settings
+        if isinstance(text, str):  # in a thread: a long file would hold up the loop
+            wanted = await asyncio.to_thread(parse, text, Path(str(arguments.get("path"))))
+        checks = checkup.network(wanted, node.parts.network)
+        checks.append(await checkup.payment(node.settings, wanted, node.parts.payment, node.payment_why_not))
+        checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
+        checks.append(checkup.effect(node.settings, wanted))
         kinds = {"payment": "payment", "ledger": "ledger"}
         return [
             {
@@ -249,10 +252,6 @@ class Handlers:
         known = {neighbour.identity for neighbour in self._world.neighbours.values()}
         known |= {who for who, _ in self._world.accounts}
         return identity.match(written, known)
-
-
-def _health(name: str, why_not: str, fine: str) -> Check:
-    return Check(name, not why_not, why_not or fine, "the daemon goes on trying; see ngp status" if why_not else "")
 
 
 async def _stream(rows: Any) -> AsyncIterator[dict[str, Any]]:

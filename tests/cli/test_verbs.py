@@ -206,6 +206,20 @@ def test_check_with_a_daemon(running: Host) -> None:
     assert all({"name", "ok", "found", "remedy"} <= row.keys() for row in rows)
 
 
+def test_a_daemon_is_asked_about_the_very_file(running: Host) -> None:
+    other = running.folder / "other.conf"
+    other.write_text("MESH_INTERFACES: [eth7]\n")
+    rows = json.loads(running.ngp("check", "--config", "other.conf", "--json").stdout)
+    assert all(word in rows[1]["found"] for word in ("eth7", str(other)))
+    other.write_text("MESH_INTERFACES: [eth7]\n# " + 70_000 * "x")
+    rows = json.loads(running.ngp("check", "--config", "other.conf", "--json").stdout)
+    assert [row["name"] for row in rows] == ["configuration", "daemon", "hook", "payment"]
+    assert "too long" in rows[1]["found"] and rows[2]["found"] == "looked, asked about {}"
+    other.write_text("SELL: perhaps\n")
+    done = running.ngp("check", "--config", "other.conf", "--json")
+    assert done.returncode == 3 and "not about this file" in json.loads(done.stdout)[1]["found"]
+
+
 def test_check_without_a_daemon_goes_by_kind(host: Host) -> None:
     away = host.ngp("check", "--config", "net.conf")
     assert away.returncode == 5

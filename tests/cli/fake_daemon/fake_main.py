@@ -75,8 +75,9 @@ class Handlers:
     async def ledger(self, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         return [ENTRY] if not arguments["since"] else []
 
-    async def check(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        return [{"name": name, "ok": True, "found": "looked", "remedy": ""} for name in ("hook", "payment")]
+    async def check(self, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        found = f"looked, asked about {json.dumps(arguments)[:400]}"
+        return [{"name": name, "ok": True, "found": found, "remedy": ""} for name in ("hook", "payment")]
 
     async def reload(self, _arguments: dict[str, Any]) -> str:
         raise ConfigError("net.conf:1: bad\nnet.conf:2: worse")

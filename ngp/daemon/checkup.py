@@ -1,0 +1,50 @@
+"""Checkup: what `ngp check` learns from a running daemon, about its own settings or about a file not in force yet.
+
+The daemon looks because it has the rights, stands in the right network namespace and holds the payment node's
+connection. A file comes as text, already read and parsed by the command: the group ngp may ask as well, and root must
+not open files for it.
+"""
+
+from __future__ import annotations
+
+from ngp.config import changes
+from ngp.core.settings import Settings
+from ngp.core.values import Check
+from ngp.daemon.desired import look_at_host, missing_names
+from ngp.errors import PaymentError
+from ngp.ports import Network, Payment
+
+_SEE_STATUS = "the daemon goes on trying; see ngp status"
+
+
+def network(settings: Settings, asked: Network) -> list[Check]:
+    """Look at the host as these settings would have it. Raises KernelError."""
+    return [*missing_names(settings, asked), *asked.check(look_at_host(settings, asked))]
+
+
+def health(name: str, why_not: str, fine: str) -> Check:
+    """Tell how a part of the daemon is. Args: why_not: "" if it is well."""
+    return Check(name, not why_not, why_not or fine, _SEE_STATUS if why_not else "")
+
+
+async def payment(running: Settings, wanted: Settings, node: Payment, why_not: str) -> Check:
+    """Tell whether the payment node would do, as far as the one in use can show it."""
+    if wanted.payment_module != running.payment_module:
+        found = f"{wanted.payment_module}: not looked at, as this daemon uses {running.payment_module}"
+        return Check("payment", True, f"{found}; the next start tries it, or `ngp check` without a daemon")
+    if wanted.account_id in (None, running.account_id) or why_not:
+        return health("payment", why_not, f"{running.payment_module} is ready")
+    try:
+        found = (await node.info()).account_id
+    except PaymentError as error:
+        return health("payment", str(error), "")
+    said = f"ACCOUNT_ID is {wanted.account_id}, the payment node is {found}"
+    return Check("payment", wanted.account_id == found, said, "connect the right node, or change ACCOUNT_ID")
+
+
+def effect(running: Settings, wanted: Settings) -> Check:
+    """Tell what of a file would change, and how it comes into force."""
+    found = changes(running, wanted)
+    parts = [f"`ngp reload` applies {', '.join(found.applied)}"] if found.applied else []
+    parts += [f"a restart brings {', '.join(found.needs_restart)}"] if found.needs_restart else []
+    return Check("in force", True, "; ".join(parts) or "all of it: the daemon runs with these settings")

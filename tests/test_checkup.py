@@ -1,0 +1,50 @@
+"""What a running daemon says about a file that isn't in force yet."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ngp.config import parse
+from ngp.daemon import checkup
+
+RUNNING = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "all of it: the daemon runs with these settings"),
+        ({"sells": False}, "`ngp reload` applies SELL"),
+        ({"queue_number": 7}, "a restart brings QUEUE_NUMBER"),
+        ({"sells": False, "queue_number": 7}, "`ngp reload` applies SELL; a restart brings QUEUE_NUMBER"),
+    ],
+)
+def test_what_would_change_and_how(changed: dict[str, Any], said: str) -> None:
+    assert checkup.effect(RUNNING, replace(RUNNING, **changed)).found == said
+
+
+@pytest.mark.parametrize(
+    ("changed", "why_not", "is_well", "said"),
+    [
+        ({}, "", True, "sandbox is ready"),
+        ({}, "asleep", False, "asleep"),
+        ({"payment_module": "lnd"}, "", True, "lnd: not looked at"),
+        ({"account_id": "02aa"}, "", True, "the payment node is 02aa"),
+        ({"account_id": "02bb"}, "", False, "ACCOUNT_ID is 02bb, the payment node is 02aa"),
+    ],
+)
+def test_the_payment_node_as_far_as_it_can_be_seen(
+    changed: dict[str, Any], why_not: str, is_well: bool, said: str
+) -> None:
+    class Node:
+        async def info(self) -> SimpleNamespace:
+            return SimpleNamespace(account_id="02aa")
+
+    found = asyncio.run(checkup.payment(RUNNING, replace(RUNNING, **changed), Node(), why_not))  # type: ignore[arg-type]
+    assert found.ok is is_well and said in found.found
