@@ -1,14 +1,14 @@
 """Node: the running daemon. One loop: events in, the core's step, records stored, effects carried out.
 
-Everything that happens is queued as an event; the pump takes them in batches, so that a burst of a thousand accepts
-costs one transaction and one batch of map updates. What is due by time is a Tick like any other event.
+Everything that happens is queued as an event; the pump takes them in batches, so that a burst of accepts costs one
+transaction and one batch of map updates, and from all neighbours in turn, so that who floods waits behind himself. What
+is due by time is a Tick like any other event.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -34,13 +34,15 @@ from ngp.core.settings import Settings
 from ngp.core.values import DesiredNetwork, HeldPacket, Hint, Verdict
 from ngp.daemon.desired import look_at_host, missing_names
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
+from ngp.daemon.lanes import STRANGERS, Lanes
 from ngp.daemon.logs import RateLimit
 from ngp.daemon.post import Post, SelfDescription
 from ngp.errors import ConfigError, KernelError, LedgerError, PaymentError
 from ngp.ports import Clock, Network, Payment
 from ngp.store.ledger import Ledger
 
-BATCH_EVENTS = 512
+BATCH_EVENTS = 64  # of all neighbours in turn; more would make a neighbour's first packet wait longer for its own turn
+READINGS_AT_ONCE = 32  # about as much work as a neighbour's event or two
 READ_INTERVAL_S = 1.0
 HELLO_INTERVAL_S = 10.0
 PRUNE_INTERVAL_S = 3600.0
@@ -87,7 +89,8 @@ class Node:
         self.desired = self._desired()
         self.post = make_post(self._ourselves(), self.tell)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell)
-        self._events: deque[Event] = deque()
+        self._events = Lanes()
+        self.post.is_busy = self._is_busy
         self._pump: asyncio.Handle | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._unstored: list[Effect] = []
@@ -177,10 +180,25 @@ class Node:
     # --- events -------------------------------------------------------------------------------------------------------
 
     def tell(self, event: Event) -> None:
-        """Queue an event."""
-        self._events.append(event)
+        """Queue an event, behind those of the same neighbour."""
+        self._events.add(event, self._lane(event))
         if self._pump is None:
             self._pump = asyncio.get_running_loop().call_soon(self._run_pump)
+
+    def _lane(self, event: Event) -> bytes | None:
+        if isinstance(event, PacketHeld):
+            return self._lane_of(event.link)
+        if isinstance(event, MessageReceived):
+            return event.identity if event.identity in self.parts.gatekeeper.world.by_identity else STRANGERS
+        return None
+
+    def _lane_of(self, link: tuple[str, bytes]) -> bytes:
+        neighbour = self.parts.gatekeeper.world.by_link.get(link)
+        return neighbour.identity if neighbour is not None else STRANGERS
+
+    def _is_busy(self, link: tuple[str, bytes]) -> bool:
+        """Say whether a neighbour has more work waiting here than its messages may add to."""
+        return self._events.is_full(self._lane_of(link))
 
     def _run_pump(self) -> None:
         self._pump = None
@@ -188,8 +206,7 @@ class Node:
             return
         parts, effects = self.parts, self._unstored
         now = parts.clock.now()
-        for _ in range(min(BATCH_EVENTS, len(self._events))):
-            event = self._events.popleft()
+        for event in self._events.take(BATCH_EVENTS):
             if isinstance(event, MessageReceived) and isinstance(event.message, Statement | Invoice):
                 effects += parts.gatekeeper.step(self._metered_for(event.identity), now)
             effects += parts.gatekeeper.step(event, now)
@@ -282,8 +299,8 @@ class Node:
 
     def _read_now(self) -> None:
         readings = self.parts.network.read(None)
-        if readings:
-            self.tell(UsageRead(tuple(readings)))
+        for start in range(0, len(readings), READINGS_AT_ONCE):
+            self.tell(UsageRead(tuple(readings[start : start + READINGS_AT_ONCE])))
 
     async def _read_usage(self) -> None:
         while True:

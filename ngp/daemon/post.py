@@ -71,6 +71,7 @@ class Post:
         self._timer: asyncio.TimerHandle | None = None
         self._dropped: dict[str, int] = {}
         self.frozen = False
+        self.is_busy: Callable[[LinkKey], bool] = lambda _link: False
 
     async def open(self, interfaces: Sequence[str]) -> None:
         """Open every link on these interfaces. Raises KernelError."""
@@ -143,9 +144,12 @@ class Post:
     # --- in -----------------------------------------------------------------------------------------------------------
 
     def _received(self, link: Link, peer: LinkPeer, datagram: bytes) -> None:
+        key = (peer.interface, peer.link_address)
         if self.frozen:
             return  # not acknowledged, so it comes again
-        key = (peer.interface, peer.link_address)
+        if self.is_busy(key):  # the same; and before the signature, which costs most
+            self._count("busy")
+            return
         try:
             received = self._courier.receive(datagram, key, self._now())
         except PeerError as error:
