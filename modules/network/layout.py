@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import sys
 from enum import IntEnum
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network
 
 from ngp.core.messages import Prefix, Role
 from ngp.ports import FreeRule
@@ -105,7 +105,7 @@ def is_host(prefix: Prefix) -> bool:
 
 def read_prefix(version: int, address: bytes, bits: int) -> Prefix:
     """Return the destination of a label."""
-    return ip_network((address[: 4 if version == 4 else 16], bits))
+    return IPv4Network((address[:4], bits)) if version == 4 else IPv6Network((address, bits))
 
 
 def address_bytes(prefix: Prefix) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from ngp.core.messages import Address, Prefix
 from ngp.core.settings import PriceRule, Settings
@@ -43,8 +43,10 @@ class Answer(Enum):
 
 
 def host_prefix(address: Address) -> Prefix:
-    """Return the /32 or /128 of an address."""
-    return ip_network(address)
+    """Return the /32 or /128 of an address, out of its bytes: ip_network() would write it as text and read it again."""
+    if isinstance(address, IPv4Address):
+        return IPv4Network((address.packed, 32))
+    return IPv6Network((address.packed, 128))
 
 
 def _covers(outer: Prefix, inner: Prefix) -> bool:

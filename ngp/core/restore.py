@@ -24,6 +24,7 @@ from ngp.core.values import AdoptedContract, Now
 from ngp.core.world import Neighbour, World
 
 FORGET_NEIGHBOUR_S = 30 * 86400
+SAME_END_S = 2.0  # the ledger has whole seconds
 
 
 def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Sequence[AdoptedContract], now: Now) -> list[Effect]:
@@ -45,15 +46,19 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Sequence[Adopte
     _neighbours(world, snapshot, {contract: found.grant.neighbour for contract, found in running.items()})
     for record in snapshot.accounts:
         _account(world, record)
+    standing: set[bytes] = set()
     for contract_record in snapshot.contracts:
         if contract_record.role is Role.CLIENT and contract_record.used_to_bytes:
             world.account(contract_record.identity, Role.CLIENT).sent = True
         if not contract_record.closed_at_s:
-            _contract(world, contract_record, running.pop(contract_record.contract, None))
+            found = running.pop(contract_record.contract, None)
+            contract = _contract(world, contract_record, found)
+            if found is not None and _stands(world, contract, found):
+                standing.add(contract.contract)
     for left_over in running:
         world.do(RevokeContract(left_over))
     _payments(world, snapshot)
-    _credit(world, snapshot)
+    _credit(world, snapshot, standing)
     gatekeeper.flush()
     return world.effects
 
@@ -104,7 +109,7 @@ def _account(world: World, record: AccountRecord) -> None:
         account.grace_until_mono_s = world.now.monotonic_s + max(0, record.grace_until_s - world.now.utc_s)
 
 
-def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> None:
+def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> Contract:
     link = (record.interface, record.link_address)
     neighbour = world.neighbours.get((record.identity, link))
     contract = Contract(
@@ -113,7 +118,7 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
         identity=record.identity,
         link=link,
         neighbour=neighbour.number if neighbour is not None else world.next_number(),
-        destination=ip_network(record.destination),
+        destination=ip_network(record.destination) if found is None else found.grant.destination,
         prices=list(record.prices),
         data_limit_bytes=record.data_limit_bytes,
         lifetime_s=record.lifetime_s,
@@ -149,20 +154,32 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
     if contract.role is Role.CLIENT:
         contract.tolerated_msat = buyer.first_packets_msat(contract)  # stands in the account's sum
         world.grant(contract)
+    return contract
+
+
+def _stands(world: World, contract: Contract, found: AdoptedContract) -> bool:
+    """Say whether the kernel has just this contract, so that a start with many need not write them all again."""
+    left_s = contract.expires_mono_s - world.now.monotonic_s
+    same_end = abs(found.grant.expires_in_s - left_s) <= SAME_END_S
+    same = found.grant.granted_bytes == contract.granted_bytes and found.grant.neighbour == contract.neighbour
+    return same and same_end and not found.grant.blocked
 
 
 def _charge_missed(world: World, account: Account, contract: Contract, found: AdoptedContract) -> None:
     reading = found.reading
+    contract.refused_bytes = reading.refused_bytes
+    if contract.role is Role.SERVER:
+        to_state(account, contract)
+    if reading.used_to_bytes + reading.used_from_bytes <= contract.used_bytes:
+        return  # the ledger knows all of it
     if contract.role is Role.SERVER:
         account.charge(contract, reading.used_to_bytes, reading.used_from_bytes)
-        to_state(account, contract)
-    elif reading.used_to_bytes + reading.used_from_bytes > contract.used_bytes:
+    else:
         buyer.meter(world, contract, reading)
-    contract.refused_bytes = reading.refused_bytes
     world.unflushed.add(contract.contract)
 
 
-def _credit(world: World, snapshot: Snapshot) -> None:
+def _credit(world: World, snapshot: Snapshot, standing: set[bytes]) -> None:
     """Work out what stands on credit: what the balance doesn't cover, running contracts first, the rest is a debt."""
     contracts: dict[bytes, list[Contract]] = {}
     for contract in world.contracts.values():
@@ -170,10 +187,10 @@ def _credit(world: World, snapshot: Snapshot) -> None:
             contracts.setdefault(contract.identity, []).append(contract)
     for record in snapshot.accounts:
         if record.role is Role.SERVER:
-            _credit_account(world, record, contracts.get(record.identity, []))
+            _credit_account(world, record, contracts.get(record.identity, []), standing)
 
 
-def _credit_account(world: World, record: AccountRecord, contracts: list[Contract]) -> None:
+def _credit_account(world: World, record: AccountRecord, contracts: list[Contract], standing: set[bytes]) -> None:
     account = world.account(record.identity, Role.SERVER)
     for contract in contracts:
         if account.funds_msat >= 0:
@@ -194,9 +211,11 @@ def _credit_account(world: World, record: AccountRecord, contracts: list[Contrac
         if world.neighbour_of(contract) is None or account.identity in world.blocked:
             world.halt(contract, CloseReason.CANCELLED)
             continue
-        if contract.granted_bytes - contract.used_bytes < grants.LEAST_SLICE_BYTES:
+        short = contract.granted_bytes - contract.used_bytes < grants.LEAST_SLICE_BYTES
+        if short:
             grants.extend(world, account, contract)  # the kernel told that it ran low while nobody listened
-        world.grant(contract)
+        if short or contract.grace_bytes or contract.contract not in standing:
+            world.grant(contract)
 
 
 def _put_on_grace(account: Account, contract: Contract) -> None:

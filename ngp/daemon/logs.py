@@ -161,6 +161,9 @@ def set_up(state_dir: Path, verbose: bool, terminal: bool) -> None:
         screen.setFormatter(_Screen("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         handlers.append(screen)
     logging.raiseExceptions = False
+    # What no format of ours names isn't found out for each line (docs.python.org/3/howto/logging.html#optimization).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.captureWarnings(True)
 

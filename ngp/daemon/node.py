@@ -8,6 +8,7 @@ is due by time is a Tick like any other event.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,10 +105,15 @@ class Node:
         """Adopt or set up the kernel, resume the books, open the links. Raises NgpError; undoes nothing in the kernel
         that was there before."""
         parts = self.parts
-        adopted = parts.network.set_up(self.desired)
-        self.adopted = bool(adopted)
-        now = parts.clock.now()
-        effects = restore(parts.gatekeeper, parts.ledger.load(now.utc_s), adopted, now)
+        gc.disable()  # nothing of what is read back is garbage, and looking for some takes longer than reading it
+        try:
+            adopted = parts.network.set_up(self.desired)
+            self.adopted = bool(adopted)
+            now = parts.clock.now()
+            effects = restore(parts.gatekeeper, parts.ledger.load(now.utc_s), adopted, now)
+            gc.freeze()
+        finally:
+            gc.enable()
         self._executor.store(effects)
         self._executor.carry_out(effects)
         if adopted:

@@ -441,6 +441,28 @@ def test_restart_goes_on_and_counts_nothing_twice(who: str, reboot: bool) -> Non
     assert not account(sim, Role.CLIENT).disputed
 
 
+def test_a_restart_writes_only_what_the_kernel_does_not_have() -> None:
+    sim = Sim()
+    for number in range(1, 6):
+        sim.up(f"198.51.100.{number}")
+        sim.run(1)
+    sim.run(70)  # all totals are in the ledger
+    slots = list(sim.gateway.kernel.slots.values())
+    slots[0].grant = replace(slots[0].grant, blocked=True)  # as a halt leaves it whose books were not closed
+    slots[1].used_to += 500
+    del sim.gateway.log[:]
+    before = dict(sim.gateway.ledger.contracts)
+    sim.crash(sim.gateway)
+    granted = [effect.grant.contract for effect in sim.gateway.log if isinstance(effect, fx.GrantContract)]
+    assert granted == [slots[0].grant.contract]
+    written = [key for key, record in sim.gateway.ledger.contracts.items() if record is not before[key]]
+    assert written == [slots[1].grant.contract]
+    passed = sim.passed
+    for number in range(1, 6):
+        sim.up(f"198.51.100.{number}")
+    assert sim.passed == passed + 5 * 1000
+
+
 def test_illegal_moves_change_nothing() -> None:
     sim = Sim()
     sim.up(HOST)
