@@ -79,7 +79,7 @@ def sums_differ(trade: Trade) -> list[str]:
 def assert_money_and_bytes(trade: Trade, at_internet: Counter, at_client: Counter) -> None:
     """Assert what must hold whatever died when."""
     with suppress(LabError):
-        await_until(lambda: not sums_differ(trade), SETTLED_S + 6)
+        await_until(lambda: not sums_differ(trade), SETTLED_S)
     found = sums_differ(trade)
     assert not found, "\n".join(found)
     assert_conserved(trade.gateway)
