@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from core_tests.host import Host
 from ngp.core.messages import Hello, Message
-from ngp.courier import Courier, Received
+from ngp.courier import Courier
+from ngp.delivery import Received
 from ngp.errors import PeerError
 
 PORT = 10325

@@ -22,7 +22,7 @@ from core_tests.shell import await_until
 from core_tests.topologies import three_hosts
 from core_tests.trade import CLIENT, open_trade
 from ngp.core.messages import Accept, Ask, Invoice, Message, Propose, Reject, Statement, StatementLine
-from ngp.courier import Received
+from ngp.delivery import Received
 from ngp.modules.payment import invoice
 
 GRACE_KB = 20

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ngp import courier, wire
 from ngp.core import messages as m
-from ngp.courier import Courier, Delivered, Limits, LinkKey, Outgoing, Received, Undelivered
+from ngp.courier import Courier
+from ngp.delivery import Delivered, Due, Limits, LinkKey, Outgoing, Received, Undelivered
 from ngp.errors import PeerError
 from ngp.replay import WINDOW, ReplayWindow
 
@@ -80,7 +81,7 @@ def test_a_bill_is_acked_when_it_is_stored_and_not_before() -> None:
     assert alice.due(0.2).outgoing[0].datagram == datagram
     bob.acknowledge(A, received.message_id, 6.0)
     assert alice.receive(only(bob.due(6.1).outgoing), TO_B, 6.1) is None
-    assert alice.due(6.1) == courier.Due([], [], [Delivered(B, TO_B, bill(1))])
+    assert alice.due(6.1) == Due([], [], [Delivered(B, TO_B, bill(1))])
 
 
 def test_a_bill_that_nobody_stores_is_undelivered_and_forgotten() -> None:
@@ -221,7 +222,7 @@ def test_acks_are_gathered() -> None:
     assert len(acks) == 3 and all(ack.link == TO_A for ack in acks)
     for ack in acks:
         assert alice.receive(ack.datagram, TO_B, 0.03) is None
-    assert alice.due(100.0) == courier.Due([], [])
+    assert alice.due(100.0) == Due([], [])
 
 
 def test_what_nobody_answers_is_acked_before_it_is_sent_again() -> None:
@@ -231,7 +232,7 @@ def test_what_nobody_answers_is_acked_before_it_is_sent_again() -> None:
         for out in bob.due(due_at).outgoing:
             assert due_at < courier.RETRY_AFTER_S[0]
             alice.receive(out.datagram, TO_B, due_at)
-    assert alice.due(100.0) == courier.Due([], [])
+    assert alice.due(100.0) == Due([], [])
 
 
 def test_an_answer_acks_and_no_other_ack_is_sent() -> None:
@@ -242,7 +243,7 @@ def test_an_answer_acks_and_no_other_ack_is_sent() -> None:
     assert answer is not None and answer.reply_to == asked.message_id
     alice.acknowledge(B, answer.message_id, 0.0)
     bob.receive(only(alice.due(0.02).outgoing), TO_A, 0.02)
-    assert alice.due(100.0) == bob.due(100.0) == courier.Due([], [])
+    assert alice.due(100.0) == bob.due(100.0) == Due([], [])
 
 
 def test_a_duplicate_is_acked_again_and_not_delivered() -> None:

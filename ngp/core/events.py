@@ -37,7 +37,7 @@ class Undelivered:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The neighbour acknowledged a message that `courier.wants_receipt` names: what it says is stored there."""
+    """The neighbour acknowledged a message that `delivery.wants_receipt` names: what it says is stored there."""
 
     identity: bytes
     link: tuple[str, bytes]

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ngp import __version__, courier
+from ngp import __version__, delivery
 from ngp.allowance import Allowance
 from ngp.core.effects import Greet
 from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
 from ngp.core.messages import Address, Hello, Invoice, Message, Refund
 from ngp.core.values import DecodedInvoice, LinkPeer
-from ngp.courier import Courier, Outgoing, Received
+from ngp.courier import Courier
+from ngp.delivery import Outgoing, Received
 from ngp.errors import PeerError
 from ngp.ports import Link, Payment
 
@@ -234,7 +235,7 @@ class Post:
         self._tell_outcomes(due.undelivered, due.delivered)
         self.schedule()
 
-    def _tell_outcomes(self, lost: Sequence[courier.Undelivered], arrived: Sequence[courier.Delivered]) -> None:
+    def _tell_outcomes(self, lost: Sequence[delivery.Undelivered], arrived: Sequence[delivery.Delivered]) -> None:
         for one in lost:
             self._tell(Undelivered(one.identity, one.link, one.message))
         for receipt in arrived:
