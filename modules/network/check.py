@@ -2,6 +2,7 @@
 
 Every line names what was found and, where it stands in the way, the command that mends it. What would let traffic past
 the meter in silence is refused here: flow offloading forwards without FORWARD, and a bridge port is never routed.
+And what would be gated that isn't forwarded: frames between the ports of a bridge, where br_netfilter is loaded.
 """
 
 from __future__ import annotations
@@ -121,11 +122,24 @@ def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             found = f"is a port of the bridge {master.name}: its packets arrive on {master.name}"
             remedy = f"put {master.name} into MESH_INTERFACES, or: ip link set dev {name} nomaster"
             yield Check(label, False, found, remedy)
+        elif interface.kind == "bridge" and (keys := _gated_bridging(desired)):
+            found = (
+                "is a bridge whose own frames pass the gate (br_netfilter): neighbours on its ports can't talk freely"
+            )
+            yield Check(label, False, found, f"sysctl -w {' '.join(f'{key}=0' for key in keys)}")
         elif not interface.is_up:
             yield Check(label, False, "is down", f"ip link set dev {name} up")
         else:
             told = "MAC" if interface.has_link_addresses else "interface (no MACs there)"
             yield Check(label, True, f"neighbours are told apart by {told}")
+
+
+def _gated_bridging(desired: DesiredNetwork) -> list[str]:
+    """Return the sysctls that hand frames from one port of a bridge to another to FORWARD, where nothing is routed."""
+    names = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
+    return [
+        f"net.bridge.{names[each]}" for each in sorted(desired.families) if _read_sysctl(f"bridge/{names[each]}") == "1"
+    ]
 
 
 def _read_sysctl(key: str) -> str:

@@ -151,6 +151,19 @@ def test_check_names_what_is_wrong_with_the_command_that_mends_it(hosts: Lab) ->
     assert by_name(desired())["forwarding IPv4"].ok
 
 
+def test_check_names_a_bridge_whose_own_frames_would_be_sold(hosts: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where br_netfilter is loaded; not every kernel has it, so its word is given."""
+    sh("ip link add br0 type bridge && ip link set br0 up")
+    really_read = checks._read_sysctl
+    said = "1"
+    monkeypatch.setattr(checks, "_read_sysctl", lambda key: said if key.startswith("bridge/") else really_read(key))
+    line = by_name(desired(mesh_interfaces=("m0", "br0")))["interface br0"]
+    both = "net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0"
+    assert not line.ok and line.remedy == f"sysctl -w {both}"
+    said = "0"
+    assert by_name(desired(mesh_interfaces=("m0", "br0")))["interface br0"].ok
+
+
 FLOWTABLES = """{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"flowtable": {"family": "inet", "name": "fast",
  "table": "fw", "handle": 2, "hook": "ingress", "prio": 0, "dev": %s}}]}"""
 
