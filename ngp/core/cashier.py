@@ -301,7 +301,7 @@ def _objection(
         return RejectReason.NOT_BUYING, 0
     if decoded.network != world.means.network:
         return RejectReason.NETWORK, 0
-    if account.disputed:
+    if account.disputed or decoded.payment_hash in world.invoices:  # our own: we would credit two accounts for nothing
         return RejectReason.TERMS, 0
     if not account.running and account.balance_msat >= 0:
         return RejectReason.NOT_BUYING, 0
@@ -486,7 +486,8 @@ def refund_received(
         return
     amount = refund.amount_msat
     offered = min(account.refund_offered_msat, refundable_msat(account))  # unasked for, the fees alone would drain us
-    if decoded.payment_hash in world.payments or not 0 < amount <= offered:
+    ours = decoded.payment_hash in world.payments or decoded.payment_hash in world.invoices
+    if ours or not 0 < amount <= offered:
         world.count("refund_refused")
         return
     cost = amount + fee_limit_msat(amount)

@@ -26,6 +26,7 @@ from ngp.core.messages import (
     Statement,
     StatementLine,
 )
+from ngp.core.records import PaymentKind
 from ngp.core.settings import Budgets, PriceRule
 from ngp.core.values import PaymentStatus, Verdict
 
@@ -335,6 +336,27 @@ def test_refund_pays_what_is_free_and_nothing_unasked() -> None:
     ours, theirs = account(sim), account(sim, Role.CLIENT)
     assert ours.refunded_msat == theirs.refunded_msat > 50_000
     assert ours.balance_msat >= 0
+
+
+def test_nobody_is_paid_by_an_invoice_of_our_own() -> None:
+    """A node that may pay itself would credit the neighbour that sent it, and whoever it was made for."""
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2)
+
+    def own(node: playbook.Node, amount_msat: int) -> str:
+        made = sim.mint.invoice(node.name, amount_msat)
+        event = ev.InvoiceMade(sim.peer(node).identity, PaymentKind.MANUAL, made.hex(), made, amount_msat, 600)
+        node.gatekeeper.step(event, sim.clock())
+        return made.hex()
+
+    sim.gateway.gatekeeper.step(ev.RefundNeighbour(sim.client.identity), sim.clock())
+    offered = account(sim).refund_offered_msat
+    bolt11 = own(sim.gateway, offered)
+    tell(sim, sim.gateway, Refund(offered, bolt11), decoded=sim.mint.decode(bolt11))
+    assert offered and not sim.gateway.world.payments
+    bolt11 = own(sim.client, 1000)
+    effects = tell(sim, sim.client, Invoice(bolt11, 1000), decoded=sim.mint.decode(bolt11))
+    assert not [effect for effect in effects if isinstance(effect, fx.PayInvoice)]
 
 
 def test_invoice_above_what_the_client_risks_is_asked_smaller() -> None:
