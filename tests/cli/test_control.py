@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -237,49 +238,48 @@ def ask_as(uid: int, folder: Path, groups: tuple[int, ...] = ()) -> subprocess.C
     )  # fmt: skip
 
 
-def open_to_all(folder: Path) -> None:
-    """Let other users reach a folder that pytest made for root alone."""
-    for each in (folder, *folder.parents):
-        if each.stat().st_mode & 0o001 == 0 and each != Path("/"):
-            each.chmod(0o711)
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Make a folder that other users can reach; pytest's own are closed again by the next run of it that begins."""
+    with tempfile.TemporaryDirectory(prefix="ngpt-") as made:
+        os.chmod(made, 0o711)
+        yield Path(made)
 
 
-def test_mode_is_for_the_owner_alone_without_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mode_is_for_the_owner_alone_without_a_group(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "operators_group", lambda: None)
-    open_to_all(tmp_path)
 
     async def test(_server: ControlServer, path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        refused = await in_thread(ask_as, NOBODY, tmp_path)
+        refused = await in_thread(ask_as, NOBODY, folder)
         assert refused.returncode == 4
         assert "sudo" in refused.stderr
         path.chmod(0o666)  # a mode that somebody spoiled doesn't open the daemon
-        refused = await in_thread(ask_as, NOBODY, tmp_path)
+        refused = await in_thread(ask_as, NOBODY, folder)
         assert refused.returncode == 4
         assert "only root" in refused.stderr
 
-    serve(tmp_path, test)
+    serve(folder, test)
 
 
-def test_members_of_the_group_may_ask_but_not_what_is_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_of_the_group_may_ask_but_not_what_is_for_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "operators_group", lambda: 54321)
     monkeypatch.setitem(HANDLERS, "test", echo)
-    open_to_all(tmp_path)
 
     async def members(_server: ControlServer, path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert path.stat().st_gid == 54321
-        assert (await in_thread(ask_as, NOBODY, tmp_path, (54321,))).stdout == "Test OK\n"
-        assert (await in_thread(ask_as, NOBODY, tmp_path)).returncode == 4
+        assert (await in_thread(ask_as, NOBODY, folder, (54321,))).stdout == "Test OK\n"
+        assert (await in_thread(ask_as, NOBODY, folder)).returncode == 4
 
     async def rooted(_server: ControlServer, _path: Path) -> None:
-        refused = await in_thread(ask_as, NOBODY, tmp_path, (54321,))
+        refused = await in_thread(ask_as, NOBODY, folder, (54321,))
         assert refused.returncode == 4
         assert "needs root" in refused.stderr
-        assert (await in_thread(ask_as, os.geteuid(), tmp_path)).stdout == "Test OK\n"
+        assert (await in_thread(ask_as, os.geteuid(), folder)).stdout == "Test OK\n"
 
-    serve(tmp_path, members)
-    serve(tmp_path, rooted, root_only=("test",))
+    serve(folder, members)
+    serve(folder, rooted, root_only=("test",))
 
 
 # --- hostile answers --------------------------------------------------------------------------------------------------
