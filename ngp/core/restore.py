@@ -168,12 +168,11 @@ def _stands(world: World, contract: Contract, found: AdoptedContract) -> bool:
 def _charge_missed(world: World, account: Account, contract: Contract, found: AdoptedContract) -> None:
     reading = found.reading
     contract.refused_bytes = reading.refused_bytes
-    if contract.role is Role.SERVER:
-        to_state(account, contract)
     if reading.used_to_bytes + reading.used_from_bytes <= contract.used_bytes:
-        return  # the ledger knows all of it
+        return  # the ledger knows all of it; its client is told at the end at the latest
     if contract.role is Role.SERVER:
         account.charge(contract, reading.used_to_bytes, reading.used_from_bytes)
+        to_state(account, contract)
     else:
         buyer.meter(world, contract, reading)
     world.unflushed.add(contract.contract)
