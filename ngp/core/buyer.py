@@ -30,6 +30,7 @@ TOLERANCE_SHARE = 100  # 1 %
 MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_PRICES = 64
 DISOWN_PAUSE_S = 0.5
+LOOP_S = 10.0
 
 
 # --- negotiation ------------------------------------------------------------------------------------------------------
@@ -73,9 +74,19 @@ def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectRe
     full = account.running >= world.settings.contracts_max // 2 or len(world.contracts) >= world.settings.contracts_max
     if full or propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
         return RejectReason.BUSY
+    if _sells_it_the_same(world, neighbour, propose.destination):
+        who = neighbour.identity.hex()[:8]
+        world.log(f"proposal of {who} for {propose.destination} declined: it buys that from us, so the routes loop")
+        return RejectReason.NOT_BUYING
     if world.settings.never_renews and _bought_before(world, neighbour, propose.destination):
         return RejectReason.NOT_RENEWING
     return None
+
+
+def _sells_it_the_same(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
+    """In a routing loop each would charge the other for every round of a packet; what lies idle is of an old route."""
+    sold = world.coverage.exact(Role.SERVER, neighbour.number, destination)
+    return sold is not None and sold.running and world.now.monotonic_s - sold.carried_mono_s < LOOP_S
 
 
 def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> bool:

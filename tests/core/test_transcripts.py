@@ -338,6 +338,20 @@ def test_refund_pays_what_is_free_and_nothing_unasked() -> None:
     assert ours.balance_msat >= 0
 
 
+def test_nobody_buys_back_what_it_sells_unless_the_route_has_turned() -> None:
+    sim = Sim()
+    sim.flow(HOST, 10_000, 2)
+    proposal = Propose(b"l" * 16, ip_network(HOST), MSAT_PER_KB, 100_000, 60, 10, 0, 1)
+
+    def answer() -> object:
+        (sent,) = [e.message for e in tell(sim, sim.gateway, proposal) if isinstance(e, fx.Send)]
+        return sent
+
+    assert answer() == Reject(proposal.contract, RejectReason.NOT_BUYING)
+    sim.run(15)
+    assert isinstance(answer(), Accept)
+
+
 def test_nobody_is_paid_by_an_invoice_of_our_own() -> None:
     """A node that may pay itself would credit the neighbour that sent it, and whoever it was made for."""
     sim = Sim()
