@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Collection
 from dataclasses import fields, replace
 from ipaddress import ip_network
@@ -11,18 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ngp.config import KEYS, changes, check_ownership, default_path, installed_modules, keep_until_restart, load, parse
+from ngp.config import KEYS, changes, installed_modules, keep_until_restart, load, parse
 from ngp.config.units import (
     ALL_MONEY_MSAT,
-    MONTH_S,
-    data_bytes,
-    money_msat,
-    price_msat_per_gib,
-    show_data,
-    show_money,
-    show_price,
-    show_time,
-    time_s,
 )
 from ngp.core.settings import Budgets, FreeDestination, PriceRule, Settings
 from ngp.errors import ConfigError, ExitCode
@@ -46,139 +35,6 @@ def problems(*lines: str) -> list[str]:
         settings(*lines)
     assert refused.value.exit_code is ExitCode.CONFIGURATION
     return str(refused.value).split("\n")
-
-
-# --- units ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "msat"),
-    [
-        ("0", 0),
-        ("1000", 1000),
-        ("5 msat", 5),
-        ("5msat", 5),
-        ("100 sat", 100_000),
-        ("0.5 sat", 500),
-        ("1.000 sat", 1000),
-    ],
-)
-def test_money(text: str, msat: int) -> None:
-    assert money_msat(text) == msat
-
-
-@pytest.mark.parametrize(
-    ("text", "msat_per_gib"),
-    [
-        ("5", 5 * KB_PRICE),
-        ("5 msat", 5 * KB_PRICE),
-        ("0.5 msat", KB_PRICE // 2),
-        ("0.5 msat/kB", KB_PRICE // 2),
-        ("1 sat", 1000 * KB_PRICE),
-        ("1 sat/MB", 1000 * 1024),
-        ("5243 sat/GB", 5_243_000),
-        ("1 msat/GiB", 1),
-        ("0.00000095367431640625", 1),  # 1 / 1,048,576
-        ("0", 0),
-    ],
-)
-def test_prices_are_exact(text: str, msat_per_gib: int) -> None:
-    assert price_msat_per_gib(text) == msat_per_gib
-
-
-def test_a_price_that_is_not_whole_msat_per_gib_names_its_neighbours() -> None:
-    with pytest.raises(ConfigError, match="104857 msat/GB or 104858 msat/GB"):
-        price_msat_per_gib("0.1 msat")
-
-
-@pytest.mark.parametrize(
-    ("text", "size_bytes"),
-    [
-        ("1", 1024),
-        ("256 kB", 262_144),
-        ("256 KiB", 262_144),
-        ("20 MB", 20 << 20),
-        ("20 MiB", 20 << 20),
-        ("1.5 GB", 3 << 29),
-        ("1 TB", 1 << 40),
-        ("1500 bytes", 1500),
-        ("1500 B", 1500),
-        ("0.5", 512),
-    ],
-)
-def test_data(text: str, size_bytes: int) -> None:
-    assert data_bytes(text) == size_bytes
-
-
-@pytest.mark.parametrize(
-    ("text", "duration_s"),
-    [
-        ("60", 60),
-        ("10 s", 10),
-        ("10 min", 600),
-        ("1.5 h", 5400),
-        ("1 day", 86400),
-        ("2 weeks", 1_209_600),
-        ("1 month", MONTH_S),
-    ],
-)
-def test_time(text: str, duration_s: int) -> None:
-    assert time_s(text) == duration_s
-    assert MONTH_S * 12 == 365.25 * 86400
-
-
-NO_NUMBER = (
-    "-1", "+1", "1e3", "0x10", "0123", "1_000", "1,000", "10:30", ".5", "5.", "", " ", "five", "5 5", "nan", "inf",
-    "\u0665", "1\n2", "9" * 41, "1/2", "5 msat sat", "5 MSAT",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("text", NO_NUMBER)
-def test_what_is_no_quantity_is_refused_by_every_unit(text: str) -> None:
-    for read in (money_msat, price_msat_per_gib, data_bytes, time_s):
-        with pytest.raises(ConfigError):
-            read(text)
-
-
-@pytest.mark.parametrize("text", ["20 Mb", "20 mb", "20 m", "1 msat"])
-def test_ambiguous_data_units_are_refused_with_the_list(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"units: B, byte, .*MB"):
-        data_bytes(text)
-
-
-@pytest.mark.parametrize("text", ["5 m", "500 ms", "1 M", "1 kB"])
-def test_ambiguous_time_units_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="units: s, sec"):
-        time_s(text)
-
-
-def test_parts_of_the_smallest_unit_are_refused() -> None:
-    for read, text in ((money_msat, "0.5 msat"), (data_bytes, "0.5 B"), (time_s, "0.5 s")):
-        with pytest.raises(ConfigError, match="not a whole number"):
-            read(text)
-
-
-def test_absurd_amounts_are_refused() -> None:
-    assert money_msat(f"{ALL_MONEY_MSAT} msat") == ALL_MONEY_MSAT
-    for read, text in (
-        (money_msat, f"{ALL_MONEY_MSAT + 1} msat"),
-        (price_msat_per_gib, "1000001 msat"),
-        (data_bytes, "1025 TB"),
-        (time_s, "121 months"),
-    ):
-        with pytest.raises(ConfigError, match="is too much"):
-            read(text)
-
-
-def test_what_is_shown_can_be_read_back() -> None:
-    for price in (0, 1, KB_PRICE, KB_PRICE // 2, 5 * KB_PRICE, 104_857, 123_456_789):
-        assert price_msat_per_gib(show_price(price)) == price
-    assert show_price(KB_PRICE // 2) == "0.5 msat/kB"
-    for number in (0, 1, 999, 1000, 1024, 3600, 86400, 1 << 20, 3 << 30, 123_456_789):
-        assert money_msat(show_money(number)) == number
-        assert data_bytes(show_data(number)) == number
-        if number < 120 * MONTH_S:
-            assert time_s(show_time(number)) == number
 
 
 # --- good files -------------------------------------------------------------------------------------------------------
@@ -479,127 +335,6 @@ def test_module_names_come_from_entry_points_or_from_the_checkout() -> None:
     assert "ip" in installed_modules("ngp.network")
     assert "sandbox" in installed_modules("ngp.payment")
     assert not installed_modules("ngp.nonsense")
-
-
-# --- bad documents ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "said"),
-    [
-        ("MESH_INTERFACES: *eth", 1, "put a pattern that begins with * in quotes"),
-        ("MESH_INTERFACES: &a eth1", 1, "an anchor (&)"),
-        ("MESH_INTERFACES: !!python/object/apply:os.system [id]", 1, "a tag (!)"),
-        ("A: &a [x]\nB: [*a, *a]", 1, "an anchor (&)"),
-        ("MESH_INTERFACES: eth1\n\tSELL: no", 2, "a tab stands"),
-        ("MESH_INTERFACES:\n\t- eth1", 2, "a tab stands"),
-        ("MESH_INTERFACES: eth1\n---\nSELL: no", 2, "a second document"),
-        ("MESH_INTERFACES: [eth1", 1, "is not YAML"),
-        ("MESH_INTERFACES eth1", 1, "write lines `KEY: value`"),
-        ("- MESH_INTERFACES: eth1", 1, "write lines `KEY: value`"),
-        ("SELL: yes\n? [a]\n: b", 2, "is not a key"),
-        ("SELL: yes\nBUY: [[[[[[[[[[x]]]]]]]]]]", 2, "nested too deeply"),
-        ("SELL: yes\nBUY: a\x00b", 2, "U+0000"),
-        ("SELL: yes\nBUY no", 2, "is not YAML"),
-    ],
-)
-def test_what_is_not_a_configuration_is_refused_at_its_line(text: str, line: int, said: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        parse(text, FILE)
-    assert str(refused.value).startswith(f"{FILE}:{line}: ")
-    assert said in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    "text", ['A: "\\UFFFFFFFF"', "%YAML 9999999999999999999.1\n---\nA: 1", 'A: "\\uD800"', "<<: {A: 1}"]
-)
-def test_what_makes_the_yaml_library_itself_fail_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
-        parse(text, FILE)
-
-
-@pytest.mark.parametrize(
-    "unit", ["[", "{a: ", "- ", "? ", "a: [", "'", '"', "a: 1\n", "*", "&a ", "!a ", "-", "#", ":", "\n"]
-)
-def test_a_large_hostile_file_is_refused_quickly(unit: str) -> None:
-    text = unit * (60_000 // len(unit))
-    begun = time.process_time()
-    with pytest.raises(ConfigError):
-        parse(text, FILE)
-    assert time.process_time() - begun < 20, "far above what any of these takes, far below quadratic"
-
-
-def test_what_is_not_a_readable_file_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "latin").write_bytes(b"SELL: yes\nACCOUNT_ID: caf\xe9\n")
-    (tmp_path / "huge").write_text("#" * (256 * 1024 + 1))
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for name, said in {
-        "absent": "doesn't exist",
-        ".": "not a regular file",
-        "fifo": "not a regular file",
-        "latin": "latin:2: byte 0xe9 is not UTF-8",
-        "huge": "larger than 256 kB",
-        "loop": "can't be read",
-        "absent\0": "can't be read",
-    }.items():
-        with pytest.raises(ConfigError, match=said):
-            load(tmp_path / name)
-    with pytest.raises(ConfigError, match="not a regular file"):
-        load("/dev/zero")
-
-
-def test_a_file_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
-    text = "MESH_INTERFACES: eth1\n"
-    (tmp_path / "net.conf").write_text(text + "#" * (256 * 1024 - len(text)))
-    assert load(tmp_path / "net.conf").mesh_interfaces == ("eth1",)
-
-
-# --- where the file is, and whose -------------------------------------------------------------------------------------
-
-
-def test_the_first_file_that_is_there_is_taken(tmp_path: Path) -> None:
-    first, second = tmp_path / "etc", tmp_path / "here"
-    with pytest.raises(ConfigError, match=f"{first} nor {second}"):
-        default_path((first, second))
-    second.write_text("")
-    assert default_path((first, second)) == second
-    first.symlink_to(tmp_path / "dangling")  # broken is not absent: it must be told, not passed over
-    assert default_path((first, second)) == first
-
-
-@pytest.mark.parametrize(
-    ("mode", "trusted"), [(0o644, True), (0o600, True), (0o664, False), (0o646, False), (0o666, False)]
-)
-def test_a_file_that_others_can_write_is_refused(tmp_path: Path, mode: int, trusted: bool) -> None:
-    path = tmp_path / "net.conf"
-    path.write_text("MESH_INTERFACES: eth1\n")
-    path.chmod(mode)
-    if trusted:
-        check_ownership(path)
-        load(path, trusted_only=True)
-        return
-    for read in (check_ownership, lambda file: load(file, trusted_only=True)):
-        with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod go-w {path}"):
-            read(path)
-    load(path)
-
-
-def test_a_file_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "net.conf"
-    path.write_text("MESH_INTERFACES: eth1\n")
-    os.chown(path, 4321, -1)
-    with pytest.raises(ConfigError, match=f"belongs to user 4321.*chown root {path}"):
-        check_ownership(path)
-    monkeypatch.setattr(os, "geteuid", lambda: 4321)
-    check_ownership(path)
-    os.chown(path, 0, -1)
-    check_ownership(path)
-
-
-def test_ownership_of_what_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="can't be examined"):
-        check_ownership(Path("/nonexistent/net.conf"))
 
 
 # --- reload -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,135 @@
+"""net.conf as a file: what is no document at all, where it is looked for, and whose it must be."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from ngp.config import check_ownership, default_path, load, parse
+from ngp.errors import ConfigError
+
+FILE = Path("/etc/ngp/net.conf")
+
+
+# --- bad documents ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("MESH_INTERFACES: *eth", 1, "put a pattern that begins with * in quotes"),
+        ("MESH_INTERFACES: &a eth1", 1, "an anchor (&)"),
+        ("MESH_INTERFACES: !!python/object/apply:os.system [id]", 1, "a tag (!)"),
+        ("A: &a [x]\nB: [*a, *a]", 1, "an anchor (&)"),
+        ("MESH_INTERFACES: eth1\n\tSELL: no", 2, "a tab stands"),
+        ("MESH_INTERFACES:\n\t- eth1", 2, "a tab stands"),
+        ("MESH_INTERFACES: eth1\n---\nSELL: no", 2, "a second document"),
+        ("MESH_INTERFACES: [eth1", 1, "is not YAML"),
+        ("MESH_INTERFACES eth1", 1, "write lines `KEY: value`"),
+        ("- MESH_INTERFACES: eth1", 1, "write lines `KEY: value`"),
+        ("SELL: yes\n? [a]\n: b", 2, "is not a key"),
+        ("SELL: yes\nBUY: [[[[[[[[[[x]]]]]]]]]]", 2, "nested too deeply"),
+        ("SELL: yes\nBUY: a\x00b", 2, "U+0000"),
+        ("SELL: yes\nBUY no", 2, "is not YAML"),
+    ],
+)
+def test_what_is_not_a_configuration_is_refused_at_its_line(text: str, line: int, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(text, FILE)
+    assert str(refused.value).startswith(f"{FILE}:{line}: ")
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text", ['A: "\\UFFFFFFFF"', "%YAML 9999999999999999999.1\n---\nA: 1", 'A: "\\uD800"', "<<: {A: 1}"]
+)
+def test_what_makes_the_yaml_library_itself_fail_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse(text, FILE)
+
+
+@pytest.mark.parametrize(
+    "unit", ["[", "{a: ", "- ", "? ", "a: [", "'", '"', "a: 1\n", "*", "&a ", "!a ", "-", "#", ":", "\n"]
+)
+def test_a_large_hostile_file_is_refused_quickly(unit: str) -> None:
+    text = unit * (60_000 // len(unit))
+    begun = time.process_time()
+    with pytest.raises(ConfigError):
+        parse(text, FILE)
+    assert time.process_time() - begun < 20, "far above what any of these takes, far below quadratic"
+
+
+def test_what_is_not_a_readable_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "latin").write_bytes(b"SELL: yes\nACCOUNT_ID: caf\xe9\n")
+    (tmp_path / "huge").write_text("#" * (256 * 1024 + 1))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, said in {
+        "absent": "doesn't exist",
+        ".": "not a regular file",
+        "fifo": "not a regular file",
+        "latin": "latin:2: byte 0xe9 is not UTF-8",
+        "huge": "larger than 256 kB",
+        "loop": "can't be read",
+        "absent\0": "can't be read",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            load(tmp_path / name)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        load("/dev/zero")
+
+
+def test_a_file_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
+    text = "MESH_INTERFACES: eth1\n"
+    (tmp_path / "net.conf").write_text(text + "#" * (256 * 1024 - len(text)))
+    assert load(tmp_path / "net.conf").mesh_interfaces == ("eth1",)
+
+
+# --- where the file is, and whose -------------------------------------------------------------------------------------
+
+
+def test_the_first_file_that_is_there_is_taken(tmp_path: Path) -> None:
+    first, second = tmp_path / "etc", tmp_path / "here"
+    with pytest.raises(ConfigError, match=f"{first} nor {second}"):
+        default_path((first, second))
+    second.write_text("")
+    assert default_path((first, second)) == second
+    first.symlink_to(tmp_path / "dangling")  # broken is not absent: it must be told, not passed over
+    assert default_path((first, second)) == first
+
+
+@pytest.mark.parametrize(
+    ("mode", "trusted"), [(0o644, True), (0o600, True), (0o664, False), (0o646, False), (0o666, False)]
+)
+def test_a_file_that_others_can_write_is_refused(tmp_path: Path, mode: int, trusted: bool) -> None:
+    path = tmp_path / "net.conf"
+    path.write_text("MESH_INTERFACES: eth1\n")
+    path.chmod(mode)
+    if trusted:
+        check_ownership(path)
+        load(path, trusted_only=True)
+        return
+    for read in (check_ownership, lambda file: load(file, trusted_only=True)):
+        with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod go-w {path}"):
+            read(path)
+    load(path)
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.conf"
+    path.write_text("MESH_INTERFACES: eth1\n")
+    os.chown(path, 4321, -1)
+    with pytest.raises(ConfigError, match=f"belongs to user 4321.*chown root {path}"):
+        check_ownership(path)
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    check_ownership(path)
+    os.chown(path, 0, -1)
+    check_ownership(path)
+
+
+def test_ownership_of_what_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="can't be examined"):
+        check_ownership(Path("/nonexistent/net.conf"))
