@@ -35,6 +35,11 @@ def kill(host: Host) -> None:
         os.close(watch)
 
 
+def told(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Lines on stderr, but for the progress that a slow machine shows."""
+    return [line for line in done.stderr.splitlines() if not line.startswith("ngp is starting: ")]
+
+
 def test_start_returns_when_ready_and_the_daemon_goes_on(host: Host) -> None:
     started = host.start()
     assert (started.returncode, started.stderr) == (0, "")
@@ -113,7 +118,7 @@ def test_a_start_that_is_refused_after_kill_9_still_leaves_something_to_stop(hos
 def test_the_daemons_error_and_exit_code_come_through_once(host: Host, words: list[str]) -> None:
     refused = host.start(*words, NGP_FAKE="refuse")
     assert (refused.returncode, refused.stdout) == (4, "")
-    assert refused.stderr == "ngp: no such interface eth9: correct MESH_INTERFACES\n"
+    assert told(refused) == ["ngp: no such interface eth9: correct MESH_INTERFACES"]
     assert "no such interface" in (host.state_dir / "ngp.log").read_text()
     assert host.ngp("stop").returncode == 7, "it touched nothing"
 
@@ -122,9 +127,8 @@ def test_the_daemons_error_and_exit_code_come_through_once(host: Host, words: li
 def test_a_daemon_that_dies_at_start_is_told_without_traceback(host: Host, fate: str, code: int, said: str) -> None:
     failed = host.start(NGP_FAKE=fate)
     assert failed.returncode == code
-    assert said in failed.stderr
-    assert "ngp.log" in failed.stderr
-    assert len(failed.stderr.splitlines()) == 1
+    (line,) = told(failed)
+    assert said in line and "ngp.log" in line
     if fate == "bug":
         assert "unforeseen" in (host.state_dir / "ngp.log").read_text()
 
