@@ -21,7 +21,6 @@ from ngp.core.world import Neighbour, World, renewal_bytes, renewal_time_s
 RENEWAL_ANSWER_S = 3.0
 MOST_BOUGHT = 65536
 MOST_ENDED = 4096
-END_LINGER_S = 3.0
 RATE_SMOOTHING_S = 1.0
 TOLERANCE_BYTES = 64 * 1024
 MOST_DATA_BYTES = 1 << 60  # what fits a message
@@ -31,6 +30,9 @@ MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_PRICES = 64
 DISOWN_PAUSE_S = 0.5
 LOOP_S = 10.0
+WORTH_BYTES = 64 * 1024
+WORTH_S = 60.0
+"""A contract that ends with less than both came to nothing: its server may cut each one after our first packet."""
 
 
 # --- negotiation ------------------------------------------------------------------------------------------------------
@@ -80,6 +82,8 @@ def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectRe
         return RejectReason.NOT_BUYING
     if world.settings.never_renews and _bought_before(world, neighbour, propose.destination):
         return RejectReason.NOT_RENEWING
+    if not world.may_open(Role.CLIENT, neighbour):
+        return RejectReason.BUSY
     return None
 
 
@@ -124,6 +128,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
     contract.opened_at_s = world.now.utc_s
     contract.carried_mono_s = world.now.monotonic_s
     account.running += 1
+    world.count_opening(contract)
     world.move(contract, State.ACTIVE if account.balance_msat > 0 else State.ACCEPTED)
     if world.settings.never_renews:
         world.bought[neighbour.identity, str(propose.destination)] = world.now.monotonic_s
@@ -137,8 +142,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
 def _live_until(world: World, contract: Contract) -> None:
     contract.expires_at_s = world.now.utc_s + contract.lifetime_s
     contract.expires_mono_s = world.now.monotonic_s + contract.lifetime_s
-    # The server counts the lifetime from when our accept arrives, so our meter stays a little longer.
-    world.timers.set(Due.EXPIRY, contract.contract, contract.expires_mono_s + END_LINGER_S)
+    world.watch_end(contract)
     if not world.settings.never_renews and world.settings.time_renewal_s != 0:
         world.timers.set(
             Due.RENEWAL, contract.contract, contract.expires_mono_s - renewal_time_s(world.settings, contract)
@@ -180,12 +184,19 @@ def renew_if_due(world: World, contract: Contract) -> None:
     neighbour = world.neighbour_of(contract)
     if neighbour is None or not neighbour.up or left_s <= 0:
         return
+    if _renews_poorly(world, contract) and not world.may_open(Role.CLIENT, neighbour):
+        return
     limit = contract.data_limit_bytes
     wanted = settings.contract_data_bytes + (limit if by_data else contract.used_bytes)
     wanted = min(max(limit, wanted), MOST_DATA_BYTES)
     world.move(contract, State.RENEWING)
     world.timers.set(Due.RENEWAL, contract.contract, world.now.monotonic_s + RENEWAL_ANSWER_S)
     world.send(neighbour, Ask(contract.destination, wanted, contract.lifetime_s, contract.contract))
+
+
+def _renews_poorly(world: World, contract: Contract) -> bool:
+    """Say whether a renewal would follow on next to nothing carried: a server may sell byte by byte."""
+    return contract.since_renewal_bytes < min(WORTH_BYTES, world.settings.contract_data_bytes // 2)
 
 
 def renewal_due(world: World, contract: Contract) -> None:
@@ -227,6 +238,8 @@ def _renewal_proposed(
     if reason is not None or contract.state is not State.RENEWING:
         world.send(neighbour, Reject(contract.contract, reason or RejectReason.LAPSED), message_id)
         return
+    if _renews_poorly(world, contract):
+        world.count_idle(contract)
     contract.note_renewal(world.now.monotonic_s)
     contract.reprice(contract.data_limit_bytes, propose.price_msat_per_gib)
     contract.data_limit_bytes = contract.granted_bytes = propose.data_limit_bytes
@@ -254,7 +267,12 @@ def usage_read(world: World, contract: Contract, reading: Reading) -> None:
     elapsed = max(0.001, now - contract.carried_mono_s)
     contract.rate_bytes_s += (carried / elapsed - contract.rate_bytes_s) * min(1.0, elapsed / RATE_SMOOTHING_S)
     contract.carried_mono_s = now
+    before = contract.used_bytes
     due = meter(world, contract, reading)
+    if contract.used_to_bytes:
+        world.uncount_opening(contract)
+    if before < WORTH_BYTES <= contract.used_bytes:
+        world.count_idle(contract, -1)
     elapsed = max(0.001, now - account.rated_mono_s)
     account.rate_msat_s += (due / elapsed - account.rate_msat_s) * min(1.0, elapsed / RATE_SMOOTHING_S)
     account.rated_mono_s = now
@@ -386,6 +404,8 @@ def halted(world: World, contract: Contract, reading: Reading | None) -> None:
     if reading is not None:
         usage_read(world, contract, reading)
     account.running -= 1
+    if contract.used_bytes < WORTH_BYTES and world.now.utc_s - contract.opened_at_s < WORTH_S:
+        world.count_opening(contract)
     world.move(contract, State.CLOSED, (contract.halting or CloseReason.CANCELLED).value)
     contract.closed_at_s = world.now.utc_s
     world.journal("charge", contract.identity, contract.reason, contract.charged_msat, contract.contract)

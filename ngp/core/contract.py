@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ngp.core.messages import Prefix, Role
+from ngp.core.openings import Pools
 from ngp.core.pricing import amount_due_msat
 from ngp.core.records import ContractRecord
 
@@ -80,6 +81,7 @@ class Contract:
         offered: a renewal that waits for its accept: (data limit, lifetime, price).
         renewed_at_bytes, renewed_mono_s: what was used at the last renewal, and when that was.
         idle_renewals: in a row, without a byte carried in between.
+        pools: where it is counted as an opening that came to nothing so far.
     """
 
     contract: bytes
@@ -126,6 +128,7 @@ class Contract:
     renewed_at_bytes: int = 0
     renewed_mono_s: float = 0.0
     idle_renewals: int = 0
+    pools: Pools = ()
     held: list[int] = field(default_factory=list)
 
     @property
@@ -170,12 +173,17 @@ class Contract:
 
     def note_renewal(self, now_mono_s: float) -> None:
         """Remember a renewal and whether anything was carried since the one before."""
-        self.idle_renewals = self.idle_renewals + 1 if self.used_bytes <= self.renewed_at_bytes else 0
+        self.idle_renewals = self.idle_renewals + 1 if self.since_renewal_bytes <= 0 else 0
         self.renewed_at_bytes, self.renewed_mono_s = self.used_bytes, now_mono_s
+
+    @property
+    def since_renewal_bytes(self) -> int:
+        """What was carried since the last renewal, or since the contract was opened."""
+        return self.used_bytes - self.renewed_at_bytes
 
     def renews_idly(self, now_mono_s: float) -> bool:
         """Say whether it was renewed again and again for nothing: each renewal is a write to either side's ledger."""
-        idle = self.idle_renewals >= MOST_IDLE_RENEWALS and self.used_bytes <= self.renewed_at_bytes
+        idle = self.idle_renewals >= MOST_IDLE_RENEWALS and self.since_renewal_bytes <= 0
         return idle and now_mono_s - self.renewed_mono_s < IDLE_RENEWAL_PAUSE_S
 
     def record(self) -> ContractRecord:

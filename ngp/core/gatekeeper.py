@@ -428,6 +428,9 @@ class Gatekeeper:
     def _contract_due(self, due: Due, contract: Contract) -> None:
         world = self.world
         if due is Due.EXPIRY and contract.running:
+            if contract.used_bytes and contract.expires_mono_s > world.now.monotonic_s:
+                world.watch_end(contract)  # this look was for those that nobody uses
+                return
             if contract.state is State.RENEWING:
                 contract.offered = None
             world.halt(contract, CloseReason.EXPIRED)

@@ -170,6 +170,7 @@ def usage_read(world: World, contract: Contract, reading: Reading) -> None:
             depleted(world, contract)
         return
     _rate(world, account, contract, carried, due)
+    _redeem_opening(world, contract)
     world.unflushed.add(contract.contract)
     to_state(account, contract)
     world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + STATEMENT_INTERVAL_S)
@@ -180,6 +181,13 @@ def usage_read(world: World, contract: Contract, reading: Reading) -> None:
             world.grant(contract)
             release(world, contract)
         cashier.top_up_if_low(world, account)
+
+
+def _redeem_opening(world: World, contract: Contract) -> None:
+    """Give a contract's opening back, and another's, once it carried bytes that stand on paid money."""
+    paid = 0 < contract.used_bytes <= contract.granted_bytes - contract.grace_bytes
+    if paid and world.uncount_opening(contract):
+        world.count_idle(contract, -1)
 
 
 def _rate(world: World, account: Account, contract: Contract, carried_bytes: int, due_msat: int) -> None:
@@ -244,6 +252,7 @@ def serve_waiting(world: World, account: Account) -> None:
     """Extend the contracts that wait for money, those that waited longest first, while there is some."""
     dry = False  # who asks in vain takes our time, and there may be thousands
     for contract in list(account.waiting.values()):
+        _redeem_opening(world, contract)
         if contract.halting is not None or contract.shrinking:
             continue
         before = (contract.granted_bytes, contract.state)
@@ -268,6 +277,7 @@ def halted(world: World, contract: Contract, reading: Reading | None) -> None:
     reason = contract.halting or CloseReason.CANCELLED
     if reading is not None:
         account.charge(contract, reading.used_to_bytes, reading.used_from_bytes)
+    _redeem_opening(world, contract)
     for handle in contract.held:
         world.do(Decide(handle, Verdict.DROP))
     contract.held.clear()

@@ -146,7 +146,9 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
     contract.slice_bytes = max(0, contract.granted_bytes - contract.used_bytes)
     account.carry(contract)
     contract.expires_mono_s = world.now.monotonic_s + max(0, left_s)
-    world.timers.set(Due.EXPIRY, contract.contract, contract.expires_mono_s)
+    world.watch_end(contract)
+    if not contract.used_bytes:
+        world.count_opening(contract)
     if contract.role is Role.CLIENT and not world.settings.never_renews:
         world.timers.set(Due.RENEWAL, contract.contract, min(contract.expires_mono_s, world.now.monotonic_s + 1.0))
     if contract.granted_bytes >= contract.data_limit_bytes and contract.used_bytes >= contract.granted_bytes:

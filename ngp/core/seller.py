@@ -106,6 +106,8 @@ def _may_quote(world: World, neighbour: Neighbour) -> bool:
     account = world.accounts.get((neighbour.identity, Role.SERVER))
     if account is not None and account.running >= max(16, most // 2):
         return False
+    if not world.may_open(Role.SERVER, neighbour):
+        return False
     return neighbour.quotes < min(MOST_QUOTES_PER_NEIGHBOUR, max(16, most // 16)) and len(world.contracts) < most
 
 
@@ -188,7 +190,8 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
     if contract is None or not contract.running or contract.halting is not None:
         world.send(neighbour, Reject(ask.contract, RejectReason.UNKNOWN_CONTRACT), message_id)
         return
-    if contract.offered is None and contract.renews_idly(world.now.monotonic_s):
+    idly = contract.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour)
+    if contract.offered is None and (idly or contract.renews_idly(world.now.monotonic_s)):
         world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
         return
     if contract.offered is None:  # an offer that stands is only repeated: its accept may be on the way
@@ -253,6 +256,11 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
     if contract.state is not State.QUOTED or world.now.monotonic_s > contract.quoted_until_mono_s:
         world.send(neighbour, Reject(accept.contract, RejectReason.LAPSED), message_id)
         return True
+    if not world.may_open(Role.SERVER, neighbour):  # it has quotes without number, and accepts them all at once
+        world.send(neighbour, Reject(accept.contract, RejectReason.BUSY), message_id)
+        world.move(contract, State.REJECTED, RejectReason.BUSY.value)
+        _refuse(world, contract, SILENCE_S)
+        return True
     _open(world, neighbour, contract)
     return False
 
@@ -266,8 +274,9 @@ def _open(world: World, neighbour: Neighbour, contract: Contract) -> None:
     contract.expires_at_s = world.now.utc_s + contract.lifetime_s
     contract.expires_mono_s = world.now.monotonic_s + contract.lifetime_s
     contract.carried_mono_s = world.now.monotonic_s
-    world.timers.set(Due.EXPIRY, contract.contract, contract.expires_mono_s)
+    world.watch_end(contract)
     account.running += 1
+    world.count_opening(contract)
     grants.extend(world, account, contract)
     world.journal("contract", contract.identity, contract.state.value, contract=contract.contract)
     world.save(contract)
@@ -281,6 +290,8 @@ def _renew(world: World, contract: Contract) -> None:
     assert contract.offered is not None
     limit, lifetime_s, price = contract.offered
     contract.offered = None
+    if contract.since_renewal_bytes <= 0:  # a line in the ledger for nothing, like an opening
+        world.count_idle(contract)
     contract.note_renewal(world.now.monotonic_s)
     contract.reprice(contract.data_limit_bytes, price)
     contract.data_limit_bytes, contract.lifetime_s = limit, lifetime_s
@@ -288,7 +299,7 @@ def _renew(world: World, contract: Contract) -> None:
     contract.expires_mono_s = world.now.monotonic_s + lifetime_s
     world.timers.clear(Due.QUOTE, contract.contract)
     world.timers.clear(Due.EXHAUSTED, contract.contract)
-    world.timers.set(Due.EXPIRY, contract.contract, contract.expires_mono_s)
+    world.watch_end(contract)
     world.move(contract, State.ACCEPTED if contract.grace_bytes and account.balance_msat <= 0 else State.ACTIVE)
     grants.extend(world, account, contract)
     world.journal("contract", contract.identity, "renewed", contract=contract.contract)

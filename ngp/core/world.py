@@ -18,14 +18,17 @@ from ngp.core.coverage import Coverage
 from ngp.core.effects import Effect, GrantContract, HaltContract, Log, Persist, RevokeContract, Send
 from ngp.core.events import PacketHeld
 from ngp.core.messages import Address, Message, Role
+from ngp.core.openings import Openings, Pools, pools_of
 from ngp.core.records import BilledRecord, JournalRecord, NeighbourRecord, PaymentRecord
 from ngp.core.settings import Settings
-from ngp.core.timers import Timers
+from ngp.core.timers import Due, Timers
 from ngp.core.values import Grant, KernelNeighbour, Now
 
 Link = tuple[str, bytes]
 
 NEVER_LOW = (1 << 63) - 1
+END_LINGER_S = 3.0
+UNUSED_S = 3600.0
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +114,7 @@ class World:
     payments: dict[bytes, PaymentRecord] = field(default_factory=dict)
     credit: CreditLine = field(default_factory=CreditLine)
     spending: Spending = field(default_factory=Spending)
+    openings: Openings = field(default_factory=Openings)
     timers: Timers = field(default_factory=Timers)
     strangers: deque[tuple[float, PacketHeld]] = field(default_factory=deque)
     greeted: dict[str, float] = field(default_factory=dict)
@@ -188,6 +192,53 @@ class World:
         if neighbour is not None:
             neighbour.contracts.pop(contract.contract, None)
         self.do(RevokeContract(contract.contract))
+
+    def _pools(self, role: Role, identity: bytes, link: Link) -> Pools:
+        account = self.accounts.get((identity, role))
+        return pools_of(role, identity, link, account is not None and account.paid_msat > 0)
+
+    def may_open(self, role: Role, neighbour: Neighbour) -> bool:
+        """Say whether a neighbour may open one more contract, and tell the operator of one that may not."""
+        pools = self._pools(role, neighbour.identity, neighbour.link)
+        if self.openings.has_room(pools, self.now.monotonic_s):
+            return True
+        self.count("openings_refused")
+        if self.openings.should_tell(self.now.monotonic_s):
+            self.log(
+                f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]}: too many contracts that came to "
+                f"nothing; it gets no new ones until some are used, or in a while",
+                logging.WARNING,
+            )
+        return False
+
+    def count_opening(self, contract: Contract) -> None:
+        """Count a contract as one that came to nothing, until it shows its worth."""
+        if not contract.pools:
+            contract.pools = self._pools(contract.role, contract.identity, contract.link)
+            self.openings.count(contract.pools, self.now.monotonic_s)
+
+    def uncount_opening(self, contract: Contract) -> bool:
+        """Give an opening back that showed its worth. Returns whether it was still counted."""
+        if not contract.pools:
+            return False
+        self.openings.count(contract.pools, self.now.monotonic_s, -1)
+        contract.pools = ()
+        return True
+
+    def count_idle(self, contract: Contract, by: int = 1) -> None:
+        """Count what a contract cost beside its opening: an idle renewal; or (negative) forgive another's opening."""
+        pools = self._pools(contract.role, contract.identity, contract.link)
+        self.openings.count(pools, self.now.monotonic_s, by)
+
+    def watch_end(self, contract: Contract) -> None:
+        """Look at a contract when its lifetime ends, and before that when it was not used for an hour from the start.
+
+        The server counts the lifetime from when the accept arrives, so a client's meter stays a little longer.
+        """
+        at = contract.expires_mono_s + (END_LINGER_S if contract.role is Role.CLIENT else 0.0)
+        if not contract.used_bytes:
+            at = min(at, contract.carried_mono_s + UNUSED_S)
+        self.timers.set(Due.EXPIRY, contract.contract, at)
 
     def any_link(self, identity: bytes) -> Neighbour | None:
         """Return the link on which an identity was heard last; its account is one, whatever the link."""

@@ -1,0 +1,337 @@
+"""Contracts that come to nothing: who opens and drops them without paying is bounded, whoever it says it is; who trades
+opens as many at once as it likes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address, ip_network
+from itertools import count
+from typing import TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from playbook import Node, Sim, settings
+
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.contract import CloseReason, State
+from ngp.core.messages import Accept, Ask, Hello, Message, Notice, NoticeKind, Propose, Reject, RejectReason, Role
+from ngp.core.openings import (
+    FORGIVEN_AN_HOUR,
+    MOST_OF_STRANGER,
+    MOST_OF_STRANGERS,
+    MOST_OF_TRADER,
+    Openings,
+    pools_of,
+)
+from ngp.core.records import ContractRecord, JournalRecord
+from ngp.core.values import Reading
+from ngp.core.world import UNUSED_S
+
+LINES_PER_CONTRACT = 2
+
+
+class Villain:
+    """Somebody who says to a node whatever it likes; the node's kernel carries what it is told to."""
+
+    def __init__(self, sim: Sim, victim: Node, identity: bytes = b"V" * 32, address: bytes = b"\2vvvv\1") -> None:
+        self.sim, self.victim, self.identity, self.link = sim, victim, identity, ("eth1", address)
+        self.names = count(1)
+        self.carries = 0
+        self.say(Hello("sandbox", True, True, (), "", False))
+
+    def say(self, message: Message) -> list[fx.Effect]:
+        """Say something; return what the victim does."""
+        return self.tell(ev.MessageReceived(self.identity, self.link, 1, message, 1 << 33))
+
+    def tell(self, event: ev.Event) -> list[fx.Effect]:
+        """Step, store, and answer for the kernel."""
+        effects = self.victim.gatekeeper.step(event, self.sim.clock())
+        for effect in list(effects):
+            if isinstance(effect, fx.Persist):
+                self.victim.ledger.put(effect.record)
+            elif isinstance(effect, fx.HaltContract):
+                reading = Reading(effect.grant.contract, self.carries, 0, 0)
+                effects += self.tell(ev.Halted(effect.grant.contract, reading))
+        return effects
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.sim.now += seconds
+        self.tell(ev.Tick())
+        self.say(Hello("sandbox", True, True, (), "", False))
+
+    def buy(self, destination: str) -> bytes | None:
+        """Have a contract sold to us; None where it is refused."""
+        for quote in messages(self.say(Ask(ip_network(destination), 0, 0)), Propose):
+            done = self.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
+            if not messages(done, Reject):
+                return quote.contract
+        return None
+
+    def sell(self, destination: str, lifetime_s: int = 3600) -> bytes | None:
+        """Have a contract bought from us; None where it is refused."""
+        name = next(self.names).to_bytes(16, "big")
+        done = self.say(Propose(name, ip_network(destination), 5 << 20, 1 << 20, lifetime_s, 10, 0, 1))
+        return name if messages(done, Accept) else None
+
+    def use(self, contract: bytes, to_bytes: int, from_bytes: int = 0) -> None:
+        """Let a contract carry up to so much."""
+        self.tell(ev.UsageRead((Reading(contract, to_bytes, from_bytes, 0),)))
+
+
+Kind = TypeVar("Kind", bound=Message)
+
+
+def messages(effects: Iterable[fx.Effect], kind: type[Kind]) -> list[Kind]:
+    return [effect.message for effect in effects if isinstance(effect, fx.Send) and isinstance(effect.message, kind)]
+
+
+def host(number: int) -> str:
+    return f"{ip_address(0x0B000000 + number)}/32"
+
+
+def test_accepting_and_cancelling_in_turn_ends_after_a_while() -> None:
+    sim = Sim()
+    villain = Villain(sim, sim.gateway)
+    ledger = sim.gateway.ledger
+    opened = 0
+    for number in range(3 * MOST_OF_STRANGER):
+        contract = villain.buy(host(number))
+        opened += contract is not None
+        if contract is not None:
+            villain.say(Reject(contract, RejectReason.UNKNOWN_CONTRACT))
+    assert opened == MOST_OF_STRANGER
+    assert len(ledger.contracts) == opened
+    assert len(ledger.journal) == LINES_PER_CONTRACT * opened
+    effects = villain.say(Ask(ip_network(host(9999)), 0, 0))
+    assert [answer.reason for answer in messages(effects, Reject)] == [RejectReason.BUSY]
+    assert not any(isinstance(effect, fx.Persist) for effect in effects)
+    assert sim.gateway.world.counters["openings_refused"] > MOST_OF_STRANGER
+    villain.wait(3600)
+    assert sum(villain.buy(host(20_000 + number)) is not None for number in range(2000)) == FORGIVEN_AN_HOUR
+
+
+def test_the_operator_is_told_once_in_a_while() -> None:
+    sim = Sim()
+    villain = Villain(sim, sim.gateway)
+    told = 0
+    for number in range(MOST_OF_STRANGER + 500):
+        effects = villain.say(Ask(ip_network(host(number)), 0, 0))
+        for quote in messages(effects, Propose):
+            villain.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
+            villain.say(Reject(quote.contract, RejectReason.UNKNOWN_CONTRACT))
+        told += sum(isinstance(effect, fx.Log) and "came to nothing" in effect.text for effect in effects)
+    assert told == 1
+
+
+def test_quotes_saved_up_are_not_worth_more_than_what_may_be_opened() -> None:
+    sim = Sim()
+    villain = Villain(sim, sim.gateway)
+    quotes = [
+        quote for number in range(4000) for quote in messages(villain.say(Ask(ip_network(host(number)), 0, 0)), Propose)
+    ]
+    assert len(quotes) > MOST_OF_STRANGER
+    answers = [villain.say(Accept(q.contract, q.price_msat_per_gib, q.data_limit_bytes)) for q in quotes]
+    refused = [answer for effects in answers for answer in messages(effects, Reject)]
+    assert len(quotes) - len(refused) == MOST_OF_STRANGER == len(sim.gateway.ledger.contracts)
+    assert {answer.reason for answer in refused} == {RejectReason.BUSY}
+
+
+def test_proposing_and_cutting_in_turn_ends_after_a_while() -> None:
+    sim = Sim()
+    villain = Villain(sim, sim.client)
+    opened = 0
+    for number in range(3 * MOST_OF_STRANGER):
+        contract = villain.sell(host(number))
+        opened += contract is not None
+        if contract is not None:
+            villain.say(Notice(contract, NoticeKind.CUT, CloseReason.EXPIRED.value))
+    assert opened == MOST_OF_STRANGER == len(sim.client.ledger.contracts)
+    assert len(sim.client.ledger.journal) == LINES_PER_CONTRACT * opened
+
+
+def test_cutting_each_contract_after_our_first_packet_ends_after_a_while() -> None:
+    sim = Sim()
+    villain = Villain(sim, sim.client)
+    villain.carries = 1000
+    opened = 0
+    for _ in range(3 * MOST_OF_STRANGER):
+        contract = villain.sell("198.51.100.1/32")
+        if contract is not None:
+            opened += 1
+            villain.use(contract, 1000)
+            villain.say(Notice(contract, NoticeKind.CUT, CloseReason.UNPAID.value))
+    assert opened == MOST_OF_STRANGER
+
+
+def test_what_a_server_sends_us_unasked_does_not_free_it() -> None:
+    sim = Sim()
+    villain = Villain(sim, sim.client)
+    for number in range(2 * MOST_OF_STRANGER):
+        contract = villain.sell(host(number))
+        if contract is not None:
+            villain.use(contract, 0, 70_000)
+    assert len(sim.client.ledger.contracts) <= 2 * MOST_OF_STRANGER
+
+
+def test_made_up_keys_and_addresses_share_one_bound_and_customers_have_their_own() -> None:
+    sim = Sim()
+    sim.up("198.51.100.1")
+    sim.run(2)
+    assert sim.gateway.world.account(sim.client.identity, Role.SERVER).paid_msat
+    opened = 0
+    for number in range(3 * MOST_OF_STRANGERS // 4):
+        villain = Villain(sim, sim.gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
+        for turn in range(4):
+            contract = villain.buy(host(4 * number + turn))
+            opened += contract is not None
+            if contract is not None:
+                villain.say(Reject(contract, RejectReason.UNKNOWN_CONTRACT))
+    assert opened == MOST_OF_STRANGERS
+    before = len(sim.accepts)
+    sim.up("198.51.100.2")
+    sim.run(0.2)
+    assert len(sim.accepts) == before + 1
+
+
+@pytest.mark.parametrize("role", [Role.SERVER, Role.CLIENT])
+def test_a_household_that_trades_opens_thousands_at_once(role: Role) -> None:
+    sim = Sim()
+    victim = sim.gateway if role is Role.SERVER else sim.client
+    household = Villain(sim, victim)  # not one, here
+    trade = household.buy if role is Role.SERVER else household.sell
+    victim.world.account(household.identity, role).paid_msat = 10**9
+    for second in range(4):
+        opened = [trade(host(1200 * second + number)) for number in range(1200)]
+        sim.now += 1.0
+        household.tell(ev.UsageRead(tuple(Reading(contract, 60, 0, 0) for contract in opened if contract)))
+        assert all(opened)
+    assert "openings_refused" not in victim.world.counters
+
+
+def test_who_ran_into_the_bound_is_soon_free_of_it_by_trading() -> None:
+    sim = Sim()
+    sim.up("198.51.100.1")
+    sim.run(2)
+    world = sim.gateway.world
+    openings, pools = world.openings, pools_of(Role.SERVER, sim.client.identity, sim.client.link, True)
+    openings.count(pools, sim.now, MOST_OF_TRADER - 1)
+    for number in range(300):
+        sim.up(host(number)[:-3], 100)
+        sim.run(0.6)
+    assert openings.level(pools[0], sim.now) < MOST_OF_TRADER - 290
+
+
+@pytest.mark.parametrize("role", [Role.SERVER, Role.CLIENT])
+def test_what_nobody_uses_ends_after_an_hour(role: Role) -> None:
+    month = settings(contract_time_s=30 * 86_400, sell_msat_per_gib=0, sell_min_msat_per_gib=0)
+    sim = Sim(month, month)
+    victim = sim.gateway if role is Role.SERVER else sim.client
+    villain = Villain(sim, victim)
+    trade = villain.buy if role is Role.SERVER else villain.sell
+    idle, used = trade(host(1)), trade(host(2))
+    assert idle and used
+    villain.use(used, 1000)
+    villain.wait(UNUSED_S - 60)
+    assert victim.world.contracts[idle].running
+    villain.wait(61)
+    assert victim.ledger.contracts[idle].reason == CloseReason.EXPIRED
+    villain.carries = 1000
+    villain.wait(3700)
+    assert (used in victim.world.contracts) is (role is Role.SERVER)  # the villain's own contracts last an hour
+
+
+def test_idle_renewals_count_as_openings() -> None:
+    sim = Sim(settings(contract_time_s=86_400))
+    villain = Villain(sim, sim.gateway)
+    contracts = [villain.buy(host(number)) for number in range(100)]
+    for _ in range(40):
+        for contract in filter(None, contracts):
+            for quote in messages(villain.say(Ask(ip_network(host(0)), 0, 0, contract)), Propose):
+                villain.say(Accept(contract, quote.price_msat_per_gib, quote.data_limit_bytes))
+        villain.sim.now += 4
+    assert len(sim.gateway.ledger.journal) <= MOST_OF_STRANGER + 100
+
+
+# --- any hostile buyer and seller -------------------------------------------------------------------------------------
+
+TURNS = st.lists(
+    st.tuples(
+        st.sampled_from(("buy", "sell", "cancel", "cut", "carry", "renew", "wait", "key", "link", "restart")),
+        st.sampled_from((1, 40, 700)),
+    ),
+    max_size=20,
+)
+
+
+@effort(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(TURNS)
+def test_the_ledger_grows_by_no_more_than_the_bound(turns: Sequence[tuple[str, int]]) -> None:
+    sim = Sim()
+    victim = sim.gateway
+    villain, who, links, lives, began, hosts = Villain(sim, victim), 1, 1, 1, sim.now, count(1)
+    for act, many in turns:
+        running = [c for c in victim.world.contracts.values() if c.running and c.identity == villain.identity][:many]
+        if act in ("key", "link"):
+            who += 1
+            sim.now += 61 if act == "key" else 0
+            links += act == "link"
+            address = who.to_bytes(6, "big") if act == "link" else villain.link[1]
+            villain = Villain(sim, victim, who.to_bytes(32, "big"), address)
+        elif act == "wait":
+            villain.wait(many)
+        elif act == "restart":
+            lives += 1
+            sim.crash(victim)
+            villain.say(Hello("sandbox", True, True, (), "", False))
+        elif act in ("buy", "sell"):
+            for _ in range(2 * many):
+                (villain.buy if act == "buy" else villain.sell)(host(next(hosts)))
+        for contract in running:
+            server = contract.role is Role.SERVER
+            if act == "cancel" and server:
+                villain.say(Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+            elif act == "cut" and not server:
+                villain.say(Notice(contract.contract, NoticeKind.CUT, "exhausted"))
+            elif act == "carry" and server:
+                villain.use(contract.contract, min(1000, contract.granted_bytes))
+            elif act == "renew" and server:
+                for quote in messages(villain.say(Ask(contract.destination, 0, 0, contract.contract)), Propose):
+                    villain.say(Accept(contract.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
+    assert not any(account.paid_msat for account in victim.world.accounts.values())
+    hours = (sim.now - began) / 3600
+    most = lives * (min(links * MOST_OF_STRANGER, MOST_OF_STRANGERS) + hours * FORGIVEN_AN_HOUR)
+    for role in Role:
+        assert sum(record.role is role for record in victim.ledger.contracts.values()) <= most
+    assert len(victim.ledger.journal) <= LINES_PER_CONTRACT * most * len(Role)
+    assert all(isinstance(record, ContractRecord) for record in victim.ledger.contracts.values())
+    assert all(isinstance(line, JournalRecord) for line in victim.ledger.journal)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.floats(0, 4000)), max_size=60))
+def test_the_count_stays_within_its_most_and_empties_by_itself(turns: Sequence[tuple[int, bool, float]]) -> None:
+    openings, now = Openings(), 0.0
+    for who, opens, seconds in turns:
+        now += seconds
+        pools = pools_of(Role.SERVER, bytes(32), ("eth1", bytes([who])), trades=who == 5)
+        if not opens:
+            openings.count(pools, now, -1)
+        elif openings.has_room(pools, now):
+            openings.count(pools, now)
+        assert all(0 <= openings.level(pool, now) <= pool.most for pool in pools)
+    openings.count((), now + 5 * 3600)
+    assert len(openings) == 0
+
+
+def test_a_refused_opening_is_told_by_state_and_kernel() -> None:
+    sim = Sim()
+    villain = Villain(sim, sim.gateway)
+    (quote,) = messages(villain.say(Ask(ip_network(host(1)), 0, 0)), Propose)
+    pools = pools_of(Role.SERVER, villain.identity, villain.link, trades=False)
+    sim.gateway.world.openings.count(pools[:1], sim.now, MOST_OF_STRANGER)
+    effects = villain.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
+    assert sim.gateway.world.contracts[quote.contract].state is State.REJECTED
+    assert [effect.grant.blocked for effect in effects if isinstance(effect, fx.GrantContract)] == [True]
