@@ -153,7 +153,7 @@ def bill_for_nothing(crowd: Crowd, client: Daemon) -> None:
     """Fill the victim with contracts, then flood it with bills: it must stay at hand."""
     persona = crowd.persona(random_mac())
     assert crowd.meet(persona)
-    for number in range(1500):
+    for number in range(900):  # a server that nothing was sent by is not let open many more
         persona.say(offer(f"10.{number >> 8}.{number & 255}.1/32"))
         if number % 50 == 49:
             crowd.pump(0.05)

@@ -57,6 +57,10 @@ class CreditLine:
             _add(self.forgotten, link, -forgotten)
             _add(self.on_interface, link[0], by_bytes + forgotten)
 
+    def weighs(self, link: tuple[str, bytes]) -> bool:
+        """Say whether what is outstanding on a link address counts on its interface still."""
+        return self.outstanding.get(link, 0) > self.forgotten.get(link, 0)
+
     def remember_default(self, link: tuple[str, bytes], debt_bytes: int, now_mono_s: float) -> None:
         """Let a default weigh on the interface for an hour: then a paying newcomer must not suffer for it any more."""
         self.defaults.append((now_mono_s + DEFAULT_REMEMBERED_S, link, debt_bytes))
@@ -79,6 +83,14 @@ def _add(table: dict[Key, int], key: Key, by_bytes: int) -> None:
         table.pop(key, None)
 
 
+@dataclass(slots=True)
+class Patience:
+    """When a client pays again after payments that failed in a row."""
+
+    not_before_mono_s: float = 0.0
+    failures: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Account:
     """One neighbour's account in one role. paid = charged + refunded + balance, always.
@@ -93,6 +105,7 @@ class Account:
         waiting: running contracts that run on credit or are short of budget: the next payment serves them.
         unstated: contracts (running or just closed) whose totals the client hasn't been told yet.
         recall_after: from where on (closed when, id) closed contracts' bills are to be told again out of the ledger.
+        patience: a client's, with invoices of this server that can't be paid.
         refunding_msat: promised or being paid back; no contract may spend it.
         invoice: hash of the top-up invoice that waits to be paid; `invoice_asked` while the node makes one.
         top_up_msat, topped_up_mono_s, topped_up_at_msat: the last top-up, when, and what was charged by then.
@@ -128,7 +141,7 @@ class Account:
     invoice_asked: bool = False
     invoice_not_before_mono_s: float = 0.0
     invoices_declined: int = 0
-    pay_not_before_mono_s: float = 0.0
+    patience: Patience = field(default_factory=Patience)
     refund_offered_msat: int = 0
     most_asked_msat: int = 0
     top_up_msat: int = 0
@@ -171,6 +184,11 @@ class Account:
         """True where nothing would be lost by forgetting it."""
         used = self.paid_msat or self.charged_msat or self.metered_msat
         return not (used or self.running or self.debts or self.invoice)
+
+    @property
+    def stands(self) -> bool:
+        """True where there is, or was, or may soon be money; what else there can be is the grace that was used."""
+        return bool(self.paid_msat or self.running or self.invoice or self.invoice_asked)
 
     def carry(self, contract: Contract) -> None:
         """Enter a contract's present liability into the sums; call after every change of a contract."""

@@ -27,6 +27,8 @@ class Spending:
         """Count a payment when its intent is stored; correct it by a negative amount at the same second."""
         self.recent.append((at_s, amount_msat))
         self.by_neighbour[identity] += amount_msat
+        if not self.by_neighbour[identity]:
+            del self.by_neighbour[identity]  # a payment that failed; keys to fail with cost nothing
         self.total_msat += amount_msat
 
     def within_msat(self, seconds: int, now_s: int) -> int:

@@ -414,6 +414,7 @@ def halted(world: World, contract: Contract, reading: Reading | None) -> None:
         world.timers.clear(due, contract.contract)
     world.remove_contract(contract)
     _remember(world, contract)
+    world.forget_if_gone(contract.identity)
 
 
 def _remember(world: World, contract: Contract) -> None:

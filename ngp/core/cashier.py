@@ -13,7 +13,7 @@ from enum import Enum
 from hashlib import sha256
 
 from ngp.core import grants
-from ngp.core.account import Account
+from ngp.core.account import Account, Patience
 from ngp.core.budget import broken_limit, room_msat
 from ngp.core.effects import CancelInvoice, MakeInvoice, PayInvoice, Persist, ProveSettlement, TrackPayment
 from ngp.core.events import InvoiceFailed, InvoiceMade
@@ -31,6 +31,7 @@ REMEMBERED_S = 86_400.0
 MOST_PENDING = 8
 RETRY_S = 5.0
 FIRST_PAUSE_S = 0.5
+FIRST_FAILURE_PAUSE_S = 1.0
 MOST_PAUSE_S = 60.0
 TRACK_S = 5.0
 PAY_TIMEOUT_S = 60.0
@@ -164,6 +165,7 @@ def invoice_due(world: World, payment_hash: bytes) -> None:
     account = world.accounts.get((record.identity, Role.SERVER))
     if account is not None and account.running:
         top_up_if_low(world, account)
+    world.forget_if_gone(record.identity)
 
 
 def _withdraw(world: World, record: PaymentRecord, why: str) -> None:
@@ -172,7 +174,7 @@ def _withdraw(world: World, record: PaymentRecord, why: str) -> None:
     if account.invoice == record.payment_hash:
         account.invoice = b""
     world.timers.set(Due.INVOICE, record.payment_hash, world.now.monotonic_s + REMEMBERED_S)
-    world.invoices[record.payment_hash] = replace(record, state=PaymentState.CANCELLED, reason=why)
+    world.invoices[record.payment_hash] = replace(record, state=PaymentState.CANCELLED, reason=why, bolt11="")
     world.do(Persist(world.invoices[record.payment_hash]))
     world.do(CancelInvoice(record.payment_hash))
 
@@ -307,7 +309,7 @@ def _objection(
         return RejectReason.NOT_BUYING, 0
     if not account.sent and amount_msat > _newcomers_room_msat(world):
         return RejectReason.BUSY, 0
-    waits = account.pay_not_before_mono_s > world.now.monotonic_s
+    waits = _patience(world, account).not_before_mono_s > world.now.monotonic_s
     if waits or len(_pending(world, neighbour.identity)) >= MOST_PENDING:
         return RejectReason.BUSY, 0
     most = MOST_AHEAD * max(world.settings.payment_amount_msat, int(account.rate_msat_s * TOP_UP_LASTS_S))
@@ -335,6 +337,11 @@ def _newcomers_room_msat(world: World) -> int:
     out = [one for one in world.payments.values() if one.state is PaymentState.PENDING and one.identity in newcomers]
     unspent = sum(max(0, one.balance_msat) for one in newcomers.values()) + sum(one.amount_msat for one in out)
     return MOST_AHEAD * world.settings.payment_amount_msat - unspent
+
+
+def _patience(world: World, account: Account) -> Patience:
+    """Servers that we haven't sent anything by share theirs: invoices that can't be paid cost nothing, nor do keys."""
+    return account.patience if account.sent else world.patience
 
 
 def pending_msat(world: World, identity: bytes) -> int:
@@ -405,6 +412,7 @@ def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> 
     else:
         account = world.account(record.identity, Role.CLIENT)
         account.paid_msat += record.amount_msat
+        _patience(world, account).failures = 0
         _note_top_up(world, account, record.amount_msat, account.metered_msat)
         world.journal("payment", record.identity, done.state.value, -record.amount_msat, paid=record.payment_hash)
     world.save_account(account, durable=True)
@@ -420,7 +428,9 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
     )
     world.spending.add(record.identity, -(record.amount_msat + record.fee_msat), record.created_at_s)
     account = world.account(record.identity, Role.CLIENT)
-    account.pay_not_before_mono_s = world.now.monotonic_s + 1.0
+    patience = _patience(world, account)
+    pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(patience.failures, 16))
+    patience.not_before_mono_s, patience.failures = world.now.monotonic_s + pause_s, patience.failures + 1
     world.do(Persist(world.payments[record.payment_hash], durable=True))
     if record.kind is PaymentKind.REFUND:
         world.account(record.identity, Role.SERVER).refunding_msat -= record.amount_msat

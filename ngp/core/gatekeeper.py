@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import buyer, cashier, grants, seller, statements
+from ngp.core import buyer, cashier, forgetting, grants, seller, statements
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Acknowledge, Effect, Greet, Persist, SetNeighbour
 from ngp.core.events import (
@@ -56,8 +56,6 @@ from ngp.core.world import Neighbour, World
 FLUSH_INTERVAL_S = 60.0
 FLUSH_PAUSE_S = 0.1
 FLUSHED_AT_ONCE = 1000
-LINK_SILENCE_S = 60.0
-MOST_NEIGHBOURS = 4096
 MOST_LATE = 4096
 LOOK_FOR_IDLE_S = 5.0
 _ACCOUNT_DUE = {
@@ -245,35 +243,30 @@ class Gatekeeper:
         world = self.world
         standing = world.by_link.get(event.link)
         if standing is not None and standing.identity != event.identity:
-            if standing.up and world.now.monotonic_s - standing.heard_mono_s < LINK_SILENCE_S:
+            if standing.up and world.now.monotonic_s - standing.heard_mono_s < forgetting.LINK_SILENCE_S:
                 world.count("link_taken")
                 return None
             seller.drop_neighbour(world, standing)
         neighbour = world.neighbours.get((event.identity, event.link))
         if neighbour is None:
-            if len(world.neighbours) >= MOST_NEIGHBOURS:
-                self._forget_idle()
-            if len(world.neighbours) >= MOST_NEIGHBOURS:
+            if max(len(world.neighbours), len(world.accounts)) >= forgetting.MOST_NEIGHBOURS:
+                self._make_room()
+            if len(world.neighbours) >= forgetting.MOST_NEIGHBOURS:
                 world.count("too_many_neighbours")
                 return None
+            forgetting.forget_links(world, event.identity)
             neighbour = Neighbour(event.identity, event.link, world.next_number(), first_seen_s=world.now.utc_s)
             world.add_neighbour(neighbour)
             world.log(f"neighbour {event.identity.hex()[:16]} found on {event.link[0]}")
         world.by_link[event.link] = neighbour
         return neighbour
 
-    def _forget_idle(self) -> None:
-        """Make room: neighbours without money, contracts or debts that were not heard for a minute."""
+    def _make_room(self) -> None:
         world = self.world
-        if world.now.monotonic_s - self._looked_mono_s < LOOK_FOR_IDLE_S:
-            return
-        self._looked_mono_s = world.now.monotonic_s
-        for neighbour in list(world.neighbours.values()):
-            silent = world.now.monotonic_s - neighbour.heard_mono_s > LINK_SILENCE_S
-            accounts = [world.accounts.get((neighbour.identity, role)) for role in Role]
-            with_account = any(account is not None and not account.empty for account in accounts)
-            if silent and not with_account and not neighbour.contracts and not neighbour.blocked:
-                seller.drop_neighbour(world, neighbour)
+        if world.now.monotonic_s - self._looked_mono_s >= LOOK_FOR_IDLE_S:
+            self._looked_mono_s = world.now.monotonic_s
+            forgetting.forget_neighbours(world)
+            forgetting.forget_debtors(world)
 
     def _came_back(self, neighbour: Neighbour, restarted: bool) -> None:
         """Tell a neighbour that was away what it may have missed: the open invoice, the proof, the totals."""

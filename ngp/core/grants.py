@@ -296,6 +296,7 @@ def halted(world: World, contract: Contract, reading: Reading | None) -> None:
     world.remove_contract(contract)
     to_state(account, contract)
     world.timers.set(Due.STATEMENT, account.identity, world.now.monotonic_s + CLOSED_WAIT_S)
+    world.forget_if_gone(contract.identity)
     neighbour = world.neighbour_of(contract)
     if neighbour is not None:
         world.send(neighbour, Notice(contract.contract, NoticeKind.CUT, reason.value))

@@ -156,10 +156,19 @@ class BilledRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetContract:
-    """Remove a contract that never carried a byte (lapsed, refused): nothing to remember."""
+class ForgetLink:
+    """Remove a link of a neighbour that has others."""
 
-    contract: bytes
+    identity: bytes
+    interface: str
+    link_address: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetNeighbours:
+    """Remove all that the ledger has of identities that never paid or were paid, and whose contracts are all over."""
+
+    identities: tuple[bytes, ...]
 
 
 Record = (
@@ -170,7 +179,8 @@ Record = (
     | PaymentRecord
     | CursorRecord
     | JournalRecord
-    | ForgetContract
+    | ForgetLink
+    | ForgetNeighbours
 )
 
 

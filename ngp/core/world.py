@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ngp.core.account import Account, CreditLine
+from ngp.core.account import Account, CreditLine, Patience
 from ngp.core.budget import Spending
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.coverage import Coverage
@@ -19,7 +19,14 @@ from ngp.core.effects import Effect, GrantContract, HaltContract, Log, Persist, 
 from ngp.core.events import PacketHeld
 from ngp.core.messages import Address, Message, Role
 from ngp.core.openings import Openings, Pools, pools_of
-from ngp.core.records import BilledRecord, JournalRecord, NeighbourRecord, PaymentRecord
+from ngp.core.records import (
+    BilledRecord,
+    ForgetLink,
+    ForgetNeighbours,
+    JournalRecord,
+    NeighbourRecord,
+    PaymentRecord,
+)
 from ngp.core.settings import Settings
 from ngp.core.timers import Due, Timers
 from ngp.core.values import Grant, KernelNeighbour, Now
@@ -115,6 +122,7 @@ class World:
     credit: CreditLine = field(default_factory=CreditLine)
     spending: Spending = field(default_factory=Spending)
     openings: Openings = field(default_factory=Openings)
+    patience: Patience = field(default_factory=Patience)
     timers: Timers = field(default_factory=Timers)
     strangers: deque[tuple[float, PacketHeld]] = field(default_factory=deque)
     greeted: dict[str, float] = field(default_factory=dict)
@@ -168,13 +176,30 @@ class World:
             del self.by_link[neighbour.link]
         links = self.by_identity.get(neighbour.identity, {})
         links.pop(neighbour.link, None)
-        if links:
+        if not links:
+            self.by_identity.pop(neighbour.identity, None)
+            self.forget_if_gone(neighbour.identity, neighbour.kept)
+        elif neighbour.kept:
+            self.do(Persist(ForgetLink(neighbour.identity, *neighbour.link)))
+
+    def accounts_of(self, identity: bytes) -> list[Account]:
+        """Return a neighbour's accounts, in either role."""
+        return [account for role in Role if (account := self.accounts.get((identity, role))) is not None]
+
+    def forget_if_gone(self, identity: bytes, kept: bool = True) -> None:
+        """Forget an identity that is on no link, where nothing is lost by it: keys cost nothing to make."""
+        if identity in self.by_identity or identity in self.blocked:
             return
-        self.by_identity.pop(neighbour.identity, None)
-        for role in Role:
-            account = self.accounts.get((neighbour.identity, role))
-            if account is not None and account.empty:
-                del self.accounts[neighbour.identity, role]
+        accounts = self.accounts_of(identity)
+        if (kept or accounts) and all(account.empty for account in accounts):
+            self.forget([identity])
+
+    def forget(self, identities: Sequence[bytes]) -> None:
+        """Forget identities, their accounts and all that the ledger has of them."""
+        for identity in identities:
+            for role in Role:
+                self.accounts.pop((identity, role), None)
+        self.do(Persist(ForgetNeighbours(tuple(identities))))
 
     def add_contract(self, contract: Contract) -> None:
         """Enter a contract."""

@@ -22,7 +22,8 @@ from ngp.core.records import (
     BilledRecord,
     ContractRecord,
     CursorRecord,
-    ForgetContract,
+    ForgetLink,
+    ForgetNeighbours,
     JournalRecord,
     NeighbourRecord,
     PaymentRecord,
@@ -121,7 +122,7 @@ class Ledger:
                         rows.contract,
                         connection.execute(
                             f"SELECT {rows.CONTRACT_COLUMNS} FROM contracts WHERE closed_at_s = 0 OR closed_at_s > ?",
-                            (now_utc_s - _HOUR_S,),
+                            (now_utc_s - prune.KEEP_CLOSED_S,),
                         ),
                     )
                 ),
@@ -293,13 +294,14 @@ class _Batch:
     """The records of one transaction, one row a key, so that steps written together cost little flash."""
 
     def __init__(self) -> None:
-        self.neighbours: dict[tuple[bytes, str, bytes], NeighbourRecord] = {}
+        self.neighbours: dict[tuple[bytes, str, bytes], NeighbourRecord | None] = {}
         self.accounts: dict[tuple[bytes, str], AccountRecord] = {}
-        self.contracts: dict[bytes, ContractRecord | None] = {}
+        self.contracts: dict[bytes, ContractRecord] = {}
         self.billed: list[BilledRecord] = []
         self.payments: list[PaymentRecord] = []
         self.journal: list[JournalRecord] = []
         self.cursor: int | None = None
+        self.forgotten: set[bytes] = set()
 
     def add(self, record: Record) -> None:
         match record:
@@ -317,15 +319,25 @@ class _Batch:
                 self.neighbours[record.identity, record.interface, record.link_address] = record
             case CursorRecord():
                 self.cursor = record.cursor
-            case ForgetContract():
-                self.contracts[record.contract] = None
+            case ForgetLink():
+                self.neighbours[record.identity, record.interface, record.link_address] = None
+            case ForgetNeighbours():
+                self._forget(frozenset(record.identities))
+
+    def _forget(self, identities: frozenset[bytes]) -> None:
+        """Leave out what came before in this transaction; what comes behind is of a new beginning."""
+        self.forgotten |= identities
+        self.neighbours = {key: one for key, one in self.neighbours.items() if key[0] not in identities}
+        self.accounts = {key: one for key, one in self.accounts.items() if one.identity not in identities}
+        self.contracts = {key: one for key, one in self.contracts.items() if one.identity not in identities}
+        self.journal = [one for one in self.journal if one.identity not in identities]
 
     def write(self, connection: sqlite3.Connection) -> None:
-        rows.put_neighbours(connection, self.neighbours.values())
+        rows.forget_neighbours(connection, self.forgotten)
+        rows.forget_links(connection, (key for key, one in self.neighbours.items() if one is None))
+        rows.put_neighbours(connection, (one for one in self.neighbours.values() if one is not None))
         rows.put_accounts(connection, self.accounts.values())
-        forgotten = [(key,) for key, record in self.contracts.items() if record is None]
-        connection.executemany("DELETE FROM contracts WHERE contract = ?", forgotten)
-        rows.put_contracts(connection, (record for record in self.contracts.values() if record is not None))
+        rows.put_contracts(connection, self.contracts.values())
         rows.put_billed(connection, self.billed)
         for payment in self.payments:
             rows.put_payment(connection, payment)

@@ -1,19 +1,27 @@
 """Prune: keep the ledger small on a router's flash, without a msat going astray.
 
-Closed contracts are what grows: thousands a day. After 90 days each is folded into one line per neighbour, role and
-day, in the transaction that deletes it, so that an account's charges still add up. Settled payments stay for ever with
-their preimage, the proof of payment; only the invoice's text goes. One call does a bounded amount of work, since the
-daemon's loop waits for it.
+Closed contracts are what grows: thousands a day. After 90 days, or when there are more of them than MOST_CLOSED, each
+is folded into one line per neighbour, role and day, in the transaction that deletes it, so that an account's charges
+still add up. Those that carried nothing go after an hour: a hostile neighbour can make them for nothing. Settled
+payments stay for ever with their preimage, the proof of payment; only the invoice's text goes. One call does a bounded
+amount of work, since the daemon's loop waits for it.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
+
+from ngp.store.schema import EMPTY
 
 _DAY_S = 86_400
+KEEP_CLOSED_S = 3600
+"""What a start reads of closed contracts, see `Ledger.load`: nothing goes before."""
+
+MOST_CLOSED = 65_536
 KEEP_CONTRACTS_S = 90 * _DAY_S
 KEEP_INVOICE_TEXT_S = 7 * _DAY_S
-KEEP_UNPAID_S = 90 * _DAY_S
+KEEP_UNPAID_S = _DAY_S
 _ROWS = 500
 _JOURNAL_ROWS = 2000
 VACUUM_PAGES = 256
@@ -25,7 +33,8 @@ _FOLD = """INSERT INTO summaries VALUES (?, ?, ?, 1, ?, ?, ?) ON CONFLICT (ident
 
 def prune(connection: sqlite3.Connection, now_utc_s: int) -> bool:
     """Do one bounded piece of work inside the caller's transaction; return whether more is waiting."""
-    folded = _fold_contracts(connection, now_utc_s - KEEP_CONTRACTS_S)
+    emptied = _drop_empty_contracts(connection, now_utc_s - KEEP_CLOSED_S)
+    folded = _fold_contracts(connection, _fold_before(connection, now_utc_s))
     shortened = connection.execute(
         """UPDATE payments SET bolt11 = '', compact = 1 WHERE rowid IN (SELECT rowid FROM payments
         WHERE compact = 0 AND touched_s < ? AND state IN ('settled', 'succeeded') ORDER BY touched_s LIMIT ?)""",
@@ -37,7 +46,26 @@ def prune(connection: sqlite3.Connection, now_utc_s: int) -> bool:
         (now_utc_s - KEEP_UNPAID_S, _ROWS),
     ).rowcount
     walked = _thin_journal(connection, now_utc_s - KEEP_CONTRACTS_S)
-    return max(folded, shortened, removed) >= _ROWS or walked >= _JOURNAL_ROWS
+    return max(emptied, folded, shortened, removed) >= _ROWS or walked >= _JOURNAL_ROWS
+
+
+def _drop_empty_contracts(connection: sqlite3.Connection, before_s: int) -> int:
+    rows = connection.execute(
+        f"SELECT contract FROM contracts WHERE closed_at_s < ? AND {EMPTY} ORDER BY closed_at_s LIMIT ?",
+        (before_s, _ROWS),
+    ).fetchall()
+    _delete(connection, rows)
+    return len(rows)
+
+
+def _fold_before(connection: sqlite3.Connection, now_utc_s: int) -> int:
+    """Return the second before which contracts must be closed to be folded now."""
+    surplus = connection.execute(
+        "SELECT closed_at_s FROM contracts WHERE closed_at_s > 0 ORDER BY closed_at_s DESC LIMIT 1 OFFSET ?",
+        (MOST_CLOSED,),
+    ).fetchone()
+    too_many_s = min(surplus[0] + 1, now_utc_s - KEEP_CLOSED_S) if surplus else 0
+    return max(now_utc_s - KEEP_CONTRACTS_S, too_many_s)
 
 
 def _fold_contracts(connection: sqlite3.Connection, before_s: int) -> int:
@@ -49,10 +77,13 @@ def _fold_contracts(connection: sqlite3.Connection, before_s: int) -> int:
     connection.executemany(
         _FOLD, ((row[1], row[2], row[3] - row[3] % _DAY_S, row[4], row[5], row[6]) for row in rows)
     )
-    keys = [(row[0],) for row in rows]
+    _delete(connection, [row[:1] for row in rows])
+    return len(rows)
+
+
+def _delete(connection: sqlite3.Connection, keys: Sequence[tuple[bytes]]) -> None:
     connection.executemany("DELETE FROM journal WHERE contract = ? AND contract <> x'' AND payment_hash = x''", keys)
     connection.executemany("DELETE FROM contracts WHERE contract = ?", keys)
-    return len(rows)
 
 
 def _thin_journal(connection: sqlite3.Connection, before_s: int) -> int:

@@ -43,6 +43,7 @@ _STATES = {
     Direction.IN: frozenset({PaymentState.OPEN, PaymentState.SETTLED, PaymentState.CANCELLED}),
     Direction.OUT: frozenset({PaymentState.PENDING, PaymentState.SUCCEEDED, PaymentState.FAILED}),
 }
+_UNPAID = frozenset({PaymentState.CANCELLED, PaymentState.FAILED})
 _PAID = frozenset({PaymentState.SETTLED, PaymentState.SUCCEEDED})
 
 
@@ -78,6 +79,9 @@ _MOVE_PAYMENT = """UPDATE payments SET amount_msat = ?, fee_msat = ?, state = ?,
     settled_at_s = ?, reason = ?, touched_s = max(created_at_s, ?), compact = 0
     WHERE direction = ? AND payment_hash = ?"""
 
+_FORGOTTEN_AT_ONCE = 500
+_FORGET_LINES = "DELETE FROM journal WHERE payment_hash = x'' AND contract IN (SELECT contract FROM contracts"
+
 _neighbour_row = attrgetter(*_columns(NeighbourRecord))
 _account_row = attrgetter(*_columns(AccountRecord))
 _contract_row = attrgetter(*_columns(ContractRecord))
@@ -111,6 +115,24 @@ def put_journal(connection: sqlite3.Connection, records: Iterable[JournalRecord]
     connection.executemany(_PUT_JOURNAL, map(_journal_row, records))
 
 
+def forget_links(connection: sqlite3.Connection, keys: Iterable[tuple[bytes, str, bytes]]) -> None:
+    """Remove links by (identity, interface, link_address)."""
+    connection.executemany(
+        "DELETE FROM neighbours WHERE identity = ? AND interface = ? AND link_address = ?", keys
+    )
+
+
+def forget_neighbours(connection: sqlite3.Connection, identities: Iterable[bytes]) -> None:
+    """Remove neighbours, accounts, contracts with their lines, and sums, by identity; payments go by their own age."""
+    every = sorted(identities)
+    for start in range(0, len(every), _FORGOTTEN_AT_ONCE):
+        some = every[start : start + _FORGOTTEN_AT_ONCE]
+        among = f"WHERE identity IN ({', '.join('?' * len(some))})"
+        connection.execute(f"{_FORGET_LINES} {among})", some)
+        for table in ("neighbours", "accounts", "summaries", "contracts"):
+            connection.execute(f"DELETE FROM {table} {among}", some)
+
+
 def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
     """Add a payment or move it forward; the same state again changes nothing.
 
@@ -138,9 +160,10 @@ def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
         return
     if record.state not in _MOVES[before]:
         raise _refused(record, f"it is {state} and can't become {record.state.value}")
+    text = "" if record.state in _UNPAID else record.bolt11 or bolt11  # most of the row, and good for nothing any more
     connection.execute(
         _MOVE_PAYMENT,
-        (record.amount_msat, record.fee_msat, record.state, record.bolt11 or bolt11, record.preimage or preimage,
+        (record.amount_msat, record.fee_msat, record.state, text, record.preimage or preimage,
          record.settled_at_s, record.reason, record.settled_at_s, record.direction, record.payment_hash),
     )  # fmt: skip
 

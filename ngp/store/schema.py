@@ -14,6 +14,9 @@ from __future__ import annotations
 APPLICATION_ID = 0x6E67706C  # "ngpl"
 PAGE_BYTES = 4096
 
+EMPTY = "closed_at_s > 0 AND used_to_bytes = 0 AND used_from_bytes = 0 AND charged_msat = 0 AND billed_bytes = 0"
+"""Closed contracts that came to nothing."""
+
 _FIRST = (
     "CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID",
     """CREATE TABLE neighbours (
@@ -37,6 +40,7 @@ _FIRST = (
         charged_msat INTEGER NOT NULL CHECK (charged_msat >= 0), billed_bytes INTEGER NOT NULL,
         opened_at_s INTEGER NOT NULL, expires_at_s INTEGER NOT NULL, closed_at_s INTEGER NOT NULL) STRICT""",
     "CREATE INDEX contracts_closed ON contracts (closed_at_s)",
+    f"CREATE INDEX contracts_empty ON contracts (closed_at_s) WHERE {EMPTY}",
     # touched_s is the later of created and settled; compact = 1 once the invoice's text was dropped
     """CREATE TABLE payments (
         direction TEXT NOT NULL CHECK (direction IN ('in', 'out')), payment_hash BLOB NOT NULL, kind TEXT NOT NULL,

@@ -25,7 +25,8 @@ from ngp.core.records import (
     ContractRecord,
     CursorRecord,
     Direction,
-    ForgetContract,
+    ForgetLink,
+    ForgetNeighbours,
     JournalRecord,
     NeighbourRecord,
     PaymentRecord,
@@ -212,8 +213,16 @@ class Ledger:
                 theirs = known is not None and (known.role, known.identity) == (record.role, record.identity)
                 if known and theirs and known.closed_at_s and known.billed_bytes < record.billed_bytes:
                     self.contracts[record.contract] = replace(known, billed_bytes=record.billed_bytes)
-            case ForgetContract():
-                self.contracts.pop(record.contract, None)
+            case ForgetLink():
+                self.neighbours.pop((record.identity, record.interface, record.link_address), None)
+            case ForgetNeighbours():
+                self._forget(record.identities)
+
+    def _forget(self, identities: tuple[bytes, ...]) -> None:
+        self.neighbours = {key: one for key, one in self.neighbours.items() if one.identity not in identities}
+        self.accounts = {key: one for key, one in self.accounts.items() if one.identity not in identities}
+        self.journal = [line for line in self.journal if line.identity not in identities or line.payment_hash]
+        self.contracts = {key: one for key, one in self.contracts.items() if one.identity not in identities}
 
     def unacknowledged(
         self, identity: bytes, after: tuple[int, bytes], limit: int

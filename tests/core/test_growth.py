@@ -3,21 +3,22 @@ opens as many at once as it likes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from ipaddress import ip_address, ip_network
+from collections.abc import Sequence
+from ipaddress import ip_network
 from itertools import count
-from typing import TypeVar
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from playbook import Node, Sim, settings
+from playbook import Sim, settings
+from villain import HELLO, Villain, host, messages
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.contract import CloseReason, State
-from ngp.core.messages import Accept, Ask, Hello, Message, Notice, NoticeKind, Propose, Reject, RejectReason, Role
+from ngp.core.messages import Accept, Ask, Notice, NoticeKind, Propose, Reject, RejectReason, Role
 from ngp.core.openings import (
     FORGIVEN_AN_HOUR,
     MOST_OF_STRANGER,
@@ -26,71 +27,12 @@ from ngp.core.openings import (
     Openings,
     pools_of,
 )
-from ngp.core.records import ContractRecord, JournalRecord
+from ngp.core.records import Record
 from ngp.core.values import Reading
 from ngp.core.world import UNUSED_S
+from ngp.store.ledger import Ledger
 
 LINES_PER_CONTRACT = 2
-
-
-class Villain:
-    """Somebody who says to a node whatever it likes; the node's kernel carries what it is told to."""
-
-    def __init__(self, sim: Sim, victim: Node, identity: bytes = b"V" * 32, address: bytes = b"\2vvvv\1") -> None:
-        self.sim, self.victim, self.identity, self.link = sim, victim, identity, ("eth1", address)
-        self.names = count(1)
-        self.carries = 0
-        self.say(Hello("sandbox", True, True, (), "", False))
-
-    def say(self, message: Message) -> list[fx.Effect]:
-        """Say something; return what the victim does."""
-        return self.tell(ev.MessageReceived(self.identity, self.link, 1, message, 1 << 33))
-
-    def tell(self, event: ev.Event) -> list[fx.Effect]:
-        """Step, store, and answer for the kernel."""
-        effects = self.victim.gatekeeper.step(event, self.sim.clock())
-        for effect in list(effects):
-            if isinstance(effect, fx.Persist):
-                self.victim.ledger.put(effect.record)
-            elif isinstance(effect, fx.HaltContract):
-                reading = Reading(effect.grant.contract, self.carries, 0, 0)
-                effects += self.tell(ev.Halted(effect.grant.contract, reading))
-        return effects
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass."""
-        self.sim.now += seconds
-        self.tell(ev.Tick())
-        self.say(Hello("sandbox", True, True, (), "", False))
-
-    def buy(self, destination: str) -> bytes | None:
-        """Have a contract sold to us; None where it is refused."""
-        for quote in messages(self.say(Ask(ip_network(destination), 0, 0)), Propose):
-            done = self.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
-            if not messages(done, Reject):
-                return quote.contract
-        return None
-
-    def sell(self, destination: str, lifetime_s: int = 3600) -> bytes | None:
-        """Have a contract bought from us; None where it is refused."""
-        name = next(self.names).to_bytes(16, "big")
-        done = self.say(Propose(name, ip_network(destination), 5 << 20, 1 << 20, lifetime_s, 10, 0, 1))
-        return name if messages(done, Accept) else None
-
-    def use(self, contract: bytes, to_bytes: int, from_bytes: int = 0) -> None:
-        """Let a contract carry up to so much."""
-        self.tell(ev.UsageRead((Reading(contract, to_bytes, from_bytes, 0),)))
-
-
-Kind = TypeVar("Kind", bound=Message)
-
-
-def messages(effects: Iterable[fx.Effect], kind: type[Kind]) -> list[Kind]:
-    return [effect.message for effect in effects if isinstance(effect, fx.Send) and isinstance(effect.message, kind)]
-
-
-def host(number: int) -> str:
-    return f"{ip_address(0x0B000000 + number)}/32"
 
 
 def test_accepting_and_cancelling_in_turn_ends_after_a_while() -> None:
@@ -286,7 +228,7 @@ def test_the_ledger_grows_by_no_more_than_the_bound(turns: Sequence[tuple[str, i
         elif act == "restart":
             lives += 1
             sim.crash(victim)
-            villain.say(Hello("sandbox", True, True, (), "", False))
+            villain.say(HELLO)
         elif act in ("buy", "sell"):
             for _ in range(2 * many):
                 (villain.buy if act == "buy" else villain.sell)(host(next(hosts)))
@@ -307,8 +249,46 @@ def test_the_ledger_grows_by_no_more_than_the_bound(turns: Sequence[tuple[str, i
     for role in Role:
         assert sum(record.role is role for record in victim.ledger.contracts.values()) <= most
     assert len(victim.ledger.journal) <= LINES_PER_CONTRACT * most * len(Role)
-    assert all(isinstance(record, ContractRecord) for record in victim.ledger.contracts.values())
-    assert all(isinstance(line, JournalRecord) for line in victim.ledger.journal)
+
+
+class Shelf:
+    """The ledger's place in a simulated node, with the real one behind."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.waiting: list[Record] = []
+
+    def put(self, record: Record) -> None:
+        self.waiting.append(record)
+
+    def write(self) -> int:
+        """Commit what waits; return the bytes of the file and of its log."""
+        self.ledger.commit(self.waiting)
+        self.waiting.clear()
+        return sum(file.stat().st_size for file in self.ledger.path.parent.iterdir())
+
+
+def test_the_file_stays_below_what_the_architecture_says(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    sim = Sim()
+    sim.gateway.ledger = shelf = Shelf(ledger)  # type: ignore[assignment]
+    crowd = [Villain(sim, sim.gateway, bytes([who]) * 32, bytes([who]) * 6) for who in range(6)]
+    hosts, largest = count(1), 0
+    for _ in range(5):
+        for villain in crowd:
+            for _ in range(MOST_OF_STRANGER + 100):
+                bought, sold = villain.buy(host(next(hosts))), villain.sell(host(next(hosts)))
+                if bought:
+                    villain.say(Reject(bought, RejectReason.UNKNOWN_CONTRACT))
+                if sold:
+                    villain.say(Notice(sold, NoticeKind.CUT, "exhausted"))
+            largest = max(largest, shelf.write())
+        for villain in crowd:
+            villain.wait(3600 / len(crowd))
+        while ledger.prune(sim.clock().utc_s):
+            pass
+    assert len(ledger.contracts(include_closed=True)) > FORGIVEN_AN_HOUR
+    assert largest < 2 * 8 << 20, "8 MB in each role"
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.floats(0, 4000)), max_size=60))

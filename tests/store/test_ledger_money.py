@@ -35,6 +35,7 @@ from ngp.core.records import (
     Record,
 )
 from ngp.errors import LedgerError
+from ngp.store import prune
 from ngp.store.ledger import Ledger
 
 KEYS = [(ALICE, Role.SERVER), (ALICE, Role.CLIENT), (BOB, Role.SERVER), (BOB, Role.CLIENT)]
@@ -252,14 +253,52 @@ def test_settled_payments_stay_for_ever_in_short_and_unpaid_ones_go(tmp_path: Pa
          payment(4), payment(5, Direction.OUT, PaymentState.PENDING)]
     )  # fmt: skip
     ledger.prune(NOW + 8 * DAY)
-    assert [len(item.bolt11) for item in ledger.payments()] == [306, 306, 306, 306, 0]
-    ledger.prune(NOW + 1000 * DAY)
+    assert [len(item.bolt11) for item in ledger.payments()] == [306, 306, 0]
     assert {item.payment_hash for item in ledger.payments()} == {
         settled.payment_hash, payment(4).payment_hash, payment(5).payment_hash,
     }  # fmt: skip
     ledger.commit([settled], durable=True)  # a replay is still one
     stored = ledger._connection.execute("SELECT preimage FROM payments WHERE state = 'settled'").fetchall()
     assert stored == [(settled.preimage,)]  # the proof of payment is kept
+
+
+def test_contracts_that_came_to_nothing_go_after_an_hour(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    empty = [contract(i, closed_at_s=NOW + i) for i in range(1, 1001)]
+    kept = [
+        contract(2001, closed_at_s=NOW, used_to_bytes=1), contract(2002, closed_at_s=NOW, used_from_bytes=1),
+        contract(2003, closed_at_s=NOW, billed_bytes=1), contract(2004),
+    ]  # fmt: skip
+    lines = [journal(contract=each.contract) for each in (*empty, *kept)]
+    ledger.commit([*empty, *kept, *lines])
+    while ledger.prune(NOW + 3600):
+        pass
+    assert len(ledger.contracts(include_closed=True)) == 1004  # a start may ask for the last hour
+    while ledger.prune(NOW + 3601 + 500):
+        pass
+    assert len(ledger.contracts(include_closed=True)) == len(list(ledger.journal())) == 504
+    while ledger.prune(NOW + 3601 + 1000):
+        pass
+    assert {each.contract for each in ledger.contracts(include_closed=True)} == {each.contract for each in kept}
+    assert not [line for line in ledger.journal() if line.kind == "summary"]
+
+
+def test_more_closed_contracts_than_there_is_room_for_are_folded_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "MOST_CLOSED", 1000)
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    closed = [contract(i, charged_msat=1, closed_at_s=NOW + i) for i in range(3000)]
+    ledger.commit([account(charged_msat=3000), *closed])
+    while ledger.prune(NOW + 3600 + 500):
+        pass
+    assert len(ledger.contracts(include_closed=True)) == 2500  # not those that a start may ask for
+    while ledger.prune(NOW + DAY):
+        pass
+    left = ledger.contracts(include_closed=True)
+    assert (len(left), min(each.closed_at_s for each in left)) == (1000, NOW + 2000)
+    assert sum(line.amount_msat for line in ledger.journal()) == 2000
+    assert ledger.audit() == []
 
 
 def test_journal_lines_without_money_or_contract_are_thinned_and_the_rest_stays(tmp_path: Path) -> None:

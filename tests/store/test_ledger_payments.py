@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def test_states_only_move_forward(
         assert ledger.load(NOW).payments == (first,)
     elif (direction, before, after) in ALLOWED:
         ledger.commit([second], durable=True)
-        assert ledger.load(NOW).payments == (second,)
+        unpaid = after in (PaymentState.CANCELLED, PaymentState.FAILED)  # its text is of no use any more
+        assert ledger.load(NOW).payments == (replace(second, bolt11="") if unpaid else second,)
     else:
         with pytest.raises(LedgerError, match=f"{before.value} and can't become {after.value}"):
             ledger.commit([account(paid_msat=1), CursorRecord(5), neighbour(), second], durable=True)

@@ -13,6 +13,7 @@ from ledger_records import (
     NOW,
     account,
     contract,
+    contract_id,
     journal,
     neighbour,
     payment,
@@ -22,7 +23,7 @@ from ngp.core.messages import Role
 from ngp.core.records import (
     CursorRecord,
     Direction,
-    ForgetContract,
+    ForgetNeighbours,
     PaymentKind,
     PaymentState,
     Record,
@@ -61,10 +62,22 @@ def test_a_new_ledger_is_private_and_empty(tmp_path: Path) -> None:
 
 def test_the_last_of_several_records_with_one_key_stands(tmp_path: Path) -> None:
     ledger = Ledger.open(tmp_path / "ledger.db")
-    ledger.commit([contract(1), ForgetContract(contract(1).contract), contract(2), contract(2, state="renewing")])
-    assert ledger.contracts() == [contract(2, state="renewing")]
-    ledger.commit([ForgetContract(contract(2).contract), contract(2)])
-    assert ledger.contracts() == [contract(2)]
+    ledger.commit([contract(1), contract(2), contract(2, state="renewing")])
+    assert ledger.contracts() == [contract(1), contract(2, state="renewing")]
+
+
+def test_a_forgotten_neighbour_leaves_nothing_and_may_begin_again(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    other = [neighbour(BOB), account(BOB, charged_msat=7), contract(9, BOB, charged_msat=7)]
+    before = [neighbour(), account(charged_msat=5), contract(1, charged_msat=5, closed_at_s=NOW - 100 * DAY)]
+    lines = [journal(contract=contract_id(1)), journal("charge", contract=contract_id(2)), journal(identity=BOB)]
+    ledger.commit([*other, *before, contract(2), *lines])
+    ledger.prune(NOW)  # folds one of them into a sum
+    ledger.commit([contract(3), journal(contract=contract_id(3)), ForgetNeighbours((ALICE,)), contract(4)])
+    assert ledger.contracts(include_closed=True) == [contract(9, BOB, charged_msat=7), contract(4)]
+    assert [line.identity for line in ledger.journal()] == [BOB]
+    assert ledger.load(NOW).neighbours == (neighbour(BOB),)
+    assert ledger.audit() == []
 
 
 def test_boots_are_counted(tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""What is kept of neighbours that never paid: bounded in memory and in the ledger, and nobody else suffers for it."""
+
+from __future__ import annotations
+
+import pytest
+from playbook import Sim
+from villain import HELLO, Villain, host, messages
+
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core import forgetting
+from ngp.core.messages import Invoice, Reject, Role
+from ngp.core.records import PaymentRecord
+from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forgetting, "MOST_NEIGHBOURS", 64)
+    monkeypatch.setattr(forgetting, "MOST_DEBTORS", 32)
+
+
+def paying_customer() -> Sim:
+    sim = Sim()
+    sim.up("198.51.100.1")
+    sim.run(2)
+    assert sim.gateway.world.account(sim.client.identity, Role.SERVER).paid_msat
+    return sim
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("uses", [0, 100])
+def test_made_up_keys_leave_no_more_than_there_is_room_for_and_newcomers_get_in(uses: int) -> None:
+    sim = paying_customer()
+    gateway = sim.gateway
+    for number in range(600):
+        villain = Villain(sim, gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
+        villain.carries = uses
+        contract = villain.buy(host(number))
+        assert contract, "a newcomer gets in, whoever was there before"
+        if uses:
+            villain.use(contract, uses)
+        villain.wait(30)
+    world, ledger = gateway.world, gateway.ledger
+    an_hour = 3600 // 30
+    most = 64 + 32 + an_hour + 2
+    assert len(world.neighbours) <= 64 and len(world.by_identity) <= 64
+    assert len(world.accounts) <= 2 * most
+    assert len(world.credit.outstanding) <= most
+    assert len(ledger.neighbours) <= most and len(ledger.accounts) <= 2 * most
+    assert len(ledger.contracts) <= most
+    assert ledger.accounts[sim.client.identity, Role.SERVER].paid_msat > 0
+    known = {identity for identity, _ in world.accounts}
+    assert {account.identity for account in ledger.accounts.values()} <= known | {bytes(32)}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_debt_that_weighs_on_the_interface_is_kept_though_there_is_no_room() -> None:
+    sim = Sim()
+    for number in range(200):
+        villain = Villain(sim, sim.gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
+        villain.carries = 100
+        contract = villain.buy(host(number))
+        if contract:
+            villain.use(contract, 100)
+        villain.wait(15)
+    credit = sim.gateway.world.credit
+    assert credit.on_interface["eth1"] == 100 * len(credit.outstanding)
+    assert sum(account.debt_msat > 0 for account in sim.gateway.world.accounts.values()) >= 64 + 32
+
+
+def test_one_identity_on_many_made_up_addresses_fills_nothing() -> None:
+    sim = paying_customer()
+    world = sim.gateway.world
+    for number in range(200):
+        villain = Villain(sim, sim.gateway, sim.client.identity, number.to_bytes(6, "big"))
+        villain.buy(host(number))
+    assert len(world.by_identity[sim.client.identity]) == len(world.neighbours) == forgetting.MOST_LINKS
+    assert len(sim.gateway.ledger.neighbours) <= forgetting.MOST_LINKS
+    assert world.accounts[sim.client.identity, Role.SERVER].paid_msat > 0
+
+
+def test_a_link_whose_identity_left_while_its_contracts_ended_leaves_no_account() -> None:
+    sim = Sim()
+    old = Villain(sim, sim.gateway, b"O" * 32)
+    assert old.buy(host(1))
+    sim.now += forgetting.LINK_SILENCE_S + 1
+    new = Villain(sim, sim.gateway, b"N" * 32)
+    assert new.buy(host(2))
+    new.wait(601)  # an invoice was open
+    assert {identity for identity, _ in sim.gateway.world.accounts} <= {sim.client.identity, new.identity}
+    assert {one.identity for one in sim.gateway.ledger.contracts.values()} == {new.identity}
+
+
+@pytest.mark.parametrize("keys", [1, 200])
+def test_invoices_that_cannot_be_paid_are_tried_seldom(keys: int) -> None:
+    sim = Sim()
+    crowd = [
+        Villain(sim, sim.client, number.to_bytes(32, "big"), number.to_bytes(6, "big")) for number in range(keys)
+    ]
+    tried, minutes = 0, 20
+    for second in range(60 * minutes):
+        villain = crowd[second % keys]
+        if second < keys or not second % 600:
+            villain.sell(host(second))
+        sim.now += 1
+        villain.say(HELLO)
+        bolt11 = DecodedInvoice(second.to_bytes(32, "big"), 1000, 600, "", "sandbox", "")
+        heard = ev.MessageReceived(villain.identity, villain.link, 1, Invoice("lnx", 1000), 1 << 33, 0, bolt11)
+        for effect in villain.tell(heard):
+            if isinstance(effect, fx.PayInvoice):
+                tried += 1
+                failed = PaymentOutcome(effect.payment_hash, PaymentStatus.FAILED, reason="no route")
+                assert messages(villain.tell(ev.PaymentResult(failed)), Reject)
+    assert 5 < tried <= minutes + 8
+    payments = [one for one in sim.client.ledger.payments.values() if isinstance(one, PaymentRecord)]
+    assert len(payments) == tried
