@@ -47,12 +47,8 @@ def take_pairs(
     plain: Callable[[], None],
     metered: Callable[[], None],
     measure: Callable[[], float],
-    between: Callable[[], None] | None = None,
 ) -> Pairs:
-    """Measure with and without, each pair in the other order than the one before it, after one round to warm up.
-
-    Args: between: done after each pair.
-    """
+    """Measure with and without, each pair in the other order than the one before it, after one round to warm up."""
     found: dict[Callable[[], None], list[float]] = {plain: [], metered: []}
     metered()
     measure()
@@ -60,8 +56,6 @@ def take_pairs(
         for switch in (plain, metered) if number % 2 else (metered, plain):
             switch()
             found[switch].append(measure())
-        if between is not None:
-            between()
     return Pairs(tuple(found[plain]), tuple(found[metered]))
 
 
@@ -83,12 +77,16 @@ def line(title: str, value: str, goal: str = "", reached: bool | None = None) ->
     print(f"  {title:<{TITLE_COLUMNS}} {value:<{VALUE_COLUMNS}} {aim}".rstrip(), flush=True)
 
 
-def ratio_line(title: str, pairs: Pairs, unit: str, scale: float, goal: float) -> None:
-    """Print a ratio with its quartiles, and what stands behind it in absolute terms."""
+def ratio(pairs: Pairs, unit: str, scale: float) -> str:
+    """Return a ratio with its quartiles, and what stands behind it in absolute terms."""
     low, high = pairs.quartiles
     without, with_ = statistics.median(pairs.plain) / scale, statistics.median(pairs.metered) / scale
-    value = f"{pairs.ratio:.2f} ({low:.2f}-{high:.2f}; {without:.2f} -> {with_:.2f} {unit})"
-    line(title, value, f"{goal:.2f}", pairs.ratio >= goal)
+    return f"{pairs.ratio:.2f} ({low:.2f}-{high:.2f}; {without:.2f} -> {with_:.2f} {unit})"
+
+
+def ratio_line(title: str, pairs: Pairs, unit: str, scale: float, goal: float) -> None:
+    """Print a ratio beside what was aimed at."""
+    line(title, ratio(pairs, unit, scale), f"{goal:.2f}", pairs.ratio >= goal)
 
 
 def describe_machine() -> list[str]:

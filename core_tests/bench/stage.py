@@ -152,12 +152,8 @@ class Gateway:
         self._process.stdin.flush()
         return self._answer()
 
-    def plain(self) -> None:
-        """Forward as if ngp were not there."""
-        self.ask("plain")
-
     def metered(self) -> None:
-        """Gate and meter again."""
+        """Gate and meter."""
         self.ask("metered")
 
     def end(self) -> None:

@@ -3,14 +3,12 @@
     python -m core_tests.bench.worker STATE_DIR CLIENT_MAC
 
 One JSON list a line comes in, one JSON value a line goes out. No daemon is needed to measure what the kernel does:
-`grant` is what a daemon does at an accept. `plain` takes the hooks and the gate away and leaves the tables, `metered`
-puts them back, so that rounds with and without may follow each other closely under a million contracts.
+`grant` is what a daemon does at an accept.
 """
 
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -21,9 +19,7 @@ from typing import Any
 
 from ngp.core.messages import Role
 from ngp.core.values import DesiredNetwork, Grant, KernelNeighbour
-from ngp.modules.network import gate, hooks
 from ngp.modules.network.datapath import Datapath
-from ngp.modules.network.hooks import Direction
 
 NEIGHBOUR = 1
 CONTRACTS_MAX = 1 << 20
@@ -80,16 +76,8 @@ class Worker:
         (found,) = self.datapath.read([(1 << 64 | name).to_bytes(16, "big")])
         return {key: value for key, value in asdict(found).items() if key != "contract"}
 
-    def plain(self) -> list[int]:
-        """Forward as if ngp were not there; returns the programs that are left on mesh0."""
-        gate.clean_up(False, ("mesh0",))
-        index = socket.if_nametoindex("mesh0")
-        for direction in Direction:
-            hooks.detach(index, direction)
-        return [number for direction in Direction for number in hooks.attached(index, direction)]
-
     def metered(self) -> None:
-        """Gate and meter again."""
+        """Gate and meter."""
         self.datapath.apply(desired())
 
     def describe(self) -> dict[str, str]:
@@ -104,7 +92,7 @@ def main(state_dir: str, mac: str) -> None:
     """Serve until standard input ends, then leave nothing behind."""
     worker = Worker(Path(state_dir), bytes.fromhex(mac.replace(":", "")))
     verbs: tuple[Callable[..., Any], ...] = (
-        worker.many, worker.one, worker.read, worker.plain, worker.metered, worker.describe,
+        worker.many, worker.one, worker.read, worker.metered, worker.describe,
     )  # fmt: skip
     table = {verb.__name__: verb for verb in verbs}
     try:
