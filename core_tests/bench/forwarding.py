@@ -55,7 +55,7 @@ class SideBySide:
 
 def run(quick: bool) -> None:
     """Measure and print."""
-    pairs, streams, seconds = (15, 3, 0.3) if quick else (60, 5, 0.35)
+    pairs, streams, seconds = (15, 3, 0.3) if quick else (40, 5, 0.35)
     with ExitStack() as labs:
         names = (PLAIN, METERED, *FILTERS)
         every = SideBySide({name: Stage(labs.enter_context(Lab())) for name in names})
