@@ -61,7 +61,7 @@ def test_exhausted_data_cuts_live_flows_in_both_directions(lab: Lab) -> None:
         with pytest.raises(traffic.TrafficError):
             traffic.tcp_sink(net.internet, remote, 5001)
             traffic.tcp_send(net.client, remote, 5001, size_bytes=1, timeout_s=1)
-    trade.assert_books_agree()
+    trade.assert_books_agree(refused=True)
 
 
 def closed(trade: Trade, remote: str) -> bool:
@@ -97,18 +97,20 @@ def test_a_changed_price_holds_from_the_renewals_offset_on(lab: Lab) -> None:
         lab, {**gateway, "SELL_PRICE": f"{old} msat"}, {"CONTRACT_DATA": "200 kB", "BUY_PRICE_MAX": "10 msat"}
     )
     net, remote = trade.net, trade.net.remote(4)
+    sold = {"destination": f"{remote}/32"}
+    trade.prepay()
     traffic.udp_echo(net.internet, remote, 5000)
     flow = traffic.start(net.client, "udp-send", remote, 5000, 100_000, 500, 300, 0)
-    await_until(lambda: [row for row in trade.sold() if used(row) > 10_000], what="traffic")
-    before = trade.sold()[0]
+    await_until(lambda: [row for row in trade.sold(**sold) if used(row) > 10_000], what="traffic")
+    (before,) = trade.sold(**sold)
     done = trade.gateway.reload({**gateway, "SELL_PRICE": f"{new} msat", "SELL_PRICE_MIN": f"{new} msat"})
     assert done.returncode == 0, done.stderr
-    (after,) = await_until(lambda: trade.sold(price_msat_per_gib=new * MSAT_PER_KB), what="a renewal at the new price")
-    await_until(lambda: used(trade.sold()[0]) > after["data_limit_bytes"], what="traffic at the new price")
+    (after,) = await_until(lambda: trade.sold(**sold, price_msat_per_gib=new * MSAT_PER_KB), what="the new price")
+    await_until(lambda: used(trade.sold(**sold)[0]) > after["data_limit_bytes"], what="traffic at the new price")
     flow.terminate()
     flow.wait(30)
     trade.assert_books_agree()
-    (row,) = trade.sold()
+    (row,) = trade.sold(**sold)
     assert row["price_msat_per_gib"] == new * MSAT_PER_KB
     offsets = range(before["data_limit_bytes"], after["data_limit_bytes"], 200 * 1024)
     possible = [-(-(offset * old + (used(row) - offset) * new) // 1024) for offset in offsets]

@@ -98,7 +98,8 @@ class Trade:
         """Say in what the two sides' books differ.
 
         Args:
-            refused: the gate refused packets (a stream found the end of a slice), which only the client's meter saw.
+            refused: the gate refused packets (a stream found the end of a slice or of the contract), which only the
+                client's meter saw; before a common limit they took their room from what was coming back.
         """
         found = []
         theirs = {row["id"]: row for row in self.bought()}
@@ -108,7 +109,8 @@ class Trade:
                 found.append(f"{ours['destination']}: sold, and the client knows nothing of it")
                 continue
             for key in ("used_to_bytes", "used_from_bytes", "charged_msat"):
-                if ours[key] != mirror[key] and not (refused and ours[key] < mirror[key]):
+                taken = key == "used_from_bytes" and used(ours) <= used(mirror)
+                if ours[key] != mirror[key] and not (refused and (ours[key] < mirror[key] or taken)):
                     found.append(f"{ours['destination']}: {key} {ours[key]} sold, {mirror[key]} bought")
             if used(ours) != mirror["billed_bytes"]:
                 found.append(f"{ours['destination']}: {used(ours)} bytes sold, {mirror['billed_bytes']} billed")

@@ -143,7 +143,7 @@ def test_a_flood_from_several_macs_loses_no_honest_message(
 
 async def exchange(a: Daemon, b: Daemon, hosts: tuple[str, str]) -> None:
     """Meet, send messages both ways until all are there."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(200):
         while not (a.met.is_set() and b.met.is_set()):
             for one, host in ((a, hosts[0]), (b, hosts[1])):
                 with inside(host):
