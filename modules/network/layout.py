@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from ngp.core.messages import Prefix, Role
 from ngp.ports import FreeRule
 
-LAYOUT = 3
+LAYOUT = 4
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
 EARLY = "ngp_early"
@@ -22,7 +22,8 @@ PREFIXES = {4: "ngp_prefixes4", 6: "ngp_prefixes6"}
 FREE = {4: "ngp_free4", 6: "ngp_free6"}
 TABLES = (
     *(CONFIG, CONTRACTS, LABELS, NEIGHBOURS, INTERFACES, HINTS, COUNTERS),
-    *(*HOSTS.values(), *PREFIXES.values(), *FREE.values(), "ngp_asked", EARLY, "ngp_strangers", "ngp_returning"),
+    *(*HOSTS.values(), *PREFIXES.values(), *FREE.values()),
+    *("ngp_asked", EARLY, "ngp_strangers", "ngp_returning", "ngp_waiting"),
 )
 
 SELLS, BUYS, LAYER3 = 1, 2, 64

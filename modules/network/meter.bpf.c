@@ -23,6 +23,7 @@
 #define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the operator's filters go on */
 #define SHOT 2
 #define EARLY_NS 3000000000ull                                /* so long may a seller hold the first packets */
+#define WAITING_NS 10000000000ull                             /* longer than the kernel tries to resolve a next hop */
 #define ERROR_BYTES 1280
 #define ERROR_INTERVAL_NS 20000000ull                         /* 50 a second to one neighbour */
 #define ERROR_BURST_NS 2000000000ull                          /* 100 at once */
@@ -135,39 +136,79 @@ APART int note_early(const struct config *config, const struct packet *p)
 /* --- the gate --- */
 
 /* Remember on this processor that a packet passed because we bought it, uncharged. It reaches ngp_tc_out at once and on
- * the same processor (unless its next hop must first be resolved), where nobody but a paying client may have it: else a
- * neighbour who sells to us could send through our other purchases under a forged source. */
+ * the same processor, where nobody but a paying client may have it: else a neighbour who sells to us could send through
+ * our other purchases under a forged source. Only where its next hop must first be resolved it waits, and may leave on
+ * another processor: such passages are remembered for as long as the kernel tries. */
 APART int note_return(const struct packet *p)
 {
+	struct returning *now;
+	struct passage passage = { .ifindex = p->link.ifindex };
 	__u32 zero = 0;
-	struct passage *passage = bpf_map_lookup_elem(&ngp_returning, &zero);
+	__u64 at, *waits;
 
-	if (passage) {
-		passage->ifindex = p->link.ifindex;
-		__builtin_memcpy(passage->source, p->source, 16);
-		__builtin_memcpy(passage->destination, p->destination, 16);
+	now = bpf_map_lookup_elem(&ngp_returning, &zero);
+	if (!now)
+		return 1;
+	if (now->passage.ifindex && !now->left) {
+		at = bpf_ktime_get_coarse_ns();
+		waits = bpf_map_lookup_elem(&ngp_waiting, &now->passage);
+		if (!waits || at - *waits > WAITING_NS / 4)       /* to look costs less, and what goes to a LAN never leaves */
+			bpf_map_update_elem(&ngp_waiting, &now->passage, &at, BPF_ANY);
 	}
+	__builtin_memcpy(passage.source, p->source, 16);
+	__builtin_memcpy(passage.destination, p->destination, 16);
+	now->passage = passage;
+	now->left = 0;
 	return 1;
+}
+
+APART int is_passage(const struct passage *passage, const struct passage *other)
+{
+	if (passage->ifindex != other->ifindex)
+		return 0;
+	for (int i = 0; i < 4; i++)
+		if (passage->source[i] != other->source[i] || passage->destination[i] != other->destination[i])
+			return 0;
+	return 1;
+}
+
+/* A packet came to its interface: if it is the noted one, nothing of it waits. */
+APART int note_left(const struct packet *p, __u32 ingress_ifindex)
+{
+	struct passage passage = { .ifindex = ingress_ifindex };
+	struct returning *now;
+	__u32 zero = 0;
+
+	__builtin_memcpy(passage.source, p->source, 16);
+	__builtin_memcpy(passage.destination, p->destination, 16);
+	now = bpf_map_lookup_elem(&ngp_returning, &zero);
+	if (now && is_passage(&now->passage, &passage))
+		now->left = 1;
+	return 0;
 }
 
 APART int passed_as_return(const struct packet *p, __u32 ingress_ifindex)
 {
+	struct passage passage = { .ifindex = ingress_ifindex };
+	struct returning *now;
 	__u32 zero = 0;
-	struct passage *passage = bpf_map_lookup_elem(&ngp_returning, &zero);
+	__u64 *waits;
 
-	if (!passage || passage->ifindex != ingress_ifindex)
-		return 0;
-	for (int i = 0; i < 4; i++)
-		if (passage->source[i] != p->source[i] || passage->destination[i] != p->destination[i])
-			return 0;
-	return 1;
+	__builtin_memcpy(passage.source, p->source, 16);
+	__builtin_memcpy(passage.destination, p->destination, 16);
+	now = bpf_map_lookup_elem(&ngp_returning, &zero);
+	if (now && is_passage(&now->passage, &passage))
+		return 1;
+	waits = bpf_map_lookup_elem(&ngp_waiting, &passage);
+	return waits && bpf_ktime_get_coarse_ns() - *waits < WAITING_NS;
 }
 
 INLINE int is_return(const struct config *config, const struct packet *p)
 {
 	struct entry *entry = find_entry(config, p, CLIENT, remote(p));
 
-	return entry && (entry->slot == OWN || contract_of(entry)) && note_return(p);
+	return entry && (entry->slot == OWN || contract_of(entry)) &&
+	       (!(config->flags & SELLS) || note_return(p));
 }
 
 INLINE int paid(struct __sk_buff *skb, int strict)
@@ -333,6 +374,8 @@ int ngp_tc_out(struct __sk_buff *skb)
 		return PASS;
 	if (!ingress_ifindex)
 		return count_own(skb, config, &p);
+	if ((config->flags & (SELLS | BUYS)) == (SELLS | BUYS))
+		note_left(&p, ingress_ifindex);
 	if (p.group)
 		return config->flags & SELLS ? refuse_uncovered() : PASS;
 	if (p.error && (config->flags & SELLS) && !allows_error(config, &p))

@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 3
+#define LAYOUT 4
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -103,6 +103,7 @@ struct asked { __u32 number, address[4]; };
 struct asking { __u64 since_ns, packets; };
 struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: since since_ns, the last window's start */
 struct passage { __u32 ifindex, source[4], destination[4]; };
+struct returning { struct passage passage; __u32 left; };      /* left: it came to the interface's hook */
 struct hint { __u32 kind, slot; __u64 tag; };
 
 #define TABLE(name, kind, key_type, value_type, entries, flags_) \
@@ -126,7 +127,8 @@ TABLE(ngp_free6, LPM_TRIE, struct free6, struct free_rule, 65536, BPF_F_NO_PREAL
 TABLE(ngp_asked, LRU_HASH, struct asked, struct asking, 16384, 0);
 TABLE(ngp_early, LRU_HASH, struct asked, struct early, 4096, 0);
 TABLE(ngp_strangers, ARRAY, __u32, __u64, 1, 0);
-TABLE(ngp_returning, PERCPU_ARRAY, __u32, struct passage, 1, 0);
+TABLE(ngp_returning, PERCPU_ARRAY, __u32, struct returning, 1, 0);
+TABLE(ngp_waiting, LRU_HASH, struct passage, __u64, 4096, 0);
 TABLE(ngp_counters, PERCPU_ARRAY, __u32, __u64, COUNTERS, 0);
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

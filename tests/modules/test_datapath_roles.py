@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from kernel_lab import CLIENT, INTERNET, desired, passes, sh
-from meter_lab import World, metered, wait_until
+from meter_lab import World, metered, received, wait_until
+from test_datapath_odd import send
 
+from core_tests.hostile import udp
 from ngp.core.messages import Role
 from ngp.ports import KernelNeighbour
 
@@ -131,6 +133,23 @@ def test_who_has_no_contract_with_us_is_asked_about_and_not_let_through(middle: 
     assert not passes(middle.lab.client, INTERNET[4]), "the answer is neither sold to its sender nor bought from it"
     assert middle.used(sold) == (84, 0)
     assert middle.datapath.counters()["passed_to_queue"] == 1
+
+
+def test_returns_that_wait_for_their_next_hop_pass_for_nothing_neither(middle: World) -> None:
+    """The kernel keeps some 90 packets of a neighbour that it must resolve first, for each of its addresses."""
+    middle.grant("0.0.0.0/0", neighbour=8, role=Role.CLIENT)
+    client = middle.lab.client
+    addresses = [f"10.77.1.{100 + last}" for last in range(8)]
+    for address in addresses:
+        sh(f"ip addr add {address}/24 dev c0", client)
+    sh("iptables -t raw -A PREROUTING -p udp --dport 9", client)
+    sh("sysctl -qw net.ipv4.conf.all.arp_ignore=8", client)
+    packets = [udp(INTERNET[4], address, 9, bytes(100)) for address in addresses]
+    send(middle, packets, upload=False, times=20)
+    sh("sysctl -qw net.ipv4.conf.all.arp_ignore=0", client)
+    wait_until(lambda: sh("ip neigh show dev m0").count("REACHABLE") >= len(addresses), "all are resolved", 10)
+    wait_until(lambda: middle.datapath.counters()["uncovered"] >= 20 * len(addresses), "all came to the hook")
+    assert received(client, 4) == (0, 0)
 
 
 TUNSETIFF, IFF_TUN_NO_PI = 0x400454CA, 0x1001
