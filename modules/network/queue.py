@@ -31,7 +31,7 @@ from ngp.ports import HeldPacket, Verdict
 
 HELD_MAX = 4096
 HELD_PER_NEIGHBOUR_MAX = 512
-_BURST_PACKETS = 128  # drained faster than the gate lets packets in, or all neighbours would wait in one line
+_BURST_PACKETS = 256  # drained faster than the gate lets packets in, or all neighbours would wait in one line
 _COPY_BYTES = 1280  # what the longest ICMP answer quotes, and more than any header
 _KERNEL_QUEUE_MAX = HELD_MAX + 1024  # room for a burst on top of what waits for a verdict
 _SOCKET_BUFFER_BYTES = 4 << 20

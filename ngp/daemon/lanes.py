@@ -1,4 +1,4 @@
-"""Lanes: events that wait, one queue for each neighbour, taken in turn, so that a flood only slows whom it comes from.
+"""Lanes: work that waits, one queue for each neighbour, taken in turn, so that a flood only slows whom it comes from.
 
 A neighbour may cause as much work as it likes, but it waits behind its own work and nobody else's. All strangers share
 one lane, since names cost nothing to make up. What the house itself tells (readings, hints, payments, timers) has every
@@ -8,48 +8,51 @@ other turn: paid traffic hangs on it, and the totals of a hundred thousand contr
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ngp.core.events import Event
 
+Work = Event | Callable[[], Event | None]
+"""An event, or what has to be done to find out which one: a message's signature is looked at when it is its turn."""
+
 LANE_MOST = 1024
-"""Events of a neighbour that wait before its messages are refused unread: they come again, more slowly each time. More
+"""Work of a neighbour that waits before its messages are refused unread: they come again, more slowly each time. More
 than the packets that are held of one, so that these alone don't shut out its accepts."""
 
 STRANGERS = b""
 
 
 class Lanes:
-    """Queues of events, emptied in turn."""
+    """Queues of work, emptied in turn."""
 
     def __init__(self) -> None:
-        self._house: deque[Event] = deque()
-        self._lanes: OrderedDict[bytes, deque[Event]] = OrderedDict()  # next in turn first; none is empty
+        self._house: deque[Work] = deque()
+        self._lanes: OrderedDict[bytes, deque[Work]] = OrderedDict()  # next in turn first; none is empty
 
     def __bool__(self) -> bool:
         return bool(self._house or self._lanes)
 
-    def add(self, event: Event, lane: bytes | None = None) -> None:
-        """Queue an event. Args: lane: the identity that caused it, STRANGERS, or None for the house."""
+    def add(self, work: Work, lane: bytes | None = None) -> None:
+        """Queue work. Args: lane: the identity that caused it, STRANGERS, or None for the house."""
         if lane is None:
-            self._house.append(event)
+            self._house.append(work)
         else:
-            self._lanes.setdefault(lane, deque()).append(event)
+            self._lanes.setdefault(lane, deque()).append(work)
 
     def is_full(self, lane: bytes) -> bool:
         """Say whether so much of one lane waits that no more should be taken in."""
         return len(self._lanes.get(lane, ())) >= LANE_MOST
 
-    def take(self, most: int) -> Iterator[Event]:
-        """Take out so many events: one of the house, one of the neighbour whose turn it is, and so on."""
+    def take(self, most: int) -> Iterator[Work]:
+        """Take out so much: one piece of the house, one of the neighbour whose turn it is, and so on."""
         for number in range(most):
             if self._house and not (number % 2 and self._lanes):
                 yield self._house.popleft()
             elif self._lanes:
                 lane, waiting = self._lanes.popitem(last=False)
-                event = waiting.popleft()
+                work = waiting.popleft()
                 if waiting:
                     self._lanes[lane] = waiting
-                yield event
+                yield work
             else:
                 return

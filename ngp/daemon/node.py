@@ -42,7 +42,7 @@ from ngp.errors import ConfigError, KernelError, LedgerError, PaymentError
 from ngp.ports import Clock, Network, Payment
 from ngp.store.ledger import Ledger
 
-BATCH_EVENTS = 64  # of all neighbours in turn; more would make a neighbour's first packet wait longer for its own turn
+BATCH_EVENTS = 32  # of all neighbours in turn; more would make a neighbour's first packet wait longer for its own turn
 READINGS_AT_ONCE = 32  # about as much work as a neighbour's event or two
 READ_INTERVAL_S = 1.0
 HELLO_INTERVAL_S = 10.0
@@ -91,7 +91,7 @@ class Node:
         self.post = make_post(self._ourselves(), self.tell)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell)
         self._events = Lanes()
-        self.post.is_busy = self._is_busy
+        self.post.in_turn = self._in_turn
         self._pump: asyncio.Handle | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._unstored: list[Effect] = []
@@ -186,25 +186,26 @@ class Node:
     # --- events -------------------------------------------------------------------------------------------------------
 
     def tell(self, event: Event) -> None:
-        """Queue an event, behind those of the same neighbour."""
-        self._events.add(event, self._lane(event))
-        if self._pump is None:
-            self._pump = asyncio.get_running_loop().call_soon(self._run_pump)
+        """Queue an event: a packet behind the other work of its neighbour, all else as the house's."""
+        self._events.add(event, self._lane_of(event.link) if isinstance(event, PacketHeld) else None)
+        self._pump_soon()
 
-    def _lane(self, event: Event) -> bytes | None:
-        if isinstance(event, PacketHeld):
-            return self._lane_of(event.link)
-        if isinstance(event, MessageReceived):
-            return event.identity if event.identity in self.parts.gatekeeper.world.by_identity else STRANGERS
-        return None
+    def _in_turn(self, link: tuple[str, bytes], work: Callable[[], Event | None]) -> bool:
+        """Queue a neighbour's datagram unread; False: it has more work waiting here than it may add to."""
+        lane = self._lane_of(link)
+        if self._events.is_full(lane):
+            return False
+        self._events.add(work, lane)
+        self._pump_soon()
+        return True
 
     def _lane_of(self, link: tuple[str, bytes]) -> bytes:
         neighbour = self.parts.gatekeeper.world.by_link.get(link)
         return neighbour.identity if neighbour is not None else STRANGERS
 
-    def _is_busy(self, link: tuple[str, bytes]) -> bool:
-        """Say whether a neighbour has more work waiting here than its messages may add to."""
-        return self._events.is_full(self._lane_of(link))
+    def _pump_soon(self) -> None:
+        if self._pump is None:
+            self._pump = asyncio.get_running_loop().call_soon(self._run_pump)
 
     def _run_pump(self) -> None:
         self._pump = None
@@ -212,13 +213,16 @@ class Node:
             return
         parts, effects = self.parts, self._unstored
         now = parts.clock.now()
-        for event in self._events.take(BATCH_EVENTS):
+        for work in self._events.take(BATCH_EVENTS):
+            event = work() if callable(work) else work
+            if event is None:
+                continue
             if isinstance(event, MessageReceived) and isinstance(event.message, Statement | Invoice):
                 effects += parts.gatekeeper.step(self._metered_for(event.identity), now)
             effects += parts.gatekeeper.step(event, now)
         self._finish_batch()
-        if self._events and self._pump is None:
-            self._pump = asyncio.get_running_loop().call_soon(self._run_pump)
+        if self._events:
+            self._pump_soon()
         self._schedule_tick()
 
     def _metered_for(self, identity: bytes) -> UsageRead:

@@ -72,7 +72,7 @@ class Post:
         self._timer: asyncio.TimerHandle | None = None
         self._dropped: dict[str, int] = {}
         self.frozen = False
-        self.is_busy: Callable[[LinkKey], bool] = lambda _link: False
+        self.in_turn: Callable[[LinkKey, Callable[[], Event | None]], bool] = self._at_once
 
     async def open(self, interfaces: Sequence[str]) -> None:
         """Open every link on these interfaces. Raises KernelError."""
@@ -148,21 +148,30 @@ class Post:
         key = (peer.interface, peer.link_address)
         if self.frozen:
             return  # not acknowledged, so it comes again
-        if self.is_busy(key):  # the same; and before the signature, which costs most
-            self._count("busy")
-            return
+        if not self.in_turn(key, partial(self._open, key, link, peer, datagram)):
+            self._count("busy")  # the same
+
+    def _at_once(self, _link: LinkKey, work: Callable[[], Event | None]) -> bool:
+        event = work()
+        if event is not None:
+            self._tell(event)
+        return True
+
+    def _open(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> Event | None:
+        """Check a datagram, which costs more than all else here, and return what the core shall hear of it."""
         try:
             received = self._courier.receive(datagram, key, self._now())
         except PeerError as error:
             _log.debug("from %s on %s: %s", peer.link_address.hex(), peer.interface, error)
-            return
+            return None
         finally:
             self.schedule()
-        if received is not None:
-            # First the end of what was sent to the sender's former life, then what its new one says.
-            self._tell_outcomes(*self._courier.outcomes())
-            self._learn_way(key, link, peer, received.proven)
-            self._hand_up(received)
+        if received is None:
+            return None
+        # First the end of what was sent to the sender's former life, then what its new one says.
+        self._tell_outcomes(*self._courier.outcomes())
+        self._learn_way(key, link, peer, received.proven)
+        return self._hand_up(received)
 
     def _learn_way(self, key: LinkKey, link: Link, peer: LinkPeer, proven: bool) -> None:
         if key in self._ways and not proven:
@@ -174,11 +183,11 @@ class Post:
         if len(self._ways) > MOST_WAYS:
             self._ways.popitem(last=False)
 
-    def _hand_up(self, received: Received) -> None:
+    def _hand_up(self, received: Received) -> Event | None:
         if not received.proven:
             if isinstance(received.message, Hello):
                 self.send(received.sender, received.link, self.ourselves.hello(wants_reply=True), received.message_id)
-            return
+            return None
         decoded = None
         if isinstance(received.message, Invoice | Refund) and received.message.bolt11:
             try:
@@ -186,16 +195,14 @@ class Post:
             except PeerError as error:
                 self._count(error.reason)
                 _log.debug("from %s: %s", received.sender.hex()[:8], error)
-        self._tell(
-            MessageReceived(
-                received.sender,
-                received.link,
-                received.boot,
-                received.message,
-                received.message_id,
-                received.reply_to,
-                decoded,
-            )
+        return MessageReceived(
+            received.sender,
+            received.link,
+            received.boot,
+            received.message,
+            received.message_id,
+            received.reply_to,
+            decoded,
         )
 
     def _decode(self, sender: bytes, bolt11: str) -> DecodedInvoice:

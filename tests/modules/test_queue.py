@@ -272,7 +272,7 @@ def test_a_flood_leaves_the_loop_time_between_bursts(hosts: Lab, filters: tuple[
         while daemon.held.qsize() < 512:
             await asyncio.sleep(0)
             turns += 1
-        assert turns >= 4, "512 packets came in fewer turns of the loop than bursts of 128 allow"
+        assert turns >= 2, "512 packets came in fewer turns of the loop than bursts of 256 allow"
 
     in_loop(filters, body)
 
