@@ -187,6 +187,9 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     options.ready()
     await node.stopping.wait()
     await control.close()
+    if node.crashed:
+        node.let_go()
+        return ExitCode.OTHER
     await node.stop()
     _log.info("stopped")
     return ExitCode.DONE

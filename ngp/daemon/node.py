@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
+from typing import Any
 
 from ngp.config import changes, keep_until_restart, load
 from ngp.core.effects import Effect
@@ -38,7 +39,7 @@ from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
 from ngp.daemon.lanes import STRANGERS, Lanes
 from ngp.daemon.logs import RateLimit
 from ngp.daemon.post import Post, SelfDescription
-from ngp.errors import ConfigError, KernelError, LedgerError, PaymentError
+from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError
 from ngp.ports import Clock, Network, Payment
 from ngp.store.ledger import Ledger
 
@@ -50,6 +51,7 @@ PRUNE_INTERVAL_S = 3600.0
 VERIFY_INTERVAL_S = 5.0
 MOST_ADDRESSES = 32
 SETTLEMENT_RETRY_S = 5.0
+KEEP_UP_S = 5.0
 MOST_BILLERS = 4096
 BILL_READ_SHARE = 20  # after a reading for a bill, so many times as long without another for the same neighbour
 
@@ -95,6 +97,7 @@ class Node:
         self._pump: asyncio.Handle | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._unstored: list[Effect] = []
+        self.crashed = False
         self._bill_read_again: dict[bytes, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._gate_warnings = RateLimit()
@@ -123,16 +126,47 @@ class Node:
         parts.network.start(loop, self._held, self._hinted)
         parts.network.watch(loop, self._host_changed, self._look_at_gate)
         self._tasks = [
-            loop.create_task(work)
+            loop.create_task(self._keep_up(work))
             for work in (
-                self._read_usage(),
-                self._say_hello(),
-                self._prune(),
-                self._watch_payment(),
-                self._keep_gate(),
+                self._read_usage,
+                self._say_hello,
+                self._prune,
+                self._watch_payment,
+                self._keep_gate,
             )
         ]
         self._schedule_tick()
+
+    async def _keep_up(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do what is done for ever; what the host refuses now it may grant later."""
+        while True:
+            try:
+                await work()
+            except NgpError as error:
+                _log.error("%s; tried again in %g s", error, KEEP_UP_S)
+                await asyncio.sleep(KEEP_UP_S)
+            except Exception as error:
+                self.crash(error)
+                return
+
+    def crash(self, error: Exception) -> None:
+        """Stop at once after an error of our own, as if killed: what is in memory may be half changed.
+
+        The ledger holds whole batches only, and the kernel goes on carrying, counting and cutting, so the next start
+        takes over as after kill -9. Going on would mean to book money by a state that nobody has thought of.
+        """
+        _log.critical(
+            "stopped by an error of ngp's own (%r); contracts go on in the kernel, nothing is lost: `ngp start` takes "
+            "over; please report what follows", error, exc_info=error,
+        )  # fmt: skip
+        self.crashed = True
+        self.stopping.set()
+
+    def let_go(self) -> None:
+        """Let go of everything after `crash`, and change nothing in kernel or ledger."""
+        self.close_tasks()
+        self.parts.network.close()
+        self.parts.ledger.close()
 
     async def stop(self) -> None:
         """Say good-bye, write the last totals, take everything out of the kernel."""
@@ -140,8 +174,10 @@ class Node:
         self._close_gate()
         self._read_now()
         self.tell(Stopping())
-        while self._events and not self._unstored:
-            self._run_pump()
+        self._drain()
+        if self.crashed:
+            self.let_go()
+            return
         self.close_tasks()
         await self._executor.close()
         await self.post.close()
@@ -162,8 +198,7 @@ class Node:
     def write_totals(self) -> None:
         """Bring the ledger, which is written seldom, up to what the meter says now. Raises LedgerError."""
         self._read_now()
-        while self._events and not self._unstored:
-            self._run_pump()
+        self._drain()
         world = self.parts.gatekeeper.world
         world.effects = []
         self.parts.gatekeeper.flush(most=len(world.unflushed))
@@ -209,8 +244,19 @@ class Node:
 
     def _run_pump(self) -> None:
         self._pump = None
-        if self._unstored:
+        if self._unstored or self.crashed:
             return
+        try:
+            self._run_batch()
+        except Exception as error:
+            self.crash(error)
+
+    def _drain(self) -> None:
+        """Take every event that waits now, while batches can be stored."""
+        while self._events and not (self._unstored or self.crashed):
+            self._run_pump()
+
+    def _run_batch(self) -> None:
         parts, effects = self.parts, self._unstored
         now = parts.clock.now()
         for work in self._events.take(BATCH_EVENTS):

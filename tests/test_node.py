@@ -1,0 +1,94 @@
+"""An error of ngp's own stops the daemon as if it were killed, instead of leaving it deaf or half changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ngp.config import parse
+from ngp.core.effects import Effect
+from ngp.core.events import Tick
+from ngp.core.values import DesiredNetwork, Now
+from ngp.daemon import node as daemon_node
+from ngp.daemon.node import Node, Parts
+from ngp.errors import KernelError
+
+SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
+
+
+class Broken:
+    """A core that fails in the middle of a batch."""
+
+    def __init__(self) -> None:
+        self.world = SimpleNamespace(by_link={}, by_identity={}, means=SimpleNamespace(network="", payee=b""))
+        self.steps = 0
+
+    def step(self, _event: object, _now: Now) -> list[Effect]:
+        self.steps += 1
+        if self.steps > 1:
+            raise RuntimeError("nobody thought of this")
+        return []
+
+    def next_wake_mono_s(self) -> None:
+        return None
+
+
+class Closed:
+    """A module, or the ledger, that notes what is done to it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def note(*_: object, **__: object) -> Sequence[object]:
+            self.done.append(name)
+            return ()
+
+        return note
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Node:
+    empty = DesiredNetwork(**{name: () for name in DesiredNetwork.__dataclass_fields__})
+    monkeypatch.setattr(daemon_node, "look_at_host", lambda *_: empty)
+    clock = SimpleNamespace(now=lambda: Now(1, 1.0))
+    parts: Any = Parts(Path("net.conf"), SETTINGS, clock, Closed(), Closed(), Closed(), Broken(), b"k" * 32)  # type: ignore[arg-type]
+    return Node(parts, lambda *_: SimpleNamespace(schedule=lambda: None))  # type: ignore[arg-type, return-value]
+
+
+def test_a_step_that_fails_stops_the_daemon_and_stores_nothing_of_its_batch(
+    broken: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        for _ in range(3):
+            broken.tell(Tick())
+        await asyncio.wait_for(broken.stopping.wait(), 5)
+        broken.let_go()
+
+    asyncio.run(scenario())
+    assert broken.crashed
+    ledger: Any = broken.parts.ledger
+    network: Any = broken.parts.network
+    assert ledger.done == ["close"]  # no commit
+    assert "clean_up" not in network.done and network.done[-1] == "close"
+    (record,) = [one for one in caplog.records if one.levelname == "CRITICAL"]
+    assert "nobody thought of this" in record.getMessage() and record.exc_info
+
+
+def test_what_the_host_refuses_is_tried_again_and_what_nobody_thought_of_stops(
+    broken: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_node, "KEEP_UP_S", 0.0)
+    tries: list[int] = []
+
+    async def work() -> None:
+        tries.append(1)
+        raise KernelError("no") if len(tries) < 3 else ValueError("never thought of")
+
+    asyncio.run(broken._keep_up(work))
+    assert len(tries) == 3 and broken.crashed and broken.stopping.is_set()
