@@ -19,6 +19,8 @@ from setuptools.errors import ExecError, SetupError
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = (Path("modules/network/meter.bpf.c"), Path("modules/link/inlet.bpf.c"))
+PROTO = Path("modules/payment/lnd.proto")
+STUBS = ("lnd_pb2.py", "lnd_pb2.pyi")
 TARGETS = ("bpfel", "bpfeb")  # clang's names of the byte orders
 CLANG = os.environ.get("CLANG", "clang")
 HEADERS = {"bpf/bpf_helpers.h": "libbpf-dev", "linux/bpf.h": "linux-libc-dev"}
@@ -110,10 +112,41 @@ class BuildMeter(Command):
         return {}
 
 
+def compile_stubs(folder: Path) -> None:
+    """Compile the messages that are exchanged with LND, and their type stubs."""
+    from grpc_tools import protoc  # of the build's own environment (pyproject.toml)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["protoc", f"-I{PROTO.parent}", f"--python_out={folder}", f"--pyi_out={folder}", PROTO.name]
+    if protoc.main(words):
+        raise ExecError(f"{PROTO} doesn't compile ({' '.join(words)})")
+
+
+class BuildStubs(BuildMeter):
+    """`python setup.py build_stubs --inplace`, and a step of every build."""
+
+    description = "compile the messages that are exchanged with LND"
+
+    def run(self) -> None:
+        os.chdir(ROOT)
+        compile_stubs(PROTO.parent if self.inplace or self.editable_mode else self._built())
+
+    def _built(self) -> Path:
+        return Path(self.build_lib or "build/lib") / "ngp" / PROTO.parent
+
+    def get_source_files(self) -> list[str]:
+        return [str(PROTO)]
+
+    def get_outputs(self) -> list[str]:
+        return [str(self._built() / name) for name in STUBS]
+
+
 class Build(build):
-    """setuptools' build, with the kernel's parts compiled as well."""
+    """setuptools' build, with the kernel's parts and the messages to LND compiled as well."""
 
-    sub_commands: ClassVar[list[tuple[str, None]]] = [*build.sub_commands, ("build_meter", None)]
+    sub_commands: ClassVar[list[tuple[str, None]]] = [
+        *build.sub_commands, ("build_meter", None), ("build_stubs", None),
+    ]  # fmt: skip
 
 
-setup(cmdclass={"build": Build, "build_meter": BuildMeter})
+setup(cmdclass={"build": Build, "build_meter": BuildMeter, "build_stubs": BuildStubs})

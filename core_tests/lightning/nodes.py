@@ -1,0 +1,258 @@
+"""btcd and LND as processes of a laboratory: started on a host (or right here), asked, killed, started again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core_tests.shell import LabError, await_until, run
+
+UP_S = 60.0
+DOWN_S = 20.0
+NETWORK = "regtest"
+# Of a chain that lives in a namespace for some minutes: nothing to keep secret.
+RPC_USER, RPC_PASSWORD = "lab", "lab"
+HERE: Sequence[str] = ()
+"""Prefix of commands that run in the network where the test itself runs; a host has its own (`Host.inside`)."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports of the loopback that nobody uses now, for nodes in the network where the test runs."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+class _Process:
+    """A program that runs until it is stopped; its words go to a file beside its data."""
+
+    def __init__(self, name: str, folder: Path, prefix: Sequence[str]) -> None:
+        self.name = name
+        self.folder = folder
+        self.prefix = list(prefix)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = folder / f"{name}.log"
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def _start(self, *command: str) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.prefix, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it (SIGINT: properly) and wait until it is gone; what doesn't end in time is killed."""
+        if self.process is None:
+            return
+        with suppress(ProcessLookupError):
+            self.process.send_signal(how)
+        try:
+            self.process.wait(DOWN_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def kill9(self) -> None:
+        """Kill it without a warning."""
+        self.stop(signal.SIGKILL)
+
+    def tail(self, lines: int = 20) -> str:
+        """Return the end of its log."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+class Btcd(_Process):
+    """A full node of a private chain, with an RPC server for LND's chain back end.
+
+    Args:
+        programs: folder of btcd and btcctl.
+        folder: holds its data; made anew.
+        prefix: how a command is run on its host.
+        address: it listens there for LND and for btcctl.
+    """
+
+    def __init__(self, programs: Path, folder: Path, prefix: Sequence[str] = HERE, address: str = "127.0.0.1") -> None:
+        super().__init__("btcd", folder, prefix)
+        self.programs = programs
+        self.address = address
+        self.rpc_port, self.p2p_port = free_ports(2)
+        self.certificate = folder / "rpc.cert"
+
+    def start(self, mining_address: str = "") -> None:
+        """Start it; with an address it can `generate` blocks whose coins go there."""
+        mining = [f"--miningaddr={mining_address}"] if mining_address else []
+        self._start(
+            *(str(self.programs / "btcd"), f"--{NETWORK}", "--txindex", "--debuglevel=error", "--nodnsseed"),
+            *(f"--datadir={self.folder}/data", f"--logdir={self.folder}/logs", f"--configfile={self.folder}/btcd.conf"),
+            *(f"--rpcuser={RPC_USER}", f"--rpcpass={RPC_PASSWORD}", f"--rpclisten={self.address}:{self.rpc_port}"),
+            *(f"--listen={self.address}:{self.p2p_port}", f"--rpccert={self.certificate}"),
+            *(f"--rpckey={self.folder}/rpc.key", "--rpcmaxclients=64", "--rpcmaxwebsockets=64"),
+            *mining,
+        )
+        await_until(self._answers, UP_S, "btcd's answer")
+
+    def restart(self, mining_address: str) -> None:
+        """Stop and start it with an address to mine for; LND connects again by itself."""
+        self.stop()
+        self.start(mining_address)
+
+    def _answers(self) -> bool:
+        if not self.running:
+            raise LabError(f"btcd has ended\n{self.tail()}")
+        return self._control("getblockcount").returncode == 0
+
+    def _control(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return run(
+            [
+                *(*self.prefix, str(self.programs / "btcctl"), f"--{NETWORK}", f"--configfile={self.folder}/none"),
+                *(f"--rpcuser={RPC_USER}", f"--rpcpass={RPC_PASSWORD}", f"--rpccert={self.certificate}"),
+                *(f"--rpcserver={self.address}:{self.rpc_port}", *words),
+            ]
+        )
+
+    def rpc(self, *words: str) -> str:
+        """Run btcctl. Raises: LabError with its words."""
+        done = self._control(*words)
+        if done.returncode:
+            raise LabError(f"btcctl {' '.join(words)}: {done.stderr or done.stdout}{self.tail()}")
+        return done.stdout.strip()
+
+    def mine(self, blocks: int) -> None:
+        """Mine so many blocks."""
+        self.rpc("generate", str(blocks))
+
+    def height(self) -> int:
+        """Return the height of the chain, in blocks."""
+        return int(self.rpc("getblockcount"))
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where an LND node listens, on its own host."""
+
+    rpc: int = 10009
+    peer: int = 9735
+
+
+class Lnd(_Process):
+    """An LND node, unlocked by itself, that knows no peer but those it is told of.
+
+    Args:
+        name: of the node and of its folder.
+        programs: folder of lnd and lncli.
+        folder: its `lnddir` is made there.
+        chain: the full node it follows.
+        prefix: how a command is run on its host.
+        address: other nodes reach it there.
+        options: more of LND's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        programs: Path,
+        folder: Path,
+        chain: Btcd,
+        prefix: Sequence[str] = HERE,
+        address: str = "127.0.0.1",
+        ports: Ports | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        super().__init__(name, folder, prefix)
+        self.programs = programs
+        self.chain = chain
+        self.address = address
+        self.ports = ports or Ports(*free_ports(2))
+        self.options = tuple(options)
+        self.lnddir = folder / "lnd"
+
+    @property
+    def rpc_host(self) -> str:
+        """Where gRPC is served, `address:port`."""
+        return f"127.0.0.1:{self.ports.rpc}"
+
+    @property
+    def certificate(self) -> Path:
+        return self.lnddir / "tls.cert"
+
+    @property
+    def admin_macaroon(self) -> Path:
+        return self.lnddir / "data" / "chain" / "bitcoin" / NETWORK / "admin.macaroon"
+
+    def launch(self) -> None:
+        """Start it without waiting, so that several start side by side."""
+        self._start(
+            *(str(self.programs / "lnd"), f"--lnddir={self.lnddir}", "--noseedbackup", "--nobootstrap", "--norest"),
+            *(f"--alias={self.name}", "--debuglevel=error", f"--bitcoin.{NETWORK}", "--bitcoin.node=btcd"),
+            *(f"--btcd.rpchost={self.chain.address}:{self.chain.rpc_port}", f"--btcd.rpccert={self.chain.certificate}"),
+            *(f"--btcd.rpcuser={RPC_USER}", f"--btcd.rpcpass={RPC_PASSWORD}", f"--rpclisten={self.rpc_host}"),
+            *(f"--listen=0.0.0.0:{self.ports.peer}", "--bitcoin.defaultchanconfs=1", "--trickledelay=50"),
+            *self.options,
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it serves."""
+        self.launch()
+        self.await_up()
+
+    def await_up(self, *states: str) -> None:
+        """Wait until it serves, or is in one of these states (`RPC_ACTIVE`: it answers, but waits for the chain)."""
+        wanted = states or ("SERVER_ACTIVE",)
+        await_until(lambda: self.state() in wanted, UP_S, f"{self.name} in state {' or '.join(wanted)}")
+
+    def state(self) -> str:
+        """Return the state that it tells, "" while it doesn't answer. Raises: LabError when it has ended."""
+        if not self.running:
+            raise LabError(f"{self.name} has ended\n{self.tail()}")
+        done = self.control("state")
+        return str(json.loads(done.stdout)["state"]) if done.returncode == 0 else ""
+
+    def await_synced(self) -> None:
+        """Wait until it has seen the newest block."""
+        height = self.chain.height()
+
+        def synced() -> bool:
+            info = self.cli("getinfo")
+            return bool(info["synced_to_chain"]) and int(info["block_height"]) >= height
+
+        await_until(synced, UP_S, f"{self.name} at block {height}")
+
+    def control(self, *words: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run lncli against it; the exit code is for the caller to judge."""
+        where = [f"--lnddir={self.lnddir}", f"--network={NETWORK}", f"--rpcserver={self.rpc_host}"]
+        return run([*self.prefix, str(self.programs / "lncli"), *where, *words], timeout_s=timeout_s)
+
+    def cli(self, *words: str, timeout_s: float = 60.0) -> Any:
+        """Run lncli and return its JSON. Raises: LabError with its words when it fails."""
+        done = self.control(*words, timeout_s=timeout_s)
+        if done.returncode:
+            raise LabError(f"{self.name}: lncli {' '.join(words)}: {done.stderr or done.stdout}")
+        return json.loads(done.stdout)
+
+    def key(self) -> str:
+        """Return its public key, in hexadecimal."""
+        return str(self.cli("getinfo")["identity_pubkey"])
+
+    def new_address(self) -> str:
+        """Return a new address of its wallet."""
+        return str(self.cli("newaddress", "p2wkh")["address"])
+
+    def channels(self, peer: str = "") -> list[dict[str, Any]]:
+        """Return its active channels, or those with a peer's key."""
+        found: list[dict[str, Any]] = self.cli("listchannels", "--active_only")["channels"]
+        return [channel for channel in found if not peer or channel["remote_pubkey"] == peer]

@@ -1,0 +1,335 @@
+"""LND: real Lightning, through the node that the operator has.
+
+What is paid once is paid once: LND keeps a payment under its hash, so the hash is what we ask by. Every doubt (a broken
+connection, a timeout, an answer that we don't understand) is resolved by TrackPaymentV2, and until that has spoken the
+payment is PENDING. Settlements come from SubscribeInvoices behind the settle index that the ledger knows; index 0 means
+"no backlog" to LND, so what was settled before is listed first.
+
+Source: https://lightning.engineering/api-docs/api/lnd/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import grpc
+
+from ngp.errors import ConfigError, PaymentError, PeerError
+from ngp.modules.payment import invoice, node_key
+from ngp.modules.payment import lnd_client as client
+from ngp.modules.payment import lnd_pb2 as pb
+from ngp.modules.payment.lnd_client import LndClient, LndError
+from ngp.modules.payment.lnd_connect import Credentials
+from ngp.ports import (
+    DecodedInvoice,
+    InvoiceState,
+    NewInvoice,
+    PaymentCapabilities,
+    PaymentInfo,
+    PaymentOutcome,
+    PaymentStatus,
+    Settlement,
+)
+
+# LND's smallest HTLC unless its operator says otherwise (bitcoin.minhtlc).
+LEAST_AMOUNT_MSAT = 1_000
+STARTING_POLL_S = 0.5
+PAGE = 1000
+_FIRST_ANSWER_S = 10.0
+_MSAT = 1000
+_LEAST_ATTEMPT_S = 1
+_NETWORKS = {"bc": "mainnet", "tb": "testnet", "tbs": "signet", "bcrt": "regtest"}
+_INFO_FILE = "lnd-node.json"
+_STATES = {
+    pb.Invoice.OPEN: InvoiceState.OPEN,
+    pb.Invoice.ACCEPTED: InvoiceState.ACCEPTED,
+    pb.Invoice.SETTLED: InvoiceState.SETTLED,
+    pb.Invoice.CANCELED: InvoiceState.CANCELLED,
+}
+_REASONS = {
+    pb.FAILURE_REASON_TIMEOUT: "no way found in time",
+    pb.FAILURE_REASON_NO_ROUTE: "no route within the fee limit",
+    pb.FAILURE_REASON_ERROR: "an error within LND; see its log",
+    pb.FAILURE_REASON_INCORRECT_PAYMENT_DETAILS: "the payee refused: unknown hash, other amount, or expired",
+    pb.FAILURE_REASON_INSUFFICIENT_BALANCE: "the channels' balance does not cover it",
+    pb.FAILURE_REASON_CANCELED: "cancelled at the node",
+}
+
+
+class LndPayment:
+    """An LND node; implements `ngp.ports.Payment`.
+
+    Args:
+        state_dir: holds a pasted lndconnect URI, and what we know of the node for when it is down.
+        options: LND_CONNECT, or LND_HOST, LND_CERT and LND_MACAROON.
+    """
+
+    def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
+        self._client = LndClient(Credentials(options or {}, state_dir))
+        self._info_file = state_dir / _INFO_FILE
+        self._info: PaymentInfo | None = None
+
+    # --- the node -----------------------------------------------------------------------------------------------------
+
+    async def wait_ready(self) -> None:
+        """Return when LND serves; waits while it starts, raises with a remedy when it is locked or away."""
+        while True:
+            state = (await self._client.call(client.GET_STATE, pb.GetStateRequest())).state
+            if state == pb.SERVER_ACTIVE:
+                break
+            if state == pb.LOCKED:
+                raise PaymentError("LND is locked: lncli unlock")
+            if state == pb.NON_EXISTING:
+                raise PaymentError("LND has no wallet yet: lncli create")
+            await asyncio.sleep(STARTING_POLL_S)
+        await self._ask_info()
+
+    async def info(self) -> PaymentInfo:
+        """Return the node's key and network: as it says, or said last while it can't be asked.
+
+        A gateway with running contracts must be able to start while its node is down.
+        """
+        try:
+            return self._info or await self._ask_info()
+        except LndError as error:
+            known = self._known_info() if error.unreachable or "locked" in str(error) else None
+            if known is None:
+                raise
+            self._info = known
+            return known
+
+    async def _ask_info(self) -> PaymentInfo:
+        answer = await self._client.call(client.GET_INFO, pb.GetInfoRequest())
+        network = answer.chains[0].network if answer.chains else ""
+        info = PaymentInfo(answer.identity_pubkey, network)
+        known = self._known_info()
+        if known is not None and known != info and self._info is not None:
+            raise PaymentError(
+                f"LND is another node now ({info.account_id} on {info.network}, before {known.account_id} on "
+                f"{known.network}): restart ngp if that is meant"
+            )
+        if known != info:
+            fresh = self._info_file.with_suffix(".new")
+            fresh.write_text(json.dumps({"account_id": info.account_id, "network": info.network}))
+            os.replace(fresh, self._info_file)
+        self._info = info
+        return info
+
+    def _known_info(self) -> PaymentInfo | None:
+        try:
+            known = json.loads(self._info_file.read_text())
+            return PaymentInfo(str(known["account_id"]), str(known["network"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def capabilities(self) -> PaymentCapabilities:
+        """Say that money is real on mainnet, that LND itself tells of settlements, and that it can hold."""
+        real = self._info is None or self._info.network == "mainnet"
+        return PaymentCapabilities(
+            real_money=real, settles_by_proof=False, hold_invoices=True, least_amount_msat=LEAST_AMOUNT_MSAT
+        )
+
+    async def balance_msat(self) -> int:
+        """Return what the channels hold on our side."""
+        answer = await self._client.call(client.CHANNEL_BALANCE, pb.ChannelBalanceRequest())
+        return answer.local_balance.msat
+
+    async def sign(self, message: bytes) -> str:
+        """Sign with the node's key."""
+        return (await self._client.call(client.SIGN_MESSAGE, pb.SignMessageRequest(msg=message))).signature
+
+    async def verify(self, message: bytes, signature: str) -> str | None:
+        """Return the public key that signed, or None; needs no node, since the key is in the signature."""
+        return node_key.signer(message, signature)
+
+    async def close(self) -> None:
+        """Let go of the connection; what is on its way goes on at the node. Safe to call twice."""
+        await self._client.close()
+
+    # --- receiving ----------------------------------------------------------------------------------------------------
+
+    async def create_invoice(
+        self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
+    ) -> NewInvoice:
+        """Make an invoice, with hints of the way through private channels.
+
+        Args:
+            amount_msat: at least 1.
+            memo: the payer reads it.
+            expiry_s: seconds until it lapses.
+            preimage: 32 bytes, or None for a random one.
+            hold: a payment of it waits until `settle_invoice` or `cancel_invoice`.
+        """
+        preimage = preimage or secrets.token_bytes(32)
+        if len(preimage) != 32:
+            raise PaymentError(f"a preimage has 32 bytes, not {len(preimage)}")
+        payment_hash = sha256(preimage).digest()
+        if hold:
+            held = pb.AddHoldInvoiceRequest(
+                memo=memo, hash=payment_hash, value_msat=amount_msat, expiry=expiry_s, private=True
+            )
+            bolt11 = (await self._client.call(client.ADD_HOLD_INVOICE, held)).payment_request
+        else:
+            asked = pb.Invoice(memo=memo, r_preimage=preimage, value_msat=amount_msat, expiry=expiry_s, private=True)
+            bolt11 = (await self._client.call(client.ADD_INVOICE, asked)).payment_request
+        return NewInvoice(bolt11, payment_hash, amount_msat, expiry_s)
+
+    async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState:
+        """Return the state of an invoice of ours. Raises PaymentError for one that isn't."""
+        found = await self._client.call(client.LOOKUP_INVOICE, pb.PaymentHash(r_hash=payment_hash))
+        return _STATES[found.state]
+
+    async def settle_invoice(self, preimage: bytes) -> None:
+        """Settle a held invoice; twice is no error."""
+        try:
+            await self._client.call(client.SETTLE_INVOICE, pb.SettleInvoiceMsg(preimage=preimage))
+        except LndError:
+            if await self.lookup_invoice(sha256(preimage).digest()) is not InvoiceState.SETTLED:
+                raise
+
+    async def cancel_invoice(self, payment_hash: bytes) -> None:
+        """Cancel an invoice that isn't paid; one that is held goes back to its payer."""
+        await self._client.call(client.CANCEL_INVOICE, pb.CancelInvoiceMsg(payment_hash=payment_hash))
+
+    async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
+        """Yield what was settled behind the cursor, LND's settle index, in its order; raises when LND goes away."""
+        if cursor == 0:
+            for settlement in await self._settled_so_far():
+                cursor = settlement.cursor
+                yield settlement
+        async for told in self._client.stream(client.SUBSCRIBE_INVOICES, pb.InvoiceSubscription(settle_index=cursor)):
+            if told.state == pb.Invoice.SETTLED:
+                yield _settlement(told)
+
+    async def _settled_so_far(self) -> list[Settlement]:
+        found: list[Settlement] = []
+        offset = 0
+        while True:
+            asked = pb.ListInvoiceRequest(index_offset=offset, num_max_invoices=PAGE)
+            page = await self._client.call(client.LIST_INVOICES, asked)
+            found += [_settlement(one) for one in page.invoices if one.state == pb.Invoice.SETTLED]
+            if not page.invoices:
+                return sorted(found, key=lambda one: one.cursor)
+            offset = page.last_index_offset
+
+    # --- paying -------------------------------------------------------------------------------------------------------
+
+    def decode(self, bolt11: str) -> DecodedInvoice:
+        """Parse an invoice and check its signature; hostile input. Raises PeerError(`invoice`)."""
+        parsed = invoice.read(bolt11)
+        return DecodedInvoice(
+            payment_hash=parsed.payment_hash,
+            amount_msat=parsed.amount_msat,
+            expires_in_s=parsed.timestamp_s + parsed.expiry_s - int(time.time()),
+            payee=parsed.payee,
+            network=_NETWORKS[parsed.prefix],
+            memo=parsed.memo,
+        )
+
+    async def pay(
+        self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
+    ) -> PaymentOutcome:
+        """Pay once; a second call for the same hash follows the first.
+
+        Args:
+            bolt11: an invoice with an amount.
+            fee_limit_msat: the most that routing may cost; LND takes 0 as it stands.
+            timeout_s: how long LND may try, and we wait; PENDING is answered after it, and the payment goes on.
+            via_peer: key of a peer whose channel is to be used while it has the balance.
+        """
+        try:
+            decoded = self.decode(bolt11)
+        except PeerError as error:
+            raise PaymentError(f"can't pay: not an invoice ({error})") from error
+        ask = pb.SendPaymentRequest(
+            payment_request=bolt11,
+            timeout_seconds=max(_LEAST_ATTEMPT_S, int(timeout_s)),
+            fee_limit_msat=fee_limit_msat,
+            no_inflight_updates=True,
+            outgoing_chan_ids=await self._direct(via_peer, decoded.amount_msat or 0),
+        )
+        try:
+            told = self._client.stream(client.SEND_PAYMENT, ask)
+            return await self._outcome(told, decoded.payment_hash, timeout_s)
+        except LndError as error:
+            if error.unreachable:
+                return PaymentOutcome(decoded.payment_hash, PaymentStatus.PENDING)
+            return await self._after_refusal(decoded.payment_hash, error, timeout_s)
+
+    async def _after_refusal(self, payment_hash: bytes, error: LndError, timeout_s: float) -> PaymentOutcome:
+        """Say what became of a payment that LND would not begin: it has begun before, or it never will."""
+        outcome = await self._track(payment_hash, timeout_s)
+        if outcome is not None:
+            return outcome
+        return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=error.detail)
+
+    async def track(self, payment_hash: bytes) -> PaymentOutcome:
+        """Say what became of a payment; FAILED with reason `unknown` when LND never heard of it."""
+        outcome = await self._track(payment_hash, 0.0)
+        return outcome or PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="unknown")
+
+    async def _track(self, payment_hash: bytes, timeout_s: float) -> PaymentOutcome | None:
+        """Follow a payment for a while; None when LND never heard of it."""
+        ask = pb.TrackPaymentRequest(payment_hash=payment_hash, no_inflight_updates=timeout_s > 0)
+        try:
+            return await self._outcome(self._client.stream(client.TRACK_PAYMENT, ask), payment_hash, timeout_s)
+        except LndError as error:
+            if error.code is grpc.StatusCode.NOT_FOUND or "payment isn't initiated" in error.detail:
+                return None
+            raise
+
+    @staticmethod
+    async def _outcome(stream: AsyncIterator[pb.Payment], payment_hash: bytes, timeout_s: float) -> PaymentOutcome:
+        """Read a payment's stream to its end; with no time given, to the first thing that it says."""
+        try:
+            async with asyncio.timeout(timeout_s or _FIRST_ANSWER_S):
+                async for told in stream:
+                    if told.status == pb.Payment.SUCCEEDED:
+                        preimage = bytes.fromhex(told.payment_preimage)
+                        return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, preimage, told.fee_msat)
+                    if told.status == pb.Payment.FAILED:
+                        reason = _REASONS.get(told.failure_reason, "LND gave no reason")
+                        return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=reason)
+                    if not timeout_s:
+                        break
+        except TimeoutError:
+            pass
+        return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
+
+    async def list_pending(self) -> list[bytes]:
+        """Return the hashes of payments on their way."""
+        pending: list[bytes] = []
+        offset = 0
+        while True:
+            ask = pb.ListPaymentsRequest(
+                include_incomplete=True, index_offset=offset, max_payments=PAGE, omit_hops=True
+            )
+            page = await self._client.call(client.LIST_PAYMENTS, ask)
+            under_way = (pb.Payment.IN_FLIGHT, pb.Payment.INITIATED)
+            pending += [bytes.fromhex(one.payment_hash) for one in page.payments if one.status in under_way]
+            if not page.payments:
+                return pending
+            offset = page.last_index_offset
+
+    async def _direct(self, peer: str | None, amount_msat: int) -> list[int]:
+        """Return the active channels with a peer that can carry an amount; none: LND finds a way."""
+        if peer is None:
+            return []
+        try:
+            ask = pb.ListChannelsRequest(active_only=True, peer=bytes.fromhex(peer))
+        except ValueError:
+            raise ConfigError(f"{peer} is no public key of a Lightning node") from None
+        found = (await self._client.call(client.LIST_CHANNELS, ask)).channels
+        return [one.chan_id for one in found if one.local_balance * _MSAT >= amount_msat]
+
+
+def _settlement(told: pb.Invoice) -> Settlement:
+    """What counts is what was paid: BOLT 4 permits a payer to pay up to twice the amount."""
+    return Settlement(told.settle_index, told.r_hash, told.amt_paid_msat)

@@ -1,0 +1,191 @@
+"""Calls to an LND node: one gRPC channel that is made anew when credentials change, and errors that say what to do.
+
+The methods are called by their paths, so that the messages of `lnd.proto` are all that is compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import grpc
+
+from ngp.errors import PaymentError
+from ngp.modules.payment import lnd_pb2 as pb
+from ngp.modules.payment.lnd_connect import Connection, Credentials
+
+CALL_TIMEOUT_S = 15.0
+_OPTIONS = (
+    # A dead connection is noticed within this time; LND permits pings from 5 s on.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # LND's answer with a thousand invoices is larger than gRPC's default.
+    ("grpc.max_receive_message_length", 64 << 20),
+)
+
+
+class _Message(Protocol):
+    """What every generated message can do."""
+
+    def SerializeToString(self) -> bytes: ...  # noqa: N802
+
+    @classmethod
+    def FromString(cls, data: bytes) -> Self: ...  # noqa: N802
+
+
+Question = TypeVar("Question", bound=_Message, contravariant=True)
+Answer = TypeVar("Answer", bound=_Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Question, Answer]):
+    """One remote procedure: its path, and the messages that it takes and gives."""
+
+    path: str
+    question: type[Question]
+    answer: type[Answer]
+    streams: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+GET_STATE = Method("/lnrpc.State/GetState", pb.GetStateRequest, pb.GetStateResponse)
+GET_INFO = Method("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest, pb.GetInfoResponse)
+SIGN_MESSAGE = Method("/lnrpc.Lightning/SignMessage", pb.SignMessageRequest, pb.SignMessageResponse)
+CHANNEL_BALANCE = Method("/lnrpc.Lightning/ChannelBalance", pb.ChannelBalanceRequest, pb.ChannelBalanceResponse)
+LIST_CHANNELS = Method("/lnrpc.Lightning/ListChannels", pb.ListChannelsRequest, pb.ListChannelsResponse)
+ADD_INVOICE = Method("/lnrpc.Lightning/AddInvoice", pb.Invoice, pb.AddInvoiceResponse)
+LOOKUP_INVOICE = Method("/lnrpc.Lightning/LookupInvoice", pb.PaymentHash, pb.Invoice)
+LIST_INVOICES = Method("/lnrpc.Lightning/ListInvoices", pb.ListInvoiceRequest, pb.ListInvoiceResponse)
+SUBSCRIBE_INVOICES = Method("/lnrpc.Lightning/SubscribeInvoices", pb.InvoiceSubscription, pb.Invoice, streams=True)
+ADD_HOLD_INVOICE = Method("/invoicesrpc.Invoices/AddHoldInvoice", pb.AddHoldInvoiceRequest, pb.AddHoldInvoiceResp)
+SETTLE_INVOICE = Method("/invoicesrpc.Invoices/SettleInvoice", pb.SettleInvoiceMsg, pb.SettleInvoiceResp)
+CANCEL_INVOICE = Method("/invoicesrpc.Invoices/CancelInvoice", pb.CancelInvoiceMsg, pb.CancelInvoiceResp)
+SEND_PAYMENT = Method("/routerrpc.Router/SendPaymentV2", pb.SendPaymentRequest, pb.Payment, streams=True)
+TRACK_PAYMENT = Method("/routerrpc.Router/TrackPaymentV2", pb.TrackPaymentRequest, pb.Payment, streams=True)
+LIST_PAYMENTS = Method("/lnrpc.Lightning/ListPayments", pb.ListPaymentsRequest, pb.ListPaymentsResponse)
+
+
+class LndError(PaymentError):
+    """LND refused, or could not be asked.
+
+    Attributes:
+        code: gRPC's.
+        detail: LND's own words.
+    """
+
+    def __init__(self, code: grpc.StatusCode, detail: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.detail = detail
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether nobody knows if the call was carried out."""
+        return self.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
+class LndClient:
+    """Calls LND; used within one event loop.
+
+    Args:
+        credentials: read again before a call, when a call failed to connect or was not permitted.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._connection: Connection | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._doubted = True
+
+    async def call(
+        self, method: Method[Question, Answer], question: Question, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Answer:
+        """Ask once. Raises LndError, or ConfigError where credentials can't be read."""
+        channel, metadata = await self._open()
+        stub = channel.unary_unary(
+            method.path, request_serializer=_serialized, response_deserializer=method.answer.FromString
+        )
+        try:
+            answer: Answer = await stub(question, timeout=timeout_s, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error, method.name) from None
+        return answer
+
+    async def stream(
+        self, method: Method[Question, Answer], question: Question, timeout_s: float | None = None
+    ) -> AsyncIterator[Answer]:
+        """Ask, and yield answers until LND ends the stream or the time is over. Raises as `call`."""
+        channel, metadata = await self._open()
+        stub = channel.unary_stream(
+            method.path, request_serializer=_serialized, response_deserializer=method.answer.FromString
+        )
+        call = stub(question, timeout=timeout_s, metadata=metadata)
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error, method.name) from None
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """Let go of the connection; safe to call twice."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def _open(self) -> tuple[grpc.aio.Channel, tuple[tuple[str, str], ...]]:
+        """Return the channel, made anew if the credentials have changed since a call failed by them."""
+        if self._doubted or self._channel is None:
+            fresh = self._credentials.read()
+            if fresh != self._connection or self._channel is None:
+                await self.close()
+                self._connection, self._channel = fresh, _channel(fresh)
+            self._doubted = False
+        assert self._connection is not None and self._channel is not None
+        return self._channel, (("macaroon", self._connection.macaroon.hex()),)
+
+    def _translated(self, error: grpc.aio.AioRpcError, name: str) -> LndError:
+        code, detail = error.code(), error.details() or ""
+        target = self._connection.target if self._connection is not None else "?"
+        text = _explained(code, detail, target, name)
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED) or "macaroon" in detail:
+            self._doubted = True
+        return LndError(code, detail, text)
+
+
+def _channel(connection: Connection) -> grpc.aio.Channel:
+    options: list[tuple[str, Any]] = list(_OPTIONS)
+    name = connection.certificate_name()
+    if name is not None:
+        options.append(("grpc.ssl_target_name_override", name))
+    credentials = grpc.ssl_channel_credentials(root_certificates=connection.certificate or None)
+    return grpc.aio.secure_channel(connection.target, credentials, options=options)
+
+
+def _serialized(question: _Message) -> bytes:
+    return question.SerializeToString()
+
+
+def _explained(code: grpc.StatusCode, detail: str, target: str, name: str) -> str:
+    """Say what is wrong at which node, and what to do."""
+    lower = detail.lower()
+    if code is grpc.StatusCode.UNAVAILABLE and ("ssl" in lower or "handshake" in lower or "certificate" in lower):
+        return f"LND at {target} shows another certificate than the one we know: set LND_CERT to its new tls.cert"
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return f"LND at {target} doesn't answer: is it running, and is LND_HOST right? ({detail})"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"LND at {target} took too long to answer {name}; it is asked again"
+    if "wallet locked" in lower or (code is grpc.StatusCode.UNIMPLEMENTED and "unknown service" in lower):
+        return f"LND at {target} is locked or still starting: lncli unlock"
+    if "permission denied" in lower:
+        return f"the macaroon does not allow {name} at LND {target}: bake one with the rights that `ngp check` names"
+    if code is grpc.StatusCode.UNAUTHENTICATED or "macaroon" in lower:
+        return f"LND at {target} refuses our macaroon ({detail}): bake one anew, see `ngp check`"
+    return f"LND at {target} refuses {name}: {detail or code.name}"

@@ -1,0 +1,209 @@
+"""Where an LND node is and how to prove that we may use it: an lndconnect URI, three settings, or the usual places.
+
+A macaroon is a bearer secret: whoever holds it has the node's rights. So it is read from a file that only its owner may
+read, kept in memory as bytes, and never shown; errors name the file or the setting, not what is in it.
+
+Source of the URI: https://github.com/LN-Zap/lndconnect/blob/master/lnd_connect_uri.md
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import ssl
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from cryptography import x509
+from cryptography.x509.oid import ExtensionOID, NameOID
+
+from ngp.errors import ConfigError
+
+DEFAULT_RPC = "localhost:10009"
+STORED_URI = "lnd-connect"
+USUAL_FOLDERS = ("~/.lnd", "/var/lib/lnd", "/home/lnd/.lnd", "/mnt/hdd/lnd", "/etc/lnd")
+_FILE_BYTES_MAX = 65_536
+HOW = (
+    "set LND_CONNECT to an lndconnect:// URI, or paste one by `ngp lightning connect`, "
+    "or set LND_HOST, LND_CERT and LND_MACAROON"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """An LND node's address and credentials as they are now.
+
+    Attributes:
+        target: `host:port` of its gRPC server.
+        certificate: PEM to be trusted, and no other; empty: those of the system.
+        macaroon: what it allows us, serialized; secret.
+    """
+
+    target: str
+    certificate: bytes
+    macaroon: bytes = field(repr=False)
+
+    def certificate_name(self) -> str | None:
+        """Return a name that the pinned certificate bears.
+
+        The certificate is pinned, so the name that we reached it by proves nothing more and need not be in it.
+        """
+        if not self.certificate:
+            return None
+        certificate = x509.load_pem_x509_certificate(self.certificate)
+        try:
+            names = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
+            assert isinstance(names, x509.SubjectAlternativeName)
+            found = [str(name) for name in names.get_values_for_type(x509.DNSName)]
+        except x509.ExtensionNotFound:
+            found = []
+        found += [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        return found[0] if found else None
+
+
+class Credentials:
+    """Says where the node is, each time anew: its certificate is renewed from time to time, and macaroons are baked.
+
+    Args:
+        options: LND_CONNECT, or LND_HOST, LND_CERT and LND_MACAROON, as in net.conf; all may be missing.
+        state_dir: holds the URI that was pasted.
+    """
+
+    def __init__(self, options: Mapping[str, str], state_dir: Path) -> None:
+        self._options = {key: value for key, value in options.items() if value}
+        self._stored = state_dir / STORED_URI
+
+    def read(self) -> Connection:
+        """Return the connection. Raises ConfigError naming the setting or file and the remedy."""
+        if uri := self._options.get("LND_CONNECT"):
+            return parse_uri(uri, "LND_CONNECT")
+        if "LND_MACAROON" not in self._options and self._stored.exists():
+            return parse_uri(_secret_file(self._stored, str(self._stored)).decode(errors="replace"), str(self._stored))
+        target = _target(self._options.get("LND_HOST", DEFAULT_RPC), "LND_HOST")
+        macaroon = self._options.get("LND_MACAROON")
+        if macaroon is None:
+            where = self._usual_certificate()
+            found = f"an LND node's certificate is at {where}" if where else "no LND node is in its usual place"
+            raise ConfigError(f"no macaroon to use LND with ({found}): {HOW}")
+        return Connection(target, self._certificate(target), _macaroon_file(Path(macaroon).expanduser()))
+
+    def _certificate(self, target: str) -> bytes:
+        named = self._options.get("LND_CERT")
+        if named is None:
+            usual = self._usual_certificate()
+            if usual is None:
+                raise ConfigError(f"LND_CERT is not set, and no tls.cert is in {', '.join(USUAL_FOLDERS)}: {HOW}")
+            return usual.read_bytes()
+        if named == "system":
+            return b""
+        path = Path(named).expanduser()
+        return _checked_pem(_file(path, f"LND_CERT {path}"), f"LND_CERT {path}")
+
+    @staticmethod
+    def _usual_certificate() -> Path | None:
+        for folder in USUAL_FOLDERS:
+            path = Path(folder).expanduser() / "tls.cert"
+            try:
+                if path.is_file():
+                    return path
+            except PermissionError:
+                continue
+        return None
+
+
+def parse_uri(text: str, where: str) -> Connection:
+    """Read an lndconnect URI.
+
+    Args:
+        text: `lndconnect://host:port?cert=...&macaroon=...`, both base64url of bytes; `cert` may be missing.
+        where: what it is called in an error.
+
+    Raises: ConfigError; the text itself is never in it.
+    """
+    text = text.strip()
+    uri = urlsplit(text)
+    if uri.scheme != "lndconnect":
+        raise ConfigError(f"{where}: not an lndconnect:// URI; your wallet's or LND's `lndconnect` command makes one")
+    query = parse_qs(uri.query)
+    try:
+        target = _target(uri.netloc, where)
+        macaroon = _base64url(query["macaroon"][0])
+        certificate = _base64url(query["cert"][0]) if "cert" in query else b""
+        pem = ssl.DER_cert_to_PEM_cert(certificate).encode() if certificate else b""
+    except KeyError:
+        raise ConfigError(f"{where}: the URI has no macaroon; make one with it") from None
+    except (binascii.Error, ValueError):
+        raise ConfigError(f"{where}: the URI is damaged (not base64url); paste the whole of it") from None
+    if not macaroon:
+        raise ConfigError(f"{where}: the URI's macaroon is empty")
+    return Connection(target, _checked_pem(pem, where) if pem else b"", macaroon)
+
+
+def store_uri(text: str, state_dir: Path) -> Connection:
+    """Keep a pasted URI where `Credentials` finds it, readable for us alone. Raises ConfigError."""
+    connection = parse_uri(text, "the URI")
+    path = state_dir / STORED_URI
+    fresh = path.with_suffix(".new")
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text.strip() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    return connection
+
+
+def _target(text: str, where: str) -> str:
+    parts = urlsplit(f"//{text}")
+    try:
+        port = parts.port or 10009
+    except ValueError:
+        raise ConfigError(f"{where}: {text} has no usable port; write host:port") from None
+    if not parts.hostname or parts.username or parts.path:
+        raise ConfigError(f"{where}: {text} is not host:port")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{port}"
+
+
+def _base64url(text: str) -> bytes:
+    return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
+
+
+def _macaroon_file(path: Path) -> bytes:
+    content = _secret_file(path, f"LND_MACAROON {path}")
+    if not content:
+        raise ConfigError(f"LND_MACAROON {path} is empty: bake one anew")
+    try:
+        return bytes.fromhex(content.decode("ascii").strip())  # some hand it out in hexadecimal
+    except ValueError:
+        return content
+
+
+def _secret_file(path: Path, what: str) -> bytes:
+    content = _file(path, what)
+    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ConfigError(f"{what} may be read by anybody on this machine: chmod 600 {path}")
+    return content
+
+
+def _file(path: Path, what: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{what} can't be read: {error.strerror}; check the path and its owner") from None
+    if len(content) > _FILE_BYTES_MAX:
+        raise ConfigError(f"{what} is larger than {_FILE_BYTES_MAX} bytes: not what was expected there")
+    return content
+
+
+def _checked_pem(pem: bytes, what: str) -> bytes:
+    try:
+        x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        raise ConfigError(f"{what} holds no certificate: give the node's tls.cert") from None
+    return pem

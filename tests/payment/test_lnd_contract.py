@@ -1,0 +1,105 @@
+"""The suite that every payment module answers, on two LND nodes with a channel."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from contract_suite import Nodes, PaymentContract
+
+from core_tests.lightning.build import programs
+from core_tests.lightning.network import LightningNetwork, Place
+from core_tests.lightning.nodes import Lnd
+from ngp.modules.payment.lnd import LndPayment
+from ngp.ports import NewInvoice
+
+PAYER, PAYEE = "payer", "payee"
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[LightningNetwork]:
+    """Two nodes of this module's own; both have half of the channel."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LightningNetwork(programs(), Path(folder), [Place(PAYER), Place(PAYEE)]) as made,
+    ):
+        made.open(PAYER, PAYEE, push_sat=1_000_000)
+        made.await_payable(PAYER, PAYEE)
+        yield made
+
+
+def options(node: Lnd) -> dict[str, str]:
+    """Say how the module reaches a node, as in net.conf."""
+    node.admin_macaroon.chmod(0o600)
+    return {
+        "LND_HOST": node.rpc_host,
+        "LND_CERT": str(node.certificate),
+        "LND_MACAROON": str(node.admin_macaroon),
+    }
+
+
+class Holding(LndPayment):
+    """A payee that makes its next invoice a held one when it is told to."""
+
+    hold_next = False
+
+    async def create_invoice(
+        self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
+    ) -> NewInvoice:
+        held, self.hold_next = self.hold_next, False
+        if not held:
+            return await super().create_invoice(amount_msat, memo, expiry_s, preimage, hold)
+        self.preimage = bytes(range(32))
+        return await super().create_invoice(amount_msat, memo, expiry_s, self.preimage, hold=True)
+
+
+@asynccontextmanager
+async def nodes_of(network: LightningNetwork) -> AsyncIterator[Nodes]:
+    with tempfile.TemporaryDirectory() as name:
+        where = {PAYER: options(network.node(PAYER)), PAYEE: options(network.node(PAYEE))}
+        opened: list[LndPayment] = []
+
+        def module(kind: type[LndPayment], who: str) -> LndPayment:
+            folder = Path(name) / who
+            folder.mkdir(exist_ok=True)
+            opened.append(kind(folder, where[who]))
+            return opened[-1]
+
+        async def restart(kind: type[LndPayment], who: str, old: LndPayment) -> LndPayment:
+            await old.close()
+            return module(kind, who)
+
+        payer, payee = module(LndPayment, PAYER), module(Holding, PAYEE)
+        assert isinstance(payee, Holding)
+        released: list[asyncio.Task[None]] = []
+
+        def hold() -> None:
+            payee.hold_next = True
+
+        yield Nodes(
+            payer=payer,
+            payee=payee,
+            restart_payer=lambda: restart(LndPayment, PAYER, payer),
+            restart_payee=lambda: restart(Holding, PAYEE, payee),
+            hold_next_payment=hold,
+            release=lambda: released.append(asyncio.ensure_future(payee.settle_invoice(payee.preimage))),
+        )
+        await asyncio.gather(*released)
+        for one in opened:
+            await one.close()
+
+
+@pytest.mark.usefixtures("network")
+class TestLnd(PaymentContract):
+    """LND as it comes."""
+
+    @pytest.fixture(autouse=True)
+    def _network(self, network: LightningNetwork) -> None:
+        self.network = network
+
+    def nodes(self) -> AbstractAsyncContextManager[Nodes]:
+        return nodes_of(self.network)
