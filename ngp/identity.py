@@ -44,6 +44,16 @@ def public_key(private_key: Ed25519PrivateKey) -> bytes:
     return private_key.public_key().public_bytes_raw()
 
 
+def payee_statement(identity: bytes, network: str) -> bytes:
+    """Return what a payment node signs to say that an identity's invoices are its own.
+
+    Args:
+        identity: public key of the ngp node, 32 bytes.
+        network: the payment network; the same keys may be used on several.
+    """
+    return b"ngp payee of " + identity.hex().encode() + b" on " + network.encode()
+
+
 def _create(path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -241,8 +241,8 @@ class Payment(Protocol):
     async def sign(self, message: bytes) -> str:
         """Sign with the node's key (zbase32, as `lnd signmessage` does)."""
 
-    async def verify(self, message: bytes, signature: str) -> str | None:
-        """Return the public key that signed, or None."""
+    def verify(self, message: bytes, signature: str) -> str | None:
+        """Return the public key that signed, or None; asks no node."""
 
     async def close(self) -> None: ...
 

@@ -51,6 +51,8 @@ MAX_ADDRESSES = 32
 MAX_LINES = 20
 MAX_ACKS = 100
 MAX_SOFTWARE_BYTES = 64
+PAYEE_BYTES = 33
+MAX_PROOF_BYTES = 128
 MAX_NETWORK_BYTES = 16
 MAX_REASON_BYTES = 200
 
@@ -232,6 +234,8 @@ FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
             ("addresses", _many(_ADDRESS, MAX_ADDRESSES)),
             ("software", _text(MAX_SOFTWARE_BYTES)),
             ("wants_reply", _FLAG),
+            ("payee", _octets(0, PAYEE_BYTES)),
+            ("payee_proof", _text(MAX_PROOF_BYTES)),
         ),
     ),
     messages.Ask: (
@@ -407,7 +411,7 @@ def _unpack(payload: bytes) -> list[Any]:
         fields = msgpack.unpackb(
             payload,
             max_str_len=MAX_BOLT11_CHARS,
-            max_bin_len=KEY_BYTES,
+            max_bin_len=PAYEE_BYTES,
             max_array_len=MAX_ACKS,
             max_map_len=0,
             max_ext_len=0,

@@ -24,8 +24,9 @@ B = Ed25519PrivateKey.from_private_bytes(b"b" * 32).public_key().public_bytes_ra
 SEQUENCE = (7 << 32) + 9
 
 _16 = bytes(range(16))
+_MANY_ADDRESSES = tuple(IPv6Address(2**128 - 1 - i) for i in range(32))
 LARGEST: list[m.Message] = [
-    m.Hello("n" * 16, True, True, tuple(IPv6Address(2**128 - 1 - i) for i in range(32)), "s" * 64, True),
+    m.Hello("n" * 16, True, True, _MANY_ADDRESSES, "s" * 64, True, b"p" * 33, "z" * 128),
     m.Ask(IPv6Network("2001:db8::/32"), wire.MAX_DATA_BYTES, wire.MAX_LIFETIME_S, _16),
     m.Propose(_16, IPv6Network("::/0"), 2**50, 2**60, wire.MAX_LIFETIME_S, 86400, 2**60, 255),
     m.Accept(_16, 2**50, 2**60),

@@ -46,6 +46,8 @@ BY_TYPE: dict[type[m.Message], st.SearchStrategy[m.Message]] = {
         st.lists(addresses, max_size=wire.MAX_ADDRESSES).map(tuple),
         text(wire.MAX_SOFTWARE_BYTES),
         st.booleans(),
+        st.one_of(st.just(b""), st.binary(min_size=wire.PAYEE_BYTES, max_size=wire.PAYEE_BYTES)),
+        text(wire.MAX_PROOF_BYTES),
     ),
     m.Ask: st.builds(m.Ask, prefixes, data, lifetime, st.one_of(st.just(b""), contract)),
     m.Propose: st.builds(

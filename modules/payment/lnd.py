@@ -145,7 +145,7 @@ class LndPayment:
         """Sign with the node's key."""
         return (await self._client.call(client.SIGN_MESSAGE, pb.SignMessageRequest(msg=message))).signature
 
-    async def verify(self, message: bytes, signature: str) -> str | None:
+    def verify(self, message: bytes, signature: str) -> str | None:
         """Return the public key that signed, or None; needs no node, since the key is in the signature."""
         return node_key.signer(message, signature)
 
@@ -240,7 +240,7 @@ class LndPayment:
 
         Args:
             bolt11: an invoice with an amount.
-            fee_limit_msat: the most that routing may cost; LND takes 0 as it stands.
+            fee_limit_msat: the most that routing may cost; over a direct channel nothing is paid for it.
             timeout_s: how long LND may try, and we wait; PENDING is answered after it, and the payment goes on.
             via_peer: key of a peer whose channel is to be used while it has the balance.
         """
@@ -248,12 +248,13 @@ class LndPayment:
             decoded = self.decode(bolt11)
         except PeerError as error:
             raise PaymentError(f"can't pay: not an invoice ({error})") from error
+        direct = await self._direct(via_peer, decoded.amount_msat or 0)
         ask = pb.SendPaymentRequest(
             payment_request=bolt11,
             timeout_seconds=max(_LEAST_ATTEMPT_S, int(timeout_s)),
-            fee_limit_msat=fee_limit_msat,
+            fee_limit_msat=0 if direct else fee_limit_msat,
             no_inflight_updates=True,
-            outgoing_chan_ids=await self._direct(via_peer, decoded.amount_msat or 0),
+            outgoing_chan_ids=direct,
         )
         try:
             told = self._client.stream(client.SEND_PAYMENT, ask)

@@ -302,9 +302,8 @@ class SandboxPayment:
         self._serve()
         return node_key.sign(self._key, message)
 
-    async def verify(self, message: bytes, signature: str) -> str | None:
+    def verify(self, message: bytes, signature: str) -> str | None:
         """Return the public key that signed, or None."""
-        self._serve()
         return node_key.signer(message, signature)
 
     async def close(self) -> None:

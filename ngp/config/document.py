@@ -9,6 +9,7 @@ file is opened without waiting, so that a FIFO put in its place can't hang the d
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ from ngp.errors import ConfigError
 
 MOST_FILE_BYTES = 256 * 1024
 _MOST_DEPTH = 5
+NOT_SHOWN = "(value not shown)"
 _SHOWN_CHARACTERS = 60
+# An lndconnect URI holds a macaroon, which is as good as the node's money; messages end in logs.
+_SECRET_VALUE = re.compile("lndconnect|macaroon=", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ class Finding:
     def text(self, file: str) -> str:
         """Write it as one line that begins with file and line."""
         place = f"{file}:{self.line}" if self.line else file
-        return ": ".join(part for part in (place, self.key, f"{self.value} {self.message}".strip()) if part)
+        value = NOT_SHOWN if _SECRET_VALUE.search(self.value) else self.value
+        return ": ".join(part for part in (place, self.key, f"{value} {self.message}".strip()) if part)
 
 
 class Refused(ConfigError):
@@ -78,6 +83,11 @@ class Refused(ConfigError):
 def refuse(node: Node, message: str, key: str = "") -> Refused:
     """Make the exception that says what is wrong with a value."""
     return Refused(Finding(node.line, key, show(node), message))
+
+
+def refuse_unseen(node: Node, message: str) -> Refused:
+    """Make the exception that says what is wrong with a secret, without the secret."""
+    return Refused(Finding(node.line, "", NOT_SHOWN, message))
 
 
 def show(node: Node) -> str:

@@ -129,6 +129,42 @@ ACCOUNT_ID = Key(
     "where payment is received; with Lightning the public key that the own node must have",
     ("account_id",),
 )
+LND_CONNECT = Key(
+    "LND_CONNECT",
+    "lndconnect:// URI",
+    values.or_word("none", values.lnd_connect),
+    "none",
+    "the LND node and its macaroon in one; a secret: give this file mode 0600",
+    ("lnd_connect",),
+    needs_restart=True,
+)
+LND_HOST = Key(
+    "LND_HOST",
+    "host:port",
+    values.or_word("none", values.host_and_port),
+    "none",
+    "where LND serves gRPC, if no LND_CONNECT says so; none = localhost:10009",
+    ("lnd_host",),
+    needs_restart=True,
+)
+LND_CERT = Key(
+    "LND_CERT",
+    "file, or system",
+    values.or_word("none", values.file_path),
+    "none",
+    "LND's tls.cert, read again when it changes; none = in its usual place; system = those the system trusts",
+    ("lnd_cert",),
+    needs_restart=True,
+)
+LND_MACAROON = Key(
+    "LND_MACAROON",
+    "file",
+    values.or_word("none", values.secret_file),
+    "none",
+    "the macaroon with the rights that ngp check names; mode 0600",
+    ("lnd_macaroon",),
+    needs_restart=True,
+)
 DEFAULT_PRICE = Key(
     "DEFAULT_PRICE",
     "price",
@@ -309,6 +345,7 @@ CONTRACTS_MAX = Key(
 
 KEYS: tuple[Key[Any], ...] = (
     LINK_INTERFACE, NETWORK_INTERFACE, PAYMENT_INTERFACE, MESH_INTERFACES, IGNORE_INTERFACE, NGP_INTERFACE, ACCOUNT_ID,
+    LND_CONNECT, LND_HOST, LND_CERT, LND_MACAROON,
     DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
     CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, BUDGET_PAYMENT,
     BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FREE_DESTINATIONS, WHEN_STOPPED, QUEUE_NUMBER, STATE_DIR,

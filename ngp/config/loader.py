@@ -17,6 +17,7 @@ from typing import Any
 from ngp.config import keys
 from ngp.config.checks import Modules, Written, complete_rule, general_prices, run_checks
 from ngp.config.document import (
+    NOT_SHOWN,
     Entries,
     Finding,
     Node,
@@ -36,7 +37,7 @@ _MOST_PROBLEMS = 30
 _BUILT_IN = {
     "ngp.link": frozenset({"udp", "ethernet"}),
     "ngp.network": frozenset({"ip"}),
-    "ngp.payment": frozenset({"sandbox"}),
+    "ngp.payment": frozenset({"sandbox", "lnd"}),
 }
 _SECRET = re.compile("macaroon|password|passphrase|secret|seed|token|private|credential", re.IGNORECASE)
 _KEYS_BY_NAME = {key.name: key for key in keys.KEYS}
@@ -136,7 +137,7 @@ def _unknown(key: Scalar, node: Node, suggest: bool) -> Finding:
     near = get_close_matches(key.text.upper(), _KEYS_BY_NAME, 1) if suggest and len(key.text) <= 40 else []
     remedy = f"did you mean {near[0]}?" if near else "docs/operators-guide.md lists the keys; remove the line"
     # an unknown key may hold a secret of something else, and a message ends in logs
-    value = "(value not shown)" if _SECRET.search(key.text) else show(node)
+    value = NOT_SHOWN if _SECRET.search(key.text) else show(node)
     return Finding(key.line, name, value, f"is for a key that net.conf doesn't have: {remedy}")
 
 
@@ -150,6 +151,10 @@ def _settings(written: Written, path: Path) -> Settings:
         ignore_interfaces=written[keys.IGNORE_INTERFACE],
         ngp_addresses=written[keys.NGP_INTERFACE],
         account_id=written[keys.ACCOUNT_ID],
+        lnd_connect=written[keys.LND_CONNECT],
+        lnd_host=written[keys.LND_HOST],
+        lnd_cert=_beside(path, written[keys.LND_CERT]),
+        lnd_macaroon=_beside(path, written[keys.LND_MACAROON]),
         sells=written[keys.SELL],
         buys=written[keys.BUY],
         sell_msat_per_gib=prices.sell,
@@ -171,6 +176,13 @@ def _settings(written: Written, path: Path) -> Settings:
         state_dir=os.path.normpath(os.path.join(os.path.abspath(path.parent), written[keys.STATE_DIR])),
         contracts_max=written[keys.CONTRACTS_MAX],
     )
+
+
+def _beside(path: Path, name: str | None) -> str | None:
+    """Resolve the name of a file that net.conf mentions; `system` is no file."""
+    if name is None or name == "system":
+        return name
+    return os.path.normpath(os.path.join(os.path.abspath(path.parent), name))
 
 
 def _budgets(written: Written) -> Budgets:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeVar
 
-from ngp.config.document import Items, Node, Scalar, each, refuse
+from ngp.config.document import Items, Node, Scalar, each, refuse, refuse_unseen
 from ngp.errors import ConfigError
 
 T = TypeVar("T")
@@ -204,6 +204,40 @@ def account_id(node: Node) -> str:
     if written.kind in ("bool", "null") or re.fullmatch(r"[!-~]{1,128}", written.text) is None:
         raise refuse(node, "is not an account: write up to 128 letters and digits without spaces, or none")
     return written.text
+
+
+def lnd_connect(node: Node) -> str:
+    """Read an lndconnect URI, which holds a secret. Raises Refused, which never shows it."""
+    written = scalar(node, "an lndconnect:// URI")
+    if re.fullmatch(r"lndconnect://[!-~]+[?&]macaroon=[!-~]+", written.text) is None:
+        raise refuse_unseen(written, "is not an lndconnect:// URI with a macaroon: write the whole of it, in quotes")
+    return written.text
+
+
+def host_and_port(node: Node) -> str:
+    """Read `host` or `host:port`, an IPv6 address in brackets. Raises Refused."""
+    text = scalar(node, "host:port").text
+    if re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]{1,5})?", text) is None:
+        raise refuse(node, "is not host:port: write for example localhost:10009 or [2001:db8::1]:10009")
+    return text
+
+
+def file_path(node: Node) -> str:
+    """Read the path of a file, relative or absolute; the loader resolves it. Raises Refused."""
+    written = scalar(node, "a file")
+    if written.kind != "str" or not written.text.isprintable() or len(written.text.encode()) > 1024:
+        raise refuse(node, "is not a file's name: write its whole path, in quotes if it looks odd")
+    if written.text.startswith("~"):
+        raise refuse(node, "begins with ~, which only a shell knows: write the whole path")
+    return written.text
+
+
+def secret_file(node: Node) -> str:
+    """Read the path of a file that holds a secret; the secret itself is refused unseen. Raises Refused."""
+    written = scalar(node, "a file")
+    if re.fullmatch(r"0201[0-9A-Fa-f]+|[0-9A-Fa-f]{40,}|[0-9A-Za-z+/_=-]{100,}", written.text):
+        raise refuse_unseen(written, "is the secret itself: save it in a file of mode 0600 and write that file's name")
+    return file_path(node)
 
 
 def directory(node: Node) -> str:

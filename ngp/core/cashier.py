@@ -292,7 +292,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     if reason is not None:
         world.send(neighbour, Reject(payment_hash, reason, amount_msat=instead))
         return True
-    _pay(world, neighbour.identity, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat)
+    _pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat)
     return False
 
 
@@ -303,6 +303,8 @@ def _objection(
         return RejectReason.NOT_BUYING, 0
     if decoded.network != world.means.network:
         return RejectReason.NETWORK, 0
+    if not _own_invoice(world, neighbour, decoded):
+        return RejectReason.TERMS, 0
     if account.disputed or decoded.payment_hash in world.invoices:  # our own: we would credit two accounts for nothing
         return RejectReason.TERMS, 0
     if not account.running and account.balance_msat >= 0:
@@ -326,6 +328,19 @@ def _objection(
     world.log(f"invoice of {amount_msat} msat from {neighbour.identity.hex()[:8]} declined: {limit}", logging.WARNING)
     room = room_msat(world.settings.budgets, world.spending, neighbour.identity, world.now.utc_s)
     return RejectReason.BUDGET, max(0, room * 100 // 101 - SAT_MSAT) // SAT_MSAT * SAT_MSAT
+
+
+def _own_invoice(world: World, neighbour: Neighbour, decoded: DecodedInvoice) -> bool:
+    """Say whether an invoice is of the node that the neighbour announced; real money goes to no other."""
+    if decoded.payee == neighbour.payee.hex() or not (neighbour.payee or world.means.real_money):
+        return True
+    who, announced = neighbour.identity.hex()[:8], neighbour.payee.hex()[:16] or "none"
+    world.count("invoice_foreign_payee")
+    world.log(
+        f"invoice from {who} not paid: its payee is {decoded.payee[:16]}, the neighbour announced {announced}",
+        logging.WARNING,
+    )
+    return False
 
 
 def _newcomers_room_msat(world: World) -> int:
@@ -355,8 +370,9 @@ def _pending(world: World, identity: bytes) -> list[PaymentRecord]:
 
 
 def _pay(
-    world: World, identity: bytes, kind: PaymentKind, bolt11: str, payment_hash: bytes, amount_msat: int
+    world: World, neighbour: Neighbour, kind: PaymentKind, bolt11: str, payment_hash: bytes, amount_msat: int
 ) -> None:
+    identity = neighbour.identity
     fee_limit = fee_limit_msat(amount_msat)
     record = PaymentRecord(
         direction=Direction.OUT,
@@ -375,7 +391,7 @@ def _pay(
     world.payments[payment_hash] = record
     world.spending.add(identity, amount_msat + fee_limit, world.now.utc_s)
     world.do(Persist(record, durable=True))
-    world.do(PayInvoice(bolt11, payment_hash, fee_limit, PAY_TIMEOUT_S))
+    world.do(PayInvoice(bolt11, payment_hash, fee_limit, PAY_TIMEOUT_S, neighbour.payee.hex() or None))
 
 
 def payment_result(world: World, outcome: PaymentOutcome) -> None:
@@ -491,7 +507,7 @@ def refund_received(
     if decoded is None or decoded.amount_msat != refund.amount_msat or decoded.network != world.means.network:
         world.count("invoice_malformed")
         return
-    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:
+    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S or not _own_invoice(world, neighbour, decoded):
         world.count("refund_refused")
         return
     amount = refund.amount_msat
@@ -507,4 +523,4 @@ def refund_received(
         return
     account.refund_offered_msat = 0
     account.refunding_msat += amount
-    _pay(world, neighbour.identity, PaymentKind.REFUND, refund.bolt11, decoded.payment_hash, amount)
+    _pay(world, neighbour, PaymentKind.REFUND, refund.bolt11, decoded.payment_hash, amount)

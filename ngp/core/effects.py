@@ -106,6 +106,7 @@ class PayInvoice:
     payment_hash: bytes
     fee_limit_msat: int
     timeout_s: float
+    via_peer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

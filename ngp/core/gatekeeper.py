@@ -220,7 +220,7 @@ class Gatekeeper:
             hello.addresses,
         )
         neighbour.network, neighbour.sells, neighbour.buys = hello.network, hello.sells, hello.buys
-        neighbour.addresses = hello.addresses
+        neighbour.addresses, neighbour.payee = hello.addresses, hello.payee
         neighbour.boot = event.boot
         neighbour.up = True
         neighbour.heard_mono_s, neighbour.last_seen_s = world.now.monotonic_s, world.now.utc_s

@@ -56,6 +56,9 @@ class Hello:
         addresses: the sender's own addresses: traffic to and from them is local to it and never charged.
         software: name and version, for the listing only.
         wants_reply: the receiver answers with a hello of its own, to the sender alone.
+        payee: public key of the sender's payment node, which signs its invoices; 33 bytes, or none.
+        payee_proof: that node's signature of the sender's identity (zbase32, as `lnd signmessage` makes it); empty
+            where the node can't sign.
     """
 
     network: str
@@ -64,6 +67,8 @@ class Hello:
     addresses: tuple[Address, ...]
     software: str
     wants_reply: bool
+    payee: bytes = b""
+    payee_proof: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ngp.core.messages import Prefix
 
@@ -56,6 +56,10 @@ class Settings:
     ignore_interfaces: tuple[str, ...]
     ngp_addresses: tuple[str, ...]
     account_id: str | None
+    lnd_connect: str | None = field(repr=False)  # holds a macaroon
+    lnd_host: str | None
+    lnd_cert: str | None
+    lnd_macaroon: str | None
     sells: bool
     buys: bool
     sell_msat_per_gib: int

@@ -45,6 +45,7 @@ class Neighbour:
     Attributes:
         quotes: contracts that are not running yet or were refused: what it costs us without paying for it.
         kept: stands in the ledger; a stranger that only says hello doesn't get there.
+        payee: public key of its payment node, as it says (and proves, where its node can sign).
         contracts: all that stand on this link, whatever their state.
     """
 
@@ -55,6 +56,7 @@ class Neighbour:
     sells: bool = False
     buys: bool = False
     addresses: tuple[Address, ...] = ()
+    payee: bytes = b""
     boot: int = 0
     blocked: bool = False
     up: bool = False
@@ -93,12 +95,13 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What the payment module behind us is, as the core needs to know it."""
+    """What the payment module behind us is, as the core needs to know it; `payee` is its node's public key."""
 
     network: str
     real_money: bool
     settles_by_proof: bool
     least_amount_msat: int
+    payee: bytes = b""
 
 
 @dataclass(slots=True, eq=False)

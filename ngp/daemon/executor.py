@@ -181,7 +181,9 @@ class Executor:
 
     async def _pay(self, effect: PayInvoice) -> None:
         try:
-            outcome = await self._payment.pay(effect.bolt11, effect.fee_limit_msat, effect.timeout_s)
+            outcome = await self._payment.pay(
+                effect.bolt11, effect.fee_limit_msat, effect.timeout_s, effect.via_peer
+            )
         except PaymentError as error:
             # Nobody knows whether it went out: it stays pending until the node says so.
             _log.warning("payment %s: %s", effect.payment_hash.hex()[:16], error)

@@ -45,6 +45,7 @@ SHIPPED = {
     ("ngp.link", "ethernet"): "ngp.modules.link.ethernet:EthernetLink",
     ("ngp.network", "ip"): "ngp.modules.network.datapath:Datapath",
     ("ngp.payment", "sandbox"): "ngp.modules.payment.sandbox:SandboxPayment",
+    ("ngp.payment", "lnd"): "ngp.modules.payment.lnd:LndPayment",
 }
 """What a checkout that isn't installed offers; an installed ngp is asked through its entry points."""
 
@@ -68,7 +69,15 @@ def make_network(settings: Settings, state_dir: Path) -> Network:
 
 def make_payment(settings: Settings, state_dir: Path) -> Payment:
     """Return the payment module that net.conf names."""
-    payment: Payment = module_class("ngp.payment", settings.payment_module)(state_dir, None)
+    options = {
+        "LND_CONNECT": settings.lnd_connect,
+        "LND_HOST": settings.lnd_host,
+        "LND_CERT": settings.lnd_cert,
+        "LND_MACAROON": settings.lnd_macaroon,
+    }
+    name = settings.payment_module
+    own = {key: value for key, value in options.items() if value is not None and key.startswith(f"{name.upper()}_")}
+    payment: Payment = module_class("ngp.payment", name)(state_dir, own)
     return payment
 
 
@@ -134,7 +143,13 @@ async def _means(payment: Payment, settings: Settings) -> Means:
             "connect the right node, or change ACCOUNT_ID"
         )
     capabilities = payment.capabilities()
-    return Means(info.network, capabilities.real_money, capabilities.settles_by_proof, capabilities.least_amount_msat)
+    return Means(
+        info.network,
+        capabilities.real_money,
+        capabilities.settles_by_proof,
+        capabilities.least_amount_msat,
+        bytes.fromhex(info.account_id),
+    )
 
 
 async def run(options: StartOptions) -> int:

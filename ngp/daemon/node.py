@@ -40,6 +40,7 @@ from ngp.daemon.lanes import STRANGERS, Lanes
 from ngp.daemon.logs import RateLimit
 from ngp.daemon.post import Post, SelfDescription
 from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError
+from ngp.identity import payee_statement
 from ngp.ports import Clock, Network, Payment
 from ngp.store.ledger import Ledger
 
@@ -86,6 +87,7 @@ class Node:
         self.identity = parts.identity
         self.started_mono_s = parts.clock.now().monotonic_s
         self.payment_why_not = "not asked yet"
+        self._payee_proof = ""
         self.ledger_why_not = ""
         self.adopted = False
         self.stopping = asyncio.Event()
@@ -377,7 +379,10 @@ class Node:
 
     def _ourselves(self) -> SelfDescription:
         world = self.parts.gatekeeper.world
-        return SelfDescription(world.means.network, self.settings.sells, self.settings.buys, self._addresses())
+        means, settings = world.means, self.settings
+        return SelfDescription(
+            means.network, settings.sells, settings.buys, self._addresses(), means.payee, self._payee_proof
+        )
 
     def _addresses(self) -> tuple[Address, ...]:
         """Our own addresses, those that neighbours can meet first; a hello has room for some only."""
@@ -459,12 +464,24 @@ class Node:
                 self.payment_why_not = "waiting for the payment node"
                 await self.parts.payment.wait_ready()
                 self.payment_why_not = ""
+                await self._prove_payee()
                 async for settled in self.parts.payment.watch_settlements(self.parts.gatekeeper.world.cursor):
                     self.tell(SettlementSeen(settled.cursor, settled.payment_hash, settled.amount_msat))
             except PaymentError as error:
                 self.payment_why_not = str(error)
                 _log.warning("payment: %s", error)
             await asyncio.sleep(SETTLEMENT_RETRY_S)
+
+    async def _prove_payee(self) -> None:
+        """Have our payment node sign, once, that our invoices are its own; without it neighbours take our word."""
+        if self._payee_proof:
+            return
+        means = self.parts.gatekeeper.world.means
+        try:
+            self._payee_proof = await self.parts.payment.sign(payee_statement(self.parts.identity, means.network))
+        except PaymentError as error:
+            _log.info("neighbours can't be shown that the payment node is ours: %s", error)
+        self.post.ourselves = self._ourselves()
 
     async def _prune(self) -> None:
         while True:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ngp import __version__, delivery
@@ -22,6 +22,7 @@ from ngp.core.values import DecodedInvoice, LinkPeer
 from ngp.courier import Courier
 from ngp.delivery import Outgoing, Received
 from ngp.errors import PeerError
+from ngp.identity import payee_statement
 from ngp.ports import Link, Payment
 
 MOST_WAYS = 8192
@@ -39,11 +40,15 @@ class SelfDescription:
     sells: bool
     buys: bool
     addresses: tuple[Address, ...]
+    payee: bytes = b""
+    payee_proof: str = ""
 
     def hello(self, wants_reply: bool) -> Hello:
         """Return the hello to send."""
         software = f"ngp {__version__}"
-        return Hello(self.network, self.sells, self.buys, self.addresses, software, wants_reply)
+        return Hello(
+            self.network, self.sells, self.buys, self.addresses, software, wants_reply, self.payee, self.payee_proof
+        )
 
 
 class Post:
@@ -69,6 +74,7 @@ class Post:
         self._tell = tell
         self._ways: OrderedDict[LinkKey, tuple[Link, LinkPeer]] = OrderedDict()
         self._decodes: dict[bytes, Allowance] = {}
+        self._payees: dict[tuple[bytes, str, bytes, str], bool] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._dropped: dict[str, int] = {}
         self.frozen = False
@@ -188,10 +194,13 @@ class Post:
             if isinstance(received.message, Hello):
                 self.send(received.sender, received.link, self.ourselves.hello(wants_reply=True), received.message_id)
             return None
-        decoded = None
-        if isinstance(received.message, Invoice | Refund) and received.message.bolt11:
+        decoded, message = None, received.message
+        if isinstance(message, Hello) and message.payee_proof and not self._payee_proven(received.sender, message):
+            self._count("payee_unproven")
+            message = replace(message, payee=b"", payee_proof="")
+        if isinstance(message, Invoice | Refund) and message.bolt11:
             try:
-                decoded = self._decode(received.sender, received.message.bolt11)
+                decoded = self._decode(received.sender, message.bolt11)
             except PeerError as error:
                 self._count(error.reason)
                 _log.debug("from %s: %s", received.sender.hex()[:8], error)
@@ -199,19 +208,35 @@ class Post:
             received.sender,
             received.link,
             received.boot,
-            received.message,
+            message,
             received.message_id,
             received.reply_to,
             decoded,
         )
 
+    def _payee_proven(self, sender: bytes, hello: Hello) -> bool:
+        """Say whether the announced payment node signed that it is this neighbour's; looked at once for each."""
+        shown = (sender, hello.network, hello.payee, hello.payee_proof)
+        if shown not in self._payees:
+            if not self._allowed(sender):
+                return False
+            if len(self._payees) >= MOST_WAYS:
+                self._payees.clear()
+            signer = self._payment.verify(payee_statement(sender, hello.network), hello.payee_proof)
+            self._payees[shown] = signer == hello.payee.hex()
+        return self._payees[shown]
+
     def _decode(self, sender: bytes, bolt11: str) -> DecodedInvoice:
-        """Read an invoice; at most some a second for each neighbour, since checking a signature takes a millisecond."""
-        if sender not in self._decodes and len(self._decodes) > MOST_WAYS:
-            self._decodes.clear()
-        if not self._decodes.setdefault(sender, Allowance(DECODES_PER_SECOND)).take(self._now()):
+        """Read an invoice, if the neighbour may have another one read."""
+        if not self._allowed(sender):
             raise PeerError("invoices", "too many invoices a second")
         return self._payment.decode(bolt11)
+
+    def _allowed(self, sender: bytes) -> bool:
+        """Take one of a neighbour's checks of a payment node's signature, which cost a millisecond each."""
+        if sender not in self._decodes and len(self._decodes) > MOST_WAYS:
+            self._decodes.clear()
+        return self._decodes.setdefault(sender, Allowance(DECODES_PER_SECOND)).take(self._now())
 
     def _count(self, reason: str) -> None:
         self._dropped[reason] = self._dropped.get(reason, 0) + 1

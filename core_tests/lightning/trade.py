@@ -1,0 +1,99 @@
+"""Two daemons that settle over real nodes: gateway and client have an LND each, with a channel between them.
+
+The nodes reach each other and the chain by a network of their own (`chain0`), which is no mesh interface: what settling
+over the mesh itself needs is a scenario of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from core_tests.lab import End, Lab
+from core_tests.lightning.build import programs
+from core_tests.lightning.network import CHANNEL_SAT, LightningNetwork, Place
+from core_tests.lightning.nodes import Lnd, Ports
+from core_tests.topologies import three_hosts
+from core_tests.trade import CLIENT, GATEWAY, Conf, Trade, start_all
+
+CHAIN_V4 = "10.99.0.{}/24"
+NODES = ("client", "gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class LightningTrade:
+    """A trade with the nodes behind it."""
+
+    trade: Trade
+    network: LightningNetwork
+
+    @property
+    def paying(self) -> Lnd:
+        """The client's node."""
+        return self.network.node("client")
+
+    @property
+    def earning(self) -> Lnd:
+        """The gateway's node."""
+        return self.network.node("gateway")
+
+    def received_msat(self) -> int:
+        """Sum up what the gateway's node was paid by settled invoices, as the node says."""
+        invoices = self.earning.cli("listinvoices", "--max_invoices", "10000")["invoices"]
+        return sum(int(one["amt_paid_msat"]) for one in invoices if one["state"] == "SETTLED")
+
+    def sent_msat(self) -> int:
+        """Sum up what the client's node paid, without fees, as the node says."""
+        payments = self.paying.cli("listpayments")["payments"]
+        return sum(int(one["value_msat"]) for one in payments if one["status"] == "SUCCEEDED")
+
+
+def node_settings(node: Lnd) -> Conf:
+    """Return the keys of net.conf that lead to a node."""
+    node.admin_macaroon.chmod(0o600)
+    return {
+        "PAYMENT_INTERFACE": "lnd",
+        "LND_HOST": node.rpc_host,
+        "LND_CERT": str(node.certificate),
+        "LND_MACAROON": str(node.admin_macaroon),
+    }
+
+
+@contextmanager
+def lightning_trade(
+    lab: Lab, gateway: Conf | None = None, client: Conf | None = None, channel_sat: int = CHANNEL_SAT
+) -> Iterator[LightningTrade]:
+    """Build client, gateway and internet with their nodes, open a private channel, and start both daemons.
+
+    Args:
+        gateway, client: keys of net.conf.
+        channel_sat: from client to gateway, with a fifth of it on the gateway's side.
+    """
+    net = three_hosts(lab)
+    switch = lab.switch("chain")
+    hosts = {"client": net.client, "gateway": net.gateway}
+    switch.host.ip("address", "add", CHAIN_V4.format(1), "dev", "br0")
+    for number, host in enumerate(hosts.values(), 2):
+        lab.link(End(host, "chain0", CHAIN_V4.format(number)), switch)
+    lab.await_carriers()
+    places = [
+        Place(name, host.inside(), CHAIN_V4.format(number).partition("/")[0], Ports())
+        for number, (name, host) in enumerate(hosts.items(), 2)
+    ]
+    chain = Place("chain", switch.host.inside(), CHAIN_V4.format(1).partition("/")[0])
+    with LightningNetwork(programs(), lab.folder / "lightning", places, chain) as network:
+        network.open("client", "gateway", channel_sat, channel_sat // 5, ["--private"])
+        network.await_payable("client", "gateway")
+        for remote in ("198.51.100.0/24", "2001:db8:ffff::/64"):
+            net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
+        ignored = {"IGNORE_INTERFACE": ["wan0", "chain0"]}
+        made = Trade(
+            net,
+            net.gateway.daemon({**GATEWAY, **ignored, **node_settings(network.node("gateway")), **(gateway or {})},
+                               start=False),
+            net.client.daemon({**CLIENT, **node_settings(network.node("client")), **(client or {})}, start=False),
+        )  # fmt: skip
+        start_all(made.gateway, made.client)
+        made.await_acquainted()
+        yield LightningTrade(made, network)
