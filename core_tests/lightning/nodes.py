@@ -117,13 +117,15 @@ class Btcd(_Process):
         return self._control("getblockcount").returncode == 0
 
     def _control(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return run(
-            [
-                *(*self.prefix, str(self.programs / "btcctl"), f"--{NETWORK}", f"--configfile={self.folder}/none"),
-                *(f"--rpcuser={RPC_USER}", f"--rpcpass={RPC_PASSWORD}", f"--rpccert={self.certificate}"),
-                *(f"--rpcserver={self.address}:{self.rpc_port}", *words),
-            ]
-        )
+        return run(self.command(*words))
+
+    def command(self, *words: str) -> list[str]:
+        """Say how btcctl is run against it."""
+        return [
+            *(*self.prefix, str(self.programs / "btcctl"), f"--{NETWORK}", f"--configfile={self.folder}/none"),
+            *(f"--rpcuser={RPC_USER}", f"--rpcpass={RPC_PASSWORD}", f"--rpccert={self.certificate}"),
+            *(f"--rpcserver={self.address}:{self.rpc_port}", *words),
+        ]
 
     def rpc(self, *words: str) -> str:
         """Run btcctl. Raises: LabError with its words."""
