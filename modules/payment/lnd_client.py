@@ -42,12 +42,12 @@ Answer = TypeVar("Answer", bound=_Message)
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Question, Answer]):
-    """One remote procedure: its path, and the messages that it takes and gives."""
+    """One remote procedure: its path, the messages that it takes and gives, and the rights that LND wants for it."""
 
     path: str
     question: type[Question]
     answer: type[Answer]
-    streams: bool = False
+    rights: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -55,20 +55,50 @@ class Method(Generic[Question, Answer]):
 
 
 GET_STATE = Method("/lnrpc.State/GetState", pb.GetStateRequest, pb.GetStateResponse)
-GET_INFO = Method("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest, pb.GetInfoResponse)
-SIGN_MESSAGE = Method("/lnrpc.Lightning/SignMessage", pb.SignMessageRequest, pb.SignMessageResponse)
-CHANNEL_BALANCE = Method("/lnrpc.Lightning/ChannelBalance", pb.ChannelBalanceRequest, pb.ChannelBalanceResponse)
-LIST_CHANNELS = Method("/lnrpc.Lightning/ListChannels", pb.ListChannelsRequest, pb.ListChannelsResponse)
-ADD_INVOICE = Method("/lnrpc.Lightning/AddInvoice", pb.Invoice, pb.AddInvoiceResponse)
-LOOKUP_INVOICE = Method("/lnrpc.Lightning/LookupInvoice", pb.PaymentHash, pb.Invoice)
-LIST_INVOICES = Method("/lnrpc.Lightning/ListInvoices", pb.ListInvoiceRequest, pb.ListInvoiceResponse)
-SUBSCRIBE_INVOICES = Method("/lnrpc.Lightning/SubscribeInvoices", pb.InvoiceSubscription, pb.Invoice, streams=True)
-ADD_HOLD_INVOICE = Method("/invoicesrpc.Invoices/AddHoldInvoice", pb.AddHoldInvoiceRequest, pb.AddHoldInvoiceResp)
-SETTLE_INVOICE = Method("/invoicesrpc.Invoices/SettleInvoice", pb.SettleInvoiceMsg, pb.SettleInvoiceResp)
-CANCEL_INVOICE = Method("/invoicesrpc.Invoices/CancelInvoice", pb.CancelInvoiceMsg, pb.CancelInvoiceResp)
-SEND_PAYMENT = Method("/routerrpc.Router/SendPaymentV2", pb.SendPaymentRequest, pb.Payment, streams=True)
-TRACK_PAYMENT = Method("/routerrpc.Router/TrackPaymentV2", pb.TrackPaymentRequest, pb.Payment, streams=True)
-LIST_PAYMENTS = Method("/lnrpc.Lightning/ListPayments", pb.ListPaymentsRequest, pb.ListPaymentsResponse)
+GET_INFO = Method("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest, pb.GetInfoResponse, ("info:read",))
+SIGN_MESSAGE = Method(
+    "/lnrpc.Lightning/SignMessage", pb.SignMessageRequest, pb.SignMessageResponse, ("message:write",)
+)
+CHANNEL_BALANCE = Method(
+    "/lnrpc.Lightning/ChannelBalance", pb.ChannelBalanceRequest, pb.ChannelBalanceResponse, ("offchain:read",)
+)
+LIST_CHANNELS = Method(
+    "/lnrpc.Lightning/ListChannels", pb.ListChannelsRequest, pb.ListChannelsResponse, ("offchain:read",)
+)
+ADD_INVOICE = Method("/lnrpc.Lightning/AddInvoice", pb.Invoice, pb.AddInvoiceResponse, ("invoices:write",))
+LOOKUP_INVOICE = Method("/lnrpc.Lightning/LookupInvoice", pb.PaymentHash, pb.Invoice, ("invoices:read",))
+LIST_INVOICES = Method(
+    "/lnrpc.Lightning/ListInvoices", pb.ListInvoiceRequest, pb.ListInvoiceResponse, ("invoices:read",)
+)
+SUBSCRIBE_INVOICES = Method(
+    "/lnrpc.Lightning/SubscribeInvoices", pb.InvoiceSubscription, pb.Invoice, ("invoices:read",)
+)
+ADD_HOLD_INVOICE = Method(
+    "/invoicesrpc.Invoices/AddHoldInvoice", pb.AddHoldInvoiceRequest, pb.AddHoldInvoiceResp, ("invoices:write",)
+)
+SETTLE_INVOICE = Method(
+    "/invoicesrpc.Invoices/SettleInvoice", pb.SettleInvoiceMsg, pb.SettleInvoiceResp, ("invoices:write",)
+)
+CANCEL_INVOICE = Method(
+    "/invoicesrpc.Invoices/CancelInvoice", pb.CancelInvoiceMsg, pb.CancelInvoiceResp, ("invoices:write",)
+)
+SEND_PAYMENT = Method("/routerrpc.Router/SendPaymentV2", pb.SendPaymentRequest, pb.Payment, ("offchain:write",))
+TRACK_PAYMENT = Method("/routerrpc.Router/TrackPaymentV2", pb.TrackPaymentRequest, pb.Payment, ("offchain:read",))
+LIST_PAYMENTS = Method(
+    "/lnrpc.Lightning/ListPayments", pb.ListPaymentsRequest, pb.ListPaymentsResponse, ("offchain:read",)
+)
+CONNECT_PEER = Method("/lnrpc.Lightning/ConnectPeer", pb.ConnectPeerRequest, pb.ConnectPeerResponse, ("peers:write",))
+OPEN_CHANNEL = Method(
+    "/lnrpc.Lightning/OpenChannelSync", pb.OpenChannelRequest, pb.ChannelPoint, ("onchain:write", "offchain:write")
+)
+
+# What a daemon calls, whatever its role; what a seller, what a buyer calls besides; what only people ask for.
+ALWAYS: tuple[Method[Any, Any], ...] = (
+    GET_INFO, SIGN_MESSAGE, CHANNEL_BALANCE, LIST_CHANNELS, ADD_INVOICE, LOOKUP_INVOICE, LIST_INVOICES,
+    SUBSCRIBE_INVOICES, CANCEL_INVOICE,
+)  # fmt: skip
+TO_SPEND: tuple[Method[Any, Any], ...] = (SEND_PAYMENT, TRACK_PAYMENT, LIST_PAYMENTS)
+TO_OPEN_CHANNELS: tuple[Method[Any, Any], ...] = (CONNECT_PEER, OPEN_CHANNEL)
 
 
 class LndError(PaymentError):
@@ -133,6 +163,10 @@ class LndClient:
             raise self._translated(error, method.name) from None
         finally:
             call.cancel()
+
+    def macaroon(self) -> bytes:
+        """Return the macaroon as it is now. Raises ConfigError."""
+        return self._credentials.read().macaroon
 
     async def close(self) -> None:
         """Let go of the connection; safe to call twice."""

@@ -29,6 +29,7 @@ from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import invoice, node_key
 from ngp.modules.payment.sandbox_node import Fate, SandboxNode, Start
 from ngp.ports import (
+    Check,
     DecodedInvoice,
     InvoiceState,
     NewInvoice,
@@ -126,6 +127,10 @@ class SandboxPayment:
     def capabilities(self) -> PaymentCapabilities:
         """Say that the money isn't real and that a preimage settles."""
         return PaymentCapabilities(real_money=False, settles_by_proof=True, hold_invoices=False, least_amount_msat=1)
+
+    async def check(self, buys: bool) -> list[Check]:
+        """Return nothing: there is nothing to be set up."""
+        return []
 
     async def balance_msat(self) -> int:
         """Return what is left of the balance that was made up."""

@@ -67,8 +67,8 @@ def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:
     from ngp.daemon import offline  # late: it imports every module
 
     rows = [_row(each, "kernel") for each in offline.check_network(settings, place.state_dir)]
-    payment = _row(offline.check_payment(settings, place.state_dir), "payment")
-    return [*rows, payment, _row(offline.check_ledger(place.ledger_path), "ledger")]
+    payment = [_row(each, "payment") for each in offline.check_payment(settings, place.state_dir)]
+    return [*rows, *payment, _row(offline.check_ledger(place.ledger_path), "ledger")]
 
 
 def _row(check: Check, kind: str) -> Row:

@@ -27,19 +27,21 @@ def health(name: str, why_not: str, fine: str) -> Check:
     return Check(name, not why_not, why_not or fine, _SEE_STATUS if why_not else "")
 
 
-async def payment(running: Settings, wanted: Settings, node: Payment, why_not: str) -> Check:
+async def payment(running: Settings, wanted: Settings, node: Payment, why_not: str) -> list[Check]:
     """Tell whether the payment node would do, as far as the one in use can show it."""
     if wanted.payment_module != running.payment_module:
         found = f"{wanted.payment_module}: not looked at, as this daemon uses {running.payment_module}"
-        return Check("payment", True, f"{found}; the next start tries it, or `ngp check` without a daemon")
+        return [Check("payment", True, f"{found}; the next start tries it, or `ngp check` without a daemon")]
+    rights = await node.check(wanted.buys)
     if wanted.account_id in (None, running.account_id) or why_not:
-        return health("payment", why_not, f"{running.payment_module} is ready")
+        return [health("payment", why_not, f"{running.payment_module} is ready"), *rights]
     try:
         found = (await node.info()).account_id
     except PaymentError as error:
-        return health("payment", str(error), "")
+        return [health("payment", str(error), ""), *rights]
     said = f"ACCOUNT_ID is {wanted.account_id}, the payment node is {found}"
-    return Check("payment", wanted.account_id == found, said, "connect the right node, or change ACCOUNT_ID")
+    remedy = "connect the right node, or change ACCOUNT_ID"
+    return [Check("payment", wanted.account_id == found, said, remedy), *rights]
 
 
 def effect(running: Settings, wanted: Settings) -> Check:

@@ -99,10 +99,11 @@ class Handlers:
         if isinstance(text, str):  # in a thread: a long file would hold up the loop
             wanted = await asyncio.to_thread(parse, text, Path(str(arguments.get("path"))))
         checks = checkup.network(wanted, node.parts.network)
-        checks.append(await checkup.payment(node.settings, wanted, node.parts.payment, node.payment_why_not))
+        payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment_why_not)
+        checks += payment
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
         checks.append(checkup.effect(node.settings, wanted))
-        kinds = {"payment": "payment", "ledger": "ledger"}
+        kinds = {**{one.name: "payment" for one in payment}, "ledger": "ledger"}
         return [
             {
                 "name": one.name,

@@ -86,7 +86,7 @@ def check_network(settings: Settings, state_dir: Path) -> list[Check]:
         return [Check("network module", False, str(error), "sudo ngp check")]
 
 
-def check_payment(settings: Settings, state_dir: Path) -> Check:
+def check_payment(settings: Settings, state_dir: Path) -> list[Check]:
     """Ask the payment node whether it serves; one that was never used here gets a folder to throw away."""
     with tempfile.TemporaryDirectory() as scratch:
         place = state_dir if state_dir.is_dir() and os.access(state_dir, os.W_OK) else Path(scratch)
@@ -96,7 +96,7 @@ def check_payment(settings: Settings, state_dir: Path) -> Check:
             found = f"{settings.payment_module}: not ready within {_READY_S:g} s"
         except (NgpError, OSError) as error:
             found = f"{settings.payment_module}: {error}"
-    return Check("payment", False, found, "start the payment node, or correct PAYMENT_INTERFACE in net.conf")
+    return [Check("payment", False, found, "start the payment node, or correct PAYMENT_INTERFACE in net.conf")]
 
 
 def check_ledger(path: Path) -> Check:
@@ -110,14 +110,15 @@ def check_ledger(path: Path) -> Check:
     return Check("ledger", True, f"{path}: whole")
 
 
-async def _ask_payment(settings: Settings, state_dir: Path) -> Check:
+async def _ask_payment(settings: Settings, state_dir: Path) -> list[Check]:
     payment = main.make_payment(settings, state_dir)
     try:
         async with asyncio.timeout(_READY_S):
             await payment.wait_ready()
             info = await payment.info()
         money = "real money" if payment.capabilities().real_money else "not real money: who sells for it gives it away"
-        return Check("payment", True, f"{settings.payment_module} on {info.network}, node {info.account_id}; {money}")
+        found = f"{settings.payment_module} on {info.network}, node {info.account_id}; {money}"
+        return [Check("payment", True, found), *await payment.check(settings.buys)]
     finally:
         with suppress(NgpError):
             await payment.close()

@@ -1,0 +1,72 @@
+"""What a macaroon allows is read from itself: enough, too little, too much, damaged."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ngp.errors import ConfigError
+from ngp.modules.payment import lnd_pb2 as pb
+from ngp.modules.payment import macaroon
+from ngp.modules.payment.lnd_client import GET_INFO, SEND_PAYMENT
+
+
+def field(kind: int, content: bytes) -> bytes:
+    length = len(content)
+    assert length < 1 << 14
+    return bytes([kind, length & 0x7F | 0x80, length >> 7]) + content
+
+
+def baked(*rights: str, caveats: int = 0) -> bytes:
+    """A macaroon as LND bakes it, with a signature of nobody."""
+    ops = [pb.Op(entity=right.partition(":")[0], actions=[right.partition(":")[2]]) for right in rights]
+    identifier = b"\x03" + pb.MacaroonId(nonce=b"n" * 16, storageId=b"0", ops=ops).SerializeToString()
+    conditions = b"".join(field(2, b"time-before 2030-01-01T00:00:00Z") + b"\0" for _ in range(caveats))
+    return b"\x02" + field(1, b"lnd") + field(2, identifier) + b"\0" + conditions + b"\0" + field(6, b"s" * 32)
+
+
+ADMIN = tuple(
+    f"{entity}:{action}"
+    for entity in ("address", "info", "invoices", "macaroon", "message", "offchain", "onchain", "peers", "signer")
+    for action in ("read", "write")
+)
+
+
+def test_the_line_that_check_prints_bakes_what_is_needed_and_no_more() -> None:
+    for buys in (False, True):
+        methods = macaroon.needed(buys)
+        words = macaroon.bake_line(methods).split()
+        assert words[:3] == ["lncli", "bakemacaroon", "--save_to"]
+        rights = macaroon.read(baked(*words[4:]))
+        assert (rights.missing(methods), rights.beyond(methods)) == ([], [])
+
+
+def test_a_seller_is_not_given_the_right_to_spend() -> None:
+    rights = macaroon.read(baked(*macaroon.bake_line(macaroon.needed(buys=False)).split()[4:]))
+    assert not rights.allows(SEND_PAYMENT)
+    assert rights.missing(macaroon.needed(buys=True)) == ["SendPaymentV2", "TrackPaymentV2", "ListPayments"]
+
+
+def test_admin_is_warned_about_and_reading_is_not() -> None:
+    rights = macaroon.read(baked(*ADMIN, caveats=2))
+    assert rights.missing(macaroon.needed(buys=True)) == [] and rights.caveats == 2
+    beyond = rights.beyond(macaroon.needed(buys=True))
+    assert {"onchain:write", "macaroon:write"} <= set(beyond)
+    assert not any(right.endswith(":read") for right in beyond)
+    assert rights.allows(GET_INFO)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_rights_or_an_error_without_them(data: bytes) -> None:
+    for text in (data, b"\x02" + data, baked("info:read")[: len(data)]):
+        try:
+            macaroon.read(text)
+        except ConfigError as error:
+            assert text.hex() not in str(error) or not text
+
+
+def test_what_is_no_macaroon_is_refused_by_name() -> None:
+    for text in (b"", b"\x01abc", b"-----BEGIN CERTIFICATE-----", baked("info:read")[:40]):
+        with pytest.raises(ConfigError, match="bake"):
+            macaroon.read(text)
