@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 from contract_suite import Nodes, PaymentContract
+from lnd_nodes import chain_of, options
 
-from core_tests.lightning.build import programs
-from core_tests.lightning.network import LightningNetwork, Place
-from core_tests.lightning.nodes import Lnd
+from core_tests.lightning.network import LightningNetwork
 from ngp.modules.payment.lnd import LndPayment
 from ngp.ports import NewInvoice
 
@@ -22,24 +21,9 @@ PAYER, PAYEE = "payer", "payee"
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[LightningNetwork]:
-    """Two nodes of this module's own; both have half of the channel."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LightningNetwork(programs(), Path(folder), [Place(PAYER), Place(PAYEE)]) as made,
-    ):
-        made.open(PAYER, PAYEE, push_sat=1_000_000)
-        made.await_payable(PAYER, PAYEE)
+    """Two nodes of this module's own; both have a part of the channel."""
+    with chain_of(PAYER, PAYEE) as made:
         yield made
-
-
-def options(node: Lnd) -> dict[str, str]:
-    """Say how the module reaches a node, as in net.conf."""
-    node.admin_macaroon.chmod(0o600)
-    return {
-        "LND_HOST": node.rpc_host,
-        "LND_CERT": str(node.certificate),
-        "LND_MACAROON": str(node.admin_macaroon),
-    }
 
 
 class Holding(LndPayment):
