@@ -1,9 +1,9 @@
 """Build hooks: what is compiled when the wheel is built, so that a router needs no compiler.
 
-setup.cfg describes the project; it can't run clang, which compiles the kernel's parts (meter and inlet), nor protoc, which turns
-`lnd.proto` into Python. Objects are made for both byte orders because the wheel is pure Python otherwise and may be
-installed on either; the loader picks the one of its machine. A wheel gets what is made in its build folder and an
-editable install gets it beside the source, so a build never leaves stale objects behind.
+setup.cfg describes the project; it can't run clang, which compiles the kernel's parts (meter and inlet), nor protoc,
+which turns `lnd.proto` into Python. Objects are made for both byte orders because the wheel is pure Python otherwise
+and may be installed on either; the loader picks the one of its machine. A wheel gets what is made in its build folder
+and an editable install gets it beside the source, so a build never leaves stale objects behind.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def test_any_bytes_are_rights_or_an_error_without_them(data: bytes) -> None:
         try:
             macaroon.read(text)
         except ConfigError as error:
-            assert text.hex() not in str(error) or not text
+            assert len(text) < 8 or text.hex() not in str(error)
 
 
 def test_what_is_no_macaroon_is_refused_by_name() -> None:
