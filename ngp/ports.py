@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ngp.core.messages import Address, Prefix, Role
 from ngp.core.values import (
     AdoptedContract,
+    Channel,
     Check,
     DecodedInvoice,
     DesiredNetwork,
@@ -40,6 +41,8 @@ from ngp.core.values import (
 __all__ = [
     "Address",
     "AdoptedContract",
+    "Channel",
+    "ChannelManager",
     "Check",
     "Clock",
     "DecodedInvoice",
@@ -248,6 +251,32 @@ class Payment(Protocol):
         """Return the public key that signed, or None; asks no node."""
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class ChannelManager(Protocol):
+    """What a payment module may offer besides: the channels of its node. Every method raises PaymentError."""
+
+    async def channels(self) -> list[Channel]:
+        """Return the open channels, active or not."""
+
+    async def connect(self, peer: str, host: str) -> None:
+        """Make a node a peer; done again it is no error.
+
+        Args:
+            peer: its public key, hex.
+            host: `host:port`.
+        """
+
+    async def open_channel(self, peer: str, amount_sat: int, push_sat: int, csv_delay_blocks: int | None) -> str:
+        """Open a private channel with a connected peer; returns its funding transaction and output.
+
+        Args:
+            peer: its public key, hex.
+            amount_sat: the channel's size; ours but for push_sat.
+            push_sat: given to the peer at once.
+            csv_delay_blocks: how long the peer waits for its coins after closing alone; None: as the node does.
+        """
 
 
 # --- clock ------------------------------------------------------------------------------------------------------------

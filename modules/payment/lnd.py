@@ -26,8 +26,9 @@ from ngp.modules.payment import invoice, macaroon, node_key
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_client import LndClient, LndError
-from ngp.modules.payment.lnd_connect import Credentials
+from ngp.modules.payment.lnd_connect import Credentials, store_uri
 from ngp.ports import (
+    Channel,
     Check,
     DecodedInvoice,
     InvoiceState,
@@ -42,6 +43,7 @@ from ngp.ports import (
 # LND's smallest HTLC unless its operator says otherwise (bitcoin.minhtlc).
 LEAST_AMOUNT_MSAT = 1_000
 STARTING_POLL_S = 0.5
+OPEN_TIMEOUT_S = 60.0
 PAGE = 1000
 _FIRST_ANSWER_S = 10.0
 _MSAT = 1000
@@ -77,6 +79,11 @@ class LndPayment:
         self._client = LndClient(Credentials(options or {}, state_dir))
         self._info_file = state_dir / _INFO_FILE
         self._info: PaymentInfo | None = None
+
+    @staticmethod
+    def keep_uri(uri: str, state_dir: Path) -> str:
+        """Keep a pasted lndconnect URI for the next start; returns `host:port`. Raises ConfigError."""
+        return store_uri(uri, state_dir).target
 
     # --- the node -----------------------------------------------------------------------------------------------------
 
@@ -170,6 +177,34 @@ class LndPayment:
     async def close(self) -> None:
         """Let go of the connection; what is on its way goes on at the node. Safe to call twice."""
         await self._client.close()
+
+    # --- channels -----------------------------------------------------------------------------------------------------
+
+    async def channels(self) -> list[Channel]:
+        """Return the open channels, active or not."""
+        found = (await self._client.call(client.LIST_CHANNELS, pb.ListChannelsRequest())).channels
+        return [_channel(one) for one in found]
+
+    async def connect(self, peer: str, host: str) -> None:
+        """Make a node a peer, to be connected again by itself; done again it is no error."""
+        where = pb.LightningAddress(pubkey=peer, host=host)
+        try:
+            await self._client.call(client.CONNECT_PEER, pb.ConnectPeerRequest(addr=where, perm=True))
+        except LndError as error:
+            if "already" not in error.detail:
+                raise
+
+    async def open_channel(self, peer: str, amount_sat: int, push_sat: int, csv_delay_blocks: int | None) -> str:
+        """Open a private channel with a connected peer."""
+        ask = pb.OpenChannelRequest(
+            node_pubkey=_key(peer),
+            local_funding_amount=amount_sat,
+            push_sat=push_sat,
+            private=True,
+            remote_csv_delay=csv_delay_blocks or 0,
+        )
+        point = await self._client.call(client.OPEN_CHANNEL, ask, OPEN_TIMEOUT_S)
+        return f"{point.funding_txid_bytes[::-1].hex()}:{point.output_index}"
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
@@ -341,12 +376,30 @@ class LndPayment:
         """Return the active channels with a peer that can carry an amount; none: LND finds a way."""
         if peer is None:
             return []
-        try:
-            ask = pb.ListChannelsRequest(active_only=True, peer=bytes.fromhex(peer))
-        except ValueError:
-            raise ConfigError(f"{peer} is no public key of a Lightning node") from None
+        ask = pb.ListChannelsRequest(active_only=True, peer=_key(peer))
         found = (await self._client.call(client.LIST_CHANNELS, ask)).channels
         return [one.chan_id for one in found if one.local_balance * _MSAT >= amount_msat]
+
+
+def _key(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ConfigError(f"{text} is no public key of a Lightning node: it has 66 hexadecimal digits") from None
+
+
+def _channel(told: pb.Channel) -> Channel:
+    return Channel(
+        peer=told.remote_pubkey,
+        point=told.channel_point,
+        active=told.active,
+        private=told.private,
+        capacity_sat=told.capacity,
+        ours_sat=told.local_balance,
+        theirs_sat=told.remote_balance,
+        least_htlc_msat=max(told.local_constraints.min_htlc_msat, told.remote_constraints.min_htlc_msat),
+        wait_blocks=told.local_constraints.csv_delay,
+    )
 
 
 def _settlement(told: pb.Invoice) -> Settlement:

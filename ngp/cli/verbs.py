@@ -149,6 +149,17 @@ VERBS = (
         (("ngp refund 7f3a", "when a neighbour leaves for good"),),
     ),
     Verb(
+        "lightning",
+        "COMMAND [--amount SAT] [--push SAT] [--csv-delay BLOCKS] [--host HOST:PORT] [--json]",
+        "the Lightning node behind the payments: status, open NEIGHBOUR, connect",
+        "`status` shows the node, the channels with neighbours, what can be sent and received, and what to do where a "
+        "channel doesn't suit. `open` connects to a neighbour's node and opens a private channel with it; the macaroon "
+        "must allow that. `connect` asks for an lndconnect:// URI and keeps it in the state directory, mode 0600.",
+        (("ngp lightning status", "what can be sent and received"),
+         ("ngp lightning open 7f3a --amount 500000", "a channel of 500,000 sat with a neighbour"),
+         ("sudo ngp lightning connect", "paste the URI of an LND node, once")),
+    ),
+    Verb(
         "backup", "FILE", "copy the ledger, also while the daemon runs",
         "The copy is complete and checked before FILE appears; an older backup there is replaced, anything else is "
         "not. It holds who has paid what: it is made readable for its owner alone.",

@@ -262,6 +262,30 @@ class DecodedInvoice:
     memo: str
 
 
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A channel of our payment node.
+
+    Attributes:
+        peer: public key of the node at the other end, hex.
+        point: funding transaction and output, `txid:index`.
+        capacity_sat, ours_sat, theirs_sat: its size, and what is whose now.
+        least_htlc_msat: smallest payment that either end takes.
+        wait_blocks: after a one-sided close our coins come free so many blocks later (BOLT 2, to_self_delay); so long
+            has the peer's watchtower, or the peer, to notice an old state.
+    """
+
+    peer: str
+    point: str
+    active: bool
+    private: bool
+    capacity_sat: int
+    ours_sat: int
+    theirs_sat: int
+    least_htlc_msat: int
+    wait_blocks: int
+
+
 class PaymentStatus(StrEnum):
     """Outcome of a payment of ours. PENDING stays pending until the node says otherwise: never pay again on it."""
 

@@ -14,9 +14,10 @@ from ngp.core.cashier import SAT_MSAT, refundable_msat
 from ngp.core.events import BlockNeighbour, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
 from ngp.core.records import PaymentKind
-from ngp.daemon import checkup, reports
+from ngp.daemon import checkup, lightning, reports
 from ngp.daemon.node import Node
 from ngp.errors import PaymentError, UsageError
+from ngp.ports import ChannelManager
 
 MANUAL_EXPIRY_S = 60
 
@@ -51,6 +52,8 @@ class Handlers:
             "payment": self.payment,
             "fault": self.fault,
             "backup": self.backup,
+            "lightning": self.lightning,
+            "lightning open": self.lightning_open,
         }
 
     async def test(self, _arguments: dict[str, Any]) -> str:
@@ -232,6 +235,47 @@ class Handlers:
             raise UsageError(f"fault {name!r} {value!r}: give a name and a value, for example slow 2, or slow off")
         set_fault(name, value)
         return f"fault {name}: {value}"
+
+    async def lightning(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        """Describe our node and its channels, and what to do about those with neighbours."""
+        node, manager = self._node, self._channel_manager()
+        channels = await manager.channels()
+        neighbours = [one for one in self._world.by_link.values() if one.payee]
+        return {
+            "module": node.settings.payment_module,
+            "node": self._world.means.payee.hex(),
+            "network": self._world.means.network,
+            "ready": not node.payment_why_not,
+            "why_not": node.payment_why_not or None,
+            "balance_msat": await node.parts.payment.balance_msat(),
+            "channels": reports.channel_rows(channels, {one.payee.hex(): one.identity for one in neighbours}),
+            "advice": lightning.advice(channels, neighbours, self._world),
+        }
+
+    async def lightning_open(self, arguments: dict[str, Any]) -> str:
+        """Open a private channel with a neighbour's node."""
+        manager, who = self._channel_manager(), self._who(arguments)
+        neighbour = self._world.any_link(who)
+        if neighbour is None or not neighbour.payee:
+            raise PaymentError(
+                f"{identity.short_text(who)} has not said which Lightning node it has: it must be up, "
+                "with PAYMENT_INTERFACE: lnd on the same network"
+            )
+        amount, push = arguments.get("amount_sat"), arguments.get("push_sat")
+        if not (isinstance(amount, int) and isinstance(push, int) and 0 <= push <= amount):
+            raise UsageError(f"amount {amount!r} and push {push!r}: they must be numbers of sat, push the smaller one")
+        host = arguments.get("host") or lightning.peer_host(neighbour)
+        delay = arguments.get("csv_delay")
+        peer = neighbour.payee.hex()
+        await manager.connect(peer, str(host))
+        point = await manager.open_channel(peer, amount, push, delay if isinstance(delay, int) else None)
+        return f"channel {point} with {peer} is being opened; it can be used when its transaction is confirmed"
+
+    def _channel_manager(self) -> ChannelManager:
+        payment = self._node.parts.payment
+        if not isinstance(payment, ChannelManager):
+            raise PaymentError(f"{self._node.settings.payment_module} has no channels that ngp could manage")
+        return payment
 
     async def backup(self, arguments: dict[str, Any]) -> str:
         """Copy the ledger."""

@@ -99,6 +99,12 @@ def check_payment(settings: Settings, state_dir: Path) -> list[Check]:
     return [Check("payment", False, found, "start the payment node, or correct PAYMENT_INTERFACE in net.conf")]
 
 
+def keep_lnd_uri(uri: str, state_dir: Path) -> str:
+    """Keep a pasted lndconnect URI for the next start; returns where the node is. Raises ConfigError."""
+    kept: str = main.module_class("ngp.payment", "lnd").keep_uri(uri, state_dir)
+    return kept
+
+
 def check_ledger(path: Path) -> Check:
     """Look whether the ledger is whole; there is none before the first start."""
     try:

@@ -5,7 +5,7 @@ Keys are those of docs/operators-guide.md and stay. Money is msat, data bytes, t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from ngp.core.account import Account
 from ngp.core.contract import Contract
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord, ContractRecord, JournalRecord
+from ngp.core.values import Channel
 
 Row = dict[str, Any]
 
@@ -54,6 +55,29 @@ def live_contract_row(contract: Contract) -> Row:
     row = contract_row(contract.record())
     row["rate_bytes_s"] = int(contract.rate_bytes_s)
     return row
+
+
+def channel_rows(channels: Iterable[Channel], neighbours: Mapping[str, bytes]) -> list[Row]:
+    """Return the rows of our node's channels.
+
+    Args:
+        neighbours: identities by their nodes' public keys.
+    """
+    return [
+        {
+            "neighbour": identity.text(neighbours[one.peer]) if one.peer in neighbours else None,
+            "peer": one.peer,
+            "channel": one.point,
+            "active": one.active,
+            "private": one.private,
+            "capacity_sat": one.capacity_sat,
+            "can_send_sat": one.ours_sat,
+            "can_receive_sat": one.theirs_sat,
+            "least_payment_msat": one.least_htlc_msat,
+            "csv_delay_blocks": one.wait_blocks,
+        }
+        for one in channels
+    ]
 
 
 def by_destination(rows: Iterable[Row]) -> list[Row]:
