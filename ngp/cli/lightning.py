@@ -87,5 +87,6 @@ def _connect(place: Place) -> int:
         raise UsageError("no URI was given: paste it, or pipe it in")
     if not place.state_dir.is_dir():
         raise UsageError(f"{place.state_dir} doesn't exist: make it (mode 0700), or name another by --state-dir")
-    print(f"kept for LND at {offline.keep_lnd_uri(uri, place.state_dir)}; restart ngp to use it: sudo ngp stop; sudo ngp start -v")
+    where = offline.keep_lnd_uri(uri, place.state_dir)
+    print(f"kept for LND at {where}; restart ngp to use it: sudo ngp stop; sudo ngp start -v")
     return 0
