@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
+from ngp.core.values import Check
 from ngp.daemon import checkup
 
 RUNNING = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
@@ -46,5 +47,9 @@ def test_the_payment_node_as_far_as_it_can_be_seen(
         async def info(self) -> SimpleNamespace:
             return SimpleNamespace(account_id="02aa")
 
-    found = asyncio.run(checkup.payment(RUNNING, replace(RUNNING, **changed), Node(), why_not))  # type: ignore[arg-type]
+        async def check(self, buys: bool) -> list[Check]:
+            assert buys
+            return []
+
+    (found,) = asyncio.run(checkup.payment(RUNNING, replace(RUNNING, **changed), Node(), why_not))  # type: ignore[arg-type]
     assert found.ok is is_well and said in found.found

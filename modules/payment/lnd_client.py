@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import grpc
 
-from ngp.errors import PaymentError
+from ngp.errors import ConfigError, PaymentError
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_connect import Connection, Credentials
 
@@ -136,7 +136,7 @@ class LndClient:
     async def call(
         self, method: Method[Question, Answer], question: Question, timeout_s: float = CALL_TIMEOUT_S
     ) -> Answer:
-        """Ask once. Raises LndError, or ConfigError where credentials can't be read."""
+        """Ask once. Raises LndError, or PaymentError where credentials can't be read."""
         channel, metadata = await self._open()
         stub = channel.unary_unary(
             method.path, request_serializer=_serialized, response_deserializer=method.answer.FromString
@@ -177,13 +177,19 @@ class LndClient:
     async def _open(self) -> tuple[grpc.aio.Channel, tuple[tuple[str, str], ...]]:
         """Return the channel, made anew if the credentials have changed since a call failed by them."""
         if self._doubted or self._channel is None:
-            fresh = self._credentials.read()
+            fresh = self._read()
             if fresh != self._connection or self._channel is None:
                 await self.close()
                 self._connection, self._channel = fresh, _channel(fresh)
             self._doubted = False
         assert self._connection is not None and self._channel is not None
         return self._channel, (("macaroon", self._connection.macaroon.hex()),)
+
+    def _read(self) -> Connection:
+        try:
+            return self._credentials.read()
+        except ConfigError as error:  # also of a file that went away while we run
+            raise PaymentError(str(error)) from error
 
     def _translated(self, error: grpc.aio.AioRpcError, name: str) -> LndError:
         code, detail = error.code(), error.details() or ""
