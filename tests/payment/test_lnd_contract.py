@@ -16,6 +16,8 @@ from core_tests.lightning.network import LightningNetwork
 from ngp.modules.payment.lnd import LndPayment
 from ngp.ports import NewInvoice
 
+# One network of nodes serves all of these tests, so they run in one process.
+pytestmark = pytest.mark.xdist_group("lnd contract")
 PAYER, PAYEE = "payer", "payee"
 
 

@@ -17,6 +17,8 @@ from ngp.errors import PaymentError
 from ngp.modules.payment.lnd import LndPayment
 from ngp.ports import PaymentStatus
 
+# One network of nodes serves all of these tests, so they run in one process.
+pytestmark = pytest.mark.xdist_group("lnd faults")
 ALICE, BOB, CAROL = "alice", "bob", "carol"
 FEES_MSAT = 10_000
 PATIENCE_S = 60.0
