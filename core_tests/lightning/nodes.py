@@ -250,6 +250,10 @@ class Lnd(_Process):
         """Return its public key, in hexadecimal."""
         return str(self.cli("getinfo")["identity_pubkey"])
 
+    def await_settled(self) -> None:
+        """Wait until no payment is on its way over any of its channels."""
+        await_until(lambda: not any(one["pending_htlcs"] for one in self.channels()), UP_S, f"{self.name} has no HTLC")
+
     def new_address(self) -> str:
         """Return a new address of its wallet."""
         return str(self.cli("newaddress", "p2wkh")["address"])

@@ -71,6 +71,14 @@ async def first(payment: Payment, cursor: int, count: int) -> list[Settlement]:
     return list(found.values())
 
 
+async def comes_to(payment: Payment, balance_msat: int) -> None:
+    """Wait until a balance is this: over a channel a payment is settled a moment after both know of it."""
+    deadline = asyncio.get_running_loop().time() + TIMEOUT_S
+    while (found := await payment.balance_msat()) != balance_msat:
+        assert asyncio.get_running_loop().time() < deadline, f"balance {found} msat, expected {balance_msat}"
+        await asyncio.sleep(0.05)
+
+
 def with_nodes(test: Callable[[Any, Nodes], Awaitable[None]]) -> Callable[[Any], None]:
     """Run a test in an event loop with two nodes of the module under test."""
 
@@ -138,12 +146,13 @@ class PaymentContract(ABC):
 
     @with_nodes
     async def test_paying_twice_pays_once(self, nodes: Nodes) -> None:
+        before_msat = await nodes.payer.balance_msat()
         made = await nodes.payee.create_invoice(AMOUNT_MSAT, "", 600)
         outcome = await nodes.pay(made.bolt11)
-        balance_msat = await nodes.payer.balance_msat()
+        await comes_to(nodes.payer, before_msat - AMOUNT_MSAT - outcome.fee_msat)
         assert await nodes.pay(made.bolt11) == outcome
         assert await asyncio.gather(*(nodes.pay(made.bolt11) for _ in range(3))) == [outcome] * 3
-        assert await nodes.payer.balance_msat() == balance_msat
+        await comes_to(nodes.payer, before_msat - AMOUNT_MSAT - outcome.fee_msat)
         assert await nodes.payer.track(made.payment_hash) == outcome
 
     @with_nodes
@@ -152,16 +161,15 @@ class PaymentContract(ABC):
         made = await nodes.payee.create_invoice(AMOUNT_MSAT, "", 600)
         outcomes = await asyncio.gather(*(nodes.pay(made.bolt11) for _ in range(4)))
         assert {item.preimage for item in outcomes} == {outcomes[0].preimage}
-        after_msat = await nodes.payer.balance_msat()
-        assert before_msat - after_msat == AMOUNT_MSAT + outcomes[0].fee_msat
+        await comes_to(nodes.payer, before_msat - AMOUNT_MSAT - outcomes[0].fee_msat)
 
     @with_nodes
     async def test_money_moves_from_payer_to_payee(self, nodes: Nodes) -> None:
         payer_msat, payee_msat = await nodes.payer.balance_msat(), await nodes.payee.balance_msat()
         outcome = await nodes.pay_new()
         await self._settlement_of(nodes.payee, outcome.payment_hash)
-        assert await nodes.payer.balance_msat() == payer_msat - AMOUNT_MSAT - outcome.fee_msat
-        assert await nodes.payee.balance_msat() == payee_msat + AMOUNT_MSAT
+        await comes_to(nodes.payer, payer_msat - AMOUNT_MSAT - outcome.fee_msat)
+        await comes_to(nodes.payee, payee_msat + AMOUNT_MSAT)
 
     @with_nodes
     async def test_settlements_come_in_order_from_the_cursor_on(self, nodes: Nodes) -> None:

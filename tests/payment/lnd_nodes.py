@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -41,6 +42,7 @@ async def modules(state: Path, nodes: Sequence[Lnd]) -> AsyncIterator[list[LndPa
     """One module for each node, closed at the end of the block."""
     opened = []
     for node in nodes:
+        await asyncio.to_thread(node.await_settled)  # of the test before
         folder = state / node.name
         folder.mkdir(exist_ok=True)
         opened.append(LndPayment(folder, options(node)))

@@ -45,6 +45,8 @@ class Holding(LndPayment):
 
 @asynccontextmanager
 async def nodes_of(network: LightningNetwork) -> AsyncIterator[Nodes]:
+    for node in network.nodes.values():
+        await asyncio.to_thread(node.await_settled)  # of the test before
     with tempfile.TemporaryDirectory() as name:
         where = {PAYER: options(network.node(PAYER)), PAYEE: options(network.node(PAYEE))}
         opened: list[LndPayment] = []

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from contract_suite import comes_to
 from lnd_nodes import chain_of, modules, options
 
 from core_tests.lightning.network import LightningNetwork
@@ -94,7 +95,7 @@ def test_a_node_killed_with_a_payment_on_its_way_pays_it_once(
             outcome = await alice.pay(made.bolt11, 0, PATIENCE_S)
             assert (outcome.status, outcome.preimage) == (PaymentStatus.SUCCEEDED, preimage)
             assert await alice.track(payment_hash) == outcome
-            assert before_msat - await alice.balance_msat() == 77_000
+            await comes_to(alice, before_msat - 77_000)
             async for told in bob.watch_settlements(cursor):
                 assert (told.payment_hash, told.amount_msat) == (payment_hash, 77_000)
                 break
