@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from core_tests import traffic
 from core_tests.lab import Lab
-from core_tests.lightning.trade import LightningTrade, lightning_trade
+from core_tests.lightning.trade import LightningTrade, lightning_trade, mesh_only_trade
 from core_tests.shell import await_until
-from core_tests.trade import restart
+from core_tests.trade import Row, restart
 
 
 def test_traffic_is_paid_by_real_invoices_and_all_books_agree(lab: Lab) -> None:
@@ -49,6 +49,59 @@ def test_a_node_that_dies_and_comes_back_takes_nothing_down(lab: Lab) -> None:
         await_until(lambda: pay_some(made) > paid, 90, "a payment after the nodes came back")
         trade.assert_books_agree(refused=True)  # what was sent without credit was refused
         assert trade.earned()["paid_msat"] == made.received_msat() - before_received
+
+
+def test_a_channel_is_looked_at_and_opened_by_ngp(lab: Lab) -> None:
+    with lightning_trade(lab) as made:
+        trade = made.trade
+        gateway = trade.identity(trade.gateway)
+        found = trade.client.json("lightning", "status")
+        (channel,) = found["channels"]
+        assert (found["module"], found["network"], found["ready"]) == ("lnd", "regtest", True)
+        assert (channel["neighbour"], channel["active"], channel["private"]) == (gateway, True, True)
+        assert found["node"] == made.paying.key() and channel["peer"] == made.earning.key()
+        shown = trade.client.cli("lightning", "status")
+        assert shown.returncode == 0 and made.earning.key()[:12] in shown.stdout
+        host = f"{made.earning.address}:{made.earning.ports.peer}"
+        words = ("lightning", "open", gateway[:12], "--amount", "300000", "--csv-delay", "288", "--host", host)
+        opened = trade.client.cli(*words)
+        assert opened.returncode == 0, opened.stderr
+        made.network.mine(3)
+        both = await_until(lambda: two_channels(made), 60, "the second channel")
+        (second,) = [one for one in both if one["channel"] != channel["channel"]]
+        assert (second["capacity_sat"], second["neighbour"]) == (300_000, gateway)
+        (theirs,) = [one for one in made.earning.channels() if one["channel_point"] == second["channel"]]
+        assert int(theirs["local_constraints"]["csv_delay"]) == 288
+        for wrong, says in (
+            (["open", gateway[:12]], "--amount"),
+            (["open", "ffffffff", "--amount", "300000"], "ffffffff"),
+            (["close"], "known are status, open NEIGHBOUR and connect"),
+        ):
+            refused = trade.client.cli("lightning", *wrong)
+            assert refused.returncode == 2 and says in refused.stderr
+
+
+def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab: Lab) -> None:
+    with mesh_only_trade(lab, {"GRACE_DATA": "50 kB"}) as made:
+        trade, net = made.trade, made.trade.net
+        gateway = trade.identity(trade.gateway)
+        before_received = made.received_msat()
+        opened = trade.client.cli("lightning", "open", gateway[:12], "--amount", "2000000", timeout_s=120)
+        assert opened.returncode == 0, opened.stderr
+        made.network.mine(3)
+        await_until(lambda: trade.client.json("lightning", "status")["channels"], 60, "a channel")
+        await_until(lambda: trade.client.json("lightning", "status")["channels"][0]["active"], 60, "an active channel")
+        traffic.udp_echo(net.internet, net.remote(4), 5000)
+        await_until(lambda: pay_some(made) > 0, 90, "a payment over the mesh")
+        trade.assert_books_agree(refused=True)  # what was sent before the first payment was over the grace
+        assert trade.earned()["paid_msat"] == made.received_msat() - before_received
+        assert not [row for row in trade.sold() if row["destination"].startswith("203.0.113.")]  # its chain was free
+
+
+def two_channels(made: LightningTrade) -> list[Row]:
+    """Return the client's channels once there are two that can be used."""
+    channels: list[Row] = made.trade.client.json("lightning", "status")["channels"]
+    return channels if sum(one["active"] for one in channels) == 2 else []
 
 
 def pay_some(made: LightningTrade) -> int:

@@ -14,7 +14,7 @@ from core_tests.lab import End, Lab
 from core_tests.lightning.build import programs
 from core_tests.lightning.network import CHANNEL_SAT, LightningNetwork, Place
 from core_tests.lightning.nodes import Lnd, Ports
-from core_tests.topologies import three_hosts
+from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
 from core_tests.trade import CLIENT, GATEWAY, Conf, Trade, start_all
 
 CHAIN_V4 = "10.99.0.{}/24"
@@ -85,15 +85,55 @@ def lightning_trade(
     with LightningNetwork(programs(), lab.folder / "lightning", places, chain) as network:
         network.open("client", "gateway", channel_sat, channel_sat // 5, ["--private"])
         network.await_payable("client", "gateway")
-        for remote in ("198.51.100.0/24", "2001:db8:ffff::/64"):
-            net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
         ignored = {"IGNORE_INTERFACE": ["wan0", "chain0"]}
-        made = Trade(
+        made = _daemons(
             net,
-            net.gateway.daemon({**GATEWAY, **ignored, **node_settings(network.node("gateway")), **(gateway or {})},
-                               start=False),
-            net.client.daemon({**CLIENT, **node_settings(network.node("client")), **(client or {})}, start=False),
-        )  # fmt: skip
+            {**ignored, **node_settings(network.node("gateway")), **(gateway or {})},
+            {**node_settings(network.node("client")), **(client or {})},
+        )
         start_all(made.gateway, made.client)
         made.await_acquainted()
         yield LightningTrade(made, network)
+
+
+@contextmanager
+def mesh_only_trade(lab: Lab, gateway: Conf | None = None, client: Conf | None = None) -> Iterator[LightningTrade]:
+    """Build client, gateway and internet where the client reaches nodes and chain by the gateway alone.
+
+    The chain is at the internet; the gateway gives its port away. The client's node has coins and no channel; it starts
+    when the gateway gates already, and the client's daemon after it.
+    """
+    net = three_hosts(lab)
+    homes = ((net.gateway, "mesh0"), (net.client, "mesh0"), (net.internet, "wan0"))
+    at = {host.name: host.address(interface, 4) for host, interface in homes}
+    places = [
+        Place("gateway", net.gateway.inside(), at["gateway"], Ports()),
+        Place("client", net.client.inside(), at["client"], Ports()),
+    ]
+    chain = Place("chain", net.internet.inside(), at["internet"])
+    with LightningNetwork(programs(), lab.folder / "lightning", places, chain) as network:
+        made = _daemons(
+            net,
+            {**node_settings(network.node("gateway")),
+             "FREE_DESTINATIONS": [f"{at['internet']} tcp {network.chain.rpc_port}"], **(gateway or {})},
+            {**node_settings(network.node("client")), **(client or {})},
+        )  # fmt: skip
+        paying = network.node("client")
+        paying.kill9()
+        made.gateway.start()
+        paying.start()
+        paying.await_synced()
+        made.client.start()
+        made.await_acquainted()
+        yield LightningTrade(made, network)
+
+
+def _daemons(net: ThreeHosts, gateway: Conf, client: Conf) -> Trade:
+    """Configure both daemons, not started; the gateway's routes are a default route only."""
+    for remote in REMOTE_NETS:
+        net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
+    return Trade(
+        net,
+        net.gateway.daemon({**GATEWAY, **gateway}, start=False),
+        net.client.daemon({**CLIENT, **client}, start=False),
+    )
