@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 
+from ngp.core import cashier
 from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Persist
 from ngp.core.messages import Accept, Ask, Notice, NoticeKind, Prefix, Propose, Reject, RejectReason, Role, Statement
 from ngp.core.policy import Answer, answer_proposal, buy_terms
+from ngp.core.pricing import affordable_bytes
 from ngp.core.records import BilledRecord
 from ngp.core.timers import Due
 from ngp.core.values import Reading
@@ -316,7 +318,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
         else:
             world.unflushed.add(contract.contract)
         if contract.meter_lost:
-            _forgive(account, contract)
+            _forgive(world, account, contract)
         metered = contract.used_bytes + contract.forgiven_bytes
         allowed = metered + metered // TOLERANCE_SHARE + TOLERANCE_BYTES
         if contract.billed_bytes > allowed:
@@ -333,11 +335,19 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
         world.save_account(account)
 
 
-def _forgive(account: Account, contract: Contract) -> None:
-    """After a reboot believe the first bill: our meter lost what it had not told the ledger yet."""
+def _forgive(world: World, account: Account, contract: Contract) -> None:
+    """After a reboot believe the first bill: our meter lost what it had not told the ledger yet.
+
+    A server carries on what was prepaid, or on its grace while we are away; so what all first bills together say above
+    our count is believed up to what it may have in hand. Else it could name any sum, and we would pay on.
+    """
     contract.meter_lost = False
-    contract.forgiven_bytes = max(0, contract.billed_bytes - contract.used_bytes)
-    _tolerate(account, contract, contract.due_msat(contract.forgiven_bytes))
+    used = contract.used_bytes
+    in_hand = account.paid_msat - account.refunded_msat + cashier.pending_msat(world, account.identity)
+    in_hand += cashier.MOST_AHEAD * world.settings.payment_amount_msat
+    known = max(account.charged_msat, account.metered_msat + account.tolerated_msat)
+    contract.forgiven_bytes = affordable_bytes(in_hand - known, used, contract.billed_bytes, contract.prices)
+    _tolerate(account, contract, contract.due_msat(used + contract.forgiven_bytes) - contract.due_msat(used))
 
 
 def _tolerate_first_packets(account: Account, contract: Contract) -> None:

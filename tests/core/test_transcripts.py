@@ -306,6 +306,21 @@ def test_a_wrong_bill_is_disputed_not_paid_on_and_settled_by_unblock() -> None:
     assert not account(sim, Role.CLIENT).disputed
 
 
+def test_after_a_reboot_bills_are_believed_only_as_far_as_the_server_may_have_our_money() -> None:
+    sim = Sim()
+    for number in range(1, 9):
+        sim.flow(f"198.51.100.{number}", 100_000, 1)
+    sim.crash(sim.client, reboot=True)
+    sim.run(0.001)
+    lines = tuple(StatementLine(one.contract, 1 << 60, 1 << 60, 10**15) for one in sim.contracts(sim.client))
+    tell(sim, sim.client, Statement(0, 10**15, 0, lines))
+    client = account(sim, Role.CLIENT)
+    ahead_msat = 4 * sim.client.settings.payment_amount_msat  # two in hand, one tolerated of any bill, and a little
+    assert client.disputed
+    assert client.charged_msat <= client.paid_msat + ahead_msat
+    assert client.tolerated_msat <= client.paid_msat + ahead_msat
+
+
 def test_block_cuts_and_unblock_lets_in_again() -> None:
     sim = Sim()
     sim.up(HOST)
