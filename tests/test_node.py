@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
-from ngp.core.effects import Effect
-from ngp.core.events import Tick
+from ngp.core.effects import Effect, Persist
+from ngp.core.events import Stopping, Tick
 from ngp.core.values import DesiredNetwork, Now
 from ngp.daemon import node as daemon_node
 from ngp.daemon.node import Node, Parts
-from ngp.errors import KernelError
+from ngp.errors import KernelError, LedgerError
 
 SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
 
@@ -92,3 +92,52 @@ def test_what_the_host_refuses_is_tried_again_and_what_nobody_thought_of_stops(
 
     asyncio.run(broken._keep_up(work))
     assert len(tries) == 3 and broken.crashed and broken.stopping.is_set()
+
+
+class Full(Closed):
+    """A ledger that refuses so many transactions."""
+
+    def __init__(self, refusals: int) -> None:
+        super().__init__()
+        self.refusals = refusals
+        self.written: list[object] = []
+
+    def commit(self, records: Sequence[object], _durable: bool) -> None:
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise LedgerError("the disk is full")
+        self.written += records
+
+
+class Noting(Broken):
+    """A core that records the name of each event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world.contracts = {}
+
+    def step(self, event: object, _now: Now) -> list[Effect]:
+        return [Persist(type(event).__name__)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("refusals", "written"), [(1, [Tick.__name__, Stopping.__name__]), (9, [])])
+def test_a_stop_tries_once_more_what_the_ledger_refused_and_says_what_is_lost(
+    broken: Node, caplog: pytest.LogCaptureFixture, refusals: int, written: list[str]
+) -> None:
+    async def nothing() -> None:
+        return
+
+    async def scenario() -> Full:
+        parts: Any = broken.parts
+        parts.ledger, parts.gatekeeper, parts.payment = Full(refusals), Noting(), SimpleNamespace(close=nothing)
+        post: Any = SimpleNamespace(schedule=lambda: None, close=nothing)
+        node = Node(parts, lambda *_: post)
+        node.tell(Tick())
+        await asyncio.sleep(0)
+        assert node.ledger_why_not and not parts.ledger.written
+        await node.stop()
+        ledger: Full = parts.ledger
+        return ledger
+
+    assert asyncio.run(scenario()).written == written
+    assert ("is never charged" in caplog.text) == (not written)

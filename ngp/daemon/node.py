@@ -177,6 +177,8 @@ class Node:
         self._read_now()
         self.tell(Stopping())
         self._drain()
+        if self._unstored:
+            self._store_last()
         if self.crashed:
             self.let_go()
             return
@@ -186,6 +188,13 @@ class Node:
         parts.network.clean_up(self.settings.closed_when_stopped)
         await parts.payment.close()
         parts.ledger.close()
+
+    def _store_last(self) -> None:
+        """Try once more what the ledger refused, and all behind it: the kernel's counters, which know it, go now."""
+        self._finish_batch()
+        self._drain()
+        if self._unstored:
+            _log.error("stopped while the ledger can't be written: what was carried since it could is never charged")
 
     def _close_gate(self) -> None:
         """Let nothing more pass on our contracts, so that no byte comes after the last reading."""
