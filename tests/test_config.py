@@ -318,6 +318,20 @@ def test_a_bad_value_is_not_reported_again_by_the_checks_that_need_it() -> None:
     assert len(problems("BUY_PRICE: 9", "BUY_PRICE_MAX: ten")) == 1
 
 
+@pytest.mark.parametrize(
+    ("slip", "beside"),
+    [
+        ("BUDGET_DAY: much", "PAYMENT_AMOUNT: 30000 sat"),
+        ("BUY_PRICE: much", "SELL_PRICE: 1 msat\nSELL_PRICE_MIN: 2 msat"),
+        ("SELL_PRICE: much", "BUY_PRICE: 2 msat\nBUY_PRICE_MAX: 1 msat"),
+        ("BUY_PRICE: much", "PRICES: [{prefix: 192.0.2.0/24, sell: 1 msat, sell_min: 2 msat}]"),
+        ("SELL_PRICE: much", "PRICES: [{prefix: 192.0.2.0/24, buy: 2 msat, buy_max: 1 msat}]"),
+    ],
+)
+def test_a_bad_value_hides_nothing_that_is_wrong_between_other_keys(slip: str, beside: str) -> None:
+    assert len(problems(slip, beside)) == 2
+
+
 def test_very_many_problems_are_cut_short() -> None:
     found = problems(*(f"KEY_{number}: 1" for number in range(1000)))
     assert found[-1] == f"{FILE}: and {1001 - len(found)} more"

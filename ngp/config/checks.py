@@ -1,6 +1,7 @@
 """Checks: what values of net.conf mean together. Each one is possible by itself; some pairs could never trade.
 
-A check runs only when all its keys could be read, so that one slip isn't reported twice in different words.
+A check runs only when all its keys could be read, so that one slip isn't reported twice in different words. So each
+compares as few keys as it can: a slip in one hides nothing that is wrong between others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from ngp.config import keys
-from ngp.config.destinations import WrittenRule
 from ngp.config.document import Finding, Node, show
 from ngp.config.keys import Key
 from ngp.config.units import show_data, show_money, show_price, show_time
@@ -170,39 +170,43 @@ def _trades(written: Written) -> Iterator[Finding]:
         yield written.finding(key, "leaves nothing to do, as SELL and BUY are both no: write yes for one of them")
 
 
-def _general(written: Written) -> Iterator[Finding]:
+def _general_selling(written: Written) -> Iterator[Finding]:
     prices = general_prices(written)
     if prices.sell_min > prices.sell:
         yield written.finding(
             keys.SELL_PRICE_MIN, f"is above SELL_PRICE ({show_price(prices.sell)}): lower it, or raise SELL_PRICE"
         )
+
+
+def _general_buying(written: Written) -> Iterator[Finding]:
+    prices = general_prices(written)
     if prices.buy > prices.buy_max:
         yield written.finding(
             keys.BUY_PRICE, f"is above BUY_PRICE_MAX ({show_price(prices.buy_max)}): lower it, or raise BUY_PRICE_MAX"
         )
 
 
-def _rules(written: Written) -> Iterator[Finding]:
+def _rules_selling(written: Written) -> Iterator[Finding]:
     general = general_prices(written)
-    if general.sell_min > general.sell or general.buy > general.buy_max:
-        return
-    for written_rule in written[keys.PRICES]:
-        yield from _rule(written, written_rule, general)
+    for rule, node in _rules(written, general.sell_min <= general.sell):
+        sell, least = _sell_pair(rule.sell_msat_per_gib, rule.sell_min_msat_per_gib, general.sell, general.sell_min)
+        if least > sell:
+            message = f"for {rule.prefix} has sell_min {show_price(least)} above sell {show_price(sell)}: lower it"
+            yield written.finding(keys.PRICES, message, node)
 
 
-def _rule(written: Written, written_rule: WrittenRule, general: Prices) -> Iterator[Finding]:
-    rule, node = written_rule.rule, written_rule.node
-    sell, sell_min = _sell_pair(rule.sell_msat_per_gib, rule.sell_min_msat_per_gib, general.sell, general.sell_min)
-    buy, buy_max = _buy_pair(rule.buy_msat_per_gib, rule.buy_max_msat_per_gib, general.buy, general.buy_max)
-    if sell_min > sell:
-        message = f"for {rule.prefix} has sell_min {show_price(sell_min)} above sell {show_price(sell)}: lower it"
-        yield written.finding(keys.PRICES, message, node)
-    if buy > buy_max:
-        yield written.finding(
-            keys.PRICES,
-            f"for {rule.prefix} has buy {show_price(buy)} above buy_max {show_price(buy_max)}: lower it",
-            node,
-        )
+def _rules_buying(written: Written) -> Iterator[Finding]:
+    general = general_prices(written)
+    for rule, node in _rules(written, general.buy <= general.buy_max):
+        buy, most = _buy_pair(rule.buy_msat_per_gib, rule.buy_max_msat_per_gib, general.buy, general.buy_max)
+        if buy > most:
+            message = f"for {rule.prefix} has buy {show_price(buy)} above buy_max {show_price(most)}: lower it"
+            yield written.finding(keys.PRICES, message, node)
+
+
+def _rules(written: Written, general_agree: bool) -> list[tuple[PriceRule, Node]]:
+    """Return the entries of PRICES, none where the general prices that complete them contradict each other."""
+    return [(entry.rule, entry.node) for entry in written[keys.PRICES]] if general_agree else []
 
 
 def _data_renewal(written: Written) -> Iterator[Finding]:
@@ -221,24 +225,24 @@ def _time_renewal(written: Written) -> Iterator[Finding]:
         )
 
 
-def _budgets(written: Written) -> Iterator[Finding]:
-    """A payment above a budget would never be made: found now, not when the first neighbour waits for it."""
-    amount = written[keys.PAYMENT_AMOUNT]
-    if not written[keys.BUY]:
-        return
-    for key in _BUDGET_KEYS:
-        most: int | None = written[key]
-        if most is not None and amount > most:
-            yield written.finding(
-                keys.PAYMENT_AMOUNT,
-                f"is above {key.name} ({show_money(most)}), no payment could be made: lower it, or raise {key.name}",
-            )
+def _fits_budget(budget: Key[Any]) -> Check:
+    """Compare with one budget. A payment above it would never be made: found now, not when a neighbour waits for it."""
+
+    def check(written: Written) -> Iterator[Finding]:
+        most: int | None = written[budget]
+        if written[keys.BUY] and most is not None and written[keys.PAYMENT_AMOUNT] > most:
+            remedy = f"lower it, or raise {budget.name}"
+            message = f"is above {budget.name} ({show_money(most)}), no payment could be made: {remedy}"
+            yield written.finding(keys.PAYMENT_AMOUNT, message)
+
+    return check
 
 
 _BUDGET_KEYS: tuple[Key[Any], ...] = (
     keys.BUDGET_PAYMENT, keys.BUDGET_NEIGHBOUR, keys.BUDGET_HOUR, keys.BUDGET_DAY, keys.BUDGET_TOTAL,
 )  # fmt: skip
-_PRICE_KEYS = (keys.DEFAULT_PRICE, keys.SELL_PRICE, keys.SELL_PRICE_MIN, keys.BUY_PRICE, keys.BUY_PRICE_MAX)
+_SELL_KEYS = (keys.DEFAULT_PRICE, keys.SELL_PRICE, keys.SELL_PRICE_MIN)
+_BUY_KEYS = (keys.DEFAULT_PRICE, keys.BUY_PRICE, keys.BUY_PRICE_MAX)
 
 Check = Callable[[Written], Iterator[Finding]]
 CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
@@ -249,11 +253,13 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.LINK_INTERFACE, keys.NGP_INTERFACE), _neighbour_addresses),
     ((keys.PAYMENT_INTERFACE, keys.ACCOUNT_ID), _account),
     ((keys.SELL, keys.BUY), _trades),
-    (_PRICE_KEYS, _general),
-    ((*_PRICE_KEYS, keys.PRICES), _rules),
+    (_SELL_KEYS, _general_selling),
+    (_BUY_KEYS, _general_buying),
+    ((*_SELL_KEYS, keys.PRICES), _rules_selling),
+    ((*_BUY_KEYS, keys.PRICES), _rules_buying),
     ((keys.CONTRACT_DATA, keys.DATA_RENEWAL), _data_renewal),
     ((keys.CONTRACT_TIME, keys.TIME_RENEWAL), _time_renewal),
-    ((keys.BUY, keys.PAYMENT_AMOUNT, *_BUDGET_KEYS), _budgets),
+    *(((keys.BUY, keys.PAYMENT_AMOUNT, budget), _fits_budget(budget)) for budget in _BUDGET_KEYS),
 )
 
 
