@@ -88,6 +88,19 @@ def test_a_blocked_neighbour_is_cut_until_it_is_unblocked(lab: Lab) -> None:
     assert trade.gateway.cli("block", "ffff").returncode not in (0, None)
 
 
+def test_a_gateway_with_another_mac_is_not_disputed_and_sells_on(lab: Lab) -> None:
+    trade = open_trade(lab)
+    trade.prepay()
+    assert answered(trade)
+    trade.net.gateway.ip("link", "set", "mesh0", "address", "02:00:00:00:00:77")
+    trade.net.client.ip("neighbour", "flush", "dev", "mesh0")
+    traffic.udp_send(trade.net.client, trade.net.remote(4), 9, count=400, payload_bytes=1000, rate_pps=400)
+    assert used(trade.sold(destination=f"{trade.net.remote(4)}/32")[0]) > 200_000  # the client's meter saw none of it
+    await_until(lambda: trade.bought(reason="cancelled"), 30, "the end of what the client can't meter")
+    assert trade.spent()["disputed"] is False
+    await_until(lambda: answered(trade, 2) and answered(trade, 1), what="new contracts")
+
+
 def test_money_by_hand_and_back(lab: Lab) -> None:
     trade = open_trade(lab, both={"CONTRACT_TIME": 3, "TIME_RENEWAL": 0, "DATA_RENEWAL": 0})
     assert trade.gateway.cli("server", "test").stdout == "Test OK\n"

@@ -118,6 +118,7 @@ class Account:
         lenders: running contracts that hold budget, the one that asked for more longest ago first.
         invoices_declined: in a row, for the pause before the next one.
         sent: a client's own meter has counted something that we sent by this server.
+        moved_mono_s: when a server was last found on another link address than its contracts'.
         disown_not_before_mono_s: until then a client says nothing about stated contracts that it doesn't know.
     """
 
@@ -143,6 +144,7 @@ class Account:
     invoices_declined: int = 0
     patience: Patience = field(default_factory=Patience)
     refund_offered_msat: int = 0
+    moved_mono_s: float = float("-inf")
     most_asked_msat: int = 0
     top_up_msat: int = 0
     topped_up_mono_s: float = 0.0

@@ -32,6 +32,8 @@ MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_PRICES = 64
 DISOWN_PAUSE_S = 0.5
 LOOP_S = 10.0
+MOVE_TAKES_S = 60.0
+MOVES_AGAIN_S = 3600.0
 WORTH_BYTES = 64 * 1024
 WORTH_S = 60.0
 """A contract that ends with less than both came to nothing: its server may cut each one after our first packet."""
@@ -317,7 +319,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             world.save_contract(contract)
         else:
             world.unflushed.add(contract.contract)
-        if contract.meter_lost:
+        if contract.meter_lost or _moved_away(world, neighbour, account, contract):
             _forgive(world, account, contract)
         metered = contract.used_bytes + contract.forgiven_bytes
         allowed = metered + metered // TOLERANCE_SHARE + TOLERANCE_BYTES
@@ -335,10 +337,30 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
         world.save_account(account)
 
 
-def _forgive(world: World, account: Account, contract: Contract) -> None:
-    """After a reboot believe the first bill: our meter lost what it had not told the ledger yet.
+def _moved_away(world: World, neighbour: Neighbour, account: Account, contract: Contract) -> bool:
+    """Say whether to believe a bill because its server has another link address now; the contract ends then.
 
-    A server carries on what was prepaid, or on its grace while we are away; so what all first bills together say above
+    Our meter looks for the old one, so it missed what came since, and would miss the rest. A server that moves again
+    and again isn't believed: then its bills are disputed like any others.
+    """
+    before = world.neighbours.get((contract.identity, contract.link))
+    if contract.link == neighbour.link or contract.link[0] != neighbour.link[0]:
+        return False
+    if before is not None and before.heard_mono_s >= neighbour.met_mono_s:
+        return False  # it has two link addresses, and speaks from both
+    if contract.running and contract.halting is None:
+        world.send(neighbour, Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+        world.halt(contract, CloseReason.CANCELLED)
+    if world.now.monotonic_s - account.moved_mono_s > MOVES_AGAIN_S:
+        account.moved_mono_s = world.now.monotonic_s
+        world.log(f"neighbour {account.identity.hex()[:8]} on {neighbour.link[0]} has another link address now")
+    return world.now.monotonic_s - account.moved_mono_s <= MOVE_TAKES_S
+
+
+def _forgive(world: World, account: Account, contract: Contract) -> None:
+    """After a reboot, or a move of the server, believe a bill: our meter lost or missed what it is for.
+
+    A server carries on what was prepaid, or on its grace while we are away; so what all such bills together say above
     our count is believed up to what it may have in hand. Else it could name any sum, and we would pay on.
     """
     contract.meter_lost = False
@@ -346,8 +368,10 @@ def _forgive(world: World, account: Account, contract: Contract) -> None:
     in_hand = account.paid_msat - account.refunded_msat + cashier.pending_msat(world, account.identity)
     in_hand += cashier.MOST_AHEAD * world.settings.payment_amount_msat
     known = max(account.charged_msat, account.metered_msat + account.tolerated_msat)
-    contract.forgiven_bytes = affordable_bytes(in_hand - known, used, contract.billed_bytes, contract.prices)
-    _tolerate(account, contract, contract.due_msat(used + contract.forgiven_bytes) - contract.due_msat(used))
+    believed = used + contract.forgiven_bytes
+    believed += affordable_bytes(in_hand - known, believed, contract.billed_bytes, contract.prices)
+    contract.forgiven_bytes = believed - used
+    _tolerate(account, contract, contract.due_msat(believed) - contract.due_msat(used))
 
 
 def _tolerate_first_packets(account: Account, contract: Contract) -> None:

@@ -223,6 +223,8 @@ class Gatekeeper:
         neighbour.addresses, neighbour.payee = hello.addresses, hello.payee
         neighbour.boot = event.boot
         neighbour.up = True
+        if came_back:
+            neighbour.met_mono_s = world.now.monotonic_s
         neighbour.heard_mono_s, neighbour.last_seen_s = world.now.monotonic_s, world.now.utc_s
         if changed or came_back:
             if neighbour.kept:

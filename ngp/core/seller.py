@@ -316,7 +316,6 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
         return False
     if contract.state is State.RENEWING:
         _renewal_over(world, contract)
-        return False
     if contract.running and reject.reason is RejectReason.UNKNOWN_CONTRACT:
         world.halt(contract, CloseReason.CANCELLED)  # its client has no meter on it any more
     if contract.state is not State.QUOTED:

@@ -63,6 +63,7 @@ class Neighbour:
     first_seen_s: int = 0
     last_seen_s: int = 0
     heard_mono_s: float = 0.0
+    met_mono_s: float = 0.0
     quotes: int = 0
     kept: bool = False
     contracts: dict[bytes, Contract] = field(default_factory=dict)

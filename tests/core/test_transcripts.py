@@ -321,6 +321,60 @@ def test_after_a_reboot_bills_are_believed_only_as_far_as_the_server_may_have_ou
     assert client.tolerated_msat <= client.paid_msat + ahead_msat
 
 
+def moved(sim: Sim, mac: bytes, used_bytes: int) -> list[fx.Effect]:
+    """Let the gateway speak from another MAC, and bill the client for so much by its first contract."""
+    link = (sim.gateway.link[0], mac)
+    sim.run(0.1)
+    tell(sim, sim.client, Hello("sandbox", True, True, (), "ngp", False), link=link)
+    first = sim.contracts(sim.client)[0]
+    return tell(sim, sim.client, Statement(0, 0, 0, (StatementLine(first.contract, used_bytes, 0, 0),)), link=link)
+
+
+def test_a_server_with_another_link_address_is_believed_once_and_its_contracts_made_anew() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 5)
+    effects = moved(sim, b"\2gate2", 3_000_000)
+    (answer,) = [one.message for one in effects if isinstance(one, fx.Send)]
+    assert isinstance(answer, Reject) and answer.reason is RejectReason.UNKNOWN_CONTRACT
+    assert [one for one in effects if isinstance(one, fx.HaltContract)]
+    sim.run(1)
+    assert sim.contracts(sim.client)[0].reason == "cancelled"
+    assert not account(sim, Role.CLIENT).disputed
+    sim.run(120)
+    moved(sim, b"\2gate3", 6_000_000)
+    assert account(sim, Role.CLIENT).disputed  # it moves too often
+
+
+def test_what_a_client_does_not_know_ends_also_while_it_is_being_renewed() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 1)
+    (contract,) = sim.gateway.world.contracts.values()
+    tell(sim, sim.gateway, Ask(contract.destination, 0, 0, contract.contract))
+    assert contract.state is State.RENEWING
+    tell(sim, sim.gateway, Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+    sim.run(0.1)
+    assert states(sim) == [("closed", "cancelled")]
+
+
+def test_a_server_with_another_link_address_is_not_believed_any_bill() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 5)
+    moved(sim, b"\2gate2", 1 << 60)
+    client = account(sim, Role.CLIENT)
+    assert client.disputed
+    assert client.tolerated_msat <= client.paid_msat + 3 * sim.client.settings.payment_amount_msat
+
+
+def test_a_server_that_speaks_from_two_link_addresses_keeps_its_contracts() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2)
+    tell(sim, sim.client, Hello("sandbox", True, True, (), "ngp", False), link=(sim.gateway.link[0], b"\2gate2"))
+    sim.flow(HOST, 100_000, 2)
+    tell(sim, sim.client, Hello("sandbox", True, True, (), "ngp", False))
+    effects = moved(sim, b"\2gate2", 0)
+    assert not [one for one in effects if isinstance(one, fx.HaltContract)]
+
+
 def test_block_cuts_and_unblock_lets_in_again() -> None:
     sim = Sim()
     sim.up(HOST)
