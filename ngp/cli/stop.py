@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ngp.cli.client import BrokenOff, Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import Progress
+from ngp.cli.show import Progress, clean
 from ngp.cli.verbs import verb_command
 from ngp.daemon.state import left_behind, running_pid
-from ngp.errors import NgpError, RunningError
+from ngp.errors import ConfigError, NgpError, RunningError
+
+if TYPE_CHECKING:
+    from ngp.core.settings import Settings
 
 _MOST_S = 120.0
 _PAUSE_S = 0.05
@@ -24,20 +29,21 @@ def command(place: Place) -> int:
 
 def stop(place: Place) -> int:
     """Stop the daemon of a place and say what was done. Raises RunningError if there was nothing to stop."""
+    state_dir = _state_dir(place)
     progress = Progress("ngp is stopping")
     try:
         with suppress(BrokenOff):  # it has ended, which is what was asked
-            Daemon(place.state_dir, _MOST_S, progress).ask("stop")
+            Daemon(state_dir, _MOST_S, progress).ask("stop")
         _await_end(place, progress)
     except RunningError:
         progress.end()
-        if running_pid(place.state_dir) is not None or not left_behind(place.state_dir):
+        if running_pid(state_dir) is not None or not left_behind(state_dir):
             raise
         _clean_up(place)
         return 0
     finally:
         progress.end()
-    if left_behind(place.state_dir):
+    if left_behind(state_dir):
         _clean_up(place)
     else:
         print("ngp has stopped")
@@ -53,8 +59,29 @@ def _await_end(place: Place, progress: Progress) -> None:
         time.sleep(_PAUSE_S)
 
 
+def _state_dir(place: Place) -> Path:
+    """Return which daemon is meant. Raises ConfigError with the way out: stopping needs no file."""
+    try:
+        return place.state_dir
+    except ConfigError as error:
+        hint = "a gate may stand, of a daemon that this file doesn't tell; no file is needed: ngp stop --state-dir DIR"
+        raise ConfigError(f"{error}\n{hint}") from error
+
+
 def _clean_up(place: Place) -> None:
     from ngp.daemon import offline  # late: it imports every module, and a daemon that runs cleans up by itself
 
-    offline.clean_up(place.state_dir, place.settings())
+    settings, why_not = _settings(place)
+    offline.clean_up(place.state_dir, settings)
     print("ngp wasn't running any more; what it had left in the kernel is removed")
+    if settings is None:
+        print("WHEN_STOPPED is not known, so what is forwarded passes freely, as with open; net.conf can't be used:")
+        print(*map(clean, why_not.splitlines()), sep="\n")
+
+
+def _settings(place: Place) -> tuple[Settings | None, str]:
+    """Return what net.conf says, or nothing and why it can't be used."""
+    try:
+        return place.settings(), ""
+    except ConfigError as error:
+        return None, str(error)

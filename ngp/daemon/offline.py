@@ -24,8 +24,10 @@ from ngp.store import file as ledger_file
 _READY_S = 5.0
 
 
-def clean_up(state_dir: Path, settings: Settings) -> None:
+def clean_up(state_dir: Path, settings: Settings | None) -> None:
     """Remove from kernel and state directory what a killed daemon left; holds the lock, so that none starts meanwhile.
+
+    Without settings the mesh interfaces are left open: a gate that stands must not need a good net.conf to be ended.
 
     Raises:
         RunningError: a daemon has been started meanwhile. KernelError: no rights, or the kernel refuses.
@@ -37,7 +39,7 @@ def clean_up(state_dir: Path, settings: Settings) -> None:
         lock.abandon()
         raise
     try:
-        main.make_network(settings, state_dir).clean_up(settings.closed_when_stopped)
+        _network(settings, state_dir).clean_up(settings is not None and settings.closed_when_stopped)
         forget_killed(state_dir)
     except BaseException:
         lock.abandon()
@@ -67,15 +69,18 @@ def standing(settings: Settings | None, state_dir: Path) -> Standing:
 
     Raises: KernelError, without rights too.
     """
-    network: Network
-    if settings is None:
-        network = main.module_class("ngp.network", "ip")(state_dir)
-    else:
-        network = main.make_network(settings, state_dir)
+    network = _network(settings, state_dir)
     try:
         return network.standing()
     finally:
         network.close()
+
+
+def _network(settings: Settings | None, state_dir: Path) -> Network:
+    if settings is not None:
+        return main.make_network(settings, state_dir)
+    usual: Network = main.module_class("ngp.network", "ip")(state_dir)
+    return usual
 
 
 def check_network(settings: Settings, state_dir: Path) -> list[Check]:

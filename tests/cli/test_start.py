@@ -99,6 +99,28 @@ def test_stop_cleans_up_after_kill_9(host: Host) -> None:
     assert host.ngp("stop", "--config", "net.conf").returncode == 7, "nothing is left to stop"
 
 
+@pytest.mark.parametrize("state_dir_is", ["named in the file", "named in the command, the file is gone"])
+def test_stop_cleans_up_after_kill_9_with_a_net_conf_that_cant_be_used(host: Host, state_dir_is: str) -> None:
+    host.start()
+    kill(host)
+    if state_dir_is == "named in the file":
+        host.config.write_text(f"SELL: perhaps\nSTATE_DIR: {host.state_dir}\n")
+        words, why = ["--config", "net.conf"], "SELL"
+    else:
+        host.config.unlink()
+        words, why = ["--config", "net.conf", "--state-dir", str(host.state_dir)], "doesn't exist"
+    stopped = host.ngp("stop", *words, NGP_STATE_DIR="")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "WHEN_STOPPED is not known" in stopped.stdout and why in stopped.stdout
+    assert (host.state_dir / "cleaned").read_text() == "False", "left open"
+
+
+def test_stop_that_cant_tell_which_daemon_names_the_way_without_a_file(host: Host) -> None:
+    lost = host.ngp("stop", "--config", "gone.conf", NGP_STATE_DIR="")
+    assert lost.returncode == 3
+    assert "gate may stand" in lost.stderr and "ngp stop --state-dir DIR" in lost.stderr
+
+
 def test_a_failed_clean_up_is_told_and_can_be_tried_again(host: Host) -> None:
     host.start()
     kill(host)
