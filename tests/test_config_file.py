@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ngp.config import check_ownership, default_path, load, parse
+from ngp.config.document import shipped
 from ngp.errors import ConfigError
 
 FILE = Path("/etc/ngp/net.conf")
@@ -99,6 +100,17 @@ def test_the_first_file_that_is_there_is_taken(tmp_path: Path) -> None:
     assert default_path((first, second)) == second
     first.symlink_to(tmp_path / "dangling")  # broken is not absent: it must be told, not passed over
     assert default_path((first, second)) == first
+
+
+def test_the_shipped_files_are_named_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=f"copy {shipped('net.conf')} there"):
+        load(tmp_path / "absent")
+    assert Path(shipped("net.conf")).is_file() and Path(shipped("docs/operators-guide.md")).is_file()
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    guide = tmp_path / "share" / "doc" / "ngp" / "operators-guide.md"
+    guide.parent.mkdir(parents=True)
+    guide.write_text("")
+    assert shipped("docs/operators-guide.md") == str(guide)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,9 +183,15 @@ def refuse_untrusted(path: Path, status: os.stat_result) -> None:
         )
 
 
+def shipped(name: str) -> str:
+    """Return where a file lies that comes with ngp: where a wheel puts it (setup.cfg), or in a checkout."""
+    installed = Path(sysconfig.get_path("data"), "share", "doc", "ngp", os.path.basename(name))
+    return str(installed if installed.is_file() else Path(__file__).resolve().parents[2] / name)
+
+
 def _cannot_open(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"{path}: doesn't exist: copy the shipped net.conf there, or name another with --config"
+        return f"{path}: doesn't exist: copy {shipped('net.conf')} there, or name another with --config"
     if isinstance(error, IsADirectoryError):
         return f"{path}: is a directory: name the net.conf itself"
     if isinstance(error, PermissionError):

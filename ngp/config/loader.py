@@ -26,6 +26,7 @@ from ngp.config.document import (
     parse_document,
     read_text,
     refuse_untrusted,
+    shipped,
     show,
     show_text,
 )
@@ -58,7 +59,7 @@ def default_path(candidates: Sequence[Path] = DEFAULT_PATHS) -> Path:
         if os.path.lexists(candidate):
             return candidate
     places = " nor ".join(str(candidate.absolute()) for candidate in candidates)
-    raise ConfigError(f"no configuration: neither {places} exists: copy the shipped net.conf there, or use --config")
+    raise ConfigError(f"no configuration: neither {places} exists: copy {shipped('net.conf')} there, or use --config")
 
 
 def check_ownership(path: Path) -> None:
@@ -135,7 +136,8 @@ def _read_keys(document: Entries, modules: Modules) -> tuple[Written, list[Findi
 def _unknown(key: Scalar, node: Node, suggest: bool) -> Finding:
     name = key.text if key.text.isidentifier() and key.text.isascii() and len(key.text) <= 40 else show_text(key.text)
     near = get_close_matches(key.text.upper(), _KEYS_BY_NAME, 1) if suggest and len(key.text) <= 40 else []
-    remedy = f"did you mean {near[0]}?" if near else "docs/operators-guide.md lists the keys; remove the line"
+    keys_are_in = shipped("docs/operators-guide.md")
+    remedy = f"did you mean {near[0]}?" if near else f"{keys_are_in} lists the keys; remove the line"
     # an unknown key may hold a secret of something else, and a message ends in logs
     value = NOT_SHOWN if _SECRET.search(key.text) else show(node)
     return Finding(key.line, name, value, f"is for a key that net.conf doesn't have: {remedy}")
