@@ -6,11 +6,12 @@ works must not have to guess it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ngp.cli.place import Place
 from ngp.cli.show import iso
-from ngp.core.values import Standing
+from ngp.core.values import Check, Standing
 from ngp.daemon.state import last_sign_s, was_killed
 from ngp.errors import ConfigError, KernelError
 
@@ -22,14 +23,26 @@ _NEXT = "`ngp start` takes over and charges what it missed, `ngp stop` takes it 
 
 def told(place: Place) -> str:
     """Say in one line what stands without a daemon; "" where nothing does."""
+    found = look(place)
+    return found.found if found else ""
+
+
+def look(place: Place) -> Check | None:
+    """Say what stands without a daemon, for `ngp check`: not ok where traffic is in its hands. None: nothing does."""
     from ngp.daemon import offline  # late: it imports every module
 
     killed = was_killed(place.state_dir)
     try:
         standing = offline.standing(_settings(place), place.state_dir)
     except (KernelError, ConfigError) as error:
-        return f"it was killed, and what it put into the kernel may still be in force: {error}" if killed else ""
-    return describe(standing, killed, iso(last_sign_s(place.state_dir)) if killed else "")
+        may = f"the daemon of {place.state_dir} was killed, and what it put into the kernel may still be in force"
+        return Check("daemon", False, f"{may}: {error}", "sudo ngp start") if killed else None
+    found = describe(standing, place.state_dir, iso(last_sign_s(place.state_dir)) if killed else "")
+    if not found:
+        return None
+    in_force = standing.meter or standing.closed
+    remedy = "sudo ngp start" if killed or standing.closed else "sudo ngp check --state-dir DIR"
+    return Check("daemon", not in_force, found, remedy if in_force else "")
 
 
 def _settings(place: Place) -> Settings | None:
@@ -39,12 +52,13 @@ def _settings(place: Place) -> Settings | None:
         return None
 
 
-def describe(standing: Standing, killed: bool, last_sign: str) -> str:
-    """Say what stands without a daemon. Pure.
+def describe(standing: Standing, state_dir: Path, last_sign: str) -> str:
+    """Say what stands without a daemon; "" where nothing does. Pure.
 
-    Args: killed: one ended here without cleaning up. last_sign: when that one was certainly alive.
+    Args: last_sign: when a daemon that was killed here was certainly alive; "" if none was killed.
     """
-    how = f"it was killed (last sign of life {last_sign})"
+    killed = bool(last_sign)
+    how = f"the daemon of {state_dir} was killed (last sign of life {last_sign})"
     if standing.meter and not killed:
         return "what stands in this network namespace is of a daemon with another state directory: name it, --state-dir"
     if standing.meter and standing.gate:

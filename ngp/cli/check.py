@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 
-from ngp.cli.client import Daemon
+from ngp.cli import aftermath
+from ngp.cli.client import Absent, Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import Row, clean, print_json_rows
 from ngp.cli.verbs import verb_command
@@ -61,14 +62,23 @@ def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:
         found = [row for row in Daemon(place.state_dir).rows("check", **({} if unread else asked))]
         noted = [_row(Check("daemon", True, unread), "configuration")] if unread else []
         return noted + [row for row in found if row.get("name") != "configuration"]
-    except (RunningError, ConfigError):
-        if settings is None:
-            return []
+    except Absent:
+        standing = _standing(place)
+    except (RunningError, ConfigError):  # just starting or stopping; or nobody knows which one is meant
+        standing = []
+    if settings is None:
+        return standing
     from ngp.daemon import offline  # late: it imports every module
 
     rows = [_row(each, "kernel") for each in offline.check_network(settings, place.state_dir)]
     payment = [_row(each, "payment") for each in offline.check_payment(settings, place.state_dir)]
-    return [*rows, *payment, _row(offline.check_ledger(place.ledger_path), "ledger")]
+    return [*standing, *rows, *payment, _row(offline.check_ledger(place.ledger_path), "ledger")]
+
+
+def _standing(place: Place) -> list[Row]:
+    """Tell what a daemon that doesn't run left in force: where traffic is dropped, not all is well."""
+    found = aftermath.look(place)
+    return [_row(found, "kernel")] if found else []
 
 
 def _row(check: Check, kind: str) -> Row:

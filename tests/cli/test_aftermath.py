@@ -28,12 +28,13 @@ NEXT = "`ngp start` takes over and charges what it missed, `ngp stop` takes it a
     ],
 )
 def test_what_stands_and_what_to_do(standing: Standing, killed: bool, says: tuple[str, ...]) -> None:
-    told = describe(standing, killed, "T0" if killed else "")
+    told = describe(standing, Path("/s"), "T0" if killed else "")
+    assert told.startswith("the daemon of /s was killed") is killed
     assert all(words in told for words in says) and "\n" not in told
 
 
 def test_nothing_is_said_where_nothing_stands() -> None:
-    assert describe(Standing(), False, "") == ""
+    assert describe(Standing(), Path("/s"), "") == ""
 
 
 def test_the_last_sign_of_life_is_not_the_ledger_that_a_command_opened(tmp_path: Path) -> None:
@@ -52,7 +53,8 @@ def test_listings_of_a_killed_daemon_say_so_beside_their_rows(host: Host) -> Non
     for verb in ("contracts", "accounts"):
         done = host.ngp(verb, "--json", NGP_FAKE_STANDS="yes")
         assert (done.returncode, done.stdout) == (0, "[]\n")
-        assert "it was killed (last sign of life 20" in done.stderr and "gate still stands" in done.stderr
+        assert f"the daemon of {host.state_dir} was killed (last sign of life 20" in done.stderr
+        assert "gate still stands" in done.stderr
     done = host.ngp("status")
     assert done.returncode == 7
     assert done.stderr.splitlines()[0].startswith("ngp: ngp isn't running") and "was killed" in done.stderr

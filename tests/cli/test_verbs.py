@@ -232,6 +232,27 @@ def test_check_without_a_daemon_goes_by_kind(host: Host) -> None:
     assert not host.state_dir.exists(), "check changes nothing"
 
 
+@pytest.mark.parametrize(
+    ("stands", "killed", "says"),
+    [
+        ("gate", True, "its gate still stands"),
+        ("gate", False, "another state directory"),
+        ("closed", False, "is dropped (WHEN_STOPPED: closed)"),
+    ],
+)
+def test_check_without_a_daemon_says_what_stands(host: Host, stands: str, killed: bool, says: str) -> None:
+    if killed:
+        host.state_dir.mkdir(mode=0o700)
+        (host.state_dir / "ngp.pid").write_text("4242\n")
+    for text, code in ((host.config.read_text(), 4), ("SELL: perhaps\n", 3)):
+        host.config.write_text(text)
+        done = host.ngp("check", "--config", "net.conf", "--json", NGP_FAKE_STANDS=stands)
+        row = json.loads(done.stdout)[1]
+        remedy = "sudo ngp check --state-dir DIR" if "another" in says else "sudo ngp start"
+        assert (done.returncode, row["name"], row["ok"], row["remedy"]) == (code, "daemon", False, remedy)
+        assert says in row["found"]
+
+
 def test_check_without_a_daemon_looks_at_the_ledger(host: Host) -> None:
     host.state_dir.mkdir(parents=True)
     (host.state_dir / "ledger.db").write_bytes(b"cut off")

@@ -129,14 +129,16 @@ async def run(options: StartOptions) -> int:
 
 
 class Network:
-    """Remembers in a file that it cleaned up; a gate stands if NGP_FAKE_STANDS."""
+    """Remembers in a file that it cleaned up; NGP_FAKE_STANDS says what stands."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
 
     def standing(self) -> Standing:
-        stands = "NGP_FAKE_STANDS" in os.environ
-        return Standing(meter=stands, sells=stands, gate=stands)
+        stands = os.environ.get("NGP_FAKE_STANDS", "")
+        if stands == "closed":
+            return Standing(closed=True)
+        return Standing(meter=bool(stands), sells=bool(stands), gate=bool(stands))
 
     def close(self) -> None:
         pass
