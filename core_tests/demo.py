@@ -5,7 +5,7 @@ is held, haggled over and released, grace carries traffic until a (slowed) payme
 renewed while traffic runs, and one that may not be renewed is cut. Then both daemons' totals are held against the bytes
 that arrived; one byte or msat of difference, and the exit code is 1.
 
-The money is the sandbox's: it is not real.
+The money is the sandbox's: it is not real. With `--lightning` three LND nodes on a private chain settle instead.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import FrameType
 
@@ -23,7 +24,8 @@ from core_tests import traffic
 from core_tests.daemon import Daemon, ngp_command
 from core_tests.demo_books import Books, Count, Line, compare, count_arrived, packets
 from core_tests.demo_flows import Flow, probe
-from core_tests.demo_view import View, is_terminal, per_kb, print_lines, sat
+from core_tests.demo_lightning import Nodes, nodes
+from core_tests.demo_view import PRIVATE, SANDBOX, View, is_terminal, per_kb, print_lines, sat
 from core_tests.demo_watch import Watch
 from core_tests.lab import Lab
 from core_tests.shell import ROOT, LabError, await_until
@@ -59,6 +61,7 @@ class Options:
     plain: bool
     seconds: float
     keep: bool
+    lightning: bool
 
 
 def parse(words: Sequence[str] | None) -> Options:
@@ -72,23 +75,31 @@ def parse(words: Sequence[str] | None) -> Options:
     parser.add_argument("--plain", action="store_true", help="lines with their time instead of live tables")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="N", help="metered traffic, 3 to 3600 [20]")
     parser.add_argument("--keep", action="store_true", help="at the end leave all up to look around, until Enter")
+    parser.add_argument(
+        "--lightning", action="store_true", help="settle by real LND nodes (built the first time: some minutes)"
+    )
     given = parser.parse_args(words)
     if not 3 <= given.seconds <= 3600:
         parser.error(f"--seconds {given.seconds:g}: it must be 3 to 3600")
-    return Options(given.plain or not is_terminal(), given.seconds, given.keep)
+    return Options(given.plain or not is_terminal(), given.seconds, given.keep, given.lightning)
 
 
 class Demo:
     """The story, part by part; each needs those before it."""
 
-    def __init__(self, lab: Lab, view: View, seconds: float) -> None:
+    def __init__(self, net: ThreeHosts, view: View, seconds: float, nodes: Nodes | None = None) -> None:
         self.view = view
         self.seconds = seconds
-        self.net: ThreeHosts = three_hosts(lab)
+        self.net = net
+        self.nodes = nodes
         for remote in REMOTE_NETS:  # by the default route alone, so that each address is a contract of its own
             self.net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
-        self.gateway = self.net.gateway.daemon(GATEWAY, start=False)
-        self.client = self.net.client.daemon(CLIENT, start=False)
+        self.settings: dict[str, object] = {**CLIENT, **(nodes.settings("client") if nodes else {})}
+        sells = {**GATEWAY, **(nodes.settings("gateway") if nodes else {})}
+        if nodes:
+            sells["IGNORE_INTERFACE"] = ["wan0", "chain0"]
+        self.gateway = self.net.gateway.daemon(sells, start=False)
+        self.client = self.net.client.daemon(self.settings, start=False)
         self.watch = Watch(view, self.gateway, self.client)
 
     def remotes(self, number: int) -> tuple[str, str]:
@@ -120,7 +131,11 @@ class Demo:
         for daemon in (self.gateway, self.client):
             daemon.start()
         await_until(lambda: all(d.json("neighbours") for d in (self.gateway, self.client)), what="neighbours found")
-        done = self.client.cli("server", f"fault slow {PAY_DELAY_S}")
+        if self.nodes is None:
+            self._slow(f"{PAY_DELAY_S}")
+
+    def _slow(self, value: str) -> None:
+        done = self.client.cli("server", f"fault slow {value}")
         if done.returncode:
             raise LabError(f"the sandbox could not be slowed: {done.stderr}")
 
@@ -136,13 +151,15 @@ class Demo:
 
     def grace(self) -> None:
         """Run traffic on credit until the first payment is through."""
-        self.view.title(f"4/7 Grace: the payment is made slow, {PAY_DELAY_S} s")
+        slow = f"the payment is made slow, {PAY_DELAY_S} s" if self.nodes is None else "until LND has paid"
+        self.view.title(f"4/7 Grace: {slow}")
         flows = self._flows()
         self.view.tell("UDP and TCP, IPv4 and IPv6, run on credit: see the balance below zero")
         await_until(lambda: self.watch.paid_msat, what="the first payment")
         owed = sat(-self.watch.lowest_msat)
         self.view.tell(f"paid; the client owed up to {owed} sat of grace, charged like all else", "green")
-        self.client.cli("server", "fault slow off")
+        if self.nodes is None:
+            self._slow("off")
         for flow in flows:
             flow.end()
         self.lost_before = self.lost()
@@ -183,7 +200,7 @@ class Demo:
     def cut(self) -> None:
         """Use up contracts that may not be renewed, live flows on them, and see that nothing more passes."""
         self.view.title("6/7 Cut: DATA_RENEWAL 0 and TIME_RENEWAL 0, `ngp reload`")
-        done = self.client.reload({**CLIENT, **ONCE})
+        done = self.client.reload({**self.settings, **ONCE})
         if done.returncode:
             raise LabError(f"ngp reload: {done.stderr}")
         v4, v6 = self.remotes(CUT)
@@ -245,8 +262,8 @@ def books(daemon: Daemon, role: str) -> Books:
     return Books(contracts, account)
 
 
-def verdict(lines: Sequence[Line]) -> int:
-    """Print the comparison and return the exit code."""
+def verdict(lines: Sequence[Line], money: str = SANDBOX) -> int:
+    """Print the comparison and return the exit code; `money` says what kind of money it was."""
     print()
     print_lines(lines)
     different = sum(not line.agrees for line in lines)
@@ -254,14 +271,16 @@ def verdict(lines: Sequence[Line]) -> int:
     if different:
         print(f"DIFFERENT: {different} lines differ from the independent count or from each other.")
         return DIFFERS
-    print("Equal to the byte and the msat. (Sandbox money: it is not real.)")
+    print(f"Equal to the byte and the msat. ({money})")
     return DONE
 
 
 def play(options: Options, lab: Lab) -> int:
     """Tell the story and judge it."""
-    with View(options.plain) as view:
-        demo = Demo(lab, view, options.seconds)
+    with View(options.plain, PRIVATE if options.lightning else SANDBOX) as view, ExitStack() as beside:
+        net = three_hosts(lab)
+        lightning = beside.enter_context(nodes(lab, net, view)) if options.lightning else None
+        demo = Demo(net, view, options.seconds, lightning)
         try:
             demo.plain_forwarding()
             demo.neighbours()
@@ -270,8 +289,10 @@ def play(options: Options, lab: Lab) -> int:
             demo.metering()
             demo.cut()
             lines = demo.totals()
+            if lightning is not None:
+                lightning.judge(view, books(demo.gateway, "server").account["paid_msat"])
             view.close_tables()
-            code = verdict(lines)
+            code = verdict(lines, view.money)
             if options.keep:
                 keep(demo)
             demo.stop()

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 LINE_EVERY_S = 3.0
 MOST_ROWS = 6
 MSAT_PER_KB = 1 << 20
-NOT_REAL = "sandbox money: it is not real"
+SANDBOX, PRIVATE = "sandbox money: it is not real", "coins of a private chain"
 _STYLES = {"quoted": "yellow", "accepted": "yellow", "active": "green", "renewing": "cyan", "closed": "red"}
 
 
@@ -68,7 +68,8 @@ def host_of(destination: str) -> str:
 class View:
     """The screen; use it as a context manager. `tell` may be called from any thread."""
 
-    def __init__(self, plain: bool) -> None:
+    def __init__(self, plain: bool, money: str = SANDBOX) -> None:
+        self.money = money
         self.scene = Scene()
         self._plain = plain
         self._began = time.monotonic()
@@ -129,14 +130,14 @@ class View:
         sold = self.scene.sold or {}
         return (
             f"  contracts {len(live)}, {data(rate)}/s, charged {sat(sold['charged_msat'])} sat, "
-            f"paid {sat(sold['paid_msat'])} sat, balance {sat(sold['balance_msat'])} sat ({NOT_REAL})"
+            f"paid {sat(sold['paid_msat'])} sat, balance {sat(sold['balance_msat'])} sat ({self.money})"
         )
 
     def _picture(self) -> Group:
         scene = self.scene
         title = Text.assemble((f" {scene.title or 'ngp'} ", "bold"), (f"{self.seconds:.0f} s ", "dim"))
         head = Rule(title, style="dim")
-        foot = Text(f"client --- mesh0 [gateway] wan0 --- internet   {NOT_REAL}", style="dim", no_wrap=True)
+        foot = Text(f"client --- mesh0 [gateway] wan0 --- internet   {self.money}", style="dim", no_wrap=True)
         return Group(head, _contracts(scene.contracts), _accounts(scene), foot)
 
 

@@ -155,6 +155,15 @@ def test_the_demonstration_ends_equal() -> None:
     assert "not real" in story
 
 
+def test_the_demonstration_on_real_nodes_ends_equal() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = run(demo("--plain", "--lightning", "--seconds", "4"), timeout_s=250, environment=environment)
+    assert done.returncode == DONE, f"{done.stdout}\n{done.stderr}"
+    for told in ("LND of the client", "LND of the gateway", "as both ledgers say", "coins of a private chain", *TOTALS):
+        assert told in done.stdout, f"{told!r} is missing in:\n{done.stdout}"
+    assert "sandbox" not in done.stdout
+
+
 def read_until(stream: IO[str], mark: str) -> str:
     said = ""
     for line in stream:

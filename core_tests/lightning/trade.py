@@ -6,10 +6,11 @@ over the mesh itself needs is a scenario of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from core_tests.host import Host
 from core_tests.lab import End, Lab
 from core_tests.lightning.build import programs
 from core_tests.lightning.network import CHANNEL_SAT, LightningNetwork, Place
@@ -60,6 +61,18 @@ def node_settings(node: Lnd) -> Conf:
     }
 
 
+def backbone(lab: Lab, hosts: Mapping[str, Host]) -> tuple[list[Place], Place]:
+    """Lay a network of their own (`chain0`) between hosts with nodes; returns where the nodes and the chain live."""
+    switch = lab.switch("chain")
+    switch.host.ip("address", "add", CHAIN_V4.format(1), "dev", "br0")
+    places = []
+    for number, (name, host) in enumerate(hosts.items(), 2):
+        lab.link(End(host, "chain0", CHAIN_V4.format(number)), switch)
+        places.append(Place(name, host.inside(), CHAIN_V4.format(number).partition("/")[0], Ports()))
+    lab.await_carriers()
+    return places, Place("chain", switch.host.inside(), CHAIN_V4.format(1).partition("/")[0])
+
+
 @contextmanager
 def lightning_trade(
     lab: Lab, gateway: Conf | None = None, client: Conf | None = None, channel_sat: int = CHANNEL_SAT
@@ -71,17 +84,7 @@ def lightning_trade(
         channel_sat: from client to gateway, with a fifth of it on the gateway's side.
     """
     net = three_hosts(lab)
-    switch = lab.switch("chain")
-    hosts = {"client": net.client, "gateway": net.gateway}
-    switch.host.ip("address", "add", CHAIN_V4.format(1), "dev", "br0")
-    for number, host in enumerate(hosts.values(), 2):
-        lab.link(End(host, "chain0", CHAIN_V4.format(number)), switch)
-    lab.await_carriers()
-    places = [
-        Place(name, host.inside(), CHAIN_V4.format(number).partition("/")[0], Ports())
-        for number, (name, host) in enumerate(hosts.items(), 2)
-    ]
-    chain = Place("chain", switch.host.inside(), CHAIN_V4.format(1).partition("/")[0])
+    places, chain = backbone(lab, {"client": net.client, "gateway": net.gateway})
     with LightningNetwork(programs(), lab.folder / "lightning", places, chain) as network:
         network.open("client", "gateway", channel_sat, channel_sat // 5, ["--private"])
         network.await_payable("client", "gateway")
