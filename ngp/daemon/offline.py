@@ -16,7 +16,7 @@ from ngp.core.settings import Settings
 from ngp.core.values import Check, Standing
 from ngp.daemon import main
 from ngp.daemon.desired import FAMILIES
-from ngp.daemon.state import NamespaceLock, StateLock, forget_killed
+from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
 from ngp.ports import Network
 from ngp.store import file as ledger_file
@@ -55,7 +55,15 @@ def shut(settings: Settings, state_dir: Path) -> None:
     Raises:
         RunningError: a daemon gates this network namespace. KernelError: no rights, or the kernel refuses.
     """
-    namespace = NamespaceLock.take()
+    try:
+        namespace = NamespaceLock.take()
+    except RunningError as error:
+        pid = running_pid(state_dir)
+        if pid is None:
+            raise
+        raise RunningError(
+            f"ngp runs on {state_dir} (process {pid}) and gates by itself; nothing is closed: ngp stop ends it"
+        ) from error
     network = main.make_network(settings, state_dir)
     try:
         network.shut(settings.mesh_interfaces, settings.ignore_interfaces, FAMILIES[settings.network_module])

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ngp.daemon.state import StateLock, prepare, running_pid
+from ngp.config import parse
+from ngp.daemon import offline
+from ngp.daemon.state import NamespaceLock, StateLock, prepare, running_pid
 from ngp.errors import KernelError, RunningError
 from tests.cli.conftest import LONGEST_S, Host
 
@@ -79,6 +81,20 @@ def test_close_needs_no_state_directory_and_does_nothing_where_stopped_means_ope
     host.config.write_text(host.config.read_text().replace("closed", "open"))
     done = host.ngp("close", "--config", "net.conf")
     assert (done.returncode, done.stdout) == (0, "WHEN_STOPPED is open: nothing is closed\n")
+
+
+@pytest.mark.parametrize("whose", ["this state directory", "another"])
+def test_close_beside_a_daemon_says_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
+    def take() -> NamespaceLock:
+        raise RunningError("another ngp daemon")
+
+    monkeypatch.setattr(NamespaceLock, "take", take)
+    lock = StateLock.take(tmp_path) if whose == "this state directory" else None
+    expected = f"ngp runs on {tmp_path} .process {os.getpid()}" if lock else "another ngp daemon"
+    with pytest.raises(RunningError, match=expected):
+        offline.shut(parse("MESH_INTERFACES: eth1\n", tmp_path / "net.conf"), tmp_path)
+    if lock:
+        lock.release()
 
 
 def test_after_kill_9_start_works_again(host: Host) -> None:
