@@ -64,7 +64,8 @@ def start_detached(config_path: Path, state_dir: Path, verbose: bool, progress: 
         The daemon's process number.
 
     Raises:
-        RunningError: one runs there already. StartFailed: it didn't become ready. KernelError: no state directory.
+        RunningError: one runs there already. StartFailed: it didn't become ready. KernelError: no state directory, or
+            no right to write there.
     """
     prepare(state_dir)
     pid = running_pid(state_dir)
@@ -85,12 +86,12 @@ def start_detached(config_path: Path, state_dir: Path, verbose: bool, progress: 
 
 
 def _spawn(config_path: Path, state_dir: Path, verbose: bool) -> tuple[subprocess.Popen[bytes], int]:
-    report, ready = os.pipe()
     # -P: whatever lies in the folder where root happens to stand is not taken for a package.
     command = [sys.executable, "-P", "-m", "ngp", "start", "--foreground", "--config", str(config_path)]
     command += ["--state-dir", str(state_dir), *(["-v"] if verbose else [])]
     # Without a terminal, what the interpreter itself has to say at its end belongs into the log as well.
-    output: IO[bytes] | int | None = None if verbose else logs.open_log(state_dir / LOG_FILE)
+    output: IO[bytes] | int | None = None if verbose else _open_log(state_dir / LOG_FILE)
+    report, ready = os.pipe()
     try:
         child = subprocess.Popen(
             command,
@@ -107,6 +108,13 @@ def _spawn(config_path: Path, state_dir: Path, verbose: bool) -> tuple[subproces
         if isinstance(output, int):
             os.close(output)
     return child, report
+
+
+def _open_log(path: Path) -> int:
+    try:
+        return logs.open_log(path)
+    except OSError as error:
+        raise KernelError(f"log {path}: {error.strerror}; start with sudo, or --state-dir") from error
 
 
 def _import_path() -> dict[str, str]:

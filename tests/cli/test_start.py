@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ngp.config import parse
-from ngp.daemon import offline
+from ngp.daemon import logs, offline, spawn
 from ngp.daemon.state import NamespaceLock, StateLock, prepare, running_pid
 from ngp.errors import KernelError, RunningError
 from tests.cli.conftest import LONGEST_S, Host
@@ -186,6 +187,15 @@ def test_a_bad_net_conf_is_3_and_starts_nothing(host: Host) -> None:
     assert len(lines) == 2
     assert all(line.startswith("ngp: ") for line in lines)
     assert not host.state_dir.exists()
+
+
+def test_a_start_without_rights_is_4_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(logs, "open_log", refuse)  # as for anyone but root, on a directory that root made
+    with pytest.raises(KernelError, match="ngp.log: Permission denied; start with sudo, or --state-dir"):
+        spawn.start_detached(tmp_path / "net.conf", tmp_path, False, lambda _s, _stage: None)
 
 
 def test_a_net_conf_that_others_can_write_is_refused(host: Host) -> None:
