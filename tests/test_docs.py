@@ -116,7 +116,7 @@ def contract(role: Role) -> ContractRecord:
 
 
 def test_contract_keys_are_explained() -> None:
-    assert row_keys("ngp contracts") == {*reports.contract_row(contract(Role.CLIENT)), "rate_bytes_s"}
+    assert row_keys("ngp contracts") == {*reports.contract_row(contract(Role.CLIENT), False), "rate_bytes_s"}
 
 
 def test_account_keys_are_explained() -> None:
@@ -126,7 +126,7 @@ def test_account_keys_are_explained() -> None:
 
 
 def test_ledger_keys_are_explained() -> None:
-    assert row_keys("ngp ledger") == set(reports.journal_row(JournalRecord(0, "payment", b"", b"", 0, b"", "")))
+    assert row_keys("ngp ledger") == set(reports.journal_row(JournalRecord(0, "payment", b"", b"", 0, b"", ""), False))
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

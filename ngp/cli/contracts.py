@@ -19,10 +19,9 @@ from ngp.cli.show import (
     money,
     price,
     print_json_rows,
-    print_not_real,
     print_table,
+    print_unless_real,
 )
-from ngp.cli.status import ask_status, money_is_real
 from ngp.cli.verbs import verb_command
 from ngp.daemon import reports
 from ngp.daemon.state import was_killed
@@ -65,25 +64,24 @@ _SUM_COLUMNS = (
 )
 def command(place: Place, include_closed: bool, by_destination: bool, as_json: bool) -> int:
     """List contracts."""
-    rows, real = _find(place, include_closed, by_destination, names_money=not as_json)
+    rows = _find(place, include_closed, by_destination)
     if as_json:
         print_json_rows(rows)
         return 0
     found = list(rows)
     print_table(found, _SUM_COLUMNS if by_destination else COLUMNS, "no contracts" if include_closed else "none runs")
-    if found and not real:
-        print_not_real()
+    print_unless_real(found)
     return 0
 
 
-def _find(place: Place, include_closed: bool, sums: bool, names_money: bool) -> tuple[Iterable[Row], bool]:
+def _find(place: Place, include_closed: bool, sums: bool) -> Iterable[Row]:
     """Ask the daemon, or read the ledger where none runs: for all, or where one was killed, whose contracts go on."""
     try:
-        real = not names_money or money_is_real(ask_status(place))
-        return Daemon(place.state_dir).rows("contracts", all=include_closed, by_destination=sums), real
+        return Daemon(place.state_dir).rows("contracts", all=include_closed, by_destination=sums)
     except RunningError as absent:
         if not (include_closed or was_killed(place.state_dir)):
             raise
         with books.opened(place, absent) as ledger:
-            found = [reports.contract_row(record) for record in ledger.contracts(include_closed)]
-        return reports.by_destination(found) if sums else found, books.money_is_real(place)
+            real = books.money_is_real(place)
+            found = [reports.contract_row(record, real) for record in ledger.contracts(include_closed)]
+        return reports.by_destination(found) if sums else found

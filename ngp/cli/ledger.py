@@ -14,14 +14,13 @@ import click
 from ngp.cli import books
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import Column, Row, clean, field, key, money, print_json_rows, print_not_real, print_table
-from ngp.cli.status import ask_status, money_is_real
+from ngp.cli.show import Column, Row, clean, field, key, money, print_json_rows, print_table, print_unless_real
 from ngp.cli.verbs import verb_command
 from ngp.config import units
 from ngp.daemon import reports
 from ngp.errors import ConfigError, RunningError
 
-_KEYS = ("time", "kind", "neighbour", "contract", "amount_msat", "payment_hash", "state")
+_KEYS = ("time", "kind", "neighbour", "contract", "amount_msat", "payment_hash", "state", "real_money")
 _COLUMNS = (
     Column("time", field("time")),
     Column("kind", field("kind")),
@@ -43,7 +42,7 @@ def command(place: Place, as_csv: bool, since: str | None, as_json: bool) -> int
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other.")
     since_s = None if since is None else parse_since(since, time.time())
-    rows, running = _find(place, since_s)
+    rows = _find(place, since_s)
     if as_json:
         print_json_rows(rows)
     elif as_csv:
@@ -51,8 +50,7 @@ def command(place: Place, as_csv: bool, since: str | None, as_json: bool) -> int
     else:
         found = list(rows)
         print_table(found, _COLUMNS, "nothing in the ledger" if since is None else f"nothing since {since}")
-        if found and not (money_is_real(ask_status(place)) if running else books.money_is_real(place)):
-            print_not_real()
+        print_unless_real(found)
     return 0
 
 
@@ -75,19 +73,21 @@ def parse_since(text: str, now_s: float) -> int:
         ) from None
 
 
-def _find(place: Place, since_s: int | None) -> tuple[Iterable[Row], bool]:
+def _find(place: Place, since_s: int | None) -> Iterable[Row]:
     """Ask the daemon, or open the ledger where none runs; a failure of either comes before anything is printed."""
     try:
-        return Daemon(place.state_dir).rows("ledger", since=since_s), True
+        return Daemon(place.state_dir).rows("ledger", since=since_s)
     except RunningError as absent:
         rows = _read(place, since_s, absent)
         first = list(islice(rows, 1))
-        return chain(first, rows), False
+        return chain(first, rows)
 
 
 def _read(place: Place, since_s: int | None, absent: RunningError) -> Iterator[Row]:
     with books.opened(place, absent) as ledger:
-        yield from map(reports.journal_row, ledger.journal(since_s))
+        real = books.money_is_real(place)
+        for record in ledger.journal(since_s):
+            yield reports.journal_row(record, real)
 
 
 def _print_csv(rows: Iterable[Row]) -> None:

@@ -163,9 +163,10 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
         print(f"{name:{width}}  {value}")
 
 
-def print_not_real() -> None:
-    """Say, below a listing, that its money is play money."""
-    print(f"\nAll amounts are sandbox money: {NOT_REAL}.")
+def print_unless_real(rows: Sequence[Row]) -> None:
+    """Say, below a listing, that its money is play money; what isn't known to be real isn't."""
+    if any(row.get("real_money") is not True for row in rows):
+        print(f"\nAll amounts are sandbox money: {NOT_REAL}.")
 
 
 def console() -> Console:

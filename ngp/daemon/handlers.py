@@ -125,14 +125,15 @@ class Handlers:
         return _stream(reports.by_destination(rows) if arguments.get("by_destination") else rows)
 
     def _contract_rows(self, include_closed: bool) -> Iterator[dict[str, Any]]:
+        real = self._world.means.real_money
         live = [contract for contract in self._world.contracts.values() if contract.opened_at_s]
         for contract in live:
-            yield reports.live_contract_row(contract)
+            yield reports.live_contract_row(contract, real)
         if include_closed:
             known = {contract.contract for contract in live}
             for record in self._node.parts.ledger.contracts(include_closed=True):
                 if record.contract not in known:
-                    yield reports.contract_row(record)
+                    yield reports.contract_row(record, real)
 
     def accounts(self, _arguments: dict[str, Any]) -> Any:
         """List accounts."""
@@ -171,7 +172,8 @@ class Handlers:
         since = arguments.get("since")
         if since is not None and not isinstance(since, int):
             raise UsageError(f"since is {since!r}: it must be UTC seconds")
-        return _stream(reports.journal_row(record) for record in self._node.parts.ledger.journal(since))
+        real = self._world.means.real_money
+        return _stream(reports.journal_row(record, real) for record in self._node.parts.ledger.journal(since))
 
     async def reload(self, _arguments: dict[str, Any]) -> str:
         """Apply a changed net.conf."""

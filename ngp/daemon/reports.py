@@ -24,7 +24,7 @@ def iso(utc_s: int) -> str | None:
     return datetime.fromtimestamp(utc_s, UTC).isoformat().replace("+00:00", "Z") if utc_s else None
 
 
-def contract_row(record: ContractRecord) -> Row:
+def contract_row(record: ContractRecord, real_money: bool) -> Row:
     """Return the row of a contract."""
     row = {
         "id": record.contract.hex(),
@@ -44,15 +44,16 @@ def contract_row(record: ContractRecord) -> Row:
         "opened_at": iso(record.opened_at_s),
         "expires_at": iso(record.expires_at_s),
         "closed_at": iso(record.closed_at_s),
+        "real_money": real_money,
     }
     if record.role is Role.CLIENT:
         row["billed_bytes"] = record.billed_bytes
     return row
 
 
-def live_contract_row(contract: Contract) -> Row:
+def live_contract_row(contract: Contract, real_money: bool) -> Row:
     """Return the row of a contract that the daemon holds, with its present rate."""
-    row = contract_row(contract.record())
+    row = contract_row(contract.record(), real_money)
     row["rate_bytes_s"] = int(contract.rate_bytes_s)
     return row
 
@@ -93,6 +94,7 @@ def by_destination(rows: Iterable[Row]) -> list[Row]:
                 "used_to_bytes": 0,
                 "used_from_bytes": 0,
                 "charged_msat": 0,
+                "real_money": row["real_money"],
             },
         )
         total["contracts"] += 1
@@ -139,7 +141,7 @@ def stored_account_row(record: AccountRecord, real_money: bool) -> Row:
     }
 
 
-def journal_row(record: JournalRecord) -> Row:
+def journal_row(record: JournalRecord, real_money: bool) -> Row:
     """Return the row of a journal line."""
     return {
         "time": iso(record.time_s),
@@ -149,4 +151,5 @@ def journal_row(record: JournalRecord) -> Row:
         "amount_msat": record.amount_msat,
         "payment_hash": record.payment_hash.hex() or None,
         "state": record.state,
+        "real_money": real_money,
     }

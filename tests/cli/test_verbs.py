@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ngp.cli import accounts
+from ngp.cli.show import print_unless_real
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord, JournalRecord
 from ngp.store.ledger import Ledger
@@ -56,6 +57,14 @@ def test_every_listing_says_that_sandbox_money_is_not_real(running: Host, verb: 
     assert "not real money" in running.ngp(*words).stdout
 
 
+def test_what_is_not_known_to_be_real_money_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    print_unless_real([])
+    print_unless_real([{"real_money": True}])
+    assert capsys.readouterr().out == ""
+    print_unless_real([{"real_money": True}, {}])
+    assert "not real money" in capsys.readouterr().out
+
+
 def test_tables_show_money_and_bytes_exactly(running: Host) -> None:
     text = running.ngp("contracts").stdout
     for expected in ("1,234.567 sat", "1.18 MB (1,234,567)", "7 B", "5 msat/kB", "100 MB (104,857,600)"):
@@ -84,7 +93,8 @@ def test_status_for_people(running: Host) -> None:
 
 def test_ledger_as_csv(running: Host) -> None:
     rows = list(csv.DictReader(io.StringIO(running.ngp("ledger", "--csv").stdout)))
-    assert rows == [{name: "" if value is None else str(value) for name, value in fake_main.ENTRY.items()}]
+    written = {name: "" if value is None else str(value) for name, value in fake_main.ENTRY.items()}
+    assert rows == [written | {"real_money": "no"}]
 
 
 def test_top_gives_a_line_a_refresh_to_a_script(running: Host) -> None:
@@ -294,7 +304,7 @@ def test_the_ledger_is_read_without_a_daemon(host: Host) -> None:
     assert json.loads(host.ngp("ledger", "--json").stdout) == [
         {
             "time": "2001-09-09T01:46:40Z", "kind": "charge", "neighbour": "7f" * 32, "contract": b"c".hex() * 16,
-            "amount_msat": 1500, "payment_hash": None, "state": "active",
+            "amount_msat": 1500, "payment_hash": None, "state": "active", "real_money": False,
         }
     ]  # fmt: skip
     account: dict[str, Any] = json.loads(host.ngp("accounts", "--json").stdout)[0]

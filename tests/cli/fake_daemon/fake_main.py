@@ -21,7 +21,7 @@ CONTRACT = {
     "id": "ab" * 16, "role": "client", "neighbour": KEY, "interface": "eth1", "destination": "198.51.100.0/24",
     "state": "active", "reason": "", "price_msat_per_gib": 5242880, "data_limit_bytes": 104857600,
     "used_to_bytes": 1234567, "used_from_bytes": 7, "charged_msat": 1234567, "expires_at": "2030-01-01T00:00:00Z",
-    "billed_bytes": 1234574,
+    "billed_bytes": 1234574, "real_money": False,
 }  # fmt: skip
 ACCOUNT = {
     "role": "server", "neighbour": KEY, "balance_msat": -1500, "reserved_msat": 0, "grace_left_bytes": 262144,
@@ -29,7 +29,7 @@ ACCOUNT = {
 }  # fmt: skip
 ENTRY = {
     "time": "2030-01-01T00:00:00Z", "kind": "payment", "neighbour": KEY, "contract": None, "amount_msat": 1000,
-    "payment_hash": "cd" * 32, "state": "settled",
+    "payment_hash": "cd" * 32, "state": "settled", "real_money": False,
 }  # fmt: skip
 NEIGHBOUR = {
     "neighbour": KEY, "interface": "eth1", "link_address": "02:00:00:00:00:01", "address": "192.0.2.1\x1b[2J",
