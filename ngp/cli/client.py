@@ -150,11 +150,17 @@ class Daemon:
             raise self._absent() from None
         except PermissionError:
             connection.close()
-            raise KernelError(f"no rights to ask the daemon on {self._state_dir}: use sudo, or the group ngp") from None
+            raise self._forbidden() from None
         except OSError as error:
             connection.close()
             raise NgpError(f"{self._path}: {error.strerror or 'no answer'}") from error
         return connection
+
+    def _forbidden(self) -> KernelError:
+        """Say no more than can be seen: who may not look into the folder can't know whether a daemon runs there."""
+        seen = os.path.lexists(self._path)
+        what = "ask the daemon on" if seen else "see whether a daemon runs on"
+        return KernelError(f"no rights to {what} {self._state_dir}: use sudo, or the group ngp")
 
     def _absent(self) -> RunningError:
         pid = running_pid(self._state_dir)

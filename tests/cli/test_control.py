@@ -253,13 +253,21 @@ def test_mode_is_for_the_owner_alone_without_a_group(folder: Path, monkeypatch: 
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         refused = await in_thread(ask_as, NOBODY, folder)
         assert refused.returncode == 4
-        assert "sudo" in refused.stderr
+        assert "no rights to ask the daemon on" in refused.stderr and "sudo" in refused.stderr
         path.chmod(0o666)  # a mode that somebody spoiled doesn't open the daemon
         refused = await in_thread(ask_as, NOBODY, folder)
         assert refused.returncode == 4
         assert "only root" in refused.stderr
 
     serve(folder, test)
+
+
+def test_who_may_not_look_is_not_told_that_a_daemon_runs(folder: Path) -> None:
+    closed = folder / "state"
+    closed.mkdir(mode=0o700)
+    refused = ask_as(NOBODY, closed)
+    assert refused.returncode == 4
+    assert f"no rights to see whether a daemon runs on {closed}: use sudo" in refused.stderr
 
 
 def test_members_of_the_group_may_ask_but_not_what_is_for_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
