@@ -358,7 +358,7 @@ def _moved_away(world: World, neighbour: Neighbour, account: Account, contract: 
 
 
 def _forgive(world: World, account: Account, contract: Contract) -> None:
-    """After a reboot, or a move of the server, believe a bill: our meter lost or missed what it is for.
+    """After a start of ours, or a move of the server, believe a bill: our meter lost or missed what it is for.
 
     A server carries on what was prepaid, or on its grace while we are away; so what all such bills together say above
     our count is believed up to what it may have in hand. Else it could name any sum, and we would pay on.

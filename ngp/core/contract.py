@@ -75,7 +75,7 @@ class Contract:
         unsaved_msat: charged since the ledger was last told.
         refused_bytes: what the kernel refused at the limit so far.
         short: it asked for budget and got less than a least slice.
-        meter_lost, forgiven_bytes: our machine restarted; what the first bill after that says above our count.
+        meter_lost, forgiven_bytes: we started anew; what the first bill after that says above our count.
         shrinking, shrink_to_bytes: budget above this count is being taken back, the kernel's reading is awaited.
         halting: the reason for which it is being closed, while the kernel's last reading is awaited.
         offered: a renewal that waits for its accept: (data limit, lifetime, price).

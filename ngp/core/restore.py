@@ -139,7 +139,7 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
     account.running += 1
     world.add_contract(contract)
     contract.carried_mono_s = world.now.monotonic_s
-    contract.meter_lost = found is None
+    contract.meter_lost = True  # by a reboot or stop, now or at a start before this one that no bill has followed yet
     if found is not None:
         contract.granted_bytes = found.grant.granted_bytes  # what it may pass already; the ledger's may be older
         _charge_missed(world, account, contract, found)

@@ -321,6 +321,18 @@ def test_after_a_reboot_bills_are_believed_only_as_far_as_the_server_may_have_ou
     assert client.tolerated_msat <= client.paid_msat + ahead_msat
 
 
+def test_a_kill_before_the_first_bill_after_a_reboot_makes_that_bill_no_wrong_one() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2)
+    carried = 5_000_000  # while the machine was down, or the meter was
+    for reboot in (True, False):
+        sim.crash(sim.client, reboot)
+    sim.run(0.001)
+    first = sim.contracts(sim.client)[0]
+    tell(sim, sim.client, Statement(0, 0, 0, (StatementLine(first.contract, carried, 0, 0),)))
+    assert not account(sim, Role.CLIENT).disputed
+
+
 def moved(sim: Sim, mac: bytes, used_bytes: int) -> list[fx.Effect]:
     """Let the gateway speak from another MAC, and bill the client for so much by its first contract."""
     link = (sim.gateway.link[0], mac)
