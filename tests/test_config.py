@@ -366,9 +366,9 @@ def test_changes_are_named_by_key_and_by_when_they_take_effect() -> None:
     assert changes(old, replace(old)) == changes(new, new)
 
 
-def test_a_changed_default_price_shows_as_the_prices_that_follow_it() -> None:
-    got = changes(settings(), settings("DEFAULT_PRICE: 6", "BUY_PRICE_MAX: 6"))
-    assert got.applied == ("SELL_PRICE", "SELL_PRICE_MIN", "BUY_PRICE", "BUY_PRICE_MAX")
+def test_a_changed_default_price_shows_with_the_prices_that_follow_it() -> None:
+    got = changes(settings("SELL_PRICE_MIN: 1"), settings("SELL_PRICE_MIN: 1", "DEFAULT_PRICE: 6"))
+    assert got.applied == ("DEFAULT_PRICE", "SELL_PRICE", "BUY_PRICE", "BUY_PRICE_MAX")
 
 
 def test_every_field_of_settings_belongs_to_exactly_one_key() -> None:

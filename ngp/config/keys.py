@@ -171,7 +171,7 @@ DEFAULT_PRICE = Key(
     _price,
     "5 msat",
     "per kilobyte: asked when selling, the most paid when buying, unless the next keys say otherwise",
-    (),
+    ("default_msat_per_gib",),
 )
 SELL = Key("SELL", "yes or no", values.yes_or_no, "yes", "forward for neighbours; no = buys only", ("sells",))
 SELL_PRICE = Key(

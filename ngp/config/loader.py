@@ -159,6 +159,7 @@ def _settings(written: Written, path: Path) -> Settings:
         lnd_macaroon=_beside(path, written[keys.LND_MACAROON]),
         sells=written[keys.SELL],
         buys=written[keys.BUY],
+        default_msat_per_gib=written[keys.DEFAULT_PRICE],
         sell_msat_per_gib=prices.sell,
         sell_min_msat_per_gib=prices.sell_min,
         buy_msat_per_gib=prices.buy,

@@ -22,7 +22,7 @@ class Changes:
 
 
 def changes(old: Settings, new: Settings) -> Changes:
-    """Compare two Settings by key. A changed DEFAULT_PRICE shows as the prices that follow it."""
+    """Compare two Settings by key. A changed DEFAULT_PRICE shows with the prices that follow it."""
     differing = [key for key in KEYS if any(attrgetter(field)(old) != attrgetter(field)(new) for field in key.fields)]
     return Changes(
         tuple(key.name for key in differing if not key.needs_restart),

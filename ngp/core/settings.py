@@ -46,6 +46,7 @@ class FreeDestination:
 class Settings:
     """All of net.conf, in units. Keys and their meaning: docs/operators-guide.md; defaults: the shipped net.conf.
 
+    `default_msat_per_gib` is there for a reload to name: the four prices below it are complete without it.
     `data_renewal_bytes` and `time_renewal_s` None mean `auto`; `never_renews` is True where both are 0.
     """
 
@@ -62,6 +63,7 @@ class Settings:
     lnd_macaroon: str | None
     sells: bool
     buys: bool
+    default_msat_per_gib: int
     sell_msat_per_gib: int
     sell_min_msat_per_gib: int
     buy_msat_per_gib: int

@@ -74,6 +74,7 @@ def settings(**changes: object) -> Settings:
         account_id=None,
         sells=True,
         buys=True,
+        default_msat_per_gib=5 * MSAT_PER_KB,
         sell_msat_per_gib=5 * MSAT_PER_KB,
         sell_min_msat_per_gib=5 * MSAT_PER_KB,
         buy_msat_per_gib=5 * MSAT_PER_KB,
