@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from ngp.cli import aftermath
 from ngp.cli.place import Place
 from ngp.cli.show import clean
+from ngp.daemon.state import keep_last_sign
 from ngp.errors import ConfigError, LedgerError, RunningError
 from ngp.store.ledger import Ledger
 
@@ -34,9 +35,10 @@ def opened(place: Place, absent: RunningError) -> Iterator[Ledger]:
         raise absent from None
     except OSError as error:
         raise LedgerError(f"ledger {place.ledger_path}: {error.strerror}; try sudo") from error
-    said = aftermath.told(place)  # before the ledger is opened, which removes a sign of life
+    said = aftermath.told(place)
     if said:
         print(f"ngp: {clean(said)}", file=sys.stderr)
+    keep_last_sign(place.state_dir)
     ledger = Ledger.open(place.ledger_path)
     try:
         yield ledger

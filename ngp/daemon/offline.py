@@ -16,7 +16,7 @@ from ngp.core.settings import Settings
 from ngp.core.values import Check, Standing
 from ngp.daemon import main
 from ngp.daemon.desired import FAMILIES
-from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, running_pid
+from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
 from ngp.ports import Network
 from ngp.store import file as ledger_file
@@ -123,6 +123,7 @@ def check_ledger(path: Path) -> Check:
     try:
         if not os.path.lexists(path):
             return Check("ledger", True, f"{path}: none yet, the first start makes it")
+        keep_last_sign(path.parent)
         ledger_file.look(path)
     except (LedgerError, OSError) as error:
         return Check("ledger", False, str(error), "as it says; see Backup and restore in the operator's guide")

@@ -166,6 +166,17 @@ def last_sign_s(state_dir: Path) -> int:
     return int(max(times))
 
 
+def keep_last_sign(state_dir: Path) -> None:
+    """Have a killed daemon's pid file remember the last sign of life, before a command opens and so tidies the ledger.
+
+    Without rights nothing is kept; then the ledger can't be opened either.
+    """
+    if was_killed(state_dir):
+        time_s = last_sign_s(state_dir)
+        with suppress(OSError):
+            os.utime(state_dir / PID_FILE, (time_s, time_s), follow_symlinks=False)
+
+
 def left_behind(state_dir: Path) -> bool:
     """Say whether a daemon of this state directory ended without cleaning up."""
     return was_killed(state_dir) or any(os.path.ismount(each) for each in _folders(state_dir))

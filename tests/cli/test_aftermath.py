@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,22 @@ def test_the_last_sign_of_life_is_not_the_ledger_that_a_command_opened(tmp_path:
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time_s, time_s))
     assert last_sign_s(tmp_path) == 2000
+
+
+@pytest.mark.parametrize("words", [("contracts",), ("backup", "copy.db"), ("check", "--config", "net.conf")])
+def test_the_last_sign_of_life_stays_whatever_opens_the_ledger(host: Host, words: tuple[str, ...]) -> None:
+    host.state_dir.mkdir(mode=0o700)
+    (host.state_dir / "ngp.pid").write_text("4242\n")
+    os.utime(host.state_dir / "ngp.pid", (1000, 1000))
+    alive = (  # its end is os._exit: what it wrote last stays in the journal beside the ledger
+        "import os, sys; from pathlib import Path; from ngp.store.ledger import Ledger; "
+        "ledger = Ledger.open(Path(sys.argv[1])); ledger.next_boot(1); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", alive, host.state_dir / "ledger.db"], env=host.variables(), check=True)
+    os.utime(host.state_dir / "ledger.db-wal", (2000, 2000))
+    host.ngp(*words)
+    assert not (host.state_dir / "ledger.db-wal").exists(), "the ledger was opened and tidied"
+    assert last_sign_s(host.state_dir) == 2000
 
 
 def test_listings_of_a_killed_daemon_say_so_beside_their_rows(host: Host) -> None:
