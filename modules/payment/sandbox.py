@@ -80,8 +80,11 @@ class SandboxPayment:
         for name, value in (options or {}).items():
             if name in _OPTIONS:
                 numbers[name] = _number(name, value)
+            elif name in tuple(Fault):
+                faults.append((Fault(name), value))
             else:
-                faults.append((_fault(name), value))
+                known = ", ".join([*_OPTIONS, *Fault])
+                raise ConfigError(f"sandbox option {name!r} is unknown; use one of {known}")
         self._delay_s, self._settle_delay_s = numbers["delay_s"], numbers["settle_delay_s"]
         self._fee_msat = int(numbers["fee_msat"])
         self._changed = asyncio.Event()
@@ -371,5 +374,4 @@ def _fault(name: str) -> Fault:
     try:
         return Fault(name)
     except ValueError:
-        known = ", ".join([*_OPTIONS, *Fault])
-        raise ConfigError(f"sandbox option {name!r} is unknown; use one of {known}") from None
+        raise ConfigError(f"fault {name!r} is unknown; use one of {', '.join(Fault)}") from None

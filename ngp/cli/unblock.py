@@ -13,5 +13,5 @@ from ngp.cli.verbs import verb_command
 @verb_command("unblock", click.Argument(["neighbour"]))
 def command(place: Place, neighbour: str) -> int:
     """Unblock a neighbour."""
-    print_result(Daemon(place.state_dir).ask("unblock", neighbour=neighbour), "not blocked any more")
+    print_result(Daemon(place.state_dir).ask("unblock", neighbour=neighbour), "it may trade again")
     return 0

@@ -10,13 +10,14 @@ from typing import Any
 
 from ngp import __version__, identity
 from ngp.config import parse
+from ngp.config.units import show_money
 from ngp.core.cashier import SAT_MSAT, refundable_msat
 from ngp.core.events import BlockNeighbour, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
 from ngp.core.records import PaymentKind
 from ngp.daemon import checkup, lightning, reports
 from ngp.daemon.node import Node
-from ngp.errors import PaymentError, UsageError
+from ngp.errors import ConfigError, PaymentError, UsageError
 from ngp.ports import ChannelManager
 
 MANUAL_EXPIRY_S = 60
@@ -190,7 +191,7 @@ class Handlers:
     def _block(self, arguments: dict[str, Any], blocked: bool) -> str:
         who = self._who(arguments)
         self._node.tell(BlockNeighbour(who, blocked))
-        return f"{identity.short_text(who)} is {'blocked' if blocked else 'not blocked'}"
+        return f"{identity.short_text(who)} {'is blocked' if blocked else 'may trade again'}"
 
     async def refund(self, arguments: dict[str, Any]) -> str:
         """Offer a neighbour its balance back."""
@@ -225,7 +226,7 @@ class Handlers:
             InvoiceMade(who, PaymentKind.MANUAL, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s)
         )
         await payment.settle_invoice(preimage)
-        return f"{amount} msat (not real money) credited to {identity.short_text(who)}"
+        return f"{show_money(amount)} (not real money) credited to {identity.short_text(who)}"
 
     async def fault(self, arguments: dict[str, Any]) -> str:
         """Have the sandbox's payment node behave badly, or well again, so that operators see what ngp does then."""
@@ -235,7 +236,10 @@ class Handlers:
         name, value = arguments.get("name"), arguments.get("value")
         if not isinstance(name, str) or not isinstance(value, str):
             raise UsageError(f"fault {name!r} {value!r}: give a name and a value, for example slow 2, or slow off")
-        set_fault(name, value)
+        try:
+            set_fault(name, value)
+        except ConfigError as error:
+            raise UsageError(str(error)) from error  # a word of the command, not of net.conf
         return f"fault {name}: {value}"
 
     async def lightning(self, _arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""Handlers: what the daemon answers to what an operator types, where no kernel and no neighbour is needed for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ngp.daemon.handlers import Handlers
+from ngp.errors import UsageError
+from ngp.modules.payment.sandbox import SandboxPayment
+
+WHO = bytes(32)
+
+
+@pytest.fixture
+def handlers(tmp_path: Path) -> Iterator[Handlers]:
+    """A daemon with the sandbox's payment node and one account; what it is told goes nowhere."""
+    payment = SandboxPayment(tmp_path)
+    means = SimpleNamespace(real_money=False)
+    world = SimpleNamespace(means=means, by_link={}, neighbours={}, accounts={(WHO, "server"): None})
+    parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=world), payment=payment)
+    node: Any = SimpleNamespace(parts=parts, tell=lambda _event: None)
+    yield Handlers(node)
+    asyncio.run(payment.close())
+
+
+@pytest.mark.parametrize(("name", "value"), [("foo", "on"), ("delay_s", "1"), ("slow", "very")])
+def test_a_fault_that_does_not_exist_is_bad_usage(handlers: Handlers, name: str, value: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        asyncio.run(handlers.fault({"name": name, "value": value}))
+    assert "delay_s, " not in str(refused.value)
+    assert name == "slow" or "slow, stuck, failed, lost reply, duplicate, down" in str(refused.value)
+
+
+def test_a_payment_by_hand_is_told_in_the_units_of_the_listings(handlers: Handlers) -> None:
+    said = asyncio.run(handlers.payment({"neighbour": "00", "amount_msat": 1_000_000}))
+    assert said.startswith("1000 sat (not real money) credited to ")
+
+
+def test_unblock_does_not_read_like_a_refusal(handlers: Handlers) -> None:
+    assert asyncio.run(handlers.unblock({"neighbour": "00"})).endswith(" may trade again")
