@@ -67,6 +67,7 @@ def start_detached(config_path: Path, state_dir: Path, verbose: bool, progress: 
         RunningError: one runs there already. StartFailed: it didn't become ready. KernelError: no state directory, or
             no right to write there.
     """
+    existed = os.path.lexists(state_dir)
     prepare(state_dir)
     pid = running_pid(state_dir)
     if pid is not None:
@@ -82,7 +83,10 @@ def start_detached(config_path: Path, state_dir: Path, verbose: bool, progress: 
     if outcome.get("ready") is True:
         child.returncode = 0  # it goes on without us: Popen must not warn about it
         return child.pid
-    raise _failure(child, outcome, state_dir)
+    failure = _failure(child, outcome, state_dir)
+    if not existed and "error" in outcome and failure.exit_code != ExitCode.OTHER:  # else the message names the log
+        _remove_unused(state_dir)
+    raise failure
 
 
 def _spawn(config_path: Path, state_dir: Path, verbose: bool) -> tuple[subprocess.Popen[bytes], int]:
@@ -166,6 +170,14 @@ def _failure(child: subprocess.Popen[bytes], outcome: dict[str, Any], state_dir:
         return StartFailed(str(outcome["error"]), int(outcome["exit_code"]))
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return StartFailed(f"the daemon {how} before it was ready: see {state_dir / LOG_FILE}", max(code, 0))
+
+
+def _remove_unused(state_dir: Path) -> None:
+    """Remove a state directory in which nothing but a log was made, whose text the operator has been told."""
+    with suppress(OSError):
+        if [each.name for each in state_dir.iterdir()] == [LOG_FILE]:
+            (state_dir / LOG_FILE).unlink()
+            state_dir.rmdir()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
