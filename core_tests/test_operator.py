@@ -85,6 +85,9 @@ def test_a_blocked_neighbour_is_cut_until_it_is_unblocked(lab: Lab) -> None:
     assert trade.gateway.cli("unblock", trade.net.client.address("mesh0", 4)).returncode == 0
     await_until(lambda: answered(trade), what="service again")
     trade.assert_books_agree(refused=True)
+    assert trade.client.cli("block", trade.identity(trade.gateway)[:12]).returncode == 0
+    await_until(lambda: all(row["state"] == "closed" for row in trade.sold()), what="the end at the gateway too")
+    assert not answered(trade)
     assert trade.gateway.cli("block", "ffff").returncode not in (0, None)
 
 

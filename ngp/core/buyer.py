@@ -1,21 +1,14 @@
-"""Buyer: answer proposals by the operator's policy, meter what we get, renew in time, check the bill.
+"""Buyer: answer proposals by the operator's policy, meter what we get, renew in time; `bills` checks the bill.
 
 A buyer never holds its own packets and trusts no bill: its own meter counts at its own interface with the same rule
-and the same limit, so both sides arrive at the same number. A server whose bill leaves our meter behind is not paid on.
+and the same limit, so both sides arrive at the same number.
 """
 
 from __future__ import annotations
 
-import logging
-
-from ngp.core import cashier
-from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
-from ngp.core.effects import Persist
-from ngp.core.messages import Accept, Ask, Notice, NoticeKind, Prefix, Propose, Reject, RejectReason, Role, Statement
+from ngp.core.messages import Accept, Ask, Notice, NoticeKind, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.policy import Answer, answer_proposal, buy_terms
-from ngp.core.pricing import affordable_bytes
-from ngp.core.records import BilledRecord
 from ngp.core.timers import Due
 from ngp.core.values import Reading
 from ngp.core.world import Neighbour, World, renewal_bytes, renewal_time_s
@@ -24,16 +17,10 @@ RENEWAL_ANSWER_S = 3.0
 MOST_BOUGHT = 65536
 MOST_ENDED = 4096
 RATE_SMOOTHING_S = 1.0
-TOLERANCE_BYTES = 64 * 1024
 MOST_DATA_BYTES = 1 << 60  # what fits a message
-FIRST_PACKETS_BYTES = 2 * 1500
-TOLERANCE_SHARE = 100  # 1 %
 MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_PRICES = 64
-DISOWN_PAUSE_S = 0.5
 LOOP_S = 10.0
-MOVE_TAKES_S = 60.0
-MOVES_AGAIN_S = 3600.0
 WORTH_BYTES = 64 * 1024
 WORTH_S = 60.0
 """A contract that ends with less than both came to nothing: its server may cut each one after our first packet."""
@@ -258,7 +245,7 @@ def _renewal_proposed(
     renew_if_due(world, contract)
 
 
-# --- meter and bill ---------------------------------------------------------------------------------------------------
+# --- meter ------------------------------------------------------------------------------------------------------------
 
 
 def usage_read(world: World, contract: Contract, reading: Reading) -> None:
@@ -295,102 +282,6 @@ def depleted(world: World, contract: Contract) -> None:
         renew_if_due(world, contract)
 
 
-def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
-    """Hold the server's bill against our meter; a bill that leaves it behind is disputed and not paid on."""
-    account = world.account(neighbour.identity, Role.CLIENT)
-    disowns = account.disown_not_before_mono_s <= world.now.monotonic_s
-    for line in statement.lines:
-        contract = world.contracts.get(line.contract) or world.ended.get(line.contract)
-        if contract is None:
-            # One that ended long ago or before we restarted is the ledger's; its bill is checked in the account's sum.
-            world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
-            # Should it run over there, it shall end: we have no meter on it. Seldom: each line would cost a signature.
-            if disowns:
-                account.disown_not_before_mono_s = world.now.monotonic_s + DISOWN_PAUSE_S
-                world.send(neighbour, Reject(line.contract, RejectReason.UNKNOWN_CONTRACT))
-            continue
-        if contract.identity != neighbour.identity or contract.role is not Role.CLIENT:
-            continue
-        contract.billed_bytes = max(contract.billed_bytes, line.used_bytes)
-        contract.billed_msat = max(contract.billed_msat, line.charged_msat)
-        if contract.state is State.ACCEPTED and statement.paid_msat > 0:
-            world.move(contract, State.ACTIVE)
-        if contract.closed_at_s:
-            world.save_contract(contract)
-        else:
-            world.unflushed.add(contract.contract)
-        if contract.meter_lost or _moved_away(world, neighbour, account, contract):
-            _forgive(world, account, contract)
-        metered = contract.used_bytes + contract.forgiven_bytes
-        allowed = metered + metered // TOLERANCE_SHARE + TOLERANCE_BYTES
-        if contract.billed_bytes > allowed:
-            found = f"{contract.billed_bytes} bytes billed, {contract.used_bytes} metered, {contract.destination}"
-            _dispute(world, account, found)
-        _tolerate_first_packets(account, contract)
-    account.billed_msat = max(account.billed_msat, statement.charged_msat)
-    tolerance_msat = account.tolerated_msat + account.metered_msat // TOLERANCE_SHARE
-    tolerance_msat += world.settings.payment_amount_msat
-    if account.billed_msat > account.metered_msat + tolerance_msat:
-        _dispute(world, account, f"{account.billed_msat} msat billed, {account.metered_msat} msat metered")
-    account.charged_msat = max(account.charged_msat, min(account.billed_msat, account.metered_msat + tolerance_msat))
-    if not account.empty:
-        world.save_account(account)
-
-
-def _moved_away(world: World, neighbour: Neighbour, account: Account, contract: Contract) -> bool:
-    """Say whether to believe a bill because its server has another link address now; the contract ends then.
-
-    Our meter looks for the old one, so it missed what came since, and would miss the rest. A server that moves again
-    and again isn't believed: then its bills are disputed like any others.
-    """
-    before = world.neighbours.get((contract.identity, contract.link))
-    if contract.link == neighbour.link or contract.link[0] != neighbour.link[0]:
-        return False
-    if before is not None and before.heard_mono_s >= neighbour.met_mono_s:
-        return False  # it has two link addresses, and speaks from both
-    if contract.running and contract.halting is None:
-        world.send(neighbour, Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
-        world.halt(contract, CloseReason.CANCELLED)
-    if world.now.monotonic_s - account.moved_mono_s > MOVES_AGAIN_S:
-        account.moved_mono_s = world.now.monotonic_s
-        world.log(f"neighbour {account.identity.hex()[:8]} on {neighbour.link[0]} has another link address now")
-    return world.now.monotonic_s - account.moved_mono_s <= MOVE_TAKES_S
-
-
-def _forgive(world: World, account: Account, contract: Contract) -> None:
-    """After a start of ours, or a move of the server, believe a bill: our meter lost or missed what it is for.
-
-    A server carries on what was prepaid, or on its grace while we are away; so what all such bills together say above
-    our count is believed up to what it may have in hand. Else it could name any sum, and we would pay on.
-    """
-    contract.meter_lost = False
-    used = contract.used_bytes
-    in_hand = account.paid_msat - account.refunded_msat + cashier.pending_msat(world, account.identity)
-    in_hand += cashier.MOST_AHEAD * world.settings.payment_amount_msat
-    known = max(account.charged_msat, account.metered_msat + account.tolerated_msat)
-    believed = used + contract.forgiven_bytes
-    believed += affordable_bytes(in_hand - known, believed, contract.billed_bytes, contract.prices)
-    contract.forgiven_bytes = believed - used
-    _tolerate(account, contract, contract.due_msat(believed) - contract.due_msat(used))
-
-
-def _tolerate_first_packets(account: Account, contract: Contract) -> None:
-    """Allow for packets that the server held while we agreed: they went out before our meter knew the contract."""
-    _tolerate(account, contract, first_packets_msat(contract))
-
-
-def first_packets_msat(contract: Contract) -> int:
-    """Price what of a contract's bill its first packets can explain."""
-    unseen = min(contract.billed_bytes - contract.used_bytes, FIRST_PACKETS_BYTES + contract.used_bytes)
-    return contract.due_msat(max(0, unseen))
-
-
-def _tolerate(account: Account, contract: Contract, msat: int) -> None:
-    """Let a contract's share of what the account tolerates be at least so much."""
-    account.tolerated_msat += max(0, msat - contract.tolerated_msat)
-    contract.tolerated_msat = max(contract.tolerated_msat, msat)
-
-
 def late_bytes(world: World, contract: Contract, reading: Reading) -> None:
     """Count what our meter saw after its last reading."""
     if reading.used_to_bytes + reading.used_from_bytes > contract.used_bytes:
@@ -411,22 +302,13 @@ def meter(world: World, contract: Contract, reading: Reading) -> int:
     return due
 
 
-def _dispute(world: World, account: Account, what: str) -> None:
-    if not account.disputed:
-        account.disputed = True
-        world.journal("dispute", account.identity, "open")
-        world.log(
-            f"the bill of {account.identity.hex()[:8]} is more than our meter counted ({what}): nothing more is paid "
-            f"to it; look into it, then `ngp unblock {account.identity.hex()[:16]}`",
-            logging.WARNING,
-        )
-
-
 def noticed(world: World, neighbour: Neighbour, notice: Notice) -> None:
-    """A server says that it cut a contract: our mirror of it ends too."""
-    contract = world.contracts.get(notice.contract)
+    """A server says that it cut a contract: our mirror of it ends too, unless it was we who wanted that."""
+    contract = world.contracts.get(notice.contract) or world.ended.get(notice.contract)
     if contract is None or not _ours(contract, neighbour):
         return
+    if notice.kind is NoticeKind.CUT:
+        contract.disowned = False
     if notice.kind is NoticeKind.CUT and contract.running:
         known = notice.reason in [reason.value for reason in CloseReason]
         world.halt(contract, CloseReason(notice.reason) if known else CloseReason.CANCELLED)

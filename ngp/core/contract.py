@@ -75,8 +75,10 @@ class Contract:
         unsaved_msat: charged since the ledger was last told.
         refused_bytes: what the kernel refused at the limit so far.
         short: it asked for budget and got less than a least slice.
-        meter_lost, forgiven_bytes: we started anew; what the first bill after that says above our count.
+        meter_lost, forgiven_bytes: our meter missed some of it (a start, or we ended it before its server did); what
+            was believed of its bills above our count.
         shrinking, shrink_to_bytes: budget above this count is being taken back, the kernel's reading is awaited.
+        disowned: we ended what we bought, and its server hasn't said yet that it is over there too.
         halting: the reason for which it is being closed, while the kernel's last reading is awaited.
         offered: a renewal that waits for its accept: (data limit, lifetime, price).
         renewed_at_bytes, renewed_mono_s: what was used at the last renewal, and when that was.
@@ -121,6 +123,7 @@ class Contract:
     short: bool = False
     meter_lost: bool = False
     forgiven_bytes: int = 0
+    disowned: bool = False
     shrinking: bool = False
     shrink_to_bytes: int = 0
     halting: CloseReason | None = None

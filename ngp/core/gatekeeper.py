@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import buyer, cashier, forgetting, grants, seller, statements
+from ngp.core import bills, buyer, cashier, forgetting, grants, seller, statements
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Acknowledge, Effect, Greet, Persist, SetNeighbour
 from ngp.core.events import (
@@ -183,7 +183,7 @@ class Gatekeeper:
             case Paid():
                 world.count("proofs_" + cashier.proof_received(world, message).value)
             case Statement():
-                buyer.stated(world, neighbour, message)
+                bills.stated(world, neighbour, message)
             case Notice():
                 buyer.noticed(world, neighbour, message)
             case Refund():
@@ -271,7 +271,7 @@ class Gatekeeper:
             forgetting.forget_debtors(world)
 
     def _came_back(self, neighbour: Neighbour, restarted: bool) -> None:
-        """Tell a neighbour that was away what it may have missed: the open invoice, the proof, the totals."""
+        """Tell a neighbour that was away what it may have missed: the open invoice, the proof, the totals, an end."""
         world = self.world
         account = world.accounts.get((neighbour.identity, Role.SERVER))
         if account is not None:
@@ -279,6 +279,7 @@ class Gatekeeper:
             if record is not None and record.state is PaymentState.OPEN:
                 cashier.send_invoice(world, record)
             statements.came_back(world, neighbour, account, restarted)
+        bills.came_back(world, neighbour)
         seller.quote_again(world, neighbour)
         recent = world.now.utc_s - cashier.INVOICE_EXPIRY_S
         for payment in world.payments.values():
@@ -303,16 +304,14 @@ class Gatekeeper:
             world.do(SetNeighbour(neighbour.for_kernel()))
         if event.blocked:
             for contract in list(world.contracts.values()):
-                if contract.identity == event.identity and contract.running:
+                if contract.identity != event.identity or not contract.running:
+                    continue
+                if contract.role is Role.CLIENT:
+                    bills.disown(world, contract)
+                else:
                     world.halt(contract, CloseReason.CANCELLED)
-        else:
-            account = world.accounts.get((event.identity, Role.CLIENT))
-            if account is not None and account.disputed:
-                account.disputed = False
-                account.tolerated_msat += max(0, account.billed_msat - account.metered_msat)
-                account.charged_msat = max(account.charged_msat, account.billed_msat)
-                world.journal("dispute", event.identity, "closed")
-                world.save_account(account)
+        elif (account := world.accounts.get((event.identity, Role.CLIENT))) is not None:
+            bills.let_stand(world, account)
 
     # --- the kernel's word --------------------------------------------------------------------------------------------
 

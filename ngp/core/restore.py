@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import ip_network
 
-from ngp.core import buyer, grants
+from ngp.core import bills, buyer, grants
 from ngp.core.account import Account
 from ngp.core.cashier import REMEMBERED_S
 from ngp.core.contract import CloseReason, Contract, State
@@ -154,8 +154,10 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
     if contract.granted_bytes >= contract.data_limit_bytes and contract.used_bytes >= contract.granted_bytes:
         world.timers.set(Due.EXHAUSTED, contract.contract, world.now.monotonic_s + 2.0)
     if contract.role is Role.CLIENT:
-        contract.tolerated_msat = buyer.first_packets_msat(contract)  # stands in the account's sum
+        contract.tolerated_msat = bills.first_packets_msat(contract)  # stands in the account's sum
         world.grant(contract)
+        if contract.identity in world.blocked:  # we died before the kernel's last reading closed it
+            bills.disown(world, contract)
     return contract
 
 

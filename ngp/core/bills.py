@@ -1,0 +1,177 @@
+"""Bills: hold what a server bills against our own meter, and end contracts that the server may still think alive.
+
+A server whose bill leaves our meter behind is not paid on. Where our meter stopped first (a restart, a block, a move) a
+server carries on for a while and knows no better: such bytes are believed up to what it may have of our money.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+
+from ngp.core import cashier
+from ngp.core.account import Account
+from ngp.core.contract import CloseReason, Contract, State
+from ngp.core.effects import Persist
+from ngp.core.messages import Reject, RejectReason, Role, Statement
+from ngp.core.pricing import affordable_bytes
+from ngp.core.records import BilledRecord
+from ngp.core.world import Neighbour, World
+
+TOLERANCE_BYTES = 64 * 1024
+TOLERANCE_SHARE = 100  # 1 %
+FIRST_PACKETS_BYTES = 2 * 1500
+DISOWN_PAUSE_S = 0.5
+MOST_DISOWNED_AGAIN = 256
+MOVE_TAKES_S = 60.0
+MOVES_AGAIN_S = 3600.0
+
+
+def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
+    """Hold the server's bill against our meter; a bill that leaves it behind is disputed and not paid on."""
+    account = world.account(neighbour.identity, Role.CLIENT)
+    disowns = account.disown_not_before_mono_s <= world.now.monotonic_s
+    for line in statement.lines:
+        contract = world.contracts.get(line.contract) or world.ended.get(line.contract)
+        if contract is None:
+            # One that ended long ago or before we restarted is the ledger's; its bill is checked in the account's sum.
+            world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
+            # Should it run over there, it shall end: we have no meter on it. Seldom: each line would cost a signature.
+            if disowns:
+                _disown_again(world, neighbour, account, line.contract)
+            continue
+        if contract.identity != neighbour.identity or contract.role is not Role.CLIENT:
+            continue
+        if contract.disowned and disowns:
+            _disown_again(world, neighbour, account, line.contract)
+        contract.billed_bytes = max(contract.billed_bytes, line.used_bytes)
+        contract.billed_msat = max(contract.billed_msat, line.charged_msat)
+        if contract.state is State.ACCEPTED and statement.paid_msat > 0:
+            world.move(contract, State.ACTIVE)
+        if contract.closed_at_s:
+            world.save_contract(contract)
+        else:
+            world.unflushed.add(contract.contract)
+        if contract.meter_lost or _moved_away(world, neighbour, account, contract):
+            _forgive(world, account, contract)
+        metered = contract.used_bytes + contract.forgiven_bytes
+        allowed = metered + metered // TOLERANCE_SHARE + TOLERANCE_BYTES
+        if contract.billed_bytes > allowed:
+            found = f"{contract.billed_bytes} bytes billed, {contract.used_bytes} metered, {contract.destination}"
+            _dispute(world, account, found)
+        _tolerate_first_packets(account, contract)
+    account.billed_msat = max(account.billed_msat, statement.charged_msat)
+    tolerance_msat = account.tolerated_msat + account.metered_msat // TOLERANCE_SHARE
+    tolerance_msat += world.settings.payment_amount_msat
+    if account.billed_msat > account.metered_msat + tolerance_msat:
+        _dispute(world, account, f"{account.billed_msat} msat billed, {account.metered_msat} msat metered")
+    account.charged_msat = max(account.charged_msat, min(account.billed_msat, account.metered_msat + tolerance_msat))
+    if not account.empty:
+        world.save_account(account)
+
+
+def _moved_away(world: World, neighbour: Neighbour, account: Account, contract: Contract) -> bool:
+    """Say whether to believe a bill because its server has another link address now; the contract ends then.
+
+    Our meter looks for the old one, so it missed what came since, and would miss the rest. A server that moves again
+    and again isn't believed: then its bills are disputed like any others.
+    """
+    before = world.neighbours.get((contract.identity, contract.link))
+    if contract.link == neighbour.link or contract.link[0] != neighbour.link[0]:
+        return False
+    if before is not None and before.heard_mono_s >= neighbour.met_mono_s:
+        return False  # it has two link addresses, and speaks from both
+    if contract.running and contract.halting is None:
+        world.send(neighbour, Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+        world.halt(contract, CloseReason.CANCELLED)
+    if world.now.monotonic_s - account.moved_mono_s > MOVES_AGAIN_S:
+        account.moved_mono_s = world.now.monotonic_s
+        world.log(f"neighbour {account.identity.hex()[:8]} on {neighbour.link[0]} has another link address now")
+    return world.now.monotonic_s - account.moved_mono_s <= MOVE_TAKES_S
+
+
+def _forgive(world: World, account: Account, contract: Contract) -> None:
+    """Believe what was carried while our meter didn't count: before a start, after a move or our end of the contract.
+
+    A server carries on what was prepaid, or on its grace while we are away; so what all such bills together say above
+    our count is believed up to what it may have in hand. Else it could name any sum, and we would pay on. After a
+    start that is the first bill; of what we ended, any, since nobody knows when the server heard of it.
+    """
+    contract.meter_lost = contract.meter_lost and contract.halting is CloseReason.CANCELLED
+    used = contract.used_bytes
+    in_hand = account.paid_msat - account.refunded_msat + cashier.pending_msat(world, account.identity)
+    in_hand += cashier.MOST_AHEAD * world.settings.payment_amount_msat
+    known = max(account.charged_msat, account.metered_msat + account.tolerated_msat)
+    believed = used + contract.forgiven_bytes
+    believed += affordable_bytes(in_hand - known, believed, contract.billed_bytes, contract.prices)
+    contract.forgiven_bytes = believed - used
+    _tolerate(account, contract, contract.due_msat(believed) - contract.due_msat(used))
+
+
+def _tolerate_first_packets(account: Account, contract: Contract) -> None:
+    """Allow for packets that the server held while we agreed: they went out before our meter knew the contract."""
+    _tolerate(account, contract, first_packets_msat(contract))
+
+
+def first_packets_msat(contract: Contract) -> int:
+    """Price what of a contract's bill its first packets can explain."""
+    unseen = min(contract.billed_bytes - contract.used_bytes, FIRST_PACKETS_BYTES + contract.used_bytes)
+    return contract.due_msat(max(0, unseen))
+
+
+def _tolerate(account: Account, contract: Contract, msat: int) -> None:
+    """Let a contract's share of what the account tolerates be at least so much."""
+    account.tolerated_msat += max(0, msat - contract.tolerated_msat)
+    contract.tolerated_msat = max(contract.tolerated_msat, msat)
+
+
+def _dispute(world: World, account: Account, what: str) -> None:
+    if not account.disputed:
+        account.disputed = True
+        world.journal("dispute", account.identity, "open")
+        world.log(
+            f"the bill of {account.identity.hex()[:8]} is more than our meter counted ({what}): nothing more is paid "
+            f"to it; look into it, then `ngp unblock {account.identity.hex()[:16]}`",
+            logging.WARNING,
+        )
+
+
+def let_stand(world: World, account: Account) -> None:
+    """Settle a dispute, as the operator wants: the bill stands as it is, for the account and for each contract."""
+    if not account.disputed:
+        return
+    account.disputed = False
+    account.tolerated_msat += max(0, account.billed_msat - account.metered_msat)
+    account.charged_msat = max(account.charged_msat, account.billed_msat)
+    for contract in (*world.contracts.values(), *world.ended.values()):
+        if (contract.role, contract.identity) == (Role.CLIENT, account.identity):
+            contract.forgiven_bytes = max(contract.forgiven_bytes, contract.billed_bytes - contract.used_bytes)
+    world.journal("dispute", account.identity, "closed")
+    world.save_account(account)
+
+
+# --- the end, by our will ---------------------------------------------------------------------------------------------
+
+
+def disown(world: World, contract: Contract) -> None:
+    """End a contract that we bought, and tell its server: else it carries on, and charges what nobody here counts.
+
+    One that is away hears of it when it is back, or when it bills the contract, until it says itself that it is over.
+    """
+    contract.disowned = contract.meter_lost = True
+    world.halt(contract, CloseReason.CANCELLED)
+    neighbour = world.neighbour_of(contract)
+    if neighbour is not None:
+        world.send(neighbour, Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+
+
+def came_back(world: World, neighbour: Neighbour) -> None:
+    """Tell a server that was away of the contracts that we ended meanwhile."""
+    disowned = (one for one in world.ended.values() if one.disowned and one.identity == neighbour.identity)
+    for contract in islice((one for one in disowned if one.link[0] == neighbour.link[0]), MOST_DISOWNED_AGAIN):
+        world.send(neighbour, Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+
+
+def _disown_again(world: World, neighbour: Neighbour, account: Account, contract: bytes) -> None:
+    account.disown_not_before_mono_s = world.now.monotonic_s + DISOWN_PAUSE_S
+    world.send(neighbour, Reject(contract, RejectReason.UNKNOWN_CONTRACT))

@@ -1,0 +1,165 @@
+"""Blocking: after a block nothing runs on either side, whoever blocked whom and whatever was lost on the way.
+
+A contract that ends on the buyer's side alone would go on there, paid but counted by nobody, until its bill looks like
+a fraud.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from playbook import Node, Sim, settings
+from test_money import HOSTS, OFTEN, actions, play
+
+from ngp.core import events as ev
+from ngp.core.messages import Ask, Notice, Reject, Role, Statement, StatementLine
+
+HOST = HOSTS[0]
+
+
+def block(sim: Sim, node: Node, blocked: bool = True) -> None:
+    """Let a node's operator block the other node, or unblock it."""
+    sim.happen(node, ev.BlockNeighbour(sim.peer(node).identity, blocked))
+
+
+def disputed(sim: Sim) -> bool:
+    account = sim.client.world.accounts.get((sim.gateway.identity, Role.CLIENT))
+    return account is not None and account.disputed
+
+
+def assert_over(sim: Sim) -> None:
+    """Assert that both sides closed all they had, and that neither finds fault with the other."""
+    for node in (sim.gateway, sim.client):
+        assert all(record.closed_at_s for record in sim.contracts(node)), node.name
+        assert not any(contract.running for contract in node.world.contracts.values()), node.name
+    assert not disputed(sim)
+
+
+def assert_served(sim: Sim) -> None:
+    """Assert that new traffic is carried under a contract that both have."""
+    sim.flow(HOST, 50_000, 2.0)
+    sim.run(6)
+    runs = [{key for key, one in node.world.contracts.items() if one.running} for node in (sim.gateway, sim.client)]
+    assert runs[0] == runs[1] != set()
+    assert not disputed(sim)
+
+
+@pytest.mark.parametrize("blocker", ["gateway", "client"])
+def test_a_block_ends_the_contract_on_both_sides_at_once(blocker: str) -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2.0)
+    node = sim.gateway if blocker == "gateway" else sim.client
+    block(sim, node)
+    sim.run(0.1)
+    assert_over(sim)
+    passed = sim.passed
+    sim.flow(HOST, 100_000, 2.0)
+    assert sim.passed == passed
+    block(sim, node, False)
+    sim.run(31)
+    assert_served(sim)
+
+
+def test_a_block_while_a_renewal_is_talked_about_ends_the_contract() -> None:
+    sim = Sim(settings(contract_data_bytes=200_000), settings(sells=False, contract_data_bytes=200_000))
+    sim.flow(HOST, 50_000, 1.0)
+    contract = next(iter(sim.client.world.contracts.values()))
+    ask = Ask(contract.destination, 0, 0, contract.contract)
+    said = ev.MessageReceived(sim.client.identity, sim.client.link, sim.client.boot, ask, 1 << 34)
+    sim.happen(sim.gateway, said)
+    block(sim, sim.client)
+    sim.run(0.1)
+    assert_over(sim)
+
+
+def test_a_gateway_that_was_away_hears_of_the_end_when_it_is_back() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2.0)
+    sim.loss = 1.0
+    block(sim, sim.client)
+    sim.flow(HOST, 100_000, 20.0)  # its kernel carries on
+    sim.run(20)
+    sim.loss = 0.0
+    block(sim, sim.client, False)
+    sim.run(60)
+    assert_over(sim)
+    assert_served(sim)
+
+
+def test_a_bill_for_what_we_ended_is_answered_until_it_is_over_there() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2.0)
+    sim.silenced.add(Reject)
+    block(sim, sim.client)
+    sim.flow(HOST, 400_000, 4.0)  # all of it is billed, and far above the allowance
+    sim.silenced.clear()
+    sim.flow(HOST, 100_000, 8.0)
+    assert_over(sim)
+    account = sim.client.world.accounts[sim.gateway.identity, Role.CLIENT]
+    assert account.billed_msat > account.metered_msat
+    rejects = len(sim.sent(sim.client, Reject))
+    assert sim.sent(sim.gateway, Notice)
+    sim.run(60)
+    assert len(sim.sent(sim.client, Reject)) == rejects
+
+
+def test_what_we_ended_is_believed_only_as_far_as_the_server_may_have_our_money() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2.0)
+    contract = next(iter(sim.client.world.contracts.values()))
+    block(sim, sim.client)
+    sim.run(0.1)
+    account = sim.client.world.accounts[sim.gateway.identity, Role.CLIENT]
+    for number in range(1, 20):
+        billed = number * 50_000_000
+        line = StatementLine(contract.contract, billed, 0, contract.due_msat(billed))
+        told = Statement(0, contract.due_msat(billed), 0, (line,))
+        said = ev.MessageReceived(sim.gateway.identity, sim.gateway.link, sim.gateway.boot, told, (1 << 34) + number)
+        sim.happen(sim.client, said)
+    assert disputed(sim)
+    ahead_msat = 4 * sim.client.settings.payment_amount_msat
+    assert account.charged_msat <= account.paid_msat + ahead_msat
+    assert account.tolerated_msat <= account.paid_msat + ahead_msat
+
+
+def test_an_unblocked_dispute_does_not_open_again_by_the_same_bill() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2.0)
+    contract = next(iter(sim.client.world.contracts.values()))
+    line = StatementLine(contract.contract, 9_000_000, 0, 10_000)
+    said = ev.MessageReceived(
+        sim.gateway.identity, sim.gateway.link, sim.gateway.boot, Statement(0, 10_000, 0, (line,)), 1 << 34
+    )
+    sim.happen(sim.client, said)
+    assert disputed(sim)
+    block(sim, sim.client, False)
+    sim.happen(sim.client, said)
+    assert not disputed(sim)
+
+
+blocks = st.tuples(st.just("block"), st.booleans(), st.booleans())
+
+
+@effort(OFTEN, max_examples=60)
+@given(st.lists(st.one_of(actions, actions, blocks), max_size=25), st.integers(0, 1 << 30), st.booleans())
+def test_nothing_runs_after_a_block_and_service_starts_anew(
+    plan: list[tuple[object, ...]], seed: int, rough: bool
+) -> None:
+    troubles = {"loss": 0.2, "doubles": 0.1, "late_s": 0.5} if rough else {}
+    sim = Sim(settings(), settings(sells=False), seed, **troubles)  # type: ignore[arg-type]
+    for action in plan:
+        if action[0] == "block":
+            block(sim, sim.gateway if action[1] else sim.client, bool(action[2]))
+        else:
+            play(sim, [action])
+    sim.loss = sim.late_s = sim.doubles = 0.0
+    sim.gateway.crash_after = sim.client.crash_after = -1
+    block(sim, sim.client)
+    sim.run(60)
+    assert_over(sim)
+    for node in (sim.gateway, sim.client):
+        block(sim, node, False)
+    sim.run(60)
+    assert_served(sim)
