@@ -7,6 +7,7 @@ asked of the daemon if one runs, which then looks at the host as this file would
 from __future__ import annotations
 
 import json
+import os
 
 from ngp.cli import aftermath
 from ngp.cli.client import Absent, Daemon
@@ -46,9 +47,17 @@ def _check_configuration(place: Place) -> tuple[Row, Settings | None, str]:
         text = read_text(place.config_path, trusted_only=True)
         settings = parse(text, place.config_path)
     except ConfigError as error:
-        bad = Check("configuration", False, str(error), "correct the file, then again: ngp check")
+        how = "correct the file" if _has_file(place) else "as it says"
+        bad = Check("configuration", False, str(error), f"{how}, then again: ngp check")
         return _row(bad, "configuration"), None, ""
     return _row(Check("configuration", True, str(place.config_path)), "configuration"), settings, text
+
+
+def _has_file(place: Place) -> bool:
+    try:
+        return os.path.lexists(place.config_path)
+    except ConfigError:  # none is given, and none is at the default places
+        return False
 
 
 def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:

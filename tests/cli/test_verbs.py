@@ -242,6 +242,18 @@ def test_check_without_a_daemon_goes_by_kind(host: Host) -> None:
     assert not host.state_dir.exists(), "check changes nothing"
 
 
+@pytest.mark.parametrize("words", [(), ("--config", "gone.conf")])
+def test_check_without_a_net_conf_doesnt_have_it_corrected(host: Host, words: tuple[str, ...]) -> None:
+    host.config.unlink()
+    done = host.ngp("check", "--json", *words)
+    (row,) = json.loads(done.stdout)
+    assert (done.returncode, row["remedy"]) == (3, "as it says, then again: ngp check")
+    assert "copy " in row["found"] and "--config" in row["found"]
+    host.config.write_text("SELL: perhaps\n")
+    (row,) = json.loads(host.ngp("check", "--config", "net.conf", "--json").stdout)
+    assert row["remedy"].startswith("correct the file")
+
+
 @pytest.mark.parametrize(
     ("stands", "killed", "says"),
     [
