@@ -22,6 +22,7 @@ from ngp.ports import Network
 from ngp.store import file as ledger_file
 
 _READY_S = 5.0
+_SANDBOX_KEY = "sandbox.key"  # as modules/payment/sandbox.py has it
 
 
 def clean_up(state_dir: Path, settings: Settings | None) -> None:
@@ -101,10 +102,11 @@ def check_network(settings: Settings, state_dir: Path) -> list[Check]:
 
 def check_payment(settings: Settings, state_dir: Path) -> list[Check]:
     """Ask the payment node whether it serves; one that was never used here gets a folder to throw away."""
+    why_unknown = _why_node_unknown(state_dir) if settings.payment_module == "sandbox" else ""
     with tempfile.TemporaryDirectory() as scratch:
-        place = state_dir if state_dir.is_dir() and os.access(state_dir, os.W_OK) else Path(scratch)
+        usable = not why_unknown and state_dir.is_dir() and os.access(state_dir, os.W_OK)
         try:
-            return asyncio.run(_ask_payment(settings, place))
+            return asyncio.run(_ask_payment(settings, state_dir if usable else Path(scratch), why_unknown))
         except TimeoutError:
             found = f"{settings.payment_module}: not ready within {_READY_S:g} s"
         except (NgpError, OSError) as error:
@@ -130,14 +132,25 @@ def check_ledger(path: Path) -> Check:
     return Check("ledger", True, f"{path}: whole")
 
 
-async def _ask_payment(settings: Settings, state_dir: Path) -> list[Check]:
+def _why_node_unknown(state_dir: Path) -> str:
+    """Tell why the sandbox's node has no name to show: one that is tried out in its place would have another."""
+    try:
+        (state_dir / _SANDBOX_KEY).stat()
+    except FileNotFoundError:
+        return "made at the first start"
+    except OSError:
+        return "for root to see"
+    return "" if os.access(state_dir / _SANDBOX_KEY, os.R_OK) else "for root to see"
+
+
+async def _ask_payment(settings: Settings, state_dir: Path, why_unknown: str) -> list[Check]:
     payment = main.make_payment(settings, state_dir)
     try:
         async with asyncio.timeout(_READY_S):
             await payment.wait_ready()
             info = await payment.info()
         money = "real money" if payment.capabilities().real_money else "not real money: who sells for it gives it away"
-        found = f"{settings.payment_module} on {info.network}, node {info.account_id}; {money}"
+        found = f"{settings.payment_module} on {info.network}, node {why_unknown or info.account_id}; {money}"
         return [Check("payment", True, found), *await payment.check(settings.buys)]
     finally:
         with suppress(NgpError):
