@@ -22,7 +22,14 @@ from ngp.modules.network.xtables import NFT, find_command, run
 from ngp.ports import Check, DesiredNetwork, Prefix
 
 KERNEL_LEAST = (5, 12)
-_CAPABILITIES = {"CAP_NET_ADMIN": (12,), "CAP_NET_RAW": (13,), "CAP_BPF or CAP_SYS_ADMIN": (39, 21)}
+_NET_ADMIN, _NET_RAW, _SYS_ADMIN, _BPF = 12, 13, 21, 39  # capability(7), as bits in include/uapi/linux/capability.h
+_CAPABILITIES = {
+    "CAP_NET_ADMIN": (_NET_ADMIN,),
+    "CAP_NET_RAW": (_NET_RAW,),
+    "CAP_BPF or CAP_SYS_ADMIN": (_BPF, _SYS_ADMIN),
+}
+_NOT_TRIED = "not tried: needs root"
+_AS_ROOT = "sudo ngp check"
 # One instruction, "return 65535": needs no pinned object and the same kernel code as one.
 _PROBE = {
     "xt_bpf": '-A FORWARD -m bpf --bytecode "1,6 0 0 65535" -j RETURN',
@@ -64,12 +71,16 @@ def _kernel() -> Iterator[Check]:
 
 
 def _rights() -> Iterator[Check]:
+    missing = [name for name, bits in _CAPABILITIES.items() if not any(map(_holds, bits))]
+    found = f"missing: {', '.join(missing)}" if missing else "all that is needed"
+    yield Check("rights", not missing, found, _AS_ROOT if missing else "")
+
+
+def _holds(capability: int) -> bool:
+    """Say whether this thread has a capability in force (proc_pid_status(5))."""
     status = Path("/proc/thread-self/status").read_text()
     match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    held = int(match[1], 16) if match else 0
-    missing = [name for name, bits in _CAPABILITIES.items() if not any(held >> bit & 1 for bit in bits)]
-    found = f"missing: {', '.join(missing)}" if missing else "all that is needed"
-    yield Check("rights", not missing, found, "sudo ngp check" if missing else "")
+    return bool(match and int(match[1], 16) >> capability & 1)
 
 
 def _interception(desired: DesiredNetwork) -> Iterator[Check]:
@@ -88,6 +99,8 @@ def _interception(desired: DesiredNetwork) -> Iterator[Check]:
 def _probe(variant: str, family: int, what: str, rule: str) -> Check:
     """Try a rule in a network namespace that ends with the command, so that the operator's tables aren't touched."""
     name = f"{what} IPv{family}"
+    if not _holds(_SYS_ADMIN):
+        return Check(name, False, _NOT_TRIED, _AS_ROOT)
     unshare = find_command("unshare")
     if not unshare:
         return Check(name, False, "unshare was not found", "apt install util-linux")
@@ -181,6 +194,9 @@ def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
 
 
 def _offloading(desired: DesiredNetwork) -> Iterator[Check]:
+    if not _holds(_NET_ADMIN):  # the rules of others can't be seen, and would seem to be none
+        yield Check("flow offloading", False, _NOT_TRIED, _AS_ROOT)
+        return
     mesh = set(desired.mesh_interfaces)
     for table, name, devices in _flowtables():
         both = sorted(mesh & devices)
@@ -240,6 +256,9 @@ def _try(words: list[str]) -> str:
 def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     """A note: a neighbour's addresses either are routed back to us by the upstream, or must be translated."""
     if not desired.sells:
+        return
+    if not _holds(_NET_ADMIN):
+        yield from (Check(f"NAT on {name}", False, _NOT_TRIED, _AS_ROOT) for name in desired.upstream_interfaces)
         return
     nft = find_command("nft")
     rules = [rule for version in sorted(desired.families) for rule in nat.parse_saved(_saved_rules(version), version)]

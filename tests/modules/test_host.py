@@ -132,6 +132,15 @@ def test_check_of_a_sound_gateway_touches_nothing(hosts: Lab) -> None:
     assert [sh("nft list ruleset"), xtables.legacy_tables(4), xtables.legacy_tables(6)] == before
 
 
+def test_check_without_rights_tries_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_holds", lambda _capability: False)
+    lines = by_name(desired())
+    needing = [f"{what} IPv{version}" for what in ("xt_bpf", "NFQUEUE") for version in (4, 6)]
+    for name in (*needing, "flow offloading", "NAT on up0"):
+        assert lines[name] == Check(name, False, "not tried: needs root", "sudo ngp check")
+    assert lines["rights"].found == "missing: CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF or CAP_SYS_ADMIN"
+
+
 def test_check_names_what_is_wrong_with_the_command_that_mends_it(hosts: Lab) -> None:
     sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
     sh("ip link add br0 type bridge && ip link set m1 master br0")
