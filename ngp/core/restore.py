@@ -144,7 +144,8 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
         contract.granted_bytes = found.grant.granted_bytes  # what it may pass already; the ledger's may be older
         _charge_missed(world, account, contract, found)
     contract.slice_bytes = max(0, contract.granted_bytes - contract.used_bytes)
-    account.carry(contract)
+    if contract.role is Role.SERVER:
+        account.carry(contract)  # a buyer's whole data limit is granted, and nothing of it reserved
     contract.expires_mono_s = world.now.monotonic_s + max(0, left_s)
     world.watch_end(contract)
     if not contract.used_bytes:
