@@ -88,6 +88,8 @@ def test_a_blocked_neighbour_is_cut_until_it_is_unblocked(lab: Lab) -> None:
     assert trade.client.cli("block", trade.identity(trade.gateway)[:12]).returncode == 0
     await_until(lambda: all(row["state"] == "closed" for row in trade.sold()), what="the end at the gateway too")
     assert not answered(trade)
+    assert trade.client.cli("unblock", trade.identity(trade.gateway)[:12]).returncode == 0
+    await_until(lambda: answered(trade), what="service again, though the gateway had been refused")
     assert trade.gateway.cli("block", "ffff").returncode not in (0, None)
 
 

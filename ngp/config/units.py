@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 
-from ngp.core.pricing import BYTES_PER_KILOBYTE, GIB, KILOBYTES_PER_GIB
+from ngp.core.pricing import BYTES_PER_KILOBYTE, GIB, KILOBYTES_PER_GIB, show_price
 from ngp.errors import ConfigError
 
 MSAT_PER_SAT = 1000
@@ -132,16 +132,6 @@ def _whole(amount: Fraction, most: int, unit: str, most_shown: str) -> int:
     if amount.denominator != 1:
         raise ConfigError(f"is not a whole number of {unit}: write {amount.numerator // amount.denominator} {unit}")
     return amount.numerator
-
-
-def show_price(msat_per_gib: int) -> str:
-    """Write a price as net.conf does: per kilobyte where that is short, else per GB."""
-    per_kilobyte = Fraction(msat_per_gib, KILOBYTES_PER_GIB)
-    thousandths = per_kilobyte * 1000
-    if thousandths.denominator == 1:
-        whole, rest = divmod(thousandths.numerator, 1000)
-        return f"{whole}{f'.{rest:03}'.rstrip('0') if rest else ''} msat/kB"
-    return f"{msat_per_gib} msat/GB"
 
 
 def show_money(msat: int) -> str:

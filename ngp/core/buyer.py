@@ -9,6 +9,7 @@ from __future__ import annotations
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.messages import Accept, Ask, Notice, NoticeKind, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.policy import Answer, answer_proposal, buy_terms
+from ngp.core.pricing import show_price
 from ngp.core.timers import Due
 from ngp.core.values import Reading
 from ngp.core.world import Neighbour, World, renewal_bytes, renewal_time_s
@@ -20,6 +21,8 @@ RATE_SMOOTHING_S = 1.0
 MOST_DATA_BYTES = 1 << 60  # what fits a message
 MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_PRICES = 64
+MOST_DECLINED = 256
+DECLINED_S = 30.0  # a server keeps a refusal no longer
 LOOP_S = 10.0
 WORTH_BYTES = 64 * 1024
 WORTH_S = 60.0
@@ -37,6 +40,7 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
         return True
     objection = _objection(world, neighbour, propose)
     if objection is not None:
+        _note_decline(world, neighbour, propose.destination)
         world.send(neighbour, Reject(propose.contract, objection), message_id)
         return True
     terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
@@ -47,11 +51,33 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
         counter = price if answer is Answer.COUNTER else None
         world.send(neighbour, Reject(propose.contract, RejectReason.PRICE, counter), message_id)
         if counter is None:
+            _note_decline(world, neighbour, propose.destination)
+            key = "BUY_PRICE_MAX" if terms.most_msat_per_gib == world.settings.buy_max_msat_per_gib else "PRICES"
             world.log(
                 f"proposal of {neighbour.identity.hex()[:8]} for {propose.destination} declined: "
-                f"{propose.price_msat_per_gib} msat/GiB is above {terms.most_msat_per_gib} msat/GiB"
+                f"{show_price(propose.price_msat_per_gib)} is above {key} {show_price(terms.most_msat_per_gib)}"
             )
     return True
+
+
+def _note_decline(world: World, neighbour: Neighbour, destination: Prefix) -> None:
+    key = (neighbour.identity, neighbour.link, destination)
+    world.declined.pop(key, None)  # entered anew, behind the others
+    world.declined[key] = world.now.monotonic_s
+    if len(world.declined) > MOST_DECLINED:
+        del world.declined[next(iter(world.declined))]
+
+
+def ask_again(world: World, identity: bytes | None = None) -> None:
+    """Ask for what we declined lately, of one server or of all: our terms changed, and theirs still keep it closed."""
+    for key, at_mono_s in list(world.declined.items()):
+        who, link, destination = key
+        if identity is not None and who != identity:
+            continue
+        del world.declined[key]
+        neighbour = world.neighbours.get((who, link))
+        if neighbour is not None and world.now.monotonic_s - at_mono_s < DECLINED_S:
+            world.send(neighbour, Ask(destination, 0, 0))
 
 
 def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectReason | None:

@@ -149,6 +149,11 @@ class Contract:
         """True while traffic may pass or is about to."""
         return self.state in RUNNING
 
+    @property
+    def refused(self) -> bool:
+        """True while a refusal is remembered."""
+        return self.state in (State.REJECTED, State.LAPSED)
+
     def move(self, state: State) -> None:
         """Change state.
 

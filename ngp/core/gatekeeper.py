@@ -134,7 +134,10 @@ class Gatekeeper:
             case BillsRecalled():
                 statements.recalled(world, event)
             case SettingsChanged():
-                world.settings = event.settings
+                if world.settings != event.settings:
+                    world.settings = event.settings
+                    seller.forget_refusals(world)
+                    buyer.ask_again(world)
             case BlockNeighbour():
                 self._block(event)
             case RefundNeighbour():
@@ -310,8 +313,11 @@ class Gatekeeper:
                     bills.disown(world, contract)
                 else:
                     world.halt(contract, CloseReason.CANCELLED)
-        elif (account := world.accounts.get((event.identity, Role.CLIENT))) is not None:
+            return
+        if (account := world.accounts.get((event.identity, Role.CLIENT))) is not None:
             bills.let_stand(world, account)
+        seller.forget_refusals(world, event.identity)
+        buyer.ask_again(world, event.identity)
 
     # --- the kernel's word --------------------------------------------------------------------------------------------
 

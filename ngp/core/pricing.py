@@ -72,3 +72,12 @@ def affordable_bytes(amount_msat: int, from_bytes: int, upto_bytes: int, prices:
         else:
             high = middle
     return low - from_bytes
+
+
+def show_price(msat_per_gib: int) -> str:
+    """Write a price as net.conf does: per kilobyte where that is short, else per GB."""
+    thousandths, inexact = divmod(msat_per_gib * 1000, KILOBYTES_PER_GIB)
+    if not inexact:
+        whole, rest = divmod(thousandths, 1000)
+        return f"{whole}{f'.{rest:03}'.rstrip('0') if rest else ''} msat/kB"
+    return f"{msat_per_gib} msat/GB"

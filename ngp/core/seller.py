@@ -21,6 +21,7 @@ from ngp.core.messages import (
     Role,
 )
 from ngp.core.policy import SellTerms, answer_counter, ask_terms, sell_terms
+from ngp.core.pricing import show_price
 from ngp.core.timers import Due
 from ngp.core.values import Grant, Verdict
 from ngp.core.world import NEVER_LOW, Neighbour, World
@@ -34,6 +35,14 @@ MOST_HELD_PER_CONTRACT = 32
 MOST_QUOTES_PER_NEIGHBOUR = 4096
 MOST_QUOTED_AGAIN = 256
 MOST_DATA_BYTES = 1 << 60  # what fits a message
+_WHY_DECLINED = {
+    RejectReason.PRICE: "too dear for it; SELL_PRICE_MIN or PRICES says how low we go",
+    RejectReason.TERMS: "it disputes our bill, until its operator says `ngp unblock`",
+    RejectReason.BLOCKED: "its operator blocked us",
+    RejectReason.NOT_BUYING: "it doesn't buy that",
+    RejectReason.NOT_RENEWING: "it has renewal off, and bought that already",
+    RejectReason.BUSY: "it has too many contracts",
+}
 
 
 # --- first packets ----------------------------------------------------------------------------------------------------
@@ -179,7 +188,11 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None
     standing = world.coverage.exact(Role.SERVER, neighbour.number, terms.destination)
     if standing is not None and standing.state is State.QUOTED:
         _propose(world, neighbour, standing, message_id)
-    elif standing is not None or not _may_quote(world, neighbour):
+        return
+    if standing is not None and standing.refused:  # it said no, or nothing, and asks now: its terms have changed
+        refusal_due(world, standing)
+        standing = None
+    if standing is not None or not _may_quote(world, neighbour):
         world.send(neighbour, Reject(b"", RejectReason.BUSY), message_id)
     else:
         _quote(world, neighbour, terms, message_id)
@@ -326,6 +339,10 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
         price = answer_counter(terms, reject.counter_msat_per_gib, contract.round)
     world.move(contract, State.REJECTED, reject.reason.value)
     if price is None:
+        world.log(
+            f"neighbour {neighbour.identity.hex()[:8]} declined {contract.destination} at "
+            f"{show_price(contract.price_msat_per_gib)}: {_WHY_DECLINED.get(reject.reason, reject.reason.value)}"
+        )
         use_shows = reject.reason is RejectReason.NOT_RENEWING  # only by a proposal: the client wants to know of it
         _refuse(world, contract, min(REFUSAL_S, contract.lifetime_s / 4) if use_shows else REFUSAL_S)
         return False
@@ -383,10 +400,18 @@ def _refuse(world: World, contract: Contract, for_s: float) -> None:
 
 def refusal_due(world: World, contract: Contract) -> None:
     """Forget a refusal: the next packet may ask again."""
+    world.timers.clear(Due.REFUSAL, contract.contract)
     neighbour = world.neighbour_of(contract)
     if neighbour is not None:
         neighbour.quotes -= 1
     world.remove_contract(contract)
+
+
+def forget_refusals(world: World, identity: bytes | None = None) -> None:
+    """Forget what one client or all of them refused: our terms changed, and they may agree now."""
+    for contract in list(world.contracts.values()):
+        if contract.refused and (identity is None or contract.identity == identity):
+            refusal_due(world, contract)
 
 
 # --- neighbours -------------------------------------------------------------------------------------------------------

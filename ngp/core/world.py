@@ -17,7 +17,7 @@ from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.coverage import Coverage
 from ngp.core.effects import Effect, GrantContract, HaltContract, Log, Persist, RevokeContract, Send
 from ngp.core.events import PacketHeld
-from ngp.core.messages import Address, Message, Role
+from ngp.core.messages import Address, Message, Prefix, Role
 from ngp.core.openings import Openings, Pools, pools_of
 from ngp.core.records import (
     BilledRecord,
@@ -131,6 +131,7 @@ class World:
     strangers: deque[tuple[float, PacketHeld]] = field(default_factory=deque)
     greeted: dict[str, float] = field(default_factory=dict)
     bought: dict[tuple[bytes, str], float] = field(default_factory=dict)
+    declined: dict[tuple[bytes, Link, Prefix], float] = field(default_factory=dict)
     ended: dict[bytes, Contract] = field(default_factory=dict)
     unflushed: set[bytes] = field(default_factory=set)
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)

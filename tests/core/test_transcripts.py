@@ -90,6 +90,34 @@ def test_too_dear_ends_in_bounded_rounds_is_remembered_and_told_to_the_sender() 
     assert not sim.gateway.world.contracts and not sim.gateway.kernel.slots
 
 
+@pytest.mark.parametrize("who", ["gateway", "client"])
+def test_a_refusal_is_forgotten_when_either_side_reloads_its_prices(who: str) -> None:
+    sim = Sim(settings(sell_msat_per_gib=7 * MSAT_PER_KB, sell_min_msat_per_gib=7 * MSAT_PER_KB), buyer)
+    sim.up(HOST)
+    sim.run(0.1)
+    assert sim.refusals == [Verdict.PROHIBIT]
+    told = [effect.text for node in (sim.client, sim.gateway) for effect in node.log if isinstance(effect, fx.Log)]
+    assert any(text.endswith("7 msat/kB is above BUY_PRICE_MAX 5 msat/kB") for text in told)
+    assert any("at 7 msat/kB: too dear" in text and "SELL_PRICE_MIN" in text for text in told)
+    if who == "gateway":
+        sim.happen(sim.gateway, ev.SettingsChanged(settings()))
+    else:
+        dearer = settings(sells=False, buy_max_msat_per_gib=8 * MSAT_PER_KB, buy_msat_per_gib=8 * MSAT_PER_KB)
+        sim.happen(sim.client, ev.SettingsChanged(dearer))
+    sim.run(0.1)
+    sim.up(HOST)
+    sim.run(0.1)
+    assert sim.passed == 1000
+
+
+def test_a_reload_asks_again_only_for_what_was_declined_lately() -> None:
+    sim = Sim(settings(sell_msat_per_gib=7 * MSAT_PER_KB, sell_min_msat_per_gib=7 * MSAT_PER_KB), buyer)
+    sim.up(HOST)
+    sim.run(40)
+    sim.happen(sim.client, ev.SettingsChanged(settings(sells=False, buy_max_msat_per_gib=8 * MSAT_PER_KB)))
+    assert not sim.sent(sim.client, Ask) and not sim.client.world.declined
+
+
 def test_a_client_that_counters_for_ever_is_left() -> None:
     sim = Sim(settings(sell_min_msat_per_gib=0))
     sim.silenced = {Accept, Reject}
@@ -556,6 +584,13 @@ def test_restart_goes_on_and_counts_nothing_twice(who: str, reboot: bool) -> Non
         carried = sum(c.used_to_bytes + c.used_from_bytes for c in sim.contracts(sim.gateway))
         assert carried == sim.passed
     assert not account(sim, Role.CLIENT).disputed
+
+
+def test_a_restarted_client_reserves_nothing() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2)
+    sim.crash(sim.client)
+    assert sim.client.world.contracts and account(sim, Role.CLIENT).reserved_msat == 0
 
 
 def test_a_restart_writes_only_what_the_kernel_does_not_have() -> None:
