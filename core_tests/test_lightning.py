@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import time
+
+import pytest
+
 from core_tests import traffic
 from core_tests.lab import Lab
 from core_tests.lightning.trade import LightningTrade, lightning_trade, mesh_only_trade
@@ -109,3 +114,30 @@ def pay_some(made: LightningTrade) -> int:
     net = made.trade.net
     traffic.udp_send(net.client, net.remote(4), 5000, count=100, payload_bytes=1000, rate_pps=500)
     return int(made.trade.earned()["paid_msat"])
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
+def test_whoever_is_killed_while_payments_run_nothing_is_paid_twice_or_lost(lab: Lab, rounds: int) -> None:
+    dear = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "50 kB"}
+    with lightning_trade(lab, dear, dear) as made:
+        trade, net = made.trade, made.trade.net
+        before_received, before_sent = made.received_msat(), made.sent_msat()
+        traffic.udp_echo(net.internet, net.remote(4), 5000)
+        await_until(lambda: pay_some(made) > 0, 60, "a first payment")
+        flow = traffic.start(net.client, "udp-send", net.remote(4), 5000, 25 * 60 * 60, 100, 25, 0)
+        for _ in range(rounds):
+            for victim in (trade.client, trade.gateway, made.paying, made.earning):
+                time.sleep(random.uniform(0.1, 1.5))
+                victim.kill9()
+                time.sleep(random.uniform(0.0, 0.5))
+                victim.start()
+        paid = trade.earned()["paid_msat"]
+        await_until(lambda: trade.earned()["paid_msat"] > paid, 90, "a payment after the last kill")
+        flow.kill()
+        flow.wait()
+        trade.assert_books_agree(refused=True)  # what was sent while credit was short was refused
+        payments = [row for row in trade.client.json("ledger") if row["kind"] == "payment"]
+        assert len({row["payment_hash"] for row in payments}) == len(payments)
+        paid = trade.earned()["paid_msat"]
+        assert paid == trade.spent()["paid_msat"]
+        assert paid == made.received_msat() - before_received == made.sent_msat() - before_sent
