@@ -482,13 +482,13 @@ def refund_offered(world: World, identity: bytes) -> str:
     account = world.accounts.get((identity, Role.SERVER))
     amount = refundable_msat(account) // SAT_MSAT * SAT_MSAT if account is not None else 0
     if account is None or amount < max(SAT_MSAT, world.means.least_amount_msat):
-        return f"nothing to refund: {amount} msat are free on this account"
+        return f"nothing to refund to {identity.hex()[:8]}: {amount} msat are free on its account"
     neighbour = world.any_link(identity)
     if neighbour is None:
-        return "the neighbour is away; it is asked for an invoice when it is back: run the command again then"
+        return f"no refund to {identity.hex()[:8]}: it is away; run the command again when it is back"
     account.refund_offered_msat = amount
     world.send(neighbour, Refund(amount))
-    return f"{amount} msat offered; paid when the neighbour sends its invoice"
+    return f"refund of {amount} msat offered to {identity.hex()[:8]}; paid when it sends its invoice"
 
 
 def refund_received(
@@ -498,6 +498,11 @@ def refund_received(
     if not refund.bolt11:
         paid = world.account(neighbour.identity, Role.CLIENT)
         amount = min(refund.amount_msat, max(0, paid.balance_msat)) // SAT_MSAT * SAT_MSAT
+        if amount < refund.amount_msat:
+            world.log(
+                f"{neighbour.identity.hex()[:8]} offers a refund of {refund.amount_msat} msat; by our books we have "
+                f"{paid.balance_msat} msat with it and ask for no more"
+            )
         if amount >= max(SAT_MSAT, world.means.least_amount_msat) and not (paid.invoice or paid.invoice_asked):
             paid.invoice_asked = True
             memo = f"ngp refund from {neighbour.identity.hex()[:16]}"
@@ -521,6 +526,8 @@ def refund_received(
     if limit is not None:
         world.log(f"refund of {amount} msat to {neighbour.identity.hex()[:8]} not paid: {limit}", logging.WARNING)
         return
+    if amount < offered:
+        world.log(f"{neighbour.identity.hex()[:8]} asks for {amount} msat of {offered} msat offered")
     account.refund_offered_msat = 0
     account.refunding_msat += amount
     _pay(world, neighbour, PaymentKind.REFUND, refund.bolt11, decoded.payment_hash, amount)

@@ -209,7 +209,10 @@ class Handlers:
                 f"{identity.short_text(who)} is away and can't send its invoice: run this again when it is back"
             )
         self._node.tell(RefundNeighbour(who))
-        return f"refund offered to {identity.short_text(who)}; ngp ledger shows when it is paid"
+        return (
+            f"refund of {free_msat // SAT_MSAT} sat offered to {identity.short_text(who)}; it asks for no more than it "
+            "has by its own books, and ngp ledger shows what is paid"
+        )
 
     async def payment(self, arguments: dict[str, Any]) -> str:
         """Credit a neighbour by hand; sandbox only."""

@@ -447,6 +447,24 @@ def test_refund_pays_what_is_free_and_nothing_unasked() -> None:
     assert ours.balance_msat >= 0
 
 
+def test_a_refund_of_more_than_the_client_paid_is_told_on_both_sides() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2)
+    by_hand = ev.InvoiceMade(sim.client.identity, PaymentKind.MANUAL, "", b"h" * 32, 50_000, 600)
+    sim.happen(sim.gateway, by_hand)
+    sim.happen(sim.gateway, ev.SettlementSeen(9, b"h" * 32, 50_000))
+    sim.happen(sim.gateway, ev.BlockNeighbour(sim.client.identity, True))
+    sim.run(1)
+    sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
+    sim.run(2)
+    logs = {node.name: [one.text for one in node.log if isinstance(one, fx.Log)] for node in (sim.gateway, sim.client)}
+    who = sim.client.identity.hex()[:8]
+    assert any(text.startswith("refund of ") and f"offered to {who}" in text for text in logs["gateway"])
+    assert any(text.startswith(f"{who} asks for ") for text in logs["gateway"])
+    assert any("offers a refund of" in text for text in logs["client"])
+    assert account(sim).refunded_msat > 0
+
+
 def test_nobody_buys_back_what_it_sells_unless_the_route_has_turned() -> None:
     sim = Sim()
     sim.flow(HOST, 10_000, 2)
