@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from playbook import Node, Sim, settings
-from test_money import HOSTS, OFTEN, actions, play
+from test_money import GRACE, HOSTS, OFTEN, actions, play
 
 from ngp.core import events as ev
 from ngp.core.messages import Ask, Notice, Reject, Role, Statement, StatementLine
@@ -148,7 +148,8 @@ def test_nothing_runs_after_a_block_and_service_starts_anew(
     plan: list[tuple[object, ...]], seed: int, rough: bool
 ) -> None:
     troubles = {"loss": 0.2, "doubles": 0.1, "late_s": 0.5} if rough else {}
-    sim = Sim(settings(), settings(sells=False), seed, **troubles)  # type: ignore[arg-type]
+    small = {"grace_data_bytes": GRACE}  # what `play` checks
+    sim = Sim(settings(**small), settings(sells=False, **small), seed, **troubles)  # type: ignore[arg-type]
     for action in plan:
         if action[0] == "block":
             block(sim, sim.gateway if action[1] else sim.client, bool(action[2]))
