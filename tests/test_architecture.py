@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,18 @@ def test_imports_point_one_way() -> None:
         for line in faults_in(name, file.read_text(), is_package=file.name == "__init__.py")
     ]
     assert not faults, "\n".join(faults)
+
+
+def test_no_modules_of_the_core_import_each_other() -> None:
+    core = {name: file for name, file in modules_of_project().items() if name.startswith("ngp.core.")}
+    imported = {
+        name: {other for one in imports_of(name, file.read_text()) for other in core if within(one, other)}
+        for name, file in core.items()
+    }
+    try:
+        tuple(TopologicalSorter(imported).static_order())
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 @pytest.mark.parametrize(

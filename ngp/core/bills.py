@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import cashier
+from ngp.core import payments
 from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Persist
@@ -99,8 +99,8 @@ def _forgive(world: World, account: Account, contract: Contract) -> None:
     """
     contract.meter_lost = contract.meter_lost and contract.halting is CloseReason.CANCELLED
     used = contract.used_bytes
-    in_hand = account.paid_msat - account.refunded_msat + cashier.pending_msat(world, account.identity)
-    in_hand += cashier.MOST_AHEAD * world.settings.payment_amount_msat
+    in_hand = account.paid_msat - account.refunded_msat + payments.pending_msat(world, account.identity)
+    in_hand += payments.MOST_AHEAD * world.settings.payment_amount_msat
     known = max(account.charged_msat, account.metered_msat + account.tolerated_msat)
     believed = used + contract.forgiven_bytes
     believed += affordable_bytes(in_hand - known, believed, contract.billed_bytes, contract.prices)

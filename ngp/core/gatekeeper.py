@@ -1,7 +1,7 @@
 """Gatekeeper: the one door into the core. `step(event, now)` changes the world and returns what is to be done.
 
 Pure: time comes in with each event, randomness as `new_id`, money and packets as events. The rules are in seller,
-grants, buyer and cashier; this routes.
+grants, buyer and those of money (invoices, settlements, payments, refunds); this routes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import bills, buyer, cashier, forgetting, grants, seller, statements
+from ngp.core import bills, buyer, forgetting, grants, invoices, payments, refunds, seller, settlements, statements
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Acknowledge, Effect, Greet, Persist, SetNeighbour
 from ngp.core.events import (
@@ -113,18 +113,18 @@ class Gatekeeper:
             case Stopping():
                 self._say_good_bye()
             case InvoiceMade():
-                cashier.invoice_made(world, event)
+                invoices.invoice_made(world, event)
             case InvoiceFailed():
-                cashier.invoice_failed(world, event)
+                invoices.invoice_failed(world, event)
                 if event.identity:
-                    world.timers.set(Due.INVOICE, event.identity, world.now.monotonic_s + cashier.RETRY_S)
+                    world.timers.set(Due.INVOICE, event.identity, world.now.monotonic_s + invoices.RETRY_S)
             case SettlementSeen():
                 world.count(
                     "settlements_"
-                    + cashier.settlement_seen(world, event.cursor, event.payment_hash, event.amount_msat).value
+                    + settlements.settlement_seen(world, event.cursor, event.payment_hash, event.amount_msat).value
                 )
             case PaymentResult():
-                cashier.payment_result(world, event.outcome)
+                payments.payment_result(world, event.outcome)
             case Undelivered():
                 self._undelivered(event)
             case Delivered():
@@ -141,7 +141,7 @@ class Gatekeeper:
             case BlockNeighbour():
                 self._block(event)
             case RefundNeighbour():
-                world.log(cashier.refund_offered(world, event.identity))
+                world.log(refunds.refund_offered(world, event.identity))
             case AskFor():
                 neighbour = world.neighbours.get((event.identity, event.link))
                 if neighbour is not None:
@@ -182,15 +182,15 @@ class Gatekeeper:
             case Reject():
                 return self._rejected(neighbour, message, number)
             case Invoice():
-                return cashier.invoice_received(world, neighbour, message, event.decoded)
+                return payments.invoice_received(world, neighbour, message, event.decoded)
             case Paid():
-                world.count("proofs_" + cashier.proof_received(world, message).value)
+                world.count("proofs_" + settlements.proof_received(world, message).value)
             case Statement():
                 bills.stated(world, neighbour, message)
             case Notice():
                 buyer.noticed(world, neighbour, message)
             case Refund():
-                cashier.refund_received(world, neighbour, message, event.decoded)
+                refunds.refund_received(world, neighbour, message, event.decoded)
             case Bye():
                 neighbour.up = False
                 world.log(f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]} stops")
@@ -201,7 +201,7 @@ class Gatekeeper:
     def _rejected(self, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:
         if reject.subject in self.world.invoices:
             if self.world.invoices[reject.subject].identity == neighbour.identity:
-                cashier.invoice_declined(self.world, reject)
+                invoices.invoice_declined(self.world, reject)
             return False
         contract = self.world.contracts.get(reject.subject)
         if contract is not None and contract.role is Role.CLIENT:
@@ -280,11 +280,11 @@ class Gatekeeper:
         if account is not None:
             record = world.invoices.get(account.invoice)
             if record is not None and record.state is PaymentState.OPEN:
-                cashier.send_invoice(world, record)
+                invoices.send_invoice(world, record)
             statements.came_back(world, neighbour, account, restarted)
         bills.came_back(world, neighbour)
         seller.quote_again(world, neighbour)
-        recent = world.now.utc_s - cashier.INVOICE_EXPIRY_S
+        recent = world.now.utc_s - invoices.INVOICE_EXPIRY_S
         for payment in world.payments.values():
             ours = payment.identity == neighbour.identity and payment.state is PaymentState.SUCCEEDED
             if ours and payment.settled_at_s >= recent:
@@ -416,10 +416,10 @@ class Gatekeeper:
                     if account is not None:
                         _ACCOUNT_DUE[due](world, account)
                 case Due.INVOICE:
-                    cashier.invoice_due(world, key)
-                    cashier.invoice_retry_due(world, key)
+                    invoices.invoice_due(world, key)
+                    invoices.invoice_retry_due(world, key)
                 case Due.TRACK:
-                    cashier.track_due(world, key)
+                    payments.track_due(world, key)
                 case _:
                     contract = world.contracts.get(key)
                     if contract is not None:

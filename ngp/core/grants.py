@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import cashier
+from ngp.core import invoices
 from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Decide
@@ -180,7 +180,7 @@ def usage_read(world: World, contract: Contract, reading: Reading) -> None:
         if extend(world, account, contract):
             world.grant(contract)
             release(world, contract)
-        cashier.top_up_if_low(world, account)
+        invoices.top_up_if_low(world, account)
 
 
 def _redeem_opening(world: World, contract: Contract) -> None:
@@ -210,7 +210,7 @@ def depleted(world: World, contract: Contract) -> None:
     if extend(world, account, contract):
         world.grant(contract)
         release(world, contract)
-    cashier.top_up_if_low(world, account)
+    invoices.top_up_if_low(world, account)
     look_if_exhausted(world, contract)
 
 

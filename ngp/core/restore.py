@@ -12,7 +12,6 @@ from ipaddress import ip_network
 
 from ngp.core import bills, buyer, grants
 from ngp.core.account import Account
-from ngp.core.cashier import REMEMBERED_S
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Effect, RevokeContract, SetNeighbour
 from ngp.core.gatekeeper import Gatekeeper
@@ -20,6 +19,7 @@ from ngp.core.messages import Role
 from ngp.core.records import AccountRecord, ContractRecord, Direction, PaymentKind, PaymentState, Snapshot
 from ngp.core.statements import to_state
 from ngp.core.timers import Due
+from ngp.core.topups import REMEMBERED_S
 from ngp.core.values import AdoptedContract, Now
 from ngp.core.world import Neighbour, World
 

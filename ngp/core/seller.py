@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import cashier, grants
+from ngp.core import grants, invoices
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Decide, ForgetNeighbour, GrantContract, Greet
 from ngp.core.events import PacketHeld
@@ -295,7 +295,7 @@ def _open(world: World, neighbour: Neighbour, contract: Contract) -> None:
     world.save(contract)
     world.grant(contract)
     grants.release(world, contract)
-    cashier.top_up_if_low(world, account)
+    invoices.top_up_if_low(world, account)
 
 
 def _renew(world: World, contract: Contract) -> None:
@@ -319,7 +319,7 @@ def _renew(world: World, contract: Contract) -> None:
     world.save(contract)
     world.grant(contract)
     grants.release(world, contract)
-    cashier.top_up_if_low(world, account)
+    invoices.top_up_if_low(world, account)
 
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:

@@ -1,4 +1,4 @@
-"""World: all that the core knows, and the few helpers that seller, buyer and cashier share.
+"""World: all that the core knows, and the few helpers that the rules of trade and money share.
 
 Rules are functions of the modules beside this one; this holds state. `effects` collects what the present step wants
 done; `Gatekeeper.step` takes it away.

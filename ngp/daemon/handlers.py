@@ -11,10 +11,11 @@ from typing import Any
 from ngp import __version__, identity
 from ngp.config import parse
 from ngp.config.units import show_money
-from ngp.core.cashier import SAT_MSAT, refundable_msat
 from ngp.core.events import BlockNeighbour, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
 from ngp.core.records import PaymentKind
+from ngp.core.refunds import refundable_msat
+from ngp.core.topups import SAT_MSAT
 from ngp.daemon import checkup, lightning, reports
 from ngp.daemon.node import Node
 from ngp.errors import ConfigError, PaymentError, UsageError

@@ -1,0 +1,162 @@
+"""Invoices of ours: one at a time for each neighbour, made when the balance won't last, withdrawn when it lapses.
+
+A gateway opens thousands of contracts a second, a payment node completes tens of payments; they meet in the account.
+The seller asks for a top-up when the balance runs low for the present rate of use.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from ngp.core.account import Account
+from ngp.core.effects import CancelInvoice, MakeInvoice, Persist
+from ngp.core.events import InvoiceFailed, InvoiceMade
+from ngp.core.messages import Invoice, Refund, Reject, Role
+from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
+from ngp.core.timers import Due
+from ngp.core.topups import MOST_PAUSE_S, REMEMBERED_S, SAT_MSAT, TOP_UP_LASTS_S, grows
+from ngp.core.world import World
+
+LOW_LASTS_S = 4
+INVOICE_EXPIRY_S = 600
+RETRY_S = 5.0
+FIRST_PAUSE_S = 0.5
+
+
+def top_up_msat(world: World, account: Account) -> int:
+    """Size a top-up, in whole sat: PAYMENT_AMOUNT, or what ten seconds at the present rate cost.
+
+    The rate of a client that waits for money says nothing about what it needs, so a top-up that was used up quickly is
+    followed by one of twice its size.
+    """
+    amount = max(world.settings.payment_amount_msat, int(account.rate_msat_s * TOP_UP_LASTS_S))
+    if grows(world, account, account.charged_msat):
+        amount = max(amount, 2 * account.top_up_msat)
+    if account.most_asked_msat:
+        amount = min(amount, account.most_asked_msat)
+    amount = max(amount, -account.balance_msat, world.means.least_amount_msat)
+    return -(-amount // SAT_MSAT) * SAT_MSAT
+
+
+def top_up_if_low(world: World, account: Account) -> None:
+    """Ask for money when what is left won't last; one invoice at a time for each neighbour."""
+    if account.invoice_asked or account.invoice_not_before_mono_s > world.now.monotonic_s:
+        return
+    if account.invoice:
+        _remind(world, account)
+        return
+    if not account.running or (not account.waiting and not account.rate_msat_s):
+        return  # nothing is used that costs anything
+    if not any(contract.price_msat_per_gib for contract in account.waiting.values()):
+        lasts = int(account.rate_msat_s * LOW_LASTS_S)
+        low = max(world.settings.payment_amount_msat // 2, account.top_up_msat // 2, lasts)
+        if account.balance_msat >= low:
+            return
+    account.invoice_asked = True
+    memo = f"ngp top-up for {account.identity.hex()[:16]}"
+    world.do(MakeInvoice(account.identity, PaymentKind.TOP_UP, top_up_msat(world, account), memo, INVOICE_EXPIRY_S))
+
+
+def _remind(world: World, account: Account) -> None:
+    """Send the open invoice again while money is short: the client may have been too busy for it."""
+    account.invoice_not_before_mono_s = world.now.monotonic_s + RETRY_S
+    record = world.invoices.get(account.invoice)
+    if record is not None and record.state is PaymentState.OPEN:
+        send_invoice(world, record)
+
+
+def invoice_made(world: World, event: InvoiceMade) -> None:
+    """Store an invoice of ours and send it to whom it is for."""
+    record = PaymentRecord(
+        direction=Direction.IN,
+        payment_hash=event.payment_hash,
+        kind=event.kind,
+        identity=event.identity,
+        amount_msat=event.amount_msat,
+        fee_msat=0,
+        state=PaymentState.OPEN,
+        bolt11=event.bolt11,
+        preimage=b"",
+        created_at_s=world.now.utc_s,
+        settled_at_s=0,
+        reason="",
+    )
+    world.invoices[event.payment_hash] = record
+    world.do(Persist(record))
+    world.timers.set(Due.INVOICE, event.payment_hash, world.now.monotonic_s + event.expires_in_s)
+    if event.kind is not PaymentKind.MANUAL:
+        account = world.account(event.identity, Role.SERVER if event.kind is PaymentKind.TOP_UP else Role.CLIENT)
+        account.invoice, account.invoice_asked = event.payment_hash, False
+        account.invoice_not_before_mono_s = world.now.monotonic_s + RETRY_S
+    send_invoice(world, record)
+
+
+def send_invoice(world: World, record: PaymentRecord) -> None:
+    """Send an open invoice (again, after the neighbour was away)."""
+    neighbour = world.any_link(record.identity)
+    if neighbour is None:
+        return
+    if record.kind is PaymentKind.TOP_UP:
+        world.send(neighbour, Invoice(record.bolt11, record.amount_msat))
+    elif record.kind is PaymentKind.REFUND:
+        world.send(neighbour, Refund(record.amount_msat, record.bolt11))
+
+
+def invoice_failed(world: World, event: InvoiceFailed) -> None:
+    """Go on without a top-up for a while: credit that is there lasts, and the node may come back by itself."""
+    account = world.account(event.identity, Role.CLIENT if event.kind is PaymentKind.REFUND else Role.SERVER)
+    if event.kind is not PaymentKind.MANUAL:
+        account.invoice_asked = False
+    account.invoice_not_before_mono_s = world.now.monotonic_s + RETRY_S
+    who = event.identity.hex()[:8]
+    world.log(f"no invoice for {who}: {event.why}; tried again in {RETRY_S:.0f} s", logging.WARNING)
+
+
+def invoice_due(world: World, payment_hash: bytes) -> None:
+    """Withdraw an invoice that nobody paid; should its payment come all the same, it still counts."""
+    record = world.invoices.get(payment_hash)
+    if record is None:
+        return
+    if record.state is not PaymentState.OPEN:
+        del world.invoices[payment_hash]  # long over; the ledger keeps it
+        return
+    _withdraw(world, record, "expired")
+    account = world.accounts.get((record.identity, Role.SERVER))
+    if account is not None and account.running:
+        top_up_if_low(world, account)
+    world.forget_if_gone(record.identity)
+
+
+def _withdraw(world: World, record: PaymentRecord, why: str) -> None:
+    role = Role.CLIENT if record.kind is PaymentKind.REFUND else Role.SERVER
+    account = world.account(record.identity, role)
+    if account.invoice == record.payment_hash:
+        account.invoice = b""
+    world.timers.set(Due.INVOICE, record.payment_hash, world.now.monotonic_s + REMEMBERED_S)
+    world.invoices[record.payment_hash] = replace(record, state=PaymentState.CANCELLED, reason=why, bolt11="")
+    world.do(Persist(world.invoices[record.payment_hash]))
+    world.do(CancelInvoice(record.payment_hash))
+
+
+def invoice_declined(world: World, reject: Reject) -> None:
+    """The client won't pay this invoice: ask for what it would pay, or wait a little."""
+    record = world.invoices.get(reject.subject)
+    if record is None or record.state is not PaymentState.OPEN:
+        return
+    account = world.account(record.identity, Role.SERVER)
+    _withdraw(world, record, f"declined: {reject.reason.value}")
+    account.most_asked_msat = max(reject.amount_msat, world.means.least_amount_msat) if reject.amount_msat else 0
+    smaller = 0 < reject.amount_msat < record.amount_msat and account.invoices_declined < 2
+    pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(account.invoices_declined, 16))
+    account.invoices_declined += 1
+    account.invoice_not_before_mono_s = world.now.monotonic_s + (0.2 if smaller else pause_s)
+    if account.running:
+        world.timers.set(Due.INVOICE, account.identity, account.invoice_not_before_mono_s)
+
+
+def invoice_retry_due(world: World, identity: bytes) -> None:
+    """Look again whether an account that had to wait needs a top-up."""
+    account = world.accounts.get((identity, Role.SERVER))
+    if account is not None and account.running:
+        top_up_if_low(world, account)

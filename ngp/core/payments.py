@@ -1,0 +1,230 @@
+"""Payments of ours: the intent is in the ledger before any money moves, and what isn't known stays unknown.
+
+The buyer pays an invoice if its operator's budgets allow and the server isn't far ahead with its demands; otherwise it
+declines by name. An outcome in doubt is asked for, never paid again.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from ngp.core.account import Account, Patience
+from ngp.core.budget import broken_limit, room_msat
+from ngp.core.effects import PayInvoice, Persist, TrackPayment
+from ngp.core.messages import Invoice, Paid, Reject, RejectReason, Role
+from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
+from ngp.core.timers import Due
+from ngp.core.topups import MOST_PAUSE_S, REMEMBERED_S, SAT_MSAT, TOP_UP_LASTS_S, grows, note_top_up
+from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
+from ngp.core.world import Neighbour, World
+
+MOST_INVOICE_EXPIRY_S = 43_200
+MOST_PENDING = 8
+FIRST_FAILURE_PAUSE_S = 1.0
+TRACK_S = 5.0
+PAY_TIMEOUT_S = 60.0
+MOST_AHEAD = 2
+"""A buyer lets at most so many top-ups lie unspent with a server."""
+
+
+def fee_limit_msat(amount_msat: int) -> int:
+    """Return the most that routing may cost: nothing to a direct neighbour with a channel, else 1 %, at least 1 sat."""
+    return max(SAT_MSAT, amount_msat // 100)
+
+
+def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decoded: DecodedInvoice | None) -> bool:
+    """Pay a server's invoice, or decline it by name. Returns whether it was answered by a message."""
+    if decoded is None or decoded.amount_msat != invoice.amount_msat or invoice.amount_msat <= 0:
+        world.count("invoice_malformed")
+        return False
+    payment_hash = decoded.payment_hash
+    known = world.payments.get(payment_hash)
+    if known is not None:
+        if known.state is PaymentState.SUCCEEDED:
+            world.send(neighbour, Paid(payment_hash, known.preimage))
+        return known.state is PaymentState.SUCCEEDED
+    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one that outlives our memory could be paid twice
+        world.send(neighbour, Reject(payment_hash, RejectReason.LAPSED))
+        return True
+    account = world.account(neighbour.identity, Role.CLIENT)
+    reason, instead = _objection(world, neighbour, account, invoice.amount_msat, decoded)
+    if reason is not None:
+        world.send(neighbour, Reject(payment_hash, reason, amount_msat=instead))
+        return True
+    pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat)
+    return False
+
+
+def _objection(
+    world: World, neighbour: Neighbour, account: Account, amount_msat: int, decoded: DecodedInvoice
+) -> tuple[RejectReason | None, int]:
+    if neighbour.blocked or not world.settings.buys:
+        return RejectReason.NOT_BUYING, 0
+    if decoded.network != world.means.network:
+        return RejectReason.NETWORK, 0
+    if not names_its_payee(world, neighbour, decoded):
+        return RejectReason.TERMS, 0
+    if account.disputed or decoded.payment_hash in world.invoices:  # our own: we would credit two accounts for nothing
+        return RejectReason.TERMS, 0
+    if not account.running and account.balance_msat >= 0:
+        return RejectReason.NOT_BUYING, 0
+    if not account.sent and amount_msat > _newcomers_room_msat(world):
+        return RejectReason.BUSY, 0
+    waits = _patience(world, account).not_before_mono_s > world.now.monotonic_s
+    if waits or len(_pending(world, neighbour.identity)) >= MOST_PENDING:
+        return RejectReason.BUSY, 0
+    most = MOST_AHEAD * max(world.settings.payment_amount_msat, int(account.rate_msat_s * TOP_UP_LASTS_S))
+    if grows(world, account, account.metered_msat):
+        most = max(most, 3 * account.top_up_msat)
+    unspent = account.paid_msat - max(account.metered_msat, account.charged_msat) - account.refunded_msat
+    ahead = most - unspent - pending_msat(world, neighbour.identity)
+    if amount_msat > ahead:
+        return RejectReason.AMOUNT, max(0, ahead) // SAT_MSAT * SAT_MSAT
+    cost = amount_msat + fee_limit_msat(amount_msat)
+    limit = broken_limit(world.settings.budgets, world.spending, neighbour.identity, cost, world.now.utc_s)
+    if limit is None:
+        return None, 0
+    world.log(f"invoice of {amount_msat} msat from {neighbour.identity.hex()[:8]} declined: {limit}", logging.WARNING)
+    room = room_msat(world.settings.budgets, world.spending, neighbour.identity, world.now.utc_s)
+    return RejectReason.BUDGET, max(0, room * 100 // 101 - SAT_MSAT) // SAT_MSAT * SAT_MSAT
+
+
+def names_its_payee(world: World, neighbour: Neighbour, decoded: DecodedInvoice) -> bool:
+    """Say whether an invoice is of the node that the neighbour announced; real money goes to no other."""
+    if decoded.payee == neighbour.payee.hex() or not (neighbour.payee or world.means.real_money):
+        return True
+    who, announced = neighbour.identity.hex()[:8], neighbour.payee.hex()[:16] or "none"
+    world.count("invoice_foreign_payee")
+    world.log(
+        f"invoice from {who} not paid: its payee is {decoded.payee[:16]}, the neighbour announced {announced}",
+        logging.WARNING,
+    )
+    return False
+
+
+def _newcomers_room_msat(world: World) -> int:
+    """Return what may go to servers by which we haven't sent anything yet, all of them together.
+
+    Keys and proposals cost nothing: without this, everybody could make up servers and be paid ahead as each of them.
+    """
+    newcomers = {who: one for (who, role), one in world.accounts.items() if role is Role.CLIENT and not one.sent}
+    out = [one for one in world.payments.values() if one.state is PaymentState.PENDING and one.identity in newcomers]
+    unspent = sum(max(0, one.balance_msat) for one in newcomers.values()) + sum(one.amount_msat for one in out)
+    return MOST_AHEAD * world.settings.payment_amount_msat - unspent
+
+
+def _patience(world: World, account: Account) -> Patience:
+    """Servers that we haven't sent anything by share theirs: invoices that can't be paid cost nothing, nor do keys."""
+    return account.patience if account.sent else world.patience
+
+
+def pending_msat(world: World, identity: bytes) -> int:
+    """Sum what is on its way to a neighbour."""
+    return sum(record.amount_msat for record in _pending(world, identity))
+
+
+def _pending(world: World, identity: bytes) -> list[PaymentRecord]:
+    records = [record for record in world.payments.values() if record.identity == identity]
+    return [record for record in records if record.state is PaymentState.PENDING]
+
+
+def pay(
+    world: World, neighbour: Neighbour, kind: PaymentKind, bolt11: str, payment_hash: bytes, amount_msat: int
+) -> None:
+    """Write a payment down as pending, take it off the budgets with the most its routing may cost, and send it."""
+    identity = neighbour.identity
+    fee_limit = fee_limit_msat(amount_msat)
+    record = PaymentRecord(
+        direction=Direction.OUT,
+        payment_hash=payment_hash,
+        kind=kind,
+        identity=identity,
+        amount_msat=amount_msat,
+        fee_msat=fee_limit,
+        state=PaymentState.PENDING,
+        bolt11=bolt11,
+        preimage=b"",
+        created_at_s=world.now.utc_s,
+        settled_at_s=0,
+        reason="",
+    )
+    world.payments[payment_hash] = record
+    world.spending.add(identity, amount_msat + fee_limit, world.now.utc_s)
+    world.do(Persist(record, durable=True))
+    world.do(PayInvoice(bolt11, payment_hash, fee_limit, PAY_TIMEOUT_S, neighbour.payee.hex() or None))
+
+
+def payment_result(world: World, outcome: PaymentOutcome) -> None:
+    """Book what became of a payment of ours. Pending stays pending: nothing is paid again on a doubt."""
+    record = world.payments.get(outcome.payment_hash)
+    if record is None or record.state is not PaymentState.PENDING:
+        return
+    if outcome.status is PaymentStatus.PENDING:
+        world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + TRACK_S)
+        return
+    world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + REMEMBERED_S)
+    if outcome.status is PaymentStatus.SUCCEEDED:
+        _succeeded(world, record, outcome)
+    else:
+        _failed(world, record, outcome)
+
+
+def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> None:
+    done = replace(
+        record,
+        state=PaymentState.SUCCEEDED,
+        preimage=outcome.preimage,
+        fee_msat=outcome.fee_msat,
+        settled_at_s=world.now.utc_s,
+    )
+    world.payments[record.payment_hash] = done
+    world.spending.add(record.identity, outcome.fee_msat - record.fee_msat, record.created_at_s)
+    world.do(Persist(done, durable=True))
+    if record.kind is PaymentKind.REFUND:
+        account = world.account(record.identity, Role.SERVER)
+        account.refunding_msat -= record.amount_msat
+        account.refunded_msat += record.amount_msat
+        world.journal("refund", record.identity, done.state.value, -record.amount_msat, paid=record.payment_hash)
+    else:
+        account = world.account(record.identity, Role.CLIENT)
+        account.paid_msat += record.amount_msat
+        _patience(world, account).failures = 0
+        note_top_up(world, account, record.amount_msat, account.metered_msat)
+        world.journal("payment", record.identity, done.state.value, -record.amount_msat, paid=record.payment_hash)
+    world.save_account(account, durable=True)
+    world.log(f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} succeeded")
+    neighbour = world.any_link(record.identity)
+    if neighbour is not None:
+        world.send(neighbour, Paid(record.payment_hash, outcome.preimage))
+
+
+def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> None:
+    world.payments[record.payment_hash] = replace(
+        record, state=PaymentState.FAILED, reason=outcome.reason, settled_at_s=world.now.utc_s
+    )
+    world.spending.add(record.identity, -(record.amount_msat + record.fee_msat), record.created_at_s)
+    account = world.account(record.identity, Role.CLIENT)
+    patience = _patience(world, account)
+    pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(patience.failures, 16))
+    patience.not_before_mono_s, patience.failures = world.now.monotonic_s + pause_s, patience.failures + 1
+    world.do(Persist(world.payments[record.payment_hash], durable=True))
+    if record.kind is PaymentKind.REFUND:
+        world.account(record.identity, Role.SERVER).refunding_msat -= record.amount_msat
+    world.log(
+        f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} failed: {outcome.reason}", logging.WARNING
+    )
+    neighbour = world.any_link(record.identity)
+    if neighbour is not None and record.kind is PaymentKind.TOP_UP:
+        world.send(neighbour, Reject(record.payment_hash, RejectReason.BUSY))
+
+
+def track_due(world: World, payment_hash: bytes) -> None:
+    """Ask again about a payment whose outcome isn't known; forget one that is long over (the ledger keeps it)."""
+    record = world.payments.get(payment_hash)
+    if record is None:
+        return
+    if record.state is PaymentState.PENDING:
+        world.do(TrackPayment(payment_hash))
+    else:
+        del world.payments[payment_hash]

@@ -1,0 +1,87 @@
+"""Settlements: money for an invoice of ours is credited once, by payment hash, whoever says first that it came."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum
+from hashlib import sha256
+
+from ngp.core import grants
+from ngp.core.effects import Persist, ProveSettlement
+from ngp.core.invoices import top_up_if_low
+from ngp.core.messages import Paid, Role
+from ngp.core.records import CursorRecord, PaymentKind, PaymentRecord, PaymentState
+from ngp.core.timers import Due
+from ngp.core.topups import REMEMBERED_S, note_top_up
+from ngp.core.world import World
+
+
+class Applied(Enum):
+    """What an announced payment turned out to be."""
+
+    APPLIED = "applied"
+    REPLAYED = "replayed"
+    FOREIGN = "foreign"
+
+
+def proof_received(world: World, paid: Paid) -> Applied:
+    """Take a preimage as proof that an invoice of ours was paid (BOLT 11: SHA-256 of it is the payment hash).
+
+    Service resumes at once, before our own node says so; the ledger counts it once.
+    """
+    if sha256(paid.preimage).digest() != paid.payment_hash:
+        world.count("proof_wrong")
+        return Applied.FOREIGN
+    record = world.invoices.get(paid.payment_hash)
+    if record is None:
+        world.count("proof_foreign")
+        return Applied.FOREIGN
+    if record.state is PaymentState.SETTLED:
+        return Applied.REPLAYED
+    _credit(world, replace(record, preimage=paid.preimage), record.amount_msat)
+    if world.means.settles_by_proof:
+        world.do(ProveSettlement(paid.preimage))
+    return Applied.APPLIED
+
+
+def settlement_seen(world: World, cursor: int, payment_hash: bytes, amount_msat: int) -> Applied:
+    """Count what our node says was paid, together with how far its stream was read."""
+    if cursor > world.cursor:
+        world.cursor = cursor
+        world.do(Persist(CursorRecord(cursor), durable=True))
+    record = world.invoices.get(payment_hash)
+    if record is None:
+        return Applied.FOREIGN
+    if record.state is PaymentState.SETTLED:
+        return Applied.REPLAYED
+    _credit(world, record, amount_msat)
+    return Applied.APPLIED
+
+
+def _credit(world: World, record: PaymentRecord, amount_msat: int) -> None:
+    settled = replace(record, state=PaymentState.SETTLED, amount_msat=amount_msat, settled_at_s=world.now.utc_s)
+    world.invoices[record.payment_hash] = settled
+    world.timers.set(Due.INVOICE, record.payment_hash, world.now.monotonic_s + REMEMBERED_S)
+    world.do(Persist(settled, durable=True))
+    kind = "refund" if record.kind is PaymentKind.REFUND else "payment"
+    world.journal(kind, record.identity, settled.state.value, amount_msat, paid=record.payment_hash)
+    if record.kind is PaymentKind.REFUND:
+        account = world.account(record.identity, Role.CLIENT)
+        account.refunded_msat += amount_msat
+        account.invoice = b""
+        world.save_account(account, durable=True)
+        world.log(f"refund of {amount_msat} msat received from {record.identity.hex()[:8]}")
+        return
+    account = world.account(record.identity, Role.SERVER)
+    if account.invoice == record.payment_hash:
+        account.invoice, account.invoice_not_before_mono_s = b"", 0.0
+    account.most_asked_msat *= 2  # what the client would not pay at once it may pay step by step
+    account.paid_msat += amount_msat
+    account.invoices_declined = 0
+    note_top_up(world, account, amount_msat, account.charged_msat)
+    world.log(f"payment of {amount_msat} msat received from {record.identity.hex()[:8]}")
+    grants.paid_for(world, account)
+    world.save_account(account, durable=True)
+    world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + 0.05)
+    if account.running:
+        top_up_if_low(world, account)
