@@ -47,6 +47,9 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one that outlives our memory could be paid twice
         world.send(neighbour, Reject(payment_hash, RejectReason.LAPSED))
         return True
+    if neighbour.blocked or not world.settings.buys:
+        world.send(neighbour, Reject(payment_hash, RejectReason.NOT_BUYING))
+        return True
     account = world.account(neighbour.identity, Role.CLIENT)
     reason, instead = _objection(world, neighbour, account, invoice.amount_msat, decoded)
     if reason is not None:
@@ -59,8 +62,6 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
 def _objection(
     world: World, neighbour: Neighbour, account: Account, amount_msat: int, decoded: DecodedInvoice
 ) -> tuple[RejectReason | None, int]:
-    if neighbour.blocked or not world.settings.buys:
-        return RejectReason.NOT_BUYING, 0
     if decoded.network != world.means.network:
         return RejectReason.NETWORK, 0
     if not names_its_payee(world, neighbour, decoded):
@@ -204,18 +205,18 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
         record, state=PaymentState.FAILED, reason=outcome.reason, settled_at_s=world.now.utc_s
     )
     world.spending.add(record.identity, -(record.amount_msat + record.fee_msat), record.created_at_s)
-    account = world.account(record.identity, Role.CLIENT)
-    patience = _patience(world, account)
-    pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(patience.failures, 16))
-    patience.not_before_mono_s, patience.failures = world.now.monotonic_s + pause_s, patience.failures + 1
     world.do(Persist(world.payments[record.payment_hash], durable=True))
-    if record.kind is PaymentKind.REFUND:
-        world.account(record.identity, Role.SERVER).refunding_msat -= record.amount_msat
     world.log(
         f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} failed: {outcome.reason}", logging.WARNING
     )
+    if record.kind is PaymentKind.REFUND:
+        world.account(record.identity, Role.SERVER).refunding_msat -= record.amount_msat
+        return
+    patience = _patience(world, world.account(record.identity, Role.CLIENT))
+    pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(patience.failures, 16))
+    patience.not_before_mono_s, patience.failures = world.now.monotonic_s + pause_s, patience.failures + 1
     neighbour = world.any_link(record.identity)
-    if neighbour is not None and record.kind is PaymentKind.TOP_UP:
+    if neighbour is not None:
         world.send(neighbour, Reject(record.payment_hash, RejectReason.BUSY))
 
 

@@ -37,24 +37,36 @@ def refund_offered(world: World, identity: bytes) -> str:
 
 def refund_received(world: World, neighbour: Neighbour, refund: Refund, decoded: DecodedInvoice | None) -> None:
     """Client: answer an offer with an invoice. Server: pay the invoice that answers our offer, within the balance."""
-    if not refund.bolt11:
-        paid = world.account(neighbour.identity, Role.CLIENT)
-        amount = min(refund.amount_msat, max(0, paid.balance_msat)) // SAT_MSAT * SAT_MSAT
-        if amount < refund.amount_msat:
-            world.log(
-                f"{neighbour.identity.hex()[:8]} offers a refund of {refund.amount_msat} msat; by our books we have "
-                f"{paid.balance_msat} msat with it and ask for no more"
-            )
-        if amount >= max(SAT_MSAT, world.means.least_amount_msat) and not (paid.invoice or paid.invoice_asked):
-            paid.invoice_asked = True
-            memo = f"ngp refund from {neighbour.identity.hex()[:16]}"
-            world.do(MakeInvoice(neighbour.identity, PaymentKind.REFUND, amount, memo, INVOICE_EXPIRY_S))
+    if refund.bolt11:
+        _pay_back(world, neighbour, refund, decoded)
+    else:
+        _take_back(world, neighbour, refund)
+
+
+def _take_back(world: World, neighbour: Neighbour, refund: Refund) -> None:
+    account = world.accounts.get((neighbour.identity, Role.CLIENT))
+    balance_msat = 0 if account is None else account.balance_msat
+    amount = min(refund.amount_msat, max(0, balance_msat)) // SAT_MSAT * SAT_MSAT
+    if amount < refund.amount_msat:
+        world.log(
+            f"{neighbour.identity.hex()[:8]} offers a refund of {refund.amount_msat} msat; by our books we have "
+            f"{balance_msat} msat with it and ask for no more"
+        )
+    if account is None or account.invoice or account.invoice_asked:
         return
-    account = world.account(neighbour.identity, Role.SERVER)
+    if amount >= max(SAT_MSAT, world.means.least_amount_msat):
+        account.invoice_asked = True
+        memo = f"ngp refund from {neighbour.identity.hex()[:16]}"
+        world.do(MakeInvoice(neighbour.identity, PaymentKind.REFUND, amount, memo, INVOICE_EXPIRY_S))
+
+
+def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: DecodedInvoice | None) -> None:
     if decoded is None or decoded.amount_msat != refund.amount_msat or decoded.network != world.means.network:
         world.count("invoice_malformed")
         return
-    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S or not names_its_payee(world, neighbour, decoded):
+    account = world.accounts.get((neighbour.identity, Role.SERVER))
+    lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S
+    if account is None or not lasts or not names_its_payee(world, neighbour, decoded):
         world.count("refund_refused")
         return
     amount = refund.amount_msat

@@ -28,7 +28,7 @@ from ngp.core.messages import (
 )
 from ngp.core.records import PaymentKind
 from ngp.core.settings import Budgets, PriceRule
-from ngp.core.values import PaymentStatus, Verdict
+from ngp.core.values import PaymentOutcome, PaymentStatus, Verdict
 
 HOST = "198.51.100.1"
 buyer = settings(sells=False)
@@ -463,6 +463,38 @@ def test_a_refund_of_more_than_the_client_paid_is_told_on_both_sides() -> None:
     assert any(text.startswith(f"{who} asks for ") for text in logs["gateway"])
     assert any("offers a refund of" in text for text in logs["client"])
     assert account(sim).refunded_msat > 0
+
+
+def test_money_talk_opens_no_account_for_a_node_that_does_not_trade_in_that_role() -> None:
+    sim = Sim(settings(buys=False), settings(sells=False))
+    bolt11 = sim.mint.invoice("client", 5000).hex()
+    tell(sim, sim.gateway, Refund(5000))
+    effects = tell(sim, sim.gateway, Invoice(bolt11, 5000), decoded=sim.mint.decode(bolt11))
+    declined = Reject(bytes.fromhex(bolt11), RejectReason.NOT_BUYING)
+    assert declined in [effect.message for effect in effects if isinstance(effect, fx.Send)]
+    bolt11 = sim.mint.invoice("gateway", 5000).hex()
+    tell(sim, sim.client, Refund(5000, bolt11), decoded=sim.mint.decode(bolt11))
+    assert not sim.gateway.world.accounts and not sim.client.world.accounts
+
+
+def test_a_refund_that_fails_is_offered_again_and_makes_no_payment_wait() -> None:
+    sim = Sim(client=settings(sells=False))
+    sim.flow(HOST, 100_000, 2)
+    for _ in range(2):
+        sim.gateway.gatekeeper.step(ev.RefundNeighbour(sim.client.identity), sim.clock())
+        offered = account(sim).refund_offered_msat
+        bolt11 = sim.mint.invoice("client", offered)
+        refund = ev.MessageReceived(
+            *(sim.client.identity, sim.client.link, sim.client.boot, Refund(offered, bolt11.hex()), 7 << 32),
+            decoded=sim.mint.decode(bolt11.hex()),
+        )
+        sim.gateway.gatekeeper.step(refund, sim.clock())
+        assert account(sim).refunding_msat == offered > 0
+        failed = PaymentOutcome(bolt11, PaymentStatus.FAILED, reason="no route")
+        sim.happen(sim.gateway, ev.PaymentResult(failed))
+        assert account(sim).refunding_msat == 0
+    assert (sim.client.identity, Role.CLIENT) not in sim.gateway.world.accounts
+    assert sim.gateway.world.patience.failures == 0
 
 
 def test_nobody_buys_back_what_it_sells_unless_the_route_has_turned() -> None:
