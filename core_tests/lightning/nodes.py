@@ -204,6 +204,7 @@ class Lnd(_Process):
             *(f"--btcd.rpchost={self.chain.address}:{self.chain.rpc_port}", f"--btcd.rpccert={self.chain.certificate}"),
             *(f"--btcd.rpcuser={RPC_USER}", f"--btcd.rpcpass={RPC_PASSWORD}", f"--rpclisten={self.rpc_host}"),
             *(f"--listen=0.0.0.0:{self.ports.peer}", "--bitcoin.defaultchanconfs=1", "--trickledelay=50"),
+            *("--minbackoff=1s", "--maxbackoff=5s"),  # before it connects again to a peer that was killed
             *self.options,
         )
 

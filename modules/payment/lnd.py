@@ -186,10 +186,10 @@ class LndPayment:
         return [_channel(one) for one in found]
 
     async def connect(self, peer: str, host: str) -> None:
-        """Make a node a peer, to be connected again by itself; done again it is no error."""
+        """Make a node a peer, and return when it is one; done again it is no error."""
         where = pb.LightningAddress(pubkey=peer, host=host)
         try:
-            await self._client.call(client.CONNECT_PEER, pb.ConnectPeerRequest(addr=where, perm=True))
+            await self._client.call(client.CONNECT_PEER, pb.ConnectPeerRequest(addr=where))
         except LndError as error:
             if "already" not in error.detail:
                 raise

@@ -58,7 +58,7 @@ def contract_id() -> bytes:
     return secrets.token_bytes(16)
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 5) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
     """Poll until a condition holds; fail after a while."""
     end = time.monotonic() + timeout_s
     while not condition():
