@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,23 @@ DOWN_S = 20.0
 NETWORK = "regtest"
 # Of a chain that lives in a namespace for some minutes: nothing to keep secret.
 RPC_USER, RPC_PASSWORD = "lab", "lab"
+_PORTS = count()
 HERE: Sequence[str] = ()
 """Prefix of commands that run in the network where the test itself runs; a host has its own (`Host.inside`)."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Return TCP ports of the loopback that nobody uses now, for nodes in the network where the test runs."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+def free_ports(how_many: int) -> list[int]:
+    """Return TCP ports that nobody listens at now, for nodes in the network where the test runs.
+
+    They lie below those that the kernel gives to outgoing connections (ip_local_port_range), which a node that is
+    started again could find taken, and apart from those of other test processes.
+    """
+    found: list[int] = []
+    while len(found) < how_many:
+        port = 10_000 + os.getpid() % 200 * 100 + next(_PORTS) % 100
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+    return found
 
 
 class _Process:
