@@ -13,6 +13,7 @@ import pytest
 from ngp.config import parse
 from ngp.core.effects import Effect, Persist
 from ngp.core.events import Stopping, Tick
+from ngp.core.records import CursorRecord
 from ngp.core.values import DesiredNetwork, Now
 from ngp.daemon import node as daemon_node
 from ngp.daemon.node import Node, Parts
@@ -25,14 +26,15 @@ class Broken:
     """A core that fails in the middle of a batch."""
 
     def __init__(self) -> None:
-        self.world = SimpleNamespace(by_link={}, by_identity={}, means=SimpleNamespace(network="", payee=b""))
+        means = SimpleNamespace(network="", payee=b"")
+        self.world = SimpleNamespace(by_link={}, by_identity={}, contracts={}, means=means)
         self.steps = 0
 
     def step(self, _event: object, _now: Now) -> list[Effect]:
         self.steps += 1
         if self.steps > 1:
             raise RuntimeError("nobody thought of this")
-        return []
+        return [Persist(CursorRecord(1), durable=True)]
 
     def next_wake_mono_s(self) -> None:
         return None
@@ -78,6 +80,32 @@ def test_a_step_that_fails_stops_the_daemon_and_stores_nothing_of_its_batch(
     assert "clean_up" not in network.done and network.done[-1] == "close"
     (record,) = [one for one in caplog.records if one.levelname == "CRITICAL"]
     assert "nobody thought of this" in record.getMessage() and record.exc_info
+
+
+def test_a_step_that_fails_while_the_daemon_stops_stores_nothing_of_its_batch_either(broken: Node) -> None:
+    async def scenario() -> None:
+        for _ in range(3):
+            broken.tell(Tick())
+        await broken.stop()
+
+    asyncio.run(scenario())
+    ledger: Any = broken.parts.ledger
+    network: Any = broken.parts.network
+    assert broken.crashed and ledger.done == ["close"]  # no commit
+    assert "clean_up" not in network.done
+
+
+def test_a_backup_meets_the_failed_step_and_writes_nothing(broken: Node) -> None:
+    async def scenario() -> None:
+        for _ in range(3):
+            broken.tell(Tick())
+        with pytest.raises(LedgerError, match="see its log"):
+            broken.write_totals()
+        broken.let_go()
+
+    asyncio.run(scenario())
+    ledger: Any = broken.parts.ledger
+    assert ledger.done == ["close"]
 
 
 def test_what_the_host_refuses_is_tried_again_and_what_nobody_thought_of_stops(

@@ -162,6 +162,7 @@ class Node:
             "over; please report what follows", error, exc_info=error,
         )  # fmt: skip
         self.crashed = True
+        self._unstored = []  # perhaps half a batch: whoever stores what is left must not find it
         self.stopping.set()
 
     def let_go(self) -> None:
@@ -210,6 +211,8 @@ class Node:
         """Bring the ledger, which is written seldom, up to what the meter says now. Raises LedgerError."""
         self._read_now()
         self._drain()
+        if self.crashed:
+            raise LedgerError("the daemon stops by an error of its own, see its log: run this again when it is started")
         world = self.parts.gatekeeper.world
         world.effects = []
         self.parts.gatekeeper.flush(most=len(world.unflushed))
