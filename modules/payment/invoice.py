@@ -19,6 +19,7 @@ from bech32 import CHARSET, bech32_decode, bech32_encode, convertbits
 from bolt11 import Signature
 
 from ngp.errors import PeerError
+from ngp.ports import DecodedInvoice
 
 INVOICE_CHARS_MAX = 2048
 MEMO_BYTES_MAX = 639  # 1,023 characters of 5 bits
@@ -31,6 +32,7 @@ _HASH_CHARS = 52
 _KEY_CHARS = 53
 # var_onion_optin (8), payment_secret (14) and option_payment_metadata (48), all required
 _FEATURES = 1 << 8 | 1 << 14 | 1 << 48
+_NETWORKS = {"bc": "mainnet", "tb": "testnet", "tbs": "signet", "bcrt": "regtest"}
 _READABLE = re.compile(r"ln(bcrt|tbs|tb|bc)(?:([0-9]{1,20})([munp]?))?")
 _PICO = {"": 10**12, "m": 10**9, "u": 10**6, "n": 10**3, "p": 1}  # of a bitcoin; 10 of them are one msat
 _FIXED = {"p": _HASH_CHARS, "h": _HASH_CHARS, "s": _HASH_CHARS, "n": _KEY_CHARS}
@@ -54,6 +56,27 @@ class ParsedInvoice:
     payee: str
     memo: str
     metadata: bytes
+
+    @property
+    def network(self) -> str:
+        """The network that the prefix names, in the words of a hello."""
+        return _NETWORKS[self.prefix]
+
+    def decoded(self, now_s: int, network: str | None = None) -> DecodedInvoice:
+        """Return what the core needs to know of it.
+
+        Args:
+            now_s: UTC seconds; `expires_in_s` is 0 or less when the invoice is over.
+            network: another than the prefix names.
+        """
+        return DecodedInvoice(
+            payment_hash=self.payment_hash,
+            amount_msat=self.amount_msat,
+            expires_in_s=self.timestamp_s + self.expiry_s - now_s,
+            payee=self.payee,
+            network=network or self.network,
+            memo=self.memo,
+        )
 
 
 def read(bolt11: str) -> ParsedInvoice:

@@ -48,7 +48,6 @@ PAGE = 1000
 _FIRST_ANSWER_S = 10.0
 _MSAT = 1000
 _LEAST_ATTEMPT_S = 1
-_NETWORKS = {"bc": "mainnet", "tb": "testnet", "tbs": "signet", "bcrt": "regtest"}
 _RIGHTS = "LND's macaroon"
 _INFO_FILE = "lnd-node.json"
 _STATES = {
@@ -276,15 +275,7 @@ class LndPayment:
 
     def decode(self, bolt11: str) -> DecodedInvoice:
         """Parse an invoice and check its signature; hostile input. Raises PeerError(`invoice`)."""
-        parsed = invoice.read(bolt11)
-        return DecodedInvoice(
-            payment_hash=parsed.payment_hash,
-            amount_msat=parsed.amount_msat,
-            expires_in_s=parsed.timestamp_s + parsed.expiry_s - int(time.time()),
-            payee=parsed.payee,
-            network=_NETWORKS[parsed.prefix],
-            memo=parsed.memo,
-        )
+        return invoice.read(bolt11).decoded(int(time.time()))
 
     async def pay(
         self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None

@@ -43,7 +43,6 @@ from ngp.ports import (
 NETWORK = "sandbox"
 FIRST_BALANCE_MSAT = 100_000_000_000  # one bitcoin of nothing
 _PREFIX = "bcrt"
-_NETWORKS = {"bcrt": "regtest", "tb": "testnet", "tbs": "signet", "bc": "mainnet"}
 _MARK = b"ngp1"
 _MASK = b"ngp sandbox: this money is not real"
 _OPTIONS = {"delay_s": 0.0, "settle_delay_s": 0.0, "fee_msat": 0.0, "balance_msat": float(FIRST_BALANCE_MSAT)}
@@ -205,14 +204,7 @@ class SandboxPayment:
         over. Raises PeerError(`invoice`).
         """
         parsed = _read(bolt11)
-        return DecodedInvoice(
-            payment_hash=parsed.payment_hash,
-            amount_msat=parsed.amount_msat,
-            expires_in_s=parsed.timestamp_s + parsed.expiry_s - int(time.time()),
-            payee=parsed.payee,
-            network=NETWORK if parsed.metadata.startswith(_MARK) else _NETWORKS[parsed.prefix],
-            memo=parsed.memo,
-        )
+        return parsed.decoded(int(time.time()), NETWORK if parsed.metadata.startswith(_MARK) else None)
 
     async def pay(
         self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
@@ -341,7 +333,7 @@ class SandboxPayment:
 def _read(bolt11: str) -> invoice.ParsedInvoice:
     parsed = invoice.read(bolt11)
     if parsed.prefix != _PREFIX:
-        raise PeerError("invoice", f"is of {_NETWORKS[parsed.prefix]}, the sandbox takes its own only")
+        raise PeerError("invoice", f"is of {parsed.network}, the sandbox takes its own only")
     return parsed
 
 
