@@ -72,6 +72,25 @@ def test_data_renewal_counts_bytes_where_the_others_count_kilobytes() -> None:
     assert (got.contract_data_bytes, got.data_renewal_bytes, got.grace_data_bytes) == (20_480, 512, 3072)
 
 
+@pytest.mark.parametrize(
+    ("written", "amount_msat", "most_msat"),
+    [
+        ("1 %", 1_000_000, 10_000),
+        ("1 %", 5_000, 1_000),
+        ("0.25 %", 4_000_000, 10_000),
+        ("3 sat", 5_000, 3_000),
+        ("3 sat", 50_000_000, 3_000),
+        ("0 %", 50_000_000, 0),
+        ("0", 50_000_000, 0),
+    ],
+)
+def test_fee_limit_is_a_share_or_an_amount(written: str, amount_msat: int, most_msat: int) -> None:
+    limit = settings(f"FEE_LIMIT: {written}").fee_limit
+    assert limit.of_msat(amount_msat) == most_msat
+    fits = limit.fits_msat(amount_msat + most_msat)
+    assert fits + limit.of_msat(fits) <= amount_msat + most_msat
+
+
 def test_both_renewals_zero_never_renew() -> None:
     assert settings("DATA_RENEWAL: 0", "TIME_RENEWAL: 0").never_renews
 
@@ -195,6 +214,10 @@ BAD_LINES = [
     ("CONTRACT_DATA: 10000000 TB", "CONTRACT_DATA", "is too much"),
     ("PAYMENT_AMOUNT: 0", "PAYMENT_AMOUNT: '0'", "more than 0"),
     ("PAYMENT_AMOUNT: 20001 sat", "PAYMENT_AMOUNT: '20001 sat'", "above BUDGET_PAYMENT (20000 sat)"),
+    ("FEE_LIMIT: 101 %", "FEE_LIMIT: '101 %'", "the most is 100 %"),
+    ("FEE_LIMIT: 0.00001 %", "FEE_LIMIT: '0.00001 %'", "four decimals"),
+    ("FEE_LIMIT: 1 MB", "FEE_LIMIT: '1 MB'", "unknown unit 'MB'"),
+    ("FEE_LIMIT: -1 %", "FEE_LIMIT: '-1 %'", "negative"),
     ("BUDGET_TOTAL: 99 sat", "PAYMENT_AMOUNT: 100 sat (the default)", "above BUDGET_TOTAL (99 sat)"),
     ("BUDGET_DAY: 20,000 sat", "BUDGET_DAY: '20,000 sat'", "no thousands separator"),
     ("DATA_RENEWAL: 100 MB", "DATA_RENEWAL: '100 MB'", "less than CONTRACT_DATA (100 MB)"),

@@ -13,7 +13,17 @@ from typing import Any, Generic, TypeVar
 
 from ngp.config import destinations, values
 from ngp.config.document import Node, Scalar, refuse
-from ngp.config.units import ALL_MONEY_MSAT, data_bytes, money_msat, price_msat_per_gib, time_s, whole_number
+from ngp.config.units import (
+    ALL_MONEY_MSAT,
+    MSAT_PER_SAT,
+    data_bytes,
+    money_msat,
+    price_msat_per_gib,
+    share_ppm,
+    time_s,
+    whole_number,
+)
+from ngp.core.settings import FeeLimit
 
 T = TypeVar("T")
 
@@ -62,6 +72,14 @@ def _positive(parse: Callable[[Node], int]) -> Callable[[Node], int]:
         return value
 
     return parse_node
+
+
+def _fee_limit(text: str) -> FeeLimit:
+    """Read a share, of which a sat is always allowed (what most nodes ask for a payment, however small), or a sum."""
+    if not text.endswith("%"):
+        return FeeLimit(0, money_msat(text))
+    share = share_ppm(text)
+    return FeeLimit(share, MSAT_PER_SAT if share else 0)
 
 
 def _bounded_money(node: Node) -> int:
@@ -299,6 +317,14 @@ BUDGET_TOTAL = Key(
     "most ever spent",
     ("budgets.total_msat",),
 )
+FEE_LIMIT = Key(
+    "FEE_LIMIT",
+    "share or money",
+    values.quantity(_fee_limit),
+    "1 %",
+    "most that routing a payment may cost: a share of it, at least 1 sat, or an amount; 0 = direct channels only",
+    ("fee_limit",),
+)
 FREE_DESTINATIONS = Key(
     "FREE_DESTINATIONS",
     "list of prefix, prefix protocol, or prefix protocol port",
@@ -348,8 +374,8 @@ KEYS: tuple[Key[Any], ...] = (
     LND_CONNECT, LND_HOST, LND_CERT, LND_MACAROON,
     DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
     CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, BUDGET_PAYMENT,
-    BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FREE_DESTINATIONS, WHEN_STOPPED, QUEUE_NUMBER, STATE_DIR,
-    CONTRACTS_MAX,
+    BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS, WHEN_STOPPED, QUEUE_NUMBER,
+    STATE_DIR, CONTRACTS_MAX,
 )  # fmt: skip
 
 

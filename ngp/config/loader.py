@@ -173,6 +173,7 @@ def _settings(written: Written, path: Path) -> Settings:
         grace_data_bytes=written[keys.GRACE_DATA],
         grace_time_s=written[keys.GRACE_TIME],
         budgets=_budgets(written),
+        fee_limit=written[keys.FEE_LIMIT],
         free_destinations=written[keys.FREE_DESTINATIONS],
         closed_when_stopped=written[keys.WHEN_STOPPED] == "closed",
         queue_number=written[keys.QUEUE_NUMBER],

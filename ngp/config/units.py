@@ -19,6 +19,7 @@ MSAT_PER_SAT = 1000
 ALL_MONEY_MSAT = 21_000_000 * 100_000_000 * MSAT_PER_SAT  # all the bitcoin there will ever be
 MOST_PRICE_MSAT_PER_GIB = 1_000_000 * KILOBYTES_PER_GIB  # 1,000 sat a kilobyte: above it, a slip of the pen
 MOST_DATA_BYTES = 1 << 50
+_PPM_PER_PERCENT = 10_000
 MONTH_S = 2_629_800  # 365.25 / 12 days
 MOST_TIME_S = 120 * MONTH_S
 
@@ -46,7 +47,7 @@ PRICE_UNITS: Mapping[str, Fraction] = {
     for per, size in [("", KILOBYTE), *((f"/{unit}", DATA_UNITS[unit]) for unit in DATA_UNITS if unit.endswith("B"))]
 }
 
-_QUANTITY = re.compile(r"(?P<number>(?:0|[1-9][0-9]*)(?:\.[0-9]+)?) *(?P<unit>[A-Za-z]*(?:/[A-Za-z]+)?)", re.ASCII)
+_QUANTITY = re.compile(r"(?P<number>(?:0|[1-9][0-9]*)(?:\.[0-9]+)?) *(?P<unit>%|[A-Za-z]*(?:/[A-Za-z]+)?)", re.ASCII)
 _MOST_DIGITS = 40
 
 
@@ -73,6 +74,16 @@ def money_msat(text: str) -> int:
     """Read an amount: bare msat, `5 msat` or `100 sat`. Returns msat. Raises ConfigError."""
     amount = _quantity(text, MONEY_UNITS, 1, "an amount of money", "5000 msat or 100 sat")
     return _whole(amount, ALL_MONEY_MSAT, "msat", "all the bitcoin there will ever be")
+
+
+def share_ppm(text: str) -> int:
+    """Read a share: `1 %`, `0.25 %`. Returns millionths. Raises ConfigError."""
+    share = _quantity(text, {"%": _PPM_PER_PERCENT}, _PPM_PER_PERCENT, "a share", "1 % or 0.25 %")
+    if share > 100 * _PPM_PER_PERCENT:
+        raise ConfigError("is too much: the most is 100 %")
+    if share.denominator != 1:
+        raise ConfigError("has more than four decimals: write for example 1 % or 0.25 %")
+    return share.numerator
 
 
 def price_msat_per_gib(text: str) -> int:

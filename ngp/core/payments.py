@@ -28,11 +28,6 @@ MOST_AHEAD = 2
 """A buyer lets at most so many top-ups lie unspent with a server."""
 
 
-def fee_limit_msat(amount_msat: int) -> int:
-    """Return the most that routing may cost: nothing to a direct neighbour with a channel, else 1 %, at least 1 sat."""
-    return max(SAT_MSAT, amount_msat // 100)
-
-
 def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decoded: DecodedInvoice | None) -> bool:
     """Pay a server's invoice, or decline it by name. Returns whether it was answered by a message."""
     if decoded is None or decoded.amount_msat != invoice.amount_msat or invoice.amount_msat <= 0:
@@ -82,13 +77,14 @@ def _objection(
     ahead = most - unspent - pending_msat(world, neighbour.identity)
     if amount_msat > ahead:
         return RejectReason.AMOUNT, max(0, ahead) // SAT_MSAT * SAT_MSAT
-    cost = amount_msat + fee_limit_msat(amount_msat)
+    fees = world.settings.fee_limit
+    cost = amount_msat + fees.of_msat(amount_msat)
     limit = broken_limit(world.settings.budgets, world.spending, neighbour.identity, cost, world.now.utc_s)
     if limit is None:
         return None, 0
     world.log(f"invoice of {amount_msat} msat from {neighbour.identity.hex()[:8]} declined: {limit}", logging.WARNING)
     room = room_msat(world.settings.budgets, world.spending, neighbour.identity, world.now.utc_s)
-    return RejectReason.BUDGET, max(0, room * 100 // 101 - SAT_MSAT) // SAT_MSAT * SAT_MSAT
+    return RejectReason.BUDGET, fees.fits_msat(room) // SAT_MSAT * SAT_MSAT
 
 
 def names_its_payee(world: World, neighbour: Neighbour, decoded: DecodedInvoice) -> bool:
@@ -135,7 +131,7 @@ def pay(
 ) -> None:
     """Write a payment down as pending, take it off the budgets with the most its routing may cost, and send it."""
     identity = neighbour.identity
-    fee_limit = fee_limit_msat(amount_msat)
+    fee_limit = world.settings.fee_limit.of_msat(amount_msat)
     record = PaymentRecord(
         direction=Direction.OUT,
         payment_hash=payment_hash,

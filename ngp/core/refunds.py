@@ -9,7 +9,7 @@ from ngp.core.budget import broken_limit
 from ngp.core.effects import MakeInvoice
 from ngp.core.invoices import INVOICE_EXPIRY_S
 from ngp.core.messages import Refund, Role
-from ngp.core.payments import MOST_INVOICE_EXPIRY_S, fee_limit_msat, names_its_payee, pay
+from ngp.core.payments import MOST_INVOICE_EXPIRY_S, names_its_payee, pay
 from ngp.core.records import PaymentKind
 from ngp.core.topups import SAT_MSAT
 from ngp.core.values import DecodedInvoice
@@ -75,7 +75,7 @@ def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decod
     if ours or not 0 < amount <= offered:
         world.count("refund_refused")
         return
-    cost = amount + fee_limit_msat(amount)
+    cost = amount + world.settings.fee_limit.of_msat(amount)
     limit = broken_limit(world.settings.budgets, world.spending, neighbour.identity, cost, world.now.utc_s)
     if limit is not None:
         world.log(f"refund of {amount} msat to {neighbour.identity.hex()[:8]} not paid: {limit}", logging.WARNING)

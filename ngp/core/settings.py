@@ -34,6 +34,25 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True)
+class FeeLimit:
+    """Most that routing a payment may cost: a share of it, in millionths, and `least_msat` where that is more.
+
+    A plain amount is a share of nothing. Over a direct channel nothing is paid, whatever stands here.
+    """
+
+    share_ppm: int
+    least_msat: int
+
+    def of_msat(self, amount_msat: int) -> int:
+        """Return the most that routing a payment may cost."""
+        return max(self.least_msat, amount_msat * self.share_ppm // 1_000_000)
+
+    def fits_msat(self, room_msat: int) -> int:
+        """Return the largest payment that fits together with its fee, >= 0."""
+        return max(0, min(room_msat - self.least_msat, room_msat * 1_000_000 // (1_000_000 + self.share_ppm)))
+
+
+@dataclass(frozen=True, slots=True)
 class FreeDestination:
     """One entry of FREE_DESTINATIONS."""
 
@@ -77,6 +96,7 @@ class Settings:
     grace_data_bytes: int
     grace_time_s: int
     budgets: Budgets
+    fee_limit: FeeLimit
     free_destinations: tuple[FreeDestination, ...]
     closed_when_stopped: bool
     queue_number: int

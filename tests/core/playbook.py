@@ -35,7 +35,7 @@ from ngp.core.records import (
     Snapshot,
 )
 from ngp.core.restore import restore
-from ngp.core.settings import Budgets, Settings
+from ngp.core.settings import Budgets, FeeLimit, Settings
 from ngp.core.values import (
     AdoptedContract,
     DecodedInvoice,
@@ -88,6 +88,7 @@ def settings(**changes: object) -> Settings:
         grace_data_bytes=256 << 10,
         grace_time_s=10,
         budgets=Budgets(20_000_000, None, 50_000_000, 200_000_000, None),
+        fee_limit=FeeLimit(10_000, 1000),
         free_destinations=(),
         closed_when_stopped=False,
         queue_number=1,
@@ -276,6 +277,7 @@ class Mint:
         self.outcomes: list[PaymentStatus] = []
         self.sent: dict[str, dict[bytes, int]] = {}
         self.unknown: dict[bytes, PaymentStatus] = {}
+        self.fee_msat = 0
         self._chance = chance
 
     def invoice(self, owner: str, amount_msat: int) -> bytes:
@@ -303,10 +305,10 @@ class Mint:
             self.sent.setdefault(payer, {})[payment_hash] = amount
             stream = self.stream.setdefault(owner, [])
             stream.append((len(stream) + 1, payment_hash, amount))
-        return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, self.preimages[payment_hash])
+        return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, self.preimages[payment_hash], self.fee_msat)
 
-    def pay(self, payer: str, payment_hash: bytes) -> PaymentOutcome:
-        if payment_hash not in self.invoices:
+    def pay(self, payer: str, payment_hash: bytes, fee_limit_msat: int) -> PaymentOutcome:
+        if payment_hash not in self.invoices or self.fee_msat > fee_limit_msat:
             return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="no route")  # made up by somebody
         status = self.outcomes.pop(0) if self.outcomes else PaymentStatus.SUCCEEDED
         if payment_hash in self.paid or status is PaymentStatus.SUCCEEDED:
@@ -514,7 +516,7 @@ class Sim:
                 )
                 self._soon(node, made, 0.01)
             case fx.PayInvoice():
-                outcome = self.mint.pay(node.name, effect.payment_hash)
+                outcome = self.mint.pay(node.name, effect.payment_hash, effect.fee_limit_msat)
                 self._soon(node, ev.PaymentResult(outcome), self.pay_takes_s)
             case fx.RecallBills():
                 page = node.ledger.unacknowledged(effect.identity, effect.after, BILLS_A_PAGE)

@@ -27,7 +27,7 @@ from ngp.core.messages import (
     StatementLine,
 )
 from ngp.core.records import PaymentKind
-from ngp.core.settings import Budgets, PriceRule
+from ngp.core.settings import Budgets, FeeLimit, PriceRule
 from ngp.core.values import PaymentOutcome, PaymentStatus, Verdict
 
 HOST = "198.51.100.1"
@@ -547,6 +547,26 @@ def test_budget_holds_and_is_named() -> None:
     spent = sum(sim.mint.sent["client"].values())
     assert 0 < spent <= 150_000
     assert any("BUDGET_HOUR" in e.text for e in sim.client.log if isinstance(e, fx.Log))
+
+
+def test_a_fee_above_the_limit_is_not_paid_and_a_reload_raises_it() -> None:
+    sim = Sim(client=settings(sells=False, fee_limit=FeeLimit(10_000, 1000)))
+    sim.mint.fee_msat = 1500
+    sim.flow(HOST, 50_000, 3)
+    tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
+    assert tried and {effect.fee_limit_msat for effect in tried} == {1000}
+    assert not sim.mint.sent and sim.client.world.spending.total_msat == 0
+    sim.happen(sim.client, ev.SettingsChanged(settings(sells=False, fee_limit=FeeLimit(0, 1500))))
+    sim.flow(HOST, 50_000, 60)
+    paid = sim.mint.sent["client"]
+    assert sim.client.world.spending.total_msat == sum(paid.values()) + 1500 * len(paid) > 0
+
+
+def test_a_budget_leaves_room_for_the_fee() -> None:
+    sim = Sim(client=settings(sells=False, fee_limit=FeeLimit(0, 60_000), budgets=Budgets(*[130_000] * 5)))
+    sim.flow(HOST, 50_000, 3)
+    tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
+    assert [sim.mint.sent["client"][effect.payment_hash] for effect in tried] == [70_000]
 
 
 def test_a_failed_payment_gives_no_room_for_more_than_the_hour() -> None:
