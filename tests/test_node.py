@@ -15,6 +15,7 @@ from ngp.core.effects import Effect, Persist
 from ngp.core.events import Stopping, Tick
 from ngp.core.records import CursorRecord
 from ngp.core.values import DesiredNetwork, Now
+from ngp.daemon import host_watch
 from ngp.daemon import node as daemon_node
 from ngp.daemon.node import Node, Parts
 from ngp.errors import KernelError, LedgerError
@@ -57,7 +58,7 @@ class Closed:
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Node:
     empty = DesiredNetwork(**{name: () for name in DesiredNetwork.__dataclass_fields__})
-    monkeypatch.setattr(daemon_node, "look_at_host", lambda *_: empty)
+    monkeypatch.setattr(host_watch, "look_at_host", lambda *_: empty)
     clock = SimpleNamespace(now=lambda: Now(1, 1.0))
     parts: Any = Parts(Path("net.conf"), SETTINGS, clock, Closed(), Closed(), Closed(), Broken(), b"k" * 32)  # type: ignore[arg-type]
     return Node(parts, lambda *_: SimpleNamespace(schedule=lambda: None))  # type: ignore[arg-type, return-value]

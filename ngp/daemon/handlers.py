@@ -76,14 +76,14 @@ class Handlers:
             "version": __version__,
             "uptime_s": int(parts.clock.now().monotonic_s - node.started_mono_s),
             "identity": identity.text(node.identity),
-            "interfaces": list(node.desired.mesh_interfaces),
-            "upstream_interfaces": list(node.desired.upstream_interfaces),
+            "interfaces": list(node.host.desired.mesh_interfaces),
+            "upstream_interfaces": list(node.host.desired.upstream_interfaces),
             "queue": {"held": counters.get("held", 0), "dropped": counters.get("dropped", 0)},
             "datapath": datapath,
             "payment": {
                 "module": node.settings.payment_module,
-                "ready": not node.payment_why_not,
-                "why_not": node.payment_why_not or None,
+                "ready": not node.payment.why_not,
+                "why_not": node.payment.why_not or None,
                 "network": world.means.network,
                 "real_money": world.means.real_money,
             },
@@ -104,7 +104,7 @@ class Handlers:
         if isinstance(text, str):  # in a thread: a long file would hold up the loop
             wanted = await asyncio.to_thread(parse, text, Path(str(arguments.get("path"))))
         checks = checkup.network(wanted, node.parts.network)
-        payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment_why_not)
+        payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
         checks += payment
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
         checks.append(checkup.effect(node.settings, wanted))
@@ -255,8 +255,8 @@ class Handlers:
             "module": node.settings.payment_module,
             "node": self._world.means.payee.hex(),
             "network": self._world.means.network,
-            "ready": not node.payment_why_not,
-            "why_not": node.payment_why_not or None,
+            "ready": not node.payment.why_not,
+            "why_not": node.payment.why_not or None,
             "balance_msat": await node.parts.payment.balance_msat(),
             "channels": reports.channel_rows(channels, {one.payee.hex(): one.identity for one in neighbours}),
             "advice": lightning.advice(channels, neighbours, self._world),

@@ -194,7 +194,7 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     _follow_signals(node)
     if not parts.gatekeeper.world.means.real_money:
         _log.warning("%s: its money is not real; who sells for it gives service away", settings.payment_module)
-    interfaces = ", ".join(node.desired.mesh_interfaces) or "no interface yet"
+    interfaces = ", ".join(node.host.desired.mesh_interfaces) or "no interface yet"
     for line in missing_names(node.settings, node.parts.network):
         if not line.ok:
             _log.warning("%s: %s; %s", line.name, line.found, line.remedy)

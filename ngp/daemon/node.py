@@ -12,7 +12,6 @@ import gc
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,23 @@ from ngp.core.events import (
     MessageReceived,
     PacketHeld,
     SettingsChanged,
-    SettlementSeen,
     Stopping,
     Tick,
     UsageRead,
 )
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Address, Invoice, Role, Statement
+from ngp.core.messages import Invoice, Role, Statement
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
-from ngp.core.values import DesiredNetwork, HeldPacket, Hint, Verdict
-from ngp.daemon.desired import look_at_host, missing_names
+from ngp.core.values import HeldPacket, Hint, Verdict
+from ngp.daemon.desired import missing_names
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
+from ngp.daemon.host_watch import HostWatch, own_addresses
 from ngp.daemon.lanes import STRANGERS, Lanes
 from ngp.daemon.logs import RateLimit
+from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post, SelfDescription
-from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError
-from ngp.identity import payee_statement
+from ngp.errors import ConfigError, KernelError, LedgerError, NgpError
 from ngp.ports import Clock, Network, Payment
 from ngp.store.ledger import Ledger
 
@@ -49,9 +48,6 @@ READINGS_AT_ONCE = 32  # about as much work as a neighbour's event or two
 READ_INTERVAL_S = 1.0
 HELLO_INTERVAL_S = 10.0
 PRUNE_INTERVAL_S = 3600.0
-VERIFY_INTERVAL_S = 5.0
-MOST_ADDRESSES = 32
-SETTLEMENT_RETRY_S = 5.0
 KEEP_UP_S = 5.0
 MOST_BILLERS = 4096
 BILL_READ_SHARE = 20  # after a reading for a bill, so many times as long without another for the same neighbour
@@ -86,13 +82,12 @@ class Node:
         self.settings = parts.settings
         self.identity = parts.identity
         self.started_mono_s = parts.clock.now().monotonic_s
-        self.payment_why_not = "not asked yet"
-        self._payee_proof = ""
         self.ledger_why_not = ""
         self.adopted = False
         self.stopping = asyncio.Event()
-        self.desired = self._desired()
         self.post = make_post(self._ourselves(), self.tell)
+        self.host = HostWatch(parts.settings, parts.network, self.post)
+        self.payment = PaymentWatch(parts.payment, parts.gatekeeper.world, self.post, parts.identity, self.tell)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell)
         self._events = Lanes()
         self.post.in_turn = self._in_turn
@@ -102,7 +97,7 @@ class Node:
         self.crashed = False
         self._bill_read_again: dict[bytes, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._gate_warnings = RateLimit()
+        self._warnings = RateLimit()
 
     # --- start and stop -----------------------------------------------------------------------------------------------
 
@@ -112,7 +107,7 @@ class Node:
         parts = self.parts
         gc.disable()  # nothing of what is read back is garbage, and looking for some takes longer than reading it
         try:
-            adopted = parts.network.set_up(self.desired)
+            adopted = parts.network.set_up(self.host.desired)
             self.adopted = bool(adopted)
             now = parts.clock.now()
             effects = restore(parts.gatekeeper, parts.ledger.load(now.utc_s), adopted, now)
@@ -124,17 +119,18 @@ class Node:
         if adopted:
             _log.info("adopted %d contracts that went on running", len(adopted))
         loop = asyncio.get_running_loop()
-        await self.post.open(self.desired.mesh_interfaces)
+        await self.post.open(self.host.desired.mesh_interfaces)
         parts.network.start(loop, self._held, self._hinted)
-        parts.network.watch(loop, self._host_changed, self._look_at_gate)
+        parts.network.watch(loop, self.host.changed, self.host.look_at_gate)
         self._tasks = [
             loop.create_task(self._keep_up(work))
             for work in (
                 self._read_usage,
                 self._say_hello,
                 self._prune,
-                self._watch_payment,
-                self._keep_gate,
+                self.payment.follow,
+                self.host.follow,
+                self.host.keep_gate,
             )
         ]
         self._schedule_tick()
@@ -145,7 +141,7 @@ class Node:
             try:
                 await work()
             except NgpError as error:
-                _log.error("%s; tried again in %g s", error, KEEP_UP_S)
+                self._warnings.warn(_log, str(error), f"{error}; tried again every {KEEP_UP_S:g} s")
                 await asyncio.sleep(KEEP_UP_S)
             except Exception as error:
                 self.crash(error)
@@ -384,68 +380,17 @@ class Node:
         """Greet everybody at the start, then now and then, so that whoever comes or comes back is found."""
         pause = 0.5
         while True:
-            for interface in self.desired.mesh_interfaces:
-                self.post.broadcast(interface)
+            self.host.greet()
             await asyncio.sleep(pause)
             pause = min(HELLO_INTERVAL_S, pause * 2)
 
     def _ourselves(self) -> SelfDescription:
-        world = self.parts.gatekeeper.world
-        means, settings = world.means, self.settings
+        means, settings = self.parts.gatekeeper.world.means, self.settings
         return SelfDescription(
-            means.network, settings.sells, settings.buys, self._addresses(), means.payee, self._payee_proof
+            means.network, settings.sells, settings.buys, own_addresses(self.parts.network), means.payee
         )
 
-    def _addresses(self) -> tuple[Address, ...]:
-        """Our own addresses, those that neighbours can meet first; a hello has room for some only."""
-        addresses = self.parts.network.local_addresses()
-        return tuple(sorted(addresses, key=lambda one: (isinstance(one, IPv6Address), one.is_link_local)))[
-            :MOST_ADDRESSES
-        ]
-
-    # --- host and settings --------------------------------------------------------------------------------------------
-
-    def _desired(self) -> DesiredNetwork:
-        return look_at_host(self.settings, self.parts.network)
-
-    def _host_changed(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._follow_host())
-        self._tasks.append(task)
-        task.add_done_callback(self._tasks.remove)
-
-    async def _follow_host(self) -> None:
-        """Match kernel, links and hellos to the interfaces, routes and addresses as they are now."""
-        try:
-            desired = self._desired()
-            ourselves = self._ourselves()
-            if desired != self.desired:
-                _log.info("interfaces: %s", ", ".join(desired.mesh_interfaces) or "none")
-            self.parts.network.apply(desired)
-            self.desired = desired
-            await self.post.update(desired.mesh_interfaces)
-            if ourselves != self.post.ourselves:
-                self.post.ourselves = ourselves
-                for interface in desired.mesh_interfaces:
-                    self.post.broadcast(interface)
-        except (KernelError, OSError) as error:
-            _log.error("following a change of the host's interfaces: %s", error)
-
-    async def _keep_gate(self) -> None:
-        """Look by the clock as well: some changes aren't announced, those of legacy iptables above all."""
-        while True:
-            await asyncio.sleep(VERIFY_INTERVAL_S)
-            self._look_at_gate()
-
-    def _look_at_gate(self) -> None:
-        """Put back what somebody flushed from the firewall: without our rules neighbours would send for nothing."""
-        try:
-            restored = self.parts.network.apply(self.desired)
-        except (KernelError, OSError) as error:
-            self._gate_warnings.warn(_log, "unverified", f"the gate can't be verified: {error}")
-            return
-        if restored:
-            text = "another program changed the gate in the firewall, or took it away; it stands again"
-            self._gate_warnings.warn(_log, "restored", text)
+    # --- settings and ledger ------------------------------------------------------------------------------------------
 
     async def reload(self) -> str:
         """Read net.conf again; a bad file changes nothing. Returns what was applied. Raises ConfigError."""
@@ -457,7 +402,7 @@ class Node:
         found = changes(self.settings, wanted)
         self.settings = keep_until_restart(self.settings, wanted)
         self.tell(SettingsChanged(self.settings))
-        await self._follow_host()
+        await self.host.apply(self.settings)
         text = f"applied: {', '.join(found.applied) or 'nothing changed'}"
         if found.needs_restart:
             text += f"; these need a restart (ngp stop; ngp start): {', '.join(found.needs_restart)}"
@@ -467,40 +412,8 @@ class Node:
         _log.info("net.conf reloaded; %s", text)
         return text
 
-    # --- payment and ledger -------------------------------------------------------------------------------------------
-
-    async def _watch_payment(self) -> None:
-        """Follow our payment node's settlements for ever; a node that is away takes nothing down."""
-        while True:
-            try:
-                self.payment_why_not = "waiting for the payment node"
-                await self.parts.payment.wait_ready()
-                self.payment_why_not = ""
-                await self._prove_payee()
-                async for settled in self.parts.payment.watch_settlements(self.parts.gatekeeper.world.cursor):
-                    self.tell(SettlementSeen(settled.cursor, settled.payment_hash, settled.amount_msat))
-            except PaymentError as error:
-                self.payment_why_not = str(error)
-                _log.warning("payment: %s", error)
-            await asyncio.sleep(SETTLEMENT_RETRY_S)
-
-    async def _prove_payee(self) -> None:
-        """Have our payment node sign, once, that our invoices are its own; without it neighbours take our word."""
-        if self._payee_proof:
-            return
-        means = self.parts.gatekeeper.world.means
-        try:
-            self._payee_proof = await self.parts.payment.sign(payee_statement(self.parts.identity, means.network))
-        except PaymentError as error:
-            _log.info("neighbours can't be shown that the payment node is ours: %s", error)
-        self.post.ourselves = self._ourselves()
-
     async def _prune(self) -> None:
         while True:
             await asyncio.sleep(PRUNE_INTERVAL_S)
-            try:
-                while self.parts.ledger.prune(self.parts.clock.now().utc_s):
-                    await asyncio.sleep(0.1)
-            except LedgerError as error:
-                _log.error("%s", error)
-
+            while self.parts.ledger.prune(self.parts.clock.now().utc_s):
+                await asyncio.sleep(0.1)

@@ -32,7 +32,7 @@ _log = logging.getLogger("ngp.post")
 LinkKey = tuple[str, bytes]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SelfDescription:
     """What our hellos say; follows settings and host."""
 

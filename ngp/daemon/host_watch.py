@@ -1,0 +1,110 @@
+"""Host watch: kernel, links and hellos follow the interfaces, routes and addresses that this host has at the moment.
+
+The host rings when something changes; the gate is also looked at by the clock, since some changes aren't announced,
+those of legacy iptables above all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from ipaddress import IPv6Address
+
+from ngp.core.messages import Address
+from ngp.core.settings import Settings
+from ngp.daemon.desired import look_at_host
+from ngp.daemon.logs import RateLimit
+from ngp.daemon.post import Post
+from ngp.errors import KernelError
+from ngp.ports import Network
+
+VERIFY_INTERVAL_S = 5.0
+MOST_ADDRESSES = 32
+
+_log = logging.getLogger("ngp")
+
+
+class HostWatch:
+    """Follows the host.
+
+    Args:
+        settings: in force; `apply` changes them.
+        post: its links stand on the mesh interfaces, its hellos name our addresses.
+
+    Attributes:
+        desired: what the kernel was last told to look like.
+
+    Raises:
+        KernelError: the host can't be looked at.
+    """
+
+    def __init__(self, settings: Settings, network: Network, post: Post) -> None:
+        self.desired = look_at_host(settings, network)
+        self._settings = settings
+        self._network = network
+        self._post = post
+        self._changed = asyncio.Event()
+        self._warnings = RateLimit()
+
+    def changed(self) -> None:
+        """Take note that interfaces, routes or addresses changed; `follow` sees to it."""
+        self._changed.set()
+
+    async def follow(self) -> None:
+        """Match everything to the host after each change, for ever."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._match()
+
+    async def apply(self, settings: Settings) -> None:
+        """Match everything to new settings."""
+        self._settings = settings
+        await self._match()
+
+    async def _match(self) -> None:
+        network, post, settings = self._network, self._post, self._settings
+        try:
+            desired = look_at_host(settings, network)
+            if desired != self.desired:
+                _log.info("interfaces: %s", ", ".join(desired.mesh_interfaces) or "none")
+            network.apply(desired)
+            self.desired = desired
+            await post.update(desired.mesh_interfaces)
+            ourselves = replace(
+                post.ourselves, sells=settings.sells, buys=settings.buys, addresses=own_addresses(network)
+            )
+            if ourselves != post.ourselves:
+                post.ourselves = ourselves
+                self.greet()
+        except (KernelError, OSError) as error:
+            _log.error("following a change of the host's interfaces: %s", error)
+
+    def greet(self) -> None:
+        """Say hello on every mesh interface."""
+        for interface in self.desired.mesh_interfaces:
+            self._post.broadcast(interface)
+
+    async def keep_gate(self) -> None:
+        """Look at the gate by the clock, for ever."""
+        while True:
+            await asyncio.sleep(VERIFY_INTERVAL_S)
+            self.look_at_gate()
+
+    def look_at_gate(self) -> None:
+        """Put back what somebody flushed from the firewall: without our rules neighbours would send for nothing."""
+        try:
+            restored = self._network.apply(self.desired)
+        except (KernelError, OSError) as error:
+            self._warnings.warn(_log, "unverified", f"the gate can't be verified: {error}")
+            return
+        if restored:
+            text = "another program changed the gate in the firewall, or took it away; it stands again"
+            self._warnings.warn(_log, "restored", text)
+
+
+def own_addresses(network: Network) -> tuple[Address, ...]:
+    """Return our own addresses, those that neighbours can meet first; a hello has room for some only."""
+    addresses = network.local_addresses()
+    return tuple(sorted(addresses, key=lambda one: (isinstance(one, IPv6Address), one.is_link_local)))[:MOST_ADDRESSES]

@@ -1,0 +1,70 @@
+"""Payment watch: our payment node's settlements reach the core, whenever the node can be asked.
+
+A node that is away takes nothing down: contracts with credit go on, `why_not` says in listings what is the matter, and
+the stream begins again behind the last settlement that the ledger knows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from ngp.core.events import Event, SettlementSeen
+from ngp.core.world import World
+from ngp.daemon.post import Post
+from ngp.errors import PaymentError
+from ngp.identity import payee_statement
+from ngp.ports import Payment
+
+_log = logging.getLogger("ngp")
+
+
+class PaymentWatch:
+    """Follows the payment node.
+
+    Args:
+        world: knows the network, and the last settlement that was booked.
+        post: its hellos show the node's signature.
+        identity: our own, which the node signs for.
+        tell: takes settlements, as events.
+
+    Attributes:
+        why_not: why the node can't be used at the moment; "" if it can.
+    """
+
+    def __init__(
+        self, payment: Payment, world: World, post: Post, identity: bytes, tell: Callable[[Event], None]
+    ) -> None:
+        self.why_not = "not asked yet"
+        self._payment = payment
+        self._world = world
+        self._post = post
+        self._identity = identity
+        self._tell = tell
+
+    async def follow(self) -> None:
+        """Tell of each settlement as the node does. Raises PaymentError when it goes away: call again."""
+        try:
+            self.why_not = "waiting for the payment node"
+            await self._payment.wait_ready()
+            self.why_not = ""
+            await self._prove_payee()
+            async for settled in self._payment.watch_settlements(self._world.cursor):
+                self._tell(SettlementSeen(settled.cursor, settled.payment_hash, settled.amount_msat))
+            raise PaymentError("the payment node ended the list of what was settled")
+        except PaymentError as error:
+            self.why_not = str(error)
+            raise
+
+    async def _prove_payee(self) -> None:
+        """Have the node sign, once, that our invoices are its own; without it neighbours take our word."""
+        if self._post.ourselves.payee_proof:
+            return
+        statement = payee_statement(self._identity, self._world.means.network)
+        try:
+            proof = await self._payment.sign(statement)
+        except PaymentError as error:
+            _log.info("neighbours can't be shown that the payment node is ours: %s", error)
+            return
+        self._post.ourselves = replace(self._post.ourselves, payee_proof=proof)

@@ -1,0 +1,96 @@
+"""The host's interfaces and addresses change under the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ngp.config import parse
+from ngp.core.messages import Address
+from ngp.core.values import DesiredNetwork
+from ngp.daemon.host_watch import HostWatch
+from ngp.daemon.post import SelfDescription
+from ngp.errors import KernelError
+
+SETTINGS = parse("MESH_INTERFACES: [mesh*]\n", Path("/etc/ngp/net.conf"))
+
+
+class Network:
+    """A host with one interface at first."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ("mesh0",)
+        self.addresses: list[Address] = []
+        self.applied: list[tuple[str, ...]] = []
+        self.changed_gate = False
+        self.refuses = False
+
+    def mesh_interfaces(self, _wanted: Sequence[str], _ignored: Sequence[str]) -> tuple[str, ...]:
+        return self.names
+
+    def upstream_interfaces(self, _ignored: Sequence[str]) -> tuple[str, ...]:
+        return ()
+
+    def local_addresses(self) -> list[Address]:
+        return self.addresses
+
+    def apply(self, desired: DesiredNetwork) -> bool:
+        if self.refuses:
+            raise KernelError("no")
+        self.applied.append(desired.mesh_interfaces)
+        return self.changed_gate
+
+
+class Post:
+    """Notes what it is told; the payment node's signature comes while its links follow."""
+
+    def __init__(self) -> None:
+        self.ourselves = SelfDescription("regtest", True, True, ())
+        self.greeted: list[str] = []
+        self.updated = asyncio.Event()
+
+    async def update(self, _interfaces: Sequence[str]) -> None:
+        self.ourselves = replace(self.ourselves, payee_proof="signature")
+        self.updated.set()
+
+    def broadcast(self, interface: str) -> None:
+        self.greeted.append(interface)
+
+
+def test_an_interface_that_comes_is_gated_and_greeted_and_nothing_of_our_hello_is_lost() -> None:
+    network, post = Network(), Post()
+    watch = HostWatch(SETTINGS, network, post)  # type: ignore[arg-type]
+
+    async def scenario() -> None:
+        following = asyncio.create_task(watch.follow())
+        network.names, network.addresses = ("mesh0", "mesh1"), [IPv4Address("10.0.0.1")]
+        watch.changed()
+        await asyncio.wait_for(post.updated.wait(), 5)
+        await asyncio.sleep(0)
+        following.cancel()
+
+    asyncio.run(scenario())
+    assert network.applied == [("mesh0", "mesh1")] and watch.desired.mesh_interfaces == ("mesh0", "mesh1")
+    assert post.greeted == ["mesh0", "mesh1"]
+    assert post.ourselves == SelfDescription("regtest", True, True, (IPv4Address("10.0.0.1"),), b"", "signature")
+
+
+def test_a_host_that_refuses_is_followed_at_the_next_change(caplog: pytest.LogCaptureFixture) -> None:
+    network: Any = Network()
+    post: Any = Post()
+    watch = HostWatch(SETTINGS, network, post)
+    network.names, network.refuses = ("mesh1",), True
+    asyncio.run(watch.apply(SETTINGS))
+    watch.look_at_gate()
+    assert watch.desired.mesh_interfaces == ("mesh0",)
+    assert "following a change" in caplog.text and "can't be verified" in caplog.text
+    network.refuses, network.changed_gate = False, True
+    asyncio.run(watch.apply(SETTINGS))
+    watch.look_at_gate()
+    assert watch.desired.mesh_interfaces == ("mesh1",) and "it stands again" in caplog.text

@@ -1,0 +1,63 @@
+"""The payment node goes away and comes back; its settlements, and its signature in our hellos, come all the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ngp.core.events import SettlementSeen
+from ngp.core.values import Settlement
+from ngp.daemon.payment_watch import PaymentWatch
+from ngp.daemon.post import SelfDescription
+from ngp.errors import PaymentError
+
+HASH = b"h" * 32
+
+
+class PaymentNode:
+    """Is away, then serves, and ends its stream after what is behind the cursor."""
+
+    def __init__(self) -> None:
+        self.away = "LND is locked: lncli unlock"
+        self.signed: list[bytes] = []
+        self.asked_from: list[int] = []
+
+    async def wait_ready(self) -> None:
+        if self.away:
+            raise PaymentError(self.away)
+
+    async def sign(self, message: bytes) -> str:
+        self.signed.append(message)
+        return "signature"
+
+    async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
+        self.asked_from.append(cursor)
+        yield Settlement(cursor + 1, HASH, 5_000)
+
+
+def test_settlements_come_behind_the_last_one_whenever_the_node_can_be_asked() -> None:
+    node: Any = PaymentNode()
+    world: Any = SimpleNamespace(cursor=7, means=SimpleNamespace(network="regtest"))
+    post: Any = SimpleNamespace(ourselves=SelfDescription("regtest", True, True, ()))
+    told: list[object] = []
+    watch = PaymentWatch(node, world, post, b"k" * 32, told.append)
+
+    async def scenario() -> None:
+        assert watch.why_not
+        with pytest.raises(PaymentError, match="locked"):
+            await watch.follow()
+        assert watch.why_not == node.away and not told
+        node.away = ""
+        for world.cursor in (7, 8):
+            with pytest.raises(PaymentError, match="ended"):
+                await watch.follow()
+
+    asyncio.run(scenario())
+    assert told == [SettlementSeen(8, HASH, 5_000), SettlementSeen(9, HASH, 5_000)]
+    assert node.asked_from == [7, 8]
+    assert post.ourselves.payee_proof == "signature" and len(node.signed) == 1
+    assert "ended" in watch.why_not
