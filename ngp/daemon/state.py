@@ -126,15 +126,30 @@ class NamespaceLock:
             holder.bind(_NAMESPACE_NAME)
         except OSError as error:
             holder.close()
+            pid = _namespace_pid()
+            who, how = (f"process {pid}", f"kill {pid}, or ") if pid else ("another process", "")
             raise RunningError(
-                "another ngp daemon, with another state directory, gates this network namespace: stop that one, or "
-                "start this one in a namespace of its own (ip netns exec)"
+                f"another ngp ({who}), with another state directory, gates this network namespace: stop that one ({how}"
+                "ngp stop --state-dir with its directory), or start this one in a namespace of its own (ip netns exec)"
             ) from error
         return cls(holder)
 
     def release(self) -> None:
         """Let others gate the namespace. Safe to call twice."""
         self._holder.close()
+
+
+def _namespace_pid() -> int:
+    """Return the number of the process that holds this namespace, 0 where none is seen (in another PID namespace)."""
+    name = _NAMESPACE_NAME.decode().replace("\0", "@")
+    with suppress(OSError):
+        sockets = [line.split() for line in Path("/proc/thread-self/net/unix").read_text(errors="replace").splitlines()]
+        wanted = {f"socket:[{fields[6]}]" for fields in sockets if fields[-1] == name}
+        for link in Path("/proc").glob("[0-9]*/fd/*"):
+            with suppress(OSError):
+                if os.readlink(link) in wanted:
+                    return int(link.parts[2])
+    return 0
 
 
 def running_pid(state_dir: Path) -> int | None:

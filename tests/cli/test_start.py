@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ngp.config import parse
-from ngp.daemon import logs, offline, spawn
+from ngp.daemon import logs, offline, spawn, state
 from ngp.daemon.state import NamespaceLock, StateLock, prepare, running_pid
 from ngp.errors import KernelError, RunningError
 from tests.cli.conftest import LONGEST_S, Host
@@ -73,6 +73,17 @@ def test_two_state_directories_run_side_by_side(host: Host) -> None:
     assert host.start("--state-dir", other).returncode == 0
     assert host.ngp("stop", "--state-dir", other).returncode == 0
     assert host.ngp("server", "test").returncode == 0
+
+
+def test_a_second_daemon_in_a_namespace_is_refused_with_the_first_ones_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "_NAMESPACE_NAME", f"\0ngp/test/{os.getpid()}".encode())
+    first = NamespaceLock.take()
+    pid = os.getpid()
+    expected = rf"another ngp \(process {pid}\), .* gates this network namespace: stop that one \(kill {pid}, or "
+    with pytest.raises(RunningError, match=expected):
+        NamespaceLock.take()
+    first.release()
+    NamespaceLock.take().release()
 
 
 def test_close_needs_no_state_directory_and_does_nothing_where_stopped_means_open(host: Host) -> None:
