@@ -3,7 +3,7 @@
 What is paid once is paid once: LND keeps a payment under its hash, so the hash is what we ask by. Every doubt (a broken
 connection, a timeout, an answer that we don't understand) is resolved by TrackPaymentV2, and until that has spoken the
 payment is PENDING. Settlements come from SubscribeInvoices behind the settle index that the ledger knows; index 0 means
-"no backlog" to LND, so what was settled before is listed first.
+"no backlog" to LND, so what was settled first of all is looked up, and the stream begins behind that.
 
 Source: https://lightning.engineering/api-docs/api/lnd/
 """
@@ -44,7 +44,7 @@ from ngp.ports import (
 LEAST_AMOUNT_MSAT = 1_000
 STARTING_POLL_S = 0.5
 OPEN_TIMEOUT_S = 60.0
-PAGE = 1000
+PAGE = 200  # invoices or payments of one answer: about 1 MB
 _FIRST_ANSWER_S = 10.0
 _MSAT = 1000
 _LEAST_ATTEMPT_S = 1
@@ -252,23 +252,27 @@ class LndPayment:
 
     async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
         """Yield what was settled behind the cursor, LND's settle index, in its order; raises when LND goes away."""
-        if cursor == 0:
-            for settlement in await self._settled_so_far():
-                cursor = settlement.cursor
-                yield settlement
+        if cursor == 0 and (first := await self._first_settlement()) is not None:
+            yield first
+            cursor = first.cursor
         async for told in self._client.stream(client.SUBSCRIBE_INVOICES, pb.InvoiceSubscription(settle_index=cursor)):
             if told.state == pb.Invoice.SETTLED:
                 yield _settlement(told)
 
-    async def _settled_so_far(self) -> list[Settlement]:
-        found: list[Settlement] = []
-        offset = 0
+    async def _first_settlement(self) -> Settlement | None:
+        """Find what was settled first, behind which LND itself tells of all else; None where nothing was settled yet.
+
+        A node may have a hundred thousand invoices: they are asked for by the page, and no page is kept.
+        """
+        offset, found = 0, None
         while True:
             asked = pb.ListInvoiceRequest(index_offset=offset, num_max_invoices=PAGE)
             page = await self._client.call(client.LIST_INVOICES, asked)
-            found += [_settlement(one) for one in page.invoices if one.state == pb.Invoice.SETTLED]
-            if not page.invoices:
-                return sorted(found, key=lambda one: one.cursor)
+            for one in page.invoices:
+                if one.state == pb.Invoice.SETTLED and (found is None or one.settle_index < found.cursor):
+                    found = _settlement(one)
+            if not page.invoices or (found is not None and found.cursor == 1):
+                return found
             offset = page.last_index_offset
 
     # --- paying -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # LND's answer with a thousand invoices is larger than gRPC's default.
+    # LND's answer with some hundred invoices can be larger than gRPC's default.
     ("grpc.max_receive_message_length", 64 << 20),
 )
 

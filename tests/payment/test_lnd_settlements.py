@@ -1,0 +1,70 @@
+"""First start at a node with a long history: everything settled comes once, in its order, and is never held at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ngp.modules.payment import lnd
+from ngp.modules.payment import lnd_pb2 as pb
+from ngp.modules.payment.lnd import LndPayment
+from ngp.modules.payment.lnd_client import LIST_INVOICES, SUBSCRIBE_INVOICES
+
+PAGE = 10
+
+
+class OldNode:
+    """Answers as LND does: lists in the order of making, tells in the order of settling what is behind an index."""
+
+    def __init__(self, settle_indexes: list[int]) -> None:
+        self.invoices = [
+            pb.Invoice(
+                r_hash=bytes([number]) * 32,
+                state=pb.Invoice.SETTLED if index else pb.Invoice.OPEN,
+                settle_index=index,
+                amt_paid_msat=1000 * index,
+            )
+            for number, index in enumerate(settle_indexes)
+        ]
+        self.pages = 0
+
+    async def call(self, method: object, asked: Any) -> Any:
+        assert method is LIST_INVOICES and asked.num_max_invoices == PAGE
+        self.pages += 1
+        end = min(len(self.invoices), asked.index_offset + PAGE)
+        return pb.ListInvoiceResponse(invoices=self.invoices[asked.index_offset : end], last_index_offset=end)
+
+    async def stream(self, method: object, asked: Any) -> AsyncIterator[Any]:
+        assert method is SUBSCRIBE_INVOICES
+        if asked.settle_index:  # 0: no backlog
+            for one in sorted(self.invoices, key=lambda one: int(one.settle_index)):
+                if one.settle_index > asked.settle_index:
+                    yield one
+
+
+@pytest.mark.parametrize(
+    ("settle_indexes", "cursor", "told", "pages"),
+    [
+        ([3, 0, 1, *range(9, 90), 2], 0, [1, 2, 3, *range(9, 90)], 1),
+        ([0] * 25 + [2, 1], 0, [1, 2], 3),
+        ([0] * 25 + [7, 5, 6], 0, [5, 6, 7], 4),  # the first ones were of another kind, or deleted
+        ([0] * 15, 0, [], 3),
+        ([3, 1, 2], 2, [3], 0),
+    ],
+)
+def test_all_that_was_settled_comes_in_order_and_only_pages_up_to_the_first_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle_indexes: list[int], cursor: int, told: list[int], pages: int
+) -> None:
+    monkeypatch.setattr(lnd, "PAGE", PAGE)
+    payment, node = LndPayment(tmp_path), OldNode(settle_indexes)
+    payment._client = node  # type: ignore[assignment]
+
+    async def scenario() -> list[tuple[int, int]]:
+        return [(one.cursor, one.amount_msat) async for one in payment.watch_settlements(cursor)]
+
+    assert asyncio.run(scenario()) == [(index, 1000 * index) for index in told]
+    assert node.pages == pages
