@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from ngp.core.messages import Address, Prefix, Role
 from ngp.core.values import (
+    UNKNOWN_PAYMENT,
     AdoptedContract,
     Channel,
     Check,
@@ -39,6 +40,7 @@ from ngp.core.values import (
 )
 
 __all__ = [
+    "UNKNOWN_PAYMENT",
     "Address",
     "AdoptedContract",
     "Channel",

@@ -28,6 +28,7 @@ from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_client import LndClient, LndError
 from ngp.modules.payment.lnd_connect import Credentials, store_uri
 from ngp.ports import (
+    UNKNOWN_PAYMENT,
     Channel,
     Check,
     DecodedInvoice,
@@ -322,7 +323,7 @@ class LndPayment:
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
         """Say what became of a payment; FAILED with reason `unknown` when LND never heard of it."""
         outcome = await self._track(payment_hash, 0.0)
-        return outcome or PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="unknown")
+        return outcome or PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
 
     async def _track(self, payment_hash: bytes, timeout_s: float) -> PaymentOutcome | None:
         """Follow a payment for a while; None when LND never heard of it."""

@@ -27,6 +27,13 @@ _OPTIONS = (
 )
 
 
+# How gRPC names a stream that broke; LND itself answers with other codes.
+_UNKNOWN_END = frozenset({
+    grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS,
+})  # fmt: skip
+
+
 class _Message(Protocol):
     """What every generated message can do."""
 
@@ -117,7 +124,7 @@ class LndError(PaymentError):
     @property
     def unreachable(self) -> bool:
         """Whether nobody knows if the call was carried out."""
-        return self.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+        return self.code in _UNKNOWN_END
 
 
 class LndClient:

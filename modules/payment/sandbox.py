@@ -29,6 +29,7 @@ from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import invoice, node_key
 from ngp.modules.payment.sandbox_node import Fate, SandboxNode, Start
 from ngp.ports import (
+    UNKNOWN_PAYMENT,
     Check,
     DecodedInvoice,
     InvoiceState,
@@ -237,7 +238,7 @@ class SandboxPayment:
         self._serve()
         found = self._node.outcome(payment_hash, time.time())
         if found is None:
-            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="unknown")
+            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
         return found[0]
 
     async def list_pending(self) -> list[bytes]:

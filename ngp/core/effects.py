@@ -125,7 +125,7 @@ class ProveSettlement:
 
 @dataclass(frozen=True, slots=True)
 class CancelInvoice:
-    """Withdraw an invoice of ours."""
+    """Have our payment node take no money for an invoice any more. Answered by InvoiceCancelled once it is so."""
 
     payment_hash: bytes
 

@@ -110,6 +110,13 @@ class InvoiceFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class InvoiceCancelled:
+    """Our payment node takes no money for an invoice of ours any more."""
+
+    payment_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SettlementSeen:
     """Our payment node says that an invoice of ours was paid; may come twice, or for somebody else's invoice."""
 
@@ -177,6 +184,7 @@ Event = (
     | Halted
     | InvoiceMade
     | InvoiceFailed
+    | InvoiceCancelled
     | SettlementSeen
     | PaymentResult
     | Tick

@@ -20,6 +20,7 @@ from ngp.core.events import (
     Event,
     Halted,
     Hinted,
+    InvoiceCancelled,
     InvoiceFailed,
     InvoiceMade,
     MessageReceived,
@@ -118,6 +119,8 @@ class Gatekeeper:
                 invoices.invoice_failed(world, event)
                 if event.identity:
                     world.timers.set(Due.INVOICE, event.identity, world.now.monotonic_s + invoices.RETRY_S)
+            case InvoiceCancelled():
+                invoices.invoice_cancelled(world, event.payment_hash)
             case SettlementSeen():
                 world.count(
                     "settlements_"

@@ -22,6 +22,7 @@ LOW_LASTS_S = 4
 INVOICE_EXPIRY_S = 600
 RETRY_S = 5.0
 FIRST_PAUSE_S = 0.5
+CANCEL_AGAIN_S = 60.0
 
 
 def top_up_msat(world: World, account: Account) -> int:
@@ -118,6 +119,9 @@ def invoice_due(world: World, payment_hash: bytes) -> None:
     record = world.invoices.get(payment_hash)
     if record is None:
         return
+    if payment_hash in world.uncancelled:
+        _cancel(world, payment_hash)
+        return
     if record.state is not PaymentState.OPEN:
         del world.invoices[payment_hash]  # long over; the ledger keeps it
         return
@@ -133,10 +137,26 @@ def _withdraw(world: World, record: PaymentRecord, why: str) -> None:
     account = world.account(record.identity, role)
     if account.invoice == record.payment_hash:
         account.invoice = b""
-    world.timers.set(Due.INVOICE, record.payment_hash, world.now.monotonic_s + REMEMBERED_S)
     world.invoices[record.payment_hash] = replace(record, state=PaymentState.CANCELLED, reason=why, bolt11="")
-    world.do(Persist(world.invoices[record.payment_hash]))
-    world.do(CancelInvoice(record.payment_hash))
+    _cancel(world, record.payment_hash)
+
+
+def _cancel(world: World, payment_hash: bytes) -> None:
+    """Ask our node until it says so: while it may still take money for an invoice, or has and is away, we keep it.
+
+    The ledger has it open as long; what it holds as cancelled it forgets after a day, and the money would be nobody's.
+    """
+    world.uncancelled.add(payment_hash)
+    world.timers.set(Due.INVOICE, payment_hash, world.now.monotonic_s + CANCEL_AGAIN_S)
+    world.do(CancelInvoice(payment_hash))
+
+
+def invoice_cancelled(world: World, payment_hash: bytes) -> None:
+    """Write down that an invoice can't be paid any more."""
+    if payment_hash in world.uncancelled:
+        world.uncancelled.remove(payment_hash)
+        world.do(Persist(world.invoices[payment_hash]))
+        world.timers.set(Due.INVOICE, payment_hash, world.now.monotonic_s + REMEMBERED_S)
 
 
 def invoice_declined(world: World, reject: Reject) -> None:

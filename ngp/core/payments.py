@@ -16,7 +16,7 @@ from ngp.core.messages import Invoice, Paid, Reject, RejectReason, Role
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.timers import Due
 from ngp.core.topups import MOST_PAUSE_S, REMEMBERED_S, SAT_MSAT, TOP_UP_LASTS_S, grows, note_top_up
-from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
+from ngp.core.values import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.core.world import Neighbour, World
 
 MOST_INVOICE_EXPIRY_S = 43_200
@@ -157,7 +157,7 @@ def payment_result(world: World, outcome: PaymentOutcome) -> None:
     record = world.payments.get(outcome.payment_hash)
     if record is None or record.state is not PaymentState.PENDING:
         return
-    if outcome.status is PaymentStatus.PENDING:
+    if outcome.status is PaymentStatus.PENDING or _heard_of_too_early(world, outcome):
         world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + TRACK_S)
         return
     world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + REMEMBERED_S)
@@ -165,6 +165,19 @@ def payment_result(world: World, outcome: PaymentOutcome) -> None:
         _succeeded(world, record, outcome)
     else:
         _failed(world, record, outcome)
+
+
+def _heard_of_too_early(world: World, outcome: PaymentOutcome) -> bool:
+    """Say whether a node that never heard of a payment should be asked once more.
+
+    Our order to pay may still lie in its buffers, behind a connection that broke: it must not be booked as failed first
+    and be paid then.
+    """
+    if outcome.status is not PaymentStatus.FAILED or outcome.reason != UNKNOWN_PAYMENT:
+        return False
+    first_time = outcome.payment_hash not in world.unheard_of
+    world.unheard_of ^= {outcome.payment_hash}
+    return first_time
 
 
 def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> None:

@@ -52,15 +52,17 @@ def settlement_seen(world: World, cursor: int, payment_hash: bytes, amount_msat:
     record = world.invoices.get(payment_hash)
     if record is None:
         return Applied.FOREIGN
-    if record.state is PaymentState.SETTLED:
+    if record.state is PaymentState.SETTLED and amount_msat <= record.amount_msat:
         return Applied.REPLAYED
-    _credit(world, record, amount_msat)
+    _credit(world, record, amount_msat)  # also what a proof, which names no amount, could not tell: paid was more
     return Applied.APPLIED
 
 
-def _credit(world: World, record: PaymentRecord, amount_msat: int) -> None:
-    settled = replace(record, state=PaymentState.SETTLED, amount_msat=amount_msat, settled_at_s=world.now.utc_s)
+def _credit(world: World, record: PaymentRecord, paid_msat: int) -> None:
+    amount_msat = paid_msat - (record.amount_msat if record.state is PaymentState.SETTLED else 0)
+    settled = replace(record, state=PaymentState.SETTLED, amount_msat=paid_msat, settled_at_s=world.now.utc_s)
     world.invoices[record.payment_hash] = settled
+    world.uncancelled.discard(record.payment_hash)
     world.timers.set(Due.INVOICE, record.payment_hash, world.now.monotonic_s + REMEMBERED_S)
     world.do(Persist(settled, durable=True))
     kind = "refund" if record.kind is PaymentKind.REFUND else "payment"

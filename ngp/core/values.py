@@ -294,6 +294,10 @@ class PaymentStatus(StrEnum):
     PENDING = "pending"
 
 
+UNKNOWN_PAYMENT = "unknown"
+"""The reason of a failure where the node never heard of the payment."""
+
+
 @dataclass(frozen=True, slots=True)
 class PaymentOutcome:
     """What became of a payment; preimage and fee when it succeeded, the reason when it failed."""

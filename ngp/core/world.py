@@ -134,6 +134,10 @@ class World:
     declined: dict[tuple[bytes, Link, Prefix], float] = field(default_factory=dict)
     ended: dict[bytes, Contract] = field(default_factory=dict)
     unflushed: set[bytes] = field(default_factory=set)
+    uncancelled: set[bytes] = field(default_factory=set)
+    """Invoices that we withdrew and our payment node may still take money for."""
+    unheard_of: set[bytes] = field(default_factory=set)
+    """Payments of ours that the node, asked once, knew nothing of."""
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     cursor: int = 0
     numbers: int = 0

@@ -10,6 +10,7 @@ running contracts go on to their limits in the kernel, new ones are not made, no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -35,8 +36,17 @@ from ngp.core.effects import (
     SetNeighbour,
     TrackPayment,
 )
-from ngp.core.events import BillsRecalled, Event, Halted, InvoiceFailed, InvoiceMade, PaymentResult, UsageRead
-from ngp.core.values import Grant, PaymentOutcome, PaymentStatus
+from ngp.core.events import (
+    BillsRecalled,
+    Event,
+    Halted,
+    InvoiceCancelled,
+    InvoiceFailed,
+    InvoiceMade,
+    PaymentResult,
+    UsageRead,
+)
+from ngp.core.values import Grant, InvoiceState, PaymentOutcome, PaymentStatus
 from ngp.daemon.post import Post
 from ngp.errors import KernelError, LedgerError, PaymentError
 from ngp.ports import Network, Payment
@@ -98,7 +108,7 @@ class Executor:
                 case ProveSettlement():
                     self._spawn(self._quietly(self._payment.settle_invoice(effect.preimage), "settle an invoice"))
                 case CancelInvoice():
-                    self._spawn(self._quietly(self._payment.cancel_invoice(effect.payment_hash), "cancel an invoice"))
+                    self._spawn(self._cancel(effect.payment_hash))
 
     def _recall_bills(self, effect: RecallBills) -> None:
         try:
@@ -197,6 +207,20 @@ class Executor:
             _log.warning("payment %s: %s", payment_hash.hex()[:16], error)
             outcome = PaymentOutcome(payment_hash, PaymentStatus.PENDING)
         self._tell(PaymentResult(outcome))
+
+    async def _cancel(self, payment_hash: bytes) -> None:
+        try:
+            await self._payment.cancel_invoice(payment_hash)
+        except PaymentError as error:
+            if not await self._is_cancelled(payment_hash):
+                _log.info("invoice %s is not cancelled, which is tried again: %s", payment_hash.hex()[:16], error)
+                return
+        self._tell(InvoiceCancelled(payment_hash))
+
+    async def _is_cancelled(self, payment_hash: bytes) -> bool:
+        with contextlib.suppress(PaymentError):
+            return await self._payment.lookup_invoice(payment_hash) is InvoiceState.CANCELLED
+        return False
 
     async def _quietly(self, work: Coroutine[Any, Any, None], what: str) -> None:
         try:

@@ -20,13 +20,12 @@ _CHARGES = """SELECT identity, role, sum(charged_msat) FROM (
 # a client's account is charged by the bill; what its contracts are charged is by its own meter
 _TOTALS = """SELECT identity, role, paid_msat, CASE role WHEN 'client' THEN metered_msat ELSE charged_msat END,
     refunded_msat FROM accounts"""
-_ODD_JOURNAL = """SELECT journal.payment_hash, count(*), min(abs(journal.amount_msat)), max(payments.amount_msat)
+_ODD_JOURNAL = """SELECT journal.payment_hash, count(*), sum(abs(journal.amount_msat)), max(payments.amount_msat)
     FROM journal LEFT JOIN payments ON payments.payment_hash = journal.payment_hash
         AND payments.direction = CASE journal.state WHEN 'settled' THEN 'in' ELSE 'out' END
     WHERE journal.kind IN ('payment', 'refund') AND journal.state IN ('settled', 'succeeded')
     GROUP BY journal.payment_hash, journal.state
-    HAVING count(*) > 1 OR max(payments.amount_msat) IS NULL
-        OR min(abs(journal.amount_msat)) <> max(payments.amount_msat)"""
+    HAVING max(payments.amount_msat) IS NULL OR sum(abs(journal.amount_msat)) <> max(payments.amount_msat)"""
 
 
 def audit(connection: sqlite3.Connection) -> list[str]:

@@ -136,8 +136,11 @@ def forget_neighbours(connection: sqlite3.Connection, identities: Iterable[bytes
 def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
     """Add a payment or move it forward; the same state again changes nothing.
 
+    What came in may grow: after the payer's proof, which names no amount, our node may say that more was paid (BOLT 4).
+
     Raises:
-        LedgerError: the state would go back, a settled amount would change, or it is another neighbour's payment.
+        LedgerError: the state would go back, a settled amount would shrink, a sent one would change, or it is another
+            neighbour's payment.
     """
     if record.state not in _STATES[record.direction]:
         raise _refused(record, f"a payment {record.direction.value} can't be {record.state.value}")
@@ -154,11 +157,12 @@ def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
     before = PaymentState(state)
     if (identity, kind) != (record.identity, record.kind):
         raise _refused(record, "it stands there for another neighbour or purpose")
-    if before in _PAID and amount_msat != record.amount_msat:
+    more_came = before is record.state is PaymentState.SETTLED and record.amount_msat > amount_msat
+    if before in _PAID and amount_msat != record.amount_msat and not more_came:
         raise _refused(record, f"it is {state} with {amount_msat} msat and can't become {record.amount_msat} msat")
-    if record.state is before:
+    if record.state is before and not more_came:
         return
-    if record.state not in _MOVES[before]:
+    if record.state not in _MOVES[before] and not more_came:
         raise _refused(record, f"it is {state} and can't become {record.state.value}")
     text = "" if record.state in _UNPAID else record.bolt11 or bolt11  # most of the row, and good for nothing any more
     connection.execute(

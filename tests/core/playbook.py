@@ -37,6 +37,7 @@ from ngp.core.records import (
 from ngp.core.restore import restore
 from ngp.core.settings import Budgets, FeeLimit, Settings
 from ngp.core.values import (
+    UNKNOWN_PAYMENT,
     AdoptedContract,
     DecodedInvoice,
     Grant,
@@ -278,6 +279,8 @@ class Mint:
         self.sent: dict[str, dict[bytes, int]] = {}
         self.unknown: dict[bytes, PaymentStatus] = {}
         self.fee_msat = 0
+        self.cancelled: set[bytes] = set()
+        self.away = False
         self._chance = chance
 
     def invoice(self, owner: str, amount_msat: int) -> bytes:
@@ -307,8 +310,16 @@ class Mint:
             stream.append((len(stream) + 1, payment_hash, amount))
         return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, self.preimages[payment_hash], self.fee_msat)
 
+    def cancel(self, payment_hash: bytes) -> bool:
+        """Take no money for an invoice any more; False: too late, or the payee's node is away."""
+        if self.away or payment_hash in self.paid or payment_hash in self.unknown:
+            return False
+        self.cancelled.add(payment_hash)
+        return True
+
     def pay(self, payer: str, payment_hash: bytes, fee_limit_msat: int) -> PaymentOutcome:
-        if payment_hash not in self.invoices or self.fee_msat > fee_limit_msat:
+        refused = payment_hash in self.cancelled or self.fee_msat > fee_limit_msat
+        if payment_hash not in self.invoices or refused:
             return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="no route")  # made up by somebody
         status = self.outcomes.pop(0) if self.outcomes else PaymentStatus.SUCCEEDED
         if payment_hash in self.paid or status is PaymentStatus.SUCCEEDED:
@@ -322,7 +333,8 @@ class Mint:
     def track(self, payer: str, payment_hash: bytes) -> PaymentOutcome:
         if payment_hash in self.paid or self.unknown.get(payment_hash) is PaymentStatus.SUCCEEDED:
             return self.settle(payer, payment_hash)
-        return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="unknown")
+        self.unknown.pop(payment_hash, None)
+        return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
 
 
 @dataclass
@@ -515,6 +527,9 @@ class Sim:
                     effect.identity, effect.kind, payment_hash.hex(), payment_hash, effect.amount_msat, 600
                 )
                 self._soon(node, made, 0.01)
+            case fx.CancelInvoice():
+                if self.mint.cancel(effect.payment_hash):
+                    self._soon(node, ev.InvoiceCancelled(effect.payment_hash), 0.01)
             case fx.PayInvoice():
                 outcome = self.mint.pay(node.name, effect.payment_hash, effect.fee_limit_msat)
                 self._soon(node, ev.PaymentResult(outcome), self.pay_takes_s)

@@ -56,12 +56,22 @@ def test_a_state_of_the_other_direction_is_refused(tmp_path: Path, direction: Di
     assert ledger.payments() == []
 
 
-def test_the_amount_counts_from_the_settlement_and_never_changes_after(tmp_path: Path) -> None:
+def test_the_amount_counts_from_the_settlement_and_never_shrinks_after(tmp_path: Path) -> None:
     ledger = Ledger.open(tmp_path / "ledger.db")
     ledger.commit([payment(1, amount_msat=1000), payment(1, state=SETTLED, amount_msat=1100, settled_at_s=NOW)])
-    with pytest.raises(LedgerError, match="1100 msat and can't become 1200 msat"):
-        ledger.commit([payment(1, state=SETTLED, amount_msat=1200)])
+    with pytest.raises(LedgerError, match="1100 msat and can't become 1099 msat"):
+        ledger.commit([payment(1, state=SETTLED, amount_msat=1099)])
     assert ledger.payments()[0].amount_msat == 1100
+    ledger.commit([payment(1, state=SETTLED, amount_msat=1200, settled_at_s=NOW)])
+    assert ledger.payments()[0].amount_msat == 1200
+
+
+def test_what_was_sent_never_changes(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.commit([payment(1, OUT, PENDING), payment(1, OUT, SUCCEEDED, amount_msat=1100, settled_at_s=NOW)])
+    for wrong in (1099, 1101):
+        with pytest.raises(LedgerError, match=f"1100 msat and can't become {wrong} msat"):
+            ledger.commit([payment(1, OUT, SUCCEEDED, amount_msat=wrong)])
 
 
 def test_a_hash_belongs_to_one_neighbour_and_purpose(tmp_path: Path) -> None:

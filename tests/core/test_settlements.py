@@ -1,0 +1,86 @@
+"""Money that our payment node tells of late, twice, or otherwise than a proof let expect is credited once and whole."""
+
+from __future__ import annotations
+
+import pytest
+from playbook import Sim, settings
+
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.account import Account
+from ngp.core.messages import Paid, Role
+from ngp.core.records import Direction, PaymentKind, PaymentState
+from ngp.core.values import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
+
+HOST = "198.51.100.1"
+DAY_S = 86_400
+
+
+def client_account(sim: Sim) -> Account:
+    return sim.gateway.world.accounts[sim.client.identity, Role.SERVER]
+
+
+def invoice_by_hand(sim: Sim, amount_msat: int) -> bytes:
+    made = sim.mint.invoice("gateway", amount_msat)
+    sim.happen(
+        sim.gateway, ev.InvoiceMade(sim.client.identity, PaymentKind.TOP_UP, made.hex(), made, amount_msat, 600)
+    )
+    return made
+
+
+def test_a_payment_above_its_invoice_counts_whole_also_when_the_proof_came_first() -> None:
+    sim = Sim(client=settings(buys=False))
+    made = invoice_by_hand(sim, 50_000)
+    proof = Paid(made, sim.mint.preimages[made])
+    sim.happen(sim.gateway, ev.MessageReceived(sim.client.identity, sim.client.link, 1, proof, 7 << 32))
+    assert client_account(sim).paid_msat == 50_000
+    for _ in range(2):
+        sim.happen(sim.gateway, ev.SettlementSeen(1, made, 70_000))
+    assert client_account(sim).paid_msat == 70_000
+    sim.crash(sim.gateway)
+    sim.happen(sim.gateway, ev.SettlementSeen(1, made, 70_000))
+    assert client_account(sim).paid_msat == 70_000
+    assert sim.gateway.ledger.payments[Direction.IN, made].amount_msat == 70_000
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_a_node_took_before_it_was_away_for_days_is_credited_when_it_is_back(restarted: bool) -> None:
+    sim = Sim(client=settings(buys=False))
+    made = invoice_by_hand(sim, 50_000)
+    sim.mint.away = True
+    sim.run(1.1 * DAY_S)
+    if restarted:
+        sim.crash(sim.gateway)
+        sim.run(1.1 * DAY_S)
+    sim.happen(sim.gateway, ev.SettlementSeen(1, made, 50_000))
+    assert client_account(sim).paid_msat == 50_000
+
+
+def test_an_invoice_is_forgotten_once_the_node_takes_no_money_for_it() -> None:
+    sim = Sim(client=settings(buys=False))
+    made = invoice_by_hand(sim, 50_000)
+    sim.mint.away = True
+    sim.run(3600)
+    assert sim.gateway.ledger.payments[Direction.IN, made].state is PaymentState.OPEN
+    sim.mint.away = False
+    sim.run(120)
+    assert sim.gateway.ledger.payments[Direction.IN, made].state is PaymentState.CANCELLED
+    sim.run(DAY_S)
+    assert made not in sim.gateway.world.invoices and not sim.gateway.world.uncancelled
+
+
+def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -> None:
+    """The order to pay may lie behind a broken connection in the node's buffers and be carried out all the same."""
+    sim = Sim(client=settings(sells=False))
+    sim.mint.outcomes = [PaymentStatus.PENDING]
+    sim.up(HOST, 100)
+    while not sim.client.world.payments:
+        sim.run(0.1)
+    (made,) = sim.client.world.payments
+    unheard = PaymentOutcome(made, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
+    sim.happen(sim.client, ev.PaymentResult(unheard))
+    assert sim.client.world.payments[made].state is PaymentState.PENDING
+    sim.mint.unknown[made] = PaymentStatus.SUCCEEDED
+    sim.run(10)
+    assert sim.client.world.payments[made].state is PaymentState.SUCCEEDED
+    assert [one for one in sim.client.log if isinstance(one, fx.TrackPayment)]
