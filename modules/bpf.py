@@ -21,6 +21,7 @@ from ngp.errors import KernelError
 
 _MESSAGES_MAX = 40
 _BATCH = 65536
+_NOEXIST = 1
 _PRINTER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _RING_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
@@ -85,6 +86,14 @@ class Table:
     def set(self, key: bytes, value: bytes) -> None:
         """Add or replace an entry. Raises KernelError, also when the table is full."""
         require(library().bpf_map_update_elem(self.descriptor, key, value, 0), f"writing to the table {self.name}")
+
+    def add(self, key: bytes, value: bytes) -> bool:
+        """Add an entry; False, and nothing changed, where there is one. Raises KernelError, also when it is full."""
+        result = library().bpf_map_update_elem(self.descriptor, key, value, _NOEXIST)
+        if result == -errno.EEXIST:
+            return False
+        require(result, f"writing to the table {self.name}")
+        return True
 
     def get(self, key: bytes) -> bytes | None:
         """Return an entry's value (one after the other for each processor in a per-processor table)."""

@@ -142,6 +142,20 @@ def test_free_destinations() -> None:
     assert settings("FREE_DESTINATIONS: 192.0.2.0/24").free_destinations[0].prefix == ip_network("192.0.2.0/24")
 
 
+def test_payment_services() -> None:
+    got = settings(
+        "PAYMENT_SERVICES: [192.0.2.7 9735, 2001:db8::7 udp 9911, {address: 192.0.2.7, port: 9911}]",
+        "PAYMENT_SERVICES_RATE: 1 MB/s",
+    )
+    assert got.payment_services == (
+        FreeDestination(ip_network("192.0.2.7/32"), "tcp", 9735),
+        FreeDestination(ip_network("2001:db8::7/128"), "udp", 9911),
+        FreeDestination(ip_network("192.0.2.7/32"), "tcp", 9911),
+    )
+    assert got.payment_services_bytes_s == 1 << 20
+    assert settings("PAYMENT_SERVICES_RATE: 48").payment_services_bytes_s == 48 << 10
+
+
 def test_neighbour_addresses() -> None:
     got = settings("NGP_INTERFACE: [192.0.2.1, 'fe80::1%eth0', 2001:DB8::1]")
     assert got.ngp_addresses == ("192.0.2.1", "fe80::1%eth0", "2001:db8::1")
@@ -282,6 +296,15 @@ BAD_LINES = [
     ("FREE_DESTINATIONS: 192.0.2.1 tpc 80", "FREE_DESTINATIONS: 'tpc'", "write one of icmp"),
     ("FREE_DESTINATIONS: 192.0.2.1 tcp 65536", "FREE_DESTINATIONS: '65536'", "from 1 to 65535"),
     ("FREE_DESTINATIONS: 192.0.2.1/24", "FREE_DESTINATIONS: '192.0.2.1/24'", "write 192.0.2.0/24"),
+    ("PAYMENT_SERVICES: 192.0.2.7", "PAYMENT_SERVICES: '192.0.2.7'", "write 192.0.2.7 9735"),
+    ("PAYMENT_SERVICES: [{address: 192.0.2.7}]", "PAYMENT_SERVICES", "is not a port of a host"),
+    ("PAYMENT_SERVICES: 192.0.2.0/24 9735", "PAYMENT_SERVICES: '192.0.2.0/24'", "is not one host"),
+    ("PAYMENT_SERVICES: 127.0.0.1 9735", "PAYMENT_SERVICES: '127.0.0.1'", "is not one host"),
+    ("PAYMENT_SERVICES: 192.0.2.7 icmp 1", "PAYMENT_SERVICES: '192.0.2.7 icmp 1'", "write tcp or udp"),
+    ("PAYMENT_SERVICES: lnd.example 9735", "PAYMENT_SERVICES: 'lnd.example'", "names aren't looked up"),
+    ("PAYMENT_SERVICES: fe80::7 9735", "PAYMENT_SERVICES: 'fe80::7'", "nothing is forwarded there"),
+    ("PAYMENT_SERVICES_RATE: 100 bytes", "PAYMENT_SERVICES_RATE: '100 bytes'", "write 1 kB/s to 1 GB/s"),
+    ("PAYMENT_SERVICES_RATE: 5 kB/min", "PAYMENT_SERVICES_RATE: '5 kB/min'", "unknown unit"),
 ]  # fmt: skip
 
 

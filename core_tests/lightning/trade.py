@@ -103,8 +103,8 @@ def lightning_trade(
 def mesh_only_trade(lab: Lab, gateway: Conf | None = None, client: Conf | None = None) -> Iterator[LightningTrade]:
     """Build client, gateway and internet where the client reaches nodes and chain by the gateway alone.
 
-    The chain is at the internet; the gateway gives its port away. The client's node has coins and no channel; it starts
-    when the gateway gates already, and the client's daemon after it.
+    The chain is at the internet; the gateway lets its port through. The client's node has coins and no channel; it
+    starts when the gateway gates already, and the client's daemon after it.
     """
     net = three_hosts(lab)
     homes = ((net.gateway, "mesh0"), (net.client, "mesh0"), (net.internet, "wan0"))
@@ -118,7 +118,7 @@ def mesh_only_trade(lab: Lab, gateway: Conf | None = None, client: Conf | None =
         made = _daemons(
             net,
             {**node_settings(network.node("gateway")),
-             "FREE_DESTINATIONS": [f"{at['internet']} tcp {network.chain.rpc_port}"], **(gateway or {})},
+             "PAYMENT_SERVICES": [f"{at['internet']} {network.chain.rpc_port}"], **(gateway or {})},
             {**node_settings(network.node("client")), **(client or {})},
         )  # fmt: skip
         paying = network.node("client")

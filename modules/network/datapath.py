@@ -218,6 +218,10 @@ class Datapath:
         if self._queue is not None:
             self._queue.verdict(handle, verdict)
 
+    def lane_bytes(self, neighbour: int) -> int:
+        """Return what a neighbour exchanged with payment services, both directions; 0 where it isn't known."""
+        return self._required().neighbours.lane_bytes(neighbour)
+
     def counters(self) -> dict[str, int]:
         """Return kernel and queue counters, in packets: held, dropped, hints_lost, refused_depleted, ...
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * What costs nothing: FREE_DESTINATIONS, and who may be believed about them.
+ * What costs nothing: FREE_DESTINATIONS, and who may be believed about them. PAYMENT_SERVICES stand in the same tables,
+ * so that a packet is looked up once for both; what becomes of it there is lane.h's.
  *
  * For what a packet goes to it is free. For what it comes from only where a forged source gains nothing: a client's
  * upload to the internet isn't free because it names a free destination as its source or quotes one in an ICMP error,
@@ -12,21 +13,31 @@
 
 #include "packet.h"
 
+/* What may be found: free by where it goes or where it comes from, or bound for a payment service, or from one. */
 #define BY_DESTINATION 1
 #define BY_SOURCE 2
+#define TO_SERVICE 4
+#define FROM_SERVICE 8
 
-APART int serves(const struct free_rule *rule, __u8 protocol, __be16 port)
+/* Returns what of `wanted` a port of a rule's address is; a free one stands before the same one at a rate. */
+APART int serves(const struct free_rule *rule, __u8 protocol, __be16 port, int wanted)
 {
+	int free = wanted & (BY_DESTINATION | BY_SOURCE), rated = wanted & (TO_SERVICE | FROM_SERVICE), found;
+
 	if (!rule)
 		return 0;
-	if (rule->all)
-		return 1;
+	if (rule->all && free)
+		return free;
 	for (__u32 i = 0; i < SERVICES; i++) {
+		__u16 spoken = rule->service[i].protocol & ~RATED;
+
 		if (i >= rule->services)
 			return 0;
-		if ((!rule->service[i].protocol || rule->service[i].protocol == protocol) &&
-		    (!rule->service[i].port || rule->service[i].port == port))
-			return 1;
+		if ((spoken && spoken != protocol) || (rule->service[i].port && rule->service[i].port != port))
+			continue;
+		found = rule->service[i].protocol & RATED ? rated : free;
+		if (found)
+			return found;
 	}
 	return 0;
 }
@@ -47,31 +58,37 @@ INLINE struct free_rule *free_rule(const struct packet *p, const __u32 *address)
 
 /* Not static: so the verifier looks at it once, and not again for all that may be known of a packet at each call. That
  * is most of the second which loading took; the price is that it takes p for what may be null. */
-__noinline int matches_free(struct __sk_buff *skb, const struct packet *p, int by)
+__noinline int matches_free(struct __sk_buff *skb, const struct packet *p, int wanted)
 {
+	int to = wanted & (BY_DESTINATION | TO_SERVICE), from = wanted & (BY_SOURCE | FROM_SERVICE), found = 0;
 	__be16 ports[2] = {};
 	struct free_rule *rule;
 
 	if (!p)
 		return 0;
 	read_ports(skb, p, ports);
-	if (by & BY_DESTINATION) {
+	if (to) {
 		rule = free_rule(p, p->destination);
-		if (serves(rule, p->protocol, ports[1]))
-			return 1;
-		if (p->error && serves(rule, p->quoted_protocol, p->quoted_ports[0]))
-			return 1;
+		found = serves(rule, p->protocol, ports[1], to);
+		if (!found && p->error)
+			found = serves(rule, p->quoted_protocol, p->quoted_ports[0], to);
 	}
-	if (!(by & BY_SOURCE))
-		return 0;
-	if (serves(free_rule(p, p->source), p->protocol, ports[0]))
-		return 1;
-	return p->error && serves(free_rule(p, p->quoted), p->quoted_protocol, p->quoted_ports[1]);
+	if (found || !from)
+		return found;
+	found = serves(free_rule(p, p->source), p->protocol, ports[0], from);
+	if (!found && p->error)
+		found = serves(free_rule(p, p->quoted), p->quoted_protocol, p->quoted_ports[1], from);
+	return found;
+}
+
+INLINE int any_free(const struct config *config, const struct packet *p)
+{
+	return config->flags & (p->v6 ? FREE6 : FREE4);
 }
 
 INLINE int is_free(struct __sk_buff *skb, const struct config *config, const struct packet *p, int by)
 {
-	return (config->flags & (p->v6 ? FREE6 : FREE4)) && matches_free(skb, p, by);
+	return any_free(config, p) && matches_free(skb, p, by);
 }
 
 /* What comes down to a neighbour is free by its source, what goes up to one by its destination. */

@@ -13,24 +13,24 @@ from ipaddress import IPv4Network, IPv6Network
 from ngp.core.messages import Prefix, Role
 from ngp.ports import FreeRule
 
-LAYOUT = 4
+LAYOUT = 5
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
-EARLY = "ngp_early"
+EARLY, LANES = "ngp_early", "ngp_lanes"
 HOSTS = {4: "ngp_hosts4", 6: "ngp_hosts6"}
 PREFIXES = {4: "ngp_prefixes4", 6: "ngp_prefixes6"}
 FREE = {4: "ngp_free4", 6: "ngp_free6"}
 TABLES = (
     *(CONFIG, CONTRACTS, LABELS, NEIGHBOURS, INTERFACES, HINTS, COUNTERS),
     *(*HOSTS.values(), *PREFIXES.values(), *FREE.values()),
-    *("ngp_asked", EARLY, "ngp_strangers", "ngp_returning", "ngp_waiting"),
+    *(LANES, "ngp_asked", EARLY, "ngp_strangers", "ngp_returning", "ngp_waiting"),
 )
 
 SELLS, BUYS, LAYER3 = 1, 2, 64
 FAMILY = {4: 4, 6: 8}
 FREE_FLAG = {4: 16, 6: 32}
 MESH, UPSTREAM, LINK_ADDRESSES, MADE_CLSACT = 1, 2, 4, 8
-BUYS_FROM_US, SELLS_TO_US = 1, 2
+BUYS_FROM_US, SELLS_TO_US, SHUT_OUT, HAS_PAID = 1, 2, 4, 8
 ROLE = {Role.SERVER: 0, Role.CLIENT: 1}
 ROLE_OF = {number: role for role, number in ROLE.items()}
 
@@ -48,14 +48,17 @@ NEIGHBOUR = struct.Struct("=IIQQ")
 HINT = struct.Struct("=IIQ")
 EARLY_KEY = struct.Struct("=I16s")
 EARLY_VALUE = struct.Struct("=QQQQ")
-CONFIG_TAIL = struct.Struct("=IHHQQQQQQ")
+LANE = struct.Struct("=QQ512x")
+STRANGERS_LANE, NEWCOMERS_LANE = 0, 0xFFFFFFFF
+CONFIG_TAIL = struct.Struct("=IHHQQQQQQQQ")
 _LINK = struct.Struct("=I6s")
 _FREE_HEAD = struct.Struct("=II")
 _SERVICES_MAX = 8
+_RATED = 0x100
 
 
 class Counter(IntEnum):
-    """The kernel's own counters, in packets."""
+    """The kernel's own counters, in packets (LANE_BYTES: bytes)."""
 
     REFUSED_DEPLETED = 0
     REFUSED_EXPIRED = 1
@@ -66,6 +69,8 @@ class Counter(IntEnum):
     OVER_RATE = 6
     CONTENDED = 7
     HINTS_LOST = 8
+    LANE_BYTES = 9
+    LANE_OVER_RATE = 10
 
 
 def prefixes_flag(role: Role, version: int) -> int:
@@ -114,22 +119,25 @@ def address_bytes(prefix: Prefix) -> bytes:
     return prefix.network_address.packed
 
 
-def free_tables(rules: tuple[FreeRule, ...]) -> dict[int, dict[bytes, bytes]]:
-    """Flatten FREE_DESTINATIONS: the kernel finds only the longest prefix, so each says what its wider ones say too.
+def free_tables(free: tuple[FreeRule, ...], services: tuple[FreeRule, ...]) -> dict[int, dict[bytes, bytes]]:
+    """Flatten FREE_DESTINATIONS and PAYMENT_SERVICES, whose protocols are marked.
+
+    The kernel finds only the longest prefix, so each says what its wider ones say too.
 
     Returns: for each family, key -> value.
     Raises: ValueError with the prefix, when more than 8 protocol and port pairs meet on one.
     """
     found: dict[int, dict[bytes, bytes]] = {4: {}, 6: {}}
-    for prefix in {rule.prefix for rule in rules}:
-        covering = [rule for rule in rules if _covers(rule.prefix, prefix)]
-        services = sorted({(rule.protocol or 0, rule.port or 0) for rule in covering})
-        everything = (0, 0) in services
-        services = [] if everything else services
-        if len(services) > _SERVICES_MAX:
-            raise ValueError(f"{prefix} has {len(services)} free services, and {_SERVICES_MAX} are the most")
-        packed = b"".join(port.to_bytes(2, "big") + protocol.to_bytes(2, sys.byteorder) for protocol, port in services)
-        value = _FREE_HEAD.pack(everything, len(services)) + packed.ljust(4 * _SERVICES_MAX, b"\0")
+    for prefix in {rule.prefix for rule in (*free, *services)}:
+        pairs = sorted({(rule.protocol or 0, rule.port or 0) for rule in free if _covers(rule.prefix, prefix)})
+        everything = (0, 0) in pairs
+        pairs = [] if everything else pairs
+        rated = {(_RATED | (rule.protocol or 0), rule.port or 0) for rule in services if rule.prefix == prefix}
+        pairs += sorted(rated)  # behind what is free, as the kernel takes the first
+        if len(pairs) > _SERVICES_MAX:
+            raise ValueError(f"{prefix} has {len(pairs)} services, and {_SERVICES_MAX} are the most for one address")
+        packed = b"".join(port.to_bytes(2, "big") + protocol.to_bytes(2, sys.byteorder) for protocol, port in pairs)
+        value = _FREE_HEAD.pack(everything, len(pairs)) + packed.ljust(4 * _SERVICES_MAX, b"\0")
         found[prefix.version][struct.pack("=I", prefix.prefixlen) + address_bytes(prefix)] = value
     return found
 

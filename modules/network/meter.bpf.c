@@ -19,12 +19,12 @@
 #include "charge.h"
 #include "free.h"
 #include "../token.h"
+#include "lane.h"
 
 #define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the operator's filters go on */
 #define SHOT 2
 #define EARLY_NS 3000000000ull                                /* so long may a seller hold the first packets */
 #define WAITING_NS 10000000000ull                             /* longer than the kernel tries to resolve a next hop */
-#define ERROR_BYTES 1280
 #define ERROR_INTERVAL_NS 20000000ull                         /* 50 a second to one neighbour */
 #define ERROR_BURST_NS 2000000000ull                          /* 100 at once */
 
@@ -217,11 +217,15 @@ INLINE int paid(struct __sk_buff *skb, int strict)
 	struct packet p = {};
 	struct entry *entry;
 	struct contract *contract;
+	int given;
 
 	if (!config || !parse(skb, config, FORWARD, &p))
 		return 0;
-	if (is_free(skb, config, &p, strict ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE))
-		return 1;
+	if (any_free(config, &p)) {
+		given = gives(skb, config, &p, (strict ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE) | TO_SERVICE);
+		if (given != NOT_GIVEN)
+			return given == GIVEN;
+	}
 	entry = find_entry(config, &p, SERVER, p.destination);
 	contract = contract_of(entry);
 	if (contract)
@@ -246,7 +250,8 @@ int xt_unpaid_strict(struct __sk_buff *skb)
 
 /* Is it worth the daemon's time? A few packets of a destination, then nothing for a while; and no more destinations
  * than the neighbour's bucket allows. Strangers share one bucket, so made-up MACs gain nothing and cost others nothing;
- * only what passed its bucket enters the table of asked destinations, so a flood can't wash it out. */
+ * only what passed its bucket enters the table of asked destinations, so a flood can't wash it out. What its lane has no
+ * room for isn't negotiated about: it would be paid for. */
 SEC("socket")
 int xt_unknown(struct __sk_buff *skb)
 {
@@ -260,6 +265,8 @@ int xt_unknown(struct __sk_buff *skb)
 	int taken;
 
 	if (!config || !parse(skb, config, FORWARD, &p) || contract_of(find_entry(config, &p, SERVER, p.destination)))
+		return 0;
+	if (any_free(config, &p) && matches_free(skb, &p, TO_SERVICE) && is_for_lane(&p))
 		return 0;
 	now = bpf_ktime_get_coarse_ns();
 	neighbour = find_neighbour(&p);
@@ -365,6 +372,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 	struct contract *contract;
 	struct packet p = {};
 	struct entry *entry = 0;
+	int given;
 
 	if (!config || is_tagged(skb))
 		return PASS;
@@ -380,8 +388,11 @@ int ngp_tc_out(struct __sk_buff *skb)
 		return config->flags & SELLS ? refuse_uncovered() : PASS;
 	if (p.error && (config->flags & SELLS) && !allows_error(config, &p))
 		return refuse_uncovered();
-	if ((config->flags & (p.v6 ? FREE6 : FREE4)) && matches_free(skb, &p, free_by(&p, ingress_ifindex)))
-		return PASS;
+	if (any_free(config, &p)) {
+		given = gives(skb, config, &p, free_by(&p, ingress_ifindex) | FROM_SERVICE);
+		if (given != NOT_GIVEN)
+			return given == GIVEN ? PASS : SHOT;
+	}
 	if (config->flags & SELLS) {
 		entry = find_entry(config, &p, SERVER, remote(&p));
 		contract = contract_of(entry);

@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 4
+#define LAYOUT 5
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -42,11 +42,13 @@ enum role { SERVER, CLIENT };
 
 #define BUYS_FROM_US 1                                        /* neighbour.flags */
 #define SELLS_TO_US 2
+#define SHUT_OUT 4                                            /* its operator is blocked here: no lane */
+#define HAS_PAID 8
 
 enum hint_kind { LOW = 1, DEPLETED = 2 };
 enum counter {
 	REFUSED_DEPLETED, REFUSED_EXPIRED, REFUSED_BLOCKED, UNCOVERED, HELD, HELD_BEFORE, OVER_RATE, CONTENDED, HINTS_LOST,
-	COUNTERS
+	LANE_BYTES, LANE_OVER_RATE, COUNTERS
 };
 
 struct config {
@@ -58,6 +60,7 @@ struct config {
 	__u64 neighbour_interval_ns, neighbour_burst_ns;
 	__u64 hold_window_ns;                                     /* of one destination: so long, so many */
 	__u64 hold_packets;
+	__u64 lane_kib_ns, lane_burst_ns;                         /* of each neighbour's lane: 1,024 bytes in so long */
 };
 
 /* One cache line: all that a packet needs once its contract is found. */
@@ -93,10 +96,21 @@ struct entry { __u32 slot, generation; };
 struct free4 { __u32 bits, address[1]; };
 struct free6 { __u32 bits, address[4]; };
 #define SERVICES 8
+#define RATED 0x100                                           /* a lane's: at a rate, and only who asked is answered */
 struct service { __be16 port; __u16 protocol; };              /* port 0: any; protocol 0: any transport with ports */
 struct free_rule {
 	__u32 all, services;
 	struct service service[SERVICES];
+};
+
+/* What a neighbour's payments go through for nothing (lane.h). User space makes it; only the kernel writes it then. */
+#define LANE_SETS 16
+#define LANE_WAYS 4
+#define STRANGERS_LANE 0
+#define NEWCOMERS_LANE 0xffffffff
+struct lane {
+	__u64 ready_ns, bytes;
+	__u64 asked[LANE_SETS * LANE_WAYS];                       /* who may be answered, as hashes */
 };
 
 struct asked { __u32 number, address[4]; };
@@ -124,6 +138,7 @@ TABLE(ngp_neighbours, HASH, struct link, struct neighbour, 65536, BPF_F_NO_PREAL
 TABLE(ngp_interfaces, HASH, __u32, __u32, 4096, BPF_F_NO_PREALLOC);
 TABLE(ngp_free4, LPM_TRIE, struct free4, struct free_rule, 65536, BPF_F_NO_PREALLOC);
 TABLE(ngp_free6, LPM_TRIE, struct free6, struct free_rule, 65536, BPF_F_NO_PREALLOC);
+TABLE(ngp_lanes, HASH, __u32, struct lane, 65536 + 2, BPF_F_NO_PREALLOC);
 TABLE(ngp_asked, LRU_HASH, struct asked, struct asking, 16384, 0);
 TABLE(ngp_early, LRU_HASH, struct asked, struct early, 4096, 0);
 TABLE(ngp_strangers, ARRAY, __u32, __u64, 1, 0);
@@ -147,12 +162,17 @@ INLINE __u32 pair(__u16 first, __u16 second)
 	return both.word;
 }
 
-INLINE void count(__u32 which)
+INLINE void count_by(__u32 which, __u64 number)
 {
 	__u64 *counter = bpf_map_lookup_elem(&ngp_counters, &which);
 
 	if (counter)
-		++*counter;
+		*counter += number;
+}
+
+INLINE void count(__u32 which)
+{
+	count_by(which, 1);
 }
 
 #endif

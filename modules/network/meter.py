@@ -21,7 +21,7 @@ from ngp.modules.network.contracts import ContractTable
 from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
 from ngp.modules.network.neighbours import NeighbourTable
-from ngp.ports import DesiredNetwork
+from ngp.ports import DesiredNetwork, FreeRule
 
 HOLD_WINDOW_NS = 1_000_000_000
 HOLD_PACKETS = 8
@@ -56,6 +56,8 @@ class Meter:
         self._config = self.tables[layout.CONFIG].map_memory()
         self._flags = memoryview(self._config).cast("Q")
         self._write_config(desired)
+        for number in (layout.STRANGERS_LANE, layout.NEWCOMERS_LANE):
+            self.tables[layout.LANES].add(struct.pack("=I", number), layout.LANE.pack(0, 0))
         self._bind_and_pin(folder)
         self.neighbours = NeighbourTable(self.tables, index_of)
         self.contracts = ContractTable(
@@ -68,10 +70,7 @@ class Meter:
 
     def widen(self, desired: DesiredNetwork, host: Host) -> None:
         """Tell the kernel what is new, before anything asks it."""
-        try:
-            free = layout.free_tables(desired.free)
-        except ValueError as error:
-            raise ConfigError(f"FREE_DESTINATIONS: {error}") from error
+        free = _free_tables(desired)
         known = read_interfaces(self.tables)
         layer3 = False
         for name in (*desired.upstream_interfaces, *desired.mesh_interfaces):
@@ -112,7 +111,7 @@ class Meter:
                 hooks.remove_clsact(index)
             if index not in kept:
                 self.tables[layout.INTERFACES].delete(struct.pack("=I", index))
-        for version, entries in layout.free_tables(desired.free).items():
+        for version, entries in _free_tables(desired).items():
             table = self.tables[layout.FREE[version]]
             for key in table.all_keys():
                 if key not in entries:
@@ -158,6 +157,8 @@ class Meter:
             neighbour_ns * desired.neighbour_burst,
             HOLD_WINDOW_NS,
             HOLD_PACKETS,
+            2**10 * 10**9 // desired.lane_bytes_s,
+            desired.lane_burst_bytes * 10**9 // desired.lane_bytes_s,
         )
         self._config[8 : 8 + len(tail)] = tail
 
@@ -181,11 +182,23 @@ def _sizes(contracts_max: int) -> dict[str, int]:
     }
 
 
+def _given(desired: DesiredNetwork) -> tuple[FreeRule, ...]:
+    """Return what passes uncharged, at a rate or without; who sells nothing has no gate to let services through."""
+    return (*desired.free, *(desired.services if desired.sells else ()))
+
+
+def _free_tables(desired: DesiredNetwork) -> dict[int, dict[bytes, bytes]]:
+    try:
+        return layout.free_tables(desired.free, desired.services if desired.sells else ())
+    except ValueError as error:
+        raise ConfigError(f"FREE_DESTINATIONS and PAYMENT_SERVICES: {error}") from error
+
+
 def _config_flags(desired: DesiredNetwork, layer3: bool) -> int:
     flags = layout.SELLS * desired.sells | layout.BUYS * desired.buys | layout.LAYER3 * layer3
     for version in desired.families:
         flags |= layout.FAMILY[version]
-        flags |= layout.FREE_FLAG[version] * any(rule.prefix.version == version for rule in desired.free)
+        flags |= layout.FREE_FLAG[version] * any(rule.prefix.version == version for rule in _given(desired))
     return flags
 
 

@@ -7,6 +7,8 @@ entries that lead to no contract: a packet to them finds that out with the look-
 
 from __future__ import annotations
 
+import struct
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from ngp.core.messages import Address, Role
@@ -56,6 +58,8 @@ class NeighbourTable:
                 continue  # the interface is gone; `follow` comes back to it
             self._set_link(number, link, contracts)
             flags = layout.BUYS_FROM_US * neighbour.buys_from_us | layout.SELLS_TO_US * neighbour.sells_to_us
+            flags |= layout.SHUT_OUT * neighbour.blocked | layout.HAS_PAID * neighbour.has_paid
+            self._make_lane(neighbour)
             value = layout.NEIGHBOUR.pack(number, flags, 0, 0)
             self._tables[layout.NEIGHBOURS].set(layout.neighbour_key(link), value)
             self._set_own(number, neighbour.local_addresses if neighbour.sells_to_us else (), contracts)
@@ -71,9 +75,31 @@ class NeighbourTable:
             link = self._links.pop(number, None)
             self._known.pop(number, None)
             self._own.pop(number, None)
+            self._tables[layout.LANES].delete(_lane_key(number))
             if link is not None and self._numbers.get(link) == number:
                 del self._numbers[link]
                 self._tables[layout.NEIGHBOURS].delete(layout.neighbour_key(link))
+
+    def lane_bytes(self, number: int) -> int:
+        """Return what a neighbour's lane has carried, both directions; 0 where it has none."""
+        value = self._tables[layout.LANES].get(_lane_key(number))
+        return layout.LANE.unpack(value)[1] if value else 0
+
+    def _make_lane(self, neighbour: KernelNeighbour) -> None:
+        """Make a lane where there is none; one that stands keeps its bucket, whatever else changes.
+
+        Who has paid begins with an empty bucket: it isn't bounded together with all newcomers, so a full one would be
+        had again with each new link address that it makes up.
+        """
+        ready_ns = time.monotonic_ns() if neighbour.has_paid else 0
+        self._tables[layout.LANES].add(_lane_key(neighbour.neighbour), layout.LANE.pack(ready_ns, 0))
+
+    def _move_lane(self, old: int, new: int) -> None:
+        """Go on with a link's lane under another number; a new one would be full again."""
+        lane = self._tables[layout.LANES].get(_lane_key(old))
+        if lane is not None:
+            self._tables[layout.LANES].add(_lane_key(new), lane)
+            self._tables[layout.LANES].delete(_lane_key(old))
 
     def _set_link(self, number: int, link: bytes, contracts: ContractTable) -> None:
         old = self._links.get(number)
@@ -94,6 +120,7 @@ class NeighbourTable:
             self._own[number] = self._own.pop(other, frozenset())
             self._links.pop(other, None)
             self._known.pop(other, None)
+            self._move_lane(other, number)
         if old is not None and old != link and self._numbers.get(old) == number:
             del self._numbers[old]
             self._tables[layout.NEIGHBOURS].delete(layout.neighbour_key(old))
@@ -125,6 +152,10 @@ class NeighbourTable:
                 if value == layout.OWN_ENTRY and number is not None:
                     found.setdefault(number, set()).add(key[12:])
         self._own = {number: frozenset(addresses) for number, addresses in found.items()}
+
+
+def _lane_key(number: int) -> bytes:
+    return struct.pack("=I", number)
 
 
 def _hosts(address: bytes) -> str:

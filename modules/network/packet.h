@@ -52,6 +52,7 @@ struct packet {
 };
 
 #define LATER_FRAGMENT 255
+#define ERROR_BYTES 1280                                      /* the longest ICMP error (RFC 4443, 2.4 c) */
 
 INLINE int is_extension(__u8 next)
 {

@@ -1,4 +1,4 @@
-"""Destinations: the entries of PRICES and FREE_DESTINATIONS, whose keys are prefixes.
+"""Destinations: the entries of PRICES and FREE_DESTINATIONS, whose keys are prefixes, and of PAYMENT_SERVICES.
 
 A prefix with bits behind its length is refused, not rounded: `10.0.0.1/8` may mean one host or sixteen million, and the
 difference is what a neighbour pays or doesn't.
@@ -48,6 +48,12 @@ def _no_scope(network: Prefix) -> Prefix:
 # --- FREE_DESTINATIONS ------------------------------------------------------------------------------------------------
 
 
+_NOUNS = {
+    "prefix": ("a free destination", "192.0.2.53 or 192.0.2.53 udp 53"),
+    "address": ("a payment service", "192.0.2.7 9735 or 192.0.2.7 udp 9735"),
+}
+
+
 def free_destinations(node: Node) -> tuple[FreeDestination, ...]:
     """Read FREE_DESTINATIONS: prefixes, `PREFIX PROTOCOL PORT` or {prefix, protocol, port}. Raises Refused."""
     return one_or_list(node, _free_destination)
@@ -67,11 +73,12 @@ def _free_destination(node: Node) -> FreeDestination:
     return FreeDestination(where, protocol, fields.get("port"))
 
 
-def _from_words(written: Scalar) -> Entries:
+def _from_words(written: Scalar, where: str = "prefix", least: int = 1) -> Entries:
     words = written.text.split()
-    names = ("prefix", "port") if len(words) == 2 and words[1].isdigit() else ("prefix", "protocol", "port")
-    if not 1 <= len(words) <= len(names):
-        raise refuse(written, "is not a free destination: write 192.0.2.53 or 192.0.2.53 udp 53")
+    names = (where, "port") if len(words) == 2 and words[1].isdigit() else (where, "protocol", "port")
+    if not least <= len(words) <= len(names):
+        noun, right = _NOUNS[where]
+        raise refuse(written, f"is not {noun}: write {right}")
     parts = zip(names, words, strict=False)
     return Entries(
         tuple((Scalar(name, written.line), Scalar(word, written.line)) for name, word in parts), written.line
@@ -90,6 +97,40 @@ def _port(node: Node) -> int:
     if re.fullmatch(r"[1-9][0-9]{0,4}", text, re.ASCII) is None or int(text) > 65535:
         raise refuse(node, "is not a port: write a whole number from 1 to 65535")
     return int(text)
+
+
+# --- PAYMENT_SERVICES -------------------------------------------------------------------------------------------------
+
+
+def payment_services(node: Node) -> tuple[FreeDestination, ...]:
+    """Read PAYMENT_SERVICES: `ADDRESS PORT`, `ADDRESS PROTOCOL PORT` or {address, port, protocol}. Raises Refused."""
+    return one_or_list(node, _payment_service)
+
+
+def _payment_service(node: Node) -> FreeDestination:
+    """Read one host's port. Nothing wider: all who can be reached here could be reached for nothing."""
+    entry = node if isinstance(node, Entries) else _from_words(scalar(node, "a payment service"), "address", 2)
+    fields = _fields(entry, {"address": _host, "protocol": _protocol, "port": _port})
+    protocol: str = fields.get("protocol", "tcp")
+    if "address" not in fields or "port" not in fields:
+        raise refuse(node, "is not a port of a host: write 192.0.2.7 9735 or {address: 192.0.2.7, port: 9735}")
+    if protocol not in ("tcp", "udp"):
+        raise refuse(node, "can't be, answers are told by their ports: write tcp or udp")
+    return FreeDestination(fields["address"], protocol, fields["port"])
+
+
+def _host(node: Node) -> Prefix:
+    """Read the address of one host that packets are forwarded to. Raises Refused."""
+    try:
+        where = _no_scope(ip_network(scalar(node, "an address").text))
+    except ValueError as error:
+        raise refuse(node, "is not an address: write for example 192.0.2.7; names aren't looked up") from error
+    it = where.network_address
+    if where.prefixlen < where.max_prefixlen or it.is_multicast or it.is_loopback or it.is_unspecified:
+        raise refuse(node, "is not one host: write its own address, and an entry for each host and port")
+    if it.is_link_local:
+        raise refuse(node, "is an address of one link, and nothing is forwarded there: write another of the host's")
+    return where
 
 
 # --- PRICES -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ngp.config.units import (
     ALL_MONEY_MSAT,
     MSAT_PER_SAT,
     data_bytes,
+    data_rate_bytes_s,
     money_msat,
     price_msat_per_gib,
     share_ppm,
@@ -28,6 +29,7 @@ from ngp.core.settings import FeeLimit
 T = TypeVar("T")
 
 MOST_CONTRACTS = 1 << 24  # 2 GiB of kernel memory
+LEAST_RATE_BYTES_S, MOST_RATE_BYTES_S = 1 << 10, 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,13 @@ def _fee_limit(text: str) -> FeeLimit:
         return FeeLimit(0, money_msat(text))
     share = share_ppm(text)
     return FeeLimit(share, MSAT_PER_SAT if share else 0)
+
+
+def _rate(node: Node) -> int:
+    rate = values.quantity(data_rate_bytes_s)(node)
+    if not LEAST_RATE_BYTES_S <= rate <= MOST_RATE_BYTES_S:
+        raise refuse(node, "is out of range: write 1 kB/s to 1 GB/s; PAYMENT_SERVICES: none closes the way")
+    return rate
 
 
 def _bounded_money(node: Node) -> int:
@@ -333,6 +342,22 @@ FREE_DESTINATIONS = Key(
     "what costs nothing: packets to it, and what it answers",
     ("free_destinations",),
 )
+PAYMENT_SERVICES = Key(
+    "PAYMENT_SERVICES",
+    "list of address port, or address protocol port",
+    values.or_none(destinations.payment_services),
+    "none",
+    "ports of hosts behind this router that neighbours need to pay it: let through uncharged, at the rate below",
+    ("payment_services",),
+)
+PAYMENT_SERVICES_RATE = Key(
+    "PAYMENT_SERVICES_RATE",
+    "data a second",
+    _rate,
+    "32 kB/s",
+    "what each neighbour may exchange with PAYMENT_SERVICES, both directions together; a minute's worth at once",
+    ("payment_services_bytes_s",),
+)
 WHEN_STOPPED = Key(
     "WHEN_STOPPED",
     "open or closed",
@@ -374,7 +399,8 @@ KEYS: tuple[Key[Any], ...] = (
     LND_CONNECT, LND_HOST, LND_CERT, LND_MACAROON,
     DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
     CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, BUDGET_PAYMENT,
-    BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS, WHEN_STOPPED, QUEUE_NUMBER,
+    BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS,
+    PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,
     STATE_DIR, CONTRACTS_MAX,
 )  # fmt: skip
 

@@ -175,6 +175,8 @@ def _settings(written: Written, path: Path) -> Settings:
         budgets=_budgets(written),
         fee_limit=written[keys.FEE_LIMIT],
         free_destinations=written[keys.FREE_DESTINATIONS],
+        payment_services=written[keys.PAYMENT_SERVICES],
+        payment_services_bytes_s=written[keys.PAYMENT_SERVICES_RATE],
         closed_when_stopped=written[keys.WHEN_STOPPED] == "closed",
         queue_number=written[keys.QUEUE_NUMBER],
         state_dir=os.path.normpath(os.path.join(os.path.abspath(path.parent), written[keys.STATE_DIR])),

@@ -112,6 +112,11 @@ def data_bytes(text: str, bare: int = KILOBYTE) -> int:
     return _whole(data, MOST_DATA_BYTES, "bytes", show_data(MOST_DATA_BYTES))
 
 
+def data_rate_bytes_s(text: str) -> int:
+    """Read so much data a second: `32 kB/s`; a bare number is kilobytes. Returns bytes a second. Raises ConfigError."""
+    return data_bytes(text.removesuffix("/s"))
+
+
 def time_s(text: str) -> int:
     """Read a duration: bare seconds, `10 min`, `1 h`, `1 day`, `1 month`. Returns seconds. Raises ConfigError."""
     duration = _quantity(text, TIME_UNITS, 1, "a duration", "30 s, 10 min, 1 h or 1 day")

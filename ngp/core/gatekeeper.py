@@ -11,7 +11,7 @@ from itertools import islice
 
 from ngp.core import bills, buyer, forgetting, grants, invoices, payments, refunds, seller, settlements, statements
 from ngp.core.contract import CloseReason, Contract, State
-from ngp.core.effects import Acknowledge, Effect, Greet, Persist, SetNeighbour
+from ngp.core.effects import Acknowledge, Effect, Greet, Persist
 from ngp.core.events import (
     AskFor,
     BillsRecalled,
@@ -235,7 +235,7 @@ class Gatekeeper:
         if changed or came_back:
             if neighbour.kept:
                 world.do(Persist(neighbour.record()))
-            world.do(SetNeighbour(neighbour.for_kernel()))
+            world.tell_kernel(neighbour)
         if hello.wants_reply:
             world.do(Greet(event.link[0], event.identity, event.link, event.message_id))
         if came_back:
@@ -307,7 +307,7 @@ class Gatekeeper:
         for neighbour in world.by_identity.get(event.identity, {}).values():
             neighbour.blocked, neighbour.kept = event.blocked, True
             world.do(Persist(neighbour.record()))
-            world.do(SetNeighbour(neighbour.for_kernel()))
+            world.tell_kernel(neighbour)
         if event.blocked:
             for contract in list(world.contracts.values()):
                 if contract.identity != event.identity or not contract.running:

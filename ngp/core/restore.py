@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from ngp.core import bills, buyer, grants
 from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
-from ngp.core.effects import Effect, RevokeContract, SetNeighbour
+from ngp.core.effects import Effect, RevokeContract
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord, ContractRecord, Direction, PaymentKind, PaymentState, Snapshot
@@ -43,9 +43,9 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Sequence[Adopte
     world.now, world.effects = now, []
     running = {found.grant.contract: found for found in adopted}
     world.cursor = snapshot.cursor
-    _neighbours(world, snapshot, {contract: found.grant.neighbour for contract, found in running.items()})
     for record in snapshot.accounts:
         _account(world, record)
+    _neighbours(world, snapshot, {contract: found.grant.neighbour for contract, found in running.items()})
     standing: set[bytes] = set()
     for contract_record in snapshot.contracts:
         if contract_record.role is Role.CLIENT and contract_record.used_to_bytes:
@@ -94,7 +94,7 @@ def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> 
         if standing is None or standing.last_seen_s < neighbour.last_seen_s:
             world.by_link[key[1]] = neighbour
     for neighbour in world.by_link.values():
-        world.do(SetNeighbour(neighbour.for_kernel()))
+        world.tell_kernel(neighbour)
 
 
 def _account(world: World, record: AccountRecord) -> None:

@@ -54,7 +54,7 @@ class FeeLimit:
 
 @dataclass(frozen=True, slots=True)
 class FreeDestination:
-    """One entry of FREE_DESTINATIONS."""
+    """One entry of FREE_DESTINATIONS, or of PAYMENT_SERVICES: then one address, protocol and port."""
 
     prefix: Prefix
     protocol: str | None
@@ -98,6 +98,8 @@ class Settings:
     budgets: Budgets
     fee_limit: FeeLimit
     free_destinations: tuple[FreeDestination, ...]
+    payment_services: tuple[FreeDestination, ...]
+    payment_services_bytes_s: int
     closed_when_stopped: bool
     queue_number: int
     state_dir: str

@@ -79,6 +79,9 @@ def _credit(world: World, record: PaymentRecord, paid_msat: int) -> None:
         account.invoice, account.invoice_not_before_mono_s = b"", 0.0
     account.most_asked_msat *= 2  # what the client would not pay at once it may pay step by step
     account.paid_msat += amount_msat
+    if account.paid_msat == amount_msat:  # its first: the kernel tells it from newcomers now
+        for neighbour in world.by_identity.get(record.identity, {}).values():
+            world.tell_kernel(neighbour)
     account.invoices_declined = 0
     note_top_up(world, account, amount_msat, account.charged_msat)
     world.log(f"payment of {amount_msat} msat received from {record.identity.hex()[:8]}")

@@ -54,7 +54,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class FreeRule:
-    """Traffic that costs nothing: a prefix, optionally one protocol (IP protocol number) and one port there."""
+    """Traffic that costs nothing: a prefix, optionally one protocol (IP protocol number) and one port there.
+
+    A payment service is one too, of one address, protocol and port.
+    """
 
     prefix: Prefix
     protocol: int | None = None
@@ -73,6 +76,8 @@ class DesiredNetwork:
         families: subset of {4, 6}.
         sells: put the gate in place. buys: put the client's meter in place.
         free: never charged, either direction.
+        services: never charged either, but at a rate for each neighbour, and only who asked there is answered.
+        lane_bytes_s: that rate, both directions together, at least 1. lane_burst_bytes: so much at once.
         queue_number: NFQUEUE number.
         link_udp_port: the ngp link itself.
         contracts_max: slots of the contract table; fixed at set-up, a restart of the datapath is needed to change it.
@@ -86,6 +91,9 @@ class DesiredNetwork:
     sells: bool
     buys: bool
     free: tuple[FreeRule, ...]
+    services: tuple[FreeRule, ...]
+    lane_bytes_s: int
+    lane_burst_bytes: int
     queue_number: int
     link_udp_port: int
     contracts_max: int
@@ -104,6 +112,7 @@ class KernelNeighbour:
             address).
         local_addresses: the neighbour's own addresses, which its server role never charges.
         buys_from_us, sells_to_us: which lookups make sense.
+        blocked: nothing is let through to it, not even what it could pay by. has_paid: us, at least once.
     """
 
     neighbour: int
@@ -112,6 +121,8 @@ class KernelNeighbour:
     local_addresses: tuple[Address, ...]
     buys_from_us: bool
     sells_to_us: bool
+    blocked: bool = False
+    has_paid: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ngp.core.account import Account, CreditLine, Patience
 from ngp.core.budget import Spending
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.coverage import Coverage
-from ngp.core.effects import Effect, GrantContract, HaltContract, Log, Persist, RevokeContract, Send
+from ngp.core.effects import Effect, GrantContract, HaltContract, Log, Persist, RevokeContract, Send, SetNeighbour
 from ngp.core.events import PacketHeld
 from ngp.core.messages import Address, Message, Prefix, Role
 from ngp.core.openings import Openings, Pools, pools_of
@@ -82,7 +82,7 @@ class Neighbour:
             last_seen_s=self.last_seen_s,
         )
 
-    def for_kernel(self) -> KernelNeighbour:
+    def for_kernel(self, has_paid: bool) -> KernelNeighbour:
         """Return what the kernel is told of it; a blocked neighbour neither buys nor sells."""
         return KernelNeighbour(
             neighbour=self.number,
@@ -91,6 +91,8 @@ class Neighbour:
             local_addresses=self.addresses,
             buys_from_us=self.buys and not self.blocked,
             sells_to_us=self.sells and not self.blocked,
+            blocked=self.blocked,
+            has_paid=has_paid,
         )
 
 
@@ -177,6 +179,11 @@ class World:
         neighbour.blocked = neighbour.blocked or neighbour.identity in self.blocked
         self.neighbours[neighbour.identity, neighbour.link] = neighbour
         self.by_identity.setdefault(neighbour.identity, {})[neighbour.link] = neighbour
+
+    def tell_kernel(self, neighbour: Neighbour) -> None:
+        """Have the kernel know a neighbour as it is now."""
+        account = self.accounts.get((neighbour.identity, Role.SERVER))
+        self.do(SetNeighbour(neighbour.for_kernel(has_paid=account is not None and account.paid_msat > 0)))
 
     def remove_neighbour(self, neighbour: Neighbour) -> None:
         """Take a neighbour out, with its account if there is nothing on it."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ngp.config import PROTOCOL_NUMBERS
-from ngp.core.settings import Settings
+from ngp.core.settings import FreeDestination, Settings
 from ngp.core.values import Check, DesiredNetwork, FreeRule
 from ngp.ports import Network
 
@@ -15,6 +15,9 @@ LINK_UDP_PORT = 10325
 STRANGER_RATE, STRANGER_BURST = 200, 50
 NEIGHBOUR_RATE, NEIGHBOUR_BURST = 500, 200
 """First packets a second that are handed to Python: what one core can negotiate, with room for all else."""
+LANE_BURST_S = 60
+LEAST_LANE_BURST_BYTES = 256 << 10
+"""What a lane lets through at once: a node's first look at the chain; never less than some superpackets of 64 kB."""
 
 
 def look_at_host(settings: Settings, network: Network) -> DesiredNetwork:
@@ -53,10 +56,10 @@ def desired_network(settings: Settings, mesh: Sequence[str], upstream: Sequence[
         families=FAMILIES[settings.network_module],
         sells=settings.sells,
         buys=settings.buys,
-        free=tuple(
-            FreeRule(free.prefix, None if free.protocol is None else PROTOCOL_NUMBERS[free.protocol], free.port)
-            for free in settings.free_destinations
-        ),
+        free=_rules(settings.free_destinations),
+        services=_rules(settings.payment_services),
+        lane_bytes_s=settings.payment_services_bytes_s,
+        lane_burst_bytes=max(LEAST_LANE_BURST_BYTES, LANE_BURST_S * settings.payment_services_bytes_s),
         queue_number=settings.queue_number,
         link_udp_port=LINK_UDP_PORT,
         contracts_max=settings.contracts_max,
@@ -64,4 +67,11 @@ def desired_network(settings: Settings, mesh: Sequence[str], upstream: Sequence[
         stranger_burst=STRANGER_BURST,
         neighbour_rate=NEIGHBOUR_RATE,
         neighbour_burst=NEIGHBOUR_BURST,
+    )
+
+
+def _rules(entries: Iterable[FreeDestination]) -> tuple[FreeRule, ...]:
+    return tuple(
+        FreeRule(one.prefix, None if one.protocol is None else PROTOCOL_NUMBERS[one.protocol], one.port)
+        for one in entries
     )

@@ -91,6 +91,8 @@ def settings(**changes: object) -> Settings:
         budgets=Budgets(20_000_000, None, 50_000_000, 200_000_000, None),
         fee_limit=FeeLimit(10_000, 1000),
         free_destinations=(),
+        payment_services=(),
+        payment_services_bytes_s=32 << 10,
         closed_when_stopped=False,
         queue_number=1,
         state_dir="/nowhere",

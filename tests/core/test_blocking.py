@@ -164,3 +164,20 @@ def test_nothing_runs_after_a_block_and_service_starts_anew(
         block(sim, node, False)
     sim.run(60)
     assert_served(sim)
+
+
+def test_the_kernel_knows_who_is_blocked_and_who_has_paid() -> None:
+    """A lane to payment services is closed to the one, and apart from all newcomers' for the other."""
+    sim = Sim()
+    sim.run(1)
+
+    def known() -> list[tuple[bool, bool]]:
+        return [(one.blocked, one.has_paid) for one in sim.gateway.kernel.neighbours.values()]
+
+    assert known() == [(False, False)]
+    sim.flow(HOST, 400_000, 2.0)
+    assert known() == [(False, True)]
+    block(sim, sim.gateway)
+    assert known() == [(True, True)]
+    sim.crash(sim.gateway, reboot=True)
+    assert known() == [(True, True)]

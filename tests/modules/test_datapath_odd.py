@@ -6,57 +6,29 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from ipaddress import ip_address, ip_network
+from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from crafted import BITS, ICMP, quoting, send, with_options
 from kernel_lab import CLIENT, INTERNET, desired, passes, python, sh
 from meter_lab import TCP_ECHO, World, metered, received, true_wire, wait_until
 
-from core_tests.hostile import checksum, ip_packet, udp
+from core_tests.hostile import ip_packet, udp
 from ngp.core.messages import Role
 from ngp.ports import FreeRule
 
-BITS = {4: 32, 6: 128}
-ICMP = {4: 1, 6: 58}
 NAME_SERVER = {4: "192.0.2.53", 6: "2001:db8::53"}
 FIRST, LATER = 0x2000, 0x2000 | 20  # IPv4's flags and offset: more fragments; the one behind 160 bytes
 HOP_BY_HOP, ROUTING, FRAGMENT, OPTIONS, UDP, NOTHING = 0, 43, 44, 60, 17, 59
 PADDING = bytes([1, 4, 0, 0, 0, 0])
-
-SEND = """
-import socket, sys
-interface, mac = sys.argv[1], bytes.fromhex(sys.argv[2])
-s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-s.bind((interface, 0))
-own = s.getsockname()[4]
-for line in sys.stdin:
-    times, packet = int(line.split()[0]), bytes.fromhex(line.split()[1])
-    for _ in range(times):
-        s.send(mac + own + (b'\\x86\\xdd' if packet[0] >> 4 == 6 else b'\\x08\\0') + packet)
-"""
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with metered(tmp_path) as built:
         yield built
-
-
-def send(world: World, packets: Sequence[bytes], upload: bool = True, times: int = 1) -> None:
-    """Put packets on the client's or the internet's cable to the gateway, as they are."""
-    namespace, interface, at = (world.lab.client, "c0", "m0") if upload else (world.lab.internet, "i0", "up0")
-    mac = sh(f"ip -br link show {at}").split()[2].replace(":", "")
-    lines = "".join(f"{times} {packet.hex()}\n" for packet in packets)
-    subprocess.run(python(namespace, SEND, interface, mac), input=lines, text=True, check=True, timeout=30)
-
-
-def with_options(packet: bytes, options: bytes) -> bytes:
-    """Put options into an IPv4 header, the checksum mended."""
-    length = struct.pack("!H", len(packet) + len(options))
-    head = bytes([0x45 + len(options) // 4]) + packet[1:2] + length + packet[4:10] + bytes(2) + packet[12:20] + options
-    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + packet[20:]
 
 
 def odd_v4() -> list[bytes]:
@@ -118,15 +90,6 @@ def test_odd_packets_are_billed_as_they_arrive_and_cut(world: World, family: int
     used = world.used(contract)[0]
     assert used <= 5 * (160 + 20) + 100 and world.reading(contract).refused_bytes
     wait_until(lambda: received(world.lab.internet, family)[1] == carried + used, "not a byte more")
-
-
-def quoting(family: int, router: str, to: str, quoted: bytes) -> bytes:
-    """Build a router's "port unreachable"."""
-    head = bytes([3, 3, 0, 0, 0, 0, 0, 0]) if family == 4 else bytes([1, 4, 0, 0, 0, 0, 0, 0])
-    addresses = ip_address(router).packed + ip_address(to).packed
-    pseudo = b"" if family == 4 else addresses + struct.pack("!II", len(head + quoted), ICMP[6])
-    total = checksum(pseudo + head + quoted)
-    return ip_packet(router, to, ICMP[family], head[:2] + struct.pack("!H", total) + head[4:] + quoted)
 
 
 @pytest.mark.parametrize("family", [4, 6])

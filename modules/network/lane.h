@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * Lanes: what passes uncharged, so that a neighbour whose only way out is this gateway can pay it at all.
+ *
+ * PAYMENT_SERVICES are single ports of single hosts. Each neighbour has a lane to them, a token bucket for both
+ * directions together, so nobody's flood takes another's room; those that aren't known share one. Keys and link
+ * addresses cost nothing, therefore all lanes of those that never paid also share a bucket of some lanes' size.
+ *
+ * Who may be answered is remembered from what was asked, lane by lane, so that a flood washes out nobody else's
+ * conversations: a packet from a service that no neighbour spoke to is traffic like any other, also under a forged source.
+ * An answer goes only to the link that asked. A packet with options, extension headers or more fragments behind the
+ * first one isn't let through: they could lead it on from the service's host, or hide the ports.
+ */
+#ifndef NGP_LANE_H
+#define NGP_LANE_H
+
+#include "free.h"
+#include "../token.h"
+
+#define NEWCOMERS 16                                          /* so many lanes' worth for all who never paid */
+
+enum gift { NOT_GIVEN, GIVEN, REFUSED };
+
+INLINE struct lane *lane_number(__u32 number)
+{
+	return bpf_map_lookup_elem(&ngp_lanes, &number);
+}
+
+INLINE int has_options(const struct packet *p)
+{
+	return p->transport != (p->v6 ? 40 : 20);
+}
+
+/* Whoever is blocked gets no lane, and pays or is refused like for anything else. */
+APART int is_for_lane(const struct packet *p)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+
+	return !has_options(p) && !(neighbour && (neighbour->flags & SHUT_OUT));
+}
+
+INLINE __u64 mix(__u64 hash, __u64 words)
+{
+	hash = (hash ^ words) * 0x9e3779b97f4a7c15ull;
+	return hash ^ hash >> 29;
+}
+
+/* An ICMP error speaks of a packet of the other direction: to a service it quotes what came from there. */
+APART __u64 hash_of(struct __sk_buff *skb, const struct packet *p, int to_service)
+{
+	__be16 ports[2] = { p->quoted_ports[1], p->quoted_ports[0] };
+	const __u32 *remote_end = p->error ? p->quoted : p->source;
+	const __u32 *client = to_service ? remote_end : p->destination, *service = to_service ? p->destination : remote_end;
+	__u64 hash;
+
+	if (!p->error)
+		read_ports(skb, p, ports);
+	hash = mix(mix(p->link.ifindex, p->link.mac_head), p->link.mac_tail_role);
+	for (int i = 0; i < 4; i++)
+		hash = mix(hash, (__u64)client[i] << 32 | service[i]);
+	hash = mix(hash, (__u64)ports[!to_service] << 16 | ports[to_service]);
+	return mix(hash, p->error ? p->quoted_protocol : p->protocol) | 1;
+}
+
+APART int was_asked(const struct lane *lane, __u64 hash)
+{
+	__u32 at = (hash >> 32 & (LANE_SETS - 1)) * LANE_WAYS;
+
+	for (int i = 0; i < LANE_WAYS; i++)
+		if (lane->asked[at + i] == hash)
+			return 1;
+	return 0;
+}
+
+APART int note_asked(struct lane *lane, __u64 hash)
+{
+	__u32 at = (hash >> 32 & (LANE_SETS - 1)) * LANE_WAYS;
+
+	if (was_asked(lane, hash))
+		return 0;
+	for (int i = 0; i < LANE_WAYS; i++) {
+		if (lane->asked[at + i])
+			continue;
+		lane->asked[at + i] = hash;
+		return 0;
+	}
+	lane->asked[at + (bpf_get_prandom_u32() & (LANE_WAYS - 1))] = hash;
+	return 0;
+}
+
+/* A neighbour's own bucket comes first: what its flood is refused there takes nothing from the other newcomers. */
+APART int has_room(const struct config *config, struct lane *lane, const struct neighbour *neighbour, __u32 bytes)
+{
+	__u64 now = bpf_ktime_get_coarse_ns(), cost_ns = bytes * config->lane_kib_ns >> 10;
+	struct lane *newcomers;
+
+	if (!take_token(&lane->ready_ns, cost_ns, config->lane_burst_ns, now))
+		return 0;
+	if (neighbour && (neighbour->flags & HAS_PAID))
+		return 1;
+	newcomers = lane_number(NEWCOMERS_LANE);
+	return newcomers && take_token(&newcomers->ready_ns, cost_ns / NEWCOMERS, config->lane_burst_ns, now);
+}
+
+APART int use_lane(struct __sk_buff *skb, const struct config *config, const struct packet *p, int to_service)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+	struct lane *lane = lane_number(neighbour ? neighbour->number : STRANGERS_LANE);
+	int asks = to_service && !p->error;
+	__u64 hash;
+
+	if (!lane || !is_for_lane(p) || (p->error && p->bytes > ERROR_BYTES))
+		return NOT_GIVEN;
+	hash = hash_of(skb, p, to_service);
+	if (!asks && !was_asked(lane, hash))
+		return NOT_GIVEN;
+	if (!has_room(config, lane, neighbour, p->bytes)) {
+		count(LANE_OVER_RATE);
+		return REFUSED;
+	}
+	if (asks)
+		note_asked(lane, hash);
+	__sync_fetch_and_add(&lane->bytes, p->bytes);
+	count_by(LANE_BYTES, p->bytes);
+	return GIVEN;
+}
+
+/* Is a packet carried for nothing, and if at a rate, is there room for it? Ask once: it takes the room. */
+INLINE int gives(struct __sk_buff *skb, const struct config *config, const struct packet *p, int wanted)
+{
+	int found = matches_free(skb, p, wanted);
+
+	if (found & (TO_SERVICE | FROM_SERVICE))
+		return use_lane(skb, config, p, found == TO_SERVICE);
+	return found ? GIVEN : NOT_GIVEN;
+}
+
+#endif

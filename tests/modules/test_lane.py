@@ -1,0 +1,235 @@
+"""Lanes: what passes uncharged so that a neighbour can pay, how much of it, and that nothing else does.
+
+A lane's bytes are exact: what was delivered is what the kernel counted, at most the burst and the rate's share of the
+time from before the first packet to after the last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from crafted import BITS, quoting, send, with_options
+from kernel_lab import CLIENT, INTERNET, desired, passes, sh
+from meter_lab import NEIGHBOUR, World, metered, received, true_wire, wait_until
+
+from core_tests.hostile import ip_packet, udp
+from ngp.modules.network.datapath import Datapath
+from ngp.ports import DesiredNetwork, FreeRule
+
+UDP, PORT = 17, 9
+RATE, BURST = 1024, 20_000
+OTHER, OTHER_MAC = 8, bytes.fromhex("020000000008")
+STRANGER_MAC = bytes.fromhex("020000000009")
+LATER = 20  # IPv4's fragment offset, behind 160 bytes
+
+
+def with_services(**changes: object) -> DesiredNetwork:
+    """The lab's far host offers one port, both families."""
+    services = tuple(FreeRule(ip_network(address), UDP, PORT) for address in INTERNET.values())
+    values: dict[str, object] = {"services": services, "lane_bytes_s": RATE, "lane_burst_bytes": BURST}
+    return desired(**{**values, **changes})
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with metered(tmp_path) as built:
+        built.datapath.apply(with_services())
+        built.datapath.set_neighbours([built.neighbour(neighbour=OTHER, link_address=OTHER_MAC)])
+        for command in ("iptables", "ip6tables"):  # nobody listens there either
+            sh(f"{command} -A INPUT -p udp -j DROP", built.lab.client)
+        true_wire(built)
+        yield built
+
+
+def question(family: int, from_port: int = 4000, size: int = 100, port: int = PORT) -> bytes:
+    return udp(CLIENT[family], INTERNET[family], port, bytes(size), from_port)
+
+
+def answer(family: int, to_port: int = 4000, size: int = 100, port: int = PORT) -> bytes:
+    return udp(INTERNET[family], CLIENT[family], to_port, bytes(size), port)
+
+
+def arrived(world: World, family: int) -> tuple[int, int]:
+    """Packets of client and internet that the other one got."""
+    return received(world.lab.internet, family)[0], received(world.lab.client, family)[0]
+
+
+def count_errors(world: World, family: int) -> None:
+    """Count ICMP errors at the client besides, whoever they are from."""
+    rule = {4: "iptables {} -p icmp --icmp-type 3", 6: "ip6tables {} -p ipv6-icmp --icmpv6-type 1"}[family]
+    sh(rule.format(f"-t raw -I PREROUTING -d {CLIENT[family]}"), world.lab.client)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_questions_to_a_service_pass_with_their_answers_and_nothing_else_does(world: World, family: int) -> None:
+    far = INTERNET[family]
+    contract = world.grant(f"{far}/{BITS[family]}", granted_bytes=0)
+    send(world, [answer(family)], upload=False)
+    wait_until(lambda: world.reading(contract).refused_bytes == len(answer(family)), "an answer that nobody asked for")
+    send(world, [question(family), question(family, 4001)])
+    wait_until(lambda: arrived(world, family)[0] == 2, "the questions pass")
+    send(world, [answer(family), answer(family, 4001)], upload=False)
+    wait_until(lambda: arrived(world, family) == (2, 2), "the answers pass")
+    size = len(question(family))
+    assert world.used(contract) == (0, 0) and world.datapath.counters()["lane_bytes"] == 4 * size
+    assert world.datapath.lane_bytes(NEIGHBOUR) == 4 * size
+    others = [
+        [question(family, port=10), ip_packet(CLIENT[family], far, 253, bytes(size))],
+        [answer(family, 4002), answer(family, port=10), answer(family, 4000, port=4000)],
+    ]
+    refused = world.reading(contract).refused_bytes
+    for packets, upload in zip(others, (True, False), strict=True):
+        send(world, packets, upload)
+        refused += sum(map(len, packets))
+        wait_until(lambda refused=refused: world.reading(contract).refused_bytes == refused, "all else is refused")
+    send(world, [question(family, 4003)], source=OTHER_MAC)
+    wait_until(lambda: world.datapath.lane_bytes(OTHER) == size, "asked by another, under the client's address")
+    send(world, [answer(family, 4003)], upload=False)
+    wait_until(lambda: world.reading(contract).refused_bytes == refused + size, "answered to nobody")
+    assert arrived(world, family) == (3, 2) and world.datapath.counters()["lane_bytes"] == 5 * size
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_errors_about_a_conversation_pass_and_others_do_not(world: World, family: int) -> None:
+    client, far, router = CLIENT[family], INTERNET[family], {4: "10.77.2.9", 6: "fd00:77:2::9"}[family]
+    send(world, [question(family)])
+    wait_until(lambda: arrived(world, family)[0] == 1, "the question passes")
+    others = [question(family, 4001), question(family, port=7), question(family, size=1300)]
+    before = world.datapath.counters()["uncovered"]
+    send(world, [quoting(family, router, client, other) for other in others], upload=False)
+    wait_until(lambda: world.datapath.counters()["uncovered"] == before + 3, "others' and too long ones are refused")
+    about_question, about_answer = (
+        quoting(family, router, client, question(family)),
+        quoting(family, client, far, answer(family)),
+    )
+    before = world.datapath.counters()["lane_bytes"]
+    send(world, [about_question], upload=False)
+    send(world, [about_answer])
+    wait_until(
+        lambda: world.datapath.counters()["lane_bytes"] == before + len(about_question) + len(about_answer), "both pass"
+    )
+
+
+def test_what_could_hide_a_port_or_be_led_on_stays_gated(world: World) -> None:
+    """Later fragments, options and extension headers, routing headers above all."""
+    contracts = [world.grant(f"{INTERNET[family]}/{BITS[family]}", granted_bytes=0) for family in (4, 6)]
+    odd4 = [
+        ip_packet(CLIENT[4], INTERNET[4], UDP, question(4)[20:], flags=LATER),
+        with_options(question(4), bytes([7, 39, 4]) + bytes(37)),  # record route; a source route goes no further anyway
+    ]
+    inner = question(6)[40:]
+    odd6 = [
+        ip_packet(CLIENT[6], INTERNET[6], 43, bytes([UDP, 2, 4, 0]) + bytes(20) + inner),
+        ip_packet(CLIENT[6], INTERNET[6], 44, bytes([UDP, 0, 0, 1, 0, 0, 0, 7]) + inner),
+    ]
+    for contract, packets in zip(contracts, (odd4, odd6), strict=True):
+        sent = sum(map(len, packets))
+        send(world, packets)
+        wait_until(lambda c=contract, n=sent: world.reading(c).refused_bytes == n, "refused like all else")
+    assert world.datapath.counters()["lane_bytes"] == 0
+
+
+def test_a_neighbours_flood_meets_its_rate_and_leaves_the_others_alone(world: World) -> None:
+    """A thousand times its burst, from many ports, so that it could wash out what others asked."""
+    size, contract = len(question(4)), world.grant("10.77.2.0/24")
+    send(world, [question(4, 77)], source=OTHER_MAC)
+    wait_until(lambda: world.datapath.lane_bytes(OTHER) == size, "the other one asks")
+    began = time.monotonic()
+    send(world, [question(4, port) for port in range(1000, 3000)], times=10)
+    send(world, [question(4, port=10)])
+    wait_until(lambda: world.used(contract)[0] == size, "paid traffic passes, and all before it was decided")
+    carried = world.datapath.lane_bytes(NEIGHBOUR)
+    most = BURST + RATE * (time.monotonic() - began)
+    assert BURST - size < carried <= most
+    wait_until(lambda: received(world.lab.internet, 4)[1] == carried + 2 * size, "delivered is what was counted")
+    counters = world.datapath.counters()
+    assert counters["lane_over_rate"] == 2000 * 10 - carried // size and counters["passed_to_queue"] == 0
+    sh(f"ip neigh replace {CLIENT[4]} lladdr {OTHER_MAC.hex(':')} dev m0")
+    send(world, [answer(4, 77)], upload=False)
+    wait_until(lambda: world.datapath.lane_bytes(OTHER) == 2 * size, "the other one still gets its answer")
+
+
+def test_answers_count_on_the_lane_of_whom_they_go_to(world: World) -> None:
+    size = len(answer(4, size=1000))
+    send(world, [question(4, size=1000)])
+    wait_until(lambda: arrived(world, 4)[0] == 1, "asked")
+    began = time.monotonic()
+    send(world, [answer(4, size=1000)], upload=False, times=200)
+    wait_until(
+        lambda: world.datapath.counters()["lane_over_rate"] + arrived(world, 4)[1] == 200, "all are decided about"
+    )
+    carried = world.datapath.lane_bytes(NEIGHBOUR)
+    assert BURST - size < carried <= BURST + RATE * (time.monotonic() - began)
+    assert carried == size * sum(arrived(world, 4)) and world.datapath.lane_bytes(OTHER) == 0
+
+
+def test_strangers_share_a_lane_and_newcomers_a_few(world: World) -> None:
+    """Keys and MACs cost nothing: together they get 16 lanes' worth, and who has paid has its own all the same."""
+    size = len(question(4, size=1000))
+    began = time.monotonic()
+    for number in range(4):
+        send(world, [question(4, size=1000)], times=20, source=STRANGER_MAC[:5] + bytes([0x10 + number]))
+    wait_until(lambda: world.datapath.counters()["lane_over_rate"] + arrived(world, 4)[0] == 80, "strangers")
+    carried = size * arrived(world, 4)[0]
+    assert BURST - size < carried <= BURST + RATE * (time.monotonic() - began)
+    macs = [bytes([2, 1, 0, 0, 0, number]) for number in range(30)]
+    known = [world.neighbour(neighbour=100 + number, link_address=mac) for number, mac in enumerate(macs)]
+    world.datapath.set_neighbours(known)
+    for mac in macs:
+        send(world, [question(4, size=1000)], times=20, source=mac)
+    wait_until(lambda: world.datapath.counters()["lane_over_rate"] + arrived(world, 4)[0] == 680, "newcomers")
+    carried = size * arrived(world, 4)[0]
+    assert 15 * (BURST - size) < carried <= 16 * (BURST + RATE * (time.monotonic() - began))
+    world.datapath.set_neighbours([replace(known[-1], has_paid=True)])
+    before = world.datapath.lane_bytes(129)
+    wait_until(lambda: send(world, [question(4)], source=macs[-1]) or world.datapath.lane_bytes(129) > before, "paid")
+
+
+def test_who_is_blocked_has_no_lane_and_who_says_hello_anew_no_fresh_one(world: World) -> None:
+    contract = world.grant(f"{INTERNET[4]}/32", granted_bytes=0)
+    world.datapath.set_neighbours([world.neighbour(blocked=True)])
+    send(world, [question(4)])
+    wait_until(lambda: world.reading(contract).refused_bytes == len(question(4)), "gated like all else")
+    world.datapath.set_neighbours([world.neighbour()])
+    send(world, [question(4)], times=300)
+    refused = world.datapath.counters()["lane_over_rate"]
+    assert refused > 100
+    world.datapath.set_neighbours([world.neighbour(sells_to_us=True), world.neighbour()])
+    send(world, [question(4)], times=100)
+    assert world.datapath.counters()["lane_over_rate"] > refused + 70, "its bucket stayed as empty as it was"
+
+
+def test_lanes_outlive_the_daemon_and_follow_net_conf(world: World, tmp_path: Path) -> None:
+    send(world, [question(4)], times=300)
+    carried = world.datapath.lane_bytes(NEIGHBOUR)
+    world.datapath.close()  # as a killed daemon leaves it
+    sh("iptables -t security -F FORWARD")  # and somebody else its gate
+    world.datapath = Datapath(tmp_path)
+    world.datapath.set_up(with_services())
+    anew = 50  # neighbours without contracts are numbered anew
+    world.datapath.set_neighbours([world.neighbour(neighbour=anew)])
+    assert (world.datapath.lane_bytes(anew), world.datapath.lane_bytes(NEIGHBOUR)) == (carried, 0)
+    send(world, [question(4)], times=100)
+    assert world.datapath.lane_bytes(anew) < carried + 30 * len(question(4)), "its bucket is as empty as it was"
+    world.datapath.apply(with_services(lane_bytes_s=2**20, lane_burst_bytes=2**20))
+    before = arrived(world, 4)[0]
+    send(world, [question(4)], times=1000)
+    wait_until(lambda: arrived(world, 4)[0] > before + 900, "another rate")
+    world.datapath.apply(with_services(services=()))
+    contract = world.grant(f"{INTERNET[4]}/32", granted_bytes=0, neighbour=anew)
+    send(world, [question(4)])
+    wait_until(lambda: world.reading(contract).refused_bytes == len(question(4)), "no service any more")
+
+
+def test_a_client_that_only_buys_elsewhere_gates_nothing(tmp_path: Path) -> None:
+    with metered(tmp_path, buys=True, sells=False) as world:
+        world.datapath.apply(with_services(buys=True, sells=False, lane_burst_bytes=1))
+        assert passes(world.lab.client, INTERNET[4])
+        true_wire(world)
+        send(world, [question(4)], times=5)
+        wait_until(lambda: arrived(world, 4)[0] == 5, "who sells nothing has no gate, and no lanes")
