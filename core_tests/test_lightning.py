@@ -101,7 +101,9 @@ def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab
         trade.assert_books_agree(refused=True)  # what was sent before the first payment was over the grace
         assert trade.earned()["paid_msat"] == made.received_msat() - before_received
         assert not [row for row in trade.sold() if row["destination"].startswith("203.0.113.")]  # its chain was free
-        assert trade.gateway.json("status")["counters"]["kernel"]["lane_bytes"] > 0  # and let through
+        (neighbour,) = trade.gateway.json("neighbours")
+        carried = trade.gateway.json("status")["counters"]["kernel"]["lane_bytes"]
+        assert carried > neighbour["lane_bytes"] > 0  # while its daemon wasn't known yet, and then on its own lane
 
 
 def two_channels(made: LightningTrade) -> list[Row]:

@@ -175,6 +175,9 @@ class Network(Protocol):
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; a handle already decided is passed over."""
 
+    def lane_bytes(self, neighbour: int) -> int:
+        """Return what a neighbour exchanged with payment services, both directions; 0 where it isn't known."""
+
     def counters(self) -> dict[str, int]:
         """Kernel and queue counters: held, dropped, hints_lost, ..."""
 

@@ -10,7 +10,8 @@ Comparing an interface's name costs as much as a table's look-up, so a paid pack
 rule: that asks whether the packet is *unpaid*, which for a paid one neither matches, nor counts, nor goes anywhere.
 
 The meter charges when it is asked. Therefore a packet must meet exactly one of the two programs that charge. The strict
-one believes no source: it knows no returns of what we bought, and nothing is free by where it comes from. Who neither
+one believes no source: it knows no returns of what we bought, and nothing is free by where it comes from. (Payment
+services are told by where a packet goes, which both look at.) Who neither
 buys nor gives anything away has neither, so needs no other. Else it is asked about what is bound for an upstream
 interface, which a goto keeps from the general rule. In NGP_UNPAID the third program says whether the daemon should see
 the packet (queued without bypass: when nobody listens it is dropped), and all else is dropped.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import Column, field, key, print_json_rows, print_table
+from ngp.cli.show import Column, data, field, key, print_json_rows, print_table
 from ngp.cli.verbs import verb_command
 
 _COLUMNS = (
@@ -16,6 +16,7 @@ _COLUMNS = (
     Column("sells", field("sells")),
     Column("buys", field("buys")),
     Column("blocked", field("blocked")),
+    Column("lane", field("lane_bytes", data), right=True),
     Column("heard", field("last_seen")),
 )
 

@@ -163,6 +163,7 @@ class Handlers:
                     "buys": neighbour.buys,
                     "up": neighbour.up and world.by_link.get(neighbour.link) is neighbour,
                     "blocked": neighbour.blocked,
+                    "lane_bytes": self._node.parts.network.lane_bytes(neighbour.number),
                     "last_seen": reports.iso(neighbour.last_seen_s),
                 }
                 for neighbour in world.neighbours.values()
