@@ -11,8 +11,6 @@ Source: https://lightning.engineering/api-docs/api/lnd/
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -27,6 +25,7 @@ from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_client import LndClient, LndError
 from ngp.modules.payment.lnd_connect import Credentials, store_uri
+from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
     UNKNOWN_PAYMENT,
     Channel,
@@ -50,7 +49,6 @@ _FIRST_ANSWER_S = 10.0
 _MSAT = 1000
 _LEAST_ATTEMPT_S = 1
 _RIGHTS = "LND's macaroon"
-_INFO_FILE = "lnd-node.json"
 _STATES = {
     pb.Invoice.OPEN: InvoiceState.OPEN,
     pb.Invoice.ACCEPTED: InvoiceState.ACCEPTED,
@@ -77,7 +75,7 @@ class LndPayment:
 
     def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
         self._client = LndClient(Credentials(options or {}, state_dir))
-        self._info_file = state_dir / _INFO_FILE
+        self._node_file = NodeFile(state_dir / "lnd-node.json")
         self._info: PaymentInfo | None = None
 
     @staticmethod
@@ -108,7 +106,7 @@ class LndPayment:
         try:
             return self._info or await self._ask_info()
         except LndError as error:
-            known = self._known_info() if error.unreachable or "locked" in str(error) else None
+            known = self._node_file.read() if error.unreachable or "locked" in str(error) else None
             if known is None:
                 raise
             self._info = known
@@ -118,25 +116,16 @@ class LndPayment:
         answer = await self._client.call(client.GET_INFO, pb.GetInfoRequest())
         network = answer.chains[0].network if answer.chains else ""
         info = PaymentInfo(answer.identity_pubkey, network)
-        known = self._known_info()
+        known = self._node_file.read()
         if known is not None and known != info and self._info is not None:
             raise PaymentError(
                 f"LND is another node now ({info.account_id} on {info.network}, before {known.account_id} on "
                 f"{known.network}): restart ngp if that is meant"
             )
         if known != info:
-            fresh = self._info_file.with_suffix(".new")
-            fresh.write_text(json.dumps({"account_id": info.account_id, "network": info.network}))
-            os.replace(fresh, self._info_file)
+            self._node_file.keep(info)
         self._info = info
         return info
-
-    def _known_info(self) -> PaymentInfo | None:
-        try:
-            known = json.loads(self._info_file.read_text())
-            return PaymentInfo(str(known["account_id"]), str(known["network"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
     def capabilities(self) -> PaymentCapabilities:
         """Say that money is real on mainnet, that LND itself tells of settlements, and that it can hold."""

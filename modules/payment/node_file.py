@@ -1,0 +1,30 @@
+"""Node file: who the payment node was when it was last asked, for a start while it is down."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ngp.ports import PaymentInfo
+
+
+class NodeFile:
+    """Public key and network of a node, in a small file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> PaymentInfo | None:
+        """Return what was kept last; None where nothing was, or nothing that can be read."""
+        try:
+            known = json.loads(self._path.read_text())
+            return PaymentInfo(str(known["account_id"]), str(known["network"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep(self, info: PaymentInfo) -> None:
+        """Write it, whole or not at all."""
+        fresh = self._path.with_suffix(".new")
+        fresh.write_text(json.dumps({"account_id": info.account_id, "network": info.network}))
+        os.replace(fresh, self._path)
