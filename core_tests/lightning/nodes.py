@@ -40,7 +40,7 @@ def free_ports(how_many: int) -> list[int]:
     return found
 
 
-class _Process:
+class Program:
     """A program that runs until it is stopped; its words go to a file beside its data."""
 
     def __init__(self, name: str, folder: Path, prefix: Sequence[str]) -> None:
@@ -84,7 +84,7 @@ class _Process:
         return "\n".join(text.splitlines()[-lines:])
 
 
-class Btcd(_Process):
+class Btcd(Program):
     """A full node of a private chain, with an RPC server for LND's chain back end.
 
     Args:
@@ -101,9 +101,9 @@ class Btcd(_Process):
         self.rpc_port, self.p2p_port = free_ports(2)
         self.certificate = folder / "rpc.cert"
 
-    def start(self, mining_address: str = "") -> None:
-        """Start it; with an address it can `generate` blocks whose coins go there."""
-        mining = [f"--miningaddr={mining_address}"] if mining_address else []
+    def start(self, *mining_addresses: str) -> None:
+        """Start it; with addresses it can `generate` blocks whose coins go to any of them."""
+        mining = [f"--miningaddr={address}" for address in mining_addresses]
         self._start(
             *(str(self.programs / "btcd"), f"--{NETWORK}", "--txindex", "--debuglevel=error", "--nodnsseed"),
             *(f"--datadir={self.folder}/data", f"--logdir={self.folder}/logs", f"--configfile={self.folder}/btcd.conf"),
@@ -159,7 +159,7 @@ class Ports:
     peer: int = 9735
 
 
-class Lnd(_Process):
+class Lnd(Program):
     """An LND node, unlocked by itself, that knows no peer but those it is told of.
 
     Args:
