@@ -21,7 +21,8 @@ KB_PRICE = 1024 * 1024  # msat per GiB that 1 msat per kB is
 
 
 def modules(group: str) -> Collection[str]:
-    return {"ngp.link": ("udp", "ethernet"), "ngp.network": ("ip",), "ngp.payment": ("sandbox", "lnd")}[group]
+    payment = ("sandbox", "electrum", "lnd")
+    return {"ngp.link": ("udp", "ethernet"), "ngp.network": ("ip",), "ngp.payment": payment}[group]
 
 
 def settings(*lines: str) -> Settings:
@@ -253,7 +254,10 @@ BAD_LINES = [
     ("LINK_INTERFACE: []", "LINK_INTERFACE: []", "is empty"),
     ("LINK_INTERFACE: ../../x", "LINK_INTERFACE: '../../x'", "udp (or 1)"),
     ("NETWORK_INTERFACE: ipx", "NETWORK_INTERFACE: 'ipx'", "available are ip, ip4, ip6"),
-    ("PAYMENT_INTERFACE: electrum", "PAYMENT_INTERFACE: 'electrum'", "available are lnd, sandbox"),
+    ("PAYMENT_INTERFACE: onchain", "PAYMENT_INTERFACE: 'onchain'", "available are electrum, lnd, sandbox"),
+    ("ELECTRUM_HOST: ~/.electrum", "ELECTRUM_HOST: '~/.electrum'", "write the whole path"),
+    ("ELECTRUM_HOST: electrum.example/", "ELECTRUM_HOST: 'electrum.example/'", "is not host:port"),
+    ("ELECTRUM_PASSWORD_FILE: ~/pw", "ELECTRUM_PASSWORD_FILE: '~/pw'", "write the whole path"),
     ("PAYMENT_INTERFACE: yes", "PAYMENT_INTERFACE: 'yes'", "which is not installed"),
     ("IGNORE_INTERFACE: eth1", "IGNORE_INTERFACE: 'eth1'", "as MESH_INTERFACES does"),
     ("IGNORE_INTERFACE: 'eth*'", "IGNORE_INTERFACE: 'eth*'", "covers eth1"),

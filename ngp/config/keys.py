@@ -192,6 +192,42 @@ LND_MACAROON = Key(
     ("lnd_macaroon",),
     needs_restart=True,
 )
+ELECTRUM_HOST = Key(
+    "ELECTRUM_HOST",
+    "host:port, or a folder",
+    values.or_word("none", values.electrum_host),
+    "none",
+    "where Electrum's daemon serves JSON-RPC, or the folder of its data; none = as it runs on this machine",
+    ("electrum_host",),
+    needs_restart=True,
+)
+ELECTRUM_USER = Key(
+    "ELECTRUM_USER",
+    "text",
+    values.or_word("none", values.account_id),
+    "none",
+    "Electrum's rpcuser; none = as the config in its folder says",
+    ("electrum_user",),
+    needs_restart=True,
+)
+ELECTRUM_PASSWORD_FILE = Key(
+    "ELECTRUM_PASSWORD_FILE",
+    "file",
+    values.or_word("none", values.secret_file),
+    "none",
+    "Electrum's rpcpassword, in a file of mode 0600; none = as the config in its folder says",
+    ("electrum_password_file",),
+    needs_restart=True,
+)
+ELECTRUM_WALLET = Key(
+    "ELECTRUM_WALLET",
+    "file",
+    values.or_word("none", values.file_path),
+    "none",
+    "the wallet's file, on the machine of the daemon; none = Electrum's default wallet",
+    ("electrum_wallet",),
+    needs_restart=True,
+)
 DEFAULT_PRICE = Key(
     "DEFAULT_PRICE",
     "price",
@@ -397,6 +433,7 @@ CONTRACTS_MAX = Key(
 KEYS: tuple[Key[Any], ...] = (
     LINK_INTERFACE, NETWORK_INTERFACE, PAYMENT_INTERFACE, MESH_INTERFACES, IGNORE_INTERFACE, NGP_INTERFACE, ACCOUNT_ID,
     LND_CONNECT, LND_HOST, LND_CERT, LND_MACAROON,
+    ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE, ELECTRUM_WALLET,
     DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
     CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, BUDGET_PAYMENT,
     BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS,

@@ -38,7 +38,7 @@ _MOST_PROBLEMS = 30
 _BUILT_IN = {
     "ngp.link": frozenset({"udp", "ethernet"}),
     "ngp.network": frozenset({"ip"}),
-    "ngp.payment": frozenset({"sandbox", "lnd"}),
+    "ngp.payment": frozenset({"sandbox", "electrum", "lnd"}),
 }
 _SECRET = re.compile("macaroon|password|passphrase|secret|seed|token|private|credential", re.IGNORECASE)
 _KEYS_BY_NAME = {key.name: key for key in keys.KEYS}
@@ -157,6 +157,10 @@ def _settings(written: Written, path: Path) -> Settings:
         lnd_host=written[keys.LND_HOST],
         lnd_cert=_beside(path, written[keys.LND_CERT]),
         lnd_macaroon=_beside(path, written[keys.LND_MACAROON]),
+        electrum_host=written[keys.ELECTRUM_HOST],
+        electrum_user=written[keys.ELECTRUM_USER],
+        electrum_password_file=_beside(path, written[keys.ELECTRUM_PASSWORD_FILE]),
+        electrum_wallet=written[keys.ELECTRUM_WALLET],
         sells=written[keys.SELL],
         buys=written[keys.BUY],
         default_msat_per_gib=written[keys.DEFAULT_PRICE],

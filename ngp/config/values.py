@@ -222,6 +222,12 @@ def host_and_port(node: Node) -> str:
     return text
 
 
+def electrum_host(node: Node) -> str:
+    """Read `host:port`, or the whole path of Electrum's folder. Raises Refused."""
+    text = scalar(node, "host:port, or Electrum's folder").text
+    return file_path(node) if text.startswith(("/", "~")) else host_and_port(node)
+
+
 def file_path(node: Node) -> str:
     """Read the path of a file, relative or absolute; the loader resolves it. Raises Refused."""
     written = scalar(node, "a file")

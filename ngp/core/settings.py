@@ -80,6 +80,10 @@ class Settings:
     lnd_host: str | None
     lnd_cert: str | None
     lnd_macaroon: str | None
+    electrum_host: str | None
+    electrum_user: str | None
+    electrum_password_file: str | None
+    electrum_wallet: str | None
     sells: bool
     buys: bool
     default_msat_per_gib: int

@@ -217,12 +217,16 @@ class PaymentCapabilities:
         settles_by_proof: the module has no network of its own: a preimage handed to `settle_invoice` is the settlement.
         hold_invoices: can hold and settle or cancel later.
         least_amount_msat: smallest invoice it makes (1,000 where only whole sat are possible).
+        chosen_preimages: an invoice can be made for a preimage of ours.
+        signs: can sign with the node's key.
     """
 
     real_money: bool
     settles_by_proof: bool
     hold_invoices: bool
     least_amount_msat: int
+    chosen_preimages: bool = True
+    signs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +287,7 @@ class Channel:
         capacity_sat, ours_sat, theirs_sat: its size, and what is whose now.
         least_htlc_msat: smallest payment that either end takes.
         wait_blocks: after a one-sided close our coins come free so many blocks later (BOLT 2, to_self_delay); so long
-            has the peer's watchtower, or the peer, to notice an old state.
+            has the peer's watchtower, or the peer, to notice an old state. 0: the node doesn't say.
     """
 
     peer: str

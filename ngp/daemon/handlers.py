@@ -270,7 +270,7 @@ class Handlers:
         if neighbour is None or not neighbour.payee:
             raise PaymentError(
                 f"{identity.short_text(who)} has not said which Lightning node it has: it must be up, "
-                "with PAYMENT_INTERFACE: lnd on the same network"
+                "with PAYMENT_INTERFACE: lnd or electrum on the same network"
             )
         amount, push = arguments.get("amount_sat"), arguments.get("push_sat")
         if not (isinstance(amount, int) and isinstance(push, int) and 0 <= push <= amount):

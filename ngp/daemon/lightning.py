@@ -51,7 +51,7 @@ def advice(channels: Sequence[Channel], neighbours: Iterable[Neighbour], world: 
         if max(one.least_htlc_msat for one in usable) > world.settings.payment_amount_msat:
             least = min(one.least_htlc_msat for one in usable)
             said.append(f"{who}: the channel takes no payment below {least} msat: raise PAYMENT_AMOUNT")
-        if min(one.wait_blocks for one in usable) < BLOCKS_A_DAY:
+        if 0 < min(one.wait_blocks for one in usable) < BLOCKS_A_DAY:
             said.append(f"{who}: the peer could close with an old state while we are away for a day "
                         "(short CSV delay): keep the node online, or use a watchtower")  # fmt: skip
     return said

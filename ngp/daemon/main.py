@@ -45,6 +45,7 @@ SHIPPED = {
     ("ngp.link", "ethernet"): "ngp.modules.link.ethernet:EthernetLink",
     ("ngp.network", "ip"): "ngp.modules.network.datapath:Datapath",
     ("ngp.payment", "sandbox"): "ngp.modules.payment.sandbox:SandboxPayment",
+    ("ngp.payment", "electrum"): "ngp.modules.payment.electrum:ElectrumPayment",
     ("ngp.payment", "lnd"): "ngp.modules.payment.lnd:LndPayment",
 }
 """What a checkout that isn't installed offers; an installed ngp is asked through its entry points."""
@@ -74,6 +75,10 @@ def make_payment(settings: Settings, state_dir: Path) -> Payment:
         "LND_HOST": settings.lnd_host,
         "LND_CERT": settings.lnd_cert,
         "LND_MACAROON": settings.lnd_macaroon,
+        "ELECTRUM_HOST": settings.electrum_host,
+        "ELECTRUM_USER": settings.electrum_user,
+        "ELECTRUM_PASSWORD_FILE": settings.electrum_password_file,
+        "ELECTRUM_WALLET": settings.electrum_wallet,
     }
     name = settings.payment_module
     own = {key: value for key, value in options.items() if value is not None and key.startswith(f"{name.upper()}_")}

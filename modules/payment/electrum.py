@@ -1,0 +1,475 @@
+"""Electrum: real Lightning by the daemon of the Electrum wallet, the light choice for a router without LND.
+
+Read and tried in Electrum 4.3.4 (Debian 12). What it gives, and what ngp makes of it:
+
+- Invoices are of whole sat, with a preimage of Electrum's own; it can't hold a payment, and can't sign with its node's
+  key. The capabilities say so, and neighbours take our word for whose node it is.
+- `lnpay` answers when the payment is over, and takes no fee limit: on a route it spends up to 1 %, or 5 sat if that is
+  more. So a payment for which no direct channel has the balance is refused where the limit is below that.
+- Two calls of `lnpay` for one invoice at the same time can both pay. So there is never a second one while a first may
+  be running, and none for an invoice that Electrum knows as on its way or paid.
+- What became of a payment is told by the history of the channels, before the state of the invoice, which Electrum
+  forgets when it is killed at the wrong moment: an invoice that it calls unpaid after a restart has failed only if all
+  channels agree with their peers again. Until then it is PENDING.
+- A request is called paid when its payment has arrived, also while it could still fail; in the history it stands once
+  the preimage is out. Only that is a settlement. There is no stream of them, so the channels are looked at, and the
+  history when one has changed; `electrum_journal` numbers what is found.
+
+Source: electrum/commands.py, lnworker.py, lnpeer.py, daemon.py of Debian's python3-electrum 4.3.4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from ngp.errors import ConfigError, PaymentError, PeerError
+from ngp.modules.payment import electrum_rpc as rpc
+from ngp.modules.payment import invoice, node_key
+from ngp.modules.payment.electrum_journal import Journal
+from ngp.modules.payment.electrum_rpc import ElectrumError, ElectrumRpc
+from ngp.modules.payment.node_file import NodeFile
+from ngp.ports import (
+    Channel,
+    Check,
+    DecodedInvoice,
+    InvoiceState,
+    NewInvoice,
+    PaymentCapabilities,
+    PaymentInfo,
+    PaymentOutcome,
+    PaymentStatus,
+    Settlement,
+)
+
+POLL_S = 0.5
+# The history is read this often although no channel seems to have changed.
+FULL_LOOK_S = 30.0
+OPEN_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 20.0
+LEAST_AMOUNT_MSAT = 1_000
+# lnrouter.is_fee_sane
+FEE_MSAT, FEE_PARTS = 5_000, 100
+# lnutil.ChannelConfig.validate_params: what a peer may ask for at most. Electrum doesn't tell what it did ask for.
+LEAST_HTLC_MSAT = 1_000
+_SAT = 1_000
+_COIN_SAT = 100_000_000
+_UNPAID, _EXPIRED, _PAID, _IN_FLIGHT, _FAILED = 0, 1, 3, 4, 5
+_SENT, _RECEIVED = 0, 1
+_WITHOUT_HTLCS = ("PREOPENING", "OPENING", "FUNDED", "REDEEMED")
+_NOT_LOADED = "wallet not loaded"
+_LOGIN = "Electrum's login"
+
+
+class ElectrumPayment:
+    """A wallet of an Electrum daemon; implements `ngp.ports.Payment` and `ChannelManager`.
+
+    Args:
+        state_dir: holds the journal, and what we know of the node for when it is down.
+        options: ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE and ELECTRUM_WALLET; all may be missing.
+    """
+
+    def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
+        options = options or {}
+        self._rpc = ElectrumRpc(rpc.Credentials(options))
+        self._wallet = {"wallet": options["ELECTRUM_WALLET"]} if options.get("ELECTRUM_WALLET") else {}
+        self._node_file = NodeFile(state_dir / "electrum-node.json")
+        self._journal_file = state_dir / "electrum.db"
+        self._opened_journal: Journal | None = None
+        self._info: PaymentInfo | None = None
+        self._paying: dict[bytes, asyncio.Task[PaymentOutcome]] = {}
+        self._hosts: dict[str, str] = {}
+
+    # --- the node -----------------------------------------------------------------------------------------------------
+
+    async def wait_ready(self) -> None:
+        """Return when the daemon answers and has the wallet, which is loaded if that needs no password."""
+        await self._ask_info()
+
+    async def info(self) -> PaymentInfo:
+        """Return the node's key and network: as it says, or said last while it can't be asked."""
+        try:
+            return self._info or await self._ask_info()
+        except ElectrumError as error:
+            known = self._node_file.read()
+            if known is None or (error.answered and error.detail != _NOT_LOADED):
+                raise
+            self._info = known
+            return known
+
+    async def _ask_info(self) -> PaymentInfo:
+        network = str((await self._rpc.call("getinfo", {}))["network"])
+        key = str(await self._ask("nodeid")).partition("@")[0]
+        info, known = PaymentInfo(key, network), self._node_file.read()
+        if self._info is not None and known is not None and known != info:
+            raise PaymentError(
+                f"Electrum is another node now ({info.account_id} on {info.network}, before {known.account_id} on "
+                f"{known.network}): restart ngp if that is meant"
+            )
+        if known != info:
+            self._node_file.keep(info)
+        self._info = info
+        return info
+
+    async def _ask(self, method: str, timeout_s: float | None = rpc.CALL_TIMEOUT_S, **words: Any) -> Any:
+        """Call a command of the wallet, which is loaded first where that is needed and needs no password."""
+        try:
+            return await self._rpc.call(method, {**words, **self._wallet}, timeout_s)
+        except ElectrumError as error:
+            if error.detail != _NOT_LOADED:
+                raise
+        where = self._wallet.get("wallet")
+        if not await self._rpc.call("load_wallet", {"wallet_path": where} if where else {}):
+            raise ElectrumError(
+                "Electrum's wallet is locked, or there is none: `electrum load_wallet` asks for its password, "
+                "`electrum create` makes one",
+                _NOT_LOADED,
+            )
+        return await self._rpc.call(method, {**words, **self._wallet}, timeout_s)
+
+    def capabilities(self) -> PaymentCapabilities:
+        """Say that money is real on mainnet, and what Electrum lacks."""
+        real = self._info is None or self._info.network == "mainnet"
+        return PaymentCapabilities(
+            real_money=real,
+            settles_by_proof=False,
+            hold_invoices=False,
+            least_amount_msat=LEAST_AMOUNT_MSAT,
+            chosen_preimages=False,
+            signs=False,
+        )
+
+    async def check(self, buys: bool) -> list[Check]:  # noqa: ARG002  its rights are all or nothing
+        """Say whether user and password can be had, and who else may hear them; asks the files, not the node."""
+        try:
+            door = self._rpc.door()
+        except ConfigError as error:
+            return [Check(_LOGIN, False, str(error), "see net.conf at ELECTRUM_HOST")]
+        if door.leaves_unencrypted:
+            found = f"goes to {door.where} unencrypted, and whoever has it can spend all that the wallet has"
+            return [Check(_LOGIN, False, found, "run Electrum on this machine, or reach it through a tunnel")]
+        return [Check(_LOGIN, True, f"allows all that the wallet can do, at {door.where}")]
+
+    async def balance_msat(self) -> int:
+        """Return what the channels hold on our side, without what is on its way."""
+        told = (await self._ask("getbalance")).get("lightning", "0")
+        under_way = sum(one["local_unsettled_sent"] for one in await self._channels())
+        return int(Decimal(told) * _COIN_SAT * _SAT) - int(under_way) * _SAT
+
+    async def sign(self, message: bytes) -> str:  # noqa: ARG002  the port's
+        """Raise: Electrum has no command for it, and its root key shall not leave it for us to do so."""
+        raise PaymentError("Electrum can't sign with the key of its Lightning node; neighbours take ngp's word for it")
+
+    def verify(self, message: bytes, signature: str) -> str | None:
+        """Return the public key that signed, or None; needs no node, since the key is in the signature."""
+        return node_key.signer(message, signature)
+
+    async def close(self) -> None:
+        """Let go of connections and journal; what is on its way goes on at the node. Safe to call twice."""
+        paying = list(self._paying.values())
+        for task in paying:
+            task.cancel()
+        await asyncio.gather(*paying, return_exceptions=True)
+        journal, self._opened_journal = self._opened_journal, None
+        if journal is not None:
+            journal.close()
+
+    @property
+    def _journal(self) -> Journal:
+        if self._opened_journal is None:  # late: `ngp check` touches nothing
+            self._opened_journal = Journal(self._journal_file)
+        return self._opened_journal
+
+    # --- channels -----------------------------------------------------------------------------------------------------
+
+    async def channels(self) -> list[Channel]:
+        """Return the open channels, active or not; each side's part is rounded down to whole sat."""
+        return [_channel(one) for one in await self._channels() if one["state"] == "OPEN"]
+
+    async def _channels(self) -> list[dict[str, Any]]:
+        return [one for one in await self._ask("list_channels") if one["type"] == "CHANNEL"]
+
+    async def connect(self, peer: str, host: str) -> None:
+        """Make a node a peer, and return when it is one; done again it is no error."""
+        await self._ask("add_peer", connection_string=f"{peer}@{host}")
+        self._hosts[peer] = host
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while not any(one["node_id"] == peer and one["initialized"] for one in await self._ask("list_peers")):
+            if time.monotonic() > deadline:
+                raise PaymentError(f"node {peer} doesn't answer at {host}: is it up, and does it listen there?")
+            await asyncio.sleep(POLL_S)
+
+    async def open_channel(self, peer: str, amount_sat: int, push_sat: int, csv_delay_blocks: int | None) -> str:
+        """Open a private channel with a connected peer."""
+        if csv_delay_blocks is not None:
+            raise PaymentError(
+                f"Electrum has the delay in its own settings: `electrum setconfig lightning_to_self_delay "
+                f"{csv_delay_blocks}`, and open the channel without --csv-delay"
+            )
+        if peer not in self._hosts:
+            raise PaymentError(f"node {peer} is not connected: connect first")
+        try:
+            return str(
+                await self._ask(
+                    "open_channel", OPEN_TIMEOUT_S, connection_string=f"{peer}@{self._hosts[peer]}",
+                    amount=_btc(amount_sat), push_amount=_btc(push_sat),
+                )
+            )  # fmt: skip
+        except ElectrumError as error:
+            if error.detail != "Password required":
+                raise
+            raise PaymentError(
+                f"Electrum's wallet wants its password for that, which ngp doesn't have: `electrum open_channel "
+                f"{peer}@{self._hosts[peer]} {_btc(amount_sat)}`"
+            ) from error
+
+    # --- receiving ----------------------------------------------------------------------------------------------------
+
+    async def create_invoice(
+        self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
+    ) -> NewInvoice:
+        """Make an invoice, with hints of the way through our channels.
+
+        Args:
+            amount_msat: at least 1,000, of whole sat.
+            memo: the payer reads it.
+            expiry_s: seconds until it lapses; a payer that is late is not refused by Electrum.
+            preimage: None; Electrum takes a random one.
+            hold: False.
+        """
+        if preimage is not None or hold:
+            raise PaymentError("Electrum chooses preimages itself and can't hold payments; use LND for that")
+        amount_sat, rest = divmod(amount_msat, _SAT)
+        if rest or amount_sat < 1:
+            raise PaymentError(f"Electrum makes invoices of whole sat, not of {amount_msat} msat")
+        # force: a new address where all are in use, since Electrum puts one into each request.
+        made = await self._ask("add_request", amount=_btc(amount_sat), memo=memo, expiration=expiry_s, force=True)
+        if not made or not made.get("lightning_invoice"):
+            raise PaymentError("Electrum's wallet has no Lightning: make one by `electrum create`, and ELECTRUM_WALLET")
+        return NewInvoice(made["lightning_invoice"], bytes.fromhex(made["rhash"]), amount_msat, expiry_s)
+
+    async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState:
+        """Return the state of an invoice of ours. Raises PaymentError for one that isn't."""
+        try:
+            asked = await self._ask("get_request", request_id=payment_hash.hex())
+        except ElectrumError as error:
+            if error.answered and self._journal.cancelled(payment_hash):
+                return InvoiceState.CANCELLED
+            raise
+        if asked["status"] != _PAID:
+            return InvoiceState.OPEN
+        return InvoiceState.SETTLED if payment_hash in await self._received() else InvoiceState.ACCEPTED
+
+    async def settle_invoice(self, preimage: bytes) -> None:  # noqa: ARG002  the port's
+        """Raise: nothing is held."""
+        raise PaymentError("Electrum can't hold payments, so there is none to settle; use LND for that")
+
+    async def cancel_invoice(self, payment_hash: bytes) -> None:
+        """Delete an invoice that isn't paid; a payment of it is refused from then on."""
+        if await self.lookup_invoice(payment_hash) not in (InvoiceState.OPEN, InvoiceState.CANCELLED):
+            raise PaymentError(f"invoice {payment_hash.hex()} is paid already and can't be cancelled; refund it")
+        self._journal.cancel(payment_hash)
+        await self._ask("delete_request", request_id=payment_hash.hex())
+
+    async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
+        """Yield what was settled behind the cursor, in the journal's order; raises when Electrum goes away."""
+        seen: object = None
+        looked_at = -FULL_LOOK_S
+        while True:
+            now, state = time.monotonic(), await self._ask("list_channels")
+            if state != seen or now - looked_at >= FULL_LOOK_S:
+                seen, looked_at = state, now
+                await self._note_settled(cursor)
+            for settlement in self._journal.behind(cursor):
+                cursor = settlement.cursor
+                yield settlement
+            await asyncio.sleep(POLL_S)
+
+    async def _note_settled(self, cursor: int) -> None:
+        """Give numbers to what is new in the history."""
+        for payment_hash, received_msat in (await self._received()).items():
+            if not self._journal.settled(payment_hash):
+                asked_msat = await self._asked_msat(payment_hash)
+                # The parts of a payment come together, but stand in the history one after another.
+                self._journal.add(payment_hash, max(received_msat, asked_msat), cursor)
+
+    async def _received(self) -> dict[bytes, int]:
+        """Return what was received by payments, msat, oldest first."""
+        return {
+            bytes.fromhex(one["payment_hash"]): one["amount_msat"]
+            for one in await self._history()
+            if one["direction"] == _RECEIVED
+        }
+
+    async def _asked_msat(self, payment_hash: bytes) -> int:
+        try:
+            return int((await self._ask("get_request", request_id=payment_hash.hex()))["amount_msat"])
+        except ElectrumError as error:
+            if not error.answered:
+                raise
+            return 0  # of another user of the wallet, who deleted it
+
+    async def _history(self) -> list[dict[str, Any]]:
+        """Return the payments whose preimage is out, oldest first."""
+        return [one for one in await self._ask("lightning_history") if one["type"] == "payment"]
+
+    # --- paying -------------------------------------------------------------------------------------------------------
+
+    def decode(self, bolt11: str) -> DecodedInvoice:
+        """Parse an invoice and check its signature; hostile input. Raises PeerError(`invoice`)."""
+        return invoice.read(bolt11).decoded(int(time.time()))
+
+    async def pay(
+        self,
+        bolt11: str,
+        fee_limit_msat: int,
+        timeout_s: float,
+        via_peer: str | None = None,  # noqa: ARG002  Electrum prefers a direct channel by itself, and can't be told
+    ) -> PaymentOutcome:
+        """Pay once; a second call for the same hash follows the first.
+
+        Args:
+            bolt11: an invoice with an amount.
+            fee_limit_msat: the most that routing may cost; see the module.
+            timeout_s: how long we wait; PENDING is answered after it, and the payment goes on.
+            via_peer: not heeded.
+        """
+        try:
+            decoded = self.decode(bolt11)
+        except PeerError as error:
+            raise PaymentError(f"can't pay: not an invoice ({error})") from error
+        payment_hash, deadline = decoded.payment_hash, time.monotonic() + timeout_s
+        task = self._paying.get(payment_hash)
+        if task is None:
+            task = asyncio.create_task(self._pay(bolt11, decoded, fee_limit_msat))
+            self._paying[payment_hash] = task
+            task.add_done_callback(lambda done: self._paid(payment_hash, done))
+        await asyncio.wait([task], timeout=timeout_s)
+        outcome = task.result() if task.done() else PaymentOutcome(payment_hash, PaymentStatus.PENDING)
+        while task.done() and outcome.status is PaymentStatus.PENDING and time.monotonic() + POLL_S < deadline:
+            await asyncio.sleep(POLL_S)
+            outcome = await self._fate(payment_hash)
+        return outcome
+
+    def _paid(self, payment_hash: bytes, task: asyncio.Task[PaymentOutcome]) -> None:
+        self._paying.pop(payment_hash, None)
+        if not task.cancelled():
+            task.exception()  # nobody waits for it any more, perhaps; `track` finds out
+
+    async def _pay(self, bolt11: str, decoded: DecodedInvoice, fee_limit_msat: int) -> PaymentOutcome:
+        """Call `lnpay` once, unless it was called before and may still pay."""
+        before = await self._fate(decoded.payment_hash)
+        if before.status is not PaymentStatus.FAILED:
+            return before
+        refusal = await self._refusal(decoded, fee_limit_msat)
+        if refusal:
+            return PaymentOutcome(decoded.payment_hash, PaymentStatus.FAILED, reason=refusal)
+        reason = ""
+        try:
+            told = await self._ask("lnpay", None, invoice=bolt11)
+            reason = _why(told["log"])
+        except ElectrumError as error:
+            if not error.answered:
+                return PaymentOutcome(decoded.payment_hash, PaymentStatus.PENDING)
+            reason = error.detail
+        after = await self._fate(decoded.payment_hash)
+        if after.status is PaymentStatus.FAILED:
+            return PaymentOutcome(decoded.payment_hash, PaymentStatus.FAILED, reason=reason)
+        return after
+
+    async def _refusal(self, decoded: DecodedInvoice, fee_limit_msat: int) -> str:
+        """Say why Electrum is not to be asked: it can't, or it might spend more on fees than it may. "": it is."""
+        amount_msat = decoded.amount_msat or 0
+        usable = [one for one in await self._channels() if one["state"] == "OPEN" and one["peer_state"] == "GOOD"]
+        if sum(_free_msat(one) for one in usable) < amount_msat:
+            return "the channels' balance does not cover it"
+        if any(one["remote_pubkey"] == decoded.payee and _free_msat(one) >= amount_msat for one in usable):
+            return ""
+        most_msat = max(FEE_MSAT, amount_msat // FEE_PARTS)
+        if fee_limit_msat >= most_msat:
+            return ""
+        return (
+            f"no direct channel with the payee has the balance, and on a route Electrum may spend {most_msat} msat on "
+            f"fees, above the limit of {fee_limit_msat} msat"
+        )
+
+    async def track(self, payment_hash: bytes) -> PaymentOutcome:
+        """Say what became of a payment; FAILED with reason `unknown` when Electrum never heard of it."""
+        if payment_hash in self._paying:
+            return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
+        return await self._fate(payment_hash)
+
+    async def _fate(self, payment_hash: bytes) -> PaymentOutcome:
+        """Read what Electrum knows: the invoice first, then the history, so that nothing is missed between."""
+        status = await self._status(payment_hash)
+        for one in await self._history():
+            if one["direction"] == _SENT and one["payment_hash"] == payment_hash.hex():
+                preimage, fee = bytes.fromhex(one["preimage"]), one["fee_msat"] or 0
+                return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, preimage, fee)
+        if status is None:
+            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="unknown")
+        if status in (_UNPAID, _EXPIRED) and await self._agrees_with_peers():
+            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="Electrum ended before it was paid")
+        if status == _FAILED and not await self._has_parts_left():
+            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="Electrum gave up; see its log")
+        return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
+
+    async def _status(self, payment_hash: bytes) -> int | None:
+        try:
+            return int((await self._ask("get_invoice", invoice_id=payment_hash.hex()))["status"])
+        except ElectrumError as error:
+            if error.detail != "Request not found":
+                raise
+            return None
+
+    async def _agrees_with_peers(self) -> bool:
+        """Whether no channel can hold an HTLC that Electrum forgot: it is written down after the peer has it."""
+        return all(
+            (one["state"], one["peer_state"]) == ("OPEN", "GOOD") or one["state"] in _WITHOUT_HTLCS
+            for one in await self._channels()
+        )
+
+    async def _has_parts_left(self) -> bool:
+        """Whether money is on its way for no payment that is: Electrum gives up while parts are still out."""
+        if not any(one["local_unsettled_sent"] for one in await self._channels()):
+            return False
+        return not await self.list_pending()
+
+    async def list_pending(self) -> list[bytes]:
+        """Return the hashes of payments on their way."""
+        found = await self._ask("list_invoices")
+        return [bytes.fromhex(one["invoice_id"]) for one in found if one["status"] == _IN_FLIGHT]
+
+
+def _btc(amount_sat: int) -> str:
+    return f"{amount_sat // _COIN_SAT}.{amount_sat % _COIN_SAT:08d}"
+
+
+def _free_msat(channel: Mapping[str, Any]) -> int:
+    return int(channel["local_balance"] - channel["local_unsettled_sent"]) * _SAT
+
+
+def _why(log: list[list[str]]) -> str:
+    """Say why a payment failed, by Electrum's list of attempts: length, channel, and what came of it."""
+    if not log:
+        return "no route found, or the channels can't carry it; see Electrum's log"
+    *_, where, what = log[-1]
+    return f"{what} at {where}"
+
+
+def _channel(told: Mapping[str, Any]) -> Channel:
+    return Channel(
+        peer=told["remote_pubkey"],
+        point=told["channel_point"],
+        active=told["peer_state"] == "GOOD",
+        private=True,  # it announces none
+        capacity_sat=told["local_balance"] + told["remote_balance"],
+        ours_sat=told["local_balance"],
+        theirs_sat=told["remote_balance"],
+        least_htlc_msat=LEAST_HTLC_MSAT,
+        wait_blocks=0,
+    )

@@ -1,0 +1,85 @@
+"""Electrum's journal: numbers for settlements, which Electrum itself doesn't give, and what we cancelled.
+
+A number is given once, in the order in which settlements were noticed, and written down before anybody is told. A
+journal that was lost costs nothing: all that the node has is then numbered anew behind the ledger's cursor and told
+again, and the ledger counts each hash once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from ngp.errors import PaymentError
+from ngp.ports import Settlement
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS settlements (
+    cursor INTEGER PRIMARY KEY, payment_hash BLOB NOT NULL UNIQUE, amount_msat INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS cancelled (payment_hash BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+"""
+
+
+class Journal:
+    """Settlements in the order of their numbers, and cancelled invoices, in a small SQLite file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._translated():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.executescript(_TABLES)
+
+    def close(self) -> None:
+        """Let go of the file; safe to call twice."""
+        self._connection.close()
+
+    def add(self, payment_hash: bytes, amount_msat: int, behind: int) -> None:
+        """Number a settlement; one that has a number keeps it.
+
+        Args:
+            behind: a cursor that is known to somebody; the number will be larger.
+        """
+        with self._translated():
+            self._connection.execute(
+                "INSERT OR IGNORE INTO settlements SELECT max(?, coalesce(max(cursor), 0)) + 1, ?, ? FROM settlements",
+                (behind, payment_hash, amount_msat),
+            )
+
+    def settled(self, payment_hash: bytes) -> bool:
+        """Say whether a settlement has a number."""
+        return self._has("settlements", payment_hash)
+
+    def behind(self, cursor: int) -> list[Settlement]:
+        """Return the settlements behind a cursor, in order."""
+        with self._translated():
+            found = self._connection.execute(
+                "SELECT cursor, payment_hash, amount_msat FROM settlements WHERE cursor > ? ORDER BY cursor", (cursor,)
+            ).fetchall()
+        return [Settlement(*row) for row in found]
+
+    def cancel(self, payment_hash: bytes) -> None:
+        """Note that an invoice of ours was cancelled."""
+        with self._translated():
+            self._connection.execute("INSERT OR IGNORE INTO cancelled VALUES (?)", (payment_hash,))
+
+    def cancelled(self, payment_hash: bytes) -> bool:
+        """Say whether we cancelled an invoice."""
+        return self._has("cancelled", payment_hash)
+
+    def _has(self, table: str, payment_hash: bytes) -> bool:
+        with self._translated():
+            row = self._connection.execute(f"SELECT 1 FROM {table} WHERE payment_hash = ?", (payment_hash,)).fetchone()
+        return row is not None
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise PaymentError(f"{self._path} can't be used: {error}; free space or mend its rights") from error

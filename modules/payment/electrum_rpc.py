@@ -1,0 +1,266 @@
+"""Calls to an Electrum daemon: JSON-RPC over HTTP, on the socket or port that its lock file names.
+
+A running daemon leaves a file `daemon` in its folder, which says where it listens, beside `config`, which holds user
+and password. So nothing need be set for one on the same machine. Both are read anew for each call: a daemon that is
+started again may listen elsewhere. Whoever can make these calls can spend all that the wallet has, and the traffic is
+not encrypted.
+
+Source: electrum/daemon.py, electrum/commands.py (4.3.4)
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import base64
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ngp.errors import ConfigError, PaymentError
+
+CALL_TIMEOUT_S = 15.0
+USUAL_FOLDERS = ("~/.electrum", "/home/electrum/.electrum", "/var/lib/electrum/.electrum", "/var/lib/electrum")
+_NETWORKS = ("", "testnet", "signet", "regtest")
+_LOCK, _CONFIG = "daemon", "config"
+_FILE_BYTES_MAX = 1 << 20
+_ANSWER_BYTES_MAX = 64 << 20
+_CHUNK = 1 << 16
+START = "start it by `electrum daemon -d`"
+_REFUSED = (401, 403)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where Electrum listens, and what it wants to be told there.
+
+    Attributes:
+        where: a socket's path, or `host:port`.
+        user, password: of its RPC; secret.
+    """
+
+    where: str
+    user: str = field(repr=False)
+    password: str = field(repr=False)
+
+    @property
+    def leaves_unencrypted(self) -> bool:
+        """Whether calls, and the password in them, leave this machine as they are."""
+        if self.where.startswith("/"):
+            return False
+        host = self.where.rpartition(":")[0].strip("[]")
+        try:
+            return not ip_address(host).is_loopback
+        except ValueError:
+            return host != "localhost"
+
+
+class Credentials:
+    """Says where the daemon is, each time anew.
+
+    Args:
+        options: ELECTRUM_HOST (`host:port`, or Electrum's folder), ELECTRUM_USER and ELECTRUM_PASSWORD_FILE, as in
+            net.conf; all may be missing.
+    """
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self._options = {key: value for key, value in options.items() if value}
+
+    def read(self) -> Door:
+        """Return the door. Raises ConfigError naming the setting or file and the remedy."""
+        told = self._options.get("ELECTRUM_HOST", "")
+        if told and not told.startswith("/"):
+            return self._with_login(_target(told), {})
+        folder = self._folder(told)
+        return self._with_login(_lock_file(folder / _LOCK), _config_file(folder / _CONFIG))
+
+    def _with_login(self, where: str, config: Mapping[str, Any]) -> Door:
+        user = self._options.get("ELECTRUM_USER") or config.get("rpcuser")
+        file = self._options.get("ELECTRUM_PASSWORD_FILE")
+        password = _password_file(Path(file)) if file else config.get("rpcpassword")
+        if not isinstance(user, str) or not isinstance(password, str):
+            raise ConfigError(
+                f"no user and password for Electrum at {where}: set ELECTRUM_USER and ELECTRUM_PASSWORD_FILE to what "
+                "`electrum getconfig rpcuser` and `electrum getconfig rpcpassword` say"
+            )
+        return Door(where, user, password)
+
+    @staticmethod
+    def _folder(told: str) -> Path:
+        """Return the one folder with a running daemon's lock file."""
+        bases = [Path(told)] if told else [Path(folder).expanduser() for folder in USUAL_FOLDERS]
+        found = [base / network for base in bases for network in _NETWORKS if _is_there(base / network / _LOCK)]
+        if not found:
+            looked = ", ".join(map(str, bases))
+            raise ConfigError(f"no Electrum daemon runs in {looked}: {START}, or set ELECTRUM_HOST")
+        if len(found) > 1:
+            raise ConfigError(f"more than one Electrum daemon is here: set ELECTRUM_HOST to one of "
+                              f"{', '.join(map(str, found))}")  # fmt: skip
+        return found[0]
+
+
+class ElectrumError(PaymentError):
+    """Electrum refused, or could not be asked.
+
+    Attributes:
+        answered: False where nobody knows whether the call was carried out.
+        detail: Electrum's own words.
+    """
+
+    def __init__(self, text: str, detail: str = "", answered: bool = True) -> None:
+        super().__init__(text)
+        self.detail = detail
+        self.answered = answered
+
+
+class ElectrumRpc:
+    """Calls an Electrum daemon; used within one event loop. One connection a call: they are local and few."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def door(self) -> Door:
+        """Return where it listens now. Raises ConfigError."""
+        return self._credentials.read()
+
+    async def call(self, method: str, words: Mapping[str, Any], timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
+        """Ask once, and return the result.
+
+        Args:
+            method: a command of Electrum's.
+            words: its arguments, by name.
+            timeout_s: None waits as long as the daemon lives.
+
+        Raises: ElectrumError.
+        """
+        try:
+            door = self.door()
+        except ConfigError as error:
+            raise ElectrumError(str(error), answered=False) from error
+        body = json.dumps({"id": 1, "method": method, "params": dict(words)}).encode()
+        try:
+            async with asyncio.timeout(timeout_s):
+                status, answer = await _post(door, body)
+        except TimeoutError:
+            raise ElectrumError(
+                f"Electrum at {door.where} took too long to answer {method}; it is asked again", answered=False
+            ) from None
+        except (OSError, EOFError, ValueError) as error:
+            raise ElectrumError(
+                f"Electrum at {door.where} doesn't answer ({error}): {START}, or set ELECTRUM_HOST", answered=False
+            ) from None
+        return _result(door, method, status, answer)
+
+
+async def _post(door: Door, body: bytes) -> tuple[int, bytes]:
+    """Send one request on a connection of its own; returns the status and the body."""
+    if door.where.startswith("/"):
+        reader, writer = await asyncio.open_unix_connection(door.where)
+    else:
+        host, _, port = door.where.rpartition(":")
+        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        login = base64.b64encode(f"{door.user}:{door.password}".encode()).decode()
+        head = (
+            "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            f"Authorization: Basic {login}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        status = await reader.readline()
+        length = None
+        while line := (await reader.readline()).strip():
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        if length is None or not 0 <= length <= _ANSWER_BYTES_MAX:
+            raise ValueError("not an answer of Electrum's")
+        return int(status.split()[1]), await reader.readexactly(length)
+    except IndexError:
+        raise ValueError("not an answer of Electrum's") from None
+    finally:
+        writer.close()
+
+
+def _result(door: Door, method: str, status: int, answer: bytes) -> Any:
+    if status in _REFUSED:
+        raise ElectrumError(
+            f"Electrum at {door.where} refuses user and password: set ELECTRUM_USER and ELECTRUM_PASSWORD_FILE to what "
+            "`electrum getconfig rpcuser` and `electrum getconfig rpcpassword` say"
+        )
+    try:
+        told = json.loads(answer)
+        error = told.get("error")
+        if error is None:
+            return told["result"]
+        detail = str(error["message"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ElectrumError(
+            f"Electrum at {door.where} can't carry out {method} (HTTP {status}): is it Electrum 4.3 or later?"
+        ) from None
+    raise ElectrumError(f"Electrum at {door.where} refuses {method}: {detail or 'it gives no reason'}", detail)
+
+
+def _target(text: str) -> str:
+    parts = urlsplit(f"//{text}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if not parts.hostname or not port or parts.username or parts.path:
+        raise ConfigError(f"ELECTRUM_HOST: {text} is neither host:port nor Electrum's folder")
+    return f"[{parts.hostname}]:{port}" if ":" in parts.hostname else f"{parts.hostname}:{port}"
+
+
+def _lock_file(path: Path) -> str:
+    """Read where a daemon listens: `('unix', path, time)` or `('tcp', (host, port), time)`."""
+    try:
+        kind, address, _ = ast.literal_eval(_file(path, str(path)).decode())
+        if kind == "unix":
+            return str(address)
+        host, port = address[:2]
+        return f"[{host}]:{int(port)}" if ":" in host else f"{host}:{int(port)}"
+    except (ValueError, TypeError, SyntaxError):
+        raise ConfigError(f"{path} doesn't say where Electrum listens: set ELECTRUM_HOST") from None
+
+
+def _config_file(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_file(path, str(path)))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} is no configuration of Electrum's: set ELECTRUM_USER and ELECTRUM_PASSWORD_FILE")
+    return found
+
+
+def _password_file(path: Path) -> str:
+    what = f"ELECTRUM_PASSWORD_FILE {path}"
+    password = _file(path, what).decode(errors="replace").strip()
+    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ConfigError(f"{what} may be read by anybody on this machine: chmod 600 {path}")
+    if not password:
+        raise ConfigError(f"{what} is empty: save in it what `electrum getconfig rpcpassword` says")
+    return password
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
+
+
+def _file(path: Path, what: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{what} can't be read: {error.strerror}; check the path and its owner") from None
+    if len(content) > _FILE_BYTES_MAX:
+        raise ConfigError(f"{what} is larger than {_FILE_BYTES_MAX} bytes: not what was expected there")
+    return content

@@ -1,0 +1,77 @@
+"""A daemon of Electrum's that says what a test wants, over HTTP on a socket as the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+LOGIN = "user:s3cret-word"
+NODE = "02" + "ab" * 32
+PEER = "03" + "cd" * 32
+CHANNEL = {
+    "type": "CHANNEL", "channel_point": f"{'ee' * 32}:0", "state": "OPEN", "peer_state": "GOOD", "remote_pubkey": PEER,
+    "local_balance": 4_000_000, "remote_balance": 1_000_000, "local_unsettled_sent": 0, "remote_unsettled_sent": 0,
+}  # fmt: skip
+
+
+class Refused(Exception):
+    """An answer of Electrum's that is an error."""
+
+
+class FakeElectrum:
+    """Answers by `say`: a value, or a function of the words asked; keeps what it was asked in `asked`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.say: dict[str, Any] = {
+            "getinfo": {"network": "regtest"}, "nodeid": f"{NODE}@127.0.0.1:9735", "list_channels": [CHANNEL],
+            "lightning_history": [], "list_invoices": [], "getbalance": {"lightning": "0.04"},
+            "get_invoice": self._not_found, "get_request": self._not_found, "delete_request": None,
+        }  # fmt: skip
+
+    @staticmethod
+    def _not_found(**_: Any) -> Any:
+        raise Refused("Request not found")
+
+    def count(self, method: str) -> int:
+        """Say how often a command was called."""
+        return sum(name == method for name, _ in self.asked)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve, with lock file and configuration as Electrum leaves them."""
+        user, _, password = LOGIN.partition(":")
+        (self.folder / "config").write_text(json.dumps({"rpcuser": user, "rpcpassword": password}))
+        socket = self.folder / "daemon_rpc_socket"
+        async with await asyncio.start_unix_server(self._serve, socket):
+            (self.folder / "daemon").write_text(repr(("unix", str(socket), 1.5)))
+            yield
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+        asked = json.loads(await reader.readexactly(int(fields["Content-Length"])))
+        status, body = 200, b""
+        if fields["Authorization"] != "Basic " + base64.b64encode(LOGIN.encode()).decode():
+            status = 403
+        else:
+            body = json.dumps(await self._answer(asked["method"], asked["params"])).encode()
+        writer.write(f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.close()
+
+    async def _answer(self, method: str, words: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append((method, words))
+        said = self.say[method]
+        try:
+            result = said(**words) if isinstance(said, Callable) else said  # type: ignore[arg-type]
+            if asyncio.iscoroutine(result):
+                result = await result
+            return {"id": 1, "result": result}
+        except Refused as error:
+            return {"id": 1, "error": {"code": 1, "message": str(error)}}

@@ -1,0 +1,310 @@
+"""What the module makes of Electrum's answers: unknown stays unknown, nothing is paid twice, secrets are not shown."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coincurve import PrivateKey
+from fake_electrum import CHANNEL, LOGIN, NODE, PEER, FakeElectrum, Refused
+
+from ngp.errors import ConfigError, PaymentError
+from ngp.modules.payment import invoice
+from ngp.modules.payment.electrum import ElectrumPayment
+from ngp.modules.payment.electrum_journal import Journal
+from ngp.modules.payment.electrum_rpc import Credentials
+from ngp.ports import InvoiceState, PaymentStatus
+
+PREIMAGE = bytes(range(32))
+HASH = sha256(PREIMAGE).digest()
+KEY = PrivateKey(bytes([7]) * 32)
+PAYEE = KEY.public_key.format().hex()
+UNPAID, EXPIRED, PAID, IN_FLIGHT, FAILED = 0, 1, 3, 4, 5
+SENT = {
+    "type": "payment", "direction": 0, "payment_hash": HASH.hex(), "preimage": PREIMAGE.hex(),
+    "amount_msat": -124_000, "fee_msat": 1_000,
+}  # fmt: skip
+RECEIVED = {**SENT, "direction": 1, "amount_msat": 123_000, "fee_msat": None}
+Test = Callable[[FakeElectrum, ElectrumPayment], Awaitable[None]]
+
+
+def bolt11(amount_msat: int = 123_000) -> str:
+    return invoice.write(KEY.secret, "bcrt", amount_msat, int(time.time()), 600, HASH, bytes(32), "memo", b"")
+
+
+def with_electrum(folder: Path, test: Test) -> None:
+    """Run a test with a daemon and the module on it."""
+
+    async def body() -> None:
+        daemon = FakeElectrum(folder)
+        payment = ElectrumPayment(folder, {"ELECTRUM_HOST": str(folder)})
+        async with asyncio.timeout(20), daemon.running():
+            await test(daemon, payment)
+            await payment.close()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("status", "history", "channels", "expected"),
+    [
+        (None, [], [CHANNEL], (PaymentStatus.FAILED, "unknown")),
+        (IN_FLIGHT, [], [CHANNEL], (PaymentStatus.PENDING, "")),
+        (PAID, [], [CHANNEL], (PaymentStatus.PENDING, "")),
+        (FAILED, [], [CHANNEL], (PaymentStatus.FAILED, "gave up")),
+        # Parts of it may still be out, though Electrum has given up.
+        (FAILED, [], [{**CHANNEL, "local_unsettled_sent": 50}], (PaymentStatus.PENDING, "")),
+        # Killed at the wrong moment it forgets an HTLC that the peer has.
+        (UNPAID, [], [{**CHANNEL, "peer_state": "DISCONNECTED"}], (PaymentStatus.PENDING, "")),
+        (EXPIRED, [], [{**CHANNEL, "peer_state": "BAD"}], (PaymentStatus.PENDING, "")),
+        (UNPAID, [], [{**CHANNEL, "state": "FORCE_CLOSING"}], (PaymentStatus.PENDING, "")),
+        (UNPAID, [], [CHANNEL, {**CHANNEL, "state": "REDEEMED"}], (PaymentStatus.FAILED, "ended")),
+        # The channels' history has the last word.
+        (UNPAID, [SENT], [CHANNEL], (PaymentStatus.SUCCEEDED, "")),
+        (IN_FLIGHT, [SENT], [CHANNEL], (PaymentStatus.SUCCEEDED, "")),
+        (None, [SENT], [CHANNEL], (PaymentStatus.SUCCEEDED, "")),
+        (None, [RECEIVED], [CHANNEL], (PaymentStatus.FAILED, "unknown")),  # our own invoice is no payment of ours
+    ],
+)
+def test_the_fate_of_a_payment(
+    tmp_path: Path, status: int | None, history: list[Any], channels: list[Any], expected: tuple[PaymentStatus, str]
+) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        daemon.say |= {"lightning_history": history, "list_channels": channels}
+        if status is not None:
+            daemon.say["get_invoice"] = {"status": status}
+        found = await payment.track(HASH)
+        assert found.status is expected[0] and expected[1] in found.reason
+        if found.status is PaymentStatus.SUCCEEDED:
+            assert (found.preimage, found.fee_msat) == (PREIMAGE, 1_000)
+
+    with_electrum(tmp_path, test)
+
+
+@pytest.mark.parametrize(("status", "history"), [(IN_FLIGHT, []), (PAID, []), (UNPAID, [SENT])])
+def test_what_may_have_been_paid_is_not_paid_again(tmp_path: Path, status: int, history: list[Any]) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        daemon.say |= {"get_invoice": {"status": status}, "lightning_history": history}
+        assert (await payment.pay(bolt11(), 10_000, 0.1)).status is not PaymentStatus.FAILED
+        assert daemon.count("lnpay") == 0
+
+    with_electrum(tmp_path, test)
+
+
+def test_one_call_pays_however_many_ask_and_however_long_it_takes(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        may_end = asyncio.Event()
+
+        async def lnpay(**_: Any) -> dict[str, Any]:
+            await may_end.wait()
+            daemon.say["lightning_history"] = [SENT]
+            return {"success": True, "log": []}
+
+        daemon.say["lnpay"] = lnpay
+        for _ in range(2):
+            assert (await payment.pay(bolt11(), 10_000, 0.1)).status is PaymentStatus.PENDING
+        assert (await payment.track(HASH)).status is PaymentStatus.PENDING  # though Electrum doesn't know it yet
+        may_end.set()
+        paid = await asyncio.gather(*(payment.pay(bolt11(), 10_000, 5) for _ in range(3)))
+        assert {one.status for one in paid} == {PaymentStatus.SUCCEEDED}
+        assert daemon.count("lnpay") == 1
+
+    with_electrum(tmp_path, test)
+
+
+def test_a_daemon_that_dies_while_it_pays_leaves_it_pending(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        async def lnpay(**_: Any) -> Any:
+            raise asyncio.CancelledError  # the connection ends without an answer
+
+        daemon.say["lnpay"] = lnpay
+        assert (await payment.pay(bolt11(), 10_000, 0.1)).status is PaymentStatus.PENDING
+
+    with_electrum(tmp_path, test)
+
+
+def test_a_refusal_of_electrums_is_the_reason(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        def expired(**_: Any) -> Any:
+            raise Refused("This invoice has expired")
+
+        daemon.say["lnpay"] = expired
+        assert "expired" in (await payment.pay(bolt11(), 10_000, 5)).reason
+        daemon.say["lnpay"] = {"success": False, "log": [["1", "443x2x0", "TEMPORARY_CHANNEL_FAILURE"]]}
+        assert "TEMPORARY_CHANNEL_FAILURE" in (await payment.pay(bolt11(), 10_000, 5)).reason
+
+    with_electrum(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("peer", "local_sat", "fee_limit_msat", "reason"),
+    [
+        (PAYEE, 4_000_000, 0, ""),  # a direct channel costs nothing
+        (PEER, 4_000_000, 5_000, ""),
+        (PEER, 4_000_000, 4_999, "above the limit of 4999 msat"),
+        (PAYEE, 122, 10_000, "does not cover it"),
+    ],
+)
+def test_electrum_is_not_asked_where_its_fees_could_be_above_the_limit(
+    tmp_path: Path, peer: str, local_sat: int, fee_limit_msat: int, reason: str
+) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        daemon.say["list_channels"] = [{**CHANNEL, "remote_pubkey": peer, "local_balance": local_sat}]
+        daemon.say["lnpay"] = {"success": False, "log": []}
+        assert reason in (await payment.pay(bolt11(), fee_limit_msat, 5)).reason
+        assert daemon.count("lnpay") == (not reason)
+
+    with_electrum(tmp_path, test)
+
+
+def test_a_request_is_settled_once_its_preimage_is_out(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        daemon.say["get_request"] = {"status": PAID, "amount_msat": 123_000}
+        assert await payment.lookup_invoice(HASH) is InvoiceState.ACCEPTED
+        watch = payment.watch_settlements(0)
+        told = asyncio.ensure_future(anext(watch))
+        done, _ = await asyncio.wait([told], timeout=1.0)
+        assert not done
+        daemon.say |= {"lightning_history": [RECEIVED], "list_channels": [{**CHANNEL, "local_balance": 4_000_123}]}
+        assert ((await told).payment_hash, (await told).amount_msat) == (HASH, 123_000)
+        assert await payment.lookup_invoice(HASH) is InvoiceState.SETTLED
+
+    with_electrum(tmp_path, test)
+
+
+@pytest.mark.parametrize(("received_msat", "counted_msat"), [(200_000, 200_000), (60_000, 123_000)])
+def test_more_than_asked_is_counted_and_parts_come_together(
+    tmp_path: Path, received_msat: int, counted_msat: int
+) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        daemon.say["get_request"] = {"status": PAID, "amount_msat": 123_000}
+        daemon.say["lightning_history"] = [{**RECEIVED, "amount_msat": received_msat}]
+        assert (await anext(payment.watch_settlements(0))).amount_msat == counted_msat
+
+    with_electrum(tmp_path, test)
+
+
+def test_whole_sat_only(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        for amount_msat in (1_500, 999, 0):
+            with pytest.raises(PaymentError, match="whole sat"):
+                await payment.create_invoice(amount_msat, "", 60)
+        with pytest.raises(PaymentError, match="hold"):
+            await payment.create_invoice(1_000, "", 60, hold=True)
+        daemon.say["add_request"] = {"lightning_invoice": "lnbcrt1", "rhash": HASH.hex()}
+        made = await payment.create_invoice(2_100_000_001_000, "", 60)
+        assert (made.payment_hash, made.amount_msat) == (HASH, 2_100_000_001_000)
+        assert daemon.asked[-1][1]["amount"] == "21.00000001"
+
+    with_electrum(tmp_path, test)
+
+
+def test_a_wallet_is_loaded_or_the_remedy_is_named(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        loaded = False
+
+        def nodeid(**_: Any) -> str:
+            if not loaded:
+                raise Refused("wallet not loaded")
+            return NODE
+
+        def load_wallet(**_: Any) -> bool:
+            return loaded
+
+        daemon.say |= {"nodeid": nodeid, "load_wallet": load_wallet}
+        with pytest.raises(PaymentError, match="electrum load_wallet"):
+            await payment.wait_ready()
+        loaded = True
+        assert (await payment.info()).account_id == NODE
+
+    with_electrum(tmp_path, test)
+
+
+def test_the_node_is_known_while_it_is_away(tmp_path: Path) -> None:
+    async def known(_: FakeElectrum, payment: ElectrumPayment) -> None:
+        assert (await payment.info()).network == "regtest"
+
+    with_electrum(tmp_path, known)
+
+    async def away() -> None:
+        payment = ElectrumPayment(tmp_path, {"ELECTRUM_HOST": str(tmp_path)})
+        assert (await payment.info()).account_id == NODE
+        for asked in (payment.wait_ready(), payment.track(HASH), payment.create_invoice(1_000, "", 60)):
+            with pytest.raises(PaymentError, match="electrum daemon -d"):
+                await asked
+        await payment.close()
+
+    asyncio.run(away())
+
+
+def test_a_wrong_password_is_named_and_not_shown(tmp_path: Path) -> None:
+    async def test(_: FakeElectrum, __: ElectrumPayment) -> None:
+        secret = tmp_path / "password"
+        secret.write_text("an0ther-s3cret\n")
+        secret.chmod(0o600)
+        options = {"ELECTRUM_HOST": str(tmp_path), "ELECTRUM_PASSWORD_FILE": str(secret)}
+        wrong = ElectrumPayment(tmp_path, options)
+        with pytest.raises(PaymentError, match="refuses user and password") as caught:
+            await wrong.wait_ready()
+        assert "s3cret" not in str(caught.value) + repr(Credentials(options).read())
+        secret.chmod(0o644)
+        (line,) = await wrong.check(buys=True)
+        assert not line.ok and "chmod 600" in line.found
+
+    with_electrum(tmp_path, test)
+
+
+def test_where_electrum_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="electrum daemon -d"):
+        Credentials({"ELECTRUM_HOST": str(tmp_path)}).read()
+    (tmp_path / "config").write_text('{"rpcuser": "user", "rpcpassword": "s3cret"}')
+    (tmp_path / "daemon").write_text("('tcp', ('127.0.0.1', 7777), 1.5)")
+    found = Credentials({"ELECTRUM_HOST": str(tmp_path)}).read()
+    assert (found.where, found.user, found.password, found.leaves_unencrypted) == (
+        "127.0.0.1:7777", "user", "s3cret", False,
+    )  # fmt: skip
+    (tmp_path / "regtest").mkdir()
+    (tmp_path / "regtest" / "daemon").write_text("('tcp', ('127.0.0.1', 7778), 1.5)")
+    with pytest.raises(ConfigError, match="more than one"):
+        Credentials({"ELECTRUM_HOST": str(tmp_path)}).read()
+    for text in ("", "garbage", "('unix',)", "__import__('os')", "('tcp', 5, 1)"):
+        (tmp_path / "regtest" / "daemon").unlink(missing_ok=True)
+        (tmp_path / "daemon").write_text(text)
+        with pytest.raises(ConfigError, match="where Electrum listens"):
+            Credentials({"ELECTRUM_HOST": str(tmp_path)}).read()
+
+
+def test_a_host_needs_user_and_password_and_is_warned_about(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ELECTRUM_PASSWORD_FILE"):
+        Credentials({"ELECTRUM_HOST": "192.0.2.1:7777"}).read()
+    secret = tmp_path / "password"
+    secret.write_text(LOGIN.partition(":")[2])
+    secret.chmod(0o600)
+    options = {"ELECTRUM_USER": "user", "ELECTRUM_PASSWORD_FILE": str(secret)}
+    assert Credentials({**options, "ELECTRUM_HOST": "192.0.2.1:7777"}).read().leaves_unencrypted
+    assert Credentials({**options, "ELECTRUM_HOST": "[2001:db8::1]:7777"}).read().leaves_unencrypted
+    assert not Credentials({**options, "ELECTRUM_HOST": "[::1]:7777"}).read().leaves_unencrypted
+    assert not Credentials({**options, "ELECTRUM_HOST": "localhost:7777"}).read().leaves_unencrypted
+    with pytest.raises(ConfigError, match="neither host:port"):
+        Credentials({**options, "ELECTRUM_HOST": "192.0.2.1"}).read()
+    (line,) = asyncio.run(ElectrumPayment(tmp_path, {**options, "ELECTRUM_HOST": "192.0.2.1:7"}).check(buys=True))
+    assert not line.ok and "unencrypted" in line.found
+
+
+def test_numbers_of_settlements_are_given_once_and_a_lost_journal_loses_nothing(tmp_path: Path) -> None:
+    one, other, third = (bytes([number]) * 32 for number in range(3))
+    journal = Journal(tmp_path / "a.db")
+    for payment_hash in (one, other, one):
+        journal.add(payment_hash, 1_000, 0)
+    assert [(told.cursor, told.payment_hash) for told in journal.behind(0)] == [(1, one), (2, other)]
+    journal.close()
+    assert [told.cursor for told in Journal(tmp_path / "a.db").behind(1)] == [2]
+    fresh = Journal(tmp_path / "b.db")
+    for payment_hash in (one, other, third):  # the ledger has seen two of them, and counts those as replayed
+        fresh.add(payment_hash, 1_000, 2)
+    assert [told.payment_hash for told in fresh.behind(2)] == [one, other, third]
