@@ -32,9 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Offer `--long`."""
+    """Offer `--long` and how long that is."""
     text = "run the tests marked `long` as well, and try ten times the examples"
     parser.addoption("--long", action="store_true", help=text)
+    text = "how often --long kills each daemon and node at each step of a payment"
+    parser.addoption("--rounds", type=int, default=50, help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

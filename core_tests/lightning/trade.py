@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core_tests.host import Host
 from core_tests.lab import End, Lab
 from core_tests.lightning.build import programs
 from core_tests.lightning.network import CHANNEL_SAT, LightningNetwork, Place
 from core_tests.lightning.nodes import Lnd, Ports
+from core_tests.lightning.relay import Relay
 from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
 from core_tests.trade import CLIENT, GATEWAY, Conf, Trade, start_all
 
@@ -24,10 +25,11 @@ NODES = ("client", "gateway")
 
 @dataclass(frozen=True, slots=True)
 class LightningTrade:
-    """A trade with the nodes behind it."""
+    """A trade with the nodes behind it; `relays` stand between daemons and nodes, if the test wants them."""
 
     trade: Trade
     network: LightningNetwork
+    relays: Mapping[str, Relay] = field(default_factory=dict)
 
     @property
     def paying(self) -> Lnd:
@@ -75,28 +77,36 @@ def backbone(lab: Lab, hosts: Mapping[str, Host]) -> tuple[list[Place], Place]:
 
 @contextmanager
 def lightning_trade(
-    lab: Lab, gateway: Conf | None = None, client: Conf | None = None, channel_sat: int = CHANNEL_SAT
+    lab: Lab,
+    gateway: Conf | None = None,
+    client: Conf | None = None,
+    channel_sat: int = CHANNEL_SAT,
+    relayed: bool = False,
 ) -> Iterator[LightningTrade]:
     """Build client, gateway and internet with their nodes, open a private channel, and start both daemons.
 
     Args:
         gateway, client: keys of net.conf.
         channel_sat: from client to gateway, with a fifth of it on the gateway's side.
+        relayed: put a relay between each daemon and its node.
     """
     net = three_hosts(lab)
     places, chain = backbone(lab, {"client": net.client, "gateway": net.gateway})
     with LightningNetwork(programs(), lab.folder / "lightning", places, chain) as network:
         network.open("client", "gateway", channel_sat, channel_sat // 5, ["--private"])
         network.await_payable("client", "gateway")
+        hosts = {"client": net.client, "gateway": net.gateway}
+        relays = {name: Relay(host.popen, network.node(name)) for name, host in hosts.items()} if relayed else {}
+        ways = {name: {"LND_HOST": relay.address} for name, relay in relays.items()}
         ignored = {"IGNORE_INTERFACE": ["wan0", "chain0"]}
         made = _daemons(
             net,
-            {**ignored, **node_settings(network.node("gateway")), **(gateway or {})},
-            {**node_settings(network.node("client")), **(client or {})},
+            {**ignored, **node_settings(network.node("gateway")), **ways.get("gateway", {}), **(gateway or {})},
+            {**node_settings(network.node("client")), **ways.get("client", {}), **(client or {})},
         )
         start_all(made.gateway, made.client)
         made.await_acquainted()
-        yield LightningTrade(made, network)
+        yield LightningTrade(made, network, relays)
 
 
 @contextmanager

@@ -1,0 +1,105 @@
+"""What both daemons and both nodes hold true after a trade: compared payment by payment, to the msat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core_tests.counter import Counter
+from core_tests.daemon import Daemon
+from core_tests.lightning.nodes import Lnd
+from core_tests.lightning.trade import LightningTrade
+from core_tests.shell import await_until
+
+ENDED_S = 60.0
+UNDER_WAY = ("IN_FLIGHT", "INITIATED")
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What both nodes held before the trade: the laboratory's own payments.
+
+    Args:
+        sent, received: amounts by payment hash, msat.
+        paying_msat, earning_msat: what both had in their channels.
+    """
+
+    sent: dict[str, int]
+    received: dict[str, int]
+    paying_msat: int
+    earning_msat: int
+
+
+def look(made: LightningTrade) -> Before:
+    """Look at both nodes."""
+    return Before(sent(made.paying), received(made.earning), balance_msat(made.paying), balance_msat(made.earning))
+
+
+def assert_all_agree(made: LightningTrade, before: Before) -> int:
+    """Assert that ledgers, nodes and channels tell the same, no hash being there twice; returns the sum, msat.
+
+    The client pays nothing any more after this.
+    """
+    client = made.trade.client
+    done = client.reload(f"{client.config.read_text()}BUY: no\n")  # so that nothing moves while we look
+    assert done.returncode == 0, done.stderr
+    await_until(lambda: not under_way(made.paying), ENDED_S, "no payment on its way")
+    made.trade.assert_books_agree(refused=True)  # what was sent while credit was short was refused
+    bought, sold = booked(made.trade.client), booked(made.trade.gateway)
+    assert {payment: -amount for payment, amount in bought.items()} == sold
+    assert sold == _without(sent(made.paying), before.sent) == _without(received(made.earning), before.received)
+    paid = made.trade.earned()["paid_msat"]
+    assert paid == sum(sold.values()) == made.trade.spent()["paid_msat"]
+    assert balance_msat(made.earning) - before.earning_msat == paid  # over the direct channel: nothing for routing
+    assert before.paying_msat - balance_msat(made.paying) == paid
+    return int(paid)
+
+
+def assert_nothing_was_free(made: LightningTrade, at_internet: Counter, price_msat: int, grace_bytes: int) -> None:
+    """Assert that every byte which arrived is charged, and that what isn't paid is within the grace.
+
+    Args:
+        at_internet: counts what comes in at wan0.
+        price_msat: of a byte.
+    """
+    rows = made.trade.sold()
+    hosts = {row["destination"].rpartition("/")[0] for row in rows}
+    arrived = sum(at_internet.total("in", destination=host).bytes for host in hosts)
+    assert arrived == sum(row["used_to_bytes"] for row in rows)
+    account = made.trade.earned()
+    assert arrived * price_msat <= account["charged_msat"] <= account["paid_msat"] + grace_bytes * price_msat
+
+
+def booked(daemon: Daemon) -> dict[str, int]:
+    """Return a ledger's payments, amounts by hash. Fails when a hash is there twice."""
+    rows = [row for row in daemon.json("ledger") if row["kind"] == "payment"]
+    found = {row["payment_hash"]: row["amount_msat"] for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def sent(node: Lnd) -> dict[str, int]:
+    """Return what a node paid, amounts by hash; each of these payments cost nothing but its amount."""
+    payments = [one for one in node.cli("listpayments")["payments"] if one["status"] == "SUCCEEDED"]
+    assert not [one for one in payments if one["fee_msat"] != "0"]
+    return {one["payment_hash"]: int(one["value_msat"]) for one in payments}
+
+
+def received(node: Lnd) -> dict[str, int]:
+    """Return what a node was paid, amounts by hash."""
+    invoices = node.cli("listinvoices", "--max_invoices", "100000")["invoices"]
+    return {one["r_hash"]: int(one["amt_paid_msat"]) for one in invoices if one["state"] == "SETTLED"}
+
+
+def under_way(node: Lnd) -> list[str]:
+    """Return the hashes of a node's payments that are neither settled nor failed."""
+    payments = node.cli("listpayments", "--include_incomplete")["payments"]
+    return [one["payment_hash"] for one in payments if one["status"] in UNDER_WAY]
+
+
+def balance_msat(node: Lnd) -> int:
+    """Return what a node has in its channels."""
+    return int(node.cli("channelbalance")["local_balance"]["msat"])
+
+
+def _without(all_of_it: dict[str, int], some: dict[str, int]) -> dict[str, int]:
+    return {key: amount for key, amount in all_of_it.items() if key not in some}
