@@ -24,6 +24,7 @@ MOST_PENDING = 8
 FIRST_FAILURE_PAUSE_S = 1.0
 TRACK_S = 5.0
 PAY_TIMEOUT_S = 60.0
+LATE_S = 86_400
 MOST_AHEAD = 2
 """A buyer lets at most so many top-ups lie unspent with a server."""
 
@@ -36,9 +37,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     payment_hash = decoded.payment_hash
     known = world.payments.get(payment_hash)
     if known is not None:
-        if known.state is PaymentState.SUCCEEDED:
-            world.send(neighbour, Paid(payment_hash, known.preimage))
-        return known.state is PaymentState.SUCCEEDED
+        return _told_again(world, neighbour, known)
     if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one that outlives our memory could be paid twice
         world.send(neighbour, Reject(payment_hash, RejectReason.LAPSED))
         return True
@@ -52,6 +51,15 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
         return True
     pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat)
     return False
+
+
+def _told_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool:
+    """Say once more what became of an invoice: the server, or we, may have died while it was said."""
+    if known.state is PaymentState.SUCCEEDED:
+        world.send(neighbour, Paid(known.payment_hash, known.preimage))
+    elif known.state is PaymentState.FAILED:
+        world.send(neighbour, Reject(known.payment_hash, RejectReason.BUSY))
+    return known.state is not PaymentState.PENDING
 
 
 def _objection(
@@ -122,8 +130,14 @@ def pending_msat(world: World, identity: bytes) -> int:
 
 
 def _pending(world: World, identity: bytes) -> list[PaymentRecord]:
+    """Find what is on its way to a neighbour, and can still be what it lives on; budgets count the rest as well.
+
+    A node may call a payment on its way that nobody holds (lightningnetwork/lnd#5152: killed before the channel knew
+    of it), for ever. A few of those must not end the trade, nor may a server collect more than one a day unspent.
+    """
+    since_s = world.now.utc_s - LATE_S
     records = [record for record in world.payments.values() if record.identity == identity]
-    return [record for record in records if record.state is PaymentState.PENDING]
+    return [one for one in records if one.state is PaymentState.PENDING and one.created_at_s > since_s]
 
 
 def pay(

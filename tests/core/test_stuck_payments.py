@@ -1,0 +1,81 @@
+"""Payments that don't come to an end, or whose end isn't heard of: they stop themselves alone."""
+
+from __future__ import annotations
+
+from playbook import Sim, settings
+
+from ngp.core import effects as fx
+from ngp.core.messages import Reject
+from ngp.core.records import PaymentState
+from ngp.core.values import PaymentOutcome, PaymentStatus
+
+HOST = "198.51.100.1"
+DAY_S = 86_400
+
+
+def stick(sim: Sim, payments: int) -> set[bytes]:
+    """Have the next payments stay on their way for ever; returns a set that will hold their hashes."""
+    stuck: set[bytes] = set()
+    pay, track = sim.mint.pay, sim.mint.track
+
+    def pay_or_stick(payer: str, payment_hash: bytes, fee_limit_msat: int) -> PaymentOutcome:
+        if len(stuck) < payments:
+            stuck.add(payment_hash)
+        if payment_hash in stuck:
+            return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
+        return pay(payer, payment_hash, fee_limit_msat)
+
+    def track_or_stick(payer: str, payment_hash: bytes) -> PaymentOutcome:
+        if payment_hash in stuck:
+            return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
+        return track(payer, payment_hash)
+
+    sim.mint.pay, sim.mint.track = pay_or_stick, track_or_stick  # type: ignore[method-assign]
+    return stuck
+
+
+def paid_msat(sim: Sim) -> int:
+    return sum(sim.mint.sent.get("client", {}).values())
+
+
+def test_a_failure_that_was_not_heard_is_said_again_with_the_next_reminder() -> None:
+    sim = Sim()
+    sim.mint.outcomes = [PaymentStatus.FAILED]
+    sim.silenced = {Reject}
+    sim.flow(HOST, 50_000, 1)
+    sim.crash(sim.client)
+    sim.silenced = set()
+    assert paid_msat(sim) == 0
+    sim.flow(HOST, 50_000, 15)
+    assert paid_msat(sim) > 0
+
+
+def test_a_stuck_payment_stays_reserved_and_the_next_top_up_comes_when_its_invoice_has_lapsed() -> None:
+    sim = Sim()
+    stuck = stick(sim, 1)
+    sim.flow(HOST, 50_000, 300)
+    tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
+    assert len(tried) == len(stuck) == 1 and paid_msat(sim) == 0  # the same invoice is reminded of, and not paid twice
+    sim.flow(HOST, 50_000, 400)
+    (payment,) = stuck
+    assert paid_msat(sim) > 0
+    assert sim.client.world.payments[payment].state is PaymentState.PENDING
+    assert sim.client.world.spending.total_msat > paid_msat(sim)
+
+
+def test_payments_stuck_for_ever_do_not_end_the_trade_but_no_more_than_two_a_day_are_risked() -> None:
+    sim = Sim(client=settings(sells=False))
+    stuck = stick(sim, 3)
+
+    def an_hour() -> None:
+        for _ in range(20):
+            for _ in range(2):  # the first packet is held, and its client's meter sees the second one only
+                sim.up(HOST)
+                sim.flow(HOST, 2000, 2)
+            sim.run(180)
+
+    an_hour()
+    assert len(stuck) == 2 and paid_msat(sim) == 0
+    sim.run(DAY_S)
+    an_hour()
+    assert len(stuck) == 3 and paid_msat(sim) > 0
