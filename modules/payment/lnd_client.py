@@ -5,6 +5,7 @@ The methods are called by their paths, so that the messages of `lnd.proto` are a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -152,6 +153,8 @@ class LndClient:
             answer: Answer = await stub(question, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise self._translated(error, method.name) from None
+        except asyncio.CancelledError:
+            raise _ended(method.name) from None
         return answer
 
     async def stream(
@@ -168,6 +171,8 @@ class LndClient:
                 yield answer
         except grpc.aio.AioRpcError as error:
             raise self._translated(error, method.name) from None
+        except asyncio.CancelledError:
+            raise _ended(method.name) from None
         finally:
             call.cancel()
 
@@ -205,6 +210,18 @@ class LndClient:
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED) or "macaroon" in detail:
             self._doubted = True
         return LndError(code, detail, text)
+
+
+def _ended(name: str) -> BaseException:
+    """Say who ended a call: whoever waits for it, or we, by letting go of the connection under it.
+
+    gRPC raises the same for both. Taken for the former, the latter would silently end the task that waits.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        return asyncio.CancelledError()
+    text = f"{name} was asked over a connection to LND that was made anew meanwhile; it is asked again"
+    return LndError(grpc.StatusCode.CANCELLED, text, text)
 
 
 def _channel(connection: Connection) -> grpc.aio.Channel:

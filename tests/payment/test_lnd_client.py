@@ -1,0 +1,89 @@
+"""The connection to LND is made anew under calls that still run on the old one: they fail by name, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+
+from ngp.modules.payment import lnd_client
+from ngp.modules.payment import lnd_pb2 as pb
+from ngp.modules.payment.lnd_client import GET_INFO, SUBSCRIBE_INVOICES, LndClient, LndError
+from ngp.modules.payment.lnd_connect import Connection
+
+OLD, NEW = b"old macaroon", b"new macaroon"
+
+
+@dataclass
+class Given:
+    """Credentials that change when the test says so."""
+
+    target: str
+    macaroon: bytes = OLD
+
+    def read(self) -> Connection:
+        return Connection(self.target, b"", self.macaroon)
+
+
+class Node(grpc.GenericRpcHandler):
+    """Lets every macaroon follow its invoices, and only the new one ask for the rest."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        async def answer(_asked: bytes, context: Any) -> AsyncIterator[bytes]:
+            if handler_call_details.method == SUBSCRIBE_INVOICES.path:
+                yield pb.Invoice(state=pb.Invoice.SETTLED).SerializeToString()
+                await asyncio.sleep(3600)
+            if ("macaroon", OLD.hex()) in context.invocation_metadata():
+                await context.abort(grpc.StatusCode.UNKNOWN, "verification failed: macaroon revoked")
+            yield b""
+
+        return grpc.unary_stream_rpc_method_handler(answer)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have connections without TLS."""
+    monkeypatch.setattr(lnd_client, "_channel", lambda connection: grpc.aio.insecure_channel(connection.target))
+    yield
+
+
+@asynccontextmanager
+async def node() -> AsyncIterator[Given]:
+    server = grpc.aio.server(handlers=(Node(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield Given(f"127.0.0.1:{port}")
+    await server.stop(0)
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_stream_under_which_the_credentials_change_ends_as_if_the_node_had_gone_away() -> None:
+    async def follow(client: LndClient, began: asyncio.Event) -> None:
+        async for _told in client.stream(SUBSCRIBE_INVOICES, pb.InvoiceSubscription()):
+            began.set()
+
+    async def scenario() -> None:
+        async with node() as given:
+            client, began = LndClient(given), asyncio.Event()  # type: ignore[arg-type]
+            following = asyncio.create_task(follow(client, began))
+            await began.wait()
+            with pytest.raises(LndError, match="refuses our macaroon"):
+                await client.call(GET_INFO, pb.GetInfoRequest())
+            given.macaroon = NEW
+            await client.call(GET_INFO, pb.GetInfoRequest())
+            with pytest.raises(LndError) as ended:
+                await following
+            assert ended.value.unreachable
+            following = asyncio.create_task(follow(client, began))
+            await asyncio.sleep(0)
+            following.cancel()  # by whoever waits for it: no error of the node's
+            with pytest.raises(asyncio.CancelledError):
+                await following
+            await client.close()
+
+    asyncio.run(scenario())
