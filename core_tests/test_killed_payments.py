@@ -54,7 +54,8 @@ def kill_all(lab: Lab, cells: Sequence[tuple[str, Step]]) -> None:
         for number, (victim, step) in enumerate(cells):
             began = time.monotonic()
             kill_at(made, stage, step, victim, settle=number % 2 == 0)
-            print(f"{number}: {victim} killed when {step.value}: paid again after {time.monotonic() - began:.1f} s")
+            took_s = time.monotonic() - began
+            print(f"{number}: {victim} killed when {step.value}: paid again after {took_s:.1f} s", flush=True)
         flow.kill()
         flow.wait()
         paid = assert_all_agree(made, before)

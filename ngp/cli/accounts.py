@@ -26,6 +26,12 @@ def _of(role: str, key: str, form: Callable[[object], str]) -> Callable[[Row], s
     return lambda row: form(row.get(key) if row.get("role") == role else None)
 
 
+def _on_its_way(row: Row) -> str:
+    """Show payments whose end isn't known, if there are any, and since when."""
+    amount = row.get("on_its_way_msat")
+    return f"{money(amount)} since {clean(row.get('on_its_way_since'))}" if amount else "-"
+
+
 COLUMNS = (
     Column("role", field("role")),
     Column("neighbour", field("neighbour", key)),
@@ -35,6 +41,7 @@ COLUMNS = (
     Column("paid", field("paid_msat", money), right=True),
     Column("charged", field("charged_msat", money), right=True),
     Column("refunded", field("refunded_msat", money), right=True),
+    Column("on its way", _on_its_way, right=True),
     Column("billed", _of("client", "billed_msat", money), right=True),
     Column("our meter", _of("client", "metered_msat", money), right=True),
     Column("disputed", _of("client", "disputed", clean)),
@@ -58,5 +65,9 @@ def _find(place: Place) -> list[Row]:
         return list(Daemon(place.state_dir).rows("accounts"))
     except RunningError as absent:
         with books.opened(place, absent) as ledger:
-            real = books.money_is_real(place)
-            return [reports.stored_account_row(each, real) for each in ledger.load(int(time.time())).accounts]
+            real, found = books.money_is_real(place), ledger.load(int(time.time()))
+            under_way = reports.on_their_way(found.payments)
+            return [
+                reports.stored_account_row(each, real, under_way.get((each.identity, each.role), ()))
+                for each in found.accounts
+            ]

@@ -13,7 +13,7 @@ from ngp.config import parse
 from ngp.config.units import show_money
 from ngp.core.events import BlockNeighbour, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
-from ngp.core.records import PaymentKind
+from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.refunds import refundable_msat
 from ngp.core.topups import SAT_MSAT
 from ngp.daemon import checkup, lightning, reports
@@ -86,6 +86,7 @@ class Handlers:
                 "why_not": node.payment.why_not or None,
                 "network": world.means.network,
                 "real_money": world.means.real_money,
+                "on_their_way": sum(one.state is PaymentState.PENDING for one in world.payments.values()),
             },
             "ledger": {"writable": not node.ledger_why_not, "why_not": node.ledger_why_not or None},
             "contracts": len(world.contracts),
@@ -141,10 +142,11 @@ class Handlers:
         """List accounts."""
         self._node.refresh()
         settings, means = self._node.settings, self._world.means
+        under_way = reports.on_their_way(self._world.payments.values())
         return _stream(
             [
-                reports.account_row(account, settings.grace_data_bytes, means.real_money)
-                for account in self._world.accounts.values()
+                reports.account_row(account, settings.grace_data_bytes, means.real_money, under_way.get(key, ()))
+                for key, account in self._world.accounts.items()
             ]
         )
 

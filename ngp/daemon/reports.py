@@ -5,7 +5,7 @@ Keys are those of docs/operators-guide.md and stay. Money is msat, data bytes, t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,15 @@ from ngp import identity
 from ngp.core.account import Account
 from ngp.core.contract import Contract
 from ngp.core.messages import Role
-from ngp.core.records import AccountRecord, ContractRecord, JournalRecord
+from ngp.core.records import (
+    AccountRecord,
+    ContractRecord,
+    Direction,
+    JournalRecord,
+    PaymentKind,
+    PaymentRecord,
+    PaymentState,
+)
 from ngp.core.values import Channel
 
 Row = dict[str, Any]
@@ -103,8 +111,10 @@ def by_destination(rows: Iterable[Row]) -> list[Row]:
     return list(sums.values())
 
 
-def account_row(account: Account, grace_data_bytes: int, real_money: bool) -> Row:
-    """Return the row of an account that the daemon holds."""
+def account_row(
+    account: Account, grace_data_bytes: int, real_money: bool, on_its_way: Sequence[PaymentRecord] = ()
+) -> Row:
+    """Return the row of an account that the daemon holds. Args: on_its_way: our payments whose end isn't known."""
     return {
         "role": account.role.value,
         "neighbour": identity.text(account.identity),
@@ -114,6 +124,7 @@ def account_row(account: Account, grace_data_bytes: int, real_money: bool) -> Ro
         "paid_msat": account.paid_msat,
         "charged_msat": account.charged_msat,
         "refunded_msat": account.refunded_msat,
+        **_on_its_way(on_its_way),
         "billed_msat": account.billed_msat,
         "metered_msat": account.metered_msat if account.role is Role.CLIENT else account.charged_msat,
         "contracts": account.running,
@@ -122,8 +133,8 @@ def account_row(account: Account, grace_data_bytes: int, real_money: bool) -> Ro
     }
 
 
-def stored_account_row(record: AccountRecord, real_money: bool) -> Row:
-    """Return the row of an account out of the ledger, when no daemon runs."""
+def stored_account_row(record: AccountRecord, real_money: bool, on_its_way: Sequence[PaymentRecord] = ()) -> Row:
+    """Return the row of an account out of the ledger, when no daemon runs. Args: as for `account_row`."""
     return {
         "role": record.role.value,
         "neighbour": identity.text(record.identity),
@@ -133,12 +144,28 @@ def stored_account_row(record: AccountRecord, real_money: bool) -> Row:
         "paid_msat": record.paid_msat,
         "charged_msat": record.charged_msat,
         "refunded_msat": record.refunded_msat,
+        **_on_its_way(on_its_way),
         "billed_msat": record.billed_msat,
         "metered_msat": record.metered_msat if record.role is Role.CLIENT else record.charged_msat,
         "contracts": 0,
         "disputed": record.disputed,
         "real_money": real_money,
     }
+
+
+def on_their_way(payments: Iterable[PaymentRecord]) -> Mapping[tuple[bytes, Role], Sequence[PaymentRecord]]:
+    """Find our payments whose end isn't known, by account: top-ups as a client, refunds as a server."""
+    found: dict[tuple[bytes, Role], list[PaymentRecord]] = {}
+    for one in payments:
+        if one.direction is Direction.OUT and one.state is PaymentState.PENDING:
+            role = Role.SERVER if one.kind is PaymentKind.REFUND else Role.CLIENT
+            found.setdefault((one.identity, role), []).append(one)
+    return found
+
+
+def _on_its_way(payments: Sequence[PaymentRecord]) -> Row:
+    since = min((one.created_at_s for one in payments), default=0)
+    return {"on_its_way_msat": sum(one.amount_msat for one in payments), "on_its_way_since": iso(since)}
 
 
 def journal_row(record: JournalRecord, real_money: bool) -> Row:

@@ -167,6 +167,9 @@ def test_a_buyer_sees_bill_and_meter_and_a_seller_the_grace_it_gives() -> None:
     assert shown["grace left"] == ("256 kB (262,144)", "-")
     assert shown["billed"] == ("-", "0.007 sat") and shown["our meter"] == ("-", "0.009 sat")
     assert shown["disputed"] == ("-", "yes")
+    stuck = seller | {"on_its_way_msat": 5000, "on_its_way_since": "2030-01-31T08:00:00Z"}
+    (on_its_way,) = [column for column in accounts.COLUMNS if column.title == "on its way"]
+    assert (on_its_way.show(seller), on_its_way.show(stuck)) == ("-", "5.000 sat since 2030-01-31T08:00:00Z")
 
 
 def test_a_closed_pipe_is_no_error_message(running: Host) -> None:
