@@ -20,6 +20,11 @@ from ngp.core.world import World
 
 LOW_LASTS_S = 4
 INVOICE_EXPIRY_S = 600
+OPEN_S = 120.0
+"""A top-up that isn't paid for so long is withdrawn, and another asked for: its payment may be stuck.
+
+Twice as long as a payment is tried. The invoice itself is valid longer, since neighbours' clocks differ.
+"""
 RETRY_S = 5.0
 FIRST_PAUSE_S = 0.5
 CANCEL_AGAIN_S = 60.0
@@ -34,10 +39,10 @@ def top_up_msat(world: World, account: Account) -> int:
     amount = max(world.settings.payment_amount_msat, int(account.rate_msat_s * TOP_UP_LASTS_S))
     if grows(world, account, account.charged_msat):
         amount = max(amount, 2 * account.top_up_msat)
-    if account.most_asked_msat:
+    amount = max(amount, -account.balance_msat)
+    if account.most_asked_msat:  # what it owes as well: else a debt above its limits would never be paid
         amount = min(amount, account.most_asked_msat)
-    amount = max(amount, -account.balance_msat, world.means.least_amount_msat)
-    return -(-amount // SAT_MSAT) * SAT_MSAT
+    return -(-max(amount, world.means.least_amount_msat) // SAT_MSAT) * SAT_MSAT
 
 
 def top_up_if_low(world: World, account: Account) -> None:
@@ -85,7 +90,8 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
     )
     world.invoices[event.payment_hash] = record
     world.do(Persist(record))
-    world.timers.set(Due.INVOICE, event.payment_hash, world.now.monotonic_s + event.expires_in_s)
+    open_s = min(OPEN_S, event.expires_in_s) if event.kind is PaymentKind.TOP_UP else event.expires_in_s
+    world.timers.set(Due.INVOICE, event.payment_hash, world.now.monotonic_s + open_s)
     if event.kind is not PaymentKind.MANUAL:
         account = world.account(event.identity, Role.SERVER if event.kind is PaymentKind.TOP_UP else Role.CLIENT)
         account.invoice, account.invoice_asked = event.payment_hash, False

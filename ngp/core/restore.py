@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import ip_network
 
-from ngp.core import bills, buyer, grants
+from ngp.core import bills, buyer, grants, invoices
 from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Effect, RevokeContract
@@ -238,7 +238,7 @@ def _payments(world: World, snapshot: Snapshot) -> None:
             world.invoices[payment.payment_hash] = payment
             world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + REMEMBERED_S)
             if payment.state is PaymentState.OPEN:
-                world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + 600)
+                world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + invoices.OPEN_S)
                 if payment.kind is PaymentKind.TOP_UP:
                     world.account(payment.identity, Role.SERVER).invoice = payment.payment_hash
         else:

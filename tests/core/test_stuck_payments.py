@@ -5,8 +5,9 @@ from __future__ import annotations
 from playbook import Sim, settings
 
 from ngp.core import effects as fx
-from ngp.core.messages import Reject
+from ngp.core.messages import Invoice, Reject, Role
 from ngp.core.records import PaymentState
+from ngp.core.settings import Budgets
 from ngp.core.values import PaymentOutcome, PaymentStatus
 
 HOST = "198.51.100.1"
@@ -50,13 +51,13 @@ def test_a_failure_that_was_not_heard_is_said_again_with_the_next_reminder() -> 
     assert paid_msat(sim) > 0
 
 
-def test_a_stuck_payment_stays_reserved_and_the_next_top_up_comes_when_its_invoice_has_lapsed() -> None:
+def test_a_stuck_payment_stays_reserved_and_the_next_top_up_comes_when_its_invoice_is_withdrawn() -> None:
     sim = Sim()
     stuck = stick(sim, 1)
-    sim.flow(HOST, 50_000, 300)
+    sim.flow(HOST, 50_000, 110)
     tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
     assert len(tried) == len(stuck) == 1 and paid_msat(sim) == 0  # the same invoice is reminded of, and not paid twice
-    sim.flow(HOST, 50_000, 400)
+    sim.flow(HOST, 50_000, 30)
     (payment,) = stuck
     assert paid_msat(sim) > 0
     assert sim.client.world.payments[payment].state is PaymentState.PENDING
@@ -79,3 +80,16 @@ def test_payments_stuck_for_ever_do_not_end_the_trade_but_no_more_than_two_a_day
     sim.run(DAY_S)
     an_hour()
     assert len(stuck) == 3 and paid_msat(sim) > 0
+
+
+def test_a_debt_above_what_one_payment_may_be_is_paid_step_by_step() -> None:
+    tight = Budgets(20_000, None, 20_000_000, 200_000_000, None)
+    sim = Sim(settings(grace_data_bytes=10 << 20), settings(sells=False, budgets=tight))
+    sim.silenced = {Invoice}
+    sim.flow(HOST, 4_000_000, 3)  # uses up the grace, which is dearer than one payment may be
+    sim.silenced = set()
+    owed_msat = -sim.gateway.world.accounts[sim.client.identity, Role.SERVER].balance_msat
+    assert owed_msat > 50_000 and paid_msat(sim) == 0
+    for _ in range(20):
+        sim.flow(HOST, 1_000, 10)
+    assert paid_msat(sim) > owed_msat
