@@ -12,6 +12,11 @@ from core_tests.lab import Lab
 from core_tests.lightning.trade import LightningTrade, lightning_trade, mesh_only_trade
 from core_tests.shell import await_until
 from core_tests.trade import Row, restart
+from ngp.core.invoices import OPEN_S
+
+# LND, killed while it hands a payment on, may call it on its way for ever (lightningnetwork/lnd#5152); the next top-up
+# comes when that one's invoice is withdrawn.
+STUCK_S = OPEN_S + 60
 
 
 def test_traffic_is_paid_by_real_invoices_and_all_books_agree(lab: Lab) -> None:
@@ -119,8 +124,12 @@ def pay_some(made: LightningTrade) -> int:
     return int(made.trade.earned()["paid_msat"])
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
-def test_whoever_is_killed_while_payments_run_nothing_is_paid_twice_or_lost(lab: Lab, rounds: int) -> None:
+@pytest.mark.long
+@pytest.mark.timeout(3 * 3600)
+def test_whoever_is_killed_while_payments_run_nothing_is_paid_twice_or_lost(
+    lab: Lab, pytestconfig: pytest.Config
+) -> None:
+    rounds = int(pytestconfig.getoption("--rounds"))
     dear = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "50 kB"}
     with lightning_trade(lab, dear, dear) as made:
         trade, net = made.trade, made.trade.net
@@ -135,7 +144,7 @@ def test_whoever_is_killed_while_payments_run_nothing_is_paid_twice_or_lost(lab:
                 time.sleep(random.uniform(0.0, 0.5))
                 victim.start()
         paid = trade.earned()["paid_msat"]
-        await_until(lambda: trade.earned()["paid_msat"] > paid, 90, "a payment after the last kill")
+        await_until(lambda: trade.earned()["paid_msat"] > paid, STUCK_S, "a payment after the last kill")
         flow.kill()
         flow.wait()
         trade.assert_books_agree(refused=True)  # what was sent while credit was short was refused
