@@ -35,6 +35,7 @@ from ngp.modules.payment.electrum_rpc import ElectrumError, ElectrumRpc
 from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
     Channel,
+    ChannelEnd,
     Check,
     DecodedInvoice,
     InvoiceState,
@@ -472,4 +473,17 @@ def _channel(told: Mapping[str, Any]) -> Channel:
         theirs_sat=told["remote_balance"],
         least_htlc_msat=LEAST_HTLC_MSAT,
         wait_blocks=0,
+        our_end=_end(told, "local"),
+        their_end=_end(told, "remote"),
+    )
+
+
+def _end(told: Mapping[str, Any], whose: str) -> ChannelEnd:
+    """Read what one end may send, but for the rise of the commitment's fee that Electrum leaves room for by itself."""
+    sent_sat = told[f"{whose}_unsettled_sent"]
+    return ChannelEnd(
+        balance_msat=(told[f"{whose}_balance"] - sent_sat) * _SAT,
+        held_back_msat=told[f"{whose}_reserve"] * _SAT,
+        least_htlc_msat=LEAST_HTLC_MSAT,
+        in_flight_msat=sent_sat * _SAT,
     )

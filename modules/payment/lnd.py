@@ -19,10 +19,12 @@ from pathlib import Path
 
 import grpc
 
+from ngp.core.reach import left_msat
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import invoice, macaroon, node_key
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
+from ngp.modules.payment.lnd_channel import channel
 from ngp.modules.payment.lnd_client import LndClient, LndError
 from ngp.modules.payment.lnd_connect import Credentials, store_uri
 from ngp.modules.payment.node_file import NodeFile
@@ -46,7 +48,6 @@ STARTING_POLL_S = 0.5
 OPEN_TIMEOUT_S = 60.0
 PAGE = 200  # invoices or payments of one answer: about 1 MB
 _FIRST_ANSWER_S = 10.0
-_MSAT = 1000
 _LEAST_ATTEMPT_S = 1
 _RIGHTS = "LND's macaroon"
 _STATES = {
@@ -172,7 +173,7 @@ class LndPayment:
     async def channels(self) -> list[Channel]:
         """Return the open channels, active or not."""
         found = (await self._client.call(client.LIST_CHANNELS, pb.ListChannelsRequest())).channels
-        return [_channel(one) for one in found]
+        return [channel(one) for one in found]
 
     async def connect(self, peer: str, host: str) -> None:
         """Make a node a peer, and return when it is one; done again it is no error."""
@@ -363,7 +364,7 @@ class LndPayment:
             return []
         ask = pb.ListChannelsRequest(active_only=True, peer=_key(peer))
         found = (await self._client.call(client.LIST_CHANNELS, ask)).channels
-        return [one.chan_id for one in found if one.local_balance * _MSAT >= amount_msat]
+        return [one.chan_id for one in found if left_msat(channel(one), ours=True) >= amount_msat]
 
 
 def _key(text: str) -> bytes:
@@ -371,20 +372,6 @@ def _key(text: str) -> bytes:
         return bytes.fromhex(text)
     except ValueError:
         raise ConfigError(f"{text} is no public key of a Lightning node: it has 66 hexadecimal digits") from None
-
-
-def _channel(told: pb.Channel) -> Channel:
-    return Channel(
-        peer=told.remote_pubkey,
-        point=told.channel_point,
-        active=told.active,
-        private=told.private,
-        capacity_sat=told.capacity,
-        ours_sat=told.local_balance,
-        theirs_sat=told.remote_balance,
-        least_htlc_msat=max(told.local_constraints.min_htlc_msat, told.remote_constraints.min_htlc_msat),
-        wait_blocks=told.local_constraints.csv_delay,
-    )
 
 
 def _settlement(told: pb.Invoice) -> Settlement:

@@ -57,6 +57,9 @@ def command(place: Place, as_json: bool) -> int:
         print_json_rows(rows)
     else:
         print_table(rows, COLUMNS, "no accounts")
+        for row in rows:
+            if row.get("why_not"):
+                print(f"{key(row['neighbour'])} ({clean(row['role'])}) is not topped up: {clean(row['why_not'])}")
     return 0
 
 

@@ -119,6 +119,7 @@ class Account:
         invoices_declined: in a row, for the pause before the next one.
         sent: a client's own meter has counted something that we sent by this server.
         moved_mono_s: when a server was last found on another link address than its contracts'.
+        why_not: why it isn't topped up, for the listings; empty while nothing is in the way.
         disown_not_before_mono_s: until then a client says nothing about stated contracts that it doesn't know.
     """
 
@@ -159,6 +160,7 @@ class Account:
     grace_bytes: int = 0
     lenders: dict[bytes, Contract] = field(default_factory=dict)
     sent: bool = False
+    why_not: str = ""
     disown_not_before_mono_s: float = 0.0
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ngp.core.messages import Address, Message, Prefix, StatementLine
 from ngp.core.records import PaymentKind
 from ngp.core.settings import Settings
-from ngp.core.values import DecodedInvoice, Hint, PaymentOutcome, Reading
+from ngp.core.values import Channel, DecodedInvoice, Hint, PaymentOutcome, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,13 @@ class SettlementSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelsSeen:
+    """Our payment node's channels as they are now; comes now and then, and after payments."""
+
+    channels: tuple[Channel, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PaymentResult:
     """What became of a payment of ours."""
 
@@ -186,6 +193,7 @@ Event = (
     | InvoiceFailed
     | InvoiceCancelled
     | SettlementSeen
+    | ChannelsSeen
     | PaymentResult
     | Tick
     | Stopping

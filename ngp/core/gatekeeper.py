@@ -16,6 +16,7 @@ from ngp.core.events import (
     AskFor,
     BillsRecalled,
     BlockNeighbour,
+    ChannelsSeen,
     Delivered,
     Event,
     Halted,
@@ -126,6 +127,8 @@ class Gatekeeper:
                     "settlements_"
                     + settlements.settlement_seen(world, event.cursor, event.payment_hash, event.amount_msat).value
                 )
+            case ChannelsSeen():
+                invoices.channels_seen(world, event)
             case PaymentResult():
                 payments.payment_result(world, event.outcome)
             case Undelivered():

@@ -11,11 +11,22 @@ from dataclasses import replace
 
 from ngp.core.account import Account
 from ngp.core.effects import CancelInvoice, MakeInvoice, Persist
-from ngp.core.events import InvoiceFailed, InvoiceMade
+from ngp.core.events import ChannelsSeen, InvoiceFailed, InvoiceMade
 from ngp.core.messages import Invoice, Refund, Reject, Role
+from ngp.core.pricing import SAT_MSAT
+from ngp.core.reach import Bounds, Reach
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.timers import Due
-from ngp.core.topups import MOST_PAUSE_S, REMEMBERED_S, SAT_MSAT, TOP_UP_LASTS_S, grows
+from ngp.core.topups import (
+    MOST_PAUSE_S,
+    REMEMBERED_S,
+    TOP_UP_LASTS_S,
+    grows,
+    note_why_not,
+    receivable,
+    sendable,
+    usual_msat,
+)
 from ngp.core.world import World
 
 LOW_LASTS_S = 4
@@ -30,19 +41,19 @@ FIRST_PAUSE_S = 0.5
 CANCEL_AGAIN_S = 60.0
 
 
-def top_up_msat(world: World, account: Account) -> int:
-    """Size a top-up, in whole sat: PAYMENT_AMOUNT, or what ten seconds at the present rate cost.
+def top_up_msat(world: World, account: Account, bounds: Bounds) -> int:
+    """Size a top-up, in whole sat: PAYMENT_AMOUNT, or what ten seconds at the present rate cost, as far as it can come.
 
     The rate of a client that waits for money says nothing about what it needs, so a top-up that was used up quickly is
     followed by one of twice its size.
     """
-    amount = max(world.settings.payment_amount_msat, int(account.rate_msat_s * TOP_UP_LASTS_S))
+    amount = usual_msat(world, account, bounds)
     if grows(world, account, account.charged_msat):
         amount = max(amount, 2 * account.top_up_msat)
     amount = max(amount, -account.balance_msat)
     if account.most_asked_msat:  # what it owes as well: else a debt above its limits would never be paid
         amount = min(amount, account.most_asked_msat)
-    return -(-max(amount, world.means.least_amount_msat) // SAT_MSAT) * SAT_MSAT
+    return bounds.fit_msat(-(-amount // SAT_MSAT) * SAT_MSAT)
 
 
 def top_up_if_low(world: World, account: Account) -> None:
@@ -54,14 +65,42 @@ def top_up_if_low(world: World, account: Account) -> None:
         return
     if not account.running or (not account.waiting and not account.rate_msat_s):
         return  # nothing is used that costs anything
-    if not any(contract.price_msat_per_gib for contract in account.waiting.values()):
-        lasts = int(account.rate_msat_s * LOW_LASTS_S)
-        low = max(world.settings.payment_amount_msat // 2, account.top_up_msat // 2, lasts)
-        if account.balance_msat >= low:
-            return
+    waits = any(contract.price_msat_per_gib for contract in account.waiting.values())
+    if not waits and account.balance_msat >= _low_msat(world, account):
+        return
+    bounds = receivable(world, account.identity)
+    if bounds.why_not:
+        note_why_not(world, account, bounds.why_not)
+        account.invoice_not_before_mono_s = world.now.monotonic_s + RETRY_S
+        return
     account.invoice_asked = True
     memo = f"ngp top-up for {account.identity.hex()[:16]}"
-    world.do(MakeInvoice(account.identity, PaymentKind.TOP_UP, top_up_msat(world, account), memo, INVOICE_EXPIRY_S))
+    amount = top_up_msat(world, account, bounds)
+    world.do(MakeInvoice(account.identity, PaymentKind.TOP_UP, amount, memo, INVOICE_EXPIRY_S))
+
+
+def _low_msat(world: World, account: Account) -> int:
+    """Return below what a balance is topped up; a large top-up counts while the use that it was made for may go on."""
+    low = max(world.settings.payment_amount_msat // 2, int(account.rate_msat_s * LOW_LASTS_S))
+    lately = world.now.monotonic_s - account.topped_up_mono_s < 2 * TOP_UP_LASTS_S
+    return max(low, account.top_up_msat // 2) if lately else low
+
+
+def channels_seen(world: World, event: ChannelsSeen) -> None:
+    """Take over what can be paid now, and ask at once where nothing could before."""
+    held_up = [account for account in world.accounts.values() if account.why_not]
+    held_up = [account for account in held_up if account.why_not == _bounds(world, account).why_not]
+    world.reach = Reach(event.channels)
+    for account in held_up:
+        note_why_not(world, account, _bounds(world, account).why_not)
+        if account.role is Role.SERVER and not account.why_not:
+            account.invoice_not_before_mono_s = 0.0
+            top_up_if_low(world, account)
+
+
+def _bounds(world: World, account: Account) -> Bounds:
+    of_role = receivable if account.role is Role.SERVER else sendable
+    return of_role(world, account.identity)
 
 
 def _remind(world: World, account: Account) -> None:
@@ -117,6 +156,7 @@ def invoice_failed(world: World, event: InvoiceFailed) -> None:
         account.invoice_asked = False
     account.invoice_not_before_mono_s = world.now.monotonic_s + RETRY_S
     who = event.identity.hex()[:8]
+    account.why_not = event.why  # told here, each time: the node's word
     world.log(f"no invoice for {who}: {event.why}; tried again in {RETRY_S:.0f} s", logging.WARNING)
 
 
@@ -176,6 +216,8 @@ def invoice_declined(world: World, reject: Reject) -> None:
     smaller = 0 < reject.amount_msat < record.amount_msat and account.invoices_declined < 2
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(account.invoices_declined, 16))
     account.invoices_declined += 1
+    if not smaller:
+        note_why_not(world, account, f"it declines our invoices ({reject.reason.value}); its log says more")
     account.invoice_not_before_mono_s = world.now.monotonic_s + (0.2 if smaller else pause_s)
     if account.running:
         world.timers.set(Due.INVOICE, account.identity, account.invoice_not_before_mono_s)

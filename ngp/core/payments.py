@@ -13,9 +13,19 @@ from ngp.core.account import Account, Patience
 from ngp.core.budget import broken_limit, room_msat
 from ngp.core.effects import PayInvoice, Persist, TrackPayment
 from ngp.core.messages import Invoice, Paid, Reject, RejectReason, Role
+from ngp.core.pricing import SAT_MSAT
+from ngp.core.reach import Bounds
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.timers import Due
-from ngp.core.topups import MOST_PAUSE_S, REMEMBERED_S, SAT_MSAT, TOP_UP_LASTS_S, grows, note_top_up
+from ngp.core.topups import (
+    MOST_PAUSE_S,
+    REMEMBERED_S,
+    grows,
+    note_top_up,
+    note_why_not,
+    sendable,
+    usual_msat,
+)
 from ngp.core.values import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.core.world import Neighbour, World
 
@@ -73,18 +83,21 @@ def _objection(
         return RejectReason.TERMS, 0
     if not account.running and account.balance_msat >= 0:
         return RejectReason.NOT_BUYING, 0
+    bounds = sendable(world, neighbour.identity)
+    if objection := _unsendable(world, account, bounds, amount_msat):
+        return objection
     if not account.sent and amount_msat > _newcomers_room_msat(world):
         return RejectReason.BUSY, 0
     waits = _patience(world, account).not_before_mono_s > world.now.monotonic_s
     if waits or len(_pending(world, neighbour.identity)) >= MOST_PENDING:
         return RejectReason.BUSY, 0
-    most = MOST_AHEAD * max(world.settings.payment_amount_msat, int(account.rate_msat_s * TOP_UP_LASTS_S))
+    most = MOST_AHEAD * usual_msat(world, account, bounds)
     if grows(world, account, account.metered_msat):
         most = max(most, 3 * account.top_up_msat)
     unspent = account.paid_msat - max(account.metered_msat, account.charged_msat) - account.refunded_msat
     ahead = most - unspent - pending_msat(world, neighbour.identity)
     if amount_msat > ahead:
-        return RejectReason.AMOUNT, max(0, ahead) // SAT_MSAT * SAT_MSAT
+        return RejectReason.AMOUNT, _worth_asking(ahead, bounds)
     fees = world.settings.fee_limit
     cost = amount_msat + fees.of_msat(amount_msat)
     limit = broken_limit(world.settings.budgets, world.spending, neighbour.identity, cost, world.now.utc_s)
@@ -92,7 +105,29 @@ def _objection(
         return None, 0
     world.log(f"invoice of {amount_msat} msat from {neighbour.identity.hex()[:8]} declined: {limit}", logging.WARNING)
     room = room_msat(world.settings.budgets, world.spending, neighbour.identity, world.now.utc_s)
-    return RejectReason.BUDGET, fees.fits_msat(room) // SAT_MSAT * SAT_MSAT
+    account.why_not = limit
+    return RejectReason.BUDGET, _worth_asking(fees.fits_msat(room), bounds)
+
+
+def _unsendable(
+    world: World, account: Account, bounds: Bounds, amount_msat: int
+) -> tuple[RejectReason, int] | None:
+    """Object to an invoice that our channels can't pay now, and say what they could."""
+    if bounds.why_not:
+        note_why_not(world, account, bounds.why_not)
+        return RejectReason.AMOUNT, 0
+    if bounds.least_msat > MOST_AHEAD * usual_msat(world, account, bounds):
+        why = f"the channel takes no payment below {bounds.least_msat} msat; raise PAYMENT_AMOUNT to prepay as much"
+        note_why_not(world, account, why)
+        return RejectReason.AMOUNT, 0
+    fits = bounds.least_msat <= amount_msat <= bounds.most_msat
+    return None if fits else (RejectReason.AMOUNT, bounds.fit_msat(amount_msat))
+
+
+def _worth_asking(amount_msat: int, bounds: Bounds) -> int:
+    """Return what we would pay instead, in whole sat, or 0 where that is no payment."""
+    whole = amount_msat // SAT_MSAT * SAT_MSAT
+    return whole if whole >= bounds.least_msat else 0
 
 
 def names_its_payee(world: World, neighbour: Neighbour, decoded: DecodedInvoice) -> bool:
@@ -235,7 +270,9 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
     if record.kind is PaymentKind.REFUND:
         world.account(record.identity, Role.SERVER).refunding_msat -= record.amount_msat
         return
-    patience = _patience(world, world.account(record.identity, Role.CLIENT))
+    account = world.account(record.identity, Role.CLIENT)
+    account.why_not = f"the last payment failed: {outcome.reason}"
+    patience = _patience(world, account)
     pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(patience.failures, 16))
     patience.not_before_mono_s, patience.failures = world.now.monotonic_s + pause_s, patience.failures + 1
     neighbour = world.any_link(record.identity)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SAT_MSAT = 1000
 GIB = 1 << 30
 BYTES_PER_KILOBYTE = 1024
 KILOBYTES_PER_GIB = GIB // BYTES_PER_KILOBYTE

@@ -10,8 +10,8 @@ from ngp.core.effects import MakeInvoice
 from ngp.core.invoices import INVOICE_EXPIRY_S
 from ngp.core.messages import Refund, Role
 from ngp.core.payments import MOST_INVOICE_EXPIRY_S, names_its_payee, pay
+from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import PaymentKind
-from ngp.core.topups import SAT_MSAT
 from ngp.core.values import DecodedInvoice
 from ngp.core.world import Neighbour, World
 

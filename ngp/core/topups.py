@@ -1,15 +1,62 @@
-"""Top-ups: seller and buyer reckon alike how long one lasts, so that neither asks for what the other won't pay."""
+"""Top-ups: seller and buyer reckon alike how long one lasts, so that neither asks for what the other won't pay.
+
+A top-up is PAYMENT_AMOUNT, or what ten seconds at the present rate cost. So who carries at full line rate pays once in
+several seconds, and who carries little never prepays more than PAYMENT_AMOUNT. Payments are whole sat; what is charged
+is msat, and the remainder stays in the balance.
+
+Dust. A payment below the channel's dust limit (some 354 sat) arrives like any other, but while it is on its way the
+chain doesn't know of it: a channel that is closed in just those seconds gives it to the miners. What that can cost is
+one top-up, which is less than what one trusts a neighbour with anyway; so small ones are never forced up to it. Where
+the limit would be carried within a minute, though, the top-up is as large.
+"""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 from ngp.core.account import Account
+from ngp.core.messages import Role
+from ngp.core.pricing import SAT_MSAT
+from ngp.core.reach import UNBOUNDED, Bounds
 from ngp.core.world import World
 
-SAT_MSAT = 1000
 TOP_UP_LASTS_S = 10
+DUST_LASTS_S = 60
 REMEMBERED_S = 86_400.0
 """Invoices and payments that are over stay known for so long: what comes late, or twice, still meets its record."""
 MOST_PAUSE_S = 60.0
+
+
+def sendable(world: World, identity: bytes) -> Bounds:
+    """Say what one payment of ours to a neighbour can be."""
+    if world.reach is None:
+        return _with_least(world, UNBOUNDED)
+    return _with_least(world, world.reach.sends(_payee(world, identity), identity.hex()[:8]))
+
+
+def receivable(world: World, identity: bytes) -> Bounds:
+    """Say what one payment of a neighbour's to us can be."""
+    if world.reach is None:
+        return _with_least(world, UNBOUNDED)
+    return _with_least(world, world.reach.receives(_payee(world, identity), identity.hex()[:8]))
+
+
+def _payee(world: World, identity: bytes) -> str:
+    """Return the key of a neighbour's payment node, as it said last, also where it is away now."""
+    known = world.by_identity.get(identity, {}).values()
+    return next((neighbour.payee.hex() for neighbour in known if neighbour.payee), "")
+
+
+def _with_least(world: World, bounds: Bounds) -> Bounds:
+    least = -(-world.means.least_amount_msat // SAT_MSAT) * SAT_MSAT
+    return bounds if least <= bounds.least_msat else replace(bounds, least_msat=least)
+
+
+def usual_msat(world: World, account: Account, bounds: Bounds) -> int:
+    """Return what a top-up comes to at the present rate of use, before what either side can and will pay."""
+    usual = max(world.settings.payment_amount_msat, int(account.rate_msat_s * TOP_UP_LASTS_S))
+    return bounds.dust_msat if usual < bounds.dust_msat <= account.rate_msat_s * DUST_LASTS_S else usual
 
 
 def grows(world: World, account: Account, charged_msat: int) -> bool:
@@ -24,3 +71,12 @@ def note_top_up(world: World, account: Account, amount_msat: int, charged_msat: 
     account.top_up_msat = amount_msat
     account.topped_up_mono_s = world.now.monotonic_s
     account.topped_up_at_msat = charged_msat
+    account.why_not = ""
+
+
+def note_why_not(world: World, account: Account, why_not: str) -> None:
+    """Remember why an account isn't topped up; say so once, however often it is tried."""
+    if why_not and why_not != account.why_not:
+        whose = "the account of" if account.role is Role.SERVER else "our account with"
+        world.log(f"{whose} {account.identity.hex()[:8]} is not topped up: {why_not}", logging.WARNING)
+    account.why_not = why_not

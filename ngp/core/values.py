@@ -278,6 +278,30 @@ class DecodedInvoice:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelEnd:
+    """One end of a channel and what it may send by it (BOLT 2, open_channel and update_add_htlc).
+
+    Attributes:
+        balance_msat: its part now; what is on its way, and the fee of the commitment, are taken off.
+        held_back_msat: of that, what can't be sent: the reserve, and room for the commitment's fee to rise.
+        least_htlc_msat: smallest payment that it may send.
+        most_in_flight_msat, in_flight_msat: what may be on its way at a time, and what is.
+        most_htlcs, htlcs: likewise, their number.
+        dust_msat: a payment below it has no output in the commitment: closing the channel while it is on its way gives
+            it to the miners.
+    """
+
+    balance_msat: int
+    held_back_msat: int = 0
+    least_htlc_msat: int = 0
+    most_in_flight_msat: int = 1 << 63
+    in_flight_msat: int = 0
+    most_htlcs: int = 483
+    htlcs: int = 0
+    dust_msat: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Channel:
     """A channel of our payment node.
 
@@ -288,6 +312,7 @@ class Channel:
         least_htlc_msat: smallest payment that either end takes.
         wait_blocks: after a one-sided close our coins come free so many blocks later (BOLT 2, to_self_delay); so long
             has the peer's watchtower, or the peer, to notice an old state. 0: the node doesn't say.
+        our_end, their_end: what may be sent and received now.
     """
 
     peer: str
@@ -299,6 +324,8 @@ class Channel:
     theirs_sat: int
     least_htlc_msat: int
     wait_blocks: int
+    our_end: ChannelEnd
+    their_end: ChannelEnd
 
 
 class PaymentStatus(StrEnum):

@@ -19,6 +19,7 @@ from ngp.core.effects import Effect, GrantContract, HaltContract, Log, Persist, 
 from ngp.core.events import PacketHeld
 from ngp.core.messages import Address, Message, Prefix, Role
 from ngp.core.openings import Openings, Pools, pools_of
+from ngp.core.reach import Reach
 from ngp.core.records import (
     BilledRecord,
     ForgetLink,
@@ -109,7 +110,11 @@ class Means:
 
 @dataclass(slots=True, eq=False)
 class World:
-    """The whole state of a node."""
+    """The whole state of a node.
+
+    Attributes:
+        reach: the channels of our payment node; None where it has none that we know of, and nothing bounds a payment.
+    """
 
     settings: Settings
     means: Means
@@ -141,6 +146,7 @@ class World:
     unheard_of: set[bytes] = field(default_factory=set)
     """Payments of ours that the node, asked once, knew nothing of."""
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
+    reach: Reach | None = None
     cursor: int = 0
     numbers: int = 0
     counters: dict[str, int] = field(default_factory=dict)

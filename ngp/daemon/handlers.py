@@ -13,9 +13,9 @@ from ngp.config import parse
 from ngp.config.units import show_money
 from ngp.core.events import BlockNeighbour, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
+from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.refunds import refundable_msat
-from ngp.core.topups import SAT_MSAT
 from ngp.daemon import checkup, lightning, reports
 from ngp.daemon.node import Node
 from ngp.errors import ConfigError, PaymentError, UsageError
@@ -91,6 +91,15 @@ class Handlers:
             "ledger": {"writable": not node.ledger_why_not, "why_not": node.ledger_why_not or None},
             "contracts": len(world.contracts),
             "neighbours": len(world.by_link),
+            "not_topped_up": [
+                {
+                    "neighbour": identity.short_text(account.identity),
+                    "role": account.role.value,
+                    "why_not": account.why_not,
+                }
+                for account in world.accounts.values()
+                if account.why_not and account.running
+            ],
             "counters": {
                 "messages_ignored": node.post.counters(),
                 "core": dict(world.counters),

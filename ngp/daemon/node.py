@@ -32,6 +32,7 @@ from ngp.core.messages import Invoice, Role, Statement
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
 from ngp.core.values import HeldPacket, Hint, Verdict
+from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.desired import missing_names
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
 from ngp.daemon.host_watch import HostWatch, own_addresses
@@ -88,6 +89,7 @@ class Node:
         self.post = make_post(self._ourselves(), self.tell)
         self.host = HostWatch(parts.settings, parts.network, self.post)
         self.payment = PaymentWatch(parts.payment, parts.gatekeeper.world, self.post, parts.identity, self.tell)
+        self.channels = ChannelWatch(parts.payment, self.tell)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell)
         self._events = Lanes()
         self.post.in_turn = self._in_turn
@@ -129,6 +131,7 @@ class Node:
                 self._say_hello,
                 self._prune,
                 self.payment.follow,
+                self.channels.follow,
                 self.host.follow,
                 self.host.keep_gate,
             )
@@ -233,6 +236,7 @@ class Node:
     def tell(self, event: Event) -> None:
         """Queue an event: a packet behind the other work of its neighbour, all else as the house's."""
         self._events.add(event, self._lane_of(event.link) if isinstance(event, PacketHeld) else None)
+        self.channels.note(event)
         self._pump_soon()
 
     def _in_turn(self, link: tuple[str, bytes], work: Callable[[], Event | None]) -> bool:

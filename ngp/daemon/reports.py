@@ -129,6 +129,7 @@ def account_row(
         "metered_msat": account.metered_msat if account.role is Role.CLIENT else account.charged_msat,
         "contracts": account.running,
         "disputed": account.disputed,
+        "why_not": account.why_not or None,
         "real_money": real_money,
     }
 
@@ -149,6 +150,7 @@ def stored_account_row(record: AccountRecord, real_money: bool, on_its_way: Sequ
         "metered_msat": record.metered_msat if record.role is Role.CLIENT else record.charged_msat,
         "contracts": 0,
         "disputed": record.disputed,
+        "why_not": None,
         "real_money": real_money,
     }
 

@@ -57,6 +57,7 @@ HOST_ADDRESS = ip_address("198.51.100.1")
 MSAT_PER_KB = 1 << 20  # msat/GiB
 BILLS_A_PAGE = 2  # so that a few contracts already are several pages
 GIVE_UP_S = 15.0
+PAYEES = {"gateway": b"\2" + b"g" * 32, "client": b"\2" + b"c" * 32}  # the nodes' keys
 
 
 def settings(**changes: object) -> Settings:
@@ -304,7 +305,8 @@ class Mint:
         if payment_hash not in self.invoices:
             return None
         owner, amount = self.invoices[payment_hash]
-        return DecodedInvoice(payment_hash, amount, 600, owner, "sandbox", "")
+        payee = PAYEES[owner].hex() if owner in PAYEES else owner
+        return DecodedInvoice(payment_hash, amount, 600, payee, "sandbox", "")
 
     def settle(self, payer: str, payment_hash: bytes) -> PaymentOutcome:
         """Move the money, once."""
@@ -389,8 +391,9 @@ class Sim:
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._ids, self._handles = count(1 << 32), count(1)
         means = Means("sandbox", False, True, 1000)
-        self.gateway = Node("gateway", b"G" * 32, ("eth1", b"\2gggg\1"), gateway or settings(), means)
-        self.client = Node("client", b"C" * 32, ("eth1", b"\2cccc\1"), client or settings(sells=False), means)
+        gateways, clients = (replace(means, payee=PAYEES[name]) for name in ("gateway", "client"))
+        self.gateway = Node("gateway", b"G" * 32, ("eth1", b"\2gggg\1"), gateway or settings(), gateways)
+        self.client = Node("client", b"C" * 32, ("eth1", b"\2cccc\1"), client or settings(sells=False), clients)
         self.delivered_up = 0
         self.delivered_down = 0
         self.refusals: list[Verdict] = []
@@ -507,7 +510,8 @@ class Sim:
             case fx.Send():
                 self._post(node, effect.message, effect.reply_to)
             case fx.Greet():
-                about = Hello("sandbox", node.settings.sells, node.settings.buys, (), "ngp", not effect.identity)
+                says = (node.settings.sells, node.settings.buys, (), "ngp", not effect.identity, node.means.payee)
+                about = Hello("sandbox", *says)
                 self._post(node, about, effect.reply_to)
             case fx.Decide():
                 assert effect.handle in node.held, f"handle {effect.handle} has its verdict already"

@@ -13,8 +13,10 @@ from contract_suite import Nodes, PaymentContract
 from lnd_nodes import chain_of, options
 
 from core_tests.lightning.network import LightningNetwork
+from ngp.core.pricing import SAT_MSAT
+from ngp.core.reach import left_msat
 from ngp.modules.payment.lnd import LndPayment
-from ngp.ports import NewInvoice
+from ngp.ports import NewInvoice, PaymentStatus
 
 # One network of nodes serves all of these tests, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd contract")
@@ -91,3 +93,32 @@ class TestLnd(PaymentContract):
 
     def nodes(self) -> AbstractAsyncContextManager[Nodes]:
         return nodes_of(self.network)
+
+    def test_the_most_that_an_end_can_send_arrives_and_its_reserve_does_not(self) -> None:
+        """Both ends reckon alike what each may send; LND draws the same line."""
+
+        async def pays(payer: LndPayment, payee: LndPayment, amount_msat: int) -> PaymentStatus:
+            (over,) = await payer.channels()
+            made = await payee.create_invoice(amount_msat, "all of it", 600)
+            outcome = await payer.pay(made.bolt11, 0, 30.0, over.peer)
+            for node in self.network.nodes.values():
+                await asyncio.to_thread(node.await_settled)
+            return outcome.status
+
+        async def scenario() -> None:
+            async with self.nodes() as nodes:
+                payer, payee = nodes.payer, nodes.payee
+                assert isinstance(payer, LndPayment) and isinstance(payee, LndPayment)
+                (before,) = await payer.channels()
+                for one, other in ((payer, payee), (payee, payer)):
+                    (ours,), (theirs,) = await one.channels(), await other.channels()
+                    assert (ours.our_end, ours.their_end) == (theirs.their_end, theirs.our_end)
+                    most = left_msat(ours, ours=True)
+                    assert most > ours.our_end.dust_msat > 0
+                    assert await pays(one, other, most + ours.our_end.held_back_msat) is PaymentStatus.FAILED
+                    assert await pays(one, other, most) is PaymentStatus.SUCCEEDED
+                    (after,) = await one.channels()
+                    assert left_msat(after, ours=True) < 1000 * SAT_MSAT
+                assert await pays(payer, payee, before.theirs_sat * SAT_MSAT) is PaymentStatus.SUCCEEDED
+
+        asyncio.run(scenario())

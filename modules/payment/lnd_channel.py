@@ -1,0 +1,54 @@
+"""LND's channels as the core knows them: whose is what, and what may be sent by either end now."""
+
+from __future__ import annotations
+
+from ngp.core.pricing import SAT_MSAT
+from ngp.modules.payment import lnd_pb2 as pb
+from ngp.ports import Channel, ChannelEnd
+
+HTLC_WEIGHT = 172
+"""BOLT 3: of one more output in the commitment transaction."""
+WEIGHT_MARGIN = 16
+"""LND reckons with the commitment's largest weight, and lists that of the transaction as it is."""
+
+
+def channel(told: pb.Channel) -> Channel:
+    """Read one of the channels that LND lists."""
+    return Channel(
+        peer=told.remote_pubkey,
+        point=told.channel_point,
+        active=told.active,
+        private=told.private,
+        capacity_sat=told.capacity,
+        ours_sat=told.local_balance,
+        theirs_sat=told.remote_balance,
+        least_htlc_msat=max(told.local_constraints.min_htlc_msat, told.remote_constraints.min_htlc_msat),
+        wait_blocks=told.local_constraints.csv_delay,
+        our_end=_end(told, ours=True),
+        their_end=_end(told, ours=False),
+    )
+
+
+def _end(told: pb.Channel, ours: bool) -> ChannelEnd:
+    """Read what one end may send; LND's constraints are those of what their owner sends (channeldb, ChannelConfig).
+
+    Who opened the channel pays the commitment's fee, and LND lets it send only what leaves room for that fee at twice
+    the rate, with this HTLC and one more (lnwallet: availableCommitmentBalance, CalcFeeBuffer).
+    """
+    constraints = told.local_constraints if ours else told.remote_constraints
+    held_back_sat = constraints.chan_reserve_sat
+    if told.initiator == ours:
+        weight = told.commit_weight + 2 * HTLC_WEIGHT + WEIGHT_MARGIN
+        later_fee_sat = 2 * told.fee_per_kw * weight // 1000
+        held_back_sat += max(0, later_fee_sat - told.commit_fee)
+    on_its_way = [one.amount for one in told.pending_htlcs if one.incoming != ours]
+    return ChannelEnd(
+        balance_msat=(told.local_balance if ours else told.remote_balance) * SAT_MSAT,
+        held_back_msat=held_back_sat * SAT_MSAT,
+        least_htlc_msat=constraints.min_htlc_msat,
+        most_in_flight_msat=constraints.max_pending_amt_msat,
+        in_flight_msat=sum(on_its_way) * SAT_MSAT,
+        most_htlcs=constraints.max_accepted_htlcs,
+        htlcs=len(on_its_way),
+        dust_msat=constraints.dust_limit_sat * SAT_MSAT,
+    )

@@ -1,0 +1,112 @@
+"""Reach: what one payment between our node and a neighbour's can be, by the channels as they are now.
+
+A payment that can't arrive costs both sides time and tells nobody why. So the seller asks for no more than it can
+receive, the buyer begins nothing that it can't send, and where nothing is left the account says which channel is empty.
+Bounds are what was true when the node was asked last: they save attempts, what counts is what the node does.
+
+With a channel to the neighbour that has something left, its bounds are meant: there is no fee on that way, and no
+surprise. Otherwise the other channels', all together, and then only the network knows how much of it gets through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ngp.core.pricing import SAT_MSAT
+from ngp.core.values import Channel, ChannelEnd
+
+NO_LIMIT_MSAT = (1 << 63) // SAT_MSAT * SAT_MSAT
+_REMEDY = "; ngp lightning status"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one payment may be: whole sat in msat, both ends included.
+
+    Attributes:
+        dust_msat: from here on it is safe also while it is on its way.
+        why_not: set where nothing can be paid; the amounts mean nothing then.
+    """
+
+    least_msat: int = SAT_MSAT
+    most_msat: int = NO_LIMIT_MSAT
+    dust_msat: int = 0
+    why_not: str = ""
+
+    def fit_msat(self, amount_msat: int) -> int:
+        """Return the nearest amount that can be paid."""
+        return min(max(amount_msat, self.least_msat), self.most_msat)
+
+
+UNBOUNDED = Bounds()
+
+
+class Reach:
+    """The channels of our node, by whom they lead to.
+
+    Args:
+        channels: all that are open, active or not.
+    """
+
+    def __init__(self, channels: Iterable[Channel]) -> None:
+        self._by_peer: dict[str, list[Channel]] = {}
+        self._all = list(channels)
+        for channel in self._all:
+            self._by_peer.setdefault(channel.peer, []).append(channel)
+
+    def sends(self, peer: str, who: str) -> Bounds:
+        """Say what we can pay to a node.
+
+        Args:
+            peer: its public key, hex; empty where it isn't known.
+            who: its owner, for the operator to read.
+        """
+        return self._bounds(peer, who, ours=True)
+
+    def receives(self, peer: str, who: str) -> Bounds:
+        """Say what a node can pay us; arguments as of `sends`."""
+        return self._bounds(peer, who, ours=False)
+
+    def _bounds(self, peer: str, who: str, ours: bool) -> Bounds:
+        direct = self._by_peer.get(peer, [])
+        best = max((_of_channel(one, ours) for one in direct), key=lambda one: one.most_msat, default=None)
+        if best is not None and best.least_msat <= best.most_msat:
+            return best
+        others = [_of_channel(one, ours) for one in self._all if one.peer != peer]
+        least = min((one.least_msat for one in others), default=SAT_MSAT)
+        most = sum(one.most_msat for one in others)
+        if least <= most:
+            return Bounds(least, most)
+        return Bounds(0, 0, why_not=_why_not(direct, who, ours, bool(others)) + _REMEDY)
+
+
+def left_msat(channel: Channel, ours: bool) -> int:
+    """Return the largest payment that one end of a channel can send now."""
+    end = channel.our_end if ours else channel.their_end
+    if not channel.active or end.htlcs >= end.most_htlcs:
+        return 0
+    return max(0, min(end.balance_msat - end.held_back_msat, end.most_in_flight_msat - end.in_flight_msat))
+
+
+def _of_channel(channel: Channel, ours: bool) -> Bounds:
+    end: ChannelEnd = channel.our_end if ours else channel.their_end
+    least = max(SAT_MSAT, -(-end.least_htlc_msat // SAT_MSAT) * SAT_MSAT)
+    dust = max(channel.our_end.dust_msat, channel.their_end.dust_msat)
+    return Bounds(least, left_msat(channel, ours) // SAT_MSAT * SAT_MSAT, dust)
+
+
+def _why_not(direct: Sequence[Channel], who: str, ours: bool, others: bool) -> str:
+    side = "our side" if ours else "its side"
+    if not direct:
+        rest = f"and the others are empty on {'our' if ours else 'their'} side" if others else "nor any other"
+        return f"no channel with {who}, {rest}"
+    active = [one for one in direct if one.active]
+    if not active:
+        return f"the channel with {who} is not active"
+    ends = [one.our_end if ours else one.their_end for one in active]
+    if all(end.htlcs >= end.most_htlcs or end.in_flight_msat >= end.most_in_flight_msat for end in ends):
+        return f"the channel with {who} is full of payments on their way"
+    least = min(end.least_htlc_msat for end in ends)
+    smallest = f" (less than its smallest payment, {least} msat, is left)" if least > SAT_MSAT else ""
+    return f"the channel with {who} is empty on {side}{smallest}"

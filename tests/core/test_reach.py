@@ -1,0 +1,228 @@
+"""What the channels can carry bounds what is asked and paid; where they can't, the account says so and recovers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from playbook import PAYEES, UTC_AT_START_S, Sim, settings
+
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.account import Account
+from ngp.core.messages import Reject, RejectReason, Role
+from ngp.core.pricing import SAT_MSAT
+from ngp.core.reach import Reach, left_msat
+from ngp.core.records import PaymentState
+from ngp.core.values import Channel, ChannelEnd
+
+HOST = "198.51.100.1"
+PEER = "02" + "11" * 32
+OTHER = "03" + "22" * 32
+LINE_SECONDS, ADAPTED_S = 45, 8
+
+
+def channel(ours: ChannelEnd, theirs: ChannelEnd | None = None, peer: str = PEER, active: bool = True) -> Channel:
+    theirs = theirs or ChannelEnd(0)
+    size = (ours.balance_msat + theirs.balance_msat) // 1000
+    return Channel(peer, "f:0", active, True, size, size, 0, ours.least_htlc_msat, 144, ours, theirs)
+
+
+def end(sat: int, **more: int) -> ChannelEnd:
+    return ChannelEnd(sat * SAT_MSAT, **more)
+
+
+# --- what the channels say --------------------------------------------------------------------------------------------
+
+
+amounts = st.integers(0, 1 << 40)
+ends = st.builds(ChannelEnd, amounts, amounts, amounts, amounts, amounts, st.integers(0, 483), st.integers(0, 483))
+channels = st.lists(st.builds(channel, ends, ends, st.sampled_from((PEER, OTHER)), st.booleans()), max_size=3)
+
+
+@given(channels, st.booleans(), amounts)
+def test_what_fits_the_bounds_is_whole_and_left(listed: list[Channel], ours: bool, wanted: int) -> None:
+    reach = Reach(listed)
+    bounds = reach.sends(PEER, "7f3a") if ours else reach.receives(PEER, "7f3a")
+    direct = [left_msat(one, ours) for one in listed if one.peer == PEER]
+    others = [left_msat(one, ours) // SAT_MSAT * SAT_MSAT for one in listed if one.peer != PEER]
+    least = [-(-max(1, (one.our_end if ours else one.their_end).least_htlc_msat) // SAT_MSAT) for one in listed]
+    if bounds.why_not:
+        assert not listed or max([*direct, sum(others)]) < max(least) * SAT_MSAT
+        return
+    amount = bounds.fit_msat(wanted * SAT_MSAT)
+    assert amount % SAT_MSAT == 0 and bounds.least_msat <= amount <= bounds.most_msat
+    assert min(least) * SAT_MSAT <= amount <= max([*direct, sum(others)])
+
+
+def test_reserve_flight_and_slots_are_not_there_to_be_sent() -> None:
+    assert left_msat(channel(end(100, held_back_msat=30_000)), ours=True) == 70_000
+    assert left_msat(channel(end(100, held_back_msat=130_000)), ours=True) == 0
+    assert left_msat(channel(end(100, most_in_flight_msat=50_000, in_flight_msat=20_000)), ours=True) == 30_000
+    assert left_msat(channel(end(100, most_htlcs=5, htlcs=5)), ours=True) == 0
+    assert left_msat(channel(end(100), active=False), ours=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("listed", "why"),
+    [
+        ([], "no channel with 7f3a, nor any other"),
+        ([channel(end(0), peer=OTHER)], "no channel with 7f3a, and the others are empty on our side"),
+        ([channel(end(9), active=False)], "the channel with 7f3a is not active"),
+        ([channel(end(0))], "the channel with 7f3a is empty on our side"),
+        ([channel(end(4, least_htlc_msat=5000))], "less than its smallest payment, 5000 msat, is left"),
+        ([channel(end(9, most_htlcs=1, htlcs=1))], "is full of payments on their way"),
+    ],
+)
+def test_why_nothing_can_be_paid_is_named(listed: list[Channel], why: str) -> None:
+    told = Reach(listed).sends(PEER, "7f3a").why_not
+    assert why in told and told.endswith("; ngp lightning status")
+
+
+def test_other_channels_count_where_the_direct_one_has_nothing() -> None:
+    listed = [channel(end(0)), channel(end(30), peer=OTHER), channel(end(40), peer=OTHER)]
+    assert Reach(listed).sends(PEER, "7f3a").most_msat == 70_000
+    assert Reach([channel(end(20)), *listed]).sends(PEER, "7f3a").most_msat == 20_000
+
+
+# --- what the accounts make of it -------------------------------------------------------------------------------------
+
+
+def paying(sat: int, **terms: int) -> Sim:
+    """Two nodes with a channel in which the client's end holds so much."""
+    sim = Sim()
+    see(sim, end(sat, **terms))
+    return sim
+
+
+def see(sim: Sim, clients: ChannelEnd, *, gateway_too: bool = True) -> None:
+    """Tell the daemons of the channel between them."""
+    gateways = ChannelEnd(0)
+    if gateway_too:
+        sim.happen(sim.gateway, ev.ChannelsSeen((channel(gateways, clients, PAYEES["client"].hex()),)))
+    sim.happen(sim.client, ev.ChannelsSeen((channel(clients, gateways, PAYEES["gateway"].hex()),)))
+
+
+def account(sim: Sim, role: Role = Role.SERVER) -> Account:
+    node = sim.gateway if role is Role.SERVER else sim.client
+    return node.world.accounts[sim.peer(node).identity, role]
+
+
+def asked(sim: Sim) -> list[int]:
+    return [effect.amount_msat for effect in sim.gateway.log if isinstance(effect, fx.MakeInvoice)]
+
+
+def test_no_more_is_asked_than_can_come_and_nothing_from_an_empty_channel() -> None:
+    sim = paying(60)
+    sim.flow(HOST, 10_000, 2)
+    assert asked(sim) == [60_000]
+    see(sim, end(0))
+    sim.flow(HOST, 100_000, 30)
+    assert asked(sim) == [60_000] and "is empty on its side" in account(sim).why_not
+    told = [e.text for e in sim.gateway.log if isinstance(e, fx.Log) and "is empty" in e.text]
+    assert len(told) == 1 and "ngp lightning status" in told[0]
+    see(sim, end(500))
+    sim.flow(HOST, 10_000, 3)
+    assert asked(sim)[1:] and not account(sim).why_not
+    assert account(sim).paid_msat > 60_000
+
+
+def test_what_the_client_cannot_send_is_not_tried_and_asked_smaller() -> None:
+    sim = paying(1000)
+    see(sim, end(30), gateway_too=False)
+    sim.flow(HOST, 10_000, 3)
+    tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
+    assert [sim.mint.invoices[effect.payment_hash][1] for effect in tried][:1] == [30_000]
+    assert not any(sim.mint.invoices[effect.payment_hash][1] > 30_000 for effect in tried)
+
+
+def test_a_client_with_nothing_to_send_says_why_and_pays_when_it_has_something() -> None:
+    sim = paying(1000)
+    see(sim, end(0), gateway_too=False)
+    sim.flow(HOST, 10_000, 5)
+    assert not [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
+    assert "is empty on our side" in account(sim, Role.CLIENT).why_not
+    assert "declines our invoices (amount)" in account(sim).why_not
+    see(sim, end(500), gateway_too=False)
+    assert not account(sim, Role.CLIENT).why_not
+    sim.flow(HOST, 10_000, 70)
+    assert account(sim).paid_msat > 0 and not account(sim).why_not
+
+
+def test_nothing_below_the_smallest_htlc_is_asked_and_none_above_what_is_trusted() -> None:
+    sim = paying(1000, least_htlc_msat=150_000)
+    sim.flow(HOST, 1_000, 5)
+    assert asked(sim) == [150_000] and account(sim).paid_msat == 150_000
+    sim = paying(100_000, least_htlc_msat=50_000_000)
+    sim.flow(HOST, 1_000, 5)
+    assert not account(sim).paid_msat
+    assert "raise PAYMENT_AMOUNT" in account(sim, Role.CLIENT).why_not
+
+
+def test_top_ups_of_who_uses_them_up_within_a_minute_are_no_dust() -> None:
+    sim = paying(100_000, dust_msat=354_000)
+    sim.flow(HOST, 5_000, 10)
+    assert set(asked(sim)) == {100_000}
+    sim.flow(HOST, 2_000_000, 60, size=4000)
+    assert asked(sim)[-1] == 354_000
+    assert not [e for e in sim.client.log if isinstance(e, fx.Send) and isinstance(e.message, Reject)]
+
+
+def test_a_slow_client_is_asked_for_no_more_than_the_chunk() -> None:
+    sim = Sim()
+    sim.flow(HOST, 1024, 120, size=128)
+    assert set(asked(sim)) == {100_000}
+    assert account(sim).paid_msat == 100_000
+
+
+def test_who_was_fast_is_asked_for_little_when_it_is_slow() -> None:
+    sim = Sim()
+    sim.flow(HOST, 20_000_000, 20, size=20_000)
+    assert max(asked(sim)) > 500_000
+    before = len(asked(sim))
+    sim.run(30)
+    sim.flow(HOST, 1024, 120, size=512)
+    assert len(asked(sim)) == before and account(sim).balance_msat > 100_000
+
+
+def test_at_line_rate_a_client_pays_once_in_several_seconds() -> None:
+    line_rate = 1_250_000_000  # 10 Gbit/s at 5 msat a kilobyte: 6,104 sat a second
+    rich = settings().budgets
+    rich = replace(rich, payment_msat=10**12, hour_msat=10**12, day_msat=10**12)
+    sim = Sim(client=settings(sells=False, budgets=rich))
+    while sim.now < 1000 + LINE_SECONDS:
+        size = 65_000 if sim.now < 1003 else 1_000_000  # one look at the limit stands for several once slices are large
+        for _ in range(line_rate // 100 // size):
+            sim.down(HOST, size)
+        sim.up(HOST, 1000)
+        sim.run(1 / 100)
+        if sim.now < 1000 + ADAPTED_S:
+            sim.client.log.clear()
+    paid = [
+        record
+        for record in sim.client.ledger.payments.values()
+        if record.created_at_s >= UTC_AT_START_S + 1000 + ADAPTED_S
+    ]
+    assert len(paid) in (3, 4)  # in 37 s
+    assert {record.state for record in paid} == {PaymentState.SUCCEEDED}
+    assert min(record.amount_msat for record in paid) > 5 * 6_000_000
+    assert sim.passed > 0.85 * LINE_SECONDS * line_rate
+    assert not [e for e in sim.client.log if isinstance(e, fx.Send) and isinstance(e.message, Reject)]
+
+
+def test_remainders_stay_in_the_balance() -> None:
+    sim = Sim()
+    sim.flow(HOST, 10_240, 30, size=333)
+    ours = account(sim)
+    assert ours.paid_msat % SAT_MSAT == 0 and ours.charged_msat % SAT_MSAT
+    assert ours.balance_msat == ours.paid_msat - ours.charged_msat
+
+
+def test_without_channels_to_look_at_nothing_is_bounded() -> None:
+    sim = Sim(settings(payment_amount_msat=10**9), settings(sells=False, payment_amount_msat=10**9))
+    sim.flow(HOST, 1_000, 2)
+    assert asked(sim)[0] == 10**9
+    declined = [e.message for e in sim.client.log if isinstance(e, fx.Send) and isinstance(e.message, Reject)]
+    assert [message.reason for message in declined][:1] == [RejectReason.BUDGET]
