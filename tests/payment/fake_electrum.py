@@ -16,6 +16,7 @@ PEER = "03" + "cd" * 32
 CHANNEL = {
     "type": "CHANNEL", "channel_point": f"{'ee' * 32}:0", "state": "OPEN", "peer_state": "GOOD", "remote_pubkey": PEER,
     "local_balance": 4_000_000, "remote_balance": 1_000_000, "local_unsettled_sent": 0, "remote_unsettled_sent": 0,
+    "local_reserve": 50_000, "remote_reserve": 50_000,
 }  # fmt: skip
 
 
