@@ -303,10 +303,10 @@ BAD_LINES = [
     ("PAYMENT_SERVICES: 192.0.2.7", "PAYMENT_SERVICES: '192.0.2.7'", "write 192.0.2.7 9735"),
     ("PAYMENT_SERVICES: [{address: 192.0.2.7}]", "PAYMENT_SERVICES", "is not a port of a host"),
     ("PAYMENT_SERVICES: 192.0.2.0/24 9735", "PAYMENT_SERVICES: '192.0.2.0/24'", "is not one host"),
-    ("PAYMENT_SERVICES: 127.0.0.1 9735", "PAYMENT_SERVICES: '127.0.0.1'", "is not one host"),
+    ("PAYMENT_SERVICES: 127.0.0.1 9735", "PAYMENT_SERVICES: '127.0.0.1'", "is no address that anything"),
     ("PAYMENT_SERVICES: 192.0.2.7 icmp 1", "PAYMENT_SERVICES: '192.0.2.7 icmp 1'", "write tcp or udp"),
     ("PAYMENT_SERVICES: lnd.example 9735", "PAYMENT_SERVICES: 'lnd.example'", "names aren't looked up"),
-    ("PAYMENT_SERVICES: fe80::7 9735", "PAYMENT_SERVICES: 'fe80::7'", "nothing is forwarded there"),
+    ("PAYMENT_SERVICES: fe80::7 9735", "PAYMENT_SERVICES: 'fe80::7'", "is no address that anything is forwarded to"),
     ("PAYMENT_SERVICES_RATE: 100 bytes", "PAYMENT_SERVICES_RATE: '100 bytes'", "write 1 kB/s to 1 GB/s"),
     ("PAYMENT_SERVICES_RATE: 5 kB/min", "PAYMENT_SERVICES_RATE: '5 kB/min'", "unknown unit"),
 ]  # fmt: skip

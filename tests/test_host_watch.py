@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import pytest
 
 from ngp.config import parse
 from ngp.core.messages import Address
-from ngp.core.values import DesiredNetwork
+from ngp.core.values import DesiredNetwork, FreeRule
 from ngp.daemon.host_watch import HostWatch
 from ngp.daemon.post import SelfDescription
 from ngp.errors import KernelError
 
-SETTINGS = parse("MESH_INTERFACES: [mesh*]\n", Path("/etc/ngp/net.conf"))
+NET_CONF = Path("/etc/ngp/net.conf")
+SETTINGS = parse("MESH_INTERFACES: [mesh*]\n", NET_CONF)
 
 
 class Network:
@@ -79,6 +81,21 @@ def test_an_interface_that_comes_is_gated_and_greeted_and_nothing_of_our_hello_i
     assert network.applied == [("mesh0", "mesh1")] and watch.desired.mesh_interfaces == ("mesh0", "mesh1")
     assert post.greeted == ["mesh0", "mesh1"]
     assert post.ourselves == SelfDescription("regtest", True, True, (IPv4Address("10.0.0.1"),), b"", "signature")
+
+
+def test_a_payment_node_on_another_host_is_a_payment_service() -> None:
+    """Not under a name, nor here, where nothing is forwarded to it."""
+    network: Any = Network()
+    post: Any = Post()
+    network.addresses = [IPv4Address("10.0.0.1")]
+    reached = ("10.0.0.1:9735", "10.0.0.9:9735", "[2001:db8::9]:9736", "127.0.0.1:9735", "a.onion:9735", "10.0.0.2:")
+    settings = parse("MESH_INTERFACES: mesh0\nPAYMENT_SERVICES: 10.0.0.9 9735\n", NET_CONF)
+    watch = HostWatch(settings, network, post, reached)
+    tcp = socket.IPPROTO_TCP
+    services = (FreeRule(ip_network("10.0.0.9"), tcp, 9735), FreeRule(ip_network("2001:db8::9"), tcp, 9736))
+    assert watch.desired.services == services
+    asyncio.run(watch.apply(SETTINGS))
+    assert watch.desired.services == services
 
 
 def test_a_host_that_refuses_is_followed_at_the_next_change(caplog: pytest.LogCaptureFixture) -> None:

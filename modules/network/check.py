@@ -11,6 +11,7 @@ import itertools
 import json
 import platform
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def check(desired: DesiredNetwork) -> list[Check]:
             lambda: _nat(desired, host),
             lambda: _way_back(desired, host),
             lambda: _way_out(desired, host),
+            lambda: _services(desired, host),
         ]
         return [line for part in parts for line in part()]
     finally:
@@ -339,3 +341,26 @@ def _way_out(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     name = desired.mesh_interfaces[0]
     remedy = f"ip route add default via ADDRESS dev {name} (the gateway's mesh address)"
     yield Check("way out", through_mesh, "; ".join(found), "" if through_mesh else remedy)
+
+
+def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    """What neighbours reach without a contract so that they can pay, and whether it can work."""
+    if not desired.sells:
+        return
+    own = host.local_addresses()
+    rate = f"let through for every neighbour, uncharged, {desired.lane_bytes_s / 1024:g} kB/s for each"
+    for service in desired.services:
+        address = service.prefix.network_address
+        protocol = "udp" if service.protocol == socket.IPPROTO_UDP else "tcp"
+        name = f"payment service {address} {protocol} {service.port}"
+        out = host.interface_towards(address)
+        if address in own:
+            yield Check(name, True, "is on this router, and reached without being let through; it needs no entry")
+        elif not out:
+            remedy = f"ip route add {address} via ROUTER, or correct PAYMENT_SERVICES"
+            yield Check(name, False, "is not routed", remedy)
+        elif out in desired.mesh_interfaces:
+            found = f"goes by {out}, a mesh interface: what is sent there is bought, and its answers are gated"
+            yield Check(name, False, found, f"ip route get {address} says why; offer one behind another interface")
+        else:
+            yield Check(name, True, f"{rate}; by {out}")

@@ -116,14 +116,15 @@ class LndPayment:
     async def _ask_info(self) -> PaymentInfo:
         answer = await self._client.call(client.GET_INFO, pb.GetInfoRequest())
         network = answer.chains[0].network if answer.chains else ""
-        info = PaymentInfo(answer.identity_pubkey, network)
+        addresses = tuple(uri.partition("@")[2] for uri in answer.uris)
+        info = PaymentInfo(answer.identity_pubkey, network, addresses)
         known = self._node_file.read()
         if known is not None and known != info and self._info is not None:
             raise PaymentError(
                 f"LND is another node now ({info.account_id} on {info.network}, before {known.account_id} on "
                 f"{known.network}): restart ngp if that is meant"
             )
-        if known != info:
+        if known is None or (known, known.addresses) != (info, info.addresses):
             self._node_file.keep(info)
         self._info = info
         return info

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from ngp.ports import PaymentInfo
 
 
 class NodeFile:
-    """Public key and network of a node, in a small file."""
+    """Public key, network and addresses of a node, in a small file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -19,12 +20,13 @@ class NodeFile:
         """Return what was kept last; None where nothing was, or nothing that can be read."""
         try:
             known = json.loads(self._path.read_text())
-            return PaymentInfo(str(known["account_id"]), str(known["network"]))
+            key, network = str(known["account_id"]), str(known["network"])
+            return PaymentInfo(key, network, tuple(map(str, known.get("addresses", ()))))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def keep(self, info: PaymentInfo) -> None:
         """Write it, whole or not at all."""
         fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps({"account_id": info.account_id, "network": info.network}))
+        fresh.write_text(json.dumps(asdict(info)))
         os.replace(fresh, self._path)

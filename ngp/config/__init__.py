@@ -1,6 +1,6 @@
 """net.conf: its keys, their units, and how the file becomes `ngp.core.settings.Settings`."""
 
-from ngp.config.destinations import PROTOCOL_NUMBERS
+from ngp.config.destinations import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.config.document import read_text
 from ngp.config.keys import KEYS, Key, listing
 from ngp.config.loader import check_ownership, default_path, installed_modules, load, parse
@@ -15,6 +15,7 @@ __all__ = [
     "check_ownership",
     "default_path",
     "installed_modules",
+    "is_forwarded_to",
     "keep_until_restart",
     "listing",
     "load",

@@ -15,7 +15,7 @@ from typing import Any
 from ngp.config.document import Entries, Finding, Items, Node, Refused, Scalar, each, refuse
 from ngp.config.units import price_msat_per_gib
 from ngp.config.values import interface, one_or_list, quantity, scalar
-from ngp.core.messages import Prefix
+from ngp.core.messages import Address, Prefix
 from ngp.core.settings import FreeDestination, PriceRule
 
 PROTOCOL_NUMBERS: Mapping[str, int] = {
@@ -125,12 +125,16 @@ def _host(node: Node) -> Prefix:
         where = _no_scope(ip_network(scalar(node, "an address").text))
     except ValueError as error:
         raise refuse(node, "is not an address: write for example 192.0.2.7; names aren't looked up") from error
-    it = where.network_address
-    if where.prefixlen < where.max_prefixlen or it.is_multicast or it.is_loopback or it.is_unspecified:
+    if where.prefixlen < where.max_prefixlen:
         raise refuse(node, "is not one host: write its own address, and an entry for each host and port")
-    if it.is_link_local:
-        raise refuse(node, "is an address of one link, and nothing is forwarded there: write another of the host's")
+    if not is_forwarded_to(where.network_address):
+        raise refuse(node, "is no address that anything is forwarded to: write another of the host's")
     return where
+
+
+def is_forwarded_to(address: Address) -> bool:
+    """Say whether routers forward packets to an address, as far as itself tells."""
+    return not (address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local)
 
 
 # --- PRICES -----------------------------------------------------------------------------------------------------------

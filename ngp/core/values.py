@@ -231,10 +231,15 @@ class PaymentCapabilities:
 
 @dataclass(frozen=True, slots=True)
 class PaymentInfo:
-    """The node behind the module: its public key and the network it is on."""
+    """The node behind the module: its public key and the network it is on.
+
+    Attributes:
+        addresses: `host:port` where others reach it, as it announces itself; they may change, and it is still the same.
+    """
 
     account_id: str
     network: str
+    addresses: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

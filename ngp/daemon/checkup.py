@@ -17,9 +17,9 @@ from ngp.ports import Network, Payment
 _SEE_STATUS = "the daemon goes on trying; see ngp status"
 
 
-def network(settings: Settings, asked: Network) -> list[Check]:
-    """Look at the host as these settings would have it. Raises KernelError."""
-    return [*missing_names(settings, asked), *asked.check(look_at_host(settings, asked))]
+def network(settings: Settings, asked: Network, node_addresses: tuple[str, ...]) -> list[Check]:
+    """Look at the host as these settings, and a payment node there, would have it. Raises KernelError."""
+    return [*missing_names(settings, asked), *asked.check(look_at_host(settings, asked, node_addresses))]
 
 
 def health(name: str, why_not: str, fine: str) -> Check:

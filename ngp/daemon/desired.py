@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
-from ngp.config import PROTOCOL_NUMBERS
+from ngp.config import PROTOCOL_NUMBERS, is_forwarded_to
+from ngp.core.messages import Address
 from ngp.core.settings import FreeDestination, Settings
 from ngp.core.values import Check, DesiredNetwork, FreeRule
 from ngp.ports import Network
@@ -20,10 +24,31 @@ LEAST_LANE_BURST_BYTES = 256 << 10
 """What a lane lets through at once: a node's first look at the chain; never less than some superpackets of 64 kB."""
 
 
-def look_at_host(settings: Settings, network: Network) -> DesiredNetwork:
-    """Say what the kernel should look like on this host now. Raises KernelError."""
+def look_at_host(settings: Settings, network: Network, node_addresses: Iterable[str] = ()) -> DesiredNetwork:
+    """Say what the kernel should look like on this host now.
+
+    Args: node_addresses: where our payment node is reached, `host:port`; elsewhere than here it is a payment service.
+    Raises: KernelError.
+    """
     mesh = network.mesh_interfaces(settings.mesh_interfaces, settings.ignore_interfaces)
-    return desired_network(settings, mesh, network.upstream_interfaces(settings.ignore_interfaces))
+    desired = desired_network(settings, mesh, network.upstream_interfaces(settings.ignore_interfaces))
+    others = node_services(node_addresses, network.local_addresses())
+    return replace(desired, services=tuple(dict.fromkeys((*desired.services, *others))))
+
+
+def node_services(addresses: Iterable[str], own: Sequence[Address]) -> tuple[FreeRule, ...]:
+    """Return what a neighbour needs to reach our payment node, so far as it isn't on this host and has an address.
+
+    Names and onion addresses are left out.
+    """
+    found = []
+    for text in addresses:
+        host, _, port = text.rpartition(":")
+        with suppress(ValueError):
+            where = ip_address(host.strip("[]"))
+            if is_forwarded_to(where) and where not in own and 0 < int(port) < 65536:
+                found.append(FreeRule(ip_network(where), PROTOCOL_NUMBERS["tcp"], int(port)))
+    return tuple(found)
 
 
 def missing_names(settings: Settings, network: Network) -> list[Check]:

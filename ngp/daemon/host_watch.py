@@ -31,6 +31,7 @@ class HostWatch:
     Args:
         settings: in force; `apply` changes them.
         post: its links stand on the mesh interfaces, its hellos name our addresses.
+        node_addresses: where our payment node was reached when we started.
 
     Attributes:
         desired: what the kernel was last told to look like.
@@ -39,8 +40,11 @@ class HostWatch:
         KernelError: the host can't be looked at.
     """
 
-    def __init__(self, settings: Settings, network: Network, post: Post) -> None:
-        self.desired = look_at_host(settings, network)
+    def __init__(
+        self, settings: Settings, network: Network, post: Post, node_addresses: tuple[str, ...] = ()
+    ) -> None:
+        self.node_addresses = node_addresses
+        self.desired = look_at_host(settings, network, node_addresses)
         self._settings = settings
         self._network = network
         self._post = post
@@ -66,7 +70,7 @@ class HostWatch:
     async def _match(self) -> None:
         network, post, settings = self._network, self._post, self._settings
         try:
-            desired = look_at_host(settings, network)
+            desired = look_at_host(settings, network, self.node_addresses)
             if desired != self.desired:
                 _log.info("interfaces: %s", ", ".join(desired.mesh_interfaces) or "none")
             network.apply(desired)

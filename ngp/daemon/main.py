@@ -121,7 +121,10 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         world = World(settings, means, lambda: secrets.token_bytes(16), clock.now(), first_number=(boot & 0x7FFF) << 16)
         network = make_network(settings, options.state_dir)
         gatekeeper = Gatekeeper(world)
-        parts = Parts(options.config_path, settings, clock, ledger, network, payment, gatekeeper, courier.identity)
+        addresses = (await payment.info()).addresses
+        parts = Parts(
+            options.config_path, settings, clock, ledger, network, payment, gatekeeper, courier.identity, addresses
+        )
     except NgpError:
         ledger.close()
         raise

@@ -68,6 +68,7 @@ class Parts:
     payment: Payment
     gatekeeper: Gatekeeper
     identity: bytes
+    node_addresses: tuple[str, ...] = ()
 
 
 class Node:
@@ -87,7 +88,7 @@ class Node:
         self.adopted = False
         self.stopping = asyncio.Event()
         self.post = make_post(self._ourselves(), self.tell)
-        self.host = HostWatch(parts.settings, parts.network, self.post)
+        self.host = HostWatch(parts.settings, parts.network, self.post, parts.node_addresses)
         self.payment = PaymentWatch(parts.payment, parts.gatekeeper.world, self.post, parts.identity, self.tell)
         self.channels = ChannelWatch(parts.payment, self.tell)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -16,7 +17,7 @@ from ngp.modules.network import check as checks
 from ngp.modules.network import nat, xtables
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.host import Host, expand_interfaces
-from ngp.ports import Check, DesiredNetwork
+from ngp.ports import Check, DesiredNetwork, FreeRule
 
 
 @pytest.fixture
@@ -219,6 +220,20 @@ def test_check_asks_the_kernel_for_the_way_back(hosts: Lab) -> None:
     assert not line.ok and line.found == "10.77.1.0/24 goes to up0" and "ip route get 10.77.1." in line.remedy
     sh("ip route replace unreachable 10.77.1.0/25")
     assert "10.77.1.0/24 goes to nowhere" in by_name(desired())["way back to m0"].found
+
+
+def test_check_says_what_is_let_through_for_payment(hosts: Lab) -> None:
+    tcp = socket.IPPROTO_TCP
+    addresses = (INTERNET[4], CLIENT[6], GATEWAY_TO_CLIENT[4], "10.99.0.1")
+    services = tuple(FreeRule(ip_network(address), tcp, 9735) for address in addresses)
+    sh("ip route add unreachable 10.99.0.0/16")
+    told = by_name(desired(services=services))
+    lines = [told[f"payment service {address} tcp 9735"] for address in addresses]
+    assert [line.ok for line in lines] == [True, False, True, False]
+    says = ("uncharged, 32 kB/s for each; by up0", "goes by m0, a mesh interface", "is on this router", "is not routed")
+    assert all(words in line.found for words, line in zip(says, lines, strict=True))
+    assert "ip route get fd00:77:1::2" in lines[1].remedy
+    assert not [name for name in by_name(desired(services=services, sells=False, buys=True)) if "service" in name]
 
 
 def test_check_looks_for_a_way_into_the_mesh_where_ngp_buys(hosts: Lab) -> None:

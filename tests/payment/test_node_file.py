@@ -1,0 +1,40 @@
+"""What is kept of a payment node, for a start while it is down."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from ngp.modules.payment import lnd_pb2 as pb
+from ngp.modules.payment.lnd import LndPayment
+from ngp.modules.payment.node_file import NodeFile
+from ngp.ports import PaymentInfo
+
+KEY = "02" * 33
+
+
+class Node:
+    """LND, of which only the addresses change."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+
+    async def call(self, _method: object, _message: object) -> pb.GetInfoResponse:
+        uris = [f"{KEY}@{address}" for address in self.addresses]
+        return pb.GetInfoResponse(identity_pubkey=KEY, chains=[pb.Chain(network="regtest")], uris=uris)
+
+
+def test_where_the_node_is_reached_is_kept_and_may_change(tmp_path: Path) -> None:
+    for addresses in (("10.0.0.9:9735",), ("10.0.0.9:9735", "[2001:db8::9]:9735"), ()):
+        payment = LndPayment(tmp_path)
+        payment._client = Node(*addresses)  # type: ignore[assignment]
+        assert asyncio.run(payment.info()).addresses == addresses
+        kept = NodeFile(tmp_path / "lnd-node.json").read()
+        assert kept == PaymentInfo(KEY, "regtest") and kept.addresses == addresses
+
+
+def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "lnd-node.json").write_text(f'{{"account_id": "{KEY}", "network": "regtest"}}')
+    assert NodeFile(tmp_path / "lnd-node.json").read() == PaymentInfo(KEY, "regtest")
+    (tmp_path / "lnd-node.json").write_text("[]")
+    assert NodeFile(tmp_path / "lnd-node.json").read() is None
