@@ -34,6 +34,7 @@ from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import ElectrumError, ElectrumRpc
 from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
+    UNKNOWN_PAYMENT,
     Channel,
     ChannelEnd,
     Check,
@@ -353,7 +354,7 @@ class ElectrumPayment:
         outcome = task.result() if task.done() else PaymentOutcome(payment_hash, PaymentStatus.PENDING)
         while task.done() and outcome.status is PaymentStatus.PENDING and time.monotonic() + POLL_S < deadline:
             await asyncio.sleep(POLL_S)
-            outcome = await self._fate(payment_hash)
+            outcome = await self._fate_if_told(payment_hash)
         return outcome
 
     def _paid(self, payment_hash: bytes, task: asyncio.Task[PaymentOutcome]) -> None:
@@ -377,7 +378,7 @@ class ElectrumPayment:
             if not error.answered:
                 return PaymentOutcome(decoded.payment_hash, PaymentStatus.PENDING)
             reason = error.detail
-        after = await self._fate(decoded.payment_hash)
+        after = await self._fate_if_told(decoded.payment_hash)
         if after.status is PaymentStatus.FAILED:
             return PaymentOutcome(decoded.payment_hash, PaymentStatus.FAILED, reason=reason)
         return after
@@ -412,12 +413,19 @@ class ElectrumPayment:
                 preimage, fee = bytes.fromhex(one["preimage"]), one["fee_msat"] or 0
                 return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, preimage, fee)
         if status is None:
-            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="unknown")
+            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
         if status in (_UNPAID, _EXPIRED) and await self._agrees_with_peers():
             return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="Electrum ended before it was paid")
         if status == _FAILED and not await self._has_parts_left():
             return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="Electrum gave up; see its log")
         return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
+
+    async def _fate_if_told(self, payment_hash: bytes) -> PaymentOutcome:
+        """Read what Electrum knows of a payment that may have begun; PENDING while it can't be asked."""
+        try:
+            return await self._fate(payment_hash)
+        except ElectrumError:
+            return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
 
     async def _status(self, payment_hash: bytes) -> int | None:
         try:

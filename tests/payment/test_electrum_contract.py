@@ -9,11 +9,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from contract_suite import Nodes, PaymentContract
+from contract_suite import AMOUNT_MSAT, FEE_LIMIT_MSAT, TIMEOUT_S, Nodes, PaymentContract, comes_to, watching
 from electrum_nodes import Pair, options, pair
 
 from core_tests.lightning.electrum import Electrum
+from ngp.errors import PaymentError
 from ngp.modules.payment.electrum import ElectrumPayment
+from ngp.ports import PaymentStatus, Settlement
 
 # One pair of nodes serves all tests of Electrum, so they run in one process.
 pytestmark = pytest.mark.xdist_group("electrum")
@@ -67,3 +69,55 @@ class TestElectrum(PaymentContract):
 
     def nodes(self) -> AbstractAsyncContextManager[Nodes]:
         return nodes_of(self.pair)
+
+
+async def ready(payment: ElectrumPayment) -> None:
+    """Wait until a daemon that was started again serves, and its wallet is loaded."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            try:
+                return await payment.wait_ready()
+            except PaymentError:
+                await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("victim", ["payer", "payee"])
+def test_a_daemon_killed_with_a_payment_on_its_way_pays_it_once(electrums: Pair, tmp_path: Path, victim: str) -> None:
+    async def scenario() -> None:
+        payer, payee = (ElectrumPayment(tmp_path / node.name, options(node)) for node in electrums.nodes)
+        for node in electrums.nodes:
+            (tmp_path / node.name).mkdir()
+            await asyncio.to_thread(node.await_settled)
+        before_msat, killed = await payer.balance_msat(), getattr(electrums, victim)
+        made = await payee.create_invoice(AMOUNT_MSAT, "", 600)
+        electrums.payee.rpc("enable_htlc_settle", b=False)
+        assert (await payer.pay(made.bolt11, 0, 1)).status is PaymentStatus.PENDING
+        await asyncio.to_thread(killed.kill9)
+        if victim == "payer":
+            with pytest.raises(PaymentError, match="electrum daemon -d"):
+                await payer.list_pending()
+        await asyncio.to_thread(killed.launch)
+        await ready(payer)
+        await ready(payee)
+        if victim == "payer":
+            assert (await payer.track(made.payment_hash)).status is PaymentStatus.PENDING
+        electrums.payee.rpc("enable_htlc_settle", b=True)
+        outcome = await payer.pay(made.bolt11, FEE_LIMIT_MSAT, 3 * TIMEOUT_S)
+        assert outcome.status is PaymentStatus.SUCCEEDED
+        assert await payer.track(made.payment_hash) == outcome
+        await comes_to(payer, before_msat - AMOUNT_MSAT)
+        async with asyncio.timeout(TIMEOUT_S), watching(payee, 0) as stream:
+            found = [told async for told in take_until(stream, made.payment_hash)]
+        assert [told.amount_msat for told in found if told.payment_hash == made.payment_hash] == [AMOUNT_MSAT]
+        await payer.close()
+        await payee.close()
+
+    asyncio.run(scenario())
+
+
+async def take_until(stream: AsyncIterator[Settlement], payment_hash: bytes) -> AsyncIterator[Settlement]:
+    """Yield settlements up to one."""
+    async for told in stream:
+        yield told
+        if told.payment_hash == payment_hash:
+            return

@@ -15,7 +15,7 @@ from fake_electrum import CHANNEL, LOGIN, NODE, PEER, FakeElectrum, Refused
 
 from ngp.errors import ConfigError, PaymentError
 from ngp.modules.payment import invoice
-from ngp.modules.payment.electrum import ElectrumPayment
+from ngp.modules.payment.electrum import POLL_S, ElectrumPayment
 from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import Credentials
 from ngp.ports import InvoiceState, PaymentStatus
@@ -122,8 +122,15 @@ def test_a_daemon_that_dies_while_it_pays_leaves_it_pending(tmp_path: Path) -> N
         async def lnpay(**_: Any) -> Any:
             raise asyncio.CancelledError  # the connection ends without an answer
 
-        daemon.say["lnpay"] = lnpay
-        assert (await payment.pay(bolt11(), 10_000, 0.1)).status is PaymentStatus.PENDING
+        def away(**_: Any) -> Any:
+            raise Refused("wallet not loaded")  # as after its next start
+
+        daemon.say |= {"lnpay": lnpay, "load_wallet": False}
+        paying = asyncio.create_task(payment.pay(bolt11(), 10_000, 2 * POLL_S))
+        while not daemon.count("lnpay"):
+            await asyncio.sleep(0)
+        daemon.say["get_invoice"] = away
+        assert (await paying).status is PaymentStatus.PENDING
 
     with_electrum(tmp_path, test)
 
