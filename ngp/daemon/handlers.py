@@ -11,7 +11,7 @@ from typing import Any
 from ngp import __version__, identity
 from ngp.config import parse
 from ngp.config.units import show_money
-from ngp.core.events import BlockNeighbour, InvoiceMade, RefundNeighbour
+from ngp.core.events import BlockNeighbour, ChannelsSeen, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import PaymentKind, PaymentState
@@ -262,6 +262,7 @@ class Handlers:
         """Describe our node and its channels, and what to do about those with neighbours."""
         node, manager = self._node, self._channel_manager()
         channels = await manager.channels()
+        node.tell(ChannelsSeen(tuple(channels)))  # what the operator sees, the daemon trades by
         neighbours = [one for one in self._world.by_link.values() if one.payee]
         return {
             "module": node.settings.payment_module,
