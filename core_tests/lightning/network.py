@@ -82,10 +82,10 @@ class LightningNetwork:
         self._each(Lnd.await_synced)
         for node in self.nodes.values():
             if node is not self._first:
-                self._send_coins(node.new_address())
+                self.send_coins(node.new_address())
         self.mine(1)
 
-    def _send_coins(self, address: str) -> None:
+    def send_coins(self, address: str) -> None:
         """Send from the first node's wallet, which may be some blocks behind its node."""
         words = ("sendcoins", "--force", address, str(COINS_BTC * 100_000_000))
         await_until(lambda: self._first.control(*words).returncode == 0, ACTIVE_S, "coins sent")

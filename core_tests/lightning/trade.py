@@ -99,7 +99,7 @@ def lightning_trade(
         relays = {name: Relay(host.popen, network.node(name)) for name, host in hosts.items()} if relayed else {}
         ways = {name: {"LND_HOST": relay.address} for name, relay in relays.items()}
         ignored = {"IGNORE_INTERFACE": ["wan0", "chain0"]}
-        made = _daemons(
+        made = configured(
             net,
             {**ignored, **node_settings(network.node("gateway")), **ways.get("gateway", {}), **(gateway or {})},
             {**node_settings(network.node("client")), **ways.get("client", {}), **(client or {})},
@@ -125,7 +125,7 @@ def mesh_only_trade(lab: Lab, gateway: Conf | None = None, client: Conf | None =
     ]
     chain = Place("chain", net.internet.inside(), at["internet"])
     with LightningNetwork(programs(), lab.folder / "lightning", places, chain) as network:
-        made = _daemons(
+        made = configured(
             net,
             {**node_settings(network.node("gateway")),
              "PAYMENT_SERVICES": [f"{at['internet']} {network.chain.rpc_port}"], **(gateway or {})},
@@ -141,7 +141,7 @@ def mesh_only_trade(lab: Lab, gateway: Conf | None = None, client: Conf | None =
         yield LightningTrade(made, network)
 
 
-def _daemons(net: ThreeHosts, gateway: Conf, client: Conf) -> Trade:
+def configured(net: ThreeHosts, gateway: Conf, client: Conf) -> Trade:
     """Configure both daemons, not started; the gateway's routes are a default route only."""
     for remote in REMOTE_NETS:
         net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)

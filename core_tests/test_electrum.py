@@ -1,0 +1,57 @@
+"""A client on Electrum trades with a gateway on LND: it opens the channel, pays, and is paid back what is left."""
+
+from __future__ import annotations
+
+import pytest
+
+from core_tests import traffic
+from core_tests.lab import Lab
+from core_tests.lightning.electrum_trade import ElectrumTrade, electrum_trade
+from core_tests.shell import await_until
+
+# One Electrum at a time: its start takes a processor for some seconds.
+pytestmark = pytest.mark.xdist_group("electrum")
+
+
+def test_a_client_on_electrum_opens_a_channel_pays_and_is_refunded_and_all_books_agree(lab: Lab) -> None:
+    with electrum_trade(lab, {"GRACE_DATA": "50 kB"}) as made:
+        trade, net = made.trade, made.trade.net
+        host = f"{made.earning.address}:{made.earning.ports.peer}"
+        gateway = trade.identity(trade.gateway)
+        opened = trade.client.cli(
+            "lightning", "open", gateway[:12], "--amount", "2000000", "--push", "400000", "--host", host, timeout_s=60
+        )
+        assert opened.returncode == 0, opened.stderr
+        made.mine(3)
+        await_until(lambda: channel_is_active(made), 60, "an active channel")
+        traffic.udp_echo(net.internet, net.remote(4), 5000)
+        await_until(lambda: pay_some(made) > 0, 60, "a payment")
+        trade.assert_books_agree(refused=True)  # what was sent before the first payment was over the grace
+        paid = trade.earned()["paid_msat"]
+        assert paid == trade.spent()["paid_msat"] == received_msat(made)
+        assert made.moved_msat() == (paid, 0)
+        status = trade.client.json("status")["payment"]
+        assert status == {**status, "module": "electrum", "ready": True}
+        refund = trade.gateway.cli("refund", trade.identity(trade.client)[:12])
+        assert refund.returncode == 0, refund.stderr
+        await_until(lambda: trade.earned()["refunded_msat"] == trade.spent()["refunded_msat"] > 0, 60, "the refund")
+        assert made.moved_msat() == (paid, trade.spent()["refunded_msat"])
+
+
+def channel_is_active(made: ElectrumTrade) -> bool:
+    """Whether both nodes can use the channel, and both daemons have seen that."""
+    found = [daemon.json("lightning", "status")["channels"] for daemon in (made.trade.client, made.trade.gateway)]
+    return all(channels and channels[0]["active"] for channels in found)
+
+
+def pay_some(made: ElectrumTrade) -> int:
+    """Carry some traffic, and return what was paid so far."""
+    net = made.trade.net
+    traffic.udp_send(net.client, net.remote(4), 5000, count=100, payload_bytes=1000, rate_pps=500)
+    return int(made.trade.earned()["paid_msat"])
+
+
+def received_msat(made: ElectrumTrade) -> int:
+    """Sum up what the gateway's node was paid by settled invoices, as the node says."""
+    invoices = made.earning.cli("listinvoices", "--max_invoices", "10000")["invoices"]
+    return sum(int(one["amt_paid_msat"]) for one in invoices if one["state"] == "SETTLED")
