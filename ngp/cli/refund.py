@@ -1,4 +1,4 @@
-"""`ngp refund`: pay back what is left of a neighbour's money."""
+"""`ngp refund`: pay back what is left of a neighbour's money, or ask for ours."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from ngp.cli.verbs import verb_command
 _REFUND_S = 120.0
 
 
-@verb_command("refund", click.Argument(["neighbour"]))
-def command(place: Place, neighbour: str) -> int:
-    """Refund a neighbour; the payment may take its time."""
+@verb_command(
+    "refund",
+    click.Argument(["neighbour"]),
+    click.Option(["--ask"], is_flag=True, help="Ask the neighbour for what we prepaid with it and don't use."),
+)
+def command(place: Place, neighbour: str, ask: bool) -> int:
+    """Refund a neighbour, or have it refund us; the payment may take its time."""
     progress = Progress("waiting for the refund")
     try:
-        result = Daemon(place.state_dir, _REFUND_S, progress).ask("refund", neighbour=neighbour)
+        result = Daemon(place.state_dir, _REFUND_S, progress).ask("refund", neighbour=neighbour, ask=ask)
     finally:
         progress.end()
     print_result(result, "refunded")

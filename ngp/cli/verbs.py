@@ -144,10 +144,12 @@ VERBS = (
         (("ngp unblock 7f3a", ""),),
     ),
     Verb(
-        "refund", "NEIGHBOUR", "pay back what is left of a neighbour's money",
-        "Asks the neighbour for an invoice over what no contract needs, and pays it. NEIGHBOUR is the key, its first "
-        "letters, or an address.",
-        (("ngp refund 7f3a", "when a neighbour leaves for good"),),
+        "refund", "NEIGHBOUR [--ask]", "pay back what is left of a neighbour's money, or ask for ours",
+        "Asks the neighbour for an invoice over what no contract needs, and pays it within the budgets. --ask: asks "
+        "the neighbour for what we prepaid with it; it pays by itself if its REFUND_WHEN_ASKED is yes, else its "
+        "operator decides. NEIGHBOUR is the key, its first letters, or an address.",
+        (("ngp refund 7f3a", "when a neighbour leaves for good"),
+         ("ngp block 7f3a; ngp refund 7f3a --ask", "when we do: all of our money, since no contract holds any more")),
     ),
     Verb(
         "lightning",

@@ -176,6 +176,7 @@ def _settings(written: Written, path: Path) -> Settings:
         payment_amount_msat=written[keys.PAYMENT_AMOUNT],
         grace_data_bytes=written[keys.GRACE_DATA],
         grace_time_s=written[keys.GRACE_TIME],
+        refund_when_asked=written[keys.REFUND_WHEN_ASKED],
         budgets=_budgets(written),
         fee_limit=written[keys.FEE_LIMIT],
         free_destinations=written[keys.FREE_DESTINATIONS],

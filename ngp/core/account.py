@@ -107,6 +107,9 @@ class Account:
         recall_after: from where on (closed when, id) closed contracts' bills are to be told again out of the ledger.
         patience: a client's, with invoices of this server that can't be paid.
         refunding_msat: promised or being paid back; no contract may spend it.
+        refund_offered_msat, refund_offered_mono_s, refund_asked: a server's offer that no invoice has met, when it was
+            made, and whether the client had asked for it.
+        refund_ask_mono_s, refund_told_mono_s: when a refund was last asked for, and the operator last told so.
         invoice: hash of the top-up invoice that waits to be paid; `invoice_asked` while the node makes one.
         top_up_msat, topped_up_mono_s, topped_up_at_msat: the last top-up, when, and what was charged by then.
         rate_msat_s: recent spending, smoothed.
@@ -145,6 +148,10 @@ class Account:
     invoices_declined: int = 0
     patience: Patience = field(default_factory=Patience)
     refund_offered_msat: int = 0
+    refund_offered_mono_s: float = 0.0
+    refund_asked: bool = False
+    refund_ask_mono_s: float = float("-inf")
+    refund_told_mono_s: float = float("-inf")
     moved_mono_s: float = float("-inf")
     most_asked_msat: int = 0
     top_up_msat: int = 0

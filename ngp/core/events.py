@@ -172,6 +172,13 @@ class RefundNeighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class AskRefund:
+    """The operator wants back what we prepaid with a server."""
+
+    identity: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class AskFor:
     """The operator (or a prefetch) asks a server for a quote before anything is sent."""
 
@@ -200,5 +207,6 @@ Event = (
     | SettingsChanged
     | BlockNeighbour
     | RefundNeighbour
+    | AskRefund
     | AskFor
 )

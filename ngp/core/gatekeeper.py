@@ -14,6 +14,7 @@ from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Acknowledge, Effect, Greet, Persist
 from ngp.core.events import (
     AskFor,
+    AskRefund,
     BillsRecalled,
     BlockNeighbour,
     ChannelsSeen,
@@ -50,7 +51,7 @@ from ngp.core.messages import (
     Role,
     Statement,
 )
-from ngp.core.records import PaymentState
+from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.timers import Due
 from ngp.core.values import HintKind, Now, Reading
 from ngp.core.world import Neighbour, World
@@ -148,6 +149,8 @@ class Gatekeeper:
                 self._block(event)
             case RefundNeighbour():
                 world.log(refunds.refund_offered(world, event.identity))
+            case AskRefund():
+                world.log(refunds.ask_back(world, event.identity))
             case AskFor():
                 neighbour = world.neighbours.get((event.identity, event.link))
                 if neighbour is not None:
@@ -196,7 +199,7 @@ class Gatekeeper:
             case Notice():
                 buyer.noticed(world, neighbour, message)
             case Refund():
-                refunds.refund_received(world, neighbour, message, event.decoded)
+                return refunds.refund_received(world, neighbour, message, event.decoded, number)
             case Bye():
                 neighbour.up = False
                 world.log(f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]} stops")
@@ -205,8 +208,13 @@ class Gatekeeper:
         return False
 
     def _rejected(self, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:
-        if reject.subject in self.world.invoices:
-            if self.world.invoices[reject.subject].identity == neighbour.identity:
+        if not reject.subject:
+            refunds.ask_rejected(self.world, neighbour, reject)
+            return False
+        if (record := self.world.invoices.get(reject.subject)) is not None:
+            if record.identity == neighbour.identity and record.kind is PaymentKind.REFUND:
+                refunds.invoice_declined(self.world, record, reject)
+            elif record.identity == neighbour.identity:
                 invoices.invoice_declined(self.world, reject)
             return False
         contract = self.world.contracts.get(reject.subject)

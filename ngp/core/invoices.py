@@ -134,7 +134,8 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
     if event.kind is not PaymentKind.MANUAL:
         account = world.account(event.identity, Role.SERVER if event.kind is PaymentKind.TOP_UP else Role.CLIENT)
         account.invoice, account.invoice_asked = event.payment_hash, False
-        account.invoice_not_before_mono_s = world.now.monotonic_s + RETRY_S
+        if event.kind is PaymentKind.TOP_UP:
+            account.invoice_not_before_mono_s = world.now.monotonic_s + RETRY_S
     send_invoice(world, record)
 
 
@@ -171,14 +172,15 @@ def invoice_due(world: World, payment_hash: bytes) -> None:
     if record.state is not PaymentState.OPEN:
         del world.invoices[payment_hash]  # long over; the ledger keeps it
         return
-    _withdraw(world, record, "expired")
+    withdraw(world, record, "expired")
     account = world.accounts.get((record.identity, Role.SERVER))
     if account is not None and account.running:
         top_up_if_low(world, account)
     world.forget_if_gone(record.identity)
 
 
-def _withdraw(world: World, record: PaymentRecord, why: str) -> None:
+def withdraw(world: World, record: PaymentRecord, why: str) -> None:
+    """Take an invoice back; should its payment come all the same, it still counts."""
     role = Role.CLIENT if record.kind is PaymentKind.REFUND else Role.SERVER
     account = world.account(record.identity, role)
     if account.invoice == record.payment_hash:
@@ -211,7 +213,7 @@ def invoice_declined(world: World, reject: Reject) -> None:
     if record is None or record.state is not PaymentState.OPEN:
         return
     account = world.account(record.identity, Role.SERVER)
-    _withdraw(world, record, f"declined: {reject.reason.value}")
+    withdraw(world, record, f"declined: {reject.reason.value}")
     account.most_asked_msat = max(reject.amount_msat, world.means.least_amount_msat) if reject.amount_msat else 0
     smaller = 0 < reject.amount_msat < record.amount_msat and account.invoices_declined < 2
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(account.invoices_declined, 16))

@@ -187,7 +187,10 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """Pay back what a client prepaid: the server names an amount (no invoice), the client answers with an invoice."""
+    """Pay back what a client prepaid: the server names an amount (no invoice), the client answers with an invoice.
+
+    Neither amount nor invoice: the client asks for an offer.
+    """
 
     amount_msat: int
     bolt11: str = ""

@@ -59,7 +59,8 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     if reason is not None:
         world.send(neighbour, Reject(payment_hash, reason, amount_msat=instead))
         return True
-    pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat)
+    fee_limit_msat = world.settings.fee_limit.of_msat(invoice.amount_msat)
+    pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat, fee_limit_msat)
     return False
 
 
@@ -176,18 +177,23 @@ def _pending(world: World, identity: bytes) -> list[PaymentRecord]:
 
 
 def pay(
-    world: World, neighbour: Neighbour, kind: PaymentKind, bolt11: str, payment_hash: bytes, amount_msat: int
+    world: World,
+    neighbour: Neighbour,
+    kind: PaymentKind,
+    bolt11: str,
+    payment_hash: bytes,
+    amount_msat: int,
+    fee_limit_msat: int,
 ) -> None:
     """Write a payment down as pending, take it off the budgets with the most its routing may cost, and send it."""
     identity = neighbour.identity
-    fee_limit = world.settings.fee_limit.of_msat(amount_msat)
     record = PaymentRecord(
         direction=Direction.OUT,
         payment_hash=payment_hash,
         kind=kind,
         identity=identity,
         amount_msat=amount_msat,
-        fee_msat=fee_limit,
+        fee_msat=fee_limit_msat,
         state=PaymentState.PENDING,
         bolt11=bolt11,
         preimage=b"",
@@ -196,9 +202,9 @@ def pay(
         reason="",
     )
     world.payments[payment_hash] = record
-    world.spending.add(identity, amount_msat + fee_limit, world.now.utc_s)
+    world.spending.add(identity, amount_msat + fee_limit_msat, world.now.utc_s)
     world.do(Persist(record, durable=True))
-    world.do(PayInvoice(bolt11, payment_hash, fee_limit, PAY_TIMEOUT_S, neighbour.payee.hex() or None))
+    world.do(PayInvoice(bolt11, payment_hash, fee_limit_msat, PAY_TIMEOUT_S, neighbour.payee.hex() or None))
 
 
 def payment_result(world: World, outcome: PaymentOutcome) -> None:
@@ -269,12 +275,12 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
     )
     if record.kind is PaymentKind.REFUND:
         world.account(record.identity, Role.SERVER).refunding_msat -= record.amount_msat
-        return
-    account = world.account(record.identity, Role.CLIENT)
-    account.why_not = f"the last payment failed: {outcome.reason}"
-    patience = _patience(world, account)
-    pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(patience.failures, 16))
-    patience.not_before_mono_s, patience.failures = world.now.monotonic_s + pause_s, patience.failures + 1
+    else:
+        account = world.account(record.identity, Role.CLIENT)
+        account.why_not = f"the last payment failed: {outcome.reason}"
+        patience = _patience(world, account)
+        pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(patience.failures, 16))
+        patience.not_before_mono_s, patience.failures = world.now.monotonic_s + pause_s, patience.failures + 1
     neighbour = world.any_link(record.identity)
     if neighbour is not None:
         world.send(neighbour, Reject(record.payment_hash, RejectReason.BUSY))

@@ -1,19 +1,48 @@
-"""Refunds: the server offers what is free on an account, the client asks for no more than its books say, once."""
+"""Refunds: what a client prepaid and doesn't use goes back to it, once.
+
+The server offers what is free on the account, the client answers with an invoice of its node, and that is paid like any
+other: written down first, within the budgets, tracked to its end. The operator offers by `ngp refund`; a client may ask
+(a refund of nothing), and where REFUND_WHEN_ASKED is yes that is answered by an offer.
+
+What a client could gain by asking: routing fees, which the server pays, and may even go to the asker's own nodes. So an
+asked refund costs no more than what was earned with that neighbour, is worth a payment (`LEAST_ASKED_MSAT`), and comes
+once an hour. An offer is for what is free, so for what was paid and not charged; one refund of a neighbour is under way
+at a time, and what it takes no contract may spend. An offer is kept in memory only: a daemon that dies forgets it, and
+an invoice without an offer isn't paid.
+"""
 
 from __future__ import annotations
 
 import logging
 
 from ngp.core.account import Account
-from ngp.core.budget import broken_limit
+from ngp.core.budget import broken_limit, room_msat
 from ngp.core.effects import MakeInvoice
-from ngp.core.invoices import INVOICE_EXPIRY_S
-from ngp.core.messages import Refund, Role
+from ngp.core.invoices import INVOICE_EXPIRY_S, send_invoice, withdraw
+from ngp.core.messages import Paid, Refund, Reject, RejectReason, Role
 from ngp.core.payments import MOST_INVOICE_EXPIRY_S, names_its_payee, pay
 from ngp.core.pricing import SAT_MSAT
-from ngp.core.records import PaymentKind
+from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
+from ngp.core.topups import receivable, sendable
 from ngp.core.values import DecodedInvoice
 from ngp.core.world import Neighbour, World
+
+LEAST_ASKED_MSAT = 10_000
+ASKED_AGAIN_S = 3600
+FAILED_AGAIN_S = 300
+ASK_PAUSE_S = 5.0
+TOLD_AGAIN_S = 3600.0
+OFFER_STANDS_S = 600.0
+ANSWER_S = 15.0
+INVOICE_PAUSE_S = 60.0
+"""Between two invoices for refunds of one server: offers cost nothing, invoices a call to our node and a row."""
+
+_WHY_NOT = {
+    RejectReason.TERMS: "its operator decides (ngp refund there; REFUND_WHEN_ASKED)",
+    RejectReason.AMOUNT: "nothing is free there that is worth a payment; running contracts hold theirs (ngp block)",
+    RejectReason.BUSY: "a refund is on its way, or was paid or failed lately: ask again later",
+    RejectReason.BLOCKED: "it has blocked us",
+}
 
 
 def refundable_msat(account: Account) -> int:
@@ -21,67 +50,231 @@ def refundable_msat(account: Account) -> int:
     return max(0, account.funds_msat)
 
 
+def offerable_msat(world: World, account: Account) -> int:
+    """Return what can be offered in one payment, in whole sat; 0 where that is no payment."""
+    bounds = sendable(world, account.identity)
+    amount = min(refundable_msat(account) // SAT_MSAT * SAT_MSAT, bounds.most_msat)
+    return amount if amount >= bounds.least_msat and not bounds.why_not else 0
+
+
+# --- server -----------------------------------------------------------------------------------------------------------
+
+
 def refund_offered(world: World, identity: bytes) -> str:
     """Offer a client its balance back; it answers with an invoice. Returns what was done, for the operator."""
-    account = world.accounts.get((identity, Role.SERVER))
-    amount = refundable_msat(account) // SAT_MSAT * SAT_MSAT if account is not None else 0
-    if account is None or amount < max(SAT_MSAT, world.means.least_amount_msat):
-        return f"nothing to refund to {identity.hex()[:8]}: {amount} msat are free on its account"
+    who, account = identity.hex()[:8], world.accounts.get((identity, Role.SERVER))
+    if account is not None and account.refunding_msat:
+        return f"no refund to {who}: one of {account.refunding_msat} msat is on its way"
+    amount = offerable_msat(world, account) if account is not None else 0
+    if account is None or not amount:
+        free_msat = refundable_msat(account) if account is not None else 0
+        why = sendable(world, identity).why_not if free_msat >= SAT_MSAT else ""
+        return f"nothing to refund to {who}: {why or f'{free_msat} msat are free on its account'}"
     neighbour = world.any_link(identity)
     if neighbour is None:
-        return f"no refund to {identity.hex()[:8]}: it is away; run the command again when it is back"
-    account.refund_offered_msat = amount
-    world.send(neighbour, Refund(amount))
-    return f"refund of {amount} msat offered to {identity.hex()[:8]}; paid when it sends its invoice"
+        return f"no refund to {who}: it is away; run the command again when it is back"
+    _offer(world, neighbour, account, amount, asked=False)
+    return f"refund of {amount} msat offered to {who}; paid when it sends its invoice"
 
 
-def refund_received(world: World, neighbour: Neighbour, refund: Refund, decoded: DecodedInvoice | None) -> None:
-    """Client: answer an offer with an invoice. Server: pay the invoice that answers our offer, within the balance."""
+def _offer(world: World, neighbour: Neighbour, account: Account, amount_msat: int, asked: bool) -> None:
+    account.refund_offered_msat, account.refund_asked = amount_msat, asked
+    account.refund_offered_mono_s = world.now.monotonic_s
+    world.send(neighbour, Refund(amount_msat))
+
+
+def refund_received(
+    world: World, neighbour: Neighbour, refund: Refund, decoded: DecodedInvoice | None, message_id: int = 0
+) -> bool:
+    """Client: answer an offer with an invoice. Server: answer an ask, or pay the invoice that answers our offer.
+
+    Returns whether it was answered by a message.
+    """
     if refund.bolt11:
-        _pay_back(world, neighbour, refund, decoded)
-    else:
-        _take_back(world, neighbour, refund)
+        return _pay_back(world, neighbour, refund, decoded)
+    if refund.amount_msat:
+        return _take_back(world, neighbour, refund)
+    return _asked(world, neighbour, message_id)
 
 
-def _take_back(world: World, neighbour: Neighbour, refund: Refund) -> None:
+def _asked(world: World, neighbour: Neighbour, message_id: int) -> bool:
+    account = world.accounts.get((neighbour.identity, Role.SERVER))
+    if account is not None:
+        if world.now.monotonic_s - account.refund_ask_mono_s < ASK_PAUSE_S:
+            world.count("refund_asks_ignored")
+            return False
+        account.refund_ask_mono_s = world.now.monotonic_s
+    reason = _objection(world, neighbour, account)
+    if account is None or reason is not None:
+        world.count("refund_asks_declined")
+        world.send(neighbour, Reject(b"", reason or RejectReason.AMOUNT), message_id)
+        return True
+    amount = offerable_msat(world, account)
+    world.log(f"{neighbour.identity.hex()[:8]} asks for its balance; refund of {amount} msat offered")
+    _offer(world, neighbour, account, amount, asked=True)
+    return False
+
+
+def _objection(world: World, neighbour: Neighbour, account: Account | None) -> RejectReason | None:
+    if neighbour.blocked:
+        return RejectReason.BLOCKED
+    amount = offerable_msat(world, account) if account is not None else 0
+    if account is None or amount < LEAST_ASKED_MSAT:
+        return RejectReason.AMOUNT
+    if account.refunding_msat or _refunded_lately(world, account.identity):
+        return RejectReason.BUSY
+    if world.settings.refund_when_asked:
+        return None
+    if world.now.monotonic_s - account.refund_told_mono_s >= TOLD_AGAIN_S:
+        account.refund_told_mono_s = world.now.monotonic_s
+        who = neighbour.identity.hex()[:8]
+        world.log(f"{who} asks for {amount} msat of its balance: ngp refund {who}, if it shall have it")
+    return RejectReason.TERMS
+
+
+def _refunded_lately(world: World, identity: bytes) -> bool:
+    """Look at the payments themselves, which outlive the process: a restart is no new hour."""
+    for record in world.payments.values():
+        if record.kind is PaymentKind.REFUND and record.identity == identity:
+            again_s = FAILED_AGAIN_S if record.state is PaymentState.FAILED else ASKED_AGAIN_S
+            if world.now.utc_s - max(record.created_at_s, record.settled_at_s) < again_s:
+                return True
+    return False
+
+
+def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: DecodedInvoice | None) -> bool:
+    if decoded is None or decoded.amount_msat != refund.amount_msat or decoded.network != world.means.network:
+        world.count("invoice_malformed")
+        return False
+    known = world.payments.get(decoded.payment_hash)
+    if known is not None and known.identity == neighbour.identity:
+        return _say_again(world, neighbour, known)
+    account = world.accounts.get((neighbour.identity, Role.SERVER))
+    ours = known is not None or decoded.payment_hash in world.invoices
+    lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S
+    if account is None or ours or not lasts or not names_its_payee(world, neighbour, decoded):
+        world.count("refund_refused")
+        return False
+    stands = world.now.monotonic_s - account.refund_offered_mono_s < OFFER_STANDS_S
+    offered = account.refund_offered_msat if stands and not account.refunding_msat else 0
+    if not offered:  # unasked for, the fees alone would drain us; it may come again behind the next offer
+        world.count("refund_refused")
+        return False
+    reason, instead = _unpayable(world, account, refund.amount_msat, offered)
+    if reason is not None:
+        world.send(neighbour, Reject(decoded.payment_hash, reason, amount_msat=instead))
+        return True
+    if refund.amount_msat < offered:
+        world.log(f"{neighbour.identity.hex()[:8]} asks for {refund.amount_msat} msat of {offered} msat offered")
+    account.refund_offered_msat = 0
+    account.refunding_msat += refund.amount_msat
+    fee_limit_msat = _fee_limit_msat(world, account, refund.amount_msat)
+    pay(world, neighbour, PaymentKind.REFUND, refund.bolt11, decoded.payment_hash, refund.amount_msat, fee_limit_msat)
+    return False
+
+
+def _say_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool:
+    if known.state is PaymentState.SUCCEEDED:
+        world.send(neighbour, Paid(known.payment_hash, known.preimage))
+    elif known.state is PaymentState.FAILED:
+        world.send(neighbour, Reject(known.payment_hash, RejectReason.BUSY))
+    return known.state is not PaymentState.PENDING
+
+
+def _fee_limit_msat(world: World, account: Account, amount_msat: int) -> int:
+    """Return what the routing of a refund may cost: asked for, no more than what this neighbour brought in."""
+    limit = world.settings.fee_limit.of_msat(amount_msat)
+    return min(limit, max(0, account.charged_msat)) if account.refund_asked else limit
+
+
+def _unpayable(
+    world: World, account: Account, amount_msat: int, offered_msat: int
+) -> tuple[RejectReason | None, int]:
+    """Object to an invoice for a refund, and say what would be paid instead."""
+    free_msat = min(offered_msat, offerable_msat(world, account))
+    if amount_msat > free_msat:
+        return RejectReason.AMOUNT, free_msat
+    cost = amount_msat + _fee_limit_msat(world, account, amount_msat)
+    budgets = world.settings.budgets
+    limit = broken_limit(budgets, world.spending, account.identity, cost, world.now.utc_s)
+    if limit is None:
+        return None, 0
+    who = account.identity.hex()[:8]
+    world.log(f"refund of {amount_msat} msat to {who} not paid: {limit}", logging.WARNING)
+    room = room_msat(budgets, world.spending, account.identity, world.now.utc_s)
+    return RejectReason.BUDGET, world.settings.fee_limit.fits_msat(room) // SAT_MSAT * SAT_MSAT
+
+
+# --- client -----------------------------------------------------------------------------------------------------------
+
+
+def ask_back(world: World, identity: bytes) -> str:
+    """Ask a server for what we prepaid and don't use. Returns what was done, for the operator."""
+    who, account = identity.hex()[:8], world.accounts.get((identity, Role.CLIENT))
+    if account is None or account.balance_msat < SAT_MSAT:
+        return f"nothing to ask of {who}: we have {0 if account is None else account.balance_msat} msat with it"
+    neighbour = world.any_link(identity)
+    if neighbour is None:
+        return f"{who} is away and can't be asked; run the command again when it is back"
+    account.refund_ask_mono_s = world.now.monotonic_s
+    world.send(neighbour, Refund(0))
+    return f"{who} asked for what is free of our {account.balance_msat} msat"
+
+
+def ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
+    """A server doesn't pay back now; an ask for a quote is declined in the same words, and nobody waits for that."""
+    account = world.accounts.get((neighbour.identity, Role.CLIENT))
+    if account is not None and world.now.monotonic_s - account.refund_ask_mono_s < ANSWER_S:
+        account.refund_ask_mono_s = float("-inf")
+        why = _WHY_NOT.get(reject.reason, reject.reason.value)
+        world.log(f"{neighbour.identity.hex()[:8]} offers no refund: {why}", logging.WARNING)
+
+
+def _take_back(world: World, neighbour: Neighbour, refund: Refund) -> bool:
     account = world.accounts.get((neighbour.identity, Role.CLIENT))
     balance_msat = 0 if account is None else account.balance_msat
-    amount = min(refund.amount_msat, max(0, balance_msat)) // SAT_MSAT * SAT_MSAT
+    amount = min(refund.amount_msat, max(0, balance_msat))
     if amount < refund.amount_msat:
         world.log(
             f"{neighbour.identity.hex()[:8]} offers a refund of {refund.amount_msat} msat; by our books we have "
             f"{balance_msat} msat with it and ask for no more"
         )
-    if account is None or account.invoice or account.invoice_asked:
-        return
-    if amount >= max(SAT_MSAT, world.means.least_amount_msat):
+    if account is None or account.invoice_asked:
+        return False
+    account.refund_ask_mono_s = float("-inf")
+    standing = world.invoices.get(account.invoice)
+    if standing is not None and standing.state is PaymentState.OPEN and standing.amount_msat <= refund.amount_msat:
+        send_invoice(world, standing)  # it came behind an offer that the server forgot
+    elif world.now.monotonic_s >= account.invoice_not_before_mono_s:
+        if standing is not None and standing.state is PaymentState.OPEN:
+            withdraw(world, standing, "another amount was offered")
+        account.invoices_declined = 0
+        _ask_invoice(world, account, amount)
+    return False
+
+
+def _ask_invoice(world: World, account: Account, amount_msat: int) -> None:
+    bounds = receivable(world, account.identity)
+    amount = min(amount_msat // SAT_MSAT * SAT_MSAT, bounds.most_msat)
+    if bounds.why_not:
+        world.log(f"no refund can be received from {account.identity.hex()[:8]}: {bounds.why_not}", logging.WARNING)
+    elif amount >= bounds.least_msat:
         account.invoice_asked = True
-        memo = f"ngp refund from {neighbour.identity.hex()[:16]}"
-        world.do(MakeInvoice(neighbour.identity, PaymentKind.REFUND, amount, memo, INVOICE_EXPIRY_S))
+        account.invoice_not_before_mono_s = world.now.monotonic_s + INVOICE_PAUSE_S
+        memo = f"ngp refund from {account.identity.hex()[:16]}"
+        world.do(MakeInvoice(account.identity, PaymentKind.REFUND, amount, memo, INVOICE_EXPIRY_S))
 
 
-def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: DecodedInvoice | None) -> None:
-    if decoded is None or decoded.amount_msat != refund.amount_msat or decoded.network != world.means.network:
-        world.count("invoice_malformed")
+def invoice_declined(world: World, record: PaymentRecord, reject: Reject) -> None:
+    """The server won't pay this invoice (any more): take less, once, if it names less."""
+    if record.state is not PaymentState.OPEN:
         return
-    account = world.accounts.get((neighbour.identity, Role.SERVER))
-    lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S
-    if account is None or not lasts or not names_its_payee(world, neighbour, decoded):
-        world.count("refund_refused")
-        return
-    amount = refund.amount_msat
-    offered = min(account.refund_offered_msat, refundable_msat(account))  # unasked for, the fees alone would drain us
-    ours = decoded.payment_hash in world.payments or decoded.payment_hash in world.invoices
-    if ours or not 0 < amount <= offered:
-        world.count("refund_refused")
-        return
-    cost = amount + world.settings.fee_limit.of_msat(amount)
-    limit = broken_limit(world.settings.budgets, world.spending, neighbour.identity, cost, world.now.utc_s)
-    if limit is not None:
-        world.log(f"refund of {amount} msat to {neighbour.identity.hex()[:8]} not paid: {limit}", logging.WARNING)
-        return
-    if amount < offered:
-        world.log(f"{neighbour.identity.hex()[:8]} asks for {amount} msat of {offered} msat offered")
-    account.refund_offered_msat = 0
-    account.refunding_msat += amount
-    pay(world, neighbour, PaymentKind.REFUND, refund.bolt11, decoded.payment_hash, amount)
+    account = world.account(record.identity, Role.CLIENT)
+    withdraw(world, record, f"declined: {reject.reason.value}")
+    less = 0 < reject.amount_msat < record.amount_msat
+    who = record.identity.hex()[:8]
+    instead = f"; {reject.amount_msat} msat at most" if less else ""
+    world.log(f"{who} didn't pay the refund of {record.amount_msat} msat: {reject.reason.value}{instead}")
+    if less and not account.invoices_declined and not account.invoice_asked:
+        account.invoices_declined += 1
+        _ask_invoice(world, account, min(reject.amount_msat, max(0, account.balance_msat)))

@@ -239,8 +239,9 @@ def _payments(world: World, snapshot: Snapshot) -> None:
             world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + REMEMBERED_S)
             if payment.state is PaymentState.OPEN:
                 world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + invoices.OPEN_S)
-                if payment.kind is PaymentKind.TOP_UP:
-                    world.account(payment.identity, Role.SERVER).invoice = payment.payment_hash
+                if payment.kind is not PaymentKind.MANUAL:
+                    role = Role.SERVER if payment.kind is PaymentKind.TOP_UP else Role.CLIENT
+                    world.account(payment.identity, role).invoice = payment.payment_hash
         else:
             world.payments[payment.payment_hash] = payment
             world.timers.set(Due.TRACK, payment.payment_hash, world.now.monotonic_s + REMEMBERED_S)

@@ -99,6 +99,7 @@ class Settings:
     payment_amount_msat: int
     grace_data_bytes: int
     grace_time_s: int
+    refund_when_asked: bool
     budgets: Budgets
     fee_limit: FeeLimit
     free_destinations: tuple[FreeDestination, ...]

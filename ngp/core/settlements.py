@@ -70,7 +70,8 @@ def _credit(world: World, record: PaymentRecord, paid_msat: int) -> None:
     if record.kind is PaymentKind.REFUND:
         account = world.account(record.identity, Role.CLIENT)
         account.refunded_msat += amount_msat
-        account.invoice = b""
+        if account.invoice == record.payment_hash:
+            account.invoice, account.invoice_not_before_mono_s = b"", 0.0
         world.save_account(account, durable=True)
         world.log(f"refund of {amount_msat} msat received from {record.identity.hex()[:8]}")
         return

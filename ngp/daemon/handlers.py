@@ -11,11 +11,13 @@ from typing import Any
 from ngp import __version__, identity
 from ngp.config import parse
 from ngp.config.units import show_money
-from ngp.core.events import BlockNeighbour, ChannelsSeen, InvoiceMade, RefundNeighbour
+from ngp.core.account import Account
+from ngp.core.events import AskRefund, BlockNeighbour, ChannelsSeen, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import PaymentKind, PaymentState
-from ngp.core.refunds import refundable_msat
+from ngp.core.refunds import offerable_msat, refundable_msat
+from ngp.core.topups import sendable
 from ngp.daemon import checkup, lightning, reports
 from ngp.daemon.node import Node
 from ngp.errors import ConfigError, PaymentError, UsageError
@@ -207,25 +209,58 @@ class Handlers:
         return f"{identity.short_text(who)} {'is blocked' if blocked else 'may trade again'}"
 
     async def refund(self, arguments: dict[str, Any]) -> str:
-        """Offer a neighbour its balance back."""
+        """Offer a neighbour its balance back; or ask it for ours."""
         who = self._who(arguments)
+        if arguments.get("ask"):
+            return self._ask_refund(who)
         account = self._world.accounts.get((who, Role.SERVER))
-        free_msat = 0 if account is None else refundable_msat(account)
-        least_msat = max(SAT_MSAT, self._world.means.least_amount_msat)
-        if free_msat < least_msat:
+        if account is not None and account.refunding_msat:
             raise PaymentError(
-                f"nothing to refund: {free_msat} msat of {identity.short_text(who)}'s balance are free, and less than "
-                f"{least_msat} msat can't be sent"
+                f"a refund of {show_money(account.refunding_msat)} to {identity.short_text(who)} is on its way: "
+                "ngp accounts shows since when"
             )
+        amount_msat = 0 if account is None else offerable_msat(self._world, account)
+        if account is None or not amount_msat:
+            raise PaymentError(f"nothing to refund: {self._why_nothing(who, account)}")
+        self._must_be_here(who, "send its invoice")
+        unanswered_msat = account.refund_offered_msat
+        self._node.tell(RefundNeighbour(who))
+        said = f"refund of {amount_msat // SAT_MSAT} sat offered to {identity.short_text(who)}"
+        if unanswered_msat:
+            said += (
+                f" once more: it sent no invoice for the {unanswered_msat // SAT_MSAT} sat offered before; what you "
+                "credited by hand isn't in its books, so it won't ask for that"
+            )
+        return f"{said}; it asks for no more than it has by its own books, and ngp ledger shows what is paid"
+
+    def _why_nothing(self, who: bytes, account: Account | None) -> str:
+        free_msat = 0 if account is None else refundable_msat(account)
+        bounds = sendable(self._world, who)
+        if free_msat >= bounds.least_msat and bounds.why_not:
+            return bounds.why_not
+        return (
+            f"{free_msat} msat of {identity.short_text(who)}'s balance are free, and less than "
+            f"{bounds.least_msat} msat can't be sent"
+        )
+
+    def _ask_refund(self, who: bytes) -> str:
+        account = self._world.accounts.get((who, Role.CLIENT))
+        balance_msat = 0 if account is None else account.balance_msat
+        if account is None or balance_msat < SAT_MSAT:
+            raise PaymentError(f"nothing to ask for: {balance_msat} msat of ours are with {identity.short_text(who)}")
+        self._must_be_here(who, "be asked")
+        self._node.tell(AskRefund(who))
+        held = ", but for what running contracts hold (ngp block ends them)" if account.running else ""
+        return (
+            f"{identity.short_text(who)} asked for our {balance_msat // SAT_MSAT} sat{held}; ngp ledger shows what "
+            "comes back, the log what it says"
+        )
+
+    def _must_be_here(self, who: bytes, to_do: str) -> None:
         if self._world.any_link(who) is None:
             raise PaymentError(
-                f"{identity.short_text(who)} is away and can't send its invoice: run this again when it is back"
+                f"{identity.short_text(who)} is away and can't {to_do}: run this again when it is back"
             )
-        self._node.tell(RefundNeighbour(who))
-        return (
-            f"refund of {free_msat // SAT_MSAT} sat offered to {identity.short_text(who)}; it asks for no more than it "
-            "has by its own books, and ngp ledger shows what is paid"
-        )
 
     async def payment(self, arguments: dict[str, Any]) -> str:
         """Credit a neighbour by hand; sandbox only."""

@@ -93,6 +93,7 @@ def settings(**changes: object) -> Settings:
         payment_amount_msat=100_000,
         grace_data_bytes=256 << 10,
         grace_time_s=10,
+        refund_when_asked=False,
         budgets=Budgets(20_000_000, None, 50_000_000, 200_000_000, None),
         fee_limit=FeeLimit(10_000, 1000),
         free_destinations=(),

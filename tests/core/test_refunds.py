@@ -1,0 +1,282 @@
+"""Money that is given back: to whom it belongs, once, whoever asks how often and whatever dies in between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from playbook import PAYEES, Node, Sim, settings
+from test_money import OFTEN
+from test_reach import channel, end
+
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.account import Account
+from ngp.core.messages import Message, Refund, Reject, RejectReason, Role
+from ngp.core.pricing import SAT_MSAT
+from ngp.core.records import Direction, PaymentKind, PaymentState
+from ngp.core.refunds import ASK_PAUSE_S, ASKED_AGAIN_S, INVOICE_PAUSE_S
+from ngp.core.settings import Budgets, FeeLimit
+from ngp.core.values import PaymentStatus
+
+HOST = "198.51.100.1"
+GENEROUS = settings(refund_when_asked=True, contract_time_s=5)
+
+
+def prepaid(gateway: object = GENEROUS, seconds: float = 60.0) -> Sim:
+    """A client that used a little of what it prepaid, and whose contracts are over."""
+    sim = Sim(gateway)  # type: ignore[arg-type]
+    sim.flow(HOST, 50_000, 2)
+    sim.run(seconds)
+    assert not account(sim).running and account(sim).balance_msat > 10_000
+    return sim
+
+
+def account(sim: Sim, role: Role = Role.SERVER) -> Account:
+    node = sim.gateway if role is Role.SERVER else sim.client
+    return node.world.accounts[sim.peer(node).identity, role]
+
+
+def ask(sim: Sim) -> None:
+    sim.happen(sim.client, ev.AskRefund(sim.gateway.identity))
+    sim.run(2)
+
+
+def offer(sim: Sim) -> None:
+    sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
+    sim.run(2)
+
+
+def say(sim: Sim, message: Message) -> list[object]:
+    """Let the client's key say something to the gateway; return what it answers."""
+    invoice = getattr(message, "bolt11", "")
+    decoded = sim.mint.decode(invoice) if invoice else None
+    told = ev.MessageReceived(sim.client.identity, sim.client.link, sim.client.boot, message, 9 << 32, 0, decoded)
+    effects = sim.gateway.gatekeeper.step(told, sim.clock())
+    sim.carry_out(sim.gateway, [effect for effect in effects if not isinstance(effect, fx.Send)])
+    return [effect.message for effect in effects if isinstance(effect, fx.Send)]
+
+
+def refunds(node: Node) -> list[int]:
+    """Return what a node's ledger says that it paid back."""
+    kept = node.ledger.payments.values()
+    ours = [one for one in kept if one.kind is PaymentKind.REFUND and one.direction is Direction.OUT]
+    return [one.amount_msat for one in ours if one.state is PaymentState.SUCCEEDED]
+
+
+def logged(node: Node, words: str) -> int:
+    return sum(isinstance(effect, fx.Log) and words in effect.text for effect in node.log)
+
+
+def test_who_asks_gets_what_is_free() -> None:
+    sim = prepaid()
+    free_msat = account(sim).balance_msat // SAT_MSAT * SAT_MSAT
+    ask(sim)
+    assert refunds(sim.gateway) == [free_msat]
+    assert account(sim).refunded_msat == account(sim, Role.CLIENT).refunded_msat == free_msat
+    assert 0 <= account(sim).balance_msat < SAT_MSAT
+    lines = [line for line in sim.gateway.ledger.journal if line.kind == "refund"]
+    assert [line.amount_msat for line in lines] == [-free_msat]
+
+
+def test_by_default_the_operator_decides_and_is_told_once_in_a_while() -> None:
+    sim = prepaid(settings(contract_time_s=5))
+    for _ in range(5):
+        ask(sim)
+        sim.run(ASK_PAUSE_S)
+    assert not refunds(sim.gateway) and logged(sim.gateway, "of its balance: ngp refund") == 1
+    assert logged(sim.client, "its operator decides") == 5
+    offer(sim)
+    assert refunds(sim.gateway)
+
+
+def test_asking_in_a_loop_gets_one_refund_an_hour() -> None:
+    sim = prepaid()
+    for _ in range(50):
+        say(sim, Refund(0))
+    assert sim.gateway.world.counters["refund_asks_ignored"] == 49
+    ask(sim)
+    sim.run(ASK_PAUSE_S)
+    ask(sim)
+    assert len(refunds(sim.gateway)) == 1
+    sim.flow(HOST, 50_000, 2)
+    sim.run(30)
+    assert account(sim).balance_msat > 10_000
+    ask(sim)
+    sim.crash(sim.gateway)
+    sim.run(30)
+    ask(sim)
+    assert len(refunds(sim.gateway)) == 1 and logged(sim.client, "was paid or failed lately") == 2
+    sim.run(ASKED_AGAIN_S)
+    ask(sim)
+    assert len(refunds(sim.gateway)) == 2
+
+
+def test_a_blocked_neighbour_and_one_without_an_account_get_nothing_by_asking() -> None:
+    sim = prepaid()
+    sim.happen(sim.gateway, ev.BlockNeighbour(sim.client.identity, True))
+    assert say(sim, Refund(0)) == [Reject(b"", RejectReason.BLOCKED)]
+    offer(sim)  # by its operator's word it does
+    assert refunds(sim.gateway)
+    sim = Sim(GENEROUS)
+    assert say(sim, Refund(0)) == [Reject(b"", RejectReason.AMOUNT)]
+    assert not sim.gateway.world.accounts
+
+
+def test_what_running_contracts_hold_stays() -> None:
+    sim = Sim(replace(GENEROUS, contract_time_s=3600))
+    sim.flow(HOST, 50_000, 3)
+    ours = account(sim)
+    held_msat, free_msat = ours.reserved_msat, ours.funds_msat // SAT_MSAT * SAT_MSAT
+    assert ours.running and held_msat > 0
+    ask(sim)
+    assert refunds(sim.gateway) == [free_msat]
+    assert ours.balance_msat >= held_msat >= ours.reserved_msat > 0
+    sim.happen(sim.client, ev.BlockNeighbour(sim.gateway.identity, True))
+    sim.run(2)
+    offer(sim)
+    assert account(sim).balance_msat < SAT_MSAT
+
+
+def test_more_than_was_offered_is_not_paid_and_the_rest_is_named() -> None:
+    sim = prepaid()
+    (offered,) = say(sim, Refund(0))
+    assert isinstance(offered, Refund)
+    greedy = sim.mint.invoice("client", offered.amount_msat + SAT_MSAT)
+    assert say(sim, Refund(offered.amount_msat + SAT_MSAT, greedy.hex())) == [
+        Reject(greedy, RejectReason.AMOUNT, amount_msat=offered.amount_msat)
+    ]
+    foreign = sim.mint.invoice("mallory", offered.amount_msat)
+    assert say(sim, Refund(offered.amount_msat, foreign.hex())) == []
+    assert not sim.mint.sent.get("gateway") and sim.gateway.world.counters["invoice_foreign_payee"] == 1
+    for _ in range(3):  # one after the other, before the first has ended
+        again = sim.mint.invoice("client", offered.amount_msat)
+        say(sim, Refund(offered.amount_msat, again.hex()))
+    sim.run(2)
+    assert refunds(sim.gateway) == [offered.amount_msat]
+
+
+def test_a_client_takes_less_when_the_server_has_less() -> None:
+    sim = prepaid(replace(GENEROUS, budgets=Budgets(31_000, None, 10**9, 10**9, None)))
+    assert account(sim).balance_msat > 50_000
+    offer(sim)
+    assert refunds(sim.gateway) == [30_000]
+
+
+def test_an_asked_refund_costs_no_more_than_was_earned() -> None:
+    generous = replace(GENEROUS, fee_limit=FeeLimit(0, 5_000))
+    sim = prepaid(generous)
+    earned_msat = account(sim).charged_msat
+    assert earned_msat < 5_000
+    ask(sim)
+    sim_of_operator = prepaid(generous)
+    offer(sim_of_operator)
+    limits = [
+        effect.fee_limit_msat
+        for each in (sim, sim_of_operator)
+        for effect in each.gateway.log
+        if isinstance(effect, fx.PayInvoice)
+    ]
+    assert limits == [earned_msat, 5_000]
+
+
+def test_nothing_is_offered_out_of_an_empty_channel() -> None:
+    sim = prepaid()
+    drained = channel(end(0), end(500), PAYEES["client"].hex())
+    sim.happen(sim.gateway, ev.ChannelsSeen((drained,)))
+    offer(sim)
+    assert logged(sim.gateway, "nothing to refund") == logged(sim.gateway, "is empty on our side") == 1
+    sim.happen(sim.gateway, ev.ChannelsSeen((channel(end(40), end(500), PAYEES["client"].hex()),)))
+    offer(sim)
+    assert refunds(sim.gateway) == [40_000]
+
+
+def test_an_offer_that_was_forgotten_is_met_by_the_same_invoice() -> None:
+    sim = prepaid()
+    sim.happen(sim.client, ev.AskRefund(sim.gateway.identity))
+    sim.run(0.012)  # offered; the invoice isn't there yet
+    sim.crash(sim.gateway)
+    sim.run(30)
+    assert not refunds(sim.gateway)
+    ask(sim)
+    made = [e for e in sim.client.log if isinstance(e, fx.MakeInvoice)]
+    assert len(made) == len(refunds(sim.gateway)) == 1
+
+
+def test_offers_in_a_loop_make_few_invoices() -> None:
+    sim = prepaid()
+    for number in range(200):
+        told = Refund(2000 + number % 2 * 1000)
+        received = ev.MessageReceived(sim.gateway.identity, sim.gateway.link, 1, told, 9 << 32)
+        sim.happen(sim.client, received)
+        sim.run(1)
+    made = [e for e in sim.client.log if isinstance(e, fx.MakeInvoice)]
+    assert 0 < len(made) <= 2 + 200 / INVOICE_PAUSE_S
+
+
+def test_a_refund_that_fails_may_be_asked_for_again_and_withdraws_the_invoice() -> None:
+    sim = prepaid()
+    sim.mint.outcomes = [PaymentStatus.FAILED]
+    ask(sim)
+    assert not refunds(sim.gateway) and account(sim).refunding_msat == 0
+    assert not account(sim, Role.CLIENT).invoice
+    sim.run(400)
+    ask(sim)
+    assert len(refunds(sim.gateway)) == 1
+
+
+plans = st.lists(
+    st.one_of(
+        st.tuples(st.just("flow"), st.integers(1, 4)),
+        st.tuples(st.just("ask"), st.sampled_from((0.0, 0.011, 2.0))),
+        st.tuples(st.just("offer"), st.sampled_from((0.0, 0.011, 2.0))),
+        st.tuples(st.just("crash"), st.booleans(), st.integers(0, 8)),
+        st.tuples(st.just("run"), st.sampled_from((1.0, 20.0, 400.0, 3700.0))),
+    ),
+    max_size=14,
+)
+
+
+@effort(OFTEN, max_examples=effort.default.max_examples // 3)
+@given(plans, st.lists(st.sampled_from(tuple(PaymentStatus)), max_size=6), st.integers(0, 1 << 30), st.booleans())
+def test_what_is_given_back_is_given_once(
+    plan: list[tuple[object, ...]], pays: list[PaymentStatus], seed: int, rough: bool
+) -> None:
+    """Either daemon may die between any two effects, messages may be lost or come twice, payments fail or hang."""
+    troubles = {"loss": 0.1, "doubles": 0.1, "late_s": 0.3} if rough else {}
+    sim = Sim(GENEROUS, settings(sells=False, contract_time_s=5), seed, **troubles)  # type: ignore[arg-type]
+    sim.flow(HOST, 50_000, 2)
+    sim.mint.outcomes = list(pays)
+    for action, *details in plan:
+        if action == "flow":
+            sim.flow(HOST, 50_000, float(details[0]))  # type: ignore[arg-type]
+        elif action == "crash":
+            node = sim.gateway if details[0] else sim.client
+            node.crash_after = details[1]  # type: ignore[assignment]
+        else:
+            if action == "ask":
+                sim.happen(sim.client, ev.AskRefund(sim.gateway.identity))
+            elif action == "offer":
+                sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
+            sim.run(details[0])  # type: ignore[arg-type]
+        given_back = sum(sim.mint.sent.get("gateway", {}).values())
+        assert given_back <= sum(sim.mint.sent.get("client", {}).values())
+    sim.loss = sim.late_s = sim.doubles = 0.0
+    sim.gateway.crash_after = sim.client.crash_after = -1
+    sim.mint.outcomes.clear()
+    sim.run(700)
+    given_back = sim.mint.sent.get("gateway", {})
+    ours = sim.gateway.world.accounts.get((sim.client.identity, Role.SERVER))
+    if ours is None:
+        assert not given_back
+        return
+    assert ours.refunded_msat == sum(given_back.values()) == sum(refunds(sim.gateway))
+    assert ours.refunding_msat == 0 <= ours.balance_msat + ours.debt_msat
+    lines = [line.payment_hash for line in sim.gateway.ledger.journal if line.kind == "refund"]
+    assert sorted(lines) == sorted(given_back)
+    if given_back:
+        assert account(sim, Role.CLIENT).refunded_msat == ours.refunded_msat
+    cost = sum(sim.gateway.world.spending.by_neighbour.values())
+    assert cost == ours.refunded_msat == sim.gateway.world.spending.total_msat
