@@ -15,8 +15,10 @@ from ngp.core.messages import Address, Prefix, Role
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
     AdoptedContract,
+    ChainView,
     Channel,
     ChannelEnd,
+    ChannelState,
     Check,
     DecodedInvoice,
     DesiredNetwork,
@@ -37,16 +39,20 @@ from ngp.core.values import (
     Reading,
     Settlement,
     Standing,
+    Tower,
     Verdict,
+    Watch,
 )
 
 __all__ = [
     "UNKNOWN_PAYMENT",
     "Address",
     "AdoptedContract",
+    "ChainView",
     "Channel",
     "ChannelEnd",
     "ChannelManager",
+    "ChannelState",
     "Check",
     "Clock",
     "DecodedInvoice",
@@ -73,7 +79,10 @@ __all__ = [
     "Role",
     "Settlement",
     "Standing",
+    "Tower",
+    "TowerManager",
     "Verdict",
+    "Watch",
 ]
 
 
@@ -262,10 +271,21 @@ class Payment(Protocol):
 
 @runtime_checkable
 class ChannelManager(Protocol):
-    """What a payment module may offer besides: the channels of its node. Every method raises PaymentError."""
+    """What a payment module may offer besides: the channels of its node. Every method raises PaymentError.
+
+    `takes_csv_delay` says whether `open_channel` can ask for a delay; else the node has it in its own settings.
+    """
+
+    takes_csv_delay: bool
+
+    async def chain(self) -> ChainView:
+        """Say how far the node has followed the chain: one that is behind opens no channel."""
 
     async def channels(self) -> list[Channel]:
-        """Return the open channels, active or not."""
+        """Return the open channels, active or not; asked after each payment."""
+
+    async def pending_channels(self) -> list[Channel]:
+        """Return the channels that are being opened or closed, as far as the node tells."""
 
     async def connect(self, peer: str, host: str) -> None:
         """Make a node a peer; done again it is no error.
@@ -284,6 +304,25 @@ class ChannelManager(Protocol):
             push_sat: given to the peer at once.
             csv_delay_blocks: how long the peer waits for its coins after closing alone; None: as the node does.
         """
+
+
+@runtime_checkable
+class TowerManager(Protocol):
+    """What a payment module may offer besides: watchtowers for its node. Every method raises PaymentError."""
+
+    async def watch(self) -> Watch:
+        """Say which towers the node has, and what they were given."""
+
+    async def add_tower(self, key: str, address: str) -> None:
+        """Have a tower watch our channels; done again it adds an address.
+
+        Args:
+            key: its public key, hex.
+            address: `host:port`.
+        """
+
+    async def remove_tower(self, key: str) -> None:
+        """Send a tower nothing more."""
 
 
 # --- clock ------------------------------------------------------------------------------------------------------------

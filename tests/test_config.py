@@ -246,6 +246,8 @@ BAD_LINES = [
     ("QUEUE_NUMBER: -1", "QUEUE_NUMBER: '-1'", "from 0 to 65535"),
     ("QUEUE_NUMBER: 010325", "QUEUE_NUMBER: '010325'", "from 0 to 65535"),
     ("QUEUE_NUMBER: 0x10", "QUEUE_NUMBER: '0x10'", "from 0 to 65535"),
+    ("CSV_DELAY: 0", "CSV_DELAY: '0'", "from 1 to 10000"),
+    ("CSV_DELAY: 1 week", "CSV_DELAY: '1 week'", "from 1 to 10000"),
     ("CONTRACTS_MAX: 0", "CONTRACTS_MAX: '0'", "from 1 to 16777216"),
     ("CONTRACTS_MAX: 99999999999999999999999999999999999999999", "CONTRACTS_MAX", "from 1 to 16777216"),
     ("LINK_INTERFACE: 3", "LINK_INTERFACE: '3'", "grpc, which is not available yet: available are ethernet, udp"),

@@ -250,10 +250,14 @@ class Lnd(Program):
 
     def cli(self, *words: str, timeout_s: float = 60.0) -> Any:
         """Run lncli and return its JSON. Raises: LabError with its words when it fails."""
+        return json.loads(self.cli_text(*words, timeout_s=timeout_s))
+
+    def cli_text(self, *words: str, timeout_s: float = 60.0) -> str:
+        """Run lncli and return what it prints. Raises: LabError with its words when it fails."""
         done = self.control(*words, timeout_s=timeout_s)
         if done.returncode:
             raise LabError(f"{self.name}: lncli {' '.join(words)}: {done.stderr or done.stdout}")
-        return json.loads(done.stdout)
+        return done.stdout
 
     def key(self) -> str:
         """Return its public key, in hexadecimal."""

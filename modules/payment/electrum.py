@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ from ngp.modules.payment.electrum_rpc import ElectrumError, ElectrumRpc
 from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
     UNKNOWN_PAYMENT,
+    ChainView,
     Channel,
     ChannelEnd,
+    ChannelState,
     Check,
     DecodedInvoice,
     InvoiceState,
@@ -62,6 +65,13 @@ _SAT = 1_000
 _COIN_SAT = 100_000_000
 _UNPAID, _EXPIRED, _PAID, _IN_FLIGHT, _FAILED = 0, 1, 3, 4, 5
 _SENT, _RECEIVED = 0, 1
+# lnchannel.ChannelState; one that is CLOSED waits for its coins, and REDEEMED is over.
+_STATES = {
+    **dict.fromkeys(("PREOPENING", "OPENING", "FUNDED"), ChannelState.OPENING),
+    **dict.fromkeys(
+        ("SHUTDOWN", "CLOSING", "FORCE_CLOSING", "REQUESTED_FCLOSE", "WE_ARE_TOXIC", "CLOSED"), ChannelState.CLOSING
+    ),
+}
 _WITHOUT_HTLCS = ("PREOPENING", "OPENING", "FUNDED", "REDEEMED")
 _NOT_LOADED = "wallet not loaded"
 _LOGIN = "Electrum's login"
@@ -188,9 +198,21 @@ class ElectrumPayment:
 
     # --- channels -----------------------------------------------------------------------------------------------------
 
+    takes_csv_delay = False
+
+    async def chain(self) -> ChainView:
+        """Say how far the node has followed the chain of the server that it asks."""
+        told = await self._rpc.call("getinfo", {})
+        return ChainView(told["blockchain_height"], 0 < told["server_height"] <= told["blockchain_height"])
+
     async def channels(self) -> list[Channel]:
         """Return the open channels, active or not; each side's part is rounded down to whole sat."""
         return [_channel(one) for one in await self._channels() if one["state"] == "OPEN"]
+
+    async def pending_channels(self) -> list[Channel]:
+        """Return the channels that are being opened or closed; Electrum doesn't tell how long that takes."""
+        found = [(one, _STATES.get(one["state"])) for one in await self._channels()]
+        return [replace(_channel(one), state=state, active=False) for one, state in found if state]
 
     async def _channels(self) -> list[dict[str, Any]]:
         return [one for one in await self._ask("list_channels") if one["type"] == "CHANNEL"]
@@ -480,7 +502,7 @@ def _channel(told: Mapping[str, Any]) -> Channel:
         ours_sat=told["local_balance"],
         theirs_sat=told["remote_balance"],
         least_htlc_msat=LEAST_HTLC_MSAT,
-        wait_blocks=0,
+        our_wait_blocks=0,
         our_end=_end(told, "local"),
         their_end=_end(told, "remote"),
     )

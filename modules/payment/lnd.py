@@ -27,10 +27,10 @@ from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_channel import channel
 from ngp.modules.payment.lnd_client import LndClient, LndError
 from ngp.modules.payment.lnd_connect import Credentials, store_uri
+from ngp.modules.payment.lnd_upkeep import LndUpkeep, key_bytes
 from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
     UNKNOWN_PAYMENT,
-    Channel,
     Check,
     DecodedInvoice,
     InvoiceState,
@@ -45,7 +45,6 @@ from ngp.ports import (
 # LND's smallest HTLC unless its operator says otherwise (bitcoin.minhtlc).
 LEAST_AMOUNT_MSAT = 1_000
 STARTING_POLL_S = 0.5
-OPEN_TIMEOUT_S = 60.0
 PAGE = 200  # invoices or payments of one answer: about 1 MB
 _FIRST_ANSWER_S = 10.0
 _LEAST_ATTEMPT_S = 1
@@ -66,8 +65,8 @@ _REASONS = {
 }
 
 
-class LndPayment:
-    """An LND node; implements `ngp.ports.Payment`.
+class LndPayment(LndUpkeep):
+    """An LND node; implements `ngp.ports.Payment`, and by its base `ChannelManager` and `TowerManager`.
 
     Args:
         state_dir: holds a pasted lndconnect URI, and what we know of the node for when it is down.
@@ -75,7 +74,7 @@ class LndPayment:
     """
 
     def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
-        self._client = LndClient(Credentials(options or {}, state_dir))
+        super().__init__(LndClient(Credentials(options or {}, state_dir)))
         self._node_file = NodeFile(state_dir / "lnd-node.json")
         self._info: PaymentInfo | None = None
 
@@ -139,15 +138,18 @@ class LndPayment:
     async def check(self, buys: bool) -> list[Check]:
         """Say whether the macaroon allows what is needed, and what more; asks the file, not the node."""
         methods = macaroon.needed(buys)
-        line = macaroon.bake_line(methods)
+        line = macaroon.bake_line([*methods, *client.TO_TELL])
         try:
             rights = macaroon.read(self._client.macaroon())
         except ConfigError as error:
             return [Check(_RIGHTS, False, str(error), line)]
         if missing := rights.missing(methods):
             return [Check(_RIGHTS, False, f"does not allow {', '.join(missing)}", line)]
-        if beyond := rights.beyond(methods):
+        if beyond := rights.beyond([*methods, *client.TO_TELL]):
             found = f"allows more than is needed: {', '.join(beyond)}; whoever gets hold of it can do all that"
+            return [Check(_RIGHTS, True, found, line)]
+        if untold := rights.missing(client.TO_TELL):
+            found = f"allows what is needed, but not {', '.join(untold)}: channels and watchtowers are seen in part"
             return [Check(_RIGHTS, True, found, line)]
         limits = f", within {rights.caveats} further conditions" if rights.caveats else ""
         return [Check(_RIGHTS, True, f"allows what is needed{limits}")]
@@ -168,34 +170,6 @@ class LndPayment:
     async def close(self) -> None:
         """Let go of the connection; what is on its way goes on at the node. Safe to call twice."""
         await self._client.close()
-
-    # --- channels -----------------------------------------------------------------------------------------------------
-
-    async def channels(self) -> list[Channel]:
-        """Return the open channels, active or not."""
-        found = (await self._client.call(client.LIST_CHANNELS, pb.ListChannelsRequest())).channels
-        return [channel(one) for one in found]
-
-    async def connect(self, peer: str, host: str) -> None:
-        """Make a node a peer, and return when it is one; done again it is no error."""
-        where = pb.LightningAddress(pubkey=peer, host=host)
-        try:
-            await self._client.call(client.CONNECT_PEER, pb.ConnectPeerRequest(addr=where))
-        except LndError as error:
-            if "already" not in error.detail:
-                raise
-
-    async def open_channel(self, peer: str, amount_sat: int, push_sat: int, csv_delay_blocks: int | None) -> str:
-        """Open a private channel with a connected peer."""
-        ask = pb.OpenChannelRequest(
-            node_pubkey=_key(peer),
-            local_funding_amount=amount_sat,
-            push_sat=push_sat,
-            private=True,
-            remote_csv_delay=csv_delay_blocks or 0,
-        )
-        point = await self._client.call(client.OPEN_CHANNEL, ask, OPEN_TIMEOUT_S)
-        return f"{point.funding_txid_bytes[::-1].hex()}:{point.output_index}"
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
@@ -363,16 +337,9 @@ class LndPayment:
         """Return the active channels with a peer that can carry an amount; none: LND finds a way."""
         if peer is None:
             return []
-        ask = pb.ListChannelsRequest(active_only=True, peer=_key(peer))
+        ask = pb.ListChannelsRequest(active_only=True, peer=key_bytes(peer))
         found = (await self._client.call(client.LIST_CHANNELS, ask)).channels
         return [one.chan_id for one in found if left_msat(channel(one), ours=True) >= amount_msat]
-
-
-def _key(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise ConfigError(f"{text} is no public key of a Lightning node: it has 66 hexadecimal digits") from None
 
 
 def _settlement(told: pb.Invoice) -> Settlement:

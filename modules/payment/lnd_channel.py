@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ngp.core.pricing import SAT_MSAT
 from ngp.modules.payment import lnd_pb2 as pb
-from ngp.ports import Channel, ChannelEnd
+from ngp.ports import Channel, ChannelEnd, ChannelState
 
 HTLC_WEIGHT = 172
 """BOLT 3: of one more output in the commitment transaction."""
@@ -12,8 +12,22 @@ WEIGHT_MARGIN = 16
 """LND reckons with the commitment's largest weight, and lists that of the transaction as it is."""
 
 
-def channel(told: pb.Channel) -> Channel:
-    """Read one of the channels that LND lists."""
+USUAL_LEAST_MSAT = 1_000
+"""LND's smallest HTLC unless its operator says otherwise (bitcoin.minhtlcout)."""
+
+
+def channel(told: pb.Channel, policies: pb.ChannelEdge | None = None) -> Channel:
+    """Read one of the channels that LND lists.
+
+    Args:
+        policies: what both ends announced, the smallest payment that they send among it; none of it need be known.
+    """
+    ours = theirs = USUAL_LEAST_MSAT
+    if policies is not None:
+        ours, theirs = policies.node1_policy.min_htlc or ours, policies.node2_policy.min_htlc or theirs
+        if policies.node1_pub == told.remote_pubkey:
+            ours, theirs = theirs, ours
+    our_end, their_end = _end(told, ours, ours=True), _end(told, theirs, ours=False)
     return Channel(
         peer=told.remote_pubkey,
         point=told.channel_point,
@@ -22,14 +36,43 @@ def channel(told: pb.Channel) -> Channel:
         capacity_sat=told.capacity,
         ours_sat=told.local_balance,
         theirs_sat=told.remote_balance,
-        least_htlc_msat=max(told.local_constraints.min_htlc_msat, told.remote_constraints.min_htlc_msat),
-        wait_blocks=told.local_constraints.csv_delay,
-        our_end=_end(told, ours=True),
-        their_end=_end(told, ours=False),
+        least_htlc_msat=max(our_end.least_htlc_msat, their_end.least_htlc_msat),
+        our_wait_blocks=told.local_constraints.csv_delay,
+        our_end=our_end,
+        their_end=their_end,
+        their_wait_blocks=told.remote_constraints.csv_delay,
     )
 
 
-def _end(told: pb.Channel, ours: bool) -> ChannelEnd:
+def pending(told: pb.PendingChannelsResponse) -> list[Channel]:
+    """Read the channels that are being opened or closed."""
+    opening, closing = ChannelState.OPENING, ChannelState.CLOSING
+    return [
+        *(_unready(one.channel, opening, one.confirmations_until_active) for one in told.pending_open_channels),
+        *(_unready(one.channel, closing, one.blocks_til_close_confirmed) for one in told.waiting_close_channels),
+        *(_unready(one.channel, closing, one.blocks_til_maturity) for one in told.pending_force_closing_channels),
+    ]
+
+
+def _unready(told: pb.PendingChannelsResponse.PendingChannel, state: ChannelState, blocks_left: int) -> Channel:
+    return Channel(
+        peer=told.remote_node_pub,
+        point=told.channel_point,
+        active=False,
+        private=told.private,
+        capacity_sat=told.capacity,
+        ours_sat=told.local_balance,
+        theirs_sat=told.remote_balance,
+        least_htlc_msat=0,
+        our_wait_blocks=0,
+        our_end=ChannelEnd(0),
+        their_end=ChannelEnd(0),
+        state=state,
+        blocks_left=max(0, blocks_left),
+    )
+
+
+def _end(told: pb.Channel, least_msat: int, ours: bool) -> ChannelEnd:
     """Read what one end may send; LND's constraints are those of what their owner sends (channeldb, ChannelConfig).
 
     Who opened the channel pays the commitment's fee, and LND lets it send only what leaves room for that fee at twice
@@ -45,7 +88,7 @@ def _end(told: pb.Channel, ours: bool) -> ChannelEnd:
     return ChannelEnd(
         balance_msat=(told.local_balance if ours else told.remote_balance) * SAT_MSAT,
         held_back_msat=held_back_sat * SAT_MSAT,
-        least_htlc_msat=constraints.min_htlc_msat,
+        least_htlc_msat=max(least_msat, constraints.min_htlc_msat),
         most_in_flight_msat=constraints.max_pending_amt_msat,
         in_flight_msat=sum(on_its_way) * SAT_MSAT,
         most_htlcs=constraints.max_accepted_htlcs,

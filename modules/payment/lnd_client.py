@@ -99,14 +99,35 @@ CONNECT_PEER = Method("/lnrpc.Lightning/ConnectPeer", pb.ConnectPeerRequest, pb.
 OPEN_CHANNEL = Method(
     "/lnrpc.Lightning/OpenChannelSync", pb.OpenChannelRequest, pb.ChannelPoint, ("onchain:write", "offchain:write")
 )
+PENDING_CHANNELS = Method(
+    "/lnrpc.Lightning/PendingChannels", pb.PendingChannelsRequest, pb.PendingChannelsResponse, ("offchain:read",)
+)
+CHANNEL_INFO = Method("/lnrpc.Lightning/GetChanInfo", pb.ChanInfoRequest, pb.ChannelEdge, ("info:read",))
+LIST_TOWERS = Method(
+    "/wtclientrpc.WatchtowerClient/ListTowers", pb.ListTowersRequest, pb.ListTowersResponse, ("offchain:read",)
+)
+TOWER_STATS = Method("/wtclientrpc.WatchtowerClient/Stats", pb.StatsRequest, pb.StatsResponse, ("offchain:read",))
+ADD_TOWER = Method(
+    "/wtclientrpc.WatchtowerClient/AddTower", pb.AddTowerRequest, pb.AddTowerResponse, ("offchain:write",)
+)
+REMOVE_TOWER = Method(
+    "/wtclientrpc.WatchtowerClient/RemoveTower", pb.RemoveTowerRequest, pb.RemoveTowerResponse, ("offchain:write",)
+)
 
-# What a daemon calls, whatever its role; what a seller, what a buyer calls besides; what only people ask for.
+# What a daemon calls, whatever its role; what a buyer calls besides; what it can do without, but tells people with.
 ALWAYS: tuple[Method[Any, Any], ...] = (
     GET_INFO, SIGN_MESSAGE, CHANNEL_BALANCE, LIST_CHANNELS, ADD_INVOICE, LOOKUP_INVOICE, LIST_INVOICES,
     SUBSCRIBE_INVOICES, CANCEL_INVOICE,
 )  # fmt: skip
 TO_SPEND: tuple[Method[Any, Any], ...] = (SEND_PAYMENT, TRACK_PAYMENT, LIST_PAYMENTS)
+TO_TELL: tuple[Method[Any, Any], ...] = (PENDING_CHANNELS, CHANNEL_INFO, LIST_TOWERS, TOWER_STATS)
+# What only people ask for: rights to be given for a while, or not at all.
 TO_OPEN_CHANNELS: tuple[Method[Any, Any], ...] = (CONNECT_PEER, OPEN_CHANNEL)
+TO_CHANGE_TOWERS: tuple[Method[Any, Any], ...] = (ADD_TOWER, REMOVE_TOWER)
+_BY_HAND = {
+    **{method.name: ("lncli openchannel", TO_OPEN_CHANNELS) for method in TO_OPEN_CHANNELS},
+    **{method.name: ("lncli wtclient", TO_CHANGE_TOWERS) for method in TO_CHANGE_TOWERS},
+}
 
 
 class LndError(PaymentError):
@@ -126,6 +147,11 @@ class LndError(PaymentError):
     def unreachable(self) -> bool:
         """Whether nobody knows if the call was carried out."""
         return self.code in _UNKNOWN_END
+
+    @property
+    def forbidden(self) -> bool:
+        """Whether the macaroon lacks the right."""
+        return "permission denied" in self.detail.lower()
 
 
 class LndClient:
@@ -249,7 +275,16 @@ def _explained(code: grpc.StatusCode, detail: str, target: str, name: str) -> st
     if "wallet locked" in lower or (code is grpc.StatusCode.UNIMPLEMENTED and "unknown service" in lower):
         return f"LND at {target} is locked or still starting: lncli unlock"
     if "permission denied" in lower:
-        return f"the macaroon does not allow {name} at LND {target}: bake one with the rights that `ngp check` names"
+        return f"the macaroon does not allow {name} at LND {target}: {_rights_remedy(name)}"
     if code is grpc.StatusCode.UNAUTHENTICATED or "macaroon" in lower:
         return f"LND at {target} refuses our macaroon ({detail}): bake one anew, see `ngp check`"
     return f"LND at {target} refuses {name}: {detail or code.name}"
+
+
+def _rights_remedy(name: str) -> str:
+    """Say which rights are to be baked: those of a daemon, or those of a verb that can do without ngp."""
+    if name not in _BY_HAND:
+        return "bake one with the rights that `ngp check` names"
+    command, methods = _BY_HAND[name]
+    rights = " ".join(f"uri:{method.path}" for method in methods)
+    return f"bake one that has these rights besides: {rights}; or use `{command}` at the node"

@@ -102,15 +102,21 @@ def _kind(row: Row) -> str:
     return "kernel"
 
 
+def _is_warning(row: Row) -> bool:
+    return row.get("ok") is True and bool(row.get("remedy"))
+
+
 def _print(rows: list[Row]) -> None:
     width = max(len(clean(row.get("name"))) for row in rows)
     for row in rows:
-        mark = "ok     " if row.get("ok") is True else "MISSING"
+        mark = "MISSING" if row.get("ok") is not True else "WARNING" if _is_warning(row) else "ok     "
         first, *more = str(row.get("found", "")).splitlines() or [""]
         print(f"{mark}  {clean(row.get('name')):{width}}  {clean(first)}")
         for line in more:
             print(f"{'':7}  {'':{width}}  {clean(line)}")
-        if row.get("ok") is not True and row.get("remedy"):
+        if row.get("remedy"):
             print(f"{'':7}  {'':{width}}  mend: {clean(row['remedy'])}")
     missing = sum(row.get("ok") is not True for row in rows)
-    print(f"\n{missing} of {len(rows)} to mend" if missing else f"\nall {len(rows)} are well")
+    warnings = sum(map(_is_warning, rows))
+    told = f"{missing} of {len(rows)} to mend" if missing else f"all {len(rows)} are well"
+    print(f"\n{told}{f', {warnings} with a warning' if warnings else ''}")

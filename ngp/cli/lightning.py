@@ -1,4 +1,4 @@
-"""`ngp lightning`: the node behind the payments, its channels with neighbours, and how to open one."""
+"""`ngp lightning`: the node behind the payments, its channels with neighbours, its watchtowers, and how to get more."""
 
 from __future__ import annotations
 
@@ -10,20 +10,40 @@ import click
 
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import Column, Progress, clean, field, key, money, print_json, print_result, print_table
+from ngp.cli.show import Column, Progress, Row, clean, field, key, money, print_json, print_result, print_table
 from ngp.cli.verbs import verb_command
 from ngp.errors import UsageError
 
 _OPEN_S = 120.0
-_COLUMNS = (
+_KNOWN = "status, open NEIGHBOUR, tower add PUBKEY@HOST:PORT, tower list, tower remove PUBKEY and connect"
+
+
+def _state(row: Row) -> str:
+    """Write where a channel is in its life, and how many blocks that takes."""
+    if row["state"] == "open":
+        return "open" if row["active"] else "open, not active"
+    return f"{clean(row['state'])}, {row['blocks_left'] or '?'} blocks left"
+
+
+_CHANNELS = (
     Column("neighbour", field("neighbour", key)),
     Column("peer", field("peer", key)),
-    Column("active", field("active")),
+    Column("state", _state),
     Column("capacity", field("capacity_sat"), right=True),
     Column("can send", field("can_send_sat"), right=True),
     Column("can receive", field("can_receive_sat"), right=True),
     Column("least payment", field("least_payment_msat", money), right=True),
-    Column("CSV delay", field("csv_delay_blocks"), right=True),
+    Column("we wait", field("our_csv_delay_blocks"), right=True),
+    Column("peer waits", field("their_csv_delay_blocks"), right=True),
+    Column("suits", lambda row: "yes" if row["suits"] else f"no: {clean(row['why_not'])}"),
+)
+_TOWERS = (
+    Column("watchtower", field("tower", key)),
+    Column("address", field("addresses")),
+    Column("used", field("used")),
+    Column("sessions", field("sessions"), right=True),
+    Column("backups", field("backups"), right=True),
+    Column("pending", field("pending_backups"), right=True),
 )
 
 
@@ -40,18 +60,25 @@ def command(
     place: Place, words: tuple[str, ...], amount: int | None, push: int, csv_delay: int | None, host: str | None,
     as_json: bool,
 ) -> int:  # fmt: skip
-    """Look at the node, open a channel, or paste an lndconnect URI."""
+    """Look at the node, open a channel, change its watchtowers, or paste an lndconnect URI."""
     match words:
         case ("status",):
             return _status(place, as_json)
         case ("open", neighbour):
             if amount is None:
                 raise click.UsageError("open needs --amount SAT, the size of the channel.")
-            return _open(place, neighbour, amount_sat=amount, push_sat=push, csv_delay=csv_delay, host=host)
+            terms = {"amount_sat": amount, "push_sat": push, "csv_delay": csv_delay, "host": host}
+            return _ask(place, "channel", "lightning open", neighbour=neighbour, **terms)
+        case ("tower", "add", tower):
+            return _ask(place, "watchtower", "lightning tower add", tower=tower)
+        case ("tower", "list"):
+            return _towers(place, as_json)
+        case ("tower", "remove", tower):
+            return _ask(place, "watchtower", "lightning tower remove", tower=tower)
         case ("connect",):
             return _connect(place)
         case _:
-            raise click.UsageError(f"known are status, open NEIGHBOUR and connect, not {' '.join(words)!r}.")
+            raise click.UsageError(f"known are {_KNOWN}, not {' '.join(words)!r}.")
 
 
 def _status(place: Place, as_json: bool) -> int:
@@ -61,20 +88,43 @@ def _status(place: Place, as_json: bool) -> int:
         return 0
     ready = "ready" if found["ready"] else f"not ready: {clean(found['why_not'])}"
     print(f"{clean(found['module'])} node {clean(found['node'])} on {clean(found['network'])}, {ready}")
-    print(f"balance in channels: {money(found['balance_msat'])}")
-    print_table(found["channels"], _COLUMNS, "no channel")
+    print(f"block {clean(found['block'])}, {'synced' if found['synced'] else 'not synced'}")
+    print(f"balance in channels: {money(found['balance_msat'])} (amounts below are sat, delays are blocks)")
+    print_table(found["channels"], _CHANNELS, "no channel")
+    _print_towers(found["watchtowers"])
     for line in found["advice"]:
         print(clean(line))
     return 0
 
 
-def _open(place: Place, neighbour: str, **terms: object) -> int:
-    progress = Progress("opening the channel")
+def _towers(place: Place, as_json: bool) -> int:
+    found: dict[str, Any] = Daemon(place.state_dir).ask("lightning towers")
+    if as_json:
+        print_json(found)
+    else:
+        _print_towers(found)
+    return 0
+
+
+def _print_towers(found: dict[str, Any]) -> None:
+    if found["unknown"]:
+        print(f"watchtowers: not known: {clean(found['unknown'])}")
+    elif not found["active"]:
+        print("watchtowers: none, the node's client is off (wtclient.active=1 in lnd.conf switches it on)")
+    else:
+        counts = f"{found['backups']} backups, {found['pending_backups']} pending, {found['failed_backups']} failed"
+        print(f"watchtowers: the node's client is on; since its start {counts}")
+        print_table(found["towers"], _TOWERS, "no watchtower: ngp lightning tower add PUBKEY@HOST:PORT")
+
+
+def _ask(place: Place, what: str, verb: str, **terms: object) -> int:
+    """Have the daemon ask the node for something that takes a while."""
+    progress = Progress(what)
     try:
-        result = Daemon(place.state_dir, _OPEN_S, progress).ask("lightning open", neighbour=neighbour, **terms)
+        result = Daemon(place.state_dir, _OPEN_S, progress).ask(verb, **terms)
     finally:
         progress.end()
-    print_result(result, "opened")
+    print_result(result, "done")
     return 0
 
 

@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 MOST_CONTRACTS = 1 << 24  # 2 GiB of kernel memory
 LEAST_RATE_BYTES_S, MOST_RATE_BYTES_S = 1 << 10, 1 << 30
+MOST_CSV_DELAY_BLOCKS = 10_000  # peers take 2,016, unless their bitcoin.maxlocaldelay says more
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +228,14 @@ ELECTRUM_WALLET = Key(
     "the wallet's file, on the machine of the daemon; none = Electrum's default wallet",
     ("electrum_wallet",),
     needs_restart=True,
+)
+CSV_DELAY = Key(
+    "CSV_DELAY",
+    f"1 to {MOST_CSV_DELAY_BLOCKS}",
+    values.quantity(lambda text: whole_number(text, 1, MOST_CSV_DELAY_BLOCKS)),
+    "1008",
+    "blocks that a peer who closes a channel alone waits for its coins: so long may our node be away unwatched",
+    ("csv_delay_blocks",),
 )
 DEFAULT_PRICE = Key(
     "DEFAULT_PRICE",
@@ -441,7 +450,7 @@ CONTRACTS_MAX = Key(
 KEYS: tuple[Key[Any], ...] = (
     LINK_INTERFACE, NETWORK_INTERFACE, PAYMENT_INTERFACE, MESH_INTERFACES, IGNORE_INTERFACE, NGP_INTERFACE, ACCOUNT_ID,
     LND_CONNECT, LND_HOST, LND_CERT, LND_MACAROON,
-    ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE, ELECTRUM_WALLET,
+    ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE, ELECTRUM_WALLET, CSV_DELAY,
     DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
     CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
     BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS,

@@ -161,6 +161,7 @@ def _settings(written: Written, path: Path) -> Settings:
         electrum_user=written[keys.ELECTRUM_USER],
         electrum_password_file=_beside(path, written[keys.ELECTRUM_PASSWORD_FILE]),
         electrum_wallet=written[keys.ELECTRUM_WALLET],
+        csv_delay_blocks=written[keys.CSV_DELAY],
         sells=written[keys.SELL],
         buys=written[keys.BUY],
         default_msat_per_gib=written[keys.DEFAULT_PRICE],

@@ -84,6 +84,7 @@ class Settings:
     electrum_user: str | None
     electrum_password_file: str | None
     electrum_wallet: str | None
+    csv_delay_blocks: int
     sells: bool
     buys: bool
     default_msat_per_gib: int

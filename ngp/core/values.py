@@ -28,7 +28,10 @@ class LinkPeer:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of `ngp check`: what was looked at, what was found, and the command that mends it ("" when ok)."""
+    """One line of `ngp check`: what was looked at, what was found, and the command that mends it.
+
+    One that is ok and has a remedy is a warning: ngp works, and something is to be thought about.
+    """
 
     name: str
     ok: bool
@@ -282,6 +285,14 @@ class DecodedInvoice:
     memo: str
 
 
+class ChannelState(StrEnum):
+    """Where a channel is in its life."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelEnd:
     """One end of a channel and what it may send by it (BOLT 2, open_channel and update_add_htlc).
@@ -308,16 +319,19 @@ class ChannelEnd:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A channel of our payment node.
+    """A channel of our payment node. What an opening or closing one doesn't tell is 0.
 
     Attributes:
         peer: public key of the node at the other end, hex.
         point: funding transaction and output, `txid:index`.
+        active: payments can go over it now.
         capacity_sat, ours_sat, theirs_sat: its size, and what is whose now.
-        least_htlc_msat: smallest payment that either end takes.
-        wait_blocks: after a one-sided close our coins come free so many blocks later (BOLT 2, to_self_delay); so long
-            has the peer's watchtower, or the peer, to notice an old state. 0: the node doesn't say.
+        least_htlc_msat: smallest payment that goes over it.
+        our_wait_blocks: our coins come free so many blocks after we closed it alone (BOLT 2, to_self_delay).
         our_end, their_end: what may be sent and received now.
+        their_wait_blocks: the peer's come free so many blocks after it closed it alone; so long can we, or a
+            watchtower, answer an old state. 0: the node doesn't say.
+        blocks_left: until it is open, or until our coins are free; 0 where nobody knows yet.
     """
 
     peer: str
@@ -328,9 +342,79 @@ class Channel:
     ours_sat: int
     theirs_sat: int
     least_htlc_msat: int
-    wait_blocks: int
+    our_wait_blocks: int
     our_end: ChannelEnd
     their_end: ChannelEnd
+    their_wait_blocks: int = 0
+    state: ChannelState = ChannelState.OPEN
+    blocks_left: int = 0
+
+    @property
+    def can_send_sat(self) -> int:
+        """What we can pay over it in all, while it is active."""
+        return _left_sat(self, self.our_end)
+
+    @property
+    def can_receive_sat(self) -> int:
+        """What we can be paid over it in all, while it is active."""
+        return _left_sat(self, self.their_end)
+
+
+def _left_sat(channel: Channel, end: ChannelEnd) -> int:
+    return max(0, end.balance_msat - end.held_back_msat) // 1000 if channel.state is ChannelState.OPEN else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """A watchtower that our node knows.
+
+    Attributes:
+        key: its public key, hex.
+        addresses: `host:port`.
+        used: new sessions are made with it.
+        sessions: agreed with it; a backup needs one.
+        backups, pending_backups: states that it has, and that it was sent or waits to be sent.
+    """
+
+    key: str
+    addresses: tuple[str, ...]
+    used: bool
+    sessions: int
+    backups: int
+    pending_backups: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who watches the chain for us.
+
+    Attributes:
+        active: the node's watchtower client runs; without it no tower can be added.
+        towers: those that it knows.
+        backups, pending_backups: states handed to towers, and waiting for it, since the node's start.
+        failed_backups: states that no tower can punish, since what it could take is too small.
+        unknown: why none of this is known (a right that is missing), "" where it is.
+    """
+
+    active: bool = False
+    towers: tuple[Tower, ...] = ()
+    backups: int = 0
+    pending_backups: int = 0
+    failed_backups: int = 0
+    unknown: str = ""
+
+    @property
+    def watched(self) -> bool:
+        """Whether a tower takes our backups."""
+        return any(tower.used and tower.sessions for tower in self.towers)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainView:
+    """What our payment node sees of the chain: its height, and whether that is the newest block."""
+
+    height: int
+    synced: bool
 
 
 class PaymentStatus(StrEnum):

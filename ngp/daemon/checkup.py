@@ -10,6 +10,7 @@ from __future__ import annotations
 from ngp.config import changes
 from ngp.core.settings import Settings
 from ngp.core.values import Check
+from ngp.daemon import lightning
 from ngp.daemon.desired import look_at_host, missing_names
 from ngp.errors import PaymentError
 from ngp.ports import Network, Payment
@@ -33,6 +34,8 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
         found = f"{wanted.payment_module}: not looked at, as this daemon uses {running.payment_module}"
         return [Check("payment", True, f"{found}; the next start tries it, or `ngp check` without a daemon")]
     rights = await node.check(wanted.buys)
+    if not why_not:
+        rights += await lightning.look(node, wanted)
     if wanted.account_id in (None, running.account_id) or why_not:
         return [health("payment", why_not, f"{running.payment_module} is ready"), *rights]
     try:

@@ -18,10 +18,12 @@ from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.refunds import offerable_msat, refundable_msat
 from ngp.core.topups import sendable
+from ngp.core.values import Channel, Watch
+from ngp.core.world import Neighbour
 from ngp.daemon import checkup, lightning, reports
 from ngp.daemon.node import Node
 from ngp.errors import ConfigError, PaymentError, UsageError
-from ngp.ports import ChannelManager
+from ngp.ports import ChannelManager, TowerManager
 
 MANUAL_EXPIRY_S = 60
 
@@ -58,6 +60,9 @@ class Handlers:
             "backup": self.backup,
             "lightning": self.lightning,
             "lightning open": self.lightning_open,
+            "lightning towers": self.lightning_towers,
+            "lightning tower add": self.lightning_tower_add,
+            "lightning tower remove": self.lightning_tower_remove,
         }
 
     async def test(self, _arguments: dict[str, Any]) -> str:
@@ -294,21 +299,32 @@ class Handlers:
         return f"fault {name}: {value}"
 
     async def lightning(self, _arguments: dict[str, Any]) -> dict[str, Any]:
-        """Describe our node and its channels, and what to do about those with neighbours."""
-        node, manager = self._node, self._channel_manager()
-        channels = await manager.channels()
-        node.tell(ChannelsSeen(tuple(channels)))  # what the operator sees, the daemon trades by
-        neighbours = [one for one in self._world.by_link.values() if one.payee]
+        """Describe our node, its channels and its watchtowers, and what to do about those with neighbours."""
+        node, world, manager = self._node, self._world, self._channel_manager()
+        in_use, chain = await manager.channels(), await manager.chain()
+        node.tell(ChannelsSeen(tuple(in_use)))  # what the operator sees, the daemon trades by
+        channels = in_use + await manager.pending_channels()
+        watch = await lightning.watch_of(node.parts.payment)
+        by_key = {one.payee.hex(): one for one in world.by_link.values() if one.payee}
         return {
             "module": node.settings.payment_module,
-            "node": self._world.means.payee.hex(),
-            "network": self._world.means.network,
+            "node": world.means.payee.hex(),
+            "network": world.means.network,
             "ready": not node.payment.why_not,
             "why_not": node.payment.why_not or None,
+            "block": chain.height,
+            "synced": chain.synced,
             "balance_msat": await node.parts.payment.balance_msat(),
-            "channels": reports.channel_rows(channels, {one.payee.hex(): one.identity for one in neighbours}),
-            "advice": lightning.advice(channels, neighbours, self._world),
+            "channels": [self._channel_row(one, by_key.get(one.peer), watch) for one in channels],
+            "watchtowers": reports.watch_row(watch),
+            "advice": lightning.advice(channels, by_key.values(), world, watch, chain),
         }
+
+    def _channel_row(self, channel: Channel, neighbour: Neighbour | None, watch: Watch) -> dict[str, Any]:
+        why_not = [lack.why for lack in lightning.lacks(channel, neighbour, self._world)] if neighbour else []
+        if not lightning.is_safe(channel, watch, self._world.settings):
+            why_not.append("short CSV delay, and no watchtower")
+        return reports.channel_row(channel, neighbour.identity if neighbour else None, why_not)
 
     async def lightning_open(self, arguments: dict[str, Any]) -> str:
         """Open a private channel with a neighbour's node."""
@@ -322,12 +338,39 @@ class Handlers:
         amount, push = arguments.get("amount_sat"), arguments.get("push_sat")
         if not (isinstance(amount, int) and isinstance(push, int) and 0 <= push <= amount):
             raise UsageError(f"amount {amount!r} and push {push!r}: they must be numbers of sat, push the smaller one")
-        host = arguments.get("host") or lightning.peer_host(neighbour)
-        delay = arguments.get("csv_delay")
+        said, delay = arguments.get("host"), arguments.get("csv_delay")
+        host = lightning.host_port(str(said), lightning.PEER_PORT) if said else lightning.peer_host(neighbour)
+        if not isinstance(delay, int):
+            delay = self._node.settings.csv_delay_blocks if manager.takes_csv_delay else None
         peer = neighbour.payee.hex()
-        await manager.connect(peer, str(host))
-        point = await manager.open_channel(peer, amount, push, delay if isinstance(delay, int) else None)
-        return f"channel {point} with {peer} is being opened; it can be used when its transaction is confirmed"
+        await manager.connect(peer, host)
+        point = await manager.open_channel(peer, amount, push, delay)
+        return (
+            f"channel {point} with {peer} is being opened; it can be used when its transaction is confirmed: "
+            "ngp lightning status"
+        )
+
+    async def lightning_towers(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        """Describe the node's watchtowers."""
+        return reports.watch_row(await self._tower_manager().watch())
+
+    async def lightning_tower_add(self, arguments: dict[str, Any]) -> str:
+        """Have a watchtower watch our channels."""
+        key, address = lightning.tower_place(str(arguments.get("tower")))
+        await self._tower_manager().add_tower(key, address)
+        return f"watchtower {key} at {address} is asked for a session; ngp lightning tower list shows what it agrees to"
+
+    async def lightning_tower_remove(self, arguments: dict[str, Any]) -> str:
+        """Send a watchtower nothing more."""
+        key = lightning.tower_key(str(arguments.get("tower")))
+        await self._tower_manager().remove_tower(key)
+        return f"watchtower {key} gets no more backups; what it has it keeps"
+
+    def _tower_manager(self) -> TowerManager:
+        payment = self._node.parts.payment
+        if not isinstance(payment, TowerManager):
+            raise PaymentError(f"{self._node.settings.payment_module} has no watchtowers that ngp could manage")
+        return payment
 
     def _channel_manager(self) -> ChannelManager:
         payment = self._node.parts.payment

@@ -1,57 +1,204 @@
-"""Lightning: whether our node's channels suit the trade with the neighbours, and what to do where they don't."""
+"""Lightning: whether our node's channels suit the trade with the neighbours, who watches them, and what to do.
+
+A peer that closes a channel alone with an old state takes what it has paid since, unless we, or a watchtower, punish it
+before its coins come free. A node in a mesh is away at times; so each channel needs a long CSV delay, or a tower.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from ngp import identity
-from ngp.core.values import Channel
+from ngp.core.settings import Settings
+from ngp.core.values import ChainView, Channel, ChannelState, Check, Watch
 from ngp.core.world import Neighbour, World
+from ngp.errors import PaymentError, UsageError
+from ngp.ports import ChannelManager, Payment, TowerManager
 
 PEER_PORT = 9735
-# A block comes every ten minutes on average: a day.
+TOWER_PORT = 9911
+# A block comes every ten minutes on average.
 BLOCKS_A_DAY = 144
 TOP_UPS_AHEAD = 10
+LEAST_CHANNEL_SAT = 100_000
+SAFETY = "watchtower"
+ADD_A_TOWER = "ngp lightning tower add PUBKEY@HOST:PORT"
+SWITCH_ON = "write wtclient.active=1 into lnd.conf, and restart LND"
+_KEY = re.compile(r"0[23][0-9a-f]{64}")
+_PLACE = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]:@/\s]+)(:(?P<port>[0-9]{1,5}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Why a channel doesn't suit, and the command or the setting that mends it."""
+
+    why: str
+    remedy: str
+
+
+# --- words of a command -----------------------------------------------------------------------------------------------
+
+
+def tower_place(text: str) -> tuple[str, str]:
+    """Read PUBKEY@HOST:PORT; returns key and `host:port`. Raises UsageError."""
+    key, at, place = text.partition("@")
+    if not at:
+        raise UsageError(f"{text!r} is no watchtower: write PUBKEY@HOST:PORT, as `lncli tower info` at the tower tells")
+    return tower_key(key), host_port(place, TOWER_PORT)
+
+
+def tower_key(text: str) -> str:
+    """Read a tower's public key. Raises UsageError."""
+    if not _KEY.fullmatch(text.lower()):
+        raise UsageError(f"{text!r} is no watchtower's key: it has 66 hexadecimal digits and begins with 02 or 03")
+    return text.lower()
+
+
+def host_port(text: str, usual_port: int) -> str:
+    """Read HOST or HOST:PORT, an IPv6 address in brackets. Raises UsageError."""
+    found = _PLACE.fullmatch(text)
+    port = int(found["port"] or usual_port) if found else 0
+    if found is None or not 0 < port < 65536:
+        raise UsageError(f"{text!r} is not HOST:PORT: write 192.0.2.1:{usual_port} or [2001:db8::1]:{usual_port}")
+    return f"{found['host']}:{port}"
 
 
 def peer_host(neighbour: Neighbour) -> str:
     """Return where a neighbour's Lightning node most likely listens: an address of its own, the usual port.
 
-    Raises ValueError where the neighbour told no address; `--host` says it then.
+    Raises UsageError where the neighbour told no address; `--host` says it then.
     """
     for address in neighbour.addresses:
         if not address.is_link_local:
             return f"[{address}]:{PEER_PORT}" if address.version == 6 else f"{address}:{PEER_PORT}"
-    raise ValueError("the neighbour told no address")
+    raise UsageError("the neighbour told no address where its node may listen: say it by --host HOST:PORT")
 
 
-def advice(channels: Sequence[Channel], neighbours: Iterable[Neighbour], world: World) -> list[str]:
-    """Say, for each neighbour that we trade with, what its channel lacks. Empty: all is well."""
+# --- what suits -------------------------------------------------------------------------------------------------------
+
+
+def lacks(channel: Channel, neighbour: Neighbour, world: World) -> list[Lack]:
+    """Say what a channel with a neighbour lacks for the trade with it. Empty: it suits."""
+    settings = world.settings
+    who, amount_sat = identity.short_text(neighbour.identity), _amount_sat(settings)
+    if channel.state is not ChannelState.OPEN:
+        return [Lack(f"it is {channel.state}", "wait for the blocks that are left")]
+    if not channel.active:
+        return [Lack("the peer isn't connected", f"lncli connect {channel.peer}@HOST:PORT, if its node is up")]
+    found = []
+    sends, receives = settings.buys and neighbour.sells, settings.sells and neighbour.buys
+    can_send, can_receive = channel.can_send_sat >= amount_sat, channel.can_receive_sat >= amount_sat
+    # Between two who both buy and sell one way is enough: what goes one way can come back.
+    if sends and not can_send and not (receives and can_receive):
+        why = f"{channel.can_send_sat} sat can be sent, less than PAYMENT_AMOUNT ({amount_sat} sat)"
+        found.append(Lack(why, _open_line(who, amount_sat)))
+    if receives and not can_receive and not (sends and can_send):
+        why = f"{channel.can_receive_sat} sat can be received, less than PAYMENT_AMOUNT ({amount_sat} sat)"
+        found.append(Lack(why, "the neighbour opens a channel with us: ngp lightning open there"))
+    if channel.least_htlc_msat > settings.payment_amount_msat:
+        least_sat = -(-channel.least_htlc_msat // 1000)
+        found.append(Lack(f"it takes no payment below {least_sat} sat", f"PAYMENT_AMOUNT: {least_sat} sat; ngp reload"))
+    return found
+
+
+def is_safe(channel: Channel, watch: Watch, settings: Settings) -> bool:
+    """Say whether an old state would be answered although our node is away: by a tower, or by us in time."""
+    return (
+        watch.watched
+        or channel.state is not ChannelState.OPEN
+        or not channel.their_wait_blocks  # the node doesn't say
+        or channel.their_wait_blocks >= settings.csv_delay_blocks
+    )
+
+
+def safety(channels: Sequence[Channel], watch: Watch, settings: Settings) -> Check:
+    """Say who would answer an old state of our channels; one line of `ngp check`, a warning where nobody would."""
+    in_use = [one for one in channels if one.state is ChannelState.OPEN]
+    if not in_use:
+        return Check(SAFETY, True, "no open channel yet")
+    shortest = min((one.their_wait_blocks for one in in_use if one.their_wait_blocks), default=0)
+    if not shortest and not watch.watched:
+        return Check(SAFETY, True, "not known: this node tells neither CSV delays nor watchtowers")
+    if watch.watched:
+        using = sum(tower.used and tower.sessions > 0 for tower in watch.towers)
+        backups = sum(tower.backups for tower in watch.towers)
+        return Check(SAFETY, True, f"{using} in use, {backups} backups; {watch.pending_backups} wait to be sent")
+    if shortest >= settings.csv_delay_blocks:
+        return Check(SAFETY, True, f"none; each channel's CSV delay is {blocks(shortest)} or more: be back by then")
+    short = sum(not is_safe(one, watch, settings) for one in in_use)
+    found = (
+        f"none in use ({watch.unknown or _tower_state(watch)}), and {short} of {len(in_use)} open channels have a CSV "
+        f"delay below {blocks(settings.csv_delay_blocks)} (CSV_DELAY), the shortest {blocks(shortest)}: if this node "
+        "is away longer, the peer can close with an old state and keep what it paid since"
+    )
+    return Check(SAFETY, True, found, f"{_tower_remedy(watch)}; or CSV_DELAY: {shortest}, if it is never away longer")
+
+
+def advice(
+    channels: Sequence[Channel], neighbours: Iterable[Neighbour], world: World, watch: Watch, chain: ChainView
+) -> list[str]:
+    """Say, for each neighbour that we trade with, what its channel lacks, with the next command. Empty: all is well."""
     said: list[str] = []
-    amount_sat = -(-world.settings.payment_amount_msat // 1000)
+    if not chain.synced:
+        said.append(f"the node is behind the chain, at block {chain.height}: it opens no channel until it is synced")
     for neighbour in neighbours:
         who, key = identity.short_text(neighbour.identity), neighbour.payee.hex()
         with_it = [one for one in channels if one.peer == key]
-        buys_from_it = world.settings.buys and neighbour.sells
-        if not with_it:
-            if buys_from_it:
-                size = max(TOP_UPS_AHEAD * amount_sat, 100_000)
-                said.append(f"{who}: no channel; payments need a way through others. ngp lightning open {who} "
-                            f"--amount {size}")  # fmt: skip
-            continue
-        usable = [one for one in with_it if one.active]
-        if not usable:
-            said.append(f"{who}: the channel is not active: is the neighbour's node up, and reachable?")
-            continue
-        if buys_from_it and max(one.ours_sat for one in usable) < amount_sat:
-            said.append(f"{who}: less than PAYMENT_AMOUNT ({amount_sat} sat) can be sent: open another channel")
-        if world.settings.sells and neighbour.buys and max(one.theirs_sat for one in usable) < amount_sat:
-            said.append(f"{who}: less than PAYMENT_AMOUNT ({amount_sat} sat) can be received: it must open a channel "
-                        "or be paid first")  # fmt: skip
-        if max(one.least_htlc_msat for one in usable) > world.settings.payment_amount_msat:
-            least = min(one.least_htlc_msat for one in usable)
-            said.append(f"{who}: the channel takes no payment below {least} msat: raise PAYMENT_AMOUNT")
-        if 0 < min(one.wait_blocks for one in usable) < BLOCKS_A_DAY:
-            said.append(f"{who}: the peer could close with an old state while we are away for a day "
-                        "(short CSV delay): keep the node online, or use a watchtower")  # fmt: skip
+        if not with_it and world.settings.buys and neighbour.sells:
+            how = _open_line(who, _amount_sat(world.settings))
+            said.append(f"{who}: no channel; payments need a way through others. Next: {how}")
+        best: list[Lack] = min((lacks(one, neighbour, world) for one in with_it), key=len, default=[])
+        said += [f"{who}: {lack.why}. Next: {lack.remedy}" for lack in best]
+    safe = safety(channels, watch, world.settings)
+    if safe.remedy:
+        said.append(f"watchtower: {safe.found}. Next: {safe.remedy}")
     return said
+
+
+async def look(payment: Payment, settings: Settings) -> list[Check]:
+    """Ask the node who watches its channels; nothing where it has none, or can't be asked (`ngp check` says why)."""
+    if not isinstance(payment, ChannelManager):
+        return []
+    try:
+        return [safety(await payment.channels(), await watch_of(payment), settings)]
+    except PaymentError:
+        return []
+
+
+async def watch_of(payment: Payment) -> Watch:
+    """Ask the node for its towers. Raises PaymentError."""
+    if isinstance(payment, TowerManager):
+        return await payment.watch()
+    return Watch(unknown="this payment module knows of no watchtowers")
+
+
+def blocks(count: int) -> str:
+    """Write a number of blocks with the time that they take."""
+    days = count / BLOCKS_A_DAY
+    return f"{count} blocks (about {f'{days:.0f} days' if days >= 2 else f'{days * 24:.0f} h'})"
+
+
+def _tower_state(watch: Watch) -> str:
+    if not watch.active:
+        return "the node's watchtower client is off"
+    return "no tower has agreed on a session" if watch.towers else "no tower is known"
+
+
+def _tower_remedy(watch: Watch) -> str:
+    if watch.unknown:
+        return "let ngp see them: bake the macaroon anew"
+    if not watch.active:
+        return f"{SWITCH_ON}; then {ADD_A_TOWER}"
+    if watch.towers:
+        return "see that a tower is up and reachable (`ngp lightning tower list`), or add another"
+    return ADD_A_TOWER
+
+
+def _amount_sat(settings: Settings) -> int:
+    return -(-settings.payment_amount_msat // 1000)
+
+
+def _open_line(who: str, amount_sat: int) -> str:
+    return f"ngp lightning open {who} --amount {max(TOP_UPS_AHEAD * amount_sat, LEAST_CHANNEL_SAT)}"

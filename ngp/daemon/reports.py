@@ -22,7 +22,7 @@ from ngp.core.records import (
     PaymentRecord,
     PaymentState,
 )
-from ngp.core.values import Channel
+from ngp.core.values import Channel, Watch
 
 Row = dict[str, Any]
 
@@ -66,27 +66,52 @@ def live_contract_row(contract: Contract, real_money: bool) -> Row:
     return row
 
 
-def channel_rows(channels: Iterable[Channel], neighbours: Mapping[str, bytes]) -> list[Row]:
-    """Return the rows of our node's channels.
+def channel_row(channel: Channel, neighbour: bytes | None, why_not: Sequence[str]) -> Row:
+    """Return the row of a channel of our node.
 
     Args:
-        neighbours: identities by their nodes' public keys.
+        neighbour: whose node the peer is; None where no neighbour announced it.
+        why_not: why it doesn't suit; empty: it does.
     """
-    return [
-        {
-            "neighbour": identity.text(neighbours[one.peer]) if one.peer in neighbours else None,
-            "peer": one.peer,
-            "channel": one.point,
-            "active": one.active,
-            "private": one.private,
-            "capacity_sat": one.capacity_sat,
-            "can_send_sat": one.ours_sat,
-            "can_receive_sat": one.theirs_sat,
-            "least_payment_msat": one.least_htlc_msat,
-            "csv_delay_blocks": one.wait_blocks,
-        }
-        for one in channels
-    ]
+    return {
+        "neighbour": identity.text(neighbour) if neighbour else None,
+        "peer": channel.peer,
+        "channel": channel.point,
+        "state": str(channel.state),
+        "blocks_left": channel.blocks_left,
+        "active": channel.active,
+        "private": channel.private,
+        "capacity_sat": channel.capacity_sat,
+        "can_send_sat": channel.can_send_sat,
+        "can_receive_sat": channel.can_receive_sat,
+        "least_payment_msat": channel.least_htlc_msat,
+        "our_csv_delay_blocks": channel.our_wait_blocks,
+        "their_csv_delay_blocks": channel.their_wait_blocks,
+        "suits": not why_not,
+        "why_not": "; ".join(why_not) or None,
+    }
+
+
+def watch_row(watch: Watch) -> Row:
+    """Return what is known of the node's watchtowers."""
+    return {
+        "active": watch.active,
+        "unknown": watch.unknown or None,
+        "backups": watch.backups,
+        "pending_backups": watch.pending_backups,
+        "failed_backups": watch.failed_backups,
+        "towers": [
+            {
+                "tower": tower.key,
+                "addresses": list(tower.addresses),
+                "used": tower.used,
+                "sessions": tower.sessions,
+                "backups": tower.backups,
+                "pending_backups": tower.pending_backups,
+            }
+            for tower in watch.towers
+        ],
+    }
 
 
 def by_destination(rows: Iterable[Row]) -> list[Row]:

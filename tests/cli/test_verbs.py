@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ngp.cli import accounts
+from ngp.cli.check import _print
 from ngp.cli.show import print_unless_real
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord, JournalRecord
@@ -91,6 +92,15 @@ def test_status_for_people(running: Host) -> None:
     assert any(line.split() == ["counters", "messages", "ignored", "replayed", "3"] for line in lines)
 
 
+def test_lightning_for_people(running: Host) -> None:
+    shown = running.ngp("lightning", "status")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for said in ("block 450, synced", "1,234.567 sat", "opening, 2 blocks left", "no: it is opening",
+                 "3 backups, 1 pending, 0 failed", "192.0.2.9:9911", "Next: wait?[2J"):  # fmt: skip
+        assert said in shown.stdout
+    assert json.loads(running.ngp("lightning", "status", "--json").stdout) == fake_main.LIGHTNING
+
+
 def test_ledger_as_csv(running: Host) -> None:
     rows = list(csv.DictReader(io.StringIO(running.ngp("ledger", "--csv").stdout)))
     written = {name: "" if value is None else str(value) for name, value in fake_main.ENTRY.items()}
@@ -137,7 +147,9 @@ def test_commands(running: Host, words: list[str], code: int, said: str) -> None
         [], ["nonsense"], ["status", "--nonsense"], ["block"], ["server"], ["server", "dance"], ["server", "test now"],
         ["server", "payment 7f3a"], ["server", "payment 7f3a much"], ["server", "payment 7f3a 0"],
         ["server", "payment 'open"], ["ledger", "--since", "soon"], ["ledger", "--csv", "--json"],
-        ["top", "--count", "0"], ["top", "--interval", "nan"],
+        ["top", "--count", "0"], ["top", "--interval", "nan"], ["lightning"], ["lightning", "dance"],
+        ["lightning", "open", "7f3a"], ["lightning", "open", "7f3a", "--amount", "0"], ["lightning", "tower"],
+        ["lightning", "open", "7f3a", "--amount", "100000", "--csv-delay", "10001"], ["lightning", "tower", "add"],
     ],
 )  # fmt: skip
 def test_bad_usage_is_2_in_one_line(running: Host, words: list[str]) -> None:
@@ -217,6 +229,14 @@ def test_check_with_a_daemon(running: Host) -> None:
     rows = json.loads(done.stdout)
     assert [row["name"] for row in rows] == ["configuration", "hook", "payment"]
     assert all({"name", "ok", "found", "remedy"} <= row.keys() for row in rows)
+
+
+def test_check_shows_a_warning_with_its_remedy_and_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    well = {"name": "hook", "ok": True, "found": "tcx", "remedy": ""}
+    _print([well, {"name": "watchtower", "ok": True, "found": "none", "remedy": "add one"}])
+    shown = capsys.readouterr().out
+    assert "WARNING  watchtower  none\n" in shown and "mend: add one" in shown
+    assert shown.endswith("all 2 are well, 1 with a warning\n")
 
 
 def test_a_daemon_is_asked_about_the_very_file(running: Host) -> None:

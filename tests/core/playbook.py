@@ -77,6 +77,7 @@ def settings(**changes: object) -> Settings:
         electrum_user=None,
         electrum_password_file=None,
         electrum_wallet=None,
+        csv_delay_blocks=1008,
         account_id=None,
         sells=True,
         buys=True,

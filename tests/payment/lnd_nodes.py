@@ -15,12 +15,16 @@ from ngp.modules.payment.lnd import LndPayment
 
 
 @contextmanager
+def nodes_of(places: Sequence[Place]) -> Iterator[LightningNetwork]:
+    """Nodes in the network where the test runs, with coins and without channels."""
+    with tempfile.TemporaryDirectory() as folder, LightningNetwork(programs(), Path(folder), places) as made:
+        yield made
+
+
+@contextmanager
 def chain_of(*names: str) -> Iterator[LightningNetwork]:
-    """Nodes in the network where the test runs, each with a channel to the next, ready to pay along all of it."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LightningNetwork(programs(), Path(folder), [Place(name) for name in names]) as made,
-    ):
+    """Nodes, each with a channel to the next, ready to pay along all of it."""
+    with nodes_of([Place(name) for name in names]) as made:
         for one, next_one in zip(names, names[1:], strict=False):
             made.open(one, next_one, push_sat=1_000_000)
             made.await_payable(one, next_one)

@@ -18,7 +18,7 @@ from ngp.modules.payment import invoice
 from ngp.modules.payment.electrum import POLL_S, ElectrumPayment
 from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import Credentials
-from ngp.ports import InvoiceState, PaymentStatus
+from ngp.ports import ChainView, ChannelState, InvoiceState, PaymentStatus
 
 PREIMAGE = bytes(range(32))
 HASH = sha256(PREIMAGE).digest()
@@ -315,3 +315,18 @@ def test_numbers_of_settlements_are_given_once_and_a_lost_journal_loses_nothing(
     for payment_hash in (one, other, third):  # the ledger has seen two of them, and counts those as replayed
         fresh.add(payment_hash, 1_000, 2)
     assert [told.payment_hash for told in fresh.behind(2)] == [one, other, third]
+
+
+def test_pending_channels_and_the_chain_are_told(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        states = ("OPENING", "FUNDED", "OPEN", "FORCE_CLOSING", "CLOSED", "REDEEMED")
+        daemon.say["list_channels"] = [{**CHANNEL, "state": state} for state in states]
+        opening, closing = ChannelState.OPENING, ChannelState.CLOSING
+        found = await payment.pending_channels()
+        assert [one.state for one in found] == [opening, opening, closing, closing]
+        assert not any(one.active or one.can_send_sat for one in found) and len(await payment.channels()) == 1
+        for height, seen, synced in ((450, 450, True), (451, 450, False), (0, 450, False)):
+            daemon.say["getinfo"] = {"network": "regtest", "server_height": height, "blockchain_height": seen}
+            assert await payment.chain() == ChainView(seen, synced)
+
+    with_electrum(tmp_path, test)

@@ -17,6 +17,7 @@ SOURCES = (
     "stateservice.proto",
     "routerrpc/router.proto",
     "invoicesrpc/invoices.proto",
+    "wtclientrpc/wtclient.proto",
 )
 # Of the macaroon library, not of LND's interface.
 ELSEWHERE = {"Op", "MacaroonId"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,17 @@ from hypothesis import strategies as st
 from ngp.errors import ConfigError
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment import macaroon
-from ngp.modules.payment.lnd_client import GET_INFO, SEND_PAYMENT
+from ngp.modules.payment.lnd_client import (
+    ALWAYS,
+    GET_INFO,
+    SEND_PAYMENT,
+    TO_CHANGE_TOWERS,
+    TO_OPEN_CHANNELS,
+    TO_SPEND,
+    TO_TELL,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def field(kind: int, content: bytes) -> bytes:
@@ -70,3 +82,15 @@ def test_what_is_no_macaroon_is_refused_by_name() -> None:
     for text in (b"", b"\x01abc", b"-----BEGIN CERTIFICATE-----", baked("info:read")[:40]):
         with pytest.raises(ConfigError, match="bake"):
             macaroon.read(text)
+
+
+@pytest.mark.parametrize("buys", [True, False])
+def test_the_guide_has_the_line_that_check_prints(buys: bool) -> None:
+    guide = " ".join((ROOT / "docs/operators-guide.md").read_text().replace("\\\n", " ").split())
+    assert f" {macaroon.bake_line([*macaroon.needed(buys), *TO_TELL])} " in guide
+
+
+def test_the_guide_says_what_each_right_is_for() -> None:
+    guide = (ROOT / "docs/operators-guide.md").read_text()
+    for methods in (ALWAYS, TO_SPEND, TO_TELL, TO_OPEN_CHANNELS, TO_CHANGE_TOWERS):
+        assert f"\n| {', '.join(method.name for method in methods)} |" in guide

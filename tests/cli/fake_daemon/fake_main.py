@@ -40,6 +40,21 @@ STATUS = {
     "datapath": {"hook": "tcx"}, "payment": {"module": "sandbox", "ready": False, "why_not": "asleep"},
     "counters": {"messages_ignored": {"replayed": 3}},
 }  # fmt: skip
+CHANNEL = {
+    "neighbour": KEY, "peer": "02" * 33, "channel": "00:0", "state": "opening", "blocks_left": 2, "active": False,
+    "private": True, "capacity_sat": 500000, "can_send_sat": 0, "can_receive_sat": 0, "least_payment_msat": 0,
+    "our_csv_delay_blocks": 0, "their_csv_delay_blocks": 0, "suits": False, "why_not": "it is opening",
+}  # fmt: skip
+TOWERS = {
+    "active": True, "unknown": None, "backups": 3, "pending_backups": 1, "failed_backups": 0,
+    "towers": [{"tower": "03" * 33, "addresses": ["192.0.2.9:9911"], "used": True, "sessions": 4, "backups": 7,
+                "pending_backups": 1}],
+}  # fmt: skip
+LIGHTNING = {
+    "module": "lnd", "node": "02" * 33, "network": "regtest", "ready": True, "why_not": None, "block": 450,
+    "synced": True, "balance_msat": 1234567, "channels": [CHANNEL], "watchtowers": TOWERS,
+    "advice": ["7f3a: it is opening. Next: wait\x1b[2J"],
+}  # fmt: skip
 
 
 async def _many(rows: int) -> AsyncIterator[dict[str, Any]]:
@@ -78,6 +93,9 @@ class Handlers:
     async def check(self, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         found = f"looked, asked about {json.dumps(arguments)[:400]}"
         return [{"name": name, "ok": True, "found": found, "remedy": ""} for name in ("hook", "payment")]
+
+    async def lightning(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        return LIGHTNING
 
     async def reload(self, _arguments: dict[str, Any]) -> str:
         raise ConfigError("net.conf:1: bad\nnet.conf:2: worse")
