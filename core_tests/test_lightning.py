@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 
 import pytest
 
 from core_tests import traffic
+from core_tests.daemon import Daemon
 from core_tests.lab import Lab
 from core_tests.lightning.trade import LightningTrade, lightning_trade, mesh_only_trade
 from core_tests.shell import await_until
@@ -20,7 +22,7 @@ STUCK_S = OPEN_S + 60
 
 
 def test_traffic_is_paid_by_real_invoices_and_all_books_agree(lab: Lab) -> None:
-    with lightning_trade(lab, {"GRACE_DATA": "50 kB"}) as made:
+    with lightning_trade(lab, {"GRACE_DATA": "50 kB", "BUY": False}) as made:  # with a seller's rights, and a buyer's
         trade, net = made.trade, made.trade.net
         before_received, before_sent = made.received_msat(), made.sent_msat()
         for version in (4, 6):
@@ -37,6 +39,11 @@ def test_traffic_is_paid_by_real_invoices_and_all_books_agree(lab: Lab) -> None:
         assert account["real_money"] is False  # regtest
         status = trade.client.json("status")["payment"]
         assert status == {**status, "module": "lnd", "ready": True}
+        for daemon, rights in ((trade.gateway, "allows what is needed"), (trade.client, "OpenChannelSync")):
+            found = checks(daemon)
+            assert found["LND's macaroon"]["ok"] and rights in found["LND's macaroon"]["found"]
+            watched = found["watchtower"]  # the channel was opened with LND's own delay, and nobody watches it
+            assert watched["ok"] and "client is off" in watched["found"] and "wtclient.active=1" in watched["remedy"]
 
 
 def test_a_node_that_dies_and_comes_back_takes_nothing_down(lab: Lab) -> None:
@@ -70,22 +77,29 @@ def test_a_channel_is_looked_at_and_opened_by_ngp(lab: Lab) -> None:
         assert (found["module"], found["network"], found["ready"]) == ("lnd", "regtest", True)
         assert (channel["neighbour"], channel["active"], channel["private"]) == (gateway, True, True)
         assert found["node"] == made.paying.key() and channel["peer"] == made.earning.key()
+        assert (channel["state"], channel["suits"], channel["why_not"]) == (
+            "open", False, "short CSV delay, and no watchtower",
+        )  # fmt: skip
+        assert any(line.startswith("watchtower: none") for line in found["advice"])
         shown = trade.client.cli("lightning", "status")
         assert shown.returncode == 0 and made.earning.key()[:12] in shown.stdout
         host = f"{made.earning.address}:{made.earning.ports.peer}"
         words = ("lightning", "open", gateway[:12], "--amount", "300000", "--csv-delay", "288", "--host", host)
         opened = trade.client.cli(*words)
         assert opened.returncode == 0, opened.stderr
+        assert "opening" in [one["state"] for one in trade.client.json("lightning", "status")["channels"]]
         made.network.mine(3)
         both = await_until(lambda: two_channels(made), 60, "the second channel")
         (second,) = [one for one in both if one["channel"] != channel["channel"]]
         assert (second["capacity_sat"], second["neighbour"]) == (300_000, gateway)
         (theirs,) = [one for one in made.earning.channels() if one["channel_point"] == second["channel"]]
-        assert int(theirs["local_constraints"]["csv_delay"]) == 288
+        assert int(theirs["local_constraints"]["csv_delay"]) == second["their_csv_delay_blocks"] == 288
         for wrong, says in (
             (["open", gateway[:12]], "--amount"),
             (["open", "ffffffff", "--amount", "300000"], "ffffffff"),
-            (["close"], "known are status, open NEIGHBOUR and connect"),
+            (["open", gateway[:12], "--amount", "300000", "--push", "300001"], "push the smaller one"),
+            (["tower", "add", "192.0.2.1:9911"], "PUBKEY@HOST:PORT"),
+            (["close"], "known are status, open NEIGHBOUR, tower add"),
         ):
             refused = trade.client.cli("lightning", *wrong)
             assert refused.returncode == 2 and says in refused.stderr
@@ -99,8 +113,12 @@ def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab
         opened = trade.client.cli("lightning", "open", gateway[:12], "--amount", "2000000", timeout_s=120)
         assert opened.returncode == 0, opened.stderr
         made.network.mine(3)
-        await_until(lambda: trade.client.json("lightning", "status")["channels"], 60, "a channel")
-        await_until(lambda: trade.client.json("lightning", "status")["channels"][0]["active"], 60, "an active channel")
+        await_until(lambda: [one["active"] for one in lightning(made)["channels"]] == [True], 60, "an active channel")
+        (channel,) = lightning(made)["channels"]
+        assert channel["suits"] and channel["their_csv_delay_blocks"] == 1_008
+        tower = made.earning.cli("tower", "info")["pubkey"]
+        added = trade.client.cli("lightning", "tower", "add", f"{tower}@{made.earning.address}")
+        assert added.returncode == 0, added.stderr
         traffic.udp_echo(net.internet, net.remote(4), 5000)
         await_until(lambda: pay_some(made) > 0, 90, "a payment over the mesh")
         trade.assert_books_agree(refused=True)  # what was sent before the first payment was over the grace
@@ -109,6 +127,26 @@ def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab
         (neighbour,) = trade.gateway.json("neighbours")
         carried = trade.gateway.json("status")["counters"]["kernel"]["lane_bytes"]
         assert carried > neighbour["lane_bytes"] > 0  # while its daemon wasn't known yet, and then on its own lane
+        await_until(lambda: lightning(made)["watchtowers"]["backups"] > 0, 60, "states of before the payment backed up")
+        (shown,) = lightning(made)["watchtowers"]["towers"]
+        assert (shown["tower"], shown["addresses"]) == (tower, [f"{made.earning.address}:9911"])
+        listed = trade.client.cli("lightning", "tower", "list")
+        assert listed.returncode == 0 and tower[:12] in listed.stdout
+        found = checks(trade.client)["watchtower"]
+        assert found["ok"] and not found["remedy"] and "backups" in found["found"]
+        removed = trade.client.cli("lightning", "tower", "remove", tower)
+        assert removed.returncode == 0, removed.stderr
+        assert not any(one["used"] for one in lightning(made)["watchtowers"]["towers"])
+
+
+def checks(daemon: Daemon) -> dict[str, Row]:
+    """Return what `ngp check` finds beside a running daemon, by name."""
+    return {row["name"]: row for row in json.loads(daemon.cli("check", "--json").stdout)}
+
+
+def lightning(made: LightningTrade) -> Row:
+    """Return what `ngp lightning status` says on the client."""
+    return dict(made.trade.client.json("lightning", "status"))
 
 
 def two_channels(made: LightningTrade) -> list[Row]:

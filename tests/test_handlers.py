@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from ngp.core.events import ChannelsSeen
-from ngp.core.values import Channel, ChannelEnd
 from ngp.daemon.handlers import Handlers
 from ngp.errors import UsageError
 from ngp.modules.payment.sandbox import SandboxPayment
@@ -46,37 +44,3 @@ def test_a_payment_by_hand_is_told_in_the_units_of_the_listings(handlers: Handle
 
 def test_unblock_does_not_read_like_a_refusal(handlers: Handlers) -> None:
     assert asyncio.run(handlers.unblock({"neighbour": "00"})).endswith(" may trade again")
-
-
-class OneChannel:
-    """A payment module with a channel, as far as `ngp lightning status` asks."""
-
-    seen = [
-        Channel("02" + "ab" * 32, "cd" * 32 + ":0", True, True, 2, 1, 1, 1, 0, ChannelEnd(1000), ChannelEnd(1000))
-    ]  # fmt: skip
-
-    async def channels(self) -> list[Channel]:
-        return self.seen
-
-    async def connect(self, peer: str, host: str) -> None:
-        raise NotImplementedError
-
-    async def open_channel(self, peer: str, amount_sat: int, push_sat: int, csv_delay_blocks: int | None) -> str:
-        raise NotImplementedError
-
-    async def balance_msat(self) -> int:
-        return 1000
-
-
-def test_the_daemon_trades_by_the_channels_that_the_operator_was_shown() -> None:
-    told: list[object] = []
-    means = SimpleNamespace(network="regtest", payee=bytes(33))
-    settings = SimpleNamespace(payment_module="electrum", payment_amount_msat=100_000)
-    world = SimpleNamespace(means=means, by_link={}, settings=settings)
-    parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=world), payment=OneChannel())
-    node: Any = SimpleNamespace(
-        parts=parts, tell=told.append, settings=settings, payment=SimpleNamespace(why_not="")
-    )  # fmt: skip
-    shown = asyncio.run(Handlers(node).lightning({}))
-    assert [one["channel"] for one in shown["channels"]] == [OneChannel.seen[0].point]
-    assert told == [ChannelsSeen(tuple(OneChannel.seen))]

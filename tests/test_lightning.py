@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
+from ngp.core.events import ChannelsSeen
 from ngp.core.settings import Settings
 from ngp.core.values import ChainView, Channel, ChannelEnd, ChannelState, Tower, Watch
 from ngp.core.world import Neighbour
@@ -195,8 +196,8 @@ def test_a_malformed_tower_is_bad_usage_that_says_how_it_is_written(text: str) -
         lightning.tower_place(text)
 
 
-def handlers(payment: Any, neighbour: Neighbour | None = None) -> Handlers:
-    """A daemon with this payment node and, perhaps, one neighbour."""
+def handlers(payment: Any, neighbour: Neighbour | None = None, told: list[object] | None = None) -> Handlers:
+    """A daemon with this payment node and, perhaps, one neighbour; what it is told goes into `told`."""
     known = {("eth1", b""): neighbour} if neighbour else {}
     shown = SimpleNamespace(
         settings=settings(), means=SimpleNamespace(payee=PAYEE, network="regtest"), by_link=known, neighbours=known,
@@ -204,8 +205,9 @@ def handlers(payment: Any, neighbour: Neighbour | None = None) -> Handlers:
     )  # fmt: skip
     parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=shown), payment=payment)
     post = SimpleNamespace(transport=lambda link: "192.0.2.7")
-    told: list[object] = []
-    node: Any = SimpleNamespace(parts=parts, settings=settings(), post=post, payment=SimpleNamespace(why_not=""), tell=told.append)
+    tell = [].append if told is None else told.append
+    ready = SimpleNamespace(why_not="")
+    node: Any = SimpleNamespace(parts=parts, settings=settings(), post=post, payment=ready, tell=tell)
     return Handlers(node)
 
 
@@ -245,7 +247,9 @@ def test_what_can_not_be_opened_is_refused_before_the_node_is_asked(
 
 
 def test_status_tells_channels_towers_and_the_next_command() -> None:
-    told = asyncio.run(handlers(Node(), NEIGHBOUR).lightning({}))
+    seen: list[object] = []
+    told = asyncio.run(handlers(Node(), NEIGHBOUR, seen).lightning({}))
+    assert seen == [ChannelsSeen((GOOD,))]  # what the operator was shown, the daemon trades by
     (row,) = told["channels"]
     assert (row["suits"], row["why_not"], row["state"]) == (True, None, "open")
     assert (row["can_send_sat"], row["can_receive_sat"]) == (295_000, 195_000)

@@ -6,9 +6,10 @@ over the mesh itself needs is a scenario of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from core_tests.host import Host
 from core_tests.lab import End, Lab
@@ -18,6 +19,8 @@ from core_tests.lightning.nodes import Lnd, Ports
 from core_tests.lightning.relay import Relay
 from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
 from core_tests.trade import CLIENT, GATEWAY, Conf, Trade, start_all
+from ngp.modules.payment import macaroon
+from ngp.modules.payment.lnd_client import TO_CHANGE_TOWERS, TO_OPEN_CHANNELS, TO_TELL, Method
 
 CHAIN_V4 = "10.99.0.{}/24"
 NODES = ("client", "gateway")
@@ -52,14 +55,22 @@ class LightningTrade:
         return sum(int(one["value_msat"]) for one in payments if one["status"] == "SUCCEEDED")
 
 
-def node_settings(node: Lnd) -> Conf:
-    """Return the keys of net.conf that lead to a node."""
-    node.admin_macaroon.chmod(0o600)
+def node_settings(node: Lnd, buys: bool = True, besides: Sequence[Method[Any, Any]] = ()) -> Conf:
+    """Return the keys of net.conf that lead to a node, with a macaroon baked by the line that `ngp check` prints.
+
+    Args:
+        buys: the line of a buyer; else that of one who only sells.
+        besides: what its operator may do through ngp: open channels, change towers.
+    """
+    baked = node.folder / "ngp.macaroon"
+    line = macaroon.bake_line([*macaroon.needed(buys), *TO_TELL, *besides], str(baked))
+    node.cli_text(*line.split()[1:])
+    baked.chmod(0o600)
     return {
         "PAYMENT_INTERFACE": "lnd",
         "LND_HOST": node.rpc_host,
         "LND_CERT": str(node.certificate),
-        "LND_MACAROON": str(node.admin_macaroon),
+        "LND_MACAROON": str(baked),
     }
 
 
@@ -101,9 +112,11 @@ def lightning_trade(
         ignored = {"IGNORE_INTERFACE": ["wan0", "chain0"]}
         made = configured(
             net,
-            {**ignored, **node_settings(network.node("gateway")), **ways.get("gateway", {}), **(gateway or {})},
-            {**node_settings(network.node("client")), **ways.get("client", {}), **(client or {})},
-        )
+            {**ignored, **node_settings(network.node("gateway"), _buys(gateway)), **ways.get("gateway", {}),
+             **(gateway or {})},
+            {**node_settings(network.node("client"), _buys(client), TO_OPEN_CHANNELS), **ways.get("client", {}),
+             **(client or {})},
+        )  # fmt: skip
         start_all(made.gateway, made.client)
         made.await_acquainted()
         yield LightningTrade(made, network, relays)
@@ -113,23 +126,24 @@ def lightning_trade(
 def mesh_only_trade(lab: Lab, gateway: Conf | None = None, client: Conf | None = None) -> Iterator[LightningTrade]:
     """Build client, gateway and internet where the client reaches nodes and chain by the gateway alone.
 
-    The chain is at the internet; the gateway lets its port through. The client's node has coins and no channel; it
-    starts when the gateway gates already, and the client's daemon after it.
+    The chain is at the internet; the gateway lets its port through, and its node is a watchtower too, which the
+    client's doesn't know yet. The client's node has coins and no channel; it starts when the gateway gates already, and
+    the client's daemon after it.
     """
     net = three_hosts(lab)
     homes = ((net.gateway, "mesh0"), (net.client, "mesh0"), (net.internet, "wan0"))
     at = {host.name: host.address(interface, 4) for host, interface in homes}
     places = [
-        Place("gateway", net.gateway.inside(), at["gateway"], Ports()),
-        Place("client", net.client.inside(), at["client"], Ports()),
+        Place("gateway", net.gateway.inside(), at["gateway"], Ports(), ["--watchtower.active"]),
+        Place("client", net.client.inside(), at["client"], Ports(), ["--wtclient.active"]),
     ]
     chain = Place("chain", net.internet.inside(), at["internet"])
     with LightningNetwork(programs(), lab.folder / "lightning", places, chain) as network:
         made = configured(
             net,
-            {**node_settings(network.node("gateway")),
+            {**node_settings(network.node("gateway"), _buys(gateway)),
              "PAYMENT_SERVICES": [f"{at['internet']} {network.chain.rpc_port}"], **(gateway or {})},
-            {**node_settings(network.node("client")), **(client or {})},
+            {**node_settings(network.node("client"), besides=TO_OPEN_CHANNELS + TO_CHANGE_TOWERS), **(client or {})},
         )  # fmt: skip
         paying = network.node("client")
         paying.kill9()
@@ -139,6 +153,10 @@ def mesh_only_trade(lab: Lab, gateway: Conf | None = None, client: Conf | None =
         made.client.start()
         made.await_acquainted()
         yield LightningTrade(made, network)
+
+
+def _buys(conf: Conf | None) -> bool:
+    return (conf or {}).get("BUY", True) is not False
 
 
 def configured(net: ThreeHosts, gateway: Conf, client: Conf) -> Trade:
