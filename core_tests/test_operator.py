@@ -124,9 +124,25 @@ def test_money_by_hand_and_back(lab: Lab) -> None:
     assert trade.gateway.cli("server", f"payment {who} 7 sat").returncode == 0
     await_until(lambda: trade.earned()["paid_msat"] == paid + 7 * SAT_MSAT, what="the payment by hand")
     assert_conserved(trade.gateway)
+    assert "offered" in trade.gateway.cli("refund", who).stdout
+    assert "once more: it sent no invoice" in trade.gateway.cli("refund", who).stdout  # it never paid these 7 sat
     lines = trade.gateway.json("ledger")
     assert {line["kind"] for line in lines} >= {"contract", "payment", "charge", "refund"}
     assert sum(line["amount_msat"] for line in lines) == trade.earned()["balance_msat"]
+
+
+def test_a_client_that_leaves_asks_for_its_money(lab: Lab) -> None:
+    trade = open_trade(lab, gateway={"REFUND_WHEN_ASKED": "yes"})
+    assert answered(trade)
+    await_until(lambda: trade.earned()["paid_msat"] > 0, what="the first payment")
+    gateway = trade.identity(trade.gateway)
+    assert trade.client.cli("block", gateway).returncode == 0
+    trade.await_closed()
+    asked = trade.client.cli("refund", gateway, "--ask")
+    assert asked.returncode == 0, asked.stderr
+    await_until(lambda: trade.earned()["refunded_msat"] == trade.spent()["refunded_msat"] > 0, what="the refund")
+    assert 0 <= trade.earned()["balance_msat"] < SAT_MSAT
+    assert trade.client.cli("refund", gateway, "--ask").returncode == PAYMENT  # nothing is left to ask for
 
 
 def test_a_backup_of_a_running_daemon_restores(lab: Lab) -> None:
