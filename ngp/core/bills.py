@@ -29,6 +29,8 @@ MOVES_AGAIN_S = 3600.0
 
 def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
     """Hold the server's bill against our meter; a bill that leaves it behind is disputed and not paid on."""
+    if not world.settings.buys and (neighbour.identity, Role.CLIENT) not in world.accounts:
+        return  # we never bought of it, and anybody can send a bill
     account = world.account(neighbour.identity, Role.CLIENT)
     disowns = account.disown_not_before_mono_s <= world.now.monotonic_s
     for line in statement.lines:

@@ -47,7 +47,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     payment_hash = decoded.payment_hash
     known = world.payments.get(payment_hash)
     if known is not None:
-        return _told_again(world, neighbour, known)
+        return told_again(world, neighbour, known)
     if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one that outlives our memory could be paid twice
         world.send(neighbour, Reject(payment_hash, RejectReason.LAPSED))
         return True
@@ -64,7 +64,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     return False
 
 
-def _told_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool:
+def told_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool:
     """Say once more what became of an invoice: the server, or we, may have died while it was said."""
     if known.state is PaymentState.SUCCEEDED:
         world.send(neighbour, Paid(known.payment_hash, known.preimage))

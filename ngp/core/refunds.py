@@ -19,8 +19,8 @@ from ngp.core.account import Account
 from ngp.core.budget import broken_limit, room_msat
 from ngp.core.effects import MakeInvoice
 from ngp.core.invoices import INVOICE_EXPIRY_S, send_invoice, withdraw
-from ngp.core.messages import Paid, Refund, Reject, RejectReason, Role
-from ngp.core.payments import MOST_INVOICE_EXPIRY_S, names_its_payee, pay
+from ngp.core.messages import Refund, Reject, RejectReason, Role
+from ngp.core.payments import MOST_INVOICE_EXPIRY_S, names_its_payee, pay, told_again
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
 from ngp.core.topups import receivable, sendable
@@ -148,7 +148,7 @@ def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decod
         return False
     known = world.payments.get(decoded.payment_hash)
     if known is not None and known.identity == neighbour.identity:
-        return _say_again(world, neighbour, known)
+        return told_again(world, neighbour, known)
     account = world.accounts.get((neighbour.identity, Role.SERVER))
     ours = known is not None or decoded.payment_hash in world.invoices
     lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S
@@ -171,14 +171,6 @@ def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decod
     fee_limit_msat = _fee_limit_msat(world, account, refund.amount_msat)
     pay(world, neighbour, PaymentKind.REFUND, refund.bolt11, decoded.payment_hash, refund.amount_msat, fee_limit_msat)
     return False
-
-
-def _say_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool:
-    if known.state is PaymentState.SUCCEEDED:
-        world.send(neighbour, Paid(known.payment_hash, known.preimage))
-    elif known.state is PaymentState.FAILED:
-        world.send(neighbour, Reject(known.payment_hash, RejectReason.BUSY))
-    return known.state is not PaymentState.PENDING
 
 
 def _fee_limit_msat(world: World, account: Account, amount_msat: int) -> int:

@@ -469,6 +469,8 @@ def test_money_talk_opens_no_account_for_a_node_that_does_not_trade_in_that_role
     sim = Sim(settings(buys=False), settings(sells=False))
     bolt11 = sim.mint.invoice("client", 5000).hex()
     tell(sim, sim.gateway, Refund(5000))
+    tell(sim, sim.gateway, Refund(0))
+    tell(sim, sim.gateway, Statement(0, 5000, 0, (StatementLine(b"c" * 16, 1000, 0, 5000),)))
     effects = tell(sim, sim.gateway, Invoice(bolt11, 5000), decoded=sim.mint.decode(bolt11))
     declined = Reject(bytes.fromhex(bolt11), RejectReason.NOT_BUYING)
     assert declined in [effect.message for effect in effects if isinstance(effect, fx.Send)]
