@@ -15,6 +15,7 @@ from core_tests.lightning.trade import LightningTrade, lightning_trade, mesh_onl
 from core_tests.shell import await_until
 from core_tests.trade import Row, restart
 from ngp.core.invoices import OPEN_S
+from ngp.core.pricing import SAT_MSAT
 
 # LND, killed while it hands a payment on, may call it on its way for ever (lightningnetwork/lnd#5152); the next top-up
 # comes when that one's invoice is withdrawn.
@@ -47,7 +48,7 @@ def test_traffic_is_paid_by_real_invoices_and_all_books_agree(lab: Lab) -> None:
 
 
 def test_a_node_that_dies_and_comes_back_takes_nothing_down(lab: Lab) -> None:
-    with lightning_trade(lab, {"GRACE_DATA": "50 kB"}) as made:
+    with lightning_trade(lab, {"GRACE_DATA": "50 kB", "REFUND_WHEN_ASKED": True}) as made:
         trade, net = made.trade, made.trade.net
         before_received = made.received_msat()
         traffic.udp_echo(net.internet, net.remote(4), 5000)
@@ -66,6 +67,20 @@ def test_a_node_that_dies_and_comes_back_takes_nothing_down(lab: Lab) -> None:
         await_until(lambda: pay_some(made) > paid, 90, "a payment after the nodes came back")
         trade.assert_books_agree(refused=True)  # what was sent without credit was refused
         assert trade.earned()["paid_msat"] == made.received_msat() - before_received
+        leave(made)
+
+
+def leave(made: LightningTrade) -> None:
+    """Have the client end its contracts and ask for its money: the gateway's node pays it over the channel."""
+    trade, gateway = made.trade, made.trade.identity(made.trade.gateway)
+    assert trade.client.cli("block", gateway).returncode == 0
+    trade.await_closed()
+    asked = trade.client.cli("refund", gateway, "--ask")
+    assert asked.returncode == 0, asked.stderr
+    await_until(lambda: trade.earned()["refunded_msat"] == trade.spent()["refunded_msat"] > 0, 30, "the refund")
+    assert 0 <= trade.earned()["balance_msat"] < SAT_MSAT
+    (given_back,) = [one for one in made.earning.cli("listpayments")["payments"] if one["status"] == "SUCCEEDED"]
+    assert int(given_back["value_msat"]) == trade.earned()["refunded_msat"] and given_back["fee_msat"] == "0"
 
 
 def test_a_channel_is_looked_at_and_opened_by_ngp(lab: Lab) -> None:

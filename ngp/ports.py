@@ -226,8 +226,8 @@ class Payment(Protocol):
 
     def capabilities(self) -> PaymentCapabilities: ...
 
-    async def check(self, buys: bool) -> list[Check]:
-        """Say what is missing or too much in what we were given to use the node with; `buys`: we spend as well."""
+    async def check(self, spends: bool) -> list[Check]:
+        """Say what is missing or too much in what we were given to use the node with; `spends`: we pay as well."""
 
     async def balance_msat(self) -> int:
         """What can be spent now."""

@@ -155,7 +155,7 @@ class ElectrumPayment:
             signs=False,
         )
 
-    async def check(self, buys: bool) -> list[Check]:  # noqa: ARG002  its rights are all or nothing
+    async def check(self, spends: bool) -> list[Check]:  # noqa: ARG002  its rights are all or nothing
         """Say whether user and password can be had, and who else may hear them; asks the files, not the node."""
         try:
             door = self._rpc.door()

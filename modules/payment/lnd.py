@@ -135,9 +135,9 @@ class LndPayment(LndUpkeep):
             real_money=real, settles_by_proof=False, hold_invoices=True, least_amount_msat=LEAST_AMOUNT_MSAT
         )
 
-    async def check(self, buys: bool) -> list[Check]:
+    async def check(self, spends: bool) -> list[Check]:
         """Say whether the macaroon allows what is needed, and what more; asks the file, not the node."""
-        methods = macaroon.needed(buys)
+        methods = macaroon.needed(spends)
         line = macaroon.bake_line([*methods, *client.TO_TELL])
         try:
             rights = macaroon.read(self._client.macaroon())

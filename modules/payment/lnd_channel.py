@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ngp.core.pricing import SAT_MSAT
+from ngp.core.values import NO_LIMIT_MSAT
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.ports import Channel, ChannelEnd, ChannelState
 
@@ -20,11 +21,11 @@ def channel(told: pb.Channel, policies: pb.ChannelEdge | None = None) -> Channel
     """Read one of the channels that LND lists.
 
     Args:
-        policies: what both ends announced, the smallest payment that they send among it; none of it need be known.
+        policies: what both ends announced, the smallest and largest payment that they send; none of it need be known.
     """
-    ours = theirs = USUAL_LEAST_MSAT
+    ours = theirs = pb.RoutingPolicy()
     if policies is not None:
-        ours, theirs = policies.node1_policy.min_htlc or ours, policies.node2_policy.min_htlc or theirs
+        ours, theirs = policies.node1_policy, policies.node2_policy
         if policies.node1_pub == told.remote_pubkey:
             ours, theirs = theirs, ours
     our_end, their_end = _end(told, ours, ours=True), _end(told, theirs, ours=False)
@@ -72,7 +73,7 @@ def _unready(told: pb.PendingChannelsResponse.PendingChannel, state: ChannelStat
     )
 
 
-def _end(told: pb.Channel, least_msat: int, ours: bool) -> ChannelEnd:
+def _end(told: pb.Channel, policy: pb.RoutingPolicy, ours: bool) -> ChannelEnd:
     """Read what one end may send; LND's constraints are those of what their owner sends (channeldb, ChannelConfig).
 
     Who opened the channel pays the commitment's fee, and LND lets it send only what leaves room for that fee at twice
@@ -88,7 +89,8 @@ def _end(told: pb.Channel, least_msat: int, ours: bool) -> ChannelEnd:
     return ChannelEnd(
         balance_msat=(told.local_balance if ours else told.remote_balance) * SAT_MSAT,
         held_back_msat=held_back_sat * SAT_MSAT,
-        least_htlc_msat=max(least_msat, constraints.min_htlc_msat),
+        least_htlc_msat=max(policy.min_htlc or USUAL_LEAST_MSAT, constraints.min_htlc_msat),
+        most_htlc_msat=policy.max_htlc_msat or NO_LIMIT_MSAT,
         most_in_flight_msat=constraints.max_pending_amt_msat,
         in_flight_msat=sum(on_its_way) * SAT_MSAT,
         most_htlcs=constraints.max_accepted_htlcs,

@@ -50,9 +50,9 @@ class Rights:
         return sorted(right for right in self.operations - needed if not right.endswith(":read"))
 
 
-def needed(buys: bool) -> list[Method[Any, Any]]:
-    """Return the procedures that a node calls; one that only sells can't spend, so it can't refund either."""
-    return [*ALWAYS, *(TO_SPEND if buys else ())]
+def needed(spends: bool) -> list[Method[Any, Any]]:
+    """Return the procedures that a node calls; one that doesn't spend can't refund either."""
+    return [*ALWAYS, *(TO_SPEND if spends else ())]
 
 
 def bake_line(methods: Iterable[Method[Any, Any]], save_to: str = "ngp.macaroon") -> str:

@@ -131,7 +131,7 @@ class SandboxPayment:
         """Say that the money isn't real and that a preimage settles."""
         return PaymentCapabilities(real_money=False, settles_by_proof=True, hold_invoices=False, least_amount_msat=1)
 
-    async def check(self, buys: bool) -> list[Check]:
+    async def check(self, spends: bool) -> list[Check]:
         """Return nothing: there is nothing to be set up."""
         return []
 

@@ -14,9 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ngp.core.pricing import SAT_MSAT
-from ngp.core.values import Channel, ChannelEnd
+from ngp.core.values import NO_LIMIT_MSAT, Channel, ChannelEnd
 
-NO_LIMIT_MSAT = (1 << 63) // SAT_MSAT * SAT_MSAT
 _REMEDY = "; ngp lightning status"
 
 
@@ -30,7 +29,7 @@ class Bounds:
     """
 
     least_msat: int = SAT_MSAT
-    most_msat: int = NO_LIMIT_MSAT
+    most_msat: int = NO_LIMIT_MSAT // SAT_MSAT * SAT_MSAT
     dust_msat: int = 0
     why_not: str = ""
 
@@ -86,7 +85,8 @@ def left_msat(channel: Channel, ours: bool) -> int:
     end = channel.our_end if ours else channel.their_end
     if not channel.active or end.htlcs >= end.most_htlcs:
         return 0
-    return max(0, min(end.balance_msat - end.held_back_msat, end.most_in_flight_msat - end.in_flight_msat))
+    fits = min(end.most_htlc_msat, end.most_in_flight_msat - end.in_flight_msat)
+    return max(0, min(end.balance_msat - end.held_back_msat, fits))
 
 
 def _of_channel(channel: Channel, ours: bool) -> Bounds:

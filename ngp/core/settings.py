@@ -112,6 +112,11 @@ class Settings:
     contracts_max: int
 
     @property
+    def spends(self) -> bool:
+        """True where payments go out by themselves: for what we buy, or back to clients that ask."""
+        return self.buys or self.refund_when_asked
+
+    @property
     def never_renews(self) -> bool:
         """True where both renewal keys are 0: a destination is bought once."""
         return self.data_renewal_bytes == 0 and self.time_renewal_s == 0

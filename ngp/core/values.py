@@ -293,6 +293,9 @@ class ChannelState(StrEnum):
     CLOSING = "closing"
 
 
+NO_LIMIT_MSAT = 1 << 63
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelEnd:
     """One end of a channel and what it may send by it (BOLT 2, open_channel and update_add_htlc).
@@ -300,7 +303,7 @@ class ChannelEnd:
     Attributes:
         balance_msat: its part now; what is on its way, and the fee of the commitment, are taken off.
         held_back_msat: of that, what can't be sent: the reserve, and room for the commitment's fee to rise.
-        least_htlc_msat: smallest payment that it may send.
+        least_htlc_msat, most_htlc_msat: smallest and largest payment that it may send.
         most_in_flight_msat, in_flight_msat: what may be on its way at a time, and what is.
         most_htlcs, htlcs: likewise, their number.
         dust_msat: a payment below it has no output in the commitment: closing the channel while it is on its way gives
@@ -310,7 +313,8 @@ class ChannelEnd:
     balance_msat: int
     held_back_msat: int = 0
     least_htlc_msat: int = 0
-    most_in_flight_msat: int = 1 << 63
+    most_htlc_msat: int = NO_LIMIT_MSAT
+    most_in_flight_msat: int = NO_LIMIT_MSAT
     in_flight_msat: int = 0
     most_htlcs: int = 483
     htlcs: int = 0

@@ -33,7 +33,7 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
     if wanted.payment_module != running.payment_module:
         found = f"{wanted.payment_module}: not looked at, as this daemon uses {running.payment_module}"
         return [Check("payment", True, f"{found}; the next start tries it, or `ngp check` without a daemon")]
-    rights = await node.check(wanted.buys)
+    rights = await node.check(wanted.spends)
     if not why_not:
         rights += await lightning.look(node, wanted)
     if wanted.account_id in (None, running.account_id) or why_not:

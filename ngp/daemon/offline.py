@@ -151,7 +151,7 @@ async def _ask_payment(settings: Settings, state_dir: Path, why_unknown: str) ->
             info = await payment.info()
         money = "real money" if payment.capabilities().real_money else "not real money: who sells for it gives it away"
         found = f"{settings.payment_module} on {info.network}, node {why_unknown or info.account_id}; {money}"
-        rights = await payment.check(settings.buys)
+        rights = await payment.check(settings.spends)
         return [Check("payment", True, found), *rights, *await lightning.look(payment, settings)]
     finally:
         with suppress(NgpError):

@@ -38,7 +38,8 @@ def end(sat: int, **more: int) -> ChannelEnd:
 
 
 amounts = st.integers(0, 1 << 40)
-ends = st.builds(ChannelEnd, amounts, amounts, amounts, amounts, amounts, st.integers(0, 483), st.integers(0, 483))
+slots = st.integers(0, 483)
+ends = st.builds(ChannelEnd, *[amounts] * 6, slots, slots)
 channels = st.lists(st.builds(channel, ends, ends, st.sampled_from((PEER, OTHER)), st.booleans()), max_size=3)
 
 
@@ -61,6 +62,7 @@ def test_reserve_flight_and_slots_are_not_there_to_be_sent() -> None:
     assert left_msat(channel(end(100, held_back_msat=30_000)), ours=True) == 70_000
     assert left_msat(channel(end(100, held_back_msat=130_000)), ours=True) == 0
     assert left_msat(channel(end(100, most_in_flight_msat=50_000, in_flight_msat=20_000)), ours=True) == 30_000
+    assert left_msat(channel(end(100, most_htlc_msat=40_000)), ours=True) == 40_000
     assert left_msat(channel(end(100, most_htlcs=5, htlcs=5)), ours=True) == 0
     assert left_msat(channel(end(100), active=False), ours=True) == 0
 

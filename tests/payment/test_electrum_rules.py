@@ -260,7 +260,7 @@ def test_a_wrong_password_is_named_and_not_shown(tmp_path: Path) -> None:
             await wrong.wait_ready()
         assert "s3cret" not in str(caught.value) + repr(Credentials(options).read())
         secret.chmod(0o644)
-        (line,) = await wrong.check(buys=True)
+        (line,) = await wrong.check(spends=True)
         assert not line.ok and "chmod 600" in line.found
 
     with_electrum(tmp_path, test)
@@ -299,7 +299,7 @@ def test_a_host_needs_user_and_password_and_is_warned_about(tmp_path: Path) -> N
     assert not Credentials({**options, "ELECTRUM_HOST": "localhost:7777"}).read().leaves_unencrypted
     with pytest.raises(ConfigError, match="neither host:port"):
         Credentials({**options, "ELECTRUM_HOST": "192.0.2.1"}).read()
-    (line,) = asyncio.run(ElectrumPayment(tmp_path, {**options, "ELECTRUM_HOST": "192.0.2.1:7"}).check(buys=True))
+    (line,) = asyncio.run(ElectrumPayment(tmp_path, {**options, "ELECTRUM_HOST": "192.0.2.1:7"}).check(spends=True))
     assert not line.ok and "unencrypted" in line.found
 
 

@@ -32,6 +32,12 @@ def test_each_end_has_its_own_smallest_payment(edge: pb.ChannelEdge | None, ours
     assert found.least_htlc_msat == max(ours_msat, theirs_msat)
 
 
+def test_each_end_has_its_own_largest_payment() -> None:
+    edge = pb.ChannelEdge(node1_pub=PEER, node1_policy=pb.RoutingPolicy(max_htlc_msat=9_000))
+    found = channel(TOLD, edge)
+    assert found.their_end.most_htlc_msat == 9_000 < found.our_end.most_htlc_msat
+
+
 def test_local_constraints_are_what_binds_us() -> None:
     found = channel(TOLD)
     assert (found.our_wait_blocks, found.their_wait_blocks) == (144, 1_008)

@@ -111,9 +111,9 @@ def test_a_peer_that_can_not_be_reached_is_named(network: LightningNetwork, tmp_
 def test_what_a_daemon_s_macaroon_lacks_for_people_is_named(network: LightningNetwork, tmp_path: Path) -> None:
     async def scenario() -> None:
         node, baked = network.node(AWAY), tmp_path / "ngp.macaroon"
-        node.cli_text(*bake_line(needed(buys=True), str(baked)).split()[1:])  # without what it tells by
+        node.cli_text(*bake_line(needed(spends=True), str(baked)).split()[1:])  # without what it tells by
         payment = LndPayment(tmp_path, options(node, baked))
-        (line,) = await payment.check(buys=True)
+        (line,) = await payment.check(spends=True)
         assert line.ok and "GetChanInfo" in line.found and "wtclientrpc" in line.remedy  # a warning
         assert "does not allow ListTowers" in (await payment.watch()).unknown
         assert await payment.pending_channels() == []  # can't be seen, and nobody minds

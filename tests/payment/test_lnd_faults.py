@@ -131,14 +131,14 @@ def test_a_macaroon_without_a_right_is_named_with_the_remedy(network: LightningN
         assert (await payment.info()).network == "regtest"
         with pytest.raises(PaymentError, match="does not allow AddInvoice"):
             await payment.create_invoice(1000, "", 60)
-        (line,) = await payment.check(buys=True)
+        (line,) = await payment.check(spends=True)
         assert not line.ok and "AddInvoice" in line.found and "SendPaymentV2" in line.found
         await payment.close()
         words = line.remedy.replace("ngp.macaroon", str(tmp_path / "ngp.macaroon")).split()
         done = await asyncio.to_thread(node.control, *words[1:])
         assert done.returncode == 0, done.stderr
         payment = LndPayment(tmp_path, options(node, tmp_path / "ngp.macaroon"))
-        assert [one.ok for one in await payment.check(buys=True)] == [True]
+        assert [one.ok for one in await payment.check(spends=True)] == [True]
         made = await payment.create_invoice(1000, "", 60)
         await payment.cancel_invoice(made.payment_hash)
         assert await payment.sign(b"x") and await payment.list_pending() is not None

@@ -46,8 +46,8 @@ ADMIN = tuple(
 
 
 def test_the_line_that_check_prints_bakes_what_is_needed_and_no_more() -> None:
-    for buys in (False, True):
-        methods = macaroon.needed(buys)
+    for spends in (False, True):
+        methods = macaroon.needed(spends)
         words = macaroon.bake_line(methods).split()
         assert words[:3] == ["lncli", "bakemacaroon", "--save_to"]
         rights = macaroon.read(baked(*words[4:]))
@@ -55,15 +55,15 @@ def test_the_line_that_check_prints_bakes_what_is_needed_and_no_more() -> None:
 
 
 def test_a_seller_is_not_given_the_right_to_spend() -> None:
-    rights = macaroon.read(baked(*macaroon.bake_line(macaroon.needed(buys=False)).split()[4:]))
+    rights = macaroon.read(baked(*macaroon.bake_line(macaroon.needed(spends=False)).split()[4:]))
     assert not rights.allows(SEND_PAYMENT)
-    assert rights.missing(macaroon.needed(buys=True)) == ["SendPaymentV2", "TrackPaymentV2", "ListPayments"]
+    assert rights.missing(macaroon.needed(spends=True)) == ["SendPaymentV2", "TrackPaymentV2", "ListPayments"]
 
 
 def test_admin_is_warned_about_and_reading_is_not() -> None:
     rights = macaroon.read(baked(*ADMIN, caveats=2))
-    assert rights.missing(macaroon.needed(buys=True)) == [] and rights.caveats == 2
-    beyond = rights.beyond(macaroon.needed(buys=True))
+    assert rights.missing(macaroon.needed(spends=True)) == [] and rights.caveats == 2
+    beyond = rights.beyond(macaroon.needed(spends=True))
     assert {"onchain:write", "macaroon:write"} <= set(beyond)
     assert not any(right.endswith(":read") for right in beyond)
     assert rights.allows(GET_INFO)
@@ -84,10 +84,10 @@ def test_what_is_no_macaroon_is_refused_by_name() -> None:
             macaroon.read(text)
 
 
-@pytest.mark.parametrize("buys", [True, False])
-def test_the_guide_has_the_line_that_check_prints(buys: bool) -> None:
+@pytest.mark.parametrize("spends", [True, False])
+def test_the_guide_has_the_line_that_check_prints(spends: bool) -> None:
     guide = " ".join((ROOT / "docs/operators-guide.md").read_text().replace("\\\n", " ").split())
-    assert f" {macaroon.bake_line([*macaroon.needed(buys), *TO_TELL])} " in guide
+    assert f" {macaroon.bake_line([*macaroon.needed(spends), *TO_TELL])} " in guide
 
 
 def test_the_guide_says_what_each_right_is_for() -> None:
