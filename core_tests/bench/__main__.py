@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from core_tests.bench import billing, contracts, flood, forwarding, latency, report
+from core_tests.bench import billing, contracts, flood, forwarding, latency, lightning, report
 from core_tests.counter import CounterError
 from core_tests.shell import LabError
 
@@ -22,13 +22,17 @@ PARTS: dict[str, Callable[[bool], None]] = {
     "latency": latency.run,
     "contracts": contracts.run,
     "flood": flood.run,
+    "lightning": lightning.run,
 }
 
 
 def main(words: list[str]) -> int:
     """Run the parts that were named, or all; returns the exit code: 1 when something could not be measured."""
-    parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__, allow_abbrev=False)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}; none: all")
+    parser = argparse.ArgumentParser(
+        prog="tools/bench", description=__doc__, epilog=_parts_text(), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("parts", nargs="*", metavar="PART", help="of those below; none: all, one after another")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, smaller numbers; a rough look")
     chosen = parser.parse_args(words)
     unknown = [part for part in chosen.parts if part not in PARTS]
@@ -43,6 +47,13 @@ def main(words: list[str]) -> int:
     failed = [part for part in PARTS if part in (chosen.parts or PARTS) and not _measure(part, chosen.quick)]
     print(f"\nall of it took {time.monotonic() - began:.0f} s")
     return 1 if failed else 0
+
+
+def _parts_text() -> str:
+    """Say what each part measures, as its module's first line does."""
+    said = {part: (sys.modules[run.__module__].__doc__ or "").partition(": ")[2] for part, run in PARTS.items()}
+    lines = [f"  {part:<11} {text.splitlines()[0].rstrip(',')}" for part, text in said.items()]
+    return "\n".join(["parts:", *lines, "", "docs/performance.md says what the figures mean."])
 
 
 def _measure(part: str, quick: bool) -> bool:

@@ -5,7 +5,7 @@ The gateway has a default route only, so each destination is a contract of its o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from core_tests.daemon import Daemon
 from core_tests.host import Host
 from core_tests.lab import Lab
 from core_tests.shell import await_until
-from core_tests.topologies import REMOTE_NETS, three_hosts
-from core_tests.trade import start_all
+from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
+from core_tests.trade import Conf, start_all
 
 _KIB = 1024
 
@@ -34,26 +34,42 @@ class Market:
         """Return how many contracts the gateway has now."""
         return int(self.seller.json("status")["contracts"])
 
+    def await_acquainted(self) -> None:
+        """Wait until all daemons know each other."""
+        await_until(lambda: len(_known(self.seller)) == len(self.buyers), what="the gateway knows all clients")
+        await_until(lambda: all(map(_known, self.buyers)), what="all clients know the gateway")
+
 
 def open_market(
-    lab: Lab, clients: int = 1, traders: int | None = None, keys: Mapping[str, object] | None = None
+    lab: Lab,
+    clients: int = 1,
+    traders: int | None = None,
+    keys: Conf | None = None,
+    equip: Callable[[ThreeHosts], Mapping[str, Conf]] = lambda _: {},
 ) -> Market:
     """Build the network and start the daemons.
 
-    Args: clients: hosts beside the gateway, the first `traders` of them with a daemon (None: all). keys: of net.conf.
+    Args:
+        clients: hosts beside the gateway, the first `traders` of them with a daemon (None: all).
+        keys: of net.conf.
+        equip: called when the hosts stand; returns further keys of net.conf by the host's name.
     """
     net = three_hosts(lab, clients=clients, masquerade=False)
     for remote in REMOTE_NETS:
         net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
     net.internet.owns(MANY_NET)
-    common: Mapping[str, object] = {"MESH_INTERFACES": "mesh0", **(keys or {})}
-    seller = net.gateway.daemon({**common, "IGNORE_INTERFACE": "wan0", "BUY": False}, start=False)
-    trading = net.clients[:traders]
-    buyers = tuple(host.daemon({**common, "SELL": False}, start=False) for host in trading)
+    own = equip(net)
+
+    def daemon(host: Host, role: Conf) -> Daemon:
+        common: Conf = {"MESH_INTERFACES": "mesh0", **(keys or {})}
+        return host.daemon({**common, **role, **own.get(host.name, {})}, start=False)
+
+    seller = daemon(net.gateway, {"IGNORE_INTERFACE": "wan0", "BUY": False})
+    buyers = tuple(daemon(host, {"SELL": False}) for host in net.clients[:traders])
     start_all(seller, *buyers)
-    await_until(lambda: len(_known(seller)) == len(buyers), what="the gateway knows all clients")
-    await_until(lambda: all(map(_known, buyers)), what="all clients know the gateway")
-    return Market(net.internet, net.gateway, seller, net.clients, buyers)
+    made = Market(net.internet, net.gateway, seller, net.clients, buyers)
+    made.await_acquainted()
+    return made
 
 
 def cpu_s(pid: int) -> float:
@@ -70,5 +86,13 @@ def rss_bytes(pid: int) -> int:
     return 0
 
 
+def pss_bytes(pid: int) -> int:
+    """Return a process's share of the memory that is resident: what others have mapped as well counts in part."""
+    for text in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if text.startswith("Pss:"):
+            return int(text.split()[1]) * _KIB
+    return 0
+
+
 def _known(daemon: Daemon) -> list[object]:
-    return [row for row in daemon.json("neighbours") if row["up"]]
+    return [row for row in daemon.ask("neighbours") if row["up"]]

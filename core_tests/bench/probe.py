@@ -78,9 +78,13 @@ class Probe:
 
 
 class Crowd:
-    """Several clients that ask for many destinations at once, each with a bounded number under way."""
+    """Several clients that ask for many destinations at once, each with a bounded number under way.
 
-    def __init__(self, clients: Sequence[Host], internet: Host) -> None:
+    Args: payload_bytes: of each packet.
+    """
+
+    def __init__(self, clients: Sequence[Host], internet: Host, payload_bytes: int = _TICKET.size) -> None:
+        self._padding = bytes(payload_bytes - _TICKET.size)
         self._senders = []
         for client in clients:
             with _inside(client):
@@ -88,11 +92,12 @@ class Crowd:
         with _inside(internet):
             self._receiver = _receiver(CROWD_PORT)
 
-    def open(self, shares: Sequence[Sequence[str]], patience_s: float = 20.0) -> None:
-        """Send to each client's addresses until a packet of each has arrived.
+    def open(self, shares: Sequence[Sequence[str]], patience_s: float = 20.0) -> float:
+        """Send to each client's addresses until a packet of each has arrived; returns the seconds it took.
 
         Raises: LabError when nothing arrives for a while.
         """
+        began = time.monotonic()
         waiting = [deque(enumerate(share)) for share in shares]
         under_way: list[OrderedDict[int, float]] = [OrderedDict() for _ in shares]
         last = time.monotonic()
@@ -114,6 +119,7 @@ class Crowd:
             elif now - last > patience_s:
                 missing = sum(map(len, waiting)) + sum(map(len, under_way))
                 raise LabError(f"no contract was opened for {patience_s} s; {missing} are missing")
+        return time.monotonic() - began
 
     def close(self) -> None:
         """Close all sockets."""
@@ -121,12 +127,12 @@ class Crowd:
             one.close()
 
     def _send(self, client: int, number: int, address: str) -> None:
-        self._senders[client].sendto(_TICKET.pack(client, number), (address, CROWD_PORT))
+        self._senders[client].sendto(_TICKET.pack(client, number) + self._padding, (address, CROWD_PORT))
 
     def _take(self, under_way: Sequence[OrderedDict[int, float]]) -> None:
         while True:
             try:
-                client, number = _TICKET.unpack(self._receiver.recv(64))
+                client, number = _TICKET.unpack(self._receiver.recv(_TICKET.size))
             except BlockingIOError:
                 return
             if client < len(under_way):

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core_tests.bench.helper import Helper
 from core_tests.host import Host
 from core_tests.lab import OFFLOADS_OFF, Lab
 from core_tests.shell import LabError, sh
@@ -137,38 +137,15 @@ class Stage:
         return (net.client, "mesh0"), (net.gateway, "mesh0"), (net.gateway, "wan0"), (net.internet, "wan0")
 
 
-class Gateway:
+class Gateway(Helper):
     """The process that `core_tests.bench.worker` describes."""
 
     def __init__(self, host: Host, state_dir: Path, mac: str) -> None:
-        words = (sys.executable, "-m", "core_tests.bench.worker", str(state_dir), mac)
-        self._process = host.popen(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._answer()
-
-    def ask(self, verb: str, *arguments: object) -> Any:
-        """Have the worker do something and return what it answers."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([verb, *arguments]) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
+        super().__init__(host, "core_tests.bench.worker", str(state_dir), mac)
 
     def metered(self) -> None:
         """Gate and meter."""
         self.ask("metered")
-
-    def end(self) -> None:
-        """Take everything out of the kernel and end the process."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(60)
-        self._process.stdout.close()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        text = self._process.stdout.readline()
-        if not text:
-            raise LabError("the gateway's worker ended by itself; its words stand above")
-        return json.loads(text)
 
 
 class Sink:

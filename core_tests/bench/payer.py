@@ -1,0 +1,175 @@
+"""Pays invoices between LND nodes, told what to do by lines: as ngp does it, and as the nodes' own limit.
+
+    python -m core_tests.bench.payer STATE_DIR NODES
+
+NODES is a JSON list of how each node is reached, as in net.conf; the first earns, the others pay in turn. One JSON list
+a line comes in, one JSON value a line goes out. All modules share one process here; daemons have one each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from ngp.modules.payment import lnd_client as client
+from ngp.modules.payment import lnd_pb2 as pb
+from ngp.modules.payment.lnd import LndPayment
+from ngp.ports import PaymentStatus
+
+AMOUNT_MSAT = 5_000
+EXPIRY_S, PATIENCE_S = 600, 60
+TOLD_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round of payments took: all of it, each one, and until the earning node's own word came after each."""
+
+    wall_s: float
+    seconds: list[float]
+    told_s: list[float]
+
+
+class RawNode:
+    """A node called by gRPC and nothing else."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        certificate = Path(options["LND_CERT"]).read_bytes()
+        self._channel = grpc.aio.secure_channel(options["LND_HOST"], grpc.ssl_channel_credentials(certificate))
+        self._metadata = (("macaroon", Path(options["LND_MACAROON"]).read_bytes().hex()),)
+
+    async def invoice(self) -> str:
+        """Make an invoice as ngp has it made."""
+        ask = pb.Invoice(value_msat=AMOUNT_MSAT, expiry=EXPIRY_S, private=True, memo="ngp top-up")
+        method = client.ADD_INVOICE
+        call = self._channel.unary_unary(
+            method.path, request_serializer=_serialized, response_deserializer=method.answer.FromString
+        )
+        return str((await call(ask, metadata=self._metadata)).payment_request)
+
+    async def pay(self, bolt11: str) -> None:
+        """Pay it, over any channel. Raises: RuntimeError when the node doesn't."""
+        ask = pb.SendPaymentRequest(payment_request=bolt11, timeout_seconds=PATIENCE_S, no_inflight_updates=True)
+        method = client.SEND_PAYMENT
+        call = self._channel.unary_stream(
+            method.path, request_serializer=_serialized, response_deserializer=method.answer.FromString
+        )
+        async for told in call(ask, metadata=self._metadata):
+            if told.status == pb.Payment.SUCCEEDED:
+                return
+        raise RuntimeError("LND did not pay")
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._channel.close()
+
+
+class Payer:
+    """The nodes, by ngp's module and raw."""
+
+    def __init__(self, state_dir: Path, nodes: Sequence[Mapping[str, str]]) -> None:
+        self._modules = []
+        for number, options in enumerate(nodes):
+            folder = state_dir / str(number)
+            folder.mkdir(parents=True)
+            self._modules.append(LndPayment(folder, options))
+        self._raw = [RawNode(options) for options in nodes]
+        self._told_at: dict[bytes, float] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect, and watch what the earning node says was settled."""
+        for module in self._modules:
+            await module.wait_ready()
+        self._keys = [(await module.info()).account_id for module in self._modules]
+        self._watch = asyncio.create_task(self._watch_settlements())
+
+    async def _watch_settlements(self) -> None:
+        async for settled in self._modules[0].watch_settlements(0):
+            self._told_at[settled.payment_hash] = time.perf_counter()
+
+    async def ours(self, count: int, at_once: int) -> Round:
+        """Pay as the daemons do: an invoice, read by the payer, paid to the neighbour's node; the preimage is proof."""
+        paid_at: dict[bytes, float] = {}
+
+        async def one(number: int) -> None:
+            earning, paying = self._modules[0], self._modules[1 + number % (len(self._modules) - 1)]
+            made = await earning.create_invoice(AMOUNT_MSAT, "ngp top-up", EXPIRY_S)
+            paying.decode(made.bolt11)
+            outcome = await paying.pay(made.bolt11, 0, PATIENCE_S, self._keys[0])
+            if outcome.status is not PaymentStatus.SUCCEEDED:
+                raise RuntimeError(f"not paid: {outcome.status.value} {outcome.reason}")
+            paid_at[made.payment_hash] = time.perf_counter()
+
+        wall_s, seconds = await _timed(one, count, at_once)
+        async with asyncio.timeout(TOLD_S):
+            while not paid_at.keys() <= self._told_at.keys():
+                await asyncio.sleep(0.01)
+        return Round(wall_s, seconds, [self._told_at[paid] - at for paid, at in paid_at.items()])
+
+    async def raw(self, count: int, at_once: int) -> Round:
+        """Pay as the nodes do when nobody asks for more than AddInvoice and SendPaymentV2."""
+
+        async def one(number: int) -> None:
+            await self._raw[1 + number % (len(self._raw) - 1)].pay(await self._raw[0].invoice())
+
+        return Round(*await _timed(one, count, at_once), [])
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
+        for module in self._modules:
+            await module.close()
+        for node in self._raw:
+            await node.close()
+
+
+async def _timed(one: Callable[[int], Awaitable[None]], count: int, at_once: int) -> tuple[float, list[float]]:
+    """Do `count` of something, so many at once; returns seconds of all of it and of each."""
+    seconds: list[float] = []
+    numbers = iter(range(count))
+
+    async def work() -> None:
+        for number in numbers:
+            began = time.perf_counter()
+            await one(number)
+            seconds.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    return time.perf_counter() - began, seconds
+
+
+def _serialized(question: Any) -> bytes:
+    data: bytes = question.SerializeToString()
+    return data
+
+
+async def main(state_dir: str, nodes: str) -> None:
+    """Serve until standard input ends."""
+    payer = Payer(Path(state_dir), json.loads(nodes))
+    try:
+        await payer.start()
+        print(json.dumps("ready"), flush=True)
+        while words := await asyncio.to_thread(sys.stdin.readline):
+            verb, count, at_once = json.loads(words)
+            done = await (payer.ours if verb == "ours" else payer.raw)(count, at_once)
+            print(json.dumps(asdict(done)), flush=True)
+    finally:
+        await payer.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
