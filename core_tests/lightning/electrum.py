@@ -90,7 +90,9 @@ class Electrum(Program):
             "server": f"{self.server.where}:t", "oneserver": True, "auto_connect": False, "use_gossip": True,
             "check_updates": False, "config_version": 3,
         }  # fmt: skip
-        (self.data / "config").write_text(json.dumps(settings))
+        config = self.data / "config"
+        config.touch(0o600)
+        config.write_text(json.dumps(settings))
         for left in (self.socket, self.data / "daemon"):  # by one that was killed
             left.unlink(missing_ok=True)
         self._start("env", "-u", "PYTHONPATH", program, f"--{NETWORK}", "-D", str(self.folder), "daemon")

@@ -230,7 +230,7 @@ def _lock_file(path: Path) -> str:
 
 def _config_file(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_file(path, str(path)))
+        found = json.loads(_secret_file(path, f"Electrum's configuration {path}"))
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -240,9 +240,7 @@ def _config_file(path: Path) -> dict[str, Any]:
 
 def _password_file(path: Path) -> str:
     what = f"ELECTRUM_PASSWORD_FILE {path}"
-    password = _file(path, what).decode(errors="replace").strip()
-    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise ConfigError(f"{what} may be read by anybody on this machine: chmod 600 {path}")
+    password = _secret_file(path, what).decode(errors="replace").strip()
     if not password:
         raise ConfigError(f"{what} is empty: save in it what `electrum getconfig rpcpassword` says")
     return password
@@ -253,6 +251,13 @@ def _is_there(path: Path) -> bool:
         return path.is_file()
     except PermissionError:
         return False
+
+
+def _secret_file(path: Path, what: str) -> bytes:
+    content = _file(path, what)
+    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ConfigError(f"{what} may be read by anybody on this machine: chmod 600 {path}")
+    return content
 
 
 def _file(path: Path, what: str) -> bytes:

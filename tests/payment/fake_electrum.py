@@ -45,13 +45,19 @@ class FakeElectrum:
         return sum(name == method for name, _ in self.asked)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self, by_tcp: bool = False) -> AsyncIterator[None]:
         """Serve, with lock file and configuration as Electrum leaves them."""
         user, _, password = LOGIN.partition(":")
-        (self.folder / "config").write_text(json.dumps({"rpcuser": user, "rpcpassword": password}))
-        socket = self.folder / "daemon_rpc_socket"
-        async with await asyncio.start_unix_server(self._serve, socket):
-            (self.folder / "daemon").write_text(repr(("unix", str(socket), 1.5)))
+        config, lock, socket = (self.folder / name for name in ("config", "daemon", "daemon_rpc_socket"))
+        config.touch(0o600)
+        config.write_text(json.dumps({"rpcuser": user, "rpcpassword": password}))
+        if by_tcp:
+            server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+            lock.write_text(repr(("tcp", server.sockets[0].getsockname(), 1.5)))
+        else:
+            server = await asyncio.start_unix_server(self._serve, socket)
+            lock.write_text(repr(("unix", str(socket), 1.5)))
+        async with server:
             yield
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

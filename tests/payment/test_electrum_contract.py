@@ -115,6 +115,22 @@ def test_a_daemon_killed_with_a_payment_on_its_way_pays_it_once(electrums: Pair,
     asyncio.run(scenario())
 
 
+def test_a_wallet_with_a_password_is_locked_until_somebody_loads_it(electrums: Pair, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        node, wallet = electrums.payer, str(tmp_path / "wallet")
+        node.rpc("create", wallet_path=wallet, password="s3cret")
+        payment = ElectrumPayment(tmp_path, {**options(node), "ELECTRUM_WALLET": wallet})
+        with pytest.raises(PaymentError, match="electrum load_wallet"):
+            await payment.wait_ready()
+        node.rpc("load_wallet", wallet_path=wallet, password="s3cret")
+        await payment.wait_ready()
+        assert (await payment.info()).account_id == node.rpc("nodeid", wallet=wallet).partition("@")[0] != node.key()
+        node.rpc("close_wallet", wallet_path=wallet)
+        await payment.close()
+
+    asyncio.run(scenario())
+
+
 async def take_until(stream: AsyncIterator[Settlement], payment_hash: bytes) -> AsyncIterator[Settlement]:
     """Yield settlements up to one."""
     async for told in stream:

@@ -37,13 +37,13 @@ def bolt11(amount_msat: int = 123_000) -> str:
     return invoice.write(KEY.secret, "bcrt", amount_msat, int(time.time()), 600, HASH, bytes(32), "memo", b"")
 
 
-def with_electrum(folder: Path, test: Test) -> None:
+def with_electrum(folder: Path, test: Test, by_tcp: bool = False) -> None:
     """Run a test with a daemon and the module on it."""
 
     async def body() -> None:
         daemon = FakeElectrum(folder)
         payment = ElectrumPayment(folder, {"ELECTRUM_HOST": str(folder)})
-        async with asyncio.timeout(20), daemon.running():
+        async with asyncio.timeout(20), daemon.running(by_tcp):
             await test(daemon, payment)
             await payment.close()
 
@@ -196,6 +196,19 @@ def test_more_than_asked_is_counted_and_parts_come_together(
     with_electrum(tmp_path, test)
 
 
+def test_a_daemon_on_a_port_is_found_as_one_on_a_socket(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        await payment.wait_ready()
+        assert (await payment.info()).account_id == NODE
+        (line,) = await payment.check(buys=True)
+        assert line.ok and "127.0.0.1:" in line.found
+        (daemon.folder / "config").chmod(0o644)
+        (line,) = await payment.check(buys=True)
+        assert not line.ok and "chmod 600" in line.found
+
+    with_electrum(tmp_path, test, by_tcp=True)
+
+
 def test_whole_sat_only(tmp_path: Path) -> None:
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         for amount_msat in (1_500, 999, 0):
@@ -269,6 +282,7 @@ def test_a_wrong_password_is_named_and_not_shown(tmp_path: Path) -> None:
 def test_where_electrum_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="electrum daemon -d"):
         Credentials({"ELECTRUM_HOST": str(tmp_path)}).read()
+    (tmp_path / "config").touch(0o600)
     (tmp_path / "config").write_text('{"rpcuser": "user", "rpcpassword": "s3cret"}')
     (tmp_path / "daemon").write_text("('tcp', ('127.0.0.1', 7777), 1.5)")
     found = Credentials({"ELECTRUM_HOST": str(tmp_path)}).read()
