@@ -200,10 +200,10 @@ def test_a_daemon_on_a_port_is_found_as_one_on_a_socket(tmp_path: Path) -> None:
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         await payment.wait_ready()
         assert (await payment.info()).account_id == NODE
-        (line,) = await payment.check(buys=True)
+        (line,) = await payment.check(spends=True)
         assert line.ok and "127.0.0.1:" in line.found
         (daemon.folder / "config").chmod(0o644)
-        (line,) = await payment.check(buys=True)
+        (line,) = await payment.check(spends=True)
         assert not line.ok and "chmod 600" in line.found
 
     with_electrum(tmp_path, test, by_tcp=True)
