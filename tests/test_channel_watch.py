@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,11 +13,13 @@ from ngp.core.values import Channel, PaymentOutcome, PaymentStatus
 from ngp.daemon import channel_watch
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.errors import PaymentError
+from ngp.ports import ChannelManager
 
+WORLD: Any = SimpleNamespace(accounts={})
 PAID = PaymentResult(PaymentOutcome(b"h" * 32, PaymentStatus.SUCCEEDED))
 
 
-class Manager:
+class Manager(ChannelManager):
     """A node without channels, which may be away."""
 
     away = ""
@@ -27,17 +31,12 @@ class Manager:
             raise PaymentError(self.away)
         return []
 
-    async def connect(self, peer: str, host: str) -> None: ...
-
-    async def open_channel(self, peer: str, amount_sat: int, push_sat: int, csv_delay_blocks: int | None) -> str:
-        return ""
-
 
 def test_channels_are_looked_at_after_what_moves_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel_watch, "LEAST_PAUSE_S", 0.0)
     node = Manager()
     told: asyncio.Queue[object] = asyncio.Queue()
-    watch = ChannelWatch(node, told.put_nowait)
+    watch = ChannelWatch(WORLD, node, told.put_nowait)
 
     async def scenario() -> None:
         task = asyncio.ensure_future(watch.follow())
@@ -58,9 +57,30 @@ def test_channels_are_looked_at_after_what_moves_them(monkeypatch: pytest.Monkey
     assert node.looks == 5
 
 
+def test_channels_are_looked_at_often_while_somebody_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_watch, "LEAST_PAUSE_S", 0.0)
+    monkeypatch.setattr(channel_watch, "HELD_UP_INTERVAL_S", 0.001)  # a look every 30,000 of these, and at each of them
+    waiting: Any = SimpleNamespace(accounts={0: SimpleNamespace(why_not="no channel", running=1)})
+    told: asyncio.Queue[object] = asyncio.Queue()
+
+    async def scenario() -> None:
+        task = asyncio.ensure_future(ChannelWatch(waiting, Manager(), told.put_nowait).follow())
+        for _ in range(5):
+            await told.get()
+        waiting.accounts.clear()
+        await asyncio.sleep(0.01)
+        while not told.empty():
+            told.get_nowait()
+        await asyncio.sleep(0.05)
+        assert told.empty()
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
 def test_a_module_without_channels_is_left_alone() -> None:
     async def scenario() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(ChannelWatch(object(), lambda event: None).follow(), 0.01)
+            await asyncio.wait_for(ChannelWatch(WORLD, object(), lambda event: None).follow(), 0.01)
 
     asyncio.run(scenario())

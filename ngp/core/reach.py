@@ -25,12 +25,14 @@ class Bounds:
 
     Attributes:
         dust_msat: from here on it is safe also while it is on its way.
+        routed: other nodes carry it on, for a fee, which comes on top.
         why_not: set where nothing can be paid; the amounts mean nothing then.
     """
 
     least_msat: int = SAT_MSAT
     most_msat: int = NO_LIMIT_MSAT // SAT_MSAT * SAT_MSAT
     dust_msat: int = 0
+    routed: bool = False
     why_not: str = ""
 
     def fit_msat(self, amount_msat: int) -> int:
@@ -76,7 +78,7 @@ class Reach:
         least = min((one.least_msat for one in others), default=SAT_MSAT)
         most = sum(one.most_msat for one in others)
         if least <= most:
-            return Bounds(least, most)
+            return Bounds(least, most, routed=True)
         return Bounds(0, 0, why_not=_why_not(direct, who, ours, bool(others)) + _REMEDY)
 
 

@@ -32,7 +32,11 @@ def sendable(world: World, identity: bytes) -> Bounds:
     """Say what one payment of ours to a neighbour can be."""
     if world.reach is None:
         return _with_least(world, UNBOUNDED)
-    return _with_least(world, world.reach.sends(_payee(world, identity), identity.hex()[:8]))
+    bounds = world.reach.sends(_payee(world, identity), identity.hex()[:8])
+    if bounds.routed:
+        most = world.settings.fee_limit.fits_msat(bounds.most_msat) // SAT_MSAT * SAT_MSAT
+        bounds = replace(bounds, most_msat=max(most, bounds.least_msat))
+    return _with_least(world, bounds)
 
 
 def receivable(world: World, identity: bytes) -> Bounds:

@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import Callable
 
 from ngp.core.events import ChannelsSeen, Event, PaymentResult, SettlementSeen
+from ngp.core.world import World
 from ngp.ports import ChannelManager
 
 LOOK_INTERVAL_S = 30.0
+HELD_UP_INTERVAL_S = 3.0
 LEAST_PAUSE_S = 1.0
 
 
@@ -17,12 +19,14 @@ class ChannelWatch:
     """Looks at the channels.
 
     Args:
+        world: has the accounts that may wait for a channel.
         payment: the payment module; where it isn't a ChannelManager there is nothing to look at, and nothing bounds a
             payment.
         tell: takes what was seen, as an event.
     """
 
-    def __init__(self, payment: object, tell: Callable[[Event], None]) -> None:
+    def __init__(self, world: World, payment: object, tell: Callable[[Event], None]) -> None:
+        self._world = world
         self._manager = payment if isinstance(payment, ChannelManager) else None
         self._tell = tell
         self._moved = asyncio.Event()
@@ -38,6 +42,13 @@ class ChannelWatch:
             self._moved.clear()
             self._tell(ChannelsSeen(tuple(await self._manager.channels())))
             await asyncio.sleep(LEAST_PAUSE_S)  # many payments are one look
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._moved.wait(), LOOK_INTERVAL_S)
+            for _ in range(round(LOOK_INTERVAL_S / HELD_UP_INTERVAL_S)):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._moved.wait(), HELD_UP_INTERVAL_S)
+                if self._moved.is_set() or self._somebody_waits():
+                    break
         await asyncio.get_running_loop().create_future()
+
+    def _somebody_waits(self) -> bool:
+        """Say whether a contract may be cut before long for want of a channel that can pay."""
+        return any(account.why_not and account.running for account in self._world.accounts.values())

@@ -90,7 +90,7 @@ class Node:
         self.post = make_post(self._ourselves(), self.tell)
         self.host = HostWatch(parts.settings, parts.network, self.post, parts.node_addresses)
         self.payment = PaymentWatch(parts.payment, parts.gatekeeper.world, self.post, parts.identity, self.tell)
-        self.channels = ChannelWatch(parts.payment, self.tell)
+        self.channels = ChannelWatch(parts.gatekeeper.world, parts.payment, self.tell)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell)
         self._events = Lanes()
         self.post.in_turn = self._in_turn

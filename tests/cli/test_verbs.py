@@ -101,6 +101,11 @@ def test_lightning_for_people(running: Host) -> None:
     assert json.loads(running.ngp("lightning", "status", "--json").stdout) == fake_main.LIGHTNING
 
 
+def test_an_account_that_is_not_topped_up_says_why(running: Host) -> None:
+    shown = running.ngp("accounts").stdout.splitlines()
+    assert shown[-1] == "7f3a00000000 (server) is not topped up: the channel is empty?[2J"
+
+
 def test_ledger_as_csv(running: Host) -> None:
     rows = list(csv.DictReader(io.StringIO(running.ngp("ledger", "--csv").stdout)))
     written = {name: "" if value is None else str(value) for name, value in fake_main.ENTRY.items()}

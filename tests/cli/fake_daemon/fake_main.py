@@ -25,7 +25,8 @@ CONTRACT = {
 }  # fmt: skip
 ACCOUNT = {
     "role": "server", "neighbour": KEY, "balance_msat": -1500, "reserved_msat": 0, "grace_left_bytes": 262144,
-    "paid_msat": 0, "charged_msat": 1500, "refunded_msat": 0, "real_money": False,
+    "paid_msat": 0, "charged_msat": 1500, "refunded_msat": 0, "why_not": "the channel is empty\x1b[2J",
+    "real_money": False,
 }  # fmt: skip
 ENTRY = {
     "time": "2030-01-01T00:00:00Z", "kind": "payment", "neighbour": KEY, "contract": None, "amount_msat": 1000,
