@@ -9,32 +9,35 @@ from __future__ import annotations
 
 import time
 
+import grpc
+
 from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_channel import channel, pending
-from ngp.modules.payment.lnd_client import LndClient, LndError
+from ngp.modules.payment.lnd_client import CALL_TIMEOUT_S, LndClient, LndError
 from ngp.ports import ChainView, Channel, Tower, Watch
 
 OPEN_TIMEOUT_S = 60.0
 POLICY_LASTS_S = 600.0
 _KEY_BYTES = 33
 # What LND, or the peer's, says to an opening, and what its operator can do.
-_OPEN_REMEDIES = (
-    ("before the wallet is fully synced", "wait until `ngp lightning status` calls the node synced"),
-    ("synchronizing blockchain", "the neighbour's node isn't synced yet: try again later"),
-    ("channel is too small", "raise --amount"),
-    ("below min chan size", "raise --amount"),
-    ("funding amount is too large", "lower --amount, or open two channels"),
-    ("exceeds maximum chan size", "lower --amount, or open two channels"),
-    ("not enough witness outputs", "the node's wallet holds less than that: send it coins (lncli newaddress p2wkh)"),
-    ("insufficient funds", "the node's wallet holds less than that: send it coins (lncli newaddress p2wkh)"),
-    ("funder balance too small", "lower --push, or raise --amount"),
-    ("must be below the local funding amount", "lower --push"),
-    ("csv delay too large", "lower --csv-delay, or the neighbour raises bitcoin.maxlocaldelay in its lnd.conf"),
-    ("pending channels exceed", "wait for the channel that is being opened; `ngp lightning status` shows it"),
-    ("is not online", "is the neighbour's node up? --host HOST:PORT says where it listens"),
-)
+_OPEN_REMEDIES = {
+    "before the wallet is fully synced": "wait until `ngp lightning status` calls the node synced",
+    "synchronizing blockchain": "the neighbour's node isn't synced yet: try again later",
+    "channel is too small": "raise --amount",
+    "below min chan size": "raise --amount",
+    "funding amount is too large": "lower --amount, or open two channels",
+    "exceeds maximum chan size": "lower --amount, or open two channels",
+    "not enough witness outputs": "the node's wallet holds less than that: send it coins (lncli newaddress p2wkh)",
+    "insufficient funds": "the node's wallet holds less than that: send it coins (lncli newaddress p2wkh)",
+    "funder balance too small": "lower --push, or raise --amount",
+    "must be below the local funding amount": "lower --push",
+    "csv delay too large": "lower --csv-delay, or the neighbour raises bitcoin.maxlocaldelay in its lnd.conf",
+    "pending channels exceed": "wait for the channel that is being opened; `ngp lightning status` shows it",
+    "is not online": "is the neighbour's node up? --host HOST:PORT says where it listens",
+}
+_UNSURE = "LND doesn't say whether the channel is being opened: look at `ngp lightning status` before another try"
 _CONNECT_REMEDY = "is the neighbour's node up, and does it listen there? --host HOST:PORT says where"
 _NOT_ACTIVE = "watchtower client not active"
 
@@ -94,9 +97,11 @@ class LndUpkeep:
         except LndError as error:
             if "already" in error.detail:
                 return
-            if error.forbidden or error.unreachable:
+            if error.forbidden or error.code is grpc.StatusCode.UNAVAILABLE:
                 raise
-            raise PaymentError(f"{peer}@{host} can't be reached ({error.detail}): {_CONNECT_REMEDY}") from error
+            late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            why = f"no answer within {CALL_TIMEOUT_S:g} s" if late else error.detail
+            raise PaymentError(f"{peer}@{host} can't be reached ({why}): {_CONNECT_REMEDY}") from error
 
     async def open_channel(self, peer: str, amount_sat: int, push_sat: int, csv_delay_blocks: int | None) -> str:
         """Open a private channel with a connected peer."""
@@ -110,8 +115,10 @@ class LndUpkeep:
         try:
             point = await self._client.call(client.OPEN_CHANNEL, ask, OPEN_TIMEOUT_S)
         except LndError as error:
+            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise PaymentError(_UNSURE) from error
             said = error.detail.lower()
-            remedy = next((remedy for words, remedy in _OPEN_REMEDIES if words in said), "")
+            remedy = next((remedy for words, remedy in _OPEN_REMEDIES.items() if words in said), "")
             if not remedy:
                 raise
             raise PaymentError(f"no channel of {amount_sat} sat: {error.detail}; {remedy}") from error

@@ -20,7 +20,7 @@ from ngp.cli.show import print_unless_real
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord, JournalRecord
 from ngp.store.ledger import Ledger
-from tests.cli.conftest import LONGEST_S, Host
+from tests.cli.conftest import LONGEST_S, ROOT, Host
 from tests.cli.fake_daemon import fake_main
 
 LISTS = {
@@ -387,3 +387,29 @@ def test_the_state_directory_comes_from_net_conf(running: Host) -> None:
         assert running.ngp("server", "test", "--config", "net.conf", "--state-dir", "/nowhere").returncode == 7
     finally:
         running.environment = {}
+
+
+# --- lightning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("piped", "code", "says"),
+    [
+        ("", 2, "no URI was given"),
+        ("https://192.0.2.1:10009?macaroon=c2VjcmV0\n", 3, "not an lndconnect:// URI"),
+        ("lndconnect://192.0.2.1:10009?macaroon=c2Vj!cmV0\n", 3, "damaged"),
+        ("lndconnect://192.0.2.1:99999?macaroon=c2VjcmV0\n", 3, "no usable port"),
+        ("lndconnect://192.0.2.1:10009?cert=AAAA&macaroon=c2VjcmV0\n", 3, "no certificate"),
+    ],
+)
+def test_a_pasted_uri_that_can_not_be_used_is_not_kept_and_not_shown(
+    host: Host, piped: str, code: int, says: str
+) -> None:
+    host.state_dir.mkdir(exist_ok=True)
+    done = subprocess.run(
+        host.command("lightning", "connect"), input=piped, cwd=host.folder,
+        env=host.variables(PYTHONPATH=str(ROOT)), text=True,
+        capture_output=True, timeout=LONGEST_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "") and says in done.stderr
+    assert "c2Vj" not in done.stderr and not (host.state_dir / "lnd-connect").exists()
