@@ -6,8 +6,9 @@ Read and tried in Electrum 4.3.4 (Debian 12). What it gives, and what ngp makes 
   key. The capabilities say so, and neighbours take our word for whose node it is.
 - `lnpay` answers when the payment is over, and takes no fee limit: on a route it spends up to 1 %, or 5 sat if that is
   more. So a payment for which no direct channel has the balance is refused where the limit is below that.
-- Two calls of `lnpay` for one invoice at the same time can both pay. So there is never a second one while a first may
-  be running, and none for an invoice that Electrum knows as on its way or paid.
+- Calls of `lnpay` for one invoice at the same time can all pay: of 8 invoices for which three were made at once, 5 were
+  paid three times. So there is never a second one while a first may be running, and none for an invoice that Electrum
+  knows as on its way or paid.
 - What became of a payment is told by the history of the channels, before the state of the invoice, which Electrum
   forgets when it is killed at the wrong moment: an invoice that it calls unpaid after a restart has failed only if all
   channels agree with their peers again. Until then it is PENDING.
@@ -23,23 +24,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import electrum_rpc as rpc
 from ngp.modules.payment import invoice, node_key
 from ngp.modules.payment.electrum_journal import Journal
-from ngp.modules.payment.electrum_rpc import ElectrumError, ElectrumRpc
+from ngp.modules.payment.electrum_rpc import ElectrumError
+from ngp.modules.payment.electrum_upkeep import ElectrumUpkeep
+from ngp.modules.payment.electrum_wallet import COIN_SAT, NOT_LOADED, SAT_MSAT, ElectrumWallet, btc
 from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
     UNKNOWN_PAYMENT,
-    ChainView,
-    Channel,
-    ChannelEnd,
-    ChannelState,
     Check,
     DecodedInvoice,
     InvoiceState,
@@ -54,31 +51,17 @@ from ngp.ports import (
 POLL_S = 0.5
 # The history is read this often although no channel seems to have changed.
 FULL_LOOK_S = 30.0
-OPEN_TIMEOUT_S = 60.0
-CONNECT_TIMEOUT_S = 20.0
 LEAST_AMOUNT_MSAT = 1_000
 # lnrouter.is_fee_sane
 FEE_MSAT, FEE_PARTS = 5_000, 100
-# lnutil.ChannelConfig.validate_params: what a peer may ask for at most. Electrum doesn't tell what it did ask for.
-LEAST_HTLC_MSAT = 1_000
-_SAT = 1_000
-_COIN_SAT = 100_000_000
 _UNPAID, _EXPIRED, _PAID, _IN_FLIGHT, _FAILED = 0, 1, 3, 4, 5
 _SENT, _RECEIVED = 0, 1
-# lnchannel.ChannelState; one that is CLOSED waits for its coins, and REDEEMED is over.
-_STATES = {
-    **dict.fromkeys(("PREOPENING", "OPENING", "FUNDED"), ChannelState.OPENING),
-    **dict.fromkeys(
-        ("SHUTDOWN", "CLOSING", "FORCE_CLOSING", "REQUESTED_FCLOSE", "WE_ARE_TOXIC", "CLOSED"), ChannelState.CLOSING
-    ),
-}
 _WITHOUT_HTLCS = ("PREOPENING", "OPENING", "FUNDED", "REDEEMED")
-_NOT_LOADED = "wallet not loaded"
 _LOGIN = "Electrum's login"
 
 
-class ElectrumPayment:
-    """A wallet of an Electrum daemon; implements `ngp.ports.Payment` and `ChannelManager`.
+class ElectrumPayment(ElectrumUpkeep):
+    """A wallet of an Electrum daemon; implements `ngp.ports.Payment`.
 
     Args:
         state_dir: holds the journal, and what we know of the node for when it is down.
@@ -86,15 +69,12 @@ class ElectrumPayment:
     """
 
     def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
-        options = options or {}
-        self._rpc = ElectrumRpc(rpc.Credentials(options))
-        self._wallet = {"wallet": options["ELECTRUM_WALLET"]} if options.get("ELECTRUM_WALLET") else {}
+        super().__init__(ElectrumWallet(options or {}))
         self._node_file = NodeFile(state_dir / "electrum-node.json")
         self._journal_file = state_dir / "electrum.db"
         self._opened_journal: Journal | None = None
         self._info: PaymentInfo | None = None
         self._paying: dict[bytes, asyncio.Task[PaymentOutcome]] = {}
-        self._hosts: dict[str, str] = {}
 
     # --- the node -----------------------------------------------------------------------------------------------------
 
@@ -108,14 +88,14 @@ class ElectrumPayment:
             return self._info or await self._ask_info()
         except ElectrumError as error:
             known = self._node_file.read()
-            if known is None or (error.answered and error.detail != _NOT_LOADED):
+            if known is None or (error.answered and error.detail != NOT_LOADED):
                 raise
             self._info = known
             return known
 
     async def _ask_info(self) -> PaymentInfo:
-        network = str((await self._rpc.call("getinfo", {}))["network"])
-        key = str(await self._ask("nodeid")).partition("@")[0]
+        network = str((await self._wallet.ask_daemon("getinfo"))["network"])
+        key = str(await self._wallet.ask("nodeid")).partition("@")[0]
         info, known = PaymentInfo(key, network), self._node_file.read()
         if self._info is not None and known is not None and known != info:
             raise PaymentError(
@@ -126,22 +106,6 @@ class ElectrumPayment:
             self._node_file.keep(info)
         self._info = info
         return info
-
-    async def _ask(self, method: str, timeout_s: float | None = rpc.CALL_TIMEOUT_S, **words: Any) -> Any:
-        """Call a command of the wallet, which is loaded first where that is needed and needs no password."""
-        try:
-            return await self._rpc.call(method, {**words, **self._wallet}, timeout_s)
-        except ElectrumError as error:
-            if error.detail != _NOT_LOADED:
-                raise
-        where = self._wallet.get("wallet")
-        if not await self._rpc.call("load_wallet", {"wallet_path": where} if where else {}):
-            raise ElectrumError(
-                "Electrum's wallet is locked, or there is none: `electrum load_wallet` asks for its password, "
-                "`electrum create` makes one",
-                _NOT_LOADED,
-            )
-        return await self._rpc.call(method, {**words, **self._wallet}, timeout_s)
 
     def capabilities(self) -> PaymentCapabilities:
         """Say that money is real on mainnet, and what Electrum lacks."""
@@ -158,7 +122,7 @@ class ElectrumPayment:
     async def check(self, spends: bool) -> list[Check]:  # noqa: ARG002  its rights are all or nothing
         """Say whether user and password can be had, and who else may hear them; asks the files, not the node."""
         try:
-            door = self._rpc.door()
+            door = self._wallet.door()
         except ConfigError as error:
             return [Check(_LOGIN, False, str(error), "see net.conf at ELECTRUM_HOST")]
         if door.leaves_unencrypted:
@@ -168,9 +132,9 @@ class ElectrumPayment:
 
     async def balance_msat(self) -> int:
         """Return what the channels hold on our side, without what is on its way."""
-        told = (await self._ask("getbalance")).get("lightning", "0")
-        under_way = sum(one["local_unsettled_sent"] for one in await self._channels())
-        return int(Decimal(told) * _COIN_SAT * _SAT) - int(under_way) * _SAT
+        told = (await self._wallet.ask("getbalance")).get("lightning", "0")
+        under_way = sum(one["local_unsettled_sent"] for one in await self._wallet.channels())
+        return int(Decimal(told) * COIN_SAT * SAT_MSAT) - int(under_way) * SAT_MSAT
 
     async def sign(self, message: bytes) -> str:  # noqa: ARG002  the port's
         """Raise: Electrum has no command for it, and its root key shall not leave it for us to do so."""
@@ -196,61 +160,6 @@ class ElectrumPayment:
             self._opened_journal = Journal(self._journal_file)
         return self._opened_journal
 
-    # --- channels -----------------------------------------------------------------------------------------------------
-
-    takes_csv_delay = False
-
-    async def chain(self) -> ChainView:
-        """Say how far the node has followed the chain of the server that it asks."""
-        told = await self._rpc.call("getinfo", {})
-        return ChainView(told["blockchain_height"], 0 < told["server_height"] <= told["blockchain_height"])
-
-    async def channels(self) -> list[Channel]:
-        """Return the open channels, active or not; each side's part is rounded down to whole sat."""
-        return [_channel(one) for one in await self._channels() if one["state"] == "OPEN"]
-
-    async def pending_channels(self) -> list[Channel]:
-        """Return the channels that are being opened or closed; Electrum doesn't tell how long that takes."""
-        found = [(one, _STATES.get(one["state"])) for one in await self._channels()]
-        return [replace(_channel(one), state=state, active=False) for one, state in found if state]
-
-    async def _channels(self) -> list[dict[str, Any]]:
-        return [one for one in await self._ask("list_channels") if one["type"] == "CHANNEL"]
-
-    async def connect(self, peer: str, host: str) -> None:
-        """Make a node a peer, and return when it is one; done again it is no error."""
-        await self._ask("add_peer", connection_string=f"{peer}@{host}")
-        self._hosts[peer] = host
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
-        while not any(one["node_id"] == peer and one["initialized"] for one in await self._ask("list_peers")):
-            if time.monotonic() > deadline:
-                raise PaymentError(f"node {peer} doesn't answer at {host}: is it up, and does it listen there?")
-            await asyncio.sleep(POLL_S)
-
-    async def open_channel(self, peer: str, amount_sat: int, push_sat: int, csv_delay_blocks: int | None) -> str:
-        """Open a private channel with a connected peer."""
-        if csv_delay_blocks is not None:
-            raise PaymentError(
-                f"Electrum has the delay in its own settings: `electrum setconfig lightning_to_self_delay "
-                f"{csv_delay_blocks}`, and open the channel without --csv-delay"
-            )
-        if peer not in self._hosts:
-            raise PaymentError(f"node {peer} is not connected: connect first")
-        try:
-            return str(
-                await self._ask(
-                    "open_channel", OPEN_TIMEOUT_S, connection_string=f"{peer}@{self._hosts[peer]}",
-                    amount=_btc(amount_sat), push_amount=_btc(push_sat),
-                )
-            )  # fmt: skip
-        except ElectrumError as error:
-            if error.detail != "Password required":
-                raise
-            raise PaymentError(
-                f"Electrum's wallet wants its password for that, which ngp doesn't have: `electrum open_channel "
-                f"{peer}@{self._hosts[peer]} {_btc(amount_sat)}`"
-            ) from error
-
     # --- receiving ----------------------------------------------------------------------------------------------------
 
     async def create_invoice(
@@ -267,11 +176,11 @@ class ElectrumPayment:
         """
         if preimage is not None or hold:
             raise PaymentError("Electrum chooses preimages itself and can't hold payments; use LND for that")
-        amount_sat, rest = divmod(amount_msat, _SAT)
+        amount_sat, rest = divmod(amount_msat, SAT_MSAT)
         if rest or amount_sat < 1:
             raise PaymentError(f"Electrum makes invoices of whole sat, not of {amount_msat} msat")
         # force: a new address where all are in use, since Electrum puts one into each request.
-        made = await self._ask("add_request", amount=_btc(amount_sat), memo=memo, expiration=expiry_s, force=True)
+        made = await self._wallet.ask("add_request", amount=btc(amount_sat), memo=memo, expiration=expiry_s, force=True)
         if not made or not made.get("lightning_invoice"):
             raise PaymentError("Electrum's wallet has no Lightning: make one by `electrum create`, and ELECTRUM_WALLET")
         return NewInvoice(made["lightning_invoice"], bytes.fromhex(made["rhash"]), amount_msat, expiry_s)
@@ -279,7 +188,7 @@ class ElectrumPayment:
     async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState:
         """Return the state of an invoice of ours. Raises PaymentError for one that isn't."""
         try:
-            asked = await self._ask("get_request", request_id=payment_hash.hex())
+            asked = await self._wallet.ask("get_request", request_id=payment_hash.hex())
         except ElectrumError as error:
             if error.answered and self._journal.cancelled(payment_hash):
                 return InvoiceState.CANCELLED
@@ -296,15 +205,19 @@ class ElectrumPayment:
         """Delete an invoice that isn't paid; a payment of it is refused from then on."""
         if await self.lookup_invoice(payment_hash) not in (InvoiceState.OPEN, InvoiceState.CANCELLED):
             raise PaymentError(f"invoice {payment_hash.hex()} is paid already and can't be cancelled; refund it")
-        self._journal.cancel(payment_hash)
-        await self._ask("delete_request", request_id=payment_hash.hex())
+        self._journal.cancel(payment_hash)  # before it is gone, else nobody knows afterwards that it was ours
+        try:
+            await self._wallet.ask("delete_request", request_id=payment_hash.hex())
+        except ElectrumError:
+            self._journal.keep(payment_hash)  # paid in between, or nobody knows
+            raise
 
     async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
         """Yield what was settled behind the cursor, in the journal's order; raises when Electrum goes away."""
         seen: object = None
         looked_at = -FULL_LOOK_S
         while True:
-            now, state = time.monotonic(), await self._ask("list_channels")
+            now, state = time.monotonic(), await self._wallet.ask("list_channels")
             if state != seen or now - looked_at >= FULL_LOOK_S:
                 seen, looked_at = state, now
                 await self._note_settled(cursor)
@@ -315,31 +228,18 @@ class ElectrumPayment:
 
     async def _note_settled(self, cursor: int) -> None:
         """Give numbers to what is new in the history."""
-        for payment_hash, received_msat in (await self._received()).items():
-            if not self._journal.settled(payment_hash):
-                asked_msat = await self._asked_msat(payment_hash)
-                # The parts of a payment come together, but stand in the history one after another.
-                self._journal.add(payment_hash, max(received_msat, asked_msat), cursor)
+        known = self._journal.amounts_msat()
+        for payment_hash, amount_msat in (await self._received()).items():
+            if amount_msat > known.get(payment_hash, 0):
+                self._journal.add(payment_hash, amount_msat, cursor)
 
     async def _received(self) -> dict[bytes, int]:
         """Return what was received by payments, msat, oldest first."""
         return {
             bytes.fromhex(one["payment_hash"]): one["amount_msat"]
-            for one in await self._history()
+            for one in await self._wallet.history()
             if one["direction"] == _RECEIVED
         }
-
-    async def _asked_msat(self, payment_hash: bytes) -> int:
-        try:
-            return int((await self._ask("get_request", request_id=payment_hash.hex()))["amount_msat"])
-        except ElectrumError as error:
-            if not error.answered:
-                raise
-            return 0  # of another user of the wallet, who deleted it
-
-    async def _history(self) -> list[dict[str, Any]]:
-        """Return the payments whose preimage is out, oldest first."""
-        return [one for one in await self._ask("lightning_history") if one["type"] == "payment"]
 
     # --- paying -------------------------------------------------------------------------------------------------------
 
@@ -394,7 +294,7 @@ class ElectrumPayment:
             return PaymentOutcome(decoded.payment_hash, PaymentStatus.FAILED, reason=refusal)
         reason = ""
         try:
-            told = await self._ask("lnpay", None, invoice=bolt11)
+            told = await self._wallet.ask("lnpay", None, invoice=bolt11)
             reason = _why(told["log"])
         except ElectrumError as error:
             if not error.answered:
@@ -408,7 +308,9 @@ class ElectrumPayment:
     async def _refusal(self, decoded: DecodedInvoice, fee_limit_msat: int) -> str:
         """Say why Electrum is not to be asked: it can't, or it might spend more on fees than it may. "": it is."""
         amount_msat = decoded.amount_msat or 0
-        usable = [one for one in await self._channels() if one["state"] == "OPEN" and one["peer_state"] == "GOOD"]
+        usable = [
+            one for one in await self._wallet.channels() if one["state"] == "OPEN" and one["peer_state"] == "GOOD"
+        ]
         if sum(_free_msat(one) for one in usable) < amount_msat:
             return "the channels' balance does not cover it"
         if any(one["remote_pubkey"] == decoded.payee and _free_msat(one) >= amount_msat for one in usable):
@@ -423,14 +325,15 @@ class ElectrumPayment:
 
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
         """Say what became of a payment; FAILED with reason `unknown` when Electrum never heard of it."""
-        if payment_hash in self._paying:
+        outcome = await self._fate(payment_hash)
+        if payment_hash in self._paying and outcome.status is PaymentStatus.FAILED:  # it may not have begun yet
             return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
-        return await self._fate(payment_hash)
+        return outcome
 
     async def _fate(self, payment_hash: bytes) -> PaymentOutcome:
         """Read what Electrum knows: the invoice first, then the history, so that nothing is missed between."""
         status = await self._status(payment_hash)
-        for one in await self._history():
+        for one in await self._wallet.history():
             if one["direction"] == _SENT and one["payment_hash"] == payment_hash.hex():
                 preimage, fee = bytes.fromhex(one["preimage"]), one["fee_msat"] or 0
                 return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, preimage, fee)
@@ -451,7 +354,7 @@ class ElectrumPayment:
 
     async def _status(self, payment_hash: bytes) -> int | None:
         try:
-            return int((await self._ask("get_invoice", invoice_id=payment_hash.hex()))["status"])
+            return int((await self._wallet.ask("get_invoice", invoice_id=payment_hash.hex()))["status"])
         except ElectrumError as error:
             if error.detail != "Request not found":
                 raise
@@ -461,27 +364,23 @@ class ElectrumPayment:
         """Whether no channel can hold an HTLC that Electrum forgot: it is written down after the peer has it."""
         return all(
             (one["state"], one["peer_state"]) == ("OPEN", "GOOD") or one["state"] in _WITHOUT_HTLCS
-            for one in await self._channels()
+            for one in await self._wallet.channels()
         )
 
     async def _has_parts_left(self) -> bool:
         """Whether money is on its way for no payment that is: Electrum gives up while parts are still out."""
-        if not any(one["local_unsettled_sent"] for one in await self._channels()):
+        if not any(one["local_unsettled_sent"] for one in await self._wallet.channels()):
             return False
         return not await self.list_pending()
 
     async def list_pending(self) -> list[bytes]:
         """Return the hashes of payments on their way."""
-        found = await self._ask("list_invoices")
+        found = await self._wallet.ask("list_invoices")
         return [bytes.fromhex(one["invoice_id"]) for one in found if one["status"] == _IN_FLIGHT]
 
 
-def _btc(amount_sat: int) -> str:
-    return f"{amount_sat // _COIN_SAT}.{amount_sat % _COIN_SAT:08d}"
-
-
 def _free_msat(channel: Mapping[str, Any]) -> int:
-    return int(channel["local_balance"] - channel["local_unsettled_sent"]) * _SAT
+    return int(channel["local_balance"] - channel["local_unsettled_sent"]) * SAT_MSAT
 
 
 def _why(log: list[list[str]]) -> str:
@@ -490,30 +389,3 @@ def _why(log: list[list[str]]) -> str:
         return "no route found, or the channels can't carry it; see Electrum's log"
     *_, where, what = log[-1]
     return f"{what} at {where}"
-
-
-def _channel(told: Mapping[str, Any]) -> Channel:
-    return Channel(
-        peer=told["remote_pubkey"],
-        point=told["channel_point"],
-        active=told["peer_state"] == "GOOD",
-        private=True,  # it announces none
-        capacity_sat=told["local_balance"] + told["remote_balance"],
-        ours_sat=told["local_balance"],
-        theirs_sat=told["remote_balance"],
-        least_htlc_msat=LEAST_HTLC_MSAT,
-        our_wait_blocks=0,
-        our_end=_end(told, "local"),
-        their_end=_end(told, "remote"),
-    )
-
-
-def _end(told: Mapping[str, Any], whose: str) -> ChannelEnd:
-    """Read what one end may send, but for the rise of the commitment's fee that Electrum leaves room for by itself."""
-    sent_sat = told[f"{whose}_unsettled_sent"]
-    return ChannelEnd(
-        balance_msat=(told[f"{whose}_balance"] - sent_sat) * _SAT,
-        held_back_msat=told[f"{whose}_reserve"] * _SAT,
-        least_htlc_msat=LEAST_HTLC_MSAT,
-        in_flight_msat=sent_sat * _SAT,
-    )

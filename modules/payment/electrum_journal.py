@@ -1,8 +1,9 @@
 """Electrum's journal: numbers for settlements, which Electrum itself doesn't give, and what we cancelled.
 
-A number is given once, in the order in which settlements were noticed, and written down before anybody is told. A
-journal that was lost costs nothing: all that the node has is then numbered anew behind the ledger's cursor and told
-again, and the ledger counts each hash once.
+Numbers are given in the order in which settlements were noticed, and written down before anybody is told. Electrum lets
+an invoice be paid in parts, and more than once; when its amount grows it gets a new number, and is told again with all
+of it. A journal that was lost costs nothing: all that the node has is then numbered anew behind the ledger's cursor and
+told again, and the ledger counts each hash once, and of a larger amount the difference.
 """
 
 from __future__ import annotations
@@ -40,20 +41,23 @@ class Journal:
         self._connection.close()
 
     def add(self, payment_hash: bytes, amount_msat: int, behind: int) -> None:
-        """Number a settlement; one that has a number keeps it.
+        """Number a settlement; one that has a number keeps it, unless its amount has grown.
 
         Args:
             behind: a cursor that is known to somebody; the number will be larger.
         """
         with self._translated():
             self._connection.execute(
-                "INSERT OR IGNORE INTO settlements SELECT max(?, coalesce(max(cursor), 0)) + 1, ?, ? FROM settlements",
+                "INSERT INTO settlements SELECT max(?, coalesce(max(cursor), 0)) + 1, ?, ? FROM settlements WHERE true "
+                "ON CONFLICT (payment_hash) DO UPDATE SET cursor = excluded.cursor, amount_msat = excluded.amount_msat "
+                "WHERE excluded.amount_msat > settlements.amount_msat",
                 (behind, payment_hash, amount_msat),
             )
 
-    def settled(self, payment_hash: bytes) -> bool:
-        """Say whether a settlement has a number."""
-        return self._has("settlements", payment_hash)
+    def amounts_msat(self) -> dict[bytes, int]:
+        """Return what was settled of each invoice that has a number."""
+        with self._translated():
+            return dict(self._connection.execute("SELECT payment_hash, amount_msat FROM settlements").fetchall())
 
     def behind(self, cursor: int) -> list[Settlement]:
         """Return the settlements behind a cursor, in order."""
@@ -68,13 +72,15 @@ class Journal:
         with self._translated():
             self._connection.execute("INSERT OR IGNORE INTO cancelled VALUES (?)", (payment_hash,))
 
+    def keep(self, payment_hash: bytes) -> None:
+        """Note that an invoice was not cancelled after all."""
+        with self._translated():
+            self._connection.execute("DELETE FROM cancelled WHERE payment_hash = ?", (payment_hash,))
+
     def cancelled(self, payment_hash: bytes) -> bool:
         """Say whether we cancelled an invoice."""
-        return self._has("cancelled", payment_hash)
-
-    def _has(self, table: str, payment_hash: bytes) -> bool:
         with self._translated():
-            row = self._connection.execute(f"SELECT 1 FROM {table} WHERE payment_hash = ?", (payment_hash,)).fetchone()
+            row = self._connection.execute("SELECT 1 FROM cancelled WHERE payment_hash = ?", (payment_hash,)).fetchone()
         return row is not None
 
     @contextlib.contextmanager

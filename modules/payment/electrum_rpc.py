@@ -14,6 +14,7 @@ import ast
 import asyncio
 import base64
 import json
+import socket
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,12 @@ _LOCK, _CONFIG = "daemon", "config"
 _FILE_BYTES_MAX = 1 << 20
 _ANSWER_BYTES_MAX = 64 << 20
 _CHUNK = 1 << 16
+# A payment's call stays open for hours; a daemon's machine that is gone ends it within minutes.
+_KEEPALIVE = (
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 30),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 10),
+)
 START = "start it by `electrum daemon -d`"
 _REFUSED = (401, 403)
 
@@ -164,6 +171,8 @@ async def _post(door: Door, body: bytes) -> tuple[int, bytes]:
     else:
         host, _, port = door.where.rpartition(":")
         reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        for option, on in _KEEPALIVE:
+            writer.get_extra_info("socket").setsockopt(*option, on)
     try:
         login = base64.b64encode(f"{door.user}:{door.password}".encode()).decode()
         head = (

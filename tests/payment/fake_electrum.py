@@ -33,11 +33,12 @@ class FakeElectrum:
         self.say: dict[str, Any] = {
             "getinfo": {"network": "regtest"}, "nodeid": f"{NODE}@127.0.0.1:9735", "list_channels": [CHANNEL],
             "lightning_history": [], "list_invoices": [], "getbalance": {"lightning": "0.04"},
-            "get_invoice": self._not_found, "get_request": self._not_found, "delete_request": None,
+            "get_invoice": self.not_found, "get_request": self.not_found, "delete_request": None,
         }  # fmt: skip
 
     @staticmethod
-    def _not_found(**_: Any) -> Any:
+    def not_found(**_: Any) -> Any:
+        """Answer as Electrum does for what it doesn't have."""
         raise Refused("Request not found")
 
     def count(self, method: str) -> int:

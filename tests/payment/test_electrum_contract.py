@@ -13,6 +13,7 @@ from contract_suite import AMOUNT_MSAT, FEE_LIMIT_MSAT, TIMEOUT_S, Nodes, Paymen
 from electrum_nodes import Pair, options, pair
 
 from core_tests.lightning.electrum import Electrum
+from core_tests.lightning.network import CHANNEL_SAT
 from ngp.errors import PaymentError
 from ngp.modules.payment.electrum import ElectrumPayment
 from ngp.ports import PaymentStatus, Settlement
@@ -127,6 +128,24 @@ def test_a_wallet_with_a_password_is_locked_until_somebody_loads_it(electrums: P
         assert (await payment.info()).account_id == node.rpc("nodeid", wallet=wallet).partition("@")[0] != node.key()
         node.rpc("close_wallet", wallet_path=wallet)
         await payment.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_channel_that_can_not_be_opened_says_what_to_do(electrums: Pair, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        payer, payee = ElectrumPayment(tmp_path, options(electrums.payer)), electrums.payee
+        peer, host = payee.key(), payee.host
+        with pytest.raises(PaymentError, match="connect first"):
+            await payer.open_channel(peer, 500_000, 0, None)
+        await payer.connect(peer, host)
+        for amount_sat, remedy in ((100_000, "raise --amount"), (20_000_000, "lower --amount")):
+            with pytest.raises(PaymentError, match=remedy):
+                await payer.open_channel(peer, amount_sat, 0, None)
+        (channel,) = await payer.channels()
+        assert (channel.peer, channel.active, channel.capacity_sat) == (peer, True, CHANNEL_SAT)
+        assert (await payer.chain()).synced and await payer.pending_channels() == []
+        await payer.close()
 
     asyncio.run(scenario())
 

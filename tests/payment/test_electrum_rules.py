@@ -184,14 +184,33 @@ def test_a_request_is_settled_once_its_preimage_is_out(tmp_path: Path) -> None:
     with_electrum(tmp_path, test)
 
 
-@pytest.mark.parametrize(("received_msat", "counted_msat"), [(200_000, 200_000), (60_000, 123_000)])
-def test_more_than_asked_is_counted_and_parts_come_together(
-    tmp_path: Path, received_msat: int, counted_msat: int
-) -> None:
+def test_what_grows_is_told_again_whole(tmp_path: Path) -> None:
+    """A payment's parts stand in the history one after another, and Electrum takes an invoice's payment twice."""
+
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
-        daemon.say["get_request"] = {"status": PAID, "amount_msat": 123_000}
-        daemon.say["lightning_history"] = [{**RECEIVED, "amount_msat": received_msat}]
-        assert (await anext(payment.watch_settlements(0))).amount_msat == counted_msat
+        cursor = 0
+        for amount_msat in (60_000, 123_000, 246_000):
+            daemon.say["lightning_history"] = [{**RECEIVED, "amount_msat": amount_msat}]
+            told = await anext(payment.watch_settlements(cursor))
+            assert (told.payment_hash, told.amount_msat) == (HASH, amount_msat) and told.cursor > cursor
+            cursor = told.cursor
+
+    with_electrum(tmp_path, test)
+
+
+def test_an_invoice_that_is_paid_while_it_is_cancelled_is_not_cancelled(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        def delete_request(**_: Any) -> Any:
+            daemon.say["get_request"] = {"status": PAID, "amount_msat": 123_000}
+            raise Refused("")  # what it says where its own assertion fails
+
+        daemon.say |= {"get_request": {"status": UNPAID}, "delete_request": delete_request}
+        with pytest.raises(PaymentError):
+            await payment.cancel_invoice(HASH)
+        assert await payment.lookup_invoice(HASH) is InvoiceState.ACCEPTED
+        daemon.say["get_request"] = FakeElectrum.not_found
+        with pytest.raises(PaymentError):
+            await payment.lookup_invoice(HASH)
 
     with_electrum(tmp_path, test)
 
@@ -326,7 +345,7 @@ def test_numbers_of_settlements_are_given_once_and_a_lost_journal_loses_nothing(
     journal.close()
     assert [told.cursor for told in Journal(tmp_path / "a.db").behind(1)] == [2]
     fresh = Journal(tmp_path / "b.db")
-    for payment_hash in (one, other, third):  # the ledger has seen two of them, and counts those as replayed
+    for payment_hash in (one, other, one, third):  # the ledger has seen two of them, and counts those as replayed
         fresh.add(payment_hash, 1_000, 2)
     assert [told.payment_hash for told in fresh.behind(2)] == [one, other, third]
 

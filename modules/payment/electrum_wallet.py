@@ -1,0 +1,72 @@
+"""The wallet of an Electrum daemon that ngp uses: its commands, loaded first where it isn't and needs no password."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ngp.modules.payment import electrum_rpc as rpc
+from ngp.modules.payment.electrum_rpc import ElectrumError, ElectrumRpc
+
+NOT_LOADED = "wallet not loaded"
+SAT_MSAT = 1_000
+COIN_SAT = 100_000_000
+
+
+class ElectrumWallet:
+    """Calls commands; used within one event loop.
+
+    Args:
+        options: ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE and ELECTRUM_WALLET; all may be missing.
+    """
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self._rpc = ElectrumRpc(rpc.Credentials(options))
+        self._path = options.get("ELECTRUM_WALLET")
+
+    def door(self) -> rpc.Door:
+        """Return where the daemon listens now. Raises ConfigError."""
+        return self._rpc.door()
+
+    async def ask_daemon(self, method: str, **words: Any) -> Any:
+        """Call a command that is about no wallet. Raises ElectrumError."""
+        return await self._rpc.call(method, words)
+
+    async def ask(self, method: str, timeout_s: float | None = rpc.CALL_TIMEOUT_S, **words: Any) -> Any:
+        """Call a command of the wallet.
+
+        Args:
+            timeout_s: None waits as long as the daemon lives.
+
+        Raises: ElectrumError; `detail` is NOT_LOADED where somebody must enter a password first.
+        """
+        if self._path:
+            words["wallet"] = self._path
+        try:
+            return await self._rpc.call(method, words, timeout_s)
+        except ElectrumError as error:
+            if error.detail != NOT_LOADED:
+                raise
+        await self._load()
+        return await self._rpc.call(method, words, timeout_s)
+
+    async def _load(self) -> None:
+        if not await self._rpc.call("load_wallet", {"wallet_path": self._path} if self._path else {}):
+            raise ElectrumError(
+                "Electrum's wallet is locked, or there is none: `electrum load_wallet` asks for its password, "
+                "`electrum create` makes one",
+                NOT_LOADED,
+            )
+
+    async def channels(self) -> list[dict[str, Any]]:
+        """Return its channels as Electrum tells them, without backups of channels."""
+        return [one for one in await self.ask("list_channels") if one["type"] == "CHANNEL"]
+
+    async def history(self) -> list[dict[str, Any]]:
+        """Return the payments whose preimage is out, oldest first."""
+        return [one for one in await self.ask("lightning_history") if one["type"] == "payment"]
+
+
+def btc(amount_sat: int) -> str:
+    """Write an amount as Electrum's commands want it."""
+    return f"{amount_sat // COIN_SAT}.{amount_sat % COIN_SAT:08d}"
