@@ -109,7 +109,7 @@ def test_errors_about_a_conversation_pass_and_others_do_not(world: World, family
     )
     before = world.datapath.counters()["lane_bytes"]
     send(world, [about_question], upload=False)
-    send(world, [about_answer])
+    send(world, [quoting(family, client, far, answer(family, size=1300)), about_answer])  # the first one is too long
     wait_until(
         lambda: world.datapath.counters()["lane_bytes"] == before + len(about_question) + len(about_answer), "both pass"
     )
@@ -177,6 +177,11 @@ def test_strangers_share_a_lane_and_newcomers_a_few(world: World) -> None:
     wait_until(lambda: world.datapath.counters()["lane_over_rate"] + arrived(world, 4)[0] == 80, "strangers")
     carried = size * arrived(world, 4)[0]
     assert BURST - size < carried <= BURST + RATE * (time.monotonic() - began)
+    assert world.datapath.counters()["passed_to_queue"] == 0, "what is above the rate isn't negotiated about"
+    sh(f"ip neigh replace {CLIENT[4]} lladdr {STRANGER_MAC.hex(':')} dev m0")
+    before = world.datapath.counters()["uncovered"]
+    send(world, [answer(4)], upload=False)
+    wait_until(lambda: world.datapath.counters()["uncovered"] > before, "another stranger asked")
     macs = [bytes([2, 1, 0, 0, 0, number]) for number in range(30)]
     known = [world.neighbour(neighbour=100 + number, link_address=mac) for number, mac in enumerate(macs)]
     world.datapath.set_neighbours(known)
@@ -208,6 +213,9 @@ def test_lanes_outlive_the_daemon_and_follow_net_conf(world: World, tmp_path: Pa
     send(world, [question(4)], times=300)
     carried = world.datapath.lane_bytes(NEIGHBOUR)
     world.datapath.close()  # as a killed daemon leaves it
+    before = arrived(world, 4)[0]
+    send(world, [question(4)], source=OTHER_MAC)
+    wait_until(lambda: arrived(world, 4)[0] == before + 1, "without a daemon")
     sh("iptables -t security -F FORWARD")  # and somebody else its gate
     world.datapath = Datapath(tmp_path)
     world.datapath.set_up(with_services())
