@@ -359,8 +359,10 @@ def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         elif not out:
             remedy = f"ip route add {address} via ROUTER, or correct PAYMENT_SERVICES"
             yield Check(name, False, "is not routed", remedy)
+        elif out in desired.mesh_interfaces and desired.buys:
+            yield Check(name, True, f"{rate}; by {out}, a mesh interface, as the neighbour there lets us through")
         elif out in desired.mesh_interfaces:
-            found = f"goes by {out}, a mesh interface: what is sent there is bought, and its answers are gated"
+            found = f"goes by {out}, a mesh interface, where nothing is bought (BUY: no): its answers are gated"
             yield Check(name, False, found, f"ip route get {address} says why; offer one behind another interface")
         else:
             yield Check(name, True, f"{rate}; by {out}")

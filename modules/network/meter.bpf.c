@@ -211,6 +211,18 @@ INLINE int is_return(const struct config *config, const struct packet *p)
 	       (!(config->flags & SELLS) || note_return(p));
 }
 
+/* A payment service may lie behind a neighbour that sells to us, who lets us through to it as we do others. Its answers
+ * pass here like returns, to nobody but the lane that asked. */
+APART int is_answer(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+{
+	struct neighbour *neighbour;
+
+	if (!any_free(config, p) || !matches_free(skb, p, FROM_SERVICE))
+		return 0;
+	neighbour = find_neighbour(p);
+	return neighbour && (neighbour->flags & SELLS_TO_US) && note_return(p);
+}
+
 INLINE int paid(struct __sk_buff *skb, int strict)
 {
 	const struct config *config = settings();
@@ -232,7 +244,7 @@ INLINE int paid(struct __sk_buff *skb, int strict)
 		return charge(contract, entry->slot, &p, TO, SERVER);
 	if (strict || !(config->flags & BUYS))
 		return 0;
-	return is_return(config, &p);
+	return is_return(config, &p) || is_answer(skb, config, &p);
 }
 
 SEC("socket")

@@ -12,9 +12,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from crafted import send
 from kernel_lab import CLIENT, INTERNET, desired, passes, sh
 from meter_lab import World, metered, received, wait_until
-from test_datapath_odd import send
 
 from core_tests.hostile import udp
 from ngp.core.messages import Role

@@ -230,9 +230,11 @@ def test_check_says_what_is_let_through_for_payment(hosts: Lab) -> None:
     told = by_name(desired(services=services))
     lines = [told[f"payment service {address} tcp 9735"] for address in addresses]
     assert [line.ok for line in lines] == [True, False, True, False]
-    says = ("uncharged, 32 kB/s for each; by up0", "goes by m0, a mesh interface", "is on this router", "is not routed")
+    says = ("uncharged, 32 kB/s for each; by up0", "where nothing is bought", "is on this router", "is not routed")
     assert all(words in line.found for words, line in zip(says, lines, strict=True))
     assert "ip route get fd00:77:1::2" in lines[1].remedy
+    bought = by_name(desired(services=services, buys=True))[f"payment service {CLIENT[6]} tcp 9735"]
+    assert bought.ok and "as the neighbour there lets us through" in bought.found
     assert not [name for name in by_name(desired(services=services, sells=False, buys=True)) if "service" in name]
 
 

@@ -19,7 +19,7 @@ from meter_lab import NEIGHBOUR, World, metered, received, true_wire, wait_until
 
 from core_tests.hostile import ip_packet, udp
 from ngp.modules.network.datapath import Datapath
-from ngp.ports import DesiredNetwork, FreeRule
+from ngp.ports import DesiredNetwork, FreeRule, KernelNeighbour
 
 UDP, PORT = 17, 9
 RATE, BURST = 1024, 20_000
@@ -232,6 +232,29 @@ def test_lanes_outlive_the_daemon_and_follow_net_conf(world: World, tmp_path: Pa
     contract = world.grant(f"{INTERNET[4]}/32", granted_bytes=0, neighbour=anew)
     send(world, [question(4)])
     wait_until(lambda: world.reading(contract).refused_bytes == len(question(4)), "no service any more")
+
+
+def test_in_the_middle_answers_of_a_sellers_service_reach_who_asked_and_nobody_else(tmp_path: Path) -> None:
+    """The service is behind our own gateway, which lets us through as we let our client through."""
+    with metered(tmp_path, buys=True, mesh_interfaces=("m0", "up0"), upstream_interfaces=()) as world:
+        middle = with_services(buys=True, mesh_interfaces=("m0", "up0"), upstream_interfaces=())
+        world.datapath.apply(middle)
+        mac = bytes.fromhex(sh("cat /sys/class/net/i0/address", world.lab.internet).strip().replace(":", ""))
+        seller = KernelNeighbour(OTHER, "up0", mac, (), False, True)
+        world.datapath.set_neighbours([seller])
+        sh("iptables -A INPUT -p udp -j DROP", world.lab.client)
+        true_wire(world)
+        send(world, [answer(4)], upload=False)
+        wait_until(lambda: world.datapath.counters()["uncovered"] == 1, "nobody asked, and it is paid for by nobody")
+        send(world, [question(4)])
+        wait_until(lambda: arrived(world, 4)[0] == 1, "asked")
+        send(world, [answer(4), answer(4, port=10)], upload=False)
+        wait_until(lambda: arrived(world, 4)[1] == 1, "answered")
+        wait_until(lambda: world.datapath.counters()["passed_to_queue"] == 1, "from another port: gated")
+        world.datapath.set_neighbours([replace(seller, sells_to_us=False)])
+        send(world, [answer(4)], upload=False)
+        wait_until(lambda: world.datapath.counters()["passed_to_queue"] == 2, "from who sells us nothing: gated")
+        assert arrived(world, 4) == (1, 1)
 
 
 def test_a_client_that_only_buys_elsewhere_gates_nothing(tmp_path: Path) -> None:
