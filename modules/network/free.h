@@ -18,28 +18,28 @@
 #define BY_SOURCE 2
 #define TO_SERVICE 4
 #define FROM_SERVICE 8
+#define AS_FREE (BY_DESTINATION | BY_SOURCE)
+#define AS_SERVICE (TO_SERVICE | FROM_SERVICE)
 
-/* Returns what of `wanted` a port of a rule's address is; a free one stands before the same one at a rate. */
-APART int serves(const struct free_rule *rule, __u8 protocol, __be16 port, int wanted)
+/* Returns what a port of a rule's address is. Not static: so the verifier looks at it once, and not again for all that
+ * may be known at each call; the price is that it takes rule for what may be null. */
+__noinline int serves(const struct free_rule *rule, __u32 protocol, __u32 port)
 {
-	int free = wanted & (BY_DESTINATION | BY_SOURCE), rated = wanted & (TO_SERVICE | FROM_SERVICE), found;
+	int found = 0;
 
 	if (!rule)
 		return 0;
-	if (rule->all && free)
-		return free;
+	if (rule->all)
+		found = AS_FREE;
 	for (__u32 i = 0; i < SERVICES; i++) {
-		__u16 spoken = rule->service[i].protocol & ~RATED;
+		__u32 offered = rule->service[i].protocol, spoken = offered & ~RATED;
 
 		if (i >= rule->services)
-			return 0;
-		if ((spoken && spoken != protocol) || (rule->service[i].port && rule->service[i].port != port))
-			continue;
-		found = rule->service[i].protocol & RATED ? rated : free;
-		if (found)
-			return found;
+			break;
+		if ((!spoken || spoken == protocol) && (!rule->service[i].port || rule->service[i].port == port))
+			found |= offered & RATED ? AS_SERVICE : AS_FREE;
 	}
-	return 0;
+	return found;
 }
 
 INLINE struct free_rule *free_rule(const struct packet *p, const __u32 *address)
@@ -56,8 +56,7 @@ INLINE struct free_rule *free_rule(const struct packet *p, const __u32 *address)
 	}
 }
 
-/* Not static: so the verifier looks at it once, and not again for all that may be known of a packet at each call. That
- * is most of the second which loading took; the price is that it takes p for what may be null. */
+/* Returns what of `wanted` a packet is. Not static, as `serves`: that was most of the second which loading took. */
 __noinline int matches_free(struct __sk_buff *skb, const struct packet *p, int wanted)
 {
 	int to = wanted & (BY_DESTINATION | TO_SERVICE), from = wanted & (BY_SOURCE | FROM_SERVICE), found = 0;
@@ -69,16 +68,20 @@ __noinline int matches_free(struct __sk_buff *skb, const struct packet *p, int w
 	read_ports(skb, p, ports);
 	if (to) {
 		rule = free_rule(p, p->destination);
-		found = serves(rule, p->protocol, ports[1], to);
-		if (!found && p->error)
-			found = serves(rule, p->quoted_protocol, p->quoted_ports[0], to);
+		if (rule)
+			found = to & serves(rule, p->protocol, ports[1]);
+		if (rule && p->error)
+			found |= to & serves(rule, p->quoted_protocol, p->quoted_ports[0]);
 	}
 	if (found || !from)
 		return found;
-	found = serves(free_rule(p, p->source), p->protocol, ports[0], from);
-	if (!found && p->error)
-		found = serves(free_rule(p, p->quoted), p->quoted_protocol, p->quoted_ports[1], from);
-	return found;
+	rule = free_rule(p, p->source);
+	if (rule)
+		found = from & serves(rule, p->protocol, ports[0]);
+	if (found || !p->error)
+		return found;
+	rule = free_rule(p, p->quoted);
+	return rule ? from & serves(rule, p->quoted_protocol, p->quoted_ports[1]) : 0;
 }
 
 INLINE int any_free(const struct config *config, const struct packet *p)

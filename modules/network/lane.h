@@ -58,7 +58,7 @@ APART __u64 hash_of(struct __sk_buff *skb, const struct packet *p, int to_servic
 	hash = mix(mix(p->link.ifindex, p->link.mac_head), p->link.mac_tail_role);
 	for (int i = 0; i < 4; i++)
 		hash = mix(hash, (__u64)client[i] << 32 | service[i]);
-	hash = mix(hash, (__u64)ports[!to_service] << 16 | ports[to_service]);
+	hash = mix(hash, to_service ? (__u32)ports[0] << 16 | ports[1] : (__u32)ports[1] << 16 | ports[0]);
 	return mix(hash, p->error ? p->quoted_protocol : p->protocol) | 1;
 }
 
@@ -102,13 +102,20 @@ APART int has_room(const struct config *config, struct lane *lane, const struct 
 	return newcomers && take_token(&newcomers->ready_ns, cost_ns / NEWCOMERS, config->lane_burst_ns, now);
 }
 
-APART int use_lane(struct __sk_buff *skb, const struct config *config, const struct packet *p, int to_service)
+/* Not static, as matches_free. */
+__noinline int use_lane(struct __sk_buff *skb, const struct packet *p, int to_service)
 {
-	struct neighbour *neighbour = find_neighbour(p);
-	struct lane *lane = lane_number(neighbour ? neighbour->number : STRANGERS_LANE);
-	int asks = to_service && !p->error;
+	const struct config *config = settings();
+	struct neighbour *neighbour;
+	struct lane *lane;
 	__u64 hash;
+	int asks;
 
+	if (!config || !p)
+		return NOT_GIVEN;
+	asks = to_service && !p->error;
+	neighbour = find_neighbour(p);
+	lane = lane_number(neighbour ? neighbour->number : STRANGERS_LANE);
 	if (!lane || !is_for_lane(p) || (p->error && p->bytes > ERROR_BYTES))
 		return NOT_GIVEN;
 	hash = hash_of(skb, p, to_service);
@@ -126,13 +133,13 @@ APART int use_lane(struct __sk_buff *skb, const struct config *config, const str
 }
 
 /* Is a packet carried for nothing, and if at a rate, is there room for it? Ask once: it takes the room. */
-INLINE int gives(struct __sk_buff *skb, const struct config *config, const struct packet *p, int wanted)
+INLINE int gives(struct __sk_buff *skb, const struct packet *p, int wanted)
 {
 	int found = matches_free(skb, p, wanted);
 
-	if (found & (TO_SERVICE | FROM_SERVICE))
-		return use_lane(skb, config, p, found == TO_SERVICE);
-	return found ? GIVEN : NOT_GIVEN;
+	if (found & AS_FREE)
+		return GIVEN;
+	return found ? use_lane(skb, p, found == TO_SERVICE) : NOT_GIVEN;
 }
 
 #endif

@@ -133,7 +133,7 @@ def free_tables(free: tuple[FreeRule, ...], services: tuple[FreeRule, ...]) -> d
         everything = (0, 0) in pairs
         pairs = [] if everything else pairs
         rated = {(_RATED | (rule.protocol or 0), rule.port or 0) for rule in services if rule.prefix == prefix}
-        pairs += sorted(rated)  # behind what is free, as the kernel takes the first
+        pairs += sorted(rated)
         if len(pairs) > _SERVICES_MAX:
             raise ValueError(f"{prefix} has {len(pairs)} services, and {_SERVICES_MAX} are the most for one address")
         packed = b"".join(port.to_bytes(2, "big") + protocol.to_bytes(2, sys.byteorder) for protocol, port in pairs)

@@ -28,13 +28,6 @@
 #define ERROR_INTERVAL_NS 20000000ull                         /* 50 a second to one neighbour */
 #define ERROR_BURST_NS 2000000000ull                          /* 100 at once */
 
-INLINE const struct config *settings(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&ngp_config, &zero);
-}
-
 INLINE int wants_family(const struct config *config, const struct packet *p)
 {
 	return config->flags & (p->v6 ? IPV6 : IPV4);
@@ -234,7 +227,7 @@ INLINE int paid(struct __sk_buff *skb, int strict)
 	if (!config || !parse(skb, config, FORWARD, &p))
 		return 0;
 	if (any_free(config, &p)) {
-		given = gives(skb, config, &p, (strict ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE) | TO_SERVICE);
+		given = gives(skb, &p, (strict ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE) | TO_SERVICE);
 		if (given != NOT_GIVEN)
 			return given == GIVEN;
 	}
@@ -401,7 +394,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 	if (p.error && (config->flags & SELLS) && !allows_error(config, &p))
 		return refuse_uncovered();
 	if (any_free(config, &p)) {
-		given = gives(skb, config, &p, free_by(&p, ingress_ifindex) | FROM_SERVICE);
+		given = gives(skb, &p, free_by(&p, ingress_ifindex) | FROM_SERVICE);
 		if (given != NOT_GIVEN)
 			return given == GIVEN ? PASS : SHOT;
 	}

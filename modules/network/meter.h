@@ -162,6 +162,13 @@ INLINE __u32 pair(__u16 first, __u16 second)
 	return both.word;
 }
 
+INLINE const struct config *settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&ngp_config, &zero);
+}
+
 INLINE void count_by(__u32 which, __u64 number)
 {
 	__u64 *counter = bpf_map_lookup_elem(&ngp_counters, &which);
