@@ -9,7 +9,19 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import bills, buyer, forgetting, grants, invoices, payments, refunds, seller, settlements, statements
+from ngp.core import (
+    bills,
+    blocking,
+    buyer,
+    forgetting,
+    grants,
+    invoices,
+    payments,
+    refunds,
+    seller,
+    settlements,
+    statements,
+)
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Acknowledge, Effect, Greet, Persist
 from ngp.core.events import (
@@ -146,7 +158,7 @@ class Gatekeeper:
                     seller.forget_refusals(world)
                     buyer.ask_again(world)
             case BlockNeighbour():
-                self._block(event)
+                (blocking.block if event.blocked else blocking.unblock)(world, event.identity)
             case RefundNeighbour():
                 world.log(refunds.refund_offered(world, event.identity))
             case AskRefund():
@@ -311,27 +323,6 @@ class Gatekeeper:
         if neighbour is not None and neighbour.up and not isinstance(event.message, Hello):
             neighbour.up = False
             self.world.log(f"neighbour {event.identity.hex()[:8]} on {event.link[0]} doesn't answer", logging.WARNING)
-
-    def _block(self, event: BlockNeighbour) -> None:
-        world = self.world
-        (world.blocked.add if event.blocked else world.blocked.discard)(event.identity)
-        for neighbour in world.by_identity.get(event.identity, {}).values():
-            neighbour.blocked, neighbour.kept = event.blocked, True
-            world.do(Persist(neighbour.record()))
-            world.tell_kernel(neighbour)
-        if event.blocked:
-            for contract in list(world.contracts.values()):
-                if contract.identity != event.identity or not contract.running:
-                    continue
-                if contract.role is Role.CLIENT:
-                    bills.disown(world, contract)
-                else:
-                    world.halt(contract, CloseReason.CANCELLED)
-            return
-        if (account := world.accounts.get((event.identity, Role.CLIENT))) is not None:
-            bills.let_stand(world, account)
-        seller.forget_refusals(world, event.identity)
-        buyer.ask_again(world, event.identity)
 
     # --- the kernel's word --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,38 @@
+"""Blocking: the operator has nothing more to do with a neighbour, or deals with it again, whatever its links."""
+
+from __future__ import annotations
+
+from ngp.core import bills, buyer, seller
+from ngp.core.contract import CloseReason
+from ngp.core.effects import Persist
+from ngp.core.messages import Role
+from ngp.core.world import World
+
+
+def block(world: World, identity: bytes) -> None:
+    """End all contracts with a neighbour, in both roles; what it prepaid stays its own."""
+    _mark(world, identity, blocked=True)
+    for contract in list(world.contracts.values()):
+        if contract.identity != identity or not contract.running:
+            continue
+        if contract.role is Role.CLIENT:
+            bills.disown(world, contract)
+        else:
+            world.halt(contract, CloseReason.CANCELLED)
+
+
+def unblock(world: World, identity: bytes) -> None:
+    """Deal with a neighbour again: a disputed bill rests, what either declined may be agreed."""
+    _mark(world, identity, blocked=False)
+    if (account := world.accounts.get((identity, Role.CLIENT))) is not None:
+        bills.let_stand(world, account)
+    seller.forget_refusals(world, identity)
+    buyer.ask_again(world, identity)
+
+
+def _mark(world: World, identity: bytes, blocked: bool) -> None:
+    (world.blocked.add if blocked else world.blocked.discard)(identity)
+    for neighbour in world.by_identity.get(identity, {}).values():
+        neighbour.blocked, neighbour.kept = blocked, True
+        world.do(Persist(neighbour.record()))
+        world.tell_kernel(neighbour)
