@@ -9,7 +9,7 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.account import Account
 from ngp.core.messages import Paid, Role
-from ngp.core.records import Direction, PaymentKind, PaymentState
+from ngp.core.records import CursorRecord, Direction, PaymentKind, PaymentState
 from ngp.core.values import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
 
 HOST = "198.51.100.1"
@@ -41,6 +41,20 @@ def test_a_payment_above_its_invoice_counts_whole_also_when_the_proof_came_first
     sim.happen(sim.gateway, ev.SettlementSeen(1, made, 70_000))
     assert client_account(sim).paid_msat == 70_000
     assert sim.gateway.ledger.payments[Direction.IN, made].amount_msat == 70_000
+
+
+def test_the_cursor_alone_never_waits_for_the_disk() -> None:
+    """A node with payments of its own would cost a router's flash a flush for each; what is lost is told again."""
+    sim = Sim(client=settings(buys=False))
+    made = invoice_by_hand(sim, 50_000)
+    stored: list[fx.Persist] = []
+    for cursor, payment_hash in enumerate((b"x" * 32, made, made, b"y" * 32), 1):
+        effects = sim.gateway.gatekeeper.step(ev.SettlementSeen(cursor, payment_hash, 50_000), sim.clock())
+        sim.carry_out(sim.gateway, effects)
+        stored += [one for one in effects if isinstance(one, fx.Persist)]
+    cursors = [one.durable for one in stored if isinstance(one.record, CursorRecord)]
+    settled = [one.durable for one in stored if getattr(one.record, "state", None) is PaymentState.SETTLED]
+    assert (cursors, settled, sim.gateway.ledger.cursor) == ([False] * 4, [True], 4)
 
 
 @pytest.mark.parametrize("restarted", [False, True])
