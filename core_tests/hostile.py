@@ -112,6 +112,8 @@ class Persona:
     boot: int = 1
     sells: bool = True
     buys: bool = True
+    network: str = "sandbox"
+    payee: bytes = b""
     peer: bytes = b""
     inbox: list[Received] = field(default_factory=list)
     react: Callable[[Persona, Received], None] | None = None
@@ -124,9 +126,9 @@ class Persona:
         """Say whether the victim and we have met."""
         return bool(self.peer) and self.courier.is_proven(self.peer, WAY)
 
-    def hello(self, network: str = "sandbox", wants_reply: bool = True) -> Hello:
+    def hello(self, wants_reply: bool = True) -> Hello:
         """Build our hello."""
-        return Hello(network, self.sells, self.buys, (), "ngp hostile", wants_reply)
+        return Hello(self.network, self.sells, self.buys, (), "ngp hostile", wants_reply, self.payee)
 
     def greet(self) -> None:
         """Say hello to everybody."""
@@ -136,6 +138,11 @@ class Persona:
     def say(self, message: Message, reply_to: int = 0) -> None:
         """Say anything to the victim."""
         for outgoing in self.courier.send(self.peer, WAY, message, time.monotonic(), reply_to):
+            self.crowd.send(self, outgoing.datagram)
+
+    def say_due(self) -> None:
+        """Send receipts, and what waited for one: who means ill needn't, who sends several messages must."""
+        for outgoing in self.courier.due(time.monotonic()).outgoing:
             self.crowd.send(self, outgoing.datagram)
 
     def heard(self, kind: type[Message]) -> list[Received]:

@@ -204,10 +204,11 @@ class Lnd(Program):
     def admin_macaroon(self) -> Path:
         return self.lnddir / "data" / "chain" / "bitcoin" / NETWORK / "admin.macaroon"
 
-    def launch(self) -> None:
-        """Start it without waiting, so that several start side by side."""
+    def launch(self, locked: bool = False) -> None:
+        """Start it without waiting, so that several start side by side. Args: locked: it waits for its password."""
         self._start(
-            *(str(self.programs / "lnd"), f"--lnddir={self.lnddir}", "--noseedbackup", "--nobootstrap", "--norest"),
+            *(str(self.programs / "lnd"), f"--lnddir={self.lnddir}", "--nobootstrap", "--norest"),
+            *(() if locked else ("--noseedbackup",)),
             *(f"--alias={self.name}", "--debuglevel=error", f"--bitcoin.{NETWORK}", "--bitcoin.node=btcd"),
             *(f"--btcd.rpchost={self.chain.address}:{self.chain.rpc_port}", f"--btcd.rpccert={self.chain.certificate}"),
             *(f"--btcd.rpcuser={RPC_USER}", f"--btcd.rpcpass={RPC_PASSWORD}", f"--rpclisten={self.rpc_host}"),

@@ -30,9 +30,12 @@ from ngp.modules.payment import lnd_pb2 as pb
 
 When = Literal["asked", "answered"]
 PORT = 10011
-STOP_S = 60.0
+# LND avoids a channel that has just failed, its own too, for about a minute; and we wait longer after each failure.
+STOP_S = 180.0
 POLL_S = 0.02
 INVOICES, LIGHTNING = "/invoicesrpc.Invoices/", "/lnrpc.Lightning/"
+# lnrpc.ChangePasswordRequest with its second field alone: the new password, after the one of --noseedbackup.
+CHANGE_PASSWORD, NEW_PASSWORD = "/lnrpc.WalletUnlocker/ChangePassword", b"\x12\x0dcorrect horse"
 
 
 class Relay:
@@ -45,15 +48,26 @@ class Relay:
 
     def __init__(self, popen: Callable[..., subprocess.Popen[str]], node: Lnd) -> None:
         self.address = f"127.0.0.1:{PORT}"
-        self._told: queue.Queue[dict[str, Any]] = queue.Queue()
-        log = (node.folder / "relay.log").open("a")
-        self._process = popen(
-            *(sys.executable, "-m", "core_tests.lightning.relay", str(node.lnddir), node.rpc_host, self.address),
-            *(str(node.admin_macaroon),),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=ROOT,
-        )  # fmt: skip
-        threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
+        self._popen = popen
+        self._node = node
+        self.start()
+
+    def start(self) -> None:
+        """Start it, with the certificate that the node has now."""
+        node, self._told = self._node, queue.Queue[dict[str, Any]]()
+        with (node.folder / "relay.log").open("a") as log:
+            self._process = self._popen(
+                *(sys.executable, "-m", "core_tests.lightning.relay", str(node.lnddir), node.rpc_host),
+                *(f"0.0.0.0:{PORT}", str(node.admin_macaroon)),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=ROOT,
+            )  # fmt: skip
+        threading.Thread(target=self._listen, args=(self._process.stdout, self._told), daemon=True).start()
         self._await(lambda told: "ready" in told, "the relay")
+
+    def kill9(self) -> None:
+        """Kill it, as the death of a node looks to the daemon."""
+        self._process.kill()
+        self._process.wait()
 
     def stop_at(self, method: str, when: When) -> None:
         """Stop the calls of a method from now on."""
@@ -89,6 +103,11 @@ class Relay:
         self._do(do="cancel", hash=payment_hash.hex())
         self._await(lambda told: told.get("cancelled") == payment_hash.hex(), "the held payment cancelled")
 
+    def unlock(self) -> None:
+        """Unlock the node's wallet, which has got no password of its own so far; it gets one."""
+        self._do(do="unlock")
+        self._await(lambda told: "unlocked" in told, "the wallet unlocked")
+
     def _do(self, **command: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -106,11 +125,12 @@ class Relay:
             if wanted(told):
                 return told
 
-    def _listen(self, pipe: IO[str] | None) -> None:
+    @staticmethod
+    def _listen(pipe: IO[str] | None, told: queue.Queue[dict[str, Any]]) -> None:
         assert pipe is not None
         for line in pipe:
-            self._told.put(json.loads(line))
-        self._told.put({"error": "it has ended; see relay.log beside the node's data"})
+            told.put(json.loads(line))
+        told.put({"error": "it has ended; see relay.log beside the node's data"})
 
 
 class _Between(grpc.GenericRpcHandler):
@@ -159,7 +179,7 @@ class _Between(grpc.GenericRpcHandler):
     async def _stop(self, name: str, when: When, answer: bytes) -> None:
         if (name, when) not in self._stops:
             return
-        payment_hash = _hash_of(name, answer)
+        payment_hash = _hash_of(name, answer) if when == "answered" else ""
         if payment_hash is not None:
             _tell(method=name, when=when, hash=payment_hash)
             await self._free.wait()
@@ -210,6 +230,9 @@ class _Between(grpc.GenericRpcHandler):
                 await self._end("SettleInvoice", command["hash"], "settled")
             case "cancel":
                 await self._end("CancelInvoice", command["hash"], "cancelled")
+            case "unlock":
+                await self._call(CHANGE_PASSWORD, NEW_PASSWORD)
+                _tell(unlocked=True)
 
     async def _end(self, method: str, payment_hash: str, done: str) -> None:
         """Settle or cancel; a node that was killed just now is asked until it serves."""
@@ -243,12 +266,13 @@ class _Between(grpc.GenericRpcHandler):
 
 
 def _hash_of(name: str, answer: bytes) -> str | None:
-    """Return the hash that an answer is about, "" where it is about none yet; None: not an answer to stop."""
+    """Return the hash that an answer is about; None: not one to stop, since nothing was settled."""
     if name == "SubscribeInvoices":
         told = pb.Invoice.FromString(answer)
         return told.r_hash.hex() if told.state == pb.Invoice.SETTLED else None
     if name == "SendPaymentV2":
-        return str(pb.Payment.FromString(answer).payment_hash)
+        payment = pb.Payment.FromString(answer)
+        return str(payment.payment_hash) if payment.status == pb.Payment.SUCCEEDED else None
     if name == "AddInvoice":
         return pb.AddInvoiceResponse.FromString(answer).r_hash.hex()
     return ""

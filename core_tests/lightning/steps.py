@@ -28,7 +28,7 @@ from core_tests.daemon import Daemon
 from core_tests.lightning.trade import LightningTrade
 from core_tests.shell import await_until
 
-REACHED_S = 60.0
+REACHED_S = 180.0
 DEAF = ("INPUT", "-i", "mesh0", "-p", "udp", "--dport", "10325", "-j", "DROP")
 
 

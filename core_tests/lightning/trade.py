@@ -32,6 +32,7 @@ class LightningTrade:
 
     trade: Trade
     network: LightningNetwork
+    lab: Lab
     relays: Mapping[str, Relay] = field(default_factory=dict)
 
     @property
@@ -93,6 +94,7 @@ def lightning_trade(
     client: Conf | None = None,
     channel_sat: int = CHANNEL_SAT,
     relayed: bool = False,
+    clients: int = 1,
 ) -> Iterator[LightningTrade]:
     """Build client, gateway and internet with their nodes, open a private channel, and start both daemons.
 
@@ -100,8 +102,9 @@ def lightning_trade(
         gateway, client: keys of net.conf.
         channel_sat: from client to gateway, with a fifth of it on the gateway's side.
         relayed: put a relay between each daemon and its node.
+        clients: hosts on the mesh; the first one has node and daemon.
     """
-    net = three_hosts(lab)
+    net = three_hosts(lab, clients=clients)
     places, chain = backbone(lab, {"client": net.client, "gateway": net.gateway})
     with LightningNetwork(programs(), lab.folder / "lightning", places, chain) as network:
         network.open("client", "gateway", channel_sat, channel_sat // 5, ["--private"])
@@ -119,7 +122,7 @@ def lightning_trade(
         )  # fmt: skip
         start_all(made.gateway, made.client)
         made.await_acquainted()
-        yield LightningTrade(made, network, relays)
+        yield LightningTrade(made, network, lab, relays)
 
 
 @contextmanager
@@ -152,7 +155,7 @@ def mesh_only_trade(lab: Lab, gateway: Conf | None = None, client: Conf | None =
         paying.await_synced()
         made.client.start()
         made.await_acquainted()
-        yield LightningTrade(made, network)
+        yield LightningTrade(made, network, lab)
 
 
 def _buys(conf: Conf | None) -> bool:
