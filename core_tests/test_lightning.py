@@ -11,7 +11,7 @@ import pytest
 from core_tests import traffic
 from core_tests.daemon import Daemon
 from core_tests.lab import Lab
-from core_tests.lightning.trade import LightningTrade, lightning_trade, mesh_only_trade
+from core_tests.lightning.trade import TOWER_PORT, LightningTrade, lightning_trade, mesh_only_trade
 from core_tests.shell import await_until
 from core_tests.trade import Row, restart
 from ngp.core.invoices import OPEN_S
@@ -125,7 +125,9 @@ def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab
         trade, net = made.trade, made.trade.net
         gateway = trade.identity(trade.gateway)
         before_received = made.received_msat()
-        opened = trade.client.cli("lightning", "open", gateway[:12], "--amount", "2000000", timeout_s=120)
+        reached = f"{made.earning.address}:{made.earning.ports.peer}"
+        words = ("lightning", "open", gateway[:12], "--amount", "2000000", "--host", reached)
+        opened = trade.client.cli(*words, timeout_s=120)
         assert opened.returncode == 0, opened.stderr
         made.network.mine(3)
         await_until(lambda: [one["active"] for one in lightning(made)["channels"]] == [True], 60, "an active channel")
@@ -139,12 +141,15 @@ def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab
         trade.assert_books_agree(refused=True)  # what was sent before the first payment was over the grace
         assert trade.earned()["paid_msat"] == made.received_msat() - before_received
         assert not [row for row in trade.sold() if row["destination"].startswith("203.0.113.")]  # its chain was free
+        ports = (made.earning.ports.peer, TOWER_PORT, made.network.chain.rpc_port)  # the first by the node's own word
+        names = {f"payment service {made.earning.address} tcp {port}" for port in ports}
+        assert {name for name, row in checks(trade.gateway).items() if "service" in name and row["ok"]} == names
         (neighbour,) = trade.gateway.json("neighbours")
         carried = trade.gateway.json("status")["counters"]["kernel"]["lane_bytes"]
         assert carried > neighbour["lane_bytes"] > 0  # while its daemon wasn't known yet, and then on its own lane
         await_until(lambda: lightning(made)["watchtowers"]["backups"] > 0, 60, "states of before the payment backed up")
         (shown,) = lightning(made)["watchtowers"]["towers"]
-        assert (shown["tower"], shown["addresses"]) == (tower, [f"{made.earning.address}:9911"])
+        assert (shown["tower"], shown["addresses"]) == (tower, [f"{made.earning.address}:{TOWER_PORT}"])
         listed = trade.client.cli("lightning", "tower", "list")
         assert listed.returncode == 0 and tower[:12] in listed.stdout
         found = checks(trade.client)["watchtower"]

@@ -22,6 +22,7 @@ from core_tests.trade import CLIENT, GATEWAY, Conf, Trade, start_all
 from ngp.modules.payment import macaroon
 from ngp.modules.payment.lnd_client import TO_CHANGE_TOWERS, TO_OPEN_CHANNELS, TO_TELL, Method
 
+TOWER_PORT = 9911  # LND's own
 CHAIN_V4 = "10.99.0.{}/24"
 NODES = ("client", "gateway")
 
@@ -129,23 +130,24 @@ def lightning_trade(
 def mesh_only_trade(lab: Lab, gateway: Conf | None = None, client: Conf | None = None) -> Iterator[LightningTrade]:
     """Build client, gateway and internet where the client reaches nodes and chain by the gateway alone.
 
-    The chain is at the internet; the gateway lets its port through, and its node is a watchtower too, which the
-    client's doesn't know yet. The client's node has coins and no channel; it starts when the gateway gates already, and
-    the client's daemon after it.
+    The chain and the gateway's node are on another host, behind the gateway, which lets their ports through; that node
+    is a watchtower too, which the client's doesn't know yet. The client's node has coins and no channel; it starts when
+    the gateway gates already, and the client's daemon after it.
     """
     net = three_hosts(lab)
-    homes = ((net.gateway, "mesh0"), (net.client, "mesh0"), (net.internet, "wan0"))
-    at = {host.name: host.address(interface, 4) for host, interface in homes}
+    near, far, ports = net.client.address("mesh0", 4), net.internet.address("wan0", 4), Ports()
+    rpc = f"{far}:{ports.rpc}"
+    elsewhere = [f"--rpclisten={rpc}", f"--externalip={far}", "--watchtower.active"]
     places = [
-        Place("gateway", net.gateway.inside(), at["gateway"], Ports(), ["--watchtower.active"]),
-        Place("client", net.client.inside(), at["client"], Ports(), ["--wtclient.active"]),
+        Place("gateway", net.internet.inside(), far, ports, elsewhere),
+        Place("client", net.client.inside(), near, ports, ["--wtclient.active"]),
     ]
-    chain = Place("chain", net.internet.inside(), at["internet"])
+    chain = Place("chain", net.internet.inside(), far)
     with LightningNetwork(programs(), lab.folder / "lightning", places, chain) as network:
         made = configured(
             net,
-            {**node_settings(network.node("gateway"), _buys(gateway)),
-             "PAYMENT_SERVICES": [f"{at['internet']} {network.chain.rpc_port}"], **(gateway or {})},
+            {**node_settings(network.node("gateway"), _buys(gateway)), "LND_HOST": rpc,
+             "PAYMENT_SERVICES": [f"{far} {network.chain.rpc_port}", f"{far} {TOWER_PORT}"], **(gateway or {})},
             {**node_settings(network.node("client"), besides=TO_OPEN_CHANNELS + TO_CHANGE_TOWERS), **(client or {})},
         )  # fmt: skip
         paying = network.node("client")
