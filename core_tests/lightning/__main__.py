@@ -1,8 +1,8 @@
 """A Lightning network to try things on: `tools/lightning-lab up`, `cli NODE WORDS...`, `down`.
 
 btcd and three LND nodes (alice, bob, carol), each in a network namespace of its own, with channels alice-bob and
-bob-carol. A keeper process holds all of it; `down` ends the keeper, and with it everything that `up` made. Nothing is
-reachable from outside the namespaces, and the coins are worth nothing.
+bob-carol; each is a watchtower, too, and takes one. A keeper process holds all of it; `down` ends the keeper, and with
+it everything that `up` made. Nothing is reachable from outside the namespaces, and the coins are worth nothing.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def keep() -> int:
         for number, name in enumerate(NODES, 2):
             host = lab.host(name)
             lab.link(End(host, "eth0", V4.format(number)), switch)
-            places.append(Place(name, host.inside(), V4.format(number).partition("/")[0], Ports()))
+            address = V4.format(number).partition("/")[0]
+            places.append(Place(name, host.inside(), address, Ports(), ["--wtclient.active", "--watchtower.active"]))
         lab.await_carriers()
         chain = Place("chain", switch.host.inside(), V4.format(1).partition("/")[0])
         with LightningNetwork(programs(), lab.folder / "lightning", places, chain) as network:

@@ -150,8 +150,8 @@ class LndError(PaymentError):
 
     @property
     def forbidden(self) -> bool:
-        """Whether the macaroon lacks the right."""
-        return "permission denied" in self.detail.lower()
+        """Whether the macaroon lacks the right, or litd doesn't give it to the holder of an account."""
+        return any(words in self.detail.lower() for words in ("permission denied", "restricted account macaroon"))
 
 
 class LndClient:

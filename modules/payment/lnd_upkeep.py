@@ -53,7 +53,7 @@ class LndUpkeep:
 
     def __init__(self, asked: LndClient) -> None:
         self._client = asked
-        self._policies: dict[int, tuple[float, pb.ChannelEdge]] = {}
+        self._policies: dict[int, tuple[float, pb.ChannelEdge | None]] = {}
 
     # --- channels -----------------------------------------------------------------------------------------------------
 
@@ -74,10 +74,12 @@ class LndUpkeep:
             return known
         try:
             known = await self._client.call(client.CHANNEL_INFO, pb.ChanInfoRequest(chan_id=channel_id))
-        except LndError:  # no right, or a channel so young that the node's graph hasn't got it
-            return None
-        if known.node1_policy.min_htlc and known.node2_policy.min_htlc:  # else the peer hasn't said its own yet
-            self._policies[channel_id] = (time.monotonic(), known)
+        except LndError as error:
+            if not error.forbidden:  # a channel so young that the node's graph hasn't got it
+                return None
+            known = None
+        if known is None or (known.node1_policy.min_htlc and known.node2_policy.min_htlc):
+            self._policies[channel_id] = (time.monotonic(), known)  # else the peer hasn't said its own yet
         return known
 
     async def pending_channels(self) -> list[Channel]:

@@ -35,7 +35,7 @@ _CHANNELS = (
     Column("least payment", field("least_payment_msat", money), right=True),
     Column("we wait", field("our_csv_delay_blocks"), right=True),
     Column("peer waits", field("their_csv_delay_blocks"), right=True),
-    Column("suits", lambda row: "yes" if row["suits"] else f"no: {clean(row['why_not'])}"),
+    Column("suits", lambda row: f"no: {clean(row['why_not'])}" if row["suits"] is False else clean(row["suits"])),
 )
 _TOWERS = (
     Column("watchtower", field("tower", key)),

@@ -67,11 +67,11 @@ def live_contract_row(contract: Contract, real_money: bool) -> Row:
 
 
 def channel_row(channel: Channel, neighbour: bytes | None, why_not: Sequence[str]) -> Row:
-    """Return the row of a channel of our node.
+    """Return the row of a channel of our node; what isn't known is None.
 
     Args:
         neighbour: whose node the peer is; None where no neighbour announced it.
-        why_not: why it doesn't suit; empty: it does.
+        why_not: why it doesn't suit; empty: it does, if it is a neighbour's.
     """
     return {
         "neighbour": identity.text(neighbour) if neighbour else None,
@@ -84,10 +84,10 @@ def channel_row(channel: Channel, neighbour: bytes | None, why_not: Sequence[str
         "capacity_sat": channel.capacity_sat,
         "can_send_sat": channel.can_send_sat,
         "can_receive_sat": channel.can_receive_sat,
-        "least_payment_msat": channel.least_htlc_msat,
-        "our_csv_delay_blocks": channel.our_wait_blocks,
-        "their_csv_delay_blocks": channel.their_wait_blocks,
-        "suits": not why_not,
+        "least_payment_msat": channel.least_htlc_msat or None,
+        "our_csv_delay_blocks": channel.our_wait_blocks or None,
+        "their_csv_delay_blocks": channel.their_wait_blocks or None,
+        "suits": not why_not if why_not or neighbour else None,
         "why_not": "; ".join(why_not) or None,
     }
 

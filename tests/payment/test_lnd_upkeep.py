@@ -11,8 +11,9 @@ import pytest
 
 from core_tests.lightning.build import lnd_source
 from ngp.errors import PaymentError
+from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment import lnd_upkeep
-from ngp.modules.payment.lnd_client import LndError
+from ngp.modules.payment.lnd_client import LIST_CHANNELS, LndError, Method
 from ngp.modules.payment.lnd_upkeep import LndUpkeep
 
 KEY = "02" + "ab" * 32
@@ -40,6 +41,42 @@ def refusal(asked: Any) -> str:
     with pytest.raises(PaymentError) as refused:
         asyncio.run(asked)
     return str(refused.value)
+
+
+class OneChannel:
+    """An LND with a channel, and what its graph knows of it."""
+
+    def __init__(self, *edges: pb.ChannelEdge | LndError) -> None:
+        self.edges = list(edges)
+        self.asked = 0
+
+    async def call(self, method: Method[Any, Any], _question: object) -> Any:
+        if method is LIST_CHANNELS:
+            return pb.ListChannelsResponse(channels=[pb.Channel(chan_id=7)])
+        self.asked += 1
+        edge = self.edges.pop(0) if len(self.edges) > 1 else self.edges[0]
+        if isinstance(edge, LndError):
+            raise edge
+        return edge
+
+
+YOUNG = LndError(grpc.StatusCode.NOT_FOUND, "edge not found", "")
+FORBIDDEN = LndError(grpc.StatusCode.UNKNOWN, "permission denied", "")
+HALF = pb.ChannelEdge(node1_policy=pb.RoutingPolicy(min_htlc=2_000))
+WHOLE = pb.ChannelEdge(node1_policy=HALF.node1_policy, node2_policy=pb.RoutingPolicy(min_htlc=3_000))
+
+
+@pytest.mark.parametrize(
+    ("edges", "least_msat", "asked"),
+    [((YOUNG, HALF, WHOLE), [1_000, 2_000, 3_000, 3_000], 3), ((FORBIDDEN,), [1_000] * 4, 1)],
+)
+def test_policies_are_asked_for_until_they_are_known_and_not_after_each_payment(
+    edges: tuple[Any, ...], least_msat: list[int], asked: int
+) -> None:
+    node = OneChannel(*edges)
+    upkeep = LndUpkeep(node)  # type: ignore[arg-type]
+    assert [asyncio.run(upkeep.channels())[0].least_htlc_msat for _ in least_msat] == least_msat
+    assert node.asked == asked
 
 
 @pytest.mark.parametrize(("words", "remedy"), lnd_upkeep._OPEN_REMEDIES.items())
@@ -76,6 +113,14 @@ def test_a_peer_that_does_not_answer_is_named_with_its_place(detail: str, code: 
 def test_an_lnd_that_is_away_is_no_peer_s_fault() -> None:
     said = refusal(upkeep("connect: refused", grpc.StatusCode.UNAVAILABLE).connect(KEY, "192.0.2.1:9735"))
     assert said.startswith("LND at 127.0.0.1:10009")
+
+
+@pytest.mark.parametrize(
+    "detail", ["permission denied", "this RPC call is not supported with restricted account macaroons"]
+)
+def test_what_may_not_be_seen_leaves_a_gap_and_no_error(detail: str) -> None:
+    assert detail in asyncio.run(upkeep(detail).watch()).unknown
+    assert asyncio.run(upkeep(detail).pending_channels()) == []
 
 
 @pytest.mark.parametrize(
