@@ -208,8 +208,9 @@ class ElectrumPayment(ElectrumUpkeep):
         self._journal.cancel(payment_hash)  # before it is gone, else nobody knows afterwards that it was ours
         try:
             await self._wallet.ask("delete_request", request_id=payment_hash.hex())
-        except ElectrumError:
-            self._journal.keep(payment_hash)  # paid in between, or nobody knows
+        except ElectrumError as error:
+            if error.answered:  # it was paid in between; without an answer it may be gone
+                self._journal.keep(payment_hash)
             raise
 
     async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:

@@ -228,6 +228,20 @@ def test_a_daemon_on_a_port_is_found_as_one_on_a_socket(tmp_path: Path) -> None:
     with_electrum(tmp_path, test, by_tcp=True)
 
 
+def test_a_cancellation_without_an_answer_is_known_once_it_is_seen_that_the_invoice_is_gone(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        async def delete_request(**_: Any) -> Any:
+            daemon.say["get_request"] = FakeElectrum.not_found
+            raise asyncio.CancelledError  # the connection ends without an answer
+
+        daemon.say |= {"get_request": {"status": UNPAID}, "delete_request": delete_request}
+        with pytest.raises(PaymentError):
+            await payment.cancel_invoice(HASH)
+        assert await payment.lookup_invoice(HASH) is InvoiceState.CANCELLED
+
+    with_electrum(tmp_path, test)
+
+
 def test_whole_sat_only(tmp_path: Path) -> None:
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         for amount_msat in (1_500, 999, 0):
