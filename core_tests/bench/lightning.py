@@ -6,32 +6,25 @@ by a node and a private channel of its own. They take turns, so that whatever el
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import ExitStack
 from signal import SIGCONT, SIGSTOP, Signals
 
 from core_tests.bench import report
-from core_tests.bench.helper import Helper
 from core_tests.bench.market import Market, cpu_s, open_market, pss_bytes, rss_bytes
+from core_tests.bench.nodes import NodesHost
 from core_tests.bench.probe import Arrivals, Crowd, Probe, addresses
 from core_tests.bench.stage import MANY_FIRST
-from core_tests.host import Host
-from core_tests.lab import End, Lab
-from core_tests.lightning.build import prepare, programs
-from core_tests.lightning.network import LightningNetwork, Place
-from core_tests.lightning.nodes import Lnd, Ports
-from core_tests.lightning.trade import CHAIN_V4, node_settings
+from core_tests.bench.topups import TopUps, ms
+from core_tests.lab import Lab
+from core_tests.lightning.build import prepare
+from core_tests.lightning.nodes import Lnd
 from core_tests.topologies import ThreeHosts
 from core_tests.trade import Conf
 
 CLIENTS = 2
 AT_ONCE = 8
-CHANNEL_SAT = 16_000_000
-NODES_ADDRESS = CHAIN_V4.format(1).partition("/")[0]
 # No credit, so that a newcomer's first packet waits for money; top-ups that last some seconds, as fast clients' do; no
 # budget that a benchmark would use up.
 KEYS: Conf = {
@@ -63,9 +56,9 @@ def run(quick: bool) -> None:
         sandbox = Side("sandbox", open_market(plain, CLIENTS, keys=KEYS))
         sides = sandbox, over_lnd
         empty = {side: side.memory() for side in sides}
-        _top_ups(nodes, real.folder, quick)
+        _top_ups(nodes, quick)
         for side in sides:
-            side.newcomers(2 if quick else 8)
+            side.newcomers(2 if quick else 6)
         _contracts(sandbox, over_lnd, quick)
         full = {side: (side.market.contracts(), side.memory()) for side in sides}
         lnd = nodes.network.node("gateway")
@@ -77,101 +70,22 @@ def run(quick: bool) -> None:
         report.line("the gateway's LND itself", _mib((rss_bytes(lnd.process.pid), pss_bytes(lnd.process.pid))))
 
 
-class NodesHost:
-    """The chain and all nodes on one host, which gateway and clients reach by a network of their own."""
-
-    network: LightningNetwork
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        self.host = lab.host("nodes")
-
-    @contextmanager
-    def serving(self, net: ThreeHosts) -> Iterator[Mapping[str, Conf]]:
-        """Bring the nodes up with a channel from each client to the gateway; returns keys of net.conf by host."""
-        self._connect((net.gateway, *net.clients))
-        names = [host.name for host in (net.gateway, *net.clients)]
-        chain = Place("chain", self.host.inside())
-        places = [self._place(name, number) for number, name in enumerate(names)]
-        with LightningNetwork(programs(), self.lab.folder / "lightning", places, chain) as self.network:
-            gateway, *clients = names
-            for name in clients:
-                self.network.open(name, gateway, CHANNEL_SAT, CHANNEL_SAT // 5, ["--private"])
-                self.network.await_payable(name, gateway)
-            keys = {name: self._settings(self.network.node(name)) for name in names}
-            yield {**keys, gateway: {**keys[gateway], "IGNORE_INTERFACE": ["wan0", "chain0"]}}
-
-    def _connect(self, hosts: Sequence[Host]) -> None:
-        switch = self.lab.switch("chain")
-        for number, host in enumerate((self.host, *hosts), 1):
-            self.lab.link(End(host, "chain0", CHAIN_V4.format(number)), switch)
-        self.lab.await_carriers()
-
-    def _place(self, name: str, number: int) -> Place:
-        ports = Ports(10009 + number, 9735 + number)
-        listen = f"--rpclisten={NODES_ADDRESS}:{ports.rpc}"
-        return Place(name, self.host.inside(), ports=ports, options=(listen,))
-
-    @staticmethod
-    def _settings(node: Lnd) -> Conf:
-        return {**node_settings(node), "LND_HOST": f"{NODES_ADDRESS}:{node.ports.rpc}"}
-
-    def payer(self, state_dir: Path) -> Helper:
-        """Start what pays between the nodes."""
-        options = json.dumps([node_settings(node) for node in self.network.nodes.values()])
-        return Helper(self.host, "core_tests.bench.payer", str(state_dir), options)
-
-
 # --- top-ups ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class TopUps:
-    """Rounds of payments by ngp's module and by the bare nodes, in turn."""
-
-    payer: Helper
-    count: int
-    at_once: int
-    verb: str = "ours"
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {"ours": [], "raw": []})
-    told_s: list[float] = field(default_factory=list)
-
-    def ours(self) -> None:
-        """Let the next round be ngp's."""
-        self.verb = "ours"
-
-    def raw(self) -> None:
-        """Let the next round be the bare nodes'."""
-        self.verb = "raw"
-
-    def rate(self) -> float:
-        """Pay a round; returns payments a second."""
-        done = self.payer.ask(self.verb, self.count, self.at_once)
-        self.seconds[self.verb] += done["seconds"]
-        self.told_s += done["told_s"]
-        return self.count / float(done["wall_s"])
-
-    def report(self, title: str, pairs: int) -> None:
-        """Measure and print."""
-        found = report.take_pairs(pairs, self.raw, self.ours, self.rate)
-        report.line(f"{title}, ratio to the bare nodes", report.ratio(found, "a second", 1))
-        for verb, who in (("ours", "by ngp"), ("raw", "by the bare nodes")):
-            report.line(f"    until the payer has its proof, {who}, median / p99", _ms(self.seconds[verb]))
-
-
-def _top_ups(nodes: NodesHost, folder: Path, quick: bool) -> None:
-    payer = nodes.payer(folder / "payer")
-    report.head(f"Top-ups over LND: an invoice made, read, paid and proven; {CLIENTS} payers with a channel each")
-    one = TopUps(payer, 5 if quick else 10, 1)
-    one.report("one after another", 3 if quick else 8)
-    report.line("    then until the gateway's node tells of it, median / p99", _ms(one.told_s))
-    TopUps(payer, AT_ONCE * 3, AT_ONCE).report(f"{AT_ONCE} at once", 2 if quick else 6)
-    payer.end()
-
-
-def _ms(seconds: Sequence[float]) -> str:
-    median, p99 = (1000 * report.percentile(seconds, share) for share in (0.5, 0.99))
-    return f"{median:.0f} / {p99:.0f} ms"
+def _top_ups(nodes: NodesHost, quick: bool) -> None:
+    report.head("Top-ups: an invoice of the gateway's LND made, read, paid and proven")
+    with nodes.electrum() as electrum:
+        payer = nodes.payer(electrum)
+        clients, last = list(range(1, CLIENTS + 1)), CLIENTS + 1
+        one = TopUps(payer, clients, 5 if quick else 10)
+        one.report("by LND, one after another", 3 if quick else 8)
+        report.line("    then until the gateway's node tells of it, median / p99", ms(one.told_s))
+        TopUps(payer, clients, AT_ONCE * 3, AT_ONCE).report(f"by {CLIENTS} LND, {AT_ONCE} at once", 2 if quick else 6)
+        TopUps(payer, [last], 2 if quick else 5).report("by Electrum, one after another", 2 if quick else 4)
+        payer.end()
+        assert electrum.process is not None
+        report.line("    Electrum's own memory, RSS", f"{rss_bytes(electrum.process.pid) / MIB:.0f} MiB")
 
 
 # --- contracts --------------------------------------------------------------------------------------------------------
@@ -244,7 +158,7 @@ def _contracts(sandbox: Side, over_lnd: Side, quick: bool) -> None:
         chosen = side
 
     pairs = report.take_pairs(
-        3 if quick else 8, lambda: choose(sandbox), lambda: choose(over_lnd), lambda: chosen.open(count)
+        3 if quick else 6, lambda: choose(sandbox), lambda: choose(over_lnd), lambda: chosen.open(count)
     )
     report.line("opened, ratio of LND to the sandbox", report.ratio(pairs, "a second", 1))
     for side in (sandbox, over_lnd):

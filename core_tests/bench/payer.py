@@ -2,7 +2,7 @@
 
     python -m core_tests.bench.payer STATE_DIR NODES
 
-NODES is a JSON list of how each node is reached, as in net.conf; the first earns, the others pay in turn. One JSON list
+NODES is a JSON list of how each node is reached, as in net.conf: an LND that earns, then those that pay. One JSON list
 a line comes in, one JSON value a line goes out. All modules share one process here; daemons have one each.
 """
 
@@ -22,6 +22,8 @@ import grpc
 
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
+from ngp.modules.payment.electrum import ElectrumPayment
+from ngp.modules.payment.electrum_rpc import Credentials, ElectrumRpc
 from ngp.modules.payment.lnd import LndPayment
 from ngp.ports import PaymentStatus
 
@@ -39,8 +41,8 @@ class Round:
     told_s: list[float]
 
 
-class RawNode:
-    """A node called by gRPC and nothing else."""
+class RawLnd:
+    """An LND called by gRPC and nothing else."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
         certificate = Path(options["LND_CERT"]).read_bytes()
@@ -73,16 +75,33 @@ class RawNode:
         await self._channel.close()
 
 
+class RawElectrum:
+    """An Electrum called by JSON-RPC and nothing else."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self._rpc = ElectrumRpc(Credentials(options))
+
+    async def pay(self, bolt11: str) -> None:
+        """Pay it, over any channel. Raises: RuntimeError when the node doesn't."""
+        if not (await self._rpc.call("lnpay", {"invoice": bolt11}, None))["success"]:
+            raise RuntimeError("Electrum did not pay")
+
+    async def close(self) -> None:
+        """Do nothing: each call has a connection of its own."""
+
+
 class Payer:
-    """The nodes, by ngp's module and raw."""
+    """The nodes, by ngp's modules and raw."""
 
     def __init__(self, state_dir: Path, nodes: Sequence[Mapping[str, str]]) -> None:
-        self._modules = []
+        self._modules: list[LndPayment | ElectrumPayment] = []
+        self._raw: list[RawLnd | RawElectrum] = []
         for number, options in enumerate(nodes):
             folder = state_dir / str(number)
             folder.mkdir(parents=True)
-            self._modules.append(LndPayment(folder, options))
-        self._raw = [RawNode(options) for options in nodes]
+            is_lnd = options["PAYMENT_INTERFACE"] == "lnd"
+            self._modules.append((LndPayment if is_lnd else ElectrumPayment)(folder, options))
+            self._raw.append((RawLnd if is_lnd else RawElectrum)(options))
         self._told_at: dict[bytes, float] = {}
         self._watch: asyncio.Task[None] | None = None
 
@@ -97,12 +116,12 @@ class Payer:
         async for settled in self._modules[0].watch_settlements(0):
             self._told_at[settled.payment_hash] = time.perf_counter()
 
-    async def ours(self, count: int, at_once: int) -> Round:
+    async def ours(self, payers: Sequence[int], count: int, at_once: int) -> Round:
         """Pay as the daemons do: an invoice, read by the payer, paid to the neighbour's node; the preimage is proof."""
         paid_at: dict[bytes, float] = {}
 
         async def one(number: int) -> None:
-            earning, paying = self._modules[0], self._modules[1 + number % (len(self._modules) - 1)]
+            earning, paying = self._modules[0], self._modules[payers[number % len(payers)]]
             made = await earning.create_invoice(AMOUNT_MSAT, "ngp top-up", EXPIRY_S)
             paying.decode(made.bolt11)
             outcome = await paying.pay(made.bolt11, 0, PATIENCE_S, self._keys[0])
@@ -116,11 +135,13 @@ class Payer:
                 await asyncio.sleep(0.01)
         return Round(wall_s, seconds, [self._told_at[paid] - at for paid, at in paid_at.items()])
 
-    async def raw(self, count: int, at_once: int) -> Round:
-        """Pay as the nodes do when nobody asks for more than AddInvoice and SendPaymentV2."""
+    async def raw(self, payers: Sequence[int], count: int, at_once: int) -> Round:
+        """Pay as the nodes do when nobody asks for more than AddInvoice and SendPaymentV2, or lnpay."""
+        earning = self._raw[0]
+        assert isinstance(earning, RawLnd)
 
         async def one(number: int) -> None:
-            await self._raw[1 + number % (len(self._raw) - 1)].pay(await self._raw[0].invoice())
+            await self._raw[payers[number % len(payers)]].pay(await earning.invoice())
 
         return Round(*await _timed(one, count, at_once), [])
 
@@ -164,8 +185,8 @@ async def main(state_dir: str, nodes: str) -> None:
         await payer.start()
         print(json.dumps("ready"), flush=True)
         while words := await asyncio.to_thread(sys.stdin.readline):
-            verb, count, at_once = json.loads(words)
-            done = await (payer.ours if verb == "ours" else payer.raw)(count, at_once)
+            verb, *arguments = json.loads(words)
+            done = await (payer.ours if verb == "ours" else payer.raw)(*arguments)
             print(json.dumps(asdict(done)), flush=True)
     finally:
         await payer.close()
