@@ -118,6 +118,9 @@ def test_a_channel_is_looked_at_and_opened_by_ngp(lab: Lab) -> None:
         ):
             refused = trade.client.cli("lightning", *wrong)
             assert refused.returncode == 2 and says in refused.stderr
+        trade.client.stop()
+        alone = checks(trade.client)["watchtower"]  # of the node itself, by the same rights
+        assert alone["ok"] and "below 1008 blocks" in alone["found"]
 
 
 def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab: Lab) -> None:
@@ -160,8 +163,9 @@ def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab
 
 
 def checks(daemon: Daemon) -> dict[str, Row]:
-    """Return what `ngp check` finds beside a running daemon, by name."""
-    return {row["name"]: row for row in json.loads(daemon.cli("check", "--json").stdout)}
+    """Return what `ngp check` finds, by name."""
+    told = daemon.cli("check", "--config", str(daemon.config), "--json").stdout
+    return {row["name"]: row for row in json.loads(told)}
 
 
 def lightning(made: LightningTrade) -> Row:

@@ -178,6 +178,9 @@ def test_an_old_state_is_punished_by_the_tower_while_the_node_is_away(
     (cheat,) = [out["n"] for out in outputs["vout"] if abs(out["value"] * 10**8 - PUSH_SAT) < 10_000]
     network.mine(1)
     assert network.chain.rpc("gettxout", closing, str(cheat)), "its CSV delay runs"
+    (shown,) = asyncio.run(pending_of(tmp_path, peer))
+    assert (shown.point, shown.state, shown.active) == (old["channel_point"], ChannelState.CLOSING, False)
+    assert shown.blocks_left > 0
 
     def taken() -> bool:
         network.mine(1)
@@ -195,6 +198,11 @@ def copy_standing(node: Lnd, source: Path, target: Path) -> None:
     node.process.send_signal(signal.SIGSTOP)
     shutil.copy(source, target)
     node.process.send_signal(signal.SIGCONT)
+
+
+async def pending_of(folder: Path, node: Lnd) -> list[Channel]:
+    async with modules(folder, [node]) as (payment,):
+        return await payment.pending_channels()
 
 
 async def be_paid(folder: Path, away: Lnd, peer: Lnd) -> int:
