@@ -214,6 +214,7 @@ class Lnd(Program):
             *(f"--btcd.rpcuser={RPC_USER}", f"--btcd.rpcpass={RPC_PASSWORD}", f"--rpclisten={self.rpc_host}"),
             *(f"--listen=0.0.0.0:{self.ports.peer}", "--bitcoin.defaultchanconfs=1", "--trickledelay=50"),
             *("--minbackoff=1s", "--maxbackoff=5s"),  # before it connects again to a peer that was killed
+            "--routerrpc.apriori.penaltyhalflife=1s",  # how long it avoids a channel that failed, its own one too: 1 h
             *self.options,
         )
 
