@@ -24,6 +24,10 @@ class Refused(Exception):
     """An answer of Electrum's that is an error."""
 
 
+class Gone(Exception):
+    """The connection ends without an answer."""
+
+
 class FakeElectrum:
     """Answers by `say`: a value, or a function of the words asked; keeps what it was asked in `asked`."""
 
@@ -69,7 +73,11 @@ class FakeElectrum:
         if fields["Authorization"] != "Basic " + base64.b64encode(LOGIN.encode()).decode():
             status = 403
         else:
-            body = json.dumps(await self._answer(asked["method"], asked["params"])).encode()
+            try:
+                body = json.dumps(await self._answer(asked["method"], asked["params"])).encode()
+            except Gone:
+                writer.close()
+                return
         writer.write(f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         writer.close()
 

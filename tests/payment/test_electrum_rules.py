@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from coincurve import PrivateKey
-from fake_electrum import CHANNEL, LOGIN, NODE, PEER, FakeElectrum, Refused
+from fake_electrum import CHANNEL, LOGIN, NODE, PEER, FakeElectrum, Gone, Refused
 
 from ngp.errors import ConfigError, PaymentError
 from ngp.modules.payment import invoice
@@ -120,7 +120,7 @@ def test_one_call_pays_however_many_ask_and_however_long_it_takes(tmp_path: Path
 def test_a_daemon_that_dies_while_it_pays_leaves_it_pending(tmp_path: Path) -> None:
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         async def lnpay(**_: Any) -> Any:
-            raise asyncio.CancelledError  # the connection ends without an answer
+            raise Gone
 
         def away(**_: Any) -> Any:
             raise Refused("wallet not loaded")  # as after its next start
@@ -232,7 +232,7 @@ def test_a_cancellation_without_an_answer_is_known_once_it_is_seen_that_the_invo
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         async def delete_request(**_: Any) -> Any:
             daemon.say["get_request"] = FakeElectrum.not_found
-            raise asyncio.CancelledError  # the connection ends without an answer
+            raise Gone
 
         daemon.say |= {"get_request": {"status": UNPAID}, "delete_request": delete_request}
         with pytest.raises(PaymentError):
