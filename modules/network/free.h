@@ -89,6 +89,11 @@ INLINE int any_free(const struct config *config, const struct packet *p)
 	return config->flags & (p->v6 ? FREE6 : FREE4);
 }
 
+INLINE int any_given(const struct config *config, const struct packet *p)
+{
+	return any_free(config, p) || (config->flags & OFFERS(p->v6));
+}
+
 INLINE int is_free(struct __sk_buff *skb, const struct config *config, const struct packet *p, int by)
 {
 	return any_free(config, p) && matches_free(skb, p, by);

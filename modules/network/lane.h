@@ -7,9 +7,9 @@
  * addresses cost nothing, therefore all lanes of those that never paid also share a bucket of some lanes' size.
  *
  * Who may be answered is remembered from what was asked, lane by lane, so that a flood washes out nobody else's
- * conversations: a packet from a service that no neighbour spoke to is traffic like any other, also under a forged source.
- * An answer goes only to the link that asked. A packet with options, extension headers or more fragments behind the
- * first one isn't let through: they could lead it on from the service's host, or hide the ports.
+ * conversations. An answer goes only to the link that asked; any other packet from a service, or under its forged
+ * address, is traffic like all else. Packets with options or extension headers, and fragments behind the first, aren't
+ * let through: they could be led on from the service's host, or hide their ports.
  */
 #ifndef NGP_LANE_H
 #define NGP_LANE_H

@@ -210,7 +210,7 @@ APART int is_answer(struct __sk_buff *skb, const struct config *config, const st
 {
 	struct neighbour *neighbour;
 
-	if (!any_free(config, p) || !matches_free(skb, p, FROM_SERVICE))
+	if (!any_given(config, p) || !matches_free(skb, p, FROM_SERVICE))
 		return 0;
 	neighbour = find_neighbour(p);
 	return neighbour && (neighbour->flags & SELLS_TO_US) && note_return(p);
@@ -222,12 +222,13 @@ INLINE int paid(struct __sk_buff *skb, int strict)
 	struct packet p = {};
 	struct entry *entry;
 	struct contract *contract;
-	int given;
+	int given, wanted;
 
 	if (!config || !parse(skb, config, FORWARD, &p))
 		return 0;
-	if (any_free(config, &p)) {
-		given = gives(skb, &p, (strict ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE) | TO_SERVICE);
+	if (any_given(config, &p)) {
+		wanted = !any_free(config, &p) ? 0 : strict ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE;
+		given = gives(skb, &p, wanted | TO_SERVICE);
 		if (given != NOT_GIVEN)
 			return given == GIVEN;
 	}
@@ -271,7 +272,7 @@ int xt_unknown(struct __sk_buff *skb)
 
 	if (!config || !parse(skb, config, FORWARD, &p) || contract_of(find_entry(config, &p, SERVER, p.destination)))
 		return 0;
-	if (any_free(config, &p) && matches_free(skb, &p, TO_SERVICE) && is_for_lane(&p))
+	if (any_given(config, &p) && matches_free(skb, &p, TO_SERVICE) && is_for_lane(&p))
 		return 0;
 	now = bpf_ktime_get_coarse_ns();
 	neighbour = find_neighbour(&p);
@@ -393,8 +394,8 @@ int ngp_tc_out(struct __sk_buff *skb)
 		return config->flags & SELLS ? refuse_uncovered() : PASS;
 	if (p.error && (config->flags & SELLS) && !allows_error(config, &p))
 		return refuse_uncovered();
-	if (any_free(config, &p)) {
-		given = gives(skb, &p, free_by(&p, ingress_ifindex) | FROM_SERVICE);
+	if (any_given(config, &p)) {
+		given = gives(skb, &p, (any_free(config, &p) ? free_by(&p, ingress_ifindex) : 0) | FROM_SERVICE);
 		if (given != NOT_GIVEN)
 			return given == GIVEN ? PASS : SHOT;
 	}

@@ -118,7 +118,7 @@ class Meter:
                     table.delete(key)
         interfaces = read_interfaces(self.tables)
         layer3 = any(not interfaces.get(index or 0, 0) & layout.LINK_ADDRESSES for index in mesh)
-        prefixes = self._flags[0] & ~0xFF
+        prefixes = self._flags[0] & layout.PREFIXES_FLAGS
         self._flags[0] = prefixes | _config_flags(desired, layer3)
 
     def close(self) -> None:
@@ -182,14 +182,14 @@ def _sizes(contracts_max: int) -> dict[str, int]:
     }
 
 
-def _given(desired: DesiredNetwork) -> tuple[FreeRule, ...]:
-    """Return what passes uncharged, at a rate or without; who sells nothing has no gate to let services through."""
-    return (*desired.free, *(desired.services if desired.sells else ()))
+def _services(desired: DesiredNetwork) -> tuple[FreeRule, ...]:
+    """Return what lanes lead to; who sells nothing has no gate to let services through."""
+    return desired.services if desired.sells else ()
 
 
 def _free_tables(desired: DesiredNetwork) -> dict[int, dict[bytes, bytes]]:
     try:
-        return layout.free_tables(desired.free, desired.services if desired.sells else ())
+        return layout.free_tables(desired.free, _services(desired))
     except ValueError as error:
         raise ConfigError(f"FREE_DESTINATIONS and PAYMENT_SERVICES: {error}") from error
 
@@ -198,7 +198,8 @@ def _config_flags(desired: DesiredNetwork, layer3: bool) -> int:
     flags = layout.SELLS * desired.sells | layout.BUYS * desired.buys | layout.LAYER3 * layer3
     for version in desired.families:
         flags |= layout.FAMILY[version]
-        flags |= layout.FREE_FLAG[version] * any(rule.prefix.version == version for rule in _given(desired))
+        flags |= layout.FREE_FLAG[version] * any(rule.prefix.version == version for rule in desired.free)
+        flags |= layout.OFFERS_FLAG[version] * any(rule.prefix.version == version for rule in _services(desired))
     return flags
 
 
