@@ -4,25 +4,28 @@ The server offers what is free on the account, the client answers with an invoic
 other: written down first, within the budgets, tracked to its end. The operator offers by `ngp refund`; a client may ask
 (a refund of nothing), and where REFUND_WHEN_ASKED is yes that is answered by an offer.
 
-What a client could gain by asking: routing fees, which the server pays, and may even go to the asker's own nodes. So an
-asked refund costs no more than what was earned with that neighbour, is worth a payment (`LEAST_ASKED_MSAT`), and comes
-once an hour. An offer is for what is free, so for what was paid and not charged; one refund of a neighbour is under way
-at a time, and what it takes no contract may spend. An offer is kept in memory only: a daemon that dies forgets it, and
-an invoice without an offer isn't paid.
+What a client could gain by asking: routing fees, which the server pays, and may even go to the asker's own nodes. So
+asked refunds cost no more, all together, than what was earned with that neighbour; one is worth a payment
+(`LEAST_ASKED_MSAT`), and comes once an hour. And money that goes in and out again must not use up what its server buys
+with: all of them leave half of the budgets to that. An offer is for what is free, so for what was paid and not charged;
+one refund of a neighbour is under way at a time, and what it takes no contract may spend. An offer is kept in memory
+only: a daemon that dies forgets it, and an invoice without an offer isn't paid.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from ngp.core.account import Account
-from ngp.core.budget import broken_limit, room_msat
+from ngp.core.budget import Spending, broken_limit, room_msat
 from ngp.core.effects import MakeInvoice
 from ngp.core.invoices import INVOICE_EXPIRY_S, send_invoice, withdraw
 from ngp.core.messages import Refund, Reject, RejectReason, Role
 from ngp.core.payments import MOST_INVOICE_EXPIRY_S, names_its_payee, pay, told_again
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
+from ngp.core.settings import Budgets
 from ngp.core.topups import receivable, sendable
 from ngp.core.values import DecodedInvoice
 from ngp.core.world import Neighbour, World
@@ -174,9 +177,19 @@ def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decod
 
 
 def _fee_limit_msat(world: World, account: Account, amount_msat: int) -> int:
-    """Return what the routing of a refund may cost: asked for, no more than what this neighbour brought in."""
+    """Return what the routing of a refund may cost: asked for, what its client brought in and hasn't cost yet.
+
+    Its fees are what was spent on it beyond what it got, in either role: nothing else has them over years and restarts.
+    """
     limit = world.settings.fee_limit.of_msat(amount_msat)
-    return min(limit, max(0, account.charged_msat)) if account.refund_asked else limit
+    if not account.refund_asked:
+        return limit
+    bought = world.accounts.get((account.identity, Role.CLIENT))
+    ours = [one for one in world.payments.values() if one.identity == account.identity]
+    got_msat = account.refunded_msat + (bought.paid_msat if bought is not None else 0)
+    got_msat += sum(one.amount_msat for one in ours if one.state is PaymentState.PENDING)
+    fees_msat = world.spending.by_neighbour.get(account.identity, 0) - got_msat
+    return min(limit, max(0, account.charged_msat - fees_msat))
 
 
 def _unpayable(
@@ -186,15 +199,34 @@ def _unpayable(
     free_msat = min(offered_msat, offerable_msat(world, account))
     if amount_msat > free_msat:
         return RejectReason.AMOUNT, free_msat
-    cost = amount_msat + _fee_limit_msat(world, account, amount_msat)
-    budgets = world.settings.budgets
-    limit = broken_limit(budgets, world.spending, account.identity, cost, world.now.utc_s)
-    if limit is None:
+    cost, now_s = amount_msat + _fee_limit_msat(world, account, amount_msat), world.now.utc_s
+    purses = [("", world.settings.budgets, world.spending)]
+    if account.refund_asked and world.settings.buys:
+        purses.append(("half of ", _half(world.settings.budgets), _refunds(world)))
+    broken = [(of, broken_limit(budgets, spent, account.identity, cost, now_s)) for of, budgets, spent in purses]
+    limits = [of + limit for of, limit in broken if limit is not None]
+    if not limits:
         return None, 0
     who = account.identity.hex()[:8]
-    world.log(f"refund of {amount_msat} msat to {who} not paid: {limit}", logging.WARNING)
-    room = room_msat(budgets, world.spending, account.identity, world.now.utc_s)
+    world.log(f"refund of {amount_msat} msat to {who} not paid: {limits[0]}", logging.WARNING)
+    room = min(room_msat(budgets, spent, account.identity, now_s) for _, budgets, spent in purses)
     return RejectReason.BUDGET, world.settings.fee_limit.fits_msat(room) // SAT_MSAT * SAT_MSAT
+
+
+def _half(budgets: Budgets) -> Budgets:
+    total = budgets.total_msat // 2 if budgets.total_msat is not None else None
+    return replace(budgets, hour_msat=budgets.hour_msat // 2, day_msat=budgets.day_msat // 2, total_msat=total)
+
+
+def _refunds(world: World) -> Spending:
+    """Count what was paid back: of the last day by its payments, ever by the accounts."""
+    spent = Spending()
+    for one in world.payments.values():
+        if one.kind is PaymentKind.REFUND and one.state is not PaymentState.FAILED:
+            spent.add(one.identity, one.amount_msat + one.fee_msat, one.created_at_s)
+    sold = [account for (_, role), account in world.accounts.items() if role is Role.SERVER]
+    spent.total_msat = sum(one.refunded_msat + one.refunding_msat for one in sold)
+    return spent
 
 
 # --- client -----------------------------------------------------------------------------------------------------------

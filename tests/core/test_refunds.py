@@ -183,6 +183,47 @@ def test_an_asked_refund_costs_no_more_than_was_earned() -> None:
     assert limits == [earned_msat, 5_000]
 
 
+def pay_in(sim: Sim, amount_msat: int) -> None:
+    """Let the client pay much more than it uses: BOLT 4 permits twice an invoice's amount, and LND takes any."""
+    made = sim.mint.invoice("gateway", 1000)
+    sim.happen(sim.gateway, ev.InvoiceMade(sim.client.identity, PaymentKind.TOP_UP, made.hex(), made, 1000, 600))
+    sim.happen(sim.gateway, ev.SettlementSeen(sim.gateway.world.cursor + 1, made, amount_msat))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_asked_refunds_cost_together_no_more_than_was_earned(restarted: bool) -> None:
+    """Who pays in and asks back by ways through its own nodes would else earn their fees each hour."""
+    sim = prepaid(replace(GENEROUS, fee_limit=FeeLimit(0, 200)))
+    sim.mint.fee_msat = 150
+    earned_msat = account(sim).charged_msat = 400
+    fees = []
+    for _ in range(5):
+        pay_in(sim, 50_000)
+        offered = [one for one in say(sim, Refund(0)) if isinstance(one, Refund)]
+        made = sim.mint.invoice("client", offered[0].amount_msat)
+        say(sim, Refund(offered[0].amount_msat, made.hex()))
+        sim.run(1)
+        fees = [one.fee_msat for one in sim.gateway.ledger.payments.values() if one.state is PaymentState.SUCCEEDED]
+        if restarted:
+            sim.crash(sim.gateway)
+        sim.run(ASKED_AGAIN_S)
+    assert sum(fees) == 300 <= earned_msat
+
+
+@pytest.mark.parametrize(("day_msat", "total_msat"), [(200_000, None), (10**9, 200_000)])
+def test_asked_refunds_leave_half_of_the_budgets_to_buy_with(day_msat: int, total_msat: int | None) -> None:
+    sim = prepaid(replace(GENEROUS, budgets=Budgets(10**9, None, 10**9, day_msat, total_msat), buys=True))
+    for _ in range(3):
+        pay_in(sim, 70_000)
+        account(sim, Role.CLIENT).paid_msat = account(sim).paid_msat
+        ask(sim)
+        sim.crash(sim.gateway)
+        sim.run(ASKED_AGAIN_S)
+    assert 90_000 < sum(refunds(sim.gateway)) <= 100_000
+    offer(sim)  # by its operator's word it may be more
+    assert sum(refunds(sim.gateway)) > 100_000
+
+
 def test_nothing_is_offered_out_of_an_empty_channel() -> None:
     sim = prepaid()
     drained = channel(end(0), end(500), PAYEES["client"].hex())
