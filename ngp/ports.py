@@ -244,7 +244,7 @@ class Payment(Protocol):
     async def cancel_invoice(self, payment_hash: bytes) -> None: ...
 
     def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
-        """Yield every settlement behind the cursor, at least once, for ever."""
+        """Yield every settlement behind the cursor, at least once, for ever; of a node that counts anew all of them."""
 
     def decode(self, bolt11: str) -> DecodedInvoice:
         """Parse and check the signature; hostile input. Raises PeerError(`invoice`)."""

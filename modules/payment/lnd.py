@@ -3,7 +3,8 @@
 What is paid once is paid once: LND keeps a payment under its hash, so the hash is what we ask by. Every doubt (a broken
 connection, a timeout, an answer that we don't understand) is resolved by TrackPaymentV2, and until that has spoken the
 payment is PENDING. Settlements come from SubscribeInvoices behind the settle index that the ledger knows; index 0 means
-"no backlog" to LND, so what was settled first of all is looked up, and the stream begins behind that.
+"no backlog" to LND, so what was settled first of all is looked up, and the stream begins behind that. An index that the
+node hasn't reached means silence up to it, so that is looked up as well.
 
 Source: https://lightning.engineering/api-docs/api/lnd/
 """
@@ -217,7 +218,13 @@ class LndPayment(LndUpkeep):
         await self._client.call(client.CANCEL_INVOICE, pb.CancelInvoiceMsg(payment_hash=payment_hash))
 
     async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
-        """Yield what was settled behind the cursor, LND's settle index, in its order; raises when LND goes away."""
+        """Yield what was settled behind the cursor, LND's settle index, in its order; raises when LND goes away.
+
+        A node that was restored, or another one, counts anew and tells nothing up to the cursor: it is read from the
+        beginning, and what it tells has lower cursors.
+        """
+        if cursor and not await self._has_settled(cursor):
+            cursor = 0
         if cursor == 0 and (first := await self._first_settlement()) is not None:
             yield first
             cursor = first.cursor
@@ -240,6 +247,18 @@ class LndPayment(LndUpkeep):
             if not page.invoices or (found is not None and found.cursor == 1):
                 return found
             offset = page.last_index_offset
+
+    async def _has_settled(self, cursor: int) -> bool:
+        """Say whether the node has come as far as the cursor; one that has shows it among its last invoices."""
+        offset = 0  # the end
+        while True:
+            asked = pb.ListInvoiceRequest(index_offset=offset, num_max_invoices=PAGE, reversed=True)
+            page = await self._client.call(client.LIST_INVOICES, asked)
+            if any(one.settle_index >= cursor for one in page.invoices):
+                return True
+            if page.first_index_offset <= 1:
+                return False
+            offset = page.first_index_offset
 
     # --- paying -------------------------------------------------------------------------------------------------------
 

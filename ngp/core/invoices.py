@@ -128,7 +128,7 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
         reason="",
     )
     world.invoices[event.payment_hash] = record
-    world.do(Persist(record))
+    world.do(Persist(record, durable=True))  # once it is out it may be paid, and a power cut must not make it foreign
     open_s = min(OPEN_S, event.expires_in_s) if event.kind is PaymentKind.TOP_UP else event.expires_in_s
     world.timers.set(Due.INVOICE, event.payment_hash, world.now.monotonic_s + open_s)
     if event.kind is not PaymentKind.MANUAL:

@@ -46,7 +46,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
         return False
     payment_hash = decoded.payment_hash
     known = world.payments.get(payment_hash)
-    if known is not None:
+    if known is not None and known.identity == neighbour.identity:
         return told_again(world, neighbour, known)
     if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one that outlives our memory could be paid twice
         world.send(neighbour, Reject(payment_hash, RejectReason.LAPSED))
@@ -80,7 +80,8 @@ def _objection(
         return RejectReason.NETWORK, 0
     if not names_its_payee(world, neighbour, decoded):
         return RejectReason.TERMS, 0
-    if account.disputed or decoded.payment_hash in world.invoices:  # our own: we would credit two accounts for nothing
+    another_has_it = decoded.payment_hash in world.payments or decoded.payment_hash in world.invoices
+    if account.disputed or another_has_it:  # one payment would credit two accounts; its preimage is not for everybody
         return RejectReason.TERMS, 0
     if not account.running and account.balance_msat >= 0:
         return RejectReason.NOT_BUYING, 0
@@ -212,6 +213,8 @@ def payment_result(world: World, outcome: PaymentOutcome) -> None:
     record = world.payments.get(outcome.payment_hash)
     if record is None or record.state is not PaymentState.PENDING:
         return
+    if outcome.status is PaymentStatus.PENDING:
+        world.unheard_of.discard(outcome.payment_hash)  # it was asked in vain: what it said before is no word of now
     if outcome.status is PaymentStatus.PENDING or _heard_of_too_early(world, outcome):
         world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + TRACK_S)
         return

@@ -48,8 +48,9 @@ def settlement_seen(world: World, cursor: int, payment_hash: bytes, amount_msat:
     """Count what our node says was paid, together with how far its stream was read.
 
     How far alone needs no flush to the disk: what a power cut takes back the node tells again, and it counts once.
+    So does what comes again when a node that was restored counts anew, and the cursor goes back.
     """
-    if cursor > world.cursor:
+    if cursor != world.cursor:
         world.cursor = cursor
         world.do(Persist(CursorRecord(cursor)))
     record = world.invoices.get(payment_hash)

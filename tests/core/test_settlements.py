@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 from playbook import Sim, settings
+from villain import Villain, messages
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.account import Account
-from ngp.core.messages import Paid, Role
+from ngp.core.messages import Invoice, Paid, Reject, Role
 from ngp.core.records import CursorRecord, Direction, PaymentKind, PaymentState
 from ngp.core.values import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
 
@@ -70,6 +71,16 @@ def test_what_a_node_took_before_it_was_away_for_days_is_credited_when_it_is_bac
     assert client_account(sim).paid_msat == 50_000
 
 
+def test_a_node_that_counts_anew_is_followed_from_there() -> None:
+    """An LND that was restored begins at 1: behind a cursor of its former life it tells nothing for long."""
+    sim = Sim(client=settings(buys=False))
+    made = [invoice_by_hand(sim, 50_000) for _ in range(2)]
+    sim.happen(sim.gateway, ev.SettlementSeen(900, made[0], 50_000))
+    sim.happen(sim.gateway, ev.SettlementSeen(1, made[1], 50_000))
+    sim.crash(sim.gateway)
+    assert sim.gateway.world.cursor == 1 and client_account(sim).paid_msat == 100_000
+
+
 def test_an_invoice_is_forgotten_once_the_node_takes_no_money_for_it() -> None:
     sim = Sim(client=settings(buys=False))
     made = invoice_by_hand(sim, 50_000)
@@ -98,3 +109,38 @@ def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -
     sim.run(10)
     assert sim.client.world.payments[made].state is PaymentState.SUCCEEDED
     assert [one for one in sim.client.log if isinstance(one, fx.TrackPayment)]
+
+
+def test_not_heard_of_counts_twice_in_a_row_only() -> None:
+    """A node that was stopped answers late, and at once after it goes on: before it has read the order to pay."""
+    sim = Sim(client=settings(sells=False))
+    sim.mint.outcomes = [PaymentStatus.PENDING]
+    sim.up(HOST, 100)
+    while not sim.client.world.payments:
+        sim.run(0.1)
+    (made,) = sim.client.world.payments
+    unheard = PaymentOutcome(made, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
+    for outcome in (unheard, PaymentOutcome(made, PaymentStatus.PENDING), unheard):
+        sim.happen(sim.client, ev.PaymentResult(outcome))
+    assert sim.client.world.payments[made].state is PaymentState.PENDING
+
+
+def test_an_invoice_outlives_a_power_cut_before_anybody_can_pay_it() -> None:
+    sim = Sim(client=settings(buys=False))
+    event = ev.InvoiceMade(sim.client.identity, PaymentKind.TOP_UP, "lnbc1", b"\7" * 32, 50_000, 600)
+    stored = [effect for effect in sim.gateway.gatekeeper.step(event, sim.clock()) if isinstance(effect, fx.Persist)]
+    assert stored and all(effect.durable for effect in stored)
+
+
+def test_a_payment_to_one_neighbour_is_not_proven_to_another() -> None:
+    """Who saw the hash of another's invoice (it goes over the link in the open) makes one of its own with it."""
+    sim = Sim(client=settings(sells=False))
+    sim.flow(HOST, 50_000, 3)
+    made = next(one for one in sim.client.world.payments.values() if one.state is PaymentState.SUCCEEDED)
+    villain = Villain(sim, sim.client)
+    decoded = sim.mint.decode(made.bolt11)
+    assert decoded is not None
+    told = ev.MessageReceived(
+        villain.identity, villain.link, 1, Invoice(made.bolt11, made.amount_msat), 9 << 32, 0, decoded
+    )
+    assert messages(villain.tell(told), Reject) and not messages(villain.tell(told), Paid)

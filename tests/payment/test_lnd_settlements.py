@@ -1,4 +1,4 @@
-"""First start at a node with a long history: everything settled comes once, in its order, and is never held at once."""
+"""A node with a long history, or with a shorter one than before: all comes in its order, and is never held at once."""
 
 from __future__ import annotations
 
@@ -35,12 +35,16 @@ class OldNode:
     async def call(self, method: object, asked: Any) -> Any:
         assert method is LIST_INVOICES and asked.num_max_invoices == PAGE
         self.pages += 1
+        if asked.reversed:
+            end = asked.index_offset - 1 if asked.index_offset else len(self.invoices)
+            page = self.invoices[max(0, end - PAGE) : end]
+            return pb.ListInvoiceResponse(invoices=page, first_index_offset=end - len(page) + 1 if page else 0)
         end = min(len(self.invoices), asked.index_offset + PAGE)
         return pb.ListInvoiceResponse(invoices=self.invoices[asked.index_offset : end], last_index_offset=end)
 
     async def stream(self, method: object, asked: Any) -> AsyncIterator[Any]:
         assert method is SUBSCRIBE_INVOICES
-        if asked.settle_index:  # 0: no backlog
+        if asked.settle_index:  # 0: no backlog; one that isn't reached yet: silence up to it
             for one in sorted(self.invoices, key=lambda one: int(one.settle_index)):
                 if one.settle_index > asked.settle_index:
                     yield one
@@ -53,10 +57,14 @@ class OldNode:
         ([0] * 25 + [2, 1], 0, [1, 2], 3),
         ([0] * 25 + [7, 5, 6], 0, [5, 6, 7], 4),  # the first ones were of another kind, or deleted
         ([0] * 15, 0, [], 3),
-        ([3, 1, 2], 2, [3], 0),
+        ([3, 1, 2], 2, [3], 1),
+        ([*range(1, 31), *[0] * 15], 28, [29, 30], 2),
+        ([0, 2, 1], 900, [1, 2], 2),  # its records were lost, and it counts anew
+        ([0] * 15, 900, [], 5),
+        ([], 900, [], 2),
     ],
 )
-def test_all_that_was_settled_comes_in_order_and_only_pages_up_to_the_first_are_asked_for(
+def test_all_that_was_settled_comes_in_order_and_few_pages_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle_indexes: list[int], cursor: int, told: list[int], pages: int
 ) -> None:
     monkeypatch.setattr(lnd, "PAGE", PAGE)
