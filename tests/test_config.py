@@ -259,6 +259,8 @@ BAD_LINES = [
     ("PAYMENT_INTERFACE: onchain", "PAYMENT_INTERFACE: 'onchain'", "available are electrum, lnd, sandbox"),
     ("ELECTRUM_HOST: ~/.electrum", "ELECTRUM_HOST: '~/.electrum'", "write the whole path"),
     ("ELECTRUM_HOST: electrum.example/", "ELECTRUM_HOST: 'electrum.example/'", "is not host:port"),
+    ("ELECTRUM_PASSWORD_FILE: q7Zk3v_9xK2mB4nL8pR1tA", "ELECTRUM_PASSWORD_FILE", "value not shown"),
+    ("ELECTRUM_PASSWORD_FILE: 20301234", "ELECTRUM_PASSWORD_FILE", "value not shown"),
     ("ELECTRUM_PASSWORD_FILE: ~/pw", "ELECTRUM_PASSWORD_FILE: '~/pw'", "write the whole path"),
     ("PAYMENT_INTERFACE: yes", "PAYMENT_INTERFACE: 'yes'", "which is not installed"),
     ("IGNORE_INTERFACE: eth1", "IGNORE_INTERFACE: 'eth1'", "as MESH_INTERFACES does"),

@@ -214,7 +214,7 @@ ELECTRUM_USER = Key(
 ELECTRUM_PASSWORD_FILE = Key(
     "ELECTRUM_PASSWORD_FILE",
     "file",
-    values.or_word("none", values.secret_file),
+    values.or_word("none", values.password_file),
     "none",
     "Electrum's rpcpassword, in a file of mode 0600; none = as the config in its folder says",
     ("electrum_password_file",),

@@ -246,6 +246,14 @@ def secret_file(node: Node) -> str:
     return file_path(node)
 
 
+def password_file(node: Node) -> str:
+    """Read the path of a file that holds a password; what has no slash may be one, and is refused unseen."""
+    written = scalar(node, "a file")
+    if "/" not in written.text:
+        raise refuse_unseen(written, "is no path: save the password in a file of mode 0600 and write its whole path")
+    return file_path(node)
+
+
 def directory(node: Node) -> str:
     """Read a path, relative or absolute; the loader resolves it. Raises Refused."""
     written = scalar(node, "a directory")
