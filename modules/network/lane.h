@@ -50,7 +50,8 @@ APART __u64 hash_of(struct __sk_buff *skb, const struct packet *p, int to_servic
 {
 	__be16 ports[2] = { p->quoted_ports[1], p->quoted_ports[0] };
 	const __u32 *remote_end = p->error ? p->quoted : p->source;
-	const __u32 *client = to_service ? remote_end : p->destination, *service = to_service ? p->destination : remote_end;
+	const __u32 *client = to_service ? remote_end : p->destination;
+	const __u32 *service = to_service ? p->destination : remote_end;
 	__u64 hash;
 
 	if (!p->error)
