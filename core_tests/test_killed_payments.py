@@ -15,7 +15,7 @@ import pytest
 from core_tests import traffic
 from core_tests.daemon import Daemon
 from core_tests.lab import Lab
-from core_tests.lightning.books import assert_all_agree, assert_nothing_was_free, look
+from core_tests.lightning.books import assert_all_agree, assert_nothing_was_free, look, under_way
 from core_tests.lightning.nodes import Lnd
 from core_tests.lightning.steps import Stage, Step
 from core_tests.lightning.trade import LightningTrade, lightning_trade
@@ -63,7 +63,8 @@ def kill_all(lab: Lab, cells: Sequence[tuple[str, Step]]) -> None:
         flow.wait()
         paid = assert_all_agree(made, before)
         assert_nothing_was_free(made, at_internet, MSAT_PER_BYTE, GRACE_BYTES)
-        print(f"{len(cells)} kills, {paid} msat paid, all books agree")
+        stuck = len(under_way(made.paying))
+        print(f"{len(cells)} kills, {paid} msat paid, {stuck} payments that LND lost, all books agree")
 
 
 def kill_at(made: LightningTrade, stage: Stage, step: Step, victim: str, settle: bool) -> None:
