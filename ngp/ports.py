@@ -241,7 +241,8 @@ class Payment(Protocol):
     async def settle_invoice(self, preimage: bytes) -> None:
         """Settle a held invoice (or, where `settles_by_proof`, any of ours); settling twice is no error."""
 
-    async def cancel_invoice(self, payment_hash: bytes) -> None: ...
+    async def cancel_invoice(self, payment_hash: bytes) -> None:
+        """Return when no money is taken for an invoice (any more)."""
 
     def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
         """Yield every settlement behind the cursor, at least once, for ever; of a node that counts anew all of them."""

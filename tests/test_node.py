@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
-from ngp.core.effects import Effect, Persist
+from ngp.core.effects import CancelInvoice, Effect, Persist
 from ngp.core.events import Stopping, Tick
 from ngp.core.records import CursorRecord
 from ngp.core.values import DesiredNetwork, Now
@@ -121,6 +121,17 @@ def test_what_the_host_refuses_is_tried_again_and_what_nobody_thought_of_stops(
 
     asyncio.run(broken._keep_up(work))
     assert len(tries) == 3 and broken.crashed and broken.stopping.is_set()
+
+
+def test_a_call_to_the_payment_node_that_fails_as_nobody_thought_stops_as_well(broken: Node) -> None:
+    """Else its payment or invoice is waited for until the next start, and the neighbour is cut for lack of money."""
+
+    async def scenario() -> None:
+        broken._executor.carry_out([CancelInvoice(bytes(32))])  # the module's answer can't be awaited
+        await asyncio.wait_for(broken.stopping.wait(), 5)
+
+    asyncio.run(scenario())
+    assert broken.crashed
 
 
 class Full(Closed):

@@ -214,8 +214,15 @@ class LndPayment(LndUpkeep):
                 raise
 
     async def cancel_invoice(self, payment_hash: bytes) -> None:
-        """Cancel an invoice that isn't paid; one that is held goes back to its payer."""
-        await self._client.call(client.CANCEL_INVOICE, pb.CancelInvoiceMsg(payment_hash=payment_hash))
+        """Cancel an invoice that isn't paid; one that is held goes back to its payer.
+
+        One that LND doesn't know takes no money: it deletes what is cancelled or expired (gc-canceled-invoices-...).
+        """
+        try:
+            await self._client.call(client.CANCEL_INVOICE, pb.CancelInvoiceMsg(payment_hash=payment_hash))
+        except LndError as error:
+            if "unable to locate invoice" not in error.detail:
+                raise
 
     async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
         """Yield what was settled behind the cursor, LND's settle index, in its order; raises when LND goes away.

@@ -106,7 +106,8 @@ def _account(world: World, record: AccountRecord) -> None:
     account.disputed = record.disputed
     account.metered_msat, account.tolerated_msat = record.metered_msat, record.tolerated_msat
     if record.grace_until_s:
-        account.grace_until_mono_s = world.now.monotonic_s + max(0, record.grace_until_s - world.now.utc_s)
+        left_s = min(record.grace_until_s - world.now.utc_s, world.settings.grace_time_s)  # clocks are set back, too
+        account.grace_until_mono_s = world.now.monotonic_s + max(0, left_s)
 
 
 def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> Contract:

@@ -63,16 +63,24 @@ class Executor:
 
     Args:
         tell: takes the events that deeds result in.
+        fail: takes what nobody thought of: an invoice that is never made, a payment that nobody asks for again.
     """
 
     def __init__(
-        self, ledger: Ledger, network: Network, payment: Payment, post: Post, tell: Callable[[Event], None]
+        self,
+        ledger: Ledger,
+        network: Network,
+        payment: Payment,
+        post: Post,
+        tell: Callable[[Event], None],
+        fail: Callable[[Exception], None],
     ) -> None:
         self._ledger = ledger
         self._network = network
         self._payment = payment
         self._post = post
         self._tell = tell
+        self._fail = fail
         self._tasks: set[asyncio.Task[None]] = set()
 
     def store(self, effects: Sequence[Effect]) -> None:
@@ -175,7 +183,13 @@ class Executor:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
 
     async def _make_invoice(self, effect: MakeInvoice) -> None:
         try:

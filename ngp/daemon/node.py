@@ -91,7 +91,7 @@ class Node:
         self.host = HostWatch(parts.settings, parts.network, self.post, parts.node_addresses)
         self.payment = PaymentWatch(parts.payment, parts.gatekeeper.world, self.post, parts.identity, self.tell)
         self.channels = ChannelWatch(parts.gatekeeper.world, parts.payment, self.tell)
-        self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell)
+        self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell, self.crash)
         self._events = Lanes()
         self.post.in_turn = self._in_turn
         self._pump: asyncio.Handle | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
@@ -15,10 +16,10 @@ from playbook import Node, Sim, settings
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Paid, Role
+from ngp.core.messages import Invoice, Paid, Role
 from ngp.core.pricing import amount_due_msat
 from ngp.core.records import Direction, PaymentState
-from ngp.core.values import PaymentStatus
+from ngp.core.values import Now, PaymentStatus
 
 HOSTS = ("198.51.100.1", "198.51.100.2", "203.0.113.1", "203.0.113.2", "203.0.113.3")
 GRACE = 64 << 10
@@ -168,3 +169,18 @@ def test_both_sides_compute_the_same_charge(packets: list[tuple[str, int]]) -> N
     assert sim.gateway.world.accounts[sim.client.identity, Role.SERVER].charged_msat == (
         sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].metered_msat
     )
+
+
+def test_a_clock_that_was_set_back_makes_grace_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router without a clock of its own starts in the past."""
+    sim = Sim(client=settings(sells=False, buys=True))
+    sim.silenced.add(Invoice)
+    sim.up("198.51.100.1", 1000)
+    sim.run(0.5)
+    sim.gateway.gatekeeper.flush()
+    sim.happen(sim.gateway, ev.UsageRead(()))
+    monkeypatch.setattr(sim, "clock", lambda: Now(1, sim.now))
+    sim.crash(sim.gateway)
+    ours = sim.gateway.world.accounts[sim.client.identity, Role.SERVER]
+    assert ours.grace_until_mono_s is not None
+    assert ours.grace_until_mono_s - sim.now <= sim.gateway.settings.grace_time_s

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from ngp.modules.payment import lnd
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd import LndPayment
-from ngp.modules.payment.lnd_client import LIST_INVOICES, SUBSCRIBE_INVOICES
+from ngp.modules.payment.lnd_client import LIST_INVOICES, SUBSCRIBE_INVOICES, LndError
 
 PAGE = 10
 
@@ -76,3 +77,22 @@ def test_all_that_was_settled_comes_in_order_and_few_pages_are_asked_for(
 
     assert asyncio.run(scenario()) == [(index, 1000 * index) for index in told]
     assert node.pages == pages
+
+
+class Tidy:
+    """An LND that deletes what is cancelled or expired: a second cancellation finds nothing."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    async def call(self, *_: object) -> object:
+        raise LndError(grpc.StatusCode.UNKNOWN, self.why, self.why)
+
+
+def test_an_invoice_that_lnd_deleted_counts_as_cancelled_and_a_settled_one_does_not(tmp_path: Path) -> None:
+    payment = LndPayment(tmp_path)
+    payment._client = Tidy("unable to locate invoice")  # type: ignore[assignment]
+    asyncio.run(payment.cancel_invoice(bytes(32)))
+    payment._client = Tidy("invoice already settled")  # type: ignore[assignment]
+    with pytest.raises(LndError):
+        asyncio.run(payment.cancel_invoice(bytes(32)))
