@@ -213,9 +213,7 @@ def payment_result(world: World, outcome: PaymentOutcome) -> None:
     record = world.payments.get(outcome.payment_hash)
     if record is None or record.state is not PaymentState.PENDING:
         return
-    if outcome.status is PaymentStatus.PENDING:
-        world.unheard_of.discard(outcome.payment_hash)  # it was asked in vain: what it said before is no word of now
-    if outcome.status is PaymentStatus.PENDING or _heard_of_too_early(world, outcome):
+    if _heard_of_too_early(world, outcome) or outcome.status is PaymentStatus.PENDING:
         world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + TRACK_S)
         return
     world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + REMEMBERED_S)
@@ -229,9 +227,10 @@ def _heard_of_too_early(world: World, outcome: PaymentOutcome) -> bool:
     """Say whether a node that never heard of a payment should be asked once more.
 
     Our order to pay may still lie in its buffers, behind a connection that broke: it must not be booked as failed first
-    and be paid then.
+    and be paid then. A node that was stopped answers so at once when it goes on, so it counts twice in a row only.
     """
     if outcome.status is not PaymentStatus.FAILED or outcome.reason != UNKNOWN_PAYMENT:
+        world.unheard_of.discard(outcome.payment_hash)
         return False
     first_time = outcome.payment_hash not in world.unheard_of
     world.unheard_of ^= {outcome.payment_hash}

@@ -123,6 +123,9 @@ def test_not_heard_of_counts_twice_in_a_row_only() -> None:
     for outcome in (unheard, PaymentOutcome(made, PaymentStatus.PENDING), unheard):
         sim.happen(sim.client, ev.PaymentResult(outcome))
     assert sim.client.world.payments[made].state is PaymentState.PENDING
+    done = PaymentOutcome(made, PaymentStatus.SUCCEEDED, sim.mint.preimages[made])
+    sim.happen(sim.client, ev.PaymentResult(done))
+    assert not sim.client.world.unheard_of
 
 
 def test_an_invoice_outlives_a_power_cut_before_anybody_can_pay_it() -> None:
