@@ -47,6 +47,8 @@ from ngp.ports import (
 LEAST_AMOUNT_MSAT = 1_000
 STARTING_POLL_S = 0.5
 PAGE = 200  # invoices or payments of one answer: about 1 MB
+# As long as nothing was ever settled, the invoices are listed this often, besides when LND tells of one.
+LOOK_AGAIN_S = 15.0
 _FIRST_ANSWER_S = 10.0
 _LEAST_ATTEMPT_S = 1
 _RIGHTS = "LND's macaroon"
@@ -232,9 +234,13 @@ class LndPayment(LndUpkeep):
         """
         if cursor and not await self._has_settled(cursor):
             cursor = 0
-        if cursor == 0 and (first := await self._first_settlement()) is not None:
-            yield first
-            cursor = first.cursor
+        while cursor == 0:
+            first = await self._first_settlement()
+            if first is not None:
+                yield first
+                cursor = first.cursor
+            elif not await self._wait_for_first():
+                return
         async for told in self._client.stream(client.SUBSCRIBE_INVOICES, pb.InvoiceSubscription(settle_index=cursor)):
             if told.state == pb.Invoice.SETTLED:
                 yield _settlement(told)
@@ -254,6 +260,22 @@ class LndPayment(LndUpkeep):
             if not page.invoices or (found is not None and found.cursor == 1):
                 return found
             offset = page.last_index_offset
+
+    async def _wait_for_first(self) -> bool:
+        """Wait until something may have been settled, and should be looked for; False: LND ended the stream.
+
+        What it tells here isn't taken from it: something else may have been settled before LND took our subscription.
+        """
+        asked = pb.InvoiceSubscription(settle_index=0)
+        try:
+            async for told in self._client.stream(client.SUBSCRIBE_INVOICES, asked, LOOK_AGAIN_S):
+                if told.state == pb.Invoice.SETTLED:
+                    return True
+        except LndError as error:
+            if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            return True
+        return False
 
     async def _has_settled(self, cursor: int) -> bool:
         """Say whether the node has come as far as the cursor; one that has shows it among its last invoices."""

@@ -34,21 +34,51 @@ class OldNode:
         self.pages = 0
 
     async def call(self, method: object, asked: Any) -> Any:
-        assert method is LIST_INVOICES and asked.num_max_invoices == PAGE
+        assert method is LIST_INVOICES and asked.num_max_invoices == lnd.PAGE
         self.pages += 1
         if asked.reversed:
             end = asked.index_offset - 1 if asked.index_offset else len(self.invoices)
-            page = self.invoices[max(0, end - PAGE) : end]
+            page = self.invoices[max(0, end - lnd.PAGE) : end]
             return pb.ListInvoiceResponse(invoices=page, first_index_offset=end - len(page) + 1 if page else 0)
-        end = min(len(self.invoices), asked.index_offset + PAGE)
+        end = min(len(self.invoices), asked.index_offset + lnd.PAGE)
         return pb.ListInvoiceResponse(invoices=self.invoices[asked.index_offset : end], last_index_offset=end)
 
-    async def stream(self, method: object, asked: Any) -> AsyncIterator[Any]:
+    async def stream(self, method: object, asked: Any, timeout_s: float | None = None) -> AsyncIterator[Any]:
         assert method is SUBSCRIBE_INVOICES
         if asked.settle_index:  # 0: no backlog; one that isn't reached yet: silence up to it
             for one in sorted(self.invoices, key=lambda one: int(one.settle_index)):
                 if one.settle_index > asked.settle_index:
                     yield one
+
+
+class NewNode(OldNode):
+    """Settles its first invoices just before it takes the subscription, and tells of the last one, or of none."""
+
+    def __init__(self, tells: bool) -> None:
+        super().__init__([0] * 3)
+        self.tells = tells
+
+    async def stream(self, method: object, asked: Any, timeout_s: float | None = None) -> AsyncIterator[Any]:
+        if asked.settle_index:
+            async for told in super().stream(method, asked, timeout_s):
+                yield told
+            return
+        assert timeout_s
+        self.invoices = OldNode([2, 0, 1]).invoices
+        if self.tells:
+            yield self.invoices[0]
+        raise LndError(grpc.StatusCode.DEADLINE_EXCEEDED, "", "took too long")
+
+
+@pytest.mark.parametrize("tells", [False, True])
+def test_what_was_settled_before_the_subscription_was_taken_is_told(tmp_path: Path, tells: bool) -> None:
+    payment, node = LndPayment(tmp_path), NewNode(tells)
+    payment._client = node  # type: ignore[assignment]
+
+    async def scenario() -> list[int]:
+        return [one.cursor async for one in payment.watch_settlements(0)]
+
+    assert asyncio.run(scenario()) == [1, 2]
 
 
 @pytest.mark.parametrize(
