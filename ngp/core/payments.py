@@ -49,6 +49,8 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     if known is not None and known.identity == neighbour.identity:
         return told_again(world, neighbour, known)
     if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one that outlives our memory could be paid twice
+        if (bought := world.accounts.get((neighbour.identity, Role.CLIENT))) is not None:
+            note_why_not(world, bought, _over(decoded.expires_in_s))
         world.send(neighbour, Reject(payment_hash, RejectReason.LAPSED))
         return True
     if neighbour.blocked or not world.settings.buys:
@@ -62,6 +64,11 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     fee_limit_msat = world.settings.fee_limit.of_msat(invoice.amount_msat)
     pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat, fee_limit_msat)
     return False
+
+
+def _over(expires_in_s: int) -> str:
+    how = "have lapsed when they come" if expires_in_s <= 0 else "are valid for more than 12 hours"
+    return f"by our clock its invoices {how}, so one of the clocks is wrong: set both"
 
 
 def told_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool:

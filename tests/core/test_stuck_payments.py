@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from playbook import Sim, settings
 
 from ngp.core import effects as fx
 from ngp.core.messages import Invoice, Reject, Role
 from ngp.core.records import PaymentState
 from ngp.core.settings import Budgets
-from ngp.core.values import PaymentOutcome, PaymentStatus
+from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
 
 HOST = "198.51.100.1"
 DAY_S = 86_400
@@ -93,3 +96,19 @@ def test_a_debt_above_what_one_payment_may_be_is_paid_step_by_step() -> None:
     for _ in range(20):
         sim.flow(HOST, 1_000, 10)
     assert paid_msat(sim) > owed_msat
+
+
+@pytest.mark.parametrize(("wrong_s", "words"), [(-900, "have lapsed"), (DAY_S, "more than 12 hours")])
+def test_a_wrong_clock_is_named_where_invoices_do_not_fit_it(wrong_s: int, words: str) -> None:
+    sim = Sim(client=settings(sells=False))
+    decode = sim.mint.decode
+
+    def decode_late(bolt11: str) -> DecodedInvoice | None:
+        right = decode(bolt11)
+        return right and replace(right, expires_in_s=right.expires_in_s + wrong_s)
+
+    sim.mint.decode = decode_late  # type: ignore[method-assign]
+    sim.flow(HOST, 50_000, 10)
+    told = [one.text for one in sim.client.log if isinstance(one, fx.Log) and "clock" in one.text]
+    assert len(told) == 1 and words in told[0] and not paid_msat(sim)
+    assert words in sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].why_not
