@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import Column, data, field, key, print_json_rows, print_table
+from ngp.cli.show import Column, Row, clean, data, field, key, print_json_rows, print_table
 from ngp.cli.verbs import verb_command
+
+
+def _network(row: Row) -> str:
+    """Write a neighbour's payment network, and whether that is in the way of trade."""
+    foreign = row.get("network") and row.get("same_network") is False
+    return f"{clean(row.get('network'))}, not ours" if foreign else clean(row.get("network"))
+
 
 _COLUMNS = (
     Column("neighbour", field("neighbour", key)),
     Column("interface", field("interface")),
     Column("link address", field("link_address")),
     Column("address", field("address")),
+    Column("network", _network),
     Column("up", field("up")),
     Column("sells", field("sells")),
     Column("buys", field("buys")),

@@ -16,6 +16,7 @@ from ngp.core import (
     forgetting,
     grants,
     invoices,
+    networks,
     payments,
     refunds,
     seller,
@@ -248,7 +249,8 @@ class Gatekeeper:
             hello.buys,
             hello.addresses,
         )
-        neighbour.network, neighbour.sells, neighbour.buys = hello.network, hello.sells, hello.buys
+        networks.note_network(world, neighbour, hello.network)
+        neighbour.sells, neighbour.buys = hello.sells, hello.buys
         neighbour.addresses, neighbour.payee = hello.addresses, hello.payee
         neighbour.boot = event.boot
         neighbour.up = True

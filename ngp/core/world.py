@@ -46,6 +46,7 @@ class Neighbour:
     Attributes:
         quotes: contracts that are not running yet or were refused: what it costs us without paying for it.
         kept: stands in the ledger; a stranger that only says hello doesn't get there.
+        network_told_mono_s: when the operator was told last that its payments are on another network than ours.
         payee: public key of its payment node, as it says (and proves, where its node can sign).
         contracts: all that stand on this link, whatever their state.
     """
@@ -67,6 +68,7 @@ class Neighbour:
     met_mono_s: float = 0.0
     quotes: int = 0
     kept: bool = False
+    network_told_mono_s: float = float("-inf")
     contracts: dict[bytes, Contract] = field(default_factory=dict)
 
     def record(self) -> NeighbourRecord:

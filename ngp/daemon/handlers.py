@@ -177,6 +177,7 @@ class Handlers:
                     "link_address": neighbour.link[1].hex(":"),
                     "address": self._node.post.transport(neighbour.link),
                     "network": neighbour.network,
+                    "same_network": neighbour.network == world.means.network,
                     "sells": neighbour.sells,
                     "buys": neighbour.buys,
                     "up": neighbour.up and world.by_link.get(neighbour.link) is neighbour,

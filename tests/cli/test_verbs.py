@@ -85,6 +85,10 @@ def test_control_characters_of_a_neighbour_stay_away_from_the_terminal(running: 
     assert (refused.returncode, refused.stderr) == (5, "ngp: no route?[31m: wait\n")
 
 
+def test_a_neighbour_on_another_payment_network_stands_out(running: Host) -> None:
+    assert "regtest, not ours" in running.ngp("neighbours").stdout
+
+
 def test_status_for_people(running: Host) -> None:
     lines = running.ngp("status").stdout.splitlines()
     assert any(line.split(maxsplit=1) == ["uptime", "1 d 2 h 3 min 4 s"] for line in lines)

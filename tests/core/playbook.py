@@ -384,6 +384,7 @@ class Sim:
         late_s: float = 0.0,
         proof: bool = True,
         latency_s: float = 0.005,
+        client_network: str = "sandbox",
     ) -> None:
         self.chance = random.Random(seed)
         self.now = 1000.0
@@ -394,6 +395,7 @@ class Sim:
         self._ids, self._handles = count(1 << 32), count(1)
         means = Means("sandbox", False, True, 1000)
         gateways, clients = (replace(means, payee=PAYEES[name]) for name in ("gateway", "client"))
+        clients = replace(clients, network=client_network)
         self.gateway = Node("gateway", b"G" * 32, ("eth1", b"\2gggg\1"), gateway or settings(), gateways)
         self.client = Node("client", b"C" * 32, ("eth1", b"\2cccc\1"), client or settings(sells=False), clients)
         self.delivered_up = 0
@@ -513,7 +515,7 @@ class Sim:
                 self._post(node, effect.message, effect.reply_to)
             case fx.Greet():
                 says = (node.settings.sells, node.settings.buys, (), "ngp", not effect.identity, node.means.payee)
-                about = Hello("sandbox", *says)
+                about = Hello(node.means.network, *says)
                 self._post(node, about, effect.reply_to)
             case fx.Decide():
                 assert effect.handle in node.held, f"handle {effect.handle} has its verdict already"

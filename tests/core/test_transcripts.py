@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -701,3 +702,22 @@ def test_illegal_moves_change_nothing() -> None:
             assert contract.state is state
 
 
+
+
+def test_two_payment_networks_are_named_once_on_both_sides() -> None:
+    sim = Sim(client_network="regtest")
+    sim.flow(HOST, 100_000, 2)
+    sim.run(100)  # several hellos
+    assert not sim.contracts(sim.gateway) and sim.passed == 0
+    for node, theirs, ours in ((sim.gateway, "regtest", "sandbox"), (sim.client, "sandbox", "regtest")):
+        told = [one for one in node.log if isinstance(one, fx.Log) and "network" in one.text]
+        assert [one.level for one in told] == [logging.WARNING], node.name
+        assert f"it pays on network {theirs!r}, we on {ours!r}" in told[0].text
+        assert "PAYMENT_INTERFACE" in told[0].text
+
+
+def test_a_neighbour_that_changes_its_network_all_the_time_fills_no_log() -> None:
+    sim = Sim()
+    for number in range(100):
+        tell(sim, sim.gateway, Hello(f"net{number}", True, True, (), "ngp", False, b""))
+    assert sum("network" in one.text for one in sim.gateway.log if isinstance(one, fx.Log)) == 1

@@ -34,7 +34,8 @@ ENTRY = {
 }  # fmt: skip
 NEIGHBOUR = {
     "neighbour": KEY, "interface": "eth1", "link_address": "02:00:00:00:00:01", "address": "192.0.2.1\x1b[2J",
-    "sells": True, "buys": False, "up": True, "blocked": False, "lane_bytes": 2048, "last_seen": "2030-01-01T00:00:00Z",
+    "network": "regtest", "same_network": False, "sells": True, "buys": False, "up": True, "blocked": False,
+    "lane_bytes": 2048, "last_seen": "2030-01-01T00:00:00Z",
 }  # fmt: skip
 STATUS = {
     "version": "0", "uptime_s": 93784, "identity": KEY, "interfaces": ["eth1"], "queue": {"held": 1, "dropped": 0},
