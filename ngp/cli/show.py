@@ -164,9 +164,9 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
 
 
 def print_unless_real(rows: Sequence[Row]) -> None:
-    """Say, below a listing, that its money is play money; what isn't known to be real isn't."""
+    """Say, below a listing, that its money is the sandbox's or a test chain's; what isn't known to be real isn't."""
     if any(row.get("real_money") is not True for row in rows):
-        print(f"\nAll amounts are sandbox money: {NOT_REAL}.")
+        print(f"\nAll amounts are {NOT_REAL}: the sandbox's, or a test network's.")
 
 
 def console() -> Console:
