@@ -97,7 +97,7 @@ class Credentials:
             usual = self._usual_certificate()
             if usual is None:
                 raise ConfigError(f"LND_CERT is not set, and no tls.cert is in {', '.join(USUAL_FOLDERS)}: {HOW}")
-            return usual.read_bytes()
+            return _checked_pem(_file(usual, str(usual)), str(usual))  # LND may be writing it anew just now
         if named == "system":
             return b""
         path = Path(named).expanduser()
@@ -124,8 +124,10 @@ def parse_uri(text: str, where: str) -> Connection:
 
     Raises: ConfigError; the text itself is never in it.
     """
-    text = text.strip()
-    uri = urlsplit(text)
+    try:
+        uri = urlsplit(text.strip())
+    except ValueError:
+        raise ConfigError(f"{where}: the URI is damaged (its host); paste the whole of it") from None
     if uri.scheme != "lndconnect":
         raise ConfigError(f"{where}: not an lndconnect:// URI; your wallet's or LND's `lndconnect` command makes one")
     query = parse_qs(uri.query)
@@ -158,8 +160,8 @@ def store_uri(text: str, state_dir: Path) -> Connection:
 
 
 def _target(text: str, where: str) -> str:
-    parts = urlsplit(f"//{text}")
     try:
+        parts = urlsplit(f"//{text}")
         port = parts.port or 10009
     except ValueError:
         raise ConfigError(f"{where}: {text} has no usable port; write host:port") from None

@@ -100,6 +100,7 @@ def test_a_pasted_uri_is_kept_for_us_alone_and_found(tmp_path: Path) -> None:
         ("lndconnect://192.0.2.1:10009?macaroon=", "no macaroon"),
         (uri(host="192.0.2.1:port"), "port"),
         (uri(host=""), "host:port"),
+        (uri(host="[2001:db8::1:10009"), "damaged"),
         (uri() + "&cert=AAAA", "no certificate"),
     ],
 )
@@ -139,6 +140,9 @@ def test_nothing_said_names_every_way_to_say_it(tmp_path: Path, monkeypatch: pyt
         Credentials({}, tmp_path).read()
     found = Credentials({"LND_MACAROON": secret_file(tmp_path)}, tmp_path).read()
     assert (found.target, bool(found.certificate)) == ("localhost:10009", True)
+    (tmp_path / ".lnd" / "tls.cert").write_bytes(certificate()[:100])  # LND renews it, and isn't done
+    with pytest.raises(ConfigError, match="holds no certificate"):
+        Credentials({"LND_MACAROON": secret_file(tmp_path)}, tmp_path).read()
 
 
 def test_a_connection_is_shown_without_its_macaroon() -> None:
