@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -26,7 +27,8 @@ class NodeFile:
             return None
 
     def keep(self, info: PaymentInfo) -> None:
-        """Write it, whole or not at all."""
+        """Write it, whole or not at all: not on a full disk, since a node that answers is of use without it."""
         fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(info)))
-        os.replace(fresh, self._path)
+        with contextlib.suppress(OSError):
+            fresh.write_text(json.dumps(asdict(info)))
+            os.replace(fresh, self._path)

@@ -38,3 +38,10 @@ def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
     assert NodeFile(tmp_path / "lnd-node.json").read() == PaymentInfo(KEY, "regtest")
     (tmp_path / "lnd-node.json").write_text("[]")
     assert NodeFile(tmp_path / "lnd-node.json").read() is None
+
+
+def test_a_node_is_used_though_nothing_can_be_kept_of_it(tmp_path: Path) -> None:
+    """As on a full disk: an error that nobody expects would stop the daemon."""
+    payment = LndPayment(tmp_path / "gone")
+    payment._client = Node("10.0.0.9:9735")  # type: ignore[assignment]
+    assert asyncio.run(payment.info()) == PaymentInfo(KEY, "regtest")
