@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from contract_suite import comes_to
+from contract_suite import comes_to, watching
 from lnd_nodes import chain_of, modules, options
 
 from core_tests.lightning.network import LightningNetwork
@@ -42,6 +42,21 @@ async def settled_up(payment: LndPayment) -> None:
                 return
             except PaymentError:
                 await asyncio.sleep(0.2)
+
+
+def test_a_cursor_that_the_node_has_not_reached_is_no_silence(network: LightningNetwork, tmp_path: Path) -> None:
+    """As after its restoration: LND itself would tell nothing until it has settled so many."""
+
+    async def scenario() -> None:
+        async with modules(tmp_path, [network.node(ALICE), network.node(BOB)]) as (alice, bob):
+            made = await bob.create_invoice(2_000, "", 600)
+            assert (await alice.pay(made.bolt11, 0, 20)).status is PaymentStatus.SUCCEEDED
+            async with watching(bob, 1_000_000) as told:
+                async for settled in told:
+                    if settled.payment_hash == made.payment_hash:
+                        break
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
 
 
 def test_a_fee_above_the_limit_is_refused_and_one_within_is_counted(network: LightningNetwork, tmp_path: Path) -> None:
