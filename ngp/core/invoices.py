@@ -38,7 +38,7 @@ Twice as long as a payment is tried. The invoice itself is valid longer, since n
 """
 RETRY_S = 5.0
 FIRST_PAUSE_S = 0.5
-CANCEL_AGAIN_S = 60.0
+CANCEL_AGAIN_S = 10.0
 
 
 def top_up_msat(world: World, account: Account, bounds: Bounds) -> int:
@@ -173,18 +173,13 @@ def invoice_due(world: World, payment_hash: bytes) -> None:
         del world.invoices[payment_hash]  # long over; the ledger keeps it
         return
     withdraw(world, record, "expired")
-    account = world.accounts.get((record.identity, Role.SERVER))
-    if account is not None and account.running:
-        top_up_if_low(world, account)
-    world.forget_if_gone(record.identity)
 
 
 def withdraw(world: World, record: PaymentRecord, why: str) -> None:
-    """Take an invoice back; should its payment come all the same, it still counts."""
-    role = Role.CLIENT if record.kind is PaymentKind.REFUND else Role.SERVER
-    account = world.account(record.identity, role)
-    if account.invoice == record.payment_hash:
-        account.invoice = b""
+    """Take an invoice back; should its payment come all the same, it still counts.
+
+    Until our node has cancelled it, no other is made for the account: somebody's payment of it may be on its way.
+    """
     world.invoices[record.payment_hash] = replace(record, state=PaymentState.CANCELLED, reason=why, bolt11="")
     _cancel(world, record.payment_hash)
 
@@ -200,11 +195,19 @@ def _cancel(world: World, payment_hash: bytes) -> None:
 
 
 def invoice_cancelled(world: World, payment_hash: bytes) -> None:
-    """Write down that an invoice can't be paid any more."""
-    if payment_hash in world.uncancelled:
-        world.uncancelled.remove(payment_hash)
-        world.do(Persist(world.invoices[payment_hash]))
-        world.timers.set(Due.INVOICE, payment_hash, world.now.monotonic_s + REMEMBERED_S)
+    """Write down that an invoice can't be paid any more; the next one may be asked for."""
+    if payment_hash not in world.uncancelled:
+        return
+    world.uncancelled.remove(payment_hash)
+    record = world.invoices[payment_hash]
+    world.do(Persist(record))
+    world.timers.set(Due.INVOICE, payment_hash, world.now.monotonic_s + REMEMBERED_S)
+    account = world.accounts.get((record.identity, Role.CLIENT if record.kind is PaymentKind.REFUND else Role.SERVER))
+    if account is not None and account.invoice == payment_hash:
+        account.invoice = b""
+        if account.role is Role.SERVER and account.running:
+            top_up_if_low(world, account)
+    world.forget_if_gone(record.identity)
 
 
 def invoice_declined(world: World, reject: Reject) -> None:

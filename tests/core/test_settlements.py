@@ -147,3 +147,24 @@ def test_a_payment_to_one_neighbour_is_not_proven_to_another() -> None:
         villain.identity, villain.link, 1, Invoice(made.bolt11, made.amount_msat), 9 << 32, 0, decoded
     )
     assert messages(villain.tell(told), Reject) and not messages(villain.tell(told), Paid)
+
+
+def test_no_other_invoice_is_made_while_the_node_may_still_take_money_for_the_last() -> None:
+    sim = Sim(client=settings(sells=False))
+    sim.flow(HOST, 100_000, 2)
+    sim.silenced.add(Invoice)
+    sim.mint.away = True
+
+    def unpaid() -> set[bytes]:
+        invoices = sim.gateway.world.invoices.items()
+        return {made for made, record in invoices if record.state is not PaymentState.SETTLED}
+
+    while not unpaid():
+        sim.flow(HOST, 1000, 1)
+    first = unpaid()
+    for _ in range(15):
+        sim.flow(HOST, 1000, 10)
+    assert unpaid() == first == sim.gateway.world.uncancelled
+    sim.mint.away = False
+    sim.flow(HOST, 1000, 20)
+    assert len(unpaid()) == 2 and not sim.gateway.world.uncancelled

@@ -44,6 +44,8 @@ class Villain:
             elif isinstance(effect, fx.MakeInvoice):
                 name = b"i" * 16 + self.sim.chance.randbytes(16)
                 effects += self.tell(ev.InvoiceMade(effect.identity, effect.kind, "lnx", name, effect.amount_msat, 600))
+            elif isinstance(effect, fx.CancelInvoice):
+                effects += self.tell(ev.InvoiceCancelled(effect.payment_hash))
         return effects
 
     def wait(self, seconds: float) -> None:
