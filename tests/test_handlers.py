@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from ngp.core.values import Check
+from ngp.daemon import handlers as verbs
 from ngp.daemon.handlers import Handlers
-from ngp.errors import UsageError
+from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment.sandbox import SandboxPayment
 
 WHO = bytes(32)
@@ -44,3 +46,22 @@ def test_a_payment_by_hand_is_told_in_the_units_of_the_listings(handlers: Handle
 
 def test_unblock_does_not_read_like_a_refusal(handlers: Handlers) -> None:
     assert asyncio.run(handlers.unblock({"neighbour": "00"})).endswith(" may trade again")
+
+
+def test_a_refund_that_the_node_may_not_pay_is_refused_before_it_is_offered(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    world, node = handlers._world, handlers._node
+    world.accounts[WHO, "server"] = SimpleNamespace(refunding_msat=0, refund_offered_msat=0)  # type: ignore[index, assignment]
+    monkeypatch.setattr(world, "any_link", lambda _who: object(), raising=False)
+    monkeypatch.setattr(verbs, "offerable_msat", lambda *_: 322_000)
+    monkeypatch.setattr(node, "tell", told.append)
+
+    async def check(spends: bool) -> list[Check]:
+        return [Check("LND's macaroon", not spends, "does not allow SendPaymentV2", "lncli bakemacaroon uri:...")]
+
+    monkeypatch.setattr(node.parts.payment, "check", check)
+    with pytest.raises(PaymentError, match=r"no refund.*does not allow SendPaymentV2; lncli bakemacaroon"):
+        asyncio.run(handlers.refund({"neighbour": "00"}))
+    assert not told

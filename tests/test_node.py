@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
-from ngp.core.effects import CancelInvoice, Effect, Persist
+from ngp.core.effects import CancelInvoice, Effect, Persist, TrackPayment
 from ngp.core.events import Stopping, Tick
 from ngp.core.records import CursorRecord
 from ngp.core.values import DesiredNetwork, Now
 from ngp.daemon import host_watch
 from ngp.daemon import node as daemon_node
 from ngp.daemon.node import Node, Parts
-from ngp.errors import KernelError, LedgerError
+from ngp.errors import KernelError, LedgerError, PaymentError
 
 SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
 
@@ -132,6 +132,21 @@ def test_a_call_to_the_payment_node_that_fails_as_nobody_thought_stops_as_well(b
 
     asyncio.run(scenario())
     assert broken.crashed
+
+
+def test_a_node_that_does_not_tell_of_payments_fills_no_log(broken: Node, caplog: pytest.LogCaptureFixture) -> None:
+    async def untold(_hash: bytes) -> None:
+        raise PaymentError("the macaroon does not allow TrackPaymentV2")
+
+    broken.parts.payment.track = untold  # type: ignore[method-assign, assignment]
+    broken._executor._tell = lambda _event: None
+
+    async def scenario() -> None:
+        broken._executor.carry_out([TrackPayment(bytes([number]) * 32) for number in range(50)])
+        await asyncio.gather(*broken._executor._tasks)
+
+    asyncio.run(scenario())
+    assert [one.getMessage()[:24] for one in caplog.records] == ["payment 0000000000000000", "payment 0101010101010101"]
 
 
 class Full(Closed):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ngp.core.events import SettlementSeen
-from ngp.core.values import Settlement
+from ngp.core.values import Check, Settlement
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import SelfDescription
 from ngp.errors import PaymentError
@@ -25,10 +25,14 @@ class PaymentNode:
         self.away = "LND is locked: lncli unlock"
         self.signed: list[bytes] = []
         self.asked_from: list[int] = []
+        self.lacks: list[Check] = []
 
     async def wait_ready(self) -> None:
         if self.away:
             raise PaymentError(self.away)
+
+    async def check(self, spends: bool) -> list[Check]:
+        return [Check("login", True, "allows what is needed"), *(self.lacks if spends else [])]
 
     async def sign(self, message: bytes) -> str:
         self.signed.append(message)
@@ -39,9 +43,33 @@ class PaymentNode:
         yield Settlement(cursor + 1, HASH, 5_000)
 
 
+def world_at(cursor: int, spends: bool = True) -> Any:
+    means, settings = SimpleNamespace(network="regtest"), SimpleNamespace(spends=spends)
+    return SimpleNamespace(cursor=cursor, means=means, settings=settings)
+
+
+@pytest.mark.parametrize("spends", [True, False])
+def test_what_may_not_be_done_with_the_node_is_logged_at_once_and_once(
+    caplog: pytest.LogCaptureFixture, spends: bool
+) -> None:
+    node: Any = PaymentNode()
+    node.away, node.lacks = "", [Check("LND's macaroon", False, "does not allow SendPaymentV2", "lncli bakemacaroon")]
+    post: Any = SimpleNamespace(ourselves=SelfDescription("regtest", True, True, ()))
+    watch = PaymentWatch(node, world_at(7, spends), post, b"k" * 32, lambda _: None)
+
+    async def scenario() -> None:
+        for _ in range(3):
+            with pytest.raises(PaymentError, match="ended"):
+                await watch.follow()
+
+    asyncio.run(scenario())
+    told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert told == ["LND's macaroon does not allow SendPaymentV2; lncli bakemacaroon"] * spends
+
+
 def test_settlements_come_behind_the_last_one_whenever_the_node_can_be_asked() -> None:
     node: Any = PaymentNode()
-    world: Any = SimpleNamespace(cursor=7, means=SimpleNamespace(network="regtest"))
+    world = world_at(7)
     post: Any = SimpleNamespace(ourselves=SelfDescription("regtest", True, True, ()))
     told: list[object] = []
     watch = PaymentWatch(node, world, post, b"k" * 32, told.append)

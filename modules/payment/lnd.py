@@ -310,15 +310,15 @@ class LndPayment(LndUpkeep):
             decoded = self.decode(bolt11)
         except PeerError as error:
             raise PaymentError(f"can't pay: not an invoice ({error})") from error
-        direct = await self._direct(via_peer, decoded.amount_msat or 0)
-        ask = pb.SendPaymentRequest(
-            payment_request=bolt11,
-            timeout_seconds=max(_LEAST_ATTEMPT_S, int(timeout_s)),
-            fee_limit_msat=0 if direct else fee_limit_msat,
-            no_inflight_updates=True,
-            outgoing_chan_ids=direct,
-        )
         try:
+            direct = await self._direct(via_peer, decoded.amount_msat or 0)
+            ask = pb.SendPaymentRequest(
+                payment_request=bolt11,
+                timeout_seconds=max(_LEAST_ATTEMPT_S, int(timeout_s)),
+                fee_limit_msat=0 if direct else fee_limit_msat,
+                no_inflight_updates=True,
+                outgoing_chan_ids=direct,
+            )
             told = self._client.stream(client.SEND_PAYMENT, ask)
             return await self._outcome(told, decoded.payment_hash, timeout_s)
         except LndError as error:
@@ -327,11 +327,21 @@ class LndPayment(LndUpkeep):
             return await self._after_refusal(decoded.payment_hash, error, timeout_s)
 
     async def _after_refusal(self, payment_hash: bytes, error: LndError, timeout_s: float) -> PaymentOutcome:
-        """Say what became of a payment that LND would not begin: it has begun before, or it never will."""
-        outcome = await self._track(payment_hash, timeout_s)
+        """Say what became of a payment that LND would not begin: it has begun before, or it never will.
+
+        A call for which the macaroon lacks the right is refused before it is looked at; where it doesn't allow to ask
+        for the payment either, nothing but this call could have begun it: the core orders each payment once.
+        """
+        try:
+            outcome = await self._track(payment_hash, timeout_s)
+        except LndError as untold:
+            if not (error.forbidden and untold.forbidden):
+                raise
+            outcome = None
         if outcome is not None:
             return outcome
-        return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=error.detail)
+        reason = str(error) if error.forbidden else error.detail
+        return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=reason)
 
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
         """Say what became of a payment; FAILED with reason `unknown` when LND never heard of it."""

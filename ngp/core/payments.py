@@ -33,6 +33,8 @@ MOST_INVOICE_EXPIRY_S = 43_200
 MOST_PENDING = 8
 FIRST_FAILURE_PAUSE_S = 1.0
 TRACK_S = 5.0
+TRACK_AT_MOST_S = 60.0
+"""What has been on its way for long is asked for less often: a twelfth of its age later, a minute at most."""
 PAY_TIMEOUT_S = 60.0
 LATE_S = 86_400
 MOST_AHEAD = 2
@@ -221,7 +223,8 @@ def payment_result(world: World, outcome: PaymentOutcome) -> None:
     if record is None or record.state is not PaymentState.PENDING:
         return
     if _heard_of_too_early(world, outcome) or outcome.status is PaymentStatus.PENDING:
-        world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + TRACK_S)
+        again_s = min(TRACK_AT_MOST_S, max(TRACK_S, (world.now.utc_s - record.created_at_s) / 12))
+        world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + again_s)
         return
     world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + REMEMBERED_S)
     if outcome.status is PaymentStatus.SUCCEEDED:

@@ -47,6 +47,7 @@ from ngp.core.events import (
     UsageRead,
 )
 from ngp.core.values import Grant, InvoiceState, PaymentOutcome, PaymentStatus
+from ngp.daemon.logs import RateLimit
 from ngp.daemon.post import Post
 from ngp.errors import KernelError, LedgerError, PaymentError
 from ngp.ports import Network, Payment
@@ -82,6 +83,7 @@ class Executor:
         self._tell = tell
         self._fail = fail
         self._tasks: set[asyncio.Task[None]] = set()
+        self._warnings = RateLimit(burst=2, every_s=600.0)
 
     def store(self, effects: Sequence[Effect]) -> None:
         """Write a batch's records in one transaction. Raises LedgerError; nothing was written then."""
@@ -217,8 +219,8 @@ class Executor:
     async def _track(self, payment_hash: bytes) -> None:
         try:
             outcome = await self._payment.track(payment_hash)
-        except PaymentError as error:
-            _log.warning("payment %s: %s", payment_hash.hex()[:16], error)
+        except PaymentError as error:  # one reason for all of them: the node is away, or lacks a right
+            self._warnings.warn(_log, str(error), f"payment {payment_hash.hex()[:16]}: {error}; it is asked for again")
             outcome = PaymentOutcome(payment_hash, PaymentStatus.PENDING)
         self._tell(PaymentResult(outcome))
 

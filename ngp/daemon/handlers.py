@@ -229,6 +229,7 @@ class Handlers:
         if account is None or not amount_msat:
             raise PaymentError(f"nothing to refund: {self._why_nothing(who, account)}")
         self._must_be_here(who, "send its invoice")
+        await self._must_be_able_to_spend()
         unanswered_msat = account.refund_offered_msat
         self._node.tell(RefundNeighbour(who))
         said = f"refund of {amount_msat // SAT_MSAT} sat offered to {identity.short_text(who)}"
@@ -238,6 +239,13 @@ class Handlers:
                 "credited by hand isn't in its books, so it won't ask for that"
             )
         return f"{said}; it asks for no more than it has by its own books, and ngp ledger shows what is paid"
+
+    async def _must_be_able_to_spend(self) -> None:
+        payment = self._node.parts.payment
+        without = await payment.check(spends=False)  # what hinders selling as well is told by `ngp check`
+        for one in await payment.check(spends=True):
+            if not one.ok and one not in without:
+                raise PaymentError(f"no refund can be paid: {one.name} {one.found}; {one.remedy}")
 
     def _why_nothing(self, who: bytes, account: Account | None) -> str:
         free_msat = 0 if account is None else refundable_msat(account)

@@ -42,6 +42,7 @@ class PaymentWatch:
         self._post = post
         self._identity = identity
         self._tell = tell
+        self._warned_of: list[str] = []
 
     async def follow(self) -> None:
         """Tell of each settlement as the node does. Raises PaymentError when it goes away: call again."""
@@ -49,6 +50,7 @@ class PaymentWatch:
             self.why_not = "waiting for the payment node"
             await self._payment.wait_ready()
             self.why_not = ""
+            await self._warn_of_lacks()
             await self._prove_payee()
             async for settled in self._payment.watch_settlements(self._world.cursor):
                 self._tell(SettlementSeen(settled.cursor, settled.payment_hash, settled.amount_msat))
@@ -56,6 +58,15 @@ class PaymentWatch:
         except PaymentError as error:
             self.why_not = str(error)
             raise
+
+    async def _warn_of_lacks(self) -> None:
+        """Log, once, what we may not do with the node: else the first payment would tell, which may come after days."""
+        lacks = [one for one in await self._payment.check(self._world.settings.spends) if not one.ok]
+        found = [f"{one.name} {one.found}; {one.remedy}" for one in lacks]
+        for line in found:
+            if line not in self._warned_of:
+                _log.warning("%s", line)
+        self._warned_of = found
 
     async def _prove_payee(self) -> None:
         """Have the node sign, once, that our invoices are its own; without it neighbours take our word."""

@@ -67,6 +67,21 @@ def test_a_stuck_payment_stays_reserved_and_the_next_top_up_comes_when_its_invoi
     assert sim.client.world.spending.total_msat > paid_msat(sim)
 
 
+def test_a_payment_that_is_stuck_for_long_is_asked_for_once_a_minute() -> None:
+    sim = Sim()
+    stick(sim, 1)
+
+    def asked() -> int:
+        return sum(isinstance(effect, fx.TrackPayment) for effect in sim.client.log)
+
+    sim.flow(HOST, 50_000, 60)
+    assert asked() >= 10
+    sim.run(3600)
+    before = asked()
+    sim.run(600)
+    assert asked() - before == 10
+
+
 def test_payments_stuck_for_ever_do_not_end_the_trade_but_no_more_than_two_a_day_are_risked() -> None:
     sim = Sim(client=settings(sells=False))
     stuck = stick(sim, 3)
