@@ -203,8 +203,10 @@ class LndClient:
             call.cancel()
 
     def macaroon(self) -> bytes:
-        """Return the macaroon as it is now. Raises ConfigError."""
-        return self._credentials.read().macaroon
+        """Return the macaroon as it is now, which the next call uses too. Raises ConfigError."""
+        found = self._credentials.read()
+        self._doubted = self._doubted or found != self._connection
+        return found.macaroon
 
     async def close(self) -> None:
         """Let go of the connection; safe to call twice."""
@@ -232,10 +234,12 @@ class LndClient:
     def _translated(self, error: grpc.aio.AioRpcError, name: str) -> LndError:
         code, detail = error.code(), error.details() or ""
         target = self._connection.target if self._connection is not None else "?"
-        text = _explained(code, detail, target, name)
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED) or "macaroon" in detail:
+        told = LndError(code, detail, _explained(code, detail, target, name))
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED):
             self._doubted = True
-        return LndError(code, detail, text)
+        if "macaroon" in detail or told.forbidden:  # it may have been baked anew in place
+            self._doubted = True
+        return told
 
 
 def _ended(name: str) -> BaseException:

@@ -33,13 +33,16 @@ class Given:
 class Node(grpc.GenericRpcHandler):
     """Lets every macaroon follow its invoices, and only the new one ask for the rest."""
 
+    def __init__(self, refusal: str) -> None:
+        self._refusal = refusal
+
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def answer(_asked: bytes, context: Any) -> AsyncIterator[bytes]:
             if handler_call_details.method == SUBSCRIBE_INVOICES.path:
                 yield pb.Invoice(state=pb.Invoice.SETTLED).SerializeToString()
                 await asyncio.sleep(3600)
             if ("macaroon", OLD.hex()) in context.invocation_metadata():
-                await context.abort(grpc.StatusCode.UNKNOWN, "verification failed: macaroon revoked")
+                await context.abort(grpc.StatusCode.UNKNOWN, self._refusal)
             yield b""
 
         return grpc.unary_stream_rpc_method_handler(answer)
@@ -53,8 +56,8 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def node() -> AsyncIterator[Given]:
-    server = grpc.aio.server(handlers=(Node(),))
+async def node(refusal: str = "verification failed: macaroon revoked") -> AsyncIterator[Given]:
+    server = grpc.aio.server(handlers=(Node(refusal),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield Given(f"127.0.0.1:{port}")
@@ -84,6 +87,37 @@ def test_a_stream_under_which_the_credentials_change_ends_as_if_the_node_had_gon
             following.cancel()  # by whoever waits for it: no error of the node's
             with pytest.raises(asyncio.CancelledError):
                 await following
+            await client.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_macaroon_that_was_baked_anew_in_place_is_used_from_the_next_call_on() -> None:
+    async def scenario() -> None:
+        async with node("permission denied") as given:
+            client = LndClient(given)  # type: ignore[arg-type]
+            for _ in range(2):
+                with pytest.raises(LndError, match="does not allow GetInfo"):
+                    await client.call(GET_INFO, pb.GetInfoRequest())
+            given.macaroon = NEW
+            await client.call(GET_INFO, pb.GetInfoRequest())
+            await client.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_macaroon_that_was_looked_at_is_the_one_in_use() -> None:
+    async def scenario() -> None:
+        async with node("permission denied") as given:
+            given.macaroon = NEW
+            client = LndClient(given)  # type: ignore[arg-type]
+            await client.call(GET_INFO, pb.GetInfoRequest())
+            given.macaroon = OLD
+            assert client.macaroon() == OLD
+            with pytest.raises(LndError, match="does not allow GetInfo"):
+                await client.call(GET_INFO, pb.GetInfoRequest())
             await client.close()
 
     asyncio.run(scenario())
