@@ -188,7 +188,7 @@ def _fee_limit_msat(world: World, account: Account, amount_msat: int) -> int:
     ours = [one for one in world.payments.values() if one.identity == account.identity]
     got_msat = account.refunded_msat + (bought.paid_msat if bought is not None else 0)
     got_msat += sum(one.amount_msat for one in ours if one.state is PaymentState.PENDING)
-    fees_msat = world.spending.by_neighbour.get(account.identity, 0) - got_msat
+    fees_msat = max(0, world.spending.by_neighbour.get(account.identity, 0) - got_msat)
     return min(limit, max(0, account.charged_msat - fees_msat))
 
 
