@@ -19,6 +19,10 @@ WORLD: Any = SimpleNamespace(accounts={})
 PAID = PaymentResult(PaymentOutcome(b"h" * 32, PaymentStatus.SUCCEEDED))
 
 
+async def ready() -> None:
+    """A node that serves."""
+
+
 class Manager(ChannelManager):
     """A node without channels, which may be away."""
 
@@ -36,7 +40,7 @@ def test_channels_are_looked_at_after_what_moves_them(monkeypatch: pytest.Monkey
     monkeypatch.setattr(channel_watch, "LEAST_PAUSE_S", 0.0)
     node = Manager()
     told: asyncio.Queue[object] = asyncio.Queue()
-    watch = ChannelWatch(WORLD, node, told.put_nowait)
+    watch = ChannelWatch(WORLD, node, ready, told.put_nowait)
 
     async def scenario() -> None:
         task = asyncio.ensure_future(watch.follow())
@@ -64,7 +68,7 @@ def test_channels_are_looked_at_often_while_somebody_waits_for_one(monkeypatch: 
     told: asyncio.Queue[object] = asyncio.Queue()
 
     async def scenario() -> None:
-        task = asyncio.ensure_future(ChannelWatch(waiting, Manager(), told.put_nowait).follow())
+        task = asyncio.ensure_future(ChannelWatch(waiting, Manager(), ready, told.put_nowait).follow())
         for _ in range(5):
             await told.get()
         waiting.accounts.clear()
@@ -78,9 +82,19 @@ def test_channels_are_looked_at_often_while_somebody_waits_for_one(monkeypatch: 
     asyncio.run(asyncio.wait_for(scenario(), 10))
 
 
+def test_a_node_that_does_not_serve_is_asked_for_nothing_more() -> None:
+    async def locked() -> None:
+        raise PaymentError("LND is locked: lncli unlock")
+
+    node = Manager()
+    with pytest.raises(PaymentError, match="^LND is locked: lncli unlock$"):  # one trouble, told in one way
+        asyncio.run(ChannelWatch(WORLD, node, locked, lambda event: None).follow())
+    assert not node.looks
+
+
 def test_a_module_without_channels_is_left_alone() -> None:
     async def scenario() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(ChannelWatch(WORLD, object(), lambda event: None).follow(), 0.01)
+            await asyncio.wait_for(ChannelWatch(WORLD, object(), ready, lambda event: None).follow(), 0.01)
 
     asyncio.run(scenario())

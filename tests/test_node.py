@@ -146,7 +146,7 @@ def test_a_node_that_does_not_tell_of_payments_fills_no_log(broken: Node, caplog
         await asyncio.gather(*broken._executor._tasks)
 
     asyncio.run(scenario())
-    assert [one.getMessage()[:24] for one in caplog.records] == ["payment 0000000000000000", "payment 0101010101010101"]
+    assert [one.getMessage()[:24] for one in caplog.records] == ["payment 0000000000000000"]
 
 
 class Full(Closed):
@@ -184,7 +184,8 @@ def test_a_stop_tries_once_more_what_the_ledger_refused_and_says_what_is_lost(
 
     async def scenario() -> Full:
         parts: Any = broken.parts
-        parts.ledger, parts.gatekeeper, parts.payment = Full(refusals), Noting(), SimpleNamespace(close=nothing)
+        node_away = SimpleNamespace(close=nothing, wait_ready=nothing)
+        parts.ledger, parts.gatekeeper, parts.payment = Full(refusals), Noting(), node_away
         post: Any = SimpleNamespace(schedule=lambda: None, close=nothing)
         node = Node(parts, lambda *_: post)
         node.tell(Tick())
@@ -196,3 +197,22 @@ def test_a_stop_tries_once_more_what_the_ledger_refused_and_says_what_is_lost(
 
     assert asyncio.run(scenario()).written == written
     assert ("is never charged" in caplog.text) == (not written)
+
+
+def test_trouble_that_lasts_is_logged_once(
+    broken: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(daemon_node, "KEEP_UP_S", 0.0)
+    tries = 0
+
+    async def work() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 100:
+            raise RuntimeError("enough")
+        raise PaymentError("LND is locked: lncli unlock")
+
+    asyncio.run(broken._keep_up(work))
+    assert [one.message for one in caplog.records if "locked" in one.message] == [
+        "LND is locked: lncli unlock; tried again every 0 s"
+    ]

@@ -157,8 +157,9 @@ def invoice_failed(world: World, event: InvoiceFailed) -> None:
         account.invoice_asked = False
     account.invoice_not_before_mono_s = world.now.monotonic_s + RETRY_S
     who = event.identity.hex()[:8]
-    account.why_not = event.why  # told here, each time: the node's word
-    world.log(f"no invoice for {who}: {event.why}; tried again in {RETRY_S:.0f} s", logging.WARNING)
+    if account.why_not != event.why:  # told once, however often it is tried
+        world.log(f"no invoice for {who}: {event.why}; tried again every {RETRY_S:.0f} s", logging.WARNING)
+    account.why_not = event.why
 
 
 def invoice_due(world: World, payment_hash: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from ngp.core.events import ChannelsSeen, Event, PaymentResult, SettlementSeen
 from ngp.core.world import World
@@ -22,12 +22,16 @@ class ChannelWatch:
         world: has the accounts that may wait for a channel.
         payment: the payment module; where it isn't a ChannelManager there is nothing to look at, and nothing bounds a
             payment.
+        ready: returns when the node serves: while it doesn't, that is the one trouble to be told.
         tell: takes what was seen, as an event.
     """
 
-    def __init__(self, world: World, payment: object, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self, world: World, payment: object, ready: Callable[[], Awaitable[None]], tell: Callable[[Event], None]
+    ) -> None:
         self._world = world
         self._manager = payment if isinstance(payment, ChannelManager) else None
+        self._ready = ready
         self._tell = tell
         self._moved = asyncio.Event()
 
@@ -38,6 +42,8 @@ class ChannelWatch:
 
     async def follow(self) -> None:
         """Look for ever. Raises PaymentError when the node doesn't answer: call again; what is known stays."""
+        if self._manager is not None:
+            await self._ready()
         while self._manager is not None:
             self._moved.clear()
             self._tell(ChannelsSeen(tuple(await self._manager.channels())))

@@ -47,7 +47,7 @@ from ngp.core.events import (
     UsageRead,
 )
 from ngp.core.values import Grant, InvoiceState, PaymentOutcome, PaymentStatus
-from ngp.daemon.logs import RateLimit
+from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.post import Post
 from ngp.errors import KernelError, LedgerError, PaymentError
 from ngp.ports import Network, Payment
@@ -83,7 +83,7 @@ class Executor:
         self._tell = tell
         self._fail = fail
         self._tasks: set[asyncio.Task[None]] = set()
-        self._warnings = RateLimit(burst=2, every_s=600.0)
+        self._conditions = WhileItLasts()
 
     def store(self, effects: Sequence[Effect]) -> None:
         """Write a batch's records in one transaction. Raises LedgerError; nothing was written then."""
@@ -212,7 +212,7 @@ class Executor:
             )
         except PaymentError as error:
             # Nobody knows whether it went out: it stays pending until the node says so.
-            _log.warning("payment %s: %s", effect.payment_hash.hex()[:16], error)
+            self._tell_trouble(f"payment {effect.payment_hash.hex()[:16]}", error)
             outcome = PaymentOutcome(effect.payment_hash, PaymentStatus.PENDING)
         self._tell(PaymentResult(outcome))
 
@@ -220,7 +220,7 @@ class Executor:
         try:
             outcome = await self._payment.track(payment_hash)
         except PaymentError as error:  # one reason for all of them: the node is away, or lacks a right
-            self._warnings.warn(_log, str(error), f"payment {payment_hash.hex()[:16]}: {error}; it is asked for again")
+            self._tell_trouble(f"payment {payment_hash.hex()[:16]} is asked for again", error)
             outcome = PaymentOutcome(payment_hash, PaymentStatus.PENDING)
         self._tell(PaymentResult(outcome))
 
@@ -229,7 +229,7 @@ class Executor:
             await self._payment.cancel_invoice(payment_hash)
         except PaymentError as error:
             if not await self._is_cancelled(payment_hash):
-                _log.info("invoice %s is not cancelled, which is tried again: %s", payment_hash.hex()[:16], error)
+                self._tell_trouble(f"invoice {payment_hash.hex()[:16]} is not cancelled yet", error)
                 return
         self._tell(InvoiceCancelled(payment_hash))
 
@@ -242,7 +242,12 @@ class Executor:
         try:
             await work
         except PaymentError as error:
-            _log.warning("could not %s: %s", what, error)
+            self._tell_trouble(f"could not {what}", error)
+
+    def _tell_trouble(self, what: str, error: PaymentError) -> None:
+        """Log what the payment node says, once for all payments and invoices that it concerns, while it says it."""
+        if self._conditions.is_news(str(error)):
+            _log.warning("%s: %s", what, error)
 
 
 def frozen_text(error: LedgerError) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import grp
 import logging
+import math
 import os
 import queue
 import sys
@@ -176,6 +177,42 @@ class _Screen(logging.Formatter):
         if text.isprintable():
             return text
         return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+class WhileItLasts:
+    """Lets the message about a condition through when it begins, and once in a while as long as it lasts.
+
+    What is tried again every few seconds fails every few seconds; a night of a locked payment node is a few lines.
+
+    Args:
+        over_s: seconds without a word of it after which a condition is over, and news when it comes back.
+        every_s: seconds until it is told again while it lasts.
+        kinds_most: conditions remembered; the oldest is forgotten.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        over_s: float = 150.0,
+        every_s: float = 3600.0,
+        kinds_most: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._over_s = over_s
+        self._every_s = every_s
+        self._kinds_most = kinds_most
+        self._clock = clock
+        self._kinds: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def is_news(self, kind: str) -> bool:
+        """Say whether a condition is to be told of now; asked each time that it shows."""
+        now = self._clock()
+        told, shown = self._kinds.pop(kind, (-math.inf, -math.inf))
+        news = now - shown >= self._over_s or now - told >= self._every_s
+        self._kinds[kind] = (now if news else told, now)
+        while len(self._kinds) > self._kinds_most:
+            self._kinds.popitem(last=False)
+        return news
 
 
 class RateLimit:

@@ -37,7 +37,7 @@ from ngp.daemon.desired import missing_names
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
 from ngp.daemon.host_watch import HostWatch, own_addresses
 from ngp.daemon.lanes import STRANGERS, Lanes
-from ngp.daemon.logs import RateLimit
+from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post, SelfDescription
 from ngp.errors import ConfigError, KernelError, LedgerError, NgpError
@@ -90,7 +90,7 @@ class Node:
         self.post = make_post(self._ourselves(), self.tell)
         self.host = HostWatch(parts.settings, parts.network, self.post, parts.node_addresses)
         self.payment = PaymentWatch(parts.payment, parts.gatekeeper.world, self.post, parts.identity, self.tell)
-        self.channels = ChannelWatch(parts.gatekeeper.world, parts.payment, self.tell)
+        self.channels = ChannelWatch(parts.gatekeeper.world, parts.payment, parts.payment.wait_ready, self.tell)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell, self.crash)
         self._events = Lanes()
         self.post.in_turn = self._in_turn
@@ -100,7 +100,7 @@ class Node:
         self.crashed = False
         self._bill_read_again: dict[bytes, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._warnings = RateLimit()
+        self._conditions = WhileItLasts()
 
     # --- start and stop -----------------------------------------------------------------------------------------------
 
@@ -145,7 +145,8 @@ class Node:
             try:
                 await work()
             except NgpError as error:
-                self._warnings.warn(_log, str(error), f"{error}; tried again every {KEEP_UP_S:g} s")
+                if self._conditions.is_news(str(error)):
+                    _log.warning("%s; tried again every %g s", error, KEEP_UP_S)
                 await asyncio.sleep(KEEP_UP_S)
             except Exception as error:
                 self.crash(error)

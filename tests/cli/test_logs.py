@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from ngp.daemon import logs
-from ngp.daemon.logs import LOG_FILES, LogFile, RateLimit, Terminal
+from ngp.daemon.logs import LOG_FILES, LogFile, RateLimit, Terminal, WhileItLasts
 
 
 def record(text: str) -> logging.LogRecord:
@@ -95,3 +95,24 @@ def test_rate_limit_remembers_a_bounded_number_of_kinds() -> None:
     for number in range(1000):
         limit.take(str(number))
     assert len(limit._kinds) == 10
+
+
+def test_a_condition_is_told_when_it_begins_now_and_then_while_it_lasts_and_when_it_comes_back() -> None:
+    now = [0.0]
+    conditions = WhileItLasts(over_s=60, every_s=3600, clock=lambda: now[0])
+    told = []
+    for now[0] in range(0, 7201, 5):
+        if conditions.is_news("locked"):
+            told.append(now[0])
+    assert told == [0, 3600, 7200]
+    assert conditions.is_news("away"), "another one"
+    now[0] += 60
+    assert conditions.is_news("locked"), "it was over"
+    assert not conditions.is_news("locked")
+
+
+def test_conditions_remembered_are_bounded() -> None:
+    conditions = WhileItLasts(kinds_most=10)
+    for number in range(1000):
+        conditions.is_news(str(number))
+    assert len(conditions._kinds) == 10

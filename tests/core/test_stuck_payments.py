@@ -8,8 +8,9 @@ import pytest
 from playbook import Sim, settings
 
 from ngp.core import effects as fx
+from ngp.core import events as ev
 from ngp.core.messages import Invoice, Reject, Role
-from ngp.core.records import PaymentState
+from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.settings import Budgets
 from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
 
@@ -127,3 +128,12 @@ def test_a_wrong_clock_is_named_where_invoices_do_not_fit_it(wrong_s: int, words
     told = [one.text for one in sim.client.log if isinstance(one, fx.Log) and "clock" in one.text]
     assert len(told) == 1 and words in told[0] and not paid_msat(sim)
     assert words in sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].why_not
+
+
+def test_a_node_that_makes_no_invoice_is_told_of_once() -> None:
+    sim = Sim()
+    for _ in range(5):
+        sim.happen(sim.gateway, ev.InvoiceFailed(sim.client.identity, PaymentKind.TOP_UP, "LND is locked"))
+        sim.run(6)
+    told = [one.text for one in sim.gateway.log if isinstance(one, fx.Log) and "locked" in one.text]
+    assert len(told) == 1 and told[0].startswith("no invoice for ")
