@@ -12,7 +12,7 @@ from dataclasses import replace
 from ngp.core.account import Account
 from ngp.core.effects import CancelInvoice, MakeInvoice, Persist
 from ngp.core.events import ChannelsSeen, InvoiceFailed, InvoiceMade
-from ngp.core.messages import Invoice, Refund, Reject, Role
+from ngp.core.messages import Invoice, Refund, Reject, RejectReason, Role
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.reach import Bounds, Reach
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
@@ -90,12 +90,24 @@ def channels_seen(world: World, event: ChannelsSeen) -> None:
     """Take over what can be paid now, and ask at once where nothing could before."""
     held_up = [account for account in world.accounts.values() if account.why_not]
     held_up = [account for account in held_up if account.why_not == _bounds(world, account).why_not]
+    declined = [one for one in world.accounts.values() if one.invoices_declined and one.role is Role.SERVER]
+    declined = [account for account in declined if not _is_direct(world, account)]
     world.reach = Reach(event.channels)
+    for account in declined:
+        if _is_direct(world, account):  # what the pause has grown by was for want of this channel
+            account.invoices_declined, account.invoice_not_before_mono_s = 0, 0.0
+            top_up_if_low(world, account)
     for account in held_up:
         note_why_not(world, account, _bounds(world, account).why_not)
         if account.role is Role.SERVER and not account.why_not:
             account.invoice_not_before_mono_s = 0.0
             top_up_if_low(world, account)
+
+
+def _is_direct(world: World, account: Account) -> bool:
+    """Say whether there is a channel with the neighbour, with something left to be paid by it."""
+    bounds = _bounds(world, account)
+    return not bounds.why_not and not bounds.routed
 
 
 def _bounds(world: World, account: Account) -> Bounds:
@@ -223,10 +235,17 @@ def invoice_declined(world: World, reject: Reject) -> None:
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(account.invoices_declined, 16))
     account.invoices_declined += 1
     if not smaller:
-        note_why_not(world, account, f"it declines our invoices ({reject.reason.value}); its log says more")
+        note_why_not(world, account, f"it declines our invoices ({_declined_for(reject)}); its log says more")
     account.invoice_not_before_mono_s = world.now.monotonic_s + (0.2 if smaller else pause_s)
     if account.running:
         world.timers.set(Due.INVOICE, account.identity, account.invoice_not_before_mono_s)
+
+
+def _declined_for(reject: Reject) -> str:
+    """Say what a client's refusal most likely means: "amount" alone sounds like a price."""
+    if reject.reason is RejectReason.AMOUNT and not reject.amount_msat:
+        return "amount: its payment node has no channel with enough left, or a payment of it is still on its way"
+    return reject.reason.value
 
 
 def invoice_retry_due(world: World, identity: bytes) -> None:

@@ -153,10 +153,21 @@ def test_a_client_with_nothing_to_send_says_why_and_pays_when_it_has_something()
     sim.flow(HOST, 10_000, 5)
     assert not [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
     assert "is empty on our side" in account(sim, Role.CLIENT).why_not
-    assert "declines our invoices (amount)" in account(sim).why_not
+    assert "declines our invoices (amount: its payment node has no channel" in account(sim).why_not
     see(sim, end(500), gateway_too=False)
     assert not account(sim, Role.CLIENT).why_not
     sim.flow(HOST, 10_000, 70)
+    assert account(sim).paid_msat > 0 and not account(sim).why_not
+
+
+def test_a_channel_that_opens_is_paid_by_within_seconds_however_often_invoices_were_declined_before() -> None:
+    sim = Sim()
+    sim.happen(sim.gateway, ev.ChannelsSeen((channel(end(0), end(500)),)))  # somebody else's, so there may be a way
+    sim.happen(sim.client, ev.ChannelsSeen(()))
+    sim.flow(HOST, 10_000, 60)
+    assert len(asked(sim)) > 3 and not account(sim).paid_msat
+    see(sim, end(500))
+    sim.flow(HOST, 10_000, 3)
     assert account(sim).paid_msat > 0 and not account(sim).why_not
 
 
