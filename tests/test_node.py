@@ -216,3 +216,17 @@ def test_trouble_that_lasts_is_logged_once(
     assert [one.message for one in caplog.records if "locked" in one.message] == [
         "LND is locked: lncli unlock; tried again every 0 s"
     ]
+
+
+def test_a_reload_that_expects_another_payment_node_is_refused_whole(
+    broken: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[object] = []
+    broken.parts.config_path, broken.tell = tmp_path / "net.conf", told.append  # type: ignore[method-assign]
+    broken.parts.gatekeeper.world.means = SimpleNamespace(payee=b"\x02" * 33)  # type: ignore[assignment]
+    before = broken.settings
+    broken.parts.config_path.write_text(f"MESH_INTERFACES: [eth1]\nSELL: no\nACCOUNT_ID: '{'03' * 33}'\n")
+    with pytest.raises(PaymentError, match=f"ACCOUNT_ID is {'03' * 33}, but the payment node is {'02' * 33}"):
+        asyncio.run(broken.reload())
+    assert broken.settings is before and not told
+    assert "the old settings stay in force" in caplog.text

@@ -36,7 +36,7 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
     rights = await node.check(wanted.spends)
     if not why_not:
         rights += await lightning.look(node, wanted)
-    if wanted.account_id in (None, running.account_id) or why_not:
+    if wanted.account_id is None or why_not:
         return [health("payment", why_not, f"{running.payment_module} is ready"), *rights]
     try:
         found = (await node.info()).account_id
@@ -45,6 +45,15 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
     said = f"ACCOUNT_ID is {wanted.account_id}, the payment node is {found}"
     remedy = "connect the right node, or change ACCOUNT_ID"
     return [Check("payment", wanted.account_id == found, said, remedy), *rights]
+
+
+def refuse_other_node(settings: Settings, account_id: str) -> None:
+    """Refuse settings that expect another payment node than the one in use. Raises PaymentError."""
+    if settings.account_id not in (None, account_id):
+        raise PaymentError(
+            f"ACCOUNT_ID is {settings.account_id}, but the payment node is {account_id}: "
+            "connect the right node, or change ACCOUNT_ID"
+        )
 
 
 def effect(running: Settings, wanted: Settings) -> Check:

@@ -23,7 +23,7 @@ from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.core.world import Means, World
 from ngp.courier import Courier
-from ngp.daemon import handlers
+from ngp.daemon import checkup, handlers
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.control import ControlServer
 from ngp.daemon.desired import LINK_UDP_PORT, look_at_host, missing_names
@@ -31,7 +31,7 @@ from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, LEDGER_FILE, StartOptions
 from ngp.daemon.post import Post, SelfDescription
 from ngp.daemon.state import NamespaceLock
-from ngp.errors import ConfigError, ExitCode, LedgerError, NgpError, PaymentError
+from ngp.errors import ConfigError, ExitCode, LedgerError, NgpError
 from ngp.ports import Link, Network, Payment
 from ngp.store.ledger import Ledger
 
@@ -145,11 +145,7 @@ def open_ledger(state_dir: Path) -> Ledger:
 async def _means(payment: Payment, settings: Settings) -> Means:
     """Ask the payment node who it is. Raises PaymentError when it isn't the one that net.conf expects."""
     info = await payment.info()
-    if settings.account_id is not None and settings.account_id != info.account_id:
-        raise PaymentError(
-            f"ACCOUNT_ID is {settings.account_id}, but the payment node is {info.account_id}: "
-            "connect the right node, or change ACCOUNT_ID"
-        )
+    checkup.refuse_other_node(settings, info.account_id)
     capabilities = payment.capabilities()
     return Means(
         info.network,

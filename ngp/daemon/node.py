@@ -32,6 +32,7 @@ from ngp.core.messages import Invoice, Role, Statement
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
 from ngp.core.values import HeldPacket, Hint, Verdict
+from ngp.daemon import checkup
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.desired import missing_names
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
@@ -40,7 +41,7 @@ from ngp.daemon.lanes import STRANGERS, Lanes
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post, SelfDescription
-from ngp.errors import ConfigError, KernelError, LedgerError, NgpError
+from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError
 from ngp.ports import Clock, Network, Payment
 from ngp.store.ledger import Ledger
 
@@ -399,10 +400,14 @@ class Node:
     # --- settings and ledger ------------------------------------------------------------------------------------------
 
     async def reload(self) -> str:
-        """Read net.conf again; a bad file changes nothing. Returns what was applied. Raises ConfigError."""
+        """Read net.conf again; a bad file changes nothing, nor does one that expects another payment node.
+
+        Returns what was applied. Raises ConfigError, PaymentError.
+        """
         try:
             wanted = load(self.parts.config_path, trusted_only=True)
-        except ConfigError as error:
+            checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.means.payee.hex())
+        except (ConfigError, PaymentError) as error:
             _log.error("net.conf not applied, the old settings stay in force: %s", error)
             raise
         found = changes(self.settings, wanted)
