@@ -78,13 +78,16 @@ def test_the_balance_must_allow_what_is_traded() -> None:
     assert why(rich, buys=False) == "99 sat can be received, less than PAYMENT_AMOUNT (100 sat)"
     assert len(lightning.lacks(replace(poor, their_end=POOR), NEIGHBOUR, world())) == 2
     (line,) = lightning.advice([poor], [NEIGHBOUR], world(sells=False), OFF, SYNCED)
-    assert line.endswith("Next: ngp lightning open 0000000000000000 --amount 100000")
+    assert line.endswith("Next: ngp lightning open 0000000000000000 --amount 200000")
 
 
 def test_no_channel_and_a_node_behind_the_chain_are_told() -> None:
-    behind, none = lightning.advice([], [NEIGHBOUR], world(), OFF, ChainView(7, False))
-    assert "behind the chain, at block 7" in behind
-    assert none.endswith("ngp lightning open 0000000000000000 --amount 100000")
+    (none,) = lightning.advice([], [NEIGHBOUR], world(), OFF, SYNCED)
+    assert none.endswith("ngp lightning open 0000000000000000 --amount 200000")  # Electrum's least
+    for height, said in ((7, "behind the chain, at block 7"), (-1, "has heard of no block yet")):
+        behind, none = lightning.advice([], [NEIGHBOUR], world(), OFF, ChainView(height, False))
+        assert said in behind and behind.endswith(f"Next: {lightning.WAIT_FOR_SYNC}")
+        assert none.endswith("Next: open one when the node is synced")  # it would be refused now
 
 
 def test_it_is_the_peers_delay_that_protects_us() -> None:
@@ -139,12 +142,13 @@ class Node:
 
     takes_csv_delay = True
 
-    def __init__(self, away: str = "") -> None:
+    def __init__(self, away: str = "", chain: ChainView = SYNCED) -> None:
         self.away = away
+        self._chain = chain
         self.opened: tuple[Any, ...] = ()
 
     async def chain(self) -> ChainView:
-        return SYNCED
+        return self._chain
 
     async def channels(self) -> list[Channel]:
         if self.away:
@@ -171,6 +175,12 @@ def test_check_asks_the_node_unless_it_has_no_channels_or_is_away() -> None:
     assert found.name == "watchtower" and found.ok
     assert asyncio.run(lightning.look(Node("away"), settings())) == []  # type: ignore[arg-type]
     assert asyncio.run(lightning.look(object(), settings())) == []  # type: ignore[arg-type]
+
+
+def test_check_warns_of_a_node_that_does_not_follow_the_chain() -> None:
+    behind, watch = asyncio.run(lightning.look(Node(chain=ChainView(-1, False)), settings()))  # type: ignore[arg-type]
+    assert (behind.name, behind.ok, behind.remedy) == ("chain", True, lightning.WAIT_FOR_SYNC)
+    assert "heard of no block" in behind.found and watch.name == "watchtower"
 
 
 # --- what is typed ----------------------------------------------------------------------------------------------------

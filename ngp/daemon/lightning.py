@@ -22,8 +22,11 @@ TOWER_PORT = 9911
 # A block comes every ten minutes on average.
 BLOCKS_A_DAY = 144
 TOP_UPS_AHEAD = 10
-LEAST_CHANNEL_SAT = 100_000
+# What Electrum opens, and takes, at least (lnutil.MIN_FUNDING_SAT); LND's least is below it.
+LEAST_CHANNEL_SAT = 200_000
 SAFETY = "watchtower"
+CHAIN = "chain"
+WAIT_FOR_SYNC = "let the node catch up; if it doesn't, see that the chain back end or server that it asks is up"
 ADD_A_TOWER = "ngp lightning tower add PUBKEY@HOST:PORT"
 SWITCH_ON = "write wtclient.active=1 into lnd.conf, and restart LND"
 _KEY = re.compile(r"0[23][0-9a-f]{64}")
@@ -142,12 +145,12 @@ def advice(
     """Say, for each neighbour that we trade with, what its channel lacks, with the next command. Empty: all is well."""
     said: list[str] = []
     if not chain.synced:
-        said.append(f"the node is behind the chain, at block {chain.height}: it opens no channel until it is synced")
+        said.append(f"{_behind(chain)}. Next: {WAIT_FOR_SYNC}")
     for neighbour in neighbours:
         who, key = identity.short_text(neighbour.identity), neighbour.payee.hex()
         with_it = [one for one in channels if one.peer == key]
         if not with_it and world.settings.buys and neighbour.sells:
-            how = _open_line(who, _amount_sat(world.settings))
+            how = _open_line(who, _amount_sat(world.settings)) if chain.synced else "open one when the node is synced"
             said.append(f"{who}: no channel; payments need a way through others. Next: {how}")
         best: list[Lack] = min((lacks(one, neighbour, world) for one in with_it), key=len, default=[])
         said += [f"{who}: {lack.why}. Next: {lack.remedy}" for lack in best]
@@ -158,11 +161,13 @@ def advice(
 
 
 async def look(payment: Payment, settings: Settings) -> list[Check]:
-    """Ask the node who watches its channels; nothing where it has none, or can't be asked (`ngp check` says why)."""
+    """Ask the node whether it follows the chain, and who watches its channels; nothing where it has none, or can't be asked (`ngp check` says why)."""
     if not isinstance(payment, ChannelManager):
         return []
     try:
-        return [safety(await payment.channels(), await watch_of(payment), settings)]
+        chain = await payment.chain()
+        behind = [] if chain.synced else [Check(CHAIN, True, _behind(chain), WAIT_FOR_SYNC)]
+        return [*behind, safety(await payment.channels(), await watch_of(payment), settings)]
     except PaymentError:
         return []
 
@@ -178,6 +183,11 @@ def blocks(count: int) -> str:
     """Write a number of blocks with the time that they take."""
     days = count / BLOCKS_A_DAY
     return f"{count} blocks (about {f'{days:.0f} days' if days >= 2 else f'{days * 24:.0f} h'})"
+
+
+def _behind(chain: ChainView) -> str:
+    where = f"is behind the chain, at block {chain.height}" if chain.height >= 0 else "has heard of no block yet"
+    return f"the node {where}: it can't watch its channels, and opens none, until it is synced"
 
 
 def _tower_state(watch: Watch) -> str:

@@ -278,6 +278,24 @@ def test_a_wallet_is_loaded_or_the_remedy_is_named(tmp_path: Path) -> None:
     with_electrum(tmp_path, test)
 
 
+@pytest.mark.parametrize(
+    ("said", "remedy"), [("Insufficient funds", "electrum getunusedaddress"), ("funding_sat too low: 1 sat", "--amount")]
+)
+def test_a_channel_that_can_not_be_opened_is_refused_with_a_remedy(tmp_path: Path, said: str, remedy: str) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        def refuse(**_: object) -> None:
+            raise Refused(said)
+
+        peers = [{"node_id": PEER, "initialized": True}]
+        daemon.say |= {"add_peer": None, "list_peers": peers, "open_channel": refuse}
+        await payment.connect(PEER, "192.0.2.7:9735")
+        with pytest.raises(PaymentError, match=remedy) as caught:
+            await payment.open_channel(PEER, 500_000, 0, None)
+        assert said in str(caught.value)
+
+    with_electrum(tmp_path, test)
+
+
 def test_the_node_is_known_while_it_is_away(tmp_path: Path) -> None:
     async def known(_: FakeElectrum, payment: ElectrumPayment) -> None:
         assert (await payment.info()).network == "regtest"
