@@ -161,7 +161,10 @@ def advice(
 
 
 async def look(payment: Payment, settings: Settings) -> list[Check]:
-    """Ask the node whether it follows the chain, and who watches its channels; nothing where it has none, or can't be asked (`ngp check` says why)."""
+    """Ask the node whether it follows the chain, and who watches its channels.
+
+    Returns nothing where it has none, or can't be asked (`ngp check` says why).
+    """
     if not isinstance(payment, ChannelManager):
         return []
     try:
