@@ -9,14 +9,14 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from contract_suite import Nodes, PaymentContract
+from contract_suite import TIMEOUT_S, Nodes, PaymentContract
 from lnd_nodes import chain_of, options
 
 from core_tests.lightning.network import LightningNetwork
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.reach import left_msat
 from ngp.modules.payment.lnd import LndPayment
-from ngp.ports import NewInvoice, PaymentStatus
+from ngp.ports import Channel, NewInvoice, PaymentStatus
 
 # One network of nodes serves all of these tests, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd contract")
@@ -105,14 +105,21 @@ class TestLnd(PaymentContract):
                 await asyncio.to_thread(node.await_settled)
             return outcome.status
 
+        async def seen_alike(one: LndPayment, other: LndPayment) -> Channel:
+            async with asyncio.timeout(TIMEOUT_S):  # of a new channel they haven't told each other their policies
+                while True:
+                    (ours,), (theirs,) = await one.channels(), await other.channels()
+                    if (ours.our_end, ours.their_end) == (theirs.their_end, theirs.our_end):
+                        return ours
+                    await asyncio.sleep(0.1)
+
         async def scenario() -> None:
             async with self.nodes() as nodes:
                 payer, payee = nodes.payer, nodes.payee
                 assert isinstance(payer, LndPayment) and isinstance(payee, LndPayment)
                 (before,) = await payer.channels()
                 for one, other in ((payer, payee), (payee, payer)):
-                    (ours,), (theirs,) = await one.channels(), await other.channels()
-                    assert (ours.our_end, ours.their_end) == (theirs.their_end, theirs.our_end)
+                    ours = await seen_alike(one, other)
                     most = left_msat(ours, ours=True)
                     assert most > ours.our_end.dust_msat > 0
                     assert await pays(one, other, most + ours.our_end.held_back_msat) is PaymentStatus.FAILED
