@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ngp.config import check_ownership, default_path, load, parse
+from ngp.config import check_ownership, default_path, load, parse, refuse_shown_secret
 from ngp.config.document import shipped
 from ngp.errors import ConfigError
 
@@ -145,3 +145,21 @@ def test_a_file_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_ownership_of_what_is_not_there() -> None:
     with pytest.raises(ConfigError, match="can't be examined"):
         check_ownership(Path("/nonexistent/net.conf"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "uri", "well"),
+    [(0o644, "none", True), (0o600, "lndconnect://[::1]:1?macaroon=AgED", True)]
+    + [(mode, "lndconnect://[::1]:1?macaroon=AgED", False) for mode in (0o644, 0o640, 0o604)],
+)
+def test_a_file_that_holds_a_macaroon_is_for_its_owner_alone(tmp_path: Path, mode: int, uri: str, well: bool) -> None:
+    path = tmp_path / "net.conf"
+    path.write_text(f"MESH_INTERFACES: eth1\nPAYMENT_INTERFACE: lnd\nLND_CONNECT: '{uri}'\n")
+    path.chmod(mode)
+    settings = load(path, trusted_only=True)
+    if well:
+        refuse_shown_secret(settings, path)
+        return
+    with pytest.raises(ConfigError, match=f"LND_CONNECT.*mode {mode:04o}.*chmod 600 {path}") as refused:
+        refuse_shown_secret(settings, path)
+    assert "AgED" not in str(refused.value)

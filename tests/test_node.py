@@ -15,10 +15,11 @@ from ngp.core.effects import CancelInvoice, Effect, Persist, TrackPayment
 from ngp.core.events import Stopping, Tick
 from ngp.core.records import CursorRecord
 from ngp.core.values import DesiredNetwork, Now
-from ngp.daemon import host_watch
+from ngp.daemon import host_watch, main
 from ngp.daemon import node as daemon_node
 from ngp.daemon.node import Node, Parts
-from ngp.errors import KernelError, LedgerError, PaymentError
+from ngp.daemon.options import StartOptions
+from ngp.errors import ConfigError, KernelError, LedgerError, PaymentError
 
 SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
 
@@ -216,6 +217,18 @@ def test_trouble_that_lasts_is_logged_once(
     assert [one.message for one in caplog.records if "locked" in one.message] == [
         "LND is locked: lncli unlock; tried again every 0 s"
     ]
+
+
+def test_a_start_and_a_reload_with_a_file_that_shows_its_macaroon_are_refused(broken: Node, tmp_path: Path) -> None:
+    path = broken.parts.config_path = tmp_path / "net.conf"
+    path.write_text("MESH_INTERFACES: [eth1]\nLND_CONNECT: lndconnect://host?macaroon=AgED\nPAYMENT_INTERFACE: lnd\n")
+    path.chmod(0o640)
+    before = broken.settings
+    with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
+        asyncio.run(broken.reload())
+    assert broken.settings is before
+    with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
+        asyncio.run(main.run(StartOptions(path, tmp_path, False, False, lambda: None)))
 
 
 def test_a_reload_that_expects_another_payment_node_is_refused_whole(

@@ -15,7 +15,6 @@ import asyncio
 import base64
 import json
 import socket
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -24,12 +23,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ngp.errors import ConfigError, PaymentError
+from ngp.modules.payment import secret_file
 
 CALL_TIMEOUT_S = 15.0
 USUAL_FOLDERS = ("~/.electrum", "/home/electrum/.electrum", "/var/lib/electrum/.electrum", "/var/lib/electrum")
 _NETWORKS = ("", "testnet", "signet", "regtest")
 _LOCK, _CONFIG = "daemon", "config"
-_FILE_BYTES_MAX = 1 << 20
 _ANSWER_BYTES_MAX = 64 << 20
 _CHUNK = 1 << 16
 # A payment's call stays open for hours; a daemon's machine that is gone ends it within minutes.
@@ -228,7 +227,7 @@ def _target(text: str) -> str:
 def _lock_file(path: Path) -> str:
     """Read where a daemon listens: `('unix', path, time)` or `('tcp', (host, port), time)`."""
     try:
-        kind, address, _ = ast.literal_eval(_file(path, str(path)).decode())
+        kind, address, _ = ast.literal_eval(secret_file.read_any(path, str(path)).decode())
         if kind == "unix":
             return str(address)
         host, port = address[:2]
@@ -239,7 +238,7 @@ def _lock_file(path: Path) -> str:
 
 def _config_file(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_secret_file(path, f"Electrum's configuration {path}"))
+        found = json.loads(secret_file.read(path, f"Electrum's configuration {path}", of_another=True))
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -249,7 +248,7 @@ def _config_file(path: Path) -> dict[str, Any]:
 
 def _password_file(path: Path) -> str:
     what = f"ELECTRUM_PASSWORD_FILE {path}"
-    password = _secret_file(path, what).decode(errors="replace").strip()
+    password = secret_file.read(path, what).decode(errors="replace").strip()
     if not password:
         raise ConfigError(f"{what} is empty: save in it what `electrum getconfig rpcpassword` says")
     return password
@@ -260,21 +259,3 @@ def _is_there(path: Path) -> bool:
         return path.is_file()
     except PermissionError:
         return False
-
-
-def _secret_file(path: Path, what: str) -> bytes:
-    content = _file(path, what)
-    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise ConfigError(f"{what} may be read by anybody on this machine: chmod 600 {path}")
-    return content
-
-
-def _file(path: Path, what: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{what} can't be read: {error.strerror}; check the path and its owner") from None
-    if len(content) > _FILE_BYTES_MAX:
-        raise ConfigError(f"{what} is larger than {_FILE_BYTES_MAX} bytes: not what was expected there")
-    return content

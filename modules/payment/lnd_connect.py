@@ -12,7 +12,6 @@ import base64
 import binascii
 import os
 import ssl
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +21,11 @@ from cryptography import x509
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from ngp.errors import ConfigError
+from ngp.modules.payment import secret_file
 
 DEFAULT_RPC = "localhost:10009"
 STORED_URI = "lnd-connect"
 USUAL_FOLDERS = ("~/.lnd", "/var/lib/lnd", "/home/lnd/.lnd", "/mnt/hdd/lnd", "/etc/lnd")
-_FILE_BYTES_MAX = 65_536
 HOW = (
     "set LND_CONNECT to an lndconnect:// URI, or paste one by `ngp lightning connect`, "
     "or set LND_HOST, LND_CERT and LND_MACAROON"
@@ -82,7 +81,8 @@ class Credentials:
         if uri := self._options.get("LND_CONNECT"):
             return parse_uri(uri, "LND_CONNECT")
         if "LND_MACAROON" not in self._options and self._stored.exists():
-            return parse_uri(_secret_file(self._stored, str(self._stored)).decode(errors="replace"), str(self._stored))
+            stored = str(self._stored)
+            return parse_uri(secret_file.read(self._stored, stored).decode(errors="replace"), stored)
         target = _target(self._options.get("LND_HOST", DEFAULT_RPC), "LND_HOST")
         macaroon = self._options.get("LND_MACAROON")
         if macaroon is None:
@@ -97,11 +97,12 @@ class Credentials:
             usual = self._usual_certificate()
             if usual is None:
                 raise ConfigError(f"LND_CERT is not set, and no tls.cert is in {', '.join(USUAL_FOLDERS)}: {HOW}")
-            return _checked_pem(_file(usual, str(usual)), str(usual))  # LND may be writing it anew just now
+            found = secret_file.read_any(usual, str(usual))
+            return _checked_pem(found, str(usual))  # LND may be writing it anew just now
         if named == "system":
             return b""
         path = Path(named).expanduser()
-        return _checked_pem(_file(path, f"LND_CERT {path}"), f"LND_CERT {path}")
+        return _checked_pem(secret_file.read_any(path, f"LND_CERT {path}"), f"LND_CERT {path}")
 
     @staticmethod
     def _usual_certificate() -> Path | None:
@@ -176,31 +177,13 @@ def _base64url(text: str) -> bytes:
 
 
 def _macaroon_file(path: Path) -> bytes:
-    content = _secret_file(path, f"LND_MACAROON {path}")
+    content = secret_file.read(path, f"LND_MACAROON {path}")
     if not content:
         raise ConfigError(f"LND_MACAROON {path} is empty: bake one anew")
     try:
         return bytes.fromhex(content.decode("ascii").strip())  # some hand it out in hexadecimal
     except ValueError:
         return content
-
-
-def _secret_file(path: Path, what: str) -> bytes:
-    content = _file(path, what)
-    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise ConfigError(f"{what} may be read by anybody on this machine: chmod 600 {path}")
-    return content
-
-
-def _file(path: Path, what: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{what} can't be read: {error.strerror}; check the path and its owner") from None
-    if len(content) > _FILE_BYTES_MAX:
-        raise ConfigError(f"{what} is larger than {_FILE_BYTES_MAX} bytes: not what was expected there")
-    return content
 
 
 def _checked_pem(pem: bytes, what: str) -> bytes:

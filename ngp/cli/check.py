@@ -41,7 +41,7 @@ def command(place: Place, as_json: bool) -> int:
 
 
 def _check_configuration(place: Place) -> tuple[Row, Settings | None, str]:
-    from ngp.config import parse, read_text
+    from ngp.config import parse, read_text, refuse_shown_secret
 
     try:
         text = read_text(place.config_path, trusted_only=True)
@@ -50,6 +50,10 @@ def _check_configuration(place: Place) -> tuple[Row, Settings | None, str]:
         how = "correct the file" if _has_file(place) else "as it says"
         bad = Check("configuration", False, str(error), f"{how}, then again: ngp check")
         return _row(bad, "configuration"), None, ""
+    try:
+        refuse_shown_secret(settings, place.config_path)
+    except ConfigError as error:  # what it says is looked at all the same
+        return _row(Check("configuration", False, str(error)), "configuration"), settings, text
     return _row(Check("configuration", True, str(place.config_path)), "configuration"), settings, text
 
 

@@ -3,7 +3,7 @@
 from ngp.config.destinations import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.config.document import read_text
 from ngp.config.keys import KEYS, Key, listing
-from ngp.config.loader import check_ownership, default_path, installed_modules, load, parse
+from ngp.config.loader import check_ownership, default_path, installed_modules, load, parse, refuse_shown_secret
 from ngp.config.reload import Changes, changes, keep_until_restart
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "load",
     "parse",
     "read_text",
+    "refuse_shown_secret",
 ]

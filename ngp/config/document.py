@@ -183,6 +183,19 @@ def refuse_untrusted(path: Path, status: os.stat_result) -> None:
         )
 
 
+def refuse_readable(path: Path, status: os.stat_result) -> None:
+    """Refuse a file that holds a secret and that others can read.
+
+    Raises:
+        ConfigError: with the command that mends it.
+    """
+    if status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        raise ConfigError(
+            f"{path}: holds the macaroon of LND_CONNECT, which is as good as money, and can be read by others (mode "
+            f"{stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}; or LND_CONNECT: none, and `ngp lightning connect`"
+        )
+
+
 def shipped(name: str) -> str:
     """Return where a file lies that comes with ngp: where a wheel puts it (setup.cfg), or in a checkout."""
     installed = Path(sysconfig.get_path("data"), "share", "doc", "ngp", os.path.basename(name))

@@ -162,7 +162,7 @@ LND_CONNECT = Key(
     "lndconnect:// URI",
     values.or_word("none", values.lnd_connect),
     "none",
-    "the LND node and its macaroon in one; a secret: give this file mode 0600",
+    "the LND node and its macaroon in one; a secret: this file must have mode 0600",
     ("lnd_connect",),
     needs_restart=True,
 )

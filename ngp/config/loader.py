@@ -25,6 +25,7 @@ from ngp.config.document import (
     Scalar,
     parse_document,
     read_text,
+    refuse_readable,
     refuse_untrusted,
     shipped,
     show,
@@ -68,11 +69,24 @@ def check_ownership(path: Path) -> None:
     Raises:
         ConfigError: with the command that mends it. `load(..., trusted_only=True)` does the same on the opened file.
     """
+    refuse_untrusted(Path(path), _status(path))
+
+
+def _status(path: Path) -> os.stat_result:
     try:
-        status = os.stat(path)
+        return os.stat(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{show_text(str(path))}: can't be examined: {error}") from error
-    refuse_untrusted(Path(path), status)
+
+
+def refuse_shown_secret(settings: Settings, path: Path) -> None:
+    """Refuse a file that holds a secret itself and that others than its owner can read.
+
+    Raises:
+        ConfigError: with the command that mends it.
+    """
+    if settings.lnd_connect is not None:
+        refuse_readable(path, _status(path))
 
 
 def load(path: Path | str, *, modules: Modules = installed_modules, trusted_only: bool = False) -> Settings:

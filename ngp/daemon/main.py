@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ngp import identity
-from ngp.config import load
+from ngp.config import load, refuse_shown_secret
 from ngp.core.events import Event
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.settings import Settings
@@ -166,6 +166,7 @@ async def run(options: StartOptions) -> int:
         NgpError: it could not start.
     """
     settings = load(options.config_path, trusted_only=True)
+    refuse_shown_secret(settings, options.config_path)
     namespace = NamespaceLock.take()
     try:
         return await _run(options, settings)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ngp.config import changes, keep_until_restart, load
+from ngp.config import changes, keep_until_restart, load, refuse_shown_secret
 from ngp.core.effects import Effect
 from ngp.core.events import (
     Event,
@@ -406,6 +406,7 @@ class Node:
         """
         try:
             wanted = load(self.parts.config_path, trusted_only=True)
+            refuse_shown_secret(wanted, self.parts.config_path)
             checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.means.payee.hex())
         except (ConfigError, PaymentError) as error:
             _log.error("net.conf not applied, the old settings stay in force: %s", error)

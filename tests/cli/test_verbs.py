@@ -276,6 +276,14 @@ def test_check_without_a_daemon_goes_by_kind(host: Host) -> None:
     assert not host.state_dir.exists(), "check changes nothing"
 
 
+def test_check_names_a_net_conf_that_shows_its_macaroon_and_looks_at_all_else(host: Host) -> None:
+    host.config.write_text("MESH_INTERFACES: eth1\nPAYMENT_INTERFACE: lnd\nLND_CONNECT: lndconnect://a?macaroon=AgED\n")
+    done = host.ngp("check", "--config", "net.conf", "--json")
+    first, *others = json.loads(done.stdout)
+    assert done.returncode == 3 and not first["ok"] and f"chmod 600 {host.config}" in first["found"]
+    assert any(row["kind"] == "payment" for row in others)
+
+
 @pytest.mark.parametrize("words", [(), ("--config", "gone.conf")])
 def test_check_without_a_net_conf_doesnt_have_it_corrected(host: Host, words: tuple[str, ...]) -> None:
     host.config.unlink()

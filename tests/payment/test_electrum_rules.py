@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
@@ -221,9 +222,13 @@ def test_a_daemon_on_a_port_is_found_as_one_on_a_socket(tmp_path: Path) -> None:
         assert (await payment.info()).account_id == NODE
         (line,) = await payment.check(spends=True)
         assert line.ok and "127.0.0.1:" in line.found
-        (daemon.folder / "config").chmod(0o644)
+        os.chown(daemon.folder / "config", 4321, -1)  # Electrum's own user
         (line,) = await payment.check(spends=True)
-        assert not line.ok and "chmod 600" in line.found
+        assert line.ok
+        for mode in (0o644, 0o640):
+            (daemon.folder / "config").chmod(mode)
+            (line,) = await payment.check(spends=True)
+            assert not line.ok and "chmod 600" in line.found
 
     with_electrum(tmp_path, test, by_tcp=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import os
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,12 @@ def test_files_that_can_not_be_used_are_named_with_the_remedy(tmp_path: Path) ->
     for change, says in bad:
         with pytest.raises(ConfigError, match=says):
             Credentials({**good, **change}, tmp_path).read()
-    secret_file(tmp_path, mode=0o644)
-    with pytest.raises(ConfigError, match="chmod 600"):
+    for mode in (0o644, 0o640, 0o620, 0o604):
+        secret_file(tmp_path, mode=mode)
+        with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod 600"):
+            Credentials(good, tmp_path).read()
+    os.chown(secret_file(tmp_path), 4321, -1)
+    with pytest.raises(ConfigError, match="belongs to user 4321.*chown root"):
         Credentials(good, tmp_path).read()
 
 
