@@ -12,7 +12,7 @@ from ngp.cli.client import Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import Column, Progress, Row, clean, field, key, money, print_json, print_result, print_table
 from ngp.cli.verbs import verb_command
-from ngp.errors import UsageError
+from ngp.errors import ConfigError, UsageError
 
 _OPEN_S = 120.0
 _KNOWN = "status, open NEIGHBOUR, tower add PUBKEY@HOST:PORT, tower list, tower remove PUBKEY and connect"
@@ -78,7 +78,24 @@ def command(
         case ("connect",):
             return _connect(place)
         case _:
-            raise click.UsageError(f"known are {_KNOWN}, not {' '.join(words)!r}.")
+            raise click.UsageError(_unknown(words))
+
+
+def _unknown(words: tuple[str, ...]) -> str:
+    """Say what is missing of a command that exists, or which ones do."""
+    match words:
+        case ("open",):
+            return "open whose? ngp lightning open NEIGHBOUR --amount SAT; `ngp neighbours` lists them."
+        case ("open", *_):
+            return f"open takes one NEIGHBOUR, not {' '.join(words[1:])!r}."
+        case ("tower", ("add" | "remove") as deed) | ("tower", ("add" | "remove") as deed, _, *_):
+            return f"tower {deed} takes one {'PUBKEY@HOST:PORT' if deed == 'add' else 'PUBKEY'}."
+        case ("tower", *_):
+            return "tower what? tower add PUBKEY@HOST:PORT, tower list, or tower remove PUBKEY."
+        case (("status" | "connect") as deed, *_):
+            return f"{deed} takes no more words, not {' '.join(words[1:])!r}."
+        case _:
+            return f"known are {_KNOWN}, not {' '.join(words)!r}."
 
 
 def _status(place: Place, as_json: bool) -> int:
@@ -138,5 +155,18 @@ def _connect(place: Place) -> int:
     if not place.state_dir.is_dir():
         raise UsageError(f"{place.state_dir} doesn't exist: make it (mode 0700), or name another by --state-dir")
     where = offline.keep_lnd_uri(uri, place.state_dir)
-    print(f"kept for LND at {where}; restart ngp to use it: sudo ngp stop; sudo ngp start -v")
+    print(f"kept for LND at {where}; {_not_used(place) or 'restart ngp to use it: sudo ngp stop; sudo ngp start -v'}")
     return 0
+
+
+def _not_used(place: Place) -> str:
+    """Say why a URI that was kept isn't used by this net.conf; empty if it is, or if the file can't be read."""
+    try:
+        settings = place.settings()
+    except ConfigError:
+        return ""
+    if settings.payment_module != "lnd":
+        found = f"{place.config_path} has PAYMENT_INTERFACE: {settings.payment_module}"
+        return f"it isn't used yet: {found}; write lnd there, then: sudo ngp stop; sudo ngp start -v"
+    named = "LND_CONNECT" if settings.lnd_connect else "LND_MACAROON" if settings.lnd_macaroon else ""
+    return f"it isn't used: {place.config_path} sets {named}, which comes first; write none there" if named else ""

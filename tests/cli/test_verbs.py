@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ngp.cli import accounts
+from ngp.cli import accounts, lightning
 from ngp.cli.check import _print
 from ngp.cli.show import print_unless_real
 from ngp.core.messages import Role
@@ -173,6 +173,19 @@ def test_bad_usage_is_2_in_one_line(running: Host, words: list[str]) -> None:
 def test_errors_of_several_lines_keep_them(running: Host) -> None:
     bad = running.ngp("reload")
     assert (bad.returncode, bad.stderr) == (3, "ngp: net.conf:1: bad\nngp: net.conf:2: worse\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("open", "open NEIGHBOUR --amount SAT"), ("open 7f3a 7f3b", "one NEIGHBOUR, not '7f3a 7f3b'"),
+        ("tower", "tower add PUBKEY@HOST:PORT, tower list"), ("tower add", "tower add takes one PUBKEY@HOST:PORT"),
+        ("tower remove a b", "tower remove takes one PUBKEY"), ("status now", "no more words, not 'now'"),
+        ("dance", "known are status, open NEIGHBOUR"),
+    ],
+)  # fmt: skip
+def test_a_lightning_command_that_lacks_a_word_is_told_which(words: str, says: str) -> None:
+    assert says in lightning._unknown(tuple(words.split()))
 
 
 def test_a_defect_of_the_daemon_is_1_and_its_details_are_in_the_log_only(running: Host) -> None:
@@ -427,3 +440,24 @@ def test_a_pasted_uri_that_can_not_be_used_is_not_kept_and_not_shown(
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (code, "") and says in done.stderr
     assert "c2Vj" not in done.stderr and not (host.state_dir / "lnd-connect").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("", "it isn't used yet: {path} has PAYMENT_INTERFACE: sandbox; write lnd there"),
+        ("PAYMENT_INTERFACE: lnd\n", "restart ngp to use it"),
+        ("PAYMENT_INTERFACE: lnd\nLND_MACAROON: /etc/ngp/m\n", "it isn't used: {path} sets LND_MACAROON"),
+    ],
+)
+def test_a_pasted_uri_that_net_conf_does_not_use_is_kept_and_said_so(host: Host, lines: str, says: str) -> None:
+    host.state_dir.mkdir(exist_ok=True)
+    host.config.write_text(host.config.read_text() + lines)
+    done = subprocess.run(
+        host.command("lightning", "connect", "--config", str(host.config)),
+        input="lndconnect://192.0.2.1:10009?macaroon=c2VjcmV0\n", cwd=host.folder,
+        env=host.variables(PYTHONPATH=str(ROOT)), text=True, capture_output=True, timeout=LONGEST_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("kept for LND at 192.0.2.1:10009; ")
+    assert says.format(path=host.config) in done.stdout and (host.state_dir / "lnd-connect").exists()
