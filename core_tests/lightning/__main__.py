@@ -3,6 +3,10 @@
 btcd and three LND nodes (alice, bob, carol), each in a network namespace of its own, with channels alice-bob and
 bob-carol; each is a watchtower, too, and takes one. A keeper process holds all of it; `down` ends the keeper, and with
 it everything that `up` made. Nothing is reachable from outside the namespaces, and the coins are worth nothing.
+
+There is one for each user of the machine, whichever checkout brought it up: another checkout's `up` finds it running,
+and its `down` ends it. State and log are in ngp-lightning-lab-UID in the folder for temporary files, the log of the one
+before as log.old.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ STATE, LOCK, LOG = FOLDER / "state.json", FOLDER / "lock", FOLDER / "log"
 
 def main() -> int:
     """Run one verb; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="tools/lightning-lab", description=__doc__.split("\n\n")[1])
+    parser = argparse.ArgumentParser(prog="tools/lightning-lab", description=__doc__.split("\n\n", 1)[1])
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("up", help="start it, or say that it runs (some 30 s; the first time some minutes of building)")
     verbs.add_parser("down", help="end it and remove all that it made")
@@ -81,6 +85,8 @@ def up() -> int:
         print("runs already")
         return status()
     STATE.unlink(missing_ok=True)
+    if LOG.exists():
+        LOG.replace(LOG.with_suffix(".old"))  # why the last one ended may not have been read yet
     with LOG.open("wb") as log:
         keeper = subprocess.Popen(
             [sys.executable, "-m", "core_tests.lightning", "keep"],

@@ -130,7 +130,8 @@ class Btcd(Program):
     def command(self, *words: str) -> list[str]:
         """Say how btcctl is run against it."""
         return [
-            *(*self.prefix, str(self.programs / "btcctl"), f"--{NETWORK}", f"--configfile={self.folder}/none"),
+            # A file of options that isn't there it would make, out of one of root's that isn't there either.
+            *(*self.prefix, str(self.programs / "btcctl"), f"--{NETWORK}", "--configfile=/dev/null"),
             *(f"--rpcuser={RPC_USER}", f"--rpcpass={RPC_PASSWORD}", f"--rpccert={self.certificate}"),
             *(f"--rpcserver={self.address}:{self.rpc_port}", *words),
         ]
