@@ -20,8 +20,10 @@ from ngp.ports import Settlement
 _TABLES = """
 CREATE TABLE IF NOT EXISTS settlements (
     cursor INTEGER PRIMARY KEY, payment_hash BLOB NOT NULL UNIQUE, amount_msat INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS cancelled (payment_hash BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS cancelled (id INTEGER PRIMARY KEY, payment_hash BLOB NOT NULL UNIQUE) STRICT;
 """
+MOST_CANCELLED = 4096
+"""So many of the last cancelled invoices are known; who asks for invoices and never pays shall not fill the disk."""
 
 
 class Journal:
@@ -70,7 +72,10 @@ class Journal:
     def cancel(self, payment_hash: bytes) -> None:
         """Note that an invoice of ours was cancelled."""
         with self._translated():
-            self._connection.execute("INSERT OR IGNORE INTO cancelled VALUES (?)", (payment_hash,))
+            self._connection.execute("INSERT OR IGNORE INTO cancelled (payment_hash) VALUES (?)", (payment_hash,))
+            self._connection.execute(
+                "DELETE FROM cancelled WHERE id <= (SELECT max(id) FROM cancelled) - ?", (MOST_CANCELLED,)
+            )
 
     def keep(self, payment_hash: bytes) -> None:
         """Note that an invoice was not cancelled after all."""

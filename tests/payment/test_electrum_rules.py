@@ -15,7 +15,7 @@ from coincurve import PrivateKey
 from fake_electrum import CHANNEL, LOGIN, NODE, PEER, FakeElectrum, Gone, Refused
 
 from ngp.errors import ConfigError, PaymentError
-from ngp.modules.payment import invoice
+from ngp.modules.payment import electrum_journal, invoice
 from ngp.modules.payment.electrum import POLL_S, ElectrumPayment
 from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import Credentials
@@ -400,3 +400,14 @@ def test_pending_channels_and_the_chain_are_told(tmp_path: Path) -> None:
             assert await payment.chain() == ChainView(seen, synced)
 
     with_electrum(tmp_path, test)
+
+
+def test_invoices_that_nobody_pays_leave_no_more_than_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(electrum_journal, "MOST_CANCELLED", 3)
+    journal = Journal(tmp_path / "a.db")
+    invoices = [bytes([number]) * 32 for number in range(9)]
+    for payment_hash in (*invoices, invoices[-1]):
+        journal.cancel(payment_hash)
+    assert [journal.cancelled(payment_hash) for payment_hash in invoices] == [False] * 6 + [True] * 3
