@@ -232,6 +232,7 @@ BAD_LINES = [
     ("FEE_LIMIT: 101 %", "FEE_LIMIT: '101 %'", "the most is 100 %"),
     ("FEE_LIMIT: 0.00001 %", "FEE_LIMIT: '0.00001 %'", "four decimals"),
     ("FEE_LIMIT: 1 MB", "FEE_LIMIT: '1 MB'", "unknown unit 'MB'"),
+    ("FEE_LIMIT: 1", "FEE_LIMIT: '1'", "write 1 %, 1 sat or 1 msat"),
     ("FEE_LIMIT: -1 %", "FEE_LIMIT: '-1 %'", "negative"),
     ("BUDGET_TOTAL: 99 sat", "PAYMENT_AMOUNT: 100 sat (the default)", "above BUDGET_TOTAL (99 sat)"),
     ("BUDGET_DAY: 20,000 sat", "BUDGET_DAY: '20,000 sat'", "no thousands separator"),

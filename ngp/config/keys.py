@@ -25,6 +25,7 @@ from ngp.config.units import (
     whole_number,
 )
 from ngp.core.settings import FeeLimit
+from ngp.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -80,7 +81,10 @@ def _positive(parse: Callable[[Node], int]) -> Callable[[Node], int]:
 def _fee_limit(text: str) -> FeeLimit:
     """Read a share, of which a sat is always allowed (what most nodes ask for a payment, however small), or a sum."""
     if not text.endswith("%"):
-        return FeeLimit(0, money_msat(text))
+        limit_msat = money_msat(text)
+        if limit_msat and text[-1].isdigit():  # many who write 1 mean 1 %, and a bare number is msat elsewhere
+            raise ConfigError(f"says not what of: write {text} %, {text} sat or {text} msat")
+        return FeeLimit(0, limit_msat)
     share = share_ppm(text)
     return FeeLimit(share, MSAT_PER_SAT if share else 0)
 
