@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from ngp.config import parse
 from ngp.daemon import offline
 from ngp.modules.payment import node_key
@@ -22,3 +24,31 @@ def test_the_sandboxs_node_is_named_by_its_key(tmp_path: Path) -> None:
     key = node_key.load_or_make(tmp_path / "sandbox.key")
     (check, *_) = offline.check_payment(SETTINGS, tmp_path)
     assert check.ok and f"node {key.public_key.format().hex()}; not real money" in check.found
+
+
+@pytest.mark.parametrize(
+    ("macaroon", "says"),
+    [("none", "no macaroon to use LND with"), ("shown", "chmod 600"), ("gone", "can't be read"), ("empty", "bake one")],
+)
+def test_what_an_error_says_of_its_remedy_is_not_contradicted(tmp_path: Path, macaroon: str, says: str) -> None:
+    (tmp_path / "empty").touch(0o600)
+    (tmp_path / "shown").write_bytes(b"x")
+    (tmp_path / "shown").chmod(0o644)
+    text = f"MESH_INTERFACES: eth1\nPAYMENT_INTERFACE: lnd\nLND_CERT: system\nLND_MACAROON: {macaroon}\n"
+    (check,) = offline.check_payment(parse(text, tmp_path / "net.conf"), tmp_path)
+    assert not check.ok and says in check.found and not check.remedy
+
+
+def test_a_node_that_does_not_answer_in_time_is_named_by_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent:
+        async def wait_ready(self) -> None:
+            raise TimeoutError
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr(offline.main, "make_payment", lambda *_: Silent())
+    text = "MESH_INTERFACES: eth1\nPAYMENT_INTERFACE: lnd\nLND_HOST: foo:10009\n"
+    (check,) = offline.check_payment(parse(text, tmp_path / "net.conf"), tmp_path)
+    assert "at foo:10009 (LND_HOST)" in check.found and check.remedy

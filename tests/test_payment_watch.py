@@ -64,7 +64,7 @@ def test_what_may_not_be_done_with_the_node_is_logged_at_once_and_once(
 
     asyncio.run(scenario())
     told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-    assert told == ["LND's macaroon does not allow SendPaymentV2; lncli bakemacaroon"] * spends
+    assert told == ["LND's macaroon: does not allow SendPaymentV2; lncli bakemacaroon"] * spends
 
 
 def test_settlements_come_behind_the_last_one_whenever_the_node_can_be_asked() -> None:

@@ -124,7 +124,7 @@ class ElectrumPayment(ElectrumUpkeep):
         try:
             door = self._wallet.door()
         except ConfigError as error:
-            return [Check(_LOGIN, False, str(error), "see net.conf at ELECTRUM_HOST")]
+            return [Check(_LOGIN, False, str(error))]  # it says itself what mends it
         if door.leaves_unencrypted:
             found = f"goes to {door.where} unencrypted, and whoever has it can spend all that the wallet has"
             return [Check(_LOGIN, False, found, "run Electrum on this machine, or reach it through a tunnel")]

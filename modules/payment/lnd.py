@@ -27,7 +27,7 @@ from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_channel import channel
 from ngp.modules.payment.lnd_client import LndClient, LndError
-from ngp.modules.payment.lnd_connect import Credentials, store_uri
+from ngp.modules.payment.lnd_connect import Credentials, NoMacaroonError, store_uri
 from ngp.modules.payment.lnd_upkeep import LndUpkeep, key_bytes
 from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
@@ -143,7 +143,13 @@ class LndPayment(LndUpkeep):
         methods = macaroon.needed(spends)
         line = macaroon.bake_line([*methods, *client.TO_TELL])
         try:
-            rights = macaroon.read(self._client.macaroon())
+            given = self._client.macaroon()
+        except NoMacaroonError as error:
+            return [Check(_RIGHTS, False, str(error), line)]
+        except ConfigError as error:  # it says itself what mends it
+            return [Check(_RIGHTS, False, str(error))]
+        try:
+            rights = macaroon.read(given)
         except ConfigError as error:
             return [Check(_RIGHTS, False, str(error), line)]
         if missing := rights.missing(methods):

@@ -23,6 +23,8 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # A name server that is away is told as such before `ngp check` loses patience (5 s); gRPC's own limit is minutes.
+    ("grpc.dns_ares_query_timeout", 4_000),
     # LND's answer with some hundred invoices can be larger than gRPC's default.
     ("grpc.max_receive_message_length", 64 << 20),
 )
@@ -233,8 +235,8 @@ class LndClient:
 
     def _translated(self, error: grpc.aio.AioRpcError, name: str) -> LndError:
         code, detail = error.code(), error.details() or ""
-        target = self._connection.target if self._connection is not None else "?"
-        told = LndError(code, detail, _explained(code, detail, target, name))
+        assert self._connection is not None  # it was called
+        told = LndError(code, detail, _explained(code, detail, self._connection, name))
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED):
             self._doubted = True
         if "macaroon" in detail or told.forbidden:  # it may have been baked anew in place
@@ -267,13 +269,13 @@ def _serialized(question: _Message) -> bytes:
     return question.SerializeToString()
 
 
-def _explained(code: grpc.StatusCode, detail: str, target: str, name: str) -> str:
+def _explained(code: grpc.StatusCode, detail: str, connection: Connection, name: str) -> str:
     """Say what is wrong at which node, and what to do."""
-    lower = detail.lower()
-    if code is grpc.StatusCode.UNAVAILABLE and ("ssl" in lower or "handshake" in lower or "certificate" in lower):
-        return f"LND at {target} shows another certificate than the one we know: set LND_CERT to its new tls.cert"
+    lower, target = detail.lower(), connection.target
     if code is grpc.StatusCode.UNAVAILABLE:
-        return f"LND at {target} doesn't answer: is it running, and is LND_HOST right? ({detail})"
+        return _unavailable(lower, connection) or (
+            f"LND at {target} doesn't answer: is it running, and is LND_HOST right? ({detail})"
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"LND at {target} took too long to answer {name}; it is asked again"
     if "wallet locked" in lower or (code is grpc.StatusCode.UNIMPLEMENTED and "unknown service" in lower):
@@ -281,8 +283,34 @@ def _explained(code: grpc.StatusCode, detail: str, target: str, name: str) -> st
     if "permission denied" in lower:
         return f"the macaroon does not allow {name} at LND {target}: {_rights_remedy(name)}"
     if code is grpc.StatusCode.UNAUTHENTICATED or "macaroon" in lower:
-        return f"LND at {target} refuses our macaroon ({detail}): bake one anew, see `ngp check`"
+        return (
+            f"LND at {target} refuses the macaroon of {connection.macaroon_from} ({detail}): it is another node's, was "
+            "revoked or has run out; bake one at this node (operator's guide, Real money), and give it there"
+        )
     return f"LND at {target} refuses {name}: {detail or code.name}"
+
+
+def _unavailable(lower: str, connection: Connection) -> str:
+    """Say why a connection didn't come about, as far as gRPC's words (BoringSSL's, c-ares') tell; "" if they don't."""
+    target, known_from = connection.target, connection.certificate_from
+    if "certificate_verify_failed" in lower or "hostname verification" in lower:
+        if connection.certificate:
+            return (
+                f"LND at {target} shows another certificate than the one we know from {known_from}: if LND has made a "
+                "new one, set LND_CERT to its tls.cert, or paste a new URI"
+            )
+        return (
+            f"LND at {target} shows a certificate that this system doesn't trust, and {known_from} names no other: set "
+            "LND_CERT to its tls.cert, or paste a URI that holds it"
+        )
+    if "handshake" in lower or "ssl" in lower:
+        return (
+            f"what listens at {target} doesn't answer as LND's gRPC does: is the port that of rpclisten in lnd.conf "
+            "(10009 if it says nothing; 9735 is for peers, 8080 for REST)?"
+        )
+    if "errors resolving" in lower or "dns resolution failed" in lower:
+        return f"LND at {target} isn't found, as its name has no address here: is LND_HOST right, and does DNS answer?"
+    return ""
 
 
 def _rights_remedy(name: str) -> str:

@@ -32,6 +32,10 @@ HOW = (
 )
 
 
+class NoMacaroonError(ConfigError):
+    """There is none yet: the next step is to bake one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """An LND node's address and credentials as they are now.
@@ -40,11 +44,14 @@ class Connection:
         target: `host:port` of its gRPC server.
         certificate: PEM to be trusted, and no other; empty: those of the system.
         macaroon: what it allows us, serialized; secret.
+        certificate_from, macaroon_from: the settings or files that they were read from, for errors.
     """
 
     target: str
     certificate: bytes
     macaroon: bytes = field(repr=False)
+    certificate_from: str = field(default="", compare=False)
+    macaroon_from: str = field(default="", compare=False)
 
     def certificate_name(self) -> str | None:
         """Return a name that the pinned certificate bears.
@@ -88,21 +95,25 @@ class Credentials:
         if macaroon is None:
             where = self._usual_certificate()
             found = f"an LND node's certificate is at {where}" if where else "no LND node is in its usual place"
-            raise ConfigError(f"no macaroon to use LND with ({found}): {HOW}")
-        return Connection(target, self._certificate(target), _macaroon_file(Path(macaroon).expanduser()))
+            raise NoMacaroonError(f"no macaroon to use LND with ({found}): {HOW}")
+        path = Path(macaroon).expanduser()
+        certificate, known_from = self._certificate()
+        return Connection(target, certificate, _macaroon_file(path), known_from, f"LND_MACAROON {path}")
 
-    def _certificate(self, target: str) -> bytes:
+    def _certificate(self) -> tuple[bytes, str]:
+        """Return what to trust, and where that is known from."""
         named = self._options.get("LND_CERT")
         if named is None:
             usual = self._usual_certificate()
             if usual is None:
                 raise ConfigError(f"LND_CERT is not set, and no tls.cert is in {', '.join(USUAL_FOLDERS)}: {HOW}")
             found = secret_file.read_any(usual, str(usual))
-            return _checked_pem(found, str(usual))  # LND may be writing it anew just now
+            return _checked_pem(found, str(usual)), str(usual)  # LND may be writing it anew just now
         if named == "system":
-            return b""
+            return b"", "LND_CERT: system"
         path = Path(named).expanduser()
-        return _checked_pem(secret_file.read_any(path, f"LND_CERT {path}"), f"LND_CERT {path}")
+        known_from = f"LND_CERT {path}"
+        return _checked_pem(secret_file.read_any(path, known_from), known_from), known_from
 
     @staticmethod
     def _usual_certificate() -> Path | None:
@@ -143,7 +154,7 @@ def parse_uri(text: str, where: str) -> Connection:
         raise ConfigError(f"{where}: the URI is damaged (not base64url); paste the whole of it") from None
     if not macaroon:
         raise ConfigError(f"{where}: the URI's macaroon is empty")
-    return Connection(target, _checked_pem(pem, where) if pem else b"", macaroon)
+    return Connection(target, _checked_pem(pem, where) if pem else b"", macaroon, where, where)
 
 
 def store_uri(text: str, state_dir: Path) -> Connection:
@@ -179,7 +190,7 @@ def _base64url(text: str) -> bytes:
 def _macaroon_file(path: Path) -> bytes:
     content = secret_file.read(path, f"LND_MACAROON {path}")
     if not content:
-        raise ConfigError(f"LND_MACAROON {path} is empty: bake one anew")
+        raise NoMacaroonError(f"LND_MACAROON {path} is empty: bake one anew")
     try:
         return bytes.fromhex(content.decode("ascii").strip())  # some hand it out in hexadecimal
     except ValueError:

@@ -108,10 +108,16 @@ def check_payment(settings: Settings, state_dir: Path) -> list[Check]:
         try:
             return asyncio.run(_ask_payment(settings, state_dir if usable else Path(scratch), why_unknown))
         except TimeoutError:
-            found = f"{settings.payment_module}: not ready within {_READY_S:g} s"
-        except (NgpError, OSError) as error:
-            found = f"{settings.payment_module}: {error}"
-    return [Check("payment", False, found, "start the payment node, or correct PAYMENT_INTERFACE in net.conf")]
+            found = f"{settings.payment_module}: not ready within {_READY_S:g} s{_sought_at(settings)}"
+            return [Check("payment", False, found, "start the payment node, or correct its place in net.conf")]
+        except (NgpError, OSError) as error:  # it says itself what mends it; another remedy would contradict it
+            return [Check("payment", False, f"{settings.payment_module}: {error}")]
+
+
+def _sought_at(settings: Settings) -> str:
+    places = {"lnd": ("LND_HOST", settings.lnd_host), "electrum": ("ELECTRUM_HOST", settings.electrum_host)}
+    key, place = places.get(settings.payment_module, ("", None))
+    return f" at {place} ({key})" if place else ""
 
 
 def keep_lnd_uri(uri: str, state_dir: Path) -> str:

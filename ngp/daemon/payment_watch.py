@@ -62,7 +62,7 @@ class PaymentWatch:
     async def _warn_of_lacks(self) -> None:
         """Log, once, what we may not do with the node: else the first payment would tell, which may come after days."""
         lacks = [one for one in await self._payment.check(self._world.settings.spends) if not one.ok]
-        found = [f"{one.name} {one.found}; {one.remedy}" for one in lacks]
+        found = ["; ".join(filter(None, (f"{one.name}: {one.found}", one.remedy))) for one in lacks]
         for line in found:
             if line not in self._warned_of:
                 _log.warning("%s", line)

@@ -27,7 +27,7 @@ class Given:
     macaroon: bytes = OLD
 
     def read(self) -> Connection:
-        return Connection(self.target, b"", self.macaroon)
+        return Connection(self.target, b"", self.macaroon, "LND_CERT: system", "LND_MACAROON /etc/ngp/m")
 
 
 class Node(grpc.GenericRpcHandler):
@@ -75,7 +75,7 @@ def test_a_stream_under_which_the_credentials_change_ends_as_if_the_node_had_gon
             client, began = LndClient(given), asyncio.Event()  # type: ignore[arg-type]
             following = asyncio.create_task(follow(client, began))
             await began.wait()
-            with pytest.raises(LndError, match="refuses our macaroon"):
+            with pytest.raises(LndError, match="refuses the macaroon of LND_MACAROON"):
                 await client.call(GET_INFO, pb.GetInfoRequest())
             given.macaroon = NEW
             await client.call(GET_INFO, pb.GetInfoRequest())
@@ -119,5 +119,36 @@ def test_a_macaroon_that_was_looked_at_is_the_one_in_use() -> None:
             with pytest.raises(LndError, match="does not allow GetInfo"):
                 await client.call(GET_INFO, pb.GetInfoRequest())
             await client.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("pinned", "detail", "says"),
+    [
+        (b"pem", "Tls handshake failed: CERTIFICATE_VERIFY_FAILED", "than the one we know from from"),
+        (b"", "Tls handshake failed: CERTIFICATE_VERIFY_FAILED", "this system doesn't trust, and from names no other"),
+        (b"", "Hostname Verification Check failed.", "this system doesn't trust"),
+        (b"pem", "Handshake read failed (Socket closed)", "is the port that of rpclisten"),
+        (b"pem", "Tls handshake failed: WRONG_VERSION_NUMBER", "is the port that of rpclisten"),
+        (b"pem", "errors resolving foo:1: DNS query cancelled", "its name has no address here"),
+        (b"pem", "Connection refused", "doesn't answer: is it running"),
+    ],
+)
+def test_a_connection_that_does_not_come_about_is_told_by_its_cause(pinned: bytes, detail: str, says: str) -> None:
+    given = Connection("foo:1", pinned, OLD, "from", "from")
+    assert says in lnd_client._explained(grpc.StatusCode.UNAVAILABLE, detail, given, "GetInfo")
+
+
+def test_a_port_without_tls_and_a_name_without_address_are_told_apart() -> None:
+    async def scenario() -> None:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        for place, says in ((f"127.0.0.1:{port}", "rpclisten"), ("nowhere.invalid:10009", "no address")):
+            client = LndClient(Given(place))  # type: ignore[arg-type]
+            with pytest.raises(LndError, match=says):
+                await client.call(GET_INFO, pb.GetInfoRequest())
+            await client.close()
+        server.close()
 
     asyncio.run(scenario())

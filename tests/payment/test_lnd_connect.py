@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime
 import os
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ngp.errors import ConfigError
+from ngp.modules.payment.lnd import LndPayment
 from ngp.modules.payment.lnd_connect import Credentials, parse_uri, store_uri
 
 SECRET = b"\x02\x01\x03lnd-secret-macaroon"
@@ -152,3 +154,13 @@ def test_nothing_said_names_every_way_to_say_it(tmp_path: Path, monkeypatch: pyt
 
 def test_a_connection_is_shown_without_its_macaroon() -> None:
     assert SECRET.hex() not in repr(parse_uri(uri(), "x")) and repr(SECRET)[2:-1] not in repr(parse_uri(uri(), "x"))
+
+
+def test_each_error_of_a_macaroon_is_mended_by_its_own_remedy(tmp_path: Path) -> None:
+    (tmp_path / "tls.cert").write_bytes(certificate())
+    options = {"LND_CERT": str(tmp_path / "tls.cert"), "LND_MACAROON": str(tmp_path / "ngp.macaroon")}
+    payment = LndPayment(tmp_path, options)
+    for content, mode, says, bakes in ((SECRET, 0o644, "chmod 600", False), (b"", 0o600, "is empty", True)):
+        secret_file(tmp_path, content, mode)
+        (found,) = asyncio.run(payment.check(spends=True))
+        assert not found.ok and says in found.found and found.remedy.startswith("lncli bakemacaroon") is bakes
