@@ -139,20 +139,26 @@ def test_another_certificate_is_refused_until_it_is_given(network: LightningNetw
     asyncio.run(scenario())
 
 
-def test_a_macaroon_without_a_right_is_named_with_the_remedy(network: LightningNetwork, tmp_path: Path) -> None:
+def test_a_macaroon_without_a_right_is_named_with_the_remedy_which_works_at_once(
+    network: LightningNetwork, tmp_path: Path
+) -> None:
     async def scenario() -> None:
         node = network.node(ALICE)
-        payment = LndPayment(tmp_path, options(node, node.admin_macaroon.with_name("readonly.macaroon")))
+        given = tmp_path / "ngp.macaroon"
+        shutil.copy(node.admin_macaroon.with_name("readonly.macaroon"), given)
+        payment = LndPayment(tmp_path, options(node, given))
         assert (await payment.info()).network == "regtest"
         with pytest.raises(PaymentError, match="does not allow AddInvoice"):
             await payment.create_invoice(1000, "", 60)
         (line,) = await payment.check(spends=True)
         assert not line.ok and "AddInvoice" in line.found and "SendPaymentV2" in line.found
-        await payment.close()
-        words = line.remedy.replace("ngp.macaroon", str(tmp_path / "ngp.macaroon")).split()
+        async with modules(tmp_path, [network.node(BOB)]) as (bob,):
+            asked = await bob.create_invoice(20_000, "", 600)
+        refused = await payment.pay(asked.bolt11, 0, 20)
+        assert refused.status is PaymentStatus.FAILED and "does not allow SendPaymentV2" in refused.reason
+        words = line.remedy.replace("ngp.macaroon", str(given)).split()
         done = await asyncio.to_thread(node.control, *words[1:])
         assert done.returncode == 0, done.stderr
-        payment = LndPayment(tmp_path, options(node, tmp_path / "ngp.macaroon"))
         assert [one.ok for one in await payment.check(spends=True)] == [True]
         made = await payment.create_invoice(1000, "", 60)
         await payment.cancel_invoice(made.payment_hash)
