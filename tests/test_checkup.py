@@ -12,6 +12,7 @@ import pytest
 
 from ngp.config import parse
 from ngp.core.values import Check
+from ngp.core.world import Neighbour
 from ngp.daemon import checkup
 
 RUNNING = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
@@ -53,3 +54,20 @@ def test_the_payment_node_as_far_as_it_can_be_seen(
 
     (found,) = asyncio.run(checkup.payment(RUNNING, replace(RUNNING, **changed), Node(), why_not))  # type: ignore[arg-type]
     assert found.ok is is_well and said in found.found
+
+
+def test_neighbours_on_another_payment_network_are_a_warning() -> None:
+    def found(*networks: str, up: bool = True) -> list[Check]:
+        known = {
+            ("eth1", bytes([number])): Neighbour(bytes([number]) * 32, ("eth1", b""), 1, network=network, up=up)
+            for number, network in enumerate(networks)
+        }
+        world: Any = SimpleNamespace(means=SimpleNamespace(network="regtest"), by_link=known)
+        return checkup.neighbours(world)
+
+    assert found("regtest", "") == found("sandbox", up=False) == []
+    (warned,) = found("regtest", "sandbox")
+    assert warned.ok and "PAYMENT_INTERFACE" in warned.remedy
+    assert warned.found == "no trade with 0101010101010101 on 'sandbox': we pay on 'regtest'"
+    (many,) = found(*["sandbox"] * 200)
+    assert many.found.count("sandbox") == 3 and "and 197 more" in many.found

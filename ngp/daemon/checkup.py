@@ -7,14 +7,17 @@ not open files for it.
 
 from __future__ import annotations
 
+from ngp import identity
 from ngp.config import changes
 from ngp.core.settings import Settings
 from ngp.core.values import Check
+from ngp.core.world import World
 from ngp.daemon import lightning
 from ngp.daemon.desired import look_at_host, missing_names
 from ngp.errors import PaymentError
 from ngp.ports import Network, Payment
 
+_NAMED = 3
 _SEE_STATUS = "the daemon goes on trying; see ngp status"
 
 
@@ -45,6 +48,18 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
     said = f"ACCOUNT_ID is {wanted.account_id}, the payment node is {found}"
     remedy = "connect the right node, or change ACCOUNT_ID"
     return [Check("payment", wanted.account_id == found, said, remedy), *rights]
+
+
+def neighbours(world: World) -> list[Check]:
+    """Warn of neighbours that can't trade with us, since their payments are on another network than ours."""
+    ours = world.means.network
+    foreign = [one for one in world.by_link.values() if one.up and one.network not in ("", ours)]
+    if not foreign:
+        return []
+    named = ", ".join(f"{identity.short_text(one.identity)} on {one.network!r}" for one in foreign[:_NAMED])
+    more = f", and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
+    found = f"no trade with {named}{more}: we pay on {ours!r}"
+    return [Check("neighbours", True, found, "PAYMENT_INTERFACE, or the node behind it, on one of the two")]
 
 
 def refuse_other_node(settings: Settings, account_id: str) -> None:

@@ -122,7 +122,7 @@ class Handlers:
             wanted = await asyncio.to_thread(parse, text, Path(str(arguments.get("path"))))
         checks = checkup.network(wanted, node.parts.network, node.host.node_addresses)
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
-        checks += payment
+        checks += [*payment, *checkup.neighbours(self._world)]
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
         checks.append(checkup.effect(node.settings, wanted))
         kinds = {**{one.name: "payment" for one in payment}, "ledger": "ledger"}
