@@ -141,7 +141,7 @@ class LndPayment(LndUpkeep):
     async def check(self, spends: bool) -> list[Check]:
         """Say whether the macaroon allows what is needed, and what more; asks the file, not the node."""
         methods = macaroon.needed(spends)
-        line = macaroon.bake_line([*methods, *client.TO_TELL])
+        line = f"{macaroon.bake_line([*methods, *client.TO_TELL])}; chmod 600 ngp.macaroon"  # lncli leaves it 0644
         try:
             given = self._client.macaroon()
         except NoMacaroonError as error:

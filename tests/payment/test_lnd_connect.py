@@ -164,3 +164,4 @@ def test_each_error_of_a_macaroon_is_mended_by_its_own_remedy(tmp_path: Path) ->
         secret_file(tmp_path, content, mode)
         (found,) = asyncio.run(payment.check(spends=True))
         assert not found.ok and says in found.found and found.remedy.startswith("lncli bakemacaroon") is bakes
+        assert found.remedy.endswith("; chmod 600 ngp.macaroon") is bakes  # as lncli writes it, it would be refused
