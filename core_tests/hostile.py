@@ -218,9 +218,11 @@ class Crowd:
     def _receive(self) -> None:
         while True:
             try:
-                datagram = self.udp.recv(2048)
+                datagram, (address, _) = self.udp.recvfrom(2048)
             except BlockingIOError:
                 return
+            if address != self.victim_address:
+                continue  # another daemon's hello: taken for the victim's, all that follows would go to that one
             for persona in self.personas:
                 persona.take(datagram)
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("lnd channels")
 T = TypeVar("T")
 AWAY, PEER, TOWER = "away", "peer", "tower"
 (TOWER_PORT,) = free_ports(1)
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0  # LND tries a tower again after a pause that doubles
 SIZE_SAT, PUSH_SAT, PAID_MSAT = 3_000_000, 1_000_000, 500_000_000
 
 
