@@ -20,6 +20,7 @@ from ngp.core.pricing import SAT_MSAT
 # LND, killed while it hands a payment on, may call it on its way for ever (lightningnetwork/lnd#5152); the next top-up
 # comes when that one's invoice is withdrawn.
 STUCK_S = OPEN_S + 60
+BACKUP_S = 150  # LND looks for a tower again after pauses that double
 
 
 def test_traffic_is_paid_by_real_invoices_and_all_books_agree(lab: Lab) -> None:
@@ -150,7 +151,9 @@ def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab
         (neighbour,) = trade.gateway.json("neighbours")
         carried = trade.gateway.json("status")["counters"]["kernel"]["lane_bytes"]
         assert carried > neighbour["lane_bytes"] > 0  # while its daemon wasn't known yet, and then on its own lane
-        await_until(lambda: lightning(made)["watchtowers"]["backups"] > 0, 60, "states of before the payment backed up")
+        await_until(
+            lambda: lightning(made)["watchtowers"]["backups"] > 0, BACKUP_S, "states of before the payment backed up"
+        )
         (shown,) = lightning(made)["watchtowers"]["towers"]
         assert (shown["tower"], shown["addresses"]) == (tower, [f"{made.earning.address}:{TOWER_PORT}"])
         listed = trade.client.cli("lightning", "tower", "list")

@@ -71,6 +71,9 @@ def test_a_tower_is_added_listed_and_has_sessions(network: LightningNetwork, tmp
                 await away.add_tower(key[:-2], "127.0.0.1")
             for _ in range(2):  # again is no error
                 await away.add_tower(key, f"127.0.0.1:{TOWER_PORT}")
+        network.node(AWAY).kill9()  # it looks for a tower at its start, and then after pauses that double, up to 5 min
+        network.node(AWAY).start()
+        async with modules(tmp_path, [network.node(AWAY)]) as (away,):
             (tower,) = (await until(away.watch, lambda watch: watch.watched)).towers
             assert (tower.key, tower.addresses, tower.used) == (key, (f"127.0.0.1:{TOWER_PORT}",), True)
 
