@@ -28,12 +28,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from ngp.core.pricing import SAT_MSAT
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import invoice, node_key
 from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import ElectrumError
 from ngp.modules.payment.electrum_upkeep import ElectrumUpkeep
-from ngp.modules.payment.electrum_wallet import COIN_SAT, NOT_LOADED, SAT_MSAT, ElectrumWallet, btc
+from ngp.modules.payment.electrum_wallet import COIN_SAT, NOT_LOADED, ElectrumWallet, btc
 from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
     UNKNOWN_PAYMENT,

@@ -9,7 +9,6 @@ from ngp.modules.payment import electrum_rpc as rpc
 from ngp.modules.payment.electrum_rpc import ElectrumError, ElectrumRpc
 
 NOT_LOADED = "wallet not loaded"
-SAT_MSAT = 1_000
 COIN_SAT = 100_000_000
 
 

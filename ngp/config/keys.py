@@ -15,7 +15,6 @@ from ngp.config import destinations, values
 from ngp.config.document import Node, Scalar, refuse
 from ngp.config.units import (
     ALL_MONEY_MSAT,
-    MSAT_PER_SAT,
     data_bytes,
     data_rate_bytes_s,
     money_msat,
@@ -24,6 +23,7 @@ from ngp.config.units import (
     time_s,
     whole_number,
 )
+from ngp.core.pricing import SAT_MSAT
 from ngp.core.settings import FeeLimit
 from ngp.errors import ConfigError
 
@@ -86,7 +86,7 @@ def _fee_limit(text: str) -> FeeLimit:
             raise ConfigError(f"says not what of: write {text} %, {text} sat or {text} msat")
         return FeeLimit(0, limit_msat)
     share = share_ppm(text)
-    return FeeLimit(share, MSAT_PER_SAT if share else 0)
+    return FeeLimit(share, SAT_MSAT if share else 0)
 
 
 def _rate(node: Node) -> int:

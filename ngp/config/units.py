@@ -12,11 +12,10 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 
-from ngp.core.pricing import BYTES_PER_KILOBYTE, GIB, KILOBYTES_PER_GIB, show_price
+from ngp.core.pricing import BYTES_PER_KILOBYTE, GIB, KILOBYTES_PER_GIB, SAT_MSAT, show_price
 from ngp.errors import ConfigError
 
-MSAT_PER_SAT = 1000
-ALL_MONEY_MSAT = 21_000_000 * 100_000_000 * MSAT_PER_SAT  # all the bitcoin there will ever be
+ALL_MONEY_MSAT = 21_000_000 * 100_000_000 * SAT_MSAT  # all the bitcoin there will ever be
 MOST_PRICE_MSAT_PER_GIB = 1_000_000 * KILOBYTES_PER_GIB  # 1,000 sat a kilobyte: above it, a slip of the pen
 MOST_DATA_BYTES = 1 << 50
 _PPM_PER_PERCENT = 10_000
@@ -40,7 +39,7 @@ TIME_UNITS: Mapping[str, int] = {
     "week": 604800, "weeks": 604800,
     "month": MONTH_S, "months": MONTH_S,
 }  # fmt: skip
-MONEY_UNITS: Mapping[str, int] = {"msat": 1, "sat": MSAT_PER_SAT}
+MONEY_UNITS: Mapping[str, int] = {"msat": 1, "sat": SAT_MSAT}
 PRICE_UNITS: Mapping[str, Fraction] = {
     f"{money}{per}": Fraction(factor * GIB, size)
     for money, factor in MONEY_UNITS.items()
@@ -152,7 +151,7 @@ def _whole(amount: Fraction, most: int, unit: str, most_shown: str) -> int:
 
 def show_money(msat: int) -> str:
     """Write an amount in sat where it is whole, else in msat."""
-    return f"{msat} msat" if msat % MSAT_PER_SAT else f"{msat // MSAT_PER_SAT} sat"
+    return f"{msat} msat" if msat % SAT_MSAT else f"{msat // SAT_MSAT} sat"
 
 
 def show_data(size_bytes: int) -> str:

@@ -13,7 +13,7 @@ from ngp.core.account import Account
 from ngp.core.effects import CancelInvoice, MakeInvoice, Persist
 from ngp.core.events import ChannelsSeen, InvoiceFailed, InvoiceMade
 from ngp.core.messages import Invoice, Refund, Reject, RejectReason, Role
-from ngp.core.pricing import SAT_MSAT
+from ngp.core.pricing import ceil_to_sat_msat
 from ngp.core.reach import Bounds, Reach
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.timers import Due
@@ -53,7 +53,7 @@ def top_up_msat(world: World, account: Account, bounds: Bounds) -> int:
     amount = max(amount, -account.balance_msat)
     if account.most_asked_msat:  # what it owes as well: else a debt above its limits would never be paid
         amount = min(amount, account.most_asked_msat)
-    return bounds.fit_msat(-(-amount // SAT_MSAT) * SAT_MSAT)
+    return bounds.fit_msat(ceil_to_sat_msat(amount))
 
 
 def top_up_if_low(world: World, account: Account) -> None:

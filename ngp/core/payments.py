@@ -13,7 +13,7 @@ from ngp.core.account import Account, Patience
 from ngp.core.budget import broken_limit, room_msat
 from ngp.core.effects import PayInvoice, Persist, TrackPayment
 from ngp.core.messages import Invoice, Paid, Reject, RejectReason, Role
-from ngp.core.pricing import SAT_MSAT
+from ngp.core.pricing import floor_to_sat_msat
 from ngp.core.reach import Bounds
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.timers import Due
@@ -137,7 +137,7 @@ def _unsendable(
 
 def _worth_asking(amount_msat: int, bounds: Bounds) -> int:
     """Return what we would pay instead, in whole sat, or 0 where that is no payment."""
-    whole = amount_msat // SAT_MSAT * SAT_MSAT
+    whole = floor_to_sat_msat(amount_msat)
     return whole if whole >= bounds.least_msat else 0
 
 

@@ -49,6 +49,16 @@ def amount_due_msat(used_bytes: int, prices: PriceSchedule) -> int:
     return -(-total // GIB)
 
 
+def floor_to_sat_msat(amount_msat: int) -> int:
+    """Return the largest amount of whole sat that is no more."""
+    return amount_msat // SAT_MSAT * SAT_MSAT
+
+
+def ceil_to_sat_msat(amount_msat: int) -> int:
+    """Return the smallest amount of whole sat that is no less."""
+    return -(-amount_msat // SAT_MSAT) * SAT_MSAT
+
+
 def affordable_bytes(amount_msat: int, from_bytes: int, upto_bytes: int, prices: PriceSchedule) -> int:
     """Find how far an amount carries a contract that stands at `from_bytes`.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ngp.core.pricing import SAT_MSAT
+from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, floor_to_sat_msat
 from ngp.core.values import NO_LIMIT_MSAT, Channel, ChannelEnd
 
 _REMEDY = "; ngp lightning status"
@@ -30,7 +30,7 @@ class Bounds:
     """
 
     least_msat: int = SAT_MSAT
-    most_msat: int = NO_LIMIT_MSAT // SAT_MSAT * SAT_MSAT
+    most_msat: int = floor_to_sat_msat(NO_LIMIT_MSAT)
     dust_msat: int = 0
     routed: bool = False
     why_not: str = ""
@@ -93,9 +93,9 @@ def left_msat(channel: Channel, ours: bool) -> int:
 
 def _of_channel(channel: Channel, ours: bool) -> Bounds:
     end: ChannelEnd = channel.our_end if ours else channel.their_end
-    least = max(SAT_MSAT, -(-end.least_htlc_msat // SAT_MSAT) * SAT_MSAT)
+    least = max(SAT_MSAT, ceil_to_sat_msat(end.least_htlc_msat))
     dust = max(channel.our_end.dust_msat, channel.their_end.dust_msat)
-    return Bounds(least, left_msat(channel, ours) // SAT_MSAT * SAT_MSAT, dust)
+    return Bounds(least, floor_to_sat_msat(left_msat(channel, ours)), dust)
 
 
 def _why_not(direct: Sequence[Channel], who: str, ours: bool, others: bool) -> str:

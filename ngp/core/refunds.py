@@ -23,7 +23,7 @@ from ngp.core.effects import MakeInvoice
 from ngp.core.invoices import INVOICE_EXPIRY_S, send_invoice, withdraw
 from ngp.core.messages import Refund, Reject, RejectReason, Role
 from ngp.core.payments import MOST_INVOICE_EXPIRY_S, names_its_payee, pay, told_again
-from ngp.core.pricing import SAT_MSAT
+from ngp.core.pricing import SAT_MSAT, floor_to_sat_msat
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
 from ngp.core.settings import Budgets
 from ngp.core.topups import receivable, sendable
@@ -56,7 +56,7 @@ def refundable_msat(account: Account) -> int:
 def offerable_msat(world: World, account: Account) -> int:
     """Return what can be offered in one payment, in whole sat; 0 where that is no payment."""
     bounds = sendable(world, account.identity)
-    amount = min(refundable_msat(account) // SAT_MSAT * SAT_MSAT, bounds.most_msat)
+    amount = min(floor_to_sat_msat(refundable_msat(account)), bounds.most_msat)
     return amount if amount >= bounds.least_msat and not bounds.why_not else 0
 
 
@@ -210,7 +210,7 @@ def _unpayable(
     who = account.identity.hex()[:8]
     world.log(f"refund of {amount_msat} msat to {who} not paid: {limits[0]}", logging.WARNING)
     room = min(room_msat(budgets, spent, account.identity, now_s) for _, budgets, spent in purses)
-    return RejectReason.BUDGET, world.settings.fee_limit.fits_msat(room) // SAT_MSAT * SAT_MSAT
+    return RejectReason.BUDGET, floor_to_sat_msat(world.settings.fee_limit.fits_msat(room))
 
 
 def _half(budgets: Budgets) -> Budgets:
@@ -279,7 +279,7 @@ def _take_back(world: World, neighbour: Neighbour, refund: Refund) -> bool:
 
 def _ask_invoice(world: World, account: Account, amount_msat: int) -> None:
     bounds = receivable(world, account.identity)
-    amount = min(amount_msat // SAT_MSAT * SAT_MSAT, bounds.most_msat)
+    amount = min(floor_to_sat_msat(amount_msat), bounds.most_msat)
     if bounds.why_not:
         world.log(f"no refund can be received from {account.identity.hex()[:8]}: {bounds.why_not}", logging.WARNING)
     elif amount >= bounds.least_msat:

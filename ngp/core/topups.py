@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from ngp.core.account import Account
 from ngp.core.messages import Role
-from ngp.core.pricing import SAT_MSAT
+from ngp.core.pricing import ceil_to_sat_msat, floor_to_sat_msat
 from ngp.core.reach import UNBOUNDED, Bounds
 from ngp.core.world import World
 
@@ -34,7 +34,7 @@ def sendable(world: World, identity: bytes) -> Bounds:
         return _with_least(world, UNBOUNDED)
     bounds = world.reach.sends(_payee(world, identity), identity.hex()[:8])
     if bounds.routed:
-        most = world.settings.fee_limit.fits_msat(bounds.most_msat) // SAT_MSAT * SAT_MSAT
+        most = floor_to_sat_msat(world.settings.fee_limit.fits_msat(bounds.most_msat))
         bounds = replace(bounds, most_msat=max(most, bounds.least_msat))
     return _with_least(world, bounds)
 
@@ -53,7 +53,7 @@ def _payee(world: World, identity: bytes) -> str:
 
 
 def _with_least(world: World, bounds: Bounds) -> Bounds:
-    least = -(-world.means.least_amount_msat // SAT_MSAT) * SAT_MSAT
+    least = ceil_to_sat_msat(world.means.least_amount_msat)
     return bounds if least <= bounds.least_msat else replace(bounds, least_msat=least)
 
 

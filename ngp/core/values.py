@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
 from ngp.core.messages import Address, Prefix, Role
+from ngp.core.pricing import SAT_MSAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +366,7 @@ class Channel:
 
 
 def _left_sat(channel: Channel, end: ChannelEnd) -> int:
-    return max(0, end.balance_msat - end.held_back_msat) // 1000 if channel.state is ChannelState.OPEN else 0
+    return max(0, end.balance_msat - end.held_back_msat) // SAT_MSAT if channel.state is ChannelState.OPEN else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ngp import identity
+from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
 from ngp.core.settings import Settings
 from ngp.core.values import ChainView, Channel, ChannelState, Check, Watch
 from ngp.core.world import Neighbour, World
@@ -101,7 +102,7 @@ def lacks(channel: Channel, neighbour: Neighbour, world: World) -> list[Lack]:
         why = f"{channel.can_receive_sat} sat can be received, less than PAYMENT_AMOUNT ({amount_sat} sat)"
         found.append(Lack(why, "the neighbour opens a channel with us: ngp lightning open there"))
     if channel.least_htlc_msat > settings.payment_amount_msat:
-        least_sat = -(-channel.least_htlc_msat // 1000)
+        least_sat = ceil_to_sat_msat(channel.least_htlc_msat) // SAT_MSAT
         found.append(Lack(f"it takes no payment below {least_sat} sat", f"PAYMENT_AMOUNT: {least_sat} sat; ngp reload"))
     return found
 
@@ -210,7 +211,7 @@ def _tower_remedy(watch: Watch) -> str:
 
 
 def _amount_sat(settings: Settings) -> int:
-    return -(-settings.payment_amount_msat // 1000)
+    return ceil_to_sat_msat(settings.payment_amount_msat) // SAT_MSAT
 
 
 def _open_line(who: str, amount_sat: int) -> str:
