@@ -160,8 +160,6 @@ def usable(channels: list[Channel]) -> bool:
     return [one.active for one in channels] == [True]
 
 
-# Within the whole suite no backup was counted in two minutes, three times of three; alone it passes in half a minute.
-@pytest.mark.long
 def test_an_old_state_is_punished_by_the_tower_while_the_node_is_away(
     network: LightningNetwork, tmp_path: Path
 ) -> None:
