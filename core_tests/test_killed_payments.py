@@ -24,6 +24,7 @@ from ngp.core.invoices import OPEN_S
 
 GRACE_BYTES = 51_200
 MSAT_PER_BYTE = 1
+PACKETS_S = 100  # of 100 bytes and their headers: a top-up of 20 sat lasts a second or two
 CONF = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "50 kB"}
 BUYER = {**CONF, "BUDGET_PAYMENT": "20 sat"}  # small top-ups, so that one is due all the time
 VICTIMS = ("gateway's daemon", "client's daemon", "gateway's node", "client's node")
@@ -52,7 +53,7 @@ def kill_all(lab: Lab, cells: Sequence[tuple[str, Step]]) -> None:
         at_internet = net.internet.counter("wan0", "in")
         for version in (4, 6):
             traffic.udp_sink(net.internet, net.remote(version), 5000)
-        flow = traffic.start(net.client, "udp-send", net.remote(4), 5000, 24 * 60 * 60 * 25, 100, 25, 0)
+        flow = traffic.start(net.client, "udp-send", net.remote(4), 5000, 24 * 60 * 60 * PACKETS_S, 100, PACKETS_S, 0)
         stage = Stage(made)
         for number, (victim, step) in enumerate(cells):
             began = time.monotonic()
