@@ -53,5 +53,5 @@ def pay_some(made: ElectrumTrade) -> int:
 
 def received_msat(made: ElectrumTrade) -> int:
     """Sum up what the gateway's node was paid by settled invoices, as the node says."""
-    invoices = made.earning.cli("listinvoices", "--max_invoices", "10000")["invoices"]
+    invoices = made.earning.invoices()
     return sum(int(one["amt_paid_msat"]) for one in invoices if one["state"] == "SETTLED")

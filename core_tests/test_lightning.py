@@ -80,7 +80,7 @@ def leave(made: LightningTrade) -> None:
     assert asked.returncode == 0, asked.stderr
     await_until(lambda: trade.earned()["refunded_msat"] == trade.spent()["refunded_msat"] > 0, 30, "the refund")
     assert 0 <= trade.earned()["balance_msat"] < SAT_MSAT
-    (given_back,) = [one for one in made.earning.cli("listpayments")["payments"] if one["status"] == "SUCCEEDED"]
+    (given_back,) = [one for one in made.earning.payments() if one["status"] == "SUCCEEDED"]
     assert int(given_back["value_msat"]) == trade.earned()["refunded_msat"] and given_back["fee_msat"] == "0"
 
 

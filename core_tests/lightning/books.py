@@ -55,7 +55,8 @@ def assert_all_agree(made: LightningTrade, before: Before) -> int:
     assert_conserved(made.trade.gateway)
     bought, sold = booked(made.trade.client), booked(made.trade.gateway)
     assert {payment: -amount for payment, amount in bought.items()} == sold
-    assert sold == _without(sent(made.paying), before.sent) == _without(received(made.earning), before.received)
+    assert sold == _without(sent(made.paying), before.sent)
+    assert sold == _without(received(made.earning), before.received)
     paid = made.trade.earned()["paid_msat"]
     assert paid == sum(sold.values()) == made.trade.spent()["paid_msat"]
     assert balance_msat(made.earning) - before.earning_msat == paid  # over the direct channel: nothing for routing
@@ -98,15 +99,14 @@ def booked(daemon: Daemon) -> dict[str, int]:
 
 def sent(node: Lnd) -> dict[str, int]:
     """Return what a node paid, amounts by hash; each of these payments cost nothing but its amount."""
-    payments = [one for one in node.cli("listpayments")["payments"] if one["status"] == "SUCCEEDED"]
+    payments = [one for one in node.payments() if one["status"] == "SUCCEEDED"]
     assert not [one for one in payments if one["fee_msat"] != "0"]
     return {one["payment_hash"]: int(one["value_msat"]) for one in payments}
 
 
 def received(node: Lnd) -> dict[str, int]:
     """Return what a node was paid, amounts by hash."""
-    invoices = node.cli("listinvoices", "--max_invoices", "100000")["invoices"]
-    return {one["r_hash"]: int(one["amt_paid_msat"]) for one in invoices if one["state"] == "SETTLED"}
+    return {one["r_hash"]: int(one["amt_paid_msat"]) for one in node.invoices() if one["state"] == "SETTLED"}
 
 
 def _held_back(made: LightningTrade) -> list[str]:
@@ -122,8 +122,7 @@ def _held_back(made: LightningTrade) -> list[str]:
 
 def under_way(node: Lnd) -> list[str]:
     """Return the hashes of a node's payments that are neither settled nor failed."""
-    payments = node.cli("listpayments", "--include_incomplete")["payments"]
-    return [one["payment_hash"] for one in payments if one["status"] in UNDER_WAY]
+    return [one["payment_hash"] for one in node.payments() if one["status"] in UNDER_WAY]
 
 
 def balance_msat(node: Lnd) -> int:

@@ -19,6 +19,7 @@ from core_tests.shell import LabError, await_until, run
 UP_S = 60.0
 DOWN_S = 20.0
 NETWORK = "regtest"
+ALL = "1000000"  # LND lists a hundred unless told
 # Of a chain that lives in a namespace for some minutes: nothing to keep secret.
 RPC_USER, RPC_PASSWORD = "lab", "lab"
 _PORTS = count()
@@ -273,6 +274,17 @@ class Lnd(Program):
     def new_address(self) -> str:
         """Return a new address of its wallet."""
         return str(self.cli("newaddress", "p2wkh")["address"])
+
+    def payments(self) -> list[dict[str, Any]]:
+        """Return all payments it ever began, those on their way and the failed ones too."""
+        listed = self.cli("listpayments", "--include_incomplete", "--max_payments", ALL)
+        found: list[dict[str, Any]] = listed["payments"]
+        return found
+
+    def invoices(self) -> list[dict[str, Any]]:
+        """Return all invoices it ever made."""
+        found: list[dict[str, Any]] = self.cli("listinvoices", "--max_invoices", ALL)["invoices"]
+        return found
 
     def channels(self, peer: str = "") -> list[dict[str, Any]]:
         """Return its active channels, or those with a peer's key."""

@@ -48,13 +48,11 @@ class LightningTrade:
 
     def received_msat(self) -> int:
         """Sum up what the gateway's node was paid by settled invoices, as the node says."""
-        invoices = self.earning.cli("listinvoices", "--max_invoices", "10000")["invoices"]
-        return sum(int(one["amt_paid_msat"]) for one in invoices if one["state"] == "SETTLED")
+        return sum(int(one["amt_paid_msat"]) for one in self.earning.invoices() if one["state"] == "SETTLED")
 
     def sent_msat(self) -> int:
         """Sum up what the client's node paid, without fees, as the node says."""
-        payments = self.paying.cli("listpayments")["payments"]
-        return sum(int(one["value_msat"]) for one in payments if one["status"] == "SUCCEEDED")
+        return sum(int(one["value_msat"]) for one in self.paying.payments() if one["status"] == "SUCCEEDED")
 
 
 def node_settings(node: Lnd, buys: bool = True, besides: Sequence[Method[Any, Any]] = ()) -> Conf:

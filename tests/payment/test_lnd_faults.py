@@ -121,7 +121,7 @@ def test_a_node_killed_with_a_payment_on_its_way_pays_it_once(
 
 def newest_settlement(node: Lnd) -> int:
     """Return where the stream of settlements stands now."""
-    return max((int(one["settle_index"]) for one in node.cli("listinvoices")["invoices"]), default=0)
+    return max((int(one["settle_index"]) for one in node.invoices()), default=0)
 
 
 def test_another_certificate_is_refused_until_it_is_given(network: LightningNetwork, tmp_path: Path) -> None:
