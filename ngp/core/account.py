@@ -111,6 +111,8 @@ class Account:
             made, and whether the client had asked for it.
         refund_ask_mono_s, refund_told_mono_s: when a refund was last asked for, and the operator last told so.
         invoice: hash of the top-up invoice that waits to be paid; `invoice_asked` while the node makes one.
+        most_asked_msat, budget_told_mono_s: what the client would pay at most at once, 0: no limit; when it last said
+            that its budgets don't allow more.
         top_up_msat, topped_up_mono_s, topped_up_at_msat: the last top-up, when, and what was charged by then.
         rate_msat_s: recent spending, smoothed.
         metered_msat, tolerated_msat, disputed: a client's own sum, what of the bill it can't have metered (first
@@ -154,6 +156,7 @@ class Account:
     refund_told_mono_s: float = float("-inf")
     moved_mono_s: float = float("-inf")
     most_asked_msat: int = 0
+    budget_told_mono_s: float = float("-inf")
     top_up_msat: int = 0
     topped_up_mono_s: float = 0.0
     topped_up_at_msat: int = 0

@@ -231,6 +231,8 @@ def invoice_declined(world: World, reject: Reject) -> None:
     account = world.account(record.identity, Role.SERVER)
     withdraw(world, record, f"declined: {reject.reason.value}")
     account.most_asked_msat = max(reject.amount_msat, world.means.least_amount_msat) if reject.amount_msat else 0
+    if reject.reason is RejectReason.BUDGET:  # which stays as it is; what a client trusts us with grows as it pays
+        account.budget_told_mono_s = world.now.monotonic_s
     smaller = 0 < reject.amount_msat < record.amount_msat and account.invoices_declined < 2
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(account.invoices_declined, 16))
     account.invoices_declined += 1

@@ -15,6 +15,9 @@ from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S, note_top_up
 from ngp.core.world import World
 
+ASK_MORE_AFTER_S = 60.0
+"""For so long a client whose budgets didn't allow more isn't asked for more: each declined invoice delays a payment."""
+
 
 class Applied(Enum):
     """What an announced payment turned out to be."""
@@ -82,7 +85,8 @@ def _credit(world: World, record: PaymentRecord, paid_msat: int) -> None:
     account = world.account(record.identity, Role.SERVER)
     if account.invoice == record.payment_hash:
         account.invoice, account.invoice_not_before_mono_s = b"", 0.0
-    account.most_asked_msat *= 2  # what the client would not pay at once it may pay step by step
+    if world.now.monotonic_s - account.budget_told_mono_s > ASK_MORE_AFTER_S:
+        account.most_asked_msat *= 2  # what the client would not pay at once it may pay step by step
     account.paid_msat += amount_msat
     if account.paid_msat == amount_msat:  # its first: the kernel tells it from newcomers now
         for neighbour in world.by_identity.get(record.identity, {}).values():

@@ -114,6 +114,15 @@ def test_a_debt_above_what_one_payment_may_be_is_paid_step_by_step() -> None:
     assert paid_msat(sim) > owed_msat
 
 
+def test_a_client_whose_payments_are_small_is_asked_for_more_once_a_minute_only() -> None:
+    tight = Budgets(20_000, None, 20_000_000, 200_000_000, None)
+    sim = Sim(settings(), settings(sells=False, budgets=tight))
+    for _ in range(180):
+        sim.flow(HOST, 700_000, 1)
+    declined = [one for one in sim.client.log if isinstance(one, fx.Log) and "declined: BUDGET_PAYMENT" in one.text]
+    assert len(sim.mint.sent["client"]) > 30 and 1 < len(declined) < 10
+
+
 @pytest.mark.parametrize(("wrong_s", "words"), [(-900, "have lapsed"), (DAY_S, "more than 12 hours")])
 def test_a_wrong_clock_is_named_where_invoices_do_not_fit_it(wrong_s: int, words: str) -> None:
     sim = Sim(client=settings(sells=False))
