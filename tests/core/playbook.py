@@ -1,8 +1,7 @@
 """Playbook: two nodes, their kernels, ledgers and a payment network, simulated, so that a test reads as a story.
 
-Only the core is real. The kernel follows the real one's rules (pass if used + bytes <= granted, the buyer's meter never
-refuses, each hint once for a value), the ledger stores a step's records before any effect is carried out, messages may
-be late, reordered, doubled or lost, and a crash may come between any two effects.
+Only the core is real; what stands around it is in `stand_ins`. A step's records are stored before any effect is carried
+out, messages may be late, reordered, doubled or lost, and a crash may come between any two effects.
 """
 
 from __future__ import annotations
@@ -11,45 +10,19 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from ipaddress import ip_address, ip_network
 from itertools import count
+
+from stand_ins import PAYEES, Kernel, Ledger, Mint
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Prefix, Refund, Role, Statement, StatementLine
-from ngp.core.records import (
-    AccountRecord,
-    BilledRecord,
-    ContractRecord,
-    CursorRecord,
-    Direction,
-    ForgetLink,
-    ForgetNeighbours,
-    JournalRecord,
-    NeighbourRecord,
-    PaymentRecord,
-    PaymentState,
-    Record,
-    Snapshot,
-)
+from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Refund, Role, Statement
+from ngp.core.records import ContractRecord
 from ngp.core.restore import restore
 from ngp.core.settings import Budgets, FeeLimit, Settings
-from ngp.core.values import (
-    UNKNOWN_PAYMENT,
-    AdoptedContract,
-    DecodedInvoice,
-    Grant,
-    Hint,
-    HintKind,
-    KernelNeighbour,
-    Now,
-    PaymentOutcome,
-    PaymentStatus,
-    Reading,
-    Verdict,
-)
+from ngp.core.values import AdoptedContract, Now, Verdict
 from ngp.core.world import Means, World
 
 UTC_AT_START_S = 1_700_000_000
@@ -57,7 +30,6 @@ HOST_ADDRESS = ip_address("198.51.100.1")
 MSAT_PER_KB = 1 << 20  # msat/GiB
 BILLS_A_PAGE = 2  # so that a few contracts already are several pages
 GIVE_UP_S = 15.0
-PAYEES = {"gateway": b"\2" + b"g" * 32, "client": b"\2" + b"c" * 32}  # the nodes' keys
 
 
 def settings(**changes: object) -> Settings:
@@ -106,245 +78,6 @@ def settings(**changes: object) -> Settings:
         contracts_max=131072,
     )
     return replace(usual, **changes)  # type: ignore[arg-type]
-
-
-@dataclass
-class Slot:
-    """One contract in the simulated kernel."""
-
-    grant: Grant
-    expires_at: float
-    used_to: int
-    used_from: int
-    refused: int = 0
-    told_depleted: int = -1
-
-
-class Kernel:
-    """Gate and meter of one node."""
-
-    def __init__(self) -> None:
-        self.slots: dict[bytes, Slot] = {}
-        self.entries: dict[tuple[int, Role], dict[Prefix, Slot]] = {}
-        self.neighbours: dict[int, KernelNeighbour] = {}
-        self.hints: list[Hint] = []
-        self.passed: dict[bytes, int] = {}
-        self.last_of: dict[bytes, Reading] = {}
-
-    def grant(self, grant: Grant, now: float) -> None:
-        slot = self.slots.get(grant.contract)
-        if slot is None:
-            slot = Slot(grant, 0.0, grant.used_to_base_bytes, grant.used_from_base_bytes)
-            self.slots[grant.contract] = slot
-        slot.grant, slot.expires_at = grant, now + grant.expires_in_s
-        self.entries.setdefault((grant.neighbour, grant.role), {})[grant.destination] = slot
-
-    def revoke(self, contract: bytes) -> Reading | None:
-        slot = self.slots.pop(contract, None)
-        if slot is None:
-            return None
-        entries = self.entries[slot.grant.neighbour, slot.grant.role]
-        if entries.get(slot.grant.destination) is slot:
-            del entries[slot.grant.destination]
-        return self.reading(slot)
-
-    @staticmethod
-    def reading(slot: Slot) -> Reading:
-        return Reading(slot.grant.contract, slot.used_to, slot.used_from, slot.refused)
-
-    def find(self, neighbour: int, role: Role, address: str) -> Slot | None:
-        where = ip_address(address)
-        found = [
-            (prefix.prefixlen, slot)
-            for prefix, slot in self.entries.get((neighbour, role), {}).items()
-            if where in prefix
-        ]
-        return max(found, key=lambda item: item[0])[1] if found else None
-
-    def carry(self, neighbour: int, role: Role, address: str, size: int, towards: bool, now: float) -> bool | None:
-        """Let a packet through (True), refuse it (False), or say that nothing covers it (None)."""
-        slot = self.find(neighbour, role, address)
-        if slot is None:
-            return None
-        grant, used = slot.grant, slot.used_to + slot.used_from
-        if role is Role.SERVER:
-            if grant.blocked or now >= slot.expires_at:
-                return False
-            if used + size > grant.granted_bytes:
-                slot.refused += size
-                if slot.told_depleted != grant.granted_bytes:
-                    slot.told_depleted = grant.granted_bytes
-                    self.hints.append(Hint(HintKind.DEPLETED, grant.contract))
-                return False
-        if towards:
-            slot.used_to += size
-        else:
-            slot.used_from += size
-        self.passed[grant.contract] = self.passed.get(grant.contract, 0) + size
-        if used < grant.low_water_bytes <= used + size:
-            self.hints.append(Hint(HintKind.LOW, grant.contract))
-        return True
-
-    def changed(self) -> tuple[Reading, ...]:
-        """Read what changed since the last call."""
-        readings = []
-        for contract, slot in self.slots.items():
-            reading = self.reading(slot)
-            if self.last_of.get(contract) != reading:
-                self.last_of[contract] = reading
-                readings.append(reading)
-        return tuple(readings)
-
-
-class Ledger:
-    """Upserts by key."""
-
-    def __init__(self) -> None:
-        self.neighbours: dict[object, NeighbourRecord] = {}
-        self.accounts: dict[tuple[bytes, Role], AccountRecord] = {}
-        self.contracts: dict[bytes, ContractRecord] = {}
-        self.payments: dict[tuple[Direction, bytes], PaymentRecord] = {}
-        self.journal: list[JournalRecord] = []
-        self.cursor = 0
-
-    def put(self, record: Record) -> None:
-        match record:
-            case NeighbourRecord():
-                self.neighbours[record.identity, record.interface, record.link_address] = record
-            case AccountRecord():
-                self.accounts[record.identity, record.role] = record
-            case ContractRecord():
-                self.contracts[record.contract] = record
-            case PaymentRecord():
-                before = self.payments.get((record.direction, record.payment_hash))
-                final = (PaymentState.SETTLED, PaymentState.SUCCEEDED)
-                assert before is None or before.state not in final or before.state is record.state, "paid twice"
-                self.payments[record.direction, record.payment_hash] = record
-            case CursorRecord():
-                self.cursor = record.cursor
-            case JournalRecord():
-                self.journal.append(record)
-            case BilledRecord():
-                known = self.contracts.get(record.contract)
-                theirs = known is not None and (known.role, known.identity) == (record.role, record.identity)
-                if known and theirs and known.closed_at_s and known.billed_bytes < record.billed_bytes:
-                    self.contracts[record.contract] = replace(known, billed_bytes=record.billed_bytes)
-            case ForgetLink():
-                self.neighbours.pop((record.identity, record.interface, record.link_address), None)
-            case ForgetNeighbours():
-                self._forget(record.identities)
-
-    def _forget(self, identities: tuple[bytes, ...]) -> None:
-        self.neighbours = {key: one for key, one in self.neighbours.items() if one.identity not in identities}
-        self.accounts = {key: one for key, one in self.accounts.items() if one.identity not in identities}
-        self.journal = [line for line in self.journal if line.identity not in identities or line.payment_hash]
-        self.contracts = {key: one for key, one in self.contracts.items() if one.identity not in identities}
-
-    def unacknowledged(
-        self, identity: bytes, after: tuple[int, bytes], limit: int
-    ) -> tuple[tuple[StatementLine, ...], tuple[int, bytes] | None]:
-        found = sorted(
-            ((c.closed_at_s, c.contract), StatementLine(c.contract, c.used_to_bytes, c.used_from_bytes, c.charged_msat))
-            for c in self.contracts.values()
-            if c.role is Role.SERVER and c.closed_at_s and c.billed_bytes < c.used_to_bytes + c.used_from_bytes
-            if c.identity == identity and (c.closed_at_s, c.contract) > after
-        )[:limit]
-        return tuple(line for _, line in found), found[-1][0] if len(found) == limit else None
-
-    def snapshot(self, now_s: int) -> Snapshot:
-        spent = [
-            payment
-            for payment in self.payments.values()
-            if payment.direction is Direction.OUT and payment.state in (PaymentState.PENDING, PaymentState.SUCCEEDED)
-        ]
-        by_neighbour: dict[bytes, int] = {}
-        for payment in spent:
-            cost = payment.amount_msat + payment.fee_msat
-            by_neighbour[payment.identity] = by_neighbour.get(payment.identity, 0) + cost
-        return Snapshot(
-            neighbours=tuple(self.neighbours.values()),
-            accounts=tuple(self.accounts.values()),
-            contracts=tuple(
-                c for c in self.contracts.values() if not c.closed_at_s or c.closed_at_s > now_s - 3600
-            ),
-            payments=tuple(self.payments.values()),
-            cursor=self.cursor,
-            spent_hour_msat=0,
-            spent_day_msat=0,
-            spent_total_msat=sum(by_neighbour.values()),
-            spent_by_neighbour_msat=tuple(by_neighbour.items()),
-        )
-
-
-class Mint:
-    """The payment network that both nodes are on."""
-
-    def __init__(self, chance: random.Random) -> None:
-        self.preimages: dict[bytes, bytes] = {}
-        self.invoices: dict[bytes, tuple[str, int]] = {}
-        self.paid: dict[bytes, int] = {}
-        self.stream: dict[str, list[tuple[int, bytes, int]]] = {}
-        self.outcomes: list[PaymentStatus] = []
-        self.sent: dict[str, dict[bytes, int]] = {}
-        self.unknown: dict[bytes, PaymentStatus] = {}
-        self.fee_msat = 0
-        self.cancelled: set[bytes] = set()
-        self.away = False
-        self._chance = chance
-
-    def invoice(self, owner: str, amount_msat: int) -> bytes:
-        preimage = self._chance.randbytes(32)
-        payment_hash = sha256(preimage).digest()
-        self.preimages[payment_hash] = preimage
-        self.invoices[payment_hash] = (owner, amount_msat)
-        return payment_hash
-
-    def decode(self, bolt11: str) -> DecodedInvoice | None:
-        try:
-            payment_hash = bytes.fromhex(bolt11)
-        except ValueError:
-            return None
-        if payment_hash not in self.invoices:
-            return None
-        owner, amount = self.invoices[payment_hash]
-        payee = PAYEES[owner].hex() if owner in PAYEES else owner
-        return DecodedInvoice(payment_hash, amount, 600, payee, "sandbox", "")
-
-    def settle(self, payer: str, payment_hash: bytes) -> PaymentOutcome:
-        """Move the money, once."""
-        owner, amount = self.invoices[payment_hash]
-        if payment_hash not in self.paid:
-            self.paid[payment_hash] = amount
-            self.sent.setdefault(payer, {})[payment_hash] = amount
-            stream = self.stream.setdefault(owner, [])
-            stream.append((len(stream) + 1, payment_hash, amount))
-        return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, self.preimages[payment_hash], self.fee_msat)
-
-    def cancel(self, payment_hash: bytes) -> bool:
-        """Take no money for an invoice any more; False: too late, or the payee's node is away."""
-        if self.away or payment_hash in self.paid or payment_hash in self.unknown:
-            return False
-        self.cancelled.add(payment_hash)
-        return True
-
-    def pay(self, payer: str, payment_hash: bytes, fee_limit_msat: int) -> PaymentOutcome:
-        refused = payment_hash in self.cancelled or self.fee_msat > fee_limit_msat
-        if payment_hash not in self.invoices or refused:
-            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="no route")  # made up by somebody
-        status = self.outcomes.pop(0) if self.outcomes else PaymentStatus.SUCCEEDED
-        if payment_hash in self.paid or status is PaymentStatus.SUCCEEDED:
-            return self.settle(payer, payment_hash)
-        if status is PaymentStatus.PENDING:
-            self.unknown.setdefault(
-                payment_hash, self._chance.choice((PaymentStatus.SUCCEEDED, PaymentStatus.FAILED))
-            )
-        return PaymentOutcome(payment_hash, status, reason="" if status is PaymentStatus.PENDING else "no route")
-
-    def track(self, payer: str, payment_hash: bytes) -> PaymentOutcome:
-        if payment_hash in self.paid or self.unknown.get(payment_hash) is PaymentStatus.SUCCEEDED:
-            return self.settle(payer, payment_hash)
-        self.unknown.pop(payment_hash, None)
-        return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
 
 
 @dataclass

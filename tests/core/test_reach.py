@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from playbook import PAYEES, UTC_AT_START_S, Sim, settings
+from playbook import UTC_AT_START_S, Sim, settings
+from stand_ins import PAYEES
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
