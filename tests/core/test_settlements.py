@@ -94,8 +94,8 @@ def test_an_invoice_is_forgotten_once_the_node_takes_no_money_for_it() -> None:
     assert made not in sim.gateway.world.invoices and not sim.gateway.world.uncancelled
 
 
-def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -> None:
-    """The order to pay may lie behind a broken connection in the node's buffers and be carried out all the same."""
+def pending_payment() -> tuple[Sim, bytes, PaymentOutcome]:
+    """Let the client pay; return the payment's hash, while it is pending, and the answer of a node that knows none."""
     sim = Sim(client=settings(sells=False))
     sim.mint.outcomes = [PaymentStatus.PENDING]
     sim.up(HOST, 100)
@@ -103,6 +103,12 @@ def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -
         sim.run(0.1)
     (made,) = sim.client.world.payments
     unheard = PaymentOutcome(made, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
+    return sim, made, unheard
+
+
+def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -> None:
+    """The order to pay may lie behind a broken connection in the node's buffers and be carried out all the same."""
+    sim, made, unheard = pending_payment()
     sim.happen(sim.client, ev.PaymentResult(unheard))
     assert sim.client.world.payments[made].state is PaymentState.PENDING
     sim.mint.unknown[made] = PaymentStatus.SUCCEEDED
@@ -113,13 +119,7 @@ def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -
 
 def test_not_heard_of_counts_twice_in_a_row_only() -> None:
     """A node that was stopped answers late, and at once after it goes on: before it has read the order to pay."""
-    sim = Sim(client=settings(sells=False))
-    sim.mint.outcomes = [PaymentStatus.PENDING]
-    sim.up(HOST, 100)
-    while not sim.client.world.payments:
-        sim.run(0.1)
-    (made,) = sim.client.world.payments
-    unheard = PaymentOutcome(made, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
+    sim, made, unheard = pending_payment()
     for outcome in (unheard, PaymentOutcome(made, PaymentStatus.PENDING), unheard):
         sim.happen(sim.client, ev.PaymentResult(outcome))
     assert sim.client.world.payments[made].state is PaymentState.PENDING
