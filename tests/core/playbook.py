@@ -17,6 +17,7 @@ from stand_ins import PAYEES, Kernel, Ledger, Mint
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.account import Account
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Refund, Role, Statement
 from ngp.core.records import ContractRecord
@@ -412,3 +413,26 @@ class Sim:
     @property
     def accepts(self) -> list[Message]:
         return self.sent(self.client, Accept)
+
+
+# --- what many tests ask and say
+
+
+def states(sim: Sim) -> list[tuple[str, str]]:
+    """Return how the gateway's contracts stand, each with the reason of its end."""
+    return [(c.state, c.reason) for c in sim.contracts(sim.gateway)]
+
+
+def account(sim: Sim, role: Role = Role.SERVER) -> Account:
+    """Return the gateway's account of the client (SERVER), or the client's of the gateway."""
+    node = sim.gateway if role is Role.SERVER else sim.client
+    return node.world.accounts[sim.peer(node).identity, role]
+
+
+def tell(sim: Sim, node: Node, message: object, **changes: object) -> list[fx.Effect]:
+    """Let a node hear a message, and return what it wants done."""
+    sender = sim.peer(node)
+    heard = ev.MessageReceived(sender.identity, sender.link, sender.boot, message, 7 << 32)  # type: ignore[arg-type]
+    effects = node.gatekeeper.step(replace(heard, **changes), sim.clock())  # type: ignore[arg-type]
+    sim.carry_out(node, effects)
+    return effects

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from playbook import Node, Sim, settings
+from playbook import Node, Sim, settings, states
 from test_money import GRACE, HOSTS, OFTEN, actions, play
 
 from ngp.core import events as ev
 from ngp.core.messages import Ask, Notice, Reject, Role, Statement, StatementLine
+from ngp.core.values import Verdict
 
 HOST = HOSTS[0]
 
@@ -181,3 +182,22 @@ def test_the_kernel_knows_who_is_blocked_and_who_has_paid() -> None:
     assert known() == [(True, True)]
     sim.crash(sim.gateway, reboot=True)
     assert known() == [(True, True)]
+
+
+def test_block_cuts_and_unblock_lets_in_again() -> None:
+    sim = Sim()
+    sim.up(HOST)
+    sim.run(0.1)
+    sim.happen(sim.gateway, ev.BlockNeighbour(sim.client.identity, True))
+    sim.run(0.1)
+    assert states(sim) == [("closed", "cancelled")]
+    sim.up(HOST)
+    sim.run(0.1)
+    assert sim.refusals == [Verdict.PROHIBIT]
+    sim.crash(sim.gateway)
+    sim.run(0.1)
+    assert sim.gateway.world.blocked == {sim.client.identity}
+    sim.happen(sim.gateway, ev.BlockNeighbour(sim.client.identity, False))
+    sim.up(HOST)
+    sim.run(0.1)
+    assert sim.passed == 2000

@@ -1,4 +1,4 @@
-"""A hostile neighbour: any message with any field, in any order, raises nothing and fills nothing."""
+"""A hostile neighbour: any message, in any order, raises nothing, fills nothing, and speaks for nobody else."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from playbook import Sim, settings
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.contract import State
 from ngp.core.messages import (
     Accept,
     Ack,
@@ -33,6 +34,7 @@ from ngp.core.messages import (
 )
 from ngp.core.values import DecodedInvoice
 
+HOST = "198.51.100.1"
 PRICE = st.sampled_from((0, 1, 5 << 20, (5 << 20) + 1, 1 << 50)) | st.integers(0, 1 << 50)
 DATA = st.sampled_from((0, 1, 100 << 20, 1 << 60)) | st.integers(0, 1 << 60)
 MSAT = st.sampled_from((0, 1, 999, 1000, 100_000, 21 * 10**17)) | st.integers(0, 21 * 10**17)
@@ -164,3 +166,32 @@ def test_strangers_fill_a_short_list_and_every_packet_gets_its_verdict() -> None
     sim.now += 4
     verdicts += [e for e in sim.gateway.gatekeeper.step(ev.Tick(), sim.clock()) if isinstance(e, fx.Decide)]
     assert sorted(e.handle for e in verdicts) == list(range(10**6, 10**6 + 3000))
+
+
+def test_second_identity_on_a_live_link_is_refused() -> None:
+    sim = Sim()
+    thief = ev.MessageReceived(b"T" * 32, sim.client.link, 1, Hello("sandbox", True, True, (), "", False), 9 << 32)
+    sim.happen(sim.gateway, thief)
+    assert sim.gateway.world.by_link[sim.client.link].identity == sim.client.identity
+    assert sim.gateway.world.counters["link_taken"] == 1
+
+
+def test_nobody_speaks_about_anothers_contract() -> None:
+    sim = Sim()
+    sim.up(HOST)
+    sim.run(0.1)
+    contract = sim.contracts(sim.gateway)[0].contract
+    other = ("eth1", b"\2other")
+    for identity, link in ((b"T" * 32, other), (sim.client.identity, ("eth1", b"\2else!"))):
+        hello = Hello("sandbox", True, True, (), "", False)
+        sim.happen(sim.gateway, ev.MessageReceived(identity, link, 1, hello, 9 << 32))
+        for message in (Reject(contract, RejectReason.UNKNOWN_CONTRACT), Ask(ip_network(HOST), 0, 0, contract)):
+            sim.gateway.gatekeeper.step(ev.MessageReceived(identity, link, 1, message, 10 << 32), sim.clock())
+    for node in (sim.client,):
+        hello = Hello("sandbox", True, True, (), "", False)
+        sim.happen(node, ev.MessageReceived(b"T" * 32, other, 1, hello, 9 << 32))
+        cut = Notice(contract, "cut", "expired")  # type: ignore[arg-type]
+        node.gatekeeper.step(ev.MessageReceived(b"T" * 32, other, 1, cut, 10 << 32), sim.clock())
+    assert sim.gateway.world.contracts[contract].state is not State.RENEWING
+    assert sim.gateway.world.contracts[contract].halting is None
+    assert sim.client.world.contracts[contract].halting is None

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from playbook import UTC_AT_START_S, Sim, settings
+from playbook import UTC_AT_START_S, Sim, account, settings
 from stand_ins import PAYEES
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.account import Account
 from ngp.core.messages import Reject, RejectReason, Role
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.reach import Reach, left_msat
@@ -106,11 +105,6 @@ def see(sim: Sim, clients: ChannelEnd, *, gateway_too: bool = True) -> None:
     if gateway_too:
         sim.happen(sim.gateway, ev.ChannelsSeen((channel(gateways, clients, PAYEES["client"].hex()),)))
     sim.happen(sim.client, ev.ChannelsSeen((channel(clients, gateways, PAYEES["gateway"].hex()),)))
-
-
-def account(sim: Sim, role: Role = Role.SERVER) -> Account:
-    node = sim.gateway if role is Role.SERVER else sim.client
-    return node.world.accounts[sim.peer(node).identity, role]
 
 
 def asked(sim: Sim) -> list[int]:

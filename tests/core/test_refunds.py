@@ -8,20 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from playbook import Node, Sim, settings
+from playbook import Node, Sim, account, settings, tell
 from stand_ins import PAYEES
 from test_money import OFTEN
 from test_reach import channel, end
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.account import Account
 from ngp.core.messages import Message, Refund, Reject, RejectReason, Role
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import Direction, PaymentKind, PaymentState
 from ngp.core.refunds import ASK_PAUSE_S, ASKED_AGAIN_S, INVOICE_PAUSE_S
 from ngp.core.settings import Budgets, FeeLimit
-from ngp.core.values import PaymentStatus
+from ngp.core.values import PaymentOutcome, PaymentStatus
 
 HOST = "198.51.100.1"
 GENEROUS = settings(refund_when_asked=True, contract_time_s=5)
@@ -34,11 +33,6 @@ def prepaid(gateway: object = GENEROUS, seconds: float = 60.0) -> Sim:
     sim.run(seconds)
     assert not account(sim).running and account(sim).balance_msat > 10_000
     return sim
-
-
-def account(sim: Sim, role: Role = Role.SERVER) -> Account:
-    node = sim.gateway if role is Role.SERVER else sim.client
-    return node.world.accounts[sim.peer(node).identity, role]
 
 
 def ask(sim: Sim) -> None:
@@ -347,3 +341,54 @@ def test_what_is_given_back_is_given_once(
         given_back = sum(sim.mint.sent.get("gateway", {}).values())
         assert given_back <= sum(sim.mint.sent.get("client", {}).values())
     settle_down(sim)
+
+
+def test_refund_pays_what_is_free_and_nothing_unasked() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2)
+    stolen = sim.mint.invoice("client", 50_000)
+    tell(sim, sim.gateway, Refund(50_000, stolen.hex()), decoded=sim.mint.decode(stolen.hex()))
+    assert not sim.gateway.world.payments
+    sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
+    sim.run(2)
+    ours, theirs = account(sim), account(sim, Role.CLIENT)
+    assert ours.refunded_msat == theirs.refunded_msat > 50_000
+    assert ours.balance_msat >= 0
+
+
+def test_a_refund_of_more_than_the_client_paid_is_told_on_both_sides() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2)
+    by_hand = ev.InvoiceMade(sim.client.identity, PaymentKind.MANUAL, "", b"h" * 32, 50_000, 600)
+    sim.happen(sim.gateway, by_hand)
+    sim.happen(sim.gateway, ev.SettlementSeen(9, b"h" * 32, 50_000))
+    sim.happen(sim.gateway, ev.BlockNeighbour(sim.client.identity, True))
+    sim.run(1)
+    sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
+    sim.run(2)
+    logs = {node.name: [one.text for one in node.log if isinstance(one, fx.Log)] for node in (sim.gateway, sim.client)}
+    who = sim.client.identity.hex()[:8]
+    assert any(text.startswith("refund of ") and f"offered to {who}" in text for text in logs["gateway"])
+    assert any(text.startswith(f"{who} asks for ") for text in logs["gateway"])
+    assert any("offers a refund of" in text for text in logs["client"])
+    assert account(sim).refunded_msat > 0
+
+
+def test_a_refund_that_fails_is_offered_again_and_makes_no_payment_wait() -> None:
+    sim = Sim(client=settings(sells=False))
+    sim.flow(HOST, 100_000, 2)
+    for _ in range(2):
+        sim.gateway.gatekeeper.step(ev.RefundNeighbour(sim.client.identity), sim.clock())
+        offered = account(sim).refund_offered_msat
+        bolt11 = sim.mint.invoice("client", offered)
+        refund = ev.MessageReceived(
+            *(sim.client.identity, sim.client.link, sim.client.boot, Refund(offered, bolt11.hex()), 7 << 32),
+            decoded=sim.mint.decode(bolt11.hex()),
+        )
+        sim.gateway.gatekeeper.step(refund, sim.clock())
+        assert account(sim).refunding_msat == offered > 0
+        failed = PaymentOutcome(bolt11, PaymentStatus.FAILED, reason="no route")
+        sim.happen(sim.gateway, ev.PaymentResult(failed))
+        assert account(sim).refunding_msat == 0
+    assert (sim.client.identity, Role.CLIENT) not in sim.gateway.world.accounts
+    assert sim.gateway.world.patience.failures == 0

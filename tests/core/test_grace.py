@@ -1,0 +1,110 @@
+"""What passes before it is paid and after: grace, once, and top-ups, shared by all contracts of a neighbour."""
+
+from __future__ import annotations
+
+from playbook import Sim, settings, states
+
+from ngp.core.messages import Invoice, Role
+
+HOST = "198.51.100.1"
+
+
+def test_grace_is_used_to_its_end_then_cut_and_not_given_again() -> None:
+    sim = Sim()
+    sim.silenced = {Invoice}
+    sim.flow(HOST, 100_000, 8, size=512)
+    assert sim.passed == 256 << 10
+    sim.run(5)
+    assert states(sim) == [("closed", "unpaid")]
+    sim.flow("198.51.100.2", 100_000, 5)
+    assert sim.passed == 256 << 10
+    sim.run(20)
+    assert not sim.gateway.held
+
+
+def test_a_second_identity_on_the_same_link_gets_no_second_grace() -> None:
+    sim = Sim()
+    sim.silenced = {Invoice}
+    sim.flow(HOST, 100_000, 8, size=512)
+    sim.run(80)
+    sim.client.identity = b"D" * 32
+    sim.run(21)
+    for number in range(30):
+        sim.up(HOST if number else "198.51.100.9", 512)
+        sim.run(0.1)
+    assert sim.passed == 256 << 10
+
+
+def test_newcomer_prepays_when_the_interface_has_no_credit_left() -> None:
+    sim = Sim()
+    sim.gateway.world.credit.change(("eth1", b"others"), (256 << 10) * 64)
+    sim.up(HOST)
+    sim.run(0.15)
+    assert sim.passed == 0
+    sim.run(1)
+    assert sim.passed == 1000 and states(sim) == [("active", "")]
+
+
+def test_a_page_of_thirty_destinations_works_on_grace() -> None:
+    sim = Sim()
+    sim.silenced = {Invoice}
+    hosts = [f"198.51.100.{number}" for number in range(1, 31)]
+    for host in hosts:
+        sim.up(host, 60)
+    sim.run(0.1)
+    for _ in range(3):
+        for host in hosts:
+            sim.down(host, 1200)
+        sim.run(0.01)
+    assert sim.passed == 30 * (60 + 3 * 1200)
+
+
+def test_idle_contracts_give_their_budget_to_the_next() -> None:
+    small = {"payment_amount_msat": 1000}
+    sim = Sim(settings(**small), settings(sells=False, **small))
+    for number in range(300):
+        host = f"198.51.{number // 250}.{number % 250 + 1}"
+        sim.up(host, 100)
+        sim.run(0.05)
+        sim.down(host, 900)
+        sim.run(0.05)
+    assert sim.passed >= 0.9 * 300_000  # a top-up is 200 kB, the grace is 64 contracts: some wait a moment
+
+
+def test_many_new_destinations_at_once_all_find_budget() -> None:
+    sim = Sim()
+    sim.up("198.51.100.1", 100)
+    sim.run(3)
+    for number in range(1000):  # 2 s: none of them is idle yet
+        sim.up(f"198.51.{101 + number // 250}.{number % 250 + 1}", 100)
+        sim.run(0.002)
+    sim.run(0.1)
+    assert sim.passed == 1001 * 100
+
+
+def test_who_waits_for_budget_is_served_when_others_are_idle_though_nobody_else_asks() -> None:
+    small = {"payment_amount_msat": 1000, "grace_data_bytes": 0}
+    sim = Sim(settings(**small), settings(sells=False, **small))
+    sim.up(HOST, 100)
+    sim.run(3)
+    sim.silenced = {Invoice}
+    sim.flow(HOST, 150_000, 1)
+    account = sim.gateway.world.account(sim.client.identity, Role.SERVER)
+    while account.funds_msat >= 20:  # the flow's contract holds all that is left
+        sim.flow(HOST, 150_000, 0.05)
+    before = sim.passed
+    sim.up("203.0.113.1", 100)
+    sim.run(1)
+    assert sim.passed == before
+    sim.run(3)
+    assert sim.passed == before + 100
+
+
+def test_top_ups_grow_with_the_rate() -> None:
+    small = {"payment_amount_msat": 1000}
+    sim = Sim(settings(**small), settings(sells=False, **small))
+    sim.flow(HOST, 2_000_000, 6)
+    before = sim.passed
+    sim.flow(HOST, 2_000_000, 2)
+    assert sim.passed - before >= 0.95 * 4_000_000
+    assert len(sim.gateway.world.invoices) < 30

@@ -1,0 +1,61 @@
+"""Restarts: the daemon or the machine of either side dies, trade goes on, and nothing is counted twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from playbook import Sim, account, states
+
+from ngp.core import effects as fx
+from ngp.core.messages import Role
+
+HOST = "198.51.100.1"
+
+
+@pytest.mark.parametrize("reboot", [False, True])
+@pytest.mark.parametrize("who", ["gateway", "client"])
+def test_restart_goes_on_and_counts_nothing_twice(who: str, reboot: bool) -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 5)
+    for host in ("198.51.100.2", "198.51.100.3"):
+        sim.flow(host, 30_000, 2)
+    sim.crash(getattr(sim, who), reboot)
+    sim.run(1)
+    sim.flow(HOST, 100_000, 5)
+    sim.run(4000)
+    assert {state for state, _ in states(sim)} == {"closed"}
+    if not reboot:
+        assert account(sim).charged_msat == sum(c.charged_msat for c in sim.contracts(sim.gateway))
+        carried = sum(c.used_to_bytes + c.used_from_bytes for c in sim.contracts(sim.gateway))
+        assert carried == sim.passed
+    assert not account(sim, Role.CLIENT).disputed
+
+
+def test_a_restarted_client_reserves_nothing() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2)
+    sim.crash(sim.client)
+    assert sim.client.world.contracts and account(sim, Role.CLIENT).reserved_msat == 0
+
+
+def test_a_restart_writes_only_what_the_kernel_does_not_have() -> None:
+    sim = Sim()
+    for number in range(1, 6):
+        sim.up(f"198.51.100.{number}")
+        sim.run(1)
+    sim.run(70)  # all totals are in the ledger
+    slots = list(sim.gateway.kernel.slots.values())
+    slots[0].grant = replace(slots[0].grant, blocked=True)  # as a halt leaves it whose books were not closed
+    slots[1].used_to += 500
+    del sim.gateway.log[:]
+    before = dict(sim.gateway.ledger.contracts)
+    sim.crash(sim.gateway)
+    granted = [effect.grant.contract for effect in sim.gateway.log if isinstance(effect, fx.GrantContract)]
+    assert granted == [slots[0].grant.contract]
+    written = [key for key, record in sim.gateway.ledger.contracts.items() if record is not before[key]]
+    assert written == [slots[1].grant.contract]
+    passed = sim.passed
+    for number in range(1, 6):
+        sim.up(f"198.51.100.{number}")
+    assert sim.passed == passed + 5 * 1000
