@@ -97,16 +97,8 @@ class ElectrumPayment(ElectrumUpkeep):
     async def _ask_info(self) -> PaymentInfo:
         network = str((await self._wallet.ask_daemon("getinfo"))["network"])
         key = str(await self._wallet.ask("nodeid")).partition("@")[0]
-        info, known = PaymentInfo(key, network), self._node_file.read()
-        if self._info is not None and known is not None and known != info:
-            raise PaymentError(
-                f"Electrum is another node now ({info.account_id} on {info.network}, before {known.account_id} on "
-                f"{known.network}): restart ngp if that is meant"
-            )
-        if known != info:
-            self._node_file.keep(info)
-        self._info = info
-        return info
+        self._info = self._node_file.confirm(PaymentInfo(key, network), "Electrum", in_use=self._info is not None)
+        return self._info
 
     def capabilities(self) -> PaymentCapabilities:
         """Say that money is real on mainnet, and what Electrum lacks."""

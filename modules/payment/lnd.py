@@ -119,17 +119,9 @@ class LndPayment(LndUpkeep):
         answer = await self._client.call(client.GET_INFO, pb.GetInfoRequest())
         network = answer.chains[0].network if answer.chains else ""
         addresses = tuple(uri.partition("@")[2] for uri in answer.uris)
-        info = PaymentInfo(answer.identity_pubkey, network, addresses)
-        known = self._node_file.read()
-        if known is not None and known != info and self._info is not None:
-            raise PaymentError(
-                f"LND is another node now ({info.account_id} on {info.network}, before {known.account_id} on "
-                f"{known.network}): restart ngp if that is meant"
-            )
-        if known is None or (known, known.addresses) != (info, info.addresses):
-            self._node_file.keep(info)
-        self._info = info
-        return info
+        said = PaymentInfo(answer.identity_pubkey, network, addresses)
+        self._info = self._node_file.confirm(said, "LND", in_use=self._info is not None)
+        return self._info
 
     def capabilities(self) -> PaymentCapabilities:
         """Say that money is real on mainnet, that LND itself tells of settlements, and that it can hold."""

@@ -1,4 +1,8 @@
-"""Node file: who the payment node was when it was last asked, for a start while it is down."""
+"""Node file: who the payment node was when it was last asked: for a start while it is down, and to know it again.
+
+Invoices, payments and channels are those of one node. If another answered in its place while we run, what is on its way
+would be unknown there, and so be called failed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from ngp.errors import PaymentError
 from ngp.ports import PaymentInfo
 
 
@@ -32,3 +37,24 @@ class NodeFile:
         with contextlib.suppress(OSError):
             fresh.write_text(json.dumps(asdict(info)))
             os.replace(fresh, self._path)
+
+    def confirm(self, info: PaymentInfo, program: str, in_use: bool) -> PaymentInfo:
+        """Make sure that a node is the one that was kept, and keep what is new of it; returns it.
+
+        Args:
+            info: what the node says of itself now.
+            program: what it is called in an error.
+            in_use: we work with the one that was kept, so it may not be another; before that it is a choice.
+
+        Raises:
+            PaymentError: another node answers in place of the one in use.
+        """
+        known = self.read()
+        if in_use and known is not None and known != info:
+            raise PaymentError(
+                f"{program} is another node now ({info.account_id} on {info.network}, before {known.account_id} on "
+                f"{known.network}): restart ngp if that is meant"
+            )
+        if known is None or (known, known.addresses) != (info, info.addresses):
+            self.keep(info)
+        return info

@@ -283,6 +283,17 @@ def test_a_wallet_is_loaded_or_the_remedy_is_named(tmp_path: Path) -> None:
     with_electrum(tmp_path, test)
 
 
+def test_a_wallet_in_use_may_not_become_another_node(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        await payment.wait_ready()
+        daemon.say["nodeid"] = "03" * 33
+        with pytest.raises(PaymentError, match="Electrum is another node now"):
+            await payment.wait_ready()
+        assert (await payment.info()).account_id == NODE
+
+    with_electrum(tmp_path, test)
+
+
 @pytest.mark.parametrize(
     ("said", "remedy"), [("Insufficient funds", "electrum getunusedaddress"), ("funding_sat too low", "--amount")]
 )

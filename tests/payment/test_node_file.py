@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from ngp.errors import PaymentError
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd import LndPayment
 from ngp.modules.payment.node_file import NodeFile
@@ -14,14 +17,15 @@ KEY = "02" * 33
 
 
 class Node:
-    """LND, of which only the addresses change."""
+    """LND, of which only key and addresses change."""
 
     def __init__(self, *addresses: str) -> None:
+        self.key = KEY
         self.addresses = addresses
 
     async def call(self, _method: object, _message: object) -> pb.GetInfoResponse:
-        uris = [f"{KEY}@{address}" for address in self.addresses]
-        return pb.GetInfoResponse(identity_pubkey=KEY, chains=[pb.Chain(network="regtest")], uris=uris)
+        uris = [f"{self.key}@{address}" for address in self.addresses]
+        return pb.GetInfoResponse(identity_pubkey=self.key, chains=[pb.Chain(network="regtest")], uris=uris)
 
 
 def test_where_the_node_is_reached_is_kept_and_may_change(tmp_path: Path) -> None:
@@ -44,4 +48,28 @@ def test_a_node_is_used_though_nothing_can_be_kept_of_it(tmp_path: Path) -> None
     """As on a full disk: an error that nobody expects would stop the daemon."""
     payment = LndPayment(tmp_path / "gone")
     payment._client = Node("10.0.0.9:9735")  # type: ignore[assignment]
+    assert asyncio.run(payment.info()) == PaymentInfo(KEY, "regtest")
+
+
+def test_another_node_in_place_of_the_one_in_use_is_refused_and_not_kept(tmp_path: Path) -> None:
+    """What is on its way at the one in use would be unknown to the other; at a start it is the operator's choice."""
+    file = NodeFile(tmp_path / "electrum-node.json")
+    ours, other = PaymentInfo(KEY, "regtest"), PaymentInfo("03" * 33, "signet")
+    assert file.confirm(ours, "Electrum", in_use=False) == file.confirm(ours, "Electrum", in_use=True) == ours
+    with pytest.raises(PaymentError) as refused:
+        file.confirm(other, "Electrum", in_use=True)
+    assert str(refused.value) == (
+        f"Electrum is another node now ({'03' * 33} on signet, before {KEY} on regtest): restart ngp if that is meant"
+    )
+    assert file.read() == ours
+    assert file.confirm(other, "Electrum", in_use=False) == file.read() == other
+
+
+def test_lnd_in_use_may_not_become_another_node(tmp_path: Path) -> None:
+    payment, node = LndPayment(tmp_path), Node()
+    payment._client = node  # type: ignore[assignment]
+    asyncio.run(payment.info())
+    node.key = "03" * 33
+    with pytest.raises(PaymentError, match="LND is another node now"):
+        asyncio.run(payment._ask_info())
     assert asyncio.run(payment.info()) == PaymentInfo(KEY, "regtest")
