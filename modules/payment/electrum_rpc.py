@@ -16,14 +16,15 @@ import base64
 import json
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from ngp.core.host_port import joined, parted
 from ngp.errors import ConfigError, PaymentError
-from ngp.modules.payment import secret_file
+from ngp.modules.payment import rpc_address, secret_file
 
 CALL_TIMEOUT_S = 15.0
 USUAL_FOLDERS = ("~/.electrum", "/home/electrum/.electrum", "/var/lib/electrum/.electrum", "/var/lib/electrum")
@@ -59,7 +60,7 @@ class Door:
         """Whether calls, and the password in them, leave this machine as they are."""
         if self.where.startswith("/"):
             return False
-        host = self.where.rpartition(":")[0].strip("[]")
+        host, _ = parted(self.where)
         try:
             return not ip_address(host).is_loopback
         except ValueError:
@@ -168,8 +169,8 @@ async def _post(door: Door, body: bytes) -> tuple[int, bytes]:
     if door.where.startswith("/"):
         reader, writer = await asyncio.open_unix_connection(door.where)
     else:
-        host, _, port = door.where.rpartition(":")
-        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        host, port = parted(door.where)
+        reader, writer = await asyncio.open_connection(host, int(port))
         for option, on in _KEEPALIVE:
             writer.get_extra_info("socket").setsockopt(*option, on)
     try:
@@ -214,14 +215,12 @@ def _result(door: Door, method: str, status: int, answer: bytes) -> Any:
 
 
 def _target(text: str) -> str:
-    parts = urlsplit(f"//{text}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if not parts.hostname or not port or parts.username or parts.path:
+    found = ""
+    with suppress(ValueError):
+        found = rpc_address.read(text)
+    if not found:
         raise ConfigError(f"ELECTRUM_HOST: {text} is neither host:port nor Electrum's folder")
-    return f"[{parts.hostname}]:{port}" if ":" in parts.hostname else f"{parts.hostname}:{port}"
+    return found
 
 
 def _lock_file(path: Path) -> str:
@@ -231,7 +230,7 @@ def _lock_file(path: Path) -> str:
         if kind == "unix":
             return str(address)
         host, port = address[:2]
-        return f"[{host}]:{int(port)}" if ":" in host else f"{host}:{int(port)}"
+        return joined(host, int(port))
     except (ValueError, TypeError, SyntaxError):
         raise ConfigError(f"{path} doesn't say where Electrum listens: set ELECTRUM_HOST") from None
 

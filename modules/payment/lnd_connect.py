@@ -21,9 +21,9 @@ from cryptography import x509
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from ngp.errors import ConfigError
-from ngp.modules.payment import secret_file
+from ngp.modules.payment import rpc_address, secret_file
 
-DEFAULT_RPC = "localhost:10009"
+RPC_PORT = 10009
 STORED_URI = "lnd-connect"
 USUAL_FOLDERS = ("~/.lnd", "/var/lib/lnd", "/home/lnd/.lnd", "/mnt/hdd/lnd", "/etc/lnd")
 HOW = (
@@ -90,7 +90,7 @@ class Credentials:
         if "LND_MACAROON" not in self._options and self._stored.exists():
             stored = str(self._stored)
             return parse_uri(secret_file.read(self._stored, stored).decode(errors="replace"), stored)
-        target = _target(self._options.get("LND_HOST", DEFAULT_RPC), "LND_HOST")
+        target = _target(self._options.get("LND_HOST", "localhost"), "LND_HOST")
         macaroon = self._options.get("LND_MACAROON")
         if macaroon is None:
             where = self._usual_certificate()
@@ -173,14 +173,12 @@ def store_uri(text: str, state_dir: Path) -> Connection:
 
 def _target(text: str, where: str) -> str:
     try:
-        parts = urlsplit(f"//{text}")
-        port = parts.port or 10009
+        found = rpc_address.read(text, RPC_PORT)
     except ValueError:
         raise ConfigError(f"{where}: {text} has no usable port; write host:port") from None
-    if not parts.hostname or parts.username or parts.path:
+    if not found:
         raise ConfigError(f"{where}: {text} is not host:port")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{host}:{port}"
+    return found
 
 
 def _base64url(text: str) -> bytes:

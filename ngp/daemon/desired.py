@@ -8,6 +8,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from ngp.config import PROTOCOL_NUMBERS, is_forwarded_to
+from ngp.core.host_port import parted
 from ngp.core.messages import Address
 from ngp.core.settings import FreeDestination, Settings
 from ngp.core.values import Check, DesiredNetwork, FreeRule
@@ -43,9 +44,9 @@ def node_services(addresses: Iterable[str], own: Sequence[Address]) -> tuple[Fre
     """
     found = []
     for text in addresses:
-        host, _, port = text.rpartition(":")
+        host, port = parted(text)
         with suppress(ValueError):
-            where = ip_address(host.strip("[]"))
+            where = ip_address(host)
             if is_forwarded_to(where) and where not in own and 0 < int(port) < 65536:
                 found.append(FreeRule(ip_network(where), PROTOCOL_NUMBERS["tcp"], int(port)))
     return tuple(found)

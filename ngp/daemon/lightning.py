@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ngp import identity
+from ngp.core.host_port import joined
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
 from ngp.core.settings import Settings
 from ngp.core.values import ChainView, Channel, ChannelState, Check, Watch
@@ -76,7 +77,7 @@ def peer_host(neighbour: Neighbour) -> str:
     """
     for address in neighbour.addresses:
         if not address.is_link_local:
-            return f"[{address}]:{PEER_PORT}" if address.version == 6 else f"{address}:{PEER_PORT}"
+            return joined(str(address), PEER_PORT)
     raise UsageError("the neighbour told no address where its node may listen: say it by --host HOST:PORT")
 
 

@@ -380,6 +380,8 @@ def test_a_host_needs_user_and_password_and_is_warned_about(tmp_path: Path) -> N
     assert not Credentials({**options, "ELECTRUM_HOST": "localhost:7777"}).read().leaves_unencrypted
     with pytest.raises(ConfigError, match="neither host:port"):
         Credentials({**options, "ELECTRUM_HOST": "192.0.2.1"}).read()
+    with pytest.raises(ConfigError, match="neither host:port"):  # with the bracket that is missing
+        Credentials({**options, "ELECTRUM_HOST": "[2001:db8::1:7777"}).read()
     (line,) = asyncio.run(ElectrumPayment(tmp_path, {**options, "ELECTRUM_HOST": "192.0.2.1:7"}).check(spends=True))
     assert not line.ok and "unencrypted" in line.found
 

@@ -1,0 +1,21 @@
+"""Host and port as one word, and taken apart again."""
+
+from __future__ import annotations
+
+import pytest
+
+from ngp.core.host_port import joined, parted
+
+
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [("192.0.2.1", "192.0.2.1:9735"), ("2001:db8::1", "[2001:db8::1]:9735"), ("node.example", "node.example:9735")],
+)
+def test_an_address_of_ipv6_stands_in_brackets(host: str, written: str) -> None:
+    assert joined(host, 9735) == written
+    assert parted(written) == (host, "9735")
+
+
+@pytest.mark.parametrize(("text", "found"), [("", ("", "")), ("node", ("", "node")), ("a:b", ("a", "b"))])
+def test_what_is_no_host_and_port_is_taken_apart_unchecked(text: str, found: tuple[str, str]) -> None:
+    assert parted(text) == found
