@@ -45,9 +45,7 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
         found = (await node.info()).account_id
     except PaymentError as error:
         return [health("payment", str(error), ""), *rights]
-    said = f"ACCOUNT_ID is {wanted.account_id}, the payment node is {found}"
-    remedy = "connect the right node, or change ACCOUNT_ID"
-    return [Check("payment", wanted.account_id == found, said, remedy), *rights]
+    return [_expected_node(wanted, found, "the payment node is"), *rights]
 
 
 def neighbours(world: World) -> list[Check]:
@@ -64,11 +62,15 @@ def neighbours(world: World) -> list[Check]:
 
 def refuse_other_node(settings: Settings, account_id: str) -> None:
     """Refuse settings that expect another payment node than the one in use. Raises PaymentError."""
-    if settings.account_id not in (None, account_id):
-        raise PaymentError(
-            f"ACCOUNT_ID is {settings.account_id}, but the payment node is {account_id}: "
-            "connect the right node, or change ACCOUNT_ID"
-        )
+    expected = _expected_node(settings, account_id, "but the payment node is")
+    if not expected.ok:
+        raise PaymentError(f"{expected.found}: {expected.remedy}")
+
+
+def _expected_node(settings: Settings, account_id: str, but: str) -> Check:
+    said = f"ACCOUNT_ID is {settings.account_id}, {but} {account_id}"
+    is_it = settings.account_id in (None, account_id)
+    return Check("payment", is_it, said, "connect the right node, or change ACCOUNT_ID")
 
 
 def effect(running: Settings, wanted: Settings) -> Check:
