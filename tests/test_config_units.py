@@ -11,11 +11,10 @@ from ngp.config.units import (
     money_msat,
     price_msat_per_gib,
     show_data,
-    show_money,
     show_time,
     time_s,
 )
-from ngp.core.pricing import show_price
+from ngp.core.pricing import show_money, show_price
 from ngp.errors import ConfigError
 
 KB_PRICE = 1024 * 1024  # msat per GiB that 1 msat per kB is

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from ngp.core import refunds
 from ngp.core.values import Check
-from ngp.daemon import handlers as verbs
 from ngp.daemon.handlers import Handlers
 from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment.sandbox import SandboxPayment
@@ -55,7 +55,7 @@ def test_a_refund_that_the_node_may_not_pay_is_refused_before_it_is_offered(
     world, node = handlers._world, handlers._node
     world.accounts[WHO, "server"] = SimpleNamespace(refunding_msat=0, refund_offered_msat=0)  # type: ignore[index, assignment]
     monkeypatch.setattr(world, "any_link", lambda _who: object(), raising=False)
-    monkeypatch.setattr(verbs, "offerable_msat", lambda *_: 322_000)
+    monkeypatch.setattr(refunds, "offerable_msat", lambda *_: 322_000)
     monkeypatch.setattr(node, "tell", told.append)
 
     async def check(spends: bool) -> list[Check]:

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from ngp.config import keys
 from ngp.config.document import Finding, Node, show
 from ngp.config.keys import Key
-from ngp.config.units import show_data, show_money, show_time
+from ngp.config.units import show_data, show_time
 from ngp.config.values import ALL_INTERFACES, is_mac, is_pattern
-from ngp.core.pricing import show_price
+from ngp.core.pricing import show_money, show_price
 from ngp.core.settings import PriceRule
 
 T = TypeVar("T")

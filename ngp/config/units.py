@@ -149,11 +149,6 @@ def _whole(amount: Fraction, most: int, unit: str, most_shown: str) -> int:
     return amount.numerator
 
 
-def show_money(msat: int) -> str:
-    """Write an amount in sat where it is whole, else in msat."""
-    return f"{msat} msat" if msat % SAT_MSAT else f"{msat // SAT_MSAT} sat"
-
-
 def show_data(size_bytes: int) -> str:
     """Write an amount of data in the largest unit that is whole."""
     for unit in ("GB", "MB", "kB"):

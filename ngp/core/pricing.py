@@ -59,6 +59,11 @@ def ceil_to_sat_msat(amount_msat: int) -> int:
     return -(-amount_msat // SAT_MSAT) * SAT_MSAT
 
 
+def show_money(msat: int) -> str:
+    """Write an amount in sat where it is whole, else in msat."""
+    return f"{msat} msat" if msat % SAT_MSAT else f"{msat // SAT_MSAT} sat"
+
+
 def affordable_bytes(amount_msat: int, from_bytes: int, upto_bytes: int, prices: PriceSchedule) -> int:
     """Find how far an amount carries a contract that stands at `from_bytes`.
 

@@ -23,7 +23,7 @@ from ngp.core.effects import MakeInvoice
 from ngp.core.invoices import INVOICE_EXPIRY_S, send_invoice, withdraw
 from ngp.core.messages import Refund, Reject, RejectReason, Role
 from ngp.core.payments import MOST_INVOICE_EXPIRY_S, names_its_payee, pay, told_again
-from ngp.core.pricing import SAT_MSAT, floor_to_sat_msat
+from ngp.core.pricing import SAT_MSAT, floor_to_sat_msat, show_money
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
 from ngp.core.settings import Budgets
 from ngp.core.topups import receivable, sendable
@@ -65,19 +65,44 @@ def offerable_msat(world: World, account: Account) -> int:
 
 def refund_offered(world: World, identity: bytes) -> str:
     """Offer a client its balance back; it answers with an invoice. Returns what was done, for the operator."""
-    who, account = identity.hex()[:8], world.accounts.get((identity, Role.SERVER))
-    if account is not None and account.refunding_msat:
-        return f"no refund to {who}: one of {account.refunding_msat} msat is on its way"
-    amount = offerable_msat(world, account) if account is not None else 0
-    if account is None or not amount:
-        free_msat = refundable_msat(account) if account is not None else 0
-        why = sendable(world, identity).why_not if free_msat >= SAT_MSAT else ""
-        return f"nothing to refund to {who}: {why or f'{free_msat} msat are free on its account'}"
-    neighbour = world.any_link(identity)
-    if neighbour is None:
-        return f"no refund to {who}: it is away; run the command again when it is back"
+    neighbour, why_not = world.any_link(identity), why_no_refund(world, identity)
+    if neighbour is None or why_not:
+        return why_not
+    account = world.account(identity, Role.SERVER)
+    amount = offerable_msat(world, account)
     _offer(world, neighbour, account, amount, asked=False)
-    return f"refund of {amount} msat offered to {who}; paid when it sends its invoice"
+    return f"refund of {amount} msat offered to {identity.hex()[:8]}; paid when it sends its invoice"
+
+
+def why_no_refund(world: World, identity: bytes) -> str:
+    """Say, for the operator, why a client can't be offered its balance now. Empty: it can."""
+    account = world.accounts.get((identity, Role.SERVER))
+    if account is not None and account.refunding_msat:
+        amount = show_money(account.refunding_msat)
+        return f"a refund of {amount} to {_named(identity)} is on its way: ngp accounts shows since when"
+    if account is None or not offerable_msat(world, account):
+        return f"nothing to refund: {_why_nothing(world, identity, account)}"
+    return _why_away(world, identity, "send its invoice")
+
+
+def _why_nothing(world: World, identity: bytes, account: Account | None) -> str:
+    free_msat = 0 if account is None else refundable_msat(account)
+    bounds = sendable(world, identity)
+    if free_msat >= bounds.least_msat and bounds.why_not:
+        return bounds.why_not
+    free = f"{free_msat} msat of {_named(identity)}'s balance are free"
+    return f"{free}, and less than {bounds.least_msat} msat can't be sent"
+
+
+def _why_away(world: World, identity: bytes, to_do: str) -> str:
+    if world.any_link(identity) is not None:
+        return ""
+    return f"{_named(identity)} is away and can't {to_do}: run this again when it is back"
+
+
+def _named(identity: bytes) -> str:
+    """Name a neighbour as the listings do, so that the operator finds it there."""
+    return identity.hex()[:16]
 
 
 def _offer(world: World, neighbour: Neighbour, account: Account, amount_msat: int, asked: bool) -> None:
@@ -234,15 +259,22 @@ def _refunds(world: World) -> Spending:
 
 def ask_back(world: World, identity: bytes) -> str:
     """Ask a server for what we prepaid and don't use. Returns what was done, for the operator."""
-    who, account = identity.hex()[:8], world.accounts.get((identity, Role.CLIENT))
-    if account is None or account.balance_msat < SAT_MSAT:
-        return f"nothing to ask of {who}: we have {0 if account is None else account.balance_msat} msat with it"
-    neighbour = world.any_link(identity)
-    if neighbour is None:
-        return f"{who} is away and can't be asked; run the command again when it is back"
+    neighbour, why_not = world.any_link(identity), why_not_ask(world, identity)
+    if neighbour is None or why_not:
+        return why_not
+    account = world.account(identity, Role.CLIENT)
     account.refund_ask_mono_s = world.now.monotonic_s
     world.send(neighbour, Refund(0))
-    return f"{who} asked for what is free of our {account.balance_msat} msat"
+    return f"{identity.hex()[:8]} asked for what is free of our {account.balance_msat} msat"
+
+
+def why_not_ask(world: World, identity: bytes) -> str:
+    """Say, for the operator, why a server can't be asked for what we prepaid. Empty: it can."""
+    account = world.accounts.get((identity, Role.CLIENT))
+    balance_msat = 0 if account is None else account.balance_msat
+    if balance_msat < SAT_MSAT:
+        return f"nothing to ask for: {balance_msat} msat of ours are with {_named(identity)}"
+    return _why_away(world, identity, "be asked")
 
 
 def ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:

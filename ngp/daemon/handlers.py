@@ -10,14 +10,11 @@ from typing import Any
 
 from ngp import __version__, identity
 from ngp.config import parse
-from ngp.config.units import show_money
-from ngp.core.account import Account
+from ngp.core import refunds
 from ngp.core.events import AskRefund, BlockNeighbour, ChannelsSeen, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
-from ngp.core.pricing import SAT_MSAT
+from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.records import PaymentKind, PaymentState
-from ngp.core.refunds import offerable_msat, refundable_msat
-from ngp.core.topups import sendable
 from ngp.core.values import Channel, Watch
 from ngp.core.world import Neighbour
 from ngp.daemon import checkup, lightning, reports
@@ -219,16 +216,10 @@ class Handlers:
         who = self._who(arguments)
         if arguments.get("ask"):
             return self._ask_refund(who)
-        account = self._world.accounts.get((who, Role.SERVER))
-        if account is not None and account.refunding_msat:
-            raise PaymentError(
-                f"a refund of {show_money(account.refunding_msat)} to {identity.short_text(who)} is on its way: "
-                "ngp accounts shows since when"
-            )
-        amount_msat = 0 if account is None else offerable_msat(self._world, account)
-        if account is None or not amount_msat:
-            raise PaymentError(f"nothing to refund: {self._why_nothing(who, account)}")
-        self._must_be_here(who, "send its invoice")
+        if why_not := refunds.why_no_refund(self._world, who):
+            raise PaymentError(why_not)
+        account = self._world.accounts[who, Role.SERVER]
+        amount_msat = refunds.offerable_msat(self._world, account)
         await self._must_be_able_to_spend()
         unanswered_msat = account.refund_offered_msat
         self._node.tell(RefundNeighbour(who))
@@ -247,34 +238,17 @@ class Handlers:
             if not one.ok and one not in without:
                 raise PaymentError(f"no refund can be paid: {one.name} {one.found}; {one.remedy}")
 
-    def _why_nothing(self, who: bytes, account: Account | None) -> str:
-        free_msat = 0 if account is None else refundable_msat(account)
-        bounds = sendable(self._world, who)
-        if free_msat >= bounds.least_msat and bounds.why_not:
-            return bounds.why_not
-        return (
-            f"{free_msat} msat of {identity.short_text(who)}'s balance are free, and less than "
-            f"{bounds.least_msat} msat can't be sent"
-        )
-
     def _ask_refund(self, who: bytes) -> str:
-        account = self._world.accounts.get((who, Role.CLIENT))
-        balance_msat = 0 if account is None else account.balance_msat
-        if account is None or balance_msat < SAT_MSAT:
-            raise PaymentError(f"nothing to ask for: {balance_msat} msat of ours are with {identity.short_text(who)}")
-        self._must_be_here(who, "be asked")
+        if why_not := refunds.why_not_ask(self._world, who):
+            raise PaymentError(why_not)
+        account = self._world.accounts[who, Role.CLIENT]
         self._node.tell(AskRefund(who))
+        balance = f"{account.balance_msat // SAT_MSAT} sat"
         held = ", but for what running contracts hold (ngp block ends them)" if account.running else ""
         return (
-            f"{identity.short_text(who)} asked for our {balance_msat // SAT_MSAT} sat{held}; ngp ledger shows what "
+            f"{identity.short_text(who)} asked for our {balance}{held}; ngp ledger shows what "
             "comes back, the log what it says"
         )
-
-    def _must_be_here(self, who: bytes, to_do: str) -> None:
-        if self._world.any_link(who) is None:
-            raise PaymentError(
-                f"{identity.short_text(who)} is away and can't {to_do}: run this again when it is back"
-            )
 
     async def payment(self, arguments: dict[str, Any]) -> str:
         """Credit a neighbour by hand; sandbox only."""

@@ -18,7 +18,7 @@ from ngp.core import events as ev
 from ngp.core.messages import Message, Refund, Reject, RejectReason, Role
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import Direction, PaymentKind, PaymentState
-from ngp.core.refunds import ASK_PAUSE_S, ASKED_AGAIN_S, INVOICE_PAUSE_S
+from ngp.core.refunds import ASK_PAUSE_S, ASKED_AGAIN_S, INVOICE_PAUSE_S, why_no_refund, why_not_ask
 from ngp.core.settings import Budgets, FeeLimit
 from ngp.core.values import PaymentOutcome, PaymentStatus
 
@@ -392,3 +392,32 @@ def test_a_refund_that_fails_is_offered_again_and_makes_no_payment_wait() -> Non
         assert account(sim).refunding_msat == 0
     assert (sim.client.identity, Role.CLIENT) not in sim.gateway.world.accounts
     assert sim.gateway.world.patience.failures == 0
+
+
+def test_the_operator_is_told_why_no_refund_can_be_offered() -> None:
+    sim = prepaid()
+    world, who = sim.gateway.world, sim.client.identity
+    named = who.hex()[:16]
+    assert why_no_refund(world, who) == ""
+    nobody = "nothing to refund: 0 msat of 0000000000000000's balance are free, and less than 1000 msat can't be sent"
+    assert why_no_refund(world, bytes(32)) == nobody
+    for neighbour in world.by_identity[who].values():
+        neighbour.up = False
+    assert why_no_refund(world, who) == f"{named} is away and can't send its invoice: run this again when it is back"
+    account(sim).refunding_msat = 5_000
+    assert why_no_refund(world, who) == f"a refund of 5 sat to {named} is on its way: ngp accounts shows since when"
+    offer(sim)
+    assert logged(sim.gateway, "a refund of 5 sat") == 1 and account(sim).refund_offered_msat == 0
+
+
+def test_the_operator_is_told_why_a_server_can_not_be_asked() -> None:
+    sim = prepaid()
+    world, who = sim.client.world, sim.gateway.identity
+    assert why_not_ask(world, who) == ""
+    for neighbour in world.by_identity[who].values():
+        neighbour.up = False
+    assert why_not_ask(world, who) == f"{who.hex()[:16]} is away and can't be asked: run this again when it is back"
+    nobody = "nothing to ask for: 0 msat of ours are with 0000000000000000"
+    assert why_not_ask(world, bytes(32)) == nobody
+    sim.happen(sim.client, ev.AskRefund(bytes(32)))
+    assert logged(sim.client, nobody) == 1
