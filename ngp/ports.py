@@ -11,14 +11,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
+from ngp.core.channels import ChainView, Channel, ChannelEnd, ChannelState, Tower, Watch
 from ngp.core.messages import Address, Prefix, Role
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
     AdoptedContract,
-    ChainView,
-    Channel,
-    ChannelEnd,
-    ChannelState,
     Check,
     DecodedInvoice,
     DesiredNetwork,
@@ -39,9 +36,7 @@ from ngp.core.values import (
     Reading,
     Settlement,
     Standing,
-    Tower,
     Verdict,
-    Watch,
 )
 
 __all__ = [

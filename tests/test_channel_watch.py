@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from ngp.core.channels import Channel
 from ngp.core.events import ChannelsSeen, PaymentResult, SettlementSeen, Tick
-from ngp.core.values import Channel, PaymentOutcome, PaymentStatus
+from ngp.core.values import PaymentOutcome, PaymentStatus
 from ngp.daemon import channel_watch
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.errors import PaymentError

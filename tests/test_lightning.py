@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
+from ngp.core.channels import ChainView, Channel, ChannelEnd, ChannelState, Tower, Watch
 from ngp.core.events import ChannelsSeen
 from ngp.core.settings import Settings
-from ngp.core.values import ChainView, Channel, ChannelEnd, ChannelState, Tower, Watch
 from ngp.core.world import Neighbour
 from ngp.daemon import lightning, reports
 from ngp.daemon.handlers import Handlers

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ngp.core.channels import NO_LIMIT_MSAT
 from ngp.core.pricing import SAT_MSAT
-from ngp.core.values import NO_LIMIT_MSAT
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.ports import Channel, ChannelEnd, ChannelState
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ngp.core.channels import Channel
 from ngp.core.messages import Address, Message, Prefix, StatementLine
 from ngp.core.records import PaymentKind
 from ngp.core.settings import Settings
-from ngp.core.values import Channel, DecodedInvoice, Hint, PaymentOutcome, Reading
+from ngp.core.values import DecodedInvoice, Hint, PaymentOutcome, Reading
 
 
 @dataclass(frozen=True, slots=True)

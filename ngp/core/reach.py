@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ngp.core.channels import NO_LIMIT_MSAT, Channel, ChannelEnd
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, floor_to_sat_msat
-from ngp.core.values import NO_LIMIT_MSAT, Channel, ChannelEnd
 
 _REMEDY = "; ngp lightning status"
 

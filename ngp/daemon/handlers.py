@@ -11,11 +11,11 @@ from typing import Any
 from ngp import __version__, identity
 from ngp.config import parse
 from ngp.core import refunds
+from ngp.core.channels import Channel, Watch
 from ngp.core.events import AskRefund, BlockNeighbour, ChannelsSeen, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.records import PaymentKind, PaymentState
-from ngp.core.values import Channel, Watch
 from ngp.core.world import Neighbour
 from ngp.daemon import checkup, lightning, reports
 from ngp.daemon.node import Node

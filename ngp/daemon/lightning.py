@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ngp import identity
+from ngp.core.channels import ChainView, Channel, ChannelState, Watch
 from ngp.core.host_port import joined
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
 from ngp.core.settings import Settings
-from ngp.core.values import ChainView, Channel, ChannelState, Check, Watch
+from ngp.core.values import Check
 from ngp.core.world import Neighbour, World
 from ngp.errors import PaymentError, UsageError
 from ngp.ports import ChannelManager, Payment, TowerManager

@@ -11,6 +11,7 @@ from typing import Any
 
 from ngp import identity
 from ngp.core.account import Account
+from ngp.core.channels import Channel, Watch
 from ngp.core.contract import Contract
 from ngp.core.messages import Role
 from ngp.core.records import (
@@ -22,7 +23,6 @@ from ngp.core.records import (
     PaymentRecord,
     PaymentState,
 )
-from ngp.core.values import Channel, Watch
 
 Row = dict[str, Any]
 

@@ -12,11 +12,11 @@ from stand_ins import PAYEES
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.channels import Channel, ChannelEnd
 from ngp.core.messages import Reject, RejectReason, Role
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.reach import Reach, left_msat
 from ngp.core.records import PaymentState
-from ngp.core.values import Channel, ChannelEnd
 
 HOST = "198.51.100.1"
 PEER = "02" + "11" * 32
