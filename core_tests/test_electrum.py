@@ -28,7 +28,7 @@ def test_a_client_on_electrum_opens_a_channel_pays_and_is_refunded_and_all_books
         await_until(lambda: pay_some(made) > 0, 60, "a payment")
         trade.assert_books_agree(refused=True)  # what was sent before the first payment was over the grace
         paid = trade.earned()["paid_msat"]
-        assert paid == trade.spent()["paid_msat"] == received_msat(made)
+        assert paid == trade.spent()["paid_msat"] == made.earning.received_msat()
         assert made.moved_msat() == (paid, 0)
         status = trade.client.json("status")["payment"]
         assert status == {**status, "module": "electrum", "ready": True}
@@ -49,9 +49,3 @@ def pay_some(made: ElectrumTrade) -> int:
     net = made.trade.net
     traffic.udp_send(net.client, net.remote(4), 5000, count=100, payload_bytes=1000, rate_pps=500)
     return int(made.trade.earned()["paid_msat"])
-
-
-def received_msat(made: ElectrumTrade) -> int:
-    """Sum up what the gateway's node was paid by settled invoices, as the node says."""
-    invoices = made.earning.invoices()
-    return sum(int(one["amt_paid_msat"]) for one in invoices if one["state"] == "SETTLED")

@@ -20,7 +20,7 @@ from core_tests.conftest import LAB
 from core_tests.daemon import Daemon
 from core_tests.hostile import Crowd, Persona, random_mac
 from core_tests.lab import Lab
-from core_tests.lightning.books import booked, received, sent
+from core_tests.lightning.books import booked, sent
 from core_tests.lightning.relay import PORT
 from core_tests.lightning.steps import stored
 from core_tests.lightning.trade import LightningTrade, lightning_trade, node_settings
@@ -98,7 +98,7 @@ def test_a_payment_that_never_settles_holds_up_itself_alone(made: LightningTrade
             await_paid(trade.client)
     now = {key: -amount for key, amount in booked(trade.client).items() if key not in before}
     assert held.hex() in now
-    assert now.items() <= sent(made.paying).items() and now.items() <= received(made.earning).items()
+    assert now.items() <= sent(made.paying).items() and now.items() <= made.earning.received().items()
 
 
 def assert_another_is_served(made: LightningTrade) -> None:

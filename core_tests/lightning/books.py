@@ -37,7 +37,7 @@ class Before:
 
 def look(made: LightningTrade) -> Before:
     """Look at both nodes."""
-    return Before(sent(made.paying), received(made.earning), balance_msat(made.paying), balance_msat(made.earning))
+    return Before(sent(made.paying), made.earning.received(), balance_msat(made.paying), balance_msat(made.earning))
 
 
 def assert_all_agree(made: LightningTrade, before: Before) -> int:
@@ -56,7 +56,7 @@ def assert_all_agree(made: LightningTrade, before: Before) -> int:
     bought, sold = booked(made.trade.client), booked(made.trade.gateway)
     assert {payment: -amount for payment, amount in bought.items()} == sold
     assert sold == _without(sent(made.paying), before.sent)
-    assert sold == _without(received(made.earning), before.received)
+    assert sold == _without(made.earning.received(), before.received)
     paid = made.trade.earned()["paid_msat"]
     assert paid == sum(sold.values()) == made.trade.spent()["paid_msat"]
     assert balance_msat(made.earning) - before.earning_msat == paid  # over the direct channel: nothing for routing
@@ -99,14 +99,8 @@ def booked(daemon: Daemon) -> dict[str, int]:
 
 def sent(node: Lnd) -> dict[str, int]:
     """Return what a node paid, amounts by hash; each of these payments cost nothing but its amount."""
-    payments = [one for one in node.payments() if one["status"] == "SUCCEEDED"]
-    assert not [one for one in payments if one["fee_msat"] != "0"]
-    return {one["payment_hash"]: int(one["value_msat"]) for one in payments}
-
-
-def received(node: Lnd) -> dict[str, int]:
-    """Return what a node was paid, amounts by hash."""
-    return {one["r_hash"]: int(one["amt_paid_msat"]) for one in node.invoices() if one["state"] == "SETTLED"}
+    assert not [one for one in node.payments() if one["status"] == "SUCCEEDED" and one["fee_msat"] != "0"]
+    return node.sent()
 
 
 def _held_back(made: LightningTrade) -> list[str]:
@@ -115,7 +109,7 @@ def _held_back(made: LightningTrade) -> list[str]:
     ask = "SELECT count(*) FROM payments WHERE state = 'pending'"
     if stored(made.trade.client, ask) != len(ours):
         return ours or ["in the ledger only"]
-    taken = received(made.earning)
+    taken = made.earning.received()
     each = f"{ask} AND payment_hash = ?"
     return [one for one in ours if one in taken or not stored(made.trade.client, each, bytes.fromhex(one))]
 

@@ -286,6 +286,22 @@ class Lnd(Program):
         found: list[dict[str, Any]] = self.cli("listinvoices", "--max_invoices", ALL)["invoices"]
         return found
 
+    def received(self) -> dict[str, int]:
+        """Return what it was paid by settled invoices, msat by payment hash."""
+        return {one["r_hash"]: int(one["amt_paid_msat"]) for one in self.invoices() if one["state"] == "SETTLED"}
+
+    def sent(self) -> dict[str, int]:
+        """Return what it paid, without fees, msat by payment hash."""
+        return {one["payment_hash"]: int(one["value_msat"]) for one in self.payments() if one["status"] == "SUCCEEDED"}
+
+    def received_msat(self) -> int:
+        """Sum up what it was paid by settled invoices."""
+        return sum(self.received().values())
+
+    def sent_msat(self) -> int:
+        """Sum up what it paid, without fees."""
+        return sum(self.sent().values())
+
     def channels(self, peer: str = "") -> list[dict[str, Any]]:
         """Return its active channels, or those with a peer's key."""
         found: list[dict[str, Any]] = self.cli("listchannels", "--active_only")["channels"]

@@ -48,11 +48,11 @@ class LightningTrade:
 
     def received_msat(self) -> int:
         """Sum up what the gateway's node was paid by settled invoices, as the node says."""
-        return sum(int(one["amt_paid_msat"]) for one in self.earning.invoices() if one["state"] == "SETTLED")
+        return self.earning.received_msat()
 
     def sent_msat(self) -> int:
         """Sum up what the client's node paid, without fees, as the node says."""
-        return sum(int(one["value_msat"]) for one in self.paying.payments() if one["status"] == "SUCCEEDED")
+        return self.paying.sent_msat()
 
 
 def node_settings(node: Lnd, buys: bool = True, besides: Sequence[Method[Any, Any]] = ()) -> Conf:
