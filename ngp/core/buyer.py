@@ -348,13 +348,7 @@ def halted(world: World, contract: Contract, reading: Reading | None) -> None:
     account.running -= 1
     if contract.used_bytes < WORTH_BYTES and world.now.utc_s - contract.opened_at_s < WORTH_S:
         world.count_opening(contract)
-    world.move(contract, State.CLOSED, (contract.halting or CloseReason.CANCELLED).value)
-    contract.closed_at_s = world.now.utc_s
-    world.journal("charge", contract.identity, contract.reason, contract.charged_msat, contract.contract)
-    world.save(contract)
-    for due in (Due.EXPIRY, Due.EXHAUSTED, Due.RENEWAL):
-        world.timers.clear(due, contract.contract)
-    world.remove_contract(contract)
+    world.close(contract, contract.charged_msat)
     _remember(world, contract)
     world.forget_if_gone(contract.identity)
 

@@ -117,10 +117,17 @@ def _shrink_idle(world: World, account: Account, asking: Contract) -> None:
 def lend_due(world: World, account: Account) -> None:
     """Look again for idle budget on behalf of who waits longest; what that frees serves the others as well."""
     asking = next((one for one in account.waiting.values() if one.short and one.halting is None), None)
-    if asking is not None and not asking.shrinking and extend(world, account, asking):
-        world.grant(asking)
-        release(world, asking)
+    if asking is not None and not asking.shrinking and _grant_more(world, account, asking):
         serve_waiting(world, account)
+
+
+def _grant_more(world: World, account: Account, contract: Contract) -> bool:
+    """Extend a contract in the kernel too, and let go what waited for that. Returns whether there was anything."""
+    if not extend(world, account, contract):
+        return False
+    world.grant(contract)
+    release(world, contract)
+    return True
 
 
 def shrunk(world: World, contract: Contract, reading: Reading | None) -> None:
@@ -177,9 +184,7 @@ def usage_read(world: World, contract: Contract, reading: Reading) -> None:
     if not contract.running or contract.halting is not None or contract.shrinking:
         return
     if refused or contract.granted_bytes - contract.used_bytes <= contract.slice_bytes // 2:
-        if extend(world, account, contract):
-            world.grant(contract)
-            release(world, contract)
+        _grant_more(world, account, contract)
         invoices.top_up_if_low(world, account)
 
 
@@ -207,9 +212,7 @@ def depleted(world: World, contract: Contract) -> None:
     if contract.halting is not None or not contract.running or contract.shrinking:
         return
     account = world.account(contract.identity, Role.SERVER)
-    if extend(world, account, contract):
-        world.grant(contract)
-        release(world, contract)
+    _grant_more(world, account, contract)
     invoices.top_up_if_low(world, account)
     look_if_exhausted(world, contract)
 
@@ -274,7 +277,6 @@ def serve_waiting(world: World, account: Account) -> None:
 def halted(world: World, contract: Contract, reading: Reading | None) -> None:
     """Close the books after the kernel's last reading."""
     account = world.account(contract.identity, Role.SERVER)
-    reason = contract.halting or CloseReason.CANCELLED
     if reading is not None:
         account.charge(contract, reading.used_to_bytes, reading.used_from_bytes)
     _redeem_opening(world, contract)
@@ -287,19 +289,13 @@ def halted(world: World, contract: Contract, reading: Reading | None) -> None:
     account.running -= 1
     account.lenders.pop(contract.contract, None)
     account.waiting.pop(contract.contract, None)
-    world.move(contract, State.CLOSED, reason.value)
-    contract.closed_at_s = world.now.utc_s
-    world.journal("charge", contract.identity, reason.value, -contract.charged_msat, contract.contract)
-    world.save(contract)
-    for due in (Due.EXPIRY, Due.EXHAUSTED, Due.QUOTE):
-        world.timers.clear(due, contract.contract)
-    world.remove_contract(contract)
+    world.close(contract, -contract.charged_msat)
     to_state(account, contract)
     world.timers.set(Due.STATEMENT, account.identity, world.now.monotonic_s + CLOSED_WAIT_S)
     world.forget_if_gone(contract.identity)
     neighbour = world.neighbour_of(contract)
     if neighbour is not None:
-        world.send(neighbour, Notice(contract.contract, NoticeKind.CUT, reason.value))
+        world.send(neighbour, Notice(contract.contract, NoticeKind.CUT, contract.reason))
 
 
 def late_bytes(world: World, contract: Contract, reading: Reading) -> None:

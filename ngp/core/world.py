@@ -380,6 +380,20 @@ class World:
             contract.halting = reason
             self.do(HaltContract(self.kernel_grant(contract, blocked=True)))
 
+    def close(self, contract: Contract, charged_msat: int) -> None:
+        """Book the end of a contract that was halted and read for the last time, and take it out of all tables.
+
+        Args:
+            charged_msat: as `ngp ledger` tells it: negative where it is taken off a neighbour's money.
+        """
+        self.move(contract, State.CLOSED, (contract.halting or CloseReason.CANCELLED).value)
+        contract.closed_at_s = self.now.utc_s
+        self.journal("charge", contract.identity, contract.reason, charged_msat, contract.contract)
+        self.save(contract)
+        for due in (Due.EXPIRY, Due.EXHAUSTED, Due.QUOTE, Due.RENEWAL):
+            self.timers.clear(due, contract.contract)
+        self.remove_contract(contract)
+
     def shrink(self, contract: Contract, to_bytes: int) -> None:
         """Begin to take unused budget back: the kernel stops earlier first, its reading says what is free."""
         if contract.halting is None and not contract.shrinking:
