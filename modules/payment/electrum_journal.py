@@ -9,12 +9,12 @@ told again, and the ledger counts each hash once, and of a larger amount the dif
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 from ngp.errors import PaymentError
+from ngp.modules.payment import private_file
 from ngp.ports import Settlement
 
 _TABLES = """
@@ -32,10 +32,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._translated():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection = private_file.connect(path)
             self._connection.executescript(_TABLES)
 
     def close(self) -> None:

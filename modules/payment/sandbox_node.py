@@ -8,7 +8,6 @@ way at the crash ends by itself afterwards.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ngp.errors import PaymentError
+from ngp.modules.payment import private_file
 from ngp.ports import InvoiceState, PaymentOutcome, PaymentStatus, Settlement
 
 _KEEP_S = 30 * 86_400
@@ -67,10 +67,7 @@ class SandboxNode:
         self._path = path
         self._writes = 0
         with self._translated():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection = private_file.connect(path)
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute("PRAGMA journal_size_limit=1048576")
             self._connection.executescript(_TABLES)
@@ -107,7 +104,7 @@ class SandboxNode:
                 (payment_hash,),
             ).fetchone()
         if row is None:
-            raise PaymentError(f"no invoice with hash {payment_hash.hex()} was made by this node")
+            raise _not_ours(payment_hash)
         cancelled, expires_at_s, visible_at_s = row
         if visible_at_s is not None:
             return InvoiceState.SETTLED if visible_at_s <= now_s else InvoiceState.ACCEPTED
@@ -120,7 +117,7 @@ class SandboxNode:
                 "SELECT amount_msat FROM invoices WHERE payment_hash = ?", (payment_hash,)
             ).fetchone()
             if row is None:
-                raise PaymentError(f"no invoice with hash {payment_hash.hex()} was made by this node")
+                raise _not_ours(payment_hash)
             added = connection.execute(
                 "INSERT INTO settlements (payment_hash, amount_msat, visible_at_s) VALUES (?, ?, ?) "
                 "ON CONFLICT DO NOTHING",
@@ -268,3 +265,7 @@ class SandboxNode:
                 f"sandbox payment, {self._path}: {error}. Its money is not real: check the disk, and if the file is "
                 f"damaged, stop ngp and move it away"
             ) from error
+
+
+def _not_ours(payment_hash: bytes) -> PaymentError:
+    return PaymentError(f"no invoice with hash {payment_hash.hex()} was made by this node")
