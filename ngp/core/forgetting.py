@@ -14,6 +14,15 @@ MOST_NEIGHBOURS = 4096
 MOST_DEBTORS = 4096
 MOST_LINKS = 8
 LINK_SILENCE_S = 60.0
+LOOK_FOR_IDLE_S = 5.0
+
+
+def make_room(world: World) -> None:
+    """Forget whom we may, but not at every hello: a look at all of them for each made-up key would keep us busy."""
+    if world.now.monotonic_s - world.looked_for_idle_mono_s >= LOOK_FOR_IDLE_S:
+        world.looked_for_idle_mono_s = world.now.monotonic_s
+        forget_neighbours(world)
+        forget_debtors(world)
 
 
 def forget_links(world: World, identity: bytes) -> None:

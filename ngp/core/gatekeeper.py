@@ -1,7 +1,7 @@
 """Gatekeeper: the one door into the core. `step(event, now)` changes the world and returns what is to be done.
 
-Pure: time comes in with each event, randomness as `new_id`, money and packets as events. The rules are in seller,
-grants, buyer and those of money (invoices, settlements, payments, refunds); this routes.
+Pure: time comes in with each event, randomness as `new_id`, money and packets as events. The rules are in meeting,
+seller, grants, buyer and those of money (invoices, settlements, payments, refunds); this routes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from ngp.core import (
     bills,
     blocking,
     buyer,
-    forgetting,
     grants,
     invoices,
-    networks,
+    meeting,
     payments,
     refunds,
     seller,
@@ -24,7 +23,7 @@ from ngp.core import (
     statements,
 )
 from ngp.core.contract import CloseReason, Contract, State
-from ngp.core.effects import Acknowledge, Effect, Greet, Persist
+from ngp.core.effects import Acknowledge, Effect, Greet
 from ngp.core.events import (
     AskFor,
     AskRefund,
@@ -64,7 +63,7 @@ from ngp.core.messages import (
     Role,
     Statement,
 )
-from ngp.core.records import PaymentKind, PaymentState
+from ngp.core.records import PaymentKind
 from ngp.core.timers import Due
 from ngp.core.values import HintKind, Now, Reading
 from ngp.core.world import Neighbour, World
@@ -73,7 +72,6 @@ FLUSH_INTERVAL_S = 60.0
 FLUSH_PAUSE_S = 0.1
 FLUSHED_AT_ONCE = 1000
 MOST_LATE = 4096
-LOOK_FOR_IDLE_S = 5.0
 _ACCOUNT_DUE = {
     Due.STATEMENT: statements.statement_due,
     Due.GRACE: grants.grace_due,
@@ -87,7 +85,6 @@ class Gatekeeper:
     def __init__(self, world: World) -> None:
         self.world = world
         self._late: dict[bytes, Contract] = {}
-        self._looked_mono_s = float("-inf")
 
     def step(self, event: Event, now: Now) -> list[Effect]:
         """Take one event.
@@ -174,7 +171,7 @@ class Gatekeeper:
     def _message(self, event: MessageReceived) -> None:
         world = self.world
         if isinstance(event.message, Hello):
-            self._hello(event, event.message)
+            meeting.hello_heard(world, event, event.message)
             return
         neighbour = world.neighbours.get((event.identity, event.link))
         if neighbour is None or world.by_link.get(event.link) is not neighbour:
@@ -188,7 +185,7 @@ class Gatekeeper:
         if not self._answered(neighbour, event):
             world.do(Acknowledge(neighbour.identity, neighbour.link, event.message_id))
         if was_away and neighbour.up:
-            self._came_back(neighbour, restarted=False)
+            meeting.came_back(world, neighbour, restarted=False)
 
     def _answered(self, neighbour: Neighbour, event: MessageReceived) -> bool:
         """Handle a message; returns whether a reply was sent, so that no acknowledgement is needed."""
@@ -235,88 +232,6 @@ class Gatekeeper:
             buyer.rejected(self.world, neighbour, reject)
             return False
         return seller.rejected(self.world, neighbour, reject, message_id)
-
-    def _hello(self, event: MessageReceived, hello: Hello) -> None:
-        world = self.world
-        neighbour = self._introduce(event)
-        if neighbour is None:
-            return
-        restarted = neighbour.boot != event.boot
-        came_back = restarted or not neighbour.up
-        changed = (neighbour.network, neighbour.sells, neighbour.buys, neighbour.addresses) != (
-            hello.network,
-            hello.sells,
-            hello.buys,
-            hello.addresses,
-        )
-        networks.note_network(world, neighbour, hello.network)
-        neighbour.sells, neighbour.buys = hello.sells, hello.buys
-        neighbour.addresses, neighbour.payee = hello.addresses, hello.payee
-        neighbour.boot = event.boot
-        neighbour.up = True
-        if came_back:
-            neighbour.met_mono_s = world.now.monotonic_s
-        neighbour.heard_mono_s, neighbour.last_seen_s = world.now.monotonic_s, world.now.utc_s
-        if changed or came_back:
-            if neighbour.kept:
-                world.do(Persist(neighbour.record()))
-            world.tell_kernel(neighbour)
-        if hello.wants_reply:
-            world.do(Greet(event.link[0], event.identity, event.link, event.message_id))
-        if came_back:
-            self._came_back(neighbour, restarted)
-        seller.strangers_known(world, neighbour)
-
-    def _introduce(self, event: MessageReceived) -> Neighbour | None:
-        """Find or make the neighbour behind a hello.
-
-        A second identity on a link address is refused while the first one is heard: otherwise anybody who forges the
-        link address could put himself in a customer's place.
-        """
-        world = self.world
-        standing = world.by_link.get(event.link)
-        if standing is not None and standing.identity != event.identity:
-            if standing.up and world.now.monotonic_s - standing.heard_mono_s < forgetting.LINK_SILENCE_S:
-                world.count("link_taken")
-                return None
-            seller.drop_neighbour(world, standing)
-        neighbour = world.neighbours.get((event.identity, event.link))
-        if neighbour is None:
-            if max(len(world.neighbours), len(world.accounts)) >= forgetting.MOST_NEIGHBOURS:
-                self._make_room()
-            if len(world.neighbours) >= forgetting.MOST_NEIGHBOURS:
-                world.count("too_many_neighbours")
-                return None
-            forgetting.forget_links(world, event.identity)
-            neighbour = Neighbour(event.identity, event.link, world.next_number(), first_seen_s=world.now.utc_s)
-            world.add_neighbour(neighbour)
-            world.log(f"neighbour {event.identity.hex()[:16]} found on {event.link[0]}")
-        world.by_link[event.link] = neighbour
-        return neighbour
-
-    def _make_room(self) -> None:
-        world = self.world
-        if world.now.monotonic_s - self._looked_mono_s >= LOOK_FOR_IDLE_S:
-            self._looked_mono_s = world.now.monotonic_s
-            forgetting.forget_neighbours(world)
-            forgetting.forget_debtors(world)
-
-    def _came_back(self, neighbour: Neighbour, restarted: bool) -> None:
-        """Tell a neighbour that was away what it may have missed: the open invoice, the proof, the totals, an end."""
-        world = self.world
-        account = world.accounts.get((neighbour.identity, Role.SERVER))
-        if account is not None:
-            record = world.invoices.get(account.invoice)
-            if record is not None and record.state is PaymentState.OPEN:
-                invoices.send_invoice(world, record)
-            statements.came_back(world, neighbour, account, restarted)
-        bills.came_back(world, neighbour)
-        seller.quote_again(world, neighbour)
-        recent = world.now.utc_s - invoices.INVOICE_EXPIRY_S
-        for payment in world.payments.values():
-            ours = payment.identity == neighbour.identity and payment.state is PaymentState.SUCCEEDED
-            if ours and payment.settled_at_s >= recent:
-                world.send(neighbour, Paid(payment.payment_hash, payment.preimage))
 
     def _undelivered(self, event: Undelivered) -> None:
         neighbour = self.world.neighbours.get((event.identity, event.link))

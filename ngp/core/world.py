@@ -149,6 +149,7 @@ class World:
     """Payments of ours that the node, asked once, knew nothing of."""
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     reach: Reach | None = None
+    looked_for_idle_mono_s: float = float("-inf")
     cursor: int = 0
     numbers: int = 0
     counters: dict[str, int] = field(default_factory=dict)

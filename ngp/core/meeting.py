@@ -1,0 +1,94 @@
+"""Meeting: a hello makes a neighbour known, or brings back one that was away.
+
+Who comes back is told what it may have missed, since messages are given up after some seconds, and a neighbour that
+began anew has forgotten what it was asked.
+"""
+
+from __future__ import annotations
+
+from ngp.core import bills, forgetting, invoices, networks, seller, statements
+from ngp.core.effects import Greet, Persist
+from ngp.core.events import MessageReceived
+from ngp.core.messages import Hello, Paid, Role
+from ngp.core.records import PaymentState
+from ngp.core.world import Neighbour, World
+
+
+def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
+    """Take over what a neighbour says of itself; who is new, was away or began anew is told what it may have missed."""
+    neighbour = _introduce(world, event)
+    if neighbour is None:
+        return
+    restarted = neighbour.boot != event.boot
+    returned = restarted or not neighbour.up
+    changed = (neighbour.network, neighbour.sells, neighbour.buys, neighbour.addresses) != (
+        hello.network,
+        hello.sells,
+        hello.buys,
+        hello.addresses,
+    )
+    networks.note_network(world, neighbour, hello.network)
+    neighbour.sells, neighbour.buys = hello.sells, hello.buys
+    neighbour.addresses, neighbour.payee = hello.addresses, hello.payee
+    neighbour.boot = event.boot
+    neighbour.up = True
+    if returned:
+        neighbour.met_mono_s = world.now.monotonic_s
+    neighbour.heard_mono_s, neighbour.last_seen_s = world.now.monotonic_s, world.now.utc_s
+    if changed or returned:
+        if neighbour.kept:
+            world.do(Persist(neighbour.record()))
+        world.tell_kernel(neighbour)
+    if hello.wants_reply:
+        world.do(Greet(event.link[0], event.identity, event.link, event.message_id))
+    if returned:
+        came_back(world, neighbour, restarted)
+    seller.strangers_known(world, neighbour)
+
+
+def came_back(world: World, neighbour: Neighbour, restarted: bool) -> None:
+    """Tell a neighbour that was away what it may have missed: the open invoice, the proof, the totals, an end.
+
+    Args:
+        restarted: it began anew, and forgot what it was told.
+    """
+    account = world.accounts.get((neighbour.identity, Role.SERVER))
+    if account is not None:
+        record = world.invoices.get(account.invoice)
+        if record is not None and record.state is PaymentState.OPEN:
+            invoices.send_invoice(world, record)
+        statements.came_back(world, neighbour, account, restarted)
+    bills.came_back(world, neighbour)
+    seller.quote_again(world, neighbour)
+    recent = world.now.utc_s - invoices.INVOICE_EXPIRY_S
+    for payment in world.payments.values():
+        ours = payment.identity == neighbour.identity and payment.state is PaymentState.SUCCEEDED
+        if ours and payment.settled_at_s >= recent:
+            world.send(neighbour, Paid(payment.payment_hash, payment.preimage))
+
+
+def _introduce(world: World, event: MessageReceived) -> Neighbour | None:
+    """Find or make the neighbour behind a hello.
+
+    A second identity on a link address is refused while the first one is heard: otherwise anybody who forges the
+    link address could put himself in a customer's place.
+    """
+    standing = world.by_link.get(event.link)
+    if standing is not None and standing.identity != event.identity:
+        if standing.up and world.now.monotonic_s - standing.heard_mono_s < forgetting.LINK_SILENCE_S:
+            world.count("link_taken")
+            return None
+        seller.drop_neighbour(world, standing)
+    neighbour = world.neighbours.get((event.identity, event.link))
+    if neighbour is None:
+        if max(len(world.neighbours), len(world.accounts)) >= forgetting.MOST_NEIGHBOURS:
+            forgetting.make_room(world)
+        if len(world.neighbours) >= forgetting.MOST_NEIGHBOURS:
+            world.count("too_many_neighbours")
+            return None
+        forgetting.forget_links(world, event.identity)
+        neighbour = Neighbour(event.identity, event.link, world.next_number(), first_seen_s=world.now.utc_s)
+        world.add_neighbour(neighbour)
+        world.log(f"neighbour {event.identity.hex()[:16]} found on {event.link[0]}")
+    world.by_link[event.link] = neighbour
+    return neighbour
