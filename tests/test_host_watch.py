@@ -83,8 +83,8 @@ def test_an_interface_that_comes_is_gated_and_greeted_and_nothing_of_our_hello_i
     assert post.ourselves == SelfDescription("regtest", True, True, (IPv4Address("10.0.0.1"),), b"", "signature")
 
 
-def test_a_payment_node_on_another_host_is_a_payment_service() -> None:
-    """Not under a name, nor here, where nothing is forwarded to it."""
+def test_a_payment_node_is_a_payment_service_here_or_on_another_host() -> None:
+    """Not under a name. Here it is one of our own, held to a rate, until the address is no longer ours."""
     network: Any = Network()
     post: Any = Post()
     network.addresses = [IPv4Address("10.0.0.1")]
@@ -93,9 +93,11 @@ def test_a_payment_node_on_another_host_is_a_payment_service() -> None:
     watch = HostWatch(settings, network, post, reached)
     tcp = socket.IPPROTO_TCP
     services = (FreeRule(ip_network("10.0.0.9"), tcp, 9735), FreeRule(ip_network("2001:db8::9"), tcp, 9736))
-    assert watch.desired.services == services
+    own = FreeRule(ip_network("10.0.0.1"), tcp, 9735)
+    assert (watch.desired.services, watch.desired.own_services) == (services, (own,))
+    network.addresses = []
     asyncio.run(watch.apply(SETTINGS))
-    assert watch.desired.services == services
+    assert (watch.desired.services, watch.desired.own_services) == ((own, *services), ())
 
 
 def test_a_host_that_refuses_is_followed_at_the_next_change(caplog: pytest.LogCaptureFixture) -> None:

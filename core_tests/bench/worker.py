@@ -38,6 +38,7 @@ def desired() -> DesiredNetwork:
         buys=False,
         free=(),
         services=(),
+        own_services=(),
         lane_bytes_s=32 << 10,
         lane_burst_bytes=1 << 20,
         queue_number=10325,

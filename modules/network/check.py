@@ -20,7 +20,7 @@ from ngp.errors import KernelError
 from ngp.modules.network import nat, xtables
 from ngp.modules.network.host import Host
 from ngp.modules.network.xtables import NFT, find_command, run
-from ngp.ports import Check, DesiredNetwork, Prefix
+from ngp.ports import Check, DesiredNetwork, FreeRule, Prefix
 
 KERNEL_LEAST = (5, 12)
 _NET_ADMIN, _NET_RAW, _SYS_ADMIN, _BPF = 12, 13, 21, 39  # capability(7), as bits in include/uapi/linux/capability.h
@@ -347,16 +347,15 @@ def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     """What neighbours reach without a contract so that they can pay, and whether it can work."""
     if not desired.sells:
         return
-    own = host.local_addresses()
-    rate = f"let through for every neighbour, uncharged, {desired.lane_bytes_s / 1024:g} kB/s for each"
+    each = f"{desired.lane_bytes_s / 1024:g} kB/s for each"
+    for service in desired.own_services:
+        found = f"is on this router: what neighbours send to this port is held to {each}; your INPUT rules say who may"
+        yield Check(_service_name(service), True, found)
+    rate = f"let through for every neighbour, uncharged, {each}"
     for service in desired.services:
-        address = service.prefix.network_address
-        protocol = "udp" if service.protocol == socket.IPPROTO_UDP else "tcp"
-        name = f"payment service {address} {protocol} {service.port}"
+        address, name = service.prefix.network_address, _service_name(service)
         out = host.interface_towards(address)
-        if address in own:
-            yield Check(name, True, "is on this router, and reached without being let through; it needs no entry")
-        elif not out:
+        if not out:
             remedy = f"ip route add {address} via ROUTER, or correct PAYMENT_SERVICES"
             yield Check(name, False, "is not routed", remedy)
         elif out in desired.mesh_interfaces and desired.buys:
@@ -366,3 +365,8 @@ def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             yield Check(name, False, found, f"ip route get {address} says why; offer one behind another interface")
         else:
             yield Check(name, True, f"{rate}; by {out}")
+
+
+def _service_name(service: FreeRule) -> str:
+    protocol = "udp" if service.protocol == socket.IPPROTO_UDP else "tcp"
+    return f"payment service {service.prefix.network_address} {protocol} {service.port}"

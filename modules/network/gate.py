@@ -23,6 +23,13 @@ the packet (queued without bypass: when nobody listens it is dropped), and all e
     NGP_UPSTREAM              unpaid_strict  goto NGP_UNPAID
     NGP_UNPAID                unknown        NFQUEUE
                                              DROP
+
+Payment services on this very host are reached at INPUT, where the operator's rules alone say who may. A chain of ours
+there takes away what is above a neighbour's rate, where there is such a service, and says nothing of all else: a flood
+of one neighbour's would else be the node's to bear, which all others pay by.
+
+    INPUT        -i mesh ->   NGP_OWN
+    NGP_OWN                   over_rate      DROP
 """
 
 from __future__ import annotations
@@ -35,11 +42,24 @@ from pathlib import Path
 from ngp.errors import KernelError
 from ngp.modules.network import xtables
 from ngp.modules.network.host import ALL_INTERFACES
-from ngp.modules.network.xtables import LEGACY, NFT, TABLE_MARK, Chains, Change, Rule, Standing, Tables
+from ngp.modules.network.xtables import (
+    FORWARD,
+    INPUT,
+    LEGACY,
+    NFT,
+    TABLE_MARK,
+    Chains,
+    Change,
+    Jumps,
+    Rule,
+    Standing,
+    Tables,
+)
 from ngp.ports import DesiredNetwork
 
-GATE, UPSTREAM, UNPAID = "NGP_GATE", "NGP_UPSTREAM", "NGP_UNPAID"
+GATE, UPSTREAM, UNPAID, OWN = "NGP_GATE", "NGP_UPSTREAM", "NGP_UNPAID", "NGP_OWN"
 CLOSED, CLOSED_OUT = "NGP_CLOSED", "NGP_CLOSED_OUT"
+_TO_CLOSED: Jumps = {FORWARD: (Rule(CLOSED),)}
 # What iptables takes as a plain name: no trailing "+" (its wildcard), nothing that a quoted restore file could misread.
 _PLAIN_INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _WILDCARDS = re.compile(r"[*?\[]")
@@ -53,11 +73,13 @@ class GatePaths:
     Attributes:
         unpaid: charges the packet and says whether that failed. unpaid_strict: the same, whatever the source.
         unknown: whether the daemon should be asked about the packet.
+        over_rate: whether it is for a payment service of this host and its neighbour's lane has no room.
     """
 
     unpaid: Path
     unpaid_strict: Path
     unknown: Path
+    over_rate: Path
 
 
 def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
@@ -67,20 +89,23 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
     """
     for name in (*desired.mesh_interfaces, *desired.upstream_interfaces):
         _require_plain_interface(name)
-    for path in (paths.unpaid, paths.unpaid_strict, paths.unknown):
+    for path in (paths.unpaid, paths.unpaid_strict, paths.unknown, paths.over_rate):
         if not _PLAIN_PATH.fullmatch(str(path)):
             raise KernelError(f"iptables can't take the path {str(path)!r}; use letters, digits, . _ - in STATE_DIR")
     general, strict = (Rule(UNPAID, program=str(path), goto=True) for path in (paths.unpaid, paths.unpaid_strict))
     unpaid = [Rule("NFQUEUE", program=str(paths.unknown), queue_number=desired.queue_number), Rule("DROP")]
+    own = {OWN: [Rule("DROP", program=str(paths.over_rate))]} if desired.own_services else {}
     if not (desired.buys or desired.free):
-        return {GATE: [strict], UNPAID: unpaid}
+        return {GATE: [strict], UNPAID: unpaid, **own}
     towards = [Rule(UPSTREAM, "", name, goto=True) for name in sorted(set(desired.upstream_interfaces))]
-    return {GATE: [*towards, general], UPSTREAM: [strict], UNPAID: unpaid}
+    return {GATE: [*towards, general], UPSTREAM: [strict], UNPAID: unpaid, **own}
 
 
-def gate_jumps(desired: DesiredNetwork) -> tuple[Rule, ...]:
-    """Say what sends packets to the gate. Pure."""
-    return tuple(Rule(GATE, name) for name in sorted(set(desired.mesh_interfaces)))
+def gate_jumps(desired: DesiredNetwork) -> Jumps:
+    """Say what sends packets to the gate, by hook. Pure."""
+    targets = {FORWARD: GATE, **({INPUT: OWN} if desired.own_services else {})}
+    names = sorted(set(desired.mesh_interfaces))
+    return {hook: tuple(Rule(target, name) for name in names) for hook, target in targets.items() if names}
 
 
 def closed_chains(mesh: Sequence[str], ignored: Sequence[str] = ()) -> Chains:
@@ -112,7 +137,7 @@ def shut(mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -
     """Put NGP_CLOSED in place where no gate stands, as `closed_chains` says. Raises KernelError."""
     chains = closed_chains(mesh, ignored)
     for family in sorted(families):
-        _bring_about(xtables.tables(xtables.detect().variant, family), chains, (Rule(CLOSED),), False)
+        _bring_about(xtables.tables(xtables.detect().variant, family), chains, _TO_CLOSED, False)
 
 
 def render(desired: DesiredNetwork, paths: GatePaths, family: int) -> str:
@@ -178,7 +203,8 @@ class Gate:
 def entered() -> frozenset[str]:
     """Name our chains that FORWARD leads to now, in one family or both. Raises KernelError."""
     variant = xtables.detect().variant
-    by_family = [{jump.target for jump in xtables.tables(variant, family).read().jumps} for family in (4, 6)]
+    standing = (xtables.tables(variant, family).read() for family in (4, 6))
+    by_family = [{jump.target for jump in each.jumps.get(FORWARD, ())} for each in standing]
     return frozenset(by_family[0] | by_family[1])
 
 
@@ -202,7 +228,7 @@ def clean_up(leave_closed: bool, mesh_interfaces: Sequence[str], families: Itera
     for variant in (chosen, LEGACY if chosen == NFT else NFT):
         for family in (4, 6):
             if variant == chosen and family in wanted:
-                _bring_about(xtables.tables(variant, family), chains, (Rule(CLOSED),), False)
+                _bring_about(xtables.tables(variant, family), chains, _TO_CLOSED, False)
             else:
                 _remove(variant, family, variant == chosen)
 
@@ -212,17 +238,20 @@ def _require_plain_interface(name: str) -> None:
         raise KernelError(f"iptables can't take the interface name {name!r}; rename it: ip link set dev ... name ...")
 
 
-def _difference(standing: Standing, chains: Chains, jumps: tuple[Rule, ...]) -> Change | None:
-    """Return the change that makes chains stand, and jumps alone at FORWARD's head, or None where they do."""
+def _difference(standing: Standing, chains: Chains, jumps: Jumps) -> Change | None:
+    """Return the change that makes chains stand, and jumps alone at their hooks' heads, or None where they do."""
     texts = {name: tuple(rule.text() for rule in rules) for name, rules in chains.items()}
     kept = {name: rules for name, rules in standing.chains.items() if name != TABLE_MARK}
-    head = tuple(jump.text() for jump in jumps)
-    if kept == texts and standing.jumps == jumps and standing.forward[: len(jumps)] == head:
+    heads_stand = all(
+        standing.hooks.get(hook, ())[: len(rules)] == tuple(rule.text() for rule in rules)
+        for hook, rules in jumps.items()
+    )
+    if kept == texts and standing.jumps == jumps and heads_stand:
         return None
     return Change(standing.jumps, tuple(name for name in kept if name not in chains), chains, jumps)
 
 
-def _bring_about(tables: Tables, chains: Chains, jumps: tuple[Rule, ...], rewrite: bool) -> bool:
+def _bring_about(tables: Tables, chains: Chains, jumps: Jumps, rewrite: bool) -> bool:
     standing = tables.read()
     change = _difference(standing, chains, jumps)
     if change is None and rewrite:

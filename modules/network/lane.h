@@ -10,6 +10,10 @@
  * conversations. An answer goes only to the link that asked; any other packet from a service, or under its forged
  * address, is traffic like all else. Packets with options or extension headers, and fragments behind the first, aren't
  * let through: they could be led on from the service's host, or hide their ports.
+ *
+ * A service on this very host isn't forwarded to, and needs no lane to be reached. What neighbours send there takes room
+ * in the same bucket, and is dropped where there is none; nothing else is asked. What the service answers isn't counted:
+ * it is the host's own traffic, and follows from what was let in.
  */
 #ifndef NGP_LANE_H
 #define NGP_LANE_H
@@ -18,6 +22,7 @@
 #include "../token.h"
 
 #define NEWCOMERS 16                                          /* so many lanes' worth for all who never paid */
+#define LONGEST_BYTES (40 + 65535)                            /* of what fragments of IPv6 are put together to */
 
 enum gift { NOT_GIVEN, GIVEN, REFUSED };
 
@@ -103,6 +108,23 @@ APART int has_room(const struct config *config, struct lane *lane, const struct 
 	return newcomers && take_token(&newcomers->ready_ns, cost_ns / NEWCOMERS, config->lane_burst_ns, now);
 }
 
+INLINE struct lane *lane_of(const struct neighbour *neighbour)
+{
+	return lane_number(neighbour ? neighbour->number : STRANGERS_LANE);
+}
+
+/* Take so much room, and count what is carried in it. */
+INLINE int enters(const struct config *config, struct lane *lane, const struct neighbour *neighbour, __u32 room, __u32 bytes)
+{
+	if (!has_room(config, lane, neighbour, room)) {
+		count(LANE_OVER_RATE);
+		return 0;
+	}
+	__sync_fetch_and_add(&lane->bytes, bytes);
+	count_by(LANE_BYTES, bytes);
+	return 1;
+}
+
 /* Not static, as matches_free. */
 __noinline int use_lane(struct __sk_buff *skb, const struct packet *p, int to_service)
 {
@@ -116,20 +138,16 @@ __noinline int use_lane(struct __sk_buff *skb, const struct packet *p, int to_se
 		return NOT_GIVEN;
 	asks = to_service && !p->error;
 	neighbour = find_neighbour(p);
-	lane = lane_number(neighbour ? neighbour->number : STRANGERS_LANE);
+	lane = lane_of(neighbour);
 	if (!lane || !is_for_lane(p) || (p->error && p->bytes > ERROR_BYTES))
 		return NOT_GIVEN;
 	hash = hash_of(skb, p, to_service);
 	if (!asks && !was_asked(lane, hash))
 		return NOT_GIVEN;
-	if (!has_room(config, lane, neighbour, p->bytes)) {
-		count(LANE_OVER_RATE);
+	if (!enters(config, lane, neighbour, p->bytes, p->bytes))
 		return REFUSED;
-	}
 	if (asks)
 		note_asked(lane, hash);
-	__sync_fetch_and_add(&lane->bytes, p->bytes);
-	count_by(LANE_BYTES, p->bytes);
 	return GIVEN;
 }
 
@@ -141,6 +159,27 @@ INLINE int gives(struct __sk_buff *skb, const struct packet *p, int wanted)
 	if (found & AS_FREE)
 		return GIVEN;
 	return found ? use_lane(skb, p, found == TO_SERVICE) : NOT_GIVEN;
+}
+
+/* Is a packet that is delivered here bound for a service of this host? The loopback address stands for all of the host's:
+ * a program that listens at every one would else be flooded by way of another. Behind more extension headers than we
+ * follow any port may be. The kernel puts IPv4's fragments together before; of IPv6's only the first one shows a port. */
+APART int is_for_host(struct __sk_buff *skb, struct packet *p)
+{
+	__builtin_memset(p->destination, 0, 16);
+	p->destination[p->v6 ? 3 : 0] = bpf_htonl(p->v6 ? 1 : 0x7f000001);
+	return matches_free(skb, p, TO_SERVICE) || (p->v6 && is_extension(p->protocol));
+}
+
+/* Is there no room for a packet to a service of this host? Options and blocks make no difference here: else options would
+ * be the way round the rate, and a blocked neighbour's channel with our node would starve, our coins in it. A first
+ * fragment needs room for all that the others may bring. */
+INLINE int is_over_rate(const struct config *config, const struct packet *p)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+	struct lane *lane = lane_of(neighbour);
+
+	return !lane || !enters(config, lane, neighbour, p->goes_on ? LONGEST_BYTES : p->bytes, p->bytes);
 }
 
 #endif

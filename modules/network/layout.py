@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import struct
 import sys
+from dataclasses import replace
 from enum import IntEnum
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from ngp.core.messages import Prefix, Role
 from ngp.ports import FreeRule
@@ -57,6 +58,7 @@ _LINK = struct.Struct("=I6s")
 _FREE_HEAD = struct.Struct("=II")
 _SERVICES_MAX = 8
 _RATED = 0x100
+_THIS_HOST: tuple[Prefix, ...] = (ip_network("127.0.0.1"), ip_network("::1"))  # nothing from a link is bound for these
 
 
 class Counter(IntEnum):
@@ -121,14 +123,18 @@ def address_bytes(prefix: Prefix) -> bytes:
     return prefix.network_address.packed
 
 
-def free_tables(free: tuple[FreeRule, ...], services: tuple[FreeRule, ...]) -> dict[int, dict[bytes, bytes]]:
+def free_tables(
+    free: tuple[FreeRule, ...], services: tuple[FreeRule, ...], own: tuple[FreeRule, ...] = ()
+) -> dict[int, dict[bytes, bytes]]:
     """Flatten FREE_DESTINATIONS and PAYMENT_SERVICES, whose protocols are marked.
 
     The kernel finds only the longest prefix, so each says what its wider ones say too.
 
+    Args: own: services of this host, which stand under its loopback address in both families, whichever was written.
     Returns: for each family, key -> value.
     Raises: ValueError with the prefix, when more than 8 protocol and port pairs meet on one.
     """
+    services = (*services, *(replace(rule, prefix=host) for rule in own for host in _THIS_HOST))
     found: dict[int, dict[bytes, bytes]] = {4: {}, 6: {}}
     for prefix in {rule.prefix for rule in (*free, *services)}:
         pairs = sorted({(rule.protocol or 0, rule.port or 0) for rule in free if _covers(rule.prefix, prefix)})
@@ -137,7 +143,8 @@ def free_tables(free: tuple[FreeRule, ...], services: tuple[FreeRule, ...]) -> d
         rated = {(_RATED | (rule.protocol or 0), rule.port or 0) for rule in services if rule.prefix == prefix}
         pairs += sorted(rated)
         if len(pairs) > _SERVICES_MAX:
-            raise ValueError(f"{prefix} has {len(pairs)} services, and {_SERVICES_MAX} are the most for one address")
+            where = "this router" if prefix in _THIS_HOST else prefix
+            raise ValueError(f"{where} has {len(pairs)} services, and {_SERVICES_MAX} are the most for one host")
         packed = b"".join(port.to_bytes(2, "big") + protocol.to_bytes(2, sys.byteorder) for protocol, port in pairs)
         value = _FREE_HEAD.pack(everything, len(pairs)) + packed.ljust(4 * _SERVICES_MAX, b"\0")
         found[prefix.version][struct.pack("=I", prefix.prefixlen) + address_bytes(prefix)] = value

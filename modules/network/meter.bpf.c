@@ -3,6 +3,7 @@
  * The meter: admits, counts and cuts the traffic of neighbours in the kernel, whether or not the daemon lives.
  *
  *   xt_unpaid, xt_unpaid_strict, xt_unknown   asked by the gate (gate.py), at FORWARD after the operator's own filter
+ *   xt_over_rate                              asked by the gate at INPUT: payment services on this host
  *   ngp_tc_out                                egress of mesh interfaces: downloads of those who buy from us; our purchases
  *   ngp_tc_in                                 ingress of mesh interfaces: what we bought and received
  *
@@ -302,6 +303,20 @@ int xt_unknown(struct __sk_buff *skb)
 	bpf_map_update_elem(&ngp_asked, &key, &fresh, BPF_ANY);
 	count(HELD);
 	return 1;
+}
+
+/* --- this host --- */
+
+/* ICMP errors go to the kernel, not to the service, whose path MTU must not suffer from its neighbour's flood. */
+SEC("socket")
+int xt_over_rate(struct __sk_buff *skb)
+{
+	const struct config *config = settings();
+	struct packet p = {};
+
+	if (!config || !parse(skb, config, FORWARD, &p) || p.error || !is_for_host(skb, &p))
+		return 0;
+	return is_over_rate(config, &p);
 }
 
 /* --- the interfaces --- */

@@ -26,7 +26,7 @@ from ngp.ports import DesiredNetwork, FreeRule
 HOLD_WINDOW_NS = 1_000_000_000
 HOLD_PACKETS = 8
 _HOSTS_SPARE = 1024
-GATE_PROGRAMS = ("xt_unpaid", "xt_unpaid_strict", "xt_unknown")
+GATE_PROGRAMS = ("xt_unpaid", "xt_unpaid_strict", "xt_unknown", "xt_over_rate")
 
 
 class Meter:
@@ -189,7 +189,8 @@ def _services(desired: DesiredNetwork) -> tuple[FreeRule, ...]:
 
 def _free_tables(desired: DesiredNetwork) -> dict[int, dict[bytes, bytes]]:
     try:
-        return layout.free_tables(desired.free, _services(desired))
+        own = desired.own_services if desired.sells else ()
+        return layout.free_tables(desired.free, _services(desired), own)
     except ValueError as error:
         raise ConfigError(f"FREE_DESTINATIONS and PAYMENT_SERVICES: {error}") from error
 

@@ -48,7 +48,8 @@ struct packet {
 	__u32 quoted[4];
 	__be16 quoted_ports[2];                                   /* source, destination */
 	__u8 quoted_protocol;
-	__u8 unused[3];                                           /* no hole: what a function gets must be written throughout */
+	__u8 goes_on;                                             /* IPv6: more fragments follow this first one */
+	__u8 unused[2];                                           /* no hole: what a function gets must be written throughout */
 };
 
 #define LATER_FRAGMENT 255
@@ -77,6 +78,7 @@ APART int skip_extensions(struct __sk_buff *skb, struct packet *p)
 				next = LATER_FRAGMENT;
 				break;
 			}
+			p->goes_on |= !!(h.fragment & bpf_htons(1));
 			at += 8;
 		} else {
 			at += (h.words + 1) * 8;

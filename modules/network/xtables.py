@@ -29,6 +29,8 @@ from typing import Any, Protocol
 from ngp.errors import KernelError
 
 OWN_PREFIX = "NGP_"
+FORWARD, INPUT = "FORWARD", "INPUT"
+_HOOKS = (FORWARD, INPUT)  # those where a jump of ours may stand
 # An empty chain of this name says that the nft table was not there before us, so that clean-up may remove the table.
 TABLE_MARK = "NGP_TABLE"
 NFT, LEGACY = "nft", "legacy"
@@ -66,40 +68,45 @@ class Rule:
 
 
 Chains = Mapping[str, Sequence[Rule]]
+Jumps = Mapping[str, Sequence[Rule]]  # by the hook where they stand
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What one security table holds: `chains` are ours only, as saved text; `forward` is all of FORWARD.
+    """What one security table holds: `chains` are ours only, as saved text; `hooks` all of FORWARD and INPUT.
 
     `foreign` is True when anything that isn't ours is in the table besides policies of ACCEPT.
     """
 
     exists: bool
     chains: dict[str, tuple[str, ...]]
-    forward: tuple[str, ...]
+    hooks: dict[str, tuple[str, ...]]
     foreign: bool
 
     @property
-    def jumps(self) -> tuple[Rule, ...]:
-        """Our jumps out of FORWARD, in order."""
-        found = (_JUMP.fullmatch(rule) for rule in self.forward)
-        return tuple(Rule(match["target"], match["inward"] or "") for match in found if match)
+    def jumps(self) -> dict[str, tuple[Rule, ...]]:
+        """Our jumps out of each hook that has any, in order."""
+        found = {hook: [_JUMP.fullmatch(rule) for rule in rules] for hook, rules in self.hooks.items()}
+        jumps = {
+            hook: tuple(Rule(match["target"], match["inward"] or "") for match in matches if match)
+            for hook, matches in found.items()
+        }
+        return {hook: rules for hook, rules in jumps.items() if rules}
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One atomic change: jumps out and chains emptied, then chains written, then the jumps as FORWARD's first rules.
+    """One atomic change: jumps out and chains emptied, then chains written, then the jumps as their hook's first rules.
 
     Attributes:
         drop_jumps: one entry a rule to delete. delete: chains to remove. chains: made or rewritten whole.
-        jumps: what shall stand at FORWARD's head.
+        jumps: what shall stand at each hook's head.
     """
 
-    drop_jumps: tuple[Rule, ...] = ()
+    drop_jumps: Jumps = field(default_factory=dict)
     delete: tuple[str, ...] = ()
     chains: Chains = field(default_factory=dict)
-    jumps: tuple[Rule, ...] = ()
+    jumps: Jumps = field(default_factory=dict)
 
 
 class Tables(Protocol):
@@ -150,10 +157,11 @@ def restore_text(change: Change, create_mark: bool = False) -> str:
     """Render a change for `iptables-restore --noflush`. Pure."""
     lines = ["*security"]
     lines += [f":{name} - [0:0]" for name in [*([TABLE_MARK] if create_mark else []), *change.chains]]
-    lines += [f"-D FORWARD {jump.text()}" for jump in change.drop_jumps]
+    lines += [f"-D {hook} {jump.text()}" for hook, jumps in change.drop_jumps.items() for jump in jumps]
     lines += [f"-F {name}" for name in change.delete]
     lines += [f"-A {name} {rule.text()}" for name, rules in change.chains.items() for rule in rules]
-    lines += [f"-I FORWARD {place} {jump.text()}" for place, jump in enumerate(change.jumps, 1)]
+    for hook, jumps in change.jumps.items():
+        lines += [f"-I {hook} {place} {jump.text()}" for place, jump in enumerate(jumps, 1)]
     lines += [f"-X {name}" for name in change.delete]
     return "\n".join([*lines, "COMMIT", ""])
 
@@ -161,7 +169,7 @@ def restore_text(change: Change, create_mark: bool = False) -> str:
 def parse_save(text: str) -> Standing:
     """Take the output of `iptables-save -t security` apart. Pure."""
     chains: dict[str, list[str]] = {}
-    forward: list[str] = []
+    hooks: dict[str, list[str]] = {}
     foreign = False
     for line in text.splitlines():
         word, _, rest = line.partition(" ")
@@ -175,12 +183,11 @@ def parse_save(text: str) -> Standing:
             if chain.startswith(OWN_PREFIX):
                 chains.setdefault(chain, []).append(rule)
                 continue
-            if chain == "FORWARD":
-                forward.append(rule)
+            if chain in _HOOKS:
+                hooks.setdefault(chain, []).append(rule)
             foreign |= not _JUMP.fullmatch(rule)
-    return Standing(
-        "*security" in text, {name: tuple(rules) for name, rules in chains.items()}, tuple(forward), foreign
-    )
+    own, hooked = ({name: tuple(rules) for name, rules in found.items()} for found in (chains, hooks))
+    return Standing("*security" in text, own, hooked, foreign)
 
 
 class NftTables:
@@ -236,9 +243,9 @@ class LegacyTables:
                 ) from error
 
     def _carry_out(self, iptc: Any, table: Any, rule_class: Any, change: Change) -> None:
-        forward = iptc.Chain(table, "FORWARD")
-        for jump in change.drop_jumps:
-            forward.delete_rule(_iptc_rule(iptc, rule_class, jump))
+        for hook, jumps in change.drop_jumps.items():
+            for jump in jumps:
+                iptc.Chain(table, hook).delete_rule(_iptc_rule(iptc, rule_class, jump))
         for name in [*change.delete, *change.chains]:
             if table.is_chain(name):
                 table.flush_entries(name)
@@ -251,8 +258,9 @@ class LegacyTables:
             chain = iptc.Chain(table, name)
             for rule in rules:
                 chain.append_rule(_iptc_rule(iptc, rule_class, rule))
-        for place, jump in enumerate(change.jumps):
-            forward.insert_rule(_iptc_rule(iptc, rule_class, jump), place)
+        for hook, jumps in change.jumps.items():
+            for place, jump in enumerate(jumps):
+                iptc.Chain(table, hook).insert_rule(_iptc_rule(iptc, rule_class, jump), place)
 
 
 def legacy_tables(family: int) -> list[str]:

@@ -120,7 +120,7 @@ def _payment_service(node: Node) -> FreeDestination:
 
 
 def _host(node: Node) -> Prefix:
-    """Read the address of one host that packets are forwarded to. Raises Refused."""
+    """Read the address of one host, that packets are forwarded to or ours. Raises Refused."""
     try:
         where = _no_scope(ip_network(scalar(node, "an address").text))
     except ValueError as error:

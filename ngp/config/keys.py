@@ -404,7 +404,7 @@ PAYMENT_SERVICES = Key(
     "list of address port, or address protocol port",
     values.or_none(destinations.payment_services),
     "none",
-    "ports of hosts behind this router that neighbours need to pay it: let through uncharged, at the rate below",
+    "ports that neighbours need to pay this router, on hosts behind it or on itself: uncharged, at the rate below",
     ("payment_services",),
 )
 PAYMENT_SERVICES_RATE = Key(

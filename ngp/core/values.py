@@ -80,6 +80,8 @@ class DesiredNetwork:
         sells: put the gate in place. buys: put the client's meter in place.
         free: never charged, either direction.
         services: never charged either, but at a rate for each neighbour, and only who asked there is answered.
+        own_services: those on this host: what a neighbour sends to their ports, at whichever of our addresses, is
+            held to the same rate.
         lane_bytes_s: that rate, both directions together, at least 1. lane_burst_bytes: so much at once.
         queue_number: NFQUEUE number.
         link_udp_port: the ngp link itself.
@@ -95,6 +97,7 @@ class DesiredNetwork:
     buys: bool
     free: tuple[FreeRule, ...]
     services: tuple[FreeRule, ...]
+    own_services: tuple[FreeRule, ...]
     lane_bytes_s: int
     lane_burst_bytes: int
     queue_number: int

@@ -9,7 +9,6 @@ from ipaddress import ip_address, ip_network
 
 from ngp.config import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.core.host_port import parted
-from ngp.core.messages import Address
 from ngp.core.settings import FreeDestination, Settings
 from ngp.core.values import Check, DesiredNetwork, FreeRule
 from ngp.ports import Network
@@ -28,17 +27,22 @@ LEAST_LANE_BURST_BYTES = 256 << 10
 def look_at_host(settings: Settings, network: Network, node_addresses: Iterable[str] = ()) -> DesiredNetwork:
     """Say what the kernel should look like on this host now.
 
-    Args: node_addresses: where our payment node is reached, `host:port`; elsewhere than here it is a payment service.
+    Args: node_addresses: where our payment node is reached, `host:port`: a payment service, here or elsewhere.
     Raises: KernelError.
     """
     mesh = network.mesh_interfaces(settings.mesh_interfaces, settings.ignore_interfaces)
     desired = desired_network(settings, mesh, network.upstream_interfaces(settings.ignore_interfaces))
-    others = node_services(node_addresses, network.local_addresses())
-    return replace(desired, services=tuple(dict.fromkeys((*desired.services, *others))))
+    services = dict.fromkeys((*desired.services, *node_services(node_addresses)))
+    own = set(network.local_addresses())
+    return replace(
+        desired,
+        services=tuple(each for each in services if each.prefix.network_address not in own),
+        own_services=tuple(each for each in services if each.prefix.network_address in own),
+    )
 
 
-def node_services(addresses: Iterable[str], own: Sequence[Address]) -> tuple[FreeRule, ...]:
-    """Return what a neighbour needs to reach our payment node, so far as it isn't on this host and has an address.
+def node_services(addresses: Iterable[str]) -> tuple[FreeRule, ...]:
+    """Return what a neighbour needs to reach our payment node, so far as it has an address.
 
     Names and onion addresses are left out.
     """
@@ -47,7 +51,7 @@ def node_services(addresses: Iterable[str], own: Sequence[Address]) -> tuple[Fre
         host, port = parted(text)
         with suppress(ValueError):
             where = ip_address(host)
-            if is_forwarded_to(where) and where not in own and 0 < int(port) < 65536:
+            if is_forwarded_to(where) and 0 < int(port) < 65536:
                 found.append(FreeRule(ip_network(where), PROTOCOL_NUMBERS["tcp"], int(port)))
     return tuple(found)
 
@@ -84,6 +88,7 @@ def desired_network(settings: Settings, mesh: Sequence[str], upstream: Sequence[
         buys=settings.buys,
         free=_rules(settings.free_destinations),
         services=_rules(settings.payment_services),
+        own_services=(),
         lane_bytes_s=settings.payment_services_bytes_s,
         lane_burst_bytes=max(LEAST_LANE_BURST_BYTES, LANE_BURST_S * settings.payment_services_bytes_s),
         queue_number=settings.queue_number,

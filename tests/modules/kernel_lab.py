@@ -64,6 +64,7 @@ def desired(**changes: object) -> DesiredNetwork:
         "buys": False,
         "free": (),
         "services": (),
+        "own_services": (),
         "lane_bytes_s": 32 * 1024,
         "lane_burst_bytes": 2**20,
         "queue_number": QUEUE_NUMBER,
@@ -125,6 +126,6 @@ def pinned_filters(folder: Path) -> Iterator[tuple[Path, Path]]:
         sh(f"umount {mount}")
 
 
-def paths(unpaid: Path, unpaid_strict: Path, unknown: Path) -> GatePaths:
-    """Shorthand; all three match when they say yes."""
-    return GatePaths(unpaid, unpaid_strict, unknown)
+def paths(unpaid: Path, unpaid_strict: Path, unknown: Path, over_rate: Path | None = None) -> GatePaths:
+    """Shorthand; all match when they say yes. over_rate: asked only where there are services on the host."""
+    return GatePaths(unpaid, unpaid_strict, unknown, over_rate or unknown)

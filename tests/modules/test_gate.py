@@ -10,7 +10,20 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from kernel_lab import CLIENT, INTERNET, Lab, desired, lab, passes, paths, pinned_filters, python, sh
+from kernel_lab import (
+    CLIENT,
+    GATEWAY_TO_CLIENT,
+    GATEWAY_TO_INTERNET,
+    INTERNET,
+    Lab,
+    desired,
+    lab,
+    passes,
+    paths,
+    pinned_filters,
+    python,
+    sh,
+)
 
 from ngp.core.values import FreeRule
 from ngp.errors import KernelError
@@ -18,7 +31,8 @@ from ngp.modules.network import gate, xtables
 from ngp.modules.network.gate import Gate, GatePaths, clean_up, render
 from ngp.modules.network.xtables import LEGACY, NFT, Choice
 
-ON_PAPER = GatePaths(Path("/var/lib/ngp/bpf/unpaid"), Path("/var/lib/ngp/bpf/strict"), Path("/var/lib/ngp/bpf/unknown"))
+ON_PAPER = GatePaths(*(Path("/var/lib/ngp/bpf", name) for name in ("unpaid", "strict", "unknown", "over_rate")))
+OWN_SERVICES = (FreeRule(ip_network(GATEWAY_TO_CLIENT[4]), 6, 9735),)
 
 GOLDEN = """\
 *security
@@ -47,6 +61,22 @@ GOLDEN_BUYS_AS_WELL = """\
 COMMIT
 """
 
+GOLDEN_WITH_OWN_SERVICES = """\
+*security
+:NGP_GATE - [0:0]
+:NGP_UNPAID - [0:0]
+:NGP_OWN - [0:0]
+-A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/strict -g NGP_UNPAID
+-A NGP_UNPAID -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 10325
+-A NGP_UNPAID -j DROP
+-A NGP_OWN -m bpf --object-pinned /var/lib/ngp/bpf/over_rate -j DROP
+-I FORWARD 1 -i m0 -j NGP_GATE
+-I FORWARD 2 -i m1 -j NGP_GATE
+-I INPUT 1 -i m0 -j NGP_OWN
+-I INPUT 2 -i m1 -j NGP_OWN
+COMMIT
+"""
+
 OPERATOR = """\
 *filter
 :INPUT ACCEPT [0:0]
@@ -61,6 +91,7 @@ COMMIT
 COMMIT
 *security
 :NGPLIKE - [0:0]
+-A INPUT -p tcp -m tcp --dport 27 -j ACCEPT
 -A FORWARD -o nowhere -j NGPLIKE
 -A NGPLIKE -p tcp -m tcp --dport 26 -j DROP
 COMMIT
@@ -101,6 +132,8 @@ def test_golden() -> None:
     assert render(other, ON_PAPER, 4) == GOLDEN_BUYS_AS_WELL
     gives = replace(other, buys=False, free=(FreeRule(ip_network("192.0.2.0/24")),))
     assert render(gives, ON_PAPER, 4) == GOLDEN_BUYS_AS_WELL, "what is free may be so by its source, but not upstream"
+    for family in (4, 6):
+        assert render(desired(own_services=OWN_SERVICES), ON_PAPER, family) == GOLDEN_WITH_OWN_SERVICES
 
 
 def test_no_gate_where_none_is_wanted() -> None:
@@ -116,7 +149,7 @@ def test_an_interface_name_that_iptables_misreads_is_refused(name: str) -> None:
 
 def test_a_path_that_iptables_misreads_is_refused() -> None:
     with pytest.raises(KernelError, match="STATE_DIR"):
-        render(desired(), GatePaths(Path("/a b"), ON_PAPER.unpaid_strict, ON_PAPER.unknown), 4)
+        render(desired(), replace(ON_PAPER, unpaid=Path("/a b")), 4)
 
 
 def test_apply_twice_changes_nothing_and_clean_up_restores(
@@ -209,6 +242,39 @@ def test_each_packet_is_judged_by_the_program_for_its_way(
     assert not passes(hosts.client, INTERNET[family])
     Gate(strict_pays, desired(upstream_interfaces=())).apply()
     assert passes(hosts.client, INTERNET[family]), "nothing passes by its source: strict decides everything"
+
+
+def test_what_is_over_the_rate_is_dropped_at_input_and_all_else_left_to_the_operator(
+    hosts: Lab, filters: tuple[Path, Path], variant: str
+) -> None:
+    yes, no = filters
+    for command in COMMANDS:
+        subprocess.run([f"{command}-{variant}-restore"], input=OPERATOR, text=True, check=True)
+    before = saved(variant)
+    Gate(paths(no, no, no, yes), desired()).apply()
+    assert not [line for line in saved(variant) if "NGP_OWN" in line], "no service on this host: nothing is asked there"
+    Gate(paths(no, no, no, no), desired(own_services=OWN_SERVICES)).apply()
+    assert passes(hosts.client, GATEWAY_TO_CLIENT[4]) and passes(hosts.client, GATEWAY_TO_CLIENT[6])
+    sh(f"iptables-{variant} -A INPUT -i m0 -j DROP")
+    assert not passes(hosts.client, GATEWAY_TO_CLIENT[4]), "the operator's rules are the judge"
+    sh(f"iptables-{variant} -D INPUT -i m0 -j DROP")
+    held = Gate(paths(no, no, no, yes), desired(own_services=OWN_SERVICES))
+    assert held.apply() is True and held.apply() is False
+    for command in COMMANDS:
+        sh(f"{command}-{variant} -t security -C INPUT -i m0 -j NGP_OWN")
+    for family in (4, 6):
+        assert not passes(hosts.client, GATEWAY_TO_CLIENT[family]), "dropped when the program says so"
+        assert passes(hosts.internet, GATEWAY_TO_INTERNET[family]), "who comes by no mesh interface isn't asked about"
+    for command in COMMANDS:
+        sh(f"{command}-{variant} -t security -I INPUT 1 -j ACCEPT")
+    assert passes(hosts.client, GATEWAY_TO_CLIENT[4]) and not held.standing()
+    assert held.apply() is True and not passes(hosts.client, GATEWAY_TO_CLIENT[4])
+    for command in COMMANDS:
+        sh(f"{command}-{variant} -t security -D INPUT -j ACCEPT")
+    clean_up(True, ("m0", "m1"))
+    assert [line for line in saved(variant) if "INPUT" in line] == [line for line in before if "INPUT" in line]
+    clean_up(False, ())
+    assert saved(variant) == before
 
 
 @pytest.mark.parametrize("table", ["filter", "security"])

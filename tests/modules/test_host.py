@@ -225,17 +225,20 @@ def test_check_asks_the_kernel_for_the_way_back(hosts: Lab) -> None:
 def test_check_says_what_is_let_through_for_payment(hosts: Lab) -> None:
     tcp = socket.IPPROTO_TCP
     addresses = (INTERNET[4], CLIENT[6], GATEWAY_TO_CLIENT[4], "10.99.0.1")
-    services = tuple(FreeRule(ip_network(address), tcp, 9735) for address in addresses)
+    rules = [FreeRule(ip_network(address), tcp, 9735) for address in addresses]
+    services, own = (*rules[:2], rules[3]), (rules[2],)
     sh("ip route add unreachable 10.99.0.0/16")
-    told = by_name(desired(services=services))
+    told = by_name(desired(services=services, own_services=own))
     lines = [told[f"payment service {address} tcp 9735"] for address in addresses]
     assert [line.ok for line in lines] == [True, False, True, False]
-    says = ("uncharged, 32 kB/s for each; by up0", "where nothing is bought", "is on this router", "is not routed")
+    here = "is on this router: what neighbours send to this port is held to 32 kB/s for each"
+    says = ("uncharged, 32 kB/s for each; by up0", "where nothing is bought", here, "is not routed")
     assert all(words in line.found for words, line in zip(says, lines, strict=True))
     assert "ip route get fd00:77:1::2" in lines[1].remedy
     bought = by_name(desired(services=services, buys=True))[f"payment service {CLIENT[6]} tcp 9735"]
     assert bought.ok and "as the neighbour there lets us through" in bought.found
-    assert not [name for name in by_name(desired(services=services, sells=False, buys=True)) if "service" in name]
+    buyer = desired(services=services, own_services=own, sells=False, buys=True)
+    assert not [name for name in by_name(buyer) if "service" in name]
 
 
 def test_check_looks_for_a_way_into_the_mesh_where_ngp_buys(hosts: Lab) -> None:

@@ -1,0 +1,209 @@
+"""Payment services on the gateway itself: what neighbours send there is held to their lane's rate, nothing else is.
+
+What the socket of such a service receives is what the kernel counted, at most the burst and the rate's share of the
+time from before the first packet to after the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from crafted import send, with_options
+from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, GATEWAY_TO_INTERNET, desired, sh
+from meter_lab import NEIGHBOUR, World, metered, wait_until
+
+from core_tests.hostile import ip_packet, udp
+from ngp.modules.network.datapath import Datapath
+from ngp.ports import DesiredNetwork, FreeRule
+
+UDP, PORT, OTHER_PORT = 17, 9, 10
+RATE, BURST = 1024, 20_000
+OTHER, OTHER_MAC = 8, bytes.fromhex("020000000008")
+STRANGER_MAC = bytes.fromhex("020000000009")
+SIZE = 100
+LONGEST = 40 + 65535
+_SO_RCVBUFFORCE = 33
+
+
+def with_own_service(**changes: object) -> DesiredNetwork:
+    """One port of the gateway's, written by its address of one family."""
+    values: dict[str, object] = {
+        "own_services": (FreeRule(ip_network(GATEWAY_TO_CLIENT[4]), UDP, PORT),),
+        "lane_bytes_s": RATE,
+        "lane_burst_bytes": BURST,
+    }
+    return desired(**{**values, **changes})
+
+
+@dataclass(slots=True)
+class Service:
+    """A program on the gateway that listens at all of its addresses."""
+
+    listening: socket.socket
+    packets: int = 0
+
+    def heard(self) -> int:
+        """Count what has come."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.listening.recv(1 << 16)
+                self.packets += 1
+        return self.packets
+
+
+@contextlib.contextmanager
+def service(port: int) -> Iterator[Service]:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as listening:
+        listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
+        listening.bind(("::", port))
+        listening.setblocking(False)
+        yield Service(listening)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with metered(tmp_path) as built:
+        built.datapath.apply(with_own_service())
+        built.datapath.set_neighbours([built.neighbour(neighbour=OTHER, link_address=OTHER_MAC)])
+        for command in ("iptables", "ip6tables"):  # counts what the client gets; nobody listens there
+            sh(f"{command} -A INPUT -p udp -j DROP", built.lab.client)
+        yield built
+
+
+@pytest.fixture
+def node(world: World) -> Iterator[Service]:
+    with service(PORT) as listening:
+        yield listening
+
+
+def to_node(family: int, from_port: int = 4000, port: int = PORT, size: int = SIZE, at: str = "") -> bytes:
+    return udp(CLIENT[family], at or GATEWAY_TO_CLIENT[family], port, bytes(size), from_port)
+
+
+def decided(world: World, node: Service) -> int:
+    return node.heard() + world.datapath.counters()["lane_over_rate"]
+
+
+def flood(world: World, node: Service, packet: bytes, times: int) -> int:
+    """Send so often and wait until all is decided; returns how many came through."""
+    before, heard = decided(world, node), node.heard()
+    send(world, [packet], times=times)
+    wait_until(lambda: decided(world, node) == before + times, "all are decided about")
+    return node.heard() - heard
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_flood_at_a_port_of_the_gateway_meets_its_neighbours_rate_and_nobody_elses(
+    world: World, node: Service, family: int
+) -> None:
+    """Nor anything else of the same neighbour's; what the node answers passes."""
+    packet = to_node(family)
+    began = time.monotonic()
+    passed = flood(world, node, packet, 2000)
+    assert BURST - len(packet) < passed * len(packet) <= BURST + RATE * (time.monotonic() - began)
+    assert world.datapath.lane_bytes(NEIGHBOUR) == world.datapath.counters()["lane_bytes"] == passed * len(packet)
+    elsewhere = [to_node(family, at=GATEWAY_TO_INTERNET[family]), to_node(10 - family)]
+    send(world, elsewhere, times=500)
+    wait_until(lambda: decided(world, node) == 3000, "at another address it is the same port")
+    assert len(packet) * node.heard() <= BURST + RATE * (time.monotonic() - began)
+    with service(OTHER_PORT) as none_of_ours:
+        send(world, [to_node(family, port=OTHER_PORT)], times=500)
+        wait_until(lambda: none_of_ours.heard() == 500, "a port that is no service is left alone")
+    for source in (OTHER_MAC, STRANGER_MAC):
+        before = node.heard()
+        send(world, [packet], times=20, source=source)
+        wait_until(lambda: node.heard() == before + 20, "another one has its own rate")  # noqa: B023
+    assert world.datapath.lane_bytes(OTHER) == 20 * len(packet)
+    for _ in range(100):  # five times the burst
+        node.listening.sendto(bytes(1000), (f"::ffff:{CLIENT[4]}" if family == 4 else CLIENT[6], 4000))
+    wait_until(lambda: got_by_client(world, family) == 100, "what the node answers takes no room")
+
+
+def got_by_client(world: World, family: int) -> int:
+    command = "iptables" if family == 4 else "ip6tables"
+    return int(sh(f"{command} -nvxL INPUT", world.lab.client).splitlines()[2].split()[0])
+
+
+def test_options_extension_headers_and_fragments_are_no_way_round_the_rate(world: World, node: Service) -> None:
+    """All of these reach a service; once the bucket is empty none does."""
+    world.datapath.apply(with_own_service(lane_burst_bytes=100_000))
+    inner, options = to_node(6)[40:], bytes([0, 0, 1, 4, 0, 0, 0, 0])
+    whole = udp(CLIENT[6], GATEWAY_TO_CLIENT[6], PORT, bytes(1000))[40:]
+    many = b"".join(bytes([60 if n < 7 else UDP]) + options[1:] for n in range(8))
+    odd = [
+        with_options(to_node(4), bytes([1] * 40)),
+        ip_packet(CLIENT[6], GATEWAY_TO_CLIENT[6], 60, bytes([UDP]) + options[1:] + inner),
+        ip_packet(CLIENT[6], GATEWAY_TO_CLIENT[6], 60, many + inner),
+    ]
+    for packet in odd:
+        assert flood(world, node, packet, 1) == 1
+    assert world.datapath.lane_bytes(NEIGHBOUR) == sum(map(len, odd))
+    pieces = fragments(whole)
+    send(world, pieces)
+    wait_until(lambda: node.heard() == 4, "put together, since there was room for the longest packet")
+    assert world.datapath.lane_bytes(NEIGHBOUR) == sum(map(len, odd)) + len(pieces[0])
+    over = world.datapath.counters()["lane_over_rate"]
+    send(world, pieces)
+    wait_until(lambda: world.datapath.counters()["lane_over_rate"] == over + 1, "the second time there is none")
+    began = time.monotonic()
+    flood(world, node, to_node(4), 2000)
+    carried = sum(flood(world, node, packet, 1000) * len(packet) for packet in odd)
+    assert carried <= max(map(len, odd)) + RATE * (time.monotonic() - began), "the bucket was empty"
+
+
+def fragments(payload: bytes) -> list[bytes]:
+    """Cut a datagram into two of IPv6's fragments."""
+    cut = len(payload) // 16 * 8
+    return [
+        ip_packet(CLIENT[6], GATEWAY_TO_CLIENT[6], 44, bytes([UDP, 0]) + struct.pack("!HI", offset_more, 7) + part)
+        for offset_more, part in ((1, payload[:cut]), (cut, payload[cut:]))
+    ]
+
+
+def test_who_is_blocked_still_reaches_the_node_at_the_rate(world: World, node: Service) -> None:
+    """A channel whose peer is locked out ends on the chain, the node's own coins in it."""
+    world.datapath.set_neighbours([world.neighbour(blocked=True)])
+    began, size = time.monotonic(), len(to_node(4))
+    passed = flood(world, node, to_node(4), 1000)
+    assert BURST - size < passed * size <= BURST + RATE * (time.monotonic() - began)
+
+
+def test_the_rate_outlives_the_daemon_comes_back_after_a_flush_and_goes_with_a_stop(
+    world: World, node: Service, tmp_path: Path
+) -> None:
+    began, size = time.monotonic(), len(to_node(4))
+    sh("nft flush ruleset; iptables -A INPUT -i m0 -p udp -j ACCEPT")
+    assert world.datapath.apply(with_own_service()), "it was gone, and stands again"
+    assert "NGP_OWN" in sh("iptables -t security -S INPUT")
+    assert flood(world, node, to_node(4), 1000) * size <= BURST + RATE * (time.monotonic() - began)
+    world.datapath.close()  # as a killed daemon leaves it
+    before = node.heard()
+    send(world, [to_node(4)], times=1000)
+    send(world, [to_node(4)], source=OTHER_MAC)
+    wait_until(lambda: node.heard() > before, "the other one's")
+    world.datapath = Datapath(tmp_path)
+    world.datapath.set_up(with_own_service())
+    world.datapath.set_neighbours([world.neighbour()])
+    flood(world, node, to_node(4), 1000)
+    assert (node.heard() - 1) * size <= BURST + RATE * (time.monotonic() - began), "as empty as it was"
+    world.datapath.apply(with_own_service(own_services=()))
+    before = node.heard()
+    send(world, [to_node(4)], times=1000)
+    wait_until(lambda: node.heard() == before + 1000, "no service any more")
+    world.datapath.apply(with_own_service())
+    world.datapath.clean_up(leave_closed=True)
+    for command in ("iptables", "ip6tables"):
+        assert sh(f"{command} -t security -S INPUT") == "-P INPUT ACCEPT\n"
+    before = node.heard()
+    send(world, [to_node(4)], times=1000)
+    wait_until(lambda: node.heard() == before + 1000, "after a stop as if ngp were not there")
+    assert sh("iptables -S INPUT").splitlines()[1:] == ["-A INPUT -i m0 -p udp -j ACCEPT"]
