@@ -268,8 +268,12 @@ class Lnd(Program):
         return str(self.cli("getinfo")["identity_pubkey"])
 
     def await_settled(self) -> None:
-        """Wait until no payment is on its way over any of its channels."""
-        await_until(lambda: not any(one["pending_htlcs"] for one in self.channels()), UP_S, f"{self.name} has no HTLC")
+        """Wait until no payment is on its way over any of its channels, and all of them are active."""
+
+        def settled() -> bool:
+            return not any(one["pending_htlcs"] or not one["active"] for one in self.cli("listchannels")["channels"])
+
+        await_until(settled, UP_S, f"{self.name} with its channels active and no HTLC")
 
     def new_address(self) -> str:
         """Return a new address of its wallet."""
