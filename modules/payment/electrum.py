@@ -97,7 +97,7 @@ class ElectrumPayment(ElectrumUpkeep):
     async def _ask_info(self) -> PaymentInfo:
         network = str((await self._wallet.ask_daemon("getinfo"))["network"])
         key = str(await self._wallet.ask("nodeid")).partition("@")[0]
-        self._info = self._node_file.confirm(PaymentInfo(key, network), "Electrum", in_use=self._info is not None)
+        self._info = self._node_file.confirm(PaymentInfo(key, network), "Electrum", in_use=self._info)
         return self._info
 
     def capabilities(self) -> PaymentCapabilities:

@@ -120,7 +120,7 @@ class LndPayment(LndUpkeep):
         network = answer.chains[0].network if answer.chains else ""
         addresses = tuple(uri.partition("@")[2] for uri in answer.uris)
         said = PaymentInfo(answer.identity_pubkey, network, addresses)
-        self._info = self._node_file.confirm(said, "LND", in_use=self._info is not None)
+        self._info = self._node_file.confirm(said, "LND", in_use=self._info)
         return self._info
 
     def capabilities(self) -> PaymentCapabilities:

@@ -38,23 +38,23 @@ class NodeFile:
             fresh.write_text(json.dumps(asdict(info)))
             os.replace(fresh, self._path)
 
-    def confirm(self, info: PaymentInfo, program: str, in_use: bool) -> PaymentInfo:
-        """Make sure that a node is the one that was kept, and keep what is new of it; returns it.
+    def confirm(self, info: PaymentInfo, program: str, in_use: PaymentInfo | None) -> PaymentInfo:
+        """Make sure that a node is the one that is in use, and keep what is new of it; returns it.
 
         Args:
             info: what the node says of itself now.
             program: what it is called in an error.
-            in_use: we work with the one that was kept, so it may not be another; before that it is a choice.
+            in_use: the one that we work with, which may not become another; None: none yet, so it is a choice.
 
         Raises:
             PaymentError: another node answers in place of the one in use.
         """
-        known = self.read()
-        if in_use and known is not None and known != info:
+        if in_use is not None and in_use != info:
             raise PaymentError(
-                f"{program} is another node now ({info.account_id} on {info.network}, before {known.account_id} on "
-                f"{known.network}): restart ngp if that is meant"
+                f"{program} is another node now ({info.account_id} on {info.network}, before {in_use.account_id} on "
+                f"{in_use.network}): restart ngp if that is meant"
             )
+        known = self.read()
         if known is None or (known, known.addresses) != (info, info.addresses):
             self.keep(info)
         return info

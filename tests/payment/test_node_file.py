@@ -55,14 +55,21 @@ def test_another_node_in_place_of_the_one_in_use_is_refused_and_not_kept(tmp_pat
     """What is on its way at the one in use would be unknown to the other; at a start it is the operator's choice."""
     file = NodeFile(tmp_path / "electrum-node.json")
     ours, other = PaymentInfo(KEY, "regtest"), PaymentInfo("03" * 33, "signet")
-    assert file.confirm(ours, "Electrum", in_use=False) == file.confirm(ours, "Electrum", in_use=True) == ours
+    assert file.confirm(ours, "Electrum", None) == file.confirm(ours, "Electrum", ours) == ours
     with pytest.raises(PaymentError) as refused:
-        file.confirm(other, "Electrum", in_use=True)
+        file.confirm(other, "Electrum", ours)
     assert str(refused.value) == (
         f"Electrum is another node now ({'03' * 33} on signet, before {KEY} on regtest): restart ngp if that is meant"
     )
     assert file.read() == ours
-    assert file.confirm(other, "Electrum", in_use=False) == file.read() == other
+    assert file.confirm(other, "Electrum", None) == file.read() == other
+
+
+def test_a_node_that_was_chosen_is_right_though_the_file_still_names_the_one_before(tmp_path: Path) -> None:
+    file, other = NodeFile(tmp_path / "lnd-node.json"), PaymentInfo("03" * 33, "regtest")
+    file.keep(PaymentInfo(KEY, "regtest"))
+    file.keep = lambda info: None  # type: ignore[method-assign]  # as on a full disk
+    assert file.confirm(other, "LND", None) == file.confirm(other, "LND", other) == other
 
 
 def test_lnd_in_use_may_not_become_another_node(tmp_path: Path) -> None:
