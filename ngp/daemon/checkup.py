@@ -70,7 +70,7 @@ def refuse_other_node(settings: Settings, account_id: str) -> None:
 def _expected_node(settings: Settings, account_id: str, but: str) -> Check:
     said = f"ACCOUNT_ID is {settings.account_id}, {but} {account_id}"
     is_it = settings.account_id in (None, account_id)
-    return Check("payment", is_it, said, "connect the right node, or change ACCOUNT_ID")
+    return Check("payment", is_it, said, "" if is_it else "connect the right node, or change ACCOUNT_ID")
 
 
 def effect(running: Settings, wanted: Settings) -> Check:
