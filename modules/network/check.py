@@ -349,7 +349,7 @@ def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         return
     each = f"{desired.lane_bytes_s / 1024:g} kB/s for each"
     for service in desired.own_services:
-        found = f"is on this router: what neighbours send to this port is held to {each}; your INPUT rules say who may"
+        found = f"is on this router: what goes to and from this port is held to {each}; your INPUT rules say who may"
         yield Check(_service_name(service), True, found)
     rate = f"let through for every neighbour, uncharged, {each}"
     for service in desired.services:

@@ -26,7 +26,7 @@ the packet (queued without bypass: when nobody listens it is dropped), and all e
 
 Payment services on this very host are reached at INPUT, where the operator's rules alone say who may. A chain of ours
 there takes away what is above a neighbour's rate, where there is such a service, and says nothing of all else: a flood
-of one neighbour's would else be the node's to bear, which all others pay by.
+of one neighbour's would else be the node's to bear, which all others pay by. (What it answers meets ngp_tc_out.)
 
     INPUT        -i mesh ->   NGP_OWN
     NGP_OWN                   over_rate      DROP

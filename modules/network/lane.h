@@ -11,9 +11,9 @@
  * address, is traffic like all else. Packets with options or extension headers, and fragments behind the first, aren't
  * let through: they could be led on from the service's host, or hide their ports.
  *
- * A service on this very host isn't forwarded to, and needs no lane to be reached. What neighbours send there takes room
- * in the same bucket, and is dropped where there is none; nothing else is asked. What the service answers isn't counted:
- * it is the host's own traffic, and follows from what was let in.
+ * A service on this very host isn't forwarded to, and needs no lane to be reached. What neighbours exchange with it takes
+ * room in the same bucket, and is dropped where there is none; nothing else is asked. Answers count as well: a few
+ * acknowledgements would else draw a thousand times their size.
  */
 #ifndef NGP_LANE_H
 #define NGP_LANE_H
@@ -161,25 +161,29 @@ INLINE int gives(struct __sk_buff *skb, const struct packet *p, int wanted)
 	return found ? use_lane(skb, p, found == TO_SERVICE) : NOT_GIVEN;
 }
 
-/* Is a packet that is delivered here bound for a service of this host? The loopback address stands for all of the host's:
- * a program that listens at every one would else be flooded by way of another. Behind more extension headers than we
- * follow any port may be. The kernel puts IPv4's fragments together before; of IPv6's only the first one shows a port. */
-APART int is_for_host(struct __sk_buff *skb, struct packet *p)
+/* Is a packet bound for a service of this host, or (to_service: 0) from one? The loopback address stands for all of the
+ * host's: a program that listens at every one would else be flooded by way of another. */
+APART int is_of_host(struct __sk_buff *skb, const struct packet *p, int to_service)
 {
-	__builtin_memset(p->destination, 0, 16);
-	p->destination[p->v6 ? 3 : 0] = bpf_htonl(p->v6 ? 1 : 0x7f000001);
-	return matches_free(skb, p, TO_SERVICE) || (p->v6 && is_extension(p->protocol));
+	__u32 host[4] = {};
+	__be16 ports[2] = {};
+	struct free_rule *rule;
+
+	host[p->v6 ? 3 : 0] = bpf_htonl(p->v6 ? 1 : 0x7f000001);
+	rule = free_rule(p, host);
+	read_ports(skb, p, ports);
+	return rule && (serves(rule, p->protocol, to_service ? ports[1] : ports[0]) & TO_SERVICE);
 }
 
-/* Is there no room for a packet to a service of this host? Options and blocks make no difference here: else options would
- * be the way round the rate, and a blocked neighbour's channel with our node would starve, our coins in it. A first
- * fragment needs room for all that the others may bring. */
-INLINE int is_over_rate(const struct config *config, const struct packet *p)
+/* Is there no room for a packet between a neighbour and a service of this host? Options and blocks make no difference
+ * here: else options would be the way round the rate, and a blocked neighbour's channel with our node would starve, our
+ * coins in it. */
+APART int is_over_rate(const struct config *config, const struct packet *p, __u32 room)
 {
 	struct neighbour *neighbour = find_neighbour(p);
 	struct lane *lane = lane_of(neighbour);
 
-	return !lane || !enters(config, lane, neighbour, p->goes_on ? LONGEST_BYTES : p->bytes, p->bytes);
+	return !lane || !enters(config, lane, neighbour, room, p->bytes);
 }
 
 #endif

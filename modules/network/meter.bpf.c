@@ -3,7 +3,7 @@
  * The meter: admits, counts and cuts the traffic of neighbours in the kernel, whether or not the daemon lives.
  *
  *   xt_unpaid, xt_unpaid_strict, xt_unknown   asked by the gate (gate.py), at FORWARD after the operator's own filter
- *   xt_over_rate                              asked by the gate at INPUT: payment services on this host
+ *   xt_over_rate                              asked by the gate at INPUT: for payment services on this host
  *   ngp_tc_out                                egress of mesh interfaces: downloads of those who buy from us; our purchases
  *   ngp_tc_in                                 ingress of mesh interfaces: what we bought and received
  *
@@ -307,16 +307,26 @@ int xt_unknown(struct __sk_buff *skb)
 
 /* --- this host --- */
 
-/* ICMP errors go to the kernel, not to the service, whose path MTU must not suffer from its neighbour's flood. */
+/* ICMP errors go to the kernel, not to the service, whose path MTU must not suffer from its neighbour's flood. Behind more
+ * extension headers than we follow any port may be. The kernel puts IPv4's fragments together before; of IPv6's only the
+ * first one shows a port, and needs room for all that the others may bring. */
 SEC("socket")
 int xt_over_rate(struct __sk_buff *skb)
 {
 	const struct config *config = settings();
 	struct packet p = {};
 
-	if (!config || !parse(skb, config, FORWARD, &p) || p.error || !is_for_host(skb, &p))
+	if (!config || !parse(skb, config, FORWARD, &p) || p.error)
 		return 0;
-	return is_over_rate(config, &p);
+	if (!is_of_host(skb, &p, 1) && !(p.v6 && is_extension(p.protocol)))
+		return 0;
+	return is_over_rate(config, &p, p.goes_on ? LONGEST_BYTES : p.bytes);
+}
+
+/* What a service of this host sends to a neighbour, whose link only its frame names. */
+APART int answers_over_rate(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+{
+	return !p->group && !p->error && is_of_host(skb, p, 0) && is_over_rate(config, p, p->bytes);
 }
 
 /* --- the interfaces --- */
@@ -397,12 +407,15 @@ int ngp_tc_out(struct __sk_buff *skb)
 
 	if (!config || is_tagged(skb))
 		return PASS;
-	if (!ingress_ifindex && !(config->flags & BUYS))          /* our own */
+	if (!ingress_ifindex && !(config->flags & (BUYS | OWN_SERVICES))) /* our own */
 		return PASS;
 	if (!parse(skb, config, EGRESS, &p) || !wants_family(config, &p))
 		return PASS;
-	if (!ingress_ifindex)
-		return count_own(skb, config, &p);
+	if (!ingress_ifindex) {
+		if ((config->flags & OWN_SERVICES) && answers_over_rate(skb, config, &p))
+			return SHOT;
+		return config->flags & BUYS ? count_own(skb, config, &p) : PASS;
+	}
 	if ((config->flags & (SELLS | BUYS)) == (SELLS | BUYS))
 		note_left(&p, ingress_ifindex);
 	if (p.group)

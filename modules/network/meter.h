@@ -27,6 +27,7 @@
 #define LAYER3 (1 << 6)                                       /* some mesh interface has no link addresses */
 #define PREFIXES(role, v6) (1 << (8 + 2 * (role) + (v6)))     /* any contract for more than a host, by role and family */
 #define OFFERS(v6) (1 << (12 + (v6)))                         /* any payment service, by family */
+#define OWN_SERVICES (1 << 14)                                /* any on this host */
 
 enum role { SERVER, CLIENT };
 

@@ -197,6 +197,7 @@ def _free_tables(desired: DesiredNetwork) -> dict[int, dict[bytes, bytes]]:
 
 def _config_flags(desired: DesiredNetwork, layer3: bool) -> int:
     flags = layout.SELLS * desired.sells | layout.BUYS * desired.buys | layout.LAYER3 * layer3
+    flags |= layout.OWN_SERVICES_FLAG * bool(desired.sells and desired.own_services)
     for version in desired.families:
         flags |= layout.FAMILY[version]
         flags |= layout.FREE_FLAG[version] * any(rule.prefix.version == version for rule in desired.free)

@@ -80,8 +80,8 @@ class DesiredNetwork:
         sells: put the gate in place. buys: put the client's meter in place.
         free: never charged, either direction.
         services: never charged either, but at a rate for each neighbour, and only who asked there is answered.
-        own_services: those on this host: what a neighbour sends to their ports, at whichever of our addresses, is
-            held to the same rate.
+        own_services: those on this host: what a neighbour exchanges with their ports, at whichever of our addresses,
+            is held to the same rate.
         lane_bytes_s: that rate, both directions together, at least 1. lane_burst_bytes: so much at once.
         queue_number: NFQUEUE number.
         link_udp_port: the ngp link itself.

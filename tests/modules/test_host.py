@@ -231,7 +231,7 @@ def test_check_says_what_is_let_through_for_payment(hosts: Lab) -> None:
     told = by_name(desired(services=services, own_services=own))
     lines = [told[f"payment service {address} tcp 9735"] for address in addresses]
     assert [line.ok for line in lines] == [True, False, True, False]
-    here = "is on this router: what neighbours send to this port is held to 32 kB/s for each"
+    here = "is on this router: what goes to and from this port is held to 32 kB/s for each"
     says = ("uncharged, 32 kB/s for each; by up0", "where nothing is bought", here, "is not routed")
     assert all(words in line.found for words, line in zip(says, lines, strict=True))
     assert "ip route get fd00:77:1::2" in lines[1].remedy
