@@ -62,10 +62,11 @@ def kill_all(lab: Lab, cells: Sequence[tuple[str, Step]]) -> None:
             print(f"{number}: {victim} killed when {step.value}: paid again after {took_s:.1f} s", flush=True)
         flow.kill()
         flow.wait()
-        paid = assert_all_agree(made, before)
+        paid, back = assert_all_agree(made, before)
         assert_nothing_was_free(made, at_internet, MSAT_PER_BYTE, GRACE_BYTES)
         stuck = len(under_way(made.paying))
-        print(f"{len(cells)} kills, {paid} msat paid, {stuck} payments that LND lost, all books agree")
+        odd = f"{stuck} payments that LND lost, {back} that it settled and sent back"
+        print(f"{len(cells)} kills, {paid} msat paid, {odd}; all books agree")
 
 
 def kill_at(made: LightningTrade, stage: Stage, step: Step, victim: str, settle: bool) -> None:

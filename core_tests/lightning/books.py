@@ -41,11 +41,14 @@ def look(made: LightningTrade) -> Before:
     return Before(sent(made.paying), made.earning.received(), balance_msat(made.paying), balance_msat(made.earning))
 
 
-def assert_all_agree(made: LightningTrade, before: Before) -> int:
-    """Assert that ledgers, nodes and channels tell the same, no hash being there twice; returns the sum, msat.
+def assert_all_agree(made: LightningTrade, before: Before) -> tuple[int, int]:
+    """Assert that ledgers, nodes and channels tell the same, no hash being there twice.
 
     The client pays nothing any more after this. What its node calls on its way, while none of its channels has it
-    (lightningnetwork/lnd#5152), must have come to nobody, and be reserved still.
+    (lightningnetwork/lnd#5152), must have come to nobody, and be reserved still. What the gateway's node calls settled
+    and sent back (`Lnd.sent_back`) is booked as that node says, and is the only thing that did not come.
+
+    Returns: what was paid in all, msat, and how many payments of it were sent back.
     """
     client = made.trade.client
     done = client.reload(f"{client.config.read_text()}BUY: no\n")  # so that nothing moves while we look
@@ -53,17 +56,18 @@ def assert_all_agree(made: LightningTrade, before: Before) -> int:
     for node in (made.paying, made.earning):
         node.await_settled()
     await_until(lambda: not _held_back(made), ENDED_S, "no payment on its way but those that nobody holds")
-    await_alike(made.trade)
+    _await_alike(made, before)
     assert_conserved(made.trade.gateway)
     bought, sold = booked(made.trade.client), booked(made.trade.gateway)
-    assert {payment: -amount for payment, amount in bought.items()} == sold
-    assert sold == _without(sent(made.paying), before.sent)
+    assert {payment: -amount for payment, amount in bought.items()} == _without(sent(made.paying), before.sent)
     assert sold == _without(made.earning.received(), before.received)
     paid = made.trade.earned()["paid_msat"]
-    assert paid == sum(sold.values()) == made.trade.spent()["paid_msat"]
-    assert balance_msat(made.earning) == before.earning_msat + paid  # over the direct channel: nothing for routing
-    assert balance_msat(made.paying) == before.paying_msat - paid
-    return int(paid)
+    assert (paid, -made.trade.spent()["paid_msat"]) == (sum(sold.values()), sum(bought.values()))
+    back = {payment: amount for payment, amount in sold.items() if payment in made.earning.sent_back()}
+    moved = paid - sum(back.values())
+    assert balance_msat(made.earning) == before.earning_msat + moved  # over the direct channel: nothing for routing
+    assert balance_msat(made.paying) == before.paying_msat - moved
+    return int(paid), len(back)
 
 
 def assert_nothing_was_free(made: LightningTrade, at_internet: Counter, price_msat: int, grace_bytes: int) -> None:
@@ -81,11 +85,19 @@ def assert_nothing_was_free(made: LightningTrade, at_internet: Counter, price_ms
     assert arrived * price_msat <= account["charged_msat"] <= account["paid_msat"] + grace_bytes * price_msat
 
 
-def await_alike(trade: Trade) -> None:
-    """Wait until the client has the last bills. Raises: AssertionError with those that it hasn't."""
+def _await_alike(made: LightningTrade, before: Before) -> None:
+    """Wait until both sides know of the last payments and bills. Raises: AssertionError with those that one doesn't."""
     deadline = time.monotonic() + SETTLED_S
-    while unlike := unlike_bills(trade):
+    while unlike := unlike_bills(made.trade) + _unlike_payments(made):
         assert time.monotonic() < deadline, unlike
+
+
+def _unlike_payments(made: LightningTrade) -> list[str]:
+    """Say which payments are in one ledger only, but for those that came and were sent back."""
+    bought, back = booked(made.trade.client), made.earning.sent_back()
+    ours = {(payment, -amount) for payment, amount in bought.items() if payment not in back}
+    theirs = {(payment, amount) for payment, amount in booked(made.trade.gateway).items() if payment not in back}
+    return [f"payment {payment}: {amount} msat, on one side" for payment, amount in ours ^ theirs]
 
 
 def unlike_bills(trade: Trade) -> list[str]:
@@ -95,7 +107,7 @@ def unlike_bills(trade: Trade) -> list[str]:
              if theirs.pop(row["id"], 0) != used(row)]  # fmt: skip
     found += [f"{contract}: {billed} billed, not sold" for contract, billed in theirs.items() if billed]
     earned, spent = trade.earned(), trade.spent()
-    return found + [key for key in ("paid_msat", "charged_msat", "refunded_msat") if earned[key] != spent[key]]
+    return found + [key for key in ("charged_msat", "refunded_msat") if earned[key] != spent[key]]
 
 
 def booked(daemon: Daemon) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ UP_S = 60.0
 DOWN_S = 20.0
 NETWORK = "regtest"
 ALL = "1000000"  # LND lists a hundred unless told
+_REPLAYED = re.compile(r"unable to decode onion hop iterator for htlc\(id=\d+, hash=([0-9a-f]{64})\): InvalidOnion")
 # Of a chain that lives in a namespace for some minutes: nothing to keep secret.
 RPC_USER, RPC_PASSWORD = "lab", "lab"
 _PORTS = count()
@@ -305,6 +307,15 @@ class Lnd(Program):
     def sent_msat(self) -> int:
         """Sum up what it paid, without fees."""
         return sum(self.sent().values())
+
+    def sent_back(self) -> set[str]:
+        """Return the hashes of payments that it settled and sent back all the same.
+
+        LND, killed after it settled an invoice and before it noted that it had looked at the HTLC, takes that HTLC for
+        a replay at its next start; it fails it, and the invoice stays settled (since 0.19.2, lnd pull request 9929:
+        the log of replays is no longer by batch).
+        """
+        return set(_REPLAYED.findall(self.log.read_text(errors="replace")))
 
     def channels(self, peer: str = "") -> list[dict[str, Any]]:
         """Return its active channels, or those with a peer's key."""
