@@ -307,20 +307,22 @@ int xt_unknown(struct __sk_buff *skb)
 
 /* --- this host --- */
 
-/* ICMP errors go to the kernel, not to the service, whose path MTU must not suffer from its neighbour's flood. Behind more
- * extension headers than we follow any port may be. The kernel puts IPv4's fragments together before; of IPv6's only the
- * first one shows a port, and needs room for all that the others may bring. */
+/* ICMP errors go to the kernel, not to the service, whose path MTU must not suffer from its neighbour's flood. The kernel
+ * puts IPv4's fragments together before; of IPv6's only the first one shows a port, and needs room for all that the others
+ * may bring. Behind more extension headers than we follow any port may be, and such a first fragment. */
 SEC("socket")
 int xt_over_rate(struct __sk_buff *skb)
 {
 	const struct config *config = settings();
 	struct packet p = {};
+	int hides;
 
 	if (!config || !parse(skb, config, FORWARD, &p) || p.error)
 		return 0;
-	if (!is_of_host(skb, &p, 1) && !(p.v6 && is_extension(p.protocol)))
+	hides = p.v6 && is_extension(p.protocol);
+	if (!hides && !is_of_host(skb, &p, 1))
 		return 0;
-	return is_over_rate(config, &p, p.goes_on ? LONGEST_BYTES : p.bytes);
+	return is_over_rate(config, &p, hides || p.goes_on ? LONGEST_BYTES : p.bytes);
 }
 
 /* What a service of this host sends to a neighbour, whose link only its frame names. */

@@ -160,7 +160,7 @@ def got_by_client(world: World, family: int) -> int:
 
 def test_options_extension_headers_and_fragments_are_no_way_round_the_rate(world: World, node: Service) -> None:
     """All of these reach a service; once the bucket is empty none does."""
-    world.datapath.apply(with_own_service(lane_burst_bytes=100_000))
+    world.datapath.apply(with_own_service(lane_burst_bytes=150_000))
     inner, options = to_node(6)[40:], bytes([0, 0, 1, 4, 0, 0, 0, 0])
     whole = udp(CLIENT[6], GATEWAY_TO_CLIENT[6], PORT, bytes(1000))[40:]
     many = b"".join(bytes([60 if n < 7 else UDP]) + options[1:] for n in range(8))
@@ -183,6 +183,20 @@ def test_options_extension_headers_and_fragments_are_no_way_round_the_rate(world
     flood(world, node, to_node(4), 2000)
     carried = sum(flood(world, node, packet, 1000) * len(packet) for packet in odd)
     assert carried <= max(map(len, odd)) + RATE * (time.monotonic() - began), "the bucket was empty"
+
+
+def test_a_first_fragment_behind_more_headers_than_are_followed_needs_the_same_room(
+    world: World, node: Service
+) -> None:
+    world.datapath.apply(with_own_service(lane_burst_bytes=100_000))
+    first, later = fragments(udp(CLIENT[6], GATEWAY_TO_CLIENT[6], PORT, bytes(1000))[40:])
+    padding = bytes([0, 1, 4, 0, 0, 0, 0])
+    hidden = b"".join(bytes([60 if n < 5 else 44]) + padding for n in range(6)) + first[40:]
+    pieces = [ip_packet(CLIENT[6], GATEWAY_TO_CLIENT[6], 60, hidden), later]
+    send(world, pieces)
+    wait_until(lambda: node.heard() == 1, "put together, since there was room for the longest packet")
+    send(world, pieces)
+    wait_until(lambda: world.datapath.counters()["lane_over_rate"] == 1, "the second time there is none")
 
 
 def fragments(payload: bytes) -> list[bytes]:
