@@ -36,6 +36,10 @@ _UNKNOWN_END = frozenset({
     grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS,
 })  # fmt: skip
 
+# How LND names a macaroon that it doesn't take: by the word, or in the words of the library that reads and verifies it
+# (gopkg.in/macaroon.v2, for another node's and for a damaged one).
+_MACAROON_REFUSED = ("macaroon", "signature mismatch after caveat verification", "unmarshal v1:", "unmarshal v2:")
+
 
 class _Message(Protocol):
     """What every generated message can do."""
@@ -155,6 +159,11 @@ class LndError(PaymentError):
         """Whether the macaroon lacks the right, or litd doesn't give it to the holder of an account."""
         return any(words in self.detail.lower() for words in ("permission denied", "restricted account macaroon"))
 
+    @property
+    def refuses_macaroon(self) -> bool:
+        """Whether LND doesn't take the macaroon at all, whatever it is asked."""
+        return _refuses_macaroon(self.code, self.detail)
+
 
 class LndClient:
     """Calls LND; used within one event loop.
@@ -237,9 +246,9 @@ class LndClient:
         code, detail = error.code(), error.details() or ""
         assert self._connection is not None  # it was called
         told = LndError(code, detail, _explained(code, detail, self._connection, name))
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED):
+        if code is grpc.StatusCode.UNAVAILABLE:
             self._doubted = True
-        if "macaroon" in detail or told.forbidden:  # it may have been baked anew in place
+        if told.refuses_macaroon or told.forbidden:  # it may have been baked anew in place
             self._doubted = True
         return told
 
@@ -282,12 +291,17 @@ def _explained(code: grpc.StatusCode, detail: str, connection: Connection, name:
         return f"LND at {target} is locked or still starting: lncli unlock"
     if "permission denied" in lower:
         return f"the macaroon does not allow {name} at LND {target}: {_rights_remedy(name)}"
-    if code is grpc.StatusCode.UNAUTHENTICATED or "macaroon" in lower:
+    if _refuses_macaroon(code, detail):
         return (
-            f"LND at {target} refuses the macaroon of {connection.macaroon_from} ({detail}): it is another node's, was "
-            "revoked or has run out; bake one at this node (operator's guide, Real money), and give it there"
+            f"LND at {target} refuses the macaroon of {connection.macaroon_from} ({detail}): it is another node's, is "
+            "damaged, was revoked or has run out; bake one at this node (operator's guide, Real money), and give it "
+            "there"
         )
     return f"LND at {target} refuses {name}: {detail or code.name}"
+
+
+def _refuses_macaroon(code: grpc.StatusCode, detail: str) -> bool:
+    return code is grpc.StatusCode.UNAUTHENTICATED or any(words in detail.lower() for words in _MACAROON_REFUSED)
 
 
 def _unavailable(lower: str, connection: Connection) -> str:

@@ -140,6 +140,27 @@ def test_a_connection_that_does_not_come_about_is_told_by_its_cause(pinned: byte
     assert says in lnd_client._explained(grpc.StatusCode.UNAVAILABLE, detail, given, "GetInfo")
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "verification failed: signature mismatch after caveat verification",
+        "unmarshal v2: field data extends past end of buffer",
+    ],
+)
+@pytest.mark.usefixtures("plain")
+def test_another_nodes_macaroon_and_a_damaged_one_are_named_by_their_place_and_read_again(refusal: str) -> None:
+    async def scenario() -> None:
+        async with node(refusal) as given:
+            client = LndClient(given)  # type: ignore[arg-type]
+            with pytest.raises(LndError, match="refuses the macaroon of LND_MACAROON /etc/ngp/m .*; bake one"):
+                await client.call(GET_INFO, pb.GetInfoRequest())
+            given.macaroon = NEW
+            await client.call(GET_INFO, pb.GetInfoRequest())
+            await client.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_port_without_tls_and_a_name_without_address_are_told_apart() -> None:
     async def scenario() -> None:
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
