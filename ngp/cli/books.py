@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from ngp.cli import aftermath
 from ngp.cli.place import Place
 from ngp.cli.show import clean
+from ngp.daemon import known_node
 from ngp.daemon.state import keep_last_sign
 from ngp.errors import ConfigError, LedgerError, RunningError
 from ngp.store.ledger import Ledger
@@ -47,8 +48,13 @@ def opened(place: Place, absent: RunningError) -> Iterator[Ledger]:
 
 
 def money_is_real(place: Place) -> bool:
-    """Say whether amounts are real money, going by net.conf; what isn't known to be isn't."""
+    """Say whether amounts are real money: the node that net.conf means was on mainnet when it was last used.
+
+    What isn't known to be isn't: a test chain's amounts must not be taken for money.
+    """
     try:
-        return place.settings().payment_module != "sandbox"
+        module = place.settings().payment_module
     except ConfigError:
         return False
+    known = known_node.last(place.state_dir, module)
+    return known is not None and known.network == "mainnet"
