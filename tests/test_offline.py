@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def test_the_sandboxs_node_is_named_by_its_key(tmp_path: Path) -> None:
     key = node_key.load_or_make(tmp_path / "sandbox.key")
     (check, *_) = offline.check_payment(SETTINGS, tmp_path)
     assert check.ok and f"node {key.public_key.format().hex()}; not real money" in check.found
+
+
+def test_another_node_than_the_expected_one_is_missing_as_the_start_would_refuse_it(tmp_path: Path) -> None:
+    key = node_key.load_or_make(tmp_path / "sandbox.key").public_key.format().hex()
+    for expected, is_well in ((f"02{'11' * 32}", False), (key, True)):
+        (check, *_) = offline.check_payment(replace(SETTINGS, account_id=expected), tmp_path)
+        assert check.ok is is_well and key in check.found
+        assert is_well or (expected in check.found and "ACCOUNT_ID" in check.remedy)
 
 
 @pytest.mark.parametrize(

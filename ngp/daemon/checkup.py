@@ -45,7 +45,7 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
         found = (await node.info()).account_id
     except PaymentError as error:
         return [health("payment", str(error), ""), *rights]
-    return [_expected_node(wanted, found, "the payment node is"), *rights]
+    return [expected_node(wanted, found, "the payment node is"), *rights]
 
 
 def neighbours(world: World) -> list[Check]:
@@ -62,12 +62,13 @@ def neighbours(world: World) -> list[Check]:
 
 def refuse_other_node(settings: Settings, account_id: str) -> None:
     """Refuse settings that expect another payment node than the one in use. Raises PaymentError."""
-    expected = _expected_node(settings, account_id, "but the payment node is")
+    expected = expected_node(settings, account_id, "but the payment node is")
     if not expected.ok:
         raise PaymentError(f"{expected.found}: {expected.remedy}")
 
 
-def _expected_node(settings: Settings, account_id: str, but: str) -> Check:
+def expected_node(settings: Settings, account_id: str, but: str) -> Check:
+    """Compare the payment node that was reached with the one that settings expect, if they name one."""
     said = f"ACCOUNT_ID is {settings.account_id}, {but} {account_id}"
     is_it = settings.account_id in (None, account_id)
     return Check("payment", is_it, said, "" if is_it else "connect the right node, or change ACCOUNT_ID")

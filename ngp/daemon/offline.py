@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ngp.core.settings import Settings
 from ngp.core.values import Check, Standing
-from ngp.daemon import lightning, main
+from ngp.daemon import checkup, lightning, main
 from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
@@ -157,8 +157,12 @@ async def _ask_payment(settings: Settings, state_dir: Path, why_unknown: str) ->
             info = await payment.info()
         money = "real money" if payment.capabilities().real_money else "not real money: who sells for it gives it away"
         found = f"{settings.payment_module} on {info.network}, node {why_unknown or info.account_id}; {money}"
+        node = Check("payment", True, found)
+        if not why_unknown:
+            expected = checkup.expected_node(settings, info.account_id, "but the payment node is")
+            node = node if expected.ok else expected
         rights = await payment.check(settings.spends)
-        return [Check("payment", True, found), *rights, *await lightning.look(payment, settings)]
+        return [node, *rights, *await lightning.look(payment, settings)]
     finally:
         with suppress(NgpError):
             await payment.close()
