@@ -22,12 +22,12 @@ import grpc
 
 from ngp.core.reach import left_msat
 from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import invoice, macaroon, node_key
+from ngp.modules.payment import invoice, lnd_paste, macaroon, node_key
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_channel import channel
 from ngp.modules.payment.lnd_client import LndClient, LndError
-from ngp.modules.payment.lnd_connect import Credentials, NoMacaroonError, store_uri
+from ngp.modules.payment.lnd_connect import Credentials, NoMacaroonError
 from ngp.modules.payment.lnd_upkeep import LndUpkeep, key_bytes
 from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
@@ -76,15 +76,13 @@ class LndPayment(LndUpkeep):
         options: LND_CONNECT, or LND_HOST, LND_CERT and LND_MACAROON.
     """
 
+    keep_uri = staticmethod(lnd_paste.keep)
+    try_uri = staticmethod(lnd_paste.attempt)
+
     def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
         super().__init__(LndClient(Credentials(options or {}, state_dir)))
         self._node_file = NodeFile(state_dir / "lnd-node.json")
         self._info: PaymentInfo | None = None
-
-    @staticmethod
-    def keep_uri(uri: str, state_dir: Path) -> str:
-        """Keep a pasted lndconnect URI for the next start; returns `host:port`. Raises ConfigError."""
-        return store_uri(uri, state_dir).target
 
     # --- the node -----------------------------------------------------------------------------------------------------
 

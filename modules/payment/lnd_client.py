@@ -283,7 +283,7 @@ def _explained(code: grpc.StatusCode, detail: str, connection: Connection, name:
     lower, target = detail.lower(), connection.target
     if code is grpc.StatusCode.UNAVAILABLE:
         return _unavailable(lower, connection) or (
-            f"LND at {target} doesn't answer: is it running, and is LND_HOST right? ({detail})"
+            f"LND at {target} doesn't answer: is it running, and is {connection.target_from} right? ({detail})"
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"LND at {target} took too long to answer {name}; it is asked again"
@@ -323,7 +323,10 @@ def _unavailable(lower: str, connection: Connection) -> str:
             "(10009 if it says nothing; 9735 is for peers, 8080 for REST)?"
         )
     if "errors resolving" in lower or "dns resolution failed" in lower:
-        return f"LND at {target} isn't found, as its name has no address here: is LND_HOST right, and does DNS answer?"
+        return (
+            f"LND at {target} isn't found, as its name has no address here: is {connection.target_from} right, and "
+            "does DNS answer?"
+        )
     return ""
 
 

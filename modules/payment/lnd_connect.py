@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,7 +43,7 @@ class Connection:
         target: `host:port` of its gRPC server.
         certificate: PEM to be trusted, and no other; empty: those of the system.
         macaroon: what it allows us, serialized; secret.
-        certificate_from, macaroon_from: the settings or files that they were read from, for errors.
+        certificate_from, macaroon_from, target_from: the settings or files that they were read from, for errors.
     """
 
     target: str
@@ -52,6 +51,7 @@ class Connection:
     macaroon: bytes = field(repr=False)
     certificate_from: str = field(default="", compare=False)
     macaroon_from: str = field(default="", compare=False)
+    target_from: str = field(default="LND_HOST", compare=False)
 
     def certificate_name(self) -> str | None:
         """Return a name that the pinned certificate bears.
@@ -77,16 +77,18 @@ class Credentials:
     Args:
         options: LND_CONNECT, or LND_HOST, LND_CERT and LND_MACAROON, as in net.conf; all may be missing.
         state_dir: holds the URI that was pasted.
+        uri_from: what LND_CONNECT is called in an error.
     """
 
-    def __init__(self, options: Mapping[str, str], state_dir: Path) -> None:
+    def __init__(self, options: Mapping[str, str], state_dir: Path, uri_from: str = "LND_CONNECT") -> None:
         self._options = {key: value for key, value in options.items() if value}
         self._stored = state_dir / STORED_URI
+        self._uri_from = uri_from
 
     def read(self) -> Connection:
         """Return the connection. Raises ConfigError naming the setting or file and the remedy."""
         if uri := self._options.get("LND_CONNECT"):
-            return parse_uri(uri, "LND_CONNECT")
+            return parse_uri(uri, self._uri_from)
         if "LND_MACAROON" not in self._options and self._stored.exists():
             stored = str(self._stored)
             return parse_uri(secret_file.read(self._stored, stored).decode(errors="replace"), stored)
@@ -154,30 +156,16 @@ def parse_uri(text: str, where: str) -> Connection:
         raise ConfigError(f"{where}: the URI is damaged (not base64url); paste the whole of it") from None
     if not macaroon:
         raise ConfigError(f"{where}: the URI's macaroon is empty")
-    return Connection(target, _checked_pem(pem, where) if pem else b"", macaroon, where, where)
-
-
-def store_uri(text: str, state_dir: Path) -> Connection:
-    """Keep a pasted URI where `Credentials` finds it, readable for us alone. Raises ConfigError."""
-    connection = parse_uri(text, "the URI")
-    path = state_dir / STORED_URI
-    fresh = path.with_suffix(".new")
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(text.strip() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    return connection
+    return Connection(target, _checked_pem(pem, where) if pem else b"", macaroon, where, where, where)
 
 
 def _target(text: str, where: str) -> str:
     try:
         found = rpc_address.read(text, RPC_PORT)
     except ValueError:
-        raise ConfigError(f"{where}: {text} has no usable port; write host:port") from None
+        raise ConfigError(f"{where}: {text!r} has no usable port; write host:port") from None
     if not found:
-        raise ConfigError(f"{where}: {text} is not host:port")
+        raise ConfigError(f"{where}: {text!r} is not host:port; write for example localhost:10009")
     return found
 
 

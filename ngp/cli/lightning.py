@@ -12,7 +12,8 @@ from ngp.cli.client import Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import Column, Progress, Row, clean, field, key, money, print_json, print_result, print_table
 from ngp.cli.verbs import verb_command
-from ngp.errors import ConfigError, UsageError
+from ngp.daemon.state import running_pid
+from ngp.errors import ConfigError, PaymentError, UsageError
 
 _OPEN_S = 120.0
 _KNOWN = "status, open NEIGHBOUR, tower add PUBKEY@HOST:PORT, tower list, tower remove PUBKEY and connect"
@@ -53,12 +54,14 @@ _TOWERS = (
     click.Option(["--amount"], type=click.IntRange(min=1), metavar="SAT", help="open: size of the channel"),
     click.Option(["--push"], type=click.IntRange(min=0), default=0, metavar="SAT", help="open: given to the peer"),
     click.Option(["--csv-delay"], type=click.IntRange(1, 10_000), metavar="BLOCKS",
-                 help="open: how long the peer waits for its coins after closing alone"),
-    click.Option(["--host"], metavar="HOST:PORT", help="open: where the neighbour's node listens"),
+                 help="open: how long the peer waits for its coins after closing alone; else CSV_DELAY of net.conf"),
+    click.Option(["--host"], metavar="HOST:PORT",
+                 help="open: where the neighbour's node listens; else an address that the neighbour told, port 9735"),
+    click.Option(["--untried"], is_flag=True, help="connect: keep the URI, whether its node answers or not"),
 )  # fmt: skip
 def command(
     place: Place, words: tuple[str, ...], amount: int | None, push: int, csv_delay: int | None, host: str | None,
-    as_json: bool,
+    untried: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Look at the node, open a channel, change its watchtowers, or paste an lndconnect URI."""
     match words:
@@ -76,7 +79,7 @@ def command(
         case ("tower", "remove", tower):
             return _ask(place, "watchtower", "lightning tower remove", tower=tower)
         case ("connect",):
-            return _connect(place)
+            return _connect(place, untried)
         case _:
             raise click.UsageError(_unknown(words))
 
@@ -145,7 +148,7 @@ def _ask(place: Place, what: str, verb: str, **terms: object) -> int:
     return 0
 
 
-def _connect(place: Place) -> int:
+def _connect(place: Place, untried: bool) -> int:
     """Take an lndconnect URI from the terminal, unseen, or from a pipe; it never stands in a command line."""
     from ngp.daemon import offline  # late: it imports every module
 
@@ -154,9 +157,22 @@ def _connect(place: Place) -> int:
         raise UsageError("no URI was given: paste it, or pipe it in")
     if not place.state_dir.is_dir():
         raise UsageError(f"{place.state_dir} doesn't exist: make it (mode 0700), or name another by --state-dir")
-    where = offline.keep_lnd_uri(uri, place.state_dir)
-    print(f"kept for LND at {where}; {_not_used(place) or 'restart ngp to use it: sudo ngp stop; sudo ngp start -v'}")
+    answered = "not tried yet: the next start does"
+    if not untried:
+        try:
+            answered = offline.try_lnd_uri(uri, place.state_dir)
+        except PaymentError as error:
+            raise PaymentError(f"{error}; nothing was kept (--untried keeps it all the same)") from error
+    where, former = offline.keep_lnd_uri(uri, place.state_dir)
+    replaced = f"replaced the one before, kept as {former}; " if former else ""
+    print(f"kept for LND at {where}; {replaced}{answered}; {_not_used(place) or _to_use(place)}")
     return 0
+
+
+def _to_use(place: Place) -> str:
+    if running_pid(place.state_dir) is None:
+        return "to use it: sudo ngp start -v"
+    return "restart ngp to use it: sudo ngp stop; sudo ngp start -v"
 
 
 def _not_used(place: Place) -> str:

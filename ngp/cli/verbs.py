@@ -153,14 +153,15 @@ VERBS = (
     ),
     Verb(
         "lightning",
-        "COMMAND [--amount SAT] [--push SAT] [--csv-delay BLOCKS] [--host HOST:PORT] [--json]",
+        "COMMAND [--amount SAT] [--push SAT] [--csv-delay BLOCKS] [--host HOST:PORT] [--untried] [--json]",
         "the Lightning node behind the payments: status, open NEIGHBOUR, tower, connect",
         "`status` shows the node, its channels, what can be sent and received, who waits how long for its coins (CSV "
         "delay), which watchtowers have our backups, and the next command where something doesn't suit. `open` "
         "connects to a neighbour's node and opens a private channel with it. `tower add PUBKEY@HOST:PORT` has a "
         "watchtower answer old states of our channels while our node is away; `tower list` shows what it was given, "
         "`tower remove PUBKEY` ends that. The macaroon must allow what `open` and `tower` change, and the error says "
-        "how. `connect` asks for an lndconnect:// URI and keeps it in the state directory, mode 0600.",
+        "how. `connect` asks for an lndconnect:// URI, tries it once (--untried: doesn't), and keeps it in the state "
+        "directory, mode 0600; the one before stays as lnd-connect.before.",
         (("ngp lightning status", "what can be sent and received"),
          ("ngp lightning open 7f3a --amount 500000", "a channel of 500,000 sat with a neighbour"),
          ("ngp lightning tower add 02ab...@192.0.2.1:9911", "a watchtower; `lncli tower info` there tells its key"),

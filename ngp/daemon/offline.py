@@ -120,9 +120,18 @@ def _sought_at(settings: Settings) -> str:
     return f" at {place} ({key})" if place else ""
 
 
-def keep_lnd_uri(uri: str, state_dir: Path) -> str:
-    """Keep a pasted lndconnect URI for the next start; returns where the node is. Raises ConfigError."""
-    kept: str = main.module_class("ngp.payment", "lnd").keep_uri(uri, state_dir)
+def try_lnd_uri(uri: str, state_dir: Path) -> str:
+    """Ask the node of a pasted lndconnect URI who it is; keeps nothing. Raises ConfigError, PaymentError."""
+    answered: str = asyncio.run(main.module_class("ngp.payment", "lnd").try_uri(uri, state_dir))
+    return answered
+
+
+def keep_lnd_uri(uri: str, state_dir: Path) -> tuple[str, Path | None]:
+    """Keep a pasted lndconnect URI for the next start. Raises ConfigError, OSError.
+
+    Returns: where the node is, and where the URI before is kept, if there was another.
+    """
+    kept: tuple[str, Path | None] = main.module_class("ngp.payment", "lnd").keep_uri(uri, state_dir)
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -22,6 +23,9 @@ from ngp.core.records import AccountRecord, JournalRecord
 from ngp.store.ledger import Ledger
 from tests.cli.conftest import LONGEST_S, ROOT, Host
 from tests.cli.fake_daemon import fake_main
+from tests.payment.test_macaroon import baked
+
+MACAROON = base64.urlsafe_b64encode(baked("info:read")).decode().rstrip("=")
 
 LISTS = {
     "accounts": [fake_main.ACCOUNT],
@@ -427,6 +431,8 @@ def test_the_state_directory_comes_from_net_conf(running: Host) -> None:
         ("lndconnect://192.0.2.1:10009?macaroon=c2Vj!cmV0\n", 3, "damaged"),
         ("lndconnect://192.0.2.1:99999?macaroon=c2VjcmV0\n", 3, "no usable port"),
         ("lndconnect://192.0.2.1:10009?cert=AAAA&macaroon=c2VjcmV0\n", 3, "no certificate"),
+        ("lndconnect://192.0.2.1:10009?macaroon=c2VjcmV0\n", 3, "is none of LND's, or damaged"),
+        (f"lndconnect://127.0.0.1:1?macaroon={MACAROON}\n", 5, "nothing was kept (--untried keeps it all the same)"),
     ],
 )
 def test_a_pasted_uri_that_can_not_be_used_is_not_kept_and_not_shown(
@@ -439,14 +445,14 @@ def test_a_pasted_uri_that_can_not_be_used_is_not_kept_and_not_shown(
         capture_output=True, timeout=LONGEST_S, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (code, "") and says in done.stderr
-    assert "c2Vj" not in done.stderr and not (host.state_dir / "lnd-connect").exists()
+    assert "c2Vj" not in done.stderr and MACAROON not in done.stderr and not (host.state_dir / "lnd-connect").exists()
 
 
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
         ("", "it isn't used yet: {path} has PAYMENT_INTERFACE: sandbox; write lnd there"),
-        ("PAYMENT_INTERFACE: lnd\n", "restart ngp to use it"),
+        ("PAYMENT_INTERFACE: lnd\n", "to use it: sudo ngp start -v"),
         ("PAYMENT_INTERFACE: lnd\nLND_MACAROON: /etc/ngp/m\n", "it isn't used: {path} sets LND_MACAROON"),
     ],
 )
@@ -454,10 +460,10 @@ def test_a_pasted_uri_that_net_conf_does_not_use_is_kept_and_said_so(host: Host,
     host.state_dir.mkdir(exist_ok=True)
     host.config.write_text(host.config.read_text() + lines)
     done = subprocess.run(
-        host.command("lightning", "connect", "--config", str(host.config)),
-        input="lndconnect://192.0.2.1:10009?macaroon=c2VjcmV0\n", cwd=host.folder,
+        host.command("lightning", "connect", "--untried", "--config", str(host.config)),
+        input=f"lndconnect://192.0.2.1:10009?macaroon={MACAROON}\n", cwd=host.folder,
         env=host.variables(PYTHONPATH=str(ROOT)), text=True, capture_output=True, timeout=LONGEST_S, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("kept for LND at 192.0.2.1:10009; ")
+    assert done.stdout.startswith("kept for LND at 192.0.2.1:10009; not tried yet: the next start does; ")
     assert says.format(path=host.config) in done.stdout and (host.state_dir / "lnd-connect").exists()

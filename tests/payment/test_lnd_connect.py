@@ -6,6 +6,8 @@ import asyncio
 import base64
 import datetime
 import os
+import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ngp.errors import ConfigError
+from ngp.errors import ConfigError, PaymentError
+from ngp.modules.payment import lnd_paste
 from ngp.modules.payment.lnd import LndPayment
-from ngp.modules.payment.lnd_connect import Credentials, parse_uri, store_uri
+from ngp.modules.payment.lnd_connect import Credentials, parse_uri
+from tests.payment.test_macaroon import baked
 
 SECRET = b"\x02\x01\x03lnd-secret-macaroon"
 
@@ -85,13 +89,33 @@ def test_a_certificate_that_was_renewed_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_pasted_uri_is_kept_for_us_alone_and_found(tmp_path: Path) -> None:
-    store_uri(uri(certificate()) + "\n", tmp_path)
+    one, other = baked("info:read"), baked("info:write")
+    pasted = uri(certificate(), one)
+    assert lnd_paste.keep(pasted + "\n", tmp_path) == ("192.0.2.1:10009", None)
     (kept,) = tmp_path.iterdir()
     assert kept.stat().st_mode & 0o777 == 0o600
-    assert Credentials({}, tmp_path).read().macaroon == SECRET
-    with pytest.raises(ConfigError):
-        store_uri("lndconnect://nonsense", tmp_path)
-    assert Credentials({}, tmp_path).read().macaroon == SECRET
+    assert Credentials({}, tmp_path).read().macaroon == one
+    cut = uri(macaroon=one)[:-20]
+    for bad in ("lndconnect://nonsense", uri(macaroon=b"\0\0\0"), cut):
+        with pytest.raises(ConfigError) as refused:
+            lnd_paste.keep(bad, tmp_path)
+        assert "the URI" in str(refused.value)
+    assert lnd_paste.keep(pasted, tmp_path) == ("192.0.2.1:10009", None)
+    assert list(tmp_path.iterdir()) == [kept]
+
+    _, former = lnd_paste.keep(uri(certificate(), other), tmp_path)
+    assert Credentials({}, tmp_path).read().macaroon == other
+    assert former is not None and former.read_text() == pasted + "\n"
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    assert sorted(tmp_path.iterdir()) == [kept, former]
+
+
+def test_a_pasted_uri_is_tried_at_its_node_and_blamed_by_its_name(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(PaymentError, match=f"{host} doesn't answer: is it running, and is the URI right"):
+        asyncio.run(lnd_paste.attempt(uri(certificate(), baked("info:read"), host), tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -102,7 +126,7 @@ def test_a_pasted_uri_is_kept_for_us_alone_and_found(tmp_path: Path) -> None:
         ("lndconnect://192.0.2.1:10009?macaroon=!!", "damaged"),
         ("lndconnect://192.0.2.1:10009?macaroon=", "no macaroon"),
         (uri(host="192.0.2.1:port"), "port"),
-        (uri(host=""), "host:port"),
+        (uri(host=""), "'' is not host:port; write"),
         (uri(host="[2001:db8::1:10009"), "damaged"),
         (uri() + "&cert=AAAA", "no certificate"),
     ],
