@@ -22,6 +22,7 @@ PROTOCOL_NUMBERS: Mapping[str, int] = {
     "icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "esp": 50, "ah": 51, "icmpv6": 58, "ospf": 89,
     "sctp": 132, "udplite": 136,
 }  # fmt: skip
+_SERVICE_PROTOCOLS = ("tcp", "udp")
 _PORT_PROTOCOLS = ("tcp", "udp", "sctp", "dccp", "udplite")
 
 
@@ -110,13 +111,19 @@ def payment_services(node: Node) -> tuple[FreeDestination, ...]:
 def _payment_service(node: Node) -> FreeDestination:
     """Read one host's port. Nothing wider: all who can be reached here could be reached for nothing."""
     entry = node if isinstance(node, Entries) else _from_words(scalar(node, "a payment service"), "address", 2)
-    fields = _fields(entry, {"address": _host, "protocol": _protocol, "port": _port})
+    fields = _fields(entry, {"address": _host, "protocol": _service_protocol, "port": _port})
     protocol: str = fields.get("protocol", "tcp")
     if "address" not in fields or "port" not in fields:
         raise refuse(node, "is not a port of a host: write 192.0.2.7 9735 or {address: 192.0.2.7, port: 9735}")
-    if protocol not in ("tcp", "udp"):
-        raise refuse(node, "can't be, answers are told by their ports: write tcp or udp")
     return FreeDestination(fields["address"], protocol, fields["port"])
+
+
+def _service_protocol(node: Node) -> str:
+    """Read what a service is reached by: its answers are told by their ports, which are looked for in these alone."""
+    name = scalar(node, "a protocol").text
+    if name not in _SERVICE_PROTOCOLS:
+        raise refuse(node, "is not a payment service's protocol: write tcp or udp, and one port behind it")
+    return name
 
 
 def _host(node: Node) -> Prefix:
