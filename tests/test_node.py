@@ -14,7 +14,7 @@ from ngp.config import parse
 from ngp.core.effects import CancelInvoice, Effect, Persist, TrackPayment
 from ngp.core.events import Stopping, Tick
 from ngp.core.records import CursorRecord
-from ngp.core.values import DesiredNetwork, Now
+from ngp.core.values import Check, DesiredNetwork, Now
 from ngp.daemon import host_watch, main
 from ngp.daemon import node as daemon_node
 from ngp.daemon.node import Node, Parts
@@ -243,3 +243,26 @@ def test_a_reload_that_expects_another_payment_node_is_refused_whole(
         asyncio.run(broken.reload())
     assert broken.settings is before and not told
     assert "the old settings stay in force" in caplog.text
+
+
+def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
+    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(spends: bool) -> list[Check]:
+        return [Check("LND's macaroon", not spends, "does not allow SendPaymentV2")]
+
+    async def apply(_settings: object) -> None:
+        return
+
+    told: list[object] = []
+    path = broken.parts.config_path = tmp_path / "net.conf"
+    monkeypatch.setattr(broken, "tell", told.append)
+    monkeypatch.setattr(broken.host, "apply", apply)
+    monkeypatch.setattr(broken.parts.payment, "check", check, raising=False)
+    monkeypatch.setattr(daemon_node, "missing_names", lambda *_: ())
+    seller = "MESH_INTERFACES: [eth1]\nBUY: no\nREFUND_WHEN_ASKED: "
+    path.write_text(f"{seller}no\n")
+    assert "LND" not in asyncio.run(broken.reload())
+    path.write_text(f"{seller}yes\n")
+    said = asyncio.run(broken.reload())
+    assert said == "applied: REFUND_WHEN_ASKED; LND's macaroon: does not allow SendPaymentV2"

@@ -67,6 +67,19 @@ def test_what_may_not_be_done_with_the_node_is_logged_at_once_and_once(
     assert told == ["LND's macaroon: does not allow SendPaymentV2; lncli bakemacaroon"] * spends
 
 
+def test_a_reload_by_which_we_spend_tells_what_we_may_not_do_each_time_and_logs_it_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node: Any = PaymentNode()
+    node.lacks = [Check("LND's macaroon", False, "does not allow SendPaymentV2", "lncli bakemacaroon")]
+    post: Any = SimpleNamespace(ourselves=SelfDescription("regtest", True, True, ()))
+    watch = PaymentWatch(node, world_at(7, spends=False), post, b"k" * 32, lambda _: None)
+    spending: Any = SimpleNamespace(spends=True)
+    told = [asyncio.run(watch.warn_of_lacks(spending)) for _ in range(2)]
+    assert told == [["LND's macaroon: does not allow SendPaymentV2; lncli bakemacaroon"]] * 2
+    assert [one.getMessage() for one in caplog.records] == told[0]
+
+
 def test_settlements_come_behind_the_last_one_whenever_the_node_can_be_asked() -> None:
     node: Any = PaymentNode()
     world = world_at(7)

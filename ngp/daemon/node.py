@@ -422,6 +422,8 @@ class Node:
             if not line.ok:
                 text += f"; {line.name}: {line.found}"
         _log.info("net.conf reloaded; %s", text)
+        for lack in await self.payment.warn_of_lacks(self.settings):
+            text += f"; {lack}"
         return text
 
     async def _prune(self) -> None:

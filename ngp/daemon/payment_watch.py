@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ngp.core.events import Event, SettlementSeen
+from ngp.core.settings import Settings
 from ngp.core.world import World
 from ngp.daemon.post import Post
 from ngp.errors import PaymentError
@@ -50,7 +51,7 @@ class PaymentWatch:
             self.why_not = "waiting for the payment node"
             await self._payment.wait_ready()
             self.why_not = ""
-            await self._warn_of_lacks()
+            await self.warn_of_lacks(self._world.settings)
             await self._prove_payee()
             async for settled in self._payment.watch_settlements(self._world.cursor):
                 self._tell(SettlementSeen(settled.cursor, settled.payment_hash, settled.amount_msat))
@@ -59,14 +60,22 @@ class PaymentWatch:
             self.why_not = str(error)
             raise
 
-    async def _warn_of_lacks(self) -> None:
-        """Log, once, what we may not do with the node: else the first payment would tell, which may come after days."""
-        lacks = [one for one in await self._payment.check(self._world.settings.spends) if not one.ok]
+    async def warn_of_lacks(self, settings: Settings) -> list[str]:
+        """Log, once, what we may not do with the node: else the first payment would tell, which may come after days.
+
+        Args:
+            settings: say whether we spend.
+
+        Returns:
+            All that is lacking, logged now or before.
+        """
+        lacks = [one for one in await self._payment.check(settings.spends) if not one.ok]
         found = ["; ".join(filter(None, (f"{one.name}: {one.found}", one.remedy))) for one in lacks]
         for line in found:
             if line not in self._warned_of:
                 _log.warning("%s", line)
         self._warned_of = found
+        return found
 
     async def _prove_payee(self) -> None:
         """Have the node sign, once, that our invoices are its own; without it neighbours take our word."""
