@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
+from ngp.core.pricing import show_money
 from ngp.core.settings import Budgets
 
 HOUR_S = 3600
@@ -45,7 +46,7 @@ def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_m
         amount_msat: the payment with the most its fee may be.
 
     Returns:
-        The net.conf key with its value, or None if the payment fits all.
+        The net.conf key with its value and what to do, or None if the payment fits all.
     """
     limits = (
         ("BUDGET_PAYMENT", budgets.payment_msat, 0),
@@ -56,7 +57,10 @@ def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_m
     )
     for key, limit, spent in limits:
         if limit is not None and spent + amount_msat > limit:
-            return f"{key} {limit} msat (spent {spent} msat, this payment {amount_msat} msat)"
+            return (
+                f"{key} {show_money(limit)} (spent {show_money(spent)}, this payment {show_money(amount_msat)}): "
+                f"raise {key} in net.conf; ngp reload"
+            )
     return None
 
 

@@ -128,6 +128,14 @@ def test_no_window_holds_more_than_its_budget(payments: list[tuple[int, int, boo
             assert 0 <= spending.within_msat(window, now) == sum(a for at, a in kept if at > now - window) <= limit
 
 
+def test_a_broken_budget_is_told_as_it_is_written_and_with_what_to_do() -> None:
+    budgets, spending = Budgets(20_000_000, None, 50_000_000, 200_000_000, 1_700_000), Spending()
+    spending.add(b"n", 1_699_500, 0)
+    assert broken_limit(budgets, spending, b"n", 101_000, 0) == (
+        "BUDGET_TOTAL 1700 sat (spent 1699500 msat, this payment 101 sat): raise BUDGET_TOTAL in net.conf; ngp reload"
+    )
+
+
 @FAST
 @given(st.lists(st.tuples(st.integers(0, 9), st.none() | st.integers(0, 50)), max_size=300), st.integers(0, 50))
 def test_timers_ring_as_set_last_and_stay_small(changes: list[tuple[int, int | None]], now: int) -> None:
