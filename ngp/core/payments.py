@@ -38,6 +38,7 @@ TRACK_AT_MOST_S = 60.0
 PAY_TIMEOUT_S = 60.0
 LATE_S = 86_400
 MOST_AHEAD = 2
+_NEVER_ORDERED = "our payment node never had the order, nothing has left it"
 """A buyer lets at most so many top-ups lie unspent with a server."""
 
 
@@ -282,14 +283,13 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
     )
     world.spending.add(record.identity, -(record.amount_msat + record.fee_msat), record.created_at_s)
     world.do(Persist(world.payments[record.payment_hash], durable=True))
-    world.log(
-        f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} failed: {outcome.reason}", logging.WARNING
-    )
+    why = _NEVER_ORDERED if outcome.reason == UNKNOWN_PAYMENT else outcome.reason
+    world.log(f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} failed: {why}", logging.WARNING)
     if record.kind is PaymentKind.REFUND:
         world.account(record.identity, Role.SERVER).refunding_msat -= record.amount_msat
     else:
         account = world.account(record.identity, Role.CLIENT)
-        account.why_not = f"the last payment failed: {outcome.reason}"
+        account.why_not = f"the last payment failed: {why}"
         patience = _patience(world, account)
         pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(patience.failures, 16))
         patience.not_before_mono_s, patience.failures = world.now.monotonic_s + pause_s, patience.failures + 1

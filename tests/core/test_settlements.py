@@ -117,6 +117,17 @@ def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -
     assert [one for one in sim.client.log if isinstance(one, fx.TrackPayment)]
 
 
+def test_a_payment_that_the_node_never_heard_of_is_told_as_such() -> None:
+    sim, made, unheard = pending_payment()
+    for _ in range(2):
+        sim.happen(sim.client, ev.PaymentResult(unheard))
+    assert sim.client.world.payments[made].state is PaymentState.FAILED
+    words = "failed: our payment node never had the order, nothing has left it"
+    assert [one for one in sim.client.log if isinstance(one, fx.Log) and one.text.endswith(words)]
+    account = sim.client.world.accounts[sim.gateway.identity, Role.CLIENT]
+    assert account.why_not.endswith(words)
+
+
 def test_not_heard_of_counts_twice_in_a_row_only() -> None:
     """A node that was stopped answers late, and at once after it goes on: before it has read the order to pay."""
     sim, made, unheard = pending_payment()
