@@ -157,6 +157,22 @@ def test_payment_services() -> None:
     assert settings("PAYMENT_SERVICES_RATE: 48").payment_services_bytes_s == 48 << 10
 
 
+def test_more_ports_of_a_host_than_can_be_told_apart_are_refused() -> None:
+    eight = [f"192.0.2.7 {port}" for port in range(1, 9)]
+    assert len(settings(f"PAYMENT_SERVICES: [{', '.join([*eight, '192.0.2.8 9'])}]").payment_services) == 9
+    nine = f"PAYMENT_SERVICES: [{', '.join([*eight, '192.0.2.7 9'])}]"
+    assert settings(nine, "SELL: no").payment_services, "nothing is let through, so nothing is told apart"
+    (problem,) = problems(nine)
+    assert "makes 9 ports of 192.0.2.7/32, with what is free there: name 8 at most" in problem
+    wider = "FREE_DESTINATIONS: [192.0.2.0/24 udp 53]"
+    (problem,) = problems(f"PAYMENT_SERVICES: [{', '.join(eight)}]", wider)
+    assert problem.startswith(f"{FILE}:2: PAYMENT_SERVICES")
+    all_free = "FREE_DESTINATIONS: [192.0.2.0/24 udp 53, 192.0.2.7]"
+    assert settings(f"PAYMENT_SERVICES: [{', '.join(eight)}]", all_free).free_destinations
+    (problem,) = problems(f"FREE_DESTINATIONS: [{', '.join(f'192.0.2.7 udp {port}' for port in range(1, 10))}]")
+    assert problem.startswith(f"{FILE}:2: FREE_DESTINATIONS")
+
+
 def test_neighbour_addresses() -> None:
     got = settings("NGP_INTERFACE: [192.0.2.1, 'fe80::1%eth0', 2001:DB8::1]")
     assert got.ngp_addresses == ("192.0.2.1", "fe80::1%eth0", "2001:db8::1")

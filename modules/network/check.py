@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ngp.core.messages import Address
+from ngp.core.services import SERVICES_A_HOST
 from ngp.errors import KernelError
-from ngp.modules.network import nat, xtables
+from ngp.modules.network import layout, nat, xtables
 from ngp.modules.network.host import Host
 from ngp.modules.network.xtables import NFT, find_command, run
 from ngp.ports import Check, DesiredNetwork, FreeRule, Prefix
@@ -37,6 +38,8 @@ _PROBE = {
     "NFQUEUE": "-A FORWARD -j NFQUEUE --queue-num 1",
 }
 _NETWORKS_TOLD = 20
+NO_ROOM = f"its host has more than {SERVICES_A_HOST} services and free ports"
+LESS = "name fewer in PAYMENT_SERVICES: all of this router's addresses are one host"
 _SYSCTL = Path("/proc/sys/net")
 
 
@@ -348,14 +351,20 @@ def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     if not desired.sells:
         return
     each = f"{desired.lane_bytes_s / 1024:g} kB/s for each"
+    missing = layout.left_out(desired.free, desired.services, desired.own_services)
     for service in desired.own_services:
+        if service in missing:
+            yield Check(service_name(service), True, f"is on this router, and {NO_ROOM}: not held to a rate", LESS)
+            continue
         found = f"is on this router: what goes to and from this port is held to {each}; your INPUT rules say who may"
-        yield Check(_service_name(service), True, found)
+        yield Check(service_name(service), True, found)
     rate = f"let through for every neighbour, uncharged, {each}"
     for service in desired.services:
-        address, name = service.prefix.network_address, _service_name(service)
+        address, name = service.prefix.network_address, service_name(service)
         out = host.interface_towards(address)
-        if not out:
+        if service in missing:
+            yield Check(name, False, f"{NO_ROOM}: not let through", LESS)
+        elif not out:
             remedy = f"ip route add {address} via ROUTER, or correct PAYMENT_SERVICES"
             yield Check(name, False, "is not routed", remedy)
         elif out in desired.mesh_interfaces and desired.buys:
@@ -367,6 +376,7 @@ def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             yield Check(name, True, f"{rate}; by {out}")
 
 
-def _service_name(service: FreeRule) -> str:
+def service_name(service: FreeRule) -> str:
+    """Name a payment service in a line of `ngp check`, and in the log."""
     protocol = "udp" if service.protocol == socket.IPPROTO_UDP else "tcp"
     return f"payment service {service.prefix.network_address} {protocol} {service.port}"

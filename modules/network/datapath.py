@@ -34,6 +34,7 @@ from ngp.ports import (
     AdoptedContract,
     Check,
     DesiredNetwork,
+    FreeRule,
     Grant,
     HeldPacket,
     Hint,
@@ -76,6 +77,7 @@ class Datapath:
         self._timer: asyncio.TimerHandle | None = None
         self._alarm: Alarm | None = None
         self._gate_restored = 0
+        self._left_out: tuple[FreeRule, ...] = ()
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
         """Return the interfaces that exist now and that MESH_INTERFACES means, sorted. Raises KernelError."""
@@ -339,6 +341,7 @@ class Datapath:
         running, host = self._required(), self._open_host()
         if self._gate is None:
             raise KernelError("the datapath is not set up; ngp start does it")
+        self._tell_left_out(desired)
         host.forget()
         running.widen(desired, host)
         running.hook(desired, self._use_tcx)
@@ -347,6 +350,14 @@ class Datapath:
         if self._loop is not None:
             self._match_queue(desired)
         return changed
+
+    def _tell_left_out(self, desired: DesiredNetwork) -> None:
+        """Log, once while it lasts, which services have no room; `ngp check` says it as well."""
+        missing = layout.left_out(desired.free, desired.services, desired.own_services) if desired.sells else ()
+        if missing and missing != self._left_out:
+            named = ", ".join(map(host_check.service_name, missing))
+            _log.warning("%s: left out, as %s; %s", named, host_check.NO_ROOM, host_check.LESS)
+        self._left_out = missing
 
     def _match_queue(self, desired: DesiredNetwork) -> None:
         """Hold the queue open exactly while we sell."""

@@ -12,6 +12,7 @@ from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from ngp.core.messages import Prefix, Role
+from ngp.core.services import SERVICES_A_HOST, free_at, room_for_services
 from ngp.ports import FreeRule
 
 LAYOUT = 5
@@ -57,7 +58,6 @@ STRANGERS_LANE, NEWCOMERS_LANE = 0, 0xFFFFFFFF
 CONFIG_TAIL = struct.Struct("=IHHQQQQQQQQ")
 _LINK = struct.Struct("=I6s")
 _FREE_HEAD = struct.Struct("=II")
-_SERVICES_MAX = 8
 _RATED = 0x100
 _THIS_HOST: tuple[Prefix, ...] = (ip_network("127.0.0.1"), ip_network("::1"))  # nothing from a link is bound for these
 
@@ -129,32 +129,46 @@ def free_tables(
 ) -> dict[int, dict[bytes, bytes]]:
     """Flatten FREE_DESTINATIONS and PAYMENT_SERVICES, whose protocols are marked.
 
-    The kernel finds only the longest prefix, so each says what its wider ones say too.
+    Services for which there is no room (`left_out`) aren't there: which addresses are ours, and so how many services
+    meet under one, changes as the daemon runs, and the gate may not depend on it.
 
     Args: own: services of this host, which stand under its loopback address in both families, whichever was written.
     Returns: for each family, key -> value.
-    Raises: ValueError with the prefix, when more than 8 protocol and port pairs meet on one.
     """
-    services = (*services, *(replace(rule, prefix=host) for rule in own for host in _THIS_HOST))
+    services = _placed(services, own)
     found: dict[int, dict[bytes, bytes]] = {4: {}, 6: {}}
     for prefix in {rule.prefix for rule in (*free, *services)}:
-        pairs = sorted({(rule.protocol or 0, rule.port or 0) for rule in free if _covers(rule.prefix, prefix)})
+        here = free_at(prefix, free)
+        pairs = sorted((rule.protocol or 0, rule.port or 0) for rule in here)
         everything = (0, 0) in pairs
-        pairs = [] if everything else pairs
-        rated = {(_RATED | (rule.protocol or 0), rule.port or 0) for rule in services if rule.prefix == prefix}
-        pairs += sorted(rated)
-        if len(pairs) > _SERVICES_MAX:
-            where = "this router" if prefix in _THIS_HOST else prefix
-            raise ValueError(f"{where} has {len(pairs)} services, and {_SERVICES_MAX} are the most for one host")
+        pairs = [] if everything else pairs[:SERVICES_A_HOST]
+        rated = list(_rated(prefix, services))[: max(0, room_for_services(here))]
+        pairs += sorted((_RATED | (protocol or 0), port or 0) for protocol, port in rated)
         packed = b"".join(port.to_bytes(2, "big") + protocol.to_bytes(2, sys.byteorder) for protocol, port in pairs)
-        value = _FREE_HEAD.pack(everything, len(pairs)) + packed.ljust(4 * _SERVICES_MAX, b"\0")
+        value = _FREE_HEAD.pack(everything, len(pairs)) + packed.ljust(4 * SERVICES_A_HOST, b"\0")
         found[prefix.version][struct.pack("=I", prefix.prefixlen) + address_bytes(prefix)] = value
     return found
 
 
-def _covers(wide: Prefix, narrow: Prefix) -> bool:
-    return (
-        wide.version == narrow.version
-        and wide.prefixlen <= narrow.prefixlen
-        and int(wide.network_address) == int(narrow.network_address) & int(wide.netmask)
-    )
+def left_out(
+    free: tuple[FreeRule, ...], services: tuple[FreeRule, ...], own: tuple[FreeRule, ...]
+) -> tuple[FreeRule, ...]:
+    """Return the services for which `free_tables` has no room, the last ones of their host, as they were written."""
+    placed = _placed(services, own)
+    crowd = {
+        (prefix, pair)
+        for prefix in {rule.prefix for rule in placed}
+        for pair in list(_rated(prefix, placed))[max(0, room_for_services(free_at(prefix, free))) :]
+    }
+    missing = [rule for rule in services if (rule.prefix, (rule.protocol, rule.port)) in crowd]
+    missing += [rule for rule in own if any((host, (rule.protocol, rule.port)) in crowd for host in _THIS_HOST)]
+    return tuple(missing)
+
+
+def _placed(services: tuple[FreeRule, ...], own: tuple[FreeRule, ...]) -> tuple[FreeRule, ...]:
+    return (*services, *(replace(rule, prefix=host) for rule in own for host in _THIS_HOST))
+
+
+def _rated(prefix: Prefix, services: tuple[FreeRule, ...]) -> dict[tuple[int | None, int | None], None]:
+    """Return the payment services at a prefix, each pair once, in order."""
+    return dict.fromkeys((rule.protocol, rule.port) for rule in services if rule.prefix == prefix)

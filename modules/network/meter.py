@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ngp.core.messages import Role
-from ngp.errors import ConfigError, KernelError
+from ngp.errors import KernelError
 from ngp.modules.bpf import Programs, Table, library, require
 from ngp.modules.network import bpf, hooks, layout
 from ngp.modules.network.contracts import ContractTable
@@ -188,11 +188,7 @@ def _services(desired: DesiredNetwork) -> tuple[FreeRule, ...]:
 
 
 def _free_tables(desired: DesiredNetwork) -> dict[int, dict[bytes, bytes]]:
-    try:
-        own = desired.own_services if desired.sells else ()
-        return layout.free_tables(desired.free, _services(desired), own)
-    except ValueError as error:
-        raise ConfigError(f"FREE_DESTINATIONS and PAYMENT_SERVICES: {error}") from error
+    return layout.free_tables(desired.free, _services(desired), desired.own_services if desired.sells else ())
 
 
 def _config_flags(desired: DesiredNetwork, layer3: bool) -> int:

@@ -18,6 +18,7 @@ from ngp.config.keys import Key
 from ngp.config.units import show_data, show_time
 from ngp.config.values import ALL_INTERFACES, is_mac, is_pattern
 from ngp.core.pricing import show_money, show_price
+from ngp.core.services import SERVICES_A_HOST, crowded
 from ngp.core.settings import PriceRule
 
 T = TypeVar("T")
@@ -165,6 +166,15 @@ def _account(written: Written) -> Iterator[Finding]:
         )
 
 
+def _services(written: Written) -> Iterator[Finding]:
+    """A host of this router's own isn't known here, but no address may have more than its own."""
+    free, services = written[keys.FREE_DESTINATIONS], written[keys.PAYMENT_SERVICES] if written[keys.SELL] else ()
+    for prefix, count in crowded(free, services):
+        key = keys.PAYMENT_SERVICES if any(one.prefix == prefix for one in services) else keys.FREE_DESTINATIONS
+        message = f"makes {count} ports of {prefix}, with what is free there: name {SERVICES_A_HOST} at most"
+        yield written.finding(key, message)
+
+
 def _trades(written: Written) -> Iterator[Finding]:
     if not written[keys.SELL] and not written[keys.BUY]:
         key = keys.BUY if keys.BUY.name in written.nodes else keys.SELL
@@ -253,6 +263,7 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.MESH_INTERFACES, keys.IGNORE_INTERFACE), _interfaces),
     ((keys.LINK_INTERFACE, keys.NGP_INTERFACE), _neighbour_addresses),
     ((keys.PAYMENT_INTERFACE, keys.ACCOUNT_ID), _account),
+    ((keys.SELL, keys.FREE_DESTINATIONS, keys.PAYMENT_SERVICES), _services),
     ((keys.SELL, keys.BUY), _trades),
     (_SELL_KEYS, _general_selling),
     (_BUY_KEYS, _general_buying),

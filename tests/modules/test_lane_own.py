@@ -246,3 +246,22 @@ def test_the_rate_outlives_the_daemon_comes_back_after_a_flush_and_goes_with_a_s
     send(world, [to_node(4)], times=1000)
     wait_until(lambda: node.heard() == before + 1000, "after a stop as if ngp were not there")
     assert sh("iptables -S INPUT").splitlines()[1:] == ["-A INPUT -i m0 -p udp -j ACCEPT"]
+
+
+def test_a_mesh_interface_is_gated_though_there_are_more_services_than_one_host_has_room_for(
+    world: World, node: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An address may become ours while the daemon runs, and its services then meet with those of our others."""
+    ours = [ip_network(GATEWAY_TO_CLIENT[version]) for version in (4, 6)]
+    ten = tuple(FreeRule(ours[number % 2], UDP, 1 + number) for number in range(10))
+    sh("ip link add mesh1 type veth peer name far1; ip link set mesh1 up")
+    try:
+        wanted = with_own_service(own_services=ten, mesh_interfaces=("m0", "mesh1"))
+        world.datapath.apply(wanted)
+        world.datapath.apply(wanted)
+        assert "-i mesh1 -j NGP_GATE" in sh("iptables -t security -S FORWARD")
+    finally:
+        world.datapath.apply(with_own_service())
+        sh("ip link del mesh1")
+    (told,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "left out" in told and "payment service" in told

@@ -1,0 +1,42 @@
+"""The meter's tables in bytes: what of free destinations and payment services has room there."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import ip_network
+
+from ngp.modules.network import layout
+from ngp.ports import FreeRule
+
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+OURS, OTHER, BEHIND = (ip_network(address) for address in ("203.0.113.1", "203.0.113.77", "198.51.100.7"))
+
+
+def pairs(address: str, tables: dict[int, dict[bytes, bytes]]) -> int:
+    """Count the pairs that stand at one address."""
+    where = ip_network(address)
+    key = where.prefixlen.to_bytes(4, "little") + where.network_address.packed
+    return tables[where.version][key][4]
+
+
+def test_services_that_meet_under_this_router_and_have_no_room_are_left_out_and_told() -> None:
+    """Which addresses are ours changes at run time: an error there would leave the gate as it was."""
+    own = tuple(FreeRule(where, TCP, port) for where in (OURS, OTHER) for port in range(10, 15))
+    own = tuple(one if one.prefix == OURS else FreeRule(one.prefix, UDP, one.port) for one in own)
+    tables = layout.free_tables((), (), own)
+    assert pairs("127.0.0.1", tables) == pairs("::1", tables) == 8
+    assert layout.left_out((), (), own) == own[8:], "the last ones written"
+    assert not layout.left_out((), (), own[:8])
+    assert not layout.left_out((), (), (*own[:8], FreeRule(OTHER, TCP, 10))), "the same port, by another address"
+
+
+def test_what_is_free_in_a_wider_prefix_takes_room_too_and_stays() -> None:
+    free = tuple(FreeRule(ip_network("0.0.0.0/0"), UDP, port) for port in range(1, 6))
+    services = tuple(FreeRule(BEHIND, TCP, port) for port in range(1, 6))
+    tables = layout.free_tables(free, services)
+    assert pairs("198.51.100.7", tables) == 8 and pairs("0.0.0.0/0", tables) == 5
+    assert layout.left_out(free, services, ()) == services[3:]
+    own = tuple(FreeRule(OURS, TCP, port) for port in range(1, 6))
+    assert layout.left_out(free, (), own) == own[3:] and pairs("::1", layout.free_tables(free, (), own)) == 5
+    all_free = (*free, FreeRule(BEHIND))
+    assert not layout.left_out(all_free, services, ())
