@@ -362,6 +362,9 @@ def test_a_seller_without_buying_has_no_budget_to_fit() -> None:
 
 def test_a_lightning_account_is_a_public_key() -> None:
     assert settings("PAYMENT_INTERFACE: lnd", f"ACCOUNT_ID: 02{'11' * 32}").account_id == f"02{'11' * 32}"
+    assert settings("PAYMENT_INTERFACE: lnd", f"ACCOUNT_ID: 02{'AB' * 32}").account_id == f"02{'ab' * 32}"
+    assert settings("PAYMENT_INTERFACE: lnd", f"ACCOUNT_ID: '03{'A1' * 32}'").account_id == f"03{'a1' * 32}"
+    assert settings("ACCOUNT_ID: Alice").account_id == "Alice"
     (problem,) = problems("PAYMENT_INTERFACE: lnd", "ACCOUNT_ID: alice")
     assert "66 hexadecimal digits" in problem
 

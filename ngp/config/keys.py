@@ -156,7 +156,7 @@ NGP_INTERFACE = Key(
 ACCOUNT_ID = Key(
     "ACCOUNT_ID",
     "text",
-    values.or_word("none", values.account_id),
+    values.or_word("none", values.node_account),
     "none",
     "where payment is received; with Lightning the public key that the own node must have",
     ("account_id",),

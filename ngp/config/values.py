@@ -206,6 +206,12 @@ def account_id(node: Node) -> str:
     return written.text
 
 
+def node_account(node: Node) -> str:
+    """Read where payment is received; a Lightning node's public key in lower case, as nodes show it. Raises Refused."""
+    text = account_id(node)
+    return text.lower() if re.fullmatch(r"0[23][0-9A-Fa-f]{64}", text) else text
+
+
 def lnd_connect(node: Node) -> str:
     """Read an lndconnect URI, which holds a secret. Raises Refused, which never shows it."""
     written = scalar(node, "an lndconnect:// URI")
