@@ -36,16 +36,27 @@ def test_another_node_than_the_expected_one_is_missing_as_the_start_would_refuse
 
 
 @pytest.mark.parametrize(
-    ("macaroon", "says"),
-    [("none", "no macaroon to use LND with"), ("shown", "chmod 600"), ("gone", "can't be read"), ("empty", "bake one")],
+    ("macaroon", "says", "bakes"),
+    [
+        ("none", "set LND_MACAROON", True),
+        ("shown", "chmod 600", False),
+        ("gone", "is not there: bake one", True),
+        ("folder", "can't be read", False),
+        ("empty", "bake one", True),
+    ],
 )
-def test_what_an_error_says_of_its_remedy_is_not_contradicted(tmp_path: Path, macaroon: str, says: str) -> None:
+def test_what_an_error_says_of_its_remedy_is_not_contradicted(
+    tmp_path: Path, macaroon: str, says: str, bakes: bool
+) -> None:
+    (tmp_path / "folder").mkdir()
     (tmp_path / "empty").touch(0o600)
     (tmp_path / "shown").write_bytes(b"x")
     (tmp_path / "shown").chmod(0o644)
     text = f"MESH_INTERFACES: eth1\nPAYMENT_INTERFACE: lnd\nLND_CERT: system\nLND_MACAROON: {macaroon}\n"
     (check,) = offline.check_payment(parse(text, tmp_path / "net.conf"), tmp_path)
-    assert not check.ok and says in check.found and not check.remedy
+    assert not check.ok and says in check.found and "LND_HOST" not in check.found
+    assert check.remedy.startswith("lncli bakemacaroon --save_to ngp.macaroon uri:") is bakes
+    assert bakes or not check.remedy
 
 
 def test_a_node_that_does_not_answer_in_time_is_named_by_its_key(

@@ -95,6 +95,8 @@ class Credentials:
         target = _target(self._options.get("LND_HOST", "localhost"), "LND_HOST")
         macaroon = self._options.get("LND_MACAROON")
         if macaroon is None:
+            if "LND_CERT" in self._options:  # the node is known: its macaroon alone is lacking
+                raise NoMacaroonError(f"no macaroon to use LND at {target} with: set LND_MACAROON to its file")
             where = self._usual_certificate()
             found = f"an LND node's certificate is at {where}" if where else "no LND node is in its usual place"
             raise NoMacaroonError(f"no macaroon to use LND with ({found}): {HOW}")
@@ -173,7 +175,19 @@ def _base64url(text: str) -> bytes:
     return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
 
 
+def _is_gone(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # whoever reads it is told why not
+        return False
+    return False
+
+
 def _macaroon_file(path: Path) -> bytes:
+    if _is_gone(path):
+        raise NoMacaroonError(f"LND_MACAROON {path} is not there: bake one, or correct the path")
     content = secret_file.read(path, f"LND_MACAROON {path}")
     if not content:
         raise NoMacaroonError(f"LND_MACAROON {path} is empty: bake one anew")

@@ -161,9 +161,15 @@ def _why_node_unknown(state_dir: Path) -> str:
 async def _ask_payment(settings: Settings, state_dir: Path, why_unknown: str) -> list[Check]:
     payment = main.make_payment(settings, state_dir)
     try:
-        async with asyncio.timeout(_READY_S):
-            await payment.wait_ready()
-            info = await payment.info()
+        try:
+            async with asyncio.timeout(_READY_S):
+                await payment.wait_ready()
+                info = await payment.info()
+        except NgpError as error:  # where the login is at fault, its own row tells the same, and what mends it
+            rights = [one for one in await payment.check(settings.spends) if one.found == str(error)]
+            if rights:
+                return rights
+            raise
         money = "real money" if payment.capabilities().real_money else "not real money: who sells for it gives it away"
         found = f"{settings.payment_module} on {info.network}, node {why_unknown or info.account_id}; {money}"
         node = Check("payment", True, found)

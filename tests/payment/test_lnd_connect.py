@@ -144,7 +144,7 @@ def test_files_that_can_not_be_used_are_named_with_the_remedy(tmp_path: Path) ->
     Credentials(good, tmp_path).read()
     (tmp_path / "empty").touch(0o600)
     bad = [
-        ({"LND_MACAROON": str(tmp_path / "none")}, "none can't be read"),
+        ({"LND_MACAROON": str(tmp_path / "none")}, "none is not there: bake one"),
         ({"LND_MACAROON": str(tmp_path / "empty")}, "empty"),
         ({"LND_CERT": str(tmp_path / "none")}, "none can't be read"),
         ({"LND_CERT": str(tmp_path / "empty")}, "holds no certificate"),
