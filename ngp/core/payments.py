@@ -52,10 +52,9 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     if known is not None and known.identity == neighbour.identity:
         return told_again(world, neighbour, known)
     if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one that outlives our memory could be paid twice
-        if (bought := world.accounts.get((neighbour.identity, Role.CLIENT))) is not None:
-            note_why_not(world, bought, _over(decoded.expires_in_s))
-        world.send(neighbour, Reject(payment_hash, RejectReason.LAPSED))
-        return True
+        return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
+    if may_be_forgotten(world, decoded.expires_in_s):
+        return _lapsed(world, neighbour, payment_hash, _PAID_BEFORE)
     if neighbour.blocked or not world.settings.buys:
         world.send(neighbour, Reject(payment_hash, RejectReason.NOT_BUYING))
         return True
@@ -67,6 +66,25 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     fee_limit_msat = world.settings.fee_limit.of_msat(invoice.amount_msat)
     pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat, fee_limit_msat)
     return False
+
+
+_PAID_BEFORE = "our clock went back by hours, so ngp may have paid its invoice already: restart ngp, which looks it up"
+
+
+def may_be_forgotten(world: World, expires_in_s: int) -> bool:
+    """Say whether an invoice may be one that we paid and remember no more, which takes a clock that went back by hours.
+
+    What was paid lapsed within MOST_INVOICE_EXPIRY_S, by our clock then. A replayed one would be taken for new, and the
+    ledger, which knows better, would take no payment at all any more.
+    """
+    return world.now.utc_s + expires_in_s <= world.forgotten_s + MOST_INVOICE_EXPIRY_S
+
+
+def _lapsed(world: World, neighbour: Neighbour, payment_hash: bytes, why_not: str) -> bool:
+    if (bought := world.accounts.get((neighbour.identity, Role.CLIENT))) is not None:
+        note_why_not(world, bought, why_not)
+    world.send(neighbour, Reject(payment_hash, RejectReason.LAPSED))
+    return True
 
 
 def _over(expires_in_s: int) -> str:
@@ -306,4 +324,7 @@ def track_due(world: World, payment_hash: bytes) -> None:
     if record.state is PaymentState.PENDING:
         world.do(TrackPayment(payment_hash))
     else:
+        touched_s = max(record.created_at_s, record.settled_at_s)
+        if touched_s <= world.now.utc_s:  # else it is of a clock that was ahead, and its invoice is valid for too long
+            world.forgotten_s = max(world.forgotten_s, touched_s)
         del world.payments[payment_hash]

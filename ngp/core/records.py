@@ -186,7 +186,11 @@ Record = (
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the ledger holds at start: neighbours, accounts, contracts and payments that are not over."""
+    """What the ledger holds at start: neighbours, accounts, contracts and payments that are not over.
+
+    Attributes:
+        forgotten_s: when the last payment of ours that isn't among `payments` was touched, UTC seconds; 0: none.
+    """
 
     neighbours: tuple[NeighbourRecord, ...]
     accounts: tuple[AccountRecord, ...]
@@ -197,3 +201,4 @@ class Snapshot:
     spent_day_msat: int
     spent_total_msat: int
     spent_by_neighbour_msat: tuple[tuple[bytes, int], ...]
+    forgotten_s: int = 0

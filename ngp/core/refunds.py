@@ -22,7 +22,7 @@ from ngp.core.budget import Spending, broken_limit, room_msat
 from ngp.core.effects import MakeInvoice
 from ngp.core.invoices import INVOICE_EXPIRY_S, send_invoice, withdraw
 from ngp.core.messages import Refund, Reject, RejectReason, Role
-from ngp.core.payments import MOST_INVOICE_EXPIRY_S, names_its_payee, pay, told_again
+from ngp.core.payments import MOST_INVOICE_EXPIRY_S, may_be_forgotten, names_its_payee, pay, told_again
 from ngp.core.pricing import SAT_MSAT, floor_to_sat_msat, show_money
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
 from ngp.core.settings import Budgets
@@ -179,7 +179,7 @@ def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decod
         return told_again(world, neighbour, known)
     account = world.accounts.get((neighbour.identity, Role.SERVER))
     ours = known is not None or decoded.payment_hash in world.invoices
-    lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S
+    lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S and not may_be_forgotten(world, decoded.expires_in_s)
     if account is None or ours or not lasts or not names_its_payee(world, neighbour, decoded):
         world.count("refund_refused")
         return False

@@ -234,6 +234,7 @@ def _put_on_grace(account: Account, contract: Contract) -> None:
 
 
 def _payments(world: World, snapshot: Snapshot) -> None:
+    world.forgotten_s = snapshot.forgotten_s
     for payment in snapshot.payments:
         if payment.direction is Direction.IN:
             world.invoices[payment.payment_hash] = payment

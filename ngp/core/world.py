@@ -147,6 +147,8 @@ class World:
     """Invoices that we withdrew and our payment node may still take money for."""
     unheard_of: set[bytes] = field(default_factory=set)
     """Payments of ours that the node, asked once, knew nothing of."""
+    forgotten_s: int = 0
+    """When the last payment of ours that `payments` has no more was touched, by our clock of then; UTC seconds."""
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     reach: Reach | None = None
     looked_for_idle_mono_s: float = float("-inf")

@@ -112,6 +112,11 @@ class Ledger:
                 f"{_SPENT} GROUP BY identity",
                 (now_utc_s - _HOUR_S, now_utc_s - _DAY_S),
             ).fetchall()
+            (forgotten_s,) = connection.execute(
+                "SELECT max(touched_s) FROM payments WHERE direction = 'out' AND state NOT IN ('open', 'pending') "
+                "AND (compact = 1 OR touched_s <= ?)",
+                (now_utc_s - _DAY_S,),
+            ).fetchone()
             return Snapshot(
                 neighbours=tuple(
                     map(rows.neighbour, connection.execute(f"SELECT {rows.NEIGHBOUR_COLUMNS} FROM neighbours"))
@@ -141,6 +146,7 @@ class Ledger:
                 spent_day_msat=sum(row[3] for row in by_neighbour),
                 spent_total_msat=sum(row[1] for row in by_neighbour),
                 spent_by_neighbour_msat=tuple((row[0], row[1]) for row in by_neighbour),
+                forgotten_s=forgotten_s or 0,
             )
 
     def journal(self, since_s: int | None = None, limit: int | None = None) -> Iterator[JournalRecord]:

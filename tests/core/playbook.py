@@ -122,6 +122,7 @@ class Sim:
     ) -> None:
         self.chance = random.Random(seed)
         self.now = 1000.0
+        self.utc_ahead_s = 0
         self.loss, self.doubles, self.late_s, self.latency_s, self.proof = loss, doubles, late_s, latency_s, proof
         self.mint = Mint(self.chance)
         self.pay_takes_s = 0.2
@@ -146,7 +147,7 @@ class Sim:
         return self.client if node is self.gateway else self.gateway
 
     def clock(self) -> Now:
-        return Now(UTC_AT_START_S + int(self.now), self.now)
+        return Now(UTC_AT_START_S + int(self.now) + self.utc_ahead_s, self.now)
 
     def _fresh(self, node: Node) -> None:
         world = World(

@@ -191,6 +191,8 @@ class Ledger:
             for payment in self.payments.values()
             if payment.direction is Direction.OUT and payment.state in (PaymentState.PENDING, PaymentState.SUCCEEDED)
         ]
+        waiting = (PaymentState.OPEN, PaymentState.PENDING)
+        over = [one for one in self.payments.values() if one.state not in waiting and one.settled_at_s <= now_s - 86400]
         by_neighbour: dict[bytes, int] = {}
         for payment in spent:
             cost = payment.amount_msat + payment.fee_msat
@@ -201,12 +203,13 @@ class Ledger:
             contracts=tuple(
                 c for c in self.contracts.values() if not c.closed_at_s or c.closed_at_s > now_s - 3600
             ),
-            payments=tuple(self.payments.values()),
+            payments=tuple(one for one in self.payments.values() if one not in over),
             cursor=self.cursor,
             spent_hour_msat=0,
             spent_day_msat=0,
             spent_total_msat=sum(by_neighbour.values()),
             spent_by_neighbour_msat=tuple(by_neighbour.items()),
+            forgotten_s=max((one.settled_at_s for one in over if one.direction is Direction.OUT), default=0),
         )
 
 

@@ -139,6 +139,62 @@ def test_a_wrong_clock_is_named_where_invoices_do_not_fit_it(wrong_s: int, words
     assert words in sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].why_not
 
 
+HALF_A_DAY_S = DAY_S // 2
+
+
+def paid_invoice(sim: Sim) -> tuple[str, int]:
+    """Have the client pay an invoice that is valid for half a day; returns it, and when it lapses."""
+    sim.silenced = {Invoice}
+    sim.up(HOST)
+    sim.run(1)
+    bolt11, made_s = sim.mint.invoice("gateway", 50_000).hex(), sim.clock().utc_s
+    hand_in(sim, bolt11, made_s + HALF_A_DAY_S)
+    sim.run(5)
+    assert paid_msat(sim) == 50_000
+    return bolt11, made_s + HALF_A_DAY_S
+
+
+def hand_in(sim: Sim, bolt11: str, lapses_s: int) -> None:
+    """Have the gateway say an invoice, of which a module tells how long it is valid by the client's clock."""
+    decoded = sim.mint.decode(bolt11)
+    assert decoded is not None
+    decoded = replace(decoded, expires_in_s=lapses_s - sim.clock().utc_s)
+    said = Invoice(bolt11, decoded.amount_msat)
+    sim.happen(sim.client, ev.MessageReceived(sim.gateway.identity, sim.gateway.link, 1, said, 1 << 33, 0, decoded))
+
+
+def test_a_paid_invoice_that_is_said_again_is_not_paid_where_the_clock_went_back_since_we_forgot_it() -> None:
+    sim = Sim(client=settings(sells=False))
+    bolt11, lapses_s = paid_invoice(sim)
+    sim.run(25 * 3600)
+    sim.utc_ahead_s = -14 * 3600
+    hand_in(sim, bolt11, lapses_s)  # the ledger would refuse to begin it again
+    assert "clock went back" in sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].why_not
+    sim.crash(sim.client)
+    hand_in(sim, bolt11, lapses_s)
+    sim.run(5)
+    assert paid_msat(sim) == 50_000
+
+
+def test_a_paid_invoice_that_is_said_again_is_not_paid_where_we_started_with_the_clock_ahead() -> None:
+    sim = Sim(client=settings(sells=False))
+    bolt11, lapses_s = paid_invoice(sim)
+    sim.run(5 * 3600)
+    sim.utc_ahead_s = 20 * 3600
+    sim.crash(sim.client)
+    sim.run(60)
+    sim.utc_ahead_s = 0
+    hand_in(sim, bolt11, lapses_s)
+    sim.run(5)
+    assert paid_msat(sim) == 50_000
+    fresh = sim.mint.invoice("gateway", 50_000).hex()
+    hand_in(sim, fresh, sim.clock().utc_s + 600)
+    assert "clock went back" in sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].why_not
+    sim.crash(sim.client)  # under the right clock, nothing is doubtful any more
+    hand_in(sim, fresh, sim.clock().utc_s + 600)
+    assert not sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].why_not
+
+
 def test_a_node_that_makes_no_invoice_is_told_of_once() -> None:
     sim = Sim()
     for _ in range(5):

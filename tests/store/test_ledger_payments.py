@@ -88,3 +88,15 @@ def test_a_settlement_without_preimage_or_invoice_keeps_what_was_known(tmp_path:
     ledger = Ledger.open(tmp_path / "ledger.db")
     ledger.commit([payment(1), payment(1, state=SETTLED, bolt11="", preimage=b"", settled_at_s=NOW)])
     assert ledger.load(NOW).payments == (payment(1, state=SETTLED, settled_at_s=NOW),)
+
+
+def test_a_start_knows_when_the_last_payment_was_made_that_it_is_not_told_of(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    assert ledger.load(NOW).forgotten_s == 0
+    for number, at_s in ((1, NOW - 200_000), (2, NOW - 100_000), (3, NOW)):
+        for state in (PENDING, SUCCEEDED):
+            ledger.commit([payment(number, OUT, state, created_at_s=at_s, settled_at_s=at_s)])
+    ledger.commit([payment(4, IN, SETTLED, settled_at_s=NOW - 90_000)])
+    loaded = ledger.load(NOW)
+    assert [one.settled_at_s for one in loaded.payments if one.direction is OUT] == [NOW]
+    assert loaded.forgotten_s == NOW - 100_000
