@@ -324,7 +324,7 @@ GRACE_DATA = Key(
     "data",
     _data,
     "256 kB",
-    "credit line of a neighbour until its first payment: data",
+    "credit line of a neighbour that has nothing free on its account, whether it paid before or not: data",
     ("grace_data_bytes",),
 )
 GRACE_TIME = Key(
@@ -332,7 +332,7 @@ GRACE_TIME = Key(
     "time",
     _time,
     "10 s",
-    "credit line of a neighbour until its first payment: time",
+    "how long, from the first byte on credit; both begin anew when all of it is paid for",
     ("grace_time_s",),
 )
 REFUND_WHEN_ASKED = Key(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playbook import Sim, settings, states
+from playbook import Sim, account, settings, states
 
 from ngp.core.messages import Invoice, Role
 
@@ -20,6 +20,25 @@ def test_grace_is_used_to_its_end_then_cut_and_not_given_again() -> None:
     assert sim.passed == 256 << 10
     sim.run(20)
     assert not sim.gateway.held
+
+
+def test_a_payer_gets_grace_too_and_again_when_it_is_paid_for() -> None:
+    small = {"payment_amount_msat": 1000}
+    sim = Sim(settings(**small), settings(sells=False, **small))
+    for _ in range(2):
+        sim.silenced = set()
+        sim.run(5)
+        sim.flow(HOST, 50_000, 3, size=512)
+        books = account(sim)
+        assert books.paid_msat > 0 and books.balance_msat > 0 and not books.grace_bytes_in_use
+        sim.silenced = {Invoice}
+        sim.flow(HOST, 100_000, 20, size=512)
+        assert books.grace_bytes_in_use == 256 << 10
+        assert books.balance_msat == -256 * 5  # in kB and msat
+        passed = sim.passed
+        sim.run(15)
+        sim.flow(HOST, 100_000, 3, size=512)
+        assert sim.passed == passed
 
 
 def test_a_second_identity_on_the_same_link_gets_no_second_grace() -> None:
