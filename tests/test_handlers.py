@@ -48,6 +48,19 @@ def test_unblock_does_not_read_like_a_refusal(handlers: Handlers) -> None:
     assert asyncio.run(handlers.unblock({"neighbour": "00"})).endswith(" may trade again")
 
 
+def test_nobody_is_asked_for_a_refund_that_our_node_can_make_no_invoice_for(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(handlers._node, "tell", told.append)
+    locked = SimpleNamespace(why_not="LND is locked: lncli unlock")
+    monkeypatch.setattr(handlers._node, "payment", locked, raising=False)
+    monkeypatch.setattr(refunds, "why_not_ask", lambda *_: "")
+    with pytest.raises(PaymentError, match=r"no refund can be asked for.*locked: lncli unlock"):
+        asyncio.run(handlers.refund({"neighbour": "00", "ask": True}))
+    assert not told
+
+
 def test_a_refund_that_the_node_may_not_pay_is_refused_before_it_is_offered(
     handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,10 @@ INVOICE_PAUSE_S = 60.0
 _WHY_NOT = {
     RejectReason.TERMS: "its operator decides (ngp refund there; REFUND_WHEN_ASKED)",
     RejectReason.AMOUNT: "nothing is free there that is worth a payment; running contracts hold theirs (ngp block)",
-    RejectReason.BUSY: "a refund is on its way, or was paid or failed lately: ask again later",
+    RejectReason.BUSY: (
+        f"a refund is on its way, was paid less than {ASKED_AGAIN_S // 60} min ago, or failed less than "
+        f"{FAILED_AGAIN_S // 60} min ago: ask again then; its operator can pay at any time (ngp refund there)"
+    ),
     RejectReason.BLOCKED: "it has blocked us",
 }
 

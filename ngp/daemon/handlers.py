@@ -241,6 +241,8 @@ class Handlers:
     def _ask_refund(self, who: bytes) -> str:
         if why_not := refunds.why_not_ask(self._world, who):
             raise PaymentError(why_not)
+        if away := self._node.payment.why_not:
+            raise PaymentError(f"no refund can be asked for while our payment node can't make its invoice: {away}")
         account = self._world.accounts[who, Role.CLIENT]
         self._node.tell(AskRefund(who))
         balance = f"{account.balance_msat // SAT_MSAT} sat"
