@@ -48,12 +48,28 @@ _TOWERS = (
 )
 
 
+class _Whole(click.IntRange):
+    """A whole number of something; says so to who writes a fraction, a unit or a separator."""
+
+    def __init__(self, least: int, most: int | None = None, noun: str = "sat") -> None:
+        super().__init__(least, most)
+        self._noun = noun
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the number; as `click.ParamType.convert`."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            bounds = f"from {self.min}" + (f" to {self.max}" if self.max is not None else "")
+            self.fail(f"{value!r} is no whole number of {self._noun} {bounds}; write digits alone", param, ctx)
+
+
 @verb_command(
     "lightning",
     click.Argument(["words"], metavar="COMMAND", nargs=-1, required=True),
-    click.Option(["--amount"], type=click.IntRange(min=1), metavar="SAT", help="open: size of the channel"),
-    click.Option(["--push"], type=click.IntRange(min=0), default=0, metavar="SAT", help="open: given to the peer"),
-    click.Option(["--csv-delay"], type=click.IntRange(1, 10_000), metavar="BLOCKS",
+    click.Option(["--amount"], type=_Whole(1), metavar="SAT", help="open: size of the channel"),
+    click.Option(["--push"], type=_Whole(0), default=0, metavar="SAT", help="open: given to the peer"),
+    click.Option(["--csv-delay"], type=_Whole(1, 10_000, "blocks"), metavar="BLOCKS",
                  help="open: how long the peer waits for its coins after closing alone; else CSV_DELAY of net.conf"),
     click.Option(["--host"], metavar="HOST:PORT",
                  help="open: where the neighbour's node listens; else an address that the neighbour told, port 9735"),
@@ -111,7 +127,7 @@ def _status(place: Place, as_json: bool) -> int:
     print(f"block {clean(found['block'])}, {'synced' if found['synced'] else 'not synced'}")
     print(f"balance in channels: {money(found['balance_msat'])} (amounts below are sat, delays are blocks)")
     print_table(found["channels"], _CHANNELS, "no channel")
-    _print_towers(found["watchtowers"])
+    _print_towers(found["watchtowers"], advised=True)
     for line in found["advice"]:
         print(clean(line))
     return 0
@@ -126,15 +142,18 @@ def _towers(place: Place, as_json: bool) -> int:
     return 0
 
 
-def _print_towers(found: dict[str, Any]) -> None:
+def _print_towers(found: dict[str, Any], advised: bool = False) -> None:
+    """Print the towers, and how to get one, unless the advice behind says that, where one is needed."""
     if found["unknown"]:
         print(f"watchtowers: not known: {clean(found['unknown'])}")
     elif not found["active"]:
-        print("watchtowers: none, the node's client is off (wtclient.active=1 in lnd.conf switches it on)")
+        how = "" if advised else " (wtclient.active=1 in lnd.conf switches it on)"
+        print(f"watchtowers: none, the node's client is off{how}")
     else:
         counts = f"{found['backups']} backups, {found['pending_backups']} pending, {found['failed_backups']} failed"
         print(f"watchtowers: the node's client is on; since its start {counts}")
-        print_table(found["towers"], _TOWERS, "no watchtower: ngp lightning tower add PUBKEY@HOST:PORT")
+        how = "" if advised else ": ngp lightning tower add PUBKEY@HOST:PORT"
+        print_table(found["towers"], _TOWERS, f"no watchtower{how}")
 
 
 def _ask(place: Place, what: str, verb: str, **terms: object) -> int:

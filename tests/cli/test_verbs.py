@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from ngp.cli import accounts, lightning
@@ -190,6 +191,29 @@ def test_errors_of_several_lines_keep_them(running: Host) -> None:
 )  # fmt: skip
 def test_a_lightning_command_that_lacks_a_word_is_told_which(words: str, says: str) -> None:
     assert says in lightning._unknown(tuple(words.split()))
+
+
+@pytest.mark.parametrize("said", ["0.5", "0", "500k"])
+def test_an_amount_that_is_no_whole_number_of_sat_is_told_so(said: str) -> None:
+    with pytest.raises(click.BadParameter, match=f"'{said}' is no whole number of sat from 1; write digits alone"):
+        lightning.command.make_context("lightning", ["open", "7f3a", "--amount", said])
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_how_to_get_a_watchtower_is_not_told_beside_the_advice(
+    capsys: pytest.CaptureFixture[str], active: bool
+) -> None:
+    none = fake_main.TOWERS | {"active": active, "towers": []}
+    remedy = "tower add" if active else "wtclient.active=1"
+    lightning._print_towers(none)
+    assert remedy in capsys.readouterr().out
+    lightning._print_towers(none, advised=True)
+    assert remedy not in capsys.readouterr().out
+
+
+def test_the_lightning_verb_tells_what_its_options_are_when_left_out() -> None:
+    told = {one.name: getattr(one, "help", "") for one in lightning.command.params}
+    assert "else CSV_DELAY of net.conf" in told["csv_delay"] and "port 9735" in told["host"]
 
 
 def test_a_defect_of_the_daemon_is_1_and_its_details_are_in_the_log_only(running: Host) -> None:
