@@ -261,7 +261,7 @@ def _ended(name: str) -> BaseException:
     task = asyncio.current_task()
     if task is None or task.cancelling():
         return asyncio.CancelledError()
-    text = f"{name} was asked over a connection to LND that was made anew meanwhile; it is asked again"
+    text = f"LND is used with the macaroon or certificate that was exchanged meanwhile: all is well, {name} begins anew"
     return LndError(grpc.StatusCode.CANCELLED, text, text)
 
 

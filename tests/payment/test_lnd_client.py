@@ -173,3 +173,10 @@ def test_a_port_without_tls_and_a_name_without_address_are_told_apart() -> None:
         server.close()
 
     asyncio.run(scenario())
+
+
+def test_a_stream_that_begins_anew_with_another_macaroon_is_told_as_no_trouble() -> None:
+    async def ended() -> BaseException:
+        return lnd_client._ended("SubscribeInvoices")
+
+    assert "macaroon or certificate that was exchanged meanwhile: all is well" in str(asyncio.run(ended()))
