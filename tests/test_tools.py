@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
+import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +56,32 @@ def test_the_laboratorys_log_outlives_the_next_one(tmp_path: Path, monkeypatch: 
         laboratory.up()
     assert (tmp_path / "log.old").read_text() == "why the last one ended"
     assert names["LOG"].read_text() == ""
+
+
+def test_the_laboratory_says_how_its_nodes_are_used_and_ends_quietly_where_nobody_reads_on(tmp_path: Path) -> None:
+    folder = tmp_path / f"ngp-lightning-lab-{os.geteuid()}"
+    folder.mkdir()
+    node = {"namespace": "lab-alice", "lnddir": "/tmp/alice", "rpc": "127.0.0.1:10009"}
+    (folder / "state.json").write_text(json.dumps({"nodes": {"alice": node}}))
+    status = [sys.executable, "-u", "-m", "core_tests.lightning", "status"]
+    where = {"cwd": TOOLS.parent, "env": os.environ | {"TMPDIR": str(tmp_path)}}
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(status, capture_output=True, text=True, check=False, **where)  # type: ignore[call-overload]
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "ip netns exec NAMESPACE ngp" in done.stdout and "LNDDIR/tls.cert" in done.stdout
+        assert "bakemacaroon" in done.stdout
+        nobody, pipe = os.pipe()
+        os.close(nobody)
+        done = subprocess.run(status, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False, **where)  # type: ignore[call-overload]
+        os.close(pipe)
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize("said", ["-1", "0", "six"])
+def test_a_number_of_blocks_is_refused_before_btcctl_sees_it(said: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{said}' is no number of blocks: write 1 or more"):
+        laboratory._blocks(said)
 
 
 def test_blocks_are_mined_without_a_word_about_a_file_of_options(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A Lightning network to try things on: `tools/lightning-lab up`, `cli NODE WORDS...`, `down`.
 
 btcd and three LND nodes (alice, bob, carol), each in a network namespace of its own, with channels alice-bob and
-bob-carol; each is a watchtower, too, and takes one. A keeper process holds all of it; `down` ends the keeper, and with
-it everything that `up` made. Nothing is reachable from outside the namespaces, and the coins are worth nothing.
+bob-carol; each is a watchtower, too, and has the client of one switched on (none knows a tower yet). A keeper process
+holds all of it; `down` ends the keeper, and with it everything that `up` made. Nothing is reachable from outside the
+namespaces, and the coins are worth nothing.
 
 There is one for each user of the machine, whichever checkout brought it up: another checkout's `up` finds it running,
 and its `down` ends it. State and log are in ngp-lightning-lab-UID in the folder for temporary files, the log of the one
@@ -49,10 +50,13 @@ def main() -> int:
     cli.add_argument("node", choices=NODES)
     cli.add_argument("words", nargs=argparse.REMAINDER)
     mine = verbs.add_parser("mine", help="mine blocks")
-    mine.add_argument("blocks", type=int)
+    mine.add_argument("blocks", type=_blocks)
     verbs.add_parser("build", help="build the nodes, if they aren't yet; needs the network, unlike all the rest")
-    verbs.add_parser("keep")  # what `up` runs in the background
+    verbs.add_parser("keep", help="stay in the foreground and hold it: what `up` runs in the background")
     chosen = parser.parse_args()
+    if chosen.verb != "keep":  # that has more to end than itself
+        # Who reads the first lines alone (`| head`) has seen enough; Python would call that an error.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         match chosen.verb:
             case "build":
@@ -125,8 +129,17 @@ def status() -> int:
         print("does not run; start it by: tools/lightning-lab up")
         return 1
     for name, where in _state()["nodes"].items():
-        print(f"{name}: namespace {where['namespace']}, lnddir {where['lnddir']}, gRPC {where['rpc']}")
+        print(f"{name}: namespace {where['namespace']}, lnddir {where['lnddir']}, gRPC {where['rpc']} (inside)")
+    print("to use one: ip netns exec NAMESPACE ngp ...; its certificate is LNDDIR/tls.cert, the macaroon you bake by")
+    print("tools/lightning-lab cli NODE bakemacaroon --save_to FILE uri:..., with the rights that `ngp check` names")
     return 0
+
+
+def _blocks(text: str) -> int:
+    """Read a number of blocks to mine, 1 or more."""
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of blocks: write 1 or more")
+    return int(text)
 
 
 def keep() -> int:
