@@ -21,6 +21,15 @@ def test_before_the_first_start_the_sandboxs_node_has_no_name_and_gets_none(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_keys_of_a_module_that_is_not_in_use_are_a_warning(tmp_path: Path) -> None:
+    text = "MESH_INTERFACES: eth1\nLND_HOST: foo:10009\nLND_CERT: system\nACCOUNT_ID: none\n"
+    *_, warned = offline.check_payment(parse(text, tmp_path / "net.conf"), tmp_path)
+    assert warned.ok and "PAYMENT_INTERFACE: lnd" in warned.remedy
+    assert warned.found == "LND_HOST, LND_CERT: without effect, as PAYMENT_INTERFACE is sandbox"
+    asked = offline.check_payment(parse(f"{text}PAYMENT_INTERFACE: lnd\n", tmp_path / "net.conf"), tmp_path)
+    assert all("PAYMENT_INTERFACE" not in one.remedy for one in asked)
+
+
 def test_the_sandboxs_node_is_named_by_its_key(tmp_path: Path) -> None:
     key = node_key.load_or_make(tmp_path / "sandbox.key")
     (check, *_) = offline.check_payment(SETTINGS, tmp_path)

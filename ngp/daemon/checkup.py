@@ -12,7 +12,7 @@ from ngp.config import changes
 from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.core.world import World
-from ngp.daemon import lightning
+from ngp.daemon import lightning, payment_keys
 from ngp.daemon.desired import look_at_host, missing_names
 from ngp.errors import PaymentError
 from ngp.ports import Network, Payment
@@ -36,7 +36,7 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
     if wanted.payment_module != running.payment_module:
         found = f"{wanted.payment_module}: not looked at, as this daemon uses {running.payment_module}"
         return [Check("payment", True, f"{found}; the next start tries it, or `ngp check` without a daemon")]
-    rights = await node.check(wanted.spends)
+    rights = [*await node.check(wanted.spends), *payment_keys.without_effect(wanted)]
     if not why_not:
         rights += await lightning.look(node, wanted)
     if wanted.account_id is None or why_not:

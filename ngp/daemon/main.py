@@ -23,7 +23,7 @@ from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.core.world import Means, World
 from ngp.courier import Courier
-from ngp.daemon import checkup, handlers
+from ngp.daemon import checkup, handlers, payment_keys
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.control import ControlServer
 from ngp.daemon.desired import LINK_UDP_PORT, look_at_host, missing_names
@@ -70,19 +70,7 @@ def make_network(settings: Settings, state_dir: Path) -> Network:
 
 def make_payment(settings: Settings, state_dir: Path) -> Payment:
     """Return the payment module that net.conf names."""
-    options = {
-        "LND_CONNECT": settings.lnd_connect,
-        "LND_HOST": settings.lnd_host,
-        "LND_CERT": settings.lnd_cert,
-        "LND_MACAROON": settings.lnd_macaroon,
-        "ELECTRUM_HOST": settings.electrum_host,
-        "ELECTRUM_USER": settings.electrum_user,
-        "ELECTRUM_PASSWORD_FILE": settings.electrum_password_file,
-        "ELECTRUM_WALLET": settings.electrum_wallet,
-    }
-    name = settings.payment_module
-    own = {key: value for key, value in options.items() if value is not None and key.startswith(f"{name.upper()}_")}
-    payment: Payment = module_class("ngp.payment", name)(state_dir, own)
+    payment: Payment = module_class("ngp.payment", settings.payment_module)(state_dir, payment_keys.own(settings))
     return payment
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ngp.core.settings import Settings
 from ngp.core.values import Check, Standing
-from ngp.daemon import checkup, lightning, main
+from ngp.daemon import checkup, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
@@ -106,7 +106,8 @@ def check_payment(settings: Settings, state_dir: Path) -> list[Check]:
     with tempfile.TemporaryDirectory() as scratch:
         usable = not why_unknown and state_dir.is_dir() and os.access(state_dir, os.W_OK)
         try:
-            return asyncio.run(_ask_payment(settings, state_dir if usable else Path(scratch), why_unknown))
+            asked = asyncio.run(_ask_payment(settings, state_dir if usable else Path(scratch), why_unknown))
+            return [*asked, *payment_keys.without_effect(settings)]
         except TimeoutError:
             found = f"{settings.payment_module}: not ready within {_READY_S:g} s{_sought_at(settings)}"
             return [Check("payment", False, found, "start the payment node, or correct its place in net.conf")]
