@@ -266,3 +266,22 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
     path.write_text(f"{seller}yes\n")
     said = asyncio.run(broken.reload())
     assert said == "applied: REFUND_WHEN_ASKED; LND's macaroon: does not allow SendPaymentV2"
+
+
+def test_a_start_with_another_payment_node_than_last_time_names_both(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def open_and_close() -> str:
+        parts, *_ = await main.open_parts(StartOptions(tmp_path / "net.conf", tmp_path, False, False, print), SETTINGS)
+        await parts.payment.close()
+        parts.ledger.close()
+        return parts.gatekeeper.world.means.payee.hex()
+
+    ours = asyncio.run(open_and_close())
+    kept = tmp_path / "sandbox-node.json"
+    for before in (ours, "02aa"):
+        assert not [one for one in caplog.records if "another payment node" in one.getMessage()]
+        kept.write_text(f'{{"account_id": "{before}", "network": "regtest"}}')
+        asyncio.run(open_and_close())
+    (warned,) = [one for one in caplog.records if "another payment node" in one.getMessage()]
+    assert warned.levelname == "WARNING" and ours in warned.getMessage() and "02aa on regtest" in warned.getMessage()

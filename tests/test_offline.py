@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ngp.config import parse
+from ngp.core.values import Check, PaymentInfo
 from ngp.daemon import offline
 from ngp.modules.payment import node_key
 
@@ -19,6 +22,44 @@ def test_before_the_first_start_the_sandboxs_node_has_no_name_and_gets_none(tmp_
         (check, *_) = offline.check_payment(SETTINGS, state_dir)
         assert check.ok and "node made at the first start; not real money" in check.found
     assert list(tmp_path.iterdir()) == []
+
+
+class Swapped:
+    """LND, which is another node than the one of last time, and keeps itself for the next."""
+
+    def __init__(self, kept: Path) -> None:
+        self.kept = kept
+
+    async def wait_ready(self) -> None:
+        self.kept.write_text(json.dumps({"account_id": "02bb", "network": "regtest"}))
+
+    async def info(self) -> PaymentInfo:
+        return PaymentInfo("02bb", "regtest")
+
+    def capabilities(self) -> SimpleNamespace:
+        return SimpleNamespace(real_money=False)
+
+    async def check(self, _spends: bool) -> list[Check]:
+        return []
+
+    async def close(self) -> None: ...
+
+
+def test_another_node_than_last_time_is_a_warning_and_a_look_does_not_make_it_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look(*_: object) -> list[Check]:
+        return []
+
+    kept = tmp_path / "lnd-node.json"
+    kept.write_text('{"account_id": "02aa", "network": "mainnet"}')
+    monkeypatch.setattr(offline.main, "make_payment", lambda *_: Swapped(kept))
+    monkeypatch.setattr(offline.lightning, "look", look)
+    for _ in range(2):
+        (check,) = offline.check_payment(replace(SETTINGS, payment_module="lnd"), tmp_path)
+        assert check.ok and "if that is meant" in check.remedy
+        assert check.found.endswith("now 02bb on regtest, before 02aa on mainnet")
+        assert "02aa" in kept.read_text() and list(tmp_path.iterdir()) == [kept]
 
 
 def test_keys_of_a_module_that_is_not_in_use_are_a_warning(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """Known node: which payment node served here last, as its module keeps it beside the ledger.
 
-For whoever looks while no daemon runs, when no node is asked.
+For whoever looks while no daemon runs, when no node is asked; and to tell of a swap, since invoices, payments and
+channels are those of one node.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +24,39 @@ class KnownNode:
 def last(state_dir: Path, module: str) -> KnownNode | None:
     """Return the node that a module has used here last; None where none did, or nothing that can be read tells."""
     try:
-        kept = json.loads((state_dir / f"{module}-node.json").read_text())  # as modules/payment/ name it
+        kept = json.loads(_file(state_dir, module).read_text())
         return KnownNode(str(kept["account_id"]), str(kept["network"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+@contextmanager
+def unchanged(state_dir: Path, module: str) -> Iterator[KnownNode | None]:
+    """Yield the node that was used last, and have it be that afterwards too: a look, which asks a node, is no use."""
+    path = _file(state_dir, module)
+    try:
+        before = path.read_bytes()
+    except OSError:
+        before = None
+    try:
+        yield last(state_dir, module)
+    finally:
+        with suppress(OSError):
+            if before is not None and path.read_bytes() != before:
+                fresh = path.with_suffix(".new")
+                fresh.write_bytes(before)
+                fresh.replace(path)
+
+
+def swapped(known: KnownNode | None, account_id: str, network: str) -> str:
+    """Tell that another node is in use than last time; "" where it is the same, or the first."""
+    if known is None or known.account_id == account_id:
+        return ""
+    return (
+        f"another payment node than last time: now {account_id} on {network}, before {known.account_id} on "
+        f"{known.network}"
+    )
+
+
+def _file(state_dir: Path, module: str) -> Path:
+    return state_dir / f"{module}-node.json"  # as modules/payment/ name it

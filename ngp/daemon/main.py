@@ -23,7 +23,7 @@ from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.core.world import Means, World
 from ngp.courier import Courier
-from ngp.daemon import checkup, handlers, payment_keys
+from ngp.daemon import checkup, handlers, known_node, payment_keys
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.control import ControlServer
 from ngp.daemon.desired import LINK_UDP_PORT, look_at_host, missing_names
@@ -102,7 +102,10 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         private_key = identity.load_or_create(options.state_dir)
         boot = ledger.next_boot(max(1, int(time.time()) - BOOT_EPOCH_S))
         payment = make_payment(settings, options.state_dir)
+        known = known_node.last(options.state_dir, settings.payment_module)
         means = await _means(payment, settings)
+        if swap := known_node.swapped(known, means.payee.hex(), means.network):
+            _log.warning("%s; if that isn't meant: ngp stop, connect the former one, ngp start", swap)
         links = make_links(settings)
         courier = Courier(private_key, boot, min(link.max_datagram_bytes for link in links))
         clock = SystemClock()

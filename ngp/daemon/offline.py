@@ -14,14 +14,16 @@ from pathlib import Path
 
 from ngp.core.settings import Settings
 from ngp.core.values import Check, Standing
-from ngp.daemon import checkup, lightning, main, payment_keys
+from ngp.daemon import checkup, known_node, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
+from ngp.daemon.known_node import KnownNode
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
 from ngp.ports import Network
 from ngp.store import file as ledger_file
 
 _READY_S = 5.0
+_IF_SWAPPED = "none, if that is meant; else connect the former one"
 _SANDBOX_KEY = "sandbox.key"  # as modules/payment/sandbox.py has it
 
 
@@ -106,7 +108,8 @@ def check_payment(settings: Settings, state_dir: Path) -> list[Check]:
     with tempfile.TemporaryDirectory() as scratch:
         usable = not why_unknown and state_dir.is_dir() and os.access(state_dir, os.W_OK)
         try:
-            asked = asyncio.run(_ask_payment(settings, state_dir if usable else Path(scratch), why_unknown))
+            with known_node.unchanged(state_dir, settings.payment_module) as known:
+                asked = asyncio.run(_ask_payment(settings, state_dir if usable else Path(scratch), why_unknown, known))
             return [*asked, *payment_keys.without_effect(settings)]
         except TimeoutError:
             found = f"{settings.payment_module}: not ready within {_READY_S:g} s{_sought_at(settings)}"
@@ -159,7 +162,9 @@ def _why_node_unknown(state_dir: Path) -> str:
     return "" if os.access(state_dir / _SANDBOX_KEY, os.R_OK) else "for root to see"
 
 
-async def _ask_payment(settings: Settings, state_dir: Path, why_unknown: str) -> list[Check]:
+async def _ask_payment(
+    settings: Settings, state_dir: Path, why_unknown: str, known: KnownNode | None
+) -> list[Check]:
     payment = main.make_payment(settings, state_dir)
     try:
         try:
@@ -173,7 +178,8 @@ async def _ask_payment(settings: Settings, state_dir: Path, why_unknown: str) ->
             raise
         money = "real money" if payment.capabilities().real_money else "not real money: who sells for it gives it away"
         found = f"{settings.payment_module} on {info.network}, node {why_unknown or info.account_id}; {money}"
-        node = Check("payment", True, found)
+        swap = known_node.swapped(known, info.account_id, info.network)
+        node = Check("payment", True, "; ".join(filter(None, (found, swap))), _IF_SWAPPED if swap else "")
         if not why_unknown:
             expected = checkup.expected_node(settings, info.account_id, "but the payment node is")
             node = node if expected.ok else expected
