@@ -18,6 +18,7 @@ import pytest
 
 from ngp.cli import accounts, lightning
 from ngp.cli.check import _print
+from ngp.cli.place import Place
 from ngp.cli.show import print_unless_real
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord, JournalRecord
@@ -491,3 +492,20 @@ def test_a_pasted_uri_that_net_conf_does_not_use_is_kept_and_said_so(host: Host,
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("kept for LND at 192.0.2.1:10009; not tried yet: the next start does; ")
     assert says.format(path=host.config) in done.stdout and (host.state_dir / "lnd-connect").exists()
+
+
+def test_a_uri_that_replaces_another_says_so_and_the_restart_is_said_beside_a_daemon_only(
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.state_dir.mkdir(exist_ok=True)
+    host.config.write_text(host.config.read_text() + "PAYMENT_INTERFACE: lnd\n")
+    place = Place(str(host.state_dir), str(host.config))
+    before = host.state_dir / "lnd-connect.before"
+    monkeypatch.setattr(lightning, "running_pid", lambda _state_dir: 7)
+    for last_byte, replaced in (("1", ""), ("2", f"replaced the one before, kept as {before}; ")):
+        uri = f"lndconnect://192.0.2.{last_byte}:10009?macaroon={MACAROON}\n"
+        monkeypatch.setattr("sys.stdin", io.StringIO(uri))
+        assert lightning._connect(place, untried=True) == 0
+        said = capsys.readouterr().out
+        assert f"10009; {replaced}not tried yet" in said and "restart ngp to use it: sudo ngp stop; sudo" in said
+    assert "192.0.2.1:" in before.read_text()

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from ngp.modules.payment import lnd_client
+from ngp.modules.payment import lnd_client, lnd_paste
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_client import GET_INFO, SUBSCRIBE_INVOICES, LndClient, LndError
 from ngp.modules.payment.lnd_connect import Connection
+from tests.payment.test_macaroon import baked
 
 OLD, NEW = b"old macaroon", b"new macaroon"
+KEY = "02" + "ab" * 32
 
 
 @dataclass
@@ -43,7 +47,7 @@ class Node(grpc.GenericRpcHandler):
                 await asyncio.sleep(3600)
             if ("macaroon", OLD.hex()) in context.invocation_metadata():
                 await context.abort(grpc.StatusCode.UNKNOWN, self._refusal)
-            yield b""
+            yield pb.GetInfoResponse(identity_pubkey=KEY, chains=[pb.Chain(network="regtest")]).SerializeToString()
 
         return grpc.unary_stream_rpc_method_handler(answer)
 
@@ -90,6 +94,17 @@ def test_a_stream_under_which_the_credentials_change_ends_as_if_the_node_had_gon
             await client.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("plain")
+def test_the_node_of_a_pasted_uri_says_who_it_is_before_the_uri_is_kept(tmp_path: Path) -> None:
+    async def scenario() -> str:
+        async with node() as given:
+            macaroon = base64.urlsafe_b64encode(baked("info:read")).decode()
+            return await lnd_paste.attempt(f"lndconnect://{given.target}?macaroon={macaroon}", tmp_path)
+
+    assert asyncio.run(scenario()) == f"node {KEY} on regtest answers there"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("plain")
