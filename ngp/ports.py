@@ -219,6 +219,9 @@ class Payment(Protocol):
 
     async def info(self) -> PaymentInfo: ...
 
+    async def confirm_node(self) -> None:
+        """Raise PaymentError where another node answers now than the one that `info` told of; doesn't wait."""
+
     def capabilities(self) -> PaymentCapabilities: ...
 
     async def check(self, spends: bool) -> list[Check]:

@@ -94,6 +94,10 @@ class ElectrumPayment(ElectrumUpkeep):
             self._info = known
             return known
 
+    async def confirm_node(self) -> None:
+        """Raise where another node answers in place of the one in use, or none."""
+        await self._ask_info()
+
     async def _ask_info(self) -> PaymentInfo:
         network = str((await self._wallet.ask_daemon("getinfo"))["network"])
         key = str(await self._wallet.ask("nodeid")).partition("@")[0]

@@ -113,6 +113,10 @@ class LndPayment(LndUpkeep):
             self._info = known
             return known
 
+    async def confirm_node(self) -> None:
+        """Raise where another node answers in place of the one in use, or none."""
+        await self._ask_info()
+
     async def _ask_info(self) -> PaymentInfo:
         answer = await self._client.call(client.GET_INFO, pb.GetInfoRequest())
         network = answer.chains[0].network if answer.chains else ""

@@ -52,7 +52,8 @@ class NodeFile:
         if in_use is not None and in_use != info:
             raise PaymentError(
                 f"{program} is another node now ({info.account_id} on {info.network}, before {in_use.account_id} on "
-                f"{in_use.network}): restart ngp if that is meant"
+                f"{in_use.network}): bring that one back; or, if it is meant and ngp accounts shows nothing on its "
+                "way, restart ngp"
             )
         known = self.read()
         if known is None or (known, known.addresses) != (info, info.addresses):

@@ -127,6 +127,9 @@ class SandboxPayment:
         self._serve()
         return PaymentInfo(self._account_id, NETWORK)
 
+    async def confirm_node(self) -> None:
+        """Return: the node is within this process."""
+
     def capabilities(self) -> PaymentCapabilities:
         """Say that the money isn't real and that a preimage settles."""
         return PaymentCapabilities(real_money=False, settles_by_proof=True, hold_invoices=False, least_amount_msat=1)

@@ -195,6 +195,7 @@ class Executor:
 
     async def _make_invoice(self, effect: MakeInvoice) -> None:
         try:
+            await self._payment.confirm_node()
             made = await self._payment.create_invoice(effect.amount_msat, effect.memo, effect.expiry_s)
         except PaymentError as error:
             self._tell(InvoiceFailed(effect.identity, effect.kind, str(error)))
@@ -207,8 +208,9 @@ class Executor:
 
     async def _pay(self, effect: PayInvoice) -> None:
         try:
-            outcome = await self._payment.pay(
-                effect.bolt11, effect.fee_limit_msat, effect.timeout_s, effect.via_peer
+            await self._payment.confirm_node()
+            outcome = await self._believed(
+                self._payment.pay(effect.bolt11, effect.fee_limit_msat, effect.timeout_s, effect.via_peer)
             )
         except PaymentError as error:
             # Nobody knows whether it went out: it stays pending until the node says so.
@@ -218,15 +220,26 @@ class Executor:
 
     async def _track(self, payment_hash: bytes) -> None:
         try:
-            outcome = await self._payment.track(payment_hash)
+            outcome = await self._believed(self._payment.track(payment_hash))
         except PaymentError as error:  # one reason for all of them: the node is away, or lacks a right
             self._tell_trouble(f"payment {payment_hash.hex()[:16]} is asked for again", error)
             outcome = PaymentOutcome(payment_hash, PaymentStatus.PENDING)
         self._tell(PaymentResult(outcome))
 
+    async def _believed(self, asking: Coroutine[Any, Any, PaymentOutcome]) -> PaymentOutcome:
+        """Return an outcome; that it failed only from the node in use, asked afterwards who it is.
+
+        Another one knows none of our payments: believed, it would have us pay again what is still on its way.
+        """
+        outcome = await asking
+        if outcome.status is PaymentStatus.FAILED:
+            await self._payment.confirm_node()
+        return outcome
+
     async def _cancel(self, payment_hash: bytes) -> None:
         try:
             await self._payment.cancel_invoice(payment_hash)
+            await self._payment.confirm_node()  # another one has no such invoice, and the one in use still takes money
         except PaymentError as error:
             if not await self._is_cancelled(payment_hash):
                 self._tell_trouble(f"invoice {payment_hash.hex()[:16]} is not cancelled yet", error)
@@ -235,7 +248,9 @@ class Executor:
 
     async def _is_cancelled(self, payment_hash: bytes) -> bool:
         with contextlib.suppress(PaymentError):
-            return await self._payment.lookup_invoice(payment_hash) is InvoiceState.CANCELLED
+            state = await self._payment.lookup_invoice(payment_hash)
+            await self._payment.confirm_node()
+            return state is InvoiceState.CANCELLED
         return False
 
     async def _quietly(self, work: Coroutine[Any, Any, None], what: str) -> None:

@@ -424,3 +424,16 @@ def test_invoices_that_nobody_pays_leave_no_more_than_there_is_room_for(
     for payment_hash in (*invoices, invoices[-1]):
         journal.cancel(payment_hash)
     assert [journal.cancelled(payment_hash) for payment_hash in invoices] == [False] * 6 + [True] * 3
+
+
+def test_another_wallet_in_place_of_the_one_in_use_is_told_apart(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        await payment.wait_ready()
+        await payment.confirm_node()
+        daemon.say["nodeid"] = "02" * 33
+        with pytest.raises(PaymentError, match="Electrum is another node now"):
+            await payment.confirm_node()
+        daemon.say["nodeid"] = f"{NODE}@127.0.0.1:9735"
+        await payment.confirm_node()
+
+    with_electrum(tmp_path, test)

@@ -59,7 +59,8 @@ def test_another_node_in_place_of_the_one_in_use_is_refused_and_not_kept(tmp_pat
     with pytest.raises(PaymentError) as refused:
         file.confirm(other, "Electrum", ours)
     assert str(refused.value) == (
-        f"Electrum is another node now ({'03' * 33} on signet, before {KEY} on regtest): restart ngp if that is meant"
+        f"Electrum is another node now ({'03' * 33} on signet, before {KEY} on regtest): bring that one back; or, if "
+        "it is meant and ngp accounts shows nothing on its way, restart ngp"
     )
     assert file.read() == ours
     assert file.confirm(other, "Electrum", None) == file.read() == other
@@ -78,5 +79,5 @@ def test_lnd_in_use_may_not_become_another_node(tmp_path: Path) -> None:
     asyncio.run(payment.info())
     node.key = "03" * 33
     with pytest.raises(PaymentError, match="LND is another node now"):
-        asyncio.run(payment._ask_info())
+        asyncio.run(payment.confirm_node())
     assert asyncio.run(payment.info()) == PaymentInfo(KEY, "regtest")

@@ -1,0 +1,96 @@
+"""What is asked of the payment node, and what of its answers is believed, while another one may answer in its place."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ngp.core.effects import CancelInvoice, MakeInvoice, PayInvoice, TrackPayment
+from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade, PaymentResult
+from ngp.core.records import PaymentKind
+from ngp.core.values import UNKNOWN_PAYMENT, InvoiceState, NewInvoice, PaymentOutcome, PaymentStatus
+from ngp.daemon.executor import Executor
+from ngp.errors import PaymentError
+
+HASH = b"h" * 32
+WHO = b"w" * 32
+INVOICE = MakeInvoice(WHO, PaymentKind.TOP_UP, 1_000, "top-up", 600)
+PAY = PayInvoice("lnbcrt1", HASH, 0, 1.0)
+
+
+class Node:
+    """A payment node that knows nothing of us, as another one in the place of ours; `is_ours` says whose it is."""
+
+    def __init__(self, is_ours: bool = False) -> None:
+        self.is_ours = is_ours
+        self.asked: list[str] = []
+
+    async def confirm_node(self) -> None:
+        if not self.is_ours:
+            raise PaymentError("LND is another node now")
+
+    async def create_invoice(self, amount_msat: int, _memo: str, expiry_s: int) -> NewInvoice:
+        self.asked.append("create_invoice")
+        return NewInvoice("lnbcrt1", HASH, amount_msat, expiry_s)
+
+    async def pay(self, *_: object) -> PaymentOutcome:
+        self.asked.append("pay")
+        return await self.track(HASH)
+
+    async def track(self, payment_hash: bytes) -> PaymentOutcome:
+        return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
+
+    async def cancel_invoice(self, _payment_hash: bytes) -> None: ...
+
+    async def lookup_invoice(self, _payment_hash: bytes) -> InvoiceState:
+        return InvoiceState.CANCELLED
+
+
+def told(node: Any, *effects: Any) -> list[Event]:
+    """Carry effects out; what they result in."""
+    events: list[Event] = []
+    unused: Any = None
+
+    class Network:
+        def revoke(self, _: object) -> list[object]:
+            return []
+
+    network: Any = Network()
+
+    async def run() -> None:
+        executor = Executor(unused, network, node, unused, events.append, pytest.fail)
+        executor.carry_out(effects)
+        await asyncio.gather(*executor._tasks)
+
+    asyncio.run(run())
+    return events
+
+
+def test_nothing_is_asked_of_another_node_in_place_of_ours_and_no_failure_is_believed() -> None:
+    """It knows none of our payments: two such answers would book one as failed that is still on its way at ours."""
+    node = Node()
+    pending = PaymentResult(PaymentOutcome(HASH, PaymentStatus.PENDING))
+    assert told(node, PAY, TrackPayment(HASH)) == [pending, pending]
+    assert told(node, INVOICE) == [InvoiceFailed(WHO, INVOICE.kind, "LND is another node now")]
+    assert not told(node, CancelInvoice(HASH)), "ours takes money for it still"
+    assert not node.asked
+
+
+def test_a_node_that_is_replaced_while_it_pays_leaves_the_payment_pending() -> None:
+    node = Node(is_ours=True)
+
+    async def replaced(*_: object) -> PaymentOutcome:
+        node.is_ours = False
+        return await node.track(HASH)
+
+    node.pay = replaced  # type: ignore[method-assign]
+    assert told(node, PAY) == [PaymentResult(PaymentOutcome(HASH, PaymentStatus.PENDING))]
+
+
+def test_the_node_in_use_is_believed() -> None:
+    failed = PaymentResult(PaymentOutcome(HASH, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT))
+    assert told(Node(is_ours=True), PAY, TrackPayment(HASH), CancelInvoice(HASH), INVOICE) == [
+        failed, failed, InvoiceCancelled(HASH), InvoiceMade(WHO, INVOICE.kind, "lnbcrt1", HASH, 1_000, 600)
+    ]  # fmt: skip
