@@ -58,6 +58,7 @@ FEE_MSAT, FEE_PARTS = 5_000, 100
 _UNPAID, _EXPIRED, _PAID, _IN_FLIGHT, _FAILED = 0, 1, 3, 4, 5
 _SENT, _RECEIVED = 0, 1
 _WITHOUT_HTLCS = ("PREOPENING", "OPENING", "FUNDED", "REDEEMED")
+_NOT_FOUND = "Request not found"
 _LOGIN = "Electrum's login"
 
 
@@ -199,8 +200,19 @@ class ElectrumPayment(ElectrumUpkeep):
         raise PaymentError("Electrum can't hold payments, so there is none to settle; use LND for that")
 
     async def cancel_invoice(self, payment_hash: bytes) -> None:
-        """Delete an invoice that isn't paid; a payment of it is refused from then on."""
-        if await self.lookup_invoice(payment_hash) not in (InvoiceState.OPEN, InvoiceState.CANCELLED):
+        """Delete an invoice that isn't paid; a payment of it is refused from then on.
+
+        One that the wallet doesn't have takes no money: it was put back from a backup, or the request deleted by hand.
+        """
+        try:
+            state = await self.lookup_invoice(payment_hash)
+        except ElectrumError as error:
+            if error.detail != _NOT_FOUND:
+                raise
+            if payment_hash not in await self._received():
+                return
+            state = InvoiceState.SETTLED
+        if state not in (InvoiceState.OPEN, InvoiceState.CANCELLED):
             raise PaymentError(f"invoice {payment_hash.hex()} is paid already and can't be cancelled; refund it")
         self._journal.cancel(payment_hash)  # before it is gone, else nobody knows afterwards that it was ours
         try:
@@ -354,7 +366,7 @@ class ElectrumPayment(ElectrumUpkeep):
         try:
             return int((await self._wallet.ask("get_invoice", invoice_id=payment_hash.hex()))["status"])
         except ElectrumError as error:
-            if error.detail != "Request not found":
+            if error.detail != _NOT_FOUND:
                 raise
             return None
 

@@ -3,7 +3,8 @@
 Numbers are given in the order in which settlements were noticed, and written down before anybody is told. Electrum lets
 an invoice be paid in parts, and more than once; when its amount grows it gets a new number, and is told again with all
 of it. A journal that was lost costs nothing: all that the node has is then numbered anew behind the ledger's cursor and
-told again, and the ledger counts each hash once, and of a larger amount the difference.
+told again, and the ledger counts each hash once, and of a larger amount the difference; an invoice that we cancelled is
+one that the wallet doesn't have, and is taken for cancelled.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ CREATE TABLE IF NOT EXISTS settlements (
     cursor INTEGER PRIMARY KEY, payment_hash BLOB NOT NULL UNIQUE, amount_msat INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS cancelled (id INTEGER PRIMARY KEY, payment_hash BLOB NOT NULL UNIQUE) STRICT;
 """
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 MOST_CANCELLED = 4096
 """So many of the last cancelled invoices are known; who asks for invoices and never pays shall not fill the disk."""
 
@@ -90,4 +92,9 @@ class Journal:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
+            if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
+                raise PaymentError(
+                    f"{self._path} is damaged ({error}): stop ngp, move it and {self._path.name}-wal away, and start; "
+                    "nothing is lost but the numbers of what was settled, which are given anew and counted once"
+                ) from error
             raise PaymentError(f"{self._path} can't be used: {error}; free space or mend its rights") from error

@@ -437,3 +437,43 @@ def test_another_wallet_in_place_of_the_one_in_use_is_told_apart(tmp_path: Path)
         await payment.confirm_node()
 
     with_electrum(tmp_path, test)
+
+
+def test_an_invoice_that_the_wallet_has_no_more_counts_as_cancelled_unless_it_was_paid(tmp_path: Path) -> None:
+    """As with LND: while one is not cancelled, its neighbour is asked for no other."""
+
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        await payment.cancel_invoice(HASH)
+        daemon.say["lightning_history"] = [RECEIVED]
+        with pytest.raises(PaymentError, match="paid already"):
+            await payment.cancel_invoice(HASH)
+
+        def away(**_: Any) -> Any:
+            raise Refused("wallet not loaded")
+
+        daemon.say |= {"get_request": away, "load_wallet": False}
+        with pytest.raises(PaymentError):
+            await payment.cancel_invoice(HASH)
+
+    with_electrum(tmp_path, test)
+
+
+def test_what_was_cancelled_stays_so_when_the_journal_is_lost(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        daemon.say["get_request"] = {"status": UNPAID}
+        await payment.cancel_invoice(HASH)
+        daemon.say["get_request"] = FakeElectrum.not_found
+        await payment.close()
+        for file in tmp_path.glob("electrum.db*"):
+            file.unlink()
+        await payment.cancel_invoice(HASH)
+
+    with_electrum(tmp_path, test)
+
+
+def test_a_damaged_journal_may_be_moved_away(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_bytes(b"x" * 8192)
+    with pytest.raises(PaymentError, match="damaged.*move it and a.db-wal away.*numbers of what was settled"):
+        Journal(tmp_path / "a.db")
+    with pytest.raises(PaymentError, match="free space or mend its rights"):
+        Journal(tmp_path)
