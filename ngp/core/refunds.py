@@ -152,15 +152,23 @@ def _objection(world: World, neighbour: Neighbour, account: Account | None) -> R
     amount = offerable_msat(world, account) if account is not None else 0
     if account is None or amount < LEAST_ASKED_MSAT:
         return RejectReason.AMOUNT
-    if account.refunding_msat or _refunded_lately(world, account.identity):
+    if account.refunding_msat:
+        return RejectReason.BUSY
+    if _refunded_lately(world, account.identity):
+        _tell_of_ask(world, account, amount, "it had a refund, or one failed, lately, so none is paid by itself; ")
         return RejectReason.BUSY
     if world.settings.refund_when_asked:
         return None
+    _tell_of_ask(world, account, amount)
+    return RejectReason.TERMS
+
+
+def _tell_of_ask(world: World, account: Account, amount_msat: int, why: str = "") -> None:
+    """Tell the operator, once an hour, of an ask that waits for nobody else."""
     if world.now.monotonic_s - account.refund_told_mono_s >= TOLD_AGAIN_S:
         account.refund_told_mono_s = world.now.monotonic_s
-        who = neighbour.identity.hex()[:8]
-        world.log(f"{who} asks for {amount} msat of its balance: ngp refund {who}, if it shall have it")
-    return RejectReason.TERMS
+        who = account.identity.hex()[:8]
+        world.log(f"{who} asks for {amount_msat} msat of its balance: {why}ngp refund {who}, if it shall have it")
 
 
 def _refunded_lately(world: World, identity: bytes) -> bool:

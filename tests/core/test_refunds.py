@@ -101,6 +101,7 @@ def test_asking_in_a_loop_gets_one_refund_an_hour() -> None:
     sim.run(30)
     assert account(sim).balance_msat > 10_000
     ask(sim)
+    assert logged(sim.gateway, "it had a refund, or one failed, lately, so none is paid by itself; ngp refund") == 1
     sim.crash(sim.gateway)
     sim.run(30)
     ask(sim)
