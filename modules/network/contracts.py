@@ -96,9 +96,9 @@ class ContractTable:
         return found
 
     def grant(self, grants: Sequence[Grant]) -> None:
-        """Create or top up.
+        """Create or top up; one of a neighbour whose interface isn't there waits for its link (see `move`).
 
-        Raises: KernelError when the table is full or a neighbour is unknown; then nothing changed.
+        Raises: KernelError when the table is full; then nothing changed.
         """
         new = {each.contract: each for each in grants if each.contract not in self._slots}
         free = self.slots_max - len(self._slots)
@@ -107,11 +107,6 @@ class ContractTable:
                 f"the contract table is full: {len(self._slots)} of {self.slots_max} in use and {len(new)} to add; "
                 "raise CONTRACTS_MAX in net.conf, then: ngp stop and ngp start"
             )
-        for grant in new.values():
-            if self._link_of(grant.neighbour) is None:
-                raise KernelError(
-                    f"neighbour {grant.neighbour} is not in the kernel's table; set_neighbours comes first"
-                )
         taken = []
         now_ns = time.monotonic_ns()
         for grant in grants:

@@ -193,6 +193,20 @@ def test_contracts_follow_an_interface_that_is_made_again(world: World) -> None:
     assert passes(world.lab.client, INTERNET[6]) and world.used(wide) == (104, 104)
 
 
+def test_contracts_wait_for_an_interface_that_is_not_there_yet(world: World) -> None:
+    world.datapath.set_neighbours([world.neighbour(neighbour=99, interface="late0")])
+    granted = [
+        Grant(bytes([number]) * 16, number, Role.SERVER, ip_network(place), GENEROUS, GENEROUS, 600)
+        for number, place in ((99, HOST), (NEIGHBOUR, "fd00:77::/32"))
+    ]
+    world.datapath.grant(granted)
+    assert passes(world.lab.client, INTERNET[6]), "the other neighbour's is carried"
+    sh("ip link set m0 down && ip link set m0 name late0 && ip link set late0 up")
+    world.datapath.apply(desired(mesh_interfaces=("late0",)))
+    assert passes(world.lab.client, INTERNET[4])
+    assert world.used(granted[0].contract) == (84, 84)
+
+
 def test_contracts_follow_a_new_number_of_their_link(world: World) -> None:
     contract, wide = world.grant(HOST), world.grant("fd00:77::/32")
     world.datapath.close()
