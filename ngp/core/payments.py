@@ -38,8 +38,9 @@ TRACK_AT_MOST_S = 60.0
 PAY_TIMEOUT_S = 60.0
 LATE_S = 86_400
 MOST_AHEAD = 2
-_NEVER_ORDERED = "our payment node never had the order, nothing has left it"
 """A buyer lets at most so many top-ups lie unspent with a server."""
+_NEVER_ORDERED = "our payment node never had the order, nothing has left it"
+_PAID_BEFORE = "our clock went back by hours, so ngp may have paid its invoice already: restart ngp, which looks it up"
 
 
 def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decoded: DecodedInvoice | None) -> bool:
@@ -66,9 +67,6 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     fee_limit_msat = world.settings.fee_limit.of_msat(invoice.amount_msat)
     pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat, fee_limit_msat)
     return False
-
-
-_PAID_BEFORE = "our clock went back by hours, so ngp may have paid its invoice already: restart ngp, which looks it up"
 
 
 def may_be_forgotten(world: World, expires_in_s: int) -> bool:
