@@ -28,6 +28,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from ngp.core import kept_node
 from ngp.core.pricing import SAT_MSAT
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import invoice, node_key
@@ -72,7 +73,7 @@ class ElectrumPayment(ElectrumUpkeep):
 
     def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
         super().__init__(ElectrumWallet(options or {}))
-        self._node_file = NodeFile(state_dir / "electrum-node.json")
+        self._node_file = NodeFile(state_dir / kept_node.file_name("electrum"))
         self._journal_file = state_dir / "electrum.db"
         self._opened_journal: Journal | None = None
         self._info: PaymentInfo | None = None

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import grpc
 
+from ngp.core import kept_node
 from ngp.core.reach import left_msat
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import invoice, lnd_paste, macaroon, node_key
@@ -81,7 +82,7 @@ class LndPayment(LndUpkeep):
 
     def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
         super().__init__(LndClient(Credentials(options or {}, state_dir)))
-        self._node_file = NodeFile(state_dir / "lnd-node.json")
+        self._node_file = NodeFile(state_dir / kept_node.file_name("lnd"))
         self._info: PaymentInfo | None = None
 
     # --- the node -----------------------------------------------------------------------------------------------------

@@ -7,11 +7,10 @@ would be unknown there, and so be called failed.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
+from ngp.core import kept_node
 from ngp.errors import PaymentError
 from ngp.ports import PaymentInfo
 
@@ -25,17 +24,15 @@ class NodeFile:
     def read(self) -> PaymentInfo | None:
         """Return what was kept last; None where nothing was, or nothing that can be read."""
         try:
-            known = json.loads(self._path.read_text())
-            key, network = str(known["account_id"]), str(known["network"])
-            return PaymentInfo(key, network, tuple(map(str, known.get("addresses", ()))))
-        except (OSError, ValueError, KeyError, TypeError):
+            return kept_node.read(self._path.read_text())
+        except (OSError, ValueError):
             return None
 
     def keep(self, info: PaymentInfo) -> None:
         """Write it, whole or not at all: not on a full disk, since a node that answers is of use without it."""
         fresh = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):
-            fresh.write_text(json.dumps(asdict(info)))
+            fresh.write_text(kept_node.written(info))
             os.replace(fresh, self._path)
 
     def confirm(self, info: PaymentInfo, program: str, in_use: PaymentInfo | None) -> PaymentInfo:

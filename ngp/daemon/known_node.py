@@ -6,34 +6,26 @@ channels are those of one node.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True)
-class KnownNode:
-    """A payment node's public key, in hexadecimal, and its network's name."""
-
-    account_id: str
-    network: str
+from ngp.core import kept_node
+from ngp.core.values import PaymentInfo
 
 
-def last(state_dir: Path, module: str) -> KnownNode | None:
+def last(state_dir: Path, module: str) -> PaymentInfo | None:
     """Return the node that a module has used here last; None where none did, or nothing that can be read tells."""
     try:
-        kept = json.loads(_file(state_dir, module).read_text())
-        return KnownNode(str(kept["account_id"]), str(kept["network"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return kept_node.read((state_dir / kept_node.file_name(module)).read_text())
+    except (OSError, ValueError):
         return None
 
 
 @contextmanager
-def unchanged(state_dir: Path, module: str) -> Iterator[KnownNode | None]:
+def unchanged(state_dir: Path, module: str) -> Iterator[PaymentInfo | None]:
     """Yield the node that was used last, and have it be that afterwards too: a look, which asks a node, is no use."""
-    path = _file(state_dir, module)
+    path = state_dir / kept_node.file_name(module)
     try:
         before = path.read_bytes()
     except OSError:
@@ -48,7 +40,7 @@ def unchanged(state_dir: Path, module: str) -> Iterator[KnownNode | None]:
                 fresh.replace(path)
 
 
-def swapped(known: KnownNode | None, account_id: str, network: str) -> str:
+def swapped(known: PaymentInfo | None, account_id: str, network: str) -> str:
     """Tell that another node is in use than last time; "" where it is the same, or the first."""
     if known is None or known.account_id == account_id:
         return ""
@@ -57,6 +49,3 @@ def swapped(known: KnownNode | None, account_id: str, network: str) -> str:
         f"{known.network}"
     )
 
-
-def _file(state_dir: Path, module: str) -> Path:
-    return state_dir / f"{module}-node.json"  # as modules/payment/ name it

@@ -13,10 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ngp.core.settings import Settings
-from ngp.core.values import Check, Standing
+from ngp.core.values import Check, PaymentInfo, Standing
 from ngp.daemon import checkup, known_node, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
-from ngp.daemon.known_node import KnownNode
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
 from ngp.ports import Network
@@ -163,7 +162,7 @@ def _why_node_unknown(state_dir: Path) -> str:
 
 
 async def _ask_payment(
-    settings: Settings, state_dir: Path, why_unknown: str, known: KnownNode | None
+    settings: Settings, state_dir: Path, why_unknown: str, known: PaymentInfo | None
 ) -> list[Check]:
     payment = main.make_payment(settings, state_dir)
     try:
