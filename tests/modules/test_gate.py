@@ -119,6 +119,13 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
+def with_operators_rules(variant: str) -> list[str]:
+    """Load an operator's rules, in both families; returns what is saved of them."""
+    for command in COMMANDS:
+        subprocess.run([f"{command}-{variant}-restore"], input=OPERATOR, text=True, check=True)
+    return saved(variant)
+
+
 def saved(variant: str) -> list[str]:
     """All rules and policies of both families; not dates, versions and counters, which legacy resets at any change."""
     texts = [sh(f"{command}-{variant}-save") for command in COMMANDS]
@@ -156,9 +163,7 @@ def test_apply_twice_changes_nothing_and_clean_up_restores(
     hosts: Lab, filters: tuple[Path, Path], variant: str
 ) -> None:
     yes, no = filters
-    for command in COMMANDS:
-        subprocess.run([f"{command}-{variant}-restore"], input=OPERATOR, text=True, check=True)
-    before = saved(variant)
+    before = with_operators_rules(variant)
     held = Gate(paths(no, no, no), desired())
     assert held.apply() is True
     with_gate = saved(variant)
@@ -248,9 +253,7 @@ def test_what_is_over_the_rate_is_dropped_at_input_and_all_else_left_to_the_oper
     hosts: Lab, filters: tuple[Path, Path], variant: str
 ) -> None:
     yes, no = filters
-    for command in COMMANDS:
-        subprocess.run([f"{command}-{variant}-restore"], input=OPERATOR, text=True, check=True)
-    before = saved(variant)
+    before = with_operators_rules(variant)
     Gate(paths(no, no, no, yes), desired()).apply()
     assert not [line for line in saved(variant) if "NGP_OWN" in line], "no service on this host: nothing is asked there"
     Gate(paths(no, no, no, no), desired(own_services=OWN_SERVICES)).apply()
