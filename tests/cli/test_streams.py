@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or that nobody reads: a verb does its work, and its exit code tells of that."""
+"""Standard streams that are closed, full or without a reader: a verb does its work, and its exit code tells of that."""
 
 from __future__ import annotations
 
