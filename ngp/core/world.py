@@ -80,7 +80,6 @@ class Neighbour:
             boot=self.boot,
             sells=self.sells,
             buys=self.buys,
-            blocked=self.blocked,
             first_seen_s=self.first_seen_s,
             last_seen_s=self.last_seen_s,
         )
