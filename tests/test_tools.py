@@ -21,7 +21,7 @@ from core_tests.shell import LabError
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
-@pytest.mark.parametrize("tool", ["demo", "bench", "lightning-lab", "setup"])
+@pytest.mark.parametrize("tool", ["demo", "bench", "lightning-lab", "setup", "fresh-machine", "stock-kernel"])
 def test_help_sets_nothing_up_before_the_first_set_up(tmp_path: Path, tool: str) -> None:
     shutil.copytree(TOOLS, tmp_path / "tools")
     done = subprocess.run([tmp_path / "tools" / tool, "--help"], capture_output=True, text=True, check=False)
@@ -42,6 +42,36 @@ def test_a_set_up_waits_for_another_of_the_same_checkout(tmp_path: Path) -> None
         assert second.stdout is not None
         assert "another tool sets this checkout up: waiting for it" in second.stdout.readline()
     assert second.communicate()[0] == "alone\n" and second.returncode == 0
+
+
+def test_an_image_serves_every_head_with_the_same_dependencies(tmp_path: Path) -> None:
+    shutil.copytree(TOOLS, tmp_path / "tools")
+    script = """
+    git init -q . && git config user.email nobody@example.org && git config user.name nobody
+    key() { git add -A && git commit -qm more && (source tools/stock-kernel; image_key system); }
+    echo one >setup.cfg; mkdir docs; first=$(key)
+    echo two >docs/page.md; [ "$(key)" = "$first" ] && echo the source alone: the same
+    echo two >setup.cfg; [ "$(key)" != "$first" ] && echo other dependencies: another
+    """
+    done = subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("the source alone: the same\nother dependencies: another\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name a command"),
+        (("--suite",), "needs a"),
+        (("--kernels", "6.1", "true"), "no option '--kernels'"),
+    ],
+)
+@pytest.mark.parametrize("tool", ["fresh-machine", "stock-kernel"])
+def test_a_tool_for_machines_refuses_a_slip_before_it_makes_anything(
+    tmp_path: Path, tool: str, words: tuple[str, ...], said: str
+) -> None:
+    where = os.environ | {"NGP_MACHINES": str(tmp_path / "machines")}
+    done = subprocess.run([TOOLS / tool, *words], env=where, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and said in done.stderr and list(tmp_path.iterdir()) == []
 
 
 def test_the_laboratorys_log_outlives_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
