@@ -80,7 +80,7 @@ APART int was_asked(const struct lane *lane, __u64 hash)
 
 APART int note_asked(struct lane *lane, __u64 hash)
 {
-	__u32 at = (hash >> 32 & (LANE_SETS - 1)) * LANE_WAYS;
+	__u32 at = (hash >> 32 & (LANE_SETS - 1)) * LANE_WAYS, way;
 
 	if (was_asked(lane, hash))
 		return 0;
@@ -90,7 +90,9 @@ APART int note_asked(struct lane *lane, __u64 hash)
 		lane->asked[at + i] = hash;
 		return 0;
 	}
-	lane->asked[at + (bpf_get_prandom_u32() & (LANE_WAYS - 1))] = hash;
+	way = bpf_get_prandom_u32() & (LANE_WAYS - 1);
+	barrier_var(way);                                         /* else an "or" of both, to which older verifiers see no bound */
+	lane->asked[at + way] = hash;
 	return 0;
 }
 

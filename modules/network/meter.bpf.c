@@ -12,7 +12,7 @@
  * can be spoofed. A packet passes only if used + bytes <= granted at the instant of one compare-and-swap; no processor
  * and no top-up can make it pass too much.
  *
- * Build, for either byte order (setup.py does; atomics need -mcpu=v3, Linux 5.12):
+ * Build, for either byte order (setup.py does; atomics need -mcpu=v3):
  *   clang -O2 -g -target bpfel -mcpu=v3 -idirafter /usr/include/$(uname -m)-linux-gnu -c meter.bpf.c -o meter.bpfel.o
  */
 #include "meter.h"

@@ -311,7 +311,9 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 
 APART struct neighbour *find_neighbour(const struct packet *p)
 {
-	return bpf_map_lookup_elem(&ngp_neighbours, &p->link);
+	struct link key = p->link;                                /* older verifiers take no key out of a global function's argument */
+
+	return bpf_map_lookup_elem(&ngp_neighbours, &key);
 }
 
 /* Whose contract covers a packet that comes from a destination: the remote end's, also when a router on the way speaks. */
