@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import logging
 import mmap
 import os
+import platform
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from ngp.errors import KernelError
+from ngp.ports import Check
 
+KERNEL_LEAST = (6, 1)
+"""The oldest Linux on which the programs were loaded and tried; an older one may load them all the same."""
+_log = logging.getLogger("ngp.bpf")
 _MESSAGES_MAX = 40
 _BATCH = 65536
 _NOEXIST = 1
@@ -183,7 +190,7 @@ class Programs:
         path: the object.
         sizes: entries of maps that differ from the object's.
         running: maps to use instead of new ones.
-    Raises: KernelError with the end of what libbpf and the verifier said.
+    Raises: KernelError with what the kernel refused and why; all that libbpf and the verifier said is logged.
     """
 
     def __init__(self, path: Path, sizes: dict[str, int], running: dict[str, Table]) -> None:
@@ -200,8 +207,12 @@ class Programs:
                 require(library().bpf_map__set_max_entries(self._map(name), entries), f"sizing the table {name}")
             for name, table in running.items():
                 require(library().bpf_map__reuse_fd(self._map(name), table.descriptor), f"adopting the table {name}")
-            if library().bpf_object__load(self._object) < 0:
-                raise KernelError(f"the kernel refuses {path}: {' | '.join(messages[-8:])}")
+            result = library().bpf_object__load(self._object)
+            if result == -errno.EPERM:
+                require(result, f"loading {path.name}")
+            if result < 0:
+                _log.debug("loading %s: %s", path, "\n".join(messages))
+                raise KernelError(refusal(path, messages))
         except KernelError:
             self.close()
             raise
@@ -222,6 +233,33 @@ class Programs:
 
     def _map(self, name: str) -> ctypes.c_void_p:
         return ctypes.c_void_p(library().bpf_object__find_map_by_name(self._object, name.encode()))
+
+
+def refusal(path: Path, said: Sequence[str]) -> str:
+    """Say in one line what the kernel refused of an object, why, and what to do. Pure but for the kernel's name.
+
+    Args: said: libbpf's messages. The verifier gives its reason in the line before it counts what it looked at.
+    """
+    text = "\n".join(said)
+    system = f"Linux {platform.release()}"
+    if table := re.search(r"map '(\w+)': failed to create: ([^(\n]+)", text):
+        return f"{system} refuses the table {table[1]}: {table[2]}; a smaller CONTRACTS_MAX needs less memory"
+    program = re.search(r"prog '(\w+)': BPF program load failed: (.+)", text)
+    reason = re.search(r"^(.+)\nprocessed \d+ insns", text, re.MULTILINE)
+    what = f"the program {program[1]} of {path.name}" if program else f"the kernel's part {path.name}"
+    why = reason[1] if reason else program[2] if program else said[-1] if said else "no reason given"
+    least = ".".join(map(str, KERNEL_LEAST))
+    remedy = f"ngp was tried on Linux {least} and later: apt full-upgrade, then reboot"
+    return f"{system} refuses {what}: {why.strip()}; {remedy}"
+
+
+def try_to_load(what: str, path: Path, sizes: dict[str, int]) -> Check:
+    """Tell whether this kernel takes an object, by loading it; nothing of it is left. See `Programs` for arguments."""
+    try:
+        Programs(path, sizes, {}).close()
+    except KernelError as error:  # it says itself what mends it
+        return Check(what, False, str(error))
+    return Check(what, True, "the kernel takes all of its programs")
 
 
 class RingReader:

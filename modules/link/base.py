@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from ngp.errors import KernelError
+from ngp.modules.bpf import try_to_load
+from ngp.modules.link import inlet
 from ngp.modules.link.inlet import Arrival, Inlet
-from ngp.ports import LinkPeer
+from ngp.ports import Check, LinkPeer
 
 Receive = Callable[[LinkPeer, bytes], None]
 
@@ -51,6 +53,10 @@ class PortLink(ABC):
     @abstractmethod
     def open_port(self, interface: str, inlet: Inlet) -> Port | None:
         """Open on an interface; None when it went meanwhile. Raises KernelError."""
+
+    def check(self) -> list[Check]:
+        """Say whether this kernel takes the inlet's programs; touches nothing."""
+        return [] if self._inlet is not None else [try_to_load("inlet", inlet.object_path(), {})]
 
     async def open(self, interfaces: Sequence[str], receive: Receive) -> None:
         """Start on these interfaces; one that isn't there yet is tried again at `update`. Raises KernelError."""

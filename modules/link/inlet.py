@@ -41,6 +41,11 @@ def read_arrival(record: bytes) -> Arrival:
     return Arrival(index, mac, source[: {4: 4, 6: 16}.get(version, 0)], record[_HEAD.size : _HEAD.size + length])
 
 
+def object_path() -> Path:
+    """Return the inlet for this machine's byte order."""
+    return bpf.compiled(Path(__file__).with_name("inlet"))
+
+
 class Inlet:
     """The filters in the kernel, and the ring that they fill.
 
@@ -49,7 +54,7 @@ class Inlet:
 
     def __init__(self, on_arrival: Callable[[Arrival], None]) -> None:
         self._on_arrival = on_arrival
-        self._programs = bpf.Programs(bpf.compiled(Path(__file__).with_name("inlet")), {}, {})
+        self._programs = bpf.Programs(object_path(), {}, {})
         self._lanes, self._shared, self._counts, ring = (
             self._programs.table(f"inlet_{name}") for name in ("lanes", "shared", "counts", "ring")
         )

@@ -18,12 +18,13 @@ from pathlib import Path
 from ngp.core.messages import Address
 from ngp.core.services import SERVICES_A_HOST
 from ngp.errors import KernelError
-from ngp.modules.network import layout, nat, xtables
+from ngp.modules.bpf import KERNEL_LEAST, try_to_load
+from ngp.modules.network import bpf, layout, nat, xtables
 from ngp.modules.network.host import Host
+from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.xtables import NFT, find_command, run
 from ngp.ports import Check, DesiredNetwork, FreeRule, Prefix
 
-KERNEL_LEAST = (5, 12)
 _NET_ADMIN, _NET_RAW, _SYS_ADMIN, _BPF = 12, 13, 21, 39  # capability(7), as bits in include/uapi/linux/capability.h
 _CAPABILITIES = {
     "CAP_NET_ADMIN": (_NET_ADMIN,),
@@ -66,19 +67,23 @@ def check(desired: DesiredNetwork) -> list[Check]:
 
 
 def _kernel() -> Iterator[Check]:
+    """A note: whether this kernel takes the programs is found out by loading them, see `meter`."""
     release = platform.release()
     numbers = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
     least = ".".join(map(str, KERNEL_LEAST))
-    ok = numbers >= KERNEL_LEAST
-    yield Check(
-        "kernel", ok, f"Linux {release}", "" if ok else f"the meter needs Linux {least} or later: apt full-upgrade"
-    )
+    remedy = "" if numbers >= KERNEL_LEAST else f"Linux {least}, the oldest that ngp was tried on: apt full-upgrade"
+    yield Check("kernel", True, f"Linux {release}", remedy)
 
 
 def _rights() -> Iterator[Check]:
     missing = [name for name, bits in _CAPABILITIES.items() if not any(map(_holds, bits))]
     found = f"missing: {', '.join(missing)}" if missing else "all that is needed"
     yield Check("rights", not missing, found, _AS_ROOT if missing else "")
+
+
+def meter(desired: DesiredNetwork) -> Check:
+    """Load the meter and let go of it: its verdict is that of a start."""
+    return try_to_load("meter", bpf.object_path(), table_sizes(desired.contracts_max))
 
 
 def _holds(capability: int) -> bool:

@@ -122,12 +122,9 @@ class Datapath:
             library()
             tcx = hooks.has_tcx()
             lines.append(Check("hook", True, "tcx" if tcx else "clsact (tcx comes with Linux 6.6)"))
+            lines.append(Check("meter", True, "runs") if self._running else host_check.meter(desired))
         except KernelError as error:
             lines.append(Check("libbpf", False, str(error), "apt install libbpf1"))
-        path = bpf.object_path()
-        lines.append(
-            Check("meter", path.is_file(), str(path), "" if path.is_file() else "python setup.py build_meter -i")
-        )
         try:
             gate.gate_chains(desired, self._paths)
         except KernelError as error:

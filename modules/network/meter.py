@@ -48,7 +48,7 @@ class Meter:
     ) -> None:
         self.desired = desired
         self._index_of = index_of
-        sizes = {} if adopted else _sizes(desired.contracts_max)
+        sizes = {} if adopted else table_sizes(desired.contracts_max)
         self.programs = Programs(bpf.object_path(), sizes, adopted)
         self.tables = {name: self.programs.table(name) for name in layout.TABLES}
         for table in adopted.values():
@@ -173,7 +173,7 @@ class Meter:
             bpf.pin(self.programs.program(name), folder / name)
 
 
-def _sizes(contracts_max: int) -> dict[str, int]:
+def table_sizes(contracts_max: int) -> dict[str, int]:
     """Return the entries of those tables that grow with CONTRACTS_MAX; hosts also hold neighbours' own addresses."""
     hosts = 1 << (contracts_max + _HOSTS_SPARE - 1).bit_length()
     return {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ngp import identity
-from ngp.config import load, refuse_shown_secret, unwise
+from ngp.config import load, refuse_shown_secret
 from ngp.core.events import Event
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.settings import Settings
@@ -90,9 +90,18 @@ async def check(settings: Settings, state_dir: Path) -> list[Check]:
     """Look at this host, with or without a running daemon; touches nothing."""
     network = make_network(settings, state_dir)
     try:
-        return [*missing_names(settings, network), *network.check(look_at_host(settings, network))]
+        found = [*missing_names(settings, network), *network.check(look_at_host(settings, network))]
     finally:
         network.close()
+    return [*found, *_check_links(settings)]
+
+
+def _check_links(settings: Settings) -> list[Check]:
+    """Ask each link module; what two of them say alike is told once."""
+    try:
+        return list(dict.fromkeys(line for link in make_links(settings) for line in link.check()))
+    except NgpError as error:
+        return [Check("link", False, str(error))]
 
 
 async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, Courier, list[Link]]:
@@ -194,8 +203,6 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     for line in missing_names(node.settings, node.parts.network):
         if not line.ok:
             _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
-    for line in unwise(node.settings):
-        _log.warning("%s %s; right: %s", line.name, line.found, line.remedy)
     _log.info("ready: %s on %s", identity.short_text(courier.identity), interfaces)
     options.ready()
     await node.stopping.wait()

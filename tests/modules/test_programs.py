@@ -1,0 +1,96 @@
+"""The kernel's programs: the kernel that runs takes all of them, and a refusal is told alike by a check and a start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ngp.errors import KernelError
+from ngp.modules import bpf
+from ngp.modules.link import inlet
+from ngp.modules.link.udp import UdpLink
+from ngp.modules.network import bpf as meter_bpf
+from ngp.modules.network import check as host_check
+from ngp.modules.network.meter import table_sizes
+from tests.modules.kernel_lab import desired
+
+ROOT = Path(__file__).resolve().parents[2]
+OBJECTS = sorted(bpf.compiled(source.with_name(source.name[:-6])) for source in (ROOT / "modules").rglob("*.bpf.c"))
+# An index that nothing bounds: no kernel takes it.
+REFUSED = """
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, __u64[4]);
+} one SEC(".maps");
+SEC("socket") int too_far(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	__u64 *words = bpf_map_lookup_elem(&one, &zero);
+	return words ? words[bpf_get_prandom_u32()] : 0;
+}
+char _license[] SEC("license") = "GPL";
+"""
+SAID = [
+    "libbpf: prog 'xt_unpaid': BPF program load failed: Permission denied",
+    "libbpf: prog 'xt_unpaid': -- BEGIN PROG LOAD LOG --\n1071: (85) call bpf_map_lookup_elem#1\n"
+    "R2 type=mem expected=fp, pkt, pkt_meta, map_key, map_value\nprocessed 2022 insns (limit 1000000)\n"
+    "-- END PROG LOAD LOG --",
+    "libbpf: failed to load object 'meter.bpfel.o'",
+]
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Path:
+    """An object that the kernel refuses."""
+    path = tmp_path / "refused.o"
+    include = next(Path("/usr/include").glob("*-linux-gnu"))
+    words = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-idirafter", str(include), "-x", "c", "-c", "-"]
+    subprocess.run([*words, "-o", str(path)], input=REFUSED, text=True, check=True)
+    return path
+
+
+def test_every_source_is_an_object_that_a_check_loads() -> None:
+    looked_at = (inlet.object_path(), meter_bpf.object_path())
+    assert [path.resolve() for path in looked_at] == OBJECTS
+
+
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: str(path.name))
+def test_this_kernel_takes_every_program(path: Path) -> None:
+    assert bpf.try_to_load("it", path, {}) == bpf.Check("it", True, "the kernel takes all of its programs")
+
+
+def test_the_meter_loads_in_the_size_of_its_tables() -> None:
+    assert host_check.meter(desired()).ok
+    huge = host_check.meter(desired(contracts_max=2**32 - 2**16))
+    assert not huge.ok and "refuses the table ngp_" in huge.found and "smaller CONTRACTS_MAX" in huge.found
+
+
+def test_a_check_leaves_nothing_open(refused: Path) -> None:
+    for path in (inlet.object_path(), refused):  # the first time the library itself opens what it keeps
+        bpf.try_to_load("it", path, {})
+    before = os.listdir("/proc/self/fd")
+    for path in (*OBJECTS, refused):
+        bpf.try_to_load("it", path, table_sizes(1024) if "meter" in path.name else {})
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_check_and_start_refuse_with_the_same_words(refused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KernelError, match=r"the program too_far of refused\.o: .+; ngp was tried on Linux") as start:
+        bpf.Programs(refused, {}, {})
+    monkeypatch.setattr(inlet, "object_path", lambda: refused)
+    monkeypatch.setattr(meter_bpf, "object_path", lambda: refused)
+    monkeypatch.setattr(host_check, "table_sizes", lambda _: {})
+    assert UdpLink().check() == [bpf.Check("inlet", False, str(start.value))]
+    assert host_check.meter(desired()) == bpf.Check("meter", False, str(start.value))
+
+
+def test_a_refusal_names_the_program_the_reason_and_what_to_do() -> None:
+    line = bpf.refusal(Path("/opt/meter.bpfel.o"), SAID)
+    assert "refuses the program xt_unpaid of meter.bpfel.o: R2 type=mem expected=fp, pkt," in line
+    assert "\n" not in line and line.endswith("apt full-upgrade, then reboot")
+    assert "refuses the kernel's part x.o: no memory;" in bpf.refusal(Path("x.o"), ["no memory"])
+    assert "refuses the kernel's part x.o: no reason given;" in bpf.refusal(Path("x.o"), [])
