@@ -24,7 +24,8 @@ def handlers(tmp_path: Path) -> Iterator[Handlers]:
     """A daemon with the sandbox's payment node and one account; what it is told goes nowhere."""
     payment = SandboxPayment(tmp_path)
     means = SimpleNamespace(real_money=False)
-    world = SimpleNamespace(means=means, by_link={}, neighbours={}, accounts={(WHO, "server"): None})
+    nobody: dict[str, Any] = {"by_link": {}, "neighbours": {}, "by_identity": {}, "blocked": set()}
+    world = SimpleNamespace(means=means, accounts={(WHO, "server"): None}, **nobody)
     parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=world), payment=payment)
     node: Any = SimpleNamespace(parts=parts, tell=lambda _event: None)
     yield Handlers(node)
@@ -42,6 +43,18 @@ def test_a_fault_that_does_not_exist_is_bad_usage(handlers: Handlers, name: str,
 def test_a_payment_by_hand_is_told_in_the_units_of_the_listings(handlers: Handlers) -> None:
     said = asyncio.run(handlers.payment({"neighbour": "00", "amount_msat": 1_000_000}))
     assert said.startswith("1000 sat (not real money) credited to ")
+
+
+def test_who_is_blocked_is_listed_and_can_be_named_on_no_link(handlers: Handlers) -> None:
+    gone = b"\x7f" * 32
+    handlers._world.blocked.add(gone)
+
+    async def listed() -> list[dict[str, Any]]:
+        return [row async for row in handlers.neighbours({})]
+
+    (row,) = asyncio.run(listed())
+    assert (row["neighbour"], row["blocked"], row["up"], row["interface"]) == ("7f" * 32, True, False, None)
+    assert asyncio.run(handlers.unblock({"neighbour": "7f"})).endswith(" may trade again")
 
 
 def test_unblock_does_not_read_like_a_refusal(handlers: Handlers) -> None:

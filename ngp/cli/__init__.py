@@ -6,16 +6,15 @@ never in a traceback. A pipe that closes early (`ngp ledger | head`) and Ctrl-C 
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NoReturn
 
 import click
 
 from ngp import __version__
+from ngp.cli import streams
 from ngp.cli.show import clean
 from ngp.cli.verbs import VerbGroup
 from ngp.errors import ExitCode, NgpError
@@ -47,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code; every error becomes a line on stderr."""
+    streams.fill()
     try:
         code = ngp.main(args=arguments, prog_name="ngp", standalone_mode=False)
         sys.stdout.flush()
@@ -58,10 +58,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
     except BrokenPipeError:
-        _forget_stdout()
+        streams.forget_stdout()
         return ExitCode.OTHER
     except OSError as error:
-        _forget_stdout()
+        streams.forget_stdout()
         return _complain(f"{error.filename or 'output'}: {error.strerror}", ExitCode.OTHER)
     except Exception as error:
         return _complain(f"a defect of ngp ({type(error).__name__}: {error}): please report it", ExitCode.OTHER)
@@ -69,13 +69,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str, exit_code: int) -> int:
-    with suppress(OSError):
-        for line in text.splitlines() or ["failed"]:
-            print(f"ngp: {clean(line)}", file=sys.stderr)
+    for line in text.splitlines() or ["failed"]:
+        streams.note(f"ngp: {clean(line)}")
     return int(exit_code)
-
-
-def _forget_stdout() -> None:
-    """Nobody reads any more: let the interpreter's last flush go nowhere."""
-    with suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

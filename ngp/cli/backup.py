@@ -10,6 +10,7 @@ from ngp.cli import books
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import Progress
+from ngp.cli.streams import say
 from ngp.cli.verbs import verb_command
 from ngp.errors import RunningError
 
@@ -28,5 +29,5 @@ def command(place: Place, file: Path) -> int:
             ledger.backup(target)
     finally:
         progress.end()
-    print(f"the ledger is copied to {target}")
+    say(f"the ledger is copied to {target}")
     return 0

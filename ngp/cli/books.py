@@ -5,11 +5,10 @@ Only where none runs: what a daemon holds in memory is newer than its file.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ngp.cli import aftermath
+from ngp.cli import aftermath, streams
 from ngp.cli.place import Place
 from ngp.cli.show import clean
 from ngp.daemon import known_node
@@ -38,7 +37,7 @@ def opened(place: Place, absent: RunningError) -> Iterator[Ledger]:
         raise LedgerError(f"ledger {place.ledger_path}: {error.strerror}; try sudo") from error
     said = aftermath.told(place)
     if said:
-        print(f"ngp: {clean(said)}", file=sys.stderr)
+        streams.note(f"ngp: {clean(said)}")
     keep_last_sign(place.state_dir)
     ledger = Ledger.open(place.ledger_path)
     try:

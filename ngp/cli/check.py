@@ -31,7 +31,7 @@ _KINDS = {
 def command(place: Place, as_json: bool) -> int:
     """Look for what is missing."""
     configuration, settings, text = _check_configuration(place)
-    rows = [configuration, *_rest(place, settings, text)]
+    rows = [configuration, *_advice(settings), *_rest(place, settings, text)]
     if as_json:
         print_json_rows(rows)
     else:
@@ -55,6 +55,12 @@ def _check_configuration(place: Place) -> tuple[Row, Settings | None, str]:
     except ConfigError as error:  # what it says is looked at all the same
         return _row(Check("configuration", False, str(error)), "configuration"), settings, text
     return _row(Check("configuration", True, str(place.config_path)), "configuration"), settings, text
+
+
+def _advice(settings: Settings | None) -> list[Row]:
+    from ngp.config import unwise
+
+    return [] if settings is None else [_row(each, "configuration") for each in unwise(settings)]
 
 
 def _has_file(place: Place) -> bool:

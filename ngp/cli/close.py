@@ -7,6 +7,7 @@ up, when interfaces don't exist yet and there may be no state directory.
 from __future__ import annotations
 
 from ngp.cli.place import Place
+from ngp.cli.streams import say
 from ngp.cli.verbs import verb_command
 
 
@@ -15,10 +16,10 @@ def command(place: Place) -> int:
     """Close the mesh interfaces, if net.conf wants it."""
     settings = place.settings(trusted_only=True)
     if not settings.closed_when_stopped:
-        print("WHEN_STOPPED is open: nothing is closed")
+        say("WHEN_STOPPED is open: nothing is closed")
         return 0
     from ngp.daemon import offline  # late: it imports every module
 
     offline.shut(settings, place.state_dir)
-    print(f"closed until ngp starts: {', '.join(settings.mesh_interfaces)}")
+    say(f"closed until ngp starts: {', '.join(settings.mesh_interfaces)}")
     return 0

@@ -11,6 +11,7 @@ import click
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import Column, Progress, Row, clean, field, key, money, print_json, print_result, print_table
+from ngp.cli.streams import say
 from ngp.cli.verbs import verb_command
 from ngp.daemon.state import running_pid
 from ngp.errors import ConfigError, PaymentError, UsageError
@@ -184,7 +185,7 @@ def _connect(place: Place, untried: bool) -> int:
             raise PaymentError(f"{error}; nothing was kept (--untried keeps it all the same)") from error
     where, former = offline.keep_lnd_uri(uri, place.state_dir)
     replaced = f"replaced the one before, kept as {former}; " if former else ""
-    print(f"kept for LND at {where}; {replaced}{answered}; {_not_used(place) or _to_use(place)}")
+    say(f"kept for LND at {where}; {replaced}{answered}; {_not_used(place) or _to_use(place)}")
     return 0
 
 

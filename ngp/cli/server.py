@@ -10,6 +10,7 @@ from ngp.cli import stop
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import print_result
+from ngp.cli.streams import say
 from ngp.cli.verbs import verb_command
 from ngp.config import units
 from ngp.errors import ConfigError
@@ -26,7 +27,7 @@ def command(place: Place, words: tuple[str, ...]) -> int:
         raise click.UsageError(f"the command can't be read ({error}).") from error
     if verb == "test" and not rest:
         Daemon(place.state_dir).ask("test")
-        print("Test OK")
+        say("Test OK")
         return 0
     if verb == "stop" and not rest:
         return stop.stop(place)

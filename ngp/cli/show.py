@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from ngp.cli import streams
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -158,9 +160,14 @@ def make_table(rows: Iterable[Row], columns: Sequence[Column]) -> Table:
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     """Print names and values, one a line."""
+    for line in lines_of(fields):
+        print(line)
+
+
+def lines_of(fields: Sequence[tuple[str, str]]) -> list[str]:
+    """Write names and values, one a line."""
     width = max((len(name) for name, _ in fields), default=0)
-    for name, value in fields:
-        print(f"{name:{width}}  {value}")
+    return [f"{name:{width}}  {value}" for name, value in fields]
 
 
 def print_unless_real(rows: Sequence[Row]) -> None:
@@ -192,22 +199,22 @@ class Progress:
         text = f"{self._what}: {so_far_s:.0f} s{', ' if stage else ''}{clean(stage) if stage else ''}"
         if sys.stderr.isatty():
             self._next_s = so_far_s + 0.9
-            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
+            streams.note(f"\r{text}\033[K", end="")
             self._shown = True
         else:
             self._next_s = so_far_s * 2 + 1
-            print(text, file=sys.stderr, flush=True)
+            streams.note(text)
 
     def end(self) -> None:
         """Take the line away."""
         if self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            streams.note("\r\033[K", end="")
             self._shown = False
 
 
 def print_result(result: object, otherwise: str) -> None:
     """Print what a verb that does something answered: a sentence, names and values, or nothing in particular."""
     if isinstance(result, dict) and result:
-        print_fields([(name.replace("_", " "), clean(value)) for name, value in result.items()])
+        streams.say(*lines_of([(name.replace("_", " "), clean(value)) for name, value in result.items()]))
     else:
-        print(clean(result) if isinstance(result, str) and result else otherwise)
+        streams.say(clean(result) if isinstance(result, str) and result else otherwise)

@@ -6,6 +6,7 @@ import click
 
 from ngp.cli.place import Place
 from ngp.cli.show import Progress
+from ngp.cli.streams import say
 from ngp.cli.verbs import verb_command
 from ngp.daemon import spawn
 from ngp.daemon.options import LOG_FILE
@@ -26,7 +27,7 @@ def command(place: Place, verbose: bool, foreground: bool) -> int:
         pid = spawn.start_detached(place.config_path, place.state_dir, verbose, progress)
     finally:
         progress.end()
-    print(f"ngp runs (process {pid}); its log is {place.state_dir / LOG_FILE}")
+    say(f"ngp runs (process {pid}); its log is {place.state_dir / LOG_FILE}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ngp.cli.client import BrokenOff, Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import Progress, clean
+from ngp.cli.streams import say
 from ngp.cli.verbs import verb_command
 from ngp.daemon.state import left_behind, running_pid
 from ngp.errors import ConfigError, NgpError, RunningError
@@ -46,7 +47,7 @@ def stop(place: Place) -> int:
     if left_behind(state_dir):
         _clean_up(place)
     else:
-        print("ngp has stopped")
+        say("ngp has stopped")
     return 0
 
 
@@ -73,10 +74,10 @@ def _clean_up(place: Place) -> None:
 
     settings, why_not = _settings(place)
     offline.clean_up(place.state_dir, settings)
-    print("ngp wasn't running any more; what it had left in the kernel is removed")
+    say("ngp wasn't running any more; what it had left in the kernel is removed")
     if settings is None:
-        print("WHEN_STOPPED is not known, so what is forwarded passes freely, as with open; net.conf can't be used:")
-        print(*map(clean, why_not.splitlines()), sep="\n")
+        say("WHEN_STOPPED is not known, so what is forwarded passes freely, as with open; net.conf can't be used:")
+        say(*map(clean, why_not.splitlines()))
 
 
 def _settings(place: Place) -> tuple[Settings | None, str]:

@@ -1,5 +1,6 @@
 """net.conf: its keys, their units, and how the file becomes `ngp.core.settings.Settings`."""
 
+from ngp.config.advice import unwise
 from ngp.config.destinations import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.config.document import read_text
 from ngp.config.keys import KEYS, Key, listing
@@ -22,4 +23,5 @@ __all__ = [
     "parse",
     "read_text",
     "refuse_shown_secret",
+    "unwise",
 ]

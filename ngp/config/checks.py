@@ -17,11 +17,13 @@ from ngp.config.document import Finding, Node, show
 from ngp.config.keys import Key
 from ngp.config.units import show_data, show_time
 from ngp.config.values import ALL_INTERFACES, is_mac, is_pattern
-from ngp.core.pricing import show_money, show_price
+from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, show_money, show_price
 from ngp.core.services import SERVICES_A_HOST, crowded
 from ngp.core.settings import PriceRule
 
 T = TypeVar("T")
+
+LEAST_PING_BYTES = 98  # IPv4, 56 bytes of data, Ethernet's header
 
 Modules = Callable[[str], Collection[str]]
 
@@ -220,6 +222,21 @@ def _rules(written: Written, general_agree: bool) -> list[tuple[PriceRule, Node]
     return [(entry.rule, entry.node) for entry in written[keys.PRICES]] if general_agree else []
 
 
+def _contract_data(written: Written) -> Iterator[Finding]:
+    if written[keys.CONTRACT_DATA] < LEAST_PING_BYTES:
+        yield written.finding(
+            keys.CONTRACT_DATA,
+            f"holds no packet, as a ping has {LEAST_PING_BYTES} bytes, so nothing would pass: write 4 kB at least; "
+            "100 MB is usual",
+        )
+
+
+def _grace(written: Written) -> Iterator[Finding]:
+    if credit := 0 if written[keys.GRACE_TIME] else written[keys.GRACE_DATA]:
+        message = f"ends each contract on credit (GRACE_DATA: {show_data(credit)}) before a packet passes: write 1 s or"
+        yield written.finding(keys.GRACE_TIME, f"{message} more, or GRACE_DATA: 0 for no credit")
+
+
 def _data_renewal(written: Written) -> Iterator[Finding]:
     left, limit = written[keys.DATA_RENEWAL], written[keys.CONTRACT_DATA]
     if left is not None and left >= limit:
@@ -241,10 +258,25 @@ def _fits_budget(budget: Key[Any]) -> Check:
 
     def check(written: Written) -> Iterator[Finding]:
         most: int | None = written[budget]
-        if written[keys.BUY] and most is not None and written[keys.PAYMENT_AMOUNT] > most:
+        asked_msat = ceil_to_sat_msat(written[keys.PAYMENT_AMOUNT])  # invoices are of whole sat
+        if written[keys.BUY] and most is not None and asked_msat > most:
             remedy = f"lower it, or raise {budget.name}"
             message = f"is above {budget.name} ({show_money(most)}), no payment could be made: {remedy}"
             yield written.finding(keys.PAYMENT_AMOUNT, message)
+
+    return check
+
+
+def _pays_fees(budget: Key[Any]) -> Check:
+    """Compare one budget with the fee that a payment may cost: where no sat is left beside it, none is ever paid."""
+
+    def check(written: Written) -> Iterator[Finding]:
+        most: int | None = written[budget]
+        fees = written[keys.FEE_LIMIT]
+        if written[keys.BUY] and most is not None and fees.fits_msat(most) < SAT_MSAT:
+            fee = show_money(fees.of_msat(SAT_MSAT))
+            message = f"leaves no sat for a payment whose fee may be {fee}, so none could be made: raise it, or lower"
+            yield written.finding(budget, f"{message} FEE_LIMIT")
 
     return check
 
@@ -269,9 +301,12 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     (_BUY_KEYS, _general_buying),
     ((*_SELL_KEYS, keys.PRICES), _rules_selling),
     ((*_BUY_KEYS, keys.PRICES), _rules_buying),
+    ((keys.CONTRACT_DATA,), _contract_data),
+    ((keys.GRACE_DATA, keys.GRACE_TIME), _grace),
     ((keys.CONTRACT_DATA, keys.DATA_RENEWAL), _data_renewal),
     ((keys.CONTRACT_TIME, keys.TIME_RENEWAL), _time_renewal),
     *(((keys.BUY, keys.PAYMENT_AMOUNT, budget), _fits_budget(budget)) for budget in _BUDGET_KEYS),
+    *(((keys.BUY, keys.FEE_LIMIT, budget), _pays_fees(budget)) for budget in _BUDGET_KEYS),
 )
 
 

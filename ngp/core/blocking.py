@@ -1,4 +1,7 @@
-"""Blocking: the operator has nothing more to do with a neighbour, or deals with it again, whatever its links."""
+"""Blocking: the operator has nothing more to do with a neighbour, or deals with it again, whatever its links.
+
+A block is the identity's own record, of no link or account: those come and go, and are forgotten.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from ngp.core import bills, buyer, seller
 from ngp.core.contract import CloseReason
 from ngp.core.effects import Persist
 from ngp.core.messages import Role
+from ngp.core.records import BlockRecord
 from ngp.core.world import World
 
 
@@ -28,11 +32,12 @@ def unblock(world: World, identity: bytes) -> None:
         bills.let_stand(world, account)
     seller.forget_refusals(world, identity)
     buyer.ask_again(world, identity)
+    world.forget_if_gone(identity)
 
 
 def _mark(world: World, identity: bytes, blocked: bool) -> None:
     (world.blocked.add if blocked else world.blocked.discard)(identity)
+    world.do(Persist(BlockRecord(identity, blocked), durable=True))
     for neighbour in world.by_identity.get(identity, {}).values():
-        neighbour.blocked, neighbour.kept = blocked, True
-        world.do(Persist(neighbour.record()))
+        neighbour.blocked = blocked
         world.tell_kernel(neighbour)

@@ -47,9 +47,16 @@ class NeighbourRecord:
     boot: int
     sells: bool
     buys: bool
-    blocked: bool
     first_seen_s: int
     last_seen_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRecord:
+    """Whether the operator blocked a neighbour. Key: identity; stays, whatever is forgotten of links and accounts."""
+
+    identity: bytes
+    blocked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +173,17 @@ class ForgetLink:
 
 @dataclass(frozen=True, slots=True)
 class ForgetNeighbours:
-    """Remove all that the ledger has of identities that never paid or were paid, and whose contracts are all over."""
+    """Remove all that the ledger has of identities that never paid or were paid, and whose contracts are all over.
+
+    But for a block: that is the operator's.
+    """
 
     identities: tuple[bytes, ...]
 
 
 Record = (
     NeighbourRecord
+    | BlockRecord
     | AccountRecord
     | ContractRecord
     | BilledRecord
@@ -189,6 +200,7 @@ class Snapshot:
     """What the ledger holds at start: neighbours, accounts, contracts and payments that are not over.
 
     Attributes:
+        blocked: identities that the operator blocked.
         forgotten_s: when the last payment of ours that isn't among `payments` was touched, UTC seconds; 0: none.
     """
 
@@ -202,3 +214,4 @@ class Snapshot:
     spent_total_msat: int
     spent_by_neighbour_msat: tuple[tuple[bytes, int], ...]
     forgotten_s: int = 0
+    blocked: tuple[bytes, ...] = ()

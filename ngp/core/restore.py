@@ -43,6 +43,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Sequence[Adopte
     world.now, world.effects = now, []
     running = {found.grant.contract: found for found in adopted}
     world.cursor = snapshot.cursor
+    world.blocked = set(snapshot.blocked)
     for record in snapshot.accounts:
         _account(world, record)
     _neighbours(world, snapshot, {contract: found.grant.neighbour for contract, found in running.items()})
@@ -73,7 +74,7 @@ def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> 
     needed = {(record.identity, (record.interface, record.link_address)) for record in snapshot.contracts}
     for record in snapshot.neighbours:
         key = (record.identity, (record.interface, record.link_address))
-        if key not in needed and record.last_seen_s < world.now.utc_s - FORGET_NEIGHBOUR_S and not record.blocked:
+        if key not in needed and record.last_seen_s < world.now.utc_s - FORGET_NEIGHBOUR_S:
             continue
         neighbour = Neighbour(
             identity=record.identity,
@@ -83,12 +84,9 @@ def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> 
             sells=record.sells,
             buys=record.buys,
             boot=record.boot,
-            blocked=record.blocked,
             first_seen_s=record.first_seen_s,
             last_seen_s=record.last_seen_s,
         )
-        if neighbour.blocked:
-            world.blocked.add(neighbour.identity)
         world.add_neighbour(neighbour)
         standing = world.by_link.get(key[1])
         if standing is None or standing.last_seen_s < neighbour.last_seen_s:

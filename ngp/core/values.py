@@ -10,6 +10,10 @@ from enum import Enum, StrEnum
 
 from ngp.core.messages import Address, Prefix, Role
 
+FULL_PACKET_BYTES = 1514
+"""A packet of the usual MTU with Ethernet's header, as the meter counts it. Of a GSO superpacket that a contract has no
+room for TCP sends the parts again, one by one, so nothing larger must fit."""
+
 
 @dataclass(frozen=True, slots=True)
 class LinkPeer:

@@ -30,7 +30,7 @@ from ngp.core.records import (
 )
 from ngp.core.settings import Settings
 from ngp.core.timers import Due, Timers
-from ngp.core.values import Grant, KernelNeighbour, Now
+from ngp.core.values import FULL_PACKET_BYTES, Grant, KernelNeighbour, Now
 
 Link = tuple[str, bytes]
 
@@ -80,7 +80,6 @@ class Neighbour:
             boot=self.boot,
             sells=self.sells,
             buys=self.buys,
-            blocked=self.blocked,
             first_seen_s=self.first_seen_s,
             last_seen_s=self.last_seen_s,
         )
@@ -407,17 +406,22 @@ class World:
 def renewal_bytes(settings: Settings, contract: Contract) -> int:
     """Return how many bytes before the limit the client renews.
 
-    `auto`: a quarter of a contract's data, or what three seconds at the present rate need, but at most four contracts'
-    worth, so that a burst can't make it buy without end.
+    `auto`: a quarter of a contract's data, ours or, where it sells less, the server's; or what three seconds at the
+    present rate need, but at most four contracts' worth, so that a burst can't make it buy without end. Never less than
+    a full packet: what is left would be too little for the next one, and too much to renew.
     """
     if settings.data_renewal_bytes is not None:
         return settings.data_renewal_bytes
     fast = int(contract.rate_bytes_s * 3)
-    return min(max(settings.contract_data_bytes // 4, fast), 4 * settings.contract_data_bytes)
+    bought = min(settings.contract_data_bytes, contract.data_limit_bytes - contract.renewed_at_bytes)
+    return max(FULL_PACKET_BYTES, min(max(bought // 4, fast), 4 * settings.contract_data_bytes))
 
 
 def renewal_time_s(settings: Settings, contract: Contract) -> float:
-    """Return how many seconds before its end the client renews; `auto`: a tenth of the lifetime, 1 to 60 s."""
-    if settings.time_renewal_s is not None:
-        return float(settings.time_renewal_s)
-    return min(60.0, max(1.0, contract.lifetime_s / 10))
+    """Return how many seconds before its end the client renews; `auto`: a tenth of the lifetime, 1 to 60 s.
+
+    At most half of the lifetime, which is the server's to choose: else each renewal would call for the next one.
+    """
+    wanted = settings.time_renewal_s
+    wanted_s = min(60.0, max(1.0, contract.lifetime_s / 10)) if wanted is None else float(wanted)
+    return wanted_s if wanted_s < contract.lifetime_s else contract.lifetime_s / 2

@@ -164,27 +164,32 @@ class Handlers:
         )
 
     def neighbours(self, _arguments: dict[str, Any]) -> Any:
-        """List neighbours."""
+        """List neighbours, and who is blocked, on a link or not."""
         world = self._world
+        gone = sorted(world.blocked - world.by_identity.keys())
         return _stream(
             [
-                {
-                    "neighbour": identity.text(neighbour.identity),
-                    "interface": neighbour.link[0],
-                    "link_address": neighbour.link[1].hex(":"),
-                    "address": self._node.post.transport(neighbour.link),
-                    "network": neighbour.network,
-                    "same_network": neighbour.network == world.means.network,
-                    "sells": neighbour.sells,
-                    "buys": neighbour.buys,
-                    "up": neighbour.up and world.by_link.get(neighbour.link) is neighbour,
-                    "blocked": neighbour.blocked,
-                    "lane_bytes": self._node.parts.network.lane_bytes(neighbour.number),
-                    "last_seen": reports.iso(neighbour.last_seen_s),
-                }
-                for neighbour in world.neighbours.values()
+                *(self._neighbour_row(neighbour) for neighbour in world.neighbours.values()),
+                *(reports.blocked_row(who) for who in gone),
             ]
         )
+
+    def _neighbour_row(self, neighbour: Neighbour) -> dict[str, Any]:
+        world = self._world
+        return {
+            "neighbour": identity.text(neighbour.identity),
+            "interface": neighbour.link[0],
+            "link_address": neighbour.link[1].hex(":"),
+            "address": self._node.post.transport(neighbour.link),
+            "network": neighbour.network,
+            "same_network": neighbour.network == world.means.network,
+            "sells": neighbour.sells,
+            "buys": neighbour.buys,
+            "up": neighbour.up and world.by_link.get(neighbour.link) is neighbour,
+            "blocked": neighbour.blocked,
+            "lane_bytes": self._node.parts.network.lane_bytes(neighbour.number),
+            "last_seen": reports.iso(neighbour.last_seen_s),
+        }
 
     def ledger(self, arguments: dict[str, Any]) -> Any:
         """List the journal."""
@@ -381,7 +386,7 @@ class Handlers:
             if written in (self._node.post.transport(neighbour.link), neighbour.link[1].hex(":")):
                 return neighbour.identity
         known = {neighbour.identity for neighbour in self._world.neighbours.values()}
-        known |= {who for who, _ in self._world.accounts}
+        known |= {who for who, _ in self._world.accounts} | self._world.blocked
         return identity.match(written, known)
 
 

@@ -44,31 +44,55 @@ class _Utc(logging.Formatter):
 class LogFile(RotatingFileHandler):
     """The log in the state directory: 5 files of 1 MB, readable by root and the group ngp.
 
-    Nobody else writes to it, so its size is counted; the library's own handler looks at the file twice and formats
-    twice for each line, which was a tenth of what a gateway does for a new contract.
+    One look at the file for each line tells its size, and whether it still has its name: what logrotate moves away, or
+    somebody deletes, is opened anew, and with it standard error where that goes here. The library's own handler looks
+    twice and formats twice, which was a tenth of what a gateway does for a new contract.
     """
 
     def __init__(self, path: Path) -> None:
-        self._size_bytes = 0
+        self._file: os.stat_result | None = None
+        self._takes_stderr = False
         super().__init__(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8", errors="replace")
+        if self._file is not None:
+            self._takes_stderr = os.path.samestat(self._file, os.fstat(2))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, into a new file when this one would grow too long."""
+        """Write a line, into a new file when this one would grow too long or was moved away."""
         try:
             line = self.format(record) + self.terminator
-            line_bytes = len(line.encode("utf-8", "replace"))
-            if self._size_bytes and self._size_bytes + line_bytes > self.maxBytes:
+            size_bytes = self._follow()
+            if size_bytes and size_bytes + len(line.encode("utf-8", "replace")) > self.maxBytes:
                 self.doRollover()
-            self.stream = self.stream or self._open()
-            self.stream.write(line)
-            self.stream.flush()
-            self._size_bytes += line_bytes
+            stream = self.stream or self._open()
+            stream.write(line)
+            stream.flush()
         except Exception:  # whatever happens to the log, the daemon goes on
             self.handleError(record)
 
+    def _follow(self) -> int:
+        """Have the file open that is found under the log's name, and return its size; a new one where there is none."""
+        try:
+            found = os.stat(self.baseFilename, follow_symlinks=False)
+        except OSError:
+            found = None
+        if self.stream and self._file and found and os.path.samestat(found, self._file):
+            return found.st_size
+        former = self.stream
+        try:
+            self.stream = self._open()
+        except OSError:
+            if not former:
+                raise
+            return 0  # better in the old file than nowhere
+        if former:
+            former.close()
+        return self._file.st_size if self._file else 0
+
     def _open(self) -> TextIOWrapper:
         stream = os.fdopen(open_log(Path(self.baseFilename)), "a", encoding="utf-8", errors="replace")
-        self._size_bytes = os.fstat(stream.fileno()).st_size
+        self._file = os.fstat(stream.fileno())
+        if self._takes_stderr:
+            os.dup2(stream.fileno(), 2)
         return stream
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging gives it

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ngp import identity
-from ngp.config import load, refuse_shown_secret
+from ngp.config import load, refuse_shown_secret, unwise
 from ngp.core.events import Event
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.settings import Settings
@@ -203,6 +203,8 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     for line in missing_names(node.settings, node.parts.network):
         if not line.ok:
             _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
+    for line in unwise(node.settings):
+        _log.warning("%s %s; right: %s", line.name, line.found, line.remedy)
     _log.info("ready: %s on %s", identity.short_text(courier.identity), interfaces)
     options.ready()
     await node.stopping.wait()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ngp.config import changes, keep_until_restart, load, refuse_shown_secret
+from ngp.config import changes, keep_until_restart, load, refuse_shown_secret, unwise
 from ngp.core.effects import Effect
 from ngp.core.events import (
     Event,
@@ -421,6 +421,8 @@ class Node:
         for line in missing_names(self.settings, self.parts.network):
             if not line.ok:
                 text += f"; {line.name}: {line.found}"
+        for line in unwise(self.settings):
+            text += f"; {line.name} {line.found}; right: {line.remedy}"
         _log.info("net.conf reloaded; %s", text)
         for lack in await self.payment.warn_of_lacks(self.settings):
             text += f"; {lack}"

@@ -114,6 +114,19 @@ def watch_row(watch: Watch) -> Row:
     }
 
 
+def blocked_row(who: bytes) -> Row:
+    """Describe a blocked neighbour that is on no link, as `ngp neighbours` does those that are."""
+    nothing = ("interface", "link_address", "address", "network", "same_network", "sells", "buys")
+    return {
+        "neighbour": identity.text(who),
+        **dict.fromkeys(nothing),
+        "up": False,
+        "blocked": True,
+        "lane_bytes": 0,
+        "last_seen": None,
+    }
+
+
 def by_destination(rows: Iterable[Row]) -> list[Row]:
     """Sum contract rows for each role and destination."""
     sums: dict[tuple[str, str], Row] = {}

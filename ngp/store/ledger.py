@@ -20,6 +20,7 @@ from ngp.core.messages import StatementLine
 from ngp.core.records import (
     AccountRecord,
     BilledRecord,
+    BlockRecord,
     ContractRecord,
     CursorRecord,
     ForgetLink,
@@ -147,6 +148,7 @@ class Ledger:
                 spent_total_msat=sum(row[1] for row in by_neighbour),
                 spent_by_neighbour_msat=tuple((row[0], row[1]) for row in by_neighbour),
                 forgotten_s=forgotten_s or 0,
+                blocked=tuple(row[0] for row in connection.execute("SELECT identity FROM blocks")),
             )
 
     def journal(self, since_s: int | None = None, limit: int | None = None) -> Iterator[JournalRecord]:
@@ -301,6 +303,7 @@ class _Batch:
 
     def __init__(self) -> None:
         self.neighbours: dict[tuple[bytes, str, bytes], NeighbourRecord | None] = {}
+        self.blocks: dict[bytes, bool] = {}
         self.accounts: dict[tuple[bytes, str], AccountRecord] = {}
         self.contracts: dict[bytes, ContractRecord] = {}
         self.billed: list[BilledRecord] = []
@@ -323,6 +326,8 @@ class _Batch:
                 self.payments.append(record)
             case NeighbourRecord():
                 self.neighbours[record.identity, record.interface, record.link_address] = record
+            case BlockRecord():
+                self.blocks[record.identity] = record.blocked
             case CursorRecord():
                 self.cursor = record.cursor
             case ForgetLink():
@@ -342,6 +347,7 @@ class _Batch:
         rows.forget_neighbours(connection, self.forgotten)
         rows.forget_links(connection, (key for key, one in self.neighbours.items() if one is None))
         rows.put_neighbours(connection, (one for one in self.neighbours.values() if one is not None))
+        rows.put_blocks(connection, self.blocks)
         rows.put_accounts(connection, self.accounts.values())
         rows.put_contracts(connection, self.contracts.values())
         rows.put_billed(connection, self.billed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from operator import attrgetter
@@ -93,6 +93,12 @@ _PRICES = _columns(ContractRecord).index("prices")
 def put_neighbours(connection: sqlite3.Connection, records: Iterable[NeighbourRecord]) -> None:
     """Write neighbours by (identity, interface, link_address)."""
     connection.executemany(_PUT_NEIGHBOUR, map(_neighbour_row, records))
+
+
+def put_blocks(connection: sqlite3.Connection, blocks: Mapping[bytes, bool]) -> None:
+    """Write which identities are blocked, and which no longer."""
+    connection.executemany("DELETE FROM blocks WHERE identity = ?", ((one,) for one in blocks))
+    connection.executemany("INSERT INTO blocks VALUES (?)", ((one,) for one, blocked in blocks.items() if blocked))
 
 
 def put_accounts(connection: sqlite3.Connection, records: Iterable[AccountRecord]) -> None:
@@ -192,9 +198,9 @@ def _prices(text: str) -> tuple[tuple[int, int], ...]:
 
 def neighbour(row: _Row) -> NeighbourRecord:
     """Make a record of a row of NEIGHBOUR_COLUMNS."""
-    identity, interface, link_address, boot, sells, buys, blocked, first_seen_s, last_seen_s = row
+    identity, interface, link_address, boot, sells, buys, first_seen_s, last_seen_s = row
     return NeighbourRecord(
-        identity, interface, link_address, boot, bool(sells), bool(buys), bool(blocked), first_seen_s, last_seen_s
+        identity, interface, link_address, boot, bool(sells), bool(buys), first_seen_s, last_seen_s
     )
 
 

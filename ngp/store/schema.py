@@ -83,4 +83,11 @@ _SECOND = (
         WHERE role = 'server' AND closed_at_s > 0 AND billed_bytes < used_to_bytes + used_from_bytes""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
+# a block stood in rows of links, which are forgotten
+_THIRD = (
+    "CREATE TABLE blocks (identity BLOB PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID",
+    "INSERT INTO blocks SELECT DISTINCT identity FROM neighbours WHERE blocked",
+    "ALTER TABLE neighbours DROP COLUMN blocked",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)

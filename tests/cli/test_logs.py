@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import stat
 import threading
 from pathlib import Path
+
+import pytest
 
 from ngp.daemon import logs
 from ngp.daemon.logs import LOG_FILES, LogFile, RateLimit, Terminal, WhileItLasts
@@ -27,6 +30,53 @@ def test_rotated_files_are_few_small_and_closed_to_others(tmp_path: Path, monkey
     assert {stat.S_IMODE(each.stat().st_mode) for each in found} == {0o640}
     assert max(each.stat().st_size for each in found) <= 200
     assert "line 99" in found[0].read_text()
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+@pytest.mark.parametrize("put_there", [False, True], ids=["nocreate", "create"])
+def test_a_log_that_is_moved_away_goes_on_under_its_name(tmp_path: Path, put_there: bool) -> None:
+    log, moved = tmp_path / "ngp.log", tmp_path / "ngp.log-20300101"
+    file = LogFile(log)
+    file.emit(record("before"))
+    log.rename(moved)
+    if put_there:
+        log.touch(0o666)
+    file.emit(record("behind"))
+    file.emit(record("last"))
+    file.close()
+    assert (lines(moved), lines(log)) == (["before"], ["behind", "last"])
+    assert stat.S_IMODE(log.stat().st_mode) == 0o640
+
+
+def test_a_log_that_is_deleted_or_cut_goes_on_with_its_whole_room(tmp_path: Path) -> None:
+    log = tmp_path / "ngp.log"
+    file = LogFile(log)
+    file.maxBytes = 200
+    file.emit(record("x" * 150))
+    os.truncate(log, 0)  # copytruncate
+    file.emit(record("y" * 150))
+    assert lines(log) == ["y" * 150]
+    log.unlink()
+    file.emit(record("z" * 150))
+    file.close()
+    assert lines(log) == ["z" * 150]
+    assert [each.name for each in tmp_path.iterdir()] == ["ngp.log"]
+
+
+def test_a_log_that_cant_be_opened_anew_goes_on_in_the_old_file(tmp_path: Path) -> None:
+    log, moved, precious = tmp_path / "ngp.log", tmp_path / "moved", tmp_path / "precious"
+    precious.write_text("mine")
+    file = LogFile(log)
+    log.rename(moved)
+    log.symlink_to(precious)
+    file.emit(record("in the old one"))
+    log.unlink()
+    file.emit(record("in the new one"))
+    file.close()
+    assert (lines(moved), lines(log), precious.read_text()) == (["in the old one"], ["in the new one"], "mine")
 
 
 def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:

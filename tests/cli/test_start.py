@@ -258,6 +258,17 @@ def test_v_writes_to_the_terminal_and_survives_its_end(host: Host) -> None:
     assert (host.state_dir / "ngp.log").read_text().count("reloaded") == 2
 
 
+def test_the_daemons_log_follows_its_name_and_standard_error_with_it(host: Host) -> None:
+    host.start()
+    log = host.state_dir / "ngp.log"
+    log.rename(host.state_dir / "ngp.log.moved")
+    os.kill(host.pid(), signal.SIGHUP)
+    assert host.ngp("server", "test").stdout == "Test OK\n"
+    assert "reloaded" in log.read_text()
+    assert os.readlink(f"/proc/{host.pid()}/fd/2") == str(log)
+    assert mode(log) == 0o640
+
+
 def test_a_package_in_the_current_folder_is_not_taken_for_ngp(host: Host) -> None:
     trap = host.folder / "ngp"
     trap.mkdir()

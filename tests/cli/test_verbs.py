@@ -241,6 +241,14 @@ def test_check_shows_a_warning_with_its_remedy_and_is_well(capsys: pytest.Captur
     assert shown.endswith("all 2 are well, 1 with a warning\n")
 
 
+def test_check_warns_of_values_with_which_little_passes(running: Host) -> None:
+    small = running.folder / "small.conf"
+    small.write_text(running.config.read_text() + "CONTRACT_DATA: 1\n")
+    done = running.ngp("check", "--config", str(small))
+    assert done.returncode == 0
+    assert "WARNING  CONTRACT_DATA" in done.stdout and "mend: 100 MB, as shipped" in done.stdout
+
+
 def test_a_daemon_is_asked_about_the_very_file(running: Host) -> None:
     other = running.folder / "other.conf"
     other.write_text("MESH_INTERFACES: [eth7]\n")

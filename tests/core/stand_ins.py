@@ -15,6 +15,7 @@ from ngp.core.messages import Prefix, Role, StatementLine
 from ngp.core.records import (
     AccountRecord,
     BilledRecord,
+    BlockRecord,
     ContractRecord,
     CursorRecord,
     Direction,
@@ -135,6 +136,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.neighbours: dict[object, NeighbourRecord] = {}
+        self.blocked: set[bytes] = set()
         self.accounts: dict[tuple[bytes, Role], AccountRecord] = {}
         self.contracts: dict[bytes, ContractRecord] = {}
         self.payments: dict[tuple[Direction, bytes], PaymentRecord] = {}
@@ -154,6 +156,8 @@ class Ledger:
                 final = (PaymentState.SETTLED, PaymentState.SUCCEEDED)
                 assert before is None or before.state not in final or before.state is record.state, "paid twice"
                 self.payments[record.direction, record.payment_hash] = record
+            case BlockRecord():
+                (self.blocked.add if record.blocked else self.blocked.discard)(record.identity)
             case CursorRecord():
                 self.cursor = record.cursor
             case JournalRecord():
@@ -210,6 +214,7 @@ class Ledger:
             spent_total_msat=sum(by_neighbour.values()),
             spent_by_neighbour_msat=tuple(by_neighbour.items()),
             forgotten_s=max((one.settled_at_s for one in over if one.direction is Direction.OUT), default=0),
+            blocked=tuple(self.blocked),
         )
 
 

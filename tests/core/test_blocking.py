@@ -12,9 +12,12 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from playbook import Node, Sim, settings, states
 from test_money import GRACE, HOSTS, OFTEN, actions, play
+from villain import HELLO, Villain, host
 
 from ngp.core import events as ev
-from ngp.core.messages import Ask, Notice, Reject, Role, Statement, StatementLine
+from ngp.core import forgetting
+from ngp.core.messages import Ask, Hello, Notice, Reject, Role, Statement, StatementLine
+from ngp.core.restore import FORGET_NEIGHBOUR_S
 from ngp.core.values import Verdict
 
 HOST = HOSTS[0]
@@ -182,6 +185,69 @@ def test_the_kernel_knows_who_is_blocked_and_who_has_paid() -> None:
     assert known() == [(True, True)]
     sim.crash(sim.gateway, reboot=True)
     assert known() == [(True, True)]
+
+
+def greet(sim: Sim, node: Node, number: int) -> Villain:
+    """Let the other node say hello from another link address."""
+    other = Villain(sim, node, sim.peer(node).identity, number.to_bytes(6, "big"))
+    other.say(HELLO)
+    return other
+
+
+def test_a_block_stays_when_the_links_are_old_or_gone() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2.0)
+    for blocked in (True, False):
+        block(sim, sim.gateway, blocked)
+        sim.run(0.1)
+    sim.silenced.add(Hello)
+    sim.now += FORGET_NEIGHBOUR_S + 1
+    sim.crash(sim.gateway)
+    assert not sim.gateway.world.by_identity, "its money stands, its links are forgotten"
+    block(sim, sim.gateway)
+    for _ in range(2):
+        sim.crash(sim.gateway)
+        assert sim.gateway.world.blocked == {sim.client.identity}
+    greet(sim, sim.gateway, 7)
+    assert [one.blocked for one in sim.gateway.world.neighbours.values()] == [True]
+
+
+def test_a_block_stays_when_the_neighbour_comes_on_many_other_links() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2.0)
+    block(sim, sim.gateway)
+    for number in range(1, 2 * forgetting.MOST_LINKS):
+        greet(sim, sim.gateway, number)
+    sim.crash(sim.gateway)
+    assert sim.gateway.world.blocked == {sim.client.identity}
+
+
+def test_an_unblock_holds_for_links_that_others_took_meanwhile() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2.0)
+    block(sim, sim.gateway)
+    sim.now += forgetting.LINK_SILENCE_S + 1
+    Villain(sim, sim.gateway, b"N" * 32, sim.client.link[1]).say(HELLO)
+    assert sim.client.identity not in sim.gateway.world.by_identity
+    block(sim, sim.gateway, False)
+    sim.crash(sim.gateway)
+    assert not sim.gateway.world.blocked
+
+
+def test_of_a_stranger_that_was_blocked_nothing_is_left_but_that_and_after_an_unblock_nothing() -> None:
+    sim = Sim()
+    who = b"N" * 32
+    stranger = Villain(sim, sim.gateway, who, b"\2\0\0\0\0\7")
+    assert stranger.buy(host(1))
+    stranger.tell(ev.BlockNeighbour(who, True))
+    stranger.wait(601)  # an invoice was open
+    sim.now += forgetting.LINK_SILENCE_S + 1
+    Villain(sim, sim.gateway, b"O" * 32, stranger.link[1]).say(HELLO)
+    assert sim.gateway.ledger.blocked == {who}
+    sim.happen(sim.gateway, ev.BlockNeighbour(who, False))
+    assert not sim.gateway.ledger.blocked
+    assert who not in {one.identity for one in sim.gateway.ledger.neighbours.values()}
+    assert who not in {one for one, _ in sim.gateway.world.accounts}
 
 
 def test_block_cuts_and_unblock_lets_in_again() -> None:

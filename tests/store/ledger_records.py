@@ -38,8 +38,7 @@ def contract_id(number: int) -> bytes:
 def neighbour(identity: bytes = ALICE, **changes: Any) -> NeighbourRecord:
     values: dict[str, Any] = {
         "identity": identity, "interface": "mesh0", "link_address": b"\x02\0\0\0\0\1", "boot": 1, "sells": True,
-        "buys": False,
-        "blocked": False, "first_seen_s": NOW, "last_seen_s": NOW,
+        "buys": False, "first_seen_s": NOW, "last_seen_s": NOW,
     }  # fmt: skip
     return NeighbourRecord(**{**values, **changes})
 

@@ -77,6 +77,8 @@ def test_an_older_ledger_knows_what_was_metered_and_takes_what_was_closed_as_tol
     run("DROP INDEX contracts_unacknowledged")
     for column in ("metered_msat", "tolerated_msat"):
         run(f"ALTER TABLE accounts DROP COLUMN {column}")
+    run("DROP TABLE blocks")
+    run("ALTER TABLE neighbours ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0")
     run("PRAGMA user_version = 1")
     ledger.close()
     ledger = Ledger.open(path)

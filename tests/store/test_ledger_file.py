@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ledger_records import NOW, contract, journal, neighbour, payment
+from ledger_records import ALICE, BOB, NOW, contract, journal, neighbour, payment
 
 import ngp
 from ngp import identity
@@ -151,6 +151,20 @@ def test_an_older_ledger_is_copied_and_migrated(tmp_path: Path, monkeypatch: pyt
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     monkeypatch.undo()
     assert len(Ledger.open(copy).contracts()) == 200
+
+
+def test_blocks_of_an_older_ledger_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.db"
+    everything = schema.MIGRATIONS
+    monkeypatch.setattr(schema, "MIGRATIONS", everything[:2])
+    older = Ledger.open(path)
+    row = "INSERT INTO neighbours VALUES (?, ?, x'', 1, 1, 1, ?, 1, 1)"
+    older._connection.executemany(row, [(ALICE, "a", 1), (ALICE, "b", 1), (BOB, "a", 0)])
+    older.close()
+    monkeypatch.setattr(schema, "MIGRATIONS", everything)
+    snapshot = Ledger.open(path).load(NOW)
+    assert snapshot.blocked == (ALICE,)
+    assert len(snapshot.neighbours) == 3
 
 
 def test_a_migration_that_fails_half_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from ledger_records import (
 
 from ngp.core.messages import Role
 from ngp.core.records import (
+    BlockRecord,
     CursorRecord,
     Direction,
     ForgetNeighbours,
@@ -73,10 +74,14 @@ def test_a_forgotten_neighbour_leaves_nothing_and_may_begin_again(tmp_path: Path
     lines = [journal(contract=contract_id(1)), journal("charge", contract=contract_id(2)), journal(identity=BOB)]
     ledger.commit([*other, *before, contract(2), *lines])
     ledger.prune(NOW)  # folds one of them into a sum
+    ledger.commit([BlockRecord(ALICE, blocked=True), BlockRecord(BOB, blocked=False)])
     ledger.commit([contract(3), journal(contract=contract_id(3)), ForgetNeighbours((ALICE,)), contract(4)])
     assert ledger.contracts(include_closed=True) == [contract(9, BOB, charged_msat=7), contract(4)]
     assert [line.identity for line in ledger.journal()] == [BOB]
     assert ledger.load(NOW).neighbours == (neighbour(BOB),)
+    assert ledger.load(NOW).blocked == (ALICE,)
+    ledger.commit([BlockRecord(ALICE, blocked=False)])
+    assert ledger.load(NOW).blocked == ()
     assert ledger.audit() == []
 
 

@@ -1,0 +1,45 @@
+"""Advice: values of net.conf that work, and with which little passes; warnings of `ngp check` and of the log.
+
+A contract of a kilobyte sells a few pings, which is what a demonstration wants. On a router it is a slip: packets of a
+download don't fit, and nothing says why it stalls. What lets nothing pass at all is refused by `checks` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ngp.config.units import show_data
+from ngp.core.pricing import amount_due_msat, show_money
+from ngp.core.settings import Settings
+from ngp.core.values import FULL_PACKET_BYTES, Check
+
+_FULL = f"a full packet ({FULL_PACKET_BYTES:,} bytes)"
+
+
+def unwise(settings: Settings) -> list[Check]:
+    """Name each value that hinders traffic, with what would be right."""
+    return [Check(key, True, f"{value} {why}", remedy) for key, value, why, remedy in _found(settings)]
+
+
+def _found(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
+    limit, renewal, grace = settings.contract_data_bytes, settings.data_renewal_bytes, settings.grace_data_bytes
+    if limit < 2 * FULL_PACKET_BYTES:
+        few = "no larger packet passes" if limit < FULL_PACKET_BYTES else "one passes every few seconds"
+        yield "CONTRACT_DATA", show_data(limit), f"is less than two full packets (2 x {FULL_PACKET_BYTES:,} bytes): {few}", "100 MB, as shipped"
+    if renewal is not None and 0 < renewal < FULL_PACKET_BYTES:
+        why = f"is less than {_FULL}: a contract that has more left, but too little for the next packet, isn't renewed"
+        yield "DATA_RENEWAL", show_data(renewal), why, "auto, as shipped; 0 for no renewal by data"
+    if 0 < grace < FULL_PACKET_BYTES:
+        why = f"is less than {_FULL}: none passes on credit"
+        yield "GRACE_DATA", show_data(grace), why, "256 kB, as shipped; 0 for no credit"
+    cost_msat = amount_due_msat(FULL_PACKET_BYTES, ((0, _dearest_msat_per_gib(settings)),))
+    if cost_msat > settings.payment_amount_msat:
+        why = f"is less than {_FULL} may cost ({show_money(cost_msat)}): traffic waits for payments"
+        yield "PAYMENT_AMOUNT", show_money(settings.payment_amount_msat), why, "a multiple of that, or lower prices"
+
+
+def _dearest_msat_per_gib(settings: Settings) -> int:
+    """Return the highest price at which we may sell or buy."""
+    selling = [settings.sell_msat_per_gib, *(one.sell_msat_per_gib or 0 for one in settings.prices)]
+    buying = [settings.buy_max_msat_per_gib, *(one.buy_max_msat_per_gib or 0 for one in settings.prices)]
+    return max(0, *(selling if settings.sells else ()), *(buying if settings.buys else ()))

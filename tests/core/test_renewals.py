@@ -1,0 +1,42 @@
+"""How often a client renews: no renewal that only calls for the next one, and none that comes too late for a packet."""
+
+from __future__ import annotations
+
+import pytest
+from playbook import Sim, settings
+
+from ngp.core.values import FULL_PACKET_BYTES
+from ngp.core.world import renewal_bytes
+
+
+def renewals(gateway: dict[str, object], client: dict[str, object], size: int = 1500) -> tuple[int, int]:
+    """Return how often a client renewed in a minute of 10 kB/s, and how much passed."""
+    sim = Sim(settings(**gateway), settings(sells=False, **client))
+    sim.flow("198.51.100.1", 10_000, 60.0, size=size)
+    return len(sim.accepts), sim.passed
+
+
+@pytest.mark.parametrize("renewal_s", [None, 10, 30])
+@pytest.mark.parametrize("lifetime_s", [1, 10])
+def test_a_lifetime_that_is_shorter_than_the_clients_renewal_is_not_renewed_without_end(
+    lifetime_s: int, renewal_s: int | None
+) -> None:
+    accepts, passed = renewals({"contract_time_s": lifetime_s}, {"time_renewal_s": renewal_s})
+    assert accepts <= 3 * 60 / lifetime_s, "one for each half of a lifetime, and a few"
+    assert passed == 600_000
+
+
+def test_a_client_of_small_contracts_does_not_buy_hundreds_ahead() -> None:
+    accepts, passed = renewals({"contract_data_bytes": 20_000}, {"contract_data_bytes": 100 << 20})
+    assert accepts <= 60
+    assert passed == 600_000
+
+
+@pytest.mark.parametrize("data_bytes", [FULL_PACKET_BYTES + 1, 4096, 4 * FULL_PACKET_BYTES, 100_000])
+def test_what_is_left_at_a_renewal_is_enough_for_a_full_packet(data_bytes: int) -> None:
+    small = settings(contract_data_bytes=data_bytes)
+    sim = Sim(small, settings(sells=False, contract_data_bytes=data_bytes))
+    sim.up("198.51.100.1")
+    sim.run(1)
+    (contract,) = sim.client.world.contracts.values()
+    assert FULL_PACKET_BYTES <= renewal_bytes(small, contract) <= max(data_bytes // 4, FULL_PACKET_BYTES)

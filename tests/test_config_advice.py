@@ -1,0 +1,51 @@
+"""Values with which little passes: told with their key and what is right; those that an operator keeps aren't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ngp.config import parse, unwise
+from ngp.core.settings import Settings
+from ngp.errors import ConfigError
+
+PATH = Path("/etc/ngp/net.conf")
+DEMONSTRATION = ("CONTRACT_DATA: 1", "CONTRACT_TIME: 60", "PAYMENT_AMOUNT: 1000", "DATA_RENEWAL: 0", "TIME_RENEWAL: 5")
+"""What the first Network Gatekeeper shipped: its 14 pings of 64 bytes pass."""
+
+
+def settings(*lines: str) -> Settings:
+    return parse("\n".join(("MESH_INTERFACES: eth1", *lines)), PATH)
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "says"),
+    [
+        (DEMONSTRATION, "CONTRACT_DATA", "1 kB is less than two full packets (2 x 1,514 bytes): no larger"),
+        (["CONTRACT_DATA: 3027 B"], "CONTRACT_DATA", "one passes every few seconds"),
+        (["DATA_RENEWAL: 1513"], "DATA_RENEWAL", "too little for the next packet, isn't renewed"),
+        (["GRACE_DATA: 1 kB"], "GRACE_DATA", "1 kB is less than a full packet (1,514 bytes): none passes on credit"),
+        (["DEFAULT_PRICE: 1 sat", "PAYMENT_AMOUNT: 1 sat"], "PAYMENT_AMOUNT", "may cost (1479 msat): traffic waits"),
+        (["PRICES: [{prefix: 0.0.0.0/0, buy_max: 1 sat}]", "PAYMENT_AMOUNT: 1 sat"], "PAYMENT_AMOUNT", "(1479 msat)"),
+    ],
+)  # fmt: skip
+def test_what_lets_little_pass_is_a_warning_with_what_is_right(lines: list[str], key: str, says: str) -> None:
+    (one,) = unwise(settings(*lines))
+    assert (one.name, one.ok) == (key, True)
+    assert says in one.found
+    assert one.remedy
+
+
+@pytest.mark.parametrize("lines", [[], ["DATA_RENEWAL: 0"], ["GRACE_DATA: 0", "GRACE_TIME: 0"], ["CONTRACT_DATA: 3"]])
+def test_what_an_operator_keeps_is_no_warning(lines: list[str]) -> None:
+    assert unwise(settings(*lines)) == []
+
+
+def test_prices_of_what_is_not_done_do_not_count() -> None:
+    assert unwise(settings("SELL: no", "SELL_PRICE: 1 sat", "PAYMENT_AMOUNT: 1 sat")) == []
+
+
+def test_a_payment_amount_of_part_of_a_sat_is_held_against_budgets_as_the_sat_that_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="PAYMENT_AMOUNT.*above BUDGET_PAYMENT"):
+        settings("PAYMENT_AMOUNT: 500 msat", "BUDGET_PAYMENT: 999 msat")
