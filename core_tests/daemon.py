@@ -18,7 +18,7 @@ from core_tests.shell import ROOT, LabError, await_until, run
 from ngp.cli import client as control
 from ngp.errors import NgpError, RunningError
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 STATE_KEY = "NGP_STATE_DIR"
 
 
@@ -92,7 +92,7 @@ class Daemon:
         if done.returncode:
             raise LabError(f"{self.name}: `ngp start` ended with {done.returncode}\n{done.stdout}")
 
-    def cli(self, *words: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
+    def cli(self, *words: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run a verb of `ngp` against this daemon."""
         return run([*self._prefix, *ngp_command(), *words], timeout_s=timeout_s, environment=self._environment())
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import ip_interface
 from pathlib import Path
@@ -16,6 +19,7 @@ from core_tests.counter import Counter, Direction
 from core_tests.daemon import Daemon
 from core_tests.shell import LabError, await_until, run, sh
 
+CLONE_NEWNET = 0x40000000
 # Set before any interface exists: no router solicitations, no duplicate-address wait, no source address filter of the
 # machine's own; what a test wants of these it sets itself.
 QUIET = {
@@ -87,6 +91,21 @@ class Host:
         process: subprocess.Popen[str] = subprocess.Popen(self.inside(*command), **options)
         self._processes.append(process)
         return process
+
+    def socket_inside(self, make: Callable[[], socket.socket]) -> socket.socket:
+        """Make a socket in this host's namespace; it stays there, whoever uses it."""
+        # By a thread of its own, which ends there: a thread can't come back from a namespace by itself.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self._made_inside, make).result()
+
+    def _made_inside(self, make: Callable[[], socket.socket]) -> socket.socket:
+        descriptor = os.open(f"/run/netns/{self.namespace}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+            return make()
+        finally:
+            os.close(descriptor)
 
     def ip(self, *words: str) -> str:
         """Run iproute2's `ip` on this host's network."""

@@ -2,19 +2,16 @@
 and what it doesn't, and to send frames as it likes.
 
 It speaks by ngp's own wire and courier, so that what it says is signed, numbered and answered as it should be, and the
-receiver has to judge it by its sense. Sockets are made inside the host's namespace by a thread that enters it; all the
-rest runs in the test's process.
+receiver has to judge it by its sense. Its sockets are inside the host's namespace; all the rest runs in the test's
+process.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
 import secrets
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,28 +26,8 @@ from ngp.delivery import Received
 from ngp.errors import PeerError
 
 PORT = 10325
-CLONE_NEWNET = 0x40000000
 HOP_LIMIT = 255
 WAY = ("mesh0", b"hostile")  # what our couriers call the one link there is
-
-
-def socket_inside(host: Host, make: Callable[[], socket.socket]) -> socket.socket:
-    """Make a socket in a host's namespace; it stays there, whoever uses it."""
-    made: list[socket.socket] = []
-
-    def enter() -> None:
-        descriptor = os.open(f"/run/netns/{host.namespace}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-            made.append(make())
-        finally:
-            os.close(descriptor)
-
-    thread = threading.Thread(target=enter)  # its own: a thread can't come back from a namespace by itself
-    thread.start()
-    thread.join()
-    return made[0]
 
 
 def _raw(interface: str) -> socket.socket:
@@ -177,8 +154,8 @@ class Crowd:
         self.victim_address = victim.address(interface, 4)
         self.victim_mac = bytes.fromhex(victim.mac(interface).replace(":", ""))
         self.mac = bytes.fromhex(host.mac(interface).replace(":", ""))
-        self.raw = socket_inside(host, lambda: _raw(interface))
-        self.udp = socket_inside(host, lambda: _udp(interface))
+        self.raw = host.socket_inside(lambda: _raw(interface))
+        self.udp = host.socket_inside(lambda: _udp(interface))
         self.personas: list[Persona] = []
         self.captured: list[bytes] = []
 

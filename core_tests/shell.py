@@ -12,6 +12,9 @@ Answer = TypeVar("Answer")
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.02
+MOST_POLL_S = 0.5
+ASKING_SHARE = 3  # waits so many times as long as asking took
+PATIENCE_S = 60.0  # for what comes within a second on a quiet machine: it catches what hangs
 
 
 class LabError(AssertionError):
@@ -50,7 +53,7 @@ def run(
         raise LabError(f"{' '.join(command)}: no end after {timeout_s} s\n{late.stdout!r}\n{late.stderr!r}") from None
 
 
-def await_until(condition: Callable[[], Answer], timeout_s: float = 20.0, what: str = "") -> Answer:
+def await_until(condition: Callable[[], Answer], timeout_s: float = PATIENCE_S, what: str = "") -> Answer:
     """Ask again and again until the answer is true, and return it.
 
     For what can only be polled: counters, listings of another process. The bound is generous because the machine may
@@ -59,9 +62,11 @@ def await_until(condition: Callable[[], Answer], timeout_s: float = 20.0, what: 
     """
     deadline = time.monotonic() + timeout_s
     while True:
+        asked_at = time.monotonic()
         answer = condition()
         if answer:
             return answer
         if time.monotonic() > deadline:
             raise LabError(f"not within {timeout_s} s: {what or condition}; last answer: {answer!r}")
-        time.sleep(POLL_S)
+        # What takes long to ask, such as a program to be started, keeps a processor from what it asks about.
+        time.sleep(min(max(POLL_S, ASKING_SHARE * (time.monotonic() - asked_at)), MOST_POLL_S))

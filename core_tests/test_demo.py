@@ -144,7 +144,7 @@ def namespaces_of(pid: int) -> set[str]:
 
 
 def test_the_demonstration_ends_equal() -> None:
-    done = run(demo("--plain", "--seconds", "4"), timeout_s=110, environment={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = run(demo("--plain", "--seconds", "4"), timeout_s=300, environment={**os.environ, "PYTHONPATH": str(ROOT)})
     story = done.stdout
     assert done.returncode == DONE, f"{story}\n{done.stderr}"
     chapters = [story.index(f"{number}/7 ") for number in range(1, 8)]
@@ -157,7 +157,7 @@ def test_the_demonstration_ends_equal() -> None:
 
 def test_the_demonstration_on_real_nodes_ends_equal() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = run(demo("--plain", "--lightning", "--seconds", "4"), timeout_s=250, environment=environment)
+    done = run(demo("--plain", "--lightning", "--seconds", "4"), timeout_s=500, environment=environment)
     assert done.returncode == DONE, f"{done.stdout}\n{done.stderr}"
     for told in ("LND of the client", "LND of the gateway", "as both ledgers say", "coins of a private chain", *TOTALS):
         assert told in done.stdout, f"{told!r} is missing in:\n{done.stdout}"
@@ -185,7 +185,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
     read_until(process.stdout, "first packet answered")
     prefix = namespaces_of(process.pid).pop().rpartition("-")[0]
     process.send_signal(signal.SIGINT)
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED, complaint
     assert "interrupted" in complaint
     assert not [name for name in sh("ip", "netns", "list").split() if name.startswith(prefix)]
@@ -194,6 +194,6 @@ def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("words", [("--seconds", "1"), ("--seconds", "nan"), ("--frobnicate",)])
 def test_usage_is_told(words: tuple[str, ...]) -> None:
-    done = run(demo(*words), timeout_s=30, environment={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = run(demo(*words), timeout_s=120, environment={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2
     assert words[0] in done.stderr

@@ -28,8 +28,8 @@ time.time = _skewed
 """
 
 
-def answered(trade: Trade, number: int, count: int = 1, version: int = 4) -> int:
-    return traffic.ping(trade.net.client, trade.net.remote(version, number), count=count, wait_s=1).received
+def answered(trade: Trade, number: int, count: int = 1, wait_s: float = traffic.PATIENCE_S) -> int:
+    return traffic.ping(trade.net.client, trade.net.remote(4, number), count=count, wait_s=wait_s).received
 
 
 def await_sums(trade: Trade) -> None:
@@ -59,12 +59,12 @@ def test_a_full_disk_stops_new_contracts_and_loses_nothing(lab: Lab) -> None:
     with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(4096))
-    assert answered(trade, 2) == 0  # what can't be written isn't agreed
+    assert answered(trade, 2, wait_s=1) == 0  # what can't be written isn't agreed
     assert answered(trade, 1, count=3) == 3
     await_until(lambda: not trade.gateway.ask("status")["ledger"]["writable"], what="the ledger's state in `status`")
     assert trade.gateway.cli("backup", str(lab.folder / "copy.db")).returncode == 0  # to where there is room
     ballast.unlink()
-    await_until(lambda: answered(trade, 3) == 1, what="service when there is room again")
+    await_until(lambda: answered(trade, 3, wait_s=1) == 1, what="service when there is room again")
     restart(trade.gateway)
     trade.await_acquainted()
     await_sums(trade)

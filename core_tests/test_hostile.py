@@ -84,7 +84,7 @@ def test_made_up_clients_get_the_grace_of_their_link_once(lab: Lab) -> None:
                 trade.gateway.kill9()
                 trade.gateway.start()
                 crowd.personas.clear()
-    assert traffic.ping(net.client, net.remote(4, 9), wait_s=3).received == 1
+    assert traffic.ping(net.client, net.remote(4, 9)).received == 1
     sold = [row for row in trade.sold() if row["destination"] != f"{net.remote(4, 9)}/32"]
     assert sum(row["used_to_bytes"] for row in sold) == seen
 
@@ -197,7 +197,7 @@ def noise(dice: random.Random, genuine: list[bytes]) -> bytes:
 def test_noise_and_replays_change_nothing_and_an_honest_neighbour_goes_on(lab: Lab) -> None:
     trade = open_trade(lab, clients=2)
     net, dice = trade.net, random.Random(10325)
-    assert traffic.ping(net.client, net.remote(4, 250), wait_s=3).received == 1
+    assert traffic.ping(net.client, net.remote(4, 250)).received == 1
     with crowd_at(net.clients[1], net.gateway) as crowd:
         persona = crowd.persona(random_mac(), react=accept_all)
         assert crowd.meet(persona)
@@ -212,7 +212,7 @@ def test_noise_and_replays_change_nothing_and_an_honest_neighbour_goes_on(lab: L
                 datagram = noise(dice, genuine)
                 crowd.frame(mac, udp(crowd.address, crowd.victim_address, PORT, datagram, PORT))
             began = time.monotonic()
-            assert traffic.ping(net.client, net.remote(4, number), wait_s=3).received == 1, "an honest first packet"
+            assert traffic.ping(net.client, net.remote(4, number)).received == 1, "an honest first packet"
             waits.append(time.monotonic() - began)
         crowd.captured.clear()
         trade.gateway.kill9()

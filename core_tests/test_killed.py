@@ -125,7 +125,6 @@ def play(lab: Lab, rounds: int) -> None:
     assert_money_and_bytes(trade, at_internet, at_client)
 
 
-@pytest.mark.timeout(300)
 def test_killed_a_few_times(lab: Lab) -> None:
     play(lab, rounds=2)
 

@@ -66,6 +66,10 @@ def paid_msat(daemon: Daemon) -> int:
     return sum(row["paid_msat"] for row in daemon.ask("accounts"))
 
 
+def pinged(made: LightningTrade, number: int) -> bool:
+    return traffic.ping(made.trade.net.client, made.trade.net.remote(4, number), wait_s=1).received == 1
+
+
 def account_of(daemon: Daemon) -> Row:
     (row,) = [row for row in daemon.ask("accounts") if row["role"] == "client"]
     return dict(row)
@@ -78,7 +82,7 @@ def await_paid(daemon: Daemon) -> None:
 
 
 def test_a_payment_that_never_settles_holds_up_itself_alone(made: LightningTrade) -> None:
-    trade, net, relay = made.trade, made.trade.net, made.relays["gateway"]
+    trade, relay = made.trade, made.relays["gateway"]
     before = set(booked(trade.client))
     with flow(made):
         await_paid(trade.client)
@@ -90,7 +94,7 @@ def test_a_payment_that_never_settles_holds_up_itself_alone(made: LightningTrade
             assert trade.client.ask("status")["payment"]["on_their_way"] == 1
             if ends == "failed":
                 assert_another_is_served(made)
-                await_until(lambda: not traffic.ping(net.client, net.remote(4, 9)).received, what="the grace spent")
+                await_until(lambda: not pinged(made, 9), what="the grace spent")
             relay.hold_invoices(False)
             (relay.cancel if ends == "failed" else relay.settle)(held)
             ask = ("SELECT count(*) FROM payments WHERE payment_hash = ? AND state = ?", held, ends)

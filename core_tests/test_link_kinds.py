@@ -45,10 +45,10 @@ def test_two_neighbours_on_one_interface_have_each_their_own_contract(lab: Lab) 
     assert traffic.ping(first, remote, count=5).received == 5
     assert traffic.ping(second, remote, wait_s=0.5).received == 0  # the first one's contract is not for all
     other = second.daemon(CLIENT)
-    await_until(lambda: traffic.ping(second, remote).received, what="the second client's contract")
+    await_until(lambda: traffic.ping(second, remote, wait_s=1).received, what="the second client's contract")
     theirs = other.json("status")["identity"]
     for version in VERSIONS:
-        assert traffic.ping(second, trade.net.remote(version, 2), count=9, wait_s=5).received == 9
+        assert traffic.ping(second, trade.net.remote(version, 2), count=9).received == 9
     await_until(lambda: sold_to(trade, theirs, trade.net.remote(6, 2)), what="a reading of the meter")
     assert sold_to(trade, trade.identity(trade.client), remote) == 2 * 5 * 84
     assert sold_to(trade, theirs, trade.net.remote(4, 2)) == 2 * 9 * 84

@@ -22,7 +22,7 @@ CONFIGURATION, KERNEL, PAYMENT = 3, 4, 5
 SAT_MSAT = 1000
 
 
-def answered(trade: Trade, number: int = 1, version: int = 4, wait_s: float = 1.0) -> bool:
+def answered(trade: Trade, number: int = 1, version: int = 4, wait_s: float = traffic.PATIENCE_S) -> bool:
     return traffic.ping(trade.net.client, trade.net.remote(version, number), wait_s=wait_s).received == 1
 
 
@@ -83,13 +83,13 @@ def test_a_blocked_neighbour_is_cut_until_it_is_unblocked(lab: Lab) -> None:
     assert not any(answered(trade, number, version, 0.3) for number in (1, 2) for version in VERSIONS)
     assert trade.gateway.json("neighbours")[0]["blocked"] is True
     assert trade.gateway.cli("unblock", trade.net.client.address("mesh0", 4)).returncode == 0
-    await_until(lambda: answered(trade), what="service again")
+    await_until(lambda: answered(trade, wait_s=1), what="service again")
     trade.assert_books_agree(refused=True)
     assert trade.client.cli("block", trade.identity(trade.gateway)[:12]).returncode == 0
     await_until(lambda: all(row["state"] == "closed" for row in trade.sold()), what="the end at the gateway too")
-    assert not answered(trade)
+    assert not answered(trade, wait_s=1)
     assert trade.client.cli("unblock", trade.identity(trade.gateway)[:12]).returncode == 0
-    await_until(lambda: answered(trade), what="service again, though the gateway had been refused")
+    await_until(lambda: answered(trade, wait_s=1), what="service again, though the gateway had been refused")
     assert trade.gateway.cli("block", "ffff").returncode not in (0, None)
 
 
@@ -103,7 +103,7 @@ def test_a_gateway_with_another_mac_is_not_disputed_and_sells_on(lab: Lab) -> No
     assert used(trade.sold(destination=f"{trade.net.remote(4)}/32")[0]) > 200_000  # the client's meter saw none of it
     await_until(lambda: trade.bought(reason="cancelled"), 30, "the end of what the client can't meter")
     assert trade.spent()["disputed"] is False
-    await_until(lambda: answered(trade, 2) and answered(trade, 1), what="new contracts")
+    await_until(lambda: answered(trade, 2, wait_s=1) and answered(trade, 1, wait_s=1), what="new contracts")
 
 
 def test_money_by_hand_and_back(lab: Lab) -> None:
@@ -163,7 +163,7 @@ def test_a_backup_of_a_running_daemon_restores(lab: Lab) -> None:
     trade.await_acquainted()
     now = trade.earned()
     assert (now["paid_msat"], now["charged_msat"]) == (then["paid_msat"], then["charged_msat"])
-    await_until(lambda: answered(trade, 2), what="service with the restored ledger")
+    await_until(lambda: answered(trade, 2, wait_s=1), what="service with the restored ledger")
     assert trade.earned()["paid_msat"] == then["paid_msat"]
 
 
@@ -191,7 +191,9 @@ def test_stop_removes_all_that_ngp_made_and_nothing_else(lab: Lab, when_stopped:
     trade = open_trade(lab, net_conf, net_conf)
     gateway = trade.net.gateway
     trade.gateway.stop()
-    assert answered(trade, 2, wait_s=0.3) == (when_stopped == "open")
+    stays_open = when_stopped == "open"
+    listens_s = traffic.PATIENCE_S if stays_open else 0.3
+    assert answered(trade, 2, wait_s=listens_s) == stays_open
     gateway.sh("nft", "-f", "-", text_in=OPERATORS_RULES)
     gateway.sh("iptables", "-A", "FORWARD", "-s", "10.55.0.0/16", "-j", "DROP")
     gateway.sh("tc", "qdisc", "replace", "dev", "mesh0", "clsact")
@@ -202,7 +204,7 @@ def test_stop_removes_all_that_ngp_made_and_nothing_else(lab: Lab, when_stopped:
     trade.await_acquainted()
     for version in VERSIONS:
         remote = trade.net.remote(version)
-        await_until(lambda version=version: answered(trade, version=version), what="service")  # type: ignore[misc]
+        assert answered(trade, version=version)
         sink = traffic.udp_sink(trade.net.internet, remote, 9999)
         traffic.udp_send(trade.net.client, remote, 9999, count=20, rate_pps=500)
         assert sink.received() == (0, 0)  # what the operator's firewall drops stays dropped
@@ -211,7 +213,7 @@ def test_stop_removes_all_that_ngp_made_and_nothing_else(lab: Lab, when_stopped:
     trade.gateway.stop()
     assert standing(gateway) == before
     for version in VERSIONS:
-        assert answered(trade, 3, version, 0.3) == (when_stopped == "open")
+        assert answered(trade, 3, version, listens_s) == stays_open
     assert not any(Path(trade.gateway.state_dir).glob("*.sock"))
 
 

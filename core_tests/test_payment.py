@@ -19,7 +19,6 @@ GRACE_BYTES = GRACE_KB * 1024
 LONG = {"GRACE_TIME": "10 min"}  # where the bytes are to be the limit
 # With the fee that a payment may cost, no payment is within this budget.
 PAYS_NOTHING = {"PAYMENT_AMOUNT": "1 sat", "BUDGET_PAYMENT": "1 sat"}
-BACK_S = 3.0
 
 
 def carried(trade: Trade) -> int:
@@ -30,7 +29,7 @@ def carried(trade: Trade) -> int:
 def answered(trade: Trade, version: int, number: int = 1, count: int = 3) -> int:
     """Ping with packets that are larger than what a flow of small ones leaves of the grace."""
     return traffic.ping(
-        trade.net.client, trade.net.remote(version, number), count=count, payload_bytes=1000, wait_s=0.5
+        trade.net.client, trade.net.remote(version, number), count=count, payload_bytes=1000, wait_s=1
     ).received
 
 
@@ -53,7 +52,7 @@ def test_grace_is_shared_by_all_flows_and_given_once(lab: Lab) -> None:
         traffic.udp_echo(net.internet, net.remote(version), 5000)
         traffic.tcp_sink(net.internet, net.remote(version, 2), 5001)
         traffic.udp_send(
-            net.client, net.remote(version), 5000, count=15, payload_bytes=980, rate_pps=200, await_echoes=True
+            net.client, net.remote(version), 5000, count=15, payload_bytes=980, await_echoes=True, echo_wait_s=1
         )
         with pytest.raises(traffic.TrafficError):
             traffic.tcp_send(net.client, net.remote(version, 2), 5001, size_bytes=500_000, timeout_s=3)
@@ -75,7 +74,7 @@ def test_grace_is_shared_by_all_flows_and_given_once(lab: Lab) -> None:
 
 def await_answer(trade: Trade, version: int) -> bool:
     """Wait for the first ping that is answered."""
-    await_until(lambda: answered(trade, version, count=1), BACK_S, "an answer")
+    await_until(lambda: answered(trade, version, count=1), what="an answer")
     return True
 
 

@@ -29,7 +29,7 @@ CLIENT: Conf = {"MESH_INTERFACES": "mesh0"}
 MSAT_PER_KB = 1 << 20  # one msat for 1,024 bytes, as a price per GiB
 # A statement comes every five seconds while traffic runs, and at once when a contract ends. One that is lost is given
 # up after 15 s and told again with the next: waited for so long only where something is wrong.
-SETTLED_S = 30.0
+SETTLED_S = 60.0
 PREPAYING = 254  # the number of a remote address that no scenario uses
 # A price at which every msat shows: one for each byte.
 DEAR = "1024 msat"

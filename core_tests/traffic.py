@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import select
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -25,6 +25,9 @@ IP_HEADER_BYTES = {4: 20, 6: 40}
 CHUNK_BYTES = 65536
 RECEIVE_BUFFER_BYTES = 64 * 1024 * 1024
 SO_RCVBUFFORCE = 33
+# The protocol, and the type of a request.
+ECHO = {socket.AF_INET: (socket.IPPROTO_ICMP, 8), socket.AF_INET6: (socket.IPPROTO_ICMPV6, 128)}
+PATIENCE_S = 20.0  # for what comes at once unless the machine is busy
 SHORTEST_SLEEP_S = 0.001  # to sleep before each of 20,000 packets a second takes longer than there is
 
 
@@ -137,14 +140,15 @@ def udp_send(
     payload_bytes: int = 100,
     rate_pps: float = 0.0,
     await_echoes: bool = False,
+    echo_wait_s: float = PATIENCE_S,
     timeout_s: float = 60.0,
 ) -> int:
     """Send datagrams and return how many were sent, or with `await_echoes` how many came back.
 
-    Args: rate_pps in packets a second, 0 for as fast as one process can; await_echoes: wait up to a second for the
-    echo of each before sending the next.
+    Args: rate_pps in packets a second, 0 for as fast as one process can; await_echoes: wait for the echo of each, or
+    for its refusal, before sending the next; echo_wait_s: for how long, where some are not to come.
     """
-    words = ("udp-send", address, port, count, payload_bytes, rate_pps, int(await_echoes))
+    words = ("udp-send", address, port, count, payload_bytes, rate_pps, echo_wait_s if await_echoes else 0)
     return int(_run(host, timeout_s, *words)["count"])
 
 
@@ -158,15 +162,53 @@ def tcp_send(host: Host, address: str, port: int, *, size_bytes: int, timeout_s:
 
 
 def ping(
-    host: Host, address: str, *, count: int = 1, payload_bytes: int = 56, interval_s: float = 0.05, wait_s: float = 1.0
+    host: Host,
+    address: str,
+    *,
+    count: int = 1,
+    payload_bytes: int = 56,
+    interval_s: float = 0.05,
+    wait_s: float = PATIENCE_S,
 ) -> Pings:
-    """Ping with `count` echo requests and say how many were answered; the last is waited for `wait_s`."""
-    words = ("-n", "-q", "-c", count, "-s", payload_bytes, "-i", interval_s, "-W", wait_s, address)
-    done = host.run("ping", *map(str, words), timeout_s=60 + count * (interval_s + wait_s))
-    found = re.search(r"(\d+) packets transmitted, (\d+) received", done.stdout)
-    if not found:
-        raise TrafficError(f"ping {address}: {done.stdout}{done.stderr}")
-    return Pings(int(found[1]), int(found[2]))
+    """Send `count` echo requests from a host and say how many were answered, as soon as the fate of all is known.
+
+    Args:
+        interval_s: seconds from one request to the next.
+        wait_s: how long the last answers are waited for. A busy machine's come late, so the bound is generous; whoever
+            expects that none comes says how long it listens.
+    """
+    with host.socket_inside(lambda: _echo_socket(address)) as sock:
+        answered: set[bytes] = set()
+        refused = 0
+        for number in range(1, count + 1):
+            _request_echo(sock, address, number, payload_bytes)
+            last = number == count
+            deadline = time.monotonic() + (wait_s if last else interval_s)
+            while (left := deadline - time.monotonic()) > 0 and not (last and len(answered) + refused >= count):
+                sock.settimeout(left)
+                try:
+                    answered.add(sock.recv(CHUNK_BYTES)[6:8])
+                except TimeoutError:
+                    break
+                except OSError:  # an ICMP error: that one was refused
+                    refused += 1
+        return Pings(count, len(answered))
+
+
+def _echo_socket(address: str) -> socket.socket:
+    family = _family(address)
+    sock = socket.socket(family, socket.SOCK_DGRAM, ECHO[family][0])
+    sock.connect((address, 0))
+    return sock
+
+
+def _request_echo(sock: socket.socket, address: str, number: int, payload_bytes: int) -> None:
+    """Send one request; the kernel writes its identifier and checksum."""
+    request = struct.pack("!BBHHH", ECHO[_family(address)][1], 0, 0, 0, number) + bytes(payload_bytes)
+    try:
+        sock.send(request)
+    except OSError:
+        sock.send(request)  # the socket gave an earlier request's ICMP error instead of sending
 
 
 def start(host: Host, *words: object) -> subprocess.Popen[str]:
@@ -275,8 +317,11 @@ class TcpServer:
         del self.streams[stream], self.sizes[stream]
 
 
-def send_udp(address: str, port: int, count: int, size: int, rate_pps: float, await_echoes: bool) -> None:
-    """Send datagrams, each with its number in its first bytes, on a schedule that doesn't drift."""
+def send_udp(address: str, port: int, count: int, size: int, rate_pps: float, echo_wait_s: float) -> None:
+    """Send datagrams, each with its number in its first bytes, on a schedule that doesn't drift.
+
+    Args: echo_wait_s: how long the echo of each is waited for before the next is sent, 0 for not at all.
+    """
     sock = socket.socket(_family(address), socket.SOCK_DGRAM)
     sock.connect((address, port))
     done = 0
@@ -290,13 +335,13 @@ def send_udp(address: str, port: int, count: int, size: int, rate_pps: float, aw
             sock.send(data)
         except OSError:
             sock.send(data)  # the socket gave an earlier datagram's ICMP error instead of sending
-        done += not await_echoes or _echoed(sock, data)
+        done += not echo_wait_s or _echoed(sock, data, echo_wait_s)
     _say(count=done)
 
 
-def _echoed(sock: socket.socket, data: bytes) -> bool:
-    """Wait up to a second for the echo of one datagram; late echoes of earlier ones don't count."""
-    deadline = time.monotonic() + 1.0
+def _echoed(sock: socket.socket, data: bytes, wait_s: float) -> bool:
+    """Wait for the echo of one datagram; late echoes of earlier ones don't count."""
+    deadline = time.monotonic() + wait_s
     while (left := deadline - time.monotonic()) > 0:
         sock.settimeout(left)
         try:
@@ -360,7 +405,7 @@ def main(words: list[str]) -> None:
     """Do what the first word says."""
     kind, address, port = words[0], words[1], int(words[2])
     if kind == "udp-send":
-        send_udp(address, port, int(words[3]), int(words[4]), float(words[5]), words[6] == "1")
+        send_udp(address, port, int(words[3]), int(words[4]), float(words[5]), float(words[6]))
     elif kind == "tcp-send":
         send_tcp(address, port, int(words[3]), float(words[4]))
     elif kind == "tcp-fetch":

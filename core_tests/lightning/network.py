@@ -16,7 +16,7 @@ FIRST_BLOCKS = 440
 COINS_BTC = 5
 CHANNEL_SAT = 5_000_000
 PUSH_SAT = 1_000_000
-ACTIVE_S = 60.0
+ACTIVE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from typing import Any
 
 from core_tests.shell import LabError, await_until, run
 
-UP_S = 60.0
-DOWN_S = 20.0
+UP_S = 120.0
+DOWN_S = 60.0
 NETWORK = "regtest"
 ALL = "1000000"  # LND lists a hundred unless told
 _REPLAYED = re.compile(r"unable to decode onion hop iterator for htlc\(id=\d+, hash=([0-9a-f]{64})\): InvalidOnion")

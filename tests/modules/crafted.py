@@ -38,7 +38,7 @@ def send(world: World, packets: Sequence[bytes], upload: bool = True, times: int
     namespace, interface, at = (world.lab.client, "c0", "m0") if upload else (world.lab.internet, "i0", "up0")
     mac = sh(f"ip -br link show {at}").split()[2].replace(":", "")
     lines = "".join(f"{times} {packet.hex()} {source.hex() or 'own'}\n" for packet in packets)
-    subprocess.run(python(namespace, SEND, interface, mac), input=lines, text=True, check=True, timeout=30)
+    subprocess.run(python(namespace, SEND, interface, mac), input=lines, text=True, check=True, timeout=60)
 
 
 def with_options(packet: bytes, options: bytes) -> bytes:

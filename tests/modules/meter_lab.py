@@ -43,7 +43,7 @@ c.close()
 """
 TCP_SEND = """
 import socket, sys
-c = socket.create_connection((sys.argv[1], 7000), timeout=20)
+c = socket.create_connection((sys.argv[1], 7000), timeout=60)
 c.sendall(bytes(int(sys.argv[2])))
 c.shutdown(socket.SHUT_WR)
 got = 0
@@ -58,7 +58,7 @@ def contract_id() -> bytes:
     return secrets.token_bytes(16)
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
     """Poll until a condition holds; fail after a while."""
     end = time.monotonic() + timeout_s
     while not condition():
@@ -115,7 +115,7 @@ class World:
     def send_udp(self, address: str, size: int, number: int, segment: int = 0, port: int = 9) -> None:
         """Send so many datagrams from the client to each address; returns when all were handed to the kernel."""
         words = python(self.lab.client, UDP_SEND, address, *map(str, (port, size, number, segment)))
-        subprocess.run(words, check=True, timeout=30)
+        subprocess.run(words, check=True, timeout=60)
 
     def tcp_both_ways(self, address: str, size: int) -> None:
         """Send so many bytes by TCP and receive as many."""

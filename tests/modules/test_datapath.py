@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import time
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from kernel_lab import CLIENT, INTERNET, desired, passes, python, sh
+from kernel_lab import CLIENT, INTERNET, desired, dropped, passes, python, sh
 from meter_lab import GENEROUS, NEIGHBOUR, World, contract_id, metered, received, true_wire, wait_until
 
 from ngp.core.messages import Role
@@ -82,8 +81,8 @@ def test_cut_to_the_packet(world: World, family: int) -> None:
 
 def test_downloads_are_cut_at_the_same_limit(world: World) -> None:
     contract = world.grant(host(4), granted_bytes=84 * 7)
-    answers = [passes(world.lab.client, INTERNET[4]) for _ in range(5)]
-    assert answers == [True, True, True, False, False], "7 pings' worth: 3 and a request whose answer is refused"
+    assert all(passes(world.lab.client, INTERNET[4]) for _ in range(3))
+    assert all(dropped(world.lab.client, INTERNET[4]) for _ in range(2)), "of 7 packets the last is a request"
     assert world.used(contract) == (84 * 4, 84 * 3)
 
 
@@ -107,7 +106,7 @@ def test_never_too_much_under_concurrent_senders_and_top_ups(world: World) -> No
         wait_until(lambda than=enough: world.reading(contract).refused_bytes > than, "the limit is reached")
     for sender in senders:
         sender.terminate()
-    sent = sum(int(sender.communicate(timeout=10)[0]) for sender in senders)
+    sent = sum(int(sender.communicate(timeout=60)[0]) for sender in senders)
     found = world.reading(contract)
     assert found.used_to_bytes + found.refused_bytes == sent
     assert granted - 1000 < found.used_to_bytes <= granted
@@ -120,13 +119,12 @@ def _generous(contract: bytes, granted: int) -> Grant:
 
 
 def test_expired_and_blocked_are_dropped_and_never_queued(world: World) -> None:
-    world.grant(host(4), expires_in_s=0.4)
+    contract = world.grant(host(4))
     assert passes(world.lab.client, INTERNET[4])
-    end = time.monotonic() + 0.5
-    wait_until(lambda: time.monotonic() > end, "expiry")
-    assert not passes(world.lab.client, INTERNET[4])
+    world.grant(host(4), contract=contract, expires_in_s=0.05)
+    wait_until(lambda: dropped(world.lab.client, INTERNET[4]), "expiry")
     world.grant(host(6), blocked=True)
-    assert not passes(world.lab.client, INTERNET[6])
+    assert dropped(world.lab.client, INTERNET[6])
     counters = world.datapath.counters()
     assert counters["refused_expired"] >= 1 and counters["refused_blocked"] >= 1
     assert counters["passed_to_queue"] == 0
@@ -135,7 +133,7 @@ def test_expired_and_blocked_are_dropped_and_never_queued(world: World) -> None:
 def test_blocked_host_within_a_granted_prefix(world: World) -> None:
     world.grant("10.77.0.0/16")
     blocked = world.grant(host(4), blocked=True)
-    assert not passes(world.lab.client, INTERNET[4])
+    assert dropped(world.lab.client, INTERNET[4])
     world.datapath.revoke([blocked])
     assert passes(world.lab.client, INTERNET[4])
 
@@ -144,7 +142,7 @@ def test_another_mac_or_interface_is_not_covered(world: World) -> None:
     contract = world.grant(host(4))
     sh("ip link set c0 address 02:00:00:00:00:99", world.lab.client)
     sh(f"ip neigh replace {CLIENT[4]} lladdr 02:00:00:00:00:99 dev m0")
-    assert not passes(world.lab.client, INTERNET[4])
+    assert dropped(world.lab.client, INTERNET[4])
     assert world.used(contract) == (0, 0)
 
 
@@ -162,7 +160,7 @@ def test_free_traffic(world: World, family: int) -> None:
     assert received(world.lab.internet, family)[0] == 5
     assert world.used(contract) == (0, 0)
     world.datapath.apply(desired(free=()))
-    assert not passes(world.lab.client, INTERNET[family])
+    assert dropped(world.lab.client, INTERNET[family])
 
 
 ERROR = """
@@ -170,7 +168,7 @@ import socket, sys
 address, limit, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 six = ':' in address
 s = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
-s.settimeout(3)
+s.settimeout(30)
 s.setsockopt(*((41, 25, 1) if six else (0, 11, 1)))
 s.setsockopt(*((41, 16, limit) if six else (0, 2, limit)))
 s.setsockopt(*((41, 23, 2) if six else (0, 10, 2)))
@@ -203,7 +201,7 @@ def test_icmp_errors_belong_to_what_they_quote(world: World, family: int, too_bi
 
 
 def test_without_a_contract_downloads_from_upstream_are_dropped(world: World) -> None:
-    assert not passes(world.lab.internet, CLIENT[4])
+    assert dropped(world.lab.internet, CLIENT[4])
     assert world.datapath.counters()["uncovered"] == 1
     contract = world.grant("0.0.0.0/0")
     assert passes(world.lab.internet, CLIENT[4]), "an inbound connection under a contract for everything"
@@ -279,16 +277,16 @@ def test_a_reused_slot_counts_from_its_own_start(world: World) -> None:
     world.datapath.set_up(desired(contracts_max=1))
     world.datapath.set_neighbours([world.neighbour()])
     first = world.grant(host(4), granted_bytes=84 * 2)
-    assert passes(world.lab.client, INTERNET[4]) and not passes(world.lab.client, INTERNET[4])
+    assert passes(world.lab.client, INTERNET[4]) and dropped(world.lab.client, INTERNET[4])
     with pytest.raises(KernelError, match="CONTRACTS_MAX"):
         world.grant(host(6))
     (last,) = world.datapath.revoke([first, contract_id()])
     assert (last.used_to_bytes, last.used_from_bytes, last.refused_bytes) == (84, 84, 84)
     second = world.grant(host(4), granted_bytes=1000 + 84 * 2, used_to_base_bytes=600, used_from_base_bytes=400)
     assert world.used(second) == (600, 400) and world.reading(second).refused_bytes == 0
-    assert passes(world.lab.client, INTERNET[4]) and not passes(world.lab.client, INTERNET[4])
+    assert passes(world.lab.client, INTERNET[4]) and dropped(world.lab.client, INTERNET[4])
     assert world.used(second) == (684, 484)
     third = contract_id()
     world.datapath.revoke([second])
     world.grant(host(4), contract=third, granted_bytes=500, used_to_base_bytes=600)
-    assert not passes(world.lab.client, INTERNET[4]), "granted less than was used before: nothing passes"
+    assert dropped(world.lab.client, INTERNET[4]), "granted less than was used before: nothing passes"

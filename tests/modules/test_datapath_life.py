@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from kernel_lab import CLIENT, INTERNET, desired, lab, passes, sh
+from kernel_lab import CLIENT, INTERNET, desired, dropped, lab, passes, sh
 from meter_lab import GENEROUS, NEIGHBOUR, World, contract_id, metered
 
 from ngp.core.messages import Role
@@ -64,11 +64,11 @@ def test_traffic_goes_on_and_is_adopted_after_a_crash(world: World) -> None:
     assert set(found) == {contract, client}
     grant, reading = found[contract].grant, found[contract].reading
     assert (grant.neighbour, grant.role, grant.destination) == (NEIGHBOUR, Role.SERVER, ip_network(HOST))
-    assert (grant.granted_bytes, grant.low_water_bytes) == (84 * 6, 84) and 590 < grant.expires_in_s <= 600
+    assert (grant.granted_bytes, grant.low_water_bytes) == (84 * 6, 84) and 300 < grant.expires_in_s <= 600
     assert (reading.used_to_bytes, reading.used_from_bytes) == (168, 168)
     assert found[client].grant.destination == ip_network("fd00:77::/32") and found[client].grant.role is Role.CLIENT
     assert (found[client].reading.used_to_bytes, found[client].reading.used_from_bytes) == (70, 30)
-    assert passes(world.lab.client, INTERNET[4]) and not passes(world.lab.client, INTERNET[4])
+    assert passes(world.lab.client, INTERNET[4]) and dropped(world.lab.client, INTERNET[4])
     world.datapath.revoke([contract])
     fresh = world.grant(HOST)
     assert passes(world.lab.client, INTERNET[4]) and world.used(fresh) == (84, 84)
@@ -98,7 +98,7 @@ def test_adopted_from_a_killed_process(tmp_path: Path, mounts: str) -> None:
         words = ["unshare", "-m"] * (mounts == "gone") + [sys.executable, "-c", DAEMON, str(tmp_path), mac, *folders]
         datapath = Datapath(tmp_path)
         try:
-            assert subprocess.run(words, timeout=30).returncode == 9
+            assert subprocess.run(words, timeout=60).returncode == 9
             assert (tmp_path / "bpf").is_mount() == (mounts == "same")
             assert passes(built.client, INTERNET[4])
             assert Datapath(tmp_path).standing() == Standing(meter=True, sells=True, gate=True)
@@ -119,13 +119,13 @@ def test_cleaned_up_without_memory(tmp_path: Path, mounts: str) -> None:
         mac = sh("cat /sys/class/net/c0/address", built.client).strip().replace(":", "")
         folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
         words = ["unshare", "-m"] * (mounts == "gone") + [sys.executable, "-c", DAEMON, str(tmp_path), mac, *folders]
-        assert subprocess.run(words, timeout=30).returncode == 9
+        assert subprocess.run(words, timeout=60).returncode == 9
         assert _state() != before
         with pytest.raises(KernelError, match="a meter stands"):
             Datapath(tmp_path).shut(("m0",), (), {4})
         Datapath(tmp_path).clean_up(leave_closed=True)
         Datapath(tmp_path).clean_up(leave_closed=True)
-        assert not passes(built.client, INTERNET[4]), "closed"
+        assert dropped(built.client, INTERNET[4]), "closed"
         with pytest.raises(KernelError):
             Datapath(tmp_path).set_up(desired(mesh_interfaces=("m0", "absent0")))
         assert Datapath(tmp_path).standing() == Standing(closed=True), "a failed start opens nothing"
@@ -145,7 +145,7 @@ def test_nothing_is_left_behind_and_the_operators_filter_stays(tmp_path: Path) -
             if use_tcx:
                 sh("tc qdisc add dev m0 clsact")
             sh(f"tc filter add dev m0 egress prio 50 bpf da obj {tmp_path}/drops.o sec tc")
-            assert not passes(world.lab.client, INTERNET[4]), "the operator's filter is still asked"
+            assert dropped(world.lab.client, INTERNET[4]), "the operator's filter is still asked"
             world.datapath.clean_up(leave_closed=False)
             shown = sh("tc filter show dev m0 egress")
             assert "drops.o" in shown and "ngp" not in shown
@@ -166,12 +166,12 @@ def test_clsact_that_we_made_goes_and_one_that_we_found_stays(tmp_path: Path) ->
 
 def test_an_interface_that_is_no_longer_mesh_is_let_go(world: World) -> None:
     world.grant(HOST, granted_bytes=0)
-    assert not passes(world.lab.client, INTERNET[4])
+    assert dropped(world.lab.client, INTERNET[4])
     world.datapath.apply(desired(mesh_interfaces=("m1",)))
     assert passes(world.lab.client, INTERNET[4])
     assert sh("tc qdisc show dev m0 clsact") == ""
     world.datapath.apply(desired())
-    assert not passes(world.lab.client, INTERNET[4])
+    assert dropped(world.lab.client, INTERNET[4])
 
 
 def test_contracts_follow_an_interface_that_is_made_again(world: World) -> None:
@@ -242,7 +242,7 @@ def test_foreign_qdiscs_stay_and_one_in_the_way_is_named(tmp_path: Path, use_tcx
         datapath = Datapath(tmp_path, use_tcx)
         if use_tcx:
             datapath.set_up(desired(buys=True))
-            assert not passes(built.client, INTERNET[4])
+            assert dropped(built.client, INTERNET[4])
             datapath.clean_up(leave_closed=False)
         else:
             with pytest.raises(KernelError, match="tc qdisc del dev m0 ingress"):
@@ -320,7 +320,7 @@ def test_legacy_tables_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monke
             assert [passes(world.lab.client, INTERNET[family]) for _ in range(2)] == [True, False]
             assert world.used(contract) == (2 * each, each)
         world.datapath.revoke(contracts)
-        assert not passes(world.lab.client, INTERNET[6])
+        assert dropped(world.lab.client, INTERNET[6])
         assert world.datapath.counters()["passed_to_queue"] == 1
         world.datapath.clean_up(leave_closed=False)
         assert "NGP" not in sh("iptables-legacy-save; ip6tables-legacy-save")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from crafted import send
-from kernel_lab import CLIENT, INTERNET, desired, passes, sh
+from kernel_lab import CLIENT, INTERNET, desired, dropped, passes, sh
 from meter_lab import World, metered, received, wait_until
 
 from core_tests.hostile import udp
@@ -69,7 +69,7 @@ def test_a_client_lets_pass_what_it_does_not_count(world: World, changes: dict[s
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_household_behind_the_client_is_metered(world: World, family: int) -> None:
-    wait_until(lambda: passes(world.lab.internet, CLIENT[family]), "next hops are known")
+    wait_until(lambda: not dropped(world.lab.internet, CLIENT[family]), "next hops are known")
     contract = world.grant(EVERYTHING[family], role=Role.CLIENT)
     assert passes(world.lab.internet, BEHIND[family])
     each = PING[family]
@@ -115,7 +115,7 @@ def test_return_traffic_in_the_middle_is_the_downstream_clients(middle: World) -
     assert middle.used(sold) == (84, 84)
     assert middle.used(bought) == (84, 84)
     middle.datapath.revoke([sold])
-    assert not passes(middle.lab.internet, CLIENT[4]), "what comes from a seller is not free for who has no contract"
+    assert dropped(middle.lab.internet, CLIENT[4]), "what comes from a seller is not free for who has no contract"
     assert middle.datapath.counters()["uncovered"] == 1
 
 
@@ -124,13 +124,13 @@ def test_a_seller_cannot_send_through_our_other_purchases(middle: World) -> None
     middle.grant("0.0.0.0/0", neighbour=8, role=Role.CLIENT)
     middle.datapath.set_neighbours([middle.neighbour(buys_from_us=False, sells_to_us=True)])
     other = middle.grant("10.77.1.0/24", role=Role.CLIENT)
-    assert not passes(middle.lab.internet, CLIENT[4])
+    assert dropped(middle.lab.internet, CLIENT[4])
     assert middle.used(other) == (0, 0)
 
 
 def test_who_has_no_contract_with_us_is_asked_about_and_not_let_through(middle: World) -> None:
     sold = middle.grant("0.0.0.0/0")
-    assert not passes(middle.lab.client, INTERNET[4]), "the answer is neither sold to its sender nor bought from it"
+    assert dropped(middle.lab.client, INTERNET[4]), "the answer is neither sold to its sender nor bought from it"
     assert middle.used(sold) == (84, 0)
     assert middle.datapath.counters()["passed_to_queue"] == 1
 

@@ -17,6 +17,7 @@ from kernel_lab import (
     INTERNET,
     Lab,
     desired,
+    dropped,
     lab,
     passes,
     paths,
@@ -228,7 +229,7 @@ def test_the_jump_is_moved_back_before_an_operators_accept(
         rules = sh(f"{command}-{variant} -t security -S FORWARD").splitlines()
         jumps = ["-A FORWARD -i m0 -j NGP_GATE", "-A FORWARD -i m1 -j NGP_GATE"]
         assert rules == ["-P FORWARD ACCEPT", *jumps, "-A FORWARD -j ACCEPT"]
-    assert not passes(hosts.client, INTERNET[4]) and not passes(hosts.client, INTERNET[6])
+    assert dropped(hosts.client, INTERNET[4]) and dropped(hosts.client, INTERNET[6])
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -240,11 +241,11 @@ def test_each_packet_is_judged_by_the_program_for_its_way(
     Gate(strict_pays, buys).apply()
     assert passes(hosts.client, INTERNET[family]), "towards upstream only strict is asked"
     Gate(general_pays, buys).apply()
-    assert not passes(hosts.client, INTERNET[family]), "the general program must not pass what strict refused"
+    assert dropped(hosts.client, INTERNET[family]), "the general program must not pass what strict refused"
     Gate(general_pays, replace(buys, upstream_interfaces=())).apply()
     assert passes(hosts.client, INTERNET[family]), "no upstream: the general program decides"
     Gate(strict_pays, replace(buys, upstream_interfaces=())).apply()
-    assert not passes(hosts.client, INTERNET[family])
+    assert dropped(hosts.client, INTERNET[family])
     Gate(strict_pays, desired(upstream_interfaces=())).apply()
     assert passes(hosts.client, INTERNET[family]), "nothing passes by its source: strict decides everything"
 
@@ -259,19 +260,19 @@ def test_what_is_over_the_rate_is_dropped_at_input_and_all_else_left_to_the_oper
     Gate(paths(no, no, no, no), desired(own_services=OWN_SERVICES)).apply()
     assert passes(hosts.client, GATEWAY_TO_CLIENT[4]) and passes(hosts.client, GATEWAY_TO_CLIENT[6])
     sh(f"iptables-{variant} -A INPUT -i m0 -j DROP")
-    assert not passes(hosts.client, GATEWAY_TO_CLIENT[4]), "the operator's rules are the judge"
+    assert dropped(hosts.client, GATEWAY_TO_CLIENT[4]), "the operator's rules are the judge"
     sh(f"iptables-{variant} -D INPUT -i m0 -j DROP")
     held = Gate(paths(no, no, no, yes), desired(own_services=OWN_SERVICES))
     assert held.apply() is True and held.apply() is False
     for command in COMMANDS:
         sh(f"{command}-{variant} -t security -C INPUT -i m0 -j NGP_OWN")
     for family in (4, 6):
-        assert not passes(hosts.client, GATEWAY_TO_CLIENT[family]), "dropped when the program says so"
+        assert dropped(hosts.client, GATEWAY_TO_CLIENT[family]), "dropped when the program says so"
         assert passes(hosts.internet, GATEWAY_TO_INTERNET[family]), "who comes by no mesh interface isn't asked about"
     for command in COMMANDS:
         sh(f"{command}-{variant} -t security -I INPUT 1 -j ACCEPT")
     assert passes(hosts.client, GATEWAY_TO_CLIENT[4]) and not held.standing()
-    assert held.apply() is True and not passes(hosts.client, GATEWAY_TO_CLIENT[4])
+    assert held.apply() is True and dropped(hosts.client, GATEWAY_TO_CLIENT[4])
     for command in COMMANDS:
         sh(f"{command}-{variant} -t security -D INPUT -j ACCEPT")
     clean_up(True, ("m0", "m1"))
@@ -285,7 +286,7 @@ def test_an_operators_drop_stays_in_force(hosts: Lab, filters: tuple[Path, Path]
     Gate(paths(filters[1], filters[1], filters[1]), desired()).apply()
     assert passes(hosts.client, INTERNET[4])
     sh(f"iptables-{variant} -t {table} -A FORWARD -p icmp -j DROP")
-    assert not passes(hosts.client, INTERNET[4])
+    assert dropped(hosts.client, INTERNET[4])
 
 
 def test_closed_drops_both_ways_until_the_gate_stands(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
@@ -294,8 +295,8 @@ def test_closed_drops_both_ways_until_the_gate_stands(hosts: Lab, filters: tuple
     clean_up(True, ("m0", "m1"))
     assert not [line for line in saved(variant) if "NGP_GATE" in line or "NGP_UNPAID" in line]
     for family in (4, 6):
-        assert not passes(hosts.client, INTERNET[family])
-        assert not passes(hosts.internet, CLIENT[family])
+        assert dropped(hosts.client, INTERNET[family])
+        assert dropped(hosts.internet, CLIENT[family])
     assert held.apply() is True
     assert not [line for line in saved(variant) if "NGP_CLOSED" in line]
     assert passes(hosts.client, INTERNET[4]) and passes(hosts.client, INTERNET[6])
@@ -326,7 +327,7 @@ def test_closed_before_the_interfaces_exist(hosts: Lab, filters: tuple[Path, Pat
     gate.shut(("m*",), ("m1",), {4, 6})
     shut = saved(variant)
     for family in (4, 6):
-        assert not passes(hosts.client, INTERNET[family])
+        assert dropped(hosts.client, INTERNET[family])
     sh("ip link add m7 type veth peer name m8")
     for command, where in (("iptables", "-i m7"), ("ip6tables", "-o m7")):
         sh(f"{command}-{variant} -t security -S | grep -- '{where.replace('m7', 'm+')} -j DROP'")

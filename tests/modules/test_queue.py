@@ -169,14 +169,14 @@ import errno, socket, sys
 v6 = ":" in sys.argv[1]
 s = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
 s.setsockopt(*((socket.IPPROTO_IPV6, 25, 1) if v6 else (socket.IPPROTO_IP, 11, 1)))
-s.connect((sys.argv[1], 9)); s.settimeout(5); s.send(b"x" * 100)
+s.connect((sys.argv[1], 9)); s.settimeout(60); s.send(b"x" * 100)
 try: s.recv(10)
 except OSError as error: print(errno.errorcode.get(error.errno, error))
 """
 RECEIVE = """
 import socket, sys
 s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
-s.bind((sys.argv[1], 1000)); s.settimeout(5); print("ready", flush=True)
+s.bind((sys.argv[1], 1000)); s.settimeout(60); print("ready", flush=True)
 print(len(s.recv(1000)))
 """
 

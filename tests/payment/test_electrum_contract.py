@@ -14,6 +14,7 @@ from electrum_nodes import Pair, options, pair
 
 from core_tests.lightning.electrum import Electrum
 from core_tests.lightning.network import CHANNEL_SAT
+from core_tests.shell import await_until
 from ngp.errors import PaymentError
 from ngp.modules.payment.electrum import ElectrumPayment
 from ngp.ports import PaymentStatus, Settlement
@@ -82,6 +83,11 @@ async def ready(payment: ElectrumPayment) -> None:
                 await asyncio.sleep(0.1)
 
 
+def arriving(payee: Electrum) -> bool:
+    """Say whether a payment is in the payee's channel, where no death of a daemon undoes it."""
+    return any(one["remote_unsettled_sent"] for one in payee.channels())
+
+
 @pytest.mark.parametrize("victim", ["payer", "payee"])
 def test_a_daemon_killed_with_a_payment_on_its_way_pays_it_once(electrums: Pair, tmp_path: Path, victim: str) -> None:
     async def scenario() -> None:
@@ -93,6 +99,7 @@ def test_a_daemon_killed_with_a_payment_on_its_way_pays_it_once(electrums: Pair,
         made = await payee.create_invoice(AMOUNT_MSAT, "", 600)
         electrums.payee.rpc("enable_htlc_settle", b=False)
         assert (await payer.pay(made.bolt11, 0, 1)).status is PaymentStatus.PENDING
+        await asyncio.to_thread(await_until, lambda: arriving(electrums.payee), TIMEOUT_S, "the payment at the payee")
         await asyncio.to_thread(killed.kill9)
         if victim == "payer":
             with pytest.raises(PaymentError, match="electrum daemon -d"):

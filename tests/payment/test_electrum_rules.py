@@ -44,7 +44,7 @@ def with_electrum(folder: Path, test: Test, by_tcp: bool = False) -> None:
     async def body() -> None:
         daemon = FakeElectrum(folder)
         payment = ElectrumPayment(folder, {"ELECTRUM_HOST": str(folder)})
-        async with asyncio.timeout(20), daemon.running(by_tcp):
+        async with asyncio.timeout(60), daemon.running(by_tcp):
             await test(daemon, payment)
             await payment.close()
 

@@ -31,7 +31,7 @@ Test = Callable[[SandboxPayment, SandboxPayment], Awaitable[None]]
 def with_pair(folder: Path, test: Test, options: dict[str, str] | None = None) -> None:
     async def body() -> None:
         payer, payee = SandboxPayment(folder / "payer", options), SandboxPayment(folder / "payee")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await test(payer, payee)
         await payer.close()
         await payee.close()

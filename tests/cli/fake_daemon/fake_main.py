@@ -129,7 +129,8 @@ async def run(options: StartOptions) -> int:
         raise RuntimeError("unforeseen")
     if fate == "slow":
         options.progress("waiting for the snow to melt")
-        await asyncio.sleep(1.3)
+        while not (options.state_dir / "melted").exists():
+            await asyncio.sleep(0.02)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
