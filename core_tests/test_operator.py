@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -154,6 +155,8 @@ def test_a_backup_of_a_running_daemon_restores(lab: Lab) -> None:
     assert done.returncode == 0, done.stderr
     assert copy.stat().st_mode & 0o777 == 0o600
     assert audit(trade.client, "while it runs") == audit(trade.gateway, "while it runs") == []
+    looked = trade.gateway.cli("check", "--config", str(trade.gateway.config), "--json")
+    assert {row["name"]: row["ok"] for row in json.loads(looked.stdout)}["books"] is True
     then = trade.earned()
     trade.gateway.stop()
     for left in trade.gateway.state_dir.glob("ledger.db*"):

@@ -91,7 +91,8 @@ def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:
 
     rows = [_row(each, "kernel") for each in offline.check_network(settings, place.state_dir)]
     payment = [_row(each, "payment") for each in offline.check_payment(settings, place.state_dir)]
-    return [*standing, *rows, *payment, _row(offline.check_ledger(place.ledger_path), "ledger")]
+    ledger = [_row(each, "ledger") for each in offline.check_ledger(place.ledger_path)]
+    return [*standing, *rows, *payment, *ledger]
 
 
 def _standing(place: Place) -> list[Row]:

@@ -25,7 +25,8 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
     limit, renewal, grace = settings.contract_data_bytes, settings.data_renewal_bytes, settings.grace_data_bytes
     if limit < 2 * FULL_PACKET_BYTES:
         few = "no larger packet passes" if limit < FULL_PACKET_BYTES else "one passes every few seconds"
-        yield "CONTRACT_DATA", show_data(limit), f"is less than two full packets (2 x {FULL_PACKET_BYTES:,} bytes): {few}", "100 MB, as shipped"
+        why = f"is less than two full packets (2 x {FULL_PACKET_BYTES:,} bytes): {few}"
+        yield "CONTRACT_DATA", show_data(limit), why, "100 MB, as shipped"
     if renewal is not None and 0 < renewal < FULL_PACKET_BYTES:
         why = f"is less than {_FULL}: a contract that has more left, but too little for the next packet, isn't renewed"
         yield "DATA_RENEWAL", show_data(renewal), why, "auto, as shipped; 0 for no renewal by data"
@@ -40,6 +41,9 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
 
 def _dearest_msat_per_gib(settings: Settings) -> int:
     """Return the highest price at which we may sell or buy."""
-    selling = [settings.sell_msat_per_gib, *(one.sell_msat_per_gib or 0 for one in settings.prices)]
-    buying = [settings.buy_max_msat_per_gib, *(one.buy_max_msat_per_gib or 0 for one in settings.prices)]
-    return max(0, *(selling if settings.sells else ()), *(buying if settings.buys else ()))
+    prices: list[int] = []
+    if settings.sells:
+        prices += [settings.sell_msat_per_gib, *(one.sell_msat_per_gib or 0 for one in settings.prices)]
+    if settings.buys:
+        prices += [settings.buy_max_msat_per_gib, *(one.buy_max_msat_per_gib or 0 for one in settings.prices)]
+    return max(prices, default=0)

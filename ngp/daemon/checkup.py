@@ -7,6 +7,8 @@ not open files for it.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ngp import identity
 from ngp.config import changes
 from ngp.core.settings import Settings
@@ -16,8 +18,13 @@ from ngp.daemon import lightning, payment_keys
 from ngp.daemon.desired import look_at_host, missing_names
 from ngp.errors import PaymentError
 from ngp.ports import Network, Payment
+from ngp.store import audit
 
 _NAMED = 3
+_RESTORE = (
+    "something else than ngp wrote to the ledger, or it is a defect: keep a copy (ngp backup FILE), compare it with an "
+    "older backup, and restore that one if it is right; see Backup and restore in the operator's guide"
+)
 _SEE_STATUS = "the daemon goes on trying; see ngp status"
 
 
@@ -46,6 +53,17 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
     except PaymentError as error:
         return [health("payment", str(error), ""), *rights]
     return [expected_node(wanted, found, "the payment node is"), *rights]
+
+
+def books(ledger: Path, most_s: float) -> Check:
+    """Tell whether the ledger's sums add up: accounts against payments, contracts and journal. Raises LedgerError."""
+    wrong, unknown = audit.look(ledger, most_s)
+    if unknown and not wrong:
+        return Check("books", True, f"not added up to the end: {unknown}")
+    if not wrong:
+        return Check("books", True, "accounts, payments and contracts add up")
+    more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    return Check("books", False, "; ".join(wrong[:_NAMED]) + more, _RESTORE)
 
 
 def neighbours(world: World) -> list[Check]:

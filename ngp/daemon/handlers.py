@@ -23,6 +23,7 @@ from ngp.errors import ConfigError, PaymentError, UsageError
 from ngp.ports import ChannelManager, TowerManager
 
 MANUAL_EXPIRY_S = 60
+BOOKS_S = 5.0
 
 
 def verbs(node: Node) -> Mapping[str, Callable[[dict[str, Any]], Any]]:
@@ -121,8 +122,10 @@ class Handlers:
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
         checks += [*payment, *checkup.neighbours(self._world)]
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
+        if not node.ledger_why_not:  # in a thread: the loop doesn't wait for sums of years
+            checks.append(await asyncio.to_thread(checkup.books, node.parts.ledger.path, BOOKS_S))
         checks.append(checkup.effect(node.settings, wanted))
-        kinds = {**{one.name: "payment" for one in payment}, "ledger": "ledger"}
+        kinds = {**{one.name: "payment" for one in payment}, "ledger": "ledger", "books": "ledger"}
         return [
             {
                 "name": one.name,

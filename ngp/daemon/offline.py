@@ -22,6 +22,7 @@ from ngp.ports import Network
 from ngp.store import file as ledger_file
 
 _READY_S = 5.0
+_BOOKS_S = 60.0
 _IF_SWAPPED = "none, if that is meant; else connect the former one"
 _SANDBOX_KEY = "sandbox.key"  # as modules/payment/sandbox.py has it
 
@@ -138,16 +139,16 @@ def keep_lnd_uri(uri: str, state_dir: Path) -> tuple[str, Path | None]:
     return kept
 
 
-def check_ledger(path: Path) -> Check:
-    """Look whether the ledger is whole; there is none before the first start."""
+def check_ledger(path: Path) -> list[Check]:
+    """Look whether the ledger is whole, and whether its books add up; there is none before the first start."""
     try:
         if not os.path.lexists(path):
-            return Check("ledger", True, f"{path}: none yet, the first start makes it")
+            return [Check("ledger", True, f"{path}: none yet, the first start makes it")]
         keep_last_sign(path.parent)
         ledger_file.look(path)
+        return [Check("ledger", True, f"{path}: whole"), checkup.books(path, _BOOKS_S)]
     except (LedgerError, OSError) as error:
-        return Check("ledger", False, str(error), "as it says; see Backup and restore in the operator's guide")
-    return Check("ledger", True, f"{path}: whole")
+        return [Check("ledger", False, str(error), "as it says; see Backup and restore in the operator's guide")]
 
 
 def _why_node_unknown(state_dir: Path) -> str:

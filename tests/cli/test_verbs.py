@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,21 @@ def test_check_without_a_daemon_looks_at_the_ledger(host: Host) -> None:
     rows = json.loads(host.ngp("check", "--config", "net.conf", "--json").stdout)
     assert rows[-1]["name"] == rows[-1]["kind"] == "ledger" and rows[-1]["ok"] is False
     assert "holds only 7 bytes" in rows[-1]["found"]
+
+
+def test_check_without_a_daemon_adds_up_the_books(host: Host) -> None:
+    _books(host)  # its account has no payment
+    done = host.ngp("check", "--config", "net.conf", "--json")
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert rows["ledger"]["ok"] is True
+    assert (rows["books"]["ok"], rows["books"]["kind"]) == (False, "ledger")
+    assert "paid 5000 msat, its settled payments are 0 msat" in rows["books"]["found"]
+    assert "ngp backup" in rows["books"]["remedy"]
+    with sqlite3.connect(host.state_dir / "ledger.db") as connection:
+        connection.execute("UPDATE accounts SET paid_msat = 0, charged_msat = 0")
+    connection.close()
+    rows = {row["name"]: row for row in json.loads(host.ngp("check", "--config", "net.conf", "--json").stdout)}
+    assert (rows["books"]["ok"], rows["books"]["found"]) == (True, "accounts, payments and contracts add up")
 
 
 # --- without a daemon -------------------------------------------------------------------------------------------------

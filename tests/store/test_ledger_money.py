@@ -35,7 +35,7 @@ from ngp.core.records import (
     Record,
 )
 from ngp.errors import LedgerError
-from ngp.store import prune
+from ngp.store import audit, prune
 from ngp.store.ledger import Ledger
 
 KEYS = [(ALICE, Role.SERVER), (ALICE, Role.CLIENT), (BOB, Role.SERVER), (BOB, Role.CLIENT)]
@@ -201,6 +201,7 @@ def books(path: Path) -> Ledger:
         ("UPDATE accounts SET paid_msat = 501", "paid 501 msat, its settled payments are 500 msat"),
         ("UPDATE accounts SET charged_msat = 29", "charged 29 msat, its contracts are 30 msat"),
         ("UPDATE accounts SET refunded_msat = 1", "refunded 1 msat"),
+        ("UPDATE accounts SET role = 'client', charged_msat = 9", "charged 9 msat, its server billed 0 msat"),
         ("DELETE FROM accounts", "paid 0 msat"),
         ("DELETE FROM contracts", "its contracts are 0 msat"),
         ("DELETE FROM payments", "the payment is None msat"),
@@ -215,6 +216,37 @@ def test_the_audit_names_what_does_not_add_up(tmp_path: Path, tampering: str, fo
         connection.execute(tampering)
     connection.close()
     assert any(found in line for line in Ledger.open(tmp_path / "ledger.db").audit())
+
+
+def test_books_are_added_up_beside_a_daemon_that_writes_and_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    daemons = books(path)
+    assert audit.look(path, 60.0) == ([], "")
+    daemons.commit([account(paid_msat=501, charged_msat=30)])
+    (wrong,), unknown = audit.look(path, 60.0)
+    assert "paid 501 msat, its settled payments are 500 msat" in wrong
+    assert not unknown
+    daemons.commit([account(paid_msat=500, charged_msat=30)])
+    daemons.close()
+    before = path.read_bytes()
+    assert audit.look(path, 60.0) == ([], "")
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["ledger.db"]
+
+
+def test_books_that_take_too_long_say_so(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.commit([contract(number) for number in range(5000)])
+    assert audit.look(tmp_path / "ledger.db", -1.0) == ([], "that takes more than -1 s")
+
+
+def test_books_of_an_older_format_wait_for_the_first_start(tmp_path: Path) -> None:
+    books(tmp_path / "ledger.db").close()
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    found, unknown = audit.look(tmp_path / "ledger.db", 60.0)
+    assert found == [] and "older ngp" in unknown
 
 
 def test_a_refund_on_its_way_may_be_booked_already(tmp_path: Path) -> None:
