@@ -15,6 +15,11 @@ Who is believed
 - Boot counters are persisted and only grow. A larger one (signed) resets the sender's window; a smaller one is stale.
   What was under way to the former life is reported undelivered, not sent again: it may have been delivered.
 
+By which way
+- A link address may have several transport addresses, of which some lead nowhere. A message that stays unanswered goes
+  by the next one (`Outgoing.attempt`), and what follows begins with the one that was answered. Hellos go by all: they
+  aren't sent again. So do acks while nothing was answered, and acks of duplicates: an earlier one didn't arrive.
+
 What a flood costs
 - Signatures of strangers' hellos, and of known neighbours' from new links, are checked from one small allowance, of
   which one link address gets a small part; each known neighbour has its own per link, which nobody can use up without
@@ -69,12 +74,21 @@ class _Flight:
     message: Message
     sequence: int
     datagram: bytes
+    attempt: int
     landed: bool = False
 
 
 @dataclass(slots=True, eq=False)
+class _Lane:
+    """A link where a neighbour is proven: what it may cost us, and the attempt that was answered last, if one was."""
+
+    allowance: Allowance
+    attempt: int | None = None
+
+
+@dataclass(slots=True, eq=False)
 class _Neighbour:
-    """All that is kept of one identity. `lanes` are the links where it is proven, each with its allowance."""
+    """All that is kept of one identity. `lanes` are the links where it is proven."""
 
     identity: bytes
     count: int
@@ -83,12 +97,13 @@ class _Neighbour:
     broadcast: int = 0
     key: Ed25519PublicKey | None = None
     heard_at: float = 0.0
-    lanes: OrderedDict[LinkKey, Allowance] = field(default_factory=OrderedDict)  # longest unused first
+    lanes: OrderedDict[LinkKey, _Lane] = field(default_factory=OrderedDict)  # longest unused first
     was_proven: bool = False
     last_link: LinkKey = ("", b"")
     flights: OrderedDict[int, _Flight] = field(default_factory=OrderedDict)
     waiting: deque[tuple[LinkKey, Message, int]] = field(default_factory=deque)
     acks: dict[int, None] = field(default_factory=dict)
+    acks_again: bool = False
     self_acks: set[int] = field(default_factory=set)
 
 
@@ -156,12 +171,12 @@ class Courier:
             neighbour = neighbour or self._add_stranger(identity)
             if link not in neighbour.lanes:
                 message = replace(message, wants_reply=True)
-            return [Outgoing(identity, link, self._sealed(neighbour, message, reply_to)[1])]
+            return [Outgoing(identity, link, self._sealed(neighbour, message, reply_to)[1], None, is_hello=True)]
         if neighbour is None or link not in neighbour.lanes:
             return self._give_up(identity, link, message, "unknown")
         neighbour.self_acks.discard(reply_to)
         if type(message) is Ack:
-            return [Outgoing(identity, link, self._sealed(neighbour, message, reply_to)[1])]
+            return [Outgoing(identity, link, self._sealed(neighbour, message, reply_to)[1], None)]
         if len(neighbour.waiting) >= self._limits.waiting or self._outstanding >= self._limits.total:
             return self._give_up(identity, link, message, "full")
         self._outstanding += 1
@@ -221,7 +236,7 @@ class Courier:
         lane = neighbour.lanes.get(link) if neighbour is not None else None
         if not sealed.is_hello and (neighbour is None or lane is None or sealed.boot != neighbour.boot):
             raise PeerError("unknown", "no hello was exchanged on this link")
-        if not (lane.take(now) if lane is not None else self._stranger_allowance.take(link, now)):
+        if not (lane.allowance.take(now) if lane is not None else self._stranger_allowance.take(link, now)):
             raise PeerError("rate", "too many signatures to check")
         message = sealed.open(neighbour.key if neighbour is not None else None)
         if neighbour is None:
@@ -251,6 +266,7 @@ class Courier:
         if sealed.is_hello or link not in neighbour.lanes:
             raise PeerError("replayed", f"sequence {count}")
         if not sealed.is_ack and sealed.sequence not in neighbour.self_acks:  # acking acks would never end
+            neighbour.acks_again = True
             self._queue_ack(neighbour, sealed.sequence, now)
         return True
 
@@ -310,7 +326,7 @@ class Courier:
             dropped, _ = neighbour.lanes.popitem(last=False)
             self._leave(dropped)
         neighbour.was_proven = True
-        neighbour.lanes[link] = Allowance(self._limits.neighbour_rate)
+        neighbour.lanes[link] = _Lane(Allowance(self._limits.neighbour_rate))
         self._per_link[link] += 1
 
     def _make_room(self, now: float) -> None:
@@ -367,12 +383,19 @@ class Courier:
 
     def _launch(self, neighbour: _Neighbour, link: LinkKey, message: Message, reply_to: int, now: float) -> Outgoing:
         sequence, datagram = self._sealed(neighbour, message, reply_to)
-        flight = neighbour.flights[sequence] = _Flight(neighbour, link, message, sequence, datagram)
+        attempt = self._answered_attempt(neighbour, link) or 0
+        flight = neighbour.flights[sequence] = _Flight(neighbour, link, message, sequence, datagram, attempt)
         self._retries[0].append((now + RETRY_AFTER_S[0], flight))
-        return Outgoing(neighbour.identity, link, datagram)
+        return Outgoing(neighbour.identity, link, datagram, attempt)
+
+    def _answered_attempt(self, neighbour: _Neighbour, link: LinkKey) -> int | None:
+        lane = neighbour.lanes.get(link)
+        return lane.attempt if lane is not None else None
 
     def _acked(self, neighbour: _Neighbour, message_id: int) -> None:
         flight = self._land(neighbour, message_id)
+        if flight is not None and flight.link in neighbour.lanes:
+            neighbour.lanes[flight.link].attempt = flight.attempt
         if flight is not None and wants_receipt(flight.message):
             self._delivered.append(Delivered(neighbour.identity, flight.link, flight.message))
 
@@ -451,7 +474,8 @@ class Courier:
                 self._give_up(flight.neighbour.identity, flight.link, flight.message, "timeout")
                 continue
             self._retries[tries + 1].append((now + RETRY_AFTER_S[tries + 1], flight))
-            yield Outgoing(flight.neighbour.identity, flight.link, flight.datagram)
+            flight.attempt += 1
+            yield Outgoing(flight.neighbour.identity, flight.link, flight.datagram, flight.attempt)
 
     def _queue_ack(self, neighbour: _Neighbour, message_id: int, now: float) -> None:
         if len(neighbour.acks) >= _MAX_ACKS_WAITING:
@@ -461,8 +485,10 @@ class Courier:
         neighbour.acks[message_id] = None
 
     def _acks(self, neighbour: _Neighbour) -> Iterator[Outgoing]:
-        waiting = tuple(neighbour.acks)
+        waiting, link = tuple(neighbour.acks), neighbour.last_link
+        attempt = None if neighbour.acks_again else self._answered_attempt(neighbour, link)
         neighbour.acks.clear()
+        neighbour.acks_again = False
         for start in range(0, len(waiting), wire.MAX_ACKS):
             _, datagram = self._sealed(neighbour, Ack(waiting[start : start + wire.MAX_ACKS]), 0)
-            yield Outgoing(neighbour.identity, neighbour.last_link, datagram)
+            yield Outgoing(neighbour.identity, link, datagram, attempt)

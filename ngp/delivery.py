@@ -39,11 +39,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A datagram to send; identity and link are None when it is for everybody on the caller's interface."""
+    """A datagram to send; identity and link are None when it is for everybody on the caller's interface.
+
+    Attributes:
+        attempt: by which of the ways to the link address, each in turn. None: by all of them, as nobody notices
+            whether it arrived.
+        is_hello: to be answered, so also by a way that is found out later.
+    """
 
     identity: bytes | None
     link: LinkKey | None
     datagram: bytes
+    attempt: int | None = 0
+    is_hello: bool = False
 
 
 @dataclass(frozen=True, slots=True)

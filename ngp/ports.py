@@ -89,8 +89,8 @@ class Link(Protocol):
 
     max_datagram_bytes: int
 
-    def check(self) -> list[Check]:
-        """Say what of this host stands in the way before `open`; touches nothing."""
+    def check(self, interfaces: Sequence[str]) -> list[Check]:
+        """Say what of this host stands in the way, and how neighbours are found there; touches nothing."""
 
     async def open(self, interfaces: Sequence[str], receive: Callable[[LinkPeer, bytes], None]) -> None:
         """Start on these interfaces; `receive` is called in the event loop. Raises KernelError."""

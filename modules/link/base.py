@@ -54,8 +54,8 @@ class PortLink(ABC):
     def open_port(self, interface: str, inlet: Inlet) -> Port | None:
         """Open on an interface; None when it went meanwhile. Raises KernelError."""
 
-    def check(self) -> list[Check]:
-        """Say whether this kernel takes the inlet's programs; touches nothing."""
+    def check(self, interfaces: Sequence[str]) -> list[Check]:
+        """Say whether this kernel takes the inlet's programs, and how neighbours are found; touches nothing."""
         return [] if self._inlet is not None else [try_to_load("inlet", inlet.object_path(), {})]
 
     async def open(self, interfaces: Sequence[str], receive: Receive) -> None:

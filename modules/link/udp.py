@@ -10,7 +10,7 @@ own queue stays empty (the kernel counts what a filter took as UDP InErrors). Wh
 as that neighbour; only a protected medium helps against that.
 
 Layer-3 interfaces (tun, WireGuard, ipip) have no frame: link_address is empty and the interface is the neighbour. There
-the peer is found by NGP_INTERFACE, the point-to-point address, or ff02::1 where multicast works.
+the peer is found by NGP_INTERFACE, or as `far_end` says.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import fcntl
 import ipaddress
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.link.base import Port, PortLink
+from ngp.modules.link.far_end import EVERYBODY_V4, EVERYBODY_V6, FarEnd, far_end
 from ngp.modules.link.inlet import Arrival, Inlet
 from ngp.ports import LinkPeer
 
@@ -31,17 +33,18 @@ PORT = 10325
 HOP_LIMIT = 255
 MAX_DATAGRAM_BYTES = 1280 - 40 - 8  # IPv6's least MTU less IPv6 and UDP headers: never a fragment
 
-_ARPHRD_ETHER, _SIOCGIFHWADDR, _SIOCGIFADDR, _SIOCGIFDSTADDR = 1, 0x8927, 0x8915, 0x8917
+_ARPHRD_ETHER, _SIOCGIFHWADDR = 1, 0x8927
 _GONE = {errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
-def _interface_fact(name: str, request: int) -> bytes:
-    """Ask an ioctl about an interface; 16 bytes of sockaddr, empty when the kernel has none."""
+def _is_framed(name: str) -> bool:
+    """Say whether an interface carries Ethernet frames."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         try:
-            return fcntl.ioctl(asker, request, struct.pack("16s24x", name.encode()))[16:32]
+            answer = fcntl.ioctl(asker, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()))
         except OSError:
-            return b""
+            return False
+    return bool(struct.unpack_from("H", answer, 16)[0] == _ARPHRD_ETHER)
 
 
 class _UdpPort(Port):
@@ -52,8 +55,7 @@ class _UdpPort(Port):
         self.index = socket.if_nametoindex(interface)
         self._port = port
         self._neighbours = neighbours
-        hardware = _interface_fact(interface, _SIOCGIFHWADDR)
-        self._framed = bool(hardware) and struct.unpack("H14x", hardware)[0] == _ARPHRD_ETHER
+        self._framed = _is_framed(interface)
         self._sockets: dict[int, socket.socket] = {}
         try:
             for family in (4, 6):
@@ -107,10 +109,15 @@ class _UdpPort(Port):
         return True
 
     def _everybody(self) -> list[str]:
-        if self._framed:
-            return ["255.255.255.255", "ff02::1"]
-        far, near = (_interface_fact(self.interface, request) for request in (_SIOCGIFDSTADDR, _SIOCGIFADDR))
-        return [*([socket.inet_ntoa(far[4:8])] if far and far != near else []), "ff02::1"]
+        try:
+            far = far_end(self.interface)
+        except (OSError, StopIteration):  # it just went
+            return []
+        if not self._framed:
+            return [str(address) for address in dict.fromkeys([*far.addresses(), *far.groups()])]
+        # The copy that is heard first is answered first; without IPv4 it would bear another interface's address.
+        both = [str(EVERYBODY_V4), str(EVERYBODY_V6)]
+        return both if far.has_ipv4 else both[::-1]
 
     def close(self) -> None:
         for one in self._sockets.values():
@@ -143,3 +150,46 @@ class UdpLink(PortLink):
                 f"UDP port {self._port} on {interface}: {error.strerror}; ngp needs root (CAP_NET_RAW) and the port "
                 f"for itself, see who has it: ss -ulpn 'sport = :{self._port}'"
             ) from error
+
+    def check(self, interfaces: Sequence[str]) -> list[Check]:
+        found = [_check_far_end(name, self._neighbours) for name in interfaces if not _is_framed(name)]
+        return [*super().check(interfaces), *(each for each in found if each is not None)]
+
+
+def _check_far_end(interface: str, named: Sequence[str]) -> Check | None:
+    """Say how the neighbour on an interface without frames is found; None when the interface isn't there."""
+    label = f"neighbour on {interface}"
+    if named:
+        return Check(label, True, f"asked at {', '.join(named)} (NGP_INTERFACE)")
+    try:
+        far = far_end(interface)
+    except OSError:
+        return None
+    addresses, groups = far.addresses(), far.groups()
+    remedy = f"NGP_INTERFACE: ADDRESS (the neighbour's on {interface})"
+    if far.allowed is not None and len(far.allowed) > 1:
+        found = (
+            f"{len(far.allowed)} WireGuard peers on one interface are one neighbour to ngp: what one pays for, all use"
+        )
+        remedy = f"give each peer that is a neighbour an interface of its own; else {remedy}"
+        return Check(label, bool(addresses), found, remedy)
+    if addresses:
+        return Check(label, True, f"asked at {_text(addresses)}")
+    if groups and far.kind == "tun":
+        found = f"asked by {_text(groups)} only, which the program behind a tun may not carry"
+        return Check(label, True, found, f"if they don't meet: {remedy}")
+    if groups:
+        return Check(label, True, f"asked by {_text(groups)}")
+    return Check(label, False, _why_unreachable(far), f"{remedy}, or: ip address add OURS peer THEIRS dev {interface}")
+
+
+def _why_unreachable(far: FarEnd) -> str:
+    if far.allowed is not None:
+        return "can't be found: WireGuard has no peer there whose allowed-ips name an address to ask at"
+    if not far.to_one:
+        return f"can't be found: this {far.kind or 'interface'} leads to several other ends, and nothing says to which"
+    return "can't be found: the interface has no address to ask with"
+
+
+def _text(addresses: Iterable[object]) -> str:
+    return ", ".join(map(str, addresses))

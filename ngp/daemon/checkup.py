@@ -7,6 +7,7 @@ not open files for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ngp import identity
@@ -17,7 +18,7 @@ from ngp.core.world import World
 from ngp.daemon import lightning, payment_keys
 from ngp.daemon.desired import look_at_host, missing_names
 from ngp.errors import PaymentError
-from ngp.ports import Network, Payment
+from ngp.ports import Link, Network, Payment
 from ngp.store import audit
 
 _NAMED = 3
@@ -28,9 +29,13 @@ _RESTORE = (
 _SEE_STATUS = "the daemon goes on trying; see ngp status"
 
 
-def network(settings: Settings, asked: Network, node_addresses: tuple[str, ...]) -> list[Check]:
+def network(
+    settings: Settings, asked: Network, links: Iterable[Link], node_addresses: Iterable[str] = ()
+) -> list[Check]:
     """Look at the host as these settings, and a payment node there, would have it. Raises KernelError."""
-    return [*missing_names(settings, asked), *asked.check(look_at_host(settings, asked, node_addresses))]
+    desired = look_at_host(settings, asked, node_addresses)
+    found = dict.fromkeys(line for link in links for line in link.check(desired.mesh_interfaces))  # some say the same
+    return [*missing_names(settings, asked), *asked.check(desired), *found]
 
 
 def health(name: str, why_not: str, fine: str) -> Check:

@@ -118,7 +118,7 @@ class Handlers:
         wanted = node.settings
         if isinstance(text, str):  # in a thread: a long file would hold up the loop
             wanted = await asyncio.to_thread(parse, text, Path(str(arguments.get("path"))))
-        checks = checkup.network(wanted, node.parts.network, node.host.node_addresses)
+        checks = checkup.network(wanted, node.parts.network, node.parts.make_links(wanted), node.host.node_addresses)
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
         checks += [*payment, *checkup.neighbours(self._world)]
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))

@@ -26,7 +26,7 @@ from ngp.courier import Courier
 from ngp.daemon import checkup, handlers, known_node, payment_keys
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.control import ControlServer
-from ngp.daemon.desired import LINK_UDP_PORT, look_at_host, missing_names
+from ngp.daemon.desired import LINK_UDP_PORT, missing_names
 from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, LEDGER_FILE, StartOptions
 from ngp.daemon.post import Post, SelfDescription
@@ -88,20 +88,15 @@ def make_links(settings: Settings) -> list[Link]:
 
 async def check(settings: Settings, state_dir: Path) -> list[Check]:
     """Look at this host, with or without a running daemon; touches nothing."""
-    network = make_network(settings, state_dir)
+    network, links, lacking = make_network(settings, state_dir), list[Link](), list[Check]()
     try:
-        found = [*missing_names(settings, network), *network.check(look_at_host(settings, network))]
+        links = make_links(settings)
+    except NgpError as error:
+        lacking = [Check("link", False, str(error))]
+    try:
+        return [*checkup.network(settings, network, links), *lacking]
     finally:
         network.close()
-    return [*found, *_check_links(settings)]
-
-
-def _check_links(settings: Settings) -> list[Check]:
-    """Ask each link module; what two of them say alike is told once."""
-    try:
-        return list(dict.fromkeys(line for link in make_links(settings) for line in link.check()))
-    except NgpError as error:
-        return [Check("link", False, str(error))]
 
 
 async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, Courier, list[Link]]:
@@ -123,7 +118,16 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         gatekeeper = Gatekeeper(world)
         addresses = (await payment.info()).addresses
         parts = Parts(
-            options.config_path, settings, clock, ledger, network, payment, gatekeeper, courier.identity, addresses
+            options.config_path,
+            settings,
+            clock,
+            ledger,
+            network,
+            payment,
+            gatekeeper,
+            courier.identity,
+            addresses,
+            make_links,
         )
     except NgpError:
         ledger.close()

@@ -42,7 +42,7 @@ from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post, SelfDescription
 from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError
-from ngp.ports import Clock, Network, Payment
+from ngp.ports import Clock, Link, Network, Payment
 from ngp.store.ledger import Ledger
 
 BATCH_EVENTS = 32  # of all neighbours in turn; more would make a neighbour's first packet wait longer for its own turn
@@ -59,7 +59,7 @@ _log = logging.getLogger("ngp")
 
 @dataclass(slots=True)
 class Parts:
-    """What main() found and opened for the node."""
+    """What main() found and opened for the node. `make_links`: those that other settings would have, not opened."""
 
     config_path: Path
     settings: Settings
@@ -70,6 +70,7 @@ class Parts:
     gatekeeper: Gatekeeper
     identity: bytes
     node_addresses: tuple[str, ...] = ()
+    make_links: Callable[[Settings], Sequence[Link]] = lambda _settings: ()
 
 
 class Node:

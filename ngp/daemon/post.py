@@ -1,14 +1,13 @@
 """Post: messages between the core and the links. Courier for delivery, links for carriage, one send path for both.
 
-A link address's way back (which link module, which transport address) is learned only from messages that the courier
-took, so a forged datagram can't turn a neighbour's answers away.
+A link address's ways back (which link module, which transport address) are learned as `ways` says, so a forged or
+recorded datagram can't turn a neighbour's answers away.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,12 +19,13 @@ from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
 from ngp.core.messages import Address, Hello, Invoice, Message, Refund
 from ngp.core.values import DecodedInvoice, LinkPeer
 from ngp.courier import Courier
+from ngp.daemon.ways import Way, Ways
 from ngp.delivery import Outgoing, Received
 from ngp.errors import PeerError
 from ngp.identity import payee_statement
 from ngp.ports import Link, Payment
 
-MOST_WAYS = 8192
+MOST_PAYEES = 8192
 DECODES_PER_SECOND = 50
 _log = logging.getLogger("ngp.post")
 
@@ -72,7 +72,7 @@ class Post:
         self._links = tuple(links)
         self._payment = payment
         self._tell = tell
-        self._ways: OrderedDict[LinkKey, tuple[Link, LinkPeer]] = OrderedDict()
+        self._ways = Ways()
         self._decodes: dict[bytes, Allowance] = {}
         self._payees: dict[tuple[bytes, str, bytes, str], bool] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -107,8 +107,7 @@ class Post:
 
     def transport(self, link: LinkKey) -> str:
         """Return the transport address behind a link address, for listings."""
-        way = self._ways.get(link)
-        return way[1].transport if way is not None else ""
+        return self._ways.transport(link)
 
     # --- out ----------------------------------------------------------------------------------------------------------
 
@@ -142,11 +141,19 @@ class Post:
 
     def _carry(self, batch: Sequence[Outgoing]) -> None:
         for outgoing in batch:
-            way = self._ways.get(outgoing.link) if outgoing.link is not None else None
-            if way is None:
+            ways = self._ways_for(outgoing)
+            if not ways:
                 self._count("no_way")
-                continue
-            way[0].send(way[1], outgoing.datagram)
+            for way in ways:
+                way.link.send(way.peer, outgoing.datagram)
+
+    def _ways_for(self, outgoing: Outgoing) -> list[Way]:
+        if outgoing.link is None:
+            return []
+        if outgoing.attempt is None:
+            return self._ways.every(outgoing.link, outgoing.datagram if outgoing.is_hello else b"")
+        way = self._ways.pick(outgoing.link, outgoing.attempt)
+        return [way] if way is not None else []
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
@@ -169,6 +176,8 @@ class Post:
             received = self._courier.receive(datagram, key, self._now())
         except PeerError as error:
             _log.debug("from %s on %s: %s", peer.link_address.hex(), peer.interface, error)
+            if error.reason == "replayed":
+                self._learn_from_copy(key, link, peer, datagram)
             return None
         finally:
             self.schedule()
@@ -176,18 +185,17 @@ class Post:
             return None
         # First the end of what was sent to the sender's former life, then what its new one says.
         self._tell_outcomes(*self._courier.outcomes())
-        self._learn_way(key, link, peer, received.proven)
+        if received.proven:
+            link.trust(peer)
+        hello = datagram if isinstance(received.message, Hello) else b""
+        self._ways.learn(key, link, peer, received.proven, hello)
         return self._hand_up(received)
 
-    def _learn_way(self, key: LinkKey, link: Link, peer: LinkPeer, proven: bool) -> None:
-        if key in self._ways and not proven:
-            return
-        if proven:
-            link.trust(peer)
-        self._ways[key] = (link, peer)
-        self._ways.move_to_end(key)
-        if len(self._ways) > MOST_WAYS:
-            self._ways.popitem(last=False)
+    def _learn_from_copy(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> None:
+        """Answer a hello by another way as well, when the same hello comes by it."""
+        answer = self._ways.learn_copy(key, link, peer, datagram)
+        if answer:
+            link.send(peer, answer)
 
     def _hand_up(self, received: Received) -> Event | None:
         if not received.proven:
@@ -220,7 +228,7 @@ class Post:
         if shown not in self._payees:
             if not self._allowed(sender):
                 return False
-            if len(self._payees) >= MOST_WAYS:
+            if len(self._payees) >= MOST_PAYEES:
                 self._payees.clear()
             signer = self._payment.verify(payee_statement(sender, hello.network), hello.payee_proof)
             self._payees[shown] = signer == hello.payee.hex()
@@ -234,7 +242,7 @@ class Post:
 
     def _allowed(self, sender: bytes) -> bool:
         """Take one of a neighbour's checks of a payment node's signature, which cost a millisecond each."""
-        if sender not in self._decodes and len(self._decodes) > MOST_WAYS:
+        if sender not in self._decodes and len(self._decodes) > MOST_PAYEES:
             self._decodes.clear()
         return self._decodes.setdefault(sender, Allowance(DECODES_PER_SECOND)).take(self._now())
 

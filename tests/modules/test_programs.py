@@ -84,7 +84,7 @@ def test_check_and_start_refuse_with_the_same_words(refused: Path, monkeypatch: 
     monkeypatch.setattr(inlet, "object_path", lambda: refused)
     monkeypatch.setattr(meter_bpf, "object_path", lambda: refused)
     monkeypatch.setattr(host_check, "table_sizes", lambda _: {})
-    assert UdpLink().check() == [bpf.Check("inlet", False, str(start.value))]
+    assert UdpLink().check(()) == [bpf.Check("inlet", False, str(start.value))]
     assert host_check.meter(desired()) == bpf.Check("meter", False, str(start.value))
 
 

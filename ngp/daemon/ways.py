@@ -1,0 +1,120 @@
+"""Ways: by which transport addresses a neighbour's link address was heard, and is answered. No I/O, no clock.
+
+One hello comes several times: by IPv4's broadcast, by ff02::1, in a bare frame. The first copy is taken, the others are
+replays to the courier; yet the first may have come from an address that can't be answered (an interface without IPv4
+sends under another interface's). So all of them are remembered, hellos are answered by all, and a message that stays
+unanswered is sent again by the next; `Outgoing.attempt` counts, and the courier goes on by the one that was answered.
+
+What an attacker may add: a way is learned from a message that the courier took, or from the same bytes as the hello
+that it took last, on the same interface from the same link address. So nothing is learned from what is forged, was
+caught earlier, or comes in under another MAC. A copy never takes the place of a way by which a message was taken, and
+the way that is answered stays the one in use.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from ngp.core.values import LinkPeer
+from ngp.delivery import LinkKey
+from ngp.ports import Link
+
+MOST_LINKS = 8192
+MOST_WAYS = 4  # IPv4, IPv6's link-local and another address, a bare frame
+
+
+@dataclass(slots=True)
+class Way:
+    """A link module and the address to send to. `taken`: a proven neighbour's message came by it, not only copies."""
+
+    link: Link
+    peer: LinkPeer
+    taken: bool
+    heard: int
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is kept of one link address: its ways in the order of learning, and the last hellos of both sides."""
+
+    ways: list[Way] = field(default_factory=list)
+    in_use: int = 0
+    hello: bytes = b""
+    answer: bytes = b""
+
+
+class Ways:
+    """The ways to all link addresses; those longest not heard from are forgotten."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[LinkKey, _Known] = OrderedDict()
+        self._heard = 0
+
+    def learn(self, key: LinkKey, link: Link, peer: LinkPeer, proven: bool, hello: bytes = b"") -> None:
+        """Remember by which way a message came that the courier took.
+
+        Args:
+            proven: as the courier says: an unproven sender's takes no other's place.
+            hello: the datagram, if it was a hello.
+        """
+        known = self._known.setdefault(key, _Known())
+        self._known.move_to_end(key)
+        if len(self._known) > MOST_LINKS:
+            self._known.popitem(last=False)
+        known.hello = _digest(hello) if hello else known.hello
+        self._note(known, link, peer, taken=proven)
+
+    def learn_copy(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> bytes | None:
+        """Remember by which other way the last hello came again.
+
+        Returns: what to send by this way, as it wasn't known when the hello was answered (empty: nothing was
+            answered); None when the way was known, or this isn't such a copy.
+        """
+        known = self._known.get(key)
+        if known is None or known.hello != _digest(datagram):
+            return None
+        return known.answer if self._note(known, link, peer, taken=False) else None
+
+    def every(self, key: LinkKey, hello: bytes = b"") -> list[Way]:
+        """Return all ways to a link address, for a message that isn't sent again. Args: hello: the datagram, if one."""
+        known = self._known.get(key)
+        if known is None:
+            return []
+        known.answer = hello or known.answer
+        return list(known.ways)
+
+    def pick(self, key: LinkKey, attempt: int) -> Way | None:
+        """Return the way for an attempt: each in turn."""
+        known = self._known.get(key)
+        if known is None:
+            return None
+        known.in_use = attempt % len(known.ways)
+        return known.ways[known.in_use]
+
+    def transport(self, key: LinkKey) -> str:
+        """Return the transport address that was sent to last, or heard first; "" for an unknown link address."""
+        known = self._known.get(key)
+        return known.ways[min(known.in_use, len(known.ways) - 1)].peer.transport if known is not None else ""
+
+    def _note(self, known: _Known, link: Link, peer: LinkPeer, taken: bool) -> bool:
+        """Return whether the way is new, and was kept."""
+        self._heard += 1
+        for way in known.ways:
+            if way.link is link and way.peer.transport == peer.transport:
+                way.heard, way.taken = self._heard, way.taken or taken
+                return False
+        new = Way(link, peer, taken, self._heard)
+        if len(known.ways) < MOST_WAYS:
+            known.ways.append(new)
+            return True
+        number, oldest = min(enumerate(known.ways), key=lambda each: (each[1].taken, each[1].heard))
+        if oldest.taken and not taken:
+            return False
+        known.ways[number] = new
+        return True
+
+
+def _digest(datagram: bytes) -> bytes:
+    return blake2b(datagram, digest_size=16).digest()
