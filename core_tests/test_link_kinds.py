@@ -124,7 +124,7 @@ def test_a_layer_3_interface_is_a_mesh_interface_too(lab: Lab) -> None:
         assert row["used_from_bytes"] == at_client.total("in", source=remote).bytes
 
 
-def lay_tunnel(gateway: Host, client: Host) -> None:
+def lay_tunnel(gateway: Host, client: Host, versions: tuple[int, ...] = VERSIONS) -> None:
     """Connect two hosts by a tunnel of layer 3, and send the client's traffic by it."""
     pump = gateway.popen(sys.executable, "-c", PUMP, "tun0", gateway.namespace, client.namespace, stdout=-1)
     assert pump.stdout is not None
@@ -132,7 +132,47 @@ def lay_tunnel(gateway: Host, client: Host) -> None:
         raise LabError("the tunnel's pump didn't start")
     for host, number in ((gateway, 1), (client, 2)):
         host.ip("link", "set", "tun0", "mtu", "1400", "up")
-        host.add_address("tun0", f"10.99.0.{number}/24")
-        host.add_address("tun0", f"2001:db8:99::{number}/64")
-    for version, everywhere in ((4, "default"), (6, "::/0")):
+        for version in versions:
+            host.add_address("tun0", {4: f"10.99.0.{number}/24", 6: f"2001:db8:99::{number}/64"}[version])
+    for version in versions:
+        everywhere = {4: "default", 6: "::/0"}[version]
         client.ip(f"-{version}", "route", "replace", everywhere, "via", gateway.address("tun0", version), "dev", "tun0")
+
+
+@pytest.mark.parametrize(
+    ("links", "bare"),
+    [(["udp"], ("client", "gateway")), (["udp"], ("client",)), (["udp", "ethernet"], ("client",))],
+    ids=["both", "one", "one, with Ethernet"],
+)
+def test_neighbours_meet_where_the_mesh_has_ipv6_only_and_other_interfaces_ipv4(
+    lab: Lab, links: list[str], bare: tuple[str, ...]
+) -> None:
+    """By IPv4 a hello comes from another interface's address, which nobody can answer."""
+    net = three_hosts(lab, household=True)
+    for name in bare:
+        lab.hosts[name].ip("-4", "address", "flush", "dev", "mesh0")
+    for host in (net.client, net.gateway):
+        host.sysctl({"net.ipv4.conf.all.arp_ignore": "1"})  # else Linux lends the mesh its other interfaces' addresses
+    gateway = net.gateway.daemon({**GATEWAY, "LINK_INTERFACE": links}, start=False)
+    trade = Trade(net, gateway, net.client.daemon({**CLIENT, "LINK_INTERFACE": links}, start=False))
+    start_all(trade.gateway, trade.client)
+    trade.await_acquainted()
+    assert traffic.ping(net.client, net.remote(6), count=3).received == 3
+    trade.assert_books_agree()
+
+
+def test_neighbours_on_a_tunnel_with_a_plain_subnet_of_ipv4_meet(lab: Lab) -> None:
+    """As on ipip: no peer address to ask, no IPv6 to ask everybody with."""
+    net = three_hosts(lab)
+    for prefix in REMOTE_NETS:
+        net.gateway.ip("-6" if ":" in prefix else "-4", "route", "del", prefix)
+    for host in (net.client, net.gateway):
+        host.sysctl({"net.ipv6.conf.default.disable_ipv6": "1"})
+    lay_tunnel(net.gateway, net.client, versions=(4,))
+    gateway = net.gateway.daemon({**GATEWAY, "MESH_INTERFACES": "tun0", "NETWORK_INTERFACE": "ip4"}, start=False)
+    client = net.client.daemon({"MESH_INTERFACES": "tun0", "NETWORK_INTERFACE": "ip4"}, start=False)
+    said = gateway.cli("check", "--config", str(gateway.config)).stdout
+    assert "neighbour on tun0" in said and "10.99.0.255" in said
+    start_all(gateway, client)
+    Trade(net, gateway, client).await_acquainted()
+    assert traffic.ping(net.client, net.remote(4), count=3).received == 3
