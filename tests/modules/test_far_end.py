@@ -90,8 +90,8 @@ def test_check_says_how_the_neighbour_is_found_or_what_is_needed(
 ) -> None:
     monkeypatch.setattr(udp, "_is_framed", lambda _name: False)
     monkeypatch.setattr(udp, "far_end", lambda _name: far)
-    (line,) = UdpLink().check(["tun0"])
+    *_, line = UdpLink().check(["tun0"])
     assert line.ok is ok and said in line.found
     assert ("NGP_INTERFACE" in line.remedy) is (not ok or far.kind == "tun")
-    (line,) = UdpLink(neighbours=["10.9.0.2"]).check(["tun0"])
+    *_, line = UdpLink(neighbours=["10.9.0.2"]).check(["tun0"])
     assert line.ok and "10.9.0.2" in line.found
