@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ngp.cli import streams
+from ngp.core.pricing import show_price
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,10 +78,8 @@ def about(amount: float) -> str:
 
 
 def price(value: object) -> str:
-    """Write msat per GiB as net.conf does: msat per kB, without loss."""
-    if not isinstance(value, int):
-        return clean(value)
-    return f"{value / 1048576:.6f}".rstrip("0").rstrip(".") + " msat/kB"
+    """Write msat per GiB as net.conf does, without loss: per kB where that is short, else per GB."""
+    return show_price(value) if isinstance(value, int) else clean(value)
 
 
 def duration(value: object) -> str:

@@ -36,8 +36,8 @@ _CONTRACTS = (
     Column("destination", field("destination")),
     Column("state", field("state")),
     *map(_rate, _USED),
-    Column("used", lambda row: about(sum(int(row.get(name) or 0) for name in _USED)), right=True),
-    Column("of", lambda row: about(int(row.get("data_limit_bytes") or 0)), right=True),
+    Column("used, bytes", lambda row: f"{sum(int(row.get(name) or 0) for name in _USED):,}", right=True),
+    Column("of", lambda row: f"{int(row.get('data_limit_bytes') or 0):,}", right=True),
     Column("charged", field("charged_msat", money), right=True),
 )
 _ACCOUNTS = tuple(each for each in accounts.COLUMNS if each.title not in ("grace left", "refunded"))
