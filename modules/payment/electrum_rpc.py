@@ -28,7 +28,7 @@ from ngp.modules.payment import rpc_address, secret_file
 
 CALL_TIMEOUT_S = 15.0
 USUAL_FOLDERS = ("~/.electrum", "/home/electrum/.electrum", "/var/lib/electrum/.electrum", "/var/lib/electrum")
-_NETWORKS = ("", "testnet", "signet", "regtest")
+_NETWORKS = ("", "testnet", "testnet4", "signet", "mutinynet", "regtest", "simnet")
 _LOCK, _CONFIG = "daemon", "config"
 _ANSWER_BYTES_MAX = 64 << 20
 _CHUNK = 1 << 16

@@ -32,8 +32,9 @@ _HASH_CHARS = 52
 _KEY_CHARS = 53
 # var_onion_optin (8), payment_secret (14) and option_payment_metadata (48), all required
 _FEATURES = 1 << 8 | 1 << 14 | 1 << 48
-_NETWORKS = {"bc": "mainnet", "tb": "testnet", "tbs": "signet", "bcrt": "regtest"}
-_READABLE = re.compile(r"ln(bcrt|tbs|tb|bc)(?:([0-9]{1,20})([munp]?))?")
+# What a chain's invoices begin with; several chains share one (ngp/core/networks.py).
+_NETWORKS = {"bc": "mainnet", "tb": "testnet", "tbs": "signet", "bcrt": "regtest", "sb": "simnet"}
+_READABLE = re.compile(r"ln(bcrt|tbs|tb|bc|sb)(?:([0-9]{1,20})([munp]?))?")
 _PICO = {"": 10**12, "m": 10**9, "u": 10**6, "n": 10**3, "p": 1}  # of a bitcoin; 10 of them are one msat
 _FIXED = {"p": _HASH_CHARS, "h": _HASH_CHARS, "s": _HASH_CHARS, "n": _KEY_CHARS}
 
@@ -43,7 +44,7 @@ class ParsedInvoice:
     """A BOLT11 invoice whose signature holds.
 
     Attributes:
-        prefix: `bc`, `tb`, `tbs` or `bcrt`.
+        prefix: `bc`, `tb`, `tbs`, `bcrt` or `sb`.
         timestamp_s: UTC seconds by the payee's clock.
         payee: compressed public key, hex.
     """
@@ -59,7 +60,7 @@ class ParsedInvoice:
 
     @property
     def network(self) -> str:
-        """The network that the prefix names, in the words of a hello."""
+        """The network, or kind of network, that the prefix names."""
         return _NETWORKS[self.prefix]
 
     def decoded(self, now_s: int, network: str | None = None) -> DecodedInvoice:

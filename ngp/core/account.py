@@ -117,6 +117,7 @@ class Account:
         rate_msat_s: recent spending, smoothed.
         metered_msat, tolerated_msat, disputed: a client's own sum, what of the bill it can't have metered (first
             packets), and whether the bill left both behind.
+        told_paid_msat: a client's: what the server said it was paid, since our start.
         unsaved_msat: the part of `charged_msat` (a client's: of `metered_msat`) whose contracts aren't in the ledger
             yet; a restart charges it again.
         grace_bytes: credit of running contracts.
@@ -166,6 +167,7 @@ class Account:
     metered_msat: int = 0
     tolerated_msat: int = 0
     disputed: bool = False
+    told_paid_msat: int = 0
     unsaved_msat: int = 0
     grace_bytes: int = 0
     lenders: dict[bytes, Contract] = field(default_factory=dict)

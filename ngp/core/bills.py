@@ -62,6 +62,10 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             found = f"{contract.billed_bytes} bytes billed, {contract.used_bytes} metered, {contract.destination}"
             _dispute(world, account, found)
         _tolerate_first_packets(account, contract)
+    in_hand_msat = statement.paid_msat - statement.charged_msat - statement.refunded_msat
+    if statement.paid_msat > account.told_paid_msat and in_hand_msat > 0:  # also what an operator credited by hand
+        payments.paid_for(world, neighbour.identity)
+    account.told_paid_msat = max(account.told_paid_msat, statement.paid_msat)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
     tolerance_msat = account.tolerated_msat + account.metered_msat // TOLERANCE_SHARE
     tolerance_msat += world.settings.payment_amount_msat

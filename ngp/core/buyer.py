@@ -6,6 +6,7 @@ and the same limit, so both sides arrive at the same number.
 
 from __future__ import annotations
 
+from ngp.core import networks
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.messages import Accept, Ask, Notice, NoticeKind, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.policy import Answer, answer_proposal, buy_terms
@@ -85,7 +86,7 @@ def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectRe
         return RejectReason.NOT_BUYING
     if neighbour.blocked:
         return RejectReason.BLOCKED
-    if neighbour.network != world.means.network:
+    if not networks.is_same(neighbour.network, world.means.network):
         return RejectReason.NETWORK
     account = world.account(neighbour.identity, Role.CLIENT)
     if account.disputed:
@@ -146,7 +147,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
     contract.carried_mono_s = world.now.monotonic_s
     account.running += 1
     world.count_opening(contract)
-    world.move(contract, State.ACTIVE if account.balance_msat > 0 else State.ACCEPTED)
+    world.move(contract, State.ACTIVE if account.balance_msat > 0 or not propose.price_msat_per_gib else State.ACCEPTED)
     if world.settings.never_renews:
         world.bought[neighbour.identity, str(propose.destination)] = world.now.monotonic_s
     _live_until(world, contract)

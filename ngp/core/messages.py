@@ -51,7 +51,8 @@ class Hello:
     """Introduce a node to the neighbours on a link; the only message that may be broadcast.
 
     Attributes:
-        network: the payment network, `sandbox`, `regtest`, `testnet`, `signet` or `mainnet`; unequal ones don't trade.
+        network: the payment network as its node calls it, `mainnet`, `testnet4`, `signet`, ..., or `sandbox`; different
+            ones don't trade (`ngp.core.networks`).
         sells, buys: the roles that the sender offers.
         addresses: the sender's own addresses: traffic to and from them is local to it and never charged.
         software: name and version, for the listing only.

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from ngp.core import networks
 from ngp.core.account import Account, Patience
 from ngp.core.budget import broken_limit, room_msat
+from ngp.core.contract import State
 from ngp.core.effects import PayInvoice, Persist, TrackPayment
 from ngp.core.messages import Invoice, Paid, Reject, RejectReason, Role
 from ngp.core.pricing import floor_to_sat_msat
@@ -69,6 +71,15 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     return False
 
 
+def paid_for(world: World, identity: bytes) -> None:
+    """Our money is with a server: what was accepted on credit is active, on its side as on ours."""
+    for neighbour in world.by_identity.get(identity, {}).values():
+        for contract in neighbour.contracts.values():
+            if contract.role is Role.CLIENT and contract.state is State.ACCEPTED and contract.halting is None:
+                world.move(contract, State.ACTIVE)
+                world.unflushed.add(contract.contract)
+
+
 def may_be_forgotten(world: World, expires_in_s: int) -> bool:
     """Say whether an invoice may be one that we paid and remember no more, which takes a clock that went back by hours.
 
@@ -102,7 +113,7 @@ def told_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool
 def _objection(
     world: World, neighbour: Neighbour, account: Account, amount_msat: int, decoded: DecodedInvoice
 ) -> tuple[RejectReason | None, int]:
-    if decoded.network != world.means.network:
+    if not networks.takes_invoice(world.means.network, decoded.network):
         return RejectReason.NETWORK, 0
     if not names_its_payee(world, neighbour, decoded):
         return RejectReason.TERMS, 0
@@ -286,6 +297,8 @@ def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> 
         _patience(world, account).failures = 0
         note_top_up(world, account, record.amount_msat, account.metered_msat)
         world.journal("payment", record.identity, done.state.value, -record.amount_msat, paid=record.payment_hash)
+        if account.balance_msat > 0:
+            paid_for(world, record.identity)
     world.save_account(account, durable=True)
     world.log(f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} succeeded")
     neighbour = world.any_link(record.identity)

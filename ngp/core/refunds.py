@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from ngp.core import networks
 from ngp.core.account import Account
 from ngp.core.budget import Spending, broken_limit, room_msat
 from ngp.core.effects import MakeInvoice
@@ -182,7 +183,8 @@ def _refunded_lately(world: World, identity: bytes) -> bool:
 
 
 def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: DecodedInvoice | None) -> bool:
-    if decoded is None or decoded.amount_msat != refund.amount_msat or decoded.network != world.means.network:
+    ours = decoded is not None and networks.takes_invoice(world.means.network, decoded.network)
+    if decoded is None or decoded.amount_msat != refund.amount_msat or not ours:
         world.count("invoice_malformed")
         return False
     known = world.payments.get(decoded.payment_hash)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import grants, invoices
+from ngp.core import grants, invoices, networks
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Decide, ForgetNeighbour, GrantContract, Greet
 from ngp.core.events import PacketHeld
@@ -105,7 +105,7 @@ def _trades(world: World, neighbour: Neighbour) -> bool:
         world.settings.sells
         and neighbour.buys
         and not neighbour.blocked
-        and neighbour.network == world.means.network
+        and networks.is_same(neighbour.network, world.means.network)
     )
 
 

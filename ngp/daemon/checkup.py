@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ngp import identity
 from ngp.config import changes
+from ngp.core.networks import is_same
 from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.core.world import World
@@ -74,7 +75,7 @@ def books(ledger: Path, most_s: float) -> Check:
 def neighbours(world: World) -> list[Check]:
     """Warn of neighbours that can't trade with us, since their payments are on another network than ours."""
     ours = world.means.network
-    foreign = [one for one in world.by_link.values() if one.up and one.network not in ("", ours)]
+    foreign = [one for one in world.by_link.values() if one.up and one.network and not is_same(one.network, ours)]
     if not foreign:
         return []
     named = ", ".join(f"{identity.short_text(one.identity)} on {one.network!r}" for one in foreign[:_NAMED])

@@ -14,6 +14,7 @@ from ngp.core import refunds
 from ngp.core.channels import Channel, Watch
 from ngp.core.events import AskRefund, BlockNeighbour, ChannelsSeen, InvoiceMade, RefundNeighbour
 from ngp.core.messages import Role
+from ngp.core.networks import is_same
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.world import Neighbour
@@ -185,7 +186,7 @@ class Handlers:
             "link_address": neighbour.link[1].hex(":"),
             "address": self._node.post.transport(neighbour.link),
             "network": neighbour.network,
-            "same_network": neighbour.network == world.means.network,
+            "same_network": is_same(neighbour.network, world.means.network),
             "sells": neighbour.sells,
             "buys": neighbour.buys,
             "up": neighbour.up and world.by_link.get(neighbour.link) is neighbour,

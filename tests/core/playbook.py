@@ -119,6 +119,7 @@ class Sim:
         proof: bool = True,
         latency_s: float = 0.005,
         client_network: str = "sandbox",
+        gateway_network: str = "sandbox",
     ) -> None:
         self.chance = random.Random(seed)
         self.now = 1000.0
@@ -128,7 +129,7 @@ class Sim:
         self.pay_takes_s = 0.2
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._ids, self._handles = count(1 << 32), count(1)
-        means = Means("sandbox", False, True, 1000)
+        means = Means(gateway_network, False, True, 1000)
         gateways, clients = (replace(means, payee=PAYEES[name]) for name in ("gateway", "client"))
         clients = replace(clients, network=client_network)
         self.gateway = Node("gateway", b"G" * 32, ("eth1", b"\2gggg\1"), gateway or settings(), gateways)

@@ -232,6 +232,7 @@ class Mint:
         self.fee_msat = 0
         self.cancelled: set[bytes] = set()
         self.away = False
+        self.invoices_network = "sandbox"
         self._chance = chance
 
     def invoice(self, owner: str, amount_msat: int) -> bytes:
@@ -250,7 +251,7 @@ class Mint:
             return None
         owner, amount = self.invoices[payment_hash]
         payee = PAYEES[owner].hex() if owner in PAYEES else owner
-        return DecodedInvoice(payment_hash, amount, 600, payee, "sandbox", "")
+        return DecodedInvoice(payment_hash, amount, 600, payee, self.invoices_network, "")
 
     def settle(self, payer: str, payment_hash: bytes) -> PaymentOutcome:
         """Move the money, once."""

@@ -12,6 +12,7 @@ from coincurve import PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ngp.core import networks
 from ngp.errors import PeerError
 from ngp.modules.payment import invoice
 
@@ -48,6 +49,18 @@ def test_the_specifications_examples_are_read() -> None:
     metadata = invoice.read(METADATA)
     assert (metadata.amount_msat, metadata.metadata) == (1_000_000_000, bytes.fromhex("01fafaf0"))
     assert (metadata.memo, metadata.payee, metadata.expiry_s) == ("payment metadata inside", PAYEE, 3600)
+
+
+CHAINS = {"mainnet": "bc", "testnet": "tb", "testnet3": "tb", "testnet4": "tb", "signet": "tbs", "mutinynet": "tbs",
+          "regtest": "bcrt", "simnet": "sb"}  # fmt: skip
+"""What LND and Electrum call their chains, and what their invoices begin with."""
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_an_invoice_is_of_the_chain_of_the_node_that_made_it(chain: str) -> None:
+    for prefix in set(CHAINS.values()):
+        named = invoice.read(made(prefix=prefix)).decoded(0).network
+        assert networks.takes_invoice(chain, named) is (prefix == CHAINS[chain])
 
 
 def test_upper_case_is_the_same_invoice() -> None:

@@ -1,0 +1,54 @@
+"""Both sides call a contract the same: accepted while it runs on credit, active as soon as it is paid for."""
+
+from __future__ import annotations
+
+from playbook import Sim, settings
+
+from ngp.core import events as ev
+from ngp.core.contract import State
+from ngp.core.messages import Statement
+from ngp.core.settings import Budgets
+
+HOST = "198.51.100.1"
+
+
+def state(sim: Sim, client: bool) -> State | None:
+    node = sim.client if client else sim.gateway
+    return next((contract.state for contract in node.world.contracts.values()), None)
+
+
+def test_a_client_calls_its_contract_active_when_the_gateway_does() -> None:
+    sim = Sim()
+    sim.up(HOST)
+    seen = []
+    while state(sim, client=False) is not State.ACTIVE:
+        sim.run(0.05)
+        seen.append((state(sim, client=False), state(sim, client=True)))
+        assert sim.now < 1030
+    assert (State.ACCEPTED, State.ACCEPTED) in seen
+    assert seen[-1] == (State.ACTIVE, State.ACTIVE)
+    sim.run(61)
+    assert [one.state for one in sim.contracts(sim.client)] == ["active"], "in its ledger too"
+
+
+def test_what_was_credited_by_hand_is_active_with_the_first_word_of_it() -> None:
+    nothing = Budgets(0, None, 0, 0, None)
+    sim = Sim(client=settings(sells=False, budgets=nothing))
+    sim.up(HOST)
+    sim.run(1)
+    assert state(sim, client=True) is State.ACCEPTED
+    for paid_msat, charged_msat, expected in ((0, 5, State.ACCEPTED), (4, 5, State.ACCEPTED), (9, 5, State.ACTIVE)):
+        told = Statement(paid_msat, charged_msat, 0, ())
+        number = (1 << 34) + paid_msat
+        sim.happen(
+            sim.client, ev.MessageReceived(sim.gateway.identity, sim.gateway.link, sim.gateway.boot, told, number)
+        )
+        assert state(sim, client=True) is expected
+
+
+def test_a_contract_that_costs_nothing_is_active_on_both_sides() -> None:
+    free = {"sell_msat_per_gib": 0, "sell_min_msat_per_gib": 0}
+    sim = Sim(settings(**free))
+    sim.up(HOST)
+    sim.run(1)
+    assert (state(sim, client=False), state(sim, client=True)) == (State.ACTIVE, State.ACTIVE)
