@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.close(descriptor)
     config.add_cleanup(lambda: os.unlink(lock))
     os.environ["XTABLES_LOCKFILE"] = lock
+    os.environ["GRPC_VERBOSITY"] = "NONE"  # as the payment modules have it, whichever a test imports first
     settings.load_profile("long" if config.getoption("--long") else "usual")
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

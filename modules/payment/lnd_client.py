@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import grpc
 
 from ngp.errors import ConfigError, PaymentError
+from ngp.modules.payment import lnd_certificate
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_connect import Connection, Credentials
 
@@ -27,6 +29,8 @@ _OPTIONS = (
     ("grpc.dns_ares_query_timeout", 4_000),
     # LND's answer with some hundred invoices can be larger than gRPC's default.
     ("grpc.max_receive_message_length", 64 << 20),
+    # http_proxy and the like are for the web: a proxy reaches no node on localhost, and has no business with macaroons.
+    ("grpc.enable_http_proxy", 0),
 )
 
 
@@ -189,7 +193,7 @@ class LndClient:
         try:
             answer: Answer = await stub(question, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            raise self._translated(error, method.name) from None
+            raise await self._translated(error, method.name) from None
         except asyncio.CancelledError:
             raise _ended(method.name) from None
         return answer
@@ -207,7 +211,7 @@ class LndClient:
             async for answer in call:
                 yield answer
         except grpc.aio.AioRpcError as error:
-            raise self._translated(error, method.name) from None
+            raise await self._translated(error, method.name) from None
         except asyncio.CancelledError:
             raise _ended(method.name) from None
         finally:
@@ -242,10 +246,14 @@ class LndClient:
         except ConfigError as error:  # also of a file that went away while we run
             raise PaymentError(str(error)) from error
 
-    def _translated(self, error: grpc.aio.AioRpcError, name: str) -> LndError:
-        code, detail = error.code(), error.details() or ""
-        assert self._connection is not None  # it was called
-        told = LndError(code, detail, _explained(code, detail, self._connection, name))
+    async def _translated(self, error: grpc.aio.AioRpcError, name: str) -> LndError:
+        code, detail, connection = error.code(), error.details() or "", self._connection
+        assert connection is not None  # it was called
+        text = _explained(code, detail, connection, name)
+        if code is grpc.StatusCode.UNAVAILABLE and lnd_certificate.is_at_fault(detail):
+            shown = await lnd_certificate.shown_at(connection.target)
+            text = lnd_certificate.why_refused(connection, shown, detail, datetime.now(UTC))
+        told = LndError(code, detail, text)
         if code is grpc.StatusCode.UNAVAILABLE:
             self._doubted = True
         if told.refuses_macaroon or told.forbidden:  # it may have been baked anew in place
@@ -306,17 +314,7 @@ def _refuses_macaroon(code: grpc.StatusCode, detail: str) -> bool:
 
 def _unavailable(lower: str, connection: Connection) -> str:
     """Say why a connection didn't come about, as far as gRPC's words (BoringSSL's, c-ares') tell; "" if they don't."""
-    target, known_from = connection.target, connection.certificate_from
-    if "certificate_verify_failed" in lower or "hostname verification" in lower:
-        if connection.certificate:
-            return (
-                f"LND at {target} shows another certificate than the one we know from {known_from}: if LND has made a "
-                "new one, set LND_CERT to its tls.cert, or paste a new URI"
-            )
-        return (
-            f"LND at {target} shows a certificate that this system doesn't trust, and {known_from} names no other: set "
-            "LND_CERT to its tls.cert, or paste a URI that holds it"
-        )
+    target = connection.target
     if "handshake" in lower or "ssl" in lower:
         return (
             f"what listens at {target} doesn't answer as LND's gRPC does: is the port that of rpclisten in lnd.conf "

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from cryptography import x509
-from cryptography.x509.oid import ExtensionOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from ngp.errors import ConfigError
 from ngp.modules.payment import rpc_address, secret_file
@@ -54,21 +54,36 @@ class Connection:
     target_from: str = field(default="LND_HOST", compare=False)
 
     def certificate_name(self) -> str | None:
-        """Return a name that the pinned certificate bears.
+        """Return a name that the pinned certificate bears; None where what we know is an authority's.
 
-        The certificate is pinned, so the name that we reached it by proves nothing more and need not be in it.
+        A node's certificate is pinned, so the name that we reached it by proves nothing more and need not be in it. An
+        authority's, which has no host's name, may have signed others too: then the name is all that tells them apart.
         """
-        if not self.certificate:
+        known = x509.load_pem_x509_certificates(self.certificate) if self.certificate else []
+        for certificate in known:
+            if found := names_in(certificate):
+                return found[0]
+        if not known or _is_authority(known[0]):
             return None
-        certificate = x509.load_pem_x509_certificate(self.certificate)
-        try:
-            names = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
-            assert isinstance(names, x509.SubjectAlternativeName)
-            found = [str(name) for name in names.get_values_for_type(x509.DNSName)]
-        except x509.ExtensionNotFound:
-            found = []
-        found += [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-        return found[0] if found else None
+        common = known[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(common[0].value) if common else None
+
+
+def names_in(certificate: x509.Certificate) -> list[str]:
+    """Return the hosts, and then the addresses, that a certificate is for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    hosts = names.get_values_for_type(x509.DNSName)
+    return [*map(str, hosts), *map(str, names.get_values_for_type(x509.IPAddress))]
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        return False
 
 
 class Credentials:

@@ -1,0 +1,104 @@
+"""Certificate: why the one that LND shows isn't taken, found out by looking at it, and what to do.
+
+gRPC only says that it wasn't. A node's own certificate runs out after 14 months, a clock may be wrong, and some nodes
+have one that an authority signed, for a name that isn't the one in LND_HOST.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from cryptography import x509
+
+from ngp.core.host_port import parted
+from ngp.modules.payment.lnd_connect import Connection, names_in
+
+LOOK_S = 3.0
+_GIVE = "set LND_CERT to its tls.cert, or paste a new URI"
+
+
+def is_at_fault(detail: str) -> bool:
+    """Say whether gRPC's words (BoringSSL's) mean that the certificate wasn't taken."""
+    lower = detail.lower()
+    return "certificate_verify_failed" in lower or "hostname verification" in lower
+
+
+async def shown_at(target: str) -> x509.Certificate | None:
+    """Return the certificate that is shown at `host:port`, whosever it is; None where none can be had."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is told to it, and nothing believed
+    context.set_alpn_protocols(["h2"])
+    with suppress(OSError, TimeoutError, ValueError):
+        host, port = parted(target)
+        async with asyncio.timeout(LOOK_S):
+            _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        try:
+            der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            return x509.load_der_x509_certificate(der)
+        finally:
+            writer.close()
+    return None
+
+
+def why_refused(connection: Connection, shown: x509.Certificate | None, detail: str, now: datetime) -> str:
+    """Say what is wrong with a certificate, and what to do.
+
+    Args:
+        shown: by the node; None if it couldn't be had again.
+        detail: gRPC's words.
+        now: UTC.
+    """
+    trusted = x509.load_pem_x509_certificates(connection.certificate) if connection.certificate else []
+    known_from, begins = connection.certificate_from, f"LND at {connection.target} shows a certificate"
+    if untimely := _untimely(shown, trusted, detail, now):
+        whose, said = untimely
+        return f"{begins} that {said}" if whose is shown else f"the certificate of {known_from} {said}"
+    if "hostname verification" in detail.lower():
+        names = ", ".join(names_in(shown)) if shown else ""
+        return (
+            f"{begins} for {names or 'other names'}, and is reached by another one: write a name that it has in "
+            f"{connection.target_from}, or set LND_CERT to that certificate itself instead of its authority's"
+        )
+    if shown is not None and shown.issuer != shown.subject and shown not in trusted:
+        return (
+            f"{begins} that is signed by {_printable(shown.issuer.rfc4514_string())}, which {known_from} doesn't hold: "
+            "set LND_CERT to the certificate of that authority (with those between, if the node doesn't send them), "
+            "or to the node's own"
+        )
+    if trusted:
+        return (
+            f"LND at {connection.target} shows another certificate than the one we know from {known_from}: if LND has "
+            f"made a new one, {_GIVE}"
+        )
+    return (
+        f"{begins} that this system doesn't trust, and {known_from} names no other: set LND_CERT to its tls.cert, or "
+        "paste a URI that holds it"
+    )
+
+
+def _untimely(
+    shown: x509.Certificate | None, trusted: Sequence[x509.Certificate], detail: str, now: datetime
+) -> tuple[x509.Certificate, str] | None:
+    """Find the certificate that isn't valid now, and say so; None where that isn't the trouble."""
+    for one in (*([shown] if shown else []), *trusted):
+        if one.not_valid_after_utc < now and "expired" in detail.lower():
+            own = one.issuer == one.subject
+            how = f"restart LND, which makes a new one, then {_GIVE}" if own else "have its authority renew it"
+            return one, f"expired on {_day(one.not_valid_after_utc)} (by our clock it is {_day(now)}): {how}"
+        if one.not_valid_before_utc > now and "not yet valid" in detail.lower():
+            begins = _day(one.not_valid_before_utc)
+            clocks = "set the clock that is wrong; if it was the node's, have LND make a new one"
+            return one, f"is valid from {begins} only (by our clock it is {_day(now)}): {clocks}"
+    return None
+
+
+def _day(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]
