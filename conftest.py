@@ -1,4 +1,4 @@
-"""What every test shares: `--long`, which adds tests and examples that the usual run has no time for, and Ctrl-C."""
+"""What every test shares: `--long`, which adds what the usual run has no time for, who begins first, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -41,9 +41,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the long tests unless asked for; a deselection is counted in the summary, and nothing is skipped."""
-    if config.getoption("--long"):
-        return
+    """Choose the tests and their order; where several processes run them, what takes longest begins first."""
+    if not config.getoption("--long"):
+        _deselect_long(config, items)
+    if hasattr(config, "workerinput"):
+        items.sort(key=_begins)
+
+
+def _begins(item: pytest.Item) -> int:
+    """Say in which rank a test begins: were a long one the last, other processors would have nothing left to do."""
+    if item.get_closest_marker("xdist_group"):  # a laboratory of real nodes, and all the tests on it
+        return 0
+    if item.get_closest_marker("first"):
+        return 1
+    folders = ("core_tests", "tests/modules", "tests/cli")  # daemons, the kernel, processes; then what has none
+    return 2 + next((rank for rank, name in enumerate(folders) if item.nodeid.startswith(name)), len(folders))
+
+
+def _deselect_long(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out the long tests; a deselection is counted in the summary, and nothing is skipped."""
     long = [item for item in items if item.get_closest_marker("long")]
     config.hook.pytest_deselected(items=long)
     items[:] = [item for item in items if item not in long]

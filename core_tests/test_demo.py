@@ -143,6 +143,7 @@ def namespaces_of(pid: int) -> set[str]:
     return {sh("ip", "netns", "identify", str(child)).strip() for child in children} - {""}
 
 
+@pytest.mark.first
 def test_the_demonstration_ends_equal() -> None:
     done = run(demo("--plain", "--seconds", "4"), timeout_s=300, environment={**os.environ, "PYTHONPATH": str(ROOT)})
     story = done.stdout
@@ -155,6 +156,7 @@ def test_the_demonstration_ends_equal() -> None:
     assert "not real" in story
 
 
+@pytest.mark.first
 def test_the_demonstration_on_real_nodes_ends_equal() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = run(demo("--plain", "--lightning", "--seconds", "4"), timeout_s=500, environment=environment)

@@ -72,6 +72,7 @@ def test_a_full_disk_stops_new_contracts_and_loses_nothing(lab: Lab) -> None:
     assert trade.earned()["charged_msat"] > before["charged_msat"]
 
 
+@pytest.mark.first
 def test_jumps_of_the_clock_neither_end_nor_prolong_nor_lose_anything(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

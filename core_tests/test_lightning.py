@@ -18,6 +18,7 @@ from core_tests.trade import Row, restart
 from ngp.core.invoices import OPEN_S
 from ngp.core.pricing import SAT_MSAT
 
+pytestmark = pytest.mark.first
 # LND, killed while it hands a payment on, may call it on its way for ever (lightningnetwork/lnd#5152); the next top-up
 # comes when that one's invoice is withdrawn.
 STUCK_S = OPEN_S + 60

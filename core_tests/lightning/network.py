@@ -1,11 +1,19 @@
-"""A Lightning network for a laboratory: one chain, LND nodes with coins, and funded channels between them."""
+"""A Lightning network for a laboratory: one chain, LND nodes with coins, and funded channels between them.
+
+Wallets are made once, kept beside the nodes' programs, and copied into each network: to make one takes LND seconds of a
+processor, so that nobody guesses its password.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from core_tests.lightning.nodes import HERE, Btcd, Lnd, Ports
@@ -17,6 +25,8 @@ COINS_BTC = 5
 CHANNEL_SAT = 5_000_000
 PUSH_SAT = 1_000_000
 ACTIVE_S = 120.0
+WALLETS = 3  # as many nodes as a network has, here
+ADDRESS = "address"  # of the first wallet, which is mined for
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,7 @@ class LightningNetwork:
             )
             for place in places
         }  # fmt: skip
+        self._programs = programs
         self._first = next(iter(self.nodes.values()))
 
     def __enter__(self) -> LightningNetwork:
@@ -64,17 +75,11 @@ class LightningNetwork:
         self.close()
 
     def start(self) -> None:
-        """Start the chain and the nodes, and give every node confirmed coins.
-
-        The first node tells an address to mine for and starts again with the others: its wallet doesn't spend what was
-        mined while it was connected to a btcd that went away.
-        """
-        self.chain.start()
-        self._first.launch()
-        self._first.await_up("RPC_ACTIVE", "SERVER_ACTIVE")  # with no block mined lately it doesn't call itself synced
-        address = await_until(self._mining_address, ACTIVE_S, "an address to mine for")
-        self._first.kill9()
-        self.chain.restart(address)
+        """Start the chain and the nodes, and give every node confirmed coins."""
+        kept = _kept(self._programs)
+        for number, node in zip(range(WALLETS), self.nodes.values(), strict=False):
+            shutil.copytree(kept / str(number), node.lnddir)
+        self.chain.start((kept / ADDRESS).read_text())
         self.chain.mine(FIRST_BLOCKS)
         for node in self.nodes.values():
             node.launch()
@@ -84,6 +89,22 @@ class LightningNetwork:
             if node is not self._first:
                 self.send_coins(node.new_address())
         self.mine(1)
+
+    def make_wallets(self) -> str:
+        """Make the nodes' wallets, end all, and return an address of the first one's.
+
+        No block is mined meanwhile: btcd forgets a private chain when it ends.
+        """
+        self.chain.start()
+        for node in self.nodes.values():
+            node.launch()
+        # With no block mined lately none of them calls itself synced.
+        self._each(lambda node: node.await_up("RPC_ACTIVE", "SERVER_ACTIVE"))
+        address = await_until(self._mining_address, ACTIVE_S, "an address to mine for")
+        for node in self.nodes.values():
+            node.stop()
+        self.chain.stop()
+        return address
 
     def send_coins(self, address: str) -> None:
         """Send from the first node's wallet, which may be some blocks behind its node."""
@@ -161,3 +182,29 @@ class LightningNetwork:
         if name not in self.nodes:
             raise LabError(f"no node {name}; there are {', '.join(self.nodes)}")
         return self.nodes[name]
+
+
+def _kept(programs: Path) -> Path:
+    """Return the folder with the wallets that networks begin with, making it the first time."""
+    made_from = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("network.py", "nodes.py"))
+    folder = programs / f"wallets-{sha256(made_from).hexdigest()[:16]}"
+    with (programs / "wallets.lock").open("w") as lock:  # two test processes make it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            _keep_wallets(programs, folder)
+    return folder
+
+
+def _keep_wallets(programs: Path, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=programs) as name:
+        network = LightningNetwork(programs, Path(name), [Place(str(number)) for number in range(WALLETS)])
+        try:
+            address = network.make_wallets()
+        finally:
+            network.close()
+        made = Path(name, "made")
+        for node in network.nodes.values():
+            # A certificate names the host; logs are nobody's.
+            shutil.copytree(node.lnddir, made / node.name, ignore=shutil.ignore_patterns("tls.*", "logs"))
+        (made / ADDRESS).write_text(address)
+        made.replace(folder)

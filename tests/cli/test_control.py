@@ -88,6 +88,7 @@ def serve(folder: Path, test: Callable[[ControlServer, Path], Any], **more: Any)
         (b'{"verb": "dance"}\n', "no verb 'dance'"),
         (b"x" * (2 * MOST_REQUEST_BYTES), "longer than"),
     ],
+    ids=lambda value: repr(value[:40]),  # the name of a test travels between processes
 )
 def test_hostile_questions_get_one_error(tmp_path: Path, question: bytes, said: str) -> None:
     async def test(_server: ControlServer, path: Path) -> None:
@@ -321,6 +322,7 @@ def answering(folder: Path, answer: bytes) -> Iterator[None]:
         b'{"ok": true, "rows": true}\n[7]\n', b'{"ok": true, "rows": true}\n[]\n{"ok": true, "count": 5}\n',
         b'{"ok": false}\n', b"x" * (1 << 25), b"", b'{"ok": true, "resu', b'{"ok": true, "rows": true}\n[{"a": 1}]\n',
     ],
+    ids=lambda answer: repr(answer[:40]),  # the name of a test travels between processes
 )  # fmt: skip
 def test_senseless_answers_are_an_error(tmp_path: Path, answer: bytes) -> None:
     with answering(tmp_path, answer), pytest.raises(NgpError) as caught:

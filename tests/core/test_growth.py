@@ -211,6 +211,7 @@ TURNS = st.lists(
 
 @effort(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(TURNS)
+@pytest.mark.first
 def test_the_ledger_grows_by_no_more_than_the_bound(turns: Sequence[tuple[str, int]]) -> None:
     sim = Sim()
     victim = sim.gateway
@@ -268,6 +269,7 @@ class Shelf:
         return sum(file.stat().st_size for file in self.ledger.path.parent.iterdir())
 
 
+@pytest.mark.first
 def test_the_file_stays_below_what_the_architecture_says(tmp_path: Path) -> None:
     ledger = Ledger.open(tmp_path / "ledger.db")
     sim = Sim()
