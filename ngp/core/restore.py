@@ -13,10 +13,19 @@ from ipaddress import ip_network
 from ngp.core import bills, buyer, grants, invoices
 from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
-from ngp.core.effects import Effect, RevokeContract
+from ngp.core.effects import Effect, Persist, RevokeContract
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
-from ngp.core.records import AccountRecord, ContractRecord, Direction, PaymentKind, PaymentState, Snapshot
+from ngp.core.records import (
+    AccountRecord,
+    ContractRecord,
+    Direction,
+    ForgetLink,
+    NeighbourRecord,
+    PaymentKind,
+    PaymentState,
+    Snapshot,
+)
 from ngp.core.statements import to_state
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S
@@ -71,10 +80,12 @@ def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> 
         for record in snapshot.contracts
         if record.contract in numbers
     }
+    forgotten: list[NeighbourRecord] = []
     needed = {(record.identity, (record.interface, record.link_address)) for record in snapshot.contracts}
     for record in snapshot.neighbours:
         key = (record.identity, (record.interface, record.link_address))
         if key not in needed and record.last_seen_s < world.now.utc_s - FORGET_NEIGHBOUR_S:
+            forgotten.append(record)
             continue
         neighbour = Neighbour(
             identity=record.identity,
@@ -93,6 +104,9 @@ def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> 
             world.by_link[key[1]] = neighbour
     for neighbour in world.by_link.values():
         world.tell_kernel(neighbour)
+    for record in forgotten:  # by the ledger, too; what there is of money and blocks stays
+        world.do(Persist(ForgetLink(record.identity, record.interface, record.link_address)))
+        world.forget_if_gone(record.identity)
 
 
 def _account(world: World, record: AccountRecord) -> None:

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 from playbook import Sim, account, states
+from villain import Villain
 
 from ngp.core import effects as fx
 from ngp.core.messages import Role
+from ngp.core.restore import FORGET_NEIGHBOUR_S
 
 HOST = "198.51.100.1"
 
@@ -59,3 +61,18 @@ def test_a_restart_writes_only_what_the_kernel_does_not_have() -> None:
     for number in range(1, 6):
         sim.up(f"198.51.100.{number}")
     assert sim.passed == passed + 5 * 1000
+
+
+def test_links_that_are_old_leave_the_ledger_and_the_money_behind_them_stays() -> None:
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2)
+    stranger = Villain(sim, sim.gateway, b"N" * 32)
+    assert stranger.buy("203.0.113.9/32")
+    sim.run(4000)
+    stranger.wait(4000)
+    sim.now += FORGET_NEIGHBOUR_S + 1
+    sim.crash(sim.gateway)
+    ledger = sim.gateway.ledger
+    assert not ledger.neighbours
+    assert {identity for identity, _ in ledger.accounts} == {sim.client.identity}
+    assert ledger.accounts[sim.client.identity, Role.SERVER].paid_msat > 0

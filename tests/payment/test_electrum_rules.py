@@ -367,6 +367,16 @@ def test_where_electrum_is(tmp_path: Path) -> None:
             Credentials({"ELECTRUM_HOST": str(tmp_path)}).read()
 
 
+@pytest.mark.parametrize("chain", ["testnet", "testnet4", "signet", "mutinynet", "regtest", "simnet"])
+def test_electrum_on_a_test_chain_is_found_in_its_folder(tmp_path: Path, chain: str) -> None:
+    folder = tmp_path / chain
+    folder.mkdir()
+    (folder / "config").touch(0o600)
+    (folder / "config").write_text('{"rpcuser": "user", "rpcpassword": "s3cret"}')
+    (folder / "daemon").write_text("('tcp', ('127.0.0.1', 7777), 1.5)")
+    assert Credentials({"ELECTRUM_HOST": str(tmp_path)}).read().where == "127.0.0.1:7777"
+
+
 def test_a_host_needs_user_and_password_and_is_warned_about(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ELECTRUM_PASSWORD_FILE"):
         Credentials({"ELECTRUM_HOST": "192.0.2.1:7777"}).read()
