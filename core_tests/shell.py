@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ POLL_S = 0.02
 MOST_POLL_S = 0.5
 ASKING_SHARE = 3  # waits so many times as long as asking took
 PATIENCE_S = 60.0  # for what comes within a second on a quiet machine: it catches what hangs
+_LACKING = re.compile(r'exec of "(.+)" failed: No such file')
 
 
 class LabError(AssertionError):
@@ -44,13 +46,21 @@ def run(
     """
     stdin: dict[str, object] = {"input": text_in} if text_in is not None else {"stdin": subprocess.DEVNULL}
     try:
-        return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        done: subprocess.CompletedProcess[str] = subprocess.run(  # type: ignore[call-overload]
             list(command), text=True, capture_output=True, timeout=timeout_s, check=False, env=environment, **stdin
         )
     except FileNotFoundError:
-        raise LabError(f"{command[0]}: not found; tools/setup installs what the tests need") from None
+        raise _not_found(command[0]) from None
     except subprocess.TimeoutExpired as late:
         raise LabError(f"{' '.join(command)}: no end after {timeout_s} s\n{late.stdout!r}\n{late.stderr!r}") from None
+    # `ip netns exec` says so itself, with an exit code like any other: a test may expect the command to fail.
+    if lacking := _LACKING.match(done.stderr):
+        raise _not_found(lacking[1])
+    return done
+
+
+def _not_found(name: str) -> LabError:
+    return LabError(f"{name}: not found; tools/setup installs what the tests need")
 
 
 def await_until(condition: Callable[[], Answer], timeout_s: float = PATIENCE_S, what: str = "") -> Answer:

@@ -231,5 +231,5 @@ def standing(host: Host) -> str:
         ("ip", "rule"), ("ip", "-6", "rule"), ("ip", "route", "show", "table", "all"),
         ("bpftool", "net"),
     )  # fmt: skip
-    text = "".join(host.run(*look).stdout for look in looks)
+    text = "".join(host.sh(*look) for look in looks)
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))

@@ -33,8 +33,9 @@ char _license[] __attribute__((section("license"), used)) = "GPL";
 
 
 def sh(command: str, namespace: str = "") -> str:
-    """Run a command line, in a namespace if one is named; what it prints."""
-    words = ["ip", "netns", "exec", namespace, "sh", "-c", command] if namespace else ["sh", "-c", command]
+    """Run a command line, in a namespace if one is named; what it prints. Each of its commands must succeed."""
+    words = ["bash", "-e", "-o", "pipefail", "-c", command]
+    words = ["ip", "netns", "exec", namespace, *words] if namespace else words
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -118,7 +119,9 @@ def dropped(namespace: str, address: str) -> bool:
 
 def _ping(namespace: str, address: str, wait_s: str) -> bool:
     words = ["ip", "netns", "exec", namespace, "ping", "-n", "-q", "-c", "1", "-W", wait_s, address]
-    return subprocess.run(words, capture_output=True, timeout=90).returncode == 0
+    done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+    assert "% packet loss" in done.stdout or done.returncode == 2, f"ping {address}: {done.stdout}{done.stderr}"
+    return done.returncode == 0
 
 
 @contextlib.contextmanager
