@@ -99,7 +99,7 @@ def _interception(desired: DesiredNetwork) -> Iterator[Check]:
     except KernelError as error:
         yield Check("interception", False, str(error), "apt install iptables")
         return
-    where = "iptables-nft" if choice.variant == NFT else "legacy tables, by python-iptables"
+    where = "iptables-nft" if choice.variant == NFT else "iptables-legacy"
     yield Check("interception", True, f"{where}: {choice.why}")
     for family in sorted(desired.families):
         for what, rule in _PROBE.items():
@@ -115,8 +115,7 @@ def _probe(variant: str, family: int, what: str, rule: str) -> Check:
     if not unshare:
         return Check(name, False, "unshare was not found", "apt install util-linux")
     try:
-        restore = xtables.command_of(variant, family, "restore")
-        run([unshare, "--net", restore, "--noflush"], f"*security\n{rule}\nCOMMIT\n")
+        run([unshare, "--net", *xtables.restore_command(variant, family)], f"*security\n{rule}\nCOMMIT\n")
     except KernelError as error:
         modules = "xt_bpf" if what == "xt_bpf" else "xt_NFQUEUE nfnetlink_queue"
         more = "nft_compat" if variant == NFT else "iptable_security ip6table_security"

@@ -2,29 +2,25 @@
 
 Two families of commands share the name iptables. Where `iptables` is the nf_tables variant, rules written to the legacy
 tables would be in force but invisible to the operator's tools; where it is legacy, the other way round. So the gate
-goes where the operator looks: `iptables-nft-restore --noflush` (one nf_tables transaction), or python-iptables (one
-SO_SET_REPLACE of the legacy table). Either way no packet ever meets half a change, which is what makes it safe to
-rewrite a gate under traffic: an attacker who floods during `ngp reload` finds neither an open nor a shut moment.
+goes where the operator looks, by that variant's `iptables-restore --noflush`: one nf_tables transaction, or one
+SO_SET_REPLACE of the legacy table under the xtables lock. Either way no packet ever meets half a change, which is what
+makes it safe to rewrite a gate under traffic: an attacker who floods during `ngp reload` finds neither an open nor a
+shut moment. A library in our own process wouldn't do for the legacy table: iptables' own extension for `bpf` keeps the
+programs open that it looked at, as long as the process lives, and the names of its options change with its version.
 
 Never the kernel's own nft `queue` and `meta` here: the meter is a BPF program, and only xtables' `bpf` match calls one.
-python-iptables has three habits that are contained in `LegacyTables`: it takes no xtables lock, it keeps a table's
-socket for ever (wrong network namespace, stale rules), and naming a chain as a target makes it load every legacy table,
-nat included, which switches connection tracking on.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ngp.errors import KernelError
 
@@ -36,7 +32,7 @@ TABLE_MARK = "NGP_TABLE"
 NFT, LEGACY = "nft", "legacy"
 _JUMP = re.compile(rf"(?:-i (?P<inward>\S+) )?-j (?P<target>{OWN_PREFIX}\S+)")
 _COMMAND_TIMEOUT_S = 10
-_LOCK_WAIT_S = 2.0
+_LOCK_WAIT_S, _LOCK = 2, "xtables lock"
 _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
@@ -144,6 +140,9 @@ def run(words: Sequence[str], text: str = "") -> str:
         ) from error
     if done.returncode:
         complaint = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        if _LOCK in complaint:
+            lock = os.environ.get("XTABLES_LOCKFILE", "/run/xtables.lock")
+            raise KernelError(f"`{' '.join(words)}`: {complaint}; find that program with: fuser -v {lock}")
         raise KernelError(f"`{' '.join(words)}` was refused: {complaint}; run `ngp check` to see what the kernel lacks")
     return done.stdout
 
@@ -195,7 +194,7 @@ class NftTables:
 
     variant = NFT
 
-    def __init__(self, family: int, save: str, restore: str) -> None:
+    def __init__(self, family: int, save: str, restore: Sequence[str]) -> None:
         self.family = family
         self._save = save
         self._restore = restore
@@ -210,7 +209,7 @@ class NftTables:
 
     def commit(self, standing: Standing, change: Change) -> None:
         """Carry out the change, and take the whole table away again when we made it and nothing is left in it."""
-        run([self._restore, "--noflush"], restore_text(change, create_mark=bool(change.chains) and not standing.exists))
+        run(self._restore, restore_text(change, create_mark=bool(change.chains) and not standing.exists))
         if not change.chains and TABLE_MARK in change.delete and not standing.foreign:
             nft = find_command("nft")
             if nft:  # else an empty table stays, which does nothing
@@ -218,49 +217,22 @@ class NftTables:
 
 
 class LegacyTables:
-    """The legacy security table, through python-iptables: one SO_SET_REPLACE a change, under the xtables lock."""
+    """The legacy security table: one SO_SET_REPLACE a change."""
 
     variant = LEGACY
 
-    def __init__(self, family: int, save: str) -> None:
+    def __init__(self, family: int, save: str, restore: Sequence[str]) -> None:
         self.family = family
         self._save = save
+        self._restore = restore
 
     def read(self) -> Standing:
         """Read the table; the kernel isn't made to load it by looking."""
         return parse_save(run([self._save, "-t", "security"]) if "security" in legacy_tables(self.family) else "")
 
     def commit(self, standing: Standing, change: Change) -> None:
-        """Carry out the change in one replacement of the table."""
-        with _xtables_lock(), _iptc_table(self.family) as (iptc, table, rule_class):
-            try:
-                self._carry_out(iptc, table, rule_class, change)
-                table.commit()
-            except (iptc.IPTCError, iptc.XTablesError, ValueError, AttributeError) as error:
-                raise KernelError(
-                    f"the legacy security table for IPv{self.family} can't be changed ({error}); "
-                    "check that the pinned programs exist and that the kernel has xt_bpf and xt_NFQUEUE: ngp check"
-                ) from error
-
-    def _carry_out(self, iptc: Any, table: Any, rule_class: Any, change: Change) -> None:
-        for hook, jumps in change.drop_jumps.items():
-            for jump in jumps:
-                iptc.Chain(table, hook).delete_rule(_iptc_rule(iptc, rule_class, jump))
-        for name in [*change.delete, *change.chains]:
-            if table.is_chain(name):
-                table.flush_entries(name)
-        for name in change.delete:
-            table.delete_chain(name)
-        for name in change.chains:
-            if not table.is_chain(name):
-                table.create_chain(name)
-        for name, rules in change.chains.items():
-            chain = iptc.Chain(table, name)
-            for rule in rules:
-                chain.append_rule(_iptc_rule(iptc, rule_class, rule))
-        for hook, jumps in change.jumps.items():
-            for place, jump in enumerate(jumps):
-                iptc.Chain(table, hook).insert_rule(_iptc_rule(iptc, rule_class, jump), place)
+        """Carry out the change in one replacement of the table; the kernel keeps a table that it has loaded."""
+        run(self._restore, restore_text(change))
 
 
 def legacy_tables(family: int) -> list[str]:
@@ -270,76 +242,6 @@ def legacy_tables(family: int) -> list[str]:
         return Path(f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names").read_text().split()
     except OSError:
         return []
-
-
-def _iptc_rule(iptc: Any, rule_class: Any, rule: Rule) -> Any:
-    made = rule_class()
-    # Its own setter compares one bit of each letter under IPv6: "m0" would match "m2" as well.
-    entry = made.entry.ipv6 if hasattr(made.entry, "ipv6") else made.entry.ip
-    if rule.in_interface:
-        entry.iniface, entry.iniface_mask = _interface_match(rule.in_interface)
-    if rule.out_interface:
-        entry.outiface, entry.outiface_mask = _interface_match(rule.out_interface)
-    if rule.program:
-        made.create_match("bpf").object_pinned = rule.program
-    target = made.create_target(rule.target, goto=rule.goto)
-    if rule.queue_number is not None:
-        target.queue_num = str(rule.queue_number)
-    return made
-
-
-def _interface_match(name: str) -> tuple[bytes, bytes]:
-    """Return an interface's name and its mask as iptables writes them: with the closing zero, or up to the +."""
-    if name.endswith("+"):
-        return name.encode(), b"\xff" * (len(name) - 1)
-    return name.encode(), b"\xff" * (len(name) + 1)
-
-
-@contextlib.contextmanager
-def _iptc_table(family: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Open the security table afresh, and close it: a kept one belongs to whatever namespace it was opened in."""
-    try:
-        import iptc  # not at the top: the import alone runs modprobe, which no host without legacy tables needs
-
-        table_class, rule_base = (iptc.Table, iptc.Rule) if family == 4 else (iptc.Table6, iptc.Rule6)
-        table_class._cache.pop("security", None)
-        table = table_class("security", autocommit=False)
-    except Exception as error:  # the library raises bare Exceptions where a shared object is missing
-        raise KernelError(
-            f"python-iptables can't open the legacy security table for IPv{family} ({error}); "
-            "load it with: modprobe iptable_security ip6table_security, or use iptables-nft"
-        ) from error
-    rule_class = type("OwnTableRule", (rule_base,), {"tables": property(lambda _rule: [table])})
-    try:
-        yield iptc, table, rule_class
-    finally:
-        table_class._cache.pop("security", None)
-        table.close()
-
-
-@contextlib.contextmanager
-def _xtables_lock() -> Iterator[None]:
-    """Hold the lock that `iptables-legacy` takes: a change between our read and our write would be lost."""
-    path = os.environ.get("XTABLES_LOCKFILE", "/run/xtables.lock")
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise KernelError(f"the lock {path} can't be opened: {error}; check the folder and its rights") from error
-    try:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise KernelError(
-                        f"another program has held {path} for {_LOCK_WAIT_S:.0f} s; find it with: fuser -v {path}"
-                    ) from error
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,11 +284,16 @@ def command_of(variant: str, family: int, action: str) -> str:
     return command
 
 
+def restore_command(variant: str, family: int) -> list[str]:
+    """Return the words that change a table in one piece. Raises KernelError when the command is missing.
+
+    The legacy variant waits a while for its lock, which an operator's own iptables may hold.
+    """
+    wait = ["-w", str(_LOCK_WAIT_S)] if variant == LEGACY else []
+    return [command_of(variant, family, "restore"), "--noflush", *wait]
+
+
 def tables(variant: str, family: int) -> Tables:
     """Return the security table of a family under a variant. Raises KernelError when its commands are missing."""
-    save = command_of(variant, family, "save")
-    return (
-        NftTables(family, save, command_of(variant, family, "restore"))
-        if variant == NFT
-        else LegacyTables(family, save)
-    )
+    kind = NftTables if variant == NFT else LegacyTables
+    return kind(family, command_of(variant, family, "save"), restore_command(variant, family))

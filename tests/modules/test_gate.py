@@ -411,7 +411,7 @@ def test_the_legacy_lock_is_waited_for_and_then_named(
     hosts: Lab, filters: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(xtables, "detect", lambda: Choice(LEGACY, "chosen by the test"))
-    monkeypatch.setattr(xtables, "_LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr(xtables, "_LOCK_WAIT_S", 1)
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
     held = Gate(paths(filters[1], filters[1], filters[1]), desired())
     with (tmp_path / "lock").open("w") as lock:
