@@ -80,11 +80,15 @@ def require(result: int, what: str) -> int:
 
 
 class Table:
-    """One BPF map, by descriptor. Keys and values are bytes as the kernel holds them."""
+    """One BPF map, by descriptor, which becomes its own. Keys and values are bytes as the kernel holds them."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        info = object_info(descriptor, 88)
+        try:
+            info = object_info(descriptor, 88)
+        except KernelError:
+            self.close()
+            raise
         self.kind, self.number, self.key_bytes, self.value_bytes, self.entries = struct.unpack_from("=5I", info)
         self.name = info[24:40].split(b"\0")[0].decode()
         self._value = ctypes.create_string_buffer(max(1, self.value_bytes) * (_processors() if self.kind == 6 else 1))

@@ -7,6 +7,7 @@ takes some at a time, so that the daemon's other work has its turn.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import socket
 import struct
@@ -43,7 +44,7 @@ def read_arrival(record: bytes) -> Arrival:
 
 def object_path() -> Path:
     """Return the inlet for this machine's byte order."""
-    return bpf.compiled(Path(__file__).with_name("inlet"))
+    return object_path()
 
 
 class Inlet:
@@ -54,14 +55,23 @@ class Inlet:
 
     def __init__(self, on_arrival: Callable[[Arrival], None]) -> None:
         self._on_arrival = on_arrival
-        self._programs = bpf.Programs(object_path(), {}, {})
-        self._lanes, self._shared, self._counts, ring = (
-            self._programs.table(f"inlet_{name}") for name in ("lanes", "shared", "counts", "ring")
-        )
         self._trusted: OrderedDict[bytes, None] = OrderedDict()  # longest silent first
-        self._shared.set(struct.pack("=I", 1), struct.pack("=Q", secrets.randbits(64) | 1))
-        self._ring = bpf.RingReader(ring, asyncio.get_running_loop(), self._read, READS_AT_ONCE)
-        ring.close()
+        with contextlib.ExitStack() as undo:
+            self._programs = bpf.Programs(object_path(), {}, {})
+            undo.callback(self._programs.close)
+            self._lanes, self._shared = self._table("lanes", undo), self._table("shared", undo)
+            self._counts = self._table("counts", undo)
+            self._shared.set(struct.pack("=I", 1), struct.pack("=Q", secrets.randbits(64) | 1))
+            with contextlib.ExitStack() as for_a_moment:
+                ring = self._table("ring", for_a_moment)
+                self._ring = bpf.RingReader(ring, asyncio.get_running_loop(), self._read, READS_AT_ONCE)
+            undo.callback(self._ring.close)
+            self._open = undo.pop_all()
+
+    def _table(self, name: str, closing: contextlib.ExitStack) -> bpf.Table:
+        table = self._programs.table(f"inlet_{name}")
+        closing.callback(table.close)
+        return table
 
     def filter(self, one: socket.socket, program: str) -> None:
         """Have a socket's datagrams come here instead of its own queue."""
@@ -88,10 +98,7 @@ class Inlet:
 
     def close(self) -> None:
         """Let go; sockets that still carry a filter keep it."""
-        self._ring.close()
-        for table in (self._lanes, self._shared, self._counts):
-            table.close()
-        self._programs.close()
+        self._open.close()
 
     def _read(self, records: list[bytes]) -> None:
         for record in records:

@@ -42,8 +42,14 @@ def program_tables(number: int) -> dict[str, Table]:
         struct.pack_into("=IQ", buffer, 52, count, ctypes.addressof(numbers))
         length = ctypes.c_uint32(80)
         require(library().bpf_obj_get_info_by_fd(descriptor, buffer, ctypes.byref(length)), "listing a program's maps")
-    opened = [Table(require(library().bpf_map_get_fd_by_id(each), "opening a map")) for each in numbers]
-    return {table.name: table for table in opened}
+    with contextlib.ExitStack() as undo:
+        opened: dict[str, Table] = {}
+        for each in numbers:
+            table = Table(require(library().bpf_map_get_fd_by_id(each), "opening a map"))
+            undo.callback(table.close)
+            opened[table.name] = table
+        undo.pop_all()
+    return opened
 
 
 @contextlib.contextmanager

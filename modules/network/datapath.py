@@ -162,6 +162,8 @@ class Datapath:
             self._bring_about(desired, programs_changed=True)
         except KernelError:
             self.close()
+            for table in tables.values():
+                table.close()
             if not tables:
                 self.clean_up(leave_closed=was_closed)
             raise
@@ -328,8 +330,11 @@ class Datapath:
         for index, _ in socket.if_nameindex():
             for number in hooks.attached(index, Direction.OUT):
                 tables = bpf.program_tables(number)
-                if layout.CONTRACTS in tables and layout.LABELS in tables:
-                    return {name: table for name, table in tables.items() if name in layout.TABLES}
+                ours = layout.TABLES if layout.CONTRACTS in tables and layout.LABELS in tables else ()
+                for name in tables.keys() - set(ours):  # another's program's, and what the compiler made of constants
+                    tables.pop(name).close()
+                if tables:
+                    return tables
         opened = {name: bpf.open_pin(self._folder / name) for name in layout.TABLES}
         return {name: table for name, table in opened.items() if table is not None}
 

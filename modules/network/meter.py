@@ -49,20 +49,28 @@ class Meter:
         self.desired = desired
         self._index_of = index_of
         sizes = {} if adopted else table_sizes(desired.contracts_max)
-        self.programs = Programs(bpf.object_path(), sizes, adopted)
-        self.tables = {name: self.programs.table(name) for name in layout.TABLES}
-        for table in adopted.values():
-            table.close()
-        self._config = self.tables[layout.CONFIG].map_memory()
-        self._flags = memoryview(self._config).cast("Q")
-        self._write_config(desired)
-        for number in (layout.STRANGERS_LANE, layout.NEWCOMERS_LANE):
-            self.tables[layout.LANES].add(struct.pack("=I", number), layout.LANE.pack(0, 0))
-        self._bind_and_pin(folder)
-        self.neighbours = NeighbourTable(self.tables, index_of)
-        self.contracts = ContractTable(
-            self.tables, self.neighbours.link_of, self.neighbours.is_own, self._show_prefixes
-        )
+        with contextlib.ExitStack() as undo:
+            self.programs = Programs(bpf.object_path(), sizes, adopted)
+            undo.callback(self.programs.close)
+            self.tables: dict[str, Table] = {}
+            for name in layout.TABLES:
+                self.tables[name] = self.programs.table(name)
+                undo.callback(self.tables[name].close)
+            for table in adopted.values():
+                table.close()
+            self._config = self.tables[layout.CONFIG].map_memory()
+            undo.callback(self._config.close)
+            self._flags = memoryview(self._config).cast("Q")
+            undo.callback(self._flags.release)
+            self._write_config(desired)
+            for number in (layout.STRANGERS_LANE, layout.NEWCOMERS_LANE):
+                self.tables[layout.LANES].add(struct.pack("=I", number), layout.LANE.pack(0, 0))
+            self._bind_and_pin(folder)
+            self.neighbours = NeighbourTable(self.tables, index_of)
+            self.contracts = ContractTable(
+                self.tables, self.neighbours.link_of, self.neighbours.is_own, self._show_prefixes
+            )
+            self._open = undo.pop_all()
 
     def use_tcx(self, wanted: bool | None) -> bool:
         """Say which hook is in use."""
@@ -124,11 +132,7 @@ class Meter:
     def close(self) -> None:
         """Let go of memory and descriptors."""
         self.contracts.close()
-        self._flags.release()
-        self._config.close()
-        for table in self.tables.values():
-            table.close()
-        self.programs.close()
+        self._open.close()
 
     def _show_prefixes(self, role: Role, version: int, any_left: bool) -> None:
         flag = layout.prefixes_flag(role, version)
