@@ -245,7 +245,7 @@ BAD_LINES = [
     ("CONTRACT_DATA: 10000000 TB", "CONTRACT_DATA", "is too much"),
     ("PAYMENT_AMOUNT: 0", "PAYMENT_AMOUNT: '0'", "more than 0"),
     ("PAYMENT_AMOUNT: 20001 sat", "PAYMENT_AMOUNT: '20001 sat'", "above BUDGET_PAYMENT (20000 sat)"),
-    ("CONTRACT_DATA: 97 B", "CONTRACT_DATA: '97 B'", "holds no packet, as a ping has 98 bytes"),
+    ("CONTRACT_DATA: 83 B", "CONTRACT_DATA: '83 B'", "holds no packet, as a ping has 84 bytes"),
     ("GRACE_TIME: 0", "GRACE_TIME: '0'", "on credit (GRACE_DATA: 256 kB) before a packet passes"),
     ("FEE_LIMIT: 20000 sat", "BUDGET_PAYMENT: 20000 sat (the default)", "whose fee may be 20000 sat, so none"),
     ("FEE_LIMIT: 101 %", "FEE_LIMIT: '101 %'", "the most is 100 %"),

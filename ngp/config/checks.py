@@ -23,7 +23,7 @@ from ngp.core.settings import PriceRule
 
 T = TypeVar("T")
 
-LEAST_PING_BYTES = 98  # IPv4, 56 bytes of data, Ethernet's header
+LEAST_PING_BYTES = 84  # IPv4 with the usual 56 bytes of data; the meter counts from the IP header on
 
 Modules = Callable[[str], Collection[str]]
 

@@ -10,8 +10,8 @@ from enum import Enum, StrEnum
 
 from ngp.core.messages import Address, Prefix, Role
 
-FULL_PACKET_BYTES = 1514
-"""A packet of the usual MTU with Ethernet's header, as the meter counts it. Of a GSO superpacket that a contract has no
+FULL_PACKET_BYTES = 1500
+"""A packet of the usual MTU, as the meter counts it: from the IP header on. Of a GSO superpacket that a contract has no
 room for TCP sends the parts again, one by one, so nothing larger must fit."""
 
 
