@@ -22,8 +22,8 @@ def settings(*lines: str) -> Settings:
 @pytest.mark.parametrize(
     ("lines", "key", "says"),
     [
-        (DEMONSTRATION, "CONTRACT_DATA", "1 kB is less than two full packets (2 x 1,500 bytes): no larger"),
-        (["CONTRACT_DATA: 2999 B"], "CONTRACT_DATA", "one passes every few seconds"),
+        (DEMONSTRATION, "CONTRACT_DATA", "1 kB is less than two full packets (2 x 1,500 bytes): such"),
+        (["CONTRACT_DATA: 2999 B"], "CONTRACT_DATA", "such wait for renewals, or never pass"),
         (["DATA_RENEWAL: 1499"], "DATA_RENEWAL", "too little for the next packet, isn't renewed"),
         (["GRACE_DATA: 1 kB"], "GRACE_DATA", "1 kB is less than a full packet (1,500 bytes): none passes on credit"),
         (["DEFAULT_PRICE: 1 sat", "PAYMENT_AMOUNT: 1 sat"], "PAYMENT_AMOUNT", "may cost (1465 msat): traffic waits"),

@@ -24,8 +24,7 @@ def unwise(settings: Settings) -> list[Check]:
 def _found(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
     limit, renewal, grace = settings.contract_data_bytes, settings.data_renewal_bytes, settings.grace_data_bytes
     if limit < 2 * FULL_PACKET_BYTES:
-        few = "no larger packet passes" if limit < FULL_PACKET_BYTES else "one passes every few seconds"
-        why = f"is less than two full packets (2 x {FULL_PACKET_BYTES:,} bytes): {few}"
+        why = f"is less than two full packets (2 x {FULL_PACKET_BYTES:,} bytes): such wait for renewals, or never pass"
         yield "CONTRACT_DATA", show_data(limit), why, "100 MB, as shipped"
     if renewal is not None and 0 < renewal < FULL_PACKET_BYTES:
         why = f"is less than {_FULL}: a contract that has more left, but too little for the next packet, isn't renewed"
