@@ -119,6 +119,11 @@ async def ask(shows: Sequence[Pair], trusts: bytes, host: str = "127.0.0.1") -> 
         await server.stop(0)
 
 
+def kind(value: object) -> str:
+    """Name a case by no certificate: each worker of a test run makes its own, and all must know a case by one name."""
+    return type(value).__name__
+
+
 @pytest.mark.parametrize(
     ("shows", "trusts", "host"),
     [
@@ -132,6 +137,7 @@ async def ask(shows: Sequence[Pair], trusts: bytes, host: str = "127.0.0.1") -> 
         ([LEAF, BETWEEN], ROOT_CA.pem, "127.0.0.1"),
         ([ELSEWHERE], ELSEWHERE.pem, "localhost"),
     ],
+    ids=kind,
 )
 def test_a_certificate_that_is_known_or_signed_by_a_known_authority_is_taken(
     shows: list[Pair], trusts: bytes, host: str
@@ -151,6 +157,7 @@ def test_a_certificate_that_is_known_or_signed_by_a_known_authority_is_taken(
         ([ELSEWHERE], ROOT_CA.pem, "for lnd.example, and is reached by another one: write a name that it has in LND_"),
         ([OWN], b"", "that this system doesn't trust, and LND_CERT .* names no other"),
     ],
+    ids=kind,
 )
 def test_what_is_wrong_with_a_certificate_is_said(shows: list[Pair], trusts: bytes, says: str) -> None:
     with pytest.raises(LndError, match=says) as refused:
@@ -166,6 +173,7 @@ def test_what_is_wrong_with_a_certificate_is_said(shows: list[Pair], trusts: byt
         (b"", "CERTIFICATE_VERIFY_FAILED: self signed certificate", "that this system doesn't trust"),
         (ROOT_CA.pem, "Hostname Verification Check failed.", "for other names, and is reached by another one"),
     ],
+    ids=kind,
 )
 def test_a_certificate_that_cant_be_had_again_is_told_of_as_far_as_it_is_known(
     trusts: bytes, detail: str, says: str
