@@ -22,6 +22,7 @@ Source: electrum/commands.py, lnworker.py, lnpeer.py, daemon.py of Debian's pyth
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
@@ -61,6 +62,7 @@ _SENT, _RECEIVED = 0, 1
 _WITHOUT_HTLCS = ("PREOPENING", "OPENING", "FUNDED", "REDEEMED")
 _NOT_FOUND = "Request not found"
 _LOGIN = "Electrum's login"
+_LEAST_VERSION = (4, 3)
 
 
 class ElectrumPayment(ElectrumUpkeep):
@@ -101,7 +103,9 @@ class ElectrumPayment(ElectrumUpkeep):
         await self._ask_info()
 
     async def _ask_info(self) -> PaymentInfo:
-        network = str((await self._wallet.ask_daemon("getinfo"))["network"])
+        told = await self._wallet.ask_daemon("getinfo")
+        _require_version(str(told["version"]))
+        network = str(told["network"])
         key = str(await self._wallet.ask("nodeid")).partition("@")[0]
         self._info = self._node_file.confirm(PaymentInfo(key, network), "Electrum", in_use=self._info)
         return self._info
@@ -178,9 +182,8 @@ class ElectrumPayment(ElectrumUpkeep):
         amount_sat, rest = divmod(amount_msat, SAT_MSAT)
         if rest or amount_sat < 1:
             raise PaymentError(f"Electrum makes invoices of whole sat, not of {amount_msat} msat")
-        # force: a new address where all are in use, since Electrum puts one into each request.
-        made = await self._wallet.ask("add_request", amount=btc(amount_sat), memo=memo, expiration=expiry_s, force=True)
-        if not made or not made.get("lightning_invoice"):
+        made = await self._wallet.add_request(btc(amount_sat), memo, expiry_s)
+        if not made.get("lightning_invoice"):
             raise PaymentError("Electrum's wallet has no Lightning: make one by `electrum create`, and ELECTRUM_WALLET")
         return NewInvoice(made["lightning_invoice"], bytes.fromhex(made["rhash"]), amount_msat, expiry_s)
 
@@ -388,6 +391,13 @@ class ElectrumPayment(ElectrumUpkeep):
         """Return the hashes of payments on their way."""
         found = await self._wallet.ask("list_invoices")
         return [bytes.fromhex(one["invoice_id"]) for one in found if one["status"] == _IN_FLIGHT]
+
+
+def _require_version(version: str) -> None:
+    """Raise PaymentError for an Electrum whose commands are others. Newer ones than those tried are let be."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < _LEAST_VERSION:
+        raise PaymentError(f"Electrum {version} is too old: ngp needs 4.3 or later (tried with 4.3.4 and 4.5.8)")
 
 
 def _free_msat(channel: Mapping[str, Any]) -> int:

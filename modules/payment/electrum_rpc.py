@@ -5,7 +5,7 @@ and password. So nothing need be set for one on the same machine. Both are read 
 started again may listen elsewhere. Whoever can make these calls can spend all that the wallet has, and the traffic is
 not encrypted.
 
-Source: electrum/daemon.py, electrum/commands.py (4.3.4)
+Source: electrum/daemon.py, electrum/commands.py (4.3.4, 4.5.8)
 """
 
 from __future__ import annotations
@@ -206,12 +206,19 @@ def _result(door: Door, method: str, status: int, answer: bytes) -> Any:
         error = told.get("error")
         if error is None:
             return told["result"]
-        detail = str(error["message"])
+        detail = _words(error)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ElectrumError(
             f"Electrum at {door.where} can't carry out {method} (HTTP {status}): is it Electrum 4.3 or later?"
         ) from None
     raise ElectrumError(f"Electrum at {door.where} refuses {method}: {detail or 'it gives no reason'}", detail)
+
+
+def _words(error: Mapping[str, Any]) -> str:
+    """Return what an error says: 4.5 keeps what it doesn't mean for users beside a sentence that is always the same."""
+    data = error.get("data")
+    told = data.get("exception") if isinstance(data, dict) else None
+    return str(told or error["message"])
 
 
 def _target(text: str) -> str:

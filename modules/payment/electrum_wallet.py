@@ -10,6 +10,7 @@ from ngp.modules.payment.electrum_rpc import ElectrumError, ElectrumRpc
 
 NOT_LOADED = "wallet not loaded"
 COIN_SAT = 100_000_000
+_CANT_LOAD = ("InvalidPassword", "FileNotFoundError", "could not load wallet")
 
 
 class ElectrumWallet:
@@ -22,6 +23,7 @@ class ElectrumWallet:
     def __init__(self, options: Mapping[str, str]) -> None:
         self._rpc = ElectrumRpc(rpc.Credentials(options))
         self._path = options.get("ELECTRUM_WALLET")
+        self._expiry = "expiry"
 
     def door(self) -> rpc.Door:
         """Return where the daemon listens now. Raises ConfigError."""
@@ -49,8 +51,33 @@ class ElectrumWallet:
         await self._load()
         return await self._rpc.call(method, words, timeout_s)
 
+    async def add_request(self, amount: str, memo: str, expiry_s: int) -> Mapping[str, Any]:
+        """Make a request for money; empty where the wallet has no Lightning. Raises ElectrumError.
+
+        Versions have two words for its lifetime; Electrum refuses one that it doesn't know, and makes nothing then.
+        """
+        try:
+            return await self._add_request(amount, memo, expiry_s)
+        except ElectrumError as error:
+            if "unexpected keyword argument" not in error.detail:
+                raise
+            self._expiry = {"expiry": "expiration", "expiration": "expiry"}[self._expiry]
+        return await self._add_request(amount, memo, expiry_s)
+
+    async def _add_request(self, amount: str, memo: str, expiry_s: int) -> Mapping[str, Any]:
+        # force: a new address where all are in use, since Electrum puts one into each request.
+        words: dict[str, Any] = {"amount": amount, "memo": memo, self._expiry: expiry_s, "force": True}
+        return await self.ask("add_request", **words) or {}
+
     async def _load(self) -> None:
-        if not await self._rpc.call("load_wallet", {"wallet_path": self._path} if self._path else {}):
+        """Load the wallet: 4.3 answers whether it could, 4.5 answers nothing or refuses with an exception's name."""
+        try:
+            done = await self._rpc.call("load_wallet", {"wallet_path": self._path} if self._path else {})
+        except ElectrumError as error:
+            if not any(name in error.detail for name in _CANT_LOAD):
+                raise
+            done = False
+        if done is False:
             raise ElectrumError(
                 "Electrum's wallet is locked, or there is none: `electrum load_wallet` asks for its password, "
                 "`electrum create` makes one",

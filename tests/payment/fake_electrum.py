@@ -13,6 +13,7 @@ from typing import Any
 LOGIN = "user:s3cret-word"
 NODE = "02" + "ab" * 32
 PEER = "03" + "cd" * 32
+INFO = {"network": "regtest", "version": "4.3.4"}
 CHANNEL = {
     "type": "CHANNEL", "channel_point": f"{'ee' * 32}:0", "state": "OPEN", "peer_state": "GOOD", "remote_pubkey": PEER,
     "local_balance": 4_000_000, "remote_balance": 1_000_000, "local_unsettled_sent": 0, "remote_unsettled_sent": 0,
@@ -22,6 +23,10 @@ CHANNEL = {
 
 class Refused(Exception):
     """An answer of Electrum's that is an error."""
+
+
+class Internal(Exception):
+    """An error that Electrum 4.5 hides behind a sentence: its text is what the exception looks like."""
 
 
 class Gone(Exception):
@@ -35,7 +40,7 @@ class FakeElectrum:
         self.folder = folder
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.say: dict[str, Any] = {
-            "getinfo": {"network": "regtest"}, "nodeid": f"{NODE}@127.0.0.1:9735", "list_channels": [CHANNEL],
+            "getinfo": INFO, "nodeid": f"{NODE}@127.0.0.1:9735", "list_channels": [CHANNEL],
             "lightning_history": [], "list_invoices": [], "getbalance": {"lightning": "0.04"},
             "get_invoice": self.not_found, "get_request": self.not_found, "delete_request": None,
         }  # fmt: skip
@@ -91,3 +96,6 @@ class FakeElectrum:
             return {"id": 1, "result": result}
         except Refused as error:
             return {"id": 1, "error": {"code": 1, "message": str(error)}}
+        except Internal as error:
+            data = {"exception": str(error), "traceback": "Traceback ..."}
+            return {"id": 1, "error": {"code": 2, "message": "internal error while executing RPC", "data": data}}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from coincurve import PrivateKey
-from fake_electrum import CHANNEL, LOGIN, NODE, PEER, FakeElectrum, Gone, Refused
+from fake_electrum import CHANNEL, INFO, LOGIN, NODE, PEER, FakeElectrum, Gone, Internal, Refused
 
 from ngp.errors import ConfigError, PaymentError
 from ngp.modules.payment import electrum_journal, invoice
@@ -283,6 +283,68 @@ def test_a_wallet_is_loaded_or_the_remedy_is_named(tmp_path: Path) -> None:
     with_electrum(tmp_path, test)
 
 
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (None, ""),
+        (Internal("InvalidPassword('No password given')"), "electrum load_wallet"),
+        (Internal("OSError(5, 'EIO')"), r"load_wallet: OSError\(5, 'EIO'\)"),
+    ],
+)
+def test_a_wallet_is_loaded_by_electrum_45_too(tmp_path: Path, answer: Internal | None, says: str) -> None:
+    """It answers nothing when it did, and names an exception when it couldn't."""
+
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        loaded = False
+
+        def nodeid(**_: Any) -> str:
+            if not loaded:
+                raise Refused("wallet not loaded")
+            return NODE
+
+        def load_wallet(**_: Any) -> None:
+            nonlocal loaded
+            if answer is not None:
+                raise answer
+            loaded = True
+
+        daemon.say |= {"nodeid": nodeid, "load_wallet": load_wallet}
+        if answer is None:
+            return await payment.wait_ready()
+        with pytest.raises(PaymentError, match=says):
+            await payment.wait_ready()
+
+    with_electrum(tmp_path, test)
+
+
+@pytest.mark.parametrize(("word", "refusal"), [("expiration", Refused), ("expiry", Internal)])
+def test_a_request_is_made_in_the_words_of_either_version(
+    tmp_path: Path, word: str, refusal: type[Refused] | type[Internal]
+) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        def add_request(**words: Any) -> dict[str, str]:
+            if words.pop(word, None) != 60:
+                raise refusal("Commands.add_request() got an unexpected keyword argument")
+            assert words == {"amount": "0.00000005", "memo": "m", "force": True}
+            return {"lightning_invoice": "lnbcrt1", "rhash": HASH.hex()}
+
+        daemon.say["add_request"] = add_request
+        for _ in range(2):
+            assert (await payment.create_invoice(5000, "m", 60)).bolt11 == "lnbcrt1"
+        assert daemon.count("add_request") == (2 if word == "expiry" else 3), "remembered"
+
+    with_electrum(tmp_path, test)
+
+
+def test_an_electrum_that_is_too_old_is_named(tmp_path: Path) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        daemon.say["getinfo"] = INFO | {"version": "4.2.1"}
+        with pytest.raises(PaymentError, match=r"Electrum 4\.2\.1 is too old: ngp needs 4\.3 or later"):
+            await payment.wait_ready()
+
+    with_electrum(tmp_path, test)
+
+
 def test_a_wallet_in_use_may_not_become_another_node(tmp_path: Path) -> None:
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         await payment.wait_ready()
@@ -419,7 +481,7 @@ def test_pending_channels_and_the_chain_are_told(tmp_path: Path) -> None:
         assert [one.state for one in found] == [opening, opening, closing, closing]
         assert not any(one.active or one.can_send_sat for one in found) and len(await payment.channels()) == 1
         for height, seen, synced in ((450, 450, True), (451, 450, False), (0, 450, False)):
-            daemon.say["getinfo"] = {"network": "regtest", "server_height": height, "blockchain_height": seen}
+            daemon.say["getinfo"] = INFO | {"server_height": height, "blockchain_height": seen}
             assert await payment.chain() == ChainView(seen, synced)
 
     with_electrum(tmp_path, test)
