@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 PAYLOAD_BYTES = 1000
 TICK_S = 0.02
-DRAIN_S = 2.0
-PROBE_S = 8.0
+DRAIN_S = 30.0  # it ends when all is back; where not all can come, the flow is told a shorter while
+PROBE_S = 30.0
 PROBE_BYTES = 56  # as `ping` sends
 MOST_WAITING_BYTES = 65536
 
@@ -40,18 +40,26 @@ class Flown:
 
 
 class Flow:
-    """A flow that runs until `end`; `protocol` is udp or tcp, the rate is payload in one direction."""
+    """A flow that runs until `end`.
 
-    def __init__(self, host: Host, protocol: str, address: str, port: int, bytes_per_s: int) -> None:
+    Args:
+        protocol: udp or tcp.
+        bytes_per_s: payload in one direction.
+        drain_s: how long what is still on its way is waited for at the end.
+    """
+
+    def __init__(
+        self, host: Host, protocol: str, address: str, port: int, bytes_per_s: int, drain_s: float = DRAIN_S
+    ) -> None:
         self.protocol, self.address = protocol, address
-        words = (protocol, address, str(port), str(bytes_per_s))
+        words = (protocol, address, str(port), str(bytes_per_s), str(drain_s))
         self._process = host.popen(
             *(sys.executable, "-I", "-S", __file__, *words), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def end(self) -> Flown:
         """Have it end, and return what it saw. Raises: AssertionError when it ended by itself."""
-        said, _ = self._process.communicate("", timeout=30)
+        said, _ = self._process.communicate("", timeout=120)
         if not said:
             raise AssertionError(f"the {self.protocol} flow to {self.address} ended by itself: see above")
         answer: dict[str, Any] = json.loads(said)
@@ -99,7 +107,7 @@ def run_probe(address: str, port: int, count: int) -> None:
     print(json.dumps({"ms": times}))
 
 
-def run_udp(address: str, port: int, bytes_per_s: int) -> None:
+def run_udp(address: str, port: int, bytes_per_s: int, drain_s: float) -> None:
     """Send datagrams on a schedule that doesn't drift; each carries the time it was sent."""
     sock = socket.socket(_family(address), socket.SOCK_DGRAM)
     sock.connect((address, port))
@@ -129,14 +137,14 @@ def run_udp(address: str, port: int, bytes_per_s: int) -> None:
                 sent += PAYLOAD_BYTES
             except OSError:  # an earlier packet's ICMP error came instead
                 continue
-    until = time.monotonic() + DRAIN_S
+    until = time.monotonic() + drain_s
     while echoed < sent and time.monotonic() < until:
         select.select([sock], [], [], until - time.monotonic())
         take()
     print(json.dumps({"sent": sent, "echoed": echoed, "slowest_ms": slowest_s * 1000}))
 
 
-def run_tcp(address: str, port: int, bytes_per_s: int) -> None:
+def run_tcp(address: str, port: int, bytes_per_s: int, drain_s: float) -> None:
     """Send a stream piece by piece and read its echo; a stream that stands still at the end is broken off."""
     sock = socket.create_connection((address, port), timeout=PROBE_S)
     sock.setblocking(False)
@@ -146,7 +154,7 @@ def run_tcp(address: str, port: int, bytes_per_s: int) -> None:
     until = float("inf")
     while time.monotonic() < until:
         if not ended and _told_to_end(TICK_S):
-            ended, until = True, time.monotonic() + DRAIN_S
+            ended, until = True, time.monotonic() + drain_s
         wanted = int((time.monotonic() - began) * bytes_per_s)
         if not ended and wanted > sent:
             with suppress(BlockingIOError):
@@ -160,7 +168,7 @@ def run_tcp(address: str, port: int, bytes_per_s: int) -> None:
                 echoed += len(data)
     if echoed == sent:
         sock.shutdown(socket.SHUT_WR)
-        select.select([sock], [], [], DRAIN_S)
+        select.select([sock], [], [], drain_s)
     else:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
@@ -168,5 +176,8 @@ def run_tcp(address: str, port: int, bytes_per_s: int) -> None:
 
 
 if __name__ == "__main__":
-    run = {"probe": run_probe, "udp": run_udp, "tcp": run_tcp}[sys.argv[1]]
-    run(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    kind, where, number, amount = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    if kind == "probe":
+        run_probe(where, number, amount)
+    else:
+        {"udp": run_udp, "tcp": run_tcp}[kind](where, number, amount, float(sys.argv[5]))

@@ -203,7 +203,7 @@ class Crowd:
             for persona in self.personas:
                 persona.take(datagram)
 
-    def meet(self, *personas: Persona, seconds: float = 10.0) -> bool:
+    def meet(self, *personas: Persona, seconds: float = 60.0) -> bool:
         """Have personas and victim prove themselves to each other."""
         for persona in personas:
             persona.greet()

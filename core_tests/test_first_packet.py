@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from core_tests import traffic
-from core_tests.host import Host
 from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.trade import MSAT_PER_KB, Trade, open_trade
@@ -13,24 +12,25 @@ BURST = 8  # as many as the gate holds of one destination
 PROHIBITED = {4: "Packet filtered", 6: "Administratively prohibited"}  # ICMP 3/13 and ICMPv6 1/1, as ping says it
 
 
-def retransmitted_syns(host: Host) -> int:
-    """Return how many connection requests this host had to send again."""
-    head, values = (line.split() for line in host.sh("grep", "^TcpExt:", "/proc/net/netstat").splitlines())
-    return int(values[head.index("TCPSynRetrans")])
-
-
 def test_no_first_packet_is_lost(lab: Lab) -> None:
     trade = open_trade(lab)
     net = trade.net
+    at_client, at_internet = net.client.counter("mesh0", "out"), net.internet.counter("wan0", "in")
     for version in VERSIONS:
         for number in (1, 2, 3):
             assert traffic.ping(net.client, net.remote(version, number)) == traffic.Pings(1, 1)
         sink = traffic.udp_sink(net.internet, net.remote(version, 4), 5000)
         traffic.udp_send(net.client, sink.address, 5000, count=BURST)
         await_until(lambda sink=sink: sink.received()[0] == BURST, what="the whole burst")  # type: ignore[misc]
-        traffic.tcp_sink(net.internet, net.remote(version, 5), 5001)
-        assert traffic.tcp_send(net.client, net.remote(version, 5), 5001, size_bytes=1000).intact
-    assert retransmitted_syns(net.client) == 0
+        stream = net.remote(version, 5)
+        traffic.tcp_sink(net.internet, stream, 5001)
+        assert traffic.tcp_send(net.client, stream, 5001, size_bytes=1000).intact
+        # Each request for a connection, one that a busy machine's client made again too.
+        await_until(
+            lambda stream=stream:  # type: ignore[misc]
+            at_client.total("out", destination=stream).packets == at_internet.total("in", destination=stream).packets,
+            what="every packet of the stream",
+        )
     assert len(trade.sold()) == 2 * 5
     trade.assert_books_agree()
 
@@ -43,7 +43,7 @@ def test_a_first_packet_waits_for_acquaintance_as_well(lab: Lab) -> None:
         "ping", "-n", "-q", "-c", "100", "-i", "0.1", trade.net.remote(4), stdout=-1
     )
     trade.client.start()
-    said, _ = pinging.communicate(timeout=30)
+    said, _ = pinging.communicate(timeout=120)
     assert " 0 received" not in said
     assert traffic.ping(trade.net.client, trade.net.remote(6)).received == 1
 
@@ -71,7 +71,7 @@ def test_a_refused_destination_is_told_and_costs_nothing_for_a_while(lab: Lab) -
     for version in VERSIONS:
         remote = net.remote(version)
         sink = traffic.udp_sink(net.internet, remote, 5000)
-        said = net.client.run("ping", "-n", "-c", "1", "-W", "2", remote).stdout
+        said = net.client.run("ping", "-n", "-c", "1", "-W", "20", remote).stdout
         assert PROHIBITED[version] in said and " 0 received" in said
         before = queued(trade)
         traffic.udp_send(net.client, remote, 5000, count=2000, rate_pps=2000)

@@ -19,7 +19,7 @@ from core_tests.host import Host
 from core_tests.hostile import PORT, Crowd, Persona, random_mac, udp
 from core_tests.lab import Lab
 from core_tests.shell import await_until
-from core_tests.topologies import three_hosts
+from core_tests.topologies import ThreeHosts, three_hosts
 from core_tests.trade import CLIENT, open_trade
 from ngp.core.messages import Accept, Ask, Invoice, Message, Propose, Reject, Statement, StatementLine
 from ngp.delivery import Received
@@ -71,8 +71,8 @@ def test_made_up_clients_get_the_grace_of_their_link_once(lab: Lab) -> None:
 
         for round_ in range(2):  # the second time with new keys, after the gateway lost its memory
             for met, mac in enumerate(macs, 1):
-                crowd.meet(crowd.persona(mac, react=accept_all), seconds=3)
-                deadline = time.monotonic() + 20
+                crowd.meet(crowd.persona(mac, react=accept_all), seconds=10)
+                deadline = time.monotonic() + 60
                 while arrived() < met * GRACE_KB * 1024 * 0.8 and time.monotonic() < deadline:
                     send(mac)
                 for _ in range(10):  # more than there is credit for
@@ -125,7 +125,7 @@ def test_made_up_servers_are_paid_no_more_than_one_and_can_do_no_harm(lab: Lab) 
             persona = crowd.persona(random_mac())
             assert crowd.meet(persona)
             persona.say(offer(f"198.51.100.{number + 1}/32"))
-            assert crowd.pump(5, lambda persona=persona: bool(persona.heard(Accept)))  # type: ignore[misc]
+            assert crowd.pump(60, lambda persona=persona: bool(persona.heard(Accept)))  # type: ignore[misc]
             ask_for_money(crowd, persona)
         # All of them together got what one server may be ahead; whoever carries nothing gets no more.
         assert sum(row["paid_msat"] for row in client.json("accounts")) <= 2 * PAYMENT_SAT * SAT_MSAT
@@ -151,7 +151,7 @@ def renew_for_ever(crowd: Crowd, client: Host, remote: str) -> None:
     persona.react = extend
     assert crowd.meet(persona)
     persona.say(offer(f"{remote}/32", limit_bytes=limits[0]))
-    assert crowd.pump(5, lambda: bool(persona.heard(Accept)))
+    assert crowd.pump(60, lambda: bool(persona.heard(Accept)))
     traffic.ping(client, remote, count=1, wait_s=0.1)
     crowd.pump(3)
     assert 1 < len(limits) < 40
@@ -166,17 +166,22 @@ def bill_for_nothing(crowd: Crowd, client: Daemon) -> None:
         if number % 50 == 49:
             crowd.pump(0.05)
     crowd.pump(1)
-    before_kb = resident_kb(client)
+    before_kb, quiet_s = resident_kb(client), status_s(client)
     for _ in range(40):
         for _ in range(10):
             lines = tuple(StatementLine(secrets.token_bytes(16), 1, 1, 1) for _ in range(16))
             persona.say(Statement(0, 0, 0, lines))
         crowd.pump(0.05)
-    began = time.monotonic()
-    client.ask("status")
-    assert time.monotonic() - began < 3.0
+    assert status_s(client) < 3.0 + 20 * quiet_s  # by what the machine does anyway
     assert len(persona.heard(Reject)) < 400  # of 6,400 lines that it never heard of
     assert resident_kb(client) - before_kb < 30_000
+
+
+def status_s(daemon: Daemon) -> float:
+    """Return how long a daemon takes to answer, seconds."""
+    began = time.monotonic()
+    daemon.ask("status")
+    return time.monotonic() - began
 
 
 def noise(dice: random.Random, genuine: list[bytes]) -> bytes:
@@ -197,12 +202,12 @@ def noise(dice: random.Random, genuine: list[bytes]) -> bytes:
 def test_noise_and_replays_change_nothing_and_an_honest_neighbour_goes_on(lab: Lab) -> None:
     trade = open_trade(lab, clients=2)
     net, dice = trade.net, random.Random(10325)
-    assert traffic.ping(net.client, net.remote(4, 250)).received == 1
+    quiet_s = statistics.median(first_packet_s(net, number) for number in range(245, 250))
     with crowd_at(net.clients[1], net.gateway) as crowd:
         persona = crowd.persona(random_mac(), react=accept_all)
         assert crowd.meet(persona)
         persona.say(Ask(ip_network("198.51.100.200/32"), 0, 0))
-        assert crowd.pump(5, lambda: bool(persona.heard(Propose)))
+        assert crowd.pump(60, lambda: bool(persona.heard(Propose)))
         genuine = list(crowd.captured)
         before_kb, neighbours = resident_kb(trade.gateway), len(trade.gateway.json("neighbours"))
         waits = []
@@ -211,9 +216,7 @@ def test_noise_and_replays_change_nothing_and_an_honest_neighbour_goes_on(lab: L
                 mac = dice.choice((persona.mac, random_mac()))
                 datagram = noise(dice, genuine)
                 crowd.frame(mac, udp(crowd.address, crowd.victim_address, PORT, datagram, PORT))
-            began = time.monotonic()
-            assert traffic.ping(net.client, net.remote(4, number)).received == 1, "an honest first packet"
-            waits.append(time.monotonic() - began)
+            waits.append(first_packet_s(net, number))
         crowd.captured.clear()
         trade.gateway.kill9()
         trade.gateway.start()
@@ -221,12 +224,19 @@ def test_noise_and_replays_change_nothing_and_an_honest_neighbour_goes_on(lab: L
         for datagram in genuine:
             crowd.frame(persona.mac, udp(crowd.address, crowd.victim_address, PORT, datagram, PORT))
         await_until(lambda: ignored(trade.gateway) >= 3, what="the replays' refusal")
-    assert statistics.quantiles(waits, n=100)[98] < 1.5
+    assert statistics.quantiles(waits, n=100)[98] < 1.5 + 20 * quiet_s  # by what the machine does anyway
     assert resident_kb(trade.gateway) - before_kb < 30_000
     assert len(trade.gateway.json("neighbours")) <= neighbours + 1
     mine = [row for row in trade.sold() if row["destination"] == "198.51.100.200/32"]
     assert all(row["used_to_bytes"] == 0 for row in mine)
     assert "Exception" not in trade.gateway.log() and "Traceback" not in trade.gateway.log()
+
+
+def first_packet_s(net: ThreeHosts, number: int) -> float:
+    """Return how long an honest neighbour waits for the answer to its first packet to a destination, seconds."""
+    began = time.monotonic()
+    assert traffic.ping(net.client, net.remote(4, number)).received == 1, "an honest first packet"
+    return time.monotonic() - began
 
 
 def ignored(daemon: Daemon) -> int:

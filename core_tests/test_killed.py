@@ -103,6 +103,10 @@ def play(lab: Lab, rounds: int) -> None:
     trade = open_busy_trade(lab)
     at_internet, at_client = trade.net.internet.counter("wan0", "in"), trade.net.client.counter("mesh0", "in")
     flows = start_flows(trade, 60.0 * rounds)  # killed at the end
+
+    def await_more(than: int) -> None:
+        await_until(lambda: carried_bytes(trade, at_internet, at_client) > than, what="traffic, whoever died")
+
     await_until(lambda: trade.sold(state="active"), what="the first payment")
     for number in range(rounds):
         victims = dice.choice([(trade.gateway,), (trade.client,), (trade.gateway, trade.client)])
@@ -112,13 +116,13 @@ def play(lab: Lab, rounds: int) -> None:
             victim.kill9()
         time.sleep(dice.uniform(0.1, 0.6))
         if number == 0:
-            assert carried_bytes(trade, at_internet, at_client) > before, "traffic stopped with the daemon"
+            await_more(before)
         for victim in victims:
             victim.start()
         print(number, [victim.name for victim in victims], flush=True)
     trade.await_acquainted()
     before = carried_bytes(trade, at_internet, at_client)
-    await_until(lambda: carried_bytes(trade, at_internet, at_client) > before + 50_000, what="service after the deaths")
+    await_more(before + 50_000)
     for flow in flows:
         flow.kill()
         flow.wait()

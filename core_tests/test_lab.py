@@ -102,7 +102,7 @@ def test_tcp_echo_answers(lab: Lab) -> None:
 def test_a_small_mtu_is_told_to_the_sender(lab: Lab) -> None:
     net = three_hosts(lab, wan_mtu=1300)
     for address in (net.remote(4), net.remote(6)):
-        done = net.client.run("ping", "-n", "-c", "2", "-i", "0.2", "-M", "do", "-s", "1400", "-W", "1", address)
+        done = net.client.run("ping", "-n", "-c", "2", "-i", "0.2", "-M", "do", "-s", "1400", "-W", "20", address)
         assert "mtu=1300" in done.stdout + done.stderr or "mtu = 1300" in done.stdout + done.stderr
 
 

@@ -17,8 +17,6 @@ VERSIONS = (4, 6)
 GRACE_KB = 20
 GRACE_BYTES = GRACE_KB * 1024
 LONG = {"GRACE_TIME": "10 min"}  # where the bytes are to be the limit
-# With the fee that a payment may cost, no payment is within this budget.
-PAYS_NOTHING = {"PAYMENT_AMOUNT": "1 sat", "BUDGET_PAYMENT": "1 sat"}
 
 
 def carried(trade: Trade) -> int:
@@ -45,7 +43,7 @@ def set_fault(trade: Trade, fault: str, value: str) -> None:
 
 
 def test_grace_is_shared_by_all_flows_and_given_once(lab: Lab) -> None:
-    trade = open_trade(lab, {"GRACE_DATA": GRACE_KB, **LONG}, PAYS_NOTHING)
+    trade = open_trade(lab, {"GRACE_DATA": GRACE_KB, **LONG}, penniless=True)
     net = trade.net
     at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")
     for version in VERSIONS:
@@ -81,22 +79,24 @@ def await_answer(trade: Trade, version: int) -> bool:
 @pytest.mark.parametrize("version", [4, pytest.param(6, marks=pytest.mark.long)])
 def test_grace_time_cuts_live_flows_in_both_directions(lab: Lab, version: int) -> None:
     grace_s = 3
-    trade = open_trade(lab, {"GRACE_TIME": grace_s, "GRACE_DATA": "10 MB"}, PAYS_NOTHING)
+    trade = open_trade(lab, {"GRACE_TIME": grace_s, "GRACE_DATA": "10 MB"}, penniless=True)
     net = trade.net
     at_internet, at_client = net.internet.counter("wan0"), net.client.counter("mesh0", "in")
     traffic.udp_echo(net.internet, net.remote(version), 5000)
     began = time.monotonic()
     flow = start_flow(trade, version, seconds=6)
     await_until(lambda: at_client.total("in", source=net.remote(version)).packets, what="the flow")
+    first_s = time.monotonic() - began
     await_until(lambda: trade.sold(reason="unpaid"), what="the cut")
-    cut_after = time.monotonic() - began
-    assert grace_s - 0.5 < cut_after < grace_s + 2.5
+    assert time.monotonic() - began > grace_s - 0.5
     counts = [counter.total() for counter in (at_internet, at_client)]
     (row,) = trade.sold(reason="unpaid")
-    assert flow.wait(20) == 0
+    assert flow.wait(120) == 0
     after = [counter.total(protocol=17, source=net.remote(version)) for counter in (at_internet, at_client)]
     assert row["used_from_bytes"] == after[1].bytes
     assert row["used_to_bytes"] == at_internet.total("in", destination=net.remote(version)).bytes
+    # Not later either: the flow is never ahead of its rate.
+    assert row["used_to_bytes"] <= (first_s + grace_s + 0.5) * 100 * traffic.l3_bytes(version, 100)
     assert counts[0].packets <= at_internet.total().packets + 1
     pay_by_hand(trade)
     assert await_answer(trade, version)

@@ -75,7 +75,7 @@ def test_traceroute_sees_every_router(lab: Lab) -> None:
     for version in VERSIONS:
         remote = net.remote(version)
         speak_as(net.internet, remote, net.client.address("mesh0", version), net.gateway.address("wan0", version))
-        said = net.client.sh("traceroute", f"-{version}", "-n", "-q", "1", "-w", "2", "-m", "5", remote)
+        said = net.client.sh("traceroute", f"-{version}", "-n", "-q", "1", "-w", "20", "-m", "5", remote)
         hops = [line.split()[1] for line in said.splitlines() if re.match(r"\s*\d+\s", line)]
         assert hops == [net.gateway.address("mesh0", version), remote]
     trade.assert_books_agree(refused=True)  # whose time ended at the gateway's door only their sender counted
@@ -90,7 +90,7 @@ def test_path_mtu_is_found_through_a_contract(lab: Lab) -> None:
         remote = net.remote(version)
         traffic.tcp_sink(net.internet, remote, 5001)
         assert traffic.tcp_send(net.client, remote, 5001, size_bytes=SIZE_BYTES).intact
-        done = net.client.run("ping", "-n", "-c", "1", "-M", "do", "-s", "1400", "-W", "1", remote)
+        done = net.client.run("ping", "-n", "-c", "1", "-M", "do", "-s", "1400", "-W", "20", remote)
         assert f"mtu={SMALL_MTU}" in (done.stdout + done.stderr).replace(" = ", "=")
     trade.assert_books_agree(refused=True)  # and so with what was too big
     for version in VERSIONS:
@@ -117,6 +117,6 @@ def test_a_remote_routers_errors_belong_to_the_contract_they_quote(lab: Lab) -> 
         traffic.udp_send(net.client, remote, 7000, count=1)
         await_until(
             lambda version=version, before=before:  # type: ignore[misc]
-            at_client.total("in", protocol={4: 1, 6: 58}[version]).packets > before, 3, "the error"
+            at_client.total("in", protocol={4: 1, 6: 58}[version]).packets > before, what="the error"
         )
     trade.assert_books_agree()

@@ -9,7 +9,7 @@ import pytest
 from core_tests import traffic
 from core_tests.lab import Lab
 from core_tests.shell import await_until
-from core_tests.trade import MSAT_PER_KB, Trade, open_trade, speak_as, used
+from core_tests.trade import MSAT_PER_KB, Row, Trade, open_trade, speak_as, used
 
 VERSIONS = (4, 6)
 NEVER = {"DATA_RENEWAL": 0, "TIME_RENEWAL": 0}
@@ -30,17 +30,19 @@ def test_expiry_cuts_live_flows_in_both_directions(lab: Lab, version: int) -> No
     began = time.monotonic()
     up = traffic.start(net.client, "udp-send", remote, 5000, 800, 100, 100, 0)
     await_until(lambda: at_internet.total("in", destination=remote).packets, what="the first packet")
+    first_s = time.monotonic() - began  # the contract began by then
     speak_as(net.internet, remote, local, net.gateway.address("wan0", version))
     down = traffic.start(net.internet, "udp-send", local, 5001, 800, 100, 100, 0)
     await_until(lambda: trade.sold(reason="expired"), what="expiry")
-    assert lifetime_s - 0.5 < time.monotonic() - began < lifetime_s + 2.5
+    assert time.monotonic() - began > lifetime_s - 0.5
     row = trade.sold(reason="expired")[0]
-    assert up.wait(20) == down.wait(20) == 0  # both went on for seconds
+    assert up.wait(120) == down.wait(120) == 0  # both went on for seconds
     up_bytes = at_internet.total("in", destination=remote, protocol=17).bytes
     down_bytes = at_client.total("in", source=remote, protocol=17).bytes
     assert down_bytes > 0
     assert used(row) >= up_bytes + down_bytes  # a few ICMP errors of closed ports besides
-    assert used(row) <= (lifetime_s + 0.5) * 2 * 100 * (traffic.l3_bytes(version, 100) + 176)
+    # Not later either: neither flow is ever ahead of its rate.
+    assert used(row) <= (first_s + lifetime_s + 0.5) * 2 * 100 * (traffic.l3_bytes(version, 100) + 176)
     assert len(trade.sold()) == 1
 
 
@@ -76,7 +78,7 @@ def test_renewal_loses_and_delays_no_packet_at_a_high_rate(lab: Lab, version: in
     traffic.udp_send(net.client, remote, first.port, count=3, payload_bytes=PAYLOAD_BYTES, rate_pps=5)  # agree and pay
     count = 5 * RATE_PPS
     traffic.udp_send(net.client, remote, 5000, count=count, payload_bytes=PAYLOAD_BYTES, rate_pps=RATE_PPS)
-    await_until(lambda: sink.received()[0] >= count and first.received()[0] >= 3, 5, "every packet")
+    await_until(lambda: sink.received()[0] >= count and first.received()[0] >= 3, what="every packet")
     assert renewals(trade) >= 2
     trade.assert_books_agree()
     (row,) = trade.sold()
@@ -87,6 +89,27 @@ def test_renewal_loses_and_delays_no_packet_at_a_high_rate(lab: Lab, version: in
 
 def renewals(trade: Trade) -> int:
     return sum(line["state"] == "renewed" for line in trade.gateway.json("ledger"))
+
+
+def send_until(trade: Trade, remote: str, more_than: int) -> None:
+    """Send until a contract has carried more than so many bytes; what doesn't fit any more waits for the renewal."""
+    while True:
+        row = await_until(lambda: _with_room(trade, remote), what="a renewal")
+        if (before := used(row)) > more_than:
+            return
+        traffic.udp_send(trade.net.client, remote, 5000, count=20, payload_bytes=500, await_echoes=True)
+        await_until(lambda than=before: used(_row(trade, remote)) > than, what="a reading")  # type: ignore[misc]
+
+
+def _row(trade: Trade, remote: str) -> Row:
+    (row,) = trade.sold(destination=f"{remote}/32")
+    return row
+
+
+def _with_room(trade: Trade, remote: str) -> Row:
+    """Return the contract's row, empty while the next packets and their echoes don't fit."""
+    row = _row(trade, remote)
+    return row if row["data_limit_bytes"] - used(row) > 2 * 20 * traffic.l3_bytes(4, 500) else {}
 
 
 def test_a_changed_price_holds_from_the_renewals_offset_on(lab: Lab) -> None:
@@ -100,15 +123,15 @@ def test_a_changed_price_holds_from_the_renewals_offset_on(lab: Lab) -> None:
     sold = {"destination": f"{remote}/32"}
     trade.prepay()
     traffic.udp_echo(net.internet, remote, 5000)
-    flow = traffic.start(net.client, "udp-send", remote, 5000, 100_000, 500, 300, 0)
-    await_until(lambda: [row for row in trade.sold(**sold) if used(row) > 10_000], what="traffic")
+    traffic.udp_send(net.client, remote, 5000, count=1, payload_bytes=500, await_echoes=True)
+    send_until(trade, remote, 10_000)
     (before,) = trade.sold(**sold)
     done = trade.gateway.reload({**gateway, "SELL_PRICE": f"{new} msat", "SELL_PRICE_MIN": f"{new} msat"})
     assert done.returncode == 0, done.stderr
-    (after,) = await_until(lambda: trade.sold(**sold, price_msat_per_gib=new * MSAT_PER_KB), what="the new price")
-    await_until(lambda: used(trade.sold(**sold)[0]) > after["data_limit_bytes"], what="traffic at the new price")
-    flow.terminate()
-    flow.wait(30)
+    while not (renewed := trade.sold(**sold, price_msat_per_gib=new * MSAT_PER_KB)):
+        send_until(trade, remote, used(trade.sold(**sold)[0]))
+    (after,) = renewed
+    send_until(trade, remote, after["data_limit_bytes"])
     trade.assert_books_agree()
     (row,) = trade.sold(**sold)
     assert row["price_msat_per_gib"] == new * MSAT_PER_KB

@@ -7,6 +7,7 @@ independent count.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from core_tests.lab import Lab
 from core_tests.shell import LabError, await_until
 from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
 from ngp.errors import RunningError
+from ngp.modules.payment.sandbox import SandboxPayment
 
 Conf = Mapping[str, object]
 Row = dict[str, Any]
@@ -167,6 +169,7 @@ def open_trade(
     *,
     both: Conf | None = None,
     whole_routes: bool = False,
+    penniless: bool = False,
     **topology: Any,
 ) -> Trade:
     """Build client, gateway and internet, and start both daemons.
@@ -175,6 +178,7 @@ def open_trade(
         gateway, client, both: keys of net.conf, over what the scenarios have in common.
         whole_routes: leave the gateway its routes to the internet's prefixes, so that it sells these whole; else it has
             a default route only, and each address is a contract of its own.
+        penniless: the client's node holds nothing, so that no payment succeeds.
         topology: as for `three_hosts`.
     """
     net = three_hosts(lab, **topology)
@@ -186,6 +190,8 @@ def open_trade(
         net.gateway.daemon({**GATEWAY, **(both or {}), **(gateway or {})}, start=False),
         net.client.daemon({**CLIENT, **(both or {}), **(client or {})}, start=False),
     )
+    if penniless:  # what its node has is said once, before its first start
+        asyncio.run(SandboxPayment(made.client.state_dir, {"balance_msat": "0"}).close())
     start_all(made.gateway, made.client)
     made.await_acquainted()
     return made
