@@ -44,7 +44,7 @@ def read_arrival(record: bytes) -> Arrival:
 
 def object_path() -> Path:
     """Return the inlet for this machine's byte order."""
-    return object_path()
+    return bpf.compiled(Path(__file__).with_name("inlet"))
 
 
 class Inlet:
