@@ -72,3 +72,10 @@ def test_neighbours_on_another_payment_network_are_a_warning() -> None:
     assert warned.found == "no trade with 0101010101010101 on 'sandbox': we pay on 'regtest'"
     (many,) = found(*["sandbox"] * 200)
     assert many.found.count("sandbox") == 3 and "and 197 more" in many.found
+
+
+def test_books_that_cant_be_read_are_a_line_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"no database" * 100)
+    line = checkup.books(tmp_path / "ledger.db", 60.0)
+    assert (line.name, line.ok) == ("books", False)
+    assert "is not a database" in line.found

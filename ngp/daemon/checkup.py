@@ -18,7 +18,7 @@ from ngp.core.values import Check
 from ngp.core.world import World
 from ngp.daemon import lightning, payment_keys
 from ngp.daemon.desired import look_at_host, missing_names
-from ngp.errors import PaymentError
+from ngp.errors import LedgerError, PaymentError
 from ngp.ports import Link, Network, Payment
 from ngp.store import audit
 
@@ -62,8 +62,11 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
 
 
 def books(ledger: Path, most_s: float) -> Check:
-    """Tell whether the ledger's sums add up: accounts against payments, contracts and journal. Raises LedgerError."""
-    wrong, unknown = audit.look(ledger, most_s)
+    """Tell whether the ledger's sums add up: accounts against payments, contracts and journal."""
+    try:
+        wrong, unknown = audit.look(ledger, most_s)
+    except LedgerError as error:
+        return Check("books", False, str(error), _RESTORE)
     if unknown and not wrong:
         return Check("books", True, f"not added up to the end: {unknown}")
     if not wrong:
