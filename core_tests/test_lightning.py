@@ -22,7 +22,8 @@ pytestmark = pytest.mark.first
 # LND, killed while it hands a payment on, may call it on its way for ever (lightningnetwork/lnd#5152); the next top-up
 # comes when that one's invoice is withdrawn.
 STUCK_S = OPEN_S + 60
-BACKUP_S = 150  # LND looks for a tower again after pauses that double
+PAID_S = 180.0  # for what nodes agree on within seconds when the machine is quiet
+BACKUP_S = 240  # LND looks for a tower again after pauses that double
 
 
 def test_traffic_is_paid_by_real_invoices_and_all_books_agree(lab: Lab) -> None:
@@ -55,7 +56,7 @@ def test_a_node_that_dies_and_comes_back_takes_nothing_down(lab: Lab) -> None:
         trade, net = made.trade, made.trade.net
         before_received = made.received_msat()
         traffic.udp_echo(net.internet, net.remote(4), 5000)
-        await_until(lambda: pay_some(made) > 0, 60, "a first payment")
+        await_until(lambda: pay_some(made) > 0, PAID_S, "a first payment")
         made.earning.kill9()
         made.paying.kill9()
         restart(trade.gateway)  # with its node down: contracts go on, and it says what is wrong
@@ -67,7 +68,7 @@ def test_a_node_that_dies_and_comes_back_takes_nothing_down(lab: Lab) -> None:
         for node in (made.earning, made.paying):
             node.await_up()
         paid = trade.earned()["paid_msat"]
-        await_until(lambda: pay_some(made) > paid, 90, "a payment after the nodes came back")
+        await_until(lambda: pay_some(made) > paid, PAID_S, "a payment after the nodes came back")
         trade.assert_books_agree(refused=True)  # what was sent without credit was refused
         assert trade.earned()["paid_msat"] == made.received_msat() - before_received
         leave(made)
@@ -80,7 +81,7 @@ def leave(made: LightningTrade) -> None:
     trade.await_closed()
     asked = trade.client.cli("refund", gateway, "--ask")
     assert asked.returncode == 0, asked.stderr
-    await_until(lambda: trade.earned()["refunded_msat"] == trade.spent()["refunded_msat"] > 0, 30, "the refund")
+    await_until(lambda: trade.earned()["refunded_msat"] == trade.spent()["refunded_msat"] > 0, PAID_S, "the refund")
     assert 0 <= trade.earned()["balance_msat"] < SAT_MSAT
     (given_back,) = [one for one in made.earning.payments() if one["status"] == "SUCCEEDED"]
     assert int(given_back["value_msat"]) == trade.earned()["refunded_msat"] and given_back["fee_msat"] == "0"
@@ -107,7 +108,7 @@ def test_a_channel_is_looked_at_and_opened_by_ngp(lab: Lab) -> None:
         assert opened.returncode == 0, opened.stderr
         assert "opening" in [one["state"] for one in trade.client.json("lightning", "status")["channels"]]
         made.network.mine(3)
-        both = await_until(lambda: two_channels(made), 60, "the second channel")
+        both = await_until(lambda: two_channels(made), PAID_S, "the second channel")
         (second,) = [one for one in both if one["channel"] != channel["channel"]]
         assert (second["capacity_sat"], second["neighbour"]) == (300_000, gateway)
         (theirs,) = [one for one in made.earning.channels() if one["channel_point"] == second["channel"]]
@@ -136,14 +137,13 @@ def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab
         opened = trade.client.cli(*words, timeout_s=120)
         assert opened.returncode == 0, opened.stderr
         made.network.mine(3)
-        await_until(lambda: [one["active"] for one in lightning(made)["channels"]] == [True], 60, "an active channel")
-        (channel,) = lightning(made)["channels"]
+        (channel,) = await_until(lambda: active_channels(made), PAID_S, "an active channel")
         assert channel["suits"] and channel["their_csv_delay_blocks"] == 1_008
         tower = made.earning.cli("tower", "info")["pubkey"]
         added = trade.client.cli("lightning", "tower", "add", f"{tower}@{made.earning.address}")
         assert added.returncode == 0, added.stderr
         traffic.udp_echo(net.internet, net.remote(4), 5000)
-        await_until(lambda: pay_some(made) > 0, 90, "a payment over the mesh")
+        await_until(lambda: pay_some(made) > 0, PAID_S, "a payment over the mesh")
         trade.assert_books_agree(refused=True)  # what was sent before the first payment was over the grace
         assert trade.earned()["paid_msat"] == made.received_msat() - before_received
         assert not [row for row in trade.sold() if row["destination"].startswith("203.0.113.")]  # its chain was free
@@ -178,6 +178,12 @@ def lightning(made: LightningTrade) -> Row:
     return dict(made.trade.client.json("lightning", "status"))
 
 
+def active_channels(made: LightningTrade) -> list[Row]:
+    """Return the client's channels once all of them can be used."""
+    channels: list[Row] = lightning(made)["channels"]
+    return channels if all(one["active"] for one in channels) else []
+
+
 def two_channels(made: LightningTrade) -> list[Row]:
     """Return the client's channels once there are two that can be used."""
     channels: list[Row] = made.trade.client.json("lightning", "status")["channels"]
@@ -202,7 +208,7 @@ def test_whoever_is_killed_while_payments_run_nothing_is_paid_twice_or_lost(
         trade, net = made.trade, made.trade.net
         before = look(made)
         traffic.udp_echo(net.internet, net.remote(4), 5000)
-        await_until(lambda: pay_some(made) > 0, 60, "a first payment")
+        await_until(lambda: pay_some(made) > 0, PAID_S, "a first payment")
         flow = traffic.start(net.client, "udp-send", net.remote(4), 5000, 25 * 60 * 60, 100, 25, 0)
         for _ in range(rounds):
             for victim in (trade.client, trade.gateway, made.paying, made.earning):

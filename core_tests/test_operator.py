@@ -102,7 +102,7 @@ def test_a_gateway_with_another_mac_is_not_disputed_and_sells_on(lab: Lab) -> No
     trade.net.client.ip("neighbour", "flush", "dev", "mesh0")
     traffic.udp_send(trade.net.client, trade.net.remote(4), 9, count=400, payload_bytes=1000, rate_pps=400)
     assert used(trade.sold(destination=f"{trade.net.remote(4)}/32")[0]) > 200_000  # the client's meter saw none of it
-    await_until(lambda: trade.bought(reason="cancelled"), 30, "the end of what the client can't meter")
+    await_until(lambda: trade.bought(reason="cancelled"), what="the end of what the client can't meter")
     assert trade.spent()["disputed"] is False
     await_until(lambda: answered(trade, 2, wait_s=1) and answered(trade, 1, wait_s=1), what="new contracts")
 

@@ -120,7 +120,7 @@ def test_a_stuck_payment_cuts_and_its_end_brings_the_service_back(lab: Lab, ende
     assert carried(trade) <= GRACE_BYTES
     assert trade.earned()["paid_msat"] == 0
     set_fault(trade, "stuck", ended)
-    await_until(lambda: answered(trade, 4, count=1), 20, "service after the payment")
+    await_until(lambda: answered(trade, 4, count=1), what="service after the payment")
     trade.assert_books_agree(refused=True)
     assert trade.earned()["paid_msat"] > 0
 
@@ -139,5 +139,5 @@ def test_failing_payments_are_tried_again(lab: Lab) -> None:
     assert answered(trade, 6) == 0
     assert carried(trade) <= GRACE_BYTES
     set_fault(trade, "failed", "off")
-    await_until(lambda: answered(trade, 6, count=1), 20, "service after the next payment")
+    await_until(lambda: answered(trade, 6, count=1), what="service after the next payment")
     trade.assert_books_agree(refused=True)

@@ -58,7 +58,7 @@ def test_channels_are_looked_at_after_what_moves_them(monkeypatch: pytest.Monkey
         with pytest.raises(PaymentError, match="locked"):
             await task
 
-    asyncio.run(asyncio.wait_for(scenario(), 10))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
     assert node.looks == 5
 
 
@@ -80,7 +80,7 @@ def test_channels_are_looked_at_often_while_somebody_waits_for_one(monkeypatch: 
         assert told.empty()
         task.cancel()
 
-    asyncio.run(asyncio.wait_for(scenario(), 10))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 def test_a_node_that_does_not_serve_is_asked_for_nothing_more() -> None:

@@ -73,7 +73,7 @@ def test_an_interface_that_comes_is_gated_and_greeted_and_nothing_of_our_hello_i
         following = asyncio.create_task(watch.follow())
         network.names, network.addresses = ("mesh0", "mesh1"), [IPv4Address("10.0.0.1")]
         watch.changed()
-        await asyncio.wait_for(post.updated.wait(), 5)
+        await asyncio.wait_for(post.updated.wait(), 60)
         await asyncio.sleep(0)
         following.cancel()
 

@@ -71,7 +71,7 @@ def test_a_step_that_fails_stops_the_daemon_and_stores_nothing_of_its_batch(
     async def scenario() -> None:
         for _ in range(3):
             broken.tell(Tick())
-        await asyncio.wait_for(broken.stopping.wait(), 5)
+        await asyncio.wait_for(broken.stopping.wait(), 60)
         broken.let_go()
 
     asyncio.run(scenario())
@@ -129,7 +129,7 @@ def test_a_call_to_the_payment_node_that_fails_as_nobody_thought_stops_as_well(b
 
     async def scenario() -> None:
         broken._executor.carry_out([CancelInvoice(bytes(32))])  # the module's answer can't be awaited
-        await asyncio.wait_for(broken.stopping.wait(), 5)
+        await asyncio.wait_for(broken.stopping.wait(), 60)
 
     asyncio.run(scenario())
     assert broken.crashed

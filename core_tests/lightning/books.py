@@ -17,7 +17,7 @@ from core_tests.lightning.trade import LightningTrade
 from core_tests.shell import await_until
 from core_tests.trade import SETTLED_S, Trade, assert_conserved, used
 
-ENDED_S = 60.0
+ENDED_S = 180.0
 UNDER_WAY = ("IN_FLIGHT", "INITIATED")
 
 

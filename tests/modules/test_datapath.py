@@ -265,7 +265,7 @@ def test_hints_come_once(world: World) -> None:
         await loop.run_in_executor(None, world.send_udp, INTERNET[4], 972, 20)
         world.grant(host(4), contract=contract, granted_bytes=20_000, low_water_bytes=GENEROUS)
         await loop.run_in_executor(None, world.send_udp, INTERNET[4], 972, 20)
-        await asyncio.wait_for(enough.wait(), 5)
+        await asyncio.wait_for(enough.wait(), 60)
         return hints
 
     low, depleted = HintKind.LOW, HintKind.DEPLETED

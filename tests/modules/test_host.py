@@ -110,11 +110,11 @@ def test_many_changes_ring_once_and_answers_are_fresh(host: Host) -> None:
         host.watch(asyncio.get_running_loop(), lambda: rings.put_nowait(None), pause_s=0.3)
         adds = " && ".join(f"ip route add 203.0.{third}.0/24 via {INTERNET[4]}" for third in range(100, 120))
         sh(adds)
-        await asyncio.wait_for(rings.get(), 5)
+        await asyncio.wait_for(rings.get(), 60)
         assert rings.empty() and host.route_prefix(destination) == ip_network("203.0.113.0/24")
         for change in ("ip link set m1 down", "ip addr add 192.0.2.9/32 dev m0", "ip link del m1"):
             sh(change)
-            await asyncio.wait_for(rings.get(), 5)
+            await asyncio.wait_for(rings.get(), 60)
         assert "m1" not in host.interfaces()
 
     asyncio.run(body())

@@ -85,7 +85,7 @@ class End:
         self.heard.put_nowait((peer, datagram))
 
     async def next(self) -> tuple[LinkPeer, bytes]:
-        return await asyncio.wait_for(self.heard.get(), 5)
+        return await asyncio.wait_for(self.heard.get(), 60)
 
     async def update(self, *interfaces: str) -> None:
         with inside(self.host):

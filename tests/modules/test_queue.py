@@ -137,7 +137,7 @@ class Daemon:
         self.queue.start(asyncio.get_running_loop())
 
     async def next(self) -> HeldPacket:
-        return await asyncio.wait_for(self.held.get(), 5)
+        return await asyncio.wait_for(self.held.get(), 60)
 
     def pay(self) -> None:
         Gate(paths(self.no, self.no, self.no), desired()).apply()
@@ -149,7 +149,7 @@ def in_loop(
     async def whole() -> None:
         daemon = Daemon(filters, per_neighbour_max)
         try:
-            await asyncio.wait_for(body(daemon), 20)
+            await asyncio.wait_for(body(daemon), 180)
         finally:
             daemon.queue.close()
             daemon.queue.close()

@@ -23,7 +23,7 @@ from ngp.ports import PaymentStatus
 pytestmark = pytest.mark.xdist_group("lnd faults")
 ALICE, BOB, CAROL = "alice", "bob", "carol"
 FEES_MSAT = 10_000
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
