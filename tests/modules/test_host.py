@@ -125,12 +125,12 @@ def by_name(wanted: DesiredNetwork) -> dict[str, Check]:
 
 
 def test_check_of_a_sound_gateway_touches_nothing(hosts: Lab) -> None:
-    before = [sh("nft list ruleset"), xtables.legacy_tables(4), xtables.legacy_tables(6)]
+    before = [sh("nft -s list ruleset"), xtables.legacy_tables(4), xtables.legacy_tables(6)]
     lines = by_name(desired())
     assert [line for line in lines.values() if not line.ok] == []
     assert lines["xt_bpf IPv4"].found == lines["NFQUEUE IPv6"].found == "works"
     assert "-s 10.77.1.0/24 -o up0 -j MASQUERADE" in lines["NAT on up0"].found
-    assert [sh("nft list ruleset"), xtables.legacy_tables(4), xtables.legacy_tables(6)] == before
+    assert [sh("nft -s list ruleset"), xtables.legacy_tables(4), xtables.legacy_tables(6)] == before
 
 
 def test_check_without_rights_tries_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
