@@ -36,6 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Offer `--long` and how long that is."""
     text = "run the tests marked `long` as well, and try ten times the examples"
     parser.addoption("--long", action="store_true", help=text)
+    text = "try every kind of interface, also those that this kernel lacks: they fail"
+    parser.addoption("--all-kinds", action="store_true", help=text)
     text = "how often --long kills each daemon and node at each step of a payment"
     parser.addoption("--rounds", type=int, default=50, help=text)
 

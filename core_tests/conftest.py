@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from core_tests import interface_kinds
 from core_tests.lab import Lab
 
 LAB = pytest.StashKey[Lab]()
@@ -29,3 +30,10 @@ def pytest_runtest_makereport(
     if made is not None and report.failed and report.when != "teardown":
         report.sections.append(("the laboratory", made.dump()))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name the kinds of interfaces that weren't tried: nothing is left out in silence."""
+    lacking = [kind for kind in interface_kinds.KINDS if kind not in interface_kinds.present()]
+    if lacking and not config.getoption("--all-kinds"):
+        terminalreporter.write_line(f"interface kinds not tried, as this kernel lacks them: {', '.join(lacking)}")

@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from core_tests import traffic
+from core_tests import interface_kinds, traffic
 from core_tests.host import Host
-from core_tests.lab import Lab
+from core_tests.lab import End, Lab
 from core_tests.shell import LabError, await_until
-from core_tests.topologies import REMOTE_NETS, three_hosts
+from core_tests.topologies import LAN_V4, MESH_V4, MESH_V6, REMOTE_NETS, WAN_V4, ThreeHosts, three_hosts
 from core_tests.trade import CLIENT, GATEWAY, Trade, open_trade, start_all, used
 
 VERSIONS = (4, 6)
-ALREADY_RUNNING = 7
+CONFIGURATION, KERNEL, ALREADY_RUNNING = 3, 4, 7
 
 # Carries packets between the tun interfaces of two namespaces; as a program, since entering a namespace is for good.
 PUMP = """
@@ -176,3 +176,74 @@ def test_neighbours_on_a_tunnel_with_a_plain_subnet_of_ipv4_meet(lab: Lab) -> No
     start_all(gateway, client)
     Trade(net, gateway, client).await_acquainted()
     assert traffic.ping(net.client, net.remote(4), count=3).received == 3
+
+
+UPPER_KINDS = {"macvlan": ("macvlan", "mode", "bridge"), "vlan": ("vlan", "id", "5")}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in UPPER_KINDS if kind in interface_kinds.present()])
+def test_an_uplink_on_the_meshs_own_port_is_never_gated(lab: Lab, kind: str) -> None:
+    """The gateway's LAN goes out by it, past the mesh interface's egress."""
+    switch, gateway, internet = lab.switch(), lab.host("gateway", forward=True), lab.host("internet")
+    client, household = lab.host("client"), lab.host("household")
+    lab.link(End(gateway, "mesh0", MESH_V4.format(1), MESH_V6.format(1)), switch)
+    lab.link(End(client, "mesh0", MESH_V4.format(2), MESH_V6.format(2)), switch)
+    lab.link(End(internet, "under0"), switch)
+    lab.link(End(gateway, "lan0", LAN_V4.format(1)), End(household, "lan0", LAN_V4.format(2)))
+    for host, below, number in ((gateway, "mesh0", 1), (internet, "under0", 2)):
+        host.ip("link", "add", "link", below, "name", "wan0", "type", *UPPER_KINDS[kind])
+        host.ip("link", "set", "wan0", "up")
+        host.add_address("wan0", WAN_V4.format(number))
+    internet.owns(REMOTE_NETS[0])
+    gateway.route("default", via=internet.address("wan0", 4))
+    gateway.masquerade("wan0")
+    client.route("default", via=gateway.address("mesh0", 4))
+    household.route("default", via=gateway.address("lan0", 4))
+    lab.await_carriers()
+    net = ThreeHosts(client, gateway, internet, (client,), household)
+    trade = Trade(net, gateway.daemon({**GATEWAY, "BUY": "no"}, start=False), client.daemon(CLIENT, start=False))
+    await_until(lambda: traffic.ping(household, net.remote(4)).received, what="plain forwarding, before any daemon")
+    start_all(trade.gateway, trade.client)
+    trade.await_acquainted()
+    assert traffic.ping(household, net.remote(4), count=3, wait_s=10).received == 3  # up and down, without a contract
+    assert not trade.sold()
+    trade.prepay()
+    traffic.tcp_sink(internet, net.remote(4, 2), 5001)
+    assert traffic.tcp_send(client, net.remote(4, 2), 5001, size_bytes=100_000).intact
+    trade.assert_books_agree()
+
+
+def test_all_takes_a_bridge_and_not_its_ports_and_a_named_port_is_refused(lab: Lab) -> None:
+    net = three_hosts(lab)
+    gateway = net.gateway
+    for remote in REMOTE_NETS:
+        gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
+    gateway.ip("link", "add", "br0", "type", "bridge", "stp_state", "0")
+    interface_kinds.keep_bridges_free(gateway)
+    gateway.ip("link", "set", "mesh0", "master", "br0")
+    gateway.ip("address", "flush", "dev", "mesh0")
+    gateway.ip("link", "set", "br0", "up")
+    gateway.add_address("br0", MESH_V4.format(1))
+    by_name = gateway.daemon(GATEWAY, start=False)
+    refused = by_name.try_start()
+    assert refused.returncode == CONFIGURATION and "port of the bridge br0" in refused.stdout
+    checked = by_name.cli("check", "--config", str(by_name.config))
+    assert checked.returncode in (CONFIGURATION, KERNEL) and "port of the bridge br0" in checked.stdout
+    trade = Trade(
+        net,
+        gateway.daemon({"MESH_INTERFACES": "all", "IGNORE_INTERFACE": "wan0"}, start=False),
+        net.client.daemon(CLIENT, start=False),
+    )
+    said = trade.gateway.cli("check", "--config", str(trade.gateway.config)).stdout
+    assert "left out of MESH_INTERFACES: is a port of the bridge br0" in said
+    start_all(trade.gateway, trade.client)
+    trade.await_acquainted()
+    trade.prepay()
+    traffic.tcp_sink(net.internet, net.remote(4), 5001)
+    assert traffic.tcp_send(net.client, net.remote(4), 5001, size_bytes=100_000).intact
+    trade.assert_books_agree()
+    assert trade.gateway.reload(GATEWAY).returncode == CONFIGURATION
+    gateway.ip("link", "add", "br1", "type", "bridge")
+    gateway.ip("link", "set", "br0", "down")
+    gateway.ip("link", "del", "br0")
+    await_until(lambda: "mesh interface br0 is gone" in trade.gateway.log(), what="a word about the bridge")

@@ -126,6 +126,9 @@ class Network(Protocol):
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
         """Return the interfaces that exist now and that MESH_INTERFACES means, sorted. Raises KernelError."""
 
+    def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name."""
+
     def upstream_interfaces(self, ignored: Sequence[str]) -> tuple[str, ...]:
         """Return those of IGNORE_INTERFACE that carry a default route now, sorted. Raises KernelError."""
 
@@ -142,6 +145,9 @@ class Network(Protocol):
 
     def stop_watching(self) -> None:
         """End `watch`; safe to call twice."""
+
+    def refuse(self, desired: DesiredNetwork) -> None:
+        """Raise KernelError where this host lets traffic past the meter, which a start must not hide."""
 
     def check(self, desired: DesiredNetwork) -> list[Check]:
         """Say what this host can do and what is missing; touches nothing."""

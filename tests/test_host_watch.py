@@ -29,12 +29,16 @@ class Network:
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ("mesh0",)
         self.addresses: list[Address] = []
+        self.ports: dict[str, tuple[str, str]] = {}
         self.applied: list[tuple[str, ...]] = []
         self.changed_gate = False
         self.refuses = False
 
     def mesh_interfaces(self, _wanted: Sequence[str], _ignored: Sequence[str]) -> tuple[str, ...]:
         return self.names
+
+    def left_out(self, _wanted: Sequence[str], _ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
+        return self.ports
 
     def upstream_interfaces(self, _ignored: Sequence[str]) -> tuple[str, ...]:
         return ()
@@ -113,3 +117,21 @@ def test_a_host_that_refuses_is_followed_at_the_next_change(caplog: pytest.LogCa
     asyncio.run(watch.apply(SETTINGS))
     watch.look_at_gate()
     assert watch.desired.mesh_interfaces == ("mesh1",) and "it stands again" in caplog.text
+
+
+def test_each_mesh_interface_that_goes_or_comes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    network: Any = Network()
+    post: Any = Post()
+    network.mesh_interfaces = lambda wanted, _ignored: tuple(n for n in network.names if wanted != (n,))
+    watch = HostWatch(SETTINGS, network, post)
+    caplog.set_level("INFO")
+    told = []
+    port = {"mesh0": ("is a port of the bridge br0", "ip link set dev mesh0 nomaster")}
+    for names, ports in (((), {}), ((), {}), (("mesh0",), {}), ((), port), ((), port), (("mesh0", "mesh1"), {})):
+        network.names, network.ports = names, ports
+        asyncio.run(watch.apply(SETTINGS))
+        told.append(caplog.messages)
+        caplog.clear()
+    assert [len(each) for each in told] == [1, 0, 1, 1, 0, 2]
+    assert "mesh0 is gone" in told[0][0] and "is there" in told[2][0]
+    assert "isn't gated any more: it is a port of the bridge br0; ip link set dev mesh0 nomaster" in told[3][0]

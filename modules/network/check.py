@@ -1,8 +1,8 @@
 """What `ngp check` says about gating on this host; looks only, and tries things out in a network namespace of its own.
 
 Every line names what was found and, where it stands in the way, the command that mends it. What would let traffic past
-the meter in silence is refused here: flow offloading forwards without FORWARD, and a bridge port is never routed.
-And what would be gated that isn't forwarded: frames between the ports of a bridge, where br_netfilter is loaded.
+the meter in silence is refused, by a start as well: flow offloading forwards without FORWARD. And what would be gated
+that isn't forwarded: frames between the ports of a bridge, where br_netfilter is loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import platform
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ngp.core.messages import Address
@@ -20,7 +20,7 @@ from ngp.core.services import SERVICES_A_HOST
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
 from ngp.modules.network import bpf, layout, nat, xtables
-from ngp.modules.network.host import Host
+from ngp.modules.network.host import Host, Interface
 from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.xtables import NFT, find_command, run
 from ngp.ports import Check, DesiredNetwork, FreeRule, Prefix
@@ -123,16 +123,40 @@ def _probe(variant: str, family: int, what: str, rule: str) -> Check:
     return Check(name, True, "works")
 
 
+def refuse(desired: DesiredNetwork) -> None:
+    """Refuse what lets traffic past the meter in silence, or has frames gated that nobody forwards.
+
+    What may come and go (an interface that is down, a route) is said by `check` alone. Raises KernelError.
+    """
+    host = Host()
+    try:
+        lines = [*_bridges(desired, host.interfaces()), *_offloading(desired)]
+    finally:
+        host.close()
+    for line in lines:
+        if not line.ok:
+            raise KernelError(f"{line.name}: {line.found}; {line.remedy}")
+
+
+def _bridges(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterator[Check]:
+    keys = _gated_bridging(desired)
+    for name in desired.mesh_interfaces:
+        if keys and name in known and known[name].kind == "bridge":
+            found = (
+                "is a bridge whose own frames pass the gate (br_netfilter): neighbours on its ports can't talk freely"
+            )
+            yield Check(f"interface {name}", False, found, f"sysctl -w {' '.join(f'{key}=0' for key in keys)}")
+
+
 def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     known = host.interfaces()
-    by_index = {each.index: each for each in known.values()}
+    bridges = {line.name: line for line in _bridges(desired, known)}
     if not desired.mesh_interfaces:
         yield Check(
             "mesh interfaces", False, "none", "name one in MESH_INTERFACES: ip -brief link shows those there are"
         )
     for name in desired.mesh_interfaces:
         interface = known.get(name)
-        master = by_index.get(interface.master) if interface else None
         label = f"interface {name}"
         if interface is None:
             yield Check(label, False, "doesn't exist", "correct MESH_INTERFACES: ip -brief link shows those there are")
@@ -140,20 +164,20 @@ def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             yield Check(
                 label, False, "both mesh and upstream", f"take {name} out of MESH_INTERFACES or of IGNORE_INTERFACE"
             )
-        elif master and master.kind == "bridge":
-            found = f"is a port of the bridge {master.name}: its packets arrive on {master.name}"
-            remedy = f"put {master.name} into MESH_INTERFACES, or: ip link set dev {name} nomaster"
-            yield Check(label, False, found, remedy)
-        elif interface.kind == "bridge" and (keys := _gated_bridging(desired)):
-            found = (
-                "is a bridge whose own frames pass the gate (br_netfilter): neighbours on its ports can't talk freely"
-            )
-            yield Check(label, False, found, f"sysctl -w {' '.join(f'{key}=0' for key in keys)}")
+        elif label in bridges:
+            yield bridges[label]
+        elif uplinks := [each for each in desired.upstream_interfaces if _shares_wire(known.get(each), interface)]:
+            found = f"the uplink {', '.join(uplinks)} shares its wire: neighbours can reach what is there without ngp"
+            yield Check(label, True, found, "keep the uplink apart, by a VLAN or a port of its own")
         elif not interface.is_up:
             yield Check(label, False, "is down", f"ip link set dev {name} up")
         else:
             told = "MAC" if interface.has_link_addresses else "interface (no MACs there)"
             yield Check(label, True, f"neighbours are told apart by {told}")
+
+
+def _shares_wire(uplink: Interface | None, mesh: Interface) -> bool:
+    return uplink is not None and uplink.kind == "macvlan" and uplink.lower == mesh.index
 
 
 def _gated_bridging(desired: DesiredNetwork) -> list[str]:

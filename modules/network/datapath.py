@@ -85,6 +85,10 @@ class Datapath:
         host.forget()
         return host.mesh_interfaces(patterns, ignored)
 
+    def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name."""
+        return self._open_host().left_out(patterns, ignored)
+
     def upstream_interfaces(self, ignored: Sequence[str]) -> tuple[str, ...]:
         """Return those of IGNORE_INTERFACE that carry a default route now, sorted. Raises KernelError."""
         host = self._open_host()
@@ -131,6 +135,10 @@ class Datapath:
             lines.append(Check("gate", False, str(error), "correct net.conf, or --state-dir"))
         lines.extend(self._check_size(desired))
         return lines
+
+    def refuse(self, desired: DesiredNetwork) -> None:
+        """Raise KernelError where this host lets traffic past the meter, or gates what isn't forwarded."""
+        host_check.refuse(desired)
 
     def standing(self) -> Standing:
         """Say what of ours is in the kernel now; touches nothing. Raises KernelError, without rights too."""

@@ -29,6 +29,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ngp.core.messages import Address, Prefix
 from ngp.errors import KernelError
+from ngp.modules.network import layers
 
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
@@ -61,6 +62,8 @@ class Interface:
         has_link_addresses: neighbours on it are told apart by MAC.
         kind: as `ip -d link` says (`veth`, `bridge`, `wireguard`, ... or "").
         master: index of its bridge or bond, or 0.
+        port_of: the kind of that one, or "".
+        lower: index of the interface that it stands on (VLAN, macvlan, ...), in this namespace, or 0.
     """
 
     index: int
@@ -71,6 +74,8 @@ class Interface:
     is_up: bool
     kind: str
     master: int
+    port_of: str = ""
+    lower: int = 0
 
 
 def expand_interfaces(names: Iterable[str], patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
@@ -115,9 +120,17 @@ class Host:
         return self._interfaces
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
-        """Return the existing interfaces that MESH_INTERFACES means."""
-        names = (each.name for each in self.interfaces().values() if not each.is_loopback)
+        """Return the existing interfaces that MESH_INTERFACES means, but for those that can't be mesh interfaces."""
+        without = layers.left_out(self.interfaces())
+        names = (each.name for each in self.interfaces().values() if not each.is_loopback and each.name not in without)
         return expand_interfaces(names, patterns, ignored)
+
+    def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name."""
+        known = self.interfaces()
+        without = layers.left_out(known)
+        names = expand_interfaces(without, patterns, ignored)
+        return {name: (without[name], layers.remedy(name, known)) for name in names}
 
     def upstream_interfaces(self, ignored: Sequence[str]) -> tuple[str, ...]:
         """Return the interfaces of IGNORE_INTERFACE that carry a default route."""
@@ -379,6 +392,8 @@ def _interface(message: Any) -> Interface:
         is_up=bool(message["flags"] & _IFF_UP),
         kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
         master=message.get_attr("IFLA_MASTER") or 0,
+        port_of=(info.get_attr("IFLA_INFO_SLAVE_KIND") or "") if info else "",
+        lower=0 if message.get_attr("IFLA_LINK_NETNSID") is not None else message.get_attr("IFLA_LINK") or 0,
     )
 
 

@@ -15,17 +15,17 @@ from ngp.core.messages import Prefix, Role
 from ngp.core.services import SERVICES_A_HOST, free_at, room_for_services
 from ngp.ports import FreeRule
 
-LAYOUT = 5
+LAYOUT = 6
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
-EARLY, LANES = "ngp_early", "ngp_lanes"
+EARLY, LANES, UPPERS = "ngp_early", "ngp_lanes", "ngp_uppers"
 HOSTS = {4: "ngp_hosts4", 6: "ngp_hosts6"}
 PREFIXES = {4: "ngp_prefixes4", 6: "ngp_prefixes6"}
 FREE = {4: "ngp_free4", 6: "ngp_free6"}
 TABLES = (
     *(CONFIG, CONTRACTS, LABELS, NEIGHBOURS, INTERFACES, HINTS, COUNTERS),
     *(*HOSTS.values(), *PREFIXES.values(), *FREE.values()),
-    *(LANES, "ngp_asked", EARLY, "ngp_strangers", "ngp_returning", "ngp_waiting"),
+    *(LANES, UPPERS, "ngp_asked", EARLY, "ngp_strangers", "ngp_returning", "ngp_waiting"),
 )
 
 SELLS, BUYS, LAYER3 = 1, 2, 64
@@ -33,6 +33,7 @@ FAMILY = {4: 4, 6: 8}
 FREE_FLAG = {4: 16, 6: 32}
 OFFERS_FLAG = {4: 1 << 12, 6: 1 << 13}
 OWN_SERVICES_FLAG = 1 << 14
+HAS_UPPERS = 1 << 15
 PREFIXES_FLAGS = 0xF00
 MESH, UPSTREAM, LINK_ADDRESSES, MADE_CLSACT = 1, 2, 4, 8
 BUYS_FROM_US, SELLS_TO_US, SHUT_OUT, HAS_PAID = 1, 2, 4, 8

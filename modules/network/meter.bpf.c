@@ -397,6 +397,19 @@ APART int allows_error(const struct config *config, const struct packet *p)
 	       take_token(&neighbour->errors_ready_ns, ERROR_INTERVAL_NS, ERROR_BURST_NS, bpf_ktime_get_coarse_ns());
 }
 
+/* Frames of a macvlan pass the hooks of the interface that it stands on, from its own MAC; they are that macvlan's. */
+APART int is_of_upper(struct __sk_buff *skb)
+{
+	struct link key = { .ifindex = skb->ifindex };
+	__u16 mac[3];
+
+	if (bpf_skb_load_bytes(skb, ETH_ALEN, mac, sizeof(mac)))
+		return 0;
+	key.mac_head = pair(mac[0], mac[1]);
+	key.mac_tail_role = pair(mac[2], 0);
+	return bpf_map_lookup_elem(&ngp_uppers, &key) != 0;
+}
+
 SEC("tc")
 int ngp_tc_out(struct __sk_buff *skb)
 {
@@ -407,7 +420,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 	struct entry *entry = 0;
 	int given;
 
-	if (!config || is_tagged(skb))
+	if (!config || is_tagged(skb) || ((config->flags & HAS_UPPERS) && is_of_upper(skb)))
 		return PASS;
 	if (!ingress_ifindex && !(config->flags & (BUYS | OWN_SERVICES))) /* our own */
 		return PASS;

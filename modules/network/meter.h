@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 5
+#define LAYOUT 6
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -28,6 +28,7 @@
 #define PREFIXES(role, v6) (1 << (8 + 2 * (role) + (v6)))     /* any contract for more than a host, by role and family */
 #define OFFERS(v6) (1 << (12 + (v6)))                         /* any payment service, by family */
 #define OWN_SERVICES (1 << 14)                                /* any on this host */
+#define HAS_UPPERS (1 << 15)                                  /* some interface stands on a mesh interface: ngp_uppers */
 
 enum role { SERVER, CLIENT };
 
@@ -138,6 +139,7 @@ TABLE(ngp_prefixes4, LPM_TRIE, struct prefix4, struct entry, 1, BPF_F_NO_PREALLO
 TABLE(ngp_prefixes6, LPM_TRIE, struct prefix6, struct entry, 1, BPF_F_NO_PREALLOC);
 TABLE(ngp_neighbours, HASH, struct link, struct neighbour, 65536, BPF_F_NO_PREALLOC);
 TABLE(ngp_interfaces, HASH, __u32, __u32, 4096, BPF_F_NO_PREALLOC);
+TABLE(ngp_uppers, HASH, struct link, __u32, 4096, BPF_F_NO_PREALLOC); /* lower interface and upper one's MAC */
 TABLE(ngp_free4, LPM_TRIE, struct free4, struct free_rule, 65536, BPF_F_NO_PREALLOC);
 TABLE(ngp_free6, LPM_TRIE, struct free6, struct free_rule, 65536, BPF_F_NO_PREALLOC);
 TABLE(ngp_lanes, HASH, __u32, struct lane, 65536 + 2, BPF_F_NO_PREALLOC);

@@ -16,7 +16,7 @@ from pathlib import Path
 from ngp.core.messages import Role
 from ngp.errors import KernelError
 from ngp.modules.bpf import Programs, Table, library, require
-from ngp.modules.network import bpf, hooks, layout
+from ngp.modules.network import bpf, hooks, layers, layout
 from ngp.modules.network.contracts import ContractTable
 from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
@@ -48,6 +48,7 @@ class Meter:
     ) -> None:
         self.desired = desired
         self._index_of = index_of
+        self._uppers: set[bytes] = set()
         sizes = {} if adopted else table_sizes(desired.contracts_max)
         with contextlib.ExitStack() as undo:
             self.programs = Programs(bpf.object_path(), sizes, adopted)
@@ -89,8 +90,13 @@ class Meter:
             self._set_interface(index, flags | known.get(index, 0) & layout.MADE_CLSACT)
         for version, entries in free.items():
             self.tables[layout.FREE[version]].set_many(list(entries), list(entries.values()))
+        self._uppers = {
+            layout.neighbour_key(layout.link_key(index, mac))
+            for index, mac in layers.stand_on(host.interfaces(), desired.mesh_interfaces)
+        }
+        self.tables[layout.UPPERS].set_many(list(self._uppers), [bytes(4)] * len(self._uppers))
         self._write_config(desired)
-        self._flags[0] |= _config_flags(desired, layer3)
+        self._flags[0] |= self._config_flags(desired, layer3)
         self.neighbours.follow(self.contracts)
 
     def hook(self, desired: DesiredNetwork, use_tcx: bool | None) -> None:
@@ -126,13 +132,19 @@ class Meter:
                     table.delete(key)
         interfaces = read_interfaces(self.tables)
         layer3 = any(not interfaces.get(index or 0, 0) & layout.LINK_ADDRESSES for index in mesh)
+        for key in self.tables[layout.UPPERS].all_keys():
+            if key not in self._uppers:
+                self.tables[layout.UPPERS].delete(key)
         prefixes = self._flags[0] & layout.PREFIXES_FLAGS
-        self._flags[0] = prefixes | _config_flags(desired, layer3)
+        self._flags[0] = prefixes | self._config_flags(desired, layer3)
 
     def close(self) -> None:
         """Let go of memory and descriptors."""
         self.contracts.close()
         self._open.close()
+
+    def _config_flags(self, desired: DesiredNetwork, layer3: bool) -> int:
+        return _config_flags(desired, layer3) | layout.HAS_UPPERS * bool(self._uppers)
 
     def _show_prefixes(self, role: Role, version: int, any_left: bool) -> None:
         flag = layout.prefixes_flag(role, version)

@@ -11,6 +11,7 @@ from ngp.config import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.core.host_port import parted
 from ngp.core.settings import FreeDestination, Settings
 from ngp.core.values import Check, DesiredNetwork, FreeRule
+from ngp.errors import ConfigError
 from ngp.ports import Network
 
 ALL_INTERFACES = "all"
@@ -56,16 +57,43 @@ def node_services(addresses: Iterable[str]) -> tuple[FreeRule, ...]:
     return tuple(found)
 
 
+def left_out(settings: Settings, network: Network) -> list[Check]:
+    """Name what MESH_INTERFACES means and can't be a mesh interface: refused by its name, left out by a pattern.
+
+    Raises: KernelError.
+    """
+    found = []
+    for name, (why, remedy) in network.left_out(settings.mesh_interfaces, settings.ignore_interfaces).items():
+        by_name = name in settings.mesh_interfaces
+        said = f"MESH_INTERFACES: {why}" if by_name else f"left out of MESH_INTERFACES: {why}"
+        found.append(Check(f"interface {name}", not by_name, said, remedy if by_name else ""))
+    return found
+
+
+def refuse(settings: Settings, network: Network, desired: DesiredNetwork) -> None:
+    """Refuse what `ngp check` refuses and a start must not hide: a named port, what goes round the meter.
+
+    Raises: ConfigError, KernelError.
+    """
+    for line in left_out(settings, network):
+        if not line.ok:
+            raise ConfigError(f"{line.name}: {line.found}; {line.remedy}")
+    network.refuse(desired)
+
+
 def missing_names(settings: Settings, network: Network) -> list[Check]:
     """Name what net.conf names and the host doesn't have: a slip there leaves an interface ungated, in silence.
 
     Raises: KernelError.
     """
+    without = network.left_out(settings.mesh_interfaces, ())
     keys = {"MESH_INTERFACES": settings.mesh_interfaces, "IGNORE_INTERFACE": settings.ignore_interfaces}
     found = []
     for key, names in keys.items():
         for name in names:
-            if name not in (ALL_INTERFACES, "lo") and not network.mesh_interfaces((name,), ()):
+            if name in (ALL_INTERFACES, "lo") or name in without:
+                continue
+            if not network.mesh_interfaces((name,), ()) and not network.left_out((name,), ()):
                 is_pattern = any(letter in name for letter in "*?[")
                 said = f"{key}: no interface " + ("matches it at present" if is_pattern else "has this name")
                 remedy = "" if is_pattern else f"correct {key}: ip -brief link shows those there are"

@@ -13,7 +13,8 @@ from ipaddress import IPv6Address
 
 from ngp.core.messages import Address
 from ngp.core.settings import Settings
-from ngp.daemon.desired import look_at_host
+from ngp.core.values import DesiredNetwork
+from ngp.daemon.desired import look_at_host, refuse
 from ngp.daemon.logs import RateLimit
 from ngp.daemon.post import Post
 from ngp.errors import KernelError
@@ -67,12 +68,15 @@ class HostWatch:
         self._settings = settings
         await self._match()
 
+    def refuse(self, settings: Settings) -> None:
+        """Refuse settings with which traffic would go round the meter on this host. Raises ConfigError, KernelError."""
+        refuse(settings, self._network, look_at_host(settings, self._network, self.node_addresses))
+
     async def _match(self) -> None:
         network, post, settings = self._network, self._post, self._settings
         try:
             desired = look_at_host(settings, network, self.node_addresses)
-            if desired != self.desired:
-                _log.info("interfaces: %s", ", ".join(desired.mesh_interfaces) or "none")
+            self._tell_changes(desired)
             network.apply(desired)
             self.desired = desired
             await post.update(desired.mesh_interfaces)
@@ -84,6 +88,22 @@ class HostWatch:
                 self.greet()
         except (KernelError, OSError) as error:
             _log.error("following a change of the host's interfaces: %s", error)
+
+    def _tell_changes(self, desired: DesiredNetwork) -> None:
+        """Log which mesh interfaces came and went, and why: a line a change."""
+        before, now = set(self.desired.mesh_interfaces), set(desired.mesh_interfaces)
+        why = self._network.left_out(self._settings.mesh_interfaces, self._settings.ignore_interfaces)
+        for name in sorted(before - now):
+            if name in why:
+                text = f"mesh interface {name} isn't gated any more: it {'; '.join(why[name])}"
+            elif self._network.mesh_interfaces((name,), ()):
+                text = f"{name} is no mesh interface any more, by net.conf"
+            else:
+                text = f"mesh interface {name} is gone: contracts on it wait until it is back, or end"
+            self._warnings.warn(_log, f"lost {name}", text)
+        for name in sorted(now - before):
+            if self._warnings.take(f"found {name}") is not None:
+                _log.info("mesh interface %s is there, and gated", name)
 
     def greet(self) -> None:
         """Say hello on every mesh interface."""

@@ -112,6 +112,7 @@ class Node:
         parts = self.parts
         gc.disable()  # nothing of what is read back is garbage, and looking for some takes longer than reading it
         try:
+            self.host.refuse(self.settings)
             adopted = parts.network.set_up(self.host.desired)
             self.adopted = bool(adopted)
             now = parts.clock.now()
@@ -403,13 +404,14 @@ class Node:
     async def reload(self) -> str:
         """Read net.conf again; a bad file changes nothing, nor does one that expects another payment node.
 
-        Returns what was applied. Raises ConfigError, PaymentError.
+        Returns what was applied. Raises ConfigError, KernelError, PaymentError.
         """
         try:
             wanted = load(self.parts.config_path, trusted_only=True)
             refuse_shown_secret(wanted, self.parts.config_path)
             checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.means.payee.hex())
-        except (ConfigError, PaymentError) as error:
+            self.host.refuse(wanted)
+        except (ConfigError, KernelError, PaymentError) as error:
             _log.error("net.conf not applied, the old settings stay in force: %s", error)
             raise
         found = changes(self.settings, wanted)

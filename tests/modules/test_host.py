@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, GATEWAY_TO_INTERNET, INTERNET, Lab, desired, lab, sh
 
-from ngp.config import load
-from ngp.daemon.desired import missing_names
+from ngp.config import load, parse
+from ngp.daemon.desired import left_out, missing_names, refuse
+from ngp.errors import ConfigError, KernelError
 from ngp.modules.network import check as checks
 from ngp.modules.network import nat, xtables
 from ngp.modules.network.datapath import Datapath
@@ -144,11 +146,9 @@ def test_check_without_rights_tries_nothing_and_says_so(monkeypatch: pytest.Monk
 
 def test_check_names_what_is_wrong_with_the_command_that_mends_it(hosts: Lab) -> None:
     sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
-    sh("ip link add br0 type bridge && ip link set m1 master br0")
     lines = by_name(desired(mesh_interfaces=("m1", "up0", "absent0")))
     assert lines["forwarding IPv4"].remedy == "sysctl -w net.ipv4.ip_forward=1"
     assert lines["forwarding IPv6"].remedy == "sysctl -w net.ipv6.conf.all.forwarding=1"
-    assert "bridge br0" in lines["interface m1"].found and "nomaster" in lines["interface m1"].remedy
     assert not lines["interface up0"].ok and "MESH_INTERFACES" in lines["interface up0"].remedy
     assert not lines["interface absent0"].ok
     for name in ("forwarding IPv4", "forwarding IPv6"):
@@ -168,6 +168,8 @@ def test_check_names_a_bridge_whose_own_frames_would_be_sold(hosts: Lab, monkeyp
     said = "1"
     monkeypatch.setattr(checks, "_read_sysctl", lambda key: said if key.startswith("bridge/") else really_read(key))
     line = by_name(desired(mesh_interfaces=("m0", "br0")))["interface br0"]
+    with pytest.raises(KernelError, match=re.escape(f"interface br0: {line.found}; {line.remedy}")):
+        checks.refuse(desired(mesh_interfaces=("m0", "br0")))
     both = "net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0"
     assert not line.ok and line.remedy == f"sysctl -w {both}"
     said = "0"
@@ -189,6 +191,9 @@ def test_check_refuses_flow_offloading(hosts: Lab, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(checks, "run", answer)
     line = by_name(desired())["flow offloading"]
     assert not line.ok and "m0" in line.found and "nft delete flowtable inet fw fast" in line.remedy
+    with pytest.raises(KernelError, match=re.escape(f"flow offloading: {line.found}; {line.remedy}")):
+        checks.refuse(desired())
+    checks.refuse(desired(mesh_interfaces=("m1",)))
     assert by_name(desired(mesh_interfaces=("m1",)))["flow offloading"].ok
 
 
@@ -318,3 +323,29 @@ def test_check_names_interfaces_that_do_not_exist(hosts: Lab, tmp_path: Path) ->
         "interface up7": False,
     }
     assert lines["interface up7"].remedy.startswith("correct IGNORE_INTERFACE")
+
+
+def test_ports_are_left_out_of_the_mesh_and_refused_by_name(hosts: Lab, tmp_path: Path) -> None:
+    """The bridge stands for bond and team, which not every kernel has."""
+    sh("ip link add br0 type bridge && ip link set m1 master br0 && ip link add mac0 link m0 type macvlan")
+    network = Datapath(tmp_path)
+    assert network.mesh_interfaces(("all",), ("up0", "m1x")) == ("br0", "m0", "mac0")
+    assert network.mesh_interfaces(("m*",), ("m1x",)) == ("m0", "mac0") and network.mesh_interfaces(("m1",), ()) == ()
+    for written, by_name in (("all", False), ("'m*'", False), ("[m0, m1]", True)):
+        settings = parse(f"MESH_INTERFACES: {written}\nIGNORE_INTERFACE: [up0, m1x]\n", tmp_path / "net.conf")
+        (line,) = left_out(settings, network)
+        assert line.name == "interface m1" and line.ok is not by_name and "port of the bridge br0" in line.found
+        assert "br0" in line.remedy and "nomaster" in line.remedy if by_name else not line.remedy
+        assert not missing_names(settings, network)
+        if by_name:
+            with pytest.raises(ConfigError, match="interface m1: .*port of the bridge br0.*nomaster"):
+                refuse(settings, network, desired())
+        else:
+            refuse(settings, network, desired())
+    network.close()
+
+
+def test_an_uplink_on_a_mesh_interfaces_wire_is_worth_a_word(hosts: Lab) -> None:
+    sh("ip link add mac0 link m0 type macvlan")
+    line = by_name(desired(upstream_interfaces=("mac0",)))["interface m0"]
+    assert line.ok and "mac0" in line.found and "VLAN" in line.remedy

@@ -1,0 +1,73 @@
+"""Interfaces of every kind, as mesh and as uplink: first packet, bytes, cut, and nothing left by `ngp stop`.
+
+Which kinds there are is the kernel's. Those in EVERYWHERE are tried on each kernel; of the others, those that it has
+are collected, and pytest's summary names those that it lacks (PPP also needs pppd). With `--all-kinds`, as on a
+distribution's own kernel, all are tried, and one that is lacking fails.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from core_tests import interface_kinds as kinds
+from core_tests import traffic
+from core_tests.host import Host
+from core_tests.lab import Lab
+from core_tests.trade import CLIENT, GATEWAY, Trade, start_all, used
+
+CONTRACT_KB = 40
+SIZE = 100_000
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Try each kind that there is."""
+    metafunc.parametrize("kind", list(kinds.KINDS) if metafunc.config.getoption("--all-kinds") else kinds.present())
+
+
+def test_traffic_is_sold_metered_and_cut_and_nothing_is_left(lab: Lab, kind: str) -> None:
+    """The gateway's mesh interface and its uplink are both of this kind, and so are the client's and the internet's."""
+    net = kinds.three_hosts_by(lab, kind)
+    versions = kinds.KINDS[kind].versions
+    trade = Trade(net, net.gateway.daemon(GATEWAY, start=False), net.client.daemon(CLIENT, start=False))
+    start_all(trade.gateway, trade.client)
+    assert kernel_state(net.gateway)  # else the end would compare nothing with nothing
+    trade.await_acquainted()
+    assert traffic.ping(net.client, net.remote(versions[0], 9), wait_s=10).received == 1  # the first packet of all
+    trade.prepay()
+    at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")
+    for version in versions:
+        traffic.tcp_sink(net.internet, net.remote(version), 5001)
+        assert traffic.tcp_send(net.client, net.remote(version), 5001, size_bytes=SIZE).intact
+    trade.assert_books_agree()
+    for version in versions:
+        remote = net.remote(version)
+        (row,) = [row for row in trade.sold() if row["destination"].startswith(f"{remote}/")]
+        assert row["used_to_bytes"] == at_internet.total("in", destination=remote).bytes > SIZE
+        assert row["used_from_bytes"] == at_client.total("in", source=remote).bytes
+    cut(trade, versions)
+    for daemon in (trade.client, trade.gateway):
+        daemon.stop()
+    assert [kernel_state(host) for host in (net.gateway, net.client)] == [[], []]
+
+
+def cut(trade: Trade, versions: tuple[int, ...]) -> None:
+    """Use up a contract that may not be renewed, and see that nothing more passes."""
+    once = {"CONTRACT_DATA": f"{CONTRACT_KB} kB", "DATA_RENEWAL": 0, "TIME_RENEWAL": 0}
+    assert trade.gateway.reload({**GATEWAY, **once}).returncode == 0
+    assert trade.client.reload({**CLIENT, **once}).returncode == 0
+    for version in versions:
+        remote = trade.net.remote(version, 3)
+        assert traffic.ping(trade.net.client, remote, wait_s=10).received == 1
+        pings = traffic.ping(trade.net.client, remote, count=30, payload_bytes=1000)
+        assert 15 <= pings.received <= 20 and not traffic.ping(trade.net.client, remote).received
+        (row,) = [row for row in trade.sold() if row["destination"].startswith(f"{remote}/")]
+        assert used(row) <= CONTRACT_KB << 10
+
+
+def kernel_state(host: Host) -> list[str]:
+    """Return what a stop may leave nothing of: hooks on interfaces, and rules."""
+    names = [line.split(":")[1].strip().partition("@")[0] for line in host.ip("-o", "link").splitlines()]
+    shown = [host.sh("tc", "qdisc", "show", "dev", name) for name in names]
+    shown += [host.sh("tc", "filter", "show", "dev", name, side) for name in names for side in ("ingress", "egress")]
+    shown += [host.sh("nft", "list", "ruleset"), host.sh("bpftool", "net")]
+    return [line for each in shown for line in each.splitlines() if "clsact" in line or "ngp" in line.lower()]

@@ -1,0 +1,57 @@
+"""Layers: interfaces that stand on others, and which of them can't be mesh interfaces.
+
+A port of a bridge, bond or team hands all that it hears to the interface above, which routes it; what that one sends
+leaves by the port as well. Taken for mesh interfaces both, they would charge a download at the upper one and drop it at
+the lower one. So a port is never a mesh interface. Frames of other upper interfaces are told from the lower one's own
+at its egress, and left alone there: VLANs by their tag, macvlans by their source MAC. An ipvlan's can't be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ngp.modules.network.host import Interface
+
+_TAKES_ALL = frozenset({"bridge", "bond", "team", "openvswitch", "hsr"})
+_MACVLAN, _IPVLAN = "macvlan", "ipvlan"
+
+
+def left_out(interfaces: Mapping[str, Interface]) -> dict[str, str]:
+    """Return the names of interfaces that can't be mesh interfaces, with the reason for each. Pure."""
+    by_index = {each.index: each for each in interfaces.values()}
+    found = {}
+    for each in interfaces.values():
+        master = by_index.get(each.master)
+        if each.port_of in _TAKES_ALL or (master is not None and master.kind in _TAKES_ALL):
+            upper = master.name if master is not None else "another namespace"
+            kind = each.port_of or (master.kind if master is not None else "")
+            found[each.name] = f"is a port of the {kind} {upper}: its packets arrive on {upper}"
+        elif shared := sorted(one.name for one in interfaces.values() if _stands_on(one, each, _IPVLAN)):
+            found[each.name] = f"also sends the frames of the ipvlan {', '.join(shared)}, under the same MAC"
+    return found
+
+
+def remedy(name: str, interfaces: Mapping[str, Interface]) -> str:
+    """Say what to do about an interface that net.conf names and that is left out. Pure."""
+    masters = {each.index: each.name for each in interfaces.values()}
+    upper = masters.get(interfaces[name].master, "") if name in interfaces else ""
+    if upper:
+        return f"put {upper} into MESH_INTERFACES instead, or: ip link set dev {name} nomaster"
+    return f"take {name} out of MESH_INTERFACES, or use a macvlan or a VLAN in place of the ipvlan"
+
+
+def stand_on(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> frozenset[tuple[int, bytes]]:
+    """Return (index of the lower one, MAC of the upper one) of each macvlan that stands on a mesh interface. Pure."""
+    lower = [interfaces[name] for name in mesh if name in interfaces]
+    return frozenset(
+        (below.index, one.link_address)
+        for below in lower
+        for one in interfaces.values()
+        if _stands_on(one, below, _MACVLAN) and one.link_address != below.link_address
+    )
+
+
+def _stands_on(upper: Interface, lower: Interface, kind: str) -> bool:
+    return upper.kind == kind and upper.lower == lower.index

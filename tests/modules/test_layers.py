@@ -1,0 +1,43 @@
+"""Layers: what stands on what, and which interfaces can't be mesh interfaces for that."""
+
+from __future__ import annotations
+
+import pytest
+
+from ngp.modules.network import layers
+from ngp.modules.network.host import Interface
+
+MACS = {1: b"\2\0\0\0\0\1", 2: b"\2\0\0\0\0\2", 3: b"\2\0\0\0\0\3"}
+
+
+def host(*interfaces: Interface) -> dict[str, Interface]:
+    return {each.name: each for each in interfaces}
+
+
+def one(index: int, name: str, kind: str = "", *, master: int = 0, port_of: str = "", lower: int = 0) -> Interface:
+    return Interface(index, name, MACS[index], True, False, True, kind, master, port_of, lower)
+
+
+@pytest.mark.parametrize("kind", ["bridge", "bond", "team", "openvswitch"])
+def test_a_port_is_left_out_and_its_upper_one_is_named(kind: str) -> None:
+    known = host(one(1, "upper0", kind), one(2, "eth0", master=1, port_of=kind), one(3, "eth1"))
+    assert layers.left_out(known) == {"eth0": f"is a port of the {kind} upper0: its packets arrive on upper0"}
+    assert "upper0" in layers.remedy("eth0", known) and "nomaster" in layers.remedy("eth0", known)
+
+
+def test_what_is_in_a_vrf_or_carries_a_vlan_or_macvlan_is_a_mesh_interface() -> None:
+    known = host(one(1, "vrf0", "vrf"), one(2, "eth0", master=1, port_of="vrf"), one(3, "eth0.5", "vlan", lower=2))
+    assert layers.left_out(known) == {}
+    assert layers.left_out(host(one(1, "eth0"), one(2, "mac0", "macvlan", lower=1))) == {}
+
+
+def test_an_ipvlan_leaves_its_lower_interface_out() -> None:
+    known = host(one(1, "eth0"), one(2, "ipv0", "ipvlan", lower=1))
+    assert set(layers.left_out(known)) == {"eth0"}
+    assert "ipvlan" in layers.remedy("eth0", known)
+
+
+def test_macvlans_on_mesh_interfaces_are_known_by_their_mac() -> None:
+    known = host(one(1, "eth0"), one(2, "mac0", "macvlan", lower=1), one(3, "eth0.5", "vlan", lower=1))
+    assert layers.stand_on(known, ["eth0"]) == {(1, MACS[2])}
+    assert layers.stand_on(known, ["mac0"]) == frozenset()
