@@ -18,7 +18,7 @@ from core_tests.topologies import MESH_V4, MESH_V6, REMOTE_NETS, WAN_V4, WAN_V6,
 
 MTU = 1400  # of what is laid on a cable of 1500, whatever it puts around a packet
 UNDER = {"mesh0": ("under0", "172.31.0.{}"), "wan0": ("under1", "172.31.1.{}")}
-WG_PORT = 51820
+WG_PORT = {"mesh0": 51820, "wan0": 51821}
 
 Lay = Callable[[Lab, End, End], None]
 
@@ -81,13 +81,14 @@ def _wireguard(lab: Lab, a: End, b: End) -> None:
     _, pattern = UNDER[a.interface]
     keys = [sh("wg", "genkey").strip() for _ in (a, b)]
     public = [sh("wg", "pubkey", text_in=f"{key}\n").strip() for key in keys]
+    port = str(WG_PORT[a.interface])
     for number, end in enumerate((a, b)):
         end.host.ip("link", "add", end.interface, "type", "wireguard")
         folder = end.host.folder / f"{end.interface}.key"
         folder.write_text(keys[number])
         end.host.sh(
-            *("wg", "set", end.interface, "private-key", str(folder), "listen-port", str(WG_PORT)),
-            *("peer", public[1 - number], "endpoint", f"{pattern.format(2 - number)}:{WG_PORT}"),
+            *("wg", "set", end.interface, "private-key", str(folder), "listen-port", port),
+            *("peer", public[1 - number], "endpoint", f"{pattern.format(2 - number)}:{port}"),
             *("allowed-ips", "0.0.0.0/0,::/0"),
         )
 
