@@ -79,7 +79,7 @@ VERBS = (
     ),
     Verb(
         "check", "[--json]", "look for what is missing, and say how to mend it",
-        "Looks at net.conf, the kernel, forwarding, NAT, the way back, your firewall, payment node and ledger, "
+        "Looks at net.conf, the kernel, forwarding, NAT, the way back, your firewall, payment node, ledger and its sums, "
         "with or without a running daemon, and changes nothing. Where none runs, a gate that still stands, and "
         "interfaces that are kept closed, count as amiss. Beside a daemon it looks as the file would have it, in "
         "force or not, and says what `ngp reload` or a restart would change; another payment node it can't try. Ends "
@@ -111,7 +111,8 @@ VERBS = (
     ),
     Verb(
         "neighbours", "[--json]", "list the neighbours that were heard",
-        "A neighbour is a key on a link; the same key on two links has one account.",
+        "A neighbour is a key on a link; the same key on two links has one account. Who is blocked is listed without a "
+        "link, too.",
         (("ngp neighbours", "who is there, and where"),),
     ),
     Verb(
