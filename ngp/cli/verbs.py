@@ -79,8 +79,8 @@ VERBS = (
     ),
     Verb(
         "check", "[--json]", "look for what is missing, and say how to mend it",
-        "Looks at net.conf, the kernel, forwarding, NAT, the way back, your firewall, payment node, ledger and its sums, "
-        "with or without a running daemon, and changes nothing. Where none runs, a gate that still stands, and "
+        "Looks at net.conf, the kernel, forwarding, NAT, the way back, your firewall, payment node, ledger and its "
+        "sums, with or without a running daemon, and changes nothing. Where none runs, a gate that still stands, and "
         "interfaces that are kept closed, count as amiss. Beside a daemon it looks as the file would have it, in "
         "force or not, and says what `ngp reload` or a restart would change; another payment node it can't try. Ends "
         "with 0 if all is well, else with the code of the first thing that isn't: 3 configuration, 4 kernel or rights, "
