@@ -164,8 +164,8 @@ class Demo:
         for flow in flows:
             flow.end()
         self.lost_before = self.lost()
-        if self.lost_before:
-            self.view.tell(f"{self.lost_before} packets were dropped where a slice of the credit ended", "yellow")
+        if dropped := sum(self.lost_before.values()):
+            self.view.tell(f"{dropped} packets were dropped where a slice of the credit ended", "yellow")
 
     def metering(self) -> None:
         """Let traffic run while contracts are renewed, then end it and see that not a packet got lost."""
@@ -179,7 +179,7 @@ class Demo:
             slowest = f", slowest {said.slowest_ms:.1f} ms" if flow.protocol == "udp" else ""
             text = f"{flow.protocol} {flow.address}: {said.sent_bytes:,} bytes, {said.echoed_bytes:,} back{slowest}"
             self.view.tell(text)
-        lost = self.lost() - self.lost_before
+        lost = sum(self.lost().values()) - sum(self.lost_before.values())
         if lost:
             raise LabError(f"{lost} packets were lost under running contracts that were renewed")
         self.view.tell(f"{self.watch.renewals - before} renewals under traffic, not one packet lost", "green")
@@ -189,14 +189,13 @@ class Demo:
         udp = [Flow(client, "udp", address, PORT, UDP_BYTES_S, udp_drain_s) for address in self.remotes(PLAIN)]
         return udp + [Flow(client, "tcp", address, PORT, TCP_BYTES_S) for address in self.remotes(STREAM)]
 
-    def lost(self) -> int:
+    def lost(self) -> dict[str, int]:
         """Hold the packets that were sent against those that arrived, for what was never cut, when all is quiet."""
         at_client, at_internet = self.at_client.read(), self.at_internet.read()
-        return sum(
-            sent - arrived
+        return {
+            address: sum(sent - arrived for sent, arrived in packets(at_internet, at_client, address).values())
             for address in (*self.remotes(PLAIN), *self.remotes(STREAM))
-            for sent, arrived in packets(at_internet, at_client, address).values()
-        )
+        }
 
     def cut(self) -> None:
         """Use up contracts that may not be renewed, live flows on them, and see that nothing more passes."""
@@ -243,7 +242,8 @@ class Demo:
     def lines(self) -> list[Line]:
         """Ask both daemons through `ngp --json`, and compare."""
         gateway, client = books(self.gateway, "server"), books(self.client, "client")
-        return compare(self.count(), gateway, client, self.watch.prices, self.remotes(CUT))
+        met_an_end = [*self.remotes(CUT), *(address for address, lost in self.lost_before.items() if lost)]
+        return compare(self.count(), gateway, client, self.watch.prices, met_an_end)
 
     def stop(self) -> None:
         """Stop both daemons as an operator does; afterwards the network is as it was."""
