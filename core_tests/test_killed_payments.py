@@ -34,6 +34,7 @@ BACK_S = OPEN_S + 90
 SAMPLE = list(zip(VICTIMS, (Step.SETTLED, Step.PROVEN, Step.IN_FLIGHT, Step.INTENDED), strict=True))
 
 
+@pytest.mark.first
 def test_each_of_four_is_killed_once_at_a_step_of_a_payment(lab: Lab) -> None:
     kill_all(lab, SAMPLE)
 
