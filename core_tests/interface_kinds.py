@@ -48,6 +48,7 @@ def _on_cable(words: tuple[str, ...], lab: Lab, a: End, b: End) -> None:
     """Lay what stands on a cable by a link of its own: vlan, macvlan."""
     under = _cable(lab, a, b)
     for end in (a, b):
+        answer_where_asked(end.host)
         end.host.ip("link", "add", "link", under, "name", end.interface, "type", *words)
 
 
@@ -60,6 +61,11 @@ def _above(kind: str, words: tuple[str, ...], lab: Lab, a: End, b: End) -> None:
         end.host.ip("link", "set", under, "down")
         end.host.ip("link", "set", under, "master", end.interface)
         end.host.ip("link", "set", under, "up")
+
+
+def answer_where_asked(host: Host) -> None:
+    """Keep an interface from answering ARP for what stands on it: packets would come in by the wrong one."""
+    host.sysctl({"net.ipv4.conf.all.arp_ignore": "1"})
 
 
 def keep_bridges_free(host: Host) -> None:

@@ -11,11 +11,14 @@ import pytest
 
 from core_tests import interface_kinds as kinds
 from core_tests import traffic
+from core_tests.counter import Counter
 from core_tests.host import Host
 from core_tests.lab import Lab
+from core_tests.shell import await_until
 from core_tests.trade import CLIENT, GATEWAY, Trade, start_all, used
 
 CONTRACT_KB = 40
+PATIENCE_S = 30.0
 SIZE = 100_000
 
 
@@ -32,22 +35,41 @@ def test_traffic_is_sold_metered_and_cut_and_nothing_is_left(lab: Lab, kind: str
     start_all(trade.gateway, trade.client)
     assert kernel_state(net.gateway)  # else the end would compare nothing with nothing
     trade.await_acquainted()
-    assert traffic.ping(net.client, net.remote(versions[0], 9), wait_s=10).received == 1  # the first packet of all
-    trade.prepay()
+    trade.prepay()  # by a first packet
     at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")
     for version in versions:
-        traffic.tcp_sink(net.internet, net.remote(version), 5001)
-        assert traffic.tcp_send(net.client, net.remote(version), 5001, size_bytes=SIZE).intact
-    trade.assert_books_agree()
-    for version in versions:
-        remote = net.remote(version)
-        (row,) = [row for row in trade.sold() if row["destination"].startswith(f"{remote}/")]
-        assert row["used_to_bytes"] == at_internet.total("in", destination=remote).bytes > SIZE
-        assert row["used_from_bytes"] == at_client.total("in", source=remote).bytes
+        carry(trade, version, at_internet, at_client)
     cut(trade, versions)
     for daemon in (trade.client, trade.gateway):
         daemon.stop()
     assert [kernel_state(host) for host in (net.gateway, net.client)] == [[], []]
+
+
+def carry(trade: Trade, version: int, at_internet: Counter, at_client: Counter) -> None:
+    """Send by a contract, and hold both meters against the count at the receivers.
+
+    From where the contract runs: how many of the packets before it the client counts is a matter of seconds.
+    """
+    remote = trade.net.remote(version)
+    assert traffic.ping(trade.net.client, remote, wait_s=PATIENCE_S).received == 1
+    before = sides(trade, remote)
+    there, back = at_internet.total("in", destination=remote).bytes, at_client.total("in", source=remote).bytes
+    traffic.tcp_sink(trade.net.internet, remote, 5001)
+    assert traffic.tcp_send(trade.net.client, remote, 5001, size_bytes=SIZE).intact
+    there = at_internet.total("in", destination=remote).bytes - there
+    back = at_client.total("in", source=remote).bytes - back
+    assert there > SIZE and back > 0
+    wanted = [(to + there, back + back_before) for to, back_before in before]
+    await_until(lambda: sides(trade, remote) == wanted, what=f"meters that show {there} bytes sent and {back} back")
+
+
+def sides(trade: Trade, remote: str) -> list[tuple[int, int]]:
+    """Return (bytes to, bytes from) a destination by the gateway's and by the client's meter."""
+    found = []
+    for rows in (trade.sold(), trade.bought()):
+        (row,) = [row for row in rows if row["destination"].startswith(f"{remote}/")]
+        found.append((int(row["used_to_bytes"]), int(row["used_from_bytes"])))
+    return found
 
 
 def cut(trade: Trade, versions: tuple[int, ...]) -> None:
@@ -57,7 +79,7 @@ def cut(trade: Trade, versions: tuple[int, ...]) -> None:
     assert trade.client.reload({**CLIENT, **once}).returncode == 0
     for version in versions:
         remote = trade.net.remote(version, 3)
-        assert traffic.ping(trade.net.client, remote, wait_s=10).received == 1
+        assert traffic.ping(trade.net.client, remote, wait_s=PATIENCE_S).received == 1
         pings = traffic.ping(trade.net.client, remote, count=30, payload_bytes=1000)
         assert 15 <= pings.received <= 20 and not traffic.ping(trade.net.client, remote).received
         (row,) = [row for row in trade.sold() if row["destination"].startswith(f"{remote}/")]

@@ -191,6 +191,7 @@ def test_an_uplink_on_the_meshs_own_port_is_never_gated(lab: Lab, kind: str) -> 
     lab.link(End(internet, "under0"), switch)
     lab.link(End(gateway, "lan0", LAN_V4.format(1)), End(household, "lan0", LAN_V4.format(2)))
     for host, below, number in ((gateway, "mesh0", 1), (internet, "under0", 2)):
+        interface_kinds.answer_where_asked(host)
         host.ip("link", "add", "link", below, "name", "wan0", "type", *UPPER_KINDS[kind])
         host.ip("link", "set", "wan0", "up")
         host.add_address("wan0", WAN_V4.format(number))

@@ -168,12 +168,19 @@ def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             yield bridges[label]
         elif uplinks := [each for each in desired.upstream_interfaces if _shares_wire(known.get(each), interface)]:
             found = f"the uplink {', '.join(uplinks)} shares its wire: neighbours can reach what is there without ngp"
-            yield Check(label, True, found, "keep the uplink apart, by a VLAN or a port of its own")
+            yield Check(label, True, found, _apart(name))
         elif not interface.is_up:
             yield Check(label, False, "is down", f"ip link set dev {name} up")
         else:
             told = "MAC" if interface.has_link_addresses else "interface (no MACs there)"
             yield Check(label, True, f"neighbours are told apart by {told}")
+
+
+def _apart(mesh: str) -> str:
+    """Say how an uplink on a mesh interface's wire is kept apart from it."""
+    remedy = "keep the uplink apart, by a VLAN or a port of its own"
+    answers_for_all = all((_read_sysctl(f"ipv4/conf/{each}/arp_ignore") or "0") == "0" for each in ("all", mesh))
+    return f"{remedy}; at least: sysctl -w net/ipv4/conf/{mesh}/arp_ignore=1" if answers_for_all else remedy
 
 
 def _shares_wire(uplink: Interface | None, mesh: Interface) -> bool:
