@@ -8,6 +8,9 @@ import struct
 import pytest
 
 from core_tests.hostile import checksum, ip_packet, udp
+from ngp.errors import KernelError
+from ngp.modules import bpf
+from ngp.modules.bpf import Table
 from ngp.modules.link import inlet as inlet_module
 from ngp.modules.link.base import Port, PortLink
 from ngp.modules.link.ethernet import ETHERTYPE, EthernetLink
@@ -164,6 +167,23 @@ def test_trusted_addresses_are_bounded(hosts: tuple[str, str], monkeypatch: pyte
             assert {key[4:10] for key in inlet._lanes.all_keys()} == {b"first.", b"third."}
         finally:
             inlet.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("step", [(Table, "set"), (bpf, "RingReader")])
+def test_filters_that_the_kernel_refuses_leave_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, step: tuple[object, str]
+) -> None:
+    """What stays open fails every test: see conftest.py."""
+
+    def refuse(*_words: object) -> None:
+        raise KernelError("refused")
+
+    async def scene() -> None:
+        monkeypatch.setattr(*step, refuse)
+        with pytest.raises(KernelError, match="refused"):
+            Inlet(lambda arrival: None)
 
     asyncio.run(scene())
 
