@@ -1,14 +1,10 @@
-"""What every test shares: `--long`, which adds tests, who begins first, Ctrl-C, and what may stay open."""
+"""What every test shares: `--long`, which adds what the usual run has no time for, who begins first, and Ctrl-C."""
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -69,31 +65,3 @@ def _deselect_long(config: pytest.Config, items: list[pytest.Item]) -> None:
     long = [item for item in items if item.get_closest_marker("long")]
     config.hook.pytest_deselected(items=long)
     items[:] = [item for item in items if item not in long]
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_open() -> Iterator[None]:
-    """Fail a test that leaves files, sockets or BPF objects open.
-
-    A login may open 1,024, and hundreds of tests share a process. The fixture comes before a test's own and goes after
-    them, and behind those of a module, whose descriptors it leaves alone.
-    """
-    before = open_descriptors()
-    yield
-    left = open_descriptors().items() - before.items()
-    if left:
-        gc.collect()  # what hangs in a cycle with a traceback is closed by the collector, so it can't add up
-    deadline = time.monotonic() + 20  # gRPC closes in threads of its own
-    while left and time.monotonic() < deadline:
-        time.sleep(0.01)
-        left = open_descriptors().items() - before.items()
-    assert not left, f"left open: {sorted(left)}"
-
-
-def open_descriptors() -> dict[int, str]:
-    """Return this process's descriptors and what each one is."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # that of the listing itself
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found

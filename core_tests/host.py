@@ -63,6 +63,10 @@ class Host:
             # By its own id first: one that was only just started may not have entered the namespace yet.
             process.kill()
             process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with suppress(BrokenPipeError):  # what it didn't read any more
+                        pipe.close()
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

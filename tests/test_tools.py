@@ -21,13 +21,27 @@ from core_tests.shell import LabError
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
-@pytest.mark.parametrize("tool", ["demo", "bench", "lightning-lab", "setup", "fresh-machine", "stock-kernel"])
+@pytest.mark.parametrize(
+    "tool", ["demo", "bench", "lightning-lab", "setup", "fresh-machine", "stock-kernel", "walk-through"]
+)
 def test_help_sets_nothing_up_before_the_first_set_up(tmp_path: Path, tool: str) -> None:
     shutil.copytree(TOOLS, tmp_path / "tools")
     done = subprocess.run([tmp_path / "tools" / tool, "--help"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"  sudo tools/{tool} " in done.stdout and "#" not in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tools"]
+
+
+def test_the_walk_through_finds_its_commands_in_the_readme(tmp_path: Path) -> None:
+    done = subprocess.run([TOOLS / "walk-through", "show"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in ("sysctl -w net.ipv4.ip_forward=1", "bin/pip wheel ", "--find-links wheels ngp", "SELL: no"):
+        assert command in done.stdout
+    readme = (TOOLS.parent / "README.md").read_text()
+    shutil.copytree(TOOLS, tmp_path / "tools")
+    (tmp_path / "README.md").write_text(readme.replace("    sudo ngp stop", "    sudo ngp halt"))
+    done = subprocess.run([tmp_path / "tools/walk-through", "show"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "walk-through: README's step 4 has no ngp stop\n")
 
 
 def test_a_set_up_waits_for_another_of_the_same_checkout(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_a_failed_set_up_leaves_nothing(tmp_path: Path) -> None:
 def test_a_set_up_that_the_kernel_refuses_at_any_step_leaves_nothing_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[object, str]
 ) -> None:
-    """What stays open fails every test: see conftest.py. A running meter is adopted, whose tables are open by then."""
+    """What stays open fails every test (tests/conftest.py). A running meter is adopted: its tables are open by then."""
 
     def refuse(*_words: object, **_more: object) -> None:
         raise KernelError("refused")

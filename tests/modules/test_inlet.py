@@ -175,7 +175,7 @@ def test_trusted_addresses_are_bounded(hosts: tuple[str, str], monkeypatch: pyte
 def test_filters_that_the_kernel_refuses_leave_nothing_open(
     monkeypatch: pytest.MonkeyPatch, step: tuple[object, str]
 ) -> None:
-    """What stays open fails every test: see conftest.py."""
+    """What stays open fails every test: see tests/conftest.py."""
 
     def refuse(*_words: object) -> None:
         raise KernelError("refused")
