@@ -211,6 +211,7 @@ def handlers(payment: Any, neighbour: Neighbour | None = None, told: list[object
     known = {("eth1", b""): neighbour} if neighbour else {}
     shown = SimpleNamespace(
         settings=settings(), means=SimpleNamespace(payee=PAYEE, network="regtest"), by_link=known, neighbours=known,
+        blocked=set(),
         accounts={}, any_link=lambda who: neighbour,
     )  # fmt: skip
     parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=shown), payment=payment)

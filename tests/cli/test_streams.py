@@ -42,6 +42,12 @@ def shell(host: Host, streams: str, *words: str) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
+def told(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Lines on stderr, but for the progress that a slow machine shows."""
+    progress = ("ngp is starting: ", "ngp is stopping: ")
+    return [line for line in done.stderr.splitlines() if not line.startswith(progress)]
+
+
 def places(host: Host) -> list[str]:
     """Return what the daemon has as standard input, output and error."""
     return [os.readlink(f"/proc/{host.pid()}/fd/{number}") for number in range(3)]
@@ -59,11 +65,11 @@ def test_what_is_closed_is_filled_in_every_combination(host: Host) -> None:
 def test_start_and_stop_work_with_closed_streams(host: Host, closed: list[str]) -> None:
     streams = " ".join(_CLOSE[one] for one in closed)
     started = shell(host, streams, "start", "--config", "net.conf")
-    assert (started.returncode, started.stderr) == (0, "")
+    assert (started.returncode, told(started)) == (0, [])
     assert places(host) == [os.devnull, os.devnull, str(host.state_dir / "ngp.log")]
     assert host.ngp("server", "test").stdout == "Test OK\n"
     stopped = shell(host, streams, "stop")
-    assert (stopped.returncode, stopped.stderr) == (0, "")
+    assert (stopped.returncode, told(stopped)) == (0, [])
 
 
 def test_a_daemon_in_the_foreground_keeps_its_books_and_sockets_off_closed_streams(host: Host) -> None:
@@ -99,7 +105,7 @@ def test_what_is_done_counts_as_done_where_the_output_cant_be_written(host: Host
                 host.command(*words), cwd=host.folder, env=host.variables(), stdout=writable,
                 stderr=subprocess.PIPE, text=True, timeout=LONGEST_S, check=False,
             )  # fmt: skip
-            assert (done.returncode, done.stderr) == (0, ""), words
+            assert (done.returncode, told(done)) == (0, []), words
 
 
 def open_output(kind: str) -> TextIO:
