@@ -70,12 +70,6 @@ class Server:
         said = self._answer()
         return int(said["count"]), int(said["bytes"])
 
-    def longest_gap_s(self) -> float:
-        """Return the longest time between two datagrams received one after the other (`udp-sink` and `udp-echo`)."""
-        _pipe(self._process.stdin).write("\n")
-        _pipe(self._process.stdin).flush()
-        return float(self._answer()["gap"])
-
     def sha256(self) -> str:
         """Return the checksum of all payload received until now (`tcp-sink` only)."""
         _pipe(self._process.stdin).write("\n")
@@ -248,8 +242,7 @@ def serve_udp(address: str, port: int, echo: bool) -> None:
     sock.bind((address, port))
     sock.setblocking(False)
     count = size = 0
-    last = gap = 0.0
-    _say(count=0, bytes=0, gap=0.0)
+    _say(count=0, bytes=0)
     while True:
         ready, _, _ = select.select([sock, sys.stdin], [], [])
         while True:
@@ -259,16 +252,13 @@ def serve_udp(address: str, port: int, echo: bool) -> None:
                 break
             except OSError:
                 continue  # an ICMP error for an echo that we sent; the next datagram may be fine
-            now = time.monotonic()
-            gap = max(gap, now - last) if count else 0.0
-            last = now
             count, size = count + 1, size + len(data)
             if echo:
                 sock.sendto(data, sender)
         if sys.stdin in ready:
             if not sys.stdin.readline():
                 return
-            _say(count=count, bytes=size, gap=gap)
+            _say(count=count, bytes=size)
 
 
 class TcpServer:
