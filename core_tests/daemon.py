@@ -20,7 +20,7 @@ from ngp import cli
 from ngp.cli import client as control
 from ngp.errors import NgpError, RunningError
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0  # an emulated machine that others share takes minutes
 STATE_KEY = "NGP_STATE_DIR"
 
 

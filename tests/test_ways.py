@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from two_couriers import TO_A, TO_B, A, B, note, pair
 
 from ngp.core.events import Event, MessageReceived
 from ngp.core.messages import Accept, Hello
 from ngp.core.values import LinkPeer
-from ngp.courier import Courier
+from ngp.courier import RETRY_AFTER_S, Courier
 from ngp.daemon import ways
 from ngp.daemon.post import Post, SelfDescription
 from ngp.daemon.ways import Ways
@@ -139,25 +140,27 @@ def test_neighbours_meet_by_the_way_that_leads_to_the_other(links: list[tuple[st
 
 
 def test_what_was_answered_is_the_way_of_what_follows() -> None:
-    async def scene() -> None:
-        medium = Medium()
-        us, them = await neighbours(medium, ("4", "6"))
-        us.post.broadcast("mesh0")
-        await until(medium, lambda: them.courier.is_proven(us.courier.identity, AT_A))
-        medium.deliver()
-        nowhere(medium, "4")
-        (link,) = them.links
-        for number in (1, 2):
-            link.sent.clear()
-            them.post.send(us.courier.identity, AT_A, Accept(bytes([number]) * 16, 1, 1 << 20))
-            await until(medium, lambda number=number: len(us.heard(Accept)) == number)  # type: ignore[misc]
-            await until(medium, lambda: not them.courier._known[us.courier.identity].flights)
-            assert [way for way, _ in link.sent] == [["4", "6"], ["6"]][number - 1]
-        assert them.post.transport(AT_A) == "6"
-        for house in (us, them):
-            await house.post.close()
+    alice, bob = pair()
+    (first,) = alice.send(B, TO_B, note(1), 0.0)
+    (again,) = alice.due(RETRY_AFTER_S[0]).outgoing
+    assert (first.attempt, again.attempt, again.datagram) == (0, 1, first.datagram)
+    received = bob.receive(again.datagram, TO_A, 1.0)
+    assert received is not None
+    (answer,) = bob.send(A, TO_A, note(2), 1.0, reply_to=received.message_id)
+    alice.receive(answer.datagram, TO_B, 1.0)
+    (following,) = alice.send(B, TO_B, note(3), 1.0)
+    (repeated,) = alice.due(1.0 + RETRY_AFTER_S[0]).outgoing
+    assert (following.attempt, repeated.attempt) == (1, 2)
 
-    asyncio.run(scene())
+
+def test_each_attempt_goes_by_the_next_way_and_what_is_sent_once_by_all() -> None:
+    known, link = Ways(), Carrier(Medium(), MAC_A, ())
+    for number in (1, 2):
+        known.learn(AT_A, link, peer(number), True)
+    used = [way.peer.transport for attempt in range(3) if (way := known.pick(AT_A, attempt))]
+    assert used == ["192.0.2.1", "192.0.2.2", "192.0.2.1"] and known.transport(AT_A) == "192.0.2.1"
+    assert [way.peer.transport for way in known.every(AT_A)] == ["192.0.2.1", "192.0.2.2"]
+    assert known.pick(AT_M, 0) is None
 
 
 def test_an_ack_that_is_lost_is_repeated_by_all_ways() -> None:
