@@ -6,10 +6,10 @@ Each kind is laid under the name that scenarios know (`mesh0`, `wan0`); the cabl
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from core_tests.host import Host
 from core_tests.lab import End, Lab
@@ -18,6 +18,7 @@ from core_tests.topologies import MESH_V4, MESH_V6, REMOTE_NETS, WAN_V4, WAN_V6,
 
 MTU = 1400  # of what is laid on a cable of 1500, whatever it puts around a packet
 UNDER = {"mesh0": ("under0", "172.31.0.{}"), "wan0": ("under1", "172.31.1.{}")}
+PPP_DEVICE = Path("/dev/ppp")
 WG_PORT = {"mesh0": 51820, "wan0": 51821}
 
 Lay = Callable[[Lab, End, End], None]
@@ -147,7 +148,8 @@ def present() -> list[str]:
 def has(kind: str) -> bool:
     """Say whether this kernel makes such interfaces: one is made in a network namespace that ends at once."""
     if kind == "ppp":
-        return bool(shutil.which("pppd")) and run(["sh", "-c", ": <>/dev/ppp"]).returncode == 0  # loads the module
+        run(["modprobe", "-q", "ppp_generic"])
+        return PPP_DEVICE.is_char_device()
     lower = "ip link add lower type veth peer name other && "
     return run(["unshare", "--net", "sh", "-c", f"{lower}ip link add {' '.join(KINDS[kind].probe)}"]).returncode == 0
 

@@ -1,8 +1,8 @@
 """Interfaces of every kind, as mesh and as uplink: first packet, bytes, cut, and nothing left by `ngp stop`.
 
 Which kinds there are is the kernel's. Those in EVERYWHERE are tried on each kernel; of the others, those that it has
-are collected, and pytest's summary names those that it lacks (PPP also needs pppd). With `--all-kinds`, as on a
-distribution's own kernel, all are tried, and one that is lacking fails.
+are collected, and pytest's summary names those that it lacks. With `--all-kinds`, as on a distribution's own kernel,
+all are tried, and one that is lacking fails.
 """
 
 from __future__ import annotations
