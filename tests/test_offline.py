@@ -12,6 +12,7 @@ import pytest
 from ngp.config import parse
 from ngp.core.values import Check, PaymentInfo
 from ngp.daemon import offline
+from ngp.errors import ConfigError
 from ngp.modules.payment import node_key
 
 SETTINGS = parse("MESH_INTERFACES: eth1\n", Path("/etc/ngp/net.conf"))
@@ -122,3 +123,32 @@ def test_a_node_that_does_not_answer_in_time_is_named_by_its_key(
     text = "MESH_INTERFACES: eth1\nPAYMENT_INTERFACE: lnd\nLND_HOST: foo:10009\n"
     (check,) = offline.check_payment(parse(text, tmp_path / "net.conf"), tmp_path)
     assert "at foo:10009 (LND_HOST)" in check.found and check.remedy
+
+
+def a_host_with_a_meter(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = SimpleNamespace(check=lambda _: [Check("meter", True, "runs")], close=lambda: None)
+    monkeypatch.setattr(offline.main, "make_network", lambda *_: network)
+    monkeypatch.setattr(offline.checkup, "look_at_host", lambda *_: SimpleNamespace(mesh_interfaces=()))
+    for looks in ("missing_names", "left_out"):
+        monkeypatch.setattr(offline.checkup, looks, lambda *_: [])
+
+
+def test_a_check_asks_every_link_and_tells_once_what_two_say_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Check("inlet", False, "Linux 5.10 refuses the program udp_bare of inlet.bpfel.o: ...")
+    a_host_with_a_meter(monkeypatch)
+    monkeypatch.setattr(offline.main, "make_links", lambda _: [SimpleNamespace(check=lambda _: [refused])] * 2)
+    assert offline.check_network(SETTINGS, tmp_path) == [Check("meter", True, "runs"), refused]
+
+
+def test_a_link_module_that_cannot_be_made_is_missing_and_hides_no_other_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_links(_: object) -> list[object]:
+        raise ConfigError("no module 'grpc' for ngp.link is installed")
+
+    a_host_with_a_meter(monkeypatch)
+    monkeypatch.setattr(offline.main, "make_links", make_links)
+    meter, link = offline.check_network(SETTINGS, tmp_path)
+    assert meter.ok and link == Check("link", False, "no module 'grpc' for ngp.link is installed")
