@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from core_tests.host import Host
-from core_tests.lab import End, Lab
+from core_tests.lab import OFFLOADS_OFF, End, Lab
 from core_tests.shell import await_until, run, sh
 from core_tests.topologies import MESH_V4, MESH_V6, REMOTE_NETS, WAN_V4, WAN_V6, ThreeHosts
 
@@ -160,6 +160,8 @@ def lay(lab: Lab, kind: str, a: End, b: End) -> None:
     for end in (a, b):
         if kind not in ("veth", "ppp"):
             end.host.ip("link", "set", end.interface, "mtu", str(MTU))
+        for feature in OFFLOADS_OFF:  # no superpackets, so that a count is one; not every kind lets each be set
+            end.host.run("ethtool", "-K", end.interface, feature.replace("_", "-"), "off")
         end.host.ip("link", "set", end.interface, "up")
         for version, address in ((4, end.v4), (6, end.v6)):
             if address is None or version not in KINDS[kind].versions:
