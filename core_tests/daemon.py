@@ -111,12 +111,13 @@ class Daemon:
         except NgpError as error:
             raise LabError(f"{self.name}: {verb}: {error}") from error
 
-    def json(self, *words: str) -> Any:
+    def json(self, *words: str, in_process: bool = True) -> Any:
         """Run a reading verb with --json and return its value. Raises: LabError when it fails or says no JSON.
 
-        With a daemon to ask, the verb is the same function as in a process of its own, without the start of Python.
+        With a daemon to ask, the verb is the same function as in a process of its own, without the start of Python;
+        not so where another thread prints meanwhile, whose words would be taken for the verb's.
         """
-        done = self._verb(*words, "--json") if self._listens() else self.cli(*words, "--json")
+        done = self._verb(*words, "--json") if in_process and self._listens() else self.cli(*words, "--json")
         if done.returncode:
             raise LabError(f"{self.name}: ngp {' '.join(words)}: exit code {done.returncode}\n{done.stderr}")
         try:

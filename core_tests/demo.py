@@ -131,7 +131,7 @@ class Demo:
         self.watch.start()
         for daemon in (self.gateway, self.client):
             daemon.start()
-        await_until(lambda: all(d.json("neighbours") for d in (self.gateway, self.client)), what="neighbours found")
+        await_until(lambda: all(d.ask("neighbours") for d in (self.gateway, self.client)), what="neighbours found")
         if self.nodes is None:
             self._slow(f"{PAY_DELAY_S}")
 
@@ -258,8 +258,8 @@ class Demo:
 
 def books(daemon: Daemon, role: str) -> Books:
     """Return a daemon's contracts and its one account in a role."""
-    contracts = [row for row in daemon.json("contracts", "--all") if row["role"] == role]
-    (account,) = [row for row in daemon.json("accounts") if row["role"] == role]
+    contracts = [row for row in daemon.json("contracts", "--all", in_process=False) if row["role"] == role]
+    (account,) = [row for row in daemon.json("accounts", in_process=False) if row["role"] == role]
     return Books(contracts, account)
 
 
