@@ -173,6 +173,10 @@ def test_more_ports_of_a_host_than_can_be_told_apart_are_refused() -> None:
     assert problem.startswith(f"{FILE}:2: FREE_DESTINATIONS")
 
 
+def test_credit_is_the_sellers_and_hinders_no_buyer() -> None:
+    assert settings("GRACE_TIME: 0", "SELL: no").grace_time_s == 0
+
+
 def test_neighbour_addresses() -> None:
     got = settings("NGP_INTERFACE: [192.0.2.1, 'fe80::1%eth0', 2001:DB8::1]")
     assert got.ngp_addresses == ("192.0.2.1", "fe80::1%eth0", "2001:db8::1")

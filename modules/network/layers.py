@@ -3,7 +3,8 @@
 A port of a bridge, bond or team hands all that it hears to the interface above, which routes it; what that one sends
 leaves by the port as well. Taken for mesh interfaces both, they would charge a download at the upper one and drop it at
 the lower one. So a port is never a mesh interface. Frames of other upper interfaces are told from the lower one's own
-at its egress, and left alone there: VLANs by their tag, macvlans by their source MAC. An ipvlan's can't be told.
+at its egress, and left alone there: VLANs by their tag, macvlans by their source MAC. An ipvlan's can't be told, nor a
+macvlan's of mode passthru, which also takes all that the lower one hears. macvtap and ipvtap are the same for a guest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ngp.modules.network.host import Interface
 
 _TAKES_ALL = frozenset({"bridge", "bond", "team", "openvswitch", "hsr"})
-_MACVLAN, _IPVLAN = "macvlan", "ipvlan"
+_MACVLAN, _IPVLAN = frozenset({"macvlan", "macvtap"}), frozenset({"ipvlan", "ipvtap"})
 
 
 def left_out(interfaces: Mapping[str, Interface]) -> dict[str, str]:
@@ -28,8 +29,8 @@ def left_out(interfaces: Mapping[str, Interface]) -> dict[str, str]:
             upper = master.name if master is not None else "another namespace"
             kind = each.port_of or (master.kind if master is not None else "")
             found[each.name] = f"is a port of the {kind} {upper}: its packets arrive on {upper}"
-        elif shared := sorted(one.name for one in interfaces.values() if _stands_on(one, each, _IPVLAN)):
-            found[each.name] = f"also sends the frames of the ipvlan {', '.join(shared)}, under the same MAC"
+        elif shared := sorted(f"{one.kind} {one.name}" for one in interfaces.values() if _shares_mac(one, each)):
+            found[each.name] = f"also sends the frames of the {', '.join(shared)}, under the same MAC"
     return found
 
 
@@ -39,7 +40,7 @@ def remedy(name: str, interfaces: Mapping[str, Interface]) -> str:
     upper = masters.get(interfaces[name].master, "") if name in interfaces else ""
     if upper:
         return f"put {upper} into MESH_INTERFACES instead, or: ip link set dev {name} nomaster"
-    return f"take {name} out of MESH_INTERFACES, or use a macvlan or a VLAN in place of the ipvlan"
+    return f"take {name} out of MESH_INTERFACES, or have a VLAN or a macvlan with a MAC of its own stand on it"
 
 
 def stand_on(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> frozenset[tuple[int, bytes]]:
@@ -53,5 +54,10 @@ def stand_on(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> frozen
     )
 
 
-def _stands_on(upper: Interface, lower: Interface, kind: str) -> bool:
-    return upper.kind == kind and upper.lower == lower.index
+def _shares_mac(upper: Interface, lower: Interface) -> bool:
+    passthru = _stands_on(upper, lower, _MACVLAN) and upper.link_address == lower.link_address
+    return passthru or _stands_on(upper, lower, _IPVLAN)
+
+
+def _stands_on(upper: Interface, lower: Interface, kinds: frozenset[str]) -> bool:
+    return upper.kind in kinds and upper.lower == lower.index

@@ -232,7 +232,8 @@ def _contract_data(written: Written) -> Iterator[Finding]:
 
 
 def _grace(written: Written) -> Iterator[Finding]:
-    if credit := 0 if written[keys.GRACE_TIME] else written[keys.GRACE_DATA]:
+    credit = 0 if written[keys.GRACE_TIME] else written[keys.GRACE_DATA]
+    if credit and written[keys.SELL]:
         message = f"ends each contract on credit (GRACE_DATA: {show_data(credit)}) before a packet passes: write 1 s or"
         yield written.finding(keys.GRACE_TIME, f"{message} more, or GRACE_DATA: 0 for no credit")
 
@@ -302,7 +303,7 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((*_SELL_KEYS, keys.PRICES), _rules_selling),
     ((*_BUY_KEYS, keys.PRICES), _rules_buying),
     ((keys.CONTRACT_DATA,), _contract_data),
-    ((keys.GRACE_DATA, keys.GRACE_TIME), _grace),
+    ((keys.SELL, keys.GRACE_DATA, keys.GRACE_TIME), _grace),
     ((keys.CONTRACT_DATA, keys.DATA_RENEWAL), _data_renewal),
     ((keys.CONTRACT_TIME, keys.TIME_RENEWAL), _time_renewal),
     *(((keys.BUY, keys.PAYMENT_AMOUNT, budget), _fits_budget(budget)) for budget in _BUDGET_KEYS),

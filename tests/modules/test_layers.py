@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ngp.modules.network import layers
@@ -31,13 +33,23 @@ def test_what_is_in_a_vrf_or_carries_a_vlan_or_macvlan_is_a_mesh_interface() -> 
     assert layers.left_out(host(one(1, "eth0"), one(2, "mac0", "macvlan", lower=1))) == {}
 
 
-def test_an_ipvlan_leaves_its_lower_interface_out() -> None:
-    known = host(one(1, "eth0"), one(2, "ipv0", "ipvlan", lower=1))
-    assert set(layers.left_out(known)) == {"eth0"}
-    assert "ipvlan" in layers.remedy("eth0", known)
+@pytest.mark.parametrize("kind", ["ipvlan", "ipvtap"])
+def test_an_ipvlan_leaves_its_lower_interface_out(kind: str) -> None:
+    known = host(one(1, "eth0"), one(2, "ipv0", kind, lower=1))
+    assert layers.left_out(known) == {"eth0": f"also sends the frames of the {kind} ipv0, under the same MAC"}
+    assert "macvlan with a MAC of its own" in layers.remedy("eth0", known)
 
 
-def test_macvlans_on_mesh_interfaces_are_known_by_their_mac() -> None:
-    known = host(one(1, "eth0"), one(2, "mac0", "macvlan", lower=1), one(3, "eth0.5", "vlan", lower=1))
+@pytest.mark.parametrize("kind", ["macvlan", "macvtap"])
+def test_a_macvlan_that_passes_all_through_leaves_its_lower_interface_out(kind: str) -> None:
+    """Else a download would be charged at the upper one, and dropped at the lower one, where the neighbour isn't."""
+    known = host(one(1, "eth0"), replace(one(2, "mac0", kind, lower=1), link_address=MACS[1]), one(3, "eth1"))
+    assert layers.left_out(known) == {"eth0": f"also sends the frames of the {kind} mac0, under the same MAC"}
+    assert layers.stand_on(known, ["eth0"]) == frozenset()
+
+
+@pytest.mark.parametrize("kind", ["macvlan", "macvtap"])
+def test_macvlans_on_mesh_interfaces_are_known_by_their_mac(kind: str) -> None:
+    known = host(one(1, "eth0"), one(2, "mac0", kind, lower=1), one(3, "eth0.5", "vlan", lower=1))
     assert layers.stand_on(known, ["eth0"]) == {(1, MACS[2])}
     assert layers.stand_on(known, ["mac0"]) == frozenset()
