@@ -167,19 +167,22 @@ def ping(
 ) -> Pings:
     """Send `count` echo requests from a host and say how many were answered, as soon as the fate of all is known.
 
+    The first one's answer is awaited before the others are sent: where a gateway holds several and tracks connections,
+    Linux lets only one of them go (docs/architecture.md, Known limits).
+
     Args:
         interval_s: seconds from one request to the next.
-        wait_s: how long the last answers are waited for. A busy machine's come late, so the bound is generous; whoever
-            expects that none comes says how long it listens.
+        wait_s: how long the first and the last answers are waited for. A busy machine's come late, so the bound is
+            generous; whoever expects that none comes says how long it listens.
     """
     with host.socket_inside(lambda: _echo_socket(address)) as sock:
         answered: set[bytes] = set()
         refused = 0
         for number in range(1, count + 1):
             _request_echo(sock, address, number, payload_bytes)
-            last = number == count
-            deadline = time.monotonic() + (wait_s if last else interval_s)
-            while (left := deadline - time.monotonic()) > 0 and not (last and len(answered) + refused >= count):
+            awaited = number in (1, count)
+            deadline = time.monotonic() + (wait_s if awaited else interval_s)
+            while (left := deadline - time.monotonic()) > 0 and not (awaited and len(answered) + refused >= number):
                 sock.settimeout(left)
                 try:
                     answered.add(sock.recv(CHUNK_BYTES)[6:8])
