@@ -101,6 +101,10 @@ def _interception(desired: DesiredNetwork) -> Iterator[Check]:
         return
     where = "iptables-nft" if choice.variant == NFT else "iptables-legacy"
     yield Check("interception", True, f"{where}: {choice.why}")
+    if not find_command("nft"):
+        unseen = "not installed: flow offloading and NAT by rules of nft's own can't be seen"
+        left = ", and ngp stop leaves an empty security table" if choice.variant == NFT else ""
+        yield Check("nft", True, unseen + left, "apt install nftables")
     for family in sorted(desired.families):
         for what, rule in _PROBE.items():
             yield _probe(choice.variant, family, what, rule)

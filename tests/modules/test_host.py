@@ -197,6 +197,14 @@ def test_check_refuses_flow_offloading(hosts: Lab, monkeypatch: pytest.MonkeyPat
     assert by_name(desired(mesh_interfaces=("m1",)))["flow offloading"].ok
 
 
+def test_check_says_what_it_can_not_see_without_nft(hosts: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nft" not in by_name(desired())
+    found = checks.find_command
+    monkeypatch.setattr(checks, "find_command", lambda name: None if name == "nft" else found(name))
+    line = by_name(desired())["nft"]
+    assert line.ok and "flow offloading" in line.found and line.remedy == "apt install nftables"
+
+
 def test_check_asks_no_forwarding_of_who_only_buys(hosts: Lab) -> None:
     sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
     line = by_name(desired(sells=False, buys=True))["forwarding IPv4"]
