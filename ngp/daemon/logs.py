@@ -100,8 +100,11 @@ class LogFile(RotatingFileHandler):
 
 
 def open_log(path: Path) -> int:
-    """Open a log for appending (0640, group ngp where it exists) and return the descriptor; a link is refused."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    """Open a log for appending (0640, group ngp where it exists) and return the descriptor; a link is refused.
+
+    Nor does a pipe that nobody reads hold up the daemon.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     descriptor = os.open(path, flags, OPERATORS_MODE)
     show_operators(descriptor)
     return descriptor

@@ -79,6 +79,21 @@ def test_a_log_that_cant_be_opened_anew_goes_on_in_the_old_file(tmp_path: Path) 
     assert (lines(moved), lines(log), precious.read_text()) == (["in the old one"], ["in the new one"], "mine")
 
 
+def test_neither_a_folder_nor_a_pipe_in_the_place_of_the_log_holds_up_the_daemon(tmp_path: Path) -> None:
+    log, moved = tmp_path / "ngp.log", tmp_path / "moved"
+    file = LogFile(log)
+    log.rename(moved)
+    os.mkfifo(log)
+    file.emit(record("beside the pipe"))
+    log.unlink()
+    log.mkdir()
+    file.emit(record("beside the folder"))
+    log.rmdir()
+    file.emit(record("in the new one"))
+    file.close()
+    assert (lines(moved), lines(log)) == (["beside the pipe", "beside the folder"], ["in the new one"])
+
+
 def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "ngp.log").symlink_to(tmp_path / "precious")
