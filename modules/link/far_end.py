@@ -67,14 +67,14 @@ class FarEnd:
 
     def addresses(self) -> list[Address]:
         """Return the addresses that only the neighbour can have, or one of a few of which it has one. Pure."""
-        found = list(self.peers)
+        found, own, peers = list(self.peers), frozenset(self.own), frozenset(self.peers)  # there may be thousands
         if self.to_one:
             for network in self.networks:
                 if network.num_addresses <= MOST_HOSTS + 2:
-                    found += [address for address in network.hosts() if address not in self.own]
+                    found += [address for address in network.hosts() if address not in own]
             if self.allowed is not None:
                 found += self._named_by_allowed_ips()
-        return [address for address in dict.fromkeys(found) if address in self.peers or self._carries(address)]
+        return [address for address in dict.fromkeys(found) if address in peers or self._carries(address)]
 
     def groups(self) -> list[Address]:
         """Return the addresses for everybody that reach the other end; IPv4's where `addresses` has none. Pure."""

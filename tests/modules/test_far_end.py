@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_interface
 
 import pytest
 
@@ -65,6 +65,27 @@ def test_wireguard_carries_what_its_peers_allowed_ips_cover(
     far: FarEnd, addresses: list[str], groups: list[str]
 ) -> None:
     assert asked(far) == (addresses, groups)
+
+
+class Compared(IPv4Address):
+    """An address that counts how often it was compared with another."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return super().__eq__(other)
+
+    __hash__ = IPv4Address.__hash__
+
+
+def test_thousands_of_addresses_are_not_each_compared_with_all_others() -> None:
+    faces = [ip_interface(f"10.{number >> 8}.{number & 255}.1/30") for number in range(1000)]
+    networks = [each.network for each in faces]
+    own = tuple(Compared(str(each.ip)) for each in faces)
+    far = FarEnd("tun", tuple(networks), tuple(Compared(f"172.16.{number}.1") for number in range(200)), own, True)
+    assert len(far.addresses()) == 1200
+    assert Compared.times < 10_000
 
 
 def test_more_hosts_than_a_few_are_not_asked_one_by_one() -> None:
