@@ -15,6 +15,7 @@ from core_tests.daemon import STATE_KEY, Daemon
 from core_tests.lab import Lab
 from core_tests.shell import ROOT, await_until, sh
 from core_tests.trade import SETTLED_S, Trade, open_trade, restart
+from ngp.errors import ExitCode
 
 YEARS_S = 10 * 365 * 86_400
 LIFETIME_S = 25  # three jumps and pings, on a busy machine too
@@ -63,6 +64,8 @@ def test_a_full_disk_stops_new_contracts_and_loses_nothing(lab: Lab) -> None:
     assert answered(trade, 2, wait_s=1) == 0  # what can't be written isn't agreed
     assert answered(trade, 1, count=3) == 3
     await_until(lambda: not trade.gateway.ask("status")["ledger"]["writable"], what="the ledger's state in `status`")
+    refused = trade.gateway.cli("block", trade.sold()[0]["neighbour"])
+    assert refused.returncode == ExitCode.LEDGER and "nothing was done" in refused.stderr
     assert trade.gateway.cli("backup", str(lab.folder / "copy.db")).returncode == 0  # to where there is room
     ballast.unlink()
     await_until(lambda: answered(trade, 3, wait_s=1) == 1, what="service when there is room again")

@@ -27,7 +27,7 @@ def handlers(tmp_path: Path) -> Iterator[Handlers]:
     nobody: dict[str, Any] = {"by_link": {}, "neighbours": {}, "by_identity": {}, "blocked": set()}
     world = SimpleNamespace(means=means, accounts={(WHO, "server"): None}, **nobody)
     parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=world), payment=payment)
-    node: Any = SimpleNamespace(parts=parts, tell=lambda _event: None)
+    node: Any = SimpleNamespace(parts=parts, obey=lambda _event: None)
     yield Handlers(node)
     asyncio.run(payment.close())
 
@@ -65,7 +65,7 @@ def test_nobody_is_asked_for_a_refund_that_our_node_can_make_no_invoice_for(
     handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[object] = []
-    monkeypatch.setattr(handlers._node, "tell", told.append)
+    monkeypatch.setattr(handlers._node, "obey", told.append)
     locked = SimpleNamespace(why_not="LND is locked: lncli unlock")
     monkeypatch.setattr(handlers._node, "payment", locked, raising=False)
     monkeypatch.setattr(refunds, "why_not_ask", lambda *_: "")
@@ -82,7 +82,7 @@ def test_a_refund_that_the_node_may_not_pay_is_refused_before_it_is_offered(
     world.accounts[WHO, "server"] = SimpleNamespace(refunding_msat=0, refund_offered_msat=0)  # type: ignore[index, assignment]
     monkeypatch.setattr(world, "any_link", lambda _who: object(), raising=False)
     monkeypatch.setattr(refunds, "offerable_msat", lambda *_: 322_000)
-    monkeypatch.setattr(node, "tell", told.append)
+    monkeypatch.setattr(node, "obey", told.append)
 
     async def check(spends: bool) -> list[Check]:
         return [Check("LND's macaroon", not spends, "does not allow SendPaymentV2", "lncli bakemacaroon uri:...")]

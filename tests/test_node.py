@@ -12,7 +12,7 @@ import pytest
 
 from ngp.config import parse
 from ngp.core.effects import CancelInvoice, Effect, Persist, TrackPayment
-from ngp.core.events import Stopping, Tick
+from ngp.core.events import BlockNeighbour, Stopping, Tick
 from ngp.core.records import CursorRecord
 from ngp.core.values import Check, DesiredNetwork, Now
 from ngp.daemon import host_watch, main
@@ -201,6 +201,26 @@ def test_a_stop_tries_once_more_what_the_ledger_refused_and_says_what_is_lost(
 
     assert asyncio.run(scenario()).written == written
     assert ("is never charged" in caplog.text) == (not written)
+
+
+def test_what_the_operator_wants_is_stored_when_he_is_told_and_refused_where_it_cant_be(broken: Node) -> None:
+    wanted = BlockNeighbour(bytes(32), True)
+
+    async def scenario() -> None:
+        parts: Any = broken.parts
+        parts.gatekeeper = Noting()
+        ledger = parts.ledger = Full(refusals=1)
+        node = Node(parts, lambda *_: SimpleNamespace(schedule=lambda: None))  # type: ignore[arg-type, return-value]
+        with pytest.raises(LedgerError, match="not done yet, .*: the disk is full"):
+            node.obey(wanted)
+        with pytest.raises(LedgerError, match="nothing was done, .*: the disk is full"):
+            node.obey(BlockNeighbour(bytes(32), False))
+        node._thaw()
+        assert ledger.written == [BlockNeighbour.__name__]  # the first one, and it alone
+        node.obey(wanted)
+        assert ledger.written == [BlockNeighbour.__name__] * 2
+
+    asyncio.run(scenario())
 
 
 def test_trouble_that_lasts_is_logged_once(

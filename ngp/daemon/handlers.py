@@ -217,7 +217,7 @@ class Handlers:
 
     def _block(self, arguments: dict[str, Any], blocked: bool) -> str:
         who = self._who(arguments)
-        self._node.tell(BlockNeighbour(who, blocked))
+        self._node.obey(BlockNeighbour(who, blocked))
         return f"{identity.short_text(who)} {'is blocked' if blocked else 'may trade again'}"
 
     async def refund(self, arguments: dict[str, Any]) -> str:
@@ -231,7 +231,7 @@ class Handlers:
         amount_msat = refunds.offerable_msat(self._world, account)
         await self._must_be_able_to_spend()
         unanswered_msat = account.refund_offered_msat
-        self._node.tell(RefundNeighbour(who))
+        self._node.obey(RefundNeighbour(who))
         said = f"refund of {amount_msat // SAT_MSAT} sat offered to {identity.short_text(who)}"
         if unanswered_msat:
             said += (
@@ -253,7 +253,7 @@ class Handlers:
         if away := self._node.payment.why_not:
             raise PaymentError(f"no refund can be asked for while our payment node can't make its invoice: {away}")
         account = self._world.accounts[who, Role.CLIENT]
-        self._node.tell(AskRefund(who))
+        self._node.obey(AskRefund(who))
         balance = f"{account.balance_msat // SAT_MSAT} sat"
         held = ", but for what running contracts hold (ngp block ends them)" if account.running else ""
         return (
@@ -272,7 +272,7 @@ class Handlers:
         who = self._who(arguments)
         payment, preimage = self._node.parts.payment, secrets.token_bytes(32)
         made = await payment.create_invoice(amount, "payment by hand", MANUAL_EXPIRY_S, preimage=preimage)
-        self._node.tell(
+        self._node.obey(
             InvoiceMade(who, PaymentKind.MANUAL, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s)
         )
         await payment.settle_invoice(preimage)

@@ -215,8 +215,7 @@ class Node:
         """Bring the ledger, which is written seldom, up to what the meter says now. Raises LedgerError."""
         self._read_now()
         self._drain()
-        if self.crashed:
-            raise LedgerError("the daemon stops by an error of its own, see its log: run this again when it is started")
+        self._require_alive()
         world = self.parts.gatekeeper.world
         world.effects = []
         self.parts.gatekeeper.flush(most=len(world.unflushed))
@@ -226,6 +225,10 @@ class Node:
             self._unstored = [*self._unstored, *world.effects]  # they are told once
             self._freeze(error)
             raise
+
+    def _require_alive(self) -> None:
+        if self.crashed:
+            raise LedgerError("the daemon stops by an error of its own, see its log: run this again when it is started")
 
     def close_tasks(self) -> None:
         """Stop everything that runs by itself."""
@@ -243,6 +246,16 @@ class Node:
         self._events.add(event, self._lane_of(event.link) if isinstance(event, PacketHeld) else None)
         self.channels.note(event)
         self._pump_soon()
+
+    def obey(self, event: Event) -> None:
+        """Take what the operator wants now, so that what he is told holds. Raises LedgerError where it doesn't."""
+        if self.ledger_why_not:
+            raise LedgerError(f"nothing was done, as nothing can be written: {self.ledger_why_not}")
+        self.tell(event)
+        self._drain()
+        self._require_alive()
+        if self._unstored:
+            raise LedgerError(f"not done yet, it will be when the ledger can be written: {self.ledger_why_not}")
 
     def _in_turn(self, link: tuple[str, bytes], work: Callable[[], Event | None]) -> bool:
         """Queue a neighbour's datagram unread; False: it has more work waiting here than it may add to."""
