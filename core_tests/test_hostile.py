@@ -21,7 +21,7 @@ from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.topologies import ThreeHosts, three_hosts
 from core_tests.trade import CLIENT, open_trade
-from ngp.core.messages import Accept, Ask, Invoice, Message, Propose, Reject, Statement, StatementLine
+from ngp.core.messages import Accept, Ask, Cancel, Declined, Invoice, Message, Propose, Statement, StatementLine
 from ngp.delivery import Received
 from ngp.modules.payment import invoice
 
@@ -113,7 +113,7 @@ def ask_for_money(crowd: Crowd, persona: Persona) -> None:
         before = len(persona.inbox)
         persona.say(genuine_invoice(amount_msat))
         crowd.pump(1.0, lambda before=before: len(persona.inbox) > before)  # type: ignore[misc]
-        named = [one.message.amount_msat for one in persona.inbox if isinstance(one.message, Reject)]
+        named = [one.message.amount_msat for one in persona.inbox if isinstance(one.message, Declined)]
         amount_msat = (named[-1] if named else 0) or PAYMENT_SAT * SAT_MSAT
 
 
@@ -173,7 +173,7 @@ def bill_for_nothing(crowd: Crowd, client: Daemon) -> None:
             persona.say(Statement(0, 0, 0, lines))
         crowd.pump(0.05)
     assert status_s(client) < 3.0 + 20 * quiet_s  # by what the machine does anyway
-    assert len(persona.heard(Reject)) < 400  # of 6,400 lines that it never heard of
+    assert len(persona.heard(Cancel)) < 400  # of 6,400 lines that it never heard of
     assert resident_kb(client) - before_kb < 30_000
 
 

@@ -26,7 +26,7 @@ from core_tests.lightning.steps import stored
 from core_tests.lightning.trade import LightningTrade, lightning_trade, node_settings
 from core_tests.shell import await_until
 from core_tests.trade import CLIENT, Row
-from ngp.core.messages import Accept, Invoice, Propose, Reject, RejectReason
+from ngp.core.messages import Accept, Declined, DeclineReason, Invoice, Propose
 from ngp.modules.payment import invoice
 
 pytestmark = pytest.mark.xdist_group("lightning faults")
@@ -137,11 +137,11 @@ def test_invoices_that_mean_ill_are_refused_and_nothing_is_paid(made: LightningT
         text = good["payment_request"]
         altered = text[:-8] + ("q" if text[-8] != "q" else "p") + text[-7:]
         for bolt11, amount_msat, answer in (
-            (lapsed["payment_request"], 7000, RejectReason.LAPSED),
+            (lapsed["payment_request"], 7000, DeclineReason.LAPSED),
             (altered, 7000, None),
             (text, 8000, None),
-            (others["payment_request"], 7000, RejectReason.TERMS),
-            (of_mainnet(7000), 7000, RejectReason.NETWORK),
+            (others["payment_request"], 7000, DeclineReason.TERMS),
+            (of_mainnet(7000), 7000, DeclineReason.NETWORK),
         ):
             assert answer_to(crowd, seller, bolt11, amount_msat, 10 if answer else 1) is answer
         counters = client.ask("status")["counters"]
@@ -166,15 +166,15 @@ def of_mainnet(amount_msat: int) -> str:
     )  # fmt: skip
 
 
-def answer_to(crowd: Crowd, seller: Persona, bolt11: str, amount_msat: int, wait_s: float) -> RejectReason | None:
+def answer_to(crowd: Crowd, seller: Persona, bolt11: str, amount_msat: int, wait_s: float) -> DeclineReason | None:
     """Ask the victim for money, and return why it declined; None: it said nothing."""
     seller.inbox.clear()
     seller.say(Invoice(bolt11, amount_msat))
     until = time.monotonic() + wait_s
-    while not seller.heard(Reject) and time.monotonic() < until:
+    while not seller.heard(Declined) and time.monotonic() < until:
         crowd.pump(0.1)
         seller.say_due()
-    reasons = [one.message.reason for one in seller.inbox if isinstance(one.message, Reject)]
+    reasons = [one.message.reason for one in seller.inbox if isinstance(one.message, Declined)]
     return reasons[0] if reasons else None
 
 

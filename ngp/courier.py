@@ -217,7 +217,7 @@ class Courier:
 
         Returns: the message, or None when there is nothing new to hand up (an ack, a duplicate).
         Raises: PeerError: `oversized`, `malformed`, `version`, `own`, `foreign`, `stale`, `replayed`, `unknown` (no
-            hello exchanged on this link), `rate`, `busy` (table full), `signature`.
+            hello exchanged on this link), `rate`, `busy` (table full), `signature`, `extension`.
         """
         try:
             return self._receive(datagram, link, now)
@@ -285,11 +285,15 @@ class Courier:
             self._known.move_to_end(neighbour.identity)
 
     def _deliver(
-        self, neighbour: _Neighbour, sealed: wire.Sealed, message: Message, link: LinkKey, now: float
+        self, neighbour: _Neighbour, sealed: wire.Sealed, message: Message | wire.Unknown, link: LinkKey, now: float
     ) -> Received | None:
         proven = link in neighbour.lanes
         if proven and sealed.reply_to:
             self._acked(neighbour, sealed.reply_to)
+        if isinstance(message, wire.Unknown):  # it arrived, so its sender need not send it again
+            self._dropped["kind"] += 1
+            self._queue_ack(neighbour, sealed.sequence, now)
+            return None
         if type(message) is Ack:
             for message_id in message.message_ids:
                 self._acked(neighbour, message_id)

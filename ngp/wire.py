@@ -11,6 +11,10 @@ signature and builds the message. One form only is accepted: what msgpack would 
 refused, so a message has one encoding and equal messages have equal bytes. Text can't carry control characters: it ends
 up on an operator's terminal.
 
+The protocol can grow without a new version (BOLT 1 grows so). A message may end with a map of extensions, numbers to
+bytes. An odd one that we don't know is passed over; an even one that we don't know refuses the message. A message of a
+kind that we don't know is acknowledged, counted and passed over.
+
 The limits below are those of docs/protocol.md; at all of them together every message still fits MAX_DATAGRAM_BYTES.
 """
 
@@ -30,8 +34,8 @@ from ngp.core import messages
 from ngp.core.messages import Address, Message, Prefix, StatementLine
 from ngp.errors import PeerError
 
-VERSION = 1
-SIGNED_PREFIX = b"ngp message v1\n"
+VERSION = 2
+SIGNED_PREFIX = b"ngp message v2\n"
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 MAX_DATAGRAM_BYTES = 1280  # the least MTU of IPv6 (RFC 8200)
@@ -46,7 +50,7 @@ MAX_DATA_BYTES = 2**60
 MAX_LIFETIME_S = 10 * 31_557_600
 MAX_QUOTE_VALID_S = 86_400
 MAX_ROUND = 255
-MAX_BOLT11_CHARS = 1000
+MAX_BOLT11_CHARS = 990
 MAX_ADDRESSES = 32
 MAX_LINES = 20
 MAX_ACKS = 100
@@ -55,6 +59,9 @@ PAYEE_BYTES = 33
 MAX_PROOF_BYTES = 128
 MAX_NETWORK_BYTES = 16
 MAX_REASON_BYTES = 200
+MAX_KIND = 2**16 - 1
+MAX_EXTENSION = 2**16 - 1
+MAX_EXTENSIONS_BYTES = 64
 
 CONTRACT_BYTES = 16
 HASH_BYTES = 32
@@ -264,10 +271,9 @@ FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
     messages.Reject: (
         5,
         (
-            ("subject", _octets(0, CONTRACT_BYTES, HASH_BYTES)),
+            ("contract", _octets(0, CONTRACT_BYTES)),
             ("reason", _word(messages.RejectReason)),
             ("counter_msat_per_gib", _optional(_PRICE)),
-            ("amount_msat", _MSAT),
         ),
     ),
     messages.Invoice: (6, (("bolt11", _bolt11(may_be_empty=False)), ("amount_msat", _MSAT))),
@@ -281,13 +287,14 @@ FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
             ("lines", _many(_LINE, MAX_LINES)),
         ),
     ),
-    messages.Notice: (
-        9,
-        (("contract", _CONTRACT), ("kind", _word(messages.NoticeKind)), ("reason", _text(MAX_REASON_BYTES))),
-    ),
+    messages.Cancel: (9, (("contract", _CONTRACT), ("reason", _text(MAX_REASON_BYTES)))),
     messages.Refund: (10, (("amount_msat", _MSAT), ("bolt11", _bolt11(may_be_empty=True)))),
     messages.Bye: (11, ()),
     messages.Ack: (12, (("message_ids", _many(_number(MAX_ID, least=1), MAX_ACKS, least=1)),)),
+    messages.Declined: (
+        13,
+        (("payment_hash", _octets(0, HASH_BYTES)), ("reason", _word(messages.DeclineReason)), ("amount_msat", _MSAT)),
+    ),
 }
 
 _BY_TYPE = {kind: (number, *_record(kind, fields)) for kind, (number, fields) in FIELDS.items()}
@@ -297,6 +304,13 @@ _ACK = FIELDS[messages.Ack][0]
 
 
 # --- envelope ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A message of a kind that this version doesn't know; its body is not looked at."""
+
+    kind: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +351,7 @@ class Sealed:
         """Whether it claims to be an ack."""
         return self._kind == _ACK
 
-    def open(self, sender_key: Ed25519PublicKey | None = None) -> Message:
+    def open(self, sender_key: Ed25519PublicKey | None = None) -> Message | Unknown:
         """Check the signature, then build the message.
 
         Args: sender_key: the parsed form of `sender`, if the caller keeps it.
@@ -349,6 +363,8 @@ class Sealed:
             )
         except (InvalidSignature, ValueError):
             raise PeerError("signature", f"of a message that claims to be from {self.sender.hex()[:16]}") from None
+        if self._kind not in _BY_NUMBER:
+            return Unknown(self._kind)
         try:
             message: Message = _BY_NUMBER[self._kind](self._body)
         except _Refused as error:
@@ -385,7 +401,7 @@ def parse(datagram: bytes, our_key: bytes, max_bytes: int = MAX_DATAGRAM_BYTES) 
     """Check all that is cheap: size, form, version, recipient. The signature is not looked at.
 
     Args: our_key: only datagrams to this key or to EVERYBODY pass. max_bytes: the link's limit.
-    Raises: PeerError(`oversized`, `malformed`, `version`, `own`, `foreign`).
+    Raises: PeerError(`oversized`, `malformed`, `version`, `extension`, `own`, `foreign`).
     """
     if len(datagram) > max_bytes:
         raise PeerError("oversized", f"{len(datagram)} bytes, at most {max_bytes}")
@@ -393,10 +409,12 @@ def parse(datagram: bytes, our_key: bytes, max_bytes: int = MAX_DATAGRAM_BYTES) 
     fields = _unpack(payload)
     if fields[0] != VERSION or type(fields[0]) is not int:
         raise PeerError("version", f"{fields[0]!r:.40}, this is {VERSION}")
-    if len(fields) != 8:
+    if len(fields) not in (8, 9):
         raise PeerError("malformed", f"{len(fields)} fields in the envelope")
-    _, sender, recipient, sequence, recipient_boot, reply_to, kind, body = fields
+    _, sender, recipient, sequence, recipient_boot, reply_to, kind, body = fields[:8]
     _check_envelope(sender, recipient, sequence, recipient_boot, reply_to, kind)
+    for extensions in fields[8:]:
+        _check_extensions(extensions)
     if sender == our_key:
         raise PeerError("own", "our own datagram came back")
     if recipient != our_key and recipient != EVERYBODY:
@@ -410,11 +428,9 @@ def _unpack(payload: bytes) -> list[Any]:
     try:
         fields = msgpack.unpackb(
             payload,
-            max_str_len=MAX_BOLT11_CHARS,
-            max_bin_len=PAYEE_BYTES,
-            max_array_len=MAX_ACKS,
-            max_map_len=0,
+            max_map_len=MAX_EXTENSIONS_BYTES,
             max_ext_len=0,
+            strict_map_key=False,  # a map's keys are numbers here; there are too few for hashes that collide
         )
     except (ValueError, TypeError, RecursionError) as error:  # msgpack's own errors are ValueErrors
         raise PeerError("malformed", f"not msgpack: {error!s:.80}") from None
@@ -434,9 +450,22 @@ def _check_envelope(sender: Any, recipient: Any, sequence: Any, recipient_boot: 
         raise PeerError("malformed", f"recipient_boot {recipient_boot!r:.40}")
     if type(reply_to) is not int or not 0 <= reply_to <= MAX_ID:
         raise PeerError("malformed", f"reply_to {reply_to!r:.40}")
-    if type(kind) is not int or kind not in _BY_NUMBER:
+    if type(kind) is not int or not 1 <= kind <= MAX_KIND:
         raise PeerError("malformed", f"kind {kind!r:.40}")
     if kind != _HELLO and (recipient == EVERYBODY or recipient_boot == 0):
         raise PeerError("malformed", "only a hello may be for everybody or not know the recipient's boot")
     if recipient == EVERYBODY and recipient_boot != 0:
         raise PeerError("malformed", "a recipient's boot, but no recipient")
+
+
+def _check_extensions(extensions: Any) -> None:
+    """Refuse a map that isn't one, and one with a number that its sender wants us to know."""
+    if type(extensions) is not dict or not extensions or len(msgpack.packb(extensions)) > MAX_EXTENSIONS_BYTES:
+        raise PeerError("malformed", f"extensions aren't a map of 2 to {MAX_EXTENSIONS_BYTES} bytes")
+    numbers = list(extensions)
+    if any(type(number) is not int or not 0 <= number <= MAX_EXTENSION for number in numbers):
+        raise PeerError("malformed", f"an extension's number isn't in 0..{MAX_EXTENSION}")
+    if numbers != sorted(numbers) or any(type(value) is not bytes for value in extensions.values()):
+        raise PeerError("malformed", "extensions out of order, or not bytes")
+    if unknown := [number for number in numbers if number % 2 == 0]:
+        raise PeerError("extension", f"number {unknown[0]}, which this version doesn't know")

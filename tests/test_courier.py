@@ -5,12 +5,13 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from two_couriers import MALLORY, TO_A, TO_B, TO_M, A, B, M, greet, note, only, pair
+from two_couriers import ALICE, MALLORY, TO_A, TO_B, TO_M, A, B, M, greet, note, only, pair
 
-from ngp import courier
+from ngp import courier, wire
 from ngp.core import messages as m
 from ngp.courier import Courier
 from ngp.delivery import Delivered, Due, Limits, Outgoing, Received, Undelivered
@@ -99,7 +100,7 @@ class Network:
             return
         self.got[receiver.identity].append(received)
         if self.answers and received.reply_to == 0:
-            answer = m.Reject(b"", m.RejectReason.BUSY, None, received.message_id)
+            answer = m.Declined(b"", m.DeclineReason.BUSY, received.message_id)
             link = received.link
             self.carry(receiver, receiver.send(received.sender, link, answer, self.now, received.message_id))
 
@@ -216,6 +217,21 @@ def test_a_duplicate_is_acked_again_and_not_delivered() -> None:
     acks = [out for out in bob.due(0.3).outgoing if alice.receive(out.datagram, TO_B, 0.3) is None]
     assert len(acks) == 1
     assert alice.due(50.0).undelivered == []
+
+
+def test_a_kind_that_we_do_not_know_is_acked_and_counted_and_not_delivered() -> None:
+    """A later version may say more: nothing is sent again, and neither neighbour takes the other for dead."""
+    alice, bob = pair()
+    datagram = only(alice.send(B, TO_B, note(1), 0.0))
+    fields = msgpack.unpackb(datagram[: -wire.SIGNATURE_BYTES])
+    fields[6], fields[7] = 200, ["what we can't read"]
+    payload = msgpack.packb(fields)
+    later = payload + ALICE.sign(wire.SIGNED_PREFIX + payload)
+    for _ in range(2):
+        assert bob.receive(later, TO_A, 0.0) is None
+    assert bob.counters()["kind"] == 1
+    alice.receive(only(bob.due(0.02).outgoing), TO_B, 0.02)
+    assert alice.due(50.0) == Due([], [])
 
 
 def test_somebody_elses_ack_counts_for_nothing() -> None:

@@ -30,11 +30,12 @@ LARGEST: list[m.Message] = [
     m.Ask(IPv6Network("2001:db8::/32"), wire.MAX_DATA_BYTES, wire.MAX_LIFETIME_S, _16),
     m.Propose(_16, IPv6Network("::/0"), 2**50, 2**60, wire.MAX_LIFETIME_S, 86400, 2**60, 255),
     m.Accept(_16, 2**50, 2**60),
-    m.Reject(b"h" * 32, m.RejectReason.UNKNOWN_CONTRACT, 2**50, wire.MAX_MSAT),
+    m.Reject(_16, m.RejectReason.NOT_RENEWING, 2**50),
+    m.Cancel(_16, "r" * 200),
+    m.Declined(b"h" * 32, m.DeclineReason.NOT_BUYING, wire.MAX_MSAT),
     m.Invoice("l" * wire.MAX_BOLT11_CHARS, wire.MAX_MSAT),
     m.Paid(b"h" * 32, b"p" * 32),
     m.Statement(wire.MAX_MSAT, wire.MAX_MSAT, wire.MAX_MSAT, (m.StatementLine(_16, 2**60, 2**60, wire.MAX_MSAT),) * 20),
-    m.Notice(_16, m.NoticeKind.RESUMED, "r" * 200),
     m.Refund(wire.MAX_MSAT, "l" * wire.MAX_BOLT11_CHARS),
     m.Bye(),
     m.Ack((wire.MAX_ID,) * wire.MAX_ACKS),
@@ -48,6 +49,11 @@ def seal(message: m.Message, reply_to: int = 0) -> bytes:
 def sealed_raw(fields: Any) -> bytes:
     payload: bytes = fields if isinstance(fields, bytes) else msgpack.packb(fields)
     return payload + ALICE.sign(wire.SIGNED_PREFIX + payload)
+
+
+def extended(message: m.Message, extensions: Any) -> bytes:
+    """Seal a message as a later version would, with extensions behind it."""
+    return sealed_raw([*msgpack.unpackb(seal(message)[: -wire.SIGNATURE_BYTES]), extensions])
 
 
 def reason(datagram: bytes, **arguments: int) -> str:
@@ -102,7 +108,7 @@ def test_round_trip_and_equal_bytes(kind: type[m.Message], random: st.DataObject
 @pytest.mark.parametrize("message", LARGEST, ids=lambda message: type(message).__name__)
 def test_at_its_limits_a_message_fits_a_datagram(message: m.Message) -> None:
     datagram = wire.seal(ALICE, A, B, wire.MAX_ID, wire.MAX_BOOT, message, wire.MAX_ID)
-    assert len(datagram) <= UdpLink.max_datagram_bytes <= wire.MAX_DATAGRAM_BYTES
+    assert len(datagram) + wire.MAX_EXTENSIONS_BYTES <= UdpLink.max_datagram_bytes <= wire.MAX_DATAGRAM_BYTES
     assert wire.parse(datagram, B).open() == message
 
 
@@ -143,6 +149,8 @@ def test_mutated_and_signed_again(message: m.Message, edits: list[tuple[int, int
         back = sealed.open()
     except PeerError:
         return
+    if isinstance(back, wire.Unknown):
+        return
     assert wire.seal(ALICE, A, sealed.recipient, sealed.sequence, sealed.recipient_boot, back, sealed.reply_to) == (
         datagram
     )
@@ -156,12 +164,55 @@ _JUNK = st.recursive(
 )  # fmt: skip
 
 
-@given(st.integers(0, 13), _JUNK)
+@given(st.integers(0, 15), _JUNK)
 def test_any_signed_body_is_a_value_or_a_peer_error(kind: int, body: Any) -> None:
     try:
         wire.parse(sealed_raw([wire.VERSION, A, B, SEQUENCE, 3, 0, kind, body]), B).open()
     except PeerError as error:
         assert error.reason == "malformed"
+
+
+@given(_JUNK | st.dictionaries(st.integers(-1, 2**16) | st.text(max_size=2), _JUNK, max_size=4))
+def test_any_signed_extensions_are_passed_over_or_refused(extensions: Any) -> None:
+    try:
+        assert wire.parse(extended(m.Bye(), extensions), B).open() == m.Bye()
+    except PeerError as error:
+        assert error.reason in {"malformed", "extension"}
+
+
+def test_extensions_that_we_may_not_know_are_passed_over() -> None:
+    accept = m.Accept(_16, 5 << 20, 1 << 30)
+    longest = {7: b"x" * (wire.MAX_EXTENSIONS_BYTES - 4)}
+    for extensions in ({1: b""}, {1: b"a", 3: b"b", wire.MAX_EXTENSION: b"c"}, longest):
+        assert wire.parse(extended(accept, extensions), B).open() == accept
+        changed = bytearray(extended(accept, extensions))
+        changed[-wire.SIGNATURE_BYTES - 2] ^= 2
+        assert reason(bytes(changed)) in {"signature", "malformed", "extension"}
+
+
+def test_extensions_that_are_for_those_only_who_know_them_refuse_the_message() -> None:
+    for extensions in ({2: b""}, {0: b"a"}, {1: b"a", 4: b"b"}):
+        assert reason(extended(m.Bye(), extensions)) == "extension"
+
+
+def test_extensions_have_one_encoding_and_bounds() -> None:
+    odd: list[Any] = [
+        {}, [], None, {3: b"", 1: b""}, {1: "text"}, {1: 5}, {"1": b""}, {True: b""}, {-1: b""},
+        {wire.MAX_EXTENSION + 2: b""}, {1: b"x" * (wire.MAX_EXTENSIONS_BYTES - 3)}, {1: {1: b""}},
+    ]  # fmt: skip
+    for extensions in odd:
+        assert reason(extended(m.Bye(), extensions)) == "malformed", extensions
+    twice = extended(m.Bye(), {1: b"", 3: b""})[: -wire.SIGNATURE_BYTES].replace(b"\x03\xc4\0", b"\x01\xc4\0")
+    assert reason(sealed_raw(twice)) == "malformed"  # the same number twice
+    assert reason(sealed_raw([wire.VERSION, A, B, SEQUENCE, 3, 0, 11, [], {1: b""}, {1: b""}])) == "malformed"
+
+
+def test_a_kind_that_we_do_not_know_is_named_behind_its_signature_alone() -> None:
+    later = [wire.VERSION, A, B, SEQUENCE, 3, 0, 200, ["anything", {"at": b"all"}, b"x" * 500]]
+    assert wire.parse(sealed_raw(later), B).open() == wire.Unknown(200)
+    forged = bytearray(sealed_raw(later))
+    forged[-1] ^= 1
+    assert reason(bytes(forged)) == "signature"
 
 
 @given(st.lists(_JUNK, max_size=10))
@@ -178,16 +229,17 @@ def test_refusals_name_their_reason() -> None:
     assert wire.parse(sealed_raw(good), B).open() == m.Bye()
     assert reason(b"x" * 1281) == "oversized"
     assert reason(sealed_raw(good), max_bytes=100) == "oversized"
-    assert reason(sealed_raw([2, *good[1:]])) == "version"
+    assert reason(sealed_raw([1, *good[1:]])) == "version"
+    assert reason(sealed_raw([3, *good[1:]])) == "version"
     assert reason(sealed_raw([True, *good[1:]])) == "version"
-    assert reason(sealed_raw([1, A, A[::-1], *good[3:]])) == "foreign"
-    assert reason(sealed_raw([1, B, B, *good[3:]])) == "own"
-    assert reason(sealed_raw([1, B[::-1], B, *good[3:]])) == "signature"
+    assert reason(sealed_raw([wire.VERSION, A, A[::-1], *good[3:]])) == "foreign"
+    assert reason(sealed_raw([wire.VERSION, B, B, *good[3:]])) == "own"
+    assert reason(sealed_raw([wire.VERSION, B[::-1], B, *good[3:]])) == "signature"
     assert reason(sealed_raw([*good, 0])) == "malformed"
     for position, bad in [
         (1, bytes(32)), (1, A[:31]), (2, "x" * 32), (3, 0), (3, 1 << 32), (3, 2**63), (3, 5), (3, True), (4, -1),
-        (4, 0), (4, 2**31), (4, False), (5, -1), (5, 2**63), (5, None), (6, 0), (6, 13), (6, "11"), (7, None), (7, [0]),
-        (2, wire.EVERYBODY),
+        (4, 0), (4, 2**31), (4, False), (5, -1), (5, 2**63), (5, None), (6, 0), (6, wire.MAX_KIND + 1), (6, "11"),
+        (7, None), (7, [0]), (2, wire.EVERYBODY),
     ]:  # fmt: skip
         fields = list(good)
         fields[position] = bad
@@ -196,8 +248,8 @@ def test_refusals_name_their_reason() -> None:
 
 def test_only_one_encoding_is_accepted() -> None:
     payload = seal(m.Bye())[: -wire.SIGNATURE_BYTES]
-    assert payload[:2] == b"\x98\x01"
-    assert reason(sealed_raw(b"\x98\xcc\x01" + payload[2:])) == "malformed"  # the version in two bytes
+    assert payload[:2] == bytes([0x98, wire.VERSION])
+    assert reason(sealed_raw(b"\x98\xcc" + payload[1:])) == "malformed"  # the version in two bytes
     assert reason(sealed_raw(b"\xdc\x00\x08" + payload[1:])) == "malformed"  # the array's length in two bytes
 
 
@@ -218,9 +270,9 @@ def test_a_signature_made_for_something_else_is_refused() -> None:
 @settings(max_examples=5)
 def test_what_a_neighbour_would_refuse_is_not_sent(contract: bytes, invoice: str) -> None:
     unsendable: list[m.Message] = [
-        m.Notice(contract, m.NoticeKind.LOW, "\x1b[2J"),
-        m.Notice(contract, m.NoticeKind.LOW, "x" * 201),
-        m.Notice(contract[1:], m.NoticeKind.LOW, ""),
+        m.Cancel(contract, "\x1b[2J"),
+        m.Cancel(contract, "x" * 201),
+        m.Cancel(contract[1:], ""),
         m.Invoice(invoice + "!", 1),
         m.Invoice("", 1),
         m.Invoice(invoice, -1),

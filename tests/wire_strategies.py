@@ -64,11 +64,12 @@ BY_TYPE: dict[type[m.Message], st.SearchStrategy[m.Message]] = {
     m.Accept: st.builds(m.Accept, contract, price, data),
     m.Reject: st.builds(
         m.Reject,
-        st.one_of(st.just(b""), contract, octets(32)),
+        st.one_of(st.just(b""), contract),
         st.sampled_from(m.RejectReason),
         st.one_of(st.none(), price),
-        msat,
     ),
+    m.Cancel: st.builds(m.Cancel, contract, text(wire.MAX_REASON_BYTES)),
+    m.Declined: st.builds(m.Declined, st.one_of(st.just(b""), octets(32)), st.sampled_from(m.DeclineReason), msat),
     m.Invoice: st.builds(m.Invoice, bolt11, msat),
     m.Paid: st.builds(m.Paid, octets(32), octets(32)),
     m.Statement: st.builds(
@@ -78,7 +79,6 @@ BY_TYPE: dict[type[m.Message], st.SearchStrategy[m.Message]] = {
         msat,
         st.lists(st.builds(m.StatementLine, contract, data, data, msat), max_size=wire.MAX_LINES).map(tuple),
     ),
-    m.Notice: st.builds(m.Notice, contract, st.sampled_from(m.NoticeKind), text(wire.MAX_REASON_BYTES)),
     m.Refund: st.builds(m.Refund, msat, st.one_of(st.just(""), bolt11)),
     m.Bye: st.just(m.Bye()),
     m.Ack: st.builds(m.Ack, st.lists(numbers(wire.MAX_ID, 1), min_size=1, max_size=wire.MAX_ACKS).map(tuple)),

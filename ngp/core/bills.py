@@ -13,7 +13,7 @@ from ngp.core import payments
 from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Persist
-from ngp.core.messages import Reject, RejectReason, Role, Statement
+from ngp.core.messages import Cancel, Role, Statement
 from ngp.core.pricing import affordable_bytes
 from ngp.core.records import BilledRecord
 from ngp.core.world import Neighbour, World
@@ -88,7 +88,7 @@ def _moved_away(world: World, neighbour: Neighbour, account: Account, contract: 
     if before is not None and before.heard_mono_s >= neighbour.met_mono_s:
         return False  # it has two link addresses, and speaks from both
     if contract.running and contract.halting is None:
-        world.send(neighbour, Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+        world.send(neighbour, Cancel(contract.contract, CloseReason.CANCELLED.value))
         world.halt(contract, CloseReason.CANCELLED)
     if world.now.monotonic_s - account.moved_mono_s > MOVES_AGAIN_S:
         account.moved_mono_s = world.now.monotonic_s
@@ -168,16 +168,16 @@ def disown(world: World, contract: Contract) -> None:
     world.halt(contract, CloseReason.CANCELLED)
     neighbour = world.neighbour_of(contract)
     if neighbour is not None:
-        world.send(neighbour, Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+        world.send(neighbour, Cancel(contract.contract, CloseReason.CANCELLED.value))
 
 
 def came_back(world: World, neighbour: Neighbour) -> None:
     """Tell a server that was away of the contracts that we ended meanwhile."""
     disowned = (one for one in world.ended.values() if one.disowned and one.identity == neighbour.identity)
     for contract in islice((one for one in disowned if one.link[0] == neighbour.link[0]), MOST_DISOWNED_AGAIN):
-        world.send(neighbour, Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+        world.send(neighbour, Cancel(contract.contract, CloseReason.CANCELLED.value))
 
 
 def _disown_again(world: World, neighbour: Neighbour, account: Account, contract: bytes) -> None:
     account.disown_not_before_mono_s = world.now.monotonic_s + DISOWN_PAUSE_S
-    world.send(neighbour, Reject(contract, RejectReason.UNKNOWN_CONTRACT))
+    world.send(neighbour, Cancel(contract, CloseReason.CANCELLED.value))

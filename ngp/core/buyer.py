@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ngp.core import networks
 from ngp.core.contract import CloseReason, Contract, State
-from ngp.core.messages import Accept, Ask, Notice, NoticeKind, Prefix, Propose, Reject, RejectReason, Role
+from ngp.core.messages import Accept, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.policy import Answer, answer_proposal, buy_terms
 from ngp.core.pricing import show_price
 from ngp.core.timers import Due
@@ -169,10 +169,10 @@ def _live_until(world: World, contract: Contract) -> None:
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
     """A server takes back a quote that we accepted, or declines a renewal."""
-    contract = world.contracts.get(reject.subject)
+    contract = world.contracts.get(reject.contract)
     if contract is None or not _ours(contract, neighbour):
         return
-    if contract.state is State.RENEWING and reject.reason is not RejectReason.UNKNOWN_CONTRACT:
+    if contract.state is State.RENEWING:
         world.move(contract, State.ACTIVE, f"renewal declined: {reject.reason.value}")
     else:
         world.halt(contract, CloseReason.CANCELLED)
@@ -232,7 +232,7 @@ def _renewal_proposed(
     """Accept a renewal on its terms. Bytes already bought keep their price: an offset below our limit is refused."""
     alive = _ours(contract, neighbour) and contract.running and contract.halting is None
     if not alive or contract.destination != propose.destination:
-        world.send(neighbour, Reject(propose.contract, RejectReason.UNKNOWN_CONTRACT), message_id)
+        world.send(neighbour, Cancel(propose.contract, CloseReason.CANCELLED.value), message_id)
         return
     accept = Accept(contract.contract, propose.price_msat_per_gib, propose.data_limit_bytes)
     repeated = propose.from_offset_bytes == 0 and contract.state is not State.RENEWING
@@ -329,16 +329,15 @@ def meter(world: World, contract: Contract, reading: Reading) -> int:
     return due
 
 
-def noticed(world: World, neighbour: Neighbour, notice: Notice) -> None:
-    """A server says that it cut a contract: our mirror of it ends too, unless it was we who wanted that."""
-    contract = world.contracts.get(notice.contract) or world.ended.get(notice.contract)
+def cancelled(world: World, neighbour: Neighbour, cancel: Cancel) -> None:
+    """A server says that a contract is over: our mirror of it ends too, unless it was we who wanted that."""
+    contract = world.contracts.get(cancel.contract) or world.ended.get(cancel.contract)
     if contract is None or not _ours(contract, neighbour):
         return
-    if notice.kind is NoticeKind.CUT:
-        contract.disowned = False
-    if notice.kind is NoticeKind.CUT and contract.running:
-        known = notice.reason in [reason.value for reason in CloseReason]
-        world.halt(contract, CloseReason(notice.reason) if known else CloseReason.CANCELLED)
+    contract.disowned = False
+    if contract.running:
+        known = cancel.reason in [reason.value for reason in CloseReason]
+        world.halt(contract, CloseReason(cancel.reason) if known else CloseReason.CANCELLED)
 
 
 def halted(world: World, contract: Contract, reading: Reading | None) -> None:

@@ -179,15 +179,6 @@ class AskRefund:
     identity: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class AskFor:
-    """The operator (or a prefetch) asks a server for a quote before anything is sent."""
-
-    identity: bytes
-    link: tuple[str, bytes]
-    destination: Prefix
-
-
 Event = (
     MessageReceived
     | Undelivered
@@ -209,5 +200,4 @@ Event = (
     | BlockNeighbour
     | RefundNeighbour
     | AskRefund
-    | AskFor
 )

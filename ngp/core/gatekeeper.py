@@ -25,7 +25,6 @@ from ngp.core import (
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Acknowledge, Effect, Greet
 from ngp.core.events import (
-    AskFor,
     AskRefund,
     BillsRecalled,
     BlockNeighbour,
@@ -53,9 +52,10 @@ from ngp.core.messages import (
     Ack,
     Ask,
     Bye,
+    Cancel,
+    Declined,
     Hello,
     Invoice,
-    Notice,
     Paid,
     Propose,
     Refund,
@@ -161,10 +161,6 @@ class Gatekeeper:
                 world.log(refunds.refund_offered(world, event.identity))
             case AskRefund():
                 world.log(refunds.ask_back(world, event.identity))
-            case AskFor():
-                neighbour = world.neighbours.get((event.identity, event.link))
-                if neighbour is not None:
-                    world.send(neighbour, Ask(event.destination, 0, 0))
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -206,8 +202,11 @@ class Gatekeeper:
                 world.count("proofs_" + settlements.proof_received(world, message).value)
             case Statement():
                 bills.stated(world, neighbour, message)
-            case Notice():
-                buyer.noticed(world, neighbour, message)
+            case Cancel():
+                buyer.cancelled(world, neighbour, message)
+                seller.cancelled(world, neighbour, message.contract)
+            case Declined():
+                self._declined(neighbour, message)
             case Refund():
                 return refunds.refund_received(world, neighbour, message, event.decoded, number)
             case Bye():
@@ -218,20 +217,19 @@ class Gatekeeper:
         return False
 
     def _rejected(self, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:
-        if not reject.subject:
-            refunds.ask_rejected(self.world, neighbour, reject)
-            return False
-        if (record := self.world.invoices.get(reject.subject)) is not None:
-            if record.identity == neighbour.identity and record.kind is PaymentKind.REFUND:
-                refunds.invoice_declined(self.world, record, reject)
-            elif record.identity == neighbour.identity:
-                invoices.invoice_declined(self.world, reject)
-            return False
-        contract = self.world.contracts.get(reject.subject)
+        contract = self.world.contracts.get(reject.contract)
         if contract is not None and contract.role is Role.CLIENT:
             buyer.rejected(self.world, neighbour, reject)
             return False
         return seller.rejected(self.world, neighbour, reject, message_id)
+
+    def _declined(self, neighbour: Neighbour, declined: Declined) -> None:
+        record = self.world.invoices.get(declined.payment_hash)
+        if not declined.payment_hash:
+            refunds.ask_declined(self.world, neighbour, declined)
+        elif record is not None and record.identity == neighbour.identity:
+            of_kind = refunds if record.kind is PaymentKind.REFUND else invoices
+            of_kind.invoice_declined(self.world, record, declined)
 
     def _undelivered(self, event: Undelivered) -> None:
         neighbour = self.world.neighbours.get((event.identity, event.link))

@@ -12,7 +12,7 @@ from ngp.core import invoices
 from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Decide
-from ngp.core.messages import Notice, NoticeKind, Role
+from ngp.core.messages import Cancel, Role
 from ngp.core.pricing import affordable_bytes, amount_due_msat
 from ngp.core.statements import CLOSED_WAIT_S, STATEMENT_INTERVAL_S, to_state
 from ngp.core.timers import Due
@@ -295,7 +295,7 @@ def halted(world: World, contract: Contract, reading: Reading | None) -> None:
     world.forget_if_gone(contract.identity)
     neighbour = world.neighbour_of(contract)
     if neighbour is not None:
-        world.send(neighbour, Notice(contract.contract, NoticeKind.CUT, contract.reason))
+        world.send(neighbour, Cancel(contract.contract, contract.reason))
 
 
 def late_bytes(world: World, contract: Contract, reading: Reading) -> None:

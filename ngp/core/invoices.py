@@ -12,7 +12,7 @@ from dataclasses import replace
 from ngp.core.account import Account
 from ngp.core.effects import CancelInvoice, MakeInvoice, Persist
 from ngp.core.events import ChannelsSeen, InvoiceFailed, InvoiceMade
-from ngp.core.messages import Invoice, Refund, Reject, RejectReason, Role
+from ngp.core.messages import Declined, DeclineReason, Invoice, Refund, Role
 from ngp.core.pricing import ceil_to_sat_msat
 from ngp.core.reach import Bounds, Reach
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
@@ -223,31 +223,30 @@ def invoice_cancelled(world: World, payment_hash: bytes) -> None:
     world.forget_if_gone(record.identity)
 
 
-def invoice_declined(world: World, reject: Reject) -> None:
+def invoice_declined(world: World, record: PaymentRecord, declined: Declined) -> None:
     """The client won't pay this invoice: ask for what it would pay, or wait a little."""
-    record = world.invoices.get(reject.subject)
-    if record is None or record.state is not PaymentState.OPEN:
+    if record.state is not PaymentState.OPEN:
         return
     account = world.account(record.identity, Role.SERVER)
-    withdraw(world, record, f"declined: {reject.reason.value}")
-    account.most_asked_msat = max(reject.amount_msat, world.means.least_amount_msat) if reject.amount_msat else 0
-    if reject.reason is RejectReason.BUDGET:  # which stays as it is; what a client trusts us with grows as it pays
+    withdraw(world, record, f"declined: {declined.reason.value}")
+    account.most_asked_msat = max(declined.amount_msat, world.means.least_amount_msat) if declined.amount_msat else 0
+    if declined.reason is DeclineReason.BUDGET:  # which stays as it is; what a client trusts us with grows as it pays
         account.budget_told_mono_s = world.now.monotonic_s
-    smaller = 0 < reject.amount_msat < record.amount_msat and account.invoices_declined < 2
+    smaller = 0 < declined.amount_msat < record.amount_msat and account.invoices_declined < 2
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(account.invoices_declined, 16))
     account.invoices_declined += 1
     if not smaller:
-        note_why_not(world, account, f"it declines our invoices ({_declined_for(reject)}); its log says more")
+        note_why_not(world, account, f"it declines our invoices ({_declined_for(declined)}); its log says more")
     account.invoice_not_before_mono_s = world.now.monotonic_s + (0.2 if smaller else pause_s)
     if account.running:
         world.timers.set(Due.INVOICE, account.identity, account.invoice_not_before_mono_s)
 
 
-def _declined_for(reject: Reject) -> str:
+def _declined_for(declined: Declined) -> str:
     """Say what a client's refusal most likely means: "amount" alone sounds like a price."""
-    if reject.reason is RejectReason.AMOUNT and not reject.amount_msat:
+    if declined.reason is DeclineReason.AMOUNT and not declined.amount_msat:
         return "amount: its payment node has no channel with enough left, or a payment of it is still on its way"
-    return reject.reason.value
+    return declined.reason.value
 
 
 def invoice_retry_due(world: World, identity: bytes) -> None:

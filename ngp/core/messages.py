@@ -22,28 +22,30 @@ class Role(StrEnum):
 
 
 class RejectReason(StrEnum):
-    """Why a proposal, an accept or an invoice is refused; the wire carries the word."""
+    """Why a quote, a renewal or an accept is refused; the wire carries the word."""
 
     PRICE = "price"
     NOT_BUYING = "not buying"
     NOT_SELLING = "not selling"
     NOT_RENEWING = "not renewing"
+    NETWORK = "network"
+    LAPSED = "lapsed"
+    BLOCKED = "blocked"
+    TERMS = "terms"
+    BUSY = "busy"
+
+
+class DeclineReason(StrEnum):
+    """Why an invoice isn't paid, or no refund is offered; the wire carries the word."""
+
+    NOT_BUYING = "not buying"
     BUDGET = "budget"
     AMOUNT = "amount"
     NETWORK = "network"
     LAPSED = "lapsed"
     BLOCKED = "blocked"
-    UNKNOWN_CONTRACT = "unknown contract"
     TERMS = "terms"
     BUSY = "busy"
-
-
-class NoticeKind(StrEnum):
-    """What a server tells its client outside of a negotiation."""
-
-    LOW = "low"
-    CUT = "cut"
-    RESUMED = "resumed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +124,28 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Either side declines; with a counter price it offers another round.
+    """Refuse terms, on either side; with a counter price it offers another round.
 
     Attributes:
-        subject: the contract's id, or the payment hash of the invoice that is declined.
+        contract: the contract's id, or empty: the ask for a quote that this answers.
         counter_msat_per_gib: what the sender would agree to, or None: final.
-        amount_msat: for an invoice, what the client would pay instead, or 0.
     """
 
-    subject: bytes
+    contract: bytes
     reason: RejectReason
     counter_msat_per_gib: int | None = None
-    amount_msat: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Say that a contract is over on the sender's side, or was never there: it ends on the other side as well.
+
+    Attributes:
+        reason: a `CloseReason` where the sender closed it; text, so that a later version may have others.
+    """
+
+    contract: bytes
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,20 @@ class Invoice:
 
     bolt11: str
     amount_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """An invoice is not paid; or, without its hash, no refund is offered to the client that asked for one.
+
+    Attributes:
+        payment_hash: of the invoice, or empty.
+        amount_msat: what would be paid instead, or 0.
+    """
+
+    payment_hash: bytes
+    reason: DeclineReason
+    amount_msat: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +204,6 @@ class Statement:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """Server tells its client what happened to a contract; informational, never a command."""
-
-    contract: bytes
-    kind: NoticeKind
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Refund:
     """Pay back what a client prepaid: the server names an amount (no invoice), the client answers with an invoice.
 
@@ -210,5 +227,5 @@ class Ack:
 
 
 Message = (
-    Hello | Ask | Propose | Accept | Reject | Invoice | Paid | Statement | Notice | Refund | Bye | Ack
+    Hello | Ask | Propose | Accept | Reject | Cancel | Invoice | Declined | Paid | Statement | Refund | Bye | Ack
 )

@@ -14,7 +14,7 @@ from ngp.core.account import Account, Patience
 from ngp.core.budget import broken_limit, room_msat
 from ngp.core.contract import State
 from ngp.core.effects import PayInvoice, Persist, TrackPayment
-from ngp.core.messages import Invoice, Paid, Reject, RejectReason, Role
+from ngp.core.messages import Declined, DeclineReason, Invoice, Paid, Role
 from ngp.core.pricing import floor_to_sat_msat
 from ngp.core.reach import Bounds
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
@@ -59,12 +59,12 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     if may_be_forgotten(world, decoded.expires_in_s):
         return _lapsed(world, neighbour, payment_hash, _PAID_BEFORE)
     if neighbour.blocked or not world.settings.buys:
-        world.send(neighbour, Reject(payment_hash, RejectReason.NOT_BUYING))
+        world.send(neighbour, Declined(payment_hash, DeclineReason.NOT_BUYING))
         return True
     account = world.account(neighbour.identity, Role.CLIENT)
     reason, instead = _objection(world, neighbour, account, invoice.amount_msat, decoded)
     if reason is not None:
-        world.send(neighbour, Reject(payment_hash, reason, amount_msat=instead))
+        world.send(neighbour, Declined(payment_hash, reason, instead))
         return True
     fee_limit_msat = world.settings.fee_limit.of_msat(invoice.amount_msat)
     pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat, fee_limit_msat)
@@ -92,7 +92,7 @@ def may_be_forgotten(world: World, expires_in_s: int) -> bool:
 def _lapsed(world: World, neighbour: Neighbour, payment_hash: bytes, why_not: str) -> bool:
     if (bought := world.accounts.get((neighbour.identity, Role.CLIENT))) is not None:
         note_why_not(world, bought, why_not)
-    world.send(neighbour, Reject(payment_hash, RejectReason.LAPSED))
+    world.send(neighbour, Declined(payment_hash, DeclineReason.LAPSED))
     return True
 
 
@@ -106,37 +106,37 @@ def told_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool
     if known.state is PaymentState.SUCCEEDED:
         world.send(neighbour, Paid(known.payment_hash, known.preimage))
     elif known.state is PaymentState.FAILED:
-        world.send(neighbour, Reject(known.payment_hash, RejectReason.BUSY))
+        world.send(neighbour, Declined(known.payment_hash, DeclineReason.BUSY))
     return known.state is not PaymentState.PENDING
 
 
 def _objection(
     world: World, neighbour: Neighbour, account: Account, amount_msat: int, decoded: DecodedInvoice
-) -> tuple[RejectReason | None, int]:
+) -> tuple[DeclineReason | None, int]:
     if not networks.takes_invoice(world.means.network, decoded.network):
-        return RejectReason.NETWORK, 0
+        return DeclineReason.NETWORK, 0
     if not names_its_payee(world, neighbour, decoded):
-        return RejectReason.TERMS, 0
+        return DeclineReason.TERMS, 0
     another_has_it = decoded.payment_hash in world.payments or decoded.payment_hash in world.invoices
     if account.disputed or another_has_it:  # one payment would credit two accounts; its preimage is not for everybody
-        return RejectReason.TERMS, 0
+        return DeclineReason.TERMS, 0
     if not account.running and account.balance_msat >= 0:
-        return RejectReason.NOT_BUYING, 0
+        return DeclineReason.NOT_BUYING, 0
     bounds = sendable(world, neighbour.identity)
     if objection := _unsendable(world, account, bounds, amount_msat):
         return objection
     if not account.sent and amount_msat > _newcomers_room_msat(world):
-        return RejectReason.BUSY, 0
+        return DeclineReason.BUSY, 0
     waits = _patience(world, account).not_before_mono_s > world.now.monotonic_s
     if waits or len(_pending(world, neighbour.identity)) >= MOST_PENDING:
-        return RejectReason.BUSY, 0
+        return DeclineReason.BUSY, 0
     most = MOST_AHEAD * usual_msat(world, account, bounds)
     if grows(world, account, account.metered_msat):
         most = max(most, 3 * account.top_up_msat)
     unspent = account.paid_msat - max(account.metered_msat, account.charged_msat) - account.refunded_msat
     ahead = most - unspent - pending_msat(world, neighbour.identity)
     if amount_msat > ahead:
-        return RejectReason.AMOUNT, _worth_asking(ahead, bounds)
+        return DeclineReason.AMOUNT, _worth_asking(ahead, bounds)
     fees = world.settings.fee_limit
     cost = amount_msat + fees.of_msat(amount_msat)
     limit = broken_limit(world.settings.budgets, world.spending, neighbour.identity, cost, world.now.utc_s)
@@ -145,22 +145,22 @@ def _objection(
     world.log(f"invoice of {amount_msat} msat from {neighbour.identity.hex()[:8]} declined: {limit}", logging.WARNING)
     room = room_msat(world.settings.budgets, world.spending, neighbour.identity, world.now.utc_s)
     account.why_not = limit
-    return RejectReason.BUDGET, _worth_asking(fees.fits_msat(room), bounds)
+    return DeclineReason.BUDGET, _worth_asking(fees.fits_msat(room), bounds)
 
 
 def _unsendable(
     world: World, account: Account, bounds: Bounds, amount_msat: int
-) -> tuple[RejectReason, int] | None:
+) -> tuple[DeclineReason, int] | None:
     """Object to an invoice that our channels can't pay now, and say what they could."""
     if bounds.why_not:
         note_why_not(world, account, bounds.why_not)
-        return RejectReason.AMOUNT, 0
+        return DeclineReason.AMOUNT, 0
     if bounds.least_msat > MOST_AHEAD * usual_msat(world, account, bounds):
         why = f"the channel takes no payment below {bounds.least_msat} msat; raise PAYMENT_AMOUNT to prepay as much"
         note_why_not(world, account, why)
-        return RejectReason.AMOUNT, 0
+        return DeclineReason.AMOUNT, 0
     fits = bounds.least_msat <= amount_msat <= bounds.most_msat
-    return None if fits else (RejectReason.AMOUNT, bounds.fit_msat(amount_msat))
+    return None if fits else (DeclineReason.AMOUNT, bounds.fit_msat(amount_msat))
 
 
 def _worth_asking(amount_msat: int, bounds: Bounds) -> int:
@@ -324,7 +324,7 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
         patience.not_before_mono_s, patience.failures = world.now.monotonic_s + pause_s, patience.failures + 1
     neighbour = world.any_link(record.identity)
     if neighbour is not None:
-        world.send(neighbour, Reject(record.payment_hash, RejectReason.BUSY))
+        world.send(neighbour, Declined(record.payment_hash, DeclineReason.BUSY))
 
 
 def track_due(world: World, payment_hash: bytes) -> None:

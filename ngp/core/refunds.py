@@ -22,7 +22,7 @@ from ngp.core.account import Account
 from ngp.core.budget import Spending, broken_limit, room_msat
 from ngp.core.effects import MakeInvoice
 from ngp.core.invoices import INVOICE_EXPIRY_S, send_invoice, withdraw
-from ngp.core.messages import Refund, Reject, RejectReason, Role
+from ngp.core.messages import Declined, DeclineReason, Refund, Role
 from ngp.core.payments import MOST_INVOICE_EXPIRY_S, may_be_forgotten, names_its_payee, pay, told_again
 from ngp.core.pricing import SAT_MSAT, floor_to_sat_msat, show_money
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
@@ -42,13 +42,13 @@ INVOICE_PAUSE_S = 60.0
 """Between two invoices for refunds of one server: offers cost nothing, invoices a call to our node and a row."""
 
 _WHY_NOT = {
-    RejectReason.TERMS: "its operator decides (ngp refund there; REFUND_WHEN_ASKED)",
-    RejectReason.AMOUNT: "nothing is free there that is worth a payment; running contracts hold theirs (ngp block)",
-    RejectReason.BUSY: (
+    DeclineReason.TERMS: "its operator decides (ngp refund there; REFUND_WHEN_ASKED)",
+    DeclineReason.AMOUNT: "nothing is free there that is worth a payment; running contracts hold theirs (ngp block)",
+    DeclineReason.BUSY: (
         f"a refund is on its way, was paid less than {ASKED_AGAIN_S // 60} min ago, or failed less than "
         f"{FAILED_AGAIN_S // 60} min ago: ask again then; its operator can pay at any time (ngp refund there)"
     ),
-    RejectReason.BLOCKED: "it has blocked us",
+    DeclineReason.BLOCKED: "it has blocked us",
 }
 
 
@@ -139,7 +139,7 @@ def _asked(world: World, neighbour: Neighbour, message_id: int) -> bool:
     reason = _objection(world, neighbour, account)
     if account is None or reason is not None:
         world.count("refund_asks_declined")
-        world.send(neighbour, Reject(b"", reason or RejectReason.AMOUNT), message_id)
+        world.send(neighbour, Declined(b"", reason or DeclineReason.AMOUNT), message_id)
         return True
     amount = offerable_msat(world, account)
     world.log(f"{neighbour.identity.hex()[:8]} asks for its balance; refund of {amount} msat offered")
@@ -147,21 +147,21 @@ def _asked(world: World, neighbour: Neighbour, message_id: int) -> bool:
     return False
 
 
-def _objection(world: World, neighbour: Neighbour, account: Account | None) -> RejectReason | None:
+def _objection(world: World, neighbour: Neighbour, account: Account | None) -> DeclineReason | None:
     if neighbour.blocked:
-        return RejectReason.BLOCKED
+        return DeclineReason.BLOCKED
     amount = offerable_msat(world, account) if account is not None else 0
     if account is None or amount < LEAST_ASKED_MSAT:
-        return RejectReason.AMOUNT
+        return DeclineReason.AMOUNT
     if account.refunding_msat:
-        return RejectReason.BUSY
+        return DeclineReason.BUSY
     if _refunded_lately(world, account.identity):
         _tell_of_ask(world, account, amount, "it had a refund, or one failed, lately, so none is paid by itself; ")
-        return RejectReason.BUSY
+        return DeclineReason.BUSY
     if world.settings.refund_when_asked:
         return None
     _tell_of_ask(world, account, amount)
-    return RejectReason.TERMS
+    return DeclineReason.TERMS
 
 
 def _tell_of_ask(world: World, account: Account, amount_msat: int, why: str = "") -> None:
@@ -203,7 +203,7 @@ def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decod
         return False
     reason, instead = _unpayable(world, account, refund.amount_msat, offered)
     if reason is not None:
-        world.send(neighbour, Reject(decoded.payment_hash, reason, amount_msat=instead))
+        world.send(neighbour, Declined(decoded.payment_hash, reason, instead))
         return True
     if refund.amount_msat < offered:
         world.log(f"{neighbour.identity.hex()[:8]} asks for {refund.amount_msat} msat of {offered} msat offered")
@@ -232,11 +232,11 @@ def _fee_limit_msat(world: World, account: Account, amount_msat: int) -> int:
 
 def _unpayable(
     world: World, account: Account, amount_msat: int, offered_msat: int
-) -> tuple[RejectReason | None, int]:
+) -> tuple[DeclineReason | None, int]:
     """Object to an invoice for a refund, and say what would be paid instead."""
     free_msat = min(offered_msat, offerable_msat(world, account))
     if amount_msat > free_msat:
-        return RejectReason.AMOUNT, free_msat
+        return DeclineReason.AMOUNT, free_msat
     cost, now_s = amount_msat + _fee_limit_msat(world, account, amount_msat), world.now.utc_s
     purses = [("", world.settings.budgets, world.spending)]
     if account.refund_asked and world.settings.buys:
@@ -248,7 +248,7 @@ def _unpayable(
     who = account.identity.hex()[:8]
     world.log(f"refund of {amount_msat} msat to {who} not paid: {limits[0]}", logging.WARNING)
     room = min(room_msat(budgets, spent, account.identity, now_s) for _, budgets, spent in purses)
-    return RejectReason.BUDGET, floor_to_sat_msat(world.settings.fee_limit.fits_msat(room))
+    return DeclineReason.BUDGET, floor_to_sat_msat(world.settings.fee_limit.fits_msat(room))
 
 
 def _half(budgets: Budgets) -> Budgets:
@@ -290,12 +290,12 @@ def why_not_ask(world: World, identity: bytes) -> str:
     return _why_away(world, identity, "be asked")
 
 
-def ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
-    """A server doesn't pay back now; an ask for a quote is declined in the same words, and nobody waits for that."""
+def ask_declined(world: World, neighbour: Neighbour, declined: Declined) -> None:
+    """A server offers no refund now: say why, if one was asked for."""
     account = world.accounts.get((neighbour.identity, Role.CLIENT))
     if account is not None and world.now.monotonic_s - account.refund_ask_mono_s < ANSWER_S:
         account.refund_ask_mono_s = float("-inf")
-        why = _WHY_NOT.get(reject.reason, reject.reason.value)
+        why = _WHY_NOT.get(declined.reason, declined.reason.value)
         world.log(f"{neighbour.identity.hex()[:8]} offers no refund: {why}", logging.WARNING)
 
 
@@ -334,16 +334,16 @@ def _ask_invoice(world: World, account: Account, amount_msat: int) -> None:
         world.do(MakeInvoice(account.identity, PaymentKind.REFUND, amount, memo, INVOICE_EXPIRY_S))
 
 
-def invoice_declined(world: World, record: PaymentRecord, reject: Reject) -> None:
+def invoice_declined(world: World, record: PaymentRecord, declined: Declined) -> None:
     """The server won't pay this invoice (any more): take less, once, if it names less."""
     if record.state is not PaymentState.OPEN:
         return
     account = world.account(record.identity, Role.CLIENT)
-    withdraw(world, record, f"declined: {reject.reason.value}")
-    less = 0 < reject.amount_msat < record.amount_msat
+    withdraw(world, record, f"declined: {declined.reason.value}")
+    less = 0 < declined.amount_msat < record.amount_msat
     who = record.identity.hex()[:8]
-    instead = f"; {reject.amount_msat} msat at most" if less else ""
-    world.log(f"{who} didn't pay the refund of {record.amount_msat} msat: {reject.reason.value}{instead}")
+    instead = f"; {declined.amount_msat} msat at most" if less else ""
+    world.log(f"{who} didn't pay the refund of {record.amount_msat} msat: {declined.reason.value}{instead}")
     if less and not account.invoices_declined and not account.invoice_asked:
         account.invoices_declined += 1
-        _ask_invoice(world, account, min(reject.amount_msat, max(0, account.balance_msat)))
+        _ask_invoice(world, account, min(declined.amount_msat, max(0, account.balance_msat)))

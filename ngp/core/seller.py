@@ -15,6 +15,7 @@ from ngp.core.events import PacketHeld
 from ngp.core.messages import (
     Accept,
     Ask,
+    Cancel,
     Propose,
     Reject,
     RejectReason,
@@ -201,7 +202,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None
 def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None:
     contract = _own_contract(world, neighbour, ask.contract)
     if contract is None or not contract.running or contract.halting is not None:
-        world.send(neighbour, Reject(ask.contract, RejectReason.UNKNOWN_CONTRACT), message_id)
+        world.send(neighbour, Cancel(ask.contract, CloseReason.CANCELLED.value), message_id)
         return
     idly = contract.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour)
     if contract.offered is None and (idly or contract.renews_idly(world.now.monotonic_s)):
@@ -245,7 +246,7 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
     """Take an accept. Returns whether it was answered by a message (else it only needs an acknowledgement)."""
     contract = _own_contract(world, neighbour, accept.contract)
     if contract is None:
-        world.send(neighbour, Reject(accept.contract, RejectReason.UNKNOWN_CONTRACT), message_id)
+        world.send(neighbour, Cancel(accept.contract, CloseReason.CANCELLED.value), message_id)
         return True
     if contract.halting is not None or neighbour.blocked:
         reason = RejectReason.BLOCKED if neighbour.blocked else RejectReason.LAPSED
@@ -324,13 +325,11 @@ def _renew(world: World, contract: Contract) -> None:
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:
     """Take a client's no, or its counter-offer. Returns whether it was answered by a message."""
-    contract = _own_contract(world, neighbour, reject.subject)
+    contract = _own_contract(world, neighbour, reject.contract)
     if contract is None:
         return False
     if contract.state is State.RENEWING:
         _renewal_over(world, contract)
-    if contract.running and reject.reason is RejectReason.UNKNOWN_CONTRACT:
-        world.halt(contract, CloseReason.CANCELLED)  # its client has no meter on it any more
     if contract.state is not State.QUOTED:
         return False
     terms = ask_terms(world.settings, contract.destination, neighbour.link[0])
@@ -351,6 +350,20 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
     world.move(contract, State.QUOTED, f"round {contract.round}")
     _propose(world, neighbour, contract, message_id)
     return True
+
+
+def cancelled(world: World, neighbour: Neighbour, contract_id: bytes) -> None:
+    """End a contract that its client has ended, and so doesn't meter any more."""
+    contract = _own_contract(world, neighbour, contract_id)
+    if contract is None:
+        return
+    if contract.state is State.RENEWING:
+        _renewal_over(world, contract)
+    if contract.running:
+        world.halt(contract, CloseReason.CANCELLED)
+    elif contract.state is State.QUOTED:
+        world.move(contract, State.REJECTED, CloseReason.CANCELLED.value)
+        _refuse(world, contract, REFUSAL_S)
 
 
 def _renewal_over(world: World, contract: Contract) -> None:

@@ -6,7 +6,7 @@ from playbook import Sim, account, tell
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Hello, Invoice, Reject, RejectReason, Role, Statement, StatementLine
+from ngp.core.messages import Cancel, Hello, Invoice, Role, Statement, StatementLine
 
 HOST = "198.51.100.1"
 
@@ -75,7 +75,7 @@ def test_a_server_with_another_link_address_is_believed_once_and_its_contracts_m
     sim.flow(HOST, 100_000, 5)
     effects = moved(sim, b"\2gate2", 3_000_000)
     (answer,) = [one.message for one in effects if isinstance(one, fx.Send)]
-    assert isinstance(answer, Reject) and answer.reason is RejectReason.UNKNOWN_CONTRACT
+    assert isinstance(answer, Cancel)
     assert [one for one in effects if isinstance(one, fx.HaltContract)]
     sim.run(1)
     assert sim.contracts(sim.client)[0].reason == "cancelled"

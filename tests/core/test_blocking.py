@@ -16,7 +16,7 @@ from villain import HELLO, Villain, host
 
 from ngp.core import events as ev
 from ngp.core import forgetting
-from ngp.core.messages import Ask, Hello, Notice, Reject, Role, Statement, StatementLine
+from ngp.core.messages import Ask, Cancel, Hello, Role, Statement, StatementLine
 from ngp.core.restore import FORGET_NEIGHBOUR_S
 from ngp.core.values import Verdict
 
@@ -95,7 +95,7 @@ def test_a_gateway_that_was_away_hears_of_the_end_when_it_is_back() -> None:
 def test_a_bill_for_what_we_ended_is_answered_until_it_is_over_there() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2.0)
-    sim.silenced.add(Reject)
+    sim.silenced.add(Cancel)
     block(sim, sim.client)
     sim.flow(HOST, 400_000, 4.0)  # all of it is billed, and far above the allowance
     sim.silenced.clear()
@@ -103,10 +103,10 @@ def test_a_bill_for_what_we_ended_is_answered_until_it_is_over_there() -> None:
     assert_over(sim)
     account = sim.client.world.accounts[sim.gateway.identity, Role.CLIENT]
     assert account.billed_msat > account.metered_msat
-    rejects = len(sim.sent(sim.client, Reject))
-    assert sim.sent(sim.gateway, Notice)
+    cancels = len(sim.sent(sim.client, Cancel))
+    assert sim.sent(sim.gateway, Cancel)
     sim.run(60)
-    assert len(sim.sent(sim.client, Reject)) == rejects
+    assert len(sim.sent(sim.client, Cancel)) == cancels
 
 
 def test_what_we_ended_is_believed_only_as_far_as_the_server_may_have_our_money() -> None:

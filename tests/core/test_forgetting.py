@@ -9,7 +9,7 @@ from villain import HELLO, Villain, host, messages
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core import forgetting
-from ngp.core.messages import Invoice, Reject, Role
+from ngp.core.messages import Declined, Invoice, Role
 from ngp.core.records import PaymentRecord
 from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
 
@@ -111,7 +111,7 @@ def test_invoices_that_cannot_be_paid_are_tried_seldom(keys: int) -> None:
             if isinstance(effect, fx.PayInvoice):
                 tried += 1
                 failed = PaymentOutcome(effect.payment_hash, PaymentStatus.FAILED, reason="no route")
-                assert messages(villain.tell(ev.PaymentResult(failed)), Reject)
+                assert messages(villain.tell(ev.PaymentResult(failed)), Declined)
     assert 5 < tried <= minutes + 8
     payments = [one for one in sim.client.ledger.payments.values() if isinstance(one, PaymentRecord)]
     assert len(payments) == tried

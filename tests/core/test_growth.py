@@ -18,7 +18,7 @@ from villain import HELLO, Villain, host, messages
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.contract import CloseReason, State
-from ngp.core.messages import Accept, Ask, Notice, NoticeKind, Propose, Reject, RejectReason, Role
+from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
 from ngp.core.openings import (
     FORGIVEN_AN_HOUR,
     MOST_OF_STRANGER,
@@ -44,7 +44,7 @@ def test_accepting_and_cancelling_in_turn_ends_after_a_while() -> None:
         contract = villain.buy(host(number))
         opened += contract is not None
         if contract is not None:
-            villain.say(Reject(contract, RejectReason.UNKNOWN_CONTRACT))
+            villain.say(Cancel(contract, "cancelled"))
     assert opened == MOST_OF_STRANGER
     assert len(ledger.contracts) == opened
     assert len(ledger.journal) == LINES_PER_CONTRACT * opened
@@ -64,7 +64,7 @@ def test_the_operator_is_told_once_in_a_while() -> None:
         effects = villain.say(Ask(ip_network(host(number)), 0, 0))
         for quote in messages(effects, Propose):
             villain.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
-            villain.say(Reject(quote.contract, RejectReason.UNKNOWN_CONTRACT))
+            villain.say(Cancel(quote.contract, "cancelled"))
         told += sum(isinstance(effect, fx.Log) and "came to nothing" in effect.text for effect in effects)
     assert told == 1
 
@@ -90,7 +90,7 @@ def test_proposing_and_cutting_in_turn_ends_after_a_while() -> None:
         contract = villain.sell(host(number))
         opened += contract is not None
         if contract is not None:
-            villain.say(Notice(contract, NoticeKind.CUT, CloseReason.EXPIRED.value))
+            villain.say(Cancel(contract, CloseReason.EXPIRED.value))
     assert opened == MOST_OF_STRANGER == len(sim.client.ledger.contracts)
     assert len(sim.client.ledger.journal) == LINES_PER_CONTRACT * opened
 
@@ -105,7 +105,7 @@ def test_cutting_each_contract_after_our_first_packet_ends_after_a_while() -> No
         if contract is not None:
             opened += 1
             villain.use(contract, 1000)
-            villain.say(Notice(contract, NoticeKind.CUT, CloseReason.UNPAID.value))
+            villain.say(Cancel(contract, CloseReason.UNPAID.value))
     assert opened == MOST_OF_STRANGER
 
 
@@ -131,7 +131,7 @@ def test_made_up_keys_and_addresses_share_one_bound_and_customers_have_their_own
             contract = villain.buy(host(4 * number + turn))
             opened += contract is not None
             if contract is not None:
-                villain.say(Reject(contract, RejectReason.UNKNOWN_CONTRACT))
+                villain.say(Cancel(contract, "cancelled"))
     assert opened == MOST_OF_STRANGERS
     before = len(sim.accepts)
     sim.up("198.51.100.2")
@@ -236,9 +236,9 @@ def test_the_ledger_grows_by_no_more_than_the_bound(turns: Sequence[tuple[str, i
         for contract in running:
             server = contract.role is Role.SERVER
             if act == "cancel" and server:
-                villain.say(Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+                villain.say(Cancel(contract.contract, "cancelled"))
             elif act == "cut" and not server:
-                villain.say(Notice(contract.contract, NoticeKind.CUT, "exhausted"))
+                villain.say(Cancel(contract.contract, "exhausted"))
             elif act == "carry" and server:
                 villain.use(contract.contract, min(1000, contract.granted_bytes))
             elif act == "renew" and server:
@@ -281,9 +281,9 @@ def test_the_file_stays_below_what_the_architecture_says(tmp_path: Path) -> None
             for _ in range(MOST_OF_STRANGER + 100):
                 bought, sold = villain.buy(host(next(hosts))), villain.sell(host(next(hosts)))
                 if bought:
-                    villain.say(Reject(bought, RejectReason.UNKNOWN_CONTRACT))
+                    villain.say(Cancel(bought, "cancelled"))
                 if sold:
-                    villain.say(Notice(sold, NoticeKind.CUT, "exhausted"))
+                    villain.say(Cancel(sold, "exhausted"))
             largest = max(largest, shelf.write())
         for villain in crowd:
             villain.wait(3600 / len(crowd))

@@ -19,11 +19,12 @@ from ngp.core.messages import (
     Ack,
     Ask,
     Bye,
+    Cancel,
+    Declined,
+    DeclineReason,
     Hello,
     Invoice,
     Message,
-    Notice,
-    NoticeKind,
     Paid,
     Propose,
     Refund,
@@ -48,7 +49,6 @@ PREFIX = st.sampled_from(
 def messages(contracts: tuple[bytes, ...]) -> st.SearchStrategy[Message]:
     """Draw a message about these contracts."""
     contract = st.sampled_from([*contracts, b"\0" * 16, b"x" * 16])
-    subject = contract | st.just(b"h" * 32)
     line = st.builds(StatementLine, contract, DATA, DATA, MSAT)
     return st.one_of(
         st.builds(Hello, st.sampled_from(("sandbox", "mainnet", "")), st.booleans(), st.booleans(), st.just(()),
@@ -57,11 +57,12 @@ def messages(contracts: tuple[bytes, ...]) -> st.SearchStrategy[Message]:
         st.builds(Propose, contract, PREFIX, PRICE, DATA, TIME, TIME, DATA, st.integers(1, 255)),
         st.builds(Accept, contract, PRICE, DATA),
         st.builds(Accept, contract, st.just(5 << 20), st.just(100 << 20)),
-        st.builds(Reject, subject, st.sampled_from(RejectReason), st.none() | PRICE, MSAT),
+        st.builds(Reject, contract | st.just(b""), st.sampled_from(RejectReason), st.none() | PRICE),
+        st.builds(Cancel, contract, st.sampled_from(("expired", "unpaid", "?"))),
+        st.builds(Declined, st.sampled_from((b"", b"h" * 32)), st.sampled_from(DeclineReason), MSAT),
         st.builds(Invoice, st.just("lnx"), MSAT),
         st.builds(Paid, st.just(b"h" * 32), st.just(b"p" * 32)),
         st.builds(Statement, MSAT, MSAT, MSAT, st.lists(line, max_size=4).map(tuple)),
-        st.builds(Notice, contract, st.sampled_from(NoticeKind), st.sampled_from(("expired", "unpaid", "?"))),
         st.builds(Refund, MSAT, st.sampled_from(("", "lnx"))),
         st.builds(Bye),
         st.builds(Ack, st.just((1,))),
@@ -185,12 +186,12 @@ def test_nobody_speaks_about_anothers_contract() -> None:
     for identity, link in ((b"T" * 32, other), (sim.client.identity, ("eth1", b"\2else!"))):
         hello = Hello("sandbox", True, True, (), "", False)
         sim.happen(sim.gateway, ev.MessageReceived(identity, link, 1, hello, 9 << 32))
-        for message in (Reject(contract, RejectReason.UNKNOWN_CONTRACT), Ask(ip_network(HOST), 0, 0, contract)):
+        for message in (Cancel(contract, "cancelled"), Ask(ip_network(HOST), 0, 0, contract)):
             sim.gateway.gatekeeper.step(ev.MessageReceived(identity, link, 1, message, 10 << 32), sim.clock())
     for node in (sim.client,):
         hello = Hello("sandbox", True, True, (), "", False)
         sim.happen(node, ev.MessageReceived(b"T" * 32, other, 1, hello, 9 << 32))
-        cut = Notice(contract, "cut", "expired")  # type: ignore[arg-type]
+        cut = Cancel(contract, "expired")
         node.gatekeeper.step(ev.MessageReceived(b"T" * 32, other, 1, cut, 10 << 32), sim.clock())
     assert sim.gateway.world.contracts[contract].state is not State.RENEWING
     assert sim.gateway.world.contracts[contract].halting is None

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from playbook import Node, Sim, settings
+from playbook import Node, Sim, settings, tell
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Invoice, Paid, Role
+from ngp.core.messages import Ask, Invoice, Paid, Role
 from ngp.core.pricing import amount_due_msat
 from ngp.core.records import Direction, PaymentState
 from ngp.core.values import Now, PaymentStatus
@@ -156,7 +156,7 @@ def test_who_does_not_pay_costs_the_grace_once(plan: list[tuple[object, ...]], s
 def test_both_sides_compute_the_same_charge(packets: list[tuple[str, int]]) -> None:
     sim = Sim()
     for host in HOSTS:
-        sim.happen(sim.client, ev.AskFor(sim.gateway.identity, sim.gateway.link, ip_network(host)))
+        tell(sim, sim.gateway, Ask(ip_network(host), 0, 0))
     sim.run(0.1)
     for host, size in packets:
         sim.up(host, size)

@@ -13,7 +13,7 @@ from stand_ins import PAYEES
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.channels import Channel, ChannelEnd
-from ngp.core.messages import Reject, RejectReason, Role
+from ngp.core.messages import Declined, DeclineReason, Role
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.reach import Reach, left_msat
 from ngp.core.records import PaymentState
@@ -182,7 +182,7 @@ def test_top_ups_of_who_uses_them_up_within_a_minute_are_no_dust() -> None:
     assert set(asked(sim)) == {100_000}
     sim.flow(HOST, 2_000_000, 60, size=4000)
     assert asked(sim)[-1] == 354_000
-    assert not [e for e in sim.client.log if isinstance(e, fx.Send) and isinstance(e.message, Reject)]
+    assert not [e for e in sim.client.log if isinstance(e, fx.Send) and isinstance(e.message, Declined)]
 
 
 def test_a_slow_client_is_asked_for_no_more_than_the_chunk() -> None:
@@ -224,7 +224,7 @@ def test_at_line_rate_a_client_pays_once_in_several_seconds() -> None:
     assert {record.state for record in paid} == {PaymentState.SUCCEEDED}
     assert min(record.amount_msat for record in paid) > 5 * 6_000_000
     assert sim.passed > 0.85 * LINE_SECONDS * line_rate
-    assert not [e for e in sim.client.log if isinstance(e, fx.Send) and isinstance(e.message, Reject)]
+    assert not [e for e in sim.client.log if isinstance(e, fx.Send) and isinstance(e.message, Declined)]
 
 
 def test_remainders_stay_in_the_balance() -> None:
@@ -239,5 +239,5 @@ def test_without_channels_to_look_at_nothing_is_bounded() -> None:
     sim = Sim(settings(payment_amount_msat=10**9), settings(sells=False, payment_amount_msat=10**9))
     sim.flow(HOST, 1_000, 2)
     assert asked(sim)[0] == 10**9
-    declined = [e.message for e in sim.client.log if isinstance(e, fx.Send) and isinstance(e.message, Reject)]
-    assert [message.reason for message in declined][:1] == [RejectReason.BUDGET]
+    declined = [e.message for e in sim.client.log if isinstance(e, fx.Send) and isinstance(e.message, Declined)]
+    assert [message.reason for message in declined][:1] == [DeclineReason.BUDGET]

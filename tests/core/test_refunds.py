@@ -15,7 +15,7 @@ from test_reach import channel, end
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Message, Refund, Reject, RejectReason, Role
+from ngp.core.messages import Declined, DeclineReason, Message, Refund, Role
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import Direction, PaymentKind, PaymentState
 from ngp.core.refunds import ASK_PAUSE_S, ASKED_AGAIN_S, INVOICE_PAUSE_S, why_no_refund, why_not_ask
@@ -115,11 +115,11 @@ def test_asking_in_a_loop_gets_one_refund_an_hour() -> None:
 def test_a_blocked_neighbour_and_one_without_an_account_get_nothing_by_asking() -> None:
     sim = prepaid()
     sim.happen(sim.gateway, ev.BlockNeighbour(sim.client.identity, True))
-    assert say(sim, Refund(0)) == [Reject(b"", RejectReason.BLOCKED)]
+    assert say(sim, Refund(0)) == [Declined(b"", DeclineReason.BLOCKED)]
     offer(sim)  # by its operator's word it does
     assert refunds(sim.gateway)
     sim = Sim(GENEROUS)
-    assert say(sim, Refund(0)) == [Reject(b"", RejectReason.AMOUNT)]
+    assert say(sim, Refund(0)) == [Declined(b"", DeclineReason.AMOUNT)]
     assert not sim.gateway.world.accounts
 
 
@@ -144,7 +144,7 @@ def test_more_than_was_offered_is_not_paid_and_the_rest_is_named() -> None:
     assert isinstance(offered, Refund)
     greedy = sim.mint.invoice("client", offered.amount_msat + SAT_MSAT)
     assert say(sim, Refund(offered.amount_msat + SAT_MSAT, greedy.hex())) == [
-        Reject(greedy, RejectReason.AMOUNT, amount_msat=offered.amount_msat)
+        Declined(greedy, DeclineReason.AMOUNT, offered.amount_msat)
     ]
     foreign = sim.mint.invoice("mallory", offered.amount_msat)
     assert say(sim, Refund(offered.amount_msat, foreign.hex())) == []

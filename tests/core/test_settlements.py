@@ -9,7 +9,7 @@ from villain import Villain, messages
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.account import Account
-from ngp.core.messages import Invoice, Paid, Reject, Role
+from ngp.core.messages import Declined, Invoice, Paid, Role
 from ngp.core.records import CursorRecord, Direction, PaymentKind, PaymentState
 from ngp.core.values import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
 
@@ -157,7 +157,7 @@ def test_a_payment_to_one_neighbour_is_not_proven_to_another() -> None:
     told = ev.MessageReceived(
         villain.identity, villain.link, 1, Invoice(made.bolt11, made.amount_msat), 9 << 32, 0, decoded
     )
-    assert messages(villain.tell(told), Reject) and not messages(villain.tell(told), Paid)
+    assert messages(villain.tell(told), Declined) and not messages(villain.tell(told), Paid)
 
 
 def test_no_other_invoice_is_made_while_the_node_may_still_take_money_for_the_last() -> None:

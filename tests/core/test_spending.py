@@ -6,7 +6,7 @@ from playbook import Node, Sim, account, settings, tell
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Invoice, Refund, Reject, RejectReason, Statement, StatementLine
+from ngp.core.messages import Declined, DeclineReason, Invoice, Refund, Statement, StatementLine
 from ngp.core.records import PaymentKind
 from ngp.core.settings import Budgets, FeeLimit
 from ngp.core.values import PaymentStatus
@@ -21,7 +21,7 @@ def test_money_talk_opens_no_account_for_a_node_that_does_not_trade_in_that_role
     tell(sim, sim.gateway, Refund(0))
     tell(sim, sim.gateway, Statement(0, 5000, 0, (StatementLine(b"c" * 16, 1000, 0, 5000),)))
     effects = tell(sim, sim.gateway, Invoice(bolt11, 5000), decoded=sim.mint.decode(bolt11))
-    declined = Reject(bytes.fromhex(bolt11), RejectReason.NOT_BUYING)
+    declined = Declined(bytes.fromhex(bolt11), DeclineReason.NOT_BUYING)
     assert declined in [effect.message for effect in effects if isinstance(effect, fx.Send)]
     bolt11 = sim.mint.invoice("gateway", 5000).hex()
     tell(sim, sim.client, Refund(5000, bolt11), decoded=sim.mint.decode(bolt11))

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from playbook import Sim, settings
+from playbook import Sim, settings, tell
 from test_money import GRACE, HOSTS, OFTEN, actions, play
 
 from ngp.core import buyer, statements
 from ngp.core import events as ev
-from ngp.core.messages import Accept, Role, Statement
+from ngp.core.messages import Accept, Ask, Role, Statement
 
 SHORT = {"contract_time_s": 20, "time_renewal_s": 0, "data_renewal_bytes": 0}
 INSTANTS = 26
@@ -105,7 +105,7 @@ def test_a_client_that_seemed_away_is_told_when_it_speaks_again() -> None:
     sim.happen(gateway, ev.Undelivered(client.identity, client.link, lost))
     sim.run(6)  # the statement was due
     assert client.world.contracts[contract.contract].billed_bytes == 0
-    sim.happen(client, ev.AskFor(gateway.identity, gateway.link, ip_network(HOSTS[1])))
+    tell(sim, gateway, Ask(ip_network(HOSTS[1]), 0, 0))
     sim.run(1)
     assert client.world.contracts[contract.contract].billed_bytes == contract.used_bytes > 0
 

@@ -9,7 +9,7 @@ from playbook import Sim, settings
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Invoice, Reject, Role
+from ngp.core.messages import Declined, Invoice, Role
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.settings import Budgets
 from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
@@ -46,7 +46,7 @@ def paid_msat(sim: Sim) -> int:
 def test_a_failure_that_was_not_heard_is_said_again_with_the_next_reminder() -> None:
     sim = Sim()
     sim.mint.outcomes = [PaymentStatus.FAILED]
-    sim.silenced = {Reject}
+    sim.silenced = {Declined}
     sim.flow(HOST, 50_000, 1)
     sim.crash(sim.client)
     sim.silenced = set()

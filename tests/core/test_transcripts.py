@@ -11,7 +11,7 @@ from playbook import MSAT_PER_KB, Sim, account, settings, states, tell
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.contract import MOVES, IllegalMove, State
-from ngp.core.messages import Accept, Ask, Hello, Propose, Reject, RejectReason
+from ngp.core.messages import Accept, Ask, Cancel, Hello, Propose, Reject, RejectReason
 from ngp.core.settings import PriceRule
 from ngp.core.values import Verdict
 
@@ -121,7 +121,7 @@ def test_quoted_price_holds_over_a_reload() -> None:
 
 def test_ask_before_sending() -> None:
     sim = Sim()
-    sim.happen(sim.client, ev.AskFor(sim.gateway.identity, sim.gateway.link, ip_network("203.0.113.0/24")))
+    tell(sim, sim.gateway, Ask(ip_network("203.0.113.0/24"), 0, 0))
     sim.run(0.1)
     sim.up("203.0.113.9")
     assert sim.passed == 1000
@@ -232,7 +232,7 @@ def test_what_a_client_does_not_know_ends_also_while_it_is_being_renewed() -> No
     (contract,) = sim.gateway.world.contracts.values()
     tell(sim, sim.gateway, Ask(contract.destination, 0, 0, contract.contract))
     assert contract.state is State.RENEWING
-    tell(sim, sim.gateway, Reject(contract.contract, RejectReason.UNKNOWN_CONTRACT))
+    tell(sim, sim.gateway, Cancel(contract.contract, "cancelled"))
     sim.run(0.1)
     assert states(sim) == [("closed", "cancelled")]
 
@@ -240,10 +240,10 @@ def test_what_a_client_does_not_know_ends_also_while_it_is_being_renewed() -> No
 def test_a_nested_destination_closed_falls_back_to_the_wider_one() -> None:
     sim = Sim()
     for prefix in ("203.0.113.0/24", "203.0.113.9/32"):
-        sim.happen(sim.client, ev.AskFor(sim.gateway.identity, sim.gateway.link, ip_network(prefix)))
+        tell(sim, sim.gateway, Ask(ip_network(prefix), 0, 0))
         sim.run(0.1)
     narrow = next(c for c in sim.gateway.world.contracts.values() if c.destination.prefixlen == 32)
-    tell(sim, sim.gateway, Reject(narrow.contract, RejectReason.UNKNOWN_CONTRACT))
+    tell(sim, sim.gateway, Cancel(narrow.contract, "cancelled"))
     sim.run(0.1)
     sim.up("203.0.113.9")
     assert sim.passed == 1000

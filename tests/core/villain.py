@@ -11,7 +11,7 @@ from playbook import Node, Sim
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Accept, Ask, Hello, Message, Propose, Reject
+from ngp.core.messages import Accept, Ask, Cancel, Hello, Message, Propose, Reject
 from ngp.core.values import Reading
 
 HELLO = Hello("sandbox", True, True, (), "", False)
@@ -58,7 +58,7 @@ class Villain:
         """Have a contract sold to us; None where it is refused."""
         for quote in messages(self.say(Ask(ip_network(destination), 0, 0)), Propose):
             done = self.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
-            if not messages(done, Reject):
+            if not messages(done, Reject) and not messages(done, Cancel):
                 return quote.contract
         return None
 
