@@ -265,9 +265,6 @@ class Payment(Protocol):
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
         """Ask what became of a payment; FAILED with reason `unknown` if the node never heard of it."""
 
-    async def list_pending(self) -> list[bytes]:
-        """Hashes of payments that are neither settled nor failed."""
-
     async def sign(self, message: bytes) -> str:
         """Sign with the node's key (zbase32, as `lnd signmessage` does)."""
 

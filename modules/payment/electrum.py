@@ -385,12 +385,7 @@ class ElectrumPayment(ElectrumUpkeep):
         """Whether money is on its way for no payment that is: Electrum gives up while parts are still out."""
         if not any(one["local_unsettled_sent"] for one in await self._wallet.channels()):
             return False
-        return not await self.list_pending()
-
-    async def list_pending(self) -> list[bytes]:
-        """Return the hashes of payments on their way."""
-        found = await self._wallet.ask("list_invoices")
-        return [bytes.fromhex(one["invoice_id"]) for one in found if one["status"] == _IN_FLIGHT]
+        return all(one["status"] != _IN_FLIGHT for one in await self._wallet.ask("list_invoices"))
 
 
 def _require_version(version: str) -> None:

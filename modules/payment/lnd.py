@@ -377,21 +377,6 @@ class LndPayment(LndUpkeep):
             pass
         return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
 
-    async def list_pending(self) -> list[bytes]:
-        """Return the hashes of payments on their way."""
-        pending: list[bytes] = []
-        offset = 0
-        while True:
-            ask = pb.ListPaymentsRequest(
-                include_incomplete=True, index_offset=offset, max_payments=PAGE, omit_hops=True
-            )
-            page = await self._client.call(client.LIST_PAYMENTS, ask)
-            under_way = (pb.Payment.IN_FLIGHT, pb.Payment.INITIATED)
-            pending += [bytes.fromhex(one.payment_hash) for one in page.payments if one.status in under_way]
-            if not page.payments:
-                return pending
-            offset = page.last_index_offset
-
     async def _direct(self, peer: str | None, amount_msat: int) -> list[int]:
         """Return the active channels with a peer that can carry an amount; none: LND finds a way."""
         if peer is None:

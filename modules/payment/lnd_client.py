@@ -102,9 +102,6 @@ CANCEL_INVOICE = Method(
 )
 SEND_PAYMENT = Method("/routerrpc.Router/SendPaymentV2", pb.SendPaymentRequest, pb.Payment, ("offchain:write",))
 TRACK_PAYMENT = Method("/routerrpc.Router/TrackPaymentV2", pb.TrackPaymentRequest, pb.Payment, ("offchain:read",))
-LIST_PAYMENTS = Method(
-    "/lnrpc.Lightning/ListPayments", pb.ListPaymentsRequest, pb.ListPaymentsResponse, ("offchain:read",)
-)
 CONNECT_PEER = Method("/lnrpc.Lightning/ConnectPeer", pb.ConnectPeerRequest, pb.ConnectPeerResponse, ("peers:write",))
 OPEN_CHANNEL = Method(
     "/lnrpc.Lightning/OpenChannelSync", pb.OpenChannelRequest, pb.ChannelPoint, ("onchain:write", "offchain:write")
@@ -129,7 +126,7 @@ ALWAYS: tuple[Method[Any, Any], ...] = (
     GET_INFO, SIGN_MESSAGE, CHANNEL_BALANCE, LIST_CHANNELS, ADD_INVOICE, LOOKUP_INVOICE, LIST_INVOICES,
     SUBSCRIBE_INVOICES, CANCEL_INVOICE,
 )  # fmt: skip
-TO_SPEND: tuple[Method[Any, Any], ...] = (SEND_PAYMENT, TRACK_PAYMENT, LIST_PAYMENTS)
+TO_SPEND: tuple[Method[Any, Any], ...] = (SEND_PAYMENT, TRACK_PAYMENT)
 TO_TELL: tuple[Method[Any, Any], ...] = (PENDING_CHANNELS, CHANNEL_INFO, LIST_TOWERS, TOWER_STATS)
 # What only people ask for: rights to be given for a while, or not at all.
 TO_OPEN_CHANNELS: tuple[Method[Any, Any], ...] = (CONNECT_PEER, OPEN_CHANNEL)

@@ -244,11 +244,6 @@ class SandboxPayment:
             return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
         return found[0]
 
-    async def list_pending(self) -> list[bytes]:
-        """Return the hashes of payments on their way."""
-        self._serve()
-        return self._node.pending(time.time())
-
     def _why_not(self, parsed: invoice.ParsedInvoice, fee_limit_msat: int, now_s: float) -> str:
         """Return why a payment can't even begin; nothing is written then, so it may be tried again."""
         if parsed.amount_msat is None:

@@ -178,13 +178,6 @@ class SandboxNode:
             return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=reason), None
         return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, preimage, fee_msat), None
 
-    def pending(self, now_s: float) -> list[bytes]:
-        """Return the hashes of payments on their way."""
-        self._advance(now_s)
-        with self._translated():
-            rows = self._connection.execute("SELECT payment_hash FROM payments WHERE status = 'pending'").fetchall()
-        return [row[0] for row in rows]
-
     def release(self, fate: Fate, now_s: float) -> None:
         """Let every stuck payment end."""
         with self._transaction(now_s) as connection:

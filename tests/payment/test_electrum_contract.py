@@ -22,6 +22,8 @@ from ngp.ports import PaymentStatus, Settlement
 # One pair of nodes serves all tests of Electrum, so they run in one process.
 pytestmark = pytest.mark.xdist_group("electrum")
 
+IN_FLIGHT = 4  # electrum: PR_INFLIGHT (invoices.py)
+
 
 @pytest.fixture(scope="module")
 def electrums() -> Iterator[Pair]:
@@ -56,6 +58,10 @@ async def nodes_of(found: Pair) -> AsyncIterator[Nodes]:
             # Electrum makes no hold invoices, but has a switch for tests of its own.
             hold_next_payment=lambda: found.payee.rpc("enable_htlc_settle", b=False),
             release=lambda: found.payee.rpc("enable_htlc_settle", b=True),
+            has_order=lambda wanted: any(
+                (one["invoice_id"], one["status"]) == (wanted.hex(), IN_FLIGHT)
+                for one in found.payer.rpc("list_invoices")
+            ),
         )
         for one in opened:
             await one.close()
@@ -103,7 +109,7 @@ def test_a_daemon_killed_with_a_payment_on_its_way_pays_it_once(electrums: Pair,
         await asyncio.to_thread(killed.kill9)
         if victim == "payer":
             with pytest.raises(PaymentError, match="electrum daemon -d"):
-                await payer.list_pending()
+                await payer.track(made.payment_hash)
         await asyncio.to_thread(killed.launch)
         await ready(payer)
         await ready(payee)
