@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 
+import msgpack
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ngp import wire
 from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
 from ngp.core.messages import Hello, Statement
 from ngp.core.values import LinkPeer
@@ -82,6 +86,25 @@ def test_a_neighbours_former_life_ends_before_its_new_one_begins() -> None:
         desk.hear_our_hello(reborn)
         desk.take(desk.greeting(reborn))
         assert [type(event) for event in desk.told] == [Undelivered, MessageReceived]
+        await desk.post.close()
+
+    asyncio.run(scene())
+
+
+def test_a_neighbour_of_another_version_is_named_once_on_each_interface(caplog: pytest.LogCaptureFixture) -> None:
+    """Else two routers of which one was updated would say nothing about each other, as if nobody were there."""
+
+    async def scene() -> None:
+        desk = Desk()
+        fields = msgpack.unpackb(desk.greeting(Courier(THEIRS, 1))[: -wire.SIGNATURE_BYTES])
+        other = msgpack.packb([1, *fields[1:]]) + bytes(wire.SIGNATURE_BYTES)
+        with caplog.at_level(logging.WARNING, "ngp.post"):
+            for _ in range(50):
+                desk.take(other)
+        assert [record.getMessage() for record in caplog.records] == [
+            "a neighbour on mesh0 can't be understood (version: 1, this is 2); update the older ngp of both"
+        ]
+        assert desk.ours.counters()["version"] == 50 and not desk.told
         await desk.post.close()
 
     asyncio.run(scene())

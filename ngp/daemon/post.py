@@ -19,6 +19,7 @@ from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
 from ngp.core.messages import Address, Hello, Invoice, Message, Refund
 from ngp.core.values import DecodedInvoice, LinkPeer
 from ngp.courier import Courier
+from ngp.daemon.logs import RateLimit
 from ngp.daemon.ways import Way, Ways
 from ngp.delivery import Outgoing, Received
 from ngp.errors import PeerError
@@ -27,6 +28,8 @@ from ngp.ports import Link, Payment
 
 MOST_PAYEES = 8192
 DECODES_PER_SECOND = 50
+VERSION_TOLD_EVERY_S = 3600.0
+_OTHER_VERSION = "a neighbour on {} can't be understood ({}); update the older ngp of both"
 _log = logging.getLogger("ngp.post")
 
 LinkKey = tuple[str, bytes]
@@ -77,6 +80,7 @@ class Post:
         self._payees: dict[tuple[bytes, str, bytes, str], bool] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._dropped: dict[str, int] = {}
+        self._versions = RateLimit(burst=1, every_s=VERSION_TOLD_EVERY_S)
         self.frozen = False
         self.in_turn: Callable[[LinkKey, Callable[[], Event | None]], bool] = self._at_once
 
@@ -178,6 +182,8 @@ class Post:
             _log.debug("from %s on %s: %s", peer.link_address.hex(), peer.interface, error)
             if error.reason == "replayed":
                 self._learn_from_copy(key, link, peer, datagram)
+            elif error.reason == "version":
+                self._versions.warn(_log, peer.interface, _OTHER_VERSION.format(peer.interface, error))
             return None
         finally:
             self.schedule()
