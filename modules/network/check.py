@@ -154,7 +154,7 @@ def _bridges(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterato
 
 def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     known = host.interfaces()
-    bridges = {line.name: line for line in _bridges(desired, known)}
+    bridges, mesh = {line.name: line for line in _bridges(desired, known)}, set(desired.mesh_interfaces)
     if not desired.mesh_interfaces:
         yield Check(
             "mesh interfaces", False, "none", "name one in MESH_INTERFACES: ip -brief link shows those there are"
@@ -170,8 +170,8 @@ def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             )
         elif label in bridges:
             yield bridges[label]
-        elif uplinks := [each for each in desired.upstream_interfaces if _shares_wire(known.get(each), interface)]:
-            found = f"the uplink {', '.join(uplinks)} shares its wire: neighbours can reach what is there without ngp"
+        elif ungated := [each for each in known if each not in mesh and _shares_wire(known[each], interface)]:
+            found = f"{', '.join(ungated)} shares its wire and isn't gated: neighbours can send by it without ngp"
             yield Check(label, True, found, _apart(name))
         elif not interface.is_up:
             yield Check(label, False, "is down", f"ip link set dev {name} up")
@@ -182,13 +182,13 @@ def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 
 def _apart(mesh: str) -> str:
     """Say how an uplink on a mesh interface's wire is kept apart from it."""
-    remedy = "keep the uplink apart, by a VLAN or a port of its own"
+    remedy = "keep it apart, by a VLAN or a port of its own"
     answers_for_all = all((_read_sysctl(f"ipv4/conf/{each}/arp_ignore") or "0") == "0" for each in ("all", mesh))
     return f"{remedy}; at least: sysctl -w net/ipv4/conf/{mesh}/arp_ignore=1" if answers_for_all else remedy
 
 
-def _shares_wire(uplink: Interface | None, mesh: Interface) -> bool:
-    return uplink is not None and uplink.kind == "macvlan" and uplink.lower == mesh.index
+def _shares_wire(other: Interface, mesh: Interface) -> bool:
+    return other.kind == "macvlan" and other.lower == mesh.index
 
 
 def _gated_bridging(desired: DesiredNetwork) -> list[str]:

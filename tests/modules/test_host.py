@@ -353,9 +353,12 @@ def test_ports_are_left_out_of_the_mesh_and_refused_by_name(hosts: Lab, tmp_path
     network.close()
 
 
-def test_an_uplink_on_a_mesh_interfaces_wire_is_worth_a_word(hosts: Lab) -> None:
+@pytest.mark.parametrize("uplink", [True, False], ids=["uplink", "neither"])
+def test_an_ungated_interface_on_a_mesh_interfaces_wire_is_worth_a_word(hosts: Lab, uplink: bool) -> None:
     sh("ip link add mac0 link m0 type macvlan")
-    line = by_name(desired(upstream_interfaces=("mac0",)))["interface m0"]
+    wanted = desired(upstream_interfaces=("mac0",) if uplink else ())
+    line = by_name(wanted)["interface m0"]
     assert line.ok and "mac0" in line.found and "VLAN" in line.remedy
-    sh(line.remedy.rpartition("at least: ")[2])  # else m0 answers for mac0, and what is for the uplink comes in by m0
-    assert "arp_ignore" not in by_name(desired(upstream_interfaces=("mac0",)))["interface m0"].remedy
+    sh(line.remedy.rpartition("at least: ")[2])  # else m0 answers for mac0, and what is for mac0 comes in by m0
+    assert "arp_ignore" not in by_name(wanted)["interface m0"].remedy
+    assert not by_name(desired(mesh_interfaces=("m0", "mac0")))["interface m0"].remedy
