@@ -126,11 +126,18 @@ class Host:
         return expand_interfaces(names, patterns, ignored)
 
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name."""
+        """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name.
+
+        Nothing is to be done where a pattern means one whose packets arrive on a mesh interface, or an ignored one.
+        """
         known = self.interfaces()
         without = layers.left_out(known)
-        names = expand_interfaces(without, patterns, ignored)
-        return {name: (without[name], layers.remedy(name, known)) for name in names}
+        seen_to = {*self.mesh_interfaces(patterns, ignored), *expand_interfaces(known, ignored, ())}
+        return {
+            name: (without[name], "" if name not in patterns and layers.is_elsewhere(name, known, seen_to) else remedy)
+            for name in expand_interfaces(without, patterns, ignored)
+            for remedy in [layers.remedy(name, known)]
+        }
 
     def upstream_interfaces(self, ignored: Sequence[str]) -> tuple[str, ...]:
         """Return the interfaces of IGNORE_INTERFACE that carry a default route."""

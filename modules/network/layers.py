@@ -43,6 +43,20 @@ def remedy(name: str, interfaces: Mapping[str, Interface]) -> str:
     return f"take {name} out of MESH_INTERFACES, or have a VLAN or a macvlan with a MAC of its own stand on it"
 
 
+def is_elsewhere(name: str, interfaces: Mapping[str, Interface], seen_to: Iterable[str]) -> bool:
+    """Say whether all that an interface hears which is left out arrives on one of those seen to. Pure.
+
+    A bridge in another namespace is none of ours; an ipvlan's lower interface goes on hearing for itself.
+    """
+    one = interfaces[name]
+    if one.port_of in _TAKES_ALL and all(each.index != one.master for each in interfaces.values()):
+        return True
+    return any(
+        each.index == one.master or _passes_through(each, one)
+        for each in (interfaces[other] for other in seen_to if other in interfaces)
+    )
+
+
 def stand_on(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> frozenset[tuple[int, bytes]]:
     """Return (index of the lower one, MAC of the upper one) of each macvlan that stands on a mesh interface. Pure."""
     lower = [interfaces[name] for name in mesh if name in interfaces]
@@ -55,8 +69,11 @@ def stand_on(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> frozen
 
 
 def _shares_mac(upper: Interface, lower: Interface) -> bool:
-    passthru = _stands_on(upper, lower, _MACVLAN) and upper.link_address == lower.link_address
-    return passthru or _stands_on(upper, lower, _IPVLAN)
+    return _passes_through(upper, lower) or _stands_on(upper, lower, _IPVLAN)
+
+
+def _passes_through(upper: Interface, lower: Interface) -> bool:
+    return _stands_on(upper, lower, _MACVLAN) and upper.link_address == lower.link_address
 
 
 def _stands_on(upper: Interface, lower: Interface, kinds: frozenset[str]) -> bool:

@@ -60,13 +60,15 @@ def node_services(addresses: Iterable[str]) -> tuple[FreeRule, ...]:
 def left_out(settings: Settings, network: Network) -> list[Check]:
     """Name what MESH_INTERFACES means and can't be a mesh interface: refused by its name, left out by a pattern.
 
+    With a warning, where nothing else gates what arrives there.
+
     Raises: KernelError.
     """
     found = []
     for name, (why, remedy) in network.left_out(settings.mesh_interfaces, settings.ignore_interfaces).items():
         by_name = name in settings.mesh_interfaces
         said = f"MESH_INTERFACES: {why}" if by_name else f"left out of MESH_INTERFACES: {why}"
-        found.append(Check(f"interface {name}", not by_name, said, remedy if by_name else ""))
+        found.append(Check(f"interface {name}", not by_name, said, remedy))
     return found
 
 

@@ -95,7 +95,7 @@ class HostWatch:
         why = self._network.left_out(self._settings.mesh_interfaces, self._settings.ignore_interfaces)
         for name in sorted(before - now):
             if name in why:
-                text = f"mesh interface {name} isn't gated any more: it {'; '.join(why[name])}"
+                text = f"mesh interface {name} isn't gated any more: it {'; '.join(filter(None, why[name]))}"
             elif self._network.mesh_interfaces((name,), ()):
                 text = f"{name} is no mesh interface any more, by net.conf"
             else:

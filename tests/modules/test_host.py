@@ -343,13 +343,18 @@ def test_ports_are_left_out_of_the_mesh_and_refused_by_name(hosts: Lab, tmp_path
         settings = parse(f"MESH_INTERFACES: {written}\nIGNORE_INTERFACE: [up0, m1x]\n", tmp_path / "net.conf")
         (line,) = left_out(settings, network)
         assert line.name == "interface m1" and line.ok is not by_name and "port of the bridge br0" in line.found
-        assert "br0" in line.remedy and "nomaster" in line.remedy if by_name else not line.remedy
+        assert "put br0 into" in line.remedy and "nomaster" in line.remedy if written != "all" else not line.remedy
         assert not missing_names(settings, network)
         if by_name:
             with pytest.raises(ConfigError, match="interface m1: .*port of the bridge br0.*nomaster"):
                 refuse(settings, network, desired())
         else:
             refuse(settings, network, desired())
+    for written, ignored, warned in (("m*", "m1x", True), ("[br0, 'm*']", "m1x", False), ("m*", "[br0, m1x]", False)):
+        written = written if written.startswith("[") else f"'{written}'"
+        settings = parse(f"MESH_INTERFACES: {written}\nIGNORE_INTERFACE: {ignored}\n", tmp_path / "net.conf")
+        (line,) = left_out(settings, network)  # what arrives on br0 is forwarded, and nothing gates it
+        assert line.ok and ("put br0 into MESH_INTERFACES" in line.remedy) is warned
     network.close()
 
 

@@ -53,3 +53,13 @@ def test_macvlans_on_mesh_interfaces_are_known_by_their_mac(kind: str) -> None:
     known = host(one(1, "eth0"), one(2, "mac0", kind, lower=1), one(3, "eth0.5", "vlan", lower=1))
     assert layers.stand_on(known, ["eth0"]) == {(1, MACS[2])}
     assert layers.stand_on(known, ["mac0"]) == frozenset()
+
+
+def test_what_arrives_elsewhere_is_seen_to_there() -> None:
+    passthru = replace(one(3, "mac0", "macvlan", lower=1), link_address=MACS[1])
+    known = host(one(1, "eth0"), one(2, "br0", "bridge"), passthru)
+    assert layers.is_elsewhere("eth0", known, ["mac0"]) and not layers.is_elsewhere("eth0", known, ["br0"])
+    known = host(one(1, "eth0", master=2, port_of="bridge"), one(2, "br0", "bridge"), one(3, "eth1"))
+    assert layers.is_elsewhere("eth0", known, ["br0"]) and not layers.is_elsewhere("eth0", known, ["eth1", "gone"])
+    assert layers.is_elsewhere("eth0", host(one(1, "eth0", master=9, port_of="bridge")), [])  # another namespace's
+    assert not layers.is_elsewhere("eth0", host(one(1, "eth0"), one(2, "ipv0", "ipvlan", lower=1)), ["ipv0"])
