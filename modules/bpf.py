@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ngp.errors import KernelError
+from ngp.errors import KernelError, MomentError
 from ngp.ports import Check
 
 KERNEL_LEAST = (6, 1)
@@ -71,12 +71,13 @@ def library() -> Any:
 def require(result: int, what: str) -> int:
     """Return the result of a libbpf call that isn't negative.
 
-    Raises: KernelError with what was tried, the system's reason and, for missing rights, the remedy.
+    Raises: KernelError with what was tried, the system's reason and, for missing rights, the remedy; MomentError.
     """
     if result >= 0:
         return result
     remedy = "; run as root" if -result in (errno.EPERM, errno.EACCES) else ""
-    raise KernelError(f"{what}: {os.strerror(-result)}{remedy}")
+    kind = MomentError if -result == errno.ENODEV else KernelError  # an interface that went just now
+    raise kind(f"{what}: {os.strerror(-result)}{remedy}")
 
 
 class Table:

@@ -46,6 +46,15 @@ class KernelError(NgpError):
     exit_code = ExitCode.KERNEL
 
 
+class MomentError(KernelError):
+    """The kernel refused for the moment: another program holds a lock, an interface went just now. To be tried again.
+
+    A service that ends with `KERNEL` isn't started again, as that mends nothing; this one is (docs/ngp.service).
+    """
+
+    exit_code = ExitCode.OTHER
+
+
 class PaymentError(NgpError):
     """The payment module refused or can't do what was asked."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ngp.core.messages import Role
-from ngp.errors import KernelError
+from ngp.errors import KernelError, MomentError
 from ngp.modules.bpf import Programs, Table, library, require
 from ngp.modules.network import bpf, hooks, layers, layout
 from ngp.modules.network.contracts import ContractTable
@@ -153,7 +153,7 @@ class Meter:
     def _require_index(self, name: str) -> int:
         index = self._index_of(name)
         if index is None:
-            raise KernelError(
+            raise MomentError(  # it was there when the host was looked at
                 f"interface {name} doesn't exist; correct MESH_INTERFACES: ip -brief link shows those there are"
             )
         return index

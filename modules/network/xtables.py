@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from ngp.errors import KernelError
+from ngp.errors import KernelError, MomentError
 
 OWN_PREFIX = "NGP_"
 FORWARD, INPUT = "FORWARD", "INPUT"
@@ -134,15 +134,15 @@ def run(words: Sequence[str], text: str = "") -> str:
             timeout=_COMMAND_TIMEOUT_S,
             env={**os.environ, "LC_ALL": "C"},
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelError(
-            f"{words[0]} can't be run: {error}; check that iptables is installed and not blocked"
-        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise MomentError(f"`{' '.join(words)}` took longer than {_COMMAND_TIMEOUT_S} s") from error
+    except OSError as error:
+        raise KernelError(f"{words[0]} can't be run: {error}; check that iptables is installed") from error
     if done.returncode:
         complaint = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         if _LOCK in complaint:
             lock = os.environ.get("XTABLES_LOCKFILE", "/run/xtables.lock")
-            raise KernelError(f"`{' '.join(words)}`: {complaint}; find that program with: fuser -v {lock}")
+            raise MomentError(f"`{' '.join(words)}`: {complaint}; find that program with: fuser -v {lock}")
         raise KernelError(f"`{' '.join(words)}` was refused: {complaint}; run `ngp check` to see what the kernel lacks")
     return done.stdout
 

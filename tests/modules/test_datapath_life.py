@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from kernel_lab import CLIENT, INTERNET, desired, dropped, lab, passes, sh
 from meter_lab import GENEROUS, NEIGHBOUR, World, contract_id, metered
 
 from ngp.core.messages import Role
-from ngp.errors import KernelError
-from ngp.modules.bpf import Programs
+from ngp.errors import ExitCode, KernelError
+from ngp.modules.bpf import Programs, require
 from ngp.modules.network import bpf, hooks, layout, meter, xtables
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.meter import GATE_PROGRAMS
@@ -52,6 +53,21 @@ os._exit(9)
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     with metered(tmp_path, request.param == "tcx") as built:
         yield built
+
+
+def test_an_interface_that_goes_while_ngp_starts_is_no_reason_to_give_up(tmp_path: Path) -> None:
+    """A service that ends with KERNEL isn't started again, and interfaces are renamed while a machine boots."""
+    with lab():
+        datapath = Datapath(tmp_path)
+        try:
+            with pytest.raises(KernelError, match="m9 doesn't exist") as gone:
+                datapath.set_up(desired(mesh_interfaces=("m0", "m9")))
+        finally:
+            datapath.close()
+        assert gone.value.exit_code is ExitCode.OTHER
+    with pytest.raises(KernelError) as gone:
+        require(-errno.ENODEV, "attaching a program")
+    assert gone.value.exit_code is ExitCode.OTHER
 
 
 def test_traffic_goes_on_and_is_adopted_after_a_crash(world: World) -> None:

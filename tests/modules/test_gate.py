@@ -27,7 +27,7 @@ from kernel_lab import (
 )
 
 from ngp.core.values import FreeRule
-from ngp.errors import KernelError
+from ngp.errors import ExitCode, KernelError
 from ngp.modules.network import gate, xtables
 from ngp.modules.network.gate import Gate, GatePaths, clean_up, render
 from ngp.modules.network.xtables import LEGACY, NFT, Choice
@@ -416,8 +416,9 @@ def test_the_legacy_lock_is_waited_for_and_then_named(
     held = Gate(paths(filters[1], filters[1], filters[1]), desired())
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(KernelError, match="fuser -v"):
+        with pytest.raises(KernelError, match="fuser -v") as busy:
             held.apply()
+        assert busy.value.exit_code is ExitCode.OTHER  # else systemd wouldn't start it again, for a lock of seconds
         assert "NGP" not in sh("iptables-legacy-save")
     assert held.apply() is True
 
