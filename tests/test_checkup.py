@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
+from ngp.core.messages import Role
 from ngp.core.values import Check
 from ngp.core.world import Neighbour
 from ngp.daemon import checkup
@@ -72,6 +73,22 @@ def test_neighbours_on_another_payment_network_are_a_warning() -> None:
     assert warned.found == "no trade with 0101010101010101 on 'sandbox': we pay on 'regtest'"
     (many,) = found(*["sandbox"] * 200)
     assert many.found.count("sandbox") == 3 and "and 197 more" in many.found
+
+
+def test_accounts_that_are_not_topped_up_are_a_warning() -> None:
+    def found(why_not: str, count: int = 1, up: bool = True) -> list[Check]:
+        everybody = [bytes([number]) * 32 for number in range(count)]
+        known = {("eth1", who): Neighbour(who, ("eth1", who), 1, up=up) for who in everybody}
+        books = {who: SimpleNamespace(identity=who, role=Role.CLIENT, why_not=why_not) for who in everybody}
+        world: Any = SimpleNamespace(by_link=known, accounts=books)
+        return checkup.accounts(world)
+
+    assert found("") == found("a budget is used up", up=False) == []
+    (warned,) = found("a budget is used up")
+    assert warned.ok and warned.remedy
+    assert warned.found == "our account with 0000000000000000 is not topped up: a budget is used up"
+    (many,) = found("a budget is used up", 200)
+    assert many.found.count("budget") == 3 and "and 197 more" in many.found
 
 
 def test_books_that_cant_be_read_are_a_line_of_their_own(tmp_path: Path) -> None:

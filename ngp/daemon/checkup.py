@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ngp import identity
 from ngp.config import changes
+from ngp.core.messages import Role
 from ngp.core.networks import is_same
 from ngp.core.settings import Settings
 from ngp.core.values import Check
@@ -85,6 +86,24 @@ def neighbours(world: World) -> list[Check]:
     more = f", and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
     found = f"no trade with {named}{more}: we pay on {ours!r}"
     return [Check("neighbours", True, found, "PAYMENT_INTERFACE, or the node behind it, on one of the two")]
+
+
+def accounts(world: World) -> list[Check]:
+    """Warn of accounts that aren't topped up, of neighbours that are here: what isn't paid for doesn't pass."""
+    here = {one.identity for one in world.by_link.values() if one.up}
+    empty = [one for one in world.accounts.values() if one.why_not and one.identity in here]
+    if not empty:
+        return []
+    named = "; ".join(
+        f"{_whose(one.role)} {identity.short_text(one.identity)} is not topped up: {one.why_not}"
+        for one in empty[:_NAMED]
+    )
+    more = f"; and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
+    return [Check("accounts", True, named + more, "see ngp accounts, and Troubleshooting in the operator's guide")]
+
+
+def _whose(role: Role) -> str:
+    return "the account of" if role is Role.SERVER else "our account with"
 
 
 def refuse_other_node(settings: Settings, account_id: str) -> None:

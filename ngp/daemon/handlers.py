@@ -121,7 +121,7 @@ class Handlers:
             wanted = await asyncio.to_thread(parse, text, Path(str(arguments.get("path"))))
         checks = checkup.network(wanted, node.parts.network, node.parts.make_links(wanted), node.host.node_addresses)
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
-        checks += [*payment, *checkup.neighbours(self._world)]
+        checks += [*payment, *checkup.neighbours(self._world), *checkup.accounts(self._world)]
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
         if not node.ledger_why_not:  # in a thread: the loop doesn't wait for sums of years
             checks.append(await asyncio.to_thread(checkup.books, node.parts.ledger.path, BOOKS_S))
