@@ -6,6 +6,7 @@ Each kind is laid under the name that scenarios know (`mesh0`, `wan0`); the cabl
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from core_tests.host import Host
 from core_tests.lab import OFFLOADS_OFF, End, Lab
-from core_tests.shell import await_until, run, sh
+from core_tests.shell import LabError, await_until, run, sh
 from core_tests.topologies import MESH_V4, MESH_V6, REMOTE_NETS, WAN_V4, WAN_V6, ThreeHosts
 
 MTU = 1400  # of what is laid on a cable of 1500, whatever it puts around a packet
@@ -103,15 +104,40 @@ def _wireguard(lab: Lab, a: End, b: End) -> None:
 def _ppp(_lab: Lab, a: End, b: End) -> None:
     """Lay a serial line by two pppd, and wait for it; the addresses are what these agree."""
     assert a.v4 is not None and b.v4 is not None
+    if not _kernel_has_ppp():
+        raise LabError(f"this kernel has no PPP: {PPP_DEVICE} isn't a character device")
     place = a.host.folder / f"{a.interface}.ppp"
     ours, theirs = (each.partition("/")[0] for each in (a.v4, b.v4))
     common = ("nodetach", "noauth", "local", "nodefaultroute", "noipdefault", "nobsdcomp", "nodeflate", "novj", "+ipv6")
-    for end, address, far in ((a, f"UNIX-LISTEN:{place}", f"{ours}:{theirs}"), (b, f"UNIX-CONNECT:{place}", ":")):
-        end.host.popen("pppd", "pty", f"socat - {address}", *common, "mtu", str(MTU), "ifname", end.interface, far)
-        if end is a:
-            await_until(place.exists, what="the serial line's near end")
-    for end in (a, b):
-        await_until(partial(_has_ipv4, end), what=f"PPP on {end.host.name}")
+    listening = _pppd(a, f"UNIX-LISTEN:{place}", *common, f"{ours}:{theirs}")
+    await_until(partial(listening, place.exists), what="the serial line's near end")
+    connected = _pppd(b, f"UNIX-CONNECT:{place}", *common, ":")
+    await_until(partial(listening, partial(_has_ipv4, a)), what=f"PPP on {a.host.name}")
+    await_until(partial(connected, partial(_has_ipv4, b)), what=f"PPP on {b.host.name}")
+
+
+def _pppd(end: End, line: str, *words: str) -> Callable[[Callable[[], bool]], bool]:
+    """Start pppd on a line of socat's; return what asks a question for as long as it runs.
+
+    That raises LabError with what pppd said, once it has ended.
+    """
+    said = end.host.folder / f"{end.interface}.pppd"
+    with said.open("w") as log:
+        own = ("pty", f"socat - {line}", "mtu", str(MTU), "ifname", end.interface)
+        pppd = end.host.popen("pppd", *own, *words, stdout=log, stderr=subprocess.STDOUT)
+
+    def ask(question: Callable[[], bool]) -> bool:
+        if pppd.poll() is not None:
+            raise LabError(f"pppd on {end.host.name} ended with {pppd.returncode}: {said.read_text().strip()}")
+        return question()
+
+    return ask
+
+
+def _kernel_has_ppp() -> bool:
+    """Say whether there is PPP's device: the module makes it, and pppd doesn't load that."""
+    run(["modprobe", "-q", "ppp_generic"])
+    return PPP_DEVICE.is_char_device()
 
 
 def _has_ipv4(end: End) -> bool:
@@ -148,8 +174,7 @@ def present() -> list[str]:
 def has(kind: str) -> bool:
     """Say whether this kernel makes such interfaces: one is made in a network namespace that ends at once."""
     if kind == "ppp":
-        run(["modprobe", "-q", "ppp_generic"])
-        return PPP_DEVICE.is_char_device()
+        return _kernel_has_ppp()
     lower = "ip link add lower type veth peer name other && "
     return run(["unshare", "--net", "sh", "-c", f"{lower}ip link add {' '.join(KINDS[kind].probe)}"]).returncode == 0
 

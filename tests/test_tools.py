@@ -88,6 +88,13 @@ def test_a_tool_for_machines_refuses_a_slip_before_it_makes_anything(
     assert done.returncode != 0 and said in done.stderr and list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_isnt_there_is_refused_before_a_machine_is_made(tmp_path: Path) -> None:
+    where = os.environ | {"NGP_MACHINES": str(tmp_path / "machines")}
+    words = [TOOLS / "stock-kernel", "--with", tmp_path / "router", "true"]
+    done = subprocess.run(words, env=where, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and f"there is no {tmp_path}/router" in done.stderr and list(tmp_path.iterdir()) == []
+
+
 def test_the_laboratorys_log_outlives_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"FOLDER": tmp_path, "STATE": tmp_path / "state.json", "LOCK": tmp_path / "lock", "LOG": tmp_path / "log"}
     for name, value in names.items():
