@@ -57,6 +57,20 @@ def test_who_is_blocked_is_listed_and_can_be_named_on_no_link(handlers: Handlers
     assert asyncio.run(handlers.unblock({"neighbour": "7f"})).endswith(" may trade again")
 
 
+def test_a_neighbour_is_named_by_any_of_its_addresses_unless_another_has_it_too(handlers: Handlers) -> None:
+    addresses = {"a": ["192.0.2.2", "fe80::a%mesh0"], "b": ["fe80::b%mesh0", "192.0.2.2"], "c": ["192.0.2.3", ""]}
+    world, node = handlers._world, handlers._node
+    for name in addresses:
+        link = ("mesh0", name.encode())
+        world.by_link[link] = SimpleNamespace(identity=name.encode() * 32, link=link)  # type: ignore[assignment]
+    node.post = SimpleNamespace(transports=lambda link: addresses[link[1].decode()])  # type: ignore[assignment]
+    for written in ("192.0.2.3", "63"):
+        assert asyncio.run(handlers.block({"neighbour": written})).startswith((b"c" * 8).hex())
+    assert asyncio.run(handlers.block({"neighbour": "fe80::a%mesh0"})).startswith((b"a" * 8).hex())
+    with pytest.raises(UsageError, match=r"several neighbours \((61){8}, (62){8}\)"):
+        asyncio.run(handlers.block({"neighbour": "192.0.2.2"}))
+
+
 def test_unblock_does_not_read_like_a_refusal(handlers: Handlers) -> None:
     assert asyncio.run(handlers.unblock({"neighbour": "00"})).endswith(" may trade again")
 

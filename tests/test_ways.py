@@ -159,6 +159,7 @@ def test_each_attempt_goes_by_the_next_way_and_what_is_sent_once_by_all() -> Non
         known.learn(AT_A, link, peer(number), True)
     used = [way.peer.transport for attempt in range(3) if (way := known.pick(AT_A, attempt))]
     assert used == ["192.0.2.1", "192.0.2.2", "192.0.2.1"] and known.transport(AT_A) == "192.0.2.1"
+    assert known.transports(AT_A) == ["192.0.2.1", "192.0.2.2"] and known.transports(AT_M) == []
     assert [way.peer.transport for way in known.every(AT_A)] == ["192.0.2.1", "192.0.2.2"]
     assert known.pick(AT_M, 0) is None
 

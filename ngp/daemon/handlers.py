@@ -386,9 +386,16 @@ class Handlers:
         written = arguments.get("neighbour")
         if not isinstance(written, str) or not written:
             raise UsageError("name a neighbour: its key, the first letters of it, or its address")
-        for neighbour in self._world.by_link.values():
-            if written in (self._node.post.transport(neighbour.link), neighbour.link[1].hex(":")):
-                return neighbour.identity
+        by_address = {
+            one.identity
+            for one in self._world.by_link.values()
+            if written in (*self._node.post.transports(one.link), one.link[1].hex(":"))
+        }
+        if len(by_address) > 1:  # one of them may only say that it is there
+            keys = ", ".join(map(identity.short_text, sorted(by_address)))
+            raise UsageError(f"{written} is the address of several neighbours ({keys}): write the key of one")
+        if by_address:
+            return by_address.pop()
         known = {neighbour.identity for neighbour in self._world.neighbours.values()}
         known |= {who for who, _ in self._world.accounts} | self._world.blocked
         return identity.match(written, known)

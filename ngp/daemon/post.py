@@ -113,6 +113,10 @@ class Post:
         """Return the transport address behind a link address, for listings."""
         return self._ways.transport(link)
 
+    def transports(self, link: LinkKey) -> list[str]:
+        """Return every transport address behind a link address: the operator may name a neighbour by any of them."""
+        return self._ways.transports(link)
+
     # --- out ----------------------------------------------------------------------------------------------------------
 
     def send(self, identity: bytes, link: LinkKey, message: Message, reply_to: int = 0) -> None:

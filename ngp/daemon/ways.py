@@ -98,6 +98,11 @@ class Ways:
         known = self._known.get(key)
         return known.ways[min(known.in_use, len(known.ways) - 1)].peer.transport if known is not None else ""
 
+    def transports(self, key: LinkKey) -> list[str]:
+        """Return every transport address of a link address."""
+        known = self._known.get(key)
+        return [way.peer.transport for way in known.ways] if known is not None else []
+
     def _note(self, known: _Known, link: Link, peer: LinkPeer, taken: bool) -> bool:
         """Return whether the way is new, and was kept."""
         self._heard += 1
