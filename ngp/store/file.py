@@ -9,6 +9,7 @@ beside its place and linked there only when it is complete, and a file that exis
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sqlite3
 import stat
@@ -232,7 +233,7 @@ def copy(connection: sqlite3.Connection, target: Path, replace: bool) -> None:
         FileExistsError: `target` exists and must not be replaced.
     """
     fresh = target.with_name(f".{target.name}.{os.getpid()}.new")
-    fresh.unlink(missing_ok=True)
+    _remove_left_over(target)
     os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         written = connect(fresh)
@@ -252,6 +253,14 @@ def copy(connection: sqlite3.Connection, target: Path, replace: bool) -> None:
     finally:
         fresh.unlink(missing_ok=True)
     sync(target.parent)
+
+
+def _remove_left_over(target: Path) -> None:
+    """Remove what a copy that was killed left beside its target: it is as large as the ledger, and holds preimages."""
+    for one in target.parent.glob(f".{glob.escape(target.name)}.*.new*"):
+        pid = one.name.removeprefix(f".{target.name}.").partition(".new")[0]
+        if pid.isdecimal() and (int(pid) == os.getpid() or not os.path.exists(f"/proc/{pid}")):
+            one.unlink(missing_ok=True)
 
 
 def is_backup(path: Path) -> bool:

@@ -196,6 +196,20 @@ def test_a_backup_of_a_running_ledger_restores(tmp_path: Path) -> None:
     assert sorted(item.name for item in tmp_path.iterdir() if item.name.startswith(".")) == []
 
 
+def test_a_backup_removes_what_one_that_was_killed_left_beside_it(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = [tmp_path / f".copy.db.{ended.pid}.new", tmp_path / f".copy.db.{ended.pid}.new-journal"]
+    others = [tmp_path / f".{name}.new" for name in (f"copy.db.{os.getppid()}", "copy.db.x", f"other.{ended.pid}")]
+    for one in (*left, *others):
+        one.write_bytes(b"half a ledger")
+    ledger = Ledger.open(filled(tmp_path / "ledger.db"))
+    ledger.backup(tmp_path / "copy.db")
+    ledger.close()
+    assert not any(one.exists() for one in left)
+    assert all(one.exists() for one in others), "of one that runs, or of others"
+
+
 def test_a_backup_overwrites_neither_files_of_others_nor_a_running_ledger(tmp_path: Path) -> None:
     ledger = Ledger.open(tmp_path / "ledger.db")
     text, link, folder = tmp_path / "text", tmp_path / "link", tmp_path / "folder"
