@@ -37,11 +37,20 @@ async def shown_at(target: str) -> x509.Certificate | None:
         async with asyncio.timeout(LOOK_S):
             _, writer = await asyncio.open_connection(host, int(port), ssl=context)
         try:
-            der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            return x509.load_der_x509_certificate(der)
+            return readable(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
         finally:
             writer.close()
     return None
+
+
+def readable(der: bytes) -> x509.Certificate | None:
+    """Return a certificate if all that is told of it can be read; a stranger may show it, and it is parsed late."""
+    try:
+        found = x509.load_der_x509_certificate(der)
+        names_in(found), found.subject, found.issuer, found.not_valid_before_utc, found.not_valid_after_utc
+    except Exception:  # ValueError, and several of the library's own
+        return None
+    return found
 
 
 def why_refused(connection: Connection, shown: x509.Certificate | None, detail: str, now: datetime) -> str:
@@ -58,7 +67,7 @@ def why_refused(connection: Connection, shown: x509.Certificate | None, detail: 
         whose, said = untimely
         return f"{begins} that {said}" if whose is shown else f"the certificate of {known_from} {said}"
     if "hostname verification" in detail.lower():
-        names = ", ".join(names_in(shown)) if shown else ""
+        names = _printable(", ".join(names_in(shown))) if shown else ""
         return (
             f"{begins} for {names or 'other names'}, and is reached by another one: write a name that it has in "
             f"{connection.target_from}, or set LND_CERT to that certificate itself instead of its authority's"

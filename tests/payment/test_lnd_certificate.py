@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ngp.modules.payment import lnd_pb2 as pb
-from ngp.modules.payment.lnd_certificate import is_at_fault, why_refused
+from ngp.modules.payment.lnd_certificate import is_at_fault, readable, why_refused
 from ngp.modules.payment.lnd_client import GET_INFO, LndClient, LndError
 from ngp.modules.payment.lnd_connect import Connection
 from tests.cli.conftest import ROOT
@@ -181,6 +181,24 @@ def test_a_certificate_that_cant_be_had_again_is_told_of_as_far_as_it_is_known(
     assert is_at_fault(detail)
     known = Connection("lnd.example:1", trusts, b"macaroon", "LND_CERT")
     assert says in why_refused(known, None, detail, datetime.now(UTC))
+
+
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [(b"\x0c\x03xyz", b"\x0c\x03\xff\xfe\xff"), (b"\x06\x03\x55\x1d\x11", b"\x06\x03\x55\x1d\x13"), (b"\x30", b"\x31")],
+    ids=["a name that is no text", "an extension twice", "no certificate"],
+)
+def test_a_certificate_that_a_stranger_made_up_ends_nothing(there: bytes, instead: bytes) -> None:
+    """Else whoever listens in the node's place stops the daemon: it is parsed as it is looked into, long after."""
+    der = made("xyz").certificate.public_bytes(serialization.Encoding.DER)
+    assert there in der and readable(der) is not None
+    assert readable(der.replace(there, instead)) is None
+
+
+def test_names_in_a_certificate_write_no_lines_of_their_own_into_the_log() -> None:
+    shown = made("lnd", ["a\nb"], by=ROOT_CA).certificate
+    known = Connection("lnd.example:1", ROOT_CA.pem, b"macaroon", "LND_CERT")
+    assert "for a?b," in why_refused(known, shown, "Hostname Verification Check failed.", datetime.now(UTC))
 
 
 @pytest.mark.parametrize("value", ["http://127.0.0.1:1", "nonsense"])
