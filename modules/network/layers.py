@@ -21,7 +21,7 @@ _MACVLAN, _IPVLAN = frozenset({"macvlan", "macvtap"}), frozenset({"ipvlan", "ipv
 
 def left_out(interfaces: Mapping[str, Interface]) -> dict[str, str]:
     """Return the names of interfaces that can't be mesh interfaces, with the reason for each. Pure."""
-    by_index = {each.index: each for each in interfaces.values()}
+    by_index, uppers = {each.index: each for each in interfaces.values()}, _uppers(interfaces)
     found = {}
     for each in interfaces.values():
         master = by_index.get(each.master)
@@ -29,7 +29,7 @@ def left_out(interfaces: Mapping[str, Interface]) -> dict[str, str]:
             upper = master.name if master is not None else "another namespace"
             kind = each.port_of or (master.kind if master is not None else "")
             found[each.name] = f"is a port of the {kind} {upper}: its packets arrive on {upper}"
-        elif shared := sorted(f"{one.kind} {one.name}" for one in interfaces.values() if _shares_mac(one, each)):
+        elif shared := sorted(f"{one.kind} {one.name}" for one in uppers if _shares_mac(one, each)):
             found[each.name] = f"also sends the frames of the {', '.join(shared)}, under the same MAC"
     return found
 
@@ -59,13 +59,18 @@ def is_elsewhere(name: str, interfaces: Mapping[str, Interface], seen_to: Iterab
 
 def stand_on(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> frozenset[tuple[int, bytes]]:
     """Return (index of the lower one, MAC of the upper one) of each macvlan that stands on a mesh interface. Pure."""
-    lower = [interfaces[name] for name in mesh if name in interfaces]
+    lower, uppers = [interfaces[name] for name in mesh if name in interfaces], _uppers(interfaces)
     return frozenset(
         (below.index, one.link_address)
         for below in lower
-        for one in interfaces.values()
+        for one in uppers
         if _stands_on(one, below, _MACVLAN) and one.link_address != below.link_address
     )
+
+
+def _uppers(interfaces: Mapping[str, Interface]) -> list[Interface]:
+    """Return the few that may share another's MAC or hooks: a router may have thousands of interfaces."""
+    return [each for each in interfaces.values() if each.kind in _MACVLAN | _IPVLAN]
 
 
 def _shares_mac(upper: Interface, lower: Interface) -> bool:

@@ -63,3 +63,10 @@ def test_what_arrives_elsewhere_is_seen_to_there() -> None:
     assert layers.is_elsewhere("eth0", known, ["br0"]) and not layers.is_elsewhere("eth0", known, ["eth1", "gone"])
     assert layers.is_elsewhere("eth0", host(one(1, "eth0", master=9, port_of="bridge")), [])  # another namespace's
     assert not layers.is_elsewhere("eth0", host(one(1, "eth0"), one(2, "ipv0", "ipvlan", lower=1)), ["ipv0"])
+
+
+def test_thousands_of_interfaces_are_not_each_held_against_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(layers, "_stands_on", lambda upper, _lower, _kinds: compared.append(upper.name))
+    many = host(*(replace(one(1, f"wg{number}", "wireguard"), index=number) for number in range(1000)))
+    assert not layers.left_out(many) and not layers.stand_on(many, list(many)) and not compared
