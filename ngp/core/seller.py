@@ -6,6 +6,7 @@ packets held, quotes open, credit, invoices.
 
 from __future__ import annotations
 
+import logging
 from itertools import islice
 
 from ngp.core import grants, invoices, networks
@@ -31,6 +32,7 @@ QUOTE_VALID_S = 10
 REFUSAL_S = 30.0
 SILENCE_S = 5.0
 STRANGER_HOLD_S = 3.0
+STRANGERS_TOLD_EVERY_S = 3600.0
 MOST_STRANGER_PACKETS = 1024
 MOST_HELD_PER_CONTRACT = 32
 MOST_QUOTES_PER_NEIGHBOUR = 4096
@@ -96,9 +98,28 @@ def strangers_known(world: World, neighbour: Neighbour) -> None:
 def strangers_due(world: World) -> None:
     """Drop packets of links that did not say who they are in time."""
     while world.strangers and world.strangers[0][0] <= world.now.monotonic_s:
-        world.do(Decide(world.strangers.popleft()[1].handle, Verdict.DROP))
+        packet = world.strangers.popleft()[1]
+        world.do(Decide(packet.handle, Verdict.DROP))
+        _tell_of_silence(world, *packet.link)
     if world.strangers:
         world.timers.set(Due.STRANGERS, b"", world.strangers[0][0])
+
+
+def _tell_of_silence(world: World, interface: str, link_address: bytes) -> None:
+    """Tell the operator of a client on which no ngp runs (any more): a line an hour for each interface.
+
+    Link addresses cost nothing to make up, so they don't count; nor do names of interfaces that come and go: what was
+    told is kept no longer than it keeps the next line back.
+    """
+    now = world.now.monotonic_s
+    told = world.strangers_told = {
+        name: at for name, at in world.strangers_told.items() if now < at + STRANGERS_TOLD_EVERY_S
+    }
+    if interface in told:
+        return
+    told[interface] = now
+    sender = f"packets from {link_address.hex(':')} on {interface}" if link_address else f"packets on {interface}"
+    world.log(f"{sender} are dropped: nobody there says hello; does ngp run there?", logging.WARNING)
 
 
 def _trades(world: World, neighbour: Neighbour) -> bool:

@@ -137,6 +137,7 @@ class World:
     patience: Patience = field(default_factory=Patience)
     timers: Timers = field(default_factory=Timers)
     strangers: deque[tuple[float, PacketHeld]] = field(default_factory=deque)
+    strangers_told: dict[str, float] = field(default_factory=dict)
     greeted: dict[str, float] = field(default_factory=dict)
     bought: dict[tuple[bytes, str], float] = field(default_factory=dict)
     declined: dict[tuple[bytes, Link, Prefix], float] = field(default_factory=dict)

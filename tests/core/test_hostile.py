@@ -169,6 +169,44 @@ def test_strangers_fill_a_short_list_and_every_packet_gets_its_verdict() -> None
     assert sorted(e.handle for e in verdicts) == list(range(10**6, 10**6 + 3000))
 
 
+def told_of_packets(sim: Sim, links: list[tuple[str, bytes]]) -> list[str]:
+    """Let packets of these links wait in vain, and return what the operator is told."""
+    step, now, said = sim.gateway.gatekeeper.step, sim.clock, list[fx.Effect]()
+    for handle, link in enumerate(links, 10**6):
+        said += step(ev.PacketHeld(handle, link, ip_address("192.0.2.9"), ip_address(HOST), 60), now())
+    sim.now += 3.1
+    said += step(ev.Tick(), now())
+    assert sum(isinstance(one, fx.Decide) for one in said) == len(links)
+    return [one.text for one in said if isinstance(one, fx.Log) and "says hello" in one.text]
+
+
+def test_a_client_without_ngp_is_told_of_once_an_hour_on_each_interface() -> None:
+    sim = Sim()
+    first, other, tunnel = ("eth1", b"\2first"), ("eth1", b"\2other"), ("wg0", b"")
+    assert told_of_packets(sim, [first, first, other, tunnel]) == [
+        "packets from 02:66:69:72:73:74 on eth1 are dropped: nobody there says hello; does ngp run there?",
+        "packets on wg0 are dropped: nobody there says hello; does ngp run there?",
+    ]
+    assert told_of_packets(sim, [other, tunnel]) == []
+    sim.now += 3600
+    (again,) = told_of_packets(sim, [other])
+    assert again.startswith("packets from 02:6f:74:68:65:72 on eth1 ")
+
+
+def test_a_client_whose_ngp_stopped_is_told_of_as_well() -> None:
+    sim = Sim()
+    sim.happen(sim.gateway, ev.MessageReceived(sim.client.identity, sim.client.link, 1, Bye(), 9 << 32))
+    assert len(told_of_packets(sim, [sim.client.link])) == 1
+
+
+def test_interfaces_that_come_and_go_leave_no_memory_of_what_was_told() -> None:
+    sim = Sim()
+    for number in range(3):
+        assert len(told_of_packets(sim, [(f"wg{number}", b"")])) == 1
+        sim.now += 3600
+    assert list(sim.gateway.world.strangers_told) == ["wg2"]
+
+
 def test_second_identity_on_a_live_link_is_refused() -> None:
     sim = Sim()
     thief = ev.MessageReceived(b"T" * 32, sim.client.link, 1, Hello("sandbox", True, True, (), "", False), 9 << 32)
