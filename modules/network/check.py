@@ -12,14 +12,14 @@ import json
 import platform
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ngp.core.messages import Address
 from ngp.core.services import SERVICES_A_HOST
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
-from ngp.modules.network import bpf, layout, nat, xtables
+from ngp.modules.network import bpf, layers, layout, nat, xtables
 from ngp.modules.network.host import Host, Interface
 from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.xtables import NFT, find_command, run
@@ -55,7 +55,7 @@ def check(desired: DesiredNetwork) -> list[Check]:
             lambda: _interfaces(desired, host),
             lambda: _forwarding(desired),
             lambda: _reverse_path(desired),
-            lambda: _offloading(desired),
+            lambda: _offloading(desired, host.interfaces()),
             lambda: _nat(desired, host),
             lambda: _way_back(desired, host),
             lambda: _way_out(desired, host),
@@ -134,7 +134,7 @@ def refuse(desired: DesiredNetwork) -> None:
     """
     host = Host()
     try:
-        lines = [*_bridges(desired, host.interfaces()), *_offloading(desired)]
+        lines = [*_bridges(desired, host.interfaces()), *_offloading(desired, host.interfaces())]
     finally:
         host.close()
     for line in lines:
@@ -237,15 +237,15 @@ def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
         yield Check("reverse path filter", True, found if off else "on")
 
 
-def _offloading(desired: DesiredNetwork) -> Iterator[Check]:
+def _offloading(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterator[Check]:
     if not _holds(_NET_ADMIN):  # the rules of others can't be seen, and would seem to be none
         yield Check("flow offloading", False, _NOT_TRIED, _AS_ROOT)
         return
-    mesh = set(desired.mesh_interfaces)
+    beneath = layers.beneath(known, desired.mesh_interfaces)
     for table, name, devices in _flowtables():
-        both = sorted(mesh & devices)
+        both = _as_told(beneath, devices)
         if both:
-            found = f"nft flowtable {name} in {table} offloads {', '.join(both)}: offloaded flows go round the meter"
+            found = f"nft flowtable {name} in {table} offloads {both}: offloaded flows go round the meter"
             yield Check(
                 "flow offloading", False, found, f"nft delete flowtable {table} {name} (after the rules that use it)"
             )
@@ -256,12 +256,19 @@ def _offloading(desired: DesiredNetwork) -> Iterator[Check]:
             yield Check("flow offloading", False, f"iptables rule: {line}", remedy)
             return
     ethtool = find_command("ethtool")
-    hardware = [name for name in sorted(mesh) if ethtool and "hw-tc-offload: on" in _try([ethtool, "-k", name])]
+    hardware = [name for name in sorted(beneath) if ethtool and "hw-tc-offload: on" in _try([ethtool, "-k", name])]
     if hardware:
-        found = f"hardware offload is on for {', '.join(hardware)}: what the card forwards is never metered"
+        told = _as_told(beneath, hardware)
+        found = f"hardware offload is on for {told}: what the card forwards is never metered"
         yield Check("flow offloading", False, found, f"ethtool -K {hardware[0]} hw-tc-offload off")
         return
-    yield Check("flow offloading", True, "none on mesh interfaces")
+    yield Check("flow offloading", True, "none on mesh interfaces, nor beneath them")
+
+
+def _as_told(beneath: Mapping[str, str], devices: Iterable[str]) -> str:
+    """Name those devices that carry a mesh interface's traffic, each with the mesh interface that stands on it."""
+    named = [each for each in sorted(devices) if each in beneath]
+    return ", ".join(each if beneath[each] == each else f"{each} (beneath {beneath[each]})" for each in named)
 
 
 def _flowtables() -> list[tuple[str, str, frozenset[str]]]:

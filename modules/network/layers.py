@@ -5,10 +5,14 @@ leaves by the port as well. Taken for mesh interfaces both, they would charge a 
 the lower one. So a port is never a mesh interface. Frames of other upper interfaces are told from the lower one's own
 at its egress, and left alone there: VLANs by their tag, macvlans by their source MAC. An ipvlan's can't be told, nor a
 macvlan's of mode passthru, which also takes all that the lower one hears. macvtap and ipvtap are the same for a guest.
+
+What is switched on for a device beneath a mesh interface, at whatever depth, works on the mesh interface's traffic too:
+flow offloading there goes round the meter.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,6 +20,11 @@ if TYPE_CHECKING:
     from ngp.modules.network.host import Interface
 
 _TAKES_ALL = frozenset({"bridge", "bond", "team", "openvswitch", "hsr"})
+_PEERS = frozenset({"veth", "netkit", "vxcan"})  # IFLA_LINK is the other end
+_TUNNELS = frozenset(
+    {"ipip", "gre", "gretap", "erspan", "sit", "ip6tnl", "ip6gre", "ip6gretap", "ip6erspan"}
+    | {"vti", "vti6", "vxlan", "geneve", "xfrm"}
+)  # IFLA_LINK is where packets of this host's own, which nobody forwards, carry the tunnel's
 _MACVLAN, _IPVLAN = frozenset({"macvlan", "macvtap"}), frozenset({"ipvlan", "ipvtap"})
 
 
@@ -66,6 +75,27 @@ def stand_on(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> frozen
         for one in uppers
         if _stands_on(one, below, _MACVLAN) and one.link_address != below.link_address
     )
+
+
+def beneath(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> dict[str, str]:
+    """Return the devices by which mesh interfaces' packets come and go, each with the mesh interface's name. Pure.
+
+    A mesh interface itself; the ports of one with ports; what one stands on; and so on down, each device once.
+    """
+    by_index, ports = {each.index: each for each in interfaces.values()}, defaultdict(list)
+    for each in interfaces.values():
+        if each.master:
+            ports[each.master].append(each)
+    found = {name: name for name in mesh}
+    waiting = [(interfaces[name], name) for name in found if name in interfaces]
+    while waiting:
+        one, name = waiting.pop()
+        lower = by_index.get(one.lower) if one.kind not in _PEERS | _TUNNELS else None
+        for each in (*ports[one.index], *([lower] if lower else ())):
+            if each.name not in found:
+                found[each.name] = name
+                waiting.append((each, name))
+    return found
 
 
 def _uppers(interfaces: Mapping[str, Interface]) -> list[Interface]:

@@ -197,6 +197,40 @@ def test_check_refuses_flow_offloading(hosts: Lab, monkeypatch: pytest.MonkeyPat
     assert by_name(desired(mesh_interfaces=("m1",)))["flow offloading"].ok
 
 
+BENEATH = {
+    "port of a bridge": "ip link add x0 type bridge && ip link set m1 master x0",
+    "macvlan's lower": "ip link add link m1 name x0 type macvlan",
+    "port two below": "ip link add b0 type bridge && ip link set m1 master b0"
+    " && ip link add link b0 name x0 type macvlan",
+}
+
+
+@pytest.mark.parametrize("laid", BENEATH.values(), ids=list(BENEATH))
+@pytest.mark.parametrize("by", ["flowtable", "card"])
+def test_check_refuses_flow_offloading_beneath_a_mesh_interface(
+    hosts: Lab, monkeypatch: pytest.MonkeyPatch, laid: str, by: str
+) -> None:
+    """Offloaded at m1, which carries x0's packets; the words of nft and ethtool are given, as kernels differ."""
+    sh(f"{laid}; sysctl -qew net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
+    really_run, really_find = xtables.run, checks.find_command
+
+    def answer(words: list[str], text: str = "") -> str:
+        if words[0] == "ethtool":
+            return f"hw-tc-offload: {'on' if by == 'card' and words[-1] == 'm1' else 'off'}"
+        flowtables = FLOWTABLES % '["m1", "up0"]' if by == "flowtable" else ""
+        return flowtables if "flowtables" in words else really_run(words, text)
+
+    monkeypatch.setattr(checks, "run", answer)
+    monkeypatch.setattr(checks, "find_command", lambda name: name if name == "ethtool" else really_find(name))
+    wanted = desired(mesh_interfaces=("x0",))
+    line = by_name(wanted)["flow offloading"]
+    assert not line.ok and "m1 (beneath x0)" in line.found and "up0" not in line.found
+    assert line.remedy.startswith("nft delete flowtable inet fw fast" if by == "flowtable" else "ethtool -K m1 ")
+    with pytest.raises(KernelError, match=re.escape(f"flow offloading: {line.found}")):
+        checks.refuse(wanted)
+    checks.refuse(desired(mesh_interfaces=("m0",)))
+
+
 def test_check_says_what_it_can_not_see_without_nft(hosts: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nft" not in by_name(desired())
     found = checks.find_command

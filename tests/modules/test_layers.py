@@ -65,6 +65,31 @@ def test_what_arrives_elsewhere_is_seen_to_there() -> None:
     assert not layers.is_elsewhere("eth0", host(one(1, "eth0"), one(2, "ipv0", "ipvlan", lower=1)), ["ipv0"])
 
 
+def test_what_is_beneath_is_found_down_to_the_cable() -> None:
+    known = host(
+        *(replace(one(1, f"wlan{number}", master=20, port_of="bond"), index=number) for number in (1, 2)),
+        replace(one(1, "bond0", "bond", master=30, port_of="bridge"), index=20),
+        replace(one(1, "br0", "bridge"), index=30),
+        replace(one(1, "br0.5", "vlan", lower=30), index=40),
+        replace(one(1, "mac0", "macvlan", lower=40), index=50),
+        replace(one(1, "eth9"), index=60),
+    )
+    chain = ("br0.5", "br0", "bond0", "wlan1", "wlan2")
+    assert layers.beneath(known, ["mac0", "absent"]) == dict.fromkeys(("mac0", *chain), "mac0") | {"absent": "absent"}
+    assert layers.beneath(known, ["eth9", "wlan1"]) == {"eth9": "eth9", "wlan1": "wlan1"}
+    assert layers.beneath(known, ["bond0", "mac0"])["bond0"] == "bond0"
+
+
+@pytest.mark.parametrize("kind", ["veth", "gre", "vxlan"])
+def test_the_other_end_of_a_pair_and_what_carries_a_tunnel_are_not_beneath(kind: str) -> None:
+    assert layers.beneath(host(one(1, "eth0"), one(2, "m0", kind, lower=1)), ["m0"]) == {"m0": "m0"}
+
+
+def test_what_stands_on_itself_ends_the_search() -> None:
+    known = host(one(1, "a0", "vlan", lower=2), one(2, "b0", "vlan", lower=1, master=1))
+    assert layers.beneath(known, ["a0"]) == {"a0": "a0", "b0": "a0"}
+
+
 def test_thousands_of_interfaces_are_not_each_held_against_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[str] = []
     monkeypatch.setattr(layers, "_stands_on", lambda upper, _lower, _kinds: compared.append(upper.name))
