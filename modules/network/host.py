@@ -121,7 +121,7 @@ class Host:
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
         """Return the existing interfaces that MESH_INTERFACES means, but for those that can't be mesh interfaces."""
-        without = layers.left_out(self.interfaces())
+        without = self._without(patterns)
         names = (each.name for each in self.interfaces().values() if not each.is_loopback and each.name not in without)
         return expand_interfaces(names, patterns, ignored)
 
@@ -131,13 +131,19 @@ class Host:
         Nothing is to be done where a pattern means one whose packets arrive on a mesh interface, or an ignored one.
         """
         known = self.interfaces()
-        without = layers.left_out(known)
+        without = self._without(patterns)
         seen_to = {*self.mesh_interfaces(patterns, ignored), *expand_interfaces(known, ignored, ())}
         return {
             name: (without[name], "" if name not in patterns and layers.is_elsewhere(name, known, seen_to) else remedy)
             for name in expand_interfaces(without, patterns, ignored)
             for remedy in [layers.remedy(name, known)]
         }
+
+    def _without(self, patterns: Sequence[str]) -> dict[str, str]:
+        """Return those that these patterns don't mean, with the reason; a fallback tunnel may be named."""
+        known = self.interfaces()
+        fallbacks = {name: why for name, why in layers.idle_fallbacks(known).items() if name not in patterns}
+        return {**fallbacks, **layers.left_out(known)}
 
     def upstream_interfaces(self, ignored: Sequence[str]) -> tuple[str, ...]:
         """Return the interfaces of IGNORE_INTERFACE that carry a default route."""

@@ -8,6 +8,12 @@ macvlan's of mode passthru, which also takes all that the lower one hears. macvt
 
 What is switched on for a device beneath a mesh interface, at whatever depth, works on the mesh interface's traffic too:
 flow offloading there goes round the meter.
+
+A tunnel's module makes a fallback tunnel in each network namespace. It is down, takes what no other tunnel of its kind
+takes, and can't be given a remote end: `all` doesn't mean it, or `ngp check` would advise to set it up. It is known by
+its fixed name together with its kind. Neither alone will do, nor a look for a remote end: operators name tunnels as
+they like, and one made for several remote ends has none either. One that is up is an interface like others: what
+arrives there is to be gated.
 """
 
 from __future__ import annotations
@@ -25,6 +31,17 @@ _TUNNELS = frozenset(
     {"ipip", "gre", "gretap", "erspan", "sit", "ip6tnl", "ip6gre", "ip6gretap", "ip6erspan"}
     | {"vti", "vti6", "vxlan", "geneve", "xfrm"}
 )  # IFLA_LINK is where packets of this host's own, which nobody forwards, carry the tunnel's
+_FALLBACKS = {
+    "tunl0": "ipip",
+    "gre0": "gre",
+    "gretap0": "gretap",
+    "erspan0": "erspan",
+    "sit0": "sit",
+    "ip6tnl0": "ip6tnl",
+    "ip6gre0": "ip6gre",
+    "ip_vti0": "vti",
+    "ip6_vti0": "vti6",
+}
 _MACVLAN, _IPVLAN = frozenset({"macvlan", "macvtap"}), frozenset({"ipvlan", "ipvtap"})
 
 
@@ -43,6 +60,12 @@ def left_out(interfaces: Mapping[str, Interface]) -> dict[str, str]:
     return found
 
 
+def idle_fallbacks(interfaces: Mapping[str, Interface]) -> dict[str, str]:
+    """Return the names of fallback tunnels that are down, with what to say of each. Pure."""
+    why = "is the fallback tunnel that the kernel makes by itself, and is down: no neighbour can be there"
+    return {name: why for name in _FALLBACKS if name in interfaces and _is_idle_fallback(interfaces[name])}
+
+
 def remedy(name: str, interfaces: Mapping[str, Interface]) -> str:
     """Say what to do about an interface that net.conf names and that is left out. Pure."""
     masters = {each.index: each.name for each in interfaces.values()}
@@ -55,9 +78,12 @@ def remedy(name: str, interfaces: Mapping[str, Interface]) -> str:
 def is_elsewhere(name: str, interfaces: Mapping[str, Interface], seen_to: Iterable[str]) -> bool:
     """Say whether all that an interface hears which is left out arrives on one of those seen to. Pure.
 
-    A bridge in another namespace is none of ours; an ipvlan's lower interface goes on hearing for itself.
+    A bridge in another namespace is none of ours; an ipvlan's lower interface goes on hearing for itself. An idle
+    fallback tunnel hears nothing.
     """
     one = interfaces[name]
+    if _is_idle_fallback(one):
+        return True
     if one.port_of in _TAKES_ALL and all(each.index != one.master for each in interfaces.values()):
         return True
     return any(
@@ -96,6 +122,10 @@ def beneath(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> dict[st
                 found[each.name] = name
                 waiting.append((each, name))
     return found
+
+
+def _is_idle_fallback(one: Interface) -> bool:
+    return one.kind != "" and one.kind == _FALLBACKS.get(one.name) and not one.is_up
 
 
 def _uppers(interfaces: Mapping[str, Interface]) -> list[Interface]:

@@ -16,7 +16,7 @@ from ngp.config import load, parse
 from ngp.daemon.desired import left_out, missing_names, refuse
 from ngp.errors import ConfigError, KernelError
 from ngp.modules.network import check as checks
-from ngp.modules.network import nat, xtables
+from ngp.modules.network import layers, nat, xtables
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.host import Host, expand_interfaces
 from ngp.ports import Check, DesiredNetwork, FreeRule
@@ -389,6 +389,29 @@ def test_ports_are_left_out_of_the_mesh_and_refused_by_name(hosts: Lab, tmp_path
         settings = parse(f"MESH_INTERFACES: {written}\nIGNORE_INTERFACE: {ignored}\n", tmp_path / "net.conf")
         (line,) = left_out(settings, network)  # what arrives on br0 is forwarded, and nothing gates it
         assert line.ok and ("put br0 into MESH_INTERFACES" in line.remedy) is warned
+    network.close()
+
+
+def test_fallback_tunnels_are_meant_by_their_names_alone(
+    hosts: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel of the tests may have no tunnels: a veth stands for one, under its name."""
+    sh("ip link add tunl0 type veth peer name far0 && ip link del m1")
+    monkeypatch.setattr(layers, "_FALLBACKS", {"tunl0": "veth"})
+    network, ignored = Datapath(tmp_path), ("up0", "far0")
+    assert network.mesh_interfaces(("all",), ignored) == network.mesh_interfaces(("m0", "tunl*"), ignored) == ("m0",)
+    assert network.mesh_interfaces(("m0", "tunl0"), ignored) == ("m0", "tunl0")
+    assert not network.left_out(("tunl0",), ()) and not network.left_out(("all",), ("tunl0",))
+    for written in ("all", "[m0, 'tunl*']"):
+        settings = parse(f"MESH_INTERFACES: {written}\nIGNORE_INTERFACE: [up0, far0]\n", tmp_path / "net.conf")
+        (line,) = left_out(settings, network)
+        assert line.name == "interface tunl0" and line.ok and not line.remedy
+        assert line.found.startswith("left out of MESH_INTERFACES: is the fallback tunnel")
+        assert not missing_names(settings, network)
+    sh("ip link set tunl0 up")
+    network.close()
+    network = Datapath(tmp_path)
+    assert network.mesh_interfaces(("all",), ignored) == ("m0", "tunl0") and not network.left_out(("all",), ignored)
     network.close()
 
 

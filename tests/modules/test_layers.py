@@ -85,6 +85,21 @@ def test_the_other_end_of_a_pair_and_what_carries_a_tunnel_are_not_beneath(kind:
     assert layers.beneath(host(one(1, "eth0"), one(2, "m0", kind, lower=1)), ["m0"]) == {"m0": "m0"}
 
 
+FALLBACKS = ("tunl0", "gre0", "gretap0", "erspan0", "sit0", "ip6tnl0", "ip6gre0", "ip_vti0", "ip6_vti0")
+KINDS = ("ipip", "gre", "gretap", "erspan", "sit", "ip6tnl", "ip6gre", "vti", "vti6")
+
+
+@pytest.mark.parametrize(("name", "kind"), list(zip(FALLBACKS, KINDS, strict=True)))
+def test_a_fallback_tunnel_is_known_by_name_and_kind_as_long_as_it_is_down(name: str, kind: str) -> None:
+    idle = replace(one(1, name, kind), is_up=False)
+    (why,) = layers.idle_fallbacks(host(idle, replace(one(2, "tun7", kind), is_up=False))).values()
+    assert "fallback" in why and layers.is_elsewhere(name, host(idle), [])
+    assert not layers.idle_fallbacks(host(one(1, name, kind))) and not layers.is_elsewhere(
+        name, host(one(1, name, kind)), []
+    )
+    assert not layers.idle_fallbacks(host(replace(idle, kind="veth")))
+
+
 def test_what_stands_on_itself_ends_the_search() -> None:
     known = host(one(1, "a0", "vlan", lower=2), one(2, "b0", "vlan", lower=1, master=1))
     assert layers.beneath(known, ["a0"]) == {"a0": "a0", "b0": "a0"}
