@@ -12,6 +12,7 @@ import pytest
 
 from ngp.core import refunds
 from ngp.core.values import Check
+from ngp.daemon import checkup
 from ngp.daemon.handlers import Handlers
 from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment.sandbox import SandboxPayment
@@ -105,3 +106,23 @@ def test_a_refund_that_the_node_may_not_pay_is_refused_before_it_is_offered(
     with pytest.raises(PaymentError, match=r"no refund.*does not allow SendPaymentV2; lncli bakemacaroon"):
         asyncio.run(handlers.refund({"neighbour": "00"}))
     assert not told
+
+
+def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a port that net.conf names: a start ends with 3 for it, and so does a check beside a daemon."""
+
+    async def payment(*_: object) -> list[Check]:
+        return []
+
+    lines = [Check("interface p0", False, "is a port", "", "configuration"), Check("interface m0", False, "is down")]
+    monkeypatch.setattr(checkup, "network", lambda *_: lines)
+    monkeypatch.setattr(checkup, "payment", payment)
+    monkeypatch.setattr(checkup, "neighbours", lambda _: [])
+    monkeypatch.setattr(checkup, "accounts", lambda _: [])
+    monkeypatch.setattr(checkup, "effect", lambda *_: Check("in force", True, ""))
+    node: Any = handlers._node
+    node.settings, node.ledger_why_not = None, "it is gone"
+    node.host, node.payment = SimpleNamespace(node_addresses=()), SimpleNamespace(why_not="")
+    node.parts.network, node.parts.make_links = None, lambda _: []
+    told = {row["name"]: row["kind"] for row in asyncio.run(handlers.check({}))}
+    assert told == {"interface p0": "configuration", "interface m0": "kernel", "ledger": "ledger", "in force": "kernel"}

@@ -129,8 +129,7 @@ def a_host_with_a_meter(monkeypatch: pytest.MonkeyPatch) -> None:
     network = SimpleNamespace(check=lambda _: [Check("meter", True, "runs")], close=lambda: None)
     monkeypatch.setattr(offline.main, "make_network", lambda *_: network)
     monkeypatch.setattr(offline.checkup, "look_at_host", lambda *_: SimpleNamespace(mesh_interfaces=()))
-    for looks in ("missing_names", "left_out"):
-        monkeypatch.setattr(offline.checkup, looks, lambda *_: [])
+    monkeypatch.setattr(offline.checkup, "named_interfaces", lambda *_: [])
 
 
 def test_a_check_asks_every_link_and_tells_once_what_two_say_alike(

@@ -155,10 +155,6 @@ def _bridges(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterato
 def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     known = host.interfaces()
     bridges, mesh = {line.name: line for line in _bridges(desired, known)}, set(desired.mesh_interfaces)
-    if not desired.mesh_interfaces:
-        yield Check(
-            "mesh interfaces", False, "none", "name one in MESH_INTERFACES: ip -brief link shows those there are"
-        )
     for name in desired.mesh_interfaces:
         interface = known.get(name)
         label = f"interface {name}"

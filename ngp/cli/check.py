@@ -102,7 +102,8 @@ def _standing(place: Place) -> list[Row]:
 
 
 def _row(check: Check, kind: str) -> Row:
-    return {"name": check.name, "ok": check.ok, "found": check.found, "remedy": check.remedy, "kind": kind}
+    at_fault = check.kind or kind
+    return {"name": check.name, "ok": check.ok, "found": check.found, "remedy": check.remedy, "kind": at_fault}
 
 
 def _kind(row: Row) -> str:

@@ -35,12 +35,17 @@ class Check:
     """One line of `ngp check`: what was looked at, what was found, and the command that mends it.
 
     One that is ok and has a remedy is a warning: ngp works, and something is to be thought about.
+
+    Attributes:
+        kind: what is at fault, which decides the exit code, where that isn't the part that was looked at
+            (`configuration`: net.conf); else "".
     """
 
     name: str
     ok: bool
     found: str
     remedy: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

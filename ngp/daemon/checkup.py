@@ -18,7 +18,7 @@ from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.core.world import World
 from ngp.daemon import lightning, payment_keys
-from ngp.daemon.desired import left_out, look_at_host, missing_names
+from ngp.daemon.desired import look_at_host, named_interfaces
 from ngp.errors import LedgerError, PaymentError
 from ngp.ports import Link, Network, Payment
 from ngp.store import audit
@@ -37,7 +37,7 @@ def network(
     """Look at the host as these settings, and a payment node there, would have it. Raises KernelError."""
     desired = look_at_host(settings, asked, node_addresses)
     found = dict.fromkeys(line for link in links for line in link.check(desired.mesh_interfaces))  # some say the same
-    return [*missing_names(settings, asked), *left_out(settings, asked), *asked.check(desired), *found]
+    return [*named_interfaces(settings, asked, desired.mesh_interfaces), *asked.check(desired), *found]
 
 
 def health(name: str, why_not: str, fine: str) -> Check:

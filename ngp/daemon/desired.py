@@ -68,7 +68,36 @@ def left_out(settings: Settings, network: Network) -> list[Check]:
     for name, (why, remedy) in network.left_out(settings.mesh_interfaces, settings.ignore_interfaces).items():
         by_name = name in settings.mesh_interfaces
         said = f"MESH_INTERFACES: {why}" if by_name else f"left out of MESH_INTERFACES: {why}"
-        found.append(Check(f"interface {name}", not by_name, said, remedy))
+        found.append(Check(f"interface {name}", not by_name, said, remedy, "configuration" if by_name else ""))
+    return found
+
+
+def named_interfaces(settings: Settings, network: Network, mesh: Sequence[str]) -> list[Check]:
+    """Say what is wrong with the interfaces that net.conf names, and whether there is a mesh interface at all.
+
+    Args: mesh: existing names that MESH_INTERFACES means. Raises: KernelError.
+    """
+    found = [*missing_names(settings, network), *left_out(settings, network)]
+    told = {line.name for line in found if not line.ok}
+    if not mesh and not any(f"interface {name}" in told for name in settings.mesh_interfaces):
+        remedy = "name one in MESH_INTERFACES: ip -brief link shows those there are"
+        found.append(Check("mesh interfaces", False, "none", remedy))
+    return [*found, *_without_effect(settings, network, mesh)]
+
+
+def _without_effect(settings: Settings, network: Network, mesh: Sequence[str]) -> list[Check]:
+    """Warn of entries that are for an interface where no neighbour is: a slip there changes nothing, in silence."""
+    named = [(f"PRICES: the entry for {rule.prefix} is", rule.interface) for rule in settings.prices]
+    named += [(f"NGP_INTERFACE: {one} is", one.partition("%")[2]) for one in settings.ngp_addresses]
+    found = []
+    for what, name in named:
+        if name and not name.isdigit() and name not in mesh:
+            exists = network.mesh_interfaces((name,), ()) or network.left_out((name,), ())
+            said = f"{what} for it alone, and " + (
+                "it is no mesh interface" if exists else "no interface has this name"
+            )
+            remedy = f"correct {what.partition(':')[0]}: ip -brief link shows those there are"
+            found.append(Check(f"interface {name}", True, said, remedy))
     return found
 
 

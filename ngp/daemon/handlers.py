@@ -133,7 +133,7 @@ class Handlers:
                 "ok": one.ok,
                 "found": one.found,
                 "remedy": one.remedy,
-                "kind": kinds.get(one.name, "kernel"),
+                "kind": one.kind or kinds.get(one.name, "kernel"),
             }
             for one in checks
         ]

@@ -269,6 +269,8 @@ def test_check_without_a_daemon_goes_by_kind(host: Host) -> None:
     assert away.returncode == 5
     assert "the node is away" in away.stdout and "ledger.db: none yet" in away.stdout
     assert host.ngp("check", "--config", "net.conf", NGP_FAKE_MISSING="hook").returncode == 4
+    by_the_file = {"NGP_FAKE_MISSING": "hook", "NGP_FAKE_KIND": "configuration"}
+    assert host.ngp("check", "--config", "net.conf", **by_the_file).returncode == 3
     host.config.write_text("SELL: perhaps\n")
     bad = host.ngp("check", "--config", "net.conf", "--json")
     assert bad.returncode == 3

@@ -13,7 +13,7 @@ import pytest
 from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, GATEWAY_TO_INTERNET, INTERNET, Lab, desired, lab, sh
 
 from ngp.config import load, parse
-from ngp.daemon.desired import left_out, missing_names, refuse
+from ngp.daemon.desired import left_out, missing_names, named_interfaces, refuse
 from ngp.errors import ConfigError, KernelError
 from ngp.modules.network import check as checks
 from ngp.modules.network import layers, nat, xtables
@@ -390,6 +390,45 @@ def test_ports_are_left_out_of_the_mesh_and_refused_by_name(hosts: Lab, tmp_path
         (line,) = left_out(settings, network)  # what arrives on br0 is forwarded, and nothing gates it
         assert line.ok and ("put br0 into MESH_INTERFACES" in line.remedy) is warned
     network.close()
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [("m1", {"interface m1"}), ("m7", {"interface m7"}), ("'m1*'", {"mesh interfaces"}), ("m0", set())],
+    ids=["port", "missing", "pattern", "sound"],
+)
+def test_what_leaves_no_mesh_interface_is_told_once(hosts: Lab, tmp_path: Path, written: str, named: set[str]) -> None:
+    sh("ip link add br0 type bridge && ip link set m1 master br0")
+    network = Datapath(tmp_path)
+    text = f"MESH_INTERFACES: {written}\nIGNORE_INTERFACE: [up0, br0, m1x, up7]\n"
+    settings = parse(text, tmp_path / "net.conf")
+    mesh = network.mesh_interfaces(settings.mesh_interfaces, settings.ignore_interfaces)
+    lines = named_interfaces(settings, network, mesh)
+    missing = {line.name: line for line in [*lines, *network.check(desired(mesh_interfaces=mesh))] if not line.ok}
+    assert missing.keys() == {*named, "interface up7"}
+    assert [line.kind for name, line in missing.items() if name == "interface m1"] in ([], ["configuration"])
+    network.close()
+
+
+def test_entries_for_an_interface_where_no_neighbour_is_are_a_warning(hosts: Lab, tmp_path: Path) -> None:
+    prices = "".join(
+        f"  - {{prefix: 198.51.100.{number}/32, sell: 6 msat{f', interface: {name}' if name else ''}}}\n"
+        for number, name in enumerate(("m0", "m7", "up0", ""))
+    )
+    text = (
+        f"MESH_INTERFACES: m0\nIGNORE_INTERFACE: up0\nNGP_INTERFACE: ['fe80::1%m0', 'fe80::2%m8', 192.0.2.1]\n"
+        f"PRICES:\n{prices}"
+    )
+    network = Datapath(tmp_path)
+    found = named_interfaces(parse(text, tmp_path / "net.conf"), network, ("m0",))
+    network.close()
+    assert [(line.name, line.ok) for line in found] == [(f"interface {name}", True) for name in ("m7", "up0", "m8")]
+    assert [line.found for line in found] == [
+        "PRICES: the entry for 198.51.100.1/32 is for it alone, and no interface has this name",
+        "PRICES: the entry for 198.51.100.2/32 is for it alone, and it is no mesh interface",
+        "NGP_INTERFACE: fe80::2%m8 is for it alone, and no interface has this name",
+    ]
+    assert all(line.remedy.startswith(f"correct {line.found.partition(':')[0]}: ") for line in found)
 
 
 def test_fallback_tunnels_are_meant_by_their_names_alone(

@@ -189,5 +189,6 @@ def make_payment(_settings: object, _state_dir: Path) -> Any:
 
 
 async def check(_settings: object, _state_dir: Path) -> list[Check]:
-    """Find what NGP_FAKE_MISSING names missing."""
-    return [Check("hook", os.environ.get("NGP_FAKE_MISSING") != "hook", "looked", "mend it")]
+    """Find what NGP_FAKE_MISSING names missing, by the fault of NGP_FAKE_KIND."""
+    is_well, kind = os.environ.get("NGP_FAKE_MISSING") != "hook", os.environ.get("NGP_FAKE_KIND", "")
+    return [Check("hook", is_well, "looked", "mend it", kind)]
