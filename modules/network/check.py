@@ -13,6 +13,7 @@ import platform
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ngp.core.messages import Address
@@ -58,6 +59,7 @@ def check(desired: DesiredNetwork) -> list[Check]:
             lambda: _offloading(desired, host.interfaces()),
             lambda: _nat(desired, host),
             lambda: _way_back(desired, host),
+            lambda: _uplink(desired, host),
             lambda: _way_out(desired, host),
             lambda: _services(desired, host),
         ]
@@ -307,9 +309,7 @@ def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     if not _holds(_NET_ADMIN):
         yield from (Check(f"NAT on {name}", False, _NOT_TRIED, _AS_ROOT) for name in desired.upstream_interfaces)
         return
-    nft = find_command("nft")
-    rules = [rule for version in sorted(desired.families) for rule in nat.parse_saved(_saved_rules(version), version)]
-    rules += nat.parse_ruleset(_try([nft, "list", "ruleset"])) if nft else []
+    rules = _translations(desired.families)
     networks = _mesh_networks(desired, host)
     versions = {
         name: [version for version in desired.families if name in host.default_route_interfaces((version,))]
@@ -321,6 +321,12 @@ def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             found[_NETWORKS_TOLD:] = [f"and {len(found) - _NETWORKS_TOLD} networks more"]
         nothing = "nothing to say: mesh interfaces have no addresses of the family of its default route"
         yield Check(f"NAT on {name}", True, "\n".join(found) or nothing)
+
+
+def _translations(versions: Iterable[int]) -> list[nat.Translation]:
+    nft = find_command("nft")
+    rules = [rule for version in sorted(versions) for rule in nat.parse_saved(_saved_rules(version), version)]
+    return rules + (nat.parse_ruleset(_try([nft, "list", "ruleset"])) if nft else [])
 
 
 def _nat_of(rules: list[nat.Translation], network: Prefix, interface: str) -> str:
@@ -362,16 +368,44 @@ def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             yield Check(f"way back to {name}", True, ", ".join(map(str, told)))
 
 
+def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    """Where nothing is bought, what comes back by a mesh interface belongs to no contract, and is held there."""
+    if not desired.sells or desired.buys:
+        return
+    mesh, held, all_held = set(desired.mesh_interfaces), dict[str, list[str]](), False
+    for version in sorted(desired.families):
+        out = set(host.default_route_interfaces((version,)))
+        for name in sorted(out & mesh):
+            held.setdefault(name, []).append(f"IPv{version}")
+        all_held = all_held or bool(out) and out <= mesh
+    for name, versions in held.items():
+        found = (
+            f"{' and '.join(versions)} by {name}, a mesh interface, where nothing is bought (BUY: no): answers to "
+            "neighbours are held there, and what they sent is charged"
+        )
+        remedy = f"put {name} into IGNORE_INTERFACE; or BUY: yes, if a neighbour there sells the way out"
+        yield Check(f"way out by {name}", not all_held, found, remedy)
+
+
+def _looks_like_uplink(desired: DesiredNetwork, host: Host, interface: str) -> bool:
+    """Say whether other mesh interfaces' networks are translated out of this one, as towards a provider."""
+    others = tuple(each for each in desired.mesh_interfaces if each != interface)
+    networks = _mesh_networks(replace(desired, mesh_interfaces=others), host)
+    rules = _translations(desired.families) if networks else []
+    return any(nat.of_network(rules, network, interface) for network in networks)
+
+
 def _way_out(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     """A client that has no uplink of its own must route something into the mesh, or there is nothing to buy."""
     if not desired.buys or desired.upstream_interfaces or not desired.mesh_interfaces:
         return
-    mesh = set(desired.mesh_interfaces)
+    mesh, inside = set(desired.mesh_interfaces), set[str]()
     found, through_mesh = [], False
     for version in sorted(desired.families):
         out = host.default_route_interfaces((version,))
         routed = host.routed_networks(version, mesh)
         through_mesh = through_mesh or bool(mesh & set(out) or routed)
+        inside |= mesh & set(out)
         if mesh & set(out):
             found.append(f"IPv{version} by {', '.join(sorted(mesh & set(out)))}")
         elif routed:
@@ -384,8 +418,13 @@ def _way_out(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
                 f"IPv{version} by {', '.join(unpaid)}, not a mesh interface: ngp neither buys nor meters there"
             )
     name = desired.mesh_interfaces[0]
-    remedy = f"ip route add default via ADDRESS dev {name} (the gateway's mesh address)"
-    yield Check("way out", through_mesh, "; ".join(found), "" if through_mesh else remedy)
+    remedy = "" if through_mesh else f"ip route add default via ADDRESS dev {name} (the gateway's mesh address)"
+    likely = [each for each in sorted(inside) if desired.sells and _looks_like_uplink(desired, host, each)]
+    if likely:
+        names = ", ".join(likely)
+        found.append(f"neighbours' traffic is translated out of {names}: answers are held there unless they are bought")
+        remedy = f"put {names} into IGNORE_INTERFACE, unless a neighbour there sells the way out"
+    yield Check("way out", through_mesh, "; ".join(found), remedy)
 
 
 def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:

@@ -303,6 +303,33 @@ def test_check_looks_for_a_way_into_the_mesh_where_ngp_buys(hosts: Lab) -> None:
     assert "way out" not in by_name(desired(sells=False, buys=True))
 
 
+def test_check_names_an_uplink_that_was_taken_for_a_mesh_interface(hosts: Lab) -> None:
+    wanted = desired(mesh_interfaces=("m0", "up0"), upstream_interfaces=())
+    line = by_name(wanted)["way out by up0"]
+    assert not line.ok and line.found.startswith("IPv4 and IPv6 by up0, a mesh interface, where nothing is bought")
+    assert line.remedy.startswith("put up0 into IGNORE_INTERFACE")
+    sh(f"ip route add default via {CLIENT[4]} metric 9 && ip -6 route del default")
+    wanted = desired(mesh_interfaces=("m0",))  # only where the other one fails
+    line = by_name(wanted)["way out by m0"]
+    assert line.ok and line.found.startswith("IPv4 by m0") and "m0 into IGNORE_INTERFACE" in line.remedy
+    sh(f"ip -6 route add default via {CLIENT[6]}")
+    assert not by_name(wanted)["way out by m0"].ok
+    assert not [name for name in by_name(desired(mesh_interfaces=("m1",))) if "way out" in name]
+    assert not [name for name in by_name(desired(sells=False)) if "way out" in name]
+
+
+def test_check_asks_of_a_middle_node_whether_its_way_out_is_bought(hosts: Lab) -> None:
+    middle = desired(mesh_interfaces=("m0", "up0"), upstream_interfaces=(), buys=True)
+    line = by_name(middle)["way out"]
+    assert line == Check("way out", True, "IPv4 by up0; IPv6 by up0")
+    sh("iptables-nft -t nat -A POSTROUTING -o up0 -j MASQUERADE")
+    line = by_name(middle)["way out"]
+    assert line.ok and "translated out of up0" in line.found and line.remedy.startswith("put up0 into IGNORE_INTERFACE")
+    assert not by_name(desired(mesh_interfaces=("up0",), upstream_interfaces=(), buys=True))["way out"].remedy
+    buyer = desired(mesh_interfaces=("m0", "up0"), upstream_interfaces=(), buys=True, sells=False)
+    assert not by_name(buyer)["way out"].remedy
+
+
 @pytest.mark.parametrize(
     ("rule", "network", "interface", "said"),
     [
