@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+from ngp.modules.payment.electrum import ElectrumPayment
 
 LOGIN = "user:s3cret-word"
 NODE = "02" + "ab" * 32
@@ -99,3 +101,19 @@ class FakeElectrum:
         except Internal as error:
             data = {"exception": str(error), "traceback": "Traceback ..."}
             return {"id": 1, "error": {"code": 2, "message": "internal error while executing RPC", "data": data}}
+
+
+Test = Callable[[FakeElectrum, ElectrumPayment], Awaitable[None]]
+
+
+def with_electrum(folder: Path, test: Test, by_tcp: bool = False) -> None:
+    """Run a test with a daemon and the module on it."""
+
+    async def body() -> None:
+        daemon = FakeElectrum(folder)
+        payment = ElectrumPayment(folder, {"ELECTRUM_HOST": str(folder)})
+        async with asyncio.timeout(60), daemon.running(by_tcp):
+            await test(daemon, payment)
+            await payment.close()
+
+    asyncio.run(body())

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from coincurve import PrivateKey
-from fake_electrum import CHANNEL, INFO, LOGIN, NODE, PEER, FakeElectrum, Gone, Internal, Refused
+from fake_electrum import CHANNEL, INFO, LOGIN, NODE, PEER, FakeElectrum, Gone, Refused, with_electrum
 
 from ngp.errors import ConfigError, PaymentError
 from ngp.modules.payment import electrum_journal, invoice
@@ -31,24 +30,10 @@ SENT = {
     "amount_msat": -124_000, "fee_msat": 1_000,
 }  # fmt: skip
 RECEIVED = {**SENT, "direction": 1, "amount_msat": 123_000, "fee_msat": None}
-Test = Callable[[FakeElectrum, ElectrumPayment], Awaitable[None]]
 
 
 def bolt11(amount_msat: int = 123_000) -> str:
     return invoice.write(KEY.secret, "bcrt", amount_msat, int(time.time()), 600, HASH, bytes(32), "memo", b"")
-
-
-def with_electrum(folder: Path, test: Test, by_tcp: bool = False) -> None:
-    """Run a test with a daemon and the module on it."""
-
-    async def body() -> None:
-        daemon = FakeElectrum(folder)
-        payment = ElectrumPayment(folder, {"ELECTRUM_HOST": str(folder)})
-        async with asyncio.timeout(60), daemon.running(by_tcp):
-            await test(daemon, payment)
-            await payment.close()
-
-    asyncio.run(body())
 
 
 @pytest.mark.parametrize(
@@ -258,89 +243,6 @@ def test_whole_sat_only(tmp_path: Path) -> None:
         made = await payment.create_invoice(2_100_000_001_000, "", 60)
         assert (made.payment_hash, made.amount_msat) == (HASH, 2_100_000_001_000)
         assert daemon.asked[-1][1]["amount"] == "21.00000001"
-
-    with_electrum(tmp_path, test)
-
-
-def test_a_wallet_is_loaded_or_the_remedy_is_named(tmp_path: Path) -> None:
-    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
-        loaded = False
-
-        def nodeid(**_: Any) -> str:
-            if not loaded:
-                raise Refused("wallet not loaded")
-            return NODE
-
-        def load_wallet(**_: Any) -> bool:
-            return loaded
-
-        daemon.say |= {"nodeid": nodeid, "load_wallet": load_wallet}
-        with pytest.raises(PaymentError, match="electrum load_wallet"):
-            await payment.wait_ready()
-        loaded = True
-        assert (await payment.info()).account_id == NODE
-
-    with_electrum(tmp_path, test)
-
-
-@pytest.mark.parametrize(
-    ("answer", "says"),
-    [
-        (None, ""),
-        (Internal("InvalidPassword('No password given')"), "electrum load_wallet"),
-        (Internal("OSError(5, 'EIO')"), r"load_wallet: OSError\(5, 'EIO'\)"),
-    ],
-)
-def test_a_wallet_is_loaded_by_electrum_45_too(tmp_path: Path, answer: Internal | None, says: str) -> None:
-    """It answers nothing when it did, and names an exception when it couldn't."""
-
-    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
-        loaded = False
-
-        def nodeid(**_: Any) -> str:
-            if not loaded:
-                raise Refused("wallet not loaded")
-            return NODE
-
-        def load_wallet(**_: Any) -> None:
-            nonlocal loaded
-            if answer is not None:
-                raise answer
-            loaded = True
-
-        daemon.say |= {"nodeid": nodeid, "load_wallet": load_wallet}
-        if answer is None:
-            return await payment.wait_ready()
-        with pytest.raises(PaymentError, match=says):
-            await payment.wait_ready()
-
-    with_electrum(tmp_path, test)
-
-
-@pytest.mark.parametrize(("word", "refusal"), [("expiration", Refused), ("expiry", Internal)])
-def test_a_request_is_made_in_the_words_of_either_version(
-    tmp_path: Path, word: str, refusal: type[Refused] | type[Internal]
-) -> None:
-    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
-        def add_request(**words: Any) -> dict[str, str]:
-            if words.pop(word, None) != 60:
-                raise refusal("Commands.add_request() got an unexpected keyword argument")
-            assert words == {"amount": "0.00000005", "memo": "m", "force": True}
-            return {"lightning_invoice": "lnbcrt1", "rhash": HASH.hex()}
-
-        daemon.say["add_request"] = add_request
-        for _ in range(2):
-            assert (await payment.create_invoice(5000, "m", 60)).bolt11 == "lnbcrt1"
-        assert daemon.count("add_request") == (2 if word == "expiry" else 3), "remembered"
-
-    with_electrum(tmp_path, test)
-
-
-def test_an_electrum_that_is_too_old_is_named(tmp_path: Path) -> None:
-    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
-        daemon.say["getinfo"] = INFO | {"version": "4.2.1"}
-        with pytest.raises(PaymentError, match=r"Electrum 4\.2\.1 is too old: ngp needs 4\.3 or later"):
-            await payment.wait_ready()
 
     with_electrum(tmp_path, test)
 
