@@ -90,7 +90,10 @@ class Link(Protocol):
     max_datagram_bytes: int
 
     def check(self, interfaces: Sequence[str]) -> list[Check]:
-        """Say what of this host stands in the way, and how neighbours are found there; touches nothing."""
+        """Say what of this host stands in the way, and how neighbours are found there; touches nothing.
+
+        Costs little once it is open.
+        """
 
     async def open(self, interfaces: Sequence[str], receive: Callable[[LinkPeer, bytes], None]) -> None:
         """Start on these interfaces; `receive` is called in the event loop. Raises KernelError."""
@@ -151,6 +154,9 @@ class Network(Protocol):
 
     def check(self, desired: DesiredNetwork) -> list[Check]:
         """Say what this host can do and what is missing; touches nothing."""
+
+    def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
+        """Say what of `check` may come and go and costs little to ask for; takes about `most_s` at most."""
 
     def standing(self) -> Standing:
         """Say what of ours is in the kernel now; touches nothing. Raises KernelError, without rights too."""

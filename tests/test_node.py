@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,15 @@ import pytest
 from ngp.config import parse
 from ngp.core.effects import CancelInvoice, Effect, Persist, TrackPayment
 from ngp.core.events import BlockNeighbour, Stopping, Tick
-from ngp.core.records import CursorRecord
+from ngp.core.messages import Role
+from ngp.core.records import AccountRecord, CursorRecord
 from ngp.core.values import Check, DesiredNetwork, Now
-from ngp.daemon import host_watch, main
+from ngp.daemon import checkup, host_watch, main
 from ngp.daemon import node as daemon_node
 from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import StartOptions
 from ngp.errors import ConfigError, KernelError, LedgerError, PaymentError
+from ngp.store.ledger import Ledger
 
 SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
 
@@ -251,7 +254,7 @@ def test_a_start_and_a_reload_with_a_file_that_shows_its_macaroon_are_refused(br
         asyncio.run(broken.reload())
     assert broken.settings is before
     with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
-        asyncio.run(main.run(StartOptions(path, tmp_path, False, False, lambda: None)))
+        asyncio.run(main.run(StartOptions(path, tmp_path, False, False, lambda _: None)))
 
 
 def test_a_reload_that_expects_another_payment_node_is_refused_whole(
@@ -282,13 +285,48 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
     monkeypatch.setattr(broken, "tell", told.append)
     monkeypatch.setattr(broken.host, "apply", apply)
     monkeypatch.setattr(broken.parts.payment, "check", check, raising=False)
-    monkeypatch.setattr(daemon_node, "missing_names", lambda *_: ())
+    monkeypatch.setattr(broken.host, "lacks", list)
     seller = "MESH_INTERFACES: [eth1]\nBUY: no\nREFUND_WHEN_ASKED: "
     path.write_text(f"{seller}no\n")
     assert "LND" not in asyncio.run(broken.reload())
     path.write_text(f"{seller}yes\n")
     said = asyncio.run(broken.reload())
     assert said == "applied: REFUND_WHEN_ASKED; LND's macaroon: does not allow SendPaymentV2"
+
+
+def odd_books(folder: Path) -> Path:
+    """Make a ledger in which an account has money that nobody paid."""
+    ledger = Ledger.open(folder / "ledger.db")
+    ledger.commit([AccountRecord(b"\x7f" * 32, Role.SERVER, 5000, 0, 0, 0, 0, 0)])
+    ledger.close()
+    return folder / "ledger.db"
+
+
+@pytest.mark.parametrize("books_are", ["short", "long"])
+def test_a_start_warns_of_what_check_would_and_waits_for_no_long_books(
+    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, books_are: str
+) -> None:
+    parts: Any = broken.parts
+    parts.ledger = SimpleNamespace(path=odd_books(tmp_path))
+    lack = Check("interface wlan7", False, "MESH_INTERFACES: no interface has this name", "correct MESH_INTERFACES")
+    monkeypatch.setattr(broken.host, "lacks", lambda: [lack])
+    long, look = threading.Event(), checkup.books
+    monkeypatch.setattr(main, "BOOKS_WAIT_S", 60.0 if books_are == "short" else 0.0)
+    monkeypatch.setattr(main.checkup, "books", lambda *asked: (long.wait(60), look(*asked))[1])
+
+    async def scenario() -> None:
+        if books_are == "short":
+            long.set()
+        books = await main._warn_of_lacks(broken)
+        assert books.done() is (books_are == "short")
+        assert ("books: " in caplog.text) is books.done()
+        long.set()
+        await books
+
+    asyncio.run(scenario())
+    first, last = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert first == f"{lack.name}: {lack.found}; {lack.remedy}"
+    assert last.startswith("books: account 7f7f") and "settled payments are 0 msat; something else" in last
 
 
 def test_a_start_with_another_payment_node_than_last_time_names_both(

@@ -12,6 +12,7 @@ import json
 import platform
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,31 @@ def check(desired: DesiredNetwork) -> list[Check]:
         return [line for part in parts for line in part()]
     finally:
         host.close()
+
+
+def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
+    """Look at what may come and go and costs little to ask for: interfaces, forwarding, routes.
+
+    For a start, which a slow answer would delay: nothing is loaded, other programs are asked for NAT at most and last
+    (see `_way_out`), and what isn't seen in time is left to `check`.
+    """
+    host, until, seen = Host(), time.monotonic() + most_s, list[Check]()
+    parts: list[Callable[[], Iterator[Check]]] = [
+        lambda: _interfaces(desired, host),
+        lambda: _forwarding(desired),
+        lambda: _way_back(desired, host),
+        lambda: _uplink(desired, host),
+        lambda: _services(desired, host),
+        lambda: _way_out(desired, host),
+    ]
+    try:
+        for line in itertools.chain.from_iterable(part() for part in parts):
+            seen.append(line)
+            if time.monotonic() > until:
+                break
+    finally:
+        host.close()
+    return seen
 
 
 def _kernel() -> Iterator[Check]:

@@ -136,6 +136,10 @@ class Datapath:
         lines.extend(self._check_size(desired))
         return lines
 
+    def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
+        """Say what of `check` may come and go and costs little to ask for; touches nothing."""
+        return host_check.look(desired, most_s)
+
     def refuse(self, desired: DesiredNetwork) -> None:
         """Raise KernelError where this host lets traffic past the meter, or gates what isn't forwarded."""
         host_check.refuse(desired)

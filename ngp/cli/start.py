@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from ngp.cli.place import Place
-from ngp.cli.show import Progress
-from ngp.cli.streams import say
+from ngp.cli.show import Progress, clean
+from ngp.cli.streams import note, say
 from ngp.cli.verbs import verb_command
 from ngp.daemon import spawn
 from ngp.daemon.options import LOG_FILE
@@ -24,10 +24,13 @@ def command(place: Place, verbose: bool, foreground: bool) -> int:
     place.settings(trusted_only=True)  # a bad file is told here, before anything is made
     progress = Progress("ngp is starting")
     try:
-        pid = spawn.start_detached(place.config_path, place.state_dir, verbose, progress)
+        started = spawn.start_detached(place.config_path, place.state_dir, verbose, progress)
     finally:
         progress.end()
-    say(f"ngp runs (process {pid}); its log is {place.state_dir / LOG_FILE}")
+    for warning in started.warnings:
+        note(clean(warning))
+    where = "" if started.gates else ", on no interface yet: nothing is gated"
+    say(f"ngp runs (process {started.pid}){where}; its log is {place.state_dir / LOG_FILE}")
     return 0
 
 

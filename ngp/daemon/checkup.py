@@ -7,7 +7,9 @@ not open files for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 
 from ngp import identity
@@ -15,14 +17,16 @@ from ngp.config import changes
 from ngp.core.messages import Role
 from ngp.core.networks import is_same
 from ngp.core.settings import Settings
-from ngp.core.values import Check
+from ngp.core.values import Check, DesiredNetwork
 from ngp.core.world import World
 from ngp.daemon import lightning, payment_keys
 from ngp.daemon.desired import look_at_host, named_interfaces
-from ngp.errors import LedgerError, PaymentError
+from ngp.errors import KernelError, LedgerError, PaymentError
 from ngp.ports import Link, Network, Payment
 from ngp.store import audit
 
+LOOK_S = 1.0
+MOST_LACKS = 20
 _NAMED = 3
 _RESTORE = (
     "something else than ngp wrote to the ledger, or it is a defect: keep a copy (ngp backup FILE), compare it with an "
@@ -38,6 +42,33 @@ def network(
     desired = look_at_host(settings, asked, node_addresses)
     found = dict.fromkeys(line for link in links for line in link.check(desired.mesh_interfaces))  # some say the same
     return [*named_interfaces(settings, asked, desired.mesh_interfaces), *asked.check(desired), *found]
+
+
+def lacks(settings: Settings, asked: Network, links: Sequence[Link], desired: DesiredNetwork) -> list[Check]:
+    """Return what `network` would call missing or warn of, so far as it costs a running daemon little to see.
+
+    For a start and a reload, which go on all the same: interfaces and routes may come later.
+
+    Args:
+        links: open.
+        desired: what stands in the kernel.
+
+    Returns: MOST_LACKS lines at most, and one that says how many more there are.
+    """
+    try:
+        found = [*named_interfaces(settings, asked, desired.mesh_interfaces), *asked.look(desired, LOOK_S)]
+        until = time.monotonic() + LOOK_S
+        for link, name in product(links, desired.mesh_interfaces):  # one by one: there may be thousands of tunnels
+            if time.monotonic() > until:
+                break
+            found += link.check((name,))
+    except (KernelError, OSError) as error:
+        found = [Check("network", False, f"can't be looked at: {error}", "run ngp check")]
+    told = [line for line in dict.fromkeys(found) if not line.ok or line.remedy]
+    if len(told) > MOST_LACKS:
+        more = Check("and more", False, f"{len(told) - MOST_LACKS} of the kind", "run ngp check")
+        told[MOST_LACKS:] = [more]
+    return told
 
 
 def health(name: str, why_not: str, fine: str) -> Check:

@@ -13,7 +13,8 @@ from ipaddress import IPv6Address
 
 from ngp.core.messages import Address
 from ngp.core.settings import Settings
-from ngp.core.values import DesiredNetwork
+from ngp.core.values import Check, DesiredNetwork
+from ngp.daemon import checkup
 from ngp.daemon.desired import look_at_host, refuse
 from ngp.daemon.logs import RateLimit
 from ngp.daemon.post import Post
@@ -71,6 +72,10 @@ class HostWatch:
     def refuse(self, settings: Settings) -> None:
         """Refuse settings with which traffic would go round the meter on this host. Raises ConfigError, KernelError."""
         refuse(settings, self._network, look_at_host(settings, self._network, self.node_addresses))
+
+    def lacks(self) -> list[Check]:
+        """Return what `ngp check` would call missing or warn of on this host now, so far as that costs little."""
+        return checkup.lacks(self._settings, self._network, self._post.links, self.desired)
 
     async def _match(self) -> None:
         network, post, settings = self._network, self._post, self._settings

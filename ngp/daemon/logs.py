@@ -32,6 +32,8 @@ TOLD = {"told": True}
 """`extra` of a record whose text reaches the terminal anyhow, as the error that ends the command."""
 LOG_BYTES = 1 << 20
 LOG_FILES = 5
+MOST_TOLD = 8000
+"""Characters of warnings for the command that starts us: as JSON less than a pipe holds, should it not read."""
 _TERMINAL_LINES = 1000
 _FLUSH_S = 1.0
 
@@ -168,13 +170,31 @@ class Terminal(logging.Handler):
         super().close()
 
 
-def set_up(state_dir: Path, verbose: bool, terminal: bool) -> None:
+class Teller(logging.Handler):
+    """Passes our own first warnings on to the command that waits for the start, and leaves the rest to the log."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell, self._left = tell, MOST_TOLD
+        self.addFilter(logging.Filter("ngp"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell one, while there is room."""
+        if self._left <= 0:
+            return
+        text = f"{record.levelname} {record.getMessage()}"
+        self._left -= len(text)
+        self._tell(text if self._left > 0 else "WARNING more than this stands in the log")
+
+
+def set_up(state_dir: Path, verbose: bool, terminal: bool, tell: Callable[[str], None]) -> None:
     """Send the log of all modules to STATE_DIR/ngp.log, and to this terminal.
 
     Args:
         state_dir: exists and belongs to this daemon.
         verbose: everything from INFO goes to the terminal; otherwise only warnings.
         terminal: there is one to write to (False for a daemon that left it).
+        tell: takes warnings in place of a terminal.
 
     Raises:
         OSError: the log can't be opened.
@@ -183,11 +203,13 @@ def set_up(state_dir: Path, verbose: bool, terminal: bool) -> None:
     file.setFormatter(_Utc("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [file]
     if terminal or verbose:
-        screen = Terminal(sys.stderr)
+        screen: logging.Handler = Terminal(sys.stderr)
         screen.setLevel(logging.INFO if verbose else logging.WARNING)
-        screen.addFilter(lambda record: not hasattr(record, "told"))
         screen.setFormatter(_Screen("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-        handlers.append(screen)
+    else:
+        screen = Teller(tell)
+    screen.addFilter(lambda record: not hasattr(record, "told"))
+    handlers.append(screen)
     logging.raiseExceptions = False
     # What no format of ours names isn't found out for each line (docs.python.org/3/howto/logging.html#optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

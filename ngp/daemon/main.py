@@ -26,7 +26,7 @@ from ngp.courier import Courier
 from ngp.daemon import checkup, handlers, known_node, payment_keys
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.control import ControlServer
-from ngp.daemon.desired import LINK_UDP_PORT, missing_names
+from ngp.daemon.desired import LINK_UDP_PORT
 from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, LEDGER_FILE, StartOptions
 from ngp.daemon.post import Post, SelfDescription
@@ -39,6 +39,9 @@ _log = logging.getLogger("ngp")
 
 BOOT_EPOCH_S = 1_577_836_800
 """2020-01-01 UTC: boot counters begin with the seconds since then, see `Ledger.next_boot`."""
+
+BOOKS_WAIT_S = 1.0
+"""How long a start waits for the books to be added up; what comes after that is in the log."""
 
 SHIPPED = {
     ("ngp.link", "udp"): "ngp.modules.link.udp:UdpLink",
@@ -203,15 +206,12 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     _follow_signals(node)
     if not parts.gatekeeper.world.means.real_money:
         _log.warning("%s: its money is not real; who sells for it gives service away", settings.payment_module)
-    interfaces = ", ".join(node.host.desired.mesh_interfaces) or "no interface yet"
-    for line in missing_names(node.settings, node.parts.network):
-        if not line.ok:
-            _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
-    for line in unwise(node.settings):
-        _log.warning("%s %s; right: %s", line.name, line.found, line.remedy)
-    _log.info("ready: %s on %s", identity.short_text(courier.identity), interfaces)
-    options.ready()
+    books = await _warn_of_lacks(node)
+    interfaces = node.host.desired.mesh_interfaces
+    _log.info("ready: %s on %s", identity.short_text(courier.identity), ", ".join(interfaces) or "no interface yet")
+    options.ready(bool(interfaces))
     await node.stopping.wait()
+    books.cancel()
     await control.close()
     if node.crashed:
         node.let_go()
@@ -219,6 +219,27 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     await node.stop()
     _log.info("stopped")
     return ExitCode.DONE
+
+
+async def _warn_of_lacks(node: Node) -> asyncio.Task[None]:
+    """Tell what `ngp check` would: a start goes on all the same, and isn't said to be fine.
+
+    Returns: what adds up the books, where they are too long for a start to wait for.
+    """
+    books = asyncio.create_task(_warn_of_books(node.parts.ledger.path))
+    for line in node.host.lacks():
+        _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
+    for line in unwise(node.settings):
+        _log.warning("%s %s; right: %s", line.name, line.found, line.remedy)
+    await asyncio.wait({books}, timeout=BOOKS_WAIT_S)
+    return books
+
+
+async def _warn_of_books(ledger: Path) -> None:
+    """Tell what doesn't add up; in a thread, and not for long: years of payments must hold up no loop and no stop."""
+    line = await asyncio.to_thread(checkup.books, ledger, handlers.BOOKS_S)
+    if not line.ok:
+        _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
 
 
 def _follow_signals(node: Node) -> None:

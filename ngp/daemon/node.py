@@ -34,7 +34,6 @@ from ngp.core.settings import Settings
 from ngp.core.values import HeldPacket, Hint, Verdict
 from ngp.daemon import checkup
 from ngp.daemon.channel_watch import ChannelWatch
-from ngp.daemon.desired import missing_names
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
 from ngp.daemon.host_watch import HostWatch, own_addresses
 from ngp.daemon.lanes import STRANGERS, Lanes
@@ -434,14 +433,13 @@ class Node:
         text = f"applied: {', '.join(found.applied) or 'nothing changed'}"
         if found.needs_restart:
             text += f"; these need a restart (ngp stop; ngp start): {', '.join(found.needs_restart)}"
-        for line in missing_names(self.settings, self.parts.network):
-            if not line.ok:
-                text += f"; {line.name}: {line.found}"
+        for lack in self.host.lacks():
+            text += f"; {lack.name}: {lack.found}"
         for line in unwise(self.settings):
             text += f"; {line.name} {line.found}; right: {line.remedy}"
         _log.info("net.conf reloaded; %s", text)
-        for lack in await self.payment.warn_of_lacks(self.settings):
-            text += f"; {lack}"
+        for why in await self.payment.warn_of_lacks(self.settings):
+            text += f"; {why}"
         return text
 
     async def _prune(self) -> None:

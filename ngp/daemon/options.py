@@ -33,7 +33,8 @@ class StartOptions:
             exists, and this process holds its lock.
         verbose: log messages go to the terminal as well.
         foreground: the operator's own --foreground: nobody waits behind a pipe.
-        ready: call once when gate and link are ready; tells `ngp start` and systemd.
+        ready: call once when gate and link are ready, with whether there is an interface that is gated; tells
+            `ngp start` and systemd.
         progress: call with a few words about what a slow start waits for, as often as is useful.
     """
 
@@ -41,5 +42,5 @@ class StartOptions:
     state_dir: Path
     verbose: bool
     foreground: bool
-    ready: Callable[[], None]
+    ready: Callable[[bool], None]
     progress: Callable[[str], None] = _quiet

@@ -60,6 +60,9 @@ class Post:
     Args:
         tell: takes what neighbours said, as events.
         payment: reads the invoices that neighbours send.
+
+    Attributes:
+        links: those that it sends and receives by.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Post:
     ) -> None:
         self.ourselves = ourselves
         self._courier = courier
-        self._links = tuple(links)
+        self.links = tuple(links)
         self._payment = payment
         self._tell = tell
         self._ways = Ways()
@@ -86,25 +89,25 @@ class Post:
 
     async def open(self, interfaces: Sequence[str]) -> None:
         """Open every link on these interfaces. Raises KernelError."""
-        for link in self._links:
+        for link in self.links:
             await link.open(interfaces, partial(self._received, link))
 
     async def update(self, interfaces: Sequence[str]) -> None:
         """Follow a changed list of interfaces."""
-        for link in self._links:
+        for link in self.links:
             await link.update(interfaces)
 
     async def close(self) -> None:
         """Close every link."""
         if self._timer is not None:
             self._timer.cancel()
-        for link in self._links:
+        for link in self.links:
             await link.close()
 
     def counters(self) -> dict[str, int]:
         """Count what was not taken, by reason."""
         counts = self._courier.counters()
-        for more in (self._dropped, *(link.counters() for link in self._links)):
+        for more in (self._dropped, *(link.counters() for link in self.links)):
             for reason, number in more.items():
                 counts[reason] = counts.get(reason, 0) + number
         return counts
@@ -144,7 +147,7 @@ class Post:
     def broadcast(self, interface: str) -> None:
         """Say hello to everybody on an interface."""
         for outgoing in self._courier.send(None, None, self.ourselves.hello(wants_reply=True), self._now()):
-            for link in self._links:
+            for link in self.links:
                 link.broadcast(interface, outgoing.datagram)
 
     def _carry(self, batch: Sequence[Outgoing]) -> None:

@@ -2,8 +2,9 @@
 
 The daemon is a fresh interpreter in a new session rather than a fork: nothing of the command's state is in it, and it
 has no controlling terminal whose hang-up could reach it. It tells through a pipe, whose number comes in the
-environment, when it is ready or why not; so `ngp start` returns 0 only when traffic is gated, and otherwise the
-daemon's own error and exit code. A pipe that ends without a word means that the process died.
+environment, when it is ready or why not, and what it warned of until then; so `ngp start` returns 0 only when traffic
+is gated on the interfaces that there are, and otherwise the daemon's own error and exit code. A pipe that ends without
+a word means that the process died.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,16 +54,24 @@ class StartFailed(NgpError):
         self.exit_code = ExitCode(exit_code) if exit_code in set(ExitCode) and exit_code else ExitCode.OTHER
 
 
-def start_detached(config_path: Path, state_dir: Path, verbose: bool, progress: Callable[[float, str], None]) -> int:
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A daemon that is ready: its process number, whether it gates an interface already, what it warned of."""
+
+    pid: int
+    gates: bool
+    warnings: tuple[str, ...]
+
+
+def start_detached(
+    config_path: Path, state_dir: Path, verbose: bool, progress: Callable[[float, str], None]
+) -> Started:
     """Start the daemon and wait until it is ready.
 
     Args:
         config_path, state_dir: absolute.
-        verbose: the daemon keeps this terminal for its log messages.
+        verbose: the daemon keeps this terminal for its log messages; what it warns of isn't returned as well.
         progress: called about once a second with the seconds so far and what is waited for.
-
-    Returns:
-        The daemon's process number.
 
     Raises:
         RunningError: one runs there already. StartFailed: it didn't become ready. KernelError: no state directory, or
@@ -73,8 +83,9 @@ def start_detached(config_path: Path, state_dir: Path, verbose: bool, progress: 
     if pid is not None:
         raise RunningError(f"ngp is running already on {state_dir} (process {pid}): ngp stop ends it")
     child, report = _spawn(config_path, state_dir, verbose)
+    warnings: list[str] = []
     try:
-        outcome = _await_report(child, report, progress)
+        outcome = _await_report(report, progress, warnings.append)
     except KeyboardInterrupt:
         _end(child)
         raise
@@ -82,7 +93,7 @@ def start_detached(config_path: Path, state_dir: Path, verbose: bool, progress: 
         os.close(report)
     if outcome.get("ready") is True:
         child.returncode = 0  # it goes on without us: Popen must not warn about it
-        return child.pid
+        return Started(child.pid, outcome.get("gates") is True, tuple(warnings))
     failure = _failure(child, outcome, state_dir)
     if not existed and "error" in outcome and failure.exit_code != ExitCode.OTHER:  # else the message names the log
         _remove_unused(state_dir)
@@ -130,9 +141,7 @@ def _import_path() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([root, *(each for each in others if each != root)])}
 
 
-def _await_report(
-    child: subprocess.Popen[bytes], report: int, progress: Callable[[float, str], None]
-) -> dict[str, Any]:
+def _await_report(report: int, progress: Callable[[float, str], None], warn: Callable[[str], None]) -> dict[str, Any]:
     """Read the pipe until it says `ready` or `error`, or ends."""
     began, stage, text = time.monotonic(), "", b""
     os.set_blocking(report, False)
@@ -147,9 +156,12 @@ def _await_report(
                 return {}
             *lines, text = (text + piece).split(b"\n")
             for said in map(_parse, lines):
-                if "progress" not in said:
+                if "warning" in said:
+                    warn(str(said["warning"]))
+                elif "progress" in said:
+                    stage = str(said["progress"])
+                else:
                     return said
-                stage = str(said["progress"])
     return {}
 
 
@@ -208,16 +220,20 @@ class Reporter:
         """Say whether `ngp start` waits behind a pipe."""
         return self._pipe is not None
 
-    def ready(self) -> None:
-        """Gate and link are ready."""
+    def ready(self, gates: bool) -> None:
+        """Gate and link are ready. Args: gates: there is an interface that is gated."""
         self.was_ready = True
-        self._tell({"ready": True})
+        self._tell({"ready": True, "gates": gates})
         self._close()
         sdnotify.SystemdNotifier().notify("READY=1")
 
     def progress(self, what: str) -> None:
         """Say what a slow start waits for."""
         self._tell({"progress": what})
+
+    def warn(self, text: str) -> None:
+        """Pass a warning on to whoever waits; afterwards it stands in the log alone."""
+        self._tell({"warning": text})
 
     @contextmanager
     def telling_errors(self) -> Iterator[None]:
@@ -273,7 +289,7 @@ def _hold(lock: StateLock, config_path: Path, state_dir: Path, verbose: bool, re
     clean = False
     try:
         try:
-            logs.set_up(state_dir, verbose, terminal=not reporter.detached)
+            logs.set_up(state_dir, verbose, terminal=not reporter.detached, tell=reporter.warn)
         except OSError as error:
             raise KernelError(f"log {error.filename}: {error.strerror}; make the state directory writable") from error
         foreground = not reporter.detached

@@ -57,6 +57,33 @@ def test_start_returns_when_ready_and_the_daemon_goes_on(host: Host) -> None:
     assert sorted(each.name for each in host.state_dir.iterdir()) == ["ngp.log", "options.json"]
 
 
+def test_what_the_daemon_warns_of_before_it_is_ready_reaches_the_terminal(host: Host) -> None:
+    started = host.start(NGP_FAKE="warns")
+    assert started.returncode == 0
+    assert told(started.stderr) == [f"WARNING no interface has the name wlan{number}?[2J" for number in range(3)]
+    where = f"ngp runs (process {host.pid()}), on no interface yet: nothing is gated; its log is "
+    assert started.stdout == f"{where}{host.state_dir / 'ngp.log'}\n"
+    assert "no use to an operator" in (host.state_dir / "ngp.log").read_text()
+
+
+def test_warnings_without_end_are_cut_and_stand_in_the_log(host: Host) -> None:
+    started = host.start(NGP_FAKE="warns without end")
+    lines = told(started.stderr)
+    assert started.returncode == 0 and sum(map(len, lines[:-1])) <= logs.MOST_TOLD
+    assert lines[0].startswith("WARNING no interface") and lines[-1] == "WARNING more than this stands in the log"
+    assert "wlan8999" in (host.state_dir / "ngp.log").read_text()
+
+
+def test_with_v_a_warning_is_shown_once(host: Host) -> None:
+    with (host.folder / "terminal").open("w") as terminal:  # the daemon keeps it
+        started = subprocess.run(
+            host.command("start", "-v", "--config", "net.conf"),
+            cwd=host.folder, env=host.variables(NGP_FAKE="warns"), stdout=terminal, stderr=terminal, check=False,
+        )  # fmt: skip
+    assert started.returncode == 0 and host.ngp("stop").returncode == 0
+    assert (host.folder / "terminal").read_text().count("the name wlan2") == 1
+
+
 def test_second_daemon_is_refused_with_the_first_ones_number(host: Host) -> None:
     host.start()
     second = host.start()

@@ -13,8 +13,10 @@ import pytest
 from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, GATEWAY_TO_INTERNET, INTERNET, Lab, desired, lab, sh
 
 from ngp.config import load, parse
-from ngp.daemon.desired import left_out, missing_names, named_interfaces, refuse
+from ngp.daemon import checkup
+from ngp.daemon.desired import left_out, look_at_host, missing_names, named_interfaces, refuse
 from ngp.errors import ConfigError, KernelError
+from ngp.modules.link.udp import UdpLink
 from ngp.modules.network import check as checks
 from ngp.modules.network import layers, nat, xtables
 from ngp.modules.network.datapath import Datapath
@@ -392,6 +394,40 @@ def test_check_names_interfaces_that_do_not_exist(hosts: Lab, tmp_path: Path) ->
         "interface up7": False,
     }
     assert lines["interface up7"].remedy.startswith("correct IGNORE_INTERFACE")
+
+
+def test_a_start_sees_what_may_come_later(hosts: Lab, tmp_path: Path) -> None:
+    text = "MESH_INTERFACES: [m0, 'tun*', wlan7]\nIGNORE_INTERFACE: [up0, wan7]\nBUY: no\n"
+    settings, network, links = parse(text, tmp_path / "net.conf"), Datapath(tmp_path), [UdpLink()]
+
+    def lacks() -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for line in checkup.lacks(settings, network, links, look_at_host(settings, network)):
+            found.setdefault(line.name, []).append(line.found)
+        return found
+
+    wrong = {
+        "interface wlan7": ["MESH_INTERFACES: no interface has this name"],
+        "interface wan7": ["IGNORE_INTERFACE: no interface has this name"],
+    }
+    assert lacks() == wrong
+    sh("sysctl -qw net.ipv4.ip_forward=0 && ip tuntap add dev tun0 mode tun && ip link set m0 down")
+    unreachable = "can't be found: the interface has no address to ask with"
+    wrong |= {"interface m0": ["is down"], "interface tun0": ["is down"], "neighbour on tun0": [unreachable]}
+    wrong |= {"way back to m0": ["10.77.1.0/24 goes to up0"]}
+    assert lacks() == wrong | {"forwarding IPv4": ["off: net.ipv4.ip_forward"]}
+    settings = parse("MESH_INTERFACES: wlan7\nIGNORE_INTERFACE: up0\nSELL: no\n", tmp_path / "net.conf")
+    assert lacks() == {"interface wlan7": wrong["interface wlan7"]}
+    network.close()
+
+
+def test_what_a_start_sees_is_bounded_in_time_and_number(hosts: Lab, tmp_path: Path) -> None:
+    names = [f"wlan{number}" for number in range(100)]
+    settings, network = parse(f"MESH_INTERFACES: {names}\n", tmp_path / "net.conf"), Datapath(tmp_path)
+    lines = checkup.lacks(settings, network, [], desired(mesh_interfaces=tuple(names)))
+    assert len(lines) == checkup.MOST_LACKS + 1 and lines[-1].name == "and more"
+    assert len(checks.look(desired(mesh_interfaces=("m0", "m1")), 0.0)) == 1, "as far as the time goes"
+    network.close()
 
 
 def test_ports_are_left_out_of_the_mesh_and_refused_by_name(hosts: Lab, tmp_path: Path) -> None:

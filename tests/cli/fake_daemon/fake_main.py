@@ -142,7 +142,12 @@ async def run(options: StartOptions) -> int:
     words = [str(options.config_path), options.verbose, options.foreground]
     (options.state_dir / "options.json").write_text(json.dumps(words))
     logging.getLogger("ngp").info("ready: \x1b[2J")
-    options.ready()
+    if fate in ("warns", "warns without end"):
+        for number in range(3 if fate == "warns" else 9000):
+            logging.getLogger("ngp.post").warning("no interface has the name wlan%d\x1b[2J", number)
+        logging.getLogger("library").warning("of no use to an operator")
+    options.ready(fate != "warns")
+    logging.getLogger("ngp").warning("after it was ready")
     await stopping.wait()
     await server.close()
     logging.getLogger("ngp").info("stopped")
