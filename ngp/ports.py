@@ -95,6 +95,9 @@ class Link(Protocol):
         Costs little once it is open.
         """
 
+    def taken(self, interfaces: Sequence[str]) -> list[Check]:
+        """Say, in the words of a start, whether it can be opened there; leaves nothing. Not while a daemon has it."""
+
     async def open(self, interfaces: Sequence[str], receive: Callable[[LinkPeer, bytes], None]) -> None:
         """Start on these interfaces; `receive` is called in the event loop. Raises KernelError."""
 
@@ -148,6 +151,12 @@ class Network(Protocol):
 
     def stop_watching(self) -> None:
         """End `watch`; safe to call twice."""
+
+    def taken(self, desired: DesiredNetwork) -> list[Check]:
+        """Say, in the words of a start, whether another program has what we need for ourselves; leaves nothing.
+
+        It is tried out, so not while a daemon has it.
+        """
 
     def refuse(self, desired: DesiredNetwork) -> None:
         """Raise KernelError where this host lets traffic past the meter, which a start must not hide."""

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from ngp.config import parse
 from ngp.core import refunds
 from ngp.core.values import Check
 from ngp.daemon import checkup
+from ngp.daemon.desired import desired_network
 from ngp.daemon.handlers import Handlers
 from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment.sandbox import SandboxPayment
@@ -126,3 +128,10 @@ def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch
     node.parts.network, node.parts.make_links = None, lambda _: []
     told = {row["name"]: row["kind"] for row in asyncio.run(handlers.check({}))}
     assert told == {"interface p0": "configuration", "interface m0": "kernel", "ledger": "ledger", "in force": "kernel"}
+    tried: list[int] = []
+    node.settings = parse("MESH_INTERFACES: m0\nQUEUE_NUMBER: 7\n", Path("net.conf"))
+    node.host.desired = desired_network(node.settings, (), ())
+    node.parts.network = SimpleNamespace(taken=lambda wanted: tried.append(wanted.queue_number) or [])
+    for number in (7, 8):  # our own is taken, by us
+        asyncio.run(handlers.check({"text": f"MESH_INTERFACES: m0\nQUEUE_NUMBER: {number}\n", "path": "net.conf"}))
+    assert tried == [8]

@@ -125,8 +125,14 @@ def test_a_node_that_does_not_answer_in_time_is_named_by_its_key(
     assert "at foo:10009 (LND_HOST)" in check.found and check.remedy
 
 
+FREE = Check("queue", True, "NFQUEUE number 1 is free")
+
+
 def a_host_with_a_meter(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = SimpleNamespace(check=lambda _: [Check("meter", True, "runs")], close=lambda: None)
+    network = SimpleNamespace(
+        check=lambda _: [Check("meter", True, "runs")], taken=lambda _: [FREE], close=lambda: None
+    )
+    monkeypatch.setattr(offline.main.NamespaceLock, "is_held", lambda: False)
     monkeypatch.setattr(offline.main, "make_network", lambda *_: network)
     monkeypatch.setattr(offline.checkup, "look_at_host", lambda *_: SimpleNamespace(mesh_interfaces=()))
     monkeypatch.setattr(offline.checkup, "named_interfaces", lambda *_: [])
@@ -137,8 +143,22 @@ def test_a_check_asks_every_link_and_tells_once_what_two_say_alike(
 ) -> None:
     refused = Check("inlet", False, "Linux 5.10 refuses the program udp_bare of inlet.bpfel.o: ...")
     a_host_with_a_meter(monkeypatch)
-    monkeypatch.setattr(offline.main, "make_links", lambda _: [SimpleNamespace(check=lambda _: [refused])] * 2)
-    assert offline.check_network(SETTINGS, tmp_path) == [Check("meter", True, "runs"), refused]
+    link = SimpleNamespace(check=lambda _: [refused], taken=lambda _: [])
+    monkeypatch.setattr(offline.main, "make_links", lambda _: [link] * 2)
+    assert offline.check_network(SETTINGS, tmp_path) == [Check("meter", True, "runs"), refused, FREE]
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["beside a daemon", "alone"])
+def test_a_check_tries_port_and_queue_where_no_daemon_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    has_it = Check("link", False, "UDP port 10325 on eth1: Address already in use")
+    a_host_with_a_meter(monkeypatch)
+    link = SimpleNamespace(check=lambda _: [], taken=lambda _: [has_it])
+    monkeypatch.setattr(offline.main, "make_links", lambda _: [link])
+    monkeypatch.setattr(offline.main.NamespaceLock, "is_held", lambda: runs)
+    tried = [] if runs else [FREE, has_it]
+    assert offline.check_network(SETTINGS, tmp_path) == [Check("meter", True, "runs"), *tried]
 
 
 def test_a_link_module_that_cannot_be_made_is_missing_and_hides_no_other_line(
@@ -149,5 +169,5 @@ def test_a_link_module_that_cannot_be_made_is_missing_and_hides_no_other_line(
 
     a_host_with_a_meter(monkeypatch)
     monkeypatch.setattr(offline.main, "make_links", make_links)
-    meter, link = offline.check_network(SETTINGS, tmp_path)
+    meter, _, link = offline.check_network(SETTINGS, tmp_path)
     assert meter.ok and link == Check("link", False, "no module 'grpc' for ngp.link is installed")

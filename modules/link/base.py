@@ -51,12 +51,23 @@ class PortLink(ABC):
         self._receive: Receive | None = None
 
     @abstractmethod
-    def open_port(self, interface: str, inlet: Inlet) -> Port | None:
-        """Open on an interface; None when it went meanwhile. Raises KernelError."""
+    def open_port(self, interface: str, inlet: Inlet | None) -> Port | None:
+        """Open on an interface, without an inlet to try it; None when it went meanwhile. Raises KernelError."""
 
     def check(self, interfaces: Sequence[str]) -> list[Check]:
         """Say whether this kernel takes the inlet's programs, and how neighbours are found; touches nothing."""
         return [] if self._inlet is not None else [try_to_load("inlet", inlet.object_path(), {})]
+
+    def taken(self, interfaces: Sequence[str]) -> list[Check]:
+        """Open a port on each interface and let go of it at once: the verdict is that of a start."""
+        for name in interfaces:
+            try:
+                port = self.open_port(name, None)
+            except KernelError as error:
+                return [Check("link", False, str(error))]
+            if port is not None:
+                port.close()
+        return []
 
     async def open(self, interfaces: Sequence[str], receive: Receive) -> None:
         """Start on these interfaces; one that isn't there yet is tried again at `update`. Raises KernelError."""

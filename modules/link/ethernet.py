@@ -49,13 +49,14 @@ def mac_text(mac: bytes) -> str:
 class _EthernetPort(Port):
     """The packet socket on one interface."""
 
-    def __init__(self, interface: str, ether: Any, inlet: Inlet) -> None:
+    def __init__(self, interface: str, ether: Any, inlet: Inlet | None) -> None:
         self.interface = interface
         self.index = socket.if_nametoindex(interface)
         self._ether = ether
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
         try:
-            inlet.filter(self._socket, "ethernet")  # before it is bound: nothing is ever queued
+            if inlet is not None:  # before it is bound: nothing is ever queued
+                inlet.filter(self._socket, "ethernet")
             with contextlib.suppress(OSError):  # Linux 4.20; without it the filter passes them over
                 self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             self._socket.bind((interface, ETHERTYPE))
@@ -98,11 +99,11 @@ class EthernetLink(PortLink):
         super().__init__()
         self._ether = _load_ether()
 
-    def open_port(self, interface: str, inlet: Inlet) -> Port | None:
+    def open_port(self, interface: str, inlet: Inlet | None) -> Port | None:
         try:
             return _EthernetPort(interface, self._ether, inlet)
         except OSError as error:
-            if error.errno in _GONE:  # it went while we opened it
+            if error.errno is None or error.errno in _GONE:  # it went while we opened it; if_nametoindex has no number
                 return None
             raise KernelError(
                 f"Ethernet frames on {interface}: {error.strerror}; ngp needs root (CAP_NET_RAW)"

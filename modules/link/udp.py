@@ -50,7 +50,7 @@ def _is_framed(name: str) -> bool:
 class _UdpPort(Port):
     """The sockets on one interface."""
 
-    def __init__(self, interface: str, port: int, neighbours: Sequence[str], inlet: Inlet) -> None:
+    def __init__(self, interface: str, port: int, neighbours: Sequence[str], inlet: Inlet | None) -> None:
         self.interface = interface
         self.index = socket.if_nametoindex(interface)
         self._port = port
@@ -64,7 +64,7 @@ class _UdpPort(Port):
             self.close()
             raise
 
-    def _open(self, family: int, inlet: Inlet) -> None:
+    def _open(self, family: int, inlet: Inlet | None) -> None:
         domain = socket.AF_INET if family == 4 else socket.AF_INET6
         try:
             one = socket.socket(domain, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -73,7 +73,8 @@ class _UdpPort(Port):
                 return
             raise
         self._sockets[family] = one
-        inlet.filter(one, "udp_framed" if self._framed else "udp_bare")  # before it is bound: nothing is ever queued
+        if inlet is not None:  # before it is bound: nothing is ever queued
+            inlet.filter(one, "udp_framed" if self._framed else "udp_bare")
         one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.interface.encode() + b"\0")
         if family == 4:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -140,11 +141,11 @@ class UdpLink(PortLink):
         self._port = port
         self._neighbours = tuple(neighbours)
 
-    def open_port(self, interface: str, inlet: Inlet) -> Port | None:
+    def open_port(self, interface: str, inlet: Inlet | None) -> Port | None:
         try:
             return _UdpPort(interface, self._port, self._neighbours, inlet)
         except OSError as error:
-            if error.errno in _GONE:  # it went while we opened it
+            if error.errno is None or error.errno in _GONE:  # it went while we opened it; if_nametoindex has no number
                 return None
             raise KernelError(
                 f"UDP port {self._port} on {interface}: {error.strerror}; ngp needs root (CAP_NET_RAW) and the port "

@@ -29,7 +29,7 @@ from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
 from ngp.modules.network.layout import Counter
 from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, read_sells, require_layout
-from ngp.modules.network.queue import HeldQueue
+from ngp.modules.network.queue import HeldQueue, try_number
 from ngp.ports import (
     AdoptedContract,
     Check,
@@ -139,6 +139,11 @@ class Datapath:
     def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
         """Say what of `check` may come and go and costs little to ask for; touches nothing."""
         return host_check.look(desired, most_s)
+
+    def taken(self, desired: DesiredNetwork) -> list[Check]:
+        """Say whether another program has the queue; the number that we have ourselves isn't asked for."""
+        ours = self._running is not None and self._running.desired.queue_number == desired.queue_number
+        return [] if ours else [try_number(desired.queue_number)]
 
     def refuse(self, desired: DesiredNetwork) -> None:
         """Raise KernelError where this host lets traffic past the meter, or gates what isn't forwarded."""

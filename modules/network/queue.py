@@ -27,7 +27,7 @@ import netfilterqueue
 from ngp.core.messages import Address
 from ngp.errors import KernelError
 from ngp.modules.network.icmp import Prohibiter
-from ngp.ports import HeldPacket, Verdict
+from ngp.ports import Check, HeldPacket, Verdict
 
 HELD_MAX = 4096
 HELD_PER_NEIGHBOUR_MAX = 512
@@ -119,6 +119,14 @@ class HeldQueue:
 
         Raises: KernelError when the number is taken or rights are missing.
         """
+        self.bind()
+        assert self._queue is not None
+        self._loop = loop
+        self._socket = _BurstSocket(fileno=os.dup(self._queue.get_fd()))
+        loop.add_reader(self._socket.fileno(), self._read)
+
+    def bind(self) -> None:
+        """Bind the queue alone; nothing is read yet. Raises KernelError."""
         queue = netfilterqueue.NetfilterQueue()
         try:
             with warnings.catch_warnings():
@@ -132,9 +140,7 @@ class HeldQueue:
                 )
         except OSError as error:
             raise self._bind_error(error) from error
-        self._queue, self._loop = queue, loop
-        self._socket = _BurstSocket(fileno=os.dup(queue.get_fd()))
-        loop.add_reader(self._socket.fileno(), self._read)
+        self._queue = queue
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; a handle already decided is passed over."""
@@ -263,3 +269,15 @@ class HeldQueue:
         return KernelError(
             f"NFQUEUE number {self._number} can't be bound ({error}); run as root, on a kernel with nfnetlink_queue"
         )
+
+
+def try_number(number: int) -> Check:
+    """Bind a queue and let go of it at once: its verdict is that of a start. Not beside a daemon, which has it."""
+    queue = HeldQueue(number, lambda _packet: None, lambda _interface: False)
+    try:
+        queue.bind()
+    except KernelError as error:
+        return Check("queue", False, str(error))
+    finally:
+        queue.close()
+    return Check("queue", True, f"NFQUEUE number {number} is free")

@@ -44,6 +44,12 @@ def network(
     return [*named_interfaces(settings, asked, desired.mesh_interfaces), *asked.check(desired), *found]
 
 
+def taken(settings: Settings, asked: Network, links: Iterable[Link]) -> list[Check]:
+    """Try what only one program can have: port and queue number; not beside a daemon of ours. Raises KernelError."""
+    desired = look_at_host(settings, asked)
+    return [*asked.taken(desired), *(line for link in links for line in link.taken(desired.mesh_interfaces))]
+
+
 def lacks(settings: Settings, asked: Network, links: Sequence[Link], desired: DesiredNetwork) -> list[Check]:
     """Return what `network` would call missing or warn of, so far as it costs a running daemon little to see.
 

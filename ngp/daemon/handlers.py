@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ class Handlers:
         if isinstance(text, str):  # in a thread: a long file would hold up the loop
             wanted = await asyncio.to_thread(parse, text, Path(str(arguments.get("path"))))
         checks = checkup.network(wanted, node.parts.network, node.parts.make_links(wanted), node.host.node_addresses)
+        if wanted is not node.settings and wanted.queue_number != node.settings.queue_number:  # the port is ours
+            checks += node.parts.network.taken(replace(node.host.desired, queue_number=wanted.queue_number))
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
         checks += [*payment, *checkup.neighbours(self._world), *checkup.accounts(self._world)]
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))

@@ -97,7 +97,8 @@ async def check(settings: Settings, state_dir: Path) -> list[Check]:
     except NgpError as error:
         lacking = [Check("link", False, str(error))]
     try:
-        return [*checkup.network(settings, network, links), *lacking]
+        taken = [] if NamespaceLock.is_held() else checkup.taken(settings, network, links)
+        return [*checkup.network(settings, network, links), *taken, *lacking]
     finally:
         network.close()
 

@@ -134,6 +134,16 @@ class NamespaceLock:
             ) from error
         return cls(holder)
 
+    @staticmethod
+    def is_held() -> bool:
+        """Say whether a daemon gates the namespace, without taking it."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker:
+            try:
+                asker.connect(_NAMESPACE_NAME)
+            except OSError:
+                return False
+        return True
+
     def release(self) -> None:
         """Let others gate the namespace. Safe to call twice."""
         self._holder.close()

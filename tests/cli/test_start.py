@@ -104,7 +104,9 @@ def test_two_state_directories_run_side_by_side(host: Host) -> None:
 
 def test_a_second_daemon_in_a_namespace_is_refused_with_the_first_ones_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "_NAMESPACE_NAME", f"\0ngp/test/{os.getpid()}".encode())
+    assert not NamespaceLock.is_held()
     first = NamespaceLock.take()
+    assert NamespaceLock.is_held()
     pid = os.getpid()
     expected = rf"another ngp \(process {pid}\), .* gates this network namespace: stop that one \(kill {pid}, or "
     with pytest.raises(RunningError, match=expected):

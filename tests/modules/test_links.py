@@ -20,7 +20,7 @@ from pyroute2 import netns
 from ngp.errors import KernelError
 from ngp.modules.link.ethernet import ETHERTYPE, EthernetLink
 from ngp.modules.link.udp import PORT, UdpLink
-from ngp.ports import Link, LinkPeer
+from ngp.ports import Check, Link, LinkPeer
 
 MAC_A, MAC_B = b"\x02\x00\x00\x00\x00\x0a", b"\x02\x00\x00\x00\x00\x0b"
 IPV4_A, IPV4_B = "192.0.2.1", "192.0.2.2"
@@ -256,10 +256,30 @@ def test_two_daemons_on_one_machine_and_the_port_taken(wired: tuple[str, str]) -
         async with ends(wired, UdpLink(), UdpLink()):
             with inside(wired[0]):
                 second = UdpLink()
-                with pytest.raises(KernelError, match="ss -ulpn"):
+                with pytest.raises(KernelError, match="ss -ulpn") as refused:
                     await second.open(("mesh0",), lambda peer, datagram: None)
+                assert UdpLink().taken(("gone0", "mesh0")) == [Check("link", False, str(refused.value))]
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("address", [IPV4_A, "0.0.0.0", "::"])
+def test_a_port_that_another_program_has_is_found_before_the_start(wired: tuple[str, str], address: str) -> None:
+    with inside(wired[0]):
+        assert UdpLink().taken(("mesh0",)) == []
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as other:  # after a try that left nothing
+            other.bind((address, PORT))
+            (line,) = UdpLink().taken(("mesh0",))
+        assert not line.ok and "ss -ulpn" in line.found
+        assert UdpLink().taken(("mesh0",)) == EthernetLink().taken(("mesh0",)) == []
+
+
+def test_an_interface_without_frames_is_found_before_the_start(wired: tuple[str, str]) -> None:
+    with inside(wired[0]):
+        ip("tuntap", "add", "dev", "tun0", "mode", "tun")
+        (line,) = EthernetLink().taken(("mesh0", "tun0"))
+    assert not line.ok and "tun0 carries no Ethernet frames" in line.found
 
 
 @pytest.mark.parametrize("link", [UdpLink(), EthernetLink()], ids=["udp", "ethernet"])

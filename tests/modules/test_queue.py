@@ -20,7 +20,7 @@ from ngp.errors import KernelError
 from ngp.modules.network import queue as queue_module
 from ngp.modules.network.gate import Gate
 from ngp.modules.network.icmp import Prohibiter, prohibited
-from ngp.modules.network.queue import HeldQueue, parse_addresses
+from ngp.modules.network.queue import HeldQueue, parse_addresses, try_number
 from ngp.ports import HeldPacket, Verdict
 
 V4 = IPv4Address("192.0.2.7").packed + IPv4Address("198.51.100.9").packed
@@ -291,6 +291,7 @@ def test_a_number_in_use_is_a_clear_error(hosts: Lab, filters: tuple[Path, Path]
         second = HeldQueue(QUEUE_NUMBER, daemon.held.put_nowait, lambda name: True)
         with pytest.raises(KernelError, match=f"{QUEUE_NUMBER} is in use.*QUEUE_NUMBER"):
             second.start(asyncio.get_running_loop())
+        assert (taken := try_number(QUEUE_NUMBER)).ok is False and "is in use by another program" in taken.found
 
     in_loop(filters, body)
 
