@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from core_tests.host import Host
 from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.trade import GATEWAY, MSAT_PER_KB, Trade, assert_conserved, open_trade, used
+from ngp.daemon.desired import LINK_UDP_PORT
 from ngp.store.ledger import Ledger
 
 VERSIONS = (4, 6)
@@ -69,6 +71,30 @@ def test_reload_takes_a_good_file_and_refuses_a_bad_one(lab: Lab) -> None:
     assert answered(trade, 5)
     assert price_of(trade, 5) == 5
     trade.assert_books_agree()
+
+
+def test_a_start_says_what_check_says_and_a_check_what_the_start_would_fail_for(lab: Lab) -> None:
+    host = lab.host("gateway")
+    host.ip("link", "add", "mesh0", "type", "veth", "peer", "name", "far0")
+    host.ip("link", "set", "mesh0", "up")
+    daemon = host.daemon({"MESH_INTERFACES": "mehs0"}, start=False)
+    place = ("--config", str(daemon.config))
+    started = daemon.cli("start", *place)
+    assert started.returncode == 0 and "on no interface yet" in started.stdout
+    for said in ("interface mehs0: MESH_INTERFACES: no interface", "forwarding IPv4: off"):
+        assert f"WARNING {said}" in started.stderr
+    daemon.configure({"MESH_INTERFACES": "mesh0"})
+    assert "forwarding IPv6: off" in daemon.cli("reload").stdout
+    checked = daemon.cli("check", *place).stdout
+    assert "10325" not in checked, "port and number are our own"
+    daemon.stop()
+    with host.socket_inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as other:
+        other.bind(("", LINK_UDP_PORT))
+        checked, refused = daemon.cli("check", *place).stdout, daemon.cli("start", *place)
+    assert refused.returncode == KERNEL
+    assert refused.stderr.splitlines()[-1].removeprefix("ngp: ") in checked
+    assert "on no interface yet" not in daemon.cli("start", *place).stdout
+    daemon.stop()
 
 
 def hang_up(trade: Trade) -> None:
