@@ -215,7 +215,7 @@ def handlers(payment: Any, neighbour: Neighbour | None = None, told: list[object
         accounts={}, any_link=lambda who: neighbour,
     )  # fmt: skip
     parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=shown), payment=payment)
-    post = SimpleNamespace(transport=lambda link: "192.0.2.7")
+    post = SimpleNamespace(transport=lambda link: "192.0.2.7", transports=lambda link: ["192.0.2.7"])
     tell = [].append if told is None else told.append
     ready = SimpleNamespace(why_not="")
     node: Any = SimpleNamespace(parts=parts, settings=settings(), post=post, payment=ready, tell=tell)
