@@ -127,8 +127,8 @@ class HeldQueue:
 
     def bind(self) -> None:
         """Bind the queue alone; nothing is read yet. Raises KernelError."""
-        queue = netfilterqueue.NetfilterQueue()
         try:
+            queue = netfilterqueue.NetfilterQueue()  # needs rights, and a kernel that has queues
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # a smaller socket buffer only loses packets earlier
                 queue.bind(

@@ -433,8 +433,11 @@ class Node:
         text = f"applied: {', '.join(found.applied) or 'nothing changed'}"
         if found.needs_restart:
             text += f"; these need a restart (ngp stop; ngp start): {', '.join(found.needs_restart)}"
+        if not self.host.desired.mesh_interfaces:
+            text += "; on no interface: nothing is gated"
         for lack in self.host.lacks():
-            text += f"; {lack.name}: {lack.found}"
+            _log.warning("%s: %s; %s", lack.name, lack.found, lack.remedy)
+            text += f"; {lack.name}: {lack.found}; {lack.remedy}"
         for line in unwise(self.settings):
             text += f"; {line.name} {line.found}; right: {line.remedy}"
         _log.info("net.conf reloaded; %s", text)

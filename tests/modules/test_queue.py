@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import struct
 import subprocess
@@ -347,3 +348,13 @@ def test_kill_drops_what_was_held_and_what_follows(hosts: Lab, filters: tuple[Pa
         assert control.stdout and control.stdout.readline() == "ready\n"
         subprocess.run(python(hosts.client, SEND, INTERNET[4], "1"), check=True)
         assert control.communicate("\n")[0] == "1\n", "the way itself is open, so 0 above meant dropped"
+
+
+def test_a_queue_without_rights_is_refused_and_no_defect() -> None:
+    """`ngp check` tries it without root too, and tells what it found."""
+    child = os.fork()
+    if not child:
+        os.setresuid(65534, 65534, 65534)
+        tried = try_number(QUEUE_NUMBER)
+        os._exit(0 if not tried.ok and "run as root" in tried.found else 1)
+    assert os.waitpid(child, 0)[1] == 0
