@@ -74,6 +74,13 @@ def test_a_full_disk_stops_new_contracts_and_loses_nothing(lab: Lab) -> None:
     await_sums(trade)
     assert trade.earned()["paid_msat"] >= before["paid_msat"]
     assert trade.earned()["charged_msat"] > before["charged_msat"]
+    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    assert answered(trade, 3) == 1
+    stopped = trade.gateway.cli("stop")
+    assert stopped.returncode == ExitCode.LEDGER and "ngp has stopped" in stopped.stdout
+    assert "since the ledger could be written is lost" in stopped.stderr
 
 
 @pytest.mark.first

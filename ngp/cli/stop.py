@@ -13,7 +13,7 @@ from ngp.cli.show import Progress, clean
 from ngp.cli.streams import say
 from ngp.cli.verbs import verb_command
 from ngp.daemon.state import left_behind, running_pid
-from ngp.errors import ConfigError, NgpError, RunningError
+from ngp.errors import ConfigError, LedgerError, NgpError, RunningError
 
 if TYPE_CHECKING:
     from ngp.core.settings import Settings
@@ -29,12 +29,16 @@ def command(place: Place) -> int:
 
 
 def stop(place: Place) -> int:
-    """Stop the daemon of a place and say what was done. Raises RunningError if there was nothing to stop."""
+    """Stop the daemon of a place and say what was done.
+
+    Raises: RunningError: there was nothing to stop. LedgerError: it has stopped, and lost what couldn't be written.
+    """
+    lost: object = ""
     state_dir = _state_dir(place)
     progress = Progress("ngp is stopping")
     try:
         with suppress(BrokenOff):  # it has ended, which is what was asked
-            Daemon(state_dir, _MOST_S, progress).ask("stop")
+            lost = Daemon(state_dir, _MOST_S, progress).ask("stop")
         _await_end(place, progress)
     except RunningError:
         progress.end()
@@ -48,6 +52,8 @@ def stop(place: Place) -> int:
         _clean_up(place)
     else:
         say("ngp has stopped")
+    if lost:
+        raise LedgerError(clean(lost))
     return 0
 
 

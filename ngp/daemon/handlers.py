@@ -21,7 +21,7 @@ from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.world import Neighbour
 from ngp.daemon import checkup, lightning, reports
 from ngp.daemon.node import Node
-from ngp.errors import ConfigError, PaymentError, UsageError
+from ngp.errors import ConfigError, LedgerError, PaymentError, UsageError
 from ngp.ports import ChannelManager, TowerManager
 
 MANUAL_EXPIRY_S = 60
@@ -70,9 +70,14 @@ class Handlers:
         return "Test OK"
 
     async def stop(self, _arguments: dict[str, Any]) -> str:
-        """Begin to stop; the caller waits for the process."""
+        """Begin to stop; the caller waits for the process. Returns what is lost by it, or nothing."""
+        lost = ""
+        try:
+            self._node.write_totals()
+        except LedgerError as error:
+            lost = f"what was carried, and asked for, since the ledger could be written is lost: {error}"
         self._node.stopping.set()
-        return "stopping"
+        return lost
 
     async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         """Describe the running daemon."""

@@ -75,7 +75,7 @@ class Handlers:
 
     async def stop(self, _arguments: dict[str, Any]) -> str:
         self.stopping.set()
-        return "stopping"
+        return ""
 
     async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         return STATUS
