@@ -21,6 +21,9 @@ from ngp.daemon.state import NamespaceLock, StateLock, prepare, running_pid
 from ngp.errors import KernelError, RunningError
 from tests.cli.conftest import LONGEST_S, Host
 
+# What cleans up locks the network namespace, which all processes of a run share: these tests go one after the other.
+pytestmark = pytest.mark.xdist_group("start")
+
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
