@@ -80,7 +80,7 @@ def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:
     try:
         found = [row for row in Daemon(place.state_dir).rows("check", **({} if unread else asked))]
         noted = [_row(Check("daemon", True, unread), "configuration")] if unread else []
-        return noted + [row for row in found if row.get("name") != "configuration"]
+        return noted + [row for row in found if row.get("name") != "configuration"] + _directory(place)
     except Absent:
         standing = _standing(place)
     except (RunningError, ConfigError):  # just starting or stopping; or nobody knows which one is meant
@@ -91,8 +91,15 @@ def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:
 
     rows = [_row(each, "kernel") for each in offline.check_network(settings, place.state_dir)]
     payment = [_row(each, "payment") for each in offline.check_payment(settings, place.state_dir)]
-    ledger = [_row(each, "ledger") for each in offline.check_ledger(place.ledger_path)]
-    return [*standing, *rows, *payment, *ledger]
+    state = [_row(each, "ledger") for each in offline.check_state(place.state_dir)]
+    return [*standing, *rows, *payment, *state]
+
+
+def _directory(place: Place) -> list[Row]:
+    """Tell what the next start would refuse of the state directory, under a daemon that has it open."""
+    from ngp.daemon.belongings import look_at_directory
+
+    return [_row(look_at_directory(place.state_dir), "kernel")]
 
 
 def _standing(place: Place) -> list[Row]:

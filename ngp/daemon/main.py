@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import signal
 import time
@@ -24,6 +23,7 @@ from ngp.core.values import Check
 from ngp.core.world import Means, World
 from ngp.courier import Courier
 from ngp.daemon import checkup, handlers, known_node, payment_keys
+from ngp.daemon.belongings import refuse_lost_ledger
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.control import ControlServer
 from ngp.daemon.desired import LINK_UDP_PORT
@@ -31,7 +31,7 @@ from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, LEDGER_FILE, StartOptions
 from ngp.daemon.post import Post, SelfDescription
 from ngp.daemon.state import NamespaceLock
-from ngp.errors import ConfigError, ExitCode, LedgerError, NgpError
+from ngp.errors import ConfigError, ExitCode, NgpError
 from ngp.ports import Link, Network, Payment
 from ngp.store.ledger import Ledger
 
@@ -141,13 +141,8 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
 
 def open_ledger(state_dir: Path) -> Ledger:
     """Open the ledger, or make the first one. Raises LedgerError: also where an identity has lost its ledger."""
-    path, key = state_dir / LEDGER_FILE, state_dir / identity.KEY_FILE
-    if os.path.lexists(key) and not os.path.lexists(path):  # a first start makes the ledger before the key
-        raise LedgerError(
-            f"ledger {path}: is gone, and {key.name} isn't: neighbours may have prepaid this node. Copy a backup made "
-            f"by `ngp backup` to {path}. Without one: move {key.name} away, `ngp start`, `ngp stop`, move it back"
-        )
-    return Ledger.open(path)
+    refuse_lost_ledger(state_dir)
+    return Ledger.open(state_dir / LEDGER_FILE)
 
 
 async def _means(payment: Payment, settings: Settings) -> Means:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ngp.core.settings import Settings
 from ngp.core.values import Check, PaymentInfo, Standing
-from ngp.daemon import checkup, known_node, lightning, main, payment_keys
+from ngp.daemon import belongings, checkup, known_node, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
+from ngp.daemon.options import LEDGER_FILE
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
 from ngp.ports import Network
@@ -139,9 +140,15 @@ def keep_lnd_uri(uri: str, state_dir: Path) -> tuple[str, Path | None]:
     return kept
 
 
-def check_ledger(path: Path) -> list[Check]:
+def check_state(state_dir: Path) -> list[Check]:
+    """Look whether a start would take the state directory, its identity and its ledger."""
+    return [*belongings.look(state_dir), *_check_ledger(state_dir / LEDGER_FILE)]
+
+
+def _check_ledger(path: Path) -> list[Check]:
     """Look whether the ledger is whole, and whether its books add up; there is none before the first start."""
     try:
+        belongings.refuse_lost_ledger(path.parent)
         if not os.path.lexists(path):
             return [Check("ledger", True, f"{path}: none yet, the first start makes it")]
         keep_last_sign(path.parent)

@@ -44,9 +44,17 @@ def prepare(state_dir: Path) -> None:
                 with suppress(OSError):
                     os.chown(state_dir, -1, group)
                     state_dir.chmod(0o710)
-        found = state_dir.stat()
+        refuse_unsafe(state_dir)
     except OSError as error:
         raise KernelError(f"state directory {state_dir}: {error.strerror}; start with sudo, or --state-dir") from error
+
+
+def refuse_unsafe(state_dir: Path) -> None:
+    """Refuse a state directory that others could put a ledger or keys of their own into.
+
+    Raises: KernelError; OSError: it isn't there, or can't be looked at.
+    """
+    found = state_dir.stat()
     if not stat.S_ISDIR(found.st_mode):
         raise KernelError(f"state directory {state_dir} is not a directory: move the file away, or use --state-dir")
     if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:

@@ -230,7 +230,7 @@ def test_check_with_a_daemon(running: Host) -> None:
     done = running.ngp("check", "--config", "net.conf", "--json")
     assert done.returncode == 0
     rows = json.loads(done.stdout)
-    assert [row["name"] for row in rows] == ["configuration", "hook", "payment"]
+    assert [row["name"] for row in rows] == ["configuration", "hook", "payment", "state directory"]
     assert all({"name", "ok", "found", "remedy"} <= row.keys() for row in rows)
 
 
@@ -257,7 +257,7 @@ def test_a_daemon_is_asked_about_the_very_file(running: Host) -> None:
     assert all(word in rows[1]["found"] for word in ("eth7", str(other)))
     other.write_text("MESH_INTERFACES: [eth7]\n# " + 70_000 * "x")
     rows = json.loads(running.ngp("check", "--config", "other.conf", "--json").stdout)
-    assert [row["name"] for row in rows] == ["configuration", "daemon", "hook", "payment"]
+    assert [row["name"] for row in rows] == ["configuration", "daemon", "hook", "payment", "state directory"]
     assert "too long" in rows[1]["found"] and rows[2]["found"] == "looked, asked about {}"
     other.write_text("SELL: perhaps\n")
     done = running.ngp("check", "--config", "other.conf", "--json")

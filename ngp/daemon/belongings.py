@@ -1,0 +1,71 @@
+"""Belongings: whether a start would take a state directory and the files in it; `ngp check` asks by the same rules."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ngp import identity
+from ngp.core.values import Check
+from ngp.daemon.options import LEDGER_FILE, LOG_FILE, PID_FILE
+from ngp.daemon.state import refuse_unsafe
+from ngp.errors import ConfigError, KernelError, LedgerError
+
+_ELSEWHERE = "start with sudo, or name another one: STATE_DIR, --state-dir"
+
+
+def refuse_lost_ledger(state_dir: Path) -> None:
+    """Refuse to begin blank where an identity had a ledger. Raises LedgerError."""
+    path, key = state_dir / LEDGER_FILE, state_dir / identity.KEY_FILE
+    if os.path.lexists(key) and not os.path.lexists(path):  # a first start makes the ledger before the key
+        raise LedgerError(
+            f"ledger {path}: is gone, and {key.name} isn't: neighbours may have prepaid this node. Copy a backup made "
+            f"by `ngp backup` to {path}. Without one: move {key.name} away, `ngp start`, `ngp stop`, move it back"
+        )
+
+
+def look_at_directory(state_dir: Path) -> Check:
+    """Tell whether others could change a state directory; who may use it isn't asked."""
+    if not os.path.lexists(state_dir):
+        return _directory(True, f"{state_dir}: none yet, the first start makes it")
+    try:
+        refuse_unsafe(state_dir)
+    except KernelError as error:
+        return _directory(False, str(error))
+    except OSError as error:
+        return _directory(False, f"{state_dir}: {error.strerror}", _ELSEWHERE)
+    return _directory(True, f"{state_dir}: nobody else can change it")
+
+
+def look(state_dir: Path) -> list[Check]:
+    """Tell whether a start could write there, and would take the identity; makes nothing."""
+    directory = look_at_directory(state_dir)
+    if directory.ok:
+        directory = _unwritable(state_dir) or directory
+    return [line for line in (directory, _bad_identity(state_dir)) if line]
+
+
+def _directory(is_well: bool, found: str, remedy: str = "") -> Check:
+    return Check("state directory", is_well, found, remedy, "kernel")
+
+
+def _unwritable(state_dir: Path) -> Check | None:
+    folder = next((each for each in (state_dir, *state_dir.parents) if os.path.lexists(each)), state_dir)
+    if not folder.is_dir():
+        return _directory(False, f"{state_dir} can't be made: {folder} is not a directory", _ELSEWHERE)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return _directory(False, f"{folder} can't be written to", _ELSEWHERE)
+    for path in (state_dir / PID_FILE, state_dir / LOG_FILE):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not os.access(path, os.W_OK)):
+            return _directory(False, f"{path} is no file that can be written to", f"move {path} away")
+    return None
+
+
+def _bad_identity(state_dir: Path) -> Check | None:
+    if not os.path.lexists(state_dir / identity.KEY_FILE):
+        return None
+    try:
+        identity.load_or_create(state_dir)
+    except ConfigError as error:
+        return Check("identity", False, str(error), kind="configuration")
+    return None
