@@ -19,7 +19,7 @@ from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.trade import GATEWAY, MSAT_PER_KB, Trade, assert_conserved, open_trade, used
 from ngp.daemon.desired import LINK_UDP_PORT
-from ngp.store.ledger import Ledger
+from ngp.store.sqlite import SqliteStore
 
 VERSIONS = (4, 6)
 CONFIGURATION, KERNEL, PAYMENT = 3, 4, 5
@@ -204,11 +204,9 @@ def audit(daemon: Daemon, name: str) -> list[str]:
     """Return what doesn't add up in a copy of a daemon's ledger."""
     copy = daemon.folder / f"{name}.db"
     assert daemon.cli("backup", str(copy)).returncode == 0
-    ledger = Ledger.open(copy)
-    try:
-        return ledger.audit()
-    finally:
-        ledger.close()
+    wrong, unknown = SqliteStore(copy).audit(60.0)
+    assert not unknown
+    return wrong
 
 
 OPERATORS_RULES = """

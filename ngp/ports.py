@@ -1,18 +1,21 @@
 """Ports: what the world around the core must offer, and the values that cross the border.
 
 An adapter in `modules/` implements one of these; setup.cfg's entry points (`ngp.link`, `ngp.network`, `ngp.payment`)
-name it, so anybody can add one. Link and payment wait for others and are asynchronous; the network port is a few
-microseconds of system calls and is not.
+name it, so anybody can add one. The ledger's adapters are in `ngp/store/`, since money is conserved by what they do.
+Link and payment wait for others and are asynchronous; the network port is a few microseconds of system calls and is
+not, nor is the ledger, which is asked by one thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ngp.core.channels import ChainView, Channel, ChannelEnd, ChannelState, Tower, Watch
-from ngp.core.messages import Address, Prefix, Role
+from ngp.core.messages import Address, Prefix, Role, StatementLine
+from ngp.core.records import ContractRecord, JournalRecord, Record, Snapshot
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
     AdoptedContract,
@@ -59,6 +62,7 @@ __all__ = [
     "HintKind",
     "InvoiceState",
     "KernelNeighbour",
+    "Ledger",
     "Link",
     "LinkPeer",
     "Network",
@@ -74,6 +78,7 @@ __all__ = [
     "Role",
     "Settlement",
     "Standing",
+    "Store",
     "Tower",
     "TowerManager",
     "Verdict",
@@ -343,6 +348,115 @@ class TowerManager(Protocol):
 
     async def remove_tower(self, key: str) -> None:
         """Send a tower nothing more."""
+
+
+# --- ledger -----------------------------------------------------------------------------------------------------------
+
+
+class Ledger(Protocol):
+    """An open ledger: what survives the process. For one thread; every method raises LedgerError with a remedy."""
+
+    def close(self) -> None:
+        """Let go of it; safe to call twice."""
+
+    def next_boot(self, least: int = 1) -> int:
+        """Count this start, durably, and return the number: one more than the last, and at least `least`.
+
+        Neighbours refuse a number that they have seen. `least` is taken from the clock, so that a ledger put back from
+        a backup doesn't begin with numbers that were used after the backup was made.
+        """
+
+    def commit(self, records: Sequence[Record], durable: bool = False) -> None:
+        """Write records in one transaction, all or none; what is written twice changes nothing.
+
+        A payment only moves forward, and a settled one keeps its amount: a record that says otherwise refuses the
+        whole transaction.
+
+        Args:
+            records: in the order in which they arose; of several with one key the last one counts.
+            durable: return only when they survive a power cut; for everything that moves money. Others survive a
+                killed process.
+
+        Raises:
+            LedgerError: the ledger can't be written, or a payment would go back; it is as it was before.
+        """
+
+    def load(self, now_utc_s: int) -> Snapshot:
+        """Read what a start needs: all that is not over, and the last hour's and day's for what comes late.
+
+        Args:
+            now_utc_s: contracts closed in the hour before it and payments of the day before it are included. Money
+                counts as spent in an hour or day by the later of the payment's begin and end, fees included, also
+                while its outcome isn't known.
+        """
+
+    def journal(self, since_s: int | None = None) -> Iterator[JournalRecord]:
+        """Yield the journal, oldest first; commits may go on between two lines.
+
+        Lines of kind `summary` come first: one per neighbour, role (as `state`) and day of folded contracts.
+
+        Args:
+            since_s: leave out what is older, UTC seconds.
+        """
+
+    def contracts(self, include_closed: bool = False) -> list[ContractRecord]:
+        """List contracts: those that run, then, if asked for, closed ones, the last closed first."""
+
+    def unacknowledged(
+        self, identity: bytes, after: tuple[int, bytes], limit: int
+    ) -> tuple[tuple[StatementLine, ...], tuple[int, bytes] | None]:
+        """Read bills of contracts that we sold and closed, in the order of closing, that their client hasn't got yet.
+
+        Args:
+            after: (closed when, contract) of the last one that was read, or (0, b"").
+            limit: most to read, >= 1.
+
+        Returns:
+            The lines, and what to give as `after` for the next ones; None when these were all.
+        """
+
+    def backup(self, target: Path) -> None:
+        """Copy the ledger to a file (0600) while it is in use; the copy is checked before it takes its place.
+
+        Raises:
+            LedgerError: `target` is something else than an older backup, or can't be written.
+        """
+
+    def prune(self, now_utc_s: int) -> bool:
+        """Fold and shorten what is old, a bounded piece of work; return whether more is waiting."""
+
+
+class Store(Protocol):
+    """The place of a node's ledger, whether there is one yet or not; str() names it in errors."""
+
+    def exists(self) -> bool:
+        """Say whether there is a ledger, whole or not. Raises LedgerError where that can't be seen."""
+
+    def open(self) -> Ledger:
+        """Open the ledger, creating it where there is none, and bring an older one up to date.
+
+        Raises:
+            LedgerError: it is damaged, empty, foreign, newer, or can't be read and written; never begins blank.
+        """
+
+    def look(self) -> None:
+        """Look whether the ledger at rest is whole; an older one stays as it is. Raises LedgerError."""
+
+    def audit(self, most_s: float) -> tuple[list[str], str]:
+        """Add up accounts against payments, contracts and journal; writes nothing, from any thread.
+
+        Args:
+            most_s: how long it may take; a router's flash is slow, and payments are kept for ever.
+
+        Returns:
+            What doesn't add up, one sentence each, and why that isn't known; both empty when all does.
+
+        Raises:
+            LedgerError: it can't be read.
+        """
+
+    def written_s(self) -> int:
+        """Return when it was last written without being tidied after, UTC seconds; 0 where that isn't known."""
 
 
 # --- clock ------------------------------------------------------------------------------------------------------------

@@ -80,6 +80,8 @@ def fault(name: str, imported: str) -> str | None:
         return None if allowed else "ports and errors know core values only"
     if within(imported, "ngp.modules"):
         return "modules are found by entry points, so that anybody can add one"
+    if within(imported, "ngp.store.sqlite") and not within(name, "ngp.store"):
+        return "ledgers are known by their port; ngp.store alone chooses one"
     if within(imported, "ngp.daemon") and not within(name, "ngp.daemon", "ngp.cli", "ngp.__main__"):
         return "only the command line knows the daemon"
     return None
@@ -131,7 +133,8 @@ def test_no_modules_of_the_core_import_each_other() -> None:
         ("ngp.modules.bpf", "from ngp.modules.network import gate"),
         ("ngp.daemon.loop", "from ngp.cli import main"),
         ("ngp.daemon.loop", "from ngp.modules.link import udp"),
-        ("ngp.store.ledger", "from ngp.daemon import loop"),
+        ("ngp.store.sqlite.ledger", "from ngp.daemon import loop"),
+        ("ngp.daemon.loop", "from ngp.store.sqlite.ledger import SqliteLedger"),
         ("ngp.ports", "from ngp.daemon import loop"),
         ("ngp.daemon.loop", "from core_tests.lab import Lab"),
     ],
@@ -148,7 +151,7 @@ def test_an_import_that_points_the_wrong_way_is_found(name: str, source: str) ->
         ("ngp.modules.link.udp", "from .frames import Frame"),
         ("ngp.modules.link.inlet", "from ngp.modules.bpf import Table"),
         ("ngp.cli.stop", "from ngp.daemon import control\nfrom ngp.cli import words"),
-        ("ngp.daemon.loop", "from ngp.core import policy\nfrom ngp.store import ledger\nimport asyncio"),
+        ("ngp.daemon.loop", "from ngp.core import policy\nfrom ngp.store import at\nimport asyncio"),
     ],
 )
 def test_an_import_that_points_the_right_way_passes(name: str, source: str) -> None:

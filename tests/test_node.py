@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ngp import store
 from ngp.config import parse
 from ngp.core.effects import CancelInvoice, Effect, Persist, TrackPayment
 from ngp.core.events import BlockNeighbour, Stopping, Tick
@@ -22,7 +23,7 @@ from ngp.daemon import node as daemon_node
 from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import StartOptions
 from ngp.errors import ConfigError, KernelError, LedgerError, PaymentError
-from ngp.store.ledger import Ledger
+from ngp.ports import Store
 
 SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
 
@@ -67,7 +68,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Node:
     empty = DesiredNetwork(**{name: () for name in DesiredNetwork.__dataclass_fields__})
     monkeypatch.setattr(host_watch, "look_at_host", lambda *_: empty)
     clock = SimpleNamespace(now=lambda: Now(1, 1.0))
-    parts: Any = Parts(Path("net.conf"), SETTINGS, clock, Closed(), Closed(), Closed(), Broken(), b"k" * 32)  # type: ignore[arg-type]
+    parts: Any = Parts(Path("net.conf"), SETTINGS, clock, Closed(), Closed(), Closed(), Closed(), Broken(), b"k" * 32)  # type: ignore[arg-type]
     return Node(parts, lambda *_: SimpleNamespace(schedule=lambda: None))  # type: ignore[arg-type, return-value]
 
 
@@ -295,12 +296,13 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
     assert said == f"applied: REFUND_WHEN_ASKED; {bare}; LND's macaroon: does not allow SendPaymentV2"
 
 
-def odd_books(folder: Path) -> Path:
+def odd_books(folder: Path) -> Store:
     """Make a ledger in which an account has money that nobody paid."""
-    ledger = Ledger.open(folder / "ledger.db")
+    place = store.at(folder)
+    ledger = place.open()
     ledger.commit([AccountRecord(b"\x7f" * 32, Role.SERVER, 5000, 0, 0, 0, 0, 0)])
     ledger.close()
-    return folder / "ledger.db"
+    return place
 
 
 @pytest.mark.parametrize("books_are", ["short", "long"])
@@ -308,7 +310,7 @@ def test_a_start_warns_of_what_check_would_and_waits_for_no_long_books(
     broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, books_are: str
 ) -> None:
     parts: Any = broken.parts
-    parts.ledger = SimpleNamespace(path=odd_books(tmp_path))
+    parts.store = odd_books(tmp_path)
     lack = Check("interface wlan7", False, "MESH_INTERFACES: no interface has this name", "correct MESH_INTERFACES")
     monkeypatch.setattr(broken.host, "lacks", lambda: [lack])
     long, look = threading.Event(), checkup.books

@@ -13,8 +13,8 @@ from ngp.cli.place import Place
 from ngp.cli.show import clean
 from ngp.daemon import known_node
 from ngp.daemon.state import keep_last_sign
-from ngp.errors import ConfigError, LedgerError, RunningError
-from ngp.store.ledger import Ledger
+from ngp.errors import ConfigError, RunningError
+from ngp.ports import Ledger
 
 
 @contextmanager
@@ -29,17 +29,13 @@ def opened(place: Place, absent: RunningError) -> Iterator[Ledger]:
     Raises:
         RunningError: as given. LedgerError: it can't be read.
     """
-    try:
-        place.ledger_path.stat()
-    except FileNotFoundError:
-        raise absent from None
-    except OSError as error:
-        raise LedgerError(f"ledger {place.ledger_path}: {error.strerror}; try sudo") from error
+    if not place.store.exists():
+        raise absent
     said = aftermath.told(place)
     if said:
         streams.note(f"ngp: {clean(said)}")
     keep_last_sign(place.state_dir)
-    ledger = Ledger.open(place.ledger_path)
+    ledger = place.store.open()
     try:
         yield ledger
     finally:

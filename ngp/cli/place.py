@@ -12,11 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ngp.daemon.options import DEFAULT_STATE_DIR, LEDGER_FILE
+from ngp import store
+from ngp.daemon.options import DEFAULT_STATE_DIR
 from ngp.errors import ConfigError
 
 if TYPE_CHECKING:
     from ngp.core.settings import Settings
+    from ngp.ports import Store
 
 _STATE_DIR_LINE = re.compile(
     r"""^STATE_DIR[ ]*:[ ]+(?:'([^'\n]+)'|"([^"\\\n]+)"|([^\s'"#][^#\n]*?))[ ]*(?:#.*)?$""", re.MULTILINE
@@ -73,6 +75,6 @@ class Place:
         return Path(os.path.normpath(self.config_path.parent / next(filter(None, match.groups()))))
 
     @property
-    def ledger_path(self) -> Path:
-        """The ledger's file, whether it exists or not."""
-        return self.state_dir / LEDGER_FILE
+    def store(self) -> Store:
+        """The ledger's place, whether there is one or not."""
+        return store.at(self.state_dir)

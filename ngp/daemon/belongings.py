@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ngp import identity
+from ngp import identity, store
 from ngp.core.values import Check
-from ngp.daemon.options import LEDGER_FILE, LOG_FILE, PID_FILE
+from ngp.daemon.options import LOG_FILE, PID_FILE
 from ngp.daemon.state import refuse_unsafe
 from ngp.errors import ConfigError, KernelError, LedgerError
 
@@ -16,11 +16,11 @@ _ELSEWHERE = "start with sudo, or name another one: STATE_DIR, --state-dir"
 
 def refuse_lost_ledger(state_dir: Path) -> None:
     """Refuse to begin blank where an identity had a ledger. Raises LedgerError."""
-    path, key = state_dir / LEDGER_FILE, state_dir / identity.KEY_FILE
-    if os.path.lexists(key) and not os.path.lexists(path):  # a first start makes the ledger before the key
+    place, key = store.at(state_dir), state_dir / identity.KEY_FILE
+    if os.path.lexists(key) and not place.exists():  # a first start makes the ledger before the key
         raise LedgerError(
-            f"ledger {path}: is gone, and {key.name} isn't: neighbours may have prepaid this node. Copy a backup made "
-            f"by `ngp backup` to {path}. Without one: move {key.name} away, `ngp start`, `ngp stop`, move it back"
+            f"ledger {place}: is gone, and {key.name} isn't: neighbours may have prepaid this node. Copy a backup made "
+            f"by `ngp backup` to {place}. Without one: move {key.name} away, `ngp start`, `ngp stop`, move it back"
         )
 
 

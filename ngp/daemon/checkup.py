@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from itertools import product
-from pathlib import Path
 
 from ngp import identity
 from ngp.config import changes
@@ -22,8 +21,7 @@ from ngp.core.world import World
 from ngp.daemon import lightning, payment_keys
 from ngp.daemon.desired import look_at_host, named_interfaces
 from ngp.errors import KernelError, LedgerError, PaymentError
-from ngp.ports import Link, Network, Payment
-from ngp.store import audit
+from ngp.ports import Link, Network, Payment, Store
 
 LOOK_S = 1.0
 MOST_LACKS = 20
@@ -99,10 +97,10 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
     return [expected_node(wanted, found, "the payment node is"), *rights]
 
 
-def books(ledger: Path, most_s: float) -> Check:
+def books(store: Store, most_s: float) -> Check:
     """Tell whether the ledger's sums add up: accounts against payments, contracts and journal."""
     try:
-        wrong, unknown = audit.look(ledger, most_s)
+        wrong, unknown = store.audit(most_s)
     except LedgerError as error:
         return Check("books", False, str(error), _RESTORE)
     if unknown and not wrong:

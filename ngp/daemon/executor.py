@@ -50,8 +50,7 @@ from ngp.core.values import Grant, InvoiceState, PaymentOutcome, PaymentStatus
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.post import Post
 from ngp.errors import KernelError, LedgerError, PaymentError
-from ngp.ports import Network, Payment
-from ngp.store.ledger import Ledger
+from ngp.ports import Ledger, Network, Payment
 
 LEDGER_RETRY_S = 2.0
 BILLS_A_PAGE = 1024

@@ -132,7 +132,7 @@ class Handlers:
         checks += [*payment, *checkup.neighbours(self._world), *checkup.accounts(self._world)]
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
         if not node.ledger_why_not:  # in a thread: the loop doesn't wait for sums of years
-            checks.append(await asyncio.to_thread(checkup.books, node.parts.ledger.path, BOOKS_S))
+            checks.append(await asyncio.to_thread(checkup.books, node.parts.store, BOOKS_S))
         checks.append(checkup.effect(node.settings, wanted))
         kinds = {**{one.name: "payment" for one in payment}, "ledger": "ledger", "books": "ledger"}
         return [

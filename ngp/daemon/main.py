@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from ngp import identity
+from ngp import identity, store
 from ngp.config import load, refuse_shown_secret, unwise
 from ngp.core.events import Event
 from ngp.core.gatekeeper import Gatekeeper
@@ -28,12 +28,11 @@ from ngp.daemon.clock import SystemClock
 from ngp.daemon.control import ControlServer
 from ngp.daemon.desired import LINK_UDP_PORT
 from ngp.daemon.node import Node, Parts
-from ngp.daemon.options import CONTROL_SOCKET, LEDGER_FILE, StartOptions
+from ngp.daemon.options import CONTROL_SOCKET, StartOptions
 from ngp.daemon.post import Post, SelfDescription
 from ngp.daemon.state import NamespaceLock
 from ngp.errors import ConfigError, ExitCode, NgpError
-from ngp.ports import Link, Network, Payment
-from ngp.store.ledger import Ledger
+from ngp.ports import Ledger, Link, Network, Payment, Store
 
 _log = logging.getLogger("ngp")
 
@@ -125,6 +124,7 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
             options.config_path,
             settings,
             clock,
+            store.at(options.state_dir),
             ledger,
             network,
             payment,
@@ -142,7 +142,7 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
 def open_ledger(state_dir: Path) -> Ledger:
     """Open the ledger, or make the first one. Raises LedgerError: also where an identity has lost its ledger."""
     refuse_lost_ledger(state_dir)
-    return Ledger.open(state_dir / LEDGER_FILE)
+    return store.at(state_dir).open()
 
 
 async def _means(payment: Payment, settings: Settings) -> Means:
@@ -222,7 +222,7 @@ async def _warn_of_lacks(node: Node) -> asyncio.Task[None]:
 
     Returns: what adds up the books, where they are too long for a start to wait for.
     """
-    books = asyncio.create_task(_warn_of_books(node.parts.ledger.path))
+    books = asyncio.create_task(_warn_of_books(node.parts.store))
     for line in node.host.lacks():
         _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
     for line in unwise(node.settings):
@@ -231,9 +231,9 @@ async def _warn_of_lacks(node: Node) -> asyncio.Task[None]:
     return books
 
 
-async def _warn_of_books(ledger: Path) -> None:
+async def _warn_of_books(place: Store) -> None:
     """Tell what doesn't add up; in a thread, and not for long: years of payments must hold up no loop and no stop."""
-    line = await asyncio.to_thread(checkup.books, ledger, handlers.BOOKS_S)
+    line = await asyncio.to_thread(checkup.books, place, handlers.BOOKS_S)
     if not line.ok:
         _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
 

@@ -41,8 +41,7 @@ from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post, SelfDescription
 from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError
-from ngp.ports import Clock, Link, Network, Payment
-from ngp.store.ledger import Ledger
+from ngp.ports import Clock, Ledger, Link, Network, Payment, Store
 
 BATCH_EVENTS = 32  # of all neighbours in turn; more would make a neighbour's first packet wait longer for its own turn
 READINGS_AT_ONCE = 32  # about as much work as a neighbour's event or two
@@ -58,11 +57,15 @@ _log = logging.getLogger("ngp")
 
 @dataclass(slots=True)
 class Parts:
-    """What main() found and opened for the node. `make_links`: those that other settings would have, not opened."""
+    """What main() found and opened for the node; `ledger` is that of `store`.
+
+    `make_links`: those that other settings would have, not opened.
+    """
 
     config_path: Path
     settings: Settings
     clock: Clock
+    store: Store
     ledger: Ledger
     network: Network
     payment: Payment

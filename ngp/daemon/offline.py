@@ -12,15 +12,14 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from ngp import store
 from ngp.core.settings import Settings
 from ngp.core.values import Check, PaymentInfo, Standing
 from ngp.daemon import belongings, checkup, known_node, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
-from ngp.daemon.options import LEDGER_FILE
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
 from ngp.ports import Network
-from ngp.store import file as ledger_file
 
 _READY_S = 5.0
 _BOOKS_S = 60.0
@@ -142,18 +141,19 @@ def keep_lnd_uri(uri: str, state_dir: Path) -> tuple[str, Path | None]:
 
 def check_state(state_dir: Path) -> list[Check]:
     """Look whether a start would take the state directory, its identity and its ledger."""
-    return [*belongings.look(state_dir), *_check_ledger(state_dir / LEDGER_FILE)]
+    return [*belongings.look(state_dir), *_check_ledger(state_dir)]
 
 
-def _check_ledger(path: Path) -> list[Check]:
+def _check_ledger(state_dir: Path) -> list[Check]:
     """Look whether the ledger is whole, and whether its books add up; there is none before the first start."""
+    place = store.at(state_dir)
     try:
-        belongings.refuse_lost_ledger(path.parent)
-        if not os.path.lexists(path):
-            return [Check("ledger", True, f"{path}: none yet, the first start makes it")]
-        keep_last_sign(path.parent)
-        ledger_file.look(path)
-        return [Check("ledger", True, f"{path}: whole"), checkup.books(path, _BOOKS_S)]
+        belongings.refuse_lost_ledger(state_dir)
+        if not place.exists():
+            return [Check("ledger", True, f"{place}: none yet, the first start makes it")]
+        keep_last_sign(state_dir)
+        place.look()
+        return [Check("ledger", True, f"{place}: whole"), checkup.books(place, _BOOKS_S)]
     except (LedgerError, OSError) as error:
         return [Check("ledger", False, str(error), "as it says; see Backup and restore in the operator's guide")]
 

@@ -14,7 +14,6 @@ DEFAULT_STATE_DIR = Path("/var/lib/ngp")
 CONTROL_SOCKET = "control.sock"
 PID_FILE = "ngp.pid"
 LOG_FILE = "ngp.log"
-LEDGER_FILE = "ledger.db"
 GROUP = "ngp"
 """Members of this group of the system, where it exists, may use the control socket."""
 

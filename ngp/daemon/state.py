@@ -16,8 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from ngp import store
 from ngp.daemon.logs import OPERATORS_MODE, operators_group, show_operators
-from ngp.daemon.options import CONTROL_SOCKET, LEDGER_FILE, LOG_FILE, PID_FILE
+from ngp.daemon.options import CONTROL_SOCKET, LOG_FILE, PID_FILE
 from ngp.errors import KernelError, RunningError
 
 _NAMESPACE_NAME = b"\0ngp/datapath"
@@ -190,13 +191,13 @@ def was_killed(state_dir: Path) -> bool:
 def last_sign_s(state_dir: Path) -> int:
     """Return when a daemon that ended without cleaning up was certainly still alive, UTC seconds; 0 if unknown.
 
-    Not the ledger's own file: whoever reads it without a daemon brings it up to date.
+    Not when the ledger was tidied: whoever reads it without a daemon does that.
     """
-    times = [0.0]
-    for name in (PID_FILE, LOG_FILE, f"{LEDGER_FILE}-wal"):
+    times = [store.at(state_dir).written_s()]
+    for name in (PID_FILE, LOG_FILE):
         with suppress(OSError):
-            times.append((state_dir / name).stat().st_mtime)
-    return int(max(times))
+            times.append(int((state_dir / name).stat().st_mtime))
+    return max(times)
 
 
 def keep_last_sign(state_dir: Path) -> None:

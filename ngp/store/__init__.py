@@ -1,0 +1,22 @@
+"""The ledger's place, and what every ledger shares: the rule about payments, the audit, what is kept how long.
+
+Whoever needs a ledger asks `at` for its place and gets `ngp.ports.Store`; which database is behind it is known here
+alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ngp.ports import Store
+
+_FILE = "ledger.db"
+
+
+def at(state_dir: Path) -> Store:
+    """Return the place of a state directory's ledger."""
+    from ngp.store.sqlite import SqliteStore  # late: most verbs ask the daemon, and need no database
+
+    return SqliteStore(state_dir / _FILE)

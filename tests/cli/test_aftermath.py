@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ngp import store
 from ngp.cli.aftermath import describe
 from ngp.core.values import Standing
 from ngp.daemon.state import last_sign_s
-from ngp.store.ledger import Ledger
 from tests.cli.conftest import Host
 
 NEXT = "`ngp start` takes over and charges what it missed, `ngp stop` takes it away"
@@ -53,10 +53,10 @@ def test_the_last_sign_of_life_stays_whatever_opens_the_ledger(host: Host, words
     (host.state_dir / "ngp.pid").write_text("4242\n")
     os.utime(host.state_dir / "ngp.pid", (1000, 1000))
     alive = (  # its end is os._exit: what it wrote last stays in the journal beside the ledger
-        "import os, sys; from pathlib import Path; from ngp.store.ledger import Ledger; "
-        "ledger = Ledger.open(Path(sys.argv[1])); ledger.next_boot(1); os._exit(0)"
+        "import os, sys; from pathlib import Path; from ngp import store; "
+        "ledger = store.at(Path(sys.argv[1])).open(); ledger.next_boot(1); os._exit(0)"
     )
-    subprocess.run([sys.executable, "-c", alive, host.state_dir / "ledger.db"], env=host.variables(), check=True)
+    subprocess.run([sys.executable, "-c", alive, host.state_dir], env=host.variables(), check=True)
     os.utime(host.state_dir / "ledger.db-wal", (2000, 2000))
     host.ngp(*words)
     assert not (host.state_dir / "ledger.db-wal").exists(), "the ledger was opened and tidied"
@@ -65,7 +65,7 @@ def test_the_last_sign_of_life_stays_whatever_opens_the_ledger(host: Host, words
 
 def test_listings_of_a_killed_daemon_say_so_beside_their_rows(host: Host) -> None:
     host.state_dir.mkdir(mode=0o700)
-    Ledger.open(host.state_dir / "ledger.db").close()
+    store.at(host.state_dir).open().close()
     assert host.ngp("contracts").returncode == 7
     (host.state_dir / "ngp.pid").write_text("4242\n")  # left by one that ended without cleaning up
     for verb in ("contracts", "accounts"):

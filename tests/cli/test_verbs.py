@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from ngp import store
 from ngp.cli import accounts
 from ngp.cli.check import _print
 from ngp.cli.show import print_unless_real
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord, JournalRecord
-from ngp.store.ledger import Ledger
 from tests.cli.conftest import LONGEST_S, Host
 from tests.cli.fake_daemon import fake_main
 
@@ -363,7 +363,7 @@ def test_without_daemon_and_ledger_it_is_7(host: Host, words: list[str]) -> None
 
 def _books(host: Host) -> None:
     host.state_dir.mkdir(mode=0o700)
-    ledger = Ledger.open(host.state_dir / "ledger.db")
+    ledger = store.at(host.state_dir).open()
     identity = b"\x7f" * 32
     account = AccountRecord(identity, Role.SERVER, 5000, 1500, 0, 0, 0, 0)
     ledger.commit([account, JournalRecord(1_000_000_000, "charge", identity, b"c" * 16, 1500, b"", "active")])

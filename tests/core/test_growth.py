@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from playbook import Sim, settings
 from villain import HELLO, Villain, host, messages
 
+from ngp import store
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.contract import CloseReason, State
@@ -30,7 +31,7 @@ from ngp.core.openings import (
 from ngp.core.records import Record
 from ngp.core.values import Reading
 from ngp.core.world import UNUSED_S
-from ngp.store.ledger import Ledger
+from ngp.ports import Ledger
 
 LINES_PER_CONTRACT = 2
 
@@ -253,10 +254,11 @@ def test_the_ledger_grows_by_no_more_than_the_bound(turns: Sequence[tuple[str, i
 
 
 class Shelf:
-    """The ledger's place in a simulated node, with the real one behind."""
+    """The ledger of a simulated node, with the real one, in a folder, behind."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, folder: Path) -> None:
         self.ledger = ledger
+        self.folder = folder
         self.waiting: list[Record] = []
 
     def put(self, record: Record) -> None:
@@ -266,14 +268,14 @@ class Shelf:
         """Commit what waits; return the bytes of the file and of its log."""
         self.ledger.commit(self.waiting)
         self.waiting.clear()
-        return sum(file.stat().st_size for file in self.ledger.path.parent.iterdir())
+        return sum(file.stat().st_size for file in self.folder.iterdir())
 
 
 @pytest.mark.first
 def test_the_file_stays_below_what_the_architecture_says(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger = store.at(tmp_path).open()
     sim = Sim()
-    sim.gateway.ledger = shelf = Shelf(ledger)  # type: ignore[assignment]
+    sim.gateway.ledger = shelf = Shelf(ledger, tmp_path)  # type: ignore[assignment]
     crowd = [Villain(sim, sim.gateway, bytes([who]) * 32, bytes([who]) * 6) for who in range(6)]
     hosts, largest = count(1), 0
     for _ in range(5):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from ledger_records import ALICE, BOB, NOW, account, contract, contract_id
+from ledger_records import ALICE, BOB, NOW, contract, contract_id
 
 from ngp.core.messages import Role
 from ngp.core.records import BilledRecord
-from ngp.store.ledger import Ledger
+from ngp.ports import Ledger, Store
 
 FIRST = (0, b"")
 
@@ -29,8 +27,8 @@ def untold(ledger: Ledger, identity: bytes = ALICE, most: int = 2) -> list[bytes
     return found
 
 
-def test_what_is_closed_and_not_acknowledged_is_told_in_the_order_of_closing(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+def test_what_is_closed_and_not_acknowledged_is_told_in_the_order_of_closing(store: Store) -> None:
+    ledger = store.open()
     ledger.commit([
         *(sold(number, NOW - number) for number in range(5)), sold(10, closed_at_s=0), sold(11, identity=BOB),
         contract(12, closed_at_s=NOW), sold(13, role=Role.CLIENT),
@@ -53,8 +51,8 @@ def test_what_is_closed_and_not_acknowledged_is_told_in_the_order_of_closing(tmp
     ],
     ids=["another's", "another role", "less", "running", "unknown"],
 )
-def test_a_bill_changes_its_own_closed_contract_and_only_upwards(tmp_path: Path, record: BilledRecord) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+def test_a_bill_changes_its_own_closed_contract_and_only_upwards(store: Store, record: BilledRecord) -> None:
+    ledger = store.open()
     ledger.commit([
         contract(1, role=Role.CLIENT, billed_bytes=5, closed_at_s=NOW), contract(2, role=Role.CLIENT),
     ])  # fmt: skip
@@ -63,24 +61,3 @@ def test_a_bill_changes_its_own_closed_contract_and_only_upwards(tmp_path: Path,
     assert ledger.contracts(include_closed=True) == before
     ledger.commit([BilledRecord(contract_id(1), Role.CLIENT, ALICE, 6)])
     assert [one.billed_bytes for one in ledger.contracts(include_closed=True)] == [0, 6]
-
-
-def test_an_older_ledger_knows_what_was_metered_and_takes_what_was_closed_as_told(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
-    ledger = Ledger.open(path)
-    ledger.commit([
-        account(role=Role.CLIENT, charged_msat=7), account(charged_msat=9), sold(1),
-        contract(2, role=Role.CLIENT, charged_msat=30), contract(3, role=Role.CLIENT, charged_msat=4, closed_at_s=NOW),
-    ])  # type: ignore[list-item] # fmt: skip
-    run = ledger._connection.execute
-    run("INSERT INTO summaries VALUES (?, 'client', 0, 1, 0, 0, 100)", (ALICE,))
-    run("DROP INDEX contracts_unacknowledged")
-    for column in ("metered_msat", "tolerated_msat"):
-        run(f"ALTER TABLE accounts DROP COLUMN {column}")
-    run("DROP TABLE blocks")
-    run("ALTER TABLE neighbours ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0")
-    run("PRAGMA user_version = 1")
-    ledger.close()
-    ledger = Ledger.open(path)
-    assert {one.role: one.metered_msat for one in ledger.load(NOW).accounts} == {Role.CLIENT: 134, Role.SERVER: 0}
-    assert untold(ledger) == []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 from ledger_records import ALICE, BOB, NOW, account, neighbour, payment
 
 from ngp.core.records import CursorRecord, Direction, PaymentKind, PaymentState
 from ngp.errors import LedgerError
-from ngp.store.ledger import Ledger
+from ngp.ports import Store
 
 IN, OUT = Direction.IN, Direction.OUT
 OPEN, SETTLED, CANCELLED = PaymentState.OPEN, PaymentState.SETTLED, PaymentState.CANCELLED
@@ -27,9 +26,9 @@ MOVES = [(direction, *pair) for direction in Direction for pair in product(STATE
 
 @pytest.mark.parametrize(("direction", "before", "after"), MOVES)
 def test_states_only_move_forward(
-    tmp_path: Path, direction: Direction, before: PaymentState, after: PaymentState
+    store: Store, direction: Direction, before: PaymentState, after: PaymentState
 ) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger = store.open()
     first = payment(1, direction, before)
     second = payment(1, direction, after, settled_at_s=NOW, reason="second")
     ledger.commit([first])
@@ -49,49 +48,49 @@ def test_states_only_move_forward(
 
 
 @pytest.mark.parametrize(("direction", "state"), [(IN, PENDING), (IN, SUCCEEDED), (OUT, OPEN), (OUT, SETTLED)])
-def test_a_state_of_the_other_direction_is_refused(tmp_path: Path, direction: Direction, state: PaymentState) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+def test_a_state_of_the_other_direction_is_refused(store: Store, direction: Direction, state: PaymentState) -> None:
+    ledger = store.open()
     with pytest.raises(LedgerError):
         ledger.commit([payment(1, direction, state)])
-    assert ledger.payments() == []
+    assert ledger.load(NOW).payments == ()
 
 
-def test_the_amount_counts_from_the_settlement_and_never_shrinks_after(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+def test_the_amount_counts_from_the_settlement_and_never_shrinks_after(store: Store) -> None:
+    ledger = store.open()
     ledger.commit([payment(1, amount_msat=1000), payment(1, state=SETTLED, amount_msat=1100, settled_at_s=NOW)])
     with pytest.raises(LedgerError, match="1100 msat and can't become 1099 msat"):
         ledger.commit([payment(1, state=SETTLED, amount_msat=1099)])
-    assert ledger.payments()[0].amount_msat == 1100
+    assert ledger.load(NOW).payments[0].amount_msat == 1100
     ledger.commit([payment(1, state=SETTLED, amount_msat=1200, settled_at_s=NOW)])
-    assert ledger.payments()[0].amount_msat == 1200
+    assert ledger.load(NOW).payments[0].amount_msat == 1200
 
 
-def test_what_was_sent_never_changes(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+def test_what_was_sent_never_changes(store: Store) -> None:
+    ledger = store.open()
     ledger.commit([payment(1, OUT, PENDING), payment(1, OUT, SUCCEEDED, amount_msat=1100, settled_at_s=NOW)])
     for wrong in (1099, 1101):
         with pytest.raises(LedgerError, match=f"1100 msat and can't become {wrong} msat"):
             ledger.commit([payment(1, OUT, SUCCEEDED, amount_msat=wrong)])
 
 
-def test_a_hash_belongs_to_one_neighbour_and_purpose(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+def test_a_hash_belongs_to_one_neighbour_and_purpose(store: Store) -> None:
+    ledger = store.open()
     ledger.commit([payment(1, identity=ALICE)])
     for foreign in (payment(1, state=SETTLED, identity=BOB), payment(1, state=SETTLED, kind=PaymentKind.REFUND)):
         with pytest.raises(LedgerError, match="another neighbour"):
             ledger.commit([foreign])
     ledger.commit([payment(1, OUT, PENDING, identity=BOB)])  # the other direction has its own
-    assert len(ledger.payments()) == 2
+    assert len(ledger.load(NOW).payments) == 2
 
 
-def test_a_settlement_without_preimage_or_invoice_keeps_what_was_known(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+def test_a_settlement_without_preimage_or_invoice_keeps_what_was_known(store: Store) -> None:
+    ledger = store.open()
     ledger.commit([payment(1), payment(1, state=SETTLED, bolt11="", preimage=b"", settled_at_s=NOW)])
     assert ledger.load(NOW).payments == (payment(1, state=SETTLED, settled_at_s=NOW),)
 
 
-def test_a_start_knows_when_the_last_payment_was_made_that_it_is_not_told_of(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+def test_a_start_knows_when_the_last_payment_was_made_that_it_is_not_told_of(store: Store) -> None:
+    ledger = store.open()
     assert ledger.load(NOW).forgotten_s == 0
     for number, at_s in ((1, NOW - 200_000), (2, NOW - 100_000), (3, NOW)):
         for state in (PENDING, SUCCEEDED):

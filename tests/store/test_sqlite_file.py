@@ -1,4 +1,4 @@
-"""Opening refuses whatever is not a whole ledger, migrates, backs up, and a full disk harms nothing."""
+"""SQLite's file: opening refuses whatever is not a whole ledger, backups are whole, and a full disk harms nothing."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from ledger_records import ALICE, BOB, NOW, contract, journal, neighbour, payment
+from ledger_records import DAY, NOW, contract, journal, neighbour, payment
 
 import ngp
 from ngp import identity
 from ngp.daemon.main import open_ledger
 from ngp.errors import LedgerError
-from ngp.store import file, schema
-from ngp.store.ledger import Ledger
+from ngp.store.sqlite import SqliteStore, file
+from ngp.store.sqlite.ledger import SqliteLedger
 
 ROOT = Path(ngp.__file__).parent.parent
 
 
 def filled(path: Path) -> Path:
-    ledger = Ledger.open(path)
+    ledger = SqliteLedger.open(path)
     ledger.commit([neighbour(), *(contract(i) for i in range(200)), payment(1)])
     ledger.close()
     return path
@@ -71,7 +71,7 @@ def test_what_is_not_a_whole_ledger_is_refused_and_left_alone(tmp_path: Path, na
     DAMAGES[name](path)  # type: ignore[operator]
     before = path.read_bytes()
     with pytest.raises(LedgerError) as caught:
-        Ledger.open(path)
+        SqliteLedger.open(path)
     assert str(path) in str(caught.value)
     assert "ngp backup" in str(caught.value)
     assert path.read_bytes() == before
@@ -84,7 +84,7 @@ def test_a_folder_a_pipe_and_a_dangling_link_are_no_ledgers(tmp_path: Path) -> N
     link.symlink_to(tmp_path / "nowhere")
     for path in (folder, pipe, link):
         with pytest.raises(LedgerError, match=path.name):
-            Ledger.open(path)
+            SqliteLedger.open(path)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -93,7 +93,7 @@ def test_a_file_gone_from_beside_its_wal_is_not_replaced_by_a_blank_one(tmp_path
     path.rename(tmp_path / "elsewhere")
     (tmp_path / "ledger.db-wal").write_bytes(b"x")
     with pytest.raises(LedgerError, match="blank"):
-        Ledger.open(path)
+        SqliteLedger.open(path)
     assert not path.exists()
 
 
@@ -109,26 +109,49 @@ def test_an_identity_that_lost_its_ledger_does_not_begin_blank(tmp_path: Path) -
 
 def test_a_creation_that_was_killed_half_way_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / ".ledger.db.new").write_bytes(b"half")
-    assert Ledger.open(tmp_path / "ledger.db").next_boot() == 1
+    assert SqliteLedger.open(tmp_path / "ledger.db").next_boot() == 1
+
+
+def test_a_new_ledger_is_private_and_empty(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "ledger.db"
+    ledger = SqliteLedger.open(path)
+    ledger.commit([neighbour()])
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    for one in path.parent.iterdir():
+        assert stat.S_IMODE(one.stat().st_mode) == 0o600, one
+    assert {one.name for one in path.parent.iterdir()} == {"ledger.db", "ledger.db-wal", "ledger.db-shm"}
 
 
 def test_an_open_file_mode_is_tightened(tmp_path: Path) -> None:
     path = filled(tmp_path / "ledger.db")
     path.chmod(0o644)
-    Ledger.open(path)
+    SqliteLedger.open(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_the_file_can_shrink_and_keeps_its_log_small(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger = SqliteLedger.open(tmp_path / "ledger.db")
     ask = ledger._connection.execute
     assert ask("PRAGMA auto_vacuum").fetchone() == (2,)
     assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
     assert ask("PRAGMA journal_size_limit").fetchone()[0] > 0
 
 
+def test_pruned_pages_go_back_to_the_file_system(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = SqliteLedger.open(path)
+    ledger.commit([contract(i, closed_at_s=NOW) for i in range(3000)])
+    ledger.close()
+    before = path.stat().st_size
+    ledger = SqliteLedger.open(path)
+    for _ in range(10):
+        ledger.prune(NOW + 91 * DAY)
+    ledger.close()
+    assert path.stat().st_size < before / 5
+
+
 def test_only_durable_commits_flush_the_disk(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger = SqliteLedger.open(tmp_path / "ledger.db")
     levels = []
     for durable in (False, True, True, False):
         ledger.commit([neighbour()], durable=durable)
@@ -136,52 +159,19 @@ def test_only_durable_commits_flush_the_disk(tmp_path: Path) -> None:
     assert levels == [1, 2, 2, 1]
 
 
-# --- migration --------------------------------------------------------------------------------------------------------
-
-
-def test_an_older_ledger_is_copied_and_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adding_up_the_books_changes_nothing(tmp_path: Path) -> None:
     path = filled(tmp_path / "ledger.db")
-    newer = ("ALTER TABLE accounts ADD COLUMN note TEXT NOT NULL DEFAULT ''",)
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, newer))
-    ledger = Ledger.open(path)
-    number = len(schema.MIGRATIONS)
-    assert ledger._connection.execute("PRAGMA user_version").fetchone() == (number,)
-    assert len(ledger.contracts()) == 200
-    copy = tmp_path / f"ledger.db.before-{number}"
-    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
-    monkeypatch.undo()
-    assert len(Ledger.open(copy).contracts()) == 200
-
-
-def test_blocks_of_an_older_ledger_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "ledger.db"
-    everything = schema.MIGRATIONS
-    monkeypatch.setattr(schema, "MIGRATIONS", everything[:2])
-    older = Ledger.open(path)
-    row = "INSERT INTO neighbours VALUES (?, ?, x'', 1, 1, 1, ?, 1, 1)"
-    older._connection.executemany(row, [(ALICE, "a", 1), (ALICE, "b", 1), (BOB, "a", 0)])
-    older.close()
-    monkeypatch.setattr(schema, "MIGRATIONS", everything)
-    snapshot = Ledger.open(path).load(NOW)
-    assert snapshot.blocked == (ALICE,)
-    assert len(snapshot.neighbours) == 3
-
-
-def test_a_migration_that_fails_half_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = filled(tmp_path / "ledger.db")
-    broken = ("DROP TABLE contracts", "ALTER TABLE nowhere ADD COLUMN x")
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
-    with pytest.raises(LedgerError, match="nowhere"):
-        Ledger.open(path)
-    monkeypatch.undo()
-    assert len(Ledger.open(path).contracts()) == 200
+    before = path.read_bytes()
+    assert SqliteStore(path).audit(60.0) == ([], "")
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["ledger.db"]
 
 
 # --- backup -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_backup_of_a_running_ledger_restores(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger = SqliteLedger.open(tmp_path / "ledger.db")
     ledger.commit([contract(1), payment(1)])
     target = tmp_path / "copy.db"
     ledger.backup(target)
@@ -190,9 +180,9 @@ def test_a_backup_of_a_running_ledger_restores(tmp_path: Path) -> None:
     restored = tmp_path / "new" / "ledger.db"
     restored.parent.mkdir()
     shutil.copy(target, restored)
-    assert Ledger.open(restored).load(NOW).contracts == (contract(1),)
+    assert SqliteLedger.open(restored).load(NOW).contracts == (contract(1),)
     ledger.backup(target)  # an older backup may be replaced
-    assert len(Ledger.open(target).contracts()) == 2
+    assert len(SqliteLedger.open(target).contracts()) == 2
     assert sorted(item.name for item in tmp_path.iterdir() if item.name.startswith(".")) == []
 
 
@@ -203,7 +193,7 @@ def test_a_backup_removes_what_one_that_was_killed_left_beside_it(tmp_path: Path
     others = [tmp_path / f".{name}.new" for name in (f"copy.db.{os.getppid()}", "copy.db.x", f"other.{ended.pid}")]
     for one in (*left, *others):
         one.write_bytes(b"half a ledger")
-    ledger = Ledger.open(filled(tmp_path / "ledger.db"))
+    ledger = SqliteLedger.open(filled(tmp_path / "ledger.db"))
     ledger.backup(tmp_path / "copy.db")
     ledger.close()
     assert not any(one.exists() for one in left)
@@ -211,7 +201,7 @@ def test_a_backup_removes_what_one_that_was_killed_left_beside_it(tmp_path: Path
 
 
 def test_a_backup_overwrites_neither_files_of_others_nor_a_running_ledger(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger = SqliteLedger.open(tmp_path / "ledger.db")
     text, link, folder = tmp_path / "text", tmp_path / "link", tmp_path / "folder"
     text.write_text("mine")
     link.symlink_to(text)
@@ -223,14 +213,14 @@ def test_a_backup_overwrites_neither_files_of_others_nor_a_running_ledger(tmp_pa
     with pytest.raises(LedgerError, match="backup .*copy.db: No such file or directory; name a file in a folder"):
         ledger.backup(tmp_path / "nowhere" / "copy.db")
     assert text.read_text() == "mine"
-    assert len(Ledger.open(tmp_path / "other.db").contracts()) == 200
+    assert len(SqliteLedger.open(tmp_path / "other.db").contracts()) == 200
 
 
 # --- trouble with the disk --------------------------------------------------------------------------------------------
 
 
 def test_a_full_database_leaves_the_ledger_as_it_was(tmp_path: Path) -> None:
-    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger = SqliteLedger.open(tmp_path / "ledger.db")
     ledger.commit([contract(0)])
     ledger._connection.execute("PRAGMA max_page_count=60")
     with pytest.raises(LedgerError, match="full"):
@@ -247,9 +237,9 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[2], sys.argv[3]]
 from ledger_records import contract, journal
 from ngp.errors import LedgerError
-from ngp.store.ledger import Ledger
+from ngp.store.sqlite.ledger import SqliteLedger
 path = Path(sys.argv[1]) / "ledger.db"
-ledger = Ledger.open(path)
+ledger = SqliteLedger.open(path)
 stored = 0
 try:
     while stored < 100_000:
@@ -265,7 +255,7 @@ except LedgerError:
     pass
 ledger.close()
 (Path(sys.argv[1]) / "ballast").unlink()
-again = Ledger.open(path)
+again = SqliteLedger.open(path)
 assert len(again.contracts()) == stored, (len(again.contracts()), stored)
 again.commit([journal()], durable=True)
 print("kept", stored)
@@ -276,9 +266,9 @@ import sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[2], sys.argv[3]]
 from ngp.errors import LedgerError
-from ngp.store.ledger import Ledger
+from ngp.store.sqlite.ledger import SqliteLedger
 try:
-    Ledger.open(Path(sys.argv[1]) / "ledger.db")
+    SqliteLedger.open(Path(sys.argv[1]) / "ledger.db")
 except LedgerError as error:
     print("kept", error)
 """
@@ -310,14 +300,14 @@ def test_a_read_only_file_system_is_named_at_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [Path.unlink, lambda path: shutil.copy(path, path.with_name("copy")).replace(path)])
 def test_nothing_is_written_into_a_file_that_nobody_finds_again(tmp_path: Path, lost: str, how: object) -> None:
     path = tmp_path / "ledger.db"
-    ledger = Ledger.open(path)
+    ledger = SqliteLedger.open(path)
     ledger.commit([neighbour(), payment(1)])
     how(path.with_name(path.name + lost))  # type: ignore[operator]
     with pytest.raises(LedgerError, match=r"while ngp runs.*ngp backup"):
         ledger.commit([payment(2)])
     ledger.backup(tmp_path / "saved.db")
     ledger.close()
-    assert len(Ledger.open(tmp_path / "saved.db").load(NOW).payments) == 1
+    assert len(SqliteLedger.open(tmp_path / "saved.db").load(NOW).payments) == 1
 
 
 def test_after_a_rollback_that_fails_nothing_more_is_written(tmp_path: Path) -> None:
@@ -334,7 +324,7 @@ def test_after_a_rollback_that_fails_nothing_more_is_written(tmp_path: Path) -> 
             closed.append(True)
 
     closed: list[bool] = []
-    ledger = Ledger(tmp_path / "ledger.db", Failing())  # type: ignore[arg-type]
+    ledger = SqliteLedger(tmp_path / "ledger.db", Failing())  # type: ignore[arg-type]
     with pytest.raises(LedgerError, match="I/O"):
         ledger.commit([journal()])
     with pytest.raises(LedgerError, match="could not be undone"):

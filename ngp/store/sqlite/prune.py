@@ -1,27 +1,14 @@
-"""Prune: keep the ledger small on a router's flash, without a msat going astray.
-
-Closed contracts are what grows: thousands a day. After 90 days, or when there are more of them than MOST_CLOSED, each
-is folded into one line per neighbour, role and day, in the transaction that deletes it, so that an account's charges
-still add up. Those that carried nothing go after an hour: a hostile neighbour can make them for nothing. Settled
-payments stay for ever with their preimage, the proof of payment; only the invoice's text goes. One call does a bounded
-amount of work, since the daemon's loop waits for it.
-"""
+"""Prune: a bounded piece of the work that `ngp.store.keeping` describes, since the daemon's loop waits for it."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
 
-from ngp.store.schema import EMPTY
+from ngp.store import keeping
+from ngp.store.sqlite.schema import EMPTY
 
 _DAY_S = 86_400
-KEEP_CLOSED_S = 3600
-"""What a start reads of closed contracts, see `Ledger.load`: nothing goes before."""
-
-MOST_CLOSED = 65_536
-KEEP_CONTRACTS_S = 90 * _DAY_S
-KEEP_INVOICE_TEXT_S = 7 * _DAY_S
-KEEP_UNPAID_S = _DAY_S
 _ROWS = 500
 _JOURNAL_ROWS = 2000
 VACUUM_PAGES = 256
@@ -33,19 +20,19 @@ _FOLD = """INSERT INTO summaries VALUES (?, ?, ?, 1, ?, ?, ?) ON CONFLICT (ident
 
 def prune(connection: sqlite3.Connection, now_utc_s: int) -> bool:
     """Do one bounded piece of work inside the caller's transaction; return whether more is waiting."""
-    emptied = _drop_empty_contracts(connection, now_utc_s - KEEP_CLOSED_S)
+    emptied = _drop_empty_contracts(connection, now_utc_s - keeping.KEEP_CLOSED_S)
     folded = _fold_contracts(connection, _fold_before(connection, now_utc_s))
     shortened = connection.execute(
         """UPDATE payments SET bolt11 = '', compact = 1 WHERE rowid IN (SELECT rowid FROM payments
         WHERE compact = 0 AND touched_s < ? AND state IN ('settled', 'succeeded') ORDER BY touched_s LIMIT ?)""",
-        (now_utc_s - KEEP_INVOICE_TEXT_S, _ROWS),
+        (now_utc_s - keeping.KEEP_INVOICE_TEXT_S, _ROWS),
     ).rowcount
     removed = connection.execute(
         """DELETE FROM payments WHERE rowid IN (SELECT rowid FROM payments
         WHERE compact = 0 AND touched_s < ? AND state IN ('failed', 'cancelled') ORDER BY touched_s LIMIT ?)""",
-        (now_utc_s - KEEP_UNPAID_S, _ROWS),
+        (now_utc_s - keeping.KEEP_UNPAID_S, _ROWS),
     ).rowcount
-    walked = _thin_journal(connection, now_utc_s - KEEP_CONTRACTS_S)
+    walked = _thin_journal(connection, now_utc_s - keeping.KEEP_CONTRACTS_S)
     return max(emptied, folded, shortened, removed) >= _ROWS or walked >= _JOURNAL_ROWS
 
 
@@ -62,10 +49,10 @@ def _fold_before(connection: sqlite3.Connection, now_utc_s: int) -> int:
     """Return the second before which contracts must be closed to be folded now."""
     surplus = connection.execute(
         "SELECT closed_at_s FROM contracts WHERE closed_at_s > 0 ORDER BY closed_at_s DESC LIMIT 1 OFFSET ?",
-        (MOST_CLOSED,),
+        (keeping.MOST_CLOSED,),
     ).fetchone()
-    too_many_s = min(surplus[0] + 1, now_utc_s - KEEP_CLOSED_S) if surplus else 0
-    return max(now_utc_s - KEEP_CONTRACTS_S, too_many_s)
+    too_many_s = min(surplus[0] + 1, now_utc_s - keeping.KEEP_CLOSED_S) if surplus else 0
+    return max(now_utc_s - keeping.KEEP_CONTRACTS_S, too_many_s)
 
 
 def _fold_contracts(connection: sqlite3.Connection, before_s: int) -> int:

@@ -1,9 +1,4 @@
-"""Rows: records as the ledger's rows and back, and the one rule about payments.
-
-Every upsert writes absolute values, so a record that comes twice changes nothing. Payments are the exception that the
-store itself guards: their state only moves forward, and what was settled keeps its amount. A bug above, or a settlement
-replayed by the node, can so never count a payment twice: the whole transaction is refused instead.
-"""
+"""Rows: records as the ledger's rows and back. Every upsert writes absolute values: a record twice changes nothing."""
 
 from __future__ import annotations
 
@@ -27,24 +22,10 @@ from ngp.core.records import (
     PaymentRecord,
     PaymentState,
 )
-from ngp.errors import LedgerError
+from ngp.store import payments
+from ngp.store.batch import Batch
 
 _Row = Sequence[Any]
-
-_MOVES: dict[PaymentState, frozenset[PaymentState]] = {
-    PaymentState.OPEN: frozenset({PaymentState.SETTLED, PaymentState.CANCELLED}),
-    PaymentState.CANCELLED: frozenset({PaymentState.SETTLED}),  # paid late: the money is here, so it counts
-    PaymentState.PENDING: frozenset({PaymentState.SUCCEEDED, PaymentState.FAILED}),
-    PaymentState.SETTLED: frozenset(),
-    PaymentState.SUCCEEDED: frozenset(),
-    PaymentState.FAILED: frozenset(),
-}
-_STATES = {
-    Direction.IN: frozenset({PaymentState.OPEN, PaymentState.SETTLED, PaymentState.CANCELLED}),
-    Direction.OUT: frozenset({PaymentState.PENDING, PaymentState.SUCCEEDED, PaymentState.FAILED}),
-}
-_UNPAID = frozenset({PaymentState.CANCELLED, PaymentState.FAILED})
-_PAID = frozenset({PaymentState.SETTLED, PaymentState.SUCCEEDED})
 
 
 def _columns(record: type) -> tuple[str, ...]:
@@ -74,6 +55,7 @@ _PUT_BILLED = """UPDATE contracts SET billed_bytes = ?1 WHERE contract = ?2 AND 
     AND closed_at_s > 0 AND billed_bytes < ?1"""
 UNACKNOWLEDGED = "role = 'server' AND closed_at_s > 0 AND billed_bytes < used_to_bytes + used_from_bytes"
 _PUT_JOURNAL = f"INSERT INTO journal ({JOURNAL_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_PAYMENT = f"SELECT {PAYMENT_COLUMNS} FROM payments WHERE direction = ? AND payment_hash = ?"
 _PUT_PAYMENT = f"INSERT INTO payments ({PAYMENT_COLUMNS}, touched_s) VALUES ({', '.join('?' * 13)})"
 _MOVE_PAYMENT = """UPDATE payments SET amount_msat = ?, fee_msat = ?, state = ?, bolt11 = ?, preimage = ?,
     settled_at_s = ?, reason = ?, touched_s = max(created_at_s, ?), compact = 0
@@ -90,35 +72,15 @@ _payment_row = attrgetter(*_columns(PaymentRecord))
 _PRICES = _columns(ContractRecord).index("prices")
 
 
-def put_neighbours(connection: sqlite3.Connection, records: Iterable[NeighbourRecord]) -> None:
-    """Write neighbours by (identity, interface, link_address)."""
-    connection.executemany(_PUT_NEIGHBOUR, map(_neighbour_row, records))
-
-
 def put_blocks(connection: sqlite3.Connection, blocks: Mapping[bytes, bool]) -> None:
     """Write which identities are blocked, and which no longer."""
     connection.executemany("DELETE FROM blocks WHERE identity = ?", ((one,) for one in blocks))
     connection.executemany("INSERT INTO blocks VALUES (?)", ((one,) for one, blocked in blocks.items() if blocked))
 
 
-def put_accounts(connection: sqlite3.Connection, records: Iterable[AccountRecord]) -> None:
-    """Write accounts by (identity, role)."""
-    connection.executemany(_PUT_ACCOUNT, map(_account_row, records))
-
-
-def put_contracts(connection: sqlite3.Connection, records: Iterable[ContractRecord]) -> None:
-    """Write contracts by id."""
-    connection.executemany(_PUT_CONTRACT, map(_contract_values, records))
-
-
 def put_billed(connection: sqlite3.Connection, records: Iterable[BilledRecord]) -> None:
     """Raise how far closed contracts' bills have come; what doesn't stand there, or is another's, stays as it is."""
     connection.executemany(_PUT_BILLED, ((one.billed_bytes, one.contract, one.role, one.identity) for one in records))
-
-
-def put_journal(connection: sqlite3.Connection, records: Iterable[JournalRecord]) -> None:
-    """Append to the journal."""
-    connection.executemany(_PUT_JOURNAL, map(_journal_row, records))
 
 
 def forget_links(connection: sqlite3.Connection, keys: Iterable[tuple[bytes, str, bytes]]) -> None:
@@ -140,49 +102,36 @@ def forget_neighbours(connection: sqlite3.Connection, identities: Iterable[bytes
 
 
 def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
-    """Add a payment or move it forward; the same state again changes nothing.
-
-    What came in may grow: after the payer's proof, which names no amount, our node may say that more was paid (BOLT 4).
-
-    Raises:
-        LedgerError: the state would go back, a settled amount would shrink, a sent one would change, or it is another
-            neighbour's payment.
-    """
-    if record.state not in _STATES[record.direction]:
-        raise _refused(record, f"a payment {record.direction.value} can't be {record.state.value}")
-    found = connection.execute(
-        "SELECT state, amount_msat, identity, kind, bolt11, preimage FROM payments "
-        "WHERE direction = ? AND payment_hash = ?",
-        (record.direction, record.payment_hash),
-    ).fetchone()
+    """Add a payment or move it forward, as `ngp.store.payments.moved` has it. Raises LedgerError."""
+    found = connection.execute(_PAYMENT, (record.direction, record.payment_hash)).fetchone()
+    changed = payments.moved(payment(found) if found else None, record)
+    if changed is None:
+        return
     if found is None:
         touched_s = max(record.created_at_s, record.settled_at_s)
         connection.execute(_PUT_PAYMENT, (*_payment_row(record), touched_s))
         return
-    state, amount_msat, identity, kind, bolt11, preimage = found
-    before = PaymentState(state)
-    if (identity, kind) != (record.identity, record.kind):
-        raise _refused(record, "it stands there for another neighbour or purpose")
-    more_came = before is record.state is PaymentState.SETTLED and record.amount_msat > amount_msat
-    if before in _PAID and amount_msat != record.amount_msat and not more_came:
-        raise _refused(record, f"it is {state} with {amount_msat} msat and can't become {record.amount_msat} msat")
-    if record.state is before and not more_came:
-        return
-    if record.state not in _MOVES[before] and not more_came:
-        raise _refused(record, f"it is {state} and can't become {record.state.value}")
-    text = "" if record.state in _UNPAID else record.bolt11 or bolt11  # most of the row, and good for nothing any more
     connection.execute(
         _MOVE_PAYMENT,
-        (record.amount_msat, record.fee_msat, record.state, text, record.preimage or preimage,
-         record.settled_at_s, record.reason, record.settled_at_s, record.direction, record.payment_hash),
+        (changed.amount_msat, changed.fee_msat, changed.state, changed.bolt11, changed.preimage,
+         changed.settled_at_s, changed.reason, changed.settled_at_s, changed.direction, changed.payment_hash),
     )  # fmt: skip
 
 
-def _refused(record: PaymentRecord, why: str) -> LedgerError:
-    return LedgerError(
-        f"payment {record.direction.value} {record.payment_hash.hex()}: {why}. Nothing of this step was written; "
-        f"this is a defect: keep the ledger and the log, and report it"
-    )
+def write(connection: sqlite3.Connection, batch: Batch) -> None:
+    """Write the records of one transaction. Raises LedgerError for a payment that may not change so."""
+    forget_neighbours(connection, batch.forgotten)
+    forget_links(connection, (key for key, one in batch.neighbours.items() if one is None))
+    connection.executemany(_PUT_NEIGHBOUR, map(_neighbour_row, filter(None, batch.neighbours.values())))
+    put_blocks(connection, batch.blocks)
+    connection.executemany(_PUT_ACCOUNT, map(_account_row, batch.accounts.values()))
+    connection.executemany(_PUT_CONTRACT, map(_contract_values, batch.contracts.values()))
+    put_billed(connection, batch.billed)
+    for record in batch.payments:
+        put_payment(connection, record)
+    connection.executemany(_PUT_JOURNAL, map(_journal_row, batch.journal))
+    if batch.cursor is not None:
+        connection.execute("INSERT OR REPLACE INTO state VALUES ('cursor', ?)", (batch.cursor,))
 
 
 def _contract_values(record: ContractRecord) -> list[Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ngp.errors import LedgerError
-from ngp.store import schema
+from ngp.store.sqlite import schema
 
 _MAGIC = b"SQLite format 3\x00"
 _HEADER_BYTES = 100

@@ -1,0 +1,210 @@
+"""Ledger: the port of the same name, as one SQLite file in WAL mode.
+
+Calls are synchronous and meant for one thread. A `commit` is one transaction: all records of the step (or of several
+steps that the daemon put together) or none. Ordinary ones are `synchronous=NORMAL`: they survive `kill -9`, and a
+power cut costs at most the last of them but never leaves half of one. Those that move money are `durable`: the file is
+flushed before the call returns (`synchronous=FULL`), and with it every ordinary commit before.
+See https://www.sqlite.org/pragma.html#pragma_synchronous.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from ngp.core.messages import StatementLine
+from ngp.core.records import ContractRecord, JournalRecord, Record, Snapshot
+from ngp.errors import LedgerError
+from ngp.store.batch import Batch
+from ngp.store.keeping import KEEP_CLOSED_S
+from ngp.store.sqlite import file, prune, rows
+
+_T = TypeVar("_T")
+_HOUR_S = 3_600
+_DAY_S = 86_400
+_PAGE_ROWS = 500
+_SPENT = "FROM payments WHERE direction = 'out' AND state IN ('pending', 'succeeded')"
+
+
+class SqliteLedger:
+    """The open ledger (`ngp.ports.Ledger`)."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._places = file.places(path)
+        self._full = False
+        self._broken = ""
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the ledger at `path`, creating it where there is none; recovers what `kill -9` left."""
+        return cls(path, file.open_file(path))
+
+    def close(self) -> None:
+        """Fold the write-ahead log into the file and let go of it; safe to call twice."""
+        self._connection.close()
+        self._broken = self._broken or "it is closed"
+
+    def next_boot(self, least: int = 1) -> int:
+        """Count this start, durably, and return the number."""
+        with self._transaction(durable=True) as connection:
+            row = connection.execute(
+                "INSERT INTO state VALUES ('boot', ?1) "
+                "ON CONFLICT (name) DO UPDATE SET value = max(value + 1, ?1) RETURNING value",
+                (least,),
+            ).fetchall()[0]
+        return int(row[0])
+
+    def commit(self, records: Sequence[Record], durable: bool = False) -> None:
+        """Write records in one transaction, all or none; also refused where the file is gone from its place."""
+        if not records:
+            return
+        batch = Batch(records)
+        with self._transaction(durable) as connection:
+            rows.write(connection, batch)
+
+    def load(self, now_utc_s: int) -> Snapshot:
+        """Read what a start needs."""
+        with self._reading() as connection:
+            found = connection.execute("SELECT value FROM state WHERE name = 'cursor'").fetchone()
+            by_neighbour = connection.execute(
+                f"SELECT identity, sum(amount_msat + fee_msat), "
+                f"sum((amount_msat + fee_msat) * (touched_s > ?)), sum((amount_msat + fee_msat) * (touched_s > ?)) "
+                f"{_SPENT} GROUP BY identity",
+                (now_utc_s - _HOUR_S, now_utc_s - _DAY_S),
+            ).fetchall()
+            (forgotten_s,) = connection.execute(
+                "SELECT max(touched_s) FROM payments WHERE direction = 'out' AND state NOT IN ('open', 'pending') "
+                "AND (compact = 1 OR touched_s <= ?)",
+                (now_utc_s - _DAY_S,),
+            ).fetchone()
+
+            def every(make: Callable[[Sequence[Any]], _T], query: str, *arguments: int) -> tuple[_T, ...]:
+                return tuple(map(make, connection.execute(query, arguments)))
+
+            return Snapshot(
+                neighbours=every(rows.neighbour, f"SELECT {rows.NEIGHBOUR_COLUMNS} FROM neighbours"),
+                accounts=every(rows.account, f"SELECT {rows.ACCOUNT_COLUMNS} FROM accounts"),
+                contracts=every(
+                    rows.contract,
+                    f"SELECT {rows.CONTRACT_COLUMNS} FROM contracts WHERE closed_at_s = 0 OR closed_at_s > ?",
+                    now_utc_s - KEEP_CLOSED_S,
+                ),
+                payments=every(
+                    rows.payment,
+                    f"SELECT {rows.PAYMENT_COLUMNS} FROM payments WHERE state IN ('open', 'pending') UNION "
+                    f"SELECT {rows.PAYMENT_COLUMNS} FROM payments WHERE compact = 0 AND touched_s > ?",
+                    now_utc_s - _DAY_S,
+                ),
+                cursor=found[0] if found else 0,
+                spent_hour_msat=sum(row[2] for row in by_neighbour),
+                spent_day_msat=sum(row[3] for row in by_neighbour),
+                spent_total_msat=sum(row[1] for row in by_neighbour),
+                spent_by_neighbour_msat=tuple((row[0], row[1]) for row in by_neighbour),
+                forgotten_s=forgotten_s or 0,
+                blocked=tuple(row[0] for row in connection.execute("SELECT identity FROM blocks")),
+            )
+
+    def journal(self, since_s: int | None = None) -> Iterator[JournalRecord]:
+        """Yield the journal, oldest first, a page at a time."""
+        since = -1 if since_s is None else since_s
+        with self._reading() as connection:
+            summaries = connection.execute(
+                "SELECT day_s, 'summary', identity, x'', charged_msat, x'', role FROM summaries WHERE day_s >= ? "
+                "ORDER BY day_s, identity, role",
+                (since,),
+            ).fetchall()
+        yield from map(rows.journal, summaries)
+        last = 0
+        while True:
+            with self._reading() as connection:
+                page = connection.execute(
+                    f"SELECT id, {rows.JOURNAL_COLUMNS} FROM journal WHERE id > ? AND time_s >= ? ORDER BY id LIMIT ?",
+                    (last, since, _PAGE_ROWS),
+                ).fetchall()
+            if not page:
+                return
+            yield from (rows.journal(row[1:]) for row in page)
+            last = page[-1][0]
+
+    def contracts(self, include_closed: bool = False) -> list[ContractRecord]:
+        """List contracts: those that run, then, if asked for, closed ones, the last closed first."""
+        query = f"SELECT {rows.CONTRACT_COLUMNS} FROM contracts WHERE closed_at_s "
+        with self._reading() as connection:
+            found = connection.execute(query + "= 0").fetchall()
+            if include_closed:
+                found += connection.execute(query + "> 0 ORDER BY closed_at_s DESC").fetchall()
+        return [rows.contract(row) for row in found]
+
+    def unacknowledged(
+        self, identity: bytes, after: tuple[int, bytes], limit: int
+    ) -> tuple[tuple[StatementLine, ...], tuple[int, bytes] | None]:
+        """Read a page of the bills that their clients haven't acknowledged."""
+        with self._reading() as connection:
+            found = connection.execute(
+                f"SELECT contract, used_to_bytes, used_from_bytes, charged_msat, closed_at_s FROM contracts "
+                f"WHERE {rows.UNACKNOWLEDGED} AND identity = ? AND (closed_at_s, contract) > (?, ?) "
+                f"ORDER BY closed_at_s, contract LIMIT ?",
+                (identity, *after, limit),
+            ).fetchall()
+        rest = (found[-1][4], found[-1][0]) if len(found) == limit else None
+        return tuple(StatementLine(*row[:4]) for row in found), rest
+
+    def backup(self, target: Path) -> None:
+        """Copy the ledger to a file while it is in use."""
+        replaced = file.is_backup(target)
+        if not replaced and (target.is_symlink() or target.exists()):
+            raise LedgerError(f"backup {target}: exists and is no ngp backup; name another file")
+        with self._reading() as connection:
+            try:
+                file.copy(connection, target, replaced)
+            except (OSError, sqlite3.Error) as error:
+                if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF != sqlite3.SQLITE_FULL:
+                    raise  # not the copy's disk: it is told of the ledger
+                said = f"{getattr(error, 'strerror', None) or error}; name a file in a folder that exists and has room"
+                raise LedgerError(f"backup {target}: {said}") from error
+
+    def prune(self, now_utc_s: int) -> bool:
+        """Fold and shorten what is old, and give pages back to the file system."""
+        with self._transaction(durable=False) as connection:
+            more = prune.prune(connection, now_utc_s)
+        with self._reading() as connection:
+            # executescript: a plain execute stops after the first page, since the pragma has rows without columns
+            connection.executescript(f"PRAGMA incremental_vacuum({prune.VACUUM_PAGES})")
+        return more
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        if self._broken:
+            raise LedgerError(f"ledger {self.path}: {self._broken}; start ngp again")
+        with file.translated(self.path):
+            yield self._connection
+
+    @contextlib.contextmanager
+    def _transaction(self, durable: bool) -> Iterator[sqlite3.Connection]:
+        with self._reading() as connection:
+            file.require_in_place(self._places, self.path)
+            if durable is not self._full:
+                connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._full = durable
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                self._undo()
+                raise
+
+    def _undo(self) -> None:
+        """Roll back; where even that fails nothing more is written through this connection."""
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            self._broken = f"a transaction could not be undone ({error})"
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
