@@ -40,6 +40,10 @@ class ConfigError(NgpError):
     exit_code = ExitCode.CONFIGURATION
 
 
+class UnseenError(ConfigError):
+    """A value of net.conf that may itself be a secret can't be used: nothing may show it."""
+
+
 class KernelError(NgpError):
     """The kernel refused, lacks a feature, or rights are missing."""
 

@@ -22,7 +22,7 @@ NO_BUSINESS_IN_CORE = {
     *("signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys", "syslog", "tempfile"),
     *("threading", "time", "urllib", "uuid", "zoneinfo"),
 }
-SHARED_WITH_MODULES = ("ngp.ports", "ngp.errors", "ngp.core", "ngp.modules.bpf")
+SHARED_WITH_MODULES = ("ngp.ports", "ngp.errors", "ngp.module_keys", "ngp.core", "ngp.modules.bpf")
 
 
 def modules_of_project() -> dict[str, Path]:
@@ -75,7 +75,7 @@ def fault(name: str, imported: str) -> str | None:
         group = ".".join(name.split(".")[:3])
         allowed = within(imported, *SHARED_WITH_MODULES) or (group != "ngp.modules" and within(imported, group))
         return "a module knows ports, errors, core values, libbpf and its own group" if ours and not allowed else None
-    if within(name, "ngp.ports", "ngp.errors") and ours:
+    if within(name, "ngp.ports", "ngp.errors", "ngp.module_keys") and ours:
         allowed = within(imported, "ngp.core", "ngp.errors", "ngp.ports")
         return None if allowed else "ports and errors know core values only"
     if within(imported, "ngp.modules"):

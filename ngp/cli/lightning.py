@@ -204,5 +204,6 @@ def _not_used(place: Place) -> str:
     if settings.payment_module != "lnd":
         found = f"{place.config_path} has PAYMENT_INTERFACE: {settings.payment_module}"
         return f"it isn't used yet: {found}; write lnd there, then: sudo ngp stop; sudo ngp start -v"
-    named = "LND_CONNECT" if settings.lnd_connect else "LND_MACAROON" if settings.lnd_macaroon else ""
+    given = settings.of_module("ngp.payment", "lnd")
+    named = next((key for key in ("LND_CONNECT", "LND_MACAROON") if key in given), "")
     return f"it isn't used: {place.config_path} sets {named}, which comes first; write none there" if named else ""

@@ -3,12 +3,16 @@
 from ngp.config.advice import unwise
 from ngp.config.destinations import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.config.document import read_text
-from ngp.config.keys import KEYS, Key, listing
-from ngp.config.loader import check_ownership, default_path, installed_modules, load, parse, refuse_shown_secret
+from ngp.config.keys import KEYS, Key
+from ngp.config.loader import check_ownership, default_path, load, parse, refuse_shown_secret, shipped_keys
+from ngp.config.modules import LINK, NETWORK, PAYMENT, installed_modules, module_class, module_settings
 from ngp.config.reload import Changes, changes, keep_until_restart
 
 __all__ = [
     "KEYS",
+    "LINK",
+    "NETWORK",
+    "PAYMENT",
     "PROTOCOL_NUMBERS",
     "Changes",
     "Key",
@@ -18,10 +22,12 @@ __all__ = [
     "installed_modules",
     "is_forwarded_to",
     "keep_until_restart",
-    "listing",
     "load",
+    "module_class",
+    "module_settings",
     "parse",
     "read_text",
     "refuse_shown_secret",
+    "shipped_keys",
     "unwise",
 ]

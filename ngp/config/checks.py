@@ -6,41 +6,72 @@ compares as few keys as it can: a slip in one hides nothing that is wrong betwee
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from ngp.config import keys
-from ngp.config.document import Finding, Node, show
+from ngp.config.document import NOT_SHOWN, Finding, Node, show
 from ngp.config.keys import Key
+from ngp.config.modules import LINK, NETWORK, PAYMENT
 from ngp.config.units import show_data, show_time
 from ngp.config.values import ALL_INTERFACES, is_mac, is_pattern
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, show_money, show_price
 from ngp.core.services import SERVICES_A_HOST, crowded
-from ngp.core.settings import PriceRule
+from ngp.core.settings import ModuleId, PriceRule
+from ngp.module_keys import ACCOUNT_ID, ModuleSettings
 
 T = TypeVar("T")
 
 LEAST_PING_BYTES = 84  # IPv4 with the usual 56 bytes of data; the meter counts from the IP header on
+
+FAMILIES = ("ip4", "ip6")
+"""Names of the module ip for one family alone."""
+
+_CHOICES: tuple[tuple[Key[Any], str], ...] = (
+    (keys.LINK_INTERFACE, LINK), (keys.NETWORK_INTERFACE, NETWORK), (keys.PAYMENT_INTERFACE, PAYMENT),
+)  # fmt: skip
 
 Modules = Callable[[str], Collection[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The values of a file by key: what was parsed, the nodes to point at, and which keys could not be read."""
+    """The values of a file by key: what was parsed, the nodes to point at, and which keys could not be read.
+
+    Attributes:
+        modules: names those that are installed, by group.
+        brought: what modules bring, as far as the file is concerned with it.
+        folder: of the file; relative paths start there.
+    """
 
     parsed: Mapping[str, Any]
     nodes: Mapping[str, Node]
-    failed: Collection[str]
+    failed: Set[str]
     modules: Modules
+    brought: Mapping[ModuleId, ModuleSettings]
+    folder: str
 
     def __getitem__(self, key: Key[T]) -> T:
         """Return a key's value, or its default's."""
         value: T = self.parsed[key.name] if key.name in self.parsed else key.default_value()
         return value
+
+    def chosen(self) -> Iterator[tuple[Key[Any], ModuleId]]:
+        """Yield the modules that the file names, as far as that can be read, each with the key that names it."""
+        for key, group in _CHOICES:
+            if key.name not in self.failed:
+                named = self[key]
+                for name in (named,) if isinstance(named, str) else named:
+                    yield key, (group, "ip" if group == NETWORK and name in FAMILIES else name)
+
+    def of_module(self, module: ModuleId) -> dict[str, Any]:
+        """Return the values of the keys that a module brings, but for what is None; of one in use also defaults."""
+        in_use = module in (one for _, one in self.chosen())
+        brought = [keys.of_module(key, self.folder) for key in self.brought[module].keys]
+        found = {key.name: self[key] for key in brought if in_use or key.name in self.nodes}
+        return {name: value for name, value in found.items() if value is not None}
 
     def finding(self, key: Key[Any], message: str, node: Node | None = None) -> Finding:
         """Say what is wrong with a key, at its line or at that of a part of it."""
@@ -114,16 +145,16 @@ def _required(written: Written) -> Iterator[Finding]:
 
 def _link_modules(written: Written) -> Iterator[Finding]:
     for name in written[keys.LINK_INTERFACE]:
-        yield from _unavailable(written, keys.LINK_INTERFACE, "ngp.link", name, ())
+        yield from _unavailable(written, keys.LINK_INTERFACE, LINK, name, ())
 
 
 def _network_module(written: Written) -> Iterator[Finding]:
-    families = ("ip4", "ip6") if "ip" in written.modules("ngp.network") else ()
-    yield from _unavailable(written, keys.NETWORK_INTERFACE, "ngp.network", written[keys.NETWORK_INTERFACE], families)
+    families = FAMILIES if "ip" in written.modules(NETWORK) else ()
+    yield from _unavailable(written, keys.NETWORK_INTERFACE, NETWORK, written[keys.NETWORK_INTERFACE], families)
 
 
 def _payment_module(written: Written) -> Iterator[Finding]:
-    yield from _unavailable(written, keys.PAYMENT_INTERFACE, "ngp.payment", written[keys.PAYMENT_INTERFACE], ())
+    yield from _unavailable(written, keys.PAYMENT_INTERFACE, PAYMENT, written[keys.PAYMENT_INTERFACE], ())
 
 
 def _unavailable(written: Written, key: Key[Any], group: str, name: str, also: tuple[str, ...]) -> Iterator[Finding]:
@@ -157,15 +188,6 @@ def _neighbour_addresses(written: Written) -> Iterator[Finding]:
             )
         if not is_mac(address) and links == {"ethernet"}:
             yield written.finding(keys.NGP_INTERFACE, f"has {address}, but LINK_INTERFACE ethernet needs a MAC")
-
-
-def _account(written: Written) -> Iterator[Finding]:
-    account, module = written[keys.ACCOUNT_ID], written[keys.PAYMENT_INTERFACE]
-    if account and module in ("lnd", "electrum") and not re.fullmatch(r"0[23][0-9a-f]{64}", account):
-        yield written.finding(
-            keys.ACCOUNT_ID,
-            f"is not a Lightning node's public key, which {module} needs: write its 66 hexadecimal digits, or none",
-        )
 
 
 def _services(written: Written) -> Iterator[Finding]:
@@ -295,7 +317,6 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.PAYMENT_INTERFACE,), _payment_module),
     ((keys.MESH_INTERFACES, keys.IGNORE_INTERFACE), _interfaces),
     ((keys.LINK_INTERFACE, keys.NGP_INTERFACE), _neighbour_addresses),
-    ((keys.PAYMENT_INTERFACE, keys.ACCOUNT_ID), _account),
     ((keys.SELL, keys.FREE_DESTINATIONS, keys.PAYMENT_SERVICES), _services),
     ((keys.SELL, keys.BUY), _trades),
     (_SELL_KEYS, _general_selling),
@@ -311,6 +332,22 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
 )
 
 
+def _modules(written: Written) -> Iterator[Finding]:
+    """Ask the modules in use what is wrong with the values that they brought."""
+    for _, module in written.chosen():
+        brought = written.brought.get(module)
+        if brought is None or written.failed & {keys.ACCOUNT_ID.name, *(key.name for key in brought.keys)}:
+            continue
+        values = written.of_module(module)
+        if module[0] == PAYMENT and written[keys.ACCOUNT_ID] is not None:
+            values[ACCOUNT_ID] = written[keys.ACCOUNT_ID]
+        secret = {key.name for key in brought.keys if key.secret}
+        for name, message in brought.check(values):
+            node = written.nodes.get(name)
+            shown = NOT_SHOWN if name in secret else show(node) if node else ""
+            yield Finding(node.line if node else 0, name, shown, message)
+
+
 def run_checks(written: Written) -> Iterator[Finding]:
     """Run every check whose keys could be read; the missing MESH_INTERFACES is told once and needs no other check."""
     missing = () if keys.MESH_INTERFACES.name in written.nodes else (keys.MESH_INTERFACES.name,)
@@ -318,3 +355,4 @@ def run_checks(written: Written) -> Iterator[Finding]:
     for needed, check in CHECKS:
         if not any(key.name in written.failed or key.name in missing for key in needed):
             yield from check(written)
+    yield from _modules(written)

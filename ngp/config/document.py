@@ -20,6 +20,7 @@ from typing import TypeVar
 import yaml
 
 from ngp.errors import ConfigError
+from ngp.module_keys import ModuleKey
 
 MOST_FILE_BYTES = 256 * 1024
 _MOST_DEPTH = 5
@@ -183,16 +184,17 @@ def refuse_untrusted(path: Path, status: os.stat_result) -> None:
         )
 
 
-def refuse_readable(path: Path, status: os.stat_result) -> None:
-    """Refuse a file that holds a secret and that others can read.
+def refuse_readable(path: Path, status: os.stat_result, key: ModuleKey) -> None:
+    """Refuse a file that holds a secret and that others can read. Args: key: whose value it is.
 
     Raises:
         ConfigError: with the command that mends it.
     """
     if status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        otherwise = f"; or {key.name}: none, and {key.instead}" if key.instead else ""
         raise ConfigError(
-            f"{path}: holds the macaroon of LND_CONNECT, which is as good as money, and can be read by others (mode "
-            f"{stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}; or LND_CONNECT: none, and `ngp lightning connect`"
+            f"{path}: holds {key.secret} of {key.name}, which is as good as money, and can be read by others (mode "
+            f"{stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}{otherwise}"
         )
 
 

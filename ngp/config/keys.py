@@ -1,8 +1,8 @@
-"""Keys: the one table of what net.conf may hold. The parser, the listing and the operator's guide are drawn from it.
+"""Keys: the one table of ngp's own keys of net.conf. The parser and the operator's guide are drawn from it.
 
-A key that isn't here doesn't exist, and one that is here but not in the shipped net.conf or in the guide fails a test.
-Defaults are written as in net.conf and go through the same parsers, so a default can't be something that an operator
-couldn't write.
+Modules bring their own (`ngp.module_keys`). Any other key doesn't exist; and a key of this table, or of a module that
+ngp ships, fails a test if the shipped net.conf or the guide lacks it. Defaults are written as in net.conf and go
+through the same parsers, so a default can't be something that an operator couldn't write.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ngp.config import destinations, values
-from ngp.config.document import Node, Scalar, refuse
+from ngp.config.document import Node, Scalar, refuse, refuse_unseen
 from ngp.config.units import (
     ALL_MONEY_MSAT,
     data_bytes,
@@ -25,7 +25,8 @@ from ngp.config.units import (
 )
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.settings import FeeLimit
-from ngp.errors import ConfigError
+from ngp.errors import ConfigError, UnseenError
+from ngp.module_keys import KeyText, ModuleKey
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ class Key(Generic[T]):
 
     Attributes:
         name: as in the file.
-        kind: what its value looks like, for listings.
+        kind: what its value looks like, for the guide.
         parse: reads its value; raises Refused.
         default: as it would be written; "" where the key is required.
         help: one line.
@@ -160,78 +161,6 @@ ACCOUNT_ID = Key(
     "none",
     "where payment is received; with Lightning the public key that the own node must have",
     ("account_id",),
-)
-LND_CONNECT = Key(
-    "LND_CONNECT",
-    "lndconnect:// URI",
-    values.or_word("none", values.lnd_connect),
-    "none",
-    "the LND node and its macaroon in one; a secret: this file must have mode 0600",
-    ("lnd_connect",),
-    needs_restart=True,
-)
-LND_HOST = Key(
-    "LND_HOST",
-    "host:port",
-    values.or_word("none", values.host_and_port),
-    "none",
-    "where LND serves gRPC, if no LND_CONNECT says so; none = localhost:10009",
-    ("lnd_host",),
-    needs_restart=True,
-)
-LND_CERT = Key(
-    "LND_CERT",
-    "file, or system",
-    values.or_word("none", values.file_path),
-    "none",
-    "LND's tls.cert, read again when it changes; none = in its usual place; system = those the system trusts",
-    ("lnd_cert",),
-    needs_restart=True,
-)
-LND_MACAROON = Key(
-    "LND_MACAROON",
-    "file",
-    values.or_word("none", values.secret_file),
-    "none",
-    "the macaroon with the rights that ngp check names; mode 0600",
-    ("lnd_macaroon",),
-    needs_restart=True,
-)
-ELECTRUM_HOST = Key(
-    "ELECTRUM_HOST",
-    "host:port, or a folder",
-    values.or_word("none", values.electrum_host),
-    "none",
-    "where Electrum's daemon serves JSON-RPC, or the folder of its data; none = as it runs on this machine",
-    ("electrum_host",),
-    needs_restart=True,
-)
-ELECTRUM_USER = Key(
-    "ELECTRUM_USER",
-    "text",
-    values.or_word("none", values.account_id),
-    "none",
-    "Electrum's rpcuser; none = as the config in its folder says",
-    ("electrum_user",),
-    needs_restart=True,
-)
-ELECTRUM_PASSWORD_FILE = Key(
-    "ELECTRUM_PASSWORD_FILE",
-    "file",
-    values.or_word("none", values.password_file),
-    "none",
-    "Electrum's rpcpassword, in a file of mode 0600; none = as the config in its folder says",
-    ("electrum_password_file",),
-    needs_restart=True,
-)
-ELECTRUM_WALLET = Key(
-    "ELECTRUM_WALLET",
-    "file",
-    values.or_word("none", values.file_path),
-    "none",
-    "the wallet's file, on the machine of the daemon; none = Electrum's default wallet",
-    ("electrum_wallet",),
-    needs_restart=True,
 )
 CSV_DELAY = Key(
     "CSV_DELAY",
@@ -453,9 +382,7 @@ CONTRACTS_MAX = Key(
 
 KEYS: tuple[Key[Any], ...] = (
     LINK_INTERFACE, NETWORK_INTERFACE, PAYMENT_INTERFACE, MESH_INTERFACES, IGNORE_INTERFACE, NGP_INTERFACE, ACCOUNT_ID,
-    LND_CONNECT, LND_HOST, LND_CERT, LND_MACAROON,
-    ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE, ELECTRUM_WALLET, CSV_DELAY,
-    DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
+    CSV_DELAY, DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
     CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
     BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS,
     PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,
@@ -463,13 +390,20 @@ KEYS: tuple[Key[Any], ...] = (
 )  # fmt: skip
 
 
-def listing() -> str:
-    """Write the keys for a terminal: name, kind, default and the help line below."""
-    lines = []
-    for key in KEYS:
-        lines.append(f"{key.name}: {key.kind} [{key.default or 'required'}]")
-        lines.append(f"    {key.help}{' (needs a restart)' if key.needs_restart else ''}")
-    return "\n".join(lines)
+def of_module(brought: ModuleKey, folder: str) -> Key[Any]:
+    """Make a key of what a module brings; `none` is None in each. Args: folder: net.conf's."""
+
+    def parse_node(node: Node) -> Any:
+        written = values.scalar(node, brought.kind)
+        if written.text == "none":
+            return None
+        try:
+            return brought.parse(KeyText(written.text, written.kind == "str", folder))
+        except ConfigError as error:
+            unseen = brought.secret or isinstance(error, UnseenError)
+            raise (refuse_unseen if unseen else refuse)(node, str(error)) from error
+
+    return Key(brought.name, brought.kind, parse_node, brought.default, brought.help, (), needs_restart=True)
 
 
 def guide_row(key: Key[Any]) -> str:

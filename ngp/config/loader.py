@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +30,16 @@ from ngp.config.document import (
     show,
     show_text,
 )
-from ngp.core.settings import Budgets, Settings
+from ngp.config.keys import Key
+from ngp.config.modules import GROUPS, SHIPPED, installed_modules, module_settings, usable_settings
+from ngp.core.settings import Budgets, ModuleId, Settings
 from ngp.errors import ConfigError
+from ngp.module_keys import ModuleSettings
 
 DEFAULT_PATHS = (Path("/etc/ngp/net.conf"), Path("net.conf"))
 _MOST_PROBLEMS = 30
-_BUILT_IN = {
-    "ngp.link": frozenset({"udp", "ethernet"}),
-    "ngp.network": frozenset({"ip"}),
-    "ngp.payment": frozenset({"sandbox", "electrum", "lnd"}),
-}
 _SECRET = re.compile("macaroon|password|passphrase|secret|seed|token|private|credential", re.IGNORECASE)
 _KEYS_BY_NAME = {key.name: key for key in keys.KEYS}
-
-
-def installed_modules(group: str) -> Collection[str]:
-    """Name the modules of a port that are installed (entry points), or ngp's own when running from a checkout."""
-    return frozenset(point.name for point in entry_points(group=group)) or _BUILT_IN.get(group, frozenset())
 
 
 def default_path(candidates: Sequence[Path] = DEFAULT_PATHS) -> Path:
@@ -85,8 +77,10 @@ def refuse_shown_secret(settings: Settings, path: Path) -> None:
     Raises:
         ConfigError: with the command that mends it.
     """
-    if settings.lnd_connect is not None:
-        refuse_readable(path, _status(path))
+    for (group, name), given in settings.modules.items():
+        for key in module_settings(group, name).keys:
+            if key.secret and key.name in given:
+                refuse_readable(path, _status(path), key)
 
 
 def load(path: Path | str, *, modules: Modules = installed_modules, trusted_only: bool = False) -> Settings:
@@ -110,11 +104,11 @@ def parse(text: str, path: Path, *, modules: Modules = installed_modules) -> Set
         document = parse_document(text)
     except Refused as refused:
         raise ConfigError(_report(refused.findings, path)) from refused
-    written, findings = _read_keys(document, modules)
+    written, findings = _read_keys(document, os.path.abspath(path.parent), modules)
     findings.extend(run_checks(written))
     if findings:
         raise ConfigError(_report(findings, path))
-    return _settings(written, path)
+    return _settings(written)
 
 
 def _report(findings: Sequence[Finding], path: Path) -> str:
@@ -125,31 +119,48 @@ def _report(findings: Sequence[Finding], path: Path) -> str:
     return "\n".join(lines)
 
 
-def _read_keys(document: Entries, modules: Modules) -> tuple[Written, list[Finding]]:
+def _read_keys(document: Entries, folder: str, modules: Modules) -> tuple[Written, list[Finding]]:
     nodes: dict[str, Node] = {}
     parsed: dict[str, Any] = {}
     findings: list[Finding] = []
     failed: set[str] = set()
+    brought = _all_brought(modules) if any(key.text not in _KEYS_BY_NAME for key, _ in document.pairs) else {}
+    known = {**_KEYS_BY_NAME, **_as_keys(brought.values(), folder)}
     for key, node in document.pairs:
         if key.text in nodes:
             first = f"is given twice, first in line {nodes[key.text].line}: keep one of the two"
             findings.append(Finding(key.line, key.text, show(node), first))
             failed.add(key.text)
-        elif key.text not in _KEYS_BY_NAME:
-            findings.append(_unknown(key, node, suggest=len(findings) < _MOST_PROBLEMS))
+        elif key.text not in known:
+            findings.append(_unknown(key, node, known if len(findings) < _MOST_PROBLEMS else ()))
         else:
             nodes[key.text] = node
             try:
-                parsed[key.text] = _KEYS_BY_NAME[key.text].parse(node)
+                parsed[key.text] = known[key.text].parse(node)
             except Refused as refused:
                 findings.extend(Finding(each.line, key.text, each.value, each.message) for each in refused.findings)
                 failed.add(key.text)
-    return Written(parsed, nodes, failed, modules), findings
+    written = Written(parsed, nodes, failed, modules, brought, folder)
+    for key_of_choice, module in written.chosen():
+        try:
+            brought[module] = module_settings(*module)
+        except ConfigError as error:
+            findings.append(written.finding(key_of_choice, f"can't be used: {error}"))
+    return written, findings
 
 
-def _unknown(key: Scalar, node: Node, suggest: bool) -> Finding:
+def _all_brought(modules: Modules) -> dict[ModuleId, ModuleSettings]:
+    return dict(usable_settings({group: modules(group) for group in GROUPS}))
+
+
+def _as_keys(brought: Iterable[ModuleSettings], folder: str) -> dict[str, Key[Any]]:
+    return {key.name: keys.of_module(key, folder) for one in brought for key in one.keys}
+
+
+def _unknown(key: Scalar, node: Node, known: Collection[str]) -> Finding:
+    """Say that a key doesn't exist. Args: known: those among which to look for the one that was meant."""
     name = key.text if key.text.isidentifier() and key.text.isascii() and len(key.text) <= 40 else show_text(key.text)
-    near = get_close_matches(key.text.upper(), _KEYS_BY_NAME, 1) if suggest and len(key.text) <= 40 else []
+    near = get_close_matches(key.text.upper(), known, 1) if len(key.text) <= 40 else []
     keys_are_in = shipped("docs/operators-guide.md")
     remedy = f"did you mean {near[0]}?" if near else f"{keys_are_in} lists the keys; remove the line"
     # an unknown key may hold a secret of something else, and a message ends in logs
@@ -157,7 +168,13 @@ def _unknown(key: Scalar, node: Node, suggest: bool) -> Finding:
     return Finding(key.line, name, value, f"is for a key that net.conf doesn't have: {remedy}")
 
 
-def _settings(written: Written, path: Path) -> Settings:
+def shipped_keys() -> tuple[Key[Any], ...]:
+    """Return ngp's own keys and those of the modules that it ships, as the guide has them."""
+    brought = [module_settings(group, name) for group in GROUPS for name in SHIPPED[group]]
+    return (*keys.KEYS, *_as_keys(brought, "/").values())
+
+
+def _settings(written: Written) -> Settings:
     prices = general_prices(written)
     return Settings(
         link_modules=written[keys.LINK_INTERFACE],
@@ -167,14 +184,6 @@ def _settings(written: Written, path: Path) -> Settings:
         ignore_interfaces=written[keys.IGNORE_INTERFACE],
         ngp_addresses=written[keys.NGP_INTERFACE],
         account_id=written[keys.ACCOUNT_ID],
-        lnd_connect=written[keys.LND_CONNECT],
-        lnd_host=written[keys.LND_HOST],
-        lnd_cert=_beside(path, written[keys.LND_CERT]),
-        lnd_macaroon=_beside(path, written[keys.LND_MACAROON]),
-        electrum_host=written[keys.ELECTRUM_HOST],
-        electrum_user=written[keys.ELECTRUM_USER],
-        electrum_password_file=_beside(path, written[keys.ELECTRUM_PASSWORD_FILE]),
-        electrum_wallet=written[keys.ELECTRUM_WALLET],
         csv_delay_blocks=written[keys.CSV_DELAY],
         sells=written[keys.SELL],
         buys=written[keys.BUY],
@@ -199,16 +208,10 @@ def _settings(written: Written, path: Path) -> Settings:
         payment_services_bytes_s=written[keys.PAYMENT_SERVICES_RATE],
         closed_when_stopped=written[keys.WHEN_STOPPED] == "closed",
         queue_number=written[keys.QUEUE_NUMBER],
-        state_dir=os.path.normpath(os.path.join(os.path.abspath(path.parent), written[keys.STATE_DIR])),
+        state_dir=os.path.normpath(os.path.join(written.folder, written[keys.STATE_DIR])),
         contracts_max=written[keys.CONTRACTS_MAX],
+        modules={module: given for module in written.brought if (given := written.of_module(module))},
     )
-
-
-def _beside(path: Path, name: str | None) -> str | None:
-    """Resolve the name of a file that net.conf mentions; `system` is no file."""
-    if name is None or name == "system":
-        return name
-    return os.path.normpath(os.path.join(os.path.abspath(path.parent), name))
 
 
 def _budgets(written: Written) -> Budgets:

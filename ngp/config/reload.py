@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import Any
 
 from ngp.config.keys import KEYS
 from ngp.core.settings import Settings
@@ -24,12 +25,19 @@ class Changes:
 def changes(old: Settings, new: Settings) -> Changes:
     """Compare two Settings by key. A changed DEFAULT_PRICE shows with the prices that follow it."""
     differing = [key for key in KEYS if any(attrgetter(field)(old) != attrgetter(field)(new) for field in key.fields)]
+    before, after = _of_modules(old), _of_modules(new)
+    of_modules = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return Changes(
         tuple(key.name for key in differing if not key.needs_restart),
-        tuple(key.name for key in differing if key.needs_restart),
+        (*(key.name for key in differing if key.needs_restart), *of_modules),
     )
 
 
+def _of_modules(settings: Settings) -> dict[str, Any]:
+    return {key: value for given in settings.modules.values() for key, value in given.items()}
+
+
 def keep_until_restart(old: Settings, new: Settings) -> Settings:
-    """Return the new Settings with the old values of all keys that need a restart: what a reload puts in force."""
-    return replace(new, **{field: getattr(old, field) for key in KEYS if key.needs_restart for field in key.fields})
+    """Return the new Settings with the old values of all keys that need a restart, as those of modules do."""
+    kept = {field: getattr(old, field) for key in KEYS if key.needs_restart for field in key.fields}
+    return replace(new, **kept, modules=old.modules)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeVar
 
-from ngp.config.document import Items, Node, Scalar, each, refuse, refuse_unseen
+from ngp.config.document import Items, Node, Scalar, each, refuse
 from ngp.errors import ConfigError
+from ngp.module_keys import KeyText, one_word
 
 T = TypeVar("T")
 
@@ -198,66 +199,14 @@ def _address(node: Node, text: str) -> IPv4Address | IPv6Address:
         ) from error
 
 
-def account_id(node: Node) -> str:
-    """Read where payment is received: up to 128 characters without spaces. Raises Refused."""
-    written = scalar(node, "an account")
-    if written.kind in ("bool", "null") or re.fullmatch(r"[!-~]{1,128}", written.text) is None:
-        raise refuse(node, "is not an account: write up to 128 letters and digits without spaces, or none")
-    return written.text
-
-
 def node_account(node: Node) -> str:
     """Read where payment is received; a Lightning node's public key in lower case, as nodes show it. Raises Refused."""
-    text = account_id(node)
+    written = scalar(node, "an account")
+    try:
+        text = one_word(KeyText(written.text, written.kind not in ("bool", "null")))
+    except ConfigError as error:
+        raise refuse(node, str(error)) from error
     return text.lower() if re.fullmatch(r"0[23][0-9A-Fa-f]{64}", text) else text
-
-
-def lnd_connect(node: Node) -> str:
-    """Read an lndconnect URI, which holds a secret. Raises Refused, which never shows it."""
-    written = scalar(node, "an lndconnect:// URI")
-    if re.fullmatch(r"lndconnect://[!-~]+[?&]macaroon=[!-~]+", written.text) is None:
-        raise refuse_unseen(written, "is not an lndconnect:// URI with a macaroon: write the whole of it, in quotes")
-    return written.text
-
-
-def host_and_port(node: Node) -> str:
-    """Read `host` or `host:port`, an IPv6 address in brackets. Raises Refused."""
-    text = scalar(node, "host:port").text
-    if re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]{1,5})?", text) is None:
-        raise refuse(node, "is not host:port: write for example localhost:10009 or [2001:db8::1]:10009")
-    return text
-
-
-def electrum_host(node: Node) -> str:
-    """Read `host:port`, or the whole path of Electrum's folder. Raises Refused."""
-    text = scalar(node, "host:port, or Electrum's folder").text
-    return file_path(node) if text.startswith(("/", "~")) else host_and_port(node)
-
-
-def file_path(node: Node) -> str:
-    """Read the path of a file, relative or absolute; the loader resolves it. Raises Refused."""
-    written = scalar(node, "a file")
-    if written.kind != "str" or not written.text.isprintable() or len(written.text.encode()) > 1024:
-        raise refuse(node, "is not a file's name: write its whole path, in quotes if it looks odd")
-    if written.text.startswith("~"):
-        raise refuse(node, "begins with ~, which only a shell knows: write the whole path")
-    return written.text
-
-
-def secret_file(node: Node) -> str:
-    """Read the path of a file that holds a secret; the secret itself is refused unseen. Raises Refused."""
-    written = scalar(node, "a file")
-    if re.fullmatch(r"0201[0-9A-Fa-f]+|[0-9A-Fa-f]{40,}|[0-9A-Za-z+/_=-]{100,}", written.text):
-        raise refuse_unseen(written, "is the secret itself: save it in a file of mode 0600 and write that file's name")
-    return file_path(node)
-
-
-def password_file(node: Node) -> str:
-    """Read the path of a file that holds a password; what has no slash may be one, and is refused unseen."""
-    written = scalar(node, "a file")
-    if "/" not in written.text:
-        raise refuse_unseen(written, "is no path: save the password in a file of mode 0600 and write its whole path")
-    return file_path(node)
 
 
 def directory(node: Node) -> str:

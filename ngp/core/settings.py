@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ngp.core.messages import Prefix
+
+ModuleId = tuple[str, str]
+"""A module: the group of its entry point (`ngp.payment`) and its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Settings:
 
     `default_msat_per_gib` is there for a reload to name: the four prices below it are complete without it.
     `data_renewal_bytes` and `time_renewal_s` None mean `auto`; `never_renews` is True where both are 0.
+    `modules` has what modules brought to the file, by key, but for what is None there.
     """
 
     link_modules: tuple[str, ...]
@@ -76,14 +82,6 @@ class Settings:
     ignore_interfaces: tuple[str, ...]
     ngp_addresses: tuple[str, ...]
     account_id: str | None
-    lnd_connect: str | None = field(repr=False)  # holds a macaroon
-    lnd_host: str | None
-    lnd_cert: str | None
-    lnd_macaroon: str | None
-    electrum_host: str | None
-    electrum_user: str | None
-    electrum_password_file: str | None
-    electrum_wallet: str | None
     csv_delay_blocks: int
     sells: bool
     buys: bool
@@ -110,6 +108,11 @@ class Settings:
     queue_number: int
     state_dir: str
     contracts_max: int
+    modules: Mapping[ModuleId, Mapping[str, Any]] = field(repr=False)  # may hold a macaroon
+
+    def of_module(self, group: str, name: str) -> Mapping[str, Any]:
+        """Return what a module brought to the file, by key, but for what is None."""
+        return self.modules.get((group, name), {})
 
     @property
     def spends(self) -> bool:

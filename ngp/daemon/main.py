@@ -9,20 +9,27 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from ngp import identity, store
-from ngp.config import load, refuse_shown_secret, unwise
+from ngp.config import (
+    LINK,
+    NETWORK,
+    PAYMENT,
+    load,
+    module_class,
+    module_settings,
+    refuse_shown_secret,
+    unwise,
+)
 from ngp.core.events import Event
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.core.world import Means, World
 from ngp.courier import Courier
-from ngp.daemon import checkup, handlers, known_node, payment_keys
+from ngp.daemon import checkup, handlers, known_node
 from ngp.daemon.belongings import refuse_lost_ledger
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.control import ControlServer
@@ -31,7 +38,7 @@ from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, StartOptions
 from ngp.daemon.post import Post, SelfDescription
 from ngp.daemon.state import NamespaceLock
-from ngp.errors import ConfigError, ExitCode, NgpError
+from ngp.errors import ExitCode, NgpError
 from ngp.ports import Ledger, Link, Network, Payment, Store
 
 _log = logging.getLogger("ngp")
@@ -42,37 +49,18 @@ BOOT_EPOCH_S = 1_577_836_800
 BOOKS_WAIT_S = 1.0
 """How long a start waits for the books to be added up; what comes after that is in the log."""
 
-SHIPPED = {
-    ("ngp.link", "udp"): "ngp.modules.link.udp:UdpLink",
-    ("ngp.link", "ethernet"): "ngp.modules.link.ethernet:EthernetLink",
-    ("ngp.network", "ip"): "ngp.modules.network.datapath:Datapath",
-    ("ngp.payment", "sandbox"): "ngp.modules.payment.sandbox:SandboxPayment",
-    ("ngp.payment", "electrum"): "ngp.modules.payment.electrum:ElectrumPayment",
-    ("ngp.payment", "lnd"): "ngp.modules.payment.lnd:LndPayment",
-}
-"""What a checkout that isn't installed offers; an installed ngp is asked through its entry points."""
-
-
-def module_class(group: str, name: str) -> Any:
-    """Load the class behind an entry point. Raises ConfigError."""
-    for entry in entry_points(group=group, name=name):
-        return entry.load()
-    if (group, name) in SHIPPED:
-        where, _, attribute = SHIPPED[group, name].partition(":")
-        return getattr(import_module(where), attribute)
-    raise ConfigError(f"no module {name!r} for {group} is installed: install it, or choose another one in net.conf")
-
-
-def make_network(settings: Settings, state_dir: Path) -> Network:
-    """Return the network module that net.conf names."""
-    name = "ip" if settings.network_module in ("ip4", "ip6") else settings.network_module
-    network: Network = module_class("ngp.network", name)(state_dir)
+def make_network(settings: Settings | None, state_dir: Path) -> Network:
+    """Return the network module that net.conf names; the usual one where there is no net.conf."""
+    name = "ip" if settings is None or settings.network_module in ("ip4", "ip6") else settings.network_module
+    options = _options(settings, NETWORK, name) if settings else {}
+    network: Network = module_class(NETWORK, name)(state_dir, **options)
     return network
 
 
 def make_payment(settings: Settings, state_dir: Path) -> Payment:
     """Return the payment module that net.conf names."""
-    payment: Payment = module_class("ngp.payment", settings.payment_module)(state_dir, payment_keys.own(settings))
+    name = settings.payment_module
+    payment: Payment = module_class(PAYMENT, name)(state_dir, **_options(settings, PAYMENT, name))
     return payment
 
 
@@ -80,12 +68,14 @@ def make_links(settings: Settings) -> list[Link]:
     """Return the link modules that net.conf names."""
     links: list[Link] = []
     for name in settings.link_modules:
-        link_class = module_class("ngp.link", name)
-        if name == "udp":
-            links.append(link_class(port=LINK_UDP_PORT, neighbours=settings.ngp_addresses))
-        else:
-            links.append(link_class())
+        own = {"port": LINK_UDP_PORT, "neighbours": settings.ngp_addresses} if name == "udp" else {}
+        links.append(module_class(LINK, name)(**own, **_options(settings, LINK, name)))
     return links
+
+
+def _options(settings: Settings, group: str, name: str) -> dict[str, Any]:
+    """Return the argument that a module's class takes if it brings keys to net.conf."""
+    return {"options": settings.of_module(group, name)} if module_settings(group, name).keys else {}
 
 
 async def check(settings: Settings, state_dir: Path) -> list[Check]:

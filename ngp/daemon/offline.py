@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from ngp import store
+from ngp.config import PAYMENT, module_class
 from ngp.core.settings import Settings
 from ngp.core.values import Check, PaymentInfo, Standing
 from ngp.daemon import belongings, checkup, known_node, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
-from ngp.ports import Network
 
 _READY_S = 5.0
 _BOOKS_S = 60.0
@@ -42,7 +42,7 @@ def clean_up(state_dir: Path, settings: Settings | None) -> None:
         lock.abandon()
         raise
     try:
-        _network(settings, state_dir).clean_up(settings is not None and settings.closed_when_stopped)
+        main.make_network(settings, state_dir).clean_up(settings is not None and settings.closed_when_stopped)
         forget_killed(state_dir)
     except BaseException:
         lock.abandon()
@@ -80,18 +80,11 @@ def standing(settings: Settings | None, state_dir: Path) -> Standing:
 
     Raises: KernelError, without rights too.
     """
-    network = _network(settings, state_dir)
+    network = main.make_network(settings, state_dir)
     try:
         return network.standing()
     finally:
         network.close()
-
-
-def _network(settings: Settings | None, state_dir: Path) -> Network:
-    if settings is not None:
-        return main.make_network(settings, state_dir)
-    usual: Network = main.module_class("ngp.network", "ip")(state_dir)
-    return usual
 
 
 def check_network(settings: Settings, state_dir: Path) -> list[Check]:
@@ -112,21 +105,16 @@ def check_payment(settings: Settings, state_dir: Path) -> list[Check]:
                 asked = asyncio.run(_ask_payment(settings, state_dir if usable else Path(scratch), why_unknown, known))
             return [*asked, *payment_keys.without_effect(settings)]
         except TimeoutError:
-            found = f"{settings.payment_module}: not ready within {_READY_S:g} s{_sought_at(settings)}"
+            where = payment_keys.place(settings)
+            found = f"{settings.payment_module}: not ready within {_READY_S:g} s{where and f' at {where}'}"
             return [Check("payment", False, found, "start the payment node, or correct its place in net.conf")]
         except (NgpError, OSError) as error:  # it says itself what mends it; another remedy would contradict it
             return [Check("payment", False, f"{settings.payment_module}: {error}")]
 
 
-def _sought_at(settings: Settings) -> str:
-    places = {"lnd": ("LND_HOST", settings.lnd_host), "electrum": ("ELECTRUM_HOST", settings.electrum_host)}
-    key, place = places.get(settings.payment_module, ("", None))
-    return f" at {place} ({key})" if place else ""
-
-
 def try_lnd_uri(uri: str, state_dir: Path) -> str:
     """Ask the node of a pasted lndconnect URI who it is; keeps nothing. Raises ConfigError, PaymentError."""
-    answered: str = asyncio.run(main.module_class("ngp.payment", "lnd").try_uri(uri, state_dir))
+    answered: str = asyncio.run(module_class(PAYMENT, "lnd").try_uri(uri, state_dir))
     return answered
 
 
@@ -135,7 +123,7 @@ def keep_lnd_uri(uri: str, state_dir: Path) -> tuple[str, Path | None]:
 
     Returns: where the node is, and where the URI before is kept, if there was another.
     """
-    kept: tuple[str, Path | None] = main.module_class("ngp.payment", "lnd").keep_uri(uri, state_dir)
+    kept: tuple[str, Path | None] = module_class(PAYMENT, "lnd").keep_uri(uri, state_dir)
     return kept
 
 

@@ -183,11 +183,6 @@ def make_network(_settings: object, state_dir: Path) -> Network:
     return Network(state_dir)
 
 
-def module_class(_group: str, _name: str) -> type[Network]:
-    """Return the fake's class."""
-    return Network
-
-
 def make_payment(_settings: object, _state_dir: Path) -> Any:
     """Refuse: the node is away."""
     raise PaymentError("the node is away")

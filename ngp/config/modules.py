@@ -1,0 +1,90 @@
+"""Modules: which are installed (entry points), and what each brings to net.conf.
+
+A module's keys are checked here: none may be another's. One that can't be loaded hinders nothing unless it is in use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from ngp.config import keys
+from ngp.core.settings import ModuleId
+from ngp.errors import ConfigError
+from ngp.module_keys import ModuleSettings
+
+LINK, NETWORK, PAYMENT = "ngp.link", "ngp.network", "ngp.payment"
+GROUPS = (LINK, NETWORK, PAYMENT)
+
+SHIPPED: Mapping[str, Mapping[str, str]] = {
+    LINK: {
+        "udp": "ngp.modules.link.udp:UdpLink",
+        "ethernet": "ngp.modules.link.ethernet:EthernetLink",
+    },
+    NETWORK: {
+        "ip": "ngp.modules.network.datapath:Datapath",
+    },
+    PAYMENT: {
+        "sandbox": "ngp.modules.payment.sandbox:SandboxPayment",
+        "lnd": "ngp.modules.payment.lnd:LndPayment",
+        "electrum": "ngp.modules.payment.electrum:ElectrumPayment",
+    },
+    f"{PAYMENT}.settings": {
+        "lnd": "ngp.modules.payment.lnd_settings:SETTINGS",
+        "electrum": "ngp.modules.payment.electrum_settings:SETTINGS",
+    },
+}
+"""What ngp ships, as setup.cfg has it: for a checkout that isn't installed, or whose installation is older."""
+
+
+def installed_modules(group: str) -> Collection[str]:
+    """Name the modules of a port that are installed, or ngp's own when running from a checkout."""
+    return frozenset(point.name for point in entry_points(group=group)) or frozenset(SHIPPED.get(group, ()))
+
+
+def module_class(group: str, name: str) -> Any:
+    """Load the class behind an entry point. Raises ConfigError."""
+    found = _load(group, name)
+    if found is None:
+        raise ConfigError(f"no module {name!r} for {group} is installed: install it, or choose another one in net.conf")
+    return found
+
+
+def module_settings(group: str, name: str) -> ModuleSettings:
+    """Return what a module brings to net.conf; nothing where it names nothing. Raises ConfigError."""
+    try:
+        found = _load(f"{group}.settings", name)
+    except Exception as error:  # of a third party's code
+        raise ConfigError(f"the settings of the module {name} can't be loaded ({error}): install it anew") from error
+    if found is None:
+        return ModuleSettings()
+    if not isinstance(found, ModuleSettings):
+        raise ConfigError(f"the settings of the module {name} are of another kind than this ngp's: update it")
+    prefix = f"{re.sub('[^A-Z0-9]', '_', name.upper())}_"
+    for key in found.keys:
+        if not key.name.startswith(prefix) or any(key.name == own.name for own in keys.KEYS):
+            raise ConfigError(f"the module {name} brings the key {key.name}, which isn't its own: {prefix}... would be")
+    return found
+
+
+def usable_settings(modules: Mapping[str, Collection[str]]) -> Iterator[tuple[ModuleId, ModuleSettings]]:
+    """Yield what modules bring, those passed over that can't be loaded. Args: modules: names by group."""
+    for group, names in modules.items():
+        for name in sorted(names):
+            try:
+                yield (group, name), module_settings(group, name)
+            except ConfigError:
+                continue
+
+
+def _load(group: str, name: str) -> Any:
+    for entry in entry_points(group=group, name=name):
+        return entry.load()
+    shipped = SHIPPED.get(group, {}).get(name)
+    if shipped is None:
+        return None
+    where, _, attribute = shipped.partition(":")
+    return getattr(import_module(where), attribute)
