@@ -140,8 +140,13 @@ class Network(Protocol):
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name."""
 
-    def upstream_interfaces(self, ignored: Sequence[str]) -> tuple[str, ...]:
-        """Return those of IGNORE_INTERFACE that carry a default route now, sorted. Raises KernelError."""
+    def other_interfaces(
+        self, mesh: Sequence[str], lan: Sequence[str] | None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the interfaces that aren't mesh: those that are ours, and which of the others lead somewhere now.
+
+        Args: mesh: names. lan: names and patterns of LAN_INTERFACE; None: `auto`. Raises KernelError.
+        """
 
     def local_addresses(self) -> tuple[Address, ...]:
         """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""

@@ -202,6 +202,17 @@ def test_interfaces() -> None:
     assert mesh("[wlan0, 'eth[12]', 'no']", "IGNORE_INTERFACE: eth1") == ("wlan0", "eth[12]", "no")
 
 
+def test_which_interfaces_are_ours() -> None:
+    def got(*lines: str) -> Settings:
+        return parse("\n".join(("MESH_INTERFACES: all", *lines)), FILE)
+
+    assert got().lan_interfaces is None and got("LAN_INTERFACE: auto").lan_interfaces is None
+    assert got("LAN_INTERFACE: none").lan_interfaces == ()
+    ours = got("LAN_INTERFACE: [lan0, 'br-*']", "IGNORE_INTERFACE: eth0")
+    assert ours.lan_interfaces == ("lan0", "br-*")
+    assert ours.never_mesh == ("eth0", "lan0", "br-*"), "what is ours isn't mesh by `all`"
+
+
 def test_yes_and_no_in_all_of_yamls_words() -> None:
     assert [settings(f"SELL: {word}").sells for word in ("yes", "true", "on", "'yes'", "Yes")] == [True] * 5
     assert [settings(f"SELL: {word}").sells for word in ("no", "false", "off", "NO")] == [False] * 4
@@ -289,6 +300,10 @@ BAD_LINES = [
     ("PAYMENT_INTERFACE: yes", "PAYMENT_INTERFACE: 'yes'", "which is not installed"),
     ("IGNORE_INTERFACE: eth1", "IGNORE_INTERFACE: 'eth1'", "as MESH_INTERFACES does"),
     ("IGNORE_INTERFACE: 'eth*'", "IGNORE_INTERFACE: 'eth*'", "covers eth1"),
+    ("LAN_INTERFACE: eth1", "LAN_INTERFACE: 'eth1'", "as MESH_INTERFACES does"),
+    ("LAN_INTERFACE: 'eth*'", "LAN_INTERFACE: 'eth*'", "covers eth1"),
+    ("LAN_INTERFACE: all", "LAN_INTERFACE: 'all'", "the upstream isn't ours"),
+    ("LAN_INTERFACE: [auto, auto]", "LAN_INTERFACE: 'auto'", "twice"),
     ("IGNORE_INTERFACE: all", "IGNORE_INTERFACE: 'all'", "nothing would be left"),
     ("IGNORE_INTERFACE: no", "IGNORE_INTERFACE: 'no'", "only in quotes"),
     ("IGNORE_INTERFACE: [eth0, 0123]", "IGNORE_INTERFACE: '0123'", "only in quotes"),

@@ -130,7 +130,7 @@ def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch
     assert told == {"interface p0": "configuration", "interface m0": "kernel", "ledger": "ledger", "in force": "kernel"}
     tried: list[int] = []
     node.settings = parse("MESH_INTERFACES: m0\nQUEUE_NUMBER: 7\n", Path("net.conf"))
-    node.host.desired = desired_network(node.settings, (), ())
+    node.host.desired = desired_network(node.settings, (), (), ())
     node.parts.network = SimpleNamespace(taken=lambda wanted: tried.append(wanted.queue_number) or [])
     for number in (7, 8):  # our own is taken, by us
         asyncio.run(handlers.check({"text": f"MESH_INTERFACES: m0\nQUEUE_NUMBER: {number}\n", "path": "net.conf"}))

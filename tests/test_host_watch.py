@@ -40,8 +40,10 @@ class Network:
     def left_out(self, _wanted: Sequence[str], _ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
         return self.ports
 
-    def upstream_interfaces(self, _ignored: Sequence[str]) -> tuple[str, ...]:
-        return ()
+    def other_interfaces(
+        self, _mesh: Sequence[str], _lan: Sequence[str] | None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return (), ()
 
     def local_addresses(self) -> list[Address]:
         return self.addresses

@@ -32,6 +32,7 @@ def desired() -> DesiredNetwork:
     """Return a gateway that sells on mesh0 and leads to the internet by wan0."""
     return DesiredNetwork(
         mesh_interfaces=("mesh0",),
+        lan_interfaces=(),
         upstream_interfaces=("wan0",),
         families=frozenset({4, 6}),
         sells=True,

@@ -21,7 +21,7 @@ from ngp.core.messages import Address
 from ngp.core.services import SERVICES_A_HOST
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
-from ngp.modules.network import bpf, layers, layout, nat, xtables
+from ngp.modules.network import bpf, layers, layout, nat, sides, xtables
 from ngp.modules.network.host import Host, Interface
 from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.xtables import NFT, find_command, run
@@ -55,6 +55,7 @@ def check(desired: DesiredNetwork) -> list[Check]:
             _rights,
             lambda: _interception(desired),
             lambda: _interfaces(desired, host),
+            lambda: _others(desired, host),
             lambda: _forwarding(desired),
             lambda: _reverse_path(desired),
             lambda: _offloading(desired, host.interfaces()),
@@ -188,10 +189,6 @@ def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         label = f"interface {name}"
         if interface is None:
             yield Check(label, False, "doesn't exist", "correct MESH_INTERFACES: ip -brief link shows those there are")
-        elif name in desired.upstream_interfaces:
-            yield Check(
-                label, False, "both mesh and upstream", f"take {name} out of MESH_INTERFACES or of IGNORE_INTERFACE"
-            )
         elif label in bridges:
             yield bridges[label]
         elif ungated := [each for each in known if each not in mesh and _shares_wire(known[each], interface)]:
@@ -201,7 +198,16 @@ def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             yield Check(label, False, "is down", f"ip link set dev {name} up")
         else:
             told = "MAC" if interface.has_link_addresses else "interface (no MACs there)"
-            yield Check(label, True, f"neighbours are told apart by {told}")
+            yield Check(label, True, f"mesh: neighbours are told apart by {told}")
+
+
+def _others(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    """A note on each interface that isn't mesh: ours or upstream, which decides who pays for a packet, and why."""
+    for side in sides.look(host, desired.mesh_interfaces):
+        is_lan = side.name in desired.lan_interfaces
+        doubt = not is_lan and desired.sells and desired.buys and sides.may_be_ours(side)
+        remedy = f"if your own hosts are there: LAN_INTERFACE: {side.name} (and all other LANs)" if doubt else ""
+        yield Check(f"interface {side.name}", True, sides.told(side, is_lan), remedy)
 
 
 def _apart(mesh: str) -> str:
@@ -337,15 +343,12 @@ def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         return
     rules = _translations(desired.families)
     networks = _mesh_networks(desired, host)
-    versions = {
-        name: [version for version in desired.families if name in host.default_route_interfaces((version,))]
-        for name in desired.upstream_interfaces
-    }
+    versions = {side.name: {each.version for each in side.beyond} for side in sides.look(host, desired.mesh_interfaces)}
     for name in desired.upstream_interfaces:
-        found = [_nat_of(rules, network, name) for network in networks if network.version in versions[name]]
+        found = [_nat_of(rules, network, name) for network in networks if network.version in versions.get(name, ())]
         if len(found) > _NETWORKS_TOLD:
             found[_NETWORKS_TOLD:] = [f"and {len(found) - _NETWORKS_TOLD} networks more"]
-        nothing = "nothing to say: mesh interfaces have no addresses of the family of its default route"
+        nothing = "nothing to say: mesh interfaces have no addresses of the family of its routes"
         yield Check(f"NAT on {name}", True, "\n".join(found) or nothing)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from ngp.core.messages import Address
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table, library
-from ngp.modules.network import bpf, gate, hooks, layout
+from ngp.modules.network import bpf, gate, hooks, layout, sides
 from ngp.modules.network import check as host_check
 from ngp.modules.network.alarm import Alarm
 from ngp.modules.network.gate import Gate, GatePaths
@@ -89,11 +89,15 @@ class Datapath:
         """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name."""
         return self._open_host().left_out(patterns, ignored)
 
-    def upstream_interfaces(self, ignored: Sequence[str]) -> tuple[str, ...]:
-        """Return those of IGNORE_INTERFACE that carry a default route now, sorted. Raises KernelError."""
+    def other_interfaces(
+        self, mesh: Sequence[str], lan: Sequence[str] | None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the interfaces that aren't mesh: those that are ours, and which of the others lead somewhere now."""
         host = self._open_host()
         host.forget()
-        return host.upstream_interfaces(ignored)
+        found = sides.look(host, mesh)
+        ours = sides.lan_of(found, lan)
+        return ours, sides.upstream_of(found, ours)
 
     def local_addresses(self) -> tuple[Address, ...]:
         """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""

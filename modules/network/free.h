@@ -106,7 +106,7 @@ APART int free_by(const struct packet *p, __u32 ingress_ifindex)
 	struct neighbour *neighbour = find_neighbour(p);
 	int by = !neighbour || (neighbour->flags & BUYS_FROM_US) ? BY_SOURCE : 0;
 
-	return interface && (*interface & UPSTREAM) ? by : by | BY_DESTINATION;
+	return interface && (*interface & (MESH | LAN)) ? by | BY_DESTINATION : by;
 }
 
 #endif

@@ -11,16 +11,18 @@ rule: that asks whether the packet is *unpaid*, which for a paid one neither mat
 
 The meter charges when it is asked. Therefore a packet must meet exactly one of the two programs that charge. The strict
 one believes no source: it knows no returns of what we bought, and nothing is free by where it comes from. (Payment
-services are told by where a packet goes, which both look at.) Who neither
-buys nor gives anything away has neither, so needs no other. Else it is asked about what is bound for an upstream
-interface, which a goto keeps from the general rule. In NGP_UNPAID the third program says whether the daemon should see
-the packet (queued without bypass: when nobody listens it is dropped), and all else is dropped.
+services are told by where a packet goes, which both look at.) Who neither buys nor gives anything away has neither, so
+needs no other. Else the general one is asked about what is bound for the mesh or a LAN of ours, and the strict one
+about all else: an interface that came up a moment ago is upstream. Upstream interfaces that are known stand first, as
+most goes there. In NGP_UNPAID the third program says whether the daemon should see the packet (queued without bypass:
+when nobody listens it is dropped), and all else is dropped.
 
     FORWARD      -i mesh ->   NGP_GATE
-    NGP_GATE                  unpaid_strict  goto NGP_UNPAID     when nothing passes by its source
-    NGP_GATE     -o upstream                 goto NGP_UPSTREAM   else
-                              unpaid         goto NGP_UNPAID
+    NGP_GATE     -o upstream                 goto NGP_UPSTREAM   when something passes by its source
+                 -o mesh, lan                goto NGP_INWARD
+    NGP_GATE                  unpaid_strict  goto NGP_UNPAID
     NGP_UPSTREAM              unpaid_strict  goto NGP_UNPAID
+    NGP_INWARD                unpaid         goto NGP_UNPAID
     NGP_UNPAID                unknown        NFQUEUE
                                              DROP
 
@@ -57,7 +59,7 @@ from ngp.modules.network.xtables import (
 )
 from ngp.ports import DesiredNetwork
 
-GATE, UPSTREAM, UNPAID, OWN = "NGP_GATE", "NGP_UPSTREAM", "NGP_UNPAID", "NGP_OWN"
+GATE, UPSTREAM, INWARD, UNPAID, OWN = "NGP_GATE", "NGP_UPSTREAM", "NGP_INWARD", "NGP_UNPAID", "NGP_OWN"
 CLOSED, CLOSED_OUT = "NGP_CLOSED", "NGP_CLOSED_OUT"
 _TO_CLOSED: Jumps = {FORWARD: (Rule(CLOSED),)}
 # What iptables takes as a plain name: no trailing "+" (its wildcard), nothing that a quoted restore file could misread.
@@ -87,7 +89,7 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
 
     Raises: KernelError for an interface name or a path that iptables would misread.
     """
-    for name in (*desired.mesh_interfaces, *desired.upstream_interfaces):
+    for name in desired.mesh_interfaces:
         _require_plain_interface(name)
     for path in (paths.unpaid, paths.unpaid_strict, paths.unknown, paths.over_rate):
         if not _PLAIN_PATH.fullmatch(str(path)):
@@ -97,8 +99,10 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
     own = {OWN: [Rule("DROP", program=str(paths.over_rate))]} if desired.own_services else {}
     if not (desired.buys or desired.free):
         return {GATE: [strict], UNPAID: unpaid, **own}
-    towards = [Rule(UPSTREAM, "", name, goto=True) for name in sorted(set(desired.upstream_interfaces))]
-    return {GATE: [*towards, general], UPSTREAM: [strict], UNPAID: unpaid, **own}
+    upstream, lan = (filter(is_plain, names) for names in (desired.upstream_interfaces, desired.lan_interfaces))
+    first = [Rule(UPSTREAM, "", name, goto=True) for name in upstream]
+    inward = [Rule(INWARD, "", name, goto=True) for name in (*desired.mesh_interfaces, *lan)]
+    return {GATE: [*first, *inward, strict], UPSTREAM: [strict], INWARD: [general], UNPAID: unpaid, **own}
 
 
 def gate_jumps(desired: DesiredNetwork) -> Jumps:
@@ -233,8 +237,13 @@ def clean_up(leave_closed: bool, mesh_interfaces: Sequence[str], families: Itera
                 _remove(variant, family, variant == chosen)
 
 
+def is_plain(name: str) -> bool:
+    """Say whether iptables takes an interface's name as it is. Pure."""
+    return _PLAIN_INTERFACE.fullmatch(name) is not None
+
+
 def _require_plain_interface(name: str) -> None:
-    if not _PLAIN_INTERFACE.fullmatch(name):
+    if not is_plain(name):
         raise KernelError(f"iptables can't take the interface name {name!r}; rename it: ip link set dev ... name ...")
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import fnmatch
-import os
-import socket
 import struct
 import time
 from collections import OrderedDict
@@ -28,25 +26,32 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ngp.core.messages import Address, Prefix
+from ngp.core.policy import LEAST_NETWORK_BITS
 from ngp.errors import KernelError
 from ngp.modules.network import layers
+from ngp.modules.network.rtnetlink import (
+    GATEWAYS,
+    HEADER,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    ROUTE,
+    RTA_DST,
+    RTA_OIF,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTN_UNICAST,
+    attributes,
+    exchange,
+    open_socket,
+    route_body,
+    routes_out_of,
+)
 
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
-_RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 18, 22, 26
 _RTM_F_FIB_MATCH = 0x2000
-_RTN_UNICAST = 1
 _ARPHRD_ETHER = 1
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 addresses and routes, IPv6 addresses and routes
-_HEADER = struct.Struct("=IHHII")
-_ROUTE = struct.Struct("=8BI")  # struct rtmsg
-_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 5, 9, 18  # linux/rtnetlink.h
-_GATEWAYS = frozenset({_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA})
-_RTA_DST, _RTA_OIF = 1, 4
-_RECEIVE_BYTES = 64 << 10
-_ANSWER_TIMEOUT_S = 5
 _ROUTES_MAX = 8192
 _ROUTE_MAX_AGE_S = 5.0
 _INTERFACES_MAX_AGE_S = 1.0
@@ -104,8 +109,7 @@ class Host:
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = monotonic_s
         self._sequence = 0
-        self._socket = _open_route_socket(0)
-        self._socket.settimeout(_ANSWER_TIMEOUT_S)
+        self._socket = open_socket()
         self._interfaces: dict[str, Interface] = {}
         self._interfaces_at_s: float | None = None
         self._routes: OrderedDict[Address, tuple[float, Prefix | None]] = OrderedDict()
@@ -115,7 +119,7 @@ class Host:
         """Return all interfaces by name, at most a second old. Raises KernelError."""
         now_s = self._now_s()
         if self._interfaces_at_s is None or now_s - self._interfaces_at_s > _INTERFACES_MAX_AGE_S:
-            found = [_interface(message) for message in self._dump(_RTM_GETLINK, ifinfmsg())]
+            found = [_interface(message) for message in self._dump(RTM_GETLINK, ifinfmsg())]
             self._interfaces, self._interfaces_at_s = {each.name: each for each in found}, now_s
         return self._interfaces
 
@@ -145,12 +149,11 @@ class Host:
         fallbacks = {name: why for name, why in layers.idle_fallbacks(known).items() if name not in patterns}
         return {**fallbacks, **layers.left_out(known)}
 
-    def upstream_interfaces(self, ignored: Sequence[str]) -> tuple[str, ...]:
-        """Return the interfaces of IGNORE_INTERFACE that carry a default route."""
-        return expand_interfaces(self.default_route_interfaces(), ignored, ())
-
     def default_route_interfaces(self, versions: Iterable[int] = (4, 6)) -> tuple[str, ...]:
-        """Return the names of all interfaces that a default route, of these families and any table, leads out of."""
+        """Return the names of all interfaces that a default route, or a part of one, leads out of.
+
+        Of these families and in any table.
+        """
         names = {each.index: each.name for each in self.interfaces().values()}
         found: set[str] = set()
         for version in versions:
@@ -169,7 +172,7 @@ class Host:
     def local_addresses(self) -> tuple[Address, ...]:
         """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""
         found = set()
-        for message in self._dump(_RTM_GETADDR, ifaddrmsg()):
+        for message in self._dump(RTM_GETADDR, ifaddrmsg()):
             text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")  # LOCAL is ours on point-to-point
             if text:
                 address = ip_address(text)
@@ -184,7 +187,7 @@ class Host:
         """
         known = self.interfaces().get(interface)
         found = set()
-        for message in self._dump(_RTM_GETADDR, ifaddrmsg()) if known else ():
+        for message in self._dump(RTM_GETADDR, ifaddrmsg()) if known else ():
             text = message.get_attr("IFA_ADDRESS")  # on point-to-point that is the other end
             if text and known and message["index"] == known.index:
                 network = ip_network(f"{text}/{message['prefixlen']}", strict=False)
@@ -193,7 +196,7 @@ class Host:
         return tuple(sorted(found, key=lambda network: (network.version, network)))
 
     def routed_networks(self, version: int, interfaces: Iterable[str]) -> tuple[Prefix, ...]:
-        """Return the prefixes of a family, default ones left out, that go to other routers out of these interfaces.
+        """Return the prefixes of a family that go to other routers out of these interfaces, default ones left out.
 
         Raises KernelError.
         """
@@ -202,20 +205,38 @@ class Host:
         network_class = IPv4Network if version == 4 else IPv6Network
         found = set()
         for answer in self._routes_of(version):
-            _, prefix_length, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(answer, _HEADER.size)
-            attributes = dict(_attributes(answer[_HEADER.size + _ROUTE.size :]))
-            out = struct.unpack("=I", attributes.get(_RTA_OIF, bytes(4)))[0]
-            if kind == _RTN_UNICAST and prefix_length and out in indexes and _GATEWAYS & attributes.keys():
-                found.add(network_class((attributes[_RTA_DST], prefix_length)))
+            _, prefix_length, _, _, _, _, _, kind, _ = ROUTE.unpack_from(answer, HEADER.size)
+            if kind != RTN_UNICAST or prefix_length < LEAST_NETWORK_BITS[version]:
+                continue
+            said = dict(attributes(answer[HEADER.size + ROUTE.size :]))
+            out = struct.unpack("=I", said.get(RTA_OIF, bytes(4)))[0]
+            if out in indexes and GATEWAYS & said.keys():
+                found.add(network_class((said[RTA_DST], prefix_length)))
         return tuple(sorted(found))
+
+    def routes_beyond(self, interface: str, own: Sequence[Prefix], most: int) -> tuple[Prefix, ...]:
+        """Return some routes out of an interface, `most` of each family, that aren't within its own networks.
+
+        The kernel is asked for this interface's routes alone, in any table, and not to the end: there may be a million.
+        Raises KernelError.
+        """
+        known = self.interfaces().get(interface)
+        found: dict[Prefix, None] = {}
+        for version in (4, 6) if known else ():
+            for network in routes_out_of(version, known.index if known else 0):
+                if not (network.is_link_local or network.is_multicast or _is_within(network, own)):
+                    found[network] = None
+                if sum(each.version == version for each in found) == most:
+                    break
+        return tuple(found)
 
     def interface_towards(self, destination: Address) -> str:
         """Return the name of the interface that a packet to a destination leaves by now, or "" when there is no route.
 
         Raises KernelError.
         """
-        attributes = dict(_attributes(self._get_route(destination, 0)[_HEADER.size + _ROUTE.size :]))
-        index = struct.unpack("=I", attributes.get(_RTA_OIF, bytes(4)))[0]
+        said = dict(attributes(self._get_route(destination, 0)[HEADER.size + ROUTE.size :]))
+        index = struct.unpack("=I", said.get(RTA_OIF, bytes(4)))[0]
         return next((each.name for each in self.interfaces().values() if each.index == index), "")
 
     def route_prefix(self, destination: Address) -> Prefix | None:
@@ -273,43 +294,43 @@ class Host:
         answer = self._get_route(destination, _RTM_F_FIB_MATCH)
         if not answer:
             return None
-        _, prefix_length, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(answer, _HEADER.size)
-        if kind != _RTN_UNICAST or not _has_gateway(answer[_HEADER.size + _ROUTE.size :]):
+        _, prefix_length, _, _, _, _, _, kind, _ = ROUTE.unpack_from(answer, HEADER.size)
+        if kind != RTN_UNICAST or not _has_gateway(answer[HEADER.size + ROUTE.size :]):
             return None
         network_class = IPv4Network if destination.version == 4 else IPv6Network
         return network_class((destination.packed, prefix_length), strict=False)
 
     def _get_route(self, destination: Address, flags: int) -> bytes:
         """Ask the kernel for a route; empty: none. By struct, as a gateway asks once a contract: six times faster."""
-        attribute = struct.pack("=HH", 4 + destination.max_prefixlen // 8, _RTA_DST) + destination.packed
-        header = _ROUTE.pack(_FAMILY[destination.version], destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
+        attribute = struct.pack("=HH", 4 + destination.max_prefixlen // 8, RTA_DST) + destination.packed
+        header = route_body(destination.version, destination.max_prefixlen, flags=flags)
         try:
-            return next(self._exchange(_RTM_GETROUTE, header + attribute, _NLM_F_REQUEST))
+            return next(self._exchange(RTM_GETROUTE, header + attribute, NLM_F_REQUEST))
         except OSError as error:
             if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ESRCH):
                 return b""
             raise KernelError(f"the kernel didn't say which route {destination} takes: {error}; try again") from error
 
     def _default_routes(self, version: int) -> list[Any]:
-        """Dump routes and decode those of length 0 only: decoding a full table would take minutes."""
+        """Dump routes and decode the widest only: decoding a full table would take minutes."""
         found = []
         for answer in self._routes_of(version):
-            _, prefix_length, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(answer, _HEADER.size)
-            if prefix_length == 0 and kind == _RTN_UNICAST:
+            _, prefix_length, _, _, _, _, _, kind, _ = ROUTE.unpack_from(answer, HEADER.size)
+            if prefix_length < LEAST_NETWORK_BITS[version] and kind == RTN_UNICAST:
                 found.append(rtmsg(answer))
                 found[-1].decode()
         return found
 
     def _routes_of(self, version: int) -> Iterator[bytes]:
-        body = _ROUTE.pack(_FAMILY[version], 0, 0, 0, 0, 0, 0, 0, 0)
+        body = route_body(version)
         try:
-            yield from self._exchange(_RTM_GETROUTE, body, _NLM_F_REQUEST | _NLM_F_DUMP)
+            yield from self._exchange(RTM_GETROUTE, body, NLM_F_REQUEST | NLM_F_DUMP)
         except OSError as error:
             raise KernelError(f"routes can't be listed: {error}; run as root and try again") from error
 
     def _dump(self, kind: int, request: Any) -> list[Any]:
         try:
-            return list(self._ask(kind, request, _NLM_F_REQUEST | _NLM_F_DUMP))
+            return list(self._ask(kind, request, NLM_F_REQUEST | NLM_F_DUMP))
         except OSError as error:
             raise KernelError(f"rtnetlink request {kind} failed: {error}; run as root and try again") from error
 
@@ -317,7 +338,7 @@ class Host:
         """Send one request and yield its answers, decoded as the request's class."""
         request["header"]["type"], request["header"]["flags"] = kind, flags
         request.encode()
-        for answer in self._exchange(kind, bytes(request.data[_HEADER.size :]), flags):
+        for answer in self._exchange(kind, bytes(request.data[HEADER.size :]), flags):
             message = type(request)(answer)
             message.decode()
             yield message
@@ -325,23 +346,7 @@ class Host:
     def _exchange(self, kind: int, body: bytes, flags: int) -> Iterator[bytes]:
         """Send one request and yield the messages that answer it. Raises OSError with the kernel's number."""
         self._sequence += 1
-        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
-        while True:
-            data = self._socket.recv(_RECEIVE_BYTES)
-            at = 0
-            while at + _HEADER.size <= len(data):
-                length, answer, _, sequence, _ = _HEADER.unpack_from(data, at)
-                message, at = data[at : at + length], at + max((length + 3) & ~3, _HEADER.size)
-                if sequence != self._sequence:  # what a request that timed out left behind
-                    continue
-                if answer == _NLMSG_DONE:
-                    return
-                if answer == _NLMSG_ERROR:
-                    number = -struct.unpack_from("=i", message, _HEADER.size)[0]
-                    raise OSError(number, os.strerror(number))
-                yield message
-                if not flags & _NLM_F_DUMP:
-                    return
+        return exchange(self._socket, self._sequence, kind, body, flags)
 
 
 class Bell:
@@ -353,7 +358,7 @@ class Bell:
     def __init__(self, loop: asyncio.AbstractEventLoop, on_ring: Callable[[], None], pause_s: float) -> None:
         self._loop, self._on_ring, self._pause_s = loop, on_ring, pause_s
         self._timer: asyncio.TimerHandle | None = None
-        self._socket = _open_route_socket(_GROUPS)
+        self._socket = open_socket(_GROUPS)
         self._socket.setblocking(False)
         loop.add_reader(self._socket.fileno(), self._heard)
 
@@ -383,15 +388,6 @@ class Bell:
         self._on_ring()
 
 
-def _open_route_socket(groups: int) -> socket.socket:
-    try:
-        made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        made.bind((0, groups))
-    except OSError as error:
-        raise KernelError(f"a rtnetlink socket can't be opened: {error}; run as root") from error
-    return made
-
-
 def _interface(message: Any) -> Interface:
     info = message.get_attr("IFLA_LINKINFO")
     text = message.get_attr("IFLA_ADDRESS") or ""
@@ -410,14 +406,13 @@ def _interface(message: Any) -> Interface:
     )
 
 
-def _has_gateway(attributes: bytes) -> bool:
+def _has_gateway(data: bytes) -> bool:
     """Whether a route goes through another router, or through several."""
-    return any(kind in _GATEWAYS for kind, _ in _attributes(attributes))
+    return any(kind in GATEWAYS for kind, _ in attributes(data))
 
 
-def _attributes(attributes: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and value of each (struct rtattr, rtnetlink(7))."""
-    while len(attributes) >= 4:
-        length, kind = struct.unpack_from("=HH", attributes)
-        yield kind & 0x3FFF, attributes[4:length]
-        attributes = attributes[max(4, length + 3 & ~3) :]
+def _is_within(network: Prefix, networks: Iterable[Prefix]) -> bool:
+    return any(
+        network.version == each.version and network.prefixlen >= each.prefixlen and network.network_address in each
+        for each in networks
+    )

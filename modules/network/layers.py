@@ -60,6 +60,11 @@ def left_out(interfaces: Mapping[str, Interface]) -> dict[str, str]:
     return found
 
 
+def ports(interfaces: Mapping[str, Interface]) -> frozenset[str]:
+    """Return the names of those whose packets all arrive on the bridge, bond or team that they are a port of. Pure."""
+    return frozenset(each.name for each in interfaces.values() if each.port_of in _TAKES_ALL)
+
+
 def idle_fallbacks(interfaces: Mapping[str, Interface]) -> dict[str, str]:
     """Return the names of fallback tunnels that are down, with what to say of each. Pure."""
     why = "is the fallback tunnel that the kernel makes by itself, and is down: no neighbour can be there"

@@ -374,9 +374,9 @@ APART int decide_uncovered(const struct config *config, const struct packet *p, 
 	__u32 *interface = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
 	struct neighbour *neighbour;
 
-	if (interface && (*interface & UPSTREAM))
+	if (!interface || !(*interface & (MESH | LAN)))           /* upstream */
 		return refuse_uncovered();
-	if (interface && (*interface & MESH))                     /* its sender paid at FORWARD, unless it is a return */
+	if (*interface & MESH)                                    /* its sender paid at FORWARD, unless it is a return */
 		return passed_as_return(p, ingress_ifindex) ? refuse_uncovered() : PASS;
 	if (!(config->flags & BUYS))
 		return refuse_uncovered();

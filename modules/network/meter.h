@@ -38,9 +38,9 @@ enum role { SERVER, CLIENT };
 #define GENERATION(tag) ((__u32)(tag) >> 8)
 #define NEIGHBOUR(tag) ((__u32)((tag) >> 32))
 
-/* interfaces: class and kind */
+/* interfaces: class and kind; one that isn't there is upstream */
 #define MESH 1
-#define UPSTREAM 2
+#define LAN 2
 #define LINK_ADDRESSES 4                                      /* 8 is user space's: it made the clsact qdisc */
 
 #define BUYS_FROM_US 1                                        /* neighbour.flags */

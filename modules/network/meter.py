@@ -82,11 +82,13 @@ class Meter:
         free = _free_tables(desired)
         known = read_interfaces(self.tables)
         layer3 = False
-        for name in (*desired.upstream_interfaces, *desired.mesh_interfaces):
+        for name in filter(self._index_of, desired.lan_interfaces):
+            self._set_interface(self._require_index(name), layout.LAN)
+        for name in desired.mesh_interfaces:
             index = self._require_index(name)
-            flags = layout.MESH if name in desired.mesh_interfaces else layout.UPSTREAM
+            flags = layout.MESH
             flags |= layout.LINK_ADDRESSES if host.has_link_addresses(name) else 0
-            layer3 |= name in desired.mesh_interfaces and not flags & layout.LINK_ADDRESSES
+            layer3 |= not flags & layout.LINK_ADDRESSES
             self._set_interface(index, flags | known.get(index, 0) & layout.MADE_CLSACT)
         for version, entries in free.items():
             self.tables[layout.FREE[version]].set_many(list(entries), list(entries.values()))
@@ -114,7 +116,7 @@ class Meter:
         """Take away what is no longer wanted."""
         self.desired = desired
         mesh = {self._index_of(name) for name in desired.mesh_interfaces}
-        kept = mesh | {self._index_of(name) for name in desired.upstream_interfaces}
+        kept = mesh | {self._index_of(name) for name in desired.lan_interfaces}
         existing = {index for index, _ in socket.if_nameindex()}
         for index, flags in read_interfaces(self.tables).items():
             if index in existing and index not in mesh:

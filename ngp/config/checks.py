@@ -166,16 +166,21 @@ def _unavailable(written: Written, key: Key[Any], group: str, name: str, also: t
 
 
 def _interfaces(written: Written) -> Iterator[Finding]:
-    mesh, ignored = written[keys.MESH_INTERFACES], written[keys.IGNORE_INTERFACE]
-    for name in mesh:
-        if name in ignored:
-            yield written.finding(keys.IGNORE_INTERFACE, f"holds {name}, as MESH_INTERFACES does: remove it from one")
-    names = [name for name in mesh if not is_pattern(name) and name != ALL_INTERFACES and name not in ignored]
-    for pattern in filter(is_pattern, ignored):
-        for name in names:
-            if fnmatchcase(name, pattern):
-                message = f"covers {name}, which MESH_INTERFACES names: remove it there, or write a narrower pattern"
-                yield written.finding(keys.IGNORE_INTERFACE, message)
+    mesh, lan = written[keys.MESH_INTERFACES], written[keys.LAN_INTERFACE] or ()
+    both: tuple[tuple[Key[Any], tuple[str, ...]], ...] = (
+        (keys.IGNORE_INTERFACE, written[keys.IGNORE_INTERFACE]),
+        (keys.LAN_INTERFACE, lan),
+    )
+    for key, others in both:
+        for name in mesh:
+            if name in others:
+                yield written.finding(key, f"holds {name}, as MESH_INTERFACES does: remove it from one")
+        names = [name for name in mesh if not is_pattern(name) and name != ALL_INTERFACES and name not in others]
+        for pattern in filter(is_pattern, others):
+            for name in names:
+                if fnmatchcase(name, pattern):
+                    message = f"covers {name}, which MESH_INTERFACES names"
+                    yield written.finding(key, f"{message}: remove it there, or write a narrower pattern")
 
 
 def _neighbour_addresses(written: Written) -> Iterator[Finding]:
@@ -315,7 +320,7 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.LINK_INTERFACE,), _link_modules),
     ((keys.NETWORK_INTERFACE,), _network_module),
     ((keys.PAYMENT_INTERFACE,), _payment_module),
-    ((keys.MESH_INTERFACES, keys.IGNORE_INTERFACE), _interfaces),
+    ((keys.MESH_INTERFACES, keys.IGNORE_INTERFACE, keys.LAN_INTERFACE), _interfaces),
     ((keys.LINK_INTERFACE, keys.NGP_INTERFACE), _neighbour_addresses),
     ((keys.SELL, keys.FREE_DESTINATIONS, keys.PAYMENT_SERVICES), _services),
     ((keys.SELL, keys.BUY), _trades),

@@ -146,6 +146,14 @@ IGNORE_INTERFACE = Key(
     "upstream or LAN interfaces: no ngp there, never gated",
     ("ignore_interfaces",),
 )
+LAN_INTERFACE = Key(
+    "LAN_INTERFACE",
+    "interface or pattern, a list, auto or none",
+    values.or_word("auto", values.or_none(values.lan_interfaces)),
+    "auto",
+    "interfaces that are ours, behind this router; auto = those that carry only their own addresses' networks",
+    ("lan_interfaces",),
+)
 NGP_INTERFACE = Key(
     "NGP_INTERFACE",
     "address, or a list",
@@ -381,8 +389,9 @@ CONTRACTS_MAX = Key(
 )
 
 KEYS: tuple[Key[Any], ...] = (
-    LINK_INTERFACE, NETWORK_INTERFACE, PAYMENT_INTERFACE, MESH_INTERFACES, IGNORE_INTERFACE, NGP_INTERFACE, ACCOUNT_ID,
-    CSV_DELAY, DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
+    LINK_INTERFACE, NETWORK_INTERFACE, PAYMENT_INTERFACE, MESH_INTERFACES, IGNORE_INTERFACE, LAN_INTERFACE,
+    NGP_INTERFACE, ACCOUNT_ID, CSV_DELAY,
+    DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
     CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
     BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS,
     PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,

@@ -182,6 +182,7 @@ def _settings(written: Written) -> Settings:
         payment_module=written[keys.PAYMENT_INTERFACE],
         mesh_interfaces=written[keys.MESH_INTERFACES],
         ignore_interfaces=written[keys.IGNORE_INTERFACE],
+        lan_interfaces=written[keys.LAN_INTERFACE],
         ngp_addresses=written[keys.NGP_INTERFACE],
         account_id=written[keys.ACCOUNT_ID],
         csv_delay_blocks=written[keys.CSV_DELAY],

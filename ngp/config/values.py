@@ -130,6 +130,14 @@ def ignored_interfaces(node: Node) -> tuple[str, ...]:
     return names
 
 
+def lan_interfaces(node: Node) -> tuple[str, ...]:
+    """Read interface names or patterns, one or a list, without `all`. Raises Refused."""
+    names = _interfaces(node)
+    if ALL_INTERFACES in names:
+        raise refuse(node, "can't be `all`, the upstream isn't ours: write the names of the LAN interfaces, or auto")
+    return names
+
+
 def is_pattern(name: str) -> bool:
     """Say whether an interface entry is a shell pattern (fnmatch) rather than a name."""
     return any(character in name for character in "*?[")

@@ -15,6 +15,8 @@ from ngp.core.messages import Address, Prefix
 from ngp.core.settings import PriceRule, Settings
 
 MOST_ROUNDS = 4
+LEAST_NETWORK_BITS = {4: 8, 6: 16}
+"""A wider route is a part of a default route (0.0.0.0/1, 2000::/3), which is never sold whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
     Args:
         address: where the held packet goes.
         interface: where the neighbour is.
-        route: the route that carries it, None or a default route: then the address alone is sold.
+        route: the route that carries it; None, or a default route or a part of one: then the address alone is sold.
 
     Returns:
         The terms; their destination is the PRICES entry's prefix, else the route's, else the address.
@@ -89,7 +91,7 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
     destination = host
     if rule is not None and rule.prefix.prefixlen > 0:
         destination = rule.prefix
-    elif rule is None and route is not None and route.prefixlen > 0:
+    elif rule is None and route is not None and route.prefixlen >= LEAST_NETWORK_BITS[route.version]:
         destination = _without_other_prices(settings, route, host)
     return SellTerms(destination, ask, least)
 

@@ -71,6 +71,7 @@ class Settings:
     """All of net.conf, in units. Keys and their meaning: docs/operators-guide.md; defaults: the shipped net.conf.
 
     `default_msat_per_gib` is there for a reload to name: the four prices below it are complete without it.
+    `lan_interfaces` None means `auto`.
     `data_renewal_bytes` and `time_renewal_s` None mean `auto`; `never_renews` is True where both are 0.
     `modules` has what modules brought to the file, by key, but for what is None there.
     """
@@ -80,6 +81,7 @@ class Settings:
     payment_module: str
     mesh_interfaces: tuple[str, ...]
     ignore_interfaces: tuple[str, ...]
+    lan_interfaces: tuple[str, ...] | None
     ngp_addresses: tuple[str, ...]
     account_id: str | None
     csv_delay_blocks: int
@@ -118,6 +120,11 @@ class Settings:
     def spends(self) -> bool:
         """True where payments go out by themselves: for what we buy, or back to clients that ask."""
         return self.buys or self.refund_when_asked
+
+    @property
+    def never_mesh(self) -> tuple[str, ...]:
+        """Names and patterns of the interfaces that `all` and patterns in MESH_INTERFACES don't mean."""
+        return (*self.ignore_interfaces, *(self.lan_interfaces or ()))
 
     @property
     def never_renews(self) -> bool:

@@ -82,9 +82,10 @@ class DesiredNetwork:
 
     Attributes:
         mesh_interfaces: gated and metered; existing names.
-        upstream_interfaces: ignored interfaces that carry a default route: traffic from a neighbour out of one of
-            these always needs that neighbour's own contract, and traffic from one of these is never passed on to
-            a neighbour without one.
+        lan_interfaces: ours, behind this router. All that are neither mesh nor LAN are upstream: traffic from a
+            neighbour out of one of these always needs that neighbour's own contract, and traffic from one of these is
+            never passed on to a neighbour without one.
+        upstream_interfaces: those of them that lead somewhere now.
         families: subset of {4, 6}.
         sells: put the gate in place. buys: put the client's meter in place.
         free: never charged, either direction.
@@ -100,6 +101,7 @@ class DesiredNetwork:
     """
 
     mesh_interfaces: tuple[str, ...]
+    lan_interfaces: tuple[str, ...]
     upstream_interfaces: tuple[str, ...]
     families: frozenset[int]
     sells: bool

@@ -31,8 +31,8 @@ def look_at_host(settings: Settings, network: Network, node_addresses: Iterable[
     Args: node_addresses: where our payment node is reached, `host:port`: a payment service, here or elsewhere.
     Raises: KernelError.
     """
-    mesh = network.mesh_interfaces(settings.mesh_interfaces, settings.ignore_interfaces)
-    desired = desired_network(settings, mesh, network.upstream_interfaces(settings.ignore_interfaces))
+    mesh = network.mesh_interfaces(settings.mesh_interfaces, settings.never_mesh)
+    desired = desired_network(settings, mesh, *network.other_interfaces(mesh, settings.lan_interfaces))
     services = dict.fromkeys((*desired.services, *node_services(node_addresses)))
     own = set(network.local_addresses())
     return replace(
@@ -65,7 +65,7 @@ def left_out(settings: Settings, network: Network) -> list[Check]:
     Raises: KernelError.
     """
     found = []
-    for name, (why, remedy) in network.left_out(settings.mesh_interfaces, settings.ignore_interfaces).items():
+    for name, (why, remedy) in network.left_out(settings.mesh_interfaces, settings.never_mesh).items():
         by_name = name in settings.mesh_interfaces
         said = f"MESH_INTERFACES: {why}" if by_name else f"left out of MESH_INTERFACES: {why}"
         found.append(Check(f"interface {name}", not by_name, said, remedy, "configuration" if by_name else ""))
@@ -118,7 +118,11 @@ def missing_names(settings: Settings, network: Network) -> list[Check]:
     Raises: KernelError.
     """
     without = network.left_out(settings.mesh_interfaces, ())
-    keys = {"MESH_INTERFACES": settings.mesh_interfaces, "IGNORE_INTERFACE": settings.ignore_interfaces}
+    keys = {
+        "MESH_INTERFACES": settings.mesh_interfaces,
+        "IGNORE_INTERFACE": settings.ignore_interfaces,
+        "LAN_INTERFACE": settings.lan_interfaces or (),
+    }
     found = []
     for key, names in keys.items():
         for name in names:
@@ -132,15 +136,18 @@ def missing_names(settings: Settings, network: Network) -> list[Check]:
     return found
 
 
-def desired_network(settings: Settings, mesh: Sequence[str], upstream: Sequence[str]) -> DesiredNetwork:
+def desired_network(
+    settings: Settings, mesh: Sequence[str], lan: Sequence[str], upstream: Sequence[str]
+) -> DesiredNetwork:
     """Combine settings with the interfaces that exist.
 
     Args:
         mesh: existing names that MESH_INTERFACES means.
-        upstream: ignored interfaces that carry a default route.
+        lan: others that are ours. upstream: those of the rest that lead somewhere.
     """
     return DesiredNetwork(
         mesh_interfaces=tuple(mesh),
+        lan_interfaces=tuple(lan),
         upstream_interfaces=tuple(upstream),
         families=FAMILIES[settings.network_module],
         sells=settings.sells,

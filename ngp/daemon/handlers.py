@@ -90,6 +90,7 @@ class Handlers:
             "identity": identity.text(node.identity),
             "interfaces": list(node.host.desired.mesh_interfaces),
             "upstream_interfaces": list(node.host.desired.upstream_interfaces),
+            "lan_interfaces": list(node.host.desired.lan_interfaces),
             "queue": {"held": counters.get("held", 0), "dropped": counters.get("dropped", 0)},
             "datapath": datapath,
             "payment": {

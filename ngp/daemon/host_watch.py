@@ -97,7 +97,7 @@ class HostWatch:
     def _tell_changes(self, desired: DesiredNetwork) -> None:
         """Log which mesh interfaces came and went, and why: a line a change."""
         before, now = set(self.desired.mesh_interfaces), set(desired.mesh_interfaces)
-        why = self._network.left_out(self._settings.mesh_interfaces, self._settings.ignore_interfaces)
+        why = self._network.left_out(self._settings.mesh_interfaces, self._settings.never_mesh)
         for name in sorted(before - now):
             if name in why:
                 text = f"mesh interface {name} isn't gated any more: it {'; '.join(filter(None, why[name]))}"

@@ -69,7 +69,7 @@ def shut(settings: Settings, state_dir: Path) -> None:
         ) from error
     network = main.make_network(settings, state_dir)
     try:
-        network.shut(settings.mesh_interfaces, settings.ignore_interfaces, FAMILIES[settings.network_module])
+        network.shut(settings.mesh_interfaces, settings.never_mesh, FAMILIES[settings.network_module])
     finally:
         network.close()
         namespace.release()

@@ -41,6 +41,7 @@ def settings(**changes: object) -> Settings:
         payment_module="sandbox",
         mesh_interfaces=("eth1",),
         ignore_interfaces=(),
+        lan_interfaces=None,
         ngp_addresses=(),
         modules={},
         csv_delay_blocks=1008,

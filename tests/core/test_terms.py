@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
+
+import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from playbook import HOST_ADDRESS
+from playbook import HOST_ADDRESS, settings
 
 from ngp.core.budget import Spending, broken_limit, room_msat
 from ngp.core.contract import Contract
@@ -19,6 +22,7 @@ from ngp.core.policy import (
     answer_proposal,
     ask_in_round,
     host_prefix,
+    sell_terms,
 )
 from ngp.core.pricing import GIB, affordable_bytes, amount_due_msat
 from ngp.core.settings import Budgets
@@ -151,3 +155,21 @@ def test_timers_ring_as_set_last_and_stay_small(changes: list[tuple[int, int | N
     assert len(timers._heap) <= 64 + 4 * max(1, len(timers._at)) + 1
     assert {key for _, key in timers.ring(float(now))} == {key for key, at in expected.items() if at <= now}
     assert timers.next_mono_s() == min((at for at in expected.values() if at > now), default=None)
+
+
+@pytest.mark.parametrize(
+    ("address", "route", "sold"),
+    [
+        ("198.51.100.7", "198.51.100.0/24", "198.51.100.0/24"),
+        ("10.9.0.1", "10.0.0.0/8", "10.0.0.0/8"),
+        ("198.51.100.7", "128.0.0.0/1", "198.51.100.7/32"),
+        ("9.9.9.9", "8.0.0.0/7", "9.9.9.9/32"),
+        ("198.51.100.7", "0.0.0.0/0", "198.51.100.7/32"),
+        ("2001:db8::7", "2001:db8::/32", "2001:db8::/32"),
+        ("2001:db8::7", "2000::/3", "2001:db8::7/128"),
+        ("2001:db8::7", "::/1", "2001:db8::7/128"),
+    ],
+)
+def test_a_default_route_is_never_sold_whole_nor_a_part_of_one(address: str, route: str, sold: str) -> None:
+    terms = sell_terms(settings(), ip_address(address), "mesh0", ip_network(route))
+    assert terms.destination == ip_network(sold)

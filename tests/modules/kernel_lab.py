@@ -59,6 +59,7 @@ def desired(**changes: object) -> DesiredNetwork:
     """A gateway with m0 and m1 as mesh and up0 as upstream."""
     values: dict[str, object] = {
         "mesh_interfaces": ("m0", "m1"),
+        "lan_interfaces": (),
         "upstream_interfaces": ("up0",),
         "families": frozenset({4, 6}),
         "sells": True,

@@ -51,11 +51,15 @@ GOLDEN_BUYS_AS_WELL = """\
 *security
 :NGP_GATE - [0:0]
 :NGP_UPSTREAM - [0:0]
+:NGP_INWARD - [0:0]
 :NGP_UNPAID - [0:0]
 -A NGP_GATE -o up0 -g NGP_UPSTREAM
 -A NGP_GATE -o up1 -g NGP_UPSTREAM
--A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/unpaid -g NGP_UNPAID
+-A NGP_GATE -o wg0 -g NGP_INWARD
+-A NGP_GATE -o lan0 -g NGP_INWARD
+-A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/strict -g NGP_UNPAID
 -A NGP_UPSTREAM -m bpf --object-pinned /var/lib/ngp/bpf/strict -g NGP_UNPAID
+-A NGP_INWARD -m bpf --object-pinned /var/lib/ngp/bpf/unpaid -g NGP_UNPAID
 -A NGP_UNPAID -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 7
 -A NGP_UNPAID -j DROP
 -I FORWARD 1 -i wg0 -j NGP_GATE
@@ -136,7 +140,8 @@ def saved(variant: str) -> list[str]:
 def test_golden() -> None:
     assert render(desired(), ON_PAPER, 4) == GOLDEN
     assert render(desired(), ON_PAPER, 6) == GOLDEN
-    other = desired(mesh_interfaces=("wg0",), upstream_interfaces=("up1", "up0"), queue_number=7, buys=True)
+    lan, up = ("lan0", "what iptables can't take"), ("up0", "up1", "up+")
+    other = desired(mesh_interfaces=("wg0",), lan_interfaces=lan, upstream_interfaces=up, queue_number=7, buys=True)
     assert render(other, ON_PAPER, 4) == GOLDEN_BUYS_AS_WELL
     gives = replace(other, buys=False, free=(FreeRule(ip_network("192.0.2.0/24")),))
     assert render(gives, ON_PAPER, 4) == GOLDEN_BUYS_AS_WELL, "what is free may be so by its source, but not upstream"
@@ -242,10 +247,16 @@ def test_each_packet_is_judged_by_the_program_for_its_way(
     assert passes(hosts.client, INTERNET[family]), "towards upstream only strict is asked"
     Gate(general_pays, buys).apply()
     assert dropped(hosts.client, INTERNET[family]), "the general program must not pass what strict refused"
-    Gate(general_pays, replace(buys, upstream_interfaces=())).apply()
-    assert passes(hosts.client, INTERNET[family]), "no upstream: the general program decides"
+    for inward in (
+        replace(buys, lan_interfaces=("up0",), upstream_interfaces=()),
+        replace(buys, mesh_interfaces=("m0", "up0"), upstream_interfaces=()),
+    ):
+        Gate(general_pays, inward).apply()
+        assert passes(hosts.client, INTERNET[family]), "towards mesh and LAN the general program decides"
+        Gate(strict_pays, inward).apply()
+        assert dropped(hosts.client, INTERNET[family])
     Gate(strict_pays, replace(buys, upstream_interfaces=())).apply()
-    assert dropped(hosts.client, INTERNET[family])
+    assert passes(hosts.client, INTERNET[family]), "what no class is known of is upstream"
     Gate(strict_pays, desired(upstream_interfaces=())).apply()
     assert passes(hosts.client, INTERNET[family]), "nothing passes by its source: strict decides everything"
 

@@ -18,10 +18,10 @@ from ngp.daemon.desired import left_out, look_at_host, missing_names, named_inte
 from ngp.errors import ConfigError, KernelError
 from ngp.modules.link.udp import UdpLink
 from ngp.modules.network import check as checks
-from ngp.modules.network import layers, nat, xtables
+from ngp.modules.network import layers, nat, rtnetlink, xtables
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.host import Host, expand_interfaces
-from ngp.ports import Check, DesiredNetwork, FreeRule
+from ngp.ports import Check, DesiredNetwork, FreeRule, Prefix
 
 
 @pytest.fixture
@@ -60,14 +60,88 @@ def test_interfaces_are_those_of_the_namespace(hosts: Lab, host: Host) -> None:
     assert host.mesh_interfaces(["all"], ["up0", "m1*"]) == ("br0", "m0", "tun0")
 
 
-def test_upstream_is_ignored_and_has_a_default_route(host: Host) -> None:
+def test_a_default_route_and_parts_of_one_lead_out(host: Host) -> None:
     assert host.default_route_interfaces() == ("up0",)
-    assert host.upstream_interfaces(["up*", "m1"]) == ("up0",)
-    assert host.upstream_interfaces(["m0"]) == ()
     sh("ip route del default && ip -6 route del default")
     assert host.default_route_interfaces() == ()
     sh(f"ip route add default nexthop via {INTERNET[4]} nexthop via {CLIENT[4]}")
     assert host.default_route_interfaces() == ("m0", "up0")
+    sh(f"ip route del default && ip route add 128.0.0.0/1 via {INTERNET[4]} && ip route add 9.0.0.0/8 via {CLIENT[4]}")
+    assert host.default_route_interfaces() == ("up0",)
+    sh(f"ip route flush 128.0.0.0/1 && ip -6 route add 2000::/3 via {CLIENT[6]}")
+    assert host.default_route_interfaces() == ("m0",)
+    assert host.routed_networks(4, ["m0", "up0"]) == (ip_network("9.0.0.0/8"),)
+    assert host.routed_networks(6, ["m0", "up0"]) == (), "never a default route, in parts neither"
+
+
+# What makes an interface upstream that carries no default route.
+UPSTREAM_ROUTES = {
+    "two halves": f"ip route add 0.0.0.0/1 via {INTERNET[4]} && ip route add 128.0.0.0/1 via {INTERNET[4]}",
+    "specific": f"ip route add 198.51.100.0/24 via {INTERNET[4]}",
+    "a host": "ip route add 198.51.100.7/32 dev up0",
+    "all of IPv6": f"ip -6 route add 2000::/3 via {INTERNET[6]}",
+    "another table": f"ip route add default via {INTERNET[4]} table 51820",
+    "one of several ways": f"ip route add 198.51.100.0/24 nexthop via {INTERNET[4]} nexthop via {CLIENT[4]}",
+    "a nexthop object": f"ip nexthop add id 7 via {INTERNET[4]} dev up0 && ip route add 198.51.100.0/24 nhid 7",
+}
+
+
+@pytest.mark.parametrize("routes", UPSTREAM_ROUTES.values(), ids=list(UPSTREAM_ROUTES))
+def test_what_carries_more_than_its_own_networks_is_upstream(hosts: Lab, routes: str) -> None:
+    sh("ip route del default && ip -6 route del default && ip addr add 192.0.2.9/24 dev m1")
+    network = Datapath(Path("/nowhere"))
+    assert network.other_interfaces(("m0",), None) == (("m1", "up0"), ()), "connected routes alone"
+    sh(f"ip route add default via {CLIENT[4]} && {routes}")
+    assert network.other_interfaces(("m0",), None) == (("m1",), ("up0",))
+    lines = by_name(desired(mesh_interfaces=("m0",), lan_interfaces=("m1",)))
+    assert lines["interface m1"].found == "LAN: carries only its own networks (192.0.2.0/24)"
+    assert lines["interface up0"].found.startswith("upstream: carries more than its own networks (")
+    assert lines["interface m0"].found.startswith("mesh: ")
+    assert all(lines[f"interface {name}"].ok for name in ("m0", "m1", "up0"))
+    network.close()
+
+
+def test_the_operator_says_which_interfaces_are_ours(hosts: Lab) -> None:
+    sh(f"ip route add 10.99.0.0/16 via {CLIENT[4]} && ip addr add 192.0.2.9/24 dev m1")
+    network = Datapath(Path("/nowhere"))
+    assert network.other_interfaces(("up0",), ["m*"]) == (("m0", "m1", "m1x"), ())
+    assert network.other_interfaces((), ["m1"]) == (("m1",), ("m0", "up0"))
+    assert network.other_interfaces((), []) == ((), ("m0", "up0"))
+    mesh = desired(mesh_interfaces=("up0",), upstream_interfaces=("m0",), buys=True)
+    line = by_name(mesh)["interface m0"]
+    assert "upstream" in line.found and "10.99.0.0/16" in line.found and line.remedy.startswith("if your own hosts")
+    assert by_name(mesh)["interface m1"].found == "upstream: LAN_INTERFACE doesn't name it"
+    assert by_name(mesh)["interface m1x"].found == "upstream: has no address"
+    named = by_name(desired(mesh_interfaces=("up0",), lan_interfaces=("m0",), upstream_interfaces=(), buys=True))
+    assert named["interface m0"] == Check("interface m0", True, "LAN: LAN_INTERFACE names it")
+    network.close()
+
+
+def test_ports_of_a_bridge_are_of_its_class(hosts: Lab) -> None:
+    sh("ip link add br0 type bridge && ip link set m1 master br0 && ip addr add 192.0.2.9/24 dev br0")
+    sh("ip link set br0 up")
+    network = Datapath(Path("/nowhere"))
+    assert network.other_interfaces(("m0",), None)[0] == ("br0",)
+    assert "interface m1" not in by_name(desired(mesh_interfaces=("m0",)))
+    network.close()
+
+
+def test_only_some_of_a_full_table_is_read(hosts: Lab, host: Host, tmp_path: Path) -> None:
+    batch = tmp_path / "routes"
+    rows = (f"route add 203.{high}.{low}.0/24 via {INTERNET[4]}" for high in range(80) for low in range(250))
+    batch.write_text("\n".join(rows))
+    sh(f"ip -batch {batch}")
+    read = list[bytes]()
+    really = rtnetlink.prefix_of
+
+    def count(version: int, message: bytes) -> Prefix:
+        read.append(message)
+        return really(version, message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rtnetlink, "prefix_of", count)
+        assert [len(host.routes_beyond(name, (), 3)) for name in ("up0", "m1")] == [5, 0], "all two of IPv6"
+    assert len(read) < 20, "neither others' routes nor all of its own"
 
 
 def test_own_addresses(host: Host) -> None:
@@ -148,10 +222,9 @@ def test_check_without_rights_tries_nothing_and_says_so(monkeypatch: pytest.Monk
 
 def test_check_names_what_is_wrong_with_the_command_that_mends_it(hosts: Lab) -> None:
     sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
-    lines = by_name(desired(mesh_interfaces=("m1", "up0", "absent0")))
+    lines = by_name(desired(mesh_interfaces=("m1", "absent0")))
     assert lines["forwarding IPv4"].remedy == "sysctl -w net.ipv4.ip_forward=1"
     assert lines["forwarding IPv6"].remedy == "sysctl -w net.ipv6.conf.all.forwarding=1"
-    assert not lines["interface up0"].ok and "MESH_INTERFACES" in lines["interface up0"].remedy
     assert not lines["interface absent0"].ok
     for name in ("forwarding IPv4", "forwarding IPv6"):
         sh(lines[name].remedy)

@@ -1,0 +1,84 @@
+"""Sides: which interfaces that aren't mesh are ours (LAN), and which lead to others (upstream), and why.
+
+What a neighbour sends to an upstream interface always needs its own contract, and what comes from one reaches no
+neighbour without one. A default route doesn't decide that: VPN clients set two halves of one, providers specific routes
+or 2000::/3. So an interface is a LAN by itself only where its routes, in any table, carry nothing but the networks of
+its own addresses. All others are upstream, those without addresses and those that come up a moment ago too: that costs
+a packet, the other mistake gives the uplink away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ngp.core.messages import Prefix
+from ngp.modules.network import layers
+from ngp.modules.network.host import Host, expand_interfaces
+
+_ROUTES_TOLD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """An interface that isn't mesh.
+
+    Attributes:
+        own: the networks of its own addresses. beyond: some routes out of it to other networks; empty: none.
+    """
+
+    name: str
+    own: tuple[Prefix, ...]
+    beyond: tuple[Prefix, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """True where it carries only the networks of its own addresses."""
+        return bool(self.own) and not self.beyond
+
+
+def look(host: Host, mesh: Sequence[str]) -> list[Side]:
+    """Look at all interfaces that exist, but lo, those of the mesh and those whose packets arrive on another.
+
+    Raises: KernelError.
+    """
+    known = host.interfaces()
+    without = {"lo", *mesh, *layers.ports(known), *layers.idle_fallbacks(known)}
+    found = []
+    for name in sorted(known.keys() - without):
+        own = host.networks(name)
+        found.append(Side(name, own, host.routes_beyond(name, own, _ROUTES_TOLD)))
+    return found
+
+
+def lan_of(sides: Sequence[Side], patterns: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of those that are ours. Pure. Args: patterns: LAN_INTERFACE; None: `auto`."""
+    if patterns is None:
+        return tuple(side.name for side in sides if side.is_plain)
+    return expand_interfaces((side.name for side in sides), patterns, ())
+
+
+def upstream_of(sides: Sequence[Side], lan: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the others that lead somewhere now. Pure."""
+    return tuple(side.name for side in sides if side.beyond and side.name not in lan)
+
+
+def told(side: Side, is_lan: bool) -> str:
+    """Say which class an interface has, and why. Pure."""
+    beyond = f"{', '.join(map(str, side.beyond))}{', ...' if _has_more(side) else ''}"
+    if is_lan and side.is_plain:
+        return f"LAN: carries only its own networks ({', '.join(map(str, side.own))})"
+    if is_lan:
+        return "LAN: LAN_INTERFACE names it"
+    if side.beyond:
+        return f"upstream: carries more than its own networks ({beyond})"
+    return "upstream: LAN_INTERFACE doesn't name it" if side.own else "upstream: has no address"
+
+
+def may_be_ours(side: Side) -> bool:
+    """Say whether all that lies beyond it has private addresses: a LAN with another router in it, perhaps. Pure."""
+    return bool(side.beyond) and not _has_more(side) and all(each.is_private for each in side.beyond)
+
+
+def _has_more(side: Side) -> bool:
+    return any(sum(each.version == version for each in side.beyond) == _ROUTES_TOLD for version in (4, 6))
