@@ -15,6 +15,7 @@ import platform
 import re
 import struct
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -34,15 +35,23 @@ _RING_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.vsnprintf.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p]
-messages: list[str] = []
-"""What libbpf said last; part of the error when loading fails."""
+
+
+class _Said(threading.local):
+    """What libbpf said last in this thread; part of the error when loading fails."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+
+_said = _Said()
 
 
 def _keep_message(_level: int, text: bytes, arguments: int) -> int:
     buffer = ctypes.create_string_buffer(4096)
     _libc.vsnprintf(buffer, len(buffer), text, arguments)
-    messages.append(buffer.value.decode(errors="replace").strip())
-    del messages[:-_MESSAGES_MAX]
+    _said.lines.append(buffer.value.decode(errors="replace").strip())
+    del _said.lines[:-_MESSAGES_MAX]
     return 0
 
 
@@ -203,10 +212,10 @@ class Programs:
             raise KernelError(
                 f"the kernel's part {path} is missing; install ngp's wheel, or: python setup.py build_meter -i"
             )
-        messages.clear()
+        _said.lines.clear()
         self._object = ctypes.c_void_p(library().bpf_object__open_file(os.fsencode(path), None))
         if not self._object:
-            raise KernelError(f"the kernel's part {path} can't be read: {' | '.join(messages)}")
+            raise KernelError(f"the kernel's part {path} can't be read: {' | '.join(_said.lines)}")
         try:
             for name, entries in sizes.items():
                 require(library().bpf_map__set_max_entries(self._map(name), entries), f"sizing the table {name}")
@@ -216,8 +225,8 @@ class Programs:
             if result == -errno.EPERM:
                 require(result, f"loading {path.name}")
             if result < 0:
-                _log.debug("loading %s: %s", path, "\n".join(messages))
-                raise KernelError(refusal(path, messages))
+                _log.debug("loading %s: %s", path, "\n".join(_said.lines))
+                raise KernelError(refusal(path, _said.lines))
         except KernelError:
             self.close()
             raise

@@ -162,6 +162,9 @@ class Network(Protocol):
     def stop_watching(self) -> None:
         """End `watch`; safe to call twice."""
 
+    def beside(self) -> Network:
+        """Return one that another thread may ask about the host, and in whose answers this one runs. Close it."""
+
     def taken(self, desired: DesiredNetwork) -> list[Check]:
         """Say, in the words of a start, whether another program has what we need for ourselves; leaves nothing.
 

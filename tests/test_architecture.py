@@ -22,7 +22,10 @@ NO_BUSINESS_IN_CORE = {
     *("signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys", "syslog", "tempfile"),
     *("threading", "time", "urllib", "uuid", "zoneinfo"),
 }
-SHARED_WITH_MODULES = ("ngp.ports", "ngp.errors", "ngp.module_keys", "ngp.core", "ngp.modules.bpf")
+SHARED_WITH_MODULES = (
+    *("ngp.ports", "ngp.errors", "ngp.module_keys", "ngp.core"),
+    *("ngp.modules.bpf", "ngp.modules.netlink"),
+)
 
 
 def modules_of_project() -> dict[str, Path]:
@@ -74,7 +77,8 @@ def fault(name: str, imported: str) -> str | None:
     if within(name, "ngp.modules"):
         group = ".".join(name.split(".")[:3])
         allowed = within(imported, *SHARED_WITH_MODULES) or (group != "ngp.modules" and within(imported, group))
-        return "a module knows ports, errors, core values, libbpf and its own group" if ours and not allowed else None
+        why = "a module knows ports, errors, core values, libbpf, netlink and its own group"
+        return why if ours and not allowed else None
     if within(name, "ngp.ports", "ngp.errors", "ngp.module_keys") and ours:
         allowed = within(imported, "ngp.core", "ngp.errors", "ngp.ports")
         return None if allowed else "ports and errors know core values only"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,15 +123,18 @@ def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch
     monkeypatch.setattr(checkup, "accounts", lambda _: [])
     monkeypatch.setattr(checkup, "effect", lambda *_: Check("in force", True, ""))
     node: Any = handlers._node
-    node.settings, node.ledger_why_not = None, "it is gone"
-    node.host, node.payment = SimpleNamespace(node_addresses=()), SimpleNamespace(why_not="")
-    node.parts.network, node.parts.make_links = None, lambda _: []
+    node.settings = parse("MESH_INTERFACES: m0\nQUEUE_NUMBER: 7\n", Path("net.conf"))
+    node.ledger_why_not, node.payment = "it is gone", SimpleNamespace(why_not="")
+    node.parts.make_links = lambda _: []
+    tried: list[int] = []
+    beside = SimpleNamespace(taken=lambda wanted: tried.append(wanted.queue_number) or [])
+
+    async def aside(look: Callable[[Any], list[Check]]) -> list[Check]:
+        return look(beside)
+
+    desired = desired_network(node.settings, (), (), ())
+    node.host = SimpleNamespace(node_addresses=(), aside=aside, desired=desired)
     told = {row["name"]: row["kind"] for row in asyncio.run(handlers.check({}))}
     assert told == {"interface p0": "configuration", "interface m0": "kernel", "ledger": "ledger", "in force": "kernel"}
-    tried: list[int] = []
-    node.settings = parse("MESH_INTERFACES: m0\nQUEUE_NUMBER: 7\n", Path("net.conf"))
-    node.host.desired = desired_network(node.settings, (), (), ())
-    node.parts.network = SimpleNamespace(taken=lambda wanted: tried.append(wanted.queue_number) or [])
-    for number in (7, 8):  # our own is taken, by us
-        asyncio.run(handlers.check({"text": f"MESH_INTERFACES: m0\nQUEUE_NUMBER: {number}\n", "path": "net.conf"}))
-    assert tried == [8]
+    asyncio.run(handlers.check({"text": "MESH_INTERFACES: m0\nQUEUE_NUMBER: 8\n", "path": "net.conf"}))
+    assert tried == [7, 8], "which of them is our own the network knows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
@@ -15,6 +16,7 @@ import pytest
 from ngp.config import parse
 from ngp.core.messages import Address
 from ngp.core.values import DesiredNetwork, FreeRule
+from ngp.daemon.desired import named_interfaces
 from ngp.daemon.host_watch import HostWatch
 from ngp.daemon.post import SelfDescription
 from ngp.errors import KernelError
@@ -33,6 +35,11 @@ class Network:
         self.applied: list[tuple[str, ...]] = []
         self.changed_gate = False
         self.refuses = False
+
+    def beside(self) -> Network:
+        return Beside()
+
+    def close(self) -> None: ...
 
     def mesh_interfaces(self, _wanted: Sequence[str], _ignored: Sequence[str]) -> tuple[str, ...]:
         return self.names
@@ -53,6 +60,15 @@ class Network:
             raise KernelError("no")
         self.applied.append(desired.mesh_interfaces)
         return self.changed_gate
+
+
+class Beside(Network):
+    """What another thread asks."""
+
+    closed: list[int] = []  # noqa: RUF012
+
+    def close(self) -> None:
+        self.closed.append(threading.get_ident())
 
 
 class Post:
@@ -87,6 +103,57 @@ def test_an_interface_that_comes_is_gated_and_greeted_and_nothing_of_our_hello_i
     assert network.applied == [("mesh0", "mesh1")] and watch.desired.mesh_interfaces == ("mesh0", "mesh1")
     assert post.greeted == ["mesh0", "mesh1"]
     assert post.ourselves == SelfDescription("regtest", True, True, (IPv4Address("10.0.0.1"),), b"", "signature")
+
+
+def test_a_long_look_at_the_host_is_a_threads_and_one_at_a_time() -> None:
+    """What `ngp check` and a reload ask takes seconds with hundreds of interfaces."""
+    network: Any = Network()
+    post: Any = Post()
+    watch = HostWatch(SETTINGS, network, post)
+    Beside.closed.clear()
+    looking, went_on, most = list[int](), threading.Event(), 0
+
+    def look(asked: Any) -> str:
+        nonlocal most
+        assert isinstance(asked, Beside), "a network is for one thread"
+        looking.append(0)
+        assert went_on.wait(60), "the loop goes on"
+        most = max(most, len(looking))
+        looking.pop()
+        return "seen"
+
+    async def scenario() -> list[str]:
+        looks = [asyncio.create_task(watch.aside(look)) for _ in range(2)]
+        while not looking:
+            await asyncio.sleep(0.001)
+        for _ in range(50):  # another thread would have begun as well
+            await asyncio.sleep(0.001)
+        went_on.set()
+        return await asyncio.gather(*looks)
+
+    assert asyncio.run(scenario()) == ["seen", "seen"]
+    assert most == 1 and len(Beside.closed) == 2 and threading.get_ident() not in Beside.closed
+
+
+def test_names_of_hundreds_of_interfaces_cost_a_few_questions() -> None:
+    names = [f"mesh{number}" for number in range(256)]
+
+    class Counting(Network):
+        asked = 0
+
+        def mesh_interfaces(self, _wanted: Sequence[str], _ignored: Sequence[str]) -> tuple[str, ...]:
+            self.asked += 1
+            return ("mesh0",)
+
+        def left_out(self, _wanted: Sequence[str], _ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
+            self.asked += 1
+            return {"mesh1": ("is a port", "")}
+
+    network: Any = Counting()
+    lines = named_interfaces(parse(f"MESH_INTERFACES: {names}\n", NET_CONF), network, ("mesh0",))
+    missing = {line.name for line in lines if not line.ok and "no interface has this name" in line.found}
+    assert missing == {f"interface {name}" for name in names[2:]}
+    assert network.asked < 10
 
 
 def test_a_payment_node_is_a_payment_service_here_or_on_another_host() -> None:

@@ -55,6 +55,9 @@ class Closed:
     def left_out(self, *_: object) -> dict[str, tuple[str, str]]:
         return {}
 
+    def beside(self) -> Closed:
+        return Closed()
+
     def __getattr__(self, name: str) -> Any:
         def note(*_: object, **__: object) -> Sequence[object]:
             self.done.append(name)
@@ -286,7 +289,7 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
     monkeypatch.setattr(broken, "tell", told.append)
     monkeypatch.setattr(broken.host, "apply", apply)
     monkeypatch.setattr(broken.parts.payment, "check", check, raising=False)
-    monkeypatch.setattr(broken.host, "lacks", list)
+    monkeypatch.setattr(broken.host, "lacks", no_lacks)
     seller = "MESH_INTERFACES: [eth1]\nBUY: no\nREFUND_WHEN_ASKED: "
     path.write_text(f"{seller}no\n")
     assert "LND" not in asyncio.run(broken.reload())
@@ -294,6 +297,41 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
     said = asyncio.run(broken.reload())
     bare = "on no interface: nothing is gated"  # there is no eth1 here
     assert said == f"applied: REFUND_WHEN_ASKED; {bare}; LND's macaroon: does not allow SendPaymentV2"
+
+
+async def no_lacks() -> list[Check]:
+    return []
+
+
+def test_a_reload_that_looks_at_the_host_for_long_holds_up_no_event(
+    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hundreds of interfaces, and other programs to ask, it takes seconds."""
+    served, in_time = threading.Event(), list[bool]()
+
+    def long(*_: object, **__: object) -> list[Check]:
+        in_time.append(served.wait(60))
+        served.clear()
+        return []
+
+    path = broken.parts.config_path = tmp_path / "net.conf"
+    path.write_text("MESH_INTERFACES: [eth1]\nSELL: no\n")
+    monkeypatch.setattr(broken, "tell", lambda _event: None)
+    monkeypatch.setattr(broken.host, "refuse", long)
+    monkeypatch.setattr(host_watch.checkup, "lacks", long)
+    monkeypatch.setattr(broken.host, "apply", lambda _settings: no_lacks())
+    broken.post.links = ()  # type: ignore[misc]
+    monkeypatch.setattr(broken.payment, "warn_of_lacks", lambda _settings: no_lacks())
+
+    async def scenario() -> str:
+        reload = asyncio.create_task(broken.reload())
+        while not reload.done():
+            served.set()  # as an event would be
+            await asyncio.sleep(0)
+        return await reload
+
+    assert asyncio.run(scenario()).startswith("applied: SELL")
+    assert in_time == [True, True]
 
 
 def odd_books(folder: Path) -> Store:
@@ -312,7 +350,11 @@ def test_a_start_warns_of_what_check_would_and_waits_for_no_long_books(
     parts: Any = broken.parts
     parts.store = odd_books(tmp_path)
     lack = Check("interface wlan7", False, "MESH_INTERFACES: no interface has this name", "correct MESH_INTERFACES")
-    monkeypatch.setattr(broken.host, "lacks", lambda: [lack])
+
+    async def lacks() -> list[Check]:
+        return [lack]
+
+    monkeypatch.setattr(broken.host, "lacks", lacks)
     long, look = threading.Event(), checkup.books
     monkeypatch.setattr(main, "BOOKS_WAIT_S", 60.0 if books_are == "short" else 0.0)
     monkeypatch.setattr(main.checkup, "books", lambda *asked: (long.wait(60), look(*asked))[1])

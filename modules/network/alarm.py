@@ -17,8 +17,10 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
+
+from ngp.modules.netlink import messages, open_socket
 
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES, _RTNLGRP_TC = 7, 4  # linux/netfilter/nfnetlink.h, linux/rtnetlink.h
@@ -26,7 +28,6 @@ _NFNL_SUBSYS_NFTABLES = 10
 _NFTA_TABLE = 1  # the table's name is attribute 1 of every message about a table, chain, rule or set
 _TC_MESSAGES = frozenset({36, 37, 44, 45})  # RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER
 _CLSACT_PARENTS = frozenset({0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3})  # the qdisc, its ingress and its egress
-_MESSAGE = struct.Struct("=IHHII")
 _NFGENMSG_BYTES = 4
 _GATE_TABLE = b"security\0"
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
@@ -39,7 +40,7 @@ _log = logging.getLogger("ngp")
 
 def touches_gate(datagram: bytes) -> bool:
     """Say whether nf_tables announces a change of the table that the gate stands in, of either family. Pure."""
-    for kind, body in _messages(datagram):
+    for kind, body in messages(datagram):
         length, attribute = struct.unpack_from("=HH", body.ljust(_NFGENMSG_BYTES + 4, b"\0"), _NFGENMSG_BYTES)
         name = body[_NFGENMSG_BYTES + 4 : _NFGENMSG_BYTES + length]
         if kind >> 8 == _NFNL_SUBSYS_NFTABLES and attribute == _NFTA_TABLE and name == _GATE_TABLE:
@@ -49,19 +50,10 @@ def touches_gate(datagram: bytes) -> bool:
 
 def touches_hook(datagram: bytes) -> bool:
     """Say whether traffic control announces a change of a clsact qdisc or its filters, on any interface. Pure."""
-    for kind, body in _messages(datagram):
+    for kind, body in messages(datagram):
         if kind in _TC_MESSAGES and len(body) >= 16 and struct.unpack_from("=I", body, 12)[0] in _CLSACT_PARENTS:
             return True
     return False
-
-
-def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and body of each netlink message."""
-    at = 0
-    while at + _MESSAGE.size <= len(datagram):
-        length, kind, _, _, _ = _MESSAGE.unpack_from(datagram, at)
-        yield kind, datagram[at + _MESSAGE.size : at + length]
-        at += max((length + 3) & ~3, _MESSAGE.size)
 
 
 class Share:
@@ -116,13 +108,12 @@ class Alarm:
 
     def _listen(self, protocol: int, group: int, touches: Callable[[bytes], bool]) -> None:
         try:
-            made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-            with suppress(OSError):  # a smaller one overflows sooner, which is an alarm too many
-                made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-            made.bind((0, 1 << (group - 1)))
+            made = open_socket(protocol, 1 << (group - 1))
         except OSError as error:
             _log.info("netlink %d says nothing of changes (%s): the gate is looked at by the clock", protocol, error)
             return
+        with suppress(OSError):  # a smaller one overflows sooner, which is an alarm too many
+            made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
         made.setblocking(False)
         self._open[made] = None
         self._resume(made, touches)

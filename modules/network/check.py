@@ -22,8 +22,9 @@ from ngp.core.services import SERVICES_A_HOST
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
 from ngp.modules.network import bpf, layers, layout, nat, sides, xtables
-from ngp.modules.network.host import Host, Interface
+from ngp.modules.network.host import Host
 from ngp.modules.network.meter import table_sizes
+from ngp.modules.network.rtnetlink import Interface
 from ngp.modules.network.xtables import NFT, find_command, run
 from ngp.ports import Check, DesiredNetwork, FreeRule, Prefix
 

@@ -78,6 +78,7 @@ class Datapath:
         self._alarm: Alarm | None = None
         self._gate_restored = 0
         self._left_out: tuple[FreeRule, ...] = ()
+        self._runs_beside: DesiredNetwork | None = None
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
         """Return the interfaces that exist now and that MESH_INTERFACES means, sorted. Raises KernelError."""
@@ -130,7 +131,7 @@ class Datapath:
             library()
             tcx = hooks.has_tcx()
             lines.append(Check("hook", True, "tcx" if tcx else "clsact (tcx comes with Linux 6.6)"))
-            lines.append(Check("meter", True, "runs") if self._running else host_check.meter(desired))
+            lines.append(Check("meter", True, "runs") if self._in_force() else host_check.meter(desired))
         except KernelError as error:
             lines.append(Check("libbpf", False, str(error), "apt install libbpf1"))
         try:
@@ -144,9 +145,16 @@ class Datapath:
         """Say what of `check` may come and go and costs little to ask for; touches nothing."""
         return host_check.look(desired, most_s)
 
+    def beside(self) -> Datapath:
+        """Return one for the questions of another thread, since a `Host` is one thread's; it knows what runs here."""
+        other = Datapath(self._folder.parent, self._use_tcx)
+        other._runs_beside = self._in_force()
+        return other
+
     def taken(self, desired: DesiredNetwork) -> list[Check]:
         """Say whether another program has the queue; the number that we have ourselves isn't asked for."""
-        ours = self._running is not None and self._running.desired.queue_number == desired.queue_number
+        runs = self._in_force()
+        ours = runs is not None and runs.queue_number == desired.queue_number
         return [] if ours else [try_number(desired.queue_number)]
 
     def refuse(self, desired: DesiredNetwork) -> None:
@@ -334,6 +342,10 @@ class Datapath:
         if self._host is None:
             self._host = Host()
         return self._host
+
+    def _in_force(self) -> DesiredNetwork | None:
+        """Return what this daemon has set up, here or in the one that this one stands beside."""
+        return self._running.desired if self._running is not None else self._runs_beside
 
     def _required(self) -> Meter:
         if self._running is None:

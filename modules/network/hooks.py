@@ -12,10 +12,10 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Iterator
 from enum import Enum
 
 from ngp.errors import KernelError
+from ngp.modules import netlink
 from ngp.modules.bpf import library, require
 from ngp.modules.network import bpf
 
@@ -23,9 +23,8 @@ OUT_PROGRAM, IN_PROGRAM = "ngp_tc_out", "ngp_tc_in"
 _BEFORE, _REPLACE = 1 << 3, 1 << 2
 _PROGRAMS_MAX = 64
 _HANDLE, _PRIORITY = 0x4E47, 1
-_NETLINK_TIMEOUT_S = 5
-_RTM_NEWTFILTER, _RTM_GETTFILTER = 44, 46
-_RTM_NEWQDISC, _RTM_GETQDISC, _TCA_KIND = 36, 38, 1
+_RTM_GETTFILTER, _RTM_GETQDISC, _TCA_KIND = 46, 38, 1
+_TRAFFIC_CONTROL = struct.Struct("=BxxxiIII")  # struct tcmsg
 _CLSACT_PARENT = {1: 0xFFFFFFF2, 2: 0xFFFFFFF3}
 
 
@@ -187,38 +186,24 @@ def _detach_clsact(ifindex: int, direction: Direction) -> None:
 
 def _filters(ifindex: int, direction: Direction) -> int:
     """Count the filters on one side of an interface's clsact qdisc; 0 where it has none."""
-    return sum(kind == _RTM_NEWTFILTER for kind, _ in _ask(_RTM_GETTFILTER, ifindex, _CLSACT_PARENT[direction.point]))
+    return len(_list(_RTM_GETTFILTER, ifindex, _CLSACT_PARENT[direction.point]))
 
 
 def _has_clsact(ifindex: int) -> bool:
     """Say whether an interface has a clsact qdisc, and not an old ingress one in the same place."""
-    for kind, body in _ask(_RTM_GETQDISC, ifindex, 0):
-        if kind == _RTM_NEWQDISC and struct.unpack_from("=i", body, 4)[0] == ifindex:
-            length, attribute = struct.unpack_from("=HH", body, 20)
-            if attribute == _TCA_KIND and body[24 : 20 + length].rstrip(b"\0") == b"clsact":
-                return True
+    for body in _list(_RTM_GETQDISC, ifindex, 0):
+        kind = dict(netlink.attributes(body[_TRAFFIC_CONTROL.size :])).get(_TCA_KIND, b"")
+        if struct.unpack_from("=i", body, 4)[0] == ifindex and netlink.text(kind) == "clsact":
+            return True
     return False
 
 
-def _ask(request: int, ifindex: int, parent: int) -> list[tuple[int, bytes]]:
-    """Dump what traffic control has on an interface, as (message type, struct tcmsg and attributes)."""
-    body = struct.pack("=BBHiIII", 0, 0, 0, ifindex, 0, parent, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as connection:
-        connection.settimeout(_NETLINK_TIMEOUT_S)
-        connection.bind((0, 0))
-        connection.send(struct.pack("=IHHII", 16 + len(body), request, 0x301, 1, 0) + body)
-        return list(_answers(connection))
-
-
-def _answers(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
-    while True:
+def _list(request: int, ifindex: int, parent: int) -> list[bytes]:
+    """List what traffic control has on an interface (struct tcmsg and attributes), none where that isn't there."""
+    with netlink.Asker() as kernel:
         try:
-            data = connection.recv(65536)
-        except OSError as error:
+            return list(kernel.dump(request, _TRAFFIC_CONTROL.pack(0, ifindex, 0, parent, 0)))
+        except TimeoutError as error:
             raise KernelError(f"the kernel doesn't list its traffic control filters: {error}") from error
-        while len(data) >= 16:
-            length, kind = struct.unpack_from("=IH", data)
-            if kind in (2, 3):  # error (no such qdisc or interface), done
-                return
-            yield kind, data[16:length]
-            data = data[(length + 3) & ~3 :]
+        except OSError:  # no such qdisc or interface
+            return []

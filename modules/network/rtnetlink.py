@@ -1,88 +1,130 @@
-"""rtnetlink: questions about links, addresses and routes, and their answers, by a socket of our own.
+"""rtnetlink: links, addresses and routes, asked of the kernel and read.
 
-Source: rtnetlink(7), linux/rtnetlink.h
+Source: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 import struct
-from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from ngp.core.messages import Prefix
+from ngp.core.messages import Address, Prefix
 from ngp.errors import KernelError
+from ngp.modules.netlink import Asker, attribute, attributes, open_socket, text
 
-NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
-RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE = 18, 22, 26
-RTN_UNICAST = 1
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-HEADER = struct.Struct("=IHHII")
-ROUTE = struct.Struct("=8BI")  # struct rtmsg
-RTA_DST, RTA_OIF = 1, 4
-_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 5, 9, 18
-GATEWAYS = frozenset({_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA})
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
-_RECEIVE_BYTES = 64 << 10
-_ANSWER_TIMEOUT_S = 5
+RTM_GETROUTE = 26
+RTM_F_FIB_MATCH = 0x2000
+_RTM_GETLINK, _RTM_GETADDR = 18, 22
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_ARPHRD_ETHER = 1
+_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+_LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER = 1, 3, 5, 10
+_IFLA_LINKINFO, _IFLA_LINK_NETNSID = 18, 37
+_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND = 1, 4
+_ADDRESS = struct.Struct("=4BI")  # struct ifaddrmsg
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_ROUTE = struct.Struct("=8BI")  # struct rtmsg
+_RTN_UNICAST = 1
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
+_GATEWAYS = frozenset({_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA})
+_HOP = struct.Struct("=HBBi")  # struct rtnexthop
 
 
-def open_socket(groups: int = 0) -> socket.socket:
-    """Open a socket that asks, or hears these groups' notifications. Raises KernelError."""
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface.
+
+    Attributes:
+        link_address: its MAC, or empty.
+        has_link_addresses: neighbours on it are told apart by MAC.
+        kind: as `ip -d link` says (`veth`, `bridge`, `wireguard`, ... or "").
+        master: index of its bridge or bond, or 0.
+        port_of: the kind of that one, or "".
+        lower: index of the interface that it stands on (VLAN, macvlan, ...), in this namespace, or 0.
+    """
+
+    index: int
+    name: str
+    link_address: bytes
+    has_link_addresses: bool
+    is_loopback: bool
+    is_up: bool
+    kind: str
+    master: int
+    port_of: str = ""
+    lower: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAddress:
+    """An address of this host: its interface's index, its prefix length, itself, and the other end's or itself."""
+
+    index: int
+    prefix_length: int
+    local: Address
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route: its destination, the indexes of its interfaces, and whether other routers are behind them.
+
+    Attributes:
+        is_unicast: it leads somewhere; others are local ones, unreachable, ...
+    """
+
+    is_unicast: bool
+    prefix_length: int
+    destination: bytes
+    interfaces: tuple[int, ...]
+    has_gateway: bool
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Let only KernelError out of a block. Args: what: could not be done, for the message."""
     try:
-        made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        made.bind((0, groups))
+        yield
     except OSError as error:
-        raise KernelError(f"a rtnetlink socket can't be opened: {error}; run as root") from error
-    made.settimeout(_ANSWER_TIMEOUT_S)
-    return made
+        raise KernelError(f"{what}: {error}; run as root and try again") from error
 
 
-def exchange(connection: socket.socket, sequence: int, kind: int, body: bytes, flags: int) -> Iterator[bytes]:
-    """Send one request and yield the messages that answer it. Raises OSError with the kernel's number."""
-    connection.send(HEADER.pack(HEADER.size + len(body), kind, flags, sequence, 0) + body)
-    while True:
-        data = connection.recv(_RECEIVE_BYTES)
-        at = 0
-        while at + HEADER.size <= len(data):
-            length, answer, _, answered, _ = HEADER.unpack_from(data, at)
-            message, at = data[at : at + length], at + max((length + 3) & ~3, HEADER.size)
-            if answered != sequence:  # what a request that timed out left behind
-                continue
-            if answer == _NLMSG_DONE:
-                return
-            if answer == _NLMSG_ERROR:
-                number = -struct.unpack_from("=i", message, HEADER.size)[0]
-                raise OSError(number, os.strerror(number))
-            yield message
-            if not flags & NLM_F_DUMP:
-                return
+def open_asker() -> Asker:
+    """Open a socket for questions. Raises KernelError."""
+    with told("a rtnetlink socket can't be opened"):
+        return Asker()
 
 
-def route_body(version: int, bits: int = 0, kind: int = 0, flags: int = 0) -> bytes:
-    """Write the fixed part of a question about routes."""
-    return ROUTE.pack(FAMILY[version], bits, 0, 0, 0, 0, 0, kind, flags)
+def open_bell(groups: int) -> socket.socket:
+    """Open a socket that hears these groups' notifications. Raises KernelError."""
+    with told("a rtnetlink socket can't be opened"):
+        return open_socket(socket.NETLINK_ROUTE, groups)
 
 
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and value of each (struct rtattr)."""
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        yield kind & 0x3FFF, data[4:length]
-        data = data[max(4, length + 3 & ~3) :]
+def interfaces(kernel: Asker) -> list[Interface]:
+    """List all interfaces. Raises KernelError."""
+    with told("interfaces can't be listed"):
+        return list(map(_interface, kernel.dump(_RTM_GETLINK, bytes(_LINK.size))))
 
 
-def prefix_of(version: int, message: bytes) -> Prefix:
-    """Return the destination of a route."""
-    network_class = IPv4Network if version == 4 else IPv6Network
-    bits = message[HEADER.size + 1]
-    for kind, value in attributes(message[HEADER.size + ROUTE.size :]):
-        if kind == RTA_DST:
-            return network_class((value, bits))
-    return network_class((0, bits))
+def own_addresses(kernel: Asker) -> list[OwnAddress]:
+    """List all addresses of this host. Raises KernelError."""
+    with told("addresses can't be listed"):
+        found = map(_own_address, kernel.dump(_RTM_GETADDR, bytes(_ADDRESS.size)))
+        return [each for each in found if each]
+
+
+def routes(kernel: Asker, version: int) -> Iterator[Route]:
+    """Yield the unicast routes of a family, in any table. Raises KernelError."""
+    with told("routes can't be listed"):
+        for message in kernel.dump(RTM_GETROUTE, _route_body(version)):
+            if (found := route_of(message)).is_unicast:
+                yield found
 
 
 def routes_out_of(version: int, index: int) -> Iterator[Prefix]:
@@ -93,11 +135,76 @@ def routes_out_of(version: int, index: int) -> Iterator[Prefix]:
 
     Raises: KernelError.
     """
-    body = route_body(version, kind=RTN_UNICAST) + struct.pack("=HHI", 8, RTA_OIF, index)
-    with contextlib.closing(open_socket()) as connection:
-        try:
-            connection.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
-            for message in exchange(connection, 1, RTM_GETROUTE, body, NLM_F_REQUEST | NLM_F_DUMP):
-                yield prefix_of(version, message)
-        except OSError as error:
-            raise KernelError(f"routes can't be listed: {error}; run as root and try again") from error
+    body = _route_body(version, kind=_RTN_UNICAST) + attribute(_RTA_OIF, struct.pack("=I", index))
+    with told("routes can't be listed"), Asker(strict=True) as kernel:
+        for message in kernel.dump(RTM_GETROUTE, body):
+            yield prefix_of(version, message)
+
+
+def ask_route(kernel: Asker, destination: Address, flags: int = 0) -> bytes:
+    """Ask which route a destination takes. Raises OSError, where there is none too."""
+    body = _route_body(destination.version, destination.max_prefixlen, flags=flags)
+    return kernel.ask(RTM_GETROUTE, body + attribute(_RTA_DST, destination.packed))
+
+
+def prefix_of(version: int, message: bytes) -> Prefix:
+    """Return the destination of a route. Pure."""
+    network_class = IPv4Network if version == 4 else IPv6Network
+    for kind, value in attributes(message[_ROUTE.size :]):
+        if kind == _RTA_DST:
+            return network_class((value, message[1]))
+    return network_class((0, message[1]))
+
+
+def route_of(message: bytes) -> Route:
+    """Read a route. Pure."""
+    _, prefix_length, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(message)
+    said = dict(attributes(message[_ROUTE.size :]))
+    out = tuple(struct.unpack("=I", said[_RTA_OIF])) if _RTA_OIF in said else _hops(said.get(_RTA_MULTIPATH, b""))
+    has_gateway = bool(_GATEWAYS & said.keys())
+    return Route(kind == _RTN_UNICAST, prefix_length, said.get(_RTA_DST, b""), out, has_gateway)
+
+
+def _route_body(version: int, bits: int = 0, kind: int = 0, flags: int = 0) -> bytes:
+    return _ROUTE.pack(_FAMILY[version], bits, 0, 0, 0, 0, 0, kind, flags)
+
+
+def _hops(data: bytes) -> tuple[int, ...]:
+    found, at = [], 0
+    while at + _HOP.size <= len(data):
+        length, _, _, index = _HOP.unpack_from(data, at)
+        found.append(index)
+        at += max((length + 3) & ~3, _HOP.size)
+    return tuple(found)
+
+
+def _interface(message: bytes) -> Interface:
+    _, hardware, index, flags, _ = _LINK.unpack_from(message)
+    said = dict(attributes(message[_LINK.size :]))
+    info = dict(attributes(said.get(_IFLA_LINKINFO, b"")))
+    return Interface(
+        index=index,
+        name=text(said[_IFLA_IFNAME]),
+        link_address=said.get(_IFLA_ADDRESS, b"") if hardware == _ARPHRD_ETHER else b"",
+        has_link_addresses=hardware == _ARPHRD_ETHER,
+        is_loopback=bool(flags & _IFF_LOOPBACK),
+        is_up=bool(flags & _IFF_UP),
+        kind=text(info.get(_IFLA_INFO_KIND, b"")),
+        master=_number(said, _IFLA_MASTER),
+        port_of=text(info.get(_IFLA_INFO_SLAVE_KIND, b"")),
+        lower=0 if _IFLA_LINK_NETNSID in said else _number(said, _IFLA_LINK),
+    )
+
+
+def _number(said: Mapping[int, bytes], kind: int) -> int:
+    found: int = struct.unpack("=I", said.get(kind, bytes(4)))[0]
+    return found
+
+
+def _own_address(message: bytes) -> OwnAddress | None:
+    _, prefix_length, _, _, index = _ADDRESS.unpack_from(message)
+    said = dict(attributes(message[_ADDRESS.size :]))
+    either = said.get(_IFA_LOCAL) or said.get(_IFA_ADDRESS)  # LOCAL is ours on point-to-point, ADDRESS the other end's
+    if not either:
+        return None
+    return OwnAddress(index, prefix_length, ip_address(either), ip_address(said.get(_IFA_ADDRESS) or either))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -77,25 +78,33 @@ def named_interfaces(settings: Settings, network: Network, mesh: Sequence[str]) 
 
     Args: mesh: existing names that MESH_INTERFACES means. Raises: KernelError.
     """
-    found = [*missing_names(settings, network), *left_out(settings, network)]
+    present = existing(network)
+    found = [*missing_names(settings, present), *left_out(settings, network)]
     told = {line.name for line in found if not line.ok}
     if not mesh and not any(f"interface {name}" in told for name in settings.mesh_interfaces):
         remedy = "name one in MESH_INTERFACES: ip -brief link shows those there are"
         found.append(Check("mesh interfaces", False, "none", remedy))
-    return [*found, *_without_effect(settings, network, mesh)]
+    return [*found, *_without_effect(settings, present, mesh)]
 
 
-def _without_effect(settings: Settings, network: Network, mesh: Sequence[str]) -> list[Check]:
+def existing(network: Network) -> frozenset[str]:
+    """Return the names of all interfaces there are but loopback; asked once, as there may be hundreds.
+
+    Raises: KernelError.
+    """
+    everything = (ALL_INTERFACES,)
+    return frozenset((*network.mesh_interfaces(everything, ()), *network.left_out(everything, ())))
+
+
+def _without_effect(settings: Settings, present: frozenset[str], mesh: Sequence[str]) -> list[Check]:
     """Warn of entries that are for an interface where no neighbour is: a slip there changes nothing, in silence."""
     named = [(f"PRICES: the entry for {rule.prefix} is", rule.interface) for rule in settings.prices]
     named += [(f"NGP_INTERFACE: {one} is", one.partition("%")[2]) for one in settings.ngp_addresses]
     found = []
     for what, name in named:
         if name and not name.isdigit() and name not in mesh:
-            exists = network.mesh_interfaces((name,), ()) or network.left_out((name,), ())
-            said = f"{what} for it alone, and " + (
-                "it is no mesh interface" if exists else "no interface has this name"
-            )
+            why = "it is no mesh interface" if name in present else "no interface has this name"
+            said = f"{what} for it alone, and {why}"
             remedy = f"correct {what.partition(':')[0]}: ip -brief link shows those there are"
             found.append(Check(f"interface {name}", True, said, remedy))
     return found
@@ -112,12 +121,11 @@ def refuse(settings: Settings, network: Network, desired: DesiredNetwork) -> Non
     network.refuse(desired)
 
 
-def missing_names(settings: Settings, network: Network) -> list[Check]:
-    """Name what net.conf names and the host doesn't have: a slip there leaves an interface ungated, in silence.
+def missing_names(settings: Settings, present: frozenset[str]) -> list[Check]:
+    """Name what net.conf names and the host doesn't have: a slip there leaves an interface ungated, in silence. Pure.
 
-    Raises: KernelError.
+    Args: present: names of the interfaces there are.
     """
-    without = network.left_out(settings.mesh_interfaces, ())
     keys = {
         "MESH_INTERFACES": settings.mesh_interfaces,
         "IGNORE_INTERFACE": settings.ignore_interfaces,
@@ -126,9 +134,9 @@ def missing_names(settings: Settings, network: Network) -> list[Check]:
     found = []
     for key, names in keys.items():
         for name in names:
-            if name in (ALL_INTERFACES, "lo") or name in without:
+            if name in (ALL_INTERFACES, "lo") or name in present:
                 continue
-            if not network.mesh_interfaces((name,), ()) and not network.left_out((name,), ()):
+            if not fnmatch.filter(present, name):
                 is_pattern = any(letter in name for letter in "*?[")
                 said = f"{key}: no interface " + ("matches it at present" if is_pattern else "has this name")
                 remedy = "" if is_pattern else f"correct {key}: ip -brief link shows those there are"

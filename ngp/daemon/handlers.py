@@ -18,11 +18,13 @@ from ngp.core.messages import Role
 from ngp.core.networks import is_same
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.records import PaymentKind, PaymentState
+from ngp.core.settings import Settings
+from ngp.core.values import Check
 from ngp.core.world import Neighbour
 from ngp.daemon import checkup, lightning, reports
 from ngp.daemon.node import Node
 from ngp.errors import ConfigError, LedgerError, PaymentError, UsageError
-from ngp.ports import ChannelManager, TowerManager
+from ngp.ports import ChannelManager, Network, TowerManager
 
 MANUAL_EXPIRY_S = 60
 BOOKS_S = 5.0
@@ -126,9 +128,7 @@ class Handlers:
         wanted = node.settings
         if isinstance(text, str):  # in a thread: a long file would hold up the loop
             wanted = await asyncio.to_thread(parse, text, Path(str(arguments.get("path"))))
-        checks = checkup.network(wanted, node.parts.network, node.parts.make_links(wanted), node.host.node_addresses)
-        if wanted is not node.settings and wanted.queue_number != node.settings.queue_number:  # the port is ours
-            checks += node.parts.network.taken(replace(node.host.desired, queue_number=wanted.queue_number))
+        checks = await node.host.aside(lambda network: self._host_as(wanted, network))
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
         checks += [*payment, *checkup.neighbours(self._world), *checkup.accounts(self._world)]
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
@@ -146,6 +146,12 @@ class Handlers:
             }
             for one in checks
         ]
+
+    def _host_as(self, wanted: Settings, network: Network) -> list[Check]:
+        """Look at the host as a file would have it. Args: network: stands beside ours, which has the queue."""
+        node = self._node
+        checks = checkup.network(wanted, network, node.parts.make_links(wanted), node.host.node_addresses)
+        return checks + network.taken(replace(node.host.desired, queue_number=wanted.queue_number))
 
     def contracts(self, arguments: dict[str, Any]) -> Any:
         """List contracts."""

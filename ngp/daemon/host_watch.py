@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv6Address
+from typing import TypeVar
 
 from ngp.core.messages import Address
 from ngp.core.settings import Settings
@@ -25,6 +27,7 @@ VERIFY_INTERVAL_S = 5.0
 MOST_ADDRESSES = 32
 
 _log = logging.getLogger("ngp")
+_Found = TypeVar("_Found")
 
 
 class HostWatch:
@@ -51,6 +54,7 @@ class HostWatch:
         self._network = network
         self._post = post
         self._changed = asyncio.Event()
+        self._looking = asyncio.Lock()
         self._warnings = RateLimit()
 
     def changed(self) -> None:
@@ -69,13 +73,37 @@ class HostWatch:
         self._settings = settings
         await self._match()
 
-    def refuse(self, settings: Settings) -> None:
-        """Refuse settings with which traffic would go round the meter on this host. Raises ConfigError, KernelError."""
-        refuse(settings, self._network, look_at_host(settings, self._network, self.node_addresses))
+    def refuse(self, settings: Settings, network: Network) -> None:
+        """Refuse settings with which traffic would go round the meter on this host.
 
-    def lacks(self) -> list[Check]:
+        Args: network: ours, or one beside it.
+        Raises: ConfigError, KernelError.
+        """
+        refuse(settings, network, look_at_host(settings, network, self.node_addresses))
+
+    async def lacks(self) -> list[Check]:
         """Return what `ngp check` would call missing or warn of on this host now, so far as that costs little."""
-        return checkup.lacks(self._settings, self._network, self._post.links, self.desired)
+        settings, links, desired = self._settings, self._post.links, self.desired
+        return await self.aside(lambda network: checkup.lacks(settings, network, links, desired))
+
+    async def aside(self, look: Callable[[Network], _Found]) -> _Found:
+        """Look at the host in a thread, one look at a time.
+
+        It may take seconds, by other programs that are asked and by hundreds of interfaces, and the loop has packets
+        of neighbours to decide about meanwhile.
+
+        Args: look: gets a network of its own, to ask only.
+        """
+
+        def in_thread() -> _Found:
+            network = self._network.beside()
+            try:
+                return look(network)
+            finally:
+                network.close()
+
+        async with self._looking:
+            return await asyncio.to_thread(in_thread)
 
     async def _match(self) -> None:
         network, post, settings = self._network, self._post, self._settings

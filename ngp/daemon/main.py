@@ -21,7 +21,6 @@ from ngp.config import (
     module_class,
     module_settings,
     refuse_shown_secret,
-    unwise,
 )
 from ngp.core.events import Event
 from ngp.core.gatekeeper import Gatekeeper
@@ -213,10 +212,7 @@ async def _warn_of_lacks(node: Node) -> asyncio.Task[None]:
     Returns: what adds up the books, where they are too long for a start to wait for.
     """
     books = asyncio.create_task(_warn_of_books(node.parts.store))
-    for line in node.host.lacks():
-        _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
-    for line in unwise(node.settings):
-        _log.warning("%s %s; right: %s", line.name, line.found, line.remedy)
+    await node.warn_of_lacks()
     await asyncio.wait({books}, timeout=BOOKS_WAIT_S)
     return books
 

@@ -105,6 +105,7 @@ class Node:
         self._bill_read_again: dict[bytes, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._conditions = WhileItLasts()
+        self._reloading = asyncio.Lock()
 
     # --- start and stop -----------------------------------------------------------------------------------------------
 
@@ -114,7 +115,7 @@ class Node:
         parts = self.parts
         gc.disable()  # nothing of what is read back is garbage, and looking for some takes longer than reading it
         try:
-            self.host.refuse(self.settings)
+            self.host.refuse(self.settings, parts.network)
             adopted = parts.network.set_up(self.host.desired)
             self.adopted = bool(adopted)
             now = parts.clock.now()
@@ -421,11 +422,12 @@ class Node:
 
         Returns what was applied. Raises ConfigError, KernelError, PaymentError.
         """
+        async with self._reloading:  # else of two files the earlier one might be applied last
+            return await self._reload()
+
+    async def _reload(self) -> str:
         try:
-            wanted = load(self.parts.config_path, trusted_only=True)
-            refuse_shown_secret(wanted, self.parts.config_path)
-            checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.means.payee.hex())
-            self.host.refuse(wanted)
+            wanted = await self._read_settings()
         except (ConfigError, KernelError, PaymentError) as error:
             _log.error("net.conf not applied, the old settings stay in force: %s", error)
             raise
@@ -438,15 +440,28 @@ class Node:
             text += f"; these need a restart (ngp stop; ngp start): {', '.join(found.needs_restart)}"
         if not self.host.desired.mesh_interfaces:
             text += "; on no interface: nothing is gated"
-        for lack in self.host.lacks():
-            _log.warning("%s: %s; %s", lack.name, lack.found, lack.remedy)
-            text += f"; {lack.name}: {lack.found}; {lack.remedy}"
-        for line in unwise(self.settings):
-            text += f"; {line.name} {line.found}; right: {line.remedy}"
         _log.info("net.conf reloaded; %s", text)
-        for why in await self.payment.warn_of_lacks(self.settings):
-            text += f"; {why}"
-        return text
+        told = [*await self.warn_of_lacks(), *await self.payment.warn_of_lacks(self.settings)]
+        return "; ".join((text, *told))
+
+    async def _read_settings(self) -> Settings:
+        """Read net.conf and look whether this host can have it so. Raises ConfigError, KernelError, PaymentError."""
+        wanted = await asyncio.to_thread(load, self.parts.config_path, trusted_only=True)
+        refuse_shown_secret(wanted, self.parts.config_path)
+        checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.means.payee.hex())
+        await self.host.aside(lambda network: self.host.refuse(wanted, network))
+        return wanted
+
+    async def warn_of_lacks(self) -> list[str]:
+        """Log what `ngp check` would call missing or warn of, as a start and a reload go on all the same.
+
+        Returns: what was logged.
+        """
+        lines = [f"{line.name}: {line.found}; {line.remedy}" for line in await self.host.lacks()]
+        lines += [f"{line.name} {line.found}; right: {line.remedy}" for line in unwise(self.settings)]
+        for line in lines:
+            _log.warning("%s", line)
+        return lines
 
     async def _prune(self) -> None:
         while True:

@@ -14,7 +14,7 @@ from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, GATEWAY_TO_INTERNET, INTERNET,
 
 from ngp.config import load, parse
 from ngp.daemon import checkup
-from ngp.daemon.desired import left_out, look_at_host, missing_names, named_interfaces, refuse
+from ngp.daemon.desired import existing, left_out, look_at_host, missing_names, named_interfaces, refuse
 from ngp.errors import ConfigError, KernelError
 from ngp.modules.link.udp import UdpLink
 from ngp.modules.network import check as checks
@@ -459,7 +459,7 @@ def test_check_names_interfaces_that_do_not_exist(hosts: Lab, tmp_path: Path) ->
     text = "MESH_INTERFACES: [m0, m7, 'wg*', 'm?']\nIGNORE_INTERFACE: [up0, up7]\n"
     (tmp_path / "net.conf").write_text(text)
     network = Datapath(tmp_path)
-    lines = {line.name: line for line in missing_names(load(tmp_path / "net.conf"), network)}
+    lines = {line.name: line for line in missing_names(load(tmp_path / "net.conf"), existing(network))}
     network.close()
     assert {name: line.ok for name, line in lines.items()} == {
         "interface m7": False,
@@ -514,7 +514,7 @@ def test_ports_are_left_out_of_the_mesh_and_refused_by_name(hosts: Lab, tmp_path
         (line,) = left_out(settings, network)
         assert line.name == "interface m1" and line.ok is not by_name and "port of the bridge br0" in line.found
         assert "put br0 into" in line.remedy and "nomaster" in line.remedy if written != "all" else not line.remedy
-        assert not missing_names(settings, network)
+        assert not missing_names(settings, existing(network))
         if by_name:
             with pytest.raises(ConfigError, match="interface m1: .*port of the bridge br0.*nomaster"):
                 refuse(settings, network, desired())
@@ -582,7 +582,7 @@ def test_fallback_tunnels_are_meant_by_their_names_alone(
         (line,) = left_out(settings, network)
         assert line.name == "interface tunl0" and line.ok and not line.remedy
         assert line.found.startswith("left out of MESH_INTERFACES: is the fallback tunnel")
-        assert not missing_names(settings, network)
+        assert not missing_names(settings, existing(network))
     sh("ip link set tunl0 up")
     network.close()
     network = Datapath(tmp_path)
