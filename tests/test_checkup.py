@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ngp import store
 from ngp.config import parse
 from ngp.core.messages import Role
 from ngp.core.values import Check
@@ -93,6 +94,6 @@ def test_accounts_that_are_not_topped_up_are_a_warning() -> None:
 
 def test_books_that_cant_be_read_are_a_line_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_bytes(b"no database" * 100)
-    line = checkup.books(tmp_path / "ledger.db", 60.0)
+    line = checkup.books(store.at(tmp_path), 60.0)
     assert (line.name, line.ok) == ("books", False)
     assert "is not a database" in line.found
