@@ -408,7 +408,7 @@ def parse(datagram: bytes, our_key: bytes, max_bytes: int = MAX_DATAGRAM_BYTES) 
     payload, signature = datagram[:-SIGNATURE_BYTES], datagram[-SIGNATURE_BYTES:]
     fields = _unpack(payload)
     if fields[0] != VERSION or type(fields[0]) is not int:
-        raise PeerError("version", f"{fields[0]!r:.40}, this is {VERSION}")
+        raise PeerError("version", f"its messages have {fields[0]!r:.40}, ours {VERSION}")
     if len(fields) not in (8, 9):
         raise PeerError("malformed", f"{len(fields)} fields in the envelope")
     _, sender, recipient, sequence, recipient_boot, reply_to, kind, body = fields[:8]

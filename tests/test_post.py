@@ -11,11 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ngp import wire
-from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
+from ngp.core.events import Delivered, Event, MessageReceived, OtherVersionHeard, Undelivered
 from ngp.core.messages import Hello, Statement
 from ngp.core.values import LinkPeer
 from ngp.courier import Courier
-from ngp.daemon.post import Post, SelfDescription
+from ngp.daemon.post import VERSIONS_TOLD, Post, SelfDescription
 
 OURS = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
 THEIRS = Ed25519PrivateKey.from_private_bytes(b"t" * 32)
@@ -56,8 +56,8 @@ class Desk:
         ourselves = SelfDescription("sandbox", True, True, ())
         self.post = Post(self.ours, [self.wire], None, ourselves, self.told.append)  # type: ignore[arg-type, list-item]
 
-    def take(self, datagram: bytes) -> None:
-        self.post._received(self.wire, PEER, datagram)  # type: ignore[arg-type]
+    def take(self, datagram: bytes, peer: LinkPeer = PEER) -> None:
+        self.post._received(self.wire, peer, datagram)  # type: ignore[arg-type]
 
     def hear_our_hello(self, theirs: Courier) -> None:
         self.post.broadcast("mesh0")
@@ -101,10 +101,15 @@ def test_a_neighbour_of_another_version_is_named_once_on_each_interface(caplog: 
         with caplog.at_level(logging.WARNING, "ngp.post"):
             for _ in range(50):
                 desk.take(other)
-        assert [record.getMessage() for record in caplog.records] == [
-            "a neighbour on mesh0 can't be understood (version: 1, this is 2); update the older ngp of both"
+        mac = WAY[1].hex(":")
+        why = "version: its messages have 1, ours 2"
+        assert caplog.messages == [
+            f"the neighbour {mac} on mesh0 can't be understood ({why}); update the older ngp of both"
         ]
-        assert desk.ours.counters()["version"] == 50 and not desk.told
+        assert desk.ours.counters()["version"] == 50 and set(desk.told) == {OtherVersionHeard(WAY)}
+        for number in range(100):  # link addresses cost nothing
+            desk.take(other, replace(PEER, link_address=number.to_bytes(6)))
+        assert len(caplog.messages) == VERSIONS_TOLD
         await desk.post.close()
 
     asyncio.run(scene())

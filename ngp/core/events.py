@@ -55,6 +55,13 @@ class BillsRecalled:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherVersionHeard:
+    """A link speaks, in messages of another version than ours."""
+
+    link: tuple[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class PacketHeld:
     """A packet without a contract waits in the queue."""
 
@@ -184,6 +191,7 @@ Event = (
     | Undelivered
     | Delivered
     | BillsRecalled
+    | OtherVersionHeard
     | PacketHeld
     | UsageRead
     | Hinted

@@ -37,6 +37,7 @@ from ngp.core.events import (
     InvoiceFailed,
     InvoiceMade,
     MessageReceived,
+    OtherVersionHeard,
     PacketHeld,
     PaymentResult,
     RefundNeighbour,
@@ -148,6 +149,8 @@ class Gatekeeper:
                 if isinstance(event.message, Statement):
                     statements.delivered(world, event.identity, event.message)
                     self._flush_later()
+            case OtherVersionHeard():
+                seller.other_version_heard(world, event.link)
             case BillsRecalled():
                 statements.recalled(world, event)
             case SettingsChanged():

@@ -32,7 +32,9 @@ QUOTE_VALID_S = 10
 REFUSAL_S = 30.0
 SILENCE_S = 5.0
 STRANGER_HOLD_S = 3.0
+MOST_OTHER_VERSIONS = 256
 STRANGERS_TOLD_EVERY_S = 3600.0
+SILENT_AT_FIRST_S = 15.0  # longer than a neighbour's daemon is ever silent
 MOST_STRANGER_PACKETS = 1024
 MOST_HELD_PER_CONTRACT = 32
 MOST_QUOTES_PER_NEIGHBOUR = 4096
@@ -100,24 +102,36 @@ def strangers_due(world: World) -> None:
     while world.strangers and world.strangers[0][0] <= world.now.monotonic_s:
         packet = world.strangers.popleft()[1]
         world.do(Decide(packet.handle, Verdict.DROP))
-        _tell_of_silence(world, *packet.link)
+        _tell_of_silence(world, packet.link)
     if world.strangers:
         world.timers.set(Due.STRANGERS, b"", world.strangers[0][0])
 
 
-def _tell_of_silence(world: World, interface: str, link_address: bytes) -> None:
+def other_version_heard(world: World, link: tuple[str, bytes]) -> None:
+    """Remember who speaks in messages that we can't read: the log names it, and must not say that nobody is there."""
+    heard = world.other_versions
+    heard.pop(link, None)
+    heard[link] = world.now.monotonic_s
+    if len(heard) > MOST_OTHER_VERSIONS:
+        del heard[next(iter(heard))]
+
+
+def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
     """Tell the operator of a client on which no ngp runs (any more): a line an hour for each interface.
 
-    Link addresses cost nothing to make up, so they don't count; nor do names of interfaces that come and go: what was
-    told is kept no longer than it keeps the next line back.
+    Not at the first packet, as a hello may be under way. Link addresses cost nothing to make up, so they don't count;
+    nor do names of interfaces that come and go: one is remembered for as long as it keeps the next line back.
     """
-    now = world.now.monotonic_s
-    told = world.strangers_told = {
-        name: at for name, at in world.strangers_told.items() if now < at + STRANGERS_TOLD_EVERY_S
-    }
-    if interface in told:
+    now, (interface, link_address) = world.now.monotonic_s, link
+    heard_at = world.other_versions.get(link)
+    if heard_at is not None and now < heard_at + STRANGERS_TOLD_EVERY_S:
         return
-    told[interface] = now
+    due = world.silence_due = {
+        name: at for name, at in world.silence_due.items() if now < at + STRANGERS_TOLD_EVERY_S
+    }
+    if now < due.setdefault(interface, now + SILENT_AT_FIRST_S):
+        return
+    due[interface] = now + STRANGERS_TOLD_EVERY_S
     sender = f"packets from {link_address.hex(':')} on {interface}" if link_address else f"packets on {interface}"
     world.log(f"{sender} are dropped: nobody there says hello; does ngp run there?", logging.WARNING)
 

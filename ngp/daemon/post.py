@@ -15,7 +15,7 @@ from functools import partial
 from ngp import __version__, delivery
 from ngp.allowance import Allowance
 from ngp.core.effects import Greet
-from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
+from ngp.core.events import Delivered, Event, MessageReceived, OtherVersionHeard, Undelivered
 from ngp.core.messages import Address, Hello, Invoice, Message, Refund
 from ngp.core.values import DecodedInvoice, LinkPeer
 from ngp.courier import Courier
@@ -29,7 +29,7 @@ from ngp.ports import Link, Payment
 MOST_PAYEES = 8192
 DECODES_PER_SECOND = 50
 VERSION_TOLD_EVERY_S = 3600.0
-_OTHER_VERSION = "a neighbour on {} can't be understood ({}); update the older ngp of both"
+VERSIONS_TOLD = 4
 _log = logging.getLogger("ngp.post")
 
 LinkKey = tuple[str, bytes]
@@ -83,7 +83,8 @@ class Post:
         self._payees: dict[tuple[bytes, str, bytes, str], bool] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._dropped: dict[str, int] = {}
-        self._versions = RateLimit(burst=1, every_s=VERSION_TOLD_EVERY_S)
+        self._versions_by_link = RateLimit(burst=1, every_s=VERSION_TOLD_EVERY_S)
+        self._versions = RateLimit(burst=VERSIONS_TOLD, every_s=VERSION_TOLD_EVERY_S / VERSIONS_TOLD)
         self.frozen = False
         self.in_turn: Callable[[LinkKey, Callable[[], Event | None]], bool] = self._at_once
 
@@ -190,7 +191,8 @@ class Post:
             if error.reason == "replayed":
                 self._learn_from_copy(key, link, peer, datagram)
             elif error.reason == "version":
-                self._versions.warn(_log, peer.interface, _OTHER_VERSION.format(peer.interface, error))
+                self._tell_of_version(peer, error)
+                return OtherVersionHeard(key)
             return None
         finally:
             self.schedule()
@@ -203,6 +205,13 @@ class Post:
         hello = datagram if isinstance(received.message, Hello) else b""
         self._ways.learn(key, link, peer, received.proven, hello)
         return self._hand_up(received)
+
+    def _tell_of_version(self, peer: LinkPeer, error: PeerError) -> None:
+        """Name a neighbour that can't be understood: once an hour each, few on an interface, as MACs are free."""
+        who = f"neighbour {peer.link_address.hex(':')}" if peer.link_address else "neighbour"
+        if self._versions_by_link.take(f"{peer.interface} {who}") is not None:
+            text = f"the {who} on {peer.interface} can't be understood ({error}); update the older ngp of both"
+            self._versions.warn(_log, peer.interface, text)
 
     def _learn_from_copy(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> None:
         """Answer a hello by another way as well, when the same hello comes by it."""

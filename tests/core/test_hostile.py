@@ -13,6 +13,7 @@ from playbook import Sim, settings
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core import seller
 from ngp.core.contract import State
 from ngp.core.messages import (
     Accept,
@@ -183,6 +184,8 @@ def told_of_packets(sim: Sim, links: list[tuple[str, bytes]]) -> list[str]:
 def test_a_client_without_ngp_is_told_of_once_an_hour_on_each_interface() -> None:
     sim = Sim()
     first, other, tunnel = ("eth1", b"\2first"), ("eth1", b"\2other"), ("wg0", b"")
+    assert told_of_packets(sim, [first, tunnel]) == [], "its hello may be under way"
+    sim.now += 15
     assert told_of_packets(sim, [first, first, other, tunnel]) == [
         "packets from 02:66:69:72:73:74 on eth1 are dropped: nobody there says hello; does ngp run there?",
         "packets on wg0 are dropped: nobody there says hello; does ngp run there?",
@@ -196,15 +199,35 @@ def test_a_client_without_ngp_is_told_of_once_an_hour_on_each_interface() -> Non
 def test_a_client_whose_ngp_stopped_is_told_of_as_well() -> None:
     sim = Sim()
     sim.happen(sim.gateway, ev.MessageReceived(sim.client.identity, sim.client.link, 1, Bye(), 9 << 32))
-    assert len(told_of_packets(sim, [sim.client.link])) == 1
+    told = told_of_packets(sim, [sim.client.link])
+    sim.now += 15
+    assert len(told + told_of_packets(sim, [sim.client.link])) == 1
 
 
 def test_interfaces_that_come_and_go_leave_no_memory_of_what_was_told() -> None:
     sim = Sim()
     for number in range(3):
-        assert len(told_of_packets(sim, [(f"wg{number}", b"")])) == 1
-        sim.now += 3600
-    assert list(sim.gateway.world.strangers_told) == ["wg2"]
+        told = told_of_packets(sim, [(f"wg{number}", b"")])
+        sim.now += 15
+        assert len(told + told_of_packets(sim, [(f"wg{number}", b"")])) == 1
+        sim.now += 7200
+    assert list(sim.gateway.world.silence_due) == ["wg2"]
+
+
+def test_a_neighbour_of_another_version_is_not_said_to_be_silent_and_others_are() -> None:
+    sim = Sim()
+    older, silent = ("eth1", b"\2older"), ("eth1", b"\2quiet")
+    for seconds in (15, 0):
+        assert told_of_packets(sim, [older]) == []
+        sim.gateway.gatekeeper.step(ev.OtherVersionHeard(older), sim.clock())
+        sim.now += seconds
+    (told,) = told_of_packets(sim, [older, silent])
+    assert told.startswith("packets from 02:71:75:69:65:74 on eth1 ")
+    for number in range(2 * seller.MOST_OTHER_VERSIONS):
+        sim.gateway.gatekeeper.step(ev.OtherVersionHeard(("eth1", number.to_bytes(6))), sim.clock())
+    assert len(sim.gateway.world.other_versions) == seller.MOST_OTHER_VERSIONS
+    sim.now += 3600
+    assert len(told_of_packets(sim, [older])) == 1, "an hour without a word of it"
 
 
 def test_second_identity_on_a_live_link_is_refused() -> None:
