@@ -9,6 +9,7 @@ import pytest
 
 from ngp.cli import ngp
 from ngp.cli.verbs import VERBS, Verb, guide_row
+from ngp.core.statements import STATEMENT_INTERVAL_S
 from ngp.errors import ExitCode
 from tests.cli.conftest import ROOT
 
@@ -53,3 +54,12 @@ def test_help_teaches(verb: Verb) -> None:
 def test_exit_codes_are_in_the_guide() -> None:
     for code in ExitCode:
         assert re.search(rf"^\| {int(code)} \| ", CHAPTER, re.MULTILINE), f"exit code {int(code)} is missing"
+
+
+def test_readers_are_told_how_often_bills_come() -> None:
+    """Else who looks at `billed` right after a transfer takes the gateway's count for wrong."""
+    readme, every = (ROOT / "README.md").read_text(), f"every {STATEMENT_INTERVAL_S:g} s"
+    assert f"bill says, which comes {every}" in " ".join(readme.split())
+    listing = GUIDE.partition("#### ngp contracts")[2].partition("#### ")[0]
+    assert f"{every} while something is charged" in GUIDE.partition("## Choosing")[0]
+    assert f"Bills come {every}" in listing
