@@ -50,7 +50,7 @@ def test_a_payment_by_hand_is_told_in_the_units_of_the_listings(handlers: Handle
 
 def test_who_is_blocked_is_listed_and_can_be_named_on_no_link(handlers: Handlers) -> None:
     gone = b"\x7f" * 32
-    handlers._world.blocked.add(gone)
+    handlers._acting._world.blocked.add(gone)
 
     async def listed() -> list[dict[str, Any]]:
         return [row async for row in handlers.neighbours({})]
@@ -62,7 +62,7 @@ def test_who_is_blocked_is_listed_and_can_be_named_on_no_link(handlers: Handlers
 
 def test_a_neighbour_is_named_by_any_of_its_addresses_unless_another_has_it_too(handlers: Handlers) -> None:
     addresses = {"a": ["192.0.2.2", "fe80::a%mesh0"], "b": ["fe80::b%mesh0", "192.0.2.2"], "c": ["192.0.2.3", ""]}
-    world, node = handlers._world, handlers._node
+    world, node = handlers._acting._world, handlers._acting._node
     for name in addresses:
         link = ("mesh0", name.encode())
         world.by_link[link] = SimpleNamespace(identity=name.encode() * 32, link=link)  # type: ignore[assignment]
@@ -82,9 +82,9 @@ def test_nobody_is_asked_for_a_refund_that_our_node_can_make_no_invoice_for(
     handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[object] = []
-    monkeypatch.setattr(handlers._node, "obey", told.append)
+    monkeypatch.setattr(handlers._acting._node, "obey", told.append)
     locked = SimpleNamespace(why_not="LND is locked: lncli unlock")
-    monkeypatch.setattr(handlers._node, "payment", locked, raising=False)
+    monkeypatch.setattr(handlers._acting._node, "payment", locked, raising=False)
     monkeypatch.setattr(refunds, "why_not_ask", lambda *_: "")
     with pytest.raises(PaymentError, match=r"no refund can be asked for.*locked: lncli unlock"):
         asyncio.run(handlers.refund({"neighbour": "00", "ask": True}))
@@ -95,7 +95,7 @@ def test_a_refund_that_the_node_may_not_pay_is_refused_before_it_is_offered(
     handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[object] = []
-    world, node = handlers._world, handlers._node
+    world, node = handlers._acting._world, handlers._acting._node
     world.accounts[WHO, "server"] = SimpleNamespace(refunding_msat=0, refund_offered_msat=0)  # type: ignore[index, assignment]
     monkeypatch.setattr(world, "any_link", lambda _who: object(), raising=False)
     monkeypatch.setattr(refunds, "offerable_msat", lambda *_: 322_000)
@@ -122,7 +122,7 @@ def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch
     monkeypatch.setattr(checkup, "neighbours", lambda _: [])
     monkeypatch.setattr(checkup, "accounts", lambda _: [])
     monkeypatch.setattr(checkup, "effect", lambda *_: Check("in force", True, ""))
-    node: Any = handlers._node
+    node: Any = handlers._acting._node
     node.settings = parse("MESH_INTERFACES: m0\nQUEUE_NUMBER: 7\n", Path("net.conf"))
     node.ledger_why_not, node.payment = "it is gone", SimpleNamespace(why_not="")
     node.parts.make_links = lambda _: []

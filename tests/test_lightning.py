@@ -16,7 +16,9 @@ from ngp.core.channels import ChainView, Channel, ChannelEnd, ChannelState, Towe
 from ngp.core.events import ChannelsSeen
 from ngp.core.settings import Settings
 from ngp.core.world import Neighbour
-from ngp.daemon import lightning, reports
+from ngp.daemon import lightning
+from ngp.daemon.api.plain import plain
+from ngp.daemon.api.rows import channel_row
 from ngp.daemon.handlers import Handlers
 from ngp.errors import PaymentError, UsageError
 from ngp.ports import ChannelManager
@@ -273,11 +275,11 @@ def test_what_is_not_known_of_a_channel_is_not_a_number() -> None:
     closing = replace(
         GOOD, state=ChannelState.CLOSING, active=False, least_htlc_msat=0, our_wait_blocks=0, their_wait_blocks=0
     )
-    row = reports.channel_row(closing, None, [])
+    row = plain(channel_row(closing, None, []))
     unknown = ("neighbour", "least_payment_msat", "our_csv_delay_blocks", "their_csv_delay_blocks", "suits", "why_not")
     assert [row[key] for key in unknown] == [None] * 6
-    assert reports.channel_row(GOOD, None, ["short CSV delay"])["suits"] is False
-    assert reports.channel_row(GOOD, bytes(32), [])["suits"] is True
+    assert channel_row(GOOD, None, ["short CSV delay"]).suits is False
+    assert channel_row(GOOD, bytes(32), []).suits is True
 
 
 def test_a_module_without_channels_or_towers_says_so() -> None:

@@ -13,7 +13,8 @@ from ngp.cli.client import Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import NOT_REAL, Column, Row, clean, data, field, key, money, print_json_rows, print_table
 from ngp.cli.verbs import verb_command
-from ngp.daemon import reports
+from ngp.daemon.api import books as api
+from ngp.daemon.api.plain import plain
 from ngp.errors import RunningError
 
 
@@ -68,9 +69,4 @@ def _find(place: Place) -> list[Row]:
         return list(Daemon(place.state_dir).rows("accounts"))
     except RunningError as absent:
         with books.opened(place, absent) as ledger:
-            real, found = books.money_is_real(place), ledger.load(int(time.time()))
-            under_way = reports.on_their_way(found.payments)
-            return [
-                reports.stored_account_row(each, real, under_way.get((each.identity, each.role), ()))
-                for each in found.accounts
-            ]
+            return [plain(row) for row in api.accounts(ledger, int(time.time()), books.money_is_real(place))]

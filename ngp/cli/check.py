@@ -16,6 +16,8 @@ from ngp.cli.show import Row, clean, print_json_rows
 from ngp.cli.verbs import verb_command
 from ngp.core.settings import Settings
 from ngp.core.values import Check
+from ngp.daemon.api.plain import plain
+from ngp.daemon.api.rows import check_row
 from ngp.errors import ConfigError, ExitCode, RunningError
 
 _MOST_ASKED_BYTES = 60_000  # the daemon takes 64 kB as a question
@@ -109,8 +111,8 @@ def _standing(place: Place) -> list[Row]:
 
 
 def _row(check: Check, kind: str) -> Row:
-    at_fault = check.kind or kind
-    return {"name": check.name, "ok": check.ok, "found": check.found, "remedy": check.remedy, "kind": at_fault}
+    row: Row = plain(check_row(check, kind))
+    return row
 
 
 def _kind(row: Row) -> str:

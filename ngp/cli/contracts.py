@@ -23,7 +23,9 @@ from ngp.cli.show import (
     print_unless_real,
 )
 from ngp.cli.verbs import verb_command
-from ngp.daemon import reports
+from ngp.daemon.api import books as api
+from ngp.daemon.api.plain import plain
+from ngp.daemon.api.rows import by_destination
 from ngp.daemon.state import was_killed
 from ngp.errors import RunningError
 
@@ -60,16 +62,16 @@ _SUM_COLUMNS = (
 @verb_command(
     "contracts",
     click.Option(["--all", "include_closed"], is_flag=True, help="closed ones too"),
-    click.Option(["--by-destination"], is_flag=True, help="sums for each destination"),
+    click.Option(["--by-destination", "sums"], is_flag=True, help="sums for each destination"),
 )
-def command(place: Place, include_closed: bool, by_destination: bool, as_json: bool) -> int:
+def command(place: Place, include_closed: bool, sums: bool, as_json: bool) -> int:
     """List contracts."""
-    rows = _find(place, include_closed, by_destination)
+    rows = _find(place, include_closed, sums)
     if as_json:
         print_json_rows(rows)
         return 0
     found = list(rows)
-    print_table(found, _SUM_COLUMNS if by_destination else COLUMNS, "no contracts" if include_closed else "none runs")
+    print_table(found, _SUM_COLUMNS if sums else COLUMNS, "no contracts" if include_closed else "none runs")
     print_unless_real(found)
     return 0
 
@@ -82,6 +84,5 @@ def _find(place: Place, include_closed: bool, sums: bool) -> Iterable[Row]:
         if not (include_closed or was_killed(place.state_dir)):
             raise
         with books.opened(place, absent) as ledger:
-            real = books.money_is_real(place)
-            found = [reports.contract_row(record, real) for record in ledger.contracts(include_closed)]
-        return reports.by_destination(found) if sums else found
+            found = api.contracts(ledger, include_closed, books.money_is_real(place))
+            return [plain(row) for row in (by_destination(found) if sums else found)]

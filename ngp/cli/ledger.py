@@ -17,7 +17,8 @@ from ngp.cli.place import Place
 from ngp.cli.show import Column, Row, clean, field, key, money, print_json_rows, print_table, print_unless_real
 from ngp.cli.verbs import verb_command
 from ngp.config import units
-from ngp.daemon import reports
+from ngp.daemon.api import books as api
+from ngp.daemon.api.plain import plain
 from ngp.errors import ConfigError, RunningError
 
 _KEYS = ("time", "kind", "neighbour", "contract", "amount_msat", "payment_hash", "state", "real_money")
@@ -85,9 +86,7 @@ def _find(place: Place, since_s: int | None) -> Iterable[Row]:
 
 def _read(place: Place, since_s: int | None, absent: RunningError) -> Iterator[Row]:
     with books.opened(place, absent) as ledger:
-        real = books.money_is_real(place)
-        for record in ledger.journal(since_s):
-            yield reports.journal_row(record, real)
+        yield from map(plain, api.journal(ledger, since_s, books.money_is_real(place)))
 
 
 def _print_csv(rows: Iterable[Row]) -> None:

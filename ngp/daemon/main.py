@@ -29,6 +29,7 @@ from ngp.core.values import Check
 from ngp.core.world import Means, World
 from ngp.courier import Courier
 from ngp.daemon import checkup, handlers, known_node
+from ngp.daemon.api.reading import BOOKS_S
 from ngp.daemon.belongings import refuse_lost_ledger
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.control import ControlServer
@@ -219,7 +220,7 @@ async def _warn_of_lacks(node: Node) -> asyncio.Task[None]:
 
 async def _warn_of_books(place: Store) -> None:
     """Tell what doesn't add up; in a thread, and not for long: years of payments must hold up no loop and no stop."""
-    line = await asyncio.to_thread(checkup.books, place, handlers.BOOKS_S)
+    line = await asyncio.to_thread(checkup.books, place, BOOKS_S)
     if not line.ok:
         _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
 

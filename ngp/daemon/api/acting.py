@@ -1,0 +1,176 @@
+"""Acting: what the operator has a running node do. Each returns what to tell him, and raises NgpError."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from ngp import identity
+from ngp.core import refunds
+from ngp.core.events import AskRefund, BlockNeighbour, InvoiceMade, RefundNeighbour
+from ngp.core.messages import Role
+from ngp.core.pricing import SAT_MSAT, show_money
+from ngp.core.records import PaymentKind
+from ngp.daemon import lightning
+from ngp.daemon.api.reading import channel_manager, tower_manager
+from ngp.daemon.node import Node
+from ngp.errors import ConfigError, LedgerError, PaymentError, UsageError
+
+MANUAL_EXPIRY_S = 60
+
+
+class Acting:
+    """Acts on one node. `who` is a neighbour's identity, see `who`."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._world = node.parts.gatekeeper.world
+
+    def who(self, written: str) -> bytes:
+        """Find the neighbour that is meant by its key, the first letters of it, or an address. Raises UsageError."""
+        by_address = {
+            one.identity
+            for one in self._world.by_link.values()
+            if written in (*self._node.post.transports(one.link), one.link[1].hex(":"))
+        }
+        if len(by_address) > 1:  # one of them may only say that it is there
+            keys = ", ".join(map(identity.short_text, sorted(by_address)))
+            raise UsageError(f"{written} is the address of several neighbours ({keys}): write the key of one")
+        if by_address:
+            return by_address.pop()
+        known = {neighbour.identity for neighbour in self._world.neighbours.values()}
+        known |= {who for who, _ in self._world.accounts} | self._world.blocked
+        return identity.match(written, known)
+
+    # --- the daemon ---------------------------------------------------------------------------------------------------
+
+    def stop(self) -> str:
+        """Begin to stop; the caller waits for the process. Returns what is lost by it, or nothing."""
+        lost = ""
+        try:
+            self._node.write_totals()
+        except LedgerError as error:
+            lost = f"what was carried, and asked for, since the ledger could be written is lost: {error}"
+        self._node.stopping.set()
+        return lost
+
+    async def reload(self) -> str:
+        """Apply a changed net.conf."""
+        return await self._node.reload()
+
+    def backup(self, file: Path) -> str:
+        """Copy the ledger. Args: file: an absolute path."""
+        if not self._node.ledger_why_not:  # else what it holds is what can be saved
+            self._node.write_totals()
+        self._node.parts.ledger.backup(file)
+        return f"ledger copied to {file}"
+
+    # --- neighbours and money -----------------------------------------------------------------------------------------
+
+    def block(self, who: bytes, blocked: bool) -> str:
+        """Have nothing more to do with a neighbour; or undo that, and let a disputed bill rest."""
+        self._node.obey(BlockNeighbour(who, blocked))
+        return f"{identity.short_text(who)} {'is blocked' if blocked else 'may trade again'}"
+
+    async def refund(self, who: bytes) -> str:
+        """Offer a neighbour its balance back."""
+        if why_not := refunds.why_no_refund(self._world, who):
+            raise PaymentError(why_not)
+        account = self._world.accounts[who, Role.SERVER]
+        amount_msat = refunds.offerable_msat(self._world, account)
+        await self._must_be_able_to_spend()
+        unanswered_msat = account.refund_offered_msat
+        self._node.obey(RefundNeighbour(who))
+        said = f"refund of {amount_msat // SAT_MSAT} sat offered to {identity.short_text(who)}"
+        if unanswered_msat:
+            said += (
+                f" once more: it sent no invoice for the {unanswered_msat // SAT_MSAT} sat offered before; what you "
+                "credited by hand isn't in its books, so it won't ask for that"
+            )
+        return f"{said}; it asks for no more than it has by its own books, and ngp ledger shows what is paid"
+
+    async def _must_be_able_to_spend(self) -> None:
+        payment = self._node.parts.payment
+        without = await payment.check(spends=False)  # what hinders selling as well is told by `ngp check`
+        for one in await payment.check(spends=True):
+            if not one.ok and one not in without:
+                raise PaymentError(f"no refund can be paid: {one.name} {one.found}; {one.remedy}")
+
+    def ask_refund(self, who: bytes) -> str:
+        """Ask a neighbour for our balance."""
+        if why_not := refunds.why_not_ask(self._world, who):
+            raise PaymentError(why_not)
+        if away := self._node.payment.why_not:
+            raise PaymentError(f"no refund can be asked for while our payment node can't make its invoice: {away}")
+        account = self._world.accounts[who, Role.CLIENT]
+        self._node.obey(AskRefund(who))
+        balance = f"{account.balance_msat // SAT_MSAT} sat"
+        held = ", but for what running contracts hold (ngp block ends them)" if account.running else ""
+        return (
+            f"{identity.short_text(who)} asked for our {balance}{held}; ngp ledger shows what "
+            "comes back, the log what it says"
+        )
+
+    async def credit(self, who: bytes, amount_msat: int) -> str:
+        """Credit a neighbour by hand; play money only."""
+        if self._world.means.real_money:
+            raise PaymentError("payments by hand are for the sandbox only; with real money neighbours pay invoices")
+        payment, preimage = self._node.parts.payment, secrets.token_bytes(32)
+        made = await payment.create_invoice(amount_msat, "payment by hand", MANUAL_EXPIRY_S, preimage=preimage)
+        self._node.obey(
+            InvoiceMade(who, PaymentKind.MANUAL, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s)
+        )
+        await payment.settle_invoice(preimage)
+        return f"{show_money(amount_msat)} (not real money) credited to {identity.short_text(who)}"
+
+    def fault(self, name: str, value: str) -> str:
+        """Have the sandbox's payment node behave badly, or well again, so that operators see what ngp does then."""
+        set_fault = getattr(self._node.parts.payment, "set_fault", None)
+        if self._world.means.real_money or set_fault is None:
+            raise PaymentError("faults on request are for the sandbox only: PAYMENT_INTERFACE: sandbox has them")
+        try:
+            set_fault(name, value)
+        except ConfigError as error:
+            raise UsageError(str(error)) from error  # a word of the command, not of net.conf
+        return f"fault {name}: {value}"
+
+    # --- Lightning ----------------------------------------------------------------------------------------------------
+
+    async def open_channel(
+        self, who: bytes, amount_sat: int, push_sat: int, host: str | None, csv_delay_blocks: int | None
+    ) -> str:
+        """Open a private channel with a neighbour's node.
+
+        Args:
+            push_sat: given to the neighbour at once, at most amount_sat.
+            host: where its node listens; None: where it most likely does.
+            csv_delay_blocks: None: CSV_DELAY.
+        """
+        manager, neighbour = channel_manager(self._node), self._world.any_link(who)
+        if neighbour is None or not neighbour.payee:
+            raise PaymentError(
+                f"{identity.short_text(who)} has not said which Lightning node it has: it must be up, "
+                "with PAYMENT_INTERFACE: lnd or electrum on the same network"
+            )
+        place = lightning.host_port(host, lightning.PEER_PORT) if host else lightning.peer_host(neighbour)
+        if csv_delay_blocks is None and manager.takes_csv_delay:
+            csv_delay_blocks = self._node.settings.csv_delay_blocks
+        peer = neighbour.payee.hex()
+        await manager.connect(peer, place)
+        point = await manager.open_channel(peer, amount_sat, push_sat, csv_delay_blocks)
+        return (
+            f"channel {point} with {peer} is being opened; it can be used when its transaction is confirmed: "
+            "ngp lightning status"
+        )
+
+    async def add_tower(self, written: str) -> str:
+        """Have a watchtower watch our channels. Args: written: PUBKEY@HOST:PORT."""
+        key, address = lightning.tower_place(written)
+        await tower_manager(self._node).add_tower(key, address)
+        return f"watchtower {key} at {address} is asked for a session; ngp lightning tower list shows what it agrees to"
+
+    async def remove_tower(self, written: str) -> str:
+        """Send a watchtower nothing more. Args: written: its key."""
+        key = lightning.tower_key(written)
+        await tower_manager(self._node).remove_tower(key)
+        return f"watchtower {key} gets no more backups; what it has it keeps"

@@ -1,0 +1,225 @@
+"""Reading: what a running node says of itself. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ngp import __version__, identity
+from ngp.config import parse
+from ngp.core.channels import Channel, Watch
+from ngp.core.events import ChannelsSeen
+from ngp.core.networks import is_same
+from ngp.core.settings import Settings
+from ngp.core.values import Check
+from ngp.core.world import Neighbour
+from ngp.daemon import checkup, lightning
+from ngp.daemon.api import books
+from ngp.daemon.api.plain import instant
+from ngp.daemon.api.rows import (
+    AccountRow,
+    ChannelRow,
+    CheckRow,
+    ContractRow,
+    JournalRow,
+    NeighbourRow,
+    WatchRow,
+    account_row,
+    channel_row,
+    check_row,
+    contract_row,
+    on_their_way,
+    watch_row,
+)
+from ngp.daemon.api.status import (
+    Counters,
+    LedgerStatus,
+    LightningStatus,
+    NotToppedUp,
+    PaymentStatus,
+    QueueStatus,
+    Status,
+)
+from ngp.daemon.node import Node
+from ngp.errors import PaymentError
+from ngp.ports import ChannelManager, Network, TowerManager
+
+BOOKS_S = 5.0
+
+
+class Reading:
+    """Answers about one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._world = node.parts.gatekeeper.world
+
+    def status(self) -> Status:
+        """Describe the daemon."""
+        node, parts, world = self._node, self._node.parts, self._world
+        counters = parts.network.counters()
+        return Status(
+            version=__version__,
+            uptime_s=int(parts.clock.now().monotonic_s - node.started_mono_s),
+            identity=identity.text(node.identity),
+            interfaces=node.host.desired.mesh_interfaces,
+            upstream_interfaces=node.host.desired.upstream_interfaces,
+            lan_interfaces=node.host.desired.lan_interfaces,
+            queue=QueueStatus(counters.get("held", 0), counters.get("dropped", 0)),
+            datapath=parts.network.describe(),
+            payment=self._payment(),
+            ledger=LedgerStatus(not node.ledger_why_not, node.ledger_why_not or None),
+            contracts=len(world.contracts),
+            neighbours=len(world.by_link),
+            not_topped_up=self._not_topped_up(),
+            counters=Counters(node.post.counters(), dict(world.counters), counters),
+        )
+
+    def _payment(self) -> PaymentStatus:
+        why_not, means = self._node.payment.why_not, self._world.means
+        return PaymentStatus(
+            module=self._node.settings.payment_module,
+            ready=not why_not,
+            why_not=why_not or None,
+            network=means.network,
+            real_money=means.real_money,
+            on_their_way=sum(map(len, on_their_way(self._world.payments.values()).values())),
+        )
+
+    def _not_topped_up(self) -> tuple[NotToppedUp, ...]:
+        return tuple(
+            NotToppedUp(identity.short_text(account.identity), account.role.value, account.why_not)
+            for account in self._world.accounts.values()
+            if account.why_not and account.running
+        )
+
+    async def check(self, text: str | None = None, path: Path = Path()) -> list[CheckRow]:
+        """Look at the host from where the daemon stands.
+
+        Args: text, path: of a net.conf, if the host is to be looked at as that file would have it.
+        """
+        node, wanted = self._node, self._node.settings
+        if text is not None:  # in a thread: a long file would hold up the loop
+            wanted = await asyncio.to_thread(parse, text, path)
+        checks = await node.host.aside(lambda network: self._host_as(wanted, network))
+        payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
+        checks += [*payment, *checkup.neighbours(self._world), *checkup.accounts(self._world)]
+        checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
+        if not node.ledger_why_not:  # in a thread: the loop doesn't wait for sums of years
+            checks.append(await asyncio.to_thread(checkup.books, node.parts.store, BOOKS_S))
+        checks.append(checkup.effect(node.settings, wanted))
+        kinds = {**{one.name: "payment" for one in payment}, "ledger": "ledger", "books": "ledger"}
+        return [check_row(one, kinds.get(one.name, "kernel")) for one in checks]
+
+    def _host_as(self, wanted: Settings, network: Network) -> list[Check]:
+        """Look at the host as a file would have it. Args: network: stands beside ours, which has the queue."""
+        node = self._node
+        checks = checkup.network(wanted, network, node.parts.make_links(wanted), node.host.node_addresses)
+        return checks + network.taken(replace(node.host.desired, queue_number=wanted.queue_number))
+
+    def contracts(self, include_closed: bool) -> Iterator[ContractRow]:
+        """List contracts, with what their meters show now."""
+        self._node.refresh()
+        return self._contracts(include_closed)
+
+    def _contracts(self, include_closed: bool) -> Iterator[ContractRow]:
+        real = self._world.means.real_money
+        live = [contract for contract in self._world.contracts.values() if contract.opened_at_s]
+        for contract in live:
+            yield contract_row(contract, real)
+        if include_closed:
+            known = {contract.contract.hex() for contract in live}
+            rows = books.contracts(self._node.parts.ledger, True, real)
+            yield from (row for row in rows if row.id not in known)
+
+    def accounts(self) -> list[AccountRow]:
+        """List accounts, with what their contracts' meters show now."""
+        self._node.refresh()
+        real, grace_data_bytes = self._world.means.real_money, self._node.settings.grace_data_bytes
+        under_way = on_their_way(self._world.payments.values())
+        return [
+            account_row(account, real, under_way.get(key, ()), grace_data_bytes)
+            for key, account in self._world.accounts.items()
+        ]
+
+    def neighbours(self) -> list[NeighbourRow]:
+        """List neighbours, and who is blocked, on a link or not."""
+        world = self._world
+        gone = sorted(world.blocked - world.by_identity.keys())
+        return [
+            *map(self._neighbour, world.neighbours.values()),
+            *(NeighbourRow(identity.text(who)) for who in gone),
+        ]
+
+    def _neighbour(self, neighbour: Neighbour) -> NeighbourRow:
+        world = self._world
+        return NeighbourRow(
+            neighbour=identity.text(neighbour.identity),
+            interface=neighbour.link[0],
+            link_address=neighbour.link[1].hex(":"),
+            address=self._node.post.transport(neighbour.link),
+            network=neighbour.network,
+            same_network=is_same(neighbour.network, world.means.network),
+            sells=neighbour.sells,
+            buys=neighbour.buys,
+            up=neighbour.up and world.by_link.get(neighbour.link) is neighbour,
+            blocked=neighbour.blocked,
+            lane_bytes=self._node.parts.network.lane_bytes(neighbour.number),
+            last_seen=instant(neighbour.last_seen_s),
+        )
+
+    def journal(self, since_s: int | None) -> Iterator[JournalRow]:
+        """List the journal, oldest first. Args: since_s: UTC seconds."""
+        return books.journal(self._node.parts.ledger, since_s, self._world.means.real_money)
+
+    # --- Lightning ----------------------------------------------------------------------------------------------------
+
+    async def lightning(self) -> LightningStatus:
+        """Describe our node, its channels and its watchtowers. Raises PaymentError."""
+        node, world, manager = self._node, self._world, channel_manager(self._node)
+        in_use, chain = await manager.channels(), await manager.chain()
+        node.tell(ChannelsSeen(tuple(in_use)))  # what the operator sees, the daemon trades by
+        channels = in_use + await manager.pending_channels()
+        watch = await lightning.watch_of(node.parts.payment)
+        by_key = {one.payee.hex(): one for one in world.by_link.values() if one.payee}
+        return LightningStatus(
+            module=node.settings.payment_module,
+            node=world.means.payee.hex(),
+            network=world.means.network,
+            ready=not node.payment.why_not,
+            why_not=node.payment.why_not or None,
+            block=chain.height,
+            synced=chain.synced,
+            balance_msat=await node.parts.payment.balance_msat(),
+            channels=tuple(self._channel(one, by_key.get(one.peer), watch) for one in channels),
+            watchtowers=watch_row(watch),
+            advice=tuple(lightning.advice(channels, by_key.values(), world, watch, chain)),
+        )
+
+    def _channel(self, channel: Channel, neighbour: Neighbour | None, watch: Watch) -> ChannelRow:
+        why_not = [lack.why for lack in lightning.lacks(channel, neighbour, self._world)] if neighbour else []
+        if not lightning.is_safe(channel, watch, self._world.settings):
+            why_not.append("short CSV delay, and no watchtower")
+        return channel_row(channel, neighbour.identity if neighbour else None, why_not)
+
+    async def watchtowers(self) -> WatchRow:
+        """Describe the node's watchtowers. Raises PaymentError."""
+        return watch_row(await tower_manager(self._node).watch())
+
+
+def channel_manager(node: Node) -> ChannelManager:
+    """Return the payment node's channels. Raises PaymentError where it has none."""
+    payment = node.parts.payment
+    if not isinstance(payment, ChannelManager):
+        raise PaymentError(f"{node.settings.payment_module} has no channels that ngp could manage")
+    return payment
+
+
+def tower_manager(node: Node) -> TowerManager:
+    """Return the payment node's watchtowers. Raises PaymentError where it has none."""
+    payment = node.parts.payment
+    if not isinstance(payment, TowerManager):
+        raise PaymentError(f"{node.settings.payment_module} has no watchtowers that ngp could manage")
+    return payment

@@ -1,0 +1,337 @@
+"""Rows: the answers of the api, the same whether they come from the running daemon or from the ledger alone.
+
+The names of the fields are the keys of docs/operators-guide.md and stay. Money is msat, data bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from ngp import identity
+from ngp.core.account import Account
+from ngp.core.channels import Channel, Watch
+from ngp.core.contract import Contract
+from ngp.core.messages import Role
+from ngp.core.records import (
+    AccountRecord,
+    ContractRecord,
+    Direction,
+    JournalRecord,
+    PaymentKind,
+    PaymentRecord,
+    PaymentState,
+)
+from ngp.core.values import Check
+from ngp.daemon.api.plain import instant, when_known
+
+AccountKey = tuple[bytes, Role]
+
+
+# --- contracts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ContractRow:
+    """A contract; `billed_bytes` is a client's, `rate_bytes_s` that of one which the daemon holds."""
+
+    id: str
+    role: str
+    neighbour: str
+    interface: str
+    link_address: str
+    destination: str
+    state: str
+    reason: str
+    price_msat_per_gib: int
+    data_limit_bytes: int
+    granted_bytes: int
+    used_to_bytes: int
+    used_from_bytes: int
+    charged_msat: int
+    opened_at: datetime | None
+    expires_at: datetime | None
+    closed_at: datetime | None
+    real_money: bool
+    billed_bytes: int | None = when_known()
+    rate_bytes_s: int | None = when_known()
+
+
+def contract_row(found: Contract | ContractRecord, real_money: bool) -> ContractRow:
+    """Return the row of a contract that the daemon holds, or that the ledger has."""
+    record = found.record() if isinstance(found, Contract) else found
+    return ContractRow(
+        id=record.contract.hex(),
+        role=record.role.value,
+        neighbour=identity.text(record.identity),
+        interface=record.interface,
+        link_address=record.link_address.hex(":"),
+        destination=record.destination,
+        state=record.state,
+        reason=record.reason,
+        price_msat_per_gib=record.prices[-1][1],
+        data_limit_bytes=record.data_limit_bytes,
+        granted_bytes=record.granted_bytes,
+        used_to_bytes=record.used_to_bytes,
+        used_from_bytes=record.used_from_bytes,
+        charged_msat=record.charged_msat,
+        opened_at=instant(record.opened_at_s),
+        expires_at=instant(record.expires_at_s),
+        closed_at=instant(record.closed_at_s),
+        real_money=real_money,
+        billed_bytes=record.billed_bytes if record.role is Role.CLIENT else None,
+        rate_bytes_s=int(found.rate_bytes_s) if isinstance(found, Contract) else None,
+    )
+
+
+@dataclass(slots=True)
+class DestinationRow:
+    """Sums over the contracts of one role for one destination."""
+
+    role: str
+    destination: str
+    contracts: int
+    used_to_bytes: int
+    used_from_bytes: int
+    charged_msat: int
+    real_money: bool
+
+
+def by_destination(rows: Iterable[ContractRow]) -> list[DestinationRow]:
+    """Sum contracts for each role and destination."""
+    sums: dict[tuple[str, str], DestinationRow] = {}
+    for row in rows:
+        key = row.role, row.destination
+        total = sums.setdefault(key, DestinationRow(*key, 0, 0, 0, 0, row.real_money))
+        total.contracts += 1
+        total.used_to_bytes += row.used_to_bytes
+        total.used_from_bytes += row.used_from_bytes
+        total.charged_msat += row.charged_msat
+    return list(sums.values())
+
+
+# --- accounts ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRow:
+    """An account: paid = charged + refunded + balance, always."""
+
+    role: str
+    neighbour: str
+    balance_msat: int
+    reserved_msat: int
+    grace_left_bytes: int
+    paid_msat: int
+    charged_msat: int
+    refunded_msat: int
+    on_its_way_msat: int
+    on_its_way_since: datetime | None
+    billed_msat: int
+    metered_msat: int
+    contracts: int
+    disputed: bool
+    why_not: str | None
+    real_money: bool
+
+
+def account_row(
+    found: Account | AccountRecord,
+    real_money: bool,
+    on_its_way: Sequence[PaymentRecord] = (),
+    grace_data_bytes: int = 0,
+) -> AccountRow:
+    """Return the row of an account that the daemon holds, or that the ledger has, when no daemon runs.
+
+    Args:
+        on_its_way: our payments whose end isn't known.
+        grace_data_bytes: the credit that a neighbour may have; only where the daemon holds the account.
+    """
+    live = found if isinstance(found, Account) else None
+    serves = found.role is Role.SERVER
+    return AccountRow(
+        role=found.role.value,
+        neighbour=identity.text(found.identity),
+        balance_msat=found.paid_msat - found.charged_msat - found.refunded_msat,
+        reserved_msat=max(0, live.reserved_msat) if live else 0,
+        grace_left_bytes=max(0, grace_data_bytes - live.grace_bytes_in_use) if live and serves else 0,
+        paid_msat=found.paid_msat,
+        charged_msat=found.charged_msat,
+        refunded_msat=found.refunded_msat,
+        on_its_way_msat=sum(one.amount_msat for one in on_its_way),
+        on_its_way_since=instant(min((one.created_at_s for one in on_its_way), default=0)),
+        billed_msat=found.billed_msat,
+        metered_msat=found.charged_msat if serves else found.metered_msat,
+        contracts=live.running if live else 0,
+        disputed=found.disputed,
+        why_not=(live.why_not or None) if live else None,
+        real_money=real_money,
+    )
+
+
+def on_their_way(payments: Iterable[PaymentRecord]) -> Mapping[AccountKey, Sequence[PaymentRecord]]:
+    """Find our payments whose end isn't known, by account: top-ups as a client, refunds as a server."""
+    found: dict[AccountKey, list[PaymentRecord]] = {}
+    for one in payments:
+        if one.direction is Direction.OUT and one.state is PaymentState.PENDING:
+            role = Role.SERVER if one.kind is PaymentKind.REFUND else Role.CLIENT
+            found.setdefault((one.identity, role), []).append(one)
+    return found
+
+
+# --- journal and neighbours -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRow:
+    """A line of the journal."""
+
+    time: datetime | None
+    kind: str
+    neighbour: str | None
+    contract: str | None
+    amount_msat: int
+    payment_hash: str | None
+    state: str
+    real_money: bool
+
+
+def journal_row(record: JournalRecord, real_money: bool) -> JournalRow:
+    """Return the row of a journal line."""
+    return JournalRow(
+        time=instant(record.time_s),
+        kind=record.kind,
+        neighbour=identity.text(record.identity) if record.identity else None,
+        contract=record.contract.hex() or None,
+        amount_msat=record.amount_msat,
+        payment_hash=record.payment_hash.hex() or None,
+        state=record.state,
+        real_money=real_money,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourRow:
+    """A neighbour on a link, or a blocked one that is on none: then most isn't known."""
+
+    neighbour: str
+    interface: str | None = None
+    link_address: str | None = None
+    address: str | None = None
+    network: str | None = None
+    same_network: bool | None = None
+    sells: bool | None = None
+    buys: bool | None = None
+    up: bool = False
+    blocked: bool = True
+    lane_bytes: int = 0
+    last_seen: datetime | None = None
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRow:
+    """A line of `ngp check`; `kind` says what is at fault, and so the exit code."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str
+    kind: str
+
+
+def check_row(check: Check, kind: str) -> CheckRow:
+    """Return the row of what was looked at. Args: kind: what is at fault, unless the check itself says."""
+    return CheckRow(check.name, check.ok, check.found, check.remedy, check.kind or kind)
+
+
+# --- Lightning --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRow:
+    """A channel of our node; what isn't known is None."""
+
+    neighbour: str | None
+    peer: str
+    channel: str
+    state: str
+    blocks_left: int
+    active: bool
+    private: bool
+    capacity_sat: int
+    can_send_sat: int
+    can_receive_sat: int
+    least_payment_msat: int | None
+    our_csv_delay_blocks: int | None
+    their_csv_delay_blocks: int | None
+    suits: bool | None
+    why_not: str | None
+
+
+def channel_row(channel: Channel, neighbour: bytes | None, why_not: Sequence[str]) -> ChannelRow:
+    """Return the row of a channel.
+
+    Args:
+        neighbour: whose node the peer is; None where no neighbour announced it.
+        why_not: why it doesn't suit; empty: it does, if it is a neighbour's.
+    """
+    return ChannelRow(
+        neighbour=identity.text(neighbour) if neighbour else None,
+        peer=channel.peer,
+        channel=channel.point,
+        state=str(channel.state),
+        blocks_left=channel.blocks_left,
+        active=channel.active,
+        private=channel.private,
+        capacity_sat=channel.capacity_sat,
+        can_send_sat=channel.can_send_sat,
+        can_receive_sat=channel.can_receive_sat,
+        least_payment_msat=channel.least_htlc_msat or None,
+        our_csv_delay_blocks=channel.our_wait_blocks or None,
+        their_csv_delay_blocks=channel.their_wait_blocks or None,
+        suits=not why_not if why_not or neighbour else None,
+        why_not="; ".join(why_not) or None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TowerRow:
+    """A watchtower of our node, and what it was given."""
+
+    tower: str
+    addresses: tuple[str, ...]
+    used: bool
+    sessions: int
+    backups: int
+    pending_backups: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRow:
+    """What is known of the node's watchtowers; `unknown` says why nothing is."""
+
+    active: bool
+    unknown: str | None
+    backups: int
+    pending_backups: int
+    failed_backups: int
+    towers: tuple[TowerRow, ...]
+
+
+def watch_row(watch: Watch) -> WatchRow:
+    """Return what is known of the node's watchtowers."""
+    return WatchRow(
+        active=watch.active,
+        unknown=watch.unknown or None,
+        backups=watch.backups,
+        pending_backups=watch.pending_backups,
+        failed_backups=watch.failed_backups,
+        towers=tuple(
+            TowerRow(one.key, one.addresses, one.used, one.sessions, one.backups, one.pending_backups)
+            for one in watch.towers
+        ),
+    )

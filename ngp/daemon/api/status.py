@@ -1,0 +1,91 @@
+"""Status: one page about the running daemon, and one about its Lightning node; names as in docs/operators-guide.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ngp.daemon.api.rows import ChannelRow, WatchRow
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """Packets that wait for a contract, and that were dropped there."""
+
+    held: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentStatus:
+    """The payment node. `on_their_way`: payments whose end isn't known."""
+
+    module: str
+    ready: bool
+    why_not: str | None
+    network: str
+    real_money: bool
+    on_their_way: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatus:
+    """Whether the ledger can be written."""
+
+    writable: bool
+    why_not: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotToppedUp:
+    """An account with running contracts that isn't topped up."""
+
+    neighbour: str
+    role: str
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Counts since the start, by reason or name."""
+
+    messages_ignored: Mapping[str, int]
+    core: Mapping[str, int]
+    kernel: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How the daemon is."""
+
+    version: str
+    uptime_s: int
+    identity: str
+    interfaces: tuple[str, ...]
+    upstream_interfaces: tuple[str, ...]
+    lan_interfaces: tuple[str, ...]
+    queue: QueueStatus
+    datapath: Mapping[str, str]
+    payment: PaymentStatus
+    ledger: LedgerStatus
+    contracts: int
+    neighbours: int
+    not_topped_up: tuple[NotToppedUp, ...]
+    counters: Counters
+
+
+@dataclass(frozen=True, slots=True)
+class LightningStatus:
+    """Our Lightning node, its channels and watchtowers, and what to do about those with neighbours."""
+
+    module: str
+    node: str
+    network: str
+    ready: bool
+    why_not: str | None
+    block: int
+    synced: bool
+    balance_msat: int
+    channels: tuple[ChannelRow, ...]
+    watchtowers: WatchRow
+    advice: tuple[str, ...]
