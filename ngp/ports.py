@@ -393,9 +393,8 @@ class Ledger(Protocol):
         """Read what a start needs: all that is not over, and the last hour's and day's for what comes late.
 
         Args:
-            now_utc_s: contracts closed in the hour before it and payments of the day before it are included. Money
-                counts as spent in an hour or day by the later of the payment's begin and end, fees included, also
-                while its outcome isn't known.
+            now_utc_s: contracts closed in the hour before it, and payments begun or ended in the day before it, are
+                included. Money counts as spent with fees, also while a payment's outcome isn't known.
         """
 
     def journal(self, since_s: int | None = None) -> Iterator[JournalRecord]:

@@ -26,8 +26,8 @@ from ngp.ports import ChannelManager
 PAYEE = b"\x02" + bytes(32)
 NEIGHBOUR = Neighbour(bytes(32), ("eth1", b""), 1, sells=True, buys=True, payee=PAYEE)
 GOOD = Channel(
-    peer=PAYEE.hex(), point="00:0", active=True, private=True, capacity_sat=500_000, ours_sat=300_000,
-    theirs_sat=200_000, least_htlc_msat=1_000, our_wait_blocks=144, their_wait_blocks=1_008,
+    peer=PAYEE.hex(), point="00:0", active=True, private=True, capacity_sat=500_000,
+    least_htlc_msat=1_000, our_wait_blocks=144, their_wait_blocks=1_008,
     our_end=ChannelEnd(300_000_000, 5_000_000), their_end=ChannelEnd(200_000_000, 5_000_000),
 )  # fmt: skip
 POOR = ChannelEnd(5_099_000, 5_000_000)
@@ -161,7 +161,7 @@ class Node:
         return []
 
     async def balance_msat(self) -> int:
-        return GOOD.ours_sat * 1000
+        return 300_000_000
 
     async def connect(self, peer: str, host: str) -> None:
         self.connected = (peer, host)

@@ -258,7 +258,7 @@ def test_a_start_and_a_reload_with_a_file_that_shows_its_macaroon_are_refused(br
         asyncio.run(broken.reload())
     assert broken.settings is before
     with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
-        asyncio.run(main.run(StartOptions(path, tmp_path, False, False, lambda _: None)))
+        asyncio.run(main.run(StartOptions(path, tmp_path, lambda _: None)))
 
 
 def test_a_reload_that_expects_another_payment_node_is_refused_whole(
@@ -378,7 +378,7 @@ def test_a_start_with_another_payment_node_than_last_time_names_both(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def open_and_close() -> str:
-        parts, *_ = await main.open_parts(StartOptions(tmp_path / "net.conf", tmp_path, False, False, print), SETTINGS)
+        parts, *_ = await main.open_parts(StartOptions(tmp_path / "net.conf", tmp_path, print), SETTINGS)
         await parts.payment.close()
         parts.ledger.close()
         return parts.gatekeeper.world.means.payee.hex()

@@ -89,12 +89,6 @@ def link_key(ifindex: int, link_address: bytes) -> bytes:
     return _LINK.pack(ifindex, link_address.ljust(6, b"\0"))
 
 
-def read_link_key(link: bytes) -> tuple[int, bytes]:
-    """Return (interface index, MAC) of a link key."""
-    ifindex, link_address = _LINK.unpack_from(link)
-    return ifindex, link_address
-
-
 def neighbour_key(link: bytes) -> bytes:
     """Return the key of the neighbour table."""
     return link + b"\0\0"

@@ -113,14 +113,7 @@ class ElectrumPayment(ElectrumUpkeep):
     def capabilities(self) -> PaymentCapabilities:
         """Say that money is real on mainnet, and what Electrum lacks."""
         real = self._info is None or self._info.network == "mainnet"
-        return PaymentCapabilities(
-            real_money=real,
-            settles_by_proof=False,
-            hold_invoices=False,
-            least_amount_msat=LEAST_AMOUNT_MSAT,
-            chosen_preimages=False,
-            signs=False,
-        )
+        return PaymentCapabilities(real_money=real, settles_by_proof=False, least_amount_msat=LEAST_AMOUNT_MSAT)
 
     async def check(self, spends: bool) -> list[Check]:  # noqa: ARG002  its rights are all or nothing
         """Say whether user and password can be had, and who else may hear them; asks the files, not the node."""

@@ -105,8 +105,6 @@ def _channel(told: Mapping[str, Any]) -> Channel:
         active=told["peer_state"] == "GOOD",
         private=True,  # it announces none
         capacity_sat=told["local_balance"] + told["remote_balance"],
-        ours_sat=told["local_balance"],
-        theirs_sat=told["remote_balance"],
         least_htlc_msat=LEAST_HTLC_MSAT,
         our_wait_blocks=0,
         our_end=_end(told, "local"),

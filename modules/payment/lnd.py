@@ -127,11 +127,9 @@ class LndPayment(LndUpkeep):
         return self._info
 
     def capabilities(self) -> PaymentCapabilities:
-        """Say that money is real on mainnet, that LND itself tells of settlements, and that it can hold."""
+        """Say that money is real on mainnet, and that LND itself tells of settlements."""
         real = self._info is None or self._info.network == "mainnet"
-        return PaymentCapabilities(
-            real_money=real, settles_by_proof=False, hold_invoices=True, least_amount_msat=LEAST_AMOUNT_MSAT
-        )
+        return PaymentCapabilities(real_money=real, settles_by_proof=False, least_amount_msat=LEAST_AMOUNT_MSAT)
 
     async def check(self, spends: bool) -> list[Check]:
         """Say whether the macaroon allows what is needed, and what more; asks the file, not the node."""

@@ -132,7 +132,7 @@ class SandboxPayment:
 
     def capabilities(self) -> PaymentCapabilities:
         """Say that the money isn't real and that a preimage settles."""
-        return PaymentCapabilities(real_money=False, settles_by_proof=True, hold_invoices=False, least_amount_msat=1)
+        return PaymentCapabilities(real_money=False, settles_by_proof=True, least_amount_msat=1)
 
     async def check(self, spends: bool) -> list[Check]:
         """Return nothing: there is nothing to be set up."""
@@ -151,7 +151,7 @@ class SandboxPayment:
         """Make an invoice; raises PaymentError for `hold`, since the payer unmasks the preimage by itself."""
         self._serve()
         if hold:
-            raise PaymentError("the sandbox can't hold payments; use a module that has hold_invoices")
+            raise PaymentError("the sandbox can't hold payments; use lnd for that")
         _check_terms(amount_msat, memo, expiry_s)
         preimage = preimage or secrets.token_bytes(32)
         if len(preimage) != 32:

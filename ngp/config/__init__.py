@@ -4,7 +4,7 @@ from ngp.config.advice import unwise
 from ngp.config.destinations import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.config.document import read_text
 from ngp.config.keys import KEYS, Key
-from ngp.config.loader import check_ownership, default_path, load, parse, refuse_shown_secret, shipped_keys
+from ngp.config.loader import default_path, load, parse, refuse_shown_secret, shipped_keys
 from ngp.config.modules import LINK, NETWORK, PAYMENT, installed_modules, module_class, module_settings
 from ngp.config.reload import Changes, changes, keep_until_restart
 
@@ -17,7 +17,6 @@ __all__ = [
     "Changes",
     "Key",
     "changes",
-    "check_ownership",
     "default_path",
     "installed_modules",
     "is_forwarded_to",

@@ -25,7 +25,6 @@ from ngp.config.document import (
     parse_document,
     read_text,
     refuse_readable,
-    refuse_untrusted,
     shipped,
     show,
     show_text,
@@ -55,15 +54,6 @@ def default_path(candidates: Sequence[Path] = DEFAULT_PATHS) -> Path:
     raise ConfigError(f"no configuration: neither {places} exists: copy {shipped('net.conf')} there, or use --config")
 
 
-def check_ownership(path: Path) -> None:
-    """Refuse a file that others than root and the caller own or can write.
-
-    Raises:
-        ConfigError: with the command that mends it. `load(..., trusted_only=True)` does the same on the opened file.
-    """
-    refuse_untrusted(Path(path), _status(path))
-
-
 def _status(path: Path) -> os.stat_result:
     try:
         return os.stat(path)
@@ -89,7 +79,7 @@ def load(path: Path | str, *, modules: Modules = installed_modules, trusted_only
     Args:
         path: the file; relative paths inside start at its folder.
         modules: names the modules that are available for a group of entry points.
-        trusted_only: refuse a file that others could have written (see `check_ownership`).
+        trusted_only: refuse a file that somebody else could have written.
 
     Raises:
         ConfigError: telling all problems, a line each: file, line, key, value, and what is right.

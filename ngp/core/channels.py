@@ -55,7 +55,7 @@ class Channel:
         peer: public key of the node at the other end, hex.
         point: funding transaction and output, `txid:index`.
         active: payments can go over it now.
-        capacity_sat, ours_sat, theirs_sat: its size, and what is whose now.
+        capacity_sat: its size.
         least_htlc_msat: smallest payment that goes over it.
         our_wait_blocks: our coins come free so many blocks after we closed it alone (BOLT 2, to_self_delay).
         our_end, their_end: what may be sent and received now.
@@ -69,8 +69,6 @@ class Channel:
     active: bool
     private: bool
     capacity_sat: int
-    ours_sat: int
-    theirs_sat: int
     least_htlc_msat: int
     our_wait_blocks: int
     our_end: ChannelEnd

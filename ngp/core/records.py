@@ -209,8 +209,6 @@ class Snapshot:
     contracts: tuple[ContractRecord, ...]
     payments: tuple[PaymentRecord, ...]
     cursor: int
-    spent_hour_msat: int
-    spent_day_msat: int
     spent_total_msat: int
     spent_by_neighbour_msat: tuple[tuple[bytes, int], ...]
     forgotten_s: int = 0

@@ -232,18 +232,12 @@ class PaymentCapabilities:
     Attributes:
         real_money: False for the sandbox; every listing says so.
         settles_by_proof: the module has no network of its own: a preimage handed to `settle_invoice` is the settlement.
-        hold_invoices: can hold and settle or cancel later.
         least_amount_msat: smallest invoice it makes (1,000 where only whole sat are possible).
-        chosen_preimages: an invoice can be made for a preimage of ours.
-        signs: can sign with the node's key.
     """
 
     real_money: bool
     settles_by_proof: bool
-    hold_invoices: bool
     least_amount_msat: int
-    chosen_preimages: bool = True
-    signs: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,6 @@ class StartOptions:
         config_path: net.conf; loaded again at every reload.
         state_dir: where ledger, keys and socket live, already decided (--state-dir, NGP_STATE_DIR, STATE_DIR); it
             exists, and this process holds its lock.
-        verbose: log messages go to the terminal as well.
-        foreground: the operator's own --foreground: nobody waits behind a pipe.
         ready: call once when gate and link are ready, with whether there is an interface that is gated; tells
             `ngp start` and systemd.
         progress: call with a few words about what a slow start waits for, as often as is useful.
@@ -39,7 +37,5 @@ class StartOptions:
 
     config_path: Path
     state_dir: Path
-    verbose: bool
-    foreground: bool
     ready: Callable[[bool], None]
     progress: Callable[[str], None] = _quiet

@@ -292,8 +292,7 @@ def _hold(lock: StateLock, config_path: Path, state_dir: Path, verbose: bool, re
             logs.set_up(state_dir, verbose, terminal=not reporter.detached, tell=reporter.warn)
         except OSError as error:
             raise KernelError(f"log {error.filename}: {error.strerror}; make the state directory writable") from error
-        foreground = not reporter.detached
-        code = _run(StartOptions(config_path, state_dir, verbose, foreground, reporter.ready, reporter.progress))
+        code = _run(StartOptions(config_path, state_dir, reporter.ready, reporter.progress))
         clean = code == ExitCode.DONE
     except NgpError:
         clean = not (reporter.was_ready or lock.after_killed)

@@ -209,8 +209,6 @@ class Ledger:
             ),
             payments=tuple(one for one in self.payments.values() if one not in over),
             cursor=self.cursor,
-            spent_hour_msat=0,
-            spent_day_msat=0,
             spent_total_msat=sum(by_neighbour.values()),
             spent_by_neighbour_msat=tuple(by_neighbour.items()),
             forgotten_s=max((one.settled_at_s for one in over if one.direction is Direction.OUT), default=0),

@@ -62,6 +62,8 @@ async def nodes_of(found: Pair) -> AsyncIterator[Nodes]:
                 (one["invoice_id"], one["status"]) == (wanted.hex(), IN_FLIGHT)
                 for one in found.payer.rpc("list_invoices")
             ),
+            chooses_preimages=False,
+            signs=False,
         )
         for one in opened:
             await one.close()

@@ -129,6 +129,6 @@ class TestLnd(PaymentContract):
                     assert await pays(one, other, most) is PaymentStatus.SUCCEEDED
                     (after,) = await one.channels()
                     assert left_msat(after, ours=True) < 1000 * SAT_MSAT
-                assert await pays(payer, payee, before.theirs_sat * SAT_MSAT) is PaymentStatus.SUCCEEDED
+                assert await pays(payer, payee, before.their_end.balance_msat) is PaymentStatus.SUCCEEDED
 
         asyncio.run(scenario())

@@ -110,16 +110,8 @@ def test_spent_sums_count_fees_pending_payments_and_refunds_but_no_failures(stor
         ]
     )  # fmt: skip
     snapshot = ledger.load(NOW)
-    assert (snapshot.spent_hour_msat, snapshot.spent_day_msat, snapshot.spent_total_msat) == (3, 33, 133)
+    assert snapshot.spent_total_msat == 133
     assert dict(snapshot.spent_by_neighbour_msat) == {ALICE: 33, BOB: 100}
-
-
-def test_a_payment_that_ends_late_counts_in_the_hour_of_its_end(store: Store) -> None:
-    ledger = store.open()
-    ledger.commit([payment(1, OUT, PaymentState.PENDING, created_at_s=NOW - DAY)])
-    assert ledger.load(NOW).spent_hour_msat == 0
-    ledger.commit([payment(1, OUT, PaymentState.SUCCEEDED, fee_msat=5, created_at_s=NOW - DAY, settled_at_s=NOW)])
-    assert ledger.load(NOW).spent_hour_msat == 1005
 
 
 def test_the_journal_is_paged_and_survives_writes_in_between(store: Store) -> None:

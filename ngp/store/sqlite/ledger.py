@@ -23,10 +23,8 @@ from ngp.store.keeping import KEEP_CLOSED_S
 from ngp.store.sqlite import file, prune, rows
 
 _T = TypeVar("_T")
-_HOUR_S = 3_600
 _DAY_S = 86_400
 _PAGE_ROWS = 500
-_SPENT = "FROM payments WHERE direction = 'out' AND state IN ('pending', 'succeeded')"
 
 
 class SqliteLedger:
@@ -72,10 +70,8 @@ class SqliteLedger:
         with self._reading() as connection:
             found = connection.execute("SELECT value FROM state WHERE name = 'cursor'").fetchone()
             by_neighbour = connection.execute(
-                f"SELECT identity, sum(amount_msat + fee_msat), "
-                f"sum((amount_msat + fee_msat) * (touched_s > ?)), sum((amount_msat + fee_msat) * (touched_s > ?)) "
-                f"{_SPENT} GROUP BY identity",
-                (now_utc_s - _HOUR_S, now_utc_s - _DAY_S),
+                "SELECT identity, sum(amount_msat + fee_msat) FROM payments "
+                "WHERE direction = 'out' AND state IN ('pending', 'succeeded') GROUP BY identity"
             ).fetchall()
             (forgotten_s,) = connection.execute(
                 "SELECT max(touched_s) FROM payments WHERE direction = 'out' AND state NOT IN ('open', 'pending') "
@@ -101,10 +97,8 @@ class SqliteLedger:
                     now_utc_s - _DAY_S,
                 ),
                 cursor=found[0] if found else 0,
-                spent_hour_msat=sum(row[2] for row in by_neighbour),
-                spent_day_msat=sum(row[3] for row in by_neighbour),
                 spent_total_msat=sum(row[1] for row in by_neighbour),
-                spent_by_neighbour_msat=tuple((row[0], row[1]) for row in by_neighbour),
+                spent_by_neighbour_msat=tuple(by_neighbour),
                 forgotten_s=forgotten_s or 0,
                 blocked=tuple(row[0] for row in connection.execute("SELECT identity FROM blocks")),
             )

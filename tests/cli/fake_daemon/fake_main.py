@@ -139,8 +139,7 @@ async def run(options: StartOptions) -> int:
     names = [name for name in dir(handlers) if not name.startswith("_") and name != "stopping"]
     server = ControlServer(options.state_dir / CONTROL_SOCKET, {name: getattr(handlers, name) for name in names})
     await server.start()
-    words = [str(options.config_path), options.verbose, options.foreground]
-    (options.state_dir / "options.json").write_text(json.dumps(words))
+    (options.state_dir / "options.json").write_text(json.dumps(str(options.config_path)))
     logging.getLogger("ngp").info("ready: \x1b[2J")
     if fate in ("warns", "warns without end"):
         for number in range(3 if fate == "warns" else 9000):
