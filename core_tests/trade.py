@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from core_tests import traffic
-from core_tests.counter import Counter
 from core_tests.daemon import Daemon
 from core_tests.host import Host
 from core_tests.lab import Lab
@@ -33,8 +32,6 @@ MSAT_PER_KB = 1 << 20  # one msat for 1,024 bytes, as a price per GiB
 # up after 15 s and told again with the next: waited for so long only where something is wrong.
 SETTLED_S = 60.0
 PREPAYING = 254  # the number of a remote address that no scenario uses
-# A price at which every msat shows: one for each byte.
-DEAR = "1024 msat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +204,6 @@ def restart(daemon: Daemon) -> None:
     """Kill a daemon without a warning and start it on what it left."""
     daemon.kill9()
     daemon.start()
-
-
-def l3_at(counter: Counter, address: str) -> int:
-    """Return the L3 bytes that an interface has seen from and to an address."""
-    return counter.total(source=address).bytes + counter.total(destination=address).bytes
 
 
 def speak_as(internet: Host, source: str, client: str, gateway: str) -> None:
