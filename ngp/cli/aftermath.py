@@ -18,7 +18,7 @@ from ngp.errors import ConfigError, KernelError
 if TYPE_CHECKING:
     from ngp.core.settings import Settings
 
-_NEXT = "`ngp start` takes over and charges what it missed, `ngp stop` takes it away"
+_NEXT = "`ngp start` takes over, `ngp stop` takes it away; both charge what was missed"
 
 
 def told(place: Place) -> str:

@@ -44,12 +44,14 @@ def stop(place: Place) -> int:
         progress.end()
         if running_pid(state_dir) is not None or not left_behind(state_dir):
             raise
-        _clean_up(place)
+        lost = _clean_up(place)
+        if lost:
+            raise LedgerError(clean(lost)) from None
         return 0
     finally:
         progress.end()
     if left_behind(state_dir):
-        _clean_up(place)
+        lost = lost or _clean_up(place)
     else:
         say("ngp has stopped")
     if lost:
@@ -75,15 +77,18 @@ def _state_dir(place: Place) -> Path:
         raise ConfigError(f"{error}\n{hint}") from error
 
 
-def _clean_up(place: Place) -> None:
+def _clean_up(place: Place) -> str:
+    """Clean up after a daemon that was killed. Returns what is lost, or nothing."""
     from ngp.daemon import offline  # late: it imports every module, and a daemon that runs cleans up by itself
 
     settings, why_not = _settings(place)
-    offline.clean_up(place.state_dir, settings)
-    say("ngp wasn't running any more; what it had left in the kernel is removed")
+    lost = offline.clean_up(place.state_dir, settings)
+    charged = ", and what its contracts carried is charged" if lost == "" else ""
+    say(f"ngp wasn't running any more; what it had left in the kernel is removed{charged}")
     if settings is None:
         say("WHEN_STOPPED is not known, so what is forwarded passes freely, as with open; net.conf can't be used:")
         say(*map(clean, why_not.splitlines()))
+    return lost or ""
 
 
 def _settings(place: Place) -> tuple[Settings | None, str]:

@@ -16,7 +16,7 @@ from ngp import store
 from ngp.config import PAYMENT, module_class
 from ngp.core.settings import Settings
 from ngp.core.values import Check, PaymentInfo, Standing
-from ngp.daemon import belongings, checkup, known_node, lightning, main, payment_keys
+from ngp.daemon import belongings, checkup, known_node, last_books, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
@@ -27,10 +27,14 @@ _IF_SWAPPED = "none, if that is meant; else connect the former one"
 _SANDBOX_KEY = "sandbox.key"  # as modules/payment/sandbox.py has it
 
 
-def clean_up(state_dir: Path, settings: Settings | None) -> None:
-    """Remove from kernel and state directory what a killed daemon left; holds the lock, so that none starts meanwhile.
+def clean_up(state_dir: Path, settings: Settings | None) -> str | None:
+    """Remove from kernel and state directory what a killed daemon left, and charge what its contracts carried.
 
-    Without settings the mesh interfaces are left open: a gate that stands must not need a good net.conf to be ended.
+    It holds the lock, so that none starts meanwhile. Without settings the mesh interfaces are left open: a gate that
+    stands must not need a good net.conf to be ended.
+
+    Returns:
+        What is lost, and why; "" if nothing is; None where no meter stood.
 
     Raises:
         RunningError: a daemon has been started meanwhile. KernelError: no rights, or the kernel refuses.
@@ -42,7 +46,9 @@ def clean_up(state_dir: Path, settings: Settings | None) -> None:
         lock.abandon()
         raise
     try:
-        main.make_network(settings, state_dir).clean_up(settings is not None and settings.closed_when_stopped)
+        network = main.make_network(settings, state_dir)
+        lost = last_books.charge(network, store.at(state_dir), settings)
+        network.clean_up(settings is not None and settings.closed_when_stopped)
         forget_killed(state_dir)
     except BaseException:
         lock.abandon()
@@ -50,6 +56,7 @@ def clean_up(state_dir: Path, settings: Settings | None) -> None:
     finally:
         namespace.release()
     lock.release()
+    return lost
 
 
 def shut(settings: Settings, state_dir: Path) -> None:

@@ -15,7 +15,7 @@ from ngp.core.values import Standing
 from ngp.daemon.state import last_sign_s
 from tests.cli.conftest import Host
 
-NEXT = "`ngp start` takes over and charges what it missed, `ngp stop` takes it away"
+NEXT = "`ngp start` takes over, `ngp stop` takes it away; both charge what was missed"
 
 
 @pytest.mark.parametrize(

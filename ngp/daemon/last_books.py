@@ -1,0 +1,69 @@
+"""Last books: what a killed daemon's contracts carried is charged before `ngp stop` takes them out of the kernel.
+
+The ledger is up to a minute behind the kernel's counters, which go with the meter. So this does what a start and a stop
+do, without links and payments: the meter is adopted, its contracts are blocked, their counters are read, and what the
+ledger doesn't know of them is written there, by the rules of `restore`. However often it begins anew, nothing is
+counted twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+from ngp.config import parse
+from ngp.core.effects import Persist
+from ngp.core.events import Stopping, UsageRead
+from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.restore import restore
+from ngp.core.settings import Settings
+from ngp.core.world import Means, World
+from ngp.daemon.clock import SystemClock
+from ngp.daemon.desired import desired_network, look_at_host
+from ngp.errors import KernelError, LedgerError
+from ngp.ports import Ledger, Network, Store
+
+_NOBODY = Means("", False, False, 0, b"")
+_LOST = "what was carried since the ledger's last entry is lost"
+
+
+def charge(network: Network, store: Store, settings: Settings | None) -> str | None:
+    """Charge what a meter without a daemon counted; its contracts let nothing more pass afterwards.
+
+    Args: settings: as net.conf says; None where it can't be used: then nothing is gated any more, either.
+    Returns: what is lost, and why; "" if nothing is; None where no meter stands: it went with a boot.
+    """
+    try:
+        if not network.standing().meter:
+            return None
+        if not store.exists():
+            return f"{_LOST}: there is no ledger {store}"
+        ledger = store.open()
+    except (KernelError, LedgerError) as error:
+        return f"{_LOST}: {error}"
+    try:
+        _charge(network, ledger, settings)
+    except (KernelError, LedgerError) as error:
+        return f"{_LOST}: {error}"
+    finally:
+        ledger.close()
+    return ""
+
+
+def _charge(network: Network, ledger: Ledger, settings: Settings | None) -> None:
+    logging.getLogger("ngp").addHandler(logging.NullHandler())  # a start's warnings are for a daemon's log
+    if settings is not None:
+        desired = look_at_host(settings, network)
+    else:
+        settings = parse("MESH_INTERFACES: all\n", Path("net.conf"))
+        desired = replace(desired_network(settings, (), (), ()), sells=False, buys=False)
+    adopted, now = network.set_up(desired), SystemClock().now()
+    world = World(settings, _NOBODY, lambda: secrets.token_bytes(16), now)
+    gatekeeper = Gatekeeper(world)
+    effects = restore(gatekeeper, ledger.load(now.utc_s), adopted, now)
+    network.grant([world.kernel_grant(each, blocked=True) for each in world.contracts.values() if each.running])
+    effects += gatekeeper.step(UsageRead(tuple(network.read(list(world.contracts)))), now)
+    effects += gatekeeper.step(Stopping(), now)
+    ledger.commit([effect.record for effect in effects if isinstance(effect, Persist)], durable=True)
