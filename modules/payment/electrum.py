@@ -29,7 +29,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ngp.core import kept_node
 from ngp.core.pricing import SAT_MSAT
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import invoice, node_key
@@ -37,7 +36,6 @@ from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import ElectrumError
 from ngp.modules.payment.electrum_upkeep import ElectrumUpkeep
 from ngp.modules.payment.electrum_wallet import COIN_SAT, NOT_LOADED, ElectrumWallet, btc
-from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
     UNKNOWN_PAYMENT,
     Check,
@@ -50,6 +48,7 @@ from ngp.ports import (
     PaymentStatus,
     Settlement,
 )
+from ngp.remembered_node import RememberedNode
 
 POLL_S = 0.5
 # The history is read this often although no channel seems to have changed.
@@ -75,7 +74,7 @@ class ElectrumPayment(ElectrumUpkeep):
 
     def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
         super().__init__(ElectrumWallet(options or {}))
-        self._node_file = NodeFile(state_dir / kept_node.file_name("electrum"))
+        self._remembered = RememberedNode(state_dir, "electrum")
         self._journal_file = state_dir / "electrum.db"
         self._opened_journal: Journal | None = None
         self._info: PaymentInfo | None = None
@@ -92,7 +91,7 @@ class ElectrumPayment(ElectrumUpkeep):
         try:
             return self._info or await self._ask_info()
         except ElectrumError as error:
-            known = self._node_file.read()
+            known = self._remembered.read()
             if known is None or (error.answered and error.detail != NOT_LOADED):
                 raise
             self._info = known
@@ -107,7 +106,7 @@ class ElectrumPayment(ElectrumUpkeep):
         _require_version(str(told["version"]))
         network = str(told["network"])
         key = str(await self._wallet.ask("nodeid")).partition("@")[0]
-        self._info = self._node_file.confirm(PaymentInfo(key, network), "Electrum", in_use=self._info)
+        self._info = self._remembered.confirm(PaymentInfo(key, network), "Electrum", in_use=self._info)
         return self._info
 
     def capabilities(self) -> PaymentCapabilities:

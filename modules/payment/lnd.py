@@ -20,7 +20,6 @@ from pathlib import Path
 
 import grpc
 
-from ngp.core import kept_node
 from ngp.core.reach import left_msat
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import invoice, lnd_paste, macaroon, node_key
@@ -30,7 +29,6 @@ from ngp.modules.payment.lnd_channel import channel
 from ngp.modules.payment.lnd_client import LndClient, LndError
 from ngp.modules.payment.lnd_connect import Credentials, NoMacaroonError
 from ngp.modules.payment.lnd_upkeep import LndUpkeep, key_bytes
-from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import (
     UNKNOWN_PAYMENT,
     Check,
@@ -43,6 +41,7 @@ from ngp.ports import (
     PaymentStatus,
     Settlement,
 )
+from ngp.remembered_node import RememberedNode
 
 # LND's smallest HTLC unless its operator says otherwise (bitcoin.minhtlc).
 LEAST_AMOUNT_MSAT = 1_000
@@ -82,7 +81,7 @@ class LndPayment(LndUpkeep):
 
     def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
         super().__init__(LndClient(Credentials(options or {}, state_dir)))
-        self._node_file = NodeFile(state_dir / kept_node.file_name("lnd"))
+        self._remembered = RememberedNode(state_dir, "lnd")
         self._info: PaymentInfo | None = None
 
     # --- the node -----------------------------------------------------------------------------------------------------
@@ -108,7 +107,7 @@ class LndPayment(LndUpkeep):
         try:
             return self._info or await self._ask_info()
         except LndError as error:
-            known = self._node_file.read() if error.unreachable or "locked" in str(error) else None
+            known = self._remembered.read() if error.unreachable or "locked" in str(error) else None
             if known is None:
                 raise
             self._info = known
@@ -123,7 +122,7 @@ class LndPayment(LndUpkeep):
         network = answer.chains[0].network if answer.chains else ""
         addresses = tuple(uri.partition("@")[2] for uri in answer.uris)
         said = PaymentInfo(answer.identity_pubkey, network, addresses)
-        self._info = self._node_file.confirm(said, "LND", in_use=self._info)
+        self._info = self._remembered.confirm(said, "LND", in_use=self._info)
         return self._info
 
     def capabilities(self) -> PaymentCapabilities:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from ngp.cli import aftermath, streams
 from ngp.cli.place import Place
 from ngp.cli.show import clean
-from ngp.daemon import known_node
 from ngp.daemon.state import keep_last_sign
 from ngp.errors import ConfigError, RunningError
 from ngp.ports import Ledger
+from ngp.remembered_node import RememberedNode
 
 
 @contextmanager
@@ -51,5 +51,5 @@ def money_is_real(place: Place) -> bool:
         module = place.settings().payment_module
     except ConfigError:
         return False
-    known = known_node.last(place.state_dir, module)
+    known = RememberedNode(place.state_dir, module).read()
     return known is not None and known.network == "mainnet"

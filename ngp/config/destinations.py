@@ -109,7 +109,7 @@ def payment_services(node: Node) -> tuple[FreeDestination, ...]:
 
 
 def _payment_service(node: Node) -> FreeDestination:
-    """Read one host's port. Nothing wider: all who can be reached here could be reached for nothing."""
+    """Read one host's port. Nothing wider, since what is named here is carried for nothing."""
     entry = node if isinstance(node, Entries) else _from_words(scalar(node, "a payment service"), "address", 2)
     fields = _fields(entry, {"address": _host, "protocol": _service_protocol, "port": _port})
     protocol: str = fields.get("protocol", "tcp")
@@ -119,7 +119,7 @@ def _payment_service(node: Node) -> FreeDestination:
 
 
 def _service_protocol(node: Node) -> str:
-    """Read what a service is reached by: its answers are told by their ports, which are looked for in these alone."""
+    """Read a service's protocol: one that has ports, by which its answers are known."""
     name = scalar(node, "a protocol").text
     if name not in _SERVICE_PROTOCOLS:
         raise refuse(node, "is not a payment service's protocol: write tcp or udp, and one port behind it")
@@ -127,7 +127,7 @@ def _service_protocol(node: Node) -> str:
 
 
 def _host(node: Node) -> Prefix:
-    """Read the address of one host, that packets are forwarded to or ours. Raises Refused."""
+    """Read the address of one host, behind this router or its own. Raises Refused."""
     try:
         where = _no_scope(ip_network(scalar(node, "an address").text))
     except ValueError as error:
@@ -140,7 +140,7 @@ def _host(node: Node) -> Prefix:
 
 
 def is_forwarded_to(address: Address) -> bool:
-    """Say whether routers forward packets to an address, as far as itself tells."""
+    """Say whether an address is of a kind that routers forward packets to."""
     return not (address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local)
 
 

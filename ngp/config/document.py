@@ -2,7 +2,7 @@
 
 Only the shape of YAML is used, never its types: a value stays the text that the operator wrote until the key's own
 parser reads it, so `0123` can't become 83 nor `10:30` 630, and nothing in the file can construct an object. Anchors,
-aliases and tags are refused (a hundred bytes of aliases can stand for gigabytes), nesting and size are bounded, and the
+aliases and tags are refused (a hundred bytes of aliases can mean gigabytes), nesting and size are bounded, and the
 file is opened without waiting, so that a FIFO put in its place can't hang the daemon.
 """
 
@@ -167,7 +167,7 @@ def read_text(path: Path, trusted_only: bool = False) -> str:
 
 
 def refuse_untrusted(path: Path, status: os.stat_result) -> None:
-    """Refuse a file that somebody else than root and the caller can write: whoever writes net.conf spends our money.
+    """Refuse a file that somebody else than root and the caller can write: net.conf decides what is spent.
 
     Raises:
         ConfigError: with the command that mends it.
@@ -259,7 +259,7 @@ def parse_document(text: str) -> Entries:
         raise Refused(_syntax_finding(error, text)) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        message = f"has the character U+{int(error.character):04X}, which can't stand in a text file: remove it"
+        message = f"has the character U+{int(error.character):04X}, which isn't allowed in a text file: remove it"
         raise Refused(Finding(line, "", "", message)) from error
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         # PyYAML lets chr() and int() fail on escapes and %YAML versions that no Unicode table or release knows
@@ -293,7 +293,7 @@ def _syntax_finding(error: yaml.MarkedYAMLError, text: str) -> Finding:
     written = text.split("\n")[line - 1] if 0 < line <= text.count("\n") + 1 else ""
     problem = error.problem or "unreadable"
     if written[: mark.column + 1 if mark else 0].strip(" ").startswith("\t") or "'\\t'" in problem:
-        return Finding(line, "", "", "a tab stands where YAML wants spaces: replace it with spaces")
+        return Finding(line, "", "", "has a tab where YAML needs spaces: replace it with spaces")
     if problem.startswith(("an ", "a ", "nested ")) and "net.conf" in problem:
         return Finding(line, "", "", problem)
     if error.context == "expected a single document in the stream":

@@ -80,11 +80,11 @@ def _positive(parse: Callable[[Node], int]) -> Callable[[Node], int]:
 
 
 def _fee_limit(text: str) -> FeeLimit:
-    """Read a share, of which a sat is always allowed (what most nodes ask for a payment, however small), or a sum."""
+    """Read an amount, or a share; of a share 1 sat is always allowed, which most nodes ask for the smallest payment."""
     if not text.endswith("%"):
         limit_msat = money_msat(text)
-        if limit_msat and text[-1].isdigit():  # many who write 1 mean 1 %, and a bare number is msat elsewhere
-            raise ConfigError(f"says not what of: write {text} %, {text} sat or {text} msat")
+        if limit_msat and text[-1].isdigit():  # many people who write 1 mean 1 %
+            raise ConfigError(f"has no unit: write {text} %, {text} sat or {text} msat")
         return FeeLimit(0, limit_msat)
     share = share_ppm(text)
     return FeeLimit(share, SAT_MSAT if share else 0)
@@ -175,7 +175,7 @@ CSV_DELAY = Key(
     f"1 to {MOST_CSV_DELAY_BLOCKS}",
     values.quantity(lambda text: whole_number(text, 1, MOST_CSV_DELAY_BLOCKS)),
     "1008",
-    "blocks that a peer who closes a channel alone waits for its coins: so long may our node be away unwatched",
+    "blocks that a peer waits for its coins after it closed a channel alone; our node may be away for that long",
     ("csv_delay_blocks",),
 )
 DEFAULT_PRICE = Key(

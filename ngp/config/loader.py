@@ -1,7 +1,7 @@
-"""Loader: from a file to Settings, or to one error that tells every problem of the file.
+"""Loader: from a file to Settings, or to one error that names every problem of the file.
 
-All problems come together, since an operator who mends one line a try on a distant router loses a night. Nothing is
-guessed: a file with one bad line changes nothing, neither at start nor at reload.
+All problems come together: on a distant router nobody wants to correct one line a try. Nothing is guessed: a file with
+one bad line changes nothing, neither at start nor at reload.
 """
 
 from __future__ import annotations

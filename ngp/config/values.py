@@ -1,7 +1,7 @@
 """Values: what each kind of setting may be, read from a node of the file. Every refusal says what would be right.
 
-Names are read strictly where YAML and people disagree: an interface written `no` is a truth value to YAML, so it is
-refused until it stands in quotes, rather than guarded under a name that nobody meant.
+Names are read strictly where YAML and people disagree. An interface written `no` is a truth value to YAML, so it is
+refused unless it is in quotes; else a name would be gated that nobody meant.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ALL_INTERFACES = "all"
 MOST_NAME_BYTES = 15  # IFNAMSIZ - 1, linux/if.h
 _MOST_PATTERN_CHARACTERS = 64
 _MOST_INTERFACES = 256
-_NOT_IN_NAMES = frozenset("/:\"'\\`")  # the first two by the kernel (dev_valid_name), the others for who reads a rule
+_NOT_IN_NAMES = frozenset("/:\"'\\`")  # the first two by the kernel (dev_valid_name)
 
 
 def quantity(parse: Callable[[str], T]) -> Callable[[Node], T]:
@@ -251,6 +251,6 @@ def one_or_list(node: Node, parse: Callable[[Node], T]) -> tuple[T, ...]:
     seen: set[T] = set()
     for value, item in zip(values, node.items, strict=True):
         if value in seen:
-            raise refuse(item, "stands in the list twice: remove one")
+            raise refuse(item, "is in the list twice: remove one")
         seen.add(value)
     return values

@@ -28,7 +28,7 @@ from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.core.world import Means, World
 from ngp.courier import Courier
-from ngp.daemon import checkup, handlers, known_node
+from ngp.daemon import checkup, handlers
 from ngp.daemon.api.reading import BOOKS_S
 from ngp.daemon.belongings import refuse_lost_ledger
 from ngp.daemon.clock import SystemClock
@@ -40,6 +40,7 @@ from ngp.daemon.post import Post, SelfDescription
 from ngp.daemon.state import NamespaceLock
 from ngp.errors import ExitCode, NgpError
 from ngp.ports import Ledger, Link, Network, Payment, Store
+from ngp.remembered_node import RememberedNode, swapped
 
 _log = logging.getLogger("ngp")
 
@@ -99,9 +100,9 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         private_key = identity.load_or_create(options.state_dir)
         boot = ledger.next_boot(max(1, int(time.time()) - BOOT_EPOCH_S))
         payment = make_payment(settings, options.state_dir)
-        known = known_node.last(options.state_dir, settings.payment_module)
+        known = RememberedNode(options.state_dir, settings.payment_module).read()
         means = await _means(payment, settings)
-        if swap := known_node.swapped(known, means.payee.hex(), means.network):
+        if swap := swapped(known, await payment.info()):
             _log.warning("%s; if that isn't meant: ngp stop, connect the former one, ngp start", swap)
         links = make_links(settings)
         courier = Courier(private_key, boot, min(link.max_datagram_bytes for link in links))

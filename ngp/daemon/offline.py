@@ -16,10 +16,11 @@ from ngp import store
 from ngp.config import PAYMENT, module_class
 from ngp.core.settings import Settings
 from ngp.core.values import Check, PaymentInfo, Standing
-from ngp.daemon import belongings, checkup, known_node, last_books, lightning, main, payment_keys
+from ngp.daemon import belongings, checkup, last_books, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import LedgerError, NgpError, RunningError
+from ngp.remembered_node import RememberedNode, swapped
 
 _READY_S = 5.0
 _BOOKS_S = 60.0
@@ -108,7 +109,7 @@ def check_payment(settings: Settings, state_dir: Path) -> list[Check]:
     with tempfile.TemporaryDirectory() as scratch:
         usable = not why_unknown and state_dir.is_dir() and os.access(state_dir, os.W_OK)
         try:
-            with known_node.unchanged(state_dir, settings.payment_module) as known:
+            with RememberedNode(state_dir, settings.payment_module).unchanged() as known:
                 asked = asyncio.run(_ask_payment(settings, state_dir if usable else Path(scratch), why_unknown, known))
             return [*asked, *payment_keys.without_effect(settings)]
         except TimeoutError:
@@ -180,7 +181,7 @@ async def _ask_payment(
             raise
         money = "real money" if payment.capabilities().real_money else "not real money: who sells for it gives it away"
         found = f"{settings.payment_module} on {info.network}, node {why_unknown or info.account_id}; {money}"
-        swap = known_node.swapped(known, info.account_id, info.network)
+        swap = swapped(known, info)
         node = Check("payment", True, "; ".join(filter(None, (found, swap))), _IF_SWAPPED if swap else "")
         if not why_unknown:
             expected = checkup.expected_node(settings, info.account_id, "but the payment node is")

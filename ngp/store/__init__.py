@@ -1,7 +1,6 @@
 """The ledger's place, and what every ledger shares: the rule about payments, the audit, what is kept how long.
 
-Whoever needs a ledger asks `at` for its place and gets `ngp.ports.Store`; which database is behind it is known here
-alone.
+`at` returns the place of a ledger as `ngp.ports.Store`. Only this package knows which database is behind it.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class Reading:
         )
 
     async def check(self, text: str | None = None, path: Path = Path()) -> list[CheckRow]:
-        """Look at the host from where the daemon stands.
+        """Look at the host with the daemon's rights, in its network namespace.
 
         Args: text, path: of a net.conf, if the host is to be looked at as that file would have it.
         """
@@ -114,7 +114,7 @@ class Reading:
         return [check_row(one, kinds.get(one.name, "kernel")) for one in checks]
 
     def _host_as(self, wanted: Settings, network: Network) -> list[Check]:
-        """Look at the host as a file would have it. Args: network: stands beside ours, which has the queue."""
+        """Look at the host as a file would have it. Args: network: another one than ours, which has the queue."""
         node = self._node
         checks = checkup.network(wanted, network, node.parts.make_links(wanted), node.host.node_addresses)
         return checks + network.taken(replace(node.host.desired, queue_number=wanted.queue_number))

@@ -226,7 +226,7 @@ def copy(connection: sqlite3.Connection, target: Path, replace: bool) -> None:
     Args:
         connection: an open ledger; goes on as it was.
         target: written beside its place first, so that a full disk leaves an older copy untouched.
-        replace: whether a file that stands there may be replaced.
+        replace: whether an existing file may be replaced.
 
     Raises:
         LedgerError: the copy is damaged.

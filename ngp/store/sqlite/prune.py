@@ -74,7 +74,7 @@ def _delete(connection: sqlite3.Connection, keys: Sequence[tuple[bytes]]) -> Non
 
 
 def _thin_journal(connection: sqlite3.Connection, before_s: int) -> int:
-    """Drop old lines that carry no money and belong to no contract; remembers how far it looked."""
+    """Drop old lines that carry no money and belong to no contract; remember how far this looked."""
     found = connection.execute("SELECT value FROM state WHERE name = 'journal_thinned'").fetchone()
     newest = connection.execute("SELECT max(id) FROM journal").fetchone()[0] or 0
     start = found[0] if found and found[0] <= newest else 0  # ids begin again once the journal was empty

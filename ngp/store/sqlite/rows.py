@@ -79,7 +79,7 @@ def put_blocks(connection: sqlite3.Connection, blocks: Mapping[bytes, bool]) -> 
 
 
 def put_billed(connection: sqlite3.Connection, records: Iterable[BilledRecord]) -> None:
-    """Raise how far closed contracts' bills have come; what doesn't stand there, or is another's, stays as it is."""
+    """Raise how far closed contracts' bills have come; an unknown contract, or another's, stays as it is."""
     connection.executemany(_PUT_BILLED, ((one.billed_bytes, one.contract, one.role, one.identity) for one in records))
 
 

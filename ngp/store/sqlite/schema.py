@@ -1,6 +1,6 @@
 """Schema: the ledger's tables, as a list of migrations that only ever grows.
 
-A released migration is never edited: a router in the field may stand at any of them. `PRAGMA user_version` counts the
+A released migration is never edited: a router in the field may be at any of them. `PRAGMA user_version` counts the
 migrations that a file has had and `PRAGMA application_id` says that it is a ledger at all, so that another program's
 database (or a newer ngp's) is refused instead of being written to.
 
@@ -65,8 +65,8 @@ _FIRST = (
         PRIMARY KEY (identity, role, day_s)) STRICT, WITHOUT ROWID""",
 )
 
-# what a client metered stands in its account, and what of a closed contract's bill its client acknowledged in the
-# contract; those closed before count as told
+# an account has what a client metered, and a closed contract what its client acknowledged of the bill; contracts that
+# were closed before count as acknowledged
 _SECOND = (
     "ALTER TABLE accounts ADD COLUMN metered_msat INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE accounts ADD COLUMN tolerated_msat INTEGER NOT NULL DEFAULT 0",
@@ -83,7 +83,7 @@ _SECOND = (
         WHERE role = 'server' AND closed_at_s > 0 AND billed_bytes < used_to_bytes + used_from_bytes""",
 )
 
-# a block stood in rows of links, which are forgotten
+# a block was a column of links, and links are forgotten
 _THIRD = (
     "CREATE TABLE blocks (identity BLOB PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID",
     "INSERT INTO blocks SELECT DISTINCT identity FROM neighbours WHERE blocked",

@@ -1,4 +1,4 @@
-"""What is kept of a payment node, for a start while it is down."""
+"""The payment node is remembered, for a start while it is down, and to notice another one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from ngp.errors import PaymentError
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd import LndPayment
-from ngp.modules.payment.node_file import NodeFile
 from ngp.ports import PaymentInfo
+from ngp.remembered_node import RememberedNode, swapped
 
 KEY = "02" * 33
 
@@ -33,15 +33,15 @@ def test_where_the_node_is_reached_is_kept_and_may_change(tmp_path: Path) -> Non
         payment = LndPayment(tmp_path)
         payment._client = Node(*addresses)  # type: ignore[assignment]
         assert asyncio.run(payment.info()).addresses == addresses
-        kept = NodeFile(tmp_path / "lnd-node.json").read()
+        kept = RememberedNode(tmp_path, "lnd").read()
         assert kept == PaymentInfo(KEY, "regtest") and kept.addresses == addresses
 
 
 def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "lnd-node.json").write_text(f'{{"account_id": "{KEY}", "network": "regtest"}}')
-    assert NodeFile(tmp_path / "lnd-node.json").read() == PaymentInfo(KEY, "regtest")
+    assert RememberedNode(tmp_path, "lnd").read() == PaymentInfo(KEY, "regtest")
     (tmp_path / "lnd-node.json").write_text("[]")
-    assert NodeFile(tmp_path / "lnd-node.json").read() is None
+    assert RememberedNode(tmp_path, "lnd").read() is None
 
 
 def test_a_node_is_used_though_nothing_can_be_kept_of_it(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_node_is_used_though_nothing_can_be_kept_of_it(tmp_path: Path) -> None
 
 def test_another_node_in_place_of_the_one_in_use_is_refused_and_not_kept(tmp_path: Path) -> None:
     """What is on its way at the one in use would be unknown to the other; at a start it is the operator's choice."""
-    file = NodeFile(tmp_path / "electrum-node.json")
+    file = RememberedNode(tmp_path, "electrum")
     ours, other = PaymentInfo(KEY, "regtest"), PaymentInfo("03" * 33, "signet")
     assert file.confirm(ours, "Electrum", None) == file.confirm(ours, "Electrum", ours) == ours
     with pytest.raises(PaymentError) as refused:
@@ -67,7 +67,7 @@ def test_another_node_in_place_of_the_one_in_use_is_refused_and_not_kept(tmp_pat
 
 
 def test_a_node_that_was_chosen_is_right_though_the_file_still_names_the_one_before(tmp_path: Path) -> None:
-    file, other = NodeFile(tmp_path / "lnd-node.json"), PaymentInfo("03" * 33, "regtest")
+    file, other = RememberedNode(tmp_path, "lnd"), PaymentInfo("03" * 33, "regtest")
     file.keep(PaymentInfo(KEY, "regtest"))
     file.keep = lambda info: None  # type: ignore[method-assign]  # as on a full disk
     assert file.confirm(other, "LND", None) == file.confirm(other, "LND", other) == other
@@ -81,3 +81,16 @@ def test_lnd_in_use_may_not_become_another_node(tmp_path: Path) -> None:
     with pytest.raises(PaymentError, match="LND is another node now"):
         asyncio.run(payment.confirm_node())
     assert asyncio.run(payment.info()) == PaymentInfo(KEY, "regtest")
+
+
+def test_a_look_at_another_node_leaves_the_remembered_one(tmp_path: Path) -> None:
+    ours, other = PaymentInfo(KEY, "regtest"), PaymentInfo("03" * 33, "signet")
+    remembered = RememberedNode(tmp_path, "lnd")
+    with remembered.unchanged() as known:
+        assert known is None
+    remembered.keep(ours)
+    with remembered.unchanged() as known:
+        assert known == ours and not swapped(known, ours)
+        said = swapped(known, remembered.confirm(other, "LND", None))
+        assert said.endswith(f"now {'03' * 33} on signet, before {KEY} on regtest")
+    assert remembered.read() == ours
