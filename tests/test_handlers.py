@@ -30,7 +30,7 @@ def handlers(tmp_path: Path) -> Iterator[Handlers]:
     nobody: dict[str, Any] = {"by_link": {}, "neighbours": {}, "by_identity": {}, "blocked": set()}
     world = SimpleNamespace(means=means, accounts={(WHO, "server"): None}, **nobody)
     parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=world), payment=payment)
-    node: Any = SimpleNamespace(parts=parts, obey=lambda _event: None)
+    node: Any = SimpleNamespace(parts=parts, obey=lambda _event: None, blocked=world.blocked)
     yield Handlers(node)
     asyncio.run(payment.close())
 

@@ -15,11 +15,14 @@ from ngp import store
 from ngp.config import parse
 from ngp.core.effects import CancelInvoice, Effect, Persist, TrackPayment
 from ngp.core.events import BlockNeighbour, Stopping, Tick
+from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord, CursorRecord
 from ngp.core.values import Check, DesiredNetwork, Now
+from ngp.core.world import Means, Neighbour, World
 from ngp.daemon import checkup, host_watch, main
 from ngp.daemon import node as daemon_node
+from ngp.daemon.api.reading import Reading
 from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import StartOptions
 from ngp.errors import ConfigError, KernelError, LedgerError, PaymentError
@@ -33,7 +36,7 @@ class Broken:
 
     def __init__(self) -> None:
         means = SimpleNamespace(network="", payee=b"")
-        self.world = SimpleNamespace(by_link={}, by_identity={}, contracts={}, means=means)
+        self.world = SimpleNamespace(by_link={}, by_identity={}, contracts={}, blocked=set(), means=means)
         self.steps = 0
 
     def step(self, _event: object, _now: Now) -> list[Effect]:
@@ -226,6 +229,37 @@ def test_what_the_operator_wants_is_stored_when_he_is_told_and_refused_where_it_
         assert ledger.written == [BlockNeighbour.__name__]  # the first one, and it alone
         node.obey(wanted)
         assert ledger.written == [BlockNeighbour.__name__] * 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["on a link", "on no link"])
+@pytest.mark.parametrize("wanted", [True, False], ids=["block", "unblock"])
+def test_a_block_that_waits_for_the_ledger_is_not_said_to_be_in_force(
+    broken: Node, monkeypatch: pytest.MonkeyPatch, wanted: bool, is_there: bool
+) -> None:
+    who = b"\x7f" * 32
+    world = World(SETTINGS, Means("sandbox", False, True, 1, b""), lambda: bytes(16), Now(1, 1.0))
+    world.blocked = set() if wanted else {who}
+    if is_there:
+        world.add_neighbour(Neighbour(who, ("eth1", b""), 1))
+    parts: Any = broken.parts
+    parts.ledger, parts.gatekeeper = Full(refusals=1), Gatekeeper(world)
+    monkeypatch.setattr(parts.network, "lane_bytes", lambda _number: 0, raising=False)
+    post: Any = SimpleNamespace(schedule=lambda: None, transport=lambda _link: "")
+
+    async def scenario() -> None:
+        node = Node(parts, lambda *_: post)
+
+        def listed() -> list[tuple[bool, bool]]:
+            return [(row.blocked, row.block_waits) for row in Reading(node).neighbours()]
+
+        for waits in (True, False):
+            with pytest.raises(LedgerError):
+                node.obey(BlockNeighbour(who, wanted))
+            assert listed() == [(not wanted, True)], "nothing was done" if not waits else "not done yet"
+        node._thaw()
+        assert listed() == ([(wanted, False)] if is_there or wanted else [])
 
     asyncio.run(scenario())
 

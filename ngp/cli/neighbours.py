@@ -14,6 +14,12 @@ def _network(row: Row) -> str:
     return f"{clean(row.get('network'))}, not ours" if foreign else clean(row.get("network"))
 
 
+def _blocked(row: Row) -> str:
+    """Write whether a neighbour is blocked, and whether that is to change."""
+    waits = ", until the ledger can be written" if row.get("block_waits") is True else ""
+    return f"{field('blocked')(row)}{waits}"
+
+
 _COLUMNS = (
     Column("neighbour", field("neighbour", key)),
     Column("interface", field("interface")),
@@ -23,7 +29,7 @@ _COLUMNS = (
     Column("up", field("up")),
     Column("sells", field("sells")),
     Column("buys", field("buys")),
-    Column("blocked", field("blocked")),
+    Column("blocked", _blocked),
     Column("lane", field("lane_bytes", data), right=True),
     Column("heard", field("last_seen")),
 )

@@ -101,6 +101,7 @@ class Node:
         self._pump: asyncio.Handle | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._unstored: list[Effect] = []
+        self._blocked_before: frozenset[bytes] | None = None
         self.crashed = False
         self._bill_read_again: dict[bytes, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -254,11 +255,19 @@ class Node:
         """Take what the operator wants now, so that what he is told holds. Raises LedgerError where it doesn't."""
         if self.ledger_why_not:
             raise LedgerError(f"nothing was done, as nothing can be written: {self.ledger_why_not}")
+        blocked = frozenset(self.parts.gatekeeper.world.blocked)
         self.tell(event)
         self._drain()
         self._require_alive()
         if self._unstored:
+            self._blocked_before = blocked
             raise LedgerError(f"not done yet, it will be when the ledger can be written: {self.ledger_why_not}")
+
+    @property
+    def blocked(self) -> frozenset[bytes]:
+        """Who is blocked now: without what the ledger couldn't take yet, which the kernel wasn't told either."""
+        before = self._blocked_before
+        return frozenset(self.parts.gatekeeper.world.blocked) if before is None else before
 
     def _in_turn(self, link: tuple[str, bytes], work: Callable[[], Event | None]) -> bool:
         """Queue a neighbour's datagram unread; False: it has more work waiting here than it may add to."""
@@ -334,7 +343,7 @@ class Node:
         if self.ledger_why_not:
             _log.info("the ledger can be written again")
             self.ledger_why_not, self.post.frozen = "", False
-        self._unstored = []
+        self._unstored, self._blocked_before = [], None
         self._executor.carry_out(effects)
         self.post.schedule()
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ngp import store
-from ngp.cli import accounts
+from ngp.cli import accounts, neighbours
 from ngp.cli.check import _print
 from ngp.cli.show import print_unless_real
 from ngp.core.messages import Role
@@ -90,6 +90,12 @@ def test_control_characters_of_a_neighbour_stay_away_from_the_terminal(running: 
 
 def test_a_neighbour_on_another_payment_network_stands_out(running: Host) -> None:
     assert "regtest, not ours" in running.ngp("neighbours").stdout
+
+
+def test_a_block_that_waits_for_room_on_the_disk_stands_out() -> None:
+    column = next(one for one in neighbours._COLUMNS if one.title == "blocked")
+    assert column.show({"blocked": False, "block_waits": True}) == "no, until the ledger can be written"
+    assert column.show({"blocked": True, "block_waits": False}) == column.show({"blocked": True}) == "yes"
 
 
 def test_status_for_people(running: Host) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,14 +146,15 @@ class Reading:
 
     def neighbours(self) -> list[NeighbourRow]:
         """List neighbours, and who is blocked, on a link or not."""
-        world = self._world
-        gone = sorted(world.blocked - world.by_identity.keys())
+        world, now = self._world, self._node.blocked
+        waits = world.blocked ^ now
+        gone = sorted((world.blocked | now) - world.by_identity.keys())
         return [
-            *map(self._neighbour, world.neighbours.values()),
-            *(NeighbourRow(identity.text(who)) for who in gone),
+            *(self._neighbour(each, now, waits) for each in world.neighbours.values()),
+            *(NeighbourRow(identity.text(who), blocked=who in now, block_waits=who in waits) for who in gone),
         ]
 
-    def _neighbour(self, neighbour: Neighbour) -> NeighbourRow:
+    def _neighbour(self, neighbour: Neighbour, blocked: Set[bytes], waits: Set[bytes]) -> NeighbourRow:
         world = self._world
         return NeighbourRow(
             neighbour=identity.text(neighbour.identity),
@@ -165,7 +166,8 @@ class Reading:
             sells=neighbour.sells,
             buys=neighbour.buys,
             up=neighbour.up and world.by_link.get(neighbour.link) is neighbour,
-            blocked=neighbour.blocked,
+            blocked=neighbour.identity in blocked,
+            block_waits=neighbour.identity in waits,
             lane_bytes=self._node.parts.network.lane_bytes(neighbour.number),
             last_seen=instant(neighbour.last_seen_s),
         )

@@ -213,7 +213,11 @@ def journal_row(record: JournalRecord, real_money: bool) -> JournalRow:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourRow:
-    """A neighbour on a link, or a blocked one that is on none: then most isn't known."""
+    """A neighbour on a link, or a blocked one that is on none: then most isn't known.
+
+    Attributes:
+        block_waits: what the operator asked for isn't so yet, as the ledger can't be written.
+    """
 
     neighbour: str
     interface: str | None = None
@@ -225,6 +229,7 @@ class NeighbourRow:
     buys: bool | None = None
     up: bool = False
     blocked: bool = True
+    block_waits: bool = False
     lane_bytes: int = 0
     last_seen: datetime | None = None
 
