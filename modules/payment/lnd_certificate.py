@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from ngp.core.host_port import parted
-from ngp.modules.payment.lnd_connect import Connection, names_in
+from ngp.modules.payment.lnd_connect import Connection, common_name, names_in
 
 LOOK_S = 3.0
 _GIVE = "set LND_CERT to its tls.cert, or paste a new URI"
@@ -66,6 +66,13 @@ def why_refused(connection: Connection, shown: x509.Certificate | None, detail: 
     if untimely := _untimely(shown, trusted, detail, now):
         whose, said = untimely
         return f"{begins} that {said}" if whose is shown else f"the certificate of {known_from} {said}"
+    if "hostname verification" in detail.lower() and shown is not None and shown in trusted:
+        name = _printable(common_name(shown) or "")
+        instead = f"write the name that it has, {name}, in {connection.target_from}, or " if name else ""
+        return (
+            f"{begins} that names no host and is marked as an authority's, which others may have been signed by: "
+            f"{instead}have LND make its own (move its tls.cert and tls.key away, restart it), then {_GIVE}"
+        )
     if "hostname verification" in detail.lower():
         names = _printable(", ".join(names_in(shown))) if shown else ""
         return (

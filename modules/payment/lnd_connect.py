@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from cryptography import x509
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from ngp.errors import ConfigError
 from ngp.modules.payment import rpc_address, secret_file
@@ -65,8 +65,13 @@ class Connection:
                 return found[0]
         if not known or _is_authority(known[0]):
             return None
-        common = known[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        return str(common[0].value) if common else None
+        return common_name(known[0])
+
+
+def common_name(certificate: x509.Certificate) -> str | None:
+    """Return the name of a certificate's subject, which stands for the host's in one without names of hosts."""
+    found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else None
 
 
 def names_in(certificate: x509.Certificate) -> list[str]:
@@ -80,9 +85,15 @@ def names_in(certificate: x509.Certificate) -> list[str]:
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
+    """Say whether it may have signed others (RFC 5280, 4.2.1.3 and 4.2.1.9)."""
+    extensions = certificate.extensions
     try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+        if not extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            return False
+        return extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except x509.ExtensionNotFound as lacking:
+        return lacking.oid == ExtensionOID.KEY_USAGE  # it is marked as one, and nothing is said against it
+    except ValueError:
         return False
 
 

@@ -52,9 +52,12 @@ class Pair:
 
 def made(
     common: str, names: Sequence[str] = LOCAL, by: Pair | None = None, authority: bool = False,
-    begins: timedelta = -DAY, ends: timedelta = DAY,
+    begins: timedelta = -DAY, ends: timedelta = DAY, signs: bool | None = None,
 ) -> Pair:  # fmt: skip
-    """Make a certificate; one without issuer signs itself and is marked an authority, as LND's is."""
+    """Make a certificate; one without issuer signs itself and is marked an authority, as LND's is.
+
+    Args: signs: what its key usage says of signing others; None: it has none.
+    """
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
     building = (
@@ -73,6 +76,9 @@ def made(
             address = name.replace(".", "").isdigit()
             shown.append(x509.IPAddress(ip_address(name)) if address else x509.DNSName(name))
         building = building.add_extension(x509.SubjectAlternativeName(shown), critical=False)
+    if signs is not None:
+        usage = x509.KeyUsage(True, False, False, False, False, signs, False, False, False)
+        building = building.add_extension(usage, critical=True)
     return Pair(building.sign(by.key if by else key, hashes.SHA256()), key)
 
 
@@ -81,6 +87,7 @@ BETWEEN = made("Example Intermediate", by=ROOT_CA, authority=True)
 LEAF = made("lnd.example", ["lnd.example", *LOCAL], by=BETWEEN)
 ELSEWHERE = made("lnd.example", ["lnd.example"], by=ROOT_CA)
 OWN, OTHERS_OWN, NAMED_OTHERWISE = made("lnd"), made("lnd"), made("lnd", ["router"])
+NAMELESS, NO_SIGNER = made("router", authority=True), made("router", authority=True, signs=False)
 EXPIRED, COMING = made("lnd", begins=-9 * DAY, ends=-DAY), made("lnd", begins=DAY, ends=9 * DAY)
 EXPIRED_LEAF = made("lnd.example", by=ROOT_CA, begins=-9 * DAY, ends=-DAY)
 
@@ -136,6 +143,7 @@ def kind(value: object) -> str:
         ([LEAF], ROOT_CA.pem + BETWEEN.pem, "localhost"),
         ([LEAF, BETWEEN], ROOT_CA.pem, "127.0.0.1"),
         ([ELSEWHERE], ELSEWHERE.pem, "localhost"),
+        ([NO_SIGNER], NO_SIGNER.pem, "localhost"),  # no authority, whatever it is marked as
     ],
     ids=kind,
 )
@@ -155,6 +163,7 @@ def test_a_certificate_that_is_known_or_signed_by_a_known_authority_is_taken(
         ([LEAF], ROOT_CA.pem, "signed by CN=Example Intermediate, which LND_CERT .* doesn't hold: set LND_CERT to the"),
         ([LEAF, BETWEEN], OWN.pem, "signed by CN=Example Intermediate, which LND_CERT .* doesn't hold"),
         ([ELSEWHERE], ROOT_CA.pem, "for lnd.example, and is reached by another one: write a name that it has in LND_"),
+        ([NAMELESS], NAMELESS.pem, "names no host .*: write the name that it has, router, in LND_HOST, or"),
         ([OWN], b"", "that this system doesn't trust, and LND_CERT .* names no other"),
     ],
     ids=kind,
