@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from configparser import ConfigParser
 from importlib import import_module
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ngp.config import changes, keep_until_restart, load, parse, refuse_shown_secret
+from ngp.config import changes, installed_modules, keep_until_restart, load, parse, refuse_shown_secret
 from ngp.config.modules import SHIPPED
 from ngp.daemon import main, offline, payment_keys
 from ngp.errors import ConfigError
@@ -67,12 +68,16 @@ def install(
 ) -> None:
     """Install a module as pip would, into a folder of a test's own."""
     monkeypatch.delitem(sys.modules, "clam_module", raising=False)
+    monkeypatch.syspath_prepend(folder)
+    write(folder, source, points)
+
+
+def write(folder: Path, source: str = SOURCE, points: str = ENTRY_POINTS) -> None:
     (folder / "clam_module.py").write_text(source)
     info = folder / "clam-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: clam\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(points)
-    monkeypatch.syspath_prepend(folder)
 
 
 @pytest.fixture
@@ -128,6 +133,14 @@ def test_what_is_wrong_with_them_is_told_as_of_ngps_own(clam: Any, line: str, sa
 
 def test_without_the_module_they_do_not_exist() -> None:
     assert "CLAM_DEPTH: '3' is for a key that net.conf doesn't have" in problem("CLAM_DEPTH: 3")
+
+
+def test_a_module_that_is_installed_meanwhile_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    os.utime(tmp_path, (1, 1))
+    assert "clam" not in installed_modules("ngp.payment")
+    write(tmp_path)
+    assert "clam" in installed_modules("ngp.payment")
 
 
 def test_where_another_module_is_in_use_they_are_idle_and_nothing_is_checked(clam: Any) -> None:

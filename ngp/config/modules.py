@@ -5,10 +5,13 @@ A module's keys are checked here: none may be another's. One that can't be loade
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, distributions
 from typing import Any
 
 from ngp.config import keys
@@ -42,7 +45,7 @@ SHIPPED: Mapping[str, Mapping[str, str]] = {
 
 def installed_modules(group: str) -> Collection[str]:
     """Name the modules of a port that are installed, or ngp's own when running from a checkout."""
-    return frozenset(point.name for point in entry_points(group=group)) or frozenset(SHIPPED.get(group, ()))
+    return frozenset(point.name for point in _installed(group)) or frozenset(SHIPPED.get(group, ()))
 
 
 def module_class(group: str, name: str) -> Any:
@@ -80,9 +83,28 @@ def usable_settings(modules: Mapping[str, Collection[str]]) -> Iterator[tuple[Mo
                 continue
 
 
+def _installed(group: str) -> Iterator[EntryPoint]:
+    """Yield a group's entry points; they are read again only after something was installed: it takes milliseconds."""
+    points = _read_points(tuple((folder, _changed_ns(folder)) for folder in sys.path))
+    return (point for point in points if point.group == group)
+
+
+@lru_cache(maxsize=1)
+def _read_points(_folders: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    return tuple(point for one in distributions() for point in one.entry_points if point.group.startswith("ngp."))
+
+
+def _changed_ns(folder: str) -> int:
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _load(group: str, name: str) -> Any:
-    for entry in entry_points(group=group, name=name):
-        return entry.load()
+    for point in _installed(group):
+        if point.name == name:
+            return point.load()
     shipped = SHIPPED.get(group, {}).get(name)
     if shipped is None:
         return None
