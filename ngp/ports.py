@@ -463,7 +463,7 @@ class Store(Protocol):
         """
 
     def written_s(self) -> int:
-        """Return when it was last written without being tidied after, UTC seconds; 0 where that isn't known."""
+        """Return when a daemon last wrote to it, UTC seconds; 0 where that isn't known. Reading it may make it unknown."""
 
 
 # --- clock ------------------------------------------------------------------------------------------------------------
