@@ -463,7 +463,7 @@ class Store(Protocol):
         """
 
     def written_s(self) -> int:
-        """Return when a daemon last wrote to it, UTC seconds; 0 where that isn't known. Reading it may make it unknown."""
+        """Return when a daemon last wrote to it, UTC seconds; 0 where that isn't known (any more)."""
 
 
 # --- clock ------------------------------------------------------------------------------------------------------------

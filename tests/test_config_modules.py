@@ -35,9 +35,11 @@ class ClamPayment:
 def depth(written):
     if not written.text.isdecimal():
         raise ConfigError("is not a depth: write for example 3")
-    return int(written.text)
+    return int(written.text) if written.text != "7" else 1 // 0
 
 def check(values):
+    if values["CLAM_DEPTH"] == 8:
+        raise KeyError("white")
     if values["CLAM_DEPTH"] > 9 and "CLAM_HOST" not in values:
         yield "CLAM_DEPTH", "needs CLAM_HOST above 9: write it, or less"
     if "ACCOUNT_ID" in values:
@@ -119,8 +121,11 @@ def test_so_are_those_of_a_link_or_network_module(tmp_path: Path, monkeypatch: p
         ("CLAM_DEPTH: deep", "net.conf:3: CLAM_DEPTH: 'deep' is not a depth: write for example 3"),
         ("CLAM_DEPTH: [3]", "net.conf:3: CLAM_DEPTH: the list is not a single value: write a number"),
         ("CLAM_DEPHT: 3", "did you mean CLAM_DEPTH?"),
+        ("CLAM_PEARLS: white", "CLAM_PEARLS: (value not shown) is for a key that net.conf doesn't have: did you mean"),
+        ("CLAM_DEPTH: 7", "net.conf:3: CLAM_DEPTH: (value not shown) makes its module fail (ZeroDivisionError)"),
+        ("CLAM_DEPTH: 8", "net.conf:2: PAYMENT_INTERFACE: 'clam' names a module that fails (KeyError): install it"),
         ("CLAM_DEPTH: 10", "net.conf:3: CLAM_DEPTH: '10' needs CLAM_HOST above 9: write it, or less"),
-        ("CLAM_DEPTH: 3\nCLAM_DEPTH: 4", "net.conf:4: CLAM_DEPTH: '4' is given twice, first in line 3"),
+        ("CLAM_DEPTH: 3\nCLAM_DEPTH: 4", "net.conf:4: CLAM_DEPTH: (value not shown) is given twice, first in line 3"),
         ("ACCOUNT_ID: mine", "net.conf:3: ACCOUNT_ID: 'mine' isn't used by clam: remove it"),
         ("CLAM_PEARL: white", "net.conf:3: CLAM_PEARL: (value not shown) is not a depth"),
     ],
@@ -177,6 +182,7 @@ def test_a_file_with_its_secret_is_for_its_owner_alone(clam: Any, tmp_path: Path
     [
         (SOURCE.replace('"CLAM_HOST"', '"CLUMSY_HOST"'), "brings the key CLUMSY_HOST, which isn't its own: CLAM_..."),
         (SOURCE.replace('"CLAM_HOST"', '"SELL"'), "brings the key SELL, which isn't its own"),
+        (SOURCE.replace('default="3"', 'default="deep"'), "refuses its own default of CLAM_DEPTH: update it"),
         (SOURCE.replace("ModuleSettings(\n", "tuple, (\n"), "of another kind than this ngp's: update it"),
         ("import pearls_of_no_package", "can't be loaded (No module named 'pearls_of_no_package')"),
     ],

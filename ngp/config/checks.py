@@ -339,15 +339,20 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
 
 def _modules(written: Written) -> Iterator[Finding]:
     """Ask the modules in use what is wrong with the values that they brought."""
-    for _, module in written.chosen():
+    for choice, module in written.chosen():
         brought = written.brought.get(module)
         if brought is None or written.failed & {keys.ACCOUNT_ID.name, *(key.name for key in brought.keys)}:
             continue
         values = written.of_module(module)
         if module[0] == PAYMENT and written[keys.ACCOUNT_ID] is not None:
             values[ACCOUNT_ID] = written[keys.ACCOUNT_ID]
+        try:
+            found = list(brought.check(values))
+        except Exception as error:  # a defect of a third party's; a value may be in it
+            yield written.finding(choice, f"names a module that fails ({type(error).__name__}): install it anew")
+            continue
         secret = {key.name for key in brought.keys if key.secret}
-        for name, message in brought.check(values):
+        for name, message in found:
             node = written.nodes.get(name)
             shown = NOT_SHOWN if name in secret else show(node) if node else ""
             yield Finding(node.line if node else 0, name, shown, message)

@@ -411,6 +411,8 @@ def of_module(brought: ModuleKey, folder: str) -> Key[Any]:
         except ConfigError as error:
             unseen = brought.secret or isinstance(error, UnseenError)
             raise (refuse_unseen if unseen else refuse)(node, str(error)) from error
+        except Exception as error:  # a defect of a third party's; the file's text may be in it
+            raise refuse_unseen(node, f"makes its module fail ({type(error).__name__}): write another value") from error
 
     return Key(brought.name, brought.kind, parse_node, brought.default, brought.help, (), needs_restart=True)
 

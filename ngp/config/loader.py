@@ -119,7 +119,9 @@ def _read_keys(document: Entries, folder: str, modules: Modules) -> tuple[Writte
     for key, node in document.pairs:
         if key.text in nodes:
             first = f"is given twice, first in line {nodes[key.text].line}: keep one of the two"
-            findings.append(Finding(key.line, key.text, show(node), first))
+            # what a module's key holds may be a secret, in the wrong place or not
+            value = show(node) if key.text in _KEYS_BY_NAME else NOT_SHOWN
+            findings.append(Finding(key.line, key.text, value, first))
             failed.add(key.text)
         elif key.text not in known:
             findings.append(_unknown(key, node, known if len(findings) < _MOST_PROBLEMS else ()))
@@ -153,8 +155,9 @@ def _unknown(key: Scalar, node: Node, known: Collection[str]) -> Finding:
     near = get_close_matches(key.text.upper(), known, 1) if len(key.text) <= 40 else []
     keys_are_in = shipped("docs/operators-guide.md")
     remedy = f"did you mean {near[0]}?" if near else f"{keys_are_in} lists the keys; remove the line"
-    # an unknown key may hold a secret of something else, and a message ends in logs
-    value = NOT_SHOWN if _SECRET.search(key.text) else show(node)
+    # an unknown key may hold a secret of something else, or a module's, and a message ends in logs
+    of_module = bool(near) and near[0] not in _KEYS_BY_NAME
+    value = NOT_SHOWN if of_module or _SECRET.search(key.text) else show(node)
     return Finding(key.line, name, value, f"is for a key that net.conf doesn't have: {remedy}")
 
 

@@ -70,6 +70,10 @@ def module_settings(group: str, name: str) -> ModuleSettings:
     for key in found.keys:
         if not key.name.startswith(prefix) or any(key.name == own.name for own in keys.KEYS):
             raise ConfigError(f"the module {name} brings the key {key.name}, which isn't its own: {prefix}... would be")
+        try:
+            keys.of_module(key, "/").default_value()
+        except ConfigError as error:
+            raise ConfigError(f"the module {name} refuses its own default of {key.name}: update it") from error
     return found
 
 
