@@ -6,6 +6,7 @@ become a `PeerError`, which the daemon counts and forgets; the others reach the 
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 
@@ -59,6 +60,26 @@ class MomentError(KernelError):
     exit_code = ExitCode.OTHER
 
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PASSING = FULL | {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+def passes(error: BaseException) -> bool:
+    """Say whether what the system refused may be granted in a while, though nobody mends anything here."""
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def refused(what: str, error: OSError, remedy: str) -> KernelError:
+    """Build the error for what the system refused: a `MomentError` where it may pass by itself.
+
+    Args:
+        what: was to be done, or with which file.
+        remedy: unless its disk is full.
+    """
+    advice = "free some space on its file system" if error.errno in FULL else remedy
+    return (MomentError if passes(error) else KernelError)(f"{what}: {error.strerror}; {advice}")
+
+
 class PaymentError(NgpError):
     """The payment module refused or can't do what was asked."""
 
@@ -69,6 +90,12 @@ class LedgerError(NgpError):
     """The ledger can't be read or written; the daemon never goes on blank."""
 
     exit_code = ExitCode.LEDGER
+
+
+class LedgerMomentError(LedgerError):
+    """The ledger is well and can't be read or written for the moment: a lock, a full disk. To be tried again."""
+
+    exit_code = ExitCode.OTHER
 
 
 class RunningError(NgpError):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ngp.errors import ConfigError, UsageError
+from ngp.errors import ConfigError, UsageError, passes, refused
 
 KEY_FILE = "identity.key"
 KEY_BYTES = 32
@@ -26,7 +26,7 @@ def load_or_create(state_dir: Path) -> Ed25519PrivateKey:
     """Read the identity key, or make one when there is none.
 
     Args: state_dir: an existing folder.
-    Raises: ConfigError naming the file and the remedy.
+    Raises: ConfigError naming the file and the remedy; MomentError: the disk is full, or the like.
     """
     path = state_dir / KEY_FILE
     try:
@@ -34,6 +34,8 @@ def load_or_create(state_dir: Path) -> Ed25519PrivateKey:
             _create(path)
         return Ed25519PrivateKey.from_private_bytes(_read(path))
     except OSError as error:
+        if passes(error):
+            raise refused(f"identity key {path}", error, "try again") from error
         raise ConfigError(
             f"identity key {path}: {error.strerror}; give ngp a state folder that it can read and write (STATE_DIR)"
         ) from error

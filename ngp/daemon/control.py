@@ -32,7 +32,7 @@ from typing import Any
 
 from ngp.daemon.logs import operators_group
 from ngp.daemon.state import short_address
-from ngp.errors import ExitCode, KernelError, NgpError
+from ngp.errors import ExitCode, KernelError, NgpError, refused
 
 MOST_REQUEST_BYTES = 1 << 16
 REQUEST_S = 5.0
@@ -80,7 +80,7 @@ class ControlServer:
         try:
             listener = self._listen()
         except OSError as error:
-            raise KernelError(f"control socket {self._path}: {error.strerror}; is the state directory ours?") from error
+            raise refused(f"control socket {self._path}", error, "is the state directory ours?") from error
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MOST_REQUEST_BYTES)
 
     def _listen(self) -> socket.socket:

@@ -31,7 +31,7 @@ import ngp
 from ngp.daemon import logs
 from ngp.daemon.options import LOG_FILE, StartOptions
 from ngp.daemon.state import StateLock, prepare, running_pid
-from ngp.errors import ExitCode, KernelError, NgpError, RunningError
+from ngp.errors import ExitCode, NgpError, RunningError, refused
 
 READY_FD = "NGP_READY_FD"
 _TICK_S = 1.0
@@ -129,7 +129,7 @@ def _open_log(path: Path) -> int:
     try:
         return logs.open_log(path)
     except OSError as error:
-        raise KernelError(f"log {path}: {error.strerror}; start with sudo, or --state-dir") from error
+        raise refused(f"log {path}", error, "start with sudo, or --state-dir") from error
 
 
 def _import_path() -> dict[str, str]:
@@ -291,7 +291,7 @@ def _hold(lock: StateLock, config_path: Path, state_dir: Path, verbose: bool, re
         try:
             logs.set_up(state_dir, verbose, terminal=not reporter.detached, tell=reporter.warn)
         except OSError as error:
-            raise KernelError(f"log {error.filename}: {error.strerror}; make the state directory writable") from error
+            raise refused(f"log {error.filename}", error, "make the state directory writable") from error
         code = _run(StartOptions(config_path, state_dir, reporter.ready, reporter.progress))
         clean = code == ExitCode.DONE
     except NgpError:

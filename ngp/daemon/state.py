@@ -19,8 +19,9 @@ from typing import Self
 from ngp import store
 from ngp.daemon.logs import OPERATORS_MODE, operators_group, show_operators
 from ngp.daemon.options import CONTROL_SOCKET, LOG_FILE, PID_FILE
-from ngp.errors import KernelError, RunningError
+from ngp.errors import KernelError, RunningError, refused
 
+_HOW = "start with sudo, or --state-dir"
 _NAMESPACE_NAME = b"\0ngp/datapath"
 _TRIES = 5
 _PAUSE_S = 0.04
@@ -47,7 +48,7 @@ def prepare(state_dir: Path) -> None:
                     state_dir.chmod(0o710)
         refuse_unsafe(state_dir)
     except OSError as error:
-        raise KernelError(f"state directory {state_dir}: {error.strerror}; start with sudo, or --state-dir") from error
+        raise refused(f"state directory {state_dir}", error, _HOW) from error
 
 
 def refuse_unsafe(state_dir: Path) -> None:
@@ -93,8 +94,13 @@ class StateLock:
             if _lock(descriptor, fcntl.LOCK_EX) and _same(descriptor, path):
                 after_killed = _read_pid(descriptor) != 0
                 show_operators(descriptor)
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                try:
+                    _write_pid(descriptor)
+                except OSError as error:
+                    if not after_killed:
+                        path.unlink(missing_ok=True)  # else it would tell of a daemon that was killed
+                    os.close(descriptor)
+                    raise refused(str(path), error, _HOW) from error
                 return cls(path, descriptor, after_killed)
             pid = _read_pid(descriptor)
             os.close(descriptor)
@@ -237,7 +243,13 @@ def _open(path: Path, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, OPERATORS_MODE)
     except OSError as error:
-        raise KernelError(f"{path}: {error.strerror}; start with sudo, or --state-dir") from error
+        raise refused(str(path), error, _HOW) from error
+
+
+def _write_pid(descriptor: int) -> None:
+    text = f"{os.getpid()}\n".encode()
+    os.pwrite(descriptor, text, 0)
+    os.ftruncate(descriptor, len(text))
 
 
 def _lock(descriptor: int, kind: int) -> bool:

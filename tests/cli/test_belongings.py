@@ -144,6 +144,26 @@ def test_a_file_system_without_writing_is_missing(host: Host) -> None:
         assert str(place) in done.stdout + done.stderr
 
 
+def test_a_start_on_a_full_disk_is_tried_again_and_leaves_no_sign_of_a_daemon(host: Host) -> None:
+    """By its exit code, as docs/ngp.service has systemd go by it."""
+    mount = 'd=$1; shift; mount -t tmpfs -o size=64k,mode=700 tmpfs "$d"; head -c 1M /dev/zero >"$d/ballast" || true'
+    mount += '; code=0; "$@" || code=$?; ls -A "$d"; exit $code'
+    host.state_dir.mkdir(mode=0o700)
+    shell = ["unshare", "--mount", "sh", "-ec", mount, "sh", str(host.state_dir)]
+    done = subprocess.run(
+        [*shell, *host.command("start", "--foreground", "--config", "net.conf")],
+        cwd=host.folder,
+        env=host.variables(),
+        text=True,
+        capture_output=True,
+        timeout=LONGEST_S,
+        check=False,
+    )
+    assert done.returncode == ExitCode.OTHER, done.stderr
+    assert "No space left on device; free some space" in done.stderr
+    assert "ballast" in done.stdout and "ngp.pid" not in done.stdout
+
+
 def test_a_check_beside_a_daemon_names_a_directory_that_the_next_start_refuses(running: Host) -> None:
     mode = running.state_dir.stat().st_mode
     running.state_dir.chmod(0o1777)

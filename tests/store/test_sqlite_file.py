@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import sqlite3
@@ -16,7 +18,7 @@ from ledger_records import DAY, NOW, contract, journal, neighbour, payment
 import ngp
 from ngp import identity
 from ngp.daemon.main import open_ledger
-from ngp.errors import LedgerError
+from ngp.errors import ExitCode, LedgerError, LedgerMomentError
 from ngp.store.sqlite import SqliteStore, file
 from ngp.store.sqlite.ledger import SqliteLedger
 
@@ -332,10 +334,71 @@ def test_after_a_rollback_that_fails_nothing_more_is_written(tmp_path: Path) -> 
     assert closed
 
 
-def test_errors_name_the_remedy() -> None:
-    path = Path("/var/lib/ngp/ledger.db")
-    for code, remedy in ((sqlite3.SQLITE_FULL, "free some space"), (sqlite3.SQLITE_BUSY, "end that program"),
-                         (sqlite3.SQLITE_CORRUPT, "ngp backup"), (sqlite3.SQLITE_READONLY, "writable")):  # fmt: skip
-        error = sqlite3.OperationalError("said")
-        error.sqlite_errorcode = code
-        assert remedy in str(file.failure(path, error))
+@pytest.mark.parametrize(
+    ("code", "remedy", "is_tried_again"),
+    [
+        (sqlite3.SQLITE_FULL, "free some space", True),
+        (sqlite3.SQLITE_BUSY, "end that program", True),
+        (sqlite3.SQLITE_LOCKED, "end that program", True),
+        (sqlite3.SQLITE_CORRUPT, "ngp backup", False),
+        (sqlite3.SQLITE_READONLY, "writable", False),
+        (sqlite3.SQLITE_IOERR, "check the disk", False),
+    ],
+)
+def test_errors_name_the_remedy_and_those_that_pass_by_themselves_are_tried_again(
+    code: int, remedy: str, is_tried_again: bool
+) -> None:
+    """By the exit code, as docs/ngp.service has systemd go by it."""
+    error = sqlite3.OperationalError("said")
+    error.sqlite_errorcode = code
+    told = file.failure(Path("/var/lib/ngp/ledger.db"), error)
+    assert remedy in str(told)
+    assert (told.exit_code is ExitCode.OTHER) is is_tried_again
+    assert isinstance(told, LedgerError)
+
+
+@pytest.mark.parametrize(
+    ("number", "is_tried_again"),
+    [(errno.ENOSPC, True), (errno.EMFILE, True), (errno.EACCES, False), (errno.EIO, False)],
+)
+def test_so_are_those_of_the_system(number: int, is_tried_again: bool) -> None:
+    told = file.failure(Path("/var/lib/ngp/ledger.db"), OSError(number, "said"))
+    assert (told.exit_code is ExitCode.OTHER) is is_tried_again
+
+
+OPENED = """
+import sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[2], sys.argv[3]]
+from ngp.errors import LedgerError
+from ngp.store.sqlite.ledger import SqliteLedger
+path = Path(sys.argv[1]) / "ledger.db"
+SqliteLedger.open(path).close()
+with (Path(sys.argv[1]) / "ballast").open("wb", buffering=0) as file:
+    try:
+        while True:
+            file.write(bytes(4096))
+    except OSError:
+        pass
+try:
+    SqliteLedger.open(path)
+except LedgerError as error:
+    print(error.exit_code, error)
+"""
+
+
+def test_a_start_on_a_full_disk_is_tried_again(tmp_path: Path) -> None:
+    """SQLite calls it an I/O error there: it has no room for the files beside the ledger's."""
+    said = in_mount(tmp_path, f"mount -t tmpfs -o size=1m none {tmp_path}", OPENED)
+    assert said.startswith(f"{int(ExitCode.OTHER)} ledger ")
+    assert "free some space" in said
+
+
+def test_a_start_beside_a_program_that_writes_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = filled(tmp_path / "ledger.db")
+    monkeypatch.setattr(file, "_BUSY_S", 0.0)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerMomentError, match="Another program"):
+            SqliteLedger.open(path)
+    SqliteLedger.open(path).close()

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from ngp.errors import LedgerError
+from ngp.errors import FULL, LedgerError, LedgerMomentError, passes
 from ngp.store.sqlite import schema
 
 _MAGIC = b"SQLite format 3\x00"
 _HEADER_BYTES = 100
 _BUSY_S = 5.0
+_PERHAPS_FULL = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 WAL_PAGES = 1000
 _WAL_KEPT_BYTES = 1 << 20
 
@@ -38,21 +39,32 @@ def refusal(path: Path, said: object) -> LedgerError:
 def failure(path: Path, error: BaseException) -> LedgerError:
     """Translate an error of SQLite or the system; says what it said and what to do."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
-        return LedgerError(f"ledger {path}: {error}. The ledger is intact; free some space on its file system")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return refusal(path, error)
+    if code == sqlite3.SQLITE_FULL or (code in _PERHAPS_FULL and _is_full(path)) or getattr(error, "errno", 0) in FULL:
+        return LedgerMomentError(f"ledger {path}: {error}. The ledger is intact; free some space on its file system")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return LedgerMomentError(f"ledger {path}: {error}. Another program has it open for writing; end that program")
+    if passes(error):
+        return LedgerMomentError(f"ledger {path}: {error}. The ledger is intact; try again")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return LedgerError(
             f"ledger {path}: {error}. Make the file and its folder writable for this user; if the file is damaged, "
             f"restore the backup made by `ngp backup`"
         )
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return LedgerError(f"ledger {path}: {error}. Another program has it open for writing; end that program")
     return LedgerError(
         f"ledger {path}: {error}. The transaction was undone; if this comes again, check the disk and restore the "
         f"backup made by `ngp backup`"
     )
+
+
+def _is_full(path: Path) -> bool:
+    """Say whether there is no room: SQLite, which then can't make the files beside its own, tells of no full disk."""
+    try:
+        room = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return not room.f_bavail or (room.f_files > 0 and not room.f_favail)
 
 
 @contextlib.contextmanager
