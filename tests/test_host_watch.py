@@ -203,4 +203,27 @@ def test_each_mesh_interface_that_goes_or_comes_is_told_once(caplog: pytest.LogC
         caplog.clear()
     assert [len(each) for each in told] == [1, 0, 1, 1, 0, 2]
     assert "mesh0 is gone" in told[0][0] and "is there" in told[2][0]
-    assert "isn't gated any more: it is a port of the bridge br0; ip link set dev mesh0 nomaster" in told[3][0]
+    said = "isn't gated any more: it is a port of the bridge br0; ip link set dev mesh0 nomaster. Nothing gates what"
+    assert said in told[3][0]
+
+
+def test_what_is_gated_in_place_of_a_named_interface_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A port by its upper one; what shares its MAC with another goes on itself, and is named all the same."""
+    network: Any = Network()
+    post: Any = Post()
+    settings = parse("MESH_INTERFACES: [mesh0]\n", NET_CONF)
+    watch = HostWatch(settings, network, post)
+    caplog.set_level("INFO")
+    told = []
+    port = {"mesh0": ("is a port of the bridge br0", "ip link set dev mesh0 nomaster")}
+    shared = {"mesh0": ("also sends the frames of the ipvlan v0", "take it out")}
+    for names, ports in ((("br0",), port), (("br0",), port), (("mesh0",), {}), (("mesh0",), shared), (("mesh0",), {})):
+        network.names, network.ports = names, ports
+        asyncio.run(watch.apply(settings))
+        told.append(list(caplog.messages))
+        caplog.clear()
+    gated = "Until then br0 is gated in its place"
+    first = f"mesh interface mesh0 is a port of the bridge br0; ip link set dev mesh0 nomaster. {gated}"
+    assert told[0] == [first, "mesh interface br0 is there, and gated"]
+    assert [len(each) for each in told] == [2, 0, 2, 1, 0]
+    assert "ipvlan v0; take it out. Until then mesh0 is gated" in told[3][0]

@@ -72,10 +72,16 @@ class Host:
         return self._interfaces
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
-        """Return the existing interfaces that MESH_INTERFACES means, but for those that can't be mesh interfaces."""
-        without = self._without(patterns)
-        names = (each.name for each in self.interfaces().values() if not each.is_loopback and each.name not in without)
-        return expand_interfaces(names, patterns, ignored)
+        """Return the existing interfaces that MESH_INTERFACES means, but for those that can't be mesh interfaces.
+
+        One that is named and can't be one any more, as a port of a bridge, is replaced by that which hears its packets:
+        a start refuses such a name, and what becomes of an interface later must not open a way round the gate.
+        """
+        known, without = self.interfaces(), self._without(patterns)
+        names = (each.name for each in known.values() if not each.is_loopback and each.name not in without)
+        instead = {each for name in without if name in patterns for each in layers.in_place_of(name, known)}
+        means = {*expand_interfaces(names, patterns, ignored), *expand_interfaces(instead, ["*"], ignored)}
+        return tuple(sorted(means))
 
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name.

@@ -97,6 +97,24 @@ def is_elsewhere(name: str, interfaces: Mapping[str, Interface], seen_to: Iterab
     )
 
 
+def in_place_of(name: str, interfaces: Mapping[str, Interface]) -> tuple[str, ...]:
+    """Return where what a left-out interface hears arrives in this network namespace, if anywhere. Pure.
+
+    On the one that it is a port of, or that all passes through to, and so on up; on itself where an ipvlan shares it.
+    """
+    by_index = {each.index: each for each in interfaces.values()}
+    found, waiting = dict[str, None](), [interfaces[name]] if name in interfaces else []
+    while waiting:
+        one = waiting.pop()
+        above = [each for each in _uppers(interfaces) if _passes_through(each, one)]
+        if one.port_of in _TAKES_ALL or (one.master in by_index and by_index[one.master].kind in _TAKES_ALL):
+            above += [by_index[one.master]] if one.master in by_index else []
+        elif not above:
+            found[one.name] = None
+        waiting += [each for each in above if each.name not in found]
+    return tuple(found)
+
+
 def stand_on(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> frozenset[tuple[int, bytes]]:
     """Return (index of the lower one, MAC of the upper one) of each macvlan that stands on a mesh interface. Pure."""
     lower, uppers = [interfaces[name] for name in mesh if name in interfaces], _uppers(interfaces)

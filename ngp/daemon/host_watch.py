@@ -56,6 +56,7 @@ class HostWatch:
         self._changed = asyncio.Event()
         self._looking = asyncio.Lock()
         self._warnings = RateLimit()
+        self._left_out: frozenset[str] = frozenset()
 
     def changed(self) -> None:
         """Take note that interfaces, routes or addresses changed; `follow` sees to it."""
@@ -126,17 +127,26 @@ class HostWatch:
         """Log which mesh interfaces came and went, and why: a line a change."""
         before, now = set(self.desired.mesh_interfaces), set(desired.mesh_interfaces)
         why = self._network.left_out(self._settings.mesh_interfaces, self._settings.never_mesh)
-        for name in sorted(before - now):
+        for name in sorted(before - now | before & why.keys() - self._left_out):
             if name in why:
-                text = f"mesh interface {name} isn't gated any more: it {'; '.join(filter(None, why[name]))}"
+                text = self._left_out_text(name, *why[name])
             elif self._network.mesh_interfaces((name,), ()):
                 text = f"{name} is no mesh interface any more, by net.conf"
             else:
                 text = f"mesh interface {name} is gone: contracts on it wait until it is back, or end"
             self._warnings.warn(_log, f"lost {name}", text)
+        self._left_out = frozenset(why)
         for name in sorted(now - before):
             if self._warnings.take(f"found {name}") is not None:
                 _log.info("mesh interface %s is there, and gated", name)
+
+    def _left_out_text(self, name: str, reason: str, remedy: str) -> str:
+        by_name = name in self._settings.mesh_interfaces
+        instead = self._network.mesh_interfaces((name,), self._settings.never_mesh) if by_name else ()
+        if instead:
+            return f"mesh interface {name} {reason}; {remedy}. Until then {', '.join(instead)} is gated in its place"
+        rest = f"; {remedy}. Nothing gates what neighbours send there" if remedy else ""
+        return f"mesh interface {name} isn't gated any more: it {reason}{rest}"
 
     def greet(self) -> None:
         """Say hello on every mesh interface."""

@@ -110,3 +110,15 @@ def test_thousands_of_interfaces_are_not_each_held_against_all_others(monkeypatc
     monkeypatch.setattr(layers, "_stands_on", lambda upper, _lower, _kinds: compared.append(upper.name))
     many = host(*(replace(one(1, f"wg{number}", "wireguard"), index=number) for number in range(1000)))
     assert not layers.left_out(many) and not layers.stand_on(many, list(many)) and not compared
+
+
+def test_what_a_left_out_interface_hears_is_gated_where_it_arrives() -> None:
+    passthru = replace(one(3, "mac0", "macvlan", lower=1), link_address=MACS[1])
+    bridged = host(one(1, "eth0", master=2, port_of="bridge"), one(2, "br0", "bridge"))
+    assert layers.in_place_of("eth0", bridged) == ("br0",)
+    assert layers.in_place_of("eth0", host(one(1, "eth0", master=9, port_of="bridge"))) == ()  # in another namespace
+    bonded = host(one(1, "eth0", master=2, port_of="bond"), one(2, "bond0", "bond", master=3, port_of="bridge"))
+    assert layers.in_place_of("eth0", {**bonded, **host(one(3, "br0", "bridge"))}) == ("br0",)
+    assert layers.in_place_of("eth0", host(one(1, "eth0"), passthru)) == ("mac0",)
+    assert layers.in_place_of("eth0", host(one(1, "eth0"), one(2, "ipv0", "ipvlan", lower=1))) == ("eth0",)
+    assert layers.in_place_of("absent", bridged) == ()
