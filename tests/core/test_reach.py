@@ -27,7 +27,7 @@ LINE_SECONDS, ADAPTED_S = 45, 8
 def channel(ours: ChannelEnd, theirs: ChannelEnd | None = None, peer: str = PEER, active: bool = True) -> Channel:
     theirs = theirs or ChannelEnd(0)
     size = (ours.balance_msat + theirs.balance_msat) // 1000
-    return Channel(peer, "f:0", active, True, size, size, 0, ours.least_htlc_msat, 144, ours, theirs, 144)
+    return Channel(peer, "f:0", active, True, size, ours.least_htlc_msat, 144, ours, theirs, 144)
 
 
 def end(sat: int, **more: int) -> ChannelEnd:
