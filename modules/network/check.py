@@ -8,7 +8,6 @@ that isn't forwarded: frames between the ports of a bridge, where br_netfilter i
 from __future__ import annotations
 
 import itertools
-import json
 import platform
 import re
 import socket
@@ -21,21 +20,13 @@ from ngp.core.messages import Address
 from ngp.core.services import SERVICES_A_HOST
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
-from ngp.modules.network import bpf, layers, layout, nat, sides, xtables
+from ngp.modules.network import bpf, layout, nat, offloading, rights, sides, xtables
 from ngp.modules.network.host import Host
 from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.rtnetlink import Interface
 from ngp.modules.network.xtables import NFT, find_command, run
 from ngp.ports import Check, DesiredNetwork, FreeRule, Prefix
 
-_NET_ADMIN, _NET_RAW, _SYS_ADMIN, _BPF = 12, 13, 21, 39  # capability(7), as bits in include/uapi/linux/capability.h
-_CAPABILITIES = {
-    "CAP_NET_ADMIN": (_NET_ADMIN,),
-    "CAP_NET_RAW": (_NET_RAW,),
-    "CAP_BPF or CAP_SYS_ADMIN": (_BPF, _SYS_ADMIN),
-}
-_NOT_TRIED = "not tried: needs root"
-_AS_ROOT = "sudo ngp check"
 # One instruction, "return 65535": needs no pinned object and the same kernel code as one.
 _PROBE = {
     "xt_bpf": '-A FORWARD -m bpf --bytecode "1,6 0 0 65535" -j RETURN',
@@ -53,13 +44,13 @@ def check(desired: DesiredNetwork) -> list[Check]:
     try:
         parts: list[Callable[[], Iterator[Check]]] = [
             _kernel,
-            _rights,
+            rights.check,
             lambda: _interception(desired),
             lambda: _interfaces(desired, host),
             lambda: _others(desired, host),
             lambda: _forwarding(desired),
             lambda: _reverse_path(desired),
-            lambda: _offloading(desired, host.interfaces()),
+            lambda: offloading.check(desired, host.interfaces()),
             lambda: _nat(desired, host),
             lambda: _way_back(desired, host),
             lambda: _uplink(desired, host),
@@ -105,22 +96,9 @@ def _kernel() -> Iterator[Check]:
     yield Check("kernel", True, f"Linux {release}", remedy)
 
 
-def _rights() -> Iterator[Check]:
-    missing = [name for name, bits in _CAPABILITIES.items() if not any(map(_holds, bits))]
-    found = f"missing: {', '.join(missing)}" if missing else "all that is needed"
-    yield Check("rights", not missing, found, _AS_ROOT if missing else "")
-
-
 def meter(desired: DesiredNetwork) -> Check:
     """Load the meter and let go of it: its verdict is that of a start."""
     return try_to_load("meter", bpf.object_path(), table_sizes(desired.contracts_max))
-
-
-def _holds(capability: int) -> bool:
-    """Say whether this thread has a capability in force (proc_pid_status(5))."""
-    status = Path("/proc/thread-self/status").read_text()
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    return bool(match and int(match[1], 16) >> capability & 1)
 
 
 def _interception(desired: DesiredNetwork) -> Iterator[Check]:
@@ -143,8 +121,8 @@ def _interception(desired: DesiredNetwork) -> Iterator[Check]:
 def _probe(variant: str, family: int, what: str, rule: str) -> Check:
     """Try a rule in a network namespace that ends with the command, so that the operator's tables aren't touched."""
     name = f"{what} IPv{family}"
-    if not _holds(_SYS_ADMIN):
-        return Check(name, False, _NOT_TRIED, _AS_ROOT)
+    if not rights.holds(rights.SYS_ADMIN):
+        return rights.not_tried(name)
     unshare = find_command("unshare")
     if not unshare:
         return Check(name, False, "unshare was not found", "apt install util-linux")
@@ -164,7 +142,7 @@ def refuse(desired: DesiredNetwork) -> None:
     """
     host = Host()
     try:
-        lines = [*_bridges(desired, host.interfaces()), *_offloading(desired, host.interfaces())]
+        lines = [*_bridges(desired, host.interfaces()), *offloading.check(desired, host.interfaces())]
     finally:
         host.close()
     for line in lines:
@@ -268,79 +246,12 @@ def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
         yield Check("reverse path filter", True, found if off else "on")
 
 
-def _offloading(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterator[Check]:
-    if not _holds(_NET_ADMIN):  # the rules of others can't be seen, and would seem to be none
-        yield Check("flow offloading", False, _NOT_TRIED, _AS_ROOT)
-        return
-    beneath = layers.beneath(known, desired.mesh_interfaces)
-    for table, name, devices in _flowtables():
-        both = _as_told(beneath, devices)
-        if both:
-            found = f"nft flowtable {name} in {table} offloads {both}: offloaded flows go round the meter"
-            yield Check(
-                "flow offloading", False, found, f"nft delete flowtable {table} {name} (after the rules that use it)"
-            )
-            return
-    for line in _saved_rules(4, 6):
-        if "-j FLOWOFFLOAD" in line:
-            remedy = f"iptables {line.replace('-A ', '-D ', 1)} (OpenWrt: option flow_offloading '0' in firewall)"
-            yield Check("flow offloading", False, f"iptables rule: {line}", remedy)
-            return
-    ethtool = find_command("ethtool")
-    hardware = [name for name in sorted(beneath) if ethtool and "hw-tc-offload: on" in _try([ethtool, "-k", name])]
-    if hardware:
-        told = _as_told(beneath, hardware)
-        found = f"hardware offload is on for {told}: what the card forwards is never metered"
-        yield Check("flow offloading", False, found, f"ethtool -K {hardware[0]} hw-tc-offload off")
-        return
-    yield Check("flow offloading", True, "none on mesh interfaces, nor beneath them")
-
-
-def _as_told(beneath: Mapping[str, str], devices: Iterable[str]) -> str:
-    """Name those devices that carry a mesh interface's traffic, each with the mesh interface that stands on it."""
-    named = [each for each in sorted(devices) if each in beneath]
-    return ", ".join(each if beneath[each] == each else f"{each} (beneath {beneath[each]})" for each in named)
-
-
-def _flowtables() -> list[tuple[str, str, frozenset[str]]]:
-    nft = find_command("nft")
-    return parse_flowtables(_try([nft, "-j", "list", "flowtables"])) if nft else []
-
-
-def parse_flowtables(text: str) -> list[tuple[str, str, frozenset[str]]]:
-    """Read `nft -j list flowtables`: family and table, name, devices of each. Pure."""
-    entries = json.loads(text).get("nftables", []) if text.strip() else []
-    found = []
-    for flowtable in (entry["flowtable"] for entry in entries if "flowtable" in entry):
-        devices = flowtable.get("dev", [])  # a lone device is given without a list
-        names = frozenset([devices] if isinstance(devices, str) else devices)
-        found.append((f"{flowtable['family']} {flowtable['table']}", flowtable["name"], names))
-    return found
-
-
-def _saved_rules(*versions: int) -> list[str]:
-    """All iptables rules of both variants; legacy tables are only read where they are loaded."""
-    commands = []
-    for version in versions:
-        command = "iptables" if version == 4 else "ip6tables"
-        commands += [f"{command}-nft-save", *[f"{command}-legacy-save"] * bool(xtables.legacy_tables(version))]
-    paths = [path for path in map(find_command, commands) if path]
-    return [line for path in paths for line in _try([path]).splitlines()]
-
-
-def _try(words: list[str]) -> str:
-    try:
-        return run(words)
-    except KernelError:
-        return ""
-
-
 def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     """A note: a neighbour's addresses either are routed back to us by the upstream, or must be translated."""
     if not desired.sells:
         return
-    if not _holds(_NET_ADMIN):
-        yield from (Check(f"NAT on {name}", False, _NOT_TRIED, _AS_ROOT) for name in desired.upstream_interfaces)
+    if not rights.holds(rights.NET_ADMIN):
+        yield from (rights.not_tried(f"NAT on {name}") for name in desired.upstream_interfaces)
         return
     rules = _translations(desired.families)
     networks = _mesh_networks(desired, host)
@@ -355,8 +266,8 @@ def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 
 def _translations(versions: Iterable[int]) -> list[nat.Translation]:
     nft = find_command("nft")
-    rules = [rule for version in sorted(versions) for rule in nat.parse_saved(_saved_rules(version), version)]
-    return rules + (nat.parse_ruleset(_try([nft, "list", "ruleset"])) if nft else [])
+    rules = [rule for version in sorted(versions) for rule in nat.parse_saved(xtables.saved_rules(version), version)]
+    return rules + (nat.parse_ruleset(xtables.run_or_nothing([nft, "list", "ruleset"])) if nft else [])
 
 
 def _nat_of(rules: list[nat.Translation], network: Prefix, interface: str) -> str:

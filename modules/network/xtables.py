@@ -147,6 +147,24 @@ def run(words: Sequence[str], text: str = "") -> str:
     return done.stdout
 
 
+def run_or_nothing(words: Sequence[str]) -> str:
+    """Run a command that may fail where there is nothing to be told, and return what it prints then, too."""
+    try:
+        return run(words)
+    except KernelError:
+        return ""
+
+
+def saved_rules(*families: int) -> list[str]:
+    """Return all iptables rules of both variants; legacy tables are only read where they are loaded."""
+    commands = []
+    for family in families:
+        command = "iptables" if family == 4 else "ip6tables"
+        commands += [f"{command}-nft-save", *[f"{command}-legacy-save"] * bool(legacy_tables(family))]
+    paths = [path for path in map(find_command, commands) if path]
+    return [line for path in paths for line in run_or_nothing([path]).splitlines()]
+
+
 def variant_of(command: str) -> str:
     """Say which variant an iptables command is, from `-V`: nft, or legacy (which before 1.8 said nothing)."""
     return NFT if "nf_tables" in run([command, "-V"]) else LEGACY

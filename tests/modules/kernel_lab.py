@@ -16,8 +16,9 @@ from pathlib import Path
 
 from pyroute2 import netns
 
+from ngp.modules.network import check as host_check
 from ngp.modules.network.gate import GatePaths
-from ngp.ports import DesiredNetwork
+from ngp.ports import Check, DesiredNetwork
 
 CLIENT = {4: "10.77.1.2", 6: "fd00:77:1::2"}
 INTERNET = {4: "10.77.2.2", 6: "fd00:77:2::2"}
@@ -96,6 +97,19 @@ def lab() -> Iterator[Lab]:
         sh("ip link add m1 type veth peer name m1x && ip link set m1 up")
         sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
         yield built
+
+
+@contextlib.contextmanager
+def gateway() -> Iterator[Lab]:
+    """Build the three hosts, with a default route at the gateway."""
+    with lab() as built:
+        sh(f"ip route add default via {INTERNET[4]} && ip -6 route add default via {INTERNET[6]}")
+        yield built
+
+
+def by_name(wanted: DesiredNetwork) -> dict[str, Check]:
+    """Return the lines of a check."""
+    return {line.name: line for line in host_check.check(wanted)}
 
 
 def _wire(namespace: str, theirs: str, ours: str, address: dict[int, str], gateway: dict[int, str]) -> None:

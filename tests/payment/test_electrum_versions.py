@@ -14,57 +14,46 @@ from ngp.modules.payment.electrum import ElectrumPayment
 HASH = bytes(range(32))
 
 
-def test_a_wallet_is_loaded_or_the_remedy_is_named(tmp_path: Path) -> None:
-    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
-        loaded = False
+class Wallet:
+    """One that isn't loaded at first. Args: answer: of load_wallet; True and None load it, other values are raised."""
 
-        def nodeid(**_: Any) -> str:
-            if not loaded:
-                raise Refused("wallet not loaded")
-            return NODE
+    def __init__(self, daemon: FakeElectrum, answer: bool | Internal | None) -> None:
+        self.answer, self._is_loaded = answer, False
+        daemon.say |= {"nodeid": self._nodeid, "load_wallet": self._load_wallet}
 
-        def load_wallet(**_: Any) -> bool:
-            return loaded
+    def _nodeid(self, **_: Any) -> str:
+        if not self._is_loaded:
+            raise Refused("wallet not loaded")
+        return NODE
 
-        daemon.say |= {"nodeid": nodeid, "load_wallet": load_wallet}
-        with pytest.raises(PaymentError, match="electrum load_wallet"):
-            await payment.wait_ready()
-        loaded = True
-        assert (await payment.info()).account_id == NODE
-
-    with_electrum(tmp_path, test)
+    def _load_wallet(self, **_: Any) -> bool | None:
+        if isinstance(self.answer, Internal):
+            raise self.answer
+        self._is_loaded = self.answer is not False
+        return self.answer
 
 
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (None, ""),
+        (False, "electrum load_wallet"),
         (Internal("InvalidPassword('No password given')"), "electrum load_wallet"),
         (Internal("OSError(5, 'EIO')"), r"load_wallet: OSError\(5, 'EIO'\)"),
     ],
 )
-def test_a_wallet_is_loaded_by_electrum_45_too(tmp_path: Path, answer: Internal | None, says: str) -> None:
-    """It answers nothing when it did, and names an exception when it couldn't."""
+@pytest.mark.parametrize("then", [True, None])
+def test_a_wallet_is_loaded_or_the_remedy_is_named(
+    tmp_path: Path, answer: bool | Internal, says: str, then: bool | None
+) -> None:
+    """4.3 says whether it did; 4.5 answers nothing when it did, and names an exception when it couldn't."""
 
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
-        loaded = False
-
-        def nodeid(**_: Any) -> str:
-            if not loaded:
-                raise Refused("wallet not loaded")
-            return NODE
-
-        def load_wallet(**_: Any) -> None:
-            nonlocal loaded
-            if answer is not None:
-                raise answer
-            loaded = True
-
-        daemon.say |= {"nodeid": nodeid, "load_wallet": load_wallet}
-        if answer is None:
-            return await payment.wait_ready()
+        wallet = Wallet(daemon, answer)
         with pytest.raises(PaymentError, match=says):
             await payment.wait_ready()
+        wallet.answer = then
+        await payment.wait_ready()
+        assert (await payment.info()).account_id == NODE
 
     with_electrum(tmp_path, test)
 

@@ -1,0 +1,73 @@
+"""Flow offloading: what forwards packets past FORWARD, and so past the meter, in silence; by software or by the card.
+
+A check names it, a start and a reload refuse it: nft's flowtables, OpenWrt's iptables rule, and traffic control in
+hardware, on mesh interfaces and on whatever carries their frames.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+
+from ngp.modules.network import layers, rights, xtables
+from ngp.modules.network.rtnetlink import Interface
+from ngp.modules.network.xtables import find_command
+from ngp.ports import Check, DesiredNetwork
+
+_NAME = "flow offloading"
+
+
+def check(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterator[Check]:
+    """Look for flow offloading on mesh interfaces, and on all that stands beneath them.
+
+    Args: known: all interfaces by name.
+    """
+    if not rights.holds(rights.NET_ADMIN):  # the rules of others can't be seen, and would seem to be none
+        yield rights.not_tried(_NAME)
+        return
+    beneath = layers.beneath(known, desired.mesh_interfaces)
+    for table, name, devices in _flowtables():
+        both = _as_told(beneath, devices)
+        if both:
+            found = f"nft flowtable {name} in {table} offloads {both}: offloaded flows go round the meter"
+            yield Check(_NAME, False, found, f"nft delete flowtable {table} {name} (after the rules that use it)")
+            return
+    for line in xtables.saved_rules(4, 6):
+        if "-j FLOWOFFLOAD" in line:
+            remedy = f"iptables {line.replace('-A ', '-D ', 1)} (OpenWrt: option flow_offloading '0' in firewall)"
+            yield Check(_NAME, False, f"iptables rule: {line}", remedy)
+            return
+    ethtool = find_command("ethtool")
+    hardware = [name for name in sorted(beneath) if ethtool and _is_in_hardware(ethtool, name)]
+    if hardware:
+        told = _as_told(beneath, hardware)
+        found = f"hardware offload is on for {told}: what the card forwards is never metered"
+        yield Check(_NAME, False, found, f"ethtool -K {hardware[0]} hw-tc-offload off")
+        return
+    yield Check(_NAME, True, "none on mesh interfaces, nor beneath them")
+
+
+def _is_in_hardware(ethtool: str, name: str) -> bool:
+    return "hw-tc-offload: on" in xtables.run_or_nothing([ethtool, "-k", name])
+
+
+def _as_told(beneath: Mapping[str, str], devices: Iterable[str]) -> str:
+    """Name those devices that carry a mesh interface's traffic, each with the mesh interface that stands on it."""
+    named = [each for each in sorted(devices) if each in beneath]
+    return ", ".join(each if beneath[each] == each else f"{each} (beneath {beneath[each]})" for each in named)
+
+
+def _flowtables() -> list[tuple[str, str, frozenset[str]]]:
+    nft = find_command("nft")
+    return parse_flowtables(xtables.run_or_nothing([nft, "-j", "list", "flowtables"])) if nft else []
+
+
+def parse_flowtables(text: str) -> list[tuple[str, str, frozenset[str]]]:
+    """Read `nft -j list flowtables`: family and table, name, devices of each. Pure."""
+    entries = json.loads(text).get("nftables", []) if text.strip() else []
+    found = []
+    for flowtable in (entry["flowtable"] for entry in entries if "flowtable" in entry):
+        devices = flowtable.get("dev", [])  # a lone device is given without a list
+        names = frozenset([devices] if isinstance(devices, str) else devices)
+        found.append((f"{flowtable['family']} {flowtable['table']}", flowtable["name"], names))
+    return found
