@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ngp.config import keys
-from ngp.config.checks import Modules, Written, complete_rule, general_prices, run_checks
+from ngp.config.checks import complete_rule, general_prices, run_checks
 from ngp.config.document import (
     NOT_SHOWN,
     Entries,
@@ -31,6 +31,7 @@ from ngp.config.document import (
 )
 from ngp.config.keys import Key
 from ngp.config.modules import GROUPS, SHIPPED, installed_modules, module_settings, usable_settings
+from ngp.config.written import Modules, Written
 from ngp.core.settings import Budgets, ModuleId, Settings
 from ngp.errors import ConfigError
 from ngp.module_keys import ModuleSettings
