@@ -109,14 +109,14 @@ def compare(count: Count, gateway: Books, client: Books, prices: Prices, cut: Co
 
     The client's meter sits where it sends. What it sends into a cut it counts, and nobody bills; and that takes the
     last room before the limit from what is coming back at that moment. So of the destinations that were cut with
-    traffic on them, if only until the next slice of credit was granted, what is compared of the client is the bill it
+    traffic on them, if only until money came, what is compared of the client is the bill it
     was given.
 
     Args:
         count: what arrived.
         gateway, client: what they list.
         prices: each contract's schedule, as it was watched while it ran.
-        cut: destinations whose contract, or a slice of its credit, was used up while traffic went on.
+        cut: destinations whose contract or account was used up while traffic went on.
     """
     lines = []
     for version in VERSIONS:

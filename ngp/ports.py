@@ -18,6 +18,10 @@ from ngp.core.messages import Address, Prefix, Role, StatementLine
 from ngp.core.records import ContractRecord, JournalRecord, Record, Snapshot
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
+    AccountLimit,
+    AccountReading,
+    Adopted,
+    AdoptedAccount,
     AdoptedContract,
     Check,
     DecodedInvoice,
@@ -44,7 +48,11 @@ from ngp.core.values import (
 
 __all__ = [
     "UNKNOWN_PAYMENT",
+    "AccountLimit",
+    "AccountReading",
     "Address",
+    "Adopted",
+    "AdoptedAccount",
     "AdoptedContract",
     "ChainView",
     "Channel",
@@ -183,8 +191,12 @@ class Network(Protocol):
     def standing(self) -> Standing:
         """Say what of ours is in the kernel now; touches nothing. Raises KernelError, without rights too."""
 
-    def set_up(self, desired: DesiredNetwork) -> list[AdoptedContract]:
-        """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing."""
+    def set_up(self, desired: DesiredNetwork) -> Adopted:
+        """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
+
+        Of an adopted account `spent` is read first, then every processor has left the programs, then its contracts are
+        read: so what they used is at least what the account spent.
+        """
 
     def apply(self, desired: DesiredNetwork) -> bool:
         """Make the kernel match; repeatable; adds before it deletes.
@@ -206,14 +218,32 @@ class Network(Protocol):
     def forget_neighbours(self, neighbours: Sequence[int]) -> None:
         """Remove neighbours by number."""
 
-    def grant(self, grants: Sequence[Grant]) -> None:
-        """Create or top up contracts; raises KernelError when the table is full, naming contracts_max."""
+    def limit_accounts(self, limits: Sequence[AccountLimit]) -> None:
+        """Create or change clients' accounts; raises KernelError when the table is full."""
 
-    def revoke(self, contracts: Sequence[bytes]) -> list[Reading]:
-        """Take contracts out of the kernel; returns their last readings. Unknown ones are passed over."""
+    def forget_accounts(self, accounts: Sequence[bytes]) -> None:
+        """Take accounts without contracts out of the kernel; unknown ones are passed over."""
+
+    def grant(self, grants: Sequence[Grant]) -> None:
+        """Create or change contracts; raises KernelError when the table is full, naming contracts_max.
+
+        Also where a grant's account isn't known.
+        """
+
+    async def settled(self) -> None:
+        """Return when every packet that was on its way through the meter has left it: what is read then is final.
+
+        So what was stopped (a contract blocked, a limit lowered) before the call lets nothing more through.
+        """
+
+    def revoke(self, contracts: Sequence[bytes]) -> None:
+        """Take contracts out of the kernel; who wants their last readings blocks, waits and reads first."""
 
     def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
         """Read counters; None: only those that changed since the last call with None."""
+
+    def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
+        """Read accounts; None: only those that changed since the last call with None."""
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; a handle already decided is passed over."""

@@ -372,7 +372,7 @@ def odd_books(folder: Path) -> Store:
     """Make a ledger in which an account has money that nobody paid."""
     place = store.at(folder)
     ledger = place.open()
-    ledger.commit([AccountRecord(b"\x7f" * 32, Role.SERVER, 5000, 0, 0, 0, 0, 0)])
+    ledger.commit([AccountRecord(b"\x7f" * 32, Role.SERVER, 5000, 0, 0, 0, 0)])
     ledger.close()
     return place
 

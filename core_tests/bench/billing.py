@@ -40,10 +40,10 @@ class Books:
     near: Counter
     contracts: int = 0
 
-    def open(self, address: str, granted_bytes: int = PLENTY_BYTES) -> int:
+    def open(self, address: str, limit_bytes: int = PLENTY_BYTES) -> int:
         """Open a contract for an address; returns its number."""
         self.contracts += 1
-        self.gateway.ask("one", self.contracts, address, granted_bytes)
+        self.gateway.ask("one", self.contracts, address, limit_bytes)
         return self.contracts
 
     def difference(self, contract: int, address: str) -> tuple[int, int]:
@@ -123,23 +123,23 @@ def _udp(books: Books, version: int, seconds: float) -> None:
 
 
 def _limit(books: Books, version: int, seconds: float) -> None:
-    """Send far more than was granted, in both directions at once, while the grant is topped up now and then."""
+    """Send far more than the limit, in both directions at once, while it is raised now and then."""
     address = books.stage.net.remote(version, 3)
-    granted = 3_000_000
-    contract = books.open(address, granted)
+    limit = 3_000_000
+    contract = books.open(address, limit)
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(_both_ways, books, version, address, seconds)
         while not sending.done():
-            granted += 123_457
-            books.gateway.ask("one", contract, address, granted)
+            limit += 123_457
+            books.gateway.ask("one", contract, address, limit)
             time.sleep(0.01)
         sending.result()
     _both_ways(books, version, address, seconds / 4)
     wire, error = books.difference(contract, address)
-    past, left = max(0, wire - granted), granted - wire
+    past, left = max(0, wire - limit), limit - wire
     met = left < SUPER_BYTES * 2  # else nothing ran into the limit, and the figure would say nothing
     books.joined(address)
-    value = f"{past:,} of {granted:,} bytes; {error:,} differ"
+    value = f"{past:,} of {limit:,} bytes; {error:,} differ"
     report.line(f"delivered past a limit that grows, IPv{version} UDP", value, "0", met and not past and not error)
 
 

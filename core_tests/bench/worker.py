@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ngp.core.messages import Role
-from ngp.core.values import DesiredNetwork, Grant, KernelNeighbour
+from ngp.core.values import MOST_UNITS_AHEAD, AccountLimit, DesiredNetwork, Grant, KernelNeighbour
 from ngp.modules.network.datapath import Datapath
 
 NEIGHBOUR = 1
@@ -26,6 +26,8 @@ CONTRACTS_MAX = 1 << 20
 BATCH = 10_000
 LIFETIME_S = 86400.0
 GENEROUS_BYTES = 1 << 60
+CLIENT = b"client" + bytes(26)
+PRICE_MSAT_PER_GIB = 1 << 20  # of what an account can have at once 4 TB are carried
 
 
 def desired() -> DesiredNetwork:
@@ -59,6 +61,7 @@ class Worker:
         self.datapath = Datapath(state_dir)
         self.datapath.set_up(desired())
         self.datapath.set_neighbours([KernelNeighbour(NEIGHBOUR, "mesh0", mac, (), True, False)])
+        self.datapath.limit_accounts([AccountLimit(CLIENT, MOST_UNITS_AHEAD)])
         self.granted = 0
 
     def many(self, first: str, count: int) -> float:
@@ -72,9 +75,9 @@ class Worker:
             self.granted = until
         return time.monotonic() - began
 
-    def one(self, name: int, address: str, granted_bytes: int) -> None:
+    def one(self, name: int, address: str, limit_bytes: int) -> None:
         """Open or top up one contract, `name` being its number."""
-        self.datapath.grant([self._grant((1 << 64 | name).to_bytes(16, "big"), ip_address(address), granted_bytes)])
+        self.datapath.grant([self._grant((1 << 64 | name).to_bytes(16, "big"), ip_address(address), limit_bytes)])
 
     def read(self, name: int) -> dict[str, Any]:
         """Return the counters of a contract opened by `one`."""
@@ -89,8 +92,10 @@ class Worker:
         """Return what the datapath uses."""
         return self.datapath.describe()
 
-    def _grant(self, contract: bytes, to: IPv4Address | IPv6Address, granted_bytes: int = GENEROUS_BYTES) -> Grant:
-        return Grant(contract, NEIGHBOUR, Role.SERVER, ip_network(to), granted_bytes, granted_bytes, LIFETIME_S)
+    def _grant(self, contract: bytes, to: IPv4Address | IPv6Address, limit_bytes: int = GENEROUS_BYTES) -> Grant:
+        return Grant(
+            *(contract, NEIGHBOUR, Role.SERVER, ip_network(to), limit_bytes, LIFETIME_S), CLIENT, PRICE_MSAT_PER_GIB
+        )
 
 
 def main(state_dir: str, mac: str) -> None:

@@ -11,7 +11,7 @@
           NOTICED --->  credit in its ledger            (answer held back)       <---
           (notice held back)        <-- proof lost --   PROVEN: paid in its ledger  <---
                         CREDITED: credit in its ledger
-                        GRANTED: more granted in the kernel
+                        SPENT: some of it spent in the kernel
 
 What is called a step is seen from outside: in a ledger, at a relay between daemon and node, or in a listing.
 """
@@ -44,7 +44,7 @@ class Step(Enum):
     NOTICED = "the gateway knows by its node, the client doesn't"
     PROVEN = "the client knows and sends its proof, the gateway has heard nothing"
     CREDITED = "the credit is in the gateway's ledger"
-    GRANTED = "more is granted in the kernel"
+    SPENT = "some of it is spent in the kernel"
 
 
 class Stage:
@@ -91,10 +91,10 @@ class Stage:
                 self._await_booked(self.trade.client, paid, "succeeded")
             case Step.CREDITED:
                 self._credit()
-            case Step.GRANTED:
+            case Step.SPENT:
                 self._credit()
-                before = self._granted_bytes()
-                await_until(lambda: self._granted_bytes() > before, REACHED_S, "a grant")
+                before = self._charged_msat()
+                await_until(lambda: self._charged_msat() > before, REACHED_S, "bytes that are charged")
 
     def let_go(self) -> None:
         """Let everything that was kept go on; a payment between the nodes stays where it is."""
@@ -131,8 +131,8 @@ class Stage:
         ask = ("SELECT count(*) FROM payments WHERE payment_hash = ? AND state = ?", payment_hash, state)
         await_until(lambda: stored(daemon, *ask), REACHED_S, f"payment {state} on {daemon.name}")
 
-    def _granted_bytes(self) -> int:
-        return sum(row["granted_bytes"] for row in self.trade.sold())
+    def _charged_msat(self) -> int:
+        return sum(int(row["charged_msat"]) for row in self.trade.sold())
 
     def _close_ears(self, wanted: bool) -> None:
         """Let the gateway's daemon hear nothing of its neighbours, or hear them again."""

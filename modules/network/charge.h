@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Counting a packet against its contract: one compare-and-swap, for the server's meter and the client's alike.
+ * Counting a packet against its contract, and its cost against the account that pays for it.
+ *
+ * A server's packet passes if its contract has bytes left and its account has money left, each at the instant of one
+ * compare-and-swap. The contract is looked at first, so that a flood at an exhausted one touches no account; then the
+ * account pays; then the contract counts. Where it refuses after all, because others were quicker, the cost is given
+ * back: so an account may look dearer for an instant (a packet too few, never one too many), and what a contract has
+ * used, which is what is billed, only grows. A client's contract has no account.
  */
 #ifndef NGP_CHARGE_H
 #define NGP_CHARGE_H
@@ -41,65 +47,126 @@ APART int tell(enum hint_kind kind, __u32 slot, __u64 tag)
 	return 0;
 }
 
-/* Stop at the limit, and say so once for each value granted (also for 0). The mark holds the generation, because a
- * slot's next contract may stop at the very same count. */
-APART int stop_depleted(struct contract *contract, __u32 slot, __u32 bytes, __u64 granted)
+/* Which limit a packet met. With the generation in it, because a slot's next owner may stop at the very same number. */
+INLINE __u64 mark_of(__u64 limit, __u64 tag)
 {
-	__u64 tag = ONCE(contract->tag), was = ONCE(contract->depleted);
-	__u64 mark = (__u64)GENERATION(tag) << 48 | ((granted + 1) & 0xffffffffffff);
+	return limit ^ GENERATION(tag) * 0x9e3779b97f4a7c15ull;
+}
 
-	__sync_fetch_and_add(&contract->refused, bytes);
-	if (was != mark && __sync_val_compare_and_swap(&contract->depleted, was, mark) == was)
-		tell(DEPLETED, slot, tag);
+/* Say once for each limit (also for 0) that a packet met it. */
+APART int meet_limit(__u64 *mark, __u64 limit, enum hint_kind kind, __u32 slot, __u64 tag)
+{
+	__u64 was = ONCE(*mark), is = mark_of(limit, tag);
+
+	if (was != is && __sync_val_compare_and_swap(mark, was, is) == was)
+		tell(kind, slot, tag);
 	return 0;
 }
 
-APART int stop_bought(struct contract *contract, __u32 bytes)
+INLINE int refuse_exhausted(struct contract *contract, __u32 slot, __u64 limit, __u64 tag, enum role role)
 {
-	__sync_fetch_and_add(&contract->refused, bytes);
+	if (role == SERVER)
+		count(REFUSED_EXHAUSTED);
+	return meet_limit(&contract->mark, limit, EXHAUSTED, slot, tag);
+}
+
+/* So many others in between: rather lose a packet than give one. */
+APART int refuse_contended(void)
+{
+	count(CONTENDED);
 	return 0;
 }
 
-/* Count a packet while its contract covers it, and return 1; else 0. The server's meter refuses what isn't counted. The
- * client's lets it pass, as the server decides, but counts by this same rule: else the bills of two honest routers would
- * differ by all that was sent against a closed gate. */
+/* Take a packet's cost from the account in a slot; returns the account, or 0 where its money doesn't last. Slot 0 is
+ * nobody's, and its limit stays 0. The low-water mark is compared with what was ever taken, which only grows: so its
+ * crossing is told exactly once. `returned` may lag, which only makes the room smaller. */
+INLINE struct account *take_cost(__u32 slot, __u64 cost, __u64 now)
+{
+	struct account *account = bpf_map_lookup_elem(&ngp_accounts, &slot);
+	__u64 limit, returned, spent, found, low_water;
+
+	if (!account)
+		return 0;
+	limit = ONCE(account->limit);
+	if (now < ONCE(account->credit_until_ns))
+		limit += ONCE(account->credit);
+	returned = ONCE(account->returned);
+	spent = ONCE(account->spent);
+	for (int i = 0; i < SWAPS; i++) {
+		if ((__s64)(limit + returned - spent - cost) < 0) {
+			count(REFUSED_UNPAID);
+			meet_limit(&account->mark, limit, ACCOUNT_EXHAUSTED, slot, ONCE(account->tag));
+			return 0;
+		}
+		found = __sync_val_compare_and_swap(&account->spent, spent, spent + cost);
+		if (found == spent)
+			goto taken;
+		spent = found;
+	}
+	refuse_contended();
+	return 0;
+taken:
+	low_water = ONCE(account->low_water);
+	if ((__s64)(low_water - spent) > 0 && (__s64)(low_water - spent - cost) <= 0)
+		tell(ACCOUNT_LOW, slot, ONCE(account->tag));
+	return account;
+}
+
+APART int give_back(struct account *account, __u64 cost)
+{
+	if (account)
+		__sync_fetch_and_add(&account->returned, cost);
+	return 0;
+}
+
+/* Count a packet while contract and account cover it, and return 1; else 0. The server's meter refuses what isn't
+ * counted. The client's lets it pass, as the server decides, but counts by the contract's same rule: else the bills of two
+ * honest routers would differ by all that was sent against a closed gate. What costs nothing needs no account. */
 INLINE int charge(struct contract *contract, __u32 slot, const struct packet *p, enum direction direction, enum role role)
 {
-	__u64 granted, used, found, low_water, bytes = p->bytes;
+	__u64 limit, used, found, low_water, now, cost = 0, bytes = p->bytes, tag = ONCE(contract->tag);
+	struct account *account = 0;
 
-	if (ONCE(contract->tag) & BLOCKED) {
-		if (role == CLIENT)
-			return stop_bought(contract, bytes);
-		count(REFUSED_BLOCKED);
+	if (tag & BLOCKED) {
+		if (role == SERVER)
+			count(REFUSED_BLOCKED);
 		return 0;
 	}
-	if (now_ns() >= ONCE(contract->expires_ns)) {
-		if (role == CLIENT)
-			return stop_bought(contract, bytes);
-		count(REFUSED_EXPIRED);
+	now = now_ns();
+	if (now >= ONCE(contract->expires_ns)) {
+		if (role == SERVER)
+			count(REFUSED_EXPIRED);
 		return 0;
 	}
-	granted = ONCE(contract->granted);
+	limit = ONCE(contract->limit);
 	used = ONCE(contract->used);
+	if (used + bytes > limit)
+		return refuse_exhausted(contract, slot, limit, tag, role);
+	if (role == SERVER)
+		cost = bytes * ONCE(contract->price);
+	if (cost) {
+		account = take_cost(ACCOUNT(tag), cost, now);
+		if (!account)
+			return 0;
+	}
 	for (int i = 0; i < SWAPS; i++) {
-		if (used + bytes > granted) {
-			if (role == SERVER)
-				count(REFUSED_DEPLETED);
-			return stop_depleted(contract, slot, bytes, granted);
+		if (used + bytes > limit) {
+			give_back(account, cost);
+			return refuse_exhausted(contract, slot, limit, tag, role);
 		}
 		found = __sync_val_compare_and_swap(&contract->used, used, used + bytes);
 		if (found == used)
 			goto passed;
 		used = found;
 	}
-	count(CONTENDED);                                         /* so many others in between: rather lose one than give one */
-	return 0;
+	give_back(account, cost);
+	return refuse_contended();
 passed:
 	if (direction == TO)
 		__sync_fetch_and_add(&contract->used_to, bytes);
 	low_water = ONCE(contract->low_water);
 	if (used < low_water && used + bytes >= low_water)        /* true for exactly one packet */
-		tell(LOW, slot, ONCE(contract->tag));
+		tell(LOW, slot, tag);
 	return 1;
 }
 

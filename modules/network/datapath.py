@@ -30,8 +30,11 @@ from ngp.modules.network.host import Host
 from ngp.modules.network.layout import Counter
 from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, read_sells, require_layout
 from ngp.modules.network.queue import HeldQueue, try_number
+from ngp.modules.network.settle import ProgramsWait, Settling
 from ngp.ports import (
-    AdoptedContract,
+    AccountLimit,
+    AccountReading,
+    Adopted,
     Check,
     DesiredNetwork,
     FreeRule,
@@ -76,6 +79,8 @@ class Datapath:
         self._hints: HintReader | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._alarm: Alarm | None = None
+        self._wait: ProgramsWait | None = None
+        self._settling = Settling(self._wait_for_programs)
         self._gate_restored = 0
         self._left_out: tuple[FreeRule, ...] = ()
         self._runs_beside: DesiredNetwork | None = None
@@ -172,10 +177,11 @@ class Datapath:
         chains = gate.entered()
         return Standing(meter, sells, gate.GATE in chains, gate.CLOSED in chains)
 
-    def set_up(self, desired: DesiredNetwork) -> list[AdoptedContract]:
+    def set_up(self, desired: DesiredNetwork) -> Adopted:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
 
-        What it adopted goes on running even when it raises, and what was closed before is closed again.
+        What it adopted goes on running even when it raises, and what was closed before is closed again. Of an adopted
+        account `spent` is read first, then every processor has left the programs, then its contracts are read.
         """
         tables = self._find_running()
         was_closed = gate.CLOSED in gate.entered()
@@ -184,7 +190,9 @@ class Datapath:
                 require_layout(tables)
             bpf.mount_bpffs(self._folder)
             self._running = Meter(tables, desired, self._folder, self._index_of)
-            adopted = self._running.contracts.adopt()
+            self._wait = ProgramsWait()
+            accounts = self._running.accounts.adopt(self._wait.wait)
+            adopted = Adopted(tuple(accounts), tuple(self._running.contracts.adopt()))
             if self._running.contracts.slots_max != desired.contracts_max:
                 _log.warning("%s", _size_text(self._running.contracts.slots_max, desired.contracts_max))
             self._gate = Gate(self._paths, desired)
@@ -217,7 +225,7 @@ class Datapath:
         """Begin to receive held packets and hints in the event loop. Raises KernelError."""
         running = self._required()
         self._loop, self._on_held = loop, on_held
-        self._hints = HintReader(running.tables[layout.HINTS], running.contracts, loop, on_hints)
+        self._hints = HintReader(running.tables[layout.HINTS], running.contracts, running.accounts, loop, on_hints)
         self._match_queue(running.desired)
         self._timer = loop.call_later(_EXPIRE_EVERY_S, self._expire)
 
@@ -231,17 +239,37 @@ class Datapath:
         running = self._required()
         running.neighbours.forget(neighbours, running.contracts)
 
+    def limit_accounts(self, limits: Sequence[AccountLimit]) -> None:
+        """Create or change clients' accounts; raises KernelError when the table is full."""
+        self._required().accounts.limit(limits)
+
+    def forget_accounts(self, accounts: Sequence[bytes]) -> None:
+        """Take accounts without contracts out of the kernel; unknown ones are passed over."""
+        self._required().accounts.forget(accounts)
+
     def grant(self, grants: Sequence[Grant]) -> None:
-        """Create or top up contracts; raises KernelError when the table is full, naming CONTRACTS_MAX."""
+        """Create or change contracts; raises KernelError when the table is full, naming CONTRACTS_MAX.
+
+        Also where a grant's account isn't known.
+        """
         self._required().contracts.grant(grants)
 
-    def revoke(self, contracts: Sequence[bytes]) -> list[Reading]:
-        """Take contracts out of the kernel; returns their last readings. Unknown ones are passed over."""
-        return self._required().contracts.revoke(contracts)
+    async def settled(self) -> None:
+        """Return when every packet that was on its way through the meter has left it: what is read then is final."""
+        self._required()
+        await self._settling.settled()
+
+    def revoke(self, contracts: Sequence[bytes]) -> None:
+        """Take contracts out of the kernel; who wants their last readings blocks, waits and reads first."""
+        self._required().contracts.revoke(contracts)
 
     def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
         """Read counters; None: only those that changed since the last call with None."""
         return self._required().contracts.read(contracts)
+
+    def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
+        """Read accounts; None: only those that changed since the last call with None."""
+        return self._required().accounts.read(accounts)
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; a handle already decided is passed over."""
@@ -253,7 +281,7 @@ class Datapath:
         return self._required().neighbours.lane_bytes(neighbour)
 
     def counters(self) -> dict[str, int]:
-        """Return kernel and queue counters, in packets: held, dropped, hints_lost, refused_depleted, ...
+        """Return kernel and queue counters, in packets: held, dropped, hints_lost, refused_exhausted, ...
 
         Besides gate_restored: how often the gate was put back.
         """
@@ -275,6 +303,7 @@ class Datapath:
             "object": str(bpf.object_path()),
             "pins": str(self._folder),
             "contracts": f"{len(running.contracts)} of {running.contracts.slots_max}",
+            "accounts": f"{len(running.accounts)} of {running.accounts.slots_max - 1}",
             **({} if size == wanted else {"contracts_max": _size_text(size, wanted)}),
         }
 
@@ -289,9 +318,11 @@ class Datapath:
             self._hints.close()
         if self._running is not None:
             self._running.close()
+        if self._wait is not None:
+            self._wait.close()
         if self._host is not None:
             self._host.close()
-        self._host = self._queue = self._hints = self._running = self._gate = self._timer = None
+        self._host = self._queue = self._hints = self._running = self._wait = self._gate = self._timer = None
 
     def shut(self, mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -> None:
         """Drop what is forwarded from or to mesh interfaces, by names and patterns, until `set_up` or `clean_up`.
@@ -357,6 +388,11 @@ class Datapath:
             return socket.if_nametoindex(name)
         except OSError:
             return None
+
+    def _wait_for_programs(self) -> None:
+        wait = self._wait
+        if wait is not None:
+            wait.wait()
 
     def _find_running(self) -> dict[str, Table]:
         """Open the tables of what runs already: first choice are those that programs in force use."""

@@ -1,6 +1,6 @@
 """Hints: what the kernel tells through its ring buffer, read in the event loop.
 
-They only hasten what a scan of the table would find; a hint that is left from a contract which is gone is thrown away.
+They only hasten what a scan of the tables would find. One of a contract or account that is gone is thrown away.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 
 from ngp.modules.bpf import RingReader, Table
 from ngp.modules.network import layout
+from ngp.modules.network.accounts import AccountTable
 from ngp.modules.network.contracts import ContractTable
 from ngp.ports import Hint, HintKind
 
 _HINTS_AT_ONCE = 16384  # more than the ring holds
-_KINDS = {1: HintKind.LOW, 2: HintKind.DEPLETED}
+_CONTRACTS = {1: HintKind.LOW, 2: HintKind.EXHAUSTED}
+_KINDS = _CONTRACTS | {3: HintKind.ACCOUNT_LOW, 4: HintKind.ACCOUNT_EXHAUSTED}
 
 
 class HintReader:
@@ -24,10 +26,11 @@ class HintReader:
         self,
         table: Table,
         contracts: ContractTable,
+        accounts: AccountTable,
         loop: asyncio.AbstractEventLoop,
         on_hints: Callable[[Sequence[Hint]], None],
     ) -> None:
-        self._contracts, self._on_hints = contracts, on_hints
+        self._contracts, self._accounts, self._on_hints = contracts, accounts, on_hints
         self._ring = RingReader(table, loop, self._read, _HINTS_AT_ONCE)
 
     def close(self) -> None:
@@ -38,8 +41,9 @@ class HintReader:
         hints = []
         for record in records:
             kind, slot, tag = layout.HINT.unpack_from(record)
-            contract = self._contracts.contract_of(slot, tag)
-            if contract is not None and kind in _KINDS:
-                hints.append(Hint(_KINDS[kind], contract))
+            of = self._contracts.contract_of if kind in _CONTRACTS else self._accounts.account_of
+            key = of(slot, tag)
+            if key is not None and kind in _KINDS:
+                hints.append(Hint(_KINDS[kind], key))
         if hints:
             self._on_hints(hints)

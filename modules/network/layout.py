@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -15,15 +15,16 @@ from ngp.core.messages import Prefix, Role
 from ngp.core.services import SERVICES_A_HOST, free_at, room_for_services
 from ngp.ports import FreeRule
 
-LAYOUT = 6
+LAYOUT = 7
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
+ACCOUNTS, IDENTITIES = "ngp_accounts", "ngp_identities"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
 EARLY, LANES, UPPERS = "ngp_early", "ngp_lanes", "ngp_uppers"
 HOSTS = {4: "ngp_hosts4", 6: "ngp_hosts6"}
 PREFIXES = {4: "ngp_prefixes4", 6: "ngp_prefixes6"}
 FREE = {4: "ngp_free4", 6: "ngp_free6"}
 TABLES = (
-    *(CONFIG, CONTRACTS, LABELS, NEIGHBOURS, INTERFACES, HINTS, COUNTERS),
+    *(CONFIG, CONTRACTS, LABELS, ACCOUNTS, IDENTITIES, NEIGHBOURS, INTERFACES, HINTS, COUNTERS),
     *(*HOSTS.values(), *PREFIXES.values(), *FREE.values()),
     *(LANES, UPPERS, "ngp_asked", EARLY, "ngp_strangers", "ngp_returning", "ngp_waiting"),
 )
@@ -36,18 +37,28 @@ OWN_SERVICES_FLAG = 1 << 14
 HAS_UPPERS = 1 << 15
 PREFIXES_FLAGS = 0xF00
 MESH, LAN, LINK_ADDRESSES, MADE_CLSACT = 1, 2, 4, 8
-BUYS_FROM_US, SELLS_TO_US, SHUT_OUT, HAS_PAID = 1, 2, 4, 8
+BUYS_FROM_US, SELLS_TO_US, SHUT_OUT, HAS_PAID, WAS_PAID = 1, 2, 4, 8, 16
 ROLE = {Role.SERVER: 0, Role.CLIENT: 1}
 ROLE_OF = {number: role for role, number in ROLE.items()}
 
-# Words of a contract's line.
-GRANTED, EXPIRES_NS, LOW_WATER, TAG, USED, USED_TO, REFUSED, LINE_WORDS = 0, 1, 2, 3, 4, 5, 6, 8
-LINE_BYTES = 64
+# Words of a contract's line and of an account's; those from KERNEL_WORDS on are the kernel's.
+LIMIT, EXPIRES_NS, LOW_WATER, TAG, PRICE, USED, USED_TO, MARK = range(8)
+CREDIT, CREDIT_UNTIL_NS, ACCOUNT_LOW_WATER, ACCOUNT_TAG, SPENT, RETURNED = 1, 2, 3, 4, 5, 6
+KERNEL_WORDS, LINE_WORDS, LINE_BYTES = 5, 8, 64
 VALID, BLOCKED = 1, 2
-GENERATION_MASK = 0xFFFFFF
+GENERATION_MASK, FLAGS_MASK = 0xFFFFFF, 0xFF
+NO_ACCOUNT = 0
+WORD_MASK = (1 << 64) - 1
+NEVER_NS, _ENDLESS_S = (1 << 63) - 1, 1e9
+_MARK_FACTOR = 0x9E3779B97F4A7C15
 
-# id; what the counters showed, less what the contract had used already, when it took its slot; destination; generation.
-LABEL = struct.Struct("=16sqqq16sBBBxI")
+# id; what the counters showed, less what the contract had used already, when it took its slot; destination; neighbour;
+# prefix length, version, role; generation.
+LABEL = struct.Struct("=16sqq16sIBBBxI4x")
+LABEL_ID_BYTES, LABEL_BASE_TO_AT, LABEL_NEIGHBOUR_AT = 16, 16, 48
+# identity; what the account had spent when it took its slot; its limit / 2^32, which tells how often the words wrapped.
+IDENTITY = struct.Struct("=32sQqI12x")
+IDENTITY_LIMIT_AT = 40
 ENTRY = struct.Struct("=II")
 OWN_ENTRY = ENTRY.pack(0xFFFFFFFF, 0)
 NEIGHBOUR = struct.Struct("=IIQQ")
@@ -56,7 +67,7 @@ EARLY_KEY = struct.Struct("=I16s")
 EARLY_VALUE = struct.Struct("=QQQQ")
 LANE = struct.Struct("=QQ512x")
 STRANGERS_LANE, NEWCOMERS_LANE = 0, 0xFFFFFFFF
-CONFIG_TAIL = struct.Struct("=IHHQQQQQQQQ")
+CONFIG_TAIL = struct.Struct("=IHHQQQQQQQQQ")
 _LINK = struct.Struct("=I6s")
 _FREE_HEAD = struct.Struct("=II")
 _RATED = 0x100
@@ -66,7 +77,7 @@ _THIS_HOST: tuple[Prefix, ...] = (ip_network("127.0.0.1"), ip_network("::1"))  #
 class Counter(IntEnum):
     """The kernel's own counters, in packets (LANE_BYTES: bytes)."""
 
-    REFUSED_DEPLETED = 0
+    REFUSED_EXHAUSTED = 0
     REFUSED_EXPIRED = 1
     REFUSED_BLOCKED = 2
     UNCOVERED = 3
@@ -77,6 +88,86 @@ class Counter(IntEnum):
     HINTS_LOST = 8
     LANE_BYTES = 9
     LANE_OVER_RATE = 10
+    REFUSED_UNPAID = 11
+
+
+def make_tag(generation: int, slot: int = NO_ACCOUNT, blocked: bool = False) -> int:
+    """Return the tag of a line in use. Args: slot: of the account that pays for a contract."""
+    return VALID | BLOCKED * blocked | generation << 8 | slot << 32
+
+
+def generation_of(tag: int) -> int:
+    """Return which use of its slot a tag is of."""
+    return tag >> 8 & GENERATION_MASK
+
+
+def next_generation(generation: int) -> int:
+    """Return the generation of a slot's next use; 0 is of none, as a table begins with zeroes."""
+    return generation % GENERATION_MASK + 1
+
+
+def instant_ns(now_ns: int, in_s: float) -> int:
+    """Return the instant of the kernel's clock that is so far from now; 0 or less is over.
+
+    The clock that the programs read is up to a tick behind ours, so that now itself would still be to come.
+    """
+    if in_s <= 0:
+        return 0
+    return now_ns + int(in_s * 1e9) if in_s < _ENDLESS_S else NEVER_NS
+
+
+def mark_of(limit: int, tag: int) -> int:
+    """Return what the kernel's mark is after a packet met this limit."""
+    return limit ^ (generation_of(tag) * _MARK_FACTOR & WORD_MASK)
+
+
+def signed(difference: int) -> int:
+    """Return the difference of two words that wrap: at most 2^63 either way."""
+    return (difference + (1 << 63) & WORD_MASK) - (1 << 63)
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Where a LAYOUT's tables keep what must be booked by whichever daemon finds them: what contracts used.
+
+    Of every LAYOUT, the LAYOUT itself is the lower half of ngp_config's second word, and a contract is in use where the
+    lowest bit of its line's tag is set.
+
+    Attributes:
+        contracts, labels, identities: names of tables.
+        line_words: of a contract's line, 8 bytes each; the next ones are places in it.
+        tag: its upper half is the slot of the account that pays, 0 where none does.
+        label: begins with the contract's id and what `used_to` and the rest of `used` showed when it began.
+        identity: begins with the identity whose account it is.
+    """
+
+    contracts: str
+    labels: str
+    identities: str
+    line_words: int
+    tag: int
+    price: int
+    used: int
+    used_to: int
+    label: struct.Struct
+    identity: struct.Struct
+
+
+BOOKS = {
+    7: Books(
+        contracts="ngp_contracts",
+        labels="ngp_labels",
+        identities="ngp_identities",
+        line_words=8,
+        tag=3,
+        price=4,
+        used=5,
+        used_to=6,
+        label=struct.Struct("=16sqq16sIBBBxI4x"),
+        identity=struct.Struct("=32sQqI12x"),
+    ),
+}
+"""By LAYOUT. An entry never changes, and stays when LAYOUT grows: `former.last_counts` reads old tables by it."""
 
 
 def prefixes_flag(role: Role, version: int) -> int:

@@ -9,8 +9,8 @@
  *
  * Uploads are charged at FORWARD and not at the card: there the router's own traffic and what its firewall drops are
  * already gone. Downloads are charged where the frame names the next hop, so nothing is learned from packets and nothing
- * can be spoofed. A packet passes only if used + bytes <= granted at the instant of one compare-and-swap; no processor
- * and no top-up can make it pass too much.
+ * can be spoofed. What passes is decided by compare-and-swap (charge.h); no processor, top-up or refund can make it too
+ * much.
  *
  * Build, for either byte order (setup.py does; atomics need -mcpu=v3):
  *   clang -O2 -g -target bpfel -mcpu=v3 -idirafter /usr/include/$(uname -m)-linux-gnu -c meter.bpf.c -o meter.bpfel.o
@@ -97,7 +97,8 @@ INLINE struct contract *contract_of(struct entry *entry)
 /* --- before a contract --- */
 
 /* What goes to a seller before a contract covers it waits there, the first few packets of each window, and is charged
- * when a contract lets it go. Keep count of the same few: the adapter begins the contract with them. */
+ * when a contract lets it go. Keep count of the same few, or of more where we paid and the seller may not know yet: the
+ * adapter begins the contract with them. */
 APART int note_early(const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -120,7 +121,7 @@ APART int note_early(const struct config *config, const struct packet *p)
 		early->since_ns = now;
 		early->packets = 0;
 	}
-	if (early->packets < config->hold_packets) {
+	if (early->packets < (neighbour->flags & WAS_PAID ? config->hold_packets_paid : config->hold_packets)) {
 		__sync_fetch_and_add(&early->packets, 1);
 		__sync_fetch_and_add(&early->bytes, p->bytes);
 	}
@@ -268,7 +269,7 @@ int xt_unknown(struct __sk_buff *skb)
 	struct asked key = {};
 	struct asking *asking, fresh = { .packets = 1 };
 	__u32 zero = 0;
-	__u64 now, *strangers;
+	__u64 now, most, *strangers;
 	int taken;
 
 	if (!config || !parse(skb, config, FORWARD, &p) || contract_of(find_entry(config, &p, SERVER, p.destination)))
@@ -281,7 +282,8 @@ int xt_unknown(struct __sk_buff *skb)
 	__builtin_memcpy(key.address, p.destination, 16);
 	asking = bpf_map_lookup_elem(&ngp_asked, &key);
 	if (asking && now - asking->since_ns < config->hold_window_ns) {
-		if (asking->packets >= config->hold_packets) {
+		most = neighbour && (neighbour->flags & HAS_PAID) ? config->hold_packets_paid : config->hold_packets;
+		if (asking->packets >= most) {
 			count(HELD_BEFORE);
 			return 0;
 		}

@@ -2,7 +2,7 @@
  *
  * The meter's tables, as the kernel's programs and layout.py both see them.
  *
- * Every word has one writer: user space writes what was granted, the kernel what was used. So neither ever has to
+ * Every word has one writer: user space writes the limits, the kernel what was used and spent. So neither ever has to
  * read, change and write back what the other may be changing; a top-up is one aligned store of eight bytes into mapped
  * memory and can't lose a packet's bytes. Whoever changes a struct here raises LAYOUT: a daemon adopts running tables
  * only when the number fits.
@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 6
+#define LAYOUT 7
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -32,11 +32,12 @@
 
 enum role { SERVER, CLIENT };
 
-/* contract.tag: flags below, 24 bits of generation, the neighbour's number above */
+/* tag of a line: flags below, 24 bits of generation; above, in a contract's, the slot of its account (0: none) */
 #define VALID 1
 #define BLOCKED 2
 #define GENERATION(tag) ((__u32)(tag) >> 8)
-#define NEIGHBOUR(tag) ((__u32)((tag) >> 32))
+#define ACCOUNT(tag) ((__u32)((tag) >> 32))
+#define ACCOUNTS 65536
 
 /* interfaces: class and kind; one that isn't there is upstream */
 #define MESH 1
@@ -46,12 +47,13 @@ enum role { SERVER, CLIENT };
 #define BUYS_FROM_US 1                                        /* neighbour.flags */
 #define SELLS_TO_US 2
 #define SHUT_OUT 4                                            /* its operator is blocked here: no lane */
-#define HAS_PAID 8
+#define HAS_PAID 8                                            /* it paid us */
+#define WAS_PAID 16                                           /* we paid it */
 
-enum hint_kind { LOW = 1, DEPLETED = 2 };
+enum hint_kind { LOW = 1, EXHAUSTED, ACCOUNT_LOW, ACCOUNT_EXHAUSTED };
 enum counter {
-	REFUSED_DEPLETED, REFUSED_EXPIRED, REFUSED_BLOCKED, UNCOVERED, HELD, HELD_BEFORE, OVER_RATE, CONTENDED, HINTS_LOST,
-	LANE_BYTES, LANE_OVER_RATE, COUNTERS
+	REFUSED_EXHAUSTED, REFUSED_EXPIRED, REFUSED_BLOCKED, UNCOVERED, HELD, HELD_BEFORE, OVER_RATE, CONTENDED, HINTS_LOST,
+	LANE_BYTES, LANE_OVER_RATE, REFUSED_UNPAID, COUNTERS
 };
 
 struct config {
@@ -62,17 +64,25 @@ struct config {
 	__u64 stranger_interval_ns, stranger_burst_ns;
 	__u64 neighbour_interval_ns, neighbour_burst_ns;
 	__u64 hold_window_ns;                                     /* of one destination: so long, so many */
-	__u64 hold_packets;
+	__u64 hold_packets, hold_packets_paid;                    /* of anybody; of who has paid */
 	__u64 lane_kib_ns, lane_burst_ns;                         /* of each neighbour's lane: 1,024 bytes in so long */
 };
 
-/* One cache line: all that a packet needs once its contract is found. */
+/* One cache line: what a contract lets pass, in bytes. `mark` names the limit that last refused a packet. */
 struct contract {
-	__u64 granted, expires_ns, low_water, tag;                /* user space writes */
-	__u64 used, used_to, refused, depleted;                   /* the kernel writes; used counts both directions */
+	__u64 limit, expires_ns, low_water, tag, price;           /* user space writes; price: units a byte */
+	__u64 used, used_to, mark;                                /* the kernel writes; used counts both directions */
 };
 
-/* User space only: what a daemon needs to adopt the contract (layout.py knows the fields). */
+/* Another: what a client's contracts may spend together, in units of msat / 2^30, so that nothing is rounded. 2^64 units
+ * are only 17 million sat: the words wrap, and only signed differences mean anything. What was taken for packets that
+ * their contract then refused is given back in a word of its own; so each word of the kernel's only grows. */
+struct account {
+	__u64 limit, credit, credit_until_ns, low_water, tag;     /* user space writes */
+	__u64 spent, returned, mark;                              /* the kernel writes */
+};
+
+/* User space only: what a daemon needs to adopt a contract or account (layout.py knows the fields). */
 struct label {
 	__u64 word[8];
 };
@@ -133,6 +143,8 @@ struct hint { __u32 kind, slot; __u64 tag; };
 TABLE(ngp_config, ARRAY, __u32, struct config, 1, BPF_F_MMAPABLE);
 TABLE(ngp_contracts, ARRAY, __u32, struct contract, 1, BPF_F_MMAPABLE);
 TABLE(ngp_labels, ARRAY, __u32, struct label, 1, BPF_F_MMAPABLE);
+TABLE(ngp_accounts, ARRAY, __u32, struct account, ACCOUNTS, BPF_F_MMAPABLE);
+TABLE(ngp_identities, ARRAY, __u32, struct label, ACCOUNTS, BPF_F_MMAPABLE);
 TABLE(ngp_hosts4, HASH, struct host4, struct entry, 1, BPF_F_NO_PREALLOC);
 TABLE(ngp_hosts6, HASH, struct host6, struct entry, 1, BPF_F_NO_PREALLOC);
 TABLE(ngp_prefixes4, LPM_TRIE, struct prefix4, struct entry, 1, BPF_F_NO_PREALLOC);

@@ -17,6 +17,7 @@ from ngp.core.messages import Role
 from ngp.errors import KernelError, MomentError
 from ngp.modules.bpf import Programs, Table, library, require
 from ngp.modules.network import bpf, hooks, layers, layout
+from ngp.modules.network.accounts import AccountTable
 from ngp.modules.network.contracts import ContractTable
 from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
@@ -24,7 +25,7 @@ from ngp.modules.network.neighbours import NeighbourTable
 from ngp.ports import DesiredNetwork, FreeRule
 
 HOLD_WINDOW_NS = 1_000_000_000
-HOLD_PACKETS = 8
+HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # of one destination in a window: for anybody, and for who has paid
 _HOSTS_SPARE = 1024
 GATE_PROGRAMS = ("xt_unpaid", "xt_unpaid_strict", "xt_unknown", "xt_over_rate")
 
@@ -68,8 +69,10 @@ class Meter:
                 self.tables[layout.LANES].add(struct.pack("=I", number), layout.LANE.pack(0, 0))
             self._bind_and_pin(folder)
             self.neighbours = NeighbourTable(self.tables, index_of)
+            self.accounts = AccountTable(self.tables)
+            undo.callback(self.accounts.close)
             self.contracts = ContractTable(
-                self.tables, self.neighbours.link_of, self.neighbours.is_own, self._show_prefixes
+                self.tables, self.accounts, self.neighbours.link_of, self.neighbours.is_own, self._show_prefixes
             )
             self._open = undo.pop_all()
 
@@ -175,6 +178,7 @@ class Meter:
             neighbour_ns * desired.neighbour_burst,
             HOLD_WINDOW_NS,
             HOLD_PACKETS,
+            HOLD_PACKETS_PAID,
             2**10 * 10**9 // desired.lane_bytes_s,
             desired.lane_burst_bytes * 10**9 // desired.lane_bytes_s,
         )
@@ -230,14 +234,19 @@ def _config_words(tables: dict[str, Table]) -> Iterator[memoryview]:
         memory.close()
 
 
+def read_layout(tables: dict[str, Table]) -> int:
+    """Return the LAYOUT of a running meter; 0 where it can't be told."""
+    if layout.CONFIG not in tables:
+        return 0
+    with _config_words(tables) as words:
+        return words[1] & 0xFFFFFFFF if struct.pack("=H", 1)[0] else words[1] >> 32
+
+
 def require_layout(tables: dict[str, Table]) -> None:
     """Refuse to adopt tables that another version of the meter made."""
     missing = [name for name in layout.TABLES if name not in tables]
-    if not missing:
-        with _config_words(tables) as words:
-            found = words[1] & 0xFFFFFFFF if struct.pack("=H", 1)[0] else words[1] >> 32
-        if found == layout.LAYOUT:
-            return
+    if not missing and read_layout(tables) == layout.LAYOUT:
+        return
     raise KernelError("the meter that is running was made by another version of ngp; end it with: ngp stop")
 
 

@@ -58,7 +58,8 @@ class NeighbourTable:
                 continue  # the interface is gone; `follow` comes back to it
             self._set_link(number, link, contracts)
             flags = layout.BUYS_FROM_US * neighbour.buys_from_us | layout.SELLS_TO_US * neighbour.sells_to_us
-            flags |= layout.SHUT_OUT * neighbour.blocked | layout.HAS_PAID * neighbour.has_paid
+            flags |= layout.SHUT_OUT * neighbour.blocked
+            flags |= layout.HAS_PAID * neighbour.has_paid | layout.WAS_PAID * neighbour.was_paid
             self._make_lane(neighbour)
             value = layout.NEIGHBOUR.pack(number, flags, 0, 0)
             self._tables[layout.NEIGHBOURS].set(layout.neighbour_key(link), value)

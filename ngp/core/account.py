@@ -1,12 +1,13 @@
-"""Account: what a neighbour has prepaid and what its contracts may still spend.
+"""Account: what a neighbour has prepaid, what it was charged, and what its contracts may still spend in the kernel.
 
-Pure. Every amount is msat and an int. Reserve on grant, charge what the kernel metered, release the rest: a neighbour
-never pays for bytes that were not carried, and never gets a byte that was not covered.
+Pure. Every amount is msat and an int, but for the kernel's units (msat / 2^30), in which bytes x price is exact.
 
-One rule: what is granted to contracts is covered by the balance or by the credit line. Grace is that credit line: one
-pool of bytes a neighbour and link address, used up once until it is paid for, charged like all else when it is. The
-cost of a neighbour that takes and never pays is therefore the grace amount and not one byte more. Keys and link
-addresses cost nothing to make, so the credit outstanding on an interface is bounded as well (`CreditLine`).
+The kernel holds a client's account: a packet passes if its contract has bytes left and its account has money left, so
+contracts share one balance without dividing it. Bytes are billed by what each contract used; the kernel's sum only says
+when to stop. One rule: what the kernel may let through is covered by the balance or by the credit line. Grace is that
+credit line: GRACE_DATA bytes at the price of the contract that opens it, once until all is paid. The cost of a
+neighbour that takes and never pays is therefore the grace amount and not one byte more. Keys and link addresses cost
+nothing to make, so the credit outstanding on an interface is bounded as well (`CreditLine`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TypeVar
 
 from ngp.core.contract import Contract
 from ngp.core.messages import Role
-from ngp.core.pricing import affordable_bytes
+from ngp.core.pricing import cost_units
 from ngp.core.records import AccountRecord
+from ngp.core.values import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit
 
 GRACE_SHARES_PER_INTERFACE = 64
 """How many neighbours may be on unpaid grace on one interface at a time, defaulters of the last hour included."""
@@ -84,11 +86,46 @@ def _add(table: dict[Key, int], key: Key, by_bytes: int) -> None:
 
 
 @dataclass(slots=True)
+class Credit:
+    """Grace that an account was given, until all is paid: `data_bytes` at the price of the contract that opened it.
+
+    Attributes:
+        data_bytes: counted on each of `links`; what was used of it once its time is over.
+        until_mono_s: when it ends; moved on while none of it is used.
+        links: where the account has contracts, or had some when it used it.
+    """
+
+    data_bytes: int
+    price_msat_per_gib: int
+    until_mono_s: float
+    links: set[tuple[str, bytes]]
+
+    @property
+    def units(self) -> int:
+        """Its worth, as the kernel counts money."""
+        return self.data_bytes * self.price_msat_per_gib
+
+    def used_bytes(self, debt_msat: int) -> int:
+        """Return how much of it a debt comes to, rounded up."""
+        return min(self.data_bytes, -(-debt_msat * UNITS_PER_MSAT // self.price_msat_per_gib))
+
+
+@dataclass(slots=True)
 class Patience:
     """When a client pays again after payments that failed in a row."""
 
     not_before_mono_s: float = 0.0
     failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRefund:
+    """An invoice for a refund that is paid once the kernel has said what is left (`refunds.counted`)."""
+
+    bolt11: str
+    payment_hash: bytes
+    amount_msat: int
+    fee_limit_msat: int
 
 
 @dataclass(slots=True, eq=False)
@@ -97,16 +134,18 @@ class Account:
 
     Attributes:
         paid_msat, charged_msat, refunded_msat: cumulative; `charged_msat` is what was metered, priced.
-        liability_msat: what the contracts' grants may still cost.
-        grace_value_msat: the part of the liability that stands on credit.
-        debts: grace bytes that closed contracts used on a link and nobody paid yet; `debt_msat` is what they cost.
-        grace_until_mono_s: when the running grace ends; None while none is in use.
-        on_grace: running contracts with a part on credit.
-        waiting: running contracts that run on credit or are short of budget: the next payment serves them.
+        running: contracts that are not over. priced: those of a server's that cost something.
+        unpaid: a server's, accepted without money: the next payment makes them active, or their time ends.
+        credit: a server's: the grace that is open or owed; None while none is.
+        offset_units: what, added to paid - refunded, makes the limit that the kernel is told (see `limit`).
+        told: the limit that the kernel was told last, with when its credit ends; None: it doesn't know the account.
+        spent_units: what the kernel said last that was spent.
+        counting: so often the kernel is being asked what was spent, and what of it by which contract.
         unstated: contracts (running or just closed) whose totals the client hasn't been told yet.
         recall_after: from where on (closed when, id) closed contracts' bills are to be told again out of the ledger.
         patience: a client's, with invoices of this server that can't be paid.
         refunding_msat: promised or being paid back; no contract may spend it.
+        pending_refund: one whose sum is fixed when the kernel has stopped spending it.
         refund_offered_msat, refund_offered_mono_s, refund_asked: a server's offer that no invoice has met, when it was
             made, and whether the client had asked for it.
         refund_ask_mono_s, refund_told_mono_s: when a refund was last asked for, and the operator last told so.
@@ -120,8 +159,6 @@ class Account:
         told_paid_msat: a client's: what the server said it was paid, since our start.
         unsaved_msat: the part of `charged_msat` (a client's: of `metered_msat`) whose contracts aren't in the ledger
             yet; a restart charges it again.
-        grace_bytes: credit of running contracts.
-        lenders: running contracts that hold budget, the one that asked for more longest ago first.
         invoices_declined: in a row, for the pause before the next one.
         sent: a client's own meter has counted something that we sent by this server.
         moved_mono_s: when a server was last found on another link address than its contracts'.
@@ -134,17 +171,18 @@ class Account:
     paid_msat: int = 0
     charged_msat: int = 0
     refunded_msat: int = 0
-    liability_msat: int = 0
-    grace_value_msat: int = 0
-    debts: dict[tuple[str, bytes], int] = field(default_factory=dict)
-    debt_msat: int = 0
-    grace_until_mono_s: float | None = None
-    on_grace: dict[bytes, Contract] = field(default_factory=dict)
-    waiting: dict[bytes, Contract] = field(default_factory=dict)
+    running: int = 0
+    priced: int = 0
+    unpaid: dict[bytes, Contract] = field(default_factory=dict)
+    credit: Credit | None = None
+    offset_units: int = 0
+    told: tuple[int, int, float] | None = None
+    spent_units: int = 0
+    counting: int = 0
     unstated: dict[bytes, Contract] = field(default_factory=dict)
     recall_after: tuple[int, bytes] | None = None
-    running: int = 0
     refunding_msat: int = 0
+    pending_refund: PendingRefund | None = None
     invoice: bytes = b""
     invoice_asked: bool = False
     invoice_not_before_mono_s: float = 0.0
@@ -169,8 +207,6 @@ class Account:
     disputed: bool = False
     told_paid_msat: int = 0
     unsaved_msat: int = 0
-    grace_bytes: int = 0
-    lenders: dict[bytes, Contract] = field(default_factory=dict)
     sent: bool = False
     why_not: str = ""
     disown_not_before_mono_s: float = 0.0
@@ -182,46 +218,35 @@ class Account:
 
     @property
     def reserved_msat(self) -> int:
-        """What running contracts hold of the balance, credit not counted."""
-        return self.liability_msat - self.grace_value_msat
+        """What is set aside because each priced contract's charge is rounded up at its end; never of credit."""
+        return min(self.priced, max(0, self.balance_msat - self.refunding_msat))
 
     @property
     def funds_msat(self) -> int:
-        """Paid money that no contract holds yet; not spent by debts that stand on grace."""
-        return self.balance_msat + self.debt_msat - self.reserved_msat - self.refunding_msat
+        """Paid money that may be spent, or paid back; negative while grace is used."""
+        return self.balance_msat - self.refunding_msat - self.reserved_msat
 
     @property
-    def grace_bytes_in_use(self) -> int:
-        """Credit outstanding: of running contracts and of closed ones."""
-        return sum(self.debts.values()) + self.grace_bytes
+    def debt_msat(self) -> int:
+        """Grace that was used and isn't paid yet."""
+        return max(0, -self.balance_msat)
+
+    def grace_left_bytes(self, grace_data_bytes: int) -> int:
+        """Return how much of its grace an account hasn't used, at the price that this has or would have."""
+        if self.credit is None:
+            return 0 if self.debt_msat else grace_data_bytes
+        return self.credit.data_bytes - self.credit.used_bytes(self.debt_msat)
 
     @property
     def empty(self) -> bool:
         """True where nothing would be lost by forgetting it."""
         used = self.paid_msat or self.charged_msat or self.metered_msat
-        return not (used or self.running or self.debts or self.invoice)
+        return not (used or self.running or self.invoice)
 
     @property
     def stands(self) -> bool:
         """True where there is, or was, or may soon be money; what else there can be is the grace that was used."""
         return bool(self.paid_msat or self.running or self.invoice or self.invoice_asked)
-
-    def carry(self, contract: Contract) -> None:
-        """Enter a contract's present liability into the sums; call after every change of a contract."""
-        liability = contract.due_msat(contract.granted_bytes) - contract.charged_msat if contract.granted_bytes else 0
-        value = 0
-        if contract.grace_bytes:
-            value = contract.due_msat(contract.granted_bytes) - contract.due_msat(
-                contract.granted_bytes - contract.grace_bytes
-            )
-            self.on_grace[contract.contract] = contract
-        else:
-            self.on_grace.pop(contract.contract, None)
-        self.grace_bytes += contract.grace_bytes - contract.carried_grace_bytes
-        contract.carried_grace_bytes = contract.grace_bytes
-        self.liability_msat += liability - contract.liability_msat
-        self.grace_value_msat += value - contract.grace_value_msat
-        contract.liability_msat, contract.grace_value_msat = liability, value
 
     def charge(self, contract: Contract, used_to_bytes: int, used_from_bytes: int) -> int:
         """Charge a contract's cumulative counters; a lower count than known changes nothing.
@@ -237,99 +262,73 @@ class Account:
         contract.unsaved_msat += due
         self.charged_msat += due
         self.unsaved_msat += due
-        contract.granted_bytes = max(contract.granted_bytes, contract.used_bytes)  # carried is owed
-        self.carry(contract)
         return due
 
-    def extend_paid(self, contract: Contract, wanted_bytes: int, shares: int = 1) -> int:
-        """Grant bytes against paid money, as far as one of so many equal shares goes. Returns the bytes granted.
+    # --- the kernel's share -------------------------------------------------------------------------------------------
 
-        What stands on credit isn't rounded up on top: at a low price one msat would be megabytes beyond the grace.
+    def count_from(self, spent_units: int, contracts: list[Contract]) -> None:
+        """Begin anew to reckon the limit from what the kernel spent, so that limit - spent = money - charges.
+
+        Args:
+            spent_units: read before the contracts' counters, which so contain at least what it contains.
+            contracts: those of the account that are not over, as they were read and charged since.
         """
-        if contract.grace_bytes and self.funds_msat <= 0 and contract.price_msat_per_gib:
-            return 0
-        granted = affordable_bytes(
-            self.funds_msat // shares,
-            contract.granted_bytes,
-            contract.granted_bytes + wanted_bytes,
-            contract.prices,
+        unrounded = sum(_rounding_units(contract) for contract in contracts)
+        self.spent_units = spent_units
+        self.offset_units = spent_units - self.charged_msat * UNITS_PER_MSAT + unrounded
+
+    def close(self, contract: Contract) -> None:
+        """Take out a contract after its last reading, which was charged."""
+        self.running -= 1
+        self.priced -= contract.price_msat_per_gib > 0
+        self.offset_units -= _rounding_units(contract)
+        self.unpaid.pop(contract.contract, None)
+
+    def limit(self, now_mono_s: float, low_msat: int) -> AccountLimit:
+        """Return what the kernel should know of the account now.
+
+        The limit moves by known sums only: payments, refunds, what is set aside for rounding, and what of that a
+        contract didn't need at its end. So it is right whatever the kernel spends meanwhile. What is set aside is not
+        at the cost of credit: at a low price all grace is worth a few msat.
+
+        Args:
+            now_mono_s: monotonic seconds.
+            low_msat: when no more money than that is left the kernel says so, once.
+        """
+        money_msat = self.paid_msat - self.refunded_msat - self.refunding_msat
+        units = self.offset_units + (money_msat - self.priced) * UNITS_PER_MSAT
+        credit, credit_units, ends_in_s = self.credit, 0, 0.0
+        if credit is not None and credit.until_mono_s > now_mono_s:
+            credit_units = credit.units + (self.priced - self.reserved_msat) * UNITS_PER_MSAT
+            ends_in_s = credit.until_mono_s - now_mono_s
+        return AccountLimit(
+            account=self.identity,
+            limit_units=min(units, self.spent_units + MOST_UNITS_AHEAD),
+            credit_units=credit_units,
+            credit_ends_in_s=ends_in_s,
+            low_water_units=max(self.spent_units + 1, units - low_msat * UNITS_PER_MSAT),
         )
-        contract.granted_bytes += granted
-        self.carry(contract)
-        return granted
-
-    def extend_on_grace(self, contract: Contract, wanted_bytes: int, left_bytes: int, credit: CreditLine) -> int:
-        """Grant bytes on credit, as far as the credit line goes. Returns the bytes granted."""
-        granted = min(wanted_bytes, left_bytes)
-        if granted <= 0:
-            return 0
-        contract.granted_bytes += granted
-        contract.grace_bytes += granted
-        credit.change(contract.link, granted)
-        self.carry(contract)
-        return granted
-
-    def redeem(self, credit: CreditLine) -> None:
-        """Pay credit back out of funds: closed contracts' debts first, then running ones."""
-        if self.debts:
-            self._redeem_debts(credit)
-        for contract in list(self.on_grace.values()):
-            start = contract.granted_bytes - contract.grace_bytes
-            paid = affordable_bytes(self.funds_msat, start, contract.granted_bytes, contract.prices)
-            contract.grace_bytes -= paid
-            credit.change(contract.link, -paid)
-            self.carry(contract)
-            if contract.grace_bytes:
-                break
-        if not self.on_grace and not self.debts:
-            self.grace_until_mono_s = None
-
-    def _redeem_debts(self, credit: CreditLine) -> None:
-        paid_msat = min(max(0, self.funds_msat), self.debt_msat)
-        for link, debt_bytes in list(self.debts.items()):
-            paid_bytes = debt_bytes if paid_msat == self.debt_msat else debt_bytes * paid_msat // self.debt_msat
-            credit.change(link, -paid_bytes)
-            _add(self.debts, link, -paid_bytes)
-        self.debt_msat -= paid_msat
-
-    def give_back(self, contract: Contract, keep_bytes: int, credit: CreditLine) -> None:
-        """Take unused budget back, credit first, but for `keep_bytes`; the kernel must have stopped at that already."""
-        unused = max(0, contract.granted_bytes - contract.used_bytes - keep_bytes)
-        on_credit = min(unused, contract.grace_bytes)
-        credit.change(contract.link, -on_credit)
-        contract.granted_bytes -= unused
-        contract.grace_bytes -= on_credit
-        self.carry(contract)
-
-    def settle(self, contract: Contract, credit: CreditLine) -> int:
-        """Close a contract's books after its last reading: release what is left, turn used credit into a debt.
-
-        Returns:
-            The debt, in bytes, before free money pays it.
-        """
-        self.give_back(contract, 0, credit)
-        debt_bytes = contract.grace_bytes
-        if debt_bytes:
-            _add(self.debts, contract.link, debt_bytes)
-            self.debt_msat += contract.grace_value_msat
-            contract.grace_bytes = 0
-            self.carry(contract)
-        self.redeem(credit)
-        return debt_bytes
 
     def record(self, grace_until_s: int = 0) -> AccountRecord:
         """Return what the ledger keeps of it."""
         server = self.role is Role.SERVER
+        owed = self.credit if self.debt_msat else None
         return AccountRecord(
             identity=self.identity,
             role=self.role,
             paid_msat=self.paid_msat,
             charged_msat=self.charged_msat - (self.unsaved_msat if server else 0),
             refunded_msat=self.refunded_msat,
-            grace_debt_bytes=self.grace_bytes_in_use,
             grace_until_s=grace_until_s,
             billed_msat=self.billed_msat,
             disputed=self.disputed,
             metered_msat=0 if server else self.metered_msat - self.unsaved_msat,
             tolerated_msat=self.tolerated_msat,
+            grace_data_bytes=owed.data_bytes if owed is not None else 0,
+            grace_price_msat_per_gib=owed.price_msat_per_gib if owed is not None else 0,
         )
+
+
+def _rounding_units(contract: Contract) -> int:
+    """Return by how much a contract's charge is more than it cost exactly, >= 0 and below 1 msat."""
+    return contract.charged_msat * UNITS_PER_MSAT - cost_units(contract.used_bytes, contract.prices)

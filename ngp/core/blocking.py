@@ -40,4 +40,4 @@ def _mark(world: World, identity: bytes, blocked: bool) -> None:
     world.do(Persist(BlockRecord(identity, blocked), durable=True))
     for neighbour in world.by_identity.get(identity, {}).values():
         neighbour.blocked = blocked
-        world.tell_kernel(neighbour)
+    world.tell_kernel_of(identity)

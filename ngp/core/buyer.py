@@ -142,7 +142,6 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
     )
     account = world.account(neighbour.identity, Role.CLIENT)
     world.add_contract(contract)
-    contract.granted_bytes = contract.data_limit_bytes
     contract.opened_at_s = world.now.utc_s
     contract.carried_mono_s = world.now.monotonic_s
     account.running += 1
@@ -260,7 +259,7 @@ def _renewal_proposed(
         world.count_idle(contract)
     contract.note_renewal(world.now.monotonic_s)
     contract.reprice(contract.data_limit_bytes, propose.price_msat_per_gib)
-    contract.data_limit_bytes = contract.granted_bytes = propose.data_limit_bytes
+    contract.data_limit_bytes = propose.data_limit_bytes
     contract.lifetime_s = propose.lifetime_s
     world.move(contract, State.ACTIVE)
     world.timers.clear(Due.EXHAUSTED, contract.contract)
@@ -300,20 +299,13 @@ def usage_read(world: World, contract: Contract, reading: Reading) -> None:
     renew_if_due(world, contract)
 
 
-def depleted(world: World, contract: Contract) -> None:
+def exhausted(world: World, contract: Contract) -> None:
     """Our own meter reached the limit: try to renew; only the server's notice, or the lifetime, ends it.
 
     The server may have carried less than we count (what it refused we sent all the same); while it carries, we meter.
     """
     if contract.running and contract.halting is None:
         renew_if_due(world, contract)
-
-
-def late_bytes(world: World, contract: Contract, reading: Reading) -> None:
-    """Count what our meter saw after its last reading."""
-    if reading.used_to_bytes + reading.used_from_bytes > contract.used_bytes:
-        meter(world, contract, reading)
-        world.save(contract)
 
 
 def meter(world: World, contract: Contract, reading: Reading) -> int:
@@ -358,4 +350,3 @@ def _remember(world: World, contract: Contract) -> None:
     world.ended[contract.contract] = contract
     if len(world.ended) > MOST_ENDED:
         del world.ended[next(iter(world.ended))]
-

@@ -67,17 +67,9 @@ class Contract:
         link: (interface, link address) of the neighbour; the contract holds for that link alone.
         neighbour: the kernel's number of that link.
         prices: schedule by offset, see `pricing`.
-        granted_bytes: cumulative bytes that the kernel may let pass (server) or counts (client).
-        slice_bytes: how much was granted last; doubles while the contract runs fast.
-        grace_bytes: the part of `granted_bytes` that stands on credit.
-        liability_msat, grace_value_msat: what `Account.carry` last entered into the account's sums for this contract.
-        carried_grace_bytes: the same for `grace_bytes`.
         unsaved_msat: charged since the ledger was last told.
-        refused_bytes: what the kernel refused at the limit so far.
-        short: it asked for budget and got less than a least slice.
         meter_lost, forgiven_bytes: our meter missed some of it (a start, or we ended it before its server did); what
             was believed of its bills above our count.
-        shrinking, shrink_to_bytes: budget above this count is being taken back, the kernel's reading is awaited.
         disowned: we ended what we bought, and its server hasn't said yet that it is over there too.
         halting: the reason for which it is being closed, while the kernel's last reading is awaited.
         offered: a renewal that waits for its accept: (data limit, lifetime, price).
@@ -98,34 +90,23 @@ class Contract:
     state: State = State.QUOTED
     reason: str = ""
     round: int = 1
-    granted_bytes: int = 0
-    slice_bytes: int = 0
-    grace_bytes: int = 0
     used_to_bytes: int = 0
     used_from_bytes: int = 0
     charged_msat: int = 0
     billed_bytes: int = 0
     billed_msat: int = 0
     tolerated_msat: int = 0
-    liability_msat: int = 0
-    grace_value_msat: int = 0
     opened_at_s: int = 0
     expires_at_s: int = 0
     closed_at_s: int = 0
     expires_mono_s: float = 0.0
     quoted_until_mono_s: float = 0.0
-    granted_mono_s: float = 0.0
     carried_mono_s: float = 0.0
     rate_bytes_s: float = 0.0
-    carried_grace_bytes: int = 0
     unsaved_msat: int = 0
-    refused_bytes: int = 0
-    short: bool = False
     meter_lost: bool = False
     forgiven_bytes: int = 0
     disowned: bool = False
-    shrinking: bool = False
-    shrink_to_bytes: int = 0
     halting: CloseReason | None = None
     offered: tuple[int, int, int] | None = None
     renewed_at_bytes: int = 0
@@ -143,6 +124,20 @@ class Contract:
     def price_msat_per_gib(self) -> int:
         """The price agreed last."""
         return self.prices[-1][1]
+
+    @property
+    def dearest_msat_per_gib(self) -> int:
+        """The highest price of a byte that may still be carried: the kernel, which knows one price, never asks less."""
+        prices = self.prices
+        return max(
+            price
+            for position, (_, price) in enumerate(prices)
+            if position + 1 == len(prices) or prices[position + 1][0] > self.used_bytes
+        )
+
+    def crossed_price(self, before_bytes: int) -> bool:
+        """Say whether another price of the schedule holds for the next byte than did at a count before."""
+        return any(before_bytes < start <= self.used_bytes for start, _ in self.prices[1:])
 
     @property
     def running(self) -> bool:
@@ -209,7 +204,6 @@ class Contract:
             prices=tuple(self.prices),
             data_limit_bytes=self.data_limit_bytes,
             lifetime_s=self.lifetime_s,
-            granted_bytes=self.granted_bytes,
             used_to_bytes=self.used_to_bytes,
             used_from_bytes=self.used_from_bytes,
             charged_msat=self.charged_msat,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ngp.core.messages import Message
 from ngp.core.records import PaymentKind, Record
-from ngp.core.values import Grant, KernelNeighbour, Verdict
+from ngp.core.values import AccountLimit, Grant, KernelNeighbour, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,9 @@ class GrantContract:
 
 @dataclass(frozen=True, slots=True)
 class HaltContract:
-    """Stop a contract in the kernel (or, not `blocked`, let it stop earlier), keep it there, and answer with `Halted`.
+    """Stop a contract in the kernel, keep it there, and answer with `Halted` when none of its packets is on its way.
 
-    Books are closed, and budget is given to others, by the reading that follows the stop, never before it.
+    Books are closed by the reading that follows the stop, never before it.
     """
 
     grant: Grant
@@ -82,9 +82,37 @@ class HaltContract:
 
 @dataclass(frozen=True, slots=True)
 class RevokeContract:
-    """Take a contract out of the kernel; its last bytes, if any, come back as `UsageRead`."""
+    """Take a contract out of the kernel, where nothing passes by it any more."""
 
     contract: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LimitAccount:
+    """Create or change the kernel's share of a client's account."""
+
+    limit: AccountLimit
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetAccount:
+    """Take an account that has no contracts any more out of the kernel."""
+
+    account: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CountAccount:
+    """Read what an account spent, then what of it by which contract. Answered by `AccountCounted`.
+
+    Attributes:
+        contracts: the account's, all that are not over.
+        payment_hash: of the refund that waits for this; b"": of none.
+    """
+
+    account: bytes
+    contracts: tuple[bytes, ...]
+    payment_hash: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +195,9 @@ Effect = (
     | GrantContract
     | HaltContract
     | RevokeContract
+    | LimitAccount
+    | ForgetAccount
+    | CountAccount
     | MakeInvoice
     | PayInvoice
     | TrackPayment

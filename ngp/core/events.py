@@ -8,7 +8,7 @@ from ngp.core.channels import Channel
 from ngp.core.messages import Address, Message, Prefix, StatementLine
 from ngp.core.records import PaymentKind
 from ngp.core.settings import Settings
-from ngp.core.values import DecodedInvoice, Hint, PaymentOutcome, Reading
+from ngp.core.values import AccountReading, DecodedInvoice, Hint, PaymentOutcome, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +75,18 @@ class PacketHeld:
 
 @dataclass(frozen=True, slots=True)
 class UsageRead:
-    """The kernel's cumulative counters of some contracts."""
+    """The kernel's cumulative counters of some contracts and accounts."""
 
     readings: tuple[Reading, ...]
+    accounts: tuple[AccountReading, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Hinted:
-    """The kernel says that contracts run low or ran out, with a fresh reading of each."""
+    """The kernel says that contracts or accounts run low or ran out.
+
+    With a fresh reading of each contract named, or, where it is an account, of all that changed.
+    """
 
     hints: tuple[Hint, ...]
     readings: tuple[Reading, ...]
@@ -94,6 +98,16 @@ class Halted:
 
     contract: bytes
     reading: Reading | None
+
+
+@dataclass(frozen=True, slots=True)
+class AccountCounted:
+    """What `CountAccount` asked for: `spent_units` was read first, the contracts when no packet was on its way."""
+
+    account: bytes
+    spent_units: int
+    readings: tuple[Reading, ...]
+    payment_hash: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +210,7 @@ Event = (
     | UsageRead
     | Hinted
     | Halted
+    | AccountCounted
     | InvoiceMade
     | InvoiceFailed
     | InvoiceCancelled

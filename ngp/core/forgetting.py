@@ -7,7 +7,8 @@ thousands of keys pushes out others like him, and never one that paid.
 
 from __future__ import annotations
 
-from ngp.core import seller
+from ngp.core import grace, seller
+from ngp.core.account import Account
 from ngp.core.world import World
 
 MOST_NEIGHBOURS = 4096
@@ -52,8 +53,7 @@ def forget_debtors(world: World) -> None:
     surplus = gone[: max(0, len(gone) - MOST_DEBTORS)]
     for identity in surplus:
         for account in world.accounts_of(identity):
-            for link, debt_bytes in account.debts.items():
-                world.credit.change(link, -debt_bytes)
+            grace.take_back(world, account)
     if surplus:
         world.forget(surplus)
 
@@ -62,4 +62,8 @@ def _is_worthless(world: World, identity: bytes) -> bool:
     if identity in world.by_identity or identity in world.blocked:
         return False
     accounts = world.accounts_of(identity)
-    return not any(one.stands or any(world.credit.weighs(link) for link in one.debts) for one in accounts)
+    return not any(one.stands or _weighs(world, one) for one in accounts)
+
+
+def _weighs(world: World, account: Account) -> bool:
+    return account.credit is not None and any(map(world.credit.weighs, account.credit.links))

@@ -7,24 +7,28 @@ seller, grants, buyer and those of money (invoices, settlements, payments, refun
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from itertools import islice
 
 from ngp.core import (
     bills,
     blocking,
     buyer,
-    grants,
+    grace,
     invoices,
     meeting,
+    metering,
     payments,
     refunds,
     seller,
     settlements,
     statements,
 )
+from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Acknowledge, Effect, Greet
 from ngp.core.events import (
+    AccountCounted,
     AskRefund,
     BillsRecalled,
     BlockNeighbour,
@@ -72,11 +76,10 @@ from ngp.core.world import Neighbour, World
 FLUSH_INTERVAL_S = 60.0
 FLUSH_PAUSE_S = 0.1
 FLUSHED_AT_ONCE = 1000
-MOST_LATE = 4096
 _ACCOUNT_DUE = {
     Due.STATEMENT: statements.statement_due,
-    Due.GRACE: grants.grace_due,
-    Due.LEND: grants.lend_due,
+    Due.CREDIT: grace.credit_due,
+    Due.UNPAID: grace.unpaid_due,
 }
 
 
@@ -85,7 +88,6 @@ class Gatekeeper:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._late: dict[bytes, Contract] = {}
 
     def step(self, event: Event, now: Now) -> list[Effect]:
         """Take one event.
@@ -115,13 +117,17 @@ class Gatekeeper:
             case MessageReceived():
                 self._message(event)
             case UsageRead():
-                for reading in event.readings:
-                    self._usage(reading)
+                self._usage(event.readings)
+                for reading in event.accounts:
+                    metering.kernel_spent(world, reading)
                 self._flush_later()
             case Hinted():
                 self._hinted(event)
             case Halted():
                 self._halted(event)
+            case AccountCounted():
+                metering.account_counted(world, event)
+                refunds.counted(world, event)
             case Tick():
                 self._tick()
             case Stopping():
@@ -244,49 +250,36 @@ class Gatekeeper:
 
     # --- the kernel's word --------------------------------------------------------------------------------------------
 
-    def _usage(self, reading: Reading) -> None:
-        contract = self.world.contracts.get(reading.contract)
-        if contract is None:
-            late = self._late.pop(reading.contract, None)
-            if late is not None:
-                late_bytes = grants.late_bytes if late.role is Role.SERVER else buyer.late_bytes
-                late_bytes(self.world, late, reading)
-        elif contract.role is Role.SERVER:
-            grants.usage_read(self.world, contract, reading)
-        else:
-            buyer.usage_read(self.world, contract, reading)
+    def _usage(self, readings: Sequence[Reading]) -> None:
+        touched: dict[bytes, Account] = {}
+        for reading in readings:
+            contract = self.world.contracts.get(reading.contract)
+            if contract is None:
+                continue
+            if contract.role is Role.CLIENT:
+                buyer.usage_read(self.world, contract, reading)
+            elif (account := metering.contract_read(self.world, contract, reading)) is not None:
+                touched[account.identity] = account
+        for account in touched.values():
+            metering.account_read(self.world, account)
 
     def _hinted(self, event: Hinted) -> None:
-        for reading in event.readings:
-            self._usage(reading)
+        world = self.world
+        self._usage(event.readings)
         for hint in event.hints:
-            contract = self.world.contracts.get(hint.contract)
-            if contract is None or hint.kind is not HintKind.DEPLETED:
-                continue
-            if contract.role is Role.SERVER:
-                grants.depleted(self.world, contract)
-            else:
-                buyer.depleted(self.world, contract)
+            if hint.kind is HintKind.EXHAUSTED and (contract := world.contracts.get(hint.key)) is not None:
+                (metering.look_if_exhausted if contract.role is Role.SERVER else buyer.exhausted)(world, contract)
+            elif hint.kind is HintKind.ACCOUNT_EXHAUSTED:
+                account = world.accounts.get((hint.key, Role.SERVER))
+                if account is not None:
+                    metering.account_exhausted(world, account)
         self._flush_later()
 
     def _halted(self, event: Halted) -> None:
         contract = self.world.contracts.get(event.contract)
-        if contract is None:
-            return
-        if contract.shrinking:
-            contract.shrinking = contract.halting is None  # the halt's own reading comes behind this one
-            if contract.shrinking:
-                grants.shrunk(self.world, contract, event.reading)
-            return
-        if contract.halting is None:
-            return
-        if len(self._late) >= MOST_LATE:
-            self._late.pop(next(iter(self._late)))
-        self._late[contract.contract] = contract
-        if contract.role is Role.SERVER:
-            grants.halted(self.world, contract, event.reading)
-        else:
-            buyer.halted(self.world, contract, event.reading)
+        if contract is not None and contract.halting is not None:
+            of_role = metering if contract.role is Role.SERVER else buyer
+            of_role.halted(self.world, contract, event.reading)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -334,7 +327,7 @@ class Gatekeeper:
                     seller.strangers_due(world)
                 case Due.FLUSH:
                     self.flush()
-                case Due.STATEMENT | Due.GRACE | Due.LEND:
+                case Due.STATEMENT | Due.CREDIT | Due.UNPAID:
                     account = world.accounts.get((key, Role.SERVER))
                     if account is not None:
                         _ACCOUNT_DUE[due](world, account)
@@ -365,7 +358,6 @@ class Gatekeeper:
             buyer.renewal_due(world, contract)
         elif due is Due.EXHAUSTED:
             if contract.role is Role.SERVER:
-                grants.exhausted_due(world, contract)
+                metering.exhausted_due(world, contract)
             elif contract.running:
                 world.halt(contract, CloseReason.EXHAUSTED)
-

@@ -20,7 +20,6 @@ from ngp.core.timers import Due
 from ngp.core.topups import (
     MOST_PAUSE_S,
     REMEMBERED_S,
-    TOP_UP_LASTS_S,
     grows,
     note_why_not,
     receivable,
@@ -29,7 +28,6 @@ from ngp.core.topups import (
 )
 from ngp.core.world import World
 
-LOW_LASTS_S = 4
 INVOICE_EXPIRY_S = 600
 OPEN_S = 120.0
 """A top-up that isn't paid for so long is withdrawn, and another asked for: its payment may be stuck.
@@ -56,17 +54,20 @@ def top_up_msat(world: World, account: Account, bounds: Bounds) -> int:
     return bounds.fit_msat(ceil_to_sat_msat(amount))
 
 
-def top_up_if_low(world: World, account: Account) -> None:
-    """Ask for money when what is left won't last; one invoice at a time for each neighbour."""
+def top_up_if_low(world: World, account: Account, waits: bool = False) -> None:
+    """Ask for money when what is left won't last; one invoice at a time for each neighbour.
+
+    Args: waits: a packet was refused for want of money.
+    """
+    waits = waits or any(contract.price_msat_per_gib for contract in account.unpaid.values())
+    if not account.running or not (waits or account.rate_msat_s):
+        return  # nothing is used that costs anything
+    if not waits and account.balance_msat >= world.low_msat(account):
+        return
     if account.invoice_asked or account.invoice_not_before_mono_s > world.now.monotonic_s:
         return
     if account.invoice:
         _remind(world, account)
-        return
-    if not account.running or (not account.waiting and not account.rate_msat_s):
-        return  # nothing is used that costs anything
-    waits = any(contract.price_msat_per_gib for contract in account.waiting.values())
-    if not waits and account.balance_msat >= _low_msat(world, account):
         return
     bounds = receivable(world, account.identity)
     if bounds.why_not:
@@ -77,13 +78,6 @@ def top_up_if_low(world: World, account: Account) -> None:
     memo = f"ngp top-up for {account.identity.hex()[:16]}"
     amount = top_up_msat(world, account, bounds)
     world.do(MakeInvoice(account.identity, PaymentKind.TOP_UP, amount, memo, INVOICE_EXPIRY_S))
-
-
-def _low_msat(world: World, account: Account) -> int:
-    """Return below what a balance is topped up; a large top-up counts while the use that it was made for may go on."""
-    low = max(world.settings.payment_amount_msat // 2, int(account.rate_msat_s * LOW_LASTS_S))
-    lately = world.now.monotonic_s - account.topped_up_mono_s < 2 * TOP_UP_LASTS_S
-    return max(low, account.top_up_msat // 2) if lately else low
 
 
 def channels_seen(world: World, event: ChannelsSeen) -> None:
@@ -116,8 +110,12 @@ def _bounds(world: World, account: Account) -> Bounds:
 
 
 def _remind(world: World, account: Account) -> None:
-    """Send the open invoice again while money is short: the client may have been too busy for it."""
+    """Send the open invoice again while money is short: the client may have been too busy for it.
+
+    Without money nothing is carried, so nothing else brings us here.
+    """
     account.invoice_not_before_mono_s = world.now.monotonic_s + RETRY_S
+    world.timers.set(Due.INVOICE, account.identity, account.invoice_not_before_mono_s)
     record = world.invoices.get(account.invoice)
     if record is not None and record.state is PaymentState.OPEN:
         send_invoice(world, record)
@@ -148,6 +146,7 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
         account.invoice, account.invoice_asked = event.payment_hash, False
         if event.kind is PaymentKind.TOP_UP:
             account.invoice_not_before_mono_s = world.now.monotonic_s + RETRY_S
+            world.timers.set(Due.INVOICE, account.identity, account.invoice_not_before_mono_s)
     send_invoice(world, record)
 
 

@@ -148,9 +148,7 @@ def _objection(
     return DeclineReason.BUDGET, _worth_asking(fees.fits_msat(room), bounds)
 
 
-def _unsendable(
-    world: World, account: Account, bounds: Bounds, amount_msat: int
-) -> tuple[DeclineReason, int] | None:
+def _unsendable(world: World, account: Account, bounds: Bounds, amount_msat: int) -> tuple[DeclineReason, int] | None:
     """Object to an invoice that our channels can't pay now, and say what they could."""
     if bounds.why_not:
         note_why_not(world, account, bounds.why_not)
@@ -242,6 +240,7 @@ def pay(
     world.payments[payment_hash] = record
     world.spending.add(identity, amount_msat + fee_limit_msat, world.now.utc_s)
     world.do(Persist(record, durable=True))
+    world.tell_kernel_of(identity)  # once it is paid it may hold more first packets, which our meter counts as well
     world.do(PayInvoice(bolt11, payment_hash, fee_limit_msat, PAY_TIMEOUT_S, neighbour.payee.hex() or None))
 
 
@@ -315,7 +314,9 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
     why = _NEVER_ORDERED if outcome.reason == UNKNOWN_PAYMENT else outcome.reason
     world.log(f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} failed: {why}", logging.WARNING)
     if record.kind is PaymentKind.REFUND:
-        world.account(record.identity, Role.SERVER).refunding_msat -= record.amount_msat
+        account = world.account(record.identity, Role.SERVER)
+        account.refunding_msat -= record.amount_msat
+        world.limit(account)
     else:
         account = world.account(record.identity, Role.CLIENT)
         account.why_not = f"the last payment failed: {why}"

@@ -18,35 +18,33 @@ PriceSchedule = Sequence[tuple[int, int]]
 """(from_offset_bytes, price_msat_per_gib) in rising order of offset; the first offset is 0."""
 
 
-def amount_due_msat(used_bytes: int, prices: PriceSchedule) -> int:
-    """Price traffic by its offsets, rounded up to one msat.
-
-    The only place that rounds, and it rounds the whole sum once, so both neighbours compute the same.
+def cost_units(used_bytes: int, prices: PriceSchedule) -> int:
+    """Price traffic by its offsets, exactly, in msat / 2^30 (a byte at 1 msat per GiB): as the kernel counts money.
 
     Args:
         used_bytes: L3 bytes since the contract began, both directions together, >= 0.
         prices: the contract's price schedule, prices >= 0.
-
-    Returns:
-        The amount in msat.
 
     Raises:
         ValueError: if the bytes or a price are negative, or the schedule is empty.
     """
     if used_bytes < 0 or not prices:
         raise ValueError(f"can't price {used_bytes} bytes under the schedule {prices!r}")
-    if len(prices) == 1:
-        price = prices[0][1]
-        if price < 0:
-            raise ValueError(f"price can't be negative: {price} msat/GiB")
-        return -(-used_bytes * price // GIB)
     total = 0
     for position, (start, price) in enumerate(prices):
         if price < 0:
             raise ValueError(f"price can't be negative: {price} msat/GiB")
         end = prices[position + 1][0] if position + 1 < len(prices) else used_bytes
         total += max(0, min(end, used_bytes) - start) * price
-    return -(-total // GIB)
+    return total
+
+
+def amount_due_msat(used_bytes: int, prices: PriceSchedule) -> int:
+    """Price traffic by its offsets, rounded up to one msat. Arguments and errors are those of `cost_units`.
+
+    The only place that rounds, and it rounds the whole sum once, so both neighbours compute the same.
+    """
+    return -(-cost_units(used_bytes, prices) // GIB)
 
 
 def floor_to_sat_msat(amount_msat: int) -> int:

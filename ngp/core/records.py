@@ -63,6 +63,7 @@ class BlockRecord:
 class AccountRecord:
     """Totals of one account. Key: (identity, role). paid = charged + refunded + balance, always.
 
+    `grace_until_s`, `grace_data_bytes` and `grace_price_msat_per_gib` are those of the credit that is used or owed.
     `metered_msat` is a client's: the sum of what its contracts' records are charged by its own meter.
     """
 
@@ -71,12 +72,13 @@ class AccountRecord:
     paid_msat: int
     charged_msat: int
     refunded_msat: int
-    grace_debt_bytes: int
     grace_until_s: int
     billed_msat: int
     disputed: bool = False
     metered_msat: int = 0
     tolerated_msat: int = 0
+    grace_data_bytes: int = 0
+    grace_price_msat_per_gib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,6 @@ class ContractRecord:
     prices: tuple[tuple[int, int], ...]
     data_limit_bytes: int
     lifetime_s: int
-    granted_bytes: int
     used_to_bytes: int
     used_from_bytes: int
     charged_msat: int

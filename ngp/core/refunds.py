@@ -17,10 +17,11 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from ngp.core import networks
-from ngp.core.account import Account
+from ngp.core import metering, networks
+from ngp.core.account import Account, PendingRefund
 from ngp.core.budget import Spending, broken_limit, room_msat
 from ngp.core.effects import MakeInvoice
+from ngp.core.events import AccountCounted
 from ngp.core.invoices import INVOICE_EXPIRY_S, send_invoice, withdraw
 from ngp.core.messages import Declined, DeclineReason, Refund, Role
 from ngp.core.payments import MOST_INVOICE_EXPIRY_S, may_be_forgotten, names_its_payee, pay, told_again
@@ -43,7 +44,7 @@ INVOICE_PAUSE_S = 60.0
 
 _WHY_NOT = {
     DeclineReason.TERMS: "its operator decides (ngp refund there; REFUND_WHEN_ASKED)",
-    DeclineReason.AMOUNT: "nothing is free there that is worth a payment; running contracts hold theirs (ngp block)",
+    DeclineReason.AMOUNT: "nothing is left there that is worth a payment",
     DeclineReason.BUSY: (
         f"a refund is on its way, was paid less than {ASKED_AGAIN_S // 60} min ago, or failed less than "
         f"{FAILED_AGAIN_S // 60} min ago: ask again then; its operator can pay at any time (ngp refund there)"
@@ -53,7 +54,7 @@ _WHY_NOT = {
 
 
 def refundable_msat(account: Account) -> int:
-    """Return what of an account is its owner's to take away: paid, not charged, not held by running contracts."""
+    """Return what of an account is its owner's to take away: paid and not charged."""
     return max(0, account.funds_msat)
 
 
@@ -208,10 +209,38 @@ def _pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decod
     if refund.amount_msat < offered:
         world.log(f"{neighbour.identity.hex()[:8]} asks for {refund.amount_msat} msat of {offered} msat offered")
     account.refund_offered_msat = 0
-    account.refunding_msat += refund.amount_msat
     fee_limit_msat = _fee_limit_msat(world, account, refund.amount_msat)
-    pay(world, neighbour, PaymentKind.REFUND, refund.bolt11, decoded.payment_hash, refund.amount_msat, fee_limit_msat)
+    account.refunding_msat += refund.amount_msat
+    account.pending_refund = PendingRefund(refund.bolt11, decoded.payment_hash, refund.amount_msat, fee_limit_msat)
+    world.limit(account)
+    if account.told is None:  # no contract runs that could spend it
+        _pay_pending(world, account)
+    else:
+        metering.count_again(world, account, decoded.payment_hash)
     return False
+
+
+def counted(world: World, event: AccountCounted) -> None:
+    """Pay a refund now that the kernel can't spend it any more; what was carried meanwhile comes first."""
+    account = world.account(event.account, Role.SERVER)
+    if account.pending_refund is not None and account.pending_refund.payment_hash == event.payment_hash:
+        _pay_pending(world, account)
+
+
+def _pay_pending(world: World, account: Account) -> None:
+    refund, neighbour = account.pending_refund, world.any_link(account.identity)
+    assert refund is not None
+    account.pending_refund = None
+    missing_msat = max(0, account.refunding_msat - account.balance_msat)
+    if neighbour is not None and not missing_msat:
+        amounts = refund.amount_msat, refund.fee_limit_msat
+        pay(world, neighbour, PaymentKind.REFUND, refund.bolt11, refund.payment_hash, *amounts)
+        return
+    account.refunding_msat -= refund.amount_msat
+    world.limit(account)
+    if neighbour is not None:
+        account.refund_offered_msat = max(0, floor_to_sat_msat(refund.amount_msat - missing_msat))
+        world.send(neighbour, Declined(refund.payment_hash, DeclineReason.AMOUNT, account.refund_offered_msat))
 
 
 def _fee_limit_msat(world: World, account: Account, amount_msat: int) -> int:
@@ -230,9 +259,7 @@ def _fee_limit_msat(world: World, account: Account, amount_msat: int) -> int:
     return min(limit, max(0, account.charged_msat - fees_msat))
 
 
-def _unpayable(
-    world: World, account: Account, amount_msat: int, offered_msat: int
-) -> tuple[DeclineReason | None, int]:
+def _unpayable(world: World, account: Account, amount_msat: int, offered_msat: int) -> tuple[DeclineReason | None, int]:
     """Object to an invoice for a refund, and say what would be paid instead."""
     free_msat = min(offered_msat, offerable_msat(world, account))
     if amount_msat > free_msat:

@@ -7,13 +7,13 @@ ledger's counters are the base. Contracts that the ledger doesn't know are taken
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 
-from ngp.core import bills, buyer, grants, invoices
-from ngp.core.account import Account
+from ngp.core import bills, buyer, grace, invoices, metering
+from ngp.core.account import Account, Credit
 from ngp.core.contract import CloseReason, Contract, State
-from ngp.core.effects import Effect, Persist, RevokeContract
+from ngp.core.effects import Effect, ForgetAccount, Persist, RevokeContract
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
 from ngp.core.records import (
@@ -29,14 +29,14 @@ from ngp.core.records import (
 from ngp.core.statements import to_state
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S
-from ngp.core.values import AdoptedContract, Now
+from ngp.core.values import UNITS_PER_MSAT, Adopted, AdoptedAccount, AdoptedContract, Now
 from ngp.core.world import Neighbour, World
 
 FORGET_NEIGHBOUR_S = 30 * 86400
 SAME_END_S = 2.0  # the ledger has whole seconds
 
 
-def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Sequence[AdoptedContract], now: Now) -> list[Effect]:
+def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: Now) -> list[Effect]:
     """Rebuild the world.
 
     Args:
@@ -50,25 +50,25 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Sequence[Adopte
     """
     world = gatekeeper.world
     world.now, world.effects = now, []
-    running = {found.grant.contract: found for found in adopted}
+    running = {found.grant.contract: found for found in adopted.contracts}
     world.cursor = snapshot.cursor
     world.blocked = set(snapshot.blocked)
     for record in snapshot.accounts:
         _account(world, record)
     _neighbours(world, snapshot, {contract: found.grant.neighbour for contract, found in running.items()})
-    standing: set[bytes] = set()
+    found_as_is: set[bytes] = set()
     for contract_record in snapshot.contracts:
         if contract_record.role is Role.CLIENT and contract_record.used_to_bytes:
             world.account(contract_record.identity, Role.CLIENT).sent = True
         if not contract_record.closed_at_s:
             found = running.pop(contract_record.contract, None)
             contract = _contract(world, contract_record, found)
-            if found is not None and _stands(world, contract, found):
-                standing.add(contract.contract)
+            if found is not None and _is_as_found(world, contract, found):
+                found_as_is.add(contract.contract)
     for left_over in running:
         world.do(RevokeContract(left_over))
     _payments(world, snapshot)
-    _credit(world, snapshot, standing)
+    _limits(world, snapshot, adopted, found_as_is)
     gatekeeper.flush()
     return world.effects
 
@@ -117,9 +117,6 @@ def _account(world: World, record: AccountRecord) -> None:
     account.billed_msat = record.billed_msat
     account.disputed = record.disputed
     account.metered_msat, account.tolerated_msat = record.metered_msat, record.tolerated_msat
-    if record.grace_until_s:
-        left_s = min(record.grace_until_s - world.now.utc_s, world.settings.grace_time_s)  # clocks are set back, too
-        account.grace_until_mono_s = world.now.monotonic_s + max(0, left_s)
 
 
 def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> Contract:
@@ -137,7 +134,6 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
         lifetime_s=record.lifetime_s,
         state=State(record.state),
         reason=record.reason,
-        granted_bytes=record.granted_bytes,
         used_to_bytes=record.used_to_bytes,
         used_from_bytes=record.used_from_bytes,
         charged_msat=record.charged_msat,
@@ -154,19 +150,17 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
     contract.carried_mono_s = world.now.monotonic_s
     contract.meter_lost = True  # by a reboot or stop, now or at a start before this one that no bill has followed yet
     if found is not None:
-        contract.granted_bytes = found.grant.granted_bytes  # what it may pass already; the ledger's may be older
         _charge_missed(world, account, contract, found)
-    contract.slice_bytes = max(0, contract.granted_bytes - contract.used_bytes)
-    if contract.role is Role.SERVER:
-        account.carry(contract)  # a buyer's whole data limit is granted, and nothing of it reserved
     contract.expires_mono_s = world.now.monotonic_s + max(0, left_s)
     world.watch_end(contract)
     if not contract.used_bytes:
         world.count_opening(contract)
     if contract.role is Role.CLIENT and not world.settings.never_renews:
         world.timers.set(Due.RENEWAL, contract.contract, min(contract.expires_mono_s, world.now.monotonic_s + 1.0))
-    if contract.granted_bytes >= contract.data_limit_bytes and contract.used_bytes >= contract.granted_bytes:
-        world.timers.set(Due.EXHAUSTED, contract.contract, world.now.monotonic_s + 2.0)
+    if contract.role is Role.SERVER:
+        account.priced += contract.price_msat_per_gib > 0
+        if found is not None and found.reading.exhausted:
+            metering.look_if_exhausted(world, contract)  # the kernel told it while nobody listened
     if contract.role is Role.CLIENT:
         contract.tolerated_msat = bills.first_packets_msat(contract)  # stands in the account's sum
         world.grant(contract)
@@ -175,17 +169,20 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
     return contract
 
 
-def _stands(world: World, contract: Contract, found: AdoptedContract) -> bool:
+def _is_as_found(world: World, contract: Contract, found: AdoptedContract) -> bool:
     """Say whether the kernel has just this contract, so that a start with many need not write them all again."""
-    left_s = contract.expires_mono_s - world.now.monotonic_s
-    same_end = abs(found.grant.expires_in_s - left_s) <= SAME_END_S
-    same = found.grant.granted_bytes == contract.granted_bytes and found.grant.neighbour == contract.neighbour
-    return same and same_end and not found.grant.blocked
+    wanted = world.kernel_grant(contract)
+    same_end = abs(found.grant.expires_in_s - wanted.expires_in_s) <= SAME_END_S
+    return same_end and found.grant == replace(
+        wanted,
+        expires_in_s=found.grant.expires_in_s,
+        used_to_base_bytes=found.grant.used_to_base_bytes,
+        used_from_base_bytes=found.grant.used_from_base_bytes,
+    )
 
 
 def _charge_missed(world: World, account: Account, contract: Contract, found: AdoptedContract) -> None:
     reading = found.reading
-    contract.refused_bytes = reading.refused_bytes
     if reading.used_to_bytes + reading.used_from_bytes <= contract.used_bytes:
         return  # the ledger knows all of it; its client is told at the end at the latest
     if contract.role is Role.SERVER:
@@ -196,53 +193,65 @@ def _charge_missed(world: World, account: Account, contract: Contract, found: Ad
     world.unflushed.add(contract.contract)
 
 
-def _credit(world: World, snapshot: Snapshot, standing: set[bytes]) -> None:
-    """Work out what stands on credit: what the balance doesn't cover, running contracts first, the rest is a debt."""
-    contracts: dict[bytes, list[Contract]] = {}
+def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set[bytes]) -> None:
+    """Put what clients may spend back into the kernel, then their contracts.
+
+    What an account spent was read before its contracts were, and these have been charged: so the limit is exact.
+    """
+    running: dict[bytes, list[Contract]] = {}
     for contract in world.contracts.values():
         if contract.role is Role.SERVER:
-            contracts.setdefault(contract.identity, []).append(contract)
+            running.setdefault(contract.identity, []).append(contract)
+    found = {one.limit.account: one for one in adopted.accounts}
     for record in snapshot.accounts:
         if record.role is Role.SERVER:
-            _credit_account(world, record, contracts.get(record.identity, []), standing)
+            contracts = running.pop(record.identity, [])
+            _limit(world, record, contracts, found.pop(record.identity, None))
+            for contract in contracts:
+                if world.neighbour_of(contract) is None or contract.identity in world.blocked:
+                    world.halt(contract, CloseReason.CANCELLED)
+                elif contract.contract not in found_as_is:
+                    world.grant(contract)
+    for identity in found:
+        world.do(ForgetAccount(identity))
 
 
-def _credit_account(world: World, record: AccountRecord, contracts: list[Contract], standing: set[bytes]) -> None:
+def _limit(world: World, record: AccountRecord, contracts: list[Contract], found: AdoptedAccount | None) -> None:
     account = world.account(record.identity, Role.SERVER)
     for contract in contracts:
-        if account.funds_msat >= 0:
-            break
-        _put_on_grace(account, contract)
-        world.credit.change(contract.link, contract.grace_bytes)
-        account.carry(contract)
-        account.waiting[contract.contract] = contract
-    if account.funds_msat < 0:
-        account.debt_msat = -account.funds_msat
-        link = next(iter(world.by_identity.get(account.identity, {})), ("", b""))
-        account.debts[link] = max(1, record.grace_debt_bytes - account.grace_bytes_in_use)
-        world.credit.change(link, account.debts[link])
-        world.credit.remember_default(link, account.debts[link], world.now.monotonic_s)
-    if account.grace_until_mono_s is not None:
-        world.timers.set(Due.GRACE, account.identity, account.grace_until_mono_s)
-    for contract in contracts:
-        if world.neighbour_of(contract) is None or account.identity in world.blocked:
-            world.halt(contract, CloseReason.CANCELLED)
-            continue
-        short = contract.granted_bytes - contract.used_bytes < grants.LEAST_SLICE_BYTES
-        if short:
-            grants.extend(world, account, contract)  # the kernel told that it ran low while nobody listened
-        if short or contract.grace_bytes or contract.contract not in standing:
-            world.grant(contract)
+        if contract.state is State.ACCEPTED:
+            grace.accepted_unpaid(world, account, contract)
+    if account.debt_msat:
+        _restore_credit(world, account, record, contracts)
+    if found is not None and contracts:
+        account.count_from(found.reading.spent_units, contracts)
+        account.told = (found.limit.limit_units, found.limit.credit_units, 0.0)
+    if found is not None and found.reading.exhausted:
+        metering.lend(world, account)
+    if found is not None or contracts:
+        world.limit(account)
 
 
-def _put_on_grace(account: Account, contract: Contract) -> None:
-    uncovered = -account.funds_msat
-    low, high = 0, contract.granted_bytes
-    while low < high:
-        middle = (low + high) // 2
-        value = contract.due_msat(contract.granted_bytes) - contract.due_msat(contract.granted_bytes - middle)
-        low, high = (middle + 1, high) if value < uncovered else (low, middle)
-    contract.grace_bytes = low
+def _restore_credit(world: World, account: Account, record: AccountRecord, contracts: list[Contract]) -> None:
+    """Count what is owed as grace used, whose time goes on; what nobody used was only offered, and is offered anew.
+
+    An older ledger has not kept how much it was, nor at which price: then it is what is owed, and no more.
+    """
+    price = record.grace_price_msat_per_gib or max(1, world.settings.sell_msat_per_gib)
+    owed_bytes = -(-account.debt_msat * UNITS_PER_MSAT // price)
+    left_s = min(record.grace_until_s - world.now.utc_s, world.settings.grace_time_s)  # clocks are set back, too
+    links = {contract.link for contract in contracts} or set(world.by_identity.get(account.identity, ()))
+    account.credit = credit = Credit(
+        data_bytes=record.grace_data_bytes or min(owed_bytes, world.settings.grace_data_bytes),
+        price_msat_per_gib=price,
+        until_mono_s=world.now.monotonic_s + max(0, left_s),
+        links=links or {("", b"")},
+    )
+    for link in credit.links:
+        world.credit.change(link, credit.data_bytes)
+    world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s)
+    if left_s <= 0:
+        grace.end(world, account, credit)
 
 
 def _payments(world: World, snapshot: Snapshot) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import grants, invoices, networks
+from ngp.core import grace, invoices, metering, networks
+from ngp.core.account import Account
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.effects import Decide, ForgetNeighbour, GrantContract, Greet
 from ngp.core.events import PacketHeld
@@ -26,7 +27,7 @@ from ngp.core.policy import SellTerms, answer_counter, ask_terms, sell_terms
 from ngp.core.pricing import show_price
 from ngp.core.timers import Due
 from ngp.core.values import Grant, Verdict
-from ngp.core.world import NEVER_LOW, Neighbour, World
+from ngp.core.world import Neighbour, World
 
 QUOTE_VALID_S = 10
 REFUSAL_S = 30.0
@@ -36,7 +37,7 @@ MOST_OTHER_VERSIONS = 256
 STRANGERS_TOLD_EVERY_S = 3600.0
 SILENT_AT_FIRST_S = 15.0  # longer than a neighbour's daemon is ever silent
 MOST_STRANGER_PACKETS = 1024
-MOST_HELD_PER_CONTRACT = 32
+MOST_HELD_PER_CONTRACT = 64
 MOST_QUOTES_PER_NEIGHBOUR = 4096
 MOST_QUOTED_AGAIN = 256
 MOST_DATA_BYTES = 1 << 60  # what fits a message
@@ -157,12 +158,11 @@ def _may_quote(world: World, neighbour: Neighbour) -> bool:
 
 
 def _hold_for_contract(world: World, contract: Contract, packet: PacketHeld) -> None:
-    if contract.running and contract.halting is None and contract.granted_bytes > contract.used_bytes:
-        world.do(Decide(packet.handle, Verdict.REPEAT))
-    elif (contract.running or contract.state is State.QUOTED) and len(contract.held) < MOST_HELD_PER_CONTRACT:
+    if contract.state is State.QUOTED and len(contract.held) < MOST_HELD_PER_CONTRACT:
         contract.held.append(packet.handle)
-    else:
-        world.do(Decide(packet.handle, Verdict.DROP))
+    else:  # the kernel knows what runs, and decides; of what doesn't, nothing is to be waited for
+        passes = contract.running and contract.halting is None
+        world.do(Decide(packet.handle, Verdict.REPEAT if passes else Verdict.DROP))
 
 
 # --- negotiation ------------------------------------------------------------------------------------------------------
@@ -318,19 +318,31 @@ def _open(world: World, neighbour: Neighbour, contract: Contract) -> None:
     account = world.account(contract.identity, Role.SERVER)
     neighbour.quotes -= 1
     world.timers.clear(Due.QUOTE, contract.contract)
-    world.move(contract, State.ACTIVE if account.funds_msat > 0 or not contract.price_msat_per_gib else State.ACCEPTED)
     contract.opened_at_s = world.now.utc_s
+    contract.carried_mono_s = world.now.monotonic_s
+    account.running += 1
+    account.priced += contract.price_msat_per_gib > 0
+    world.count_opening(contract)
+    _run(world, account, contract, "")
+
+
+def _run(world: World, account: Account, contract: Contract, journalled: str) -> None:
+    """Let a contract that was agreed, or renewed, begin: on money, or on credit until its money comes."""
     contract.expires_at_s = world.now.utc_s + contract.lifetime_s
     contract.expires_mono_s = world.now.monotonic_s + contract.lifetime_s
-    contract.carried_mono_s = world.now.monotonic_s
     world.watch_end(contract)
-    account.running += 1
-    world.count_opening(contract)
-    grants.extend(world, account, contract)
-    world.journal("contract", contract.identity, contract.state.value, contract=contract.contract)
+    if account.funds_msat > 0 or not contract.price_msat_per_gib:
+        world.move(contract, State.ACTIVE)
+        account.unpaid.pop(contract.contract, None)
+    else:
+        world.move(contract, State.ACCEPTED)
+        grace.accepted_unpaid(world, account, contract)
+        grace.offer(world, account, contract)
+    world.journal("contract", contract.identity, journalled or contract.state.value, contract=contract.contract)
     world.save(contract)
+    world.limit(account)
     world.grant(contract)
-    grants.release(world, contract)
+    metering.release(world, contract)
     invoices.top_up_if_low(world, account)
 
 
@@ -342,20 +354,13 @@ def _renew(world: World, contract: Contract) -> None:
     if contract.since_renewal_bytes <= 0:  # a line in the ledger for nothing, like an opening
         world.count_idle(contract)
     contract.note_renewal(world.now.monotonic_s)
+    account.priced -= contract.price_msat_per_gib > 0
     contract.reprice(contract.data_limit_bytes, price)
+    account.priced += contract.price_msat_per_gib > 0
     contract.data_limit_bytes, contract.lifetime_s = limit, lifetime_s
-    contract.expires_at_s = world.now.utc_s + lifetime_s
-    contract.expires_mono_s = world.now.monotonic_s + lifetime_s
     world.timers.clear(Due.QUOTE, contract.contract)
     world.timers.clear(Due.EXHAUSTED, contract.contract)
-    world.watch_end(contract)
-    world.move(contract, State.ACCEPTED if contract.grace_bytes and account.balance_msat <= 0 else State.ACTIVE)
-    grants.extend(world, account, contract)
-    world.journal("contract", contract.identity, "renewed", contract=contract.contract)
-    world.save(contract)
-    world.grant(contract)
-    grants.release(world, contract)
-    invoices.top_up_if_low(world, account)
+    _run(world, account, contract, "renewed")
 
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:
@@ -405,12 +410,8 @@ def _renewal_over(world: World, contract: Contract) -> None:
     """Go back to what was agreed before the renewal was talked about."""
     contract.offered = None
     world.timers.clear(Due.QUOTE, contract.contract)
-    world.move(contract, State.ACCEPTED if contract.contract in _waiting(world, contract) else State.ACTIVE)
-    grants.look_if_exhausted(world, contract)
-
-
-def _waiting(world: World, contract: Contract) -> dict[bytes, Contract]:
-    return world.account(contract.identity, contract.role).waiting
+    unpaid = world.account(contract.identity, contract.role).unpaid
+    world.move(contract, State.ACCEPTED if contract.contract in unpaid else State.ACTIVE)
 
 
 def quote_due(world: World, contract: Contract) -> None:
@@ -436,8 +437,7 @@ def _refuse(world: World, contract: Contract, for_s: float) -> None:
                 neighbour=contract.neighbour,
                 role=Role.SERVER,
                 destination=contract.destination,
-                granted_bytes=0,
-                low_water_bytes=NEVER_LOW,
+                limit_bytes=0,
                 expires_in_s=for_s,
                 blocked=True,
             )

@@ -6,9 +6,8 @@ from dataclasses import replace
 from enum import Enum
 from hashlib import sha256
 
-from ngp.core import grants
+from ngp.core import metering
 from ngp.core.effects import Persist, ProveSettlement
-from ngp.core.invoices import top_up_if_low
 from ngp.core.messages import Paid, Role
 from ngp.core.records import CursorRecord, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.timers import Due
@@ -89,13 +88,10 @@ def _credit(world: World, record: PaymentRecord, paid_msat: int) -> None:
         account.most_asked_msat *= 2  # what the client would not pay at once it may pay step by step
     account.paid_msat += amount_msat
     if account.paid_msat == amount_msat:  # its first: the kernel tells it from newcomers now
-        for neighbour in world.by_identity.get(record.identity, {}).values():
-            world.tell_kernel(neighbour)
+        world.tell_kernel_of(record.identity)
     account.invoices_declined = 0
     note_top_up(world, account, amount_msat, account.charged_msat)
     world.log(f"payment of {amount_msat} msat received from {record.identity.hex()[:8]}")
-    grants.paid_for(world, account)
+    metering.paid_for(world, account)
     world.save_account(account, durable=True)
     world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + 0.05)
-    if account.running:
-        top_up_if_low(world, account)

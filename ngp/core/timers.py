@@ -12,8 +12,8 @@ class Due(Enum):
     QUOTE = auto()  # a proposal's validity ends
     EXPIRY = auto()  # a contract's lifetime ends
     EXHAUSTED = auto()  # a contract used its data and nobody renewed it
-    GRACE = auto()  # an account's grace time ends
-    LEND = auto()  # look again whether an account's idle contracts can give budget to those that wait
+    CREDIT = auto()  # an account's grace is over, or wasn't used
+    UNPAID = auto()  # contracts accepted without money weren't paid for in time
     REFUSAL = auto()  # a remembered refusal is forgotten
     INVOICE = auto()  # an invoice expires
     STATEMENT = auto()  # an account's totals are told to its client

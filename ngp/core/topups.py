@@ -19,9 +19,8 @@ from ngp.core.account import Account
 from ngp.core.messages import Role
 from ngp.core.pricing import ceil_to_sat_msat, floor_to_sat_msat
 from ngp.core.reach import UNBOUNDED, Bounds
-from ngp.core.world import World
+from ngp.core.world import TOP_UP_LASTS_S, World
 
-TOP_UP_LASTS_S = 10
 DUST_LASTS_S = 60
 REMEMBERED_S = 86_400.0
 """Invoices and payments that are over stay known for so long: what comes late, or twice, still meets its record."""

@@ -129,7 +129,8 @@ class KernelNeighbour:
             address).
         local_addresses: the neighbour's own addresses, which its server role never charges.
         buys_from_us, sells_to_us: which lookups make sense.
-        blocked: nothing is let through to it, not even what it could pay by. has_paid: us, at least once.
+        blocked: nothing is let through to it, not even what it could pay by.
+        has_paid: us, at least once. was_paid: by us, at least once. Of either, more first packets are held.
     """
 
     neighbour: int
@@ -140,6 +141,43 @@ class KernelNeighbour:
     sells_to_us: bool
     blocked: bool = False
     has_paid: bool = False
+    was_paid: bool = False
+
+
+UNITS_PER_MSAT = 1 << 30
+"""The kernel counts money in msat / 2^30, so that bytes x (msat per GiB) is exact and nothing is rounded there."""
+
+MOST_UNITS_AHEAD = 1 << 62
+"""What may stand ahead of an account's `spent`, at most: differences are signed, and 2^64 units are 17 million sat."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountLimit:
+    """What a client's contracts may spend together in the kernel. Absolute values, so that a repeated one changes
+    nothing. Amounts are cumulative, in units (see `UNITS_PER_MSAT`), from the account's first use in the kernel on.
+
+    Attributes:
+        account: the client's identity, 32 bytes, the key.
+        limit_units: may be spent; lower than what is spent stops the account. No more than MOST_UNITS_AHEAD above or
+            below what is spent: what is beyond is cut off, of the credit too.
+        credit_units: may be spent above the limit until the credit ends. credit_ends_in_s: from now.
+        low_water_units: count of `spent` at whose crossing one `account_low` hint is raised; None: at none.
+    """
+
+    account: bytes
+    limit_units: int
+    credit_units: int = 0
+    credit_ends_in_s: float = 0.0
+    low_water_units: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccountReading:
+    """What an account spent in the kernel, cumulative; `exhausted`: a packet was refused at its present limit."""
+
+    account: bytes
+    spent_units: int
+    exhausted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +189,12 @@ class Grant:
         neighbour: KernelNeighbour.neighbour.
         role: SERVER: the gate enforces. CLIENT: counted by the same rule, and refused nothing.
         destination: covered prefix.
-        granted_bytes: cumulative bytes, both directions, that may pass.
-        low_water_bytes: cumulative count at whose crossing one `low` hint is raised.
+        account: the client's identity, whose `AccountLimit` the kernel knows already; b"" where we are the client, or
+            nothing may pass (`blocked`).
+        price_msat_per_gib: what a byte costs the account, at most 2^40. Never below what the schedule of prices asks
+            for a byte that may still pass.
+        limit_bytes: cumulative bytes, both directions, that may pass.
+        low_water_bytes: cumulative count at whose crossing one `low` hint is raised; None: at none.
         expires_in_s: from now; 0 or less blocks at once. Held in the kernel as an instant of its monotonic clock.
         blocked: drop everything of this destination in the kernel and never queue it (a refusal that is remembered).
         used_to_base_bytes, used_from_base_bytes: where counting starts when the contract is new to the kernel
@@ -163,9 +205,11 @@ class Grant:
     neighbour: int
     role: Role
     destination: Prefix
-    granted_bytes: int
-    low_water_bytes: int
+    limit_bytes: int
     expires_in_s: float
+    account: bytes = b""
+    price_msat_per_gib: int = 0
+    low_water_bytes: int | None = None
     blocked: bool = False
     used_to_base_bytes: int = 0
     used_from_base_bytes: int = 0
@@ -173,12 +217,15 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Cumulative counters of one contract: towards the destination, from it, and bytes refused at the limit."""
+    """Cumulative counters of one contract: towards the destination and from it.
+
+    `exhausted`: a packet was refused at the limit that it has now.
+    """
 
     contract: bytes
     used_to_bytes: int
     used_from_bytes: int
-    refused_bytes: int
+    exhausted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +234,22 @@ class AdoptedContract:
 
     grant: Grant
     reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedAccount:
+    """An account found in the kernel after the daemon died; `spent` was read before its contracts were."""
+
+    limit: AccountLimit
+    reading: AccountReading
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """All that was found in the kernel after the daemon died."""
+
+    accounts: tuple[AdoptedAccount, ...] = ()
+    contracts: tuple[AdoptedContract, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,15 +277,20 @@ class HintKind(StrEnum):
     """What the kernel's ring buffer tells; hints only, a few may be lost."""
 
     LOW = "low"
-    DEPLETED = "depleted"
+    EXHAUSTED = "exhausted"
+    ACCOUNT_LOW = "account_low"
+    ACCOUNT_EXHAUSTED = "account_exhausted"
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """A contract crossed its low-water mark or ran out."""
+    """A contract or an account crossed its low-water mark, or a packet met its limit (once a limit).
+
+    `key` is the contract's, or the account's (the client's identity).
+    """
 
     kind: HintKind
-    contract: bytes
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)

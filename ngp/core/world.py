@@ -15,7 +15,18 @@ from ngp.core.account import Account, CreditLine, Patience
 from ngp.core.budget import Spending
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.coverage import Coverage
-from ngp.core.effects import Effect, GrantContract, HaltContract, Log, Persist, RevokeContract, Send, SetNeighbour
+from ngp.core.effects import (
+    Effect,
+    ForgetAccount,
+    GrantContract,
+    HaltContract,
+    LimitAccount,
+    Log,
+    Persist,
+    RevokeContract,
+    Send,
+    SetNeighbour,
+)
 from ngp.core.events import PacketHeld
 from ngp.core.messages import Address, Message, Prefix, Role
 from ngp.core.openings import Openings, Pools, pools_of
@@ -34,8 +45,9 @@ from ngp.core.values import FULL_PACKET_BYTES, Grant, KernelNeighbour, Now
 
 Link = tuple[str, bytes]
 
-NEVER_LOW = (1 << 63) - 1
 END_LINGER_S = 3.0
+LOW_LASTS_S = 4
+TOP_UP_LASTS_S = 10
 UNUSED_S = 3600.0
 
 
@@ -84,7 +96,7 @@ class Neighbour:
             last_seen_s=self.last_seen_s,
         )
 
-    def for_kernel(self, has_paid: bool) -> KernelNeighbour:
+    def for_kernel(self, has_paid: bool, was_paid: bool) -> KernelNeighbour:
         """Return what the kernel is told of it; a blocked neighbour neither buys nor sells."""
         return KernelNeighbour(
             neighbour=self.number,
@@ -95,6 +107,7 @@ class Neighbour:
             sells_to_us=self.sells and not self.blocked,
             blocked=self.blocked,
             has_paid=has_paid,
+            was_paid=was_paid,
         )
 
 
@@ -194,8 +207,18 @@ class World:
 
     def tell_kernel(self, neighbour: Neighbour) -> None:
         """Have the kernel know a neighbour as it is now."""
-        account = self.accounts.get((neighbour.identity, Role.SERVER))
-        self.do(SetNeighbour(neighbour.for_kernel(has_paid=account is not None and account.paid_msat > 0)))
+        who = neighbour.identity
+        has_paid, was_paid = (
+            account is not None and account.paid_msat > 0
+            for account in (self.accounts.get((who, role)) for role in (Role.SERVER, Role.CLIENT))
+        )
+        was_paid = was_paid or any(one.identity == who for one in self.payments.values())  # before it can know
+        self.do(SetNeighbour(neighbour.for_kernel(has_paid, was_paid)))
+
+    def tell_kernel_of(self, identity: bytes) -> None:
+        """Have the kernel know an identity's links as they are now."""
+        for neighbour in self.by_identity.get(identity, {}).values():
+            self.tell_kernel(neighbour)
 
     def remove_neighbour(self, neighbour: Neighbour) -> None:
         """Take a neighbour out, with its account if there is nothing on it."""
@@ -303,35 +326,61 @@ class World:
         if neighbour.up:
             self.do(Send(neighbour.identity, neighbour.link, message, reply_to))
 
+    def sold_to(self, identity: bytes) -> list[Contract]:
+        """Return the contracts that a client has with us and that aren't over."""
+        links = self.by_identity.get(identity, {}).values()
+        found = [one for link in links for one in link.contracts.values() if one.role is Role.SERVER and one.running]
+        account = self.accounts.get((identity, Role.SERVER))
+        if account is not None and len(found) < account.running:  # some are being closed after their link was dropped
+            ours = (one for one in self.contracts.values() if (one.identity, one.role) == (identity, Role.SERVER))
+            found = [one for one in ours if one.running]
+        return found
+
+    def limit(self, account: Account) -> None:
+        """Have the kernel match a client's account, while it has contracts that cost something."""
+        if account.role is not Role.SERVER:
+            return
+        if not account.running:
+            if account.told is not None and not account.counting:
+                account.told = None
+                self.do(ForgetAccount(account.identity))
+            return
+        if account.told is None:  # its counter begins anew
+            account.count_from(0, self.sold_to(account.identity))
+        limit = account.limit(self.now.monotonic_s, self.low_msat(account))
+        until = account.credit.until_mono_s if account.credit is not None and limit.credit_units else 0.0
+        if account.told != (limit.limit_units, limit.credit_units, until):
+            account.told = (limit.limit_units, limit.credit_units, until)
+            self.do(LimitAccount(limit))
+
+    def low_msat(self, account: Account) -> int:
+        """Return below what a balance is topped up; a large top-up counts while such use may go on."""
+        low = max(self.settings.payment_amount_msat // 2, int(account.rate_msat_s * LOW_LASTS_S))
+        lately = self.now.monotonic_s - account.topped_up_mono_s < 2 * TOP_UP_LASTS_S
+        return max(low, account.top_up_msat // 2) if lately else low
+
     def grant(self, contract: Contract) -> None:
         """Have the kernel match a contract."""
         self.do(GrantContract(self.kernel_grant(contract)))
 
     def kernel_grant(self, contract: Contract, blocked: bool = False) -> Grant:
         """Express a contract as the kernel's share of it."""
-        expires = contract.expires_mono_s
-        if contract.role is Role.SERVER and contract.state is State.ACCEPTED and contract.grace_bytes:
-            until = self.account(contract.identity, Role.SERVER).grace_until_mono_s
-            expires = expires if until is None else min(expires, until)
+        server = contract.role is Role.SERVER
+        renewed_at = max(0, contract.data_limit_bytes - renewal_bytes(self.settings, contract))
         return Grant(
             contract=contract.contract,
             neighbour=contract.neighbour,
             role=contract.role,
             destination=contract.destination,
-            granted_bytes=contract.shrink_to_bytes if contract.shrinking else contract.granted_bytes,
-            low_water_bytes=self._low_water(contract),
-            expires_in_s=expires - self.now.monotonic_s,
+            account=contract.identity if server else b"",
+            price_msat_per_gib=contract.dearest_msat_per_gib if server else 0,
+            limit_bytes=contract.data_limit_bytes,
+            low_water_bytes=None if server else renewed_at,
+            expires_in_s=contract.expires_mono_s - self.now.monotonic_s,
             blocked=blocked,
             used_to_base_bytes=contract.used_to_bytes,
             used_from_base_bytes=contract.used_from_bytes,
         )
-
-    def _low_water(self, contract: Contract) -> int:
-        if contract.role is Role.CLIENT:
-            return max(0, contract.data_limit_bytes - renewal_bytes(self.settings, contract))
-        if contract.granted_bytes >= contract.data_limit_bytes:
-            return NEVER_LOW
-        return max(contract.used_bytes + 1, contract.granted_bytes - contract.slice_bytes // 2)
 
     def save(self, contract: Contract, durable: bool = False) -> None:
         """Write a contract and its account to the ledger."""
@@ -356,12 +405,10 @@ class World:
 
     def save_account(self, account: Account, durable: bool = False) -> None:
         """Write an account to the ledger."""
-        until = account.grace_until_mono_s
-        self.do(
-            Persist(
-                account.record(0 if until is None else self.now.utc_s + int(until - self.now.monotonic_s)), durable
-            )
-        )
+        until_s = 0
+        if account.credit is not None and account.debt_msat:
+            until_s = self.now.utc_s + int(account.credit.until_mono_s - self.now.monotonic_s)
+        self.do(Persist(account.record(until_s), durable))
 
     def journal(
         self, kind: str, identity: bytes, state: str, amount_msat: int = 0, contract: bytes = b"", paid: bytes = b""
@@ -397,12 +444,6 @@ class World:
         for due in (Due.EXPIRY, Due.EXHAUSTED, Due.QUOTE, Due.RENEWAL):
             self.timers.clear(due, contract.contract)
         self.remove_contract(contract)
-
-    def shrink(self, contract: Contract, to_bytes: int) -> None:
-        """Begin to take unused budget back: the kernel stops earlier first, its reading says what is free."""
-        if contract.halting is None and not contract.shrinking:
-            contract.shrinking, contract.shrink_to_bytes = True, to_bytes
-            self.do(HaltContract(self.kernel_grant(contract)))
 
 
 def renewal_bytes(settings: Settings, contract: Contract) -> int:

@@ -13,18 +13,22 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from ngp.core.effects import (
     Acknowledge,
     CancelInvoice,
+    CountAccount,
     Decide,
     Effect,
+    ForgetAccount,
     ForgetNeighbour,
     GrantContract,
     Greet,
     HaltContract,
+    LimitAccount,
     Log,
     MakeInvoice,
     PayInvoice,
@@ -37,6 +41,7 @@ from ngp.core.effects import (
     TrackPayment,
 )
 from ngp.core.events import (
+    AccountCounted,
     BillsRecalled,
     Event,
     Halted,
@@ -44,9 +49,8 @@ from ngp.core.events import (
     InvoiceFailed,
     InvoiceMade,
     PaymentResult,
-    UsageRead,
 )
-from ngp.core.values import Grant, InvoiceState, PaymentOutcome, PaymentStatus
+from ngp.core.values import AccountLimit, Grant, InvoiceState, PaymentOutcome, PaymentStatus
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.post import Post
 from ngp.errors import KernelError, LedgerError, PaymentError
@@ -56,6 +60,20 @@ LEDGER_RETRY_S = 2.0
 BILLS_A_PAGE = 1024
 
 _log = logging.getLogger("ngp")
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What is still to be told to the kernel."""
+
+    limits: dict[bytes, AccountLimit] = field(default_factory=dict)
+    grants: list[Grant] = field(default_factory=list)
+    revoked: list[bytes] = field(default_factory=list)
+    forgotten: list[bytes] = field(default_factory=list)
+
+    def clear(self) -> None:
+        for some in (self.limits, self.grants, self.revoked, self.forgotten):
+            some.clear()
 
 
 class Executor:
@@ -136,30 +154,47 @@ class Executor:
     # --- kernel -------------------------------------------------------------------------------------------------------
 
     def _kernel(self, effects: Sequence[Effect]) -> None:
-        """Apply kernel effects in their order, grants that follow each other in one call."""
-        grants: list[Grant] = []
-        revoked: list[bytes] = []
+        """Apply kernel effects in their order, those of a kind that follow each other in one call."""
+        wanted = _Wanted()
+        halted: list[bytes] = []
+        counts: list[CountAccount] = []
         for effect in effects:
             match effect:
+                case LimitAccount():
+                    if effect.limit.account in wanted.forgotten:
+                        self._flush(wanted)
+                    wanted.limits[effect.limit.account] = effect.limit
                 case GrantContract():
-                    grants.append(effect.grant)
+                    wanted.grants.append(effect.grant)
+                case HaltContract():
+                    wanted.grants.append(effect.grant)
+                    halted.append(effect.grant.contract)
+                case RevokeContract():
+                    wanted.revoked.append(effect.contract)
+                case ForgetAccount():
+                    wanted.forgotten.append(effect.account)
                 case SetNeighbour():
                     self._in_kernel(partial(self._network.set_neighbours, [effect.neighbour]))
                 case ForgetNeighbour():
-                    self._flush(grants)
+                    self._flush(wanted)
                     self._in_kernel(partial(self._network.forget_neighbours, [effect.neighbour]))
-                case HaltContract():
-                    self._flush(grants)
-                    self._halt(effect.grant)
-                case RevokeContract():
-                    revoked.append(effect.contract)
-        self._flush(grants)
-        self._revoke(revoked)
+                case CountAccount():
+                    counts.append(effect)
+        self._flush(wanted)
+        if halted or counts:
+            self._spawn(self._read_settled(halted, [(one, self._spent_units(one.account)) for one in counts]))
 
-    def _flush(self, grants: list[Grant]) -> None:
-        if grants:
-            self._in_kernel(partial(self._network.grant, list(grants)))
-            grants.clear()
+    def _flush(self, wanted: _Wanted) -> None:
+        """Accounts come before the contracts that draw on them, and go after them."""
+        if wanted.limits:
+            self._in_kernel(partial(self._network.limit_accounts, list(wanted.limits.values())))
+        if wanted.grants:
+            self._in_kernel(partial(self._network.grant, list(wanted.grants)))
+        if wanted.revoked:
+            self._in_kernel(partial(self._network.revoke, list(wanted.revoked)))
+        if wanted.forgotten:
+            self._in_kernel(partial(self._network.forget_accounts, list(wanted.forgotten)))
+        wanted.clear()
 
     def _in_kernel(self, deed: Callable[[], None]) -> None:
         try:
@@ -167,17 +202,18 @@ class Executor:
         except KernelError as error:
             _log.error("%s", error)
 
-    def _halt(self, grant: Grant) -> None:
-        """Stop a contract, then read it: the last reading, but for packets that another CPU holds just now."""
-        self._in_kernel(partial(self._network.grant, [grant]))
-        readings = self._network.read([grant.contract])
-        self._tell(Halted(grant.contract, readings[0] if readings else None))
+    def _spent_units(self, account: bytes) -> int:
+        return next((one.spent_units for one in self._network.read_accounts([account])), 0)
 
-    def _revoke(self, contracts: Sequence[bytes]) -> None:
-        """Take a batch's ended contracts out at once: each call waits until no CPU holds one of their packets."""
-        readings = self._network.revoke(contracts) if contracts else []
-        if readings:
-            self._tell(UsageRead(tuple(readings)))
+    async def _read_settled(self, halted: Sequence[bytes], counts: Sequence[tuple[CountAccount, int]]) -> None:
+        """Read what was stopped, or is counted, once none of its packets is on its way."""
+        await self._network.settled()
+        readings = {one.contract: one for one in self._network.read(halted)}
+        for contract in halted:
+            self._tell(Halted(contract, readings.get(contract)))
+        for count, spent_units in counts:
+            counted = tuple(self._network.read(count.contracts))
+            self._tell(AccountCounted(count.account, spent_units, counted, count.payment_hash))
 
     # --- payment ------------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Invoice, Role, Statement
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
-from ngp.core.values import HeldPacket, Hint, Verdict
+from ngp.core.values import HeldPacket, Hint, HintKind, Verdict
 from ngp.daemon import checkup
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
@@ -118,7 +118,7 @@ class Node:
         try:
             self.host.refuse(self.settings, parts.network)
             adopted = parts.network.set_up(self.host.desired)
-            self.adopted = bool(adopted)
+            self.adopted = bool(adopted.contracts)
             now = parts.clock.now()
             effects = restore(parts.gatekeeper, parts.ledger.load(now.utc_s), adopted, now)
             gc.freeze()
@@ -126,8 +126,8 @@ class Node:
             gc.enable()
         self._executor.store(effects)
         self._executor.carry_out(effects)
-        if adopted:
-            _log.info("adopted %d contracts that went on running", len(adopted))
+        if adopted.contracts:
+            _log.info("adopted %d contracts that went on running", len(adopted.contracts))
         loop = asyncio.get_running_loop()
         await self.post.open(self.host.desired.mesh_interfaces)
         parts.network.start(loop, self._held, self._hinted)
@@ -381,15 +381,15 @@ class Node:
             self.parts.network.verdict(packet.handle, Verdict.DROP)
             return
         link = (packet.interface, packet.link_address)
-        self.tell(
-            PacketHeld(packet.handle, link, packet.source, packet.destination, packet.length_bytes, packet.route)
-        )
+        self.tell(PacketHeld(packet.handle, link, packet.source, packet.destination, packet.length_bytes, packet.route))
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
         if self._unstored:
             return
-        contracts = list({hint.contract for hint in hints})
-        self.tell(Hinted(tuple(hints), tuple(self.parts.network.read(contracts))))
+        network, of_account = self.parts.network, (HintKind.ACCOUNT_LOW, HintKind.ACCOUNT_EXHAUSTED)
+        whole = any(hint.kind in of_account for hint in hints)
+        readings = network.read(None if whole else list({hint.key for hint in hints}))
+        self.tell(Hinted(tuple(hints), tuple(readings)))
 
     def refresh(self) -> None:
         """Read the meters now, so that a listing shows what has passed up to this moment."""
@@ -399,8 +399,11 @@ class Node:
 
     def _read_now(self) -> None:
         readings = self.parts.network.read(None)
+        accounts = tuple(self.parts.network.read_accounts(None))  # behind the contracts: these are charged by then
         for start in range(0, len(readings), READINGS_AT_ONCE):
             self.tell(UsageRead(tuple(readings[start : start + READINGS_AT_ONCE])))
+        if accounts:
+            self.tell(UsageRead((), accounts))
 
     async def _read_usage(self) -> None:
         while True:

@@ -371,7 +371,7 @@ def _books(host: Host) -> None:
     host.state_dir.mkdir(mode=0o700)
     ledger = store.at(host.state_dir).open()
     identity = b"\x7f" * 32
-    account = AccountRecord(identity, Role.SERVER, 5000, 1500, 0, 0, 0, 0)
+    account = AccountRecord(identity, Role.SERVER, 5000, 1500, 0, 0, 0)
     ledger.commit([account, JournalRecord(1_000_000_000, "charge", identity, b"c" * 16, 1500, b"", "active")])
     ledger.close()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
@@ -23,7 +23,7 @@ from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Refund, Rol
 from ngp.core.records import ContractRecord
 from ngp.core.restore import restore
 from ngp.core.settings import Budgets, FeeLimit, Settings
-from ngp.core.values import AdoptedContract, Now, Verdict
+from ngp.core.values import Adopted, AdoptedAccount, AdoptedContract, HintKind, Now, Reading, Verdict
 from ngp.core.world import Means, World
 
 UTC_AT_START_S = 1_700_000_000
@@ -31,6 +31,7 @@ HOST_ADDRESS = ip_address("198.51.100.1")
 MSAT_PER_KB = 1 << 20  # msat/GiB
 BILLS_A_PAGE = 2  # so that a few contracts already are several pages
 GIVE_UP_S = 15.0
+SETTLES_S = 0.01
 
 
 def settings(**changes: object) -> Settings:
@@ -159,9 +160,9 @@ class Sim:
 
     def _rounds(self, node: Node) -> None:
         def read() -> None:
-            readings = node.kernel.changed()
-            if readings:
-                self.happen(node, ev.UsageRead(readings))
+            readings, accounts = node.kernel.changed(), node.kernel.changed_accounts(self.now)
+            if readings or accounts:
+                self.happen(node, ev.UsageRead(readings, accounts))
             self._stream(node)
             self.at(self.now + 0.5, read)
 
@@ -230,16 +231,29 @@ class Sim:
         if reboot:
             node.kernel = Kernel()
         self._fresh(node)
-        adopted = [
-            AdoptedContract(replace(slot.grant, expires_in_s=slot.expires_at - self.now), node.kernel.reading(slot))
-            for slot in node.kernel.slots.values()
-        ]
+        kernel = node.kernel
+        adopted = Adopted(
+            tuple(
+                AdoptedAccount(
+                    replace(purse.limit, credit_ends_in_s=purse.credit_until - self.now),
+                    kernel.account_reading(account, self.now),
+                )
+                for account, purse in kernel.purses.items()
+            ),
+            tuple(
+                AdoptedContract(replace(slot.grant, expires_in_s=slot.expires_at - self.now), kernel.reading(slot))
+                for slot in kernel.slots.values()
+            ),
+        )
         node.settled = node.ledger.cursor
         snapshot = node.ledger.snapshot(self.clock().utc_s)
         self.carry_out(node, restore(node.gatekeeper, snapshot, adopted, self.clock()))
         self.carry_out(node, [fx.Greet("eth1")])
 
     def _do(self, node: Node, effect: fx.Effect) -> None:
+        def read(contracts: Sequence[bytes]) -> tuple[Reading, ...]:
+            return tuple(node.kernel.reading(node.kernel.slots[one]) for one in contracts if one in node.kernel.slots)
+
         match effect:
             case fx.Send():
                 self._post(node, effect.message, effect.reply_to)
@@ -259,12 +273,18 @@ class Sim:
                 node.kernel.grant(effect.grant, self.now)
             case fx.HaltContract():
                 node.kernel.grant(effect.grant, self.now)
-                reading = node.kernel.reading(node.kernel.slots[effect.grant.contract])
-                self._soon(node, ev.Halted(effect.grant.contract, reading))
+                self._when_settled(node, lambda: ev.Halted(effect.grant.contract, *read([effect.grant.contract])))
             case fx.RevokeContract():
-                last = node.kernel.revoke(effect.contract)
-                if last is not None:
-                    self._soon(node, ev.UsageRead((last,)))
+                node.kernel.revoke(effect.contract)
+            case fx.LimitAccount():
+                node.kernel.limit(effect.limit, self.now)
+            case fx.ForgetAccount():
+                node.kernel.forget(effect.account)
+            case fx.CountAccount():
+                spent, which = node.kernel.purses[effect.account].spent, effect
+                self._when_settled(
+                    node, lambda: ev.AccountCounted(which.account, spent, read(which.contracts), which.payment_hash)
+                )
             case fx.MakeInvoice():
                 payment_hash = self.mint.invoice(node.name, effect.amount_msat)
                 made = ev.InvoiceMade(
@@ -284,6 +304,16 @@ class Sim:
                 self._soon(node, ev.PaymentResult(self.mint.track(node.name, effect.payment_hash)), 0.05)
             case _:
                 pass
+
+    def _when_settled(self, node: Node, event: Callable[[], ev.Event]) -> None:
+        """Tell what is read once every packet has left the meter."""
+        boot = node.boot
+
+        def read() -> None:
+            if node.boot == boot:
+                self.happen(node, event())
+
+        self.at(self.now + SETTLES_S, read)
 
     def _soon(self, node: Node, event: ev.Event, in_s: float = 0.0) -> None:
         boot = node.boot
@@ -380,7 +410,8 @@ class Sim:
         if node.kernel.hints:
             hints = tuple(node.kernel.hints)
             node.kernel.hints.clear()
-            slots = [node.kernel.slots[h.contract] for h in hints if h.contract in node.kernel.slots]
+            of_account = any(h.kind in (HintKind.ACCOUNT_LOW, HintKind.ACCOUNT_EXHAUSTED) for h in hints)
+            slots = [slot for key, slot in node.kernel.slots.items() if of_account or any(h.key == key for h in hints)]
             self._soon(node, ev.Hinted(hints, tuple(node.kernel.reading(slot) for slot in slots)), 0.001)
 
     def flow(self, destination: str, bytes_a_second: int, seconds: float, size: int = 1000) -> None:

@@ -1,7 +1,8 @@
 """Stand-ins for what surrounds the core of a simulated node: its kernel, its ledger, and the payment network of both.
 
-The kernel follows the real one's rules (pass if used + bytes <= granted, the buyer's meter never refuses, each hint
-once for a value); the ledger keeps the last record of each key; the mint moves money once for an invoice.
+The kernel follows the real one's rules (a packet passes if its contract has bytes left and its account has money left,
+the buyer's meter never refuses, each hint once for a limit); the ledger keeps the last record of each key; the mint
+moves money once for an invoice.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from ngp.core.records import (
 )
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
+    AccountLimit,
+    AccountReading,
     DecodedInvoice,
     Grant,
     Hint,
@@ -51,8 +54,24 @@ class Slot:
     expires_at: float
     used_to: int
     used_from: int
-    refused: int = 0
-    told_depleted: int = -1
+    mark: int = -1  # the limit that a packet met last
+
+    @property
+    def used(self) -> int:
+        return self.used_to + self.used_from
+
+
+@dataclass
+class Purse:
+    """One account in the simulated kernel."""
+
+    limit: AccountLimit
+    credit_until: float = 0.0
+    spent: int = 0
+    mark: int | None = None
+
+    def most(self, now: float) -> int:
+        return self.limit.limit_units + (self.limit.credit_units if now < self.credit_until else 0)
 
 
 class Kernel:
@@ -60,13 +79,23 @@ class Kernel:
 
     def __init__(self) -> None:
         self.slots: dict[bytes, Slot] = {}
+        self.purses: dict[bytes, Purse] = {}
         self.entries: dict[tuple[int, Role], dict[Prefix, Slot]] = {}
         self.neighbours: dict[int, KernelNeighbour] = {}
         self.hints: list[Hint] = []
         self.passed: dict[bytes, int] = {}
-        self.last_of: dict[bytes, Reading] = {}
+        self.last_of: dict[bytes, Reading | AccountReading] = {}
+
+    def limit(self, limit: AccountLimit, now: float) -> None:
+        purse = self.purses.setdefault(limit.account, Purse(limit))
+        purse.limit, purse.credit_until = limit, now + limit.credit_ends_in_s
+
+    def forget(self, account: bytes) -> None:
+        assert not any(slot.grant.account == account for slot in self.slots.values()), "an account with contracts"
+        self.purses.pop(account, None)
 
     def grant(self, grant: Grant, now: float) -> None:
+        assert not grant.account or grant.account in self.purses, "a contract without its account"
         slot = self.slots.get(grant.contract)
         if slot is None:
             slot = Slot(grant, 0.0, grant.used_to_base_bytes, grant.used_from_base_bytes)
@@ -74,18 +103,20 @@ class Kernel:
         slot.grant, slot.expires_at = grant, now + grant.expires_in_s
         self.entries.setdefault((grant.neighbour, grant.role), {})[grant.destination] = slot
 
-    def revoke(self, contract: bytes) -> Reading | None:
+    def revoke(self, contract: bytes) -> None:
         slot = self.slots.pop(contract, None)
-        if slot is None:
-            return None
-        entries = self.entries[slot.grant.neighbour, slot.grant.role]
-        if entries.get(slot.grant.destination) is slot:
-            del entries[slot.grant.destination]
-        return self.reading(slot)
+        if slot is not None:
+            entries = self.entries[slot.grant.neighbour, slot.grant.role]
+            if entries.get(slot.grant.destination) is slot:
+                del entries[slot.grant.destination]
 
     @staticmethod
     def reading(slot: Slot) -> Reading:
-        return Reading(slot.grant.contract, slot.used_to, slot.used_from, slot.refused)
+        return Reading(slot.grant.contract, slot.used_to, slot.used_from, slot.mark == slot.grant.limit_bytes)
+
+    def account_reading(self, account: bytes, now: float) -> AccountReading:
+        purse = self.purses[account]
+        return AccountReading(account, purse.spent, purse.mark == purse.most(now))
 
     def find(self, neighbour: int, role: Role, address: str) -> Slot | None:
         where = ip_address(address)
@@ -97,38 +128,62 @@ class Kernel:
         return max(found, key=lambda item: item[0])[1] if found else None
 
     def carry(self, neighbour: int, role: Role, address: str, size: int, towards: bool, now: float) -> bool | None:
-        """Let a packet through (True), refuse it (False), or say that nothing covers it (None)."""
+        """Let a packet through (True), refuse it (False), or say that nothing covers it (None).
+
+        A buyer's meter counts by the same rule, and what it doesn't count it lets through all the same.
+        """
         slot = self.find(neighbour, role, address)
         if slot is None:
             return None
-        grant, used = slot.grant, slot.used_to + slot.used_from
-        if role is Role.SERVER:
-            if grant.blocked or now >= slot.expires_at:
-                return False
-            if used + size > grant.granted_bytes:
-                slot.refused += size
-                if slot.told_depleted != grant.granted_bytes:
-                    slot.told_depleted = grant.granted_bytes
-                    self.hints.append(Hint(HintKind.DEPLETED, grant.contract))
-                return False
+        return self._charge(slot, size, towards, now) or role is Role.CLIENT
+
+    def _charge(self, slot: Slot, size: int, towards: bool, now: float) -> bool:
+        grant, used = slot.grant, slot.used
+        if grant.blocked or now >= slot.expires_at:
+            return False
+        if used + size > grant.limit_bytes:
+            if slot.mark != grant.limit_bytes:
+                slot.mark = grant.limit_bytes
+                self.hints.append(Hint(HintKind.EXHAUSTED, grant.contract))
+            return False
+        if grant.account and not self._spend(self.purses[grant.account], size * grant.price_msat_per_gib, now):
+            return False
         if towards:
             slot.used_to += size
         else:
             slot.used_from += size
         self.passed[grant.contract] = self.passed.get(grant.contract, 0) + size
-        if used < grant.low_water_bytes <= used + size:
+        if grant.low_water_bytes is not None and used < grant.low_water_bytes <= used + size:
             self.hints.append(Hint(HintKind.LOW, grant.contract))
         return True
 
+    def _spend(self, purse: Purse, cost: int, now: float) -> bool:
+        if cost and purse.spent + cost > purse.most(now):
+            if purse.mark != purse.most(now):
+                purse.mark = purse.most(now)
+                self.hints.append(Hint(HintKind.ACCOUNT_EXHAUSTED, purse.limit.account))
+            return False
+        before, low = purse.spent, purse.limit.low_water_units
+        purse.spent += cost
+        if low is not None and before < low <= purse.spent:
+            self.hints.append(Hint(HintKind.ACCOUNT_LOW, purse.limit.account))
+        return True
+
     def changed(self) -> tuple[Reading, ...]:
-        """Read what changed since the last call."""
-        readings = []
-        for contract, slot in self.slots.items():
-            reading = self.reading(slot)
-            if self.last_of.get(contract) != reading:
-                self.last_of[contract] = reading
-                readings.append(reading)
-        return tuple(readings)
+        """Read the contracts that changed since the last call."""
+        return tuple(
+            reading for contract, slot in self.slots.items() if self._is_news(contract, reading := self.reading(slot))
+        )
+
+    def changed_accounts(self, now: float) -> tuple[AccountReading, ...]:
+        """Read the accounts that changed since the last call."""
+        found = (self.account_reading(account, now) for account in self.purses)
+        return tuple(reading for reading in found if self._is_news(reading.account, reading))
+
+    def _is_news(self, key: bytes, reading: Reading | AccountReading) -> bool:
+        is_news = self.last_of.get(key) != reading
+        self.last_of[key] = reading
+        return is_news
 
 
 class Ledger:
@@ -204,9 +259,7 @@ class Ledger:
         return Snapshot(
             neighbours=tuple(self.neighbours.values()),
             accounts=tuple(self.accounts.values()),
-            contracts=tuple(
-                c for c in self.contracts.values() if not c.closed_at_s or c.closed_at_s > now_s - 3600
-            ),
+            contracts=tuple(c for c in self.contracts.values() if not c.closed_at_s or c.closed_at_s > now_s - 3600),
             payments=tuple(one for one in self.payments.values() if one not in over),
             cursor=self.cursor,
             spent_total_msat=sum(by_neighbour.values()),
@@ -276,9 +329,7 @@ class Mint:
         if payment_hash in self.paid or status is PaymentStatus.SUCCEEDED:
             return self.settle(payer, payment_hash)
         if status is PaymentStatus.PENDING:
-            self.unknown.setdefault(
-                payment_hash, self._chance.choice((PaymentStatus.SUCCEEDED, PaymentStatus.FAILED))
-            )
+            self.unknown.setdefault(payment_hash, self._chance.choice((PaymentStatus.SUCCEEDED, PaymentStatus.FAILED)))
         return PaymentOutcome(payment_hash, status, reason="" if status is PaymentStatus.PENDING else "no route")
 
     def track(self, payer: str, payment_hash: bytes) -> PaymentOutcome:

@@ -20,9 +20,7 @@ def open_contracts(sim: Sim, first: int, many: int) -> float:
     for number in range(first, first + many):
         held = ev.PacketHeld(number, client.link, ip_address("192.0.2.7"), ip_address(0x0B000000 + number), 60)
         (propose,) = [
-            e.message
-            for e in step(held, sim.clock())
-            if isinstance(e, fx.Send) and isinstance(e.message, Propose)
+            e.message for e in step(held, sim.clock()) if isinstance(e, fx.Send) and isinstance(e.message, Propose)
         ]
         accept = Accept(propose.contract, propose.price_msat_per_gib, propose.data_limit_bytes)
         step(ev.MessageReceived(client.identity, client.link, 1, accept, 1 << 33), sim.clock())

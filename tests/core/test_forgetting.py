@@ -65,7 +65,8 @@ def test_a_debt_that_weighs_on_the_interface_is_kept_though_there_is_no_room() -
             villain.use(contract, 100)
         villain.wait(15)
     credit = sim.gateway.world.credit
-    assert credit.on_interface["eth1"] == 100 * len(credit.outstanding)
+    assert len(credit.outstanding) == 200 and set(credit.outstanding.values()) == {205}  # 1 msat at 5 msat/kB
+    assert credit.on_interface["eth1"] == 205 * 200
     assert sum(account.debt_msat > 0 for account in sim.gateway.world.accounts.values()) >= 64 + 32
 
 
@@ -95,9 +96,7 @@ def test_a_link_whose_identity_left_while_its_contracts_ended_leaves_no_account(
 @pytest.mark.parametrize("keys", [1, 200])
 def test_invoices_that_cannot_be_paid_are_tried_seldom(keys: int) -> None:
     sim = Sim()
-    crowd = [
-        Villain(sim, sim.client, number.to_bytes(32, "big"), number.to_bytes(6, "big")) for number in range(keys)
-    ]
+    crowd = [Villain(sim, sim.client, number.to_bytes(32, "big"), number.to_bytes(6, "big")) for number in range(keys)]
     tried, minutes = 0, 20
     for second in range(60 * minutes):
         villain = crowd[second % keys]

@@ -52,8 +52,15 @@ def messages(contracts: tuple[bytes, ...]) -> st.SearchStrategy[Message]:
     contract = st.sampled_from([*contracts, b"\0" * 16, b"x" * 16])
     line = st.builds(StatementLine, contract, DATA, DATA, MSAT)
     return st.one_of(
-        st.builds(Hello, st.sampled_from(("sandbox", "mainnet", "")), st.booleans(), st.booleans(), st.just(()),
-                  st.just(""), st.booleans()),
+        st.builds(
+            Hello,
+            st.sampled_from(("sandbox", "mainnet", "")),
+            st.booleans(),
+            st.booleans(),
+            st.just(()),
+            st.just(""),
+            st.booleans(),
+        ),
         st.builds(Ask, PREFIX, DATA, TIME, contract | st.just(b"")),
         st.builds(Propose, contract, PREFIX, PRICE, DATA, TIME, TIME, DATA, st.integers(1, 255)),
         st.builds(Accept, contract, PRICE, DATA),

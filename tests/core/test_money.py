@@ -19,7 +19,7 @@ from ngp.core import events as ev
 from ngp.core.messages import Ask, Invoice, Paid, Role
 from ngp.core.pricing import amount_due_msat
 from ngp.core.records import Direction, PaymentState
-from ngp.core.values import Now, PaymentStatus
+from ngp.core.values import UNITS_PER_MSAT, Now, PaymentStatus
 
 HOSTS = ("198.51.100.1", "198.51.100.2", "203.0.113.1", "203.0.113.2", "203.0.113.3")
 GRACE = 64 << 10
@@ -44,6 +44,22 @@ def due(node: Node, contract: bytes, used_bytes: int) -> int:
     return amount_due_msat(used_bytes, node.ledger.contracts[contract].prices)
 
 
+def spare_units(sim: Sim) -> int:
+    """Return by how much more than the client's money the kernel would let through, credit aside."""
+    gateway = sim.gateway
+    purse = gateway.kernel.purses.get(sim.client.identity)
+    if purse is None:
+        return 0
+    ours = gateway.world.accounts[sim.client.identity, Role.SERVER]
+    unread = sum(
+        amount_due_msat(slot.used, contract.prices) - contract.charged_msat
+        for slot in gateway.kernel.slots.values()
+        if (contract := gateway.world.contracts.get(slot.grant.contract)) and contract.role is Role.SERVER
+    )
+    money_msat = ours.balance_msat - ours.refunding_msat - unread
+    return purse.limit.limit_units - purse.spent - money_msat * UNITS_PER_MSAT
+
+
 def check(sim: Sim) -> None:
     """Assert what holds at any moment."""
     gateway, client = sim.gateway, sim.client
@@ -54,10 +70,10 @@ def check(sim: Sim) -> None:
         assert ours.paid_msat == sum(p.amount_msat for p in settled)
         assert ours.paid_msat <= sum(sim.mint.paid.values())
         assert ours.paid_msat == ours.charged_msat + ours.refunded_msat + ours.balance_msat
-        assert ours.grace_bytes_in_use <= GRACE
-        assert sum(c.grace_bytes for c in gateway.world.contracts.values()) == ours.grace_bytes
-        assert sum(c.liability_msat for c in gateway.world.contracts.values()) == ours.liability_msat
-        assert ours.debt_msat >= 0 and ours.unsaved_msat >= 0
+        assert ours.unsaved_msat >= 0 and ours.priced >= 0 and 0 <= ours.grace_left_bytes(GRACE) <= GRACE
+        outstanding = sum(gateway.world.credit.outstanding.values())
+        assert outstanding == (len(ours.credit.links) * ours.credit.data_bytes if ours.credit is not None else 0)
+        assert spare_units(sim) <= 0
         kernel = gateway.kernel
         covered = ours.paid_msat - ours.refunded_msat
         passed = sum(due(gateway, c, used) for c, used in kernel.passed.items() if c in gateway.ledger.contracts)
@@ -88,8 +104,8 @@ def finish(sim: Sim) -> None:
     assert ours.paid_msat == theirs.paid_msat == sent
     closed = gateway.ledger.contracts.values()
     assert ours.charged_msat == sum(c.charged_msat for c in closed)
-    assert ours.running == theirs.running == 0 and not ours.waiting and not ours.on_grace
-    assert (ours.liability_msat, ours.grace_value_msat, ours.grace_bytes) == (0, 0, 0)
+    assert ours.running == theirs.running == ours.priced == ours.reserved_msat == ours.counting == 0
+    assert not ours.unpaid and not gateway.kernel.purses
     for contract in closed:
         assert contract.used_to_bytes + contract.used_from_bytes == gateway.kernel.passed.get(contract.contract, 0)
         assert contract.charged_msat == amount_due_msat(
@@ -182,5 +198,5 @@ def test_a_clock_that_was_set_back_makes_grace_no_longer(monkeypatch: pytest.Mon
     monkeypatch.setattr(sim, "clock", lambda: Now(1, sim.now))
     sim.crash(sim.gateway)
     ours = sim.gateway.world.accounts[sim.client.identity, Role.SERVER]
-    assert ours.grace_until_mono_s is not None
-    assert ours.grace_until_mono_s - sim.now <= sim.gateway.settings.grace_time_s
+    assert ours.credit is not None
+    assert ours.credit.until_mono_s - sim.now <= sim.gateway.settings.grace_time_s

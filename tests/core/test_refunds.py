@@ -288,9 +288,7 @@ def settle_down(sim: Sim) -> None:
 
 @pytest.mark.parametrize("fate", [PaymentStatus.SUCCEEDED, PaymentStatus.PENDING, PaymentStatus.FAILED])
 @pytest.mark.parametrize("whose", ["gateway", "client"])
-def test_a_death_at_any_step_of_a_refund_gives_nothing_twice_and_loses_nothing(
-    whose: str, fate: PaymentStatus
-) -> None:
+def test_a_death_at_any_step_of_a_refund_gives_nothing_twice_and_loses_nothing(whose: str, fate: PaymentStatus) -> None:
     for step in range(14):
         sim = prepaid()
         free_msat = account(sim).balance_msat // SAT_MSAT * SAT_MSAT
@@ -389,6 +387,8 @@ def test_a_refund_that_fails_is_offered_again_and_makes_no_payment_wait() -> Non
         )
         sim.gateway.gatekeeper.step(refund, sim.clock())
         assert account(sim).refunding_msat == offered > 0
+        spent = sim.gateway.kernel.purses[sim.client.identity].spent
+        sim.gateway.gatekeeper.step(ev.AccountCounted(sim.client.identity, spent, (), bolt11), sim.clock())
         failed = PaymentOutcome(bolt11, PaymentStatus.FAILED, reason="no route")
         sim.happen(sim.gateway, ev.PaymentResult(failed))
         assert account(sim).refunding_msat == 0

@@ -23,9 +23,7 @@ def client_account(sim: Sim) -> Account:
 
 def invoice_by_hand(sim: Sim, amount_msat: int) -> bytes:
     made = sim.mint.invoice("gateway", amount_msat)
-    sim.happen(
-        sim.gateway, ev.InvoiceMade(sim.client.identity, PaymentKind.TOP_UP, made.hex(), made, amount_msat, 600)
-    )
+    sim.happen(sim.gateway, ev.InvoiceMade(sim.client.identity, PaymentKind.TOP_UP, made.hex(), made, amount_msat, 600))
     return made
 
 

@@ -113,9 +113,7 @@ def test_quoted_price_holds_over_a_reload() -> None:
     proposed = sim.sent(sim.gateway, Propose)[0]
     assert isinstance(proposed, Propose)
     sim.happen(sim.gateway, ev.SettingsChanged(settings(sell_msat_per_gib=9 * MSAT_PER_KB)))
-    tell(
-        sim, sim.gateway, Accept(proposed.contract, proposed.price_msat_per_gib, proposed.data_limit_bytes)
-    )
+    tell(sim, sim.gateway, Accept(proposed.contract, proposed.price_msat_per_gib, proposed.data_limit_bytes))
     assert sim.contracts(sim.gateway)[0].prices == ((0, 5 * MSAT_PER_KB),)
 
 

@@ -39,7 +39,7 @@ class Villain:
             if isinstance(effect, fx.Persist):
                 self.victim.ledger.put(effect.record)
             elif isinstance(effect, fx.HaltContract):
-                reading = Reading(effect.grant.contract, self.carries, 0, 0)
+                reading = Reading(effect.grant.contract, self.carries, 0)
                 effects += self.tell(ev.Halted(effect.grant.contract, reading))
             elif isinstance(effect, fx.MakeInvoice):
                 name = b"i" * 16 + self.sim.chance.randbytes(16)
@@ -70,7 +70,7 @@ class Villain:
 
     def use(self, contract: bytes, to_bytes: int, from_bytes: int = 0) -> None:
         """Let a contract carry up to so much."""
-        self.tell(ev.UsageRead((Reading(contract, to_bytes, from_bytes, 0),)))
+        self.tell(ev.UsageRead((Reading(contract, to_bytes, from_bytes),)))
 
 
 def messages(effects: Iterable[fx.Effect], kind: type[Kind]) -> list[Kind]:

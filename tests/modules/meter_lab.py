@@ -14,11 +14,14 @@ from pathlib import Path
 from kernel_lab import CLIENT, INTERNET, Lab, desired, lab, python, sh
 
 from ngp.core.messages import Role
+from ngp.core.values import MOST_UNITS_AHEAD
 from ngp.modules.network.datapath import Datapath
-from ngp.ports import Grant, KernelNeighbour, Reading
+from ngp.ports import AccountLimit, AccountReading, Grant, KernelNeighbour, Reading
 
 NEIGHBOUR = 7
 GENEROUS = 1 << 40
+PAYER = b"payer" + bytes(27)
+PRICE = 5 << 20  # msat per GiB: 5 for a kilobyte
 
 UDP_SEND = """
 import socket, sys
@@ -88,17 +91,18 @@ class World:
         return KernelNeighbour(**{**values, **changes})  # type: ignore[arg-type]
 
     def grant(self, destination: str, **changes: object) -> bytes:
-        """Grant a generous contract to the client; returns its id."""
+        """Grant a generous contract to the client, whose account has money for a lifetime; returns its id."""
         values: dict[str, object] = {
             "contract": contract_id(),
             "neighbour": NEIGHBOUR,
             "role": Role.SERVER,
             "destination": ip_network(destination),
-            "granted_bytes": GENEROUS,
-            "low_water_bytes": GENEROUS,
+            "limit_bytes": GENEROUS,
             "expires_in_s": 600.0,
         }
         values |= changes
+        if values["role"] is Role.SERVER:
+            values = {"account": PAYER, "price_msat_per_gib": PRICE} | values
         self.datapath.grant([Grant(**values)])  # type: ignore[arg-type]
         return values["contract"]  # type: ignore[return-value]
 
@@ -106,6 +110,19 @@ class World:
         """One contract's counters."""
         (found,) = self.datapath.read([contract])
         return found
+
+    def limit(self, limit_units: int = MOST_UNITS_AHEAD, **changes: object) -> None:
+        """Let the client's account spend so much."""
+        self.datapath.limit_accounts([AccountLimit(PAYER, limit_units, **changes)])  # type: ignore[arg-type]
+
+    def account(self, account: bytes = PAYER) -> AccountReading:
+        """What an account spent."""
+        (found,) = self.datapath.read_accounts([account])
+        return found
+
+    def refused(self) -> int:
+        """Count the packets that met a contract's limit."""
+        return self.datapath.counters()["refused_exhausted"]
 
     def used(self, contract: bytes) -> tuple[int, int]:
         """Bytes to and from the destination."""
@@ -143,6 +160,7 @@ def metered(folder: Path, use_tcx: bool | None = None, **changes: object) -> Ite
         try:
             world.datapath.set_up(desired(**changes))
             world.datapath.set_neighbours([world.neighbour()])
+            world.limit()
             yield world
         finally:
             world.datapath.clean_up(leave_closed=False)

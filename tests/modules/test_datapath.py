@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from kernel_lab import CLIENT, INTERNET, desired, dropped, passes, python, sh
-from meter_lab import GENEROUS, NEIGHBOUR, World, contract_id, metered, received, true_wire, wait_until
+from meter_lab import NEIGHBOUR, PAYER, PRICE, World, contract_id, metered, received, true_wire, wait_until
 
 from ngp.core.messages import Role
 from ngp.errors import KernelError
@@ -26,7 +26,7 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 print('sends', flush=True)
 while going:
     s.sendto(bytes(size), (address, 9))
-    sent += size + 28
+    sent += 1
 print(sent)
 """
 
@@ -72,15 +72,15 @@ def test_udp_is_billed_as_the_receivers_count_it(world: World, family: int, segm
 @pytest.mark.parametrize("family", [4, 6])
 def test_cut_to_the_packet(world: World, family: int) -> None:
     true_wire(world)
-    contract = world.grant(host(family), granted_bytes=123_456)
+    contract = world.grant(host(family), limit_bytes=123_456)
     world.send_udp(INTERNET[family], 1000 - HEADERS[family], 200)
-    wait_until(lambda: world.reading(contract).refused_bytes == 77_000, "the rest is refused")
+    wait_until(lambda: world.refused() == 77, "the rest is refused")
     assert received(world.lab.internet, family) == (123, 123_000)
     assert world.used(contract)[0] == 123_000
 
 
 def test_downloads_are_cut_at_the_same_limit(world: World) -> None:
-    contract = world.grant(host(4), granted_bytes=84 * 7)
+    contract = world.grant(host(4), limit_bytes=84 * 7)
     assert all(passes(world.lab.client, INTERNET[4]) for _ in range(3))
     assert all(dropped(world.lab.client, INTERNET[4]) for _ in range(2)), "of 7 packets the last is a request"
     assert world.used(contract) == (84 * 4, 84 * 3)
@@ -89,7 +89,7 @@ def test_downloads_are_cut_at_the_same_limit(world: World) -> None:
 def test_never_too_much_under_concurrent_senders_and_top_ups(world: World) -> None:
     true_wire(world)
     contract, granted = contract_id(), 0
-    world.grant(host(4), contract=contract, granted_bytes=granted)
+    world.grant(host(4), contract=contract, limit_bytes=granted)
     senders = [
         subprocess.Popen(python(world.lab.client, UDP_SEND_ON, INTERNET[4], str(size)), stdout=subprocess.PIPE)
         for size in (72, 472, 972)
@@ -102,20 +102,21 @@ def test_never_too_much_under_concurrent_senders_and_top_ups(world: World) -> No
             world.datapath.grant([_generous(contract, granted)])
             assert sum(world.used(contract)) <= granted
         # More than one packet of each sender, which may have been refused on the way while the limit was raised.
-        enough = world.reading(contract).refused_bytes + 100 + 500 + 1000
-        wait_until(lambda than=enough: world.reading(contract).refused_bytes > than, "the limit is reached")
+        enough = world.refused() + 10
+        wait_until(lambda than=enough: world.refused() > than, "the limit is reached")
     for sender in senders:
         sender.terminate()
     sent = sum(int(sender.communicate(timeout=60)[0]) for sender in senders)
     found = world.reading(contract)
-    assert found.used_to_bytes + found.refused_bytes == sent
     assert granted - 1000 < found.used_to_bytes <= granted
     wait_until(lambda: received(world.lab.internet, 4)[1] == found.used_to_bytes, "delivered is what was charged")
+    assert received(world.lab.internet, 4)[0] + world.refused() == sent
+    assert world.account().spent_units == found.used_to_bytes * PRICE
     assert world.datapath.counters()["contended"] == 0
 
 
 def _generous(contract: bytes, granted: int) -> Grant:
-    return Grant(contract, NEIGHBOUR, Role.SERVER, ip_network(host(4)), granted, GENEROUS, 600)
+    return Grant(contract, NEIGHBOUR, Role.SERVER, ip_network(host(4)), granted, 600, PAYER, PRICE)
 
 
 def test_expired_and_blocked_are_dropped_and_never_queued(world: World) -> None:
@@ -149,14 +150,13 @@ def test_another_mac_or_interface_is_not_covered(world: World) -> None:
 @pytest.mark.parametrize("family", [4, 6])
 def test_free_traffic(world: World, family: int) -> None:
     wide, icmp = ip_network(INTERNET[family]).supernet(8), (1, 58)[family == 6]
-    contract = world.grant(host(family), granted_bytes=0)
+    contract = world.grant(host(family), limit_bytes=0)
     world.datapath.apply(desired(free=(FreeRule(wide, 17, 9), FreeRule(ip_network(host(family)), icmp))))
     assert passes(world.lab.client, INTERNET[family]), "free by protocol, both ways"
     true_wire(world)
     world.send_udp(INTERNET[family], 100, 5, port=9)
     world.send_udp(INTERNET[family], 100, 5, port=10)
-    refused = 5 * (100 + HEADERS[family])
-    wait_until(lambda: world.reading(contract).refused_bytes == refused, "the other port isn't free")
+    wait_until(lambda: world.refused() == 5, "the other port isn't free")
     assert received(world.lab.internet, family)[0] == 5
     assert world.used(contract) == (0, 0)
     world.datapath.apply(desired(free=()))
@@ -247,8 +247,8 @@ def test_few_packets_of_a_destination_are_held_and_floods_stay_in_the_kernel(wor
 
 
 def test_hints_come_once(world: World) -> None:
-    contract = world.grant(host(4), granted_bytes=10_000, low_water_bytes=5_000)
-    empty = world.grant(host(6), granted_bytes=0)
+    contract = world.grant(host(4), limit_bytes=10_000, low_water_bytes=5_000)
+    empty = world.grant(host(6), limit_bytes=0)
 
     async def scenario() -> list[Hint]:
         hints: list[Hint] = []
@@ -263,30 +263,35 @@ def test_hints_come_once(world: World) -> None:
         world.datapath.start(loop, lambda held: None, on_hints)
         await loop.run_in_executor(None, world.send_udp, INTERNET[6], 100, 5)
         await loop.run_in_executor(None, world.send_udp, INTERNET[4], 972, 20)
-        world.grant(host(4), contract=contract, granted_bytes=20_000, low_water_bytes=GENEROUS)
+        world.grant(host(4), contract=contract, limit_bytes=20_000)
         await loop.run_in_executor(None, world.send_udp, INTERNET[4], 972, 20)
         await asyncio.wait_for(enough.wait(), 60)
         return hints
 
-    low, depleted = HintKind.LOW, HintKind.DEPLETED
-    assert asyncio.run(scenario()) == [Hint(depleted, empty), Hint(low, contract), *[Hint(depleted, contract)] * 2]
+    low, met = HintKind.LOW, HintKind.EXHAUSTED
+    assert asyncio.run(scenario()) == [Hint(met, empty), Hint(low, contract), *[Hint(met, contract)] * 2]
+    assert world.reading(contract).exhausted
+    world.grant(host(4), contract=contract, limit_bytes=20_001)
+    assert not world.reading(contract).exhausted, "nothing was refused at that limit"
 
 
 def test_a_reused_slot_counts_from_its_own_start(world: World) -> None:
     world.datapath.clean_up(leave_closed=False)
     world.datapath.set_up(desired(contracts_max=1))
     world.datapath.set_neighbours([world.neighbour()])
-    first = world.grant(host(4), granted_bytes=84 * 2)
+    world.limit()
+    first = world.grant(host(4), limit_bytes=84 * 2)
     assert passes(world.lab.client, INTERNET[4]) and dropped(world.lab.client, INTERNET[4])
     with pytest.raises(KernelError, match="CONTRACTS_MAX"):
         world.grant(host(6))
-    (last,) = world.datapath.revoke([first, contract_id()])
-    assert (last.used_to_bytes, last.used_from_bytes, last.refused_bytes) == (84, 84, 84)
-    second = world.grant(host(4), granted_bytes=1000 + 84 * 2, used_to_base_bytes=600, used_from_base_bytes=400)
-    assert world.used(second) == (600, 400) and world.reading(second).refused_bytes == 0
+    assert world.used(first) == (84, 84) and world.reading(first).exhausted
+    world.datapath.revoke([first, contract_id()])
+    assert world.datapath.read([first]) == []
+    second = world.grant(host(4), limit_bytes=1000 + 84 * 2, used_to_base_bytes=600, used_from_base_bytes=400)
+    assert world.used(second) == (600, 400) and not world.reading(second).exhausted
     assert passes(world.lab.client, INTERNET[4]) and dropped(world.lab.client, INTERNET[4])
     assert world.used(second) == (684, 484)
     third = contract_id()
     world.datapath.revoke([second])
-    world.grant(host(4), contract=third, granted_bytes=500, used_to_base_bytes=600)
+    world.grant(host(4), contract=third, limit_bytes=500, used_to_base_bytes=600)
     assert dropped(world.lab.client, INTERNET[4]), "granted less than was used before: nothing passes"

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 from kernel_lab import CLIENT, INTERNET, desired, dropped, lab, passes, sh
-from meter_lab import GENEROUS, NEIGHBOUR, World, contract_id, metered
+from meter_lab import GENEROUS, NEIGHBOUR, PAYER, PRICE, World, contract_id, metered
 
 from ngp.core.messages import Role
 from ngp.errors import ExitCode, KernelError
-from ngp.modules.bpf import Programs, require
-from ngp.modules.network import bpf, hooks, layout, meter, xtables
+from ngp.modules.bpf import Programs, Table, require
+from ngp.modules.network import bpf, former, hooks, layout, meter, xtables
+from ngp.modules.network import datapath as datapath_module
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.meter import GATE_PROGRAMS
-from ngp.ports import Grant, Standing
+from ngp.ports import AccountReading, Adopted, Grant, Standing
 
 HOST = f"{INTERNET[4]}/32"
 
@@ -35,14 +38,15 @@ sys.path[:0] = sys.argv[3:]
 from ipaddress import ip_network
 from pathlib import Path
 from kernel_lab import desired
-from meter_lab import GENEROUS, NEIGHBOUR
+from meter_lab import NEIGHBOUR, PAYER, PRICE
 from ngp.core.messages import Role
 from ngp.modules.network.datapath import Datapath
-from ngp.ports import Grant, KernelNeighbour
+from ngp.ports import AccountLimit, Grant, KernelNeighbour
 datapath = Datapath(Path(sys.argv[1]))
 datapath.set_up(desired())
 datapath.set_neighbours([KernelNeighbour(NEIGHBOUR, "m0", bytes.fromhex(sys.argv[2]), (), True, False)])
-grants = [Grant(bytes([n]) * 16, NEIGHBOUR, Role.SERVER, ip_network(p), 10_000, GENEROUS, 600)
+datapath.limit_accounts([AccountLimit(PAYER, 10_000 * PRICE)])
+grants = [Grant(bytes([n]) * 16, NEIGHBOUR, Role.SERVER, ip_network(p), 10_000, 600, PAYER, PRICE)
           for n, p in ((1, "10.77.2.2/32"), (2, "fd00:77::/32"))]
 datapath.grant(grants)
 os._exit(9)
@@ -71,16 +75,20 @@ def test_an_interface_that_goes_while_ngp_starts_is_no_reason_to_give_up(tmp_pat
 
 
 def test_traffic_goes_on_and_is_adopted_after_a_crash(world: World) -> None:
-    contract = world.grant(HOST, granted_bytes=84 * 6, low_water_bytes=84)
+    contract = world.grant(HOST, limit_bytes=84 * 6, low_water_bytes=84)
     client = world.grant("fd00:77::/32", role=Role.CLIENT, used_to_base_bytes=70, used_from_base_bytes=30)
     assert passes(world.lab.client, INTERNET[4])
     world.datapath.close()
     assert passes(world.lab.client, INTERNET[4]), "nobody is there, and the contract holds"
-    found = {each.grant.contract: each for each in world.datapath.set_up(desired())}
+    adopted = world.datapath.set_up(desired())
+    (account,) = adopted.accounts
+    assert account.reading == AccountReading(PAYER, 4 * 84 * PRICE)
+    found = {each.grant.contract: each for each in adopted.contracts}
     assert set(found) == {contract, client}
     grant, reading = found[contract].grant, found[contract].reading
     assert (grant.neighbour, grant.role, grant.destination) == (NEIGHBOUR, Role.SERVER, ip_network(HOST))
-    assert (grant.granted_bytes, grant.low_water_bytes) == (84 * 6, 84) and 300 < grant.expires_in_s <= 600
+    assert (grant.limit_bytes, grant.low_water_bytes) == (84 * 6, 84) and 300 < grant.expires_in_s <= 600
+    assert (grant.account, grant.price_msat_per_gib) == (PAYER, PRICE)
     assert (reading.used_to_bytes, reading.used_from_bytes) == (168, 168)
     assert found[client].grant.destination == ip_network("fd00:77::/32") and found[client].grant.role is Role.CLIENT
     assert (found[client].reading.used_to_bytes, found[client].reading.used_from_bytes) == (70, 30)
@@ -118,7 +126,9 @@ def test_adopted_from_a_killed_process(tmp_path: Path, mounts: str) -> None:
             assert (tmp_path / "bpf").is_mount() == (mounts == "same")
             assert passes(built.client, INTERNET[4])
             assert Datapath(tmp_path).standing() == Standing(meter=True, sells=True, gate=True)
-            found = {each.grant.contract: each.reading for each in datapath.set_up(desired())}
+            adopted = datapath.set_up(desired())
+            found = {each.grant.contract: each.reading for each in adopted.contracts}
+            assert [each.reading.spent_units for each in adopted.accounts] == [168 * PRICE]
             assert (found[b"\1" * 16].used_to_bytes, found[b"\1" * 16].used_from_bytes) == (84, 84)
             assert (tmp_path / "bpf" / "xt_unpaid").exists()
             assert passes(built.client, INTERNET[6])
@@ -181,7 +191,7 @@ def test_clsact_that_we_made_goes_and_one_that_we_found_stays(tmp_path: Path) ->
 
 
 def test_an_interface_that_is_no_longer_mesh_is_let_go(world: World) -> None:
-    world.grant(HOST, granted_bytes=0)
+    world.grant(HOST, limit_bytes=0)
     assert dropped(world.lab.client, INTERNET[4])
     world.datapath.apply(desired(mesh_interfaces=("m1",)))
     assert passes(world.lab.client, INTERNET[4])
@@ -212,7 +222,7 @@ def test_contracts_follow_an_interface_that_is_made_again(world: World) -> None:
 def test_contracts_wait_for_an_interface_that_is_not_there_yet(world: World) -> None:
     world.datapath.set_neighbours([world.neighbour(neighbour=99, interface="late0")])
     granted = [
-        Grant(bytes([number]) * 16, number, Role.SERVER, ip_network(place), GENEROUS, GENEROUS, 600)
+        Grant(bytes([number]) * 16, number, Role.SERVER, ip_network(place), GENEROUS, 600)
         for number, place in ((99, HOST), (NEIGHBOUR, "fd00:77::/32"))
     ]
     world.datapath.grant(granted)
@@ -239,7 +249,48 @@ def test_another_versions_tables_are_refused(world: World, monkeypatch: pytest.M
     with pytest.raises(KernelError, match="ngp stop"):
         world.datapath.set_up(desired())
     monkeypatch.undo()
-    assert [each.grant.contract for each in world.datapath.set_up(desired())] == [contract]
+    assert [each.grant.contract for each in world.datapath.set_up(desired()).contracts] == [contract]
+
+
+def test_the_next_layout_reads_what_the_tables_of_this_one_counted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of a made-up next LAYOUT are elsewhere and shaped otherwise; it still reads these, to the byte."""
+    contract, other = world.grant(HOST), world.grant("fd00:77::/32", used_to_base_bytes=70, used_from_base_bytes=30)
+    bought = world.grant("198.51.100.0/24", role=Role.CLIENT)
+    gone = world.grant("198.51.100.1/32")
+    assert passes(world.lab.client, INTERNET[4])
+    world.datapath.revoke([gone])
+    world.datapath.close()
+    following = replace(
+        layout.BOOKS[layout.LAYOUT],
+        **{"contracts": "ngp_other", "line_words": 16, "tag": 9, "price": 1, "used": 12, "used_to": 13},
+    )
+    monkeypatch.setitem(layout.BOOKS, layout.LAYOUT + 1, following)
+    monkeypatch.setattr(layout, "LAYOUT", layout.LAYOUT + 1)
+    with pytest.raises(KernelError, match="another version"):
+        world.datapath.set_up(desired())
+    with running_tables(world) as tables:
+        found = {each.contract: each for each in former.last_counts(tables)}
+        assert found == {
+            contract: former.LastCount(contract, 84, 84, PRICE, PAYER),
+            other: former.LastCount(other, 70, 30, PRICE, PAYER),
+            bought: former.LastCount(bought, 0, 0, 0, b""),
+        }
+        monkeypatch.delitem(layout.BOOKS, layout.LAYOUT - 1)
+        with pytest.raises(KernelError, match="isn't known"):
+            former.last_counts(tables)
+
+
+@contextlib.contextmanager
+def running_tables(world: World) -> Iterator[dict[str, Table]]:
+    """Open the tables of the meter that was left running."""
+    tables = world.datapath._find_running()
+    try:
+        yield tables
+    finally:
+        for table in tables.values():
+            table.close()
 
 
 def test_a_failed_set_up_leaves_nothing(tmp_path: Path) -> None:
@@ -251,7 +302,11 @@ def test_a_failed_set_up_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [(bpf, "mount_bpffs"), (bpf, "pin"), (meter, "NeighbourTable"), (meter, "ContractTable")]
+    "step",
+    [
+        *((bpf, "mount_bpffs"), (bpf, "pin"), (datapath_module, "ProgramsWait")),
+        *((meter, "NeighbourTable"), (meter, "AccountTable"), (meter, "ContractTable")),
+    ],
 )
 def test_a_set_up_that_the_kernel_refuses_at_any_step_leaves_nothing_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[object, str]
@@ -292,12 +347,12 @@ def test_a_changed_size_counts_after_a_stop(tmp_path: Path, caplog: pytest.LogCa
         bigger = desired(contracts_max=2000)
         (line,) = [each for each in world.datapath.check(bigger) if each.name == "contracts"]
         assert "1000" in line.found and "2000" in line.found and "ngp stop" in line.remedy
-        assert [each.grant.contract for each in world.datapath.set_up(bigger)] == [contract]
+        assert [each.grant.contract for each in world.datapath.set_up(bigger).contracts] == [contract]
         assert "CONTRACTS_MAX 2000" in caplog.text
         assert "CONTRACTS_MAX 2000" in world.datapath.describe()["contracts_max"]
         world.datapath.clean_up(leave_closed=False)
         assert not [each for each in world.datapath.check(bigger) if each.name == "contracts"]
-        assert world.datapath.set_up(bigger) == []
+        assert world.datapath.set_up(bigger) == Adopted()
         assert (
             world.datapath.describe()["contracts"] == "0 of 2000" and "contracts_max" not in world.datapath.describe()
         )
@@ -306,7 +361,7 @@ def test_a_changed_size_counts_after_a_stop(tmp_path: Path, caplog: pytest.LogCa
 def test_a_full_table_is_named_and_half_a_batch_is_not_granted(tmp_path: Path) -> None:
     with metered(tmp_path, contracts_max=2) as world:
         grants = [
-            Grant(contract_id(), NEIGHBOUR, Role.SERVER, ip_network((0x0B000000 + n, 32)), 10**6, GENEROUS, 600)
+            Grant(contract_id(), NEIGHBOUR, Role.SERVER, ip_network((0x0B000000 + n, 32)), 10**6, 600, PAYER, PRICE)
             for n in range(3)
         ]
         with pytest.raises(KernelError, match="CONTRACTS_MAX"):
@@ -349,7 +404,7 @@ def test_legacy_tables_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(xtables, "detect", lambda: xtables.Choice(xtables.LEGACY, "chosen by the test"))
     with metered(tmp_path) as world:
         assert "NGP_GATE" in sh("ip6tables-legacy-save") and "NGP" not in sh("iptables-nft-save")
-        contracts = [world.grant(f"{INTERNET[6]}/128", granted_bytes=104 * 3), world.grant(HOST, granted_bytes=84 * 3)]
+        contracts = [world.grant(f"{INTERNET[6]}/128", limit_bytes=104 * 3), world.grant(HOST, limit_bytes=84 * 3)]
         for family, contract in ((6, contracts[0]), (4, contracts[1])):
             each = {4: 84, 6: 104}[family]
             assert [passes(world.lab.client, INTERNET[family]) for _ in range(2)] == [True, False]
@@ -379,7 +434,7 @@ def test_one_that_is_not_set_up_knows_the_host(tmp_path: Path) -> None:
 def test_a_hundred_thousand_contracts(tmp_path: Path) -> None:
     with metered(tmp_path, contracts_max=100_000) as world:
         grants = [
-            Grant(contract_id(), NEIGHBOUR, Role.SERVER, ip_network((0x0B000000 + n, 32)), 10**6, GENEROUS, 600)
+            Grant(contract_id(), NEIGHBOUR, Role.SERVER, ip_network((0x0B000000 + n, 32)), 10**6, 600, PAYER, PRICE)
             for n in range(99_999)
         ]
         start = time.process_time()  # also what the kernel does for it; not what others do meanwhile
@@ -387,13 +442,14 @@ def test_a_hundred_thousand_contracts(tmp_path: Path) -> None:
         mine = world.grant(HOST)
         granted = time.process_time()
         world.datapath.close()
-        assert len(world.datapath.set_up(desired(contracts_max=100_000))) == 100_000
+        assert len(world.datapath.set_up(desired(contracts_max=100_000)).contracts) == 100_000
         adopted = time.process_time()
         assert passes(world.lab.client, INTERNET[4])
         assert [each.contract for each in world.datapath.read()] == [mine] and world.datapath.read() == []
         assert world.used(mine) == (84, 84)
         assert granted - start < 10 and adopted - granted < 15
-        assert len(world.datapath.revoke([each.contract for each in grants])) == 99_999
+        world.datapath.revoke([each.contract for each in grants])
+        assert world.datapath.describe()["contracts"] == "1 of 100000"
 
 
 def _state() -> str:

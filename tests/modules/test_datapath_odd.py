@@ -85,10 +85,10 @@ def test_odd_packets_are_billed_as_they_arrive_and_cut(world: World, family: int
     carried = received(world.lab.internet, family)[1]
     assert world.used(contract)[0] == carried
     world.datapath.revoke([contract])
-    contract = world.grant(f"{INTERNET[family]}/{BITS[family]}", granted_bytes=5 * (160 + 20) + 100)
+    contract = world.grant(f"{INTERNET[family]}/{BITS[family]}", limit_bytes=5 * (160 + 20) + 100)
     send(world, [ip_packet(CLIENT[4], INTERNET[4], UDP, bytes(160), flags=LATER)] if family == 4 else packets, times=20)
     used = world.used(contract)[0]
-    assert used <= 5 * (160 + 20) + 100 and world.reading(contract).refused_bytes
+    assert used <= 5 * (160 + 20) + 100 and world.reading(contract).exhausted
     wait_until(lambda: received(world.lab.internet, family)[1] == carried + used, "not a byte more")
 
 
@@ -96,7 +96,7 @@ def test_odd_packets_are_billed_as_they_arrive_and_cut(world: World, family: int
 def test_a_free_destination_opens_no_way_to_another(world: World, family: int) -> None:
     """Forged sources and forged quotes carry nothing for nothing; nor is a client free that lives in a free prefix."""
     client, internet, free = CLIENT[family], INTERNET[family], NAME_SERVER[family]
-    nothing = world.grant(f"{internet}/{BITS[family]}", granted_bytes=0)
+    world.grant(f"{internet}/{BITS[family]}", limit_bytes=0)
     rules = (FreeRule(ip_network(free), UDP, 53), FreeRule(ip_network(client)))
     world.datapath.apply(desired(free=rules))
     query, reply = udp(client, free, 53, bytes(100)), udp(free, client, 5000, bytes(100), 53)
@@ -106,12 +106,11 @@ def test_a_free_destination_opens_no_way_to_another(world: World, family: int) -
         quoting(family, client, internet, udp(internet, free, 53, bytes(500))),
     ]
     send(world, ups)
-    up_bytes = sum(map(len, ups))
-    wait_until(lambda: world.reading(nothing).refused_bytes == up_bytes, "the uploads are refused")
+    wait_until(lambda: world.refused() == len(ups), "the uploads are refused")
     downs = [udp(internet, client, 9, bytes(500), 53), udp(internet, client, 53, bytes(500), 53)]
     send(world, downs, upload=False)
-    refused = up_bytes + sum(map(len, downs))
-    wait_until(lambda: world.reading(nothing).refused_bytes == refused, "the downloads are refused")
+    refused = len(ups) + len(downs)
+    wait_until(lambda: world.refused() == refused, "the downloads are refused")
     true_wire(world)
     for command in ("iptables", "ip6tables"):
         sh(f"{command} -t raw -F PREROUTING", world.lab.client)
@@ -122,7 +121,7 @@ def test_a_free_destination_opens_no_way_to_another(world: World, family: int) -
     send(world, [reply, quoting(family, internet, client, query)], upload=False)
     wait_until(lambda: received(world.lab.client, family)[0] == 1, "an error about the question")
     assert world.datapath.counters()["passed_to_queue"] == 0, "an error about the answer is free as well"
-    assert world.reading(nothing).refused_bytes == refused
+    assert world.refused() == refused
 
 
 @pytest.mark.parametrize("family", [4, 6])

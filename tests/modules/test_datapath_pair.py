@@ -29,14 +29,12 @@ class Pair:
         self.world, self.buyer = world, buyer
         self.sold = self.bought = b""
 
-    def agree(self, destination: str, granted_bytes: int = GENEROUS) -> None:
+    def agree(self, destination: str, limit_bytes: int = GENEROUS) -> None:
         """Grant the contract as two daemons do: the client's meter knows of it before its accept leaves."""
         self.bought = contract_id()
-        grant = Grant(
-            self.bought, SELLER, Role.CLIENT, ip_network(destination), granted_bytes, GENEROUS, expires_in_s=600
-        )
+        grant = Grant(self.bought, SELLER, Role.CLIENT, ip_network(destination), limit_bytes, expires_in_s=600)
         self.buyer.grant([grant])
-        self.sold = self.world.grant(destination, granted_bytes=granted_bytes)
+        self.sold = self.world.grant(destination, limit_bytes=limit_bytes)
 
     def used(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Bytes to and from the destination, by the seller's and by the buyer's meter."""
@@ -117,12 +115,12 @@ def test_both_meters_agree_from_the_first_packet_on(pair: Pair, family: int, wid
 
 
 def test_both_meters_stop_at_the_limit_and_the_client_lets_pass(pair: Pair) -> None:
-    pair.agree(f"{INTERNET[4]}/32", granted_bytes=1000)
+    pair.agree(f"{INTERNET[4]}/32", limit_bytes=1000)
     pair.world.send_udp(INTERNET[4], 272, 5)
-    wait_until(lambda: pair.world.reading(pair.sold).refused_bytes == 600, "the server saw all five, and refused two")
+    wait_until(lambda: pair.world.refused() == 2, "the server saw all five, and refused two")
     assert pair.used() == ((900, 0), (900, 0))
     (bought,) = pair.buyer.read([pair.bought])
-    assert bought.refused_bytes == 600
+    assert bought.exhausted
 
 
 def test_what_was_sent_long_ago_or_to_another_is_not_counted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +132,7 @@ def test_what_was_sent_long_ago_or_to_another_is_not_counted(pair: Pair, monkeyp
     monkeypatch.undo()
     pair.agree(f"{INTERNET[4]}/32")
     assert _bought(pair).used_to_bytes == 0, "taken once"
-    pair.agree("10.77.2.99/32", granted_bytes=200)
+    pair.agree("10.77.2.99/32", limit_bytes=200)
     assert _bought(pair).used_to_bytes == 200, "no more than what was granted"
 
 

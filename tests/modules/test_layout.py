@@ -12,6 +12,18 @@ TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 OURS, OTHER, BEHIND = (ip_network(address) for address in ("203.0.113.1", "203.0.113.77", "198.51.100.7"))
 
 
+def test_the_books_of_this_layout_are_as_they_are_written() -> None:
+    """An entry is kept apart from what the meter uses now, which the next LAYOUT changes."""
+    assert layout.BOOKS[layout.LAYOUT] == layout.Books(
+        *(layout.CONTRACTS, layout.LABELS, layout.IDENTITIES, layout.LINE_WORDS),
+        *(layout.TAG, layout.PRICE, layout.USED, layout.USED_TO),
+        label=layout.BOOKS[layout.LAYOUT].label,
+        identity=layout.BOOKS[layout.LAYOUT].identity,
+    )
+    assert layout.BOOKS[layout.LAYOUT].label.format == layout.LABEL.format
+    assert layout.BOOKS[layout.LAYOUT].identity.format == layout.IDENTITY.format
+
+
 def pairs(address: str, tables: dict[int, dict[bytes, bytes]]) -> int:
     """Count the pairs that stand at one address."""
     where = ip_network(address)

@@ -46,7 +46,7 @@ def neighbour(identity: bytes = ALICE, **changes: Any) -> NeighbourRecord:
 def account(identity: bytes = ALICE, role: Role = Role.SERVER, **changes: Any) -> AccountRecord:
     values: dict[str, Any] = {
         "identity": identity, "role": role, "paid_msat": 0, "charged_msat": 0, "refunded_msat": 0,
-        "grace_debt_bytes": 0, "grace_until_s": 0, "billed_msat": 0,
+        "grace_until_s": 0, "billed_msat": 0,
     }  # fmt: skip
     return AccountRecord(**{**values, **changes})
 
@@ -56,7 +56,7 @@ def contract(number: int, identity: bytes = ALICE, role: Role = Role.SERVER, **c
         "contract": contract_id(number), "role": role, "identity": identity, "interface": "mesh0",
         "link_address": b"\x02\0\0\0\0\1", "destination": "2001:db8::/64",
         "state": "active", "reason": "", "prices": ((0, 5 << 20), (4096, 6 << 20)),
-        "data_limit_bytes": 1 << 24, "lifetime_s": 600, "granted_bytes": 1 << 20, "used_to_bytes": 0,
+        "data_limit_bytes": 1 << 24, "lifetime_s": 600, "used_to_bytes": 0,
         "used_from_bytes": 0,
         "charged_msat": 0, "billed_bytes": 0, "opened_at_s": NOW, "expires_at_s": NOW + 600, "closed_at_s": 0,
     }  # fmt: skip
@@ -77,7 +77,12 @@ def payment(
 
 def journal(kind: str = "contract", **changes: Any) -> JournalRecord:
     values: dict[str, Any] = {
-        "time_s": NOW, "kind": kind, "identity": ALICE, "contract": b"", "amount_msat": 0,
-        "payment_hash": b"", "state": "active",
+        "time_s": NOW,
+        "kind": kind,
+        "identity": ALICE,
+        "contract": b"",
+        "amount_msat": 0,
+        "payment_hash": b"",
+        "state": "active",
     }
     return JournalRecord(**{**values, **changes})

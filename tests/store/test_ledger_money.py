@@ -134,14 +134,10 @@ class Bookkeeping(RuleBasedStateMachine):
         )  # fmt: skip
         key = (after.identity, after.role)
         total = "metered_msat" if key[1] is Role.CLIENT else "charged_msat"  # a client's is charged by the bill
-        self.accounts[key] = replace(
-            self.accounts[key], **{total: getattr(self.accounts[key], total) + amount}
-        )
+        self.accounts[key] = replace(self.accounts[key], **{total: getattr(self.accounts[key], total) + amount})
         if not close:
             self.running[after.contract] = after
-        line = journal(
-            "charge", time_s=self.now, identity=after.identity, contract=after.contract, amount_msat=amount
-        )
+        line = journal("charge", time_s=self.now, identity=after.identity, contract=after.contract, amount_msat=amount)
         self.ledger.commit([after, self.accounts[key], line])
 
     @rule(days=st.integers(0, 60))

@@ -57,7 +57,7 @@ def test_an_older_ledger_knows_what_was_metered_and_takes_what_was_closed_as_tol
     path = tmp_path / "ledger.db"
     ledger = SqliteLedger.open(path)
     ledger.commit([
-        account(role=Role.CLIENT, charged_msat=7), account(charged_msat=9),
+        account(role=Role.CLIENT, charged_msat=7), account(paid_msat=2, charged_msat=9, grace_until_s=NOW),
         contract(1, used_to_bytes=1, closed_at_s=NOW),
         contract(2, role=Role.CLIENT, charged_msat=30), contract(3, role=Role.CLIENT, charged_msat=4, closed_at_s=NOW),
     ])  # fmt: skip
@@ -68,9 +68,15 @@ def test_an_older_ledger_knows_what_was_metered_and_takes_what_was_closed_as_tol
         run(f"ALTER TABLE accounts DROP COLUMN {column}")
     run("DROP TABLE blocks")
     run("ALTER TABLE neighbours ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0")
+    for column in ("grace_data_bytes", "grace_price_msat_per_gib"):
+        run(f"ALTER TABLE accounts DROP COLUMN {column}")
+    run("ALTER TABLE contracts ADD COLUMN granted_bytes INTEGER NOT NULL DEFAULT 4096")
+    run("ALTER TABLE accounts ADD COLUMN grace_debt_bytes INTEGER NOT NULL DEFAULT 1024")
     run("PRAGMA user_version = 1")
     ledger.close()
     ledger = SqliteLedger.open(path)
+    (owes,) = (one for one in ledger.load(NOW).accounts if one.role is Role.SERVER)
+    assert (owes.paid_msat - owes.charged_msat - owes.refunded_msat, owes.grace_until_s) == (-7, NOW)  # grace was used
     assert {one.role: one.metered_msat for one in ledger.load(NOW).accounts} == {Role.CLIENT: 134, Role.SERVER: 0}
     assert ledger.unacknowledged(ALICE, (0, b""), 9) == ((), None)
 

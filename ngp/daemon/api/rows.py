@@ -46,7 +46,6 @@ class ContractRow:
     reason: str
     price_msat_per_gib: int
     data_limit_bytes: int
-    granted_bytes: int
     used_to_bytes: int
     used_from_bytes: int
     charged_msat: int
@@ -72,7 +71,6 @@ def contract_row(found: Contract | ContractRecord, real_money: bool) -> Contract
         reason=record.reason,
         price_msat_per_gib=record.prices[-1][1],
         data_limit_bytes=record.data_limit_bytes,
-        granted_bytes=record.granted_bytes,
         used_to_bytes=record.used_to_bytes,
         used_from_bytes=record.used_from_bytes,
         charged_msat=record.charged_msat,
@@ -154,8 +152,8 @@ def account_row(
         role=found.role.value,
         neighbour=identity.text(found.identity),
         balance_msat=found.paid_msat - found.charged_msat - found.refunded_msat,
-        reserved_msat=max(0, live.reserved_msat) if live else 0,
-        grace_left_bytes=max(0, grace_data_bytes - live.grace_bytes_in_use) if live and serves else 0,
+        reserved_msat=live.reserved_msat if live else 0,
+        grace_left_bytes=live.grace_left_bytes(grace_data_bytes) if live and serves else 0,
         paid_msat=found.paid_msat,
         charged_msat=found.charged_msat,
         refunded_msat=found.refunded_msat,

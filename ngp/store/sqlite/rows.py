@@ -155,8 +155,8 @@ def neighbour(row: _Row) -> NeighbourRecord:
 
 def account(row: _Row) -> AccountRecord:
     """Make a record of a row of ACCOUNT_COLUMNS."""
-    identity, role, paid, charged, refunded, debt, until, billed, disputed, *rest = row
-    return AccountRecord(identity, Role(role), paid, charged, refunded, debt, until, billed, bool(disputed), *rest)
+    identity, role, paid, charged, refunded, until, billed, disputed, *rest = row
+    return AccountRecord(identity, Role(role), paid, charged, refunded, until, billed, bool(disputed), *rest)
 
 
 def contract(row: _Row) -> ContractRecord:

@@ -90,4 +90,12 @@ _THIRD = (
     "ALTER TABLE neighbours DROP COLUMN blocked",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)
+# the kernel holds the account: what a contract was granted is no more, and what of grace is owed is a negative balance
+_FOURTH = (
+    "ALTER TABLE contracts DROP COLUMN granted_bytes",
+    "ALTER TABLE accounts DROP COLUMN grace_debt_bytes",
+    "ALTER TABLE accounts ADD COLUMN grace_data_bytes INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE accounts ADD COLUMN grace_price_msat_per_gib INTEGER NOT NULL DEFAULT 0",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)

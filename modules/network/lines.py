@@ -1,0 +1,61 @@
+"""Lines: a table of 64-byte lines in mapped memory, and a label beside each that only user space reads.
+
+Contracts and accounts both stand in such tables. A line's words are stored and read one by one, eight aligned bytes at
+a time, as the kernel does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ngp.modules.bpf import Table
+from ngp.modules.network.layout import KERNEL_WORDS, LINE_BYTES, LINE_WORDS
+
+_PAGE_BYTES = 4096
+
+
+class Lines:
+    """Maps lines and labels. Args: lines, labels: two tables of as many entries each."""
+
+    def __init__(self, lines: Table, labels: Table) -> None:
+        self.slots_max: int = lines.entries
+        self._lines, self.labels = lines.map_memory(), labels.map_memory()
+        self.words = memoryview(self._lines).cast("Q")
+        self.label_words, self.label_halves = memoryview(self.labels).cast("q"), memoryview(self.labels).cast("I")
+        self._pages: list[bytes] = []
+
+    def used_before(self) -> Iterator[int]:
+        """Yield the slots up to the last whose label was ever written, and some more; pages behind cost little."""
+        end, empty, last = self.slots_max * LINE_BYTES, bytes(_PAGE_BYTES), 0
+        for start in range(0, end, _PAGE_BYTES):
+            page = self.labels[start : min(start + _PAGE_BYTES, end)]
+            if page != empty[: len(page)]:
+                until = (start + len(page)) // LINE_BYTES
+                yield from range(last, until)
+                last = until
+
+    def changed(self, slots: int) -> Iterator[int]:
+        """Yield, of the first so many slots, those where the kernel wrote since the last call.
+
+        Whole pages are compared with what they were: lines that stay as they are cost next to nothing.
+        """
+        for index, start in enumerate(range(0, slots * LINE_BYTES, _PAGE_BYTES)):
+            page = self._lines[start : start + _PAGE_BYTES]
+            if index == len(self._pages):
+                self._pages.append(bytes(len(page)))
+            before = self._pages[index]
+            if page == before:
+                continue
+            self._pages[index] = page
+            new, old = memoryview(page).cast("Q"), memoryview(before).cast("Q")
+            for line in range(0, len(new), LINE_WORDS):
+                kernel = slice(line + KERNEL_WORDS, line + LINE_WORDS)
+                if new[kernel] != old[kernel]:
+                    yield start // LINE_BYTES + line // LINE_WORDS
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        for view in (self.words, self.label_words, self.label_halves):
+            view.release()
+        self._lines.close()
+        self.labels.close()

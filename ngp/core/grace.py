@@ -1,0 +1,106 @@
+"""Grace: the credit that lets a client begin before its payment has come, and go on while the next one is on its way.
+
+It is opened when a contract is accepted without money or the balance runs low, only while this daemon lives, and is the
+account's until all is paid. Unused it costs nothing and goes on; from the first byte on it lasts GRACE_TIME, and what
+was used of it by then is a debt: none is given again before that is paid. It counts whole on every link on which the
+account has contracts, so that neither keys nor link addresses bring more (`CreditLine`).
+"""
+
+from __future__ import annotations
+
+from ngp.core.account import Account, Credit
+from ngp.core.contract import CloseReason, Contract
+from ngp.core.timers import Due
+from ngp.core.world import World
+
+UNUSED_S = 2.0
+"""An account that never paid has its grace taken back when it wasn't used for so long: others may need it. TCP sends a
+first packet that was dropped again after 1 s."""
+
+
+def offer(world: World, account: Account, contract: Contract) -> None:
+    """Open the account's credit for a contract, as far as its link and interface have room, unless there is one."""
+    now, settings = world.now.monotonic_s, world.settings
+    credit = account.credit
+    if credit is not None:
+        if credit.until_mono_s > now:
+            _count(world, credit, contract.link)
+        elif not account.debt_msat:
+            credit.until_mono_s = now + settings.grace_time_s  # nobody used it, or asked for it, for a while
+        return
+    left_bytes = world.credit.left_bytes(contract.link, settings.grace_data_bytes)
+    if account.debt_msat or not contract.price_msat_per_gib or not left_bytes:
+        return
+    account.credit = Credit(left_bytes, contract.price_msat_per_gib, now + settings.grace_time_s, set())
+    _count(world, account.credit, contract.link)
+    if not account.paid_msat:
+        world.timers.set(Due.CREDIT, account.identity, now + UNUSED_S)
+
+
+def _count(world: World, credit: Credit, link: tuple[str, bytes]) -> None:
+    if link not in credit.links:
+        credit.links.add(link)
+        world.credit.change(link, credit.data_bytes)
+
+
+def metered(world: World, account: Account) -> None:
+    """Note whether an account's credit is being used, after its bytes were charged: unused it goes on."""
+    credit, now = account.credit, world.now.monotonic_s
+    if credit is None or credit.until_mono_s <= now:
+        return
+    if not account.debt_msat:
+        if account.paid_msat:
+            credit.until_mono_s = now + world.settings.grace_time_s
+    else:
+        world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s)
+
+
+def credit_due(world: World, account: Account) -> None:
+    """Take credit back that nobody used; end one whose time is over, and remember what was used."""
+    credit, now = account.credit, world.now.monotonic_s
+    if credit is None:
+        return
+    if not account.debt_msat:
+        if not account.paid_msat:
+            take_back(world, account)
+            world.limit(account)
+    elif credit.until_mono_s <= now:
+        end(world, account, credit)
+        world.limit(account)
+    else:
+        world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s)
+
+
+def end(world: World, account: Account, credit: Credit) -> None:
+    """Count what was used of a credit whose time is over as a default on each of its links, until it is paid."""
+    used_bytes = credit.used_bytes(account.debt_msat)
+    for link in credit.links:
+        world.credit.change(link, used_bytes - credit.data_bytes)
+        world.credit.remember_default(link, used_bytes, world.now.monotonic_s)
+    credit.data_bytes = used_bytes
+
+
+def take_back(world: World, account: Account) -> None:
+    """Close an account's credit: nothing is owed any more, or nothing was used, or all of it is forgotten."""
+    if account.credit is not None:
+        for link in account.credit.links:
+            world.credit.change(link, -account.credit.data_bytes)
+        account.credit = None
+        world.timers.clear(Due.CREDIT, account.identity)
+
+
+def accepted_unpaid(world: World, account: Account, contract: Contract) -> None:
+    """Give a contract that was accepted without money its time: it is prepaid by then or goes, with credit or without.
+
+    Stops neighbours that accept, never pay and fill the tables.
+    """
+    account.unpaid[contract.contract] = contract
+    until = world.now.monotonic_s + world.settings.grace_time_s
+    world.timers.set_if_unset(Due.UNPAID, account.identity, until)
+
+
+def unpaid_due(world: World, account: Account) -> None:
+    """End what was accepted and not paid for; other contracts of the account stay, and wait for its money."""
+    if account.funds_msat <= 0:
+        for contract in list(account.unpaid.values()):
+            world.halt(contract, CloseReason.UNPAID)

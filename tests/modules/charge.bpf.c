@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * The meter's own charge, asked without a packet: the tests name the contract's slot and the bytes. What else happens once
+ * in a million packets can be had at will: others use the contract between the look at it and the account's payment, or a
+ * word changes between its reading and the swap.
+ * `storm` charges packets of random sizes to random contracts, and counts apart what passed. `slow` runs long enough for
+ * a test to find it running.
+ */
+#include "meter.h"
+
+struct request {
+	__u64 bytes, others_bytes;
+	__u32 slot, role;
+};
+
+static __always_inline __u32 after_others(struct contract *contract, __u64 bytes, __u32 slot)
+{
+	if (bytes)
+		__sync_fetch_and_add(&contract->used, bytes);
+	return slot;
+}
+
+#undef ACCOUNT
+#define ACCOUNT(tag) after_others(contract, p->others_bytes, (__u32)((tag) >> 32))
+
+TABLE(lab_meddling, ARRAY, __u32, __u64, 1, BPF_F_MMAPABLE);
+
+static __always_inline void meddle(__u64 *word)
+{
+	__u32 zero = 0;
+	__u64 *units = bpf_map_lookup_elem(&lab_meddling, &zero), by;
+
+	if (units && *units) {
+		by = *units;
+		*units = 0;
+		__sync_fetch_and_add(word, by);
+	}
+}
+
+#define __sync_val_compare_and_swap(word, old, new) (meddle(word), __sync_val_compare_and_swap(word, old, new))
+#define NGP_PACKET_H                                          /* this one's instead */
+#include <linux/if_ether.h>
+struct packet { __u64 bytes, others_bytes; };
+#include "charge.h"
+
+TABLE(lab_passed, ARRAY, __u32, __u64, 64, BPF_F_MMAPABLE);
+TABLE(lab_progress, ARRAY, __u32, __u64, 1, BPF_F_MMAPABLE);
+
+SEC("tc")
+int ask(struct __sk_buff *skb)
+{
+	struct request request = {};
+	struct contract *contract;
+	struct packet p;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &request, sizeof(request)))
+		return -1;
+	p.bytes = request.bytes;
+	p.others_bytes = request.others_bytes;
+	contract = bpf_map_lookup_elem(&ngp_contracts, &request.slot);
+	if (!contract)
+		return -1;
+	if (request.role == CLIENT)
+		return charge(contract, request.slot, &p, FROM, CLIENT);
+	return charge(contract, request.slot, &p, TO, SERVER);
+}
+
+/* The request has masks: of the sizes, and of the contracts' slots. */
+SEC("tc")
+int storm(struct __sk_buff *skb)
+{
+	__u32 random = bpf_get_prandom_u32(), slot;
+	struct request request = {};
+	struct contract *contract;
+	struct packet p = {};
+	__u64 *passed;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &request, sizeof(request)))
+		return -1;
+	slot = random & request.slot;
+	p.bytes = 1 + (random >> 8 & request.bytes);
+	contract = bpf_map_lookup_elem(&ngp_contracts, &slot);
+	passed = bpf_map_lookup_elem(&lab_passed, &slot);
+	if (!contract || !passed || !charge(contract, slot, &p, TO, SERVER))
+		return 0;
+	__sync_fetch_and_add(passed, p.bytes);
+	return 1;
+}
+
+static long step(__u32 index, void *context)
+{
+	return bpf_ktime_get_ns() >= *(__u64 *)context;
+}
+
+SEC("tc")
+int slow(struct __sk_buff *skb)
+{
+	__u64 until = bpf_ktime_get_ns() + 200000000, *progress;
+	__u32 zero = 0;
+
+	progress = bpf_map_lookup_elem(&lab_progress, &zero);
+	if (!progress)
+		return 0;
+	ONCE(*progress) = 1;
+	bpf_loop(1 << 23, step, &until, 0);
+	ONCE(*progress) = 2;
+	return 1;
+}
+
+char _license[] SEC("license") = "GPL";
