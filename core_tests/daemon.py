@@ -146,10 +146,21 @@ class Daemon:
 
     def kill9(self) -> None:
         """Kill it without a warning, and wait until its process is gone."""
+        self._signal(signal.SIGKILL)
+        await_until(lambda: not self.pids(), what=f"death of the daemon on {self.name}")
+
+    def stand_still(self) -> None:
+        """Stop its process where it is, as a machine does that has no time for it."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Have it go on from where it stands still."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
         for pid in self.pids():
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        await_until(lambda: not self.pids(), what=f"death of the daemon on {self.name}")
+                os.kill(pid, number)
 
     def pids(self) -> list[int]:
         """List this daemon's processes: those of its host that were started with its state dir."""

@@ -222,4 +222,4 @@ def three_hosts_by(lab: Lab, kind: str) -> ThreeHosts:
             internet.route("2001:db8:1::/64", via=gateway.address("wan0", 6), device="wan0")
     gateway.masquerade("wan0")
     lab.await_carriers()
-    return ThreeHosts(client, gateway, internet, (client,), None)
+    return ThreeHosts(client, gateway, internet, (client,))

@@ -34,7 +34,7 @@ def test_a_router_that_does_not_forward_shows(lab: Lab, version: int) -> None:
 
 @VERSIONS
 def test_household_and_several_clients_reach_the_internet(lab: Lab, version: int) -> None:
-    net = three_hosts(lab, clients=3, household=True)
+    net = three_hosts(lab, clients=3, households=1)
     assert net.household is not None
     for host in (*net.clients, net.household):
         assert traffic.ping(host, net.remote(version)).received == 1

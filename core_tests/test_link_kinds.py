@@ -148,7 +148,7 @@ def test_neighbours_meet_where_the_mesh_has_ipv6_only_and_other_interfaces_ipv4(
     lab: Lab, links: list[str], bare: tuple[str, ...]
 ) -> None:
     """By IPv4 a hello comes from another interface's address, which nobody can answer."""
-    net = three_hosts(lab, household=True)
+    net = three_hosts(lab, households=1)
     for name in bare:
         lab.hosts[name].ip("-4", "address", "flush", "dev", "mesh0")
     for host in (net.client, net.gateway):
@@ -201,7 +201,7 @@ def test_an_uplink_on_the_meshs_own_port_is_never_gated(lab: Lab, kind: str) -> 
     client.route("default", via=gateway.address("mesh0", 4))
     household.route("default", via=gateway.address("lan0", 4))
     lab.await_carriers()
-    net = ThreeHosts(client, gateway, internet, (client,), household)
+    net = ThreeHosts(client, gateway, internet, (client,), (household,))
     trade = Trade(net, gateway.daemon({**GATEWAY, "BUY": "no"}, start=False), client.daemon(CLIENT, start=False))
     await_until(lambda: traffic.ping(household, net.remote(4)).received, what="plain forwarding, before any daemon")
     start_all(trade.gateway, trade.client)

@@ -77,7 +77,7 @@ def test_ignored_interfaces_are_left_alone(lab: Lab) -> None:
         lab,
         {**GATEWAY, "MESH_INTERFACES": "all"},
         {"MESH_INTERFACES": "all", "IGNORE_INTERFACE": "lan*"},
-        household=True,
+        households=1,
     )
     net = trade.net
     assert net.household is not None

@@ -47,7 +47,7 @@ def rows_of(trade: Trade, remote: str) -> list[dict[str, int]]:
     "masqueraded", [False, pytest.param(True, marks=pytest.mark.long)], ids=["routed", "masqueraded"]
 )
 def test_a_household_behind_the_client_is_served_on_the_clients_account(lab: Lab, masqueraded: bool) -> None:
-    trade = open_trade(lab, household=True)
+    trade = open_trade(lab, households=1)
     net = trade.net
     assert net.household is not None
     if masqueraded:

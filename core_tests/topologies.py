@@ -9,6 +9,7 @@ before any daemon runs: an operator checks that first, and so do the scenarios.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core_tests.host import Host
@@ -32,7 +33,12 @@ class ThreeHosts:
     gateway: Host
     internet: Host
     clients: tuple[Host, ...]
-    household: Host | None
+    households: tuple[Host, ...] = ()
+
+    @property
+    def household(self) -> Host | None:
+        """The host behind the first client."""
+        return next(iter(self.households), None)
 
     def remote(self, version: int, number: int = 1) -> str:
         """Return one of internet's many addresses, 1 to 254."""
@@ -43,7 +49,7 @@ def three_hosts(
     lab: Lab,
     *,
     clients: int = 1,
-    household: bool = False,
+    households: int = 0,
     masquerade: bool = True,
     mtu: int = 1500,
     wan_mtu: int = 1500,
@@ -52,7 +58,8 @@ def three_hosts(
 
     Args:
         clients: how many; more than one share the gateway's mesh0 by a switch.
-        household: a LAN with one host behind the (first) client, which then forwards.
+        households: a LAN with one host behind each of the first so many clients, which then forward. All have the same
+            addresses; where there are several, the clients hide them behind their own.
         masquerade: hide IPv4 behind wan0; else internet gets routes back.
         mtu, wan_mtu: of the mesh link and of the link to the internet, bytes.
     """
@@ -64,7 +71,7 @@ def three_hosts(
         gateway.route(remote, via=via)
         gateway.route("default" if ":" not in via else "::/0", via=via)
     members = _clients(lab, gateway, clients, mtu)
-    behind = _household(lab, members[0], gateway) if household else None
+    behind = _households(lab, members[:households], gateway)
     internet.route("2001:db8::/32", via=gateway.address("wan0", 6))
     if masquerade:
         gateway.masquerade("wan0")
@@ -93,15 +100,19 @@ def _clients(lab: Lab, gateway: Host, count: int, mtu: int) -> tuple[Host, ...]:
     return tuple(members)
 
 
-def _household(lab: Lab, client: Host, gateway: Host) -> Host:
-    """Put a LAN behind the client; the gateway knows the way back to it."""
-    client.forward()
-    behind = lab.host("household")
-    lab.link(
-        End(client, "lan0", LAN_V4.format(1), LAN_V6.format(1)), End(behind, "lan0", LAN_V4.format(2), LAN_V6.format(2))
-    )
-    behind.route("default", via=client.address("lan0", 4))
-    behind.route("::/0", via=client.address("lan0", 6))
-    for net, version in zip(LAN_NETS, (4, 6), strict=True):
-        gateway.route(net, via=client.address("mesh0", version))
-    return behind
+def _households(lab: Lab, clients: Sequence[Host], gateway: Host) -> tuple[Host, ...]:
+    """Put a LAN behind each client; the gateway knows the way back to it where there is one only."""
+    made = []
+    for number, client in enumerate(clients, 1):
+        client.forward()
+        behind = lab.host("household" if number == 1 else f"household{number}")
+        ends = [End(host, "lan0", LAN_V4.format(one), LAN_V6.format(one)) for one, host in ((1, client), (2, behind))]
+        lab.link(*ends)
+        behind.route("default", via=client.address("lan0", 4))
+        behind.route("::/0", via=client.address("lan0", 6))
+        if len(clients) > 1:
+            client.masquerade("mesh0")
+        made.append(behind)
+    for net, version in zip(LAN_NETS if len(clients) == 1 else (), (4, 6), strict=False):
+        gateway.route(net, via=clients[0].address("mesh0", version))
+    return tuple(made)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from core_tests.bench import billing, contracts, flood, forwarding, latency, lightning, report
+from core_tests.bench import billing, contracts, flood, forwarding, latency, lightning, pages, report
 from core_tests.counter import CounterError
 from core_tests.shell import LabError
 
@@ -22,6 +22,7 @@ PARTS: dict[str, Callable[[bool], None]] = {
     "latency": latency.run,
     "contracts": contracts.run,
     "flood": flood.run,
+    "pages": pages.run,
     "lightning": lightning.run,
 }
 

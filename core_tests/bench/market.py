@@ -5,6 +5,7 @@ The gateway has a default route only, so each destination is a contract of its o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
 from core_tests.trade import Conf, start_all
 
 _KIB = 1024
+Equip = Callable[[ThreeHosts], Mapping[str, Conf]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,28 @@ class Market:
     seller: Daemon
     clients: tuple[Host, ...]
     buyers: tuple[Daemon, ...]
+    households: tuple[Host, ...] = ()
 
     def contracts(self) -> int:
         """Return how many contracts the gateway has now."""
         return int(self.seller.json("status")["contracts"])
+
+    def start(self) -> None:
+        """Start all daemons, and wait until they know each other."""
+        start_all(self.seller, *self.buyers)
+        self.await_acquainted()
+
+    def start_anew(self) -> None:
+        """Start daemons, which have stopped, as if they had never run: with new keys, and nothing paid or owed."""
+        for daemon in (self.seller, *self.buyers):
+            shutil.rmtree(daemon.state_dir)
+            daemon.state_dir.mkdir(mode=0o700)
+        self.start()
+
+    def stop(self) -> None:
+        """Stop all daemons: what is sent now is forwarded as if ngp weren't there."""
+        for daemon in (self.seller, *self.buyers):
+            daemon.stop()
 
     def await_acquainted(self) -> None:
         """Wait until all daemons know each other."""
@@ -45,16 +65,33 @@ def open_market(
     clients: int = 1,
     traders: int | None = None,
     keys: Conf | None = None,
-    equip: Callable[[ThreeHosts], Mapping[str, Conf]] = lambda _: {},
+    equip: Equip = lambda _: {},
 ) -> Market:
-    """Build the network and start the daemons.
+    """Build the network and start the daemons; arguments as for `build_market`."""
+    made = build_market(lab, clients, traders, keys, equip)
+    made.start()
+    return made
+
+
+def build_market(
+    lab: Lab,
+    clients: int = 1,
+    traders: int | None = None,
+    keys: Conf | None = None,
+    equip: Equip = lambda _: {},
+    *,
+    households: int = 0,
+    masquerade: bool = False,
+) -> Market:
+    """Build the network; no daemon runs yet.
 
     Args:
         clients: hosts beside the gateway, the first `traders` of them with a daemon (None: all).
         keys: of net.conf.
         equip: called when the hosts stand; returns further keys of net.conf by the host's name.
+        households, masquerade: as for `three_hosts`.
     """
-    net = three_hosts(lab, clients=clients, masquerade=False)
+    net = three_hosts(lab, clients=clients, households=households, masquerade=masquerade)
     for remote in REMOTE_NETS:
         net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
     net.internet.owns(MANY_NET)
@@ -66,10 +103,7 @@ def open_market(
 
     seller = daemon(net.gateway, {"IGNORE_INTERFACE": "wan0", "BUY": False})
     buyers = tuple(daemon(host, {"SELL": False}) for host in net.clients[:traders])
-    start_all(seller, *buyers)
-    made = Market(net.internet, net.gateway, seller, net.clients, buyers)
-    made.await_acquainted()
-    return made
+    return Market(net.internet, net.gateway, seller, net.clients, buyers, net.households)
 
 
 def cpu_s(pid: int) -> float:

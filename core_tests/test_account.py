@@ -1,0 +1,135 @@
+"""The account in the kernel: with money on it a destination meets no limit but its own, from its first packets on."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+from core_tests import traffic
+from core_tests.lab import Lab
+from core_tests.shell import await_until
+from core_tests.trade import Trade, open_trade
+
+RATE_PPS = 2000
+PAYLOAD_BYTES = 1000 - traffic.l3_bytes(4, 0)
+HELD, HELD_OF_PAID = 8, 64  # first packets of a destination that the gate holds: of anybody, of a client that has paid
+TOO_MANY = 100
+WINDOW_S = 1.0  # in which they are counted
+STOPPED_S = 0.5
+PORT = 5000
+
+
+def refused(trade: Trade) -> dict[str, int]:
+    """Return how many packets the gateway's kernel has refused until now, by reason."""
+    counters = trade.gateway.ask("status")["counters"]["kernel"]
+    return {name: counters[name] for name in ("asked_before", "refused_exhausted", "refused_unpaid")}
+
+
+def since(trade: Trade, before: dict[str, int]) -> dict[str, int]:
+    return {name: count - before[name] for name, count in refused(trade).items()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "count"),
+    [
+        pytest.param({}, 4000, id="shipped"),
+        pytest.param({"CONTRACT_DATA": "500 kB"}, 4000, id="renewed often"),
+        pytest.param({}, 20_000, id="shipped, for long", marks=pytest.mark.long),
+        pytest.param({"CONTRACT_DATA": "500 kB"}, 20_000, id="renewed often, for long", marks=pytest.mark.long),
+    ],
+)
+def test_a_new_destination_meets_no_limit_but_its_own(lab: Lab, keys: dict[str, object], count: int) -> None:
+    """No packet is refused for want of money, from the first one on, which finds no contract yet.
+
+    On a quiet machine none is lost. Where daemons are scheduled late, more first packets come than are held, and small
+    contracts end before they are renewed: those limits are the destination's own, and every lost packet is theirs.
+    """
+    trade = open_trade(lab, both=keys)
+    net, remote = trade.net, trade.net.remote(4)
+    trade.prepay()
+    sink, last = (traffic.udp_sink(net.internet, remote, port) for port in (PORT, PORT + 1))
+    before = refused(trade)
+    traffic.udp_send(net.client, remote, PORT, count=count, payload_bytes=PAYLOAD_BYTES, rate_pps=RATE_PPS)
+    await_last(trade, last)
+    found = since(trade, before)
+    print(found)
+    assert found["refused_unpaid"] == 0
+    assert count - sink.received()[0] == found["asked_before"] + found["refused_exhausted"]
+    if not keys:
+        assert found["refused_exhausted"] == 0
+    assert len(trade.sold(destination=f"{remote}/32")) == 1
+    trade.assert_books_agree(refused=True)
+
+
+def await_last(trade: Trade, last: traffic.Server) -> None:
+    """Wait until all that was sent before is where it belongs: what comes behind it has arrived."""
+
+    def arrived() -> int:
+        traffic.udp_send(trade.net.client, last.address, last.port, count=1)
+        return last.received()[0]
+
+    await_until(arrived, what="a packet behind the others")
+
+
+@pytest.mark.parametrize(
+    ("count", "stops"), [(5000, 4), pytest.param(20_000, 9, marks=pytest.mark.long)], ids=["briefly", "for long"]
+)
+@pytest.mark.parametrize("stopped", ["gateway", "client"])
+def test_a_daemon_that_stands_still_costs_no_packet(lab: Lab, stopped: str, count: int, stops: int) -> None:
+    """After the first answer contract and account are the kernel's, whoever is scheduled late, and for how long."""
+    trade = open_trade(lab)
+    net, remote, daemon = trade.net, trade.net.remote(4), trade.gateway if stopped == "gateway" else trade.client
+    trade.prepay()
+    sink = traffic.udp_sink(net.internet, remote, PORT)
+    before = refused(trade)
+    assert traffic.ping(net.client, remote).received == 1
+    flow = traffic.start(net.client, "udp-send", remote, PORT, count, PAYLOAD_BYTES, RATE_PPS, 0)
+    for _ in range(stops):
+        daemon.stand_still()
+        time.sleep(STOPPED_S)  # what is tried here: there is nothing to await
+        daemon.go_on()
+        time.sleep(STOPPED_S)
+    assert flow.wait(120) == 0
+    await_until(lambda: sink.received()[0] == count, what="every packet")
+    assert since(trade, before) == dict.fromkeys(before, 0)
+    trade.assert_books_agree()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("paid", "held"), [(False, HELD), (True, HELD_OF_PAID)], ids=["newcomer", "customer"])
+def test_so_many_first_packets_of_a_destination_are_held(lab: Lab, version: int, paid: bool, held: int) -> None:
+    """A client that has paid may begin with more at once; both sides derive the number alike, and count the same."""
+    trade = open_trade(lab)
+    if paid:
+        trade.prepay()
+        await_until(lambda: trade.spent()["paid_msat"] > 0, what="the payment on the client's books")
+        assert traffic.ping(trade.net.client, trade.net.remote(4)).received == 1  # both kernels know of it by now
+    remote = burst(trade, version)
+    sink, last = (traffic.udp_sink(trade.net.internet, remote, port) for port in (PORT, PORT + 1))
+    trade.gateway.go_on()
+    await_until(lambda: sink.received()[0] >= held, what="what was held")
+    await_last(trade, last)
+    assert sink.received()[0] == held
+    trade.assert_books_agree()
+
+
+def burst(trade: Trade, version: int) -> str:
+    """Send too many packets to a new destination while the gateway's daemon, stopped, can't answer; returns it.
+
+    Where the machine was too busy to send all of them in the kernel's window, another destination is taken.
+    """
+    client = trade.net.client
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    for number in range(2, 20):
+        remote = trade.net.remote(version, number)
+        with client.socket_inside(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock:
+            trade.gateway.stand_still()
+            began = time.monotonic()
+            for _ in range(TOO_MANY):
+                sock.sendto(bytes(PAYLOAD_BYTES), (remote, PORT))
+            if time.monotonic() - began < WINDOW_S / 2:
+                return remote
+            trade.gateway.go_on()
+    raise AssertionError("no time to send a hundred packets in half a second")
