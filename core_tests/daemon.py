@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from core_tests.shell import ROOT, LabError, await_until, run
+from core_tests.shell import PATIENCE_S, ROOT, LabError, await_until, run
 from ngp import cli
 from ngp.cli import client as control
 from ngp.errors import NgpError, RunningError
@@ -146,8 +147,17 @@ class Daemon:
 
     def kill9(self) -> None:
         """Kill it without a warning, and wait until its process is gone."""
+        watched = []
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                watched.append(os.pidfd_open(pid))
         self._signal(signal.SIGKILL)
-        await_until(lambda: not self.pids(), what=f"death of the daemon on {self.name}")
+        # Its last thread has ended: before that it may look dead, with its socket still open.
+        for descriptor in watched:
+            ended = select.select([descriptor], [], [], PATIENCE_S)[0]
+            os.close(descriptor)
+            if not ended:
+                raise LabError(f"{self.name}: the daemon doesn't die")
 
     def stand_still(self) -> None:
         """Stop its process where it is, as a machine does that has no time for it."""
