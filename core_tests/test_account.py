@@ -8,9 +8,10 @@ import time
 import pytest
 
 from core_tests import traffic
+from core_tests.bench.helper import Helper
 from core_tests.lab import Lab
 from core_tests.shell import await_until
-from core_tests.trade import Trade, open_trade
+from core_tests.trade import Trade, open_trade, used
 
 RATE_PPS = 2000
 PAYLOAD_BYTES = 1000 - traffic.l3_bytes(4, 0)
@@ -19,6 +20,7 @@ TOO_MANY = 100
 WINDOW_S = 1.0  # in which they are counted
 STOPPED_S = 0.5
 PORT = 5000
+HOSTS, PAGE_BYTES = 200, 30_000
 
 
 def refused(trade: Trade) -> dict[str, int]:
@@ -133,3 +135,19 @@ def burst(trade: Trade, version: int) -> str:
                 return remote
             trade.gateway.go_on()
     raise AssertionError("no time to send a hundred packets in half a second")
+
+
+def test_a_page_of_many_hosts_shares_one_account(lab: Lab) -> None:
+    """Each host is a contract of its own, all of them begin at once, and what is prepaid is less than they need."""
+    trade = open_trade(lab, both={"PAYMENT_AMOUNT": "20 sat"}, households=1)
+    net = trade.net
+    assert net.household is not None
+    hosts = [net.remote(4, number) for number in range(1, 1 + HOSTS)]
+    Helper(net.internet, "core_tests.bench.browser", "serve")
+    browser = Helper(net.household, "core_tests.bench.browser", "visit")
+    for _ in range(2):  # the first visit finds neither contracts nor money
+        assert browser.ask("visit", hosts, PAGE_BYTES)["failed"] == []
+    assert len(trade.sold()) == HOSTS
+    assert sum(map(used, trade.sold())) >= 2 * HOSTS * PAGE_BYTES
+    trade.assert_books_agree(refused=True)
+    assert trade.earned()["paid_msat"] > 20_000

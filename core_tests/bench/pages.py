@@ -34,7 +34,7 @@ FIRST_TIMES, FIRST_MORE_S, SECOND_TIMES = 2.0, 1.0, 1.3
 
 def run(quick: bool) -> None:
     """Measure and print."""
-    rounds = 1 if quick else 5
+    rounds = 1 if quick else 3
     with Lab() as lab:
         stand = Stand(lab, 1)
         stand.report("One household", FEW_BYTES, rounds)
