@@ -19,6 +19,7 @@ HELD, HELD_OF_PAID = 8, 64  # first packets of a destination that the gate holds
 TOO_MANY = 100
 WINDOW_S = 1.0  # in which they are counted
 STOPPED_S = 0.5
+OTHERS = 30
 PORT = 5000
 HOSTS, PAGE_BYTES = 200, 30_000
 
@@ -50,7 +51,7 @@ def test_a_new_destination_meets_no_limit_but_its_own(lab: Lab, keys: dict[str, 
     """
     trade = open_trade(lab, both=keys)
     net, remote = trade.net, trade.net.remote(4)
-    trade.prepay()
+    open_others(trade)
     sink, last = (traffic.udp_sink(net.internet, remote, port) for port in (PORT, PORT + 1))
     before = refused(trade)
     traffic.udp_send(net.client, remote, PORT, count=count, payload_bytes=PAYLOAD_BYTES, rate_pps=RATE_PPS)
@@ -63,6 +64,13 @@ def test_a_new_destination_meets_no_limit_but_its_own(lab: Lab, keys: dict[str, 
         assert found["refused_exhausted"] == 0
     assert len(trade.sold(destination=f"{remote}/32")) == 1
     trade.assert_books_agree(refused=True)
+
+
+def open_others(trade: Trade) -> None:
+    """Have the client pay, and open contracts that share what it has paid, and lie idle."""
+    trade.prepay()
+    for number in range(101, 101 + OTHERS):
+        assert traffic.ping(trade.net.client, trade.net.remote(4, number)).received == 1
 
 
 def await_last(trade: Trade, last: traffic.Server) -> None:
@@ -83,7 +91,7 @@ def test_a_daemon_that_stands_still_costs_no_packet(lab: Lab, stopped: str, coun
     """After the first answer contract and account are the kernel's, whoever is scheduled late, and for how long."""
     trade = open_trade(lab)
     net, remote, daemon = trade.net, trade.net.remote(4), trade.gateway if stopped == "gateway" else trade.client
-    trade.prepay()
+    open_others(trade)
     sink = traffic.udp_sink(net.internet, remote, PORT)
     before = refused(trade)
     assert traffic.ping(net.client, remote).received == 1
