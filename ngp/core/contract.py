@@ -129,6 +129,8 @@ class Contract:
     def dearest_msat_per_gib(self) -> int:
         """The highest price of a byte that may still be carried: the kernel, which knows one price, never asks less."""
         prices = self.prices
+        if len(prices) == 1:
+            return prices[0][1]
         return max(
             price
             for position, (_, price) in enumerate(prices)

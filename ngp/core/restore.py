@@ -7,8 +7,9 @@ ledger's counters are the base. Contracts that the ledger doesn't know are taken
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields
 from ipaddress import ip_network
+from operator import attrgetter
 
 from ngp.core import bills, buyer, grace, invoices, metering
 from ngp.core.account import Account, Credit
@@ -29,11 +30,13 @@ from ngp.core.records import (
 from ngp.core.statements import to_state
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S
-from ngp.core.values import UNITS_PER_MSAT, Adopted, AdoptedAccount, AdoptedContract, Now
+from ngp.core.values import UNITS_PER_MSAT, Adopted, AdoptedAccount, AdoptedContract, Grant, Now
 from ngp.core.world import Neighbour, World
 
 FORGET_NEIGHBOUR_S = 30 * 86400
 SAME_END_S = 2.0  # the ledger has whole seconds
+_PASSING = ("expires_in_s", "used_to_base_bytes", "used_from_base_bytes")  # what differs from a grant to its next
+_KEPT = attrgetter(*(field.name for field in fields(Grant) if field.name not in _PASSING))
 
 
 def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: Now) -> list[Effect]:
@@ -173,12 +176,7 @@ def _is_as_found(world: World, contract: Contract, found: AdoptedContract) -> bo
     """Say whether the kernel has just this contract, so that a start with many need not write them all again."""
     wanted = world.kernel_grant(contract)
     same_end = abs(found.grant.expires_in_s - wanted.expires_in_s) <= SAME_END_S
-    return same_end and found.grant == replace(
-        wanted,
-        expires_in_s=found.grant.expires_in_s,
-        used_to_base_bytes=found.grant.used_to_base_bytes,
-        used_from_base_bytes=found.grant.used_from_base_bytes,
-    )
+    return same_end and _KEPT(found.grant) == _KEPT(wanted)
 
 
 def _charge_missed(world: World, account: Account, contract: Contract, found: AdoptedContract) -> None:

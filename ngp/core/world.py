@@ -366,7 +366,9 @@ class World:
     def kernel_grant(self, contract: Contract, blocked: bool = False) -> Grant:
         """Express a contract as the kernel's share of it."""
         server = contract.role is Role.SERVER
-        renewed_at = max(0, contract.data_limit_bytes - renewal_bytes(self.settings, contract))
+        low_water_bytes = None  # renewing is the client's part
+        if not server:
+            low_water_bytes = max(0, contract.data_limit_bytes - renewal_bytes(self.settings, contract))
         return Grant(
             contract=contract.contract,
             neighbour=contract.neighbour,
@@ -375,7 +377,7 @@ class World:
             account=contract.identity if server else b"",
             price_msat_per_gib=contract.dearest_msat_per_gib if server else 0,
             limit_bytes=contract.data_limit_bytes,
-            low_water_bytes=None if server else renewed_at,
+            low_water_bytes=low_water_bytes,
             expires_in_s=contract.expires_mono_s - self.now.monotonic_s,
             blocked=blocked,
             used_to_base_bytes=contract.used_to_bytes,
