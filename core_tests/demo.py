@@ -165,7 +165,7 @@ class Demo:
             flow.end()
         self.lost_before = self.lost()
         if dropped := sum(self.lost_before.values()):
-            self.view.tell(f"{dropped} packets were dropped where a slice of the credit ended", "yellow")
+            self.view.tell(f"{dropped} packets were dropped where the credit ended before the payment came", "yellow")
 
     def metering(self) -> None:
         """Let traffic run while contracts are renewed, then end it and see that not a packet got lost."""

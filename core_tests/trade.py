@@ -67,10 +67,10 @@ class Trade:
         await_until(lambda: all(map(_knows_somebody, (self.gateway, self.client))), what="neighbours found")
 
     def prepay(self) -> None:
-        """Have the client pay, by a destination of its own, so that what follows doesn't begin with credit's slices.
+        """Have the client pay, by a destination of its own, so that what follows doesn't begin on credit.
 
-        A stream that starts within a few packets' time of its contract finds their end before the payment comes, and
-        what the gate then refuses only the client's meter has seen.
+        A stream may use the credit up before the payment comes, and what the gate then refuses only the client's meter
+        has seen.
         """
         assert traffic.ping(self.net.client, self.net.remote(4, PREPAYING)).received == 1
         await_until(lambda: self.earned()["paid_msat"] > 0, what="the first payment")
@@ -97,8 +97,8 @@ class Trade:
         """Say in what the two sides' books differ.
 
         Args:
-            refused: the gate refused packets (a stream found the end of a slice or of the contract), which only the
-                client's meter saw; before a common limit they took their room from what was coming back.
+            refused: the gate refused packets (a stream found the end of the contract or of the money), which only
+                the client's meter saw; before a common limit they took their room from what was coming back.
         """
         found = []
         theirs = {row["id"]: row for row in self.bought()}

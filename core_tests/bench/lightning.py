@@ -25,8 +25,8 @@ from core_tests.trade import Conf
 
 CLIENTS = 2
 AT_ONCE = 8
-# No credit, so that a newcomer's first packet waits for money; top-ups that last some seconds, as fast clients' do; no
-# budget that a benchmark would use up.
+# No credit, so that a newcomer's packets pass only when it has paid; top-ups that last some seconds, as fast clients' do;
+# no budget that a benchmark would use up.
 KEYS: Conf = {
     "PAYMENT_AMOUNT": "40 sat",
     "CONTRACTS_MAX": 262144,
@@ -103,7 +103,7 @@ class Side:
         self.core_s, self.contracts = 0.0, 0
 
     def newcomers(self, count: int) -> None:
-        """Time the first packet of clients that nobody knows, without credit: it waits until they have paid."""
+        """Time until a packet passes of clients that nobody knows, without credit: none does before they have paid."""
         market, buyer = self.market, self.market.buyers[0]
         probe = Probe(market.clients[0], market.internet)
         found = []
@@ -113,10 +113,10 @@ class Side:
             buyer.state_dir.mkdir(mode=0o700)
             buyer.start()
             market.await_acquainted()
-            found.append(probe.one(address, PATIENCE_S))
+            found.append(probe.until_one(address, PATIENCE_S))
         probe.close()
         arrivals = Arrivals(count, tuple(one for one in found if one is not None))
-        report.line(f"first packet of a newcomer without credit, {self.name}, median / p99", arrivals.text())
+        report.line(f"until a newcomer's packets pass without credit, {self.name}, median / p99", arrivals.text())
 
     def open(self, count: int) -> float:
         """Open so many contracts for each client; returns contracts a second."""

@@ -20,6 +20,7 @@ from core_tests.shell import LabError
 
 PROBE_PORT, CROWD_PORT = 7200, 7201
 UNDER_WAY = 64
+EVERY_S = 0.005
 AGAIN_S = 1.5  # the gate holds a few packets of a destination in a second
 SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 64 << 20
@@ -60,6 +61,14 @@ class Probe:
         self._sender.sendto(number, (address, PROBE_PORT))
         while (left := began + timeout_s - time.perf_counter()) > 0:
             if select.select([self._receiver], [], [], left)[0] and self._receiver.recv(64) == number:
+                return time.perf_counter() - began
+        return None
+
+    def until_one(self, address: str, timeout_s: float) -> float | None:
+        """Send a packet every few ms until one arrives; returns the seconds until then, None when none did."""
+        began = time.perf_counter()
+        while time.perf_counter() - began < timeout_s:
+            if self.one(address, EVERY_S) is not None:
                 return time.perf_counter() - began
         return None
 
