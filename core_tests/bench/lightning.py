@@ -25,8 +25,8 @@ from core_tests.trade import Conf
 
 CLIENTS = 2
 AT_ONCE = 8
-# No credit, so that a newcomer's packets pass only when it has paid; top-ups that last some seconds, as fast clients' do;
-# no budget that a benchmark would use up.
+# No credit, so that a newcomer's packets pass only when it has paid; top-ups that last some seconds, as those of fast
+# clients do; no budget that a benchmark would use up.
 KEYS: Conf = {
     "PAYMENT_AMOUNT": "40 sat",
     "CONTRACTS_MAX": 262144,
