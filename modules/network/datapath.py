@@ -455,5 +455,7 @@ class Datapath:
     def _expire(self) -> None:
         if self._queue is not None:
             self._queue.expire(_HELD_MAX_AGE_S)
+        if self._running is not None:
+            self._running.flows.sweep()
         if self._loop is not None:
             self._timer = self._loop.call_later(_EXPIRE_EVERY_S, self._expire)

@@ -6,24 +6,22 @@ for returns and isn't accepted: the operator's own security rules still have the
 are FORWARD's first rules, since an ACCEPT before them would be a free ride; `apply` looks every time and moves them
 back. What comes from anywhere else, downloads above all, is not asked here and pays one comparison an interface.
 
-Comparing an interface's name costs as much as a table's look-up, so a paid packet meets no more than the jump and one
-rule: that asks whether the packet is *unpaid*, which for a paid one neither matches, nor counts, nor goes anywhere.
-
-The meter charges when it is asked. Therefore a packet must meet exactly one of the two programs that charge. The strict
-one believes no source: it knows no returns of what we bought, and nothing is free by where it comes from. (Payment
-services are told by where a packet goes, which both look at.) Who neither buys nor gives anything away has neither, so
-needs no other. Else the general one is asked about what is bound for the mesh or a LAN of ours, and the strict one
-about all else: an interface that came up a moment ago is upstream. Upstream interfaces that are known stand first, as
-most goes there. In NGP_UNPAID the third program says whether the daemon should see the packet (queued without bypass:
+The meter charges when it is asked. Therefore a packet must meet exactly one of the programs that charge: the one for
+the class of the interface that it leaves by, as who pays depends on that (meter.bpf.c has the rules). An interface of
+which nothing is known is upstream. Those that are known stand first, as most goes there: to compare an interface's name
+costs as much as a table's look-up. A paid packet meets no rule after that: "unpaid" then neither matches, nor counts,
+nor goes anywhere. In NGP_UNPAID the last program says whether the daemon should see the packet (queued without bypass:
 when nobody listens it is dropped), and all else is dropped.
 
-    FORWARD      -i mesh ->   NGP_GATE
-    NGP_GATE     -o upstream                 goto NGP_UPSTREAM   when something passes by its source
-                 -o mesh, lan                goto NGP_INWARD
-    NGP_GATE                  unpaid_strict  goto NGP_UNPAID
-    NGP_UPSTREAM              unpaid_strict  goto NGP_UNPAID
-    NGP_INWARD                unpaid         goto NGP_UNPAID
-    NGP_UNPAID                unknown        NFQUEUE
+    FORWARD      -i mesh ->     NGP_GATE
+    NGP_GATE     -o upstream                 goto NGP_TO_UP
+                 -o mesh                     goto NGP_TO_MESH
+                 -o lan                      goto NGP_TO_LAN
+                                unpaid_up    goto NGP_UNPAID
+    NGP_TO_UP                   unpaid_up    goto NGP_UNPAID
+    NGP_TO_MESH                 unpaid_mesh  goto NGP_UNPAID
+    NGP_TO_LAN                  unpaid_lan   goto NGP_UNPAID
+    NGP_UNPAID                  unknown      NFQUEUE
                                              DROP
 
 Payment services on this very host are reached at INPUT, where the operator's rules alone say who may. A chain of ours
@@ -59,7 +57,8 @@ from ngp.modules.network.xtables import (
 )
 from ngp.ports import DesiredNetwork
 
-GATE, UPSTREAM, INWARD, UNPAID, OWN = "NGP_GATE", "NGP_UPSTREAM", "NGP_INWARD", "NGP_UNPAID", "NGP_OWN"
+GATE, UNPAID, OWN = "NGP_GATE", "NGP_UNPAID", "NGP_OWN"
+TO_UP, TO_MESH, TO_LAN = "NGP_TO_UP", "NGP_TO_MESH", "NGP_TO_LAN"
 CLOSED, CLOSED_OUT = "NGP_CLOSED", "NGP_CLOSED_OUT"
 _TO_CLOSED: Jumps = {FORWARD: (Rule(CLOSED),)}
 # What iptables takes as a plain name: no trailing "+" (its wildcard), nothing that a quoted restore file could misread.
@@ -73,13 +72,15 @@ class GatePaths:
     """Where the socket filters are pinned: each returns other than 0 for yes.
 
     Attributes:
-        unpaid: charges the packet and says whether that failed. unpaid_strict: the same, whatever the source.
+        unpaid_up, unpaid_mesh, unpaid_lan: finds who pays for a packet that goes upstream, to the mesh or to a LAN,
+            charges it if that is its sender, and says whether nobody pays.
         unknown: whether the daemon should be asked about the packet.
         over_rate: whether it is for a payment service of this host and its neighbour's lane has no room.
     """
 
-    unpaid: Path
-    unpaid_strict: Path
+    unpaid_up: Path
+    unpaid_mesh: Path
+    unpaid_lan: Path
     unknown: Path
     over_rate: Path
 
@@ -91,18 +92,19 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
     """
     for name in desired.mesh_interfaces:
         _require_plain_interface(name)
-    for path in (paths.unpaid, paths.unpaid_strict, paths.unknown, paths.over_rate):
+    for path in (paths.unpaid_up, paths.unpaid_mesh, paths.unpaid_lan, paths.unknown, paths.over_rate):
         if not _PLAIN_PATH.fullmatch(str(path)):
             raise KernelError(f"iptables can't take the path {str(path)!r}; use letters, digits, . _ - in STATE_DIR")
-    general, strict = (Rule(UNPAID, program=str(path), goto=True) for path in (paths.unpaid, paths.unpaid_strict))
+    up, mesh, lan = (
+        Rule(UNPAID, program=str(path), goto=True) for path in (paths.unpaid_up, paths.unpaid_mesh, paths.unpaid_lan)
+    )
+    classes = {TO_UP: desired.upstream_interfaces, TO_MESH: desired.mesh_interfaces, TO_LAN: desired.lan_interfaces}
+    by_class = [
+        Rule(chain, "", name, goto=True) for chain, names in classes.items() for name in names if is_plain(name)
+    ]
     unpaid = [Rule("NFQUEUE", program=str(paths.unknown), queue_number=desired.queue_number), Rule("DROP")]
     own = {OWN: [Rule("DROP", program=str(paths.over_rate))]} if desired.own_services else {}
-    if not (desired.buys or desired.free):
-        return {GATE: [strict], UNPAID: unpaid, **own}
-    upstream, lan = (filter(is_plain, names) for names in (desired.upstream_interfaces, desired.lan_interfaces))
-    first = [Rule(UPSTREAM, "", name, goto=True) for name in upstream]
-    inward = [Rule(INWARD, "", name, goto=True) for name in (*desired.mesh_interfaces, *lan)]
-    return {GATE: [*first, *inward, strict], UPSTREAM: [strict], INWARD: [general], UNPAID: unpaid, **own}
+    return {GATE: [*by_class, up], TO_UP: [up], TO_MESH: [mesh], TO_LAN: [lan], UNPAID: unpaid, **own}
 
 
 def gate_jumps(desired: DesiredNetwork) -> Jumps:

@@ -15,18 +15,19 @@ from ngp.core.messages import Prefix, Role
 from ngp.core.services import SERVICES_A_HOST, free_at, room_for_services
 from ngp.ports import FreeRule
 
-LAYOUT = 7
+LAYOUT = 8
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 ACCOUNTS, IDENTITIES = "ngp_accounts", "ngp_identities"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
 EARLY, LANES, UPPERS = "ngp_early", "ngp_lanes", "ngp_uppers"
+FLOWS, PLACES = "ngp_flows", "ngp_places"
 HOSTS = {4: "ngp_hosts4", 6: "ngp_hosts6"}
 PREFIXES = {4: "ngp_prefixes4", 6: "ngp_prefixes6"}
 FREE = {4: "ngp_free4", 6: "ngp_free6"}
 TABLES = (
     *(CONFIG, CONTRACTS, LABELS, ACCOUNTS, IDENTITIES, NEIGHBOURS, INTERFACES, HINTS, COUNTERS),
     *(*HOSTS.values(), *PREFIXES.values(), *FREE.values()),
-    *(LANES, UPPERS, "ngp_asked", EARLY, "ngp_strangers", "ngp_returning", "ngp_waiting"),
+    *(LANES, UPPERS, FLOWS, PLACES, "ngp_asked", EARLY, "ngp_strangers", "ngp_returning", "ngp_waiting"),
 )
 
 SELLS, BUYS, LAYER3 = 1, 2, 64
@@ -61,7 +62,10 @@ IDENTITY = struct.Struct("=32sQqI12x")
 IDENTITY_LIMIT_AT = 40
 ENTRY = struct.Struct("=II")
 OWN_ENTRY = ENTRY.pack(0xFFFFFFFF, 0)
-NEIGHBOUR = struct.Struct("=IIQQ")
+NEIGHBOUR = struct.Struct("=IIIIQQ")
+FLOW_MEMORY, FLOW_PLACE = struct.Struct("=IIQ"), struct.Struct("=II")
+FLOW_NS = 600 * 10**9
+OUR_FLOWS, STRANGERS_FLOWS = 0, 0xFFFFFFFF  # payers that are no neighbour's number
 HINT = struct.Struct("=IIQ")
 EARLY_KEY = struct.Struct("=I16s")
 EARLY_VALUE = struct.Struct("=QQQQ")

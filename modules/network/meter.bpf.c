@@ -2,10 +2,11 @@
  *
  * The meter: admits, counts and cuts the traffic of neighbours in the kernel, whether or not the daemon lives.
  *
- *   xt_unpaid, xt_unpaid_strict, xt_unknown   asked by the gate (gate.py), at FORWARD after the operator's own filter
- *   xt_over_rate                              asked by the gate at INPUT: for payment services on this host
- *   ngp_tc_out                                egress of mesh interfaces: downloads of those who buy from us; our purchases
- *   ngp_tc_in                                 ingress of mesh interfaces: what we bought and received
+ *   xt_unpaid_up, _mesh, _lan   asked by the gate (gate.py), at FORWARD after the operator's own filter, by where a packet goes
+ *   xt_unknown                  asked there about what nobody paid for: is it worth the daemon's time?
+ *   xt_over_rate                asked by the gate at INPUT: for payment services on this host
+ *   ngp_tc_out                  egress of mesh interfaces: downloads of those who buy from us; our purchases
+ *   ngp_tc_in                   ingress of mesh interfaces: what we bought and received
  *
  * Uploads are charged at FORWARD and not at the card: there the router's own traffic and what its firewall drops are
  * already gone. Downloads are charged where the frame names the next hop, so nothing is learned from packets and nothing
@@ -18,6 +19,7 @@
 #include "meter.h"
 #include "packet.h"
 #include "charge.h"
+#include "returns.h"
 #include "free.h"
 #include "../token.h"
 #include "lane.h"
@@ -25,9 +27,10 @@
 #define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the operator's filters go on */
 #define SHOT 2
 #define EARLY_NS 3000000000ull                                /* so long may a seller hold the first packets */
-#define WAITING_NS 10000000000ull                             /* longer than the kernel tries to resolve a next hop */
 #define ERROR_INTERVAL_NS 20000000ull                         /* 50 a second to one neighbour */
 #define ERROR_BURST_NS 2000000000ull                          /* 100 at once */
+
+enum way { TO_UPSTREAM, TO_MESH, TO_LAN };                    /* the class of the interface that a packet leaves by */
 
 INLINE int wants_family(const struct config *config, const struct packet *p)
 {
@@ -130,80 +133,12 @@ APART int note_early(const struct config *config, const struct packet *p)
 
 /* --- the gate --- */
 
-/* Remember on this processor that a packet passed because we bought it, uncharged. It reaches ngp_tc_out at once and on
- * the same processor, where nobody but a paying client may have it: else a neighbour who sells to us could send through
- * our other purchases under a forged source. Only where its next hop must first be resolved it waits, and may leave on
- * another processor: such passages are remembered for as long as the kernel tries. */
-APART int note_return(const struct packet *p)
-{
-	struct returning *now;
-	struct passage passage = { .ifindex = p->link.ifindex };
-	__u32 zero = 0;
-	__u64 at, *waits;
-
-	now = bpf_map_lookup_elem(&ngp_returning, &zero);
-	if (!now)
-		return 1;
-	if (now->passage.ifindex && !now->left) {
-		at = bpf_ktime_get_coarse_ns();
-		waits = bpf_map_lookup_elem(&ngp_waiting, &now->passage);
-		if (!waits || at - *waits > WAITING_NS / 4)       /* to look costs less, and what goes to a LAN never leaves */
-			bpf_map_update_elem(&ngp_waiting, &now->passage, &at, BPF_ANY);
-	}
-	__builtin_memcpy(passage.source, p->source, 16);
-	__builtin_memcpy(passage.destination, p->destination, 16);
-	now->passage = passage;
-	now->left = 0;
-	return 1;
-}
-
-APART int is_passage(const struct passage *passage, const struct passage *other)
-{
-	if (passage->ifindex != other->ifindex)
-		return 0;
-	for (int i = 0; i < 4; i++)
-		if (passage->source[i] != other->source[i] || passage->destination[i] != other->destination[i])
-			return 0;
-	return 1;
-}
-
-/* A packet came to its interface: if it is the noted one, nothing of it waits. */
-APART int note_left(const struct packet *p, __u32 ingress_ifindex)
-{
-	struct passage passage = { .ifindex = ingress_ifindex };
-	struct returning *now;
-	__u32 zero = 0;
-
-	__builtin_memcpy(passage.source, p->source, 16);
-	__builtin_memcpy(passage.destination, p->destination, 16);
-	now = bpf_map_lookup_elem(&ngp_returning, &zero);
-	if (now && is_passage(&now->passage, &passage))
-		now->left = 1;
-	return 0;
-}
-
-APART int passed_as_return(const struct packet *p, __u32 ingress_ifindex)
-{
-	struct passage passage = { .ifindex = ingress_ifindex };
-	struct returning *now;
-	__u32 zero = 0;
-	__u64 *waits;
-
-	__builtin_memcpy(passage.source, p->source, 16);
-	__builtin_memcpy(passage.destination, p->destination, 16);
-	now = bpf_map_lookup_elem(&ngp_returning, &zero);
-	if (now && is_passage(&now->passage, &passage))
-		return 1;
-	waits = bpf_map_lookup_elem(&ngp_waiting, &passage);
-	return waits && bpf_ktime_get_coarse_ns() - *waits < WAITING_NS;
-}
-
-INLINE int is_return(const struct config *config, const struct packet *p)
+/* Did we buy from its sender what a packet brings, or (towards our LAN) does the sender itself answer? */
+INLINE int is_bought(const struct config *config, const struct packet *p, enum way way)
 {
 	struct entry *entry = find_entry(config, p, CLIENT, remote(p));
 
-	return entry && (entry->slot == OWN || contract_of(entry)) &&
-	       (!(config->flags & SELLS) || note_return(p));
+	return entry && (entry->slot == OWN ? way == TO_LAN : contract_of(entry) != 0);
 }
 
 /* A payment service may lie behind a neighbour that sells to us, who lets us through to it as we do others. Its answers
@@ -215,45 +150,79 @@ APART int is_answer(struct __sk_buff *skb, const struct config *config, const st
 	if (!any_given(config, p) || !matches_free(skb, p, FROM_SERVICE))
 		return 0;
 	neighbour = find_neighbour(p);
-	return neighbour && (neighbour->flags & SELLS_TO_US) && note_return(p);
+	return neighbour && (neighbour->flags & SELLS_TO_US);
 }
 
-INLINE int paid(struct __sk_buff *skb, int strict)
+/* Does a packet answer what another neighbour, or a LAN of ours, began? Then who sent it doesn't pay. */
+INLINE int is_anothers(const struct packet *p, const struct flow *answered, enum way way)
+{
+	__u32 payer;
+
+	if (!find_payer(answered, &payer))
+		return 0;
+	return way == TO_LAN ? payer == OURS : payer != payer_of(find_neighbour(p));
+}
+
+/* Who pays for a packet that a neighbour sends through us? The first rule that fits decides; a contract that refuses
+ * never falls through. Towards an upstream interface nothing is a return: a neighbour that sells to us can't send through
+ * our uplink for nothing. Returns 0 where nobody pays. */
+INLINE int paid(struct __sk_buff *skb, enum way way)
 {
 	const struct config *config = settings();
+	struct flow answered = {}, flow;
 	struct packet p = {};
-	struct entry *entry;
 	struct contract *contract;
+	struct entry *entry;
 	int given, wanted;
 
 	if (!config || !parse(skb, config, FORWARD, &p))
 		return 0;
-	if (any_given(config, &p)) {
-		wanted = !any_free(config, &p) ? 0 : strict ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE;
+	if (any_given(config, &p)) {                              /* 1: free, or at a lane's rate */
+		wanted = !any_free(config, &p) ? 0 : way == TO_UPSTREAM ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE;
 		given = gives(skb, &p, wanted | TO_SERVICE);
 		if (given != NOT_GIVEN)
 			return given == GIVEN;
 	}
+	if (way != TO_UPSTREAM) {                                 /* 2: another payer's flow */
+		read_answered(skb, &p, &answered);
+		if (is_anothers(&p, &answered, way))
+			return way == TO_LAN || note_return(p.link.ifindex, &answered);
+	}
 	entry = find_entry(config, &p, SERVER, p.destination);
 	contract = contract_of(entry);
-	if (contract)
-		return charge(contract, entry->slot, &p, TO, SERVER);
-	if (strict || !(config->flags & BUYS))
+	if (contract) {                                           /* 3: its own contract */
+		if (!charge(contract, entry->slot, &p, TO, SERVER))
+			return 0;
+		if (way == TO_UPSTREAM)
+			return 1;
+		turn(&answered, &flow);
+		if (!p.error)
+			remember(&flow, find_neighbour(&p), 0);
+		return way == TO_LAN || note_paid(p.link.ifindex, &answered);
+	}
+	if (way == TO_UPSTREAM || !(config->flags & BUYS))
 		return 0;
-	return is_return(config, &p) || is_answer(skb, config, &p);
+	if (!is_bought(config, &p, way) && !is_answer(skb, config, &p)) /* 4: a purchase of ours from its sender */
+		return 0;
+	return way == TO_LAN || note_return(p.link.ifindex, &answered);
 }
 
 SEC("socket")
-int xt_unpaid(struct __sk_buff *skb)
+int xt_unpaid_up(struct __sk_buff *skb)
 {
-	return !paid(skb, 0);
+	return !paid(skb, TO_UPSTREAM);
 }
 
-/* Towards an upstream interface nothing is a return: who sells to us can't send through our uplink for nothing. */
 SEC("socket")
-int xt_unpaid_strict(struct __sk_buff *skb)
+int xt_unpaid_mesh(struct __sk_buff *skb)
 {
-	return !paid(skb, 1);
+	return !paid(skb, TO_MESH);
+}
+
+SEC("socket")
+int xt_unpaid_lan(struct __sk_buff *skb)
+{
+	return !paid(skb, TO_LAN);
 }
 
 /* Is it worth the daemon's time? A few packets of a destination, then nothing for a while; and no more destinations
@@ -370,20 +339,71 @@ INLINE int refuse_uncovered(void)
 	return SHOT;
 }
 
-/* No contract covers a forwarded packet on its way to a neighbour. */
-APART int decide_uncovered(const struct config *config, const struct packet *p, __u32 ingress_ifindex)
+/* A download of a neighbour: its own contract pays, or nobody. */
+INLINE int sell(const struct config *config, const struct packet *p)
 {
-	__u32 *interface = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
-	struct neighbour *neighbour;
+	struct entry *entry = find_entry(config, p, SERVER, remote(p));
+	struct contract *contract = contract_of(entry);
 
-	if (!interface || !(*interface & (MESH | LAN)))           /* upstream */
+	if (!contract)
 		return refuse_uncovered();
-	if (*interface & MESH)                                    /* its sender paid at FORWARD, unless it is a return */
-		return passed_as_return(p, ingress_ifindex) ? refuse_uncovered() : PASS;
+	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
+}
+
+/* A purchase of ours: counted with its contract, or kept count of until there is one. */
+INLINE int buy(const struct config *config, const struct packet *p)
+{
+	struct entry *entry = find_entry(config, p, CLIENT, p->destination);
+	struct contract *contract = contract_of(entry);
+
+	if (contract)
+		charge(contract, entry->slot, p, TO, CLIENT);
+	return contract || (entry && entry->slot == OWN) ? PASS : note_early(config, p);
+}
+
+/* From a LAN of ours, and nobody is known to have begun it: our purchase goes before the neighbour's. Both ends of a link
+ * must see it alike, and at the other end our packet meets our contract first. */
+INLINE int leave_lan(const struct config *config, const struct packet *p, const struct flow *answered)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+	struct flow flow;
+
 	if (!(config->flags & BUYS))
-		return refuse_uncovered();
-	neighbour = find_neighbour(p);
-	return !neighbour || (neighbour->flags & SELLS_TO_US) ? PASS : refuse_uncovered();
+		return sell(config, p);
+	if (!contract_of(find_entry(config, p, CLIENT, p->destination))) {
+		if (contract_of(find_entry(config, p, SERVER, remote(p))))
+			return sell(config, p);
+		if (neighbour && !(neighbour->flags & SELLS_TO_US))
+			return refuse_uncovered();
+	}
+	turn(answered, &flow);
+	if (!p->error)
+		remember(&flow, 0, 1);
+	return buy(config, p);
+}
+
+/* Who pays for a packet that we pass on to a neighbour? Not static, as matches_free. */
+__noinline int leave(struct __sk_buff *skb, const struct packet *p)
+{
+	const struct config *config = settings();
+	__u32 ingress_ifindex = skb->ingress_ifindex, *class, payer;
+	struct flow answered = {};
+	int began;
+
+	if (!config || !p)
+		return SHOT;
+	class = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
+	if (!class || !(*class & (MESH | LAN)))
+		return sell(config, p);
+	read_answered(skb, p, &answered);
+	began = find_payer(&answered, &payer) && payer == payer_of(find_neighbour(p));
+	if (*class & MESH)                                        /* what is no return its sender has paid for at the gate */
+		began |= was_return(ingress_ifindex, &answered);
+	if (began)
+		return sell(config, p);
+	if (*class & LAN)
+		return leave_lan(config, p, &answered);
+	return config->flags & BUYS ? buy(config, p) : PASS;
 }
 
 /* Anybody can send an ICMP error about a connection of our client's, without forging an address, and have it charged to
@@ -417,9 +437,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 {
 	const struct config *config = settings();
 	__u32 ingress_ifindex = skb->ingress_ifindex;
-	struct contract *contract;
 	struct packet p = {};
-	struct entry *entry = 0;
 	int given;
 
 	if (!config || is_tagged(skb) || ((config->flags & HAS_UPPERS) && is_of_upper(skb)))
@@ -433,8 +451,6 @@ int ngp_tc_out(struct __sk_buff *skb)
 			return SHOT;
 		return config->flags & BUYS ? count_own(skb, config, &p) : PASS;
 	}
-	if ((config->flags & (SELLS | BUYS)) == (SELLS | BUYS))
-		note_left(&p, ingress_ifindex);
 	if (p.group)
 		return config->flags & SELLS ? refuse_uncovered() : PASS;
 	if (p.error && (config->flags & SELLS) && !allows_error(config, &p))
@@ -444,25 +460,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 		if (given != NOT_GIVEN)
 			return given == GIVEN ? PASS : SHOT;
 	}
-	if (config->flags & SELLS) {
-		entry = find_entry(config, &p, SERVER, remote(&p));
-		contract = contract_of(entry);
-		if (contract)
-			return charge(contract, entry->slot, &p, FROM, SERVER) ? PASS : SHOT;
-	}
-	if (config->flags & BUYS) {
-		entry = find_entry(config, &p, CLIENT, p.destination);
-		contract = contract_of(entry);
-		if (contract) {
-			if ((config->flags & SELLS) && passed_as_return(&p, ingress_ifindex))
-				return refuse_uncovered();
-			charge(contract, entry->slot, &p, TO, CLIENT);
-			return PASS;
-		}
-	}
-	if ((config->flags & SELLS) && decide_uncovered(config, &p, ingress_ifindex) != PASS)
-		return SHOT;
-	return (config->flags & BUYS) && !(entry && entry->slot == OWN) ? note_early(config, &p) : PASS;
+	return config->flags & SELLS ? leave(skb, &p) : buy(config, &p);
 }
 
 SEC("tc")

@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 7
+#define LAYOUT 8
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -96,6 +96,7 @@ struct link {
 };
 struct neighbour {
 	__u32 number, flags;
+	__u32 flows, unused;                                      /* how many it has begun, for flows.h */
 	__u64 ready_ns;                                           /* token bucket (GCRA): theoretical arrival time */
 	__u64 errors_ready_ns;                                    /* another, for ICMP errors on their way to it */
 };
@@ -129,7 +130,16 @@ struct lane {
 struct asked { __u32 number, address[4]; };
 struct asking { __u64 since_ns, packets; };
 struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: since since_ns, the last window's start */
-struct passage { __u32 ifindex, source[4], destination[4]; };
+
+/* Who began a conversation (flows.h); IPv4: the first word of each address. */
+#define FLOWS 4096                                            /* remembered for each payer; a power of two */
+#define FLOWS_ON_GRACE 64
+#define FLOWS_MOST (1 << 19)                                  /* for all: of 64 payers, and of 4,096 on grace */
+struct flow { __u32 from[4], to[4]; __be16 from_port, to_port; __u32 protocol; };
+struct memory { __u32 payer, place; __u64 seen_ns; };
+struct place { __u32 payer, number; };
+
+struct passage { __u32 ifindex; struct flow flow; };          /* where it came in, and which flow it answers */
 struct returning { struct passage passage; __u32 left; };      /* left: it came to the interface's hook */
 struct hint { __u32 kind, slot; __u64 tag; };
 
@@ -158,6 +168,8 @@ TABLE(ngp_lanes, HASH, __u32, struct lane, 65536 + 2, BPF_F_NO_PREALLOC);
 TABLE(ngp_asked, LRU_HASH, struct asked, struct asking, 16384, 0);
 TABLE(ngp_early, LRU_HASH, struct asked, struct early, 4096, 0);
 TABLE(ngp_strangers, ARRAY, __u32, __u64, 1, 0);
+TABLE(ngp_flows, HASH, struct flow, struct memory, FLOWS_MOST, BPF_F_NO_PREALLOC);
+TABLE(ngp_places, HASH, struct place, struct flow, FLOWS_MOST, BPF_F_NO_PREALLOC);
 TABLE(ngp_returning, PERCPU_ARRAY, __u32, struct returning, 1, 0);
 TABLE(ngp_waiting, LRU_HASH, struct passage, __u64, 4096, 0);
 TABLE(ngp_counters, PERCPU_ARRAY, __u32, __u64, COUNTERS, 0);

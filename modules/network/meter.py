@@ -19,6 +19,7 @@ from ngp.modules.bpf import Programs, Table, library, require
 from ngp.modules.network import bpf, hooks, layers, layout
 from ngp.modules.network.accounts import AccountTable
 from ngp.modules.network.contracts import ContractTable
+from ngp.modules.network.flows import FlowSweeper
 from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
 from ngp.modules.network.neighbours import NeighbourTable
@@ -27,7 +28,7 @@ from ngp.ports import DesiredNetwork, FreeRule
 HOLD_WINDOW_NS = 1_000_000_000
 HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # of one destination in a window: for anybody, and for who has paid
 _HOSTS_SPARE = 1024
-GATE_PROGRAMS = ("xt_unpaid", "xt_unpaid_strict", "xt_unknown", "xt_over_rate")
+GATE_PROGRAMS = ("xt_unpaid_up", "xt_unpaid_mesh", "xt_unpaid_lan", "xt_unknown", "xt_over_rate")
 
 
 class Meter:
@@ -71,6 +72,7 @@ class Meter:
             self.neighbours = NeighbourTable(self.tables, index_of)
             self.accounts = AccountTable(self.tables)
             undo.callback(self.accounts.close)
+            self.flows = FlowSweeper(self.tables, self.neighbours.is_payer)
             self.contracts = ContractTable(
                 self.tables, self.accounts, self.neighbours.link_of, self.neighbours.is_own, self._show_prefixes
             )

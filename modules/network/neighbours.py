@@ -45,6 +45,10 @@ class NeighbourTable:
         """Say whether an address is that neighbour's own."""
         return address in self._own.get(number, ())
 
+    def is_payer(self, number: int) -> bool:
+        """Say whether a flow's payer is known: a neighbour by its number, one of our LANs, strangers."""
+        return number in self._links or number in (layout.OUR_FLOWS, layout.STRANGERS_FLOWS)
+
     def set(self, neighbours: Sequence[KernelNeighbour], contracts: ContractTable) -> None:
         """Add or change neighbours; those that are as they were cost nothing. Raises KernelError."""
         for neighbour in neighbours:
@@ -61,7 +65,7 @@ class NeighbourTable:
             flags |= layout.SHUT_OUT * neighbour.blocked
             flags |= layout.HAS_PAID * neighbour.has_paid | layout.WAS_PAID * neighbour.was_paid
             self._make_lane(neighbour)
-            value = layout.NEIGHBOUR.pack(number, flags, 0, 0)
+            value = layout.NEIGHBOUR.pack(number, flags, 0, 0, 0, 0)
             self._tables[layout.NEIGHBOURS].set(layout.neighbour_key(link), value)
             self._set_own(number, neighbour.local_addresses if neighbour.sells_to_us else (), contracts)
 

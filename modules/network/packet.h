@@ -322,12 +322,15 @@ INLINE const __u32 *remote(const struct packet *p)
 	return p->error ? p->quoted : p->source;
 }
 
+INLINE int has_ports(__u32 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP ||
+	       protocol == IPPROTO_UDPLITE || protocol == IPPROTO_DCCP;
+}
+
 APART int read_ports(struct __sk_buff *skb, const struct packet *p, __be16 *ports)
 {
-	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP && p->protocol != IPPROTO_SCTP &&
-	    p->protocol != IPPROTO_UDPLITE && p->protocol != IPPROTO_DCCP)
-		return 0;
-	return !bpf_skb_load_bytes(skb, p->base + p->transport, ports, 4);
+	return has_ports(p->protocol) && !bpf_skb_load_bytes(skb, p->base + p->transport, ports, 4);
 }
 
 #endif

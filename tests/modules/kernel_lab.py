@@ -153,6 +153,6 @@ def pinned_filters(folder: Path) -> Iterator[tuple[Path, Path]]:
         sh(f"umount {mount}")
 
 
-def paths(unpaid: Path, unpaid_strict: Path, unknown: Path, over_rate: Path | None = None) -> GatePaths:
+def paths(up: Path, inward: Path, unknown: Path, over_rate: Path | None = None) -> GatePaths:
     """Shorthand; all match when they say yes. over_rate: asked only where there are services on the host."""
-    return GatePaths(unpaid, unpaid_strict, unknown, over_rate or unknown)
+    return GatePaths(up, inward, inward, unknown, over_rate or unknown)

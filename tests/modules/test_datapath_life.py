@@ -130,7 +130,7 @@ def test_adopted_from_a_killed_process(tmp_path: Path, mounts: str) -> None:
             found = {each.grant.contract: each.reading for each in adopted.contracts}
             assert [each.reading.spent_units for each in adopted.accounts] == [168 * PRICE]
             assert (found[b"\1" * 16].used_to_bytes, found[b"\1" * 16].used_from_bytes) == (84, 84)
-            assert (tmp_path / "bpf" / "xt_unpaid").exists()
+            assert (tmp_path / "bpf" / "xt_unpaid_up").exists()
             assert passes(built.client, INTERNET[6])
             (reading,) = datapath.read([b"\2" * 16])
             assert (reading.used_to_bytes, reading.used_from_bytes) == (104, 104)

@@ -130,8 +130,11 @@ def test_a_seller_cannot_send_through_our_other_purchases(middle: World) -> None
 
 def test_who_has_no_contract_with_us_is_asked_about_and_not_let_through(middle: World) -> None:
     sold = middle.grant("0.0.0.0/0")
-    assert dropped(middle.lab.client, INTERNET[4]), "the answer is neither sold to its sender nor bought from it"
-    assert middle.used(sold) == (84, 0)
+    send(middle, [udp(INTERNET[4], CLIENT[4], 9, bytes(56))], upload=False)
+    wait_until(lambda: middle.datapath.counters()["passed_to_queue"] == 1, "neither sold to its sender nor bought")
+    assert middle.used(sold) == (0, 0)
+    assert passes(middle.lab.client, INTERNET[4]), "what the client began it pays for, both ways"
+    assert middle.used(sold) == (84, 84)
     assert middle.datapath.counters()["passed_to_queue"] == 1
 
 

@@ -32,55 +32,41 @@ from ngp.modules.network import gate, xtables
 from ngp.modules.network.gate import Gate, GatePaths, clean_up, render
 from ngp.modules.network.xtables import LEGACY, NFT, Choice
 
-ON_PAPER = GatePaths(*(Path("/var/lib/ngp/bpf", name) for name in ("unpaid", "strict", "unknown", "over_rate")))
+ON_PAPER = GatePaths(*(Path("/var/lib/ngp/bpf", name) for name in ("up", "mesh", "lan", "unknown", "over_rate")))
 OWN_SERVICES = (FreeRule(ip_network(GATEWAY_TO_CLIENT[4]), 6, 9735),)
 
 GOLDEN = """\
 *security
 :NGP_GATE - [0:0]
+:NGP_TO_UP - [0:0]
+:NGP_TO_MESH - [0:0]
+:NGP_TO_LAN - [0:0]
 :NGP_UNPAID - [0:0]
--A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/strict -g NGP_UNPAID
--A NGP_UNPAID -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 10325
--A NGP_UNPAID -j DROP
--I FORWARD 1 -i m0 -j NGP_GATE
--I FORWARD 2 -i m1 -j NGP_GATE
-COMMIT
-"""
-
-GOLDEN_BUYS_AS_WELL = """\
-*security
-:NGP_GATE - [0:0]
-:NGP_UPSTREAM - [0:0]
-:NGP_INWARD - [0:0]
-:NGP_UNPAID - [0:0]
--A NGP_GATE -o up0 -g NGP_UPSTREAM
--A NGP_GATE -o up1 -g NGP_UPSTREAM
--A NGP_GATE -o wg0 -g NGP_INWARD
--A NGP_GATE -o lan0 -g NGP_INWARD
--A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/strict -g NGP_UNPAID
--A NGP_UPSTREAM -m bpf --object-pinned /var/lib/ngp/bpf/strict -g NGP_UNPAID
--A NGP_INWARD -m bpf --object-pinned /var/lib/ngp/bpf/unpaid -g NGP_UNPAID
+-A NGP_GATE -o up0 -g NGP_TO_UP
+-A NGP_GATE -o up1 -g NGP_TO_UP
+-A NGP_GATE -o m0 -g NGP_TO_MESH
+-A NGP_GATE -o m1 -g NGP_TO_MESH
+-A NGP_GATE -o lan0 -g NGP_TO_LAN
+-A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/up -g NGP_UNPAID
+-A NGP_TO_UP -m bpf --object-pinned /var/lib/ngp/bpf/up -g NGP_UNPAID
+-A NGP_TO_MESH -m bpf --object-pinned /var/lib/ngp/bpf/mesh -g NGP_UNPAID
+-A NGP_TO_LAN -m bpf --object-pinned /var/lib/ngp/bpf/lan -g NGP_UNPAID
 -A NGP_UNPAID -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 7
 -A NGP_UNPAID -j DROP
--I FORWARD 1 -i wg0 -j NGP_GATE
+-I FORWARD 1 -i m0 -j NGP_GATE
+-I FORWARD 2 -i m1 -j NGP_GATE
 COMMIT
 """
 
-GOLDEN_WITH_OWN_SERVICES = """\
-*security
-:NGP_GATE - [0:0]
-:NGP_UNPAID - [0:0]
-:NGP_OWN - [0:0]
--A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/strict -g NGP_UNPAID
--A NGP_UNPAID -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 10325
--A NGP_UNPAID -j DROP
--A NGP_OWN -m bpf --object-pinned /var/lib/ngp/bpf/over_rate -j DROP
--I FORWARD 1 -i m0 -j NGP_GATE
--I FORWARD 2 -i m1 -j NGP_GATE
--I INPUT 1 -i m0 -j NGP_OWN
--I INPUT 2 -i m1 -j NGP_OWN
-COMMIT
-"""
+# The same, and what services on the host add.
+GOLDEN_WITH_OWN_SERVICES = (
+    GOLDEN.replace(":NGP_UNPAID - [0:0]\n", ":NGP_UNPAID - [0:0]\n:NGP_OWN - [0:0]\n")
+    .replace(
+        "-A NGP_UNPAID -j DROP\n",
+        "-A NGP_UNPAID -j DROP\n-A NGP_OWN -m bpf --object-pinned /var/lib/ngp/bpf/over_rate -j DROP\n",
+    )
+    .replace("COMMIT\n", "-I INPUT 1 -i m0 -j NGP_OWN\n-I INPUT 2 -i m1 -j NGP_OWN\nCOMMIT\n")
+)
 
 OPERATOR = """\
 *filter
@@ -138,15 +124,12 @@ def saved(variant: str) -> list[str]:
 
 
 def test_golden() -> None:
-    assert render(desired(), ON_PAPER, 4) == GOLDEN
-    assert render(desired(), ON_PAPER, 6) == GOLDEN
     lan, up = ("lan0", "what iptables can't take"), ("up0", "up1", "up+")
-    other = desired(mesh_interfaces=("wg0",), lan_interfaces=lan, upstream_interfaces=up, queue_number=7, buys=True)
-    assert render(other, ON_PAPER, 4) == GOLDEN_BUYS_AS_WELL
-    gives = replace(other, buys=False, free=(FreeRule(ip_network("192.0.2.0/24")),))
-    assert render(gives, ON_PAPER, 4) == GOLDEN_BUYS_AS_WELL, "what is free may be so by its source, but not upstream"
+    wanted = desired(lan_interfaces=lan, upstream_interfaces=up, queue_number=7)
     for family in (4, 6):
-        assert render(desired(own_services=OWN_SERVICES), ON_PAPER, family) == GOLDEN_WITH_OWN_SERVICES
+        assert render(wanted, ON_PAPER, family) == GOLDEN
+        assert render(replace(wanted, buys=True), ON_PAPER, family) == GOLDEN, "who pays is another matter"
+        assert render(replace(wanted, own_services=OWN_SERVICES), ON_PAPER, family) == GOLDEN_WITH_OWN_SERVICES
 
 
 def test_no_gate_where_none_is_wanted() -> None:
@@ -162,7 +145,7 @@ def test_an_interface_name_that_iptables_misreads_is_refused(name: str) -> None:
 
 def test_a_path_that_iptables_misreads_is_refused() -> None:
     with pytest.raises(KernelError, match="STATE_DIR"):
-        render(desired(), replace(ON_PAPER, unpaid=Path("/a b")), 4)
+        render(desired(), replace(ON_PAPER, unpaid_lan=Path("/a b")), 4)
 
 
 def test_apply_twice_changes_nothing_and_clean_up_restores(
@@ -242,23 +225,20 @@ def test_each_packet_is_judged_by_the_program_for_its_way(
     hosts: Lab, filters: tuple[Path, Path], variant: str, family: int
 ) -> None:
     yes, no = filters
-    strict_pays, general_pays, buys = paths(yes, no, no), paths(no, yes, no), desired(buys=True)
-    Gate(strict_pays, buys).apply()
-    assert passes(hosts.client, INTERNET[family]), "towards upstream only strict is asked"
-    Gate(general_pays, buys).apply()
-    assert dropped(hosts.client, INTERNET[family]), "the general program must not pass what strict refused"
-    for inward in (
-        replace(buys, lan_interfaces=("up0",), upstream_interfaces=()),
-        replace(buys, mesh_interfaces=("m0", "up0"), upstream_interfaces=()),
-    ):
-        Gate(general_pays, inward).apply()
-        assert passes(hosts.client, INTERNET[family]), "towards mesh and LAN the general program decides"
-        Gate(strict_pays, inward).apply()
+    up, inward = paths(no, yes, no), paths(yes, no, no)
+    wanted = desired()
+    Gate(up, wanted).apply()
+    assert passes(hosts.client, INTERNET[family])
+    Gate(inward, wanted).apply()
+    assert dropped(hosts.client, INTERNET[family]), "what another program would pass doesn't count"
+    for changes in ({"lan_interfaces": ("up0",)}, {"mesh_interfaces": ("m0", "up0")}):
+        near = desired(**{"upstream_interfaces": (), **changes})
+        Gate(inward, near).apply()
+        assert passes(hosts.client, INTERNET[family]), "towards mesh and LAN"
+        Gate(up, near).apply()
         assert dropped(hosts.client, INTERNET[family])
-    Gate(strict_pays, replace(buys, upstream_interfaces=())).apply()
-    assert passes(hosts.client, INTERNET[family]), "what no class is known of is upstream"
-    Gate(strict_pays, desired(upstream_interfaces=())).apply()
-    assert passes(hosts.client, INTERNET[family]), "nothing passes by its source: strict decides everything"
+    Gate(up, desired(upstream_interfaces=())).apply()
+    assert passes(hosts.client, INTERNET[family]), "an interface that nothing is known of is upstream"
 
 
 def test_what_is_over_the_rate_is_dropped_at_input_and_all_else_left_to_the_operator(

@@ -35,8 +35,8 @@ SEC("socket") int too_far(struct __sk_buff *skb)
 char _license[] SEC("license") = "GPL";
 """
 SAID = [
-    "libbpf: prog 'xt_unpaid': BPF program load failed: Permission denied",
-    "libbpf: prog 'xt_unpaid': -- BEGIN PROG LOAD LOG --\n1071: (85) call bpf_map_lookup_elem#1\n"
+    "libbpf: prog 'xt_unpaid_up': BPF program load failed: Permission denied",
+    "libbpf: prog 'xt_unpaid_up': -- BEGIN PROG LOAD LOG --\n1071: (85) call bpf_map_lookup_elem#1\n"
     "R2 type=mem expected=fp, pkt, pkt_meta, map_key, map_value\nprocessed 2022 insns (limit 1000000)\n"
     "-- END PROG LOAD LOG --",
     "libbpf: failed to load object 'meter.bpfel.o'",
@@ -90,7 +90,7 @@ def test_check_and_start_refuse_with_the_same_words(refused: Path, monkeypatch: 
 
 def test_a_refusal_names_the_program_the_reason_and_what_to_do() -> None:
     line = bpf.refusal(Path("/opt/meter.bpfel.o"), SAID)
-    assert "refuses the program xt_unpaid of meter.bpfel.o: R2 type=mem expected=fp, pkt," in line
+    assert "refuses the program xt_unpaid_up of meter.bpfel.o: R2 type=mem expected=fp, pkt," in line
     assert "\n" not in line and line.endswith("apt full-upgrade, then reboot")
     assert "refuses the kernel's part x.o: no memory;" in bpf.refusal(Path("x.o"), ["no memory"])
     assert "refuses the kernel's part x.o: no reason given;" in bpf.refusal(Path("x.o"), [])

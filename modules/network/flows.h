@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * Flows: who begins a conversation pays for both of its directions.
+ *
+ * Where both ends of a conversation are behind neighbours of ours, or in a LAN of ours, addresses don't say who pays: each
+ * of two neighbours may have bought the other's address. So what a neighbour paid for on its way to the mesh or a LAN is
+ * remembered, and what our LANs send to a neighbour. The answers are then returns, for that payer alone to pay. What goes to
+ * the uplink or comes from there needs no memory: the neighbour at this end pays.
+ *
+ * A payer has room for so many flows and makes room for a new one among its own, the oldest first: its flood makes
+ * nobody else's forgotten. A flow is forgotten some time after its payer's last packet, whatever the other end sends.
+ * Then the contracts of both ends decide.
+ */
+#ifndef NGP_FLOWS_H
+#define NGP_FLOWS_H
+
+#include "charge.h"
+
+#define FLOW_NS 600000000000ull                               /* a flow is remembered so long */
+#define FLOW_REFRESH_NS 1000000000ull                         /* and noted again so often */
+#define OURS 0                                                /* the payer of what our LANs began */
+#define STRANGERS 0xffffffff                                  /* the payer of what links began that we don't know */
+
+static __u32 our_flows, strangers_flows;
+
+INLINE __u32 payer_of(const struct neighbour *neighbour)
+{
+	return neighbour ? neighbour->number : STRANGERS;
+}
+
+/* The flow that a packet answers. An ICMP error counts as an answer to the packet that it quotes. */
+APART int read_answered(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+{
+	__be16 ports[2] = { p->quoted_ports[1], p->quoted_ports[0] };
+	__u32 protocol = p->error ? p->quoted_protocol : p->protocol;
+
+	if (!has_ports(protocol))
+		ports[0] = ports[1] = 0;
+	else if (!p->error)
+		read_ports(skb, p, ports);
+	__builtin_memcpy(flow->from, p->destination, 16);
+	__builtin_memcpy(flow->to, p->error ? p->quoted : p->source, 16);
+	flow->from_port = ports[1];
+	flow->to_port = ports[0];
+	flow->protocol = protocol | (__u32)p->v6 << 8;
+	return 0;
+}
+
+/* The flow that a packet is of, out of the one that it would answer. */
+INLINE void turn(const struct flow *answered, struct flow *flow)
+{
+	__builtin_memcpy(flow->from, answered->to, 16);
+	__builtin_memcpy(flow->to, answered->from, 16);
+	flow->from_port = answered->to_port;
+	flow->to_port = answered->from_port;
+	flow->protocol = answered->protocol;
+}
+
+INLINE int is_fresh(const struct memory *memory, __u64 now)
+{
+	return now - memory->seen_ns < FLOW_NS || memory->seen_ns > now; /* another processor's clock may be a tick ahead */
+}
+
+/* Who began a flow; returns 0 where nobody is known to have. */
+APART int find_payer(const struct flow *flow, __u32 *payer)
+{
+	struct memory *memory = bpf_map_lookup_elem(&ngp_flows, flow);
+
+	if (!memory || !is_fresh(memory, now_ns()))
+		return 0;
+	*payer = memory->payer;
+	return 1;
+}
+
+/* Take the payer's next place; the flow that has it is forgotten, unless somebody else began it meanwhile. */
+APART int make_room(const struct place *place)
+{
+	struct flow *held = bpf_map_lookup_elem(&ngp_places, place), old;
+	struct memory *memory;
+
+	if (!held)
+		return 0;
+	old = *held;
+	memory = bpf_map_lookup_elem(&ngp_flows, &old);
+	if (memory && memory->payer == place->payer && memory->place == place->number)
+		bpf_map_delete_elem(&ngp_flows, &old);
+	return 0;
+}
+
+/* Remember who began a flow. Args: neighbour: the payer; 0: a stranger, or (ours) one of our LANs. */
+APART int remember(const struct flow *flow, struct neighbour *neighbour, int ours)
+{
+	struct memory *memory = bpf_map_lookup_elem(&ngp_flows, flow), fresh = {};
+	__u32 *number = ours ? &our_flows : neighbour ? &neighbour->flows : &strangers_flows;
+	__u32 most = neighbour && !(neighbour->flags & HAS_PAID) ? FLOWS_ON_GRACE : FLOWS;
+	struct place place = {};
+	__u64 now = now_ns();
+
+	place.payer = ours ? OURS : payer_of(neighbour);
+	if (memory && memory->payer == place.payer) {
+		if (now - memory->seen_ns > FLOW_REFRESH_NS)
+			memory->seen_ns = now;
+		return 0;
+	}
+	place.number = __sync_fetch_and_add(number, 1) & (most - 1);
+	make_room(&place);
+	if (bpf_map_update_elem(&ngp_places, &place, flow, BPF_ANY))
+		return 0;
+	fresh.payer = place.payer;
+	fresh.place = place.number;
+	fresh.seen_ns = now;
+	bpf_map_update_elem(&ngp_flows, flow, &fresh, BPF_ANY);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,176 @@
+"""A star for the tests of who pays: two neighbours, each with hosts behind it, a LAN of ours, and the internet.
+
+a, behind A - m0 [gateway] m1 - B, behind B
+              lan0 |   | up0
+                LAN   internet
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from kernel_lab import CLIENT, INTERNET, desired, sh
+from meter_lab import NEIGHBOUR, World, metered
+from pyroute2 import netns
+
+from ngp.core.messages import Role
+from ngp.modules.bpf import Table
+from ngp.modules.network import layout
+from ngp.ports import KernelNeighbour
+
+SECOND = 8
+WAIT_S = 30
+BITS = {4: 32, 6: 128}
+EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
+SECOND_ADDRESS = {4: "10.77.3.2", 6: "fd00:77:3::2"}
+GATEWAY_TO_SECOND = {4: "10.77.3.1", 6: "fd00:77:3::1"}
+LAN_ADDRESS = {4: "10.77.4.2", 6: "fd00:77:4::2"}
+GATEWAY_TO_LAN = {4: "10.77.4.1", 6: "fd00:77:4::1"}
+# By name: a host's addresses. Those behind A and B stand for their customers and LANs.
+ADDRESSES = {
+    "A": CLIENT,
+    "behind A": {4: "10.77.5.5", 6: "fd00:77:5::5"},
+    "B": SECOND_ADDRESS,
+    "behind B": {4: "10.77.6.6", 6: "fd00:77:6::6"},
+    "LAN": LAN_ADDRESS,
+    "internet": INTERNET,
+}
+UP_BYTES, DOWN_BYTES = 100, 60
+HEADERS = {4: 28, 6: 48}
+
+
+@dataclass(slots=True)
+class Star:
+    """The star, with the datapath in its gateway; A is neighbour 7 on m0, B neighbour 8 on m1."""
+
+    world: World
+    second: str
+    lan: str
+
+    def namespace(self, name: str) -> str:
+        """Return the namespace where an address of `ADDRESSES` is."""
+        places = {"LAN": self.lan, "internet": self.world.lab.internet, "A": self.world.lab.client}
+        return places.get(name.removeprefix("behind "), self.second)
+
+    def socket(self, name: str, family: int, port: int = 0) -> socket.socket:
+        """Open a UDP socket of one of the hosts."""
+
+        def make() -> socket.socket:
+            netns.setns(self.namespace(name))  # a thread's own, which ends there
+            made = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+            made.bind((ADDRESSES[name][family], port))
+            return made
+
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(make).result()
+
+    def talk(self, begins: str, answers: str, family: int, port: int = 5000) -> None:
+        """Have one host ask another and be answered, by UDP."""
+        with self.socket(begins, family) as client, self.socket(answers, family, port) as server:
+            self.ask(client, server)
+
+    def ask(self, client: socket.socket, server: socket.socket) -> None:
+        """Send a question between two sockets, and its answer."""
+        client.settimeout(WAIT_S)
+        server.settimeout(WAIT_S)
+        client.sendto(bytes(UP_BYTES), server.getsockname()[:2])
+        question, client_seen = server.recvfrom(2048)
+        server.sendto(bytes(DOWN_BYTES), client_seen)
+        assert (len(question), len(client.recv(2048))) == (UP_BYTES, DOWN_BYTES)
+
+    def sell(self, number: int, destination: str, **changes: object) -> bytes:
+        """Grant a contract that a neighbour bought from us."""
+        return self.world.grant(destination, neighbour=number, **changes)
+
+    def buy(self, number: int, destination: str) -> bytes:
+        """Grant a contract that we bought from a neighbour."""
+        return self.world.grant(destination, neighbour=number, role=Role.CLIENT)
+
+
+def once(family: int) -> tuple[int, int]:
+    """Return the L3 bytes of one `talk`: the question's, the answer's."""
+    return UP_BYTES + HEADERS[family], DOWN_BYTES + HEADERS[family]
+
+
+def table(built: Star, name: str) -> Table:
+    """Return one of the meter's tables."""
+    running = built.world.datapath._running
+    assert running is not None
+    return running.tables[name]
+
+
+def payers(built: Star) -> list[int]:
+    """List the payers of all flows that are remembered."""
+    return [layout.FLOW_MEMORY.unpack(memory)[0] for _, memory in table(built, layout.FLOWS).items()]
+
+
+def age(built: Star, seconds: int) -> None:
+    """Make all flows that are remembered older."""
+    flows = table(built, layout.FLOWS)
+    for flow, memory in list(flows.items()):
+        payer, place, seen_ns = layout.FLOW_MEMORY.unpack(memory)
+        flows.set(flow, layout.FLOW_MEMORY.pack(payer, place, seen_ns - seconds * 10**9))
+
+
+def swept(built: Star) -> None:
+    """Have the tables of flows swept from one end to the other."""
+    running = built.world.datapath._running
+    assert running is not None
+    for _ in range(2):
+        running.flows.sweep()
+
+
+@contextlib.contextmanager
+def star(folder: Path, **changes: object) -> Iterator[Star]:
+    """Build the star; both neighbours buy from us and sell to us, as the product is shipped."""
+    values: dict[str, object] = {"buys": True, "lan_interfaces": ("lan0",), **changes}
+    with metered(folder, **{**values, "lan_interfaces": ()}) as world, contextlib.ExitStack() as undo:
+        stem = f"ngpt-{secrets.token_hex(3)}"
+        second, lan = f"{stem}-b", f"{stem}-l"
+        for name in (second, lan):
+            undo.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
+            sh(f"ip netns add {name} && ip -n {name} link set lo up")
+        sh(f"ip link set m1x netns {second} && ip link add lan0 type veth peer name l0 netns {lan}")
+        _address("m1", GATEWAY_TO_SECOND)
+        _address("m1x", SECOND_ADDRESS, second, GATEWAY_TO_SECOND)
+        _address("lan0", GATEWAY_TO_LAN)
+        _address("l0", LAN_ADDRESS, lan, GATEWAY_TO_LAN)
+        for name, namespace, router in (("A", world.lab.client, CLIENT), ("B", second, SECOND_ADDRESS)):
+            for family, bits in BITS.items():
+                address = ADDRESSES[f"behind {name}"][family]
+                sh(f"ip addr add {address}/{bits} dev lo", namespace)
+                sh(f"ip route add {address}/{bits} via {router[family]}")
+        for command in ("iptables", "ip6tables"):
+            sh(f"{command} -D INPUT -p udp -j DROP", world.lab.internet)
+        built = Star(world, second, lan)
+        world.datapath.apply(desired(**values))
+        world.datapath.set_neighbours(neighbours(built))
+        yield built
+
+
+def neighbours(built: Star, **changes: object) -> list[KernelNeighbour]:
+    """Describe A and B, who both buy and sell and have paid; changes are for both."""
+    mac = bytes.fromhex(sh("cat /sys/class/net/m1x/address", built.second).strip().replace(":", ""))
+    values: dict[str, object] = {"buys_from_us": True, "sells_to_us": True, "has_paid": True, **changes}
+    own = {name: tuple(ip_address(text) for text in ADDRESSES[name].values()) for name in ("A", "B")}
+    first = built.world.neighbour(neighbour=NEIGHBOUR, local_addresses=own["A"], **values)
+    second = KernelNeighbour(SECOND, "m1", mac, own["B"], **values)  # type: ignore[arg-type]
+    return [first, second]
+
+
+def _address(
+    interface: str, addresses: dict[int, str], namespace: str = "", router: dict[int, str] | None = None
+) -> None:
+    sh(f"sysctl -qw net.ipv6.conf.{interface}.accept_dad=0", namespace)
+    sh(f"ip addr add {addresses[4]}/24 dev {interface}", namespace)
+    sh(f"ip addr add {addresses[6]}/64 dev {interface} nodad && ip link set {interface} up", namespace)
+    if router:
+        sh(f"ip route add default via {router[4]} && ip -6 route add default via {router[6]}", namespace)
