@@ -433,7 +433,9 @@ class Datapath:
     def _match_queue(self, desired: DesiredNetwork) -> None:
         """Hold the queue open exactly while we sell."""
         if desired.sells and self._queue is None and self._loop is not None:
-            self._queue = HeldQueue(desired.queue_number, self._held, self._open_host().has_link_addresses)
+            self._queue = HeldQueue(
+                desired.queue_number, self._held, self._open_host().has_link_addresses, self._required().sent_to
+            )
             try:
                 self._queue.start(self._loop)
             except KernelError:

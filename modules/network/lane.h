@@ -44,12 +44,6 @@ APART int is_for_lane(const struct packet *p)
 	return !has_options(p) && !(neighbour && (neighbour->flags & SHUT_OUT));
 }
 
-INLINE __u64 mix(__u64 hash, __u64 words)
-{
-	hash = (hash ^ words) * 0x9e3779b97f4a7c15ull;
-	return hash ^ hash >> 29;
-}
-
 /* An ICMP error speaks of a packet of the other direction: to a service it quotes what came from there. */
 APART __u64 hash_of(struct __sk_buff *skb, const struct packet *p, int to_service)
 {

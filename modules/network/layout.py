@@ -5,13 +5,14 @@ meter.h's LAYOUT and this one's grow together; a running meter with another numb
 
 from __future__ import annotations
 
+import socket
 import struct
 import sys
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from ngp.core.messages import Prefix, Role
+from ngp.core.messages import Address, Prefix, Role
 from ngp.core.services import SERVICES_A_HOST, free_at, room_for_services
 from ngp.ports import FreeRule
 
@@ -21,13 +22,28 @@ ACCOUNTS, IDENTITIES = "ngp_accounts", "ngp_identities"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
 EARLY, LANES, UPPERS = "ngp_early", "ngp_lanes", "ngp_uppers"
 FLOWS, PLACES = "ngp_flows", "ngp_places"
+OURS, HELD_FOR, SENT = "ngp_ours", "ngp_held_for", "ngp_sent"
+MOST_OURS = 4096
 HOSTS = {4: "ngp_hosts4", 6: "ngp_hosts6"}
 PREFIXES = {4: "ngp_prefixes4", 6: "ngp_prefixes6"}
 FREE = {4: "ngp_free4", 6: "ngp_free6"}
 TABLES = (
     *(CONFIG, CONTRACTS, LABELS, ACCOUNTS, IDENTITIES, NEIGHBOURS, INTERFACES, HINTS, COUNTERS),
     *(*HOSTS.values(), *PREFIXES.values(), *FREE.values()),
-    *(LANES, UPPERS, FLOWS, PLACES, "ngp_asked", EARLY, "ngp_strangers", "ngp_returning", "ngp_waiting"),
+    *(
+        LANES,
+        UPPERS,
+        FLOWS,
+        PLACES,
+        OURS,
+        HELD_FOR,
+        "ngp_sent",
+        "ngp_asked",
+        EARLY,
+        "ngp_strangers",
+        "ngp_returning",
+        "ngp_waiting",
+    ),
 )
 
 SELLS, BUYS, LAYER3 = 1, 2, 64
@@ -36,6 +52,7 @@ FREE_FLAG = {4: 16, 6: 32}
 OFFERS_FLAG = {4: 1 << 12, 6: 1 << 13}
 OWN_SERVICES_FLAG = 1 << 14
 HAS_UPPERS = 1 << 15
+REWRITES = 1 << 16
 PREFIXES_FLAGS = 0xF00
 MESH, LAN, LINK_ADDRESSES, MADE_CLSACT = 1, 2, 4, 8
 BUYS_FROM_US, SELLS_TO_US, SHUT_OUT, HAS_PAID, WAS_PAID = 1, 2, 4, 8, 16
@@ -75,6 +92,7 @@ CONFIG_TAIL = struct.Struct("=IHHQQQQQQQQQ")
 _LINK = struct.Struct("=I6s")
 _FREE_HEAD = struct.Struct("=II")
 _RATED = 0x100
+_MARK_BYTES = 8
 _THIS_HOST: tuple[Prefix, ...] = (ip_network("127.0.0.1"), ip_network("::1"))  # nothing from a link is bound for these
 
 
@@ -197,6 +215,26 @@ def host_key(link: bytes, role: Role, address: bytes) -> bytes:
 def prefix_key(number: int, role: Role, address: bytes, bits: int) -> bytes:
     """Return the key of a prefix's contract."""
     return struct.pack("=II", 32 + bits, number | ROLE[role] << 31) + address
+
+
+def our_key(address: Address) -> bytes:
+    """Return the key of an address of this host."""
+    return struct.pack("=I16s", address.version == 6, address.packed)
+
+
+def held_key(link: bytes, payload: bytes) -> bytes | None:
+    """Return the key of a held packet, as `hold` in meter.bpf.c makes it. Pure; takes hostile bytes.
+
+    Args: payload: from the IP header on. Returns: None where it isn't one that the kernel would have read so.
+    """
+    version = payload[0] >> 4 if payload else 0
+    transport = (payload[0] & 15) * 4 if version == 4 else 40
+    if version not in (4, 6) or len(payload) < max(20, transport):
+        return None
+    source, protocol = (payload[12:16], payload[9]) if version == 4 else (payload[8:24], payload[6])
+    mark = payload[transport + (4 if protocol == socket.IPPROTO_TCP else 8) :][:_MARK_BYTES]
+    mark = mark if len(mark) == _MARK_BYTES else bytes(_MARK_BYTES)
+    return neighbour_key(link) + source.ljust(16, b"\0") + mark
 
 
 def is_host(prefix: Prefix) -> bool:

@@ -20,6 +20,7 @@
 #include "packet.h"
 #include "charge.h"
 #include "returns.h"
+#include "sent.h"
 #include "free.h"
 #include "../token.h"
 #include "lane.h"
@@ -163,20 +164,48 @@ INLINE int is_anothers(const struct packet *p, const struct flow *answered, enum
 	return way == TO_LAN ? payer == OURS : payer != payer_of(find_neighbour(p));
 }
 
+/* What is sent to this host's own address, and goes on to another host by a rule of the operator's (a forwarded port), is
+ * free, as what ends here is; a payment service gets its lane's rate. Not towards the mesh, where such a packet may be an
+ * answer that finds its way back through our address. */
+APART int passes_as_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+{
+	struct flow answered = {}, flow;
+
+	if (!p->error && is_of_host(skb, p, 1) && is_over_rate(config, p, p->bytes))
+		return 0;
+	read_answered(skb, p, &answered);
+	turn(&answered, &flow);
+	remember(&flow, find_neighbour(p), 0);
+	return 1;
+}
+
+/* Who has paid for a packet pays for what answers it. */
+APART int note_began(const struct packet *p, const struct flow *answered)
+{
+	struct flow flow;
+
+	turn(answered, &flow);
+	return p->error ? 0 : remember(&flow, find_neighbour(p), 0);
+}
+
 /* Who pays for a packet that a neighbour sends through us? The first rule that fits decides; a contract that refuses
  * never falls through. Towards an upstream interface nothing is a return: a neighbour that sells to us can't send through
- * our uplink for nothing. Returns 0 where nobody pays. */
+ * our uplink for nothing. A packet whose destination was rewritten has two flows, as it was sent and as it goes on, and
+ * answers may come to either. Returns 0 where nobody pays. */
 INLINE int paid(struct __sk_buff *skb, enum way way)
 {
 	const struct config *config = settings();
-	struct flow answered = {}, flow;
+	struct flow onward = {}, answered = {};
 	struct packet p = {};
 	struct contract *contract;
 	struct entry *entry;
-	int given, wanted;
+	int given, wanted, rewritten;
 
 	if (!config || !parse(skb, config, FORWARD, &p))
 		return 0;
+	if (way != TO_UPSTREAM)
+		read_answered(skb, &p, &onward);
+	rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
 	if (any_given(config, &p)) {                              /* 1: free, or at a lane's rate */
 		wanted = !any_free(config, &p) ? 0 : way == TO_UPSTREAM ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE;
 		given = gives(skb, &p, wanted | TO_SERVICE);
@@ -184,10 +213,13 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 			return given == GIVEN;
 	}
 	if (way != TO_UPSTREAM) {                                 /* 2: another payer's flow */
-		read_answered(skb, &p, &answered);
-		if (is_anothers(&p, &answered, way))
-			return way == TO_LAN || note_return(p.link.ifindex, &answered);
+		if (rewritten)
+			read_answered(skb, &p, &answered);
+		if (is_anothers(&p, &onward, way) || (rewritten && is_anothers(&p, &answered, way)))
+			return way == TO_LAN || note_return(p.link.ifindex, &onward);
 	}
+	if (rewritten && way != TO_MESH && is_ours(&p, p.destination))
+		return passes_as_own(skb, config, &p);
 	entry = find_entry(config, &p, SERVER, p.destination);
 	contract = contract_of(entry);
 	if (contract) {                                           /* 3: its own contract */
@@ -195,16 +227,16 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 			return 0;
 		if (way == TO_UPSTREAM)
 			return 1;
-		turn(&answered, &flow);
-		if (!p.error)
-			remember(&flow, find_neighbour(&p), 0);
-		return way == TO_LAN || note_paid(p.link.ifindex, &answered);
+		note_began(&p, &onward);
+		if (rewritten)
+			note_began(&p, &answered);
+		return way == TO_LAN || note_paid(p.link.ifindex, &onward);
 	}
 	if (way == TO_UPSTREAM || !(config->flags & BUYS))
 		return 0;
 	if (!is_bought(config, &p, way) && !is_answer(skb, config, &p)) /* 4: a purchase of ours from its sender */
 		return 0;
-	return way == TO_LAN || note_return(p.link.ifindex, &answered);
+	return way == TO_LAN || note_return(p.link.ifindex, &onward);
 }
 
 SEC("socket")
@@ -225,6 +257,23 @@ int xt_unpaid_lan(struct __sk_buff *skb)
 	return !paid(skb, TO_LAN);
 }
 
+/* The daemon gets a packet as it goes on: tell it where it was sent. It is known again by some bytes that stay the same:
+ * TCP's numbers, or what follows UDP's header, as DNS's number. */
+APART int hold(struct __sk_buff *skb, const struct packet *p, int rewritten)
+{
+	struct held key = { .link = p->link };
+	struct held_for sent = {};
+
+	count(HELD);
+	if (!rewritten)
+		return 1;
+	__builtin_memcpy(key.source, p->source, 16);
+	__builtin_memcpy(sent.address, p->destination, 16);
+	bpf_skb_load_bytes(skb, p->base + p->transport + (p->protocol == IPPROTO_TCP ? 4 : 8), key.mark, sizeof(key.mark));
+	bpf_map_update_elem(&ngp_held_for, &key, &sent, BPF_ANY);
+	return 1;
+}
+
 /* Is it worth the daemon's time? A few packets of a destination, then nothing for a while; and no more destinations
  * than the neighbour's bucket allows. Strangers share one bucket, so made-up MACs gain nothing and cost others nothing;
  * only what passed its bucket enters the table of asked destinations, so a flood can't wash it out. What its lane has no
@@ -239,9 +288,12 @@ int xt_unknown(struct __sk_buff *skb)
 	struct asking *asking, fresh = { .packets = 1 };
 	__u32 zero = 0;
 	__u64 now, most, *strangers;
-	int taken;
+	int taken, rewritten;
 
-	if (!config || !parse(skb, config, FORWARD, &p) || contract_of(find_entry(config, &p, SERVER, p.destination)))
+	if (!config || !parse(skb, config, FORWARD, &p))
+		return 0;
+	rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
+	if ((rewritten && is_ours(&p, p.destination)) || contract_of(find_entry(config, &p, SERVER, p.destination)))
 		return 0;
 	if (any_given(config, &p) && matches_free(skb, &p, TO_SERVICE) && is_for_lane(&p))
 		return 0;
@@ -257,8 +309,7 @@ int xt_unknown(struct __sk_buff *skb)
 			return 0;
 		}
 		__sync_fetch_and_add(&asking->packets, 1);
-		count(HELD);
-		return 1;
+		return hold(skb, &p, rewritten);
 	}
 	if (neighbour) {
 		taken = take_token(&neighbour->ready_ns, config->neighbour_interval_ns, config->neighbour_burst_ns, now);
@@ -272,8 +323,7 @@ int xt_unknown(struct __sk_buff *skb)
 	}
 	fresh.since_ns = now;
 	bpf_map_update_elem(&ngp_asked, &key, &fresh, BPF_ANY);
-	count(HELD);
-	return 1;
+	return hold(skb, &p, rewritten);
 }
 
 /* --- this host --- */
@@ -388,15 +438,20 @@ __noinline int leave(struct __sk_buff *skb, const struct packet *p)
 	const struct config *config = settings();
 	__u32 ingress_ifindex = skb->ingress_ifindex, *class, payer;
 	struct flow answered = {};
-	int began;
+	int began, own;
 
 	if (!config || !p)
 		return SHOT;
 	class = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
-	if (!class || !(*class & (MESH | LAN)))
+	own = (config->flags & REWRITES) && is_ours(p, p->source);
+	if (!own && !class)                                       /* upstream */
 		return sell(config, p);
 	read_answered(skb, p, &answered);
 	began = find_payer(&answered, &payer) && payer == payer_of(find_neighbour(p));
+	if (own && began)                                         /* what it asked of a forwarded port: see passes_as_own */
+		return (config->flags & OWN_SERVICES) && answers_over_rate(skb, config, p) ? SHOT : PASS;
+	if (!class)
+		return sell(config, p);
 	if (*class & MESH)                                        /* what is no return its sender has paid for at the gate */
 		began |= was_return(ingress_ifindex, &answered);
 	if (began)
@@ -474,6 +529,10 @@ int ngp_tc_in(struct __sk_buff *skb)
 	if (!config || skb->pkt_type || is_tagged(skb))           /* only what is sent to us: PACKET_HOST is 0 */
 		return PASS;
 	if (!parse(skb, config, INGRESS, &p) || !wants_family(config, &p))
+		return PASS;
+	if (config->flags & REWRITES)
+		note_sent(skb, &p);
+	if (!(config->flags & BUYS))
 		return PASS;
 	if (p.error) {                                            /* the neighbour's own errors were not charged */
 		entry = find_entry(config, &p, CLIENT, p.source);

@@ -29,6 +29,7 @@
 #define OFFERS(v6) (1 << (12 + (v6)))                         /* any payment service, by family */
 #define OWN_SERVICES (1 << 14)                                /* any on this host */
 #define HAS_UPPERS (1 << 15)                                  /* some interface stands on a mesh interface: ngp_uppers */
+#define REWRITES (1 << 16)                                    /* rules of this host rewrite destinations: sent.h */
 
 enum role { SERVER, CLIENT };
 
@@ -139,6 +140,12 @@ struct flow { __u32 from[4], to[4]; __be16 from_port, to_port; __u32 protocol; }
 struct memory { __u32 payer, place; __u64 seen_ns; };
 struct place { __u32 payer, number; };
 
+struct sent { struct link link; __u32 hash; };                /* a packet's flow, before its destination was rewritten */
+struct our { __u32 v6, address[4]; };                         /* an address of this host */
+#define MARK_WORDS 2
+struct held { struct link link; __u32 source[4], mark[MARK_WORDS]; }; /* a held packet, as the daemon sees it too */
+struct held_for { __u32 address[4]; };                        /* where it was sent */
+
 struct passage { __u32 ifindex; struct flow flow; };          /* where it came in, and which flow it answers */
 struct returning { struct passage passage; __u32 left; };      /* left: it came to the interface's hook */
 struct hint { __u32 kind, slot; __u64 tag; };
@@ -170,6 +177,9 @@ TABLE(ngp_early, LRU_HASH, struct asked, struct early, 4096, 0);
 TABLE(ngp_strangers, ARRAY, __u32, __u64, 1, 0);
 TABLE(ngp_flows, HASH, struct flow, struct memory, FLOWS_MOST, BPF_F_NO_PREALLOC);
 TABLE(ngp_places, HASH, struct place, struct flow, FLOWS_MOST, BPF_F_NO_PREALLOC);
+TABLE(ngp_sent, LRU_HASH, struct sent, struct flow, 16384, 0);
+TABLE(ngp_ours, HASH, struct our, __u32, 4096, BPF_F_NO_PREALLOC);
+TABLE(ngp_held_for, LRU_HASH, struct held, struct held_for, 8192, 0);
 TABLE(ngp_returning, PERCPU_ARRAY, __u32, struct returning, 1, 0);
 TABLE(ngp_waiting, LRU_HASH, struct passage, __u64, 4096, 0);
 TABLE(ngp_counters, PERCPU_ARRAY, __u32, __u64, COUNTERS, 0);

@@ -11,12 +11,13 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
-from ngp.core.messages import Role
+from ngp.core.messages import Address, Role
 from ngp.errors import KernelError, MomentError
 from ngp.modules.bpf import Programs, Table, library, require
-from ngp.modules.network import bpf, hooks, layers, layout
+from ngp.modules.network import bpf, hooks, layers, layout, rewrites
 from ngp.modules.network.accounts import AccountTable
 from ngp.modules.network.contracts import ContractTable
 from ngp.modules.network.flows import FlowSweeper
@@ -51,6 +52,8 @@ class Meter:
         self.desired = desired
         self._index_of = index_of
         self._uppers: set[bytes] = set()
+        self._ours: set[bytes] = set()
+        self._rewrites = False
         sizes = {} if adopted else table_sizes(desired.contracts_max)
         with contextlib.ExitStack() as undo:
             self.programs = Programs(bpf.object_path(), sizes, adopted)
@@ -84,6 +87,10 @@ class Meter:
 
     def widen(self, desired: DesiredNetwork, host: Host) -> None:
         """Tell the kernel what is new, before anything asks it."""
+        self._rewrites = desired.sells and rewrites.may_happen(desired.families)
+        own = host.local_addresses()[: layout.MOST_OURS] if self._rewrites else ()
+        self._ours = {layout.our_key(address) for address in own}
+        self.tables[layout.OURS].set_many(list(self._ours), [bytes(4)] * len(self._ours))
         free = _free_tables(desired)
         known = read_interfaces(self.tables)
         layer3 = False
@@ -109,7 +116,7 @@ class Meter:
     def hook(self, desired: DesiredNetwork, use_tcx: bool | None) -> None:
         """Attach to the mesh interfaces."""
         tcx = self.use_tcx(use_tcx)
-        wanted = [Direction.OUT, Direction.IN] if desired.buys else [Direction.OUT]
+        wanted = [Direction.OUT, Direction.IN] if desired.buys or self._rewrites else [Direction.OUT]
         for name in desired.mesh_interfaces:
             index = self._require_index(name)
             for direction in wanted:
@@ -126,7 +133,7 @@ class Meter:
         for index, flags in read_interfaces(self.tables).items():
             if index in existing and index not in mesh:
                 hooks.detach(index, Direction.OUT)
-            if index in existing and not (index in mesh and desired.buys):
+            if index in existing and not (index in mesh and (desired.buys or self._rewrites)):
                 hooks.detach(index, Direction.IN)
             if index in existing and index not in mesh and flags & layout.MADE_CLSACT:
                 hooks.remove_clsact(index)
@@ -139,9 +146,10 @@ class Meter:
                     table.delete(key)
         interfaces = read_interfaces(self.tables)
         layer3 = any(not interfaces.get(index or 0, 0) & layout.LINK_ADDRESSES for index in mesh)
-        for key in self.tables[layout.UPPERS].all_keys():
-            if key not in self._uppers:
-                self.tables[layout.UPPERS].delete(key)
+        for name, wanted in ((layout.UPPERS, self._uppers), (layout.OURS, self._ours)):
+            for key in self.tables[name].all_keys():
+                if key not in wanted:
+                    self.tables[name].delete(key)
         prefixes = self._flags[0] & layout.PREFIXES_FLAGS
         self._flags[0] = prefixes | self._config_flags(desired, layer3)
 
@@ -151,7 +159,18 @@ class Meter:
         self._open.close()
 
     def _config_flags(self, desired: DesiredNetwork, layer3: bool) -> int:
-        return _config_flags(desired, layer3) | layout.HAS_UPPERS * bool(self._uppers)
+        flags = layout.HAS_UPPERS * bool(self._uppers) | layout.REWRITES * self._rewrites
+        return _config_flags(desired, layer3) | flags
+
+    def sent_to(self, interface: int, link_address: bytes, payload: bytes) -> Address | None:
+        """Return where a held packet was sent, if this host has rewritten its destination; else None."""
+        if not self._rewrites:
+            return None
+        key = layout.held_key(layout.link_key(interface, link_address), payload)
+        found = self.tables[layout.HELD_FOR].get(key) if key else None
+        if found is None:
+            return None
+        return ip_address(found[:4] if payload[0] >> 4 == 4 else found)
 
     def _show_prefixes(self, role: Role, version: int, any_left: bool) -> None:
         flag = layout.prefixes_flag(role, version)

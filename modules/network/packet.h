@@ -49,7 +49,7 @@ struct packet {
 	__be16 quoted_ports[2];                                   /* source, destination */
 	__u8 quoted_protocol;
 	__u8 goes_on;                                             /* IPv6: more fragments follow this first one */
-	__u8 unused[2];                                           /* no hole: what a function gets must be written throughout */
+	__be16 sent_port;                                         /* what it was sent to, before this host rewrote it; 0: the same */
 };
 
 #define LATER_FRAGMENT 255
@@ -309,6 +309,12 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 	return 1;
 }
 
+INLINE __u64 mix(__u64 hash, __u64 words)
+{
+	hash = (hash ^ words) * 0x9e3779b97f4a7c15ull;
+	return hash ^ hash >> 29;
+}
+
 APART struct neighbour *find_neighbour(const struct packet *p)
 {
 	struct link key = p->link;                                /* older verifiers take no key out of a global function's argument */
@@ -330,7 +336,11 @@ INLINE int has_ports(__u32 protocol)
 
 APART int read_ports(struct __sk_buff *skb, const struct packet *p, __be16 *ports)
 {
-	return has_ports(p->protocol) && !bpf_skb_load_bytes(skb, p->base + p->transport, ports, 4);
+	if (!has_ports(p->protocol) || bpf_skb_load_bytes(skb, p->base + p->transport, ports, 4))
+		return 0;
+	if (p->sent_port)
+		ports[1] = p->sent_port;
+	return 1;
 }
 
 #endif

@@ -87,6 +87,8 @@ class HeldQueue:
         number: NFQUEUE number.
         on_held: called in the loop once for every packet that is held; may decide at once.
         has_link_addresses: says whether neighbours on an interface have a MAC.
+        sent_to: where a packet was sent whose destination this host has rewritten (interface's index, link address,
+            packet from the IP header on); None: it is the same.
         held_max, per_neighbour_max: packets kept in all, and for one (interface, link address); beyond: dropped.
         monotonic_s: the clock.
     """
@@ -96,11 +98,13 @@ class HeldQueue:
         number: int,
         on_held: Callable[[HeldPacket], None],
         has_link_addresses: Callable[[str], bool],
+        sent_to: Callable[[int, bytes, bytes], Address | None] = lambda _interface, _link_address, _payload: None,
         held_max: int = HELD_MAX,
         per_neighbour_max: int = HELD_PER_NEIGHBOUR_MAX,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._number, self._on_held, self._has_link_addresses = number, on_held, has_link_addresses
+        self._sent_to = sent_to
         self._held_max, self._per_neighbour_max, self._now_s = held_max, per_neighbour_max, monotonic_s
         self._held: dict[int, _Held] = {}
         self._held_by: Counter[tuple[str, bytes]] = Counter()
@@ -222,6 +226,7 @@ class HeldQueue:
         self._held[handle] = _Held(packet, neighbour, payload, self._now_s())
         self._held_by[neighbour] += 1
         source, destination, length_bytes = addresses
+        destination = self._sent_to(packet.indev, link_address, payload) or destination
         self._arrived.append(HeldPacket(handle, interface, link_address, source, destination, length_bytes))
 
     def _refuse(self, packet: netfilterqueue.Packet, why: str) -> None:

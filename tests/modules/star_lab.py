@@ -60,12 +60,13 @@ class Star:
         places = {"LAN": self.lan, "internet": self.world.lab.internet, "A": self.world.lab.client}
         return places.get(name.removeprefix("behind "), self.second)
 
-    def socket(self, name: str, family: int, port: int = 0) -> socket.socket:
-        """Open a UDP socket of one of the hosts."""
+    def socket(self, name: str, family: int, port: int = 0, kind: int = socket.SOCK_DGRAM) -> socket.socket:
+        """Open a socket of one of the hosts."""
 
         def make() -> socket.socket:
             netns.setns(self.namespace(name))  # a thread's own, which ends there
-            made = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+            made = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one port may ask several
             made.bind((ADDRESSES[name][family], port))
             return made
 
