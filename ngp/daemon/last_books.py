@@ -63,7 +63,8 @@ def _charge(network: Network, ledger: Ledger, settings: Settings | None) -> None
     world = World(settings, _NOBODY, lambda: secrets.token_bytes(16), now)
     gatekeeper = Gatekeeper(world)
     effects = restore(gatekeeper, ledger.load(now.utc_s), adopted, now)
-    network.grant([world.kernel_grant(each, blocked=True) for each in world.contracts.values() if each.running])
-    effects += gatekeeper.step(UsageRead(tuple(network.read(list(world.contracts)))), now)
+    known = [reading.contract for reading in network.read(list(world.contracts))]  # a grant would make others anew
+    network.grant([world.kernel_grant(world.contracts[each], blocked=True) for each in known])
+    effects += gatekeeper.step(UsageRead(tuple(network.read(known))), now)
     effects += gatekeeper.step(Stopping(), now)
     ledger.commit([effect.record for effect in effects if isinstance(effect, Persist)], durable=True)
