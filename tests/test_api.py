@@ -13,14 +13,18 @@ from typing import Any
 import pytest
 
 from ngp import store
-from ngp.core.account import Account
-from ngp.core.messages import Role
+from ngp.config import parse
+from ngp.core.buying.account import ServerAccount
 from ngp.core.records import Direction, JournalRecord, PaymentKind, PaymentRecord, PaymentState
+from ngp.core.selling.account import ClientAccount
+from ngp.core.values import Now
+from ngp.core.world import Money, PaymentNode, World
 from ngp.daemon.api import books, rows, status
 from ngp.daemon.api.plain import plain
 from ngp.daemon.api.reading import Reading
 
 WHO = bytes(32)
+SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
 NOW_S = 1_800_000_000
 SINCE = "2027-01-15T08:00:00Z"
 
@@ -50,13 +54,15 @@ def test_a_rows_keys_are_those_that_scripts_know(row: Any) -> None:
 
 def node(**of_world: Any) -> Any:
     """Return what the api asks of a node that has nothing to tell."""
-    means = SimpleNamespace(network="sandbox", real_money=False)
-    known: dict[str, Any] = {"by_link": {}, "contracts": {}, "payments": {}, "accounts": {}, "counters": Counter(a=1)}
+    world = World(SETTINGS, PaymentNode("sandbox", False, True, 1), lambda: bytes(16), Now(1, 1.0))
+    world.counters = Counter(a=1)
+    for name, value in of_world.items():
+        setattr(world, name, value)
     host = SimpleNamespace(mesh_interfaces=("eth1",), upstream_interfaces=(), lan_interfaces=("lan0",))
     network = SimpleNamespace(counters=lambda: {"held": 2, "lost": 3}, describe=lambda: {"hook": "tcx"})
     return SimpleNamespace(
         parts=SimpleNamespace(
-            gatekeeper=SimpleNamespace(world=SimpleNamespace(means=means, **{**known, **of_world})),
+            gatekeeper=SimpleNamespace(world=world),
             network=network,
             clock=SimpleNamespace(now=lambda: SimpleNamespace(monotonic_s=12.5)),
         ),
@@ -72,8 +78,8 @@ def node(**of_world: Any) -> Any:
 
 
 def test_a_status_is_what_scripts_know() -> None:
-    account = Account(WHO, Role.SERVER, running=1, why_not="no way")
-    shown = plain(Reading(node(accounts={(WHO, Role.SERVER): account}, payments={b"h": pending()})).status())
+    account = ClientAccount(WHO, running=1, why_not="no way")
+    shown = plain(Reading(node(clients={WHO: account}, money=Money(payments={b"h": pending()}))).status())
     assert json.loads(json.dumps(shown)) == shown
     assert isinstance(shown.pop("version"), str)
     assert shown == {
@@ -108,13 +114,13 @@ def pending() -> PaymentRecord:
 
 
 def test_an_account_has_one_row_whether_a_daemon_holds_it_or_the_ledger(tmp_path: Path) -> None:
-    account = Account(WHO, Role.CLIENT, paid_msat=1000, charged_msat=300, refunded_msat=100, metered_msat=310)
+    account = ServerAccount(WHO, paid_msat=1000, charged_msat=300, refunded_msat=100, metered_msat=310)
     account.billed_msat = 320
     ledger = store.at(tmp_path).open()
     ledger.commit([account.record(), pending()])
     (stored,) = books.accounts(ledger, NOW_S, real_money=False)
     ledger.close()
-    (held,) = Reading(node(accounts={(WHO, Role.CLIENT): account}, payments={b"h": pending()})).accounts()
+    (held,) = Reading(node(servers={WHO: account}, money=Money(payments={b"h": pending()}))).accounts()
     assert stored == held
     assert (held.balance_msat, held.billed_msat, held.metered_msat) == (600, 320, 310)
     assert (held.on_its_way_msat, plain(held)["on_its_way_since"]) == (700, SINCE)

@@ -69,6 +69,9 @@ def fault(name: str, imported: str) -> str | None:
         return "nothing imports the command line"
     if within(name, "ngp.core"):
         if ours:
+            sides = ("ngp.core.selling", "ngp.core.buying")
+            if any(within(name, one) and within(imported, other) for one, other in (sides, sides[::-1])):
+                return "neither side of a trade knows the other"
             return None if within(imported, "ngp.core") else "the core knows only itself"
         if top not in sys.stdlib_module_names:
             return "the core uses the standard library only"

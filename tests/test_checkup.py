@@ -65,7 +65,7 @@ def test_neighbours_on_another_payment_network_are_a_warning() -> None:
             ("eth1", bytes([number])): Neighbour(bytes([number]) * 32, ("eth1", b""), 1, network=network, up=up)
             for number, network in enumerate(networks)
         }
-        world: Any = SimpleNamespace(means=SimpleNamespace(network="regtest"), by_link=known)
+        world: Any = SimpleNamespace(node=SimpleNamespace(network="regtest"), peers=SimpleNamespace(by_link=known))
         return checkup.neighbours(world)
 
     assert found("regtest", "") == found("sandbox", up=False) == []
@@ -81,7 +81,7 @@ def test_accounts_that_are_not_topped_up_are_a_warning() -> None:
         everybody = [bytes([number]) * 32 for number in range(count)]
         known = {("eth1", who): Neighbour(who, ("eth1", who), 1, up=up) for who in everybody}
         books = {who: SimpleNamespace(identity=who, role=Role.CLIENT, why_not=why_not) for who in everybody}
-        world: Any = SimpleNamespace(by_link=known, accounts=books)
+        world: Any = SimpleNamespace(peers=SimpleNamespace(by_link=known), accounts=list(books.values()))
         return checkup.accounts(world)
 
     assert found("") == found("a budget is used up", up=False) == []

@@ -84,7 +84,7 @@ def test_the_state_diagram_is_that_of_the_table() -> None:
 
 def test_timers_and_limits_are_those_of_the_code() -> None:
     chapter = PROTOCOL.partition("\n## Timers and limits\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| [^|]+ \| ([\d,.]+) ?(\w*) \| `(\w+)\.(\w+)` \|$", chapter, re.MULTILINE)
+    rows = re.findall(r"^\| [^|]+ \| ([\d,.]+) ?(\w*) \| `([\w.]+)\.(\w+)` \|$", chapter, re.MULTILINE)
     assert len(rows) == chapter.count("\n|") - 2 > 30, "a row of the table can't be read"
     for number, unit, module, name in rows:
         written = float(number.replace(",", "")) * UNITS[unit]

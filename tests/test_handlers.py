@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
-from ngp.core import refunds
-from ngp.core.values import Check
+from ngp.core.buying import refunds as buying
+from ngp.core.selling import refunds as selling
+from ngp.core.values import Check, Now
+from ngp.core.world import PaymentNode, World
 from ngp.daemon import checkup
 from ngp.daemon.desired import desired_network
 from ngp.daemon.handlers import Handlers
@@ -20,17 +22,17 @@ from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment.sandbox import SandboxPayment
 
 WHO = bytes(32)
+SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
 
 
 @pytest.fixture
 def handlers(tmp_path: Path) -> Iterator[Handlers]:
     """A daemon with the sandbox's payment node and one account; what it is told goes nowhere."""
     payment = SandboxPayment(tmp_path)
-    means = SimpleNamespace(real_money=False)
-    nobody: dict[str, Any] = {"by_link": {}, "neighbours": {}, "by_identity": {}, "blocked": set()}
-    world = SimpleNamespace(means=means, accounts={(WHO, "server"): None}, **nobody)
+    world = World(SETTINGS, PaymentNode("sandbox", False, True, 1), lambda: bytes(16), Now(1, 1.0))
+    world.client(WHO)
     parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=world), payment=payment)
-    node: Any = SimpleNamespace(parts=parts, obey=lambda _event: None, blocked=world.blocked)
+    node: Any = SimpleNamespace(parts=parts, obey=lambda _event: None, blocked=world.peers.blocked)
     yield Handlers(node)
     asyncio.run(payment.close())
 
@@ -50,7 +52,7 @@ def test_a_payment_by_hand_is_told_in_the_units_of_the_listings(handlers: Handle
 
 def test_who_is_blocked_is_listed_and_can_be_named_on_no_link(handlers: Handlers) -> None:
     gone = b"\x7f" * 32
-    handlers._acting._world.blocked.add(gone)
+    handlers._acting._world.peers.blocked.add(gone)
 
     async def listed() -> list[dict[str, Any]]:
         return [row async for row in handlers.neighbours({})]
@@ -65,7 +67,7 @@ def test_a_neighbour_is_named_by_any_of_its_addresses_unless_another_has_it_too(
     world, node = handlers._acting._world, handlers._acting._node
     for name in addresses:
         link = ("mesh0", name.encode())
-        world.by_link[link] = SimpleNamespace(identity=name.encode() * 32, link=link)  # type: ignore[assignment]
+        world.peers.by_link[link] = SimpleNamespace(identity=name.encode() * 32, link=link)  # type: ignore[assignment]
     node.post = SimpleNamespace(transports=lambda link: addresses[link[1].decode()])  # type: ignore[assignment]
     for written in ("192.0.2.3", "63"):
         assert asyncio.run(handlers.block({"neighbour": written})).startswith((b"c" * 8).hex())
@@ -85,7 +87,7 @@ def test_nobody_is_asked_for_a_refund_that_our_node_can_make_no_invoice_for(
     monkeypatch.setattr(handlers._acting._node, "obey", told.append)
     locked = SimpleNamespace(why_not="LND is locked: lncli unlock")
     monkeypatch.setattr(handlers._acting._node, "payment", locked, raising=False)
-    monkeypatch.setattr(refunds, "why_not_ask", lambda *_: "")
+    monkeypatch.setattr(buying, "why_not_ask", lambda *_: "")
     with pytest.raises(PaymentError, match=r"no refund can be asked for.*locked: lncli unlock"):
         asyncio.run(handlers.refund({"neighbour": "00", "ask": True}))
     assert not told
@@ -95,10 +97,9 @@ def test_a_refund_that_the_node_may_not_pay_is_refused_before_it_is_offered(
     handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[object] = []
-    world, node = handlers._acting._world, handlers._acting._node
-    world.accounts[WHO, "server"] = SimpleNamespace(refunding_msat=0, refund_offered_msat=0)  # type: ignore[index, assignment]
-    monkeypatch.setattr(world, "any_link", lambda _who: object(), raising=False)
-    monkeypatch.setattr(refunds, "offerable_msat", lambda *_: 322_000)
+    node = handlers._acting._node
+    monkeypatch.setattr(selling, "why_no_refund", lambda *_: "")
+    monkeypatch.setattr(selling, "offerable_msat", lambda *_: 322_000)
     monkeypatch.setattr(node, "obey", told.append)
 
     async def check(spends: bool) -> list[Check]:

@@ -14,8 +14,10 @@ import pytest
 from ngp.config import parse
 from ngp.core.channels import ChainView, Channel, ChannelEnd, ChannelState, Tower, Watch
 from ngp.core.events import ChannelsSeen
+from ngp.core.peers import Neighbour
 from ngp.core.settings import Settings
-from ngp.core.world import Neighbour
+from ngp.core.values import Now
+from ngp.core.world import PaymentNode, World
 from ngp.daemon import lightning
 from ngp.daemon.api.plain import plain
 from ngp.daemon.api.rows import channel_row
@@ -24,7 +26,7 @@ from ngp.errors import PaymentError, UsageError
 from ngp.ports import ChannelManager
 
 PAYEE = b"\x02" + bytes(32)
-NEIGHBOUR = Neighbour(bytes(32), ("eth1", b""), 1, sells=True, buys=True, payee=PAYEE)
+NEIGHBOUR = Neighbour(bytes(32), ("eth1", b""), 1, sells=True, buys=True, payee=PAYEE, up=True)
 GOOD = Channel(
     peer=PAYEE.hex(), point="00:0", active=True, private=True, capacity_sat=500_000,
     least_htlc_msat=1_000, our_wait_blocks=144, their_wait_blocks=1_008,
@@ -210,12 +212,10 @@ def test_a_malformed_tower_is_bad_usage_that_says_how_it_is_written(text: str) -
 
 def handlers(payment: Any, neighbour: Neighbour | None = None, told: list[object] | None = None) -> Handlers:
     """A daemon with this payment node and, perhaps, one neighbour; what it is told goes into `told`."""
-    known = {("eth1", b""): neighbour} if neighbour else {}
-    shown = SimpleNamespace(
-        settings=settings(), means=SimpleNamespace(payee=PAYEE, network="regtest"), by_link=known, neighbours=known,
-        blocked=set(),
-        accounts={}, any_link=lambda who: neighbour,
-    )  # fmt: skip
+    shown = World(settings(), PaymentNode("regtest", True, False, 1000, PAYEE), lambda: bytes(16), Now(1, 1.0))
+    if neighbour is not None:
+        shown.peers.add(neighbour)
+        shown.peers.by_link[neighbour.link] = neighbour
     parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=shown), payment=payment)
     post = SimpleNamespace(transport=lambda link: "192.0.2.7", transports=lambda link: ["192.0.2.7"])
     tell = [].append if told is None else told.append

@@ -17,9 +17,10 @@ from ngp.core.effects import CancelInvoice, Effect, Persist, TrackPayment
 from ngp.core.events import BlockNeighbour, Stopping, Tick
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
+from ngp.core.peers import Neighbour
 from ngp.core.records import AccountRecord, CursorRecord
 from ngp.core.values import Check, DesiredNetwork, Now
-from ngp.core.world import Means, Neighbour, World
+from ngp.core.world import PaymentNode, World
 from ngp.daemon import checkup, host_watch, main
 from ngp.daemon import node as daemon_node
 from ngp.daemon.api.reading import Reading
@@ -35,8 +36,7 @@ class Broken:
     """A core that fails in the middle of a batch."""
 
     def __init__(self) -> None:
-        means = SimpleNamespace(network="", payee=b"")
-        self.world = SimpleNamespace(by_link={}, by_identity={}, contracts={}, blocked=set(), means=means)
+        self.world = World(SETTINGS, PaymentNode("", False, True, 1), lambda: bytes(16), Now(1, 1.0))
         self.steps = 0
 
     def step(self, _event: object, _now: Now) -> list[Effect]:
@@ -239,10 +239,10 @@ def test_a_block_that_waits_for_the_ledger_is_not_said_to_be_in_force(
     broken: Node, monkeypatch: pytest.MonkeyPatch, wanted: bool, is_there: bool
 ) -> None:
     who = b"\x7f" * 32
-    world = World(SETTINGS, Means("sandbox", False, True, 1, b""), lambda: bytes(16), Now(1, 1.0))
-    world.blocked = set() if wanted else {who}
+    world = World(SETTINGS, PaymentNode("sandbox", False, True, 1, b""), lambda: bytes(16), Now(1, 1.0))
+    world.peers.blocked = set() if wanted else {who}
     if is_there:
-        world.add_neighbour(Neighbour(who, ("eth1", b""), 1))
+        world.peers.add(Neighbour(who, ("eth1", b""), 1))
     parts: Any = broken.parts
     parts.ledger, parts.gatekeeper = Full(refusals=1), Gatekeeper(world)
     monkeypatch.setattr(parts.network, "lane_bytes", lambda _number: 0, raising=False)
@@ -300,7 +300,7 @@ def test_a_reload_that_expects_another_payment_node_is_refused_whole(
 ) -> None:
     told: list[object] = []
     broken.parts.config_path, broken.tell = tmp_path / "net.conf", told.append  # type: ignore[method-assign]
-    broken.parts.gatekeeper.world.means = SimpleNamespace(payee=b"\x02" * 33)  # type: ignore[assignment]
+    broken.parts.gatekeeper.world.node = SimpleNamespace(payee=b"\x02" * 33)  # type: ignore[assignment]
     before = broken.settings
     broken.parts.config_path.write_text(f"MESH_INTERFACES: [eth1]\nSELL: no\nACCOUNT_ID: '{'03' * 33}'\n")
     with pytest.raises(PaymentError, match=f"ACCOUNT_ID is {'03' * 33}, but the payment node is {'02' * 33}"):
@@ -415,7 +415,7 @@ def test_a_start_with_another_payment_node_than_last_time_names_both(
         parts, *_ = await main.open_parts(StartOptions(tmp_path / "net.conf", tmp_path, print), SETTINGS)
         await parts.payment.close()
         parts.ledger.close()
-        return parts.gatekeeper.world.means.payee.hex()
+        return parts.gatekeeper.world.node.payee.hex()
 
     ours = asyncio.run(open_and_close())
     kept = tmp_path / "sandbox-node.json"

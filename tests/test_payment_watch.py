@@ -44,8 +44,8 @@ class PaymentNode:
 
 
 def world_at(cursor: int, spends: bool = True) -> Any:
-    means, settings = SimpleNamespace(network="regtest"), SimpleNamespace(spends=spends)
-    return SimpleNamespace(cursor=cursor, means=means, settings=settings)
+    node, settings = SimpleNamespace(network="regtest"), SimpleNamespace(spends=spends)
+    return SimpleNamespace(money=SimpleNamespace(cursor=cursor), node=node, settings=settings)
 
 
 @pytest.mark.parametrize("spends", [True, False])
@@ -93,7 +93,7 @@ def test_settlements_come_behind_the_last_one_whenever_the_node_can_be_asked() -
             await watch.follow()
         assert watch.why_not == node.away and not told
         node.away = ""
-        for world.cursor in (7, 8):
+        for world.money.cursor in (7, 8):
             with pytest.raises(PaymentError, match="ended"):
                 await watch.follow()
 

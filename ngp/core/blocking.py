@@ -5,11 +5,13 @@ A block is the identity's own record, of no link or account: those come and go, 
 
 from __future__ import annotations
 
-from ngp.core import bills, buyer, seller
+from ngp.core.buying import bills
+from ngp.core.buying import negotiation as buying
+from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason
 from ngp.core.effects import Persist
-from ngp.core.messages import Role
 from ngp.core.records import BlockRecord
+from ngp.core.selling import negotiation as selling
 from ngp.core.world import World
 
 
@@ -19,7 +21,7 @@ def block(world: World, identity: bytes) -> None:
     for contract in list(world.contracts.values()):
         if contract.identity != identity or not contract.running:
             continue
-        if contract.role is Role.CLIENT:
+        if isinstance(contract, Purchase):
             bills.disown(world, contract)
         else:
             world.halt(contract, CloseReason.CANCELLED)
@@ -28,16 +30,16 @@ def block(world: World, identity: bytes) -> None:
 def unblock(world: World, identity: bytes) -> None:
     """Deal with a neighbour again: a disputed bill rests, what either declined may be agreed."""
     _mark(world, identity, blocked=False)
-    if (account := world.accounts.get((identity, Role.CLIENT))) is not None:
+    if (account := world.servers.get(identity)) is not None:
         bills.let_stand(world, account)
-    seller.forget_refusals(world, identity)
-    buyer.ask_again(world, identity)
+    selling.forget_refusals(world, identity)
+    buying.ask_again(world, identity)
     world.forget_if_gone(identity)
 
 
 def _mark(world: World, identity: bytes, blocked: bool) -> None:
-    (world.blocked.add if blocked else world.blocked.discard)(identity)
+    (world.peers.blocked.add if blocked else world.peers.blocked.discard)(identity)
     world.do(Persist(BlockRecord(identity, blocked), durable=True))
-    for neighbour in world.by_identity.get(identity, {}).values():
+    for neighbour in world.peers.links_of(identity):
         neighbour.blocked = blocked
     world.tell_kernel_of(identity)

@@ -7,8 +7,13 @@ thousands of keys pushes out others like him, and never one that paid.
 
 from __future__ import annotations
 
-from ngp.core import grace, seller
-from ngp.core.account import Account
+from ngp.core.contract import CloseReason
+from ngp.core.effects import Decide, ForgetNeighbour
+from ngp.core.peers import Neighbour
+from ngp.core.selling import grace
+from ngp.core.selling.sale import Sale
+from ngp.core.timers import Due
+from ngp.core.values import Verdict
 from ngp.core.world import World
 
 MOST_NEIGHBOURS = 4096
@@ -18,30 +23,45 @@ LINK_SILENCE_S = 60.0
 LOOK_FOR_IDLE_S = 5.0
 
 
+def drop_neighbour(world: World, neighbour: Neighbour) -> None:
+    """Take a link's old identity out of the way of a new one, with what isn't running of its contracts."""
+    for contract in list(neighbour.contracts.values()):
+        world.halt(contract, CloseReason.CANCELLED)
+        if contract.open:
+            continue
+        for handle in contract.held if isinstance(contract, Sale) else ():
+            world.do(Decide(handle, Verdict.DROP))
+        for due in (Due.QUOTE, Due.REFUSAL):
+            world.timers.clear(due, contract.id)
+        world.remove_contract(contract)
+    world.remove_neighbour(neighbour)
+    world.do(ForgetNeighbour(neighbour.number))
+
+
 def make_room(world: World) -> None:
     """Forget whom we may, but not at every hello: a look at all of them for each made-up key would keep us busy."""
-    if world.now.monotonic_s - world.looked_for_idle_mono_s >= LOOK_FOR_IDLE_S:
-        world.looked_for_idle_mono_s = world.now.monotonic_s
+    if world.now.monotonic_s - world.peers.looked_for_idle_mono_s >= LOOK_FOR_IDLE_S:
+        world.peers.looked_for_idle_mono_s = world.now.monotonic_s
         forget_neighbours(world)
         forget_debtors(world)
 
 
 def forget_links(world: World, identity: bytes) -> None:
     """Make room for another link of an identity: who paid once could else fill our tables by made-up addresses."""
-    links = world.by_identity.get(identity, {})
+    links = world.peers.by_identity.get(identity, {})
     while len(links) >= MOST_LINKS:
-        seller.drop_neighbour(world, min(links.values(), key=lambda neighbour: neighbour.heard_mono_s))
+        drop_neighbour(world, min(links.values(), key=lambda neighbour: neighbour.heard_mono_s))
 
 
 def forget_neighbours(world: World) -> None:
     """Drop the links of those that were not heard for a minute and have neither money nor contracts here."""
-    if len(world.neighbours) < MOST_NEIGHBOURS:
+    if len(world.peers.neighbours) < MOST_NEIGHBOURS:
         return
-    for neighbour in list(world.neighbours.values()):
+    for neighbour in list(world.peers.neighbours.values()):
         silent = world.now.monotonic_s - neighbour.heard_mono_s > LINK_SILENCE_S
-        idle = not neighbour.contracts and not any(one.stands for one in world.accounts_of(neighbour.identity))
+        idle = not neighbour.contracts and not any(one.worth_keeping for one in world.accounts_of(neighbour.identity))
         if silent and idle and not neighbour.blocked:
-            seller.drop_neighbour(world, neighbour)
+            drop_neighbour(world, neighbour)
 
 
 def forget_debtors(world: World) -> None:
@@ -49,21 +69,18 @@ def forget_debtors(world: World) -> None:
 
     A debt that still counts on its interface stays: else made-up keys would get the interface's credit again and again.
     """
-    gone = list(dict.fromkeys(identity for identity, _ in world.accounts if _is_worthless(world, identity)))
+    gone = [who for who in dict.fromkeys((*world.clients, *world.servers)) if _is_worthless(world, who)]
     surplus = gone[: max(0, len(gone) - MOST_DEBTORS)]
     for identity in surplus:
-        for account in world.accounts_of(identity):
-            grace.take_back(world, account)
+        if identity in world.clients:
+            grace.take_back(world, world.clients[identity])
     if surplus:
         world.forget(surplus)
 
 
 def _is_worthless(world: World, identity: bytes) -> bool:
-    if identity in world.by_identity or identity in world.blocked:
+    if identity in world.peers.by_identity or identity in world.peers.blocked:
         return False
-    accounts = world.accounts_of(identity)
-    return not any(one.stands or _weighs(world, one) for one in accounts)
-
-
-def _weighs(world: World, account: Account) -> bool:
-    return account.credit is not None and any(map(world.credit.weighs, account.credit.links))
+    client = world.clients.get(identity)
+    owes = client is not None and client.credit is not None and any(map(world.credit.weighs, client.credit.links))
+    return not owes and not any(one.worth_keeping for one in world.accounts_of(identity))

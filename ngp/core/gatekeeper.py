@@ -10,22 +10,14 @@ import logging
 from collections.abc import Sequence
 from itertools import islice
 
-from ngp.core import (
-    bills,
-    blocking,
-    buyer,
-    grace,
-    invoices,
-    meeting,
-    metering,
-    payments,
-    refunds,
-    seller,
-    settlements,
-    statements,
-)
-from ngp.core.account import Account
-from ngp.core.contract import CloseReason, Contract, State
+from ngp.core import blocking, invoices, meeting, orders, settlements
+from ngp.core.buying import bills, payments, renewal
+from ngp.core.buying import metering as buyer_meter
+from ngp.core.buying import negotiation as buyer
+from ngp.core.buying import refunds as buyer_refunds
+from ngp.core.buying.account import ServerAccount
+from ngp.core.buying.purchase import Purchase
+from ngp.core.contract import CloseReason, State
 from ngp.core.effects import Acknowledge, Effect, Greet
 from ngp.core.events import (
     AccountCounted,
@@ -68,10 +60,17 @@ from ngp.core.messages import (
     Role,
     Statement,
 )
+from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentKind
+from ngp.core.selling import first_packets, grace, invoicing, statements
+from ngp.core.selling import metering as seller_meter
+from ngp.core.selling import negotiation as seller
+from ngp.core.selling import refunds as seller_refunds
+from ngp.core.selling.account import ClientAccount
+from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
 from ngp.core.values import HintKind, Now, Reading
-from ngp.core.world import Neighbour, World
+from ngp.core.world import World
 
 FLUSH_INTERVAL_S = 60.0
 FLUSH_PAUSE_S = 0.1
@@ -113,21 +112,21 @@ class Gatekeeper:
         world = self.world
         match event:
             case PacketHeld():
-                seller.packet_held(world, event)
+                first_packets.packet_held(world, event)
             case MessageReceived():
                 self._message(event)
             case UsageRead():
                 self._usage(event.readings)
                 for reading in event.accounts:
-                    metering.kernel_spent(world, reading)
+                    seller_meter.kernel_spent(world, reading)
                 self._flush_later()
             case Hinted():
                 self._hinted(event)
             case Halted():
                 self._halted(event)
             case AccountCounted():
-                metering.account_counted(world, event)
-                refunds.counted(world, event)
+                seller_meter.account_counted(world, event)
+                seller_refunds.counted(world, event)
             case Tick():
                 self._tick()
             case Stopping():
@@ -139,16 +138,18 @@ class Gatekeeper:
                 if event.identity:
                     world.timers.set(Due.INVOICE, event.identity, world.now.monotonic_s + invoices.RETRY_S)
             case InvoiceCancelled():
-                invoices.invoice_cancelled(world, event.payment_hash)
+                account = invoices.invoice_cancelled(world, event.payment_hash)
+                if isinstance(account, ClientAccount):
+                    invoicing.top_up_if_low(world, account)
             case SettlementSeen():
                 world.count(
                     "settlements_"
                     + settlements.settlement_seen(world, event.cursor, event.payment_hash, event.amount_msat).value
                 )
             case ChannelsSeen():
-                invoices.channels_seen(world, event)
+                invoicing.channels_seen(world, event)
             case PaymentResult():
-                payments.payment_result(world, event.outcome)
+                orders.payment_result(world, event.outcome)
             case Undelivered():
                 self._undelivered(event)
             case Delivered():
@@ -156,7 +157,7 @@ class Gatekeeper:
                     statements.delivered(world, event.identity, event.message)
                     self._flush_later()
             case OtherVersionHeard():
-                seller.other_version_heard(world, event.link)
+                first_packets.other_version_heard(world, event.link)
             case BillsRecalled():
                 statements.recalled(world, event)
             case SettingsChanged():
@@ -167,9 +168,9 @@ class Gatekeeper:
             case BlockNeighbour():
                 (blocking.block if event.blocked else blocking.unblock)(world, event.identity)
             case RefundNeighbour():
-                world.log(refunds.refund_offered(world, event.identity))
+                world.log(seller_refunds.refund_offered(world, event.identity))
             case AskRefund():
-                world.log(refunds.ask_back(world, event.identity))
+                world.log(buyer_refunds.ask_back(world, event.identity))
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -178,8 +179,8 @@ class Gatekeeper:
         if isinstance(event.message, Hello):
             meeting.hello_heard(world, event, event.message)
             return
-        neighbour = world.neighbours.get((event.identity, event.link))
-        if neighbour is None or world.by_link.get(event.link) is not neighbour:
+        neighbour = world.peers.neighbours.get((event.identity, event.link))
+        if neighbour is None or world.peers.by_link.get(event.link) is not neighbour:
             world.count("unintroduced")
             if neighbour is None:  # it knows us, we don't know it (any more): its hello brings it to say it again
                 world.do(Greet(event.link[0], event.identity, event.link))
@@ -212,12 +213,12 @@ class Gatekeeper:
             case Statement():
                 bills.stated(world, neighbour, message)
             case Cancel():
-                buyer.cancelled(world, neighbour, message)
+                buyer_meter.cancelled(world, neighbour, message)
                 seller.cancelled(world, neighbour, message.contract)
             case Declined():
                 self._declined(neighbour, message)
             case Refund():
-                return refunds.refund_received(world, neighbour, message, event.decoded, number)
+                return self._refund(neighbour, message, event)
             case Bye():
                 neighbour.up = False
                 world.log(f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]} stops")
@@ -225,23 +226,30 @@ class Gatekeeper:
                 return True
         return False
 
+    def _refund(self, neighbour: Neighbour, refund: Refund, event: MessageReceived) -> bool:
+        """A client asks for its balance, or sends the invoice for what we offered; or a server offers us ours."""
+        if refund.bolt11:
+            return seller_refunds.pay_back(self.world, neighbour, refund, event.decoded)
+        if refund.amount_msat:
+            return buyer_refunds.take_back(self.world, neighbour, refund)
+        return seller_refunds.asked(self.world, neighbour, event.message_id)
+
     def _rejected(self, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:
-        contract = self.world.contracts.get(reject.contract)
-        if contract is not None and contract.role is Role.CLIENT:
+        if self.world.purchase(reject.contract) is not None:
             buyer.rejected(self.world, neighbour, reject)
             return False
         return seller.rejected(self.world, neighbour, reject, message_id)
 
     def _declined(self, neighbour: Neighbour, declined: Declined) -> None:
-        record = self.world.invoices.get(declined.payment_hash)
+        record = self.world.money.invoices.get(declined.payment_hash)
         if not declined.payment_hash:
-            refunds.ask_declined(self.world, neighbour, declined)
+            buyer_refunds.ask_declined(self.world, neighbour, declined)
         elif record is not None and record.identity == neighbour.identity:
-            of_kind = refunds if record.kind is PaymentKind.REFUND else invoices
+            of_kind = buyer_refunds if record.kind is PaymentKind.REFUND else invoicing
             of_kind.invoice_declined(self.world, record, declined)
 
     def _undelivered(self, event: Undelivered) -> None:
-        neighbour = self.world.neighbours.get((event.identity, event.link))
+        neighbour = self.world.peers.neighbours.get((event.identity, event.link))
         if isinstance(event.message, Statement):
             statements.undelivered(self.world, event.identity, event.message)
         if neighbour is not None and neighbour.up and not isinstance(event.message, Hello):
@@ -251,35 +259,38 @@ class Gatekeeper:
     # --- the kernel's word --------------------------------------------------------------------------------------------
 
     def _usage(self, readings: Sequence[Reading]) -> None:
-        touched: dict[bytes, Account] = {}
+        touched: dict[bytes, ClientAccount] = {}
         for reading in readings:
             contract = self.world.contracts.get(reading.contract)
-            if contract is None:
-                continue
-            if contract.role is Role.CLIENT:
-                buyer.usage_read(self.world, contract, reading)
-            elif (account := metering.contract_read(self.world, contract, reading)) is not None:
+            if isinstance(contract, Purchase):
+                buyer_meter.usage_read(self.world, contract, reading)
+            elif contract is not None and (account := seller_meter.contract_read(self.world, contract, reading)):
                 touched[account.identity] = account
         for account in touched.values():
-            metering.account_read(self.world, account)
+            seller_meter.account_read(self.world, account)
 
     def _hinted(self, event: Hinted) -> None:
         world = self.world
         self._usage(event.readings)
         for hint in event.hints:
-            if hint.kind is HintKind.EXHAUSTED and (contract := world.contracts.get(hint.key)) is not None:
-                (metering.look_if_exhausted if contract.role is Role.SERVER else buyer.exhausted)(world, contract)
-            elif hint.kind is HintKind.ACCOUNT_EXHAUSTED:
-                account = world.accounts.get((hint.key, Role.SERVER))
-                if account is not None:
-                    metering.account_exhausted(world, account)
+            if hint.kind is HintKind.EXHAUSTED:
+                contract = world.contracts.get(hint.key)
+                if isinstance(contract, Purchase):
+                    buyer_meter.exhausted(world, contract)
+                elif contract is not None:
+                    seller_meter.look_if_exhausted(world, contract)
+            elif hint.kind is HintKind.ACCOUNT_EXHAUSTED and hint.key in world.clients:
+                seller_meter.account_exhausted(world, world.clients[hint.key])
         self._flush_later()
 
     def _halted(self, event: Halted) -> None:
         contract = self.world.contracts.get(event.contract)
-        if contract is not None and contract.halting is not None:
-            of_role = metering if contract.role is Role.SERVER else buyer
-            of_role.halted(self.world, contract, event.reading)
+        if contract is None or contract.state is not State.HALTING:
+            return
+        if isinstance(contract, Purchase):
+            buyer_meter.halted(self.world, contract, event.reading)
+        else:
+            seller_meter.halted(self.world, contract, event.reading)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -294,15 +305,15 @@ class Gatekeeper:
             most: of each written now; the rest follows in a moment, so that nobody waits for a hundred thousand.
         """
         world = self.world
-        accounts = set()
+        accounts: dict[tuple[bytes, Role], ClientAccount | ServerAccount] = {}
         for contract_id in list(islice(world.unflushed, most)):
             world.unflushed.discard(contract_id)
             contract = world.contracts.get(contract_id)
             if contract is not None:
                 world.save_contract(contract)
-                accounts.add((contract.identity, contract.role))
-        for key in accounts:
-            world.save_account(world.accounts[key])
+                accounts[contract.identity, contract.role] = world.account_of(contract)
+        for account in accounts.values():
+            world.save_account(account)
         if statements.write_acknowledged(world, most) or world.unflushed:
             world.timers.set(Due.FLUSH, b"", world.now.monotonic_s + FLUSH_PAUSE_S)
         else:
@@ -311,10 +322,10 @@ class Gatekeeper:
     def _say_good_bye(self) -> None:
         """Tell every client its totals and every neighbour that we stop; contracts stay in the ledger as they are."""
         world = self.world
-        for account in world.accounts.values():
-            if account.role is Role.SERVER and account.unstated:
+        for account in world.clients.values():
+            if account.unstated:
                 statements.statement_due(world, account)
-        for neighbour in world.by_link.values():
+        for neighbour in world.peers.by_link.values():
             world.send(neighbour, Bye())
         self.flush(most=len(world.unflushed))
 
@@ -324,40 +335,36 @@ class Gatekeeper:
         for due, key in world.timers.ring(world.now.monotonic_s):
             match due:
                 case Due.STRANGERS:
-                    seller.strangers_due(world)
+                    first_packets.strangers_due(world)
                 case Due.FLUSH:
                     self.flush()
                 case Due.STATEMENT | Due.CREDIT | Due.UNPAID:
-                    account = world.accounts.get((key, Role.SERVER))
+                    account = world.clients.get(key)
                     if account is not None:
                         _ACCOUNT_DUE[due](world, account)
                 case Due.INVOICE:
                     invoices.invoice_due(world, key)
-                    invoices.invoice_retry_due(world, key)
+                    invoicing.invoice_retry_due(world, key)
                 case Due.TRACK:
-                    payments.track_due(world, key)
+                    orders.track_due(world, key)
                 case _:
                     contract = world.contracts.get(key)
                     if contract is not None:
                         self._contract_due(due, contract)
 
-    def _contract_due(self, due: Due, contract: Contract) -> None:
+    def _contract_due(self, due: Due, contract: Sale | Purchase) -> None:
         world = self.world
-        if due is Due.EXPIRY and contract.running:
+        if due is Due.EXPIRY:
             if contract.used_bytes and contract.expires_mono_s > world.now.monotonic_s:
                 world.watch_end(contract)  # this look was for those that nobody uses
-                return
-            if contract.state is State.RENEWING:
-                contract.offered = None
-            world.halt(contract, CloseReason.EXPIRED)
+            else:
+                world.halt(contract, CloseReason.EXPIRED)
+        elif isinstance(contract, Purchase):
+            if due is Due.RENEWAL:
+                renewal.renewal_due(world, contract)
         elif due is Due.QUOTE:
             seller.quote_due(world, contract)
         elif due is Due.REFUSAL:
             seller.refusal_due(world, contract)
-        elif due is Due.RENEWAL:
-            buyer.renewal_due(world, contract)
         elif due is Due.EXHAUSTED:
-            if contract.role is Role.SERVER:
-                metering.exhausted_due(world, contract)
-            elif contract.running:
-                world.halt(contract, CloseReason.EXHAUSTED)
+            seller_meter.exhausted_due(world, contract)

@@ -6,12 +6,15 @@ began anew has forgotten what it was asked.
 
 from __future__ import annotations
 
-from ngp.core import bills, forgetting, invoices, networks, seller, statements
+from ngp.core import forgetting, invoices, networks
+from ngp.core.buying import bills
 from ngp.core.effects import Greet, Persist
 from ngp.core.events import MessageReceived
-from ngp.core.messages import Hello, Paid, Role
+from ngp.core.messages import Hello, Paid
+from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentState
-from ngp.core.world import Neighbour, World
+from ngp.core.selling import first_packets, negotiation, statements
+from ngp.core.world import World
 
 
 def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
@@ -43,7 +46,7 @@ def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
         world.do(Greet(event.link[0], event.identity, event.link, event.message_id))
     if returned:
         came_back(world, neighbour, restarted)
-    seller.strangers_known(world, neighbour)
+    first_packets.strangers_known(world, neighbour)
 
 
 def came_back(world: World, neighbour: Neighbour, restarted: bool) -> None:
@@ -52,16 +55,16 @@ def came_back(world: World, neighbour: Neighbour, restarted: bool) -> None:
     Args:
         restarted: it began anew, and forgot what it was told.
     """
-    account = world.accounts.get((neighbour.identity, Role.SERVER))
+    account = world.clients.get(neighbour.identity)
     if account is not None:
-        record = world.invoices.get(account.invoice)
+        record = world.money.invoices.get(account.invoice.payment_hash)
         if record is not None and record.state is PaymentState.OPEN:
             invoices.send_invoice(world, record)
         statements.came_back(world, neighbour, account, restarted)
     bills.came_back(world, neighbour)
-    seller.quote_again(world, neighbour)
+    negotiation.quote_again(world, neighbour)
     recent = world.now.utc_s - invoices.INVOICE_EXPIRY_S
-    for payment in world.payments.values():
+    for payment in world.money.payments.values():
         ours = payment.identity == neighbour.identity and payment.state is PaymentState.SUCCEEDED
         if ours and payment.settled_at_s >= recent:
             world.send(neighbour, Paid(payment.payment_hash, payment.preimage))
@@ -73,22 +76,22 @@ def _introduce(world: World, event: MessageReceived) -> Neighbour | None:
     A second identity on a link address is refused while the first one is heard: otherwise anybody who forges the
     link address could put himself in a customer's place.
     """
-    standing = world.by_link.get(event.link)
+    standing = world.peers.by_link.get(event.link)
     if standing is not None and standing.identity != event.identity:
         if standing.up and world.now.monotonic_s - standing.heard_mono_s < forgetting.LINK_SILENCE_S:
             world.count("link_taken")
             return None
-        seller.drop_neighbour(world, standing)
-    neighbour = world.neighbours.get((event.identity, event.link))
+        forgetting.drop_neighbour(world, standing)
+    neighbour = world.peers.neighbours.get((event.identity, event.link))
     if neighbour is None:
-        if max(len(world.neighbours), len(world.accounts)) >= forgetting.MOST_NEIGHBOURS:
+        if max(len(world.peers.neighbours), len(world.accounts)) >= forgetting.MOST_NEIGHBOURS:
             forgetting.make_room(world)
-        if len(world.neighbours) >= forgetting.MOST_NEIGHBOURS:
+        if len(world.peers.neighbours) >= forgetting.MOST_NEIGHBOURS:
             world.count("too_many_neighbours")
             return None
         forgetting.forget_links(world, event.identity)
-        neighbour = Neighbour(event.identity, event.link, world.next_number(), first_seen_s=world.now.utc_s)
-        world.add_neighbour(neighbour)
+        neighbour = Neighbour(event.identity, event.link, world.peers.next_number(), first_seen_s=world.now.utc_s)
+        world.peers.add(neighbour)
         world.log(f"neighbour {event.identity.hex()[:16]} found on {event.link[0]}")
-    world.by_link[event.link] = neighbour
+    world.peers.by_link[event.link] = neighbour
     return neighbour

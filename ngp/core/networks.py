@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 
-from ngp.core.world import Neighbour, World
+from ngp.core.peers import Neighbour
+from ngp.core.world import World
 
 AGAIN_S = 3600.0
 """A neighbour that changes its network with each hello fills no log."""
@@ -39,7 +40,7 @@ def note_network(world: World, neighbour: Neighbour, network: str) -> None:
     Args:
         network: the neighbour's word, which anybody may make up.
     """
-    before, ours = neighbour.network, world.means.network
+    before, ours = neighbour.network, world.node.network
     neighbour.network = network
     if network == before or is_same(network, ours) or world.now.monotonic_s < neighbour.network_told_mono_s + AGAIN_S:
         return

@@ -34,7 +34,8 @@ class PaymentState(StrEnum):
     PENDING = "pending"  # our payment, outcome not known: the funds stay reserved
     SUCCEEDED = "succeeded"  # our payment, preimage at hand
     FAILED = "failed"  # our payment, finally failed
-    CANCELLED = "cancelled"  # our invoice, cancelled or expired unpaid
+    WITHDRAWN = "withdrawn"  # our invoice, which our node may still take money for; the ledger has it open so long
+    CANCELLED = "cancelled"  # our invoice, which nobody paid nor can pay any more
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,18 @@ from __future__ import annotations
 from dataclasses import fields
 from ipaddress import ip_network
 from operator import attrgetter
+from typing import Any
 
-from ngp.core import bills, buyer, grace, invoices, metering
-from ngp.core.account import Account, Credit
-from ngp.core.contract import CloseReason, Contract, State
+from ngp.core import invoices
+from ngp.core.buying import bills
+from ngp.core.buying import metering as buyer_meter
+from ngp.core.buying.account import ServerAccount
+from ngp.core.buying.purchase import Purchase
+from ngp.core.contract import CloseReason, State
 from ngp.core.effects import Effect, ForgetAccount, Persist, RevokeContract
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
+from ngp.core.peers import Neighbour
 from ngp.core.records import (
     AccountRecord,
     ContractRecord,
@@ -27,11 +32,15 @@ from ngp.core.records import (
     PaymentState,
     Snapshot,
 )
-from ngp.core.statements import to_state
+from ngp.core.selling import grace
+from ngp.core.selling import metering as seller_meter
+from ngp.core.selling.account import ClientAccount, Credit
+from ngp.core.selling.sale import Sale
+from ngp.core.selling.statements import to_state
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S
 from ngp.core.values import UNITS_PER_MSAT, Adopted, AdoptedAccount, AdoptedContract, Grant, Now
-from ngp.core.world import Neighbour, World
+from ngp.core.world import World
 
 FORGET_NEIGHBOUR_S = 30 * 86400
 SAME_END_S = 2.0  # the ledger has whole seconds
@@ -54,24 +63,29 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
     world = gatekeeper.world
     world.now, world.effects = now, []
     running = {found.grant.contract: found for found in adopted.contracts}
-    world.cursor = snapshot.cursor
-    world.blocked = set(snapshot.blocked)
+    world.money.cursor = snapshot.cursor
+    world.peers.blocked = set(snapshot.blocked)
     for record in snapshot.accounts:
         _account(world, record)
     _neighbours(world, snapshot, {contract: found.grant.neighbour for contract, found in running.items()})
     found_as_is: set[bytes] = set()
+    halting: list[Sale | Purchase] = []
     for contract_record in snapshot.contracts:
         if contract_record.role is Role.CLIENT and contract_record.used_to_bytes:
-            world.account(contract_record.identity, Role.CLIENT).sent = True
+            world.server(contract_record.identity).sent = True
         if not contract_record.closed_at_s:
             found = running.pop(contract_record.contract, None)
             contract = _contract(world, contract_record, found)
             if found is not None and _is_as_found(world, contract, found):
-                found_as_is.add(contract.contract)
+                found_as_is.add(contract.id)
+            if contract_record.state == State.HALTING.value:
+                halting.append(contract)
     for left_over in running:
         world.do(RevokeContract(left_over))
     _payments(world, snapshot)
     _limits(world, snapshot, adopted, found_as_is)
+    for contract in halting:  # we died before the kernel's last reading closed them
+        world.halt(contract, CloseReason(contract.reason))
     gatekeeper.flush()
     return world.effects
 
@@ -93,7 +107,7 @@ def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> 
         neighbour = Neighbour(
             identity=record.identity,
             link=key[1],
-            number=number_of.get(key) or world.next_number(),
+            number=number_of.get(key) or world.peers.next_number(),
             kept=True,
             sells=record.sells,
             buys=record.buys,
@@ -101,11 +115,11 @@ def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> 
             first_seen_s=record.first_seen_s,
             last_seen_s=record.last_seen_s,
         )
-        world.add_neighbour(neighbour)
-        standing = world.by_link.get(key[1])
+        world.peers.add(neighbour)
+        standing = world.peers.by_link.get(key[1])
         if standing is None or standing.last_seen_s < neighbour.last_seen_s:
-            world.by_link[key[1]] = neighbour
-    for neighbour in world.by_link.values():
+            world.peers.by_link[key[1]] = neighbour
+    for neighbour in world.peers.by_link.values():
         world.tell_kernel(neighbour)
     for record in forgotten:  # by the ledger, too; what there is of money and blocks stays
         world.do(Persist(ForgetLink(record.identity, record.interface, record.link_address)))
@@ -113,82 +127,100 @@ def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> 
 
 
 def _account(world: World, record: AccountRecord) -> None:
-    account = world.account(record.identity, record.role)
+    if record.role is Role.SERVER:
+        account: ClientAccount | ServerAccount = world.client(record.identity)
+    else:
+        account = server = world.server(record.identity)
+        server.billed_msat, server.disputed = record.billed_msat, record.disputed
+        server.metered_msat, server.tolerated_msat = record.metered_msat, record.tolerated_msat
     account.paid_msat = record.paid_msat
     account.charged_msat = record.charged_msat
     account.refunded_msat = record.refunded_msat
-    account.billed_msat = record.billed_msat
-    account.disputed = record.disputed
-    account.metered_msat, account.tolerated_msat = record.metered_msat, record.tolerated_msat
 
 
-def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> Contract:
-    link = (record.interface, record.link_address)
-    neighbour = world.neighbours.get((record.identity, link))
-    contract = Contract(
-        contract=record.contract,
-        role=record.role,
-        identity=record.identity,
-        link=link,
-        neighbour=neighbour.number if neighbour is not None else world.next_number(),
-        destination=ip_network(record.destination) if found is None else found.grant.destination,
-        prices=list(record.prices),
-        data_limit_bytes=record.data_limit_bytes,
-        lifetime_s=record.lifetime_s,
-        state=State(record.state),
-        reason=record.reason,
-        used_to_bytes=record.used_to_bytes,
-        used_from_bytes=record.used_from_bytes,
-        charged_msat=record.charged_msat,
-        billed_bytes=record.billed_bytes,
-        opened_at_s=record.opened_at_s,
-        expires_at_s=record.expires_at_s,
-    )
-    if contract.state is State.RENEWING:
-        contract.state = State.ACTIVE
-    left_s = min(record.expires_at_s - world.now.utc_s, record.lifetime_s)
-    account = world.account(contract.identity, contract.role)
-    account.running += 1
-    world.add_contract(contract)
-    contract.carried_mono_s = world.now.monotonic_s
-    contract.meter_lost = True  # by a reboot or stop, now or at a start before this one that no bill has followed yet
-    if found is not None:
-        _charge_missed(world, account, contract, found)
-    contract.expires_mono_s = world.now.monotonic_s + max(0, left_s)
-    world.watch_end(contract)
+def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> Sale | Purchase:
+    """Put a contract back as it was, and count what it carried while nobody looked."""
+    contract = _sale(world, record, found) if record.role is Role.SERVER else _purchase(world, record, found)
     if not contract.used_bytes:
         world.count_opening(contract)
-    if contract.role is Role.CLIENT and not world.settings.never_renews:
-        world.timers.set(Due.RENEWAL, contract.contract, min(contract.expires_mono_s, world.now.monotonic_s + 1.0))
-    if contract.role is Role.SERVER:
-        account.priced += contract.price_msat_per_gib > 0
-        if found is not None and found.reading.exhausted:
-            metering.look_if_exhausted(world, contract)  # the kernel told it while nobody listened
-    if contract.role is Role.CLIENT:
-        contract.tolerated_msat = bills.first_packets_msat(contract)  # stands in the account's sum
-        world.grant(contract)
-        if contract.identity in world.blocked:  # we died before the kernel's last reading closed it
-            bills.disown(world, contract)
     return contract
 
 
-def _is_as_found(world: World, contract: Contract, found: AdoptedContract) -> bool:
+def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -> Sale:
+    sale = Sale(**_kept(world, record, found))
+    account = world.client(sale.identity)
+    account.priced += sale.price_msat_per_gib > 0
+    _begin_again(world, sale)
+    account.running += 1
+    if found is None:
+        return sale
+    if found.reading.exhausted:
+        seller_meter.look_if_exhausted(world, sale)  # the kernel told it while nobody listened
+    if account.charge(sale, found.reading.used_to_bytes, found.reading.used_from_bytes):
+        to_state(account, sale)
+        world.unflushed.add(sale.id)
+    return sale
+
+
+def _purchase(world: World, record: ContractRecord, found: AdoptedContract | None) -> Purchase:
+    purchase = Purchase(**_kept(world, record, found), stated_bytes=record.billed_bytes)
+    purchase.meter_lost = True  # by a reboot or stop, now or at a start before this one that no bill has followed yet
+    _begin_again(world, purchase)
+    world.server(purchase.identity).running += 1
+    if found is not None and _used_bytes(found) > purchase.used_bytes:
+        buyer_meter.meter(world, purchase, found.reading)
+        world.unflushed.add(purchase.id)
+    if not world.settings.never_renews:
+        world.timers.set(Due.RENEWAL, purchase.id, min(purchase.expires_mono_s, world.now.monotonic_s + 1.0))
+    purchase.tolerated_msat = bills.first_packets_msat(purchase)  # is in the account's sum
+    world.grant(purchase)
+    if purchase.identity in world.peers.blocked:  # we died before the kernel's last reading closed it
+        bills.disown(world, purchase)
+    return purchase
+
+
+def _used_bytes(found: AdoptedContract) -> int:
+    return found.reading.used_to_bytes + found.reading.used_from_bytes
+
+
+def _kept(world: World, record: ContractRecord, found: AdoptedContract | None) -> dict[str, Any]:
+    """Return the fields that both sides keep; what was being renewed or halted runs as before."""
+    link = (record.interface, record.link_address)
+    neighbour = world.peers.neighbours.get((record.identity, link))
+    state = State(record.state)
+    return {
+        "id": record.contract,
+        "identity": record.identity,
+        "link": link,
+        "link_number": neighbour.number if neighbour is not None else world.peers.next_number(),
+        "destination": ip_network(record.destination) if found is None else found.grant.destination,
+        "prices": list(record.prices),
+        "data_limit_bytes": record.data_limit_bytes,
+        "lifetime_s": record.lifetime_s,
+        "state": State.ACTIVE if state in (State.RENEWING, State.HALTING) else state,
+        "reason": record.reason,
+        "used_to_bytes": record.used_to_bytes,
+        "used_from_bytes": record.used_from_bytes,
+        "charged_msat": record.charged_msat,
+        "opened_at_s": record.opened_at_s,
+        "expires_at_s": record.expires_at_s,
+    }
+
+
+def _begin_again(world: World, contract: Sale | Purchase) -> None:
+    """Enter a contract, whose time went on."""
+    left_s = min(contract.expires_at_s - world.now.utc_s, contract.lifetime_s)
+    contract.rate.at_mono_s = world.now.monotonic_s
+    contract.expires_mono_s = world.now.monotonic_s + max(0, left_s)
+    world.add_contract(contract)
+    world.watch_end(contract)
+
+
+def _is_as_found(world: World, contract: Sale | Purchase, found: AdoptedContract) -> bool:
     """Say whether the kernel has just this contract, so that a start with many need not write them all again."""
     wanted = world.kernel_grant(contract)
     same_end = abs(found.grant.expires_in_s - wanted.expires_in_s) <= SAME_END_S
     return same_end and _KEPT(found.grant) == _KEPT(wanted)
-
-
-def _charge_missed(world: World, account: Account, contract: Contract, found: AdoptedContract) -> None:
-    reading = found.reading
-    if reading.used_to_bytes + reading.used_from_bytes <= contract.used_bytes:
-        return  # the ledger knows all of it; its client is told at the end at the latest
-    if contract.role is Role.SERVER:
-        account.charge(contract, reading.used_to_bytes, reading.used_from_bytes)
-        to_state(account, contract)
-    else:
-        buyer.meter(world, contract, reading)
-    world.unflushed.add(contract.contract)
 
 
 def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set[bytes]) -> None:
@@ -196,9 +228,9 @@ def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set
 
     What an account spent was read before its contracts were, and these have been charged: so the limit is exact.
     """
-    running: dict[bytes, list[Contract]] = {}
+    running: dict[bytes, list[Sale]] = {}
     for contract in world.contracts.values():
-        if contract.role is Role.SERVER:
+        if isinstance(contract, Sale):
             running.setdefault(contract.identity, []).append(contract)
     found = {one.limit.account: one for one in adopted.accounts}
     for record in snapshot.accounts:
@@ -206,16 +238,16 @@ def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set
             contracts = running.pop(record.identity, [])
             _limit(world, record, contracts, found.pop(record.identity, None))
             for contract in contracts:
-                if world.neighbour_of(contract) is None or contract.identity in world.blocked:
+                if world.peers.of(contract) is None or contract.identity in world.peers.blocked:
                     world.halt(contract, CloseReason.CANCELLED)
-                elif contract.contract not in found_as_is:
+                elif contract.id not in found_as_is:
                     world.grant(contract)
     for identity in found:
         world.do(ForgetAccount(identity))
 
 
-def _limit(world: World, record: AccountRecord, contracts: list[Contract], found: AdoptedAccount | None) -> None:
-    account = world.account(record.identity, Role.SERVER)
+def _limit(world: World, record: AccountRecord, contracts: list[Sale], found: AdoptedAccount | None) -> None:
+    account = world.client(record.identity)
     for contract in contracts:
         if contract.state is State.ACCEPTED:
             grace.accepted_unpaid(world, account, contract)
@@ -223,14 +255,14 @@ def _limit(world: World, record: AccountRecord, contracts: list[Contract], found
         _restore_credit(world, account, record, contracts)
     if found is not None and contracts:
         account.count_from(found.reading.spent_units, contracts)
-        account.told = (found.limit.limit_units, found.limit.credit_units, 0.0)
+        account.kernel.told = (found.limit.limit_units, found.limit.credit_units, 0.0)
     if found is not None and found.reading.exhausted:
-        metering.lend(world, account)
+        seller_meter.lend(world, account)
     if found is not None or contracts:
         world.limit(account)
 
 
-def _restore_credit(world: World, account: Account, record: AccountRecord, contracts: list[Contract]) -> None:
+def _restore_credit(world: World, account: ClientAccount, record: AccountRecord, sales: list[Sale]) -> None:
     """Count what is owed as grace used, whose time goes on; what nobody used was only offered, and is offered anew.
 
     An older ledger has not kept how much it was, nor at which price: then it is what is owed, and no more.
@@ -238,7 +270,7 @@ def _restore_credit(world: World, account: Account, record: AccountRecord, contr
     price = record.grace_price_msat_per_gib or max(1, world.settings.sell_msat_per_gib)
     owed_bytes = -(-account.debt_msat * UNITS_PER_MSAT // price)
     left_s = min(record.grace_until_s - world.now.utc_s, world.settings.grace_time_s)  # clocks are set back, too
-    links = {contract.link for contract in contracts} or set(world.by_identity.get(account.identity, ()))
+    links = {sale.link for sale in sales} or set(world.peers.by_identity.get(account.identity, ()))
     account.credit = credit = Credit(
         data_bytes=record.grace_data_bytes or min(owed_bytes, world.settings.grace_data_bytes),
         price_msat_per_gib=price,
@@ -253,27 +285,27 @@ def _restore_credit(world: World, account: Account, record: AccountRecord, contr
 
 
 def _payments(world: World, snapshot: Snapshot) -> None:
-    world.forgotten_s = snapshot.forgotten_s
+    world.money.forgotten_s = snapshot.forgotten_s
     for payment in snapshot.payments:
         if payment.direction is Direction.IN:
-            world.invoices[payment.payment_hash] = payment
+            world.money.invoices[payment.payment_hash] = payment
             world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + REMEMBERED_S)
             if payment.state is PaymentState.OPEN:
                 world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + invoices.OPEN_S)
                 if payment.kind is not PaymentKind.MANUAL:
-                    role = Role.SERVER if payment.kind is PaymentKind.TOP_UP else Role.CLIENT
-                    world.account(payment.identity, role).invoice = payment.payment_hash
+                    account = invoices.account_for(world, payment.kind, payment.identity)
+                    account.invoice.payment_hash = payment.payment_hash
         else:
-            world.payments[payment.payment_hash] = payment
+            world.money.payments[payment.payment_hash] = payment
             world.timers.set(Due.TRACK, payment.payment_hash, world.now.monotonic_s + REMEMBERED_S)
             if payment.state is PaymentState.PENDING:
                 world.timers.set(Due.TRACK, payment.payment_hash, world.now.monotonic_s)
                 if payment.kind is PaymentKind.REFUND:
-                    world.account(payment.identity, Role.SERVER).refunding_msat += payment.amount_msat
+                    world.client(payment.identity).refund.promised_msat += payment.amount_msat
             spent_at = max(payment.created_at_s, payment.settled_at_s)
             if payment.state in (PaymentState.PENDING, PaymentState.SUCCEEDED):
-                world.spending.recent.append((spent_at, payment.amount_msat + payment.fee_msat))
-    world.spending.recent = type(world.spending.recent)(sorted(world.spending.recent))
-    world.spending.total_msat = snapshot.spent_total_msat
+                world.money.spending.recent.append((spent_at, payment.amount_msat + payment.fee_msat))
+    world.money.spending.recent = type(world.money.spending.recent)(sorted(world.money.spending.recent))
+    world.money.spending.total_msat = snapshot.spent_total_msat
     for identity, amount in snapshot.spent_by_neighbour_msat:
-        world.spending.by_neighbour[identity] = amount
+        world.money.spending.by_neighbour[identity] = amount

@@ -6,10 +6,11 @@ from dataclasses import replace
 from enum import Enum
 from hashlib import sha256
 
-from ngp.core import metering
+from ngp.core.account import Account
 from ngp.core.effects import Persist, ProveSettlement
-from ngp.core.messages import Paid, Role
+from ngp.core.messages import Paid
 from ngp.core.records import CursorRecord, PaymentKind, PaymentRecord, PaymentState
+from ngp.core.selling import metering
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S, note_top_up
 from ngp.core.world import World
@@ -34,14 +35,14 @@ def proof_received(world: World, paid: Paid) -> Applied:
     if sha256(paid.preimage).digest() != paid.payment_hash:
         world.count("proof_wrong")
         return Applied.FOREIGN
-    record = world.invoices.get(paid.payment_hash)
+    record = world.money.invoices.get(paid.payment_hash)
     if record is None:
         world.count("proof_foreign")
         return Applied.FOREIGN
     if record.state is PaymentState.SETTLED:
         return Applied.REPLAYED
     _credit(world, replace(record, preimage=paid.preimage), record.amount_msat)
-    if world.means.settles_by_proof:
+    if world.node.settles_by_proof:
         world.do(ProveSettlement(paid.preimage))
     return Applied.APPLIED
 
@@ -52,10 +53,10 @@ def settlement_seen(world: World, cursor: int, payment_hash: bytes, amount_msat:
     How far alone needs no flush to the disk: what a power cut takes back the node tells again, and it counts once.
     So does what comes again when a node that was restored counts anew, and the cursor goes back.
     """
-    if cursor != world.cursor:
-        world.cursor = cursor
+    if cursor != world.money.cursor:
+        world.money.cursor = cursor
         world.do(Persist(CursorRecord(cursor)))
-    record = world.invoices.get(payment_hash)
+    record = world.money.invoices.get(payment_hash)
     if record is None:
         return Applied.FOREIGN
     if record.state is PaymentState.SETTLED and amount_msat <= record.amount_msat:
@@ -67,31 +68,41 @@ def settlement_seen(world: World, cursor: int, payment_hash: bytes, amount_msat:
 def _credit(world: World, record: PaymentRecord, paid_msat: int) -> None:
     amount_msat = paid_msat - (record.amount_msat if record.state is PaymentState.SETTLED else 0)
     settled = replace(record, state=PaymentState.SETTLED, amount_msat=paid_msat, settled_at_s=world.now.utc_s)
-    world.invoices[record.payment_hash] = settled
-    world.uncancelled.discard(record.payment_hash)
+    world.money.invoices[record.payment_hash] = settled
     world.timers.set(Due.INVOICE, record.payment_hash, world.now.monotonic_s + REMEMBERED_S)
     world.do(Persist(settled, durable=True))
     kind = "refund" if record.kind is PaymentKind.REFUND else "payment"
     world.journal(kind, record.identity, settled.state.value, amount_msat, paid=record.payment_hash)
     if record.kind is PaymentKind.REFUND:
-        account = world.account(record.identity, Role.CLIENT)
-        account.refunded_msat += amount_msat
-        if account.invoice == record.payment_hash:
-            account.invoice, account.invoice_not_before_mono_s = b"", 0.0
-        world.save_account(account, durable=True)
-        world.log(f"refund of {amount_msat} msat received from {record.identity.hex()[:8]}")
-        return
-    account = world.account(record.identity, Role.SERVER)
-    if account.invoice == record.payment_hash:
-        account.invoice, account.invoice_not_before_mono_s = b"", 0.0
+        _refunded(world, record, amount_msat)
+    else:
+        _paid(world, record, amount_msat)
+
+
+def _refunded(world: World, record: PaymentRecord, amount_msat: int) -> None:
+    account = world.server(record.identity)
+    account.refunded_msat += amount_msat
+    _invoice_over(account, record)
+    world.save_account(account, durable=True)
+    world.log(f"refund of {amount_msat} msat received from {record.identity.hex()[:8]}")
+
+
+def _paid(world: World, record: PaymentRecord, amount_msat: int) -> None:
+    account = world.client(record.identity)
+    _invoice_over(account, record)
     if world.now.monotonic_s - account.budget_told_mono_s > ASK_MORE_AFTER_S:
         account.most_asked_msat *= 2  # what the client would not pay at once it may pay step by step
     account.paid_msat += amount_msat
     if account.paid_msat == amount_msat:  # its first: the kernel tells it from newcomers now
         world.tell_kernel_of(record.identity)
-    account.invoices_declined = 0
+    account.invoice.declined = 0
     note_top_up(world, account, amount_msat, account.charged_msat)
     world.log(f"payment of {amount_msat} msat received from {record.identity.hex()[:8]}")
     metering.paid_for(world, account)
     world.save_account(account, durable=True)
     world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + 0.05)
+
+
+def _invoice_over(account: Account, record: PaymentRecord) -> None:
+    if account.invoice.payment_hash == record.payment_hash:
+        account.invoice.payment_hash, account.invoice.not_before_mono_s = b"", 0.0

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from ngp.core.account import Account
+from ngp.core.account import Account, TopUp
 from ngp.core.messages import Role
 from ngp.core.pricing import ceil_to_sat_msat, floor_to_sat_msat
 from ngp.core.reach import UNBOUNDED, Bounds
@@ -29,9 +29,9 @@ MOST_PAUSE_S = 60.0
 
 def sendable(world: World, identity: bytes) -> Bounds:
     """Say what one payment of ours to a neighbour can be."""
-    if world.reach is None:
+    if world.money.reach is None:
         return _with_least(world, UNBOUNDED)
-    bounds = world.reach.sends(_payee(world, identity), identity.hex()[:8])
+    bounds = world.money.reach.sends(_payee(world, identity), identity.hex()[:8])
     if bounds.routed:
         most = floor_to_sat_msat(world.settings.fee_limit.fits_msat(bounds.most_msat))
         bounds = replace(bounds, most_msat=max(most, bounds.least_msat))
@@ -40,40 +40,38 @@ def sendable(world: World, identity: bytes) -> Bounds:
 
 def receivable(world: World, identity: bytes) -> Bounds:
     """Say what one payment of a neighbour's to us can be."""
-    if world.reach is None:
+    if world.money.reach is None:
         return _with_least(world, UNBOUNDED)
-    return _with_least(world, world.reach.receives(_payee(world, identity), identity.hex()[:8]))
+    return _with_least(world, world.money.reach.receives(_payee(world, identity), identity.hex()[:8]))
 
 
 def _payee(world: World, identity: bytes) -> str:
     """Return the key of a neighbour's payment node, as it said last, also where it is away now."""
-    known = world.by_identity.get(identity, {}).values()
+    known = world.peers.links_of(identity)
     return next((neighbour.payee.hex() for neighbour in known if neighbour.payee), "")
 
 
 def _with_least(world: World, bounds: Bounds) -> Bounds:
-    least = ceil_to_sat_msat(world.means.least_amount_msat)
+    least = ceil_to_sat_msat(world.node.least_amount_msat)
     return bounds if least <= bounds.least_msat else replace(bounds, least_msat=least)
 
 
 def usual_msat(world: World, account: Account, bounds: Bounds) -> int:
     """Return what a top-up comes to at the present rate of use, before what either side can and will pay."""
-    usual = max(world.settings.payment_amount_msat, int(account.rate_msat_s * TOP_UP_LASTS_S))
-    return bounds.dust_msat if usual < bounds.dust_msat <= account.rate_msat_s * DUST_LASTS_S else usual
+    usual = max(world.settings.payment_amount_msat, int(account.rate.a_second * TOP_UP_LASTS_S))
+    return bounds.dust_msat if usual < bounds.dust_msat <= account.rate.a_second * DUST_LASTS_S else usual
 
 
 def grows(world: World, account: Account, charged_msat: int) -> bool:
     """Say whether half of the last top-up was carried within half the time that it was made for."""
-    used_msat = charged_msat - account.topped_up_at_msat
-    soon = world.now.monotonic_s - account.topped_up_mono_s < TOP_UP_LASTS_S / 2
-    return soon and used_msat * 2 >= account.top_up_msat > 0
+    used_msat = charged_msat - account.top_up.charged_msat
+    soon = world.now.monotonic_s - account.top_up.at_mono_s < TOP_UP_LASTS_S / 2
+    return soon and used_msat * 2 >= account.top_up.amount_msat > 0
 
 
 def note_top_up(world: World, account: Account, amount_msat: int, charged_msat: int) -> None:
     """Remember a top-up that was paid, and what had been charged by then; the next one's size goes by it."""
-    account.top_up_msat = amount_msat
-    account.topped_up_mono_s = world.now.monotonic_s
-    account.topped_up_at_msat = charged_msat
+    account.top_up = TopUp(amount_msat, world.now.monotonic_s, charged_msat)
     account.why_not = ""
 
 

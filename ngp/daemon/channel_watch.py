@@ -57,4 +57,4 @@ class ChannelWatch:
 
     def _somebody_waits(self) -> bool:
         """Say whether a contract may be cut before long for want of a channel that can pay."""
-        return any(account.why_not and account.running for account in self._world.accounts.values())
+        return any(account.why_not and account.running for account in self._world.accounts)

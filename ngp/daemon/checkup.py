@@ -113,8 +113,8 @@ def books(store: Store, most_s: float) -> Check:
 
 def neighbours(world: World) -> list[Check]:
     """Warn of neighbours that can't trade with us, since their payments are on another network than ours."""
-    ours = world.means.network
-    foreign = [one for one in world.by_link.values() if one.up and one.network and not is_same(one.network, ours)]
+    ours = world.node.network
+    foreign = [one for one in world.peers.by_link.values() if one.up and one.network and not is_same(one.network, ours)]
     if not foreign:
         return []
     named = ", ".join(f"{identity.short_text(one.identity)} on {one.network!r}" for one in foreign[:_NAMED])
@@ -125,8 +125,8 @@ def neighbours(world: World) -> list[Check]:
 
 def accounts(world: World) -> list[Check]:
     """Warn of accounts that aren't topped up, of neighbours that are here: what isn't paid for doesn't pass."""
-    here = {one.identity for one in world.by_link.values() if one.up}
-    empty = [one for one in world.accounts.values() if one.why_not and one.identity in here]
+    here = {one.identity for one in world.peers.by_link.values() if one.up}
+    empty = [one for one in world.accounts if one.why_not and one.identity in here]
     if not empty:
         return []
     named = "; ".join(

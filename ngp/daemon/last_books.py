@@ -8,6 +8,7 @@ counted twice.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from dataclasses import replace
@@ -19,13 +20,13 @@ from ngp.core.events import Stopping, UsageRead
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
-from ngp.core.world import Means, World
+from ngp.core.world import PaymentNode, World
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.desired import desired_network, look_at_host
 from ngp.errors import KernelError, LedgerError
 from ngp.ports import Ledger, Network, Store
 
-_NOBODY = Means("", False, False, 0, b"")
+_NOBODY = PaymentNode("", False, False, 0, b"")
 _LOST = "what was carried since the ledger's last entry is lost"
 
 
@@ -65,6 +66,7 @@ def _charge(network: Network, ledger: Ledger, settings: Settings | None) -> None
     effects = restore(gatekeeper, ledger.load(now.utc_s), adopted, now)
     known = [reading.contract for reading in network.read(list(world.contracts))]  # a grant would make others anew
     network.grant([world.kernel_grant(world.contracts[each], blocked=True) for each in known])
+    asyncio.run(network.settled())
     effects += gatekeeper.step(UsageRead(tuple(network.read(known))), now)
     effects += gatekeeper.step(Stopping(), now)
     ledger.commit([effect.record for effect in effects if isinstance(effect, Persist)], durable=True)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from ngp import identity
 from ngp.core.channels import ChainView, Channel, ChannelState, Watch
 from ngp.core.host_port import joined
+from ngp.core.peers import Neighbour
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
 from ngp.core.settings import Settings
 from ngp.core.values import Check
-from ngp.core.world import Neighbour, World
+from ngp.core.world import World
 from ngp.errors import PaymentError, UsageError
 from ngp.ports import ChannelManager, Payment, TowerManager
 

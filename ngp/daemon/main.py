@@ -24,9 +24,10 @@ from ngp.config import (
 )
 from ngp.core.events import Event
 from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.peers import Peers
 from ngp.core.settings import Settings
 from ngp.core.values import Check
-from ngp.core.world import Means, World
+from ngp.core.world import PaymentNode, World
 from ngp.courier import Courier
 from ngp.daemon import checkup, handlers
 from ngp.daemon.api.reading import BOOKS_S
@@ -101,13 +102,14 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         boot = ledger.next_boot(max(1, int(time.time()) - BOOT_EPOCH_S))
         payment = make_payment(settings, options.state_dir)
         known = RememberedNode(options.state_dir, settings.payment_module).read()
-        means = await _means(payment, settings)
+        node = await _payment_node(payment, settings)
         if swap := swapped(known, await payment.info()):
             _log.warning("%s; if that isn't meant: ngp stop, connect the former one, ngp start", swap)
         links = make_links(settings)
         courier = Courier(private_key, boot, min(link.max_datagram_bytes for link in links))
         clock = SystemClock()
-        world = World(settings, means, lambda: secrets.token_bytes(16), clock.now(), first_number=(boot & 0x7FFF) << 16)
+        peers = Peers(first_number=(boot & 0x7FFF) << 16)
+        world = World(settings, node, lambda: secrets.token_bytes(16), clock.now(), peers)
         network = make_network(settings, options.state_dir)
         gatekeeper = Gatekeeper(world)
         addresses = (await payment.info()).addresses
@@ -136,12 +138,12 @@ def open_ledger(state_dir: Path) -> Ledger:
     return store.at(state_dir).open()
 
 
-async def _means(payment: Payment, settings: Settings) -> Means:
+async def _payment_node(payment: Payment, settings: Settings) -> PaymentNode:
     """Ask the payment node who it is. Raises PaymentError when it isn't the one that net.conf expects."""
     info = await payment.info()
     checkup.refuse_other_node(settings, info.account_id)
     capabilities = payment.capabilities()
-    return Means(
+    return PaymentNode(
         info.network,
         capabilities.real_money,
         capabilities.settles_by_proof,
@@ -191,7 +193,7 @@ async def _run(options: StartOptions, settings: Settings) -> int:
         parts.ledger.close()
         raise
     _follow_signals(node)
-    if not parts.gatekeeper.world.means.real_money:
+    if not parts.gatekeeper.world.node.real_money:
         _log.warning("%s: its money is not real; who sells for it gives service away", settings.payment_module)
     books = await _warn_of_lacks(node)
     interfaces = node.host.desired.mesh_interfaces

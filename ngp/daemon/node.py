@@ -255,7 +255,7 @@ class Node:
         """Take what the operator wants now, so that what he is told holds. Raises LedgerError where it doesn't."""
         if self.ledger_why_not:
             raise LedgerError(f"nothing was done, as nothing can be written: {self.ledger_why_not}")
-        blocked = frozenset(self.parts.gatekeeper.world.blocked)
+        blocked = frozenset(self.parts.gatekeeper.world.peers.blocked)
         self.tell(event)
         self._drain()
         self._require_alive()
@@ -267,7 +267,7 @@ class Node:
     def blocked(self) -> frozenset[bytes]:
         """Who is blocked now: without what the ledger couldn't take yet, which the kernel wasn't told either."""
         before = self._blocked_before
-        return frozenset(self.parts.gatekeeper.world.blocked) if before is None else before
+        return frozenset(self.parts.gatekeeper.world.peers.blocked) if before is None else before
 
     def _in_turn(self, link: tuple[str, bytes], work: Callable[[], Event | None]) -> bool:
         """Queue a neighbour's datagram unread; False: it has more work waiting here than it may add to."""
@@ -279,7 +279,7 @@ class Node:
         return True
 
     def _lane_of(self, link: tuple[str, bytes]) -> bytes:
-        neighbour = self.parts.gatekeeper.world.by_link.get(link)
+        neighbour = self.parts.gatekeeper.world.peers.by_link.get(link)
         return neighbour.identity if neighbour is not None else STRANGERS
 
     def _pump_soon(self) -> None:
@@ -325,7 +325,7 @@ class Node:
         began = loop_time()
         if self._bill_read_again.get(identity, began) > began:
             return UsageRead(())
-        links = self.parts.gatekeeper.world.by_identity.get(identity, {}).values()
+        links = self.parts.gatekeeper.world.peers.links_of(identity)
         bought = [key for link in links for key, one in link.contracts.items() if one.role is Role.CLIENT]
         readings = self.parts.network.read(bought) if bought else ()
         if len(self._bill_read_again) > MOST_BILLERS:
@@ -422,9 +422,9 @@ class Node:
             pause = min(HELLO_INTERVAL_S, pause * 2)
 
     def _ourselves(self) -> SelfDescription:
-        means, settings = self.parts.gatekeeper.world.means, self.settings
+        node, settings = self.parts.gatekeeper.world.node, self.settings
         return SelfDescription(
-            means.network, settings.sells, settings.buys, own_addresses(self.parts.network), means.payee
+            node.network, settings.sells, settings.buys, own_addresses(self.parts.network), node.payee
         )
 
     # --- settings and ledger ------------------------------------------------------------------------------------------
@@ -460,7 +460,7 @@ class Node:
         """Read net.conf and look whether this host can have it so. Raises ConfigError, KernelError, PaymentError."""
         wanted = await asyncio.to_thread(load, self.parts.config_path, trusted_only=True)
         refuse_shown_secret(wanted, self.parts.config_path)
-        checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.means.payee.hex())
+        checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.node.payee.hex())
         await self.host.aside(lambda network: self.host.refuse(wanted, network))
         return wanted
 

@@ -53,7 +53,7 @@ class PaymentWatch:
             self.why_not = ""
             await self.warn_of_lacks(self._world.settings)
             await self._prove_payee()
-            async for settled in self._payment.watch_settlements(self._world.cursor):
+            async for settled in self._payment.watch_settlements(self._world.money.cursor):
                 self._tell(SettlementSeen(settled.cursor, settled.payment_hash, settled.amount_msat))
             raise PaymentError("the payment node ended the list of what was settled")
         except PaymentError as error:
@@ -81,7 +81,7 @@ class PaymentWatch:
         """Have the node sign, once, that our invoices are its own; without it neighbours take our word."""
         if self._post.ourselves.payee_proof:
             return
-        statement = payee_statement(self._identity, self._world.means.network)
+        statement = payee_statement(self._identity, self._world.node.network)
         try:
             proof = await self._payment.sign(statement)
         except PaymentError as error:

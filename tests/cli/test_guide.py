@@ -9,7 +9,7 @@ import pytest
 
 from ngp.cli import ngp
 from ngp.cli.verbs import VERBS, Verb, guide_row
-from ngp.core.statements import STATEMENT_INTERVAL_S
+from ngp.core.selling.statements import STATEMENT_INTERVAL_S
 from ngp.errors import ExitCode
 from tests.cli.conftest import ROOT
 

@@ -17,14 +17,16 @@ from stand_ins import PAYEES, Kernel, Ledger, Mint
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.account import Account
+from ngp.core.buying.account import ServerAccount
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Refund, Role, Statement
+from ngp.core.peers import Peers
 from ngp.core.records import ContractRecord
 from ngp.core.restore import restore
+from ngp.core.selling.account import ClientAccount
 from ngp.core.settings import Budgets, FeeLimit, Settings
 from ngp.core.values import Adopted, AdoptedAccount, AdoptedContract, HintKind, Now, Reading, Verdict
-from ngp.core.world import Means, World
+from ngp.core.world import PaymentNode, World
 
 UTC_AT_START_S = 1_700_000_000
 HOST_ADDRESS = ip_address("198.51.100.1")
@@ -84,7 +86,7 @@ class Node:
     identity: bytes
     link: tuple[str, bytes]  # as its neighbour sees it
     settings: Settings
-    means: Means
+    node: PaymentNode
     kernel: Kernel = field(default_factory=Kernel)
     ledger: Ledger = field(default_factory=Ledger)
     boot: int = 1
@@ -124,8 +126,8 @@ class Sim:
         self.pay_takes_s = 0.2
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._ids, self._handles = count(1 << 32), count(1)
-        means = Means(gateway_network, False, True, 1000)
-        gateways, clients = (replace(means, payee=PAYEES[name]) for name in ("gateway", "client"))
+        node = PaymentNode(gateway_network, False, True, 1000)
+        gateways, clients = (replace(node, payee=PAYEES[name]) for name in ("gateway", "client"))
         clients = replace(clients, network=client_network)
         self.gateway = Node("gateway", b"G" * 32, ("eth1", b"\2gggg\1"), gateway or settings(), gateways)
         self.client = Node("client", b"C" * 32, ("eth1", b"\2cccc\1"), client or settings(sells=False), clients)
@@ -148,10 +150,10 @@ class Sim:
     def _fresh(self, node: Node) -> None:
         world = World(
             settings=node.settings,
-            means=node.means,
+            node=node.node,
             new_id=lambda: self.chance.randbytes(16),
             now=self.clock(),
-            first_number=node.boot * 1000,
+            peers=Peers(first_number=node.boot * 1000),
         )
         node.gatekeeper = Gatekeeper(world)
 
@@ -258,8 +260,8 @@ class Sim:
             case fx.Send():
                 self._post(node, effect.message, effect.reply_to)
             case fx.Greet():
-                says = (node.settings.sells, node.settings.buys, (), "ngp", not effect.identity, node.means.payee)
-                about = Hello(node.means.network, *says)
+                says = (node.settings.sells, node.settings.buys, (), "ngp", not effect.identity, node.node.payee)
+                about = Hello(node.node.network, *says)
                 self._post(node, about, effect.reply_to)
             case fx.Decide():
                 assert effect.handle in node.held, f"handle {effect.handle} has its verdict already"
@@ -450,10 +452,14 @@ def states(sim: Sim) -> list[tuple[str, str]]:
     return [(c.state, c.reason) for c in sim.contracts(sim.gateway)]
 
 
-def account(sim: Sim, role: Role = Role.SERVER) -> Account:
-    """Return the gateway's account of the client (SERVER), or the client's of the gateway."""
-    node = sim.gateway if role is Role.SERVER else sim.client
-    return node.world.accounts[sim.peer(node).identity, role]
+def account(sim: Sim) -> ClientAccount:
+    """Return the gateway's account of the client."""
+    return sim.gateway.world.clients[sim.client.identity]
+
+
+def bought(sim: Sim) -> ServerAccount:
+    """Return the client's account with the gateway."""
+    return sim.client.world.servers[sim.gateway.identity]
 
 
 def tell(sim: Sim, node: Node, message: object, **changes: object) -> list[fx.Effect]:

@@ -37,7 +37,7 @@ def face(sim: Sim, node: Node) -> Handlers:
         parts=parts, settings=node.settings, identity=node.identity, started_mono_s=0.0, ledger_why_not="",
         host=SimpleNamespace(desired=desired), payment=SimpleNamespace(why_not=""), refresh=lambda: None,
         post=SimpleNamespace(transport=lambda link: "192.0.2.7", transports=lambda link: ["192.0.2.7"], counters=dict),
-        obey=lambda event: sim.happen(node, event), blocked=node.world.blocked,
+        obey=lambda event: sim.happen(node, event), blocked=node.world.peers.blocked,
     )  # fmt: skip
     return Handlers(daemon)
 
@@ -68,7 +68,7 @@ def test_both_sides_list_the_same_trade_and_what_accounts_say_adds_up(sim: Sim) 
         handlers = face(sim, node)
         (row,) = ask(handlers, "accounts")
         assert (row["role"], row["neighbour"]) == (role, sim.peer(node).identity.hex())
-        assert row["paid_msat"] == account(sim, role).paid_msat > 0
+        assert row["paid_msat"] == node.world.accounts[0].paid_msat > 0
         assert row["paid_msat"] == row["charged_msat"] + row["refunded_msat"] + row["balance_msat"]
         contracts = ask(handlers, "contracts")
         assert {each["destination"] for each in contracts} == {f"{HOST}/32", f"{OTHER}/32"}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from playbook import Sim, account, tell
+from playbook import Sim, account, bought, tell
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Cancel, Hello, Invoice, Role, Statement, StatementLine
+from ngp.core.messages import Cancel, Hello, Invoice, Statement, StatementLine
 
 HOST = "198.51.100.1"
 
@@ -17,8 +17,8 @@ def test_statement_bills_and_an_honest_one_is_not_disputed() -> None:
         sim.up(f"198.51.100.{number}", 1200)
         sim.run(0.05)
     sim.run(10)
-    assert account(sim, Role.CLIENT).billed_msat == account(sim).charged_msat > 0
-    assert not account(sim, Role.CLIENT).disputed
+    assert bought(sim).billed_msat == account(sim).charged_msat > 0
+    assert not bought(sim).disputed
 
 
 def test_a_wrong_bill_is_disputed_not_paid_on_and_settled_by_unblock() -> None:
@@ -26,12 +26,12 @@ def test_a_wrong_bill_is_disputed_not_paid_on_and_settled_by_unblock() -> None:
     sim.flow(HOST, 100_000, 2)
     contract = sim.contracts(sim.client)[0].contract
     tell(sim, sim.client, Statement(0, 10_000, 0, (StatementLine(contract, 9_000_000, 0, 10_000),)))
-    assert account(sim, Role.CLIENT).disputed
+    assert bought(sim).disputed
     paid = sim.mint.invoice("gateway", 1000)
     effects = tell(sim, sim.client, Invoice(paid.hex(), 1000), decoded=sim.mint.decode(paid.hex()))
     assert not [e for e in effects if isinstance(e, fx.PayInvoice)]
     sim.happen(sim.client, ev.BlockNeighbour(sim.gateway.identity, False))
-    assert not account(sim, Role.CLIENT).disputed
+    assert not bought(sim).disputed
 
 
 def test_after_a_reboot_bills_are_believed_only_as_far_as_the_server_may_have_our_money() -> None:
@@ -42,7 +42,7 @@ def test_after_a_reboot_bills_are_believed_only_as_far_as_the_server_may_have_ou
     sim.run(0.001)
     lines = tuple(StatementLine(one.contract, 1 << 60, 1 << 60, 10**15) for one in sim.contracts(sim.client))
     tell(sim, sim.client, Statement(0, 10**15, 0, lines))
-    client = account(sim, Role.CLIENT)
+    client = bought(sim)
     ahead_msat = 4 * sim.client.settings.payment_amount_msat  # two in hand, one tolerated of any bill, and a little
     assert client.disputed
     assert client.charged_msat <= client.paid_msat + ahead_msat
@@ -58,7 +58,7 @@ def test_a_kill_before_the_first_bill_after_a_reboot_makes_that_bill_no_wrong_on
     sim.run(0.001)
     first = sim.contracts(sim.client)[0]
     tell(sim, sim.client, Statement(0, 0, 0, (StatementLine(first.contract, carried, 0, 0),)))
-    assert not account(sim, Role.CLIENT).disputed
+    assert not bought(sim).disputed
 
 
 def moved(sim: Sim, mac: bytes, used_bytes: int) -> list[fx.Effect]:
@@ -79,17 +79,17 @@ def test_a_server_with_another_link_address_is_believed_once_and_its_contracts_m
     assert [one for one in effects if isinstance(one, fx.HaltContract)]
     sim.run(1)
     assert sim.contracts(sim.client)[0].reason == "cancelled"
-    assert not account(sim, Role.CLIENT).disputed
+    assert not bought(sim).disputed
     sim.run(120)
     moved(sim, b"\2gate3", 6_000_000)
-    assert account(sim, Role.CLIENT).disputed  # it moves too often
+    assert bought(sim).disputed  # it moves too often
 
 
 def test_a_server_with_another_link_address_is_not_believed_any_bill() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 5)
     moved(sim, b"\2gate2", 1 << 60)
-    client = account(sim, Role.CLIENT)
+    client = bought(sim)
     assert client.disputed
     assert client.tolerated_msat <= client.paid_msat + 3 * sim.client.settings.payment_amount_msat
 

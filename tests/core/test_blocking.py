@@ -16,7 +16,7 @@ from villain import HELLO, Villain, host
 
 from ngp.core import events as ev
 from ngp.core import forgetting
-from ngp.core.messages import Ask, Cancel, Hello, Role, Statement, StatementLine
+from ngp.core.messages import Ask, Cancel, Hello, Statement, StatementLine
 from ngp.core.restore import FORGET_NEIGHBOUR_S
 from ngp.core.values import Verdict
 
@@ -29,7 +29,7 @@ def block(sim: Sim, node: Node, blocked: bool = True) -> None:
 
 
 def disputed(sim: Sim) -> bool:
-    account = sim.client.world.accounts.get((sim.gateway.identity, Role.CLIENT))
+    account = sim.client.world.servers.get(sim.gateway.identity)
     return account is not None and account.disputed
 
 
@@ -70,7 +70,7 @@ def test_a_block_while_a_renewal_is_talked_about_ends_the_contract() -> None:
     sim = Sim(settings(contract_data_bytes=200_000), settings(sells=False, contract_data_bytes=200_000))
     sim.flow(HOST, 50_000, 1.0)
     contract = next(iter(sim.client.world.contracts.values()))
-    ask = Ask(contract.destination, 0, 0, contract.contract)
+    ask = Ask(contract.destination, 0, 0, contract.id)
     said = ev.MessageReceived(sim.client.identity, sim.client.link, sim.client.boot, ask, 1 << 34)
     sim.happen(sim.gateway, said)
     block(sim, sim.client)
@@ -101,7 +101,7 @@ def test_a_bill_for_what_we_ended_is_answered_until_it_is_over_there() -> None:
     sim.silenced.clear()
     sim.flow(HOST, 100_000, 8.0)
     assert_over(sim)
-    account = sim.client.world.accounts[sim.gateway.identity, Role.CLIENT]
+    account = sim.client.world.servers[sim.gateway.identity]
     assert account.billed_msat > account.metered_msat
     cancels = len(sim.sent(sim.client, Cancel))
     assert sim.sent(sim.gateway, Cancel)
@@ -115,10 +115,10 @@ def test_what_we_ended_is_believed_only_as_far_as_the_server_may_have_our_money(
     contract = next(iter(sim.client.world.contracts.values()))
     block(sim, sim.client)
     sim.run(0.1)
-    account = sim.client.world.accounts[sim.gateway.identity, Role.CLIENT]
+    account = sim.client.world.servers[sim.gateway.identity]
     for number in range(1, 20):
         billed = number * 50_000_000
-        line = StatementLine(contract.contract, billed, 0, contract.due_msat(billed))
+        line = StatementLine(contract.id, billed, 0, contract.due_msat(billed))
         told = Statement(0, contract.due_msat(billed), 0, (line,))
         said = ev.MessageReceived(sim.gateway.identity, sim.gateway.link, sim.gateway.boot, told, (1 << 34) + number)
         sim.happen(sim.client, said)
@@ -132,7 +132,7 @@ def test_an_unblocked_dispute_does_not_open_again_by_the_same_bill() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2.0)
     contract = next(iter(sim.client.world.contracts.values()))
-    line = StatementLine(contract.contract, 9_000_000, 0, 10_000)
+    line = StatementLine(contract.id, 9_000_000, 0, 10_000)
     said = ev.MessageReceived(
         sim.gateway.identity, sim.gateway.link, sim.gateway.boot, Statement(0, 10_000, 0, (line,)), 1 << 34
     )
@@ -203,13 +203,13 @@ def test_a_block_stays_when_the_links_are_old_or_gone() -> None:
     sim.silenced.add(Hello)
     sim.now += FORGET_NEIGHBOUR_S + 1
     sim.crash(sim.gateway)
-    assert not sim.gateway.world.by_identity, "its money stands, its links are forgotten"
+    assert not sim.gateway.world.peers.by_identity, "its money stands, its links are forgotten"
     block(sim, sim.gateway)
     for _ in range(2):
         sim.crash(sim.gateway)
-        assert sim.gateway.world.blocked == {sim.client.identity}
+        assert sim.gateway.world.peers.blocked == {sim.client.identity}
     greet(sim, sim.gateway, 7)
-    assert [one.blocked for one in sim.gateway.world.neighbours.values()] == [True]
+    assert [one.blocked for one in sim.gateway.world.peers.neighbours.values()] == [True]
 
 
 def test_a_block_stays_when_the_neighbour_comes_on_many_other_links() -> None:
@@ -219,7 +219,7 @@ def test_a_block_stays_when_the_neighbour_comes_on_many_other_links() -> None:
     for number in range(1, 2 * forgetting.MOST_LINKS):
         greet(sim, sim.gateway, number)
     sim.crash(sim.gateway)
-    assert sim.gateway.world.blocked == {sim.client.identity}
+    assert sim.gateway.world.peers.blocked == {sim.client.identity}
 
 
 def test_an_unblock_holds_for_links_that_others_took_meanwhile() -> None:
@@ -228,10 +228,10 @@ def test_an_unblock_holds_for_links_that_others_took_meanwhile() -> None:
     block(sim, sim.gateway)
     sim.now += forgetting.LINK_SILENCE_S + 1
     Villain(sim, sim.gateway, b"N" * 32, sim.client.link[1]).say(HELLO)
-    assert sim.client.identity not in sim.gateway.world.by_identity
+    assert sim.client.identity not in sim.gateway.world.peers.by_identity
     block(sim, sim.gateway, False)
     sim.crash(sim.gateway)
-    assert not sim.gateway.world.blocked
+    assert not sim.gateway.world.peers.blocked
 
 
 def test_of_a_stranger_that_was_blocked_nothing_is_left_but_that_and_after_an_unblock_nothing() -> None:
@@ -247,7 +247,7 @@ def test_of_a_stranger_that_was_blocked_nothing_is_left_but_that_and_after_an_un
     sim.happen(sim.gateway, ev.BlockNeighbour(who, False))
     assert not sim.gateway.ledger.blocked
     assert who not in {one.identity for one in sim.gateway.ledger.neighbours.values()}
-    assert who not in {one for one, _ in sim.gateway.world.accounts}
+    assert who not in sim.gateway.world.clients.keys() | sim.gateway.world.servers.keys()
 
 
 def test_block_cuts_and_unblock_lets_in_again() -> None:
@@ -262,7 +262,7 @@ def test_block_cuts_and_unblock_lets_in_again() -> None:
     assert sim.refusals == [Verdict.PROHIBIT]
     sim.crash(sim.gateway)
     sim.run(0.1)
-    assert sim.gateway.world.blocked == {sim.client.identity}
+    assert sim.gateway.world.peers.blocked == {sim.client.identity}
     sim.happen(sim.gateway, ev.BlockNeighbour(sim.client.identity, False))
     sim.up(HOST)
     sim.run(0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from time import process_time
 
-from playbook import Sim
+from playbook import Sim, account
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
@@ -24,7 +24,7 @@ def open_contracts(sim: Sim, first: int, many: int) -> float:
         ]
         accept = Accept(propose.contract, propose.price_msat_per_gib, propose.data_limit_bytes)
         step(ev.MessageReceived(client.identity, client.link, 1, accept, 1 << 33), sim.clock())
-        used = ev.UsageRead((Reading(propose.contract, 60, 0, 0),))
+        used = ev.UsageRead((Reading(propose.contract, 60, 0),))
         step(used, sim.clock())
     return (process_time() - began) / many
 
@@ -37,7 +37,7 @@ def test_a_new_contract_costs_the_same_among_many() -> None:
         sim.gateway.gatekeeper.step(who, sim.clock())
     sim.up("198.51.100.1")
     sim.run(1)
-    sim.gateway.world.account(sim.client.identity, sim.gateway.world.contracts.popitem()[1].role).paid_msat += 10**12
+    account(sim).paid_msat += 10**12
     few = min(open_contracts(sim, 1000 + 300 * turn, 300) for turn in range(3))
     open_contracts(sim, 10_000, 20_000)
     many = min(open_contracts(sim, 50_000 + 300 * turn, 300) for turn in range(3))

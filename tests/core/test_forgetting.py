@@ -24,7 +24,7 @@ def paying_customer() -> Sim:
     sim = Sim()
     sim.up("198.51.100.1")
     sim.run(2)
-    assert sim.gateway.world.account(sim.client.identity, Role.SERVER).paid_msat
+    assert sim.gateway.world.client(sim.client.identity).paid_msat
     return sim
 
 
@@ -44,13 +44,13 @@ def test_made_up_keys_leave_no_more_than_there_is_room_for_and_newcomers_get_in(
     world, ledger = gateway.world, gateway.ledger
     an_hour = 3600 // 30
     most = 64 + 32 + an_hour + 2
-    assert len(world.neighbours) <= 64 and len(world.by_identity) <= 64
+    assert len(world.peers.neighbours) <= 64 and len(world.peers.by_identity) <= 64
     assert len(world.accounts) <= 2 * most
     assert len(world.credit.outstanding) <= most
     assert len(ledger.neighbours) <= most and len(ledger.accounts) <= 2 * most
     assert len(ledger.contracts) <= most
     assert ledger.accounts[sim.client.identity, Role.SERVER].paid_msat > 0
-    known = {identity for identity, _ in world.accounts}
+    known = world.clients.keys() | world.servers.keys()
     assert {account.identity for account in ledger.accounts.values()} <= known | {bytes(32)}
 
 
@@ -67,7 +67,7 @@ def test_a_debt_that_weighs_on_the_interface_is_kept_though_there_is_no_room() -
     credit = sim.gateway.world.credit
     assert len(credit.outstanding) == 200 and set(credit.outstanding.values()) == {205}  # 1 msat at 5 msat/kB
     assert credit.on_interface["eth1"] == 205 * 200
-    assert sum(account.debt_msat > 0 for account in sim.gateway.world.accounts.values()) >= 64 + 32
+    assert sum(account.debt_msat > 0 for account in sim.gateway.world.accounts) >= 64 + 32
 
 
 def test_one_identity_on_many_made_up_addresses_fills_nothing() -> None:
@@ -76,9 +76,9 @@ def test_one_identity_on_many_made_up_addresses_fills_nothing() -> None:
     for number in range(200):
         villain = Villain(sim, sim.gateway, sim.client.identity, number.to_bytes(6, "big"))
         villain.buy(host(number))
-    assert len(world.by_identity[sim.client.identity]) == len(world.neighbours) == forgetting.MOST_LINKS
+    assert len(world.peers.by_identity[sim.client.identity]) == len(world.peers.neighbours) == forgetting.MOST_LINKS
     assert len(sim.gateway.ledger.neighbours) <= forgetting.MOST_LINKS
-    assert world.accounts[sim.client.identity, Role.SERVER].paid_msat > 0
+    assert world.clients[sim.client.identity].paid_msat > 0
 
 
 def test_a_link_whose_identity_left_while_its_contracts_ended_leaves_no_account() -> None:
@@ -89,7 +89,7 @@ def test_a_link_whose_identity_left_while_its_contracts_ended_leaves_no_account(
     new = Villain(sim, sim.gateway, b"N" * 32)
     assert new.buy(host(2))
     new.wait(601)  # an invoice was open
-    assert {identity for identity, _ in sim.gateway.world.accounts} <= {sim.client.identity, new.identity}
+    assert sim.gateway.world.clients.keys() | sim.gateway.world.servers.keys() <= {sim.client.identity, new.identity}
     assert {one.identity for one in sim.gateway.ledger.contracts.values()} == {new.identity}
 
 

@@ -30,8 +30,8 @@ def test_free_traffic_on_the_gateway_alone_costs_nothing_and_is_no_dispute() -> 
     send_free(sim, packets=5 * LIMIT_BYTES // 1000, seconds=20)
     sim.flow(HOST, 50_000, 4)
     sim.run(6)  # a statement comes every 5 s
-    theirs = sim.gateway.world.accounts[sim.client.identity, Role.SERVER]
-    ours = sim.client.world.accounts[sim.gateway.identity, Role.CLIENT]
+    theirs = sim.gateway.world.clients[sim.client.identity]
+    ours = sim.client.world.servers[sim.gateway.identity]
     (contract,) = sim.client.world.contracts.values()
     assert not ours.disputed and ours.metered_msat > ours.billed_msat == theirs.charged_msat
     assert ours.charged_msat == ours.billed_msat, "the client owes what is billed, not what it metered"

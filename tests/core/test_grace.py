@@ -175,4 +175,4 @@ def test_top_ups_grow_with_the_rate() -> None:
     before = sim.passed
     sim.flow(HOST, 2_000_000, 2)
     assert sim.passed - before >= 0.95 * 4_000_000
-    assert len(sim.gateway.world.invoices) < 30
+    assert len(sim.gateway.world.money.invoices) < 30

@@ -124,7 +124,7 @@ def test_made_up_keys_and_addresses_share_one_bound_and_customers_have_their_own
     sim = Sim()
     sim.up("198.51.100.1")
     sim.run(2)
-    assert sim.gateway.world.account(sim.client.identity, Role.SERVER).paid_msat
+    assert sim.gateway.world.client(sim.client.identity).paid_msat
     opened = 0
     for number in range(3 * MOST_OF_STRANGERS // 4):
         villain = Villain(sim, sim.gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
@@ -146,7 +146,8 @@ def test_a_household_that_trades_opens_thousands_at_once(role: Role) -> None:
     victim = sim.gateway if role is Role.SERVER else sim.client
     household = Villain(sim, victim)  # not one, here
     trade = household.buy if role is Role.SERVER else household.sell
-    victim.world.account(household.identity, role).paid_msat = 10**9
+    of_role = victim.world.client if role is Role.SERVER else victim.world.server
+    of_role(household.identity).paid_msat = 10**9
     for second in range(4):
         opened = [trade(host(1200 * second + number)) for number in range(1200)]
         sim.now += 1.0
@@ -237,16 +238,16 @@ def test_the_ledger_grows_by_no_more_than_the_bound(turns: Sequence[tuple[str, i
         for contract in running:
             server = contract.role is Role.SERVER
             if act == "cancel" and server:
-                villain.say(Cancel(contract.contract, "cancelled"))
+                villain.say(Cancel(contract.id, "cancelled"))
             elif act == "cut" and not server:
-                villain.say(Cancel(contract.contract, "exhausted"))
+                villain.say(Cancel(contract.id, "exhausted"))
             elif act == "carry" and server:
-                lent = victim.world.account(contract.identity, Role.SERVER).credit is not None
-                villain.use(contract.contract, 1000 if lent else 0)
+                lent = victim.world.client(contract.identity).credit is not None
+                villain.use(contract.id, 1000 if lent else 0)
             elif act == "renew" and server:
-                for quote in messages(villain.say(Ask(contract.destination, 0, 0, contract.contract)), Propose):
-                    villain.say(Accept(contract.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
-    assert not any(account.paid_msat for account in victim.world.accounts.values())
+                for quote in messages(villain.say(Ask(contract.destination, 0, 0, contract.id)), Propose):
+                    villain.say(Accept(contract.id, quote.price_msat_per_gib, quote.data_limit_bytes))
+    assert not any(account.paid_msat for account in victim.world.accounts)
     hours = (sim.now - began) / 3600
     most = lives * (min(links * MOST_OF_STRANGER, MOST_OF_STRANGERS) + hours * FORGIVEN_AN_HOUR)
     for role in Role:

@@ -13,7 +13,6 @@ from playbook import Sim, settings
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core import seller
 from ngp.core.contract import State
 from ngp.core.messages import (
     Accept,
@@ -34,6 +33,7 @@ from ngp.core.messages import (
     Statement,
     StatementLine,
 )
+from ngp.core.selling import first_packets
 from ngp.core.values import DecodedInvoice
 
 HOST = "198.51.100.1"
@@ -137,7 +137,7 @@ def test_hellos_of_made_up_keys_fill_nothing() -> None:
         sim.gateway.gatekeeper.step(ev.MessageReceived(who, link, 1, hello, 1 << 33), sim.clock())
         wrong = Statement(0, 10**9, 0, ())
         sim.gateway.gatekeeper.step(ev.MessageReceived(who, link, 1, wrong, 1 << 33), sim.clock())
-    assert len(world.neighbours) <= 4096 and len(world.by_link) <= 4096
+    assert len(world.peers.neighbours) <= 4096 and len(world.peers.by_link) <= 4096
     assert len(world.accounts) <= 2 * 4096
     assert len(sim.gateway.ledger.neighbours) <= 1
 
@@ -156,7 +156,7 @@ def test_quotes_and_refusals_of_one_neighbour_are_bounded() -> None:
     assert len(world.contracts) <= 4096
     sim.now += 31
     step(ev.Tick(), sim.clock())
-    assert not world.contracts and world.by_link[sim.client.link].quotes == 0
+    assert not world.contracts and world.peers.by_link[sim.client.link].quotes == 0
 
 
 def test_strangers_fill_a_short_list_and_every_packet_gets_its_verdict() -> None:
@@ -171,7 +171,7 @@ def test_strangers_fill_a_short_list_and_every_packet_gets_its_verdict() -> None
             60,
         )
         verdicts += [e for e in sim.gateway.gatekeeper.step(packet, sim.clock()) if isinstance(e, fx.Decide)]
-    assert len(sim.gateway.world.strangers) <= 1024
+    assert len(sim.gateway.world.peers.strangers) <= 1024
     sim.now += 4
     verdicts += [e for e in sim.gateway.gatekeeper.step(ev.Tick(), sim.clock()) if isinstance(e, fx.Decide)]
     assert sorted(e.handle for e in verdicts) == list(range(10**6, 10**6 + 3000))
@@ -218,7 +218,7 @@ def test_interfaces_that_come_and_go_leave_no_memory_of_what_was_told() -> None:
         sim.now += 15
         assert len(told + told_of_packets(sim, [(f"wg{number}", b"")])) == 1
         sim.now += 7200
-    assert list(sim.gateway.world.silence_due) == ["wg2"]
+    assert list(sim.gateway.world.peers.silence_due) == ["wg2"]
 
 
 def test_a_neighbour_of_another_version_is_not_said_to_be_silent_and_others_are() -> None:
@@ -230,9 +230,9 @@ def test_a_neighbour_of_another_version_is_not_said_to_be_silent_and_others_are(
         sim.now += seconds
     (told,) = told_of_packets(sim, [older, silent])
     assert told.startswith("packets from 02:71:75:69:65:74 on eth1 ")
-    for number in range(2 * seller.MOST_OTHER_VERSIONS):
+    for number in range(2 * first_packets.MOST_OTHER_VERSIONS):
         sim.gateway.gatekeeper.step(ev.OtherVersionHeard(("eth1", number.to_bytes(6))), sim.clock())
-    assert len(sim.gateway.world.other_versions) == seller.MOST_OTHER_VERSIONS
+    assert len(sim.gateway.world.peers.other_versions) == first_packets.MOST_OTHER_VERSIONS
     sim.now += 3600
     assert len(told_of_packets(sim, [older])) == 1, "an hour without a word of it"
 
@@ -241,7 +241,7 @@ def test_second_identity_on_a_live_link_is_refused() -> None:
     sim = Sim()
     thief = ev.MessageReceived(b"T" * 32, sim.client.link, 1, Hello("sandbox", True, True, (), "", False), 9 << 32)
     sim.happen(sim.gateway, thief)
-    assert sim.gateway.world.by_link[sim.client.link].identity == sim.client.identity
+    assert sim.gateway.world.peers.by_link[sim.client.link].identity == sim.client.identity
     assert sim.gateway.world.counters["link_taken"] == 1
 
 
@@ -262,5 +262,5 @@ def test_nobody_speaks_about_anothers_contract() -> None:
         cut = Cancel(contract, "expired")
         node.gatekeeper.step(ev.MessageReceived(b"T" * 32, other, 1, cut, 10 << 32), sim.clock())
     assert sim.gateway.world.contracts[contract].state is not State.RENEWING
-    assert sim.gateway.world.contracts[contract].halting is None
-    assert sim.client.world.contracts[contract].halting is None
+    assert sim.gateway.world.contracts[contract].running
+    assert sim.client.world.contracts[contract].running

@@ -68,7 +68,7 @@ def test_a_renewal_at_another_price_keeps_the_sum_exact(price: int) -> None:
         assert spare_units(sim) <= 0
     contract = next(one for one in sim.gateway.world.contracts.values() if one.role is Role.SERVER)
     assert len(contract.prices) > 1 and contract.used_bytes > contract.prices[-1][0]
-    assert sim.gateway.kernel.slots[contract.contract].grant.price_msat_per_gib == contract.price_msat_per_gib
+    assert sim.gateway.kernel.slots[contract.id].grant.price_msat_per_gib == contract.price_msat_per_gib
     assert lost_msat(sim) <= 20  # what was carried while it was counted: 10 ms of this flow
 
 
@@ -77,13 +77,13 @@ def test_a_refund_takes_what_is_left_when_the_kernel_has_stopped_spending_it() -
     sim.flow(HOST, 200_000, 0.4)
     sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
     books, seen = account(sim), []
-    while not books.refunding_msat:
+    while not books.refund.promised_msat:
         sim.flow(HOST, 200_000, 0.002)
         seen.append(spare_units(sim))
     sim.flow(HOST, 200_000, 0.1)
     assert max(seen) <= 0 and spare_units(sim) <= 0
     sim.run(5)
-    assert books.refunding_msat == 0
+    assert books.refund.promised_msat == 0
     paid = sum(sim.mint.sent.get("gateway", {}).values())
     assert books.refunded_msat == paid and books.balance_msat >= -256 * 5 - len(sim.gateway.world.contracts)
 
@@ -93,7 +93,7 @@ def test_a_refund_of_money_that_was_carried_meanwhile_names_what_is_left() -> No
     sim.silenced = {Invoice, Refund}
     sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
     books = account(sim)
-    offered = books.refund_offered_msat
+    offered = books.refund.offered_msat
     slot = next(slot for slot in sim.gateway.kernel.slots.values() if str(slot.grant.destination) == f"{HOST}/32")
     bolt11 = sim.mint.invoice("client", offered).hex()
     heard = ev.MessageReceived(
@@ -104,8 +104,8 @@ def test_a_refund_of_money_that_was_carried_meanwhile_names_what_is_left() -> No
     sim.gateway.kernel.purses[sim.client.identity].spent += PRICE << 20
     sim.happen(sim.gateway, heard)
     sim.run(1)
-    assert not books.refunding_msat and not any(isinstance(one, fx.PayInvoice) for one in sim.gateway.log)
-    assert books.refund_offered_msat == (books.funds_msat // 1000) * 1000 == offered - 5_000
+    assert not books.refund.promised_msat and not any(isinstance(one, fx.PayInvoice) for one in sim.gateway.log)
+    assert books.refund.offered_msat == (books.funds_msat // 1000) * 1000 == offered - 5_000
 
 
 def test_an_account_that_is_exhausted_though_there_is_money_is_counted_anew() -> None:

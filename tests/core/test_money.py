@@ -50,23 +50,23 @@ def spare_units(sim: Sim) -> int:
     purse = gateway.kernel.purses.get(sim.client.identity)
     if purse is None:
         return 0
-    ours = gateway.world.accounts[sim.client.identity, Role.SERVER]
+    ours = gateway.world.clients[sim.client.identity]
     unread = sum(
         amount_due_msat(slot.used, contract.prices) - contract.charged_msat
         for slot in gateway.kernel.slots.values()
         if (contract := gateway.world.contracts.get(slot.grant.contract)) and contract.role is Role.SERVER
     )
-    money_msat = ours.balance_msat - ours.refunding_msat - unread
+    money_msat = ours.balance_msat - ours.refund.promised_msat - unread
     return purse.limit.limit_units - purse.spent - money_msat * UNITS_PER_MSAT
 
 
 def check(sim: Sim) -> None:
     """Assert what holds at any moment."""
     gateway, client = sim.gateway, sim.client
-    ours = gateway.world.accounts.get((client.identity, Role.SERVER))
-    theirs = client.world.accounts.get((gateway.identity, Role.CLIENT))
+    ours = gateway.world.clients.get(client.identity)
+    theirs = client.world.servers.get(gateway.identity)
     if ours is not None:
-        settled = [p for p in gateway.world.invoices.values() if p.state is PaymentState.SETTLED]
+        settled = [p for p in gateway.world.money.invoices.values() if p.state is PaymentState.SETTLED]
         assert ours.paid_msat == sum(p.amount_msat for p in settled)
         assert ours.paid_msat <= sum(sim.mint.paid.values())
         assert ours.paid_msat == ours.charged_msat + ours.refunded_msat + ours.balance_msat
@@ -79,9 +79,9 @@ def check(sim: Sim) -> None:
         passed = sum(due(gateway, c, used) for c, used in kernel.passed.items() if c in gateway.ledger.contracts)
         assert passed <= covered + amount_due_msat(GRACE, [(0, 5 << 20)]) + len(kernel.passed)
     if theirs is not None:
-        succeeded = [p for p in client.world.payments.values() if p.state is PaymentState.SUCCEEDED]
+        succeeded = [p for p in client.world.money.payments.values() if p.state is PaymentState.SUCCEEDED]
         assert theirs.paid_msat == sum(p.amount_msat for p in succeeded)
-        assert client.world.spending.total_msat >= theirs.paid_msat
+        assert client.world.money.spending.total_msat >= theirs.paid_msat
 
 
 def finish(sim: Sim) -> None:
@@ -95,16 +95,16 @@ def finish(sim: Sim) -> None:
     assert not gateway.held, "a held packet was forgotten"
     assert not gateway.world.contracts and not client.world.contracts
     assert not gateway.kernel.slots and not client.kernel.slots
-    ours = gateway.world.accounts.get((client.identity, Role.SERVER))
+    ours = gateway.world.clients.get(client.identity)
     sent = sum(sim.mint.sent.get("client", {}).values())
     if ours is None or ours.empty:
         assert not sent
         return
-    theirs = client.world.accounts[gateway.identity, Role.CLIENT]
+    theirs = client.world.servers[gateway.identity]
     assert ours.paid_msat == theirs.paid_msat == sent
     closed = gateway.ledger.contracts.values()
     assert ours.charged_msat == sum(c.charged_msat for c in closed)
-    assert ours.running == theirs.running == ours.priced == ours.reserved_msat == ours.counting == 0
+    assert ours.running == theirs.running == ours.priced == ours.reserved_msat == ours.kernel.counting == 0
     assert not ours.unpaid and not gateway.kernel.purses
     for contract in closed:
         assert contract.used_to_bytes + contract.used_from_bytes == gateway.kernel.passed.get(contract.contract, 0)
@@ -182,8 +182,8 @@ def test_both_sides_compute_the_same_charge(packets: list[tuple[str, int]]) -> N
     assert sim.passed == 2 * sum(size for _, size in packets)
     ours, theirs = sim.gateway.ledger.contracts, sim.client.ledger.contracts
     assert {c: r.charged_msat for c, r in ours.items()} == {c: r.charged_msat for c, r in theirs.items()}
-    assert sim.gateway.world.accounts[sim.client.identity, Role.SERVER].charged_msat == (
-        sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].metered_msat
+    assert sim.gateway.world.clients[sim.client.identity].charged_msat == (
+        sim.client.world.servers[sim.gateway.identity].metered_msat
     )
 
 
@@ -197,6 +197,6 @@ def test_a_clock_that_was_set_back_makes_grace_no_longer(monkeypatch: pytest.Mon
     sim.happen(sim.gateway, ev.UsageRead(()))
     monkeypatch.setattr(sim, "clock", lambda: Now(1, sim.now))
     sim.crash(sim.gateway)
-    ours = sim.gateway.world.accounts[sim.client.identity, Role.SERVER]
+    ours = sim.gateway.world.clients[sim.client.identity]
     assert ours.credit is not None
     assert ours.credit.until_mono_s - sim.now <= sim.gateway.settings.grace_time_s

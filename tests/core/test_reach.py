@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from playbook import UTC_AT_START_S, Sim, account, settings
+from playbook import UTC_AT_START_S, Sim, account, bought, settings
 from stand_ins import PAYEES
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.channels import Channel, ChannelEnd
-from ngp.core.messages import Declined, DeclineReason, Role
+from ngp.core.messages import Declined, DeclineReason
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.reach import Reach, left_msat
 from ngp.core.records import PaymentState
@@ -147,10 +147,10 @@ def test_a_client_with_nothing_to_send_says_why_and_pays_when_it_has_something()
     see(sim, end(0), gateway_too=False)
     sim.flow(HOST, 10_000, 5)
     assert not [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
-    assert "is empty on our side" in account(sim, Role.CLIENT).why_not
+    assert "is empty on our side" in bought(sim).why_not
     assert "declines our invoices (amount: its payment node has no channel" in account(sim).why_not
     see(sim, end(500), gateway_too=False)
-    assert not account(sim, Role.CLIENT).why_not
+    assert not bought(sim).why_not
     sim.flow(HOST, 10_000, 70)
     assert account(sim).paid_msat > 0 and not account(sim).why_not
 
@@ -173,7 +173,7 @@ def test_nothing_below_the_smallest_htlc_is_asked_and_none_above_what_is_trusted
     sim = paying(100_000, least_htlc_msat=50_000_000)
     sim.flow(HOST, 1_000, 5)
     assert not account(sim).paid_msat
-    assert "raise PAYMENT_AMOUNT" in account(sim, Role.CLIENT).why_not
+    assert "raise PAYMENT_AMOUNT" in bought(sim).why_not
 
 
 def test_top_ups_of_who_uses_them_up_within_a_minute_are_no_dust() -> None:

@@ -8,17 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from playbook import Node, Sim, account, settings, tell
+from playbook import Node, Sim, account, bought, settings, tell
 from stand_ins import PAYEES
 from test_money import OFTEN
 from test_reach import channel, end
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Declined, DeclineReason, Message, Refund, Role
+from ngp.core.buying.refunds import INVOICE_PAUSE_S, why_not_ask
+from ngp.core.messages import Declined, DeclineReason, Message, Refund
+from ngp.core.orders import ASKED_AGAIN_S
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import Direction, PaymentKind, PaymentState
-from ngp.core.refunds import ASK_PAUSE_S, ASKED_AGAIN_S, INVOICE_PAUSE_S, why_no_refund, why_not_ask
+from ngp.core.selling.refunds import ASK_PAUSE_S, why_no_refund
 from ngp.core.settings import Budgets, FeeLimit
 from ngp.core.values import PaymentOutcome, PaymentStatus
 
@@ -71,7 +73,7 @@ def test_who_asks_gets_what_is_free() -> None:
     free_msat = account(sim).balance_msat // SAT_MSAT * SAT_MSAT
     ask(sim)
     assert refunds(sim.gateway) == [free_msat]
-    assert account(sim).refunded_msat == account(sim, Role.CLIENT).refunded_msat == free_msat
+    assert account(sim).refunded_msat == bought(sim).refunded_msat == free_msat
     assert 0 <= account(sim).balance_msat < SAT_MSAT
     lines = [line for line in sim.gateway.ledger.journal if line.kind == "refund"]
     assert [line.amount_msat for line in lines] == [-free_msat]
@@ -123,7 +125,7 @@ def test_a_blocked_neighbour_and_one_without_an_account_get_nothing_by_asking() 
     assert not sim.gateway.world.accounts
 
 
-def test_what_running_contracts_hold_stays() -> None:
+def test_what_is_set_aside_for_rounding_stays() -> None:
     sim = Sim(replace(GENEROUS, contract_time_s=3600))
     sim.flow(HOST, 50_000, 3)
     ours = account(sim)
@@ -184,7 +186,7 @@ def pay_in(sim: Sim, amount_msat: int) -> None:
     """Let the client pay much more than it uses: BOLT 4 permits twice an invoice's amount, and LND takes any."""
     made = sim.mint.invoice("gateway", 1000)
     sim.happen(sim.gateway, ev.InvoiceMade(sim.client.identity, PaymentKind.TOP_UP, made.hex(), made, 1000, 600))
-    sim.happen(sim.gateway, ev.SettlementSeen(sim.gateway.world.cursor + 1, made, amount_msat))
+    sim.happen(sim.gateway, ev.SettlementSeen(sim.gateway.world.money.cursor + 1, made, amount_msat))
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -212,7 +214,7 @@ def test_asked_refunds_leave_half_of_the_budgets_to_buy_with(day_msat: int, tota
     sim = prepaid(replace(GENEROUS, budgets=Budgets(10**9, None, 10**9, day_msat, total_msat), buys=True))
     for _ in range(3):
         pay_in(sim, 70_000)
-        account(sim, Role.CLIENT).paid_msat = account(sim).paid_msat
+        bought(sim).paid_msat = account(sim).paid_msat
         ask(sim)
         sim.crash(sim.gateway)
         sim.run(ASKED_AGAIN_S)
@@ -259,8 +261,8 @@ def test_a_refund_that_fails_may_be_asked_for_again_and_withdraws_the_invoice() 
     sim = prepaid()
     sim.mint.outcomes = [PaymentStatus.FAILED]
     ask(sim)
-    assert not refunds(sim.gateway) and account(sim).refunding_msat == 0
-    assert not account(sim, Role.CLIENT).invoice
+    assert not refunds(sim.gateway) and account(sim).refund.promised_msat == 0
+    assert not bought(sim).invoice.payment_hash
     sim.run(400)
     ask(sim)
     assert len(refunds(sim.gateway)) == 1
@@ -273,17 +275,17 @@ def settle_down(sim: Sim) -> None:
     sim.mint.outcomes.clear()
     sim.run(700)
     given_back = sim.mint.sent.get("gateway", {})
-    ours = sim.gateway.world.accounts.get((sim.client.identity, Role.SERVER))
+    ours = sim.gateway.world.clients.get(sim.client.identity)
     if ours is None:
         assert not given_back
         return
     assert ours.refunded_msat == sum(given_back.values()) == sum(refunds(sim.gateway))
-    assert ours.refunding_msat == 0 <= ours.balance_msat + ours.debt_msat
+    assert ours.refund.promised_msat == 0 <= ours.balance_msat + ours.debt_msat
     lines = [line.payment_hash for line in sim.gateway.ledger.journal if line.kind == "refund"]
     assert sorted(lines) == sorted(given_back)
     if given_back:
-        assert account(sim, Role.CLIENT).refunded_msat == ours.refunded_msat
-    assert sim.gateway.world.spending.total_msat == ours.refunded_msat
+        assert bought(sim).refunded_msat == ours.refunded_msat
+    assert sim.gateway.world.money.spending.total_msat == ours.refunded_msat
 
 
 @pytest.mark.parametrize("fate", [PaymentStatus.SUCCEEDED, PaymentStatus.PENDING, PaymentStatus.FAILED])
@@ -296,7 +298,7 @@ def test_a_death_at_any_step_of_a_refund_gives_nothing_twice_and_loses_nothing(w
         (sim.gateway if whose == "gateway" else sim.client).crash_after = step
         sim.happen(sim.client, ev.AskRefund(sim.gateway.identity))
         sim.run(0.5)
-        if sim.gateway.ledger.payments and account(sim).refunding_msat:
+        if sim.gateway.ledger.payments and account(sim).refund.promised_msat:
             offer(sim)  # while it is on its way
         settle_down(sim)
         ask(sim)  # nothing came of it, perhaps
@@ -348,10 +350,10 @@ def test_refund_pays_what_is_free_and_nothing_unasked() -> None:
     sim.flow(HOST, 100_000, 2)
     stolen = sim.mint.invoice("client", 50_000)
     tell(sim, sim.gateway, Refund(50_000, stolen.hex()), decoded=sim.mint.decode(stolen.hex()))
-    assert not sim.gateway.world.payments
+    assert not sim.gateway.world.money.payments
     sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
     sim.run(2)
-    ours, theirs = account(sim), account(sim, Role.CLIENT)
+    ours, theirs = account(sim), bought(sim)
     assert ours.refunded_msat == theirs.refunded_msat > 50_000
     assert ours.balance_msat >= 0
 
@@ -379,21 +381,21 @@ def test_a_refund_that_fails_is_offered_again_and_makes_no_payment_wait() -> Non
     sim.flow(HOST, 100_000, 2)
     for _ in range(2):
         sim.gateway.gatekeeper.step(ev.RefundNeighbour(sim.client.identity), sim.clock())
-        offered = account(sim).refund_offered_msat
+        offered = account(sim).refund.offered_msat
         bolt11 = sim.mint.invoice("client", offered)
         refund = ev.MessageReceived(
             *(sim.client.identity, sim.client.link, sim.client.boot, Refund(offered, bolt11.hex()), 7 << 32),
             decoded=sim.mint.decode(bolt11.hex()),
         )
         sim.gateway.gatekeeper.step(refund, sim.clock())
-        assert account(sim).refunding_msat == offered > 0
+        assert account(sim).refund.promised_msat == offered > 0
         spent = sim.gateway.kernel.purses[sim.client.identity].spent
         sim.gateway.gatekeeper.step(ev.AccountCounted(sim.client.identity, spent, (), bolt11), sim.clock())
         failed = PaymentOutcome(bolt11, PaymentStatus.FAILED, reason="no route")
         sim.happen(sim.gateway, ev.PaymentResult(failed))
-        assert account(sim).refunding_msat == 0
-    assert (sim.client.identity, Role.CLIENT) not in sim.gateway.world.accounts
-    assert sim.gateway.world.patience.failures == 0
+        assert account(sim).refund.promised_msat == 0
+    assert sim.client.identity not in sim.gateway.world.servers
+    assert sim.gateway.world.buying.patience.failures == 0
 
 
 def test_the_operator_is_told_why_no_refund_can_be_offered() -> None:
@@ -403,20 +405,20 @@ def test_the_operator_is_told_why_no_refund_can_be_offered() -> None:
     assert why_no_refund(world, who) == ""
     nobody = "nothing to refund: 0 msat of 0000000000000000's balance are free, and less than 1000 msat can't be sent"
     assert why_no_refund(world, bytes(32)) == nobody
-    for neighbour in world.by_identity[who].values():
+    for neighbour in world.peers.by_identity[who].values():
         neighbour.up = False
     assert why_no_refund(world, who) == f"{named} is away and can't send its invoice: run this again when it is back"
-    account(sim).refunding_msat = 5_000
+    account(sim).refund.promised_msat = 5_000
     assert why_no_refund(world, who) == f"a refund of 5 sat to {named} is on its way: ngp accounts shows since when"
     offer(sim)
-    assert logged(sim.gateway, "a refund of 5 sat") == 1 and account(sim).refund_offered_msat == 0
+    assert logged(sim.gateway, "a refund of 5 sat") == 1 and account(sim).refund.offered_msat == 0
 
 
 def test_the_operator_is_told_why_a_server_can_not_be_asked() -> None:
     sim = prepaid()
     world, who = sim.client.world, sim.gateway.identity
     assert why_not_ask(world, who) == ""
-    for neighbour in world.by_identity[who].values():
+    for neighbour in world.peers.by_identity[who].values():
         neighbour.up = False
     assert why_not_ask(world, who) == f"{who.hex()[:16]} is away and can't be asked: run this again when it is back"
     nobody = "nothing to ask for: 0 msat of ours are with 0000000000000000"

@@ -6,7 +6,6 @@ import pytest
 from playbook import Sim, settings
 
 from ngp.core.values import FULL_PACKET_BYTES
-from ngp.core.world import renewal_bytes
 
 
 def renewals(gateway: dict[str, object], client: dict[str, object], size: int = 1500) -> tuple[int, int]:
@@ -39,4 +38,4 @@ def test_what_is_left_at_a_renewal_is_enough_for_a_full_packet(data_bytes: int) 
     sim.up("198.51.100.1")
     sim.run(1)
     (contract,) = sim.client.world.contracts.values()
-    assert FULL_PACKET_BYTES <= renewal_bytes(small, contract) <= max(data_bytes // 4, FULL_PACKET_BYTES)
+    assert FULL_PACKET_BYTES <= contract.renewal_bytes(small) <= max(data_bytes // 4, FULL_PACKET_BYTES)

@@ -8,17 +8,17 @@ from villain import Villain, messages
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.account import Account
-from ngp.core.messages import Declined, Invoice, Paid, Role
+from ngp.core.messages import Declined, Invoice, Paid
 from ngp.core.records import CursorRecord, Direction, PaymentKind, PaymentState
+from ngp.core.selling.account import ClientAccount
 from ngp.core.values import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
 
 HOST = "198.51.100.1"
 DAY_S = 86_400
 
 
-def client_account(sim: Sim) -> Account:
-    return sim.gateway.world.accounts[sim.client.identity, Role.SERVER]
+def client_account(sim: Sim) -> ClientAccount:
+    return sim.gateway.world.clients[sim.client.identity]
 
 
 def invoice_by_hand(sim: Sim, amount_msat: int) -> bytes:
@@ -76,7 +76,7 @@ def test_a_node_that_counts_anew_is_followed_from_there() -> None:
     sim.happen(sim.gateway, ev.SettlementSeen(900, made[0], 50_000))
     sim.happen(sim.gateway, ev.SettlementSeen(1, made[1], 50_000))
     sim.crash(sim.gateway)
-    assert sim.gateway.world.cursor == 1 and client_account(sim).paid_msat == 100_000
+    assert sim.gateway.world.money.cursor == 1 and client_account(sim).paid_msat == 100_000
 
 
 def test_an_invoice_is_forgotten_once_the_node_takes_no_money_for_it() -> None:
@@ -89,7 +89,7 @@ def test_an_invoice_is_forgotten_once_the_node_takes_no_money_for_it() -> None:
     sim.run(120)
     assert sim.gateway.ledger.payments[Direction.IN, made].state is PaymentState.CANCELLED
     sim.run(DAY_S)
-    assert made not in sim.gateway.world.invoices and not sim.gateway.world.uncancelled
+    assert made not in sim.gateway.world.money.invoices
 
 
 def pending_payment() -> tuple[Sim, bytes, PaymentOutcome]:
@@ -97,9 +97,9 @@ def pending_payment() -> tuple[Sim, bytes, PaymentOutcome]:
     sim = Sim(client=settings(sells=False))
     sim.mint.outcomes = [PaymentStatus.PENDING]
     sim.up(HOST, 100)
-    while not sim.client.world.payments:
+    while not sim.client.world.money.payments:
         sim.run(0.1)
-    (made,) = sim.client.world.payments
+    (made,) = sim.client.world.money.payments
     unheard = PaymentOutcome(made, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
     return sim, made, unheard
 
@@ -108,10 +108,10 @@ def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -
     """The order to pay may lie behind a broken connection in the node's buffers and be carried out all the same."""
     sim, made, unheard = pending_payment()
     sim.happen(sim.client, ev.PaymentResult(unheard))
-    assert sim.client.world.payments[made].state is PaymentState.PENDING
+    assert sim.client.world.money.payments[made].state is PaymentState.PENDING
     sim.mint.unknown[made] = PaymentStatus.SUCCEEDED
     sim.run(10)
-    assert sim.client.world.payments[made].state is PaymentState.SUCCEEDED
+    assert sim.client.world.money.payments[made].state is PaymentState.SUCCEEDED
     assert [one for one in sim.client.log if isinstance(one, fx.TrackPayment)]
 
 
@@ -119,10 +119,10 @@ def test_a_payment_that_the_node_never_heard_of_is_told_as_such() -> None:
     sim, made, unheard = pending_payment()
     for _ in range(2):
         sim.happen(sim.client, ev.PaymentResult(unheard))
-    assert sim.client.world.payments[made].state is PaymentState.FAILED
+    assert sim.client.world.money.payments[made].state is PaymentState.FAILED
     words = "failed: our payment node never had the order, nothing has left it"
     assert [one for one in sim.client.log if isinstance(one, fx.Log) and one.text.endswith(words)]
-    account = sim.client.world.accounts[sim.gateway.identity, Role.CLIENT]
+    account = sim.client.world.servers[sim.gateway.identity]
     assert account.why_not.endswith(words)
 
 
@@ -131,10 +131,10 @@ def test_not_heard_of_counts_twice_in_a_row_only() -> None:
     sim, made, unheard = pending_payment()
     for outcome in (unheard, PaymentOutcome(made, PaymentStatus.PENDING), unheard):
         sim.happen(sim.client, ev.PaymentResult(outcome))
-    assert sim.client.world.payments[made].state is PaymentState.PENDING
+    assert sim.client.world.money.payments[made].state is PaymentState.PENDING
     done = PaymentOutcome(made, PaymentStatus.SUCCEEDED, sim.mint.preimages[made])
     sim.happen(sim.client, ev.PaymentResult(done))
-    assert not sim.client.world.unheard_of
+    assert not sim.client.world.money.unheard_of
 
 
 def test_an_invoice_outlives_a_power_cut_before_anybody_can_pay_it() -> None:
@@ -148,7 +148,7 @@ def test_a_payment_to_one_neighbour_is_not_proven_to_another() -> None:
     """Who saw the hash of another's invoice (it goes over the link in the open) makes one of its own with it."""
     sim = Sim(client=settings(sells=False))
     sim.flow(HOST, 50_000, 3)
-    made = next(one for one in sim.client.world.payments.values() if one.state is PaymentState.SUCCEEDED)
+    made = next(one for one in sim.client.world.money.payments.values() if one.state is PaymentState.SUCCEEDED)
     villain = Villain(sim, sim.client)
     decoded = sim.mint.decode(made.bolt11)
     assert decoded is not None
@@ -165,15 +165,19 @@ def test_no_other_invoice_is_made_while_the_node_may_still_take_money_for_the_la
     sim.mint.away = True
 
     def unpaid() -> set[bytes]:
-        invoices = sim.gateway.world.invoices.items()
+        invoices = sim.gateway.world.money.invoices.items()
         return {made for made, record in invoices if record.state is not PaymentState.SETTLED}
+
+    def withdrawn() -> set[bytes]:
+        invoices = sim.gateway.world.money.invoices.items()
+        return {made for made, record in invoices if record.state is PaymentState.WITHDRAWN}
 
     while not unpaid():
         sim.flow(HOST, 1000, 1)
     first = unpaid()
     for _ in range(15):
         sim.flow(HOST, 1000, 10)
-    assert unpaid() == first == sim.gateway.world.uncancelled
+    assert unpaid() == first == withdrawn()
     sim.mint.away = False
     sim.flow(HOST, 1000, 20)
-    assert len(unpaid()) == 2 and not sim.gateway.world.uncancelled
+    assert len(unpaid()) == 2 and not withdrawn()

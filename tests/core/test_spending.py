@@ -40,10 +40,10 @@ def test_nobody_is_paid_by_an_invoice_of_our_own() -> None:
         return made.hex()
 
     sim.gateway.gatekeeper.step(ev.RefundNeighbour(sim.client.identity), sim.clock())
-    offered = account(sim).refund_offered_msat
+    offered = account(sim).refund.offered_msat
     bolt11 = own(sim.gateway, offered)
     tell(sim, sim.gateway, Refund(offered, bolt11), decoded=sim.mint.decode(bolt11))
-    assert offered and not sim.gateway.world.payments
+    assert offered and not sim.gateway.world.money.payments
     bolt11 = own(sim.client, 1000)
     effects = tell(sim, sim.client, Invoice(bolt11, 1000), decoded=sim.mint.decode(bolt11))
     assert not [effect for effect in effects if isinstance(effect, fx.PayInvoice)]
@@ -72,11 +72,11 @@ def test_a_fee_above_the_limit_is_not_paid_and_a_reload_raises_it() -> None:
     sim.flow(HOST, 50_000, 3)
     tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
     assert tried and {effect.fee_limit_msat for effect in tried} == {1000}
-    assert not sim.mint.sent and sim.client.world.spending.total_msat == 0
+    assert not sim.mint.sent and sim.client.world.money.spending.total_msat == 0
     sim.happen(sim.client, ev.SettingsChanged(settings(sells=False, fee_limit=FeeLimit(0, 1500))))
     sim.flow(HOST, 50_000, 60)
     paid = sim.mint.sent["client"]
-    assert sim.client.world.spending.total_msat == sum(paid.values()) + 1500 * len(paid) > 0
+    assert sim.client.world.money.spending.total_msat == sum(paid.values()) + 1500 * len(paid) > 0
 
 
 def test_a_budget_leaves_room_for_the_fee() -> None:
@@ -90,6 +90,6 @@ def test_a_failed_payment_gives_no_room_for_more_than_the_hour() -> None:
     sim = Sim(client=settings(sells=False, budgets=Budgets(20_000_000, None, 150_000, 200_000_000, None)))
     sim.mint.outcomes = [PaymentStatus.FAILED] * 3
     sim.flow(HOST, 100_000, 3)
-    spending = sim.client.world.spending
+    spending = sim.client.world.money.spending
     sim.run(3700)
     assert spending.within_msat(3600, sim.clock().utc_s) >= 0

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from playbook import Sim, settings, tell
 from test_money import GRACE, HOSTS, OFTEN, actions, play
 
-from ngp.core import buyer, statements
 from ngp.core import events as ev
-from ngp.core.messages import Accept, Ask, Role, Statement
+from ngp.core.buying import metering as buyer_meter
+from ngp.core.messages import Accept, Ask, Statement
+from ngp.core.selling import statements
 
 SHORT = {"contract_time_s": 20, "time_renewal_s": 0, "data_renewal_bytes": 0}
 INSTANTS = 26
@@ -33,7 +34,7 @@ def assert_billed(sim: Sim) -> None:
         bought = client.ledger.contracts[record.contract]
         assert bought.billed_bytes == record.used_to_bytes + record.used_from_bytes, record.destination
     if sold:
-        account = client.world.accounts[gateway.identity, Role.CLIENT]
+        account = client.world.servers[gateway.identity]
         assert account.billed_msat == sum(record.charged_msat for record in sold)
         assert account.metered_msat == sum(record.charged_msat for record in sim.contracts(client))
 
@@ -80,7 +81,7 @@ def test_every_charge_is_billed_in_the_end(plan: list[tuple[object, ...]], seed:
 
 
 def test_more_bills_than_either_side_remembers_are_billed_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buyer, "MOST_ENDED", 1)
+    monkeypatch.setattr(buyer_meter, "MOST_ENDED", 1)
     monkeypatch.setattr(statements, "MOST_UNSTATED", 2)
     monkeypatch.setattr(statements, "MOST_HELD", 1)
     sim = Sim(settings(**SHORT), settings(sells=False, **SHORT))
@@ -101,13 +102,13 @@ def test_a_client_that_seemed_away_is_told_when_it_speaks_again() -> None:
     sim.up(HOSTS[0])
     sim.run(0.7)
     contract = next(iter(gateway.world.contracts.values()))
-    lost = Accept(contract.contract, 1, 1)
+    lost = Accept(contract.id, 1, 1)
     sim.happen(gateway, ev.Undelivered(client.identity, client.link, lost))
     sim.run(6)  # the statement was due
-    assert client.world.contracts[contract.contract].billed_bytes == 0
+    assert client.world.contracts[contract.id].billed_bytes == 0
     tell(sim, gateway, Ask(ip_network(HOSTS[1]), 0, 0))
     sim.run(1)
-    assert client.world.contracts[contract.contract].billed_bytes == contract.used_bytes > 0
+    assert client.world.contracts[contract.id].billed_bytes == contract.used_bytes > 0
 
 
 def sold_and_told(sim: Sim) -> list[int]:
@@ -148,7 +149,7 @@ def test_an_unblocked_bill_is_not_disputed_again_after_a_restart() -> None:
     gateway, client = sim.gateway, sim.client
     sim.up(HOSTS[0])
     sim.run(1)
-    account = client.world.accounts[gateway.identity, Role.CLIENT]
+    account = client.world.servers[gateway.identity]
     far_too_much = Statement(account.paid_msat, account.metered_msat + 10 * account.paid_msat, 0, ())
     told = ev.MessageReceived(gateway.identity, gateway.link, gateway.boot, far_too_much, 1 << 34)
     sim.happen(client, told)
@@ -156,4 +157,4 @@ def test_an_unblocked_bill_is_not_disputed_again_after_a_restart() -> None:
     sim.happen(client, ev.BlockNeighbour(gateway.identity, False))
     sim.crash(client)
     sim.happen(client, told)
-    assert not client.world.accounts[gateway.identity, Role.CLIENT].disputed
+    assert not client.world.servers[gateway.identity].disputed

@@ -9,7 +9,7 @@ from playbook import Sim, settings
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Declined, Invoice, Role
+from ngp.core.messages import Declined, Invoice
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.settings import Budgets
 from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
@@ -64,8 +64,8 @@ def test_a_stuck_payment_stays_reserved_and_the_next_top_up_comes_when_its_invoi
     sim.flow(HOST, 50_000, 30)
     (payment,) = stuck
     assert paid_msat(sim) > 0
-    assert sim.client.world.payments[payment].state is PaymentState.PENDING
-    assert sim.client.world.spending.total_msat > paid_msat(sim)
+    assert sim.client.world.money.payments[payment].state is PaymentState.PENDING
+    assert sim.client.world.money.spending.total_msat > paid_msat(sim)
 
 
 def test_a_payment_that_is_stuck_for_long_is_asked_for_once_a_minute() -> None:
@@ -107,7 +107,7 @@ def test_a_debt_above_what_one_payment_may_be_is_paid_step_by_step() -> None:
     sim.silenced = {Invoice}
     sim.flow(HOST, 4_000_000, 3)  # uses up the grace, which is dearer than one payment may be
     sim.silenced = set()
-    owed_msat = -sim.gateway.world.accounts[sim.client.identity, Role.SERVER].balance_msat
+    owed_msat = -sim.gateway.world.clients[sim.client.identity].balance_msat
     assert owed_msat > 50_000 and paid_msat(sim) == 0
     for _ in range(20):
         sim.flow(HOST, 1_000, 10)
@@ -136,7 +136,7 @@ def test_a_wrong_clock_is_named_where_invoices_do_not_fit_it(wrong_s: int, words
     sim.flow(HOST, 50_000, 10)
     told = [one.text for one in sim.client.log if isinstance(one, fx.Log) and "clock" in one.text]
     assert len(told) == 1 and words in told[0] and not paid_msat(sim)
-    assert words in sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].why_not
+    assert words in sim.client.world.servers[sim.gateway.identity].why_not
 
 
 HALF_A_DAY_S = DAY_S // 2
@@ -169,7 +169,7 @@ def test_a_paid_invoice_that_is_said_again_is_not_paid_where_the_clock_went_back
     sim.run(25 * 3600)
     sim.utc_ahead_s = -14 * 3600
     hand_in(sim, bolt11, lapses_s)  # the ledger would refuse to begin it again
-    assert "clock went back" in sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].why_not
+    assert "clock went back" in sim.client.world.servers[sim.gateway.identity].why_not
     sim.crash(sim.client)
     hand_in(sim, bolt11, lapses_s)
     sim.run(5)
@@ -189,10 +189,10 @@ def test_a_paid_invoice_that_is_said_again_is_not_paid_where_we_started_with_the
     assert paid_msat(sim) == 50_000
     fresh = sim.mint.invoice("gateway", 50_000).hex()
     hand_in(sim, fresh, sim.clock().utc_s + 600)
-    assert "clock went back" in sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].why_not
+    assert "clock went back" in sim.client.world.servers[sim.gateway.identity].why_not
     sim.crash(sim.client)  # under the right clock, nothing is doubtful any more
     hand_in(sim, fresh, sim.clock().utc_s + 600)
-    assert not sim.client.world.accounts[sim.gateway.identity, Role.CLIENT].why_not
+    assert not sim.client.world.servers[sim.gateway.identity].why_not
 
 
 def test_a_node_that_makes_no_invoice_is_told_of_once() -> None:

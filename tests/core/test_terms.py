@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from playbook import HOST_ADDRESS, settings
 
 from ngp.core.budget import Spending, broken_limit, room_msat
-from ngp.core.contract import Contract
-from ngp.core.messages import Role
 from ngp.core.policy import (
     MOST_ROUNDS,
     Answer,
@@ -25,6 +23,7 @@ from ngp.core.policy import (
     sell_terms,
 )
 from ngp.core.pricing import GIB, affordable_bytes, amount_due_msat
+from ngp.core.selling.sale import Sale
 from ngp.core.settings import Budgets
 from ngp.core.timers import Due, Timers
 
@@ -64,7 +63,10 @@ def test_affordable_is_the_most_that_fits(prices: list[tuple[int, int]], amount:
 @FAST
 @given(price, st.lists(st.tuples(st.integers(0, 1 << 20), price), max_size=6), size)
 def test_repricing_leaves_earlier_bytes_alone(first: int, changes: list[tuple[int, int]], used: int) -> None:
-    contract = Contract(b"c", Role.SERVER, b"i", ("e", b""), 1, host_prefix(HOST_ADDRESS), [(0, first)], 0, 0)
+    contract = Sale(
+        id=b"c", identity=b"i", link=("e", b""), link_number=1, destination=host_prefix(HOST_ADDRESS),
+        prices=[(0, first)], data_limit_bytes=0, lifetime_s=0,
+    )  # fmt: skip
     offset = 0
     for further, per_gib in changes:
         offset += further

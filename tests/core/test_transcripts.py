@@ -82,7 +82,7 @@ def test_a_reload_asks_again_only_for_what_was_declined_lately() -> None:
     sim.up(HOST)
     sim.run(40)
     sim.happen(sim.client, ev.SettingsChanged(settings(sells=False, buy_max_msat_per_gib=8 * MSAT_PER_KB)))
-    assert not sim.sent(sim.client, Ask) and not sim.client.world.declined
+    assert not sim.sent(sim.client, Ask) and not sim.client.world.buying.declined
 
 
 def test_a_client_that_counters_for_ever_is_left() -> None:
@@ -228,9 +228,9 @@ def test_what_a_client_does_not_know_ends_also_while_it_is_being_renewed() -> No
     sim = Sim()
     sim.flow(HOST, 100_000, 1)
     (contract,) = sim.gateway.world.contracts.values()
-    tell(sim, sim.gateway, Ask(contract.destination, 0, 0, contract.contract))
+    tell(sim, sim.gateway, Ask(contract.destination, 0, 0, contract.id))
     assert contract.state is State.RENEWING
-    tell(sim, sim.gateway, Cancel(contract.contract, "cancelled"))
+    tell(sim, sim.gateway, Cancel(contract.id, "cancelled"))
     sim.run(0.1)
     assert states(sim) == [("closed", "cancelled")]
 
@@ -241,7 +241,7 @@ def test_a_nested_destination_closed_falls_back_to_the_wider_one() -> None:
         tell(sim, sim.gateway, Ask(ip_network(prefix), 0, 0))
         sim.run(0.1)
     narrow = next(c for c in sim.gateway.world.contracts.values() if c.destination.prefixlen == 32)
-    tell(sim, sim.gateway, Cancel(narrow.contract, "cancelled"))
+    tell(sim, sim.gateway, Cancel(narrow.id, "cancelled"))
     sim.run(0.1)
     sim.up("203.0.113.9")
     assert sim.passed == 1000

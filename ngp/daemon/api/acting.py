@@ -6,11 +6,11 @@ import secrets
 from pathlib import Path
 
 from ngp import identity
-from ngp.core import refunds
+from ngp.core.buying import refunds as buying
 from ngp.core.events import AskRefund, BlockNeighbour, InvoiceMade, RefundNeighbour
-from ngp.core.messages import Role
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.records import PaymentKind
+from ngp.core.selling import refunds as selling
 from ngp.daemon import lightning
 from ngp.daemon.api.reading import channel_manager, tower_manager
 from ngp.daemon.node import Node
@@ -30,7 +30,7 @@ class Acting:
         """Find the neighbour that is meant by its key, the first letters of it, or an address. Raises UsageError."""
         by_address = {
             one.identity
-            for one in self._world.by_link.values()
+            for one in self._world.peers.by_link.values()
             if written in (*self._node.post.transports(one.link), one.link[1].hex(":"))
         }
         if len(by_address) > 1:  # one of them may only say that it is there
@@ -38,8 +38,8 @@ class Acting:
             raise UsageError(f"{written} is the address of several neighbours ({keys}): write the key of one")
         if by_address:
             return by_address.pop()
-        known = {neighbour.identity for neighbour in self._world.neighbours.values()}
-        known |= {who for who, _ in self._world.accounts} | self._world.blocked
+        known = {neighbour.identity for neighbour in self._world.peers.neighbours.values()}
+        known |= self._world.clients.keys() | self._world.servers.keys() | self._world.peers.blocked
         return identity.match(written, known)
 
     # --- the daemon ---------------------------------------------------------------------------------------------------
@@ -74,12 +74,12 @@ class Acting:
 
     async def refund(self, who: bytes) -> str:
         """Offer a neighbour its balance back."""
-        if why_not := refunds.why_no_refund(self._world, who):
+        if why_not := selling.why_no_refund(self._world, who):
             raise PaymentError(why_not)
-        account = self._world.accounts[who, Role.SERVER]
-        amount_msat = refunds.offerable_msat(self._world, account)
+        account = self._world.clients[who]
+        amount_msat = selling.offerable_msat(self._world, account)
         await self._must_be_able_to_spend()
-        unanswered_msat = account.refund_offered_msat
+        unanswered_msat = account.refund.offered_msat
         self._node.obey(RefundNeighbour(who))
         said = f"refund of {amount_msat // SAT_MSAT} sat offered to {identity.short_text(who)}"
         if unanswered_msat:
@@ -98,11 +98,11 @@ class Acting:
 
     def ask_refund(self, who: bytes) -> str:
         """Ask a neighbour for our balance."""
-        if why_not := refunds.why_not_ask(self._world, who):
+        if why_not := buying.why_not_ask(self._world, who):
             raise PaymentError(why_not)
         if away := self._node.payment.why_not:
             raise PaymentError(f"no refund can be asked for while our payment node can't make its invoice: {away}")
-        account = self._world.accounts[who, Role.CLIENT]
+        account = self._world.servers[who]
         self._node.obey(AskRefund(who))
         balance = f"{account.balance_msat // SAT_MSAT} sat"
         held = ", but for what running contracts hold (ngp block ends them)" if account.running else ""
@@ -113,7 +113,7 @@ class Acting:
 
     async def credit(self, who: bytes, amount_msat: int) -> str:
         """Credit a neighbour by hand; play money only."""
-        if self._world.means.real_money:
+        if self._world.node.real_money:
             raise PaymentError("payments by hand are for the sandbox only; with real money neighbours pay invoices")
         payment, preimage = self._node.parts.payment, secrets.token_bytes(32)
         made = await payment.create_invoice(amount_msat, "payment by hand", MANUAL_EXPIRY_S, preimage=preimage)
@@ -126,7 +126,7 @@ class Acting:
     def fault(self, name: str, value: str) -> str:
         """Have the sandbox's payment node behave badly, or well again, so that operators see what ngp does then."""
         set_fault = getattr(self._node.parts.payment, "set_fault", None)
-        if self._world.means.real_money or set_fault is None:
+        if self._world.node.real_money or set_fault is None:
             raise PaymentError("faults on request are for the sandbox only: PAYMENT_INTERFACE: sandbox has them")
         try:
             set_fault(name, value)
@@ -146,7 +146,7 @@ class Acting:
             host: where its node listens; None: where it most likely does.
             csv_delay_blocks: None: CSV_DELAY.
         """
-        manager, neighbour = channel_manager(self._node), self._world.any_link(who)
+        manager, neighbour = channel_manager(self._node), self._world.peers.any_link(who)
         if neighbour is None or not neighbour.payee:
             raise PaymentError(
                 f"{identity.short_text(who)} has not said which Lightning node it has: it must be up, "

@@ -12,9 +12,9 @@ from ngp.config import parse
 from ngp.core.channels import Channel, Watch
 from ngp.core.events import ChannelsSeen
 from ngp.core.networks import is_same
+from ngp.core.peers import Neighbour
 from ngp.core.settings import Settings
 from ngp.core.values import Check
-from ngp.core.world import Neighbour
 from ngp.daemon import checkup, lightning
 from ngp.daemon.api import books
 from ngp.daemon.api.plain import instant
@@ -72,26 +72,26 @@ class Reading:
             payment=self._payment(),
             ledger=LedgerStatus(not node.ledger_why_not, node.ledger_why_not or None),
             contracts=len(world.contracts),
-            neighbours=len(world.by_link),
+            neighbours=len(world.peers.by_link),
             not_topped_up=self._not_topped_up(),
             counters=Counters(node.post.counters(), dict(world.counters), counters),
         )
 
     def _payment(self) -> PaymentStatus:
-        why_not, means = self._node.payment.why_not, self._world.means
+        why_not, means = self._node.payment.why_not, self._world.node
         return PaymentStatus(
             module=self._node.settings.payment_module,
             ready=not why_not,
             why_not=why_not or None,
             network=means.network,
             real_money=means.real_money,
-            on_their_way=sum(map(len, on_their_way(self._world.payments.values()).values())),
+            on_their_way=sum(map(len, on_their_way(self._world.money.payments.values()).values())),
         )
 
     def _not_topped_up(self) -> tuple[NotToppedUp, ...]:
         return tuple(
             NotToppedUp(identity.short_text(account.identity), account.role.value, account.why_not)
-            for account in self._world.accounts.values()
+            for account in self._world.accounts
             if account.why_not and account.running
         )
 
@@ -125,32 +125,32 @@ class Reading:
         return self._contracts(include_closed)
 
     def _contracts(self, include_closed: bool) -> Iterator[ContractRow]:
-        real = self._world.means.real_money
+        real = self._world.node.real_money
         live = [contract for contract in self._world.contracts.values() if contract.opened_at_s]
         for contract in live:
             yield contract_row(contract, real)
         if include_closed:
-            known = {contract.contract.hex() for contract in live}
+            known = {contract.id.hex() for contract in live}
             rows = books.contracts(self._node.parts.ledger, True, real)
             yield from (row for row in rows if row.id not in known)
 
     def accounts(self) -> list[AccountRow]:
         """List accounts, with what their contracts' meters show now."""
         self._node.refresh()
-        real, grace_data_bytes = self._world.means.real_money, self._node.settings.grace_data_bytes
-        under_way = on_their_way(self._world.payments.values())
+        real, grace_data_bytes = self._world.node.real_money, self._node.settings.grace_data_bytes
+        under_way = on_their_way(self._world.money.payments.values())
         return [
-            account_row(account, real, under_way.get(key, ()), grace_data_bytes)
-            for key, account in self._world.accounts.items()
+            account_row(account, real, under_way.get((account.identity, account.role), ()), grace_data_bytes)
+            for account in self._world.accounts
         ]
 
     def neighbours(self) -> list[NeighbourRow]:
         """List neighbours, and who is blocked, on a link or not."""
         world, now = self._world, self._node.blocked
-        waits = world.blocked ^ now
-        gone = sorted((world.blocked | now) - world.by_identity.keys())
+        waits = world.peers.blocked ^ now
+        gone = sorted((world.peers.blocked | now) - world.peers.by_identity.keys())
         return [
-            *(self._neighbour(each, now, waits) for each in world.neighbours.values()),
+            *(self._neighbour(each, now, waits) for each in world.peers.neighbours.values()),
             *(NeighbourRow(identity.text(who), blocked=who in now, block_waits=who in waits) for who in gone),
         ]
 
@@ -162,10 +162,10 @@ class Reading:
             link_address=neighbour.link[1].hex(":"),
             address=self._node.post.transport(neighbour.link),
             network=neighbour.network,
-            same_network=is_same(neighbour.network, world.means.network),
+            same_network=is_same(neighbour.network, world.node.network),
             sells=neighbour.sells,
             buys=neighbour.buys,
-            up=neighbour.up and world.by_link.get(neighbour.link) is neighbour,
+            up=neighbour.up and world.peers.by_link.get(neighbour.link) is neighbour,
             blocked=neighbour.identity in blocked,
             block_waits=neighbour.identity in waits,
             lane_bytes=self._node.parts.network.lane_bytes(neighbour.number),
@@ -174,7 +174,7 @@ class Reading:
 
     def journal(self, since_s: int | None) -> Iterator[JournalRow]:
         """List the journal, oldest first. Args: since_s: UTC seconds."""
-        return books.journal(self._node.parts.ledger, since_s, self._world.means.real_money)
+        return books.journal(self._node.parts.ledger, since_s, self._world.node.real_money)
 
     # --- Lightning ----------------------------------------------------------------------------------------------------
 
@@ -185,11 +185,11 @@ class Reading:
         node.tell(ChannelsSeen(tuple(in_use)))  # what the operator sees, the daemon trades by
         channels = in_use + await manager.pending_channels()
         watch = await lightning.watch_of(node.parts.payment)
-        by_key = {one.payee.hex(): one for one in world.by_link.values() if one.payee}
+        by_key = {one.payee.hex(): one for one in world.peers.by_link.values() if one.payee}
         return LightningStatus(
             module=node.settings.payment_module,
-            node=world.means.payee.hex(),
-            network=world.means.network,
+            node=world.node.payee.hex(),
+            network=world.node.network,
             ready=not node.payment.why_not,
             why_not=node.payment.why_not or None,
             block=chain.height,

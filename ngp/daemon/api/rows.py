@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ngp import identity
-from ngp.core.account import Account
+from ngp.core.buying.account import ServerAccount
 from ngp.core.channels import Channel, Watch
 from ngp.core.contract import Contract
 from ngp.core.messages import Role
@@ -23,6 +23,7 @@ from ngp.core.records import (
     PaymentRecord,
     PaymentState,
 )
+from ngp.core.selling.account import ClientAccount
 from ngp.core.values import Check
 from ngp.daemon.api.plain import instant, when_known
 
@@ -79,7 +80,7 @@ def contract_row(found: Contract | ContractRecord, real_money: bool) -> Contract
         closed_at=instant(record.closed_at_s),
         real_money=real_money,
         billed_bytes=record.billed_bytes if record.role is Role.CLIENT else None,
-        rate_bytes_s=int(found.rate_bytes_s) if isinstance(found, Contract) else None,
+        rate_bytes_s=int(found.rate.a_second) if isinstance(found, Contract) else None,
     )
 
 
@@ -135,7 +136,7 @@ class AccountRow:
 
 
 def account_row(
-    found: Account | AccountRecord,
+    found: ClientAccount | ServerAccount | AccountRecord,
     real_money: bool,
     on_its_way: Sequence[PaymentRecord] = (),
     grace_data_bytes: int = 0,
@@ -146,23 +147,24 @@ def account_row(
         on_its_way: our payments whose end isn't known.
         grace_data_bytes: the credit that a neighbour may have; only where the daemon holds the account.
     """
-    live = found if isinstance(found, Account) else None
-    serves = found.role is Role.SERVER
+    live = None if isinstance(found, AccountRecord) else found
+    client = found if isinstance(found, ClientAccount) else None
+    bill = found if isinstance(found, AccountRecord) else found.record()
     return AccountRow(
         role=found.role.value,
         neighbour=identity.text(found.identity),
         balance_msat=found.paid_msat - found.charged_msat - found.refunded_msat,
-        reserved_msat=live.reserved_msat if live else 0,
-        grace_left_bytes=live.grace_left_bytes(grace_data_bytes) if live and serves else 0,
+        reserved_msat=client.reserved_msat if client else 0,
+        grace_left_bytes=client.grace_left_bytes(grace_data_bytes) if client else 0,
         paid_msat=found.paid_msat,
         charged_msat=found.charged_msat,
         refunded_msat=found.refunded_msat,
         on_its_way_msat=sum(one.amount_msat for one in on_its_way),
         on_its_way_since=instant(min((one.created_at_s for one in on_its_way), default=0)),
-        billed_msat=found.billed_msat,
-        metered_msat=found.charged_msat if serves else found.metered_msat,
+        billed_msat=bill.billed_msat,
+        metered_msat=found.charged_msat if found.role is Role.SERVER else bill.metered_msat,
         contracts=live.running if live else 0,
-        disputed=found.disputed,
+        disputed=bill.disputed,
         why_not=(live.why_not or None) if live else None,
         real_money=real_money,
     )

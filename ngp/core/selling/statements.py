@@ -15,14 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from ngp.core.account import FROM_THE_FIRST, Account
-from ngp.core.contract import Contract
 from ngp.core.effects import Persist, RecallBills
 from ngp.core.events import BillsRecalled
 from ngp.core.messages import Role, Statement, StatementLine
+from ngp.core.peers import Neighbour
 from ngp.core.records import BilledRecord
+from ngp.core.selling.account import FROM_THE_FIRST, ClientAccount
+from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
-from ngp.core.world import Neighbour, World
+from ngp.core.world import World
 
 STATEMENT_INTERVAL_S = 5.0
 CLOSED_WAIT_S = 0.05
@@ -35,23 +36,23 @@ HELD_S = 120.0
 MOST_HELD = 32768
 
 
-def to_state(account: Account, contract: Contract) -> None:
+def to_state(account: ClientAccount, sale: Sale) -> None:
     """Have a contract's totals told with the next statement."""
-    if len(account.unstated) >= MOST_UNSTATED and contract.contract not in account.unstated:
+    if len(account.unstated) >= MOST_UNSTATED and sale.id not in account.unstated:
         left_out = account.unstated.pop(next(iter(account.unstated)))
         if left_out.closed_at_s:
             account.recall_after = FROM_THE_FIRST
-    account.unstated[contract.contract] = contract
+    account.unstated[sale.id] = sale
 
 
-def statement_due(world: World, account: Account) -> None:
+def statement_due(world: World, account: ClientAccount) -> None:
     """Tell a client its cumulative totals and those of the contracts that changed; one that is away when it is back."""
-    neighbour = world.any_link(account.identity)
+    neighbour = world.peers.any_link(account.identity)
     if neighbour is None:
         return
     changed = list(account.unstated.values())
     account.unstated.clear()
-    _send(world, neighbour, account, [_line(contract) for contract in changed])
+    _send(world, neighbour, account, [_line(sale) for sale in changed])
     if account.recall_after is not None:
         world.do(RecallBills(account.identity, account.recall_after))
         account.recall_after = None
@@ -59,8 +60,8 @@ def statement_due(world: World, account: Account) -> None:
 
 def recalled(world: World, event: BillsRecalled) -> None:
     """Tell a page of closed contracts' bills again, and have the next page read in a while."""
-    account = world.account(event.identity, Role.SERVER)
-    neighbour = world.any_link(event.identity)
+    account = world.client(event.identity)
+    neighbour = world.peers.any_link(event.identity)
     if neighbour is None:
         account.recall_after = FROM_THE_FIRST
         return
@@ -73,11 +74,11 @@ def recalled(world: World, event: BillsRecalled) -> None:
         world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + RECALL_PAUSE_S)
 
 
-def came_back(world: World, neighbour: Neighbour, account: Account, restarted: bool) -> None:
+def came_back(world: World, neighbour: Neighbour, account: ClientAccount, restarted: bool) -> None:
     """Tell a client that was away all that it may not have: what runs, and what was closed meanwhile."""
-    for contract in islice(neighbour.contracts.values(), MOST_STATED_AGAIN):
-        if contract.role is Role.SERVER and contract.running:
-            to_state(account, contract)
+    for sale in islice(neighbour.contracts.values(), MOST_STATED_AGAIN):
+        if isinstance(sale, Sale) and sale.running:
+            to_state(account, sale)
     if restarted:
         for contract_id, (_, record) in list(world.acknowledged.items()):
             if record.identity == account.identity:
@@ -97,11 +98,11 @@ def delivered(world: World, identity: bytes, statement: Statement) -> None:
 
 def undelivered(world: World, identity: bytes, statement: Statement) -> None:
     """Tell the lines of a statement that was lost with the next one."""
-    account = world.account(identity, Role.SERVER)
+    account = world.client(identity)
     for line in statement.lines:
-        contract = world.contracts.get(line.contract)
-        if contract is not None:
-            to_state(account, contract)
+        sale = world.sale(line.contract)
+        if sale is not None:
+            to_state(account, sale)
         else:
             account.recall_after = FROM_THE_FIRST
     world.timers.set_if_unset(Due.STATEMENT, identity, world.now.monotonic_s + STATEMENT_INTERVAL_S)
@@ -118,8 +119,8 @@ def write_acknowledged(world: World, most: int) -> bool:
     return bool(world.acknowledged)
 
 
-def _line(contract: Contract) -> StatementLine:
-    return StatementLine(contract.contract, contract.used_to_bytes, contract.used_from_bytes, contract.charged_msat)
+def _line(sale: Sale) -> StatementLine:
+    return StatementLine(sale.id, sale.used_to_bytes, sale.used_from_bytes, sale.charged_msat)
 
 
 def _held(world: World, line: StatementLine) -> bool:
@@ -128,7 +129,7 @@ def _held(world: World, line: StatementLine) -> bool:
     return held is not None and held[1].billed_bytes >= line.used_bytes
 
 
-def _send(world: World, neighbour: Neighbour, account: Account, lines: Sequence[StatementLine]) -> None:
+def _send(world: World, neighbour: Neighbour, account: ClientAccount, lines: Sequence[StatementLine]) -> None:
     """Send the account's totals, at least once, with so many lines a message."""
     for start in range(0, max(1, len(lines)), LINES_PER_STATEMENT):
         part = tuple(lines[start : start + LINES_PER_STATEMENT])

@@ -8,33 +8,34 @@ account has contracts, so that neither keys nor link addresses bring more (`Cred
 
 from __future__ import annotations
 
-from ngp.core.account import Account, Credit
-from ngp.core.contract import CloseReason, Contract
+from ngp.core.contract import CloseReason
+from ngp.core.selling.account import ClientAccount, Credit
+from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
 from ngp.core.world import World
 
-UNUSED_S = 2.0
+CREDIT_UNUSED_S = 2.0
 """An account that never paid has its grace taken back when it wasn't used for so long: others may need it. TCP sends a
 first packet that was dropped again after 1 s."""
 
 
-def offer(world: World, account: Account, contract: Contract) -> None:
+def offer(world: World, account: ClientAccount, sale: Sale) -> None:
     """Open the account's credit for a contract, as far as its link and interface have room, unless there is one."""
     now, settings = world.now.monotonic_s, world.settings
     credit = account.credit
     if credit is not None:
         if credit.until_mono_s > now:
-            _count(world, credit, contract.link)
+            _count(world, credit, sale.link)
         elif not account.debt_msat:
             credit.until_mono_s = now + settings.grace_time_s  # nobody used it, or asked for it, for a while
         return
-    left_bytes = world.credit.left_bytes(contract.link, settings.grace_data_bytes)
-    if account.debt_msat or not contract.price_msat_per_gib or not left_bytes:
+    left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
+    if account.debt_msat or not sale.price_msat_per_gib or not left_bytes:
         return
-    account.credit = Credit(left_bytes, contract.price_msat_per_gib, now + settings.grace_time_s, set())
-    _count(world, account.credit, contract.link)
+    account.credit = Credit(left_bytes, sale.price_msat_per_gib, now + settings.grace_time_s, set())
+    _count(world, account.credit, sale.link)
     if not account.paid_msat:
-        world.timers.set(Due.CREDIT, account.identity, now + UNUSED_S)
+        world.timers.set(Due.CREDIT, account.identity, now + CREDIT_UNUSED_S)
 
 
 def _count(world: World, credit: Credit, link: tuple[str, bytes]) -> None:
@@ -43,7 +44,7 @@ def _count(world: World, credit: Credit, link: tuple[str, bytes]) -> None:
         world.credit.change(link, credit.data_bytes)
 
 
-def metered(world: World, account: Account) -> None:
+def metered(world: World, account: ClientAccount) -> None:
     """Note whether an account's credit is being used, after its bytes were charged: unused it goes on."""
     credit, now = account.credit, world.now.monotonic_s
     if credit is None or credit.until_mono_s <= now:
@@ -55,7 +56,7 @@ def metered(world: World, account: Account) -> None:
         world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s)
 
 
-def credit_due(world: World, account: Account) -> None:
+def credit_due(world: World, account: ClientAccount) -> None:
     """Take credit back that nobody used; end one whose time is over, and remember what was used."""
     credit, now = account.credit, world.now.monotonic_s
     if credit is None:
@@ -71,7 +72,7 @@ def credit_due(world: World, account: Account) -> None:
         world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s)
 
 
-def end(world: World, account: Account, credit: Credit) -> None:
+def end(world: World, account: ClientAccount, credit: Credit) -> None:
     """Count what was used of a credit whose time is over as a default on each of its links, until it is paid."""
     used_bytes = credit.used_bytes(account.debt_msat)
     for link in credit.links:
@@ -80,7 +81,7 @@ def end(world: World, account: Account, credit: Credit) -> None:
     credit.data_bytes = used_bytes
 
 
-def take_back(world: World, account: Account) -> None:
+def take_back(world: World, account: ClientAccount) -> None:
     """Close an account's credit: nothing is owed any more, or nothing was used, or all of it is forgotten."""
     if account.credit is not None:
         for link in account.credit.links:
@@ -89,18 +90,18 @@ def take_back(world: World, account: Account) -> None:
         world.timers.clear(Due.CREDIT, account.identity)
 
 
-def accepted_unpaid(world: World, account: Account, contract: Contract) -> None:
+def accepted_unpaid(world: World, account: ClientAccount, sale: Sale) -> None:
     """Give a contract that was accepted without money its time: it is prepaid by then or goes, with credit or without.
 
     Stops neighbours that accept, never pay and fill the tables.
     """
-    account.unpaid[contract.contract] = contract
+    account.unpaid[sale.id] = sale
     until = world.now.monotonic_s + world.settings.grace_time_s
     world.timers.set_if_unset(Due.UNPAID, account.identity, until)
 
 
-def unpaid_due(world: World, account: Account) -> None:
+def unpaid_due(world: World, account: ClientAccount) -> None:
     """End what was accepted and not paid for; other contracts of the account stay, and wait for its money."""
     if account.funds_msat <= 0:
-        for contract in list(account.unpaid.values()):
-            world.halt(contract, CloseReason.UNPAID)
+        for sale in list(account.unpaid.values()):
+            world.halt(sale, CloseReason.UNPAID)

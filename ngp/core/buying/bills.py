@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import payments
-from ngp.core.account import Account
-from ngp.core.contract import CloseReason, Contract, State
+from ngp.core.buying import metering
+from ngp.core.buying.account import ServerAccount
+from ngp.core.buying.payments import MOST_AHEAD
+from ngp.core.buying.purchase import Purchase
+from ngp.core.contract import CloseReason, State
 from ngp.core.effects import Persist
 from ngp.core.messages import Cancel, Role, Statement
+from ngp.core.orders import pending_msat
+from ngp.core.peers import Neighbour
 from ngp.core.pricing import affordable_bytes
 from ngp.core.records import BilledRecord
-from ngp.core.world import Neighbour, World
+from ngp.core.world import World
 
 TOLERANCE_BYTES = 64 * 1024
 TOLERANCE_SHARE = 100  # 1 %
@@ -29,42 +33,42 @@ MOVES_AGAIN_S = 3600.0
 
 def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
     """Hold the server's bill against our meter; a bill that leaves it behind is disputed and not paid on."""
-    if not world.settings.buys and (neighbour.identity, Role.CLIENT) not in world.accounts:
+    if not world.settings.buys and neighbour.identity not in world.servers:
         return  # we never bought of it, and anybody can send a bill
-    account = world.account(neighbour.identity, Role.CLIENT)
+    account = world.server(neighbour.identity)
     disowns = account.disown_not_before_mono_s <= world.now.monotonic_s
     for line in statement.lines:
-        contract = world.contracts.get(line.contract) or world.ended.get(line.contract)
-        if contract is None:
+        purchase = world.purchase(line.contract) or world.buying.ended.get(line.contract)
+        if purchase is None:
             # One that ended long ago or before we restarted is the ledger's; its bill is checked in the account's sum.
             world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
             # Should it run over there, it shall end: we have no meter on it. Seldom: each line would cost a signature.
             if disowns:
                 _disown_again(world, neighbour, account, line.contract)
             continue
-        if contract.identity != neighbour.identity or contract.role is not Role.CLIENT:
+        if purchase.identity != neighbour.identity:
             continue
-        if contract.disowned and disowns:
+        if purchase.disowned and disowns:
             _disown_again(world, neighbour, account, line.contract)
-        contract.billed_bytes = max(contract.billed_bytes, line.used_bytes)
-        contract.billed_msat = max(contract.billed_msat, line.charged_msat)
-        if contract.state is State.ACCEPTED and statement.paid_msat > 0:
-            world.move(contract, State.ACTIVE)
-        if contract.closed_at_s:
-            world.save_contract(contract)
+        purchase.stated_bytes = max(purchase.stated_bytes, line.used_bytes)
+        purchase.stated_msat = max(purchase.stated_msat, line.charged_msat)
+        if purchase.state is State.ACCEPTED and statement.paid_msat > 0:
+            world.move(purchase, State.ACTIVE)
+        if purchase.closed_at_s:
+            world.save_contract(purchase)
         else:
-            world.unflushed.add(contract.contract)
-        if contract.meter_lost or _moved_away(world, neighbour, account, contract):
-            _forgive(world, account, contract)
-        metered = contract.used_bytes + contract.forgiven_bytes
+            world.unflushed.add(purchase.id)
+        if purchase.meter_lost or _moved_away(world, neighbour, account, purchase):
+            _forgive(world, account, purchase)
+        metered = purchase.used_bytes + purchase.forgiven_bytes
         allowed = metered + metered // TOLERANCE_SHARE + TOLERANCE_BYTES
-        if contract.billed_bytes > allowed:
-            found = f"{contract.billed_bytes} bytes billed, {contract.used_bytes} metered, {contract.destination}"
+        if purchase.stated_bytes > allowed:
+            found = f"{purchase.stated_bytes} bytes billed, {purchase.used_bytes} metered, {purchase.destination}"
             _dispute(world, account, found)
-        _tolerate_first_packets(account, contract)
+        _tolerate_first_packets(account, purchase)
     in_hand_msat = statement.paid_msat - statement.charged_msat - statement.refunded_msat
     if statement.paid_msat > account.told_paid_msat and in_hand_msat > 0:  # also what an operator credited by hand
-        payments.paid_for(world, neighbour.identity)
+        metering.paid_for(world, neighbour.identity)
     account.told_paid_msat = max(account.told_paid_msat, statement.paid_msat)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
     tolerance_msat = account.tolerated_msat + account.metered_msat // TOLERANCE_SHARE
@@ -76,62 +80,62 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
         world.save_account(account)
 
 
-def _moved_away(world: World, neighbour: Neighbour, account: Account, contract: Contract) -> bool:
+def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purchase: Purchase) -> bool:
     """Say whether to believe a bill because its server has another link address now; the contract ends then.
 
     Our meter looks for the old one, so it missed what came since, and would miss the rest. A server that moves again
     and again isn't believed: then its bills are disputed like any others.
     """
-    before = world.neighbours.get((contract.identity, contract.link))
-    if contract.link == neighbour.link or contract.link[0] != neighbour.link[0]:
+    before = world.peers.neighbours.get((purchase.identity, purchase.link))
+    if purchase.link == neighbour.link or purchase.link[0] != neighbour.link[0]:
         return False
     if before is not None and before.heard_mono_s >= neighbour.met_mono_s:
         return False  # it has two link addresses, and speaks from both
-    if contract.running and contract.halting is None:
-        world.send(neighbour, Cancel(contract.contract, CloseReason.CANCELLED.value))
-        world.halt(contract, CloseReason.CANCELLED)
+    if purchase.running:
+        world.send(neighbour, Cancel(purchase.id, CloseReason.CANCELLED.value))
+        world.halt(purchase, CloseReason.CANCELLED)
     if world.now.monotonic_s - account.moved_mono_s > MOVES_AGAIN_S:
         account.moved_mono_s = world.now.monotonic_s
         world.log(f"neighbour {account.identity.hex()[:8]} on {neighbour.link[0]} has another link address now")
     return world.now.monotonic_s - account.moved_mono_s <= MOVE_TAKES_S
 
 
-def _forgive(world: World, account: Account, contract: Contract) -> None:
+def _forgive(world: World, account: ServerAccount, purchase: Purchase) -> None:
     """Believe what was carried while our meter didn't count: before a start, after a move or our end of the contract.
 
     A server carries on what was prepaid, or on its grace while we are away; so what all such bills together say above
     our count is believed up to what it may have in hand. Else it could name any sum, and we would pay on. After a
     start that is the first bill; of what we ended, any, since nobody knows when the server heard of it.
     """
-    contract.meter_lost = contract.meter_lost and contract.halting is CloseReason.CANCELLED
-    used = contract.used_bytes
-    in_hand = account.paid_msat - account.refunded_msat + payments.pending_msat(world, account.identity)
-    in_hand += payments.MOST_AHEAD * world.settings.payment_amount_msat
+    purchase.meter_lost = purchase.meter_lost and purchase.reason == CloseReason.CANCELLED.value
+    used = purchase.used_bytes
+    in_hand = account.paid_msat - account.refunded_msat + pending_msat(world, account.identity)
+    in_hand += MOST_AHEAD * world.settings.payment_amount_msat
     known = max(account.charged_msat, account.metered_msat + account.tolerated_msat)
-    believed = used + contract.forgiven_bytes
-    believed += affordable_bytes(in_hand - known, believed, contract.billed_bytes, contract.prices)
-    contract.forgiven_bytes = believed - used
-    _tolerate(account, contract, contract.due_msat(believed) - contract.due_msat(used))
+    believed = used + purchase.forgiven_bytes
+    believed += affordable_bytes(in_hand - known, believed, purchase.stated_bytes, purchase.prices)
+    purchase.forgiven_bytes = believed - used
+    _tolerate(account, purchase, purchase.due_msat(believed) - purchase.due_msat(used))
 
 
-def _tolerate_first_packets(account: Account, contract: Contract) -> None:
+def _tolerate_first_packets(account: ServerAccount, purchase: Purchase) -> None:
     """Allow for packets that the server held while we agreed: they went out before our meter knew the contract."""
-    _tolerate(account, contract, first_packets_msat(contract))
+    _tolerate(account, purchase, first_packets_msat(purchase))
 
 
-def first_packets_msat(contract: Contract) -> int:
+def first_packets_msat(purchase: Purchase) -> int:
     """Price what of a contract's bill its first packets can explain."""
-    unseen = min(contract.billed_bytes - contract.used_bytes, FIRST_PACKETS_BYTES + contract.used_bytes)
-    return contract.due_msat(max(0, unseen))
+    unseen = min(purchase.stated_bytes - purchase.used_bytes, FIRST_PACKETS_BYTES + purchase.used_bytes)
+    return purchase.due_msat(max(0, unseen))
 
 
-def _tolerate(account: Account, contract: Contract, msat: int) -> None:
+def _tolerate(account: ServerAccount, purchase: Purchase, msat: int) -> None:
     """Let a contract's share of what the account tolerates be at least so much."""
-    account.tolerated_msat += max(0, msat - contract.tolerated_msat)
-    contract.tolerated_msat = max(contract.tolerated_msat, msat)
+    account.tolerated_msat += max(0, msat - purchase.tolerated_msat)
+    purchase.tolerated_msat = max(purchase.tolerated_msat, msat)
 
 
-def _dispute(world: World, account: Account, what: str) -> None:
+def _dispute(world: World, account: ServerAccount, what: str) -> None:
     if not account.disputed:
         account.disputed = True
         world.journal("dispute", account.identity, "open")
@@ -142,16 +146,17 @@ def _dispute(world: World, account: Account, what: str) -> None:
         )
 
 
-def let_stand(world: World, account: Account) -> None:
+def let_stand(world: World, account: ServerAccount) -> None:
     """Settle a dispute, as the operator wants: the bill stands as it is, for the account and for each contract."""
     if not account.disputed:
         return
     account.disputed = False
     account.tolerated_msat += max(0, account.billed_msat - account.metered_msat)
     account.charged_msat = max(account.charged_msat, account.billed_msat)
-    for contract in (*world.contracts.values(), *world.ended.values()):
-        if (contract.role, contract.identity) == (Role.CLIENT, account.identity):
-            contract.forgiven_bytes = max(contract.forgiven_bytes, contract.billed_bytes - contract.used_bytes)
+    running = (one for one in world.contracts.values() if isinstance(one, Purchase))
+    for purchase in (*running, *world.buying.ended.values()):
+        if purchase.identity == account.identity:
+            purchase.forgiven_bytes = max(purchase.forgiven_bytes, purchase.stated_bytes - purchase.used_bytes)
     world.journal("dispute", account.identity, "closed")
     world.save_account(account)
 
@@ -159,25 +164,25 @@ def let_stand(world: World, account: Account) -> None:
 # --- the end, by our will ---------------------------------------------------------------------------------------------
 
 
-def disown(world: World, contract: Contract) -> None:
+def disown(world: World, purchase: Purchase) -> None:
     """End a contract that we bought, and tell its server: else it carries on, and charges what nobody here counts.
 
     One that is away hears of it when it is back, or when it bills the contract, until it says itself that it is over.
     """
-    contract.disowned = contract.meter_lost = True
-    world.halt(contract, CloseReason.CANCELLED)
-    neighbour = world.neighbour_of(contract)
+    purchase.disowned = purchase.meter_lost = True
+    world.halt(purchase, CloseReason.CANCELLED)
+    neighbour = world.peers.of(purchase)
     if neighbour is not None:
-        world.send(neighbour, Cancel(contract.contract, CloseReason.CANCELLED.value))
+        world.send(neighbour, Cancel(purchase.id, CloseReason.CANCELLED.value))
 
 
 def came_back(world: World, neighbour: Neighbour) -> None:
     """Tell a server that was away of the contracts that we ended meanwhile."""
-    disowned = (one for one in world.ended.values() if one.disowned and one.identity == neighbour.identity)
-    for contract in islice((one for one in disowned if one.link[0] == neighbour.link[0]), MOST_DISOWNED_AGAIN):
-        world.send(neighbour, Cancel(contract.contract, CloseReason.CANCELLED.value))
+    disowned = (one for one in world.buying.ended.values() if one.disowned and one.identity == neighbour.identity)
+    for purchase in islice((one for one in disowned if one.link[0] == neighbour.link[0]), MOST_DISOWNED_AGAIN):
+        world.send(neighbour, Cancel(purchase.id, CloseReason.CANCELLED.value))
 
 
-def _disown_again(world: World, neighbour: Neighbour, account: Account, contract: bytes) -> None:
+def _disown_again(world: World, neighbour: Neighbour, account: ServerAccount, purchase: bytes) -> None:
     account.disown_not_before_mono_s = world.now.monotonic_s + DISOWN_PAUSE_S
-    world.send(neighbour, Cancel(contract, CloseReason.CANCELLED.value))
+    world.send(neighbour, Cancel(purchase, CloseReason.CANCELLED.value))

@@ -1,0 +1,1 @@
+"""Buying: what we do with the neighbours that we buy from."""

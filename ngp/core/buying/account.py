@@ -1,0 +1,67 @@
+"""Server's account: what we prepaid a server, what it bills, and what our own meter says of that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ngp.core.account import Account
+from ngp.core.messages import Role
+from ngp.core.records import AccountRecord
+
+
+@dataclass(slots=True)
+class Patience:
+    """When we pay again after payments that failed in a row."""
+
+    not_before_mono_s: float = 0.0
+    failures: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class ServerAccount(Account):
+    """Our account with a server. `charged_msat` is the bill, as far as we believe it.
+
+    Attributes:
+        billed_msat: the bill, as it was told.
+        metered_msat: what our own meter counted, priced.
+        tolerated_msat: what of the bill our meter can't have counted (first packets), or was believed.
+        disputed: the bill left meter and tolerance behind; nothing is agreed or paid until `ngp unblock`.
+        told_paid_msat: what the server said that it was paid, since our start.
+        sent: our meter has counted something that we sent by this server.
+        patience: with invoices of this server that can't be paid.
+        moved_mono_s: when it was last found on another link address than its contracts'.
+        disown_not_before_mono_s: until then we say nothing about contracts of its bills that we don't know.
+    """
+
+    role: ClassVar[Role] = Role.CLIENT
+
+    billed_msat: int = 0
+    metered_msat: int = 0
+    tolerated_msat: int = 0
+    disputed: bool = False
+    told_paid_msat: int = 0
+    sent: bool = False
+    patience: Patience = field(default_factory=Patience)
+    moved_mono_s: float = float("-inf")
+    disown_not_before_mono_s: float = 0.0
+
+    @property
+    def used_msat(self) -> int:
+        """What was used so far, by the bill or by our own meter."""
+        return max(self.metered_msat, self.charged_msat)
+
+    def record(self) -> AccountRecord:
+        """Return what the ledger keeps of it."""
+        return AccountRecord(
+            identity=self.identity,
+            role=self.role,
+            paid_msat=self.paid_msat,
+            charged_msat=self.charged_msat,
+            refunded_msat=self.refunded_msat,
+            grace_until_s=0,
+            billed_msat=self.billed_msat,
+            disputed=self.disputed,
+            metered_msat=self.metered_msat - self.unsaved_msat,
+            tolerated_msat=self.tolerated_msat,
+        )

@@ -1,0 +1,95 @@
+"""Metering, as the buyer: count what we get at our own interface, by the seller's rule, and mirror a contract's end."""
+
+from __future__ import annotations
+
+from ngp.core.buying.purchase import Purchase
+from ngp.core.buying.renewal import WORTH_BYTES, renew_if_due
+from ngp.core.contract import CloseReason, State
+from ngp.core.messages import Cancel
+from ngp.core.peers import Neighbour
+from ngp.core.values import Reading
+from ngp.core.world import World
+
+MOST_ENDED = 4096
+WORTH_S = 60.0
+"""A contract that ends sooner, and with less than WORTH_BYTES, came to nothing: each may be cut after a packet."""
+
+
+def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
+    """Take what our own meter counted, and renew when it says so."""
+    account = world.server(purchase.identity)
+    carried = reading.used_to_bytes + reading.used_from_bytes - purchase.used_bytes
+    if carried <= 0:
+        return
+    now = world.now.monotonic_s
+    purchase.rate.count(carried, now)
+    before = purchase.used_bytes
+    due = meter(world, purchase, reading)
+    if purchase.used_to_bytes:
+        world.uncount_opening(purchase)
+    if before < WORTH_BYTES <= purchase.used_bytes:
+        world.count_idle(purchase, -1)
+    account.rate.count(due, now)
+    world.unflushed.add(purchase.id)
+    if world.settings.never_renews:
+        world.buying.bought[purchase.identity, str(purchase.destination)] = now
+    renew_if_due(world, purchase)
+
+
+def exhausted(world: World, purchase: Purchase) -> None:
+    """Our own meter reached the limit: try to renew; only the server's notice, or the lifetime, ends it.
+
+    The server may have carried less than we count (what it refused we sent all the same); while it carries, we meter.
+    """
+    if purchase.running:
+        renew_if_due(world, purchase)
+
+
+def meter(world: World, purchase: Purchase, reading: Reading) -> int:
+    """Price what our own meter counted. Returns the msat that came on top, >= 0."""
+    due = purchase.count(reading.used_to_bytes, reading.used_from_bytes)
+    account = world.server(purchase.identity)
+    account.metered_msat += due
+    account.unsaved_msat += due
+    account.sent = account.sent or purchase.used_to_bytes > 0
+    return due
+
+
+def cancelled(world: World, neighbour: Neighbour, cancel: Cancel) -> None:
+    """A server says that a contract is over: our mirror of it ends too, unless it was we who wanted that."""
+    purchase = world.purchase(cancel.contract) or world.buying.ended.get(cancel.contract)
+    if purchase is None or not purchase.is_with(neighbour.identity, neighbour.link):
+        return
+    purchase.disowned = False
+    if purchase.running:
+        known = cancel.reason in [reason.value for reason in CloseReason]
+        world.halt(purchase, CloseReason(cancel.reason) if known else CloseReason.CANCELLED)
+
+
+def halted(world: World, purchase: Purchase, reading: Reading | None) -> None:
+    """End our mirror of a contract after our meter's last reading."""
+    account = world.server(purchase.identity)
+    if reading is not None:
+        usage_read(world, purchase, reading)
+    account.running -= 1
+    if purchase.used_bytes < WORTH_BYTES and world.now.utc_s - purchase.opened_at_s < WORTH_S:
+        world.count_opening(purchase)
+    world.close(purchase, purchase.charged_msat)
+    _remember(world, purchase)
+    world.forget_if_gone(purchase.identity)
+
+
+def _remember(world: World, purchase: Purchase) -> None:
+    """Keep what ended for the statement that tells its last bytes: it comes behind the notice."""
+    world.buying.ended[purchase.id] = purchase
+    if len(world.buying.ended) > MOST_ENDED:
+        del world.buying.ended[next(iter(world.buying.ended))]
+
+
+def paid_for(world: World, identity: bytes) -> None:
+    """Our money is with a server: what was accepted on credit is active, on its side as on ours."""
+    for neighbour in world.peers.links_of(identity):
+        for purchase in neighbour.contracts.values():
+            if isinstance(purchase, Purchase) and purchase.state is State.ACCEPTED:
+                world.move(purchase, State.ACTIVE)
+                world.unflushed.add(purchase.id)

@@ -1,0 +1,158 @@
+"""Negotiation, as the buyer: answer proposals by the operator's policy.
+
+A buyer never holds its own packets and trusts no bill: its own meter counts at its own interface with the same rule
+and the same limit, so both sides arrive at the same number.
+"""
+
+from __future__ import annotations
+
+from ngp.core import networks
+from ngp.core.buying.purchase import Purchase
+from ngp.core.buying.renewal import live_until, renewal_proposed
+from ngp.core.contract import CloseReason, State
+from ngp.core.messages import Accept, Ask, Prefix, Propose, Reject, RejectReason, Role
+from ngp.core.peers import Neighbour
+from ngp.core.policy import Answer, answer_proposal, buy_terms
+from ngp.core.pricing import show_price
+from ngp.core.world import World
+
+MOST_BOUGHT = 65536
+MOST_QUOTED_LIFETIME_S = 32 * 86400
+MOST_DECLINED = 256
+DECLINED_S = 30.0  # a server keeps a refusal no longer
+LOOP_S = 10.0
+
+
+def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: int) -> bool:
+    """Answer a server's proposal. Returns whether it was answered by a message."""
+    if propose.contract in world.contracts:
+        renewal_proposed(world, neighbour, world.purchase(propose.contract), propose, message_id)
+        return True
+    objection = _objection(world, neighbour, propose)
+    if objection is not None:
+        _note_decline(world, neighbour, propose.destination)
+        world.send(neighbour, Reject(propose.contract, objection), message_id)
+        return True
+    terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
+    answer, price = answer_proposal(terms, propose.price_msat_per_gib, propose.round)
+    if answer is Answer.ACCEPT:
+        _accept(world, neighbour, propose, message_id)
+    else:
+        counter = price if answer is Answer.COUNTER else None
+        world.send(neighbour, Reject(propose.contract, RejectReason.PRICE, counter), message_id)
+        if counter is None:
+            _note_decline(world, neighbour, propose.destination)
+            key = "BUY_PRICE_MAX" if terms.most_msat_per_gib == world.settings.buy_max_msat_per_gib else "PRICES"
+            world.log(
+                f"proposal of {neighbour.identity.hex()[:8]} for {propose.destination} declined: "
+                f"{show_price(propose.price_msat_per_gib)} is above {key} {show_price(terms.most_msat_per_gib)}"
+            )
+    return True
+
+
+def _note_decline(world: World, neighbour: Neighbour, destination: Prefix) -> None:
+    key = (neighbour.identity, neighbour.link, destination)
+    world.buying.declined.pop(key, None)  # entered anew, behind the others
+    world.buying.declined[key] = world.now.monotonic_s
+    if len(world.buying.declined) > MOST_DECLINED:
+        del world.buying.declined[next(iter(world.buying.declined))]
+
+
+def ask_again(world: World, identity: bytes | None = None) -> None:
+    """Ask for what we declined lately, of one server or of all: our terms changed, and theirs still keep it closed."""
+    for key, at_mono_s in list(world.buying.declined.items()):
+        who, link, destination = key
+        if identity is not None and who != identity:
+            continue
+        del world.buying.declined[key]
+        neighbour = world.peers.neighbours.get((who, link))
+        if neighbour is not None and world.now.monotonic_s - at_mono_s < DECLINED_S:
+            world.send(neighbour, Ask(destination, 0, 0))
+
+
+def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectReason | None:
+    if not world.settings.buys:
+        return RejectReason.NOT_BUYING
+    if neighbour.blocked:
+        return RejectReason.BLOCKED
+    if not networks.is_same(neighbour.network, world.node.network):
+        return RejectReason.NETWORK
+    account = world.server(neighbour.identity)
+    if account.disputed:
+        return RejectReason.TERMS
+    full = account.running >= world.settings.contracts_max // 2 or len(world.contracts) >= world.settings.contracts_max
+    if full or propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
+        return RejectReason.BUSY
+    if _sells_it_the_same(world, neighbour, propose.destination):
+        who = neighbour.identity.hex()[:8]
+        world.log(f"proposal of {who} for {propose.destination} declined: it buys that from us, so the routes loop")
+        return RejectReason.NOT_BUYING
+    if world.settings.never_renews and _bought_before(world, neighbour, propose.destination):
+        return RejectReason.NOT_RENEWING
+    if not world.may_open(Role.CLIENT, neighbour):
+        return RejectReason.BUSY
+    return None
+
+
+def _sells_it_the_same(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
+    """In a routing loop each would charge the other for every round of a packet; what lies idle is of an old route."""
+    sold = world.sales.exact(neighbour.number, destination)
+    return sold is not None and sold.running and world.now.monotonic_s - sold.rate.at_mono_s < LOOP_S
+
+
+def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
+    """With renewal off a destination is bought once, until it was idle for CONTRACT_TIME: every proposal shows use."""
+    key = (neighbour.identity, str(destination))
+    last = world.buying.bought.get(key)
+    if last is None or world.now.monotonic_s - last > world.settings.contract_time_s:
+        bought = world.buying.bought
+        if len(bought) > 4096:
+            for old, at in list(bought.items()):
+                if world.now.monotonic_s - at > world.settings.contract_time_s or len(bought) > MOST_BOUGHT:
+                    del bought[old]
+        return False
+    world.buying.bought[key] = world.now.monotonic_s
+    return True
+
+
+def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: int) -> None:
+    standing = world.purchases.exact(neighbour.number, propose.destination)
+    if standing is not None and standing.running:
+        world.halt(standing, CloseReason.CANCELLED)  # the server forgot it: it proposed the same destination anew
+    account = world.server(neighbour.identity)
+    paid = account.balance_msat > 0 or not propose.price_msat_per_gib
+    purchase = Purchase(
+        id=propose.contract,
+        identity=neighbour.identity,
+        link=neighbour.link,
+        link_number=neighbour.number,
+        destination=propose.destination,
+        prices=[(0, propose.price_msat_per_gib)],
+        data_limit_bytes=propose.data_limit_bytes,
+        lifetime_s=propose.lifetime_s,
+        state=State.ACTIVE if paid else State.ACCEPTED,
+    )
+    world.add_contract(purchase)
+    purchase.opened_at_s = world.now.utc_s
+    purchase.rate.at_mono_s = world.now.monotonic_s
+    account.running += 1
+    world.count_opening(purchase)
+    world.tell_state(purchase)
+    if world.settings.never_renews:
+        world.buying.bought[neighbour.identity, str(propose.destination)] = world.now.monotonic_s
+    live_until(world, purchase)
+    world.journal("contract", purchase.identity, purchase.state.value, contract=purchase.id)
+    world.save(purchase)
+    world.grant(purchase)
+    world.send(neighbour, Accept(purchase.id, propose.price_msat_per_gib, propose.data_limit_bytes), message_id)
+
+
+def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
+    """A server takes back a quote that we accepted, or declines a renewal."""
+    purchase = world.purchase(reject.contract)
+    if purchase is None or not purchase.is_with(neighbour.identity, neighbour.link):
+        return
+    if purchase.state is State.RENEWING:
+        world.move(purchase, State.ACTIVE, f"renewal declined: {reject.reason.value}")
+    else:
+        world.halt(purchase, CloseReason.CANCELLED)

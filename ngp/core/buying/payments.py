@@ -1,0 +1,144 @@
+"""Payments, as the buyer: pay a server's invoice if the budgets allow and it isn't far ahead with its demands.
+
+Otherwise it is declined by name.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ngp.core import networks
+from ngp.core.budget import broken_limit, room_msat
+from ngp.core.buying.account import ServerAccount
+from ngp.core.messages import Declined, DeclineReason, Invoice
+from ngp.core.orders import (
+    MOST_INVOICE_EXPIRY_S,
+    may_be_forgotten,
+    names_its_payee,
+    patience_of,
+    pay,
+    pending,
+    pending_msat,
+    told_again,
+)
+from ngp.core.peers import Neighbour
+from ngp.core.pricing import floor_to_sat_msat
+from ngp.core.reach import Bounds
+from ngp.core.records import PaymentKind, PaymentState
+from ngp.core.topups import grows, note_why_not, sendable, usual_msat
+from ngp.core.values import DecodedInvoice
+from ngp.core.world import World
+
+MOST_PENDING = 8
+MOST_AHEAD = 2
+"""A buyer lets at most so many top-ups lie unspent with a server."""
+_PAID_BEFORE = "our clock went back by hours, so ngp may have paid its invoice already: restart ngp, which looks it up"
+
+
+def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decoded: DecodedInvoice | None) -> bool:
+    """Pay a server's invoice, or decline it by name. Returns whether it was answered by a message."""
+    if decoded is None or decoded.amount_msat != invoice.amount_msat or invoice.amount_msat <= 0:
+        world.count("invoice_malformed")
+        return False
+    payment_hash = decoded.payment_hash
+    known = world.money.payments.get(payment_hash)
+    if known is not None and known.identity == neighbour.identity:
+        return told_again(world, neighbour, known)
+    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one that outlives our memory could be paid twice
+        return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
+    if may_be_forgotten(world, decoded.expires_in_s):
+        return _lapsed(world, neighbour, payment_hash, _PAID_BEFORE)
+    if neighbour.blocked or not world.settings.buys:
+        world.send(neighbour, Declined(payment_hash, DeclineReason.NOT_BUYING))
+        return True
+    account = world.server(neighbour.identity)
+    reason, instead = _objection(world, neighbour, account, invoice.amount_msat, decoded)
+    if reason is not None:
+        world.send(neighbour, Declined(payment_hash, reason, instead))
+        return True
+    fee_limit_msat = world.settings.fee_limit.of_msat(invoice.amount_msat)
+    pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat, fee_limit_msat)
+    return False
+
+
+def _lapsed(world: World, neighbour: Neighbour, payment_hash: bytes, why_not: str) -> bool:
+    if (bought := world.servers.get(neighbour.identity)) is not None:
+        note_why_not(world, bought, why_not)
+    world.send(neighbour, Declined(payment_hash, DeclineReason.LAPSED))
+    return True
+
+
+def _over(expires_in_s: int) -> str:
+    how = "have lapsed when they come" if expires_in_s <= 0 else "are valid for more than 12 hours"
+    return f"by our clock its invoices {how}, so one of the clocks is wrong: set both"
+
+
+def _objection(
+    world: World, neighbour: Neighbour, account: ServerAccount, amount_msat: int, decoded: DecodedInvoice
+) -> tuple[DeclineReason | None, int]:
+    if not networks.takes_invoice(world.node.network, decoded.network):
+        return DeclineReason.NETWORK, 0
+    if not names_its_payee(world, neighbour, decoded):
+        return DeclineReason.TERMS, 0
+    another_has_it = decoded.payment_hash in world.money.payments or decoded.payment_hash in world.money.invoices
+    if account.disputed or another_has_it:  # one payment would credit two accounts; its preimage is not for everybody
+        return DeclineReason.TERMS, 0
+    if not account.running and account.balance_msat >= 0:
+        return DeclineReason.NOT_BUYING, 0
+    bounds = sendable(world, neighbour.identity)
+    if objection := _unsendable(world, account, bounds, amount_msat):
+        return objection
+    if not account.sent and amount_msat > _newcomers_room_msat(world):
+        return DeclineReason.BUSY, 0
+    waits = patience_of(world, account).not_before_mono_s > world.now.monotonic_s
+    if waits or len(pending(world, neighbour.identity)) >= MOST_PENDING:
+        return DeclineReason.BUSY, 0
+    most = MOST_AHEAD * usual_msat(world, account, bounds)
+    if grows(world, account, account.metered_msat):
+        most = max(most, 3 * account.top_up.amount_msat)
+    unspent = account.paid_msat - max(account.metered_msat, account.charged_msat) - account.refunded_msat
+    ahead = most - unspent - pending_msat(world, neighbour.identity)
+    if amount_msat > ahead:
+        return DeclineReason.AMOUNT, _worth_asking(ahead, bounds)
+    fees = world.settings.fee_limit
+    cost = amount_msat + fees.of_msat(amount_msat)
+    limit = broken_limit(world.settings.budgets, world.money.spending, neighbour.identity, cost, world.now.utc_s)
+    if limit is None:
+        return None, 0
+    world.log(f"invoice of {amount_msat} msat from {neighbour.identity.hex()[:8]} declined: {limit}", logging.WARNING)
+    room = room_msat(world.settings.budgets, world.money.spending, neighbour.identity, world.now.utc_s)
+    account.why_not = limit
+    return DeclineReason.BUDGET, _worth_asking(fees.fits_msat(room), bounds)
+
+
+def _unsendable(
+    world: World, account: ServerAccount, bounds: Bounds, amount_msat: int
+) -> tuple[DeclineReason, int] | None:
+    """Object to an invoice that our channels can't pay now, and say what they could."""
+    if bounds.why_not:
+        note_why_not(world, account, bounds.why_not)
+        return DeclineReason.AMOUNT, 0
+    if bounds.least_msat > MOST_AHEAD * usual_msat(world, account, bounds):
+        why = f"the channel takes no payment below {bounds.least_msat} msat; raise PAYMENT_AMOUNT to prepay as much"
+        note_why_not(world, account, why)
+        return DeclineReason.AMOUNT, 0
+    fits = bounds.least_msat <= amount_msat <= bounds.most_msat
+    return None if fits else (DeclineReason.AMOUNT, bounds.fit_msat(amount_msat))
+
+
+def _worth_asking(amount_msat: int, bounds: Bounds) -> int:
+    """Return what we would pay instead, in whole sat, or 0 where that is no payment."""
+    whole = floor_to_sat_msat(amount_msat)
+    return whole if whole >= bounds.least_msat else 0
+
+
+def _newcomers_room_msat(world: World) -> int:
+    """Return what may go to servers by which we haven't sent anything yet, all of them together.
+
+    Keys and proposals cost nothing: without this, everybody could make up servers and be paid ahead as each of them.
+    """
+    newcomers = {who: one for who, one in world.servers.items() if not one.sent}
+    under_way = [one for one in world.money.payments.values() if one.state is PaymentState.PENDING]
+    out = [one for one in under_way if one.identity in newcomers]
+    unspent = sum(max(0, one.balance_msat) for one in newcomers.values()) + sum(one.amount_msat for one in out)
+    return MOST_AHEAD * world.settings.payment_amount_msat - unspent

@@ -1,0 +1,114 @@
+"""Renewal, as the buyer: ask for more data or time before either is used up, so that no packet waits."""
+
+from __future__ import annotations
+
+from ngp.core.buying.purchase import Purchase
+from ngp.core.contract import CloseReason, State
+from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
+from ngp.core.peers import Neighbour
+from ngp.core.policy import buy_terms
+from ngp.core.timers import Due
+from ngp.core.world import World
+
+RENEWAL_ANSWER_S = 3.0
+MOST_DATA_BYTES = 1 << 60  # what fits a message
+MOST_PRICES = 64
+WORTH_BYTES = 64 * 1024
+"""What a contract or renewal carries at least to be worth its cost: else its server may sell byte by byte."""
+
+
+def live_until(world: World, purchase: Purchase) -> None:
+    """Begin a contract's lifetime, at its accept or a renewal."""
+    purchase.expires_at_s = world.now.utc_s + purchase.lifetime_s
+    purchase.expires_mono_s = world.now.monotonic_s + purchase.lifetime_s
+    world.watch_end(purchase)
+    if not world.settings.never_renews and world.settings.time_renewal_s != 0:
+        world.timers.set(
+            Due.RENEWAL, purchase.id, purchase.expires_mono_s - purchase.renewal_time_s(world.settings)
+        )
+
+
+def renew_if_due(world: World, purchase: Purchase) -> None:
+    """Ask for a renewal when data or time run low; by time only what carried bytes lately."""
+    settings = world.settings
+    if purchase.state not in (State.ACCEPTED, State.ACTIVE) or settings.never_renews:
+        return
+    by_data = settings.data_renewal_bytes != 0 and (
+        purchase.data_limit_bytes - purchase.used_bytes <= purchase.renewal_bytes(settings)
+    )
+    left_s = purchase.expires_mono_s - world.now.monotonic_s
+    lately = world.now.monotonic_s - purchase.rate.at_mono_s <= max(purchase.lifetime_s / 2, 1.0)
+    by_time = settings.time_renewal_s != 0 and left_s <= purchase.renewal_time_s(settings) and lately
+    if not (by_data or (by_time and purchase.used_bytes)) or purchase.renews_idly(world.now.monotonic_s):
+        return
+    neighbour = world.peers.of(purchase)
+    if neighbour is None or not neighbour.up or left_s <= 0:
+        return
+    if _renews_poorly(world, purchase) and not world.may_open(Role.CLIENT, neighbour):
+        return
+    limit = purchase.data_limit_bytes
+    wanted = settings.contract_data_bytes + (limit if by_data else purchase.used_bytes)
+    wanted = min(max(limit, wanted), MOST_DATA_BYTES)
+    world.move(purchase, State.RENEWING)
+    world.timers.set(Due.RENEWAL, purchase.id, world.now.monotonic_s + RENEWAL_ANSWER_S)
+    world.send(neighbour, Ask(purchase.destination, wanted, purchase.lifetime_s, purchase.id))
+
+
+def _renews_poorly(world: World, purchase: Purchase) -> bool:
+    """Say whether a renewal would follow on next to nothing carried: a server may sell byte by byte."""
+    return purchase.since_renewal_bytes < min(WORTH_BYTES, world.settings.contract_data_bytes // 2)
+
+
+def renewal_due(world: World, purchase: Purchase) -> None:
+    """Look at a contract whose end comes near, or whose renewal was not answered."""
+    if purchase.state is State.RENEWING:
+        world.move(purchase, State.ACTIVE, "renewal not answered")
+    renew_if_due(world, purchase)
+    if purchase.state in (State.ACCEPTED, State.ACTIVE) and purchase.expires_mono_s > world.now.monotonic_s:
+        world.timers.set(Due.RENEWAL, purchase.id, world.now.monotonic_s + max(0.2, purchase.lifetime_s / 50))
+
+
+def renewal_proposed(
+    world: World, neighbour: Neighbour, purchase: Purchase | None, propose: Propose, message_id: int
+) -> None:
+    """Accept a renewal on its terms. Bytes already bought keep their price: an offset below our limit is refused."""
+    ours = purchase is not None and purchase.is_with(neighbour.identity, neighbour.link) and purchase.running
+    if purchase is None or not ours or purchase.destination != propose.destination:
+        world.send(neighbour, Cancel(propose.contract, CloseReason.CANCELLED.value), message_id)
+        return
+    accept = Accept(purchase.id, propose.price_msat_per_gib, propose.data_limit_bytes)
+    repeated = propose.from_offset_bytes == 0 and purchase.state is not State.RENEWING
+    if repeated and (accept.price_msat_per_gib, accept.data_limit_bytes) == (
+        purchase.prices[0][1],
+        purchase.data_limit_bytes,
+    ):
+        world.send(neighbour, accept, message_id)  # the server didn't hear our first accept
+        return
+    terms = buy_terms(world.settings, purchase.destination, neighbour.link[0])
+    if propose.from_offset_bytes < purchase.data_limit_bytes or propose.data_limit_bytes < purchase.data_limit_bytes:
+        reason: RejectReason | None = RejectReason.TERMS
+    elif len(purchase.prices) >= MOST_PRICES and propose.price_msat_per_gib != purchase.price_msat_per_gib:
+        reason = RejectReason.TERMS
+    elif propose.price_msat_per_gib > terms.most_msat_per_gib:
+        reason = RejectReason.PRICE
+    elif not world.settings.buys or neighbour.blocked or world.server(purchase.identity).disputed:
+        reason = RejectReason.NOT_BUYING
+    else:
+        reason = None
+    if reason is not None or purchase.state is not State.RENEWING:
+        world.send(neighbour, Reject(purchase.id, reason or RejectReason.LAPSED), message_id)
+        return
+    if _renews_poorly(world, purchase):
+        world.count_idle(purchase)
+    purchase.note_renewal(world.now.monotonic_s)
+    purchase.reprice(purchase.data_limit_bytes, propose.price_msat_per_gib)
+    purchase.data_limit_bytes = propose.data_limit_bytes
+    purchase.lifetime_s = propose.lifetime_s
+    world.move(purchase, State.ACTIVE)
+    world.timers.clear(Due.EXHAUSTED, purchase.id)
+    live_until(world, purchase)
+    world.journal("contract", purchase.identity, "renewed", contract=purchase.id)
+    world.save(purchase)
+    world.grant(purchase)
+    world.send(neighbour, accept, message_id)
+    renew_if_due(world, purchase)

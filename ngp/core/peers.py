@@ -1,0 +1,150 @@
+"""Peers: the neighbours that we know, by link and by identity, and the links that haven't said who they are."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from ngp.core.buying.purchase import Purchase
+from ngp.core.contract import Contract
+from ngp.core.events import PacketHeld
+from ngp.core.messages import Address
+from ngp.core.records import NeighbourRecord
+from ngp.core.selling.sale import Sale
+from ngp.core.values import KernelNeighbour
+
+Link = tuple[str, bytes]
+
+
+@dataclass(slots=True, eq=False)
+class Neighbour:
+    """One identity on one link.
+
+    Attributes:
+        quotes: contracts that are not running yet or were refused: what it costs us without paying for it.
+        kept: is in the ledger; a stranger that only says hello doesn't get there.
+        network_told_mono_s: when the operator was told last that its payments are on another network than ours.
+        payee: public key of its payment node, as it says (and proves, where its node can sign).
+        contracts: all of this link that aren't closed, whatever their state.
+    """
+
+    identity: bytes
+    link: Link
+    number: int
+    network: str = ""
+    sells: bool = False
+    buys: bool = False
+    addresses: tuple[Address, ...] = ()
+    payee: bytes = b""
+    boot: int = 0
+    blocked: bool = False
+    up: bool = False
+    first_seen_s: int = 0
+    last_seen_s: int = 0
+    heard_mono_s: float = 0.0
+    met_mono_s: float = 0.0
+    quotes: int = 0
+    kept: bool = False
+    network_told_mono_s: float = float("-inf")
+    contracts: dict[bytes, Sale | Purchase] = field(default_factory=dict)
+
+    def record(self) -> NeighbourRecord:
+        """Return what the ledger keeps of it."""
+        return NeighbourRecord(
+            identity=self.identity,
+            interface=self.link[0],
+            link_address=self.link[1],
+            boot=self.boot,
+            sells=self.sells,
+            buys=self.buys,
+            first_seen_s=self.first_seen_s,
+            last_seen_s=self.last_seen_s,
+        )
+
+    def for_kernel(self, has_paid: bool, was_paid: bool) -> KernelNeighbour:
+        """Return what the kernel is told of it; a blocked neighbour neither buys nor sells."""
+        return KernelNeighbour(
+            neighbour=self.number,
+            interface=self.link[0],
+            link_address=self.link[1],
+            local_addresses=self.addresses,
+            buys_from_us=self.buys and not self.blocked,
+            sells_to_us=self.sells and not self.blocked,
+            blocked=self.blocked,
+            has_paid=has_paid,
+            was_paid=was_paid,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Peers:
+    """All neighbours.
+
+    Attributes:
+        neighbours: each identity on each of its links; by_link: the one that a link belongs to; by_identity: links.
+        blocked: identities that the operator blocked, on a link or not.
+        strangers: packets of links that haven't said who they are, each with the instant until which it waits.
+        silence_due: when the operator was told of such a link, by interface.
+        other_versions: when a neighbour of another message version was heard, by link.
+        greeted: when an interface was last asked who is there.
+        looked_for_idle_mono_s: when we last looked for neighbours to forget.
+        first_number, numbers: kernel numbers begin behind the first, and so many were given since.
+    """
+
+    first_number: int = 1
+    neighbours: dict[tuple[bytes, Link], Neighbour] = field(default_factory=dict)
+    by_link: dict[Link, Neighbour] = field(default_factory=dict)
+    by_identity: dict[bytes, dict[Link, Neighbour]] = field(default_factory=dict)
+    blocked: set[bytes] = field(default_factory=set)
+    strangers: deque[tuple[float, PacketHeld]] = field(default_factory=deque)
+    silence_due: dict[str, float] = field(default_factory=dict)
+    other_versions: dict[Link, float] = field(default_factory=dict)
+    greeted: dict[str, float] = field(default_factory=dict)
+    looked_for_idle_mono_s: float = float("-inf")
+    numbers: int = 0
+
+    def next_number(self) -> int:
+        """Return a kernel number that no neighbour has, of this boot or an earlier one."""
+        self.numbers += 1
+        return self.first_number + self.numbers
+
+    def links_of(self, identity: bytes) -> list[Neighbour]:
+        """Return an identity on each of its links."""
+        return list(self.by_identity.get(identity, {}).values())
+
+    def of(self, contract: Contract) -> Neighbour | None:
+        """Return the neighbour on the other side of a contract, if it is known."""
+        return self.neighbours.get((contract.identity, contract.link))
+
+    def any_link(self, identity: bytes) -> Neighbour | None:
+        """Return the link on which an identity was heard last; its account is one, whatever the link."""
+        known = [neighbour for neighbour in self.links_of(identity) if neighbour.up]
+        return max(known, key=lambda neighbour: neighbour.heard_mono_s, default=None)
+
+    def why_away(self, identity: bytes, to_do: str) -> str:
+        """Say, for the operator, that a neighbour is away and can't do something. Empty: it is there."""
+        if self.any_link(identity) is not None:
+            return ""
+        return f"{named(identity)} is away and can't {to_do}: run this again when it is back"
+
+    def add(self, neighbour: Neighbour) -> None:
+        """Enter a neighbour; a blocked identity stays blocked wherever it shows up."""
+        neighbour.blocked = neighbour.blocked or neighbour.identity in self.blocked
+        self.neighbours[neighbour.identity, neighbour.link] = neighbour
+        self.by_identity.setdefault(neighbour.identity, {})[neighbour.link] = neighbour
+
+    def remove(self, neighbour: Neighbour) -> bool:
+        """Take a neighbour out. Returns whether its identity is on another link still."""
+        self.neighbours.pop((neighbour.identity, neighbour.link), None)
+        if self.by_link.get(neighbour.link) is neighbour:
+            del self.by_link[neighbour.link]
+        links = self.by_identity.get(neighbour.identity, {})
+        links.pop(neighbour.link, None)
+        if not links:
+            self.by_identity.pop(neighbour.identity, None)
+        return bool(links)
+
+
+def named(identity: bytes) -> str:
+    """Name a neighbour as the listings do, so that the operator finds it there."""
+    return identity.hex()[:16]

@@ -1,0 +1,1 @@
+"""Selling: what we do for the neighbours that buy from us."""

@@ -1,0 +1,279 @@
+"""Client's account: what a client has prepaid, what it was charged, and what its contracts may spend in the kernel.
+
+Pure. Every amount is msat and an int, but for the kernel's units (msat / 2^30), in which bytes x price is exact.
+
+The kernel holds the account: a packet passes if its contract has bytes left and its account has money left, so
+contracts share one balance without dividing it. Bytes are billed by what each contract used; the kernel's sum only says
+when to stop. One rule: what the kernel may let through is covered by the balance or by the credit line. Grace is that
+credit line: GRACE_DATA bytes at the price of the contract that opens it, once until all is paid. The cost of a
+neighbour that takes and never pays is therefore the grace amount and not one byte more. Keys and link addresses cost
+nothing to make, so the credit outstanding on an interface is bounded as well (`CreditLine`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
+
+from ngp.core.account import Account
+from ngp.core.messages import Role
+from ngp.core.records import AccountRecord
+from ngp.core.selling.sale import Sale
+from ngp.core.values import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit
+
+GRACE_SHARES_PER_INTERFACE = 64
+"""How many neighbours may be on unpaid grace on one interface at a time, defaulters of the last hour included."""
+
+DEFAULT_REMEMBERED_S = 3600.0
+
+FROM_THE_FIRST = (0, b"")
+
+Key = TypeVar("Key")
+
+
+@dataclass(slots=True)
+class CreditLine:
+    """Grace bytes outstanding on each link address and interface.
+
+    Stops a stranger that makes itself new keys (bounded by its link address) or new link addresses (bounded by the
+    interface). A newcomer who finds the interface's credit used up can still prepay.
+    """
+
+    outstanding: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    forgotten: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    on_interface: dict[str, int] = field(default_factory=dict)
+    defaults: deque[tuple[float, tuple[str, bytes], int]] = field(default_factory=deque)
+
+    def left_bytes(self, link: tuple[str, bytes], grace_data_bytes: int) -> int:
+        """Return how many bytes of credit a link address may still open, >= 0."""
+        own = grace_data_bytes - self.outstanding.get(link, 0)
+        shared = grace_data_bytes * GRACE_SHARES_PER_INTERFACE - self.on_interface.get(link[0], 0)
+        return max(0, min(own, shared))
+
+    def change(self, link: tuple[str, bytes], by_bytes: int) -> None:
+        """Open (positive) or give back (negative) credit on a link address."""
+        if by_bytes:
+            _add(self.outstanding, link, by_bytes)
+            forgotten = min(self.forgotten.get(link, 0), max(0, -by_bytes))  # off the interface's sum already
+            _add(self.forgotten, link, -forgotten)
+            _add(self.on_interface, link[0], by_bytes + forgotten)
+
+    def weighs(self, link: tuple[str, bytes]) -> bool:
+        """Say whether what is outstanding on a link address counts on its interface still."""
+        return self.outstanding.get(link, 0) > self.forgotten.get(link, 0)
+
+    def remember_default(self, link: tuple[str, bytes], debt_bytes: int, now_mono_s: float) -> None:
+        """Let a default weigh on the interface for an hour: then a paying newcomer must not suffer for it any more."""
+        self.defaults.append((now_mono_s + DEFAULT_REMEMBERED_S, link, debt_bytes))
+
+    def forget_old_defaults(self, now_mono_s: float) -> None:
+        """Take defaults older than an hour off the interface's sum; the account itself stays in debt."""
+        while self.defaults and self.defaults[0][0] <= now_mono_s:
+            _, link, debt = self.defaults.popleft()
+            debt = min(debt, self.outstanding.get(link, 0) - self.forgotten.get(link, 0))
+            if debt > 0:
+                _add(self.forgotten, link, debt)
+                _add(self.on_interface, link[0], -debt)
+
+
+def _add(table: dict[Key, int], key: Key, by_bytes: int) -> None:
+    value = table.get(key, 0) + by_bytes
+    if value > 0:
+        table[key] = value
+    else:
+        table.pop(key, None)
+
+
+@dataclass(slots=True)
+class Credit:
+    """Grace that an account was given, until all is paid: `data_bytes` at the price of the contract that opened it.
+
+    Attributes:
+        data_bytes: counted on each of `links`; what was used of it once its time is over.
+        until_mono_s: when it ends; moved on while none of it is used.
+        links: where the account has contracts, or had some when it used it.
+    """
+
+    data_bytes: int
+    price_msat_per_gib: int
+    until_mono_s: float
+    links: set[tuple[str, bytes]]
+
+    @property
+    def units(self) -> int:
+        """Its worth, as the kernel counts money."""
+        return self.data_bytes * self.price_msat_per_gib
+
+    def used_bytes(self, debt_msat: int) -> int:
+        """Return how much of it a debt comes to, rounded up."""
+        return min(self.data_bytes, -(-debt_msat * UNITS_PER_MSAT // self.price_msat_per_gib))
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRefund:
+    """An invoice for a refund that is paid once the kernel has said what is left (`refunds.counted`)."""
+
+    bolt11: str
+    payment_hash: bytes
+    amount_msat: int
+    fee_limit_msat: int
+
+
+@dataclass(slots=True)
+class Refunding:
+    """What a client gets back, or may ask for.
+
+    Attributes:
+        promised_msat: promised or being paid back; no contract may spend it.
+        pending: one whose sum is fixed when the kernel has stopped spending it.
+        offered_msat, offered_mono_s: an offer that no invoice has met, and when it was made.
+        was_asked: the client had asked for it.
+        told_mono_s: when the operator was last told that the client asks.
+    """
+
+    promised_msat: int = 0
+    pending: PendingRefund | None = None
+    offered_msat: int = 0
+    offered_mono_s: float = 0.0
+    was_asked: bool = False
+    told_mono_s: float = float("-inf")
+
+
+@dataclass(slots=True)
+class KernelShare:
+    """What the kernel knows of an account.
+
+    Attributes:
+        offset_units: what, added to paid - refunded, makes the limit that it is told (see `ClientAccount.limit`).
+        told: limit, credit and end of the credit as it was told them last; None: it doesn't know the account.
+        spent_units: what it said last that was spent.
+        counting: so often it is being asked what was spent, and what of it by which contract.
+    """
+
+    offset_units: int = 0
+    told: tuple[int, int, float] | None = None
+    spent_units: int = 0
+    counting: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class ClientAccount(Account):
+    """A client's account with us. `charged_msat` is what was metered, priced: the bill.
+
+    Attributes:
+        priced: open contracts that cost something.
+        unpaid: contracts accepted without money: the next payment makes them active, or their time ends.
+        credit: the grace that is open or owed; None while none is.
+        unstated: contracts (open or just closed) whose totals the client hasn't been told yet.
+        recall_after: from where on (closed when, id) closed contracts' bills are to be told again out of the ledger.
+        most_asked_msat: what the client would pay at most at once, 0: no limit.
+        budget_told_mono_s: when it last said that its budgets don't allow more.
+    """
+
+    role: ClassVar[Role] = Role.SERVER
+
+    priced: int = 0
+    unpaid: dict[bytes, Sale] = field(default_factory=dict)
+    credit: Credit | None = None
+    kernel: KernelShare = field(default_factory=KernelShare)
+    unstated: dict[bytes, Sale] = field(default_factory=dict)
+    recall_after: tuple[int, bytes] | None = None
+    refund: Refunding = field(default_factory=Refunding)
+    most_asked_msat: int = 0
+    budget_told_mono_s: float = float("-inf")
+
+    @property
+    def reserved_msat(self) -> int:
+        """What is set aside because each priced contract's charge is rounded up at its end; never of credit."""
+        return min(self.priced, max(0, self.balance_msat - self.refund.promised_msat))
+
+    @property
+    def funds_msat(self) -> int:
+        """Paid money that may be spent, or paid back; negative while grace is used."""
+        return self.balance_msat - self.refund.promised_msat - self.reserved_msat
+
+    @property
+    def debt_msat(self) -> int:
+        """Grace that was used and isn't paid yet."""
+        return max(0, -self.balance_msat)
+
+    def grace_left_bytes(self, grace_data_bytes: int) -> int:
+        """Return how much of its grace an account hasn't used, at the price that this has or would have."""
+        if self.credit is None:
+            return 0 if self.debt_msat else grace_data_bytes
+        return self.credit.data_bytes - self.credit.used_bytes(self.debt_msat)
+
+    def charge(self, sale: Sale, used_to_bytes: int, used_from_bytes: int) -> int:
+        """Charge a contract's cumulative counters; a lower count than known changes nothing.
+
+        Returns:
+            The msat charged by this call, >= 0.
+        """
+        if used_to_bytes + used_from_bytes <= sale.used_bytes:
+            return 0
+        due_msat = sale.count(used_to_bytes, used_from_bytes)
+        self.charged_msat += due_msat
+        self.unsaved_msat += due_msat
+        return due_msat
+
+    # --- the kernel's share -------------------------------------------------------------------------------------------
+
+    def count_from(self, spent_units: int, sales: Sequence[Sale]) -> None:
+        """Begin anew to reckon the limit from what the kernel spent, so that limit - spent = money - charges.
+
+        Args:
+            spent_units: read before the contracts' counters, which so contain at least what it contains.
+            sales: the open ones of the account, as they were read and charged since.
+        """
+        unrounded = sum(sale.rounding_units for sale in sales)
+        self.kernel.spent_units = spent_units
+        self.kernel.offset_units = spent_units - self.charged_msat * UNITS_PER_MSAT + unrounded
+
+    def close(self, sale: Sale) -> None:
+        """Take out a contract after its last reading, which was charged."""
+        self.running -= 1
+        self.priced -= sale.price_msat_per_gib > 0
+        self.kernel.offset_units -= sale.rounding_units
+        self.unpaid.pop(sale.id, None)
+
+    def limit(self, now_mono_s: float, low_msat: int) -> AccountLimit:
+        """Return what the kernel should know of the account now.
+
+        The limit moves by known sums only: payments, refunds, what is set aside for rounding, and what of that a
+        contract didn't need at its end. So it is right whatever the kernel spends meanwhile. What is set aside is not
+        at the cost of credit: at a low price all grace is worth a few msat.
+
+        Args:
+            now_mono_s: monotonic seconds.
+            low_msat: when no more money than that is left the kernel says so, once.
+        """
+        money_msat = self.paid_msat - self.refunded_msat - self.refund.promised_msat
+        units = self.kernel.offset_units + (money_msat - self.priced) * UNITS_PER_MSAT
+        credit, credit_units, ends_in_s = self.credit, 0, 0.0
+        if credit is not None and credit.until_mono_s > now_mono_s:
+            credit_units = credit.units + (self.priced - self.reserved_msat) * UNITS_PER_MSAT
+            ends_in_s = credit.until_mono_s - now_mono_s
+        return AccountLimit(
+            account=self.identity,
+            limit_units=min(units, self.kernel.spent_units + MOST_UNITS_AHEAD),
+            credit_units=credit_units,
+            credit_ends_in_s=ends_in_s,
+            low_water_units=max(self.kernel.spent_units + 1, units - low_msat * UNITS_PER_MSAT),
+        )
+
+    def record(self, grace_until_s: int = 0) -> AccountRecord:
+        """Return what the ledger keeps of it."""
+        owed = self.credit if self.debt_msat else None
+        return AccountRecord(
+            identity=self.identity,
+            role=self.role,
+            paid_msat=self.paid_msat,
+            charged_msat=self.charged_msat - self.unsaved_msat,
+            refunded_msat=self.refunded_msat,
+            grace_until_s=grace_until_s,
+            billed_msat=0,
+            grace_data_bytes=owed.data_bytes if owed is not None else 0,
+            grace_price_msat_per_gib=owed.price_msat_per_gib if owed is not None else 0,
+        )

@@ -1,0 +1,117 @@
+"""First packets: what a neighbour sends where no contract covers it is held until it has agreed to a price, or not.
+
+What a stranger can cost is bounded everywhere: packets held, quotes open, credit, invoices.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ngp.core.contract import State
+from ngp.core.effects import Decide, Greet
+from ngp.core.events import PacketHeld
+from ngp.core.peers import Neighbour
+from ngp.core.policy import sell_terms
+from ngp.core.selling.negotiation import may_quote, quote, trades
+from ngp.core.selling.sale import Sale
+from ngp.core.timers import Due
+from ngp.core.values import Verdict
+from ngp.core.world import World
+
+STRANGER_HOLD_S = 3.0
+MOST_OTHER_VERSIONS = 256
+STRANGERS_TOLD_EVERY_S = 3600.0
+SILENT_AT_FIRST_S = 15.0  # longer than a neighbour's daemon is ever silent
+MOST_STRANGER_PACKETS = 1024
+MOST_HELD_PER_CONTRACT = 64
+
+
+def packet_held(world: World, packet: PacketHeld) -> None:
+    """Decide about a packet whose destination the kernel doesn't know for this neighbour."""
+    neighbour = world.peers.by_link.get(packet.link)
+    if neighbour is None or not neighbour.network or (not neighbour.up and not neighbour.blocked):
+        _hold_for_stranger(world, packet)
+        return
+    if not trades(world, neighbour):
+        world.do(Decide(packet.handle, Verdict.PROHIBIT))
+        return
+    sale = world.sales.find(neighbour.number, packet.destination)
+    if sale is not None:
+        _hold_for_contract(world, sale, packet)
+        return
+    if not may_quote(world, neighbour):
+        world.count("quotes_refused")
+        world.do(Decide(packet.handle, Verdict.DROP))
+        return
+    terms = sell_terms(world.settings, packet.destination, packet.link[0], packet.route)
+    sale = quote(world, neighbour, terms)
+    sale.held.append(packet.handle)
+
+
+def _hold_for_stranger(world: World, packet: PacketHeld) -> None:
+    """Keep the packet for a moment and ask who is there; a flood finds a full list and one question a second."""
+    if len(world.peers.strangers) >= MOST_STRANGER_PACKETS:
+        world.do(Decide(packet.handle, Verdict.DROP))
+        return
+    world.peers.strangers.append((world.now.monotonic_s + STRANGER_HOLD_S, packet))
+    world.timers.set_if_unset(Due.STRANGERS, b"", world.now.monotonic_s + STRANGER_HOLD_S)
+    interface = packet.link[0]
+    if world.peers.greeted.get(interface, float("-inf")) + 1.0 <= world.now.monotonic_s:
+        world.peers.greeted[interface] = world.now.monotonic_s
+        world.do(Greet(interface))
+
+
+def strangers_known(world: World, neighbour: Neighbour) -> None:
+    """A link said who it is: look again at the packets that it sent before."""
+    strangers = world.peers.strangers
+    waiting = [packet for _, packet in strangers if packet.link == neighbour.link]
+    if waiting:
+        world.peers.strangers = type(strangers)(item for item in strangers if item[1].link != neighbour.link)
+        for packet in waiting:
+            packet_held(world, packet)
+
+
+def strangers_due(world: World) -> None:
+    """Drop packets of links that did not say who they are in time."""
+    while world.peers.strangers and world.peers.strangers[0][0] <= world.now.monotonic_s:
+        packet = world.peers.strangers.popleft()[1]
+        world.do(Decide(packet.handle, Verdict.DROP))
+        _tell_of_silence(world, packet.link)
+    if world.peers.strangers:
+        world.timers.set(Due.STRANGERS, b"", world.peers.strangers[0][0])
+
+
+def other_version_heard(world: World, link: tuple[str, bytes]) -> None:
+    """Remember who speaks in messages that we can't read: the log names it, and must not say that nobody is there."""
+    heard = world.peers.other_versions
+    heard.pop(link, None)
+    heard[link] = world.now.monotonic_s
+    if len(heard) > MOST_OTHER_VERSIONS:
+        del heard[next(iter(heard))]
+
+
+def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
+    """Tell the operator of a client on which no ngp runs (any more): a line an hour for each interface.
+
+    Not at the first packet, as a hello may be under way. Link addresses cost nothing to make up, so they don't count;
+    nor do names of interfaces that come and go: one is remembered for as long as it keeps the next line back.
+    """
+    now, (interface, link_address) = world.now.monotonic_s, link
+    heard_at = world.peers.other_versions.get(link)
+    if heard_at is not None and now < heard_at + STRANGERS_TOLD_EVERY_S:
+        return
+    due = world.peers.silence_due = {
+        name: at for name, at in world.peers.silence_due.items() if now < at + STRANGERS_TOLD_EVERY_S
+    }
+    if now < due.setdefault(interface, now + SILENT_AT_FIRST_S):
+        return
+    due[interface] = now + STRANGERS_TOLD_EVERY_S
+    sender = f"packets from {link_address.hex(':')} on {interface}" if link_address else f"packets on {interface}"
+    world.log(f"{sender} are dropped: nobody there says hello; does ngp run there?", logging.WARNING)
+
+
+def _hold_for_contract(world: World, sale: Sale, packet: PacketHeld) -> None:
+    if sale.state is State.QUOTED and len(sale.held) < MOST_HELD_PER_CONTRACT:
+        sale.held.append(packet.handle)
+    else:  # the kernel knows what runs, and decides; of what doesn't, nothing is to be waited for
+        world.do(Decide(packet.handle, Verdict.REPEAT if sale.running else Verdict.DROP))

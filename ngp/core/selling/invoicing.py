@@ -1,0 +1,136 @@
+"""Invoicing: ask a client for a top-up when what it prepaid won't last at the present rate of use.
+
+A gateway opens thousands of contracts a second, a payment node completes tens of payments; they meet in the account.
+"""
+
+from __future__ import annotations
+
+from ngp.core.account import Account
+from ngp.core.effects import MakeInvoice
+from ngp.core.events import ChannelsSeen
+from ngp.core.invoices import INVOICE_EXPIRY_S, RETRY_S, send_invoice, withdraw
+from ngp.core.messages import Declined, DeclineReason
+from ngp.core.pricing import ceil_to_sat_msat
+from ngp.core.reach import Bounds, Reach
+from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
+from ngp.core.selling.account import ClientAccount
+from ngp.core.timers import Due
+from ngp.core.topups import MOST_PAUSE_S, grows, note_why_not, receivable, sendable, usual_msat
+from ngp.core.world import World
+
+FIRST_PAUSE_S = 0.5
+
+
+def top_up_msat(world: World, account: ClientAccount, bounds: Bounds) -> int:
+    """Size a top-up, in whole sat: PAYMENT_AMOUNT, or what ten seconds at the present rate cost, as far as it can come.
+
+    The rate of a client that waits for money says nothing about what it needs, so a top-up that was used up quickly is
+    followed by one of twice its size.
+    """
+    amount = usual_msat(world, account, bounds)
+    if grows(world, account, account.charged_msat):
+        amount = max(amount, 2 * account.top_up.amount_msat)
+    amount = max(amount, -account.balance_msat)
+    if account.most_asked_msat:  # what it owes as well: else a debt above its limits would never be paid
+        amount = min(amount, account.most_asked_msat)
+    return bounds.fit_msat(ceil_to_sat_msat(amount))
+
+
+def top_up_if_low(world: World, account: ClientAccount, waits: bool = False) -> None:
+    """Ask for money when what is left won't last; one invoice at a time for each neighbour.
+
+    Args: waits: a packet was refused for want of money.
+    """
+    waits = waits or any(sale.price_msat_per_gib for sale in account.unpaid.values())
+    if not account.running or not (waits or account.rate.a_second):
+        return  # nothing is used that costs anything
+    if not waits and account.balance_msat >= world.low_msat(account):
+        return
+    if account.invoice.asked or account.invoice.not_before_mono_s > world.now.monotonic_s:
+        return
+    if account.invoice.payment_hash:
+        _remind(world, account)
+        return
+    bounds = receivable(world, account.identity)
+    if bounds.why_not:
+        note_why_not(world, account, bounds.why_not)
+        account.invoice.not_before_mono_s = world.now.monotonic_s + RETRY_S
+        return
+    account.invoice.asked = True
+    memo = f"ngp top-up for {account.identity.hex()[:16]}"
+    amount = top_up_msat(world, account, bounds)
+    world.do(MakeInvoice(account.identity, PaymentKind.TOP_UP, amount, memo, INVOICE_EXPIRY_S))
+
+
+def _remind(world: World, account: ClientAccount) -> None:
+    """Send the open invoice again while money is short: the client may have been too busy for it.
+
+    Without money nothing is carried, so nothing else brings us here.
+    """
+    account.invoice.not_before_mono_s = world.now.monotonic_s + RETRY_S
+    world.timers.set(Due.INVOICE, account.identity, account.invoice.not_before_mono_s)
+    record = world.money.invoices.get(account.invoice.payment_hash)
+    if record is not None and record.state is PaymentState.OPEN:
+        send_invoice(world, record)
+
+
+def invoice_declined(world: World, record: PaymentRecord, declined: Declined) -> None:
+    """The client won't pay this invoice: ask for what it would pay, or wait a little."""
+    if record.state is not PaymentState.OPEN:
+        return
+    account = world.client(record.identity)
+    withdraw(world, record, f"declined: {declined.reason.value}")
+    account.most_asked_msat = max(declined.amount_msat, world.node.least_amount_msat) if declined.amount_msat else 0
+    if declined.reason is DeclineReason.BUDGET:  # which stays as it is; what a client trusts us with grows as it pays
+        account.budget_told_mono_s = world.now.monotonic_s
+    smaller = 0 < declined.amount_msat < record.amount_msat and account.invoice.declined < 2
+    pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(account.invoice.declined, 16))
+    account.invoice.declined += 1
+    if not smaller:
+        note_why_not(world, account, f"it declines our invoices ({_declined_for(declined)}); its log says more")
+    account.invoice.not_before_mono_s = world.now.monotonic_s + (0.2 if smaller else pause_s)
+    if account.running:
+        world.timers.set(Due.INVOICE, account.identity, account.invoice.not_before_mono_s)
+
+
+def _declined_for(declined: Declined) -> str:
+    """Say what a client's refusal most likely means: "amount" alone sounds like a price."""
+    if declined.reason is DeclineReason.AMOUNT and not declined.amount_msat:
+        return "amount: its payment node has no channel with enough left, or a payment of it is still on its way"
+    return declined.reason.value
+
+
+def invoice_retry_due(world: World, identity: bytes) -> None:
+    """Look again whether an account that had to wait needs a top-up."""
+    account = world.clients.get(identity)
+    if account is not None and account.running:
+        top_up_if_low(world, account)
+
+
+def channels_seen(world: World, event: ChannelsSeen) -> None:
+    """Take over what can be paid now, and ask at once where nothing could before."""
+    held_up = [account for account in world.accounts if account.why_not]
+    held_up = [account for account in held_up if account.why_not == _bounds(world, account).why_not]
+    declined = [one for one in world.clients.values() if one.invoice.declined]
+    declined = [account for account in declined if not _is_direct(world, account)]
+    world.money.reach = Reach(event.channels)
+    for account in declined:
+        if _is_direct(world, account):  # what the pause has grown by was for want of this channel
+            account.invoice.declined, account.invoice.not_before_mono_s = 0, 0.0
+            top_up_if_low(world, account)
+    for one in held_up:
+        note_why_not(world, one, _bounds(world, one).why_not)
+        if isinstance(one, ClientAccount) and not one.why_not:
+            one.invoice.not_before_mono_s = 0.0
+            top_up_if_low(world, one)
+
+
+def _is_direct(world: World, account: Account) -> bool:
+    """Say whether there is a channel with the neighbour, with something left to be paid by it."""
+    bounds = _bounds(world, account)
+    return not bounds.why_not and not bounds.routed
+
+
+def _bounds(world: World, account: Account) -> Bounds:
+    of_role = receivable if isinstance(account, ClientAccount) else sendable
+    return of_role(world, account.identity)

@@ -1,0 +1,179 @@
+"""Metering: charge a client for what the kernel let through, see when a contract or the account runs out, close books.
+
+Contracts are charged by their own counters and their schedule of prices. The account's sum in the kernel, which only
+decides when to stop, is reckoned anew where the two could part: at a start, and after a change of price.
+"""
+
+from __future__ import annotations
+
+from ngp.core.contract import CloseReason, State
+from ngp.core.effects import CountAccount, Decide
+from ngp.core.events import AccountCounted
+from ngp.core.messages import Cancel
+from ngp.core.selling import grace, invoicing
+from ngp.core.selling.account import ClientAccount
+from ngp.core.selling.sale import Sale
+from ngp.core.selling.statements import CLOSED_WAIT_S, STATEMENT_INTERVAL_S, to_state
+from ngp.core.timers import Due
+from ngp.core.values import AccountReading, Reading, Verdict
+from ngp.core.world import World
+
+EXHAUSTED_LINGER_S = 2.0
+
+
+def release(world: World, sale: Sale) -> None:
+    """Send held packets through the gate again, where they are charged, once there is money or credit for them."""
+    account = world.client(sale.identity)
+    if account.funds_msat > 0 or account.credit is not None or not sale.price_msat_per_gib:
+        for handle in sale.held:
+            world.do(Decide(handle, Verdict.REPEAT))
+        sale.held.clear()
+
+
+# --- what the kernel says ---------------------------------------------------------------------------------------------
+
+
+def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount | None:
+    """Charge what the kernel metered. Returns the account if that changed it, for `account_read`."""
+    account = world.client(sale.identity)
+    if reading.exhausted:
+        look_if_exhausted(world, sale)
+    before, price = sale.used_bytes, sale.dearest_msat_per_gib
+    due = account.charge(sale, reading.used_to_bytes, reading.used_from_bytes)
+    carried = sale.used_bytes - before
+    if carried <= 0:
+        return None
+    sale.rate.count(carried, world.now.monotonic_s)
+    account.rate.count(due, world.now.monotonic_s)
+    _redeem_opening(world, account, sale)
+    world.unflushed.add(sale.id)
+    to_state(account, sale)
+    world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + STATEMENT_INTERVAL_S)
+    if sale.crossed_price(before) and sale.running:
+        if sale.dearest_msat_per_gib != price:
+            world.grant(sale)
+        count_again(world, account)
+    return account
+
+
+def account_read(world: World, account: ClientAccount) -> None:
+    """Keep an account supplied after its contracts were charged: ask for money, lend until it comes."""
+    grace.metered(world, account)
+    if account.running:
+        invoicing.top_up_if_low(world, account)
+        if account.balance_msat < world.low_msat(account):
+            lend(world, account)
+    world.limit(account)
+
+
+def lend(world: World, account: ClientAccount) -> None:
+    """Offer credit to an account that runs low, for a contract that was used lately, or waits for money."""
+    for sales in (reversed(account.unstated.values()), account.unpaid.values(), world.sold_to(account.identity)):
+        for sale in sales:
+            if sale.running and sale.price_msat_per_gib:
+                grace.offer(world, account, sale)
+                return
+
+
+def kernel_spent(world: World, reading: AccountReading) -> None:
+    """Note what an account spent by the kernel's count, and find a lost hint."""
+    account = world.clients.get(reading.account)
+    if account is not None:
+        account.kernel.spent_units = reading.spent_units
+        if reading.exhausted:
+            account_exhausted(world, account)
+
+
+def account_exhausted(world: World, account: ClientAccount) -> None:
+    """The kernel refused a packet for want of money; all that it let pass has been charged."""
+    lend(world, account)
+    invoicing.top_up_if_low(world, account, waits=True)
+    world.limit(account)
+    if account.funds_msat > 0:  # by the books there is money: the sum in the kernel was reckoned with care
+        count_again(world, account)
+
+
+def count_again(world: World, account: ClientAccount, payment_hash: bytes = b"") -> None:
+    """Have the kernel say what the account spent and what of it by which contract, so that the limit is exact again."""
+    if account.kernel.counting and not payment_hash:
+        return
+    account.kernel.counting += 1
+    sales = tuple(one.id for one in world.sold_to(account.identity))
+    world.do(CountAccount(account.identity, sales, payment_hash))
+
+
+def account_counted(world: World, event: AccountCounted) -> None:
+    """Reckon the limit anew from what was read."""
+    account = world.client(event.account)
+    account.kernel.counting -= 1
+    for reading in event.readings:
+        sale = world.sale(reading.contract)
+        if sale is not None:
+            contract_read(world, sale, reading)
+    account.count_from(event.spent_units, world.sold_to(account.identity))
+    account_read(world, account)
+
+
+def _redeem_opening(world: World, account: ClientAccount, sale: Sale) -> None:
+    """Give a contract's opening back, and another's, once it carried bytes that stand on paid money."""
+    if account.balance_msat >= 0 and sale.used_bytes and world.uncount_opening(sale):
+        world.count_idle(sale, -1)
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def look_if_exhausted(world: World, sale: Sale) -> None:
+    """Give the client a moment to renew a contract whose data is used up, then close it."""
+    if sale.running:
+        world.timers.set_if_unset(Due.EXHAUSTED, sale.id, world.now.monotonic_s + EXHAUSTED_LINGER_S)
+
+
+def exhausted_due(world: World, sale: Sale) -> None:
+    """Close a contract whose data is used up, unless a renewal is being agreed."""
+    if sale.state is State.RENEWING:
+        world.timers.set(Due.EXHAUSTED, sale.id, world.now.monotonic_s + EXHAUSTED_LINGER_S)
+    elif sale.running:
+        world.halt(sale, CloseReason.EXHAUSTED)
+
+
+def paid_for(world: World, account: ClientAccount) -> None:
+    """A payment came: what was owed is paid first, and contracts that waited for money are active."""
+    if account.balance_msat >= 0:
+        grace.take_back(world, account)
+    waited = list(account.unpaid.values())
+    if account.funds_msat > 0:
+        world.timers.clear(Due.UNPAID, account.identity)
+        for sale in waited:
+            _redeem_opening(world, account, sale)
+            if sale.state is State.ACCEPTED:
+                world.move(sale, State.ACTIVE)
+                world.save_contract(sale)
+        account.unpaid.clear()
+    account_read(world, account)
+    for sale in waited:
+        release(world, sale)
+
+
+def halted(world: World, sale: Sale, reading: Reading | None) -> None:
+    """Close the books after the kernel's last reading."""
+    account = world.client(sale.identity)
+    if reading is not None:
+        account.charge(sale, reading.used_to_bytes, reading.used_from_bytes)
+    _redeem_opening(world, account, sale)
+    for handle in sale.held:
+        world.do(Decide(handle, Verdict.DROP))
+    sale.held.clear()
+    account.close(sale)
+    world.close(sale, -sale.charged_msat)
+    if not account.running and not account.debt_msat:
+        grace.take_back(world, account)
+    if len(sale.prices) > 1 and account.running:
+        count_again(world, account)
+    to_state(account, sale)
+    world.timers.set(Due.STATEMENT, account.identity, world.now.monotonic_s + CLOSED_WAIT_S)
+    account_read(world, account)
+    world.forget_if_gone(sale.identity)
+    neighbour = world.peers.of(sale)
+    if neighbour is not None:
+        world.send(neighbour, Cancel(sale.id, sale.reason))

@@ -1,0 +1,345 @@
+"""Negotiation, as the seller: propose, agree or refuse, and renew.
+
+A packet's way: held -> proposed -> accepted -> let through by the kernel, which then knows contract and account.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from ngp.core import networks
+from ngp.core.contract import CloseReason, State
+from ngp.core.effects import Decide, GrantContract
+from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
+from ngp.core.peers import Neighbour
+from ngp.core.policy import SellTerms, answer_counter, ask_terms
+from ngp.core.pricing import show_price
+from ngp.core.selling import grace, invoicing, metering
+from ngp.core.selling.account import ClientAccount
+from ngp.core.selling.sale import Offer, Sale
+from ngp.core.timers import Due
+from ngp.core.values import Grant, Verdict
+from ngp.core.world import World
+
+QUOTE_VALID_S = 10
+REFUSAL_S = 30.0
+SILENCE_S = 5.0
+MOST_QUOTES_PER_NEIGHBOUR = 4096
+MOST_QUOTED_AGAIN = 256
+MOST_DATA_BYTES = 1 << 60  # what fits a message
+_WHY_DECLINED = {
+    RejectReason.PRICE: "too dear for it; SELL_PRICE_MIN or PRICES says how low we go",
+    RejectReason.TERMS: "it disputes our bill, until its operator says `ngp unblock`",
+    RejectReason.BLOCKED: "its operator blocked us",
+    RejectReason.NOT_BUYING: "it doesn't buy that",
+    RejectReason.NOT_RENEWING: "it has renewal off, and bought that already",
+    RejectReason.BUSY: "it has too many contracts",
+}
+
+
+def trades(world: World, neighbour: Neighbour) -> bool:
+    """Say whether we sell to a neighbour."""
+    return (
+        world.settings.sells
+        and neighbour.buys
+        and not neighbour.blocked
+        and networks.is_same(neighbour.network, world.node.network)
+    )
+
+
+def may_quote(world: World, neighbour: Neighbour) -> bool:
+    """Bound what one neighbour can fill of our tables with quotes and refusals, and all together."""
+    most = world.settings.contracts_max
+    account = world.clients.get(neighbour.identity)
+    if account is not None and account.running >= max(16, most // 2):
+        return False
+    if not world.may_open(Role.SERVER, neighbour):
+        return False
+    return neighbour.quotes < min(MOST_QUOTES_PER_NEIGHBOUR, max(16, most // 16)) and len(world.contracts) < most
+
+
+def quote(world: World, neighbour: Neighbour, terms: SellTerms, reply_to: int = 0) -> Sale:
+    """Propose a new contract."""
+    sale = Sale(
+        id=world.new_id(),
+        identity=neighbour.identity,
+        link=neighbour.link,
+        link_number=neighbour.number,
+        destination=terms.destination,
+        prices=[(0, terms.ask_msat_per_gib)],
+        data_limit_bytes=world.settings.contract_data_bytes,
+        lifetime_s=world.settings.contract_time_s,
+    )
+    world.add_contract(sale)
+    neighbour.quotes += 1
+    _propose(world, neighbour, sale, reply_to)
+    return sale
+
+
+def _propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -> None:
+    sale.quoted_until_mono_s = world.now.monotonic_s + QUOTE_VALID_S
+    world.timers.set(Due.QUOTE, sale.id, sale.quoted_until_mono_s)
+    world.send(
+        neighbour,
+        Propose(
+            contract=sale.id,
+            destination=sale.destination,
+            price_msat_per_gib=sale.price_msat_per_gib,
+            data_limit_bytes=sale.data_limit_bytes,
+            lifetime_s=sale.lifetime_s,
+            quote_valid_s=QUOTE_VALID_S,
+            from_offset_bytes=0,
+            round=sale.round,
+        ),
+        reply_to,
+    )
+
+
+def quote_again(world: World, neighbour: Neighbour) -> None:
+    """Repeat the open quotes to a neighbour that was away when they were sent."""
+    for sale in islice(neighbour.contracts.values(), MOST_QUOTED_AGAIN):
+        if isinstance(sale, Sale) and sale.state is State.QUOTED:
+            _propose(world, neighbour, sale)
+
+
+def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None:
+    """Answer a client that wants a quote before it sends, or a renewal."""
+    if not trades(world, neighbour):
+        world.send(neighbour, Reject(ask.contract, RejectReason.NOT_SELLING), message_id)
+        return
+    if ask.contract:
+        _renewal_asked(world, neighbour, ask, message_id)
+        return
+    terms = ask_terms(world.settings, ask.destination, neighbour.link[0])
+    standing = world.sales.exact(neighbour.number, terms.destination)
+    if standing is not None and standing.state is State.QUOTED:
+        _propose(world, neighbour, standing, message_id)
+        return
+    if standing is not None and standing.refused:  # it said no, or nothing, and asks now: its terms have changed
+        refusal_due(world, standing)
+        standing = None
+    if standing is not None or not may_quote(world, neighbour):
+        world.send(neighbour, Reject(b"", RejectReason.BUSY), message_id)
+    else:
+        quote(world, neighbour, terms, message_id)
+
+
+def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None:
+    sale = _own_contract(world, neighbour, ask.contract)
+    if sale is None or not sale.running:
+        world.send(neighbour, Cancel(ask.contract, CloseReason.CANCELLED.value), message_id)
+        return
+    idly = sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour)
+    if sale.renewal_offer is None and (idly or sale.renews_idly(world.now.monotonic_s)):
+        world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
+        return
+    if sale.renewal_offer is None:  # an offer that stands is only repeated: its accept may be on the way
+        terms = ask_terms(world.settings, sale.destination, neighbour.link[0])
+        most = min(sale.data_limit_bytes + world.settings.contract_data_bytes, MOST_DATA_BYTES)
+        limit = min(max(ask.data_limit_bytes, sale.data_limit_bytes), most) if ask.data_limit_bytes else most
+        price = min(terms.ask_msat_per_gib, max(terms.least_msat_per_gib, sale.price_msat_per_gib))
+        sale.renewal_offer = Offer(limit, world.settings.contract_time_s, price)  # what was agreed stays so if it may
+    offer = sale.renewal_offer
+    if sale.state is not State.RENEWING:
+        world.move(sale, State.RENEWING)
+    world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + QUOTE_VALID_S)
+    world.send(
+        neighbour,
+        Propose(
+            contract=sale.id,
+            destination=sale.destination,
+            price_msat_per_gib=offer.price_msat_per_gib,
+            data_limit_bytes=offer.data_limit_bytes,
+            lifetime_s=offer.lifetime_s,
+            quote_valid_s=QUOTE_VALID_S,
+            from_offset_bytes=sale.data_limit_bytes,
+            round=1,
+        ),
+        message_id,
+    )
+
+
+def _own_contract(world: World, neighbour: Neighbour, contract_id: bytes) -> Sale | None:
+    """Find a contract that this neighbour may speak about: its own, on the link that it was made on."""
+    sale = world.sale(contract_id)
+    if sale is None:
+        return None
+    return sale if (sale.identity, sale.link) == (neighbour.identity, neighbour.link) else None
+
+
+def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int) -> bool:
+    """Take an accept. Returns whether it was answered by a message (else it only needs an acknowledgement)."""
+    sale = _own_contract(world, neighbour, accept.contract)
+    if sale is None:
+        world.send(neighbour, Cancel(accept.contract, CloseReason.CANCELLED.value), message_id)
+        return True
+    if sale.state is State.HALTING or neighbour.blocked:
+        reason = RejectReason.BLOCKED if neighbour.blocked else RejectReason.LAPSED
+        world.send(neighbour, Reject(accept.contract, reason), message_id)
+        return True
+    offer = sale.renewal_offer if sale.state is State.RENEWING else None
+    agreed = offer or sale
+    if (accept.price_msat_per_gib, accept.data_limit_bytes) != (agreed.price_msat_per_gib, agreed.data_limit_bytes):
+        world.send(neighbour, Reject(accept.contract, RejectReason.TERMS), message_id)
+        return True
+    if offer is not None:
+        _renew(world, sale, offer)
+        return False
+    if sale.running:
+        return False
+    if sale.state is not State.QUOTED or world.now.monotonic_s > sale.quoted_until_mono_s:
+        world.send(neighbour, Reject(accept.contract, RejectReason.LAPSED), message_id)
+        return True
+    if not world.may_open(Role.SERVER, neighbour):  # it has quotes without number, and accepts them all at once
+        world.send(neighbour, Reject(accept.contract, RejectReason.BUSY), message_id)
+        world.move(sale, State.REJECTED, RejectReason.BUSY.value)
+        _refuse(world, sale, SILENCE_S)
+        return True
+    _open(world, neighbour, sale)
+    return False
+
+
+def _open(world: World, neighbour: Neighbour, sale: Sale) -> None:
+    account = world.client(sale.identity)
+    neighbour.quotes -= 1
+    world.timers.clear(Due.QUOTE, sale.id)
+    sale.opened_at_s = world.now.utc_s
+    sale.rate.at_mono_s = world.now.monotonic_s
+    account.running += 1
+    account.priced += sale.price_msat_per_gib > 0
+    world.count_opening(sale)
+    _run(world, account, sale, "")
+
+
+def _run(world: World, account: ClientAccount, sale: Sale, journalled: str) -> None:
+    """Let a contract that was agreed, or renewed, begin: on money, or on credit until its money comes."""
+    sale.expires_at_s = world.now.utc_s + sale.lifetime_s
+    sale.expires_mono_s = world.now.monotonic_s + sale.lifetime_s
+    world.watch_end(sale)
+    if account.funds_msat > 0 or not sale.price_msat_per_gib:
+        world.move(sale, State.ACTIVE)
+        account.unpaid.pop(sale.id, None)
+    else:
+        world.move(sale, State.ACCEPTED)
+        grace.accepted_unpaid(world, account, sale)
+        grace.offer(world, account, sale)
+    world.journal("contract", sale.identity, journalled or sale.state.value, contract=sale.id)
+    world.save(sale)
+    world.limit(account)
+    world.grant(sale)
+    metering.release(world, sale)
+    invoicing.top_up_if_low(world, account)
+
+
+def _renew(world: World, sale: Sale, offer: Offer) -> None:
+    account = world.client(sale.identity)
+    sale.renewal_offer = None
+    if sale.since_renewal_bytes <= 0:  # a line in the ledger for nothing, like an opening
+        world.count_idle(sale)
+    sale.note_renewal(world.now.monotonic_s)
+    account.priced -= sale.price_msat_per_gib > 0
+    sale.reprice(sale.data_limit_bytes, offer.price_msat_per_gib)
+    account.priced += sale.price_msat_per_gib > 0
+    sale.data_limit_bytes, sale.lifetime_s = offer.data_limit_bytes, offer.lifetime_s
+    world.timers.clear(Due.QUOTE, sale.id)
+    world.timers.clear(Due.EXHAUSTED, sale.id)
+    _run(world, account, sale, "renewed")
+
+
+def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:
+    """Take a client's no, or its counter-offer. Returns whether it was answered by a message."""
+    sale = _own_contract(world, neighbour, reject.contract)
+    if sale is None:
+        return False
+    if sale.state is State.RENEWING:
+        _renewal_over(world, sale)
+    if sale.state is not State.QUOTED:
+        return False
+    terms = ask_terms(world.settings, sale.destination, neighbour.link[0])
+    price = None
+    if reject.counter_msat_per_gib is not None:
+        price = answer_counter(terms, reject.counter_msat_per_gib, sale.round)
+    world.move(sale, State.REJECTED, reject.reason.value)
+    if price is None:
+        world.log(
+            f"neighbour {neighbour.identity.hex()[:8]} declined {sale.destination} at "
+            f"{show_price(sale.price_msat_per_gib)}: {_WHY_DECLINED.get(reject.reason, reject.reason.value)}"
+        )
+        use_shows = reject.reason is RejectReason.NOT_RENEWING  # only by a proposal: the client wants to know of it
+        _refuse(world, sale, min(REFUSAL_S, sale.lifetime_s / 4) if use_shows else REFUSAL_S)
+        return False
+    sale.prices = [(0, price)]
+    sale.round += 1
+    world.move(sale, State.QUOTED, f"round {sale.round}")
+    _propose(world, neighbour, sale, message_id)
+    return True
+
+
+def cancelled(world: World, neighbour: Neighbour, contract_id: bytes) -> None:
+    """End a contract that its client has ended, and so doesn't meter any more."""
+    sale = _own_contract(world, neighbour, contract_id)
+    if sale is None:
+        return
+    if sale.state is State.RENEWING:
+        _renewal_over(world, sale)
+    if sale.running:
+        world.halt(sale, CloseReason.CANCELLED)
+    elif sale.state is State.QUOTED:
+        world.move(sale, State.REJECTED, CloseReason.CANCELLED.value)
+        _refuse(world, sale, REFUSAL_S)
+
+
+def _renewal_over(world: World, sale: Sale) -> None:
+    """Go back to what was agreed before the renewal was talked about."""
+    sale.renewal_offer = None
+    world.timers.clear(Due.QUOTE, sale.id)
+    unpaid = world.client(sale.identity).unpaid
+    world.move(sale, State.ACCEPTED if sale.id in unpaid else State.ACTIVE)
+
+
+def quote_due(world: World, sale: Sale) -> None:
+    """Let a quote lapse; its packets are dropped and the destination stays closed for a moment."""
+    if sale.state is State.RENEWING:
+        _renewal_over(world, sale)
+    elif sale.state is State.QUOTED:
+        world.move(sale, State.LAPSED)
+        _refuse(world, sale, SILENCE_S)
+
+
+def _refuse(world: World, sale: Sale, for_s: float) -> None:
+    """Remember a refusal in the kernel, so that a flood of it costs nothing; tell the held packets' sender."""
+    world.timers.clear(Due.QUOTE, sale.id)
+    verdict = Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP
+    for handle in sale.held:
+        world.do(Decide(handle, verdict))
+    sale.held.clear()
+    world.do(
+        GrantContract(
+            Grant(
+                contract=sale.id,
+                neighbour=sale.link_number,
+                role=Role.SERVER,
+                destination=sale.destination,
+                limit_bytes=0,
+                expires_in_s=for_s,
+                blocked=True,
+            )
+        )
+    )
+    world.timers.set(Due.REFUSAL, sale.id, world.now.monotonic_s + for_s)
+
+
+def refusal_due(world: World, sale: Sale) -> None:
+    """Forget a refusal: the next packet may ask again."""
+    world.timers.clear(Due.REFUSAL, sale.id)
+    neighbour = world.peers.of(sale)
+    if neighbour is not None:
+        neighbour.quotes -= 1
+    world.remove_contract(sale)
+
+
+def forget_refusals(world: World, identity: bytes | None = None) -> None:
+    """Forget what one client or all of them refused: our terms changed, and they may agree now."""
+    for sale in [one for one in world.contracts.values() if isinstance(one, Sale)]:
+        if sale.refused and (identity is None or sale.identity == identity):
+            refusal_due(world, sale)

@@ -1,0 +1,263 @@
+"""Refunds: what a client prepaid and doesn't use goes back to it, once.
+
+The server offers what is free on the account, the client answers with an invoice of its node, and that is paid like any
+other: written down first, within the budgets, tracked to its end. The operator offers by `ngp refund`; a client may ask
+(a refund of nothing), and where REFUND_WHEN_ASKED is yes that is answered by an offer.
+
+What a client could gain by asking: routing fees, which the server pays, and may even go to the asker's own nodes. So
+asked refunds cost no more, all together, than what was earned with that neighbour; one is worth a payment
+(`LEAST_ASKED_MSAT`), and comes once an hour. And money that goes in and out again must not use up what its server buys
+with: all of them leave half of the budgets to that. An offer is for what is free, so for what was paid and not charged;
+one refund of a neighbour is under way at a time, and what it takes no contract may spend. An offer is kept in memory
+only: a daemon that dies forgets it, and an invoice without an offer isn't paid.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from ngp.core import networks
+from ngp.core.budget import Spending, broken_limit, room_msat
+from ngp.core.events import AccountCounted
+from ngp.core.messages import Declined, DeclineReason, Refund
+from ngp.core.orders import (
+    ASKED_AGAIN_S,
+    FAILED_AGAIN_S,
+    MOST_INVOICE_EXPIRY_S,
+    may_be_forgotten,
+    names_its_payee,
+    pay,
+    told_again,
+)
+from ngp.core.peers import Neighbour, named
+from ngp.core.pricing import floor_to_sat_msat, show_money
+from ngp.core.records import PaymentKind, PaymentState
+from ngp.core.selling import metering
+from ngp.core.selling.account import ClientAccount, PendingRefund
+from ngp.core.settings import Budgets
+from ngp.core.topups import sendable
+from ngp.core.values import DecodedInvoice
+from ngp.core.world import World
+
+LEAST_ASKED_MSAT = 10_000
+ASK_PAUSE_S = 5.0
+TOLD_AGAIN_S = 3600.0
+OFFER_STANDS_S = 600.0
+
+
+def refundable_msat(account: ClientAccount) -> int:
+    """Return what of an account is its owner's to take away: paid and not charged."""
+    return max(0, account.funds_msat)
+
+
+def offerable_msat(world: World, account: ClientAccount) -> int:
+    """Return what can be offered in one payment, in whole sat; 0 where that is no payment."""
+    bounds = sendable(world, account.identity)
+    amount = min(floor_to_sat_msat(refundable_msat(account)), bounds.most_msat)
+    return amount if amount >= bounds.least_msat and not bounds.why_not else 0
+
+
+def refund_offered(world: World, identity: bytes) -> str:
+    """Offer a client its balance back; it answers with an invoice. Returns what was done, for the operator."""
+    neighbour, why_not = world.peers.any_link(identity), why_no_refund(world, identity)
+    if neighbour is None or why_not:
+        return why_not
+    account = world.client(identity)
+    amount = offerable_msat(world, account)
+    _offer(world, neighbour, account, amount, asked=False)
+    return f"refund of {amount} msat offered to {identity.hex()[:8]}; paid when it sends its invoice"
+
+
+def why_no_refund(world: World, identity: bytes) -> str:
+    """Say, for the operator, why a client can't be offered its balance now. Empty: it can."""
+    account = world.clients.get(identity)
+    if account is not None and account.refund.promised_msat:
+        amount = show_money(account.refund.promised_msat)
+        return f"a refund of {amount} to {named(identity)} is on its way: ngp accounts shows since when"
+    if account is None or not offerable_msat(world, account):
+        return f"nothing to refund: {_why_nothing(world, identity, account)}"
+    return world.peers.why_away(identity, "send its invoice")
+
+
+def _why_nothing(world: World, identity: bytes, account: ClientAccount | None) -> str:
+    free_msat = 0 if account is None else refundable_msat(account)
+    bounds = sendable(world, identity)
+    if free_msat >= bounds.least_msat and bounds.why_not:
+        return bounds.why_not
+    free = f"{free_msat} msat of {named(identity)}'s balance are free"
+    return f"{free}, and less than {bounds.least_msat} msat can't be sent"
+
+
+def _offer(world: World, neighbour: Neighbour, account: ClientAccount, amount_msat: int, asked: bool) -> None:
+    account.refund.offered_msat, account.refund.was_asked = amount_msat, asked
+    account.refund.offered_mono_s = world.now.monotonic_s
+    world.send(neighbour, Refund(amount_msat))
+
+
+def asked(world: World, neighbour: Neighbour, message_id: int) -> bool:
+    """Answer a client that asks for its balance. Returns whether it was answered by a message."""
+    account = world.clients.get(neighbour.identity)
+    if account is not None:
+        if world.now.monotonic_s - account.refund_ask_mono_s < ASK_PAUSE_S:
+            world.count("refund_asks_ignored")
+            return False
+        account.refund_ask_mono_s = world.now.monotonic_s
+    reason = _objection(world, neighbour, account)
+    if account is None or reason is not None:
+        world.count("refund_asks_declined")
+        world.send(neighbour, Declined(b"", reason or DeclineReason.AMOUNT), message_id)
+        return True
+    amount = offerable_msat(world, account)
+    world.log(f"{neighbour.identity.hex()[:8]} asks for its balance; refund of {amount} msat offered")
+    _offer(world, neighbour, account, amount, asked=True)
+    return False
+
+
+def _objection(world: World, neighbour: Neighbour, account: ClientAccount | None) -> DeclineReason | None:
+    if neighbour.blocked:
+        return DeclineReason.BLOCKED
+    amount = offerable_msat(world, account) if account is not None else 0
+    if account is None or amount < LEAST_ASKED_MSAT:
+        return DeclineReason.AMOUNT
+    if account.refund.promised_msat:
+        return DeclineReason.BUSY
+    if _refunded_lately(world, account.identity):
+        _tell_of_ask(world, account, amount, "it had a refund, or one failed, lately, so none is paid by itself; ")
+        return DeclineReason.BUSY
+    if world.settings.refund_when_asked:
+        return None
+    _tell_of_ask(world, account, amount)
+    return DeclineReason.TERMS
+
+
+def _tell_of_ask(world: World, account: ClientAccount, amount_msat: int, why: str = "") -> None:
+    """Tell the operator, once an hour, of an ask that waits for nobody else."""
+    if world.now.monotonic_s - account.refund.told_mono_s >= TOLD_AGAIN_S:
+        account.refund.told_mono_s = world.now.monotonic_s
+        who = account.identity.hex()[:8]
+        world.log(f"{who} asks for {amount_msat} msat of its balance: {why}ngp refund {who}, if it shall have it")
+
+
+def _refunded_lately(world: World, identity: bytes) -> bool:
+    """Look at the payments themselves, which outlive the process: a restart is no new hour."""
+    for record in world.money.payments.values():
+        if record.kind is PaymentKind.REFUND and record.identity == identity:
+            again_s = FAILED_AGAIN_S if record.state is PaymentState.FAILED else ASKED_AGAIN_S
+            if world.now.utc_s - max(record.created_at_s, record.settled_at_s) < again_s:
+                return True
+    return False
+
+
+def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: DecodedInvoice | None) -> bool:
+    """Pay the invoice that answers our offer. Returns whether it was answered by a message."""
+    ours = decoded is not None and networks.takes_invoice(world.node.network, decoded.network)
+    if decoded is None or decoded.amount_msat != refund.amount_msat or not ours:
+        world.count("invoice_malformed")
+        return False
+    known = world.money.payments.get(decoded.payment_hash)
+    if known is not None and known.identity == neighbour.identity:
+        return told_again(world, neighbour, known)
+    account = world.clients.get(neighbour.identity)
+    ours = known is not None or decoded.payment_hash in world.money.invoices
+    lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S and not may_be_forgotten(world, decoded.expires_in_s)
+    if account is None or ours or not lasts or not names_its_payee(world, neighbour, decoded):
+        world.count("refund_refused")
+        return False
+    stands = world.now.monotonic_s - account.refund.offered_mono_s < OFFER_STANDS_S
+    offered = account.refund.offered_msat if stands and not account.refund.promised_msat else 0
+    if not offered:  # unasked for, the fees alone would drain us; it may come again behind the next offer
+        world.count("refund_refused")
+        return False
+    reason, instead = _unpayable(world, account, refund.amount_msat, offered)
+    if reason is not None:
+        world.send(neighbour, Declined(decoded.payment_hash, reason, instead))
+        return True
+    if refund.amount_msat < offered:
+        world.log(f"{neighbour.identity.hex()[:8]} asks for {refund.amount_msat} msat of {offered} msat offered")
+    account.refund.offered_msat = 0
+    fee_limit_msat = _fee_limit_msat(world, account, refund.amount_msat)
+    account.refund.promised_msat += refund.amount_msat
+    account.refund.pending = PendingRefund(refund.bolt11, decoded.payment_hash, refund.amount_msat, fee_limit_msat)
+    world.limit(account)
+    if account.kernel.told is None:  # no contract runs that could spend it
+        _pay_pending(world, account)
+    else:
+        metering.count_again(world, account, decoded.payment_hash)
+    return False
+
+
+def counted(world: World, event: AccountCounted) -> None:
+    """Pay a refund now that the kernel can't spend it any more; what was carried meanwhile comes first."""
+    account = world.client(event.account)
+    if account.refund.pending is not None and account.refund.pending.payment_hash == event.payment_hash:
+        _pay_pending(world, account)
+
+
+def _pay_pending(world: World, account: ClientAccount) -> None:
+    refund, neighbour = account.refund.pending, world.peers.any_link(account.identity)
+    assert refund is not None
+    account.refund.pending = None
+    missing_msat = max(0, account.refund.promised_msat - account.balance_msat)
+    if neighbour is not None and not missing_msat:
+        amounts = refund.amount_msat, refund.fee_limit_msat
+        pay(world, neighbour, PaymentKind.REFUND, refund.bolt11, refund.payment_hash, *amounts)
+        return
+    account.refund.promised_msat -= refund.amount_msat
+    world.limit(account)
+    if neighbour is not None:
+        account.refund.offered_msat = max(0, floor_to_sat_msat(refund.amount_msat - missing_msat))
+        world.send(neighbour, Declined(refund.payment_hash, DeclineReason.AMOUNT, account.refund.offered_msat))
+
+
+def _fee_limit_msat(world: World, account: ClientAccount, amount_msat: int) -> int:
+    """Return what the routing of a refund may cost: asked for, what its client brought in and hasn't cost yet.
+
+    Its fees are what was spent on it beyond what it got, in either role: nothing else has them over years and restarts.
+    """
+    limit = world.settings.fee_limit.of_msat(amount_msat)
+    if not account.refund.was_asked:
+        return limit
+    bought = world.servers.get(account.identity)
+    ours = [one for one in world.money.payments.values() if one.identity == account.identity]
+    got_msat = account.refunded_msat + (bought.paid_msat if bought is not None else 0)
+    got_msat += sum(one.amount_msat for one in ours if one.state is PaymentState.PENDING)
+    fees_msat = max(0, world.money.spending.by_neighbour.get(account.identity, 0) - got_msat)
+    return min(limit, max(0, account.charged_msat - fees_msat))
+
+
+def _unpayable(
+    world: World, account: ClientAccount, amount_msat: int, offered_msat: int
+) -> tuple[DeclineReason | None, int]:
+    """Object to an invoice for a refund, and say what would be paid instead."""
+    free_msat = min(offered_msat, offerable_msat(world, account))
+    if amount_msat > free_msat:
+        return DeclineReason.AMOUNT, free_msat
+    cost, now_s = amount_msat + _fee_limit_msat(world, account, amount_msat), world.now.utc_s
+    purses = [("", world.settings.budgets, world.money.spending)]
+    if account.refund.was_asked and world.settings.buys:
+        purses.append(("half of ", _half(world.settings.budgets), _refunds(world)))
+    broken = [(of, broken_limit(budgets, spent, account.identity, cost, now_s)) for of, budgets, spent in purses]
+    limits = [of + limit for of, limit in broken if limit is not None]
+    if not limits:
+        return None, 0
+    who = account.identity.hex()[:8]
+    world.log(f"refund of {amount_msat} msat to {who} not paid: {limits[0]}", logging.WARNING)
+    room = min(room_msat(budgets, spent, account.identity, now_s) for _, budgets, spent in purses)
+    return DeclineReason.BUDGET, floor_to_sat_msat(world.settings.fee_limit.fits_msat(room))
+
+
+def _half(budgets: Budgets) -> Budgets:
+    total = budgets.total_msat // 2 if budgets.total_msat is not None else None
+    return replace(budgets, hour_msat=budgets.hour_msat // 2, day_msat=budgets.day_msat // 2, total_msat=total)
+
+
+def _refunds(world: World) -> Spending:
+    """Count what was paid back: of the last day by its payments, ever by the accounts."""
+    spent = Spending()
+    for one in world.money.payments.values():
+        if one.kind is PaymentKind.REFUND and one.state is not PaymentState.FAILED:
+            spent.add(one.identity, one.amount_msat + one.fee_msat, one.created_at_s)
+    sold = world.clients.values()
+    spent.total_msat = sum(one.refunded_msat + one.refund.promised_msat for one in sold)
+    return spent

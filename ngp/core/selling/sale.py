@@ -1,0 +1,66 @@
+"""Sale: a contract by which a neighbour buys from us."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ngp.core.contract import Contract, State
+from ngp.core.messages import Role
+from ngp.core.pricing import cost_units
+from ngp.core.values import UNITS_PER_MSAT
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a client was offered: for a new contract, or to renew a running one."""
+
+    data_limit_bytes: int
+    lifetime_s: int
+    price_msat_per_gib: int
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sale(Contract):
+    """A contract that we sell.
+
+    Attributes:
+        round: of the negotiation, from 1.
+        quoted_until_mono_s: how long a quote that nobody answered yet is honoured.
+        renewal_offer: a renewal that waits for its accept.
+        held: handles of the first packets, which wait for the client's answer.
+    """
+
+    role: ClassVar[Role] = Role.SERVER
+
+    state: State = State.QUOTED
+    round: int = 1
+    quoted_until_mono_s: float = 0.0
+    renewal_offer: Offer | None = None
+    held: list[int] = field(default_factory=list)
+
+    @property
+    def refused(self) -> bool:
+        """True while a refusal is remembered."""
+        return self.state in (State.REJECTED, State.LAPSED)
+
+    @property
+    def dearest_msat_per_gib(self) -> int:
+        """The highest price of a byte that may still be carried: the kernel, which knows one price, never asks less."""
+        prices = self.prices
+        if len(prices) == 1:
+            return prices[0][1]
+        return max(
+            price
+            for position, (_, price) in enumerate(prices)
+            if position + 1 == len(prices) or prices[position + 1][0] > self.used_bytes
+        )
+
+    @property
+    def rounding_units(self) -> int:
+        """By how much the charge is more than the bytes cost exactly, >= 0 and below 1 msat."""
+        return self.charged_msat * UNITS_PER_MSAT - cost_units(self.used_bytes, self.prices)
+
+    def crossed_price(self, before_bytes: int) -> bool:
+        """Say whether another price of the schedule holds for the next byte than did at a count before."""
+        return any(before_bytes < start <= self.used_bytes for start, _ in self.prices[1:])
