@@ -67,7 +67,7 @@ async def _open(host: str, size_bytes: int) -> str:
             writer.close()
             await writer.wait_closed()
     except (OSError, TimeoutError) as error:
-        return f"{host}: {came} of {size_bytes} bytes, then {error or type(error).__name__}"
+        return f"{host}: {came} of {size_bytes} bytes, then {str(error) or type(error).__name__}"
     return "" if came == size_bytes else f"{host}: {came} of {size_bytes} bytes"
 
 
