@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 
 from ngp.core.buying import metering
-from ngp.core.buying.account import Patience, ServerAccount
+from ngp.core.buying.account import Backoff, ServerAccount
 from ngp.core.effects import PayInvoice, Persist, TrackPayment
 from ngp.core.messages import Declined, DeclineReason, Paid
 from ngp.core.peers import Neighbour
@@ -80,9 +80,9 @@ def pending(world: World, identity: bytes) -> list[PaymentRecord]:
     return [one for one in records if one.state is PaymentState.PENDING and one.created_at_s > since_s]
 
 
-def patience_of(world: World, account: ServerAccount) -> Patience:
+def backoff_of(world: World, account: ServerAccount) -> Backoff:
     """Servers that we haven't sent anything by share theirs: invoices that can't be paid cost nothing, nor do keys."""
-    return account.patience if account.sent else world.buying.patience
+    return account.backoff if account.sent else world.buying.backoff
 
 
 def pay(
@@ -175,7 +175,7 @@ def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> 
 
 def _prepaid(world: World, server: ServerAccount, amount_msat: int) -> None:
     server.paid_msat += amount_msat
-    patience_of(world, server).failures = 0
+    backoff_of(world, server).failures = 0
     note_top_up(world, server, amount_msat, server.metered_msat)
     if server.balance_msat > 0:
         metering.paid_for(world, server.identity)
@@ -197,9 +197,9 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
     else:
         server = world.server(record.identity)
         server.why_not = f"the last payment failed: {why}"
-        patience = patience_of(world, server)
-        pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(patience.failures, 16))
-        patience.not_before_mono_s, patience.failures = world.now.monotonic_s + pause_s, patience.failures + 1
+        backoff = backoff_of(world, server)
+        pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(backoff.failures, 16))
+        backoff.not_before_mono_s, backoff.failures = world.now.monotonic_s + pause_s, backoff.failures + 1
     neighbour = world.peers.any_link(record.identity)
     if neighbour is not None:
         world.send(neighbour, Declined(record.payment_hash, DeclineReason.BUSY))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ngp.core.account import Account
 from ngp.core.budget import Spending
-from ngp.core.buying.account import Patience, ServerAccount
+from ngp.core.buying.account import Backoff, ServerAccount
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.coverage import Coverage
@@ -86,13 +86,13 @@ class BuyingMemory:
         bought: when a destination was last used, where renewal is off; by identity and prefix.
         declined: when a proposal was declined lately.
         ended: purchases that are over, for the statement that tells their last bytes.
-        patience: with invoices of all servers together that we haven't sent anything by.
+        backoff: with invoices of all servers together that we haven't sent anything by.
     """
 
     bought: dict[tuple[bytes, str], float] = field(default_factory=dict)
     declined: dict[tuple[bytes, Link, Prefix], float] = field(default_factory=dict)
     ended: dict[bytes, Purchase] = field(default_factory=dict)
-    patience: Patience = field(default_factory=Patience)
+    backoff: Backoff = field(default_factory=Backoff)
 
 
 @dataclass(slots=True, eq=False)

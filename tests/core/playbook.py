@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
 
-from stand_ins import PAYEES, Kernel, Ledger, Mint
+from stand_ins import PAYEES, Kernel, Ledger, PaymentNetwork
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
@@ -122,7 +122,7 @@ class Sim:
         self.now = 1000.0
         self.utc_ahead_s = 0
         self.loss, self.doubles, self.late_s, self.latency_s, self.proof = loss, doubles, late_s, latency_s, proof
-        self.mint = Mint(self.chance)
+        self.payments = PaymentNetwork(self.chance)
         self.pay_takes_s = 0.2
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._ids, self._handles = count(1 << 32), count(1)
@@ -176,7 +176,7 @@ class Sim:
         self.at(self.now + 20.0, greet)
 
     def _stream(self, node: Node) -> None:
-        for cursor, payment_hash, amount in self.mint.stream.get(node.name, [])[node.settled :]:
+        for cursor, payment_hash, amount in self.payments.stream.get(node.name, [])[node.settled :]:
             node.settled = cursor
             self.happen(node, ev.SettlementSeen(cursor, payment_hash, amount))
 
@@ -237,10 +237,10 @@ class Sim:
         adopted = Adopted(
             tuple(
                 AdoptedAccount(
-                    replace(purse.limit, credit_ends_in_s=purse.credit_until - self.now),
+                    replace(entry.limit, credit_ends_in_s=entry.credit_until - self.now),
                     kernel.account_reading(account, self.now),
                 )
-                for account, purse in kernel.purses.items()
+                for account, entry in kernel.accounts.items()
             ),
             tuple(
                 AdoptedContract(replace(slot.grant, expires_in_s=slot.expires_at - self.now), kernel.reading(slot))
@@ -283,27 +283,27 @@ class Sim:
             case fx.ForgetAccount():
                 node.kernel.forget(effect.account)
             case fx.CountAccount():
-                spent, which = node.kernel.purses[effect.account].spent, effect
+                spent, which = node.kernel.accounts[effect.account].spent, effect
                 self._when_settled(
                     node, lambda: ev.AccountCounted(which.account, spent, read(which.contracts), which.payment_hash)
                 )
             case fx.MakeInvoice():
-                payment_hash = self.mint.invoice(node.name, effect.amount_msat)
+                payment_hash = self.payments.invoice(node.name, effect.amount_msat)
                 made = ev.InvoiceMade(
                     effect.identity, effect.kind, payment_hash.hex(), payment_hash, effect.amount_msat, 600
                 )
                 self._soon(node, made, 0.01)
             case fx.CancelInvoice():
-                if self.mint.cancel(effect.payment_hash):
+                if self.payments.cancel(effect.payment_hash):
                     self._soon(node, ev.InvoiceCancelled(effect.payment_hash), 0.01)
             case fx.PayInvoice():
-                outcome = self.mint.pay(node.name, effect.payment_hash, effect.fee_limit_msat)
+                outcome = self.payments.pay(node.name, effect.payment_hash, effect.fee_limit_msat)
                 self._soon(node, ev.PaymentResult(outcome), self.pay_takes_s)
             case fx.RecallBills():
                 page = node.ledger.unacknowledged(effect.identity, effect.after, BILLS_A_PAGE)
                 self._soon(node, ev.BillsRecalled(effect.identity, *page))
             case fx.TrackPayment():
-                self._soon(node, ev.PaymentResult(self.mint.track(node.name, effect.payment_hash)), 0.05)
+                self._soon(node, ev.PaymentResult(self.payments.track(node.name, effect.payment_hash)), 0.05)
             case _:
                 pass
 
@@ -333,7 +333,8 @@ class Sim:
             return
         other, message_id, boot = self.peer(node), next(self._ids), node.boot
         their_boot = other.boot
-        decoded = self.mint.decode(message.bolt11) if isinstance(message, Invoice | Refund) and message.bolt11 else None
+        bolt11 = message.bolt11 if isinstance(message, Invoice | Refund) else ""
+        decoded = self.payments.decode(bolt11) if bolt11 else None
 
         def arrive() -> None:
             if other.boot != their_boot and not isinstance(message, Hello):

@@ -1,8 +1,8 @@
 """Stand-ins for what surrounds the core of a simulated node: its kernel, its ledger, and the payment network of both.
 
 The kernel follows the real one's rules (a packet passes if its contract has bytes left and its account has money left,
-the buyer's meter never refuses, each hint once for a limit); the ledger keeps the last record of each key; the mint
-moves money once for an invoice.
+the buyer's meter never refuses, each hint once for a limit). The ledger keeps the last record of each key. The payment
+network moves money once for an invoice.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Slot:
 
 
 @dataclass
-class Purse:
+class KernelAccount:
     """One account in the simulated kernel."""
 
     limit: AccountLimit
@@ -79,7 +79,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.slots: dict[bytes, Slot] = {}
-        self.purses: dict[bytes, Purse] = {}
+        self.accounts: dict[bytes, KernelAccount] = {}
         self.entries: dict[tuple[int, Role], dict[Prefix, Slot]] = {}
         self.neighbours: dict[int, KernelNeighbour] = {}
         self.hints: list[Hint] = []
@@ -87,15 +87,15 @@ class Kernel:
         self.last_of: dict[bytes, Reading | AccountReading] = {}
 
     def limit(self, limit: AccountLimit, now: float) -> None:
-        purse = self.purses.setdefault(limit.account, Purse(limit))
-        purse.limit, purse.credit_until = limit, now + limit.credit_ends_in_s
+        entry = self.accounts.setdefault(limit.account, KernelAccount(limit))
+        entry.limit, entry.credit_until = limit, now + limit.credit_ends_in_s
 
     def forget(self, account: bytes) -> None:
         assert not any(slot.grant.account == account for slot in self.slots.values()), "an account with contracts"
-        self.purses.pop(account, None)
+        self.accounts.pop(account, None)
 
     def grant(self, grant: Grant, now: float) -> None:
-        assert not grant.account or grant.account in self.purses, "a contract without its account"
+        assert not grant.account or grant.account in self.accounts, "a contract without its account"
         slot = self.slots.get(grant.contract)
         if slot is None:
             slot = Slot(grant, 0.0, grant.used_to_base_bytes, grant.used_from_base_bytes)
@@ -115,8 +115,8 @@ class Kernel:
         return Reading(slot.grant.contract, slot.used_to, slot.used_from, slot.mark == slot.grant.limit_bytes)
 
     def account_reading(self, account: bytes, now: float) -> AccountReading:
-        purse = self.purses[account]
-        return AccountReading(account, purse.spent, purse.mark == purse.most(now))
+        entry = self.accounts[account]
+        return AccountReading(account, entry.spent, entry.mark == entry.most(now))
 
     def find(self, neighbour: int, role: Role, address: str) -> Slot | None:
         where = ip_address(address)
@@ -146,7 +146,7 @@ class Kernel:
                 slot.mark = grant.limit_bytes
                 self.hints.append(Hint(HintKind.EXHAUSTED, grant.contract))
             return False
-        if grant.account and not self._spend(self.purses[grant.account], size * grant.price_msat_per_gib, now):
+        if grant.account and not self._spend(self.accounts[grant.account], size * grant.price_msat_per_gib, now):
             return False
         if towards:
             slot.used_to += size
@@ -157,16 +157,16 @@ class Kernel:
             self.hints.append(Hint(HintKind.LOW, grant.contract))
         return True
 
-    def _spend(self, purse: Purse, cost: int, now: float) -> bool:
-        if cost and purse.spent + cost > purse.most(now):
-            if purse.mark != purse.most(now):
-                purse.mark = purse.most(now)
-                self.hints.append(Hint(HintKind.ACCOUNT_EXHAUSTED, purse.limit.account))
+    def _spend(self, entry: KernelAccount, cost: int, now: float) -> bool:
+        if cost and entry.spent + cost > entry.most(now):
+            if entry.mark != entry.most(now):
+                entry.mark = entry.most(now)
+                self.hints.append(Hint(HintKind.ACCOUNT_EXHAUSTED, entry.limit.account))
             return False
-        before, low = purse.spent, purse.limit.low_water_units
-        purse.spent += cost
-        if low is not None and before < low <= purse.spent:
-            self.hints.append(Hint(HintKind.ACCOUNT_LOW, purse.limit.account))
+        before, low = entry.spent, entry.limit.low_water_units
+        entry.spent += cost
+        if low is not None and before < low <= entry.spent:
+            self.hints.append(Hint(HintKind.ACCOUNT_LOW, entry.limit.account))
         return True
 
     def changed(self) -> tuple[Reading, ...]:
@@ -177,7 +177,7 @@ class Kernel:
 
     def changed_accounts(self, now: float) -> tuple[AccountReading, ...]:
         """Read the accounts that changed since the last call."""
-        found = (self.account_reading(account, now) for account in self.purses)
+        found = (self.account_reading(account, now) for account in self.accounts)
         return tuple(reading for reading in found if self._is_news(reading.account, reading))
 
     def _is_news(self, key: bytes, reading: Reading | AccountReading) -> bool:
@@ -269,7 +269,7 @@ class Ledger:
         )
 
 
-class Mint:
+class PaymentNetwork:
     """The payment network that both nodes are on."""
 
     def __init__(self, chance: random.Random) -> None:

@@ -27,8 +27,8 @@ def test_a_wrong_bill_is_disputed_not_paid_on_and_settled_by_unblock() -> None:
     contract = sim.contracts(sim.client)[0].contract
     tell(sim, sim.client, Statement(0, 10_000, 0, (StatementLine(contract, 9_000_000, 0, 10_000),)))
     assert bought(sim).disputed
-    paid = sim.mint.invoice("gateway", 1000)
-    effects = tell(sim, sim.client, Invoice(paid.hex(), 1000), decoded=sim.mint.decode(paid.hex()))
+    paid = sim.payments.invoice("gateway", 1000)
+    effects = tell(sim, sim.client, Invoice(paid.hex(), 1000), decoded=sim.payments.decode(paid.hex()))
     assert not [e for e in effects if isinstance(e, fx.PayInvoice)]
     sim.happen(sim.client, ev.BlockNeighbour(sim.gateway.identity, False))
     assert not bought(sim).disputed

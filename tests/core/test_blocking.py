@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from playbook import Node, Sim, settings, states
+from scripted_neighbour import HELLO, ScriptedNeighbour, host
 from test_money import GRACE, HOSTS, OFTEN, actions, play
-from villain import HELLO, Villain, host
 
 from ngp.core import events as ev
 from ngp.core import forgetting
@@ -187,9 +187,9 @@ def test_the_kernel_knows_who_is_blocked_and_who_has_paid() -> None:
     assert known() == [(True, True)]
 
 
-def greet(sim: Sim, node: Node, number: int) -> Villain:
+def greet(sim: Sim, node: Node, number: int) -> ScriptedNeighbour:
     """Let the other node say hello from another link address."""
-    other = Villain(sim, node, sim.peer(node).identity, number.to_bytes(6, "big"))
+    other = ScriptedNeighbour(sim, node, sim.peer(node).identity, number.to_bytes(6, "big"))
     other.say(HELLO)
     return other
 
@@ -227,7 +227,7 @@ def test_an_unblock_holds_for_links_that_others_took_meanwhile() -> None:
     sim.flow(HOST, 100_000, 2.0)
     block(sim, sim.gateway)
     sim.now += forgetting.LINK_SILENCE_S + 1
-    Villain(sim, sim.gateway, b"N" * 32, sim.client.link[1]).say(HELLO)
+    ScriptedNeighbour(sim, sim.gateway, b"N" * 32, sim.client.link[1]).say(HELLO)
     assert sim.client.identity not in sim.gateway.world.peers.by_identity
     block(sim, sim.gateway, False)
     sim.crash(sim.gateway)
@@ -237,12 +237,12 @@ def test_an_unblock_holds_for_links_that_others_took_meanwhile() -> None:
 def test_of_a_stranger_that_was_blocked_nothing_is_left_but_that_and_after_an_unblock_nothing() -> None:
     sim = Sim()
     who = b"N" * 32
-    stranger = Villain(sim, sim.gateway, who, b"\2\0\0\0\0\7")
+    stranger = ScriptedNeighbour(sim, sim.gateway, who, b"\2\0\0\0\0\7")
     assert stranger.buy(host(1))
     stranger.tell(ev.BlockNeighbour(who, True))
     stranger.wait(601)  # an invoice was open
     sim.now += forgetting.LINK_SILENCE_S + 1
-    Villain(sim, sim.gateway, b"O" * 32, stranger.link[1]).say(HELLO)
+    ScriptedNeighbour(sim, sim.gateway, b"O" * 32, stranger.link[1]).say(HELLO)
     assert sim.gateway.ledger.blocked == {who}
     sim.happen(sim.gateway, ev.BlockNeighbour(who, False))
     assert not sim.gateway.ledger.blocked

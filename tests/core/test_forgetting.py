@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from playbook import Sim
-from villain import HELLO, Villain, host, messages
+from scripted_neighbour import HELLO, ScriptedNeighbour, host, messages
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
@@ -34,13 +34,13 @@ def test_made_up_keys_leave_no_more_than_there_is_room_for_and_newcomers_get_in(
     sim = paying_customer()
     gateway = sim.gateway
     for number in range(600):
-        villain = Villain(sim, gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
-        villain.carries = uses
-        contract = villain.buy(host(number))
+        attacker = ScriptedNeighbour(sim, gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
+        attacker.carries = uses
+        contract = attacker.buy(host(number))
         assert contract, "a newcomer gets in, whoever was there before"
         if uses:
-            villain.use(contract, uses)
-        villain.wait(30)
+            attacker.use(contract, uses)
+        attacker.wait(30)
     world, ledger = gateway.world, gateway.ledger
     an_hour = 3600 // 30
     most = 64 + 32 + an_hour + 2
@@ -58,12 +58,12 @@ def test_made_up_keys_leave_no_more_than_there_is_room_for_and_newcomers_get_in(
 def test_a_debt_that_weighs_on_the_interface_is_kept_though_there_is_no_room() -> None:
     sim = Sim()
     for number in range(200):
-        villain = Villain(sim, sim.gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
-        villain.carries = 100
-        contract = villain.buy(host(number))
+        attacker = ScriptedNeighbour(sim, sim.gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
+        attacker.carries = 100
+        contract = attacker.buy(host(number))
         if contract:
-            villain.use(contract, 100)
-        villain.wait(15)
+            attacker.use(contract, 100)
+        attacker.wait(15)
     credit = sim.gateway.world.credit
     assert len(credit.outstanding) == 200 and set(credit.outstanding.values()) == {205}  # 1 msat at 5 msat/kB
     assert credit.on_interface["eth1"] == 205 * 200
@@ -74,8 +74,8 @@ def test_one_identity_on_many_made_up_addresses_fills_nothing() -> None:
     sim = paying_customer()
     world = sim.gateway.world
     for number in range(200):
-        villain = Villain(sim, sim.gateway, sim.client.identity, number.to_bytes(6, "big"))
-        villain.buy(host(number))
+        attacker = ScriptedNeighbour(sim, sim.gateway, sim.client.identity, number.to_bytes(6, "big"))
+        attacker.buy(host(number))
     assert len(world.peers.by_identity[sim.client.identity]) == len(world.peers.neighbours) == forgetting.MOST_LINKS
     assert len(sim.gateway.ledger.neighbours) <= forgetting.MOST_LINKS
     assert world.clients[sim.client.identity].paid_msat > 0
@@ -83,10 +83,10 @@ def test_one_identity_on_many_made_up_addresses_fills_nothing() -> None:
 
 def test_a_link_whose_identity_left_while_its_contracts_ended_leaves_no_account() -> None:
     sim = Sim()
-    old = Villain(sim, sim.gateway, b"O" * 32)
+    old = ScriptedNeighbour(sim, sim.gateway, b"O" * 32)
     assert old.buy(host(1))
     sim.now += forgetting.LINK_SILENCE_S + 1
-    new = Villain(sim, sim.gateway, b"N" * 32)
+    new = ScriptedNeighbour(sim, sim.gateway, b"N" * 32)
     assert new.buy(host(2))
     new.wait(601)  # an invoice was open
     assert sim.gateway.world.clients.keys() | sim.gateway.world.servers.keys() <= {sim.client.identity, new.identity}
@@ -96,21 +96,24 @@ def test_a_link_whose_identity_left_while_its_contracts_ended_leaves_no_account(
 @pytest.mark.parametrize("keys", [1, 200])
 def test_invoices_that_cannot_be_paid_are_tried_seldom(keys: int) -> None:
     sim = Sim()
-    crowd = [Villain(sim, sim.client, number.to_bytes(32, "big"), number.to_bytes(6, "big")) for number in range(keys)]
+    crowd = [
+        ScriptedNeighbour(sim, sim.client, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
+        for number in range(keys)
+    ]
     tried, minutes = 0, 20
     for second in range(60 * minutes):
-        villain = crowd[second % keys]
+        attacker = crowd[second % keys]
         if second < keys or not second % 600:
-            villain.sell(host(second))
+            attacker.sell(host(second))
         sim.now += 1
-        villain.say(HELLO)
+        attacker.say(HELLO)
         bolt11 = DecodedInvoice(second.to_bytes(32, "big"), 1000, 600, "", "sandbox", "")
-        heard = ev.MessageReceived(villain.identity, villain.link, 1, Invoice("lnx", 1000), 1 << 33, 0, bolt11)
-        for effect in villain.tell(heard):
+        heard = ev.MessageReceived(attacker.identity, attacker.link, 1, Invoice("lnx", 1000), 1 << 33, 0, bolt11)
+        for effect in attacker.tell(heard):
             if isinstance(effect, fx.PayInvoice):
                 tried += 1
                 failed = PaymentOutcome(effect.payment_hash, PaymentStatus.FAILED, reason="no route")
-                assert messages(villain.tell(ev.PaymentResult(failed)), Declined)
+                assert messages(attacker.tell(ev.PaymentResult(failed)), Declined)
     assert 5 < tried <= minutes + 8
     payments = [one for one in sim.client.ledger.payments.values() if isinstance(one, PaymentRecord)]
     assert len(payments) == tried

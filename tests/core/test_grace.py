@@ -153,8 +153,8 @@ def test_grace_that_a_payer_does_not_use_goes_on_only_while_the_daemon_lives() -
         sim.flow(HOST, 20_000, 0.2)
     assert books.credit is not None  # low, and so lent already
     sim.flow(HOST, 100, 30)
-    purse = sim.gateway.kernel.purses[sim.client.identity]
-    assert sim.now < purse.credit_until <= sim.now + sim.gateway.settings.grace_time_s
+    entry = sim.gateway.kernel.accounts[sim.client.identity]
+    assert sim.now < entry.credit_until <= sim.now + sim.gateway.settings.grace_time_s
 
 
 def test_a_small_price_leaves_all_grace_to_many_contracts() -> None:

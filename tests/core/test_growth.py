@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from playbook import Sim, settings
-from villain import HELLO, Villain, host, messages
+from scripted_neighbour import HELLO, ScriptedNeighbour, host, messages
 
 from ngp import store
 from ngp.core import effects as fx
@@ -38,46 +38,48 @@ LINES_PER_CONTRACT = 2
 
 def test_accepting_and_cancelling_in_turn_ends_after_a_while() -> None:
     sim = Sim()
-    villain = Villain(sim, sim.gateway)
+    attacker = ScriptedNeighbour(sim, sim.gateway)
     ledger = sim.gateway.ledger
     opened = 0
     for number in range(3 * MOST_OF_STRANGER):
-        contract = villain.buy(host(number))
+        contract = attacker.buy(host(number))
         opened += contract is not None
         if contract is not None:
-            villain.say(Cancel(contract, "cancelled"))
+            attacker.say(Cancel(contract, "cancelled"))
     assert opened == MOST_OF_STRANGER
     assert len(ledger.contracts) == opened
     assert len(ledger.journal) == LINES_PER_CONTRACT * opened
-    effects = villain.say(Ask(ip_network(host(9999)), 0, 0))
+    effects = attacker.say(Ask(ip_network(host(9999)), 0, 0))
     assert [answer.reason for answer in messages(effects, Reject)] == [RejectReason.BUSY]
     assert not any(isinstance(effect, fx.Persist) for effect in effects)
     assert sim.gateway.world.counters["openings_refused"] > MOST_OF_STRANGER
-    villain.wait(3600)
-    assert sum(villain.buy(host(20_000 + number)) is not None for number in range(2000)) == FORGIVEN_AN_HOUR
+    attacker.wait(3600)
+    assert sum(attacker.buy(host(20_000 + number)) is not None for number in range(2000)) == FORGIVEN_AN_HOUR
 
 
 def test_the_operator_is_told_once_in_a_while() -> None:
     sim = Sim()
-    villain = Villain(sim, sim.gateway)
+    attacker = ScriptedNeighbour(sim, sim.gateway)
     told = 0
     for number in range(MOST_OF_STRANGER + 500):
-        effects = villain.say(Ask(ip_network(host(number)), 0, 0))
+        effects = attacker.say(Ask(ip_network(host(number)), 0, 0))
         for quote in messages(effects, Propose):
-            villain.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
-            villain.say(Cancel(quote.contract, "cancelled"))
+            attacker.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
+            attacker.say(Cancel(quote.contract, "cancelled"))
         told += sum(isinstance(effect, fx.Log) and "came to nothing" in effect.text for effect in effects)
     assert told == 1
 
 
 def test_quotes_saved_up_are_not_worth_more_than_what_may_be_opened() -> None:
     sim = Sim()
-    villain = Villain(sim, sim.gateway)
+    attacker = ScriptedNeighbour(sim, sim.gateway)
     quotes = [
-        quote for number in range(4000) for quote in messages(villain.say(Ask(ip_network(host(number)), 0, 0)), Propose)
+        quote
+        for number in range(4000)
+        for quote in messages(attacker.say(Ask(ip_network(host(number)), 0, 0)), Propose)
     ]
     assert len(quotes) > MOST_OF_STRANGER
-    answers = [villain.say(Accept(q.contract, q.price_msat_per_gib, q.data_limit_bytes)) for q in quotes]
+    answers = [attacker.say(Accept(q.contract, q.price_msat_per_gib, q.data_limit_bytes)) for q in quotes]
     refused = [answer for effects in answers for answer in messages(effects, Reject)]
     assert len(quotes) - len(refused) == MOST_OF_STRANGER == len(sim.gateway.ledger.contracts)
     assert {answer.reason for answer in refused} == {RejectReason.BUSY}
@@ -85,38 +87,38 @@ def test_quotes_saved_up_are_not_worth_more_than_what_may_be_opened() -> None:
 
 def test_proposing_and_cutting_in_turn_ends_after_a_while() -> None:
     sim = Sim()
-    villain = Villain(sim, sim.client)
+    attacker = ScriptedNeighbour(sim, sim.client)
     opened = 0
     for number in range(3 * MOST_OF_STRANGER):
-        contract = villain.sell(host(number))
+        contract = attacker.sell(host(number))
         opened += contract is not None
         if contract is not None:
-            villain.say(Cancel(contract, CloseReason.EXPIRED.value))
+            attacker.say(Cancel(contract, CloseReason.EXPIRED.value))
     assert opened == MOST_OF_STRANGER == len(sim.client.ledger.contracts)
     assert len(sim.client.ledger.journal) == LINES_PER_CONTRACT * opened
 
 
 def test_cutting_each_contract_after_our_first_packet_ends_after_a_while() -> None:
     sim = Sim()
-    villain = Villain(sim, sim.client)
-    villain.carries = 1000
+    attacker = ScriptedNeighbour(sim, sim.client)
+    attacker.carries = 1000
     opened = 0
     for _ in range(3 * MOST_OF_STRANGER):
-        contract = villain.sell("198.51.100.1/32")
+        contract = attacker.sell("198.51.100.1/32")
         if contract is not None:
             opened += 1
-            villain.use(contract, 1000)
-            villain.say(Cancel(contract, CloseReason.UNPAID.value))
+            attacker.use(contract, 1000)
+            attacker.say(Cancel(contract, CloseReason.UNPAID.value))
     assert opened == MOST_OF_STRANGER
 
 
 def test_what_a_server_sends_us_unasked_does_not_free_it() -> None:
     sim = Sim()
-    villain = Villain(sim, sim.client)
+    attacker = ScriptedNeighbour(sim, sim.client)
     for number in range(2 * MOST_OF_STRANGER):
-        contract = villain.sell(host(number))
+        contract = attacker.sell(host(number))
         if contract is not None:
-            villain.use(contract, 0, 70_000)
+            attacker.use(contract, 0, 70_000)
     assert len(sim.client.ledger.contracts) <= 2 * MOST_OF_STRANGER
 
 
@@ -127,12 +129,12 @@ def test_made_up_keys_and_addresses_share_one_bound_and_customers_have_their_own
     assert sim.gateway.world.client(sim.client.identity).paid_msat
     opened = 0
     for number in range(3 * MOST_OF_STRANGERS // 4):
-        villain = Villain(sim, sim.gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
+        attacker = ScriptedNeighbour(sim, sim.gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
         for turn in range(4):
-            contract = villain.buy(host(4 * number + turn))
+            contract = attacker.buy(host(4 * number + turn))
             opened += contract is not None
             if contract is not None:
-                villain.say(Cancel(contract, "cancelled"))
+                attacker.say(Cancel(contract, "cancelled"))
     assert opened == MOST_OF_STRANGERS
     before = len(sim.accepts)
     sim.up("198.51.100.2")
@@ -144,7 +146,7 @@ def test_made_up_keys_and_addresses_share_one_bound_and_customers_have_their_own
 def test_a_household_that_trades_opens_thousands_at_once(role: Role) -> None:
     sim = Sim()
     victim = sim.gateway if role is Role.SERVER else sim.client
-    household = Villain(sim, victim)  # not one, here
+    household = ScriptedNeighbour(sim, victim)  # an honest one, here
     trade = household.buy if role is Role.SERVER else household.sell
     of_role = victim.world.client if role is Role.SERVER else victim.world.server
     of_role(household.identity).paid_msat = 10**9
@@ -174,29 +176,29 @@ def test_what_nobody_uses_ends_after_an_hour(role: Role) -> None:
     month = settings(contract_time_s=30 * 86_400, sell_msat_per_gib=0, sell_min_msat_per_gib=0)
     sim = Sim(month, month)
     victim = sim.gateway if role is Role.SERVER else sim.client
-    villain = Villain(sim, victim)
-    trade = villain.buy if role is Role.SERVER else villain.sell
+    attacker = ScriptedNeighbour(sim, victim)
+    trade = attacker.buy if role is Role.SERVER else attacker.sell
     idle, used = trade(host(1)), trade(host(2))
     assert idle and used
-    villain.use(used, 1000)
-    villain.wait(UNUSED_S - 60)
+    attacker.use(used, 1000)
+    attacker.wait(UNUSED_S - 60)
     assert victim.world.contracts[idle].running
-    villain.wait(61)
+    attacker.wait(61)
     assert victim.ledger.contracts[idle].reason == CloseReason.EXPIRED
-    villain.carries = 1000
-    villain.wait(3700)
-    assert (used in victim.world.contracts) is (role is Role.SERVER)  # the villain's own contracts last an hour
+    attacker.carries = 1000
+    attacker.wait(3700)
+    assert (used in victim.world.contracts) is (role is Role.SERVER)  # the attacker's own contracts last an hour
 
 
 def test_idle_renewals_count_as_openings() -> None:
     sim = Sim(settings(contract_time_s=86_400))
-    villain = Villain(sim, sim.gateway)
-    contracts = [villain.buy(host(number)) for number in range(100)]
+    attacker = ScriptedNeighbour(sim, sim.gateway)
+    contracts = [attacker.buy(host(number)) for number in range(100)]
     for _ in range(40):
         for contract in filter(None, contracts):
-            for quote in messages(villain.say(Ask(ip_network(host(0)), 0, 0, contract)), Propose):
-                villain.say(Accept(contract, quote.price_msat_per_gib, quote.data_limit_bytes))
-        villain.sim.now += 4
+            for quote in messages(attacker.say(Ask(ip_network(host(0)), 0, 0, contract)), Propose):
+                attacker.say(Accept(contract, quote.price_msat_per_gib, quote.data_limit_bytes))
+        attacker.sim.now += 4
     assert len(sim.gateway.ledger.journal) <= MOST_OF_STRANGER + 100
 
 
@@ -217,36 +219,36 @@ TURNS = st.lists(
 def test_the_ledger_grows_by_no_more_than_the_bound(turns: Sequence[tuple[str, int]]) -> None:
     sim = Sim()
     victim = sim.gateway
-    villain, who, links, lives, began, hosts = Villain(sim, victim), 1, 1, 1, sim.now, count(1)
+    attacker, who, links, lives, began, hosts = ScriptedNeighbour(sim, victim), 1, 1, 1, sim.now, count(1)
     for act, many in turns:
-        running = [c for c in victim.world.contracts.values() if c.running and c.identity == villain.identity][:many]
+        running = [c for c in victim.world.contracts.values() if c.running and c.identity == attacker.identity][:many]
         if act in ("key", "link"):
             who += 1
             sim.now += 61 if act == "key" else 0
             links += act == "link"
-            address = who.to_bytes(6, "big") if act == "link" else villain.link[1]
-            villain = Villain(sim, victim, who.to_bytes(32, "big"), address)
+            address = who.to_bytes(6, "big") if act == "link" else attacker.link[1]
+            attacker = ScriptedNeighbour(sim, victim, who.to_bytes(32, "big"), address)
         elif act == "wait":
-            villain.wait(many)
+            attacker.wait(many)
         elif act == "restart":
             lives += 1
             sim.crash(victim)
-            villain.say(HELLO)
+            attacker.say(HELLO)
         elif act in ("buy", "sell"):
             for _ in range(2 * many):
-                (villain.buy if act == "buy" else villain.sell)(host(next(hosts)))
+                (attacker.buy if act == "buy" else attacker.sell)(host(next(hosts)))
         for contract in running:
             server = contract.role is Role.SERVER
             if act == "cancel" and server:
-                villain.say(Cancel(contract.id, "cancelled"))
+                attacker.say(Cancel(contract.id, "cancelled"))
             elif act == "cut" and not server:
-                villain.say(Cancel(contract.id, "exhausted"))
+                attacker.say(Cancel(contract.id, "exhausted"))
             elif act == "carry" and server:
                 lent = victim.world.client(contract.identity).credit is not None
-                villain.use(contract.id, 1000 if lent else 0)
+                attacker.use(contract.id, 1000 if lent else 0)
             elif act == "renew" and server:
-                for quote in messages(villain.say(Ask(contract.destination, 0, 0, contract.id)), Propose):
-                    villain.say(Accept(contract.id, quote.price_msat_per_gib, quote.data_limit_bytes))
+                for quote in messages(attacker.say(Ask(contract.destination, 0, 0, contract.id)), Propose):
+                    attacker.say(Accept(contract.id, quote.price_msat_per_gib, quote.data_limit_bytes))
     assert not any(account.paid_msat for account in victim.world.accounts)
     hours = (sim.now - began) / 3600
     most = lives * (min(links * MOST_OF_STRANGER, MOST_OF_STRANGERS) + hours * FORGIVEN_AN_HOUR)
@@ -278,19 +280,19 @@ def test_the_file_stays_below_what_the_architecture_says(tmp_path: Path) -> None
     ledger = store.at(tmp_path).open()
     sim = Sim()
     sim.gateway.ledger = shelf = Shelf(ledger, tmp_path)  # type: ignore[assignment]
-    crowd = [Villain(sim, sim.gateway, bytes([who]) * 32, bytes([who]) * 6) for who in range(6)]
+    crowd = [ScriptedNeighbour(sim, sim.gateway, bytes([who]) * 32, bytes([who]) * 6) for who in range(6)]
     hosts, largest = count(1), 0
     for _ in range(5):
-        for villain in crowd:
+        for attacker in crowd:
             for _ in range(MOST_OF_STRANGER + 100):
-                bought, sold = villain.buy(host(next(hosts))), villain.sell(host(next(hosts)))
+                bought, sold = attacker.buy(host(next(hosts))), attacker.sell(host(next(hosts)))
                 if bought:
-                    villain.say(Cancel(bought, "cancelled"))
+                    attacker.say(Cancel(bought, "cancelled"))
                 if sold:
-                    villain.say(Cancel(sold, "exhausted"))
+                    attacker.say(Cancel(sold, "exhausted"))
             largest = max(largest, shelf.write())
-        for villain in crowd:
-            villain.wait(3600 / len(crowd))
+        for attacker in crowd:
+            attacker.wait(3600 / len(crowd))
         while ledger.prune(sim.clock().utc_s):
             pass
     assert len(ledger.contracts(include_closed=True)) > FORGIVEN_AN_HOUR
@@ -314,10 +316,10 @@ def test_the_count_stays_within_its_most_and_empties_by_itself(turns: Sequence[t
 
 def test_a_refused_opening_is_told_by_state_and_kernel() -> None:
     sim = Sim()
-    villain = Villain(sim, sim.gateway)
-    (quote,) = messages(villain.say(Ask(ip_network(host(1)), 0, 0)), Propose)
-    pools = pools_of(Role.SERVER, villain.identity, villain.link, trades=False)
+    attacker = ScriptedNeighbour(sim, sim.gateway)
+    (quote,) = messages(attacker.say(Ask(ip_network(host(1)), 0, 0)), Propose)
+    pools = pools_of(Role.SERVER, attacker.identity, attacker.link, trades=False)
     sim.gateway.world.openings.count(pools[:1], sim.now, MOST_OF_STRANGER)
-    effects = villain.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
+    effects = attacker.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
     assert sim.gateway.world.contracts[quote.contract].state is State.REJECTED
     assert [effect.grant.blocked for effect in effects if isinstance(effect, fx.GrantContract)] == [True]

@@ -99,11 +99,11 @@ def test_no_message_raises_and_all_ends(data: st.DataObject, never: bool) -> Non
     sim = Sim(both, both)
     sim.up("198.51.100.1")
     sim.run(0.1)
-    victim, villain = sim.gateway, sim.client
+    victim, attacker = sim.gateway, sim.client
     for _ in range(data.draw(st.integers(1, 40))):
         known = tuple(victim.world.contracts)
         message = data.draw(messages(known))
-        heard = ev.MessageReceived(villain.identity, villain.link, 1, message, 1 << 33, 0, decoded(data, message))
+        heard = ev.MessageReceived(attacker.identity, attacker.link, 1, message, 1 << 33, 0, decoded(data, message))
         sim.carry_out(victim, victim.gatekeeper.step(heard, sim.clock()))
         if data.draw(st.booleans()):
             sim.up(data.draw(st.sampled_from(("198.51.100.1", "198.51.100.77", "203.0.113.5"))))

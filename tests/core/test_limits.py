@@ -39,7 +39,7 @@ def test_open_contracts_share_all_money_but_a_msat_each() -> None:
     assert account(sim).priced == 11
     assert -11 * UNITS_PER_MSAT <= spare_units(sim) <= 0
     sim.run(3700)
-    assert not sim.gateway.kernel.slots and not sim.gateway.kernel.purses
+    assert not sim.gateway.kernel.slots and not sim.gateway.kernel.accounts
     sim.up(HOST)
     sim.run(1)
     assert -1 * UNITS_PER_MSAT <= spare_units(sim) <= 0
@@ -84,7 +84,7 @@ def test_a_refund_takes_what_is_left_when_the_kernel_has_stopped_spending_it() -
     assert max(seen) <= 0 and spare_units(sim) <= 0
     sim.run(5)
     assert books.refund.promised_msat == 0
-    paid = sum(sim.mint.sent.get("gateway", {}).values())
+    paid = sum(sim.payments.sent.get("gateway", {}).values())
     assert books.refunded_msat == paid and books.balance_msat >= -256 * 5 - len(sim.gateway.world.contracts)
 
 
@@ -95,13 +95,13 @@ def test_a_refund_of_money_that_was_carried_meanwhile_names_what_is_left() -> No
     books = account(sim)
     offered = books.refund.offered_msat
     slot = next(slot for slot in sim.gateway.kernel.slots.values() if str(slot.grant.destination) == f"{HOST}/32")
-    bolt11 = sim.mint.invoice("client", offered).hex()
+    bolt11 = sim.payments.invoice("client", offered).hex()
     heard = ev.MessageReceived(
         *(sim.client.identity, sim.client.link, sim.client.boot, Refund(offered, bolt11), 7 << 32),
-        decoded=sim.mint.decode(bolt11),
+        decoded=sim.payments.decode(bolt11),
     )
     slot.used_from += 1 << 20  # carried, and not read yet
-    sim.gateway.kernel.purses[sim.client.identity].spent += PRICE << 20
+    sim.gateway.kernel.accounts[sim.client.identity].spent += PRICE << 20
     sim.happen(sim.gateway, heard)
     sim.run(1)
     assert not books.refund.promised_msat and not any(isinstance(one, fx.PayInvoice) for one in sim.gateway.log)
@@ -111,8 +111,8 @@ def test_a_refund_of_money_that_was_carried_meanwhile_names_what_is_left() -> No
 def test_an_account_that_is_exhausted_though_there_is_money_is_counted_anew() -> None:
     sim = prepaid()
     sim.silenced = {Invoice}
-    purse = sim.gateway.kernel.purses[sim.client.identity]
-    purse.spent += 90_000 * UNITS_PER_MSAT  # as if it had been reckoned with too much care
+    entry = sim.gateway.kernel.accounts[sim.client.identity]
+    entry.spent += 90_000 * UNITS_PER_MSAT  # as if it had been reckoned with too much care
     before = sim.passed
     sim.flow(HOST, 100_000, 25)
     assert sim.passed - before >= 0.99 * 100_000 * 25

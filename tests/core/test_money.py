@@ -47,8 +47,8 @@ def due(node: Node, contract: bytes, used_bytes: int) -> int:
 def spare_units(sim: Sim) -> int:
     """Return by how much more than the client's money the kernel would let through, credit aside."""
     gateway = sim.gateway
-    purse = gateway.kernel.purses.get(sim.client.identity)
-    if purse is None:
+    entry = gateway.kernel.accounts.get(sim.client.identity)
+    if entry is None:
         return 0
     ours = gateway.world.clients[sim.client.identity]
     unread = sum(
@@ -57,7 +57,7 @@ def spare_units(sim: Sim) -> int:
         if (contract := gateway.world.contracts.get(slot.grant.contract)) and contract.role is Role.SERVER
     )
     money_msat = ours.balance_msat - ours.refund.promised_msat - unread
-    return purse.limit.limit_units - purse.spent - money_msat * UNITS_PER_MSAT
+    return entry.limit.limit_units - entry.spent - money_msat * UNITS_PER_MSAT
 
 
 def check(sim: Sim) -> None:
@@ -68,7 +68,7 @@ def check(sim: Sim) -> None:
     if ours is not None:
         settled = [p for p in gateway.world.money.invoices.values() if p.state is PaymentState.SETTLED]
         assert ours.paid_msat == sum(p.amount_msat for p in settled)
-        assert ours.paid_msat <= sum(sim.mint.paid.values())
+        assert ours.paid_msat <= sum(sim.payments.paid.values())
         assert ours.paid_msat == ours.charged_msat + ours.refunded_msat + ours.balance_msat
         assert ours.unsaved_msat >= 0 and ours.priced >= 0 and 0 <= ours.grace_left_bytes(GRACE) <= GRACE
         outstanding = sum(gateway.world.credit.outstanding.values())
@@ -88,7 +88,7 @@ def finish(sim: Sim) -> None:
     """Let all come to rest, then compare both sides and the payment network."""
     sim.loss = sim.late_s = sim.doubles = 0.0
     sim.gateway.crash_after = sim.client.crash_after = -1
-    sim.mint.outcomes.clear()
+    sim.payments.outcomes.clear()
     sim.run(200)
     check(sim)
     gateway, client = sim.gateway, sim.client
@@ -96,7 +96,7 @@ def finish(sim: Sim) -> None:
     assert not gateway.world.contracts and not client.world.contracts
     assert not gateway.kernel.slots and not client.kernel.slots
     ours = gateway.world.clients.get(client.identity)
-    sent = sum(sim.mint.sent.get("client", {}).values())
+    sent = sum(sim.payments.sent.get("client", {}).values())
     if ours is None or ours.empty:
         assert not sent
         return
@@ -105,7 +105,7 @@ def finish(sim: Sim) -> None:
     closed = gateway.ledger.contracts.values()
     assert ours.charged_msat == sum(c.charged_msat for c in closed)
     assert ours.running == theirs.running == ours.priced == ours.reserved_msat == ours.kernel.counting == 0
-    assert not ours.unpaid and not gateway.kernel.purses
+    assert not ours.unpaid and not gateway.kernel.accounts
     for contract in closed:
         assert contract.used_to_bytes + contract.used_from_bytes == gateway.kernel.passed.get(contract.contract, 0)
         assert contract.charged_msat == amount_due_msat(
@@ -127,7 +127,7 @@ def play(sim: Sim, plan: list[tuple[object, ...]]) -> None:
             for proof in proofs[: details[0]]:  # type: ignore[misc]
                 message = ev.MessageReceived(sim.client.identity, sim.client.link, 1, proof, 1 << 33)
                 sim.happen(sim.gateway, message)
-            for cursor, payment_hash, amount in sim.mint.stream.get("gateway", []):
+            for cursor, payment_hash, amount in sim.payments.stream.get("gateway", []):
                 sim.happen(sim.gateway, ev.SettlementSeen(cursor, payment_hash, amount))
         else:
             host, size, times = details
@@ -151,7 +151,7 @@ def test_money_is_conserved(plan: list[tuple[object, ...]], pays: list[PaymentSt
     }
     troubles = {"loss": 0.1, "doubles": 0.1, "late_s": 0.5} if rough else {}
     sim = Sim(settings(**small), settings(sells=False, **small), seed, **troubles)  # type: ignore[arg-type]
-    sim.mint.outcomes = list(pays)
+    sim.payments.outcomes = list(pays)
     play(sim, plan)
     finish(sim)
 
@@ -161,7 +161,7 @@ def test_money_is_conserved(plan: list[tuple[object, ...]], pays: list[PaymentSt
 def test_who_does_not_pay_costs_the_grace_once(plan: list[tuple[object, ...]], seed: int) -> None:
     small = {"contract_data_bytes": 200_000, "contract_time_s": 40, "grace_data_bytes": GRACE}
     sim = Sim(settings(**small), settings(sells=False, **small), seed)
-    sim.mint.outcomes = [PaymentStatus.FAILED] * 1000
+    sim.payments.outcomes = [PaymentStatus.FAILED] * 1000
     play(sim, plan)
     assert sim.passed <= GRACE
     assert not any(isinstance(effect, fx.ProveSettlement) for effect in sim.gateway.log)

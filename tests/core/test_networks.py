@@ -22,9 +22,9 @@ CHAINS = ("mainnet", "testnet", "testnet4", "signet", "regtest", "simnet", "sand
 )  # fmt: skip
 def test_contracts_on_one_chain_are_paid_whatever_the_chain_is_called(gateway: str, client: str, invoices: str) -> None:
     sim = Sim(gateway_network=gateway, client_network=client)
-    sim.mint.invoices_network = invoices
+    sim.payments.invoices_network = invoices
     sim.flow(HOST, 100_000, 2)
-    assert sim.mint.paid and sim.passed > 150_000
+    assert sim.payments.paid and sim.passed > 150_000
     assert not [one for one in sim.gateway.log if isinstance(one, fx.Log) and "network" in one.text]
 
 
@@ -40,9 +40,9 @@ def test_two_chains_are_two(gateway: str, client: str) -> None:
 
 def test_testnet_and_testnet4_do_not_trade_though_their_invoices_look_alike() -> None:
     sim = Sim(gateway_network="testnet4", client_network="testnet")
-    sim.mint.invoices_network = "testnet"
+    sim.payments.invoices_network = "testnet"
     sim.flow(HOST, 100_000, 2)
-    assert sim.passed == 0 and not sim.mint.paid
+    assert sim.passed == 0 and not sim.payments.paid
     for node, theirs, ours in ((sim.gateway, "testnet", "testnet4"), (sim.client, "testnet4", "testnet")):
         said = f"it pays on network {theirs!r}, we on {ours!r}"
         assert [one for one in node.log if isinstance(one, fx.Log) and said in one.text], node.name

@@ -131,15 +131,15 @@ def test_what_the_client_cannot_send_is_not_tried_and_asked_smaller() -> None:
     see(sim, end(30), gateway_too=False)
     sim.flow(HOST, 10_000, 3)
     tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
-    assert [sim.mint.invoices[effect.payment_hash][1] for effect in tried][:1] == [30_000]
-    assert not any(sim.mint.invoices[effect.payment_hash][1] > 30_000 for effect in tried)
+    assert [sim.payments.invoices[effect.payment_hash][1] for effect in tried][:1] == [30_000]
+    assert not any(sim.payments.invoices[effect.payment_hash][1] > 30_000 for effect in tried)
 
 
 def test_on_a_way_through_others_there_is_room_for_the_fee() -> None:
     sim = Sim()
     sim.happen(sim.client, ev.ChannelsSeen((channel(end(51), peer=OTHER),)))
     sim.flow(HOST, 10_000, 3)
-    assert set(sim.mint.sent["client"].values()) == {50_000}
+    assert set(sim.payments.sent["client"].values()) == {50_000}
 
 
 def test_a_client_with_nothing_to_send_says_why_and_pays_when_it_has_something() -> None:

@@ -50,7 +50,7 @@ def offer(sim: Sim) -> None:
 def say(sim: Sim, message: Message) -> list[object]:
     """Let the client's key say something to the gateway; return what it answers."""
     invoice = getattr(message, "bolt11", "")
-    decoded = sim.mint.decode(invoice) if invoice else None
+    decoded = sim.payments.decode(invoice) if invoice else None
     told = ev.MessageReceived(sim.client.identity, sim.client.link, sim.client.boot, message, 9 << 32, 0, decoded)
     effects = sim.gateway.gatekeeper.step(told, sim.clock())
     sim.carry_out(sim.gateway, [effect for effect in effects if not isinstance(effect, fx.Send)])
@@ -144,15 +144,15 @@ def test_more_than_was_offered_is_not_paid_and_the_rest_is_named() -> None:
     sim = prepaid()
     (offered,) = say(sim, Refund(0))
     assert isinstance(offered, Refund)
-    greedy = sim.mint.invoice("client", offered.amount_msat + SAT_MSAT)
+    greedy = sim.payments.invoice("client", offered.amount_msat + SAT_MSAT)
     assert say(sim, Refund(offered.amount_msat + SAT_MSAT, greedy.hex())) == [
         Declined(greedy, DeclineReason.AMOUNT, offered.amount_msat)
     ]
-    foreign = sim.mint.invoice("mallory", offered.amount_msat)
+    foreign = sim.payments.invoice("mallory", offered.amount_msat)
     assert say(sim, Refund(offered.amount_msat, foreign.hex())) == []
-    assert not sim.mint.sent.get("gateway") and sim.gateway.world.counters["invoice_foreign_payee"] == 1
+    assert not sim.payments.sent.get("gateway") and sim.gateway.world.counters["invoice_foreign_payee"] == 1
     for _ in range(3):  # one after the other, before the first has ended
-        again = sim.mint.invoice("client", offered.amount_msat)
+        again = sim.payments.invoice("client", offered.amount_msat)
         say(sim, Refund(offered.amount_msat, again.hex()))
     sim.run(2)
     assert refunds(sim.gateway) == [offered.amount_msat]
@@ -184,7 +184,7 @@ def test_an_asked_refund_costs_no_more_than_was_earned() -> None:
 
 def pay_in(sim: Sim, amount_msat: int) -> None:
     """Let the client pay much more than it uses: BOLT 4 permits twice an invoice's amount, and LND takes any."""
-    made = sim.mint.invoice("gateway", 1000)
+    made = sim.payments.invoice("gateway", 1000)
     sim.happen(sim.gateway, ev.InvoiceMade(sim.client.identity, PaymentKind.TOP_UP, made.hex(), made, 1000, 600))
     sim.happen(sim.gateway, ev.SettlementSeen(sim.gateway.world.money.cursor + 1, made, amount_msat))
 
@@ -193,13 +193,13 @@ def pay_in(sim: Sim, amount_msat: int) -> None:
 def test_asked_refunds_cost_together_no_more_than_was_earned(restarted: bool) -> None:
     """Who pays in and asks back by ways through its own nodes would else earn their fees each hour."""
     sim = prepaid(replace(GENEROUS, fee_limit=FeeLimit(0, 200)))
-    sim.mint.fee_msat = 150
+    sim.payments.fee_msat = 150
     earned_msat = account(sim).charged_msat = 400
     fees = []
     for _ in range(5):
         pay_in(sim, 50_000)
         offered = [one for one in say(sim, Refund(0)) if isinstance(one, Refund)]
-        made = sim.mint.invoice("client", offered[0].amount_msat)
+        made = sim.payments.invoice("client", offered[0].amount_msat)
         say(sim, Refund(offered[0].amount_msat, made.hex()))
         sim.run(1)
         fees = [one.fee_msat for one in sim.gateway.ledger.payments.values() if one.state is PaymentState.SUCCEEDED]
@@ -259,7 +259,7 @@ def test_offers_in_a_loop_make_few_invoices() -> None:
 
 def test_a_refund_that_fails_may_be_asked_for_again_and_withdraws_the_invoice() -> None:
     sim = prepaid()
-    sim.mint.outcomes = [PaymentStatus.FAILED]
+    sim.payments.outcomes = [PaymentStatus.FAILED]
     ask(sim)
     assert not refunds(sim.gateway) and account(sim).refund.promised_msat == 0
     assert not bought(sim).invoice.payment_hash
@@ -272,9 +272,9 @@ def settle_down(sim: Sim) -> None:
     """Let all come to rest, and compare what both daemons have with what was really given back."""
     sim.loss = sim.late_s = sim.doubles = 0.0
     sim.gateway.crash_after = sim.client.crash_after = -1
-    sim.mint.outcomes.clear()
+    sim.payments.outcomes.clear()
     sim.run(700)
-    given_back = sim.mint.sent.get("gateway", {})
+    given_back = sim.payments.sent.get("gateway", {})
     ours = sim.gateway.world.clients.get(sim.client.identity)
     if ours is None:
         assert not given_back
@@ -294,7 +294,7 @@ def test_a_death_at_any_step_of_a_refund_gives_nothing_twice_and_loses_nothing(w
     for step in range(14):
         sim = prepaid()
         free_msat = account(sim).balance_msat // SAT_MSAT * SAT_MSAT
-        sim.mint.outcomes = [fate]
+        sim.payments.outcomes = [fate]
         (sim.gateway if whose == "gateway" else sim.client).crash_after = step
         sim.happen(sim.client, ev.AskRefund(sim.gateway.identity))
         sim.run(0.5)
@@ -327,7 +327,7 @@ def test_what_is_given_back_is_given_once(
     troubles = {"loss": 0.1, "doubles": 0.1, "late_s": 0.3} if rough else {}
     sim = Sim(GENEROUS, settings(sells=False, contract_time_s=5), seed, **troubles)  # type: ignore[arg-type]
     sim.flow(HOST, 50_000, 2)
-    sim.mint.outcomes = list(pays)
+    sim.payments.outcomes = list(pays)
     for action, *details in plan:
         if action == "flow":
             sim.flow(HOST, 50_000, float(details[0]))  # type: ignore[arg-type]
@@ -340,16 +340,16 @@ def test_what_is_given_back_is_given_once(
             elif action == "offer":
                 sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
             sim.run(details[0])  # type: ignore[arg-type]
-        given_back = sum(sim.mint.sent.get("gateway", {}).values())
-        assert given_back <= sum(sim.mint.sent.get("client", {}).values())
+        given_back = sum(sim.payments.sent.get("gateway", {}).values())
+        assert given_back <= sum(sim.payments.sent.get("client", {}).values())
     settle_down(sim)
 
 
 def test_refund_pays_what_is_free_and_nothing_unasked() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2)
-    stolen = sim.mint.invoice("client", 50_000)
-    tell(sim, sim.gateway, Refund(50_000, stolen.hex()), decoded=sim.mint.decode(stolen.hex()))
+    stolen = sim.payments.invoice("client", 50_000)
+    tell(sim, sim.gateway, Refund(50_000, stolen.hex()), decoded=sim.payments.decode(stolen.hex()))
     assert not sim.gateway.world.money.payments
     sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
     sim.run(2)
@@ -382,20 +382,20 @@ def test_a_refund_that_fails_is_offered_again_and_makes_no_payment_wait() -> Non
     for _ in range(2):
         sim.gateway.gatekeeper.step(ev.RefundNeighbour(sim.client.identity), sim.clock())
         offered = account(sim).refund.offered_msat
-        bolt11 = sim.mint.invoice("client", offered)
+        bolt11 = sim.payments.invoice("client", offered)
         refund = ev.MessageReceived(
             *(sim.client.identity, sim.client.link, sim.client.boot, Refund(offered, bolt11.hex()), 7 << 32),
-            decoded=sim.mint.decode(bolt11.hex()),
+            decoded=sim.payments.decode(bolt11.hex()),
         )
         sim.gateway.gatekeeper.step(refund, sim.clock())
         assert account(sim).refund.promised_msat == offered > 0
-        spent = sim.gateway.kernel.purses[sim.client.identity].spent
+        spent = sim.gateway.kernel.accounts[sim.client.identity].spent
         sim.gateway.gatekeeper.step(ev.AccountCounted(sim.client.identity, spent, (), bolt11), sim.clock())
         failed = PaymentOutcome(bolt11, PaymentStatus.FAILED, reason="no route")
         sim.happen(sim.gateway, ev.PaymentResult(failed))
         assert account(sim).refund.promised_msat == 0
     assert sim.client.identity not in sim.gateway.world.servers
-    assert sim.gateway.world.buying.patience.failures == 0
+    assert sim.gateway.world.buying.backoff.failures == 0
 
 
 def test_the_operator_is_told_why_no_refund_can_be_offered() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from playbook import Sim, account, bought, states
-from villain import Villain
+from scripted_neighbour import ScriptedNeighbour
 
 from ngp.core import effects as fx
 from ngp.core.messages import Role
@@ -66,7 +66,7 @@ def test_a_restart_writes_only_what_the_kernel_does_not_have() -> None:
 def test_links_that_are_old_leave_the_ledger_and_the_money_behind_them_stays() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2)
-    stranger = Villain(sim, sim.gateway, b"N" * 32)
+    stranger = ScriptedNeighbour(sim, sim.gateway, b"N" * 32)
     assert stranger.buy("203.0.113.9/32")
     sim.run(4000)
     stranger.wait(4000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from playbook import Sim, settings
-from villain import Villain, messages
+from scripted_neighbour import ScriptedNeighbour, messages
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
@@ -22,7 +22,7 @@ def client_account(sim: Sim) -> ClientAccount:
 
 
 def invoice_by_hand(sim: Sim, amount_msat: int) -> bytes:
-    made = sim.mint.invoice("gateway", amount_msat)
+    made = sim.payments.invoice("gateway", amount_msat)
     sim.happen(sim.gateway, ev.InvoiceMade(sim.client.identity, PaymentKind.TOP_UP, made.hex(), made, amount_msat, 600))
     return made
 
@@ -30,7 +30,7 @@ def invoice_by_hand(sim: Sim, amount_msat: int) -> bytes:
 def test_a_payment_above_its_invoice_counts_whole_also_when_the_proof_came_first() -> None:
     sim = Sim(client=settings(buys=False))
     made = invoice_by_hand(sim, 50_000)
-    proof = Paid(made, sim.mint.preimages[made])
+    proof = Paid(made, sim.payments.preimages[made])
     sim.happen(sim.gateway, ev.MessageReceived(sim.client.identity, sim.client.link, 1, proof, 7 << 32))
     assert client_account(sim).paid_msat == 50_000
     for _ in range(2):
@@ -60,7 +60,7 @@ def test_the_cursor_alone_never_waits_for_the_disk() -> None:
 def test_what_a_node_took_before_it_was_away_for_days_is_credited_when_it_is_back(restarted: bool) -> None:
     sim = Sim(client=settings(buys=False))
     made = invoice_by_hand(sim, 50_000)
-    sim.mint.away = True
+    sim.payments.away = True
     sim.run(1.1 * DAY_S)
     if restarted:
         sim.crash(sim.gateway)
@@ -82,10 +82,10 @@ def test_a_node_that_counts_anew_is_followed_from_there() -> None:
 def test_an_invoice_is_forgotten_once_the_node_takes_no_money_for_it() -> None:
     sim = Sim(client=settings(buys=False))
     made = invoice_by_hand(sim, 50_000)
-    sim.mint.away = True
+    sim.payments.away = True
     sim.run(3600)
     assert sim.gateway.ledger.payments[Direction.IN, made].state is PaymentState.OPEN
-    sim.mint.away = False
+    sim.payments.away = False
     sim.run(120)
     assert sim.gateway.ledger.payments[Direction.IN, made].state is PaymentState.CANCELLED
     sim.run(DAY_S)
@@ -95,7 +95,7 @@ def test_an_invoice_is_forgotten_once_the_node_takes_no_money_for_it() -> None:
 def pending_payment() -> tuple[Sim, bytes, PaymentOutcome]:
     """Let the client pay; return the payment's hash, while it is pending, and the answer of a node that knows none."""
     sim = Sim(client=settings(sells=False))
-    sim.mint.outcomes = [PaymentStatus.PENDING]
+    sim.payments.outcomes = [PaymentStatus.PENDING]
     sim.up(HOST, 100)
     while not sim.client.world.money.payments:
         sim.run(0.1)
@@ -109,7 +109,7 @@ def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -
     sim, made, unheard = pending_payment()
     sim.happen(sim.client, ev.PaymentResult(unheard))
     assert sim.client.world.money.payments[made].state is PaymentState.PENDING
-    sim.mint.unknown[made] = PaymentStatus.SUCCEEDED
+    sim.payments.unknown[made] = PaymentStatus.SUCCEEDED
     sim.run(10)
     assert sim.client.world.money.payments[made].state is PaymentState.SUCCEEDED
     assert [one for one in sim.client.log if isinstance(one, fx.TrackPayment)]
@@ -132,7 +132,7 @@ def test_not_heard_of_counts_twice_in_a_row_only() -> None:
     for outcome in (unheard, PaymentOutcome(made, PaymentStatus.PENDING), unheard):
         sim.happen(sim.client, ev.PaymentResult(outcome))
     assert sim.client.world.money.payments[made].state is PaymentState.PENDING
-    done = PaymentOutcome(made, PaymentStatus.SUCCEEDED, sim.mint.preimages[made])
+    done = PaymentOutcome(made, PaymentStatus.SUCCEEDED, sim.payments.preimages[made])
     sim.happen(sim.client, ev.PaymentResult(done))
     assert not sim.client.world.money.unheard_of
 
@@ -149,20 +149,20 @@ def test_a_payment_to_one_neighbour_is_not_proven_to_another() -> None:
     sim = Sim(client=settings(sells=False))
     sim.flow(HOST, 50_000, 3)
     made = next(one for one in sim.client.world.money.payments.values() if one.state is PaymentState.SUCCEEDED)
-    villain = Villain(sim, sim.client)
-    decoded = sim.mint.decode(made.bolt11)
+    attacker = ScriptedNeighbour(sim, sim.client)
+    decoded = sim.payments.decode(made.bolt11)
     assert decoded is not None
     told = ev.MessageReceived(
-        villain.identity, villain.link, 1, Invoice(made.bolt11, made.amount_msat), 9 << 32, 0, decoded
+        attacker.identity, attacker.link, 1, Invoice(made.bolt11, made.amount_msat), 9 << 32, 0, decoded
     )
-    assert messages(villain.tell(told), Declined) and not messages(villain.tell(told), Paid)
+    assert messages(attacker.tell(told), Declined) and not messages(attacker.tell(told), Paid)
 
 
 def test_no_other_invoice_is_made_while_the_node_may_still_take_money_for_the_last() -> None:
     sim = Sim(client=settings(sells=False))
     sim.flow(HOST, 100_000, 2)
     sim.silenced.add(Invoice)
-    sim.mint.away = True
+    sim.payments.away = True
 
     def unpaid() -> set[bytes]:
         invoices = sim.gateway.world.money.invoices.items()
@@ -178,6 +178,6 @@ def test_no_other_invoice_is_made_while_the_node_may_still_take_money_for_the_la
     for _ in range(15):
         sim.flow(HOST, 1000, 10)
     assert unpaid() == first == withdrawn()
-    sim.mint.away = False
+    sim.payments.away = False
     sim.flow(HOST, 1000, 20)
     assert len(unpaid()) == 2 and not withdrawn()

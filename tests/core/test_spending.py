@@ -16,15 +16,15 @@ HOST = "198.51.100.1"
 
 def test_money_talk_opens_no_account_for_a_node_that_does_not_trade_in_that_role() -> None:
     sim = Sim(settings(buys=False), settings(sells=False))
-    bolt11 = sim.mint.invoice("client", 5000).hex()
+    bolt11 = sim.payments.invoice("client", 5000).hex()
     tell(sim, sim.gateway, Refund(5000))
     tell(sim, sim.gateway, Refund(0))
     tell(sim, sim.gateway, Statement(0, 5000, 0, (StatementLine(b"c" * 16, 1000, 0, 5000),)))
-    effects = tell(sim, sim.gateway, Invoice(bolt11, 5000), decoded=sim.mint.decode(bolt11))
+    effects = tell(sim, sim.gateway, Invoice(bolt11, 5000), decoded=sim.payments.decode(bolt11))
     declined = Declined(bytes.fromhex(bolt11), DeclineReason.NOT_BUYING)
     assert declined in [effect.message for effect in effects if isinstance(effect, fx.Send)]
-    bolt11 = sim.mint.invoice("gateway", 5000).hex()
-    tell(sim, sim.client, Refund(5000, bolt11), decoded=sim.mint.decode(bolt11))
+    bolt11 = sim.payments.invoice("gateway", 5000).hex()
+    tell(sim, sim.client, Refund(5000, bolt11), decoded=sim.payments.decode(bolt11))
     assert not sim.gateway.world.accounts and not sim.client.world.accounts
 
 
@@ -34,7 +34,7 @@ def test_nobody_is_paid_by_an_invoice_of_our_own() -> None:
     sim.flow(HOST, 100_000, 2)
 
     def own(node: Node, amount_msat: int) -> str:
-        made = sim.mint.invoice(node.name, amount_msat)
+        made = sim.payments.invoice(node.name, amount_msat)
         event = ev.InvoiceMade(sim.peer(node).identity, PaymentKind.MANUAL, made.hex(), made, amount_msat, 600)
         node.gatekeeper.step(event, sim.clock())
         return made.hex()
@@ -42,10 +42,10 @@ def test_nobody_is_paid_by_an_invoice_of_our_own() -> None:
     sim.gateway.gatekeeper.step(ev.RefundNeighbour(sim.client.identity), sim.clock())
     offered = account(sim).refund.offered_msat
     bolt11 = own(sim.gateway, offered)
-    tell(sim, sim.gateway, Refund(offered, bolt11), decoded=sim.mint.decode(bolt11))
+    tell(sim, sim.gateway, Refund(offered, bolt11), decoded=sim.payments.decode(bolt11))
     assert offered and not sim.gateway.world.money.payments
     bolt11 = own(sim.client, 1000)
-    effects = tell(sim, sim.client, Invoice(bolt11, 1000), decoded=sim.mint.decode(bolt11))
+    effects = tell(sim, sim.client, Invoice(bolt11, 1000), decoded=sim.payments.decode(bolt11))
     assert not [effect for effect in effects if isinstance(effect, fx.PayInvoice)]
 
 
@@ -61,21 +61,21 @@ def test_budget_holds_and_is_named() -> None:
     for _ in range(3):
         sim.flow(HOST, 2_000_000, 5)
         sim.crash(sim.client)
-    spent = sum(sim.mint.sent["client"].values())
+    spent = sum(sim.payments.sent["client"].values())
     assert 0 < spent <= 150_000
     assert any("BUDGET_HOUR" in e.text for e in sim.client.log if isinstance(e, fx.Log))
 
 
 def test_a_fee_above_the_limit_is_not_paid_and_a_reload_raises_it() -> None:
     sim = Sim(client=settings(sells=False, fee_limit=FeeLimit(10_000, 1000)))
-    sim.mint.fee_msat = 1500
+    sim.payments.fee_msat = 1500
     sim.flow(HOST, 50_000, 3)
     tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
     assert tried and {effect.fee_limit_msat for effect in tried} == {1000}
-    assert not sim.mint.sent and sim.client.world.money.spending.total_msat == 0
+    assert not sim.payments.sent and sim.client.world.money.spending.total_msat == 0
     sim.happen(sim.client, ev.SettingsChanged(settings(sells=False, fee_limit=FeeLimit(0, 1500))))
     sim.flow(HOST, 50_000, 60)
-    paid = sim.mint.sent["client"]
+    paid = sim.payments.sent["client"]
     assert sim.client.world.money.spending.total_msat == sum(paid.values()) + 1500 * len(paid) > 0
 
 
@@ -83,12 +83,12 @@ def test_a_budget_leaves_room_for_the_fee() -> None:
     sim = Sim(client=settings(sells=False, fee_limit=FeeLimit(0, 60_000), budgets=Budgets(*[130_000] * 5)))
     sim.flow(HOST, 50_000, 3)
     tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
-    assert [sim.mint.sent["client"][effect.payment_hash] for effect in tried] == [70_000]
+    assert [sim.payments.sent["client"][effect.payment_hash] for effect in tried] == [70_000]
 
 
 def test_a_failed_payment_gives_no_room_for_more_than_the_hour() -> None:
     sim = Sim(client=settings(sells=False, budgets=Budgets(20_000_000, None, 150_000, 200_000_000, None)))
-    sim.mint.outcomes = [PaymentStatus.FAILED] * 3
+    sim.payments.outcomes = [PaymentStatus.FAILED] * 3
     sim.flow(HOST, 100_000, 3)
     spending = sim.client.world.money.spending
     sim.run(3700)

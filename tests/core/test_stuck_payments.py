@@ -21,7 +21,7 @@ DAY_S = 86_400
 def stick(sim: Sim, payments: int) -> set[bytes]:
     """Have the next payments stay on their way for ever; returns a set that will hold their hashes."""
     stuck: set[bytes] = set()
-    pay, track = sim.mint.pay, sim.mint.track
+    pay, track = sim.payments.pay, sim.payments.track
 
     def pay_or_stick(payer: str, payment_hash: bytes, fee_limit_msat: int) -> PaymentOutcome:
         if len(stuck) < payments:
@@ -35,17 +35,17 @@ def stick(sim: Sim, payments: int) -> set[bytes]:
             return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
         return track(payer, payment_hash)
 
-    sim.mint.pay, sim.mint.track = pay_or_stick, track_or_stick  # type: ignore[method-assign]
+    sim.payments.pay, sim.payments.track = pay_or_stick, track_or_stick  # type: ignore[method-assign]
     return stuck
 
 
 def paid_msat(sim: Sim) -> int:
-    return sum(sim.mint.sent.get("client", {}).values())
+    return sum(sim.payments.sent.get("client", {}).values())
 
 
 def test_a_failure_that_was_not_heard_is_said_again_with_the_next_reminder() -> None:
     sim = Sim()
-    sim.mint.outcomes = [PaymentStatus.FAILED]
+    sim.payments.outcomes = [PaymentStatus.FAILED]
     sim.silenced = {Declined}
     sim.flow(HOST, 50_000, 1)
     sim.crash(sim.client)
@@ -120,19 +120,19 @@ def test_a_client_whose_payments_are_small_is_asked_for_more_once_a_minute_only(
     for _ in range(180):
         sim.flow(HOST, 700_000, 1)
     declined = [one for one in sim.client.log if isinstance(one, fx.Log) and "declined: BUDGET_PAYMENT" in one.text]
-    assert len(sim.mint.sent["client"]) > 30 and 1 < len(declined) < 10
+    assert len(sim.payments.sent["client"]) > 30 and 1 < len(declined) < 10
 
 
 @pytest.mark.parametrize(("wrong_s", "words"), [(-900, "have lapsed"), (DAY_S, "more than 12 hours")])
 def test_a_wrong_clock_is_named_where_invoices_do_not_fit_it(wrong_s: int, words: str) -> None:
     sim = Sim(client=settings(sells=False))
-    decode = sim.mint.decode
+    decode = sim.payments.decode
 
     def decode_late(bolt11: str) -> DecodedInvoice | None:
         right = decode(bolt11)
         return right and replace(right, expires_in_s=right.expires_in_s + wrong_s)
 
-    sim.mint.decode = decode_late  # type: ignore[method-assign]
+    sim.payments.decode = decode_late  # type: ignore[method-assign]
     sim.flow(HOST, 50_000, 10)
     told = [one.text for one in sim.client.log if isinstance(one, fx.Log) and "clock" in one.text]
     assert len(told) == 1 and words in told[0] and not paid_msat(sim)
@@ -147,7 +147,7 @@ def paid_invoice(sim: Sim) -> tuple[str, int]:
     sim.silenced = {Invoice}
     sim.up(HOST)
     sim.run(1)
-    bolt11, made_s = sim.mint.invoice("gateway", 50_000).hex(), sim.clock().utc_s
+    bolt11, made_s = sim.payments.invoice("gateway", 50_000).hex(), sim.clock().utc_s
     hand_in(sim, bolt11, made_s + HALF_A_DAY_S)
     sim.run(5)
     assert paid_msat(sim) == 50_000
@@ -156,7 +156,7 @@ def paid_invoice(sim: Sim) -> tuple[str, int]:
 
 def hand_in(sim: Sim, bolt11: str, lapses_s: int) -> None:
     """Have the gateway say an invoice, of which a module tells how long it is valid by the client's clock."""
-    decoded = sim.mint.decode(bolt11)
+    decoded = sim.payments.decode(bolt11)
     assert decoded is not None
     decoded = replace(decoded, expires_in_s=lapses_s - sim.clock().utc_s)
     said = Invoice(bolt11, decoded.amount_msat)
@@ -187,7 +187,7 @@ def test_a_paid_invoice_that_is_said_again_is_not_paid_where_we_started_with_the
     hand_in(sim, bolt11, lapses_s)
     sim.run(5)
     assert paid_msat(sim) == 50_000
-    fresh = sim.mint.invoice("gateway", 50_000).hex()
+    fresh = sim.payments.invoice("gateway", 50_000).hex()
     hand_in(sim, fresh, sim.clock().utc_s + 600)
     assert "clock went back" in sim.client.world.servers[sim.gateway.identity].why_not
     sim.crash(sim.client)  # under the right clock, nothing is doubtful any more

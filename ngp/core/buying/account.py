@@ -11,7 +11,7 @@ from ngp.core.records import AccountRecord
 
 
 @dataclass(slots=True)
-class Patience:
+class Backoff:
     """When we pay again after payments that failed in a row."""
 
     not_before_mono_s: float = 0.0
@@ -29,7 +29,7 @@ class ServerAccount(Account):
         disputed: the bill left meter and tolerance behind; nothing is agreed or paid until `ngp unblock`.
         told_paid_msat: what the server said that it was paid, since our start.
         sent: our meter has counted something that we sent by this server.
-        patience: with invoices of this server that can't be paid.
+        backoff: with invoices of this server that can't be paid.
         moved_mono_s: when it was last found on another link address than its contracts'.
         disown_not_before_mono_s: until then we say nothing about contracts of its bills that we don't know.
     """
@@ -42,7 +42,7 @@ class ServerAccount(Account):
     disputed: bool = False
     told_paid_msat: int = 0
     sent: bool = False
-    patience: Patience = field(default_factory=Patience)
+    backoff: Backoff = field(default_factory=Backoff)
     moved_mono_s: float = float("-inf")
     disown_not_before_mono_s: float = 0.0
 

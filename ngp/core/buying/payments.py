@@ -13,9 +13,9 @@ from ngp.core.buying.account import ServerAccount
 from ngp.core.messages import Declined, DeclineReason, Invoice
 from ngp.core.orders import (
     MOST_INVOICE_EXPIRY_S,
+    backoff_of,
     may_be_forgotten,
     names_its_payee,
-    patience_of,
     pay,
     pending,
     pending_msat,
@@ -90,7 +90,7 @@ def _objection(
         return objection
     if not account.sent and amount_msat > _newcomers_room_msat(world):
         return DeclineReason.BUSY, 0
-    waits = patience_of(world, account).not_before_mono_s > world.now.monotonic_s
+    waits = backoff_of(world, account).not_before_mono_s > world.now.monotonic_s
     if waits or len(pending(world, neighbour.identity)) >= MOST_PENDING:
         return DeclineReason.BUSY, 0
     most = MOST_AHEAD * usual_msat(world, account, bounds)

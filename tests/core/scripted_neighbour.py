@@ -1,4 +1,4 @@
-"""Villain: a neighbour that says whatever it likes to one simulated node, step by step."""
+"""A scripted neighbour: a test tells it what to say to one simulated node, step by step."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ HELLO = Hello("sandbox", True, True, (), "", False)
 Kind = TypeVar("Kind", bound=Message)
 
 
-class Villain:
-    """Somebody who says to a node whatever it likes; the node's kernel carries what it is told to."""
+class ScriptedNeighbour:
+    """A neighbour, often hostile, that says what a test wants; the node's kernel carries what the test wants."""
 
     def __init__(self, sim: Sim, victim: Node, identity: bytes = b"V" * 32, address: bytes = b"\2vvvv\1") -> None:
         self.sim, self.victim, self.identity, self.link = sim, victim, identity, ("eth1", address)
