@@ -116,7 +116,7 @@ def test_a_channel_is_looked_at_and_opened_by_ngp(lab: Lab) -> None:
         for wrong, says in (
             (["open", gateway[:12]], "--amount"),
             (["open", "ffffffff", "--amount", "300000"], "ffffffff"),
-            (["open", gateway[:12], "--amount", "300000", "--push", "300001"], "push the smaller one"),
+            (["open", gateway[:12], "--amount", "300000", "--push", "300001"], "push at most amount"),
             (["tower", "add", "192.0.2.1:9911"], "PUBKEY@HOST:PORT"),
             (["close"], "known are status, open NEIGHBOUR, tower add"),
         ):

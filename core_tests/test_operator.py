@@ -52,7 +52,7 @@ def test_reload_takes_a_good_file_and_refuses_a_bad_one(lab: Lab) -> None:
     other.write_text("MESH_INTERFACES: [mesh0, absent0]\nQUEUE_NUMBER: 7\n")
     asked = trade.gateway.cli("check", "--config", str(other))
     assert asked.returncode == KERNEL, asked.stdout + asked.stderr
-    assert "absent0" in asked.stdout and "a restart brings QUEUE_NUMBER" in asked.stdout
+    assert "absent0" in asked.stdout and "a restart applies QUEUE_NUMBER" in asked.stdout
 
     bad = trade.gateway.reload({**selling_at("4 msat"), "SELL_PIRCE": 1})
     assert bad.returncode == CONFIGURATION

@@ -23,10 +23,10 @@ RUNNING = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({}, "all of it: the daemon runs with these settings"),
+        ({}, "the whole file: the daemon runs with these settings"),
         ({"sells": False}, "`ngp reload` applies SELL"),
-        ({"queue_number": 7}, "a restart brings QUEUE_NUMBER"),
-        ({"sells": False, "queue_number": 7}, "`ngp reload` applies SELL; a restart brings QUEUE_NUMBER"),
+        ({"queue_number": 7}, "a restart applies QUEUE_NUMBER"),
+        ({"sells": False, "queue_number": 7}, "`ngp reload` applies SELL; a restart applies QUEUE_NUMBER"),
     ],
 )
 def test_what_would_change_and_how(changed: dict[str, Any], said: str) -> None:
@@ -38,7 +38,7 @@ def test_what_would_change_and_how(changed: dict[str, Any], said: str) -> None:
     [
         ({}, "", True, "sandbox is ready"),
         ({}, "asleep", False, "asleep"),
-        ({"payment_module": "lnd"}, "", True, "lnd: not looked at"),
+        ({"payment_module": "lnd"}, "", True, "lnd: not checked"),
         ({"account_id": "02aa"}, "", True, "the payment node is 02aa"),
         ({"account_id": "02bb"}, "", False, "ACCOUNT_ID is 02bb, the payment node is 02aa"),
     ],

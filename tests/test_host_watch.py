@@ -185,7 +185,7 @@ def test_a_host_that_refuses_is_followed_at_the_next_change(caplog: pytest.LogCa
     network.refuses, network.changed_gate = False, True
     asyncio.run(watch.apply(SETTINGS))
     watch.look_at_gate()
-    assert watch.desired.mesh_interfaces == ("mesh1",) and "it stands again" in caplog.text
+    assert watch.desired.mesh_interfaces == ("mesh1",) and "it is restored" in caplog.text
 
 
 def test_each_mesh_interface_that_goes_or_comes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -203,7 +203,7 @@ def test_each_mesh_interface_that_goes_or_comes_is_told_once(caplog: pytest.LogC
         caplog.clear()
     assert [len(each) for each in told] == [1, 0, 1, 1, 0, 2]
     assert "mesh0 is gone" in told[0][0] and "is there" in told[2][0]
-    said = "isn't gated any more: it is a port of the bridge br0; ip link set dev mesh0 nomaster. Nothing gates what"
+    said = "isn't gated any more: it is a port of the bridge br0; ip link set dev mesh0 nomaster. Traffic of"
     assert said in told[3][0]
 
 

@@ -243,7 +243,7 @@ def test_a_channel_is_opened_with_the_delay_of_net_conf() -> None:
 @pytest.mark.parametrize(
     ("change", "neighbour", "error", "says"),
     [
-        ({"push_sat": 500_001}, NEIGHBOUR, UsageError, "push the smaller one"),
+        ({"push_sat": 500_001}, NEIGHBOUR, UsageError, "push at most amount"),
         ({"host": "a b"}, NEIGHBOUR, UsageError, "is not HOST:PORT"),
         ({"host": None}, NEIGHBOUR, UsageError, "--host HOST:PORT"),
         ({}, replace(NEIGHBOUR, payee=b""), PaymentError, "has not said which Lightning node it has"),

@@ -1,4 +1,4 @@
-"""Belongings: whether a start would take a state directory and the files in it; `ngp check` asks by the same rules."""
+"""Belongings: whether a start would accept a state directory and its files. `ngp check` uses the same rules."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ _ELSEWHERE = "start with sudo, or name another one: STATE_DIR, --state-dir"
 
 
 def refuse_lost_ledger(state_dir: Path) -> None:
-    """Refuse to begin blank where an identity had a ledger. Raises LedgerError."""
+    """Refuse to start with an empty ledger where an identity had one. Raises LedgerError."""
     place, key = store.at(state_dir), state_dir / identity.KEY_FILE
     if os.path.lexists(key) and not place.exists():  # a first start makes the ledger before the key
         raise LedgerError(
-            f"ledger {place}: is gone, and {key.name} isn't: neighbours may have prepaid this node. Copy a backup made "
-            f"by `ngp backup` to {place}. Without one: move {key.name} away, `ngp start`, `ngp stop`, move it back"
+            f"ledger {place}: is missing, but {key.name} exists: neighbours may have prepaid this node. Copy a backup "
+            f"made by `ngp backup` to {place}. Without a backup: move {key.name} away, `ngp start`, `ngp stop`, move "
+            "it back"
         )
 
 
 def look_at_directory(state_dir: Path) -> Check:
-    """Tell whether others could change a state directory; who may use it isn't asked."""
+    """Check whether other users could change a state directory. Whether this user may use it isn't checked."""
     if not os.path.lexists(state_dir):
-        return _directory(True, f"{state_dir}: none yet, the first start makes it")
+        return _directory(True, f"{state_dir}: doesn't exist yet, the first start makes it")
     try:
         refuse_unsafe(state_dir)
     except KernelError as error:
@@ -38,7 +39,7 @@ def look_at_directory(state_dir: Path) -> Check:
 
 
 def look(state_dir: Path) -> list[Check]:
-    """Tell whether a start could write there, and would take the identity; makes nothing."""
+    """Check whether a start could write there and would accept the identity. Creates nothing."""
     directory = look_at_directory(state_dir)
     if directory.ok:
         directory = _unwritable(state_dir) or directory
@@ -57,7 +58,7 @@ def _unwritable(state_dir: Path) -> Check | None:
         return _directory(False, f"{folder} can't be written to", _ELSEWHERE)
     for path in (state_dir / PID_FILE, state_dir / LOG_FILE):
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not os.access(path, os.W_OK)):
-            return _directory(False, f"{path} is no file that can be written to", f"move {path} away")
+            return _directory(False, f"{path} is not a file that can be written to", f"move {path} away")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Channel watch: the core is told what our payment node's channels can carry, now and then and after each payment."""
+"""Channel watch: tells the core what our payment node's channels can carry, at intervals and after each payment."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ChannelWatch:
     """Looks at the channels.
 
     Args:
-        world: has the accounts that may wait for a channel.
-        payment: the payment module; where it isn't a ChannelManager there is nothing to look at, and nothing bounds a
-            payment.
-        ready: returns when the node serves: while it doesn't, that is the one trouble to be told.
-        tell: takes what was seen, as an event.
+        world: holds the accounts that may wait for a channel.
+        payment: the payment module. If it isn't a ChannelManager, there are no channels to look at, and channels limit
+            no payment.
+        ready: returns when the node can be used. Until then only that problem is reported.
+        tell: receives what was seen, as an event.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class ChannelWatch:
         self._moved = asyncio.Event()
 
     def note(self, event: Event) -> None:
-        """Look again soon after what moves a balance."""
+        """Look again soon if the event moved a balance."""
         if isinstance(event, PaymentResult | SettlementSeen):
             self._moved.set()
 
     async def follow(self) -> None:
-        """Look for ever. Raises PaymentError when the node doesn't answer: call again; what is known stays."""
+        """Look for ever. Raises PaymentError when the node doesn't answer; then call it again, nothing is forgotten."""
         if self._manager is not None:
             await self._ready()
         while self._manager is not None:
             self._moved.clear()
             self._tell(ChannelsSeen(tuple(await self._manager.channels())))
-            await asyncio.sleep(LEAST_PAUSE_S)  # many payments are one look
+            await asyncio.sleep(LEAST_PAUSE_S)  # one look serves many payments
             for _ in range(round(LOOK_INTERVAL_S / HELD_UP_INTERVAL_S)):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._moved.wait(), HELD_UP_INTERVAL_S)
@@ -56,5 +56,5 @@ class ChannelWatch:
         await asyncio.get_running_loop().create_future()
 
     def _somebody_waits(self) -> bool:
-        """Say whether a contract may be cut before long for want of a channel that can pay."""
+        """Say whether a contract may soon be cut because no channel can pay."""
         return any(account.why_not and account.running for account in self._world.accounts)

@@ -1,8 +1,8 @@
 """Checkup: what `ngp check` learns from a running daemon, about its own settings or about a file not in force yet.
 
-The daemon looks because it has the rights, stands in the right network namespace and holds the payment node's
-connection. A file comes as text, already read and parsed by the command: the group ngp may ask as well, and root must
-not open files for it.
+The daemon looks because it has the rights, runs in the right network namespace and holds the connection to the payment
+node. The command reads and parses the file, and sends its text: members of the group ngp may ask too, and the daemon,
+which is root, must not open files for them.
 """
 
 from __future__ import annotations
@@ -27,35 +27,38 @@ LOOK_S = 1.0
 MOST_LACKS = 20
 _NAMED = 3
 _RESTORE = (
-    "something else than ngp wrote to the ledger, or it is a defect: keep a copy (ngp backup FILE), compare it with an "
-    "older backup, and restore that one if it is right; see Backup and restore in the operator's guide"
+    "another program wrote to the ledger, or ngp has a defect: keep a copy (ngp backup FILE), compare it with an older "
+    "backup, and restore the older one if it is right; see Backup and restore in the operator's guide"
 )
-_SEE_STATUS = "the daemon goes on trying; see ngp status"
+_SEE_STATUS = "the daemon keeps trying; see ngp status"
 
 
 def network(
     settings: Settings, asked: Network, links: Iterable[Link], node_addresses: Iterable[str] = ()
 ) -> list[Check]:
-    """Look at the host as these settings, and a payment node there, would have it. Raises KernelError."""
+    """Check the host for these settings and the payment node's addresses. Raises KernelError."""
     desired = look_at_host(settings, asked, node_addresses)
-    found = dict.fromkeys(line for link in links for line in link.check(desired.mesh_interfaces))  # some say the same
+    found = dict.fromkeys(line for link in links for line in link.check(desired.mesh_interfaces))  # without repeats
     return [*named_interfaces(settings, asked, desired.mesh_interfaces), *asked.check(desired), *found]
 
 
 def taken(settings: Settings, asked: Network, links: Iterable[Link]) -> list[Check]:
-    """Try what only one program can have: port and queue number; not beside a daemon of ours. Raises KernelError."""
+    """Check that port and queue number are free; only one program can have them, so not beside our own daemon.
+
+    Raises KernelError.
+    """
     desired = look_at_host(settings, asked)
     return [*asked.taken(desired), *(line for link in links for line in link.taken(desired.mesh_interfaces))]
 
 
 def lacks(settings: Settings, asked: Network, links: Sequence[Link], desired: DesiredNetwork) -> list[Check]:
-    """Return what `network` would call missing or warn of, so far as it costs a running daemon little to see.
+    """Return the failures and warnings of `network` that a running daemon can find cheaply.
 
-    For a start and a reload, which go on all the same: interfaces and routes may come later.
+    A start and a reload log them and go on, as interfaces and routes may come later.
 
     Args:
         links: open.
-        desired: what stands in the kernel.
+        desired: what is set in the kernel.
 
     Returns: MOST_LACKS lines at most, and one that says how many more there are.
     """
@@ -67,23 +70,23 @@ def lacks(settings: Settings, asked: Network, links: Sequence[Link], desired: De
                 break
             found += link.check((name,))
     except (KernelError, OSError) as error:
-        found = [Check("network", False, f"can't be looked at: {error}", "run ngp check")]
+        found = [Check("network", False, f"can't be checked: {error}", "run ngp check")]
     told = [line for line in dict.fromkeys(found) if not line.ok or line.remedy]
     if len(told) > MOST_LACKS:
-        more = Check("and more", False, f"{len(told) - MOST_LACKS} of the kind", "run ngp check")
+        more = Check("and more", False, f"{len(told) - MOST_LACKS} like these", "run ngp check")
         told[MOST_LACKS:] = [more]
     return told
 
 
 def health(name: str, why_not: str, fine: str) -> Check:
-    """Tell how a part of the daemon is. Args: why_not: "" if it is well."""
+    """Return whether a part of the daemon works. Args: why_not: why it doesn't; "" if it does."""
     return Check(name, not why_not, why_not or fine, _SEE_STATUS if why_not else "")
 
 
 async def payment(running: Settings, wanted: Settings, node: Payment, why_not: str) -> list[Check]:
-    """Tell whether the payment node would do, as far as the one in use can show it."""
+    """Check whether the payment node suits the wanted settings, as far as the node in use can show it."""
     if wanted.payment_module != running.payment_module:
-        found = f"{wanted.payment_module}: not looked at, as this daemon uses {running.payment_module}"
+        found = f"{wanted.payment_module}: not checked, as this daemon uses {running.payment_module}"
         return [Check("payment", True, f"{found}; the next start tries it, or `ngp check` without a daemon")]
     rights = [*await node.check(wanted.spends), *payment_keys.without_effect(wanted)]
     if not why_not:
@@ -98,13 +101,13 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
 
 
 def books(store: Store, most_s: float) -> Check:
-    """Tell whether the ledger's sums add up: accounts against payments, contracts and journal."""
+    """Check whether the ledger's sums add up: accounts against payments, contracts and journal."""
     try:
         wrong, unknown = store.audit(most_s)
     except LedgerError as error:
         return Check("books", False, str(error), _RESTORE)
     if unknown and not wrong:
-        return Check("books", True, f"not added up to the end: {unknown}")
+        return Check("books", True, f"not added up completely: {unknown}")
     if not wrong:
         return Check("books", True, "accounts, payments and contracts add up")
     more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
@@ -112,7 +115,7 @@ def books(store: Store, most_s: float) -> Check:
 
 
 def neighbours(world: World) -> list[Check]:
-    """Warn of neighbours that can't trade with us, since their payments are on another network than ours."""
+    """Warn of neighbours that can't trade with us, because they pay on another network than we do."""
     ours = world.node.network
     foreign = [one for one in world.peers.by_link.values() if one.up and one.network and not is_same(one.network, ours)]
     if not foreign:
@@ -120,11 +123,11 @@ def neighbours(world: World) -> list[Check]:
     named = ", ".join(f"{identity.short_text(one.identity)} on {one.network!r}" for one in foreign[:_NAMED])
     more = f", and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
     found = f"no trade with {named}{more}: we pay on {ours!r}"
-    return [Check("neighbours", True, found, "PAYMENT_INTERFACE, or the node behind it, on one of the two")]
+    return [Check("neighbours", True, found, "change PAYMENT_INTERFACE, or the node behind it, on one of the two")]
 
 
 def accounts(world: World) -> list[Check]:
-    """Warn of accounts that aren't topped up, of neighbours that are here: what isn't paid for doesn't pass."""
+    """Warn of present neighbours' accounts that aren't topped up: unpaid traffic doesn't pass."""
     here = {one.identity for one in world.peers.by_link.values() if one.up}
     empty = [one for one in world.accounts if one.why_not and one.identity in here]
     if not empty:
@@ -142,22 +145,22 @@ def _whose(role: Role) -> str:
 
 
 def refuse_other_node(settings: Settings, account_id: str) -> None:
-    """Refuse settings that expect another payment node than the one in use. Raises PaymentError."""
+    """Refuse settings whose ACCOUNT_ID isn't that of the payment node in use. Raises PaymentError."""
     expected = expected_node(settings, account_id, "but the payment node is")
     if not expected.ok:
         raise PaymentError(f"{expected.found}: {expected.remedy}")
 
 
 def expected_node(settings: Settings, account_id: str, but: str) -> Check:
-    """Compare the payment node that was reached with the one that settings expect, if they name one."""
+    """Compare the payment node that was reached with ACCOUNT_ID, if the settings have one."""
     said = f"ACCOUNT_ID is {settings.account_id}, {but} {account_id}"
     is_it = settings.account_id in (None, account_id)
     return Check("payment", is_it, said, "" if is_it else "connect the right node, or change ACCOUNT_ID")
 
 
 def effect(running: Settings, wanted: Settings) -> Check:
-    """Tell what of a file would change, and how it comes into force."""
+    """Say which settings a file would change, and which command puts them into force."""
     found = changes(running, wanted)
     parts = [f"`ngp reload` applies {', '.join(found.applied)}"] if found.applied else []
-    parts += [f"a restart brings {', '.join(found.needs_restart)}"] if found.needs_restart else []
-    return Check("in force", True, "; ".join(parts) or "all of it: the daemon runs with these settings")
+    parts += [f"a restart applies {', '.join(found.needs_restart)}"] if found.needs_restart else []
+    return Check("in force", True, "; ".join(parts) or "the whole file: the daemon runs with these settings")

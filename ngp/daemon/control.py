@@ -1,18 +1,18 @@
-"""Control socket, the daemon's side: one question a connection, asked by root or by a member of the group ngp.
+"""Control socket, the daemon's side: one question per connection, from root or from a member of the group ngp.
 
-STATE_DIR/control.sock, a unix stream socket, 0600, or 0660 with the group ngp where the system has one. The caller's
-credentials are asked of the kernel as well, so that a wrong mode or a socket handed on by a careless program doesn't
-open the daemon. A question is one line of JSON:
+STATE_DIR/control.sock is a unix stream socket with mode 0600, or 0660 and the group ngp where the system has one. The
+kernel is also asked for the caller's credentials. So a wrong mode, or a program that hands its socket on, doesn't give
+others access to the daemon. A question is one line of JSON:
 
     {"verb": "contracts", "arguments": {"all": true}}
 
-and so is the answer, `{"ok": true, "result": ...}` or `{"ok": false, "error": "...", "exit_code": 4}`. A list comes as
-`{"ok": true, "rows": true}`, any number of lines that each hold an array of some rows, and `{"ok": true, "count": 2}`
-(or an error line) at the end: so 100,000 contracts don't stop the event loop, neither side holds them as one text, and
-a list that was cut off is noticed.
+and so is the answer: `{"ok": true, "result": ...}` or `{"ok": false, "error": "...", "exit_code": 4}`. A list begins
+with `{"ok": true, "rows": true}`. Then come any number of lines, each an array of some rows, and at the end
+`{"ok": true, "count": 2}` or an error line. So 100,000 contracts don't stop the event loop, neither side holds them as
+one text, and the command notices a list that was cut off.
 
-What a caller may cost is bounded: 64 kB and 5 s for a question, 16 connections, 30 s for each part of an answer that it
-doesn't read. An exception of a handler never ends the daemon; its traceback goes to the log only.
+Limits on a caller: 64 kB and 5 s for a question, 16 connections, 30 s for each part of an answer that it doesn't read.
+An exception in a handler never ends the daemon; its traceback goes to the log only.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end, as the kernel says."""
+    """The process at the other end, as reported by the kernel."""
 
     uid: int
     groups: frozenset[int]
 
 
 class ControlServer:
-    """Answers verbs on a unix socket; knows nothing of what they do.
+    """Answers verbs on a unix socket, without knowing what they do.
 
     Args:
-        path: of the socket; its folder exists, and a socket left by a killed daemon is replaced.
-        handlers: by verb. They raise NgpError for what the caller should read.
-        root_only: verbs that members of the group may not use, because they make the daemon write files for them.
+        path: of the socket. Its folder exists; a socket left by a killed daemon is replaced.
+        handlers: by verb. They raise NgpError with a text for the caller.
+        root_only: verbs that members of the group may not use, because these make the daemon write files.
     """
 
     def __init__(self, path: Path, handlers: Mapping[str, Handler], root_only: Collection[str] = ()) -> None:
@@ -76,7 +76,7 @@ class ControlServer:
         self._inode = 0
 
     async def start(self) -> None:
-        """Begin to answer. Raises KernelError if the socket can't be made."""
+        """Start answering. Raises KernelError if the socket can't be made."""
         try:
             listener = self._listen()
         except OSError as error:
@@ -84,7 +84,7 @@ class ControlServer:
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MOST_REQUEST_BYTES)
 
     def _listen(self) -> socket.socket:
-        """Make the socket under its final mode: nobody else can connect for a moment before the mode is set."""
+        """Make the socket with its final mode from the start, so that nobody can connect before the mode is set."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         before = os.umask(0o177)
@@ -94,7 +94,7 @@ class ControlServer:
             listener.bind(short_address(self._path, folder))
             self._inode = os.stat(self._path.name, dir_fd=folder).st_ino
             if self._group is not None:
-                with suppress(OSError):  # not root: it stays the owner's alone
+                with suppress(OSError):  # not root: only the owner may connect
                     os.chown(self._path.name, -1, self._group, dir_fd=folder)
                     os.chmod(self._path.name, 0o660, dir_fd=folder)
             listener.listen(MOST_CONNECTIONS)
@@ -108,7 +108,7 @@ class ControlServer:
         return listener
 
     async def close(self) -> None:
-        """Answer what was asked, for a moment, and remove the socket; safe to call twice, also out of a handler."""
+        """Give open questions a moment to be answered and remove the socket. Safe to call twice, and from a handler."""
         if self._server is None:
             return
         self._server.close()
@@ -149,7 +149,7 @@ class ControlServer:
             if verb in self._root_only and peer.uid not in (0, os.geteuid()):
                 raise KernelError(f"{verb} needs root: sudo ngp {verb}")
             if verb not in self._handlers:
-                raise NgpError(f"the daemon has no verb {verb[:40]!r}: command and daemon differ in version, restart")
+                raise NgpError(f"the daemon has no verb {verb[:40]!r}: its version differs, restart it")
             outcome = self._handlers[verb](arguments)
             if inspect.isawaitable(outcome):
                 outcome = await outcome
@@ -160,10 +160,10 @@ class ControlServer:
             raise
         except Exception:
             _log.exception("control socket: %s failed", verb or "a question")
-            await _send(writer, _refusal(f"{verb} failed inside the daemon: its log says why", ExitCode.OTHER))
+            await _send(writer, _refusal(f"{verb} failed inside the daemon: see its log", ExitCode.OTHER))
 
     def _admit(self, peer: Peer) -> None:
-        """Raise KernelError for a caller that is neither root, nor this user, nor in the group."""
+        """Raise KernelError for a caller that is neither root nor this user, and not in the group."""
         if peer.uid in (0, os.geteuid()) or (self._group is not None and self._group in peer.groups):
             return
         _log.warning("control socket: refused the user with number %d", peer.uid)
@@ -171,7 +171,7 @@ class ControlServer:
 
 
 def _peer(connection: Any) -> Peer:
-    """Ask the kernel who has connected (unix(7), SO_PEERCRED; supplementary groups by SO_PEERGROUPS)."""
+    """Ask the kernel which user has connected (unix(7), SO_PEERCRED; supplementary groups by SO_PEERGROUPS)."""
     _pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     groups = {gid}
     with suppress(OSError):  # more groups than fit: the first one still counts
@@ -181,7 +181,7 @@ def _peer(connection: Any) -> Peer:
 
 
 async def _read_request(reader: asyncio.StreamReader) -> tuple[str, dict[str, Any]]:
-    """Read one question. Raises NgpError for whatever isn't one, OSError if there is none."""
+    """Read one question. Raises NgpError if it is malformed, OSError if none comes."""
     try:
         async with asyncio.timeout(REQUEST_S):
             line = await reader.readline()
@@ -211,7 +211,7 @@ async def _reply(writer: asyncio.StreamWriter, outcome: object) -> None:
     async for chunk in _chunks(outcome):
         count += len(chunk)
         await _send(writer, chunk)
-        await asyncio.sleep(0)  # the kernel may take a chunk at once; packets and timers get their turn all the same
+        await asyncio.sleep(0)  # drain() may not wait at all; packets and timers need a turn between chunks
     await _send(writer, {"ok": True, "count": count})
 
 

@@ -1,4 +1,4 @@
-"""Desired network: what the kernel should look like, out of net.conf and the host's interfaces as they are now."""
+"""Desired network: what the kernel should look like, from net.conf and the host's present interfaces."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ FAMILIES = {"ip": frozenset({4, 6}), "ip4": frozenset({4}), "ip6": frozenset({6}
 LINK_UDP_PORT = 10325
 STRANGER_RATE, STRANGER_BURST = 200, 50
 NEIGHBOUR_RATE, NEIGHBOUR_BURST = 500, 200
-"""First packets a second that are handed to Python: what one core can negotiate, with room for all else."""
+"""First packets a second that are handed to Python: as many as one core can negotiate beside its other work."""
 LANE_BURST_S = 60
 LEAST_LANE_BURST_BYTES = 256 << 10
-"""What a lane lets through at once: a node's first look at the chain; never less than some superpackets of 64 kB."""
+"""Burst of a lane: enough for a node's first look at the chain; never less than a few superpackets of 64 kB."""
 
 
 def look_at_host(settings: Settings, network: Network, node_addresses: Iterable[str] = ()) -> DesiredNetwork:
-    """Say what the kernel should look like on this host now.
+    """Return what the kernel should look like on this host now.
 
-    Args: node_addresses: where our payment node is reached, `host:port`: a payment service, here or elsewhere.
+    Args: node_addresses: where our payment node is reached, `host:port`. It is a payment service, here or elsewhere.
     Raises: KernelError.
     """
     mesh = network.mesh_interfaces(settings.mesh_interfaces, settings.never_mesh)
@@ -44,10 +44,7 @@ def look_at_host(settings: Settings, network: Network, node_addresses: Iterable[
 
 
 def node_services(addresses: Iterable[str]) -> tuple[FreeRule, ...]:
-    """Return what a neighbour needs to reach our payment node, so far as it has an address.
-
-    Names and onion addresses are left out.
-    """
+    """Return the free rules that let a neighbour reach our payment node; names and onion addresses are left out."""
     found = []
     for text in addresses:
         host, port = parted(text)
@@ -59,9 +56,10 @@ def node_services(addresses: Iterable[str]) -> tuple[FreeRule, ...]:
 
 
 def left_out(settings: Settings, network: Network) -> list[Check]:
-    """Name what MESH_INTERFACES means and can't be a mesh interface: refused by its name, left out by a pattern.
+    """Return a line for each interface that MESH_INTERFACES matches but that can't be a mesh interface.
 
-    With a warning, where nothing else gates what arrives there.
+    One that is named is refused; one that a pattern matches is left out, with a warning where no other interface gates
+    its traffic.
 
     Raises: KernelError.
     """
@@ -74,21 +72,21 @@ def left_out(settings: Settings, network: Network) -> list[Check]:
 
 
 def named_interfaces(settings: Settings, network: Network, mesh: Sequence[str]) -> list[Check]:
-    """Say what is wrong with the interfaces that net.conf names, and whether there is a mesh interface at all.
+    """Check the interfaces that net.conf names, and whether there is a mesh interface at all.
 
-    Args: mesh: existing names that MESH_INTERFACES means. Raises: KernelError.
+    Args: mesh: existing interfaces that MESH_INTERFACES matches. Raises: KernelError.
     """
     present = existing(network)
     found = [*missing_names(settings, present), *left_out(settings, network)]
     told = {line.name for line in found if not line.ok}
     if not mesh and not any(f"interface {name}" in told for name in settings.mesh_interfaces):
-        remedy = "name one in MESH_INTERFACES: ip -brief link shows those there are"
+        remedy = "name one in MESH_INTERFACES: ip -brief link lists the interfaces"
         found.append(Check("mesh interfaces", False, "none", remedy))
     return [*found, *_without_effect(settings, present, mesh)]
 
 
 def existing(network: Network) -> frozenset[str]:
-    """Return the names of all interfaces there are but loopback; asked once, as there may be hundreds.
+    """Return the names of all interfaces except loopback, in one query, as there may be hundreds.
 
     Raises: KernelError.
     """
@@ -97,7 +95,7 @@ def existing(network: Network) -> frozenset[str]:
 
 
 def _without_effect(settings: Settings, present: frozenset[str], mesh: Sequence[str]) -> list[Check]:
-    """Warn of entries that are for an interface where no neighbour is: a slip there changes nothing, in silence."""
+    """Warn of entries for an interface that is no mesh interface: a typing error there would go unnoticed."""
     named = [(f"PRICES: the entry for {rule.prefix} is", rule.interface) for rule in settings.prices]
     named += [(f"NGP_INTERFACE: {one} is", one.partition("%")[2]) for one in settings.ngp_addresses]
     found = []
@@ -105,13 +103,13 @@ def _without_effect(settings: Settings, present: frozenset[str], mesh: Sequence[
         if name and not name.isdigit() and name not in mesh:
             why = "it is no mesh interface" if name in present else "no interface has this name"
             said = f"{what} for it alone, and {why}"
-            remedy = f"correct {what.partition(':')[0]}: ip -brief link shows those there are"
+            remedy = f"correct {what.partition(':')[0]}: ip -brief link lists the interfaces"
             found.append(Check(f"interface {name}", True, said, remedy))
     return found
 
 
 def refuse(settings: Settings, network: Network, desired: DesiredNetwork) -> None:
-    """Refuse what `ngp check` refuses and a start must not hide: a named port, what goes round the meter.
+    """Refuse to start where traffic could go round the meter, or where a mesh interface is a port of a bridge or bond.
 
     Raises: ConfigError, KernelError.
     """
@@ -122,9 +120,9 @@ def refuse(settings: Settings, network: Network, desired: DesiredNetwork) -> Non
 
 
 def missing_names(settings: Settings, present: frozenset[str]) -> list[Check]:
-    """Name what net.conf names and the host doesn't have: a slip there leaves an interface ungated, in silence. Pure.
+    """Return a line for each name in net.conf that no interface has: a typing error would leave one ungated. Pure.
 
-    Args: present: names of the interfaces there are.
+    Args: present: names of the existing interfaces.
     """
     keys = {
         "MESH_INTERFACES": settings.mesh_interfaces,
@@ -139,7 +137,7 @@ def missing_names(settings: Settings, present: frozenset[str]) -> list[Check]:
             if not fnmatch.filter(present, name):
                 is_pattern = any(letter in name for letter in "*?[")
                 said = f"{key}: no interface " + ("matches it at present" if is_pattern else "has this name")
-                remedy = "" if is_pattern else f"correct {key}: ip -brief link shows those there are"
+                remedy = "" if is_pattern else f"correct {key}: ip -brief link lists the interfaces"
                 found.append(Check(f"interface {name}", is_pattern, said, remedy))
     return found
 
@@ -150,8 +148,8 @@ def desired_network(
     """Combine settings with the interfaces that exist.
 
     Args:
-        mesh: existing names that MESH_INTERFACES means.
-        lan: others that are ours. upstream: those of the rest that lead somewhere.
+        mesh: existing interfaces that MESH_INTERFACES matches.
+        lan: our LAN interfaces. upstream: the others that have a route.
     """
     return DesiredNetwork(
         mesh_interfaces=tuple(mesh),

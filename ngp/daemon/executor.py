@@ -1,10 +1,10 @@
-"""Executor: the one place where effects become deeds. Records first, in one transaction; then kernel; then the rest.
+"""Executor: carries out effects. Records come first, in one transaction; then the kernel; then the rest.
 
-A batch of events is stepped, its records are committed, and only then does anything leave this process: a message, a
-grant, a payment. So whatever a neighbour or the kernel ever learned is in the ledger, whenever the process dies.
+A batch of events is stepped and its records are committed. Only then does anything leave this process: a message, a
+grant, a payment. So all that a neighbour or the kernel has ever learned is in the ledger, whenever the process dies.
 
-When the ledger can't be written (a full disk), the batch waits with its effects and no event is taken until it can:
-running contracts go on to their limits in the kernel, new ones are not made, nothing is forgotten.
+While the ledger can't be written (a full disk), the batch waits with its effects and no event is taken. Running
+contracts go on to their limits in the kernel, no new ones are made, and nothing is forgotten.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _log = logging.getLogger("ngp")
 
 @dataclass(slots=True)
 class _Wanted:
-    """What is still to be told to the kernel."""
+    """Changes that still have to be made in the kernel."""
 
     limits: dict[bytes, AccountLimit] = field(default_factory=dict)
     grants: list[Grant] = field(default_factory=list)
@@ -80,8 +80,8 @@ class Executor:
     """Carries effects out.
 
     Args:
-        tell: takes the events that deeds result in.
-        fail: takes what nobody thought of: an invoice that is never made, a payment that nobody asks for again.
+        tell: receives the events that result from effects.
+        fail: receives unexpected exceptions: after one, an invoice might never be made or a payment never tracked.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class Executor:
         self._conditions = WhileItLasts()
 
     def store(self, effects: Sequence[Effect]) -> None:
-        """Write a batch's records in one transaction. Raises LedgerError; nothing was written then."""
+        """Write a batch's records in one transaction. Raises LedgerError if nothing was written."""
         records = [effect.record for effect in effects if isinstance(effect, Persist)]
         if records:
             durable = any(effect.durable for effect in effects if isinstance(effect, Persist))
             self._ledger.commit(records, durable)
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
-        """Do what a stored batch wants done."""
+        """Carry out the effects of a stored batch."""
         self._kernel(effects)
         for effect in effects:
             match effect:
@@ -146,7 +146,7 @@ class Executor:
         self._tell(BillsRecalled(effect.identity, lines, after))
 
     async def close(self) -> None:
-        """Let go of what is under way; a payment's outcome is asked for again at the next start."""
+        """Cancel the running tasks; the next start asks again for the outcome of payments."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -154,7 +154,7 @@ class Executor:
     # --- kernel -------------------------------------------------------------------------------------------------------
 
     def _kernel(self, effects: Sequence[Effect]) -> None:
-        """Apply kernel effects in their order, those of a kind that follow each other in one call."""
+        """Apply kernel effects in order; successive effects of one kind go in one call."""
         wanted = _Wanted()
         halted: list[bytes] = []
         counts: list[CountAccount] = []
@@ -185,7 +185,7 @@ class Executor:
             self._spawn(self._read_settled(halted, [(one, self._spent_units(one.account)) for one in counts]))
 
     def _flush(self, wanted: _Wanted) -> None:
-        """Accounts come before the contracts that draw on them, and go after them."""
+        """Make the changes. Accounts are added before the contracts that draw on them, and removed after them."""
         if wanted.limits:
             self._in_kernel(partial(self._network.limit_accounts, list(wanted.limits.values())))
         if wanted.grants:
@@ -206,7 +206,7 @@ class Executor:
         return next((one.spent_units for one in self._network.read_accounts([account])), 0)
 
     async def _read_settled(self, halted: Sequence[bytes], counts: Sequence[tuple[CountAccount, int]]) -> None:
-        """Read what was stopped, or is counted, once none of its packets is on its way."""
+        """Read halted contracts and counted accounts once no packet of theirs is inside the kernel's programs."""
         await self._network.settled()
         readings = {one.contract: one for one in self._network.read(halted)}
         for contract in halted:
@@ -248,7 +248,7 @@ class Executor:
                 self._payment.pay(effect.bolt11, effect.fee_limit_msat, effect.timeout_s, effect.via_peer)
             )
         except PaymentError as error:
-            # Nobody knows whether it went out: it stays pending until the node says so.
+            # It isn't known whether the payment was sent: it stays pending until the node reports its outcome.
             self._tell_trouble(f"payment {effect.payment_hash.hex()[:16]}", error)
             outcome = PaymentOutcome(effect.payment_hash, PaymentStatus.PENDING)
         self._tell(PaymentResult(outcome))
@@ -256,15 +256,16 @@ class Executor:
     async def _track(self, payment_hash: bytes) -> None:
         try:
             outcome = await self._believed(self._payment.track(payment_hash))
-        except PaymentError as error:  # one reason for all of them: the node is away, or lacks a right
+        except PaymentError as error:  # the reason is the same for all payments: the node is away, or lacks a right
             self._tell_trouble(f"payment {payment_hash.hex()[:16]} is asked for again", error)
             outcome = PaymentOutcome(payment_hash, PaymentStatus.PENDING)
         self._tell(PaymentResult(outcome))
 
     async def _believed(self, asking: Coroutine[Any, Any, PaymentOutcome]) -> PaymentOutcome:
-        """Return an outcome; that it failed only from the node in use, asked afterwards who it is.
+        """Return a payment's outcome; believe a failure only after the node has confirmed its identity.
 
-        Another one knows none of our payments: believed, it would have us pay again what is still on its way.
+        Another node knows none of our payments. If its "failed" were believed, we would pay again a payment that is
+        still on its way.
         """
         outcome = await asking
         if outcome.status is PaymentStatus.FAILED:
@@ -274,7 +275,8 @@ class Executor:
     async def _cancel(self, payment_hash: bytes) -> None:
         try:
             await self._payment.cancel_invoice(payment_hash)
-            await self._payment.confirm_node()  # another one has no such invoice, and the one in use still takes money
+            # Another node doesn't have this invoice, and ours would still accept its payment.
+            await self._payment.confirm_node()
         except PaymentError as error:
             if not await self._is_cancelled(payment_hash):
                 self._tell_trouble(f"invoice {payment_hash.hex()[:16]} is not cancelled yet", error)
@@ -295,11 +297,11 @@ class Executor:
             self._tell_trouble(f"could not {what}", error)
 
     def _tell_trouble(self, what: str, error: PaymentError) -> None:
-        """Log what the payment node says, once for all payments and invoices that it concerns, while it says it."""
+        """Log a payment node's error once while it lasts, not once for each payment and invoice."""
         if self._conditions.is_news(str(error)):
             _log.warning("%s: %s", what, error)
 
 
 def frozen_text(error: LedgerError) -> str:
-    """Say what a ledger that can't be written means."""
+    """Return a ledger's error with what follows from it: no new contracts."""
     return f"{error}; running contracts go on to their limits, no new ones are made until the ledger can be written"

@@ -1,4 +1,4 @@
-"""Handlers: the verbs of the control socket. Arguments come from there and are checked here; the api does the rest."""
+"""Handlers: the verbs of the control socket. They check the arguments from the socket; the api does the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def verbs(node: Node) -> Mapping[str, Callable[[Arguments], Any]]:
 
 
 class Handlers:
-    """Answers the control socket by the api."""
+    """Answers the questions of the control socket through the api."""
 
     def __init__(self, node: Node) -> None:
         self._reading = Reading(node)
@@ -56,7 +56,7 @@ class Handlers:
         }
 
     async def test(self, _arguments: Arguments) -> str:
-        """Show that the loop turns."""
+        """Show that the event loop runs."""
         return "Test OK"
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ class Handlers:
         return plain(self._reading.status())
 
     async def check(self, arguments: Arguments) -> Any:
-        """Look at the host; as a file would have it, whose text and path are given."""
+        """Check the host for the settings in force, or for those of a file whose text and path are given."""
         text = arguments.get("text")
         found = await self._reading.check(text if isinstance(text, str) else None, Path(str(arguments.get("path"))))
         return plain(found)
@@ -102,7 +102,7 @@ class Handlers:
     # --- acting -------------------------------------------------------------------------------------------------------
 
     async def stop(self, _arguments: Arguments) -> str:
-        """Begin to stop."""
+        """Start to stop."""
         return self._acting.stop()
 
     async def reload(self, _arguments: Arguments) -> str:
@@ -110,7 +110,7 @@ class Handlers:
         return await self._acting.reload()
 
     async def block(self, arguments: Arguments) -> str:
-        """Have nothing more to do with a neighbour."""
+        """Stop all trade with a neighbour."""
         return self._acting.block(self._who(arguments), True)
 
     async def unblock(self, arguments: Arguments) -> str:
@@ -118,7 +118,7 @@ class Handlers:
         return self._acting.block(self._who(arguments), False)
 
     async def refund(self, arguments: Arguments) -> str:
-        """Offer a neighbour its balance back; or ask it for ours."""
+        """Offer a neighbour its balance back, or ask it for ours."""
         who = self._who(arguments)
         return self._acting.ask_refund(who) if arguments.get("ask") else await self._acting.refund(who)
 
@@ -130,7 +130,7 @@ class Handlers:
         return await self._acting.credit(self._who(arguments), amount)
 
     async def fault(self, arguments: Arguments) -> str:
-        """Have the sandbox's payment node behave badly, or well again."""
+        """Make the sandbox's payment node misbehave, or behave well again."""
         name, value = arguments.get("name"), arguments.get("value")
         if not isinstance(name, str) or not isinstance(value, str):
             raise UsageError(f"fault {name!r} {value!r}: give a name and a value, for example slow 2, or slow off")
@@ -147,18 +147,18 @@ class Handlers:
         """Open a private channel with a neighbour's node."""
         who, amount, push = self._who(arguments), arguments.get("amount_sat"), arguments.get("push_sat")
         if not (isinstance(amount, int) and isinstance(push, int) and 0 <= push <= amount):
-            raise UsageError(f"amount {amount!r} and push {push!r}: they must be numbers of sat, push the smaller one")
+            raise UsageError(f"amount {amount!r} and push {push!r}: both must be whole sat, and push at most amount")
         host, delay = arguments.get("host"), arguments.get("csv_delay")
         return await self._acting.open_channel(
             who, amount, push, str(host) if host else None, delay if isinstance(delay, int) else None
         )
 
     async def lightning_tower_add(self, arguments: Arguments) -> str:
-        """Have a watchtower watch our channels."""
+        """Let a watchtower watch our channels."""
         return await self._acting.add_tower(str(arguments.get("tower")))
 
     async def lightning_tower_remove(self, arguments: Arguments) -> str:
-        """Send a watchtower nothing more."""
+        """Stop sending backups to a watchtower."""
         return await self._acting.remove_tower(str(arguments.get("tower")))
 
     def _who(self, arguments: Arguments) -> bytes:

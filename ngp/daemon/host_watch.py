@@ -1,7 +1,7 @@
-"""Host watch: kernel, links and hellos follow the interfaces, routes and addresses that this host has at the moment.
+"""Host watch: adapts kernel, links and hellos to the interfaces, routes and addresses of this host.
 
-The host rings when something changes; the gate is also looked at by the clock, since some changes aren't announced,
-those of legacy iptables above all.
+The kernel notifies us when these change. The gate is also checked at intervals, since some changes aren't announced,
+above all those of legacy iptables.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class HostWatch:
 
     Args:
         settings: in force; `apply` changes them.
-        post: its links stand on the mesh interfaces, its hellos name our addresses.
+        post: its links are open on the mesh interfaces, its hellos name our addresses.
         node_addresses: where our payment node was reached when we started.
 
     Attributes:
-        desired: what the kernel was last told to look like.
+        desired: what was last set in the kernel.
 
     Raises:
         KernelError: the host can't be looked at.
@@ -59,41 +59,41 @@ class HostWatch:
         self._left_out: frozenset[str] = frozenset()
 
     def changed(self) -> None:
-        """Take note that interfaces, routes or addresses changed; `follow` sees to it."""
+        """Note that interfaces, routes or addresses changed; `follow` handles it."""
         self._changed.set()
 
     async def follow(self) -> None:
-        """Match everything to the host after each change, for ever."""
+        """Adapt everything to the host after each change, for ever."""
         while True:
             await self._changed.wait()
             self._changed.clear()
             await self._match()
 
     async def apply(self, settings: Settings) -> None:
-        """Match everything to new settings."""
+        """Adapt everything to new settings."""
         self._settings = settings
         await self._match()
 
     def refuse(self, settings: Settings, network: Network) -> None:
-        """Refuse settings with which traffic would go round the meter on this host.
+        """Refuse settings with which traffic on this host would go round the meter.
 
-        Args: network: ours, or one beside it.
+        Args: network: ours, or another instance of it.
         Raises: ConfigError, KernelError.
         """
         refuse(settings, network, look_at_host(settings, network, self.node_addresses))
 
     async def lacks(self) -> list[Check]:
-        """Return what `ngp check` would call missing or warn of on this host now, so far as that costs little."""
+        """Return the failures and warnings of `ngp check` on this host that can be found cheaply."""
         settings, links, desired = self._settings, self._post.links, self.desired
         return await self.aside(lambda network: checkup.lacks(settings, network, links, desired))
 
     async def aside(self, look: Callable[[Network], _Found]) -> _Found:
         """Look at the host in a thread, one look at a time.
 
-        It may take seconds, by other programs that are asked and by hundreds of interfaces, and the loop has packets
-        of neighbours to decide about meanwhile.
+        A look may take seconds, with other programs to ask and hundreds of interfaces. Meanwhile the loop must decide
+        about neighbours' packets.
 
-        Args: look: gets a network of its own, to ask only.
+        Args: look: gets a network instance of its own, to read only.
         """
 
         def in_thread() -> _Found:
@@ -124,14 +124,14 @@ class HostWatch:
             _log.error("following a change of the host's interfaces: %s", error)
 
     def _tell_changes(self, desired: DesiredNetwork) -> None:
-        """Log which mesh interfaces came and went, and why: a line a change."""
+        """Log which mesh interfaces came and went, and why, one line per change."""
         before, now = set(self.desired.mesh_interfaces), set(desired.mesh_interfaces)
         why = self._network.left_out(self._settings.mesh_interfaces, self._settings.never_mesh)
         for name in sorted(before - now | before & why.keys() - self._left_out):
             if name in why:
                 text = self._left_out_text(name, *why[name])
             elif self._network.mesh_interfaces((name,), ()):
-                text = f"{name} is no mesh interface any more, by net.conf"
+                text = f"{name} is no mesh interface any more, as net.conf says"
             else:
                 text = f"mesh interface {name} is gone: contracts on it wait until it is back, or end"
             self._warnings.warn(_log, f"lost {name}", text)
@@ -145,7 +145,7 @@ class HostWatch:
         instead = self._network.mesh_interfaces((name,), self._settings.never_mesh) if by_name else ()
         if instead:
             return f"mesh interface {name} {reason}; {remedy}. Until then {', '.join(instead)} is gated in its place"
-        rest = f"; {remedy}. Nothing gates what neighbours send there" if remedy else ""
+        rest = f"; {remedy}. Traffic of neighbours there is not gated" if remedy else ""
         return f"mesh interface {name} isn't gated any more: it {reason}{rest}"
 
     def greet(self) -> None:
@@ -154,24 +154,24 @@ class HostWatch:
             self._post.broadcast(interface)
 
     async def keep_gate(self) -> None:
-        """Look at the gate by the clock, for ever."""
+        """Check the gate at intervals, for ever."""
         while True:
             await asyncio.sleep(VERIFY_INTERVAL_S)
             self.look_at_gate()
 
     def look_at_gate(self) -> None:
-        """Put back what somebody flushed from the firewall: without our rules neighbours would send for nothing."""
+        """Put back our firewall rules if another program removed them: without them neighbours would send for free."""
         try:
             restored = self._network.apply(self.desired)
         except (KernelError, OSError) as error:
             self._warnings.warn(_log, "unverified", f"the gate can't be verified: {error}")
             return
         if restored:
-            text = "another program changed the gate in the firewall, or took it away; it stands again"
+            text = "another program changed or removed ngp's gate in the firewall; it is restored"
             self._warnings.warn(_log, "restored", text)
 
 
 def own_addresses(network: Network) -> tuple[Address, ...]:
-    """Return our own addresses, those that neighbours can meet first; a hello has room for some only."""
+    """Return our own addresses, the most useful to neighbours first, as a hello has room for some only."""
     addresses = network.local_addresses()
     return tuple(sorted(addresses, key=lambda one: (isinstance(one, IPv6Address), one.is_link_local)))[:MOST_ADDRESSES]

@@ -1,8 +1,8 @@
-"""Last books: what a killed daemon's contracts carried is charged before `ngp stop` takes them out of the kernel.
+"""Last books: charges the traffic of a killed daemon's contracts before `ngp stop` removes them from the kernel.
 
-The ledger is up to a minute behind the kernel's counters, which go with the meter. So this does what a start and a stop
-do, without links and payments: the meter is adopted, its contracts are blocked, their counters are read, and what the
-ledger doesn't know of them is written there, by the rules of `restore`. However often it begins anew, nothing is
+The ledger is up to a minute behind the kernel's counters, and these vanish with the meter. So this does the same as a
+start and a stop, without links and payments. It adopts the meter, blocks its contracts, reads their counters, and
+writes what the ledger doesn't know yet, by the rules of `restore`. It may be interrupted and repeated: nothing is
 counted twice.
 """
 
@@ -31,10 +31,10 @@ _LOST = "what was carried since the ledger's last entry is lost"
 
 
 def charge(network: Network, store: Store, settings: Settings | None) -> str | None:
-    """Charge what a meter without a daemon counted; its contracts let nothing more pass afterwards.
+    """Charge what a meter without a daemon counted, and block its contracts.
 
-    Args: settings: as net.conf says; None where it can't be used: then nothing is gated any more, either.
-    Returns: what is lost, and why; "" if nothing is; None where no meter stands: it went with a boot.
+    Args: settings: those of net.conf; None if it can't be used: then the gate is opened too.
+    Returns: what is lost and why; "" if nothing is; None if there is no meter, for example after a reboot.
     """
     try:
         if not network.standing().meter:
@@ -64,7 +64,8 @@ def _charge(network: Network, ledger: Ledger, settings: Settings | None) -> None
     world = World(settings, _NOBODY, lambda: secrets.token_bytes(16), now)
     gatekeeper = Gatekeeper(world)
     effects = restore(gatekeeper, ledger.load(now.utc_s), adopted, now)
-    known = [reading.contract for reading in network.read(list(world.contracts))]  # a grant would make others anew
+    # Only these: granting another one would create it again.
+    known = [reading.contract for reading in network.read(list(world.contracts))]
     network.grant([world.kernel_grant(world.contracts[each], blocked=True) for each in known])
     asyncio.run(network.settled())
     effects += gatekeeper.step(UsageRead(tuple(network.read(known))), now)

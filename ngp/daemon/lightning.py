@@ -1,7 +1,7 @@
-"""Lightning: whether our node's channels suit the trade with the neighbours, who watches them, and what to do.
+"""Lightning: whether our node's channels suit the trade with neighbours, what watches the channels, and what to do.
 
-A peer that closes a channel alone with an old state takes what it has paid since, unless we, or a watchtower, punish it
-before its coins come free. A node in a mesh is away at times; so each channel needs a long CSV delay, or a tower.
+A peer can close a channel with an old state and so take back what it has paid since. We, or a watchtower, can punish
+that until the CSV delay is over. A node in a mesh is away at times, so each channel needs a long CSV delay or a tower.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ TOWER_PORT = 9911
 # A block comes every ten minutes on average.
 BLOCKS_A_DAY = 144
 TOP_UPS_AHEAD = 10
-# What Electrum opens, and takes, at least (lnutil.MIN_FUNDING_SAT); LND's least is below it.
+# The smallest channel that Electrum opens or accepts (lnutil.MIN_FUNDING_SAT); LND's minimum is lower.
 LEAST_CHANNEL_SAT = 200_000
 SAFETY = "watchtower"
 CHAIN = "chain"
-WAIT_FOR_SYNC = "let the node catch up; if it doesn't, see that the chain back end or server that it asks is up"
+WAIT_FOR_SYNC = "let the node catch up; if it doesn't, check that its chain back end or server is up"
 ADD_A_TOWER = "ngp lightning tower add PUBKEY@HOST:PORT"
 SWITCH_ON = "write wtclient.active=1 into lnd.conf, and restart LND"
 _KEY = re.compile(r"0[23][0-9a-f]{64}")
@@ -52,7 +52,7 @@ def tower_place(text: str) -> tuple[str, str]:
     """Read PUBKEY@HOST:PORT; returns key and `host:port`. Raises UsageError."""
     key, at, place = text.partition("@")
     if not at:
-        raise UsageError(f"{text!r} is no watchtower: write PUBKEY@HOST:PORT, as `lncli tower info` at the tower tells")
+        raise UsageError(f"{text!r} is no watchtower: write PUBKEY@HOST:PORT, as `lncli tower info` shows at the tower")
     return tower_key(key), host_port(place, TOWER_PORT)
 
 
@@ -73,21 +73,21 @@ def host_port(text: str, usual_port: int) -> str:
 
 
 def peer_host(neighbour: Neighbour) -> str:
-    """Return where a neighbour's Lightning node most likely listens: an address of its own, the usual port.
+    """Return where a neighbour's Lightning node most likely listens: an address of the neighbour, the usual port.
 
-    Raises UsageError where the neighbour told no address; `--host` says it then.
+    Raises UsageError if the neighbour announced no address; then the operator must give it with `--host`.
     """
     for address in neighbour.addresses:
         if not address.is_link_local:
             return joined(str(address), PEER_PORT)
-    raise UsageError("the neighbour told no address where its node may listen: say it by --host HOST:PORT")
+    raise UsageError("the neighbour announced no address for its node: give one with --host HOST:PORT")
 
 
 # --- what suits -------------------------------------------------------------------------------------------------------
 
 
 def lacks(channel: Channel, neighbour: Neighbour, world: World) -> list[Lack]:
-    """Say what a channel with a neighbour lacks for the trade with it. Empty: it suits."""
+    """Return what a channel lacks for trading with a neighbour; empty if it suits."""
     settings = world.settings
     who, amount_sat = identity.short_text(neighbour.identity), _amount_sat(settings)
     if channel.state is not ChannelState.OPEN:
@@ -97,7 +97,7 @@ def lacks(channel: Channel, neighbour: Neighbour, world: World) -> list[Lack]:
     found = []
     sends, receives = settings.buys and neighbour.sells, settings.sells and neighbour.buys
     can_send, can_receive = channel.can_send_sat >= amount_sat, channel.can_receive_sat >= amount_sat
-    # Between two who both buy and sell one way is enough: what goes one way can come back.
+    # Where both neighbours buy and sell, one direction is enough: what was paid one way can come back.
     if sends and not can_send and not (receives and can_receive):
         why = f"{channel.can_send_sat} sat can be sent, less than PAYMENT_AMOUNT ({amount_sat} sat)"
         found.append(Lack(why, _open_line(who, amount_sat)))
@@ -111,7 +111,7 @@ def lacks(channel: Channel, neighbour: Neighbour, world: World) -> list[Lack]:
 
 
 def is_safe(channel: Channel, watch: Watch, settings: Settings) -> bool:
-    """Say whether an old state would be answered although our node is away: by a tower, or by us in time."""
+    """Say whether an old state would be punished although our node is away at times: by a tower, or by us in time."""
     return (
         watch.watched
         or channel.state is not ChannelState.OPEN
@@ -121,13 +121,13 @@ def is_safe(channel: Channel, watch: Watch, settings: Settings) -> bool:
 
 
 def safety(channels: Sequence[Channel], watch: Watch, settings: Settings) -> Check:
-    """Say who would answer an old state of our channels; one line of `ngp check`, a warning where nobody would."""
+    """Return the line of `ngp check` on what would punish an old state of our channels; a warning if nothing would."""
     in_use = [one for one in channels if one.state is ChannelState.OPEN]
     if not in_use:
         return Check(SAFETY, True, "no open channel yet")
     shortest = min((one.their_wait_blocks for one in in_use if one.their_wait_blocks), default=0)
     if not shortest and not watch.watched:
-        return Check(SAFETY, True, "not known: this node tells neither CSV delays nor watchtowers")
+        return Check(SAFETY, True, "not known: this node reports neither CSV delays nor watchtowers")
     if watch.watched:
         using = sum(tower.used and tower.sessions > 0 for tower in watch.towers)
         backups = sum(tower.backups for tower in watch.towers)
@@ -138,7 +138,7 @@ def safety(channels: Sequence[Channel], watch: Watch, settings: Settings) -> Che
     found = (
         f"none in use ({watch.unknown or _tower_state(watch)}), and {short} of {len(in_use)} open channels have a CSV "
         f"delay below {blocks(settings.csv_delay_blocks)} (CSV_DELAY), the shortest {blocks(shortest)}: if this node "
-        "is away longer, the peer can close with an old state and keep what it paid since"
+        "is away longer, the peer can close with an old state and take back what it paid since"
     )
     return Check(SAFETY, True, found, f"{_tower_remedy(watch)}; or CSV_DELAY: {shortest}, if it is never away longer")
 
@@ -146,7 +146,7 @@ def safety(channels: Sequence[Channel], watch: Watch, settings: Settings) -> Che
 def advice(
     channels: Sequence[Channel], neighbours: Iterable[Neighbour], world: World, watch: Watch, chain: ChainView
 ) -> list[str]:
-    """Say, for each neighbour that we trade with, what its channel lacks, with the next command. Empty: all is well."""
+    """Return what the channels with our neighbours lack, each with the next command; empty if all is well."""
     said: list[str] = []
     if not chain.synced:
         said.append(f"{_behind(chain)}. Next: {WAIT_FOR_SYNC}")
@@ -155,7 +155,7 @@ def advice(
         with_it = [one for one in channels if one.peer == key]
         if not with_it and world.settings.buys and neighbour.sells:
             how = _open_line(who, _amount_sat(world.settings)) if chain.synced else "open one when the node is synced"
-            said.append(f"{who}: no channel; payments need a way through others. Next: {how}")
+            said.append(f"{who}: no channel; payments need a route through other nodes. Next: {how}")
         best: list[Lack] = min((lacks(one, neighbour, world) for one in with_it), key=len, default=[])
         said += [f"{who}: {lack.why}. Next: {lack.remedy}" for lack in best]
     safe = safety(channels, watch, world.settings)
@@ -165,9 +165,9 @@ def advice(
 
 
 async def look(payment: Payment, settings: Settings) -> list[Check]:
-    """Ask the node whether it follows the chain, and who watches its channels.
+    """Ask the node whether it follows the chain, and what watches its channels.
 
-    Returns nothing where it has none, or can't be asked (`ngp check` says why).
+    Returns nothing if it has no channels, or can't be asked (`ngp check` says why).
     """
     if not isinstance(payment, ChannelManager):
         return []
@@ -205,11 +205,11 @@ def _tower_state(watch: Watch) -> str:
 
 def _tower_remedy(watch: Watch) -> str:
     if watch.unknown:
-        return "let ngp see them: bake the macaroon anew"
+        return "let ngp see them: bake a new macaroon"
     if not watch.active:
         return f"{SWITCH_ON}; then {ADD_A_TOWER}"
     if watch.towers:
-        return "see that a tower is up and reachable (`ngp lightning tower list`), or add another"
+        return "check that a tower is up and reachable (`ngp lightning tower list`), or add another"
     return ADD_A_TOWER
 
 

@@ -1,9 +1,9 @@
 """Logs: where the daemon's messages go, and how often one kind of message may come.
 
-The log lies on flash in a router: it is small, rotated by size, and never the reason for which the daemon ends. A full
-disk loses lines. A terminal that was closed, or stopped with Ctrl-S, blocks whoever writes to it, so one thread writes
-there from a bounded queue, and what doesn't fit is counted and left out: the event loop never waits for a terminal.
-What neighbours send can be logged as often as they like to send it; `RateLimit` stops that from filling the log.
+A router keeps its log on flash: the log is small, rotated by size, and never ends the daemon. On a full disk lines are
+lost. A terminal that was closed, or stopped with Ctrl-S, blocks its writer. So a thread writes to the terminal from a
+bounded queue, and lines that don't fit are counted and left out: the event loop never waits for a terminal. Neighbours
+could cause a message as often as they like; `RateLimit` stops them from filling the log.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from typing import TextIO
 from ngp.daemon.options import GROUP, LOG_FILE
 
 OPERATORS_MODE = 0o640
-"""Mode of what operators may read and holds no secret: root writes, the group ngp, where it exists, reads."""
+"""Mode of files without secrets, for operators: root writes them, the group ngp (where it exists) reads them."""
 TOLD = {"told": True}
-"""`extra` of a record whose text reaches the terminal anyhow, as the error that ends the command."""
+"""`extra` of a record that isn't for the terminal, since the error that ends the command says the same there."""
 LOG_BYTES = 1 << 20
 LOG_FILES = 5
 MOST_TOLD = 8000
-"""Characters of warnings for the command that starts us: as JSON less than a pipe holds, should it not read."""
+"""Characters of warnings for the command that starts us: as JSON they fit into a pipe, even if nobody reads it."""
 _TERMINAL_LINES = 1000
 _FLUSH_S = 1.0
 
@@ -46,9 +46,9 @@ class _Utc(logging.Formatter):
 class LogFile(RotatingFileHandler):
     """The log in the state directory: 5 files of 1 MB, readable by root and the group ngp.
 
-    One look at the file for each line tells its size, and whether it still has its name: what logrotate moves away, or
-    somebody deletes, is opened anew, and with it standard error where that goes here. The library's own handler looks
-    twice and formats twice, which was a tenth of what a gateway does for a new contract.
+    For each line one stat() shows the file's size, and whether it still has its name. If logrotate moved it away, or
+    somebody deleted it, it is opened again, and standard error with it if that goes here. The library's handler looks
+    and formats twice, which took a tenth of a gateway's time for a new contract.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,7 +59,7 @@ class LogFile(RotatingFileHandler):
             self._takes_stderr = os.path.samestat(self._file, os.fstat(2))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, into a new file when this one would grow too long or was moved away."""
+        """Write a line; into a new file if this one would grow too long or was moved away."""
         try:
             line = self.format(record) + self.terminator
             size_bytes = self._follow()
@@ -68,11 +68,11 @@ class LogFile(RotatingFileHandler):
             stream = self.stream or self._open()
             stream.write(line)
             stream.flush()
-        except Exception:  # whatever happens to the log, the daemon goes on
+        except Exception:  # a failing log must not end the daemon
             self.handleError(record)
 
     def _follow(self) -> int:
-        """Have the file open that is found under the log's name, and return its size; a new one where there is none."""
+        """Open the file with the log's name, or a new one, unless it is open already; return its size."""
         try:
             found = os.stat(self.baseFilename, follow_symlinks=False)
         except OSError:
@@ -85,7 +85,7 @@ class LogFile(RotatingFileHandler):
         except OSError:
             if not former:
                 raise
-            return 0  # better in the old file than nowhere
+            return 0  # the old file is better than none
         if former:
             former.close()
         return self._file.st_size if self._file else 0
@@ -98,13 +98,13 @@ class LogFile(RotatingFileHandler):
         return stream
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging gives it
-        """Lose the line: a full disk must not end the daemon, and there is no better place to say so."""
+        """Lose the line: a full disk must not end the daemon, and there is no better place to report it."""
 
 
 def open_log(path: Path) -> int:
-    """Open a log for appending (0640, group ngp where it exists) and return the descriptor; a link is refused.
+    """Open a log for appending (0640, group ngp where it exists) and return the descriptor.
 
-    Nor does a pipe that nobody reads hold up the daemon.
+    A symbolic link is refused, and a pipe that nobody reads doesn't block the daemon.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     descriptor = os.open(path, flags, OPERATORS_MODE)
@@ -113,7 +113,7 @@ def open_log(path: Path) -> int:
 
 
 def show_operators(descriptor: int) -> None:
-    """Let the group ngp, where it exists, read an open file, and nobody else, whatever mode it had."""
+    """Let the group ngp (where it exists) and nobody else read an open file, whatever mode it had."""
     with suppress(OSError):
         os.fchmod(descriptor, OPERATORS_MODE)
     group = operators_group()
@@ -131,7 +131,7 @@ def operators_group() -> int | None:
 
 
 class Terminal(logging.Handler):
-    """Writes to a terminal that may stop or vanish, from a thread of its own."""
+    """Writes from a thread of its own to a terminal that may stop or vanish."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -142,17 +142,17 @@ class Terminal(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a line, or count it as lost where the terminal doesn't take any."""
+        """Queue a line, or count it as lost if the terminal accepts none."""
         try:
             line = self.format(record)
             if self._lost:
-                line = f"({self._lost} lines left out: the terminal didn't take them)\n{line}"
+                line = f"({self._lost} lines left out: the terminal didn't accept them)\n{line}"
             self._lines.put_nowait(line)
             self._lost = 0
         except queue.Full:
             self._lost += 1
         except (TypeError, ValueError):
-            self._lost += 1  # a message whose arguments don't fit; the log file has the same
+            self._lost += 1  # a message whose arguments don't match its format; the log file loses it too
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
@@ -163,7 +163,7 @@ class Terminal(logging.Handler):
                 return
 
     def close(self) -> None:
-        """Write what is queued, for a moment; a stopped terminal doesn't hold up the end of the daemon."""
+        """Give the queued lines a moment to be written; a stopped terminal doesn't delay the daemon's end."""
         with suppress(queue.Full):
             self._lines.put_nowait(None)
         self._thread.join(_FLUSH_S)
@@ -171,7 +171,7 @@ class Terminal(logging.Handler):
 
 
 class Teller(logging.Handler):
-    """Passes our own first warnings on to the command that waits for the start, and leaves the rest to the log."""
+    """Passes ngp's first warnings on to the command that waits for the start; the others are in the log only."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -179,12 +179,12 @@ class Teller(logging.Handler):
         self.addFilter(logging.Filter("ngp"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell one, while there is room."""
+        """Pass a warning on while there is room."""
         if self._left <= 0:
             return
         text = f"{record.levelname} {record.getMessage()}"
         self._left -= len(text)
-        self._tell(text if self._left > 0 else "WARNING more than this stands in the log")
+        self._tell(text if self._left > 0 else "WARNING there are more warnings in the log")
 
 
 def set_up(state_dir: Path, verbose: bool, terminal: bool, tell: Callable[[str], None]) -> None:
@@ -192,9 +192,9 @@ def set_up(state_dir: Path, verbose: bool, terminal: bool, tell: Callable[[str],
 
     Args:
         state_dir: exists and belongs to this daemon.
-        verbose: everything from INFO goes to the terminal; otherwise only warnings.
-        terminal: there is one to write to (False for a daemon that left it).
-        tell: takes warnings in place of a terminal.
+        verbose: messages from INFO on go to the terminal; otherwise only warnings.
+        terminal: there is a terminal (False for a daemon that left it).
+        tell: receives warnings in place of a terminal.
 
     Raises:
         OSError: the log can't be opened.
@@ -211,7 +211,7 @@ def set_up(state_dir: Path, verbose: bool, terminal: bool, tell: Callable[[str],
     screen.addFilter(lambda record: not hasattr(record, "told"))
     handlers.append(screen)
     logging.raiseExceptions = False
-    # What no format of ours names isn't found out for each line (docs.python.org/3/howto/logging.html#optimization).
+    # Don't collect what our formats don't show (docs.python.org/3/howto/logging.html#optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
@@ -219,7 +219,7 @@ def set_up(state_dir: Path, verbose: bool, terminal: bool, tell: Callable[[str],
 
 
 class _Screen(logging.Formatter):
-    """Leaves tracebacks to the log file, and takes control characters out: a neighbour's words reach this terminal."""
+    """Formats without tracebacks and control characters: a line may quote a neighbour, and goes to a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = f"{self.formatTime(record, self.datefmt)} {record.levelname} {record.getMessage()}"
@@ -229,13 +229,14 @@ class _Screen(logging.Formatter):
 
 
 class WhileItLasts:
-    """Lets the message about a condition through when it begins, and once in a while as long as it lasts.
+    """Passes the message about a condition when it begins, and at intervals as long as it lasts.
 
-    What is tried again every few seconds fails every few seconds; a night of a locked payment node is a few lines.
+    A failed action is retried every few seconds and fails again. So a payment node that is locked for a night causes
+    only a few lines.
 
     Args:
-        over_s: seconds without a word of it after which a condition is over, and news when it comes back.
-        every_s: seconds until it is told again while it lasts.
+        over_s: seconds without a report after which a condition is over; the next report is news again.
+        every_s: seconds until the message passes again while the condition lasts.
         kinds_most: conditions remembered; the oldest is forgotten.
         clock: monotonic seconds.
     """
@@ -254,7 +255,7 @@ class WhileItLasts:
         self._kinds: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def is_news(self, kind: str) -> bool:
-        """Say whether a condition is to be told of now; asked each time that it shows."""
+        """Say whether to log a condition now. Call it each time the condition is seen."""
         now = self._clock()
         told, shown = self._kinds.pop(kind, (-math.inf, -math.inf))
         news = now - shown >= self._over_s or now - told >= self._every_s
@@ -265,7 +266,7 @@ class WhileItLasts:
 
 
 class RateLimit:
-    """Lets one kind of message through a few times, then once in a while with the number that was left out.
+    """Passes a kind of message a few times, then at intervals with the number of messages left out.
 
     Args:
         burst: messages of a kind that pass at once, >= 1.
@@ -288,7 +289,7 @@ class RateLimit:
         self._kinds: OrderedDict[str, tuple[float, float, int]] = OrderedDict()
 
     def take(self, kind: str) -> int | None:
-        """Ask whether a message may be written: None if not, else how many of its kind were left out before it."""
+        """Return how many messages of this kind were left out before this one; None if this one is left out too."""
         now = self._clock()
         tokens, since, left_out = self._kinds.pop(kind, (float(self._burst), now, 0))
         tokens = min(float(self._burst), tokens + (now - since) / self._every_s)
@@ -299,7 +300,7 @@ class RateLimit:
         return left_out if passes else None
 
     def warn(self, logger: logging.Logger, kind: str, message: str) -> None:
-        """Log a warning of a kind, unless there were too many of it lately; `message` is taken as it is."""
+        """Log a warning of a kind, unless there were too many lately; `message` isn't a format string."""
         left_out = self.take(kind)
         if left_out is not None:
             more = f" ({left_out} like it left out)" if left_out else ""

@@ -35,8 +35,8 @@ from ngp.core.values import HeldPacket, Hint, HintKind, Verdict
 from ngp.daemon import checkup
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
+from ngp.daemon.fair_queue import STRANGERS, FairQueue
 from ngp.daemon.host_watch import HostWatch, own_addresses
-from ngp.daemon.lanes import STRANGERS, Lanes
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post, SelfDescription
@@ -96,7 +96,7 @@ class Node:
         self.payment = PaymentWatch(parts.payment, parts.gatekeeper.world, self.post, parts.identity, self.tell)
         self.channels = ChannelWatch(parts.gatekeeper.world, parts.payment, parts.payment.wait_ready, self.tell)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell, self.crash)
-        self._events = Lanes()
+        self._events = FairQueue()
         self.post.in_turn = self._in_turn
         self._pump: asyncio.Handle | None = None
         self._wake: asyncio.TimerHandle | None = None
@@ -247,7 +247,7 @@ class Node:
 
     def tell(self, event: Event) -> None:
         """Queue an event: a packet behind the other work of its neighbour, all else as the house's."""
-        self._events.add(event, self._lane_of(event.link) if isinstance(event, PacketHeld) else None)
+        self._events.add(event, self._cause_of(event.link) if isinstance(event, PacketHeld) else None)
         self.channels.note(event)
         self._pump_soon()
 
@@ -271,14 +271,14 @@ class Node:
 
     def _in_turn(self, link: tuple[str, bytes], work: Callable[[], Event | None]) -> bool:
         """Queue a neighbour's datagram unread; False: it has more work waiting here than it may add to."""
-        lane = self._lane_of(link)
-        if self._events.is_full(lane):
+        cause = self._cause_of(link)
+        if self._events.is_full(cause):
             return False
-        self._events.add(work, lane)
+        self._events.add(work, cause)
         self._pump_soon()
         return True
 
-    def _lane_of(self, link: tuple[str, bytes]) -> bytes:
+    def _cause_of(self, link: tuple[str, bytes]) -> bytes:
         neighbour = self.parts.gatekeeper.world.peers.by_link.get(link)
         return neighbour.identity if neighbour is not None else STRANGERS
 

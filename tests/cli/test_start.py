@@ -73,7 +73,7 @@ def test_warnings_without_end_are_cut_and_stand_in_the_log(host: Host) -> None:
     started = host.start(NGP_FAKE="warns without end")
     lines = told(started.stderr)
     assert started.returncode == 0 and sum(map(len, lines[:-1])) <= logs.MOST_TOLD
-    assert lines[0].startswith("WARNING no interface") and lines[-1] == "WARNING more than this stands in the log"
+    assert lines[0].startswith("WARNING no interface") and lines[-1] == "WARNING there are more warnings in the log"
     assert "wlan8999" in (host.state_dir / "ngp.log").read_text()
 
 
