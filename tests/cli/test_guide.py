@@ -57,9 +57,9 @@ def test_exit_codes_are_in_the_guide() -> None:
 
 
 def test_readers_are_told_how_often_bills_come() -> None:
-    """Else who looks at `billed` right after a transfer takes the gateway's count for wrong."""
+    """Otherwise a reader who looks at `billed` right after a transfer takes the gateway's count for wrong."""
     readme, every = (ROOT / "README.md").read_text(), f"every {STATEMENT_INTERVAL_S:g} s"
-    assert f"bill says, which comes {every}" in " ".join(readme.split())
+    assert f"bill, which comes {every}" in " ".join(readme.split())
     listing = GUIDE.partition("#### ngp contracts")[2].partition("#### ")[0]
     assert f"{every} while something is charged" in GUIDE.partition("## Choosing")[0]
     assert f"Bills come {every}" in listing
