@@ -80,7 +80,7 @@ def test_a_full_disk_stops_new_contracts_and_loses_nothing(lab: Lab) -> None:
     assert answered(trade, 3) == 1
     stopped = trade.gateway.cli("stop")
     assert stopped.returncode == ExitCode.LEDGER and "ngp has stopped" in stopped.stdout
-    assert "since the ledger could be written is lost" in stopped.stderr
+    assert "since the ledger could last be written are lost" in stopped.stderr
 
 
 @pytest.mark.first

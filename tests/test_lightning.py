@@ -246,7 +246,7 @@ def test_a_channel_is_opened_with_the_delay_of_net_conf() -> None:
         ({"push_sat": 500_001}, NEIGHBOUR, UsageError, "push at most amount"),
         ({"host": "a b"}, NEIGHBOUR, UsageError, "is not HOST:PORT"),
         ({"host": None}, NEIGHBOUR, UsageError, "--host HOST:PORT"),
-        ({}, replace(NEIGHBOUR, payee=b""), PaymentError, "has not said which Lightning node it has"),
+        ({}, replace(NEIGHBOUR, payee=b""), PaymentError, "has not announced a Lightning node"),
         ({"neighbour": "ffff"}, NEIGHBOUR, UsageError, "ffff"),
     ],
 )

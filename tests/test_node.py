@@ -329,7 +329,7 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
     assert "LND" not in asyncio.run(broken.reload())
     path.write_text(f"{seller}yes\n")
     said = asyncio.run(broken.reload())
-    bare = "on no interface: nothing is gated"  # there is no eth1 here
+    bare = "there is no mesh interface, so nothing is gated"  # there is no eth1 here
     assert said == f"applied: REFUND_WHEN_ASKED; {bare}; LND's macaroon: does not allow SendPaymentV2"
 
 

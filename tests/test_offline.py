@@ -21,7 +21,7 @@ SETTINGS = parse("MESH_INTERFACES: eth1\n", Path("/etc/ngp/net.conf"))
 def test_before_the_first_start_the_sandboxs_node_has_no_name_and_gets_none(tmp_path: Path) -> None:
     for state_dir in (tmp_path / "none yet", tmp_path):
         (check, *_) = offline.check_payment(SETTINGS, state_dir)
-        assert check.ok and "node made at the first start; not real money" in check.found
+        assert check.ok and "node not made yet (the first start makes it); not real money" in check.found
     assert list(tmp_path.iterdir()) == []
 
 
@@ -58,7 +58,7 @@ def test_another_node_than_last_time_is_a_warning_and_a_look_does_not_make_it_th
     monkeypatch.setattr(offline.lightning, "look", look)
     for _ in range(2):
         (check,) = offline.check_payment(replace(SETTINGS, payment_module="lnd"), tmp_path)
-        assert check.ok and "if that is meant" in check.remedy
+        assert check.ok and "if you intended this" in check.remedy
         assert check.found.endswith("now 02bb on regtest, before 02aa on mainnet")
         assert "02aa" in kept.read_text() and list(tmp_path.iterdir()) == [kept]
 

@@ -49,10 +49,10 @@ BOOT_EPOCH_S = 1_577_836_800
 """2020-01-01 UTC: boot counters begin with the seconds since then, see `Ledger.next_boot`."""
 
 BOOKS_WAIT_S = 1.0
-"""How long a start waits for the books to be added up; what comes after that is in the log."""
+"""How long a start waits for the audit of the ledger; a later result is only logged."""
 
 def make_network(settings: Settings | None, state_dir: Path) -> Network:
-    """Return the network module that net.conf names; the usual one where there is no net.conf."""
+    """Return the network module that net.conf names, or the default one without a net.conf."""
     name = "ip" if settings is None or settings.network_module in ("ip4", "ip6") else settings.network_module
     options = _options(settings, NETWORK, name) if settings else {}
     network: Network = module_class(NETWORK, name)(state_dir, **options)
@@ -76,12 +76,12 @@ def make_links(settings: Settings) -> list[Link]:
 
 
 def _options(settings: Settings, group: str, name: str) -> dict[str, Any]:
-    """Return the argument that a module's class takes if it brings keys to net.conf."""
+    """Return the extra argument for a module's class if the module has keys of its own in net.conf."""
     return {"options": settings.of_module(group, name)} if module_settings(group, name).keys else {}
 
 
 async def check(settings: Settings, state_dir: Path) -> list[Check]:
-    """Look at this host, with or without a running daemon; touches nothing."""
+    """Check this host, with or without a running daemon; changes nothing."""
     network, links, lacking = make_network(settings, state_dir), list[Link](), list[Check]()
     try:
         links = make_links(settings)
@@ -104,7 +104,7 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         known = RememberedNode(options.state_dir, settings.payment_module).read()
         node = await _payment_node(payment, settings)
         if swap := swapped(known, await payment.info()):
-            _log.warning("%s; if that isn't meant: ngp stop, connect the former one, ngp start", swap)
+            _log.warning("%s; if you didn't intend this: ngp stop, connect the former node, ngp start", swap)
         links = make_links(settings)
         courier = Courier(private_key, boot, min(link.max_datagram_bytes for link in links))
         clock = SystemClock()
@@ -133,13 +133,13 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
 
 
 def open_ledger(state_dir: Path) -> Ledger:
-    """Open the ledger, or make the first one. Raises LedgerError: also where an identity has lost its ledger."""
+    """Open the ledger, or make the first one. Raises LedgerError, also if an identity exists but its ledger doesn't."""
     refuse_lost_ledger(state_dir)
     return store.at(state_dir).open()
 
 
 async def _payment_node(payment: Payment, settings: Settings) -> PaymentNode:
-    """Ask the payment node who it is. Raises PaymentError when it isn't the one that net.conf expects."""
+    """Ask the payment node for its identity. Raises PaymentError if net.conf expects another node."""
     info = await payment.info()
     checkup.refuse_other_node(settings, info.account_id)
     capabilities = payment.capabilities()
@@ -187,14 +187,14 @@ async def _run(options: StartOptions, settings: Settings) -> int:
         node.close_tasks()
         await node.post.close()
         if node.adopted:
-            parts.network.close()  # what went on running without us goes on running
+            parts.network.close()  # contracts that ran without a daemon go on running
         else:
             parts.network.clean_up(settings.closed_when_stopped)
         parts.ledger.close()
         raise
     _follow_signals(node)
     if not parts.gatekeeper.world.node.real_money:
-        _log.warning("%s: its money is not real; who sells for it gives service away", settings.payment_module)
+        _log.warning("%s: its money is not real; its sellers give service away", settings.payment_module)
     books = await _warn_of_lacks(node)
     interfaces = node.host.desired.mesh_interfaces
     _log.info("ready: %s on %s", identity.short_text(courier.identity), ", ".join(interfaces) or "no interface yet")
@@ -211,9 +211,9 @@ async def _run(options: StartOptions, settings: Settings) -> int:
 
 
 async def _warn_of_lacks(node: Node) -> asyncio.Task[None]:
-    """Tell what `ngp check` would: a start goes on all the same, and isn't said to be fine.
+    """Log the findings of `ngp check`: the start goes on, but must not look as if all were well.
 
-    Returns: what adds up the books, where they are too long for a start to wait for.
+    Returns: the task that audits the ledger, which may go on after the start.
     """
     books = asyncio.create_task(_warn_of_books(node.parts.store))
     await node.warn_of_lacks()
@@ -222,7 +222,7 @@ async def _warn_of_lacks(node: Node) -> asyncio.Task[None]:
 
 
 async def _warn_of_books(place: Store) -> None:
-    """Tell what doesn't add up; in a thread, and not for long: years of payments must hold up no loop and no stop."""
+    """Log sums of the ledger that don't add up; in a thread, with a time limit, so as not to block loop or stop."""
     line = await asyncio.to_thread(checkup.books, place, BOOKS_S)
     if not line.ok:
         _log.warning("%s: %s; %s", line.name, line.found, line.remedy)
@@ -236,5 +236,5 @@ def _follow_signals(node: Node) -> None:
 
 
 async def _reload_quietly(node: Node) -> None:
-    with suppress(NgpError):  # said in the log; the old settings are in force
+    with suppress(NgpError):  # it is logged; the old settings stay in force
         await node.reload()

@@ -1,8 +1,8 @@
 """Node: the running daemon. One loop: events in, the core's step, records stored, effects carried out.
 
-Everything that happens is queued as an event; the pump takes them in batches, so that a burst of accepts costs one
-transaction and one batch of map updates, and from all neighbours in turn, so that who floods waits behind himself. What
-is due by time is a Tick like any other event.
+Everything that happens is queued as an event. The pump takes events in batches, so that a burst of accepts costs one
+transaction and one batch of map updates. It takes them from all neighbours in turn, so that a flooding neighbour delays
+only itself. A timer that is due is an event too, a Tick.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ HELLO_INTERVAL_S = 10.0
 PRUNE_INTERVAL_S = 3600.0
 KEEP_UP_S = 5.0
 MOST_BILLERS = 4096
-BILL_READ_SHARE = 20  # after a reading for a bill, so many times as long without another for the same neighbour
+BILL_READ_SHARE = 20  # reading the meter for a neighbour's bills takes at most 1/20 of the time
 
 _log = logging.getLogger("ngp")
 
 
 @dataclass(slots=True)
 class Parts:
-    """What main() found and opened for the node; `ledger` is that of `store`.
+    """The parts that main() found and opened for the node; `ledger` is the open ledger of `store`.
 
-    `make_links`: those that other settings would have, not opened.
+    `make_links` returns the links for other settings, not opened.
     """
 
     config_path: Path
@@ -80,7 +80,7 @@ class Node:
 
     Args:
         parts: opened and not yet started.
-        make_post: builds the post once the node can take its events.
+        make_post: builds the post once the node can receive its events.
     """
 
     def __init__(self, parts: Parts, make_post: Callable[[SelfDescription, Callable[[Event], None]], Post]) -> None:
@@ -114,7 +114,7 @@ class Node:
         """Adopt or set up the kernel, resume the books, open the links. Raises NgpError; undoes nothing in the kernel
         that was there before."""
         parts = self.parts
-        gc.disable()  # nothing of what is read back is garbage, and looking for some takes longer than reading it
+        gc.disable()  # what is read back isn't garbage, and the collector would take longer than the reading
         try:
             self.host.refuse(self.settings, parts.network)
             adopted = parts.network.set_up(self.host.desired)
@@ -147,7 +147,7 @@ class Node:
         self._schedule_tick()
 
     async def _keep_up(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do what is done for ever; what the host refuses now it may grant later."""
+        """Keep an endless task running: after an error of host or node, try again."""
         while True:
             try:
                 await work()
@@ -160,27 +160,27 @@ class Node:
                 return
 
     def crash(self, error: Exception) -> None:
-        """Stop at once after an error of our own, as if killed: what is in memory may be half changed.
+        """Stop at once after a defect of our own, as if killed: the state in memory may be half changed.
 
-        The ledger holds whole batches only, and the kernel goes on carrying, counting and cutting, so the next start
-        takes over as after kill -9. Going on would mean to book money by a state that nobody has thought of.
+        The ledger has whole batches only, and the kernel goes on carrying, counting and cutting. So the next start
+        takes over as after kill -9. Going on would book money from a state that was never intended.
         """
         _log.critical(
             "stopped by an error of ngp's own (%r); contracts go on in the kernel, nothing is lost: `ngp start` takes "
             "over; please report what follows", error, exc_info=error,
         )  # fmt: skip
         self.crashed = True
-        self._unstored = []  # perhaps half a batch: whoever stores what is left must not find it
+        self._unstored = []  # perhaps half a batch, which must not be stored
         self.stopping.set()
 
     def let_go(self) -> None:
-        """Let go of everything after `crash`, and change nothing in kernel or ledger."""
+        """Close everything after `crash`, without a change to kernel or ledger."""
         self.close_tasks()
         self.parts.network.close()
         self.parts.ledger.close()
 
     async def stop(self) -> None:
-        """Say good-bye, write the last totals, take everything out of the kernel."""
+        """Say good-bye to neighbours, write the last totals, remove everything from the kernel."""
         parts = self.parts
         self._close_gate()
         self._read_now()
@@ -199,14 +199,14 @@ class Node:
         parts.ledger.close()
 
     def _store_last(self) -> None:
-        """Try once more what the ledger refused, and all behind it: the kernel's counters, which know it, go now."""
+        """Try once more to write what the ledger refused: the kernel's counters, which could replace it, go now."""
         self._finish_batch()
         self._drain()
         if self._unstored:
-            _log.error("stopped while the ledger can't be written: what was carried since it could is never charged")
+            _log.error("stopped while the ledger can't be written: traffic since its last entry is never charged")
 
     def _close_gate(self) -> None:
-        """Let nothing more pass on our contracts, so that no byte comes after the last reading."""
+        """Block our contracts, so that no byte passes after the last reading."""
         world = self.parts.gatekeeper.world
         world.now = self.parts.clock.now()
         running = [contract for contract in world.contracts.values() if contract.running]
@@ -216,7 +216,7 @@ class Node:
             _log.error("%s", error)
 
     def write_totals(self) -> None:
-        """Bring the ledger, which is written seldom, up to what the meter says now. Raises LedgerError."""
+        """Write the meter's present readings to the ledger, which gets them only once a minute. Raises LedgerError."""
         self._read_now()
         self._drain()
         self._require_alive()
@@ -226,16 +226,16 @@ class Node:
         try:
             self._executor.store(world.effects)
         except LedgerError as error:
-            self._unstored = [*self._unstored, *world.effects]  # they are told once
+            self._unstored = [*self._unstored, *world.effects]  # the core returns them only once
             self._freeze(error)
             raise
 
     def _require_alive(self) -> None:
         if self.crashed:
-            raise LedgerError("the daemon stops by an error of its own, see its log: run this again when it is started")
+            raise LedgerError("the daemon stops after a defect, see its log: start it, then run this again")
 
     def close_tasks(self) -> None:
-        """Stop everything that runs by itself."""
+        """Cancel the background tasks."""
         for task in self._tasks:
             task.cancel()
         self.parts.network.stop_watching()
@@ -246,13 +246,13 @@ class Node:
     # --- events -------------------------------------------------------------------------------------------------------
 
     def tell(self, event: Event) -> None:
-        """Queue an event: a packet behind the other work of its neighbour, all else as the house's."""
+        """Queue an event: a held packet behind the other work of its neighbour, all others as this host's own."""
         self._events.add(event, self._cause_of(event.link) if isinstance(event, PacketHeld) else None)
         self.channels.note(event)
         self._pump_soon()
 
     def obey(self, event: Event) -> None:
-        """Take what the operator wants now, so that what he is told holds. Raises LedgerError where it doesn't."""
+        """Process an operator's command at once, so that the answer is true. Raises LedgerError if it can't."""
         if self.ledger_why_not:
             raise LedgerError(f"nothing was done, as nothing can be written: {self.ledger_why_not}")
         blocked = frozenset(self.parts.gatekeeper.world.peers.blocked)
@@ -265,12 +265,12 @@ class Node:
 
     @property
     def blocked(self) -> frozenset[bytes]:
-        """Who is blocked now: without what the ledger couldn't take yet, which the kernel wasn't told either."""
+        """Blocked neighbours, by what ledger and kernel know: without a change that can't be written yet."""
         before = self._blocked_before
         return frozenset(self.parts.gatekeeper.world.peers.blocked) if before is None else before
 
     def _in_turn(self, link: tuple[str, bytes], work: Callable[[], Event | None]) -> bool:
-        """Queue a neighbour's datagram unread; False: it has more work waiting here than it may add to."""
+        """Queue a neighbour's datagram unread. Returns False if too much of its work waits already."""
         cause = self._cause_of(link)
         if self._events.is_full(cause):
             return False
@@ -296,7 +296,7 @@ class Node:
             self.crash(error)
 
     def _drain(self) -> None:
-        """Take every event that waits now, while batches can be stored."""
+        """Process all waiting events, as long as batches can be stored."""
         while self._events and not (self._unstored or self.crashed):
             self._run_pump()
 
@@ -316,10 +316,10 @@ class Node:
         self._schedule_tick()
 
     def _metered_for(self, identity: bytes) -> UsageRead:
-        """Read our own meter on what we buy of a neighbour, for its bill: else a fast flow would look overbilled.
+        """Read our meter on what we buy from a neighbour before its bill is compared: old readings look overbilled.
 
-        A flood of bills must not buy more of our time than a few hundredths: who sends them faster is held against the
-        reading before.
+        A flood of bills must not cost more than a few hundredths of our time: those that come faster are compared with
+        the previous reading.
         """
         loop_time = asyncio.get_running_loop().time
         began = loop_time()
@@ -348,7 +348,7 @@ class Node:
         self.post.schedule()
 
     def _freeze(self, error: LedgerError) -> None:
-        """Take nothing more until the batch is stored."""
+        """Accept no events until the batch is stored."""
         if not self.ledger_why_not:
             _log.error("%s", frozen_text(error))
         self.ledger_why_not, self.post.frozen = str(error), True
@@ -399,7 +399,7 @@ class Node:
 
     def _read_now(self) -> None:
         readings = self.parts.network.read(None)
-        accounts = tuple(self.parts.network.read_accounts(None))  # behind the contracts: these are charged by then
+        accounts = tuple(self.parts.network.read_accounts(None))  # after the contracts, so that these are charged
         for start in range(0, len(readings), READINGS_AT_ONCE):
             self.tell(UsageRead(tuple(readings[start : start + READINGS_AT_ONCE])))
         if accounts:
@@ -414,7 +414,7 @@ class Node:
     # --- neighbours ---------------------------------------------------------------------------------------------------
 
     async def _say_hello(self) -> None:
-        """Greet everybody at the start, then now and then, so that whoever comes or comes back is found."""
+        """Say hello at the start and at intervals, so that new and returning neighbours are found."""
         pause = 0.5
         while True:
             self.host.greet()
@@ -430,11 +430,11 @@ class Node:
     # --- settings and ledger ------------------------------------------------------------------------------------------
 
     async def reload(self) -> str:
-        """Read net.conf again; a bad file changes nothing, nor does one that expects another payment node.
+        """Read net.conf again. A bad file, or one that expects another payment node, changes nothing.
 
         Returns what was applied. Raises ConfigError, KernelError, PaymentError.
         """
-        async with self._reloading:  # else of two files the earlier one might be applied last
+        async with self._reloading:  # of two versions of the file the earlier one must not be applied last
             return await self._reload()
 
     async def _reload(self) -> str:
@@ -451,13 +451,13 @@ class Node:
         if found.needs_restart:
             text += f"; these need a restart (ngp stop; ngp start): {', '.join(found.needs_restart)}"
         if not self.host.desired.mesh_interfaces:
-            text += "; on no interface: nothing is gated"
+            text += "; there is no mesh interface, so nothing is gated"
         _log.info("net.conf reloaded; %s", text)
         told = [*await self.warn_of_lacks(), *await self.payment.warn_of_lacks(self.settings)]
         return "; ".join((text, *told))
 
     async def _read_settings(self) -> Settings:
-        """Read net.conf and look whether this host can have it so. Raises ConfigError, KernelError, PaymentError."""
+        """Read net.conf and check that this host allows it. Raises ConfigError, KernelError, PaymentError."""
         wanted = await asyncio.to_thread(load, self.parts.config_path, trusted_only=True)
         refuse_shown_secret(wanted, self.parts.config_path)
         checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.node.payee.hex())
@@ -465,7 +465,7 @@ class Node:
         return wanted
 
     async def warn_of_lacks(self) -> list[str]:
-        """Log what `ngp check` would call missing or warn of, as a start and a reload go on all the same.
+        """Log the failures and warnings of `ngp check`, since a start and a reload go on in spite of them.
 
         Returns: what was logged.
         """

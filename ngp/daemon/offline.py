@@ -1,7 +1,7 @@
-"""Offline: what can be done about the kernel and the payment node while no daemon runs: look, and clean up.
+"""Offline: what commands do without a daemon: check kernel and payment node, and clean up.
 
-Gating goes on when the daemon is killed, by design; so somebody must be able to end it without a daemon. Nothing is
-remembered for that: the network module finds in the kernel what ngp made.
+By design, gating goes on when the daemon is killed; so it must be possible to end it without a daemon. No record is
+needed for that: the network module finds in the kernel what ngp made.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ngp.remembered_node import RememberedNode, swapped
 
 _READY_S = 5.0
 _BOOKS_S = 60.0
-_IF_SWAPPED = "none, if that is meant; else connect the former one"
+_IF_SWAPPED = "none, if you intended this; otherwise connect the former node"
 _SANDBOX_KEY = "sandbox.key"  # as modules/payment/sandbox.py has it
 
 
 def clean_up(state_dir: Path, settings: Settings | None) -> str | None:
     """Remove from kernel and state directory what a killed daemon left, and charge what its contracts carried.
 
-    It holds the lock, so that none starts meanwhile. Without settings the mesh interfaces are left open: a gate that
-    stands must not need a good net.conf to be ended.
+    Holds the lock, so that no daemon starts meanwhile. Without settings the mesh interfaces are left open: ending a
+    gate must not need a good net.conf.
 
     Returns:
-        What is lost, and why; "" if nothing is; None where no meter stood.
+        What is lost and why; "" if nothing is; None if there was no meter.
 
     Raises:
         RunningError: a daemon has been started meanwhile. KernelError: no rights, or the kernel refuses.
@@ -73,7 +73,7 @@ def shut(settings: Settings, state_dir: Path) -> None:
         if pid is None:
             raise
         raise RunningError(
-            f"ngp runs on {state_dir} (process {pid}) and gates by itself; nothing is closed: ngp stop ends it"
+            f"ngp runs on {state_dir} (process {pid}) and gates the traffic; nothing was closed: ngp stop ends it"
         ) from error
     network = main.make_network(settings, state_dir)
     try:
@@ -84,9 +84,9 @@ def shut(settings: Settings, state_dir: Path) -> None:
 
 
 def standing(settings: Settings | None, state_dir: Path) -> Standing:
-    """Ask the network module what of ours is in the kernel; without settings the usual one.
+    """Ask the network module (the default one without settings) what of ngp is in the kernel.
 
-    Raises: KernelError, without rights too.
+    Raises: KernelError, also without rights.
     """
     network = main.make_network(settings, state_dir)
     try:
@@ -104,7 +104,7 @@ def check_network(settings: Settings, state_dir: Path) -> list[Check]:
 
 
 def check_payment(settings: Settings, state_dir: Path) -> list[Check]:
-    """Ask the payment node whether it serves; one that was never used here gets a folder to throw away."""
+    """Check whether the payment node can be used; a sandbox without files here gets a temporary folder."""
     why_unknown = _why_node_unknown(state_dir) if settings.payment_module == "sandbox" else ""
     with tempfile.TemporaryDirectory() as scratch:
         usable = not why_unknown and state_dir.is_dir() and os.access(state_dir, os.W_OK)
@@ -115,13 +115,13 @@ def check_payment(settings: Settings, state_dir: Path) -> list[Check]:
         except TimeoutError:
             where = payment_keys.place(settings)
             found = f"{settings.payment_module}: not ready within {_READY_S:g} s{where and f' at {where}'}"
-            return [Check("payment", False, found, "start the payment node, or correct its place in net.conf")]
-        except (NgpError, OSError) as error:  # it says itself what mends it; another remedy would contradict it
+            return [Check("payment", False, found, "start the payment node, or correct its address in net.conf")]
+        except (NgpError, OSError) as error:  # the error has its own remedy
             return [Check("payment", False, f"{settings.payment_module}: {error}")]
 
 
 def try_lnd_uri(uri: str, state_dir: Path) -> str:
-    """Ask the node of a pasted lndconnect URI who it is; keeps nothing. Raises ConfigError, PaymentError."""
+    """Ask the node of a pasted lndconnect URI for its identity; keeps nothing. Raises ConfigError, PaymentError."""
     answered: str = asyncio.run(module_class(PAYMENT, "lnd").try_uri(uri, state_dir))
     return answered
 
@@ -129,40 +129,40 @@ def try_lnd_uri(uri: str, state_dir: Path) -> str:
 def keep_lnd_uri(uri: str, state_dir: Path) -> tuple[str, Path | None]:
     """Keep a pasted lndconnect URI for the next start. Raises ConfigError, OSError.
 
-    Returns: where the node is, and where the URI before is kept, if there was another.
+    Returns: the node's address, and the file that keeps the previous URI, if there was one.
     """
     kept: tuple[str, Path | None] = module_class(PAYMENT, "lnd").keep_uri(uri, state_dir)
     return kept
 
 
 def check_state(state_dir: Path) -> list[Check]:
-    """Look whether a start would take the state directory, its identity and its ledger."""
+    """Check whether a start would accept the state directory, its identity and its ledger."""
     return [*belongings.look(state_dir), *_check_ledger(state_dir)]
 
 
 def _check_ledger(state_dir: Path) -> list[Check]:
-    """Look whether the ledger is whole, and whether its books add up; there is none before the first start."""
+    """Check whether the ledger is intact and its sums add up; before the first start there is none."""
     place = store.at(state_dir)
     try:
         belongings.refuse_lost_ledger(state_dir)
         if not place.exists():
-            return [Check("ledger", True, f"{place}: none yet, the first start makes it")]
+            return [Check("ledger", True, f"{place}: doesn't exist yet, the first start makes it")]
         keep_last_sign(state_dir)
         place.look()
         return [Check("ledger", True, f"{place}: whole"), checkup.books(place, _BOOKS_S)]
     except (LedgerError, OSError) as error:
-        return [Check("ledger", False, str(error), "as it says; see Backup and restore in the operator's guide")]
+        return [Check("ledger", False, str(error), "see Backup and restore in the operator's guide")]
 
 
 def _why_node_unknown(state_dir: Path) -> str:
-    """Tell why the sandbox's node has no name to show: one that is tried out in its place would have another."""
+    """Say why the key of the sandbox's node isn't shown; "" if it can be: a temporary sandbox has another key."""
     try:
         (state_dir / _SANDBOX_KEY).stat()
     except FileNotFoundError:
-        return "made at the first start"
+        return "not made yet (the first start makes it)"
     except OSError:
-        return "for root to see"
-    return "" if os.access(state_dir / _SANDBOX_KEY, os.R_OK) else "for root to see"
+        return "not shown (only root may see it)"
+    return "" if os.access(state_dir / _SANDBOX_KEY, os.R_OK) else "not shown (only root may see it)"
 
 
 async def _ask_payment(
@@ -174,12 +174,12 @@ async def _ask_payment(
             async with asyncio.timeout(_READY_S):
                 await payment.wait_ready()
                 info = await payment.info()
-        except NgpError as error:  # where the login is at fault, its own row tells the same, and what mends it
+        except NgpError as error:  # if the login is wrong, its own row reports this with a remedy
             rights = [one for one in await payment.check(settings.spends) if one.found == str(error)]
             if rights:
                 return rights
             raise
-        money = "real money" if payment.capabilities().real_money else "not real money: who sells for it gives it away"
+        money = "real money" if payment.capabilities().real_money else "not real money: its sellers give service away"
         found = f"{settings.payment_module} on {info.network}, node {why_unknown or info.account_id}; {money}"
         swap = swapped(known, info)
         node = Check("payment", True, "; ".join(filter(None, (found, swap))), _IF_SWAPPED if swap else "")

@@ -1,6 +1,6 @@
 """Options: what `ngp start` hands to the daemon, and the names of the files in the state directory.
 
-The names stand here once because both sides of the control socket need them: the daemon makes the files, every verb
+The names are defined here because both sides of the control socket need them: the daemon makes the files, every verb
 looks for them.
 """
 
@@ -15,11 +15,11 @@ CONTROL_SOCKET = "control.sock"
 PID_FILE = "ngp.pid"
 LOG_FILE = "ngp.log"
 GROUP = "ngp"
-"""Members of this group of the system, where it exists, may use the control socket."""
+"""If the system has this group, its members may use the control socket."""
 
 
 def _quiet(_what: str) -> None:
-    """Take progress that nobody watches."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class StartOptions:
         config_path: net.conf; loaded again at every reload.
         state_dir: where ledger, keys and socket live, already decided (--state-dir, NGP_STATE_DIR, STATE_DIR); it
             exists, and this process holds its lock.
-        ready: call once when gate and link are ready, with whether there is an interface that is gated; tells
+        ready: to be called once when gate and link are ready, with whether an interface is gated; it notifies
             `ngp start` and systemd.
-        progress: call with a few words about what a slow start waits for, as often as is useful.
+        progress: to be called, as often as is useful, with a few words about what a slow start waits for.
     """
 
     config_path: Path

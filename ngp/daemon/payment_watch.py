@@ -1,7 +1,7 @@
-"""Payment watch: our payment node's settlements reach the core, whenever the node can be asked.
+"""Payment watch: passes our payment node's settlements to the core whenever the node can be reached.
 
-A node that is away takes nothing down: contracts with credit go on, `why_not` says in listings what is the matter, and
-the stream begins again behind the last settlement that the ledger knows.
+While the node is away, contracts with credit go on and listings show the reason (`why_not`). When the node is back, the
+stream continues after the last settlement in the ledger.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class PaymentWatch:
     """Follows the payment node.
 
     Args:
-        world: knows the network, and the last settlement that was booked.
-        post: its hellos show the node's signature.
-        identity: our own, which the node signs for.
-        tell: takes settlements, as events.
+        world: has the payment network, and the last settlement that was booked.
+        post: its hellos carry the node's signature.
+        identity: our own, which the node signs.
+        tell: receives settlements, as events.
 
     Attributes:
         why_not: why the node can't be used at the moment; "" if it can.
@@ -46,7 +46,7 @@ class PaymentWatch:
         self._warned_of: list[str] = []
 
     async def follow(self) -> None:
-        """Tell of each settlement as the node does. Raises PaymentError when it goes away: call again."""
+        """Report each settlement when the node does. Raises PaymentError when the node goes away; then call again."""
         try:
             self.why_not = "waiting for the payment node"
             await self._payment.wait_ready()
@@ -61,7 +61,7 @@ class PaymentWatch:
             raise
 
     async def warn_of_lacks(self, settings: Settings) -> list[str]:
-        """Log, once, what we may not do with the node: else the first payment would tell, which may come after days.
+        """Log once which rights we lack at the node: otherwise only the first payment would show it, days later.
 
         Args:
             settings: say whether we spend.
@@ -78,13 +78,13 @@ class PaymentWatch:
         return found
 
     async def _prove_payee(self) -> None:
-        """Have the node sign, once, that our invoices are its own; without it neighbours take our word."""
+        """Let the node sign once that it is ours. Without the signature neighbours have only our word."""
         if self._post.ourselves.payee_proof:
             return
         statement = payee_statement(self._identity, self._world.node.network)
         try:
             proof = await self._payment.sign(statement)
         except PaymentError as error:
-            _log.info("neighbours can't be shown that the payment node is ours: %s", error)
+            _log.info("can't prove to neighbours that the payment node is ours: %s", error)
             return
         self._post.ourselves = replace(self._post.ourselves, payee_proof=proof)

@@ -1,7 +1,7 @@
-"""Post: messages between the core and the links. Courier for delivery, links for carriage, one send path for both.
+"""Post: passes messages between the core and the links. The courier ensures delivery, the links carry datagrams.
 
-A link address's ways back (which link module, which transport address) are learned as `ways` says, so a forged or
-recorded datagram can't turn a neighbour's answers away.
+By which link module and transport address a link address is answered is learned by the rules of `ways`, so a forged or
+recorded datagram can't divert a neighbour's answers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LinkKey = tuple[str, bytes]
 
 @dataclass(frozen=True, slots=True)
 class SelfDescription:
-    """What our hellos say; follows settings and host."""
+    """The content of our hellos; changes with settings and host."""
 
     network: str
     sells: bool
@@ -58,11 +58,11 @@ class Post:
     """Sends and receives for the daemon.
 
     Args:
-        tell: takes what neighbours said, as events.
-        payment: reads the invoices that neighbours send.
+        tell: receives neighbours' messages, as events.
+        payment: decodes the invoices that neighbours send.
 
     Attributes:
-        links: those that it sends and receives by.
+        links: those in use.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Post:
             await link.close()
 
     def counters(self) -> dict[str, int]:
-        """Count what was not taken, by reason."""
+        """Return the numbers of ignored datagrams and messages, by reason."""
         counts = self._courier.counters()
         for more in (self._dropped, *(link.counters() for link in self.links)):
             for reason, number in more.items():
@@ -118,7 +118,7 @@ class Post:
         return self._ways.transport(link)
 
     def transports(self, link: LinkKey) -> list[str]:
-        """Return every transport address behind a link address: the operator may name a neighbour by any of them."""
+        """Return all transport addresses of a link address: the operator may name a neighbour by any of them."""
         return self._ways.transports(link)
 
     # --- out ----------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Post:
         try:
             self._carry(self._courier.send(identity, link, message, self._now(), reply_to))
         except ValueError as error:
-            # A value that the protocol has no room for; the neighbour never hears of it, so nothing is agreed.
+            # The protocol can't express a value. The neighbour never gets the message, so nothing is agreed.
             self._count("unsendable")
             _log.error("a %s for %s can't be sent: %s", type(message).__name__, identity.hex()[:8], error)
         self.schedule()
@@ -172,9 +172,9 @@ class Post:
     def _received(self, link: Link, peer: LinkPeer, datagram: bytes) -> None:
         key = (peer.interface, peer.link_address)
         if self.frozen:
-            return  # not acknowledged, so it comes again
+            return  # not acknowledged, so the neighbour sends it again
         if not self.in_turn(key, partial(self._open, key, link, peer, datagram)):
-            self._count("busy")  # the same
+            self._count("busy")  # the neighbour sends it again too
 
     def _at_once(self, _link: LinkKey, work: Callable[[], Event | None]) -> bool:
         event = work()
@@ -183,7 +183,7 @@ class Post:
         return True
 
     def _open(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> Event | None:
-        """Check a datagram, which costs more than all else here, and return what the core shall hear of it."""
+        """Check a datagram, the most expensive step here, and return the event for the core, if any."""
         try:
             received = self._courier.receive(datagram, key, self._now())
         except PeerError as error:
@@ -198,7 +198,7 @@ class Post:
             self.schedule()
         if received is None:
             return None
-        # First the end of what was sent to the sender's former life, then what its new one says.
+        # If the sender restarted: first report what its previous run didn't get, then its new message.
         self._tell_outcomes(*self._courier.outcomes())
         if received.proven:
             link.trust(peer)
@@ -207,14 +207,14 @@ class Post:
         return self._hand_up(received)
 
     def _tell_of_version(self, peer: LinkPeer, error: PeerError) -> None:
-        """Name a neighbour that can't be understood: once an hour each, few on an interface, as MACs are free."""
+        """Log a neighbour of another version: each once an hour, few per interface, as MACs are easily made up."""
         who = f"neighbour {peer.link_address.hex(':')}" if peer.link_address else "neighbour"
         if self._versions_by_link.take(f"{peer.interface} {who}") is not None:
-            text = f"the {who} on {peer.interface} can't be understood ({error}); update the older ngp of both"
+            text = f"the {who} on {peer.interface} can't be understood ({error}); update the older of the two ngp"
             self._versions.warn(_log, peer.interface, text)
 
     def _learn_from_copy(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> None:
-        """Answer a hello by another way as well, when the same hello comes by it."""
+        """Answer a hello by another way too if a copy of it came by that way."""
         answer = self._ways.learn_copy(key, link, peer, datagram)
         if answer:
             link.send(peer, answer)
@@ -245,7 +245,7 @@ class Post:
         )
 
     def _payee_proven(self, sender: bytes, hello: Hello) -> bool:
-        """Say whether the announced payment node signed that it is this neighbour's; looked at once for each."""
+        """Say whether the announced payment node signed that it is this neighbour's; each signature is checked once."""
         shown = (sender, hello.network, hello.payee, hello.payee_proof)
         if shown not in self._payees:
             if not self._allowed(sender):
@@ -257,13 +257,13 @@ class Post:
         return self._payees[shown]
 
     def _decode(self, sender: bytes, bolt11: str) -> DecodedInvoice:
-        """Read an invoice, if the neighbour may have another one read."""
+        """Decode an invoice, unless the neighbour sends too many. Raises PeerError."""
         if not self._allowed(sender):
             raise PeerError("invoices", "too many invoices a second")
         return self._payment.decode(bolt11)
 
     def _allowed(self, sender: bytes) -> bool:
-        """Take one of a neighbour's checks of a payment node's signature, which cost a millisecond each."""
+        """Say whether another signature may be checked for a neighbour now: each check costs a millisecond."""
         if sender not in self._decodes and len(self._decodes) > MOST_PAYEES:
             self._decodes.clear()
         return self._decodes.setdefault(sender, Allowance(DECODES_PER_SECOND)).take(self._now())
@@ -277,7 +277,7 @@ class Post:
         return asyncio.get_running_loop().time()
 
     def schedule(self) -> None:
-        """Have `due` called when the courier wants it."""
+        """Set the timer that calls `_due` when the courier next has work."""
         at = self._courier.next_due()
         if at is None or self.frozen:
             return

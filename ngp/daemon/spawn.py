@@ -1,10 +1,10 @@
-"""Spawn: `ngp start` makes the daemon a process of its own, and stays until it knows what became of it.
+"""Spawn: `ngp start` starts the daemon as a separate process, and waits until it is ready or has failed.
 
-The daemon is a fresh interpreter in a new session rather than a fork: nothing of the command's state is in it, and it
-has no controlling terminal whose hang-up could reach it. It tells through a pipe, whose number comes in the
-environment, when it is ready or why not, and what it warned of until then; so `ngp start` returns 0 only when traffic
-is gated on the interfaces that there are, and otherwise the daemon's own error and exit code. A pipe that ends without
-a word means that the process died.
+The daemon is a new interpreter in a new session rather than a fork: it shares no state with the command, and it has no
+controlling terminal whose hang-up could end it. Through a pipe, whose number is in the environment, it reports its
+warnings, and at last that it is ready, or why not. So `ngp start` returns 0 only when traffic is gated on the present
+interfaces, and otherwise the daemon's own error and exit code. A pipe that ends without a report means that the process
+died.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class StartFailed(NgpError):
-    """The daemon ended before it was ready; carries its exit code and text."""
+    """The daemon ended before it was ready; has its exit code and text."""
 
     def __init__(self, text: str, exit_code: int) -> None:
         super().__init__(text)
@@ -56,7 +56,7 @@ class StartFailed(NgpError):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A daemon that is ready: its process number, whether it gates an interface already, what it warned of."""
+    """A daemon that is ready: its process number, whether it gates an interface already, its warnings."""
 
     pid: int
     gates: bool
@@ -70,18 +70,18 @@ def start_detached(
 
     Args:
         config_path, state_dir: absolute.
-        verbose: the daemon keeps this terminal for its log messages; what it warns of isn't returned as well.
-        progress: called about once a second with the seconds so far and what is waited for.
+        verbose: the daemon writes its log messages to this terminal too; then its warnings aren't returned.
+        progress: called about once a second with the seconds so far and what the start waits for.
 
     Raises:
-        RunningError: one runs there already. StartFailed: it didn't become ready. KernelError: no state directory, or
-            no right to write there.
+        RunningError: a daemon runs there already. StartFailed: it didn't become ready. KernelError: no state directory,
+            or no right to write there.
     """
     existed = os.path.lexists(state_dir)
     prepare(state_dir)
     pid = running_pid(state_dir)
     if pid is not None:
-        raise RunningError(f"ngp is running already on {state_dir} (process {pid}): ngp stop ends it")
+        raise RunningError(f"ngp already runs on {state_dir} (process {pid}): ngp stop ends it")
     child, report = _spawn(config_path, state_dir, verbose)
     warnings: list[str] = []
     try:
@@ -92,7 +92,7 @@ def start_detached(
     finally:
         os.close(report)
     if outcome.get("ready") is True:
-        child.returncode = 0  # it goes on without us: Popen must not warn about it
+        child.returncode = 0  # the daemon outlives this command: Popen must not warn about that
         return Started(child.pid, outcome.get("gates") is True, tuple(warnings))
     failure = _failure(child, outcome, state_dir)
     if not existed and "error" in outcome and failure.exit_code != ExitCode.OTHER:  # else the message names the log
@@ -101,10 +101,10 @@ def start_detached(
 
 
 def _spawn(config_path: Path, state_dir: Path, verbose: bool) -> tuple[subprocess.Popen[bytes], int]:
-    # -P: whatever lies in the folder where root happens to stand is not taken for a package.
+    # -P: don't import packages from the current folder, which others may be able to write.
     command = [sys.executable, "-P", "-m", "ngp", "start", "--foreground", "--config", str(config_path)]
     command += ["--state-dir", str(state_dir), *(["-v"] if verbose else [])]
-    # Without a terminal, what the interpreter itself has to say at its end belongs into the log as well.
+    # Without a terminal, the interpreter's own last messages go to the log too.
     output: IO[bytes] | int | None = None if verbose else _open_log(state_dir / LOG_FILE)
     report, ready = os.pipe()
     try:
@@ -133,7 +133,7 @@ def _open_log(path: Path) -> int:
 
 
 def _import_path() -> dict[str, str]:
-    """Let a daemon started from a checkout find its package; an installed one needs no help."""
+    """Return the environment for a daemon that runs from a checkout to find its package; empty for an installed one."""
     root = str(Path(ngp.__file__).resolve().parent.parent)
     if root in site.getsitepackages():
         return {}
@@ -185,7 +185,7 @@ def _failure(child: subprocess.Popen[bytes], outcome: dict[str, Any], state_dir:
 
 
 def _remove_unused(state_dir: Path) -> None:
-    """Remove a state directory in which nothing but a log was made, whose text the operator has been told."""
+    """Remove a state directory that has only a log, whose error the operator has already seen."""
     with suppress(OSError):
         if [each.name for each in state_dir.iterdir()] == [LOG_FILE]:
             (state_dir / LOG_FILE).unlink()
@@ -193,7 +193,7 @@ def _remove_unused(state_dir: Path) -> None:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ask the daemon to end and clean up, since nobody waits for it any more."""
+    """Tell the daemon to end and clean up, since the command no longer waits for it."""
     child.terminate()
     with suppress(subprocess.TimeoutExpired):
         child.wait(_END_S)
@@ -203,7 +203,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 class Reporter:
-    """Tells whoever waits: `ngp start` through its pipe, systemd through its socket."""
+    """Reports to the process that waits for the start: `ngp start` through its pipe, systemd through its socket."""
 
     def __init__(self) -> None:
         self.was_ready = False
@@ -212,32 +212,32 @@ class Reporter:
         if self._pipe is not None:
             try:
                 os.set_inheritable(self._pipe, False)
-            except OSError:  # an environment copied from elsewhere
+            except OSError:  # the environment was copied from another process
                 self._pipe = None
 
     @property
     def detached(self) -> bool:
-        """Say whether `ngp start` waits behind a pipe."""
+        """Say whether `ngp start` waits at a pipe."""
         return self._pipe is not None
 
     def ready(self, gates: bool) -> None:
-        """Gate and link are ready. Args: gates: there is an interface that is gated."""
+        """Report that gate and link are ready. Args: gates: whether an interface is gated."""
         self.was_ready = True
         self._tell({"ready": True, "gates": gates})
         self._close()
         sdnotify.SystemdNotifier().notify("READY=1")
 
     def progress(self, what: str) -> None:
-        """Say what a slow start waits for."""
+        """Report what a slow start waits for."""
         self._tell({"progress": what})
 
     def warn(self, text: str) -> None:
-        """Pass a warning on to whoever waits; afterwards it stands in the log alone."""
+        """Report a warning during the start; later warnings are in the log only."""
         self._tell({"warning": text})
 
     @contextmanager
     def telling_errors(self) -> Iterator[None]:
-        """Pass an NgpError out of the block on to whoever waits, who prints it; without one it goes on as it is."""
+        """Report an NgpError of the block to `ngp start`, which prints it; if none waits, raise it unchanged."""
         try:
             yield
         except NgpError as error:
@@ -265,7 +265,7 @@ class Reporter:
 
 
 def run_here(config_path: Path, state_dir: Path, verbose: bool, reporter: Reporter) -> int:
-    """Be the daemon: lock the state directory, set up the log, run until it is told to stop.
+    """Run the daemon in this process: lock the state directory, set up the log, run until told to stop.
 
     Returns:
         The exit code.
@@ -273,7 +273,7 @@ def run_here(config_path: Path, state_dir: Path, verbose: bool, reporter: Report
     Raises:
         NgpError: it could not start, or failed.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the daemon takes it for `reload`
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the daemon handles it as `reload`
     prepare(state_dir)
     lock = StateLock.take(state_dir)
     os.umask(0o077)
@@ -283,8 +283,8 @@ def run_here(config_path: Path, state_dir: Path, verbose: bool, reporter: Report
 def _hold(lock: StateLock, config_path: Path, state_dir: Path, verbose: bool, reporter: Reporter) -> int:
     """Run under the lock.
 
-    The pid file goes only when nothing can stand in the kernel any more: at an orderly end, or when a start was refused
-    before it touched anything. Otherwise it stays and tells `ngp stop` that there may be something to clean up.
+    The pid file is removed only if nothing of ours can be in the kernel: after an orderly end, or if a start was
+    refused before it changed anything. Otherwise it stays, so that `ngp stop` knows that it may have to clean up.
     """
     clean = False
     try:
@@ -307,7 +307,7 @@ def _hold(lock: StateLock, config_path: Path, state_dir: Path, verbose: bool, re
 
 
 def _run(options: StartOptions) -> int:
-    from ngp.daemon import main  # late: it imports every module, and the errors above don't need them
+    from ngp.daemon import main  # late: it imports every module, which the errors above don't need
 
     try:
         return int(asyncio.run(main.run(options)))

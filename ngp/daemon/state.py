@@ -1,8 +1,8 @@
 """State directory: made for ngp alone, and locked by the one daemon that may use it.
 
-The lock is the kernel's (flock on ngp.pid), so it can't outlive its process: what `kill -9` leaves is a file with a
-number and no lock, which is no obstacle to the next start, and tells `ngp stop` that there may be something to clean
-up. Two daemons on one ledger would count the same payment twice, so the second is refused before it opens anything.
+The lock is the kernel's (flock on ngp.pid), so it can't outlive its process. After `kill -9` the file is left with its
+number but without a lock: the next start can take it, and `ngp stop` knows that it may have to clean up. Two daemons on
+one ledger would count the same payment twice, so the second is refused before it opens anything.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _HOW = "start with sudo, or --state-dir"
 _NAMESPACE_NAME = b"\0ngp/datapath"
 _TRIES = 5
 _PAUSE_S = 0.04
-_MOST_PATH_BYTES = 100  # sun_path holds 108, with its end
+_MOST_PATH_BYTES = 100  # sun_path has 108 bytes, with the final zero
 
 
 def prepare(state_dir: Path) -> None:
-    """Make the state directory (0700; 0710 and group ngp where that exists), or check the one that is there.
+    """Make the state directory (0700, or 0710 with the group ngp where that exists), or check an existing one.
 
     Raises:
         KernelError: it can't be made, or others could put a ledger or keys of their own into it.
@@ -54,7 +54,7 @@ def prepare(state_dir: Path) -> None:
 def refuse_unsafe(state_dir: Path) -> None:
     """Refuse a state directory that others could put a ledger or keys of their own into.
 
-    Raises: KernelError; OSError: it isn't there, or can't be looked at.
+    Raises: KernelError; OSError: it doesn't exist, or can't be examined.
     """
     found = state_dir.stat()
     if not stat.S_ISDIR(found.st_mode):
@@ -67,7 +67,7 @@ def refuse_unsafe(state_dir: Path) -> None:
 
 
 class StateLock:
-    """The right to use a state directory; released by `release`, or by the kernel when the process ends.
+    """The lock of a state directory; released by `release`, or by the kernel when the process ends.
 
     Attributes:
         after_killed: the last holder ended without cleaning up.
@@ -83,13 +83,13 @@ class StateLock:
         """Lock a state directory for this process and write its number there.
 
         Raises:
-            RunningError: another process holds it; names its number.
+            RunningError: another process holds it; the text has its number.
             KernelError: the file can't be written.
         """
         path = state_dir / PID_FILE
         for attempt in range(_TRIES):
             if attempt:
-                time.sleep(_PAUSE_S)  # `ngp status` looks at the lock by taking it for an instant
+                time.sleep(_PAUSE_S)  # `ngp status` takes the lock for an instant to test it
             descriptor = _open(path, os.O_RDWR | os.O_CREAT)
             if _lock(descriptor, fcntl.LOCK_EX) and _same(descriptor, path):
                 after_killed = _read_pid(descriptor) != 0
@@ -98,17 +98,17 @@ class StateLock:
                     _write_pid(descriptor)
                 except OSError as error:
                     if not after_killed:
-                        path.unlink(missing_ok=True)  # else it would tell of a daemon that was killed
+                        path.unlink(missing_ok=True)  # or it would look as if a daemon had been killed
                     os.close(descriptor)
                     raise refused(str(path), error, _HOW) from error
                 return cls(path, descriptor, after_killed)
             pid = _read_pid(descriptor)
             os.close(descriptor)
         who = f"process {pid}" if pid else "another process"
-        raise RunningError(f"ngp is running already on {state_dir} ({who}): ngp stop ends it")
+        raise RunningError(f"ngp already runs on {state_dir} ({who}): ngp stop ends it")
 
     def release(self) -> None:
-        """Give the directory back, in order: nothing is left to clean up. Safe to call twice."""
+        """Release the lock and remove its file: nothing is left to clean up. Safe to call twice."""
         if self._descriptor < 0:
             return
         self._path.unlink(missing_ok=True)
@@ -116,18 +116,18 @@ class StateLock:
         self._descriptor = -1
 
     def abandon(self) -> None:
-        """Give the lock back but leave the file: what stands in the kernel is not cleaned up."""
+        """Release the lock but leave its file: something may still have to be cleaned up in the kernel."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 class NamespaceLock:
-    """The right to gate this network namespace; released by `release`, or by the kernel when the process ends.
+    """The lock of this network namespace; released by `release`, or by the kernel when the process ends.
 
-    Gate and hooks belong to the namespace, not to a state directory: a second daemon would take over the first one's,
-    and its end would remove them. Abstract unix sockets are the namespace's own (unix(7), network_namespaces(7)), so
-    the name can be held once in each.
+    Gate and hooks belong to the namespace, not to a state directory: a second daemon would take over those of the
+    first, and remove them at its end. Each namespace has its own abstract unix sockets (unix(7),
+    network_namespaces(7)), so a socket's name is a lock that can be held once in each.
     """
 
     def __init__(self, holder: socket.socket) -> None:
@@ -151,7 +151,7 @@ class NamespaceLock:
 
     @staticmethod
     def is_held() -> bool:
-        """Say whether a daemon gates the namespace, without taking it."""
+        """Say whether a daemon gates the namespace; doesn't take the lock."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker:
             try:
                 asker.connect(_NAMESPACE_NAME)
@@ -160,12 +160,12 @@ class NamespaceLock:
         return True
 
     def release(self) -> None:
-        """Let others gate the namespace. Safe to call twice."""
+        """Release the namespace. Safe to call twice."""
         self._holder.close()
 
 
 def _namespace_pid() -> int:
-    """Return the number of the process that holds this namespace, 0 where none is seen (in another PID namespace)."""
+    """Return the number of the process that holds this namespace, 0 if it isn't visible (in another PID namespace)."""
     name = _NAMESPACE_NAME.decode().replace("\0", "@")
     with suppress(OSError):
         sockets = [line.split() for line in Path("/proc/thread-self/net/unix").read_text(errors="replace").splitlines()]
@@ -178,7 +178,7 @@ def _namespace_pid() -> int:
 
 
 def running_pid(state_dir: Path) -> int | None:
-    """Return the number of the process that holds a state directory (0 if it can't be read), None if none does."""
+    """Return the number of the process that holds a state directory: 0 if it can't be read, None if there is none."""
     try:
         descriptor = os.open(state_dir / PID_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -190,14 +190,14 @@ def running_pid(state_dir: Path) -> int | None:
 
 
 def was_killed(state_dir: Path) -> bool:
-    """Say whether a daemon ended here without cleaning up: its number stands in a file that nobody holds."""
+    """Say whether a daemon ended here without cleaning up: then its pid file exists but isn't locked."""
     return running_pid(state_dir) is None and os.path.lexists(state_dir / PID_FILE)
 
 
 def last_sign_s(state_dir: Path) -> int:
-    """Return when a daemon that ended without cleaning up was certainly still alive, UTC seconds; 0 if unknown.
+    """Return the last time at which a daemon that didn't clean up was certainly alive, in UTC seconds; 0 if unknown.
 
-    Not when the ledger was tidied: whoever reads it without a daemon does that.
+    The time when the ledger's files were tidied doesn't count: any command that reads the ledger does that.
     """
     times = [store.at(state_dir).written_s()]
     for name in (PID_FILE, LOG_FILE):
@@ -207,9 +207,10 @@ def last_sign_s(state_dir: Path) -> int:
 
 
 def keep_last_sign(state_dir: Path) -> None:
-    """Have a killed daemon's pid file remember the last sign of life, before a command opens and so tidies the ledger.
+    """Store a killed daemon's last sign of life as the time of its pid file; call it before opening the ledger.
 
-    Without rights nothing is kept; then the ledger can't be opened either.
+    Opening the ledger changes its files, and so their times. Without rights nothing is stored, but then the ledger
+    can't be opened either.
     """
     if was_killed(state_dir):
         time_s = last_sign_s(state_dir)
@@ -230,12 +231,12 @@ def _folders(state_dir: Path) -> list[Path]:
 
 
 def short_address(path: Path, folder: int) -> str:
-    """Address a socket whose path is too long for the kernel through its open folder (unix(7): 108 bytes)."""
+    """Return a socket's path, through its open folder if it is too long for the kernel (unix(7): 108 bytes)."""
     return str(path) if len(os.fsencode(path)) <= _MOST_PATH_BYTES else f"/proc/self/fd/{folder}/{path.name}"
 
 
 def forget_killed(state_dir: Path) -> None:
-    """Remove what a killed daemon left in its state directory for others to find: its socket."""
+    """Remove the socket that a killed daemon left in its state directory."""
     (state_dir / CONTROL_SOCKET).unlink(missing_ok=True)
 
 
@@ -261,7 +262,7 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 
 def _same(descriptor: int, path: Path) -> bool:
-    """Say whether the file that we locked still stands at its place: its last owner may have removed it meanwhile."""
+    """Say whether the file that we locked is still at its path: its last owner may have removed it meanwhile."""
     try:
         return os.fstat(descriptor).st_ino == path.stat().st_ino
     except FileNotFoundError:

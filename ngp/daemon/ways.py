@@ -1,14 +1,15 @@
-"""Ways: by which transport addresses a neighbour's link address was heard, and is answered. No I/O, no clock.
+"""Ways: the transport addresses at which a neighbour's link address was heard and is answered. No I/O, no clock.
 
-One hello comes several times: by IPv4's broadcast, by ff02::1, in a bare frame. The first copy is taken, the others are
-replays to the courier; yet the first may have come from an address that can't be answered (an interface without IPv4
-sends under another interface's). So all of them are remembered, hellos are answered by all, and a message that stays
-unanswered is sent again by the next; `Outgoing.attempt` counts, and the courier goes on by the one that was answered.
+One hello comes several times: by IPv4's broadcast, by ff02::1, in a bare frame. The courier accepts the first copy and
+treats the others as replays. But the first may have come from an address that can't be answered (an interface without
+IPv4 sends from another interface's address). So all ways are remembered, hellos are answered by all of them, and a
+message that stays unanswered is sent again by the next way. `Outgoing.attempt` counts these attempts, and the courier
+continues with the way that was answered.
 
-What an attacker may add: a way is learned from a message that the courier took, or from the same bytes as the hello
-that it took last, on the same interface from the same link address. So nothing is learned from what is forged, was
-caught earlier, or comes in under another MAC. A copy never takes the place of a way by which a message was taken, and
-the way that is answered stays the one in use.
+Against attackers: a way is learned only from a message that the courier accepted, or from an exact copy of the last
+hello that it accepted, on the same interface and from the same link address. So forged or recorded datagrams, and those
+from another MAC, teach nothing. A copy never replaces a way by which a message was accepted, and the way that is
+answered stays in use.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MOST_WAYS = 4  # IPv4, IPv6's link-local and another address, a bare frame
 
 @dataclass(slots=True)
 class Way:
-    """A link module and the address to send to. `taken`: a proven neighbour's message came by it, not only copies."""
+    """A link module and the address to send to. `taken`: a proven neighbour's message came by it, not only a copy."""
 
     link: Link
     peer: LinkPeer
@@ -37,7 +38,7 @@ class Way:
 
 @dataclass(slots=True)
 class _Known:
-    """What is kept of one link address: its ways in the order of learning, and the last hellos of both sides."""
+    """A link address: its ways in the order in which they were learned, and the last hellos of both sides."""
 
     ways: list[Way] = field(default_factory=list)
     in_use: int = 0
@@ -46,17 +47,17 @@ class _Known:
 
 
 class Ways:
-    """The ways to all link addresses; those longest not heard from are forgotten."""
+    """The ways to all link addresses; those silent for longest are forgotten first."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[LinkKey, _Known] = OrderedDict()
         self._heard = 0
 
     def learn(self, key: LinkKey, link: Link, peer: LinkPeer, proven: bool, hello: bytes = b"") -> None:
-        """Remember by which way a message came that the courier took.
+        """Remember the way of a message that the courier accepted.
 
         Args:
-            proven: as the courier says: an unproven sender's takes no other's place.
+            proven: as the courier says; an unproven sender's way replaces no other.
             hello: the datagram, if it was a hello.
         """
         known = self._known.setdefault(key, _Known())
@@ -67,10 +68,10 @@ class Ways:
         self._note(known, link, peer, taken=proven)
 
     def learn_copy(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> bytes | None:
-        """Remember by which other way the last hello came again.
+        """Remember another way by which the last hello came again.
 
-        Returns: what to send by this way, as it wasn't known when the hello was answered (empty: nothing was
-            answered); None when the way was known, or this isn't such a copy.
+        Returns: the answer to send this way too, as the way wasn't known when the hello was answered (empty if it
+            wasn't answered); None if the way was known, or if this is no copy of the last hello.
         """
         known = self._known.get(key)
         if known is None or known.hello != _digest(datagram):
@@ -78,7 +79,7 @@ class Ways:
         return known.answer if self._note(known, link, peer, taken=False) else None
 
     def every(self, key: LinkKey, hello: bytes = b"") -> list[Way]:
-        """Return all ways to a link address, for a message that isn't sent again. Args: hello: the datagram, if one."""
+        """Return all ways to a link address, for a message that is sent once. Args: hello: the datagram, if a hello."""
         known = self._known.get(key)
         if known is None:
             return []
@@ -86,7 +87,7 @@ class Ways:
         return list(known.ways)
 
     def pick(self, key: LinkKey, attempt: int) -> Way | None:
-        """Return the way for an attempt: each in turn."""
+        """Return the way for an attempt; successive attempts take the ways in turn."""
         known = self._known.get(key)
         if known is None:
             return None
@@ -94,7 +95,7 @@ class Ways:
         return known.ways[known.in_use]
 
     def transport(self, key: LinkKey) -> str:
-        """Return the transport address that was sent to last, or heard first; "" for an unknown link address."""
+        """Return the transport address last sent to, or else first heard; "" for an unknown link address."""
         known = self._known.get(key)
         return known.ways[min(known.in_use, len(known.ways) - 1)].peer.transport if known is not None else ""
 
@@ -104,7 +105,7 @@ class Ways:
         return [way.peer.transport for way in known.ways] if known is not None else []
 
     def _note(self, known: _Known, link: Link, peer: LinkPeer, taken: bool) -> bool:
-        """Return whether the way is new, and was kept."""
+        """Remember a way if there is room. Returns whether it is new and was kept."""
         self._heard += 1
         for way in known.ways:
             if way.link is link and way.peer.transport == peer.transport:

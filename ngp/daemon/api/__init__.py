@@ -1,5 +1,5 @@
-"""Api: what can be asked of ngp and what it answers, typed, once for the control socket and for every later face.
+"""Api: the questions that ngp answers, with typed answers, once for the control socket and any later interface.
 
-`rows` and `status` are the answers. `reading` asks a running node, `books` the ledger of one that doesn't run, and
-`acting` does what the operator wants done.
+`rows` and `status` define the answers. `reading` answers for a running node, `books` from the ledger of a node that
+doesn't run, and `acting` does what the operator asks for.
 """

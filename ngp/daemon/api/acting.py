@@ -1,4 +1,4 @@
-"""Acting: what the operator has a running node do. Each returns what to tell him, and raises NgpError."""
+"""Acting: the operator's commands to a running node. Each returns a text for the operator, or raises NgpError."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ MANUAL_EXPIRY_S = 60
 
 
 class Acting:
-    """Acts on one node. `who` is a neighbour's identity, see `who`."""
+    """Carries out commands on one node. The argument `who` is an identity that the method `who` found."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._world = node.parts.gatekeeper.world
 
     def who(self, written: str) -> bytes:
-        """Find the neighbour that is meant by its key, the first letters of it, or an address. Raises UsageError."""
+        """Find a neighbour by its key, the first letters of its key, or an address. Raises UsageError."""
         by_address = {
             one.identity
             for one in self._world.peers.by_link.values()
             if written in (*self._node.post.transports(one.link), one.link[1].hex(":"))
         }
-        if len(by_address) > 1:  # one of them may only say that it is there
+        if len(by_address) > 1:  # one of them may claim an address that isn't its own
             keys = ", ".join(map(identity.short_text, sorted(by_address)))
-            raise UsageError(f"{written} is the address of several neighbours ({keys}): write the key of one")
+            raise UsageError(f"{written} is the address of several neighbours ({keys}): use the key of one")
         if by_address:
             return by_address.pop()
         known = {neighbour.identity for neighbour in self._world.peers.neighbours.values()}
@@ -45,12 +45,12 @@ class Acting:
     # --- the daemon ---------------------------------------------------------------------------------------------------
 
     def stop(self) -> str:
-        """Begin to stop; the caller waits for the process. Returns what is lost by it, or nothing."""
+        """Start to stop; the caller waits for the process to end. Returns what is lost, or nothing."""
         lost = ""
         try:
             self._node.write_totals()
         except LedgerError as error:
-            lost = f"what was carried, and asked for, since the ledger could be written is lost: {error}"
+            lost = f"traffic and commands since the ledger could last be written are lost: {error}"
         self._node.stopping.set()
         return lost
 
@@ -60,7 +60,7 @@ class Acting:
 
     def backup(self, file: Path) -> str:
         """Copy the ledger. Args: file: an absolute path."""
-        if not self._node.ledger_why_not:  # else what it holds is what can be saved
+        if not self._node.ledger_why_not:  # otherwise back up what the ledger has
             self._node.write_totals()
         self._node.parts.ledger.backup(file)
         return f"ledger copied to {file}"
@@ -68,7 +68,7 @@ class Acting:
     # --- neighbours and money -----------------------------------------------------------------------------------------
 
     def block(self, who: bytes, blocked: bool) -> str:
-        """Have nothing more to do with a neighbour; or undo that, and let a disputed bill rest."""
+        """Stop all trade with a neighbour; or allow it again, and drop the dispute about its bill."""
         self._node.obey(BlockNeighbour(who, blocked))
         return f"{identity.short_text(who)} {'is blocked' if blocked else 'may trade again'}"
 
@@ -84,14 +84,14 @@ class Acting:
         said = f"refund of {amount_msat // SAT_MSAT} sat offered to {identity.short_text(who)}"
         if unanswered_msat:
             said += (
-                f" once more: it sent no invoice for the {unanswered_msat // SAT_MSAT} sat offered before; what you "
-                "credited by hand isn't in its books, so it won't ask for that"
+                f" once more: it sent no invoice for the {unanswered_msat // SAT_MSAT} sat offered before; money that "
+                "you credited by hand isn't in its books, so it won't ask for that"
             )
-        return f"{said}; it asks for no more than it has by its own books, and ngp ledger shows what is paid"
+        return f"{said}; it asks for at most the balance in its own books, and ngp ledger shows what is paid"
 
     async def _must_be_able_to_spend(self) -> None:
         payment = self._node.parts.payment
-        without = await payment.check(spends=False)  # what hinders selling as well is told by `ngp check`
+        without = await payment.check(spends=False)  # other obstacles are reported by `ngp check`
         for one in await payment.check(spends=True):
             if not one.ok and one not in without:
                 raise PaymentError(f"no refund can be paid: {one.name} {one.found}; {one.remedy}")
@@ -101,14 +101,14 @@ class Acting:
         if why_not := buying.why_not_ask(self._world, who):
             raise PaymentError(why_not)
         if away := self._node.payment.why_not:
-            raise PaymentError(f"no refund can be asked for while our payment node can't make its invoice: {away}")
+            raise PaymentError(f"no refund can be asked for while our payment node can't make an invoice: {away}")
         account = self._world.servers[who]
         self._node.obey(AskRefund(who))
         balance = f"{account.balance_msat // SAT_MSAT} sat"
-        held = ", but for what running contracts hold (ngp block ends them)" if account.running else ""
+        held = ", except what running contracts reserve (ngp block ends them)" if account.running else ""
         return (
             f"{identity.short_text(who)} asked for our {balance}{held}; ngp ledger shows what "
-            "comes back, the log what it says"
+            "it pays back, the log its answer"
         )
 
     async def credit(self, who: bytes, amount_msat: int) -> str:
@@ -124,7 +124,7 @@ class Acting:
         return f"{show_money(amount_msat)} (not real money) credited to {identity.short_text(who)}"
 
     def fault(self, name: str, value: str) -> str:
-        """Have the sandbox's payment node behave badly, or well again, so that operators see what ngp does then."""
+        """Make the sandbox's payment node misbehave, or behave well again, so that operators can see what ngp does."""
         set_fault = getattr(self._node.parts.payment, "set_fault", None)
         if self._world.node.real_money or set_fault is None:
             raise PaymentError("faults on request are for the sandbox only: PAYMENT_INTERFACE: sandbox has them")
@@ -143,13 +143,13 @@ class Acting:
 
         Args:
             push_sat: given to the neighbour at once, at most amount_sat.
-            host: where its node listens; None: where it most likely does.
-            csv_delay_blocks: None: CSV_DELAY.
+            host: where the neighbour's node listens; None for its most likely address.
+            csv_delay_blocks: None for CSV_DELAY.
         """
         manager, neighbour = channel_manager(self._node), self._world.peers.any_link(who)
         if neighbour is None or not neighbour.payee:
             raise PaymentError(
-                f"{identity.short_text(who)} has not said which Lightning node it has: it must be up, "
+                f"{identity.short_text(who)} has not announced a Lightning node: that neighbour must be up, "
                 "with PAYMENT_INTERFACE: lnd or electrum on the same network"
             )
         place = lightning.host_port(host, lightning.PEER_PORT) if host else lightning.peer_host(neighbour)
@@ -164,13 +164,13 @@ class Acting:
         )
 
     async def add_tower(self, written: str) -> str:
-        """Have a watchtower watch our channels. Args: written: PUBKEY@HOST:PORT."""
+        """Let a watchtower watch our channels. Args: written: PUBKEY@HOST:PORT."""
         key, address = lightning.tower_place(written)
         await tower_manager(self._node).add_tower(key, address)
         return f"watchtower {key} at {address} is asked for a session; ngp lightning tower list shows what it agrees to"
 
     async def remove_tower(self, written: str) -> str:
-        """Send a watchtower nothing more. Args: written: its key."""
+        """Stop sending backups to a watchtower. Args: written: its key."""
         key = lightning.tower_key(written)
         await tower_manager(self._node).remove_tower(key)
-        return f"watchtower {key} gets no more backups; what it has it keeps"
+        return f"watchtower {key} gets no more backups; it keeps those it has"

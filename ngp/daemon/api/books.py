@@ -1,4 +1,4 @@
-"""Books: what an open ledger answers by itself, for a node that doesn't run; the rows are those of a running one."""
+"""Books: answers from the ledger alone, for a node that doesn't run; the rows are the same as from a running node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ngp.ports import Ledger
 
 
 def contracts(ledger: Ledger, include_closed: bool, real_money: bool) -> Iterator[ContractRow]:
-    """List contracts, those that run first. Raises LedgerError."""
+    """List contracts, running ones first. Raises LedgerError."""
     return (contract_row(record, real_money) for record in ledger.contracts(include_closed))
 
 

@@ -1,6 +1,6 @@
-"""Plain: an answer as JSON's own values, key by key as the dataclass has its fields.
+"""Plain: turns answers into JSON values; the keys are the fields of the dataclass.
 
-A field made with `when_known` is left out where it is None: it doesn't belong to every row.
+A field made with `when_known` is left out while it is None, as not every row has it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any
 
 _OMIT = "omitted where None"
-_AS_IT_IS = frozenset({str, int, bool, float, type(None)})  # looked at first: there may be 100,000 rows
+_AS_IT_IS = frozenset({str, int, bool, float, type(None)})  # checked first, for speed: there may be 100,000 rows
 
 
 def when_known() -> Any:
@@ -22,12 +22,12 @@ def when_known() -> Any:
 
 
 def instant(utc_s: int) -> datetime | None:
-    """Return a UTC instant, or None for one that never was (0)."""
+    """Return a UTC instant, or None for 0, which means never."""
     return datetime.fromtimestamp(utc_s, UTC) if utc_s else None
 
 
 def plain(value: Any) -> Any:
-    """Return what JSON has for an answer: dataclasses as objects, instants as ISO 8601 in UTC."""
+    """Return an answer as JSON values: dataclasses as objects, instants as ISO 8601 in UTC."""
     kind: Any = type(value)
     if kind in _AS_IT_IS:
         return value
@@ -49,7 +49,7 @@ def plain(value: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def _shape(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], frozenset[str]]:
-    """Return a dataclass's names, what reads all their values at once, and the names that are left out where None."""
-    names = tuple(each.name for each in fields(kind))  # one more is read: of a single one attrgetter makes no tuple
+    """Return a dataclass's field names, a function that reads all fields at once, and the fields omitted where None."""
+    names = tuple(each.name for each in fields(kind))  # __class__ is read too, as attrgetter(one name) makes no tuple
     omitted = frozenset(each.name for each in fields(kind) if _OMIT in each.metadata)
     return names, attrgetter(*names, "__class__"), omitted

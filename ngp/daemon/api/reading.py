@@ -1,4 +1,4 @@
-"""Reading: what a running node says of itself. Nothing here changes anything."""
+"""Reading: answers about a running node. Nothing here changes anything."""
 
 from __future__ import annotations
 
@@ -96,31 +96,31 @@ class Reading:
         )
 
     async def check(self, text: str | None = None, path: Path = Path()) -> list[CheckRow]:
-        """Look at the host with the daemon's rights, in its network namespace.
+        """Check the host with the daemon's rights, in its network namespace.
 
-        Args: text, path: of a net.conf, if the host is to be looked at as that file would have it.
+        Args: text, path: of a net.conf to check the host for, in place of the settings in force.
         """
         node, wanted = self._node, self._node.settings
-        if text is not None:  # in a thread: a long file would hold up the loop
+        if text is not None:  # in a thread: a long file would block the loop
             wanted = await asyncio.to_thread(parse, text, path)
         checks = await node.host.aside(lambda network: self._host_as(wanted, network))
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
         checks += [*payment, *checkup.neighbours(self._world), *checkup.accounts(self._world)]
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
-        if not node.ledger_why_not:  # in a thread: the loop doesn't wait for sums of years
+        if not node.ledger_why_not:  # in a thread: adding up years of records would block the loop
             checks.append(await asyncio.to_thread(checkup.books, node.parts.store, BOOKS_S))
         checks.append(checkup.effect(node.settings, wanted))
         kinds = {**{one.name: "payment" for one in payment}, "ledger": "ledger", "books": "ledger"}
         return [check_row(one, kinds.get(one.name, "kernel")) for one in checks]
 
     def _host_as(self, wanted: Settings, network: Network) -> list[Check]:
-        """Look at the host as a file would have it. Args: network: another one than ours, which has the queue."""
+        """Check the host for a file's settings. Args: network: another instance than ours, which has the queue."""
         node = self._node
         checks = checkup.network(wanted, network, node.parts.make_links(wanted), node.host.node_addresses)
         return checks + network.taken(replace(node.host.desired, queue_number=wanted.queue_number))
 
     def contracts(self, include_closed: bool) -> Iterator[ContractRow]:
-        """List contracts, with what their meters show now."""
+        """List contracts, with fresh readings of the meter."""
         self._node.refresh()
         return self._contracts(include_closed)
 
@@ -135,7 +135,7 @@ class Reading:
             yield from (row for row in rows if row.id not in known)
 
     def accounts(self) -> list[AccountRow]:
-        """List accounts, with what their contracts' meters show now."""
+        """List accounts, with fresh readings of the meter."""
         self._node.refresh()
         real, grace_data_bytes = self._world.node.real_money, self._node.settings.grace_data_bytes
         under_way = on_their_way(self._world.money.payments.values())
@@ -145,7 +145,7 @@ class Reading:
         ]
 
     def neighbours(self) -> list[NeighbourRow]:
-        """List neighbours, and who is blocked, on a link or not."""
+        """List neighbours, and blocked ones even if they are on no link."""
         world, now = self._world, self._node.blocked
         waits = world.peers.blocked ^ now
         gone = sorted((world.peers.blocked | now) - world.peers.by_identity.keys())
@@ -182,7 +182,7 @@ class Reading:
         """Describe our node, its channels and its watchtowers. Raises PaymentError."""
         node, world, manager = self._node, self._world, channel_manager(self._node)
         in_use, chain = await manager.channels(), await manager.chain()
-        node.tell(ChannelsSeen(tuple(in_use)))  # what the operator sees, the daemon trades by
+        node.tell(ChannelsSeen(tuple(in_use)))  # the daemon should trade by what the operator sees
         channels = in_use + await manager.pending_channels()
         watch = await lightning.watch_of(node.parts.payment)
         by_key = {one.payee.hex(): one for one in world.peers.by_link.values() if one.payee}

@@ -1,6 +1,6 @@
 """Rows: the answers of the api, the same whether they come from the running daemon or from the ledger alone.
 
-The names of the fields are the keys of docs/operators-guide.md and stay. Money is msat, data bytes.
+The field names are the JSON keys in docs/operators-guide.md and don't change. Money is msat, data bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AccountKey = tuple[bytes, Role]
 
 @dataclass(frozen=True, slots=True)
 class ContractRow:
-    """A contract; `billed_bytes` is a client's, `rate_bytes_s` that of one which the daemon holds."""
+    """A contract; only a client's has `billed_bytes`, only one that a running daemon holds has `rate_bytes_s`."""
 
     id: str
     role: str
@@ -59,7 +59,7 @@ class ContractRow:
 
 
 def contract_row(found: Contract | ContractRecord, real_money: bool) -> ContractRow:
-    """Return the row of a contract that the daemon holds, or that the ledger has."""
+    """Return the row of a contract of the daemon, or of one in the ledger."""
     record = found.record() if isinstance(found, Contract) else found
     return ContractRow(
         id=record.contract.hex(),
@@ -141,11 +141,11 @@ def account_row(
     on_its_way: Sequence[PaymentRecord] = (),
     grace_data_bytes: int = 0,
 ) -> AccountRow:
-    """Return the row of an account that the daemon holds, or that the ledger has, when no daemon runs.
+    """Return the row of an account of the daemon, or of one in the ledger when no daemon runs.
 
     Args:
-        on_its_way: our payments whose end isn't known.
-        grace_data_bytes: the credit that a neighbour may have; only where the daemon holds the account.
+        on_its_way: our payments whose outcome isn't known.
+        grace_data_bytes: the credit that a neighbour may have; only for an account of the daemon.
     """
     live = None if isinstance(found, AccountRecord) else found
     client = found if isinstance(found, ClientAccount) else None
@@ -171,7 +171,7 @@ def account_row(
 
 
 def on_their_way(payments: Iterable[PaymentRecord]) -> Mapping[AccountKey, Sequence[PaymentRecord]]:
-    """Find our payments whose end isn't known, by account: top-ups as a client, refunds as a server."""
+    """Return our payments whose outcome isn't known, by account: top-ups as a client, refunds as a server."""
     found: dict[AccountKey, list[PaymentRecord]] = {}
     for one in payments:
         if one.direction is Direction.OUT and one.state is PaymentState.PENDING:
@@ -213,10 +213,10 @@ def journal_row(record: JournalRecord, real_money: bool) -> JournalRow:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourRow:
-    """A neighbour on a link, or a blocked one that is on none: then most isn't known.
+    """A neighbour on a link, or a blocked one that is on no link, of which most fields are unknown.
 
     Attributes:
-        block_waits: what the operator asked for isn't so yet, as the ledger can't be written.
+        block_waits: the operator's block or unblock isn't in force yet, because the ledger can't be written.
     """
 
     neighbour: str
@@ -239,7 +239,7 @@ class NeighbourRow:
 
 @dataclass(frozen=True, slots=True)
 class CheckRow:
-    """A line of `ngp check`; `kind` says what is at fault, and so the exit code."""
+    """A line of `ngp check`; `kind` says what is wrong, which decides the exit code."""
 
     name: str
     ok: bool
@@ -249,7 +249,7 @@ class CheckRow:
 
 
 def check_row(check: Check, kind: str) -> CheckRow:
-    """Return the row of what was looked at. Args: kind: what is at fault, unless the check itself says."""
+    """Return the row of a check. Args: kind: used if the check has no kind of its own."""
     return CheckRow(check.name, check.ok, check.found, check.remedy, check.kind or kind)
 
 
@@ -258,7 +258,7 @@ def check_row(check: Check, kind: str) -> CheckRow:
 
 @dataclass(frozen=True, slots=True)
 class ChannelRow:
-    """A channel of our node; what isn't known is None."""
+    """A channel of our node; unknown fields are None."""
 
     neighbour: str | None
     peer: str
@@ -281,8 +281,8 @@ def channel_row(channel: Channel, neighbour: bytes | None, why_not: Sequence[str
     """Return the row of a channel.
 
     Args:
-        neighbour: whose node the peer is; None where no neighbour announced it.
-        why_not: why it doesn't suit; empty: it does, if it is a neighbour's.
+        neighbour: the neighbour whose node the peer is; None if no neighbour announced that node.
+        why_not: why the channel doesn't suit; empty if it suits, or if it isn't a neighbour's.
     """
     return ChannelRow(
         neighbour=identity.text(neighbour) if neighbour else None,
@@ -305,7 +305,7 @@ def channel_row(channel: Channel, neighbour: bytes | None, why_not: Sequence[str
 
 @dataclass(frozen=True, slots=True)
 class TowerRow:
-    """A watchtower of our node, and what it was given."""
+    """A watchtower of our node, and the backups it got."""
 
     tower: str
     addresses: tuple[str, ...]

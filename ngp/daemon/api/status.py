@@ -1,4 +1,4 @@
-"""Status: one page about the running daemon, and one about its Lightning node; names as in docs/operators-guide.md."""
+"""Status: a page about the running daemon and one about its Lightning node; keys as in docs/operators-guide.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ngp.daemon.api.rows import ChannelRow, WatchRow
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """Packets that wait for a contract, and that were dropped there."""
+    """Packets that wait for a contract, and packets that were dropped instead."""
 
     held: int
     dropped: int
@@ -18,7 +18,7 @@ class QueueStatus:
 
 @dataclass(frozen=True, slots=True)
 class PaymentStatus:
-    """The payment node. `on_their_way`: payments whose end isn't known."""
+    """The payment node. `on_their_way`: number of payments whose outcome isn't known."""
 
     module: str
     ready: bool
@@ -56,7 +56,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How the daemon is."""
+    """State of the daemon."""
 
     version: str
     uptime_s: int
@@ -76,7 +76,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class LightningStatus:
-    """Our Lightning node, its channels and watchtowers, and what to do about those with neighbours."""
+    """Our Lightning node, its channels and watchtowers, and advice on the channels with neighbours."""
 
     module: str
     node: str
