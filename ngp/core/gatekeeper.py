@@ -102,6 +102,7 @@ class Gatekeeper:
         world.now = now
         world.effects = []
         self._handle(event)
+        self._flush_later()
         return world.effects
 
     def next_wake_mono_s(self) -> float | None:
@@ -119,7 +120,6 @@ class Gatekeeper:
                 self._usage(event.readings)
                 for reading in event.accounts:
                     seller_meter.kernel_spent(world, reading)
-                self._flush_later()
             case Hinted():
                 self._hinted(event)
             case Halted():
@@ -155,7 +155,6 @@ class Gatekeeper:
             case Delivered():
                 if isinstance(event.message, Statement):
                     statements.delivered(world, event.identity, event.message)
-                    self._flush_later()
             case OtherVersionHeard():
                 first_packets.other_version_heard(world, event.link)
             case BillsRecalled():
@@ -281,7 +280,6 @@ class Gatekeeper:
                     seller_meter.look_if_exhausted(world, contract)
             elif hint.kind is HintKind.ACCOUNT_EXHAUSTED and hint.key in world.clients:
                 seller_meter.account_exhausted(world, world.clients[hint.key])
-        self._flush_later()
 
     def _halted(self, event: Halted) -> None:
         contract = self.world.contracts.get(event.contract)

@@ -8,10 +8,14 @@ network moves money once for an invoice.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from ipaddress import ip_address
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from ngp import store
 from ngp.core.messages import Prefix, Role, StatementLine
 from ngp.core.records import (
     AccountRecord,
@@ -33,6 +37,9 @@ from ngp.core.values import (
     UNKNOWN_PAYMENT,
     AccountLimit,
     AccountReading,
+    Adopted,
+    AdoptedAccount,
+    AdoptedContract,
     DecodedInvoice,
     Grant,
     Hint,
@@ -42,6 +49,7 @@ from ngp.core.values import (
     PaymentStatus,
     Reading,
 )
+from ngp.errors import KernelError
 
 PAYEES = {"gateway": b"\2" + b"g" * 32, "client": b"\2" + b"c" * 32}  # the nodes' keys
 
@@ -54,7 +62,7 @@ class Slot:
     expires_at: float
     used_to: int
     used_from: int
-    mark: int = -1  # the limit that a packet met last
+    mark: int | None = None  # the limit that a packet met last
 
     @property
     def used(self) -> int:
@@ -75,7 +83,7 @@ class KernelAccount:
 
 
 class Kernel:
-    """Gate and meter of one node."""
+    """Gate and meter of one node. It passes the suite of the real one (`tests/network_suite.py`)."""
 
     def __init__(self) -> None:
         self.slots: dict[bytes, Slot] = {}
@@ -84,7 +92,7 @@ class Kernel:
         self.neighbours: dict[int, KernelNeighbour] = {}
         self.hints: list[Hint] = []
         self.passed: dict[bytes, int] = {}
-        self.last_of: dict[bytes, Reading | AccountReading] = {}
+        self._seen: dict[bytes, tuple[int, int, int | None]] = {}
 
     def limit(self, limit: AccountLimit, now: float) -> None:
         entry = self.accounts.setdefault(limit.account, KernelAccount(limit))
@@ -93,30 +101,76 @@ class Kernel:
     def forget(self, account: bytes) -> None:
         assert not any(slot.grant.account == account for slot in self.slots.values()), "an account with contracts"
         self.accounts.pop(account, None)
+        self._seen.pop(account, None)
 
-    def grant(self, grant: Grant, now: float) -> None:
-        assert not grant.account or grant.account in self.accounts, "a contract without its account"
-        slot = self.slots.get(grant.contract)
-        if slot is None:
-            slot = Slot(grant, 0.0, grant.used_to_base_bytes, grant.used_from_base_bytes)
-            self.slots[grant.contract] = slot
-        slot.grant, slot.expires_at = grant, now + grant.expires_in_s
-        self.entries.setdefault((grant.neighbour, grant.role), {})[grant.destination] = slot
+    def grant(self, grants: Sequence[Grant], now: float) -> None:
+        for grant in grants:
+            if grant.account and grant.account not in self.accounts:
+                raise KernelError(f"the account {grant.account.hex()} isn't in the kernel")
+        for grant in grants:
+            slot = self.slots.get(grant.contract)
+            if slot is None:
+                slot = Slot(grant, 0.0, grant.used_to_base_bytes, grant.used_from_base_bytes)
+                self.slots[grant.contract] = slot
+                self._seen[grant.contract] = (slot.used_to, slot.used_from, None)
+            slot.grant, slot.expires_at = grant, now + grant.expires_in_s
+            self.entries.setdefault((grant.neighbour, grant.role), {})[grant.destination] = slot
 
     def revoke(self, contract: bytes) -> None:
         slot = self.slots.pop(contract, None)
+        self._seen.pop(contract, None)
         if slot is not None:
             entries = self.entries[slot.grant.neighbour, slot.grant.role]
             if entries.get(slot.grant.destination) is slot:
                 del entries[slot.grant.destination]
 
-    @staticmethod
-    def reading(slot: Slot) -> Reading:
-        return Reading(slot.grant.contract, slot.used_to, slot.used_from, slot.mark == slot.grant.limit_bytes)
+    def read(self, contracts: Iterable[bytes]) -> tuple[Reading, ...]:
+        slots = [slot for contract in contracts if (slot := self.slots.get(contract)) is not None]
+        return tuple(
+            Reading(slot.grant.contract, slot.used_to, slot.used_from, slot.mark == slot.grant.limit_bytes)
+            for slot in slots
+        )
 
-    def account_reading(self, account: bytes, now: float) -> AccountReading:
-        entry = self.accounts[account]
-        return AccountReading(account, entry.spent, entry.mark == entry.most(now))
+    def read_accounts(self, accounts: Iterable[bytes], now: float) -> tuple[AccountReading, ...]:
+        return tuple(
+            AccountReading(account, entry.spent, entry.mark == entry.most(now))
+            for account in accounts
+            if (entry := self.accounts.get(account)) is not None
+        )
+
+    def changed(self) -> tuple[Reading, ...]:
+        """Read the contracts in which something was counted or refused since the last call."""
+        words = {contract: (slot.used_to, slot.used_from, slot.mark) for contract, slot in self.slots.items()}
+        return self.read(self._news(words))
+
+    def changed_accounts(self, now: float) -> tuple[AccountReading, ...]:
+        """Read the accounts in which something was spent or refused since the last call."""
+        words = {account: (entry.spent, 0, entry.mark) for account, entry in self.accounts.items()}
+        return self.read_accounts(self._news(words), now)
+
+    def _news(self, words: dict[bytes, tuple[int, int, int | None]]) -> list[bytes]:
+        news = [key for key, counted in words.items() if self._seen.get(key, (0, 0, None)) != counted]
+        self._seen |= words
+        return news
+
+    def adopted(self, now: float) -> Adopted:
+        """Return what a daemon finds that begins where another died."""
+        accounts = [
+            AdoptedAccount(
+                replace(
+                    entry.limit,
+                    credit_ends_in_s=entry.credit_until - now,
+                    low_water_units=low if (low := entry.limit.low_water_units) and entry.spent < low else None,
+                ),
+                *self.read_accounts([account], now),
+            )
+            for account, entry in self.accounts.items()
+        ]
+        contracts = [
+            AdoptedContract(replace(slot.grant, expires_in_s=slot.expires_at - now), *self.read([contract]))
+            for contract, slot in self.slots.items()
+        ]
+        return Adopted(tuple(accounts), tuple(contracts))
 
     def find(self, neighbour: int, role: Role, address: str) -> Slot | None:
         where = ip_address(address)
@@ -146,7 +200,8 @@ class Kernel:
                 slot.mark = grant.limit_bytes
                 self.hints.append(Hint(HintKind.EXHAUSTED, grant.contract))
             return False
-        if grant.account and not self._spend(self.accounts[grant.account], size * grant.price_msat_per_gib, now):
+        cost = size * grant.price_msat_per_gib if grant.role is Role.SERVER else 0
+        if cost and not self._spend(grant.account, cost, now):
             return False
         if towards:
             slot.used_to += size
@@ -157,37 +212,22 @@ class Kernel:
             self.hints.append(Hint(HintKind.LOW, grant.contract))
         return True
 
-    def _spend(self, entry: KernelAccount, cost: int, now: float) -> bool:
-        if cost and entry.spent + cost > entry.most(now):
+    def _spend(self, account: bytes, cost: int, now: float) -> bool:
+        entry = self.accounts[account]
+        if entry.spent + cost > entry.most(now):
             if entry.mark != entry.most(now):
                 entry.mark = entry.most(now)
-                self.hints.append(Hint(HintKind.ACCOUNT_EXHAUSTED, entry.limit.account))
+                self.hints.append(Hint(HintKind.ACCOUNT_EXHAUSTED, account))
             return False
         before, low = entry.spent, entry.limit.low_water_units
         entry.spent += cost
         if low is not None and before < low <= entry.spent:
-            self.hints.append(Hint(HintKind.ACCOUNT_LOW, entry.limit.account))
+            self.hints.append(Hint(HintKind.ACCOUNT_LOW, account))
         return True
-
-    def changed(self) -> tuple[Reading, ...]:
-        """Read the contracts that changed since the last call."""
-        return tuple(
-            reading for contract, slot in self.slots.items() if self._is_news(contract, reading := self.reading(slot))
-        )
-
-    def changed_accounts(self, now: float) -> tuple[AccountReading, ...]:
-        """Read the accounts that changed since the last call."""
-        found = (self.account_reading(account, now) for account in self.accounts)
-        return tuple(reading for reading in found if self._is_news(reading.account, reading))
-
-    def _is_news(self, key: bytes, reading: Reading | AccountReading) -> bool:
-        is_news = self.last_of.get(key) != reading
-        self.last_of[key] = reading
-        return is_news
 
 
 class Ledger:
-    """Upserts by key."""
+    """What tests look at: the last record of each key. A restart reads the real ledger, which holds the same."""
 
     def __init__(self) -> None:
         self.neighbours: dict[object, NeighbourRecord] = {}
@@ -197,8 +237,11 @@ class Ledger:
         self.payments: dict[tuple[Direction, bytes], PaymentRecord] = {}
         self.journal: list[JournalRecord] = []
         self.cursor = 0
+        self._unwritten: list[Record] = []
+        self._folder = TemporaryDirectory(prefix="ngp-playbook-")
 
     def put(self, record: Record) -> None:
+        self._unwritten.append(record)
         match record:
             case NeighbourRecord():
                 self.neighbours[record.identity, record.interface, record.link_address] = record
@@ -244,29 +287,23 @@ class Ledger:
         )[:limit]
         return tuple(line for _, line in found), found[-1][0] if len(found) == limit else None
 
-    def snapshot(self, now_s: int) -> Snapshot:
-        spent = [
-            payment
-            for payment in self.payments.values()
-            if payment.direction is Direction.OUT and payment.state in (PaymentState.PENDING, PaymentState.SUCCEEDED)
-        ]
-        waiting = (PaymentState.OPEN, PaymentState.PENDING)
-        over = [one for one in self.payments.values() if one.state not in waiting and one.settled_at_s <= now_s - 86400]
-        by_neighbour: dict[bytes, int] = {}
-        for payment in spent:
-            cost = payment.amount_msat + payment.fee_msat
-            by_neighbour[payment.identity] = by_neighbour.get(payment.identity, 0) + cost
-        return Snapshot(
-            neighbours=tuple(self.neighbours.values()),
-            accounts=tuple(self.accounts.values()),
-            contracts=tuple(c for c in self.contracts.values() if not c.closed_at_s or c.closed_at_s > now_s - 3600),
-            payments=tuple(one for one in self.payments.values() if one not in over),
-            cursor=self.cursor,
-            spent_total_msat=sum(by_neighbour.values()),
-            spent_by_neighbour_msat=tuple(by_neighbour.items()),
-            forgotten_s=max((one.settled_at_s for one in over if one.direction is Direction.OUT), default=0),
-            blocked=tuple(self.blocked),
-        )
+    def written(self) -> int:
+        """Say how far it is written now, for `lose`."""
+        return len(self._unwritten)
+
+    def lose(self, written: int) -> None:
+        """Cut the power: what was put here after a moment isn't on the disk. Tests look at it after a restart only."""
+        del self._unwritten[written:]
+
+    def load(self, now_s: int) -> Snapshot:
+        """Return what a node that begins anew finds: in the real ledger, where all that was put here is written."""
+        real = store.at(Path(self._folder.name)).open()
+        try:
+            real.commit(self._unwritten)
+            self._unwritten.clear()
+            return real.load(now_s)
+        finally:
+            real.close()
 
 
 class PaymentNetwork:

@@ -134,10 +134,10 @@ def test_what_was_acknowledged_is_not_told_again() -> None:
 def test_an_acknowledgement_just_before_a_power_cut_does_not_count() -> None:
     sim = Sim(settings(**SHORT), settings(sells=False, **SHORT))
     use_to_the_end(sim)
-    on_disk = dict(sim.client.ledger.contracts)
+    on_disk = sim.client.ledger.written()
     sim.run(10)
     assert_billed(sim)
-    sim.client.ledger.contracts.update(on_disk)
+    sim.client.ledger.lose(on_disk)
     sim.crash(sim.client, reboot=True)
     run_to_rest(sim)
     gateway, client = sim.gateway.ledger.contracts, sim.client.ledger.contracts
