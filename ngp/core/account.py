@@ -1,4 +1,4 @@
-"""Account: what both sides keep of money that one prepaid to the other. paid = charged + refunded + balance, always.
+"""Account: what both sides keep about money that one prepaid to the other. paid = charged + refunded + balance, always.
 
 Pure. Every amount is msat and an int. A neighbour may have two: as our client (`selling.account`) and as our server
 (`buying.account`); they are never netted.
@@ -15,7 +15,7 @@ from ngp.core.rate import Rate
 
 @dataclass(frozen=True, slots=True)
 class TopUp:
-    """A top-up that was paid: how much, when, and what was charged by then."""
+    """A top-up that was paid: its amount, its time, and what had been charged by then."""
 
     amount_msat: int = 0
     at_mono_s: float = 0.0
@@ -27,13 +27,13 @@ NO_TOP_UP = TopUp()
 
 @dataclass(slots=True)
 class OwnInvoice:
-    """The invoice of ours that the neighbour is to pay: a client for a top-up, a server for a refund.
+    """The invoice of ours that the neighbour should pay: a client for a top-up, a server for a refund.
 
     Attributes:
-        payment_hash: of the one that waits to be paid, b"": none does.
-        asked: our node is making one.
-        not_before_mono_s: until then no other is made, nor this one sent again.
-        declined: how many were declined in a row.
+        payment_hash: of the invoice that waits for its payment; b"" if none does.
+        asked: our node is making an invoice.
+        not_before_mono_s: until then no other invoice is made, and this one isn't sent again.
+        declined: how many invoices the neighbour declined in a row.
     """
 
     payment_hash: bytes = b""
@@ -48,10 +48,10 @@ class Account:
 
     Attributes:
         paid_msat, charged_msat, refunded_msat: cumulative.
-        running: contracts that aren't closed.
-        unsaved_msat: the part of the charges whose contracts aren't in the ledger yet; a restart charges it again.
-        rate: of what is charged, smoothed.
-        why_not: why it isn't topped up, for the listings; empty while nothing is in the way.
+        running: number of contracts that aren't closed.
+        unsaved_msat: charges of contracts since these were last written to the ledger; a restart charges them again.
+        rate: msat charged a second, smoothed.
+        why_not: why the account isn't topped up, for the listings; empty while nothing is in the way.
         refund_ask_mono_s: when a refund was last asked for.
     """
 
@@ -81,10 +81,10 @@ class Account:
 
     @property
     def empty(self) -> bool:
-        """True where nothing would be lost by forgetting it."""
+        """True if nothing would be lost by forgetting the account."""
         return not (self.paid_msat or self.used_msat or self.running or self.invoice.payment_hash)
 
     @property
     def worth_keeping(self) -> bool:
-        """True where there is, or was, or may soon be money; what else there can be is the grace that was used."""
+        """True if money is, was or may soon be on the account. What it may have without money is used grace."""
         return bool(self.paid_msat or self.running or self.invoice.payment_hash or self.invoice.asked)

@@ -3,9 +3,9 @@
     quoted -> accepted -> active -> renewing -> halting -> closed(exhausted | expired | unpaid | cancelled)
     quoted -> rejected -> quoted (bounded rounds), quoted -> lapsed
 
-`accepted` runs on grace, `active` on a payment. States are persisted by name. An illegal move raises and changes
-nothing; the diagram in docs/protocol.md is drawn from `MOVES`. What only one side keeps of it is a `Sale` or a
-`Purchase`.
+An `accepted` contract runs on grace, an `active` one on a payment. States are stored by name. An illegal move raises
+and changes nothing; the diagram in docs/protocol.md is drawn from `MOVES`. `Sale` and `Purchase` add what only one side
+keeps.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ RUNNING = frozenset({State.ACCEPTED, State.ACTIVE, State.RENEWING})
 
 
 class IllegalMove(Exception):
-    """A move that the table doesn't have: a defect of ours, never a neighbour's doing."""
+    """A move that the table doesn't have: a defect of ngp, which no neighbour can cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ class Renewal:
     """The last renewal of a contract, or its opening.
 
     Attributes:
-        at_bytes: what had been used. at_mono_s: when it was.
-        idle: how many came in a row without a byte carried in between.
+        at_bytes: what had been used by then. at_mono_s: when it happened.
+        idle: how many renewals in a row followed each other without a byte carried in between.
     """
 
     at_bytes: int = 0
@@ -83,18 +83,18 @@ NOT_RENEWED = Renewal()
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Contract:
-    """What both sides keep of a contract. Data are L3 bytes, money msat; `_at_s` UTC, `_mono_s` monotonic seconds.
+    """What both sides keep about a contract. Data are L3 bytes, money msat; `_at_s` UTC, `_mono_s` monotonic seconds.
 
     Attributes:
         id: 16 bytes; the server made it.
         link: (interface, link address) of the neighbour; the contract holds for that link alone.
         link_number: the kernel's number of that link.
         prices: schedule by offset, see `pricing`.
-        reason: why it was refused, is halting or closed.
-        charged_msat: what was carried, priced: a sale's is the bill, a purchase's our own meter's word.
-        unsaved_msat: charged since the ledger was last told.
-        rate: of the bytes that it carries; counted last when it last carried some.
-        pools: where it is counted as an opening that came to nothing so far.
+        reason: why the contract was refused, is halting or closed.
+        charged_msat: the price of what was carried: the bill of a sale, our own meter's count of a purchase.
+        unsaved_msat: what was charged since the contract was last written to the ledger.
+        rate: bytes carried a second; its time is when the contract last carried some.
+        pools: where the contract counts as an opening that came to nothing, until it is used.
     """
 
     role: ClassVar[Role]
@@ -128,7 +128,7 @@ class Contract:
 
     @property
     def billed_bytes(self) -> int:
-        """Return how far the bill has come; of a sale the ledger alone knows."""
+        """Return the billed bytes. Always 0 for a sale: only the ledger knows what its client acknowledged."""
         return 0
 
     @property
@@ -143,14 +143,14 @@ class Contract:
 
     @property
     def open(self) -> bool:
-        """True while it is running, or its last bytes aren't counted yet."""
+        """True while the contract is running, or while its last bytes aren't counted yet."""
         return self.state in RUNNING or self.state is State.HALTING
 
     def move(self, state: State) -> None:
         """Change state.
 
         Raises:
-            IllegalMove: if the table doesn't have the move; nothing is changed then.
+            IllegalMove: if the table doesn't have the move; the contract stays as it is.
         """
         if state not in MOVES[self.state]:
             raise IllegalMove(f"contract {self.id.hex()} can't go from {self.state} to {state}")
@@ -161,7 +161,7 @@ class Contract:
         return amount_due_msat(used_bytes, self.prices)
 
     def count(self, used_to_bytes: int, used_from_bytes: int) -> int:
-        """Price cumulative counters. Returns the msat that came on top, >= 0."""
+        """Take new cumulative counters and price them. Returns the msat by which the charge grew, >= 0."""
         self.used_to_bytes, self.used_from_bytes = used_to_bytes, used_from_bytes
         due_msat = self.due_msat(self.used_bytes) - self.charged_msat
         self.charged_msat += due_msat
@@ -169,7 +169,7 @@ class Contract:
         return due_msat
 
     def reprice(self, from_offset_bytes: int, price_msat_per_gib: int) -> None:
-        """Let a price hold from an offset on; earlier bytes keep theirs. The same price adds nothing."""
+        """Set the price from an offset on; earlier bytes keep theirs. Setting the same price again changes nothing."""
         if price_msat_per_gib == self.price_msat_per_gib:
             return
         while len(self.prices) > 1 and self.prices[-1][0] >= from_offset_bytes:
@@ -190,12 +190,12 @@ class Contract:
         return self.used_bytes - self.renewal.at_bytes
 
     def renews_idly(self, now_mono_s: float) -> bool:
-        """Say whether it was renewed again and again for nothing: each renewal is a write to either side's ledger."""
+        """Say whether the contract was renewed again and again without use: each renewal writes to both ledgers."""
         idle = self.renewal.idle >= MOST_IDLE_RENEWALS and self.since_renewal_bytes <= 0
         return idle and now_mono_s - self.renewal.at_mono_s < IDLE_RENEWAL_PAUSE_S
 
     def record(self) -> ContractRecord:
-        """Return what the ledger keeps of it."""
+        """Return the contract's record for the ledger."""
         interface, link_address = self.link
         return ContractRecord(
             contract=self.id,

@@ -24,7 +24,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
-    """Tell the sender that its message arrived and needs no other answer."""
+    """Acknowledge a message that needs no other answer."""
 
     identity: bytes
     link: tuple[str, bytes]
@@ -51,7 +51,7 @@ class Decide:
 
 @dataclass(frozen=True, slots=True)
 class SetNeighbour:
-    """Tell the kernel of a neighbour."""
+    """Enter a neighbour into the kernel's tables, or change it there."""
 
     neighbour: KernelNeighbour
 
@@ -65,16 +65,16 @@ class ForgetNeighbour:
 
 @dataclass(frozen=True, slots=True)
 class GrantContract:
-    """Create or change the kernel's share of a contract."""
+    """Create or change a contract in the kernel."""
 
     grant: Grant
 
 
 @dataclass(frozen=True, slots=True)
 class HaltContract:
-    """Stop a contract in the kernel, keep it there, and answer with `Halted` when none of its packets is on its way.
+    """Stop a contract in the kernel but keep it there. Answered by `Halted` when none of its packets is on its way.
 
-    Books are closed by the reading that follows the stop, never before it.
+    Only the reading after the stop closes the books.
     """
 
     grant: Grant
@@ -82,14 +82,14 @@ class HaltContract:
 
 @dataclass(frozen=True, slots=True)
 class RevokeContract:
-    """Take a contract out of the kernel, where nothing passes by it any more."""
+    """Take a contract out of the kernel's tables."""
 
     contract: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LimitAccount:
-    """Create or change the kernel's share of a client's account."""
+    """Create or change a client's account in the kernel."""
 
     limit: AccountLimit
 
@@ -103,11 +103,11 @@ class ForgetAccount:
 
 @dataclass(frozen=True, slots=True)
 class CountAccount:
-    """Read what an account spent, then what of it by which contract. Answered by `AccountCounted`.
+    """Read what an account spent, then the counters of its contracts. Answered by `AccountCounted`.
 
     Attributes:
-        contracts: the account's, all that are not over.
-        payment_hash: of the refund that waits for this; b"": of none.
+        contracts: all contracts of the account that are not over.
+        payment_hash: of the refund that waits for this count; b"" if none does.
     """
 
     account: bytes
@@ -128,7 +128,7 @@ class MakeInvoice:
 
 @dataclass(frozen=True, slots=True)
 class PayInvoice:
-    """Pay; the intent is in the ledger already. Answered by PaymentResult."""
+    """Pay an invoice whose payment is in the ledger already, as pending. Answered by PaymentResult."""
 
     bolt11: str
     payment_hash: bytes
@@ -139,7 +139,7 @@ class PayInvoice:
 
 @dataclass(frozen=True, slots=True)
 class TrackPayment:
-    """Ask the payment node what became of a payment. Answered by PaymentResult."""
+    """Ask the payment node for the outcome of a payment. Answered by PaymentResult."""
 
     payment_hash: bytes
 
@@ -153,14 +153,14 @@ class ProveSettlement:
 
 @dataclass(frozen=True, slots=True)
 class CancelInvoice:
-    """Have our payment node take no money for an invoice any more. Answered by InvoiceCancelled once it is so."""
+    """Cancel an invoice at our payment node. Answered by InvoiceCancelled once nobody can pay it any more."""
 
     payment_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Write a record. `durable`: the transaction must survive a power cut before anything else happens (money)."""
+    """Write a record. `durable` (money): the transaction must be flushed to the disk before anything else happens."""
 
     record: Record
     durable: bool = False
@@ -168,9 +168,10 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class RecallBills:
-    """Read which closed contracts' bills a client hasn't acknowledged yet, from a place in their order on.
+    """Read the bills of closed contracts that a client hasn't acknowledged yet. Answered by one page, `BillsRecalled`.
 
-    Answered by `BillsRecalled` with one page of them.
+    Attributes:
+        after: the page begins after this place in the order of closing.
     """
 
     identity: bytes
@@ -179,7 +180,7 @@ class RecallBills:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Say something to the operator; never a secret."""
+    """Write a line to the log; never a secret."""
 
     level: int
     text: str

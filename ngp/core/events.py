@@ -1,4 +1,4 @@
-"""Events: all that can happen to the core. Time comes beside them, never from inside."""
+"""Events: all that can happen to the core. The time is passed along with each event; the core has no clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ngp.core.values import AccountReading, DecodedInvoice, Hint, PaymentOutcome
 class MessageReceived:
     """A neighbour's message, its signature and sequence already checked.
 
-    `decoded` comes with an Invoice, or a Refund that holds one: what the payment module read out of its BOLT11 string.
+    `decoded` belongs to an Invoice, or to a Refund with an invoice: the payment module's reading of its BOLT11 string.
     """
 
     identity: bytes
@@ -38,7 +38,7 @@ class Undelivered:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The neighbour acknowledged a message that `delivery.wants_receipt` names: what it says is stored there."""
+    """The neighbour acknowledged a message that `delivery.wants_receipt` names, so it has stored the contents."""
 
     identity: bytes
     link: tuple[str, bytes]
@@ -47,7 +47,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class BillsRecalled:
-    """A page of what `RecallBills` asked for, in the order of closing; `after` is where the next begins, if any."""
+    """A page of what `RecallBills` asked for, in the order of closing. `after`: where the next page begins, if any."""
 
     identity: bytes
     lines: tuple[StatementLine, ...]
@@ -56,7 +56,7 @@ class BillsRecalled:
 
 @dataclass(frozen=True, slots=True)
 class OtherVersionHeard:
-    """A link speaks, in messages of another version than ours."""
+    """A link sent a message of another version than ours."""
 
     link: tuple[str, bytes]
 
@@ -85,7 +85,7 @@ class UsageRead:
 class Hinted:
     """The kernel says that contracts or accounts run low or ran out.
 
-    With a fresh reading of each contract named, or, where it is an account, of all that changed.
+    `readings` are fresh: of each contract that a hint names, and, if a hint names an account, of all that changed.
     """
 
     hints: tuple[Hint, ...]
@@ -94,7 +94,7 @@ class Hinted:
 
 @dataclass(frozen=True, slots=True)
 class Halted:
-    """The kernel passes nothing more of a contract; this is its last reading (None: the kernel didn't know it)."""
+    """Nothing of a contract passes in the kernel any more. `reading`: the last one; None: the kernel didn't know it."""
 
     contract: bytes
     reading: Reading | None
@@ -102,7 +102,7 @@ class Halted:
 
 @dataclass(frozen=True, slots=True)
 class AccountCounted:
-    """What `CountAccount` asked for: `spent_units` was read first, the contracts when no packet was on its way."""
+    """What `CountAccount` asked for. `spent_units` was read first, then the contracts, when no packet was on its way."""
 
     account: bytes
     spent_units: int
@@ -112,7 +112,7 @@ class AccountCounted:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceMade:
-    """Our payment node made the invoice that `MakeInvoice` asked for, or the operator credits a sandbox account."""
+    """Our payment node made the invoice that `MakeInvoice` asked for, or the operator credited a sandbox account."""
 
     identity: bytes
     kind: PaymentKind
@@ -133,14 +133,14 @@ class InvoiceFailed:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceCancelled:
-    """Our payment node takes no money for an invoice of ours any more."""
+    """Our payment node cancelled an invoice of ours, so nobody can pay it any more."""
 
     payment_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SettlementSeen:
-    """Our payment node says that an invoice of ours was paid; may come twice, or for somebody else's invoice."""
+    """Our payment node says that an invoice was paid. It may say so twice, or of an invoice that ngp didn't make."""
 
     cursor: int
     payment_hash: bytes
@@ -149,31 +149,31 @@ class SettlementSeen:
 
 @dataclass(frozen=True, slots=True)
 class ChannelsSeen:
-    """Our payment node's channels as they are now; comes now and then, and after payments."""
+    """Our payment node's channels as they are now; they are read now and then, and after payments."""
 
     channels: tuple[Channel, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentResult:
-    """What became of a payment of ours."""
+    """The outcome of a payment of ours."""
 
     outcome: PaymentOutcome
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed; the core does what is due."""
+    """Time passed: the core does what is due by now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The daemon is about to end in order: say good-bye and write everything down."""
+    """The daemon is about to stop in good order: say goodbye to the neighbours and write everything down."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingsChanged:
-    """The operator reloaded net.conf; running contracts keep their terms."""
+    """The operator reloaded net.conf. Running contracts keep their terms."""
 
     settings: Settings
 

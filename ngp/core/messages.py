@@ -1,6 +1,7 @@
-"""Messages: what two neighbours say to each other, as values. Bytes and signatures are the business of `ngp.wire`.
+"""Messages: what two neighbours say to each other, as values. `ngp.wire` turns them into signed bytes and back.
 
-Durations, never points in time: the clocks of two routers need not agree. Money is msat, data is L3 bytes, both ints.
+They hold durations, never points in time: the clocks of two routers need not agree. Money is msat, data is L3 bytes,
+both ints.
 docs/protocol.md lists the same fields with their limits.
 """
 
@@ -22,7 +23,7 @@ class Role(StrEnum):
 
 
 class RejectReason(StrEnum):
-    """Why a quote, a renewal or an accept is refused; the wire carries the word."""
+    """Why a quote, a renewal or an accept is refused; the message carries this word."""
 
     PRICE = "price"
     NOT_BUYING = "not buying"
@@ -36,7 +37,7 @@ class RejectReason(StrEnum):
 
 
 class DeclineReason(StrEnum):
-    """Why an invoice isn't paid, or no refund is offered; the wire carries the word."""
+    """Why an invoice isn't paid, or no refund is offered; the message carries this word."""
 
     NOT_BUYING = "not buying"
     BUDGET = "budget"
@@ -53,8 +54,8 @@ class Hello:
     """Introduce a node to the neighbours on a link; the only message that may be broadcast.
 
     Attributes:
-        network: the payment network as its node calls it, `mainnet`, `testnet4`, `signet`, ..., or `sandbox`; different
-            ones don't trade (`ngp.core.networks`).
+        network: the payment network as the sender's payment node calls it, `mainnet`, `testnet4`, `signet`, ..., or
+            `sandbox`. Neighbours on different networks don't trade (`ngp.core.networks`).
         sells, buys: the roles that the sender offers.
         addresses: the sender's own addresses: traffic to and from them is local to it and never charged.
         software: name and version, for the listing only.
@@ -79,8 +80,8 @@ class Ask:
     """Client asks for a quote before it sends, or, with `contract`, for a renewal of that contract.
 
     Attributes:
-        destination: what it wants to reach.
-        data_limit_bytes, lifetime_s: what it would like; 0 leaves it to the server.
+        destination: the prefix that the client wants to reach.
+        data_limit_bytes, lifetime_s: what the client would like; 0: the server chooses.
         contract: id of the contract to renew, or empty.
     """
 
@@ -92,13 +93,13 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """Server quotes. For a renewal, `contract` is the running one and the new price holds from `from_offset_bytes`.
+    """Server quotes. For a renewal, `contract` is the running one and the new price holds from `from_offset_bytes` on.
 
     Attributes:
         contract: 16 random bytes chosen by the server.
         data_limit_bytes: cumulative limit of the contract once accepted (for a renewal: the new, larger total).
         lifetime_s: from the accept on.
-        quote_valid_s: how long an accept is honoured at this price.
+        quote_valid_s: how long the server honours an accept at this price.
         from_offset_bytes: cumulative byte offset from which the price holds; 0 for a new contract.
         round: 1 for the first proposal; grows with each counter-offer.
     """
@@ -115,7 +116,7 @@ class Propose:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """Client accepts; it repeats the terms, so that its signature stands below them and not below an id alone."""
+    """Client accepts. It repeats the terms, so that its signature covers them and not an id alone."""
 
     contract: bytes
     price_msat_per_gib: int
@@ -127,8 +128,8 @@ class Reject:
     """Refuse terms, on either side; with a counter price it offers another round.
 
     Attributes:
-        contract: the contract's id, or empty: the ask for a quote that this answers.
-        counter_msat_per_gib: what the sender would agree to, or None: final.
+        contract: the contract's id; empty if this answers an ask for a quote.
+        counter_msat_per_gib: the price that the sender would agree to; None: the refusal is final.
     """
 
     contract: bytes
@@ -138,10 +139,10 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Say that a contract is over on the sender's side, or was never there: it ends on the other side as well.
+    """Say that a contract is over on the sender's side, or was never there. It ends on the other side as well.
 
     Attributes:
-        reason: a `CloseReason` where the sender closed it; text, so that a later version may have others.
+        reason: a `CloseReason` if the sender closed it. It is text, so that a later version can add reasons.
     """
 
     contract: bytes
@@ -158,11 +159,11 @@ class Invoice:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """An invoice is not paid; or, without its hash, no refund is offered to the client that asked for one.
+    """Decline an invoice, or, without a payment hash, decline a client's request for a refund.
 
     Attributes:
         payment_hash: of the invoice, or empty.
-        amount_msat: what would be paid instead, or 0.
+        amount_msat: what the sender would pay instead, or 0.
     """
 
     payment_hash: bytes
@@ -195,7 +196,7 @@ class StatementLine:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Server's cumulative totals of the account and of the contracts that changed; the signature makes them a bill."""
+    """Server's cumulative totals of the account and of the contracts that changed. Being signed, they are a bill."""
 
     paid_msat: int
     charged_msat: int
@@ -207,7 +208,7 @@ class Statement:
 class Refund:
     """Pay back what a client prepaid: the server names an amount (no invoice), the client answers with an invoice.
 
-    Neither amount nor invoice: the client asks for an offer.
+    Without amount and invoice the client asks for an offer.
     """
 
     amount_msat: int
@@ -216,16 +217,14 @@ class Refund:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """The sender's daemon stops; contracts run to their limits."""
+    """The sender's daemon stops. Contracts run on to their limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """These messages arrived and need no other answer; one datagram speaks for many, so that signatures stay few."""
+    """Acknowledge messages that need no other answer: many in one datagram, so that few signatures are needed."""
 
     message_ids: tuple[int, ...]
 
 
-Message = (
-    Hello | Ask | Propose | Accept | Reject | Cancel | Invoice | Declined | Paid | Statement | Refund | Bye | Ack
-)
+Message = Hello | Ask | Propose | Accept | Reject | Cancel | Invoice | Declined | Paid | Statement | Refund | Bye | Ack

@@ -34,8 +34,8 @@ class PaymentState(StrEnum):
     PENDING = "pending"  # our payment, outcome not known: the funds stay reserved
     SUCCEEDED = "succeeded"  # our payment, preimage at hand
     FAILED = "failed"  # our payment, finally failed
-    WITHDRAWN = "withdrawn"  # our invoice, which our node may still take money for; the ledger has it open so long
-    CANCELLED = "cancelled"  # our invoice, which nobody paid nor can pay any more
+    WITHDRAWN = "withdrawn"  # our invoice, which our node may still take money for; until then the ledger has it open
+    CANCELLED = "cancelled"  # our invoice, which nobody paid and nobody can pay any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class NeighbourRecord:
 
 @dataclass(frozen=True, slots=True)
 class BlockRecord:
-    """Whether the operator blocked a neighbour. Key: identity; stays, whatever is forgotten of links and accounts."""
+    """Whether the operator blocked a neighbour. Key: identity. It outlives the neighbour's links and accounts."""
 
     identity: bytes
     blocked: bool
@@ -64,8 +64,8 @@ class BlockRecord:
 class AccountRecord:
     """Totals of one account. Key: (identity, role). paid = charged + refunded + balance, always.
 
-    `grace_until_s`, `grace_data_bytes` and `grace_price_msat_per_gib` are those of the credit that is used or owed.
-    `metered_msat` is a client's: the sum of what its contracts' records are charged by its own meter.
+    `grace_until_s`, `grace_data_bytes` and `grace_price_msat_per_gib` describe the credit that is used or owed.
+    Only a client has `metered_msat`: the sum of the charges in its contracts' records, by its own meter.
     """
 
     identity: bytes
@@ -86,8 +86,8 @@ class AccountRecord:
 class ContractRecord:
     """One contract. Key: contract. `prices` are (from_offset_bytes, msat per GiB) in rising order of offset.
 
-    `billed_bytes` is how far the bill has come: a client's, what it was told; a server's, what its client acknowledged
-    after the end.
+    `billed_bytes` says how far the bill has got. A client's record has what the server billed; a server's record has
+    what its client acknowledged after the contract's end.
     """
 
     contract: bytes
@@ -112,7 +112,7 @@ class ContractRecord:
 
 @dataclass(frozen=True, slots=True)
 class PaymentRecord:
-    """One payment or invoice. Key: (direction, payment_hash); an hash is counted once.
+    """One payment or invoice. Key: (direction, payment_hash), so that no payment counts twice.
 
     `preimage` is a secret until the payment is settled; it never leaves the ledger for a log or listing.
     """
@@ -133,7 +133,7 @@ class PaymentRecord:
 
 @dataclass(frozen=True, slots=True)
 class CursorRecord:
-    """How far the payment node's stream of settlements was read; written with the credit it belongs to."""
+    """How far we have read the payment node's stream of settlements; written together with the credit of the last."""
 
     cursor: int
 
@@ -156,7 +156,7 @@ class JournalRecord:
 
 @dataclass(frozen=True, slots=True)
 class BilledRecord:
-    """How far the bill of a closed contract has come; changes its record if it stands there, and only upwards."""
+    """How far the bill of a closed contract has got. Raises `billed_bytes` of the contract's record, if there is one."""
 
     contract: bytes
     role: Role
@@ -166,7 +166,7 @@ class BilledRecord:
 
 @dataclass(frozen=True, slots=True)
 class ForgetLink:
-    """Remove a link of a neighbour that has others."""
+    """Remove one link of a neighbour that has other links."""
 
     identity: bytes
     interface: str
@@ -175,9 +175,9 @@ class ForgetLink:
 
 @dataclass(frozen=True, slots=True)
 class ForgetNeighbours:
-    """Remove all that the ledger has of identities that never paid or were paid, and whose contracts are all over.
+    """Remove everything but blocks about identities that never paid or were paid, and whose contracts are all over.
 
-    But for a block: that is the operator's.
+    A block stays, because the operator made it.
     """
 
     identities: tuple[bytes, ...]
@@ -199,11 +199,11 @@ Record = (
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the ledger holds at start: neighbours, accounts, contracts and payments that are not over.
+    """What the ledger holds at a start: neighbours, accounts, and the contracts and payments that are not over.
 
     Attributes:
         blocked: identities that the operator blocked.
-        forgotten_s: when the last payment of ours that isn't among `payments` was touched, UTC seconds; 0: none.
+        forgotten_s: last change of any payment of ours that isn't in `payments`, UTC seconds; 0: there is none.
     """
 
     neighbours: tuple[NeighbourRecord, ...]

@@ -1,13 +1,13 @@
-"""Top-ups: seller and buyer reckon alike how long one lasts, so that neither asks for what the other won't pay.
+"""Top-ups: seller and buyer compute a top-up's size by the same rule, so the seller asks for what the buyer will pay.
 
-A top-up is PAYMENT_AMOUNT, or what ten seconds at the present rate cost. So who carries at full line rate pays once in
-several seconds, and who carries little never prepays more than PAYMENT_AMOUNT. Payments are whole sat; what is charged
-is msat, and the remainder stays in the balance.
+A top-up is PAYMENT_AMOUNT, or what ten seconds at the present rate cost if that is more. So a client at full line rate
+pays once in several seconds, and a client with little traffic never prepays more than PAYMENT_AMOUNT. Payments are
+whole sat; charges are msat, and the remainder stays in the balance.
 
-Dust. A payment below the channel's dust limit (some 354 sat) arrives like any other, but while it is on its way the
-chain doesn't know of it: a channel that is closed in just those seconds gives it to the miners. What that can cost is
-one top-up, which is less than what one trusts a neighbour with anyway; so small ones are never forced up to it. Where
-the limit would be carried within a minute, though, the top-up is as large.
+Dust. A payment below the channel's dust limit (some 354 sat) arrives like any other. But while it is on its way, it has
+no output on the chain: if the channel is closed in just those seconds, the miners get it. The loss is one top-up at
+most, which is less than a client trusts its server with anyway. So small top-ups aren't raised to the dust limit,
+except when traffic for that amount takes less than a minute.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ngp.core.world import TOP_UP_LASTS_S, World
 
 DUST_LASTS_S = 60
 REMEMBERED_S = 86_400.0
-"""Invoices and payments that are over stay known for so long: what comes late, or twice, still meets its record."""
+"""How long invoices and payments that are over stay in memory, so that a late or repeated message finds its record."""
 MOST_PAUSE_S = 60.0
 
 
 def sendable(world: World, identity: bytes) -> Bounds:
-    """Say what one payment of ours to a neighbour can be."""
+    """Return the bounds of one payment from us to a neighbour."""
     if world.money.reach is None:
         return _with_least(world, UNBOUNDED)
     bounds = world.money.reach.sends(_payee(world, identity), identity.hex()[:8])
@@ -39,14 +39,14 @@ def sendable(world: World, identity: bytes) -> Bounds:
 
 
 def receivable(world: World, identity: bytes) -> Bounds:
-    """Say what one payment of a neighbour's to us can be."""
+    """Return the bounds of one payment from a neighbour to us."""
     if world.money.reach is None:
         return _with_least(world, UNBOUNDED)
     return _with_least(world, world.money.reach.receives(_payee(world, identity), identity.hex()[:8]))
 
 
 def _payee(world: World, identity: bytes) -> str:
-    """Return the key of a neighbour's payment node, as it said last, also where it is away now."""
+    """Return the key of a neighbour's payment node, as it said last, even if the neighbour is away now."""
     known = world.peers.links_of(identity)
     return next((neighbour.payee.hex() for neighbour in known if neighbour.payee), "")
 
@@ -57,26 +57,26 @@ def _with_least(world: World, bounds: Bounds) -> Bounds:
 
 
 def usual_msat(world: World, account: Account, bounds: Bounds) -> int:
-    """Return what a top-up comes to at the present rate of use, before what either side can and will pay."""
+    """Return the size of a top-up at the present rate of use, regardless of what either side can or will pay."""
     usual = max(world.settings.payment_amount_msat, int(account.rate.a_second * TOP_UP_LASTS_S))
     return bounds.dust_msat if usual < bounds.dust_msat <= account.rate.a_second * DUST_LASTS_S else usual
 
 
 def grows(world: World, account: Account, charged_msat: int) -> bool:
-    """Say whether half of the last top-up was carried within half the time that it was made for."""
+    """Say whether half of the last top-up was used within half the time that it should have lasted."""
     used_msat = charged_msat - account.top_up.charged_msat
     soon = world.now.monotonic_s - account.top_up.at_mono_s < TOP_UP_LASTS_S / 2
     return soon and used_msat * 2 >= account.top_up.amount_msat > 0
 
 
 def note_top_up(world: World, account: Account, amount_msat: int, charged_msat: int) -> None:
-    """Remember a top-up that was paid, and what had been charged by then; the next one's size goes by it."""
+    """Remember a top-up that was paid, and what had been charged by then: the next top-up's size depends on both."""
     account.top_up = TopUp(amount_msat, world.now.monotonic_s, charged_msat)
     account.why_not = ""
 
 
 def note_why_not(world: World, account: Account, why_not: str) -> None:
-    """Remember why an account isn't topped up; say so once, however often it is tried."""
+    """Remember why an account isn't topped up, and log each reason once, however often a top-up is tried."""
     if why_not and why_not != account.why_not:
         whose = "the account of" if account.role is Role.SERVER else "our account with"
         world.log(f"{whose} {account.identity.hex()[:8]} is not topped up: {why_not}", logging.WARNING)

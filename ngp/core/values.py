@@ -1,6 +1,6 @@
-"""Values that cross the border between the core and the world: what the kernel is told and says, what payments are.
+"""Values that the core exchanges with the world: orders to the kernel and its readings, invoices and payments.
 
-Plain data; `ngp.ports` says who takes and gives it.
+Plain data; `ngp.ports` says which port takes and returns each of them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from enum import Enum, StrEnum
 from ngp.core.messages import Address, Prefix, Role
 
 FULL_PACKET_BYTES = 1500
-"""A packet of the usual MTU, as the meter counts it: from the IP header on. Of a GSO superpacket that a contract has no
-room for TCP sends the parts again, one by one, so nothing larger must fit."""
+"""A packet of the usual MTU, as the meter counts it: from the IP header on. Nothing larger must fit into a contract: if
+it has no room for a GSO superpacket, TCP sends the parts again, one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkPeer:
-    """A neighbour as the link knows it: an interface and a link-level address, with where to send the answer.
+    """A neighbour as the link knows it: an interface, a link-level address, and the address to send answers to.
 
     Attributes:
         interface: name of the interface.
@@ -34,11 +34,11 @@ class LinkPeer:
 class Check:
     """One line of `ngp check`: what was looked at, what was found, and the command that mends it.
 
-    One that is ok and has a remedy is a warning: ngp works, and something is to be thought about.
+    A line that is ok and has a remedy is a warning: ngp works, but the operator should think about something.
 
     Attributes:
-        kind: what is at fault, which decides the exit code, where that isn't the part that was looked at
-            (`configuration`: net.conf); else "".
+        kind: the part that is at fault, if it isn't the part that was looked at (`configuration`: net.conf); else "".
+            It decides the exit code.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What of ours is in the kernel, whoever put it there: a daemon that runs or was killed, or `ngp stop`.
+    """Which parts of ngp are in the kernel. A daemon that runs or was killed, or `ngp stop`, put them there.
 
     Attributes:
-        meter: traffic is counted and cut. sells: it was set up to sell, so there should be a gate.
+        meter: traffic is counted and cut. sells: the meter was set up to sell, so there should be a gate.
         gate: the firewall asks the meter about what neighbours send.
         closed: the firewall drops what is forwarded from or to the mesh interfaces (WHEN_STOPPED: closed).
     """
@@ -66,9 +66,9 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class FreeRule:
-    """Traffic that costs nothing: a prefix, optionally one protocol (IP protocol number) and one port there.
+    """Traffic that costs nothing: a prefix, optionally with one protocol (IP protocol number) and one port.
 
-    A payment service is one too, of one address, protocol and port.
+    A payment service is such a rule with one address, one protocol and one port.
     """
 
     prefix: Prefix
@@ -78,24 +78,25 @@ class FreeRule:
 
 @dataclass(frozen=True, slots=True)
 class DesiredNetwork:
-    """What the kernel should look like while the daemon runs; `apply` makes it so, as often as it is called.
+    """The state that the kernel should have while the daemon runs; `apply` brings it about and may be repeated.
 
     Attributes:
         mesh_interfaces: gated and metered; existing names.
-        lan_interfaces: ours, behind this router. All that are neither mesh nor LAN are upstream: traffic from a
-            neighbour out of one of these always needs that neighbour's own contract, and traffic from one of these is
-            never passed on to a neighbour without one.
-        upstream_interfaces: those of them that lead somewhere now.
+        lan_interfaces: ours, behind this router. Interfaces that are neither mesh nor LAN are upstream. A neighbour
+            needs its own contract for traffic that it sends out of an upstream interface, and for traffic that comes
+            from one.
+        upstream_interfaces: the upstream interfaces that lead somewhere now.
         families: subset of {4, 6}.
         sells: put the gate in place. buys: put the client's meter in place.
         free: never charged, either direction.
-        services: never charged either, but at a rate for each neighbour, and only who asked there is answered.
-        own_services: those on this host: what a neighbour exchanges with their ports, at whichever of our addresses,
-            is held to the same rate.
-        lane_bytes_s: that rate, both directions together, at least 1. lane_burst_bytes: so much at once.
+        services: payment services, never charged either, but limited to a rate for each neighbour. Their answers reach
+            only the neighbour that asked.
+        own_services: payment services on this host. The same rate limits what a neighbour exchanges with their ports,
+            on any of our addresses.
+        lane_bytes_s: that rate, both directions together, at least 1. lane_burst_bytes: the most at once.
         queue_number: NFQUEUE number.
-        link_udp_port: the ngp link itself.
-        contracts_max: slots of the contract table; fixed at set-up, a restart of the datapath is needed to change it.
+        link_udp_port: UDP port of the ngp link itself.
+        contracts_max: slots of the contract table; fixed at set-up, only a restart of the datapath changes it.
         stranger_rate, stranger_burst: first packets a second handed to the daemon, all unknown neighbours together.
         neighbour_rate, neighbour_burst: the same for each known neighbour.
     """
@@ -125,12 +126,13 @@ class KernelNeighbour:
     """A neighbour in the kernel's tables.
 
     Attributes:
-        neighbour: a number > 0 chosen by the core, stable while the datapath stands; one for each (interface, link
+        neighbour: a number > 0 chosen by the core, stable while the datapath exists; one for each (interface, link
             address).
-        local_addresses: the neighbour's own addresses, which its server role never charges.
+        local_addresses: the neighbour's own addresses, which it never charges for as a server.
         buys_from_us, sells_to_us: which lookups make sense.
-        blocked: nothing is let through to it, not even what it could pay by.
-        has_paid: us, at least once. was_paid: by us, at least once. Of either, more first packets are held.
+        blocked: nothing is let through to it, not even to payment services.
+        has_paid: it paid us at least once. was_paid: we paid it at least once. In both cases the kernel holds more of
+            its first packets.
     """
 
     neighbour: int
@@ -148,20 +150,20 @@ UNITS_PER_MSAT = 1 << 30
 """The kernel counts money in msat / 2^30, so that bytes x (msat per GiB) is exact and nothing is rounded there."""
 
 MOST_UNITS_AHEAD = 1 << 62
-"""What may stand ahead of an account's `spent`, at most: differences are signed, and 2^64 units are 17 million sat."""
+"""Most units by which a limit may exceed what an account spent: differences are signed; 2^64 are 17 million sat."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccountLimit:
-    """What a client's contracts may spend together in the kernel. Absolute values, so that a repeated one changes
-    nothing. Amounts are cumulative, in units (see `UNITS_PER_MSAT`), from the account's first use in the kernel on.
+    """What a client's contracts may spend together in the kernel. All values are absolute, so repeating them changes
+    nothing. Amounts are cumulative since the account's first use in the kernel, in units (see `UNITS_PER_MSAT`).
 
     Attributes:
         account: the client's identity, 32 bytes, the key.
-        limit_units: may be spent; lower than what is spent stops the account. No more than MOST_UNITS_AHEAD above or
-            below what is spent: what is beyond is cut off, of the credit too.
+        limit_units: what may be spent. A limit below what is spent stops the account. Limit and credit are cut off
+            where they are more than MOST_UNITS_AHEAD above or below what is spent.
         credit_units: may be spent above the limit until the credit ends. credit_ends_in_s: from now.
-        low_water_units: count of `spent` at whose crossing one `account_low` hint is raised; None: at none.
+        low_water_units: the kernel raises one `account_low` hint when `spent` crosses this count; None: no hint.
     """
 
     account: bytes
@@ -173,7 +175,7 @@ class AccountLimit:
 
 @dataclass(frozen=True, slots=True)
 class AccountReading:
-    """What an account spent in the kernel, cumulative; `exhausted`: a packet was refused at its present limit."""
+    """What an account spent in the kernel, cumulative. `exhausted`: the kernel refused a packet at its present limit."""
 
     account: bytes
     spent_units: int
@@ -182,23 +184,23 @@ class AccountReading:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The kernel's share of one contract. Absolute values, so that a repeated grant changes nothing.
+    """The part of a contract that the kernel knows. All values are absolute, so repeating a grant changes nothing.
 
     Attributes:
-        contract: 16 bytes, the key. The first grant of a contract makes its counters start at `used_base_bytes`.
+        contract: 16 bytes, the key.
         neighbour: KernelNeighbour.neighbour.
-        role: SERVER: the gate enforces. CLIENT: counted by the same rule, and refused nothing.
+        role: SERVER: the gate enforces the contract. CLIENT: the meter counts by the same rule and refuses nothing.
         destination: covered prefix.
-        account: the client's identity, whose `AccountLimit` the kernel knows already; b"" where we are the client, or
+        account: the client's identity, whose `AccountLimit` the kernel knows already; b"" if we are the client, or if
             nothing may pass (`blocked`).
-        price_msat_per_gib: what a byte costs the account, at most 2^40. Never below what the schedule of prices asks
-            for a byte that may still pass.
+        price_msat_per_gib: what the account pays for traffic, at most 2^40. Never less than the highest price in the
+            schedule for bytes that may still pass.
         limit_bytes: cumulative bytes, both directions, that may pass.
-        low_water_bytes: cumulative count at whose crossing one `low` hint is raised; None: at none.
-        expires_in_s: from now; 0 or less blocks at once. Held in the kernel as an instant of its monotonic clock.
-        blocked: drop everything of this destination in the kernel and never queue it (a refusal that is remembered).
-        used_to_base_bytes, used_from_base_bytes: where counting starts when the contract is new to the kernel
-            (a restart of the machine), else ignored.
+        low_water_bytes: the kernel raises one `low` hint when the cumulative count crosses this; None: no hint.
+        expires_in_s: from now; 0 or less blocks at once. The kernel keeps it as an instant of its monotonic clock.
+        blocked: drop all packets to this destination in the kernel and never queue them (a remembered refusal).
+        used_to_base_bytes, used_from_base_bytes: where the counters start if the contract is new to the kernel, as
+            after a reboot; else ignored.
     """
 
     contract: bytes
@@ -219,7 +221,7 @@ class Grant:
 class Reading:
     """Cumulative counters of one contract: towards the destination and from it.
 
-    `exhausted`: a packet was refused at the limit that it has now.
+    `exhausted`: the contract's present limit made the kernel refuse a packet.
     """
 
     contract: bytes
@@ -266,7 +268,7 @@ class HeldPacket:
 
 
 class Verdict(Enum):
-    """What becomes of a held packet. REPEAT sends it through the gate again, so that it is charged."""
+    """What happens to a held packet. REPEAT sends it through the gate again, so that it is charged."""
 
     REPEAT = "repeat"
     DROP = "drop"
@@ -274,7 +276,7 @@ class Verdict(Enum):
 
 
 class HintKind(StrEnum):
-    """What the kernel's ring buffer tells; hints only, a few may be lost."""
+    """Kinds of hints in the kernel's ring buffer; a few hints may be lost."""
 
     LOW = "low"
     EXHAUSTED = "exhausted"
@@ -284,9 +286,9 @@ class HintKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """A contract or an account crossed its low-water mark, or a packet met its limit (once a limit).
+    """A contract or an account crossed its low-water mark, or refused a packet at its limit (one hint for each limit).
 
-    `key` is the contract's, or the account's (the client's identity).
+    `key` is the contract's id, or the account's key (the client's identity).
     """
 
     kind: HintKind
@@ -299,8 +301,8 @@ class PaymentCapabilities:
 
     Attributes:
         real_money: False for the sandbox; every listing says so.
-        settles_by_proof: the module has no network of its own: a preimage handed to `settle_invoice` is the settlement.
-        least_amount_msat: smallest invoice it makes (1,000 where only whole sat are possible).
+        settles_by_proof: the module has no payment network: handing a preimage to `settle_invoice` settles the invoice.
+        least_amount_msat: smallest invoice that it makes (1,000 where only whole sat are possible).
     """
 
     real_money: bool
@@ -313,7 +315,8 @@ class PaymentInfo:
     """The node behind the module: its public key and the network it is on.
 
     Attributes:
-        addresses: `host:port` where others reach it, as it announces itself; they may change, and it is still the same.
+        addresses: `host:port` where others reach the node, as it announces them. A node whose addresses change is
+            still the same node.
     """
 
     account_id: str
@@ -342,7 +345,7 @@ class InvoiceState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """An invoice of ours was paid; `cursor` resumes the stream behind it. May come twice."""
+    """An invoice of ours was paid; `cursor` resumes the stream after this settlement. The same one may come twice."""
 
     cursor: int
     payment_hash: bytes
@@ -351,7 +354,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class DecodedInvoice:
-    """What a BOLT11 string of somebody else says."""
+    """The contents of another node's BOLT11 string."""
 
     payment_hash: bytes
     amount_msat: int | None
@@ -362,7 +365,7 @@ class DecodedInvoice:
 
 
 class PaymentStatus(StrEnum):
-    """Outcome of a payment of ours. PENDING stays pending until the node says otherwise: never pay again on it."""
+    """Outcome of a payment of ours. PENDING holds until the node says otherwise: never pay a pending invoice again."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -370,12 +373,12 @@ class PaymentStatus(StrEnum):
 
 
 UNKNOWN_PAYMENT = "unknown"
-"""The reason of a failure where the node never heard of the payment."""
+"""The reason of a failure if the node never heard of the payment."""
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentOutcome:
-    """What became of a payment; preimage and fee when it succeeded, the reason when it failed."""
+    """How a payment ended, or that it is pending: preimage and fee if it succeeded, the reason if it failed."""
 
     payment_hash: bytes
     status: PaymentStatus
