@@ -1,4 +1,4 @@
-"""Coverage: which contract covers an address, of all that we sell or buy. The kernel's tables give the same answer."""
+"""Coverage: find the contract that covers an address, among those we sell or buy. The kernel's tables agree with it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Coverage(Generic[OneSide]):
         return (contract.link_number, prefix.version, prefix.prefixlen, network)
 
     def add(self, contract: OneSide) -> None:
-        """Enter a contract; it takes the place of one for the same link and prefix."""
+        """Enter a contract; it replaces another one for the same link and prefix."""
         key = self._key(contract)
         if key not in self._contracts:
             lengths = self._lengths.setdefault(key[:2], {})
@@ -33,7 +33,7 @@ class Coverage(Generic[OneSide]):
         self._contracts[key] = contract
 
     def remove(self, contract: OneSide) -> None:
-        """Take a contract out, unless another one took its place."""
+        """Take a contract out, unless another one has replaced it."""
         key = self._key(contract)
         if self._contracts.get(key) is not contract:
             return

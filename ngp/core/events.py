@@ -102,7 +102,7 @@ class Halted:
 
 @dataclass(frozen=True, slots=True)
 class AccountCounted:
-    """What `CountAccount` asked for. `spent_units` was read first, then the contracts, when no packet was on its way."""
+    """What `CountAccount` asked for: `spent_units` was read first, the contracts once no packet was on its way."""
 
     account: bytes
     spent_units: int

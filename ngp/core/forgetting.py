@@ -1,8 +1,8 @@
-"""Forgetting: what is kept of neighbours that never paid nor were paid, and for how long.
+"""Forgetting: what is kept about neighbours that never paid nor were paid, and for how long.
 
-A hello, a contract and the grace cost nothing, nor do keys and link addresses. So who never paid is remembered while
-there is room: of neighbours that are silent only what they owe, and of debts the newest. Somebody who makes himself
-thousands of keys pushes out others like him, and never one that paid.
+A hello, a contract and the grace cost nothing, nor do keys and link addresses. So a neighbour that never paid is
+remembered only while there is room: if it is silent only its debt is kept, and of all debts the newest. An attacker who
+makes thousands of keys pushes out others of his kind, but never a neighbour that paid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOOK_FOR_IDLE_S = 5.0
 
 
 def drop_neighbour(world: World, neighbour: Neighbour) -> None:
-    """Take a link's old identity out of the way of a new one, with what isn't running of its contracts."""
+    """Remove a neighbour from its link, with its contracts that aren't running; running ones are halted."""
     for contract in list(neighbour.contracts.values()):
         world.halt(contract, CloseReason.CANCELLED)
         if contract.open:
@@ -39,7 +39,7 @@ def drop_neighbour(world: World, neighbour: Neighbour) -> None:
 
 
 def make_room(world: World) -> None:
-    """Forget whom we may, but not at every hello: a look at all of them for each made-up key would keep us busy."""
+    """Forget the neighbours that we may, but not at every hello: a flood of made-up keys must not keep us busy."""
     if world.now.monotonic_s - world.peers.looked_for_idle_mono_s >= LOOK_FOR_IDLE_S:
         world.peers.looked_for_idle_mono_s = world.now.monotonic_s
         forget_neighbours(world)
@@ -47,14 +47,14 @@ def make_room(world: World) -> None:
 
 
 def forget_links(world: World, identity: bytes) -> None:
-    """Make room for another link of an identity: who paid once could else fill our tables by made-up addresses."""
+    """Make room for another link of an identity; one that paid once must not fill our tables with made-up addresses."""
     links = world.peers.by_identity.get(identity, {})
     while len(links) >= MOST_LINKS:
         drop_neighbour(world, min(links.values(), key=lambda neighbour: neighbour.heard_mono_s))
 
 
 def forget_neighbours(world: World) -> None:
-    """Drop the links of those that were not heard for a minute and have neither money nor contracts here."""
+    """Drop the links of neighbours that were silent for a minute and have neither money nor contracts here."""
     if len(world.peers.neighbours) < MOST_NEIGHBOURS:
         return
     for neighbour in list(world.peers.neighbours.values()):
@@ -65,7 +65,7 @@ def forget_neighbours(world: World) -> None:
 
 
 def forget_debtors(world: World) -> None:
-    """Forget those who only ever used grace and are on no link, beyond the newest; their contracts and sums go along.
+    """Forget neighbours that only ever used grace and are on no link, with their contracts and sums; keep the newest.
 
     A debt that still counts on its interface stays: else made-up keys would get the interface's credit again and again.
     """

@@ -1,6 +1,6 @@
-"""Invoices of ours: made one at a time for each account, sent until they are paid, and withdrawn when they lapse.
+"""Our invoices: made one at a time for each account, sent until they are paid, and withdrawn when they lapse.
 
-A client's is for a top-up (`selling.invoicing` says when), a server's for a refund of what we prepaid.
+A client pays them for a top-up (`selling.invoicing` decides when), a server for a refund of what we prepaid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ngp.core.world import World
 
 INVOICE_EXPIRY_S = 600
 OPEN_S = 120.0
-"""A top-up that isn't paid for so long is withdrawn, and another asked for: its payment may be stuck.
+"""A top-up that isn't paid within this time is withdrawn, and another one made: its payment may be stuck.
 
 Twice as long as a payment is tried. The invoice itself is valid longer, since neighbours' clocks differ.
 """
@@ -29,12 +29,12 @@ CANCEL_AGAIN_S = 10.0
 
 
 def account_for(world: World, kind: PaymentKind, identity: bytes) -> ClientAccount | ServerAccount:
-    """Return the account that an invoice of ours is for: what a server pays back is ours with it."""
+    """Return the account that an invoice of ours is for: our account with a server for a refund, else the client's."""
     return world.server(identity) if kind is PaymentKind.REFUND else world.client(identity)
 
 
 def invoice_made(world: World, event: InvoiceMade) -> None:
-    """Store an invoice of ours and send it to whom it is for."""
+    """Store an invoice of ours and send it to the neighbour that should pay it."""
     record = PaymentRecord(
         direction=Direction.IN,
         payment_hash=event.payment_hash,
@@ -50,7 +50,7 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
         reason="",
     )
     world.money.invoices[event.payment_hash] = record
-    world.do(Persist(record, durable=True))  # once it is out it may be paid, and a power cut must not make it foreign
+    world.do(Persist(record, durable=True))  # once sent it may be paid: a power cut must not make us forget it
     open_s = min(OPEN_S, event.expires_in_s) if event.kind is PaymentKind.TOP_UP else event.expires_in_s
     world.timers.set(Due.INVOICE, event.payment_hash, world.now.monotonic_s + open_s)
     if event.kind is not PaymentKind.MANUAL:
@@ -63,7 +63,7 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
 
 
 def send_invoice(world: World, record: PaymentRecord) -> None:
-    """Send an open invoice (again, after the neighbour was away)."""
+    """Send an open invoice, or send it again after the neighbour was away."""
     neighbour = world.peers.any_link(record.identity)
     if neighbour is None:
         return
@@ -74,19 +74,19 @@ def send_invoice(world: World, record: PaymentRecord) -> None:
 
 
 def invoice_failed(world: World, event: InvoiceFailed) -> None:
-    """Go on without a top-up for a while: credit that is there lasts, and the node may come back by itself."""
+    """Go on without a top-up for a while: there may be credit left, and the node may come back by itself."""
     account = account_for(world, event.kind, event.identity)
     if event.kind is not PaymentKind.MANUAL:
         account.invoice.asked = False
     account.invoice.not_before_mono_s = world.now.monotonic_s + RETRY_S
     who = event.identity.hex()[:8]
-    if account.why_not != event.why:  # told once, however often it is tried
-        world.log(f"no invoice for {who}: {event.why}; tried again every {RETRY_S:.0f} s", logging.WARNING)
+    if account.why_not != event.why:  # logged once, however often it is tried
+        world.log(f"no invoice for {who}: {event.why}; ngp tries again every {RETRY_S:.0f} s", logging.WARNING)
     account.why_not = event.why
 
 
 def invoice_due(world: World, payment_hash: bytes) -> None:
-    """Withdraw an invoice that nobody paid; should its payment come all the same, it still counts."""
+    """Do what is due for an invoice: withdraw one that nobody paid, cancel it again, or forget one that is over."""
     record = world.money.invoices.get(payment_hash)
     if record is None:
         return
@@ -95,29 +95,30 @@ def invoice_due(world: World, payment_hash: bytes) -> None:
     elif record.state is PaymentState.OPEN:
         withdraw(world, record, "expired")
     else:
-        del world.money.invoices[payment_hash]  # long over; the ledger keeps it
+        del world.money.invoices[payment_hash]  # it was over long ago; the ledger keeps it
 
 
 def withdraw(world: World, record: PaymentRecord, why: str) -> None:
-    """Take an invoice back; should its payment come all the same, it still counts.
+    """Withdraw an invoice. If it is paid all the same, the payment still counts.
 
-    Until our node has cancelled it, no other is made for the account: somebody's payment of it may be on its way.
+    No other invoice is made for the account until our node has cancelled this one: a payment may be on its way.
     """
     world.money.invoices[record.payment_hash] = replace(record, state=PaymentState.WITHDRAWN, reason=why, bolt11="")
     _cancel(world, record.payment_hash)
 
 
 def _cancel(world: World, payment_hash: bytes) -> None:
-    """Ask our node until it says so: while it may still take money for an invoice, or has and is away, we keep it.
+    """Ask our node to cancel an invoice, again and again until it confirms. Until then the ledger has it as open.
 
-    The ledger has it open as long; what it holds as cancelled it forgets after a day, and the money would be nobody's.
+    The node may still take money for the invoice, or may have taken it and be away. The ledger forgets a cancelled
+    invoice after a day, and then that money would belong to nobody.
     """
     world.timers.set(Due.INVOICE, payment_hash, world.now.monotonic_s + CANCEL_AGAIN_S)
     world.do(CancelInvoice(payment_hash))
 
 
 def invoice_cancelled(world: World, payment_hash: bytes) -> ClientAccount | ServerAccount | None:
-    """Write down that an invoice can't be paid any more. Returns the account that may have another one now, if any."""
+    """Record that an invoice can't be paid any more. Returns the account that may get another one now, if any."""
     record = world.money.invoices.get(payment_hash)
     if record is None or record.state is not PaymentState.WITHDRAWN:
         return None

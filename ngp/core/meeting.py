@@ -1,7 +1,7 @@
-"""Meeting: a hello makes a neighbour known, or brings back one that was away.
+"""Meeting: a hello makes a neighbour known, or shows that one is back that was away.
 
-Who comes back is told what it may have missed, since messages are given up after some seconds, and a neighbour that
-began anew has forgotten what it was asked.
+A neighbour that is back gets what it may have missed: messages are given up after some seconds, and a neighbour that
+restarted has forgotten what it was asked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ngp.core.world import World
 
 
 def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
-    """Take over what a neighbour says of itself; who is new, was away or began anew is told what it may have missed."""
+    """Take over what a neighbour says about itself; send it what it may have missed if it was away or restarted."""
     neighbour = _introduce(world, event)
     if neighbour is None:
         return
@@ -50,10 +50,10 @@ def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
 
 
 def came_back(world: World, neighbour: Neighbour, restarted: bool) -> None:
-    """Tell a neighbour that was away what it may have missed: the open invoice, the proof, the totals, an end.
+    """Send a neighbour that was away what it may have missed: open invoice, proofs, totals, ends of contracts, quotes.
 
     Args:
-        restarted: it began anew, and forgot what it was told.
+        restarted: its daemon restarted, and forgot what it was told.
     """
     account = world.clients.get(neighbour.identity)
     if account is not None:
@@ -71,10 +71,10 @@ def came_back(world: World, neighbour: Neighbour, restarted: bool) -> None:
 
 
 def _introduce(world: World, event: MessageReceived) -> Neighbour | None:
-    """Find or make the neighbour behind a hello.
+    """Find or make the neighbour that sent a hello.
 
-    A second identity on a link address is refused while the first one is heard: otherwise anybody who forges the
-    link address could put himself in a customer's place.
+    A second identity on a link address is refused while the first one is heard. Otherwise an attacker who forges the
+    link address could take a customer's place.
     """
     standing = world.peers.by_link.get(event.link)
     if standing is not None and standing.identity != event.identity:

@@ -1,4 +1,4 @@
-"""Peers: the neighbours that we know, by link and by identity, and the links that haven't said who they are."""
+"""Peers: the neighbours that we know, by link and by identity, and the links that haven't said hello yet."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Neighbour:
     """One identity on one link.
 
     Attributes:
-        quotes: contracts that are not running yet or were refused: what it costs us without paying for it.
-        kept: is in the ledger; a stranger that only says hello doesn't get there.
-        network_told_mono_s: when the operator was told last that its payments are on another network than ours.
-        payee: public key of its payment node, as it says (and proves, where its node can sign).
-        contracts: all of this link that aren't closed, whatever their state.
+        quotes: number of contracts that aren't running yet or were refused: what the neighbour costs us for nothing.
+        kept: the neighbour is in the ledger; one that only said hello isn't.
+        network_told_mono_s: when the log last said that the neighbour pays on another network than ours.
+        payee: public key of the neighbour's payment node, as it says (and proves, if its node can sign).
+        contracts: all contracts of this link that aren't closed.
     """
 
     identity: bytes
@@ -49,7 +49,7 @@ class Neighbour:
     contracts: dict[bytes, Sale | Purchase] = field(default_factory=dict)
 
     def record(self) -> NeighbourRecord:
-        """Return what the ledger keeps of it."""
+        """Return the neighbour's record for the ledger."""
         return NeighbourRecord(
             identity=self.identity,
             interface=self.link[0],
@@ -62,7 +62,7 @@ class Neighbour:
         )
 
     def for_kernel(self, has_paid: bool, was_paid: bool) -> KernelNeighbour:
-        """Return what the kernel is told of it; a blocked neighbour neither buys nor sells."""
+        """Return the neighbour as the kernel should know it; a blocked one neither buys nor sells."""
         return KernelNeighbour(
             neighbour=self.number,
             interface=self.link[0],
@@ -81,14 +81,15 @@ class Peers:
     """All neighbours.
 
     Attributes:
-        neighbours: each identity on each of its links; by_link: the one that a link belongs to; by_identity: links.
+        neighbours: each identity on each of its links; by_link: the neighbour that a link belongs to; by_identity: the
+            links of an identity.
         blocked: identities that the operator blocked, on a link or not.
-        strangers: packets of links that haven't said who they are, each with the instant until which it waits.
-        silence_due: when the operator was told of such a link, by interface.
+        strangers: packets of links that haven't said hello, each with the instant until which it waits.
+        silence_due: from when on the log may name such a link, by interface.
         other_versions: when a neighbour of another message version was heard, by link.
-        greeted: when an interface was last asked who is there.
+        greeted: when we last broadcast a hello that wants replies, by interface.
         looked_for_idle_mono_s: when we last looked for neighbours to forget.
-        first_number, numbers: kernel numbers begin behind the first, and so many were given since.
+        first_number: kernel numbers are greater than this; numbers: how many were given since.
     """
 
     first_number: int = 1
@@ -113,28 +114,28 @@ class Peers:
         return list(self.by_identity.get(identity, {}).values())
 
     def of(self, contract: Contract) -> Neighbour | None:
-        """Return the neighbour on the other side of a contract, if it is known."""
+        """Return the neighbour on the other side of a contract, or None if we don't know it."""
         return self.neighbours.get((contract.identity, contract.link))
 
     def any_link(self, identity: bytes) -> Neighbour | None:
-        """Return the link on which an identity was heard last; its account is one, whatever the link."""
+        """Return the link on which an identity was heard last: all of its links share one account."""
         known = [neighbour for neighbour in self.links_of(identity) if neighbour.up]
         return max(known, key=lambda neighbour: neighbour.heard_mono_s, default=None)
 
     def why_away(self, identity: bytes, to_do: str) -> str:
-        """Say, for the operator, that a neighbour is away and can't do something. Empty: it is there."""
+        """Tell the operator that a neighbour is away and so can't do something. Empty if it is there."""
         if self.any_link(identity) is not None:
             return ""
         return f"{named(identity)} is away and can't {to_do}: run this again when it is back"
 
     def add(self, neighbour: Neighbour) -> None:
-        """Enter a neighbour; a blocked identity stays blocked wherever it shows up."""
+        """Enter a neighbour; a blocked identity is blocked on every link."""
         neighbour.blocked = neighbour.blocked or neighbour.identity in self.blocked
         self.neighbours[neighbour.identity, neighbour.link] = neighbour
         self.by_identity.setdefault(neighbour.identity, {})[neighbour.link] = neighbour
 
     def remove(self, neighbour: Neighbour) -> bool:
-        """Take a neighbour out. Returns whether its identity is on another link still."""
+        """Take a neighbour out. Returns whether its identity is still on another link."""
         self.neighbours.pop((neighbour.identity, neighbour.link), None)
         if self.by_link.get(neighbour.link) is neighbour:
             del self.by_link[neighbour.link]

@@ -19,7 +19,7 @@ PriceSchedule = Sequence[tuple[int, int]]
 
 
 def cost_units(used_bytes: int, prices: PriceSchedule) -> int:
-    """Price traffic by its offsets, exactly, in msat / 2^30 (a byte at 1 msat per GiB): as the kernel counts money.
+    """Price traffic by its offsets, exactly, in the kernel's unit of money: msat / 2^30 (a byte at 1 msat per GiB).
 
     Args:
         used_bytes: L3 bytes since the contract began, both directions together, >= 0.
@@ -42,18 +42,18 @@ def cost_units(used_bytes: int, prices: PriceSchedule) -> int:
 def amount_due_msat(used_bytes: int, prices: PriceSchedule) -> int:
     """Price traffic by its offsets, rounded up to one msat. Arguments and errors are those of `cost_units`.
 
-    The only place that rounds, and it rounds the whole sum once, so both neighbours compute the same.
+    The only place that rounds. It rounds the whole sum once, so both neighbours get the same result.
     """
     return -(-cost_units(used_bytes, prices) // GIB)
 
 
 def floor_to_sat_msat(amount_msat: int) -> int:
-    """Return the largest amount of whole sat that is no more."""
+    """Round down to whole sat."""
     return amount_msat // SAT_MSAT * SAT_MSAT
 
 
 def ceil_to_sat_msat(amount_msat: int) -> int:
-    """Return the smallest amount of whole sat that is no less."""
+    """Round up to whole sat."""
     return -(-amount_msat // SAT_MSAT) * SAT_MSAT
 
 
@@ -63,11 +63,11 @@ def show_money(msat: int) -> str:
 
 
 def affordable_bytes(amount_msat: int, from_bytes: int, upto_bytes: int, prices: PriceSchedule) -> int:
-    """Find how far an amount carries a contract that stands at `from_bytes`.
+    """Find how many bytes an amount pays for, on a contract that has used `from_bytes`.
 
     Args:
-        amount_msat: what may be spent; a negative amount buys nothing.
-        from_bytes, upto_bytes: the span to buy at most, `from_bytes <= upto_bytes`.
+        amount_msat: what may be spent; a negative amount pays for nothing.
+        from_bytes, upto_bytes: bytes used so far, and the most to pay for, `from_bytes <= upto_bytes`.
         prices: the contract's price schedule.
 
     Returns:
@@ -89,7 +89,7 @@ def affordable_bytes(amount_msat: int, from_bytes: int, upto_bytes: int, prices:
 
 
 def show_price(msat_per_gib: int) -> str:
-    """Write a price as net.conf does: per kilobyte where that is short, else per GB."""
+    """Write a price as net.conf does: per kilobyte if that is exact with three decimals, else per GB."""
     thousandths, inexact = divmod(msat_per_gib * 1000, KILOBYTES_PER_GIB)
     if not inexact:
         whole, rest = divmod(thousandths, 1000)

@@ -9,18 +9,18 @@ SMOOTHING_S = 1.0
 
 @dataclass(slots=True)
 class Rate:
-    """A smoothed rate, in what is counted a second.
+    """A smoothed rate, in units a second.
 
     Attributes:
         a_second: the present rate.
-        at_mono_s: when something was counted last, or counting began.
+        at_mono_s: when something was last counted, or when counting began.
     """
 
     a_second: float = 0.0
     at_mono_s: float = 0.0
 
     def count(self, much: int, now_mono_s: float) -> None:
-        """Take in that so much came since the last time."""
+        """Count an amount that came since the last call."""
         elapsed_s = max(0.001, now_mono_s - self.at_mono_s)
         self.a_second += (much / elapsed_s - self.a_second) * min(1.0, elapsed_s / SMOOTHING_S)
         self.at_mono_s = now_mono_s

@@ -156,7 +156,7 @@ class JournalRecord:
 
 @dataclass(frozen=True, slots=True)
 class BilledRecord:
-    """How far the bill of a closed contract has got. Raises `billed_bytes` of the contract's record, if there is one."""
+    """How far the bill of a closed contract has got. It raises `billed_bytes` of the contract's record, if any."""
 
     contract: bytes
     role: Role

@@ -1,6 +1,6 @@
-"""Services: how many protocol and port pairs of one host can be told apart, free ones and payment services together.
+"""Services: how many pairs of protocol and port the kernel has room for at one host, free ones and payment services.
 
-The kernel finds only the longest prefix, so each prefix says what its wider ones say too.
+The kernel finds only the longest prefix, so each prefix also needs the pairs of the wider prefixes that cover it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ R = TypeVar("R", bound=Rule)
 
 
 def free_at(prefix: Prefix, free: Iterable[R]) -> list[R]:
-    """Return the rules that say what is free at a prefix, its own and those of wider ones, each pair once.
+    """Return the rules for free traffic at a prefix: its own and those of wider prefixes, each pair once.
 
-    Where all is free (a rule of neither protocol nor port) it is that one alone.
+    If a rule without protocol and port makes everything free, it is returned alone.
     """
     found = {(rule.protocol, rule.port): rule for rule in free if _covers(rule.prefix, prefix)}
     return [found[EVERYTHING]] if EVERYTHING in found else list(found.values())
 
 
 def room_for_services(free_here: Iterable[Rule]) -> int:
-    """Return how many payment services have room at a prefix, besides what is free there; may be negative."""
+    """Return how many payment services fit at a prefix beside its free rules; may be negative."""
     return SERVICES_A_HOST - sum((rule.protocol, rule.port) != EVERYTHING for rule in free_here)
 
 
 def crowded(free: Iterable[R], services: Iterable[R]) -> Iterator[tuple[Prefix, int]]:
-    """Yield each prefix at which too many pairs meet, and how many they are."""
+    """Yield each prefix that needs too many pairs, with their number."""
     free, services = tuple(free), tuple(services)
     for prefix in dict.fromkeys(rule.prefix for rule in (*free, *services)):
         rated = {(rule.protocol, rule.port) for rule in services if rule.prefix == prefix}

@@ -1,4 +1,4 @@
-"""Settings: net.conf as frozen values. `ngp.config` makes them out of YAML; everything behind it only sees these."""
+"""Settings: net.conf as frozen values. `ngp.config` makes them from the YAML file; the rest of ngp sees only these."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ModuleId = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class PriceRule:
-    """One entry of PRICES; None leaves the general price in force.
+    """One entry of PRICES; None: the general price holds.
 
     Prices are msat per GiB; `interface` limits the rule to one interface.
     """
@@ -29,7 +29,7 @@ class PriceRule:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Most that is spent, msat with fees: a payment, on a neighbour, in an hour, in a day, ever (None: no limit)."""
+    """Spending limits, msat with fees: for a payment, a neighbour, an hour, a day, and in all (None: no limit)."""
 
     payment_msat: int
     neighbour_msat: int | None
@@ -40,9 +40,9 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True)
 class FeeLimit:
-    """Most that routing a payment may cost: a share of it, in millionths, and `least_msat` where that is more.
+    """Most that routing a payment may cost: a share of it, in millionths, or `least_msat` if that is more.
 
-    A plain amount is a share of nothing. Over a direct channel nothing is paid, whatever stands here.
+    A fixed amount has the share 0. A payment over a direct channel costs no fee, whatever the limit.
     """
 
     share_ppm: int
@@ -59,7 +59,7 @@ class FeeLimit:
 
 @dataclass(frozen=True, slots=True)
 class FreeDestination:
-    """One entry of FREE_DESTINATIONS, or of PAYMENT_SERVICES: then one address, protocol and port."""
+    """One entry of FREE_DESTINATIONS, or of PAYMENT_SERVICES, which has one address, one protocol and one port."""
 
     prefix: Prefix
     protocol: str | None
@@ -70,10 +70,9 @@ class FreeDestination:
 class Settings:
     """All of net.conf, in units. Keys and their meaning: docs/operators-guide.md; defaults: the shipped net.conf.
 
-    `default_msat_per_gib` is there for a reload to name: the four prices below it are complete without it.
-    `lan_interfaces` None means `auto`.
-    `data_renewal_bytes` and `time_renewal_s` None mean `auto`; `never_renews` is True where both are 0.
-    `modules` has what modules brought to the file, by key, but for what is None there.
+    `default_msat_per_gib` is kept only so that a reload can name its change: the four prices below it are complete.
+    `lan_interfaces`, `data_renewal_bytes` and `time_renewal_s` are None for `auto`.
+    `modules` has the values of the modules' own keys, except those that are None.
     """
 
     link_modules: tuple[str, ...]
@@ -113,20 +112,20 @@ class Settings:
     modules: Mapping[ModuleId, Mapping[str, Any]] = field(repr=False)  # may hold a macaroon
 
     def of_module(self, group: str, name: str) -> Mapping[str, Any]:
-        """Return what a module brought to the file, by key, but for what is None."""
+        """Return the values of a module's own keys, except those that are None."""
         return self.modules.get((group, name), {})
 
     @property
     def spends(self) -> bool:
-        """True where payments go out by themselves: for what we buy, or back to clients that ask."""
+        """True if ngp pays without a command: for what we buy, or refunds to clients that ask."""
         return self.buys or self.refund_when_asked
 
     @property
     def never_mesh(self) -> tuple[str, ...]:
-        """Names and patterns of the interfaces that `all` and patterns in MESH_INTERFACES don't mean."""
+        """Names and patterns of the interfaces that `all` and patterns in MESH_INTERFACES don't include."""
         return (*self.ignore_interfaces, *(self.lan_interfaces or ()))
 
     @property
     def never_renews(self) -> bool:
-        """True where both renewal keys are 0: a destination is bought once."""
+        """True if both renewal keys are 0: then a destination is bought once."""
         return self.data_renewal_bytes == 0 and self.time_renewal_s == 0

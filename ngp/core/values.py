@@ -175,7 +175,7 @@ class AccountLimit:
 
 @dataclass(frozen=True, slots=True)
 class AccountReading:
-    """What an account spent in the kernel, cumulative. `exhausted`: the kernel refused a packet at its present limit."""
+    """What an account spent in the kernel, cumulative; `exhausted`: a packet was refused at its present limit."""
 
     account: bytes
     spent_units: int
@@ -221,7 +221,7 @@ class Grant:
 class Reading:
     """Cumulative counters of one contract: towards the destination and from it.
 
-    `exhausted`: the contract's present limit made the kernel refuse a packet.
+    `exhausted`: a packet was refused at the contract's present limit.
     """
 
     contract: bytes
