@@ -1,6 +1,6 @@
-"""Blocking: the operator has nothing more to do with a neighbour, or deals with it again, whatever its links.
+"""Blocking: the operator stops all dealings with a neighbour, on all its links, or takes them up again.
 
-A block is the identity's own record, of no link or account: those come and go, and are forgotten.
+A block has a record of its own for the identity, because links and accounts are forgotten sooner or later.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ngp.core.world import World
 
 
 def block(world: World, identity: bytes) -> None:
-    """End all contracts with a neighbour, in both roles; what it prepaid stays its own."""
+    """End all contracts with a neighbour, in both roles. Its prepaid balance remains its own."""
     _mark(world, identity, blocked=True)
     for contract in list(world.contracts.values()):
         if contract.identity != identity or not contract.running:
@@ -28,7 +28,7 @@ def block(world: World, identity: bytes) -> None:
 
 
 def unblock(world: World, identity: bytes) -> None:
-    """Deal with a neighbour again: a disputed bill rests, what either declined may be agreed."""
+    """Deal with a neighbour again: a disputed bill is accepted, and what either side declined may be agreed now."""
     _mark(world, identity, blocked=False)
     if (account := world.servers.get(identity)) is not None:
         bills.let_stand(world, account)

@@ -1,7 +1,7 @@
-"""Budget: how much of the operator's money may go out, over restarts too.
+"""Budget: how much of the operator's money may go out, counted across restarts.
 
-A payment whose outcome is unknown counts as spent until the node says that it failed. What would break a limit is
-refused before money moves, and the limit is named.
+A payment whose outcome is unknown counts as spent until the node says that it failed. A payment that would break a
+limit is refused before money moves, and the log names the limit.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Spending:
     total_msat: int = 0
 
     def add(self, identity: bytes, amount_msat: int, at_s: int) -> None:
-        """Count a payment when its intent is stored; correct it by a negative amount at the same second."""
+        """Count a payment when it is stored as pending; a negative amount with the same time corrects it."""
         self.recent.append((at_s, amount_msat))
         self.by_neighbour[identity] += amount_msat
         if not self.by_neighbour[identity]:
-            del self.by_neighbour[identity]  # a payment that failed; keys to fail with cost nothing
+            del self.by_neighbour[identity]  # the payment failed; made-up keys must not leave entries here
         self.total_msat += amount_msat
 
     def within_msat(self, seconds: int, now_s: int) -> int:
-        """Sum what was spent in the last seconds; entries from a clock that ran ahead count as well."""
+        """Sum what was spent in the last seconds; entries with a later time, from a wrong clock, count as well."""
         while self.recent and self.recent[0][0] <= now_s - DAY_S:
             self.recent.popleft()
         return sum(amount for at, amount in self.recent if at > now_s - seconds)
@@ -43,10 +43,10 @@ def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_m
     """Name the limit that a payment would break.
 
     Args:
-        amount_msat: the payment with the most its fee may be.
+        amount_msat: the payment, with the highest fee that it may cost.
 
     Returns:
-        The net.conf key with its value and what to do, or None if the payment fits all.
+        The net.conf key with its value and what to do, or None if the payment is within all limits.
     """
     limits = (
         ("BUDGET_PAYMENT", budgets.payment_msat, 0),
@@ -59,13 +59,13 @@ def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_m
         if limit is not None and spent + amount_msat > limit:
             return (
                 f"{key} {show_money(limit)} (spent {show_money(spent)}, this payment {show_money(amount_msat)}): "
-                f"raise {key} in net.conf; ngp reload"
+                f"raise {key} in net.conf, then ngp reload"
             )
     return None
 
 
 def room_msat(budgets: Budgets, spending: Spending, identity: bytes, now_s: int) -> int:
-    """Return the largest payment that fits all limits now, msat."""
+    """Return the largest payment within all limits now, msat."""
     rooms = [
         budgets.payment_msat,
         budgets.hour_msat - spending.within_msat(HOUR_S, now_s),

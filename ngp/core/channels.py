@@ -1,6 +1,6 @@
-"""Channels of our payment node: what can go over each, who watches the chain for us, and how far the node sees it.
+"""Channels of our payment node: what each can carry, who watches the chain for us, and how much of it the node sees.
 
-Plain data; `ngp.ports` says who gives it, `ngp.core.reach` what follows for trade.
+Plain data from the payment port (`ngp.ports`). `ngp.core.reach` computes from it what payments are possible.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ngp.core.pricing import SAT_MSAT
 
 
 class ChannelState(StrEnum):
-    """Where a channel is in its life."""
+    """Stages of a channel's life."""
 
     OPENING = "opening"
     OPEN = "open"
@@ -24,16 +24,16 @@ NO_LIMIT_MSAT = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class ChannelEnd:
-    """One end of a channel and what it may send by it (BOLT 2, open_channel and update_add_htlc).
+    """One end of a channel, and what it may send (BOLT 2, open_channel and update_add_htlc).
 
     Attributes:
-        balance_msat: its part now; what is on its way, and the fee of the commitment, are taken off.
-        held_back_msat: of that, what can't be sent: the reserve, and room for the commitment's fee to rise.
+        balance_msat: its balance now, without payments on their way and without the commitment's fee.
+        held_back_msat: the part of the balance that can't be sent: the reserve, and room for the fee to rise.
         least_htlc_msat, most_htlc_msat: smallest and largest payment that it may send.
-        most_in_flight_msat, in_flight_msat: what may be on its way at a time, and what is.
-        most_htlcs, htlcs: likewise, their number.
-        dust_msat: a payment below it has no output in the commitment: closing the channel while it is on its way gives
-            it to the miners.
+        most_in_flight_msat, in_flight_msat: the sum of payments that may be on their way at a time, and that are.
+        most_htlcs, htlcs: the number of payments that may be on their way at a time, and that are.
+        dust_msat: a smaller payment has no output in the commitment: if the channel is closed while the payment is on
+            its way, the miners get it.
     """
 
     balance_msat: int
@@ -49,19 +49,19 @@ class ChannelEnd:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A channel of our payment node. What an opening or closing one doesn't tell is 0.
+    """A channel of our payment node. Values that the node doesn't report for an opening or closing one are 0.
 
     Attributes:
         peer: public key of the node at the other end, hex.
         point: funding transaction and output, `txid:index`.
         active: payments can go over it now.
         capacity_sat: its size.
-        least_htlc_msat: smallest payment that goes over it.
-        our_wait_blocks: our coins come free so many blocks after we closed it alone (BOLT 2, to_self_delay).
+        least_htlc_msat: smallest payment that it carries.
+        our_wait_blocks: blocks that we wait for our coins if we close the channel alone (BOLT 2, to_self_delay).
         our_end, their_end: what may be sent and received now.
-        their_wait_blocks: the peer's come free so many blocks after it closed it alone; so long can we, or a
-            watchtower, answer an old state. 0: the node doesn't say.
-        blocks_left: until it is open, or until our coins are free; 0 where nobody knows yet.
+        their_wait_blocks: the same for the peer; during this time we, or a watchtower, can answer an old state.
+            0: the node doesn't say.
+        blocks_left: blocks until the channel is open, or until our coins are free; 0 if nobody knows yet.
     """
 
     peer: str
@@ -79,12 +79,12 @@ class Channel:
 
     @property
     def can_send_sat(self) -> int:
-        """What we can pay over it in all, while it is active."""
+        """The most that we can pay over the channel in all, while it is active."""
         return _left_sat(self, self.our_end)
 
     @property
     def can_receive_sat(self) -> int:
-        """What we can be paid over it in all, while it is active."""
+        """The most that we can be paid over the channel in all, while it is active."""
         return _left_sat(self, self.their_end)
 
 
@@ -99,9 +99,9 @@ class Tower:
     Attributes:
         key: its public key, hex.
         addresses: `host:port`.
-        used: new sessions are made with it.
-        sessions: agreed with it; a backup needs one.
-        backups, pending_backups: states that it has, and that it was sent or waits to be sent.
+        used: our node makes new sessions with it.
+        sessions: number of sessions agreed with it; a backup needs one.
+        backups: number of states that it has; pending_backups: number that it didn't confirm or wasn't sent yet.
     """
 
     key: str
@@ -118,10 +118,10 @@ class Watch:
 
     Attributes:
         active: the node's watchtower client runs; without it no tower can be added.
-        towers: those that it knows.
-        backups, pending_backups: states handed to towers, and waiting for it, since the node's start.
-        failed_backups: states that no tower can punish, since what it could take is too small.
-        unknown: why none of this is known (a right that is missing), "" where it is.
+        towers: the towers that the client knows.
+        backups, pending_backups: number of states handed to towers, and still to be handed, since the node's start.
+        failed_backups: number of states that no tower can punish, since it could take too little.
+        unknown: why none of this is known (a missing permission); "" if it is known.
     """
 
     active: bool = False
@@ -139,7 +139,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class ChainView:
-    """What our payment node sees of the chain: its height, and whether that is the newest block."""
+    """The chain as our payment node sees it: its height, and whether that is the newest block."""
 
     height: int
     synced: bool

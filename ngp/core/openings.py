@@ -1,13 +1,13 @@
-"""Openings: how many contracts may be opened that come to nothing.
+"""Openings: limit how many contracts a neighbour may open that are then not used.
 
-A contract costs the other side a row and two lines in its ledger and a slot in its kernel, and a neighbour that accepts
-and cancels in turn, or proposes and cuts, nothing but signatures. So every opening is counted until the contract shows
-its worth: to a server, bytes that stand on paid money; to a client, something that it sent itself. Neither a balance
-nor an accept is enough, since both are there again after the contract was cancelled. Who trades can open as many at
-once as it likes: the count goes down as fast as the counters are read. What came to nothing is forgiven slowly.
+A contract costs us a row and two lines in the ledger and a slot in the kernel. A neighbour that accepts and cancels in
+turn, or proposes and cuts, pays only with signatures. So every opening is counted until the contract proves useful: a
+sale when it carried bytes that were paid for, a purchase when we sent something by it. A balance or an accept isn't
+enough, since a cancelled contract uses up neither. An honest neighbour can open as many contracts at once as it likes:
+each reading of the counters lowers its count. Contracts that stay unused are forgiven slowly.
 
-Counted where it can't be shed: for somebody that money has passed to or from, by identity; for all others by link
-address, and together by interface, since keys and link addresses cost nothing.
+A neighbour must not get rid of its count. So it is kept by identity if money has passed between us; otherwise by link
+address, and by interface for all such neighbours together, since keys and link addresses cost nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORGIVEN_A_SECOND = FORGIVEN_AN_HOUR / 3600
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Where openings are counted, with the most that it takes; `holder` is an identity, a link address, or everybody"""
+    """A count of openings and its limit. `holder`: an identity, a link address, or None for the whole interface."""
 
     role: Role
     interface: str
@@ -38,11 +38,11 @@ Pools = tuple[Pool, ...]
 
 
 def pools_of(role: Role, identity: bytes, link: tuple[str, bytes], trades: bool) -> Pools:
-    """Say where the openings of a neighbour count.
+    """Return the pools in which a neighbour's openings count.
 
     Args:
         role: ours in the contract.
-        trades: money has passed between us in this role.
+        trades: whether money has passed between us in this role.
     """
     if trades:
         return (Pool(role, "", identity, MOST_OF_TRADER),)
@@ -57,19 +57,19 @@ class Openings:
     """The counts. Args of its methods: now_mono_s: monotonic seconds."""
 
     def __init__(self) -> None:
-        self._levels: dict[Pool, tuple[float, float]] = {}  # how many, at what time; longest untouched first
+        self._levels: dict[Pool, tuple[float, float]] = {}  # the count and its time; the oldest first
         self._told_mono_s = float("-inf")
 
     def __len__(self) -> int:
         return len(self._levels)
 
     def level(self, pool: Pool, now_mono_s: float) -> float:
-        """Return how many count in a pool, >= 0."""
+        """Return the count of a pool, >= 0."""
         level, then = self._levels.get(pool, (0.0, now_mono_s))
         return max(0.0, level - (now_mono_s - then) * _FORGIVEN_A_SECOND)
 
     def has_room(self, pools: Pools, now_mono_s: float) -> bool:
-        """Say whether one more may be opened."""
+        """Say whether one more contract may be opened."""
         return all(self.level(pool, now_mono_s) + 1 <= pool.most for pool in pools)
 
     def count(self, pools: Pools, now_mono_s: float, by: int = 1) -> None:
@@ -86,7 +86,7 @@ class Openings:
             del self._levels[oldest]
 
     def should_tell(self, now_mono_s: float) -> bool:
-        """Say whether it is time for another word to the operator about a full pool."""
+        """Say whether it is time to warn the operator again about a full pool."""
         tells = now_mono_s - self._told_mono_s >= TOLD_EVERY_S
         if tells:
             self._told_mono_s = now_mono_s

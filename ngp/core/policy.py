@@ -1,8 +1,8 @@
-"""Policy: what this node asks, offers and agrees to, out of net.conf and nothing else.
+"""Policy: the prices that this node asks, offers and agrees to. They depend on net.conf and nothing else.
 
-A negotiation has at most `MOST_ROUNDS` proposals. The seller begins at its price and comes down to its least in equal
-steps, the buyer begins at its offer and goes up to its most; a counter-offer that the other can take ends it at once.
-Both stay inside what their operator wrote, whatever the neighbour says.
+A negotiation has at most `MOST_ROUNDS` proposals. The seller begins at its price and comes down to its least price in
+equal steps. The buyer begins at its offer and goes up to its highest price. It ends as soon as one side can take the
+other's price. Both stay within the limits of their operators, whatever the neighbour says.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ngp.core.settings import PriceRule, Settings
 
 MOST_ROUNDS = 4
 LEAST_NETWORK_BITS = {4: 8, 6: 16}
-"""A wider route is a part of a default route (0.0.0.0/1, 2000::/3), which is never sold whole."""
+"""A wider route counts as part of a default route (0.0.0.0/1, 2000::/3), which is never sold whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class SellTerms:
-    """What we ask for a destination; prices msat per GiB."""
+    """The prices that we ask for a destination, msat per GiB."""
 
     destination: Prefix
     ask_msat_per_gib: int
@@ -30,14 +30,14 @@ class SellTerms:
 
 @dataclass(frozen=True, slots=True)
 class BuyTerms:
-    """What we pay for a destination; prices msat per GiB."""
+    """The prices that we pay for a destination, msat per GiB."""
 
     offer_msat_per_gib: int
     most_msat_per_gib: int
 
 
 class Answer(Enum):
-    """What a buyer does with a proposal."""
+    """A buyer's answers to a proposal."""
 
     ACCEPT = "accept"
     COUNTER = "counter"
@@ -45,7 +45,7 @@ class Answer(Enum):
 
 
 def host_prefix(address: Address) -> Prefix:
-    """Return the /32 or /128 of an address, out of its bytes: ip_network() would write it as text and read it again."""
+    """Return the /32 or /128 of an address. It is made from bytes: ip_network() would write text and parse it again."""
     if isinstance(address, IPv4Address):
         return IPv4Network((address.packed, 32))
     return IPv6Network((address.packed, 128))
@@ -78,9 +78,9 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
     """Decide what to propose for a destination.
 
     Args:
-        address: where the held packet goes.
-        interface: where the neighbour is.
-        route: the route that carries it; None, or a default route or a part of one: then the address alone is sold.
+        address: destination of the held packet.
+        interface: the interface of the neighbour that sent it.
+        route: our route to the address; if it is None, or a default route or part of one, only the address is sold.
 
     Returns:
         The terms; their destination is the PRICES entry's prefix, else the route's, else the address.
@@ -97,14 +97,15 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
 
 
 def _without_other_prices(settings: Settings, route: Prefix, host: Prefix) -> Prefix:
-    """Sell a route whole only where no PRICES entry prices a part of it differently."""
+    """Return the route if no PRICES entry sets a price for a part of it, else the host alone."""
     return host if any(_covers(route, rule.prefix) for rule in settings.prices) else route
 
 
 def ask_terms(settings: Settings, destination: Prefix, interface: str) -> SellTerms:
     """Decide what to propose for a destination that a client names.
 
-    A prefix costs what its dearest part costs: else the wide one would be the cheap way to the dear one.
+    A prefix costs as much as its most expensive part. Otherwise a client could reach that part at the wider prefix's
+    lower price.
     """
     covering = price_rule(settings, destination, interface)
     ask, least = _sell_prices(settings, covering)
@@ -134,7 +135,7 @@ def _inner_rules(settings: Settings, destination: Prefix, interface: str) -> lis
 
 
 def buy_terms(settings: Settings, destination: Prefix, interface: str) -> BuyTerms:
-    """Decide what to pay for a destination: for a prefix no more than for the part of it that is worth least to us."""
+    """Decide what to pay for a destination. For a prefix it is no more than for the part that is worth least to us."""
     whole = _terms_of(settings, price_rule(settings, destination, interface))
     inner = [_terms_of(settings, rule) for rule in _inner_rules(settings, destination, interface)]
     most = min(terms.most_msat_per_gib for terms in (whole, *inner))
@@ -153,7 +154,7 @@ def _terms_of(settings: Settings, rule: PriceRule | None) -> BuyTerms:
 
 
 def ask_in_round(terms: SellTerms, round: int) -> int:
-    """Return the seller's price in a round, 1 to MOST_ROUNDS: down in equal steps to the least."""
+    """Return the seller's price in a round, 1 to MOST_ROUNDS: it falls in equal steps to the least price."""
     step = min(round, MOST_ROUNDS) - 1
     return terms.ask_msat_per_gib - (terms.ask_msat_per_gib - terms.least_msat_per_gib) * step // (MOST_ROUNDS - 1)
 
@@ -162,11 +163,11 @@ def answer_counter(terms: SellTerms, counter_msat_per_gib: int, round: int) -> i
     """Answer a counter-offer to the proposal of a round.
 
     Returns:
-        The price to propose next: the counter itself if it is not below the least accepted, else the next step;
-        None when the rounds are used up.
+        The price to propose next: the counter-offer itself if it isn't below our least price, else the next step.
+        None if the rounds are used up.
     """
     if round >= MOST_ROUNDS:
-        return None  # the last proposal is taken or left, whatever is offered: else the rounds would never end
+        return None  # the last proposal is final, whatever the buyer offers: else the rounds would never end
     if terms.least_msat_per_gib <= counter_msat_per_gib:
         return min(counter_msat_per_gib, terms.ask_msat_per_gib)
     return ask_in_round(terms, round + 1)

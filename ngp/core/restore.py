@@ -1,8 +1,8 @@
-"""Restore: begin where the last process ended, out of the ledger and what the kernel went on doing meanwhile.
+"""Restore: continue where the last process ended, from the ledger and from what the kernel carried meanwhile.
 
-The kernel is ahead of the ledger by what was metered since the last write: its counters are charged, so that nothing is
-lost, and they are cumulative, so that nothing is counted twice. After a reboot the kernel knows nothing and the
-ledger's counters are the base. Contracts that the ledger doesn't know are taken out: nobody agreed to them.
+The kernel is ahead of the ledger by what it metered since the last write. Its counters are charged, so that nothing is
+lost; they are cumulative, so that nothing is counted twice. After a reboot the kernel knows nothing, and counting goes
+on from the ledger's counters. Contracts that the ledger doesn't know are removed: nobody agreed to them.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ from ngp.core.world import World
 
 FORGET_NEIGHBOUR_S = 30 * 86400
 SAME_END_S = 2.0  # the ledger has whole seconds
-_PASSING = ("expires_in_s", "used_to_base_bytes", "used_from_base_bytes")  # what differs from a grant to its next
-_KEPT = attrgetter(*(field.name for field in fields(Grant) if field.name not in _PASSING))
+_VARYING = ("expires_in_s", "used_to_base_bytes", "used_from_base_bytes")  # differ in each grant of the same contract
+_LASTING = attrgetter(*(field.name for field in fields(Grant) if field.name not in _VARYING))
 
 
 def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: Now) -> list[Effect]:
     """Rebuild the world.
 
     Args:
-        gatekeeper: a fresh one.
+        gatekeeper: a new one, with an empty world.
         snapshot: what the ledger holds.
         adopted: what was found running in the kernel.
-        now: when.
+        now: the present time, on both clocks.
 
     Returns:
-        What is to be done, as `Gatekeeper.step` does.
+        The effects to carry out, as from `Gatekeeper.step`.
     """
     world = gatekeeper.world
     world.now, world.effects = now, []
@@ -84,14 +84,14 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
         world.do(RevokeContract(left_over))
     _payments(world, snapshot)
     _limits(world, snapshot, adopted, found_as_is)
-    for contract in halting:  # we died before the kernel's last reading closed them
+    for contract in halting:  # the last process died before the kernel's last reading closed them
         world.halt(contract, CloseReason(contract.reason))
     gatekeeper.flush()
     return world.effects
 
 
 def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> None:
-    """Put neighbours back, under the numbers that the kernel has for them."""
+    """Restore the neighbours, with the numbers that the kernel has for them."""
     number_of = {
         (record.identity, (record.interface, record.link_address)): numbers[record.contract]
         for record in snapshot.contracts
@@ -121,7 +121,7 @@ def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> 
             world.peers.by_link[key[1]] = neighbour
     for neighbour in world.peers.by_link.values():
         world.tell_kernel(neighbour)
-    for record in forgotten:  # by the ledger, too; what there is of money and blocks stays
+    for record in forgotten:  # the ledger forgets these links too; accounts with money and blocks stay
         world.do(Persist(ForgetLink(record.identity, record.interface, record.link_address)))
         world.forget_if_gone(record.identity)
 
@@ -139,7 +139,7 @@ def _account(world: World, record: AccountRecord) -> None:
 
 
 def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> Sale | Purchase:
-    """Put a contract back as it was, and count what it carried while nobody looked."""
+    """Restore a contract, and charge what it carried while no daemon ran."""
     contract = _sale(world, record, found) if record.role is Role.SERVER else _purchase(world, record, found)
     if not contract.used_bytes:
         world.count_opening(contract)
@@ -155,7 +155,7 @@ def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -
     if found is None:
         return sale
     if found.reading.exhausted:
-        seller_meter.look_if_exhausted(world, sale)  # the kernel told it while nobody listened
+        seller_meter.look_if_exhausted(world, sale)  # the kernel's hint came while no daemon ran
     if account.charge(sale, found.reading.used_to_bytes, found.reading.used_from_bytes):
         to_state(account, sale)
         world.unflushed.add(sale.id)
@@ -164,7 +164,7 @@ def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -
 
 def _purchase(world: World, record: ContractRecord, found: AdoptedContract | None) -> Purchase:
     purchase = Purchase(**_kept(world, record, found), stated_bytes=record.billed_bytes)
-    purchase.meter_lost = True  # by a reboot or stop, now or at a start before this one that no bill has followed yet
+    purchase.meter_lost = True  # a reboot or stop may have stopped our meter, and no bill has come since
     _begin_again(world, purchase)
     world.server(purchase.identity).running += 1
     if found is not None and _used_bytes(found) > purchase.used_bytes:
@@ -172,9 +172,9 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
         world.unflushed.add(purchase.id)
     if not world.settings.never_renews:
         world.timers.set(Due.RENEWAL, purchase.id, min(purchase.expires_mono_s, world.now.monotonic_s + 1.0))
-    purchase.tolerated_msat = bills.first_packets_msat(purchase)  # is in the account's sum
+    purchase.tolerated_msat = bills.first_packets_msat(purchase)  # the account's sum includes it already
     world.grant(purchase)
-    if purchase.identity in world.peers.blocked:  # we died before the kernel's last reading closed it
+    if purchase.identity in world.peers.blocked:  # the last process died before the kernel's last reading closed it
         bills.disown(world, purchase)
     return purchase
 
@@ -184,7 +184,7 @@ def _used_bytes(found: AdoptedContract) -> int:
 
 
 def _kept(world: World, record: ContractRecord, found: AdoptedContract | None) -> dict[str, Any]:
-    """Return the fields that both sides keep; what was being renewed or halted runs as before."""
+    """Return the fields that sales and purchases share. A contract that was being renewed or halted is active again."""
     link = (record.interface, record.link_address)
     neighbour = world.peers.neighbours.get((record.identity, link))
     state = State(record.state)
@@ -208,7 +208,7 @@ def _kept(world: World, record: ContractRecord, found: AdoptedContract | None) -
 
 
 def _begin_again(world: World, contract: Sale | Purchase) -> None:
-    """Enter a contract, whose time went on."""
+    """Enter a contract with what is left of its lifetime, which went on meanwhile."""
     left_s = min(contract.expires_at_s - world.now.utc_s, contract.lifetime_s)
     contract.rate.at_mono_s = world.now.monotonic_s
     contract.expires_mono_s = world.now.monotonic_s + max(0, left_s)
@@ -217,14 +217,14 @@ def _begin_again(world: World, contract: Sale | Purchase) -> None:
 
 
 def _is_as_found(world: World, contract: Sale | Purchase, found: AdoptedContract) -> bool:
-    """Say whether the kernel has just this contract, so that a start with many need not write them all again."""
+    """Say whether the kernel has exactly this contract: a start with many contracts need not write them all again."""
     wanted = world.kernel_grant(contract)
     same_end = abs(found.grant.expires_in_s - wanted.expires_in_s) <= SAME_END_S
-    return same_end and _KEPT(found.grant) == _KEPT(wanted)
+    return same_end and _LASTING(found.grant) == _LASTING(wanted)
 
 
 def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set[bytes]) -> None:
-    """Put what clients may spend back into the kernel, then their contracts.
+    """Restore clients' limits in the kernel, then their contracts.
 
     What an account spent was read before its contracts were, and these have been charged: so the limit is exact.
     """
@@ -263,9 +263,9 @@ def _limit(world: World, record: AccountRecord, contracts: list[Sale], found: Ad
 
 
 def _restore_credit(world: World, account: ClientAccount, record: AccountRecord, sales: list[Sale]) -> None:
-    """Count what is owed as grace used, whose time goes on; what nobody used was only offered, and is offered anew.
+    """Count a debt as used grace, whose time went on. Grace that nobody used was only offered, and is offered anew.
 
-    An older ledger has not kept how much it was, nor at which price: then it is what is owed, and no more.
+    An older ledger has neither the amount of grace nor its price. Then the grace is as large as the debt.
     """
     price = record.grace_price_msat_per_gib or max(1, world.settings.sell_msat_per_gib)
     owed_bytes = -(-account.debt_msat * UNITS_PER_MSAT // price)

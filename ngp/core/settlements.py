@@ -1,4 +1,4 @@
-"""Settlements: money for an invoice of ours is credited once, by payment hash, whoever says first that it came."""
+"""Settlements: a payment of our invoice is credited once, by its hash, whether the payer or our node reports it first."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ngp.core.topups import REMEMBERED_S, note_top_up
 from ngp.core.world import World
 
 ASK_MORE_AFTER_S = 60.0
-"""For so long a client whose budgets didn't allow more isn't asked for more: each declined invoice delays a payment."""
+"""How long we ask for no more after a client's budgets didn't allow it: each declined invoice delays a payment."""
 
 
 class Applied(Enum):
-    """What an announced payment turned out to be."""
+    """What a reported payment turned out to be."""
 
     APPLIED = "applied"
     REPLAYED = "replayed"
@@ -28,9 +28,9 @@ class Applied(Enum):
 
 
 def proof_received(world: World, paid: Paid) -> Applied:
-    """Take a preimage as proof that an invoice of ours was paid (BOLT 11: SHA-256 of it is the payment hash).
+    """Take a preimage as proof that an invoice of ours was paid (BOLT 11: its SHA-256 is the payment hash).
 
-    Service resumes at once, before our own node says so; the ledger counts it once.
+    Service resumes at once, before our own node reports the payment; the ledger counts it once.
     """
     if sha256(paid.preimage).digest() != paid.payment_hash:
         world.count("proof_wrong")
@@ -48,10 +48,10 @@ def proof_received(world: World, paid: Paid) -> Applied:
 
 
 def settlement_seen(world: World, cursor: int, payment_hash: bytes, amount_msat: int) -> Applied:
-    """Count what our node says was paid, together with how far its stream was read.
+    """Credit a payment that our node reports, and store how far its stream was read (the cursor).
 
-    How far alone needs no flush to the disk: what a power cut takes back the node tells again, and it counts once.
-    So does what comes again when a node that was restored counts anew, and the cursor goes back.
+    The cursor alone needs no flush to the disk: what a power cut takes back, the node reports again, and it counts
+    once. A restored node may start its count anew; then the cursor goes back, and repeated payments count once too.
     """
     if cursor != world.money.cursor:
         world.money.cursor = cursor
@@ -61,7 +61,7 @@ def settlement_seen(world: World, cursor: int, payment_hash: bytes, amount_msat:
         return Applied.FOREIGN
     if record.state is PaymentState.SETTLED and amount_msat <= record.amount_msat:
         return Applied.REPLAYED
-    _credit(world, record, amount_msat)  # also what a proof, which names no amount, could not tell: paid was more
+    _credit(world, record, amount_msat)  # after a proof this credits the rest: a proof doesn't say that more was paid
     return Applied.APPLIED
 
 
@@ -91,9 +91,9 @@ def _paid(world: World, record: PaymentRecord, amount_msat: int) -> None:
     account = world.client(record.identity)
     _invoice_over(account, record)
     if world.now.monotonic_s - account.budget_told_mono_s > ASK_MORE_AFTER_S:
-        account.most_asked_msat *= 2  # what the client would not pay at once it may pay step by step
+        account.most_asked_msat *= 2  # a client that declined a large sum may pay more, step by step
     account.paid_msat += amount_msat
-    if account.paid_msat == amount_msat:  # its first: the kernel tells it from newcomers now
+    if account.paid_msat == amount_msat:  # its first payment: the kernel must no longer treat it as a newcomer
         world.tell_kernel_of(record.identity)
     account.invoice.declined = 0
     note_top_up(world, account, amount_msat, account.charged_msat)

@@ -1,4 +1,4 @@
-"""Timers: what is due when, on the monotonic clock. One entry a key; setting it again replaces it."""
+"""Timers: what is due, and when on the monotonic clock. Each key has one timer; setting it again replaces it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from enum import Enum, auto
 
 
 class Due(Enum):
-    """What a timer is for; its key's second part names whom it is about."""
+    """The purpose of a timer. The rest of its key names the contract, account or payment that it is about."""
 
     QUOTE = auto()  # a proposal's validity ends
     EXPIRY = auto()  # a contract's lifetime ends
-    EXHAUSTED = auto()  # a contract used its data and nobody renewed it
+    EXHAUSTED = auto()  # a contract used up its data and nobody renewed it
     CREDIT = auto()  # an account's grace is over, or wasn't used
     UNPAID = auto()  # contracts accepted without money weren't paid for in time
     REFUSAL = auto()  # a remembered refusal is forgotten
-    INVOICE = auto()  # an invoice expires
-    STATEMENT = auto()  # an account's totals are told to its client
-    RENEWAL = auto()  # look whether a contract should be renewed
+    INVOICE = auto()  # an invoice expires, or an account that had to wait may get another one
+    STATEMENT = auto()  # an account's totals go to its client
+    RENEWAL = auto()  # check whether a contract should be renewed
     TRACK = auto()  # ask again about a payment
     STRANGERS = auto()  # packets of unknown neighbours were held long enough
     FLUSH = auto()  # running totals go to the ledger
@@ -32,7 +32,7 @@ class Timers:
         self._count = 0
 
     def set(self, due: Due, key: bytes, at_mono_s: float) -> None:
-        """Let a timer ring at an instant, instead of when it would have."""
+        """Set a timer to an instant, or move it there."""
         self._at[due, key] = at_mono_s
         self._count += 1
         heapq.heappush(self._heap, (at_mono_s, self._count, (due, key)))
@@ -42,16 +42,16 @@ class Timers:
             heapq.heapify(self._heap)
 
     def set_if_unset(self, due: Due, key: bytes, at_mono_s: float) -> None:
-        """Let a timer ring at an instant unless it is set already."""
+        """Set a timer to an instant, unless it is set already."""
         if (due, key) not in self._at:
             self.set(due, key, at_mono_s)
 
     def clear(self, due: Due, key: bytes) -> None:
-        """Forget a timer; one that isn't set is no error."""
+        """Remove a timer, if it is set."""
         self._at.pop((due, key), None)
 
     def ring(self, now_mono_s: float) -> list[tuple[Due, bytes]]:
-        """Take out all that is due."""
+        """Remove the timers that are due. Returns their keys."""
         rung = []
         while self._heap and self._heap[0][0] <= now_mono_s:
             at, _, name = heapq.heappop(self._heap)
@@ -61,7 +61,7 @@ class Timers:
         return rung
 
     def next_mono_s(self) -> float | None:
-        """Return when the next timer rings, or None."""
+        """Return when the next timer is due, or None."""
         while self._heap and self._at.get(self._heap[0][2]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None

@@ -1,7 +1,7 @@
-"""World: all that the core knows, and the few helpers that the rules of trade and money share.
+"""World: the core's whole state, and the few helpers that the rules of trade and money share.
 
-Rules are functions of the modules beside this one and of `selling` and `buying`; this holds state. `effects` collects
-what the present step wants done; `Gatekeeper.step` takes it away.
+The rules are functions in the modules beside this one and in `selling` and `buying`. `World.effects` collects what the
+present step wants done; `Gatekeeper.step` returns it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ UNUSED_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class PaymentNode:
-    """What the payment module behind us is, as the core needs to know it; `payee` is its node's public key."""
+    """What the core needs to know about our payment module; `payee` is the public key of its node."""
 
     network: str
     real_money: bool
@@ -58,14 +58,14 @@ class PaymentNode:
 
 @dataclass(slots=True, eq=False)
 class Money:
-    """Invoices of ours and payments by us, until they are long over.
+    """Our invoices and our payments; those that ended long ago are forgotten.
 
     Attributes:
         invoices, payments: by payment hash.
         spending: what was paid, for the budgets.
-        reach: the channels of our payment node; None where it has none that we know of, and nothing bounds a payment.
-        unheard_of: payments of ours that the node, asked once, knew nothing of.
-        forgotten_s: when the last payment of ours that `payments` has no more was touched, by our clock of then; UTC.
+        reach: the channels of our payment node; None if the node doesn't report channels: then payments are unbounded.
+        unheard_of: payments of ours that the node didn't know when it was asked for the first time.
+        forgotten_s: last change of any payment that `payments` has forgotten, UTC by our clock at that time.
         cursor: how far the node's stream of settlements was read.
     """
 
@@ -83,10 +83,10 @@ class BuyingMemory:
     """What a buyer remembers beside its purchases.
 
     Attributes:
-        bought: when a destination was last used, where renewal is off; by identity and prefix.
+        bought: when a destination was last used, if renewal is off; by identity and prefix.
         declined: when a proposal was declined lately.
-        ended: purchases that are over, for the statement that tells their last bytes.
-        backoff: with invoices of all servers together that we haven't sent anything by.
+        ended: purchases that are over, for the statement with their last bytes.
+        backoff: shared by all servers by which we haven't sent anything yet.
     """
 
     bought: dict[tuple[bytes, str], float] = field(default_factory=dict)
@@ -100,11 +100,11 @@ class World:
     """The whole state of a node.
 
     Attributes:
-        clients, servers: accounts of those that buy from us, and that we buy from.
-        contracts: all that aren't closed, of both sides; sales, purchases: which of them covers an address.
-        credit: what of grace is outstanding, by link and interface.
-        acknowledged: bills of closed sales that clients acknowledged lately, and when.
-        unflushed: contracts whose totals the ledger doesn't have yet.
+        clients: accounts of neighbours that buy from us; servers: our accounts with neighbours that sell to us.
+        contracts: all sales and purchases that aren't closed; sales, purchases: find the one that covers an address.
+        credit: outstanding grace, by link and interface.
+        acknowledged: bills of closed sales that clients acknowledged lately, with the time.
+        unflushed: contracts whose latest totals the ledger doesn't have yet.
     """
 
     settings: Settings
@@ -130,19 +130,19 @@ class World:
     # --- effects ------------------------------------------------------------------------------------------------------
 
     def do(self, effect: Effect) -> None:
-        """Have something done."""
+        """Add an effect to those of the present step."""
         self.effects.append(effect)
 
     def log(self, text: str, level: int = logging.INFO) -> None:
-        """Tell the operator."""
+        """Write a line to the log."""
         self.effects.append(Log(level, text))
 
     def count(self, name: str) -> None:
-        """Count something for `ngp status`."""
+        """Count an occurrence, for `ngp status`."""
         self.counters[name] = self.counters.get(name, 0) + 1
 
     def send(self, neighbour: Neighbour, message: Message, reply_to: int = 0) -> None:
-        """Send to a neighbour that is up; to another it would only be retransmitted into the void."""
+        """Send a message to a neighbour, if it is up; otherwise it would only be retransmitted in vain."""
         if neighbour.up:
             self.do(Send(neighbour.identity, neighbour.link, message, reply_to))
 
@@ -183,14 +183,14 @@ class World:
         return [one for one in (self.clients.get(identity), self.servers.get(identity)) if one is not None]
 
     def limit(self, account: ClientAccount) -> None:
-        """Have the kernel match a client's account, while it has contracts."""
+        """Bring the kernel's limit of a client's account up to date, while the account has contracts."""
         kernel = account.kernel
         if not account.running:
             if kernel.told is not None and not kernel.counting:
                 kernel.told = None
                 self.do(ForgetAccount(account.identity))
             return
-        if kernel.told is None:  # its counter begins anew
+        if kernel.told is None:  # the account is new to the kernel: its counter starts at 0
             account.count_from(0, self.sold_to(account.identity))
         limit = account.limit(self.now.monotonic_s, self.low_msat(account))
         until = account.credit.until_mono_s if account.credit is not None and limit.credit_units else 0.0
@@ -199,7 +199,7 @@ class World:
             self.do(LimitAccount(limit))
 
     def low_msat(self, account: Account) -> int:
-        """Return below what a balance is topped up; a large top-up counts while such use may go on."""
+        """Return the balance below which an account is topped up; after a large top-up it is higher for a while."""
         low = max(self.settings.payment_amount_msat // 2, int(account.rate.a_second * LOW_LASTS_S))
         lately = self.now.monotonic_s - account.top_up.at_mono_s < 2 * TOP_UP_LASTS_S
         return max(low, account.top_up.amount_msat // 2) if lately else low
@@ -215,33 +215,34 @@ class World:
     # --- neighbours ---------------------------------------------------------------------------------------------------
 
     def tell_kernel(self, neighbour: Neighbour) -> None:
-        """Have the kernel know a neighbour as it is now."""
+        """Bring a neighbour's entry in the kernel up to date."""
         who = neighbour.identity
         has_paid = who in self.clients and self.clients[who].paid_msat > 0
         was_paid = who in self.servers and self.servers[who].paid_msat > 0
-        was_paid = was_paid or any(one.identity == who for one in self.money.payments.values())  # before it can know
+        # A payment counts from its order on, so that our kernel knows no later than the neighbour's.
+        was_paid = was_paid or any(one.identity == who for one in self.money.payments.values())
         self.do(SetNeighbour(neighbour.for_kernel(has_paid, was_paid)))
 
     def tell_kernel_of(self, identity: bytes) -> None:
-        """Have the kernel know an identity's links as they are now."""
+        """Bring the entries of all links of an identity in the kernel up to date."""
         for neighbour in self.peers.links_of(identity):
             self.tell_kernel(neighbour)
 
     def keep(self, neighbour: Neighbour | None) -> None:
-        """Let the ledger know a neighbour."""
+        """Write a neighbour to the ledger, if it isn't there yet."""
         if neighbour is not None and not neighbour.kept:
             neighbour.kept = True
             self.do(Persist(neighbour.record()))
 
     def remove_neighbour(self, neighbour: Neighbour) -> None:
-        """Take a neighbour out, with its account if there is nothing on it."""
+        """Take a neighbour out, with its accounts if they are empty."""
         if not self.peers.remove(neighbour):
             self.forget_if_gone(neighbour.identity, neighbour.kept)
         elif neighbour.kept:
             self.do(Persist(ForgetLink(neighbour.identity, *neighbour.link)))
 
     def forget_if_gone(self, identity: bytes, kept: bool = True) -> None:
-        """Forget an identity that is on no link, where nothing is lost by it: keys cost nothing to make."""
+        """Forget an identity that is on no link and whose accounts are empty: keys cost nothing to make."""
         if identity in self.peers.by_identity or identity in self.peers.blocked:
             return
         accounts = self.accounts_of(identity)
@@ -249,7 +250,7 @@ class World:
             self.forget([identity])
 
     def forget(self, identities: Sequence[bytes]) -> None:
-        """Forget identities, their accounts and all that the ledger has of them."""
+        """Forget identities, their accounts and their records in the ledger."""
         for identity in identities:
             self.clients.pop(identity, None)
             self.servers.pop(identity, None)
@@ -301,9 +302,9 @@ class World:
         self.do(RevokeContract(contract.id))
 
     def watch_end(self, contract: Contract) -> None:
-        """Look at a contract when its lifetime ends, and before that when it was not used for an hour from the start.
+        """Set the timer for a contract's end: the end of its lifetime, or after an hour if it isn't used at all.
 
-        The server counts the lifetime from when the accept arrives, so a client's meter stays a little longer.
+        The server's lifetime begins when the accept arrives, so a client keeps its meter a little longer.
         """
         at = contract.expires_mono_s + (END_LINGER_S if contract.role is Role.CLIENT else 0.0)
         if not contract.used_bytes:
@@ -311,11 +312,11 @@ class World:
         self.timers.set(Due.EXPIRY, contract.id, at)
 
     def grant(self, contract: Sale | Purchase) -> None:
-        """Have the kernel match a contract."""
+        """Bring a contract in the kernel up to date."""
         self.do(GrantContract(self.kernel_grant(contract)))
 
     def kernel_grant(self, contract: Sale | Purchase, blocked: bool = False) -> Grant:
-        """Express a contract as the kernel's share of it."""
+        """Return the grant that describes a contract to the kernel."""
         account, price, low_water = b"", 0, None
         if isinstance(contract, Sale):
             account, price = contract.identity, contract.dearest_msat_per_gib
@@ -343,37 +344,37 @@ class World:
         self.save_account(self.account_of(contract), durable)
 
     def save_contract(self, contract: Contract) -> None:
-        """Write a contract; its account goes into the same step, so that their sums agree after a crash."""
+        """Write a contract; the caller writes its account in the same step, so that their sums agree after a crash."""
         self.unflushed.discard(contract.id)
         self.account_of(contract).unsaved_msat -= contract.unsaved_msat
         contract.unsaved_msat = 0
         self.do(Persist(contract.record()))
 
     def move(self, contract: Contract, state: State, reason: str = "") -> None:
-        """Change a contract's state and say so in one line."""
+        """Change a contract's state and write one line to the log."""
         contract.move(state)
         contract.reason = reason
         self.tell_state(contract)
 
     def tell_state(self, contract: Contract) -> None:
-        """Say in one line what a contract's state is."""
+        """Write a contract's state to the log, in one line."""
         self.log(
             f"contract {contract.id.hex()[:8]} {contract.role} {contract.identity.hex()[:8]} "
             f"{contract.destination} {contract.state}{f' ({contract.reason})' if contract.reason else ''}"
         )
 
     def halt(self, contract: Sale | Purchase, reason: CloseReason) -> None:
-        """Begin to close a running contract: the kernel stops first, its last reading closes the books."""
+        """Begin to close a running contract: the kernel stops it first, then its last reading closes the books."""
         if contract.running:
             contract.move(State.HALTING)
             contract.reason = reason.value
             self.do(HaltContract(self.kernel_grant(contract, blocked=True)))
 
     def close(self, contract: Sale | Purchase, charged_msat: int) -> None:
-        """Book the end of a contract that was halted and read for the last time, and take it out of all tables.
+        """Record the end of a contract that was halted and read for the last time, and take it out of all tables.
 
         Args:
-            charged_msat: as `ngp ledger` tells it: negative where it is taken off a neighbour's money.
+            charged_msat: the charge as `ngp ledger` shows it: negative if it reduces a neighbour's balance with us.
         """
         self.move(contract, State.CLOSED, contract.reason)
         contract.closed_at_s = self.now.utc_s
@@ -391,27 +392,27 @@ class World:
         return pools_of(role, identity, link, account is not None and account.paid_msat > 0)
 
     def may_open(self, role: Role, neighbour: Neighbour) -> bool:
-        """Say whether a neighbour may open one more contract, and tell the operator of one that may not."""
+        """Say whether a neighbour may open one more contract; if it may not, the log says so now and then."""
         pools = self._pools(role, neighbour.identity, neighbour.link)
         if self.openings.has_room(pools, self.now.monotonic_s):
             return True
         self.count("openings_refused")
         if self.openings.should_tell(self.now.monotonic_s):
             self.log(
-                f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]}: too many contracts that came to "
-                f"nothing; it gets no new ones until some are used, or in a while",
+                f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]}: too many of its contracts were "
+                f"never used; it gets no new ones until it uses some, or some time passes",
                 logging.WARNING,
             )
         return False
 
     def count_opening(self, contract: Contract) -> None:
-        """Count a contract as one that came to nothing, until it shows its worth."""
+        """Count a contract as unused, until it proves useful."""
         if not contract.pools:
             contract.pools = self._pools(contract.role, contract.identity, contract.link)
             self.openings.count(contract.pools, self.now.monotonic_s)
 
     def uncount_opening(self, contract: Contract) -> bool:
-        """Give an opening back that showed its worth. Returns whether it was still counted."""
+        """Take a contract that proved useful off the count. Returns whether it was still counted."""
         if not contract.pools:
             return False
         self.openings.count(contract.pools, self.now.monotonic_s, -1)
@@ -419,6 +420,6 @@ class World:
         return True
 
     def count_idle(self, contract: Contract, by: int = 1) -> None:
-        """Count what a contract cost beside its opening: an idle renewal; or (negative) forgive another's opening."""
+        """Count an idle renewal of a contract like an opening; a negative number forgives other openings instead."""
         pools = self._pools(contract.role, contract.identity, contract.link)
         self.openings.count(pools, self.now.monotonic_s, by)

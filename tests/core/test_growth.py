@@ -66,7 +66,7 @@ def test_the_operator_is_told_once_in_a_while() -> None:
         for quote in messages(effects, Propose):
             attacker.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
             attacker.say(Cancel(quote.contract, "cancelled"))
-        told += sum(isinstance(effect, fx.Log) and "came to nothing" in effect.text for effect in effects)
+        told += sum(isinstance(effect, fx.Log) and "were never used" in effect.text for effect in effects)
     assert told == 1
 
 
