@@ -1,7 +1,8 @@
-"""Gatekeeper: the one door into the core. `step(event, now)` changes the world and returns what is to be done.
+"""Gatekeeper: the only way into the core. `step(event, now)` changes the world and returns the effects to carry out.
 
-Pure: time comes in with each event, randomness as `new_id`, money and packets as events. The rules are in meeting,
-seller, grants, buyer and those of money (invoices, settlements, payments, refunds); this routes.
+Pure: time comes in with each event, randomness as `new_id`, money and packets as events. This module only dispatches
+events. The rules are in `selling` and `buying` and in the modules beside this one (meeting, invoices, settlements,
+orders, blocking).
 """
 
 from __future__ import annotations
@@ -83,20 +84,20 @@ _ACCOUNT_DUE = {
 
 
 class Gatekeeper:
-    """The state of one node and the step that moves it."""
+    """The state of one node, and the step that changes it."""
 
     def __init__(self, world: World) -> None:
         self.world = world
 
     def step(self, event: Event, now: Now) -> list[Effect]:
-        """Take one event.
+        """Handle one event.
 
         Args:
             event: what happened.
-            now: when, on both clocks.
+            now: the present time, on both clocks.
 
         Returns:
-            What is to be done, in order. Records among it must be stored before anything else is carried out.
+            The effects to carry out, in order. Their records must be stored before any other effect is carried out.
         """
         world = self.world
         world.now = now
@@ -181,7 +182,7 @@ class Gatekeeper:
         neighbour = world.peers.neighbours.get((event.identity, event.link))
         if neighbour is None or world.peers.by_link.get(event.link) is not neighbour:
             world.count("unintroduced")
-            if neighbour is None:  # it knows us, we don't know it (any more): its hello brings it to say it again
+            if neighbour is None:  # it knows us, but we don't know it (any more): its hello will introduce it
                 world.do(Greet(event.link[0], event.identity, event.link))
             return
         was_away, neighbour.up = not neighbour.up, True
@@ -193,7 +194,7 @@ class Gatekeeper:
             meeting.came_back(world, neighbour, restarted=False)
 
     def _answered(self, neighbour: Neighbour, event: MessageReceived) -> bool:
-        """Handle a message; returns whether a reply was sent, so that no acknowledgement is needed."""
+        """Handle a message. Returns whether a reply was sent, so that no acknowledgement is needed."""
         world, message, number = self.world, event.message, event.message_id
         match message:
             case Propose():
@@ -226,7 +227,7 @@ class Gatekeeper:
         return False
 
     def _refund(self, neighbour: Neighbour, refund: Refund, event: MessageReceived) -> bool:
-        """A client asks for its balance, or sends the invoice for what we offered; or a server offers us ours."""
+        """Handle a refund message: a client's request or its invoice for our offer, or a server's offer to us."""
         if refund.bolt11:
             return seller_refunds.pay_back(self.world, neighbour, refund, event.decoded)
         if refund.amount_msat:
@@ -255,7 +256,7 @@ class Gatekeeper:
             neighbour.up = False
             self.world.log(f"neighbour {event.identity.hex()[:8]} on {event.link[0]} doesn't answer", logging.WARNING)
 
-    # --- the kernel's word --------------------------------------------------------------------------------------------
+    # --- readings and hints from the kernel ---------------------------------------------------------------------------
 
     def _usage(self, readings: Sequence[Reading]) -> None:
         touched: dict[bytes, ClientAccount] = {}
@@ -297,10 +298,10 @@ class Gatekeeper:
             self.world.timers.set_if_unset(Due.FLUSH, b"", self.world.now.monotonic_s + FLUSH_INTERVAL_S)
 
     def flush(self, most: int = FLUSHED_AT_ONCE) -> None:
-        """Write totals of contracts that carried bytes, and what clients acknowledged; seldom, for the flash's sake.
+        """Write the totals of contracts that carried bytes, and clients' acknowledgements; seldom, to spare the flash.
 
         Args:
-            most: of each written now; the rest follows in a moment, so that nobody waits for a hundred thousand.
+            most: how many of each are written now. The rest follows in a moment, so that no event waits long.
         """
         world = self.world
         accounts: dict[tuple[bytes, Role], ClientAccount | ServerAccount] = {}
@@ -318,7 +319,7 @@ class Gatekeeper:
             self._flush_later()
 
     def _say_good_bye(self) -> None:
-        """Tell every client its totals and every neighbour that we stop; contracts stay in the ledger as they are."""
+        """Send each client its totals and each neighbour a goodbye; contracts stay in the ledger as they are."""
         world = self.world
         for account in world.clients.values():
             if account.unstated:
@@ -354,7 +355,7 @@ class Gatekeeper:
         world = self.world
         if due is Due.EXPIRY:
             if contract.used_bytes and contract.expires_mono_s > world.now.monotonic_s:
-                world.watch_end(contract)  # this look was for those that nobody uses
+                world.watch_end(contract)  # the timer was early, in case nobody used the contract
             else:
                 world.halt(contract, CloseReason.EXPIRED)
         elif isinstance(contract, Purchase):

@@ -1,7 +1,7 @@
-"""Orders: payments of ours. The intent is in the ledger before any money moves, and what isn't known stays unknown.
+"""Orders: payments that we make. A payment is in the ledger before any money moves.
 
-An outcome in doubt is asked for, never paid again. What is paid for, and whether, is the buyer's to decide
-(`buying.payments`), and for refunds the seller's (`selling.refunds`).
+While its outcome is unknown we ask the node for it, and never pay the invoice again. `buying.payments` decides about
+top-ups, `selling.refunds` about refunds; both pay by way of this module.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ MOST_INVOICE_EXPIRY_S = 43_200
 FIRST_FAILURE_PAUSE_S = 1.0
 TRACK_S = 5.0
 TRACK_AT_MOST_S = 60.0
-"""What has been on its way for long is asked for less often: a twelfth of its age later, a minute at most."""
+"""The older a pending payment is, the less often we ask for it: after a twelfth of its age, at most a minute."""
 PAY_TIMEOUT_S = 60.0
 LATE_S = 86_400
 ASKED_AGAIN_S = 3600
 FAILED_AGAIN_S = 300
-"""A client that asks for its balance gets one refund in so long, and another try so long after one failed."""
-_NEVER_ORDERED = "our payment node never had the order, nothing has left it"
+"""A client that asks gets its next refund after ASKED_AGAIN_S at the earliest, or FAILED_AGAIN_S after a failed one."""
+_NEVER_ORDERED = "our payment node never received the order, so no money left it"
 
 
 def may_be_forgotten(world: World, expires_in_s: int) -> bool:
-    """Say whether an invoice may be one that we paid and remember no more, which takes a clock that went back by hours.
+    """Say whether we may have paid an invoice and forgotten it. That takes a clock that was set back by hours.
 
-    What was paid lapsed within MOST_INVOICE_EXPIRY_S, by our clock then. A replayed one would be taken for new, and the
-    ledger, which knows better, would take no payment at all any more.
+    Each invoice that we paid lapsed within MOST_INVOICE_EXPIRY_S, by our clock at that time. We would take a replayed
+    one for new; but the ledger still has its payment, and would refuse to write any more.
     """
     return world.now.utc_s + expires_in_s <= world.money.forgotten_s + MOST_INVOICE_EXPIRY_S
 
 
 def told_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool:
-    """Say once more what became of an invoice: the server, or we, may have died while it was said."""
+    """Repeat the outcome of an invoice: we or the server may have died before the server heard it."""
     if known.state is PaymentState.SUCCEEDED:
         world.send(neighbour, Paid(known.payment_hash, known.preimage))
     elif known.state is PaymentState.FAILED:
@@ -52,7 +52,7 @@ def told_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool
 
 
 def names_its_payee(world: World, neighbour: Neighbour, decoded: DecodedInvoice) -> bool:
-    """Say whether an invoice is of the node that the neighbour announced; real money goes to no other."""
+    """Say whether an invoice is from the node that the neighbour announced; real money goes to no other node."""
     if decoded.payee == neighbour.payee.hex() or not (neighbour.payee or world.node.real_money):
         return True
     who, announced = neighbour.identity.hex()[:8], neighbour.payee.hex()[:16] or "none"
@@ -65,15 +65,16 @@ def names_its_payee(world: World, neighbour: Neighbour, decoded: DecodedInvoice)
 
 
 def pending_msat(world: World, identity: bytes) -> int:
-    """Sum what is on its way to a neighbour."""
+    """Return the sum of pending payments to a neighbour."""
     return sum(record.amount_msat for record in pending(world, identity))
 
 
 def pending(world: World, identity: bytes) -> list[PaymentRecord]:
-    """Find what is on its way to a neighbour, and can still be what it lives on; budgets count the rest as well.
+    """Return the pending payments to a neighbour of the last day; budgets count older pending ones as well.
 
-    A node may call a payment on its way that nobody holds (lightningnetwork/lnd#5152: killed before the channel knew
-    of it), for ever. A few of those must not end the trade, nor may a server collect more than one a day unspent.
+    A node may call a payment pending for ever although nobody holds it (lightningnetwork/lnd#5152: the node was killed
+    before the channel knew of it). A few of those must not end the trade, nor may a server collect more than one a day
+    unspent.
     """
     since_s = world.now.utc_s - LATE_S
     records = [record for record in world.money.payments.values() if record.identity == identity]
@@ -81,7 +82,7 @@ def pending(world: World, identity: bytes) -> list[PaymentRecord]:
 
 
 def backoff_of(world: World, account: ServerAccount) -> Backoff:
-    """Servers that we haven't sent anything by share theirs: invoices that can't be paid cost nothing, nor do keys."""
+    """Return a server's backoff. Servers that we never sent anything by share one, since new keys cost nothing."""
     return account.backoff if account.sent else world.buying.backoff
 
 
@@ -94,7 +95,7 @@ def pay(
     amount_msat: int,
     fee_limit_msat: int,
 ) -> None:
-    """Write a payment down as pending, take it off the budgets with the most its routing may cost, and send it."""
+    """Store a payment as pending, count it in the budgets with its highest possible fee, and order it."""
     identity = neighbour.identity
     record = PaymentRecord(
         direction=Direction.OUT,
@@ -113,12 +114,12 @@ def pay(
     world.money.payments[payment_hash] = record
     world.money.spending.add(identity, amount_msat + fee_limit_msat, world.now.utc_s)
     world.do(Persist(record, durable=True))
-    world.tell_kernel_of(identity)  # once it is paid it may hold more first packets, which our meter counts as well
+    world.tell_kernel_of(identity)  # a server that was paid may hold more first packets; our meter must count them too
     world.do(PayInvoice(bolt11, payment_hash, fee_limit_msat, PAY_TIMEOUT_S, neighbour.payee.hex() or None))
 
 
 def payment_result(world: World, outcome: PaymentOutcome) -> None:
-    """Book what became of a payment of ours. Pending stays pending: nothing is paid again on a doubt."""
+    """Record the outcome of a payment of ours. A pending one stays pending: what is in doubt is never paid again."""
     record = world.money.payments.get(outcome.payment_hash)
     if record is None or record.state is not PaymentState.PENDING:
         return
@@ -134,10 +135,11 @@ def payment_result(world: World, outcome: PaymentOutcome) -> None:
 
 
 def _heard_of_too_early(world: World, outcome: PaymentOutcome) -> bool:
-    """Say whether a node that never heard of a payment should be asked once more.
+    """Say whether to ask a node once more that says it never heard of a payment.
 
-    Our order to pay may still lie in its buffers, behind a connection that broke: it must not be booked as failed first
-    and be paid then. A node that was stopped answers so at once when it goes on, so it counts twice in a row only.
+    After a broken connection our order may still be in the node's buffers. We must not record the payment as failed
+    while the node then pays it. A node that was stopped answers before it reads the order when it goes on. So only the
+    same answer twice in a row counts.
     """
     if outcome.status is not PaymentStatus.FAILED or outcome.reason != UNKNOWN_PAYMENT:
         world.money.unheard_of.discard(outcome.payment_hash)
@@ -206,7 +208,7 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
 
 
 def track_due(world: World, payment_hash: bytes) -> None:
-    """Ask again about a payment whose outcome isn't known; forget one that is long over (the ledger keeps it)."""
+    """Ask again about a payment whose outcome isn't known; forget one that was over long ago (the ledger keeps it)."""
     record = world.money.payments.get(payment_hash)
     if record is None:
         return
@@ -214,6 +216,6 @@ def track_due(world: World, payment_hash: bytes) -> None:
         world.do(TrackPayment(payment_hash))
     else:
         touched_s = max(record.created_at_s, record.settled_at_s)
-        if touched_s <= world.now.utc_s:  # else it is of a clock that was ahead, and its invoice is valid for too long
+        if touched_s <= world.now.utc_s:  # else our clock was ahead, and its invoice is refused as valid for too long
             world.money.forgotten_s = max(world.money.forgotten_s, touched_s)
         del world.money.payments[payment_hash]

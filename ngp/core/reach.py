@@ -1,11 +1,11 @@
-"""Reach: what one payment between our node and a neighbour's can be, by the channels as they are now.
+"""Reach: how small or large one payment between our node and a neighbour's can be, by the present channels.
 
-A payment that can't arrive costs both sides time and tells nobody why. So the seller asks for no more than it can
-receive, the buyer begins nothing that it can't send, and where nothing is left the account says which channel is empty.
-Bounds are what was true when the node was asked last: they save attempts, what counts is what the node does.
+A payment that can't arrive costs both sides time, and nobody learns the cause. So the seller asks for no more than it
+can receive, and the buyer doesn't begin a payment that it can't send. If nothing can be sent, the account says which
+channel is empty. The bounds may be out of date: they only save attempts, and the node's answer decides.
 
-With a channel to the neighbour that has something left, its bounds are meant: there is no fee on that way, and no
-surprise. Otherwise the other channels', all together, and then only the network knows how much of it gets through.
+If a channel to the neighbour has something left, the bounds are that channel's: payments over it cost no fee. Otherwise
+they are those of all other channels together, and only the network knows how much of that gets through.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _REMEDY = "; ngp lightning status"
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one payment may be: whole sat in msat, both ends included.
+    """Smallest and largest amount of one payment: whole sat, in msat.
 
     Attributes:
-        dust_msat: from here on it is safe also while it is on its way.
-        routed: other nodes carry it on, for a fee, which comes on top.
-        why_not: set where nothing can be paid; the amounts mean nothing then.
+        dust_msat: a payment of this size or more is safe even if the channel is closed while it is on its way.
+        routed: other nodes forward the payment, for a fee that comes on top.
+        why_not: why nothing can be paid, or "". If it is set, the amounts mean nothing.
     """
 
     least_msat: int = SAT_MSAT
@@ -44,10 +44,10 @@ UNBOUNDED = Bounds()
 
 
 class Reach:
-    """The channels of our node, by whom they lead to.
+    """The channels of our node, by peer.
 
     Args:
-        channels: all that are open, active or not.
+        channels: all open channels, active or not.
     """
 
     def __init__(self, channels: Iterable[Channel]) -> None:
@@ -57,16 +57,16 @@ class Reach:
             self._by_peer.setdefault(channel.peer, []).append(channel)
 
     def sends(self, peer: str, who: str) -> Bounds:
-        """Say what we can pay to a node.
+        """Return the bounds of a payment from us to a node.
 
         Args:
-            peer: its public key, hex; empty where it isn't known.
-            who: its owner, for the operator to read.
+            peer: the node's public key, hex; empty if it isn't known.
+            who: the neighbour that owns the node, as messages name it.
         """
         return self._bounds(peer, who, ours=True)
 
     def receives(self, peer: str, who: str) -> Bounds:
-        """Say what a node can pay us; arguments as of `sends`."""
+        """Return the bounds of a payment from a node to us; arguments as for `sends`."""
         return self._bounds(peer, who, ours=False)
 
     def _bounds(self, peer: str, who: str, ours: bool) -> Bounds:
@@ -83,7 +83,7 @@ class Reach:
 
 
 def left_msat(channel: Channel, ours: bool) -> int:
-    """Return the largest payment that one end of a channel can send now."""
+    """Return the largest payment that one end of a channel (ours or the peer's) can send now."""
     end = channel.our_end if ours else channel.their_end
     if not channel.active or end.htlcs >= end.most_htlcs:
         return 0

@@ -1,4 +1,4 @@
-"""Settlements: a payment of our invoice is credited once, by its hash, whether the payer or our node reports it first."""
+"""Settlements: a paid invoice of ours is credited once, by its hash, whether the payer or our node says so first."""
 
 from __future__ import annotations
 

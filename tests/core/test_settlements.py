@@ -120,7 +120,7 @@ def test_a_payment_that_the_node_never_heard_of_is_told_as_such() -> None:
     for _ in range(2):
         sim.happen(sim.client, ev.PaymentResult(unheard))
     assert sim.client.world.money.payments[made].state is PaymentState.FAILED
-    words = "failed: our payment node never had the order, nothing has left it"
+    words = "failed: our payment node never received the order, so no money left it"
     assert [one for one in sim.client.log if isinstance(one, fx.Log) and one.text.endswith(words)]
     account = sim.client.world.servers[sim.gateway.identity]
     assert account.why_not.endswith(words)

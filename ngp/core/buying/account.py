@@ -1,4 +1,4 @@
-"""Server's account: what we prepaid a server, what it bills, and what our own meter says of that."""
+"""Server's account: what we prepaid a server, what it bills, and what our own meter counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ngp.core.records import AccountRecord
 
 @dataclass(slots=True)
 class Backoff:
-    """When we pay again after payments that failed in a row."""
+    """How long we wait before we pay again, after payments that failed in a row."""
 
     not_before_mono_s: float = 0.0
     failures: int = 0
@@ -23,15 +23,16 @@ class ServerAccount(Account):
     """Our account with a server. `charged_msat` is the bill, as far as we believe it.
 
     Attributes:
-        billed_msat: the bill, as it was told.
-        metered_msat: what our own meter counted, priced.
-        tolerated_msat: what of the bill our meter can't have counted (first packets), or was believed.
-        disputed: the bill left meter and tolerance behind; nothing is agreed or paid until `ngp unblock`.
-        told_paid_msat: what the server said that it was paid, since our start.
+        billed_msat: the server's latest bill.
+        metered_msat: the price of what our own meter counted.
+        tolerated_msat: how much the bill may exceed our meter: first packets that it can't have counted, and what we
+            believed.
+        disputed: the bill is higher than meter and tolerance allow; we agree and pay nothing until `ngp unblock`.
+        told_paid_msat: what the server says it was paid, since our start.
         sent: our meter has counted something that we sent by this server.
-        backoff: with invoices of this server that can't be paid.
-        moved_mono_s: when it was last found on another link address than its contracts'.
-        disown_not_before_mono_s: until then we say nothing about contracts of its bills that we don't know.
+        backoff: the pause after failed payments of this server's invoices.
+        moved_mono_s: when the server was last found on another link address than its contracts'.
+        disown_not_before_mono_s: until then we don't cancel further contracts that the server bills and we don't know.
     """
 
     role: ClassVar[Role] = Role.CLIENT
@@ -48,11 +49,11 @@ class ServerAccount(Account):
 
     @property
     def used_msat(self) -> int:
-        """What was used so far, by the bill or by our own meter."""
+        """What was used so far, by the bill or by our own meter, whichever is more."""
         return max(self.metered_msat, self.charged_msat)
 
     def record(self) -> AccountRecord:
-        """Return what the ledger keeps of it."""
+        """Return the account's record for the ledger."""
         return AccountRecord(
             identity=self.identity,
             role=self.role,

@@ -1,7 +1,8 @@
-"""Bills: hold what a server bills against our own meter, and end contracts that the server may still think alive.
+"""Bills: compare what a server bills with our own meter, and end contracts that the server may still think alive.
 
-A server whose bill leaves our meter behind is not paid on. Where our meter stopped first (a restart, a block, a move) a
-server carries on for a while and knows no better: such bytes are believed up to what it may have of our money.
+A server that bills more than our meter and a tolerance allow isn't paid any more. If our meter stopped first (a
+restart, a block, a move), the server carries on for a while and can't know it. Such bytes are believed as far as the
+server may have our money for them.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ MOVES_AGAIN_S = 3600.0
 
 
 def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
-    """Hold the server's bill against our meter; a bill that leaves it behind is disputed and not paid on."""
+    """Compare a server's bill with our meter; a bill that is too high is disputed, and nothing more is paid."""
     if not world.settings.buys and neighbour.identity not in world.servers:
-        return  # we never bought of it, and anybody can send a bill
+        return  # we never bought from it, and anybody can send a bill
     account = world.server(neighbour.identity)
     disowns = account.disown_not_before_mono_s <= world.now.monotonic_s
     for line in statement.lines:
         purchase = world.purchase(line.contract) or world.buying.ended.get(line.contract)
         if purchase is None:
-            # One that ended long ago or before we restarted is the ledger's; its bill is checked in the account's sum.
+            # Only the ledger knows a contract that ended long ago or before a restart; the account's sum checks its bill.
             world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
-            # Should it run over there, it shall end: we have no meter on it. Seldom: each line would cost a signature.
+            # If it still runs there it must end: we don't meter it. But seldom, as each message costs a signature.
             if disowns:
                 _disown_again(world, neighbour, account, line.contract)
             continue
@@ -67,7 +68,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             _dispute(world, account, found)
         _tolerate_first_packets(account, purchase)
     in_hand_msat = statement.paid_msat - statement.charged_msat - statement.refunded_msat
-    if statement.paid_msat > account.told_paid_msat and in_hand_msat > 0:  # also what an operator credited by hand
+    if statement.paid_msat > account.told_paid_msat and in_hand_msat > 0:  # also if an operator credited it by hand
         metering.paid_for(world, neighbour.identity)
     account.told_paid_msat = max(account.told_paid_msat, statement.paid_msat)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
@@ -81,16 +82,16 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
 
 
 def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purchase: Purchase) -> bool:
-    """Say whether to believe a bill because its server has another link address now; the contract ends then.
+    """Say whether to believe a bill because its server has another link address now; then end the contract.
 
-    Our meter looks for the old one, so it missed what came since, and would miss the rest. A server that moves again
-    and again isn't believed: then its bills are disputed like any others.
+    Our meter looks for the old address, so it missed the traffic since, and would miss the rest. A server that moves
+    again and again isn't believed: its bills are disputed like any other.
     """
     before = world.peers.neighbours.get((purchase.identity, purchase.link))
     if purchase.link == neighbour.link or purchase.link[0] != neighbour.link[0]:
         return False
     if before is not None and before.heard_mono_s >= neighbour.met_mono_s:
-        return False  # it has two link addresses, and speaks from both
+        return False  # it has two link addresses and sends from both
     if purchase.running:
         world.send(neighbour, Cancel(purchase.id, CloseReason.CANCELLED.value))
         world.halt(purchase, CloseReason.CANCELLED)
@@ -101,11 +102,12 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
 
 
 def _forgive(world: World, account: ServerAccount, purchase: Purchase) -> None:
-    """Believe what was carried while our meter didn't count: before a start, after a move or our end of the contract.
+    """Believe what was carried while our meter didn't count: before a start, after a move or after we ended it.
 
-    A server carries on what was prepaid, or on its grace while we are away; so what all such bills together say above
-    our count is believed up to what it may have in hand. Else it could name any sum, and we would pay on. After a
-    start that is the first bill; of what we ended, any, since nobody knows when the server heard of it.
+    While we are away, the server goes on carrying what was prepaid, or what its grace covers. So what all such bills
+    say above our count is believed, up to the money that the server may have in hand. Without this limit it could bill
+    any sum, and we would go on paying. After a start, only the first bill is believed. After we ended the contract,
+    every bill is, since nobody knows when the server heard of it.
     """
     purchase.meter_lost = purchase.meter_lost and purchase.reason == CloseReason.CANCELLED.value
     used = purchase.used_bytes
@@ -119,18 +121,18 @@ def _forgive(world: World, account: ServerAccount, purchase: Purchase) -> None:
 
 
 def _tolerate_first_packets(account: ServerAccount, purchase: Purchase) -> None:
-    """Allow for packets that the server held while we agreed: they went out before our meter knew the contract."""
+    """Allow for packets that the server held while we negotiated: we sent them before our meter knew the contract."""
     _tolerate(account, purchase, first_packets_msat(purchase))
 
 
 def first_packets_msat(purchase: Purchase) -> int:
-    """Price what of a contract's bill its first packets can explain."""
+    """Return the price of that part of a contract's bill that its first packets can explain."""
     unseen = min(purchase.stated_bytes - purchase.used_bytes, FIRST_PACKETS_BYTES + purchase.used_bytes)
     return purchase.due_msat(max(0, unseen))
 
 
 def _tolerate(account: ServerAccount, purchase: Purchase, msat: int) -> None:
-    """Let a contract's share of what the account tolerates be at least so much."""
+    """Raise a contract's share of the account's tolerance to at least this amount."""
     account.tolerated_msat += max(0, msat - purchase.tolerated_msat)
     purchase.tolerated_msat = max(purchase.tolerated_msat, msat)
 
@@ -141,13 +143,13 @@ def _dispute(world: World, account: ServerAccount, what: str) -> None:
         world.journal("dispute", account.identity, "open")
         world.log(
             f"the bill of {account.identity.hex()[:8]} is more than our meter counted ({what}): nothing more is paid "
-            f"to it; look into it, then `ngp unblock {account.identity.hex()[:16]}`",
+            f"to it; find out why, then run `ngp unblock {account.identity.hex()[:16]}`",
             logging.WARNING,
         )
 
 
 def let_stand(world: World, account: ServerAccount) -> None:
-    """Settle a dispute, as the operator wants: the bill stands as it is, for the account and for each contract."""
+    """Close a dispute on the operator's command: the bill is accepted, for the account and for each contract."""
     if not account.disputed:
         return
     account.disputed = False
@@ -161,13 +163,13 @@ def let_stand(world: World, account: ServerAccount) -> None:
     world.save_account(account)
 
 
-# --- the end, by our will ---------------------------------------------------------------------------------------------
+# --- contracts that we end --------------------------------------------------------------------------------------------
 
 
 def disown(world: World, purchase: Purchase) -> None:
-    """End a contract that we bought, and tell its server: else it carries on, and charges what nobody here counts.
+    """End a contract that we bought, and tell its server: else it carries on, and bills what nobody here counts.
 
-    One that is away hears of it when it is back, or when it bills the contract, until it says itself that it is over.
+    A server that is away is told when it is back, and each time it bills the contract, until it confirms the end.
     """
     purchase.disowned = purchase.meter_lost = True
     world.halt(purchase, CloseReason.CANCELLED)
@@ -177,7 +179,7 @@ def disown(world: World, purchase: Purchase) -> None:
 
 
 def came_back(world: World, neighbour: Neighbour) -> None:
-    """Tell a server that was away of the contracts that we ended meanwhile."""
+    """Tell a server that was away which contracts we ended meanwhile."""
     disowned = (one for one in world.buying.ended.values() if one.disowned and one.identity == neighbour.identity)
     for purchase in islice((one for one in disowned if one.link[0] == neighbour.link[0]), MOST_DISOWNED_AGAIN):
         world.send(neighbour, Cancel(purchase.id, CloseReason.CANCELLED.value))

@@ -1,4 +1,4 @@
-"""Metering, as the buyer: count what we get at our own interface, by the seller's rule, and mirror a contract's end."""
+"""Metering, as the buyer: count at our own interface, by the seller's rule, and end a contract when the seller does."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from ngp.core.world import World
 
 MOST_ENDED = 4096
 WORTH_S = 60.0
-"""A contract that ends sooner, and with less than WORTH_BYTES, came to nothing: each may be cut after a packet."""
+"""A contract that ends sooner, and with less than WORTH_BYTES, counts as unused: a server may cut each after a packet.
+"""
 
 
 def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
-    """Take what our own meter counted, and renew when it says so."""
+    """Take what our own meter counted, and renew the contract if that is due."""
     account = world.server(purchase.identity)
     carried = reading.used_to_bytes + reading.used_from_bytes - purchase.used_bytes
     if carried <= 0:
@@ -37,16 +38,17 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
 
 
 def exhausted(world: World, purchase: Purchase) -> None:
-    """Our own meter reached the limit: try to renew; only the server's notice, or the lifetime, ends it.
+    """Try to renew a contract whose limit our own meter reached. Only the server's notice, or the lifetime, ends it.
 
-    The server may have carried less than we count (what it refused we sent all the same); while it carries, we meter.
+    The server may have carried less than we count, since we also count packets that it refused. As long as it carries
+    traffic, we meter it.
     """
     if purchase.running:
         renew_if_due(world, purchase)
 
 
 def meter(world: World, purchase: Purchase, reading: Reading) -> int:
-    """Price what our own meter counted. Returns the msat that came on top, >= 0."""
+    """Price what our own meter counted. Returns the msat by which the charge grew, >= 0."""
     due = purchase.count(reading.used_to_bytes, reading.used_from_bytes)
     account = world.server(purchase.identity)
     account.metered_msat += due
@@ -56,7 +58,7 @@ def meter(world: World, purchase: Purchase, reading: Reading) -> int:
 
 
 def cancelled(world: World, neighbour: Neighbour, cancel: Cancel) -> None:
-    """A server says that a contract is over: our mirror of it ends too, unless it was we who wanted that."""
+    """End a contract that its server has ended, or note that the server has ended one that we ended first."""
     purchase = world.purchase(cancel.contract) or world.buying.ended.get(cancel.contract)
     if purchase is None or not purchase.is_with(neighbour.identity, neighbour.link):
         return
@@ -67,7 +69,7 @@ def cancelled(world: World, neighbour: Neighbour, cancel: Cancel) -> None:
 
 
 def halted(world: World, purchase: Purchase, reading: Reading | None) -> None:
-    """End our mirror of a contract after our meter's last reading."""
+    """Close a contract on our side after our meter's last reading."""
     account = world.server(purchase.identity)
     if reading is not None:
         usage_read(world, purchase, reading)
@@ -80,14 +82,14 @@ def halted(world: World, purchase: Purchase, reading: Reading | None) -> None:
 
 
 def _remember(world: World, purchase: Purchase) -> None:
-    """Keep what ended for the statement that tells its last bytes: it comes behind the notice."""
+    """Keep a contract that ended for the statement with its last bytes, which comes after the server's notice."""
     world.buying.ended[purchase.id] = purchase
     if len(world.buying.ended) > MOST_ENDED:
         del world.buying.ended[next(iter(world.buying.ended))]
 
 
 def paid_for(world: World, identity: bytes) -> None:
-    """Our money is with a server: what was accepted on credit is active, on its side as on ours."""
+    """Make contracts active that we accepted on credit: the server has our money, and does the same."""
     for neighbour in world.peers.links_of(identity):
         for purchase in neighbour.contracts.values():
             if isinstance(purchase, Purchase) and purchase.state is State.ACCEPTED:

@@ -1,7 +1,7 @@
 """Negotiation, as the buyer: answer proposals by the operator's policy.
 
-A buyer never holds its own packets and trusts no bill: its own meter counts at its own interface with the same rule
-and the same limit, so both sides arrive at the same number.
+A buyer never holds its own packets and trusts no bill. Its own meter counts at its own interface, by the same rule and
+with the same limit, so both sides get the same number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOOP_S = 10.0
 
 
 def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: int) -> bool:
-    """Answer a server's proposal. Returns whether it was answered by a message."""
+    """Answer a server's proposal. Returns whether a message was sent in answer."""
     if propose.contract in world.contracts:
         renewal_proposed(world, neighbour, world.purchase(propose.contract), propose, message_id)
         return True
@@ -52,14 +52,14 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
 
 def _note_decline(world: World, neighbour: Neighbour, destination: Prefix) -> None:
     key = (neighbour.identity, neighbour.link, destination)
-    world.buying.declined.pop(key, None)  # entered anew, behind the others
+    world.buying.declined.pop(key, None)  # so that it moves to the end
     world.buying.declined[key] = world.now.monotonic_s
     if len(world.buying.declined) > MOST_DECLINED:
         del world.buying.declined[next(iter(world.buying.declined))]
 
 
 def ask_again(world: World, identity: bytes | None = None) -> None:
-    """Ask for what we declined lately, of one server or of all: our terms changed, and theirs still keep it closed."""
+    """Ask one server, or all, again for what we declined lately: our terms changed, but they remember our refusal."""
     for key, at_mono_s in list(world.buying.declined.items()):
         who, link, destination = key
         if identity is not None and who != identity:
@@ -95,13 +95,19 @@ def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectRe
 
 
 def _sells_it_the_same(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
-    """In a routing loop each would charge the other for every round of a packet; what lies idle is of an old route."""
+    """Say whether the neighbour buys the same destination from us now: then our routes form a loop.
+
+    Each of us would charge the other for every round of a packet. An idle contract is left from an earlier route.
+    """
     sold = world.sales.exact(neighbour.number, destination)
     return sold is not None and sold.running and world.now.monotonic_s - sold.rate.at_mono_s < LOOP_S
 
 
 def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
-    """With renewal off a destination is bought once, until it was idle for CONTRACT_TIME: every proposal shows use."""
+    """Say whether we bought a destination before: with renewal off, it is bought again only after CONTRACT_TIME unused.
+
+    Every proposal shows that the destination is still in use.
+    """
     key = (neighbour.identity, str(destination))
     last = world.buying.bought.get(key)
     if last is None or world.now.monotonic_s - last > world.settings.contract_time_s:
@@ -118,7 +124,7 @@ def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> b
 def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: int) -> None:
     standing = world.purchases.exact(neighbour.number, propose.destination)
     if standing is not None and standing.running:
-        world.halt(standing, CloseReason.CANCELLED)  # the server forgot it: it proposed the same destination anew
+        world.halt(standing, CloseReason.CANCELLED)  # the server forgot it, and proposed the same destination again
     account = world.server(neighbour.identity)
     paid = account.balance_msat > 0 or not propose.price_msat_per_gib
     purchase = Purchase(
@@ -148,7 +154,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
 
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
-    """A server takes back a quote that we accepted, or declines a renewal."""
+    """Handle a server's refusal: it withdraws a quote that we accepted, or declines a renewal."""
     purchase = world.purchase(reject.contract)
     if purchase is None or not purchase.is_with(neighbour.identity, neighbour.link):
         return

@@ -1,6 +1,6 @@
-"""Payments, as the buyer: pay a server's invoice if the budgets allow and it isn't far ahead with its demands.
+"""Payments, as the buyer: pay a server's invoice if the budgets allow it and the server doesn't ask for too much ahead.
 
-Otherwise it is declined by name.
+Otherwise the invoice is declined with a reason.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from ngp.core.world import World
 
 MOST_PENDING = 8
 MOST_AHEAD = 2
-"""A buyer lets at most so many top-ups lie unspent with a server."""
-_PAID_BEFORE = "our clock went back by hours, so ngp may have paid its invoice already: restart ngp, which looks it up"
+"""Number of top-ups that a buyer leaves unspent with a server, at most."""
+_PAID_BEFORE = "our clock was set back by hours, so its invoice may be paid already: restart ngp, which looks it up"
 
 
 def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decoded: DecodedInvoice | None) -> bool:
-    """Pay a server's invoice, or decline it by name. Returns whether it was answered by a message."""
+    """Pay a server's invoice, or decline it with a reason. Returns whether a message was sent in answer."""
     if decoded is None or decoded.amount_msat != invoice.amount_msat or invoice.amount_msat <= 0:
         world.count("invoice_malformed")
         return False
@@ -44,7 +44,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     known = world.money.payments.get(payment_hash)
     if known is not None and known.identity == neighbour.identity:
         return told_again(world, neighbour, known)
-    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one that outlives our memory could be paid twice
+    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one valid longer than our memory could be paid twice
         return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
     if may_be_forgotten(world, decoded.expires_in_s):
         return _lapsed(world, neighbour, payment_hash, _PAID_BEFORE)
@@ -69,8 +69,8 @@ def _lapsed(world: World, neighbour: Neighbour, payment_hash: bytes, why_not: st
 
 
 def _over(expires_in_s: int) -> str:
-    how = "have lapsed when they come" if expires_in_s <= 0 else "are valid for more than 12 hours"
-    return f"by our clock its invoices {how}, so one of the clocks is wrong: set both"
+    how = "have lapsed when they arrive" if expires_in_s <= 0 else "are valid for more than 12 hours"
+    return f"by our clock its invoices {how}, so our clock or its clock is wrong: check both"
 
 
 def _objection(
@@ -81,7 +81,7 @@ def _objection(
     if not names_its_payee(world, neighbour, decoded):
         return DeclineReason.TERMS, 0
     another_has_it = decoded.payment_hash in world.money.payments or decoded.payment_hash in world.money.invoices
-    if account.disputed or another_has_it:  # one payment would credit two accounts; its preimage is not for everybody
+    if account.disputed or another_has_it:  # one payment would credit two accounts, and we would reveal its preimage
         return DeclineReason.TERMS, 0
     if not account.running and account.balance_msat >= 0:
         return DeclineReason.NOT_BUYING, 0
@@ -114,7 +114,7 @@ def _objection(
 def _unsendable(
     world: World, account: ServerAccount, bounds: Bounds, amount_msat: int
 ) -> tuple[DeclineReason, int] | None:
-    """Object to an invoice that our channels can't pay now, and say what they could."""
+    """Return why our channels can't pay an invoice now, and the amount that they can pay; None if they can pay it."""
     if bounds.why_not:
         note_why_not(world, account, bounds.why_not)
         return DeclineReason.AMOUNT, 0
@@ -127,15 +127,16 @@ def _unsendable(
 
 
 def _worth_asking(amount_msat: int, bounds: Bounds) -> int:
-    """Return what we would pay instead, in whole sat, or 0 where that is no payment."""
+    """Round down to whole sat the amount that we would pay instead; 0 if it is too small for a payment."""
     whole = floor_to_sat_msat(amount_msat)
     return whole if whole >= bounds.least_msat else 0
 
 
 def _newcomers_room_msat(world: World) -> int:
-    """Return what may go to servers by which we haven't sent anything yet, all of them together.
+    """Return how much we may still pay to servers by which we haven't sent anything yet, all of them together.
 
-    Keys and proposals cost nothing: without this, everybody could make up servers and be paid ahead as each of them.
+    Keys and proposals cost nothing. Without this limit, one attacker could make up many servers and be paid ahead as
+    each of them.
     """
     newcomers = {who: one for who, one in world.servers.items() if not one.sent}
     under_way = [one for one in world.money.payments.values() if one.state is PaymentState.PENDING]

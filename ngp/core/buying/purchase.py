@@ -16,11 +16,11 @@ class Purchase(Contract):
     """A contract that we buy.
 
     Attributes:
-        stated_bytes, stated_msat: the bill, as far as its server has told it.
-        tolerated_msat: what of the account's tolerance is this contract's.
-        meter_lost, forgiven_bytes: our meter missed some of it (a start, or we ended it before its server did); what
-            was believed of its bills above our count.
-        disowned: we ended it, and its server hasn't said yet that it is over there too.
+        stated_bytes, stated_msat: the server's latest bill for the contract.
+        tolerated_msat: the contract's share of the account's tolerance.
+        meter_lost: our meter may have missed some of its traffic, at a start or because we ended it before the server.
+        forgiven_bytes: billed bytes above our count that we believed because of that.
+        disowned: we ended it, and the server hasn't confirmed yet that it is over there too.
     """
 
     role: ClassVar[Role] = Role.CLIENT
@@ -35,19 +35,19 @@ class Purchase(Contract):
 
     @property
     def billed_bytes(self) -> int:
-        """How far the bill has come."""
+        """How many bytes the server has billed."""
         return self.stated_bytes
 
     def is_with(self, identity: bytes, link: tuple[str, bytes]) -> bool:
-        """Say whether a neighbour is its server, on the link that it was made on: nobody else may speak about it."""
+        """Say whether a neighbour, on this link, is the contract's server: nobody else may change the contract."""
         return (self.identity, self.link) == (identity, link)
 
     def renewal_bytes(self, settings: Settings) -> int:
         """Return how many bytes before the limit we renew.
 
-        `auto`: a quarter of a contract's data, ours or, where it sells less, the server's; or what three seconds at the
-        present rate need, but at most four contracts' worth, so that a burst can't make it buy without end. Never less
-        than a full packet: what is left would be too little for the next one, and too much to renew.
+        `auto`: a quarter of the data that we buy at a time (of CONTRACT_DATA, or of what the server sells if that is
+        less), or what three seconds at the present rate need if that is more. At most four times CONTRACT_DATA, so that
+        a burst can't make us buy without end. At least a full packet: if less is left, the next packet doesn't fit.
         """
         if settings.data_renewal_bytes is not None:
             return settings.data_renewal_bytes
@@ -56,9 +56,9 @@ class Purchase(Contract):
         return max(FULL_PACKET_BYTES, min(max(bought // 4, fast), 4 * settings.contract_data_bytes))
 
     def renewal_time_s(self, settings: Settings) -> float:
-        """Return how many seconds before its end we renew; `auto`: a tenth of the lifetime, 1 to 60 s.
+        """Return how many seconds before the contract's end we renew. `auto`: a tenth of the lifetime, 1 to 60 s.
 
-        At most half of the lifetime, which is the server's to choose: else each renewal would call for the next one.
+        The server chooses the lifetime. If it is too short, half of it: else each renewal would at once need another.
         """
         wanted = settings.time_renewal_s
         wanted_s = min(60.0, max(1.0, self.lifetime_s / 10)) if wanted is None else float(wanted)

@@ -1,6 +1,6 @@
 """Refunds, as the client: ask a server for what we prepaid and don't use, and take what it offers.
 
-How a refund goes, and what a client could gain by asking: `selling.refunds`.
+`selling.refunds` explains the course of a refund, and what a client could gain by asking.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from ngp.core.world import World
 
 ANSWER_S = 15.0
 INVOICE_PAUSE_S = 60.0
-"""Between two invoices for refunds of one server: offers cost nothing, invoices a call to our node and a row."""
+"""Least time between two invoices for refunds from one server: an invoice costs a call to our node and a row in the
+ledger, while an offer costs the server nothing."""
 
 _WHY_NOT = {
     DeclineReason.TERMS: "its operator decides (ngp refund there; REFUND_WHEN_ASKED)",
-    DeclineReason.AMOUNT: "nothing is left there that is worth a payment",
+    DeclineReason.AMOUNT: "too little is left there for a payment",
     DeclineReason.BUSY: (
         f"a refund is on its way, was paid less than {ASKED_AGAIN_S // 60} min ago, or failed less than "
-        f"{FAILED_AGAIN_S // 60} min ago: ask again then; its operator can pay at any time (ngp refund there)"
+        f"{FAILED_AGAIN_S // 60} min ago: ask again later; its operator can pay at any time (ngp refund there)"
     ),
     DeclineReason.BLOCKED: "it has blocked us",
 }
 
 
 def ask_back(world: World, identity: bytes) -> str:
-    """Ask a server for what we prepaid and don't use. Returns what was done, for the operator."""
+    """Ask a server for what we prepaid and don't use. Returns a sentence for the operator that says what was done."""
     neighbour, why_not = world.peers.any_link(identity), why_not_ask(world, identity)
     if neighbour is None or why_not:
         return why_not
@@ -45,7 +46,7 @@ def ask_back(world: World, identity: bytes) -> str:
 
 
 def why_not_ask(world: World, identity: bytes) -> str:
-    """Say, for the operator, why a server can't be asked for what we prepaid. Empty: it can."""
+    """Tell the operator why a server can't be asked for what we prepaid. Empty if it can."""
     account = world.servers.get(identity)
     balance_msat = 0 if account is None else account.balance_msat
     if balance_msat < SAT_MSAT:
@@ -54,7 +55,7 @@ def why_not_ask(world: World, identity: bytes) -> str:
 
 
 def ask_declined(world: World, neighbour: Neighbour, declined: Declined) -> None:
-    """A server offers no refund now: say why, if one was asked for."""
+    """Log why a server offers no refund, if we asked for one."""
     account = world.servers.get(neighbour.identity)
     if account is not None and world.now.monotonic_s - account.refund_ask_mono_s < ANSWER_S:
         account.refund_ask_mono_s = float("-inf")
@@ -63,7 +64,7 @@ def ask_declined(world: World, neighbour: Neighbour, declined: Declined) -> None
 
 
 def take_back(world: World, neighbour: Neighbour, refund: Refund) -> bool:
-    """Answer an offer with an invoice. Returns whether it was answered by a message."""
+    """Answer an offer with an invoice. Returns whether a message was sent in answer."""
     account = world.servers.get(neighbour.identity)
     balance_msat = 0 if account is None else account.balance_msat
     amount = min(refund.amount_msat, max(0, balance_msat))
@@ -77,7 +78,7 @@ def take_back(world: World, neighbour: Neighbour, refund: Refund) -> bool:
     account.refund_ask_mono_s = float("-inf")
     standing = world.money.invoices.get(account.invoice.payment_hash)
     if standing is not None and standing.state is PaymentState.OPEN and standing.amount_msat <= refund.amount_msat:
-        send_invoice(world, standing)  # it came behind an offer that the server forgot
+        send_invoice(world, standing)  # the server forgot its first offer, and made this one
     elif world.now.monotonic_s >= account.invoice.not_before_mono_s:
         if standing is not None and standing.state is PaymentState.OPEN:
             withdraw(world, standing, "another amount was offered")
@@ -99,7 +100,7 @@ def _ask_invoice(world: World, account: ServerAccount, amount_msat: int) -> None
 
 
 def invoice_declined(world: World, record: PaymentRecord, declined: Declined) -> None:
-    """The server won't pay this invoice (any more): take less, once, if it names less."""
+    """Withdraw an invoice that the server won't pay; if it names a smaller amount, ask for that, once."""
     if record.state is not PaymentState.OPEN:
         return
     account = world.server(record.identity)

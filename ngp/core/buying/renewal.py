@@ -14,22 +14,20 @@ RENEWAL_ANSWER_S = 3.0
 MOST_DATA_BYTES = 1 << 60  # what fits a message
 MOST_PRICES = 64
 WORTH_BYTES = 64 * 1024
-"""What a contract or renewal carries at least to be worth its cost: else its server may sell byte by byte."""
+"""Least that a contract or renewal should carry to be worth its cost: a server must not make us buy byte by byte."""
 
 
 def live_until(world: World, purchase: Purchase) -> None:
-    """Begin a contract's lifetime, at its accept or a renewal."""
+    """Start a contract's lifetime, at its accept or at a renewal."""
     purchase.expires_at_s = world.now.utc_s + purchase.lifetime_s
     purchase.expires_mono_s = world.now.monotonic_s + purchase.lifetime_s
     world.watch_end(purchase)
     if not world.settings.never_renews and world.settings.time_renewal_s != 0:
-        world.timers.set(
-            Due.RENEWAL, purchase.id, purchase.expires_mono_s - purchase.renewal_time_s(world.settings)
-        )
+        world.timers.set(Due.RENEWAL, purchase.id, purchase.expires_mono_s - purchase.renewal_time_s(world.settings))
 
 
 def renew_if_due(world: World, purchase: Purchase) -> None:
-    """Ask for a renewal when data or time run low; by time only what carried bytes lately."""
+    """Ask for a renewal when data or time run low; when time runs low, only if the contract carried bytes lately."""
     settings = world.settings
     if purchase.state not in (State.ACCEPTED, State.ACTIVE) or settings.never_renews:
         return
@@ -55,12 +53,12 @@ def renew_if_due(world: World, purchase: Purchase) -> None:
 
 
 def _renews_poorly(world: World, purchase: Purchase) -> bool:
-    """Say whether a renewal would follow on next to nothing carried: a server may sell byte by byte."""
+    """Say whether almost nothing was carried since the last renewal: a server must not make us buy byte by byte."""
     return purchase.since_renewal_bytes < min(WORTH_BYTES, world.settings.contract_data_bytes // 2)
 
 
 def renewal_due(world: World, purchase: Purchase) -> None:
-    """Look at a contract whose end comes near, or whose renewal was not answered."""
+    """Check a contract that is near its end, or whose renewal wasn't answered."""
     if purchase.state is State.RENEWING:
         world.move(purchase, State.ACTIVE, "renewal not answered")
     renew_if_due(world, purchase)
@@ -71,7 +69,7 @@ def renewal_due(world: World, purchase: Purchase) -> None:
 def renewal_proposed(
     world: World, neighbour: Neighbour, purchase: Purchase | None, propose: Propose, message_id: int
 ) -> None:
-    """Accept a renewal on its terms. Bytes already bought keep their price: an offset below our limit is refused."""
+    """Answer a proposed renewal. Bytes already bought keep their price: an offset below our limit is refused."""
     ours = purchase is not None and purchase.is_with(neighbour.identity, neighbour.link) and purchase.running
     if purchase is None or not ours or purchase.destination != propose.destination:
         world.send(neighbour, Cancel(propose.contract, CloseReason.CANCELLED.value), message_id)
