@@ -103,7 +103,12 @@ def test_asking_in_a_loop_gets_one_refund_an_hour() -> None:
     sim.run(30)
     assert account(sim).balance_msat > 10_000
     ask(sim)
-    assert logged(sim.gateway, "it had a refund, or one failed, lately, so none is paid by itself; ngp refund") == 1
+    assert (
+        logged(
+            sim.gateway, "a refund was paid or failed lately, so ngp pays no other by itself; to pay it, run ngp refund"
+        )
+        == 1
+    )
     sim.crash(sim.gateway)
     sim.run(30)
     ask(sim)
@@ -403,7 +408,9 @@ def test_the_operator_is_told_why_no_refund_can_be_offered() -> None:
     world, who = sim.gateway.world, sim.client.identity
     named = who.hex()[:16]
     assert why_no_refund(world, who) == ""
-    nobody = "nothing to refund: 0 msat of 0000000000000000's balance are free, and less than 1000 msat can't be sent"
+    nobody = (
+        "nothing to refund: 0 msat of 0000000000000000's balance are free, and a payment must be at least 1000 msat"
+    )
     assert why_no_refund(world, bytes(32)) == nobody
     for neighbour in world.peers.by_identity[who].values():
         neighbour.up = False

@@ -41,7 +41,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
     for line in statement.lines:
         purchase = world.purchase(line.contract) or world.buying.ended.get(line.contract)
         if purchase is None:
-            # Only the ledger knows a contract that ended long ago or before a restart; the account's sum checks its bill.
+            # Only the ledger knows contracts that ended long ago or before a restart; the account's sum checks them.
             world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
             # If it still runs there it must end: we don't meter it. But seldom, as each message costs a signature.
             if disowns:

@@ -1,13 +1,13 @@
 """Client's account: what a client has prepaid, what it was charged, and what its contracts may spend in the kernel.
 
-Pure. Every amount is msat and an int, but for the kernel's units (msat / 2^30), in which bytes x price is exact.
+Pure. Every amount is msat and an int, except for the kernel's units (msat / 2^30), in which bytes x price is exact.
 
 The kernel holds the account: a packet passes if its contract has bytes left and its account has money left, so
-contracts share one balance without dividing it. Bytes are billed by what each contract used; the kernel's sum only says
-when to stop. One rule: what the kernel may let through is covered by the balance or by the credit line. Grace is that
-credit line: GRACE_DATA bytes at the price of the contract that opens it, once until all is paid. The cost of a
-neighbour that takes and never pays is therefore the grace amount and not one byte more. Keys and link addresses cost
-nothing to make, so the credit outstanding on an interface is bounded as well (`CreditLine`).
+contracts share one balance without dividing it. The bill is the sum of what each contract used; the kernel's sum only
+decides when to stop. One rule: the balance or the credit line covers everything that the kernel may let through. Grace
+is that credit line: GRACE_DATA bytes at the price of the contract that opens it, once until all is paid. So a neighbour
+that never pays costs the grace, and not one byte more. Keys and link addresses cost nothing to make, so the outstanding
+credit on an interface is bounded as well (`CreditLine`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ngp.core.selling.sale import Sale
 from ngp.core.values import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit
 
 GRACE_SHARES_PER_INTERFACE = 64
-"""How many neighbours may be on unpaid grace on one interface at a time, defaulters of the last hour included."""
+"""How many neighbours on one interface may use unpaid grace at a time, including defaulters of the last hour."""
 
 DEFAULT_REMEMBERED_S = 3600.0
 
@@ -35,10 +35,10 @@ Key = TypeVar("Key")
 
 @dataclass(slots=True)
 class CreditLine:
-    """Grace bytes outstanding on each link address and interface.
+    """Outstanding grace bytes on each link address and each interface.
 
-    Stops a stranger that makes itself new keys (bounded by its link address) or new link addresses (bounded by the
-    interface). A newcomer who finds the interface's credit used up can still prepay.
+    The limit for a link address stops an attacker who makes new keys; the limit for an interface stops one who makes
+    new link addresses. If the interface's credit is used up, an honest newcomer can still prepay.
     """
 
     outstanding: dict[tuple[str, bytes], int] = field(default_factory=dict)
@@ -56,16 +56,16 @@ class CreditLine:
         """Open (positive) or give back (negative) credit on a link address."""
         if by_bytes:
             _add(self.outstanding, link, by_bytes)
-            forgotten = min(self.forgotten.get(link, 0), max(0, -by_bytes))  # off the interface's sum already
+            forgotten = min(self.forgotten.get(link, 0), max(0, -by_bytes))  # no longer in the interface's sum
             _add(self.forgotten, link, -forgotten)
             _add(self.on_interface, link[0], by_bytes + forgotten)
 
     def weighs(self, link: tuple[str, bytes]) -> bool:
-        """Say whether what is outstanding on a link address counts on its interface still."""
+        """Say whether a link address's outstanding credit still counts on its interface."""
         return self.outstanding.get(link, 0) > self.forgotten.get(link, 0)
 
     def remember_default(self, link: tuple[str, bytes], debt_bytes: int, now_mono_s: float) -> None:
-        """Let a default weigh on the interface for an hour: then a paying newcomer must not suffer for it any more."""
+        """Count a default on the interface for an hour; after that, newcomers must not suffer for it any more."""
         self.defaults.append((now_mono_s + DEFAULT_REMEMBERED_S, link, debt_bytes))
 
     def forget_old_defaults(self, now_mono_s: float) -> None:
@@ -88,12 +88,12 @@ def _add(table: dict[Key, int], key: Key, by_bytes: int) -> None:
 
 @dataclass(slots=True)
 class Credit:
-    """Grace that an account was given, until all is paid: `data_bytes` at the price of the contract that opened it.
+    """Grace that an account has until all is paid: `data_bytes` at the price of the contract that opened it.
 
     Attributes:
-        data_bytes: counted on each of `links`; what was used of it once its time is over.
-        until_mono_s: when it ends; moved on while none of it is used.
-        links: where the account has contracts, or had some when it used it.
+        data_bytes: counted on each of `links`; when the time is over, reduced to what was used.
+        until_mono_s: when it ends; moved forward while none of it is used.
+        links: links on which the account has contracts, or had some when it used the grace.
     """
 
     data_bytes: int
@@ -103,17 +103,17 @@ class Credit:
 
     @property
     def units(self) -> int:
-        """Its worth, as the kernel counts money."""
+        """The credit's worth, in the kernel's unit of money."""
         return self.data_bytes * self.price_msat_per_gib
 
     def used_bytes(self, debt_msat: int) -> int:
-        """Return how much of it a debt comes to, rounded up."""
+        """Return how many bytes of the credit a debt amounts to, rounded up."""
         return min(self.data_bytes, -(-debt_msat * UNITS_PER_MSAT // self.price_msat_per_gib))
 
 
 @dataclass(frozen=True, slots=True)
 class PendingRefund:
-    """An invoice for a refund that is paid once the kernel has said what is left (`refunds.counted`)."""
+    """An invoice for a refund that waits until the kernel has reported what was spent (`refunds.counted`)."""
 
     bolt11: str
     payment_hash: bytes
@@ -123,14 +123,14 @@ class PendingRefund:
 
 @dataclass(slots=True)
 class Refunding:
-    """What a client gets back, or may ask for.
+    """The state of a client's refund.
 
     Attributes:
         promised_msat: promised or being paid back; no contract may spend it.
-        pending: one whose sum is fixed when the kernel has stopped spending it.
-        offered_msat, offered_mono_s: an offer that no invoice has met, and when it was made.
-        was_asked: the client had asked for it.
-        told_mono_s: when the operator was last told that the client asks.
+        pending: a refund that waits until the kernel can't spend its sum any more.
+        offered_msat, offered_mono_s: an offer that no invoice has answered yet, and when it was made.
+        was_asked: the client asked for the offer.
+        told_mono_s: when the log last said that the client asks.
     """
 
     promised_msat: int = 0
@@ -143,13 +143,13 @@ class Refunding:
 
 @dataclass(slots=True)
 class KernelShare:
-    """What the kernel knows of an account.
+    """What the kernel knows about an account.
 
     Attributes:
-        offset_units: what, added to paid - refunded, makes the limit that it is told (see `ClientAccount.limit`).
-        told: limit, credit and end of the credit as it was told them last; None: it doesn't know the account.
-        spent_units: what it said last that was spent.
-        counting: so often it is being asked what was spent, and what of it by which contract.
+        offset_units: the kernel's limit is paid - refunded, plus this (see `ClientAccount.limit`).
+        told: limit, credit and end of the credit as last set in the kernel; None: it doesn't know the account.
+        spent_units: what the account had spent when the kernel was last read.
+        counting: number of `CountAccount` effects that aren't answered yet.
     """
 
     offset_units: int = 0
@@ -160,16 +160,17 @@ class KernelShare:
 
 @dataclass(slots=True, eq=False)
 class ClientAccount(Account):
-    """A client's account with us. `charged_msat` is what was metered, priced: the bill.
+    """A client's account with us. `charged_msat`, the price of what was metered, is the bill.
 
     Attributes:
-        priced: open contracts that cost something.
-        unpaid: contracts accepted without money: the next payment makes them active, or their time ends.
-        credit: the grace that is open or owed; None while none is.
-        unstated: contracts (open or just closed) whose totals the client hasn't been told yet.
-        recall_after: from where on (closed when, id) closed contracts' bills are to be told again out of the ledger.
-        most_asked_msat: what the client would pay at most at once, 0: no limit.
-        budget_told_mono_s: when it last said that its budgets don't allow more.
+        priced: number of open contracts that cost something.
+        unpaid: contracts accepted without money: the next payment makes them active, or they end.
+        credit: the grace that is open or owed; None if there is none.
+        unstated: contracts (open or just closed) whose totals the client hasn't got yet.
+        recall_after: the bills of contracts closed after this place (time of closing, id) must be read from the ledger
+            and sent again; None: none must.
+        most_asked_msat: the most that the client would pay at once; 0: no limit.
+        budget_told_mono_s: when the client last said that its budgets don't allow more.
     """
 
     role: ClassVar[Role] = Role.SERVER
@@ -186,12 +187,12 @@ class ClientAccount(Account):
 
     @property
     def reserved_msat(self) -> int:
-        """What is set aside because each priced contract's charge is rounded up at its end; never of credit."""
+        """Money set aside because each priced contract's charge is rounded up at its end. Credit is never set aside."""
         return min(self.priced, max(0, self.balance_msat - self.refund.promised_msat))
 
     @property
     def funds_msat(self) -> int:
-        """Paid money that may be spent, or paid back; negative while grace is used."""
+        """Prepaid money that may be spent or paid back; negative while grace is used."""
         return self.balance_msat - self.refund.promised_msat - self.reserved_msat
 
     @property
@@ -200,13 +201,13 @@ class ClientAccount(Account):
         return max(0, -self.balance_msat)
 
     def grace_left_bytes(self, grace_data_bytes: int) -> int:
-        """Return how much of its grace an account hasn't used, at the price that this has or would have."""
+        """Return how many bytes of its grace an account hasn't used yet."""
         if self.credit is None:
             return 0 if self.debt_msat else grace_data_bytes
         return self.credit.data_bytes - self.credit.used_bytes(self.debt_msat)
 
     def charge(self, sale: Sale, used_to_bytes: int, used_from_bytes: int) -> int:
-        """Charge a contract's cumulative counters; a lower count than known changes nothing.
+        """Charge a contract's cumulative counters; counters that haven't grown change nothing.
 
         Returns:
             The msat charged by this call, >= 0.
@@ -221,33 +222,33 @@ class ClientAccount(Account):
     # --- the kernel's share -------------------------------------------------------------------------------------------
 
     def count_from(self, spent_units: int, sales: Sequence[Sale]) -> None:
-        """Begin anew to reckon the limit from what the kernel spent, so that limit - spent = money - charges.
+        """Compute the limit anew from what the kernel spent, so that limit - spent = money - charges.
 
         Args:
-            spent_units: read before the contracts' counters, which so contain at least what it contains.
-            sales: the open ones of the account, as they were read and charged since.
+            spent_units: read before the contracts' counters, so that these include everything in it.
+            sales: all open contracts of the account, charged by the readings that followed.
         """
         unrounded = sum(sale.rounding_units for sale in sales)
         self.kernel.spent_units = spent_units
         self.kernel.offset_units = spent_units - self.charged_msat * UNITS_PER_MSAT + unrounded
 
     def close(self, sale: Sale) -> None:
-        """Take out a contract after its last reading, which was charged."""
+        """Take out a contract whose last reading was charged."""
         self.running -= 1
         self.priced -= sale.price_msat_per_gib > 0
         self.kernel.offset_units -= sale.rounding_units
         self.unpaid.pop(sale.id, None)
 
     def limit(self, now_mono_s: float, low_msat: int) -> AccountLimit:
-        """Return what the kernel should know of the account now.
+        """Return the limit that the kernel should have for the account now.
 
-        The limit moves by known sums only: payments, refunds, what is set aside for rounding, and what of that a
-        contract didn't need at its end. So it is right whatever the kernel spends meanwhile. What is set aside is not
-        at the cost of credit: at a low price all grace is worth a few msat.
+        The limit changes only by known sums: payments, refunds, what is set aside for rounding, and the part of it that
+        a contract didn't need at its end. So it is right whatever the kernel spends meanwhile. The credit is raised by
+        what would else be set aside from it: at a low price all grace is worth only a few msat.
 
         Args:
             now_mono_s: monotonic seconds.
-            low_msat: when no more money than that is left the kernel says so, once.
+            low_msat: the kernel gives one hint when no more money than this is left.
         """
         money_msat = self.paid_msat - self.refunded_msat - self.refund.promised_msat
         units = self.kernel.offset_units + (money_msat - self.priced) * UNITS_PER_MSAT
@@ -264,7 +265,7 @@ class ClientAccount(Account):
         )
 
     def record(self, grace_until_s: int = 0) -> AccountRecord:
-        """Return what the ledger keeps of it."""
+        """Return the account's record for the ledger."""
         owed = self.credit if self.debt_msat else None
         return AccountRecord(
             identity=self.identity,

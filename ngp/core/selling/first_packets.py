@@ -1,6 +1,6 @@
-"""First packets: what a neighbour sends where no contract covers it is held until it has agreed to a price, or not.
+"""First packets: a packet that no contract covers is held until its sender has agreed to a price, or has refused.
 
-What a stranger can cost is bounded everywhere: packets held, quotes open, credit, invoices.
+Everything that a stranger can cost us is bounded: held packets, open quotes, credit, invoices.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def packet_held(world: World, packet: PacketHeld) -> None:
 
 
 def _hold_for_stranger(world: World, packet: PacketHeld) -> None:
-    """Keep the packet for a moment and ask who is there; a flood finds a full list and one question a second."""
+    """Hold the packet for a moment and broadcast a hello. A flood meets a full list, and one hello a second at most."""
     if len(world.peers.strangers) >= MOST_STRANGER_PACKETS:
         world.do(Decide(packet.handle, Verdict.DROP))
         return
@@ -62,7 +62,7 @@ def _hold_for_stranger(world: World, packet: PacketHeld) -> None:
 
 
 def strangers_known(world: World, neighbour: Neighbour) -> None:
-    """A link said who it is: look again at the packets that it sent before."""
+    """Decide about the packets that a link sent before it said hello."""
     strangers = world.peers.strangers
     waiting = [packet for _, packet in strangers if packet.link == neighbour.link]
     if waiting:
@@ -72,7 +72,7 @@ def strangers_known(world: World, neighbour: Neighbour) -> None:
 
 
 def strangers_due(world: World) -> None:
-    """Drop packets of links that did not say who they are in time."""
+    """Drop the packets of links that didn't say hello in time."""
     while world.peers.strangers and world.peers.strangers[0][0] <= world.now.monotonic_s:
         packet = world.peers.strangers.popleft()[1]
         world.do(Decide(packet.handle, Verdict.DROP))
@@ -82,7 +82,7 @@ def strangers_due(world: World) -> None:
 
 
 def other_version_heard(world: World, link: tuple[str, bytes]) -> None:
-    """Remember who speaks in messages that we can't read: the log names it, and must not say that nobody is there."""
+    """Remember a link that sends messages of another version: the log must not say that nobody there says hello."""
     heard = world.peers.other_versions
     heard.pop(link, None)
     heard[link] = world.now.monotonic_s
@@ -91,10 +91,10 @@ def other_version_heard(world: World, link: tuple[str, bytes]) -> None:
 
 
 def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
-    """Tell the operator of a client on which no ngp runs (any more): a line an hour for each interface.
+    """Warn the operator of a client on which no ngp runs (any more), once an hour for each interface.
 
-    Not at the first packet, as a hello may be under way. Link addresses cost nothing to make up, so they don't count;
-    nor do names of interfaces that come and go: one is remembered for as long as it keeps the next line back.
+    The first packet causes no warning, as a hello may be on its way. Warnings aren't counted by link address, since new
+    ones cost nothing. An interface is remembered only while its next warning must wait, since names come and go.
     """
     now, (interface, link_address) = world.now.monotonic_s, link
     heard_at = world.peers.other_versions.get(link)
@@ -113,5 +113,5 @@ def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
 def _hold_for_contract(world: World, sale: Sale, packet: PacketHeld) -> None:
     if sale.state is State.QUOTED and len(sale.held) < MOST_HELD_PER_CONTRACT:
         sale.held.append(packet.handle)
-    else:  # the kernel knows what runs, and decides; of what doesn't, nothing is to be waited for
+    else:  # the kernel decides if the contract runs; if it was refused, waiting is useless
         world.do(Decide(packet.handle, Verdict.REPEAT if sale.running else Verdict.DROP))

@@ -1,9 +1,10 @@
 """Grace: the credit that lets a client begin before its payment has come, and go on while the next one is on its way.
 
-It is opened when a contract is accepted without money or the balance runs low, only while this daemon lives, and is the
-account's until all is paid. Unused it costs nothing and goes on; from the first byte on it lasts GRACE_TIME, and what
-was used of it by then is a debt: none is given again before that is paid. It counts whole on every link on which the
-account has contracts, so that neither keys nor link addresses bring more (`CreditLine`).
+It is opened when a contract is accepted without money or when the balance runs low, and belongs to the account until
+all is paid. Only a living daemon opens it. While it is unused it costs nothing and doesn't end. From the first byte on
+it lasts GRACE_TIME; what was used by then is a debt, and no new grace is given before that is paid. All of it counts on
+every link on which the account has contracts, so that neither new keys nor new link addresses bring more
+(`CreditLine`).
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from ngp.core.timers import Due
 from ngp.core.world import World
 
 CREDIT_UNUSED_S = 2.0
-"""An account that never paid has its grace taken back when it wasn't used for so long: others may need it. TCP sends a
-first packet that was dropped again after 1 s."""
+"""An account that never paid loses its grace if it isn't used within this time: others may need it. TCP repeats a first
+packet that was dropped after 1 s."""
 
 
 def offer(world: World, account: ClientAccount, sale: Sale) -> None:
-    """Open the account's credit for a contract, as far as its link and interface have room, unless there is one."""
+    """Open the account's credit for a contract, as far as its link and interface have room, unless it has credit."""
     now, settings = world.now.monotonic_s, world.settings
     credit = account.credit
     if credit is not None:
         if credit.until_mono_s > now:
             _count(world, credit, sale.link)
         elif not account.debt_msat:
-            credit.until_mono_s = now + settings.grace_time_s  # nobody used it, or asked for it, for a while
+            credit.until_mono_s = now + settings.grace_time_s  # it ended unused: give it anew
         return
     left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
     if account.debt_msat or not sale.price_msat_per_gib or not left_bytes:
@@ -45,7 +46,7 @@ def _count(world: World, credit: Credit, link: tuple[str, bytes]) -> None:
 
 
 def metered(world: World, account: ClientAccount) -> None:
-    """Note whether an account's credit is being used, after its bytes were charged: unused it goes on."""
+    """After bytes were charged, check whether the account's credit is in use: then it will end, else it is extended."""
     credit, now = account.credit, world.now.monotonic_s
     if credit is None or credit.until_mono_s <= now:
         return
@@ -57,7 +58,7 @@ def metered(world: World, account: ClientAccount) -> None:
 
 
 def credit_due(world: World, account: ClientAccount) -> None:
-    """Take credit back that nobody used; end one whose time is over, and remember what was used."""
+    """Take back credit that nobody used, or end credit whose time is over and remember what was used."""
     credit, now = account.credit, world.now.monotonic_s
     if credit is None:
         return
@@ -73,7 +74,7 @@ def credit_due(world: World, account: ClientAccount) -> None:
 
 
 def end(world: World, account: ClientAccount, credit: Credit) -> None:
-    """Count what was used of a credit whose time is over as a default on each of its links, until it is paid."""
+    """End a credit whose time is over: what was used counts as a default on each of its links until it is paid."""
     used_bytes = credit.used_bytes(account.debt_msat)
     for link in credit.links:
         world.credit.change(link, used_bytes - credit.data_bytes)
@@ -82,7 +83,7 @@ def end(world: World, account: ClientAccount, credit: Credit) -> None:
 
 
 def take_back(world: World, account: ClientAccount) -> None:
-    """Close an account's credit: nothing is owed any more, or nothing was used, or all of it is forgotten."""
+    """Remove an account's credit: nothing is owed any more, nothing was used, or the account is forgotten."""
     if account.credit is not None:
         for link in account.credit.links:
             world.credit.change(link, -account.credit.data_bytes)
@@ -91,9 +92,9 @@ def take_back(world: World, account: ClientAccount) -> None:
 
 
 def accepted_unpaid(world: World, account: ClientAccount, sale: Sale) -> None:
-    """Give a contract that was accepted without money its time: it is prepaid by then or goes, with credit or without.
+    """Set the time within which a contract that was accepted without money must be prepaid, else it ends.
 
-    Stops neighbours that accept, never pay and fill the tables.
+    Stops neighbours that accept, never pay and fill the tables. Credit doesn't prolong the time.
     """
     account.unpaid[sale.id] = sale
     until = world.now.monotonic_s + world.settings.grace_time_s
@@ -101,7 +102,7 @@ def accepted_unpaid(world: World, account: ClientAccount, sale: Sale) -> None:
 
 
 def unpaid_due(world: World, account: ClientAccount) -> None:
-    """End what was accepted and not paid for; other contracts of the account stay, and wait for its money."""
+    """End contracts that were accepted and not paid for; the account's other contracts stay, and wait for money."""
     if account.funds_msat <= 0:
         for sale in list(account.unpaid.values()):
             world.halt(sale, CloseReason.UNPAID)

@@ -1,6 +1,7 @@
 """Invoicing: ask a client for a top-up when what it prepaid won't last at the present rate of use.
 
-A gateway opens thousands of contracts a second, a payment node completes tens of payments; they meet in the account.
+A gateway opens thousands of contracts a second, but a payment node completes only tens of payments. So payments go to
+the account, not to single contracts.
 """
 
 from __future__ import annotations
@@ -22,28 +23,28 @@ FIRST_PAUSE_S = 0.5
 
 
 def top_up_msat(world: World, account: ClientAccount, bounds: Bounds) -> int:
-    """Size a top-up, in whole sat: PAYMENT_AMOUNT, or what ten seconds at the present rate cost, as far as it can come.
+    """Return the size of a top-up, in whole sat: PAYMENT_AMOUNT or ten seconds' use, within the bounds of a payment.
 
-    The rate of a client that waits for money says nothing about what it needs, so a top-up that was used up quickly is
+    The rate of a client that waits for money says nothing about its needs. So a top-up that was used up quickly is
     followed by one of twice its size.
     """
     amount = usual_msat(world, account, bounds)
     if grows(world, account, account.charged_msat):
         amount = max(amount, 2 * account.top_up.amount_msat)
     amount = max(amount, -account.balance_msat)
-    if account.most_asked_msat:  # what it owes as well: else a debt above its limits would never be paid
+    if account.most_asked_msat:  # limits debts as well: else a debt above the client's limit would never be paid
         amount = min(amount, account.most_asked_msat)
     return bounds.fit_msat(ceil_to_sat_msat(amount))
 
 
 def top_up_if_low(world: World, account: ClientAccount, waits: bool = False) -> None:
-    """Ask for money when what is left won't last; one invoice at a time for each neighbour.
+    """Ask a client for money when what is left won't last; each has one invoice at a time.
 
-    Args: waits: a packet was refused for want of money.
+    Args: waits: a packet was refused for lack of money.
     """
     waits = waits or any(sale.price_msat_per_gib for sale in account.unpaid.values())
     if not account.running or not (waits or account.rate.a_second):
-        return  # nothing is used that costs anything
+        return  # no traffic that costs anything
     if not waits and account.balance_msat >= world.low_msat(account):
         return
     if account.invoice.asked or account.invoice.not_before_mono_s > world.now.monotonic_s:
@@ -63,9 +64,9 @@ def top_up_if_low(world: World, account: ClientAccount, waits: bool = False) -> 
 
 
 def _remind(world: World, account: ClientAccount) -> None:
-    """Send the open invoice again while money is short: the client may have been too busy for it.
+    """Send the open invoice again while money is short: the client may have been too busy to take it.
 
-    Without money nothing is carried, so nothing else brings us here.
+    The timer is needed because without money nothing is carried, and no reading calls this function again.
     """
     account.invoice.not_before_mono_s = world.now.monotonic_s + RETRY_S
     world.timers.set(Due.INVOICE, account.identity, account.invoice.not_before_mono_s)
@@ -75,13 +76,13 @@ def _remind(world: World, account: ClientAccount) -> None:
 
 
 def invoice_declined(world: World, record: PaymentRecord, declined: Declined) -> None:
-    """The client won't pay this invoice: ask for what it would pay, or wait a little."""
+    """Withdraw an invoice that the client won't pay: ask for what it would pay, or wait a little."""
     if record.state is not PaymentState.OPEN:
         return
     account = world.client(record.identity)
     withdraw(world, record, f"declined: {declined.reason.value}")
     account.most_asked_msat = max(declined.amount_msat, world.node.least_amount_msat) if declined.amount_msat else 0
-    if declined.reason is DeclineReason.BUDGET:  # which stays as it is; what a client trusts us with grows as it pays
+    if declined.reason is DeclineReason.BUDGET:  # a budget doesn't grow; other limits grow as the client pays
         account.budget_told_mono_s = world.now.monotonic_s
     smaller = 0 < declined.amount_msat < record.amount_msat and account.invoice.declined < 2
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(account.invoice.declined, 16))
@@ -94,28 +95,28 @@ def invoice_declined(world: World, record: PaymentRecord, declined: Declined) ->
 
 
 def _declined_for(declined: Declined) -> str:
-    """Say what a client's refusal most likely means: "amount" alone sounds like a price."""
+    """Say what a client's refusal most likely means: "amount" alone sounds as if the price were too high."""
     if declined.reason is DeclineReason.AMOUNT and not declined.amount_msat:
         return "amount: its payment node has no channel with enough left, or a payment of it is still on its way"
     return declined.reason.value
 
 
 def invoice_retry_due(world: World, identity: bytes) -> None:
-    """Look again whether an account that had to wait needs a top-up."""
+    """Check again whether an account that had to wait needs a top-up."""
     account = world.clients.get(identity)
     if account is not None and account.running:
         top_up_if_low(world, account)
 
 
 def channels_seen(world: World, event: ChannelsSeen) -> None:
-    """Take over what can be paid now, and ask at once where nothing could before."""
+    """Take over the present channels, and ask at once for top-ups that weren't possible before."""
     held_up = [account for account in world.accounts if account.why_not]
     held_up = [account for account in held_up if account.why_not == _bounds(world, account).why_not]
     declined = [one for one in world.clients.values() if one.invoice.declined]
     declined = [account for account in declined if not _is_direct(world, account)]
     world.money.reach = Reach(event.channels)
     for account in declined:
-        if _is_direct(world, account):  # what the pause has grown by was for want of this channel
+        if _is_direct(world, account):  # invoices were declined for lack of this channel: end the pause
             account.invoice.declined, account.invoice.not_before_mono_s = 0, 0.0
             top_up_if_low(world, account)
     for one in held_up:
@@ -126,7 +127,7 @@ def channels_seen(world: World, event: ChannelsSeen) -> None:
 
 
 def _is_direct(world: World, account: Account) -> bool:
-    """Say whether there is a channel with the neighbour, with something left to be paid by it."""
+    """Say whether there is a channel with the neighbour that has something left to pay with."""
     bounds = _bounds(world, account)
     return not bounds.why_not and not bounds.routed
 

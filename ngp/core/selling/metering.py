@@ -1,7 +1,7 @@
-"""Metering: charge a client for what the kernel let through, see when a contract or the account runs out, close books.
+"""Metering: charge a client for what the kernel let through, and notice when a contract or its account runs out.
 
-Contracts are charged by their own counters and their schedule of prices. The account's sum in the kernel, which only
-decides when to stop, is reckoned anew where the two could part: at a start, and after a change of price.
+Contracts are charged by their own counters and price schedules. The account's sum in the kernel only decides when to
+stop. It is computed anew when it could differ from the charges: at a start, and after a change of price.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXHAUSTED_LINGER_S = 2.0
 
 
 def release(world: World, sale: Sale) -> None:
-    """Send held packets through the gate again, where they are charged, once there is money or credit for them."""
+    """Send held packets through the gate again, which charges them, if there is money or credit for them."""
     account = world.client(sale.identity)
     if account.funds_msat > 0 or account.credit is not None or not sale.price_msat_per_gib:
         for handle in sale.held:
@@ -30,11 +30,11 @@ def release(world: World, sale: Sale) -> None:
         sale.held.clear()
 
 
-# --- what the kernel says ---------------------------------------------------------------------------------------------
+# --- readings and hints from the kernel -------------------------------------------------------------------------------
 
 
 def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount | None:
-    """Charge what the kernel metered. Returns the account if that changed it, for `account_read`."""
+    """Charge what the kernel metered. Returns the account if it changed: then `account_read` must follow."""
     account = world.client(sale.identity)
     if reading.exhausted:
         look_if_exhausted(world, sale)
@@ -57,7 +57,7 @@ def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount |
 
 
 def account_read(world: World, account: ClientAccount) -> None:
-    """Keep an account supplied after its contracts were charged: ask for money, lend until it comes."""
+    """Keep an account supplied after its contracts were charged: ask for money, and give credit until it comes."""
     grace.metered(world, account)
     if account.running:
         invoicing.top_up_if_low(world, account)
@@ -67,7 +67,7 @@ def account_read(world: World, account: ClientAccount) -> None:
 
 
 def lend(world: World, account: ClientAccount) -> None:
-    """Offer credit to an account that runs low, for a contract that was used lately, or waits for money."""
+    """Offer credit to an account that runs low, for a contract that was used lately or waits for money."""
     for sales in (reversed(account.unstated.values()), account.unpaid.values(), world.sold_to(account.identity)):
         for sale in sales:
             if sale.running and sale.price_msat_per_gib:
@@ -76,7 +76,7 @@ def lend(world: World, account: ClientAccount) -> None:
 
 
 def kernel_spent(world: World, reading: AccountReading) -> None:
-    """Note what an account spent by the kernel's count, and find a lost hint."""
+    """Note what an account spent by the kernel's count, and act on a limit whose hint was lost."""
     account = world.clients.get(reading.account)
     if account is not None:
         account.kernel.spent_units = reading.spent_units
@@ -85,16 +85,16 @@ def kernel_spent(world: World, reading: AccountReading) -> None:
 
 
 def account_exhausted(world: World, account: ClientAccount) -> None:
-    """The kernel refused a packet for want of money; all that it let pass has been charged."""
+    """Ask for money and offer credit after the kernel refused a packet for lack of money; readings are charged."""
     lend(world, account)
     invoicing.top_up_if_low(world, account, waits=True)
     world.limit(account)
-    if account.funds_msat > 0:  # by the books there is money: the sum in the kernel was reckoned with care
+    if account.funds_msat > 0:  # our books have money: the kernel's limit was too cautious
         count_again(world, account)
 
 
 def count_again(world: World, account: ClientAccount, payment_hash: bytes = b"") -> None:
-    """Have the kernel say what the account spent and what of it by which contract, so that the limit is exact again."""
+    """Have the account's sum and its contracts' counters read, so that the limit is exact again."""
     if account.kernel.counting and not payment_hash:
         return
     account.kernel.counting += 1
@@ -103,7 +103,7 @@ def count_again(world: World, account: ClientAccount, payment_hash: bytes = b"")
 
 
 def account_counted(world: World, event: AccountCounted) -> None:
-    """Reckon the limit anew from what was read."""
+    """Compute the limit anew from what was read."""
     account = world.client(event.account)
     account.kernel.counting -= 1
     for reading in event.readings:
@@ -115,12 +115,12 @@ def account_counted(world: World, event: AccountCounted) -> None:
 
 
 def _redeem_opening(world: World, account: ClientAccount, sale: Sale) -> None:
-    """Give a contract's opening back, and another's, once it carried bytes that stand on paid money."""
+    """Take a contract's opening off the count, and one more, once it carried bytes that are paid for."""
     if account.balance_msat >= 0 and sale.used_bytes and world.uncount_opening(sale):
         world.count_idle(sale, -1)
 
 
-# --- the end ----------------------------------------------------------------------------------------------------------
+# --- a contract's end -------------------------------------------------------------------------------------------------
 
 
 def look_if_exhausted(world: World, sale: Sale) -> None:
@@ -138,7 +138,7 @@ def exhausted_due(world: World, sale: Sale) -> None:
 
 
 def paid_for(world: World, account: ClientAccount) -> None:
-    """A payment came: what was owed is paid first, and contracts that waited for money are active."""
+    """Use a payment: it first pays what is owed, then makes contracts active that waited for money."""
     if account.balance_msat >= 0:
         grace.take_back(world, account)
     waited = list(account.unpaid.values())

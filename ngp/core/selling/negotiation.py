@@ -1,6 +1,7 @@
 """Negotiation, as the seller: propose, agree or refuse, and renew.
 
-A packet's way: held -> proposed -> accepted -> let through by the kernel, which then knows contract and account.
+A first packet is held, a contract is proposed and accepted, and then the kernel, which knows both contract and account,
+lets the packet through.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ MOST_QUOTES_PER_NEIGHBOUR = 4096
 MOST_QUOTED_AGAIN = 256
 MOST_DATA_BYTES = 1 << 60  # what fits a message
 _WHY_DECLINED = {
-    RejectReason.PRICE: "too dear for it; SELL_PRICE_MIN or PRICES says how low we go",
-    RejectReason.TERMS: "it disputes our bill, until its operator says `ngp unblock`",
+    RejectReason.PRICE: "too expensive for it; SELL_PRICE_MIN and PRICES set our lowest price",
+    RejectReason.TERMS: "it disputes our bill, until its operator runs `ngp unblock`",
     RejectReason.BLOCKED: "its operator blocked us",
     RejectReason.NOT_BUYING: "it doesn't buy that",
-    RejectReason.NOT_RENEWING: "it has renewal off, and bought that already",
+    RejectReason.NOT_RENEWING: "it has renewal switched off, and bought that already",
     RejectReason.BUSY: "it has too many contracts",
 }
 
@@ -48,7 +49,7 @@ def trades(world: World, neighbour: Neighbour) -> bool:
 
 
 def may_quote(world: World, neighbour: Neighbour) -> bool:
-    """Bound what one neighbour can fill of our tables with quotes and refusals, and all together."""
+    """Say whether we may quote: one neighbour, or all together, must not fill our tables with quotes and refusals."""
     most = world.settings.contracts_max
     account = world.clients.get(neighbour.identity)
     if account is not None and account.running >= max(16, most // 2):
@@ -115,7 +116,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None
     if standing is not None and standing.state is State.QUOTED:
         _propose(world, neighbour, standing, message_id)
         return
-    if standing is not None and standing.refused:  # it said no, or nothing, and asks now: its terms have changed
+    if standing is not None and standing.refused:  # it refused or didn't answer; now it asks, so its terms have changed
         refusal_due(world, standing)
         standing = None
     if standing is not None or not may_quote(world, neighbour):
@@ -133,12 +134,12 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
     if sale.renewal_offer is None and (idly or sale.renews_idly(world.now.monotonic_s)):
         world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
         return
-    if sale.renewal_offer is None:  # an offer that stands is only repeated: its accept may be on the way
+    if sale.renewal_offer is None:  # an open offer is only repeated: its accept may be on the way
         terms = ask_terms(world.settings, sale.destination, neighbour.link[0])
         most = min(sale.data_limit_bytes + world.settings.contract_data_bytes, MOST_DATA_BYTES)
         limit = min(max(ask.data_limit_bytes, sale.data_limit_bytes), most) if ask.data_limit_bytes else most
         price = min(terms.ask_msat_per_gib, max(terms.least_msat_per_gib, sale.price_msat_per_gib))
-        sale.renewal_offer = Offer(limit, world.settings.contract_time_s, price)  # what was agreed stays so if it may
+        sale.renewal_offer = Offer(limit, world.settings.contract_time_s, price)  # at the agreed price, if still valid
     offer = sale.renewal_offer
     if sale.state is not State.RENEWING:
         world.move(sale, State.RENEWING)
@@ -160,7 +161,7 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
 
 
 def _own_contract(world: World, neighbour: Neighbour, contract_id: bytes) -> Sale | None:
-    """Find a contract that this neighbour may speak about: its own, on the link that it was made on."""
+    """Find a contract that this neighbour may change: its own, on the link on which it was made."""
     sale = world.sale(contract_id)
     if sale is None:
         return None
@@ -168,7 +169,7 @@ def _own_contract(world: World, neighbour: Neighbour, contract_id: bytes) -> Sal
 
 
 def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int) -> bool:
-    """Take an accept. Returns whether it was answered by a message (else it only needs an acknowledgement)."""
+    """Handle an accept. Returns whether a message was sent in answer (else it only needs an acknowledgement)."""
     sale = _own_contract(world, neighbour, accept.contract)
     if sale is None:
         world.send(neighbour, Cancel(accept.contract, CloseReason.CANCELLED.value), message_id)
@@ -190,7 +191,7 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
     if sale.state is not State.QUOTED or world.now.monotonic_s > sale.quoted_until_mono_s:
         world.send(neighbour, Reject(accept.contract, RejectReason.LAPSED), message_id)
         return True
-    if not world.may_open(Role.SERVER, neighbour):  # it has quotes without number, and accepts them all at once
+    if not world.may_open(Role.SERVER, neighbour):  # it may have thousands of quotes, and accept them all at once
         world.send(neighbour, Reject(accept.contract, RejectReason.BUSY), message_id)
         world.move(sale, State.REJECTED, RejectReason.BUSY.value)
         _refuse(world, sale, SILENCE_S)
@@ -212,7 +213,7 @@ def _open(world: World, neighbour: Neighbour, sale: Sale) -> None:
 
 
 def _run(world: World, account: ClientAccount, sale: Sale, journalled: str) -> None:
-    """Let a contract that was agreed, or renewed, begin: on money, or on credit until its money comes."""
+    """Start a contract that was agreed or renewed: on money, or on credit until money comes."""
     sale.expires_at_s = world.now.utc_s + sale.lifetime_s
     sale.expires_mono_s = world.now.monotonic_s + sale.lifetime_s
     world.watch_end(sale)
@@ -234,7 +235,7 @@ def _run(world: World, account: ClientAccount, sale: Sale, journalled: str) -> N
 def _renew(world: World, sale: Sale, offer: Offer) -> None:
     account = world.client(sale.identity)
     sale.renewal_offer = None
-    if sale.since_renewal_bytes <= 0:  # a line in the ledger for nothing, like an opening
+    if sale.since_renewal_bytes <= 0:  # it costs a line in the ledger for nothing, like an opening
         world.count_idle(sale)
     sale.note_renewal(world.now.monotonic_s)
     account.priced -= sale.price_msat_per_gib > 0
@@ -247,7 +248,7 @@ def _renew(world: World, sale: Sale, offer: Offer) -> None:
 
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:
-    """Take a client's no, or its counter-offer. Returns whether it was answered by a message."""
+    """Handle a client's refusal or counter-offer. Returns whether a message was sent in answer."""
     sale = _own_contract(world, neighbour, reject.contract)
     if sale is None:
         return False
@@ -265,8 +266,9 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
             f"neighbour {neighbour.identity.hex()[:8]} declined {sale.destination} at "
             f"{show_price(sale.price_msat_per_gib)}: {_WHY_DECLINED.get(reject.reason, reject.reason.value)}"
         )
-        use_shows = reject.reason is RejectReason.NOT_RENEWING  # only by a proposal: the client wants to know of it
-        _refuse(world, sale, min(REFUSAL_S, sale.lifetime_s / 4) if use_shows else REFUSAL_S)
+        # A client with renewal off learns only from proposals that the destination is still in use: soon make another.
+        renewal_off = reject.reason is RejectReason.NOT_RENEWING
+        _refuse(world, sale, min(REFUSAL_S, sale.lifetime_s / 4) if renewal_off else REFUSAL_S)
         return False
     sale.prices = [(0, price)]
     sale.round += 1
@@ -276,7 +278,7 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
 
 
 def cancelled(world: World, neighbour: Neighbour, contract_id: bytes) -> None:
-    """End a contract that its client has ended, and so doesn't meter any more."""
+    """End a contract that its client has ended: the client doesn't meter it any more."""
     sale = _own_contract(world, neighbour, contract_id)
     if sale is None:
         return
@@ -290,7 +292,7 @@ def cancelled(world: World, neighbour: Neighbour, contract_id: bytes) -> None:
 
 
 def _renewal_over(world: World, sale: Sale) -> None:
-    """Go back to what was agreed before the renewal was talked about."""
+    """Give up a renewal: the terms stay those that were agreed before."""
     sale.renewal_offer = None
     world.timers.clear(Due.QUOTE, sale.id)
     unpaid = world.client(sale.identity).unpaid
@@ -298,7 +300,7 @@ def _renewal_over(world: World, sale: Sale) -> None:
 
 
 def quote_due(world: World, sale: Sale) -> None:
-    """Let a quote lapse; its packets are dropped and the destination stays closed for a moment."""
+    """Let a quote or a renewal lapse; a quote's packets are dropped, and its destination stays closed for a moment."""
     if sale.state is State.RENEWING:
         _renewal_over(world, sale)
     elif sale.state is State.QUOTED:
@@ -307,7 +309,7 @@ def quote_due(world: World, sale: Sale) -> None:
 
 
 def _refuse(world: World, sale: Sale, for_s: float) -> None:
-    """Remember a refusal in the kernel, so that a flood of it costs nothing; tell the held packets' sender."""
+    """Remember a refusal in the kernel, so that a flood to its destination costs nothing; decide about held packets."""
     world.timers.clear(Due.QUOTE, sale.id)
     verdict = Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP
     for handle in sale.held:
@@ -330,7 +332,7 @@ def _refuse(world: World, sale: Sale, for_s: float) -> None:
 
 
 def refusal_due(world: World, sale: Sale) -> None:
-    """Forget a refusal: the next packet may ask again."""
+    """Forget a refusal: the next packet starts a new negotiation."""
     world.timers.clear(Due.REFUSAL, sale.id)
     neighbour = world.peers.of(sale)
     if neighbour is not None:
@@ -339,7 +341,7 @@ def refusal_due(world: World, sale: Sale) -> None:
 
 
 def forget_refusals(world: World, identity: bytes | None = None) -> None:
-    """Forget what one client or all of them refused: our terms changed, and they may agree now."""
+    """Forget what one client, or all, refused: our terms changed, and they may agree now."""
     for sale in [one for one in world.contracts.values() if isinstance(one, Sale)]:
         if sale.refused and (identity is None or sale.identity == identity):
             refusal_due(world, sale)

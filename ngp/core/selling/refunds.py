@@ -1,15 +1,16 @@
-"""Refunds: what a client prepaid and doesn't use goes back to it, once.
+"""Refunds: what a client prepaid and doesn't use is paid back to it, once.
 
-The server offers what is free on the account, the client answers with an invoice of its node, and that is paid like any
-other: written down first, within the budgets, tracked to its end. The operator offers by `ngp refund`; a client may ask
-(a refund of nothing), and where REFUND_WHEN_ASKED is yes that is answered by an offer.
+The server offers what is free on the account, that is, paid and not charged. The client answers with an invoice of its
+node. It is paid like any other: stored first, within the budgets, tracked to its end. The operator makes an offer by
+`ngp refund`. A client may ask for one (by a refund of nothing); if REFUND_WHEN_ASKED is yes, it gets an offer.
 
-What a client could gain by asking: routing fees, which the server pays, and may even go to the asker's own nodes. So
-asked refunds cost no more, all together, than what was earned with that neighbour; one is worth a payment
-(`LEAST_ASKED_MSAT`), and comes once an hour. And money that goes in and out again must not use up what its server buys
-with: all of them leave half of the budgets to that. An offer is for what is free, so for what was paid and not charged;
-one refund of a neighbour is under way at a time, and what it takes no contract may spend. An offer is kept in memory
-only: a daemon that dies forgets it, and an invoice without an offer isn't paid.
+What could a client gain by asking? The server pays routing fees, perhaps to nodes of that client. So the fees of asked
+refunds together are no more than the server earned with that neighbour, and each refund is at least
+`LEAST_ASKED_MSAT` and comes at most once an hour. And money that goes in and out again must not use up the budgets:
+asked refunds leave half of them for what the server buys.
+
+One refund of a neighbour is under way at a time, and no contract may spend its sum. An offer is kept in memory only: a
+daemon that dies forgets it, and an invoice without an offer isn't paid.
 """
 
 from __future__ import annotations
@@ -47,30 +48,30 @@ OFFER_STANDS_S = 600.0
 
 
 def refundable_msat(account: ClientAccount) -> int:
-    """Return what of an account is its owner's to take away: paid and not charged."""
+    """Return what the client could get back from its account: paid and not charged."""
     return max(0, account.funds_msat)
 
 
 def offerable_msat(world: World, account: ClientAccount) -> int:
-    """Return what can be offered in one payment, in whole sat; 0 where that is no payment."""
+    """Return what can be offered in one payment, in whole sat; 0 if that is too little for a payment."""
     bounds = sendable(world, account.identity)
     amount = min(floor_to_sat_msat(refundable_msat(account)), bounds.most_msat)
     return amount if amount >= bounds.least_msat and not bounds.why_not else 0
 
 
 def refund_offered(world: World, identity: bytes) -> str:
-    """Offer a client its balance back; it answers with an invoice. Returns what was done, for the operator."""
+    """Offer a client its balance back; it answers with an invoice. Returns a sentence for the operator."""
     neighbour, why_not = world.peers.any_link(identity), why_no_refund(world, identity)
     if neighbour is None or why_not:
         return why_not
     account = world.client(identity)
     amount = offerable_msat(world, account)
     _offer(world, neighbour, account, amount, asked=False)
-    return f"refund of {amount} msat offered to {identity.hex()[:8]}; paid when it sends its invoice"
+    return f"refund of {amount} msat offered to {identity.hex()[:8]}; it is paid when the client sends its invoice"
 
 
 def why_no_refund(world: World, identity: bytes) -> str:
-    """Say, for the operator, why a client can't be offered its balance now. Empty: it can."""
+    """Tell the operator why a client can't be offered its balance now. Empty if it can."""
     account = world.clients.get(identity)
     if account is not None and account.refund.promised_msat:
         amount = show_money(account.refund.promised_msat)
@@ -86,7 +87,7 @@ def _why_nothing(world: World, identity: bytes, account: ClientAccount | None) -
     if free_msat >= bounds.least_msat and bounds.why_not:
         return bounds.why_not
     free = f"{free_msat} msat of {named(identity)}'s balance are free"
-    return f"{free}, and less than {bounds.least_msat} msat can't be sent"
+    return f"{free}, and a payment must be at least {bounds.least_msat} msat"
 
 
 def _offer(world: World, neighbour: Neighbour, account: ClientAccount, amount_msat: int, asked: bool) -> None:
@@ -96,7 +97,7 @@ def _offer(world: World, neighbour: Neighbour, account: ClientAccount, amount_ms
 
 
 def asked(world: World, neighbour: Neighbour, message_id: int) -> bool:
-    """Answer a client that asks for its balance. Returns whether it was answered by a message."""
+    """Answer a client that asks for its balance. Returns whether the answer replies to its message."""
     account = world.clients.get(neighbour.identity)
     if account is not None:
         if world.now.monotonic_s - account.refund_ask_mono_s < ASK_PAUSE_S:
@@ -123,7 +124,7 @@ def _objection(world: World, neighbour: Neighbour, account: ClientAccount | None
     if account.refund.promised_msat:
         return DeclineReason.BUSY
     if _refunded_lately(world, account.identity):
-        _tell_of_ask(world, account, amount, "it had a refund, or one failed, lately, so none is paid by itself; ")
+        _tell_of_ask(world, account, amount, "a refund was paid or failed lately, so ngp pays no other by itself; ")
         return DeclineReason.BUSY
     if world.settings.refund_when_asked:
         return None
@@ -132,15 +133,15 @@ def _objection(world: World, neighbour: Neighbour, account: ClientAccount | None
 
 
 def _tell_of_ask(world: World, account: ClientAccount, amount_msat: int, why: str = "") -> None:
-    """Tell the operator, once an hour, of an ask that waits for nobody else."""
+    """Tell the operator, once an hour at most, of a request that only the operator can grant."""
     if world.now.monotonic_s - account.refund.told_mono_s >= TOLD_AGAIN_S:
         account.refund.told_mono_s = world.now.monotonic_s
         who = account.identity.hex()[:8]
-        world.log(f"{who} asks for {amount_msat} msat of its balance: {why}ngp refund {who}, if it shall have it")
+        world.log(f"{who} asks for {amount_msat} msat of its balance: {why}to pay it, run ngp refund {who}")
 
 
 def _refunded_lately(world: World, identity: bytes) -> bool:
-    """Look at the payments themselves, which outlive the process: a restart is no new hour."""
+    """Say whether a neighbour had a refund lately. The payments tell it, since they survive a restart."""
     for record in world.money.payments.values():
         if record.kind is PaymentKind.REFUND and record.identity == identity:
             again_s = FAILED_AGAIN_S if record.state is PaymentState.FAILED else ASKED_AGAIN_S
@@ -150,7 +151,7 @@ def _refunded_lately(world: World, identity: bytes) -> bool:
 
 
 def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: DecodedInvoice | None) -> bool:
-    """Pay the invoice that answers our offer. Returns whether it was answered by a message."""
+    """Pay the invoice that answers our offer. Returns whether a message was sent in answer."""
     ours = decoded is not None and networks.takes_invoice(world.node.network, decoded.network)
     if decoded is None or decoded.amount_msat != refund.amount_msat or not ours:
         world.count("invoice_malformed")
@@ -166,7 +167,7 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
         return False
     stands = world.now.monotonic_s - account.refund.offered_mono_s < OFFER_STANDS_S
     offered = account.refund.offered_msat if stands and not account.refund.promised_msat else 0
-    if not offered:  # unasked for, the fees alone would drain us; it may come again behind the next offer
+    if not offered:  # if we paid without an offer, fees would drain us; the client may send it again after an offer
         world.count("refund_refused")
         return False
     reason, instead = _unpayable(world, account, refund.amount_msat, offered)
@@ -188,7 +189,7 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
 
 
 def counted(world: World, event: AccountCounted) -> None:
-    """Pay a refund now that the kernel can't spend it any more; what was carried meanwhile comes first."""
+    """Pay a refund now that the kernel can't spend its sum any more, if what was carried meanwhile left enough."""
     account = world.client(event.account)
     if account.refund.pending is not None and account.refund.pending.payment_hash == event.payment_hash:
         _pay_pending(world, account)
@@ -211,9 +212,10 @@ def _pay_pending(world: World, account: ClientAccount) -> None:
 
 
 def _fee_limit_msat(world: World, account: ClientAccount, amount_msat: int) -> int:
-    """Return what the routing of a refund may cost: asked for, what its client brought in and hasn't cost yet.
+    """Return the most that routing a refund may cost. For an asked one, no more than we earned with that client.
 
-    Its fees are what was spent on it beyond what it got, in either role: nothing else has them over years and restarts.
+    The fees of earlier refunds count against it. They are what was spent on the neighbour minus what it received, in
+    both roles: nothing else keeps them over years and restarts.
     """
     limit = world.settings.fee_limit.of_msat(amount_msat)
     if not account.refund.was_asked:
@@ -229,21 +231,21 @@ def _fee_limit_msat(world: World, account: ClientAccount, amount_msat: int) -> i
 def _unpayable(
     world: World, account: ClientAccount, amount_msat: int, offered_msat: int
 ) -> tuple[DeclineReason | None, int]:
-    """Object to an invoice for a refund, and say what would be paid instead."""
+    """Return why an invoice for a refund can't be paid, or None, and what would be paid instead."""
     free_msat = min(offered_msat, offerable_msat(world, account))
     if amount_msat > free_msat:
         return DeclineReason.AMOUNT, free_msat
     cost, now_s = amount_msat + _fee_limit_msat(world, account, amount_msat), world.now.utc_s
-    purses = [("", world.settings.budgets, world.money.spending)]
+    limited = [("", world.settings.budgets, world.money.spending)]
     if account.refund.was_asked and world.settings.buys:
-        purses.append(("half of ", _half(world.settings.budgets), _refunds(world)))
-    broken = [(of, broken_limit(budgets, spent, account.identity, cost, now_s)) for of, budgets, spent in purses]
+        limited.append(("half of ", _half(world.settings.budgets), _refunds(world)))
+    broken = [(of, broken_limit(budgets, spent, account.identity, cost, now_s)) for of, budgets, spent in limited]
     limits = [of + limit for of, limit in broken if limit is not None]
     if not limits:
         return None, 0
     who = account.identity.hex()[:8]
     world.log(f"refund of {amount_msat} msat to {who} not paid: {limits[0]}", logging.WARNING)
-    room = min(room_msat(budgets, spent, account.identity, now_s) for _, budgets, spent in purses)
+    room = min(room_msat(budgets, spent, account.identity, now_s) for _, budgets, spent in limited)
     return DeclineReason.BUDGET, floor_to_sat_msat(world.settings.fee_limit.fits_msat(room))
 
 
@@ -253,7 +255,7 @@ def _half(budgets: Budgets) -> Budgets:
 
 
 def _refunds(world: World) -> Spending:
-    """Count what was paid back: of the last day by its payments, ever by the accounts."""
+    """Sum up all refunds: those of the last day by their payments, the total by the accounts."""
     spent = Spending()
     for one in world.money.payments.values():
         if one.kind is PaymentKind.REFUND and one.state is not PaymentState.FAILED:

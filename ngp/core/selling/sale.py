@@ -13,7 +13,7 @@ from ngp.core.values import UNITS_PER_MSAT
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a client was offered: for a new contract, or to renew a running one."""
+    """The terms that a client was offered, for a new contract or a renewal."""
 
     data_limit_bytes: int
     lifetime_s: int
@@ -25,9 +25,9 @@ class Sale(Contract):
     """A contract that we sell.
 
     Attributes:
-        round: of the negotiation, from 1.
-        quoted_until_mono_s: how long a quote that nobody answered yet is honoured.
-        renewal_offer: a renewal that waits for its accept.
+        round: round of the negotiation, from 1.
+        quoted_until_mono_s: until when an accept of the quote is honoured.
+        renewal_offer: a renewal that waits for the client's accept.
         held: handles of the first packets, which wait for the client's answer.
     """
 
@@ -46,7 +46,7 @@ class Sale(Contract):
 
     @property
     def dearest_msat_per_gib(self) -> int:
-        """The highest price of a byte that may still be carried: the kernel, which knows one price, never asks less."""
+        """The highest price of bytes that may still be carried: the kernel knows one price, and must not ask less."""
         prices = self.prices
         if len(prices) == 1:
             return prices[0][1]
@@ -58,9 +58,9 @@ class Sale(Contract):
 
     @property
     def rounding_units(self) -> int:
-        """By how much the charge is more than the bytes cost exactly, >= 0 and below 1 msat."""
+        """The part of the charge that comes from rounding up, >= 0 and below 1 msat."""
         return self.charged_msat * UNITS_PER_MSAT - cost_units(self.used_bytes, self.prices)
 
     def crossed_price(self, before_bytes: int) -> bool:
-        """Say whether another price of the schedule holds for the next byte than did at a count before."""
+        """Say whether the price of the next byte differs from the price at an earlier count."""
         return any(before_bytes < start <= self.used_bytes for start, _ in self.prices[1:])

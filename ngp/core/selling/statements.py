@@ -1,13 +1,14 @@
-"""Statements: tell each client its bill until it has it, whatever dies or is lost in between.
+"""Statements: send each client its bill until the client has it, whatever crashes or is lost in between.
 
-Lines are cumulative, so one that comes twice changes nothing; what must not happen is that one never comes. What is
-under way lives only as long as we do. So the ledger knows of each closed contract up to what count its client has
-acknowledged the bill (`billed_bytes`), and when we or the client come back, or a statement was lost, the lines beyond
-that are read there (`RecallBills`), page by page, and told again. Running contracts have their last line before them.
+Lines are cumulative: a line that comes twice changes nothing, but no last line may be lost. What is in memory is lost
+in a crash. So the ledger keeps for each closed contract how many bytes of its bill the client has acknowledged
+(`billed_bytes`). When we or the client come back, or when a statement was lost, the other lines are read from the
+ledger (`RecallBills`), page by page, and sent again. Running contracts need none of this: their last line is yet to
+come.
 
-A client may acknowledge a line of a contract that still runs on its side, and writes such lines once a minute; a power
-cut takes what its kernel hadn't brought to the disk. So an acknowledgement is held for HELD_S before it goes to the
-ledger, many in one commit, and one that was given within that time before the client restarted doesn't count.
+A client may acknowledge a line of a contract that still runs on its side. It writes such lines only once a minute, and
+a power cut takes what wasn't flushed to its disk. So we hold an acknowledgement for HELD_S before we write it to the
+ledger, many in one commit. If the client restarts within that time, the acknowledgement doesn't count.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MOST_HELD = 32768
 
 
 def to_state(account: ClientAccount, sale: Sale) -> None:
-    """Have a contract's totals told with the next statement."""
+    """Add a contract's totals to the next statement."""
     if len(account.unstated) >= MOST_UNSTATED and sale.id not in account.unstated:
         left_out = account.unstated.pop(next(iter(account.unstated)))
         if left_out.closed_at_s:
@@ -46,7 +47,7 @@ def to_state(account: ClientAccount, sale: Sale) -> None:
 
 
 def statement_due(world: World, account: ClientAccount) -> None:
-    """Tell a client its cumulative totals and those of the contracts that changed; one that is away when it is back."""
+    """Send a client its totals and those of contracts that changed; if it is away, wait until it is back."""
     neighbour = world.peers.any_link(account.identity)
     if neighbour is None:
         return
@@ -59,7 +60,7 @@ def statement_due(world: World, account: ClientAccount) -> None:
 
 
 def recalled(world: World, event: BillsRecalled) -> None:
-    """Tell a page of closed contracts' bills again, and have the next page read in a while."""
+    """Send a page of closed contracts' bills again, and plan to read the next page in a while."""
     account = world.client(event.identity)
     neighbour = world.peers.any_link(event.identity)
     if neighbour is None:
@@ -75,7 +76,7 @@ def recalled(world: World, event: BillsRecalled) -> None:
 
 
 def came_back(world: World, neighbour: Neighbour, account: ClientAccount, restarted: bool) -> None:
-    """Tell a client that was away all that it may not have: what runs, and what was closed meanwhile."""
+    """Plan to send a client that was away all totals that it may have missed, of running and closed contracts."""
     for sale in islice(neighbour.contracts.values(), MOST_STATED_AGAIN):
         if isinstance(sale, Sale) and sale.running:
             to_state(account, sale)
@@ -92,12 +93,12 @@ def delivered(world: World, identity: bytes, statement: Statement) -> None:
     for line in statement.lines:
         if line.contract not in world.contracts:
             record = BilledRecord(line.contract, Role.SERVER, identity, line.used_bytes)
-            world.acknowledged.pop(line.contract, None)  # held anew, behind the others
+            world.acknowledged.pop(line.contract, None)  # so that it moves to the end
             world.acknowledged[line.contract] = (world.now.monotonic_s, record)
 
 
 def undelivered(world: World, identity: bytes, statement: Statement) -> None:
-    """Tell the lines of a statement that was lost with the next one."""
+    """Plan to send the lines of a lost statement again with the next one."""
     account = world.client(identity)
     for line in statement.lines:
         sale = world.sale(line.contract)
@@ -109,7 +110,7 @@ def undelivered(world: World, identity: bytes, statement: Statement) -> None:
 
 
 def write_acknowledged(world: World, most: int) -> bool:
-    """Write acknowledgements that were held long enough, or are too many. Returns whether more such are left."""
+    """Write acknowledgements that were held long enough, or more than MOST_HELD. Returns whether more are due."""
     held_since = world.now.monotonic_s - HELD_S
     for contract_id, (at_mono_s, record) in list(islice(world.acknowledged.items(), most)):
         if at_mono_s > held_since and len(world.acknowledged) <= MOST_HELD:
@@ -130,7 +131,7 @@ def _held(world: World, line: StatementLine) -> bool:
 
 
 def _send(world: World, neighbour: Neighbour, account: ClientAccount, lines: Sequence[StatementLine]) -> None:
-    """Send the account's totals, at least once, with so many lines a message."""
+    """Send the account's totals with the lines, in as many messages as these need, but at least one."""
     for start in range(0, max(1, len(lines)), LINES_PER_STATEMENT):
         part = tuple(lines[start : start + LINES_PER_STATEMENT])
         world.send(neighbour, Statement(account.paid_msat, account.charged_msat, account.refunded_msat, part))
