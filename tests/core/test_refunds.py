@@ -84,7 +84,7 @@ def test_by_default_the_operator_decides_and_is_told_once_in_a_while() -> None:
     for _ in range(5):
         ask(sim)
         sim.run(ASK_PAUSE_S)
-    assert not refunds(sim.gateway) and logged(sim.gateway, "of its balance: ngp refund") == 1
+    assert not refunds(sim.gateway) and logged(sim.gateway, "of its balance: to pay it, run ngp refund") == 1
     assert logged(sim.client, "its operator decides") == 5
     offer(sim)
     assert refunds(sim.gateway)
@@ -113,7 +113,7 @@ def test_asking_in_a_loop_gets_one_refund_an_hour() -> None:
     sim.run(30)
     ask(sim)
     assert len(refunds(sim.gateway)) == 1
-    assert logged(sim.client, "was paid less than 60 min ago, or failed less than 5 min ago: ask again then") == 2
+    assert logged(sim.client, "was paid less than 60 min ago, or failed less than 5 min ago: ask again later") == 2
     sim.run(ASKED_AGAIN_S)
     ask(sim)
     assert len(refunds(sim.gateway)) == 2
