@@ -143,7 +143,7 @@ def assert_gate_is_told(trade: Trade) -> None:
     for verb, code in (("status", 7), ("contracts", 0), ("accounts", 0)):
         done = trade.gateway.cli(verb)
         assert done.returncode == code
-        assert "its gate still stands" in done.stderr and "`ngp start`" in done.stderr
+        assert "its gate is still in force" in done.stderr and "`ngp start`" in done.stderr
     assert [row["state"] for row in trade.gateway.json("contracts")] == ["active"]
 
 

@@ -80,7 +80,7 @@ def test_a_start_says_what_check_says_and_a_check_what_the_start_would_fail_for(
     daemon = host.daemon({"MESH_INTERFACES": "mehs0"}, start=False)
     place = ("--config", str(daemon.config))
     started = daemon.cli("start", *place)
-    assert started.returncode == 0 and "on no interface yet" in started.stdout
+    assert started.returncode == 0 and "without a mesh interface yet" in started.stdout
     for said in ("interface mehs0: MESH_INTERFACES: no interface", "forwarding IPv4: off"):
         assert f"WARNING {said}" in started.stderr
     reloaded = daemon.cli("reload").stdout
@@ -97,7 +97,7 @@ def test_a_start_says_what_check_says_and_a_check_what_the_start_would_fail_for(
         checked, refused = daemon.cli("check", *place).stdout, daemon.cli("start", *place)
     assert refused.returncode == KERNEL
     assert refused.stderr.splitlines()[-1].removeprefix("ngp: ") in checked
-    assert "on no interface yet" not in daemon.cli("start", *place).stdout
+    assert "without a mesh interface yet" not in daemon.cli("start", *place).stdout
     daemon.stop()
 
 

@@ -56,7 +56,7 @@ def test_what_was_carried_without_a_daemon_is_charged_to_the_byte(lab: Lab) -> N
     for daemon, words in ((trade.gateway, ("--config", str(trade.gateway.config))), (trade.client, ())):
         stopped = daemon.cli("stop", *words)
         assert (stopped.returncode, stopped.stderr) == (0, "")
-        assert "is removed, and what its contracts carried is charged" in stopped.stdout
+        assert "is removed, and the traffic of its contracts is charged" in stopped.stdout
     assert traffic.ping(trade.net.client, trade.net.remote(4), wait_s=0.5).received == 0, "it is closed"
     assert carried(trade.sold(), trade) == sold + EXCHANGED
     assert carried(trade.bought(), trade) == bought + EXCHANGED

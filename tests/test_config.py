@@ -163,7 +163,7 @@ def test_more_ports_of_a_host_than_can_be_told_apart_are_refused() -> None:
     nine = f"PAYMENT_SERVICES: [{', '.join([*eight, '192.0.2.7 9'])}]"
     assert settings(nine, "SELL: no").payment_services, "nothing is let through, so nothing is told apart"
     (problem,) = problems(nine)
-    assert "makes 9 ports of 192.0.2.7/32, with what is free there: name 8 at most" in problem
+    assert "makes 9 ports of 192.0.2.7/32 (PAYMENT_SERVICES and FREE_DESTINATIONS together): name 8 at most" in problem
     wider = "FREE_DESTINATIONS: [192.0.2.0/24 udp 53]"
     (problem,) = problems(f"PAYMENT_SERVICES: [{', '.join(eight)}]", wider)
     assert problem.startswith(f"{FILE}:2: PAYMENT_SERVICES")
@@ -257,10 +257,10 @@ BAD_LINES = [
     ("CONTRACT_TIME: 2026-01-01", "CONTRACT_TIME", "is not a duration"),
     ("CONTRACT_TIME: 0", "CONTRACT_TIME: '0'", "more than 0"),
     ("CONTRACT_DATA: 0", "CONTRACT_DATA: '0'", "more than 0"),
-    ("CONTRACT_DATA: 10000000 TB", "CONTRACT_DATA", "is too much"),
+    ("CONTRACT_DATA: 10000000 TB", "CONTRACT_DATA", "is too high"),
     ("PAYMENT_AMOUNT: 0", "PAYMENT_AMOUNT: '0'", "more than 0"),
     ("PAYMENT_AMOUNT: 20001 sat", "PAYMENT_AMOUNT: '20001 sat'", "above BUDGET_PAYMENT (20000 sat)"),
-    ("CONTRACT_DATA: 83 B", "CONTRACT_DATA: '83 B'", "holds no packet, as a ping has 84 bytes"),
+    ("CONTRACT_DATA: 83 B", "CONTRACT_DATA: '83 B'", "is less than a packet (a ping has 84 bytes)"),
     ("GRACE_TIME: 0", "GRACE_TIME: '0'", "on credit (GRACE_DATA: 256 kB) before a packet passes"),
     ("FEE_LIMIT: 20000 sat", "BUDGET_PAYMENT: 20000 sat (the default)", "whose fee may be 20000 sat, so none"),
     ("FEE_LIMIT: 101 %", "FEE_LIMIT: '101 %'", "the most is 100 %"),
@@ -305,9 +305,9 @@ BAD_LINES = [
     ("LAN_INTERFACE: all", "LAN_INTERFACE: 'all'", "the upstream isn't ours"),
     ("LAN_INTERFACE: [auto, auto]", "LAN_INTERFACE: 'auto'", "twice"),
     ("IGNORE_INTERFACE: all", "IGNORE_INTERFACE: 'all'", "nothing would be left"),
-    ("IGNORE_INTERFACE: no", "IGNORE_INTERFACE: 'no'", "only in quotes"),
-    ("IGNORE_INTERFACE: [eth0, 0123]", "IGNORE_INTERFACE: '0123'", "only in quotes"),
-    ("IGNORE_INTERFACE: 10:30", "IGNORE_INTERFACE: '10:30'", "only in quotes"),
+    ("IGNORE_INTERFACE: no", "IGNORE_INTERFACE: 'no'", "to make it a name, write"),
+    ("IGNORE_INTERFACE: [eth0, 0123]", "IGNORE_INTERFACE: '0123'", "to make it a name, write"),
+    ("IGNORE_INTERFACE: 10:30", "IGNORE_INTERFACE: '10:30'", "to make it a name, write"),
     ("IGNORE_INTERFACE: '10:30'", "IGNORE_INTERFACE: '10:30'", "not the name of an interface"),
     ("IGNORE_INTERFACE: eth0, eth2", "IGNORE_INTERFACE: 'eth0, eth2'", "[eth0, eth1]"),
     ("IGNORE_INTERFACE: eth0@if3", "IGNORE_INTERFACE: 'eth0@if3'", "write eth0"),
@@ -322,7 +322,7 @@ BAD_LINES = [
     ("ACCOUNT_ID: no", "ACCOUNT_ID: 'no'", "is not an account"),
     ("ACCOUNT_ID: two words", "ACCOUNT_ID: 'two words'", "without spaces"),
     ("STATE_DIR: ~/ngp", "STATE_DIR: '~/ngp'", "only a shell knows"),
-    ("STATE_DIR: /", "STATE_DIR: '/'", "a directory of its own"),
+    ("STATE_DIR: /", "STATE_DIR: '/'", "can't be ngp's own directory"),
     ('STATE_DIR: "a\\0b"', "STATE_DIR: 'a\\x00b'", "not a directory's name"),
     ("PRICES: 5", "PRICES: '5'", "not a list"),
     ("PRICES: [5]", "PRICES: '5'", "not an entry"),
@@ -335,7 +335,7 @@ BAD_LINES = [
     ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, interface: 'eth*'}]", "PRICES: 'eth*'", "name of one interface"),
     ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, sell_min: 6}]", "PRICES", "sell_min 6 msat/kB above sell 5 msat/kB"),
     ("PRICES: [{prefix: 10.0.0.0/8, buy: 6}]", "PRICES", "buy 6 msat/kB above buy_max 5 msat/kB"),
-    ("PRICES: [{prefix: 10.0.0.0/8, buy: 1}, {prefix: 10.0.0.0/8, buy: 2}]", "PRICES", "second time"),
+    ("PRICES: [{prefix: 10.0.0.0/8, buy: 1}, {prefix: 10.0.0.0/8, buy: 2}]", "PRICES", "second price"),
     ("FREE_DESTINATIONS: 192.0.2.1 80", "FREE_DESTINATIONS: '192.0.2.1 80'", "port without its protocol"),
     ("FREE_DESTINATIONS: [{prefix: 192.0.2.1, port: 80}]", "FREE_DESTINATIONS", "port without its protocol"),
     ("FREE_DESTINATIONS: 192.0.2.1 icmp 80", "FREE_DESTINATIONS", "port without its protocol"),
@@ -346,11 +346,11 @@ BAD_LINES = [
     ("PAYMENT_SERVICES: 192.0.2.7", "PAYMENT_SERVICES: '192.0.2.7'", "write 192.0.2.7 9735"),
     ("PAYMENT_SERVICES: [{address: 192.0.2.7}]", "PAYMENT_SERVICES", "is not a port of a host"),
     ("PAYMENT_SERVICES: 192.0.2.0/24 9735", "PAYMENT_SERVICES: '192.0.2.0/24'", "is not one host"),
-    ("PAYMENT_SERVICES: 127.0.0.1 9735", "PAYMENT_SERVICES: '127.0.0.1'", "is no address that anything"),
+    ("PAYMENT_SERVICES: 127.0.0.1 9735", "PAYMENT_SERVICES: '127.0.0.1'", "is an address that routers"),
     ("PAYMENT_SERVICES: 192.0.2.7 icmp 1", "PAYMENT_SERVICES: 'icmp'", "write tcp or udp"),
     ("PAYMENT_SERVICES: 192.0.2.7 8080-8090", "PAYMENT_SERVICES: '8080-8090'", "protocol: write tcp or udp, and one"),
     ("PAYMENT_SERVICES: lnd.example 9735", "PAYMENT_SERVICES: 'lnd.example'", "names aren't looked up"),
-    ("PAYMENT_SERVICES: fe80::7 9735", "PAYMENT_SERVICES: 'fe80::7'", "is no address that anything is forwarded to"),
+    ("PAYMENT_SERVICES: fe80::7 9735", "PAYMENT_SERVICES: 'fe80::7'", "is an address that routers forward nothing to"),
     ("PAYMENT_SERVICES_RATE: 100 bytes", "PAYMENT_SERVICES_RATE: '100 bytes'", "write 1 kB/s to 1 GB/s"),
     ("PAYMENT_SERVICES_RATE: 5 kB/min", "PAYMENT_SERVICES_RATE: '5 kB/min'", "unknown unit"),
 ]  # fmt: skip
@@ -393,7 +393,7 @@ def test_a_lightning_account_is_a_public_key() -> None:
 
 def test_mesh_interfaces_is_required() -> None:
     for text in ("", "# nothing\n", "SELL: yes\n", "---\n"):
-        with pytest.raises(ConfigError, match=r"^/etc/ngp/net.conf: MESH_INTERFACES: missing: write "):
+        with pytest.raises(ConfigError, match=r"^/etc/ngp/net.conf: MESH_INTERFACES: is missing: write "):
             parse(text, FILE)
 
 

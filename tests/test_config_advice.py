@@ -22,12 +22,12 @@ def settings(*lines: str) -> Settings:
 @pytest.mark.parametrize(
     ("lines", "key", "says"),
     [
-        (DEMONSTRATION, "CONTRACT_DATA", "1 kB is less than two full packets (2 x 1,500 bytes): such"),
-        (["CONTRACT_DATA: 2999 B"], "CONTRACT_DATA", "such wait for renewals, or never pass"),
+        (DEMONSTRATION, "CONTRACT_DATA", "1 kB is less than two full packets (2 x 1,500 bytes): these"),
+        (["CONTRACT_DATA: 2999 B"], "CONTRACT_DATA", "these wait for renewals or never pass"),
         (["DATA_RENEWAL: 1499"], "DATA_RENEWAL", "too little for the next packet, isn't renewed"),
-        (["GRACE_DATA: 1 kB"], "GRACE_DATA", "1 kB is less than a full packet (1,500 bytes): none passes on credit"),
-        (["DEFAULT_PRICE: 1 sat", "PAYMENT_AMOUNT: 1 sat"], "PAYMENT_AMOUNT", "may cost (1465 msat): traffic waits"),
-        (["PRICES: [{prefix: 0.0.0.0/0, buy_max: 1 sat}]", "PAYMENT_AMOUNT: 1 sat"], "PAYMENT_AMOUNT", "(1465 msat)"),
+        (["GRACE_DATA: 1 kB"], "GRACE_DATA", "(1,500 bytes): no full packet passes on credit"),
+        (["DEFAULT_PRICE: 1 sat", "PAYMENT_AMOUNT: 1 sat"], "PAYMENT_AMOUNT", "1465 msat: traffic waits"),
+        (["PRICES: [{prefix: 0.0.0.0/0, buy_max: 1 sat}]", "PAYMENT_AMOUNT: 1 sat"], "PAYMENT_AMOUNT", "1465 msat"),
     ],
 )  # fmt: skip
 def test_what_lets_little_pass_is_a_warning_with_what_is_right(lines: list[str], key: str, says: str) -> None:

@@ -123,7 +123,7 @@ def test_so_are_those_of_a_link_or_network_module(tmp_path: Path, monkeypatch: p
         ("CLAM_DEPHT: 3", "did you mean CLAM_DEPTH?"),
         ("CLAM_PEARLS: white", "CLAM_PEARLS: (value not shown) is for a key that net.conf doesn't have: did you mean"),
         ("CLAM_DEPTH: 7", "net.conf:3: CLAM_DEPTH: (value not shown) makes its module fail (ZeroDivisionError)"),
-        ("CLAM_DEPTH: 8", "net.conf:2: PAYMENT_INTERFACE: 'clam' names a module that fails (KeyError): install it"),
+        ("CLAM_DEPTH: 8", "net.conf:2: PAYMENT_INTERFACE: 'clam' names a module that fails (KeyError): reinstall it"),
         ("CLAM_DEPTH: 10", "net.conf:3: CLAM_DEPTH: '10' needs CLAM_HOST above 9: write it, or less"),
         ("CLAM_DEPTH: 3\nCLAM_DEPTH: 4", "net.conf:4: CLAM_DEPTH: (value not shown) is given twice, first in line 3"),
         ("ACCOUNT_ID: mine", "net.conf:3: ACCOUNT_ID: 'mine' isn't used by clam: remove it"),
@@ -152,7 +152,7 @@ def test_where_another_module_is_in_use_they_are_idle_and_nothing_is_checked(cla
     settings = read("CLAM_DEPTH: 10", "ACCOUNT_ID: mine")
     (line,) = payment_keys.without_effect(settings)
     assert line.found == "CLAM_DEPTH: without effect, as PAYMENT_INTERFACE is sandbox"
-    assert line.remedy.startswith("PAYMENT_INTERFACE: clam, if")
+    assert line.remedy.startswith("PAYMENT_INTERFACE: clam, to use")
     assert not payment_keys.without_effect(read())
 
 
@@ -180,10 +180,10 @@ def test_a_file_with_its_secret_is_for_its_owner_alone(clam: Any, tmp_path: Path
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        (SOURCE.replace('"CLAM_HOST"', '"CLUMSY_HOST"'), "brings the key CLUMSY_HOST, which isn't its own: CLAM_..."),
-        (SOURCE.replace('"CLAM_HOST"', '"SELL"'), "brings the key SELL, which isn't its own"),
+        (SOURCE.replace('"CLAM_HOST"', '"CLUMSY_HOST"'), "defines the key CLUMSY_HOST: its keys must begin with CLAM_"),
+        (SOURCE.replace('"CLAM_HOST"', '"SELL"'), "defines the key SELL"),
         (SOURCE.replace('default="3"', 'default="deep"'), "refuses its own default of CLAM_DEPTH: update it"),
-        (SOURCE.replace("ModuleSettings(\n", "tuple, (\n"), "of another kind than this ngp's: update it"),
+        (SOURCE.replace("ModuleSettings(\n", "tuple, (\n"), "don't fit this version of ngp: update it"),
         ("import pearls_of_no_package", "can't be loaded (No module named 'pearls_of_no_package')"),
     ],
 )

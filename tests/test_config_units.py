@@ -135,7 +135,7 @@ def test_absurd_amounts_are_refused() -> None:
         (data_bytes, "1025 TB"),
         (time_s, "121 months"),
     ):
-        with pytest.raises(ConfigError, match="is too much"):
+        with pytest.raises(ConfigError, match="is too high"):
             read(text)
 
 

@@ -1,7 +1,7 @@
-"""The command line: parse words, ask the daemon, print, exit code. One file a verb; `verbs.py` is the table of them.
+"""The command line: parse words, ask the daemon, print, exit code. One file per verb; `verbs.py` is their table.
 
-Whatever goes wrong ends in one line that begins with `ngp:` and in an exit code that docs/operators-guide.md lists;
-never in a traceback. A pipe that closes early (`ngp ledger | head`) and Ctrl-C are ordinary ends.
+Every error gives one line that begins with `ngp:` and an exit code from docs/operators-guide.md, never a traceback. A
+pipe that closes early (`ngp ledger | head`) and Ctrl-C are ordinary ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INTERRUPTED = 128 + signal.SIGINT
 _HELP = """Network Gatekeeper: routers of a mesh pay each other for forwarding, per kilobyte.
 
 \b
-First on the router that sells, then on the one that buys:
+First on the router that sells, then on the router that buys:
   sudo ngp check       what is missing, and how to mend it
   sudo ngp start -v    gate, meter and settle
   ngp top              watch
@@ -40,7 +40,7 @@ def ngp() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Be the command `ngp`: run the verb and exit."""
+    """Run the command `ngp` and exit."""
     sys.exit(run(arguments))
 
 

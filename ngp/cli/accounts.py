@@ -1,6 +1,6 @@
-"""`ngp accounts`: one line for each neighbour and role, never netted.
+"""`ngp accounts`: one line for each neighbour and role; the two roles are never netted.
 
-Grace is what a seller gives, so it says nothing of a buyer; a buyer wants the server's bill beside its own meter.
+Where we sell, a line shows the grace that we give. Where we buy, it shows the server's bill beside our own meter.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def _real(row: Row) -> str:
 
 
 def _of(role: str, key: str, form: Callable[[object], str]) -> Callable[[Row], str]:
-    """Show a key in the rows of one role; a dash in the other's."""
+    """Return a column that shows a key for one role, and a dash for the other."""
     return lambda row: form(row.get(key) if row.get("role") == role else None)
 
 
 def _on_its_way(row: Row) -> str:
-    """Show payments whose end isn't known, if there are any, and since when."""
+    """Show payments whose outcome isn't known, and since when."""
     amount = row.get("on_its_way_msat")
     return f"{money(amount)} since {clean(row.get('on_its_way_since'))}" if amount else "-"
 

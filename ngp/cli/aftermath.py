@@ -1,7 +1,7 @@
-"""Aftermath: what is in force where no daemon runs, and what the operator can do about it.
+"""Aftermath: what is in force while no daemon runs, and what the operator can do about it.
 
-A gate that outlives its daemon is meant to; but an operator who sees "isn't running" and no new destination that
-works must not have to guess it.
+A gate outlives its daemon by design. An operator who sees "isn't running", while no new destination works, must be told
+why.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ngp.errors import ConfigError, KernelError
 if TYPE_CHECKING:
     from ngp.core.settings import Settings
 
-_NEXT = "`ngp start` takes over, `ngp stop` takes it away; both charge what was missed"
+_NEXT = "`ngp start` takes over, `ngp stop` removes it; both charge the traffic since then"
 
 
 def told(place: Place) -> str:
-    """Say in one line what stands without a daemon; "" where nothing does."""
+    """Say in one line what is in force without a daemon; "" if nothing is."""
     found = look(place)
     return found.found if found else ""
 
 
 def look(place: Place) -> Check | None:
-    """Say what stands without a daemon, for `ngp check`: not ok where traffic is in its hands. None: nothing does."""
+    """Return what is in force without a daemon as a line of `ngp check`, not ok if it affects traffic; or None."""
     from ngp.daemon import offline  # late: it imports every module
 
     killed = was_killed(place.state_dir)
@@ -53,24 +53,24 @@ def _settings(place: Place) -> Settings | None:
 
 
 def describe(standing: Standing, state_dir: Path, last_sign: str) -> str:
-    """Say what stands without a daemon; "" where nothing does. Pure.
+    """Say what is in force without a daemon; "" if nothing is. Pure.
 
-    Args: last_sign: when a daemon that was killed here was certainly alive; "" if none was killed.
+    Args: last_sign: last time at which a daemon that was killed here was certainly alive; "" if none was killed.
     """
     killed = bool(last_sign)
     how = f"the daemon of {state_dir} was killed (last sign of life {last_sign})"
     if standing.meter and not killed:
-        return "what stands in this network namespace is of a daemon with another state directory: name it, --state-dir"
+        return "the gate or meter in this network namespace belongs to another state directory: name it, --state-dir"
     if standing.meter and standing.gate:
         rest = "new destinations and renewals are refused"
-        return f"{how}, and its gate still stands: contracts go on to their limits, counted; {rest}. {_NEXT}"
+        return f"{how}, and its gate is still in force: contracts go on to their limits, counted; {rest}. {_NEXT}"
     if standing.meter and standing.sells:
         rest = "uploads of neighbours pass uncharged, downloads are still counted and cut"
-        return f"{how}, its meter still stands, but its gate is gone from the firewall: {rest}. {_NEXT}"
+        return f"{how}; its meter still counts, but its gate is gone from the firewall: {rest}. {_NEXT}"
     if standing.meter:
-        return f"{how}, and its meter still counts what is bought; it refuses nothing. {_NEXT}"
+        return f"{how}, and its meter still counts bought traffic; no traffic is refused. {_NEXT}"
     if standing.closed:
-        return "what is forwarded from or to mesh interfaces is dropped (WHEN_STOPPED: closed) until `ngp start`"
+        return "traffic from and to mesh interfaces is dropped (WHEN_STOPPED: closed) until `ngp start`"
     if killed:
-        return f"{how}, and nothing of it is in this network namespace: booted since, or name another: ip netns"
+        return f"{how}; this network namespace has nothing of it: after a reboot, or it was another one (ip netns exec)"
     return ""

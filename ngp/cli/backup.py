@@ -1,4 +1,4 @@
-"""`ngp backup`: copy the ledger. The daemon does it while one runs, so that nobody else opens its file."""
+"""`ngp backup`: copy the ledger. A running daemon does it itself, so that no other process opens its file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ngp block`: have nothing more to do with a neighbour."""
+"""`ngp block`: stop all trade with a neighbour."""
 
 from __future__ import annotations
 

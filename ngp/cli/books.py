@@ -1,6 +1,6 @@
-"""Books: the ledger read without a daemon, as the same rows that the daemon gives.
+"""Books: reads the ledger without a daemon, into the same rows that a daemon gives.
 
-Only where none runs: what a daemon holds in memory is newer than its file.
+Not while a daemon runs: its memory is newer than its file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ngp.remembered_node import RememberedNode
 def opened(place: Place, absent: RunningError) -> Iterator[Ledger]:
     """Open the ledger of a daemon that doesn't run.
 
-    What a daemon that was killed left in force is told on stderr.
+    Prints on stderr what a killed daemon left in force.
 
     Args:
-        absent: raised where there is no ledger either.
+        absent: raised if there is no ledger either.
 
     Raises:
         RunningError: as given. LedgerError: it can't be read.
@@ -43,9 +43,9 @@ def opened(place: Place, absent: RunningError) -> Iterator[Ledger]:
 
 
 def money_is_real(place: Place) -> bool:
-    """Say whether amounts are real money: the node that net.conf means was on mainnet when it was last used.
+    """Say whether amounts are real money: whether net.conf's payment node was on mainnet when it was last used.
 
-    What isn't known to be isn't: a test chain's amounts must not be taken for money.
+    False if unknown: nobody must take a test chain's amounts for money.
     """
     try:
         module = place.settings().payment_module

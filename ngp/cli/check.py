@@ -1,7 +1,7 @@
-"""`ngp check`: what is missing, each with the command that mends it.
+"""`ngp check`: lists what is missing, each with the command that mends it.
 
-The file is always read here, since it may have been edited after the daemon read it, or be another one; the rest is
-asked of the daemon if one runs, which then looks at the host as this file would have it.
+The command always reads net.conf itself: the file may have been edited since the daemon read it, or be another one. If
+a daemon runs, it does the other checks, with the settings of this file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ngp.daemon.api.plain import plain
 from ngp.daemon.api.rows import check_row
 from ngp.errors import ConfigError, ExitCode, RunningError
 
-_MOST_ASKED_BYTES = 60_000  # the daemon takes 64 kB as a question
+_MOST_ASKED_BYTES = 60_000  # a question to the daemon has at most 64 kB
 _KINDS = {
     "configuration": ExitCode.CONFIGURATION,
     "kernel": ExitCode.KERNEL,
@@ -31,7 +31,7 @@ _KINDS = {
 
 @verb_command("check")
 def command(place: Place, as_json: bool) -> int:
-    """Look for what is missing."""
+    """Check and print the result."""
     configuration, settings, text = _check_configuration(place)
     rows = [configuration, *_advice(settings), *_rest(place, settings, text)]
     if as_json:
@@ -49,12 +49,12 @@ def _check_configuration(place: Place) -> tuple[Row, Settings | None, str]:
         text = read_text(place.config_path, trusted_only=True)
         settings = parse(text, place.config_path)
     except ConfigError as error:
-        how = "correct the file" if _has_file(place) else "as it says"
+        how = "correct the file" if _has_file(place) else "do what it says"
         bad = Check("configuration", False, str(error), f"{how}, then again: ngp check")
         return _row(bad, "configuration"), None, ""
     try:
         refuse_shown_secret(settings, place.config_path)
-    except ConfigError as error:  # what it says is looked at all the same
+    except ConfigError as error:  # the checks go on without it
         return _row(Check("configuration", False, str(error)), "configuration"), settings, text
     return _row(Check("configuration", True, str(place.config_path)), "configuration"), settings, text
 
@@ -68,7 +68,7 @@ def _advice(settings: Settings | None) -> list[Row]:
 def _has_file(place: Place) -> bool:
     try:
         return os.path.lexists(place.config_path)
-    except ConfigError:  # none is given, and none is at the default places
+    except ConfigError:  # no file is given, and the default places have none
         return False
 
 
@@ -76,16 +76,16 @@ def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:
     asked: dict[str, object] = {} if settings is None else {"text": text, "path": str(place.config_path)}
     unread = ""
     if settings is None:
-        unread = "what follows is about the settings that the daemon runs with, not about this file"
+        unread = "the following lines are about the settings that the daemon runs with, not about this file"
     elif len(json.dumps(asked)) > _MOST_ASKED_BYTES:
-        unread = "the file is too long to be asked about: what follows is about the settings that the daemon runs with"
+        unread = "the file is too long for the daemon: the following lines are about the settings that it runs with"
     try:
         found = [row for row in Daemon(place.state_dir).rows("check", **({} if unread else asked))]
         noted = [_row(Check("daemon", True, unread), "configuration")] if unread else []
         return noted + [row for row in found if row.get("name") != "configuration"] + _directory(place)
     except Absent:
         standing = _standing(place)
-    except (RunningError, ConfigError):  # just starting or stopping; or nobody knows which one is meant
+    except (RunningError, ConfigError):  # it is just starting or stopping, or its state directory is unknown
         standing = []
     if settings is None:
         return standing
@@ -98,14 +98,14 @@ def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:
 
 
 def _directory(place: Place) -> list[Row]:
-    """Tell what the next start would refuse of the state directory, under a daemon that has it open."""
+    """Return what the next start would refuse about the state directory that a running daemon has open."""
     from ngp.daemon.belongings import look_at_directory
 
     return [_row(look_at_directory(place.state_dir), "kernel")]
 
 
 def _standing(place: Place) -> list[Row]:
-    """Tell what a daemon that doesn't run left in force: where traffic is dropped, not all is well."""
+    """Return what is in force without a daemon: if it drops traffic, not all is well."""
     found = aftermath.look(place)
     return [_row(found, "kernel")] if found else []
 
@@ -116,7 +116,7 @@ def _row(check: Check, kind: str) -> Row:
 
 
 def _kind(row: Row) -> str:
-    """Say what kind of trouble a row is about; the daemon's rows may go by their names."""
+    """Return the kind of a row, which decides the exit code; the daemon's rows may have it by their names."""
     for said in (row.get("kind"), row.get("name")):
         if said in _KINDS:
             return str(said)
@@ -139,5 +139,5 @@ def _print(rows: list[Row]) -> None:
             print(f"{'':7}  {'':{width}}  mend: {clean(row['remedy'])}")
     missing = sum(row.get("ok") is not True for row in rows)
     warnings = sum(map(_is_warning, rows))
-    told = f"{missing} of {len(rows)} to mend" if missing else f"all {len(rows)} are well"
+    told = f"{missing} of {len(rows)} must be mended" if missing else f"all {len(rows)} are well"
     print(f"\n{told}{f', {warnings} with a warning' if warnings else ''}")

@@ -1,7 +1,7 @@
-"""Control socket, the command's side: ask the daemon one thing, and say plainly why it didn't answer.
+"""Control socket, the command's side: asks the daemon one question, and explains why no answer came.
 
-`ngp.daemon.control` defines the protocol. What comes back is checked as if a stranger had sent it: a daemon of another
-version, or another program behind the socket, gives an error, never a traceback or a half list that looks whole.
+`ngp.daemon.control` defines the protocol. The answer isn't trusted: a daemon of another version, or another program at
+the socket, leads to an error, never to a traceback or to an incomplete list that looks complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TICK_S = 1.0
 
 
 class Refused(NgpError):
-    """The daemon answered with an error; carries its exit code."""
+    """The daemon answered with an error; has the daemon's exit code."""
 
     def __init__(self, text: str, exit_code: object) -> None:
         super().__init__(text)
@@ -37,7 +37,7 @@ class Refused(NgpError):
 
 
 class Absent(RunningError):
-    """No daemon runs there."""
+    """No daemon runs on this state directory."""
 
 
 class BrokenOff(NgpError):
@@ -49,8 +49,8 @@ class Daemon:
 
     Args:
         state_dir: where its socket is.
-        answer_s: how long it may be silent.
-        progress: called about once a second while it is, with the seconds so far.
+        answer_s: how long the daemon may be silent.
+        progress: called about once a second while it is silent, with the seconds so far.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Daemon:
         """Ask for one value.
 
         Raises:
-            RunningError: nobody listens. KernelError: no rights to ask. Refused: the daemon's own error. NgpError: the
-                answer makes no sense, or didn't come.
+            RunningError: no daemon listens. KernelError: no rights to ask. Refused: the daemon's own error. NgpError:
+                the answer is malformed, or didn't come.
         """
         lines = self._lines(verb, arguments)
         head = self._head(lines)
@@ -77,7 +77,7 @@ class Daemon:
         return head["result"]
 
     def rows(self, verb: str, **arguments: object) -> Iterator[Row]:
-        """Ask for a list; the question is asked at once, the rows come as they are taken. Raises as `ask`."""
+        """Ask for a list. The question is sent at once; the rows are read as the iterator is used. Raises as `ask`."""
         lines = self._lines(verb, arguments)
         if self._head(lines).get("rows") is not True:
             raise self._senseless()
@@ -90,11 +90,11 @@ class Daemon:
         return head
 
     def _lines(self, verb: str, arguments: dict[str, object]) -> Iterator[Any]:
-        """Yield the lines of the answer, errors raised; ends only by the caller's leaving it."""
+        """Yield the lines of the answer, or raise its error; the caller stops reading after the last line."""
         question = json.dumps({"verb": verb, "arguments": arguments}).encode() + b"\n"
         with self._connect() as connection:
             connection.settimeout(self._answer_s)
-            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered already: it is full
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may have refused already
                 connection.sendall(question)
             for line in self._read(connection):
                 try:
@@ -120,7 +120,7 @@ class Daemon:
                 raise self._senseless()
 
     def _receive(self, connection: socket.socket) -> bytes:
-        """Wait for a piece of the answer; empty at its end. Raises NgpError after a long silence."""
+        """Wait for a piece of the answer; empty at the end. Raises NgpError after a long silence."""
         began = time.monotonic()
         connection.settimeout(min(_TICK_S, self._answer_s))
         while True:
@@ -157,7 +157,7 @@ class Daemon:
         return connection
 
     def _forbidden(self) -> KernelError:
-        """Say no more than can be seen: who may not look into the folder can't know whether a daemon runs there."""
+        """Return the error for missing rights. Without the right to read the folder it can't say if a daemon runs."""
         seen = os.path.lexists(self._path)
         what = "ask the daemon on" if seen else "see whether a daemon runs on"
         return KernelError(f"no rights to {what} {self._state_dir}: use sudo, or the group ngp")
@@ -169,7 +169,7 @@ class Daemon:
         return Absent(f"ngp isn't running on {self._state_dir}: `ngp start` starts it, --state-dir names another")
 
     def _senseless(self) -> NgpError:
-        return NgpError(f"what answers at {self._path} makes no sense: another version of ngp? ngp stop; ngp start")
+        return NgpError(f"the answer from {self._path} makes no sense: another version of ngp? ngp stop; ngp start")
 
 
 def _rows(lines: Iterator[Any]) -> Iterator[Row]:
@@ -181,6 +181,6 @@ def _rows(lines: Iterator[Any]) -> Iterator[Row]:
             return
         for row in said:
             if not isinstance(row, dict):
-                raise NgpError("the daemon sent a row that isn't one: another version of ngp? ngp stop; ngp start")
+                raise NgpError("the daemon sent a malformed row: another version of ngp? ngp stop; ngp start")
             count += 1
             yield row

@@ -1,7 +1,7 @@
-"""`ngp close`: what is forwarded from or to mesh interfaces is dropped until the daemon starts; for a booting machine.
+"""`ngp close`: drops traffic from and to mesh interfaces until the daemon starts; for a machine that boots.
 
-WHEN_STOPPED: closed is a rule that `ngp stop` leaves, and a reboot loses. This verb puts it back before the network is
-up, when interfaces don't exist yet and there may be no state directory.
+With WHEN_STOPPED: closed `ngp stop` leaves a firewall rule, which a reboot loses. This verb puts the rule back before
+the network is up, when interfaces don't exist yet and there may be no state directory.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from ngp.cli.verbs import verb_command
 
 @verb_command("close")
 def command(place: Place) -> int:
-    """Close the mesh interfaces, if net.conf wants it."""
+    """Close the mesh interfaces, if net.conf says so."""
     settings = place.settings(trusted_only=True)
     if not settings.closed_when_stopped:
-        say("WHEN_STOPPED is open: nothing is closed")
+        say("WHEN_STOPPED is open: nothing was closed")
         return 0
     from ngp.daemon import offline  # late: it imports every module
 

@@ -1,4 +1,4 @@
-"""`ngp contracts`: what runs, what ran, and sums for each destination."""
+"""`ngp contracts`: lists running contracts, closed ones, and sums for each destination."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _SUM_COLUMNS = (
 
 @verb_command(
     "contracts",
-    click.Option(["--all", "include_closed"], is_flag=True, help="closed ones too"),
+    click.Option(["--all", "include_closed"], is_flag=True, help="also closed contracts"),
     click.Option(["--by-destination", "sums"], is_flag=True, help="sums for each destination"),
 )
 def command(place: Place, include_closed: bool, sums: bool, as_json: bool) -> int:
@@ -77,7 +77,7 @@ def command(place: Place, include_closed: bool, sums: bool, as_json: bool) -> in
 
 
 def _find(place: Place, include_closed: bool, sums: bool) -> Iterable[Row]:
-    """Ask the daemon, or read the ledger where none runs: for all, or where one was killed, whose contracts go on."""
+    """Ask the daemon. If none runs, read the ledger for --all, or if a daemon was killed: its contracts go on."""
     try:
         return Daemon(place.state_dir).rows("contracts", all=include_closed, by_destination=sums)
     except RunningError as absent:

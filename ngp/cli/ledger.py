@@ -36,7 +36,7 @@ _COLUMNS = (
 @verb_command(
     "ledger",
     click.Option(["--csv", "as_csv"], is_flag=True, help="print CSV, for spreadsheets"),
-    click.Option(["--since"], metavar="TIME", help="only what is younger than an age, or than a date and time in UTC"),
+    click.Option(["--since"], metavar="TIME", help="only entries younger than an age, or than a date and time in UTC"),
 )
 def command(place: Place, as_csv: bool, since: str | None, as_json: bool) -> int:
     """List the journal."""
@@ -56,7 +56,7 @@ def command(place: Place, as_csv: bool, since: str | None, as_json: bool) -> int
 
 
 def parse_since(text: str, now_s: float) -> int:
-    """Read an age (`2 h`) or a point in time (ISO 8601, UTC unless it says otherwise); returns UTC seconds.
+    """Parse an age (`2 h`) or a time (ISO 8601, UTC unless it has an offset) into UTC seconds.
 
     Raises:
         click.UsageError: it is neither.
@@ -75,7 +75,7 @@ def parse_since(text: str, now_s: float) -> int:
 
 
 def _find(place: Place, since_s: int | None) -> Iterable[Row]:
-    """Ask the daemon, or open the ledger where none runs; a failure of either comes before anything is printed."""
+    """Ask the daemon, or open the ledger if none runs; either fails before anything is printed."""
     try:
         return Daemon(place.state_dir).rows("ledger", since=since_s)
     except RunningError as absent:

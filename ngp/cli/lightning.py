@@ -1,4 +1,4 @@
-"""`ngp lightning`: the node behind the payments, its channels with neighbours, its watchtowers, and how to get more."""
+"""`ngp lightning`: shows our Lightning node, its channels and watchtowers; opens channels and adds watchtowers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KNOWN = "status, open NEIGHBOUR, tower add PUBKEY@HOST:PORT, tower list, tower 
 
 
 def _state(row: Row) -> str:
-    """Write where a channel is in its life, and how many blocks that takes."""
+    """Write a channel's state, and how many blocks are left in it."""
     if row["state"] == "open":
         return "open" if row["active"] else "open, not active"
     return f"{clean(row['state'])}, {row['blocks_left'] or '?'} blocks left"
@@ -50,19 +50,19 @@ _TOWERS = (
 
 
 class _Whole(click.IntRange):
-    """A whole number of something; says so to who writes a fraction, a unit or a separator."""
+    """A whole number, with a clear error for a fraction, a unit or a separator."""
 
     def __init__(self, least: int, most: int | None = None, noun: str = "sat") -> None:
         super().__init__(least, most)
         self._noun = noun
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read the number; as `click.ParamType.convert`."""
+        """Parse the number; see `click.ParamType.convert`."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter:
             bounds = f"from {self.min}" + (f" to {self.max}" if self.max is not None else "")
-            self.fail(f"{value!r} is no whole number of {self._noun} {bounds}; write digits alone", param, ctx)
+            self.fail(f"{value!r} is no whole number of {self._noun} {bounds}; write only digits", param, ctx)
 
 
 @verb_command(
@@ -71,9 +71,9 @@ class _Whole(click.IntRange):
     click.Option(["--amount"], type=_Whole(1), metavar="SAT", help="open: size of the channel"),
     click.Option(["--push"], type=_Whole(0), default=0, metavar="SAT", help="open: given to the peer"),
     click.Option(["--csv-delay"], type=_Whole(1, 10_000, "blocks"), metavar="BLOCKS",
-                 help="open: how long the peer waits for its coins after closing alone; else CSV_DELAY of net.conf"),
+                 help="open: how long the peer waits for its coins after it closes alone; else CSV_DELAY of net.conf"),
     click.Option(["--host"], metavar="HOST:PORT",
-                 help="open: where the neighbour's node listens; else an address that the neighbour told, port 9735"),
+                 help="open: where the neighbour's node listens; else an address that it announced, port 9735"),
     click.Option(["--untried"], is_flag=True, help="connect: keep the URI, whether its node answers or not"),
 )  # fmt: skip
 def command(
@@ -102,16 +102,16 @@ def command(
 
 
 def _unknown(words: tuple[str, ...]) -> str:
-    """Say what is missing of a command that exists, or which ones do."""
+    """Say which word an existing command lacks, or which commands exist."""
     match words:
         case ("open",):
-            return "open whose? ngp lightning open NEIGHBOUR --amount SAT; `ngp neighbours` lists them."
+            return "open needs a NEIGHBOUR: ngp lightning open NEIGHBOUR --amount SAT; `ngp neighbours` lists them."
         case ("open", *_):
             return f"open takes one NEIGHBOUR, not {' '.join(words[1:])!r}."
         case ("tower", ("add" | "remove") as deed) | ("tower", ("add" | "remove") as deed, _, *_):
             return f"tower {deed} takes one {'PUBKEY@HOST:PORT' if deed == 'add' else 'PUBKEY'}."
         case ("tower", *_):
-            return "tower what? tower add PUBKEY@HOST:PORT, tower list, or tower remove PUBKEY."
+            return "tower needs another word: tower add PUBKEY@HOST:PORT, tower list, or tower remove PUBKEY."
         case (("status" | "connect") as deed, *_):
             return f"{deed} takes no more words, not {' '.join(words[1:])!r}."
         case _:
@@ -144,7 +144,7 @@ def _towers(place: Place, as_json: bool) -> int:
 
 
 def _print_towers(found: dict[str, Any], advised: bool = False) -> None:
-    """Print the towers, and how to get one, unless the advice behind says that, where one is needed."""
+    """Print the towers. Without any, say how to get one, unless `advised`: then the advice says it later."""
     if found["unknown"]:
         print(f"watchtowers: not known: {clean(found['unknown'])}")
     elif not found["active"]:
@@ -158,7 +158,7 @@ def _print_towers(found: dict[str, Any], advised: bool = False) -> None:
 
 
 def _ask(place: Place, what: str, verb: str, **terms: object) -> int:
-    """Have the daemon ask the node for something that takes a while."""
+    """Ask the daemon for something that the node may need a while for."""
     progress = Progress(what)
     try:
         result = Daemon(place.state_dir, _OPEN_S, progress).ask(verb, **terms)
@@ -169,22 +169,22 @@ def _ask(place: Place, what: str, verb: str, **terms: object) -> int:
 
 
 def _connect(place: Place, untried: bool) -> int:
-    """Take an lndconnect URI from the terminal, unseen, or from a pipe; it never stands in a command line."""
+    """Read an lndconnect URI from the terminal, without echo, or from a pipe, as others can see command lines."""
     from ngp.daemon import offline  # late: it imports every module
 
     uri = getpass.getpass("lndconnect URI (not shown): ") if sys.stdin.isatty() else sys.stdin.readline()
     if not uri.strip():
         raise UsageError("no URI was given: paste it, or pipe it in")
     if not place.state_dir.is_dir():
-        raise UsageError(f"{place.state_dir} doesn't exist: make it (mode 0700), or name another by --state-dir")
-    answered = "not tried yet: the next start does"
+        raise UsageError(f"{place.state_dir} doesn't exist: make it (mode 0700), or name another with --state-dir")
+    answered = "not tried yet: the next start will"
     if not untried:
         try:
             answered = offline.try_lnd_uri(uri, place.state_dir)
         except PaymentError as error:
-            raise PaymentError(f"{error}; nothing was kept (--untried keeps it all the same)") from error
+            raise PaymentError(f"{error}; the URI was not kept (--untried keeps it without trying)") from error
     where, former = offline.keep_lnd_uri(uri, place.state_dir)
-    replaced = f"replaced the one before, kept as {former}; " if former else ""
+    replaced = f"the previous URI is kept as {former}; " if former else ""
     say(f"kept for LND at {where}; {replaced}{answered}; {_not_used(place) or _to_use(place)}")
     return 0
 
@@ -196,7 +196,7 @@ def _to_use(place: Place) -> str:
 
 
 def _not_used(place: Place) -> str:
-    """Say why a URI that was kept isn't used by this net.conf; empty if it is, or if the file can't be read."""
+    """Say why net.conf doesn't use the kept URI; empty if it does, or if the file can't be read."""
     try:
         settings = place.settings()
     except ConfigError:

@@ -1,4 +1,4 @@
-"""`ngp neighbours`: who was heard, and where."""
+"""`ngp neighbours`: lists the neighbours that were heard, and where."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ngp.cli.verbs import verb_command
 
 
 def _network(row: Row) -> str:
-    """Write a neighbour's payment network, and whether that is in the way of trade."""
+    """Write a neighbour's payment network, and whether it differs from ours, which prevents trade."""
     foreign = row.get("network") and row.get("same_network") is False
     return f"{clean(row.get('network'))}, not ours" if foreign else clean(row.get("network"))
 
 
 def _blocked(row: Row) -> str:
-    """Write whether a neighbour is blocked, and whether that is to change."""
+    """Write whether a neighbour is blocked, and whether a change waits for the ledger."""
     waits = ", until the ledger can be written" if row.get("block_waits") is True else ""
     return f"{field('blocked')(row)}{waits}"
 

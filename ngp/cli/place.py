@@ -1,7 +1,7 @@
-"""Place: which daemon is meant. Several run on one machine, each with a state directory of its own.
+"""Place: finds the daemon that a command is for. A machine may run several, each with its own state directory.
 
---state-dir, else NGP_STATE_DIR, else STATE_DIR of net.conf, else /var/lib/ngp. A net.conf that was spoiled while the
-daemon runs must not hide the daemon: then its line STATE_DIR is read alone.
+The directory is --state-dir, else NGP_STATE_DIR, else STATE_DIR of net.conf, else /var/lib/ngp. If net.conf was
+spoiled while the daemon runs, commands must still find the daemon: then only the line STATE_DIR is read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Place:
 
     @cached_property
     def config_path(self) -> Path:
-        """The configuration file. Raises ConfigError where none is given and none is at the default places."""
+        """The configuration file. Raises ConfigError if none is given and the default places have none."""
         from ngp.config import default_path
 
         return Path(os.path.abspath(self._given_config if self._given_config is not None else default_path()))
@@ -76,5 +76,5 @@ class Place:
 
     @property
     def store(self) -> Store:
-        """The ledger's place, whether there is one or not."""
+        """The ledger's place, whether a ledger exists or not."""
         return store.at(self.state_dir)

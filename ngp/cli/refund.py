@@ -1,4 +1,4 @@
-"""`ngp refund`: pay back what is left of a neighbour's money, or ask for ours."""
+"""`ngp refund`: pay a neighbour's remaining balance back, or ask for ours."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _REFUND_S = 120.0
 @verb_command(
     "refund",
     click.Argument(["neighbour"]),
-    click.Option(["--ask"], is_flag=True, help="Ask the neighbour for what we prepaid with it and don't use."),
+    click.Option(["--ask"], is_flag=True, help="Ask the neighbour for our remaining balance."),
 )
 def command(place: Place, neighbour: str, ask: bool) -> int:
-    """Refund a neighbour, or have it refund us; the payment may take its time."""
+    """Refund a neighbour, or ask it to refund us; the payment may take a while."""
     progress = Progress("waiting for the refund")
     try:
         result = Daemon(place.state_dir, _REFUND_S, progress).ask("refund", neighbour=neighbour, ask=ask)

@@ -10,6 +10,6 @@ from ngp.cli.verbs import verb_command
 
 @verb_command("reload")
 def command(place: Place) -> int:
-    """Have the daemon read its file again."""
+    """Make the daemon read its file again."""
     print_result(Daemon(place.state_dir).ask("reload"), "net.conf is read again")
     return 0

@@ -1,4 +1,4 @@
-"""`ngp server COMMAND`: the commands that Network Gatekeeper's daemon took, in one string as there, and `fault`."""
+"""`ngp server COMMAND`: the commands of the original Network Gatekeeper daemon, as one string, and `fault`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _pay(place: Place, account: str, amount: str) -> int:
     except ConfigError as error:
         raise click.UsageError(f"amount {amount!r} {error}.") from error
     if amount_msat <= 0:
-        raise click.UsageError(f"amount {amount!r} is nothing: write for example 1000 (msat) or '5 sat'.")
+        raise click.UsageError(f"amount {amount!r} is zero: write for example 1000 (msat) or '5 sat'.")
     print_result(Daemon(place.state_dir, _PAYMENT_S).ask("payment", neighbour=account, amount_msat=amount_msat), "paid")
     return 0
 

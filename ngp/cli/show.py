@@ -1,8 +1,8 @@
-"""Show: how rows become lines that a person or a script reads.
+"""Show: turns rows into lines for people and scripts.
 
-Words of neighbours (software, addresses) end up on an operator's terminal, so nothing is taken for markup and control
-characters never get out. Where the terminal is too narrow for a table, each row is a block of lines; where there is no
-terminal, a row is one line, however long, so that grep works. --json passes on what the daemon says, row by row.
+Neighbours' texts (software, addresses) reach an operator's terminal, so nothing is interpreted as markup and control
+characters are never printed. On a terminal that is too narrow for a table each row is a block of lines. Without a
+terminal each row is one line, however long, so that grep works. --json prints the daemon's rows as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its title, and what it shows of a row; numbers stand to the right."""
+    """One column: its title, and the function that shows a row's value; numbers are aligned to the right."""
 
     title: str
     show: Callable[[Row], str]
@@ -43,7 +43,7 @@ class Column:
 
 
 def clean(value: object) -> str:
-    """Make any value printable on a terminal; None is a dash, truth is yes or no."""
+    """Make any value printable on a terminal; None is a dash, a bool is yes or no."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -62,7 +62,7 @@ def money(value: object) -> str:
 
 
 def data(value: object) -> str:
-    """Write bytes for people and exactly; units as in net.conf, 1 kB = 1,024 bytes."""
+    """Write bytes exactly, and rounded for people; units as in net.conf, 1 kB = 1,024 bytes."""
     if not isinstance(value, int):
         return clean(value)
     return f"{about(value)} ({value:,})" if abs(value) >= 1024 else f"{value:,} B"
@@ -78,7 +78,7 @@ def about(amount: float) -> str:
 
 
 def price(value: object) -> str:
-    """Write msat per GiB as net.conf does, without loss: per kB where that is short, else per GB."""
+    """Write msat per GiB exactly, as net.conf does: per kB if that is short, else per GB."""
     return show_price(value) if isinstance(value, int) else clean(value)
 
 
@@ -104,7 +104,7 @@ def iso(time_s: int) -> str:
 
 
 def field(name: str, form: Callable[[object], str] = clean) -> Callable[[Row], str]:
-    """Make a column's `show` out of a key and a form."""
+    """Return a column's `show` for a key. Args: form: formats the value."""
     return lambda row: form(row.get(name))
 
 
@@ -117,7 +117,7 @@ def print_json(value: object) -> None:
 
 
 def print_json_rows(rows: Iterable[Row]) -> None:
-    """Print a list, a row a line, as they come: a long list is never held as one text."""
+    """Print a list, one row per line, as the rows come: a long list is never held as one text."""
     separator = "["
     for row in rows:
         print(f"{separator}\n{json.dumps(row)}", end="")
@@ -126,10 +126,10 @@ def print_json_rows(rows: Iterable[Row]) -> None:
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[Column], empty: str) -> None:
-    """Print a table; blocks of lines where the terminal is too narrow for it.
+    """Print a table, or blocks of lines if the terminal is too narrow for it.
 
     Args:
-        empty: what is said instead of an empty table.
+        empty: printed instead of an empty table.
     """
     out = console()
     if not rows:
@@ -158,25 +158,25 @@ def make_table(rows: Iterable[Row], columns: Sequence[Column]) -> Table:
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:
-    """Print names and values, one a line."""
+    """Print names and values, one per line."""
     for line in lines_of(fields):
         print(line)
 
 
 def lines_of(fields: Sequence[tuple[str, str]]) -> list[str]:
-    """Write names and values, one a line."""
+    """Return names and values, one per line."""
     width = max((len(name) for name, _ in fields), default=0)
     return [f"{name:{width}}  {value}" for name, value in fields]
 
 
 def print_unless_real(rows: Sequence[Row]) -> None:
-    """Say, below a listing, that its money is the sandbox's or a test chain's; what isn't known to be real isn't."""
+    """Print below a listing that its money is the sandbox's or a test chain's, unless all of it is known to be real."""
     if any(row.get("real_money") is not True for row in rows):
         print(f"\nAll amounts are {NOT_REAL}: the sandbox's, or a test network's.")
 
 
 def console() -> Console:
-    """Open the terminal, or a very wide one where there is none."""
+    """Open the terminal, or a very wide one if there is none."""
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _NO_TERMINAL_WIDTH
@@ -184,7 +184,7 @@ def console() -> Console:
 
 
 class Progress:
-    """Tells on stderr that something takes its time, from the second second on."""
+    """Reports on stderr, from the second second on, that something takes time."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -192,7 +192,7 @@ class Progress:
         self._next_s = 1.0
 
     def __call__(self, so_far_s: float, stage: str = "") -> None:
-        """Show how long it has been; on a terminal in place, elsewhere a line now and then."""
+        """Show the time so far; on a terminal in place, elsewhere as a line at intervals."""
         if so_far_s < self._next_s:
             return
         text = f"{self._what}: {so_far_s:.0f} s{', ' if stage else ''}{clean(stage) if stage else ''}"
@@ -205,14 +205,14 @@ class Progress:
             streams.note(text)
 
     def end(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._shown:
             streams.note("\r\033[K", end="")
             self._shown = False
 
 
 def print_result(result: object, otherwise: str) -> None:
-    """Print what a verb that does something answered: a sentence, names and values, or nothing in particular."""
+    """Print the answer to a verb: a sentence, or names and values. Args: otherwise: printed if there is neither."""
     if isinstance(result, dict) and result:
         streams.say(*lines_of([(name.replace("_", " "), clean(value)) for name, value in result.items()]))
     else:

@@ -1,4 +1,4 @@
-"""`ngp start`: make the daemon run; or, with --foreground, be the daemon."""
+"""`ngp start`: start the daemon, or with --foreground run it in this process."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ngp.daemon.options import LOG_FILE
 
 @verb_command(
     "start",
-    click.Option(["-v", "--verbose"], is_flag=True, help="the daemon's messages go to this terminal too"),
-    click.Option(["--foreground"], is_flag=True, help="stay, for systemd and containers"),
+    click.Option(["-v", "--verbose"], is_flag=True, help="show the daemon's messages on this terminal too"),
+    click.Option(["--foreground"], is_flag=True, help="stay in the foreground, for systemd and containers"),
 )
 def command(place: Place, verbose: bool, foreground: bool) -> int:
     """Start the daemon."""
     if foreground:
         return _stay(place, verbose)
-    place.settings(trusted_only=True)  # a bad file is told here, before anything is made
+    place.settings(trusted_only=True)  # a bad file is refused here, before anything is made
     progress = Progress("ngp is starting")
     try:
         started = spawn.start_detached(place.config_path, place.state_dir, verbose, progress)
@@ -29,7 +29,7 @@ def command(place: Place, verbose: bool, foreground: bool) -> int:
         progress.end()
     for warning in started.warnings:
         note(clean(warning))
-    where = "" if started.gates else ", on no interface yet: nothing is gated"
+    where = "" if started.gates else ", without a mesh interface yet: nothing is gated"
     say(f"ngp runs (process {started.pid}){where}; its log is {place.state_dir / LOG_FILE}")
     return 0
 

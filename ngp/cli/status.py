@@ -23,7 +23,7 @@ def command(place: Place, as_json: bool) -> int:
 
 
 def ask_status(place: Place) -> dict[str, Any]:
-    """Ask the daemon how it is. Raises NgpError as `Daemon.ask`."""
+    """Ask the daemon for its status. Raises NgpError as `Daemon.ask`."""
     status = Daemon(place.state_dir).ask("status")
     if not isinstance(status, dict):
         raise NgpError("the daemon's status makes no sense: another version of ngp? ngp stop; ngp start")
@@ -31,7 +31,7 @@ def ask_status(place: Place) -> dict[str, Any]:
 
 
 def money_is_real(status: dict[str, Any]) -> bool:
-    """Say whether the daemon's money is real; what isn't known to be isn't."""
+    """Say whether the daemon's money is known to be real."""
     payment = status.get("payment")
     if not isinstance(payment, dict):
         return False
@@ -39,7 +39,7 @@ def money_is_real(status: dict[str, Any]) -> bool:
 
 
 def _lines(name: str, value: Any) -> list[tuple[str, str]]:
-    """Turn one key into lines; what holds more is told a line each."""
+    """Turn one key into lines; a nested value gets a line for each of its keys."""
     if name == "uptime_s":
         return [("uptime", duration(value))]
     if name == "payment" and isinstance(value, dict):

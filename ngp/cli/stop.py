@@ -29,15 +29,16 @@ def command(place: Place) -> int:
 
 
 def stop(place: Place) -> int:
-    """Stop the daemon of a place and say what was done.
+    """Stop the daemon of a place and print what was done.
 
-    Raises: RunningError: there was nothing to stop. LedgerError: it has stopped, and lost what couldn't be written.
+    Raises: RunningError: there was nothing to stop. LedgerError: it stopped, but records that couldn't be written are
+        lost.
     """
     lost: object = ""
     state_dir = _state_dir(place)
     progress = Progress("ngp is stopping")
     try:
-        with suppress(BrokenOff):  # it has ended, which is what was asked
+        with suppress(BrokenOff):  # the daemon ended before it answered, which is fine
             lost = Daemon(state_dir, _MOST_S, progress).ask("stop")
         _await_end(place, progress)
     except RunningError:
@@ -69,30 +70,30 @@ def _await_end(place: Place, progress: Progress) -> None:
 
 
 def _state_dir(place: Place) -> Path:
-    """Return which daemon is meant. Raises ConfigError with the way out: stopping needs no file."""
+    """Return the daemon's state directory. Raises ConfigError, with a way to stop without a file."""
     try:
         return place.state_dir
     except ConfigError as error:
-        hint = "a gate may stand, of a daemon that this file doesn't tell; no file is needed: ngp stop --state-dir DIR"
+        hint = "a gate may be in force, but the file doesn't say whose; without the file: ngp stop --state-dir DIR"
         raise ConfigError(f"{error}\n{hint}") from error
 
 
 def _clean_up(place: Place) -> str:
-    """Clean up after a daemon that was killed. Returns what is lost, or nothing."""
-    from ngp.daemon import offline  # late: it imports every module, and a daemon that runs cleans up by itself
+    """Clean up after a daemon that was killed. Returns what is lost, or ""."""
+    from ngp.daemon import offline  # late: it imports every module, and isn't needed if a daemon runs
 
     settings, why_not = _settings(place)
     lost = offline.clean_up(place.state_dir, settings)
-    charged = ", and what its contracts carried is charged" if lost == "" else ""
-    say(f"ngp wasn't running any more; what it had left in the kernel is removed{charged}")
+    charged = ", and the traffic of its contracts is charged" if lost == "" else ""
+    say(f"ngp wasn't running any more; all that it left in the kernel is removed{charged}")
     if settings is None:
-        say("WHEN_STOPPED is not known, so what is forwarded passes freely, as with open; net.conf can't be used:")
+        say("WHEN_STOPPED is unknown, so forwarded traffic passes freely, as with open; net.conf can't be used:")
         say(*map(clean, why_not.splitlines()))
     return lost or ""
 
 
 def _settings(place: Place) -> tuple[Settings | None, str]:
-    """Return what net.conf says, or nothing and why it can't be used."""
+    """Return the settings of net.conf, or None and why the file can't be used."""
     try:
         return place.settings(), ""
     except ConfigError as error:

@@ -1,7 +1,8 @@
-"""Streams: standard input, output and error, also where whoever ran the command closed them (`ngp start >&-`).
+"""Streams: standard input, output and error, even if the caller closed them (`ngp start >&-`).
 
-The system gives the lowest free number to whatever is opened next. Without this, the ledger or a neighbour's socket
-could become descriptor 1 or 2, and a stray line of a library, or of a program that we run, would be written into it.
+The system gives the lowest free descriptor to the next file that is opened. Without this module the ledger or a
+neighbour's socket could become descriptor 1 or 2, and an output line of a library, or of a program that we run, would
+be written into it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _NAMES = ("stdin", "stdout", "stderr")
 
 
 def fill() -> None:
-    """Open /dev/null in the place of each of the three that is closed; before anything else is opened."""
+    """Open /dev/null for each of the three that is closed. Call it before anything else is opened."""
     for number, name in enumerate(_NAMES):
         if not _is_open(number):
             _take(number)
@@ -41,7 +42,7 @@ def _take(number: int) -> None:
 
 
 def say(*lines: str) -> None:
-    """Print what a verb has done. Where that can't be written it is done all the same, and the exit code says so."""
+    """Print what a verb has done. A failure to print is ignored: the exit code shows that the verb has succeeded."""
     try:
         print(*lines, sep="\n", flush=True)
     except OSError:
@@ -49,13 +50,13 @@ def say(*lines: str) -> None:
 
 
 def note(text: str, end: str = "\n") -> None:
-    """Write to standard error, if anybody reads there."""
+    """Write to standard error; ignore it if that is closed."""
     with suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 
 
 def forget_stdout() -> None:
-    """Nobody reads any more: let the interpreter's last flush go nowhere."""
+    """Replace standard output by /dev/null after its reader is gone, so that the interpreter's last flush succeeds."""
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)

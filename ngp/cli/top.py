@@ -1,4 +1,4 @@
-"""`ngp top`: contracts and accounts with their rates, live; one line a refresh where there is no terminal."""
+"""`ngp top`: shows contracts and accounts with their rates, live; without a terminal one line per refresh."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _ACCOUNTS = tuple(each for each in accounts.COLUMNS if each.title not in ("grace
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Contracts and accounts at one moment; contracts carry their rates since the sample before, busiest first."""
+    """Contracts and accounts at one moment; contracts have their rates since the previous sample, busiest first."""
 
     monotonic_s: float
     contracts: list[Row]
@@ -53,7 +53,7 @@ class Sample:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Bytes a second of all contracts, towards and from their destinations."""
+        """Bytes per second of all contracts, towards and from their destinations."""
         to, back = (sum(float(row[f"{name}_per_s"]) for row in self.contracts) for name in _USED)
         return to, back
 
@@ -66,11 +66,11 @@ class Sample:
 @verb_command(
     "top",
     click.Option(["--interval"], metavar="S", type=click.FloatRange(0.1, 3600), default=1.0, help="seconds [1]"),
-    click.Option(["--count"], metavar="N", type=click.IntRange(1), help="refreshes until the end [none]"),
+    click.Option(["--count"], metavar="N", type=click.IntRange(1), help="end after this many refreshes [never]"),
 )
 def command(place: Place, interval: float, count: int | None) -> int:
     """Watch."""
-    if math.isnan(interval):  # passes every range
+    if math.isnan(interval):  # click's range check lets it pass
         raise click.UsageError("--interval nan is no number of seconds.")
     samples = _samples(Daemon(place.state_dir), interval, count)
     if sys.stdout.isatty():
@@ -92,7 +92,7 @@ def _samples(daemon: Daemon, interval_s: float, count: int | None) -> Iterator[S
 
 
 def take_sample(daemon: Daemon, before: Sample | None) -> Sample:
-    """Ask for contracts and accounts, and work out the rates since the sample before."""
+    """Ask for contracts and accounts, and calculate the rates since the previous sample."""
     now_s = time.monotonic()
     contracts = list(daemon.rows("contracts", all=False))
     known = {row["id"]: row for row in before.contracts if "id" in row} if before else {}

@@ -1,4 +1,4 @@
-"""`ngp unblock`: deal with a blocked neighbour again."""
+"""`ngp unblock`: allow trade with a blocked neighbour again."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Verbs: the one table of what `ngp` can be asked to do.
+"""Verbs: the table of all commands of `ngp`.
 
-The command line, its help and the chapter "Verbs" of docs/operators-guide.md come from here; a test compares the three,
-so a verb that isn't written down doesn't exist. A verb's module is imported when it is used: on a router with a slow
-flash `ngp status` must not load what `ngp top` needs.
+The command line, its help and the chapter "Verbs" of docs/operators-guide.md come from here. A test compares the three,
+so there is no undocumented verb. A verb's module is imported only when it is used: on a router with slow flash
+`ngp status` must not load what `ngp top` needs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Verb:
     """One verb.
 
     Attributes:
-        name: what is typed; ngp/cli/<name>.py holds its `command`.
-        words: what may follow, for usage and guide; --state-dir and --config, which every verb takes, are left out.
+        name: as typed; ngp/cli/<name>.py has its `command`.
+        words: the words that may follow, for usage and guide, without --state-dir and --config, which every verb has.
         summary: one line.
-        teaching: a paragraph: what it does, and what it ends with.
-        examples: commands to copy, with what each does.
+        teaching: a paragraph on what the verb does, and on its exit code.
+        examples: commands to copy, with explanations.
     """
 
     name: str
@@ -46,23 +46,23 @@ class Verb:
 VERBS = (
     Verb(
         "start", "[-v] [--foreground]", "start the daemon; returns when gate and link are ready",
-        "Starts the daemon and returns 0 when traffic is gated and neighbours are answered; the daemon goes on "
-        "by itself and writes STATE_DIR/ngp.log. A second daemon on the same state directory, or in the same "
+        "Starts the daemon and returns 0 when traffic is gated and neighbours are answered. The daemon runs on in "
+        "the background and writes STATE_DIR/ngp.log. A second daemon on the same state directory, or in the same "
         "network namespace, is refused.",
         (("sudo ngp start -v", "start, with the daemon's messages on this terminal"),
          ("sudo ip netns exec lab ngp start --config ./net.conf --state-dir /run/ngp-test", "one more, in a namespace"),
-         ("ngp start --foreground", "stay: for systemd (Type=notify) and containers")),
+         ("ngp start --foreground", "stay in the foreground: for systemd (Type=notify) and containers")),
     ),
     Verb(
         "stop", "", "stop the daemon and remove all that it put into the kernel",
         "Returns when the daemon has ended and nothing of it is left in the kernel. If the daemon was killed, this "
-        "command does the cleaning up itself. What happens to traffic afterwards is WHEN_STOPPED in net.conf.",
+        "command cleans up itself. WHEN_STOPPED in net.conf says whether traffic passes afterwards.",
         (("sudo ngp stop", "stop, or clean up after a daemon that was killed"),),
     ),
     Verb(
-        "close", "", "drop what is forwarded from or to mesh interfaces until ngp starts, if WHEN_STOPPED is closed",
-        "For a machine that boots: WHEN_STOPPED closed is a rule that `ngp stop` leaves, and a reboot loses. The "
-        "interfaces needn't exist yet. With WHEN_STOPPED open it does nothing; where a daemon runs, or was killed, it "
+        "close", "", "drop traffic from and to mesh interfaces until ngp starts, if WHEN_STOPPED is closed",
+        "For a machine that boots: with WHEN_STOPPED closed `ngp stop` leaves a firewall rule, which a reboot loses. "
+        "The interfaces needn't exist yet. With WHEN_STOPPED open it does nothing. If a daemon runs, or was killed, it "
         "is refused.",
         (("sudo ngp close", "what ngp-closed.service does before the network is up"),),
     ),
@@ -70,8 +70,9 @@ VERBS = (
         "server", "COMMAND",
         "give the daemon a command in one string: test, stop, payment ACCOUNT AMOUNT, fault NAME VALUE",
         "`test` prints `Test OK` if the daemon answers. `payment ACCOUNT AMOUNT` credits a neighbour's account with "
-        "play money, in the sandbox only; an amount without unit is msat. `fault NAME VALUE` has the sandbox behave as "
-        "a real node does on a bad day: slow SECONDS, and stuck, failed, lost reply, duplicate, down, each on or off. "
+        "play money, in the sandbox only; an amount without unit is msat. `fault NAME VALUE` makes the sandbox "
+        "misbehave like a real node on a bad day: slow SECONDS, and stuck, failed, lost reply, duplicate, down, each "
+        "on or off. "
         "`stop` is `ngp stop`.",
         (("ngp server test", "ask whether the daemon answers"),
          ('ngp server "payment 02ab34 1000 sat"', "credit a neighbour in the sandbox"),
@@ -80,39 +81,39 @@ VERBS = (
     Verb(
         "check", "[--json]", "look for what is missing, and say how to mend it",
         "Looks at net.conf, the kernel, forwarding, NAT, the way back, your firewall, payment node, ledger and its "
-        "sums, with or without a running daemon, and changes nothing. Where none runs, a gate that still stands, and "
-        "interfaces that are kept closed, count as amiss. Beside a daemon it looks as the file would have it, in "
-        "force or not, and says what `ngp reload` or a restart would change; another payment node it can't try. Ends "
-        "with 0 if all is well, else with the code of the first thing that isn't: 3 configuration, 4 kernel or rights, "
-        "5 payment, 6 ledger.",
+        "sums, with or without a running daemon, and changes nothing. Without a daemon, a gate that is still in force "
+        "and interfaces that are kept closed count as faults. With a running daemon it checks the file's settings, in "
+        "force or not, and says what `ngp reload` or a restart would change; but it can't try another payment node. "
+        "The exit code is 0 if all is well, else that of the first fault: 3 configuration, 4 kernel or rights, 5 "
+        "payment, 6 ledger.",
         (("sudo ngp check", "before the first start"),
-         ("sudo ngp check --config ./net.conf", "look at a file before it is put in place")),
+         ("sudo ngp check --config ./net.conf", "check a file before it is put in place")),
     ),
     Verb(
-        "status", "[--json]", "say how the daemon is: interfaces, queue, payment, counters",
-        "One page about the running daemon. Where none runs it says what still stands in the kernel of one that was "
-        "killed, and ends with 7.",
+        "status", "[--json]", "show the daemon's state: interfaces, queue, payment, counters",
+        "One page about the running daemon. If none runs, it says what a killed daemon left in the kernel, and the "
+        "exit code is 7.",
         (("ngp status", "for you"), ("ngp status --json", "for a script")),
     ),
     Verb(
         "contracts", "[--all] [--by-destination] [--json]", "list the contracts that run",
         "A contract is one destination bought from, or sold to, one neighbour. Bytes are those on the wire; `to` is "
         "towards the destination in both roles. In a client's rows `billed` is what the server's statement says.",
-        (("ngp contracts", "those that run"),
-         ("ngp contracts --all --json", "closed ones too; works without a daemon"),
+        (("ngp contracts", "running contracts"),
+         ("ngp contracts --all --json", "also closed ones; works without a daemon"),
          ("ngp contracts --by-destination", "sums for each destination")),
     ),
     Verb(
         "accounts", "[--json]", "list what neighbours paid and owe, and what we paid them",
         "One line for each neighbour and role, never netted: `server` where it buys from us, `client` where we buy. "
-        "Paid is charged + refunded + balance, always; the balance is negative while grace is used. Grace is what we "
-        "give; where we buy, the server's bill stands beside what our own meter makes of it.",
+        "Paid is always charged + refunded + balance; the balance is negative while grace is used. Where we sell, the "
+        "line shows the grace that we give; where we buy, the server's bill beside the count of our own meter.",
         (("ngp accounts", "works without a daemon too"),),
     ),
     Verb(
         "neighbours", "[--json]", "list the neighbours that were heard",
-        "A neighbour is a key on a link; the same key on two links has one account. Who is blocked is listed without a "
-        "link, too.",
+        "A neighbour is a key on a link; the same key on two links has one account. A blocked neighbour is listed even "
+        "if it is on no link.",
         (("ngp neighbours", "who is there, and where"),),
     ),
     Verb(
@@ -134,52 +135,52 @@ VERBS = (
         (("ngp top", "watch"), ("ngp top --interval 5 --count 12 >> rates.log", "a minute's rates for a script")),
     ),
     Verb(
-        "block", "NEIGHBOUR", "have nothing more to do with a neighbour",
-        "Closes its contracts and answers it no more, across restarts, until `ngp unblock`. What it prepaid stays its "
-        "money: see `ngp refund`. NEIGHBOUR is the key, its first letters, or an address.",
+        "block", "NEIGHBOUR", "stop all trade with a neighbour",
+        "Closes the neighbour's contracts and ignores its messages, also after restarts, until `ngp unblock`. What it "
+        "prepaid stays its money: see `ngp refund`. NEIGHBOUR is the key, its first letters, or an address.",
         (("ngp block 7f3a", "by the first letters of its key"), ("ngp block 192.0.2.7", "by its address")),
     ),
     Verb(
-        "unblock", "NEIGHBOUR", "deal with a blocked neighbour again",
+        "unblock", "NEIGHBOUR", "allow trade with a blocked neighbour again",
         "Undoes `ngp block`. NEIGHBOUR is the key, its first letters, or an address.",
         (("ngp unblock 7f3a", ""),),
     ),
     Verb(
-        "refund", "NEIGHBOUR [--ask]", "pay back what is left of a neighbour's money, or ask for ours",
-        "Asks the neighbour for an invoice over what no contract needs, and pays it within the budgets. --ask: asks "
-        "the neighbour for what we prepaid with it; it pays by itself if its REFUND_WHEN_ASKED is yes, else its "
-        "operator decides. NEIGHBOUR is the key, its first letters, or an address.",
+        "refund", "NEIGHBOUR [--ask]", "pay a neighbour's remaining balance back, or ask for ours",
+        "Asks the neighbour for an invoice over the money that no contract needs, and pays it within the budgets. "
+        "--ask: asks the neighbour for our remaining balance; it pays by itself if its REFUND_WHEN_ASKED is yes, else "
+        "its operator decides. NEIGHBOUR is the key, its first letters, or an address.",
         (("ngp refund 7f3a", "when a neighbour leaves for good"),
-         ("ngp block 7f3a; ngp refund 7f3a --ask", "when we do: all of our money, since no contract holds any more")),
+         ("ngp block 7f3a; ngp refund 7f3a --ask", "when we leave: all our money, as no contract reserves any")),
     ),
     Verb(
         "lightning",
         "COMMAND [--amount SAT] [--push SAT] [--csv-delay BLOCKS] [--host HOST:PORT] [--untried] [--json]",
         "the Lightning node behind the payments: status, open NEIGHBOUR, tower, connect",
-        "`status` shows the node, its channels, what can be sent and received, who waits how long for its coins (CSV "
-        "delay), which watchtowers have our backups, and the next command where something doesn't suit. `open` "
-        "connects to a neighbour's node and opens a private channel with it. `tower add PUBKEY@HOST:PORT` has a "
-        "watchtower answer old states of our channels while our node is away; `tower list` shows what it was given, "
-        "`tower remove PUBKEY` ends that. The macaroon must allow what `open` and `tower` change, and the error says "
-        "how. `connect` asks for an lndconnect:// URI, tries it once (--untried: doesn't), and keeps it in the state "
-        "directory, mode 0600; the one before stays as lnd-connect.before.",
+        "`status` shows the node, its channels, what they can send and receive, how long each side waits for its "
+        "coins (CSV delay), which watchtowers have our backups, and the next command if something doesn't suit. "
+        "`open` connects to a neighbour's node and opens a private channel with it. `tower add PUBKEY@HOST:PORT` lets "
+        "a watchtower punish old states of our channels while our node is away; `tower list` shows the backups that "
+        "it got, `tower remove PUBKEY` ends this. `open` and `tower` need a macaroon that allows them; if it doesn't, "
+        "the error says how to make one. `connect` asks for an lndconnect:// URI, tries it once (not with --untried), "
+        "and keeps it in the state directory, mode 0600; the previous one is kept as lnd-connect.before.",
         (("ngp lightning status", "what can be sent and received"),
          ("ngp lightning open 7f3a --amount 500000", "a channel of 500,000 sat with a neighbour"),
-         ("ngp lightning tower add 02ab...@192.0.2.1:9911", "a watchtower; `lncli tower info` there tells its key"),
+         ("ngp lightning tower add 02ab...@192.0.2.1:9911", "a watchtower; `lncli tower info` there shows its key"),
          ("sudo ngp lightning connect", "paste the URI of an LND node, once")),
     ),
     Verb(
         "backup", "FILE", "copy the ledger, also while the daemon runs",
-        "The copy is complete and checked before FILE appears; an older backup there is replaced, anything else is "
-        "not. It holds who has paid what: it is made readable for its owner alone.",
-        (("sudo ngp backup /var/backups/ledger-$(date +%F).db", "one a day"),),
+        "The copy is complete and checked before FILE appears. An older backup there is replaced, any other file is "
+        "not. A backup shows who has paid what, so only its owner can read it.",
+        (("sudo ngp backup /var/backups/ledger-$(date +%F).db", "a backup per day"),),
     ),
 )  # fmt: skip
 
 _BY_NAME = {verb.name: verb for verb in VERBS}
 
 _COMMON = (
-    ("--state-dir", "DIR", "state directory of the daemon that is meant (also NGP_STATE_DIR)"),
+    ("--state-dir", "DIR", "state directory of the daemon (also NGP_STATE_DIR)"),
     ("--config", "FILE", "configuration file [/etc/ngp/net.conf, else ./net.conf]"),
 )
 
@@ -190,7 +191,7 @@ def guide_row(verb: Verb) -> str:
 
 
 def verb_command(name: str, *parameters: click.Parameter) -> Callable[[Callable[..., int]], click.Command]:
-    """Make a function the command of a verb of the table.
+    """Make a function the command of a verb.
 
     The function gets a `Place`, its parameters by name and, if the verb takes --json, `as_json`; it returns the exit
     code.
@@ -221,7 +222,7 @@ def _help(verb: Verb) -> str:
 
 
 class VerbGroup(click.Group):
-    """`ngp` itself: knows its verbs from the table and imports the one that is used."""
+    """`ngp` itself: takes its verbs from the table and imports only the one that is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name the verbs in the order of the table."""

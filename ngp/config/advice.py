@@ -1,7 +1,8 @@
-"""Advice: values of net.conf that work, and with which little passes; warnings of `ngp check` and of the log.
+"""Advice: warnings, in `ngp check` and the log, about values of net.conf that are valid but let little traffic pass.
 
-A contract of a kilobyte sells a few pings, which is what a demonstration wants. On a router it is a slip: packets of a
-download don't fit, and nothing says why it stalls. What lets nothing pass at all is refused by `checks` instead.
+A contract of a kilobyte sells a few pings, which suits a demonstration. On a router it is a mistake: a download's
+packets don't fit into it, and nothing shows why the download stalls. Values that let nothing pass are refused by
+`checks`.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ _FULL = f"a full packet ({FULL_PACKET_BYTES:,} bytes)"
 
 
 def unwise(settings: Settings) -> list[Check]:
-    """Name each value that hinders traffic, with what would be right."""
+    """Return a line for each value that hinders traffic, with a better value."""
     return [Check(key, True, f"{value} {why}", remedy) for key, value, why, remedy in _found(settings)]
 
 
 def _found(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
     limit, renewal, grace = settings.contract_data_bytes, settings.data_renewal_bytes, settings.grace_data_bytes
     if limit < 2 * FULL_PACKET_BYTES:
-        why = f"is less than two full packets (2 x {FULL_PACKET_BYTES:,} bytes): such wait for renewals, or never pass"
+        why = f"is less than two full packets (2 x {FULL_PACKET_BYTES:,} bytes): these wait for renewals or never pass"
         yield "CONTRACT_DATA", show_data(limit), why, "100 MB, as shipped"
     if renewal is not None and 0 < renewal < FULL_PACKET_BYTES:
-        why = f"is less than {_FULL}: a contract that has more left, but too little for the next packet, isn't renewed"
+        why = f"is less than {_FULL}: a contract with more left, but too little for the next packet, isn't renewed"
         yield "DATA_RENEWAL", show_data(renewal), why, "auto, as shipped; 0 for no renewal by data"
     if 0 < grace < FULL_PACKET_BYTES:
-        why = f"is less than {_FULL}: none passes on credit"
+        why = f"is less than {_FULL}: no full packet passes on credit"
         yield "GRACE_DATA", show_data(grace), why, "256 kB, as shipped; 0 for no credit"
     cost_msat = amount_due_msat(FULL_PACKET_BYTES, ((0, _dearest_msat_per_gib(settings)),))
     if cost_msat > settings.payment_amount_msat:
-        why = f"is less than {_FULL} may cost ({show_money(cost_msat)}): traffic waits for payments"
+        why = f"is less than the price of {_FULL}, {show_money(cost_msat)}: traffic waits for payments"
         yield "PAYMENT_AMOUNT", show_money(settings.payment_amount_msat), why, "a multiple of that, or lower prices"
 
 

@@ -1,7 +1,7 @@
-"""Checks: what values of net.conf mean together. Each one is possible by itself; some pairs could never trade.
+"""Checks: find values of net.conf that contradict each other, though each is valid by itself.
 
-A check runs only when all its keys could be read, so that one slip isn't reported twice in different words. So each
-compares as few keys as it can: a slip in one hides nothing that is wrong between others.
+A check runs only if all its keys could be read, so that one mistake isn't reported twice in different words. Therefore
+each check compares as few keys as it can: then a mistake in one key doesn't hide contradictions between others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEAST_PING_BYTES = 84  # IPv4 with the usual 56 bytes of data; the meter counts 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """The four general prices, msat per GiB, with what wasn't written filled in."""
+    """The four general prices, msat per GiB, with missing ones filled in."""
 
     sell: int
     sell_min: int
@@ -40,10 +40,10 @@ class Prices:
 
 
 def general_prices(written: Written) -> Prices:
-    """Complete the general prices from DEFAULT_PRICE.
+    """Fill in missing general prices from DEFAULT_PRICE.
 
-    A price that wasn't written gives way to the one that was, as long as that can't cost more than was written: asking
-    less lowers the least accepted, accepting less lowers the offer. The most accepted is never raised by itself.
+    A price that the operator left out adapts to the one that was written, if that can't cost more than was written: a
+    lower SELL_PRICE lowers SELL_PRICE_MIN, a lower BUY_PRICE_MAX lowers BUY_PRICE. BUY_PRICE_MAX is never raised.
     """
     default = written[keys.DEFAULT_PRICE]
     sell, sell_min = _sell_pair(written[keys.SELL_PRICE], written[keys.SELL_PRICE_MIN], default, default)
@@ -52,7 +52,7 @@ def general_prices(written: Written) -> Prices:
 
 
 def complete_rule(rule: PriceRule, general: Prices) -> PriceRule:
-    """Complete an entry of PRICES, by the same rule, where the general price would contradict it."""
+    """Fill in missing prices of an entry of PRICES, by the same rule, where the general price would contradict it."""
     sell, sell_min = _sell_pair(rule.sell_msat_per_gib, rule.sell_min_msat_per_gib, general.sell, general.sell_min)
     buy, buy_max = _buy_pair(rule.buy_msat_per_gib, rule.buy_max_msat_per_gib, general.buy, general.buy_max)
     return PriceRule(
@@ -84,7 +84,7 @@ def _buy_pair(offer: int | None, most: int | None, general_offer: int, general_m
 
 def _required(written: Written) -> Iterator[Finding]:
     if keys.MESH_INTERFACES.name not in written.nodes:
-        message = "missing: write the interfaces that lead to neighbours, for example MESH_INTERFACES: [eth1, wlan0]"
+        message = "is missing: write the interfaces that lead to neighbours, for example MESH_INTERFACES: [eth1, wlan0]"
         yield Finding(0, keys.MESH_INTERFACES.name, "", message)
 
 
@@ -141,11 +141,12 @@ def _neighbour_addresses(written: Written) -> Iterator[Finding]:
 
 
 def _services(written: Written) -> Iterator[Finding]:
-    """A host of this router's own isn't known here, but no address may have more than its own."""
+    """Refuse too many ports of one address. This router's own addresses aren't known here."""
     free, services = written[keys.FREE_DESTINATIONS], written[keys.PAYMENT_SERVICES] if written[keys.SELL] else ()
     for prefix, count in crowded(free, services):
         key = keys.PAYMENT_SERVICES if any(one.prefix == prefix for one in services) else keys.FREE_DESTINATIONS
-        message = f"makes {count} ports of {prefix}, with what is free there: name {SERVICES_A_HOST} at most"
+        message = f"makes {count} ports of {prefix} (PAYMENT_SERVICES and FREE_DESTINATIONS together)"
+        message += f": name {SERVICES_A_HOST} at most"
         yield written.finding(key, message)
 
 
@@ -190,7 +191,7 @@ def _rules_buying(written: Written) -> Iterator[Finding]:
 
 
 def _rules(written: Written, general_agree: bool) -> list[tuple[PriceRule, Node]]:
-    """Return the entries of PRICES, none where the general prices that complete them contradict each other."""
+    """Return the entries of PRICES; none if the general prices that complete them contradict each other."""
     return [(entry.rule, entry.node) for entry in written[keys.PRICES]] if general_agree else []
 
 
@@ -198,7 +199,7 @@ def _contract_data(written: Written) -> Iterator[Finding]:
     if written[keys.CONTRACT_DATA] < LEAST_PING_BYTES:
         yield written.finding(
             keys.CONTRACT_DATA,
-            f"holds no packet, as a ping has {LEAST_PING_BYTES} bytes, so nothing would pass: write 4 kB at least; "
+            f"is less than a packet (a ping has {LEAST_PING_BYTES} bytes), so nothing would pass: write 4 kB at least; "
             "100 MB is usual",
         )
 
@@ -227,7 +228,7 @@ def _time_renewal(written: Written) -> Iterator[Finding]:
 
 
 def _fits_budget(budget: Key[Any]) -> Check:
-    """Compare with one budget. A payment above it would never be made: found now, not when a neighbour waits for it."""
+    """Return the check of PAYMENT_AMOUNT against one budget: a payment above it could never be made."""
 
     def check(written: Written) -> Iterator[Finding]:
         most: int | None = written[budget]
@@ -241,7 +242,7 @@ def _fits_budget(budget: Key[Any]) -> Check:
 
 
 def _pays_fees(budget: Key[Any]) -> Check:
-    """Compare one budget with the fee that a payment may cost: where no sat is left beside it, none is ever paid."""
+    """Return the check of one budget against the fee limit: if the fee leaves no sat, no payment could be made."""
 
     def check(written: Written) -> Iterator[Finding]:
         most: int | None = written[budget]
@@ -283,7 +284,7 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
 
 
 def _modules(written: Written) -> Iterator[Finding]:
-    """Ask the modules in use what is wrong with the values that they brought."""
+    """Let the modules in use check the values of their keys."""
     for choice, module in written.chosen():
         brought = written.brought.get(module)
         if brought is None or written.failed & {keys.ACCOUNT_ID.name, *(key.name for key in brought.keys)}:
@@ -293,8 +294,8 @@ def _modules(written: Written) -> Iterator[Finding]:
             values[ACCOUNT_ID] = written[keys.ACCOUNT_ID]
         try:
             found = list(brought.check(values))
-        except Exception as error:  # a defect of a third party's; a value may be in it
-            yield written.finding(choice, f"names a module that fails ({type(error).__name__}): install it anew")
+        except Exception as error:  # a defect in a third-party module; its text may hold a value
+            yield written.finding(choice, f"names a module that fails ({type(error).__name__}): reinstall it")
             continue
         secret = {key.name for key in brought.keys if key.secret}
         for name, message in found:
@@ -304,7 +305,7 @@ def _modules(written: Written) -> Iterator[Finding]:
 
 
 def run_checks(written: Written) -> Iterator[Finding]:
-    """Run every check whose keys could be read; the missing MESH_INTERFACES is told once and needs no other check."""
+    """Run every check whose keys could be read; a missing MESH_INTERFACES is reported only once."""
     missing = () if keys.MESH_INTERFACES.name in written.nodes else (keys.MESH_INTERFACES.name,)
     yield from _required(written)
     for needed, check in CHECKS:

@@ -1,7 +1,7 @@
-"""Destinations: the entries of PRICES and FREE_DESTINATIONS, whose keys are prefixes, and of PAYMENT_SERVICES.
+"""Destinations: parses the entries of PRICES, FREE_DESTINATIONS and PAYMENT_SERVICES.
 
-A prefix with bits behind its length is refused, not rounded: `10.0.0.1/8` may mean one host or sixteen million, and the
-difference is what a neighbour pays or doesn't.
+A prefix with host bits is refused, not rounded: `10.0.0.1/8` may mean one host or sixteen million, and that decides
+what a neighbour has to pay for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PORT_PROTOCOLS = ("tcp", "udp", "sctp", "dccp", "udplite")
 
 
 def prefix(node: Node) -> Prefix:
-    """Read a destination, an address or a prefix without host bits. Raises Refused."""
+    """Parse a destination: an address, or a prefix without host bits. Raises Refused."""
     text = scalar(node, "a prefix").text
     try:
         return _no_scope(ip_network(text))
@@ -70,7 +70,7 @@ def _free_destination(node: Node) -> FreeDestination:
     if "port" in fields and protocol not in _PORT_PROTOCOLS:
         raise refuse(node, f"has a port without its protocol: write one of {', '.join(_PORT_PROTOCOLS)} before it")
     if (protocol, where.version) in (("icmp", 6), ("icmpv6", 4)):
-        raise refuse(node, f"can't be, {protocol} never goes there: write {'icmp' if where.version == 4 else 'icmpv6'}")
+        raise refuse(node, f"is not of {protocol}'s IP version: write {'icmp' if where.version == 4 else 'icmpv6'}")
     return FreeDestination(where, protocol, fields.get("port"))
 
 
@@ -109,7 +109,7 @@ def payment_services(node: Node) -> tuple[FreeDestination, ...]:
 
 
 def _payment_service(node: Node) -> FreeDestination:
-    """Read one host's port. Nothing wider, since what is named here is carried for nothing."""
+    """Read one port of one host. Nothing wider is allowed, since traffic to it is free."""
     entry = node if isinstance(node, Entries) else _from_words(scalar(node, "a payment service"), "address", 2)
     fields = _fields(entry, {"address": _host, "protocol": _service_protocol, "port": _port})
     protocol: str = fields.get("protocol", "tcp")
@@ -119,15 +119,15 @@ def _payment_service(node: Node) -> FreeDestination:
 
 
 def _service_protocol(node: Node) -> str:
-    """Read a service's protocol: one that has ports, by which its answers are known."""
+    """Read a service's protocol, one with ports: only these tell which packets are its answers."""
     name = scalar(node, "a protocol").text
     if name not in _SERVICE_PROTOCOLS:
-        raise refuse(node, "is not a payment service's protocol: write tcp or udp, and one port behind it")
+        raise refuse(node, "is not a payment service's protocol: write tcp or udp, and one port after it")
     return name
 
 
 def _host(node: Node) -> Prefix:
-    """Read the address of one host, behind this router or its own. Raises Refused."""
+    """Read the address of one host, this router or one behind it. Raises Refused."""
     try:
         where = _no_scope(ip_network(scalar(node, "an address").text))
     except ValueError as error:
@@ -135,7 +135,7 @@ def _host(node: Node) -> Prefix:
     if where.prefixlen < where.max_prefixlen:
         raise refuse(node, "is not one host: write its own address, and an entry for each host and port")
     if not is_forwarded_to(where.network_address):
-        raise refuse(node, "is no address that anything is forwarded to: write another of the host's")
+        raise refuse(node, "is an address that routers forward nothing to: write another address of the host")
     return where
 
 
@@ -156,7 +156,7 @@ _RULE_PARSERS: Mapping[str, Callable[[Node], object]] = {
 
 @dataclass(frozen=True, slots=True)
 class WrittenRule:
-    """An entry of PRICES as written, before the general prices complete it; with its node, to point at."""
+    """An entry of PRICES as written, before the general prices complete it; its node gives the line for errors."""
 
     rule: PriceRule
     node: Node
@@ -171,7 +171,7 @@ def price_rules(node: Node) -> tuple[WrittenRule, ...]:
     for written in rules:
         key = (written.rule.prefix, written.rule.interface)
         if key in seen:
-            raise refuse(written.node, f"prices {key[0]} a second time: keep one entry for a prefix and interface")
+            raise refuse(written.node, f"gives {key[0]} a second price: keep one entry for a prefix and interface")
         seen.add(key)
     return rules
 
@@ -189,7 +189,7 @@ def _price_rule(node: Node) -> WrittenRule:
 
 
 def _fields(node: Entries, parsers: Mapping[str, Callable[[Node], object]]) -> dict[str, Any]:
-    """Read an inner mapping; refuses unknown and repeated names, and all bad values together."""
+    """Read an inner mapping. Refuses unknown and repeated names, and reports all bad values together."""
     fields: dict[str, Any] = {}
     findings: list[Finding] = []
     for name, value in node.pairs:

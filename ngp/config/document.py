@@ -1,9 +1,9 @@
-"""Document: net.conf's bytes as marked text, lists and mappings. Hostile bytes end here as a ConfigError.
+"""Document: turns net.conf's bytes into text, lists and mappings with line numbers, or into a ConfigError.
 
-Only the shape of YAML is used, never its types: a value stays the text that the operator wrote until the key's own
-parser reads it, so `0123` can't become 83 nor `10:30` 630, and nothing in the file can construct an object. Anchors,
-aliases and tags are refused (a hundred bytes of aliases can mean gigabytes), nesting and size are bounded, and the
-file is opened without waiting, so that a FIFO put in its place can't hang the daemon.
+Only YAML's structure is used, never its types. A value stays the text that the operator wrote until the key's own
+parser reads it: so `0123` can't become 83, nor `10:30` 630, and nothing in the file can construct an object. Anchors,
+aliases and tags are refused (a hundred bytes of aliases can mean gigabytes). Nesting and size are bounded. The file is
+opened without waiting, so that a FIFO in its place can't hang the daemon.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MOST_FILE_BYTES = 256 * 1024
 _MOST_DEPTH = 5
 NOT_SHOWN = "(value not shown)"
 _SHOWN_CHARACTERS = 60
-# An lndconnect URI holds a macaroon, which is as good as the node's money; messages end in logs.
+# An lndconnect URI has a macaroon, which gives access to the node's money, and messages end in logs.
 _SECRET_VALUE = re.compile("lndconnect|macaroon=", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """A value or a key as it was written. `kind` is what YAML takes it for: str, bool, int, float, null, ..."""
+    """A value or a key as it was written. `kind` is its YAML type: str, bool, int, float, null, ..."""
 
     text: str
     line: int
@@ -49,7 +49,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """A mapping; a key given twice is still there twice."""
+    """A mapping; a key that was written twice is in it twice."""
 
     pairs: tuple[tuple[Scalar, Node], ...]
     line: int
@@ -60,7 +60,7 @@ Node = Scalar | Items | Entries
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: where, in which key, and what would be right. `line` 0: nowhere in particular."""
+    """One mistake in the file: its line (0 if it has none), its key, and what would be right."""
 
     line: int
     key: str
@@ -68,14 +68,14 @@ class Finding:
     message: str
 
     def text(self, file: str) -> str:
-        """Write it as one line that begins with file and line."""
+        """Return the finding as one line that begins with file and line number."""
         place = f"{file}:{self.line}" if self.line else file
         value = NOT_SHOWN if _SECRET_VALUE.search(self.value) else self.value
         return ": ".join(part for part in (place, self.key, f"{value} {self.message}".strip()) if part)
 
 
 class Refused(ConfigError):
-    """Values that can't be used; carries the findings so that all problems of a file are told together."""
+    """Values that can't be used; has the findings, so that all problems of a file are reported together."""
 
     def __init__(self, *findings: Finding) -> None:
         super().__init__("; ".join(finding.text("net.conf") for finding in findings))
@@ -83,17 +83,17 @@ class Refused(ConfigError):
 
 
 def refuse(node: Node, message: str, key: str = "") -> Refused:
-    """Make the exception that says what is wrong with a value."""
+    """Return the exception that says what is wrong with a value."""
     return Refused(Finding(node.line, key, show(node), message))
 
 
 def refuse_unseen(node: Node, message: str) -> Refused:
-    """Make the exception that says what is wrong with a secret, without the secret."""
+    """Return the exception that says what is wrong with a secret, without the secret."""
     return Refused(Finding(node.line, "", NOT_SHOWN, message))
 
 
 def show(node: Node) -> str:
-    """Write a value for a message: escaped and bounded, since the file may hold anything."""
+    """Return a value for a message: escaped and shortened, since the file may have any content."""
     if isinstance(node, Items):
         return "[]" if not node.items else "the list"
     if isinstance(node, Entries):
@@ -102,7 +102,7 @@ def show(node: Node) -> str:
 
 
 def show_text(text: str) -> str:
-    """Quote, escape and bound a text for a message."""
+    """Quote, escape and shorten a text for a message."""
     shown = ascii(text[:_SHOWN_CHARACTERS])
     return shown if len(text) <= _SHOWN_CHARACTERS else f"{shown}..."
 
@@ -112,7 +112,7 @@ N = TypeVar("N")
 
 
 def each(nodes: Iterable[N], parse: Callable[[N], T]) -> tuple[T, ...]:
-    """Parse every node, and refuse only after the last, with all that was wrong. Raises Refused."""
+    """Parse every node. Raises Refused after the last one, with all findings."""
     values: list[T] = []
     findings: list[Finding] = []
     for node in nodes:
@@ -129,14 +129,14 @@ def each(nodes: Iterable[N], parse: Callable[[N], T]) -> tuple[T, ...]:
 
 
 def read_text(path: Path, trusted_only: bool = False) -> str:
-    """Read a configuration file whole.
+    """Read a whole configuration file.
 
     Args:
         path: a regular file or a link to one, at most 256 kB of UTF-8.
-        trusted_only: refuse what `refuse_untrusted` refuses, on the very file that is then read.
+        trusted_only: also call `refuse_untrusted`, on the same open file that is then read.
 
     Raises:
-        ConfigError: naming the file and what to do.
+        ConfigError: says which file, and what to do.
     """
     try:
         # O_NONBLOCK: opening a FIFO without a writer would wait for ever
@@ -146,7 +146,7 @@ def read_text(path: Path, trusted_only: bool = False) -> str:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path}: is not a regular file: name the net.conf itself")
+            raise ConfigError(f"{path}: is not a regular file: give the path of net.conf itself")
         if trusted_only:
             refuse_untrusted(path, status)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
@@ -156,7 +156,7 @@ def read_text(path: Path, trusted_only: bool = False) -> str:
     finally:
         os.close(descriptor)
     if len(data) > MOST_FILE_BYTES:
-        raise ConfigError(f"{path}: is larger than 256 kB: this isn't a net.conf, or it needs pruning")
+        raise ConfigError(f"{path}: is larger than 256 kB: this isn't a net.conf, or it must be shortened")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -167,7 +167,7 @@ def read_text(path: Path, trusted_only: bool = False) -> str:
 
 
 def refuse_untrusted(path: Path, status: os.stat_result) -> None:
-    """Refuse a file that somebody else than root and the caller can write: net.conf decides what is spent.
+    """Refuse a file that users other than root and the caller can write: net.conf decides what is spent.
 
     Raises:
         ConfigError: with the command that mends it.
@@ -193,13 +193,13 @@ def refuse_readable(path: Path, status: os.stat_result, key: ModuleKey) -> None:
     if status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
         otherwise = f"; or {key.name}: none, and {key.instead}" if key.instead else ""
         raise ConfigError(
-            f"{path}: holds {key.secret} of {key.name}, which is as good as money, and can be read by others (mode "
+            f"{path}: holds {key.secret} of {key.name}, which gives access to money, and others can read it (mode "
             f"{stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}{otherwise}"
         )
 
 
 def shipped(name: str) -> str:
-    """Return where a file lies that comes with ngp: where a wheel puts it (setup.cfg), or in a checkout."""
+    """Return the path of a file that comes with ngp: as a wheel installs it (setup.cfg), or in a checkout."""
     installed = Path(sysconfig.get_path("data"), "share", "doc", "ngp", os.path.basename(name))
     return str(installed if installed.is_file() else Path(__file__).resolve().parents[2] / name)
 
@@ -208,7 +208,7 @@ def _cannot_open(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{path}: doesn't exist: copy {shipped('net.conf')} there, or name another with --config"
     if isinstance(error, IsADirectoryError):
-        return f"{path}: is a directory: name the net.conf itself"
+        return f"{path}: is a directory: give the path of net.conf itself"
     if isinstance(error, PermissionError):
         return f"{path}: can't be read by this user: run ngp as root, or mend the file's mode"
     reason = error.strerror if isinstance(error, OSError) else "not a usable file name"
@@ -219,7 +219,7 @@ def _cannot_open(path: Path, error: Exception) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes plain nodes only: no anchor, alias, tag or deep nesting gets past it, and nothing is constructed."""
+    """Composes plain nodes only: refuses anchors, aliases, tags and deep nesting, and constructs no objects."""
 
     depth = 0
 
@@ -251,7 +251,8 @@ def parse_document(text: str) -> Entries:
     """Read net.conf's text into keys and values with their lines.
 
     Raises:
-        Refused: where it isn't YAML, or not `KEY: value` lines. A syntax error ends the reading, so it comes alone.
+        Refused: the text isn't YAML, or has other lines than `KEY: value`. A syntax error ends the parsing, so it is
+            reported alone.
     """
     try:
         root = _Loader(text).get_single_node()
@@ -262,7 +263,7 @@ def parse_document(text: str) -> Entries:
         message = f"has the character U+{int(error.character):04X}, which isn't allowed in a text file: remove it"
         raise Refused(Finding(line, "", "", message)) from error
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        # PyYAML lets chr() and int() fail on escapes and %YAML versions that no Unicode table or release knows
+        # PyYAML lets errors of chr() and int() through, for impossible escapes and %YAML versions
         raise Refused(Finding(0, "", "", f"is not YAML: {show_text(str(error))}")) from error
     if root is None or (isinstance(root, yaml.ScalarNode) and not root.value):
         return Entries((), 0)
@@ -297,7 +298,7 @@ def _syntax_finding(error: yaml.MarkedYAMLError, text: str) -> Finding:
     if problem.startswith(("an ", "a ", "nested ")) and "net.conf" in problem:
         return Finding(line, "", "", problem)
     if error.context == "expected a single document in the stream":
-        return Finding(line, "", "", "a second document (---) begins: net.conf is one, remove the line")
+        return Finding(line, "", "", "begins a second document (---), but net.conf is only one: remove the line")
     return Finding(
         line, "", show_text(written.strip()), f"is not YAML ({problem}): write `KEY: value`, a list as [a, b]"
     )

@@ -1,8 +1,8 @@
-"""Keys: the one table of ngp's own keys of net.conf. The parser and the operator's guide are drawn from it.
+"""Keys: the table of ngp's own keys of net.conf. The parser and the operator's guide use it.
 
-Modules bring their own (`ngp.module_keys`). Any other key doesn't exist; and a key of this table, or of a module that
-ngp ships, fails a test if the shipped net.conf or the guide lacks it. Defaults are written as in net.conf and go
-through the same parsers, so a default can't be something that an operator couldn't write.
+Modules add their own keys (`ngp.module_keys`); any other key is refused. A test fails if the shipped net.conf or the
+guide lacks a key of this table, or of a module that ngp ships. Defaults are written as in net.conf and go through the
+same parsers, so an operator can write every default.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Key(Generic[T]):
 
     Attributes:
         name: as in the file.
-        kind: what its value looks like, for the guide.
+        kind: the form of its value, for the guide.
         parse: reads its value; raises Refused.
-        default: as it would be written; "" where the key is required.
+        default: as it would be written; "" if the key is required.
         help: one line.
-        fields: what it becomes in Settings; `budgets.` before those of Budgets.
+        fields: the fields of Settings that it sets; those of Budgets begin with `budgets.`.
         needs_restart: `ngp reload` can't change it.
     """
 
@@ -80,7 +80,7 @@ def _positive(parse: Callable[[Node], int]) -> Callable[[Node], int]:
 
 
 def _fee_limit(text: str) -> FeeLimit:
-    """Read an amount, or a share; of a share 1 sat is always allowed, which most nodes ask for the smallest payment."""
+    """Read an amount or a share. A share allows at least 1 sat, the usual fee of a node for the smallest payment."""
     if not text.endswith("%"):
         limit_msat = money_msat(text)
         if limit_msat and text[-1].isdigit():  # many people who write 1 mean 1 %
@@ -93,12 +93,12 @@ def _fee_limit(text: str) -> FeeLimit:
 def _rate(node: Node) -> int:
     rate = values.quantity(data_rate_bytes_s)(node)
     if not LEAST_RATE_BYTES_S <= rate <= MOST_RATE_BYTES_S:
-        raise refuse(node, "is out of range: write 1 kB/s to 1 GB/s; PAYMENT_SERVICES: none closes the way")
+        raise refuse(node, "is out of range: write 1 kB/s to 1 GB/s; PAYMENT_SERVICES: none switches it off")
     return rate
 
 
 def _bounded_money(node: Node) -> int:
-    """Read a budget whose `none` is all the money there is: the same to every comparison, and still a number."""
+    """Read a budget; `none` becomes all bitcoin there will ever be, which no sum exceeds, so it stays a number."""
     unlimited = values.or_word("none", _money)(node)
     return ALL_MONEY_MSAT if unlimited is None else unlimited
 
@@ -151,7 +151,7 @@ LAN_INTERFACE = Key(
     "interface or pattern, a list, auto or none",
     values.or_word("auto", values.or_none(values.lan_interfaces)),
     "auto",
-    "interfaces that are ours, behind this router; auto = those that carry only their own addresses' networks",
+    "our own interfaces behind this router; auto = those with routes to the networks of their own addresses only",
     ("lan_interfaces",),
 )
 NGP_INTERFACE = Key(
@@ -167,7 +167,7 @@ ACCOUNT_ID = Key(
     "text",
     values.or_word("none", values.node_account),
     "none",
-    "where payment is received; with Lightning the public key that the own node must have",
+    "where payment is received; with Lightning the public key that our node must have",
     ("account_id",),
 )
 CSV_DELAY = Key(
@@ -175,7 +175,7 @@ CSV_DELAY = Key(
     f"1 to {MOST_CSV_DELAY_BLOCKS}",
     values.quantity(lambda text: whole_number(text, 1, MOST_CSV_DELAY_BLOCKS)),
     "1008",
-    "blocks that a peer waits for its coins after it closed a channel alone; our node may be away for that long",
+    "blocks that a peer waits for its coins after it closes a channel alone; our node may be away for that long",
     ("csv_delay_blocks",),
 )
 DEFAULT_PRICE = Key(
@@ -183,7 +183,7 @@ DEFAULT_PRICE = Key(
     "price",
     _price,
     "5 msat",
-    "per kilobyte: asked when selling, the most paid when buying, unless the next keys say otherwise",
+    "per kilobyte: asked when selling, and the most paid when buying, unless the next keys say otherwise",
     ("default_msat_per_gib",),
 )
 SELL = Key("SELL", "yes or no", values.yes_or_no, "yes", "forward for neighbours; no = buys only", ("sells",))
@@ -261,7 +261,7 @@ GRACE_DATA = Key(
     "data",
     _data,
     "256 kB",
-    "credit line of a neighbour that has nothing free on its account, whether it paid before or not: data",
+    "credit line of a neighbour with no free balance, whether it paid before or not: data",
     ("grace_data_bytes",),
 )
 GRACE_TIME = Key(
@@ -269,7 +269,7 @@ GRACE_TIME = Key(
     "time",
     _time,
     "10 s",
-    "how long, from the first byte on credit; both begin anew when all of it is paid for",
+    "how long the credit lasts, from its first byte; time and data begin anew when all of it is paid",
     ("grace_time_s",),
 )
 REFUND_WHEN_ASKED = Key(
@@ -277,7 +277,7 @@ REFUND_WHEN_ASKED = Key(
     "yes or no",
     values.yes_or_no,
     "no",
-    "pay a client that asks what is free of its balance back, within the budgets; no = by ngp refund only",
+    "pay a client its free balance back when it asks, within the budgets; no = by ngp refund only",
     ("refund_when_asked",),
 )
 BUDGET_PAYMENT = Key(
@@ -325,7 +325,7 @@ FEE_LIMIT = Key(
     "share or money",
     values.quantity(_fee_limit),
     "1 %",
-    "most that routing a payment may cost: a share of it, at least 1 sat, or an amount; 0 = direct channels only",
+    "most that routing may add to a payment: a share of it, at least 1 sat, or an amount; 0 = direct channels only",
     ("fee_limit",),
 )
 FREE_DESTINATIONS = Key(
@@ -333,7 +333,7 @@ FREE_DESTINATIONS = Key(
     "list of prefix, prefix protocol, or prefix protocol port",
     values.or_none(destinations.free_destinations),
     "none",
-    "what costs nothing: packets to it, and what it answers",
+    "destinations that cost nothing: packets to them, and their answers",
     ("free_destinations",),
 )
 PAYMENT_SERVICES = Key(
@@ -341,7 +341,7 @@ PAYMENT_SERVICES = Key(
     "list of address port, or address protocol port",
     values.or_none(destinations.payment_services),
     "none",
-    "ports that neighbours need to pay this router, on hosts behind it or on itself: uncharged, at the rate below",
+    "ports that neighbours need to pay this router, on it or on hosts behind it: uncharged, at the rate below",
     ("payment_services",),
 )
 PAYMENT_SERVICES_RATE = Key(
@@ -349,7 +349,7 @@ PAYMENT_SERVICES_RATE = Key(
     "data a second",
     _rate,
     "32 kB/s",
-    "what each neighbour may exchange with PAYMENT_SERVICES, both directions together; a minute's worth at once",
+    "rate of each neighbour to PAYMENT_SERVICES, both directions together; bursts of up to a minute's worth",
     ("payment_services_bytes_s",),
 )
 WHEN_STOPPED = Key(
@@ -365,7 +365,7 @@ QUEUE_NUMBER = Key(
     "0 to 65535",
     values.quantity(lambda text: whole_number(text, 0, 65535)),
     "10325",
-    "NFQUEUE number; another program on the same machine may not use it",
+    "NFQUEUE number; no other program on the machine may use it",
     ("queue_number",),
     needs_restart=True,
 )
@@ -400,7 +400,7 @@ KEYS: tuple[Key[Any], ...] = (
 
 
 def of_module(brought: ModuleKey, folder: str) -> Key[Any]:
-    """Make a key of what a module brings; `none` is None in each. Args: folder: net.conf's."""
+    """Return the Key for a module's own key; its value `none` becomes None. Args: folder: net.conf's."""
 
     def parse_node(node: Node) -> Any:
         written = values.scalar(node, brought.kind)
@@ -411,13 +411,13 @@ def of_module(brought: ModuleKey, folder: str) -> Key[Any]:
         except ConfigError as error:
             unseen = brought.secret or isinstance(error, UnseenError)
             raise (refuse_unseen if unseen else refuse)(node, str(error)) from error
-        except Exception as error:  # a defect of a third party's; the file's text may be in it
+        except Exception as error:  # a defect in a third-party module; its text may hold the value
             raise refuse_unseen(node, f"makes its module fail ({type(error).__name__}): write another value") from error
 
     return Key(brought.name, brought.kind, parse_node, brought.default, brought.help, (), needs_restart=True)
 
 
 def guide_row(key: Key[Any]) -> str:
-    """Write a key's row of the table in docs/operators-guide.md."""
+    """Return a key's row of the table in docs/operators-guide.md."""
     default = f"`{key.default}`" if key.default else "required"
     return f"| `{key.name}` | {key.kind} | {default} | {key.help} | {'restart' if key.needs_restart else 'reload'} |"

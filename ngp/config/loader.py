@@ -1,7 +1,7 @@
-"""Loader: from a file to Settings, or to one error that names every problem of the file.
+"""Loader: turns a file into Settings, or into one error that lists all problems of the file.
 
-All problems come together: on a distant router nobody wants to correct one line a try. Nothing is guessed: a file with
-one bad line changes nothing, neither at start nor at reload.
+All problems are reported together, as nobody wants to correct a distant router's file one line at a time. Nothing is
+guessed: a file with one bad line is refused as a whole, at start and at reload.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _KEYS_BY_NAME = {key.name: key for key in keys.KEYS}
 
 
 def default_path(candidates: Sequence[Path] = DEFAULT_PATHS) -> Path:
-    """Return the first configuration file that is there, readable or not: a broken one isn't passed over for another.
+    """Return the first configuration file that exists, readable or not: an unreadable one isn't silently skipped.
 
     Raises:
-        ConfigError: naming all the places where none is.
+        ConfigError: none exists; lists the places.
     """
     for candidate in candidates:
         if os.path.lexists(candidate):
@@ -63,7 +63,7 @@ def _status(path: Path) -> os.stat_result:
 
 
 def refuse_shown_secret(settings: Settings, path: Path) -> None:
-    """Refuse a file that holds a secret itself and that others than its owner can read.
+    """Refuse a file that has a secret in it and that users other than its owner can read.
 
     Raises:
         ConfigError: with the command that mends it.
@@ -78,12 +78,12 @@ def load(path: Path | str, *, modules: Modules = installed_modules, trusted_only
     """Read a configuration file.
 
     Args:
-        path: the file; relative paths inside start at its folder.
-        modules: names the modules that are available for a group of entry points.
-        trusted_only: refuse a file that somebody else could have written.
+        path: the file; relative paths in it start at its folder.
+        modules: returns the names of the modules that are available for a group of entry points.
+        trusted_only: refuse a file that other users could have written.
 
     Raises:
-        ConfigError: telling all problems, a line each: file, line, key, value, and what is right.
+        ConfigError: lists all problems, one per line: file, line, key, value, and what is right.
     """
     path = Path(path)
     return parse(read_text(path, trusted_only), path, modules=modules)
@@ -120,7 +120,7 @@ def _read_keys(document: Entries, folder: str, modules: Modules) -> tuple[Writte
     for key, node in document.pairs:
         if key.text in nodes:
             first = f"is given twice, first in line {nodes[key.text].line}: keep one of the two"
-            # what a module's key holds may be a secret, in the wrong place or not
+            # the value of a module's key may be a secret, even a misplaced one
             value = show(node) if key.text in _KEYS_BY_NAME else NOT_SHOWN
             findings.append(Finding(key.line, key.text, value, first))
             failed.add(key.text)
@@ -151,19 +151,19 @@ def _as_keys(brought: Iterable[ModuleSettings], folder: str) -> dict[str, Key[An
 
 
 def _unknown(key: Scalar, node: Node, known: Collection[str]) -> Finding:
-    """Say that a key doesn't exist. Args: known: those among which to look for the one that was meant."""
+    """Return the finding for an unknown key, with the most similar known key. Args: known: keys to compare with."""
     name = key.text if key.text.isidentifier() and key.text.isascii() and len(key.text) <= 40 else show_text(key.text)
     near = get_close_matches(key.text.upper(), known, 1) if len(key.text) <= 40 else []
     keys_are_in = shipped("docs/operators-guide.md")
     remedy = f"did you mean {near[0]}?" if near else f"{keys_are_in} lists the keys; remove the line"
-    # an unknown key may hold a secret of something else, or a module's, and a message ends in logs
+    # an unknown key's value may be a secret, and messages end in logs
     of_module = bool(near) and near[0] not in _KEYS_BY_NAME
     value = NOT_SHOWN if of_module or _SECRET.search(key.text) else show(node)
     return Finding(key.line, name, value, f"is for a key that net.conf doesn't have: {remedy}")
 
 
 def shipped_keys() -> tuple[Key[Any], ...]:
-    """Return ngp's own keys and those of the modules that it ships, as the guide has them."""
+    """Return ngp's own keys and those of its shipped modules, in the order of the guide."""
     brought = [module_settings(group, name) for group in GROUPS for name in SHIPPED[group]]
     return (*keys.KEYS, *_as_keys(brought, "/").values())
 

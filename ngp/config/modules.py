@@ -1,6 +1,7 @@
-"""Modules: which are installed (entry points), and what each brings to net.conf.
+"""Modules: finds the installed modules (entry points) and their own keys of net.conf.
 
-A module's keys are checked here: none may be another's. One that can't be loaded hinders nothing unless it is in use.
+Modules' keys are checked here: no two may have the same key. A module that can't be loaded does no harm unless it is in
+use.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ SHIPPED: Mapping[str, Mapping[str, str]] = {
         "electrum": "ngp.modules.payment.electrum_settings:SETTINGS",
     },
 }
-"""What ngp ships, as setup.cfg has it: for a checkout that isn't installed, or whose installation is older."""
+"""The modules that ngp ships, as in setup.cfg: for a checkout that isn't installed, or an older installation of it."""
 
 
 def installed_modules(group: str) -> Collection[str]:
-    """Name the modules of a port that are installed, or ngp's own when running from a checkout."""
+    """Return the names of a port's installed modules, and ngp's own when it runs from a checkout."""
     return frozenset(point.name for point in _installed(group)) or frozenset(SHIPPED.get(group, ()))
 
 
@@ -57,19 +58,19 @@ def module_class(group: str, name: str) -> Any:
 
 
 def module_settings(group: str, name: str) -> ModuleSettings:
-    """Return what a module brings to net.conf; nothing where it names nothing. Raises ConfigError."""
+    """Return a module's own keys of net.conf, possibly none. Raises ConfigError."""
     try:
         found = _load(f"{group}.settings", name)
     except Exception as error:  # of a third party's code
-        raise ConfigError(f"the settings of the module {name} can't be loaded ({error}): install it anew") from error
+        raise ConfigError(f"the settings of the module {name} can't be loaded ({error}): reinstall it") from error
     if found is None:
         return ModuleSettings()
     if not isinstance(found, ModuleSettings):
-        raise ConfigError(f"the settings of the module {name} are of another kind than this ngp's: update it")
+        raise ConfigError(f"the settings of the module {name} don't fit this version of ngp: update it")
     prefix = f"{re.sub('[^A-Z0-9]', '_', name.upper())}_"
     for key in found.keys:
         if not key.name.startswith(prefix) or any(key.name == own.name for own in keys.KEYS):
-            raise ConfigError(f"the module {name} brings the key {key.name}, which isn't its own: {prefix}... would be")
+            raise ConfigError(f"the module {name} defines the key {key.name}: its keys must begin with {prefix}")
         try:
             keys.of_module(key, "/").default_value()
         except ConfigError as error:
@@ -78,7 +79,7 @@ def module_settings(group: str, name: str) -> ModuleSettings:
 
 
 def usable_settings(modules: Mapping[str, Collection[str]]) -> Iterator[tuple[ModuleId, ModuleSettings]]:
-    """Yield what modules bring, those passed over that can't be loaded. Args: modules: names by group."""
+    """Yield the settings of all modules that can be loaded. Args: modules: names by group."""
     for group, names in modules.items():
         for name in sorted(names):
             try:
@@ -88,7 +89,7 @@ def usable_settings(modules: Mapping[str, Collection[str]]) -> Iterator[tuple[Mo
 
 
 def _installed(group: str) -> Iterator[EntryPoint]:
-    """Yield a group's entry points; they are read again only after something was installed: it takes milliseconds."""
+    """Yield a group's entry points. Reading takes milliseconds, so they are cached until a package is installed."""
     points = _read_points(tuple((folder, _changed_ns(folder)) for folder in sys.path))
     return (point for point in points if point.group == group)
 

@@ -1,7 +1,7 @@
-"""Reload: what a reload may apply, and what it must name as waiting for a restart.
+"""Reload: which settings a reload applies, and which wait for a restart.
 
-Sockets, kernel programs and the ledger's place are made once at start; a reload that swapped them would have to cut
-live contracts, so it keeps the old ones and says so.
+Sockets, kernel programs and the ledger's place are made once, at start. To change them a reload would have to cut live
+contracts, so it keeps the old values and says so.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ngp.core.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Names of keys whose values differ: those that take effect now, and those that a restart would bring."""
+    """Names of keys whose values differ: those that take effect now, and those that need a restart."""
 
     applied: tuple[str, ...]
     needs_restart: tuple[str, ...]
 
 
 def changes(old: Settings, new: Settings) -> Changes:
-    """Compare two Settings by key. A changed DEFAULT_PRICE shows with the prices that follow it."""
+    """Compare two Settings by key. A changed DEFAULT_PRICE shows as changes of the prices that depend on it."""
     differing = [key for key in KEYS if any(attrgetter(field)(old) != attrgetter(field)(new) for field in key.fields)]
     before, after = _of_modules(old), _of_modules(new)
     of_modules = [name for name in {**before, **after} if before.get(name) != after.get(name)]
@@ -38,6 +38,6 @@ def _of_modules(settings: Settings) -> dict[str, Any]:
 
 
 def keep_until_restart(old: Settings, new: Settings) -> Settings:
-    """Return the new Settings with the old values of all keys that need a restart, as those of modules do."""
+    """Return the new Settings, but with the old values of keys that need a restart (all keys of modules do)."""
     kept = {field: getattr(old, field) for key in KEYS if key.needs_restart for field in key.fields}
     return replace(new, **kept, modules=old.modules)

@@ -1,9 +1,9 @@
-"""Units: the numbers of net.conf, exactly, or not at all.
+"""Units: parses the numbers of net.conf exactly, or refuses them.
 
-Money never passes through a float: a price of `0.1 msat` isn't a whole number of msat per GiB, and a router that
-rounded it would quote something else than its operator wrote. What isn't exact is refused with the nearest that is.
-Leading zeros, hexadecimal, exponents, `10:30` and thousands separators are refused as well: YAML reads some of them as
-octal or base 60, people read them otherwise, and the difference would be somebody's money.
+Money is never a float. A price of `0.1 msat` isn't a whole number of msat per GiB, and if it were rounded, the router
+would ask another price than its operator wrote. So an inexact value is refused, and the error gives the nearest exact
+values. Leading zeros, hexadecimal, exponents, `10:30` and thousands separators are refused too: YAML reads some of them
+as octal or base 60, people read them differently, and the difference would be somebody's money.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ngp.core.pricing import BYTES_PER_KILOBYTE, GIB, KILOBYTES_PER_GIB, SAT_MSA
 from ngp.errors import ConfigError
 
 ALL_MONEY_MSAT = 21_000_000 * 100_000_000 * SAT_MSAT  # all the bitcoin there will ever be
-MOST_PRICE_MSAT_PER_GIB = 1_000_000 * KILOBYTES_PER_GIB  # 1,000 sat a kilobyte: above it, a slip of the pen
+MOST_PRICE_MSAT_PER_GIB = 1_000_000 * KILOBYTES_PER_GIB  # 1,000 sat a kilobyte: a higher price is a typing error
 MOST_DATA_BYTES = 1 << 50
 _PPM_PER_PERCENT = 10_000
 MONTH_S = 2_629_800  # 365.25 / 12 days
@@ -79,7 +79,7 @@ def share_ppm(text: str) -> int:
     """Read a share: `1 %`, `0.25 %`. Returns millionths. Raises ConfigError."""
     share = _quantity(text, {"%": _PPM_PER_PERCENT}, _PPM_PER_PERCENT, "a share", "1 % or 0.25 %")
     if share > 100 * _PPM_PER_PERCENT:
-        raise ConfigError("is too much: the most is 100 %")
+        raise ConfigError("is too high: the most is 100 %")
     if share.denominator != 1:
         raise ConfigError("has more than four decimals: write for example 1 % or 0.25 %")
     return share.numerator
@@ -96,11 +96,11 @@ def price_msat_per_gib(text: str) -> int:
     """
     price = _quantity(text, PRICE_UNITS, PRICE_UNITS["msat"], "a price", "5 msat (per kilobyte) or 5243 sat/GB")
     if price > MOST_PRICE_MSAT_PER_GIB:
-        raise ConfigError(f"is too much: the highest price is {show_price(MOST_PRICE_MSAT_PER_GIB)}")
+        raise ConfigError(f"is too high: the highest price is {show_price(MOST_PRICE_MSAT_PER_GIB)}")
     if price.denominator != 1:
         below = price.numerator // price.denominator
         raise ConfigError(
-            f"can't be charged exactly, prices are whole msat per GB: write {below} msat/GB or {below + 1} msat/GB"
+            f"can't be charged exactly, as prices are whole msat per GB: write {below} msat/GB or {below + 1} msat/GB"
         )
     return price.numerator
 
@@ -112,7 +112,7 @@ def data_bytes(text: str, bare: int = KILOBYTE) -> int:
 
 
 def data_rate_bytes_s(text: str) -> int:
-    """Read so much data a second: `32 kB/s`; a bare number is kilobytes. Returns bytes a second. Raises ConfigError."""
+    """Read a data rate: `32 kB/s`; a bare number is kB/s. Returns bytes per second. Raises ConfigError."""
     return data_bytes(text.removesuffix("/s"))
 
 
@@ -143,7 +143,7 @@ def _quantity(
 
 def _whole(amount: Fraction, most: int, unit: str, most_shown: str) -> int:
     if amount > most:
-        raise ConfigError(f"is too much: the most is {most_shown}")
+        raise ConfigError(f"is too high: the most is {most_shown}")
     if amount.denominator != 1:
         raise ConfigError(f"is not a whole number of {unit}: write {amount.numerator // amount.denominator} {unit}")
     return amount.numerator

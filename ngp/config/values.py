@@ -1,7 +1,7 @@
-"""Values: what each kind of setting may be, read from a node of the file. Every refusal says what would be right.
+"""Values: parsers for each kind of setting. Every refusal says what would be right.
 
-Names are read strictly where YAML and people disagree. An interface written `no` is a truth value to YAML, so it is
-refused unless it is in quotes; else a name would be gated that nobody meant.
+Names that YAML and people read differently are refused. For example, an interface `no` is a boolean in YAML, so it must
+be in quotes; otherwise ngp might gate an interface that the operator didn't mean.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NOT_IN_NAMES = frozenset("/:\"'\\`")  # the first two by the kernel (dev_valid_
 
 
 def quantity(parse: Callable[[str], T]) -> Callable[[Node], T]:
-    """Make a parser of nodes out of one of texts (`ngp.config.units`)."""
+    """Turn a parser of texts (`ngp.config.units`) into a parser of nodes."""
 
     def parse_node(node: Node) -> T:
         text = scalar(node, "one value").text
@@ -38,7 +38,7 @@ def quantity(parse: Callable[[str], T]) -> Callable[[Node], T]:
 
 
 def or_word(word: str, parse: Callable[[Node], T]) -> Callable[[Node], T | None]:
-    """Make a parser that takes one word (`none`, `auto`, ...) for None beside its own values."""
+    """Return a parser that reads one word (`none`, `auto`, ...) as None, and all other values with `parse`."""
 
     def parse_node(node: Node) -> T | None:
         if isinstance(node, Scalar) and node.text == word:
@@ -49,7 +49,7 @@ def or_word(word: str, parse: Callable[[Node], T]) -> Callable[[Node], T | None]
 
 
 def or_none(parse: Callable[[Node], tuple[T, ...]]) -> Callable[[Node], tuple[T, ...]]:
-    """Make a parser of a list that takes `none` for the empty list."""
+    """Return a parser of lists that reads `none` as the empty list."""
 
     def parse_node(node: Node) -> tuple[T, ...]:
         if isinstance(node, Scalar) and node.text == "none":
@@ -60,7 +60,7 @@ def or_none(parse: Callable[[Node], tuple[T, ...]]) -> Callable[[Node], tuple[T,
 
 
 def yes_or_no(node: Node) -> bool:
-    """Read `yes` or `no`, and the other words that YAML has for them."""
+    """Read `yes` or `no`, or YAML's other words for them."""
     text = scalar(node, "yes or no").text.lower()
     if text in ("yes", "true", "on"):
         return True
@@ -70,7 +70,7 @@ def yes_or_no(node: Node) -> bool:
 
 
 def one_of(*words: str) -> Callable[[Node], str]:
-    """Make a parser of fixed words."""
+    """Return a parser that accepts only these words."""
 
     def parse_node(node: Node) -> str:
         text = scalar(node, " or ".join(words)).text
@@ -82,7 +82,7 @@ def one_of(*words: str) -> Callable[[Node], str]:
 
 
 def module(numbers: Mapping[str, str]) -> Callable[[Node], str]:
-    """Make a parser of module names that also knows the numbers which older files have for them."""
+    """Return a parser of module names that also accepts their numbers in older files."""
     known = ", ".join(f"{name} (or {number})" for number, name in numbers.items())
 
     def parse_node(node: Node) -> str:
@@ -97,7 +97,7 @@ def module(numbers: Mapping[str, str]) -> Callable[[Node], str]:
 
 
 def module_list(parse_one: Callable[[Node], str]) -> Callable[[Node], tuple[str, ...]]:
-    """Make a parser of one module or a list of several."""
+    """Return a parser of one module or a list of several."""
 
     def parse_node(node: Node) -> tuple[str, ...]:
         return one_or_list(node, parse_one)
@@ -109,7 +109,7 @@ def mesh_interfaces(node: Node) -> tuple[str, ...]:
     """Read interface names or patterns, one or a list, or `all`. Raises Refused."""
     names = _interfaces(node)
     if "lo" in names:
-        raise refuse(node, "has the loopback lo, where no neighbour is: write the interfaces that lead to neighbours")
+        raise refuse(node, "has the loopback lo, which has no neighbours: write the interfaces that lead to neighbours")
     return names
 
 
@@ -155,13 +155,13 @@ def _interface_or_pattern(node: Node) -> str:
     written = scalar(node, "the name of an interface")
     text = written.text
     if written.kind != "str":
-        raise refuse(node, f"is a name only in quotes, YAML takes it for {written.kind}: write '{text[:15]}'")
+        raise refuse(node, f"is read by YAML as {written.kind}: to make it a name, write '{text[:15]}'")
     if "," in text or " " in text:
         raise refuse(node, "is not one interface: write a list, [eth0, eth1]")
     if re.fullmatch(r"[!-~]+", text) is None or set(text) & _NOT_IN_NAMES or text in (".", "..", "none"):
         raise refuse(node, "is not the name of an interface: write for example eth0 (`ip link` lists them)")
     if "@" in text:
-        raise refuse(node, f"is a name with its peer, as `ip link` shows it: write {text.partition('@')[0]}")
+        raise refuse(node, f"is a name with its peer, as shown by `ip link`: write {text.partition('@')[0]}")
     if is_pattern(text):
         if len(text) > _MOST_PATTERN_CHARACTERS:
             raise refuse(node, f"is longer than {_MOST_PATTERN_CHARACTERS} characters: write a shorter pattern")
@@ -184,11 +184,11 @@ def _neighbour_address(node: Node) -> str:
     text = scalar(node, "an address").text
     if is_mac(text):
         if int(text[:2], 16) & 1 or not text.strip("0:"):
-            raise refuse(node, "is not the MAC of one host: write the neighbour's own")
+            raise refuse(node, "is not the MAC of one host: write the neighbour's own MAC")
         return text.lower()
     address = _address(node, text)
     if address.is_multicast or address.is_unspecified or text == "255.255.255.255":
-        raise refuse(node, "is not the address of one host: write the neighbour's own, or none to find neighbours")
+        raise refuse(node, "is not the address of one host: write the neighbour's, or none to find neighbours")
     scope = address.scope_id if isinstance(address, IPv6Address) else None
     if isinstance(address, IPv6Address) and address.is_link_local and not scope:
         raise refuse(node, f"needs its interface: write {address}%eth0 with the interface that leads there")
@@ -208,7 +208,7 @@ def _address(node: Node, text: str) -> IPv4Address | IPv6Address:
 
 
 def node_account(node: Node) -> str:
-    """Read where payment is received; a Lightning node's public key in lower case, as nodes show it. Raises Refused."""
+    """Read ACCOUNT_ID; a Lightning node's public key is put into lower case, as nodes show it. Raises Refused."""
     written = scalar(node, "an account")
     try:
         text = one_word(KeyText(written.text, written.kind not in ("bool", "null")))
@@ -225,7 +225,7 @@ def directory(node: Node) -> str:
     if written.text.startswith("~"):
         raise refuse(node, "begins with ~, which only a shell knows: write the whole path")
     if not written.text.strip("/.") or len(written.text.encode()) > 1024:
-        raise refuse(node, "can't hold ngp's files: write a directory of its own, for example /var/lib/ngp")
+        raise refuse(node, "can't be ngp's own directory: write another one, for example /var/lib/ngp")
     return written.text
 
 
@@ -233,11 +233,11 @@ def directory(node: Node) -> str:
 
 
 def scalar(node: Node, noun: str) -> Scalar:
-    """Take a node for one value that isn't empty. Raises Refused."""
+    """Return a node as a single value that isn't empty. Raises Refused."""
     if not isinstance(node, Scalar):
         raise refuse(node, f"is not a single value: write {noun}")
     if node.kind == "null" or not node.text:
-        raise refuse(node, "has no value: write one behind the colon, or remove the line")
+        raise refuse(node, "has no value: write one after the colon, or remove the line")
     return node
 
 

@@ -27,11 +27,11 @@ Modules = Callable[[str], Collection[str]]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Values by key: what was parsed, the nodes to point at, and which keys could not be read.
+    """Values by key: the parsed values, their nodes (for line numbers), and the keys that could not be read.
 
     Attributes:
-        modules: names those that are installed, by group.
-        brought: what modules bring, as far as the file is concerned with it.
+        modules: names of the installed modules, by group.
+        brought: the settings of the modules that the file concerns.
         folder: of the file; relative paths start there.
     """
 
@@ -43,12 +43,12 @@ class Written:
     folder: str
 
     def __getitem__(self, key: Key[T]) -> T:
-        """Return a key's value, or its default's."""
+        """Return a key's value, or its default."""
         value: T = self.parsed[key.name] if key.name in self.parsed else key.default_value()
         return value
 
     def chosen(self) -> Iterator[tuple[Key[Any], ModuleId]]:
-        """Yield the modules that the file names, as far as that can be read, each with the key that names it."""
+        """Yield the modules that the file names, each with the key that names it; unreadable keys are skipped."""
         for key, group in _CHOICES:
             if key.name not in self.failed:
                 named = self[key]
@@ -56,14 +56,14 @@ class Written:
                     yield key, (group, "ip" if group == NETWORK and name in FAMILIES else name)
 
     def of_module(self, module: ModuleId) -> dict[str, Any]:
-        """Return the values of the keys that a module brings, but for what is None; of one in use also defaults."""
+        """Return the values of a module's keys, without those that are None; with defaults if the module is in use."""
         in_use = module in (one for _, one in self.chosen())
         brought = [keys.of_module(key, self.folder) for key in self.brought[module].keys]
         found = {key.name: self[key] for key in brought if in_use or key.name in self.nodes}
         return {name: value for name, value in found.items() if value is not None}
 
     def finding(self, key: Key[Any], message: str, node: Node | None = None) -> Finding:
-        """Say what is wrong with a key, at its line or at that of a part of it."""
+        """Return a finding about a key, with its line or with the line of a part of its value."""
         at = node or self.nodes.get(key.name)
         if at is None:
             return Finding(0, key.name, f"{key.default} (the default)", message)

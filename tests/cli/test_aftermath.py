@@ -15,7 +15,7 @@ from ngp.core.values import Standing
 from ngp.daemon.state import last_sign_s
 from tests.cli.conftest import Host
 
-NEXT = "`ngp start` takes over, `ngp stop` takes it away; both charge what was missed"
+NEXT = "`ngp start` takes over, `ngp stop` removes it; both charge the traffic since then"
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ NEXT = "`ngp start` takes over, `ngp stop` takes it away; both charge what was m
     [
         (Standing(meter=True, sells=True, gate=True), True, ("was killed", "T0", "gate still stands", "refused", NEXT)),
         (Standing(meter=True, sells=True), True, ("gate is gone", "uploads of neighbours pass uncharged", NEXT)),
-        (Standing(meter=True), True, ("counts what is bought", "refuses nothing", NEXT)),
+        (Standing(meter=True), True, ("counts bought traffic", "refuses nothing", NEXT)),
         (Standing(meter=True, sells=True, gate=True), False, ("another state directory", "--state-dir")),
         (Standing(closed=True), False, ("is dropped (WHEN_STOPPED: closed)", "`ngp start`")),
         (Standing(), True, ("was killed", "T0", "booted", "ip netns")),

@@ -43,7 +43,7 @@ def test_a_lightning_command_that_lacks_a_word_is_told_which(words: str, says: s
 
 @pytest.mark.parametrize("said", ["0.5", "0", "500k"])
 def test_an_amount_that_is_no_whole_number_of_sat_is_told_so(said: str) -> None:
-    with pytest.raises(click.BadParameter, match=f"'{said}' is no whole number of sat from 1; write digits alone"):
+    with pytest.raises(click.BadParameter, match=f"'{said}' is no whole number of sat from 1; write only digits"):
         lightning.command.make_context("lightning", ["open", "7f3a", "--amount", said])
 
 
@@ -73,7 +73,7 @@ def test_the_lightning_verb_tells_what_its_options_are_when_left_out() -> None:
         ("lndconnect://192.0.2.1:99999?macaroon=c2VjcmV0\n", 3, "no usable port"),
         ("lndconnect://192.0.2.1:10009?cert=AAAA&macaroon=c2VjcmV0\n", 3, "no certificate"),
         ("lndconnect://192.0.2.1:10009?macaroon=c2VjcmV0\n", 3, "is none of LND's, or damaged"),
-        (f"lndconnect://127.0.0.1:1?macaroon={MACAROON}\n", 5, "nothing was kept (--untried keeps it all the same)"),
+        (f"lndconnect://127.0.0.1:1?macaroon={MACAROON}\n", 5, "the URI was not kept (--untried keeps it"),
     ],
 )
 def test_a_pasted_uri_that_can_not_be_used_is_not_kept_and_not_shown(
@@ -118,7 +118,7 @@ def test_a_uri_that_replaces_another_says_so_and_the_restart_is_said_beside_a_da
     place = Place(str(host.state_dir), str(host.config))
     before = host.state_dir / "lnd-connect.before"
     monkeypatch.setattr(lightning, "running_pid", lambda _state_dir: 7)
-    for last_byte, replaced in (("1", ""), ("2", f"replaced the one before, kept as {before}; ")):
+    for last_byte, replaced in (("1", ""), ("2", f"the previous URI is kept as {before}; ")):
         uri = f"lndconnect://192.0.2.{last_byte}:10009?macaroon={MACAROON}\n"
         monkeypatch.setattr("sys.stdin", io.StringIO(uri))
         assert lightning._connect(place, untried=True) == 0

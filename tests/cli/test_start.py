@@ -64,7 +64,7 @@ def test_what_the_daemon_warns_of_before_it_is_ready_reaches_the_terminal(host: 
     started = host.start(NGP_FAKE="warns")
     assert started.returncode == 0
     assert told(started.stderr) == [f"WARNING no interface has the name wlan{number}?[2J" for number in range(3)]
-    where = f"ngp runs (process {host.pid()}), on no interface yet: nothing is gated; its log is "
+    where = f"ngp runs (process {host.pid()}), without a mesh interface yet: nothing is gated; its log is "
     assert started.stdout == f"{where}{host.state_dir / 'ngp.log'}\n"
     assert "no use to an operator" in (host.state_dir / "ngp.log").read_text()
 
@@ -124,7 +124,7 @@ def test_close_needs_no_state_directory_and_does_nothing_where_stopped_means_ope
     assert not host.state_dir.exists()
     host.config.write_text(host.config.read_text().replace("closed", "open"))
     done = host.ngp("close", "--config", "net.conf")
-    assert (done.returncode, done.stdout) == (0, "WHEN_STOPPED is open: nothing is closed\n")
+    assert (done.returncode, done.stdout) == (0, "WHEN_STOPPED is open: nothing was closed\n")
 
 
 @pytest.mark.parametrize("whose", ["this state directory", "another"])
@@ -171,7 +171,7 @@ def test_stop_cleans_up_after_kill_9_with_a_net_conf_that_cant_be_used(host: Hos
         words, why = ["--config", "net.conf", "--state-dir", str(host.state_dir)], "doesn't exist"
     stopped = host.ngp("stop", *words, NGP_STATE_DIR="")
     assert stopped.returncode == 0, stopped.stderr
-    assert "WHEN_STOPPED is not known" in stopped.stdout and why in stopped.stdout
+    assert "WHEN_STOPPED is unknown" in stopped.stdout and why in stopped.stdout
     assert (host.state_dir / "cleaned").read_text() == "False", "left open"
 
 

@@ -273,7 +273,7 @@ def test_a_daemon_is_asked_about_the_very_file(running: Host) -> None:
 def test_check_without_a_daemon_goes_by_kind(host: Host) -> None:
     away = host.ngp("check", "--config", "net.conf")
     assert away.returncode == 5
-    assert "the node is away" in away.stdout and "ledger.db: none yet" in away.stdout
+    assert "the node is away" in away.stdout and "ledger.db: doesn't exist yet" in away.stdout
     assert host.ngp("check", "--config", "net.conf", NGP_FAKE_MISSING="hook").returncode == 4
     by_the_file = {"NGP_FAKE_MISSING": "hook", "NGP_FAKE_KIND": "configuration"}
     assert host.ngp("check", "--config", "net.conf", **by_the_file).returncode == 3
@@ -307,7 +307,7 @@ def test_check_without_a_net_conf_doesnt_have_it_corrected(host: Host, words: tu
 @pytest.mark.parametrize(
     ("stands", "killed", "says"),
     [
-        ("gate", True, "its gate still stands"),
+        ("gate", True, "its gate is still in force"),
         ("gate", False, "another state directory"),
         ("closed", False, "is dropped (WHEN_STOPPED: closed)"),
     ],
