@@ -6,6 +6,9 @@ stop. It is computed anew when it could differ from the charges: at a start, and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import CountAccount, Decide
 from ngp.core.events import AccountCounted
@@ -15,7 +18,7 @@ from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.selling.statements import CLOSED_WAIT_S, STATEMENT_INTERVAL_S, to_state
 from ngp.core.timers import Due
-from ngp.core.values import AccountReading, Reading, Verdict
+from ngp.core.values import UNITS_PER_MSAT, AccountReading, Reading, Verdict
 from ngp.core.world import World
 
 EXHAUSTED_LINGER_S = 2.0
@@ -68,11 +71,14 @@ def account_read(world: World, account: ClientAccount) -> None:
 
 def lend(world: World, account: ClientAccount) -> None:
     """Offer credit to an account that runs low, for a contract that was used lately or waits for money."""
-    for sales in (reversed(account.unstated.values()), account.unpaid.values(), world.sold_to(account.identity)):
-        for sale in sales:
-            if sale.running and sale.price_msat_per_gib:
-                grace.offer(world, account, sale)
-                return
+    for sale in chain(reversed(account.unstated.values()), account.unpaid.values(), _open_sales(world, account)):
+        if sale.running and sale.price_msat_per_gib:
+            grace.offer(world, account, sale)
+            return
+
+
+def _open_sales(world: World, account: ClientAccount) -> Iterator[Sale]:
+    yield from world.sold_to(account.identity)  # only if it comes to that: there may be a hundred thousand
 
 
 def kernel_spent(world: World, reading: AccountReading) -> None:
@@ -82,6 +88,10 @@ def kernel_spent(world: World, reading: AccountReading) -> None:
         account.kernel.spent_units = reading.spent_units
         if reading.exhausted:
             account_exhausted(world, account)
+            limit_units = account.kernel.told[0] if account.kernel.told is not None else 0
+            missing_units = account.funds_msat * UNITS_PER_MSAT - (limit_units - reading.spent_units)
+            if missing_units > UNITS_PER_MSAT:  # our books have more money: the kernel's limit was too cautious
+                count_again(world, account)
 
 
 def account_exhausted(world: World, account: ClientAccount) -> None:
@@ -89,8 +99,6 @@ def account_exhausted(world: World, account: ClientAccount) -> None:
     lend(world, account)
     invoicing.top_up_if_low(world, account, waits=True)
     world.limit(account)
-    if account.funds_msat > 0:  # our books have money: the kernel's limit was too cautious
-        count_again(world, account)
 
 
 def count_again(world: World, account: ClientAccount, payment_hash: bytes = b"") -> None:
