@@ -1,7 +1,7 @@
-"""Playbook: two nodes, their kernels, ledgers and a payment network, simulated, so that a test reads as a story.
+"""Playbook: two simulated nodes with kernels, ledgers and a payment network, so that a test reads as a story.
 
-Only the core is real; what stands around it is in `stand_ins`. A step's records are stored before any effect is carried
-out, messages may be late, reordered, doubled or lost, and a crash may come between any two effects.
+Only the core is real; `stand_ins` simulates the rest. A step's records are stored before any effect is carried out.
+Messages may be late, reordered, doubled or lost, and a crash may come between any two effects.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ngp.core.world import PaymentNode, World
 UTC_AT_START_S = 1_700_000_000
 HOST_ADDRESS = ip_address("198.51.100.1")
 MSAT_PER_KB = 1 << 20  # msat/GiB
-BILLS_A_PAGE = 2  # so that a few contracts already are several pages
+BILLS_A_PAGE = 2  # so that a few contracts already need several pages
 GIVE_UP_S = 15.0
 SETTLES_S = 0.01
 
@@ -103,7 +103,7 @@ class Node:
 
 
 class Sim:
-    """A gateway, a client, and time."""
+    """The simulation of a gateway and a client, with its own clock."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class Sim:
     # --- a node's daemon
 
     def happen(self, node: Node, event: ev.Event) -> None:
-        """Step, store, then carry out; or crash on the way."""
+        """Step the core, store the records, then carry out the effects; or crash on the way."""
         self.carry_out(node, node.gatekeeper.step(event, self.clock()))
 
     def carry_out(self, node: Node, effects: list[fx.Effect]) -> None:
@@ -294,7 +294,7 @@ class Sim:
                 raise AssertionError(f"nobody here carries out {effect!r}")
 
     def _when_settled(self, node: Node, event: Callable[[], ev.Event]) -> None:
-        """Tell what is read once every packet has left the meter."""
+        """Deliver a reading once every packet has left the meter."""
         boot = node.boot
 
         def read() -> None:
@@ -324,7 +324,7 @@ class Sim:
 
         def arrive() -> None:
             if other.boot != their_boot and not isinstance(message, Hello):
-                self._soon(node, ev.Undelivered(other.identity, other.link, message))  # it was for the former life
+                self._soon(node, ev.Undelivered(other.identity, other.link, message))  # its receiver has restarted
                 return
             received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, reply_to, decoded)
             self.happen(other, received)
@@ -341,7 +341,7 @@ class Sim:
             self.at(self.now + delay + self.chance.random() * self.late_s, arrive)
 
     def _receipt(self, node: Node, other: Node, message: Message, survived: bool) -> None:
-        """Tell the sender what became of a message that its receiver took, unless the receiver died of it."""
+        """Tell the sender whether a message was delivered: it wasn't if the receiver crashed while handling it."""
         if not isinstance(message, Statement | Paid):
             return
         if survived and self.chance.random() >= self.loss:
@@ -358,7 +358,7 @@ class Sim:
         return max(found, default=0)
 
     def up(self, destination: str, size: int = 1000) -> None:
-        """Send a packet of the client towards a destination."""
+        """Send a packet from the client to a destination."""
         self.client.kernel.carry(self.number(self.client), Role.CLIENT, destination, size, True, self.now)
         self._hints(self.client)
         self._gate(destination, size)
@@ -387,7 +387,7 @@ class Sim:
         self.happen(gateway, packet)
 
     def down(self, source: str, size: int = 1000) -> None:
-        """Send a packet of a remote address towards the client."""
+        """Send a packet from a remote address to the client."""
         gateway, client = self.gateway, self.client
         if gateway.kernel.carry(self.number(gateway), Role.SERVER, source, size, False, self.now):
             self.delivered_down += size
@@ -404,7 +404,7 @@ class Sim:
             self._soon(node, ev.Hinted(hints, node.kernel.read(named)), 0.001)
 
     def flow(self, destination: str, bytes_a_second: int, seconds: float, size: int = 1000) -> None:
-        """Send a packet up and download the rest, evenly, while time passes."""
+        """Send packets evenly over a time: one in twenty up, the others down."""
         packets = max(1, int(bytes_a_second * seconds / size))
         for number in range(packets):
             if number % 20:
@@ -413,7 +413,7 @@ class Sim:
                 self.up(destination, size)
             self.run(seconds / packets)
 
-    # --- what a test asks
+    # --- questions of a test
 
     def sent(self, node: Node, kind: type) -> list[Message]:
         """Return the messages of a kind that a node sent."""
@@ -431,26 +431,26 @@ class Sim:
         return self.sent(self.client, Accept)
 
 
-# --- what many tests ask and say
+# --- helpers that many tests share
 
 
 def states(sim: Sim) -> list[tuple[str, str]]:
-    """Return how the gateway's contracts stand, each with the reason of its end."""
+    """Return the states of the gateway's contracts, each with the reason of its end."""
     return [(c.state, c.reason) for c in sim.contracts(sim.gateway)]
 
 
 def account(sim: Sim) -> ClientAccount:
-    """Return the gateway's account of the client."""
+    """Return the client's account with the gateway, as the gateway has it."""
     return sim.gateway.world.clients[sim.client.identity]
 
 
 def bought(sim: Sim) -> ServerAccount:
-    """Return the client's account with the gateway."""
+    """Return the client's account with the gateway, as the client has it."""
     return sim.client.world.servers[sim.gateway.identity]
 
 
 def tell(sim: Sim, node: Node, message: object, **changes: object) -> list[fx.Effect]:
-    """Let a node hear a message, and return what it wants done."""
+    """Let a node receive a message from the other node, and return the effects."""
     sender = sim.peer(node)
     heard = ev.MessageReceived(sender.identity, sender.link, sender.boot, message, 7 << 32)  # type: ignore[arg-type]
     effects = node.gatekeeper.step(replace(heard, **changes), sim.clock())  # type: ignore[arg-type]

@@ -29,11 +29,11 @@ class ScriptedNeighbour:
         self.say(HELLO)
 
     def say(self, message: Message) -> list[fx.Effect]:
-        """Say something; return what the victim does."""
+        """Send a message to the node; return its effects."""
         return self.tell(ev.MessageReceived(self.identity, self.link, 1, message, 1 << 33))
 
     def tell(self, event: ev.Event) -> list[fx.Effect]:
-        """Step, store, and answer for the kernel and the payment node."""
+        """Step the node's core, store its records, and answer for its kernel and its payment node."""
         effects = self.victim.gatekeeper.step(event, self.sim.clock())
         for effect in list(effects):
             if isinstance(effect, fx.Persist):
@@ -55,7 +55,7 @@ class ScriptedNeighbour:
         self.say(HELLO)
 
     def buy(self, destination: str) -> bytes | None:
-        """Have a contract sold to us; None where it is refused."""
+        """Buy a contract from the node. Returns its id, or None if it is refused."""
         for quote in messages(self.say(Ask(ip_network(destination), 0, 0)), Propose):
             done = self.say(Accept(quote.contract, quote.price_msat_per_gib, quote.data_limit_bytes))
             if not messages(done, Reject) and not messages(done, Cancel):
@@ -63,13 +63,13 @@ class ScriptedNeighbour:
         return None
 
     def sell(self, destination: str, lifetime_s: int = 3600) -> bytes | None:
-        """Have a contract bought from us; None where it is refused."""
+        """Sell a contract to the node. Returns its id, or None if it is refused."""
         name = next(self.names).to_bytes(16, "big")
         done = self.say(Propose(name, ip_network(destination), 5 << 20, 1 << 20, lifetime_s, 10, 0, 1))
         return name if messages(done, Accept) else None
 
     def use(self, contract: bytes, to_bytes: int, from_bytes: int = 0) -> None:
-        """Let a contract carry up to so much."""
+        """Set a contract's cumulative counters."""
         self.tell(ev.UsageRead((Reading(contract, to_bytes, from_bytes),)))
 
 

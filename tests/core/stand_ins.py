@@ -62,7 +62,7 @@ class Slot:
     expires_at: float
     used_to: int
     used_from: int
-    mark: int | None = None  # the limit that a packet met last
+    mark: int | None = None  # the limit at which a packet was last refused
 
     @property
     def used(self) -> int:
@@ -83,7 +83,7 @@ class KernelAccount:
 
 
 class Kernel:
-    """Gate and meter of one node. It passes the suite of the real one (`tests/network_suite.py`)."""
+    """The simulated gate and meter of one node. It passes the real kernel's test suite (`tests/network_suite.py`)."""
 
     def __init__(self) -> None:
         self.slots: dict[bytes, Slot] = {}
@@ -154,7 +154,7 @@ class Kernel:
         return news
 
     def adopted(self, now: float) -> Adopted:
-        """Return what a daemon finds that begins where another died."""
+        """Return what a daemon finds in the kernel when it starts after another one died."""
         accounts = [
             AdoptedAccount(
                 replace(
@@ -182,9 +182,9 @@ class Kernel:
         return max(found, key=lambda item: item[0])[1] if found else None
 
     def carry(self, neighbour: int, role: Role, address: str, size: int, towards: bool, now: float) -> bool | None:
-        """Let a packet through (True), refuse it (False), or say that nothing covers it (None).
+        """Let a packet through (True), refuse it (False), or say that no contract covers it (None).
 
-        A buyer's meter counts by the same rule, and what it doesn't count it lets through all the same.
+        A buyer's meter counts by the same rule, but also lets through what it doesn't count.
         """
         slot = self.find(neighbour, role, address)
         if slot is None:
@@ -227,7 +227,7 @@ class Kernel:
 
 
 class Ledger:
-    """What tests look at: the last record of each key. A restart reads the real ledger, which holds the same."""
+    """The last record of each key, for tests to look at. A restart reads the real ledger, which holds the same."""
 
     def __init__(self) -> None:
         self.neighbours: dict[object, NeighbourRecord] = {}
@@ -288,15 +288,15 @@ class Ledger:
         return tuple(line for _, line in found), found[-1][0] if len(found) == limit else None
 
     def written(self) -> int:
-        """Say how far it is written now, for `lose`."""
+        """Return how much is written now, for `lose`."""
         return len(self._unwritten)
 
     def lose(self, written: int) -> None:
-        """Cut the power: what was put here after a moment isn't on the disk. Tests look at it after a restart only."""
+        """Cut the power: records put after `written` records are lost. Look at the ledger only after a restart."""
         del self._unwritten[written:]
 
     def load(self, now_s: int) -> Snapshot:
-        """Return what a node that begins anew finds: in the real ledger, where all that was put here is written."""
+        """Write all records to the real ledger, and return what a node that starts reads there."""
         real = store.at(Path(self._folder.name)).open()
         try:
             real.commit(self._unwritten)
@@ -307,7 +307,7 @@ class Ledger:
 
 
 class PaymentNetwork:
-    """The payment network that both nodes are on."""
+    """The simulated payment network that both nodes are on."""
 
     def __init__(self, chance: random.Random) -> None:
         self.preimages: dict[bytes, bytes] = {}
@@ -352,7 +352,7 @@ class PaymentNetwork:
         return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, self.preimages[payment_hash], self.fee_msat)
 
     def cancel(self, payment_hash: bytes) -> bool:
-        """Take no money for an invoice any more; False: too late, or the payee's node is away."""
+        """Cancel an invoice. Returns False if it is too late, or if the payee's node is away."""
         if self.away or payment_hash in self.paid or payment_hash in self.unknown:
             return False
         self.cancelled.add(payment_hash)

@@ -1,4 +1,4 @@
-"""The control socket's handlers over a world that really traded: what is told is so, and what is wanted is done."""
+"""The control socket's handlers over a world that really traded: answers are true, and commands are carried out."""
 
 from __future__ import annotations
 

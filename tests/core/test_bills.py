@@ -1,4 +1,4 @@
-"""Bills: the client's own meter judges them; without one, they count as far as the server may have its money."""
+"""Bills: the client checks them by its own meter. What it missed is believed as far as the server has its money."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_kill_before_the_first_bill_after_a_reboot_makes_that_bill_no_wrong_on
 
 
 def moved(sim: Sim, mac: bytes, used_bytes: int) -> list[fx.Effect]:
-    """Let the gateway speak from another MAC, and bill the client for so much by its first contract."""
+    """Let the gateway send from another MAC, and bill the client for some bytes of its first contract."""
     link = (sim.gateway.link[0], mac)
     sim.run(0.1)
     tell(sim, sim.client, Hello("sandbox", True, True, (), "ngp", False), link=link)

@@ -1,7 +1,7 @@
-"""Blocking: after a block nothing runs on either side, whoever blocked whom and whatever was lost on the way.
+"""Blocking: after a block no contract runs on either side, whichever side blocked and whatever message was lost.
 
-A contract that ends on the buyer's side alone would go on there, paid but counted by nobody, until its bill looks like
-a fraud.
+If a contract ended on the buyer's side alone, the seller would go on carrying and billing. The buyer wouldn't count
+that, and the bill would look like a fraud.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def disputed(sim: Sim) -> bool:
 
 
 def assert_over(sim: Sim) -> None:
-    """Assert that both sides closed all they had, and that neither finds fault with the other."""
+    """Assert that both sides closed all contracts, and that neither disputes the other's bill."""
     for node in (sim.gateway, sim.client):
         assert all(record.closed_at_s for record in sim.contracts(node)), node.name
         assert not any(contract.running for contract in node.world.contracts.values()), node.name
@@ -171,7 +171,7 @@ def test_nothing_runs_after_a_block_and_service_starts_anew(
 
 
 def test_the_kernel_knows_who_is_blocked_and_who_has_paid() -> None:
-    """A lane to payment services is closed to the one, and apart from all newcomers' for the other."""
+    """A blocked neighbour can't reach payment services; one that has paid doesn't share a rate with newcomers."""
     sim = Sim()
     sim.run(1)
 

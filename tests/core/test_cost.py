@@ -1,4 +1,4 @@
-"""What a step costs must not depend on how many contracts and neighbours stand."""
+"""The cost of a step must not depend on how many contracts and neighbours there are."""
 
 from __future__ import annotations
 

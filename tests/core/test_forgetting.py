@@ -1,4 +1,4 @@
-"""What is kept of neighbours that never paid: bounded in memory and in the ledger, and nobody else suffers for it."""
+"""Neighbours that never paid take bounded room in memory and in the ledger, and no other neighbour suffers for it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the gateway carries for nothing and the client, who wasn't told, counts: nobody pays it, nobody quarrels.
+"""Traffic that the gateway carries free but the client counts: it is never billed, and causes no dispute.
 
-A contract may cover a destination of the gateway's FREE_DESTINATIONS, or one port there: a prefix sold whole, a
-default route asked for. The client's own meter then counts what no bill will ever name.
+A contract for a wide prefix may include one of the gateway's FREE_DESTINATIONS, or one port there. The client doesn't
+know that, so its own meter counts traffic that no bill will ever contain.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LIMIT_BYTES = 1 << 20
 
 
 def send_free(sim: Sim, packets: int, seconds: float) -> None:
-    """Have packets pass that the gateway's kernel lets by uncounted, while the client's meter counts them."""
+    """Send packets that the gateway's kernel doesn't count, but the client's meter does."""
     for _ in range(packets):
         sim.client.kernel.carry(sim.number(sim.client), Role.CLIENT, HOST, 1000, True, sim.now)
         sim._hints(sim.client)

@@ -1,4 +1,4 @@
-"""What passes before it is paid and after: grace, once, and top-ups, shared by all contracts of a neighbour."""
+"""Grace, given once before a neighbour pays, and top-ups afterwards; all contracts of a neighbour share both."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_grace_that_a_payer_does_not_use_goes_on_only_while_the_daemon_lives() -
 
 
 def test_a_small_price_leaves_all_grace_to_many_contracts() -> None:
-    """What rounding may cost is set aside of money only: here the whole grace is worth 2.5 msat."""
+    """Money is set aside for rounding, but credit isn't: here the whole grace is worth 2.5 msat."""
     price = {name: 10_486 for name in PRICES}
     sim = Sim(settings(**price), settings(sells=False, **price))
     sim.silenced = {Invoice}

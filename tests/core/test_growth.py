@@ -1,5 +1,5 @@
-"""Contracts that come to nothing: who opens and drops them without paying is bounded, whoever it says it is; who trades
-opens as many at once as it likes."""
+"""Unused contracts: a neighbour that opens and drops contracts without paying is limited, whatever its keys or
+addresses; a neighbour that trades may open as many at once as it likes."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_the_ledger_grows_by_no_more_than_the_bound(turns: Sequence[tuple[str, i
 
 
 class Shelf:
-    """The ledger of a simulated node, with the real one, in a folder, behind."""
+    """The ledger of a simulated node that also writes to a real one in a folder."""
 
     def __init__(self, ledger: Ledger, folder: Path) -> None:
         self.ledger = ledger
@@ -269,7 +269,7 @@ class Shelf:
         self.waiting.append(record)
 
     def write(self) -> int:
-        """Commit what waits; return the bytes of the file and of its log."""
+        """Commit the records that wait; return the bytes of the ledger's file and of its log."""
         self.ledger.commit(self.waiting)
         self.waiting.clear()
         return sum(file.stat().st_size for file in self.folder.iterdir())

@@ -1,4 +1,4 @@
-"""Host and port as one word, and taken apart again."""
+"""Host and port: joined and split again."""
 
 from __future__ import annotations
 

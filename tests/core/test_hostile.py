@@ -1,4 +1,4 @@
-"""A hostile neighbour: any message, in any order, raises nothing, fills nothing, and speaks for nobody else."""
+"""A hostile neighbour: its messages, in any order, raise no error, fill no table, and touch nobody else's contracts."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_no_message_raises_and_all_ends(data: st.DataObject, never: bool) -> Non
 
 
 def _fits(message: Any) -> None:
-    """What we send must be what the wire takes."""
+    """Assert that the wire format has room for a message that we send."""
     from ngp import wire
 
     number, to_wire, _ = wire._BY_TYPE[type(message)]
@@ -178,7 +178,7 @@ def test_strangers_fill_a_short_list_and_every_packet_gets_its_verdict() -> None
 
 
 def told_of_packets(sim: Sim, links: list[tuple[str, bytes]]) -> list[str]:
-    """Let packets of these links wait in vain, and return what the operator is told."""
+    """Let packets of these links wait in vain, and return the warnings in the log."""
     step, now, said = sim.gateway.gatekeeper.step, sim.clock, list[fx.Effect]()
     for handle, link in enumerate(links, 10**6):
         said += step(ev.PacketHeld(handle, link, ip_address("192.0.2.9"), ip_address(HOST), 60), now())

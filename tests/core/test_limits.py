@@ -1,4 +1,4 @@
-"""What the kernel may let a client spend: exactly its money, whatever is paid, paid back, repriced or restarted."""
+"""The kernel lets a client spend exactly its money, whatever payments, refunds, price changes or restarts happen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRICE = 5 << 20  # msat/GiB
 
 
 def prepaid(**changes: object) -> Sim:
-    """Return a client with 100 sat on its account, and eleven contracts that carried a little."""
+    """Return a simulation whose client has 100 sat on its account and eleven contracts that carried a little."""
     sim = Sim(settings(**changes), settings(sells=False, **changes))
     sim.flow(HOST, 10_000, 2)
     for host in OTHERS:
@@ -30,7 +30,7 @@ def prepaid(**changes: object) -> Sim:
 
 
 def lost_msat(sim: Sim) -> int:
-    """Return how much of the client's money the kernel would not let through, beyond what rounding may cost."""
+    """Return how much of the client's money the kernel wouldn't let it spend, except for what rounding may cost."""
     return -spare_units(sim) // UNITS_PER_MSAT - account(sim).priced
 
 

@@ -1,7 +1,7 @@
 """Properties of two nodes under random traffic, lost, late and doubled messages, failing payments and crashes.
 
-What must hold at any moment: no money appears or vanishes, nothing is credited twice, a client that doesn't pay costs
-the grace and not a byte more, every contract is charged what its kernel passed.
+At any moment, no money appears or vanishes, and nothing is credited twice. A client that doesn't pay costs the grace
+and not a byte more. Each contract is charged for what the kernel let through.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def due(node: Node, contract: bytes, used_bytes: int) -> int:
 
 
 def spare_units(sim: Sim) -> int:
-    """Return by how much more than the client's money the kernel would let through, credit aside."""
+    """Return how much more than the client's money the kernel would let it spend, not counting credit."""
     gateway = sim.gateway
     entry = gateway.kernel.accounts.get(sim.client.identity)
     if entry is None:
@@ -61,7 +61,7 @@ def spare_units(sim: Sim) -> int:
 
 
 def check(sim: Sim) -> None:
-    """Assert what holds at any moment."""
+    """Assert the properties that hold at any moment."""
     gateway, client = sim.gateway, sim.client
     ours = gateway.world.clients.get(client.identity)
     theirs = client.world.servers.get(gateway.identity)
@@ -85,7 +85,7 @@ def check(sim: Sim) -> None:
 
 
 def finish(sim: Sim) -> None:
-    """Let all come to rest, then compare both sides and the payment network."""
+    """Wait until everything has ended, then compare both sides and the payment network."""
     sim.loss = sim.late_s = sim.doubles = 0.0
     sim.gateway.crash_after = sim.client.crash_after = -1
     sim.payments.outcomes.clear()
@@ -188,7 +188,7 @@ def test_both_sides_compute_the_same_charge(packets: list[tuple[str, int]]) -> N
 
 
 def test_a_clock_that_was_set_back_makes_grace_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A router without a clock of its own starts in the past."""
+    """A router without a battery-backed clock starts in the past."""
     sim = Sim(client=settings(sells=False, buys=True))
     sim.silenced.add(Invoice)
     sim.up("198.51.100.1", 1000)

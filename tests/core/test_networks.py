@@ -1,4 +1,4 @@
-"""Every test chain trades with itself, by what hellos and invoices call it, and with no other; the log names both."""
+"""Nodes trade only on the same chain, by its names in hellos and in invoices; otherwise the log names both chains."""
 
 from __future__ import annotations
 

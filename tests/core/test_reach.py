@@ -1,4 +1,5 @@
-"""What the channels can carry bounds what is asked and paid; where they can't, the account says so and recovers."""
+"""Invoices and payments stay within what the channels can carry; an account whose channel is empty says so, and
+recovers when it can."""
 
 from __future__ import annotations
 
@@ -93,14 +94,14 @@ def test_other_channels_count_where_the_direct_one_has_nothing() -> None:
 
 
 def paying(sat: int, **terms: int) -> Sim:
-    """Two nodes with a channel in which the client's end holds so much."""
+    """Return two nodes with a channel between them, given the balance of the client's end."""
     sim = Sim()
     see(sim, end(sat, **terms))
     return sim
 
 
 def see(sim: Sim, clients: ChannelEnd, *, gateway_too: bool = True) -> None:
-    """Tell the daemons of the channel between them."""
+    """Tell both daemons the state of the channel between them."""
     gateways = ChannelEnd(0)
     if gateway_too:
         sim.happen(sim.gateway, ev.ChannelsSeen((channel(gateways, clients, PAYEES["client"].hex()),)))

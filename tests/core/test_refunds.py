@@ -1,4 +1,4 @@
-"""Money that is given back: to whom it belongs, once, whoever asks how often and whatever dies in between."""
+"""Refunds: money goes back once, to its owner, however often anybody asks and whatever crashes in between."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GENEROUS = settings(refund_when_asked=True, contract_time_s=5)
 
 
 def prepaid(gateway: object = GENEROUS, seconds: float = 60.0) -> Sim:
-    """A client that used a little of what it prepaid, and whose contracts are over."""
+    """Return a simulation whose client used a little of what it prepaid, and whose contracts are over."""
     sim = Sim(gateway)  # type: ignore[arg-type]
     sim.flow(HOST, 50_000, 2)
     sim.run(seconds)
@@ -48,7 +48,7 @@ def offer(sim: Sim) -> None:
 
 
 def say(sim: Sim, message: Message) -> list[object]:
-    """Let the client's key say something to the gateway; return what it answers."""
+    """Send a message to the gateway in the client's name; return the gateway's answers."""
     invoice = getattr(message, "bolt11", "")
     decoded = sim.payments.decode(invoice) if invoice else None
     told = ev.MessageReceived(sim.client.identity, sim.client.link, sim.client.boot, message, 9 << 32, 0, decoded)
@@ -58,7 +58,7 @@ def say(sim: Sim, message: Message) -> list[object]:
 
 
 def refunds(node: Node) -> list[int]:
-    """Return what a node's ledger says that it paid back."""
+    """Return the refunds that a node paid, from its ledger."""
     kept = node.ledger.payments.values()
     ours = [one for one in kept if one.kind is PaymentKind.REFUND and one.direction is Direction.OUT]
     return [one.amount_msat for one in ours if one.state is PaymentState.SUCCEEDED]
@@ -188,7 +188,7 @@ def test_an_asked_refund_costs_no_more_than_was_earned() -> None:
 
 
 def pay_in(sim: Sim, amount_msat: int) -> None:
-    """Let the client pay much more than it uses: BOLT 4 permits twice an invoice's amount, and LND takes any."""
+    """Let the client pay much more than it uses: BOLT 4 permits twice an invoice's amount, and LND takes any sum."""
     made = sim.payments.invoice("gateway", 1000)
     sim.happen(sim.gateway, ev.InvoiceMade(sim.client.identity, PaymentKind.TOP_UP, made.hex(), made, 1000, 600))
     sim.happen(sim.gateway, ev.SettlementSeen(sim.gateway.world.money.cursor + 1, made, amount_msat))
@@ -196,7 +196,7 @@ def pay_in(sim: Sim, amount_msat: int) -> None:
 
 @pytest.mark.parametrize("restarted", [False, True])
 def test_asked_refunds_cost_together_no_more_than_was_earned(restarted: bool) -> None:
-    """Who pays in and asks back by ways through its own nodes would else earn their fees each hour."""
+    """Else a client could pay in, ask for a refund routed through its own nodes, and earn their fees each hour."""
     sim = prepaid(replace(GENEROUS, fee_limit=FeeLimit(0, 200)))
     sim.payments.fee_msat = 150
     earned_msat = account(sim).charged_msat = 400
@@ -274,7 +274,7 @@ def test_a_refund_that_fails_may_be_asked_for_again_and_withdraws_the_invoice() 
 
 
 def settle_down(sim: Sim) -> None:
-    """Let all come to rest, and compare what both daemons have with what was really given back."""
+    """Wait until everything has ended, then compare both daemons' refunds with what was really paid back."""
     sim.loss = sim.late_s = sim.doubles = 0.0
     sim.gateway.crash_after = sim.client.crash_after = -1
     sim.payments.outcomes.clear()
@@ -328,7 +328,7 @@ plans = st.lists(
 def test_what_is_given_back_is_given_once(
     plan: list[tuple[object, ...]], pays: list[PaymentStatus], seed: int, rough: bool
 ) -> None:
-    """Either daemon may die between any two effects, messages may be lost or come twice, payments fail or hang."""
+    """Either daemon may die between any two effects, messages may be lost or doubled, payments may fail or hang."""
     troubles = {"loss": 0.1, "doubles": 0.1, "late_s": 0.3} if rough else {}
     sim = Sim(GENEROUS, settings(sells=False, contract_time_s=5), seed, **troubles)  # type: ignore[arg-type]
     sim.flow(HOST, 50_000, 2)

@@ -1,4 +1,4 @@
-"""How often a client renews: no renewal that only calls for the next one, and none that comes too late for a packet."""
+"""How often a client renews: no renewal at once needs another one, and none comes too late for a packet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ngp.core.values import FULL_PACKET_BYTES
 
 
 def renewals(gateway: dict[str, object], client: dict[str, object], size: int = 1500) -> tuple[int, int]:
-    """Return how often a client renewed in a minute of 10 kB/s, and how much passed."""
+    """Return how often a client renewed in a minute at 10 kB/s, and how many bytes passed."""
     sim = Sim(settings(**gateway), settings(sells=False, **client))
     sim.flow("198.51.100.1", 10_000, 60.0, size=size)
     return len(sim.accepts), sim.passed

@@ -1,4 +1,4 @@
-"""Money that our payment node tells of late, twice, or otherwise than a proof let expect is credited once and whole."""
+"""A payment is credited once, in full, even if our node reports it late, twice, or with an amount unlike its proof."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_payment_above_its_invoice_counts_whole_also_when_the_proof_came_first
 
 
 def test_the_cursor_alone_never_waits_for_the_disk() -> None:
-    """A node with payments of its own would cost a router's flash a flush for each; what is lost is told again."""
+    """A node's other payments must not cost a flush of the router's flash each; a lost cursor only repeats reports."""
     sim = Sim(client=settings(buys=False))
     made = invoice_by_hand(sim, 50_000)
     stored: list[fx.Persist] = []
@@ -70,7 +70,7 @@ def test_what_a_node_took_before_it_was_away_for_days_is_credited_when_it_is_bac
 
 
 def test_a_node_that_counts_anew_is_followed_from_there() -> None:
-    """An LND that was restored begins at 1: behind a cursor of its former life it tells nothing for long."""
+    """A restored LND counts from 1 again: after the old cursor it would report nothing for a long time."""
     sim = Sim(client=settings(buys=False))
     made = [invoice_by_hand(sim, 50_000) for _ in range(2)]
     sim.happen(sim.gateway, ev.SettlementSeen(900, made[0], 50_000))
@@ -93,7 +93,7 @@ def test_an_invoice_is_forgotten_once_the_node_takes_no_money_for_it() -> None:
 
 
 def pending_payment() -> tuple[Sim, bytes, PaymentOutcome]:
-    """Let the client pay; return the payment's hash, while it is pending, and the answer of a node that knows none."""
+    """Let the client pay. Returns the hash of the pending payment, and the answer of a node that doesn't know it."""
     sim = Sim(client=settings(sells=False))
     sim.payments.outcomes = [PaymentStatus.PENDING]
     sim.up(HOST, 100)
@@ -105,7 +105,7 @@ def pending_payment() -> tuple[Sim, bytes, PaymentOutcome]:
 
 
 def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -> None:
-    """The order to pay may lie behind a broken connection in the node's buffers and be carried out all the same."""
+    """After a broken connection, the order to pay may be in the node's buffers and be carried out all the same."""
     sim, made, unheard = pending_payment()
     sim.happen(sim.client, ev.PaymentResult(unheard))
     assert sim.client.world.money.payments[made].state is PaymentState.PENDING
@@ -127,7 +127,7 @@ def test_a_payment_that_the_node_never_heard_of_is_told_as_such() -> None:
 
 
 def test_not_heard_of_counts_twice_in_a_row_only() -> None:
-    """A node that was stopped answers late, and at once after it goes on: before it has read the order to pay."""
+    """A node that was stopped and goes on may answer a question before it has read the order to pay."""
     sim, made, unheard = pending_payment()
     for outcome in (unheard, PaymentOutcome(made, PaymentStatus.PENDING), unheard):
         sim.happen(sim.client, ev.PaymentResult(outcome))
@@ -145,7 +145,7 @@ def test_an_invoice_outlives_a_power_cut_before_anybody_can_pay_it() -> None:
 
 
 def test_a_payment_to_one_neighbour_is_not_proven_to_another() -> None:
-    """Who saw the hash of another's invoice (it goes over the link in the open) makes one of its own with it."""
+    """A neighbour may see the hash of another's invoice (the link isn't encrypted) and make its own invoice with it."""
     sim = Sim(client=settings(sells=False))
     sim.flow(HOST, 50_000, 3)
     made = next(one for one in sim.client.world.money.payments.values() if one.state is PaymentState.SUCCEEDED)

@@ -1,4 +1,4 @@
-"""What a node pays: nobody but those it buys from, by no invoice of its own, within its budgets and its fee limit."""
+"""A node pays only the neighbours that it buys from, never its own invoices, and within its budgets and fee limit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_money_talk_opens_no_account_for_a_node_that_does_not_trade_in_that_role
 
 
 def test_nobody_is_paid_by_an_invoice_of_our_own() -> None:
-    """A node that may pay itself would credit the neighbour that sent it, and whoever it was made for."""
+    """If a node paid its own invoice, it would credit both the neighbour that sent it and the one it was made for."""
     sim = Sim()
     sim.flow(HOST, 100_000, 2)
 

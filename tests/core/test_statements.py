@@ -1,7 +1,7 @@
-"""Statements: every msat that a seller charged comes to stand in its buyer's record, once, whatever dies or is lost.
+"""Statements: every msat that a seller charged gets into its buyer's records, once, whatever crashes or is lost.
 
-Bills are cumulative, so telling one again is harmless; what must not happen is that one is never told. Both daemons are
-killed between any two effects around a contract's end, and messages are lost, doubled and late.
+Bills are cumulative, so sending one again is harmless, but none may be lost. The tests kill both daemons between any
+two effects around a contract's end, and lose, double and delay messages.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def assert_billed(sim: Sim) -> None:
 
 
 def use_to_the_end(sim: Sim) -> None:
-    """Buy two contracts, and use them until a moment before they expire: the last bytes are told by the last line."""
+    """Buy two contracts, and use them until a moment before they expire, so that the last line has the last bytes."""
     for host in HOSTS[:2]:
         sim.up(host)
         sim.run(0.1)
@@ -96,7 +96,7 @@ def test_more_bills_than_either_side_remembers_are_billed_all(monkeypatch: pytes
 
 
 def test_a_client_that_seemed_away_is_told_when_it_speaks_again() -> None:
-    """It need not say hello: for its courier it never was away."""
+    """The client doesn't say hello again, since its own courier never noticed that it was away."""
     sim = Sim()
     gateway, client = sim.gateway, sim.client
     sim.up(HOSTS[0])
@@ -112,7 +112,7 @@ def test_a_client_that_seemed_away_is_told_when_it_speaks_again() -> None:
 
 
 def sold_and_told(sim: Sim) -> list[int]:
-    """Return what the seller's ledger knows to be acknowledged of each contract."""
+    """Return the bytes of each contract that are acknowledged, from the seller's ledger."""
     return [record.billed_bytes for record in sim.contracts(sim.gateway)]
 
 

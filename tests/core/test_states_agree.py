@@ -1,4 +1,4 @@
-"""Both sides call a contract the same: accepted while it runs on credit, active as soon as it is paid for."""
+"""Both sides give a contract the same state: accepted while it runs on credit, active as soon as it is paid for."""
 
 from __future__ import annotations
 

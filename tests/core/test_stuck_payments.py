@@ -1,4 +1,4 @@
-"""Payments that don't come to an end, or whose end isn't heard of: they stop themselves alone."""
+"""Payments that stay pending for ever, or whose outcome is never reported, hold up nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAY_S = 86_400
 
 
 def stick(sim: Sim, payments: int) -> set[bytes]:
-    """Have the next payments stay on their way for ever; returns a set that will hold their hashes."""
+    """Let the next payments stay pending for ever. Returns a set that will hold their hashes."""
     stuck: set[bytes] = set()
     pay, track = sim.payments.pay, sim.payments.track
 
@@ -143,7 +143,7 @@ HALF_A_DAY_S = DAY_S // 2
 
 
 def paid_invoice(sim: Sim) -> tuple[str, int]:
-    """Have the client pay an invoice that is valid for half a day; returns it, and when it lapses."""
+    """Let the client pay an invoice that is valid for half a day. Returns the invoice, and when it lapses."""
     sim.silenced = {Invoice}
     sim.up(HOST)
     sim.run(1)
@@ -155,7 +155,7 @@ def paid_invoice(sim: Sim) -> tuple[str, int]:
 
 
 def hand_in(sim: Sim, bolt11: str, lapses_s: int) -> None:
-    """Have the gateway say an invoice, of which a module tells how long it is valid by the client's clock."""
+    """Let the gateway send an invoice to the client, whose module computes its validity by the client's clock."""
     decoded = sim.payments.decode(bolt11)
     assert decoded is not None
     decoded = replace(decoded, expires_in_s=lapses_s - sim.clock().utc_s)

@@ -1,4 +1,4 @@
-"""Prices, policies and budgets: exact, monotone, inside what either operator wrote."""
+"""Prices, policies and budgets: exact, monotone, and within the limits of either operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stories of a gateway and a client, told through the core alone: how a contract is agreed, renewed, and ends."""
+"""Transcripts of a gateway and a client, with the core alone: how a contract is agreed, renewed, and ends."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_refusal_is_forgotten_when_either_side_reloads_its_prices(who: str) ->
     assert sim.refusals == [Verdict.PROHIBIT]
     told = [effect.text for node in (sim.client, sim.gateway) for effect in node.log if isinstance(effect, fx.Log)]
     assert any(text.endswith("7 msat/kB is above BUY_PRICE_MAX 5 msat/kB") for text in told)
-    assert any("at 7 msat/kB: too dear" in text and "SELL_PRICE_MIN" in text for text in told)
+    assert any("at 7 msat/kB: too expensive" in text and "SELL_PRICE_MIN" in text for text in told)
     if who == "gateway":
         sim.happen(sim.gateway, ev.SettingsChanged(settings()))
     else:

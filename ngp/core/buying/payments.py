@@ -70,7 +70,7 @@ def _lapsed(world: World, neighbour: Neighbour, payment_hash: bytes, why_not: st
 
 def _over(expires_in_s: int) -> str:
     how = "have lapsed when they arrive" if expires_in_s <= 0 else "are valid for more than 12 hours"
-    return f"by our clock its invoices {how}, so our clock or its clock is wrong: check both"
+    return f"by our clock its invoices {how}, so one of the clocks is wrong: check both"
 
 
 def _objection(
