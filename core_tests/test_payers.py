@@ -140,3 +140,28 @@ def test_who_visits_pays_and_who_is_visited_does_not(lab: Lab, version: int) -> 
     assert rows(hub, "server") == rows(a, "client") == {whole: each}, "the hub sells what its route leads to"
     assert rows(b, "server") == rows(hub, "client") == {host: each}
     assert rows(a, "server") == rows(b, "client") == {}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_answers_that_come_by_the_other_of_two_links_are_carried_and_billed(lab: Lab, version: int) -> None:
+    """The household's packets go out by one link, and what is for it comes back by the other."""
+    client, gateway = (lab.host(name, forward=True) for name in ("client", "gateway"))
+    household, internet = lab.host("household"), lab.host("internet")
+    cable(lab, gateway, internet, 4, ("north", "south"))
+    cable(lab, client, gateway, 1, ("north1", "south1"))
+    lab.link(End(client, "north2", *addresses(2, 2)), End(gateway, "south2", *addresses(2, 1)))
+    cable(lab, household, client, 3, ("north", "south"))
+    way_back(gateway, 3, client, "north2")
+    for net in (1, 2, 3):
+        way_back(internet, net, gateway, "north")
+    internet.owns(REMOTE_NET[version])
+    lab.await_carriers()
+    seller, buyer = gateway.daemon({"MESH_INTERFACES": "south*"}), client.daemon({"MESH_INTERFACES": "north*"})
+    for daemon in (seller, buyer):
+        await_until(lambda d=daemon: len(d.json("neighbours")) == 2, what="both links known")  # type: ignore[misc]
+    assert traffic.ping(household, REMOTE[version], count=PINGS).received == PINGS
+    each = {f"{REMOTE[version]}/{BITS[version]}": (PINGS * PING_BYTES[version],) * 2}
+    await_until(lambda: agree(seller, buyer), 60, "the bill")
+    assert rows(seller, "server") == rows(buyer, "client") == each
+    assert traffic.ping(client, REMOTE[version], count=PINGS).received == PINGS, "the router itself, by one link"
+    assert len(rows(seller, "server")) == 1

@@ -51,6 +51,7 @@ class ContractTable:
     Args:
         tables: the meter's, by name.
         accounts: those that its contracts name.
+        first_of: the number that stands for all of a neighbour's, by one of them.
         link_of: a neighbour's link key by its number, or None.
         is_own: whether an address (packed) is that neighbour's own, which no contract covers.
         show_prefixes: told whenever a (role, version) gets its first or loses its last contract for a prefix.
@@ -60,12 +61,13 @@ class ContractTable:
         self,
         tables: dict[str, Table],
         accounts: AccountTable,
+        first_of: Callable[[int], int],
         link_of: Callable[[int], bytes | None],
         is_own: Callable[[int, bytes], bool],
         show_prefixes: Callable[[Role, int, bool], None],
     ) -> None:
         self._tables, self._link_of, self._is_own, self._show_prefixes = tables, link_of, is_own, show_prefixes
-        self._accounts = accounts
+        self._accounts, self._first_of = accounts, first_of
         self._lines = Lines(tables[layout.CONTRACTS], tables[layout.LABELS])
         self._words, self._labels, self.slots_max = self._lines.words, self._lines.labels, self._lines.slots_max
         self._slots: dict[bytes, int] = {}
@@ -147,16 +149,29 @@ class ContractTable:
         return self._id(slot) if now & VALID and not layout.generation_of(now ^ tag) else None
 
     def of_neighbour(self, number: int) -> list[int]:
-        """List the slots of a neighbour."""
+        """List the slots of a neighbour's number."""
         return [slot for slot in self._slots.values() if self._neighbour(slot) == number]
 
-    def move(self, slots: Sequence[int], number: int, before: Callable[[], None]) -> None:
-        """Give contracts another neighbour number or link: `before` makes the new link the one that `link_of` tells."""
+    def move(
+        self,
+        slots: Sequence[int],
+        before: Callable[[], None] = lambda: None,
+        then: Callable[[], None] = lambda: None,
+        number: int | None = None,
+    ) -> None:
+        """Give contracts another place.
+
+        Args:
+            before: makes the new link the one that `first_of` and `link_of` tell. then: called while both places stand.
+            number: of their neighbour from now on.
+        """
         old = [self._place(slot) for slot in slots]
         before()
-        for slot in slots:
-            self._lines.label_halves[(slot * LINE_BYTES + LABEL_NEIGHBOUR_AT) // 4] = number
+        if number is not None:
+            for slot in slots:
+                self._lines.label_halves[(slot * LINE_BYTES + LABEL_NEIGHBOUR_AT) // 4] = number
         self._enter(slots)
+        then()
         new = {self._place(slot) for slot in slots}
         for slot, place in zip(slots, old, strict=True):
             if place and place not in new:
@@ -233,7 +248,7 @@ class ContractTable:
         _, _, _, address, number, bits, version, *_ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
         line = slot * LINE_WORDS
         room = max(0, self._words[line + LIMIT] - self._words[line + USED])
-        early_bytes = min(room, self._early.take(number, layout.read_prefix(version, address, bits)))
+        early_bytes = min(room, self._early.take(self._first_of(number), layout.read_prefix(version, address, bits)))
         if early_bytes:
             self._lines.label_words[(slot * LINE_BYTES + LABEL_BASE_TO_AT) // 8] -= early_bytes
             for word in (LIMIT, LOW_WATER):
@@ -244,6 +259,7 @@ class ContractTable:
         """Return table and key of a slot's destination; None where it has none (its link is gone, or it is own)."""
         _, _, _, address, number, bits, version, role_number, _ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
         role, address = layout.ROLE_OF[role_number], address[: 4 if version == 4 else 16]
+        number = self._first_of(number)
         if bits != 8 * len(address):
             return layout.PREFIXES[version], layout.prefix_key(number, role, address, bits)
         link = self._link_of(number)

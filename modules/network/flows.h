@@ -28,12 +28,18 @@ INLINE __u32 payer_of(const struct neighbour *neighbour)
 	return neighbour ? neighbour->number : STRANGERS;
 }
 
-/* The flow that a packet answers. An ICMP error counts as an answer to the packet that it quotes. */
-APART int read_answered(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+/* The flow that a packet answers. An ICMP error counts as an answer to the packet that it quotes. Not static, as
+ * matches_free; neither are the next ones. */
+__noinline int read_answered(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
-	__be16 ports[2] = { p->quoted_ports[1], p->quoted_ports[0] };
-	__u32 protocol = p->error ? p->quoted_protocol : p->protocol;
+	__be16 ports[2] = {};
+	__u32 protocol;
 
+	if (!p || !flow)
+		return 0;
+	protocol = p->error ? p->quoted_protocol : p->protocol;
+	ports[0] = p->quoted_ports[1];
+	ports[1] = p->quoted_ports[0];
 	if (!has_ports(protocol))
 		ports[0] = ports[1] = 0;
 	else if (!p->error)
@@ -62,10 +68,15 @@ INLINE int is_fresh(const struct memory *memory, __u64 now)
 }
 
 /* Who began a flow; returns 0 where nobody is known to have. */
-APART int find_payer(const struct flow *flow, __u32 *payer)
+__noinline int find_payer(const struct flow *flow, __u32 *payer)
 {
-	struct memory *memory = bpf_map_lookup_elem(&ngp_flows, flow);
+	struct memory *memory;
+	struct flow key;
 
+	if (!flow || !payer)
+		return 0;
+	key = *flow;                                              /* no argument of such a function is a key on Linux 6.1 */
+	memory = bpf_map_lookup_elem(&ngp_flows, &key);
 	if (!memory || !is_fresh(memory, now_ns()))
 		return 0;
 	*payer = memory->payer;
@@ -87,15 +98,23 @@ APART int make_room(const struct place *place)
 	return 0;
 }
 
-/* Remember who began a flow. Args: neighbour: the payer; 0: a stranger, or (ours) one of our LANs. */
-APART int remember(const struct flow *flow, struct neighbour *neighbour, int ours)
+/* Remember who began the flow that `answered` answers: the sender of a packet, or (ours) one of our LANs. */
+__noinline int remember(const struct packet *p, const struct flow *answered, int ours)
 {
-	struct memory *memory = bpf_map_lookup_elem(&ngp_flows, flow), fresh = {};
-	__u32 *number = ours ? &our_flows : neighbour ? &neighbour->flows : &strangers_flows;
-	__u32 most = neighbour && !(neighbour->flags & HAS_PAID) ? FLOWS_ON_GRACE : FLOWS;
+	struct neighbour *neighbour;
+	struct memory *memory, fresh = {};
 	struct place place = {};
+	struct flow flow;
+	__u32 *number, most;
 	__u64 now = now_ns();
 
+	if (!p || !answered || p->error)
+		return 0;
+	turn(answered, &flow);
+	memory = bpf_map_lookup_elem(&ngp_flows, &flow);
+	neighbour = ours ? 0 : find_neighbour(p);
+	number = ours ? &our_flows : neighbour ? &neighbour->flows : &strangers_flows;
+	most = neighbour && !(neighbour->flags & HAS_PAID) ? FLOWS_ON_GRACE : FLOWS;
 	place.payer = ours ? OURS : payer_of(neighbour);
 	if (memory && memory->payer == place.payer) {
 		if (now - memory->seen_ns > FLOW_REFRESH_NS)
@@ -104,12 +123,12 @@ APART int remember(const struct flow *flow, struct neighbour *neighbour, int our
 	}
 	place.number = __sync_fetch_and_add(number, 1) & (most - 1);
 	make_room(&place);
-	if (bpf_map_update_elem(&ngp_places, &place, flow, BPF_ANY))
+	if (bpf_map_update_elem(&ngp_places, &place, &flow, BPF_ANY))
 		return 0;
 	fresh.payer = place.payer;
 	fresh.place = place.number;
 	fresh.seen_ns = now;
-	bpf_map_update_elem(&ngp_flows, flow, &fresh, BPF_ANY);
+	bpf_map_update_elem(&ngp_flows, &flow, &fresh, BPF_ANY);
 	return 0;
 }
 

@@ -16,7 +16,7 @@ from ngp.core.messages import Address, Prefix, Role
 from ngp.core.services import SERVICES_A_HOST, free_at, room_for_services
 from ngp.ports import FreeRule
 
-LAYOUT = 8
+LAYOUT = 9
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 ACCOUNTS, IDENTITIES = "ngp_accounts", "ngp_identities"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
@@ -53,6 +53,7 @@ OFFERS_FLAG = {4: 1 << 12, 6: 1 << 13}
 OWN_SERVICES_FLAG = 1 << 14
 HAS_UPPERS = 1 << 15
 REWRITES = 1 << 16
+SEVERAL_LINKS = 1 << 17
 PREFIXES_FLAGS = 0xF00
 MESH, LAN, LINK_ADDRESSES, MADE_CLSACT = 1, 2, 4, 8
 BUYS_FROM_US, SELLS_TO_US, SHUT_OUT, HAS_PAID, WAS_PAID = 1, 2, 4, 8, 16
@@ -79,7 +80,7 @@ IDENTITY = struct.Struct("=32sQqI12x")
 IDENTITY_LIMIT_AT = 40
 ENTRY = struct.Struct("=II")
 OWN_ENTRY = ENTRY.pack(0xFFFFFFFF, 0)
-NEIGHBOUR = struct.Struct("=IIIIQQ")
+NEIGHBOUR = struct.Struct("=IIIIQQ12s4x")
 FLOW_MEMORY, FLOW_PLACE = struct.Struct("=IIQ"), struct.Struct("=II")
 FLOW_NS = 600 * 10**9
 OUR_FLOWS, STRANGERS_FLOWS = 0, 0xFFFFFFFF  # payers that are no neighbour's number
@@ -175,20 +176,19 @@ class Books:
     identity: struct.Struct
 
 
-BOOKS = {
-    7: Books(
-        contracts="ngp_contracts",
-        labels="ngp_labels",
-        identities="ngp_identities",
-        line_words=8,
-        tag=3,
-        price=4,
-        used=5,
-        used_to=6,
-        label=struct.Struct("=16sqq16sIBBBxI4x"),
-        identity=struct.Struct("=32sQqI12x"),
-    ),
-}
+_BOOKS_7 = Books(
+    contracts="ngp_contracts",
+    labels="ngp_labels",
+    identities="ngp_identities",
+    line_words=8,
+    tag=3,
+    price=4,
+    used=5,
+    used_to=6,
+    label=struct.Struct("=16sqq16sIBBBxI4x"),
+    identity=struct.Struct("=32sQqI12x"),
+)
+BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7}
 """By LAYOUT. An entry never changes, and stays when LAYOUT grows: `former.last_counts` reads old tables by it."""
 
 

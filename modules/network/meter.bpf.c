@@ -169,23 +169,13 @@ INLINE int is_anothers(const struct packet *p, const struct flow *answered, enum
  * answer that finds its way back through our address. */
 APART int passes_as_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
-	struct flow answered = {}, flow;
+	struct flow answered = {};
 
 	if (!p->error && is_of_host(skb, p, 1) && is_over_rate(config, p, p->bytes))
 		return 0;
 	read_answered(skb, p, &answered);
-	turn(&answered, &flow);
-	remember(&flow, find_neighbour(p), 0);
+	remember(p, &answered, 0);
 	return 1;
-}
-
-/* Who has paid for a packet pays for what answers it. */
-APART int note_began(const struct packet *p, const struct flow *answered)
-{
-	struct flow flow;
-
-	turn(answered, &flow);
-	return p->error ? 0 : remember(&flow, find_neighbour(p), 0);
 }
 
 /* Who pays for a packet that a neighbour sends through us? The first rule that fits decides; a contract that refuses
@@ -216,7 +206,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 		if (rewritten)
 			read_answered(skb, &p, &answered);
 		if (is_anothers(&p, &onward, way) || (rewritten && is_anothers(&p, &answered, way)))
-			return way == TO_LAN || note_return(p.link.ifindex, &onward);
+			return way == TO_LAN || note_return(skb->ifindex, &onward);
 	}
 	if (rewritten && way != TO_MESH && is_ours(&p, p.destination))
 		return passes_as_own(skb, config, &p);
@@ -227,16 +217,16 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 			return 0;
 		if (way == TO_UPSTREAM)
 			return 1;
-		note_began(&p, &onward);
+		remember(&p, &onward, 0);
 		if (rewritten)
-			note_began(&p, &answered);
-		return way == TO_LAN || note_paid(p.link.ifindex, &onward);
+			remember(&p, &answered, 0);
+		return way == TO_LAN || note_paid(skb->ifindex, &onward);
 	}
 	if (way == TO_UPSTREAM || !(config->flags & BUYS))
 		return 0;
 	if (!is_bought(config, &p, way) && !is_answer(skb, config, &p)) /* 4: a purchase of ours from its sender */
 		return 0;
-	return way == TO_LAN || note_return(p.link.ifindex, &onward);
+	return way == TO_LAN || note_return(skb->ifindex, &onward);
 }
 
 SEC("socket")
@@ -389,23 +379,33 @@ INLINE int refuse_uncovered(void)
 	return SHOT;
 }
 
-/* A download of a neighbour: its own contract pays, or nobody. */
-INLINE int sell(const struct config *config, const struct packet *p)
+/* A download of a neighbour: its own contract pays, or nobody. Not static, as matches_free. */
+__noinline int sell(const struct packet *p)
 {
-	struct entry *entry = find_entry(config, p, SERVER, remote(p));
-	struct contract *contract = contract_of(entry);
+	const struct config *config = settings();
+	struct contract *contract;
+	struct entry *entry;
 
+	if (!config || !p)
+		return SHOT;
+	entry = find_entry(config, p, SERVER, remote(p));
+	contract = contract_of(entry);
 	if (!contract)
 		return refuse_uncovered();
 	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
 }
 
-/* A purchase of ours: counted with its contract, or kept count of until there is one. */
-INLINE int buy(const struct config *config, const struct packet *p)
+/* A purchase of ours: counted with its contract, or kept count of until there is one. Not static, as matches_free. */
+__noinline int buy(const struct packet *p)
 {
-	struct entry *entry = find_entry(config, p, CLIENT, p->destination);
-	struct contract *contract = contract_of(entry);
+	const struct config *config = settings();
+	struct contract *contract;
+	struct entry *entry;
 
+	if (!config || !p)
+		return PASS;
+	entry = find_entry(config, p, CLIENT, p->destination);
+	contract = contract_of(entry);
 	if (contract)
 		charge(contract, entry->slot, p, TO, CLIENT);
 	return contract || (entry && entry->slot == OWN) ? PASS : note_early(config, p);
@@ -416,20 +416,17 @@ INLINE int buy(const struct config *config, const struct packet *p)
 INLINE int leave_lan(const struct config *config, const struct packet *p, const struct flow *answered)
 {
 	struct neighbour *neighbour = find_neighbour(p);
-	struct flow flow;
 
 	if (!(config->flags & BUYS))
-		return sell(config, p);
+		return sell(p);
 	if (!contract_of(find_entry(config, p, CLIENT, p->destination))) {
 		if (contract_of(find_entry(config, p, SERVER, remote(p))))
-			return sell(config, p);
+			return sell(p);
 		if (neighbour && !(neighbour->flags & SELLS_TO_US))
 			return refuse_uncovered();
 	}
-	turn(answered, &flow);
-	if (!p->error)
-		remember(&flow, 0, 1);
-	return buy(config, p);
+	remember(p, answered, 1);
+	return buy(p);
 }
 
 /* Who pays for a packet that we pass on to a neighbour? Not static, as matches_free. */
@@ -445,20 +442,20 @@ __noinline int leave(struct __sk_buff *skb, const struct packet *p)
 	class = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
 	own = (config->flags & REWRITES) && is_ours(p, p->source);
 	if (!own && !class)                                       /* upstream */
-		return sell(config, p);
+		return sell(p);
 	read_answered(skb, p, &answered);
 	began = find_payer(&answered, &payer) && payer == payer_of(find_neighbour(p));
 	if (own && began)                                         /* what it asked of a forwarded port: see passes_as_own */
 		return (config->flags & OWN_SERVICES) && answers_over_rate(skb, config, p) ? SHOT : PASS;
 	if (!class)
-		return sell(config, p);
+		return sell(p);
 	if (*class & MESH)                                        /* what is no return its sender has paid for at the gate */
 		began |= was_return(ingress_ifindex, &answered);
 	if (began)
-		return sell(config, p);
+		return sell(p);
 	if (*class & LAN)
 		return leave_lan(config, p, &answered);
-	return config->flags & BUYS ? buy(config, p) : PASS;
+	return config->flags & BUYS ? buy(p) : PASS;
 }
 
 /* Anybody can send an ICMP error about a connection of our client's, without forging an address, and have it charged to
@@ -515,7 +512,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 		if (given != NOT_GIVEN)
 			return given == GIVEN ? PASS : SHOT;
 	}
-	return config->flags & SELLS ? leave(skb, &p) : buy(config, &p);
+	return config->flags & SELLS ? leave(skb, &p) : buy(&p);
 }
 
 SEC("tc")

@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 8
+#define LAYOUT 9
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -29,6 +29,7 @@
 #define OFFERS(v6) (1 << (12 + (v6)))                         /* any payment service, by family */
 #define OWN_SERVICES (1 << 14)                                /* any on this host */
 #define HAS_UPPERS (1 << 15)                                  /* some interface stands on a mesh interface: ngp_uppers */
+#define SEVERAL_LINKS (1 << 17)                               /* some neighbour has several links: use_first_link */
 #define REWRITES (1 << 16)                                    /* rules of this host rewrite destinations: sent.h */
 
 enum role { SERVER, CLIENT };
@@ -100,6 +101,8 @@ struct neighbour {
 	__u32 flows, unused;                                      /* how many it has begun, for flows.h */
 	__u64 ready_ns;                                           /* token bucket (GCRA): theoretical arrival time */
 	__u64 errors_ready_ns;                                    /* another, for ICMP errors on their way to it */
+	struct link first;                                        /* the link that stands for all of it; 0: this one */
+	__u32 unused_too;
 };
 struct host4 { struct link link; __u32 address[1]; };
 struct host6 { struct link link; __u32 address[4]; };

@@ -72,12 +72,17 @@ class Meter:
             for number in (layout.STRANGERS_LANE, layout.NEWCOMERS_LANE):
                 self.tables[layout.LANES].add(struct.pack("=I", number), layout.LANE.pack(0, 0))
             self._bind_and_pin(folder)
-            self.neighbours = NeighbourTable(self.tables, index_of)
+            self.neighbours = NeighbourTable(self.tables, index_of, self._show_several_links)
             self.accounts = AccountTable(self.tables)
             undo.callback(self.accounts.close)
             self.flows = FlowSweeper(self.tables, self.neighbours.is_payer)
             self.contracts = ContractTable(
-                self.tables, self.accounts, self.neighbours.link_of, self.neighbours.is_own, self._show_prefixes
+                self.tables,
+                self.accounts,
+                self.neighbours.first_of,
+                self.neighbours.link_of,
+                self.neighbours.is_own,
+                self._show_prefixes,
             )
             self._open = undo.pop_all()
 
@@ -150,8 +155,8 @@ class Meter:
             for key in self.tables[name].all_keys():
                 if key not in wanted:
                     self.tables[name].delete(key)
-        prefixes = self._flags[0] & layout.PREFIXES_FLAGS
-        self._flags[0] = prefixes | self._config_flags(desired, layer3)
+        stay = self._flags[0] & (layout.PREFIXES_FLAGS | layout.SEVERAL_LINKS)
+        self._flags[0] = stay | self._config_flags(desired, layer3)
 
     def close(self) -> None:
         """Let go of memory and descriptors."""
@@ -166,7 +171,7 @@ class Meter:
         """Return where a held packet was sent, if this host has rewritten its destination; else None."""
         if not self._rewrites:
             return None
-        key = layout.held_key(layout.link_key(interface, link_address), payload)
+        key = layout.held_key(self.neighbours.first_link(layout.link_key(interface, link_address)), payload)
         found = self.tables[layout.HELD_FOR].get(key) if key else None
         if found is None:
             return None
@@ -175,6 +180,10 @@ class Meter:
     def _show_prefixes(self, role: Role, version: int, any_left: bool) -> None:
         flag = layout.prefixes_flag(role, version)
         self._flags[0] = self._flags[0] | flag if any_left else self._flags[0] & ~flag
+
+    def _show_several_links(self, any_has: bool) -> None:
+        flag = layout.SEVERAL_LINKS
+        self._flags[0] = self._flags[0] | flag if any_has else self._flags[0] & ~flag
 
     def _require_index(self, name: str) -> int:
         index = self._index_of(name)

@@ -11,10 +11,11 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from ngp.core.messages import Address, Role
+from ngp.core.messages import Role
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.contracts import ContractTable
+from ngp.modules.network.firsts import Firsts
 from ngp.ports import KernelNeighbour
 
 
@@ -24,22 +25,37 @@ class NeighbourTable:
     Args:
         tables: the meter's, by name.
         index_of: an interface's index by name, or None when it doesn't exist.
+        show_several: told whether any neighbour has several links.
     """
 
-    def __init__(self, tables: dict[str, Table], index_of: Callable[[str], int | None]) -> None:
-        self._tables, self._index_of = tables, index_of
+    def __init__(
+        self, tables: dict[str, Table], index_of: Callable[[str], int | None], show_several: Callable[[bool], None]
+    ) -> None:
+        self._tables, self._index_of, self._show_several = tables, index_of, show_several
         self._links: dict[int, bytes] = {}
         self._numbers: dict[bytes, int] = {}
         self._known: dict[int, KernelNeighbour] = {}
         self._own: dict[int, frozenset[bytes]] = {}
-        for key, value in tables[layout.NEIGHBOURS].items():
-            number, link = layout.NEIGHBOUR.unpack(value)[0], key[:10]
+        self._firsts = Firsts()
+        found = {key[:10]: layout.NEIGHBOUR.unpack(value) for key, value in tables[layout.NEIGHBOURS].items()}
+        for link, (number, *_) in found.items():
             self._links[number], self._numbers[link] = link, number
+        for number, *_, first in found.values():
+            self._firsts.put(number, self._numbers.get(first[:10], number))
         self._adopt_own()
+
+    def first_of(self, number: int) -> int:
+        """Return the number of the link that stands for all of a neighbour's."""
+        return self._firsts.of(number)
 
     def link_of(self, number: int) -> bytes | None:
         """Return a neighbour's link key, or None."""
         return self._links.get(number)
+
+    def first_link(self, link: bytes) -> bytes:
+        """Return the link that stands for one, itself where it isn't a neighbour's."""
+        number = self._numbers.get(link)
+        return link if number is None else self._links[self._firsts.of(number)]
 
     def is_own(self, number: int, address: bytes) -> bool:
         """Say whether an address is that neighbour's own."""
@@ -61,13 +77,11 @@ class NeighbourTable:
             if link is None:
                 continue  # the interface is gone; `follow` comes back to it
             self._set_link(number, link, contracts)
-            flags = layout.BUYS_FROM_US * neighbour.buys_from_us | layout.SELLS_TO_US * neighbour.sells_to_us
-            flags |= layout.SHUT_OUT * neighbour.blocked
-            flags |= layout.HAS_PAID * neighbour.has_paid | layout.WAS_PAID * neighbour.was_paid
             self._make_lane(neighbour)
-            value = layout.NEIGHBOUR.pack(number, flags, 0, 0, 0, 0)
-            self._tables[layout.NEIGHBOURS].set(layout.neighbour_key(link), value)
-            self._set_own(number, neighbour.local_addresses if neighbour.sells_to_us else (), contracts)
+            self._write(number)
+            self._firsts.add(number, neighbour.identity)
+            self._join(neighbour.identity, contracts)
+            self._set_own(number, contracts)
 
     def follow(self, contracts: ContractTable) -> None:
         """Look whether interfaces got another index."""
@@ -76,18 +90,50 @@ class NeighbourTable:
     def forget(self, numbers: Iterable[int], contracts: ContractTable) -> None:
         """Remove neighbours. Their contracts should be revoked before: without a link they cover nothing."""
         for number in numbers:
-            self._set_own(number, (), contracts)
+            known = self._known.pop(number, None)
+            if known is not None:
+                self._firsts.remove(number, known.identity)
+                self._join(known.identity, contracts)
             link = self._links.pop(number, None)
-            self._known.pop(number, None)
-            self._own.pop(number, None)
+            if link is not None:
+                self._delete_own(link, self._own.pop(number, ()))
+            self._firsts.put(number, number)
             self._tables[layout.LANES].delete(_lane_key(number))
             if link is not None and self._numbers.get(link) == number:
                 del self._numbers[link]
                 self._tables[layout.NEIGHBOURS].delete(layout.neighbour_key(link))
 
+    def _write(self, number: int) -> None:
+        """Write a neighbour's entry, with the link that stands for it."""
+        neighbour, first = self._known[number], self._firsts.of(number)
+        flags = layout.BUYS_FROM_US * neighbour.buys_from_us | layout.SELLS_TO_US * neighbour.sells_to_us
+        flags |= layout.SHUT_OUT * neighbour.blocked
+        flags |= layout.HAS_PAID * neighbour.has_paid | layout.WAS_PAID * neighbour.was_paid
+        link = b"" if first == number else self._links[first]
+        value = layout.NEIGHBOUR.pack(number, flags, 0, 0, 0, 0, link)
+        self._tables[layout.NEIGHBOURS].set(layout.neighbour_key(self._links[number]), value)
+
+    def _join(self, identity: bytes, contracts: ContractTable) -> None:
+        """Let one of a neighbour's links stand for all of them; an identity that isn't known has each for itself."""
+        if not identity:
+            return
+        for number, first in self._firsts.wanted(identity, self._links).items():
+            if self._firsts.of(number) != first:
+                self._move_to(number, first, contracts)
+        self._show_several(bool(self._firsts))
+
+    def _move_to(self, number: int, first: int, contracts: ContractTable) -> None:
+        link = self._links[number]
+        if number != first:
+            self._delete_own(link, self._own.pop(number, ()))
+        contracts.move(
+            contracts.of_neighbour(number), lambda: self._firsts.put(number, first), lambda: self._write(number)
+        )
+        self._set_own(first, contracts)
+
     def lane_bytes(self, number: int) -> int:
         """Return what a neighbour's lane has carried, both directions; 0 where it has none."""
-        value = self._tables[layout.LANES].get(_lane_key(number))
+        value = self._tables[layout.LANES].get(_lane_key(self._firsts.of(number)))
         return layout.LANE.unpack(value)[1] if value else 0
 
     def _make_lane(self, neighbour: KernelNeighbour) -> None:
@@ -111,29 +157,31 @@ class NeighbourTable:
         other = self._numbers.get(link)
         if old == link and other == number:
             return
-        own = self._own.get(number, frozenset())
         if old is not None and old != link:
-            self._delete_own(old, own)
-            self._own[number] = frozenset()
+            self._delete_own(old, self._own.pop(number, ()))
 
         def change() -> None:
             self._links[number], self._numbers[link] = link, number
 
-        contracts.move(contracts.of_neighbour(number), number, change)
+        contracts.move([slot for one in self._firsts.behind(number) for slot in contracts.of_neighbour(one)], change)
         if other is not None and other != number:  # the daemon numbers this link anew
-            contracts.move(contracts.of_neighbour(other), number, lambda: None)
+            contracts.move(contracts.of_neighbour(other), lambda: self._firsts.rename(other, number), number=number)
             self._own[number] = self._own.pop(other, frozenset())
             self._links.pop(other, None)
-            self._known.pop(other, None)
+            known = self._known.pop(other, None)
+            if known is not None:
+                self._firsts.remove(other, known.identity)
             self._move_lane(other, number)
         if old is not None and old != link and self._numbers.get(old) == number:
             del self._numbers[old]
             self._tables[layout.NEIGHBOURS].delete(layout.neighbour_key(old))
 
-    def _set_own(self, number: int, addresses: Iterable[Address], contracts: ContractTable) -> None:
-        link = self._links.get(number)
-        if link is None:
+    def _set_own(self, number: int, contracts: ContractTable) -> None:
+        """Enter a server's own addresses, under the link that stands for it."""
+        link, neighbour = self._links.get(number), self._known.get(number)
+        if link is None or neighbour is None or self._firsts.of(number) != number:
             return
+        addresses = neighbour.local_addresses if neighbour.sells_to_us else ()
         wanted, had = frozenset(address.packed for address in addresses), self._own.get(number, frozenset())
         if wanted == had:
             return
@@ -141,8 +189,8 @@ class NeighbourTable:
         for address in wanted - had:
             self._tables[_hosts(address)].set(layout.host_key(link, Role.CLIENT, address), layout.OWN_ENTRY)
         self._delete_own(link, had - wanted)
-        if had - wanted:
-            contracts.move(contracts.of_neighbour(number), number, lambda: None)  # a contract may have stood behind it
+        if had - wanted:  # a contract may have stood behind it
+            contracts.move([slot for one in self._firsts.behind(number) for slot in contracts.of_neighbour(one)])
 
     def _delete_own(self, link: bytes, addresses: Iterable[bytes]) -> None:
         for address in addresses:

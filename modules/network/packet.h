@@ -244,6 +244,23 @@ INLINE int read_in_place(struct __sk_buff *skb, int v6, struct frame *f)
 	return 1;
 }
 
+APART struct neighbour *find_neighbour(const struct packet *p)
+{
+	struct link key = p->link;                                /* older verifiers take no key out of a global function's argument */
+
+	return bpf_map_lookup_elem(&ngp_neighbours, &key);
+}
+
+/* A neighbour with several links is one customer: what comes or goes by any of them is its first one's. */
+APART int use_first_link(struct packet *p)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+
+	if (neighbour && neighbour->first.ifindex)
+		p->link = neighbour->first;
+	return 0;
+}
+
 /* Read link and IP headers; 0: not IP, or nothing that a router would forward. */
 INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook hook, struct packet *p)
 {
@@ -306,6 +323,8 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 	else if (hook != FORWARD && said && said < bytes)
 		bytes = said;
 	p->bytes = bytes;
+	if (config->flags & SEVERAL_LINKS)
+		use_first_link(p);
 	return 1;
 }
 
@@ -313,13 +332,6 @@ INLINE __u64 mix(__u64 hash, __u64 words)
 {
 	hash = (hash ^ words) * 0x9e3779b97f4a7c15ull;
 	return hash ^ hash >> 29;
-}
-
-APART struct neighbour *find_neighbour(const struct packet *p)
-{
-	struct link key = p->link;                                /* older verifiers take no key out of a global function's argument */
-
-	return bpf_map_lookup_elem(&ngp_neighbours, &key);
 }
 
 /* Whose contract covers a packet that comes from a destination: the remote end's, also when a router on the way speaks. */

@@ -36,11 +36,14 @@ INLINE void let_wait(struct returning *now)
 		bpf_map_update_elem(&ngp_waiting, &now->passage, &at, BPF_ANY);
 }
 
-APART int note_return(__u32 ingress_ifindex, const struct flow *answered)
+/* Not static, as matches_free; neither are the next ones. */
+__noinline int note_return(__u32 ingress_ifindex, const struct flow *answered)
 {
 	struct returning *now;
 	__u32 zero = 0;
 
+	if (!answered)
+		return 1;
 	now = bpf_map_lookup_elem(&ngp_returning, &zero);
 	if (!now)
 		return 1;
@@ -52,12 +55,15 @@ APART int note_return(__u32 ingress_ifindex, const struct flow *answered)
 }
 
 /* The gate charged a packet: an older note on its like is about another one. */
-APART int note_paid(__u32 ingress_ifindex, const struct flow *answered)
+__noinline int note_paid(__u32 ingress_ifindex, const struct flow *answered)
 {
-	struct passage passage = { .ifindex = ingress_ifindex, .flow = *answered };
+	struct passage passage = { .ifindex = ingress_ifindex };
 	struct returning *now;
 	__u32 zero = 0;
 
+	if (!answered)
+		return 1;
+	passage.flow = *answered;
 	now = bpf_map_lookup_elem(&ngp_returning, &zero);
 	if (now && is_passage(&now->passage, &passage)) {
 		let_wait(now);
@@ -67,13 +73,16 @@ APART int note_paid(__u32 ingress_ifindex, const struct flow *answered)
 }
 
 /* A packet came to its interface: is it a return? */
-APART int was_return(__u32 ingress_ifindex, const struct flow *answered)
+__noinline int was_return(__u32 ingress_ifindex, const struct flow *answered)
 {
-	struct passage passage = { .ifindex = ingress_ifindex, .flow = *answered };
+	struct passage passage = { .ifindex = ingress_ifindex };
 	struct returning *now;
 	__u32 zero = 0;
 	__u64 *waits;
 
+	if (!answered)
+		return 0;
+	passage.flow = *answered;
 	now = bpf_map_lookup_elem(&ngp_returning, &zero);
 	if (now && is_passage(&now->passage, &passage)) {
 		now->left = 1;

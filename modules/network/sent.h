@@ -63,12 +63,17 @@ APART int note_sent(struct __sk_buff *skb, const struct packet *p)
 	return 0;
 }
 
-/* In FORWARD: take a packet as it was sent. Returns 0 where its destination is still the same. */
-APART int restore_sent(struct __sk_buff *skb, struct packet *p)
+/* In FORWARD: take a packet as it was sent. Returns 0 where its destination is still the same. Not static, as
+ * matches_free. */
+__noinline int restore_sent(struct __sk_buff *skb, struct packet *p)
 {
-	struct sent key = { .link = p->link, .hash = skb->hash };
-	struct flow *noted = bpf_map_lookup_elem(&ngp_sent, &key), now = {};
+	struct sent key = { .hash = skb->hash };
+	struct flow *noted, now = {};
 
+	if (!p)
+		return 0;
+	key.link = p->link;
+	noted = bpf_map_lookup_elem(&ngp_sent, &key);
 	if (!noted)
 		return 0;
 	read_flow(skb, p, &now);

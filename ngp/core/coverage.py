@@ -1,4 +1,7 @@
-"""Coverage: find the contract that covers an address, among those we sell or buy. The kernel's tables agree with it."""
+"""Coverage: find the contract that covers an address, among those we sell or buy. The kernel's tables agree with it.
+
+A neighbour is its identity: on whichever of its links a packet comes, there is one contract for a destination.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,25 @@ from typing import Generic, TypeVar
 from ngp.core.contract import Contract
 from ngp.core.messages import Address, Prefix
 
-Key = tuple[int, int, int, int]  # link's number, version, prefix length, network
+Key = tuple[bytes, int, int, int]  # identity, version, prefix length, network
 OneSide = TypeVar("OneSide", bound=Contract)
 
 
 class Coverage(Generic[OneSide]):
-    """Longest-prefix match over contracts; one dictionary probe for each prefix length that a link uses."""
+    """Longest-prefix match over contracts; one dictionary probe for each prefix length that a neighbour uses."""
 
     def __init__(self) -> None:
         self._contracts: dict[Key, OneSide] = {}
-        self._lengths: dict[tuple[int, int], dict[int, int]] = {}
+        self._lengths: dict[tuple[bytes, int], dict[int, int]] = {}
 
     @staticmethod
     def _key(contract: Contract) -> Key:
         prefix = contract.destination
         network = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
-        return (contract.link_number, prefix.version, prefix.prefixlen, network)
+        return (contract.identity, prefix.version, prefix.prefixlen, network)
 
     def add(self, contract: OneSide) -> None:
-        """Enter a contract; it replaces another one for the same link and prefix."""
+        """Enter a contract; it replaces another one for the same neighbour and prefix."""
         key = self._key(contract)
         if key not in self._contracts:
             lengths = self._lengths.setdefault(key[:2], {})
@@ -45,16 +48,16 @@ class Coverage(Generic[OneSide]):
             if not lengths:
                 del self._lengths[key[:2]]
 
-    def exact(self, link_number: int, prefix: Prefix) -> OneSide | None:
+    def exact(self, identity: bytes, prefix: Prefix) -> OneSide | None:
         """Find the contract for exactly this prefix."""
         network = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
-        return self._contracts.get((link_number, prefix.version, prefix.prefixlen, network))
+        return self._contracts.get((identity, prefix.version, prefix.prefixlen, network))
 
-    def find(self, link_number: int, address: Address) -> OneSide | None:
+    def find(self, identity: bytes, address: Address) -> OneSide | None:
         """Find the contract with the longest prefix that covers an address."""
         version, value, bits = address.version, int(address), address.max_prefixlen
-        for length in sorted(self._lengths.get((link_number, version), ()), reverse=True):
-            contract = self._contracts.get((link_number, version, length, value >> (bits - length)))
+        for length in sorted(self._lengths.get((identity, version), ()), reverse=True):
+            contract = self._contracts.get((identity, version, length, value >> (bits - length)))
             if contract is not None:
                 return contract
         return None

@@ -73,6 +73,7 @@ class Neighbour:
             blocked=self.blocked,
             has_paid=has_paid,
             was_paid=was_paid,
+            identity=self.identity,
         )
 
 

@@ -133,6 +133,7 @@ class KernelNeighbour:
         blocked: nothing is let through to it, not even to payment services.
         has_paid: it paid us at least once. was_paid: we paid it at least once. In both cases the kernel holds more of
             its first packets.
+        identity: whose link it is: all links of an identity are one neighbour, with one contract a destination.
     """
 
     neighbour: int
@@ -144,6 +145,7 @@ class KernelNeighbour:
     blocked: bool = False
     has_paid: bool = False
     was_paid: bool = False
+    identity: bytes = b""
 
 
 UNITS_PER_MSAT = 1 << 30

@@ -99,7 +99,7 @@ def _sells_it_the_same(world: World, neighbour: Neighbour, destination: Prefix) 
 
     Each of us would charge the other for every round of a packet. An idle contract is left from an earlier route.
     """
-    sold = world.sales.exact(neighbour.number, destination)
+    sold = world.sales.exact(neighbour.identity, destination)
     return sold is not None and sold.running and world.now.monotonic_s - sold.rate.at_mono_s < LOOP_S
 
 
@@ -122,7 +122,7 @@ def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> b
 
 
 def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: int) -> None:
-    standing = world.purchases.exact(neighbour.number, propose.destination)
+    standing = world.purchases.exact(neighbour.identity, propose.destination)
     if standing is not None and standing.running:
         world.halt(standing, CloseReason.CANCELLED)  # the server forgot it, and proposed the same destination again
     account = world.server(neighbour.identity)

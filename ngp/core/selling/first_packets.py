@@ -35,7 +35,7 @@ def packet_held(world: World, packet: PacketHeld) -> None:
     if not trades(world, neighbour):
         world.do(Decide(packet.handle, Verdict.PROHIBIT))
         return
-    sale = world.sales.find(neighbour.number, packet.destination)
+    sale = world.sales.find(neighbour.identity, packet.destination)
     if sale is not None:
         _hold_for_contract(world, sale, packet)
         return

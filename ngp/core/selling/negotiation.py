@@ -112,7 +112,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None
         _renewal_asked(world, neighbour, ask, message_id)
         return
     terms = ask_terms(world.settings, ask.destination, neighbour.link[0])
-    standing = world.sales.exact(neighbour.number, terms.destination)
+    standing = world.sales.exact(neighbour.identity, terms.destination)
     if standing is not None and standing.state is State.QUOTED:
         _propose(world, neighbour, standing, message_id)
         return
