@@ -22,7 +22,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from ngp.core.host_port import joined, parted
+from ngp.core.host_port import join_host_port, split_host_port
 from ngp.errors import ConfigError, PaymentError
 from ngp.modules.payment import rpc_address, secret_file
 
@@ -60,7 +60,7 @@ class Door:
         """Whether calls, and the password in them, leave this machine as they are."""
         if self.where.startswith("/"):
             return False
-        host, _ = parted(self.where)
+        host, _ = split_host_port(self.where)
         try:
             return not ip_address(host).is_loopback
         except ValueError:
@@ -169,7 +169,7 @@ async def _post(door: Door, body: bytes) -> tuple[int, bytes]:
     if door.where.startswith("/"):
         reader, writer = await asyncio.open_unix_connection(door.where)
     else:
-        host, port = parted(door.where)
+        host, port = split_host_port(door.where)
         reader, writer = await asyncio.open_connection(host, int(port))
         for option, on in _KEEPALIVE:
             writer.get_extra_info("socket").setsockopt(*option, on)
@@ -237,7 +237,7 @@ def _lock_file(path: Path) -> str:
         if kind == "unix":
             return str(address)
         host, port = address[:2]
-        return joined(host, int(port))
+        return join_host_port(host, int(port))
     except (ValueError, TypeError, SyntaxError):
         raise ConfigError(f"{path} doesn't say where Electrum listens: set ELECTRUM_HOST") from None
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 
-from ngp.core.host_port import parted
+from ngp.core.host_port import split_host_port
 from ngp.modules.payment.lnd_connect import Connection, common_name, names_in
 
 LOOK_S = 3.0
@@ -33,7 +33,7 @@ async def shown_at(target: str) -> x509.Certificate | None:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is told to it, and nothing believed
     context.set_alpn_protocols(["h2"])
     with suppress(OSError, TimeoutError, ValueError):
-        host, port = parted(target)
+        host, port = split_host_port(target)
         async with asyncio.timeout(LOOK_S):
             _, writer = await asyncio.open_connection(host, int(port), ssl=context)
         try:

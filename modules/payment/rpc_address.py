@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from ngp.core.host_port import joined
+from ngp.core.host_port import join_host_port
 
 
 def read(text: str, usual_port: int = 0) -> str:
@@ -23,4 +23,4 @@ def read(text: str, usual_port: int = 0) -> str:
     port = parts.port or usual_port
     if not parts.hostname or not port or parts.username or parts.path:
         return ""
-    return joined(parts.hostname, port)
+    return join_host_port(parts.hostname, port)

@@ -31,7 +31,7 @@ def unblock(world: World, identity: bytes) -> None:
     """Deal with a neighbour again: a disputed bill is accepted, and what either side declined may be agreed now."""
     _mark(world, identity, blocked=False)
     if (account := world.servers.get(identity)) is not None:
-        bills.let_stand(world, account)
+        bills.accept_bill(world, account)
     selling.forget_refusals(world, identity)
     buying.ask_again(world, identity)
     world.forget_if_gone(identity)

@@ -6,12 +6,12 @@ Source: RFC 3986, 3.2.2
 from __future__ import annotations
 
 
-def joined(host: str, port: int) -> str:
+def join_host_port(host: str, port: int) -> str:
     """Join a host (a name or an address, without brackets) and a port (1 to 65535)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def parted(text: str) -> tuple[str, str]:
+def split_host_port(text: str) -> tuple[str, str]:
     """Split `host:port`. Returns the host, without brackets, and the text of the port; neither is checked."""
     host, _, port = text.rpartition(":")
     return host.strip("[]"), port

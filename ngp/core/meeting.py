@@ -76,12 +76,12 @@ def _introduce(world: World, event: MessageReceived) -> Neighbour | None:
     A second identity on a link address is refused while the first one is heard. Otherwise an attacker who forges the
     link address could take a customer's place.
     """
-    standing = world.peers.by_link.get(event.link)
-    if standing is not None and standing.identity != event.identity:
-        if standing.up and world.now.monotonic_s - standing.heard_mono_s < forgetting.LINK_SILENCE_S:
+    existing = world.peers.by_link.get(event.link)
+    if existing is not None and existing.identity != event.identity:
+        if existing.up and world.now.monotonic_s - existing.heard_mono_s < forgetting.LINK_SILENCE_S:
             world.count("link_taken")
             return None
-        forgetting.drop_neighbour(world, standing)
+        forgetting.drop_neighbour(world, existing)
     neighbour = world.peers.neighbours.get((event.identity, event.link))
     if neighbour is None:
         if max(len(world.peers.neighbours), len(world.accounts)) >= forgetting.MOST_NEIGHBOURS:

@@ -20,7 +20,7 @@ MOST_OF_TRADER = 4096
 MOST_OF_STRANGER = 1024
 MOST_OF_STRANGERS = 4096
 FORGIVEN_AN_HOUR = 1024
-TOLD_EVERY_S = 60.0
+WARN_EVERY_S = 60.0
 _FORGIVEN_A_SECOND = FORGIVEN_AN_HOUR / 3600
 
 
@@ -58,7 +58,7 @@ class Openings:
 
     def __init__(self) -> None:
         self._levels: dict[Pool, tuple[float, float]] = {}  # the count and its time; the oldest first
-        self._told_mono_s = float("-inf")
+        self._warned_mono_s = float("-inf")
 
     def __len__(self) -> int:
         return len(self._levels)
@@ -85,9 +85,9 @@ class Openings:
                 break
             del self._levels[oldest]
 
-    def should_tell(self, now_mono_s: float) -> bool:
+    def should_warn(self, now_mono_s: float) -> bool:
         """Say whether it is time to warn the operator again about a full pool."""
-        tells = now_mono_s - self._told_mono_s >= TOLD_EVERY_S
-        if tells:
-            self._told_mono_s = now_mono_s
-        return tells
+        is_time = now_mono_s - self._warned_mono_s >= WARN_EVERY_S
+        if is_time:
+            self._warned_mono_s = now_mono_s
+        return is_time

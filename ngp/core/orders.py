@@ -27,9 +27,10 @@ TRACK_AT_MOST_S = 60.0
 """The older a pending payment is, the less often we ask for it: after a twelfth of its age, at most a minute."""
 PAY_TIMEOUT_S = 60.0
 LATE_S = 86_400
-ASKED_AGAIN_S = 3600
-FAILED_AGAIN_S = 300
-"""A client that asks gets its next refund after ASKED_AGAIN_S at the earliest, or FAILED_AGAIN_S after a failed one."""
+REFUND_PAUSE_S = 3600
+"""Least time between two refunds that a client asked for."""
+FAILED_REFUND_PAUSE_S = 300
+"""The same after a refund that failed."""
 _NEVER_ORDERED = "our payment node never received the order, so no money left it"
 
 
@@ -42,7 +43,7 @@ def may_be_forgotten(world: World, expires_in_s: int) -> bool:
     return world.now.utc_s + expires_in_s <= world.money.forgotten_s + MOST_INVOICE_EXPIRY_S
 
 
-def told_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool:
+def repeat_outcome(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool:
     """Repeat the outcome of an invoice: we or the server may have died before the server heard it."""
     if known.state is PaymentState.SUCCEEDED:
         world.send(neighbour, Paid(known.payment_hash, known.preimage))
@@ -51,7 +52,7 @@ def told_again(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool
     return known.state is not PaymentState.PENDING
 
 
-def names_its_payee(world: World, neighbour: Neighbour, decoded: DecodedInvoice) -> bool:
+def is_from_announced_node(world: World, neighbour: Neighbour, decoded: DecodedInvoice) -> bool:
     """Say whether an invoice is from the node that the neighbour announced; real money goes to no other node."""
     if decoded.payee == neighbour.payee.hex() or not (neighbour.payee or world.node.real_money):
         return True

@@ -36,7 +36,7 @@ from ngp.core.selling import grace
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling.account import ClientAccount, Credit
 from ngp.core.selling.sale import Sale
-from ngp.core.selling.statements import to_state
+from ngp.core.selling.statements import add_to_statement
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S
 from ngp.core.values import UNITS_PER_MSAT, Adopted, AdoptedAccount, AdoptedContract, Grant, Now
@@ -116,8 +116,8 @@ def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> 
             last_seen_s=record.last_seen_s,
         )
         world.peers.add(neighbour)
-        standing = world.peers.by_link.get(key[1])
-        if standing is None or standing.last_seen_s < neighbour.last_seen_s:
+        existing = world.peers.by_link.get(key[1])
+        if existing is None or existing.last_seen_s < neighbour.last_seen_s:
             world.peers.by_link[key[1]] = neighbour
     for neighbour in world.peers.by_link.values():
         world.tell_kernel(neighbour)
@@ -157,7 +157,7 @@ def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -
     if found.reading.exhausted:
         seller_meter.look_if_exhausted(world, sale)  # the kernel's hint came while no daemon ran
     if account.charge(sale, found.reading.used_to_bytes, found.reading.used_from_bytes):
-        to_state(account, sale)
+        add_to_statement(account, sale)
         world.unflushed.add(sale.id)
     return sale
 

@@ -397,7 +397,7 @@ class World:
         if self.openings.has_room(pools, self.now.monotonic_s):
             return True
         self.count("openings_refused")
-        if self.openings.should_tell(self.now.monotonic_s):
+        if self.openings.should_warn(self.now.monotonic_s):
             self.log(
                 f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]}: too many of its contracts were "
                 f"never used; it gets no new ones until it uses some, or some time passes",

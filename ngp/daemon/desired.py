@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from ngp.config import PROTOCOL_NUMBERS, is_forwarded_to
-from ngp.core.host_port import parted
+from ngp.core.host_port import split_host_port
 from ngp.core.settings import FreeDestination, Settings
 from ngp.core.values import Check, DesiredNetwork, FreeRule
 from ngp.errors import ConfigError
@@ -47,7 +47,7 @@ def node_services(addresses: Iterable[str]) -> tuple[FreeRule, ...]:
     """Return the free rules that let a neighbour reach our payment node; names and onion addresses are left out."""
     found = []
     for text in addresses:
-        host, port = parted(text)
+        host, port = split_host_port(text)
         with suppress(ValueError):
             where = ip_address(host)
             if is_forwarded_to(where) and 0 < int(port) < 65536:

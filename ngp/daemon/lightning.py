@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ngp import identity
 from ngp.core.channels import ChainView, Channel, ChannelState, Watch
-from ngp.core.host_port import joined
+from ngp.core.host_port import join_host_port
 from ngp.core.peers import Neighbour
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
 from ngp.core.settings import Settings
@@ -79,7 +79,7 @@ def peer_host(neighbour: Neighbour) -> str:
     """
     for address in neighbour.addresses:
         if not address.is_link_local:
-            return joined(str(address), PEER_PORT)
+            return join_host_port(str(address), PEER_PORT)
     raise UsageError("the neighbour announced no address for its node: give one with --host HOST:PORT")
 
 

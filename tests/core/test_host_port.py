@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ngp.core.host_port import joined, parted
+from ngp.core.host_port import join_host_port, split_host_port
 
 
 @pytest.mark.parametrize(
@@ -12,10 +12,10 @@ from ngp.core.host_port import joined, parted
     [("192.0.2.1", "192.0.2.1:9735"), ("2001:db8::1", "[2001:db8::1]:9735"), ("node.example", "node.example:9735")],
 )
 def test_an_address_of_ipv6_stands_in_brackets(host: str, written: str) -> None:
-    assert joined(host, 9735) == written
-    assert parted(written) == (host, "9735")
+    assert join_host_port(host, 9735) == written
+    assert split_host_port(written) == (host, "9735")
 
 
 @pytest.mark.parametrize(("text", "found"), [("", ("", "")), ("node", ("", "node")), ("a:b", ("a", "b"))])
 def test_what_is_no_host_and_port_is_taken_apart_unchecked(text: str, found: tuple[str, str]) -> None:
-    assert parted(text) == found
+    assert split_host_port(text) == found

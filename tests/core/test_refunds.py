@@ -17,7 +17,7 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying.refunds import INVOICE_PAUSE_S, why_not_ask
 from ngp.core.messages import Declined, DeclineReason, Message, Refund
-from ngp.core.orders import ASKED_AGAIN_S
+from ngp.core.orders import REFUND_PAUSE_S
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import Direction, PaymentKind, PaymentState
 from ngp.core.selling.refunds import ASK_PAUSE_S, why_no_refund
@@ -114,7 +114,7 @@ def test_asking_in_a_loop_gets_one_refund_an_hour() -> None:
     ask(sim)
     assert len(refunds(sim.gateway)) == 1
     assert logged(sim.client, "was paid less than 60 min ago, or failed less than 5 min ago: ask again later") == 2
-    sim.run(ASKED_AGAIN_S)
+    sim.run(REFUND_PAUSE_S)
     ask(sim)
     assert len(refunds(sim.gateway)) == 2
 
@@ -210,7 +210,7 @@ def test_asked_refunds_cost_together_no_more_than_was_earned(restarted: bool) ->
         fees = [one.fee_msat for one in sim.gateway.ledger.payments.values() if one.state is PaymentState.SUCCEEDED]
         if restarted:
             sim.crash(sim.gateway)
-        sim.run(ASKED_AGAIN_S)
+        sim.run(REFUND_PAUSE_S)
     assert sum(fees) == 300 <= earned_msat
 
 
@@ -222,7 +222,7 @@ def test_asked_refunds_leave_half_of_the_budgets_to_buy_with(day_msat: int, tota
         bought(sim).paid_msat = account(sim).paid_msat
         ask(sim)
         sim.crash(sim.gateway)
-        sim.run(ASKED_AGAIN_S)
+        sim.run(REFUND_PAUSE_S)
     assert 90_000 < sum(refunds(sim.gateway)) <= 100_000
     offer(sim)  # by its operator's word it may be more
     assert sum(refunds(sim.gateway)) > 100_000

@@ -28,7 +28,7 @@ class ServerAccount(Account):
         tolerated_msat: how much the bill may exceed our meter: first packets that it can't have counted, and what we
             believed.
         disputed: the bill is higher than meter and tolerance allow; we agree and pay nothing until `ngp unblock`.
-        told_paid_msat: what the server says it was paid, since our start.
+        stated_paid_msat: what the server says it was paid, since our start.
         sent: our meter has counted something that we sent by this server.
         backoff: the pause after failed payments of this server's invoices.
         moved_mono_s: when the server was last found on another link address than its contracts'.
@@ -41,7 +41,7 @@ class ServerAccount(Account):
     metered_msat: int = 0
     tolerated_msat: int = 0
     disputed: bool = False
-    told_paid_msat: int = 0
+    stated_paid_msat: int = 0
     sent: bool = False
     backoff: Backoff = field(default_factory=Backoff)
     moved_mono_s: float = float("-inf")

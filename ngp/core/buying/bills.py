@@ -68,9 +68,9 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             _dispute(world, account, found)
         _tolerate_first_packets(account, purchase)
     in_hand_msat = statement.paid_msat - statement.charged_msat - statement.refunded_msat
-    if statement.paid_msat > account.told_paid_msat and in_hand_msat > 0:  # also if an operator credited it by hand
+    if statement.paid_msat > account.stated_paid_msat and in_hand_msat > 0:  # also if an operator credited it by hand
         metering.paid_for(world, neighbour.identity)
-    account.told_paid_msat = max(account.told_paid_msat, statement.paid_msat)
+    account.stated_paid_msat = max(account.stated_paid_msat, statement.paid_msat)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
     tolerance_msat = account.tolerated_msat + account.metered_msat // TOLERANCE_SHARE
     tolerance_msat += world.settings.payment_amount_msat
@@ -148,7 +148,7 @@ def _dispute(world: World, account: ServerAccount, what: str) -> None:
         )
 
 
-def let_stand(world: World, account: ServerAccount) -> None:
+def accept_bill(world: World, account: ServerAccount) -> None:
     """Close a dispute on the operator's command: the bill is accepted, for the account and for each contract."""
     if not account.disputed:
         return

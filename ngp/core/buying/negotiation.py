@@ -122,9 +122,9 @@ def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> b
 
 
 def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: int) -> None:
-    standing = world.purchases.exact(neighbour.identity, propose.destination)
-    if standing is not None and standing.running:
-        world.halt(standing, CloseReason.CANCELLED)  # the server forgot it, and proposed the same destination again
+    existing = world.purchases.exact(neighbour.identity, propose.destination)
+    if existing is not None and existing.running:
+        world.halt(existing, CloseReason.CANCELLED)  # the server forgot it, and proposed the same destination again
     account = world.server(neighbour.identity)
     paid = account.balance_msat > 0 or not propose.price_msat_per_gib
     purchase = Purchase(

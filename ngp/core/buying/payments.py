@@ -14,12 +14,12 @@ from ngp.core.messages import Declined, DeclineReason, Invoice
 from ngp.core.orders import (
     MOST_INVOICE_EXPIRY_S,
     backoff_of,
+    is_from_announced_node,
     may_be_forgotten,
-    names_its_payee,
     pay,
     pending,
     pending_msat,
-    told_again,
+    repeat_outcome,
 )
 from ngp.core.peers import Neighbour
 from ngp.core.pricing import floor_to_sat_msat
@@ -43,7 +43,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     payment_hash = decoded.payment_hash
     known = world.money.payments.get(payment_hash)
     if known is not None and known.identity == neighbour.identity:
-        return told_again(world, neighbour, known)
+        return repeat_outcome(world, neighbour, known)
     if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one valid longer than our memory could be paid twice
         return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
     if may_be_forgotten(world, decoded.expires_in_s):
@@ -78,7 +78,7 @@ def _objection(
 ) -> tuple[DeclineReason | None, int]:
     if not networks.takes_invoice(world.node.network, decoded.network):
         return DeclineReason.NETWORK, 0
-    if not names_its_payee(world, neighbour, decoded):
+    if not is_from_announced_node(world, neighbour, decoded):
         return DeclineReason.TERMS, 0
     another_has_it = decoded.payment_hash in world.money.payments or decoded.payment_hash in world.money.invoices
     if account.disputed or another_has_it:  # one payment would credit two accounts, and we would reveal its preimage

@@ -11,7 +11,7 @@ from ngp.core.buying.account import ServerAccount
 from ngp.core.effects import MakeInvoice
 from ngp.core.invoices import INVOICE_EXPIRY_S, send_invoice, withdraw
 from ngp.core.messages import Declined, DeclineReason, Refund
-from ngp.core.orders import ASKED_AGAIN_S, FAILED_AGAIN_S
+from ngp.core.orders import FAILED_REFUND_PAUSE_S, REFUND_PAUSE_S
 from ngp.core.peers import Neighbour, named
 from ngp.core.pricing import SAT_MSAT, floor_to_sat_msat
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
@@ -27,8 +27,8 @@ _WHY_NOT = {
     DeclineReason.TERMS: "its operator decides (ngp refund there; REFUND_WHEN_ASKED)",
     DeclineReason.AMOUNT: "too little is left there for a payment",
     DeclineReason.BUSY: (
-        f"a refund is on its way, was paid less than {ASKED_AGAIN_S // 60} min ago, or failed less than "
-        f"{FAILED_AGAIN_S // 60} min ago: ask again later; its operator can pay at any time (ngp refund there)"
+        f"a refund is on its way, was paid less than {REFUND_PAUSE_S // 60} min ago, or failed less than "
+        f"{FAILED_REFUND_PAUSE_S // 60} min ago: ask again later; its operator can pay at any time (ngp refund there)"
     ),
     DeclineReason.BLOCKED: "it has blocked us",
 }
@@ -76,12 +76,12 @@ def take_back(world: World, neighbour: Neighbour, refund: Refund) -> bool:
     if account is None or account.invoice.asked:
         return False
     account.refund_ask_mono_s = float("-inf")
-    standing = world.money.invoices.get(account.invoice.payment_hash)
-    if standing is not None and standing.state is PaymentState.OPEN and standing.amount_msat <= refund.amount_msat:
-        send_invoice(world, standing)  # the server forgot its first offer, and made this one
+    existing = world.money.invoices.get(account.invoice.payment_hash)
+    if existing is not None and existing.state is PaymentState.OPEN and existing.amount_msat <= refund.amount_msat:
+        send_invoice(world, existing)  # the server forgot its first offer, and made this one
     elif world.now.monotonic_s >= account.invoice.not_before_mono_s:
-        if standing is not None and standing.state is PaymentState.OPEN:
-            withdraw(world, standing, "another amount was offered")
+        if existing is not None and existing.state is PaymentState.OPEN:
+            withdraw(world, existing, "another amount was offered")
         account.invoice.declined = 0
         _ask_invoice(world, account, amount)
     return False

@@ -20,7 +20,7 @@ from ngp.core.world import World
 
 STRANGER_HOLD_S = 3.0
 MOST_OTHER_VERSIONS = 256
-STRANGERS_TOLD_EVERY_S = 3600.0
+STRANGERS_WARN_EVERY_S = 3600.0
 SILENT_AT_FIRST_S = 15.0  # longer than a neighbour's daemon is ever silent
 MOST_STRANGER_PACKETS = 1024
 MOST_HELD_PER_CONTRACT = 64
@@ -98,14 +98,14 @@ def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
     """
     now, (interface, link_address) = world.now.monotonic_s, link
     heard_at = world.peers.other_versions.get(link)
-    if heard_at is not None and now < heard_at + STRANGERS_TOLD_EVERY_S:
+    if heard_at is not None and now < heard_at + STRANGERS_WARN_EVERY_S:
         return
     due = world.peers.silence_due = {
-        name: at for name, at in world.peers.silence_due.items() if now < at + STRANGERS_TOLD_EVERY_S
+        name: at for name, at in world.peers.silence_due.items() if now < at + STRANGERS_WARN_EVERY_S
     }
     if now < due.setdefault(interface, now + SILENT_AT_FIRST_S):
         return
-    due[interface] = now + STRANGERS_TOLD_EVERY_S
+    due[interface] = now + STRANGERS_WARN_EVERY_S
     sender = f"packets from {link_address.hex(':')} on {interface}" if link_address else f"packets on {interface}"
     world.log(f"{sender} are dropped: nobody there says hello; does ngp run there?", logging.WARNING)
 

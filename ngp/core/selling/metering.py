@@ -16,7 +16,7 @@ from ngp.core.messages import Cancel
 from ngp.core.selling import grace, invoicing
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
-from ngp.core.selling.statements import CLOSED_WAIT_S, STATEMENT_INTERVAL_S, to_state
+from ngp.core.selling.statements import CLOSED_WAIT_S, STATEMENT_INTERVAL_S, add_to_statement
 from ngp.core.timers import Due
 from ngp.core.values import UNITS_PER_MSAT, AccountReading, Reading, Verdict
 from ngp.core.world import World
@@ -50,7 +50,7 @@ def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount |
     account.rate.count(due, world.now.monotonic_s)
     _redeem_opening(world, account, sale)
     world.unflushed.add(sale.id)
-    to_state(account, sale)
+    add_to_statement(account, sale)
     world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + STATEMENT_INTERVAL_S)
     if sale.crossed_price(before) and sale.running:
         if sale.dearest_msat_per_gib != price:
@@ -178,7 +178,7 @@ def halted(world: World, sale: Sale, reading: Reading | None) -> None:
         grace.take_back(world, account)
     if len(sale.prices) > 1 and account.running:
         count_again(world, account)
-    to_state(account, sale)
+    add_to_statement(account, sale)
     world.timers.set(Due.STATEMENT, account.identity, world.now.monotonic_s + CLOSED_WAIT_S)
     account_read(world, account)
     world.forget_if_gone(sale.identity)

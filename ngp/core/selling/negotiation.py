@@ -112,14 +112,14 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None
         _renewal_asked(world, neighbour, ask, message_id)
         return
     terms = ask_terms(world.settings, ask.destination, neighbour.link[0])
-    standing = world.sales.exact(neighbour.identity, terms.destination)
-    if standing is not None and standing.state is State.QUOTED:
-        _propose(world, neighbour, standing, message_id)
+    existing = world.sales.exact(neighbour.identity, terms.destination)
+    if existing is not None and existing.state is State.QUOTED:
+        _propose(world, neighbour, existing, message_id)
         return
-    if standing is not None and standing.refused:  # it refused or didn't answer; now it asks, so its terms have changed
-        refusal_due(world, standing)
-        standing = None
-    if standing is not None or not may_quote(world, neighbour):
+    if existing is not None and existing.refused:  # it refused or didn't answer; now it asks, so its terms have changed
+        refusal_due(world, existing)
+        existing = None
+    if existing is not None or not may_quote(world, neighbour):
         world.send(neighbour, Reject(b"", RejectReason.BUSY), message_id)
     else:
         quote(world, neighbour, terms, message_id)

@@ -23,13 +23,13 @@ from ngp.core.budget import Spending, broken_limit, room_msat
 from ngp.core.events import AccountCounted
 from ngp.core.messages import Declined, DeclineReason, Refund
 from ngp.core.orders import (
-    ASKED_AGAIN_S,
-    FAILED_AGAIN_S,
+    FAILED_REFUND_PAUSE_S,
     MOST_INVOICE_EXPIRY_S,
+    REFUND_PAUSE_S,
+    is_from_announced_node,
     may_be_forgotten,
-    names_its_payee,
     pay,
-    told_again,
+    repeat_outcome,
 )
 from ngp.core.peers import Neighbour, named
 from ngp.core.pricing import floor_to_sat_msat, show_money
@@ -43,8 +43,8 @@ from ngp.core.world import World
 
 LEAST_ASKED_MSAT = 10_000
 ASK_PAUSE_S = 5.0
-TOLD_AGAIN_S = 3600.0
-OFFER_STANDS_S = 600.0
+WARN_AGAIN_S = 3600.0
+OFFER_VALID_S = 600.0
 
 
 def refundable_msat(account: ClientAccount) -> int:
@@ -134,7 +134,7 @@ def _objection(world: World, neighbour: Neighbour, account: ClientAccount | None
 
 def _tell_of_ask(world: World, account: ClientAccount, amount_msat: int, why: str = "") -> None:
     """Tell the operator, once an hour at most, of a request that only the operator can grant."""
-    if world.now.monotonic_s - account.refund.told_mono_s >= TOLD_AGAIN_S:
+    if world.now.monotonic_s - account.refund.told_mono_s >= WARN_AGAIN_S:
         account.refund.told_mono_s = world.now.monotonic_s
         who = account.identity.hex()[:8]
         world.log(f"{who} asks for {amount_msat} msat of its balance: {why}to pay it, run ngp refund {who}")
@@ -144,7 +144,7 @@ def _refunded_lately(world: World, identity: bytes) -> bool:
     """Say whether a neighbour had a refund lately. The payments tell it, since they survive a restart."""
     for record in world.money.payments.values():
         if record.kind is PaymentKind.REFUND and record.identity == identity:
-            again_s = FAILED_AGAIN_S if record.state is PaymentState.FAILED else ASKED_AGAIN_S
+            again_s = FAILED_REFUND_PAUSE_S if record.state is PaymentState.FAILED else REFUND_PAUSE_S
             if world.now.utc_s - max(record.created_at_s, record.settled_at_s) < again_s:
                 return True
     return False
@@ -158,15 +158,15 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
         return False
     known = world.money.payments.get(decoded.payment_hash)
     if known is not None and known.identity == neighbour.identity:
-        return told_again(world, neighbour, known)
+        return repeat_outcome(world, neighbour, known)
     account = world.clients.get(neighbour.identity)
     ours = known is not None or decoded.payment_hash in world.money.invoices
     lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S and not may_be_forgotten(world, decoded.expires_in_s)
-    if account is None or ours or not lasts or not names_its_payee(world, neighbour, decoded):
+    if account is None or ours or not lasts or not is_from_announced_node(world, neighbour, decoded):
         world.count("refund_refused")
         return False
-    stands = world.now.monotonic_s - account.refund.offered_mono_s < OFFER_STANDS_S
-    offered = account.refund.offered_msat if stands and not account.refund.promised_msat else 0
+    valid = world.now.monotonic_s - account.refund.offered_mono_s < OFFER_VALID_S
+    offered = account.refund.offered_msat if valid and not account.refund.promised_msat else 0
     if not offered:  # if we paid without an offer, fees would drain us; the client may send it again after an offer
         world.count("refund_refused")
         return False

@@ -37,7 +37,7 @@ HELD_S = 120.0
 MOST_HELD = 32768
 
 
-def to_state(account: ClientAccount, sale: Sale) -> None:
+def add_to_statement(account: ClientAccount, sale: Sale) -> None:
     """Add a contract's totals to the next statement."""
     if len(account.unstated) >= MOST_UNSTATED and sale.id not in account.unstated:
         left_out = account.unstated.pop(next(iter(account.unstated)))
@@ -79,7 +79,7 @@ def came_back(world: World, neighbour: Neighbour, account: ClientAccount, restar
     """Plan to send a client that was away all totals that it may have missed, of running and closed contracts."""
     for sale in islice(neighbour.contracts.values(), MOST_STATED_AGAIN):
         if isinstance(sale, Sale) and sale.running:
-            to_state(account, sale)
+            add_to_statement(account, sale)
     if restarted:
         for contract_id, (_, record) in list(world.acknowledged.items()):
             if record.identity == account.identity:
@@ -103,7 +103,7 @@ def undelivered(world: World, identity: bytes, statement: Statement) -> None:
     for line in statement.lines:
         sale = world.sale(line.contract)
         if sale is not None:
-            to_state(account, sale)
+            add_to_statement(account, sale)
         else:
             account.recall_after = FROM_THE_FIRST
     world.timers.set_if_unset(Due.STATEMENT, identity, world.now.monotonic_s + STATEMENT_INTERVAL_S)
