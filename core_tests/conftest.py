@@ -1,4 +1,4 @@
-"""A laboratory for each test; when a test fails, what all of its hosts know is printed with the failure."""
+"""A laboratory for each test. A failure is printed with the logs and the network state of all hosts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the logs of all nodes to a failed test's report, while the nodes still stand."""
+    """Add the logs of all nodes to a failed test's report, while the nodes still exist."""
     report = yield
     made = item.stash.get(LAB, None)
     if made is not None and report.failed and report.when != "teardown":
@@ -33,7 +33,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name the kinds of interfaces that weren't tried: nothing is left out in silence."""
+    """Name the kinds of interfaces that weren't tried, so that no kind is left out silently."""
     lacking = [kind for kind in interface_kinds.KINDS if kind not in interface_kinds.present()]
     if lacking and not config.getoption("--all-kinds"):
         terminalreporter.write_line(f"interface kinds not tried, as this kernel lacks them: {', '.join(lacking)}")

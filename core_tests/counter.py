@@ -1,10 +1,10 @@
 """An independent count of L3 bytes at an interface, by source, destination, protocol and direction.
 
-Bills are checked against this count, so it shares nothing with the product: a packet socket in a process of its own,
-started with nothing but the standard library, adding up the lengths that the IP headers state. It expands nothing. So
-the interface must see frames as the wire has them (GRO off there, and TSO off at the edge of the sender); a packet
-longer than the interface's MTU is a superpacket, and a full socket buffer loses packets: either makes the count
-worthless, and the next reading fails instead of misleading.
+Bills are checked against this count, so it shares no code with the product. It is a packet socket in a process of its
+own, which uses only the standard library and adds up the lengths in the IP headers. It doesn't expand superpackets, so
+the interface must see frames as they are on the wire (GRO off there, and TSO off at the edge of the sender). A packet
+longer than the interface's MTU is a superpacket, and a full socket buffer loses packets. Either makes the count
+worthless, and then the next reading fails instead of giving a wrong number.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Direction = Literal["in", "out"]
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What one line of the count is about; `protocol` is IANA's number (6 TCP, 17 UDP, 1 and 58 ICMP)."""
+    """The key of one line of the count; `protocol` is IANA's number (6 TCP, 17 UDP, 1 and 58 ICMP)."""
 
     direction: Direction
     source: str
@@ -54,7 +54,7 @@ class Tally:
 
 
 class CounterError(AssertionError):
-    """The count can't be trusted: frames were lost or weren't as the wire has them."""
+    """The count can't be trusted: frames were lost, or weren't as they are on the wire."""
 
 
 class Counter:
@@ -93,7 +93,7 @@ class Counter:
         destination: str | None = None,
         protocol: int | None = None,
     ) -> Tally:
-        """Add up the flows that match all that is given. Raises: CounterError as `read`."""
+        """Add up the flows that match all given values. Raises: CounterError as `read`."""
         wanted = (direction, source, destination, protocol)
         packets = size = 0
         for flow, tally in self.read().items():
@@ -124,7 +124,7 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
 
 
 class Sniffer:
-    """The counting side: one packet socket, and sums by raw header bytes so that little is done per packet."""
+    """The counting side: one packet socket, and sums by raw header bytes, which cost little time per packet."""
 
     def __init__(self, interface: str, only: str) -> None:
         self.unwanted = {"in": True, "out": False}.get(only)
@@ -152,7 +152,7 @@ class Sniffer:
                 size = head[2] << 8 | head[3]
                 key = (address[2] == PACKET_OUTGOING, head[12:20], head[9])
             elif address[1] == ETH_P_IPV6:
-                # A length of 0 is a jumbogram, which a superpacket looks like: longer than any MTU.
+                # A length of 0 means a jumbogram or a superpacket: either is longer than any MTU.
                 size = ((head[4] << 8 | head[5]) or 0x10000) + V6_HEADER_BYTES
                 key = (address[2] == PACKET_OUTGOING, head[8:40], head[6])
             else:
@@ -164,7 +164,7 @@ class Sniffer:
             entry[1] += size
 
     def report(self) -> dict[str, Any]:
-        """Return the sums with addresses as text, and what makes them worthless."""
+        """Return the sums with addresses as text, and the faults that make them worthless."""
         # The kernel clears its statistics when they are read.
         _packets, dropped = struct.unpack("II", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         self.dropped += dropped

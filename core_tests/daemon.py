@@ -1,4 +1,4 @@
-"""The real `ngp` on a host: its net.conf, its state dir, its verbs, and its sudden death."""
+"""The real `ngp` on a host: its net.conf, its state directory, its verbs, and kill -9."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ngp import cli
 from ngp.cli import client as control
 from ngp.errors import NgpError, RunningError
 
-START_TIMEOUT_S = 300.0  # an emulated machine that others share takes minutes
+START_TIMEOUT_S = 300.0  # on a busy emulated machine this takes minutes
 STATE_KEY = "NGP_STATE_DIR"
 
 
 def ngp_command() -> list[str]:
-    """Say how `ngp` is run: the installed command beside this Python, else from the checkout."""
+    """Return the command that runs `ngp`: the installed one beside this Python, else the one of the checkout."""
     installed = Path(sys.executable).parent / "ngp"
     return [str(installed)] if installed.is_file() else [sys.executable, "-m", "ngp"]
 
@@ -60,12 +60,12 @@ class Daemon:
         self.config.chmod(0o600)
 
     def reload(self, net_conf: Mapping[str, object] | str) -> subprocess.CompletedProcess[str]:
-        """Write another net.conf and have it taken."""
+        """Write another net.conf and reload it."""
         self.configure(net_conf)
         return self.cli("reload")
 
     def try_start(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Run `ngp start -v` and return what it said, for a start that may be refused.
+        """Run `ngp start -v` and return its output, for a start that may be refused.
 
         The log goes to a file, since the daemon keeps the output that it was started with.
         """
@@ -90,7 +90,7 @@ class Daemon:
         return subprocess.CompletedProcess(command, code, said, said)
 
     def start(self, *options: str) -> None:
-        """Start the daemon; it is ready when this returns. Raises: LabError with its words when it is refused."""
+        """Start the daemon; it is ready when this returns. Raises: LabError with its output when it is refused."""
         done = self.try_start(*options)
         if done.returncode:
             raise LabError(f"{self.name}: `ngp start` ended with {done.returncode}\n{done.stdout}")
@@ -100,9 +100,9 @@ class Daemon:
         return run([*self._prefix, *ngp_command(), *words], timeout_s=timeout_s, environment=self._environment())
 
     def ask(self, verb: str, **arguments: object) -> Any:
-        """Ask through the control socket, as `ngp top` does: for what is asked again and again until it is so.
+        """Ask through the control socket, as `ngp top` does: for questions that are repeated until a condition holds.
 
-        Starting `ngp` takes a hundred times as long as its answer, of processors that the daemons need as well.
+        Starting `ngp` takes a hundred times the processor time of the answer, and the daemons need the processors too.
         Raises: RunningError when nobody listens, LabError for any other error.
         """
         try:
@@ -115,8 +115,8 @@ class Daemon:
     def json(self, *words: str, in_process: bool = True) -> Any:
         """Run a reading verb with --json and return its value. Raises: LabError when it fails or says no JSON.
 
-        With a daemon to ask, the verb is the same function as in a process of its own, without the start of Python;
-        not so where another thread prints meanwhile, whose words would be taken for the verb's.
+        If a daemon runs, the verb's function is called in this process, which saves the start of Python. Not while
+        another thread prints, since its output would be mixed with the verb's.
         """
         done = self._verb(*words, "--json") if in_process and self._listens() else self.cli(*words, "--json")
         if done.returncode:
@@ -139,20 +139,20 @@ class Daemon:
         return subprocess.CompletedProcess(words, code, said.getvalue(), complaint.getvalue())
 
     def stop(self) -> None:
-        """Stop it as an operator does, and wait until its process is gone."""
+        """Stop the daemon as an operator does, and wait until its process is gone."""
         done = self.cli("stop")
         if done.returncode:
             raise LabError(f"{self.name}: `ngp stop` ended with {done.returncode}\n{done.stdout}{done.stderr}")
         await_until(lambda: not self.pids(), what=f"end of the daemon on {self.name}")
 
     def kill9(self) -> None:
-        """Kill it without a warning, and wait until its process is gone."""
+        """Kill the daemon without a warning, and wait until its process is gone."""
         watched = []
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 watched.append(os.pidfd_open(pid))
         self._signal(signal.SIGKILL)
-        # Its last thread has ended: before that it may look dead, with its socket still open.
+        # Wait for the last thread: before its end the process may look dead while its socket is still open.
         for descriptor in watched:
             ended = select.select([descriptor], [], [], PATIENCE_S)[0]
             os.close(descriptor)
@@ -160,11 +160,11 @@ class Daemon:
                 raise LabError(f"{self.name}: the daemon doesn't die")
 
     def stand_still(self) -> None:
-        """Stop its process where it is, as a machine does that has no time for it."""
+        """Suspend its process, like a machine that has no processor time for it."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Have it go on from where it stands still."""
+        """Resume the suspended process."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -173,7 +173,7 @@ class Daemon:
                 os.kill(pid, number)
 
     def pids(self) -> list[int]:
-        """List this daemon's processes: those of its host that were started with its state dir."""
+        """List this daemon's processes: those of its host that were started with its state directory."""
         mark = f"{STATE_KEY}={self.state_dir}".encode()
         return [pid for pid in self._pids_of_host() if mark in _environment_of(pid)]
 
@@ -186,7 +186,7 @@ class Daemon:
 
 
 def _environment_of(pid: int) -> list[bytes]:
-    """Return the variables a process was started with; nothing for a process that is gone or dying."""
+    """Return the variables with which a process was started; none for a process that is gone or dying."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return [] if status in "ZX" else Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

@@ -1,11 +1,11 @@
-"""`tools/demo`: the main job of ngp, told by two real daemons, with real packets and a count that shares nothing.
+"""`tools/demo`: a demonstration of ngp's main job, with two real daemons, real packets and an independent count.
 
-A client, a gateway and the internet are three network namespaces. The story: neighbours find each other, a first packet
-is held, haggled over and released, grace carries traffic until a (slowed) payment arrives, contracts are metered and
-renewed while traffic runs, and one that may not be renewed is cut. Then both daemons' totals are held against the bytes
-that arrived; one byte or msat of difference, and the exit code is 1.
+A client, a gateway and the internet are three network namespaces. The story: neighbours find each other; a first packet
+is held until a price is agreed, and released; grace carries traffic until a (delayed) payment arrives; contracts are
+metered and renewed while traffic runs; a contract that may not be renewed is cut. Then both daemons' totals are
+compared with the bytes that arrived. If they differ by one byte or msat, the exit code is 1.
 
-The money is the sandbox's: it is not real. With `--lightning` three LND nodes on a private chain settle instead.
+The money is the sandbox's: it is not real. With `--lightning` three LND nodes on a private chain pay instead.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from core_tests.traffic import ping
 
 DONE, DIFFERS, USAGE, INTERRUPTED = 0, 1, 2, 130
 PAY_DELAY_S = 3
-SETTLED_S = 90.0  # bounds for what hangs: on a busy machine all takes longer
+SETTLED_S = 90.0  # bounds that catch a hang: on a busy machine everything takes longer
 CUT_S = 120.0
-LOSSY_DRAIN_S = 2.0  # where packets may be, or are to be, dropped
+LOSSY_DRAIN_S = 2.0  # if packets may be dropped, or must be
 PORT = 7000
 UDP_BYTES_S, TCP_BYTES_S, CUT_BYTES_S = 60_000, 100_000, 250_000
 PLAIN, STREAM, CUT = 1, 2, 3  # which of the internet's many addresses
@@ -57,7 +57,7 @@ ONCE = {"DATA_RENEWAL": 0, "TIME_RENEWAL": 0}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for on the command line."""
+    """The options of the command line."""
 
     plain: bool
     seconds: float
@@ -66,7 +66,7 @@ class Options:
 
 
 def parse(words: Sequence[str] | None) -> Options:
-    """Read the command line; leaves with 2 when it makes no sense."""
+    """Read the command line; exits with 2 when it is wrong."""
     parser = argparse.ArgumentParser(
         "tools/demo",
         description="Show ngp at work: three hosts in network namespaces, two real daemons, real traffic, and an "
@@ -75,9 +75,9 @@ def parse(words: Sequence[str] | None) -> Options:
     )
     parser.add_argument("--plain", action="store_true", help="lines with their time instead of live tables")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="N", help="metered traffic, 3 to 3600 [20]")
-    parser.add_argument("--keep", action="store_true", help="at the end leave all up to look around, until Enter")
+    parser.add_argument("--keep", action="store_true", help="at the end keep everything up until Enter, to look around")
     parser.add_argument(
-        "--lightning", action="store_true", help="settle by real LND nodes (built the first time: some minutes)"
+        "--lightning", action="store_true", help="pay with real LND nodes (built the first time: some minutes)"
     )
     given = parser.parse_args(words)
     if not 3 <= given.seconds <= 3600:
@@ -86,7 +86,7 @@ def parse(words: Sequence[str] | None) -> Options:
 
 
 class Demo:
-    """The story, part by part; each needs those before it."""
+    """The story in parts; each part needs those before it."""
 
     def __init__(self, net: ThreeHosts, view: View, seconds: float, nodes: Nodes | None = None) -> None:
         self.view = view
@@ -108,7 +108,7 @@ class Demo:
         return self.net.remote(4, number), self.net.remote(6, number)
 
     def plain_forwarding(self) -> None:
-        """See first that the client gets through without ngp, then begin to count and to answer."""
+        """Check that the client reaches the internet without ngp, then start the counters and the echo servers."""
         self.view.title("1/7 The network, without ngp")
         for address in self.remotes(250):
             if ping(self.net.client, address).received != 1:
@@ -141,7 +141,7 @@ class Demo:
             raise LabError(f"the sandbox could not be slowed: {done.stderr}")
 
     def first_packets(self) -> None:
-        """Send to destinations without a contract: held, haggled over, released."""
+        """Send to destinations without a contract: packets are held until a price is agreed, and released."""
         self.view.title("3/7 First packets: held, proposed, released")
         for version, address in zip((4, 6), self.remotes(PLAIN), strict=True):
             first, second = probe(self.net.client, address, PORT, 2)
@@ -158,17 +158,17 @@ class Demo:
         self.view.tell("UDP and TCP, IPv4 and IPv6, run on credit: see the balance below zero")
         await_until(lambda: self.watch.paid_msat, what="the first payment")
         owed = sat(-self.watch.lowest_msat)
-        self.view.tell(f"paid; the client owed up to {owed} sat of grace, charged like all else", "green")
+        self.view.tell(f"paid; the client owed up to {owed} sat of grace, charged like other traffic", "green")
         if self.nodes is None:
             self._slow("off")
         for flow in flows:
             flow.end()
         self.lost_before = self.lost()
         if dropped := sum(self.lost_before.values()):
-            self.view.tell(f"{dropped} packets were dropped where the credit ended before the payment came", "yellow")
+            self.view.tell(f"{dropped} packets were dropped, since the credit ended before the payment came", "yellow")
 
     def metering(self) -> None:
-        """Let traffic run while contracts are renewed, then end it and see that not a packet got lost."""
+        """Let traffic run while contracts are renewed, then end it and check that no packet was lost."""
         self.view.title("5/7 Metering, and renewal under traffic")
         before = self.watch.renewals
         flows = self._flows()
@@ -190,7 +190,7 @@ class Demo:
         return udp + [Flow(client, "tcp", address, PORT, TCP_BYTES_S) for address in self.remotes(STREAM)]
 
     def lost(self) -> dict[str, int]:
-        """Hold the packets that were sent against those that arrived, for what was never cut, when all is quiet."""
+        """Count the packets that didn't arrive, when nothing is on its way, for destinations that were never cut."""
         at_client, at_internet = self.at_client.read(), self.at_internet.read()
         return {
             address: sum(sent - arrived for sent, arrived in packets(at_internet, at_client, address).values())
@@ -198,7 +198,7 @@ class Demo:
         }
 
     def cut(self) -> None:
-        """Use up contracts that may not be renewed, live flows on them, and see that nothing more passes."""
+        """Let flows use up contracts that may not be renewed, and check that nothing more passes."""
         self.view.title("6/7 Cut: DATA_RENEWAL 0 and TIME_RENEWAL 0, `ngp reload`")
         done = self.client.reload({**self.settings, **ONCE})
         if done.returncode:
@@ -230,7 +230,7 @@ class Demo:
         return count_arrived(self.at_internet.read(), self.at_client.read(), destinations)
 
     def totals(self) -> list[Line]:
-        """Wait for the last statement, then compare; a difference that stays after that is a difference."""
+        """Wait for the last statement, then compare: a difference that remains is a fault."""
         self.view.title("7/7 Totals, after the gateway's last statement")
         until = self.view.seconds + SETTLED_S
         while True:
@@ -246,7 +246,7 @@ class Demo:
         return compare(self.count(), gateway, client, self.watch.prices, met_an_end)
 
     def stop(self) -> None:
-        """Stop both daemons as an operator does; afterwards the network is as it was."""
+        """Stop both daemons as an operator does; afterwards the network is as before."""
         self.watch.stop()
         for daemon in (self.client, self.gateway):
             daemon.stop()
@@ -264,7 +264,7 @@ def books(daemon: Daemon, role: str) -> Books:
 
 
 def verdict(lines: Sequence[Line], money: str = SANDBOX) -> int:
-    """Print the comparison and return the exit code; `money` says what kind of money it was."""
+    """Print the comparison and return the exit code; `money` names the kind of money."""
     print()
     print_lines(lines)
     different = sum(not line.agrees for line in lines)
@@ -277,7 +277,7 @@ def verdict(lines: Sequence[Line], money: str = SANDBOX) -> int:
 
 
 def play(options: Options, lab: Lab) -> int:
-    """Tell the story and judge it."""
+    """Play the whole story and return the exit code."""
     with View(options.plain, PRIVATE if options.lightning else SANDBOX) as view, ExitStack() as beside:
         net = three_hosts(lab)
         lightning = beside.enter_context(nodes(lab, net, view)) if options.lightning else None
@@ -303,7 +303,7 @@ def play(options: Options, lab: Lab) -> int:
 
 
 def keep(demo: Demo) -> None:
-    """Say how to look around, and wait."""
+    """Print how to look around, and wait."""
     print("\nEverything is still up. In another terminal, for example:")
     for host, daemon in ((demo.net.gateway, demo.gateway), (demo.net.client, demo.client)):
         inside = f"sudo ip netns exec {host.namespace}"
@@ -332,7 +332,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     with Lab() as lab:
-        # Undone first, so set last: a second Ctrl-C must not end the clean-up half-way.
+        # Registered last, so undone first: a second Ctrl-C must not end the clean-up half-way.
         try:
             return play(options, lab)
         except KeyboardInterrupt:

@@ -1,9 +1,9 @@
 """The end of `tools/demo`: both daemons' totals beside the count at the receivers, and whether anything differs.
 
-The count comes from packet sockets that share nothing with the product. A byte is counted where it arrived: towards a
-destination at the internet's interface, back at the client's. What was cut on the way isn't there and must not be in a
-bill. Money is then worked out anew from the bytes and the agreed prices, with fractions instead of the product's own
-rounding function.
+The count comes from packet sockets that share no code with the product. A byte is counted where it arrived: at the
+internet's interface if it was sent to a destination, at the client's if it came back. Bytes that were cut on the way
+don't arrive, and no bill may contain them. Money is computed again from the bytes and the agreed prices, with fractions
+instead of the product's own rounding function.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WAYS = ("to", "from")
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """What one daemon lists at the end: `ngp contracts --all --json` and `ngp accounts --json`, of one role."""
+    """One daemon's listings at the end: `ngp contracts --all --json` and `ngp accounts --json`, of one role."""
 
     contracts: list[Row]
     account: Row
@@ -54,7 +54,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One comparison: the independent figure, and what each daemon says (None: it says nothing about this)."""
+    """One comparison: the independent figure, and each daemon's (None: it has no such figure)."""
 
     what: str
     truth: int
@@ -63,7 +63,7 @@ class Line:
 
     @property
     def agrees(self) -> bool:
-        """Say whether nothing differs."""
+        """Say whether all figures are equal."""
         return all(said in (None, self.truth) for said in (self.gateway, self.client))
 
 
@@ -84,7 +84,7 @@ def packets(at_internet: Flows, at_client: Flows, address: str) -> dict[str, tup
 
 
 def count_arrived(at_internet: Flows, at_client: Flows, destinations: Iterable[str]) -> Count:
-    """Sort the two counters' readings by destination; all that concerns other addresses is left out."""
+    """Sort the two counters' readings by destination; other addresses are left out."""
     arrived = {address: {"to": 0, "from": 0} for address in destinations}
     for flow, tally in at_internet.items():
         if flow.direction == "in" and flow.destination in arrived:
@@ -105,17 +105,16 @@ def due_msat(used_bytes: int, prices: list[tuple[int, int]]) -> int:
 
 
 def compare(count: Count, gateway: Books, client: Books, prices: Prices, cut: Collection[str]) -> list[Line]:
-    """Hold everything against everything.
+    """Compare all figures.
 
-    The client's meter sits where it sends. What it sends into a cut it counts, and nobody bills; and that takes the
-    last room before the limit from what is coming back at that moment. So of the destinations that were cut with
-    traffic on them, if only until money came, what is compared of the client is the bill it
-    was given.
+    The client's meter counts what the client sends, so it also counts packets that the gateway cuts and doesn't bill;
+    these use up the last room before the limit, which packets coming back then lack. So for destinations that were
+    cut under traffic, even if only until money came, the client's bill is compared, not its meter.
 
     Args:
-        count: what arrived.
-        gateway, client: what they list.
-        prices: each contract's schedule, as it was watched while it ran.
+        count: the bytes that arrived.
+        gateway, client: their listings.
+        prices: each contract's schedule, recorded while it ran.
         cut: destinations whose contract or account was used up while traffic went on.
     """
     lines = []
@@ -134,7 +133,7 @@ def compare(count: Count, gateway: Books, client: Books, prices: Prices, cut: Co
 
 
 def _money(gateway: Books, client: Books, prices: Prices) -> list[Line]:
-    """Return the lines about msat: worked out anew from each side's bytes, then account against account."""
+    """Return the lines about msat: computed from each side's bytes, then one account compared with the other."""
     ours, theirs = gateway.account, client.account
     due, metered = _due(gateway.contracts, prices), _due(client.contracts, prices)
     paid, refunded = int(ours["paid_msat"]), int(ours["refunded_msat"])
@@ -150,7 +149,7 @@ def _money(gateway: Books, client: Books, prices: Prices) -> list[Line]:
 
 
 def _single(count: Count, gateway: Books, client: Books, cut: Collection[str]) -> list[Line]:
-    """Return the lines of single destinations, of which only those that differ are worth showing."""
+    """Return the lines of single destinations; only those that differ are printed."""
     lines = [
         Line(
             f"{address} {way}",

@@ -1,9 +1,9 @@
 """The traffic of `tools/demo`: paced flows that are echoed, in processes of their own inside a host.
 
-A flow keeps its rate until it is told to end, waits for what is still on its way, and then says what it sent, what came
-back and how long the slowest answer took, so that a packet lost or late at a renewal shows. A flow that is cut sends on
-all the same: what it sends then must not arrive. Like `core_tests.traffic`, the lower half runs as a program with
-nothing but the standard library.
+A flow keeps its rate until it is told to end, and waits for packets that are still on their way. Then it reports what
+it sent, what came back and how long the slowest answer took, which shows a packet that was lost or late at a renewal. A
+flow that is cut goes on sending: those packets must not arrive. Like `core_tests.traffic`, the lower half runs as a
+program that uses only the standard library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PAYLOAD_BYTES = 1000
 TICK_S = 0.02
-DRAIN_S = 30.0  # it ends when all is back; where not all can come, the flow is told a shorter while
+DRAIN_S = 30.0  # a flow ends when all echoes are back; if not all can come, it is given a shorter time
 PROBE_S = 30.0
 PROBE_BYTES = 56  # as `ping` sends
 MOST_WAITING_BYTES = 65536
@@ -32,7 +32,7 @@ MOST_WAITING_BYTES = 65536
 
 @dataclass(frozen=True, slots=True)
 class Flown:
-    """What a flow says at its end: bytes of payload, and the slowest answer (UDP only), milliseconds."""
+    """A flow's report at its end: bytes of payload, and the slowest answer (UDP only), milliseconds."""
 
     sent_bytes: int
     echoed_bytes: int
@@ -45,7 +45,7 @@ class Flow:
     Args:
         protocol: udp or tcp.
         bytes_per_s: payload in one direction.
-        drain_s: how long what is still on its way is waited for at the end.
+        drain_s: how long the end waits for packets that are still on their way.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Flow:
         )
 
     def end(self) -> Flown:
-        """Have it end, and return what it saw. Raises: AssertionError when it ended by itself."""
+        """End the flow and return its report. Raises: AssertionError when it ended by itself."""
         said, _ = self._process.communicate("", timeout=120)
         if not said:
             raise AssertionError(f"the {self.protocol} flow to {self.address} ended by itself: see above")
@@ -145,7 +145,7 @@ def run_udp(address: str, port: int, bytes_per_s: int, drain_s: float) -> None:
 
 
 def run_tcp(address: str, port: int, bytes_per_s: int, drain_s: float) -> None:
-    """Send a stream piece by piece and read its echo; a stream that stands still at the end is broken off."""
+    """Send a stream piece by piece and read its echo; a stream that hangs at the end is closed."""
     sock = socket.create_connection((address, port), timeout=PROBE_S)
     sock.setblocking(False)
     sent = echoed = 0

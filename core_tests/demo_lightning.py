@@ -1,7 +1,7 @@
-"""`tools/demo --lightning`: the same story, settled by three real LND nodes on a private chain.
+"""`tools/demo --lightning`: the same story, paid with three real LND nodes on a private chain.
 
-Client and gateway have a node each and a private channel between them; a third node stands beside the gateway, as the
-rest of the Lightning network. Coins of a private chain are worth nothing, and are counted to the msat all the same.
+Client and gateway have a node each and a private channel between them. A third node, beside the gateway, represents the
+rest of the Lightning network. Coins of a private chain are worth nothing, but are still counted to the msat.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SETTLED_S = 90.0
 
 @dataclass(slots=True)
 class Nodes:
-    """The nodes behind a demonstration, with what they had when it began."""
+    """The nodes behind a demonstration, with their balances at its beginning."""
 
     network: LightningNetwork
     before_msat: dict[str, int]
@@ -35,7 +35,7 @@ class Nodes:
         return dict(node_settings(self.network.node(name)))
 
     def judge(self, view: View, paid_msat: int) -> None:
-        """Show the balances before and after; the gateway's node must have earned what both ledgers say was paid.
+        """Show the balances before and after; the gateway's node must have earned the sum that both ledgers show.
 
         Raises: LabError when it has not.
         """
@@ -53,7 +53,7 @@ class Nodes:
 
 @contextmanager
 def nodes(lab: Lab, net: ThreeHosts, view: View) -> Iterator[Nodes]:
-    """Bring up chain and nodes beside the network of the demonstration, with channels that can pay."""
+    """Start chain and nodes beside the network of the demonstration, with channels that can pay."""
     prepare(view.tell)
     view.title("0/7 Three LND nodes, a chain of their own, channels")
     places, chain = backbone(lab, {PAYER: net.client, PAYEE: net.gateway, THIRD: lab.host(THIRD)})

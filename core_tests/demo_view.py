@@ -1,7 +1,7 @@
-"""What `tools/demo` shows: the story as lines with their time, and below it, on a terminal, what both daemons list.
+"""The output of `tools/demo`: the story as lines with their time and, below it on a terminal, both daemons' listings.
 
-The story scrolls, the tables stay, so the whole fits 80 x 24 and is still there to be read when the demonstration is
-over. Where there is no terminal the tables become a line every few seconds.
+The story scrolls and the tables stay, so everything fits 80 x 24 and can still be read after the demonstration. Without
+a terminal there is a line every few seconds instead of the tables.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STYLES = {"quoted": "yellow", "accepted": "yellow", "active": "green", "renewin
 
 @dataclass(slots=True)
 class Scene:
-    """What the tables show: contracts as the gateway lists them, with rates, and both sides' accounts."""
+    """The content of the tables: contracts as the gateway lists them, with rates, and both sides' accounts."""
 
     title: str = ""
     contracts: list[Row] = field(default_factory=list)
@@ -95,7 +95,7 @@ class View:
 
     @property
     def seconds(self) -> float:
-        """How long it has run."""
+        """Return how long the demonstration has run."""
         return time.monotonic() - self._began
 
     def tell(self, text: str, style: str = "") -> None:
@@ -190,7 +190,7 @@ def _table(titles: Sequence[str], left: int, rows: Sequence[Sequence[Text]]) -> 
 
 
 def print_lines(lines: Sequence[Line], out: Callable[[str], object] = print) -> None:
-    """Print the comparison, figures under each other; what differs is marked and its difference said."""
+    """Print the comparison, figures under each other; lines that differ are marked and show the difference."""
     rows = [("", "counted", "gateway", "client", "")]
     for line in lines:
         said = [line.gateway, line.client]

@@ -1,7 +1,7 @@
-"""The watcher of `tools/demo`: reads what the daemons log and list, a few times a second, and tells it as a story.
+"""The watcher of `tools/demo`: it reads the daemons' logs and listings a few times a second, and prints the events.
 
-It asks through the control socket, as `ngp top` does: starting `ngp` several times a second would take more of a small
-machine than the traffic that is shown. The final totals come from the verbs themselves.
+It asks through the control socket, as `ngp top` does: starting `ngp` several times a second would take more processor
+time than the traffic that is shown. The final totals come from the verbs themselves.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Watch:
     """Both daemons, watched from a thread of its own until `stop`.
 
     Attributes:
-        prices: each contract's schedule of (from this byte on, msat per GiB), as it grew.
-        renewals: how many there were.
-        lowest_msat: the deepest that the client's balance was seen, below zero while grace is used.
+        prices: each contract's schedule of (from this byte on, msat per GiB), recorded while it grew.
+        renewals: their number.
+        lowest_msat: the lowest balance of the client that was seen, below zero while grace is used.
         paid_msat: what the gateway has received.
     """
 
@@ -55,7 +55,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; safe to call twice, or before `start`."""
+        """Stop watching; safe to call twice, or before `start`."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -72,7 +72,7 @@ class Watch:
         return row
 
     def closed(self, address: str) -> str:
-        """Return why a destination's contract was closed; empty while it runs."""
+        """Return the reason why a destination's contract was closed; empty while it runs."""
         row = self._find(address)
         return str(row["reason"]) if row is not None and row["state"] == "closed" else ""
 
@@ -120,13 +120,13 @@ class Watch:
 
     def _tell_logs(self) -> None:
         for name, daemon in self._daemons.items():
-            lines = daemon.log().split("\n")[:-1]  # what follows the last line end is still being written
+            lines = daemon.log().split("\n")[:-1]  # text after the last line end is still being written
             for line in lines[self._read.get(name, 0) :]:
                 self._tell_line(name, line)
             self._read[name] = len(lines)
 
     def _tell_line(self, name: str, line: str) -> None:
-        """Tell one line of a daemon's log, in words for somebody who sees it for the first time."""
+        """Print one line of a daemon's log, in words for a reader who is new to ngp."""
         if found := _NEIGHBOUR.search(line):
             self._view.tell(f"{name}: neighbour {found[1]} found on {found[2]}")
         elif (found := _PAYMENT.search(line)) and name == "gateway":
@@ -141,7 +141,7 @@ class Watch:
         self._states[short] = state
         row = next((row for key, row in self._rows.items() if key.startswith(short)), None)
         if state == "rejected" and "price" in change:
-            return f"{destination}: too dear, the client makes a counter-offer"
+            return f"{destination}: too expensive, the client makes a counter-offer"
         if state == "rejected":
             return f"{destination}: refused by the client {change.partition(' ')[2]}"
         if state == "quoted":
