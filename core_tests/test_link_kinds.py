@@ -65,7 +65,7 @@ def test_a_second_daemon_on_the_same_state_directory_is_refused(lab: Lab) -> Non
     trade = open_trade(lab)
     again = trade.gateway.try_start()
     assert again.returncode == ALREADY_RUNNING
-    assert "running already" in again.stdout
+    assert "already runs" in again.stdout
     assert traffic.ping(trade.net.client, trade.net.remote(4)).received == 1
 
 

@@ -1,4 +1,4 @@
-"""Allowance: how much work others may cause, as a token bucket."""
+"""Allowance: a token bucket that limits how much work others may cause."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 
 class Allowance:
-    """So many a second; what was left unused is good for a burst of one second's worth."""
+    """A number of uses per second; unused ones allow a burst of one second's worth."""
 
     __slots__ = ("_rate", "_then", "_tokens")
 
@@ -28,12 +28,12 @@ class Allowance:
 
 
 class SharedAllowance:
-    """An allowance for all together, of which no one may take more than a small part.
+    """An allowance for all users together, of which each user may take only a small part.
 
     Args:
-        rate: for all.
-        part_rate: for each.
-        most: how many are told apart; the one longest silent begins anew, which the rate for all bounds.
+        rate: uses per second of all users.
+        part_rate: uses per second of each user.
+        most: users remembered; the one silent for longest is forgotten. The rate of all still limits it then.
     """
 
     def __init__(self, rate: int, part_rate: int, most: int) -> None:

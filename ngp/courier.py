@@ -1,33 +1,35 @@
 """Courier: delivers messages between neighbours over links that lose, double, delay and reorder. No I/O, no clock.
 
-What it promises: a message that needs delivery reaches the other daemon at most once, and once if the link works again
-within GIVE_UP_S; else it is reported undelivered. A datagram is sent again, byte for byte the same, until the neighbour
-answers it (`reply_to`) or acks it. Acks are gathered, since a signature costs more than all else here. A duplicate is
-known by its sequence before its signature is looked at, is never delivered, and is acked again, so no answers need to
-be kept. Where a lost message would be lost money (`wants_receipt`), only `acknowledge` acks it, once it is stored, and
-its sender is told that it was delivered.
+Guarantee: a message that needs delivery reaches the other daemon at most once, and exactly once if the link works again
+within GIVE_UP_S; otherwise it is reported undelivered. The same datagram is sent again until the neighbour answers it
+(`reply_to`) or acks it. Acks are collected, since a signature is the most expensive step here. A duplicate is
+recognised by its sequence, before its signature is checked. It is never delivered, but acked again, so no answers need
+to be kept. If losing a message would lose money (`wants_receipt`), only `acknowledge` acks it, after it was stored, and
+its sender learns that it was delivered.
 
-Who is believed
-- A hello to everybody can be recorded and played back after we restarted. So a neighbour counts as *proven* on a link
-  only when it sent a hello there that names our present boot counter; until then its hello is handed up marked
-  `proven=False`, good for answering and nothing else. Everything but hellos is taken from proven (identity, link)
-  pairs only: a message caught on one link can't be brought in on another.
+Which messages are believed
+- An attacker can record a hello to everybody and replay it after we restarted. So a neighbour is *proven* on a link
+  only after it sent a hello there that names our present boot counter. Until then its hello is passed up with
+  `proven=False`, and may only be answered. All other messages are accepted from proven (identity, link) pairs only: a
+  message recorded on one link can't be replayed on another.
 - Boot counters are persisted and only grow. A larger one (signed) resets the sender's window; a smaller one is stale.
-  What was under way to the former life is reported undelivered, not sent again: it may have been delivered.
+  Messages in flight to the sender's previous run are reported undelivered and not sent again: they may have arrived.
 
-By which way
-- A link address may have several transport addresses, of which some lead nowhere. A message that stays unanswered goes
-  by the next one (`Outgoing.attempt`), and what follows begins with the one that was answered. Hellos go by all: they
-  aren't sent again. So do acks while nothing was answered, and acks of duplicates: an earlier one didn't arrive.
+By which way messages go
+- A link address may have several transport addresses, some of which may lead nowhere. A message that stays unanswered
+  goes to the next one (`Outgoing.attempt`), and later messages start with the one that was answered. Hellos go to all,
+  since they aren't sent again. So do acks as long as nothing was answered, and acks of duplicates, whose first ack may
+  have been lost.
 
 What a flood costs
-- Signatures of strangers' hellos, and of known neighbours' from new links, are checked from one small allowance, of
-  which one link address gets a small part; each known neighbour has its own per link, which nobody can use up without
-  forging its link address. Who names an honest neighbour as sender from elsewhere spends his own part.
-- A neighbour has few links; the one longest unused gives way, so copies of its hellos brought in from other link
-  addresses don't drive out the link that it speaks on.
-- All tables are bounded by `Limits`. Strangers live in a table of their own, the oldest makes room; known neighbours
-  give way only after IDLE_S of silence. One link can't hold more than `identities_per_link` of them.
+- Signatures of hellos from strangers, and from known neighbours on new links, are checked from one small allowance, of
+  which each link address gets a small part. Each known neighbour has its own allowance per link, which others can use
+  up only by forging its link address. Anyone who claims an honest neighbour's identity from another link address
+  spends the part of that link address.
+- A neighbour has few links; the one unused for longest makes room. So copies of its hellos from other link addresses
+  don't drive out the link that it uses.
+- All tables are bounded by `Limits`. Strangers have a table of their own, in which the oldest makes room; known
+  neighbours make room only after IDLE_S of silence. One link can't hold more than `identities_per_link` of them.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ _MAX_ACKS_WAITING = WINDOW
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A message under way, not yet acknowledged."""
+    """A message in flight, not yet acknowledged."""
 
     neighbour: _Neighbour
     link: LinkKey
@@ -79,8 +81,8 @@ class _Flight:
 
 
 @dataclass(slots=True, eq=False)
-class _Lane:
-    """A link where a neighbour is proven: what it may cost us, and the attempt that was answered last, if one was."""
+class _ProvenLink:
+    """A link where a neighbour is proven: its allowance, and the attempt that was answered last, if one was."""
 
     allowance: Allowance
     attempt: int | None = None
@@ -88,7 +90,7 @@ class _Lane:
 
 @dataclass(slots=True, eq=False)
 class _Neighbour:
-    """All that is kept of one identity. `lanes` are the links where it is proven."""
+    """All that is kept of one identity. `proven` are the links where it is proven."""
 
     identity: bytes
     count: int
@@ -97,7 +99,7 @@ class _Neighbour:
     broadcast: int = 0
     key: Ed25519PublicKey | None = None
     heard_at: float = 0.0
-    lanes: OrderedDict[LinkKey, _Lane] = field(default_factory=OrderedDict)  # longest unused first
+    proven: OrderedDict[LinkKey, _ProvenLink] = field(default_factory=OrderedDict)  # longest unused first
     was_proven: bool = False
     last_link: LinkKey = ("", b"")
     flights: OrderedDict[int, _Flight] = field(default_factory=OrderedDict)
@@ -115,8 +117,9 @@ class Courier:
         boot: our persisted boot counter, 1 or more, larger than at any earlier start.
         max_datagram_bytes: the link's limit; a larger datagram is refused unread.
 
-    `now` is monotonic seconds everywhere. Call `due` when `next_due` says so, and look again after each `receive`: it
-    may have made room for what waits. Ledger writes that an ack must not overtake belong before that call.
+    `now` is monotonic seconds everywhere. Call `due` at the time of `next_due`; ask `next_due` again after each
+    `receive`, which may have made room for waiting messages. Ledger writes that must precede an ack must be done before
+    `due` is called.
     """
 
     def __init__(
@@ -157,10 +160,10 @@ class Courier:
     def send(
         self, identity: bytes | None, link: LinkKey | None, message: Message, now: float, reply_to: int = 0
     ) -> list[Outgoing]:
-        """Sign a message and return what to send now; nothing if it must wait its turn or can't be delivered at all.
+        """Sign a message and return what to send now; nothing if it must wait, or can't be delivered at all.
 
-        A hello to somebody not proven on the link asks for a reply, whatever the message says, so that both sides
-        become proven. For everybody (identity None), sign once an interface: the second copy of a datagram is refused.
+        A hello to a neighbour that isn't proven on the link asks for a reply, whatever the message says, so that both
+        sides become proven. For everybody (identity None) call it once per interface: receivers refuse a second copy.
         Args: reply_to: id of a received message that this answers, and so acks.
         Raises: ValueError when a field is outside the limits of docs/protocol.md.
         """
@@ -169,10 +172,10 @@ class Courier:
         neighbour = self._known.get(identity) or self._strangers.get(identity)
         if type(message) is Hello:
             neighbour = neighbour or self._add_stranger(identity)
-            if link not in neighbour.lanes:
+            if link not in neighbour.proven:
                 message = replace(message, wants_reply=True)
             return [Outgoing(identity, link, self._sealed(neighbour, message, reply_to)[1], None, is_hello=True)]
-        if neighbour is None or link not in neighbour.lanes:
+        if neighbour is None or link not in neighbour.proven:
             return self._give_up(identity, link, message, "unknown")
         neighbour.self_acks.discard(reply_to)
         if type(message) is Ack:
@@ -186,9 +189,9 @@ class Courier:
         return [self._launch(neighbour, link, message, reply_to, now)]
 
     def acknowledge(self, identity: bytes, message_id: int, now: float) -> None:
-        """Ack a received message with the next batch; for one that gets no answer.
+        """Ack a received message, one without an answer, with the next batch.
 
-        Without it the courier acks late, and one that wants a receipt never.
+        Without this call the courier acks it later by itself, but never if it wants a receipt.
         """
         neighbour = self._known.get(identity)
         if neighbour is not None and message_id in neighbour.self_acks:
@@ -196,26 +199,26 @@ class Courier:
             self._queue_ack(neighbour, message_id, now)
 
     def forget(self, identity: bytes) -> None:
-        """Drop a neighbour; what was under way is reported undelivered."""
+        """Drop a neighbour; its messages in flight are reported undelivered."""
         neighbour = self._known.pop(identity, None) or self._strangers.pop(identity, None)
         if neighbour is not None:
             self._retire(neighbour)
 
     def is_proven(self, identity: bytes, link: LinkKey) -> bool:
-        """Whether messages from this identity on this link are taken."""
+        """Say whether messages from this identity on this link are accepted."""
         neighbour = self._known.get(identity)
-        return neighbour is not None and link in neighbour.lanes
+        return neighbour is not None and link in neighbour.proven
 
     def counters(self) -> dict[str, int]:
-        """Datagrams dropped, by reason."""
+        """Return the numbers of dropped datagrams, by reason."""
         return dict(self._dropped)
 
     # --- receiving
 
     def receive(self, datagram: bytes, link: LinkKey, now: float) -> Received | None:
-        """Take a datagram from a link.
+        """Process a datagram from a link.
 
-        Returns: the message, or None when there is nothing new to hand up (an ack, a duplicate).
+        Returns: the message, or None if there is nothing new to pass up (an ack, a duplicate).
         Raises: PeerError: `oversized`, `malformed`, `version`, `own`, `foreign`, `stale`, `replayed`, `unknown` (no
             hello exchanged on this link), `rate`, `busy` (table full), `signature`, `extension`.
         """
@@ -233,20 +236,21 @@ class Courier:
         if neighbour is not None and self._is_duplicate(neighbour, sealed, link, now):
             self._dropped["duplicate"] += 1
             return None
-        lane = neighbour.lanes.get(link) if neighbour is not None else None
-        if not sealed.is_hello and (neighbour is None or lane is None or sealed.boot != neighbour.boot):
+        proven_link = neighbour.proven.get(link) if neighbour is not None else None
+        if not sealed.is_hello and (neighbour is None or proven_link is None or sealed.boot != neighbour.boot):
             raise PeerError("unknown", "no hello was exchanged on this link")
-        if not (lane.allowance.take(now) if lane is not None else self._stranger_allowance.take(link, now)):
+        strangers = self._stranger_allowance
+        if not (proven_link.allowance.take(now) if proven_link is not None else strangers.take(link, now)):
             raise PeerError("rate", "too many signatures to check")
         message = sealed.open(neighbour.key if neighbour is not None else None)
         if neighbour is None:
             neighbour = self._add_stranger(sealed.sender)
         self._remember(neighbour, sealed, now)
-        if sealed.recipient_boot == self._boot and link not in neighbour.lanes:
+        if sealed.recipient_boot == self._boot and link not in neighbour.proven:
             self._prove(neighbour, link, now)
-        if link in neighbour.lanes:
+        if link in neighbour.proven:
             neighbour.last_link = link
-            neighbour.lanes.move_to_end(link)
+            neighbour.proven.move_to_end(link)
         return self._deliver(neighbour, sealed, message, link, now)
 
     def _is_duplicate(self, neighbour: _Neighbour, sealed: wire.Sealed, link: LinkKey, now: float) -> bool:
@@ -263,9 +267,9 @@ class Courier:
             raise PeerError("stale", "sequence below the window")
         if not neighbour.window.has(count):
             return False
-        if sealed.is_hello or link not in neighbour.lanes:
+        if sealed.is_hello or link not in neighbour.proven:
             raise PeerError("replayed", f"sequence {count}")
-        if not sealed.is_ack and sealed.sequence not in neighbour.self_acks:  # acking acks would never end
+        if not sealed.is_ack and sealed.sequence not in neighbour.self_acks:  # acks of acks would never end
             neighbour.acks_again = True
             self._queue_ack(neighbour, sealed.sequence, now)
         return True
@@ -287,10 +291,10 @@ class Courier:
     def _deliver(
         self, neighbour: _Neighbour, sealed: wire.Sealed, message: Message | wire.Unknown, link: LinkKey, now: float
     ) -> Received | None:
-        proven = link in neighbour.lanes
+        proven = link in neighbour.proven
         if proven and sealed.reply_to:
             self._acked(neighbour, sealed.reply_to)
-        if isinstance(message, wire.Unknown):  # it arrived, so its sender need not send it again
+        if isinstance(message, wire.Unknown):  # ack it, so that its sender doesn't send it again
             self._dropped["kind"] += 1
             self._queue_ack(neighbour, sealed.sequence, now)
             return None
@@ -326,11 +330,11 @@ class Courier:
                 self._make_room(now)
             self._strangers.pop(neighbour.identity, None)
             self._known[neighbour.identity] = neighbour
-        if len(neighbour.lanes) >= _LINKS_PER_NEIGHBOUR:
-            dropped, _ = neighbour.lanes.popitem(last=False)
+        if len(neighbour.proven) >= _LINKS_PER_NEIGHBOUR:
+            dropped, _ = neighbour.proven.popitem(last=False)
             self._leave(dropped)
         neighbour.was_proven = True
-        neighbour.lanes[link] = _Lane(Allowance(self._limits.neighbour_rate))
+        neighbour.proven[link] = _ProvenLink(Allowance(self._limits.neighbour_rate))
         self._per_link[link] += 1
 
     def _make_room(self, now: float) -> None:
@@ -344,13 +348,13 @@ class Courier:
         neighbour.boot = boot
         neighbour.window = ReplayWindow()
         neighbour.broadcast = 0
-        self._leave(*neighbour.lanes)
-        neighbour.lanes.clear()
+        self._leave(*neighbour.proven)
+        neighbour.proven.clear()
 
     def _retire(self, neighbour: _Neighbour) -> None:
         self._drop_outstanding(neighbour, "forgotten")
-        self._leave(*neighbour.lanes)
-        neighbour.lanes.clear()
+        self._leave(*neighbour.proven)
+        neighbour.proven.clear()
         self._retired_count = max(self._retired_count, neighbour.count)
         if neighbour.was_proven:
             self._former[neighbour.identity] = neighbour.boot, neighbour.window, neighbour.broadcast
@@ -381,7 +385,7 @@ class Courier:
     def _has_room(self, neighbour: _Neighbour) -> bool:
         if len(neighbour.flights) >= self._limits.in_flight:
             return False
-        # The oldest message under way must stay inside the neighbour's window, or no copy of it is ever taken again.
+        # The oldest message in flight must stay inside the neighbour's window, or its copies would be refused.
         oldest = next(iter(neighbour.flights), 0) & wire.MAX_COUNT
         return not oldest or neighbour.count - oldest < WINDOW // 2
 
@@ -393,13 +397,13 @@ class Courier:
         return Outgoing(neighbour.identity, link, datagram, attempt)
 
     def _answered_attempt(self, neighbour: _Neighbour, link: LinkKey) -> int | None:
-        lane = neighbour.lanes.get(link)
-        return lane.attempt if lane is not None else None
+        proven_link = neighbour.proven.get(link)
+        return proven_link.attempt if proven_link is not None else None
 
     def _acked(self, neighbour: _Neighbour, message_id: int) -> None:
         flight = self._land(neighbour, message_id)
-        if flight is not None and flight.link in neighbour.lanes:
-            neighbour.lanes[flight.link].attempt = flight.attempt
+        if flight is not None and flight.link in neighbour.proven:
+            neighbour.proven[flight.link].attempt = flight.attempt
         if flight is not None and wants_receipt(flight.message):
             self._delivered.append(Delivered(neighbour.identity, flight.link, flight.message))
 
@@ -421,7 +425,7 @@ class Courier:
         sequence = self._boot << 32 | neighbour.count + 1
         boot = neighbour.boot
         datagram = wire.seal(self._private_key, self.identity, neighbour.identity, sequence, boot, message, reply_to)
-        neighbour.count += 1  # after the message turned out to be encodable
+        neighbour.count += 1  # only now is it sure that the message can be encoded
         return sequence, datagram
 
     def _sealed_broadcast(self, message: Message) -> bytes:
@@ -434,7 +438,7 @@ class Courier:
     # --- time
 
     def next_due(self) -> float | None:
-        """When to call `due` next; None: nothing is waiting. May be early (what was due has been answered since)."""
+        """Return when to call `due` next, or None if nothing waits. May be too early, as answers arrive meanwhile."""
         if self._undelivered or self._delivered or self._roomy:
             return 0.0
         heads = [queue[0][0] for queue in self._retries if queue]
@@ -442,14 +446,14 @@ class Courier:
         return min(heads, default=None)
 
     def due(self, now: float) -> Due:
-        """Return what must be sent by now and what is given up."""
+        """Return the datagrams to send now, and the messages that are given up."""
         outgoing = [again for tries in range(len(RETRY_AFTER_S)) for again in self._retried(tries, now)]
         while self._self_ack_timers and self._self_ack_timers[0][0] <= now:
             _, neighbour, message_id = self._self_ack_timers.popleft()
             if message_id in neighbour.self_acks:
                 neighbour.self_acks.remove(message_id)
                 self._queue_ack(neighbour, message_id, now)
-        while self._forget_timers and self._forget_timers[0][0] <= now:  # its sender has given up: no copy comes
+        while self._forget_timers and self._forget_timers[0][0] <= now:  # its sender has given up: no more copies
             _, neighbour, message_id = self._forget_timers.popleft()
             neighbour.self_acks.discard(message_id)
         while self._ack_timers and self._ack_timers[0][0] <= now:
@@ -461,13 +465,13 @@ class Courier:
         return Due(outgoing, *self.outcomes())
 
     def outcomes(self) -> tuple[list[Undelivered], list[Delivered]]:
-        """Take what became of messages since the last call, before what came after it is looked at."""
+        """Return the messages lost and delivered since the last call; handle these before the next message."""
         undelivered, self._undelivered = self._undelivered, []
         delivered, self._delivered = self._delivered, []
         return undelivered, delivered
 
     def _retried(self, tries: int, now: float) -> Iterator[Outgoing]:
-        """Each number of tries has one delay, so its queue is in order of time without a heap."""
+        """Yield the datagrams to send again. Each number of tries has one delay, so its queue is ordered by time."""
         queue = self._retries[tries]
         while queue and queue[0][0] <= now:
             flight = queue.popleft()[1]

@@ -1,4 +1,4 @@
-"""Delivery: what the courier is given and gives, as values, and what it owes each kind of message."""
+"""Delivery: the courier's input and output values, and which messages it must deliver."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ LinkKey = tuple[str, bytes]  # interface, link address
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the courier holds at most.
+    """Limits of the courier.
 
     Attributes:
-        neighbours, strangers: identities known and heard of.
-        former: replay windows of identities that were known; without them, old messages could be brought in again.
+        neighbours, strangers: known identities, and identities that were only heard.
+        former: replay windows of identities that are no longer known; without them old messages could be replayed.
         identities_per_link: known identities behind one link address.
-        in_flight: messages to one neighbour that await their answer; at most half the replay window.
-        waiting: messages to one neighbour that wait for a place in flight.
+        in_flight: unanswered messages to one neighbour; at most half the replay window.
+        waiting: messages to one neighbour that wait to be sent.
         total: messages to all neighbours together, in flight and waiting.
-        stranger_rate: signatures checked a second for all unknown (identity, link) together; also the burst.
-        stranger_link_rate: the part of it that one link address may use.
-        neighbour_rate: the same for each known one.
+        stranger_rate: signatures checked per second for all unknown (identity, link) together; also the burst.
+        stranger_link_rate: the part of stranger_rate that one link address may use.
+        neighbour_rate: signatures checked per second for each known (identity, link).
     """
 
     neighbours: int = 4096
@@ -39,12 +39,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A datagram to send; identity and link are None when it is for everybody on the caller's interface.
+    """A datagram to send; identity and link are None if it is for everybody on the caller's interface.
 
     Attributes:
-        attempt: by which of the ways to the link address, each in turn. None: by all of them, as nobody notices
-            whether it arrived.
-        is_hello: to be answered, so also by a way that is found out later.
+        attempt: selects one of the ways to the link address, in turn. None: send it by all ways, since it isn't
+            repeated if it is lost.
+        is_hello: it will also be sent by ways that are learned later.
     """
 
     identity: bytes | None
@@ -56,7 +56,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message, delivered this once. `proven`: the sender spoke just now, on this link; else only answer its hello."""
+    """A new message. `proven`: it isn't a replay and came from its sender on this link; else only answer its hello."""
 
     sender: bytes
     link: LinkKey
@@ -79,7 +79,7 @@ class Undelivered:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A message that wants a receipt, and that the neighbour has acknowledged."""
+    """A message with a receipt that the neighbour has acknowledged."""
 
     identity: bytes
     link: LinkKey
@@ -88,7 +88,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What `Courier.due` wants sent and told."""
+    """The result of `Courier.due`: datagrams to send, and outcomes to report."""
 
     outgoing: list[Outgoing]
     undelivered: list[Undelivered]
@@ -96,10 +96,10 @@ class Due:
 
 
 def needs_delivery(message: Message) -> bool:
-    """Whether a message is sent again until it arrived: all but hellos, which are repeated anyway, and acks."""
+    """Say whether a message is sent again until it arrives: all but acks, and hellos, which are repeated anyway."""
     return type(message) is not Hello and type(message) is not Ack
 
 
 def wants_receipt(message: Message) -> bool:
-    """Whether a message counts as arrived only when its receiver has stored what it says: bills and proofs."""
+    """Say whether a message is acked only after its receiver has stored its content: bills and proofs."""
     return type(message) is Statement or type(message) is Paid

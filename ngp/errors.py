@@ -1,7 +1,7 @@
-"""Errors that name what, which value and what to do; each carries the exit code that the command line returns.
+"""Errors: each says what is wrong, with which value, and what to do, and has the exit code of the command line.
 
-Adapters translate their library's errors into one of these at the edge. Hostile input from a neighbour can only ever
-become a `PeerError`, which the daemon counts and forgets; the others reach the operator.
+Adapters translate their library's errors into these. Hostile input from a neighbour can only become a `PeerError`,
+which the daemon counts and forgets; the others reach the operator.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What `ngp` returns to the shell; documented in docs/operators-guide.md."""
+    """The exit codes of `ngp`; documented in docs/operators-guide.md."""
 
     DONE = 0
     OTHER = 1
@@ -24,13 +24,13 @@ class ExitCode(IntEnum):
 
 
 class NgpError(Exception):
-    """Something failed in a way that the operator should read; the message never holds a secret."""
+    """An error for the operator; its message never has a secret in it."""
 
     exit_code = ExitCode.OTHER
 
 
 class UsageError(NgpError):
-    """The words of a command make no sense here."""
+    """A command's arguments are wrong."""
 
     exit_code = ExitCode.USAGE
 
@@ -42,19 +42,20 @@ class ConfigError(NgpError):
 
 
 class UnseenError(ConfigError):
-    """A value of net.conf that may itself be a secret can't be used: nothing may show it."""
+    """A value of net.conf can't be used, and may be a secret, so no message may show it."""
 
 
 class KernelError(NgpError):
-    """The kernel refused, lacks a feature, or rights are missing."""
+    """The kernel refused something, lacks a feature, or we lack rights."""
 
     exit_code = ExitCode.KERNEL
 
 
 class MomentError(KernelError):
-    """The kernel refused for the moment: another program holds a lock, an interface went just now. To be tried again.
+    """The kernel refused for the moment: another program holds a lock, an interface just vanished. Worth a retry.
 
-    A service that ends with `KERNEL` isn't started again, as that mends nothing; this one is (docs/ngp.service).
+    systemd doesn't restart a service that ends with the exit code `KERNEL`, as that wouldn't help. After this error it
+    does (docs/ngp.service).
     """
 
     exit_code = ExitCode.OTHER
@@ -65,47 +66,47 @@ _PASSING = FULL | {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EMFILE, errno.E
 
 
 def passes(error: BaseException) -> bool:
-    """Say whether what the system refused may be granted in a while, though nobody mends anything here."""
+    """Say whether an error of the system may pass by itself."""
     return isinstance(error, OSError) and error.errno in _PASSING
 
 
 def refused(what: str, error: OSError, remedy: str) -> KernelError:
-    """Build the error for what the system refused: a `MomentError` where it may pass by itself.
+    """Return the error for a refusal by the system: a `MomentError` if it may pass by itself.
 
     Args:
-        what: was to be done, or with which file.
-        remedy: unless its disk is full.
+        what: the action or the file.
+        remedy: what to do, unless the disk is full.
     """
     advice = "free some space on its file system" if error.errno in FULL else remedy
     return (MomentError if passes(error) else KernelError)(f"{what}: {error.strerror}; {advice}")
 
 
 class PaymentError(NgpError):
-    """The payment module refused or can't do what was asked."""
+    """The payment module refused a request, or can't do it."""
 
     exit_code = ExitCode.PAYMENT
 
 
 class LedgerError(NgpError):
-    """The ledger can't be read or written; the daemon never goes on blank."""
+    """The ledger can't be read or written; the daemon never goes on with an empty one."""
 
     exit_code = ExitCode.LEDGER
 
 
 class LedgerMomentError(LedgerError):
-    """The ledger is well and can't be read or written for the moment: a lock, a full disk. To be tried again."""
+    """The ledger is intact, but can't be read or written for the moment: a lock, a full disk. Worth a retry."""
 
     exit_code = ExitCode.OTHER
 
 
 class RunningError(NgpError):
-    """The daemon isn't running, or is running already."""
+    """The daemon doesn't run, or already runs."""
 
     exit_code = ExitCode.RUNNING
 
 
 class PeerError(NgpError):
-    """A neighbour sent something that is refused.
+    """A message of a neighbour is refused.
 
     Args:
         reason: a short fixed word, used as the counter's name (`malformed`, `replayed`, `foreign`, ...).

@@ -1,8 +1,8 @@
 """Identity: the node's own Ed25519 key, in STATE_DIR/identity.key, and how identities are written for people.
 
-Whoever reads the key can spend what neighbours have prepaid, so the file is 0600 and one that others can read is
-refused instead of mended: the key may be known already, and only the operator can judge that. The file appears whole
-or not at all; a crash while it is made can't leave half a key, and two daemons that start together agree on one.
+Anyone who reads the key can trade in this node's name and spend its money, so the file has mode 0600. A file that
+others can read is refused, not repaired: the key may be known already, and only the operator can judge that. The file
+appears complete or not at all, so a crash can't leave half a key, and two daemons that start together use the same one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SHORT_DIGITS = 16
 
 
 def load_or_create(state_dir: Path) -> Ed25519PrivateKey:
-    """Read the identity key, or make one when there is none.
+    """Read the identity key, or make one if there is none.
 
     Args: state_dir: an existing folder.
-    Raises: ConfigError naming the file and the remedy; MomentError: the disk is full, or the like.
+    Raises: ConfigError with file and remedy; MomentError: the disk is full, or a similar obstacle.
     """
     path = state_dir / KEY_FILE
     try:
@@ -37,7 +37,7 @@ def load_or_create(state_dir: Path) -> Ed25519PrivateKey:
         if passes(error):
             raise refused(f"identity key {path}", error, "try again") from error
         raise ConfigError(
-            f"identity key {path}: {error.strerror}; give ngp a state folder that it can read and write (STATE_DIR)"
+            f"identity key {path}: {error.strerror}; choose a state directory that ngp can read and write (STATE_DIR)"
         ) from error
 
 
@@ -47,7 +47,7 @@ def public_key(private_key: Ed25519PrivateKey) -> bytes:
 
 
 def payee_statement(identity: bytes, network: str) -> bytes:
-    """Return what a payment node signs to say that an identity's invoices are its own.
+    """Return the text that a payment node signs to confirm that it makes an identity's invoices.
 
     Args:
         identity: public key of the ngp node, 32 bytes.
@@ -65,7 +65,7 @@ def _create(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(temporary, path)  # rename would replace the key that another process made meanwhile
+            os.link(temporary, path)  # unlike a rename, it doesn't replace a key that another process has just made
         except FileExistsError:
             return
     finally:
@@ -87,14 +87,14 @@ def _read(path: Path) -> bytes:
             raise ConfigError(f"identity key {path} belongs to user {found.st_uid}; run: chown {os.geteuid()} {path}")
         if stat.S_IMODE(found.st_mode) & 0o077:
             raise ConfigError(
-                f"identity key {path} has mode {stat.S_IMODE(found.st_mode):04o}, others can reach it; "
-                f"if nobody read it run: chmod 600 {path}; else move it away, a new identity is made at the next start"
+                f"identity key {path} has mode {stat.S_IMODE(found.st_mode):04o}, others can read or change it; if "
+                f"nobody did, run: chmod 600 {path}; else move it away, and the next start makes a new identity"
             )
         key = file.read(KEY_BYTES + 1)
     if len(key) != KEY_BYTES:
         raise ConfigError(
             f"identity key {path} has {found.st_size} bytes instead of {KEY_BYTES}; restore it from a backup, "
-            "or move it away and a new identity is made at the next start"
+            "or move it away, and the next start makes a new identity"
         )
     return key
 
@@ -110,16 +110,16 @@ def short_text(identity: bytes) -> str:
 
 
 def match(written: str, known: Iterable[bytes]) -> bytes:
-    """Find the identity that a person means by a prefix of its hex digits, in either case.
+    """Find the identity that begins with these hex digits, in either case.
 
-    Raises: UsageError when none or several begin so.
+    Raises: UsageError if none or several do.
     """
     digits = written.strip().lower()
     if not digits or any(digit not in "0123456789abcdef" for digit in digits):
-        raise UsageError(f"{written!r} is no neighbour's address nor key: write one as `ngp neighbours` lists them")
+        raise UsageError(f"{written!r} is neither a neighbour's address nor a key: `ngp neighbours` lists both")
     found = sorted({identity for identity in known if identity.hex().startswith(digits)})
     if not found:
-        raise UsageError(f"no neighbour begins with {written!r}; `ngp neighbours` lists them")
+        raise UsageError(f"no neighbour's key begins with {written!r}; `ngp neighbours` lists the keys")
     if len(found) > 1:
         some = ", ".join(short_text(identity) for identity in found[:4])
         raise UsageError(f"{written!r} fits {len(found)} neighbours ({some}); write more digits")

@@ -1,12 +1,12 @@
-"""Module keys: what a module brings to net.conf, so that one with settings of its own needs no change in ngp.
+"""Module keys: a module's own keys of net.conf, so that a module with settings needs no change in ngp.
 
-A module names its `ModuleSettings` by an entry point of the group `ngp.payment.settings` (`ngp.link.settings`,
-`ngp.network.settings`), under its own name. They stand apart from its class, since a verb that only reads net.conf must
-not load what the class needs. Every key begins with the module's name in capitals, so that no two modules' keys are the
-same. All need a restart, since a module is made once, at the start; its class then gets those that aren't None as
-`options`, a mapping by key.
+A module provides `ModuleSettings` through an entry point of the group `ngp.payment.settings` (`ngp.link.settings`,
+`ngp.network.settings`) with the module's name. They are separate from its class, since a verb that only reads net.conf
+must not load the libraries of the class. Every key begins with the module's name in capitals, so that no two modules
+have the same key. All these keys need a restart, since a module is made once, at the start. Its class then gets the
+values that aren't None as `options`, a mapping by key.
 
-What follows reads values that several modules have: hosts and files.
+The functions below read values that several modules need: hosts and files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from ngp.errors import ConfigError, UnseenError
 
 ACCOUNT_ID = "ACCOUNT_ID"
-"""The one key of ngp's own that a payment module's check is given."""
+"""The only one of ngp's own keys that a payment module's check gets."""
 
 _MOST_PATH_BYTES = 1024
 _TRUTH_VALUES = ("yes", "no", "true", "false", "on", "off")  # of YAML 1.1
@@ -31,8 +31,8 @@ class KeyText:
     """A value as the operator wrote it.
 
     Attributes:
-        is_text: False where YAML takes it for a number, a truth value or a date.
-        folder: net.conf's, where relative paths start.
+        is_text: False if YAML reads it as a number, a boolean or a date.
+        folder: that of net.conf, where relative paths start.
     """
 
     text: str
@@ -42,18 +42,18 @@ class KeyText:
 
 @dataclass(frozen=True, slots=True)
 class ModuleKey:
-    """One key that a module brings.
+    """One of a module's own keys.
 
     Attributes:
         name: as in the file; begins with the module's name in capitals and an underscore.
-        kind: what its value looks like, for the guide.
+        kind: the form of its value, for the guide.
         parse: reads its value. Raises ConfigError, whose text follows the value ("is not ...: write ..."), or
-            UnseenError where the value itself may be a secret.
+            UnseenError if the value may be a secret.
         help: one line.
-        default: as it would be written. The word `none` is None in this key, and never parsed.
-        secret: what secret the value holds ("the macaroon"), if it does: then nothing ever shows it, and net.conf must
-            be readable for its owner alone.
-        instead: what else the operator can do than to write the secret there.
+        default: as it would be written. The word `none` means None, and is never parsed.
+        secret: the secret in the value ("the macaroon"), if it has one: then the value is never shown, and only the
+            owner of net.conf may be able to read the file.
+        instead: the alternative to writing the secret there.
     """
 
     name: str
@@ -66,19 +66,19 @@ class ModuleKey:
 
 
 def _fine(_values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Find nothing wrong."""
+    """Report no contradictions."""
     return ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleSettings:
-    """All that a module brings.
+    """A module's own keys of net.conf.
 
     Attributes:
         keys: in the order of the guide.
-        check: says of values that are possible by themselves which don't go together: (key, what is wrong and what is
-            right). It is given those of this module that aren't None, and of a payment module ACCOUNT_ID, and asked
-            where the module is in use and all of them could be read.
+        check: returns contradictions between valid values: (key, what is wrong and what would be right). It gets the
+            module's values that aren't None, for a payment module also ACCOUNT_ID. It is called if the module is in
+            use and all its values could be read.
     """
 
     keys: tuple[ModuleKey, ...] = ()
@@ -86,7 +86,7 @@ class ModuleSettings:
 
 
 def host_and_port(written: KeyText) -> str:
-    """Read `host` or `host:port`, an IPv6 address in brackets. Raises ConfigError."""
+    """Read `host` or `host:port`, with an IPv6 address in brackets. Raises ConfigError."""
     if re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]{1,5})?", written.text) is None:
         raise ConfigError("is not host:port: write for example localhost:10009 or [2001:db8::1]:10009")
     return written.text
@@ -111,19 +111,19 @@ def path_as_written(written: KeyText) -> str:
 
 
 def file_path(written: KeyText) -> str:
-    """Read the path of a file here; a relative one starts at net.conf's folder. Raises ConfigError."""
+    """Read the path of a file on this host; a relative one starts at net.conf's folder. Raises ConfigError."""
     return os.path.normpath(os.path.join(written.folder, path_as_written(written)))
 
 
 def secret_file(written: KeyText) -> str:
-    """Read the path of a file that holds a secret; the secret itself is refused unseen. Raises ConfigError."""
+    """Read the path of a file with a secret; the secret itself is refused, and not shown. Raises ConfigError."""
     if re.fullmatch(r"0201[0-9A-Fa-f]+|[0-9A-Fa-f]{40,}|[0-9A-Za-z+/_=-]{100,}", written.text):
         raise UnseenError("is the secret itself: save it in a file of mode 0600 and write that file's name")
     return file_path(written)
 
 
 def password_file(written: KeyText) -> str:
-    """Read the path of a file that holds a password; what has no slash may be one, and is refused unseen."""
+    """Read the path of a password file; a value without a slash may be the password: refused, and not shown."""
     if "/" not in written.text:
         raise UnseenError("is no path: save the password in a file of mode 0600 and write its whole path")
     return file_path(written)

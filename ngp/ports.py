@@ -1,9 +1,9 @@
-"""Ports: what the world around the core must offer, and the values that cross the border.
+"""Ports: the interfaces between ngp and the world around it, and the values that cross them.
 
-An adapter in `modules/` implements one of these; setup.cfg's entry points (`ngp.link`, `ngp.network`, `ngp.payment`)
-name it, so anybody can add one. The ledger's adapters are in `ngp/store/`, since money is conserved by what they do.
-Link and payment wait for others and are asynchronous; the network port is a few microseconds of system calls and is
-not, nor is the ledger, which is asked by one thread.
+An adapter in `modules/` implements one of these. It is found by an entry point (`ngp.link`, `ngp.network`,
+`ngp.payment` in setup.cfg), so anybody can add one. The ledger's adapters are in `ngp/store/`, since the conservation
+of money depends on them. Link and payment wait for others, so they are asynchronous. The network port makes system
+calls of a few microseconds, and the ledger is used by one thread, so these two are synchronous.
 """
 
 from __future__ import annotations
@@ -98,24 +98,24 @@ __all__ = [
 
 
 class Link(Protocol):
-    """Carries datagrams between this daemon and its neighbours'."""
+    """Carries datagrams between this daemon and those of neighbours."""
 
     max_datagram_bytes: int
 
     def check(self, interfaces: Sequence[str]) -> list[Check]:
-        """Say what of this host stands in the way, and how neighbours are found there; touches nothing.
+        """Return obstacles on this host, and how neighbours are found on these interfaces; changes nothing.
 
-        Costs little once it is open.
+        It is cheap once the link is open.
         """
 
     def taken(self, interfaces: Sequence[str]) -> list[Check]:
-        """Say, in the words of a start, whether it can be opened there; leaves nothing. Not while a daemon has it."""
+        """Try whether the link can be opened, with the error texts of a start, and close it. Not beside a daemon."""
 
     async def open(self, interfaces: Sequence[str], receive: Callable[[LinkPeer, bytes], None]) -> None:
         """Start on these interfaces; `receive` is called in the event loop. Raises KernelError."""
 
     async def update(self, interfaces: Sequence[str]) -> None:
-        """Follow a changed list of interfaces; those that stay are not disturbed."""
+        """Follow a changed list of interfaces; those that stay in it are not disturbed."""
 
     def send(self, peer: LinkPeer, datagram: bytes) -> None:
         """Send to one neighbour; never blocks, may lose. Raises ValueError above max_datagram_bytes."""
@@ -124,10 +124,10 @@ class Link(Protocol):
         """Send to every neighbour on an interface; never blocks, may lose."""
 
     def trust(self, peer: LinkPeer) -> None:
-        """Prefer what comes from this link address, which proved itself: strangers' floods don't crowd it out."""
+        """Prefer datagrams of this link address, which is proven, so that strangers' floods don't crowd them out."""
 
     def counters(self) -> dict[str, int]:
-        """Datagrams refused below the wire layer, by reason."""
+        """Return the numbers of datagrams refused below the wire layer, by reason."""
 
     async def close(self) -> None:
         """Release the sockets; safe to call twice."""
@@ -137,21 +137,21 @@ class Link(Protocol):
 
 
 class Network(Protocol):
-    """Gate, meter and cut traffic in the kernel, and know the host that it runs on.
+    """Gates, meters and cuts traffic in the kernel, and answers questions about the host.
 
-    The questions about the host are answered whether or not anything is set up, also after `close`.
+    It answers these whether or not it is set up, also after `close`.
     """
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
-        """Return the interfaces that exist now and that MESH_INTERFACES means, sorted. Raises KernelError."""
+        """Return the existing interfaces that MESH_INTERFACES matches, sorted. Raises KernelError."""
 
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name."""
+        """Return the interfaces that MESH_INTERFACES matches but that can't be mesh: by name, why and what to do."""
 
     def other_interfaces(
         self, mesh: Sequence[str], lan: Sequence[str] | None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the interfaces that aren't mesh: those that are ours, and which of the others lead somewhere now.
+        """Return the interfaces that aren't mesh: our LAN interfaces, and those of the others that have a route now.
 
         Args: mesh: names. lan: names and patterns of LAN_INTERFACE; None: `auto`. Raises KernelError.
         """
@@ -162,46 +162,50 @@ class Network(Protocol):
     def watch(
         self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], on_touched: Callable[[], None]
     ) -> None:
-        """Call on_change in the loop after links, addresses or routes changed, some times a second at most.
+        """Call on_change in the loop after links, addresses or routes changed, a few times a second at most.
 
-        on_touched is called at once after anybody, we too, changed what the gate stands in; `apply` then mends it.
+        on_touched is called at once after a program, even this one, changed the tables that hold the gate; `apply`
+        then repairs the gate.
         """
 
     def stop_watching(self) -> None:
         """End `watch`; safe to call twice."""
 
     def beside(self) -> Network:
-        """Return one that another thread may ask about the host, and in whose answers this one runs. Close it."""
+        """Return another instance for questions about the host from another thread. It knows that this one runs.
+
+        The caller closes it.
+        """
 
     def taken(self, desired: DesiredNetwork) -> list[Check]:
-        """Say, in the words of a start, whether another program has what we need for ourselves; leaves nothing.
+        """Try whether another program has what we need for ourselves, with the error texts of a start.
 
-        It is tried out, so not while a daemon has it.
+        Leaves nothing. Not beside a daemon of ours, which has it.
         """
 
     def refuse(self, desired: DesiredNetwork) -> None:
-        """Raise KernelError where this host lets traffic past the meter, which a start must not hide."""
+        """Raise KernelError if this host lets traffic go round the meter: a start must not hide that."""
 
     def check(self, desired: DesiredNetwork) -> list[Check]:
-        """Say what this host can do and what is missing; touches nothing."""
+        """Return what this host can do and what is missing; changes nothing."""
 
     def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
-        """Say what of `check` may come and go and costs little to ask for; takes about `most_s` at most."""
+        """Return the cheap checks of things that may change while the daemon runs; takes about `most_s` at most."""
 
     def standing(self) -> Standing:
-        """Say what of ours is in the kernel now; touches nothing. Raises KernelError, without rights too."""
+        """Return what of ngp is in the kernel now; changes nothing. Raises KernelError, also without rights."""
 
     def set_up(self, desired: DesiredNetwork) -> Adopted:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
 
-        Of an adopted account `spent` is read first, then every processor has left the programs, then its contracts are
-        read: so what they used is at least what the account spent.
+        For an adopted account `spent` is read first. Then it waits until every processor has left the programs, and
+        only then reads the contracts: so these used at least what the account spent.
         """
 
     def apply(self, desired: DesiredNetwork) -> bool:
-        """Make the kernel match; repeatable; adds before it deletes.
+        """Make the kernel match the desired state; repeatable; adds before it deletes.
 
-        Returns: whether the gate, wanted as before, had been changed by somebody else. Raises KernelError.
+        Returns: whether another program had changed the gate. Raises KernelError.
         """
 
     def start(
@@ -210,7 +214,7 @@ class Network(Protocol):
         on_held: Callable[[HeldPacket], None],
         on_hints: Callable[[Sequence[Hint]], None],
     ) -> None:
-        """Begin to receive held packets and hints in the event loop."""
+        """Start to receive held packets and hints in the event loop."""
 
     def set_neighbours(self, neighbours: Sequence[KernelNeighbour]) -> None:
         """Add or change neighbours."""
@@ -222,22 +226,23 @@ class Network(Protocol):
         """Create or change clients' accounts; raises KernelError when the table is full."""
 
     def forget_accounts(self, accounts: Sequence[bytes]) -> None:
-        """Take accounts without contracts out of the kernel; unknown ones are passed over."""
+        """Remove accounts without contracts from the kernel; unknown ones are ignored."""
 
     def grant(self, grants: Sequence[Grant]) -> None:
-        """Create or change contracts; raises KernelError when the table is full, naming contracts_max.
+        """Create or change contracts.
 
-        Also where a grant's account isn't known.
+        Raises: KernelError: the table is full (the text names contracts_max), or a grant's account isn't known.
         """
 
     async def settled(self) -> None:
-        """Return when every packet that was on its way through the meter has left it: what is read then is final.
+        """Return when every packet that was inside the meter has left it.
 
-        So what was stopped (a contract blocked, a limit lowered) before the call lets nothing more through.
+        After that the readings of a contract that was blocked before the call are final, and a limit that was lowered
+        before the call is in force for every packet.
         """
 
     def revoke(self, contracts: Sequence[bytes]) -> None:
-        """Take contracts out of the kernel; who wants their last readings blocks, waits and reads first."""
+        """Remove contracts from the kernel. For their last readings first block them, await `settled`, and read."""
 
     def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
         """Read counters; None: only those that changed since the last call with None."""
@@ -246,32 +251,32 @@ class Network(Protocol):
         """Read accounts; None: only those that changed since the last call with None."""
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
-        """Decide about a held packet; a handle already decided is passed over."""
+        """Decide about a held packet; a handle that was already decided is ignored."""
 
     def lane_bytes(self, neighbour: int) -> int:
-        """Return what a neighbour exchanged with payment services, both directions; 0 where it isn't known."""
+        """Return a neighbour's bytes to and from payment services; 0 if the neighbour isn't known."""
 
     def counters(self) -> dict[str, int]:
-        """Kernel and queue counters: held, dropped, hints_lost, ..."""
+        """Return counters of kernel and queue: held, dropped, hints_lost, ..."""
 
     def describe(self) -> dict[str, str]:
-        """Which interception, hook and object are in use, for status."""
+        """Return which interception, hook and object are in use, for status."""
 
     def close(self) -> None:
-        """Let go of sockets and descriptors; the kernel goes on gating, metering and cutting."""
+        """Close sockets and descriptors; the kernel goes on gating, metering and cutting."""
 
     def shut(self, mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -> None:
-        """Drop what is forwarded from or to mesh interfaces, which needn't exist yet, until `set_up` or `clean_up`.
+        """Drop traffic from and to mesh interfaces until `set_up` or `clean_up`; the interfaces needn't exist yet.
 
         Args: mesh, ignored: names and patterns of MESH_INTERFACES and IGNORE_INTERFACE. families: 4, 6.
-        Raises: KernelError; also where a meter stands.
+        Raises: KernelError; also if there is a meter.
         """
 
     def clean_up(self, leave_closed: bool) -> None:
-        """Remove all that ngp made and nothing else; needs no memory of what was set. Safe to call twice.
+        """Remove all that ngp made and nothing else, without a record of it. Safe to call twice.
 
-        With `leave_closed` a rule stays that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed); one
-        that stands already stays where no mesh interface is known.
+        With `leave_closed` a rule stays that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed). If
+        no mesh interface is known, an existing rule of this kind stays.
         """
 
 
@@ -279,23 +284,23 @@ class Network(Protocol):
 
 
 class Payment(Protocol):
-    """Receives and makes Lightning payments. Every method raises PaymentError with a remedy where the node refuses."""
+    """Receives and makes Lightning payments. Every method raises PaymentError with a remedy if the node refuses."""
 
     async def wait_ready(self) -> None:
-        """Return when the node serves; reconnects by itself after."""
+        """Return when the node can be used; afterwards the module reconnects by itself."""
 
     async def info(self) -> PaymentInfo: ...
 
     async def confirm_node(self) -> None:
-        """Raise PaymentError where another node answers now than the one that `info` told of; doesn't wait."""
+        """Raise PaymentError if another node answers now than the one that `info` described; doesn't wait."""
 
     def capabilities(self) -> PaymentCapabilities: ...
 
     async def check(self, spends: bool) -> list[Check]:
-        """Say what is missing or too much in what we were given to use the node with; `spends`: we pay as well."""
+        """Check our rights at the node: which are missing, and which are more than needed. Args: spends: we pay too."""
 
     async def balance_msat(self) -> int:
-        """What can be spent now."""
+        """Return what can be spent now."""
 
     async def create_invoice(
         self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
@@ -304,54 +309,54 @@ class Payment(Protocol):
     async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState: ...
 
     async def settle_invoice(self, preimage: bytes) -> None:
-        """Settle a held invoice (or, where `settles_by_proof`, any of ours); settling twice is no error."""
+        """Settle a held invoice, or with `settles_by_proof` any invoice of ours; settling twice is no error."""
 
     async def cancel_invoice(self, payment_hash: bytes) -> None:
-        """Return when no money is taken for an invoice (any more)."""
+        """Cancel an invoice; return when it is certain that the node accepts no money for it."""
 
     def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
-        """Yield every settlement behind the cursor, at least once, for ever; of a node that counts anew all of them."""
+        """Yield every settlement after the cursor, at least once, for ever; all if the node's count began anew."""
 
     def decode(self, bolt11: str) -> DecodedInvoice:
-        """Parse and check the signature; hostile input. Raises PeerError(`invoice`)."""
+        """Parse an invoice and check its signature; the input may be hostile. Raises PeerError(`invoice`)."""
 
     async def pay(
         self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
     ) -> PaymentOutcome:
-        """Pay once; the payment hash makes it idempotent: a second call for the same hash tracks the first."""
+        """Pay an invoice once; idempotent by payment hash: a second call for the same hash tracks the first."""
 
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
-        """Ask what became of a payment; FAILED with reason `unknown` if the node never heard of it."""
+        """Return a payment's outcome; FAILED with reason `unknown` if the node doesn't know it."""
 
     async def sign(self, message: bytes) -> str:
         """Sign with the node's key (zbase32, as `lnd signmessage` does)."""
 
     def verify(self, message: bytes, signature: str) -> str | None:
-        """Return the public key that signed, or None; asks no node."""
+        """Return the public key that signed, or None; doesn't need the node."""
 
     async def close(self) -> None: ...
 
 
 @runtime_checkable
 class ChannelManager(Protocol):
-    """What a payment module may offer besides: the channels of its node. Every method raises PaymentError.
+    """The channels of the node; a payment module may offer this too. Every method raises PaymentError.
 
-    `takes_csv_delay` says whether `open_channel` can ask for a delay; else the node has it in its own settings.
+    `takes_csv_delay` says whether `open_channel` can ask for a delay; otherwise the node uses its own setting.
     """
 
     takes_csv_delay: bool
 
     async def chain(self) -> ChainView:
-        """Say how far the node has followed the chain: one that is behind opens no channel."""
+        """Return how far the node has followed the chain; a node that is behind opens no channel."""
 
     async def channels(self) -> list[Channel]:
-        """Return the open channels, active or not; asked after each payment."""
+        """Return the open channels, active or not; it is called after each payment."""
 
     async def pending_channels(self) -> list[Channel]:
-        """Return the channels that are being opened or closed, as far as the node tells."""
+        """Return the channels that are being opened or closed, as far as the node reports them."""
 
     async def connect(self, peer: str, host: str) -> None:
-        """Make a node a peer; done again it is no error.
+        """Connect to another node; no error if it is connected already.
 
         Args:
             peer: its public key, hex.
@@ -363,21 +368,21 @@ class ChannelManager(Protocol):
 
         Args:
             peer: its public key, hex.
-            amount_sat: the channel's size; ours but for push_sat.
-            push_sat: given to the peer at once.
-            csv_delay_blocks: how long the peer waits for its coins after closing alone; None: as the node does.
+            amount_sat: the channel's size, paid by us.
+            push_sat: the part of it that is given to the peer at once.
+            csv_delay_blocks: how long the peer waits for its coins after it closes alone; None: the node's setting.
         """
 
 
 @runtime_checkable
 class TowerManager(Protocol):
-    """What a payment module may offer besides: watchtowers for its node. Every method raises PaymentError."""
+    """The watchtowers of the node; a payment module may offer this too. Every method raises PaymentError."""
 
     async def watch(self) -> Watch:
-        """Say which towers the node has, and what they were given."""
+        """Return the node's towers, and the backups that they got."""
 
     async def add_tower(self, key: str, address: str) -> None:
-        """Have a tower watch our channels; done again it adds an address.
+        """Let a tower watch our channels; a second call adds an address.
 
         Args:
             key: its public key, hex.
@@ -385,42 +390,42 @@ class TowerManager(Protocol):
         """
 
     async def remove_tower(self, key: str) -> None:
-        """Send a tower nothing more."""
+        """Stop sending backups to a tower."""
 
 
 # --- ledger -----------------------------------------------------------------------------------------------------------
 
 
 class Ledger(Protocol):
-    """An open ledger: what survives the process. For one thread; every method raises LedgerError with a remedy."""
+    """An open ledger: the data that survives the process. For one thread. Methods raise LedgerError with a remedy."""
 
     def close(self) -> None:
-        """Let go of it; safe to call twice."""
+        """Close the ledger; safe to call twice."""
 
     def next_boot(self, least: int = 1) -> int:
         """Count this start, durably, and return the number: one more than the last, and at least `least`.
 
-        Neighbours refuse a number that they have seen. `least` is taken from the clock, so that a ledger put back from
-        a backup doesn't begin with numbers that were used after the backup was made.
+        Neighbours refuse a number that they have seen. `least` comes from the clock, so that a ledger restored from a
+        backup doesn't use numbers again that were used after the backup was made.
         """
 
     def commit(self, records: Sequence[Record], durable: bool = False) -> None:
-        """Write records in one transaction, all or none; what is written twice changes nothing.
+        """Write records in one transaction, all or none; a record written twice changes nothing.
 
-        A payment only moves forward, and a settled one keeps its amount: a record that says otherwise refuses the
-        whole transaction.
+        A payment's state only moves forward, and a settled payment keeps its amount: for a record that contradicts
+        this, the whole transaction is refused.
 
         Args:
             records: in the order in which they arose; of several with one key the last one counts.
-            durable: return only when they survive a power cut; for everything that moves money. Others survive a
+            durable: return only when they survive a power cut; for all records that move money. Others survive a
                 killed process.
 
         Raises:
-            LedgerError: the ledger can't be written, or a payment would go back; it is as it was before.
+            LedgerError: the ledger can't be written, or a payment would move back; the ledger is unchanged.
         """
 
     def load(self, now_utc_s: int) -> Snapshot:
-        """Read what a start needs: all that is not over, and the last hour's and day's for what comes late.
+        """Read what a start needs: all that is open, and what ended lately, as messages about it may still come.
 
         Args:
             now_utc_s: contracts closed in the hour before it, and payments begun or ended in the day before it, are
@@ -428,78 +433,78 @@ class Ledger(Protocol):
         """
 
     def journal(self, since_s: int | None = None) -> Iterator[JournalRecord]:
-        """Yield the journal, oldest first; commits may go on between two lines.
+        """Yield the journal, oldest first; commits may happen between two lines.
 
-        Lines of kind `summary` come first: one per neighbour, role (as `state`) and day of folded contracts.
+        Lines of kind `summary` come first: for folded contracts, one per neighbour, role (as `state`) and day.
 
         Args:
-            since_s: leave out what is older, UTC seconds.
+            since_s: leave out older lines, UTC seconds.
         """
 
     def contracts(self, include_closed: bool = False) -> list[ContractRecord]:
-        """List contracts: those that run, then, if asked for, closed ones, the last closed first."""
+        """List running contracts and then, if wanted, closed ones, the last closed first."""
 
     def unacknowledged(
         self, identity: bytes, after: tuple[int, bytes], limit: int
     ) -> tuple[tuple[StatementLine, ...], tuple[int, bytes] | None]:
-        """Read bills of contracts that we sold and closed, in the order of closing, that their client hasn't got yet.
+        """Read the bills of closed contracts that we sold and whose client hasn't acknowledged them, oldest first.
 
         Args:
-            after: (closed when, contract) of the last one that was read, or (0, b"").
+            after: (time of closing, contract) of the last one that was read, or (0, b"").
             limit: most to read, >= 1.
 
         Returns:
-            The lines, and what to give as `after` for the next ones; None when these were all.
+            The lines, and the `after` for the next call, or None if these were the last.
         """
 
     def backup(self, target: Path) -> None:
-        """Copy the ledger to a file (0600) while it is in use; the copy is checked before it takes its place.
+        """Copy the ledger to a file (0600) while it is in use; the copy is checked before it gets its name.
 
         Raises:
-            LedgerError: `target` is something else than an older backup, or can't be written.
+            LedgerError: `target` exists and isn't an older backup, or can't be written.
         """
 
     def prune(self, now_utc_s: int) -> bool:
-        """Fold and shorten what is old, a bounded piece of work; return whether more is waiting."""
+        """Do a bounded part of folding and deleting old records; return whether more is left to do."""
 
 
 class Store(Protocol):
-    """The place of a node's ledger, whether there is one yet or not; str() names it in errors."""
+    """The place of a node's ledger, whether a ledger exists or not; str() names the place in errors."""
 
     def exists(self) -> bool:
-        """Say whether there is a ledger, whole or not. Raises LedgerError where that can't be seen."""
+        """Say whether there is a ledger, intact or not. Raises LedgerError if that can't be seen."""
 
     def open(self) -> Ledger:
-        """Open the ledger, creating it where there is none, and bring an older one up to date.
+        """Open the ledger, or create it if there is none, and bring an older one up to date.
 
         Raises:
-            LedgerError: it is damaged, empty, foreign, newer, or can't be read and written; never begins blank.
+            LedgerError: it is damaged, empty, foreign, newer, or can't be read and written. It is never replaced.
         """
 
     def look(self) -> None:
-        """Look whether the ledger at rest is whole; an older one stays as it is. Raises LedgerError."""
+        """Check that a ledger not in use is intact; doesn't update an older one. Raises LedgerError."""
 
     def audit(self, most_s: float) -> tuple[list[str], str]:
-        """Add up accounts against payments, contracts and journal; writes nothing, from any thread.
+        """Compare accounts with payments, contracts and journal; writes nothing, and may run in any thread.
 
         Args:
             most_s: how long it may take; a router's flash is slow, and payments are kept for ever.
 
         Returns:
-            What doesn't add up, one sentence each, and why that isn't known; both empty when all does.
+            The sums that differ, a sentence each, and why the audit is incomplete; both empty if all is well.
 
         Raises:
             LedgerError: it can't be read.
         """
 
     def written_s(self) -> int:
-        """Return when a daemon last wrote to it, UTC seconds; 0 where that isn't known (any more)."""
+        """Return when a daemon last wrote to it, UTC seconds; 0 if that isn't known (any more)."""
 
 
 # --- clock ------------------------------------------------------------------------------------------------------------
 
 
 class Clock(Protocol):
-    """Where time comes from; tests bring their own."""
+    """The source of time; tests have their own."""
 
     def now(self) -> Now: ...

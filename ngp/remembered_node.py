@@ -1,8 +1,9 @@
-"""Remembered node: which payment node was in use last, in a small file of the state directory.
+"""Remembered node: the payment node that was in use last, in a small file of the state directory.
 
-A payment module writes it, for a start while the node is down. The daemon and the verbs read it: to say whether amounts
-are real money while no node is asked, and to notice that another node is in use than last time. Invoices, payments and
-channels are those of one node: another one knows nothing of what is on its way, and would call it failed.
+A payment module writes the file, and needs it at a start while the node is down. The daemon and the verbs read it to
+know whether amounts are real money while the node isn't asked, and to notice when another node is in use than last
+time. Another node doesn't know the invoices, payments and channels of the first one, and would report payments that are
+on their way as failed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class RememberedNode:
     """Public key, network and addresses of the node that a payment module uses.
 
     Args:
-        state_dir: holds the file, `MODULE-node.json`.
+        state_dir: has the file, `MODULE-node.json`.
         module: the payment module's name.
     """
 
@@ -29,7 +30,7 @@ class RememberedNode:
         self._path = state_dir / f"{module}-node.json"
 
     def read(self) -> PaymentInfo | None:
-        """Return the node that was remembered last; None where none was, or the file can't be read."""
+        """Return the remembered node; None if there is none, or if the file can't be read."""
         try:
             known = json.loads(self._path.read_text())
             key, network = str(known["account_id"]), str(known["network"])
@@ -38,17 +39,17 @@ class RememberedNode:
             return None
 
     def keep(self, info: PaymentInfo) -> None:
-        """Remember a node, or go on without: a full disk must not stop a daemon whose node answers."""
+        """Remember a node. Errors are ignored: a full disk must not stop a daemon whose node answers."""
         with suppress(OSError):
             self._replace(json.dumps(asdict(info)).encode())
 
     def confirm(self, info: PaymentInfo, program: str, in_use: PaymentInfo | None) -> PaymentInfo:
-        """Make sure that a node is the one in use, and remember what is new about it; returns it.
+        """Check that a node is the one in use, remember its present addresses, and return it.
 
         Args:
-            info: what the node says of itself now.
-            program: its name in an error.
-            in_use: the node that we work with; None at the start, when the operator's choice counts.
+            info: the node's present description of itself.
+            program: the node's name in an error.
+            in_use: the node that we work with; None at the start, when the operator may choose another.
 
         Raises:
             PaymentError: another node answers in place of the one in use.
@@ -56,8 +57,8 @@ class RememberedNode:
         if in_use is not None and in_use != info:
             raise PaymentError(
                 f"{program} is another node now ({info.account_id} on {info.network}, before {in_use.account_id} on "
-                f"{in_use.network}): bring that one back; or, if it is meant and ngp accounts shows nothing on its "
-                "way, restart ngp"
+                f"{in_use.network}): connect the former node again; or, if you intended this and ngp accounts shows no "
+                "payment on its way, restart ngp"
             )
         known = self.read()
         if known is None or (known, known.addresses) != (info, info.addresses):
@@ -66,7 +67,7 @@ class RememberedNode:
 
     @contextmanager
     def unchanged(self) -> Iterator[PaymentInfo | None]:
-        """Yield the remembered node, and restore the file afterwards: to look at a node is not to use it."""
+        """Yield the remembered node, and restore the file afterwards: a node that is only checked isn't in use."""
         try:
             before = self._path.read_bytes()
         except OSError:
@@ -85,7 +86,7 @@ class RememberedNode:
 
 
 def swapped(known: PaymentInfo | None, info: PaymentInfo) -> str:
-    """Say that another node is in use than last time; "" where it is the same, or the first."""
+    """Say that another node is in use than last time; "" if it is the same, or the first."""
     if known is None or known.account_id == info.account_id:
         return ""
     return (

@@ -1,7 +1,8 @@
 """Replay: which sequences of one sender have been seen, in a sliding window (RFC 6479, RFC 4303 3.4.3).
 
-Datagrams come twice, late and out of order, so "larger than the last" would lose good ones and a set of all would grow
-for ever. RFC 6479 moves a ring of words to spare C the shifting; a Python int shifts 4,096 bits in one operation.
+Datagrams come twice, late and out of order. So accepting only "larger than the last" would lose good ones, and a set of
+all sequences would grow for ever. RFC 6479 uses a ring of words to avoid shifting; a Python int shifts 4,096 bits in
+one operation.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ class ReplayWindow:
         self._seen = 0
 
     def is_stale(self, count: int) -> bool:
-        """Whether a count lies below the window, where nothing is known any more."""
+        """Say whether a count is below the window, of which nothing is known any more."""
         return count <= self._highest - WINDOW
 
     def has(self, count: int) -> bool:
-        """Whether a count inside the window was added."""
+        """Say whether a count inside the window was added."""
         behind = self._highest - count
         return 0 <= behind < WINDOW and bool(self._seen >> behind & 1)
 
     def add(self, count: int) -> None:
-        """Remember a count that `is_stale` and `has` both denied, after its signature was checked."""
+        """Remember a new count (neither `is_stale` nor `has`), after its message's signature was checked."""
         ahead = count - self._highest
         if ahead > 0:
             self._seen = (self._seen << min(ahead, WINDOW) | 1) & _MASK

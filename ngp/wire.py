@@ -1,21 +1,21 @@
-"""Wire: messages <-> signed bytes. Hostile input ends here: what comes in leaves as a value or as a `PeerError`.
+"""Wire: messages <-> signed bytes. Hostile input ends here: it becomes a valid value or a `PeerError`.
 
-A datagram is one msgpack array followed by an Ed25519 signature (RFC 8032) over a fixed prefix and that array. The
-prefix keeps a signature made here from ever meaning something elsewhere (the same key certifies the Lightning node).
-The recipient's key and its boot counter are signed too: a datagram can't be passed on to a third node, nor replayed to
-a node that restarted and so forgot which sequences it had seen.
+A datagram is one msgpack array followed by an Ed25519 signature (RFC 8032) over a fixed prefix and that array. Because
+of the prefix a signature made here can't be used in another context (the same key certifies the Lightning node). The
+recipient's key and its boot counter are signed too: a datagram can't be passed on to a third node, nor replayed to a
+node that restarted and so forgot the sequences that it had seen.
 
-A flood must not buy work with junk, so opening goes from cheap to dear and in two steps: `parse` checks size, form,
-version and recipient; the caller then asks its replay window and its rate limits; only `Sealed.open` pays for the
-signature and builds the message. One form only is accepted: what msgpack would not write byte for byte the same is
-refused, so a message has one encoding and equal messages have equal bytes. Text can't carry control characters: it ends
-up on an operator's terminal.
+A flood of invalid datagrams must not cost much work, so cheap checks come first. `parse` checks size, form, version and
+recipient; the caller then checks its replay window and its rate limits; only `Sealed.open` does the expensive part: it
+checks the signature and builds the message. Only the canonical encoding is accepted, the bytes that msgpack itself
+would write, so equal messages have equal bytes. Text can't have control characters, as it may reach an operator's
+terminal.
 
-The protocol can grow without a new version (BOLT 1 grows so). A message may end with a map of extensions, numbers to
-bytes. An odd one that we don't know is passed over; an even one that we don't know refuses the message. A message of a
-kind that we don't know is acknowledged, counted and passed over.
+The protocol can grow without a new version, like BOLT 1. A message may end with a map of extensions, from numbers to
+bytes. An unknown odd extension is ignored; for an unknown even one the message is refused. A message of an unknown kind
+is acknowledged, counted and ignored.
 
-The limits below are those of docs/protocol.md; at all of them together every message still fits MAX_DATAGRAM_BYTES.
+The limits below are those of docs/protocol.md; a message with all values at their limits still fits MAX_DATAGRAM_BYTES.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ VERSION = 2
 SIGNED_PREFIX = b"ngp message v2\n"
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
-MAX_DATAGRAM_BYTES = 1280  # the least MTU of IPv6 (RFC 8200)
+MAX_DATAGRAM_BYTES = 1280  # the smallest MTU of IPv6 (RFC 8200)
 EVERYBODY = bytes(KEY_BYTES)
 
 MAX_COUNT = 2**32 - 1
 MAX_BOOT = 2**31 - 1
-MAX_ID = MAX_BOOT << 32 | MAX_COUNT  # below 2**63, so that a ledger column holds it
+MAX_ID = MAX_BOOT << 32 | MAX_COUNT  # below 2**63, so that it fits into a column of the ledger
 MAX_MSAT = 21_000_000 * 10**8 * 1000  # all bitcoin there will ever be
 MAX_PRICE_MSAT_PER_GIB = 2**50
 MAX_DATA_BYTES = 2**60
@@ -79,7 +79,7 @@ _Codec = tuple[_Convert, _Convert]
 
 def _number(most: int, least: int = 0) -> _Codec:
     def check(value: Any) -> int:
-        if type(value) is not int or not least <= value <= most:  # bool is an int to isinstance
+        if type(value) is not int or not least <= value <= most:  # isinstance would accept a bool too
             raise _Refused(f"number {value!r:.40} isn't in {least}..{most}")
         return value
 
@@ -193,7 +193,7 @@ def _prefix_from_wire(value: Any) -> Prefix:
             return IPv4Network((packed, length))
         if len(packed) == 16:
             return IPv6Network((packed, length))
-    except ValueError as error:  # bits set behind the prefix, or a length out of range
+    except ValueError as error:  # host bits are set, or the length is out of range
         raise _Refused(str(error)) from None
     raise _Refused(f"{value!r:.80} isn't a prefix")
 
@@ -230,7 +230,7 @@ _LINE = _record(
     (("contract", _CONTRACT), ("used_to_bytes", _DATA), ("used_from_bytes", _DATA), ("charged_msat", _MSAT)),
 )
 
-# A kind's number, and the fields in the order of the dataclass; a change of either needs a new VERSION.
+# By kind: its number, and its fields in the order of the dataclass; a change of either needs a new VERSION.
 FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
     messages.Hello: (
         1,
@@ -308,17 +308,17 @@ _ACK = FIELDS[messages.Ack][0]
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A message of a kind that this version doesn't know; its body is not looked at."""
+    """A message of a kind that this version doesn't know; its body is ignored."""
 
     kind: int
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A parsed datagram whose signature nobody has looked at: who it claims to be from, and how to open it.
+    """A parsed datagram whose signature hasn't been checked yet.
 
     Attributes:
-        sender: the claimed public key, 32 bytes.
+        sender: the public key that it claims, 32 bytes.
         recipient: our key, or EVERYBODY.
         sequence: sender's boot counter << 32 | count; also the message's id.
         recipient_boot: the recipient's boot counter as the sender knows it; 0 in a hello that doesn't know it.
@@ -338,23 +338,23 @@ class Sealed:
 
     @property
     def boot(self) -> int:
-        """Boot counter of the sender."""
+        """The sender's boot counter."""
         return self.sequence >> 32
 
     @property
     def is_hello(self) -> bool:
-        """Whether it claims to be a hello."""
+        """Say whether it claims to be a hello."""
         return self._kind == _HELLO
 
     @property
     def is_ack(self) -> bool:
-        """Whether it claims to be an ack."""
+        """Say whether it claims to be an ack."""
         return self._kind == _ACK
 
     def open(self, sender_key: Ed25519PublicKey | None = None) -> Message | Unknown:
         """Check the signature, then build the message.
 
-        Args: sender_key: the parsed form of `sender`, if the caller keeps it.
+        Args: sender_key: the parsed form of `sender`, if the caller has it.
         Raises: PeerError(`signature`, `malformed`).
         """
         try:
@@ -385,7 +385,7 @@ def seal(
 
     Args: sender, recipient: public keys, 32 bytes; see `Sealed` for the rest.
     Returns: the datagram.
-    Raises: ValueError when a field is outside the limits of docs/protocol.md; a neighbour would refuse it.
+    Raises: ValueError if a field exceeds the limits of docs/protocol.md; a neighbour would refuse the message.
     """
     number, to_wire, _ = _BY_TYPE[type(message)]
     try:
@@ -398,7 +398,7 @@ def seal(
 
 
 def parse(datagram: bytes, our_key: bytes, max_bytes: int = MAX_DATAGRAM_BYTES) -> Sealed:
-    """Check all that is cheap: size, form, version, recipient. The signature is not looked at.
+    """Do the cheap checks: size, form, version, recipient. The signature isn't checked.
 
     Args: our_key: only datagrams to this key or to EVERYBODY pass. max_bytes: the link's limit.
     Raises: PeerError(`oversized`, `malformed`, `version`, `extension`, `own`, `foreign`).
@@ -430,7 +430,7 @@ def _unpack(payload: bytes) -> list[Any]:
             payload,
             max_map_len=MAX_EXTENSIONS_BYTES,
             max_ext_len=0,
-            strict_map_key=False,  # a map's keys are numbers here; there are too few for hashes that collide
+            strict_map_key=False,  # a map's keys are numbers here, and too few for an attack by colliding hashes
         )
     except (ValueError, TypeError, RecursionError) as error:  # msgpack's own errors are ValueErrors
         raise PeerError("malformed", f"not msgpack: {error!s:.80}") from None
@@ -453,13 +453,13 @@ def _check_envelope(sender: Any, recipient: Any, sequence: Any, recipient_boot: 
     if type(kind) is not int or not 1 <= kind <= MAX_KIND:
         raise PeerError("malformed", f"kind {kind!r:.40}")
     if kind != _HELLO and (recipient == EVERYBODY or recipient_boot == 0):
-        raise PeerError("malformed", "only a hello may be for everybody or not know the recipient's boot")
+        raise PeerError("malformed", "only a hello may be for everybody or without the recipient's boot")
     if recipient == EVERYBODY and recipient_boot != 0:
         raise PeerError("malformed", "a recipient's boot, but no recipient")
 
 
 def _check_extensions(extensions: Any) -> None:
-    """Refuse a map that isn't one, and one with a number that its sender wants us to know."""
+    """Refuse malformed extensions, and an unknown even number, which its sender requires us to know."""
     if type(extensions) is not dict or not extensions or len(msgpack.packb(extensions)) > MAX_EXTENSIONS_BYTES:
         raise PeerError("malformed", f"extensions aren't a map of 2 to {MAX_EXTENSIONS_BYTES} bytes")
     numbers = list(extensions)

@@ -82,6 +82,6 @@ def test_text_forms() -> None:
     assert identity.match(identity.text(two), known) == two
     assert identity.match("C", known) == three
     assert identity.match(" aab ", known) == two
-    for written, message in [("aa", "fits 2"), ("d", "no neighbour"), ("", "nor key"), ("x", "nor key")]:
+    for written, message in [("aa", "fits 2"), ("d", "no neighbour's key"), ("", "nor a key"), ("x", "nor a key")]:
         with pytest.raises(UsageError, match=message):
             identity.match(written, known)

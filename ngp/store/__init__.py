@@ -1,4 +1,4 @@
-"""The ledger's place, and what every ledger shares: the rule about payments, the audit, what is kept how long.
+"""The ledger's place, and what all ledgers share: the rule on payments, the audit, how long records are kept.
 
 `at` returns the place of a ledger as `ngp.ports.Store`. Only this package knows which database is behind it.
 """

@@ -1,7 +1,7 @@
-"""Audit: does the money add up? Read by tests after every interleaving and crash, and by `ngp check`. Pure.
+"""Audit: does the money add up? Used by tests after every interleaving and crash, and by `ngp check`. Pure.
 
-Accounts hold totals, payments and contracts the items; both are written in one transaction, so any difference between
-them is a defect or a damaged ledger, and is named with both numbers. Each ledger brings the sums in its own way.
+Accounts have totals; payments and contracts are the items. Both are written in one transaction, so any difference means
+a defect or a damaged ledger; it is reported with both numbers. Each ledger calculates the sums in its own way.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def accounts(
     """Compare accounts with payments and contracts.
 
     Args:
-        payments: sums by (identity, whether it concerns the account as a server, whether it is a refund, state), msat;
-            a server's account is paid by what came in, a client's by what went out; refunds go the other way.
-        charges: sums over contracts and folded ones by (identity, role), msat.
-        totals: (identity, role, paid, charged, refunded) of each account, msat. A client's is charged by the bill, but
-            its contracts by its own meter: so it is that sum (`metered_msat`) which is given here.
+        payments: sums by (identity, whether they are for the server's account, whether they are refunds, state), msat.
+            Incoming payments go to a server's account, outgoing ones to a client's; refunds the other way.
+        charges: sums over contracts, folded ones too, by (identity, role), msat.
+        totals: (identity, role, paid, charged, refunded) of each account, msat. A client's account is charged by the
+            bill, but its contracts by its own meter; so `charged` of a client is the metered sum (`metered_msat`).
     """
     paid: dict[_Key, int] = defaultdict(int)
     refunded: dict[_Key, int] = defaultdict(int)
@@ -45,14 +45,14 @@ def accounts(
             found.append(f"{name}: paid {paid_msat} msat, its settled payments are {paid[key]} msat")
         if charged_msat != charged.get(key, 0):
             found.append(f"{name}: charged {charged_msat} msat, its contracts are {charged.get(key, 0)} msat")
-        # a refund on its way may be booked already: its funds are spoken for
+        # a refund on its way may be booked already, as its money is reserved
         if not refunded[key] <= refunded_msat <= refunded[key] + pending[key]:
             found.append(f"{name}: refunded {refunded_msat} msat, its settled refunds are {refunded[key]} msat")
     return found
 
 
 def overbilled(rows: Iterable[tuple[bytes, int, int]]) -> list[str]:
-    """Name clients' accounts that are charged more than was billed. Args: rows: identity, charged and billed, msat."""
+    """Report clients' accounts that are charged more than was billed. Args: rows: identity, charged, billed, msat."""
     return [
         f"account {identity.hex()} as client: charged {charged_msat} msat, its server billed {billed_msat} msat"
         for identity, charged_msat, billed_msat in rows
@@ -60,7 +60,7 @@ def overbilled(rows: Iterable[tuple[bytes, int, int]]) -> list[str]:
 
 
 def journal(rows: Iterable[tuple[bytes, int, int, int | None]]) -> list[str]:
-    """Name payments that the journal has otherwise. Args: rows: payment hash, lines, their sum, the payment, msat."""
+    """Report payments that differ from the journal. Args: rows: payment hash, lines, their sum, the payment, msat."""
     return [
         f"journal, payment {payment_hash.hex()}: {lines} line(s) of {written} msat, the payment is {amount} msat"
         for payment_hash, lines, written, amount in rows

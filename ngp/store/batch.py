@@ -1,6 +1,6 @@
-"""Batch: the records of one transaction, one row a key, so that steps written together cost little flash.
+"""Batch: the records of one transaction, one row per key, so that steps written together wear flash little.
 
-Shared by all ledgers, since it decides what counts of several records with one key.
+Shared by all ledgers, since it decides which of several records with one key counts.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ngp.core.records import (
 
 
 class Batch:
-    """What a transaction writes, in this order: what is forgotten, then each table.
+    """The writes of a transaction, in this order: forgotten identities, then each table.
 
     Attributes:
-        forgotten: identities of which nothing that came before is kept.
-        neighbours: None where the link is forgotten.
-        cursor: None where it stays.
+        forgotten: identities of which nothing earlier is kept.
+        neighbours: by link; None if the link is forgotten.
+        cursor: None if it doesn't change.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -69,7 +69,7 @@ class Batch:
                 self._forget(frozenset(record.identities))
 
     def _forget(self, identities: frozenset[bytes]) -> None:
-        """Leave out what came before in this transaction; what comes behind is of a new beginning."""
+        """Drop these identities' earlier records of this transaction; later ones belong to a new beginning."""
         self.forgotten |= identities
         self.neighbours = {key: one for key, one in self.neighbours.items() if key[0] not in identities}
         self.accounts = {key: one for key, one in self.accounts.items() if one.identity not in identities}

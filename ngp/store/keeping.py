@@ -1,17 +1,17 @@
-"""Keeping: how long a ledger keeps what, so that it stays small on a router's flash, without a msat going astray.
+"""Keeping: how long a ledger keeps its records, so that it stays small on a router's flash and no msat is lost.
 
-Closed contracts are what grows: thousands a day. After 90 days, or when there are more of them than MOST_CLOSED, each
-is folded into one line per neighbour, role and day, in the transaction that deletes it, so that an account's charges
-still add up. Those that carried nothing go after an hour: a hostile neighbour can make them for nothing. Settled
-payments stay for ever with their preimage, the proof of payment; only the invoice's text goes. Old lines of the journal
-go that carry no money and belong to no contract.
+Mostly closed contracts make it grow: thousands a day. After 90 days, or if there are more than MOST_CLOSED, each is
+folded into one line per neighbour, role and day. The same transaction deletes it, so an account's charges still add up.
+Contracts without traffic are deleted after an hour, as a hostile neighbour can make them for free. Settled payments
+stay for ever with their preimage, the proof of payment; only the invoice's text is deleted. Old lines of the journal
+without money or contract are deleted too.
 """
 
 from __future__ import annotations
 
 _DAY_S = 86_400
 KEEP_CLOSED_S = 3600
-"""What a start reads of closed contracts, see `Ledger.load`: nothing goes before."""
+"""How long a start may need closed contracts, see `Ledger.load`; none is deleted earlier."""
 
 MOST_CLOSED = 65_536
 KEEP_CONTRACTS_S = 90 * _DAY_S

@@ -1,7 +1,8 @@
-"""Payments: the one rule about records that the ledger itself guards, whatever keeps it. Pure.
+"""Payments: the only rule on records that every ledger enforces itself. Pure.
 
-All other records are absolute. A payment's state only moves forward, and what was settled keeps its amount. So a defect
-above, or a settlement that the node replays, never counts a payment twice: the whole transaction is refused instead.
+All other records are written as they are. A payment's state only moves forward, and a settled payment keeps its amount.
+So a defect in the core, or a settlement that the node replays, never counts a payment twice: the whole transaction is
+refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ngp.errors import LedgerError
 
 _MOVES: dict[PaymentState, frozenset[PaymentState]] = {
     PaymentState.OPEN: frozenset({PaymentState.SETTLED, PaymentState.CANCELLED}),
-    PaymentState.CANCELLED: frozenset({PaymentState.SETTLED}),  # paid late: the money is here, so it counts
+    PaymentState.CANCELLED: frozenset({PaymentState.SETTLED}),  # paid late: the money is ours, so it counts
     PaymentState.PENDING: frozenset({PaymentState.SUCCEEDED, PaymentState.FAILED}),
     PaymentState.SETTLED: frozenset(),
     PaymentState.SUCCEEDED: frozenset(),
@@ -28,22 +29,23 @@ _PAID = frozenset({PaymentState.SETTLED, PaymentState.SUCCEEDED})
 
 
 def moved(before: PaymentRecord | None, record: PaymentRecord) -> PaymentRecord | None:
-    """Return what the ledger keeps of a payment from now on; None: as before, since the same state changes nothing.
+    """Return a payment's new record for the ledger; None if the state is the same, which changes nothing.
 
-    What came in may grow: after the payer's proof, which names no amount, our node may say that more was paid (BOLT 4).
+    A received amount may grow: the payer's proof has no amount, and our node may report later that more was paid
+    (BOLT 4).
 
-    Args: before: what the ledger has of the same direction and hash.
+    Args: before: the ledger's record with the same direction and hash.
 
     Raises:
-        LedgerError: the state would go back, a settled amount would shrink, a sent one would change, or it is another
-            neighbour's payment.
+        LedgerError: the state would move back, a settled amount would shrink, a sent amount would change, or it is
+            another neighbour's payment.
     """
     if record.state not in _STATES[record.direction]:
         raise _refused(record, f"a payment {record.direction.value} can't be {record.state.value}")
     if before is None:
         return record
     if (before.identity, before.kind) != (record.identity, record.kind):
-        raise _refused(record, "it is there already for another neighbour or purpose")
+        raise _refused(record, "it already exists for another neighbour or purpose")
     state, amount_msat = before.state, before.amount_msat
     more_came = state is record.state is PaymentState.SETTLED and record.amount_msat > amount_msat
     if state in _PAID and amount_msat != record.amount_msat and not more_came:
@@ -52,7 +54,7 @@ def moved(before: PaymentRecord | None, record: PaymentRecord) -> PaymentRecord 
         return None
     if record.state not in _MOVES[state] and not more_came:
         raise _refused(record, f"it is {state} and can't become {record.state.value}")
-    # of what wasn't paid the invoice's text is most of the row, and good for nothing any more
+    # an unpaid invoice's text is most of the row, and no longer needed
     text = "" if record.state in _UNPAID else record.bolt11 or before.bolt11
     return replace(
         record, bolt11=text, preimage=record.preimage or before.preimage, created_at_s=before.created_at_s

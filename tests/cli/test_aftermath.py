@@ -21,12 +21,12 @@ NEXT = "`ngp start` takes over, `ngp stop` removes it; both charge the traffic s
 @pytest.mark.parametrize(
     ("standing", "killed", "says"),
     [
-        (Standing(meter=True, sells=True, gate=True), True, ("was killed", "T0", "gate still stands", "refused", NEXT)),
+        (Standing(meter=True, sells=True, gate=True), True, ("was killed", "T0", "is still in force", "refused", NEXT)),
         (Standing(meter=True, sells=True), True, ("gate is gone", "uploads of neighbours pass uncharged", NEXT)),
-        (Standing(meter=True), True, ("counts bought traffic", "refuses nothing", NEXT)),
+        (Standing(meter=True), True, ("counts bought traffic", "no traffic is refused", NEXT)),
         (Standing(meter=True, sells=True, gate=True), False, ("another state directory", "--state-dir")),
         (Standing(closed=True), False, ("is dropped (WHEN_STOPPED: closed)", "`ngp start`")),
-        (Standing(), True, ("was killed", "T0", "booted", "ip netns")),
+        (Standing(), True, ("was killed", "T0", "reboot", "ip netns")),
     ],
 )
 def test_what_stands_and_what_to_do(standing: Standing, killed: bool, says: tuple[str, ...]) -> None:
@@ -72,7 +72,7 @@ def test_listings_of_a_killed_daemon_say_so_beside_their_rows(host: Host) -> Non
         done = host.ngp(verb, "--json", NGP_FAKE_STANDS="yes")
         assert (done.returncode, done.stdout) == (0, "[]\n")
         assert f"the daemon of {host.state_dir} was killed (last sign of life 20" in done.stderr
-        assert "gate still stands" in done.stderr
+        assert "gate is still in force" in done.stderr
     done = host.ngp("status")
     assert done.returncode == 7
     assert done.stderr.splitlines()[0].startswith("ngp: ngp isn't running") and "was killed" in done.stderr

@@ -178,7 +178,7 @@ def test_stop_cleans_up_after_kill_9_with_a_net_conf_that_cant_be_used(host: Hos
 def test_stop_that_cant_tell_which_daemon_names_the_way_without_a_file(host: Host) -> None:
     lost = host.ngp("stop", "--config", "gone.conf", NGP_STATE_DIR="")
     assert lost.returncode == 3
-    assert "gate may stand" in lost.stderr and "ngp stop --state-dir DIR" in lost.stderr
+    assert "gate may be in force" in lost.stderr and "ngp stop --state-dir DIR" in lost.stderr
 
 
 def test_a_failed_clean_up_is_told_and_can_be_tried_again(host: Host) -> None:

@@ -59,8 +59,8 @@ def test_another_node_in_place_of_the_one_in_use_is_refused_and_not_kept(tmp_pat
     with pytest.raises(PaymentError) as refused:
         file.confirm(other, "Electrum", ours)
     assert str(refused.value) == (
-        f"Electrum is another node now ({'03' * 33} on signet, before {KEY} on regtest): bring that one back; or, if "
-        "it is meant and ngp accounts shows nothing on its way, restart ngp"
+        f"Electrum is another node now ({'03' * 33} on signet, before {KEY} on regtest): connect the "
+        "former node again; or, if you intended this and ngp accounts shows no payment on its way, restart ngp"
     )
     assert file.read() == ours
     assert file.confirm(other, "Electrum", None) == file.read() == other

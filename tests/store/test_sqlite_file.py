@@ -210,9 +210,9 @@ def test_a_backup_overwrites_neither_files_of_others_nor_a_running_ledger(tmp_pa
     folder.mkdir()
     filled(tmp_path / "other.db")
     for target in (text, link, folder, tmp_path / "ledger.db", tmp_path / "other.db"):
-        with pytest.raises(LedgerError, match="no ngp backup"):
+        with pytest.raises(LedgerError, match="no backup of ngp"):
             ledger.backup(target)
-    with pytest.raises(LedgerError, match="backup .*copy.db: No such file or directory; name a file in a folder"):
+    with pytest.raises(LedgerError, match="backup .*copy.db: No such file or directory; choose a file in"):
         ledger.backup(tmp_path / "nowhere" / "copy.db")
     assert text.read_text() == "mine"
     assert len(SqliteLedger.open(tmp_path / "other.db").contracts()) == 200

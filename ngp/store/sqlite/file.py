@@ -1,9 +1,9 @@
-"""File: the ledger's database file: made, opened, checked, migrated and copied; never replaced by a blank one.
+"""File: makes, opens, checks, migrates and copies the ledger's database file; never replaces it by an empty one.
 
-A daemon that starts with an empty ledger has forgotten what its neighbours prepaid. So an absent file is created
-beside its place and linked there only when it is complete, and a file that exists must be a whole ledger: anything else
-(0 bytes, cut off, foreign, from a newer ngp, a directory) is a LedgerError that names the file and the remedy. What
-`kill -9` leaves, a -wal file of committed transactions, SQLite recovers by itself (https://www.sqlite.org/wal.html).
+A daemon that starts with an empty ledger has forgotten what its neighbours prepaid. So a new file is created under
+another name and linked to its place only when it is complete. An existing file must be an intact ledger: anything else
+(0 bytes, truncated, foreign, from a newer ngp, a directory) is a LedgerError with file and remedy. After `kill -9` a
+-wal file of committed transactions may be left, which SQLite recovers by itself (https://www.sqlite.org/wal.html).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WAL_KEPT_BYTES = 1 << 20
 
 
 def refusal(path: Path, said: object) -> LedgerError:
-    """Build the error for a ledger that can't be trusted; it names the file, what was found and the remedy."""
+    """Return the error for a ledger that can't be trusted, with file, finding and remedy."""
     return LedgerError(
         f"ledger {path}: {said}. Nothing was changed. To go on: move {path.name}, {path.name}-wal and {path.name}-shm "
         f"away and copy a backup made by `ngp backup` to {path}"
@@ -37,7 +37,7 @@ def refusal(path: Path, said: object) -> LedgerError:
 
 
 def failure(path: Path, error: BaseException) -> LedgerError:
-    """Translate an error of SQLite or the system; says what it said and what to do."""
+    """Translate an error of SQLite or the system into a LedgerError with its text and a remedy."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return refusal(path, error)
@@ -49,17 +49,17 @@ def failure(path: Path, error: BaseException) -> LedgerError:
         return LedgerMomentError(f"ledger {path}: {error}. The ledger is intact; try again")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return LedgerError(
-            f"ledger {path}: {error}. Make the file and its folder writable for this user; if the file is damaged, "
+            f"ledger {path}: {error}. Let this user write the file and its folder; if the file is damaged, "
             f"restore the backup made by `ngp backup`"
         )
     return LedgerError(
-        f"ledger {path}: {error}. The transaction was undone; if this comes again, check the disk and restore the "
+        f"ledger {path}: {error}. The transaction was undone; if this happens again, check the disk and restore the "
         f"backup made by `ngp backup`"
     )
 
 
 def _is_full(path: Path) -> bool:
-    """Say whether there is no room: SQLite, which then can't make the files beside its own, tells of no full disk."""
+    """Say whether the disk is full. SQLite doesn't report that if it can't make the files beside the database."""
     try:
         room = os.statvfs(path.parent)
     except OSError:
@@ -69,7 +69,7 @@ def _is_full(path: Path) -> bool:
 
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Let only LedgerError out of a block."""
+    """Turn all errors of a block into LedgerError."""
     try:
         yield
     except (sqlite3.Error, OSError, OverflowError) as error:
@@ -77,9 +77,9 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def places(path: Path) -> dict[Path, tuple[int, int]]:
-    """Return the device and inode that the ledger's name, and that of its log, lead to. Raises OSError.
+    """Return device and inode of the ledger's path and of its log's path. Raises OSError.
 
-    Nothing is opened: to close a second descriptor of the file would drop the locks that SQLite holds on it
+    Nothing is opened: closing a second descriptor of the file would drop SQLite's locks on it
     (https://www.sqlite.org/howtocorrupt.html, section 2.2).
     """
     found = {}
@@ -91,21 +91,21 @@ def places(path: Path) -> dict[Path, tuple[int, int]]:
 
 
 def require_in_place(before: dict[Path, tuple[int, int]], path: Path) -> None:
-    """Refuse to write into a file that nobody will find again. Raises LedgerError."""
+    """Refuse to write into a file that is no longer at its path. Raises LedgerError."""
     now = places(path)
     for one, where in before.items():
         if now.get(one) != where:
             raise LedgerError(
-                f"ledger {path}: {one.name} was moved, deleted or replaced while ngp runs. `ngp backup FILE` still "
-                f"saves what it held; then `ngp stop`, copy that file to {path}, and start ngp again"
+                f"ledger {path}: {one.name} was moved, deleted or replaced while ngp runs. `ngp backup FILE` can still "
+                f"save its content; then `ngp stop`, copy that backup to {path}, and start ngp again"
             )
 
 
 def open_file(path: Path) -> sqlite3.Connection:
-    """Open the ledger, creating it (0600, its folder 0700) where there is none.
+    """Open the ledger, or create it (0600, its folder 0700) if there is none.
 
     Raises:
-        LedgerError: the file is not a whole ledger of this or an older ngp, or can't be written.
+        LedgerError: the file isn't an intact ledger of this or an older ngp, or can't be written.
     """
     with translated(path):
         if not os.path.lexists(path):
@@ -122,7 +122,7 @@ def open_file(path: Path) -> sqlite3.Connection:
 
 
 def look(path: Path) -> None:
-    """Look whether a ledger at rest is whole, without bringing an older one up to date. Raises LedgerError."""
+    """Check that a ledger not in use is intact; doesn't update an older one. Raises LedgerError."""
     with translated(path):
         _inspect(path)
         with contextlib.closing(connect(path)) as connection:
@@ -130,7 +130,7 @@ def look(path: Path) -> None:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Connect to an existing database; transactions are begun and ended by hand."""
+    """Connect to an existing database; the caller begins and ends transactions explicitly."""
     connection = sqlite3.connect(
         f"file:{quote(str(path.absolute()))}?mode=rw", uri=True, isolation_level=None, timeout=_BUSY_S
     )
@@ -142,7 +142,7 @@ def connect(path: Path) -> sqlite3.Connection:
 def _create(path: Path) -> None:
     wal = path.with_name(path.name + "-wal")
     if wal.exists():
-        raise refusal(path, f"the file is gone, but {wal.name} is there: it must not begin blank")
+        raise refusal(path, f"the file is missing, but {wal.name} exists: so this is no first start")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     for leftover in (fresh, fresh.with_name(fresh.name + "-wal"), fresh.with_name(fresh.name + "-shm")):
@@ -157,13 +157,13 @@ def _create(path: Path) -> None:
     finally:
         connection.close()
     sync(fresh)
-    os.link(fresh, path)  # unlike a rename it fails where a ledger has appeared meanwhile
+    os.link(fresh, path)  # unlike a rename it fails if a ledger has appeared meanwhile
     fresh.unlink()
     sync(path.parent)
 
 
 def _inspect(path: Path) -> None:
-    """Refuse by the file's head what SQLite would take for a new database, or only notice later."""
+    """Check the file's head: refuse what SQLite would take for a new database, or would notice only later."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise refusal(path, "is not a regular file")
@@ -191,7 +191,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     if version > len(schema.MIGRATIONS):
         raise LedgerError(
             f"ledger {path}: was written by a newer ngp (schema {version}, this one knows {len(schema.MIGRATIONS)}); "
-            f"install that ngp again, or restore the backup made by `ngp backup` before the update"
+            f"install the newer ngp again, or restore a backup made by `ngp backup` before the update"
         )
     problems = quick_check(connection)
     if problems:
@@ -199,12 +199,12 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode=WAL")  # a restored backup is in rollback mode
     connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit={_WAL_KEPT_BYTES}")
-    connection.execute("BEGIN IMMEDIATE")  # fails here, not at the first payment, where it is read-only
+    connection.execute("BEGIN IMMEDIATE")  # a read-only file fails here, not at the first payment
     connection.execute("ROLLBACK")
 
 
 def quick_check(connection: sqlite3.Connection) -> str:
-    """Return what `PRAGMA quick_check` complains of, or an empty string."""
+    """Return the complaints of `PRAGMA quick_check`, or an empty string."""
     said = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
     return "" if said == ["ok"] else "; ".join(said)
 
@@ -233,11 +233,11 @@ def _advance(connection: sqlite3.Connection, version: int) -> None:
 
 
 def copy(connection: sqlite3.Connection, target: Path, replace: bool) -> None:
-    """Copy a running database to a file of its own (0600), checked before it takes its place.
+    """Copy a database in use to another file (0600), which is checked before it gets its name.
 
     Args:
-        connection: an open ledger; goes on as it was.
-        target: written beside its place first, so that a full disk leaves an older copy untouched.
+        connection: an open ledger; stays open.
+        target: first written under another name, so that a full disk doesn't harm an older copy.
         replace: whether an existing file may be replaced.
 
     Raises:
@@ -251,7 +251,7 @@ def copy(connection: sqlite3.Connection, target: Path, replace: bool) -> None:
         written = connect(fresh)
         try:
             connection.backup(written)
-            written.execute("PRAGMA journal_mode=DELETE")  # one file: nothing beside it to forget when restoring
+            written.execute("PRAGMA journal_mode=DELETE")  # a single file is easier to restore
             problems = quick_check(written)
         finally:
             written.close()
@@ -268,7 +268,7 @@ def copy(connection: sqlite3.Connection, target: Path, replace: bool) -> None:
 
 
 def _remove_left_over(target: Path) -> None:
-    """Remove what a copy that was killed left beside its target: it is as large as the ledger, and holds preimages."""
+    """Remove the temporary file of a copy that was killed: it is as large as the ledger, and has preimages."""
     for one in target.parent.glob(f".{glob.escape(target.name)}.*.new*"):
         pid = one.name.removeprefix(f".{target.name}.").partition(".new")[0]
         if pid.isdecimal() and (int(pid) == os.getpid() or not os.path.exists(f"/proc/{pid}")):
@@ -276,7 +276,7 @@ def _remove_left_over(target: Path) -> None:
 
 
 def is_backup(path: Path) -> bool:
-    """Tell whether a file is a ledger at rest, as `copy` writes it; a running ledger (WAL mode) is not."""
+    """Say whether a file is a backup, as `copy` writes it; a ledger in use (WAL mode) isn't."""
     if path.is_symlink() or not path.is_file():
         return False
     with path.open("rb") as file:

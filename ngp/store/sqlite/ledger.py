@@ -1,10 +1,9 @@
-"""Ledger: the port of the same name, as one SQLite file in WAL mode.
+"""Ledger: implements the port `Ledger` with one SQLite file in WAL mode.
 
-Calls are synchronous and meant for one thread. A `commit` is one transaction: all records of the step (or of several
-steps that the daemon put together) or none. Ordinary ones are `synchronous=NORMAL`: they survive `kill -9`, and a
-power cut costs at most the last of them but never leaves half of one. Those that move money are `durable`: the file is
-flushed before the call returns (`synchronous=FULL`), and with it every ordinary commit before.
-See https://www.sqlite.org/pragma.html#pragma_synchronous.
+Calls are synchronous and for one thread. A `commit` is one transaction: all records of one or several steps, or none.
+Ordinary commits are `synchronous=NORMAL`: they survive `kill -9`; a power cut may lose the last of them, but never a
+part of one. Commits that move money are `durable`: the file is flushed before the call returns (`synchronous=FULL`),
+and with it every earlier ordinary commit. See https://www.sqlite.org/pragma.html#pragma_synchronous.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ class SqliteLedger:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open the ledger at `path`, creating it where there is none; recovers what `kill -9` left."""
+        """Open the ledger at `path`, or create it if there is none; recovers what `kill -9` left."""
         return cls(path, file.open_file(path))
 
     def close(self) -> None:
-        """Fold the write-ahead log into the file and let go of it; safe to call twice."""
+        """Merge the write-ahead log into the file and close it; safe to call twice."""
         self._connection.close()
         self._broken = self._broken or "it is closed"
 
@@ -58,7 +57,7 @@ class SqliteLedger:
         return int(row[0])
 
     def commit(self, records: Sequence[Record], durable: bool = False) -> None:
-        """Write records in one transaction, all or none; also refused where the file is gone from its place."""
+        """Write records in one transaction, all or none; refused if the file is no longer at its path."""
         if not records:
             return
         batch = Batch(records)
@@ -126,7 +125,7 @@ class SqliteLedger:
             last = page[-1][0]
 
     def contracts(self, include_closed: bool = False) -> list[ContractRecord]:
-        """List contracts: those that run, then, if asked for, closed ones, the last closed first."""
+        """List running contracts and then, if wanted, closed ones, the last closed first."""
         query = f"SELECT {rows.CONTRACT_COLUMNS} FROM contracts WHERE closed_at_s "
         with self._reading() as connection:
             found = connection.execute(query + "= 0").fetchall()
@@ -152,18 +151,18 @@ class SqliteLedger:
         """Copy the ledger to a file while it is in use."""
         replaced = file.is_backup(target)
         if not replaced and (target.is_symlink() or target.exists()):
-            raise LedgerError(f"backup {target}: exists and is no ngp backup; name another file")
+            raise LedgerError(f"backup {target}: exists and is no backup of ngp; choose another file")
         with self._reading() as connection:
             try:
                 file.copy(connection, target, replaced)
             except (OSError, sqlite3.Error) as error:
                 if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF != sqlite3.SQLITE_FULL:
-                    raise  # not the copy's disk: it is told of the ledger
-                said = f"{getattr(error, 'strerror', None) or error}; name a file in a folder that exists and has room"
+                    raise  # not the copy's disk, so it is an error of the ledger
+                said = f"{getattr(error, 'strerror', None) or error}; choose a file in an existing folder with room"
                 raise LedgerError(f"backup {target}: {said}") from error
 
     def prune(self, now_utc_s: int) -> bool:
-        """Fold and shorten what is old, and give pages back to the file system."""
+        """Fold and delete old records, and give pages back to the file system."""
         with self._transaction(durable=False) as connection:
             more = prune.prune(connection, now_utc_s)
         with self._reading() as connection:
@@ -194,7 +193,7 @@ class SqliteLedger:
                 raise
 
     def _undo(self) -> None:
-        """Roll back; where even that fails nothing more is written through this connection."""
+        """Roll back; if even that fails, nothing more is written through this connection."""
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

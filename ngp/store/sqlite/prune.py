@@ -1,4 +1,4 @@
-"""Prune: a bounded piece of the work that `ngp.store.keeping` describes, since the daemon's loop waits for it."""
+"""Prune: does the work that `ngp.store.keeping` describes in bounded parts, since the daemon's loop waits for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOLD = """INSERT INTO summaries VALUES (?, ?, ?, 1, ?, ?, ?) ON CONFLICT (ident
 
 
 def prune(connection: sqlite3.Connection, now_utc_s: int) -> bool:
-    """Do one bounded piece of work inside the caller's transaction; return whether more is waiting."""
+    """Do one bounded part of the work in the caller's transaction; return whether more is left to do."""
     emptied = _drop_empty_contracts(connection, now_utc_s - keeping.KEEP_CLOSED_S)
     folded = _fold_contracts(connection, _fold_before(connection, now_utc_s))
     shortened = connection.execute(
@@ -46,7 +46,7 @@ def _drop_empty_contracts(connection: sqlite3.Connection, before_s: int) -> int:
 
 
 def _fold_before(connection: sqlite3.Connection, now_utc_s: int) -> int:
-    """Return the second before which contracts must be closed to be folded now."""
+    """Return the time (UTC seconds) such that contracts closed before it are folded now."""
     surplus = connection.execute(
         "SELECT closed_at_s FROM contracts WHERE closed_at_s > 0 ORDER BY closed_at_s DESC LIMIT 1 OFFSET ?",
         (keeping.MOST_CLOSED,),
@@ -74,10 +74,10 @@ def _delete(connection: sqlite3.Connection, keys: Sequence[tuple[bytes]]) -> Non
 
 
 def _thin_journal(connection: sqlite3.Connection, before_s: int) -> int:
-    """Drop old lines that carry no money and belong to no contract; remember how far this looked."""
+    """Delete old journal lines without money or contract; remember up to which line this was done."""
     found = connection.execute("SELECT value FROM state WHERE name = 'journal_thinned'").fetchone()
     newest = connection.execute("SELECT max(id) FROM journal").fetchone()[0] or 0
-    start = found[0] if found and found[0] <= newest else 0  # ids begin again once the journal was empty
+    start = found[0] if found and found[0] <= newest else 0  # ids begin again after the journal was empty
     last, count = connection.execute(
         "SELECT max(id), count(*) FROM (SELECT id FROM journal WHERE id > ? AND time_s < ? ORDER BY id LIMIT ?)",
         (start, before_s, _JOURNAL_ROWS),

@@ -1,4 +1,4 @@
-"""Rows: records as the ledger's rows and back. Every upsert writes absolute values: a record twice changes nothing."""
+"""Rows: turns records into rows and back. Upserts write absolute values, so a record written twice changes nothing."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ _PRICES = _columns(ContractRecord).index("prices")
 
 
 def put_blocks(connection: sqlite3.Connection, blocks: Mapping[bytes, bool]) -> None:
-    """Write which identities are blocked, and which no longer."""
+    """Write which identities are blocked, and which no longer are."""
     connection.executemany("DELETE FROM blocks WHERE identity = ?", ((one,) for one in blocks))
     connection.executemany("INSERT INTO blocks VALUES (?)", ((one,) for one, blocked in blocks.items() if blocked))
 
 
 def put_billed(connection: sqlite3.Connection, records: Iterable[BilledRecord]) -> None:
-    """Raise how far closed contracts' bills have come; an unknown contract, or another's, stays as it is."""
+    """Raise the acknowledged bytes of closed contracts' bills; ignore unknown contracts and those of others."""
     connection.executemany(_PUT_BILLED, ((one.billed_bytes, one.contract, one.role, one.identity) for one in records))
 
 
@@ -91,7 +91,7 @@ def forget_links(connection: sqlite3.Connection, keys: Iterable[tuple[bytes, str
 
 
 def forget_neighbours(connection: sqlite3.Connection, identities: Iterable[bytes]) -> None:
-    """Remove neighbours, accounts, contracts with their lines, and sums, by identity; payments go by their own age."""
+    """Remove neighbours, accounts, contracts with their journal lines, and sums; payments are deleted by age only."""
     every = sorted(identities)
     for start in range(0, len(every), _FORGOTTEN_AT_ONCE):
         some = every[start : start + _FORGOTTEN_AT_ONCE]
@@ -102,7 +102,7 @@ def forget_neighbours(connection: sqlite3.Connection, identities: Iterable[bytes
 
 
 def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
-    """Add a payment or move it forward, as `ngp.store.payments.moved` has it. Raises LedgerError."""
+    """Add a payment or move it forward, by the rules of `ngp.store.payments.moved`. Raises LedgerError."""
     found = connection.execute(_PAYMENT, (record.direction, record.payment_hash)).fetchone()
     changed = payments.moved(payment(found) if found else None, record)
     if changed is None:
@@ -119,7 +119,7 @@ def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
 
 
 def write(connection: sqlite3.Connection, batch: Batch) -> None:
-    """Write the records of one transaction. Raises LedgerError for a payment that may not change so."""
+    """Write the records of one transaction. Raises LedgerError for a change of a payment that isn't allowed."""
     forget_neighbours(connection, batch.forgotten)
     forget_links(connection, (key for key, one in batch.neighbours.items() if one is None))
     connection.executemany(_PUT_NEIGHBOUR, map(_neighbour_row, filter(None, batch.neighbours.values())))
@@ -146,7 +146,7 @@ def _prices(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def neighbour(row: _Row) -> NeighbourRecord:
-    """Make a record of a row of NEIGHBOUR_COLUMNS."""
+    """Turn a row of NEIGHBOUR_COLUMNS into a record."""
     identity, interface, link_address, boot, sells, buys, first_seen_s, last_seen_s = row
     return NeighbourRecord(
         identity, interface, link_address, boot, bool(sells), bool(buys), first_seen_s, last_seen_s
@@ -154,13 +154,13 @@ def neighbour(row: _Row) -> NeighbourRecord:
 
 
 def account(row: _Row) -> AccountRecord:
-    """Make a record of a row of ACCOUNT_COLUMNS."""
+    """Turn a row of ACCOUNT_COLUMNS into a record."""
     identity, role, paid, charged, refunded, until, billed, disputed, *rest = row
     return AccountRecord(identity, Role(role), paid, charged, refunded, until, billed, bool(disputed), *rest)
 
 
 def contract(row: _Row) -> ContractRecord:
-    """Make a record of a row of CONTRACT_COLUMNS."""
+    """Turn a row of CONTRACT_COLUMNS into a record."""
     values = list(row)
     values[1] = Role(row[1])
     values[_PRICES] = _prices(row[_PRICES])
@@ -168,7 +168,7 @@ def contract(row: _Row) -> ContractRecord:
 
 
 def payment(row: _Row) -> PaymentRecord:
-    """Make a record of a row of PAYMENT_COLUMNS, preimage and all."""
+    """Turn a row of PAYMENT_COLUMNS into a record, with the preimage."""
     direction, payment_hash, kind, identity, amount_msat, fee_msat, state, *rest = row
     return PaymentRecord(
         Direction(direction), payment_hash, PaymentKind(kind), identity, amount_msat, fee_msat, PaymentState(state),
@@ -177,5 +177,5 @@ def payment(row: _Row) -> PaymentRecord:
 
 
 def journal(row: _Row) -> JournalRecord:
-    """Make a record of a row of JOURNAL_COLUMNS."""
+    """Turn a row of JOURNAL_COLUMNS into a record."""
     return JournalRecord(*row)

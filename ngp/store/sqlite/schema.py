@@ -1,10 +1,10 @@
-"""Schema: the ledger's tables, as a list of migrations that only ever grows.
+"""Schema: the ledger's tables, as a list of migrations that only grows.
 
-A released migration is never edited: a router in the field may be at any of them. `PRAGMA user_version` counts the
-migrations that a file has had and `PRAGMA application_id` says that it is a ledger at all, so that another program's
-database (or a newer ngp's) is refused instead of being written to.
+A released migration is never edited, as a router in the field may be at any of them. `PRAGMA user_version` counts the
+migrations applied to a file, and `PRAGMA application_id` marks it as a ledger. So a database of another program, or of
+a newer ngp, is refused instead of being written to.
 
-Tables are STRICT: a float or a text that strays into an amount is an error here, not a wrong balance later. Tables with
+Tables are STRICT: a float or a text in an amount is an error here, not a wrong balance later. Tables with
 short rows are WITHOUT ROWID, which saves one of two trees; contracts and payments have long rows, for which
 https://www.sqlite.org/withoutrowid.html advises against it.
 """
@@ -15,7 +15,7 @@ APPLICATION_ID = 0x6E67706C  # "ngpl"
 PAGE_BYTES = 4096
 
 EMPTY = "closed_at_s > 0 AND used_to_bytes = 0 AND used_from_bytes = 0 AND charged_msat = 0 AND billed_bytes = 0"
-"""Closed contracts that came to nothing."""
+"""Closed contracts without traffic."""
 
 _FIRST = (
     "CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID",
@@ -51,7 +51,7 @@ _FIRST = (
         UNIQUE (direction, payment_hash)) STRICT""",
     "CREATE INDEX payments_waiting ON payments (state) WHERE state IN ('open', 'pending')",
     "CREATE INDEX payments_loose ON payments (touched_s) WHERE compact = 0",
-    # covers the budgets' sums, so that a start reads this index and not every payment ever made
+    # covers the sums for budgets, so that a start reads only this index, not every payment
     """CREATE INDEX payments_spent ON payments (identity, touched_s, amount_msat, fee_msat)
         WHERE direction = 'out' AND state IN ('pending', 'succeeded')""",
     """CREATE TABLE journal (
@@ -65,8 +65,8 @@ _FIRST = (
         PRIMARY KEY (identity, role, day_s)) STRICT, WITHOUT ROWID""",
 )
 
-# an account has what a client metered, and a closed contract what its client acknowledged of the bill; contracts that
-# were closed before count as acknowledged
+# new: the sum by a client's own meter, and the acknowledged part of a closed contract's bill; contracts that are closed
+# already count as acknowledged
 _SECOND = (
     "ALTER TABLE accounts ADD COLUMN metered_msat INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE accounts ADD COLUMN tolerated_msat INTEGER NOT NULL DEFAULT 0",
@@ -78,19 +78,19 @@ _SECOND = (
         WHERE role = 'client'""",
     """UPDATE contracts SET billed_bytes = used_to_bytes + used_from_bytes
         WHERE role = 'server' AND closed_at_s > 0""",
-    # partial, so that it holds what is still to be told and nothing else
+    # a partial index: only bills that aren't acknowledged yet
     """CREATE INDEX contracts_unacknowledged ON contracts (identity, closed_at_s, contract)
         WHERE role = 'server' AND closed_at_s > 0 AND billed_bytes < used_to_bytes + used_from_bytes""",
 )
 
-# a block was a column of links, and links are forgotten
+# blocks get a table of their own: as a column of links they were lost when a link was forgotten
 _THIRD = (
     "CREATE TABLE blocks (identity BLOB PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID",
     "INSERT INTO blocks SELECT DISTINCT identity FROM neighbours WHERE blocked",
     "ALTER TABLE neighbours DROP COLUMN blocked",
 )
 
-# the kernel holds the account: what a contract was granted is no more, and what of grace is owed is a negative balance
+# the kernel has the account now: a contract's granted bytes are gone, and grace that is owed is a negative balance
 _FOURTH = (
     "ALTER TABLE contracts DROP COLUMN granted_bytes",
     "ALTER TABLE accounts DROP COLUMN grace_debt_bytes",

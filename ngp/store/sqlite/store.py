@@ -20,7 +20,7 @@ class SqliteStore:
         return str(self._path)
 
     def exists(self) -> bool:
-        """Say whether anything is at the ledger's place; a link that leads nowhere is refused when it is opened."""
+        """Say whether anything is at the ledger's path; a dangling symbolic link is refused when it is opened."""
         try:
             self._path.lstat()
         except FileNotFoundError:
@@ -30,19 +30,19 @@ class SqliteStore:
         return True
 
     def open(self) -> SqliteLedger:
-        """Open the ledger, or create it."""
+        """Open the ledger, or create it if there is none."""
         return SqliteLedger.open(self._path)
 
     def look(self) -> None:
-        """Look whether the ledger at rest is whole."""
+        """Check that a ledger not in use is intact."""
         file.look(self._path)
 
     def audit(self, most_s: float) -> tuple[list[str], str]:
-        """Add up the books, by a connection of its own."""
+        """Audit the ledger, with a separate connection."""
         return sums.compare(self._path, most_s)
 
     def written_s(self) -> int:
-        """Return when the log of transactions was written; folding it into the file, which a reader does, is none."""
+        """Return when a transaction was last written to the log. A reader that merges the log doesn't count."""
         with suppress(OSError):
             return int(self._path.with_name(self._path.name + "-wal").stat().st_mtime)
         return 0
