@@ -33,6 +33,7 @@ from ngp.core.values import (
     HintKind,
     InvoiceState,
     KernelNeighbour,
+    KernelState,
     LinkPeer,
     NewInvoice,
     Now,
@@ -42,7 +43,6 @@ from ngp.core.values import (
     PaymentStatus,
     Reading,
     Settlement,
-    Standing,
     Verdict,
 )
 
@@ -85,7 +85,7 @@ __all__ = [
     "Reading",
     "Role",
     "Settlement",
-    "Standing",
+    "KernelState",
     "Store",
     "Tower",
     "TowerManager",
@@ -192,8 +192,8 @@ class Network(Protocol):
     def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
         """Return the cheap checks of things that may change while the daemon runs; takes about `most_s` at most."""
 
-    def standing(self) -> Standing:
-        """Return what of ngp is in the kernel now; changes nothing. Raises KernelError, also without rights."""
+    def kernel_state(self) -> KernelState:
+        """Return which parts of ngp are in the kernel; touches nothing. Raises KernelError, also without root."""
 
     def set_up(self, desired: DesiredNetwork) -> Adopted:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.

@@ -42,8 +42,8 @@ from ngp.ports import (
     HeldPacket,
     Hint,
     KernelNeighbour,
+    KernelState,
     Reading,
-    Standing,
     Verdict,
 )
 
@@ -166,16 +166,16 @@ class Datapath:
         """Raise KernelError where this host lets traffic past the meter, or gates what isn't forwarded."""
         host_check.refuse(desired)
 
-    def standing(self) -> Standing:
-        """Say what of ours is in the kernel now; touches nothing. Raises KernelError, without rights too."""
-        if os.geteuid() != 0:  # else the kernel would hide the programs, and nothing would seem to stand
-            raise KernelError("only root can see what stands in the kernel; use sudo")
+    def kernel_state(self) -> KernelState:
+        """Return which parts of ngp are in the kernel; touches nothing. Raises KernelError, also without root."""
+        if os.geteuid() != 0:  # else the kernel would hide the programs, as if none of ours were loaded
+            raise KernelError("only root can see what ngp has in the kernel; use sudo")
         tables = self._find_running()
         meter, sells = layout.CONTRACTS in tables, read_sells(tables)
         for table in tables.values():
             table.close()
         chains = gate.entered()
-        return Standing(meter, sells, gate.GATE in chains, gate.CLOSED in chains)
+        return KernelState(meter, sells, gate.GATE in chains, gate.CLOSED in chains)
 
     def set_up(self, desired: DesiredNetwork) -> Adopted:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
@@ -329,7 +329,7 @@ class Datapath:
 
         Raises: KernelError; also where a meter stands, whose gate this would take away.
         """
-        if self.standing().meter:
+        if self.kernel_state().meter:
             raise KernelError("a meter stands in this network namespace, by a daemon that runs or was killed; ngp stop")
         gate.shut(mesh, ignored, families)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ngp.cli.place import Place
 from ngp.cli.show import iso
-from ngp.core.values import Check, Standing
+from ngp.core.values import Check, KernelState
 from ngp.daemon.state import last_sign_s, was_killed
 from ngp.errors import ConfigError, KernelError
 
@@ -33,15 +33,15 @@ def look(place: Place) -> Check | None:
 
     killed = was_killed(place.state_dir)
     try:
-        standing = offline.standing(_settings(place), place.state_dir)
+        kernel = offline.kernel_state(_settings(place), place.state_dir)
     except (KernelError, ConfigError) as error:
         may = f"the daemon of {place.state_dir} was killed, and what it put into the kernel may still be in force"
         return Check("daemon", False, f"{may}: {error}", "sudo ngp start") if killed else None
-    found = describe(standing, place.state_dir, iso(last_sign_s(place.state_dir)) if killed else "")
+    found = describe(kernel, place.state_dir, iso(last_sign_s(place.state_dir)) if killed else "")
     if not found:
         return None
-    in_force = standing.meter or standing.closed
-    remedy = "sudo ngp start" if killed or standing.closed else "sudo ngp check --state-dir DIR"
+    in_force = kernel.meter or kernel.closed
+    remedy = "sudo ngp start" if killed or kernel.closed else "sudo ngp check --state-dir DIR"
     return Check("daemon", not in_force, found, remedy if in_force else "")
 
 
@@ -52,24 +52,24 @@ def _settings(place: Place) -> Settings | None:
         return None
 
 
-def describe(standing: Standing, state_dir: Path, last_sign: str) -> str:
+def describe(kernel: KernelState, state_dir: Path, last_sign: str) -> str:
     """Say what is in force without a daemon; "" if nothing is. Pure.
 
     Args: last_sign: last time at which a daemon that was killed here was certainly alive; "" if none was killed.
     """
     killed = bool(last_sign)
     how = f"the daemon of {state_dir} was killed (last sign of life {last_sign})"
-    if standing.meter and not killed:
+    if kernel.meter and not killed:
         return "the gate or meter in this network namespace belongs to another state directory: name it, --state-dir"
-    if standing.meter and standing.gate:
+    if kernel.meter and kernel.gate:
         rest = "new destinations and renewals are refused"
         return f"{how}, and its gate is still in force: contracts go on to their limits, counted; {rest}. {_NEXT}"
-    if standing.meter and standing.sells:
+    if kernel.meter and kernel.sells:
         rest = "uploads of neighbours pass uncharged, downloads are still counted and cut"
         return f"{how}; its meter still counts, but its gate is gone from the firewall: {rest}. {_NEXT}"
-    if standing.meter:
+    if kernel.meter:
         return f"{how}, and its meter still counts bought traffic; no traffic is refused. {_NEXT}"
-    if standing.closed:
+    if kernel.closed:
         return "traffic from and to mesh interfaces is dropped (WHEN_STOPPED: closed) until `ngp start`"
     if killed:
         return f"{how}; this network namespace has nothing of it: after a reboot, or it was another one (ip netns exec)"

@@ -87,7 +87,7 @@ class Contract:
 
     Attributes:
         id: 16 bytes; the server made it.
-        link: (interface, link address) of the neighbour; the contract holds for that link alone.
+        link: the neighbour's (interface, link address) on which the contract was agreed.
         link_number: the kernel's number of that link.
         prices: schedule by offset, see `pricing`.
         reason: why the contract was refused, is halting or closed.

@@ -65,7 +65,7 @@ def forget_neighbours(world: World) -> None:
 
 
 def forget_debtors(world: World) -> None:
-    """Forget neighbours that only ever used grace and are on no link, with their contracts and sums; keep the newest.
+    """Forget neighbours on no link that only ever used grace, with all their records, but not the newest MOST_DEBTORS.
 
     A debt that still counts on its interface stays: else made-up keys would get the interface's credit again and again.
     """

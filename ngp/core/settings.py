@@ -68,7 +68,7 @@ class FreeDestination:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All of net.conf, in units. Keys and their meaning: docs/operators-guide.md; defaults: the shipped net.conf.
+    """All of net.conf, in the units that the names end with. docs/operators-guide.md explains the keys.
 
     `default_msat_per_gib` is kept only so that a reload can name its change: the four prices below it are complete.
     `lan_interfaces`, `data_renewal_bytes` and `time_renewal_s` are None for `auto`.

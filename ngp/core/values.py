@@ -49,7 +49,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class KernelState:
     """Which parts of ngp are in the kernel. A daemon that runs or was killed, or `ngp stop`, put them there.
 
     Attributes:
@@ -133,7 +133,7 @@ class KernelNeighbour:
         blocked: nothing is let through to it, not even to payment services.
         has_paid: it paid us at least once. was_paid: we paid it at least once. In both cases the kernel holds more of
             its first packets.
-        identity: whose link it is: all links of an identity are one neighbour, with one contract a destination.
+        identity: the identity on this link. All links of an identity share one contract for each destination.
     """
 
     neighbour: int

@@ -319,7 +319,7 @@ class World:
         """Return the grant that describes a contract to the kernel."""
         account, price, low_water = b"", 0, None
         if isinstance(contract, Sale):
-            account, price = contract.identity, contract.dearest_msat_per_gib
+            account, price = contract.identity, contract.highest_msat_per_gib
         else:
             low_water = max(0, contract.data_limit_bytes - contract.renewal_bytes(self.settings))
         return Grant(

@@ -37,7 +37,7 @@ def charge(network: Network, store: Store, settings: Settings | None) -> str | N
     Returns: what is lost and why; "" if nothing is; None if there is no meter, for example after a reboot.
     """
     try:
-        if not network.standing().meter:
+        if not network.kernel_state().meter:
             return None
         if not store.exists():
             return f"{_LOST}: there is no ledger {store}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from ngp import store
 from ngp.config import PAYMENT, module_class
 from ngp.core.settings import Settings
-from ngp.core.values import Check, PaymentInfo, Standing
+from ngp.core.values import Check, KernelState, PaymentInfo
 from ngp.daemon import belongings, checkup, last_books, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
@@ -83,14 +83,14 @@ def shut(settings: Settings, state_dir: Path) -> None:
         namespace.release()
 
 
-def standing(settings: Settings | None, state_dir: Path) -> Standing:
-    """Ask the network module (the default one without settings) what of ngp is in the kernel.
+def kernel_state(settings: Settings | None, state_dir: Path) -> KernelState:
+    """Ask the network module (the default one without settings) which parts of ngp are in the kernel.
 
     Raises: KernelError, also without rights.
     """
     network = main.make_network(settings, state_dir)
     try:
-        return network.standing()
+        return network.kernel_state()
     finally:
         network.close()
 
@@ -165,9 +165,7 @@ def _why_node_unknown(state_dir: Path) -> str:
     return "" if os.access(state_dir / _SANDBOX_KEY, os.R_OK) else "not shown (only root may see it)"
 
 
-async def _ask_payment(
-    settings: Settings, state_dir: Path, why_unknown: str, known: PaymentInfo | None
-) -> list[Check]:
+async def _ask_payment(settings: Settings, state_dir: Path, why_unknown: str, known: PaymentInfo | None) -> list[Check]:
     payment = main.make_payment(settings, state_dir)
     try:
         try:

@@ -11,7 +11,7 @@ import pytest
 
 from ngp import store
 from ngp.cli.aftermath import describe
-from ngp.core.values import Standing
+from ngp.core.values import KernelState
 from ngp.daemon.state import last_sign_s
 from tests.cli.conftest import Host
 
@@ -19,24 +19,28 @@ NEXT = "`ngp start` takes over, `ngp stop` removes it; both charge the traffic s
 
 
 @pytest.mark.parametrize(
-    ("standing", "killed", "says"),
+    ("kernel", "killed", "says"),
     [
-        (Standing(meter=True, sells=True, gate=True), True, ("was killed", "T0", "is still in force", "refused", NEXT)),
-        (Standing(meter=True, sells=True), True, ("gate is gone", "uploads of neighbours pass uncharged", NEXT)),
-        (Standing(meter=True), True, ("counts bought traffic", "no traffic is refused", NEXT)),
-        (Standing(meter=True, sells=True, gate=True), False, ("another state directory", "--state-dir")),
-        (Standing(closed=True), False, ("is dropped (WHEN_STOPPED: closed)", "`ngp start`")),
-        (Standing(), True, ("was killed", "T0", "reboot", "ip netns")),
+        (
+            KernelState(meter=True, sells=True, gate=True),
+            True,
+            ("was killed", "T0", "gate is still in force", "refused", NEXT),
+        ),
+        (KernelState(meter=True, sells=True), True, ("gate is gone", "uploads of neighbours pass uncharged", NEXT)),
+        (KernelState(meter=True), True, ("counts bought traffic", "no traffic is refused", NEXT)),
+        (KernelState(meter=True, sells=True, gate=True), False, ("another state directory", "--state-dir")),
+        (KernelState(closed=True), False, ("is dropped (WHEN_STOPPED: closed)", "`ngp start`")),
+        (KernelState(), True, ("was killed", "T0", "reboot", "ip netns")),
     ],
 )
-def test_what_stands_and_what_to_do(standing: Standing, killed: bool, says: tuple[str, ...]) -> None:
-    told = describe(standing, Path("/s"), "T0" if killed else "")
+def test_what_is_in_force_and_what_to_do(kernel: KernelState, killed: bool, says: tuple[str, ...]) -> None:
+    told = describe(kernel, Path("/s"), "T0" if killed else "")
     assert told.startswith("the daemon of /s was killed") is killed
     assert all(words in told for words in says) and "\n" not in told
 
 
 def test_nothing_is_said_where_nothing_stands() -> None:
-    assert describe(Standing(), Path("/s"), "") == ""
+    assert describe(KernelState(), Path("/s"), "") == ""
 
 
 def test_the_last_sign_of_life_is_not_the_ledger_that_a_command_opened(tmp_path: Path) -> None:

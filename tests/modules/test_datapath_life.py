@@ -24,7 +24,7 @@ from ngp.modules.network import bpf, former, hooks, layout, meter, xtables
 from ngp.modules.network import datapath as datapath_module
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.meter import GATE_PROGRAMS
-from ngp.ports import AccountReading, Adopted, Grant, Standing
+from ngp.ports import AccountReading, Adopted, Grant, KernelState
 
 HOST = f"{INTERNET[4]}/32"
 
@@ -125,7 +125,7 @@ def test_adopted_from_a_killed_process(tmp_path: Path, mounts: str) -> None:
             assert subprocess.run(words, timeout=60).returncode == 9
             assert (tmp_path / "bpf").is_mount() == (mounts == "same")
             assert passes(built.client, INTERNET[4])
-            assert Datapath(tmp_path).standing() == Standing(meter=True, sells=True, gate=True)
+            assert Datapath(tmp_path).kernel_state() == KernelState(meter=True, sells=True, gate=True)
             adopted = datapath.set_up(desired())
             found = {each.grant.contract: each.reading for each in adopted.contracts}
             assert [each.reading.spent_units for each in adopted.accounts] == [168 * PRICE]
@@ -154,7 +154,7 @@ def test_cleaned_up_without_memory(tmp_path: Path, mounts: str) -> None:
         assert dropped(built.client, INTERNET[4]), "closed"
         with pytest.raises(KernelError):
             Datapath(tmp_path).set_up(desired(mesh_interfaces=("m0", "absent0")))
-        assert Datapath(tmp_path).standing() == Standing(closed=True), "a failed start opens nothing"
+        assert Datapath(tmp_path).kernel_state() == KernelState(closed=True), "a failed start opens nothing"
         Datapath(tmp_path).clean_up(leave_closed=False)
         Datapath(tmp_path).clean_up(leave_closed=False)
         assert passes(built.client, INTERNET[4]), "open"
@@ -321,7 +321,7 @@ def test_a_set_up_that_the_kernel_refuses_at_any_step_leaves_nothing_open(
         with monkeypatch.context() as broken, pytest.raises(KernelError, match="refused"):
             broken.setattr(*step, refuse)
             world.datapath.set_up(desired())
-        assert world.datapath.standing().meter, "it goes on"
+        assert world.datapath.kernel_state().meter, "it goes on"
 
 
 @pytest.mark.parametrize("use_tcx", [True, False])

@@ -82,7 +82,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
 
 
 def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purchase: Purchase) -> bool:
-    """Say whether to believe a bill because its server has another link address now; then end the contract.
+    """Say whether a server has moved to another link address, so that its bill is believed; end the contract then.
 
     Our meter looks for the old address, so it missed the traffic since, and would miss the rest. A server that moves
     again and again isn't believed: its bills are disputed like any other.

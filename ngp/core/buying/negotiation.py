@@ -85,7 +85,8 @@ def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectRe
         return RejectReason.BUSY
     if _sells_it_the_same(world, neighbour, propose.destination):
         who = neighbour.identity.hex()[:8]
-        world.log(f"proposal of {who} for {propose.destination} declined: it buys that from us, so the routes loop")
+        why = "it buys the same from us, so our routes form a loop"
+        world.log(f"proposal of {who} for {propose.destination} declined: {why}")
         return RejectReason.NOT_BUYING
     if world.settings.never_renews and _bought_before(world, neighbour, propose.destination):
         return RejectReason.NOT_RENEWING

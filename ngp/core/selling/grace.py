@@ -46,7 +46,7 @@ def _count(world: World, credit: Credit, link: tuple[str, bytes]) -> None:
 
 
 def metered(world: World, account: ClientAccount) -> None:
-    """After bytes were charged, check whether the account's credit is in use: then it will end, else it is extended."""
+    """After bytes were charged: extend the account's credit if it is unused, else set the timer for its end."""
     credit, now = account.credit, world.now.monotonic_s
     if credit is None or credit.until_mono_s <= now:
         return

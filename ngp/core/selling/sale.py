@@ -45,8 +45,8 @@ class Sale(Contract):
         return self.state in (State.REJECTED, State.LAPSED)
 
     @property
-    def dearest_msat_per_gib(self) -> int:
-        """The highest price of bytes that may still be carried: the kernel knows one price, and must not ask less."""
+    def highest_msat_per_gib(self) -> int:
+        """The highest price of bytes that may still be carried: the kernel has one price, and must not charge less."""
         prices = self.prices
         if len(prices) == 1:
             return prices[0][1]

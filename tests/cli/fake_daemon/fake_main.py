@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
-from ngp.core.values import Check, Standing
+from ngp.core.values import Check, KernelState
 from ngp.daemon.control import ControlServer
 from ngp.daemon.options import CONTROL_SOCKET, StartOptions
 from ngp.errors import ConfigError, KernelError, PaymentError
@@ -159,11 +159,11 @@ class Network:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
 
-    def standing(self) -> Standing:
+    def kernel_state(self) -> KernelState:
         stands = os.environ.get("NGP_FAKE_STANDS", "")
         if stands == "closed":
-            return Standing(closed=True)
-        return Standing(meter=bool(stands), sells=bool(stands), gate=bool(stands))
+            return KernelState(closed=True)
+        return KernelState(meter=bool(stands), sells=bool(stands), gate=bool(stands))
 
     def close(self) -> None:
         pass
