@@ -20,8 +20,8 @@ from core_tests.daemon import Daemon
 from core_tests.shell import LabError, await_until, run, sh
 
 CLONE_NEWNET = 0x40000000
-# Set before any interface exists: no router solicitations, no duplicate-address wait, no source address filter of the
-# machine's own; what a test wants of these it sets itself.
+# Set before any interface exists: no router solicitations, no wait for duplicate addresses, no source address filter. A
+# test that needs one of these sets it itself.
 QUIET = {
     "net.ipv6.conf.default.accept_dad": "0",
     "net.ipv6.conf.default.accept_ra": "0",
@@ -49,7 +49,7 @@ class Host:
         self._counters: list[Counter] = []
 
     def set_up(self) -> None:
-        """Make the namespace, with the loopback up and nothing speaking by itself."""
+        """Make the namespace, with the loopback up and no traffic of its own."""
         self.folder.mkdir(parents=True)
         sh("ip", "netns", "add", self.namespace)
         self.sysctl(QUIET)
@@ -60,12 +60,12 @@ class Host:
         for counter in self._counters:
             counter.stop()
         for process in self._processes:
-            # By its own id first: one that was only just started may not have entered the namespace yet.
+            # By process id first: a process that has just started may not have entered the namespace yet.
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
-                    with suppress(BrokenPipeError):  # what it didn't read any more
+                    with suppress(BrokenPipeError):  # input that the process no longer read
                         pipe.close()
         for pid in self.pids():
             with suppress(ProcessLookupError):
@@ -78,11 +78,11 @@ class Host:
         return [int(pid) for pid in sh("ip", "netns", "pids", self.namespace, check=False).split()]
 
     def inside(self, *command: str) -> list[str]:
-        """Say how a command is run in this host."""
+        """Return the command line that runs a command in this host."""
         return ["ip", "netns", "exec", self.namespace, *command]
 
     def run(self, *command: str, timeout_s: float = 60.0, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command in this host to its end; the exit code is for the caller to judge."""
+        """Run a command in this host to its end; the caller judges the exit code."""
         return run(self.inside(*command), timeout_s=timeout_s, **options)
 
     def sh(self, *command: str, timeout_s: float = 60.0, text_in: str | None = None) -> str:
@@ -97,8 +97,8 @@ class Host:
         return process
 
     def socket_inside(self, make: Callable[[], socket.socket]) -> socket.socket:
-        """Make a socket in this host's namespace; it stays there, whoever uses it."""
-        # By a thread of its own, which ends there: a thread can't come back from a namespace by itself.
+        """Make a socket in this host's namespace; it stays there, whichever thread uses it."""
+        # In a thread of its own, which ends afterwards: a thread can't leave a namespace by itself.
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(self._made_inside, make).result()
 
@@ -120,7 +120,7 @@ class Host:
         self.sh("sysctl", "-q", "-w", *(f"{key}={value}" for key, value in values.items()))
 
     def forward(self) -> None:
-        """Make a router of this host, for both families."""
+        """Make this host a router, for both families."""
         self.sysctl({"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"})
 
     def route(self, destination: str, *, via: str | None = None, device: str | None = None) -> None:
@@ -131,11 +131,11 @@ class Host:
 
     def owns(self, prefix: str) -> None:
         """Let this host answer on every address of a prefix, so that one host stands for many destinations."""
-        self.sysctl({"net.ipv6.ip_nonlocal_bind": "1"})  # IPv6 binds only to single addresses otherwise
+        self.sysctl({"net.ipv6.ip_nonlocal_bind": "1"})  # otherwise IPv6 binds only to single addresses
         self.ip("-6" if ":" in prefix else "-4", "route", "replace", "local", prefix, "dev", "lo")
 
     def masquerade(self, interface: str) -> None:
-        """Hide what leaves by an interface behind its IPv4 address, as a home router does, in a table of its own."""
+        """Masquerade traffic that leaves by an interface (IPv4), as a home router does, in a table of its own."""
         rules = [
             "table ip lab_masquerade {",
             "chain out {",
@@ -169,7 +169,7 @@ class Host:
         return str(json.loads(self.ip("-j", "link", "show", "dev", interface))[0]["address"])
 
     def carriers(self) -> bool:
-        """Say whether every cable at this host is up; the kernel tells so up to a second after both ends are."""
+        """Say whether every cable at this host is up; the kernel reports it up to a second after both ends are up."""
         links = json.loads(self.ip("-j", "link", "show", "type", "veth"))
         return all(link.get("operstate") == "UP" for link in links)
 
@@ -179,10 +179,10 @@ class Host:
         self.sh("ethtool", "-K", interface, *words)
 
     def counter(self, interface: str, only: Direction | None = None) -> Counter:
-        """Start an independent count of what arrives and leaves at an interface; see `core_tests.counter`.
+        """Start an independent count of packets that arrive and leave at an interface; see `core_tests.counter`.
 
         Args:
-            only: look at frames of this direction alone, where those of the other may be superpackets.
+            only: count frames of this direction alone, if frames of the other may be superpackets.
         """
         counter = Counter(lambda *command, **options: self.popen(*command, **options), interface, only)
         self._counters.append(counter)
@@ -198,7 +198,7 @@ class Host:
         return daemon
 
     def dump(self) -> str:
-        """Say all that explains a failure: the daemons' logs, addresses, routes, rules and filters."""
+        """Return everything that may explain a failure: the daemons' logs, addresses, routes, rules and filters."""
         looks: list[Callable[[], str]] = [
             lambda: self.ip("-br", "address"),
             lambda: self.ip("-s", "link"),

@@ -1,9 +1,8 @@
-"""A hostile neighbour: any number of keys and hardware addresses at one host, each able to say what the protocol allows
-and what it doesn't, and to send frames as it likes.
+"""A hostile neighbour: any number of keys and hardware addresses at one host. Each can send any message, legal or not,
+and any frame.
 
-It speaks by ngp's own wire and courier, so that what it says is signed, numbered and answered as it should be, and the
-receiver has to judge it by its sense. Its sockets are inside the host's namespace; all the rest runs in the test's
-process.
+It uses ngp's own wire and courier, so its messages are correctly signed, numbered and answered, and the receiver must
+judge their content. Its sockets are inside the host's namespace; everything else runs in the test's process.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ngp.errors import PeerError
 
 PORT = 10325
 HOP_LIMIT = 255
-WAY = ("mesh0", b"hostile")  # what our couriers call the one link there is
+WAY = ("mesh0", b"hostile")  # our couriers' name for the only link
 
 
 def _raw(interface: str) -> socket.socket:
@@ -100,7 +99,7 @@ class Persona:
 
     @property
     def proven(self) -> bool:
-        """Say whether the victim and we have met."""
+        """Say whether the victim and we are proven to each other."""
         return bool(self.peer) and self.courier.is_proven(self.peer, WAY)
 
     def hello(self, wants_reply: bool = True) -> Hello:
@@ -113,17 +112,17 @@ class Persona:
             self.crowd.send(self, outgoing.datagram)
 
     def say(self, message: Message, reply_to: int = 0) -> None:
-        """Say anything to the victim."""
+        """Send any message to the victim."""
         for outgoing in self.courier.send(self.peer, WAY, message, time.monotonic(), reply_to):
             self.crowd.send(self, outgoing.datagram)
 
     def say_due(self) -> None:
-        """Send receipts, and what waited for one: who means ill needn't, who sends several messages must."""
+        """Send acks, and messages that waited for one; needed only if several messages are sent."""
         for outgoing in self.courier.due(time.monotonic()).outgoing:
             self.crowd.send(self, outgoing.datagram)
 
     def heard(self, kind: type[Message]) -> list[Received]:
-        """Return what came of a kind."""
+        """Return the messages of a kind that came."""
         return [received for received in self.inbox if type(received.message) is kind]
 
     def take(self, datagram: bytes) -> None:
@@ -160,7 +159,7 @@ class Crowd:
         self.captured: list[bytes] = []
 
     def persona(self, mac: bytes | None = None, key: Ed25519PrivateKey | None = None, **traits: object) -> Persona:
-        """Add somebody; without a MAC one that has the host's own."""
+        """Add a persona; without a MAC it has the host's own."""
         one = Persona(self, mac or self.mac, key or Ed25519PrivateKey.generate(), **traits)  # type: ignore[arg-type]
         self.personas.append(one)
         return one
@@ -175,11 +174,11 @@ class Crowd:
         kind = b"\x86\xdd" if packet[0] >> 4 == 6 else b"\x08\x00"
         try:
             self.raw.send(self.victim_mac + mac + kind + packet)
-        except OSError:  # no buffer: the medium is full
+        except OSError:  # no buffer space: the medium is full
             time.sleep(0.001)
 
     def pump(self, seconds: float = 0.0, until: Callable[[], bool] | None = None) -> bool:
-        """Receive and answer for a while, or until something is so. Returns whether it is."""
+        """Receive and answer for a while, or until a condition holds. Returns whether it holds."""
         deadline = time.monotonic() + seconds
         while True:
             self._receive()
@@ -199,7 +198,7 @@ class Crowd:
             except BlockingIOError:
                 return
             if address != self.victim_address:
-                continue  # another daemon's hello: taken for the victim's, all that follows would go to that one
+                continue  # another daemon's hello; it must not be taken for the victim's
             for persona in self.personas:
                 persona.take(datagram)
 

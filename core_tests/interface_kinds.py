@@ -1,7 +1,7 @@
-"""Interfaces of every kind that a mesh or an uplink may be of, laid between two hosts over a cable of their own.
+"""Interfaces of every kind that a mesh or an uplink may have, between two hosts over a cable of their own.
 
-Each kind is laid under the name that scenarios know (`mesh0`, `wan0`); the cable below it is called `under0` or
-`under1`, and carries addresses of its own where the kind is a tunnel.
+Each interface has the name that scenarios use (`mesh0`, `wan0`). The cable below it is called `under0` or `under1`, and
+has addresses of its own if the kind is a tunnel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core_tests.lab import OFFLOADS_OFF, End, Lab
 from core_tests.shell import LabError, await_until, run, sh
 from core_tests.topologies import MESH_V4, MESH_V6, REMOTE_NETS, WAN_V4, WAN_V6, ThreeHosts
 
-MTU = 1400  # of what is laid on a cable of 1500, whatever it puts around a packet
+MTU = 1400  # MTU of an interface on a cable of 1500, with room for any header that it adds
 UNDER = {"mesh0": ("under0", "172.31.0.{}"), "wan0": ("under1", "172.31.1.{}")}
 PPP_DEVICE = Path("/dev/ppp")
 WG_PORT = {"mesh0": 51820, "wan0": 51821}
@@ -27,7 +27,7 @@ Lay = Callable[[Lab, End, End], None]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of interface. `versions`: the families that it carries. `probe`: makes one, to see whether it exists."""
+    """A kind of interface. `versions`: the families that it carries. `probe`: makes one, as a test of the kernel."""
 
     lay: Lay
     versions: tuple[int, ...]
@@ -35,7 +35,7 @@ class Kind:
 
 
 def _cable(lab: Lab, a: End, b: End, addresses: bool = False) -> str:
-    """Lay the cable below an interface; return its name, the same at both ends."""
+    """Make the cable below an interface; return its name, the same at both ends."""
     name, pattern = UNDER[a.interface]
     near, far = (f"{pattern.format(number)}/24" if addresses else None for number in (1, 2))
     lab.link(End(a.host, name, near), End(b.host, name, far))
@@ -47,7 +47,7 @@ def _plain(lab: Lab, a: End, b: End) -> None:
 
 
 def _on_cable(words: tuple[str, ...], lab: Lab, a: End, b: End) -> None:
-    """Lay what stands on a cable by a link of its own: vlan, macvlan."""
+    """Make an interface on top of a cable: vlan, macvlan."""
     under = _cable(lab, a, b)
     for end in (a, b):
         answer_where_asked(end.host)
@@ -55,7 +55,7 @@ def _on_cable(words: tuple[str, ...], lab: Lab, a: End, b: End) -> None:
 
 
 def _above(kind: str, words: tuple[str, ...], lab: Lab, a: End, b: End) -> None:
-    """Lay what takes the cable as its port: bond, bridge."""
+    """Make an interface that has the cable as its port: bond, bridge."""
     under = _cable(lab, a, b)
     for end in (a, b):
         end.host.ip("link", "add", end.interface, "type", kind, *words)
@@ -66,12 +66,12 @@ def _above(kind: str, words: tuple[str, ...], lab: Lab, a: End, b: End) -> None:
 
 
 def answer_where_asked(host: Host) -> None:
-    """Keep an interface from answering ARP for what stands on it: packets would come in by the wrong one."""
+    """Prevent an interface from answering ARP for those on top of it: packets would come in by the wrong one."""
     host.sysctl({"net.ipv4.conf.all.arp_ignore": "1"})
 
 
 def keep_bridges_free(host: Host) -> None:
-    """Keep frames between a bridge's ports away from FORWARD, where br_netfilter is loaded, as `ngp check` demands."""
+    """Keep frames between a bridge's ports out of FORWARD if br_netfilter is loaded, as `ngp check` requires."""
     keys = (f"net.bridge.bridge-nf-call-{name}tables" for name in ("ip", "ip6"))
     host.sh("sysctl", "-q", "-e", "-w", *(f"{key}=0" for key in keys))
 
@@ -102,7 +102,7 @@ def _wireguard(lab: Lab, a: End, b: End) -> None:
 
 
 def _ppp(_lab: Lab, a: End, b: End) -> None:
-    """Lay a serial line by two pppd, and wait for it; the addresses are what these agree."""
+    """Make a serial line by two pppd, and wait for it; they negotiate the addresses."""
     assert a.v4 is not None and b.v4 is not None
     if not _kernel_has_ppp():
         raise LabError(f"this kernel has no PPP: {PPP_DEVICE} isn't a character device")
@@ -117,9 +117,9 @@ def _ppp(_lab: Lab, a: End, b: End) -> None:
 
 
 def _pppd(end: End, line: str, *words: str) -> Callable[[Callable[[], bool]], bool]:
-    """Start pppd on a line of socat's; return what asks a question for as long as it runs.
+    """Start pppd on a line of socat's; return a function that asks a question while pppd runs.
 
-    That raises LabError with what pppd said, once it has ended.
+    The function raises LabError with pppd's output if pppd has ended.
     """
     said = end.host.folder / f"{end.interface}.pppd"
     with said.open("w") as log:
@@ -135,7 +135,7 @@ def _pppd(end: End, line: str, *words: str) -> Callable[[Callable[[], bool]], bo
 
 
 def _kernel_has_ppp() -> bool:
-    """Say whether there is PPP's device: the module makes it, and pppd doesn't load that."""
+    """Say whether PPP's device exists: its module makes it, and pppd doesn't load the module."""
     run(["modprobe", "-q", "ppp_generic"])
     return PPP_DEVICE.is_char_device()
 
@@ -167,12 +167,12 @@ EVERYWHERE = ("veth", "bridge")
 
 
 def present() -> list[str]:
-    """Name the kinds to be tried on this kernel."""
+    """Return the names of the kinds that are tested on this kernel."""
     return [kind for kind in KINDS if kind in EVERYWHERE or has(kind)]
 
 
 def has(kind: str) -> bool:
-    """Say whether this kernel makes such interfaces: one is made in a network namespace that ends at once."""
+    """Say whether this kernel can make such interfaces: one is made in a network namespace that ends at once."""
     if kind == "ppp":
         return _kernel_has_ppp()
     lower = "ip link add lower type veth peer name other && "
@@ -185,7 +185,7 @@ def lay(lab: Lab, kind: str, a: End, b: End) -> None:
     for end in (a, b):
         if kind not in ("veth", "ppp"):
             end.host.ip("link", "set", end.interface, "mtu", str(MTU))
-        for feature in OFFLOADS_OFF:  # no superpackets, so that a count is one; not every kind lets each be set
+        for feature in OFFLOADS_OFF:  # no superpackets, so that counts are right; not every kind has every setting
             end.host.run("ethtool", "-K", end.interface, feature.replace("_", "-"), "off")
         end.host.ip("link", "set", end.interface, "up")
         for version, address in ((4, end.v4), (6, end.v6)):
@@ -198,7 +198,7 @@ def lay(lab: Lab, kind: str, a: End, b: End) -> None:
 
 
 def three_hosts_by(lab: Lab, kind: str) -> ThreeHosts:
-    """Build client, gateway and internet, as `topologies.three_hosts`, with a mesh and an uplink of this kind."""
+    """Build client, gateway and internet like `topologies.three_hosts`, with a mesh and an uplink of this kind."""
     gateway, internet, client = lab.host("gateway", forward=True), lab.host("internet"), lab.host("client")
     lay(
         lab,

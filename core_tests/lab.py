@@ -1,13 +1,12 @@
 """The laboratory: hosts as network namespaces, cables, switches, and a thorough clean-up.
 
-Every host is a namespace named `ngpt-<random>-<name>`, so that several laboratories may stand side by side and none
-touches the machine's own network. What is made is remembered before it is made and undone in reverse, also when a test
-fails in the middle.
+Every host is a namespace named `ngpt-<random>-<name>`, so that several laboratories can exist side by side and none
+touches the machine's own network. The undoing of each thing is registered before the thing is made, and everything is
+undone in reverse order, also when a test fails in the middle.
 
-The truth about bytes in a test is L3 bytes at a receiver with GRO and the sender's TSO off, or superpackets expanded: a
-veth's own counters count superpackets (10 MB of TCP are 172 frames there). Cables therefore have every segmentation
-offload off unless a test switches it on, which it does at ends other than the one that counts; a `Counter` refuses to
-answer once it has seen a superpacket or lost a frame.
+A test counts L3 bytes at a receiver. That is right only with GRO and the sender's TSO off, since a veth's counters
+count superpackets (10 MB of TCP are 172 frames there). So cables have every segmentation offload off. A test may switch
+it on at ends where it doesn't count; a `Counter` refuses to answer once it has seen a superpacket or lost a frame.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Self
 from core_tests.host import Host
 from core_tests.shell import LabError, await_until, sh
 
-# All that joins packets or leaves their cutting to the next device.
+# All features that join packets or leave their segmentation to the next device.
 OFFLOADS_OFF = {"tso": False, "gso": False, "gro": False, "tx_udp_segmentation": False}
 BRIDGE = "br0"
 
@@ -75,7 +74,7 @@ class Lab:
         self._undo.close()
 
     def on_exit(self, undo: Callable[[], object]) -> None:
-        """Have something undone at the end, before what was made earlier."""
+        """Register something that is undone at the end, before things that were made earlier."""
         self._undo.callback(undo)
 
     def host(self, name: str, *, forward: bool = False) -> Host:
@@ -106,8 +105,8 @@ class Lab:
         Args:
             a, b: its ends, with the addresses they get.
             mtu: in bytes, at both ends (a switch has the least of its cables).
-            offloads: leave segmentation offloads as the kernel has them, so that superpackets travel as such; then
-                neither end tells the truth about bytes. `Host.offloads` sets single ends and features.
+            offloads: leave segmentation offloads as the kernel has them, so that superpackets stay whole; then counts
+                are wrong at both ends. `Host.offloads` sets single ends and features.
         """
         end = b.next_port() if isinstance(b, Switch) else b
         sh(
@@ -124,9 +123,9 @@ class Lab:
             side.host.ip("link", "set", side.interface, "up")
 
     def await_carriers(self) -> None:
-        """Wait until every cable carries: a switch drops what comes before. Topologies end with this."""
+        """Wait until every cable is up: a switch drops earlier packets. Topologies end with this."""
         await_until(lambda: all(host.carriers() for host in self.hosts.values()), what="all cables up")
 
     def dump(self) -> str:
-        """Say all that the hosts know, for a failed test."""
+        """Return what all hosts know, for a failed test."""
         return "\n\n".join(host.dump() for host in self.hosts.values())

@@ -1,4 +1,4 @@
-"""Commands and waiting: what the laboratory uses to act on the machine, with errors that say what was run."""
+"""Commands and waiting: the laboratory's means to act on the machine, with errors that name the command."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Answer = TypeVar("Answer")
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.02
 MOST_POLL_S = 0.5
-ASKING_SHARE = 3  # waits so many times as long as asking took
-PATIENCE_S = 60.0  # for what comes within a second on a quiet machine: it catches what hangs
+ASKING_SHARE = 3  # a pause is this many times as long as the question took
+PATIENCE_S = 60.0  # for events that take a second on a quiet machine: this bound only catches a hang
 _LACKING = re.compile(r'exec of "(.+)" failed: No such file')
 
 
 class LabError(AssertionError):
-    """The laboratory, not the product, couldn't do what a test asked; the message holds the command's own words."""
+    """The laboratory, not the product, couldn't do what a test asked; the message has the command's output."""
 
 
 def sh(*command: str, check: bool = True, timeout_s: float = 60.0, text_in: str | None = None) -> str:
-    """Run a command and return what it printed.
+    """Run a command and return its output.
 
-    Raises: LabError with the command and its words when it fails and `check` is set, or when it takes too long.
+    Raises: LabError with the command and its output when it fails and `check` is set, or when it takes too long.
     """
     done = run(command, timeout_s=timeout_s, text_in=text_in)
     if check and done.returncode:
@@ -40,9 +40,9 @@ def run(
     text_in: str | None = None,
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and return all of it, whatever its exit code.
+    """Run a command to its end and return the result, whatever its exit code.
 
-    Raises: LabError when it isn't there or takes longer than `timeout_s`.
+    Raises: LabError when the command doesn't exist or takes longer than `timeout_s`.
     """
     stdin: dict[str, object] = {"input": text_in} if text_in is not None else {"stdin": subprocess.DEVNULL}
     try:
@@ -53,7 +53,7 @@ def run(
         raise _not_found(command[0]) from None
     except subprocess.TimeoutExpired as late:
         raise LabError(f"{' '.join(command)}: no end after {timeout_s} s\n{late.stdout!r}\n{late.stderr!r}") from None
-    # `ip netns exec` says so itself, with an exit code like any other: a test may expect the command to fail.
+    # `ip netns exec` reports a missing command by an exit code like any other, and a test may expect a failure.
     if lacking := _LACKING.match(done.stderr):
         raise _not_found(lacking[1])
     return done
@@ -64,10 +64,10 @@ def _not_found(name: str) -> LabError:
 
 
 def await_until(condition: Callable[[], Answer], timeout_s: float = PATIENCE_S, what: str = "") -> Answer:
-    """Ask again and again until the answer is true, and return it.
+    """Repeat a question until the answer is true, and return the answer.
 
-    For what can only be polled: counters, listings of another process. The bound is generous because the machine may
-    be busy; a test that passes doesn't wait for it.
+    For things that can only be polled: counters, listings of another process. The bound is generous because the
+    machine may be busy; a test that passes doesn't wait for it.
     Raises: LabError naming `what` and the last answer, when the time is over.
     """
     deadline = time.monotonic() + timeout_s
@@ -78,5 +78,5 @@ def await_until(condition: Callable[[], Answer], timeout_s: float = PATIENCE_S, 
             return answer
         if time.monotonic() > deadline:
             raise LabError(f"not within {timeout_s} s: {what or condition}; last answer: {answer!r}")
-        # What takes long to ask, such as a program to be started, keeps a processor from what it asks about.
+        # A question that takes long, such as starting a program, takes processor time from the thing asked about.
         time.sleep(min(max(POLL_S, ASKING_SHARE * (time.monotonic() - asked_at)), MOST_POLL_S))

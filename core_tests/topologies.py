@@ -1,10 +1,10 @@
-"""The networks that scenarios are played in, with documentation and private addresses only.
+"""The networks of the scenarios, with documentation and private addresses only.
 
     household - client --- mesh0 [gateway] wan0 --- internet (stands for many destinations)
                 client2 -/ (a switch when there are several)
 
 IPv4 is masqueraded at the gateway's wan0, as on a home router; IPv6 is routed. Plain forwarding works in both families
-before any daemon runs: an operator checks that first, and so do the scenarios.
+before any daemon runs. An operator checks that first, and so do the scenarios.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def three_hosts(
     """Build client, gateway and internet.
 
     Args:
-        clients: how many; more than one share the gateway's mesh0 by a switch.
-        households: a LAN with one host behind each of the first so many clients, which then forward. All have the same
-            addresses; where there are several, the clients hide them behind their own.
-        masquerade: hide IPv4 behind wan0; else internet gets routes back.
+        clients: their number; several clients share the gateway's mesh0 by a switch.
+        households: how many of the clients have a LAN with one host behind them, and forward. All LANs have the same
+            addresses; if there are several, the clients masquerade them.
+        masquerade: hide IPv4 behind wan0; otherwise the host `internet` gets routes back.
         mtu, wan_mtu: of the mesh link and of the link to the internet, bytes.
     """
     gateway, internet = lab.host("gateway", forward=True), lab.host("internet")
@@ -101,7 +101,7 @@ def _clients(lab: Lab, gateway: Host, count: int, mtu: int) -> tuple[Host, ...]:
 
 
 def _households(lab: Lab, clients: Sequence[Host], gateway: Host) -> tuple[Host, ...]:
-    """Put a LAN behind each client; the gateway knows the way back to it where there is one only."""
+    """Put a LAN behind each client; if there is only one, the gateway gets a route back to it."""
     made = []
     for number, client in enumerate(clients, 1):
         client.forward()

@@ -1,8 +1,7 @@
-"""Two real daemons that trade: started together, with what scenarios ask of both of them.
+"""Two real daemons that trade, and the questions that scenarios ask of both.
 
-A scenario says what it wants to hold in terms of both sides' listings. What is waited for is asked of the daemons'
-control sockets; the books are compared at the end as an operator would, through `ngp`, and bytes are held against an
-independent count.
+A scenario states its conditions in terms of both sides' listings. While it waits, it asks the daemons' control sockets.
+At the end it compares the books through `ngp`, like an operator, and the bytes with an independent count.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ Row = dict[str, Any]
 GATEWAY: Conf = {"MESH_INTERFACES": "mesh0", "IGNORE_INTERFACE": "wan0"}
 CLIENT: Conf = {"MESH_INTERFACES": "mesh0"}
 MSAT_PER_KB = 1 << 20  # one msat for 1,024 bytes, as a price per GiB
-# A statement comes every five seconds while traffic runs, and at once when a contract ends. One that is lost is given
-# up after 15 s and told again with the next: waited for so long only where something is wrong.
+# A statement comes every five seconds while traffic runs, and at once when a contract ends. A lost statement is given up
+# after 15 s and repeated with the next. So a test waits for this long only if something is wrong.
 SETTLED_S = 60.0
 PREPAYING = 254  # the number of a remote address that no scenario uses
 
@@ -67,10 +66,10 @@ class Trade:
         await_until(lambda: all(map(_knows_somebody, (self.gateway, self.client))), what="neighbours found")
 
     def prepay(self) -> None:
-        """Have the client pay, by a destination of its own, so that what follows doesn't begin on credit.
+        """Make the client pay, by traffic to a separate destination, so that later traffic doesn't begin on credit.
 
-        A stream may use the credit up before the payment comes, and what the gate then refuses only the client's meter
-        has seen.
+        On credit a stream may use the credit up before the payment comes. The gate then refuses packets that only the
+        client's meter has counted.
         """
         assert traffic.ping(self.net.client, self.net.remote(4, PREPAYING)).received == 1
         await_until(lambda: self.earned()["paid_msat"] > 0, what="the first payment")
@@ -84,9 +83,9 @@ class Trade:
         )
 
     def await_settled(self, refused: bool = False) -> None:
-        """Wait until the client has the gateway's last statement; what they disagree about is then a fact.
+        """Wait until the client has the gateway's last statement, and both sides should agree.
 
-        A difference that stays is no error of this wait: the assertions that follow show it.
+        A difference that stays is no error here: later assertions show it.
         """
         try:
             await_until(lambda: not self.differences(refused), SETTLED_S)
@@ -94,18 +93,18 @@ class Trade:
             return
 
     def differences(self, refused: bool = False) -> list[str]:
-        """Say in what the two sides' books differ.
+        """List the differences between the two sides' books.
 
         Args:
-            refused: the gate refused packets (a stream found the end of the contract or of the money), which only
-                the client's meter saw; before a common limit they took their room from what was coming back.
+            refused: the gate refused packets at the end of a contract or of the money. Only the client's meter counted
+                them, and then it had less room for packets coming back.
         """
         found = []
         theirs = {row["id"]: row for row in self.bought()}
         for ours in self.sold():
             mirror = theirs.pop(ours["id"], None)
             if mirror is None:
-                found.append(f"{ours['destination']}: sold, and the client knows nothing of it")
+                found.append(f"{ours['destination']}: sold, but the client has no such contract")
                 continue
             for key in ("used_to_bytes", "used_from_bytes", "charged_msat"):
                 taken = key == "used_from_bytes" and used(ours) <= used(mirror)
@@ -113,7 +112,7 @@ class Trade:
                     found.append(f"{ours['destination']}: {key} {ours[key]} sold, {mirror[key]} bought")
             if used(ours) != mirror["billed_bytes"]:
                 found.append(f"{ours['destination']}: {used(ours)} bytes sold, {mirror['billed_bytes']} billed")
-        found += [f"{row['destination']}: bought, and the gateway knows nothing of it" for row in theirs.values()]
+        found += [f"{row['destination']}: bought, but the gateway has no such contract" for row in theirs.values()]
         earned, spent = self.earned(), self.spent()
         for key in ("paid_msat", "charged_msat", "refunded_msat"):
             if earned[key] != spent[key]:
@@ -121,10 +120,10 @@ class Trade:
         return found
 
     def assert_books_agree(self, refused: bool = False) -> None:
-        """Assert that both sides' rows, accounts and journals tell the same, after the last statement.
+        """Assert that both sides' rows, accounts and journals agree, after the last statement.
 
         Args:
-            refused: as for `differences`; what was billed and paid is compared all the same.
+            refused: as for `differences`; bills and payments are compared in any case.
         """
         self.await_settled(refused)
         found = self.differences(refused)
@@ -134,19 +133,19 @@ class Trade:
 
 
 def used(row: Row) -> int:
-    """Return the bytes of a contract's row, both directions."""
+    """Return the used bytes of a contract's row, both directions together."""
     return int(row["used_to_bytes"] + row["used_from_bytes"])
 
 
 def assert_conserved(daemon: Daemon) -> None:
-    """Assert of each account: paid = charged + refunded + balance; and that contracts and journal sum up to it."""
+    """Assert for each account that paid = charged + refunded + balance, and that contracts and journal add up to it."""
     for account in daemon.json("accounts"):
         role, who = account["role"], account["neighbour"]
         paid, charged, refunded = (account[key] for key in ("paid_msat", "charged_msat", "refunded_msat"))
         assert paid == charged + refunded + account["balance_msat"]
         mine = [row for row in daemon.json("contracts", "--all") if (row["role"], row["neighbour"]) == (role, who)]
         assert charged == sum(row["charged_msat"] for row in mine)
-        # A server's journal has what comes in as positive, a client's what goes out as negative.
+        # In a server's journal incoming money is positive, in a client's outgoing money is negative.
         sign = 1 if role == "server" else -1
         ids = {row["id"] for row in mine}
         lines = [row for row in daemon.json("ledger") if row["neighbour"] == who]
@@ -172,10 +171,10 @@ def open_trade(
     """Build client, gateway and internet, and start both daemons.
 
     Args:
-        gateway, client, both: keys of net.conf, over what the scenarios have in common.
-        whole_routes: leave the gateway its routes to the internet's prefixes, so that it sells these whole; else it has
-            a default route only, and each address is a contract of its own.
-        penniless: the client's node holds nothing, so that no payment succeeds.
+        gateway, client, both: keys of net.conf, which replace those that the scenarios have in common.
+        whole_routes: leave the gateway its routes to the internet's prefixes, so that it sells these whole. Otherwise
+            it has only a default route, and each address is a contract of its own.
+        penniless: the client's node has no money, so that no payment succeeds.
         topology: as for `three_hosts`.
     """
     net = three_hosts(lab, **topology)
@@ -187,7 +186,7 @@ def open_trade(
         net.gateway.daemon({**GATEWAY, **(both or {}), **(gateway or {})}, start=False),
         net.client.daemon({**CLIENT, **(both or {}), **(client or {})}, start=False),
     )
-    if penniless:  # what its node has is said once, before its first start
+    if penniless:  # the money of its node is set once, before its first start
         asyncio.run(SandboxPayment(made.client.state_dir, {"balance_msat": "0"}).close())
     start_all(made.gateway, made.client)
     made.await_acquainted()
@@ -201,13 +200,13 @@ def start_all(*daemons: Daemon) -> None:
 
 
 def restart(daemon: Daemon) -> None:
-    """Kill a daemon without a warning and start it on what it left."""
+    """Kill a daemon without a warning, and start it again with the state that it left."""
     daemon.kill9()
     daemon.start()
 
 
 def speak_as(internet: Host, source: str, client: str, gateway: str) -> None:
-    """Let the internet send to the client from one of its many addresses, by a gateway."""
+    """Let the host `internet` send to the client from one of its many addresses, through a gateway."""
     if ":" in source:
         internet.ip("address", "replace", f"{source}/128", "dev", "lo", "nodad")  # a whole prefix is no IPv6 source
     family = "-6" if ":" in source else "-4"
@@ -231,7 +230,7 @@ def _account(daemon: Daemon, role: str) -> Row:
 
 
 def _listing(daemon: Daemon, verb: str, **arguments: bool) -> list[Row]:
-    """Ask the daemon; where none runs, `ngp` reads its ledger."""
+    """Ask the daemon; if none runs, let `ngp` read its ledger."""
     try:
         rows: list[Row] = daemon.ask(verb, **arguments)
     except RunningError:

@@ -1,7 +1,7 @@
 """Traffic of exact size: UDP with counts and rates, TCP with checksums, echoes and pings, over IPv4 and IPv6.
 
-The functions at the top run in the test and start this same file inside a host as a program (standard library only);
-the program's answers are lines of JSON, so each end says for itself what it sent and what it got.
+The functions at the top run in the test and start this same file inside a host as a program (standard library only).
+The program answers with lines of JSON, so each end reports by itself what it sent and received.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ RECEIVE_BUFFER_BYTES = 64 * 1024 * 1024
 SO_RCVBUFFORCE = 33
 # The protocol, and the type of a request.
 ECHO = {socket.AF_INET: (socket.IPPROTO_ICMP, 8), socket.AF_INET6: (socket.IPPROTO_ICMPV6, 128)}
-PATIENCE_S = 20.0  # for what comes at once unless the machine is busy
-MOST_BEHIND_S = 0.02  # what a busy machine held up for longer isn't made up for in a burst
-SHORTEST_SLEEP_S = 0.001  # to sleep before each of 20,000 packets a second takes longer than there is
+PATIENCE_S = 20.0  # for packets that come at once unless the machine is busy
+MOST_BEHIND_S = 0.02  # a longer delay of a busy machine isn't made up for by a burst
+SHORTEST_SLEEP_S = 0.001  # at 20,000 packets a second there is no time to sleep before each
 
 
 class TrafficError(AssertionError):
-    """An end of the traffic couldn't do its work (which is something else than packets that were dropped)."""
+    """An end of the traffic couldn't do its work (dropped packets are no such error)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pings:
-    """What `ping` counted."""
+    """The counts of a `ping`."""
 
     sent: int
     received: int
@@ -46,7 +46,7 @@ class Pings:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A TCP transfer as both ends saw it; it was whole if `intact`."""
+    """A TCP transfer as both ends saw it; `intact` if all of it arrived unchanged."""
 
     sent_bytes: int
     received_bytes: int
@@ -102,7 +102,7 @@ def udp_echo(host: Host, address: str, port: int) -> Server:
 
 
 def tcp_sink(host: Host, address: str, port: int) -> Server:
-    """Receive and count streams; a sender is told how much arrived and its checksum."""
+    """Receive and count streams; each sender gets the number of bytes that arrived and their checksum."""
     return Server(host, "tcp-sink", address, port)
 
 
@@ -117,12 +117,12 @@ def tcp_source(host: Host, address: str, port: int) -> Server:
 
 
 def tcp_fetch(host: Host, address: str, port: int, *, size_bytes: int, timeout_s: float = 60.0) -> int:
-    """Ask a `tcp_source` for so many bytes and return how many came before its end. Raises: TrafficError."""
+    """Ask a `tcp_source` for a number of bytes and return how many came before its end. Raises: TrafficError."""
     return int(_run(host, timeout_s + 5, "tcp-fetch", address, port, size_bytes, timeout_s)["received"])
 
 
 def l3_bytes(version: int, payload_bytes: int, count: int = 1) -> int:
-    """Return what `count` datagrams weigh on the wire: payload, UDP header and IP header."""
+    """Return the size of `count` datagrams on the wire: payload, UDP header and IP header."""
     return count * (payload_bytes + UDP_HEADER_BYTES + IP_HEADER_BYTES[version])
 
 
@@ -141,7 +141,7 @@ def udp_send(
     """Send datagrams and return how many were sent, or with `await_echoes` how many came back.
 
     Args: rate_pps in packets a second, 0 for as fast as one process can; await_echoes: wait for the echo of each, or
-    for its refusal, before sending the next; echo_wait_s: for how long, where some are not to come.
+    for its refusal, before sending the next; echo_wait_s: how long to wait if some echoes won't come.
     """
     words = ("udp-send", address, port, count, payload_bytes, rate_pps, echo_wait_s if await_echoes else 0)
     return int(_run(host, timeout_s, *words)["count"])
@@ -165,15 +165,15 @@ def ping(
     interval_s: float = 0.05,
     wait_s: float = PATIENCE_S,
 ) -> Pings:
-    """Send `count` echo requests from a host and say how many were answered, as soon as the fate of all is known.
+    """Send `count` echo requests from a host and return how many were answered, as soon as all are answered or refused.
 
-    The first one's answer is awaited before the others are sent: where a gateway holds several and tracks connections,
-    Linux lets only one of them go (docs/architecture.md, Known limits).
+    The first answer is awaited before the other requests are sent: if a gateway tracks connections and holds several
+    packets of a flow, Linux lets only one of them go (docs/architecture.md, Known limits).
 
     Args:
         interval_s: seconds from one request to the next.
-        wait_s: how long the first and the last answers are waited for. A busy machine's come late, so the bound is
-            generous; whoever expects that none comes says how long it listens.
+        wait_s: how long to wait for the first and the last answers. They come late on a busy machine, so the bound is
+            generous; a caller that expects no answer sets it.
     """
     with host.socket_inside(lambda: _echo_socket(address)) as sock:
         answered: set[bytes] = set()
@@ -188,7 +188,7 @@ def ping(
                     answered.add(sock.recv(CHUNK_BYTES)[6:8])
                 except TimeoutError:
                     break
-                except OSError:  # an ICMP error: that one was refused
+                except OSError:  # an ICMP error: that request was refused
                     refused += 1
         return Pings(count, len(answered))
 
@@ -206,11 +206,11 @@ def _request_echo(sock: socket.socket, address: str, number: int, payload_bytes:
     try:
         sock.send(request)
     except OSError:
-        sock.send(request)  # the socket gave an earlier request's ICMP error instead of sending
+        sock.send(request)  # the socket reported an earlier request's ICMP error instead of sending
 
 
 def start(host: Host, *words: object) -> subprocess.Popen[str]:
-    """Start one of this file's programs in a host and go on; it is ended with the laboratory at the latest."""
+    """Start one of this file's programs in a host; it ends with the laboratory at the latest."""
     return host.popen(sys.executable, "-I", "-S", __file__, *map(str, words), stdout=subprocess.DEVNULL)
 
 
@@ -239,7 +239,7 @@ def _say(**values: object) -> None:
 
 
 def serve_udp(address: str, port: int, echo: bool) -> None:
-    """Receive datagrams until standard input ends; a line there asks for the count."""
+    """Receive datagrams until standard input ends; each line of input asks for the count."""
     sock = socket.socket(_family(address), socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
     sock.bind((address, port))
@@ -254,7 +254,7 @@ def serve_udp(address: str, port: int, echo: bool) -> None:
             except BlockingIOError:
                 break
             except OSError:
-                continue  # an ICMP error for an echo that we sent; the next datagram may be fine
+                continue  # an ICMP error for an echo that we sent; the next datagram may pass
             count, size = count + 1, size + len(data)
             if echo:
                 sock.sendto(data, sender)
@@ -265,7 +265,7 @@ def serve_udp(address: str, port: int, echo: bool) -> None:
 
 
 class TcpServer:
-    """Many streams at once, each counted and answered with an echo or, at its end, with a receipt."""
+    """A server for many streams at once: it counts each and answers with an echo or, at its end, with a receipt."""
 
     def __init__(self, address: str, port: int, echo: bool) -> None:
         self.listener = socket.create_server((address, port), family=_family(address), backlog=128)
@@ -276,7 +276,7 @@ class TcpServer:
         self.all = hashlib.sha256()
 
     def serve(self) -> None:
-        """Serve until standard input ends; a line there asks for the count."""
+        """Serve until standard input ends; each line of input asks for the count."""
         _say(count=0, bytes=0, sha256="")
         while True:
             ready: list[object] = select.select([self.listener, sys.stdin, *self.streams], [], [])[0]
@@ -292,7 +292,7 @@ class TcpServer:
                 _say(count=self.count, bytes=self.size, sha256=self.all.hexdigest())
 
     def take(self, stream: socket.socket) -> None:
-        """Take what a stream has; a stream that breaks is forgotten."""
+        """Read a stream's data; a stream that breaks is dropped."""
         try:
             data = stream.recv(CHUNK_BYTES)
             if data:
@@ -306,7 +306,7 @@ class TcpServer:
             if not self.echo:
                 stream.sendall(f"{self.sizes[stream]} {self.streams[stream].hexdigest()}\n".encode())
         except OSError:
-            pass  # broken by a cut: what arrived is counted, and the sender sees its own error
+            pass  # broken by a cut: bytes that arrived are counted, and the sender sees its own error
         stream.close()
         del self.streams[stream], self.sizes[stream]
 
@@ -314,7 +314,7 @@ class TcpServer:
 def send_udp(address: str, port: int, count: int, size: int, rate_pps: float, echo_wait_s: float) -> None:
     """Send datagrams, each with its number in its first bytes, on a schedule that doesn't drift.
 
-    Args: echo_wait_s: how long the echo of each is waited for before the next is sent, 0 for not at all.
+    Args: echo_wait_s: how long to wait for the echo of each before the next is sent, 0 for not at all.
     """
     sock = socket.socket(_family(address), socket.SOCK_DGRAM)
     sock.connect((address, port))
@@ -330,7 +330,7 @@ def send_udp(address: str, port: int, count: int, size: int, rate_pps: float, ec
         try:
             sock.send(data)
         except OSError:
-            sock.send(data)  # the socket gave an earlier datagram's ICMP error instead of sending
+            sock.send(data)  # the socket reported an earlier datagram's ICMP error instead of sending
         done += not echo_wait_s or _echoed(sock, data, echo_wait_s)
     _say(count=done)
 
@@ -370,7 +370,7 @@ def send_tcp(address: str, port: int, size: int, timeout_s: float) -> None:
 
 
 def serve_source(address: str, port: int) -> None:
-    """Serve one client after the other until standard input ends: a line with a number, then so many bytes."""
+    """Serve one client after the other until standard input ends: each sends a number, and gets that many bytes."""
     listener = socket.create_server((address, port), family=_family(address))
     _say(count=0, bytes=0)
     while True:
@@ -384,11 +384,11 @@ def serve_source(address: str, port: int) -> None:
                 while left:
                     left -= stream.send(bytes(min(left, CHUNK_BYTES)))
             except (OSError, ValueError):
-                continue  # cut, or gone: the client counts what it got
+                continue  # cut, or gone: the client counts the bytes that it got
 
 
 def fetch(address: str, port: int, size: int, timeout_s: float) -> None:
-    """Ask for so many bytes and count what comes."""
+    """Ask for a number of bytes and count those that come."""
     stream = socket.create_connection((address, port), timeout=timeout_s)
     stream.sendall(f"{size}\n".encode())
     received = 0
@@ -398,7 +398,7 @@ def fetch(address: str, port: int, size: int, timeout_s: float) -> None:
 
 
 def main(words: list[str]) -> None:
-    """Do what the first word says."""
+    """Run the program that the first word names."""
     kind, address, port = words[0], words[1], int(words[2])
     if kind == "udp-send":
         send_udp(address, port, int(words[3]), int(words[4]), float(words[5]), float(words[6]))

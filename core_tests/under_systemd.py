@@ -3,8 +3,8 @@
     sudo tools/stock-kernel --kernel 6.1,6.12 --systemd --before-boot 'python3 -m core_tests.under_systemd install' \\
         python3 -m core_tests.under_systemd look
 
-`install` installs the wheel as the README says, and enables the units with WHEN_STOPPED: closed; `look` is run by the
-booted system, where a gateway's interfaces came up with the network. It changes the whole machine: never run it
+`install` installs the wheel as the README says, and enables the units with WHEN_STOPPED: closed. `look` runs in the
+booted system, where a gateway's interfaces came up with the network. Both change the whole machine: never run them
 elsewhere.
 """
 
@@ -49,11 +49,11 @@ WantedBy=multi-user.target
 
 
 class Failed(Exception):
-    """What was looked for isn't so."""
+    """A condition that was checked doesn't hold."""
 
 
 def sh(command: str) -> str:
-    """Run a shell command to its end and return what it prints. Raises Failed with its complaint."""
+    """Run a shell command to its end and return its output. Raises Failed with its error output."""
     done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failed(f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}")
@@ -66,14 +66,14 @@ def tries(command: str) -> bool:
 
 
 def expect(what: str, found: object) -> None:
-    """Print a line for what is so. Raises Failed where it isn't."""
+    """Print a line for a condition that holds. Raises Failed if it doesn't."""
     if not found:
         raise Failed(what)
     print(f"ok  {what}", flush=True)
 
 
 def wait_for(what: str, is_so: Callable[[], object]) -> None:
-    """Wait until something is so. Raises Failed if it never is."""
+    """Wait until a condition holds. Raises Failed if it never does."""
     end = time.monotonic() + WAIT_S
     while not is_so():
         if time.monotonic() > end:
@@ -88,7 +88,7 @@ def shown(name: str, unit: str = "ngp") -> str:
 
 
 def pings(count: int = 2) -> bool:
-    """Say whether a packet of the client reaches what is behind the gateway, and its answer the client."""
+    """Say whether a packet of the client reaches a host behind the gateway, and the answer reaches the client."""
     return tries(f"ip netns exec client ping -nq -i 0.3 -W 5 -c {count} {DESTINATION}")
 
 
@@ -100,7 +100,7 @@ def configure(when_stopped: str) -> None:
 
 def install() -> None:
     """Install the wheel and enable the units, as before a shutdown."""
-    if not tries("ls /root/wheels/ngp-*.whl"):  # the host had none: slow in an emulated machine
+    if not tries("ls /root/wheels/ngp-*.whl"):  # the host had no wheel; building is slow in an emulated machine
         sh(".venv/bin/python -m pip wheel -q --no-deps --no-build-isolation . -w /root/wheels")
     sh("python3 -m venv /opt/ngp && /opt/ngp/bin/pip install -q --no-index --find-links /root/wheels ngp")
     sh("ln -s /opt/ngp/bin/ngp /usr/local/bin/ngp && mkdir -p /etc/ngp")
@@ -133,17 +133,17 @@ def look_at_trade() -> None:
     wait_for("the client buys a contract, and its packets pass", pings)
     process = shown("MainPID")
     sh(f"kill -9 {process}")
-    expect("what is paid for passes while no daemon runs", pings())
+    expect("paid traffic passes while no daemon runs", pings())
     wait_for("systemd starts the daemon again", lambda: shown("MainPID") not in ("0", process))
     wait_for("it is ready", lambda: shown("ActiveState") == "active")
     expect("it was started again once", shown("NRestarts") == "1")
     expect("packets pass", pings())
     sh("systemctl reload ngp")
-    expect("a reload is done by the same process", shown("MainPID") not in ("0", process) and pings())
+    expect("a reload keeps the process", shown("MainPID") not in ("0", process) and pings())
 
 
 def standing() -> str:
-    """Return what of ngp's is in the kernel."""
+    """Return everything of ngp that is in the kernel."""
     looks = (
         "nft list ruleset 2>/dev/null | grep -o 'chain NGP_[A-Z_]*' | sort -u",
         "bpftool prog show | grep -oE 'name (xt_|ngp_|udp_framed|udp_bare)[a-z_]*' | sort -u",
@@ -155,12 +155,12 @@ def standing() -> str:
 
 
 def look_at_stop() -> None:
-    """A stop leaves nothing, or the closed gate where that is wanted."""
+    """A stop leaves nothing, or with WHEN_STOPPED: closed the closed gate."""
     sh("ip netns exec client ngp stop --state-dir /var/lib/ngp-client")
-    expect("gate and meter stand while ngp runs", "NGP_GATE" in standing() and "ngp_contracts" in standing())
+    expect("gate and meter exist while ngp runs", "NGP_GATE" in standing() and "ngp_contracts" in standing())
     sh("systemctl stop ngp")
-    left = standing().splitlines()  # NGP_TABLE says that the table is ours to take away
-    expect(f"a stop leaves the closed gate alone {left}", left == ["chain NGP_CLOSED", "chain NGP_TABLE"])
+    left = standing().splitlines()  # NGP_TABLE marks a table that ngp made and may remove
+    expect(f"a stop leaves only the closed gate {left}", left == ["chain NGP_CLOSED", "chain NGP_TABLE"])
     expect("nothing passes", not pings(1))
     configure("open")
     sh("systemctl start ngp && systemctl stop ngp")
@@ -169,7 +169,7 @@ def look_at_stop() -> None:
 
 
 def look_at_failures() -> None:
-    """A start that trying again doesn't mend isn't tried again."""
+    """A start whose cause another attempt doesn't mend isn't tried again."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("", PORT))
         refused("the kernel refuses (its UDP port is taken)", "4")
@@ -181,14 +181,14 @@ def look_at_failures() -> None:
 
 
 def refused(why: str, code: str) -> None:
-    """Start ngp and see it end for good."""
+    """Start ngp, and check that it ends and isn't started again."""
     expect(f"{why}: the start fails", not tries("systemctl start ngp"))
     found = [shown(name) for name in ("ExecMainStatus", "SubState", "NRestarts")]
     expect(f"it ended with {code} and isn't started again {found}", found == [code, "failed", "0"])
 
 
 def look() -> None:
-    """Go through all of it in the booted system."""
+    """Make all checks in the booted system."""
     for part in (look_at_boot, look_at_trade, look_at_stop, look_at_failures):
         part()
 
