@@ -15,9 +15,9 @@ from core_tests.trade import Trade, open_trade, used
 
 RATE_PPS = 2000
 PAYLOAD_BYTES = 1000 - traffic.l3_bytes(4, 0)
-HELD, HELD_OF_PAID = 8, 64  # first packets of a destination that the gate holds: of anybody, of a client that has paid
+HELD, HELD_OF_PAID = 8, 64  # first packets of a destination that the gate holds: of any client, of one that has paid
 TOO_MANY = 100
-WINDOW_S = 1.0  # in which they are counted
+WINDOW_S = 1.0  # the kernel counts first packets within this time
 STOPPED_S = 0.5
 OTHERS = 30
 PORT = 5000
@@ -25,7 +25,7 @@ HOSTS, PAGE_BYTES = 200, 30_000
 
 
 def refused(trade: Trade) -> dict[str, int]:
-    """Return how many packets the gateway's kernel has refused until now, by reason."""
+    """Return how many packets the gateway's kernel has refused so far, by reason."""
     counters = trade.gateway.ask("status")["counters"]["kernel"]
     return {name: counters[name] for name in ("asked_before", "refused_exhausted", "refused_unpaid")}
 
@@ -44,10 +44,10 @@ def since(trade: Trade, before: dict[str, int]) -> dict[str, int]:
     ],
 )
 def test_a_new_destination_meets_no_limit_but_its_own(lab: Lab, keys: dict[str, object], count: int) -> None:
-    """No packet is refused for want of money, from the first one on, which finds no contract yet.
+    """No packet is refused for lack of money, from the first one on, which finds no contract yet.
 
-    On a quiet machine none is lost. Where daemons are scheduled late, more first packets come than are held, and small
-    contracts end before they are renewed: those limits are the destination's own, and every lost packet is theirs.
+    On a quiet machine none is lost. If daemons are scheduled late, more first packets come than are held, and small
+    contracts end before they are renewed. These are the destination's own limits, and explain every lost packet.
     """
     trade = open_trade(lab, both=keys)
     net, remote = trade.net, trade.net.remote(4)
@@ -67,14 +67,14 @@ def test_a_new_destination_meets_no_limit_but_its_own(lab: Lab, keys: dict[str, 
 
 
 def open_others(trade: Trade) -> None:
-    """Have the client pay, and open contracts that share what it has paid, and lie idle."""
+    """Make the client pay, and open contracts that share its money and stay idle."""
     trade.prepay()
     for number in range(101, 101 + OTHERS):
         assert traffic.ping(trade.net.client, trade.net.remote(4, number)).received == 1
 
 
 def await_last(trade: Trade, last: traffic.Server) -> None:
-    """Wait until all that was sent before is where it belongs: what comes behind it has arrived."""
+    """Wait until all earlier packets have arrived, since a packet sent after them has."""
 
     def arrived() -> int:
         traffic.udp_send(trade.net.client, last.address, last.port, count=1)
@@ -88,7 +88,7 @@ def await_last(trade: Trade, last: traffic.Server) -> None:
 )
 @pytest.mark.parametrize("stopped", ["gateway", "client"])
 def test_a_daemon_that_stands_still_costs_no_packet(lab: Lab, stopped: str, count: int, stops: int) -> None:
-    """After the first answer contract and account are the kernel's, whoever is scheduled late, and for how long."""
+    """After the first answer the kernel has contract and account, so a daemon may be scheduled late."""
     trade = open_trade(lab)
     net, remote, daemon = trade.net, trade.net.remote(4), trade.gateway if stopped == "gateway" else trade.client
     open_others(trade)
@@ -98,7 +98,7 @@ def test_a_daemon_that_stands_still_costs_no_packet(lab: Lab, stopped: str, coun
     flow = traffic.start(net.client, "udp-send", remote, PORT, count, PAYLOAD_BYTES, RATE_PPS, 0)
     for _ in range(stops):
         daemon.stand_still()
-        time.sleep(STOPPED_S)  # what is tried here: there is nothing to await
+        time.sleep(STOPPED_S)  # the pause is the subject of the test: there is nothing to await
         daemon.go_on()
         time.sleep(STOPPED_S)
     assert flow.wait(120) == 0
@@ -110,7 +110,7 @@ def test_a_daemon_that_stands_still_costs_no_packet(lab: Lab, stopped: str, coun
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize(("paid", "held"), [(False, HELD), (True, HELD_OF_PAID)], ids=["newcomer", "customer"])
 def test_so_many_first_packets_of_a_destination_are_held(lab: Lab, version: int, paid: bool, held: int) -> None:
-    """A client that has paid may begin with more at once; both sides derive the number alike, and count the same."""
+    """A client that has paid may begin with more packets; both sides compute the same number, and count the same."""
     trade = open_trade(lab)
     if paid:
         trade.prepay()
@@ -126,9 +126,9 @@ def test_so_many_first_packets_of_a_destination_are_held(lab: Lab, version: int,
 
 
 def burst(trade: Trade, version: int) -> str:
-    """Send too many packets to a new destination while the gateway's daemon, stopped, can't answer; returns it.
+    """Send too many packets to a new destination while the gateway's daemon is suspended. Returns the destination.
 
-    Where the machine was too busy to send all of them in the kernel's window, another destination is taken.
+    If the machine is too busy to send all of them within the kernel's time, another destination is used.
     """
     client = trade.net.client
     family = socket.AF_INET if version == 4 else socket.AF_INET6
@@ -146,7 +146,7 @@ def burst(trade: Trade, version: int) -> str:
 
 
 def test_a_page_of_many_hosts_shares_one_account(lab: Lab) -> None:
-    """Each host is a contract of its own, all of them begin at once, and what is prepaid is less than they need."""
+    """Each host is a contract of its own, all begin at once, and the prepaid money is less than they need."""
     trade = open_trade(lab, both={"PAYMENT_AMOUNT": "20 sat"}, households=1)
     net = trade.net
     assert net.household is not None

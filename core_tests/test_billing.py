@@ -1,5 +1,5 @@
-"""The bill: what the gateway charges is what an independent count at the receivers saw, to the byte and the msat, and
-the client's books say the same."""
+"""The bill: the gateway charges what an independent count at the receivers shows, to the byte and the msat, and the
+client's books agree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bill_of(trade: Trade, remote: str) -> Row:
 
 
 def assert_billed(trade: Trade, remote: str, at_internet: Counter, at_client: Counter) -> None:
-    """Assert that bytes and msat are what the receivers counted: uploads at the internet, downloads at the client."""
+    """Assert that bytes and msat match the receivers' counts: uploads at the internet, downloads at the client."""
     row = bill_of(trade, remote)
     upload = at_internet.total("in", destination=remote).bytes
     download = at_client.total("in", source=remote).bytes
@@ -55,7 +55,7 @@ def test_tcp_is_billed_to_the_byte_in_both_directions(lab: Lab, offloads: bool) 
     trade = open_trade(lab, both=PLENTY)
     net = trade.net
     for host, interface in ((net.client, "mesh0"), (net.internet, "wan0")):
-        host.offloads(interface, tso=offloads, gso=offloads)  # left uncut, the gateway cuts behind its meter
+        host.offloads(interface, tso=offloads, gso=offloads)  # superpackets reach the gateway's meter whole
     trade.prepay()
     at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")
     for version in VERSIONS:

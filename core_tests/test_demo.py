@@ -1,4 +1,4 @@
-"""The demonstration runs to its end and equals; and where a byte or a msat differs, it says so and fails."""
+"""The demonstration runs to its end with equal totals; if a byte or a msat differs, it says so and fails."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def contract(name: str, destination: str, to: int, back: int) -> Row:
 
 
 def sound() -> tuple[Count, Books, Books]:
-    """Return a count and both sides' books that agree; the client sent 100 bytes into the cut, in the room of 24."""
+    """Return a count and both sides' books that agree; the client sent 100 bytes into the cut, where 24 had room."""
     rows = [
         contract("a", f"{V4}/32", 1000, 1500),
         contract("b", f"{V6}/128", 700, 0),

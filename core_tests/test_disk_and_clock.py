@@ -1,6 +1,6 @@
-"""A disk that fills up and a clock that jumps by years: no money and no contract may hang on either.
+"""A disk that fills up and a clock that jumps by years: neither may cost money or a contract.
 
-The machine's own clock is never touched: the daemon under test reads UTC through a file of offsets.
+The machine's own clock isn't changed: the daemon under test adds offsets from a file to UTC.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def answered(trade: Trade, number: int, count: int = 1, wait_s: float = traffic.
 
 
 def await_sums(trade: Trade) -> None:
-    """Wait until both accounts tell the same; the client's meter may have seen what the gateway refused."""
+    """Wait until both accounts agree; the client's meter may have counted packets that the gateway refused."""
 
     def sums(row: dict[str, int]) -> list[int]:
         return [row[key] for key in ("paid_msat", "charged_msat", "refunded_msat")]
@@ -61,12 +61,12 @@ def test_a_full_disk_stops_new_contracts_and_loses_nothing(lab: Lab) -> None:
     with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(4096))
-    assert answered(trade, 2, wait_s=1) == 0  # what can't be written isn't agreed
+    assert answered(trade, 2, wait_s=1) == 0  # a contract that can't be written isn't agreed
     assert answered(trade, 1, count=3) == 3
     await_until(lambda: not trade.gateway.ask("status")["ledger"]["writable"], what="the ledger's state in `status`")
     refused = trade.gateway.cli("block", trade.sold()[0]["neighbour"])
     assert refused.returncode == ExitCode.LEDGER and "nothing was done" in refused.stderr
-    assert trade.gateway.cli("backup", str(lab.folder / "copy.db")).returncode == 0  # to where there is room
+    assert trade.gateway.cli("backup", str(lab.folder / "copy.db")).returncode == 0  # to a disk with room
     ballast.unlink()
     await_until(lambda: answered(trade, 3, wait_s=1) == 1, what="service when there is room again")
     restart(trade.gateway)
@@ -102,7 +102,7 @@ def test_jumps_of_the_clock_neither_end_nor_prolong_nor_lose_anything(
     (row,) = trade.sold()
     for jump in (YEARS_S, -YEARS_S, 0):
         _jump(trade, skew, jump)
-        assert answered(trade, 1) == 1  # it runs by the monotonic clock
+        assert answered(trade, 1) == 1  # a contract's time runs by the monotonic clock
     assert [one["id"] for one in trade.sold() if one["state"] != "closed"] == [row["id"]]
     await_until(lambda: trade.sold(reason="expired"), what="the end at its time, not later")
     paid = trade.earned()["paid_msat"]
@@ -116,7 +116,7 @@ def test_jumps_of_the_clock_neither_end_nor_prolong_nor_lose_anything(
 
 
 def _jump(trade: Trade, skew: Path, seconds: int) -> None:
-    """Move the gateway's UTC, and give it a tick to see it."""
+    """Move the gateway's UTC, and wait until it notices."""
     skew.write_text(str(seconds))
     uptime_s = trade.gateway.json("status")["uptime_s"]
     await_until(lambda: trade.gateway.ask("status")["uptime_s"] > uptime_s, what="a second under the new time")

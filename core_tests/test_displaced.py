@@ -1,4 +1,4 @@
-"""A mesh interface that becomes a port of a bridge while ngp runs: what neighbours send is sold there all the same."""
+"""A mesh interface that becomes a port of a bridge while ngp runs: neighbours' traffic is still sold there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""First packets: held while the routers agree, released and charged when they do, else refused with a word."""
+"""First packets: held while the routers negotiate, released and charged when they agree, else refused by ICMP."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from core_tests.shell import await_until
 from core_tests.trade import MSAT_PER_KB, Trade, open_trade
 
 VERSIONS = (4, 6)
-BURST = 8  # as many as the gate holds of one destination
-PROHIBITED = {4: "Packet filtered", 6: "Administratively prohibited"}  # ICMP 3/13 and ICMPv6 1/1, as ping says it
+BURST = 8  # the number of packets that the gate holds for one destination
+PROHIBITED = {4: "Packet filtered", 6: "Administratively prohibited"}  # ping's words for ICMP 3/13 and ICMPv6 1/1
 
 
 def test_no_first_packet_is_lost(lab: Lab) -> None:
@@ -25,7 +25,7 @@ def test_no_first_packet_is_lost(lab: Lab) -> None:
         stream = net.remote(version, 5)
         traffic.tcp_sink(net.internet, stream, 5001)
         assert traffic.tcp_send(net.client, stream, 5001, size_bytes=1000).intact
-        # Each request for a connection, one that a busy machine's client made again too.
+        # Every request for a connection, including those that a client on a busy machine repeats.
         await_until(
             lambda stream=stream:  # type: ignore[misc]
             at_client.total("out", destination=stream).packets == at_internet.total("in", destination=stream).packets,
@@ -36,7 +36,7 @@ def test_no_first_packet_is_lost(lab: Lab) -> None:
 
 
 def test_a_first_packet_waits_for_acquaintance_as_well(lab: Lab) -> None:
-    """A client that sends before its daemon was ever heard is a stranger for a moment, and not turned away."""
+    """A client that sends before its daemon was heard is a stranger for a moment, but isn't refused."""
     trade = open_trade(lab)
     trade.client.stop()
     pinging = trade.net.client.popen(

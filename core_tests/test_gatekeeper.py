@@ -30,11 +30,11 @@ def test_renewal_off_pings_pass_until_exactly_the_contracted_bytes_are_used(lab:
     limit = CONTRACT_KB * 1024
     trade = open_trade(lab, both={"CONTRACT_DATA": CONTRACT_KB, "DATA_RENEWAL": 0, "TIME_RENEWAL": 0})
     counter = trade.net.internet.counter("wan0")
-    pings = ping_all(trade, version, wait_s=1)  # the last of them are cut
+    pings = ping_all(trade, version, wait_s=1)  # the last pings are cut
     passed = limit // PACKET_BYTES[version]  # whole packets, requests and replies
     assert pings == traffic.Pings(PINGS, passed // 2)
     seen = counter.total(destination=trade.net.remote(version))
-    assert seen.packets == (passed + 1) // 2  # the last request may go through and find nothing left for its reply
+    assert seen.packets == (passed + 1) // 2  # the last request may pass and leave no bytes for its reply
     trade.await_closed()
     (sold,) = trade.sold()
     assert (used(sold), sold["data_limit_bytes"]) == (passed * PACKET_BYTES[version], limit)

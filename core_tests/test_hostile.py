@@ -1,5 +1,5 @@
-"""Neighbours that mean ill, against real daemons: noise, replays, made-up keys and addresses, service without payment,
-payment without service. What is asserted is what an attack may cost at most, and that honest neighbours go on."""
+"""Hostile neighbours against real daemons: noise, replays, made-up keys and addresses, service without payment, payment
+without service. The tests assert the most that an attack may cost, and that honest neighbours are still served."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def resident_kb(daemon: Daemon) -> int:
 
 
 def accept_all(persona: Persona, received: Received) -> None:
-    """Buy whatever is offered; pay for nothing."""
+    """Accept every proposal; pay for nothing."""
     if isinstance(received.message, Propose):
         offer = received.message
         persona.say(Accept(offer.contract, offer.price_msat_per_gib, offer.data_limit_bytes), received.message_id)
@@ -69,13 +69,13 @@ def test_made_up_clients_get_the_grace_of_their_link_once(lab: Lab) -> None:
                     crowd.frame(mac, udp(source, net.remote(version, 100 + number), 5000, bytes(900)))
             crowd.pump(0.04)
 
-        for round_ in range(2):  # the second time with new keys, after the gateway lost its memory
+        for round_ in range(2):  # the second time with new keys, after a restart of the gateway
             for met, mac in enumerate(macs, 1):
                 crowd.meet(crowd.persona(mac, react=accept_all), seconds=10)
                 deadline = time.monotonic() + 60
                 while arrived() < met * GRACE_KB * 1024 * 0.8 and time.monotonic() < deadline:
                     send(mac)
-                for _ in range(10):  # more than there is credit for
+                for _ in range(10):  # more than the interface's credit
                     send(mac)
             crowd.pump(0.2)
             seen = arrived()
@@ -107,7 +107,7 @@ def offer(destination: str, price: int = 1000, limit_bytes: int = 1 << 20) -> Pr
 
 
 def ask_for_money(crowd: Crowd, persona: Persona) -> None:
-    """Ask for much, then for what the victim says that it would pay."""
+    """Ask for too much, then for the sum that the victim offers."""
     amount_msat = 10**9
     for _ in range(4):
         before = len(persona.inbox)
@@ -127,7 +127,7 @@ def test_made_up_servers_are_paid_no_more_than_one_and_can_do_no_harm(lab: Lab) 
             persona.say(offer(f"198.51.100.{number + 1}/32"))
             assert crowd.pump(60, lambda persona=persona: bool(persona.heard(Accept)))  # type: ignore[misc]
             ask_for_money(crowd, persona)
-        # All of them together got what one server may be ahead; whoever carries nothing gets no more.
+        # All of them together got no more than one server may get ahead; servers that carry nothing get no more.
         assert sum(row["paid_msat"] for row in client.json("accounts")) <= 2 * PAYMENT_SAT * SAT_MSAT
         renew_for_ever(crowd, net.client, net.remote(4, 77))
         bill_for_nothing(crowd, client)
@@ -135,7 +135,7 @@ def test_made_up_servers_are_paid_no_more_than_one_and_can_do_no_harm(lab: Lab) 
 
 
 def renew_for_ever(crowd: Crowd, client: Host, remote: str) -> None:
-    """Offer renewals that buy one byte: each would be a write to the victim's ledger and a question for the next."""
+    """Offer renewals of one byte: each would cost the victim a write to its ledger and a request for the next."""
     persona = crowd.persona()
     limits = [50]
 
@@ -158,10 +158,10 @@ def renew_for_ever(crowd: Crowd, client: Host, remote: str) -> None:
 
 
 def bill_for_nothing(crowd: Crowd, client: Daemon) -> None:
-    """Fill the victim with contracts, then flood it with bills: it must stay at hand."""
+    """Fill the victim with contracts, then flood it with bills: it must still respond."""
     persona = crowd.persona(random_mac())
     assert crowd.meet(persona)
-    for number in range(900):  # a server that nothing was sent by is not let open many more
+    for number in range(900):  # a client that sent nothing through a server accepts few more of its contracts
         persona.say(offer(f"10.{number >> 8}.{number & 255}.1/32"))
         if number % 50 == 49:
             crowd.pump(0.05)
@@ -172,8 +172,8 @@ def bill_for_nothing(crowd: Crowd, client: Daemon) -> None:
             lines = tuple(StatementLine(secrets.token_bytes(16), 1, 1, 1) for _ in range(16))
             persona.say(Statement(0, 0, 0, lines))
         crowd.pump(0.05)
-    assert status_s(client) < 3.0 + 20 * quiet_s  # by what the machine does anyway
-    assert len(persona.heard(Cancel)) < 400  # of 6,400 lines that it never heard of
+    assert status_s(client) < 3.0 + 20 * quiet_s  # relative to the time on the quiet machine
+    assert len(persona.heard(Cancel)) < 400  # of 6,400 lines about unknown contracts
     assert resident_kb(client) - before_kb < 30_000
 
 
@@ -185,7 +185,7 @@ def status_s(daemon: Daemon) -> float:
 
 
 def noise(dice: random.Random, genuine: list[bytes]) -> bytes:
-    """Make a datagram that is wrong: random, cut, changed, too long, or said before."""
+    """Make an invalid datagram: random, cut, changed, too long, or sent before."""
     base = bytearray(dice.choice(genuine))
     kind = dice.randrange(5)
     if kind == 0:
@@ -224,7 +224,7 @@ def test_noise_and_replays_change_nothing_and_an_honest_neighbour_goes_on(lab: L
         for datagram in genuine:
             crowd.frame(persona.mac, udp(crowd.address, crowd.victim_address, PORT, datagram, PORT))
         await_until(lambda: ignored(trade.gateway) >= 3, what="the replays' refusal")
-    assert statistics.quantiles(waits, n=100)[98] < 1.5 + 20 * quiet_s  # by what the machine does anyway
+    assert statistics.quantiles(waits, n=100)[98] < 1.5 + 20 * quiet_s  # relative to the time on the quiet machine
     assert resident_kb(trade.gateway) - before_kb < 30_000
     assert len(trade.gateway.json("neighbours")) <= neighbours + 1
     mine = [row for row in trade.sold() if row["destination"] == "198.51.100.200/32"]
@@ -233,7 +233,7 @@ def test_noise_and_replays_change_nothing_and_an_honest_neighbour_goes_on(lab: L
 
 
 def first_packet_s(net: ThreeHosts, number: int) -> float:
-    """Return how long an honest neighbour waits for the answer to its first packet to a destination, seconds."""
+    """Return how long an honest neighbour waits for the answer to its first packet to a destination, in seconds."""
     began = time.monotonic()
     assert traffic.ping(net.client, net.remote(4, number)).received == 1, "an honest first packet"
     return time.monotonic() - began

@@ -1,8 +1,8 @@
 """Interfaces of every kind, as mesh and as uplink: first packet, bytes, cut, and nothing left by `ngp stop`.
 
-Which kinds there are is the kernel's. Those in EVERYWHERE are tried on each kernel; of the others, those that it has
-are collected, and pytest's summary names those that it lacks. With `--all-kinds`, as on a distribution's own kernel,
-all are tried, and one that is lacking fails.
+The kernel decides which kinds exist. Kinds in EVERYWHERE are tested on each kernel. Of the others, pytest collects
+those that the kernel has, and its summary names those that it lacks. With `--all-kinds`, as on a distribution's own
+kernel, all are tested, and a kind that is missing fails.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from core_tests.shell import await_until
 from core_tests.trade import CLIENT, GATEWAY, Trade, start_all, used
 
 CONTRACT_KB = 40
-LEAST_USED = (CONTRACT_KB << 10) - 2 * 1100  # the last packets that no longer fit
+LEAST_USED = (CONTRACT_KB << 10) - 2 * 1100  # the last packets have no room any more
 PATIENCE_S = 30.0
 SIZE = 100_000
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Try each kind that there is."""
+    """Test each kind that the kernel has."""
     metafunc.parametrize("kind", list(kinds.KINDS) if metafunc.config.getoption("--all-kinds") else kinds.present())
 
 
 def test_traffic_is_sold_metered_and_cut_and_nothing_is_left(lab: Lab, kind: str) -> None:
-    """The gateway's mesh interface and its uplink are both of this kind, and so are the client's and the internet's."""
+    """The gateway's mesh interface and its uplink are of this kind, and so are the interfaces at their other ends."""
     net = kinds.three_hosts_by(lab, kind)
     versions = kinds.KINDS[kind].versions
     trade = Trade(net, net.gateway.daemon(GATEWAY, start=False), net.client.daemon(CLIENT, start=False))
     start_all(trade.gateway, trade.client)
-    assert kernel_state(net.gateway)  # else the end would compare nothing with nothing
+    assert kernel_state(net.gateway)  # otherwise the test would compare two empty lists
     trade.await_acquainted()
     trade.prepay()  # by a first packet
     at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")
@@ -47,9 +47,9 @@ def test_traffic_is_sold_metered_and_cut_and_nothing_is_left(lab: Lab, kind: str
 
 
 def carry(trade: Trade, version: int, at_internet: Counter, at_client: Counter) -> None:
-    """Send by a contract, and hold both meters against the count at the receivers.
+    """Send by a contract, and compare both meters with the count at the receivers.
 
-    From where the contract runs: how many of the packets before it the client counts is a matter of seconds.
+    Counting begins when the contract runs: how many earlier packets the client counts depends on the time.
     """
     remote = trade.net.remote(version)
     assert traffic.ping(trade.net.client, remote, wait_s=PATIENCE_S).received == 1
@@ -74,7 +74,7 @@ def sides(trade: Trade, remote: str) -> list[tuple[int, int]]:
 
 
 def cut(trade: Trade, versions: tuple[int, ...]) -> None:
-    """Use up a contract that may not be renewed, and see that nothing more passes."""
+    """Use up a contract that may not be renewed, and check that nothing more passes."""
     once = {"CONTRACT_DATA": f"{CONTRACT_KB} kB", "DATA_RENEWAL": 0, "TIME_RENEWAL": 0}
     assert trade.gateway.reload({**GATEWAY, **once}).returncode == 0
     assert trade.client.reload({**CLIENT, **once}).returncode == 0
@@ -98,7 +98,7 @@ def await_used_up(trade: Trade, remote: str) -> None:
 
 
 def kernel_state(host: Host) -> list[str]:
-    """Return what a stop may leave nothing of: hooks on interfaces, and rules."""
+    """Return hooks on interfaces and rules, of which a stop may leave none."""
     names = [line.split(":")[1].strip().partition("@")[0] for line in host.ip("-o", "link").splitlines()]
     shown = [host.sh("tc", "qdisc", "show", "dev", name) for name in names]
     shown += [host.sh("tc", "filter", "show", "dev", name, side) for name in names for side in ("ingress", "egress")]

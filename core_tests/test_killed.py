@@ -1,8 +1,8 @@
-"""kill -9 at any instant, under traffic with renewals and payments: what runs goes on, no byte and no msat is lost,
-doubled or made up, and both ledgers tell the same afterwards.
+"""kill -9 at any instant, under traffic with renewals and payments: running contracts go on, no byte and no msat is
+lost, doubled or invented, and both ledgers agree afterwards.
 
-The instants are random and printed with a failure (NGP_KILL_SEED plays them again). What is compared is what a customer
-and a seller would compare: money that one sent and the other got, and bytes that the receivers counted with the bill.
+The instants are random and printed with a failure (NGP_KILL_SEED repeats them). The test compares what a customer and a
+seller would compare: money sent with money received, and the bytes that the receivers counted with the bill.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from core_tests.lab import Lab
 from core_tests.shell import LabError, await_until
 from core_tests.trade import SETTLED_S, Trade, assert_conserved, open_trade, used
 
-MSAT_PER_BYTE = "1024 msat"  # for a kilobyte: every byte shows
+MSAT_PER_BYTE = "1024 msat"  # for a kilobyte: a single byte changes the sum
 RICH = {"BUDGET_PAYMENT": "1000000 sat", "BUDGET_HOUR": "100000000 sat", "BUDGET_DAY": "100000000 sat"}
 BUSY = {
     "DEFAULT_PRICE": MSAT_PER_BYTE,
@@ -44,7 +44,7 @@ def open_busy_trade(lab: Lab) -> Trade:
 
 
 def start_flows(trade: Trade, seconds: float) -> list[subprocess.Popen[str]]:
-    """Have the client send to every destination, whose echoes come back, whether anything passes or not."""
+    """Make the client send to every destination, which echoes, whether packets pass or not."""
     count = int(RATE_PPS * seconds)
     return [
         traffic.start(trade.net.client, "udp-send", trade.net.remote(*where), 5000, count, PAYLOAD_BYTES, RATE_PPS, 0)
@@ -60,7 +60,7 @@ def carried_bytes(trade: Trade, at_internet: Counter, at_client: Counter) -> int
 
 
 def sums_differ(trade: Trade) -> list[str]:
-    """Say in which sums of money the two ledgers differ, and where a bill isn't what was sold."""
+    """List the sums of money in which the two ledgers differ, and the bills that differ from the sales."""
     earned, spent = trade.earned(), trade.spent()
     keys = ("paid_msat", "charged_msat", "refunded_msat")
     found = [f"{key}: {earned[key]} sold, {spent[key]} bought" for key in keys if earned[key] != spent[key]]
@@ -77,13 +77,13 @@ def sums_differ(trade: Trade) -> list[str]:
 
 
 def assert_money_and_bytes(trade: Trade, at_internet: Counter, at_client: Counter) -> None:
-    """Assert what must hold whatever died when."""
+    """Assert what must hold whichever daemon died, and whenever."""
     with suppress(LabError):
         await_until(lambda: not sums_differ(trade), SETTLED_S)
     found = sums_differ(trade)
     assert not found, "\n".join(found)
     assert_conserved(trade.gateway)
-    spent = trade.spent()  # its meter may have counted what the gateway, at the end of a grant, didn't carry
+    spent = trade.spent()  # its meter may have counted packets that the gateway refused for lack of money
     assert spent["paid_msat"] == spent["charged_msat"] + spent["refunded_msat"] + spent["balance_msat"]
     carried = carried_bytes(trade, at_internet, at_client)
     sold = trade.sold()
@@ -110,7 +110,7 @@ def play(lab: Lab, rounds: int) -> None:
     await_until(lambda: trade.sold(state="active"), what="the first payment")
     for number in range(rounds):
         victims = dice.choice([(trade.gateway,), (trade.client,), (trade.gateway, trade.client)])
-        time.sleep(dice.uniform(0, 1.2))  # the instant is the test's subject: there is nothing to await
+        time.sleep(dice.uniform(0, 1.2))  # the random instant is the subject of the test: there is nothing to await
         before = carried_bytes(trade, at_internet, at_client)
         for victim in victims:
             victim.kill9()
@@ -157,11 +157,11 @@ def test_limits_hold_while_nobody_watches(lab: Lab) -> None:
     trade.gateway.kill9()
     traffic.udp_send(net.client, remote, 5000, count=600, payload_bytes=PAYLOAD_BYTES, rate_pps=1500)
     seen = at_internet.total("in", destination=remote).bytes + at_client.total("in", source=remote).bytes
-    assert 5 * 2 * 228 < seen <= 60 * 1024  # it went on, and was cut where its money or its data ended
+    assert 5 * 2 * 228 < seen <= 60 * 1024  # the flow went on, and was cut at the end of its money or its data
     assert_gate_is_told(trade)
     trade.gateway.start()
     trade.await_acquainted()
-    await_until(lambda: used(trade.sold()[0]) >= seen, what="the bytes of the time when it was dead")
+    await_until(lambda: used(trade.sold()[0]) >= seen, what="the bytes from the time without a daemon")
     assert sum(map(used, trade.sold())) == (
         at_internet.total("in", destination=remote).bytes + at_client.total("in", source=remote).bytes
     )

@@ -1,7 +1,7 @@
-"""Whoever dies at whichever step of a payment: nothing is paid twice, no credit is lost, nothing is carried for free.
+"""Kills at each step of a payment: nothing is paid twice, no credit is lost, nothing is carried for free.
 
-Four may die: both daemons and both nodes. The usual run kills each once, at different steps; `--long` kills each at
-every step, `--rounds` times. docs/reliability.md has what came out.
+The victims are both daemons and both nodes. The usual run kills each once, at different steps; `--long` kills each at
+every step, `--rounds` times. docs/reliability.md has the results.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ GRACE_BYTES = 51_200
 MSAT_PER_BYTE = 1
 PACKETS_S = 100  # of 100 bytes and their headers: a top-up of 20 sat lasts a second or two
 CONF = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "50 kB"}
-BUYER = {**CONF, "BUDGET_PAYMENT": "20 sat"}  # small top-ups, so that one is due all the time
+BUYER = {**CONF, "BUDGET_PAYMENT": "20 sat"}  # small top-ups, so that the next one is always due soon
 VICTIMS = ("gateway's daemon", "client's daemon", "gateway's node", "client's node")
-# LND, killed while it hands a payment on, may call it on its way for ever (lightningnetwork/lnd#5152); the next top-up
-# comes when that one's invoice is withdrawn.
+# If LND is killed while it sends a payment, it may report it as in flight for ever (lightningnetwork/lnd#5152). The
+# next top-up comes when the invoice of that payment is withdrawn.
 BACK_S = OPEN_S + 90
 SAMPLE = list(zip(VICTIMS, (Step.SETTLED, Step.PROVEN, Step.IN_FLIGHT, Step.INTENDED), strict=True))
 
@@ -48,7 +48,7 @@ def test_one_of_four_is_killed_at_every_step_of_a_payment(lab: Lab, victim: str,
 
 
 def kill_all(lab: Lab, cells: Sequence[tuple[str, Step]]) -> None:
-    """Play one cell after the other in one trade, then compare all books."""
+    """Make the kills of all cells, one after the other in one trade, then compare all books."""
     with lightning_trade(lab, CONF, BUYER, channel_sat=10_000_000, relayed=True) as made:
         net, before = made.trade.net, look(made)
         at_internet = net.internet.counter("wan0", "in")
@@ -71,10 +71,10 @@ def kill_all(lab: Lab, cells: Sequence[tuple[str, Step]]) -> None:
 
 
 def kill_at(made: LightningTrade, stage: Stage, step: Step, victim: str, settle: bool) -> None:
-    """Kill somebody at a step of the next top-up, and wait until it, or another one, was paid and credited.
+    """Kill a victim at a step of the next top-up, and wait until that top-up or another one was paid and credited.
 
     Args:
-        settle: what becomes of a payment that is between the nodes; else it is sent back.
+        settle: settle a payment that is between the nodes; otherwise it is sent back.
     """
     who = one_of(made, victim)
     stage.reach(step)
@@ -88,6 +88,6 @@ def kill_at(made: LightningTrade, stage: Stage, step: Step, victim: str, settle:
 
 
 def one_of(made: LightningTrade, victim: str) -> Daemon | Lnd:
-    """Return who is meant by a word of VICTIMS."""
+    """Return the daemon or node that a word of VICTIMS names."""
     all_four: Sequence[Daemon | Lnd] = (made.trade.gateway, made.trade.client, made.earning, made.paying)
     return all_four[VICTIMS.index(victim)]

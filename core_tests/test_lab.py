@@ -1,4 +1,4 @@
-"""The laboratory itself: what the scenarios rely on must be true before they can prove anything."""
+"""The laboratory itself: scenarios prove nothing unless these assumptions hold."""
 
 from __future__ import annotations
 

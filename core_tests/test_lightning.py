@@ -1,4 +1,4 @@
-"""Gateway and client settle over real LND nodes: what both ledgers tell is what both nodes tell, to the msat."""
+"""Gateway and client pay over real LND nodes: both ledgers agree with both nodes, to the msat."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ngp.core.invoices import OPEN_S
 from ngp.core.pricing import SAT_MSAT
 
 pytestmark = pytest.mark.first
-# LND, killed while it hands a payment on, may call it on its way for ever (lightningnetwork/lnd#5152); the next top-up
-# comes when that one's invoice is withdrawn.
+# If LND is killed while it sends a payment, it may report it as in flight for ever (lightningnetwork/lnd#5152). The
+# next top-up comes when the invoice of that payment is withdrawn.
 STUCK_S = OPEN_S + 60
-PAID_S = 180.0  # for what nodes agree on within seconds when the machine is quiet
+PAID_S = 180.0  # for steps that nodes complete within seconds when the machine is quiet
 BACKUP_S = 240  # LND looks for a tower again after pauses that double
 
 
 def test_traffic_is_paid_by_real_invoices_and_all_books_agree(lab: Lab) -> None:
-    with lightning_trade(lab, {"GRACE_DATA": "50 kB", "BUY": False}) as made:  # with a seller's rights, and a buyer's
+    with lightning_trade(lab, {"GRACE_DATA": "50 kB", "BUY": False}) as made:  # a seller's rights, and a buyer's
         trade, net = made.trade, made.trade.net
         before_received, before_sent = made.received_msat(), made.sent_msat()
         for version in (4, 6):
@@ -59,7 +59,7 @@ def test_a_node_that_dies_and_comes_back_takes_nothing_down(lab: Lab) -> None:
         await_until(lambda: pay_some(made) > 0, PAID_S, "a first payment")
         made.earning.kill9()
         made.paying.kill9()
-        restart(trade.gateway)  # with its node down: contracts go on, and it says what is wrong
+        restart(trade.gateway)  # the gateway's node is down: contracts go on, and the daemon says what is wrong
         assert trade.gateway.json("status")["payment"]["ready"] is False
         assert "LND at" in trade.gateway.json("status")["payment"]["why_not"]
         assert traffic.ping(net.client, net.remote(4), count=3).received == 3  # credit lasts
@@ -69,13 +69,13 @@ def test_a_node_that_dies_and_comes_back_takes_nothing_down(lab: Lab) -> None:
             node.await_up()
         paid = trade.earned()["paid_msat"]
         await_until(lambda: pay_some(made) > paid, PAID_S, "a payment after the nodes came back")
-        trade.assert_books_agree(refused=True)  # what was sent without credit was refused
+        trade.assert_books_agree(refused=True)  # packets without credit were refused
         assert trade.earned()["paid_msat"] == made.received_msat() - before_received
         leave(made)
 
 
 def leave(made: LightningTrade) -> None:
-    """Have the client end its contracts and ask for its money: the gateway's node pays it over the channel."""
+    """Let the client end its contracts and ask for its money: the gateway's node pays it back over the channel."""
     trade, gateway = made.trade, made.trade.identity(made.trade.gateway)
     assert trade.client.cli("block", gateway).returncode == 0
     trade.await_closed()
@@ -123,7 +123,7 @@ def test_a_channel_is_looked_at_and_opened_by_ngp(lab: Lab) -> None:
             refused = trade.client.cli("lightning", *wrong)
             assert refused.returncode == 2 and says in refused.stderr
         trade.client.stop()
-        alone = checks(trade.client)["watchtower"]  # of the node itself, by the same rights
+        alone = checks(trade.client)["watchtower"]  # by the node itself, with the same rights
         assert alone["ok"] and "below 1008 blocks" in alone["found"]
 
 
@@ -144,15 +144,15 @@ def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab
         assert added.returncode == 0, added.stderr
         traffic.udp_echo(net.internet, net.remote(4), 5000)
         await_until(lambda: pay_some(made) > 0, PAID_S, "a payment over the mesh")
-        trade.assert_books_agree(refused=True)  # what was sent before the first payment was over the grace
+        trade.assert_books_agree(refused=True)  # packets before the first payment exceeded the grace
         assert trade.earned()["paid_msat"] == made.received_msat() - before_received
         assert not [row for row in trade.sold() if row["destination"].startswith("203.0.113.")]  # its chain was free
-        ports = (made.earning.ports.peer, TOWER_PORT, made.network.chain.rpc_port)  # the first by the node's own word
+        ports = (made.earning.ports.peer, TOWER_PORT, made.network.chain.rpc_port)  # the first one is announced
         names = {f"payment service {made.earning.address} tcp {port}" for port in ports}
         assert {name for name, row in checks(trade.gateway).items() if "service" in name and row["ok"]} == names
         (neighbour,) = trade.gateway.json("neighbours")
         carried = trade.gateway.json("status")["counters"]["kernel"]["lane_bytes"]
-        assert carried > neighbour["lane_bytes"] > 0  # while its daemon wasn't known yet, and then on its own lane
+        assert carried > neighbour["lane_bytes"] > 0  # first on the strangers' lane, then on its own
         await_until(
             lambda: lightning(made)["watchtowers"]["backups"] > 0, BACKUP_S, "states of before the payment backed up"
         )
@@ -168,13 +168,13 @@ def test_a_client_whose_only_way_out_is_the_gateway_opens_a_channel_and_pays(lab
 
 
 def checks(daemon: Daemon) -> dict[str, Row]:
-    """Return what `ngp check` finds, by name."""
+    """Return the rows of `ngp check`, by name."""
     told = daemon.cli("check", "--config", str(daemon.config), "--json").stdout
     return {row["name"]: row for row in json.loads(told)}
 
 
 def lightning(made: LightningTrade) -> Row:
-    """Return what `ngp lightning status` says on the client."""
+    """Return the client's `ngp lightning status`."""
     return dict(made.trade.client.json("lightning", "status"))
 
 
@@ -191,7 +191,7 @@ def two_channels(made: LightningTrade) -> list[Row]:
 
 
 def pay_some(made: LightningTrade) -> int:
-    """Carry some traffic, and return what was paid so far."""
+    """Carry some traffic, and return the sum paid so far."""
     net = made.trade.net
     traffic.udp_send(net.client, net.remote(4), 5000, count=100, payload_bytes=1000, rate_pps=500)
     return int(made.trade.earned()["paid_msat"])

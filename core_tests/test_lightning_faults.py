@@ -1,7 +1,8 @@
-"""Bad days of payments over real nodes, through the daemons: stuck, locked, renewed, and invoices that mean ill.
+"""Faults of payments over real nodes, through the daemons: stuck payments, a locked node, a new certificate, bad
+invoices.
 
-All of them happen in one trade, one after the other, so each leaves it well. The one with the locked wallet is the
-last: its node needs a password from then on.
+All tests share one trade, one after the other, so each leaves it working. The test with the locked wallet is the last,
+since its node needs a password from then on.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from ngp.modules.payment import invoice
 
 pytestmark = pytest.mark.xdist_group("lightning faults")
 CONF = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "20 kB"}
-BUYER = {**CONF, "BUDGET_PAYMENT": "20 sat"}  # small top-ups, so that one is due all the time
-# LND avoids a channel that has just failed, its own too, for about a minute.
+BUYER = {**CONF, "BUDGET_PAYMENT": "20 sat"}  # small top-ups, so that the next one is always due soon
+# LND avoids a channel that has just failed, even its own direct one, for about a minute.
 BACK_S = 120.0
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[LightningTrade]:
-    """Gateway and client with their nodes and a relay before each, and two more hosts on the mesh."""
+    """Gateway and client with their nodes and a relay in front of each, and two more hosts on the mesh."""
     with Lab() as lab, lightning_trade(lab, CONF, BUYER, relayed=True, clients=3) as made:
         net = made.trade.net
         traffic.udp_sink(net.internet, net.remote(4), 5000)
@@ -47,14 +48,14 @@ def shared() -> Iterator[LightningTrade]:
 
 @pytest.fixture
 def made(shared: LightningTrade, request: pytest.FixtureRequest) -> LightningTrade:
-    """The trade, whose hosts tell what they know when the test fails."""
+    """The trade, whose hosts print what they know when the test fails."""
     request.node.stash[LAB] = shared.lab
     return shared
 
 
 @contextmanager
 def flow(made: LightningTrade, client: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """Have a client send for as long as the block takes."""
+    """Make a client send while the block runs."""
     net = made.trade.net
     process = traffic.start(net.clients[client], "udp-send", net.remote(4), 5000, 1_000_000, 100, 50, 0)
     yield process
@@ -106,7 +107,7 @@ def test_a_payment_that_never_settles_holds_up_itself_alone(made: LightningTrade
 
 
 def assert_another_is_served(made: LightningTrade) -> None:
-    """Have another client pay meanwhile, by the same node as the first one."""
+    """Make another client pay meanwhile, by the same node as the first one."""
     net = made.trade.net
     settings = {**node_settings(made.paying), "LND_HOST": f"{net.client.address('mesh0', 4)}:{PORT}"}
     other = net.clients[1].daemon({**CLIENT, **BUYER, **settings})
@@ -148,7 +149,7 @@ def test_invoices_that_mean_ill_are_refused_and_nothing_is_paid(made: LightningT
         assert counters["core"]["invoice_malformed"] == 2 and counters["core"]["invoice_foreign_payee"] == 1
         tried = made.paying.payments()
         assert not {one["r_hash"] for one in (lapsed, good, others)} & {one["payment_hash"] for one in tried}
-        assert answer_to(crowd, seller, text, 7000, 1) is None  # as announced: nothing else was in the way
+        assert answer_to(crowd, seller, text, 7000, 1) is None  # within the announced time, so nothing else delayed it
         await_until(lambda: good["r_hash"] in sent(made.paying), what="the good invoice paid")
     finally:
         crowd.close()
@@ -159,7 +160,7 @@ def offer(destination: str) -> Propose:
 
 
 def of_mainnet(amount_msat: int) -> str:
-    """Make an invoice in real money, by nobody's key."""
+    """Make an invoice in real money, signed by an unknown key."""
     return invoice.write(
         key=secrets.token_bytes(32), prefix="bc", amount_msat=amount_msat, timestamp_s=int(time.time()), expiry_s=600,
         payment_hash=secrets.token_bytes(32), payment_secret=secrets.token_bytes(32), memo="", metadata=b"",
@@ -167,7 +168,7 @@ def of_mainnet(amount_msat: int) -> str:
 
 
 def answer_to(crowd: Crowd, seller: Persona, bolt11: str, amount_msat: int, wait_s: float) -> DeclineReason | None:
-    """Ask the victim for money, and return why it declined; None: it said nothing."""
+    """Send the victim an invoice, and return its reason to decline; None: it didn't answer."""
     seller.inbox.clear()
     seller.say(Invoice(bolt11, amount_msat))
     until = time.monotonic() + wait_s

@@ -16,7 +16,7 @@ from core_tests.trade import CLIENT, GATEWAY, Trade, open_trade, start_all, used
 VERSIONS = (4, 6)
 CONFIGURATION, KERNEL, ALREADY_RUNNING = 3, 4, 7
 
-# Carries packets between the tun interfaces of two namespaces; as a program, since entering a namespace is for good.
+# Carries packets between the tun interfaces of two namespaces; a program of its own, since a process can't leave one.
 PUMP = """
 import ctypes, fcntl, os, select, struct, sys
 TUNSETIFF, IFF_TUN, IFF_NO_PI, CLONE_NEWNET = 0x400454CA, 1, 0x1000, 0x40000000
@@ -43,7 +43,7 @@ def test_two_neighbours_on_one_interface_have_each_their_own_contract(lab: Lab) 
     first, second = trade.net.clients
     remote = trade.net.remote(4)
     assert traffic.ping(first, remote, count=5).received == 5
-    assert traffic.ping(second, remote, wait_s=0.5).received == 0  # the first one's contract is not for all
+    assert traffic.ping(second, remote, wait_s=0.5).received == 0  # the first client's contract is its own
     other = second.daemon(CLIENT)
     await_until(lambda: traffic.ping(second, remote, wait_s=1).received, what="the second client's contract")
     theirs = other.json("status")["identity"]
@@ -100,7 +100,7 @@ def test_both_links_at_once_find_each_neighbour_once(lab: Lab) -> None:
 
 
 def test_a_layer_3_interface_is_a_mesh_interface_too(lab: Lab) -> None:
-    """As WireGuard and ipip are: no hardware address, so the neighbour is known by the interface."""
+    """Like WireGuard and ipip it has no hardware address, so the interface identifies the neighbour."""
     net = three_hosts(lab)
     for prefix in REMOTE_NETS:
         net.gateway.ip("-6" if ":" in prefix else "-4", "route", "del", prefix)
@@ -125,7 +125,7 @@ def test_a_layer_3_interface_is_a_mesh_interface_too(lab: Lab) -> None:
 
 
 def lay_tunnel(gateway: Host, client: Host, versions: tuple[int, ...] = VERSIONS) -> None:
-    """Connect two hosts by a tunnel of layer 3, and send the client's traffic by it."""
+    """Connect two hosts by a layer-3 tunnel, and route the client's traffic through it."""
     pump = gateway.popen(sys.executable, "-c", PUMP, "tun0", gateway.namespace, client.namespace, stdout=-1)
     assert pump.stdout is not None
     if pump.stdout.readline() != "ready\n":
@@ -147,12 +147,12 @@ def lay_tunnel(gateway: Host, client: Host, versions: tuple[int, ...] = VERSIONS
 def test_neighbours_meet_where_the_mesh_has_ipv6_only_and_other_interfaces_ipv4(
     lab: Lab, links: list[str], bare: tuple[str, ...]
 ) -> None:
-    """By IPv4 a hello comes from another interface's address, which nobody can answer."""
+    """Over IPv4 a hello comes from another interface's address, which the neighbour can't answer."""
     net = three_hosts(lab, households=1)
     for name in bare:
         lab.hosts[name].ip("-4", "address", "flush", "dev", "mesh0")
     for host in (net.client, net.gateway):
-        host.sysctl({"net.ipv4.conf.all.arp_ignore": "1"})  # else Linux lends the mesh its other interfaces' addresses
+        host.sysctl({"net.ipv4.conf.all.arp_ignore": "1"})  # otherwise Linux uses addresses of others here
     gateway = net.gateway.daemon({**GATEWAY, "LINK_INTERFACE": links}, start=False)
     trade = Trade(net, gateway, net.client.daemon({**CLIENT, "LINK_INTERFACE": links}, start=False))
     start_all(trade.gateway, trade.client)
@@ -162,7 +162,7 @@ def test_neighbours_meet_where_the_mesh_has_ipv6_only_and_other_interfaces_ipv4(
 
 
 def test_neighbours_on_a_tunnel_with_a_plain_subnet_of_ipv4_meet(lab: Lab) -> None:
-    """As on ipip: no peer address to ask, no IPv6 to ask everybody with."""
+    """Like ipip it has no peer address to write to, and no IPv6 for messages to everybody."""
     net = three_hosts(lab)
     for prefix in REMOTE_NETS:
         net.gateway.ip("-6" if ":" in prefix else "-4", "route", "del", prefix)
@@ -183,7 +183,7 @@ UPPER_KINDS = {"macvlan": ("macvlan", "mode", "bridge"), "vlan": ("vlan", "id", 
 
 @pytest.mark.parametrize("kind", [kind for kind in UPPER_KINDS if kind in interface_kinds.present()])
 def test_an_uplink_on_the_meshs_own_port_is_never_gated(lab: Lab, kind: str) -> None:
-    """The gateway's LAN goes out by it, past the mesh interface's egress."""
+    """The gateway's LAN uses the uplink, and passes the mesh interface's egress."""
     switch, gateway, internet = lab.switch(), lab.host("gateway", forward=True), lab.host("internet")
     client, household = lab.host("client"), lab.host("household")
     lab.link(End(gateway, "mesh0", MESH_V4.format(1), MESH_V6.format(1)), switch)
@@ -247,4 +247,4 @@ def test_all_takes_a_bridge_and_not_its_ports_and_a_named_port_is_refused(lab: L
     gateway.ip("link", "add", "br1", "type", "bridge")
     gateway.ip("link", "set", "br0", "down")
     gateway.ip("link", "del", "br0")
-    await_until(lambda: "mesh interface br0 is gone" in trade.gateway.log(), what="a word about the bridge")
+    await_until(lambda: "mesh interface br0 is gone" in trade.gateway.log(), what="a log line about the bridge")

@@ -132,8 +132,8 @@ def test_a_gateway_with_another_mac_is_not_disputed_and_sells_on(lab: Lab) -> No
     trade.net.gateway.ip("link", "set", "mesh0", "address", "02:00:00:00:00:77")
     trade.net.client.ip("neighbour", "flush", "dev", "mesh0")
     traffic.udp_send(trade.net.client, trade.net.remote(4), 9, count=400, payload_bytes=1000, rate_pps=400)
-    assert used(trade.sold(destination=f"{trade.net.remote(4)}/32")[0]) > 200_000  # the client's meter saw none of it
-    await_until(lambda: trade.bought(reason="cancelled"), what="the end of what the client can't meter")
+    assert used(trade.sold(destination=f"{trade.net.remote(4)}/32")[0]) > 200_000  # none at the client's meter
+    await_until(lambda: trade.bought(reason="cancelled"), what="the end of contracts that the client can't meter")
     assert trade.spent()["disputed"] is False
     await_until(lambda: answered(trade, 2, wait_s=1) and answered(trade, 1, wait_s=1), what="new contracts")
 
@@ -147,7 +147,7 @@ def test_money_by_hand_and_back(lab: Lab) -> None:
     refund = trade.gateway.cli("refund", who)
     assert refund.returncode == 0, refund.stderr
     await_until(lambda: trade.earned()["refunded_msat"] == trade.spent()["refunded_msat"] > 0, what="the refund")
-    assert 0 <= trade.earned()["balance_msat"] < SAT_MSAT  # nothing below a sat is sent
+    assert 0 <= trade.earned()["balance_msat"] < SAT_MSAT  # amounts below a sat aren't sent
     trade.assert_books_agree()
     assert trade.gateway.cli("refund", who).returncode == PAYMENT
     assert audit(trade.client, "refunded") == audit(trade.gateway, "refunded") == []
@@ -157,7 +157,7 @@ def test_money_by_hand_and_back(lab: Lab) -> None:
     await_until(lambda: trade.earned()["paid_msat"] == paid + 7 * SAT_MSAT, what="the payment by hand")
     assert_conserved(trade.gateway)
     assert "offered" in trade.gateway.cli("refund", who).stdout
-    assert "once more: it sent no invoice" in trade.gateway.cli("refund", who).stdout  # it never paid these 7 sat
+    assert "once more: it sent no invoice" in trade.gateway.cli("refund", who).stdout  # never paid by the client
     lines = trade.gateway.json("ledger")
     assert {line["kind"] for line in lines} >= {"contract", "payment", "charge", "refund"}
     assert sum(line["amount_msat"] for line in lines) == trade.earned()["balance_msat"]
@@ -174,7 +174,7 @@ def test_a_client_that_leaves_asks_for_its_money(lab: Lab) -> None:
     assert asked.returncode == 0, asked.stderr
     await_until(lambda: trade.earned()["refunded_msat"] == trade.spent()["refunded_msat"] > 0, what="the refund")
     assert 0 <= trade.earned()["balance_msat"] < SAT_MSAT
-    assert trade.client.cli("refund", gateway, "--ask").returncode == PAYMENT  # nothing is left to ask for
+    assert trade.client.cli("refund", gateway, "--ask").returncode == PAYMENT  # no money is left to ask for
 
 
 def test_a_backup_of_a_running_daemon_restores(lab: Lab) -> None:
@@ -202,7 +202,7 @@ def test_a_backup_of_a_running_daemon_restores(lab: Lab) -> None:
 
 
 def audit(daemon: Daemon, name: str) -> list[str]:
-    """Return what doesn't add up in a copy of a daemon's ledger."""
+    """Return the sums that don't add up in a copy of a daemon's ledger."""
     copy = daemon.folder / f"{name}.db"
     assert daemon.cli("backup", str(copy)).returncode == 0
     wrong, unknown = SqliteStore(copy).audit(60.0)
@@ -239,9 +239,9 @@ def test_stop_removes_all_that_ngp_made_and_nothing_else(lab: Lab, when_stopped:
         assert answered(trade, version=version)
         sink = traffic.udp_sink(trade.net.internet, remote, 9999)
         traffic.udp_send(trade.net.client, remote, 9999, count=20, rate_pps=500)
-        assert sink.received() == (0, 0)  # what the operator's firewall drops stays dropped
-    trade.await_settled(refused=True)  # what the firewall dropped only the client counted
-    assert sorted(map(used, trade.sold(state="active"))) == [2 * 84, 2 * 104]  # and isn't charged
+        assert sink.received() == (0, 0)  # packets that the operator's firewall drops stay dropped
+    trade.await_settled(refused=True)  # only the client counted packets that the firewall dropped
+    assert sorted(map(used, trade.sold(state="active"))) == [2 * 84, 2 * 104]  # and they aren't charged
     trade.gateway.stop()
     assert standing(gateway) == before
     for version in VERSIONS:
@@ -261,5 +261,5 @@ def standing(host: Host) -> str:
         ("bpftool", "net"),
     )  # fmt: skip
     text = "".join(host.sh(*look) for look in looks)
-    # Newer ones of iptables-save count what a chain's policy let through.
+    # Newer versions of iptables-save print counters of a chain's policy.
     return "\n".join(re.sub(r" \[\d+:\d+\]$", "", line) for line in text.splitlines() if not line.startswith("#"))

@@ -1,4 +1,4 @@
-"""Who pays, with the real daemons: a line of routers as shipped, and households that visit each other through a hub."""
+"""Payers, with the real daemons: a line of routers as shipped, and households that talk to each other through a hub."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def addresses(net: int, host: int) -> tuple[str, str]:
 
 
 def cable(lab: Lab, near: Host, far: Host, net: int, names: tuple[str, str]) -> None:
-    """Lay a cable, and let `far` be the way out of `near`."""
+    """Connect two hosts, and make `far` the default gateway of `near`."""
     lab.link(End(near, names[0], *addresses(net, 2)), End(far, names[1], *addresses(net, 1)))
     near.route("default", via=far.address(names[1], 4))
     near.route("::/0", via=far.address(names[1], 6))
 
 
 def way_back(router: Host, net: int, via: Host, interface: str) -> None:
-    """Have a router know where a net is."""
+    """Give a router a route to a network."""
     router.route(f"10.77.{net}.0/24", via=via.address(interface, 4))
     router.route(f"2001:db8:{net}::/64", via=via.address(interface, 6))
 
 
 def rows(daemon: Daemon, role: str) -> dict[str, tuple[int, int]]:
-    """Return what each contract of a role carried, to its destination and back."""
+    """Return the bytes that each contract of a role carried, to its destination and back."""
     listed = daemon.json("contracts", "--all")
     return {row["destination"]: (row["used_to_bytes"], row["used_from_bytes"]) for row in listed if row["role"] == role}
 
 
 def agree(seller: Daemon, buyer: Daemon) -> bool:
-    """Say whether two neighbours carried the same, and the buyer has the bill for it."""
+    """Say whether two neighbours counted the same bytes, and the buyer has the bill for them."""
     bought = {row["destination"]: row for row in buyer.json("contracts", "--all") if row["role"] == "client"}
     sold = [row for row in seller.json("contracts", "--all") if row["role"] == "server"]
     return all(
@@ -92,7 +92,7 @@ class Line:
 @pytest.mark.parametrize(("version", "masquerade"), [(4, True), (4, False), (6, False)])
 @pytest.mark.parametrize("begins", ["router", "household"])
 def test_a_line_of_routers_as_shipped_each_pays_the_next(lab: Lab, version: int, masquerade: bool, begins: str) -> None:
-    """All of them sell and buy. The last one sends from its own address, which its neighbour took for a return."""
+    """All of them sell and buy. The last one also sends from its own address, which must not count as a return."""
     line = Line(lab, masquerade)
     line.await_acquainted()
     a, b, c = line.daemons
@@ -103,11 +103,11 @@ def test_a_line_of_routers_as_shipped_each_pays_the_next(lab: Lab, version: int,
     await_until(lambda: agree(b, a) and agree(c, b), 60, "bills")
     assert rows(b, "server") == rows(a, "client") == each
     assert rows(c, "server") == rows(b, "client") == each
-    assert rows(a, "server") == rows(c, "client") == {}, "nobody pays for what comes back"
+    assert rows(a, "server") == rows(c, "client") == {}, "nobody pays for the answers"
 
 
 class Star:
-    """Two households, each behind a router, that reach each other through a hub."""
+    """Two households, each behind a router, which reach each other through a hub."""
 
     def __init__(self, lab: Lab) -> None:
         self.hub = lab.host("hub", forward=True)
@@ -129,7 +129,7 @@ class Star:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_who_visits_pays_and_who_is_visited_does_not(lab: Lab, version: int) -> None:
-    """Everybody sells and buys. Both ends are customers of the hub, which took both directions' price from each."""
+    """Every router sells and buys. Both ends are customers of the hub, which once charged each for both directions."""
     star = Star(lab)
     a, b, hub = star.daemons
     there = star.households[1].address("north", version)
@@ -137,7 +137,7 @@ def test_who_visits_pays_and_who_is_visited_does_not(lab: Lab, version: int) -> 
     await_until(lambda: agree(hub, a) and agree(b, hub), 60, "bills")
     each = (PINGS * PING_BYTES[version],) * 2
     whole, host = str(ip_network(f"{there}/{24 if version == 4 else 64}", strict=False)), f"{there}/{BITS[version]}"
-    assert rows(hub, "server") == rows(a, "client") == {whole: each}, "the hub sells what its route leads to"
+    assert rows(hub, "server") == rows(a, "client") == {whole: each}, "the hub sells the prefix of its route"
     assert rows(b, "server") == rows(hub, "client") == {host: each}
     assert rows(a, "server") == rows(b, "client") == {}
 

@@ -1,5 +1,5 @@
-"""Who doesn't pay gets the grace and not one byte more: both directions, both families, live flows, once and for ever;
-a payment brings the service back at once."""
+"""A client that doesn't pay gets the grace once and not one byte more: in both directions and families, on live flows.
+A payment restores the service at once."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from core_tests.trade import Trade, open_trade, restart
 VERSIONS = (4, 6)
 GRACE_KB = 20
 GRACE_BYTES = GRACE_KB * 1024
-LONG = {"GRACE_TIME": "10 min"}  # where the bytes are to be the limit
+LONG = {"GRACE_TIME": "10 min"}  # for tests where the bytes are the limit
 
 
 def carried(trade: Trade) -> int:
-    """Return the bytes that the gateway has carried for the client, by all contracts."""
+    """Return the bytes that the gateway has carried for the client, over all contracts."""
     return sum(row["used_to_bytes"] + row["used_from_bytes"] for row in trade.sold())
 
 
 def answered(trade: Trade, version: int, number: int = 1, count: int = 3) -> int:
-    """Ping with packets that are larger than what a flow of small ones leaves of the grace."""
+    """Ping with packets that are larger than the rest of the grace after a flow of small ones."""
     return traffic.ping(
         trade.net.client, trade.net.remote(version, number), count=count, payload_bytes=1000, wait_s=1
     ).received
@@ -65,7 +65,7 @@ def test_grace_is_shared_by_all_flows_and_given_once(lab: Lab) -> None:
     for daemon in (trade.gateway, trade.client):
         restart(daemon)
         trade.await_acquainted()
-        with ThreadPoolExecutor(4) as pool:  # who expects no answer waits for it
+        with ThreadPoolExecutor(4) as pool:  # a caller that expects no answer waits this long
             pings = [pool.submit(answered, trade, version, number) for version in VERSIONS for number in (1, 3)]
         assert [each.result() for each in pings] == [0, 0, 0, 0]
     assert carried(trade) <= GRACE_BYTES
@@ -79,7 +79,7 @@ CHEAP_NUMBERS, DEAR_NUMBERS = range(1, 6), range(201, 206)
 
 @pytest.mark.parametrize("opened", ["cheap", "dear"])
 def test_grace_costs_no_more_money_than_its_data_at_the_first_contracts_price(lab: Lab, opened: str) -> None:
-    """Whatever else is used on it, and however dear that is; nor does a restart give any of it again."""
+    """Other, more expensive contracts use the same grace, and a restart doesn't renew it."""
     first, price = (CHEAP_NUMBERS[0], CHEAP) if opened == "cheap" else (DEAR_NUMBERS[0], DEAR)
     prices = [{"prefix": "198.51.100.0/25", "sell": f"{1024 * CHEAP} msat"}]
     gateway = {"GRACE_DATA": GRACE_KB, "DEFAULT_PRICE": f"{1024 * DEAR} msat", "PRICES": prices, **LONG}
@@ -111,7 +111,7 @@ def test_without_grace_nothing_is_sold_to_who_has_not_paid(lab: Lab, version: in
     at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")
     for number in range(1, 6):
         traffic.udp_echo(net.internet, net.remote(version, number), 5000)
-    for _ in range(3):  # before, while and after contracts are agreed that nobody pays for
+    for _ in range(3):  # before, while and after unpaid contracts are agreed
         for number in range(1, 6):
             traffic.udp_send(net.client, net.remote(version, number), 5000, count=50, payload_bytes=500, rate_pps=500)
     await_until(lambda: len(trade.sold()) == 5, what="contracts")
@@ -149,7 +149,7 @@ def test_grace_time_cuts_live_flows_in_both_directions(lab: Lab, version: int) -
     after = [counter.total(protocol=17, source=net.remote(version)) for counter in (at_internet, at_client)]
     assert row["used_from_bytes"] == after[1].bytes
     assert row["used_to_bytes"] == at_internet.total("in", destination=net.remote(version)).bytes
-    # Not later either: the flow is never ahead of its rate.
+    # And not later: the flow is never ahead of its rate.
     assert row["used_to_bytes"] <= (first_s + grace_s + 0.5) * 100 * traffic.l3_bytes(version, 100)
     assert counts[0].packets <= at_internet.total().packets + 1
     pay_by_hand(trade)
@@ -157,7 +157,7 @@ def test_grace_time_cuts_live_flows_in_both_directions(lab: Lab, version: int) -
 
 
 def start_flow(trade: Trade, version: int, seconds: int, rate_pps: int = 100) -> subprocess.Popen[str]:
-    """Have the client send datagrams to the internet's echo for a while, and go on."""
+    """Make the client send datagrams to the internet's echo for a while, in the background."""
     words = ("udp-send", trade.net.remote(version), 5000, rate_pps * seconds, 100, rate_pps, 0)
     return traffic.start(trade.net.client, *words)
 

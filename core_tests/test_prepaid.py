@@ -1,5 +1,5 @@
-"""What was prepaid is carried, whoever is dead, and what wasn't is not: the kernel knows the account's money, so a flow
-goes on to the last msat of it when nobody is there to hand out more."""
+"""Prepaid traffic is carried even if a daemon is dead, and other traffic isn't: the kernel knows the account's money,
+so a flow goes on to the last msat without a daemon."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PACKET_BYTES = 1000
 PAYLOAD_BYTES = PACKET_BYTES - traffic.l3_bytes(4, 0)
 PRICE_MSAT_PER_KB = 5
 GRACE_KB = 256  # as shipped
-CARRIED_SHARE = 0.95  # of what was prepaid and not used, at least
-STOPPED_PACKETS = 500  # so many in a row that don't pass are no accident
+CARRIED_SHARE = 0.95  # of the unused prepaid money, at least
+STOPPED_PACKETS = 500  # this many lost packets in a row are no accident
 SOME_BYTES = 500_000
 CREDIT_KB = 4096
 PORT = 5000
@@ -34,21 +34,21 @@ class Flow:
         net = trade.net
         self.remote = net.remote(4)
         self._sent, self._arrived = net.client.counter("mesh0", "out"), net.internet.counter("wan0", "in")
-        # Closed ports would be answered by ICMP errors, which are carried and charged as well.
+        # Closed ports would cause ICMP errors, which are carried and charged as well.
         traffic.udp_sink(net.internet, self.remote, PORT)
         words = ("udp-send", self.remote, PORT, RATE_PPS * 600, PAYLOAD_BYTES, RATE_PPS, 0)
         self._process: subprocess.Popen[str] = traffic.start(net.client, *words)
 
     def carried_bytes(self) -> int:
-        """Return what arrived until now."""
+        """Return the bytes that arrived so far."""
         return self._arrived.total("in", destination=self.remote).bytes
 
     def await_carried(self, bytes_: int) -> None:
-        """Wait until so much has arrived."""
+        """Wait until this many bytes have arrived."""
         await_until(lambda: self.carried_bytes() >= bytes_, what=f"{bytes_} bytes carried")
 
     def await_stopped(self) -> int:
-        """Wait until nothing passes any more though more is sent, and return what was carried in all."""
+        """Wait until nothing passes any more although more is sent, and return all bytes carried."""
         return await_until(self._stopped_at, what="the end of the money")
 
     def _stopped_at(self) -> int:
@@ -60,15 +60,15 @@ class Flow:
         return self._sent.total("out", destination=self.remote).packets
 
     def end(self) -> None:
-        """Send nothing more."""
+        """Stop sending."""
         self._process.kill()
         self._process.wait()
 
 
 def kill(trade: Trade, flow: Flow, open_kb: int, most_kb: int) -> int:
-    """Kill the gateway's daemon, and see what is carried and where that ends; returns the bytes carried in all.
+    """Kill the gateway's daemon, and check how much is carried until the end. Returns all bytes carried.
 
-    Args: open_kb, most_kb: credit that is open in the kernel at least and at most, which counts as prepaid.
+    Args: open_kb, most_kb: least and most credit that is open in the kernel, which counts as prepaid.
     """
     trade.gateway.kill9()
     before = flow.carried_bytes()
@@ -81,14 +81,16 @@ def kill(trade: Trade, flow: Flow, open_kb: int, most_kb: int) -> int:
 
 
 def start_again(trade: Trade, flow: Flow, carried: int) -> None:
-    """Start the gateway's daemon; the flow goes on by the next payment."""
+    """Start the gateway's daemon; the flow goes on after the next payment."""
     trade.gateway.start()
     flow.await_carried(carried + SOME_BYTES)
 
 
 def assert_same_books(trade: Trade, flow: Flow) -> None:
-    """Assert that both sides, and an independent count, tell the same of bytes and money; the client's meter alone has
-    seen what wasn't carried."""
+    """Assert that both sides and an independent count agree on bytes and money.
+
+    Only the client's meter has counted packets that weren't carried.
+    """
     flow.end()
     await_until(lambda: sum(map(used, trade.sold())) == flow.carried_bytes(), SETTLED_S, "the last reading")
     trade.assert_books_agree(refused=True)
@@ -100,7 +102,7 @@ def assert_same_books(trade: Trade, flow: Flow) -> None:
 
 @pytest.mark.parametrize("grace_kb", [GRACE_KB, 0])
 def test_a_dead_gateway_carries_what_was_prepaid_and_nothing_beyond(lab: Lab, grace_kb: int) -> None:
-    """CONTRACT_DATA, as shipped, is above what was prepaid, so that the money is the limit."""
+    """CONTRACT_DATA, as shipped, is above the prepaid traffic, so the money is the limit."""
     trade = open_trade(lab, both={"PAYMENT_AMOUNT": "20 sat", "GRACE_DATA": f"{grace_kb} kB"})
     flow = Flow(trade)
     await_until(lambda: trade.sold(state="active"), what="the first payment")
@@ -116,13 +118,13 @@ def test_a_dead_gateway_carries_the_credit_that_is_open_and_nothing_beyond(lab: 
     carried = kill(trade, flow, CREDIT_KB, CREDIT_KB)
     trade.gateway.start()
     trade.await_acquainted()
-    assert flow.await_stopped() == carried  # a debt that a restart doesn't lift
+    assert flow.await_stopped() == carried  # a debt, which a restart doesn't remove
     assert_same_books(trade, flow)
 
 
 @pytest.mark.long
 def test_a_gateway_that_dies_at_any_instant_carries_what_was_prepaid_and_nothing_beyond(lab: Lab) -> None:
-    """As shipped; the instants are random and printed with a failure (NGP_KILL_SEED plays them again)."""
+    """As shipped; the instants are random and printed with a failure (NGP_KILL_SEED repeats them)."""
     seed = int(os.environ.get("NGP_KILL_SEED") or random.SystemRandom().randrange(1 << 32))
     print(f"NGP_KILL_SEED={seed}")
     dice = random.Random(seed)
@@ -130,6 +132,6 @@ def test_a_gateway_that_dies_at_any_instant_carries_what_was_prepaid_and_nothing
     flow = Flow(trade)
     for _ in range(8):
         await_until(lambda: trade.sold(state="active"), what="money on the account")
-        time.sleep(dice.uniform(0, 8))  # the instant is the test's subject: there is nothing to await
+        time.sleep(dice.uniform(0, 8))  # the random instant is the subject of the test: there is nothing to await
         start_again(trade, flow, kill(trade, flow, 0, GRACE_KB))
     assert_same_books(trade, flow)

@@ -1,4 +1,4 @@
-"""What is sold at which price, and what is never charged: prefixes, free destinations, and the routers' own affairs."""
+"""Prices of prefixes, and traffic that is never charged: free destinations, and the routers' own traffic."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_what_routers_say_to_each_other_is_never_charged(lab: Lab) -> None:
     for version in VERSIONS:
         assert answered(trade, net.gateway.address("wan0", version), 5)
     trade.assert_books_agree()
-    assert sorted(map(used, trade.sold())) == [2 * 84, 2 * 104]  # statements and all are free too
+    assert sorted(map(used, trade.sold())) == [2 * 84, 2 * 104]  # statements and all other messages are free too
 
 
 def test_ignored_interfaces_are_left_alone(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""What else a paying neighbour expects of a route: inbound connections, its LAN, and the errors that routers send."""
+"""Other things that a paying neighbour expects of a route: inbound connections, its LAN, and errors from routers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_household_behind_the_client_is_served_on_the_clients_account(lab: Lab
         (row,) = rows_of(trade, net.remote(version))
         assert row["used_to_bytes"] == at_internet.total("in", destination=net.remote(version)).bytes
         assert row["used_from_bytes"] == at_home.total("in", source=net.remote(version)).bytes
-    # The household's own network is the client's affair.
+    # The household's own network is up to the client.
     assert traffic.ping(net.household, net.client.address("lan0", 4)).received == 1
     assert len(trade.sold()) == 3
 
@@ -78,11 +78,11 @@ def test_traceroute_sees_every_router(lab: Lab) -> None:
         said = net.client.sh("traceroute", f"-{version}", "-n", "-q", "1", "-w", "20", "-m", "5", remote)
         hops = [line.split()[1] for line in said.splitlines() if re.match(r"\s*\d+\s", line)]
         assert hops == [net.gateway.address("mesh0", version), remote]
-    trade.assert_books_agree(refused=True)  # whose time ended at the gateway's door only their sender counted
+    trade.assert_books_agree(refused=True)  # only the sender counted packets whose TTL ended at the gateway
 
 
 def test_path_mtu_is_found_through_a_contract(lab: Lab) -> None:
-    """The gateway's own `too big` reaches the client, and that of a router behind it is part of the contract."""
+    """The gateway's own `too big` reaches the client; a contract covers the `too big` of a router behind it."""
     trade = open_trade(lab, wan_mtu=SMALL_MTU)
     net = trade.net
     at_internet = net.internet.counter("wan0", "in")
@@ -92,7 +92,7 @@ def test_path_mtu_is_found_through_a_contract(lab: Lab) -> None:
         assert traffic.tcp_send(net.client, remote, 5001, size_bytes=SIZE_BYTES).intact
         done = net.client.run("ping", "-n", "-c", "1", "-M", "do", "-s", "1400", "-W", "20", remote)
         assert f"mtu={SMALL_MTU}" in (done.stdout + done.stderr).replace(" = ", "=")
-    trade.assert_books_agree(refused=True)  # and so with what was too big
+    trade.assert_books_agree(refused=True)  # the same holds for packets that were too big
     for version in VERSIONS:
         (row,) = rows_of(trade, net.remote(version))
         sent = at_internet.total("in", destination=net.remote(version)).bytes
@@ -101,7 +101,7 @@ def test_path_mtu_is_found_through_a_contract(lab: Lab) -> None:
 
 
 def test_a_remote_routers_errors_belong_to_the_contract_they_quote(lab: Lab) -> None:
-    """An error comes from an address that nobody bought; without it the sender would wait for ever."""
+    """An error comes from an address that nobody bought; without the error the sender would wait for ever."""
     trade = open_trade(lab)
     net = trade.net
     at_client = net.client.counter("mesh0", "in")

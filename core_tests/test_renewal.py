@@ -1,4 +1,4 @@
-"""Ends and renewals under live traffic: what is over is cut both ways; what is renewed isn't felt by a packet."""
+"""Ends and renewals under live traffic: an ended contract is cut in both directions; a renewal affects no packet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RATE_PPS = 20_000
 BURST = RATE_PPS // 4
 COUNT = 5 * RATE_PPS
 PAYLOAD_BYTES = 60
-# The kernel is told of both families in the other scenarios as well.
+# Other scenarios test both families.
 BOTH_VERSIONS = pytest.mark.parametrize("version", [4, pytest.param(6, marks=pytest.mark.long)])
 
 
@@ -41,8 +41,8 @@ def test_expiry_cuts_live_flows_in_both_directions(lab: Lab, version: int) -> No
     up_bytes = at_internet.total("in", destination=remote, protocol=17).bytes
     down_bytes = at_client.total("in", source=remote, protocol=17).bytes
     assert down_bytes > 0
-    assert used(row) >= up_bytes + down_bytes  # a few ICMP errors of closed ports besides
-    # Not later either: neither flow is ever ahead of its rate.
+    assert used(row) >= up_bytes + down_bytes  # with a few ICMP errors of closed ports
+    # And not later: neither flow is ever ahead of its rate.
     assert used(row) <= (first_s + lifetime_s + 0.5) * 2 * 100 * (traffic.l3_bytes(version, 100) + 176)
     assert len(trade.sold()) == 1
 
@@ -73,17 +73,17 @@ def closed(trade: Trade, remote: str) -> bool:
 
 @BOTH_VERSIONS
 def test_renewal_loses_and_delays_no_packet_at_a_high_rate(lab: Lab, version: int) -> None:
-    """Not one packet is lost, and none is handed to the daemon, so that none waits for what the daemons agree on."""
+    """Not one packet is lost, and none is handed to the daemon, so none waits for the negotiation."""
     trade = open_trade(
         lab, both={"CONTRACT_DATA": "2 MB", "DATA_RENEWAL": "1 MB", "PAYMENT_AMOUNT": "1000 sat"}
     )
     net, remote = trade.net, trade.net.remote(version)
     sink, first = (traffic.udp_sink(net.internet, remote, port) for port in (5000, 5001))
-    traffic.udp_send(net.client, remote, first.port, count=3, payload_bytes=PAYLOAD_BYTES, rate_pps=5)  # agree and pay
+    traffic.udp_send(net.client, remote, first.port, count=3, payload_bytes=PAYLOAD_BYTES, rate_pps=5)  # agree, and pay
     await_until(lambda: trade.sold(state="active"), what="the payment")
     held = passed_to_queue(trade)
     for sent in range(0, COUNT, BURST):
-        # A busy machine's renewals may take longer than the data that is left would last.
+        # On a busy machine a renewal may take longer than the remaining data lasts.
         needed = traffic.l3_bytes(version, PAYLOAD_BYTES, 3 + sent + BURST)
         await_until(lambda than=needed: trade.sold()[0]["data_limit_bytes"] >= than, what="a renewal")  # type: ignore[misc]
         traffic.udp_send(net.client, remote, 5000, count=BURST, payload_bytes=PAYLOAD_BYTES, rate_pps=RATE_PPS)
@@ -105,7 +105,7 @@ def renewals(trade: Trade) -> int:
 
 
 def send_until(trade: Trade, remote: str, more_than: int) -> None:
-    """Send until a contract has carried more than so many bytes; what doesn't fit any more waits for the renewal."""
+    """Send until a contract has carried more than a number of bytes; if it has no room, wait for the renewal."""
     while True:
         row = await_until(lambda: _with_room(trade, remote), what="a renewal")
         if (before := used(row)) > more_than:
@@ -120,13 +120,13 @@ def _row(trade: Trade, remote: str) -> Row:
 
 
 def _with_room(trade: Trade, remote: str) -> Row:
-    """Return the contract's row, empty while the next packets and their echoes don't fit."""
+    """Return the contract's row; empty while the next packets and their echoes have no room."""
     row = _row(trade, remote)
     return row if row["data_limit_bytes"] - used(row) > 2 * 20 * traffic.l3_bytes(4, 500) else {}
 
 
 def test_a_changed_price_holds_from_the_renewals_offset_on(lab: Lab) -> None:
-    """Bytes are priced by where they stand: those bought before cost what was agreed, on both sides alike."""
+    """The price of a byte depends on its offset: bytes bought before keep their price, on both sides."""
     old, new = 5, 9
     gateway = {"MESH_INTERFACES": "mesh0", "IGNORE_INTERFACE": "wan0", "CONTRACT_DATA": "200 kB"}
     trade = open_trade(

@@ -1,4 +1,4 @@
-"""`ngp stop` after kill -9: what the contracts carried without a daemon is charged to the byte, or said to be lost."""
+"""`ngp stop` after kill -9: traffic that was carried without a daemon is charged to the byte, or reported as lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def carried(rows: list[dict[str, object]], trade: Trade) -> int:
 
 
 def open_on_small_disk(lab: Lab) -> Trade:
-    """Have the gateway's state on a disk of its own."""
+    """Put the gateway's state on a small disk of its own."""
     trade = open_trade(lab)
     trade.gateway.stop()
     state = trade.gateway.state_dir
@@ -38,7 +38,7 @@ def open_on_small_disk(lab: Lab) -> Trade:
 
 
 def kill_both(trade: Trade) -> tuple[int, int]:
-    """Let traffic pass with both daemons killed; returns what both meters had counted before."""
+    """Let traffic pass with both daemons killed; returns the counts of both meters before."""
     trade.prepay()
     exchange(trade)
     trade.assert_books_agree()

@@ -27,8 +27,8 @@ Row = dict[str, Any]
 GATEWAY: Conf = {"MESH_INTERFACES": "mesh0", "IGNORE_INTERFACE": "wan0"}
 CLIENT: Conf = {"MESH_INTERFACES": "mesh0"}
 MSAT_PER_KB = 1 << 20  # one msat for 1,024 bytes, as a price per GiB
-# A statement comes every five seconds while traffic runs, and at once when a contract ends. A lost statement is given up
-# after 15 s and repeated with the next. So a test waits for this long only if something is wrong.
+# A statement comes every five seconds while traffic runs, and at once when a contract ends. A lost statement is given
+# up after 15 s and repeated with the next. So a test waits for this long only if something is wrong.
 SETTLED_S = 60.0
 PREPAYING = 254  # the number of a remote address that no scenario uses
 
