@@ -280,8 +280,6 @@ def _restore_credit(world: World, account: ClientAccount, record: AccountRecord,
     for link in credit.links:
         world.credit.change(link, credit.data_bytes)
     world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s)
-    if left_s <= 0:
-        grace.end(world, account, credit)
 
 
 def _payments(world: World, snapshot: Snapshot) -> None:

@@ -135,7 +135,7 @@ def test_grace_that_nobody_uses_is_taken_back_and_given_again_when_it_is_wanted(
     sim.run(0.5)
     books = account(sim)
     assert books.credit is not None and sim.gateway.world.credit.outstanding
-    sim.run(3)
+    sim.run(4)
     assert books.credit is None and not sim.gateway.world.credit.outstanding
     sim.down(HOST)  # refused, which asks for it
     sim.run(0.1)

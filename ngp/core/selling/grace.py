@@ -2,7 +2,8 @@
 
 It is opened when a contract is accepted without money or when the balance runs low, and belongs to the account until
 all is paid. Only a living daemon opens it. While it is unused it costs nothing and doesn't end. From the first byte on
-it lasts GRACE_TIME; what was used by then is a debt, and no new grace is given before that is paid. All of it counts on
+it lasts GRACE_TIME; what was used by then is a debt, and no new grace is given before that is paid. A credit that is
+over counts as a whole until the kernel's counters have told what was used of it. All of it counts on
 every link on which the account has contracts, so that neither new keys nor new link addresses bring more
 (`CreditLine`).
 """
@@ -18,6 +19,9 @@ from ngp.core.world import World
 CREDIT_UNUSED_S = 2.0
 """An account that never paid loses its grace if it isn't used within this time: others may need it. TCP repeats a first
 packet that was dropped after 1 s."""
+READ_WITHIN_S = 2.0
+"""Within this time the kernel's counters are read. What was used of a credit in its last instant is known only then, so
+until then all of it counts."""
 
 
 def offer(world: World, account: ClientAccount, sale: Sale) -> None:
@@ -28,15 +32,20 @@ def offer(world: World, account: ClientAccount, sale: Sale) -> None:
         if credit.until_mono_s > now:
             _count(world, credit, sale.link)
         elif not account.debt_msat:
-            credit.until_mono_s = now + settings.grace_time_s  # it ended unused: give it anew
+            _open(world, account, credit, sale)  # it ended unused: give it anew
         return
     left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
     if account.debt_msat or not sale.price_msat_per_gib or not left_bytes:
         return
-    account.credit = Credit(left_bytes, sale.price_msat_per_gib, now + settings.grace_time_s, set())
-    _count(world, account.credit, sale.link)
-    if not account.paid_msat:
-        world.timers.set(Due.CREDIT, account.identity, now + CREDIT_UNUSED_S)
+    account.credit = Credit(left_bytes, sale.price_msat_per_gib, now, set())
+    _open(world, account, account.credit, sale)
+
+
+def _open(world: World, account: ClientAccount, credit: Credit, sale: Sale) -> None:
+    now = world.now.monotonic_s
+    credit.until_mono_s = now + world.settings.grace_time_s
+    _count(world, credit, sale.link)
+    world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s if account.paid_msat else now + CREDIT_UNUSED_S)
 
 
 def _count(world: World, credit: Credit, link: tuple[str, bytes]) -> None:
@@ -46,35 +55,40 @@ def _count(world: World, credit: Credit, link: tuple[str, bytes]) -> None:
 
 
 def metered(world: World, account: ClientAccount) -> None:
-    """After bytes were charged: extend the account's credit if it is unused, else set the timer for its end."""
+    """After bytes were charged, extend the credit of an account that pays, as long as none of it is used."""
     credit, now = account.credit, world.now.monotonic_s
-    if credit is None or credit.until_mono_s <= now:
-        return
-    if not account.debt_msat:
-        if account.paid_msat:
-            credit.until_mono_s = now + world.settings.grace_time_s
-    else:
-        world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s)
+    if credit is not None and credit.until_mono_s > now and account.paid_msat and not account.debt_msat:
+        credit.until_mono_s = now + world.settings.grace_time_s
 
 
 def credit_due(world: World, account: ClientAccount) -> None:
-    """Take back credit that nobody used, or end credit whose time is over and remember what was used."""
+    """End credit that nobody used, or whose time is over; when all that was used of it is read, settle it."""
     credit, now = account.credit, world.now.monotonic_s
     if credit is None:
         return
-    if not account.debt_msat:
-        if not account.paid_msat:
-            take_back(world, account)
-            world.limit(account)
-    elif credit.until_mono_s <= now:
-        end(world, account, credit)
-        world.limit(account)
-    else:
+    if not account.debt_msat and not account.paid_msat:
+        credit.until_mono_s = min(credit.until_mono_s, now)
+    if credit.until_mono_s > now:
         world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s)
+    elif credit.until_mono_s + READ_WITHIN_S > now:
+        world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s + READ_WITHIN_S)
+        world.limit(account)
+    elif account.debt_msat:
+        _default(world, account, credit)
+    else:
+        take_back(world, account)
 
 
-def end(world: World, account: ClientAccount, credit: Credit) -> None:
-    """End a credit whose time is over: what was used counts as a default on each of its links until it is paid."""
+def paid(world: World, account: ClientAccount) -> None:
+    """End the credit of an account that owes nothing any more, by what was read; it is taken back when all is read."""
+    credit, now = account.credit, world.now.monotonic_s
+    if credit is not None:
+        credit.until_mono_s = min(credit.until_mono_s, now)
+        credit_due(world, account)
+
+
+def _default(world: World, account: ClientAccount, credit: Credit) -> None:
+    """What was used of a credit that is over counts as a default on each of its links until it is paid."""
     used_bytes = credit.used_bytes(account.debt_msat)
     for link in credit.links:
         world.credit.change(link, used_bytes - credit.data_bytes)

@@ -148,7 +148,7 @@ def exhausted_due(world: World, sale: Sale) -> None:
 def paid_for(world: World, account: ClientAccount) -> None:
     """Use a payment: it first pays what is owed, then makes contracts active that waited for money."""
     if account.balance_msat >= 0:
-        grace.take_back(world, account)
+        grace.paid(world, account)
     waited = list(account.unpaid.values())
     if account.funds_msat > 0:
         world.timers.clear(Due.UNPAID, account.identity)
