@@ -81,7 +81,7 @@ def test_both_sides_list_the_same_trade_and_what_accounts_say_adds_up(sim: Sim) 
         assert {line["kind"] for line in ask(handlers, "ledger")} >= {"contract", "payment"}
 
 
-def test_contracts_that_memory_let_go_of_come_out_of_the_ledger_once(sim: Sim) -> None:
+def test_contracts_that_memory_forgot_are_read_from_the_ledger_once(sim: Sim) -> None:
     handlers = face(sim, sim.gateway)
     bought = {each["id"] for each in ask(handlers, "contracts")}
     ask(handlers, "block", neighbour="192.0.2.7")
@@ -131,7 +131,7 @@ def test_a_refund_is_offered_paid_and_listed_and_asked_for_in_vain_where_nothing
         ("backup", {"file": "here.db"}), ("lightning open", {"neighbour": "192.0.2.7", "amount_sat": 1, "push_sat": 2}),
     ],
 )  # fmt: skip
-def test_words_that_make_no_sense_are_bad_usage_and_change_nothing(
+def test_requests_that_make_no_sense_are_bad_usage_and_change_nothing(
     sim: Sim, verb: str, arguments: dict[str, object]
 ) -> None:
     handlers, steps = face(sim, sim.gateway), len(sim.gateway.log)

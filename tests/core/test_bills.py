@@ -21,7 +21,7 @@ def test_statement_bills_and_an_honest_one_is_not_disputed() -> None:
     assert not bought(sim).disputed
 
 
-def test_a_wrong_bill_is_disputed_not_paid_on_and_settled_by_unblock() -> None:
+def test_a_wrong_bill_is_disputed_and_no_longer_paid_until_unblock() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2)
     contract = sim.contracts(sim.client)[0].contract
@@ -49,7 +49,7 @@ def test_after_a_reboot_bills_are_believed_only_as_far_as_the_server_may_have_ou
     assert client.tolerated_msat <= client.paid_msat + ahead_msat
 
 
-def test_a_kill_before_the_first_bill_after_a_reboot_makes_that_bill_no_wrong_one() -> None:
+def test_a_kill_before_the_first_bill_after_a_reboot_causes_no_dispute() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2)
     carried = 5_000_000  # while the machine was down, or the meter was
@@ -70,7 +70,7 @@ def moved(sim: Sim, mac: bytes, used_bytes: int) -> list[fx.Effect]:
     return tell(sim, sim.client, Statement(0, 0, 0, (StatementLine(first.contract, used_bytes, 0, 0),)), link=link)
 
 
-def test_a_server_with_another_link_address_is_believed_once_and_its_contracts_made_anew() -> None:
+def test_a_server_with_another_link_address_is_believed_once_and_its_contracts_are_agreed_again() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 5)
     effects = moved(sim, b"\2gate2", 3_000_000)
@@ -94,7 +94,7 @@ def test_a_server_with_another_link_address_is_not_believed_any_bill() -> None:
     assert client.tolerated_msat <= client.paid_msat + 3 * sim.client.settings.payment_amount_msat
 
 
-def test_a_server_that_speaks_from_two_link_addresses_keeps_its_contracts() -> None:
+def test_a_server_that_sends_from_two_link_addresses_keeps_its_contracts() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2)
     tell(sim, sim.client, Hello("sandbox", True, True, (), "ngp", False), link=(sim.gateway.link[0], b"\2gate2"))

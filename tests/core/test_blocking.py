@@ -66,7 +66,7 @@ def test_a_block_ends_the_contract_on_both_sides_at_once(blocker: str) -> None:
     assert_served(sim)  # at once: the gateway's memory of the refusals is gone
 
 
-def test_a_block_while_a_renewal_is_talked_about_ends_the_contract() -> None:
+def test_a_block_during_a_renewal_ends_the_contract() -> None:
     sim = Sim(settings(contract_data_bytes=200_000), settings(sells=False, contract_data_bytes=200_000))
     sim.flow(HOST, 50_000, 1.0)
     contract = next(iter(sim.client.world.contracts.values()))
@@ -78,7 +78,7 @@ def test_a_block_while_a_renewal_is_talked_about_ends_the_contract() -> None:
     assert_over(sim)
 
 
-def test_a_gateway_that_was_away_hears_of_the_end_when_it_is_back() -> None:
+def test_a_gateway_that_was_away_is_told_of_the_end_when_it_is_back() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2.0)
     sim.loss = 1.0
@@ -92,7 +92,7 @@ def test_a_gateway_that_was_away_hears_of_the_end_when_it_is_back() -> None:
     assert_served(sim)
 
 
-def test_a_bill_for_what_we_ended_is_answered_until_it_is_over_there() -> None:
+def test_a_bill_for_a_contract_that_we_ended_is_cancelled_until_the_server_confirms() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2.0)
     sim.silenced.add(Cancel)
@@ -109,7 +109,7 @@ def test_a_bill_for_what_we_ended_is_answered_until_it_is_over_there() -> None:
     assert len(sim.sent(sim.client, Cancel)) == cancels
 
 
-def test_what_we_ended_is_believed_only_as_far_as_the_server_may_have_our_money() -> None:
+def test_bills_for_contracts_that_we_ended_are_believed_only_as_far_as_the_server_may_have_our_money() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2.0)
     contract = next(iter(sim.client.world.contracts.values()))
@@ -222,7 +222,7 @@ def test_a_block_stays_when_the_neighbour_comes_on_many_other_links() -> None:
     assert sim.gateway.world.peers.blocked == {sim.client.identity}
 
 
-def test_an_unblock_holds_for_links_that_others_took_meanwhile() -> None:
+def test_an_unblock_also_counts_on_links_that_others_took_meanwhile() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2.0)
     block(sim, sim.gateway)
@@ -234,7 +234,7 @@ def test_an_unblock_holds_for_links_that_others_took_meanwhile() -> None:
     assert not sim.gateway.world.peers.blocked
 
 
-def test_of_a_stranger_that_was_blocked_nothing_is_left_but_that_and_after_an_unblock_nothing() -> None:
+def test_of_a_blocked_stranger_only_the_block_is_kept_and_after_an_unblock_nothing() -> None:
     sim = Sim()
     who = b"N" * 32
     stranger = ScriptedNeighbour(sim, sim.gateway, who, b"\2\0\0\0\0\7")

@@ -55,7 +55,7 @@ def test_made_up_keys_leave_no_more_than_there_is_room_for_and_newcomers_get_in(
 
 
 @pytest.mark.usefixtures("small")
-def test_a_debt_that_weighs_on_the_interface_is_kept_though_there_is_no_room() -> None:
+def test_a_debt_that_counts_on_its_interface_is_kept_though_there_is_no_room() -> None:
     sim = Sim()
     for number in range(200):
         attacker = ScriptedNeighbour(sim, sim.gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))

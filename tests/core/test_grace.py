@@ -87,7 +87,7 @@ def test_a_page_of_thirty_destinations_works_on_grace() -> None:
     assert sim.passed == 30 * (60 + 3 * 1200)
 
 
-def test_contracts_without_number_share_a_small_balance() -> None:
+def test_a_great_many_contracts_share_a_small_balance() -> None:
     small = {"payment_amount_msat": 1000}
     sim = Sim(settings(**small), settings(sells=False, **small))
     for number in range(300):

@@ -57,7 +57,7 @@ def test_accepting_and_cancelling_in_turn_ends_after_a_while() -> None:
     assert sum(attacker.buy(host(20_000 + number)) is not None for number in range(2000)) == FORGIVEN_AN_HOUR
 
 
-def test_the_operator_is_told_once_in_a_while() -> None:
+def test_the_operator_is_warned_once_in_a_while() -> None:
     sim = Sim()
     attacker = ScriptedNeighbour(sim, sim.gateway)
     told = 0
@@ -112,7 +112,7 @@ def test_cutting_each_contract_after_our_first_packet_ends_after_a_while() -> No
     assert opened == MOST_OF_STRANGER
 
 
-def test_what_a_server_sends_us_unasked_does_not_free_it() -> None:
+def test_traffic_that_a_server_sends_us_unasked_does_not_lower_its_count() -> None:
     sim = Sim()
     attacker = ScriptedNeighbour(sim, sim.client)
     for number in range(2 * MOST_OF_STRANGER):
@@ -158,7 +158,7 @@ def test_a_household_that_trades_opens_thousands_at_once(role: Role) -> None:
     assert "openings_refused" not in victim.world.counters
 
 
-def test_who_ran_into_the_bound_is_soon_free_of_it_by_trading() -> None:
+def test_a_neighbour_that_reached_the_limit_soon_gets_contracts_again_by_trading() -> None:
     sim = Sim()
     sim.up("198.51.100.1")
     sim.run(2)
@@ -172,7 +172,7 @@ def test_who_ran_into_the_bound_is_soon_free_of_it_by_trading() -> None:
 
 
 @pytest.mark.parametrize("role", [Role.SERVER, Role.CLIENT])
-def test_what_nobody_uses_ends_after_an_hour(role: Role) -> None:
+def test_a_contract_that_nobody_uses_ends_after_an_hour(role: Role) -> None:
     month = settings(contract_time_s=30 * 86_400, sell_msat_per_gib=0, sell_min_msat_per_gib=0)
     sim = Sim(month, month)
     victim = sim.gateway if role is Role.SERVER else sim.client
@@ -300,7 +300,9 @@ def test_the_file_stays_below_what_the_architecture_says(tmp_path: Path) -> None
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.floats(0, 4000)), max_size=60))
-def test_the_count_stays_within_its_most_and_empties_by_itself(turns: Sequence[tuple[int, bool, float]]) -> None:
+def test_the_count_of_openings_stays_within_its_limit_and_falls_to_nothing(
+    turns: Sequence[tuple[int, bool, float]],
+) -> None:
     openings, now = Openings(), 0.0
     for who, opens, seconds in turns:
         now += seconds
@@ -314,7 +316,7 @@ def test_the_count_stays_within_its_most_and_empties_by_itself(turns: Sequence[t
     assert len(openings) == 0
 
 
-def test_a_refused_opening_is_told_by_state_and_kernel() -> None:
+def test_a_refused_opening_shows_in_the_state_and_in_the_kernel() -> None:
     sim = Sim()
     attacker = ScriptedNeighbour(sim, sim.gateway)
     (quote,) = messages(attacker.say(Ask(ip_network(host(1)), 0, 0)), Propose)

@@ -17,5 +17,5 @@ def test_an_address_of_ipv6_stands_in_brackets(host: str, written: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "found"), [("", ("", "")), ("node", ("", "node")), ("a:b", ("a", "b"))])
-def test_what_is_no_host_and_port_is_taken_apart_unchecked(text: str, found: tuple[str, str]) -> None:
+def test_text_that_is_no_host_and_port_is_split_unchecked(text: str, found: tuple[str, str]) -> None:
     assert split_host_port(text) == found

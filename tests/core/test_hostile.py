@@ -188,7 +188,7 @@ def told_of_packets(sim: Sim, links: list[tuple[str, bytes]]) -> list[str]:
     return [one.text for one in said if isinstance(one, fx.Log) and "says hello" in one.text]
 
 
-def test_a_client_without_ngp_is_told_of_once_an_hour_on_each_interface() -> None:
+def test_a_client_without_ngp_is_warned_of_once_an_hour_on_each_interface() -> None:
     sim = Sim()
     first, other, tunnel = ("eth1", b"\2first"), ("eth1", b"\2other"), ("wg0", b"")
     assert told_of_packets(sim, [first, tunnel]) == [], "its hello may be under way"
@@ -203,7 +203,7 @@ def test_a_client_without_ngp_is_told_of_once_an_hour_on_each_interface() -> Non
     assert again.startswith("packets from 02:6f:74:68:65:72 on eth1 ")
 
 
-def test_a_client_whose_ngp_stopped_is_told_of_as_well() -> None:
+def test_a_client_whose_ngp_stopped_is_warned_of_as_well() -> None:
     sim = Sim()
     sim.happen(sim.gateway, ev.MessageReceived(sim.client.identity, sim.client.link, 1, Bye(), 9 << 32))
     told = told_of_packets(sim, [sim.client.link])
@@ -211,7 +211,7 @@ def test_a_client_whose_ngp_stopped_is_told_of_as_well() -> None:
     assert len(told + told_of_packets(sim, [sim.client.link])) == 1
 
 
-def test_interfaces_that_come_and_go_leave_no_memory_of_what_was_told() -> None:
+def test_interfaces_that_come_and_go_leave_no_memory_of_warnings() -> None:
     sim = Sim()
     for number in range(3):
         told = told_of_packets(sim, [(f"wg{number}", b"")])
@@ -221,7 +221,7 @@ def test_interfaces_that_come_and_go_leave_no_memory_of_what_was_told() -> None:
     assert list(sim.gateway.world.peers.silence_due) == ["wg2"]
 
 
-def test_a_neighbour_of_another_version_is_not_said_to_be_silent_and_others_are() -> None:
+def test_a_neighbour_of_another_version_is_not_called_silent_but_others_are() -> None:
     sim = Sim()
     older, silent = ("eth1", b"\2older"), ("eth1", b"\2quiet")
     for seconds in (15, 0):
@@ -245,7 +245,7 @@ def test_second_identity_on_a_live_link_is_refused() -> None:
     assert sim.gateway.world.counters["link_taken"] == 1
 
 
-def test_nobody_speaks_about_anothers_contract() -> None:
+def test_nobody_changes_the_contract_of_another() -> None:
     sim = Sim()
     sim.up(HOST)
     sim.run(0.1)

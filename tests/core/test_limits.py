@@ -34,7 +34,7 @@ def lost_msat(sim: Sim) -> int:
     return -spare_units(sim) // UNITS_PER_MSAT - account(sim).priced
 
 
-def test_open_contracts_share_all_money_but_a_msat_each() -> None:
+def test_open_contracts_share_all_money_except_one_msat_each() -> None:
     sim = prepaid()
     assert account(sim).priced == 11
     assert -11 * UNITS_PER_MSAT <= spare_units(sim) <= 0
@@ -108,7 +108,7 @@ def test_a_refund_of_money_that_was_carried_meanwhile_names_what_is_left() -> No
     assert books.refund.offered_msat == (books.funds_msat // 1000) * 1000 == offered - 5_000
 
 
-def test_an_account_that_is_exhausted_though_there_is_money_is_counted_anew() -> None:
+def test_an_account_that_is_exhausted_though_it_has_money_is_counted_again() -> None:
     sim = prepaid()
     sim.silenced = {Invoice}
     entry = sim.gateway.kernel.accounts[sim.client.identity]

@@ -158,7 +158,7 @@ def test_money_is_conserved(plan: list[tuple[object, ...]], pays: list[PaymentSt
 
 @OFTEN
 @given(st.lists(actions, max_size=25), st.integers(0, 1 << 30))
-def test_who_does_not_pay_costs_the_grace_once(plan: list[tuple[object, ...]], seed: int) -> None:
+def test_a_client_that_does_not_pay_costs_the_grace_once(plan: list[tuple[object, ...]], seed: int) -> None:
     small = {"contract_data_bytes": 200_000, "contract_time_s": 40, "grace_data_bytes": GRACE}
     sim = Sim(settings(**small), settings(sells=False, **small), seed)
     sim.payments.outcomes = [PaymentStatus.FAILED] * 1000

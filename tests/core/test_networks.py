@@ -30,7 +30,7 @@ def test_contracts_on_one_chain_are_paid_whatever_the_chain_is_called(gateway: s
 
 @pytest.mark.parametrize("gateway", CHAINS)
 @pytest.mark.parametrize("client", CHAINS)
-def test_two_chains_are_two(gateway: str, client: str) -> None:
+def test_only_nodes_on_the_same_chain_trade(gateway: str, client: str) -> None:
     assert is_same(gateway, client) is (gateway == client)
     kinds = {"testnet4": "testnet"}
     assert takes_invoice(gateway, kinds.get(client, client)) is (

@@ -45,7 +45,9 @@ channels = st.lists(st.builds(channel, ends, ends, st.sampled_from((PEER, OTHER)
 
 
 @given(channels, st.booleans(), amounts)
-def test_what_fits_the_bounds_is_whole_and_left(listed: list[Channel], ours: bool, wanted: int) -> None:
+def test_an_amount_within_the_bounds_is_whole_sat_and_can_be_sent(
+    listed: list[Channel], ours: bool, wanted: int
+) -> None:
     reach = Reach(listed)
     bounds = reach.sends(PEER, "7f3a") if ours else reach.receives(PEER, "7f3a")
     direct = [left_msat(one, ours) for one in listed if one.peer == PEER]
@@ -59,7 +61,7 @@ def test_what_fits_the_bounds_is_whole_and_left(listed: list[Channel], ours: boo
     assert min(least) * SAT_MSAT <= amount <= max([*direct, sum(others)])
 
 
-def test_reserve_flight_and_slots_are_not_there_to_be_sent() -> None:
+def test_reserve_and_payments_on_their_way_and_full_channels_limit_what_can_be_sent() -> None:
     assert left_msat(channel(end(100, held_back_msat=30_000)), ours=True) == 70_000
     assert left_msat(channel(end(100, held_back_msat=130_000)), ours=True) == 0
     assert left_msat(channel(end(100, most_in_flight_msat=50_000, in_flight_msat=20_000)), ours=True) == 30_000
@@ -112,7 +114,7 @@ def asked(sim: Sim) -> list[int]:
     return [effect.amount_msat for effect in sim.gateway.log if isinstance(effect, fx.MakeInvoice)]
 
 
-def test_no_more_is_asked_than_can_come_and_nothing_from_an_empty_channel() -> None:
+def test_no_more_is_asked_for_than_can_be_received_and_nothing_from_an_empty_channel() -> None:
     sim = paying(60)
     sim.flow(HOST, 10_000, 2)
     assert asked(sim) == [60_000]
@@ -127,7 +129,7 @@ def test_no_more_is_asked_than_can_come_and_nothing_from_an_empty_channel() -> N
     assert account(sim).paid_msat > 60_000
 
 
-def test_what_the_client_cannot_send_is_not_tried_and_asked_smaller() -> None:
+def test_a_payment_that_the_client_cannot_send_is_not_tried_and_a_smaller_one_is_asked() -> None:
     sim = paying(1000)
     see(sim, end(30), gateway_too=False)
     sim.flow(HOST, 10_000, 3)
@@ -136,7 +138,7 @@ def test_what_the_client_cannot_send_is_not_tried_and_asked_smaller() -> None:
     assert not any(sim.payments.invoices[effect.payment_hash][1] > 30_000 for effect in tried)
 
 
-def test_on_a_way_through_others_there_is_room_for_the_fee() -> None:
+def test_a_payment_through_other_nodes_leaves_room_for_the_fee() -> None:
     sim = Sim()
     sim.happen(sim.client, ev.ChannelsSeen((channel(end(51), peer=OTHER),)))
     sim.flow(HOST, 10_000, 3)
@@ -156,7 +158,7 @@ def test_a_client_with_nothing_to_send_says_why_and_pays_when_it_has_something()
     assert account(sim).paid_msat > 0 and not account(sim).why_not
 
 
-def test_a_channel_that_opens_is_paid_by_within_seconds_however_often_invoices_were_declined_before() -> None:
+def test_a_new_channel_is_used_within_seconds_however_often_invoices_were_declined_before() -> None:
     sim = Sim()
     sim.happen(sim.gateway, ev.ChannelsSeen((channel(end(0), end(500)),)))  # somebody else's, so there may be a way
     sim.happen(sim.client, ev.ChannelsSeen(()))
@@ -177,7 +179,7 @@ def test_nothing_below_the_smallest_htlc_is_asked_and_none_above_what_is_trusted
     assert "raise PAYMENT_AMOUNT" in bought(sim).why_not
 
 
-def test_top_ups_of_who_uses_them_up_within_a_minute_are_no_dust() -> None:
+def test_top_ups_that_are_used_up_within_a_minute_are_no_dust() -> None:
     sim = paying(100_000, dust_msat=354_000)
     sim.flow(HOST, 5_000, 10)
     assert set(asked(sim)) == {100_000}
@@ -193,7 +195,7 @@ def test_a_slow_client_is_asked_for_no_more_than_the_chunk() -> None:
     assert account(sim).paid_msat == 100_000
 
 
-def test_who_was_fast_is_asked_for_little_when_it_is_slow() -> None:
+def test_a_client_that_was_fast_is_asked_for_little_when_it_is_slow() -> None:
     sim = Sim()
     sim.flow(HOST, 20_000_000, 20, size=20_000)
     assert max(asked(sim)) > 500_000
@@ -236,7 +238,7 @@ def test_remainders_stay_in_the_balance() -> None:
     assert ours.balance_msat == ours.paid_msat - ours.charged_msat
 
 
-def test_without_channels_to_look_at_nothing_is_bounded() -> None:
+def test_without_known_channels_payments_are_unbounded() -> None:
     sim = Sim(settings(payment_amount_msat=10**9), settings(sells=False, payment_amount_msat=10**9))
     sim.flow(HOST, 1_000, 2)
     assert asked(sim)[0] == 10**9

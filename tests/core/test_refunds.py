@@ -68,7 +68,7 @@ def logged(node: Node, words: str) -> int:
     return sum(isinstance(effect, fx.Log) and words in effect.text for effect in node.log)
 
 
-def test_who_asks_gets_what_is_free() -> None:
+def test_a_client_that_asks_gets_what_is_free() -> None:
     sim = prepaid()
     free_msat = account(sim).balance_msat // SAT_MSAT * SAT_MSAT
     ask(sim)
@@ -79,7 +79,7 @@ def test_who_asks_gets_what_is_free() -> None:
     assert [line.amount_msat for line in lines] == [-free_msat]
 
 
-def test_by_default_the_operator_decides_and_is_told_once_in_a_while() -> None:
+def test_by_default_the_operator_decides_and_the_log_says_so_once_in_a_while() -> None:
     sim = prepaid(settings(contract_time_s=5))
     for _ in range(5):
         ask(sim)
@@ -130,7 +130,7 @@ def test_a_blocked_neighbour_and_one_without_an_account_get_nothing_by_asking() 
     assert not sim.gateway.world.accounts
 
 
-def test_what_is_set_aside_for_rounding_stays() -> None:
+def test_money_set_aside_for_rounding_stays() -> None:
     sim = Sim(replace(GENEROUS, contract_time_s=3600))
     sim.flow(HOST, 50_000, 3)
     ours = account(sim)
@@ -239,7 +239,7 @@ def test_nothing_is_offered_out_of_an_empty_channel() -> None:
     assert refunds(sim.gateway) == [40_000]
 
 
-def test_an_offer_that_was_forgotten_is_met_by_the_same_invoice() -> None:
+def test_a_second_offer_after_a_forgotten_one_is_answered_by_the_same_invoice() -> None:
     sim = prepaid()
     sim.happen(sim.client, ev.AskRefund(sim.gateway.identity))
     sim.run(0.012)  # offered; the invoice isn't there yet
@@ -325,7 +325,7 @@ plans = st.lists(
 
 @effort(OFTEN, max_examples=effort.default.max_examples // 3)
 @given(plans, st.lists(st.sampled_from(tuple(PaymentStatus)), max_size=6), st.integers(0, 1 << 30), st.booleans())
-def test_what_is_given_back_is_given_once(
+def test_each_refund_is_paid_once(
     plan: list[tuple[object, ...]], pays: list[PaymentStatus], seed: int, rough: bool
 ) -> None:
     """Either daemon may die between any two effects, messages may be lost or doubled, payments may fail or hang."""

@@ -57,7 +57,7 @@ def test_the_cursor_alone_never_waits_for_the_disk() -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_what_a_node_took_before_it_was_away_for_days_is_credited_when_it_is_back(restarted: bool) -> None:
+def test_money_that_a_node_took_before_days_of_absence_is_credited_when_it_is_back(restarted: bool) -> None:
     sim = Sim(client=settings(buys=False))
     made = invoice_by_hand(sim, 50_000)
     sim.payments.away = True
@@ -69,7 +69,7 @@ def test_what_a_node_took_before_it_was_away_for_days_is_credited_when_it_is_bac
     assert client_account(sim).paid_msat == 50_000
 
 
-def test_a_node_that_counts_anew_is_followed_from_there() -> None:
+def test_a_node_that_starts_its_count_again_is_read_from_there() -> None:
     """A restored LND counts from 1 again: after the old cursor it would report nothing for a long time."""
     sim = Sim(client=settings(buys=False))
     made = [invoice_by_hand(sim, 50_000) for _ in range(2)]
@@ -104,7 +104,7 @@ def pending_payment() -> tuple[Sim, bytes, PaymentOutcome]:
     return sim, made, unheard
 
 
-def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -> None:
+def test_a_payment_that_the_node_does_not_know_yet_is_asked_for_once_more() -> None:
     """After a broken connection, the order to pay may be in the node's buffers and be carried out all the same."""
     sim, made, unheard = pending_payment()
     sim.happen(sim.client, ev.PaymentResult(unheard))
@@ -115,7 +115,7 @@ def test_a_payment_that_the_node_has_not_heard_of_yet_is_asked_for_once_more() -
     assert [one for one in sim.client.log if isinstance(one, fx.TrackPayment)]
 
 
-def test_a_payment_that_the_node_never_heard_of_is_told_as_such() -> None:
+def test_a_payment_that_the_node_never_knew_is_reported_as_such() -> None:
     sim, made, unheard = pending_payment()
     for _ in range(2):
         sim.happen(sim.client, ev.PaymentResult(unheard))
@@ -126,7 +126,7 @@ def test_a_payment_that_the_node_never_heard_of_is_told_as_such() -> None:
     assert account.why_not.endswith(words)
 
 
-def test_not_heard_of_counts_twice_in_a_row_only() -> None:
+def test_an_unknown_payment_failed_only_if_the_node_says_so_twice_in_a_row() -> None:
     """A node that was stopped and goes on may answer a question before it has read the order to pay."""
     sim, made, unheard = pending_payment()
     for outcome in (unheard, PaymentOutcome(made, PaymentStatus.PENDING), unheard):

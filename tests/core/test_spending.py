@@ -14,7 +14,7 @@ from ngp.core.values import PaymentStatus
 HOST = "198.51.100.1"
 
 
-def test_money_talk_opens_no_account_for_a_node_that_does_not_trade_in_that_role() -> None:
+def test_messages_about_money_open_no_account_in_a_role_that_the_node_does_not_have() -> None:
     sim = Sim(settings(buys=False), settings(sells=False))
     bolt11 = sim.payments.invoice("client", 5000).hex()
     tell(sim, sim.gateway, Refund(5000))

@@ -95,7 +95,7 @@ def test_more_bills_than_either_side_remembers_are_billed_all(monkeypatch: pytes
     assert_billed(sim)
 
 
-def test_a_client_that_seemed_away_is_told_when_it_speaks_again() -> None:
+def test_a_client_that_seemed_away_gets_its_bills_with_its_next_message() -> None:
     """The client doesn't say hello again, since its own courier never noticed that it was away."""
     sim = Sim()
     gateway, client = sim.gateway, sim.client
@@ -116,7 +116,7 @@ def sold_and_told(sim: Sim) -> list[int]:
     return [record.billed_bytes for record in sim.contracts(sim.gateway)]
 
 
-def test_what_was_acknowledged_is_not_told_again() -> None:
+def test_an_acknowledged_bill_is_not_sent_again() -> None:
     sim = Sim(settings(**SHORT), settings(sells=False, **SHORT))
     use_to_the_end(sim)
     sim.run(10)

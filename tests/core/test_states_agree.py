@@ -31,7 +31,7 @@ def test_a_client_calls_its_contract_active_when_the_gateway_does() -> None:
     assert [one.state for one in sim.contracts(sim.client)] == ["active"], "in its ledger too"
 
 
-def test_what_was_credited_by_hand_is_active_with_the_first_word_of_it() -> None:
+def test_a_contract_credited_by_hand_is_active_from_the_first_statement_that_says_so() -> None:
     nothing = Budgets(0, None, 0, 0, None)
     sim = Sim(client=settings(sells=False, budgets=nothing))
     sim.up(HOST)

@@ -43,7 +43,7 @@ def paid_msat(sim: Sim) -> int:
     return sum(sim.payments.sent.get("client", {}).values())
 
 
-def test_a_failure_that_was_not_heard_is_said_again_with_the_next_reminder() -> None:
+def test_a_failure_that_the_server_missed_is_repeated_after_the_next_reminder() -> None:
     sim = Sim()
     sim.payments.outcomes = [PaymentStatus.FAILED]
     sim.silenced = {Declined}
@@ -83,7 +83,7 @@ def test_a_payment_that_is_stuck_for_long_is_asked_for_once_a_minute() -> None:
     assert asked() - before == 10
 
 
-def test_payments_stuck_for_ever_do_not_end_the_trade_but_no_more_than_two_a_day_are_risked() -> None:
+def test_payments_stuck_for_ever_do_not_end_the_trade_and_at_most_two_a_day_are_risked() -> None:
     sim = Sim(client=settings(sells=False))
     stuck = stick(sim, 3)
 
@@ -163,7 +163,7 @@ def hand_in(sim: Sim, bolt11: str, lapses_s: int) -> None:
     sim.happen(sim.client, ev.MessageReceived(sim.gateway.identity, sim.gateway.link, 1, said, 1 << 33, 0, decoded))
 
 
-def test_a_paid_invoice_that_is_said_again_is_not_paid_where_the_clock_went_back_since_we_forgot_it() -> None:
+def test_a_paid_invoice_that_comes_again_is_not_paid_if_the_clock_went_back_since_we_forgot_it() -> None:
     sim = Sim(client=settings(sells=False))
     bolt11, lapses_s = paid_invoice(sim)
     sim.run(25 * 3600)
@@ -176,7 +176,7 @@ def test_a_paid_invoice_that_is_said_again_is_not_paid_where_the_clock_went_back
     assert paid_msat(sim) == 50_000
 
 
-def test_a_paid_invoice_that_is_said_again_is_not_paid_where_we_started_with_the_clock_ahead() -> None:
+def test_a_paid_invoice_that_comes_again_is_not_paid_if_we_started_with_the_clock_ahead() -> None:
     sim = Sim(client=settings(sells=False))
     bolt11, lapses_s = paid_invoice(sim)
     sim.run(5 * 3600)
@@ -195,7 +195,7 @@ def test_a_paid_invoice_that_is_said_again_is_not_paid_where_we_started_with_the
     assert not sim.client.world.servers[sim.gateway.identity].why_not
 
 
-def test_a_node_that_makes_no_invoice_is_told_of_once() -> None:
+def test_a_node_that_makes_no_invoice_is_warned_of_once() -> None:
     sim = Sim()
     for _ in range(5):
         sim.happen(sim.gateway, ev.InvoiceFailed(sim.client.identity, PaymentKind.TOP_UP, "LND is locked"))

@@ -101,7 +101,9 @@ def test_a_negotiation_ends_inside_both_limits(ask: int, least: int, offer: int,
 
 @FAST
 @given(price, price, st.lists(price, max_size=300))
-def test_whatever_is_countered_the_seller_stays_inside_its_limits(ask: int, least: int, counters: list[int]) -> None:
+def test_whatever_counter_offers_come_the_seller_stays_inside_its_limits(
+    ask: int, least: int, counters: list[int]
+) -> None:
     sell, number = SellTerms(host_prefix(HOST_ADDRESS), ask, min(ask, least)), 1
     for counter in counters:
         reply = answer_counter(sell, counter, number)
@@ -134,7 +136,7 @@ def test_no_window_holds_more_than_its_budget(payments: list[tuple[int, int, boo
             assert 0 <= spending.within_msat(window, now) == sum(a for at, a in kept if at > now - window) <= limit
 
 
-def test_a_broken_budget_is_told_as_it_is_written_and_with_what_to_do() -> None:
+def test_a_broken_budget_is_named_as_in_net_conf_and_with_a_remedy() -> None:
     budgets, spending = Budgets(20_000_000, None, 50_000_000, 200_000_000, 1_700_000), Spending()
     spending.add(b"n", 1_699_500, 0)
     assert broken_limit(budgets, spending, b"n", 101_000, 0) == (

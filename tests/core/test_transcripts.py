@@ -41,7 +41,7 @@ def test_price_is_found_between_seller_and_buyer() -> None:
     assert 1 < len(sim.sent(sim.gateway, Propose)) <= 4
 
 
-def test_too_dear_ends_in_bounded_rounds_is_remembered_and_told_to_the_sender() -> None:
+def test_a_price_that_is_too_high_ends_after_a_few_rounds_and_the_refusal_is_remembered() -> None:
     seller = settings(sell_msat_per_gib=8 * MSAT_PER_KB, sell_min_msat_per_gib=6 * MSAT_PER_KB)
     sim = Sim(seller, settings(sells=False, buy_msat_per_gib=1 * MSAT_PER_KB))
     sim.up(HOST)
@@ -85,7 +85,7 @@ def test_a_reload_asks_again_only_for_what_was_declined_lately() -> None:
     assert not sim.sent(sim.client, Ask) and not sim.client.world.buying.declined
 
 
-def test_a_client_that_counters_for_ever_is_left() -> None:
+def test_a_negotiation_with_a_client_that_never_agrees_ends() -> None:
     sim = Sim(settings(sell_min_msat_per_gib=0))
     sim.silenced = {Accept, Reject}
     sim.up(HOST)
@@ -125,7 +125,7 @@ def test_ask_before_sending() -> None:
     assert sim.passed == 1000
 
 
-def test_a_wide_prefix_costs_what_its_dearest_part_costs() -> None:
+def test_a_wide_prefix_costs_as_much_as_its_most_expensive_part() -> None:
     dear = PriceRule(ip_network("203.0.113.0/24"), 50 * MSAT_PER_KB, None, None, None, None)
     sim = Sim(settings(prices=(dear,)))
     effects = tell(sim, sim.gateway, Ask(ip_network("0.0.0.0/0"), 0, 0))
@@ -133,7 +133,7 @@ def test_a_wide_prefix_costs_what_its_dearest_part_costs() -> None:
     assert isinstance(proposed, Propose) and proposed.price_msat_per_gib == 50 * MSAT_PER_KB
 
 
-def test_nobody_buys_back_what_it_sells_unless_the_route_has_turned() -> None:
+def test_nobody_buys_what_it_sells_to_the_same_neighbour_unless_the_route_has_changed() -> None:
     sim = Sim()
     sim.flow(HOST, 10_000, 2)
     proposal = Propose(b"l" * 16, ip_network(HOST), MSAT_PER_KB, 100_000, 60, 10, 0, 1)
@@ -224,7 +224,7 @@ def test_the_data_limit_is_used_to_the_last_byte() -> None:
     assert account(sim).charged_msat == -(-300_000 * 5 // 1024)
 
 
-def test_what_a_client_does_not_know_ends_also_while_it_is_being_renewed() -> None:
+def test_a_contract_that_its_client_does_not_know_ends_even_during_a_renewal() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 1)
     (contract,) = sim.gateway.world.contracts.values()
