@@ -149,7 +149,7 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
 def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -> Sale:
     sale = Sale(**_kept(world, record, found))
     account = world.client(sale.identity)
-    account.priced += sale.price_msat_per_gib > 0
+    account.priced += sale.priced
     _begin_again(world, sale)
     account.running += 1
     if found is None:

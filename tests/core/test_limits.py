@@ -72,6 +72,21 @@ def test_a_renewal_at_another_price_keeps_the_sum_exact(price: int) -> None:
     assert lost_msat(sim) <= 20  # what was carried while it was counted: 10 ms of this flow
 
 
+def test_a_renewal_for_nothing_leaves_aside_what_rounding_may_have_cost() -> None:
+    sim = Sim(
+        settings(contract_data_bytes=20_000, payment_amount_msat=1_000_000),
+        settings(sells=False, contract_data_bytes=20_000),
+    )
+    for price in (PRICE, 0, PRICE, 0):
+        changed = replace(sim.gateway.settings, sell_msat_per_gib=price, sell_min_msat_per_gib=price)
+        sim.happen(sim.gateway, ev.SettingsChanged(changed))
+        for _ in range(12):
+            for host in OTHERS:
+                sim.flow(host, 20_000, 0.05)
+            assert spare_units(sim) <= 0
+    assert max(len(one.prices) for one in sim.gateway.world.contracts.values() if one.role is Role.SERVER) > 2
+
+
 def test_a_refund_takes_what_is_left_when_the_kernel_has_stopped_spending_it() -> None:
     sim = prepaid()
     sim.flow(HOST, 200_000, 0.4)

@@ -163,7 +163,7 @@ class ClientAccount(Account):
     """A client's account with us. `charged_msat`, the price of what was metered, is the bill.
 
     Attributes:
-        priced: number of open contracts that cost something.
+        priced: number of open contracts of which some bytes cost something.
         unpaid: contracts accepted without money: the next payment makes them active, or they end.
         credit: the grace that is open or owed; None if there is none.
         unstated: contracts (open or just closed) whose totals the client hasn't got yet.
@@ -235,7 +235,7 @@ class ClientAccount(Account):
     def close(self, sale: Sale) -> None:
         """Take out a contract whose last reading was charged."""
         self.running -= 1
-        self.priced -= sale.price_msat_per_gib > 0
+        self.priced -= sale.priced
         self.kernel.offset_units -= sale.rounding_units
         self.unpaid.pop(sale.id, None)
 

@@ -207,7 +207,7 @@ def _open(world: World, neighbour: Neighbour, sale: Sale) -> None:
     sale.opened_at_s = world.now.utc_s
     sale.rate.at_mono_s = world.now.monotonic_s
     account.running += 1
-    account.priced += sale.price_msat_per_gib > 0
+    account.priced += sale.priced
     world.count_opening(sale)
     _run(world, account, sale, "")
 
@@ -238,9 +238,9 @@ def _renew(world: World, sale: Sale, offer: Offer) -> None:
     if sale.since_renewal_bytes <= 0:  # it costs a line in the ledger for nothing, like an opening
         world.count_idle(sale)
     sale.note_renewal(world.now.monotonic_s)
-    account.priced -= sale.price_msat_per_gib > 0
+    account.priced -= sale.priced
     sale.reprice(sale.data_limit_bytes, offer.price_msat_per_gib)
-    account.priced += sale.price_msat_per_gib > 0
+    account.priced += sale.priced
     sale.data_limit_bytes, sale.lifetime_s = offer.data_limit_bytes, offer.lifetime_s
     world.timers.clear(Due.QUOTE, sale.id)
     world.timers.clear(Due.EXHAUSTED, sale.id)

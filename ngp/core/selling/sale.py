@@ -45,6 +45,11 @@ class Sale(Contract):
         return self.state in (State.REJECTED, State.LAPSED)
 
     @property
+    def priced(self) -> bool:
+        """True if any of its bytes cost something, so that its charge may be rounded up, even if it is free by now."""
+        return any(price for _, price in self.prices)
+
+    @property
     def highest_msat_per_gib(self) -> int:
         """The highest price of bytes that may still be carried: the kernel has one price, and must not charge less."""
         prices = self.prices
