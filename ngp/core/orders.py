@@ -59,7 +59,7 @@ def is_from_announced_node(world: World, neighbour: Neighbour, decoded: DecodedI
     who, announced = neighbour.identity.hex()[:8], neighbour.payee.hex()[:16] or "none"
     world.count("invoice_foreign_payee")
     world.log(
-        f"invoice from {who} not paid: its payee is {decoded.payee[:16]}, the neighbour announced {announced}",
+        f"invoice from {who} not paid: its payee is {decoded.payee[:16]}, but the neighbour announced {announced}",
         logging.WARNING,
     )
     return False

@@ -43,7 +43,7 @@ def test_after_a_reboot_bills_are_believed_only_as_far_as_the_server_may_have_ou
     lines = tuple(StatementLine(one.contract, 1 << 60, 1 << 60, 10**15) for one in sim.contracts(sim.client))
     tell(sim, sim.client, Statement(0, 10**15, 0, lines))
     client = bought(sim)
-    ahead_msat = 4 * sim.client.settings.payment_amount_msat  # two in hand, one tolerated of any bill, and a little
+    ahead_msat = 4 * sim.client.settings.payment_amount_msat  # two in hand, one tolerated in any bill, and some more
     assert client.disputed
     assert client.charged_msat <= client.paid_msat + ahead_msat
     assert client.tolerated_msat <= client.paid_msat + ahead_msat
@@ -52,7 +52,7 @@ def test_after_a_reboot_bills_are_believed_only_as_far_as_the_server_may_have_ou
 def test_a_kill_before_the_first_bill_after_a_reboot_causes_no_dispute() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2)
-    carried = 5_000_000  # while the machine was down, or the meter was
+    carried = 5_000_000  # while the machine was down, or only the meter
     for reboot in (True, False):
         sim.crash(sim.client, reboot)
     sim.run(0.001)

@@ -151,7 +151,7 @@ def test_grace_that_a_payer_does_not_use_goes_on_only_while_the_daemon_lives() -
     books = account(sim)
     while books.balance_msat > 300:
         sim.flow(HOST, 20_000, 0.2)
-    assert books.credit is not None  # low, and so lent already
+    assert books.credit is not None  # the balance is low, so credit was given already
     sim.flow(HOST, 100, 30)
     entry = sim.gateway.kernel.accounts[sim.client.identity]
     assert sim.now < entry.credit_until <= sim.now + sim.gateway.settings.grace_time_s

@@ -48,7 +48,7 @@ def test_open_contracts_share_all_money_except_one_msat_each() -> None:
 @pytest.mark.parametrize("reboot", [False, True])
 def test_a_restart_gives_and_takes_nothing(reboot: bool) -> None:
     sim = prepaid()
-    sim.flow(HOST, 100_000, 0.4)  # the ledger, and the daemon, don't know all of it
+    sim.flow(HOST, 100_000, 0.4)  # neither the ledger nor the daemon knows all of it
     sim.crash(sim.gateway, reboot)
     sim.run(0.1)
     assert -11 * UNITS_PER_MSAT <= spare_units(sim) <= 0
@@ -69,7 +69,7 @@ def test_a_renewal_at_another_price_keeps_the_sum_exact(price: int) -> None:
     contract = next(one for one in sim.gateway.world.contracts.values() if one.role is Role.SERVER)
     assert len(contract.prices) > 1 and contract.used_bytes > contract.prices[-1][0]
     assert sim.gateway.kernel.slots[contract.id].grant.price_msat_per_gib == contract.price_msat_per_gib
-    assert lost_msat(sim) <= 20  # what was carried while it was counted: 10 ms of this flow
+    assert lost_msat(sim) <= 20  # what was carried during the count: 10 ms of this flow
 
 
 def test_a_renewal_for_nothing_leaves_aside_what_rounding_may_have_cost() -> None:
@@ -127,7 +127,7 @@ def test_an_account_that_is_exhausted_though_it_has_money_is_counted_again() -> 
     sim = prepaid()
     sim.silenced = {Invoice}
     entry = sim.gateway.kernel.accounts[sim.client.identity]
-    entry.spent += 90_000 * UNITS_PER_MSAT  # as if it had been reckoned with too much care
+    entry.spent += 90_000 * UNITS_PER_MSAT  # as if the kernel's limit were too cautious
     before = sim.passed
     sim.flow(HOST, 100_000, 25)
     assert sim.passed - before >= 0.99 * 100_000 * 25

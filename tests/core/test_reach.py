@@ -211,7 +211,7 @@ def test_at_line_rate_a_client_pays_once_in_several_seconds() -> None:
     rich = replace(rich, payment_msat=10**12, hour_msat=10**12, day_msat=10**12)
     sim = Sim(client=settings(sells=False, budgets=rich))
     while sim.now < 1000 + LINE_SECONDS:
-        size = 65_000 if sim.now < 1003 else 1_000_000  # one look at the limit stands for several once slices are large
+        size = 65_000 if sim.now < 1003 else 1_000_000  # larger packets, to save time, once top-ups are large
         for _ in range(line_rate // 100 // size):
             sim.down(HOST, size)
         sim.up(HOST, 1000)

@@ -123,7 +123,7 @@ def test_a_blocked_neighbour_and_one_without_an_account_get_nothing_by_asking() 
     sim = prepaid()
     sim.happen(sim.gateway, ev.BlockNeighbour(sim.client.identity, True))
     assert say(sim, Refund(0)) == [Declined(b"", DeclineReason.BLOCKED)]
-    offer(sim)  # by its operator's word it does
+    offer(sim)  # the operator pays it all the same
     assert refunds(sim.gateway)
     sim = Sim(GENEROUS)
     assert say(sim, Refund(0)) == [Declined(b"", DeclineReason.AMOUNT)]
@@ -224,7 +224,7 @@ def test_asked_refunds_leave_half_of_the_budgets_to_buy_with(day_msat: int, tota
         sim.crash(sim.gateway)
         sim.run(REFUND_PAUSE_S)
     assert 90_000 < sum(refunds(sim.gateway)) <= 100_000
-    offer(sim)  # by its operator's word it may be more
+    offer(sim)  # the operator may let it cost more
     assert sum(refunds(sim.gateway)) > 100_000
 
 
@@ -428,7 +428,7 @@ def test_the_operator_is_told_why_a_server_can_not_be_asked() -> None:
     for neighbour in world.peers.by_identity[who].values():
         neighbour.up = False
     assert why_not_ask(world, who) == f"{who.hex()[:16]} is away and can't be asked: run this again when it is back"
-    nobody = "nothing to ask for: 0 msat of ours are with 0000000000000000"
+    nobody = "nothing to ask for: our balance with 0000000000000000 is 0 msat"
     assert why_not_ask(world, bytes(32)) == nobody
     sim.happen(sim.client, ev.AskRefund(bytes(32)))
     assert logged(sim.client, nobody) == 1

@@ -48,7 +48,7 @@ def test_a_restart_writes_only_what_the_kernel_does_not_have() -> None:
         sim.run(1)
     sim.run(70)  # all totals are in the ledger
     slots = list(sim.gateway.kernel.slots.values())
-    slots[0].grant = replace(slots[0].grant, blocked=True)  # as a halt leaves it whose books were not closed
+    slots[0].grant = replace(slots[0].grant, blocked=True)  # as a halt leaves it before its books are closed
     slots[1].used_to += 500
     del sim.gateway.log[:]
     before = dict(sim.gateway.ledger.contracts)

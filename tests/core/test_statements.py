@@ -120,7 +120,7 @@ def test_an_acknowledged_bill_is_not_sent_again() -> None:
     sim = Sim(settings(**SHORT), settings(sells=False, **SHORT))
     use_to_the_end(sim)
     sim.run(10)
-    assert sold_and_told(sim) == [0, 0]  # held: the client may lose what it has just been told
+    assert sold_and_told(sim) == [0, 0]  # held back: the client may lose what it has just received
     sim.run(statements.HELD_S + 60)
     assert sold_and_told(sim) == [23_000, 23_000]
     assert not sim.gateway.world.acknowledged

@@ -60,7 +60,7 @@ def test_a_stuck_payment_stays_reserved_and_the_next_top_up_comes_when_its_invoi
     stuck = stick(sim, 1)
     sim.flow(HOST, 50_000, 110)
     tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
-    assert len(tried) == len(stuck) == 1 and paid_msat(sim) == 0  # the same invoice is reminded of, and not paid twice
+    assert len(tried) == len(stuck) == 1 and paid_msat(sim) == 0  # its reminder is not paid again
     sim.flow(HOST, 50_000, 30)
     (payment,) = stuck
     assert paid_msat(sim) > 0
@@ -168,7 +168,7 @@ def test_a_paid_invoice_that_comes_again_is_not_paid_if_the_clock_went_back_sinc
     bolt11, lapses_s = paid_invoice(sim)
     sim.run(25 * 3600)
     sim.utc_ahead_s = -14 * 3600
-    hand_in(sim, bolt11, lapses_s)  # the ledger would refuse to begin it again
+    hand_in(sim, bolt11, lapses_s)  # the ledger would refuse to store it as pending again
     assert "clock was set back" in sim.client.world.servers[sim.gateway.identity].why_not
     sim.crash(sim.client)
     hand_in(sim, bolt11, lapses_s)
@@ -190,7 +190,7 @@ def test_a_paid_invoice_that_comes_again_is_not_paid_if_we_started_with_the_cloc
     fresh = sim.payments.invoice("gateway", 50_000).hex()
     hand_in(sim, fresh, sim.clock().utc_s + 600)
     assert "clock was set back" in sim.client.world.servers[sim.gateway.identity].why_not
-    sim.crash(sim.client)  # under the right clock, nothing is doubtful any more
+    sim.crash(sim.client)  # with the right clock, nothing is in doubt any more
     hand_in(sim, fresh, sim.clock().utc_s + 600)
     assert not sim.client.world.servers[sim.gateway.identity].why_not
 

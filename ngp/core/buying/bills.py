@@ -43,7 +43,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
         if purchase is None:
             # Only the ledger knows contracts that ended long ago or before a restart; the account's sum checks them.
             world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
-            # If it still runs there it must end: we don't meter it. But seldom, as each message costs a signature.
+            # If it still runs there it must end: we don't meter it. Not each time, as a message costs a signature.
             if disowns:
                 _disown_again(world, neighbour, account, line.contract)
             continue

@@ -19,7 +19,7 @@ from ngp.core.world import World
 MOST_BOUGHT = 65536
 MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_DECLINED = 256
-DECLINED_S = 30.0  # a server keeps a refusal no longer
+DECLINED_S = 30.0  # a server remembers a refusal no longer than this
 LOOP_S = 10.0
 
 

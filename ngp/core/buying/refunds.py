@@ -42,7 +42,7 @@ def ask_back(world: World, identity: bytes) -> str:
     account = world.server(identity)
     account.refund_ask_mono_s = world.now.monotonic_s
     world.send(neighbour, Refund(0))
-    return f"{identity.hex()[:8]} asked for what is free of our {account.balance_msat} msat"
+    return f"asked {identity.hex()[:8]} for the free part of our {account.balance_msat} msat"
 
 
 def why_not_ask(world: World, identity: bytes) -> str:
@@ -50,7 +50,7 @@ def why_not_ask(world: World, identity: bytes) -> str:
     account = world.servers.get(identity)
     balance_msat = 0 if account is None else account.balance_msat
     if balance_msat < SAT_MSAT:
-        return f"nothing to ask for: {balance_msat} msat of ours are with {named(identity)}"
+        return f"nothing to ask for: our balance with {named(identity)} is {balance_msat} msat"
     return world.peers.why_away(identity, "be asked")
 
 
@@ -107,7 +107,7 @@ def invoice_declined(world: World, record: PaymentRecord, declined: Declined) ->
     withdraw(world, record, f"declined: {declined.reason.value}")
     less = 0 < declined.amount_msat < record.amount_msat
     who = record.identity.hex()[:8]
-    instead = f"; {declined.amount_msat} msat at most" if less else ""
+    instead = f"; it would pay {declined.amount_msat} msat at most" if less else ""
     world.log(f"{who} didn't pay the refund of {record.amount_msat} msat: {declined.reason.value}{instead}")
     if less and not account.invoice.declined and not account.invoice.asked:
         account.invoice.declined += 1

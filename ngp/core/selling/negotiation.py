@@ -134,7 +134,7 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
     if sale.renewal_offer is None and (idly or sale.renews_idly(world.now.monotonic_s)):
         world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
         return
-    if sale.renewal_offer is None:  # an open offer is only repeated: its accept may be on the way
+    if sale.renewal_offer is None:  # an open offer is only repeated: its accept may be on its way
         terms = ask_terms(world.settings, sale.destination, neighbour.link[0])
         most = min(sale.data_limit_bytes + world.settings.contract_data_bytes, MOST_DATA_BYTES)
         limit = min(max(ask.data_limit_bytes, sale.data_limit_bytes), most) if ask.data_limit_bytes else most
