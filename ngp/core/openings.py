@@ -54,7 +54,7 @@ def pools_of(role: Role, identity: bytes, link: tuple[str, bytes], trades: bool)
 
 
 class Openings:
-    """The counts. Args of its methods: now_mono_s: monotonic seconds."""
+    """All counts of openings. Argument of its methods: now_mono_s: monotonic seconds."""
 
     def __init__(self) -> None:
         self._levels: dict[Pool, tuple[float, float]] = {}  # the count and its time; the oldest first

@@ -53,7 +53,7 @@ class FeeLimit:
         return max(self.least_msat, amount_msat * self.share_ppm // 1_000_000)
 
     def fits_msat(self, room_msat: int) -> int:
-        """Return the largest payment that fits together with its fee, >= 0."""
+        """Return the largest payment that fits into an amount together with its highest fee, >= 0."""
         return max(0, min(room_msat - self.least_msat, room_msat * 1_000_000 // (1_000_000 + self.share_ppm)))
 
 
