@@ -1,6 +1,6 @@
-"""libbpf through ctypes: objects, tables and ring buffers, with the kernel's refusals as KernelError.
+"""libbpf through ctypes: objects, tables and ring buffers; refusals of the kernel become KernelError.
 
-libbpf.so.1 is on every Debian because iproute2 links it, so no compiled extension and no loader of our own is needed.
+iproute2 links libbpf.so.1, so every Debian has it. That spares us a compiled extension and a loader of our own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ngp.errors import KernelError, MomentError
 from ngp.ports import Check
 
 KERNEL_LEAST = (6, 1)
-"""The oldest Linux on which the programs were loaded and tried; an older one may load them all the same."""
+"""The oldest Linux on which the programs were tried; they may load on an older one too."""
 _log = logging.getLogger("ngp.bpf")
 _MESSAGES_MAX = 40
 _BATCH = 65536
@@ -38,7 +38,7 @@ _libc.vsnprintf.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, c
 
 
 class _Said(threading.local):
-    """What libbpf said last in this thread; part of the error when loading fails."""
+    """The last messages of libbpf in this thread; they become part of the error when loading fails."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -60,7 +60,7 @@ _listen = _PRINTER(_keep_message)
 
 @cache
 def library() -> Any:
-    """Load libbpf once. Raises KernelError naming the package when it is missing or older than 1.0."""
+    """Load libbpf once. Raises KernelError with the package's name if it is missing or older than 1.0."""
     try:
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
@@ -78,19 +78,19 @@ def library() -> Any:
 
 
 def require(result: int, what: str) -> int:
-    """Return the result of a libbpf call that isn't negative.
+    """Return the result of a libbpf call if it isn't negative.
 
-    Raises: KernelError with what was tried, the system's reason and, for missing rights, the remedy; MomentError.
+    Raises: KernelError with the action, the system's reason and, for missing rights, the remedy; MomentError.
     """
     if result >= 0:
         return result
     remedy = "; run as root" if -result in (errno.EPERM, errno.EACCES) else ""
-    kind = MomentError if -result == errno.ENODEV else KernelError  # an interface that went just now
+    kind = MomentError if -result == errno.ENODEV else KernelError  # the interface has just vanished
     raise kind(f"{what}: {os.strerror(-result)}{remedy}")
 
 
 class Table:
-    """One BPF map, by descriptor, which becomes its own. Keys and values are bytes as the kernel holds them."""
+    """A BPF map; takes over its descriptor. Keys and values are bytes, as in the kernel."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -105,11 +105,11 @@ class Table:
         self._key = ctypes.create_string_buffer(max(1, self.key_bytes))
 
     def set(self, key: bytes, value: bytes) -> None:
-        """Add or replace an entry. Raises KernelError, also when the table is full."""
+        """Add or replace an entry. Raises KernelError, also if the table is full."""
         require(library().bpf_map_update_elem(self.descriptor, key, value, 0), f"writing to the table {self.name}")
 
     def add(self, key: bytes, value: bytes) -> bool:
-        """Add an entry; False, and nothing changed, where there is one. Raises KernelError, also when it is full."""
+        """Add an entry, or return False if it exists already. Raises KernelError, also if the table is full."""
         result = library().bpf_map_update_elem(self.descriptor, key, value, _NOEXIST)
         if result == -errno.EEXIST:
             return False
@@ -117,13 +117,13 @@ class Table:
         return True
 
     def get(self, key: bytes) -> bytes | None:
-        """Return an entry's value (one after the other for each processor in a per-processor table)."""
+        """Return an entry's value (in a per-processor table: the values of all processors, concatenated)."""
         if library().bpf_map_lookup_elem(self.descriptor, key, self._value) < 0:
             return None
         return self._value.raw
 
     def delete(self, key: bytes) -> bool:
-        """Remove an entry; False when there was none."""
+        """Remove an entry; returns False if there was none."""
         return bool(library().bpf_map_delete_elem(self.descriptor, key) == 0)
 
     def all_keys(self) -> list[bytes]:
@@ -136,7 +136,7 @@ class Table:
         return found
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries of a hash table as they are now, many to a system call. Raises KernelError."""
+        """Yield all present entries of a hash table, many per system call. Raises KernelError."""
         room = min(self.entries, _BATCH)
         keys = ctypes.create_string_buffer(room * self.key_bytes)
         values = ctypes.create_string_buffer(room * self.value_bytes)
@@ -146,7 +146,7 @@ class Table:
             result = library().bpf_map_lookup_batch(
                 self.descriptor, start, ctypes.byref(place), keys, values, ctypes.byref(count), None
             )
-            if result != -errno.ENOENT:  # which says that these were the last
+            if result != -errno.ENOENT:  # ENOENT: these were the last entries
                 require(result, f"reading the table {self.name}")
             began = True
             found_keys, found_values = keys.raw, values.raw
@@ -157,7 +157,7 @@ class Table:
                 )
 
     def set_many(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
-        """Add or replace entries in few system calls. Raises KernelError; what came before the culprit stands."""
+        """Add or replace entries in few system calls. Raises KernelError; entries before the failed one are written."""
         for start in range(0, len(keys), _BATCH):
             part = len(keys[start : start + _BATCH])
             key_bytes, value_bytes = b"".join(keys[start : start + part]), b"".join(values[start : start + part])
@@ -168,7 +168,7 @@ class Table:
     def _set_batch(self, keys: bytes, values: bytes) -> int:
         number = ctypes.c_uint32(len(keys) // self.key_bytes)
         result = library().bpf_map_update_batch(self.descriptor, keys, values, ctypes.byref(number), None)
-        if result < 0 and not (result == -errno.ENOMEM and number.value):  # out of cached elements: they come back
+        if result < 0 and not (result == -errno.ENOMEM and number.value):  # no free elements for the moment
             require(result, f"writing to the table {self.name} ({self.entries} places)")
         return number.value
 
@@ -178,7 +178,7 @@ class Table:
         return mmap.mmap(self.descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
     def close(self) -> None:
-        """Let go of the descriptor; the map lives as long as a program or a pin holds it."""
+        """Close the descriptor; the map exists as long as a program or a pin refers to it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor = -1
@@ -191,7 +191,7 @@ def _processors() -> int:
 
 
 def object_info(descriptor: int, size: int) -> bytes:
-    """Return the first bytes of what the kernel says about a BPF object. Raises KernelError."""
+    """Return the first bytes of the kernel's information about a BPF object. Raises KernelError."""
     buffer, length = ctypes.create_string_buffer(size), ctypes.c_uint32(size)
     require(library().bpf_obj_get_info_by_fd(descriptor, buffer, ctypes.byref(length)), "asking about a BPF object")
     return buffer.raw
@@ -201,10 +201,10 @@ class Programs:
     """An object file loaded into the kernel.
 
     Args:
-        path: the object.
-        sizes: entries of maps that differ from the object's.
+        path: the object file.
+        sizes: by map, numbers of entries that differ from those in the file.
         running: maps to use instead of new ones.
-    Raises: KernelError with what the kernel refused and why; all that libbpf and the verifier said is logged.
+    Raises: KernelError with what the kernel refused and why; the full text of libbpf and the verifier is logged.
     """
 
     def __init__(self, path: Path, sizes: dict[str, int], running: dict[str, Table]) -> None:
@@ -232,16 +232,16 @@ class Programs:
             raise
 
     def table(self, name: str) -> Table:
-        """Open a map of the object; the descriptor is the caller's."""
+        """Open a map of the object; the caller closes it."""
         return Table(os.dup(library().bpf_map__fd(self._map(name))))
 
     def program(self, name: str) -> int:
-        """Return a program's descriptor, which the object keeps."""
+        """Return a program's descriptor, which the object still owns."""
         found = library().bpf_object__find_program_by_name(self._object, name.encode())
         return int(library().bpf_program__fd(ctypes.c_void_p(found)))
 
     def close(self) -> None:
-        """Let go; what is pinned or attached stays."""
+        """Close the object; pinned or attached parts stay in the kernel."""
         library().bpf_object__close(self._object)
         self._object = ctypes.c_void_p()
 
@@ -250,9 +250,9 @@ class Programs:
 
 
 def refusal(path: Path, said: Sequence[str]) -> str:
-    """Say in one line what the kernel refused of an object, why, and what to do. Pure but for the kernel's name.
+    """Return one line on what the kernel refused of an object, why, and what to do. Pure but for the kernel's name.
 
-    Args: said: libbpf's messages. The verifier gives its reason in the line before it counts what it looked at.
+    Args: said: libbpf's messages. The verifier's reason is in the line before "processed N insns".
     """
     text = "\n".join(said)
     system = f"Linux {platform.release()}"
@@ -268,20 +268,20 @@ def refusal(path: Path, said: Sequence[str]) -> str:
 
 
 def try_to_load(what: str, path: Path, sizes: dict[str, int]) -> Check:
-    """Tell whether this kernel takes an object, by loading it; nothing of it is left. See `Programs` for arguments."""
+    """Check that this kernel accepts an object, by loading and removing it. See `Programs` for the arguments."""
     try:
         Programs(path, sizes, {}).close()
-    except KernelError as error:  # it says itself what mends it
+    except KernelError as error:  # the error has its own remedy
         return Check(what, False, str(error))
-    return Check(what, True, "the kernel takes all of its programs")
+    return Check(what, True, "the kernel accepts all of its programs")
 
 
 class RingReader:
     """Reads a ring buffer in the event loop.
 
     Args:
-        on_records: takes what arrived, in order.
-        most: records at once; what is left waits for the loop's next turn, so that a flood doesn't hold the others up.
+        on_records: receives the records, in order.
+        most: records at once; the rest waits for the loop's next turn, so that a flood doesn't delay other work.
     Raises: KernelError.
     """
 
@@ -299,13 +299,13 @@ class RingReader:
         loop.add_reader(self._descriptor, self._read)
 
     def close(self) -> None:
-        """Stop reading; what is left in the ring stays for the next reader."""
+        """Stop reading; the remaining records stay in the ring for the next reader."""
         self._loop.remove_reader(self._descriptor)
         library().ring_buffer__free(self._ring)
 
     def _take(self, _context: int, data: int, size: int) -> int:
         self._arrived.append(ctypes.string_at(data, size))
-        return -errno.EAGAIN if len(self._arrived) >= self._most else 0  # libbpf stops behind this record
+        return -errno.EAGAIN if len(self._arrived) >= self._most else 0  # libbpf stops after this record
 
     def _read(self) -> None:
         library().ring_buffer__consume(self._ring)
@@ -315,5 +315,5 @@ class RingReader:
 
 
 def compiled(source: Path) -> Path:
-    """Return what the build made of a BPF source (named without its suffix) for this machine's byte order."""
+    """Return the compiled object of a BPF source (given without suffix) for this machine's byte order."""
     return source.with_name(f"{source.name}.bpf{'el' if sys.byteorder == 'little' else 'eb'}.o")

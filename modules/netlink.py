@@ -1,7 +1,7 @@
 """Netlink: questions to the kernel and its answers, as structs (netlink(7), rtnetlink(7)).
 
-The messages are few and small, and written out by hand: a library that describes them all decodes four hundred
-interfaces in a third of a second, this in a hundredth. A socket is its owner's and blocks; use it in one thread.
+The messages are few and small, so they are packed by hand. A library for all messages needs a third of a second to
+decode 400 interfaces, this a hundredth. Sockets block; use each in one thread only.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Self
 
 REQUEST, DUMP = 0x1, 0x300
-GENERIC = 16  # socket has no name for this protocol
+GENERIC = 16  # Python's socket module has no name for this protocol
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _ERROR, _DONE = 2, 3
 _MESSAGE, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
-_KIND_BITS = 0x3FFF  # the others say that it is nested, or in network byte order
+_KIND_BITS = 0x3FFF  # the other bits mean nested, or in network byte order
 _RECEIVE_BYTES = 64 << 10
 _TIMEOUT_S = 5.0
 
@@ -27,7 +27,7 @@ class Asker:
 
     Args:
         protocol: NETLINK_ROUTE, or another family of messages.
-        strict: what a question for all names is what is told, and no more (Linux 4.20).
+        strict: the kernel filters the answers to `dump` by the fields of the question (Linux 4.20).
 
     Raises: OSError.
     """
@@ -52,12 +52,12 @@ class Asker:
     def ask(self, kind: int, body: bytes) -> bytes:
         """Send a request and return the body of its one answer.
 
-        Raises: OSError with the kernel's number where it refuses; TimeoutError where it says nothing.
+        Raises: OSError with the kernel's errno if it refuses; TimeoutError if it doesn't answer.
         """
         return next(self._answers(kind, REQUEST, body))
 
     def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
-        """Send a request for all there is of something, and yield the bodies of the answers. Raises as `ask` does."""
+        """Send a request for all objects of a kind, and yield the bodies of the answers. Raises as `ask`."""
         return self._answers(kind, REQUEST | DUMP, body)
 
     def _answers(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
@@ -65,7 +65,7 @@ class Asker:
         self._socket.send(_MESSAGE.pack(_MESSAGE.size + len(body), kind, flags, self._sequence, 0) + body)
         while True:
             for answer, sequence, message in _messages(self._socket.recv(_RECEIVE_BYTES)):
-                if sequence != self._sequence:  # what a request that timed out left behind
+                if sequence != self._sequence:  # a late answer to a request that timed out
                     continue
                 if answer == _DONE:
                     return
@@ -76,7 +76,7 @@ class Asker:
 
 
 def open_socket(protocol: int, groups: int = 0) -> socket.socket:
-    """Open a netlink socket. Args: groups: whose announcements it hears, as bits. Raises OSError."""
+    """Open a netlink socket. Args: groups: multicast groups to join, as bits. Raises OSError."""
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     try:
         made.bind((0, groups))
@@ -114,5 +114,5 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def text(value: bytes) -> str:
-    """Read an attribute that is a string with a zero behind it. Pure."""
+    """Read an attribute that is a zero-terminated string. Pure."""
     return value.split(b"\0", 1)[0].decode(errors="replace")

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * A token bucket in one word: the time at which the bucket was or will be empty (the generic cell rate algorithm).
+ * A token bucket in one word: the time at which it was or will be empty (generic cell rate algorithm).
  */
 #ifndef NGP_TOKEN_H
 #define NGP_TOKEN_H

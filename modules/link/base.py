@@ -1,4 +1,4 @@
-"""What both links share: a port on each interface, which come and go, and one inlet for what the ports hear."""
+"""The common part of both links: a port on each interface, as interfaces come and go, and one inlet for all ports."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Port(ABC):
 
     @abstractmethod
     def peer(self, arrival: Arrival) -> LinkPeer:
-        """Say from whom a datagram came."""
+        """Return the sender of a datagram."""
 
     @abstractmethod
     def send(self, peer: LinkPeer, datagram: bytes) -> bool:
-        """Send to one neighbour; False when the kernel refused."""
+        """Send to one neighbour; returns False if the kernel refused."""
 
     @abstractmethod
     def broadcast(self, datagram: bytes) -> bool:
-        """Send to whoever may be there; False when the kernel refused."""
+        """Send to all neighbours on the interface; returns False if the kernel refused."""
 
     @abstractmethod
     def close(self) -> None:
@@ -39,7 +39,7 @@ class Port(ABC):
 
 
 class PortLink(ABC):
-    """Ports on interfaces; with `open_port` of a module it is a `ngp.ports.Link`."""
+    """Ports on interfaces; a module that adds `open_port` implements `ngp.ports.Link`."""
 
     max_datagram_bytes: int
 
@@ -52,14 +52,17 @@ class PortLink(ABC):
 
     @abstractmethod
     def open_port(self, interface: str, inlet: Inlet | None) -> Port | None:
-        """Open on an interface, without an inlet to try it; None when it went meanwhile. Raises KernelError."""
+        """Open a port on an interface; None if the interface has just vanished. Raises KernelError.
+
+        Args: inlet: None only to try whether it can be opened.
+        """
 
     def check(self, interfaces: Sequence[str]) -> list[Check]:
-        """Say whether this kernel takes the inlet's programs, and how neighbours are found; touches nothing."""
+        """Check that this kernel accepts the inlet's programs, and how neighbours are found; changes nothing."""
         return [] if self._inlet is not None else [try_to_load("inlet", inlet.object_path(), {})]
 
     def taken(self, interfaces: Sequence[str]) -> list[Check]:
-        """Open a port on each interface and let go of it at once: the verdict is that of a start."""
+        """Open and close a port on each interface, with the same errors as a start."""
         for name in interfaces:
             try:
                 port = self.open_port(name, None)
@@ -70,7 +73,7 @@ class PortLink(ABC):
         return []
 
     async def open(self, interfaces: Sequence[str], receive: Receive) -> None:
-        """Start on these interfaces; one that isn't there yet is tried again at `update`. Raises KernelError."""
+        """Start on these interfaces; one that doesn't exist yet is tried again at `update`. Raises KernelError."""
         self._receive = receive
         self._inlet = Inlet(self._arrived)
         try:
@@ -80,7 +83,7 @@ class PortLink(ABC):
             raise
 
     async def update(self, interfaces: Sequence[str]) -> None:
-        """Follow a changed list; an interface made anew under its old name is opened anew. Raises KernelError."""
+        """Follow a changed list; an interface that was deleted and made again is reopened. Raises KernelError."""
         assert self._inlet is not None, "update before open"
         present = {name: index for index, name in socket.if_nameindex()}
         for name in list(self._ports):
@@ -94,11 +97,11 @@ class PortLink(ABC):
 
     def _arrived(self, arrival: Arrival) -> None:
         port = self._by_index.get(arrival.index)
-        if port is not None and self._receive is not None:  # else its interface is no longer ours
+        if port is not None and self._receive is not None:  # otherwise its interface is no longer in the list
             self._receive(port.peer(arrival), arrival.datagram)
 
     def trust(self, peer: LinkPeer) -> None:
-        """Take in from this link address whatever floods others send."""
+        """Give this link address its own share of the inlet, whatever others send."""
         port = self._ports.get(peer.interface)
         if port is not None and self._inlet is not None:
             self._inlet.trust(port.index, peer.link_address)
@@ -117,11 +120,11 @@ class PortLink(ABC):
 
     def _port_for(self, interface: str, datagram: bytes) -> Port | None:
         if len(datagram) > self.max_datagram_bytes:
-            raise ValueError(f"a datagram of {len(datagram)} bytes; it carries at most {self.max_datagram_bytes}")
+            raise ValueError(f"a datagram of {len(datagram)} bytes; the most is {self.max_datagram_bytes}")
         return self._ports.get(interface)
 
     def counters(self) -> dict[str, int]:
-        """Datagrams refused or not sent, by reason."""
+        """Return the numbers of datagrams refused or not sent, by reason."""
         return {**self._counts, **(self._inlet.counters() if self._inlet is not None else {})}
 
     async def close(self) -> None:

@@ -1,15 +1,15 @@
-"""Far end: where the one neighbour of an interface without frames may hear a hello, and what stands in the way.
+"""Far end: the addresses at which the one neighbour of an interface without frames may hear a hello.
 
-A tunnel has no MACs, and often no multicast either; what the kernel can send there depends on its kind and addresses:
+A tunnel has no MACs, and often no multicast. Which addresses reach the other end depends on its kind and addresses:
 
 - a peer address (`ip address add ... peer ...`, PPP) is the neighbour's;
-- so is the other address of a /31 or /127; the few of a small subnet are all asked;
-- a tunnel to one other end (ipip, GRE, sit) carries the subnet's broadcast address, 255.255.255.255 and, where it
-  carries IPv6, ff02::1; so does a tun, if the program behind it does;
-- WireGuard carries what the allowed-ips of its one peer cover, and these name the peer's own address as a rule.
+- so is the other address of a /31 or /127; in another small subnet all addresses are asked;
+- a tunnel to one other end (ipip, GRE, sit) carries the subnet's broadcast address, 255.255.255.255 and, if it carries
+  IPv6, ff02::1; so does a tun, if the program behind it does;
+- WireGuard carries the allowed-ips of its one peer, which usually include the peer's own address.
 
-A tunnel to several other ends (WireGuard with several peers, ipip without a remote) is one neighbour to us, and only an
-address says which: NGP_INTERFACE, or a peer address.
+A tunnel to several other ends (WireGuard with several peers, ipip without a remote) counts as one neighbour, and only
+an address says which end it is: NGP_INTERFACE, or a peer address.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ngp.modules.netlink import Asker, attributes
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-MOST_HOSTS = 14  # of a subnet: /28, /124
+MOST_HOSTS = 14  # hosts of the largest subnet in which all are asked: /28, /124
 EVERYBODY_V4, EVERYBODY_V6 = IPv4Address("255.255.255.255"), IPv6Address("ff02::1")
 
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
@@ -38,15 +38,15 @@ _WG_IPADDR, _WG_MASK = 2, 3
 
 @dataclass(frozen=True, slots=True)
 class FarEnd:
-    """What the kernel knows of an interface's other end.
+    """What the kernel knows about an interface's other end.
 
     Attributes:
-        kind: as `ip -d link` says.
-        networks: of its own addresses.
-        peers: the other ends' addresses, where ours are point-to-point.
-        own: its own addresses.
-        to_one: whatever leaves reaches one other end.
-        allowed: the allowed-ips of each WireGuard peer; None: it is no WireGuard.
+        kind: as shown by `ip -d link`.
+        networks: those of our addresses on the interface.
+        peers: the other end's addresses, where ours are point-to-point.
+        own: our addresses on the interface.
+        to_one: all packets reach the same other end.
+        allowed: the allowed-ips of each WireGuard peer; None if it isn't WireGuard.
     """
 
     kind: str
@@ -58,11 +58,11 @@ class FarEnd:
 
     @property
     def has_ipv4(self) -> bool:
-        """Whether what it says by IPv4 bears an address of its own."""
+        """Say whether IPv4 packets there have a source address of this interface."""
         return any(address.version == 4 for address in self.own)
 
     def addresses(self) -> list[Address]:
-        """Return the addresses that only the neighbour can have, or one of a few of which it has one. Pure."""
+        """Return the addresses that only the neighbour can have, or the few of which it must have one. Pure."""
         found, own, peers = list(self.peers), frozenset(self.own), frozenset(self.peers)  # there may be thousands
         if self.to_one:
             for network in self.networks:
@@ -73,7 +73,7 @@ class FarEnd:
         return [address for address in dict.fromkeys(found) if address in peers or self._carries(address)]
 
     def groups(self) -> list[Address]:
-        """Return the addresses for everybody that reach the other end; IPv4's where `addresses` has none. Pure."""
+        """Return broadcast and multicast addresses that reach the other end; IPv4's if `addresses` is empty. Pure."""
         if not self.to_one:
             return []
         everybody: list[Address] = [EVERYBODY_V6]
@@ -127,7 +127,7 @@ def _has_broadcast(network: Network) -> bool:
 
 
 def _allowed_ips(interface: str) -> tuple[tuple[Network, ...], ...]:
-    """Ask WireGuard for its peers; the answer also holds its private key, which isn't looked at."""
+    """Ask WireGuard for its peers; the private key in the answer is ignored."""
     peers: dict[bytes, list[Network]] = {}
     with Asker(netlink.GENERIC) as generic:
         asked = netlink.attribute(_FAMILY_NAME, b"wireguard\0")

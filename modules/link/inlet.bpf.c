@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * The inlet: hands ngp's datagrams to the daemon, each with the link address of the very frame that it came in.
+ * The inlet: passes ngp's datagrams to the daemon, each with the link address of the frame in which it came.
  *
  *   udp_framed, udp_bare   filters of UDP sockets, on Ethernet and on layer-3 interfaces (tun, WireGuard, ipip)
  *   ethernet               filter of packet sockets
  *
- * A UDP socket tells its reader the sender's IP address and nothing of the frame; the filter of that socket still sees
- * the frame's header. So the filter puts both into one record of a ring buffer and the socket's own queue stays empty:
- * no overflow can part the datagram from its link address. At this place the kernel has done its part: the operator's
- * INPUT rules, IP options, extension headers, fragments, VLAN tags, lengths and checksums.
+ * A UDP socket shows its reader the sender's IP address, but not the frame; a filter on the socket still sees the
+ * frame's header. So the filter writes both into one record of a ring buffer, and the socket's own queue stays empty:
+ * no overflow can separate a datagram from its link address. When the filter runs, the kernel has already dealt with
+ * the operator's INPUT rules, IP options, extension headers, fragments, VLAN tags, lengths and checksums.
  *
- * Floods end here, before they cost the daemon anything. Each link address that proved itself has a lane of its own.
- * All others share one bucket, and before that a bucket each, picked by a secret hash, so that one flooding address
- * neither takes all of what strangers share nor needs an entry in a table.
+ * Floods end here, before they cost the daemon anything. Each link address that proved itself has a token bucket of its
+ * own. All others share one bucket, and must first pass another one, picked by a secret hash of the address: so one
+ * flooding address neither empties the shared bucket nor needs an entry in a table.
  */
 #include <linux/types.h>
 #include <linux/bpf.h>
@@ -28,18 +28,18 @@
 #define ETHERNET_MAX 1280                                     /* as ethernet.py */
 #define HOP_LIMIT 255
 
-/* A lane carries twice what a daemon can answer; with it full of forgeries, checking them takes less than half a core,
- * however many identities are behind the address. */
-#define LANE_INTERVAL_NS 400000ull                            /* 2,500 a second */
-#define LANE_BURST_NS (2048 * LANE_INTERVAL_NS)
+/* A trusted link address may send twice as much as a daemon can answer. If all of it is forged, checking it takes less
+ * than half a core, however many identities are behind the address. */
+#define TRUSTED_INTERVAL_NS 400000ull                            /* 2,500 a second */
+#define TRUSTED_BURST_NS (2048 * TRUSTED_INTERVAL_NS)
 #define STRANGER_INTERVAL_NS 20000000ull                      /* 50 a second */
 #define STRANGER_BURST_NS (50 * STRANGER_INTERVAL_NS)
 #define STRANGERS_INTERVAL_NS 1000000ull                      /* 1,000 a second */
 #define STRANGERS_BURST_NS (250 * STRANGERS_INTERVAL_NS)
 #define STRANGER_BUCKETS_BITS 10
 
-/* The order is that of inlet.py's counters. */
-enum counter { OWN, MALFORMED, OVERSIZED, NOT_FROM_LINK, LANE_RATE, STRANGER_RATE, INLET_FULL, COUNTERS };
+/* In the order of inlet.py's counters. */
+enum counter { OWN, MALFORMED, OVERSIZED, NOT_FROM_LINK, TRUSTED_RATE, STRANGER_RATE, INLET_FULL, COUNTERS };
 
 struct link { __u32 ifindex; __u8 mac[6], zero[2]; };
 struct head { struct link link; __u16 length; __u8 version, zero, source[16]; };
@@ -51,7 +51,7 @@ struct arrival { struct head head; __u8 datagram[ETHERNET_MAX]; };
 		__uint(max_entries, entries); __uint(map_flags, flags_); \
 	} name SEC(".maps")
 
-TABLE(inlet_lanes, HASH, struct link, __u64, 4096, BPF_F_NO_PREALLOC);
+TABLE(inlet_trusted, HASH, struct link, __u64, 4096, BPF_F_NO_PREALLOC);
 TABLE(inlet_strange, ARRAY, __u32, __u64, 1 << STRANGER_BUCKETS_BITS, 0);
 TABLE(inlet_shared, ARRAY, __u32, __u64, 2, 0);               /* the strangers' bucket; the odd secret of the hash */
 TABLE(inlet_counts, PERCPU_ARRAY, __u32, __u64, COUNTERS, 0);
@@ -60,7 +60,7 @@ struct {
 	__uint(max_entries, 4 * 1024 * 1024);                 /* 3,000 datagrams */
 } inlet_ring SEC(".maps");
 
-/* All programs end by this: the socket itself gets nothing. */
+/* The end of all programs: the socket itself gets nothing. */
 INLINE int drop(__u32 why)
 {
 	__u64 *counter = bpf_map_lookup_elem(&inlet_counts, &why);
@@ -70,7 +70,7 @@ INLINE int drop(__u32 why)
 	return 0;
 }
 
-/* Multiply and shift is universal: who doesn't know the secret can't choose an address that falls upon another's. */
+/* Multiply-shift is a universal hash: without the secret nobody can choose an address that shares another's bucket. */
 INLINE int may_enter_as_stranger(const struct link *link, __u64 now)
 {
 	__u32 strangers = 0, secret = 1, bucket;
@@ -87,21 +87,22 @@ INLINE int may_enter_as_stranger(const struct link *link, __u64 now)
 	       take_token(shared, STRANGERS_INTERVAL_NS, STRANGERS_BURST_NS, now);
 }
 
-/* Let `length` bytes from `from` in, if the link address has the right to it now. */
+/* Pass `length` bytes from offset `from` on, if the link address still has tokens. */
 INLINE int take(struct __sk_buff *skb, struct head *head, __u32 from, __u32 length)
 {
-	__u64 now = bpf_ktime_get_ns(), *lane = bpf_map_lookup_elem(&inlet_lanes, &head->link);
+	__u64 now = bpf_ktime_get_ns(), *trusted = bpf_map_lookup_elem(&inlet_trusted, &head->link);
 	struct arrival *arrival;
 	__u32 last = length - 1;
 
-	if (lane ? !take_token(lane, LANE_INTERVAL_NS, LANE_BURST_NS, now) : !may_enter_as_stranger(&head->link, now))
-		return drop(lane ? LANE_RATE : STRANGER_RATE);
+	if (trusted ? !take_token(trusted, TRUSTED_INTERVAL_NS, TRUSTED_BURST_NS, now)
+		    : !may_enter_as_stranger(&head->link, now))
+		return drop(trusted ? TRUSTED_RATE : STRANGER_RATE);
 	arrival = bpf_ringbuf_reserve(&inlet_ring, sizeof(*arrival), 0);
 	if (!arrival)
 		return drop(INLET_FULL);
 	head->length = length;
 	arrival->head = *head;
-	asm volatile("" : "+r"(last));                        /* what older verifiers compare must be what is used */
+	asm volatile("" : "+r"(last));                        /* older verifiers want the compared value itself to be used */
 	if (last >= ETHERNET_MAX || bpf_skb_load_bytes(skb, from, arrival->datagram, last + 1)) {
 		bpf_ringbuf_discard(arrival, 0);
 		return drop(MALFORMED);
@@ -135,7 +136,7 @@ INLINE int udp(struct __sk_buff *skb, int framed)
 	head.link.ifindex = skb->ifindex;
 	if (framed)
 		failed |= bpf_skb_load_bytes_relative(skb, 6, head.link.mac, 6, BPF_HDR_START_MAC) != 0;
-	if (failed || (head.link.mac[0] & 1))                /* a group can't send */
+	if (failed || (head.link.mac[0] & 1))                /* a group address can't be a sender */
 		return drop(MALFORMED);
 	if (hops != HOP_LIMIT)
 		return drop(NOT_FROM_LINK);
@@ -154,7 +155,7 @@ int udp_bare(struct __sk_buff *skb)
 	return udp(skb, 0);
 }
 
-/* A frame is padded to 60 bytes; the datagram's length goes before it. */
+/* Frames are padded to 60 bytes, so the datagram's length is sent before it. */
 SEC("socket")
 int ethernet(struct __sk_buff *skb)
 {

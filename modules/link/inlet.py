@@ -1,7 +1,7 @@
-"""Inlet: ngp's datagrams out of the kernel, each with the link address of its frame, floods left outside.
+"""Inlet: receives ngp's datagrams from the kernel, each with the link address of its frame, and keeps floods out.
 
-The kernel's half is inlet.bpf.c. Sockets carry its filters, and what they hear comes by one ring buffer: who reads it
-takes some at a time, so that the daemon's other work has its turn.
+The kernel's part is inlet.bpf.c. Its filters are on our sockets and put the datagrams into one ring buffer. That is
+read in small parts, so that the daemon's other work gets its turn.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ngp.modules import bpf
 
-MOST_LANES = 4096
-READS_AT_ONCE = 256  # cheap, as signatures are looked at later; who waits in the ring waits behind everybody
+MOST_TRUSTED = 4096
+READS_AT_ONCE = 256  # many, as signatures are checked later, and the ring isn't fair to neighbours
 _SO_ATTACH_BPF = 50
 _HEAD = struct.Struct("=I6s2xHBx16s")
 _LINK = struct.Struct("=I6s2x")
@@ -28,7 +28,7 @@ _COUNTERS = ("own", "malformed", "oversized", "not_from_link", "link_rate", "str
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A datagram and whence it came: interface, link address (zeros where there is none) and IP address (or empty)."""
+    """A datagram and its source: interface, link address (zeros if there is none) and IP address (empty if none)."""
 
     index: int
     mac: bytes
@@ -37,18 +37,18 @@ class Arrival:
 
 
 def read_arrival(record: bytes) -> Arrival:
-    """Take a record of the ring apart; it is as inlet.bpf.c made it."""
+    """Parse a record of the ring, as inlet.bpf.c writes it."""
     index, mac, length, version, source = _HEAD.unpack_from(record)
     return Arrival(index, mac, source[: {4: 4, 6: 16}.get(version, 0)], record[_HEAD.size : _HEAD.size + length])
 
 
 def object_path() -> Path:
-    """Return the inlet for this machine's byte order."""
+    """Return the inlet's object file for this machine's byte order."""
     return bpf.compiled(Path(__file__).with_name("inlet"))
 
 
 class Inlet:
-    """The filters in the kernel, and the ring that they fill.
+    """The filters in the kernel, and the ring buffer that they fill.
 
     Raises: KernelError.
     """
@@ -59,7 +59,7 @@ class Inlet:
         with contextlib.ExitStack() as undo:
             self._programs = bpf.Programs(object_path(), {}, {})
             undo.callback(self._programs.close)
-            self._lanes, self._shared = self._table("lanes", undo), self._table("shared", undo)
+            self._buckets, self._shared = self._table("trusted", undo), self._table("shared", undo)
             self._counts = self._table("counts", undo)
             self._shared.set(struct.pack("=I", 1), struct.pack("=Q", secrets.randbits(64) | 1))
             with contextlib.ExitStack() as for_a_moment:
@@ -74,22 +74,22 @@ class Inlet:
         return table
 
     def filter(self, one: socket.socket, program: str) -> None:
-        """Have a socket's datagrams come here instead of its own queue."""
+        """Redirect a socket's datagrams to here, instead of its own queue."""
         descriptor = struct.pack("=i", self._programs.program(program))
         one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, descriptor)
 
     def trust(self, index: int, mac: bytes) -> None:
-        """Give a link address a lane of its own; the one longest not trusted again gives way to it."""
+        """Give a link address a token bucket of its own; if there is no room, that of the oldest trust is removed."""
         link = _LINK.pack(index, mac)
         if link not in self._trusted:
-            if len(self._trusted) >= MOST_LANES:
-                self._lanes.delete(self._trusted.popitem(last=False)[0])
-            self._lanes.set(link, bytes(8))
+            if len(self._trusted) >= MOST_TRUSTED:
+                self._buckets.delete(self._trusted.popitem(last=False)[0])
+            self._buckets.set(link, bytes(8))
             self._trusted[link] = None
         self._trusted.move_to_end(link)
 
     def counters(self) -> dict[str, int]:
-        """Count what was left outside, by reason."""
+        """Return the numbers of datagrams that were refused, by reason."""
         counts = {}
         for number, name in enumerate(_COUNTERS):
             by_processor = self._counts.get(struct.pack("=I", number)) or b""
@@ -97,7 +97,7 @@ class Inlet:
         return {name: count for name, count in counts.items() if count}
 
     def close(self) -> None:
-        """Let go; sockets that still carry a filter keep it."""
+        """Close the programs and the ring; sockets that still have a filter keep it."""
         self._open.close()
 
     def _read(self, records: list[bytes]) -> None:

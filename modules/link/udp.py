@@ -1,16 +1,17 @@
-"""UDP link: port 10325, broadcast and ff02::1 to find neighbours, unicast after; one socket an interface and family.
+"""UDP link: port 10325; broadcast and ff02::1 find neighbours, then unicast; one socket per interface and family.
 
-Nothing from beyond the link is heard: hop limit 255 is sent and demanded (GTSM, RFC 5082), which a router can't forge.
+Datagrams from beyond the link are refused: hop limit 255 is sent and required (GTSM, RFC 5082), and no sender behind a
+router can produce it.
 
-Contracts hang on the neighbour's link address, so the question is whose frame a datagram came in. The kernel's
-neighbour table answers "who last claimed this IP address", and one forged ARP or ND message changes that. So the frame
-itself is asked, by the inlet: a filter on the bound socket, where the operator's INPUT rules and the kernel's checks
-are past and the frame's header can still be read. It hands the datagram on together with the source MAC; the socket's
-own queue stays empty (the kernel counts what a filter took as UDP InErrors). Who forges the MAC itself is on the wire
-as that neighbour; only a protected medium helps against that.
+Contracts belong to a neighbour's link address, so we must know in whose frame a datagram came. The kernel's neighbour
+table only knows who last claimed an IP address, and one forged ARP or ND message changes that. So the inlet reads the
+frame itself: it is a filter on the bound socket, which runs after the operator's INPUT rules and the kernel's checks,
+when the frame's header can still be read. It passes the datagram on with the source MAC, and the socket's own queue
+stays empty (the kernel counts datagrams that a filter drops as UDP InErrors). An attacker who forges the MAC itself
+looks like that neighbour on the wire; only a protected medium helps against that.
 
-Layer-3 interfaces (tun, WireGuard, ipip) have no frame: link_address is empty and the interface is the neighbour. There
-the peer is found by NGP_INTERFACE, or as `far_end` says.
+Layer-3 interfaces (tun, WireGuard, ipip) have no frames: link_address is empty, and each interface has one neighbour,
+which is found by NGP_INTERFACE, or by the rules of `far_end`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ngp.ports import LinkPeer
 
 PORT = 10325
 HOP_LIMIT = 255
-MAX_DATAGRAM_BYTES = 1280 - 40 - 8  # IPv6's least MTU less IPv6 and UDP headers: never a fragment
+MAX_DATAGRAM_BYTES = 1280 - 40 - 8  # IPv6's smallest MTU minus IPv6 and UDP headers: never fragmented
 
 _ARPHRD_ETHER, _SIOCGIFHWADDR = 1, 0x8927
 _GONE = {errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
@@ -73,7 +74,7 @@ class _UdpPort(Port):
                 return
             raise
         self._sockets[family] = one
-        if inlet is not None:  # before it is bound: nothing is ever queued
+        if inlet is not None:  # before bind(), so that nothing is ever queued
             inlet.filter(one, "udp_framed" if self._framed else "udp_bare")
         one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.interface.encode() + b"\0")
         if family == 4:
@@ -112,11 +113,11 @@ class _UdpPort(Port):
     def _everybody(self) -> list[str]:
         try:
             far = far_end(self.interface)
-        except (OSError, StopIteration):  # it just went
+        except (OSError, StopIteration):  # it has just vanished
             return []
         if not self._framed:
             return [str(address) for address in dict.fromkeys([*far.addresses(), *far.groups()])]
-        # The copy that is heard first is answered first; without IPv4 it would bear another interface's address.
+        # The first copy is answered first; without IPv4 here it would have another interface's address as its source.
         both = [str(EVERYBODY_V4), str(EVERYBODY_V6)]
         return both if far.has_ipv4 else both[::-1]
 
@@ -130,8 +131,8 @@ class UdpLink(PortLink):
     """ngp over UDP; implements `ngp.ports.Link`.
 
     Args:
-        port: UDP port, both ends.
-        neighbours: NGP_INTERFACE addresses, asked instead of everybody; empty: find them.
+        port: UDP port of both ends.
+        neighbours: addresses of NGP_INTERFACE, to which hellos go instead of to everybody; empty: find neighbours.
     """
 
     max_datagram_bytes = MAX_DATAGRAM_BYTES
@@ -145,11 +146,11 @@ class UdpLink(PortLink):
         try:
             return _UdpPort(interface, self._port, self._neighbours, inlet)
         except OSError as error:
-            if error.errno is None or error.errno in _GONE:  # it went while we opened it; if_nametoindex has no number
+            if error.errno is None or error.errno in _GONE:  # it vanished; if_nametoindex gives no errno
                 return None
             raise KernelError(
-                f"UDP port {self._port} on {interface}: {error.strerror}; ngp needs root (CAP_NET_RAW) and the port "
-                f"for itself, see who has it: ss -ulpn 'sport = :{self._port}'"
+                f"UDP port {self._port} on {interface}: {error.strerror}; ngp needs root (CAP_NET_RAW) and this port; "
+                f"see which program has it: ss -ulpn 'sport = :{self._port}'"
             ) from error
 
     def check(self, interfaces: Sequence[str]) -> list[Check]:
@@ -158,7 +159,7 @@ class UdpLink(PortLink):
 
 
 def _check_far_end(interface: str, named: Sequence[str]) -> Check | None:
-    """Say how the neighbour on an interface without frames is found; None when the interface isn't there."""
+    """Return how the neighbour on an interface without frames is found; None if the interface doesn't exist."""
     label = f"neighbour on {interface}"
     if named:
         return Check(label, True, f"asked at {', '.join(named)} (NGP_INTERFACE)")
@@ -170,15 +171,15 @@ def _check_far_end(interface: str, named: Sequence[str]) -> Check | None:
     remedy = f"NGP_INTERFACE: ADDRESS (the neighbour's on {interface})"
     if far.allowed is not None and len(far.allowed) > 1:
         found = (
-            f"{len(far.allowed)} WireGuard peers on one interface are one neighbour to ngp: what one pays for, all use"
+            f"{len(far.allowed)} WireGuard peers on one interface are one neighbour to ngp: if one pays, all can use it"
         )
-        remedy = f"give each peer that is a neighbour an interface of its own; else {remedy}"
+        remedy = f"give each peer that is a neighbour its own interface; otherwise {remedy}"
         return Check(label, bool(addresses), found, remedy)
     if addresses:
         return Check(label, True, f"asked at {_text(addresses)}")
     if groups and far.kind == "tun":
         found = f"asked by {_text(groups)} only, which the program behind a tun may not carry"
-        return Check(label, True, found, f"if they don't meet: {remedy}")
+        return Check(label, True, found, f"if the neighbours don't find each other: {remedy}")
     if groups:
         return Check(label, True, f"asked by {_text(groups)}")
     return Check(label, False, _why_unreachable(far), f"{remedy}, or: ip address add OURS peer THEIRS dev {interface}")
@@ -186,10 +187,10 @@ def _check_far_end(interface: str, named: Sequence[str]) -> Check | None:
 
 def _why_unreachable(far: FarEnd) -> str:
     if far.allowed is not None:
-        return "can't be found: WireGuard has no peer there whose allowed-ips name an address to ask at"
+        return "can't be found: no WireGuard peer there has allowed-ips with an address that could be the neighbour's"
     if not far.to_one:
-        return f"can't be found: this {far.kind or 'interface'} leads to several other ends, and nothing says to which"
-    return "can't be found: the interface has no address to ask with"
+        return f"can't be found: this {far.kind or 'interface'} leads to several other ends, and no address says which"
+    return "can't be found: the interface has no address of its own"
 
 
 def _text(addresses: Iterable[object]) -> str:

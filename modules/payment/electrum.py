@@ -1,20 +1,20 @@
-"""Electrum: real Lightning by the daemon of the Electrum wallet, the light choice for a router without LND.
+"""Electrum: real Lightning through the daemon of the Electrum wallet, the light choice for a router without LND.
 
-Read and tried in Electrum 4.3.4 (Debian 12). What it gives, and what ngp makes of it:
+From the source and from tests of Electrum 4.3.4 (Debian 12). How it behaves, and how ngp deals with it:
 
-- Invoices are of whole sat, with a preimage of Electrum's own; it can't hold a payment, and can't sign with its node's
-  key. The capabilities say so, and neighbours take our word for whose node it is.
-- `lnpay` answers when the payment is over, and takes no fee limit: on a route it spends up to 1 %, or 5 sat if that is
-  more. So a payment for which no direct channel has the balance is refused where the limit is below that.
-- Calls of `lnpay` for one invoice at the same time can all pay: of 8 invoices for which three were made at once, 5 were
-  paid three times. So there is never a second one while a first may be running, and none for an invoice that Electrum
-  knows as on its way or paid.
-- What became of a payment is told by the history of the channels, before the state of the invoice, which Electrum
-  forgets when it is killed at the wrong moment: an invoice that it calls unpaid after a restart has failed only if all
-  channels agree with their peers again. Until then it is PENDING.
-- A request is called paid when its payment has arrived, also while it could still fail; in the history it stands once
-  the preimage is out. Only that is a settlement. There is no stream of them, so the channels are looked at, and the
-  history when one has changed; `electrum_journal` numbers what is found.
+- Invoices are of whole sat, with a preimage that Electrum chooses. It can't hold a payment, and can't sign with its
+  node's key. The capabilities say so, and neighbours have only our word that the node is ours.
+- `lnpay` returns when the payment is over, and has no fee limit: on a route it spends up to 1 %, or 5 sat if that is
+  more. So with a lower limit a payment is refused unless a direct channel has the balance.
+- Simultaneous calls of `lnpay` for one invoice can all pay: of 8 invoices with three simultaneous calls each, 5 were
+  paid three times. So there is never a second call while the first may still run, and none for an invoice that
+  Electrum lists as paid or on its way.
+- A payment's outcome is read from the history of the channels first, as Electrum forgets the state of an invoice if it
+  is killed at the wrong moment. An invoice that it lists as unpaid after a restart has failed only if all channels have
+  synchronised with their peers again. Until then the payment is PENDING.
+- Electrum calls a request paid when the payment has arrived, even if it may still fail. The history lists it only after
+  the preimage was revealed, and only that is a settlement. Electrum has no stream of settlements, so we watch the
+  channels, and read the history when one has changed; `electrum_journal` numbers the settlements found.
 
 Source: electrum/commands.py, lnworker.py, lnpeer.py, daemon.py of Debian's python3-electrum 4.3.4.
 """
@@ -51,7 +51,7 @@ from ngp.ports import (
 from ngp.remembered_node import RememberedNode
 
 POLL_S = 0.5
-# The history is read this often although no channel seems to have changed.
+# The history is read at this interval even if no channel seems to have changed.
 FULL_LOOK_S = 30.0
 LEAST_AMOUNT_MSAT = 1_000
 # lnrouter.is_fee_sane
@@ -68,8 +68,8 @@ class ElectrumPayment(ElectrumUpkeep):
     """A wallet of an Electrum daemon; implements `ngp.ports.Payment`.
 
     Args:
-        state_dir: holds the journal, and what we know of the node for when it is down.
-        options: ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE and ELECTRUM_WALLET; all may be missing.
+        state_dir: has the journal, and the file on the node that is read while the node is down.
+        options: ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE and ELECTRUM_WALLET; all are optional.
     """
 
     def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
@@ -83,11 +83,11 @@ class ElectrumPayment(ElectrumUpkeep):
     # --- the node -----------------------------------------------------------------------------------------------------
 
     async def wait_ready(self) -> None:
-        """Return when the daemon answers and has the wallet, which is loaded if that needs no password."""
+        """Return when the daemon answers and has loaded the wallet; we load it if that needs no password."""
         await self._ask_info()
 
     async def info(self) -> PaymentInfo:
-        """Return the node's key and network: as it says, or said last while it can't be asked."""
+        """Return the node's key and network; while the node is down, those that it reported last."""
         try:
             return self._info or await self._ask_info()
         except ElectrumError as error:
@@ -98,7 +98,7 @@ class ElectrumPayment(ElectrumUpkeep):
             return known
 
     async def confirm_node(self) -> None:
-        """Raise where another node answers in place of the one in use, or none."""
+        """Raise PaymentError if no node answers, or another one than the node in use."""
         await self._ask_info()
 
     async def _ask_info(self) -> PaymentInfo:
@@ -110,37 +110,37 @@ class ElectrumPayment(ElectrumUpkeep):
         return self._info
 
     def capabilities(self) -> PaymentCapabilities:
-        """Say that money is real on mainnet, and what Electrum lacks."""
+        """Return that money is real on mainnet, and what Electrum lacks."""
         real = self._info is None or self._info.network == "mainnet"
         return PaymentCapabilities(real_money=real, settles_by_proof=False, least_amount_msat=LEAST_AMOUNT_MSAT)
 
     async def check(self, spends: bool) -> list[Check]:  # noqa: ARG002  its rights are all or nothing
-        """Say whether user and password can be had, and who else may hear them; asks the files, not the node."""
+        """Check that user and password can be read, and aren't sent unencrypted; reads files, doesn't ask the node."""
         try:
-            door = self._wallet.door()
+            endpoint = self._wallet.endpoint()
         except ConfigError as error:
-            return [Check(_LOGIN, False, str(error))]  # it says itself what mends it
-        if door.leaves_unencrypted:
-            found = f"goes to {door.where} unencrypted, and whoever has it can spend all that the wallet has"
+            return [Check(_LOGIN, False, str(error))]  # the error has its own remedy
+        if endpoint.leaves_unencrypted:
+            found = f"goes to {endpoint.where} unencrypted, and anyone who reads it can spend all that the wallet has"
             return [Check(_LOGIN, False, found, "run Electrum on this machine, or reach it through a tunnel")]
-        return [Check(_LOGIN, True, f"allows all that the wallet can do, at {door.where}")]
+        return [Check(_LOGIN, True, f"allows all that the wallet can do, at {endpoint.where}")]
 
     async def balance_msat(self) -> int:
-        """Return what the channels hold on our side, without what is on its way."""
+        """Return our balance in the channels, without payments on their way."""
         told = (await self._wallet.ask("getbalance")).get("lightning", "0")
         under_way = sum(one["local_unsettled_sent"] for one in await self._wallet.channels())
         return int(Decimal(told) * COIN_SAT * SAT_MSAT) - int(under_way) * SAT_MSAT
 
     async def sign(self, message: bytes) -> str:  # noqa: ARG002  the port's
-        """Raise: Electrum has no command for it, and its root key shall not leave it for us to do so."""
-        raise PaymentError("Electrum can't sign with the key of its Lightning node; neighbours take ngp's word for it")
+        """Raise PaymentError: Electrum has no command for it, and we don't want its root key to do it ourselves."""
+        raise PaymentError("Electrum can't sign with its Lightning node's key; neighbours have only ngp's word for it")
 
     def verify(self, message: bytes, signature: str) -> str | None:
-        """Return the public key that signed, or None; needs no node, since the key is in the signature."""
+        """Return the public key that signed, or None; doesn't ask the node, as the signature reveals the key."""
         return node_key.signer(message, signature)
 
     async def close(self) -> None:
-        """Let go of connections and journal; what is on its way goes on at the node. Safe to call twice."""
+        """Close connections and journal; payments on their way go on at the node. Safe to call twice."""
         paying = list(self._paying.values())
         for task in paying:
             task.cancel()
@@ -151,7 +151,7 @@ class ElectrumPayment(ElectrumUpkeep):
 
     @property
     def _journal(self) -> Journal:
-        if self._opened_journal is None:  # late: `ngp check` touches nothing
+        if self._opened_journal is None:  # late, as `ngp check` must not create it
             self._opened_journal = Journal(self._journal_file)
         return self._opened_journal
 
@@ -160,14 +160,14 @@ class ElectrumPayment(ElectrumUpkeep):
     async def create_invoice(
         self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
     ) -> NewInvoice:
-        """Make an invoice, with hints of the way through our channels.
+        """Make an invoice, with routing hints for our channels.
 
         Args:
-            amount_msat: at least 1,000, of whole sat.
-            memo: the payer reads it.
-            expiry_s: seconds until it lapses; a payer that is late is not refused by Electrum.
-            preimage: None; Electrum takes a random one.
-            hold: False.
+            amount_msat: at least 1,000, a whole number of sat.
+            memo: shown to the payer.
+            expiry_s: seconds until it expires; Electrum accepts a late payment all the same.
+            preimage: must be None; Electrum chooses a random one.
+            hold: must be False.
         """
         if preimage is not None or hold:
             raise PaymentError("Electrum chooses preimages itself and can't hold payments; use LND for that")
@@ -176,11 +176,13 @@ class ElectrumPayment(ElectrumUpkeep):
             raise PaymentError(f"Electrum makes invoices of whole sat, not of {amount_msat} msat")
         made = await self._wallet.add_request(btc(amount_sat), memo, expiry_s)
         if not made.get("lightning_invoice"):
-            raise PaymentError("Electrum's wallet has no Lightning: make one by `electrum create`, and ELECTRUM_WALLET")
+            raise PaymentError(
+                "Electrum's wallet has no Lightning: make another by `electrum create`, and name it in ELECTRUM_WALLET"
+            )
         return NewInvoice(made["lightning_invoice"], bytes.fromhex(made["rhash"]), amount_msat, expiry_s)
 
     async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState:
-        """Return the state of an invoice of ours. Raises PaymentError for one that isn't."""
+        """Return the state of an invoice of ours. Raises PaymentError for any other."""
         try:
             asked = await self._wallet.ask("get_request", request_id=payment_hash.hex())
         except ElectrumError as error:
@@ -192,13 +194,14 @@ class ElectrumPayment(ElectrumUpkeep):
         return InvoiceState.SETTLED if payment_hash in await self._received() else InvoiceState.ACCEPTED
 
     async def settle_invoice(self, preimage: bytes) -> None:  # noqa: ARG002  the port's
-        """Raise: nothing is held."""
+        """Raise PaymentError: Electrum can't hold payments."""
         raise PaymentError("Electrum can't hold payments, so there is none to settle; use LND for that")
 
     async def cancel_invoice(self, payment_hash: bytes) -> None:
-        """Delete an invoice that isn't paid; a payment of it is refused from then on.
+        """Delete an invoice that isn't paid; from then on Electrum refuses a payment of it.
 
-        One that the wallet doesn't have takes no money: it was put back from a backup, or the request deleted by hand.
+        Electrum refuses payments of an invoice that its wallet doesn't have, for example because the wallet was
+        restored from a backup, or the request deleted by hand. So that counts as cancelled.
         """
         try:
             state = await self.lookup_invoice(payment_hash)
@@ -210,16 +213,16 @@ class ElectrumPayment(ElectrumUpkeep):
             state = InvoiceState.SETTLED
         if state not in (InvoiceState.OPEN, InvoiceState.CANCELLED):
             raise PaymentError(f"invoice {payment_hash.hex()} is paid already and can't be cancelled; refund it")
-        self._journal.cancel(payment_hash)  # before it is gone, else nobody knows afterwards that it was ours
+        self._journal.cancel(payment_hash)  # before deleting it, or nothing would show that it was ours
         try:
             await self._wallet.ask("delete_request", request_id=payment_hash.hex())
         except ElectrumError as error:
-            if error.answered:  # it was paid in between; without an answer it may be gone
+            if error.answered:  # it was paid meanwhile; without an answer it may be deleted
                 self._journal.keep(payment_hash)
             raise
 
     async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
-        """Yield what was settled behind the cursor, in the journal's order; raises when Electrum goes away."""
+        """Yield the settlements after the cursor, in the journal's order; raises when Electrum goes away."""
         seen: object = None
         looked_at = -FULL_LOOK_S
         while True:
@@ -233,14 +236,14 @@ class ElectrumPayment(ElectrumUpkeep):
             await asyncio.sleep(POLL_S)
 
     async def _note_settled(self, cursor: int) -> None:
-        """Give numbers to what is new in the history."""
+        """Number the new settlements in the history."""
         known = self._journal.amounts_msat()
         for payment_hash, amount_msat in (await self._received()).items():
             if amount_msat > known.get(payment_hash, 0):
                 self._journal.add(payment_hash, amount_msat, cursor)
 
     async def _received(self) -> dict[bytes, int]:
-        """Return what was received by payments, msat, oldest first."""
+        """Return the amounts received, in msat, by payment hash, oldest first."""
         return {
             bytes.fromhex(one["payment_hash"]): one["amount_msat"]
             for one in await self._wallet.history()
@@ -250,7 +253,7 @@ class ElectrumPayment(ElectrumUpkeep):
     # --- paying -------------------------------------------------------------------------------------------------------
 
     def decode(self, bolt11: str) -> DecodedInvoice:
-        """Parse an invoice and check its signature; hostile input. Raises PeerError(`invoice`)."""
+        """Parse an invoice and check its signature; the input may be hostile. Raises PeerError(`invoice`)."""
         return invoice.read(bolt11).decoded(int(time.time()))
 
     async def pay(
@@ -260,13 +263,13 @@ class ElectrumPayment(ElectrumUpkeep):
         timeout_s: float,
         via_peer: str | None = None,  # noqa: ARG002  Electrum prefers a direct channel by itself, and can't be told
     ) -> PaymentOutcome:
-        """Pay once; a second call for the same hash follows the first.
+        """Pay an invoice once; a second call for the same hash follows the first.
 
         Args:
             bolt11: an invoice with an amount.
-            fee_limit_msat: the most that routing may cost; see the module.
-            timeout_s: how long we wait; PENDING is answered after it, and the payment goes on.
-            via_peer: not heeded.
+            fee_limit_msat: the most that routing may cost; see the module's docstring.
+            timeout_s: how long we wait; after that we return PENDING, and the payment goes on.
+            via_peer: ignored.
         """
         try:
             decoded = self.decode(bolt11)
@@ -288,10 +291,10 @@ class ElectrumPayment(ElectrumUpkeep):
     def _paid(self, payment_hash: bytes, task: asyncio.Task[PaymentOutcome]) -> None:
         self._paying.pop(payment_hash, None)
         if not task.cancelled():
-            task.exception()  # nobody waits for it any more, perhaps; `track` finds out
+            task.exception()  # perhaps nobody awaits it any more; `track` finds the outcome
 
     async def _pay(self, bolt11: str, decoded: DecodedInvoice, fee_limit_msat: int) -> PaymentOutcome:
-        """Call `lnpay` once, unless it was called before and may still pay."""
+        """Call `lnpay`, unless an earlier call may still pay."""
         before = await self._fate(decoded.payment_hash)
         if before.status is not PaymentStatus.FAILED:
             return before
@@ -312,7 +315,7 @@ class ElectrumPayment(ElectrumUpkeep):
         return after
 
     async def _refusal(self, decoded: DecodedInvoice, fee_limit_msat: int) -> str:
-        """Say why Electrum is not to be asked: it can't, or it might spend more on fees than it may. "": it is."""
+        """Say why Electrum must not pay: it can't, or its fees might exceed the limit; "" if it may."""
         amount_msat = decoded.amount_msat or 0
         usable = [
             one for one in await self._wallet.channels() if one["state"] == "OPEN" and one["peer_state"] == "GOOD"
@@ -330,14 +333,14 @@ class ElectrumPayment(ElectrumUpkeep):
         )
 
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
-        """Say what became of a payment; FAILED with reason `unknown` when Electrum never heard of it."""
+        """Return a payment's outcome; FAILED with reason `unknown` if Electrum doesn't know it."""
         outcome = await self._fate(payment_hash)
-        if payment_hash in self._paying and outcome.status is PaymentStatus.FAILED:  # it may not have begun yet
+        if payment_hash in self._paying and outcome.status is PaymentStatus.FAILED:  # `lnpay` may not have started yet
             return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
         return outcome
 
     async def _fate(self, payment_hash: bytes) -> PaymentOutcome:
-        """Read what Electrum knows: the invoice first, then the history, so that nothing is missed between."""
+        """Read the outcome from Electrum: first the invoice, then the history, so that no change between is missed."""
         status = await self._status(payment_hash)
         for one in await self._wallet.history():
             if one["direction"] == _SENT and one["payment_hash"] == payment_hash.hex():
@@ -352,7 +355,7 @@ class ElectrumPayment(ElectrumUpkeep):
         return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
 
     async def _fate_if_told(self, payment_hash: bytes) -> PaymentOutcome:
-        """Read what Electrum knows of a payment that may have begun; PENDING while it can't be asked."""
+        """Read the outcome of a payment that may have started; PENDING while Electrum can't be asked."""
         try:
             return await self._fate(payment_hash)
         except ElectrumError:
@@ -367,21 +370,24 @@ class ElectrumPayment(ElectrumUpkeep):
             return None
 
     async def _agrees_with_peers(self) -> bool:
-        """Whether no channel can hold an HTLC that Electrum forgot: it is written down after the peer has it."""
+        """Say whether all channels agree with their peers, so that none has an HTLC that Electrum forgot.
+
+        Electrum stores an HTLC only after it was sent to the peer.
+        """
         return all(
             (one["state"], one["peer_state"]) == ("OPEN", "GOOD") or one["state"] in _WITHOUT_HTLCS
             for one in await self._wallet.channels()
         )
 
     async def _has_parts_left(self) -> bool:
-        """Whether money is on its way for no payment that is: Electrum gives up while parts are still out."""
+        """Say whether parts of a payment are still on their way although Electrum has given it up."""
         if not any(one["local_unsettled_sent"] for one in await self._wallet.channels()):
             return False
         return all(one["status"] != _IN_FLIGHT for one in await self._wallet.ask("list_invoices"))
 
 
 def _require_version(version: str) -> None:
-    """Raise PaymentError for an Electrum whose commands are others. Newer ones than those tried are let be."""
+    """Raise PaymentError for an Electrum that is too old. Versions newer than the tried ones are accepted."""
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers < _LEAST_VERSION:
         raise PaymentError(f"Electrum {version} is too old: ngp needs 4.3 or later (tried with 4.3.4 and 4.5.8)")
@@ -392,7 +398,7 @@ def _free_msat(channel: Mapping[str, Any]) -> int:
 
 
 def _why(log: list[list[str]]) -> str:
-    """Say why a payment failed, by Electrum's list of attempts: length, channel, and what came of it."""
+    """Return why a payment failed, from Electrum's list of attempts: length, channel and result."""
     if not log:
         return "no route found, or the channels can't carry it; see Electrum's log"
     *_, where, what = log[-1]

@@ -1,10 +1,10 @@
-"""Electrum's journal: numbers for settlements, which Electrum itself doesn't give, and what we cancelled.
+"""Electrum's journal: numbers settlements, as Electrum doesn't, and lists the invoices that we cancelled.
 
-Numbers are given in the order in which settlements were noticed, and written down before anybody is told. Electrum lets
-an invoice be paid in parts, and more than once; when its amount grows it gets a new number, and is told again with all
-of it. A journal that was lost costs nothing: all that the node has is then numbered anew behind the ledger's cursor and
-told again, and the ledger counts each hash once, and of a larger amount the difference; an invoice that we cancelled is
-one that the wallet doesn't have, and is taken for cancelled.
+Settlements are numbered in the order in which we notice them, and stored before they are reported. Electrum lets an
+invoice be paid in parts, and more than once; when its amount grows it gets a new number, and is reported again with the
+whole amount. If the journal is lost, no money is: all settlements of the node get new numbers after the ledger's cursor
+and are reported again, and the ledger counts each hash once, or the difference if the amount has grown. An invoice that
+we cancelled isn't in the wallet, and so still counts as cancelled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS cancelled (id INTEGER PRIMARY KEY, payment_hash BLOB 
 """
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 MOST_CANCELLED = 4096
-"""So many of the last cancelled invoices are known; who asks for invoices and never pays shall not fill the disk."""
+"""Cancelled invoices remembered. Neighbours that ask for invoices and never pay must not fill the disk."""
 
 
 class Journal:
@@ -38,14 +38,14 @@ class Journal:
             self._connection.executescript(_TABLES)
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice."""
+        """Close the file; safe to call twice."""
         self._connection.close()
 
     def add(self, payment_hash: bytes, amount_msat: int, behind: int) -> None:
-        """Number a settlement; one that has a number keeps it, unless its amount has grown.
+        """Number a settlement, unless it has a number already and its amount hasn't grown.
 
         Args:
-            behind: a cursor that is known to somebody; the number will be larger.
+            behind: a cursor that is in use; the new number is larger.
         """
         with self._translated():
             self._connection.execute(
@@ -56,12 +56,12 @@ class Journal:
             )
 
     def amounts_msat(self) -> dict[bytes, int]:
-        """Return what was settled of each invoice that has a number."""
+        """Return the settled amount of each numbered invoice."""
         with self._translated():
             return dict(self._connection.execute("SELECT payment_hash, amount_msat FROM settlements").fetchall())
 
     def behind(self, cursor: int) -> list[Settlement]:
-        """Return the settlements behind a cursor, in order."""
+        """Return the settlements after a cursor, in order."""
         with self._translated():
             found = self._connection.execute(
                 "SELECT cursor, payment_hash, amount_msat FROM settlements WHERE cursor > ? ORDER BY cursor", (cursor,)
@@ -94,7 +94,7 @@ class Journal:
         except (OSError, sqlite3.Error) as error:
             if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
                 raise PaymentError(
-                    f"{self._path} is damaged ({error}): stop ngp, move it and {self._path.name}-wal away, and start; "
-                    "nothing is lost but the numbers of what was settled, which are given anew and counted once"
+                    f"{self._path} is damaged ({error}): stop ngp, move it and {self._path.name}-wal away, and start "
+                    "ngp; only the numbers of settlements are lost, and these are made again; no money is counted twice"
                 ) from error
-            raise PaymentError(f"{self._path} can't be used: {error}; free space or mend its rights") from error
+            raise PaymentError(f"{self._path} can't be used: {error}; free some space, or correct its mode") from error

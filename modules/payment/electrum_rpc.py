@@ -1,9 +1,8 @@
 """Calls to an Electrum daemon: JSON-RPC over HTTP, on the socket or port that its lock file names.
 
-A running daemon leaves a file `daemon` in its folder, which says where it listens, beside `config`, which holds user
-and password. So nothing need be set for one on the same machine. Both are read anew for each call: a daemon that is
-started again may listen elsewhere. Whoever can make these calls can spend all that the wallet has, and the traffic is
-not encrypted.
+A running daemon has a file `daemon` in its folder, which says where it listens, beside `config` with user and password.
+So a daemon on the same machine needs no settings. Both files are read for each call, as a restarted daemon may listen
+elsewhere. Anyone who can make these calls can spend all that the wallet has, and the traffic isn't encrypted.
 
 Source: electrum/daemon.py, electrum/commands.py (4.3.4, 4.5.8)
 """
@@ -32,7 +31,7 @@ _NETWORKS = ("", "testnet", "testnet4", "signet", "mutinynet", "regtest", "simne
 _LOCK, _CONFIG = "daemon", "config"
 _ANSWER_BYTES_MAX = 64 << 20
 _CHUNK = 1 << 16
-# A payment's call stays open for hours; a daemon's machine that is gone ends it within minutes.
+# The call of a payment may stay open for hours; if the daemon's machine is gone, keepalive ends it within minutes.
 _KEEPALIVE = (
     ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
     ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 30),
@@ -43,8 +42,8 @@ _REFUSED = (401, 403)
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """Where Electrum listens, and what it wants to be told there.
+class Endpoint:
+    """Where Electrum listens, and its login.
 
     Attributes:
         where: a socket's path, or `host:port`.
@@ -57,7 +56,7 @@ class Door:
 
     @property
     def leaves_unencrypted(self) -> bool:
-        """Whether calls, and the password in them, leave this machine as they are."""
+        """Say whether calls, and the password in them, leave this machine unencrypted."""
         if self.where.startswith("/"):
             return False
         host, _ = split_host_port(self.where)
@@ -68,45 +67,45 @@ class Door:
 
 
 class Credentials:
-    """Says where the daemon is, each time anew.
+    """Finds the daemon's endpoint, again for each call.
 
     Args:
         options: ELECTRUM_HOST (`host:port`, or Electrum's folder), ELECTRUM_USER and ELECTRUM_PASSWORD_FILE, as in
-            net.conf; all may be missing.
+            net.conf; all are optional.
     """
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self._options = {key: value for key, value in options.items() if value}
 
-    def read(self) -> Door:
-        """Return the door. Raises ConfigError naming the setting or file and the remedy."""
+    def read(self) -> Endpoint:
+        """Return the endpoint. Raises ConfigError with the setting or file and the remedy."""
         told = self._options.get("ELECTRUM_HOST", "")
         if told and not told.startswith("/"):
             return self._with_login(_target(told), {})
         folder = self._folder(told)
         return self._with_login(_lock_file(folder / _LOCK), _config_file(folder / _CONFIG))
 
-    def _with_login(self, where: str, config: Mapping[str, Any]) -> Door:
+    def _with_login(self, where: str, config: Mapping[str, Any]) -> Endpoint:
         user = self._options.get("ELECTRUM_USER") or config.get("rpcuser")
         file = self._options.get("ELECTRUM_PASSWORD_FILE")
         password = _password_file(Path(file)) if file else config.get("rpcpassword")
         if not isinstance(user, str) or not isinstance(password, str):
             raise ConfigError(
-                f"no user and password for Electrum at {where}: set ELECTRUM_USER and ELECTRUM_PASSWORD_FILE to what "
-                "`electrum getconfig rpcuser` and `electrum getconfig rpcpassword` say"
+                f"no user and password for Electrum at {where}: set ELECTRUM_USER and ELECTRUM_PASSWORD_FILE as shown "
+                "by `electrum getconfig rpcuser` and `electrum getconfig rpcpassword`"
             )
-        return Door(where, user, password)
+        return Endpoint(where, user, password)
 
     @staticmethod
     def _folder(told: str) -> Path:
-        """Return the one folder with a running daemon's lock file."""
+        """Return the only folder with a running daemon's lock file."""
         bases = [Path(told)] if told else [Path(folder).expanduser() for folder in USUAL_FOLDERS]
         found = [base / network for base in bases for network in _NETWORKS if _is_there(base / network / _LOCK)]
         if not found:
             looked = ", ".join(map(str, bases))
             raise ConfigError(f"no Electrum daemon runs in {looked}: {START}, or set ELECTRUM_HOST")
         if len(found) > 1:
-            raise ConfigError(f"more than one Electrum daemon is here: set ELECTRUM_HOST to one of "
+            raise ConfigError(f"more than one Electrum daemon runs here: set ELECTRUM_HOST to one of "
                               f"{', '.join(map(str, found))}")  # fmt: skip
         return found[0]
 
@@ -115,8 +114,8 @@ class ElectrumError(PaymentError):
     """Electrum refused, or could not be asked.
 
     Attributes:
-        answered: False where nobody knows whether the call was carried out.
-        detail: Electrum's own words.
+        answered: False if it isn't known whether the call was carried out.
+        detail: Electrum's own text.
     """
 
     def __init__(self, text: str, detail: str = "", answered: bool = True) -> None:
@@ -126,55 +125,55 @@ class ElectrumError(PaymentError):
 
 
 class ElectrumRpc:
-    """Calls an Electrum daemon; used within one event loop. One connection a call: they are local and few."""
+    """Calls an Electrum daemon; for one event loop. Each call has its own connection, as calls are local and few."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
 
-    def door(self) -> Door:
-        """Return where it listens now. Raises ConfigError."""
+    def endpoint(self) -> Endpoint:
+        """Return where the daemon listens now. Raises ConfigError."""
         return self._credentials.read()
 
     async def call(self, method: str, words: Mapping[str, Any], timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
-        """Ask once, and return the result.
+        """Call a command once, and return the result.
 
         Args:
-            method: a command of Electrum's.
+            method: a command of Electrum.
             words: its arguments, by name.
             timeout_s: None waits as long as the daemon lives.
 
         Raises: ElectrumError.
         """
         try:
-            door = self.door()
+            endpoint = self.endpoint()
         except ConfigError as error:
             raise ElectrumError(str(error), answered=False) from error
         body = json.dumps({"id": 1, "method": method, "params": dict(words)}).encode()
         try:
             async with asyncio.timeout(timeout_s):
-                status, answer = await _post(door, body)
+                status, answer = await _post(endpoint, body)
         except TimeoutError:
             raise ElectrumError(
-                f"Electrum at {door.where} took too long to answer {method}; it is asked again", answered=False
+                f"Electrum at {endpoint.where} took too long to answer {method}; ngp asks again", answered=False
             ) from None
         except (OSError, EOFError, ValueError) as error:
             raise ElectrumError(
-                f"Electrum at {door.where} doesn't answer ({error}): {START}, or set ELECTRUM_HOST", answered=False
+                f"Electrum at {endpoint.where} doesn't answer ({error}): {START}, or set ELECTRUM_HOST", answered=False
             ) from None
-        return _result(door, method, status, answer)
+        return _result(endpoint, method, status, answer)
 
 
-async def _post(door: Door, body: bytes) -> tuple[int, bytes]:
+async def _post(endpoint: Endpoint, body: bytes) -> tuple[int, bytes]:
     """Send one request on a connection of its own; returns the status and the body."""
-    if door.where.startswith("/"):
-        reader, writer = await asyncio.open_unix_connection(door.where)
+    if endpoint.where.startswith("/"):
+        reader, writer = await asyncio.open_unix_connection(endpoint.where)
     else:
-        host, port = split_host_port(door.where)
+        host, port = split_host_port(endpoint.where)
         reader, writer = await asyncio.open_connection(host, int(port))
         for option, on in _KEEPALIVE:
             writer.get_extra_info("socket").setsockopt(*option, on)
     try:
-        login = base64.b64encode(f"{door.user}:{door.password}".encode()).decode()
+        login = base64.b64encode(f"{endpoint.user}:{endpoint.password}".encode()).decode()
         head = (
             "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
             f"Authorization: Basic {login}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -195,11 +194,11 @@ async def _post(door: Door, body: bytes) -> tuple[int, bytes]:
         writer.close()
 
 
-def _result(door: Door, method: str, status: int, answer: bytes) -> Any:
+def _result(endpoint: Endpoint, method: str, status: int, answer: bytes) -> Any:
     if status in _REFUSED:
         raise ElectrumError(
-            f"Electrum at {door.where} refuses user and password: set ELECTRUM_USER and ELECTRUM_PASSWORD_FILE to what "
-            "`electrum getconfig rpcuser` and `electrum getconfig rpcpassword` say"
+            f"Electrum at {endpoint.where} refuses user and password: set ELECTRUM_USER and ELECTRUM_PASSWORD_FILE as "
+            "shown by `electrum getconfig rpcuser` and `electrum getconfig rpcpassword`"
         )
     try:
         told = json.loads(answer)
@@ -209,13 +208,13 @@ def _result(door: Door, method: str, status: int, answer: bytes) -> Any:
         detail = _words(error)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ElectrumError(
-            f"Electrum at {door.where} can't carry out {method} (HTTP {status}): is it Electrum 4.3 or later?"
+            f"Electrum at {endpoint.where} can't carry out {method} (HTTP {status}): is it Electrum 4.3 or later?"
         ) from None
-    raise ElectrumError(f"Electrum at {door.where} refuses {method}: {detail or 'it gives no reason'}", detail)
+    raise ElectrumError(f"Electrum at {endpoint.where} refuses {method}: {detail or 'it gives no reason'}", detail)
 
 
 def _words(error: Mapping[str, Any]) -> str:
-    """Return what an error says: 4.5 keeps what it doesn't mean for users beside a sentence that is always the same."""
+    """Return an error's text: 4.5 has a fixed sentence for users, and the details in another field."""
     data = error.get("data")
     told = data.get("exception") if isinstance(data, dict) else None
     return str(told or error["message"])
@@ -248,7 +247,7 @@ def _config_file(path: Path) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ConfigError(f"{path} is no configuration of Electrum's: set ELECTRUM_USER and ELECTRUM_PASSWORD_FILE")
+        raise ConfigError(f"{path} is no configuration of Electrum: set ELECTRUM_USER and ELECTRUM_PASSWORD_FILE")
     return found
 
 
@@ -256,7 +255,7 @@ def _password_file(path: Path) -> str:
     what = f"ELECTRUM_PASSWORD_FILE {path}"
     password = secret_file.read(path, what).decode(errors="replace").strip()
     if not password:
-        raise ConfigError(f"{what} is empty: save in it what `electrum getconfig rpcpassword` says")
+        raise ConfigError(f"{what} is empty: write the output of `electrum getconfig rpcpassword` into it")
     return password
 
 

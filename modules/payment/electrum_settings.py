@@ -24,19 +24,19 @@ SETTINGS = ModuleSettings(
             "ELECTRUM_HOST",
             "host:port, or a folder",
             _host,
-            "where Electrum's daemon serves JSON-RPC, or the folder of its data; none = as it runs on this machine",
+            "where Electrum's daemon serves JSON-RPC, or the folder of its data; none = find it on this machine",
         ),
         ModuleKey(
             "ELECTRUM_USER",
             "text",
             one_word,
-            "Electrum's rpcuser; none = as the config in its folder says",
+            "Electrum's rpcuser; none = as in the config in its folder",
         ),
         ModuleKey(
             "ELECTRUM_PASSWORD_FILE",
             "file",
             password_file,
-            "Electrum's rpcpassword, in a file of mode 0600; none = as the config in its folder says",
+            "Electrum's rpcpassword, in a file of mode 0600; none = as in the config in its folder",
         ),
         ModuleKey(
             "ELECTRUM_WALLET",

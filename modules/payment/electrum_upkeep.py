@@ -1,4 +1,4 @@
-"""Upkeep of an Electrum node: its channels, looked at and opened.
+"""Upkeep of an Electrum node: lists its channels and opens new ones.
 
 Source: electrum/commands.py, lnchannel.py, lnpeer.py of Debian's python3-electrum 4.3.4.
 """
@@ -20,16 +20,16 @@ from ngp.ports import ChainView, Channel, ChannelEnd, ChannelState
 CONNECT_TIMEOUT_S = 20.0
 OPEN_TIMEOUT_S = 60.0
 _CONNECT_POLL_S = 0.2
-# lnutil.ChannelConfig.validate_params: what a peer may ask for at most. Electrum doesn't tell what it did ask for.
+# lnutil.ChannelConfig.validate_params: the most that a peer may ask for. Electrum doesn't report the actual value.
 LEAST_HTLC_MSAT = 1_000
-# lnchannel.ChannelState; one that is CLOSED waits for its coins, and REDEEMED is over.
+# lnchannel.ChannelState; a channel that is CLOSED still waits for its coins, one that is REDEEMED is over.
 _STATES = {
     **dict.fromkeys(("PREOPENING", "OPENING", "FUNDED"), ChannelState.OPENING),
     **dict.fromkeys(
         ("SHUTDOWN", "CLOSING", "FORCE_CLOSING", "REQUESTED_FCLOSE", "WE_ARE_TOXIC", "CLOSED"), ChannelState.CLOSING
     ),
 }
-# What Electrum says to an opening, and what its operator can do.
+# Electrum's errors when a channel is opened, and what its operator can do.
 _OPEN_REMEDIES = (
     ("Password required", "its wallet has a password, which ngp doesn't: `electrum open_channel`"),
     ("Insufficient funds", "its wallet holds less than that: send it coins (`electrum getunusedaddress`)"),
@@ -53,21 +53,21 @@ class ElectrumUpkeep:
         self._hosts: dict[str, str] = {}
 
     async def chain(self) -> ChainView:
-        """Say how far the node has followed the chain of the server that it asks."""
+        """Return how far the node has followed the chain of its server."""
         told = await self._wallet.ask_daemon("getinfo")
         return ChainView(told["blockchain_height"], 0 < told["server_height"] <= told["blockchain_height"])
 
     async def channels(self) -> list[Channel]:
-        """Return the open channels, active or not; each side's part is rounded down to whole sat."""
+        """Return the open channels, active or not; both balances are rounded down to whole sat."""
         return [_channel(one) for one in await self._wallet.channels() if one["state"] == "OPEN"]
 
     async def pending_channels(self) -> list[Channel]:
-        """Return the channels that are being opened or closed; Electrum doesn't tell how long that takes."""
+        """Return the channels that are being opened or closed; Electrum doesn't report how long that takes."""
         found = [(one, _STATES.get(one["state"])) for one in await self._wallet.channels()]
         return [replace(_channel(one), state=state, active=False) for one, state in found if state]
 
     async def connect(self, peer: str, host: str) -> None:
-        """Make a node a peer, and return when it is one; done again it is no error."""
+        """Connect to another node, and return when it is connected; no error if it is connected already."""
         await self._wallet.ask("add_peer", connection_string=f"{peer}@{host}")
         self._hosts[peer] = host
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
@@ -75,7 +75,7 @@ class ElectrumUpkeep:
             if time.monotonic() > deadline:
                 raise PaymentError(
                     f"node {peer} doesn't answer at {host}: is the neighbour's node up, and does it listen there? "
-                    "--host HOST:PORT says where"
+                    "If not, give its address with --host HOST:PORT"
                 )
             await asyncio.sleep(_CONNECT_POLL_S)
 
@@ -83,7 +83,7 @@ class ElectrumUpkeep:
         """Open a private channel with a connected peer."""
         if csv_delay_blocks is not None:
             raise UsageError(
-                f"Electrum has the delay in its own settings: `electrum setconfig lightning_to_self_delay "
+                f"Electrum takes the delay from its own settings: `electrum setconfig lightning_to_self_delay "
                 f"{csv_delay_blocks}`, and open the channel without --csv-delay"
             )
         if peer not in self._hosts:
@@ -113,7 +113,7 @@ def _channel(told: Mapping[str, Any]) -> Channel:
 
 
 def _end(told: Mapping[str, Any], whose: str) -> ChannelEnd:
-    """Read what one end may send, but for the rise of the commitment's fee that Electrum leaves room for by itself."""
+    """Read what one end may send. Electrum itself already leaves room for a rise of the commitment's fee."""
     sent_sat = told[f"{whose}_unsettled_sent"]
     return ChannelEnd(
         balance_msat=(told[f"{whose}_balance"] - sent_sat) * SAT_MSAT,

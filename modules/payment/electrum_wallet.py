@@ -1,4 +1,4 @@
-"""The wallet of an Electrum daemon that ngp uses: its commands, loaded first where it isn't and needs no password."""
+"""The wallet of an Electrum daemon that ngp uses: calls its commands, and loads it first if that needs no password."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _CANT_LOAD = ("InvalidPassword", "FileNotFoundError", "could not load wallet")
 
 
 class ElectrumWallet:
-    """Calls commands; used within one event loop.
+    """Calls commands; for one event loop.
 
     Args:
-        options: ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE and ELECTRUM_WALLET; all may be missing.
+        options: ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE and ELECTRUM_WALLET; all are optional.
     """
 
     def __init__(self, options: Mapping[str, str]) -> None:
@@ -25,12 +25,12 @@ class ElectrumWallet:
         self._path = options.get("ELECTRUM_WALLET")
         self._expiry = "expiry"
 
-    def door(self) -> rpc.Door:
+    def endpoint(self) -> rpc.Endpoint:
         """Return where the daemon listens now. Raises ConfigError."""
-        return self._rpc.door()
+        return self._rpc.endpoint()
 
     async def ask_daemon(self, method: str, **words: Any) -> Any:
-        """Call a command that is about no wallet. Raises ElectrumError."""
+        """Call a command that concerns no wallet. Raises ElectrumError."""
         return await self._rpc.call(method, words)
 
     async def ask(self, method: str, timeout_s: float | None = rpc.CALL_TIMEOUT_S, **words: Any) -> Any:
@@ -39,7 +39,7 @@ class ElectrumWallet:
         Args:
             timeout_s: None waits as long as the daemon lives.
 
-        Raises: ElectrumError; `detail` is NOT_LOADED where somebody must enter a password first.
+        Raises: ElectrumError; `detail` is NOT_LOADED if somebody must enter a password first.
         """
         if self._path:
             words["wallet"] = self._path
@@ -52,9 +52,10 @@ class ElectrumWallet:
         return await self._rpc.call(method, words, timeout_s)
 
     async def add_request(self, amount: str, memo: str, expiry_s: int) -> Mapping[str, Any]:
-        """Make a request for money; empty where the wallet has no Lightning. Raises ElectrumError.
+        """Make a payment request; empty if the wallet has no Lightning. Raises ElectrumError.
 
-        Versions have two words for its lifetime; Electrum refuses one that it doesn't know, and makes nothing then.
+        The argument for the lifetime has another name in newer versions. Electrum refuses the wrong name, and then
+        makes no request.
         """
         try:
             return await self._add_request(amount, memo, expiry_s)
@@ -65,12 +66,12 @@ class ElectrumWallet:
         return await self._add_request(amount, memo, expiry_s)
 
     async def _add_request(self, amount: str, memo: str, expiry_s: int) -> Mapping[str, Any]:
-        # force: a new address where all are in use, since Electrum puts one into each request.
+        # force: make a new address if all are in use, since Electrum puts one into each request.
         words: dict[str, Any] = {"amount": amount, "memo": memo, self._expiry: expiry_s, "force": True}
         return await self.ask("add_request", **words) or {}
 
     async def _load(self) -> None:
-        """Load the wallet: 4.3 answers whether it could, 4.5 answers nothing or refuses with an exception's name."""
+        """Load the wallet. 4.3 returns whether it could; 4.5 returns nothing, or an error with an exception's name."""
         try:
             done = await self._rpc.call("load_wallet", {"wallet_path": self._path} if self._path else {})
         except ElectrumError as error:
@@ -85,14 +86,14 @@ class ElectrumWallet:
             )
 
     async def channels(self) -> list[dict[str, Any]]:
-        """Return its channels as Electrum tells them, without backups of channels."""
+        """Return the wallet's channels as Electrum lists them, without channel backups."""
         return [one for one in await self.ask("list_channels") if one["type"] == "CHANNEL"]
 
     async def history(self) -> list[dict[str, Any]]:
-        """Return the payments whose preimage is out, oldest first."""
+        """Return the payments whose preimage was revealed, oldest first."""
         return [one for one in await self.ask("lightning_history") if one["type"] == "payment"]
 
 
 def btc(amount_sat: int) -> str:
-    """Write an amount as Electrum's commands want it."""
+    """Write an amount in the form of Electrum's commands."""
     return f"{amount_sat // COIN_SAT}.{amount_sat % COIN_SAT:08d}"

@@ -1,10 +1,9 @@
-"""Invoice: BOLT11 strings, written by us and read from neighbours.
+"""Invoice: writes BOLT11 strings, and reads those of neighbours.
 
-What a neighbour sends is hostile until its signature is checked, so reading bounds everything first: length, fields,
-amount, expiry; it yields a value or PeerError(`invoice`), nothing else. The `bolt11` package takes 5 to 8 ms for one
-invoice, most of it in arithmetic on single bits, in which a router's event loop stands still; the two functions here
-do the same on integers in about a tenth of that, with that package's bech32 and signatures, and the tests hold each
-against the package.
+A neighbour's invoice may be hostile, so reading first checks all bounds: length, fields, amount, expiry. The result is
+a value or PeerError(`invoice`), nothing else. The `bolt11` package takes 5 to 8 ms per invoice, mostly for arithmetic
+on single bits, and blocks a router's event loop for that time. The two functions here calculate with integers in about
+a tenth of that. They use the package's bech32 and signatures, and the tests compare them with the package.
 
 Source: https://github.com/lightning/bolts/blob/master/11-payment-encoding.md
 """
@@ -32,16 +31,16 @@ _HASH_CHARS = 52
 _KEY_CHARS = 53
 # var_onion_optin (8), payment_secret (14) and option_payment_metadata (48), all required
 _FEATURES = 1 << 8 | 1 << 14 | 1 << 48
-# What a chain's invoices begin with; several chains share one (ngp/core/networks.py).
+# The prefixes of a chain's invoices; several chains share one (ngp/core/networks.py).
 _NETWORKS = {"bc": "mainnet", "tb": "testnet", "tbs": "signet", "bcrt": "regtest", "sb": "simnet"}
 _READABLE = re.compile(r"ln(bcrt|tbs|tb|bc|sb)(?:([0-9]{1,20})([munp]?))?")
-_PICO = {"": 10**12, "m": 10**9, "u": 10**6, "n": 10**3, "p": 1}  # of a bitcoin; 10 of them are one msat
+_PICO = {"": 10**12, "m": 10**9, "u": 10**6, "n": 10**3, "p": 1}  # in 10^-12 bitcoin, of which 10 are one msat
 _FIXED = {"p": _HASH_CHARS, "h": _HASH_CHARS, "s": _HASH_CHARS, "n": _KEY_CHARS}
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedInvoice:
-    """A BOLT11 invoice whose signature holds.
+    """A BOLT11 invoice whose signature is valid.
 
     Attributes:
         prefix: `bc`, `tb`, `tbs`, `bcrt` or `sb`.
@@ -60,15 +59,15 @@ class ParsedInvoice:
 
     @property
     def network(self) -> str:
-        """The network, or kind of network, that the prefix names."""
+        """The network, or kind of network, of the prefix."""
         return _NETWORKS[self.prefix]
 
     def decoded(self, now_s: int, network: str | None = None) -> DecodedInvoice:
-        """Return what the core needs to know of it.
+        """Return the parts that the core needs.
 
         Args:
-            now_s: UTC seconds; `expires_in_s` is 0 or less when the invoice is over.
-            network: another than the prefix names.
+            now_s: UTC seconds; `expires_in_s` is 0 or less if the invoice has expired.
+            network: to be used instead of that of the prefix.
         """
         return DecodedInvoice(
             payment_hash=self.payment_hash,
@@ -84,7 +83,7 @@ def read(bolt11: str) -> ParsedInvoice:
     """Parse an invoice and check its signature.
 
     Raises:
-        PeerError: reason `invoice`, whatever is wrong with it.
+        PeerError: with reason `invoice`, for all errors.
     """
     if len(bolt11) > INVOICE_CHARS_MAX:
         raise _wrong(f"{len(bolt11)} characters, at most {INVOICE_CHARS_MAX}")
@@ -103,7 +102,7 @@ def read(bolt11: str) -> ParsedInvoice:
         raise _wrong("needs either a description or its hash")
     expiry_s = _number(found["x"]) if "x" in found else _DEFAULT_EXPIRY_S
     if expiry_s > EXPIRY_S_MAX:
-        raise _wrong(f"runs longer than {EXPIRY_S_MAX} s")
+        raise _wrong(f"is valid for longer than {EXPIRY_S_MAX} s")
     return ParsedInvoice(
         prefix=prefix,
         amount_msat=amount_msat,
@@ -131,9 +130,9 @@ def write(
 
     Args:
         key: the payee's secret key, 32 bytes.
-        amount_msat: 1 and more.
+        amount_msat: at least 1.
         memo: at most MEMO_BYTES_MAX in UTF-8.
-        metadata: what the payer hands back with the payment (the `m` field).
+        metadata: the `m` field, which the payer returns with the payment.
     """
     readable = f"ln{prefix}{_write_amount(amount_msat)}"
     body = (
@@ -156,18 +155,18 @@ def _wrong(detail: str) -> PeerError:
 def _read_amount(readable: str) -> tuple[str, int | None]:
     match = _READABLE.fullmatch(readable)
     if match is None:
-        raise _wrong("its beginning names no known network and amount")
+        raise _wrong("it doesn't begin with a known network and an amount")
     prefix, number, multiplier = match.groups()
     if number is None:
         return prefix, None
     amount_msat, rest = divmod(int(number) * _PICO[multiplier], 10)
     if rest or not 0 < amount_msat <= AMOUNT_MSAT_MAX:
-        raise _wrong("its amount is no whole number of msat, zero, or more than there is")
+        raise _wrong("its amount is zero, no whole number of msat, or more than all bitcoin")
     return prefix, amount_msat
 
 
 def _write_amount(amount_msat: int) -> str:
-    """Write the shortest form, as BOLT11 demands of a writer."""
+    """Write an amount in its shortest form, as BOLT11 requires."""
     amount = amount_msat * 10
     for multiplier in "pnum":
         if amount % 1000:
@@ -177,7 +176,7 @@ def _write_amount(amount_msat: int) -> str:
 
 
 def _fields(body: list[int]) -> Iterator[tuple[str, list[int]]]:
-    """Yield tag and content; a tag that comes twice is refused: two readers might each believe another one."""
+    """Yield tag and content. A repeated tag is refused, as two readers might each use another one."""
     seen: set[str] = set()
     position = _TIMESTAMP_CHARS
     while position < len(body):
@@ -190,7 +189,7 @@ def _fields(body: list[int]) -> Iterator[tuple[str, list[int]]]:
             raise _wrong(f"field {tag} is longer than the invoice")
         position += 3 + length
         if tag not in "pshdnmx" or _FIXED.get(tag, length) != length:
-            continue  # BOLT11: a reader skips unknown fields, and these of another length
+            continue  # BOLT11: readers skip unknown fields, and those with another length
         if tag in seen:
             raise _wrong(f"field {tag} comes twice")
         seen.add(tag)
@@ -198,15 +197,15 @@ def _fields(body: list[int]) -> Iterator[tuple[str, list[int]]]:
 
 
 def _check_signature(readable: str, body: list[int], signature: list[int], payee: list[int] | None) -> str:
-    """Return the payee's public key; with an `n` field the signature must be that key's."""
+    """Return the payee's public key; if there is an `n` field, the signature must be by its key."""
     checked = Signature(readable, _padded(body), _octets(signature))
     try:
         if payee is None:
             return str(checked.recover_public_key())
         named = _octets(payee).hex()
         checked.verify(named)
-    except Exception as error:  # the library raises bare Exception and ValueError for what a stranger sent
-        raise _wrong(f"its signature does not hold ({type(error).__name__})") from error
+    except Exception as error:  # the library raises bare Exception and ValueError for hostile input
+        raise _wrong(f"its signature is not valid ({type(error).__name__})") from error
     return named
 
 
@@ -238,7 +237,7 @@ def _fives(octets: bytes) -> list[int]:
 
 
 def _padded(fives: list[int]) -> bytes:
-    """The signed bytes: 5-bit groups, zero bits up to a whole byte."""
+    """Return the signed bytes: the 5-bit groups, padded with zero bits to a whole byte."""
     return bytes(convertbits(fives, 5, 8) or [])
 
 

@@ -1,7 +1,7 @@
-"""Macaroon: what an LND macaroon allows, read from itself, so that too much can be warned about and too little named.
+"""Macaroon: reads the rights in an LND macaroon, to warn of needless rights and to list missing ones.
 
-The rights stand in the identifier in plain; the signature, which we can't check, keeps anybody from changing them. So
-what is read here is true for every macaroon that LND takes, and nothing is believed that LND would not believe.
+The identifier has the rights in plain text. The signature, which we can't check, prevents changes. So for every
+macaroon that LND accepts, the rights read here are the right ones.
 
 Source: github.com/rescrv/libmacaroons, doc/format.txt (version 2); gopkg.in/macaroon-bakery.v2, internal/macaroonpb.
 """
@@ -21,47 +21,47 @@ from ngp.modules.payment.lnd_client import ALWAYS, TO_SPEND, Method
 _VERSION = 2
 _BAKERY_VERSION = 3
 _END, _IDENTIFIER, _SIGNATURE = 0, 2, 6
-_DAMAGED = "the macaroon is damaged: bake one anew, and copy it as a file"
+_DAMAGED = "the macaroon is damaged: bake a new one, and copy it as a file"
 
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What a macaroon allows.
+    """The rights in a macaroon.
 
     Attributes:
         operations: `entity:action`, or `uri:/path` of single procedures.
-        caveats: how many further conditions it has (a time, an address, an account of litd).
+        caveats: number of further conditions (a time, an address, an account of litd).
     """
 
     operations: frozenset[str]
     caveats: int
 
     def allows(self, method: Method[Any, Any]) -> bool:
-        """Say whether a procedure may be called with it."""
+        """Say whether it allows calling a procedure."""
         return f"uri:{method.path}" in self.operations or all(right in self.operations for right in method.rights)
 
     def missing(self, methods: Iterable[Method[Any, Any]]) -> list[str]:
-        """Name the procedures of these that it doesn't allow."""
+        """Return which of these procedures it doesn't allow."""
         return [method.name for method in methods if not self.allows(method)]
 
     def beyond(self, methods: Iterable[Method[Any, Any]]) -> list[str]:
-        """Name the rights to change something that none of these procedures needs; reading is never too much."""
+        """Return the rights that none of these procedures needs, except rights to read."""
         needed = {f"uri:{method.path}" for method in methods} | {right for method in methods for right in method.rights}
         return sorted(right for right in self.operations - needed if not right.endswith(":read"))
 
 
 def needed(spends: bool) -> list[Method[Any, Any]]:
-    """Return the procedures that a node calls; one that doesn't spend can't refund either."""
+    """Return the procedures that a node calls. Args: spends: whether it pays; if not, it can't refund either."""
     return [*ALWAYS, *(TO_SPEND if spends else ())]
 
 
 def bake_line(methods: Iterable[Method[Any, Any]], save_to: str = "ngp.macaroon") -> str:
-    """Return the command that makes a macaroon for these procedures and no other."""
+    """Return the command that makes a macaroon for these procedures only."""
     return f"lncli bakemacaroon --save_to {save_to} " + " ".join(f"uri:{method.path}" for method in methods)
 
 
 def read(macaroon: bytes) -> Rights:
-    """Read what a serialized macaroon allows. Raises ConfigError, never with the macaroon in it."""
+    """Read the rights in a serialized macaroon. Raises ConfigError, without the macaroon in its text."""
     if not macaroon or macaroon[0] != _VERSION:
         raise ConfigError("this is no macaroon of LND (version 2): give the file that `lncli bakemacaroon` wrote")
     fields = list(_fields(macaroon[1:]))
@@ -77,7 +77,7 @@ def read(macaroon: bytes) -> Rights:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and content of each field; an end-of-section mark has none."""
+    """Yield type and content of each field; an end-of-section mark has no content."""
     at = 0
     while at < len(data):
         kind, at = _number(data, at)
@@ -91,7 +91,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """Read a base-128 number (protobuf's varint); returns it and where it ends."""
+    """Read a base-128 number (protobuf's varint); returns the number and the offset after it."""
     value = shift = 0
     while at < len(data) and shift < 64:
         byte = data[at]

@@ -1,4 +1,4 @@
-"""Node account: with a Lightning node ACCOUNT_ID, where it is given, is the node's public key."""
+"""Node account: with a Lightning node ACCOUNT_ID must be the node's public key, or none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ngp.module_keys import ACCOUNT_ID
 
 
 def check(module: str) -> Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]:
-    """Make the check of a module's settings."""
+    """Return the check for a module's settings."""
 
     def find(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         account = values.get(ACCOUNT_ID)

@@ -1,4 +1,4 @@
-"""Node key: a Lightning node's secp256k1 identity in a file, and messages signed the way `lnd signmessage` does.
+"""Node key: a Lightning node's secp256k1 identity in a file, and signatures of messages as by `lnd signmessage`.
 
 The signature is over the double SHA-256 of "Lightning Signed Message:" and the message, 65 bytes (header, R, S), in
 zbase32; the public key is recovered from it. Source: lnd's rpcserver.go (SignMessage), eclair and Core Lightning
@@ -24,10 +24,10 @@ _HEADER = 27 + 4  # compact signature, compressed key; the recovery id is added
 
 
 def load_or_make(path: Path) -> PrivateKey:
-    """Read the key, or make one (0600) where there is none.
+    """Read the key, or make one (0600) if there is none.
 
     Raises:
-        PaymentError: the file can't be read or holds no key.
+        PaymentError: the file can't be read, or isn't a key.
     """
     try:
         if not path.exists():
@@ -40,7 +40,7 @@ def load_or_make(path: Path) -> PrivateKey:
             raise ValueError("wrong length")
         return PrivateKey(secret)
     except ValueError as error:
-        raise PaymentError(f"payment node's key {path}: is no key of 32 bytes; restore it, or move it away") from error
+        raise PaymentError(f"payment node's key {path}: not a key of 32 bytes; restore it, or move it away") from error
 
 
 def _make(path: Path) -> None:
@@ -64,7 +64,7 @@ def sign(key: PrivateKey, message: bytes) -> str:
 
 
 def signer(message: bytes, signature: str) -> str | None:
-    """Return the public key (hex) that signed a message, or None if that is no signature of it."""
+    """Return the public key (hex) that signed a message, or None if the signature isn't valid."""
     if len(signature) != _SIGNATURE_CHARS or any(character not in _ZBASE32 for character in signature):
         return None
     compact = bytes(convertbits([_ZBASE32.index(character) for character in signature], 5, 8) or [])

@@ -1,4 +1,4 @@
-"""Private file: a payment module's own SQLite file, which nobody else on the machine may read."""
+"""Private file: a payment module's own SQLite file, which no other user of the machine may read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a file, in autocommit; where there is none it is made: 0600, since SQLite itself would go by the umask.
+    """Open a file in autocommit mode, or create it with mode 0600; SQLite itself would use the umask.
 
     Raises: OSError, sqlite3.Error.
     """

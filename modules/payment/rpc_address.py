@@ -1,4 +1,4 @@
-"""RPC address: where a payment node listens for us, as a setting or a URI says it."""
+"""RPC address: the address of a payment node, from a setting or a URI."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from ngp.core.host_port import join_host_port
 
 
 def read(text: str, usual_port: int = 0) -> str:
-    """Read `host:port`, an IPv6 address in brackets; returns it so.
+    """Read `host:port`, with an IPv6 address in brackets.
 
     Args:
-        usual_port: for a host alone; 0: it must say a port.
+        usual_port: used if there is only a host; 0: a port is required.
 
     Returns:
-        "" where it is something else: it has no host or port, or more than these.
+        `host:port`, or "" if the text has another form.
 
     Raises:
-        ValueError: brackets or port are damaged.
+        ValueError: brackets or port are invalid.
     """
     parts = urlsplit(f"//{text}")
     port = parts.port or usual_port

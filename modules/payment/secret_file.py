@@ -1,7 +1,7 @@
-"""Secret files: what a payment node is used with, from a file that nobody but its owner may read.
+"""Secret files: reads the credentials for a payment node from a file that only its owner may read.
 
-A macaroon or a password is as good as the node's money. So a file that its group or others may reach, or that belongs
-to another user than root and ourselves, is refused with the command that mends it.
+A macaroon or a password gives access to the node's money. So a file that its group or others can read or write, or that
+belongs to another user than root and ourselves, is refused with the command that corrects it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ FILE_BYTES_MAX = 1 << 20
 
 
 class SecretShownError(ConfigError):
-    """Others can reach a secret; the text says how to end that."""
+    """Other users can reach a secret; the text says how to prevent it."""
 
 
 def read(path: Path, what: str, of_another: bool = False) -> bytes:
-    """Read a file that holds a secret.
+    """Read a file with a secret.
 
     Args:
         path: the file.
-        what: what it is called in an error.
-        of_another: it is the file of another program, whose user owns it.
+        what: its name in errors.
+        of_another: it is a file of another program, whose user may own it.
 
     Raises: SecretShownError, or ConfigError as `read_any`.
     """
@@ -37,14 +37,14 @@ def read(path: Path, what: str, of_another: bool = False) -> bytes:
         )
     if not of_another and status.st_uid not in (0, os.geteuid()):
         raise SecretShownError(
-            f"{what} belongs to user {status.st_uid}, who can read it or put another in its place: chown root {path}, "
-            "or give ngp a copy of its own"
+            f"{what} belongs to user {status.st_uid}, who can read and replace it: chown root {path}, or give ngp a "
+            "copy of its own"
         )
     return content
 
 
 def read_any(path: Path, what: str) -> bytes:
-    """Read a file that is no secret. Raises ConfigError where it can't be read, or is larger than 1 MB."""
+    """Read a file without a secret. Raises ConfigError if it can't be read, or is larger than 1 MB."""
     return _read(path, what)[0]
 
 
@@ -55,5 +55,5 @@ def _read(path: Path, what: str) -> tuple[bytes, os.stat_result]:
     except OSError as error:
         raise ConfigError(f"{what} can't be read: {error.strerror}; check the path and its owner") from None
     if len(content) > FILE_BYTES_MAX:
-        raise ConfigError(f"{what} is larger than {FILE_BYTES_MAX} bytes: not what was expected there")
+        raise ConfigError(f"{what} is larger than {FILE_BYTES_MAX} bytes: it must be another file than expected")
     return content, status

@@ -101,7 +101,7 @@ def test_more_hosts_than_a_few_are_not_asked_one_by_one() -> None:
         (tunnel("10.9.0.1/24"), True, "asked by 10.9.0.255"),
         (tunnel("10.9.0.1/24", kind="tun"), True, "may not carry"),
         (tunnel("10.9.0.1/24", to_one=False), False, "several other ends"),
-        (tunnel(), False, "no address to ask with"),
+        (tunnel(), False, "no address of its own"),
         (wireguard("10.9.0.1/24"), False, "allowed-ips"),
         (wireguard("10.9.0.1/24", (ALL_V4,), (ALL_V6,)), False, "2 WireGuard peers"),
     ],

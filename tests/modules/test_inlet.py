@@ -156,7 +156,7 @@ def test_a_stalled_daemon_still_hears_whom_it_trusts(
 
 def test_trusted_addresses_are_bounded(hosts: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Identities cost nothing, so proofs can't be let grow a table: the one longest silent gives way."""
-    monkeypatch.setattr(inlet_module, "MOST_LANES", 2)
+    monkeypatch.setattr(inlet_module, "MOST_TRUSTED", 2)
 
     async def scene() -> None:
         with inside(hosts[0]):
@@ -164,7 +164,7 @@ def test_trusted_addresses_are_bounded(hosts: tuple[str, str], monkeypatch: pyte
         try:
             for mac in (b"first.", b"second", b"first.", b"third."):
                 inlet.trust(7, mac)
-            assert {key[4:10] for key in inlet._lanes.all_keys()} == {b"first.", b"third."}
+            assert {key[4:10] for key in inlet._buckets.all_keys()} == {b"first.", b"third."}
         finally:
             inlet.close()
 

@@ -40,7 +40,7 @@ def test_a_start_sees_what_may_come_later(hosts: Lab, tmp_path: Path) -> None:
     }
     assert lacks() == wrong
     sh("sysctl -qw net.ipv4.ip_forward=0 && ip tuntap add dev tun0 mode tun && ip link set m0 down")
-    unreachable = "can't be found: the interface has no address to ask with"
+    unreachable = "can't be found: the interface has no address of its own"
     wrong |= {"interface m0": ["is down"], "interface tun0": ["is down"], "neighbour on tun0": [unreachable]}
     wrong |= {"way back to m0": ["10.77.1.0/24 goes to up0"]}
     assert lacks() == wrong | {"forwarding IPv4": ["off: net.ipv4.ip_forward"]}

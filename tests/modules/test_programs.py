@@ -60,7 +60,7 @@ def test_every_source_is_an_object_that_a_check_loads() -> None:
 
 @pytest.mark.parametrize("path", OBJECTS, ids=lambda path: str(path.name))
 def test_this_kernel_takes_every_program(path: Path) -> None:
-    assert bpf.try_to_load("it", path, {}) == bpf.Check("it", True, "the kernel takes all of its programs")
+    assert bpf.try_to_load("it", path, {}) == bpf.Check("it", True, "the kernel accepts all of its programs")
 
 
 def test_the_meter_loads_in_the_size_of_its_tables() -> None:

@@ -142,7 +142,7 @@ WRONG = {
     "no network": ("lnxx1u", STAMP + PAIR + MEMO),
     "a tenth of a msat": ("lnbcrt1p", STAMP + PAIR + MEMO),
     "zero": ("lnbcrt0u", STAMP + PAIR + MEMO),
-    "more than there is": ("lnbcrt21000001", STAMP + PAIR + MEMO),
+    "more than all bitcoin": ("lnbcrt21000001", STAMP + PAIR + MEMO),
     "letters": ("lnbcrt1x", STAMP + PAIR + MEMO),
     "no fields": ("lnbcrt1u", STAMP),
     "no time": ("lnbcrt1u", [0] * 3),

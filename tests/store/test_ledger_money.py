@@ -235,7 +235,7 @@ def test_books_are_added_up_beside_a_daemon_that_writes(store: Store) -> None:
 def test_books_that_take_too_long_say_so(store: Store) -> None:
     ledger = store.open()
     ledger.commit([contract(number) for number in range(5000)])
-    assert store.audit(-1.0) == ([], "that takes more than -1 s")
+    assert store.audit(-1.0) == ([], "it takes more than -1 s")
 
 
 def test_a_refund_on_its_way_may_be_booked_already(store: Store) -> None:
