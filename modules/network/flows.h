@@ -108,7 +108,7 @@ __noinline int remember(const struct packet *p, const struct flow *answered, int
 	__u32 *number, most;
 	__u64 now = now_ns();
 
-	if (!p || !answered || p->error)
+	if (!p || !answered || p->error || p->protocol == LATER_FRAGMENT)
 		return 0;
 	turn(answered, &flow);
 	memory = bpf_map_lookup_elem(&ngp_flows, &flow);

@@ -16,7 +16,7 @@ from ngp.core.messages import Address, Prefix, Role
 from ngp.core.services import SERVICES_A_HOST, free_at, room_for_services
 from ngp.ports import FreeRule
 
-LAYOUT = 9
+LAYOUT = 10
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 ACCOUNTS, IDENTITIES = "ngp_accounts", "ngp_identities"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
@@ -42,6 +42,7 @@ TABLES = (
         EARLY,
         "ngp_strangers",
         "ngp_returning",
+        "ngp_leaders",
         "ngp_waiting",
     ),
 )
@@ -188,7 +189,7 @@ _BOOKS_7 = Books(
     label=struct.Struct("=16sqq16sIBBBxI4x"),
     identity=struct.Struct("=32sQqI12x"),
 )
-BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7}
+BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7}
 """By LAYOUT. An entry never changes, and stays when LAYOUT grows: `former.last_counts` reads old tables by it."""
 
 

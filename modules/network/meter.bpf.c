@@ -189,7 +189,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 	struct packet p = {};
 	struct contract *contract;
 	struct entry *entry;
-	int given, wanted, rewritten;
+	int given, wanted, rewritten, returns;
 
 	if (!config || !parse(skb, config, FORWARD, &p))
 		return 0;
@@ -205,7 +205,8 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 	if (way != TO_UPSTREAM) {                                 /* 2: another payer's flow */
 		if (rewritten)
 			read_answered(skb, &p, &answered);
-		if (is_anothers(&p, &onward, way) || (rewritten && is_anothers(&p, &answered, way)))
+		returns = is_anothers(&p, &onward, way) || (rewritten && is_anothers(&p, &answered, way));
+		if (is_led_return(&p, skb->ifindex, AT_GATE, returns))
 			return way == TO_LAN || note_return(skb->ifindex, &onward);
 	}
 	if (rewritten && way != TO_MESH && is_ours(&p, p.destination))
@@ -435,7 +436,7 @@ __noinline int leave(struct __sk_buff *skb, const struct packet *p)
 	const struct config *config = settings();
 	__u32 ingress_ifindex = skb->ingress_ifindex, *class, payer;
 	struct flow answered = {};
-	int began, own;
+	int began, own, from_mesh;
 
 	if (!config || !p)
 		return SHOT;
@@ -444,14 +445,14 @@ __noinline int leave(struct __sk_buff *skb, const struct packet *p)
 	if (!own && !class)                                       /* upstream */
 		return sell(p);
 	read_answered(skb, p, &answered);
+	from_mesh = class && (*class & MESH);
 	began = find_payer(&answered, &payer) && payer == payer_of(find_neighbour(p));
-	if (own && began)                                         /* what it asked of a forwarded port: see passes_as_own */
-		return (config->flags & OWN_SERVICES) && answers_over_rate(skb, config, p) ? SHOT : PASS;
-	if (!class)
-		return sell(p);
-	if (*class & MESH)                                        /* what is no return its sender has paid for at the gate */
+	if (from_mesh)                                            /* what is no return its sender has paid for at the gate */
 		began |= was_return(ingress_ifindex, &answered);
-	if (began)
+	began = is_led_return(p, ingress_ifindex, AT_EGRESS, began);
+	if (own && began && !from_mesh)                           /* what it asked of a forwarded port: see passes_as_own */
+		return (config->flags & OWN_SERVICES) && answers_over_rate(skb, config, p) ? SHOT : PASS;
+	if (!class || began)
 		return sell(p);
 	if (*class & LAN)
 		return leave_lan(config, p, &answered);

@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 9
+#define LAYOUT 10
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -151,6 +151,8 @@ struct held_for { __u32 address[4]; };                        /* where it was se
 
 struct passage { __u32 ifindex; struct flow flow; };          /* where it came in, and which flow it answers */
 struct returning { struct passage passage; __u32 left; };      /* left: it came to the interface's hook */
+enum leader_of { AT_GATE, AT_EGRESS, LEADERS };
+struct leader { __u32 ifindex, source[4], destination[4], number, is_return; }; /* the last first fragment */
 struct hint { __u32 kind, slot; __u64 tag; };
 
 #define TABLE(name, kind, key_type, value_type, entries, flags_) \
@@ -184,6 +186,7 @@ TABLE(ngp_sent, LRU_HASH, struct sent, struct flow, 16384, 0);
 TABLE(ngp_ours, HASH, struct our, __u32, 4096, BPF_F_NO_PREALLOC);
 TABLE(ngp_held_for, LRU_HASH, struct held, struct held_for, 8192, 0);
 TABLE(ngp_returning, PERCPU_ARRAY, __u32, struct returning, 1, 0);
+TABLE(ngp_leaders, PERCPU_ARRAY, __u32, struct leader, LEADERS, 0);
 TABLE(ngp_waiting, LRU_HASH, struct passage, __u64, 4096, 0);
 TABLE(ngp_counters, PERCPU_ARRAY, __u32, __u64, COUNTERS, 0);
 struct {

@@ -48,8 +48,9 @@ struct packet {
 	__u32 quoted[4];
 	__be16 quoted_ports[2];                                   /* source, destination */
 	__u8 quoted_protocol;
-	__u8 goes_on;                                             /* IPv6: more fragments follow this first one */
+	__u8 goes_on;                                             /* more fragments follow this first one */
 	__be16 sent_port;                                         /* what it was sent to, before this host rewrote it; 0: the same */
+	__u32 number;                                             /* of a fragment: its packet's, as the sender counts */
 };
 
 #define LATER_FRAGMENT 255
@@ -67,13 +68,14 @@ APART int skip_extensions(struct __sk_buff *skb, struct packet *p)
 	__u8 next = p->protocol;
 
 	for (int i = 0; i < 6; i++) {
-		struct { __u8 next, words; __be16 fragment; } h;
+		struct { __u8 next, words; __be16 fragment; __u32 number; } h;
 
 		if (!is_extension(next))
 			break;
 		if (bpf_skb_load_bytes(skb, p->base + at, &h, sizeof(h)))
 			break;
 		if (next == IPPROTO_FRAGMENT) {
+			p->number = h.number;
 			if (h.fragment & bpf_htons(0xfff8)) {
 				next = LATER_FRAGMENT;
 				break;
@@ -314,6 +316,8 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 		p->destination[0] = f.ip.v4.destination;
 		p->protocol = f.ip.v4.fragment & bpf_htons(0x1fff) ? LATER_FRAGMENT : f.ip.v4.protocol;
 		p->transport = (f.ip.v4.version_words & 15) * 4;
+		p->goes_on = p->protocol != LATER_FRAGMENT && (f.ip.v4.fragment & bpf_htons(0x2000));
+		p->number = f.ip.v4.id;
 	}
 	if (p->protocol == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		read_error(skb, p);

@@ -92,4 +92,31 @@ __noinline int was_return(__u32 ingress_ifindex, const struct flow *answered)
 	return waits && bpf_ktime_get_coarse_ns() - *waits < WAITING_NS;
 }
 
+/* Of a packet's fragments only the first one has ports. The others follow it on the same processor, always where this
+ * host has cut it, and are what it is: else they would leave unpaid behind a return. Each hook keeps a leader of its own. */
+APART int is_led_return(const struct packet *p, __u32 ifindex, __u32 hook, int is_return)
+{
+	struct leader *leader;
+
+	if (p->protocol != LATER_FRAGMENT && !p->goes_on)
+		return is_return;
+	leader = bpf_map_lookup_elem(&ngp_leaders, &hook);
+	if (!leader)
+		return is_return;
+	if (p->goes_on) {
+		leader->ifindex = ifindex;
+		__builtin_memcpy(leader->source, p->source, 16);
+		__builtin_memcpy(leader->destination, p->destination, 16);
+		leader->number = p->number;
+		leader->is_return = is_return;
+		return is_return;
+	}
+	if (is_return || !leader->is_return || leader->ifindex != ifindex || leader->number != p->number)
+		return is_return;
+	for (int i = 0; i < 4; i++)
+		if (leader->source[i] != p->source[i] || leader->destination[i] != p->destination[i])
+			return 0;
+	return 1;
+}
+
 #endif

@@ -1,0 +1,88 @@
+"""Who pays when somebody tries to have packets carried that nobody pays for, or honest ones are cut into fragments."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crafted import send
+from kernel_lab import GATEWAY_TO_CLIENT, desired, sh
+from meter_lab import NEIGHBOUR, wait_until
+from star_lab import ADDRESSES, BITS, DOWN_BYTES, SECOND, UP_BYTES, Star, neighbours, once, star
+
+from core_tests.hostile import udp
+from ngp.ports import KernelNeighbour
+
+COMMAND = {4: "iptables", 6: "ip6tables"}
+LONG_BYTES = 4000
+# Each of three fragments has headers of its own.
+LONG = {4: LONG_BYTES + 8 + 3 * 20, 6: LONG_BYTES + 8 + 3 * 48}
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Star]:
+    with star(tmp_path) as built:
+        yield built
+
+
+def _ask_for_much(client: socket.socket, server: socket.socket) -> None:
+    for one in (client, server):
+        one.settimeout(30)
+    client.sendto(bytes(UP_BYTES), server.getsockname()[:2])
+    question, seen = server.recvfrom(2048)
+    server.sendto(bytes(LONG_BYTES), seen)
+    assert (len(question), len(client.recv(65536))) == (UP_BYTES, LONG_BYTES)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("tracks", [True, False], ids=["put together at the gate", "each for itself"])
+@pytest.mark.parametrize("place", ["B", "behind B", "LAN"])
+def test_every_fragment_of_an_answer_is_paid_by_who_asked(hub: Star, place: str, tracks: bool, family: int) -> None:
+    """Only the first one has ports. With connection tracking the gate sees one packet, and egress sees fragments."""
+    if tracks:
+        sh(f"{COMMAND[family]} -t nat -A POSTROUTING -o up0 -j MASQUERADE")
+    asked, asks = f"{ADDRESSES[place][family]}/{BITS[family]}", f"{ADDRESSES['A'][family]}/{BITS[family]}"
+    sold, other, bought = hub.sell(NEIGHBOUR, asked), hub.sell(SECOND, asks), hub.buy(NEIGHBOUR, asks)
+    with hub.socket("A", family) as client, hub.socket(place, family, 5000) as server:
+        _ask_for_much(client, server)
+        _ask_for_much(client, server)
+    assert hub.world.used(sold) == (2 * once(family)[0], 2 * LONG[family])
+    assert hub.world.used(other) == (0, 0) and hub.world.used(bought)[0] == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_every_fragment_of_a_question_is_paid_by_who_asks(hub: Star, family: int) -> None:
+    sold, other = (
+        hub.sell(number, f"{ADDRESSES[name][family]}/{BITS[family]}")
+        for number, name in ((NEIGHBOUR, "B"), (SECOND, "A"))
+    )
+    with hub.socket("A", family) as client, hub.socket("B", family, 5000) as server:
+        for one in (client, server):
+            one.settimeout(30)
+        client.sendto(bytes(LONG_BYTES), server.getsockname()[:2])
+        question, seen = server.recvfrom(65536)
+        server.sendto(bytes(LONG_BYTES), seen)
+        assert len(question) == len(client.recv(65536)) == LONG_BYTES
+    assert (hub.world.used(sold), hub.world.used(other)) == ((LONG[family],) * 2, (0, 0))
+
+
+def test_what_a_neighbour_sends_under_our_own_address_is_no_answer_of_a_forwarded_port(hub: Star) -> None:
+    """Linux lets IPv6 packets in under its own source. Such answers are free, and come from no mesh interface."""
+    third, ours, port = bytes.fromhex("020000000009"), GATEWAY_TO_CLIENT[6], 53
+    to_lan = f"-j DNAT --to-destination [{ADDRESSES['LAN'][6]}]:5353"
+    sh(f"ip6tables -t nat -A PREROUTING -i m0 -p udp --dport {port} {to_lan}")
+    sh(f"ip6tables -t raw -A PREROUTING -m mac --mac-source {third.hex(':')} -j NOTRACK")  # as when it is forgotten
+    hub.world.datapath.apply(desired(buys=True, lan_interfaces=("lan0",)))
+    hub.world.datapath.set_neighbours([*neighbours(hub), KernelNeighbour(9, "m0", third, (), True, True)])
+    with hub.socket("A", 6) as client, hub.socket("LAN", 6, 5353) as server:
+        for one in (client, server):
+            one.settimeout(30)
+        client.sendto(bytes(UP_BYTES), (ours, port))
+        server.sendto(bytes(DOWN_BYTES), server.recvfrom(2048)[1])
+        assert len(client.recv(2048)) == DOWN_BYTES
+        to = client.getsockname()[1]
+        before = hub.world.datapath.counters()["uncovered"]
+        send(hub.world, [udp(ours, ADDRESSES["A"][6], to, b"free?", from_port=port)], source=third)
+        wait_until(lambda: hub.world.datapath.counters()["uncovered"] > before, "nobody pays for it")
