@@ -1,1 +1,1 @@
-"""The benchmark behind `tools/bench`: every figure is taken beside its plain counterpart in the same run."""
+"""The benchmark behind `tools/bench`: every figure is compared with plain forwarding in the same run."""

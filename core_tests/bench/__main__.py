@@ -1,6 +1,6 @@
-"""Measure ngp beside plain kernel forwarding, in network namespaces of its own, and print what was found.
+"""Measure ngp beside plain kernel forwarding, in network namespaces of its own, and print the figures.
 
-Every figure comes from this run; nothing is remembered from an earlier one. Parts that aren't named are left out.
+Every figure comes from this run; none is kept from an earlier one. If parts are named, the others are left out.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ PARTS: dict[str, Callable[[bool], None]] = {
 
 
 def main(words: list[str]) -> int:
-    """Run the parts that were named, or all; returns the exit code: 1 when something could not be measured."""
+    """Run the named parts, or all; returns the exit code: 1 when something could not be measured."""
     parser = argparse.ArgumentParser(
         prog="tools/bench", description=__doc__, epilog=_parts_text(), allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("parts", nargs="*", metavar="PART", help="of those below; none: all, one after another")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, smaller numbers; a rough look")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="one of those below; none: all, one after another")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, smaller numbers: rough figures")
     chosen = parser.parse_args(words)
     unknown = [part for part in chosen.parts if part not in PARTS]
     if unknown:
@@ -46,19 +46,19 @@ def main(words: list[str]) -> int:
     for text in report.describe_machine():
         print(f"  {text}")
     failed = [part for part in PARTS if part in (chosen.parts or PARTS) and not _measure(part, chosen.quick)]
-    print(f"\nall of it took {time.monotonic() - began:.0f} s")
+    print(f"\neverything took {time.monotonic() - began:.0f} s")
     return 1 if failed else 0
 
 
 def _parts_text() -> str:
-    """Say what each part measures, as its module's first line does."""
+    """Return what each part measures: the first line of its module."""
     said = {part: (sys.modules[run.__module__].__doc__ or "").partition(": ")[2] for part, run in PARTS.items()}
     lines = [f"  {part:<11} {text.splitlines()[0].rstrip(',')}" for part, text in said.items()]
-    return "\n".join(["parts:", *lines, "", "docs/performance.md says what the figures mean."])
+    return "\n".join(["parts:", *lines, "", "docs/performance.md explains the figures."])
 
 
 def _measure(part: str, quick: bool) -> bool:
-    """Run one part; what it can't do doesn't keep the others from running."""
+    """Run one part; if it fails, the others still run."""
     try:
         PARTS[part](quick)
     except (LabError, CounterError) as error:
@@ -68,7 +68,7 @@ def _measure(part: str, quick: bool) -> bool:
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
-    """Leave through all that undoes what was made."""
+    """Exit in a way that undoes everything that was made."""
     sys.exit(128 + number)
 
 

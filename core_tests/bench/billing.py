@@ -1,9 +1,9 @@
-"""Billing: what the meter says beside what arrived, byte by byte, with superpackets; and what passes a limit.
+"""Billing: the meter's count beside the bytes that arrived, with superpackets; and the bytes that pass beyond a limit.
 
-The truth is the laboratory's own count of frames at both receivers, which shares nothing with the product. The gateway
-meters superpackets: its cards join what comes in (GRO, also for UDP) and cut again on the way out, while both ends see
-frames as a wire has them (`core_tests.counter` refuses to answer otherwise). How far packets were joined is shown with
-each figure; were they not, it would say little.
+The reference is the laboratory's own count of frames at both receivers, which shares no code with the product. The
+gateway meters superpackets: its cards join incoming frames (GRO, also for UDP) and cut them again on the way out. Both
+ends see frames as they are on the wire (`core_tests.counter` refuses to answer otherwise). Each figure shows how many
+frames were joined to a packet; without joining it would mean little.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Books:
         return self.contracts
 
     def difference(self, contract: int, address: str) -> tuple[int, int]:
-        """Return bytes on the wire, and what the meter has more or less than that, when all is still."""
+        """Return the bytes on the wire, and the difference of the meter, when no packet is on its way."""
 
         def still() -> bool:
             before = (self.metered(contract), self.wire(address))
@@ -75,7 +75,7 @@ class Books:
         )
 
     def metered(self, contract: int) -> tuple[int, int]:
-        """Return what the meter has counted to the destination and from it."""
+        """Return the meter's counts to the destination and from it."""
         reading = self.gateway.ask("read", contract)
         return reading["used_to_bytes"], reading["used_from_bytes"]
 
@@ -114,7 +114,7 @@ def _tcp(books: Books, version: int, seconds: float) -> None:
 
 
 def _udp(books: Books, version: int, seconds: float) -> None:
-    """Send superpackets both ways at once, as fast as they go; what a queue loses on the way is lost on both counts."""
+    """Send superpackets both ways at once, at full speed; packets that a queue drops are missing in both counts."""
     net = books.stage.net
     address = net.remote(version, 2)
     contract = books.open(address)
@@ -123,7 +123,7 @@ def _udp(books: Books, version: int, seconds: float) -> None:
 
 
 def _limit(books: Books, version: int, seconds: float) -> None:
-    """Send far more than the limit, in both directions at once, while it is raised now and then."""
+    """Send far more than the limit, in both directions at once, while the limit is raised now and then."""
     address = books.stage.net.remote(version, 3)
     limit = 3_000_000
     contract = books.open(address, limit)
@@ -137,7 +137,7 @@ def _limit(books: Books, version: int, seconds: float) -> None:
     _both_ways(books, version, address, seconds / 4)
     wire, error = books.difference(contract, address)
     past, left = max(0, wire - limit), limit - wire
-    met = left < SUPER_BYTES * 2  # else nothing ran into the limit, and the figure would say nothing
+    met = left < SUPER_BYTES * 2  # otherwise no packet met the limit, and the figure would mean nothing
     books.joined(address)
     value = f"{past:,} of {limit:,} bytes; {error:,} differ"
     report.line(f"delivered past a limit that grows, IPv{version} UDP", value, "0", met and not past and not error)

@@ -1,9 +1,10 @@
-"""Browser: both ends of a page's many connections, each a process in a host that is told what to do by lines.
+"""Browser: both ends of a page's many connections; each is a process in a host, controlled by lines of JSON.
 
     python -m core_tests.bench.browser serve | visit
 
-`serve` answers on every address of its host with as many bytes as it is asked for; `visit` opens many hosts at once, as
-a browser does, and says how long the slowest took. One JSON list a line comes in, one JSON value a line goes out.
+`serve` answers on every address of its host with the number of bytes that a client asks for; `visit` opens many hosts
+at once, as a browser does, and reports how long the slowest took. Input is one JSON list a line, output one JSON value
+a line.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 PORT = 8080
-PATIENCE_S = 30.0  # what a connection may take before a browser gives it up
+PATIENCE_S = 30.0  # after this time a browser gives a connection up
 _CHUNK_BYTES = 1 << 16
 
 
@@ -38,11 +39,11 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         writer.close()
         await writer.wait_closed()
     except OSError:
-        writer.close()  # given up by the visitor, who says so
+        writer.close()  # the visitor gave up, and reports that
 
 
 async def visit() -> None:
-    """Open what each line names, all of it at once, and say what became of it."""
+    """Open all hosts that a line names at once, and report the result."""
     _say("ready")
     while words := await asyncio.to_thread(sys.stdin.readline):
         _, hosts, size_bytes = json.loads(words)
@@ -56,7 +57,7 @@ async def _open_all(hosts: Sequence[str], size_bytes: int) -> dict[str, Any]:
 
 
 async def _open(host: str, size_bytes: int) -> str:
-    """Fetch so many bytes from a host; returns why that failed, empty when all of them came."""
+    """Fetch a number of bytes from a host; returns the reason of a failure, empty if all of them came."""
     came = 0
     try:
         async with asyncio.timeout(PATIENCE_S):

@@ -1,7 +1,7 @@
-"""Contracts: how many a gateway's daemon opens a second, what they weigh, and how long it takes to resume them.
+"""Contracts: how many a gateway's daemon opens a second, their memory, and the time to resume them.
 
-Clients ask for new destinations as fast as they are served, each with a bounded number under way; all daemons share the
-machine's cores here, so the gateway's own processor time is given as well: a router has its core for itself.
+Clients ask for new destinations as fast as they are served, each with a bounded number under way. All daemons share the
+machine's cores here, so the gateway's own processor time is given as well: a router has a core for itself.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from core_tests.shell import await_until
 
 CLIENTS = 4
 MOST = 262144
-# Prepaid in few payments, so that contracts are what is measured, and long enough that none ends meanwhile.
+# Prepaid in few payments, so that contracts are measured and not payments; long enough that none ends meanwhile.
 KEYS = {"CONTRACTS_MAX": MOST, "CONTRACT_TIME": "1 day", "PAYMENT_AMOUNT": "10000 sat"}
 MIB = 1 << 20
 GOAL_RESUME_S, GOAL_CONTRACTS = 4, 100_000
-# Copies of one that runs, for destinations that no client has asked for (10.160.0.0 and on).
+# Copies of a running contract, for destinations that no client has asked for (10.160.0.0 and on).
 MULTIPLY = """
     WITH RECURSIVE numbers(number) AS (
         SELECT count(*) FROM contracts WHERE closed_at_s = 0 UNION ALL
@@ -69,7 +69,7 @@ def _opened(market: Market, pid: int, title: str, crowd: Crowd, shares: Sequence
 
 
 def _start_again(market: Market) -> float:
-    """Kill the gateway's daemon without a warning and return the seconds until `ngp start` says that it is ready."""
+    """Kill the gateway's daemon without a warning and return the seconds until `ngp start` reports that it is ready."""
     market.seller.kill9()
     return _seconds(market.seller.start)
 
@@ -104,8 +104,9 @@ def _weight_and_resume(market: Market, pid: int, empty_bytes: int, fresh_s: floa
 
 
 def _stop_with(market: Market, count: int) -> None:
-    """Time `ngp start` and `ngp stop` with very many contracts: opening them all would take a quarter of an hour, so
-    most are written into the stopped daemons' ledger."""
+    """Time `ngp start` and `ngp stop` with very many contracts.
+
+    To open them all would take a quarter of an hour, so most are written into the stopped daemons' ledger."""
     market.stop()
     seller = market.seller
     seller.configure(seller.config.read_text().replace(f"CONTRACTS_MAX: {MOST}", f"CONTRACTS_MAX: {1 << 20}"))

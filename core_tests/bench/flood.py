@@ -1,10 +1,11 @@
-"""Flood: somebody on the honest neighbour's own interface sends as many unknown packets as the gateway can take in.
+"""Flood: an attacker on the honest neighbour's own interface sends as many unknown packets as the gateway can take in.
 
-A stranger never says hello; a customer has a daemon that accepts and pays what its flood orders, which is the harder
-case: each contract is work that the gateway is paid for. An honest neighbour meanwhile asks for new destinations, one
-after another, with a single packet each: what isn't held and released is lost and counts.
+The attacker is a stranger, which never says hello, or a customer, whose daemon accepts and pays for what its flood
+orders. The customer is the harder case, since the gateway is paid for the work of each contract. Meanwhile an honest
+neighbour asks for new destinations, one after another, with a single packet each. A packet that isn't held and released
+is lost, and counts as lost.
 
-The stranger's port of the switch learns no addresses: made-up ones would only measure the switch.
+The stranger's port of the switch learns no addresses: with made-up ones the switch would be measured.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from core_tests.host import Host
 from core_tests.lab import Lab
 from core_tests.shell import LabError
 
-# Enough for all that is opened here: a customer without money is refused in the kernel and floods nobody.
+# Enough for all contracts that are opened here: the kernel refuses a customer without money, which ends its flood.
 PREPAID = {"PAYMENT_AMOUNT": "5000 sat"}
 PPS = 150_000
 LEAST_PPS = 100_000
 FLOOD_FIRST, FLOOD_DESTINATIONS = "10.192.0.1", 4_000_000
 FRAME_BYTES = 60
 CUSTOMERS = 3
-STRANGER_PORT = f"port{CUSTOMERS + 3}"  # of the switch: behind the gateway, the honest client and the customers
+STRANGER_PORT = f"port{CUSTOMERS + 3}"  # after those of gateway, honest client and customers
 
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """One way to flood: by so many customers at once, or (0) by a stranger."""
+    """One kind of flood: by a number of customers at once, or (0) by a stranger."""
 
     title: str
     customers: int
@@ -76,7 +77,7 @@ def _under(market: Market, blast: str, flood: Flood, seconds: float, probe: Prob
     hosts = market.clients[1 : 1 + flood.customers] or market.clients[-1:]
     before, shares = _arrived(market.gateway), _Shares(market)
     processes = [_start(host, market.gateway, blast, flood, seconds, PPS // len(hosts)) for host in hosts]
-    time.sleep(0.5)  # in full swing; what is asked before would see no flood
+    time.sleep(0.5)  # until the flood runs at full speed
     found = _ask(probe, number, time.monotonic() + seconds - 1.0)
     used = shares.text()
     longest_s = 0.0
@@ -91,7 +92,7 @@ def _under(market: Market, blast: str, flood: Flood, seconds: float, probe: Prob
 
 
 class _Shares:
-    """What part of one core each takes: the rest is the flood's sender and the kernel, which carries and refuses."""
+    """The share of a core that each daemon takes; the rest is the flood's sender and the kernel."""
 
     def __init__(self, market: Market) -> None:
         self._daemons = {"gateway": market.seller, "honest": market.buyers[0]}
@@ -99,7 +100,7 @@ class _Shares:
         self._began, self._before, self._busy = time.monotonic(), self._used(), _busy_s()
 
     def text(self) -> str:
-        """Say it for the time since this was made, in percent of one core."""
+        """Return the shares since this was made, in percent of one core."""
         took_s, used, busy_s = time.monotonic() - self._began, self._used(), _busy_s() - self._busy
         daemons_s = {name: used[name] - self._before[name] for name in used}
         parts = {
@@ -115,7 +116,7 @@ class _Shares:
 
 
 def _busy_s() -> float:
-    """Return what all cores have worked so far, in all modes but idle and waiting."""
+    """Return the time that all cores have worked so far, in all modes except idle and waiting."""
     user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
     return (user + nice + system + sum(others)) / 100
 

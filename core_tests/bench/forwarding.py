@@ -1,11 +1,11 @@
-"""Forwarding: how fast the gateway is with ngp, beside one without, under ever more live contracts.
+"""Forwarding: the speed of a gateway with ngp, beside one without, with more and more live contracts.
 
-Both directions are metered. The small frames go to one destination, as a flow does, and to all destinations of all
-contracts at random, which no cache can hold: the first shows what the meter's programs cost, the second what the size
-of its tables costs. Two more gateways have nothing but one rule of the packet filter, or not even that: they show what
-is paid for being asked at all, which no program of ours can make less.
+Both directions are metered. The small frames go to one destination, as a flow does, and to random destinations of all
+contracts, which no cache can hold. The first shows the cost of the meter's programs, the second the cost of large
+tables. Two more gateways have only one rule of the packet filter, or only an empty chain: they show the cost of the
+packet filter itself, which no program of ours can reduce.
 
-The gateways stand side by side and take turns many times a second, so that whatever else the machine does meets all.
+The gateways exist side by side and take turns many times a second, so that other load on the machine affects all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GOAL = 0.95
 ROUND_S, EMULATIONS = 0.04, 9
 MPPS, GBITS = 1e6, 1e9 / 8
 PLAIN, METERED = "plain", "metered"
-# Packet filters that let everything pass, in the gate's place: as iptables-nft writes them.
+# Packet filters that let everything pass, in place of the gate, as iptables-nft writes them.
 FILTERS = {
     "an empty chain": "",
     "a chain naming another interface": 'iifname "mesh1" counter drop',
@@ -33,14 +33,14 @@ FILTERS = {
 
 
 class SideBySide:
-    """The stages by name, and the one whose turn it is."""
+    """The stages by name, and the one that is measured now."""
 
     def __init__(self, stages: dict[str, Stage]) -> None:
         self.stages = stages
         self.now = stages[PLAIN]
 
     def turn(self, name: str) -> Callable[[], None]:
-        """Return what makes a stage the one that is measured."""
+        """Return a function that makes a stage the one that is measured."""
 
         def change() -> None:
             self.now = self.stages[name]
@@ -83,7 +83,7 @@ def _filter(rule: str) -> str:
 
 
 def _require_plain(stage: Stage) -> None:
-    """Make sure that nothing is in a plain packet's way: half a rival would flatter us."""
+    """Make sure that plain forwarding has no rules or hooks, which would make ngp look better than it is."""
     rules = stage.net.gateway.sh("nft", "list", "ruleset").strip()
     hooks = stage.net.gateway.sh("bpftool", "net", "show").partition("flow_dissector")[0]
     if rules or "mesh0" in hooks or "wan0" in hooks:
@@ -91,7 +91,7 @@ def _require_plain(stage: Stage) -> None:
 
 
 def _frames(every: SideBySide, name: str, spread: int) -> Callable[[], float]:
-    """Return what sends small frames through the gateway whose turn it is, and says how many a second arrived."""
+    """Return a function that sends small frames through the measured gateway, and returns the arrivals a second."""
 
     def measure() -> float:
         stage = every.now
@@ -101,7 +101,7 @@ def _frames(every: SideBySide, name: str, spread: int) -> Callable[[], float]:
 
 
 def _filters(every: SideBySide, pairs: int) -> None:
-    """Without ngp: no goal, since it is what any router with a firewall pays."""
+    """Measure packet filters without ngp: no goal, since any router with a firewall has this cost."""
     for name in FILTERS:
         found = report.take_pairs(pairs, every.turn(PLAIN), every.turn(name), _frames(every, "up", 1))
         report.line(f"{FRAME_BYTES}-byte UDP, {name}, no ngp", report.ratio(found, "Mpps", MPPS))
@@ -120,7 +120,7 @@ def _small(every: SideBySide, count: int, pairs: int) -> None:
 
 
 def _share(found: report.Pairs, emulation_ns: float) -> None:
-    """Say what of it is the gateway's own: without what it costs to make a frame and bring it to the gateway's card."""
+    """Print the gateway's own part: without the cost to make a frame and bring it to the gateway's card."""
     plain_ns, metered_ns = (1e9 / statistics.median(rates) - emulation_ns for rates in (found.plain, found.metered))
     value = f"{plain_ns / metered_ns:.2f} ({plain_ns:.0f} -> {metered_ns:.0f} ns a packet)"
     report.line("    of that the gateway's own part", value)
@@ -139,7 +139,7 @@ def _bulk(every: SideBySide, count: int, pairs: int, seconds: float) -> None:
 
 @contextmanager
 def _streams(every: SideBySide, up: bool, seconds: float) -> Iterator[Callable[[], float]]:
-    """Have a receiver in the plain and the metered stage; gives what sends through the one whose turn it is."""
+    """Start a receiver in the plain and the metered stage; yields a function that sends through the measured one."""
     sinks: dict[Stage, Sink] = {}
 
     def rate() -> float:

@@ -1,4 +1,4 @@
-"""Helper: a Python process of the benchmark's own that stands in a host and does what it is told by lines."""
+"""Helper: a Python process of the benchmark's own that runs in a host and is controlled by lines of JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from core_tests.shell import LabError
 
 
 class Helper:
-    """One JSON list a line goes in, one JSON value a line comes out, the first when it is ready.
+    """A helper process: input is one JSON list a line, output one JSON value a line, the first when it is ready.
 
     Args:
-        module: run by `python -m`, with these words.
+        module: run by `python -m`, with these arguments.
     """
 
     def __init__(self, host: Host, module: str, *words: str) -> None:
@@ -24,14 +24,14 @@ class Helper:
         self._answer()
 
     def ask(self, verb: str, *arguments: object) -> Any:
-        """Have it do something and return what it answers. Raises: LabError when it has ended."""
+        """Send a command and return the answer. Raises: LabError when the process has ended."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([verb, *arguments]) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
     def end(self) -> None:
-        """Let it undo what it did, and end."""
+        """Let the process clean up, and end it."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(60)
@@ -41,5 +41,5 @@ class Helper:
         assert self._process.stdout is not None
         text = self._process.stdout.readline()
         if not text:
-            raise LabError(f"{self._module} ended by itself; its words stand above")
+            raise LabError(f"{self._module} ended by itself; its output is above")
         return json.loads(text)

@@ -1,7 +1,7 @@
-"""Latency: from a client's first packet to a destination to that packet at the other end, with two real daemons.
+"""Latency: the time from a client's first packet to a destination until it arrives there, with two real daemons.
 
-In between the gateway's kernel holds the packet, both daemons negotiate and sign, the ledger is written, the grant goes
-into the kernel and the packet through the gate again. The same packet sent once more shows what remains of that.
+In between the gateway's kernel holds the packet, both daemons negotiate and sign, the ledgers are written, the contract
+is granted in the kernel, and the packet passes the gate again. A second packet shows the time without all that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from core_tests.lab import Lab
 
 GOAL_MEDIAN_S, GOAL_P99_S = 0.005, 0.020
 WARM = 20
-AGAIN_S = 0.2  # a packet that is refused is not held: nothing brings it back
+AGAIN_S = 0.2  # a refused packet isn't held, and nothing sends it again
 
 
 def run(quick: bool) -> None:

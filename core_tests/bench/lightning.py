@@ -1,7 +1,7 @@
-"""Lightning: what settling over real LND nodes costs, beside what the nodes do by themselves and beside the sandbox.
+"""Lightning: the cost of payments over real LND nodes, beside the bare nodes and beside the sandbox.
 
-Two gateways stand side by side, each with its own clients: one settles in the sandbox, the other over LND, each client
-by a node and a private channel of its own. They take turns, so that whatever else the machine does meets both.
+Two gateways exist side by side, each with its own clients. One is paid in the sandbox, the other over LND, where each
+client has a node and a private channel of its own. They take turns, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from core_tests.trade import Conf
 
 CLIENTS = 2
 AT_ONCE = 8
-# No credit, so that a newcomer's packets pass only when it has paid; top-ups that last some seconds, as those of fast
-# clients do; no budget that a benchmark would use up.
+# No credit, so that a newcomer's packets pass only when it has paid. Top-ups last some seconds, like those of fast
+# clients. No budget, since a benchmark would use it up.
 KEYS: Conf = {
     "PAYMENT_AMOUNT": "40 sat",
     "CONTRACTS_MAX": 262144,
@@ -80,7 +80,7 @@ def _top_ups(nodes: NodesHost, quick: bool) -> None:
         clients, last = list(range(1, CLIENTS + 1)), CLIENTS + 1
         one = TopUps(payer, clients, 5 if quick else 10)
         one.report("by LND, one after another", 3 if quick else 8)
-        report.line("    then until the gateway's node tells of it, median / p99", ms(one.told_s))
+        report.line("    then until the gateway's node reports it, median / p99", ms(one.told_s))
         TopUps(payer, clients, AT_ONCE * 3, AT_ONCE).report(f"by {CLIENTS} LND, {AT_ONCE} at once", 2 if quick else 6)
         TopUps(payer, [last], 2 if quick else 5).report("by Electrum, one after another", 2 if quick else 4)
         payer.end()
@@ -92,7 +92,7 @@ def _top_ups(nodes: NodesHost, quick: bool) -> None:
 
 
 class Side:
-    """A gateway with its clients, and how they settle."""
+    """A gateway with its clients, and their way to pay."""
 
     def __init__(self, name: str, market: Market) -> None:
         self.name = name
@@ -103,7 +103,7 @@ class Side:
         self.core_s, self.contracts = 0.0, 0
 
     def newcomers(self, count: int) -> None:
-        """Time until a packet passes of clients that nobody knows, without credit: none does before they have paid."""
+        """Time until a packet of an unknown client without credit passes: none does before it has paid."""
         market, buyer = self.market, self.market.buyers[0]
         probe = Probe(market.clients[0], market.internet)
         found = []
@@ -119,7 +119,7 @@ class Side:
         report.line(f"until a newcomer's packets pass without credit, {self.name}, median / p99", arrivals.text())
 
     def open(self, count: int) -> float:
-        """Open so many contracts for each client; returns contracts a second."""
+        """Open a number of contracts for each client; returns contracts a second."""
         shares = [addresses(MANY_FIRST, self._opened + number * count, count) for number in range(CLIENTS)]
         self._opened += CLIENTS * count
         cpu = cpu_s(self._pid)
@@ -137,7 +137,7 @@ class Side:
         return rss_bytes(self._pid), pss_bytes(self._pid)
 
     def weigh(self, empty: tuple[int, int], contracts: int, full: tuple[int, int]) -> None:
-        """Print what the gateway's daemon weighs without contracts and with so many."""
+        """Print the memory of the gateway's daemon, without contracts and with a number of them."""
         report.line(f"{self.name}, without a contract", _mib(empty))
         each = (full[0] - empty[0]) / contracts
         report.line(f"{self.name}, with {contracts:,} contracts", f"{_mib(full)} ({each:,.0f} bytes each)")
@@ -167,7 +167,7 @@ def _contracts(sandbox: Side, over_lnd: Side, quick: bool) -> None:
 
 
 def _hanging(over_lnd: Side, lnd: Lnd, quick: bool) -> None:
-    """Open contracts while the gateway's payment node answers nothing: what was prepaid lasts."""
+    """Open contracts while the gateway's payment node doesn't answer: the prepaid money is enough."""
     try:
         pairs = report.take_pairs(
             2 if quick else 4,

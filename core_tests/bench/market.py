@@ -1,6 +1,6 @@
-"""Market: one gateway's real daemon and those of one or more clients, with many destinations behind the gateway.
+"""Market: the real daemons of one gateway and of one or more clients, with many destinations behind the gateway.
 
-The gateway has a default route only, so each destination is a contract of its own.
+The gateway has only a default route, so each destination is a contract of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Equip = Callable[[ThreeHosts], Mapping[str, Conf]]
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """Who trades; `clients` and `buyers` go together."""
+    """The daemons that trade; `clients` (hosts) and `buyers` (daemons) have the same order."""
 
     internet: Host
     gateway: Host
@@ -43,14 +43,14 @@ class Market:
         self.await_acquainted()
 
     def start_anew(self) -> None:
-        """Start daemons, which have stopped, as if they had never run: with new keys, and nothing paid or owed."""
+        """Start the stopped daemons as if they had never run: with new keys, and without payments or debts."""
         for daemon in (self.seller, *self.buyers):
             shutil.rmtree(daemon.state_dir)
             daemon.state_dir.mkdir(mode=0o700)
         self.start()
 
     def stop(self) -> None:
-        """Stop all daemons: what is sent now is forwarded as if ngp weren't there."""
+        """Stop all daemons: traffic is then forwarded as if ngp weren't there."""
         for daemon in (self.seller, *self.buyers):
             daemon.stop()
 
@@ -88,7 +88,7 @@ def build_market(
     Args:
         clients: hosts beside the gateway, the first `traders` of them with a daemon (None: all).
         keys: of net.conf.
-        equip: called when the hosts stand; returns further keys of net.conf by the host's name.
+        equip: called when the hosts exist; returns further keys of net.conf by the host's name.
         households, masquerade: as for `three_hosts`.
     """
     net = three_hosts(lab, clients=clients, households=households, masquerade=masquerade)
@@ -113,7 +113,7 @@ def cpu_s(pid: int) -> float:
 
 
 def rss_bytes(pid: int) -> int:
-    """Return the memory that a process has resident."""
+    """Return the resident memory of a process."""
     for text in Path(f"/proc/{pid}/status").read_text().splitlines():
         if text.startswith("VmRSS:"):
             return int(text.split()[1]) * _KIB
@@ -121,7 +121,7 @@ def rss_bytes(pid: int) -> int:
 
 
 def pss_bytes(pid: int) -> int:
-    """Return a process's share of the memory that is resident: what others have mapped as well counts in part."""
+    """Return a process's proportional resident memory: memory that others have mapped too counts in part."""
     for text in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if text.startswith("Pss:"):
             return int(text.split()[1]) * _KIB

@@ -1,4 +1,4 @@
-"""Nodes: a Lightning network for the benchmark, whose nodes all stand on one host beside gateway and clients."""
+"""Nodes: a Lightning network for the benchmark; all nodes run on one host beside gateway and clients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NodesHost:
 
     @contextmanager
     def serving(self, net: ThreeHosts) -> Iterator[Mapping[str, Conf]]:
-        """Bring the nodes up with a channel from each client to the gateway; returns keys of net.conf by host."""
+        """Start the nodes with a channel from each client to the gateway; yields keys of net.conf by host."""
         self._connect((net.gateway, *net.clients))
         names = [host.name for host in (net.gateway, *net.clients)]
         chain = Place("chain", self.host.inside())
@@ -63,7 +63,7 @@ class NodesHost:
 
     @contextmanager
     def electrum(self) -> Iterator[Electrum]:
-        """Bring up an Electrum with a channel to the gateway's LND."""
+        """Start an Electrum with a channel to the gateway's LND."""
         folder, network = self.lab.folder / "electrum", self.network
         earning = network.node("gateway")
         with ExitStack() as running:
@@ -82,7 +82,7 @@ class NodesHost:
             yield node
 
     def payer(self, electrum: Electrum) -> Helper:
-        """Start what pays the gateway's node: clients' nodes first, Electrum last."""
+        """Start the process that pays the gateway's node: with the clients' nodes first, with Electrum last."""
         settings = [node_settings(node) for node in self.network.nodes.values()]
         settings.append({"PAYMENT_INTERFACE": "electrum", "ELECTRUM_HOST": str(electrum.folder)})
         state_dir = self.lab.folder / "payer"

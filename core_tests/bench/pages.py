@@ -1,9 +1,9 @@
-"""Pages: what a household waits for that opens 200 hosts at once, each a contract of its own, beside plain forwarding.
+"""Pages: the time of a household that opens 200 hosts at once, each a contract of its own, beside plain forwarding.
 
-The household is behind its own router, which hides it (NAT) and has a daemon with the shipped settings; so has the
-gateway, whose uplink carries 100 Mbit/s. In each round the daemons start as newcomers to each other: the first visit
-waits for proposals, acceptance and the first payments, the second finds contracts. `others` is a first visit to other
-hosts, by a customer that has paid before. Each figure is held against plain forwarding of the same bytes in its round.
+The household is behind its own router, which hides it (NAT) and has a daemon with the shipped settings. The gateway has
+them too; its uplink carries 100 Mbit/s. In each round the daemons start as newcomers to each other. The first visit
+waits for proposals, acceptance and the first payments; the second finds contracts. `others` is a first visit to other
+hosts, by a customer that has paid before. Each figure is compared with plain forwarding of the same bytes in its round.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from core_tests.trade import Conf
 
 HOSTS = 200
 FEW_BYTES, MANY_BYTES = 60_000, 600_000
-# An uplink as fast as many households'. Its queue holds all that is under way at once, so that nothing is lost in it.
+# An uplink as fast as many households'. Its queue has room for all packets under way, so that it loses none.
 UPLINK = ("tbf", "rate", "100mbit", "burst", "64kb", "limit", "16mb")
 FIRST_TIMES, FIRST_MORE_S, SECOND_TIMES = 2.0, 1.0, 1.3
 
@@ -53,7 +53,7 @@ def run(quick: bool) -> None:
 
 @dataclass(slots=True)
 class Visits:
-    """Seconds of all rounds' visits of a kind, those of plain forwarding beside them, and what failed."""
+    """Seconds of all visits of a kind, seconds of plain forwarding in the same rounds, and failures."""
 
     title: str
     seconds: list[float] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Visits:
         self.failed += failed
 
     def line(self, times: float, more_s: float) -> None:
-        """Print them beside what was aimed at: so many times plain forwarding, and so much more, in each round."""
+        """Print the visits and the goal: a multiple of plain forwarding plus some seconds, in each round."""
         ratio = statistics.median(mine / plain for mine, plain in zip(self.seconds, self.plain_s, strict=True))
         value = f"{_seconds(self.seconds)}, {ratio:.2f} of plain, {len(self.failed)} failed"
         pairs = zip(self.seconds, self.plain_s, strict=True)
@@ -110,7 +110,7 @@ class Stand:
         others.line(FIRST_TIMES, FIRST_MORE_S)
 
     def _hosts(self) -> list[list[str]]:
-        """Return hosts that nobody opened yet, others for each household."""
+        """Return hosts that nobody has opened yet, different ones for each household."""
         found = []
         for _ in self._browsers:
             found.append(addresses(MANY_FIRST, self._opened, HOSTS))
@@ -118,7 +118,7 @@ class Stand:
         return found
 
     def _visit(self, hosts: list[list[str]], size_bytes: int) -> tuple[float, list[str]]:
-        """Have all households open their hosts at once; returns the seconds of the last one, and what failed."""
+        """Make all households open their hosts at once; returns the seconds of the slowest, and the failures."""
         with ThreadPoolExecutor(len(hosts)) as pool:
             said = list(pool.map(lambda browser, mine: browser.ask("visit", mine, size_bytes), self._browsers, hosts))
         return max(float(one["seconds"]) for one in said), [why for one in said for why in one["failed"]]

@@ -1,9 +1,9 @@
-"""Pays invoices between LND nodes, told what to do by lines: as ngp does it, and as the nodes' own limit.
+"""Pays invoices between LND nodes, controlled by lines of JSON: by ngp's modules, and by bare calls of the nodes.
 
     python -m core_tests.bench.payer STATE_DIR NODES
 
-NODES is a JSON list of how each node is reached, as in net.conf: an LND that earns, then those that pay. One JSON list
-a line comes in, one JSON value a line goes out. All modules share one process here; daemons have one each.
+NODES is a JSON list of the nodes' settings, as in net.conf: first an LND that earns, then those that pay. Input is one
+JSON list a line, output one JSON value a line. All modules share one process here; daemons have one each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOLD_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What a round of payments took: all of it, each one, and until the earning node's own word came after each."""
+    """The times of a round of payments: of the whole, of each payment, and until the earning node reported each."""
 
     wall_s: float
     seconds: list[float]
@@ -42,7 +42,7 @@ class Round:
 
 
 class RawLnd:
-    """An LND called by gRPC and nothing else."""
+    """An LND that is called by bare gRPC."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
         certificate = Path(options["LND_CERT"]).read_bytes()
@@ -50,7 +50,7 @@ class RawLnd:
         self._metadata = (("macaroon", Path(options["LND_MACAROON"]).read_bytes().hex()),)
 
     async def invoice(self) -> str:
-        """Make an invoice as ngp has it made."""
+        """Make an invoice with the same call as ngp."""
         ask = pb.Invoice(value_msat=AMOUNT_MSAT, expiry=EXPIRY_S, private=True, memo="ngp top-up")
         method = client.ADD_INVOICE
         call = self._channel.unary_unary(
@@ -71,12 +71,12 @@ class RawLnd:
         raise RuntimeError("LND did not pay")
 
     async def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         await self._channel.close()
 
 
 class RawElectrum:
-    """An Electrum called by JSON-RPC and nothing else."""
+    """An Electrum that is called by bare JSON-RPC."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self._rpc = ElectrumRpc(Credentials(options))
@@ -91,7 +91,7 @@ class RawElectrum:
 
 
 class Payer:
-    """The nodes, by ngp's modules and raw."""
+    """The nodes, by ngp's modules and by bare calls."""
 
     def __init__(self, state_dir: Path, nodes: Sequence[Mapping[str, str]]) -> None:
         self._modules: list[LndPayment | ElectrumPayment] = []
@@ -106,7 +106,7 @@ class Payer:
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Connect, and watch what the earning node says was settled."""
+        """Connect, and watch the earning node's reports of settlements."""
         for module in self._modules:
             await module.wait_ready()
         self._keys = [(await module.info()).account_id for module in self._modules]
@@ -136,7 +136,7 @@ class Payer:
         return Round(wall_s, seconds, [self._told_at[paid] - at for paid, at in paid_at.items()])
 
     async def raw(self, payers: Sequence[int], count: int, at_once: int) -> Round:
-        """Pay as the nodes do when nobody asks for more than AddInvoice and SendPaymentV2, or lnpay."""
+        """Pay with nothing but AddInvoice and SendPaymentV2, or lnpay."""
         earning = self._raw[0]
         assert isinstance(earning, RawLnd)
 
@@ -146,7 +146,7 @@ class Payer:
         return Round(*await _timed(one, count, at_once), [])
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         if self._watch is not None:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):
@@ -158,7 +158,7 @@ class Payer:
 
 
 async def _timed(one: Callable[[int], Awaitable[None]], count: int, at_once: int) -> tuple[float, list[float]]:
-    """Do `count` of something, so many at once; returns seconds of all of it and of each."""
+    """Do something `count` times, a number of them at once; returns seconds of the whole and of each."""
     seconds: list[float] = []
     numbers = iter(range(count))
 

@@ -1,4 +1,4 @@
-"""Probe: how long a packet takes from the client's socket to the internet's, for one new destination after another."""
+"""Probe: the time of a packet from the client's socket to the internet's, for one new destination after another."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _NUMBER, _TICKET = struct.Struct("=Q"), struct.Struct("=II")
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """What became of packets sent one after another: seconds of those that arrived in time, and how many were sent."""
+    """The results of packets sent one after another: seconds of those that arrived in time, and the number sent."""
 
     sent: int
     seconds: tuple[float, ...]
 
     def text(self) -> str:
-        """Say median and p99 in ms, and how many didn't come."""
+        """Return median and p99 in ms, and the number of lost packets, as text."""
         if not self.seconds:
             return f"none of {self.sent} arrived"
         median, p99 = (1000 * report.percentile(self.seconds, share) for share in (0.5, 0.99))
@@ -54,7 +54,7 @@ class Probe:
         self._count = 0
 
     def one(self, address: str, timeout_s: float) -> float | None:
-        """Send a packet and return the seconds until it arrived, None when it didn't."""
+        """Send a packet and return the seconds until it arrived; None if it didn't."""
         self._count += 1
         number = _NUMBER.pack(self._count)
         began = time.perf_counter()
@@ -65,7 +65,7 @@ class Probe:
         return None
 
     def until_one(self, address: str, timeout_s: float) -> float | None:
-        """Send a packet every few ms until one arrives; returns the seconds until then, None when none did."""
+        """Send a packet every few ms until one arrives; returns the seconds until then, None if none did."""
         began = time.perf_counter()
         while time.perf_counter() - began < timeout_s:
             if self.one(address, EVERY_S) is not None:
@@ -73,7 +73,7 @@ class Probe:
         return None
 
     def each(self, addresses: Sequence[str], timeout_s: float = 2.0, pause_s: float = 0.0) -> Arrivals:
-        """Send one packet to each address, the next when the last has arrived."""
+        """Send one packet to each address; the next is sent when the last has arrived."""
         found = []
         for address in addresses:
             found.append(self.one(address, timeout_s))
@@ -149,7 +149,7 @@ class Crowd:
 
 
 def addresses(first: str, start: int, count: int) -> list[str]:
-    """List addresses: `count` of them, `start` behind the first."""
+    """Return `count` addresses, from the one `start` after the first."""
     base = int(ip_address(first)) + start
     return [str(ip_address(base + number)) for number in range(count)]
 
@@ -164,7 +164,7 @@ def _receiver(port: int) -> socket.socket:
 
 @contextmanager
 def _inside(host: Host) -> Iterator[None]:
-    """Have this thread's next sockets stand in a host; they stay there."""
+    """Make this thread's next sockets in a host's namespace; they stay there."""
     netns.pushns(host.namespace)
     try:
         yield

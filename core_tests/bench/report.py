@@ -1,7 +1,7 @@
-"""What the benchmark prints: the machine it ran on, and one line a figure, beside what was aimed at.
+"""The output of the benchmark: the machine, and one line for each figure with its goal.
 
-Only ratios of neighbouring rounds mean anything on a machine that others use as well, so a ratio is the median over
-pairs, each of one round with and one without, in alternating order; its quartiles say how far the pairs differ.
+On a machine with other load only ratios of neighbouring rounds mean anything. So a ratio is the median over pairs, each
+of one round with ngp and one without, in alternating order; its quartiles say how far the pairs differ.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ VALUE_COLUMNS = 44
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Rounds without and with, taken in pairs; the unit is the caller's (more is better)."""
+    """Rounds without and with ngp, in pairs; the unit is the caller's (more is better)."""
 
     plain: tuple[float, ...]
     metered: tuple[float, ...]
 
     @property
     def ratio(self) -> float:
-        """Median of with / without."""
+        """The median of with / without."""
         return statistics.median(self._ratios())
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Where the middle half of the pairs lies."""
+        """The range of the middle half of the pairs."""
         ratios = self._ratios()
         if len(ratios) < 2:
             return ratios[0], ratios[0]
@@ -48,7 +48,7 @@ def take_pairs(
     metered: Callable[[], None],
     measure: Callable[[], float],
 ) -> Pairs:
-    """Measure with and without, each pair in the other order than the one before it, after one round to warm up."""
+    """Measure with and without, after one round to warm up; the order alternates from pair to pair."""
     found: dict[Callable[[], None], list[float]] = {plain: [], metered: []}
     metered()
     measure()
@@ -60,37 +60,37 @@ def take_pairs(
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that `share` (0 to 1) of all values don't exceed."""
+    """Return the value that a share (0 to 1) of all values doesn't exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def head(title: str) -> None:
-    """Begin a part."""
+    """Print the title of a part."""
     print(f"\n{title}", flush=True)
 
 
 def line(title: str, value: str, goal: str = "", reached: bool | None = None) -> None:
-    """Print a figure; `reached` says how it stands to its goal, where it has one."""
+    """Print a figure; `reached` says whether it meets its goal, if it has one."""
     verdict = {None: "", True: "reached", False: "NOT reached"}[reached]
     aim = f"goal {goal}: {verdict}" if goal else ""
     print(f"  {title:<{TITLE_COLUMNS}} {value:<{VALUE_COLUMNS}} {aim}".rstrip(), flush=True)
 
 
 def ratio(pairs: Pairs, unit: str, scale: float) -> str:
-    """Return a ratio with its quartiles, and what stands behind it in absolute terms."""
+    """Return a ratio with its quartiles and the absolute values behind it, as text."""
     low, high = pairs.quartiles
     without, with_ = statistics.median(pairs.plain) / scale, statistics.median(pairs.metered) / scale
     return f"{pairs.ratio:.2f} ({low:.2f}-{high:.2f}; {without:.2f} -> {with_:.2f} {unit})"
 
 
 def ratio_line(title: str, pairs: Pairs, unit: str, scale: float, goal: float) -> None:
-    """Print a ratio beside what was aimed at."""
+    """Print a ratio beside its goal."""
     line(title, ratio(pairs, unit, scale), f"{goal:.2f}", pairs.ratio >= goal)
 
 
 def describe_machine() -> list[str]:
-    """Say what the figures were taken on."""
+    """Print the machine on which the figures were taken."""
     cpu = _after(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
     memory_kb = int((_after(Path("/proc/meminfo"), "MemTotal") or "0").split()[0])
     return [

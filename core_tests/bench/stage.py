@@ -1,9 +1,9 @@
 """The benchmark's network: the laboratory's three hosts, a million destinations behind the last, and traffic from C.
 
-A small frame is made by a sender in C, carried through the gateway by the same core, and thrown away at the receiver's
-card: what a core of a router does for a packet between its two cards. The sender runs before all else on its core
-(SCHED_FIFO), so other programs on the machine disturb little. `emulation_ns` drops the frames at the gateway's card:
-what is left is the cost of the emulation, and the gateway's own part is what comes on top of it.
+A sender in C makes small frames. The same core carries each through the gateway, and the receiver's card drops it: that
+is the work of a router's core for a packet between its two cards. The sender has priority on its core (SCHED_FIFO), so
+other programs on the machine disturb little. `emulation_ns` measures with frames dropped at the gateway's card: that is
+the cost of the emulation, and the rest is the gateway's own part.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def compile_blast(folder: Path) -> Path:
 
 
 def widen(net: ThreeHosts) -> None:
-    """Put ten million and more destinations behind the internet's host."""
+    """Put more than ten million destinations behind the host `internet`."""
     net.internet.owns(MANY_NET)
     net.gateway.route(MANY_NET, via=net.internet.address("wan0", 4))
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One direction through the gateway: who sends, by which interface, and who receives."""
+    """One direction through the gateway: the sender, its interface, and the receiver."""
 
     sender: Host
     out: str
@@ -93,7 +93,7 @@ class Stage:
         return (_received(way.receiver, way.into) - before) / float(said["seconds"])
 
     def emulation_ns(self, way: Way, seconds: float, spread: int = 1) -> float:
-        """Return what a frame costs up to the gateway's card, in ns, with the gateway dropping it there."""
+        """Return the cost of a frame up to the gateway's card, in ns, when the gateway drops it there."""
         gateway = self.net.gateway
         gateway.sh("nft", "-f", "-", text_in=_drop_at_card(way.gateway_in))
         before = _received(gateway, way.gateway_in)
@@ -102,7 +102,7 @@ class Stage:
         return seconds * 1e9 / (_received(gateway, way.gateway_in) - before)
 
     def first(self, core: int) -> tuple[str, ...]:
-        """Say how `blast` is run on a core before all else there; rounds are short, so nobody waits long."""
+        """Return the command that runs `blast` with priority on a core; other programs wait only for a short round."""
         return ("taskset", "-c", str(core), "chrt", "-f", "1", str(self.blast))
 
     def offloads(self, **features: bool) -> None:
@@ -111,7 +111,7 @@ class Stage:
             host.offloads(interface, **features)
 
     def describe_offloads(self) -> str:
-        """Say which segmentation offloads the cables have now."""
+        """Return which segmentation offloads the cables have now."""
         features = json.loads(self.net.gateway.sh("ethtool", "--json", "-k", "mesh0"))[0]
         names = {
             "tso": "tcp-segmentation-offload",
@@ -144,12 +144,12 @@ class Gateway(Helper):
         super().__init__(host, "core_tests.bench.worker", str(state_dir), mac)
 
     def metered(self) -> None:
-        """Gate and meter."""
+        """Gate and meter traffic."""
         self.ask("metered")
 
 
 class Sink:
-    """A TCP receiver in C; `rate` sends a stream to it. One at a time in a host."""
+    """A TCP receiver in C; `rate` sends a stream to it. A host can have one at a time."""
 
     def __init__(self, stage: Stage, host: Host, address: str) -> None:
         self.address = address
@@ -185,7 +185,7 @@ def _received(host: Host, interface: str) -> int:
 
 
 def _drop_at_card(interface: str) -> str:
-    """Return nftables text that drops the small frames as early as a table can, behind the card's own count."""
+    """Return nftables rules that drop the small frames as early as a table can, after the card has counted them."""
     rules = [
         "table netdev bench {",
         "chain early {",

@@ -1,4 +1,4 @@
-"""Top-ups: an invoice made, read, paid and proven, by ngp's modules beside the bare nodes, in turns."""
+"""Top-ups: the time to make, read, pay and prove an invoice, by ngp's modules and by the bare nodes, in turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TopUps:
     Attributes:
         payers: the nodes that pay in turn, by their numbers.
         count, at_once: of a round.
-        told_s: from the payer's proof until the earning node told of the payment.
+        told_s: seconds from the payer's proof until the earning node reported the payment.
     """
 
     payer: Helper
@@ -28,11 +28,11 @@ class TopUps:
     told_s: list[float] = field(default_factory=list)
 
     def ours(self) -> None:
-        """Let the next round be ngp's."""
+        """Make the next round one by ngp's modules."""
         self.verb = "ours"
 
     def raw(self) -> None:
-        """Let the next round be the bare nodes'."""
+        """Make the next round one by the bare nodes."""
         self.verb = "raw"
 
     def rate(self) -> float:
@@ -51,6 +51,6 @@ class TopUps:
 
 
 def ms(seconds: Sequence[float]) -> str:
-    """Say median and p99 in ms."""
+    """Return median and p99 in ms, as text."""
     median, p99 = (1000 * report.percentile(seconds, share) for share in (0.5, 0.99))
     return f"{median:.0f} / {p99:.0f} ms"

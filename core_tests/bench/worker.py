@@ -1,9 +1,9 @@
-"""The gateway's real datapath in a process of its own, standing in the gateway's namespace, told what to do by lines.
+"""The gateway's real datapath in a process of its own in the gateway's namespace, controlled by lines of JSON.
 
     python -m core_tests.bench.worker STATE_DIR CLIENT_MAC
 
-One JSON list a line comes in, one JSON value a line goes out. No daemon is needed to measure what the kernel does:
-`grant` is what a daemon does at an accept.
+Input is one JSON list a line, output one JSON value a line. The kernel's work is measured without a daemon: `grant`
+does the same as a daemon at an accept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BATCH = 10_000
 LIFETIME_S = 86400.0
 GENEROUS_BYTES = 1 << 60
 CLIENT = b"client" + bytes(26)
-PRICE_MSAT_PER_GIB = 1 << 20  # of what an account can have at once 4 TB are carried
+PRICE_MSAT_PER_GIB = 1 << 20  # the most that an account can have at once pays for 4 TB
 
 
 def desired() -> DesiredNetwork:
@@ -65,7 +65,7 @@ class Worker:
         self.granted = 0
 
     def many(self, first: str, count: int) -> float:
-        """Have contracts for `count` addresses from `first` on; returns seconds for those that were missing."""
+        """Make sure that `count` addresses from `first` on have contracts; returns seconds for the missing ones."""
         began = time.monotonic()
         start = int(ip_address(first))
         while self.granted < count:
@@ -76,7 +76,7 @@ class Worker:
         return time.monotonic() - began
 
     def one(self, name: int, address: str, limit_bytes: int) -> None:
-        """Open or top up one contract, `name` being its number."""
+        """Open or top up one contract with the number `name`."""
         self.datapath.grant([self._grant((1 << 64 | name).to_bytes(16, "big"), ip_address(address), limit_bytes)])
 
     def read(self, name: int) -> dict[str, Any]:
@@ -85,11 +85,11 @@ class Worker:
         return {key: value for key, value in asdict(found).items() if key != "contract"}
 
     def metered(self) -> None:
-        """Gate and meter."""
+        """Gate and meter traffic."""
         self.datapath.apply(desired())
 
     def describe(self) -> dict[str, str]:
-        """Return what the datapath uses."""
+        """Return the kernel features that the datapath uses."""
         return self.datapath.describe()
 
     def _grant(self, contract: bytes, to: IPv4Address | IPv6Address, limit_bytes: int = GENEROUS_BYTES) -> Grant:

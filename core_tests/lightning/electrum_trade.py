@@ -35,7 +35,7 @@ class ElectrumTrade:
         self.paying.await_synced()
 
     def moved_msat(self) -> tuple[int, int]:
-        """Sum up what Electrum's payments sent and received, as Electrum says; fees are in what was sent."""
+        """Return the sums that Electrum reports as sent and received by payments; the first one includes fees."""
         amounts = [one["amount_msat"] for one in self.paying.rpc("lightning_history") if one["type"] == "payment"]
         return -sum(one for one in amounts if one < 0), sum(one for one in amounts if one > 0)
 

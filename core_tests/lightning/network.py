@@ -1,7 +1,7 @@
 """A Lightning network for a laboratory: one chain, LND nodes with coins, and funded channels between them.
 
-Wallets are made once, kept beside the nodes' programs, and copied into each network: to make one takes LND seconds of a
-processor, so that nobody guesses its password.
+Wallets are made once, kept beside the nodes' programs, and copied into each network: LND takes seconds of processor
+time to make one, as a defence against guessed passwords.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ COINS_BTC = 5
 CHANNEL_SAT = 5_000_000
 PUSH_SAT = 1_000_000
 ACTIVE_S = 120.0
-WALLETS = 3  # as many nodes as a network has, here
-ADDRESS = "address"  # of the first wallet, which is mined for
+WALLETS = 3  # the most nodes of a network here
+ADDRESS = "address"  # of the first wallet, which gets the mined coins
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node lives.
+    """The host and the addresses of a node.
 
     Args:
         name: of the node.
-        prefix: how a command is run there (`Host.inside()`), or HERE.
-        address: others reach its peer port there.
-        ports: fixed ones for a node on a host of its own; None takes free ones.
-        options: more of LND's own.
+        prefix: the command that runs another one there (`Host.inside()`), or HERE.
+        address: where others reach its peer port.
+        ports: fixed ports for a node on a host of its own; None: free ports.
+        options: more options of LND.
     """
 
     name: str
@@ -91,23 +91,23 @@ class LightningNetwork:
         self.mine(1)
 
     def make_wallets(self) -> str:
-        """Make the nodes' wallets, end all, and return an address of the first one's.
+        """Make the nodes' wallets, end all nodes, and return an address of the first wallet.
 
         No block is mined meanwhile: btcd forgets a private chain when it ends.
         """
         self.chain.start()
         for node in self.nodes.values():
             node.launch()
-        # With no block mined lately none of them calls itself synced.
+        # Without a recent block no node calls itself synced.
         self._each(lambda node: node.await_up("RPC_ACTIVE", "SERVER_ACTIVE"))
-        address = await_until(self._mining_address, ACTIVE_S, "an address to mine for")
+        address = await_until(self._mining_address, ACTIVE_S, "an address for mined coins")
         for node in self.nodes.values():
             node.stop()
         self.chain.stop()
         return address
 
     def send_coins(self, address: str) -> None:
-        """Send from the first node's wallet, which may be some blocks behind its node."""
+        """Send coins from the first node's wallet, which may be some blocks behind its node."""
         words = ("sendcoins", "--force", address, str(COINS_BTC * 100_000_000))
         await_until(lambda: self._first.control(*words).returncode == 0, ACTIVE_S, "coins sent")
 
@@ -130,11 +130,11 @@ class LightningNetwork:
         """Open a channel from one node to another and wait until both can use it.
 
         Args:
-            a: pays for it.
-            b: the other.
+            a: the node that pays for the channel.
+            b: the other node.
             amount_sat: the channel's size, sat.
-            push_sat: how much of it is b's from the beginning, sat.
-            options: more words for `lncli openchannel`, such as `--private`.
+            push_sat: b's part of it at the beginning, sat.
+            options: more options of `lncli openchannel`, such as `--private`.
         """
         self.connect(a, b)
         one, other = self.nodes[a], self.nodes[b]
@@ -146,7 +146,7 @@ class LightningNetwork:
             await_until(lambda node=node, peer=peer: len(node.channels(peer)) > before, ACTIVE_S, "channel")  # type: ignore[misc]
 
     def connect(self, a: str, b: str) -> None:
-        """Make two nodes peers; done again it is no error."""
+        """Make two nodes peers; no error if they are peers already."""
         one, other = self.nodes[a], self.nodes[b]
         where = f"{other.key()}@{other.address}:{other.ports.peer}"
 
@@ -157,7 +157,7 @@ class LightningNetwork:
         await_until(connected, ACTIVE_S, f"{a} connected to {b}")
 
     def await_payable(self, a: str, b: str, amount_msat: int = 1_000) -> None:
-        """Wait until a payment goes through: in its first seconds an active channel may still refuse one."""
+        """Wait until a payment succeeds: in its first seconds an active channel may still refuse payments."""
 
         def paid() -> bool:
             asked = self.nodes[b].cli("addinvoice", "--amt_msat", str(amount_msat))["payment_request"]
@@ -167,7 +167,7 @@ class LightningNetwork:
         await_until(paid, ACTIVE_S, f"a payment from {a} to {b}")
 
     def close(self) -> None:
-        """End all of it: nodes before the chain, which they would wait for."""
+        """End everything: the nodes before the chain, since they would wait for it."""
         for node in self.nodes.values():
             node.kill9()
         self.chain.kill9()
@@ -185,10 +185,10 @@ class LightningNetwork:
 
 
 def _kept(programs: Path) -> Path:
-    """Return the folder with the wallets that networks begin with, making it the first time."""
+    """Return the folder with the wallets that networks begin with; it is made the first time."""
     made_from = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("network.py", "nodes.py"))
     folder = programs / f"wallets-{sha256(made_from).hexdigest()[:16]}"
-    with (programs / "wallets.lock").open("w") as lock:  # two test processes make it once
+    with (programs / "wallets.lock").open("w") as lock:  # only one of two test processes makes it
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
             _keep_wallets(programs, folder)
@@ -204,7 +204,7 @@ def _keep_wallets(programs: Path, folder: Path) -> None:
             network.close()
         made = Path(name, "made")
         for node in network.nodes.values():
-            # A certificate names the host; logs are nobody's.
+            # A certificate names the host, and old logs would mislead.
             shutil.copytree(node.lnddir, made / node.name, ignore=shutil.ignore_patterns("tls.*", "logs"))
         (made / ADDRESS).write_text(address)
         made.replace(folder)

@@ -20,9 +20,9 @@ from core_tests.shell import LabError, await_until, run
 UP_S = 120.0
 DOWN_S = 60.0
 NETWORK = "regtest"
-ALL = "1000000"  # LND lists a hundred unless told
+ALL = "1000000"  # LND's default is a hundred
 _REPLAYED = re.compile(r"unable to decode onion hop iterator for htlc\(id=\d+, hash=([0-9a-f]{64})\): InvalidOnion")
-# Of a chain that lives in a namespace for some minutes: nothing to keep secret.
+# Of a chain that exists in a namespace for some minutes: no secret.
 RPC_USER, RPC_PASSWORD = "lab", "lab"
 _PORTS = count()
 HERE: Sequence[str] = ()
@@ -30,10 +30,10 @@ HERE: Sequence[str] = ()
 
 
 def free_ports(how_many: int) -> list[int]:
-    """Return TCP ports that nobody listens at now, for nodes in the network where the test runs.
+    """Return TCP ports without a listener, for nodes in the network where the test runs.
 
-    They lie below those that the kernel gives to outgoing connections (ip_local_port_range), which a node that is
-    started again could find taken, and apart from those of other test processes.
+    They are below the kernel's range for outgoing connections (ip_local_port_range), since a restarted node could find
+    those taken, and differ from the ports of other test processes.
     """
     found: list[int] = []
     while len(found) < how_many:
@@ -44,7 +44,7 @@ def free_ports(how_many: int) -> list[int]:
 
 
 class Program:
-    """A program that runs until it is stopped; its words go to a file beside its data."""
+    """A program that runs until it is stopped; its output goes to a file beside its data."""
 
     def __init__(self, name: str, folder: Path, prefix: Sequence[str]) -> None:
         self.name = name
@@ -65,7 +65,7 @@ class Program:
             )
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """End it (SIGINT: properly) and wait until it is gone; what doesn't end in time is killed."""
+        """End the program properly (SIGINT) and wait until it is gone; kill it if it takes too long."""
         if self.process is None:
             return
         with suppress(ProcessLookupError):
@@ -78,7 +78,7 @@ class Program:
         self.process = None
 
     def kill9(self) -> None:
-        """Kill it without a warning."""
+        """Kill the program without a warning."""
         self.stop(signal.SIGKILL)
 
     def tail(self, lines: int = 20) -> str:
@@ -93,8 +93,8 @@ class Btcd(Program):
     Args:
         programs: folder of btcd and btcctl.
         folder: holds its data; made anew.
-        prefix: how a command is run on its host.
-        address: it listens there for LND and for btcctl.
+        prefix: the command that runs another one on its host.
+        address: where it listens for LND and for btcctl.
     """
 
     def __init__(self, programs: Path, folder: Path, prefix: Sequence[str] = HERE, address: str = "127.0.0.1") -> None:
@@ -105,7 +105,7 @@ class Btcd(Program):
         self.certificate = folder / "rpc.cert"
 
     def start(self, *mining_addresses: str) -> None:
-        """Start it; with addresses it can `generate` blocks whose coins go to any of them."""
+        """Start btcd; with addresses it can `generate` blocks, whose coins go to any of these."""
         mining = [f"--miningaddr={address}" for address in mining_addresses]
         self._start(
             *(str(self.programs / "btcd"), f"--{NETWORK}", "--txindex", "--debuglevel=error", "--nodnsseed"),
@@ -118,7 +118,7 @@ class Btcd(Program):
         await_until(self._answers, UP_S, "btcd's answer")
 
     def restart(self, mining_address: str) -> None:
-        """Stop and start it with an address to mine for; LND connects again by itself."""
+        """Restart btcd with an address for mined coins; LND connects again by itself."""
         self.stop()
         self.start(mining_address)
 
@@ -131,23 +131,23 @@ class Btcd(Program):
         return run(self.command(*words))
 
     def command(self, *words: str) -> list[str]:
-        """Say how btcctl is run against it."""
+        """Return the command line of btcctl for this node."""
         return [
-            # A file of options that isn't there it would make, out of one of root's that isn't there either.
+            # Without this option btcctl would try to make its file of options from btcd's, which doesn't exist.
             *(*self.prefix, str(self.programs / "btcctl"), f"--{NETWORK}", "--configfile=/dev/null"),
             *(f"--rpcuser={RPC_USER}", f"--rpcpass={RPC_PASSWORD}", f"--rpccert={self.certificate}"),
             *(f"--rpcserver={self.address}:{self.rpc_port}", *words),
         ]
 
     def rpc(self, *words: str) -> str:
-        """Run btcctl. Raises: LabError with its words."""
+        """Run btcctl. Raises: LabError with its output."""
         done = self._control(*words)
         if done.returncode:
             raise LabError(f"btcctl {' '.join(words)}: {done.stderr or done.stdout}{self.tail()}")
         return done.stdout.strip()
 
     def mine(self, blocks: int) -> None:
-        """Mine so many blocks."""
+        """Mine a number of blocks."""
         self.rpc("generate", str(blocks))
 
     def height(self) -> int:
@@ -157,23 +157,23 @@ class Btcd(Program):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where an LND node listens, on its own host."""
+    """The ports at which an LND node listens, on its own host."""
 
     rpc: int = 10009
     peer: int = 9735
 
 
 class Lnd(Program):
-    """An LND node, unlocked by itself, that knows no peer but those it is told of.
+    """An LND node that unlocks itself; it knows only the peers that the test names.
 
     Args:
         name: of the node and of its folder.
         programs: folder of lnd and lncli.
         folder: its `lnddir` is made there.
-        chain: the full node it follows.
-        prefix: how a command is run on its host.
-        address: other nodes reach it there.
-        options: more of LND's own.
+        chain: the full node that it follows.
+        prefix: the command that runs another one on its host.
+        address: where other nodes reach it.
+        options: more options of LND.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class Lnd(Program):
         return self.lnddir / "data" / "chain" / "bitcoin" / NETWORK / "admin.macaroon"
 
     def launch(self, locked: bool = False) -> None:
-        """Start it without waiting, so that several start side by side. Args: locked: it waits for its password."""
+        """Start it without waiting, so that several can start in parallel. Args: locked: it waits for its password."""
         self._start(
             *(str(self.programs / "lnd"), f"--lnddir={self.lnddir}", "--nobootstrap", "--norest"),
             *(() if locked else ("--noseedbackup",)),
@@ -217,8 +217,8 @@ class Lnd(Program):
             *(f"--btcd.rpchost={self.chain.address}:{self.chain.rpc_port}", f"--btcd.rpccert={self.chain.certificate}"),
             *(f"--btcd.rpcuser={RPC_USER}", f"--btcd.rpcpass={RPC_PASSWORD}", f"--rpclisten={self.rpc_host}"),
             *(f"--listen=0.0.0.0:{self.ports.peer}", "--bitcoin.defaultchanconfs=1", "--trickledelay=50"),
-            *("--minbackoff=1s", "--maxbackoff=5s"),  # before it connects again to a peer that was killed
-            "--routerrpc.apriori.penaltyhalflife=1s",  # how long it avoids a channel that failed, its own one too: 1 h
+            *("--minbackoff=1s", "--maxbackoff=5s"),  # pause before it connects again to a peer that was killed
+            "--routerrpc.apriori.penaltyhalflife=1s",  # how long it avoids a failed channel; default: 1 h
             *self.options,
         )
 
@@ -228,12 +228,12 @@ class Lnd(Program):
         self.await_up()
 
     def await_up(self, *states: str) -> None:
-        """Wait until it serves, or is in one of these states (`RPC_ACTIVE`: it answers, but waits for the chain)."""
+        """Wait until the node serves, or is in one of these states (`RPC_ACTIVE`: it waits for the chain)."""
         wanted = states or ("SERVER_ACTIVE",)
         await_until(lambda: self.state() in wanted, UP_S, f"{self.name} in state {' or '.join(wanted)}")
 
     def state(self) -> str:
-        """Return the state that it tells, "" while it doesn't answer. Raises: LabError when it has ended."""
+        """Return the state that the node reports, "" while it doesn't answer. Raises: LabError when it has ended."""
         if not self.running:
             raise LabError(f"{self.name} has ended\n{self.tail()}")
         done = self.control("state")
@@ -250,16 +250,16 @@ class Lnd(Program):
         await_until(synced, UP_S, f"{self.name} at block {height}")
 
     def control(self, *words: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run lncli against it; the exit code is for the caller to judge."""
+        """Run lncli against this node; the caller judges the exit code."""
         where = [f"--lnddir={self.lnddir}", f"--network={NETWORK}", f"--rpcserver={self.rpc_host}"]
         return run([*self.prefix, str(self.programs / "lncli"), *where, *words], timeout_s=timeout_s)
 
     def cli(self, *words: str, timeout_s: float = 60.0) -> Any:
-        """Run lncli and return its JSON. Raises: LabError with its words when it fails."""
+        """Run lncli and return its JSON. Raises: LabError with its output when it fails."""
         return json.loads(self.cli_text(*words, timeout_s=timeout_s))
 
     def cli_text(self, *words: str, timeout_s: float = 60.0) -> str:
-        """Run lncli and return what it prints. Raises: LabError with its words when it fails."""
+        """Run lncli and return its output. Raises: LabError with its output when it fails."""
         done = self.control(*words, timeout_s=timeout_s)
         if done.returncode:
             raise LabError(f"{self.name}: lncli {' '.join(words)}: {done.stderr or done.stdout}")
@@ -282,38 +282,38 @@ class Lnd(Program):
         return str(self.cli("newaddress", "p2wkh")["address"])
 
     def payments(self) -> list[dict[str, Any]]:
-        """Return all payments it ever began, those on their way and the failed ones too."""
+        """Return all payments that the node ever began, including failed ones and those on their way."""
         listed = self.cli("listpayments", "--include_incomplete", "--max_payments", ALL)
         found: list[dict[str, Any]] = listed["payments"]
         return found
 
     def invoices(self) -> list[dict[str, Any]]:
-        """Return all invoices it ever made."""
+        """Return all invoices that the node ever made."""
         found: list[dict[str, Any]] = self.cli("listinvoices", "--max_invoices", ALL)["invoices"]
         return found
 
     def received(self) -> dict[str, int]:
-        """Return what it was paid by settled invoices, msat by payment hash."""
+        """Return the amounts received by settled invoices, msat by payment hash."""
         return {one["r_hash"]: int(one["amt_paid_msat"]) for one in self.invoices() if one["state"] == "SETTLED"}
 
     def sent(self) -> dict[str, int]:
-        """Return what it paid, without fees, msat by payment hash."""
+        """Return the amounts paid, without fees, msat by payment hash."""
         return {one["payment_hash"]: int(one["value_msat"]) for one in self.payments() if one["status"] == "SUCCEEDED"}
 
     def received_msat(self) -> int:
-        """Sum up what it was paid by settled invoices."""
+        """Return the sum received by settled invoices."""
         return sum(self.received().values())
 
     def sent_msat(self) -> int:
-        """Sum up what it paid, without fees."""
+        """Return the sum paid, without fees."""
         return sum(self.sent().values())
 
     def sent_back(self) -> set[str]:
-        """Return the hashes of payments that it settled and sent back all the same.
+        """Return the hashes of payments that the node settled and still sent back.
 
-        LND, killed after it settled an invoice and before it noted that it had looked at the HTLC, takes that HTLC for
-        a replay at its next start; it fails it, and the invoice stays settled (since 0.19.2, lnd pull request 9929:
-        the log of replays is no longer by batch).
+        If LND is killed after it settled an invoice and before it noted that it had processed the HTLC, it treats that
+        HTLC as a replay at its next start: it fails the HTLC, and the invoice stays settled (since 0.19.2, lnd pull
+        request 9929: the log of replays is no longer by batch).
         """
         return set(_REPLAYED.findall(self.log.read_text(errors="replace")))
 

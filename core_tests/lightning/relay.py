@@ -1,11 +1,11 @@
-"""A relay between a daemon and its LND node, which stops at a named call: so a test kills somebody at just that moment.
+"""A relay between a daemon and its LND node, which stops at a named call, so that a test can kill a process just then.
 
-It shows the node's own certificate, so that the daemon notices nothing, and hands on bytes of any method. A call can be
-stopped before it reaches the node (`asked`) or before its answer reaches the daemon (`answered`), and invoices can be
-made into held ones: their payments then stay on their way until the test settles or cancels them.
+It has the node's own certificate, so that the daemon notices nothing, and forwards the bytes of any method. A call can
+be stopped before it reaches the node (`asked`) or before its answer reaches the daemon (`answered`). Invoices can be
+turned into hold invoices, whose payments stay on their way until the test settles or cancels them.
 
-It runs in a process of its own, in the host's network: commands are lines of JSON on standard input, what happens is
-told on standard output.
+It runs in a process of its own, in the host's network: commands are lines of JSON on standard input, events are
+reported on standard output.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ngp.modules.payment import lnd_pb2 as pb
 
 When = Literal["asked", "answered"]
 PORT = 10011
-# LND avoids a channel that has just failed, its own too, for about a minute; and we wait longer after each failure.
+# LND avoids a channel that has just failed, even its own, for about a minute; and ngp waits longer after each failure.
 STOP_S = 180.0
 POLL_S = 0.02
 INVOICES, LIGHTNING = "/invoicesrpc.Invoices/", "/lnrpc.Lightning/"
@@ -43,7 +43,7 @@ class Relay:
 
     Args:
         popen: starts a program on the node's host (`Host.popen`).
-        node: what it stands before; it may be killed and started again.
+        node: the node behind the relay; it may be killed and started again.
     """
 
     def __init__(self, popen: Callable[..., subprocess.Popen[str]], node: Lnd) -> None:
@@ -53,7 +53,7 @@ class Relay:
         self.start()
 
     def start(self) -> None:
-        """Start it, with the certificate that the node has now."""
+        """Start the relay, with the node's present certificate."""
         node, self._told = self._node, queue.Queue[dict[str, Any]]()
         with (node.folder / "relay.log").open("a") as log:
             self._process = self._popen(
@@ -65,7 +65,7 @@ class Relay:
         self._await(lambda told: "ready" in told, "the relay")
 
     def kill9(self) -> None:
-        """Kill it, as the death of a node looks to the daemon."""
+        """Kill the relay, which looks to the daemon like the death of the node."""
         self._process.kill()
         self._process.wait()
 
@@ -74,27 +74,27 @@ class Relay:
         self._do(do="stop", method=method, when=when)
 
     def await_stop(self, method: str, when: When) -> bytes:
-        """Wait until such a call stands still; returns the payment hash that it is about, if it tells one."""
+        """Wait until such a call is stopped; returns its payment hash, if it has one."""
         told = self._await(lambda told: (told.get("method"), told.get("when")) == (method, when), f"{method} {when}")
         return bytes.fromhex(told["hash"])
 
     def go(self) -> None:
-        """Let go of every call that stands still, and stop none any more."""
+        """Let every stopped call go on, and stop no more calls."""
         self._do(do="go")
         self._await(lambda told: "gone" in told, "the relay's calls going on")
         while not self._told.empty():
             self._told.get()
 
     def hold_invoices(self, wanted: bool, memo: str = "") -> None:
-        """Make invoices held ones, or no longer. Args: memo: only those with it in their text."""
+        """Turn invoices into hold invoices, or no longer. Args: memo: only those that contain this text."""
         self._do(do="hold", wanted=wanted, memo=memo)
 
     def await_accepted(self) -> bytes:
-        """Wait until a held invoice's payment has come; returns its hash."""
+        """Wait until the payment of a hold invoice has come; returns its hash."""
         return bytes.fromhex(self._await(lambda told: "accepted" in told, "a held payment")["accepted"])
 
     def settle(self, payment_hash: bytes) -> None:
-        """Take a held payment."""
+        """Settle a held payment."""
         self._do(do="settle", hash=payment_hash.hex())
         self._await(lambda told: told.get("settled") == payment_hash.hex(), "the held payment settled")
 
@@ -104,7 +104,7 @@ class Relay:
         self._await(lambda told: told.get("cancelled") == payment_hash.hex(), "the held payment cancelled")
 
     def unlock(self) -> None:
-        """Unlock the node's wallet, which has got no password of its own so far; it gets one."""
+        """Unlock the node's wallet, which has had no password of its own; it gets one."""
         self._do(do="unlock")
         self._await(lambda told: "unlocked" in told, "the wallet unlocked")
 
@@ -130,11 +130,11 @@ class Relay:
         assert pipe is not None
         for line in pipe:
             told.put(json.loads(line))
-        told.put({"error": "it has ended; see relay.log beside the node's data"})
+        told.put({"error": "the relay has ended; see relay.log beside the node's data"})
 
 
 class _Between(grpc.GenericRpcHandler):
-    """The relay itself: every call is handed on as bytes."""
+    """The relay itself: it forwards every call as bytes."""
 
     def __init__(self, node: grpc.aio.Channel, macaroon: Path) -> None:
         self._node = node
@@ -161,7 +161,7 @@ class _Between(grpc.GenericRpcHandler):
         if name == "AddInvoice" and self._hold is not None:
             path, question = self._held(path, question)
         metadata = [(key, value) for key, value in context.invocation_metadata() if key == "macaroon"]
-        if path.endswith("AddHoldInvoice"):  # the relay's doing: the daemon's macaroon doesn't allow it
+        if path.endswith("AddHoldInvoice"):  # by the relay's own macaroon: the daemon's doesn't allow it
             metadata = self._rights()
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._node.unary_stream(path)
         call = method(question, metadata=metadata)
@@ -202,7 +202,7 @@ class _Between(grpc.GenericRpcHandler):
         return pb.AddInvoiceResponse(r_hash=payment_hash, payment_request=bolt11).SerializeToString()
 
     async def _watch(self, payment_hash: bytes) -> None:
-        """Tell when a held invoice's payment has come; a node that is down is asked again."""
+        """Report when the payment of a hold invoice has come; ask again if the node is down."""
         state = pb.Invoice.OPEN
         while state == pb.Invoice.OPEN:
             await asyncio.sleep(POLL_S)
@@ -215,7 +215,7 @@ class _Between(grpc.GenericRpcHandler):
             _tell(accepted=payment_hash.hex())
 
     async def obey(self, command: dict[str, Any]) -> None:
-        """Do what the test wants."""
+        """Carry out the test's commands."""
         match command["do"]:
             case "stop":
                 self._free.clear()
@@ -235,7 +235,7 @@ class _Between(grpc.GenericRpcHandler):
                 _tell(unlocked=True)
 
     async def _end(self, method: str, payment_hash: str, done: str) -> None:
-        """Settle or cancel; a node that was killed just now is asked until it serves."""
+        """Settle or cancel; if the node was just killed, repeat until it serves."""
         if method == "SettleInvoice":
             message = pb.SettleInvoiceMsg(preimage=self._preimages[payment_hash]).SerializeToString()
         else:
@@ -266,7 +266,7 @@ class _Between(grpc.GenericRpcHandler):
 
 
 def _hash_of(name: str, answer: bytes) -> str | None:
-    """Return the hash that an answer is about; None: not one to stop, since nothing was settled."""
+    """Return the payment hash of an answer; None: don't stop it, since nothing was settled."""
     if name == "SubscribeInvoices":
         told = pb.Invoice.FromString(answer)
         return told.r_hash.hex() if told.state == pb.Invoice.SETTLED else None

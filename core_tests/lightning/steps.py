@@ -1,4 +1,4 @@
-"""The steps of a top-up, from the contract that makes it due to the bytes that it paid for: a test stands at each.
+"""The steps of a top-up, from the contract that makes it due to the bytes that it paid for; a test can stop at each.
 
     gateway's node      gateway                         client                          client's node
                         AGREED: contract in its ledger
@@ -13,7 +13,7 @@
                         CREDITED: credit in its ledger
                         SPENT: some of it spent in the kernel
 
-What is called a step is seen from outside: in a ledger, at a relay between daemon and node, or in a listing.
+A test recognizes a step from outside: in a ledger, at a relay between daemon and node, or in a listing.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ DEAF = ("INPUT", "-i", "mesh0", "-p", "udp", "--dport", "10325", "-j", "DROP")
 
 
 class Step(Enum):
-    """Where a top-up stands when somebody is killed."""
+    """The step of a top-up at which a process is killed."""
 
     AGREED = "a contract is agreed"
     ASKED = "the gateway asks its node for an invoice"
     MADE = "its node has made the invoice, the gateway doesn't know it yet"
     INTENDED = "the client has written its intent down, its node doesn't know of it yet"
     IN_FLIGHT = "the payment is on its way between the nodes"
-    SETTLED = "both nodes have settled, neither daemon knows"
-    NOTICED = "the gateway knows by its node, the client doesn't"
-    PROVEN = "the client knows and sends its proof, the gateway has heard nothing"
+    SETTLED = "both nodes have settled, neither daemon knows it"
+    NOTICED = "the gateway knows it from its node, the client doesn't"
+    PROVEN = "the client knows it and sends its proof, the gateway has received nothing"
     CREDITED = "the credit is in the gateway's ledger"
-    SPENT = "some of it is spent in the kernel"
+    SPENT = "some of the credit is spent in the kernel"
 
 
 class Stage:
     """Brings a trade to a step of a top-up, and lets it go on from there.
 
     Args:
-        made: with a relay before each node, and traffic running that is to be paid.
+        made: the trade, with a relay in front of each node, and with running traffic that must be paid.
     """
 
     def __init__(self, made: LightningTrade) -> None:
@@ -62,7 +62,7 @@ class Stage:
         self._deaf = False
 
     def reach(self, step: Step) -> None:
-        """Wait until a top-up is at a step, and keep it there where that can be."""
+        """Wait until a top-up is at a step, and keep it there if possible."""
         match step:
             case Step.AGREED:
                 self._agree()
@@ -97,7 +97,7 @@ class Stage:
                 await_until(lambda: self._charged_msat() > before, REACHED_S, "bytes that are charged")
 
     def let_go(self) -> None:
-        """Let everything that was kept go on; a payment between the nodes stays where it is."""
+        """Let everything that was stopped go on; a payment between the nodes stays there."""
         self._close_ears(False)
         self._seller.hold_invoices(False)
         self._seller.go()
@@ -135,13 +135,13 @@ class Stage:
         return sum(int(row["charged_msat"]) for row in self.trade.sold())
 
     def _close_ears(self, wanted: bool) -> None:
-        """Let the gateway's daemon hear nothing of its neighbours, or hear them again."""
+        """Cut off the gateway's daemon from its neighbours, or reconnect it."""
         if wanted != self._deaf:
             self.trade.net.gateway.sh("iptables", "-I" if wanted else "-D", *DEAF)
             self._deaf = wanted
 
 
 def stored(daemon: Daemon, question: str, *values: object) -> int:
-    """Ask a daemon's ledger for a number, beside the daemon."""
+    """Read a number from a daemon's ledger, without the daemon."""
     with closing(sqlite3.connect(f"file:{daemon.state_dir}/ledger.db?mode=ro", uri=True, timeout=10)) as ledger:
         return int(ledger.execute(question, values).fetchone()[0] or 0)

@@ -1,7 +1,7 @@
-"""Two daemons that settle over real nodes: gateway and client have an LND each, with a channel between them.
+"""Two daemons that pay over real nodes: gateway and client have an LND each, with a channel between them.
 
-The nodes reach each other and the chain by a network of their own (`chain0`), which is no mesh interface: what settling
-over the mesh itself needs is a scenario of its own.
+The nodes reach each other and the chain by a network of their own (`chain0`), which is no mesh interface. Nodes that
+need the mesh itself are another scenario (`mesh_only_trade`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NODES = ("client", "gateway")
 
 @dataclass(frozen=True, slots=True)
 class LightningTrade:
-    """A trade with the nodes behind it; `relays` stand between daemons and nodes, if the test wants them."""
+    """A trade with the nodes behind it, and with `relays` between daemons and nodes if the test wants them."""
 
     trade: Trade
     network: LightningNetwork
@@ -47,20 +47,20 @@ class LightningTrade:
         return self.network.node("gateway")
 
     def received_msat(self) -> int:
-        """Sum up what the gateway's node was paid by settled invoices, as the node says."""
+        """Return the sum that the gateway's node received by settled invoices, as the node reports it."""
         return self.earning.received_msat()
 
     def sent_msat(self) -> int:
-        """Sum up what the client's node paid, without fees, as the node says."""
+        """Return the sum that the client's node paid, without fees, as the node reports it."""
         return self.paying.sent_msat()
 
 
 def node_settings(node: Lnd, buys: bool = True, besides: Sequence[Method[Any, Any]] = ()) -> Conf:
-    """Return the keys of net.conf that lead to a node, with a macaroon baked by the line that `ngp check` prints.
+    """Return the keys of net.conf for a node, with a macaroon baked by the command that `ngp check` prints.
 
     Args:
-        buys: the line of a buyer; else that of one who only sells.
-        besides: what its operator may do through ngp: open channels, change towers.
+        buys: the rights of a buyer; otherwise those of a node that only sells.
+        besides: further rights of its operator: to open channels, to change towers.
     """
     baked = node.folder / "ngp.macaroon"
     line = macaroon.bake_line([*macaroon.needed(buys), *TO_TELL, *besides], str(baked))
@@ -75,7 +75,7 @@ def node_settings(node: Lnd, buys: bool = True, besides: Sequence[Method[Any, An
 
 
 def backbone(lab: Lab, hosts: Mapping[str, Host]) -> tuple[list[Place], Place]:
-    """Lay a network of their own (`chain0`) between hosts with nodes; returns where the nodes and the chain live."""
+    """Make a separate network (`chain0`) between hosts with nodes; returns the places of the nodes and the chain."""
     switch = lab.switch("chain")
     switch.host.ip("address", "add", CHAIN_V4.format(1), "dev", "br0")
     places = []
@@ -99,9 +99,9 @@ def lightning_trade(
 
     Args:
         gateway, client: keys of net.conf.
-        channel_sat: from client to gateway, with a fifth of it on the gateway's side.
+        channel_sat: size of the channel from client to gateway; a fifth of it is on the gateway's side.
         relayed: put a relay between each daemon and its node.
-        clients: hosts on the mesh; the first one has node and daemon.
+        clients: number of hosts on the mesh; the first one has node and daemon.
     """
     net = three_hosts(lab, clients=clients)
     places, chain = backbone(lab, {"client": net.client, "gateway": net.gateway})
@@ -126,11 +126,11 @@ def lightning_trade(
 
 @contextmanager
 def mesh_only_trade(lab: Lab, gateway: Conf | None = None, client: Conf | None = None) -> Iterator[LightningTrade]:
-    """Build client, gateway and internet where the client reaches nodes and chain by the gateway alone.
+    """Build client, gateway and internet, where the client reaches nodes and chain only through the gateway.
 
-    The chain and the gateway's node are on another host, behind the gateway, which lets their ports through; that node
-    is a watchtower too, which the client's doesn't know yet. The client's node has coins and no channel; it starts when
-    the gateway gates already, and the client's daemon after it.
+    The chain and the gateway's node are on another host, behind the gateway, which lets their ports through. That node
+    is also a watchtower, which the client's node doesn't know yet. The client's node has coins and no channel. It
+    starts when the gateway already gates, and the client's daemon starts after it.
     """
     net = three_hosts(lab)
     near, far, ports = net.client.address("mesh0", 4), net.internet.address("wan0", 4), Ports()
@@ -163,7 +163,7 @@ def _buys(conf: Conf | None) -> bool:
 
 
 def configured(net: ThreeHosts, gateway: Conf, client: Conf) -> Trade:
-    """Configure both daemons, not started; the gateway's routes are a default route only."""
+    """Configure both daemons without starting them; the gateway has only a default route."""
     for remote in REMOTE_NETS:
         net.gateway.ip("-6" if ":" in remote else "-4", "route", "del", remote)
     return Trade(
