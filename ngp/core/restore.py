@@ -253,11 +253,11 @@ def _limit(world: World, record: AccountRecord, contracts: list[Sale], found: Ad
             grace.accepted_unpaid(world, account, contract)
     if account.debt_msat:
         _restore_credit(world, account, record, contracts)
-    if found is not None and contracts:
+    if found is not None:
         account.count_from(found.reading.spent_units, contracts)
         account.kernel.told = (found.limit.limit_units, found.limit.credit_units, 0.0)
-    if found is not None and found.reading.exhausted:
-        seller_meter.lend(world, account)
+        if found.reading.exhausted:
+            seller_meter.lend(world, account)
     if found is not None or contracts:
         world.limit(account)
 

@@ -252,7 +252,9 @@ class World:
     def forget(self, identities: Sequence[bytes]) -> None:
         """Forget identities, their accounts and their records in the ledger."""
         for identity in identities:
-            self.clients.pop(identity, None)
+            client = self.clients.pop(identity, None)
+            if client is not None and client.kernel.told is not None:  # it waited to be counted first
+                self.do(ForgetAccount(identity))
             self.servers.pop(identity, None)
         self.do(Persist(ForgetNeighbours(tuple(identities))))
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
-from playbook import Sim
+from playbook import Sim, account, settings, tell
 from scripted_neighbour import HELLO, ScriptedNeighbour, host, messages
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core import forgetting
-from ngp.core.messages import Declined, Invoice, Role
+from ngp.core.messages import Ask, Declined, Invoice, Role
 from ngp.core.records import PaymentRecord
+from ngp.core.selling import metering
 from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
 
 
@@ -117,3 +120,17 @@ def test_invoices_that_cannot_be_paid_are_tried_seldom(keys: int) -> None:
     assert 5 < tried <= minutes + 8
     payments = [one for one in sim.client.ledger.payments.values() if isinstance(one, PaymentRecord)]
     assert len(payments) == tried
+
+
+def test_an_account_that_is_forgotten_while_it_is_counted_leaves_the_kernel() -> None:
+    sim = Sim(settings(sell_msat_per_gib=0, sell_min_msat_per_gib=0))
+    tell(sim, sim.gateway, Ask(ip_network("198.51.100.1"), 0, 0))
+    sim.run(0.1)
+    world, kernel = sim.gateway.world, sim.gateway.kernel
+    assert kernel.accounts and not account(sim).invoice.payment_hash
+    world.effects = []
+    forgetting.drop_neighbour(world, world.peers.by_link[sim.client.link])
+    metering.count_again(world, account(sim))
+    sim.carry_out(sim.gateway, world.effects)
+    sim.run(0.1)
+    assert not kernel.accounts and sim.client.identity not in world.clients

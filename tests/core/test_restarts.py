@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from playbook import Sim, account, bought, states
+from playbook import Node, Sim, account, bought, settings, states
 from scripted_neighbour import ScriptedNeighbour
+from test_money import spare_units
 
 from ngp.core import effects as fx
 from ngp.core.messages import Role
 from ngp.core.restore import FORGET_NEIGHBOUR_S
+from ngp.core.values import UNITS_PER_MSAT
 
 HOST = "198.51.100.1"
 
@@ -61,6 +63,29 @@ def test_a_restart_writes_only_what_the_kernel_does_not_have() -> None:
     for number in range(1, 6):
         sim.up(f"198.51.100.{number}")
     assert sim.passed == passed + 5 * 1000
+
+
+@pytest.mark.parametrize("before", [fx.RevokeContract, fx.ForgetAccount])
+def test_a_death_at_the_end_of_the_last_contract_leaves_no_account_in_the_kernel(
+    before: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim = Sim(settings(contract_time_s=20), settings(sells=False, contract_time_s=20))
+    sim.flow(HOST, 10_000, 2)
+    with monkeypatch.context() as dies:
+
+        def do(node: Node, effect: fx.Effect) -> None:
+            if node is sim.gateway and isinstance(effect, before):
+                raise InterruptedError
+            Sim._do(sim, node, effect)
+
+        dies.setattr(sim, "_do", do)
+        with pytest.raises(InterruptedError):
+            sim.run(60)
+    assert sim.gateway.kernel.accounts
+    sim.crash(sim.gateway)
+    assert not sim.gateway.kernel.accounts
+    sim.flow(HOST, 10_000, 2)
+    assert -1 * UNITS_PER_MSAT <= spare_units(sim) <= 0
 
 
 def test_links_that_are_old_leave_the_ledger_and_the_money_behind_them_stays() -> None:

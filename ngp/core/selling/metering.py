@@ -111,8 +111,10 @@ def count_again(world: World, account: ClientAccount, payment_hash: bytes = b"")
 
 
 def account_counted(world: World, event: AccountCounted) -> None:
-    """Compute the limit anew from what was read."""
-    account = world.client(event.account)
+    """Compute the limit anew from what was read, unless the account was forgotten meanwhile."""
+    account = world.clients.get(event.account)
+    if account is None or not account.kernel.counting:
+        return
     account.kernel.counting -= 1
     for reading in event.readings:
         sale = world.sale(reading.contract)

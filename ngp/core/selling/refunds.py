@@ -190,8 +190,9 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
 
 def counted(world: World, event: AccountCounted) -> None:
     """Pay a refund now that the kernel can't spend its sum any more, if what was carried meanwhile left enough."""
-    account = world.client(event.account)
-    if account.refund.pending is not None and account.refund.pending.payment_hash == event.payment_hash:
+    account = world.clients.get(event.account)
+    pending = account.refund.pending if account is not None else None
+    if account is not None and pending is not None and pending.payment_hash == event.payment_hash:
         _pay_pending(world, account)
 
 
