@@ -76,7 +76,7 @@ def test_an_image_serves_every_head_with_the_same_dependencies(tmp_path: Path) -
     [
         ((), "name a command"),
         (("--suite",), "needs a"),
-        (("--kernels", "6.1", "true"), "no option '--kernels'"),
+        (("--kernels", "6.1", "true"), "unknown option '--kernels'"),
     ],
 )
 @pytest.mark.parametrize("tool", ["fresh-machine", "stock-kernel"])
@@ -92,7 +92,7 @@ def test_a_folder_that_isnt_there_is_refused_before_a_machine_is_made(tmp_path: 
     where = os.environ | {"NGP_MACHINES": str(tmp_path / "machines")}
     words = [TOOLS / "stock-kernel", "--with", tmp_path / "router", "true"]
     done = subprocess.run(words, env=where, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and f"there is no {tmp_path}/router" in done.stderr and list(tmp_path.iterdir()) == []
+    assert done.returncode == 2 and f"{tmp_path}/router doesn't exist" in done.stderr and list(tmp_path.iterdir()) == []
 
 
 def test_the_laboratorys_log_outlives_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
