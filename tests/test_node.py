@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,13 @@ import pytest
 
 from ngp import store
 from ngp.config import parse
-from ngp.core.effects import CancelInvoice, Effect, Persist, TrackPayment
+from ngp.core.effects import CancelInvoice, Effect, GrantContract, Persist, TrackPayment
 from ngp.core.events import BlockNeighbour, Stopping, Tick
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
 from ngp.core.peers import Neighbour
 from ngp.core.records import AccountRecord, CursorRecord
-from ngp.core.values import Check, DesiredNetwork, Now
+from ngp.core.values import Check, DesiredNetwork, Grant, Now
 from ngp.core.world import PaymentNode, World
 from ngp.daemon import checkup, host_watch, main
 from ngp.daemon import node as daemon_node
@@ -60,6 +61,9 @@ class Closed:
 
     def beside(self) -> Closed:
         return Closed()
+
+    async def settled(self) -> None:
+        self.done.append("settled")
 
     def __getattr__(self, name: str) -> Any:
         def note(*_: object, **__: object) -> Sequence[object]:
@@ -211,6 +215,44 @@ def test_a_stop_tries_once_more_what_the_ledger_refused_and_says_what_is_lost(
 
     assert asyncio.run(scenario()).written == written
     assert ("is never charged" in caplog.text) == (not written)
+
+
+class Granting(Noting):
+    """A core that grants a contract whatever happens, as after an accept that waits, or a change of price."""
+
+    def step(self, event: object, now: Now) -> list[Effect]:
+        grant = Grant(bytes(16), 1, Role.SERVER, ip_network("198.51.100.1"), 1500, 60.0)
+        return [*super().step(event, now), GrantContract(grant)]
+
+
+def test_a_daemon_that_stops_reads_what_passed_when_nothing_can_pass_any_more(broken: Node) -> None:
+    order: list[object] = []
+
+    class Kernel(Closed):
+        def grant(self, grants: Sequence[Grant]) -> None:
+            order.extend(("blocked" if one.blocked else "may pass") for one in grants)
+
+        async def settled(self) -> None:
+            order.append("settled")
+
+        def read(self, _contracts: object) -> Sequence[object]:
+            order.append("read")
+            return ()
+
+    async def nothing() -> None:
+        return
+
+    async def scenario() -> None:
+        parts: Any = broken.parts
+        parts.network, parts.gatekeeper = Kernel(), Granting()
+        parts.payment = SimpleNamespace(close=nothing, wait_ready=nothing)
+        post: Any = SimpleNamespace(schedule=lambda: None, close=nothing)
+        node = Node(parts, lambda *_: post)
+        node.tell(Tick())
+        await node.stop()
+
+    asyncio.run(scenario())
+    assert order.index("settled") < order.index("read") and "may pass" not in order
 
 
 def test_what_the_operator_wants_is_stored_when_he_is_told_and_refused_where_it_cant_be(broken: Node) -> None:

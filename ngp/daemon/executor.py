@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -99,6 +99,7 @@ class Executor:
         self._post = post
         self._tell = tell
         self._fail = fail
+        self._blocks_all = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._conditions = WhileItLasts()
 
@@ -108,6 +109,10 @@ class Executor:
         if records:
             durable = any(effect.durable for effect in effects if isinstance(effect, Persist))
             self._ledger.commit(records, durable)
+
+    def block_all(self) -> None:
+        """Block every contract that is granted from now on, as the daemon stops and nobody would charge it."""
+        self._blocks_all = True
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Carry out the effects of a stored batch."""
@@ -165,7 +170,7 @@ class Executor:
                         self._flush(wanted)
                     wanted.limits[effect.limit.account] = effect.limit
                 case GrantContract():
-                    wanted.grants.append(effect.grant)
+                    wanted.grants.append(replace(effect.grant, blocked=effect.grant.blocked or self._blocks_all))
                 case HaltContract():
                     wanted.grants.append(effect.grant)
                     halted.append(effect.grant.contract)

@@ -182,7 +182,7 @@ class Node:
     async def stop(self) -> None:
         """Say good-bye to neighbours, write the last totals, remove everything from the kernel."""
         parts = self.parts
-        self._close_gate()
+        await self._close_gate()
         self._read_now()
         self.tell(Stopping())
         self._drain()
@@ -205,13 +205,16 @@ class Node:
         if self._unstored:
             _log.error("stopped while the ledger can't be written: traffic since its last entry is never charged")
 
-    def _close_gate(self) -> None:
-        """Block our contracts, so that no byte passes after the last reading."""
+    async def _close_gate(self) -> None:
+        """Block our contracts, present and new ones, and wait for packets on their way: none passes after the last
+        reading."""
+        self._executor.block_all()
         world = self.parts.gatekeeper.world
         world.now = self.parts.clock.now()
         running = [contract for contract in world.contracts.values() if contract.running]
         try:
             self.parts.network.grant([world.kernel_grant(contract, blocked=True) for contract in running])
+            await self.parts.network.settled()
         except KernelError as error:
             _log.error("%s", error)
 
