@@ -159,11 +159,11 @@ class Daemon:
             if not ended:
                 raise LabError(f"{self.name}: the daemon doesn't die")
 
-    def stand_still(self) -> None:
+    def suspend(self) -> None:
         """Suspend its process, like a machine that has no processor time for it."""
         self._signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Resume the suspended process."""
         self._signal(signal.SIGCONT)
 

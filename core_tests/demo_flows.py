@@ -31,7 +31,7 @@ MOST_WAITING_BYTES = 65536
 
 
 @dataclass(frozen=True, slots=True)
-class Flown:
+class FlowReport:
     """A flow's report at its end: bytes of payload, and the slowest answer (UDP only), milliseconds."""
 
     sent_bytes: int
@@ -57,13 +57,13 @@ class Flow:
             *(sys.executable, "-I", "-S", __file__, *words), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def end(self) -> Flown:
+    def end(self) -> FlowReport:
         """End the flow and return its report. Raises: AssertionError when it ended by itself."""
         said, _ = self._process.communicate("", timeout=120)
         if not said:
             raise AssertionError(f"the {self.protocol} flow to {self.address} ended by itself: see above")
         answer: dict[str, Any] = json.loads(said)
-        return Flown(answer["sent"], answer["echoed"], answer["slowest_ms"])
+        return FlowReport(answer["sent"], answer["echoed"], answer["slowest_ms"])
 
 
 def probe(host: Host, address: str, port: int, count: int) -> list[float]:

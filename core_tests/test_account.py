@@ -87,7 +87,7 @@ def await_last(trade: Trade, last: traffic.Server) -> None:
     ("count", "stops"), [(5000, 4), pytest.param(20_000, 9, marks=pytest.mark.long)], ids=["briefly", "for long"]
 )
 @pytest.mark.parametrize("stopped", ["gateway", "client"])
-def test_a_daemon_that_stands_still_costs_no_packet(lab: Lab, stopped: str, count: int, stops: int) -> None:
+def test_a_suspended_daemon_costs_no_packet(lab: Lab, stopped: str, count: int, stops: int) -> None:
     """After the first answer the kernel has contract and account, so a daemon may be scheduled late."""
     trade = open_trade(lab)
     net, remote, daemon = trade.net, trade.net.remote(4), trade.gateway if stopped == "gateway" else trade.client
@@ -97,9 +97,9 @@ def test_a_daemon_that_stands_still_costs_no_packet(lab: Lab, stopped: str, coun
     assert traffic.ping(net.client, remote).received == 1
     flow = traffic.start(net.client, "udp-send", remote, PORT, count, PAYLOAD_BYTES, RATE_PPS, 0)
     for _ in range(stops):
-        daemon.stand_still()
+        daemon.suspend()
         time.sleep(STOPPED_S)  # the pause is the subject of the test: there is nothing to await
-        daemon.go_on()
+        daemon.resume()
         time.sleep(STOPPED_S)
     assert flow.wait(120) == 0
     await_until(lambda: sink.received()[0] == count, what="every packet")
@@ -109,7 +109,7 @@ def test_a_daemon_that_stands_still_costs_no_packet(lab: Lab, stopped: str, coun
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize(("paid", "held"), [(False, HELD), (True, HELD_OF_PAID)], ids=["newcomer", "customer"])
-def test_so_many_first_packets_of_a_destination_are_held(lab: Lab, version: int, paid: bool, held: int) -> None:
+def test_a_limited_number_of_first_packets_is_held(lab: Lab, version: int, paid: bool, held: int) -> None:
     """A client that has paid may begin with more packets; both sides compute the same number, and count the same."""
     trade = open_trade(lab)
     if paid:
@@ -118,7 +118,7 @@ def test_so_many_first_packets_of_a_destination_are_held(lab: Lab, version: int,
         assert traffic.ping(trade.net.client, trade.net.remote(4)).received == 1  # both kernels know of it by now
     remote = burst(trade, version)
     sink, last = (traffic.udp_sink(trade.net.internet, remote, port) for port in (PORT, PORT + 1))
-    trade.gateway.go_on()
+    trade.gateway.resume()
     await_until(lambda: sink.received()[0] >= held, what="what was held")
     await_last(trade, last)
     assert sink.received()[0] == held
@@ -135,13 +135,13 @@ def burst(trade: Trade, version: int) -> str:
     for number in range(2, 20):
         remote = trade.net.remote(version, number)
         with client.socket_inside(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock:
-            trade.gateway.stand_still()
+            trade.gateway.suspend()
             began = time.monotonic()
             for _ in range(TOO_MANY):
                 sock.sendto(bytes(PAYLOAD_BYTES), (remote, PORT))
             if time.monotonic() - began < WINDOW_S / 2:
                 return remote
-            trade.gateway.go_on()
+            trade.gateway.resume()
     raise AssertionError("no time to send a hundred packets in half a second")
 
 

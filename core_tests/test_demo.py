@@ -195,7 +195,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize("words", [("--seconds", "1"), ("--seconds", "nan"), ("--frobnicate",)])
-def test_usage_is_told(words: tuple[str, ...]) -> None:
+def test_wrong_usage_is_reported(words: tuple[str, ...]) -> None:
     done = run(demo(*words), timeout_s=120, environment={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2
     assert words[0] in done.stderr

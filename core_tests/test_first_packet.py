@@ -65,7 +65,7 @@ def test_counter_offers_meet_in_the_middle(lab: Lab) -> None:
     trade.assert_books_agree()
 
 
-def test_a_refused_destination_is_told_and_costs_nothing_for_a_while(lab: Lab) -> None:
+def test_a_refusal_is_reported_and_costs_nothing_for_a_while(lab: Lab) -> None:
     trade = open_trade(lab, {"SELL_PRICE": "8 msat", "SELL_PRICE_MIN": "7 msat"}, {"BUY_PRICE_MAX": "6 msat"})
     net = trade.net
     for version in VERSIONS:

@@ -80,7 +80,7 @@ def kill_at(made: LightningTrade, stage: Stage, step: Step, victim: str, settle:
     stage.reach(step)
     paid = int(made.trade.earned()["paid_msat"])
     who.kill9()
-    stage.let_go()
+    stage.release()
     time.sleep(random.uniform(0.0, 0.3))
     who.start()
     stage.end_held(settle)

@@ -99,7 +99,7 @@ def test_tcp_echo_answers(lab: Lab) -> None:
     assert net.client.sh("bash", "-c", talk) == "hello\n"
 
 
-def test_a_small_mtu_is_told_to_the_sender(lab: Lab) -> None:
+def test_a_small_mtu_is_reported_to_the_sender(lab: Lab) -> None:
     net = three_hosts(lab, wan_mtu=1300)
     for address in (net.remote(4), net.remote(6)):
         done = net.client.run("ping", "-n", "-c", "2", "-i", "0.2", "-M", "do", "-s", "1400", "-W", "20", address)
@@ -138,7 +138,7 @@ def test_a_failed_command_is_named_with_its_words(lab: Lab) -> None:
         await_until(lambda: 0, timeout_s=0.1, what="never so")
 
 
-def test_dump_tells_of_every_host_and_its_log(lab: Lab) -> None:
+def test_dump_shows_every_host_and_its_log(lab: Lab) -> None:
     net = three_hosts(lab)
     daemon = net.gateway.daemon({"MESH_INTERFACES": "mesh0"}, start=False)
     (daemon.folder / "log").write_text("what the daemon said\n")

@@ -199,7 +199,7 @@ def pay_some(made: LightningTrade) -> int:
 
 @pytest.mark.long
 @pytest.mark.timeout(3 * 3600)
-def test_whoever_is_killed_while_payments_run_nothing_is_paid_twice_or_lost(
+def test_kills_during_payments_pay_nothing_twice_and_lose_nothing(
     lab: Lab, pytestconfig: pytest.Config
 ) -> None:
     rounds = int(pytestconfig.getoption("--rounds"))

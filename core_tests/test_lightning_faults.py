@@ -82,7 +82,7 @@ def await_paid(daemon: Daemon) -> None:
     await_until(lambda: paid_msat(daemon) > before, BACK_S, f"a payment on {daemon.name}")
 
 
-def test_a_payment_that_never_settles_holds_up_itself_alone(made: LightningTrade) -> None:
+def test_a_payment_that_never_settles_delays_only_itself(made: LightningTrade) -> None:
     trade, relay = made.trade, made.relays["gateway"]
     before = set(booked(trade.client))
     with flow(made):
@@ -117,7 +117,7 @@ def assert_another_is_served(made: LightningTrade) -> None:
     other.stop()
 
 
-def test_invoices_that_mean_ill_are_refused_and_nothing_is_paid(made: LightningTrade) -> None:
+def test_bad_invoices_are_refused_and_nothing_is_paid(made: LightningTrade) -> None:
     client, net = made.trade.client, made.trade.net
     crowd = Crowd(net.clients[2], net.client)
     try:

@@ -73,7 +73,7 @@ def test_reload_takes_a_good_file_and_refuses_a_bad_one(lab: Lab) -> None:
     trade.assert_books_agree()
 
 
-def test_a_start_says_what_check_says_and_a_check_what_the_start_would_fail_for(lab: Lab) -> None:
+def test_start_and_check_report_the_same_problems(lab: Lab) -> None:
     host = lab.host("gateway")
     host.ip("link", "add", "mesh0", "type", "veth", "peer", "name", "far0")
     host.ip("link", "set", "mesh0", "up")
@@ -138,7 +138,7 @@ def test_a_gateway_with_another_mac_is_not_disputed_and_sells_on(lab: Lab) -> No
     await_until(lambda: answered(trade, 2, wait_s=1) and answered(trade, 1, wait_s=1), what="new contracts")
 
 
-def test_money_by_hand_and_back(lab: Lab) -> None:
+def test_manual_payments_and_refunds(lab: Lab) -> None:
     trade = open_trade(lab, both={"CONTRACT_TIME": 3, "TIME_RENEWAL": 0, "DATA_RENEWAL": 0})
     assert trade.gateway.cli("server", "test").stdout == "Test OK\n"
     assert answered(trade)

@@ -31,7 +31,7 @@ def cable(lab: Lab, near: Host, far: Host, net: int, names: tuple[str, str]) -> 
     near.route("::/0", via=far.address(names[1], 6))
 
 
-def way_back(router: Host, net: int, via: Host, interface: str) -> None:
+def add_route_back(router: Host, net: int, via: Host, interface: str) -> None:
     """Give a router a route to a network."""
     router.route(f"10.77.{net}.0/24", via=via.address(interface, 4))
     router.route(f"2001:db8:{net}::/64", via=via.address(interface, 6))
@@ -73,7 +73,7 @@ class Line:
             (self.internet, self.c, (1, 2, 3)),
         ):
             for net in nets:
-                way_back(router, net, below, "north")
+                add_route_back(router, net, below, "north")
         if masquerade:
             for router in (self.a, self.c):
                 router.masquerade("north")
@@ -117,7 +117,7 @@ class Star:
             outer, inner = 1 + 2 * number, 2 + 2 * number
             cable(lab, router, self.hub, outer, ("north", f"south{number}"))
             cable(lab, household, router, inner, ("north", "south"))
-            way_back(self.hub, inner, router, "north")
+            add_route_back(self.hub, inner, router, "north")
         lab.await_carriers()
         hosts = (*self.routers, self.hub)
         self.daemons = tuple(
@@ -128,7 +128,7 @@ class Star:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_who_visits_pays_and_who_is_visited_does_not(lab: Lab, version: int) -> None:
+def test_a_visiting_household_pays_and_the_visited_one_does_not(lab: Lab, version: int) -> None:
     """Every router sells and buys. Both ends are customers of the hub, which once charged each for both directions."""
     star = Star(lab)
     a, b, hub = star.daemons
@@ -151,9 +151,9 @@ def test_answers_that_come_by_the_other_of_two_links_are_carried_and_billed(lab:
     cable(lab, client, gateway, 1, ("north1", "south1"))
     lab.link(End(client, "north2", *addresses(2, 2)), End(gateway, "south2", *addresses(2, 1)))
     cable(lab, household, client, 3, ("north", "south"))
-    way_back(gateway, 3, client, "north2")
+    add_route_back(gateway, 3, client, "north2")
     for net in (1, 2, 3):
-        way_back(internet, net, gateway, "north")
+        add_route_back(internet, net, gateway, "north")
     internet.owns(REMOTE_NET[version])
     lab.await_carriers()
     seller, buyer = gateway.daemon({"MESH_INTERFACES": "south*"}), client.daemon({"MESH_INTERFACES": "north*"})

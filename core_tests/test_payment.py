@@ -105,7 +105,7 @@ def test_grace_costs_no_more_money_than_its_data_at_the_first_contracts_price(la
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_without_grace_nothing_is_sold_to_who_has_not_paid(lab: Lab, version: int) -> None:
+def test_without_grace_nothing_is_sold_before_a_payment(lab: Lab, version: int) -> None:
     trade = open_trade(lab, {"GRACE_DATA": 0}, penniless=True)
     net = trade.net
     at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")

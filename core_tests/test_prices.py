@@ -25,7 +25,7 @@ def test_a_prefix_is_one_contract_for_all_its_hosts(lab: Lab) -> None:
     assert sorted(map(used, sold)) == [3 * 2 * 84, 3 * 2 * 104]
 
 
-def test_a_route_behind_another_router_is_sold_whole_and_a_dearer_part_apart(lab: Lab) -> None:
+def test_a_route_behind_another_router_is_sold_whole_and_an_expensive_part_separately(lab: Lab) -> None:
     dear = "198.51.100.128/25"
     trade = open_trade(
         lab, {"PRICES": [{"prefix": dear, "sell": "4 msat"}], "SELL_PRICE": "3 msat", "SELL_PRICE_MIN": "3 msat"},
@@ -36,7 +36,7 @@ def test_a_route_behind_another_router_is_sold_whole_and_a_dearer_part_apart(lab
     assert prices == {"198.51.100.1/32": 3, dear: 4, REMOTE_NETS[1]: 3}
 
 
-def test_free_destinations_cost_nothing_and_nothing_more_than_what_they_say(lab: Lab) -> None:
+def test_only_free_destinations_cost_nothing(lab: Lab) -> None:
     name_server, whole_host = "198.51.100.53", "2001:db8:ffff::35"
     trade = open_trade(lab, both={"FREE_DESTINATIONS": [f"{name_server} udp 53", whole_host]})
     net = trade.net

@@ -49,7 +49,7 @@ def kill_both(trade: Trade) -> tuple[int, int]:
     return before
 
 
-def test_what_was_carried_without_a_daemon_is_charged_to_the_byte(lab: Lab) -> None:
+def test_traffic_without_a_daemon_is_charged_to_the_byte(lab: Lab) -> None:
     trade = open_trade(lab, {**GATEWAY, "WHEN_STOPPED": "closed"})
     sold, bought = kill_both(trade)
     balance = trade.earned()["balance_msat"]
@@ -71,7 +71,7 @@ def test_what_was_carried_without_a_daemon_is_charged_to_the_byte(lab: Lab) -> N
 
 
 @pytest.mark.parametrize("spoiled", ["full", "gone"])
-def test_what_no_ledger_takes_is_said_to_be_lost_and_nothing_stays(lab: Lab, spoiled: str) -> None:
+def test_traffic_that_no_ledger_records_is_reported_as_lost_and_nothing_stays(lab: Lab, spoiled: str) -> None:
     trade = open_on_small_disk(lab)
     kill_both(trade)
     state = trade.gateway.state_dir

@@ -133,7 +133,7 @@ class Relay:
         told.put({"error": "the relay has ended; see relay.log beside the node's data"})
 
 
-class _Between(grpc.GenericRpcHandler):
+class _RelayedCalls(grpc.GenericRpcHandler):
     """The relay itself: it forwards every call as bytes."""
 
     def __init__(self, node: grpc.aio.Channel, macaroon: Path) -> None:
@@ -287,14 +287,14 @@ async def main(lnddir: str, node: str, address: str, macaroon: str) -> None:
     certificate, key = (Path(lnddir, name).read_bytes() for name in ("tls.cert", "tls.key"))
     quick = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
     channel = grpc.aio.secure_channel(node, grpc.ssl_channel_credentials(certificate), options=quick)
-    between = _Between(channel, Path(macaroon))
-    server = grpc.aio.server(handlers=(between,))
+    relayed = _RelayedCalls(channel, Path(macaroon))
+    server = grpc.aio.server(handlers=(relayed,))
     server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
     await server.start()
     _tell(ready=True)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        between._spawn(between.obey(json.loads(line)))
+        relayed._spawn(relayed.obey(json.loads(line)))
     await server.stop(0)
 
 

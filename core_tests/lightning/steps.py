@@ -86,7 +86,7 @@ class Stage:
                 self._await_booked(self.trade.gateway, paid, "settled")
             case Step.PROVEN:
                 paid = self._settle()
-                self._close_ears(True)
+                self._cut_off(True)
                 self._buyer.go()
                 self._await_booked(self.trade.client, paid, "succeeded")
             case Step.CREDITED:
@@ -96,9 +96,9 @@ class Stage:
                 before = self._charged_msat()
                 await_until(lambda: self._charged_msat() > before, REACHED_S, "bytes that are charged")
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Let everything that was stopped go on; a payment between the nodes stays there."""
-        self._close_ears(False)
+        self._cut_off(False)
         self._seller.hold_invoices(False)
         self._seller.go()
         self._buyer.go()
@@ -134,7 +134,7 @@ class Stage:
     def _charged_msat(self) -> int:
         return sum(int(row["charged_msat"]) for row in self.trade.sold())
 
-    def _close_ears(self, wanted: bool) -> None:
+    def _cut_off(self, wanted: bool) -> None:
         """Cut off the gateway's daemon from its neighbours, or reconnect it."""
         if wanted != self._deaf:
             self.trade.net.gateway.sh("iptables", "-I" if wanted else "-D", *DEAF)
