@@ -91,7 +91,7 @@ def test_another_node_than_the_expected_one_is_missing_as_the_start_would_refuse
     [
         ("none", "set LND_MACAROON", True),
         ("shown", "chmod 600", False),
-        ("gone", "is not there: bake one", True),
+        ("gone", "doesn't exist: bake one", True),
         ("folder", "can't be read", False),
         ("empty", "bake one", True),
     ],

@@ -1,10 +1,10 @@
-"""LND: real Lightning, through the node that the operator has.
+"""LND: real Lightning, through the operator's node.
 
-What is paid once is paid once: LND keeps a payment under its hash, so the hash is what we ask by. Every doubt (a broken
-connection, a timeout, an answer that we don't understand) is resolved by TrackPaymentV2, and until that has spoken the
-payment is PENDING. Settlements come from SubscribeInvoices behind the settle index that the ledger knows; index 0 means
-"no backlog" to LND, so what was settled first of all is looked up, and the stream begins behind that. An index that the
-node hasn't reached means silence up to it, so that is looked up as well.
+Nothing is paid twice: LND keeps each payment under its hash, and we ask for it by this hash. After a broken connection,
+a timeout, or an answer that we don't understand, TrackPaymentV2 gives the outcome, and until then the payment is
+PENDING. Settlements come from SubscribeInvoices, after the settle index in the ledger. For LND index 0 means "no
+backlog", so then we look up the very first settlement, and the stream begins after that. For an index that the node
+hasn't reached LND would stay silent until it does, so this is checked too.
 
 Source: https://lightning.engineering/api-docs/api/lnd/
 """
@@ -43,11 +43,11 @@ from ngp.ports import (
 )
 from ngp.remembered_node import RememberedNode
 
-# LND's smallest HTLC unless its operator says otherwise (bitcoin.minhtlc).
+# LND's default for the smallest HTLC (bitcoin.minhtlc).
 LEAST_AMOUNT_MSAT = 1_000
 STARTING_POLL_S = 0.5
-PAGE = 200  # invoices or payments of one answer: about 1 MB
-# As long as nothing was ever settled, the invoices are listed this often, besides when LND tells of one.
+PAGE = 200  # invoices or payments per answer: about 1 MB
+# As long as nothing was ever settled, invoices are listed at this interval, and whenever LND reports one.
 LOOK_AGAIN_S = 15.0
 _FIRST_ANSWER_S = 10.0
 _LEAST_ATTEMPT_S = 1
@@ -59,7 +59,7 @@ _STATES = {
     pb.Invoice.CANCELED: InvoiceState.CANCELLED,
 }
 _REASONS = {
-    pb.FAILURE_REASON_TIMEOUT: "no way found in time",
+    pb.FAILURE_REASON_TIMEOUT: "no route found in time",
     pb.FAILURE_REASON_NO_ROUTE: "no route within the fee limit",
     pb.FAILURE_REASON_ERROR: "an error within LND; see its log",
     pb.FAILURE_REASON_INCORRECT_PAYMENT_DETAILS: "the payee refused: unknown hash, other amount, or expired",
@@ -72,7 +72,7 @@ class LndPayment(LndUpkeep):
     """An LND node; implements `ngp.ports.Payment`, and by its base `ChannelManager` and `TowerManager`.
 
     Args:
-        state_dir: holds a pasted lndconnect URI, and what we know of the node for when it is down.
+        state_dir: has a pasted lndconnect URI, and the file on the node that is read while the node is down.
         options: LND_CONNECT, or LND_HOST, LND_CERT and LND_MACAROON.
     """
 
@@ -87,7 +87,7 @@ class LndPayment(LndUpkeep):
     # --- the node -----------------------------------------------------------------------------------------------------
 
     async def wait_ready(self) -> None:
-        """Return when LND serves; waits while it starts, raises with a remedy when it is locked or away."""
+        """Return when LND can be used. Waits while it starts; raises with a remedy if it is locked or away."""
         while True:
             state = (await self._client.call(client.GET_STATE, pb.GetStateRequest())).state
             if state == pb.SERVER_ACTIVE:
@@ -100,7 +100,7 @@ class LndPayment(LndUpkeep):
         await self._ask_info()
 
     async def info(self) -> PaymentInfo:
-        """Return the node's key and network: as it says, or said last while it can't be asked.
+        """Return the node's key and network; while the node is down, those that it reported last.
 
         A gateway with running contracts must be able to start while its node is down.
         """
@@ -114,7 +114,7 @@ class LndPayment(LndUpkeep):
             return known
 
     async def confirm_node(self) -> None:
-        """Raise where another node answers in place of the one in use, or none."""
+        """Raise PaymentError if no node answers, or another one than the node in use."""
         await self._ask_info()
 
     async def _ask_info(self) -> PaymentInfo:
@@ -126,19 +126,19 @@ class LndPayment(LndUpkeep):
         return self._info
 
     def capabilities(self) -> PaymentCapabilities:
-        """Say that money is real on mainnet, and that LND itself tells of settlements."""
+        """Return that money is real on mainnet, and that LND itself reports settlements."""
         real = self._info is None or self._info.network == "mainnet"
         return PaymentCapabilities(real_money=real, settles_by_proof=False, least_amount_msat=LEAST_AMOUNT_MSAT)
 
     async def check(self, spends: bool) -> list[Check]:
-        """Say whether the macaroon allows what is needed, and what more; asks the file, not the node."""
+        """Check that the macaroon has the rights that we need, and no more; reads the file, doesn't ask the node."""
         methods = macaroon.needed(spends)
         line = f"{macaroon.bake_line([*methods, *client.TO_TELL])}; chmod 600 ngp.macaroon"  # lncli leaves it 0644
         try:
             given = self._client.macaroon()
         except NoMacaroonError as error:
             return [Check(_RIGHTS, False, str(error), line)]
-        except ConfigError as error:  # it says itself what mends it
+        except ConfigError as error:  # the error has its own remedy
             return [Check(_RIGHTS, False, str(error))]
         try:
             rights = macaroon.read(given)
@@ -147,16 +147,16 @@ class LndPayment(LndUpkeep):
         if missing := rights.missing(methods):
             return [Check(_RIGHTS, False, f"does not allow {', '.join(missing)}", line)]
         if beyond := rights.beyond([*methods, *client.TO_TELL]):
-            found = f"allows more than is needed: {', '.join(beyond)}; whoever gets hold of it can do all that"
+            found = f"allows more than is needed: {', '.join(beyond)}; anyone who gets hold of it can do all that"
             return [Check(_RIGHTS, True, found, line)]
         if untold := rights.missing(client.TO_TELL):
-            found = f"allows what is needed, but not {', '.join(untold)}: channels and watchtowers are seen in part"
+            found = f"allows what is needed, but not {', '.join(untold)}: channels and watchtowers are shown in part"
             return [Check(_RIGHTS, True, found, line)]
         limits = f", within {rights.caveats} further conditions" if rights.caveats else ""
         return [Check(_RIGHTS, True, f"allows what is needed{limits}")]
 
     async def balance_msat(self) -> int:
-        """Return what the channels hold on our side."""
+        """Return our balance in the channels."""
         answer = await self._client.call(client.CHANNEL_BALANCE, pb.ChannelBalanceRequest())
         return answer.local_balance.msat
 
@@ -165,11 +165,11 @@ class LndPayment(LndUpkeep):
         return (await self._client.call(client.SIGN_MESSAGE, pb.SignMessageRequest(msg=message))).signature
 
     def verify(self, message: bytes, signature: str) -> str | None:
-        """Return the public key that signed, or None; needs no node, since the key is in the signature."""
+        """Return the public key that signed, or None; doesn't ask the node, as the signature reveals the key."""
         return node_key.signer(message, signature)
 
     async def close(self) -> None:
-        """Let go of the connection; what is on its way goes on at the node. Safe to call twice."""
+        """Close the connection; payments on their way go on at the node. Safe to call twice."""
         await self._client.close()
 
     # --- receiving ----------------------------------------------------------------------------------------------------
@@ -177,14 +177,14 @@ class LndPayment(LndUpkeep):
     async def create_invoice(
         self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
     ) -> NewInvoice:
-        """Make an invoice, with hints of the way through private channels.
+        """Make an invoice, with routing hints for private channels.
 
         Args:
             amount_msat: at least 1.
-            memo: the payer reads it.
-            expiry_s: seconds until it lapses.
+            memo: shown to the payer.
+            expiry_s: seconds until it expires.
             preimage: 32 bytes, or None for a random one.
-            hold: a payment of it waits until `settle_invoice` or `cancel_invoice`.
+            hold: its payment waits until `settle_invoice` or `cancel_invoice`.
         """
         preimage = preimage or secrets.token_bytes(32)
         if len(preimage) != 32:
@@ -201,7 +201,7 @@ class LndPayment(LndUpkeep):
         return NewInvoice(bolt11, payment_hash, amount_msat, expiry_s)
 
     async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState:
-        """Return the state of an invoice of ours. Raises PaymentError for one that isn't."""
+        """Return the state of an invoice of ours. Raises PaymentError for any other."""
         found = await self._client.call(client.LOOKUP_INVOICE, pb.PaymentHash(r_hash=payment_hash))
         return _STATES[found.state]
 
@@ -214,9 +214,10 @@ class LndPayment(LndUpkeep):
                 raise
 
     async def cancel_invoice(self, payment_hash: bytes) -> None:
-        """Cancel an invoice that isn't paid; one that is held goes back to its payer.
+        """Cancel an invoice that isn't paid; a held payment goes back to its payer.
 
-        One that LND doesn't know takes no money: it deletes what is cancelled or expired (gc-canceled-invoices-...).
+        LND may have deleted a cancelled or expired invoice (gc-canceled-invoices-...), and accepts no payment of an
+        unknown one. So that counts as cancelled.
         """
         try:
             await self._client.call(client.CANCEL_INVOICE, pb.CancelInvoiceMsg(payment_hash=payment_hash))
@@ -225,10 +226,10 @@ class LndPayment(LndUpkeep):
                 raise
 
     async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
-        """Yield what was settled behind the cursor, LND's settle index, in its order; raises when LND goes away.
+        """Yield the settlements after the cursor (LND's settle index), in order; raises when LND goes away.
 
-        A node that was restored, or another one, counts anew and tells nothing up to the cursor: it is read from the
-        beginning, and what it tells has lower cursors.
+        A restored node, or another one, counts from the beginning, and would report nothing until it reaches the
+        cursor. So all its settlements are read, and their cursors are lower.
         """
         if cursor and not await self._has_settled(cursor):
             cursor = 0
@@ -244,9 +245,9 @@ class LndPayment(LndUpkeep):
                 yield _settlement(told)
 
     async def _first_settlement(self) -> Settlement | None:
-        """Find what was settled first, behind which LND itself tells of all else; None where nothing was settled yet.
+        """Find the very first settlement, after which LND reports all others; None if nothing was settled yet.
 
-        A node may have a hundred thousand invoices: they are asked for by the page, and no page is kept.
+        A node may have 100,000 invoices, so they are read page by page, and no page is kept.
         """
         offset, found = 0, None
         while True:
@@ -260,9 +261,9 @@ class LndPayment(LndUpkeep):
             offset = page.last_index_offset
 
     async def _wait_for_first(self) -> bool:
-        """Wait until something may have been settled, and should be looked for; False: LND ended the stream.
+        """Wait until an invoice may have been settled and it is time to look; False if LND ended the stream.
 
-        What it tells here isn't taken from it: something else may have been settled before LND took our subscription.
+        The settlement in the stream isn't used: another one may have come before LND accepted our subscription.
         """
         asked = pb.InvoiceSubscription(settle_index=0)
         try:
@@ -276,8 +277,8 @@ class LndPayment(LndUpkeep):
         return False
 
     async def _has_settled(self, cursor: int) -> bool:
-        """Say whether the node has come as far as the cursor; one that has shows it among its last invoices."""
-        offset = 0  # the end
+        """Say whether the node has reached the cursor: then its last invoices show a settle index at least as high."""
+        offset = 0  # from the end
         while True:
             asked = pb.ListInvoiceRequest(index_offset=offset, num_max_invoices=PAGE, reversed=True)
             page = await self._client.call(client.LIST_INVOICES, asked)
@@ -290,19 +291,19 @@ class LndPayment(LndUpkeep):
     # --- paying -------------------------------------------------------------------------------------------------------
 
     def decode(self, bolt11: str) -> DecodedInvoice:
-        """Parse an invoice and check its signature; hostile input. Raises PeerError(`invoice`)."""
+        """Parse an invoice and check its signature; the input may be hostile. Raises PeerError(`invoice`)."""
         return invoice.read(bolt11).decoded(int(time.time()))
 
     async def pay(
         self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
     ) -> PaymentOutcome:
-        """Pay once; a second call for the same hash follows the first.
+        """Pay an invoice once; a second call for the same hash follows the first.
 
         Args:
             bolt11: an invoice with an amount.
-            fee_limit_msat: the most that routing may cost; over a direct channel nothing is paid for it.
-            timeout_s: how long LND may try, and we wait; PENDING is answered after it, and the payment goes on.
-            via_peer: key of a peer whose channel is to be used while it has the balance.
+            fee_limit_msat: the most that routing may cost; a direct channel costs nothing.
+            timeout_s: how long LND may try, and we wait; after that we return PENDING, and the payment goes on.
+            via_peer: key of a peer whose channel is used if it has the balance.
         """
         try:
             decoded = self.decode(bolt11)
@@ -325,10 +326,10 @@ class LndPayment(LndUpkeep):
             return await self._after_refusal(decoded.payment_hash, error, timeout_s)
 
     async def _after_refusal(self, payment_hash: bytes, error: LndError, timeout_s: float) -> PaymentOutcome:
-        """Say what became of a payment that LND would not begin: it has begun before, or it never will.
+        """Return the outcome of a payment that LND refused to start: an earlier call started it, or none ever will.
 
-        A call for which the macaroon lacks the right is refused before it is looked at; where it doesn't allow to ask
-        for the payment either, nothing but this call could have begun it: the core orders each payment once.
+        If the macaroon lacks the right to pay, LND refuses without looking at the payment. If it also lacks the right
+        to ask for the payment, no earlier call can have started it either: the core orders each payment once.
         """
         try:
             outcome = await self._track(payment_hash, timeout_s)
@@ -342,12 +343,12 @@ class LndPayment(LndUpkeep):
         return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=reason)
 
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
-        """Say what became of a payment; FAILED with reason `unknown` when LND never heard of it."""
+        """Return a payment's outcome; FAILED with reason `unknown` if LND doesn't know it."""
         outcome = await self._track(payment_hash, 0.0)
         return outcome or PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
 
     async def _track(self, payment_hash: bytes, timeout_s: float) -> PaymentOutcome | None:
-        """Follow a payment for a while; None when LND never heard of it."""
+        """Follow a payment for a while; None if LND doesn't know it."""
         ask = pb.TrackPaymentRequest(payment_hash=payment_hash, no_inflight_updates=timeout_s > 0)
         try:
             return await self._outcome(self._client.stream(client.TRACK_PAYMENT, ask), payment_hash, timeout_s)
@@ -358,7 +359,7 @@ class LndPayment(LndUpkeep):
 
     @staticmethod
     async def _outcome(stream: AsyncIterator[pb.Payment], payment_hash: bytes, timeout_s: float) -> PaymentOutcome:
-        """Read a payment's stream to its end; with no time given, to the first thing that it says."""
+        """Read a payment's stream to its end; with a timeout of 0 only to its first message."""
         try:
             async with asyncio.timeout(timeout_s or _FIRST_ANSWER_S):
                 async for told in stream:
@@ -375,7 +376,7 @@ class LndPayment(LndUpkeep):
         return PaymentOutcome(payment_hash, PaymentStatus.PENDING)
 
     async def _direct(self, peer: str | None, amount_msat: int) -> list[int]:
-        """Return the active channels with a peer that can carry an amount; none: LND finds a way."""
+        """Return the active channels with a peer that can carry an amount; if there is none, LND finds a route."""
         if peer is None:
             return []
         ask = pb.ListChannelsRequest(active_only=True, peer=key_bytes(peer))
@@ -384,5 +385,5 @@ class LndPayment(LndUpkeep):
 
 
 def _settlement(told: pb.Invoice) -> Settlement:
-    """What counts is what was paid: BOLT 4 permits a payer to pay up to twice the amount."""
+    """Return a settlement with the amount that was paid: BOLT 4 lets a payer pay up to twice the invoice's amount."""
     return Settlement(told.settle_index, told.r_hash, told.amt_paid_msat)

@@ -1,7 +1,7 @@
-"""Certificate: why the one that LND shows isn't taken, found out by looking at it, and what to do.
+"""Certificate: finds out why LND's certificate was refused, and what to do.
 
-gRPC only says that it wasn't. A node's own certificate runs out after 14 months, a clock may be wrong, and some nodes
-have one that an authority signed, for a name that isn't the one in LND_HOST.
+gRPC only reports that it was refused. A node's own certificate expires after 14 months, a clock may be wrong, and some
+nodes have a certificate signed by an authority, for another name than the one in LND_HOST.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _GIVE = "set LND_CERT to its tls.cert, or paste a new URI"
 
 
 def is_at_fault(detail: str) -> bool:
-    """Say whether gRPC's words (BoringSSL's) mean that the certificate wasn't taken."""
+    """Say whether gRPC's text (from BoringSSL) means that the certificate was refused."""
     lower = detail.lower()
     return "certificate_verify_failed" in lower or "hostname verification" in lower
 
 
 async def shown_at(target: str) -> x509.Certificate | None:
-    """Return the certificate that is shown at `host:port`, whosever it is; None where none can be had."""
+    """Return the certificate shown at `host:port`, valid or not; None if there is none."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is told to it, and nothing believed
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # we send it nothing, and believe nothing
     context.set_alpn_protocols(["h2"])
     with suppress(OSError, TimeoutError, ValueError):
         host, port = split_host_port(target)
@@ -44,11 +44,11 @@ async def shown_at(target: str) -> x509.Certificate | None:
 
 
 def readable(der: bytes) -> x509.Certificate | None:
-    """Return a certificate if all that is told of it can be read; a stranger may show it, and it is parsed late."""
+    """Return a certificate if all fields that we need can be read: a stranger may have made it, and parsing is lazy."""
     try:
         found = x509.load_der_x509_certificate(der)
         names_in(found), found.subject, found.issuer, found.not_valid_before_utc, found.not_valid_after_utc
-    except Exception:  # ValueError, and several of the library's own
+    except Exception:  # ValueError, and several types of the library
         return None
     return found
 
@@ -57,8 +57,8 @@ def why_refused(connection: Connection, shown: x509.Certificate | None, detail: 
     """Say what is wrong with a certificate, and what to do.
 
     Args:
-        shown: by the node; None if it couldn't be had again.
-        detail: gRPC's words.
+        shown: the node's certificate; None if it couldn't be read again.
+        detail: gRPC's text.
         now: UTC.
     """
     trusted = x509.load_pem_x509_certificates(connection.certificate) if connection.certificate else []
@@ -68,38 +68,38 @@ def why_refused(connection: Connection, shown: x509.Certificate | None, detail: 
         return f"{begins} that {said}" if whose is shown else f"the certificate of {known_from} {said}"
     if "hostname verification" in detail.lower() and shown is not None and shown in trusted:
         name = _printable(common_name(shown) or "")
-        instead = f"write the name that it has, {name}, in {connection.target_from}, or " if name else ""
+        instead = f"write the name in it, {name}, in {connection.target_from}, or " if name else ""
         return (
-            f"{begins} that names no host and is marked as an authority's, which others may have been signed by: "
-            f"{instead}have LND make its own (move its tls.cert and tls.key away, restart it), then {_GIVE}"
+            f"{begins} that names no host and is marked as an authority's, so it may have signed others too: "
+            f"{instead}let LND make its own (move its tls.cert and tls.key away, restart it), then {_GIVE}"
         )
     if "hostname verification" in detail.lower():
         names = _printable(", ".join(names_in(shown))) if shown else ""
         return (
-            f"{begins} for {names or 'other names'}, and is reached by another one: write a name that it has in "
+            f"{begins} for {names or 'other names'}, but ngp reaches it by another name: write one of these names in "
             f"{connection.target_from}, or set LND_CERT to that certificate itself instead of its authority's"
         )
     if shown is not None and shown.issuer != shown.subject and shown not in trusted:
         return (
-            f"{begins} that is signed by {_printable(shown.issuer.rfc4514_string())}, which {known_from} doesn't hold: "
-            "set LND_CERT to the certificate of that authority (with those between, if the node doesn't send them), "
-            "or to the node's own"
+            f"{begins} that is signed by {_printable(shown.issuer.rfc4514_string())}, which isn't in {known_from}: "
+            "set LND_CERT to the certificate of that authority (with the intermediate ones, if the node doesn't send "
+            "them), or to the node's own"
         )
     if trusted:
         return (
-            f"LND at {connection.target} shows another certificate than the one we know from {known_from}: if LND has "
-            f"made a new one, {_GIVE}"
+            f"LND at {connection.target} shows another certificate than the one in {known_from}: if LND has made a new "
+            f"one, {_GIVE}"
         )
     return (
-        f"{begins} that this system doesn't trust, and {known_from} names no other: set LND_CERT to its tls.cert, or "
-        "paste a URI that holds it"
+        f"{begins} that this system doesn't trust, and {known_from} has none: set LND_CERT to its tls.cert, or "
+        "paste a URI that has it"
     )
 
 
 def _untimely(
     shown: x509.Certificate | None, trusted: Sequence[x509.Certificate], detail: str, now: datetime
 ) -> tuple[x509.Certificate, str] | None:
-    """Find the certificate that isn't valid now, and say so; None where that isn't the trouble."""
+    """Return the certificate that isn't valid now, and the text about it; None if the dates aren't the problem."""
     for one in (*([shown] if shown else []), *trusted):
         if one.not_valid_after_utc < now and "expired" in detail.lower():
             own = one.issuer == one.subject
@@ -107,7 +107,7 @@ def _untimely(
             return one, f"expired on {_day(one.not_valid_after_utc)} (by our clock it is {_day(now)}): {how}"
         if one.not_valid_before_utc > now and "not yet valid" in detail.lower():
             begins = _day(one.not_valid_before_utc)
-            clocks = "set the clock that is wrong; if it was the node's, have LND make a new one"
+            clocks = "set the clock that is wrong; if it was the node's, let LND make a new certificate"
             return one, f"is valid from {begins} only (by our clock it is {_day(now)}): {clocks}"
     return None
 

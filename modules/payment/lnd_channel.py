@@ -1,4 +1,4 @@
-"""LND's channels as the core knows them: whose is what, and what may be sent by either end now."""
+"""LND's channels as values of the core: both balances, and what each end may send now."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from ngp.modules.payment import lnd_pb2 as pb
 from ngp.ports import Channel, ChannelEnd, ChannelState
 
 HTLC_WEIGHT = 172
-"""BOLT 3: of one more output in the commitment transaction."""
+"""BOLT 3: weight of one more output in the commitment transaction."""
 WEIGHT_MARGIN = 16
-"""LND reckons with the commitment's largest weight, and lists that of the transaction as it is."""
+"""LND calculates with the commitment's largest weight, but lists the transaction's actual weight."""
 
 
 USUAL_LEAST_MSAT = 1_000
-"""LND's smallest HTLC unless its operator says otherwise (bitcoin.minhtlcout)."""
+"""LND's default for the smallest HTLC (bitcoin.minhtlcout)."""
 
 
 def channel(told: pb.Channel, policies: pb.ChannelEdge | None = None) -> Channel:
     """Read one of the channels that LND lists.
 
     Args:
-        policies: what both ends announced, the smallest and largest payment that they send; none of it need be known.
+        policies: the smallest and largest payments that both ends announced; each may be unknown.
     """
     ours = theirs = pb.RoutingPolicy()
     if policies is not None:
@@ -70,10 +70,10 @@ def _unready(told: pb.PendingChannelsResponse.PendingChannel, state: ChannelStat
 
 
 def _end(told: pb.Channel, policy: pb.RoutingPolicy, ours: bool) -> ChannelEnd:
-    """Read what one end may send; LND's constraints are those of what their owner sends (channeldb, ChannelConfig).
+    """Read what one end may send. LND's constraints limit their owner's payments (channeldb, ChannelConfig).
 
-    Who opened the channel pays the commitment's fee, and LND lets it send only what leaves room for that fee at twice
-    the rate, with this HTLC and one more (lnwallet: availableCommitmentBalance, CalcFeeBuffer).
+    The end that opened the channel pays the commitment's fee. LND lets it send only as much as leaves room for that fee
+    at twice the rate, with this HTLC and one more (lnwallet: availableCommitmentBalance, CalcFeeBuffer).
     """
     constraints = told.local_constraints if ours else told.remote_constraints
     held_back_sat = constraints.chan_reserve_sat

@@ -1,6 +1,6 @@
-"""Calls to an LND node: one gRPC channel that is made anew when credentials change, and errors that say what to do.
+"""Calls to an LND node: one gRPC channel, replaced when credentials change, and errors that say what to do.
 
-The methods are called by their paths, so that the messages of `lnd.proto` are all that is compiled.
+Methods are called by their paths, so only the messages of `lnd.proto` are compiled, no services.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # A name server that is away is told as such before `ngp check` loses patience (5 s); gRPC's own limit is minutes.
+    # A name server that doesn't answer must be reported before `ngp check` gives up (5 s); gRPC's own limit is minutes.
     ("grpc.dns_ares_query_timeout", 4_000),
-    # LND's answer with some hundred invoices can be larger than gRPC's default.
+    # LND's answer with a few hundred invoices can be larger than gRPC's default.
     ("grpc.max_receive_message_length", 64 << 20),
-    # http_proxy and the like are for the web: a proxy reaches no node on localhost, and has no business with macaroons.
+    # http_proxy is for the web: a proxy can't reach a node on localhost, and must not see macaroons.
     ("grpc.enable_http_proxy", 0),
 )
 
 
-# How gRPC names a stream that broke; LND itself answers with other codes.
+# gRPC's codes for a broken stream; LND itself answers with other codes.
 _UNKNOWN_END = frozenset({
     grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED,
     grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS,
 })  # fmt: skip
 
-# How LND names a macaroon that it doesn't take: by the word, or in the words of the library that reads and verifies it
-# (gopkg.in/macaroon.v2, for another node's and for a damaged one).
+# LND's texts for a macaroon that it refuses: the word itself, or those of the library that reads and verifies it
+# (gopkg.in/macaroon.v2, for a macaroon of another node and for a damaged one).
 _MACAROON_REFUSED = ("macaroon", "signature mismatch after caveat verification", "unmarshal v1:", "unmarshal v2:")
 
 
 class _Message(Protocol):
-    """What every generated message can do."""
+    """The methods of every generated message."""
 
     def SerializeToString(self) -> bytes: ...  # noqa: N802
 
@@ -60,7 +60,7 @@ Answer = TypeVar("Answer", bound=_Message)
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Question, Answer]):
-    """One remote procedure: its path, the messages that it takes and gives, and the rights that LND wants for it."""
+    """One remote procedure: its path, its request and answer messages, and the rights that LND requires for it."""
 
     path: str
     question: type[Question]
@@ -121,14 +121,14 @@ REMOVE_TOWER = Method(
     "/wtclientrpc.WatchtowerClient/RemoveTower", pb.RemoveTowerRequest, pb.RemoveTowerResponse, ("offchain:write",)
 )
 
-# What a daemon calls, whatever its role; what a buyer calls besides; what it can do without, but tells people with.
+# Procedures that every daemon needs; those that a buyer needs too; those that it needs only to show more to people.
 ALWAYS: tuple[Method[Any, Any], ...] = (
     GET_INFO, SIGN_MESSAGE, CHANNEL_BALANCE, LIST_CHANNELS, ADD_INVOICE, LOOKUP_INVOICE, LIST_INVOICES,
     SUBSCRIBE_INVOICES, CANCEL_INVOICE,
 )  # fmt: skip
 TO_SPEND: tuple[Method[Any, Any], ...] = (SEND_PAYMENT, TRACK_PAYMENT)
 TO_TELL: tuple[Method[Any, Any], ...] = (PENDING_CHANNELS, CHANNEL_INFO, LIST_TOWERS, TOWER_STATS)
-# What only people ask for: rights to be given for a while, or not at all.
+# Procedures that only operators ask for: their rights may be given for a while, or not at all.
 TO_OPEN_CHANNELS: tuple[Method[Any, Any], ...] = (CONNECT_PEER, OPEN_CHANNEL)
 TO_CHANGE_TOWERS: tuple[Method[Any, Any], ...] = (ADD_TOWER, REMOVE_TOWER)
 _BY_HAND = {
@@ -141,8 +141,8 @@ class LndError(PaymentError):
     """LND refused, or could not be asked.
 
     Attributes:
-        code: gRPC's.
-        detail: LND's own words.
+        code: that of gRPC.
+        detail: LND's own text.
     """
 
     def __init__(self, code: grpc.StatusCode, detail: str, text: str) -> None:
@@ -152,25 +152,25 @@ class LndError(PaymentError):
 
     @property
     def unreachable(self) -> bool:
-        """Whether nobody knows if the call was carried out."""
+        """Say whether the connection failed, so that it isn't known if the call was carried out."""
         return self.code in _UNKNOWN_END
 
     @property
     def forbidden(self) -> bool:
-        """Whether the macaroon lacks the right, or litd doesn't give it to the holder of an account."""
+        """Say whether the macaroon lacks the right, or litd refuses it to the holder of an account."""
         return any(words in self.detail.lower() for words in ("permission denied", "restricted account macaroon"))
 
     @property
     def refuses_macaroon(self) -> bool:
-        """Whether LND doesn't take the macaroon at all, whatever it is asked."""
+        """Say whether LND refuses the macaroon itself, for any call."""
         return _refuses_macaroon(self.code, self.detail)
 
 
 class LndClient:
-    """Calls LND; used within one event loop.
+    """Calls LND; for one event loop.
 
     Args:
-        credentials: read again before a call, when a call failed to connect or was not permitted.
+        credentials: read again before the next call if a call failed to connect or was not permitted.
     """
 
     def __init__(self, credentials: Credentials) -> None:
@@ -182,7 +182,7 @@ class LndClient:
     async def call(
         self, method: Method[Question, Answer], question: Question, timeout_s: float = CALL_TIMEOUT_S
     ) -> Answer:
-        """Ask once. Raises LndError, or PaymentError where credentials can't be read."""
+        """Call once. Raises LndError, or PaymentError if the credentials can't be read."""
         channel, metadata = await self._open()
         stub = channel.unary_unary(
             method.path, request_serializer=_serialized, response_deserializer=method.answer.FromString
@@ -198,7 +198,7 @@ class LndClient:
     async def stream(
         self, method: Method[Question, Answer], question: Question, timeout_s: float | None = None
     ) -> AsyncIterator[Answer]:
-        """Ask, and yield answers until LND ends the stream or the time is over. Raises as `call`."""
+        """Call, and yield answers until LND ends the stream or the time is over. Raises as `call`."""
         channel, metadata = await self._open()
         stub = channel.unary_stream(
             method.path, request_serializer=_serialized, response_deserializer=method.answer.FromString
@@ -215,19 +215,19 @@ class LndClient:
             call.cancel()
 
     def macaroon(self) -> bytes:
-        """Return the macaroon as it is now, which the next call uses too. Raises ConfigError."""
+        """Return the current macaroon, which the next call uses too. Raises ConfigError."""
         found = self._credentials.read()
         self._doubted = self._doubted or found != self._connection
         return found.macaroon
 
     async def close(self) -> None:
-        """Let go of the connection; safe to call twice."""
+        """Close the connection; safe to call twice."""
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
 
     async def _open(self) -> tuple[grpc.aio.Channel, tuple[tuple[str, str], ...]]:
-        """Return the channel, made anew if the credentials have changed since a call failed by them."""
+        """Return the channel; make a new one if the credentials changed after a call had failed because of them."""
         if self._doubted or self._channel is None:
             fresh = self._read()
             if fresh != self._connection or self._channel is None:
@@ -240,12 +240,12 @@ class LndClient:
     def _read(self) -> Connection:
         try:
             return self._credentials.read()
-        except ConfigError as error:  # also of a file that went away while we run
+        except ConfigError as error:  # also if a file has vanished while we run
             raise PaymentError(str(error)) from error
 
     async def _translated(self, error: grpc.aio.AioRpcError, name: str) -> LndError:
         code, detail, connection = error.code(), error.details() or "", self._connection
-        assert connection is not None  # it was called
+        assert connection is not None  # a call was made with it
         text = _explained(code, detail, connection, name)
         if code is grpc.StatusCode.UNAVAILABLE and lnd_certificate.is_at_fault(detail):
             shown = await lnd_certificate.shown_at(connection.target)
@@ -253,20 +253,21 @@ class LndClient:
         told = LndError(code, detail, text)
         if code is grpc.StatusCode.UNAVAILABLE:
             self._doubted = True
-        if told.refuses_macaroon or told.forbidden:  # it may have been baked anew in place
+        if told.refuses_macaroon or told.forbidden:  # a new one may have been baked into the same file
             self._doubted = True
         return told
 
 
 def _ended(name: str) -> BaseException:
-    """Say who ended a call: whoever waits for it, or we, by letting go of the connection under it.
+    """Return the exception for a cancelled call: its task was cancelled, or we closed the connection under it.
 
-    gRPC raises the same for both. Taken for the former, the latter would silently end the task that waits.
+    gRPC raises the same exception for both. If the second looked like the first, it would silently end the waiting
+    task.
     """
     task = asyncio.current_task()
     if task is None or task.cancelling():
         return asyncio.CancelledError()
-    text = f"LND is used with the macaroon or certificate that was exchanged meanwhile: all is well, {name} begins anew"
+    text = f"LND's macaroon or certificate was replaced, and ngp now uses the new one: all is well, {name} starts again"
     return LndError(grpc.StatusCode.CANCELLED, text, text)
 
 
@@ -284,22 +285,22 @@ def _serialized(question: _Message) -> bytes:
 
 
 def _explained(code: grpc.StatusCode, detail: str, connection: Connection, name: str) -> str:
-    """Say what is wrong at which node, and what to do."""
+    """Return what is wrong, at which node, and what to do."""
     lower, target = detail.lower(), connection.target
     if code is grpc.StatusCode.UNAVAILABLE:
         return _unavailable(lower, connection) or (
             f"LND at {target} doesn't answer: is it running, and is {connection.target_from} right? ({detail})"
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"LND at {target} took too long to answer {name}; it is asked again"
+        return f"LND at {target} took too long to answer {name}; ngp asks again"
     if "wallet locked" in lower or (code is grpc.StatusCode.UNIMPLEMENTED and "unknown service" in lower):
         return f"LND at {target} is locked or still starting: lncli unlock"
     if "permission denied" in lower:
         return f"the macaroon does not allow {name} at LND {target}: {_rights_remedy(name)}"
     if _refuses_macaroon(code, detail):
         return (
-            f"LND at {target} refuses the macaroon of {connection.macaroon_from} ({detail}): it is another node's, is "
-            "damaged, was revoked or has run out; bake one at this node (operator's guide, Real money), and give it "
+            f"LND at {target} refuses the macaroon of {connection.macaroon_from} ({detail}): it is another node's, "
+            "damaged, revoked or expired; bake one at this node (operator's guide, Real money), and give it "
             "there"
         )
     return f"LND at {target} refuses {name}: {detail or code.name}"
@@ -310,25 +311,25 @@ def _refuses_macaroon(code: grpc.StatusCode, detail: str) -> bool:
 
 
 def _unavailable(lower: str, connection: Connection) -> str:
-    """Say why a connection didn't come about, as far as gRPC's words (BoringSSL's, c-ares') tell; "" if they don't."""
+    """Return why a connection failed, if gRPC's text (from BoringSSL or c-ares) shows it; else ""."""
     target = connection.target
     if "handshake" in lower or "ssl" in lower:
         return (
-            f"what listens at {target} doesn't answer as LND's gRPC does: is the port that of rpclisten in lnd.conf "
-            "(10009 if it says nothing; 9735 is for peers, 8080 for REST)?"
+            f"the server at {target} doesn't answer like LND's gRPC: is the port that of rpclisten in lnd.conf (10009 "
+            "by default; 9735 is for peers, 8080 for REST)?"
         )
     if "errors resolving" in lower or "dns resolution failed" in lower:
         return (
-            f"LND at {target} isn't found, as its name has no address here: is {connection.target_from} right, and "
+            f"LND at {target} isn't found, as DNS has no address for its name: is {connection.target_from} right, and "
             "does DNS answer?"
         )
     return ""
 
 
 def _rights_remedy(name: str) -> str:
-    """Say which rights are to be baked: those of a daemon, or those of a verb that can do without ngp."""
+    """Return which macaroon to bake: with a daemon's rights, or with those of a verb that `lncli` can replace."""
     if name not in _BY_HAND:
         return "bake one with the rights that `ngp check` names"
     command, methods = _BY_HAND[name]
     rights = " ".join(f"uri:{method.path}" for method in methods)
-    return f"bake one that has these rights besides: {rights}; or use `{command}` at the node"
+    return f"bake one that also has these rights: {rights}; or use `{command}` at the node"

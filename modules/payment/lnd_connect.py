@@ -1,7 +1,7 @@
-"""Where an LND node is and how to prove that we may use it: an lndconnect URI, three settings, or the usual places.
+"""An LND node's address and credentials: from an lndconnect URI, from three settings, or from the usual places.
 
-A macaroon is a bearer secret: whoever holds it has the node's rights. So it is read from a file that only its owner may
-read, kept in memory as bytes, and never shown; errors name the file or the setting, not what is in it.
+A macaroon is a bearer secret: anyone who has it has its rights at the node. So it is read from a file that only its
+owner may read, kept in memory as bytes, and never shown; errors name the file or the setting, not its content.
 
 Source of the URI: https://github.com/LN-Zap/lndconnect/blob/master/lnd_connect_uri.md
 """
@@ -32,18 +32,18 @@ HOW = (
 
 
 class NoMacaroonError(ConfigError):
-    """There is none yet: the next step is to bake one."""
+    """There is no macaroon yet: the next step is to bake one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """An LND node's address and credentials as they are now.
+    """An LND node's present address and credentials.
 
     Attributes:
         target: `host:port` of its gRPC server.
-        certificate: PEM to be trusted, and no other; empty: those of the system.
-        macaroon: what it allows us, serialized; secret.
-        certificate_from, macaroon_from, target_from: the settings or files that they were read from, for errors.
+        certificate: the only certificates to trust, PEM; empty: those that the system trusts.
+        macaroon: serialized; secret.
+        certificate_from, macaroon_from, target_from: the settings or files that have these values, for errors.
     """
 
     target: str
@@ -54,10 +54,10 @@ class Connection:
     target_from: str = field(default="LND_HOST", compare=False)
 
     def certificate_name(self) -> str | None:
-        """Return a name that the pinned certificate bears; None where what we know is an authority's.
+        """Return a name in the pinned certificate; None if the certificate that we have is an authority's.
 
-        A node's certificate is pinned, so the name that we reached it by proves nothing more and need not be in it. An
-        authority's, which has no host's name, may have signed others too: then the name is all that tells them apart.
+        If a node's own certificate is pinned, the name in LND_HOST proves nothing more, and needn't be in it. An
+        authority's certificate, which has no host name, may have signed others too: only the name tells them apart.
         """
         known = x509.load_pem_x509_certificates(self.certificate) if self.certificate else []
         for certificate in known:
@@ -69,13 +69,13 @@ class Connection:
 
 
 def common_name(certificate: x509.Certificate) -> str | None:
-    """Return the name of a certificate's subject, which stands for the host's in one without names of hosts."""
+    """Return the common name of a certificate's subject, which is used as its host name if it has no others."""
     found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(found[0].value) if found else None
 
 
 def names_in(certificate: x509.Certificate) -> list[str]:
-    """Return the hosts, and then the addresses, that a certificate is for."""
+    """Return the host names and then the addresses in a certificate."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
@@ -85,25 +85,25 @@ def names_in(certificate: x509.Certificate) -> list[str]:
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
-    """Say whether it may have signed others (RFC 5280, 4.2.1.3 and 4.2.1.9)."""
+    """Say whether a certificate may have signed others (RFC 5280, 4.2.1.3 and 4.2.1.9)."""
     extensions = certificate.extensions
     try:
         if not extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             return False
         return extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
     except x509.ExtensionNotFound as lacking:
-        return lacking.oid == ExtensionOID.KEY_USAGE  # it is marked as one, and nothing is said against it
+        return lacking.oid == ExtensionOID.KEY_USAGE  # marked as an authority's, without a key usage that excludes it
     except ValueError:
         return False
 
 
 class Credentials:
-    """Says where the node is, each time anew: its certificate is renewed from time to time, and macaroons are baked.
+    """Reads the node's address and credentials, again each time, as certificates are renewed and macaroons replaced.
 
     Args:
-        options: LND_CONNECT, or LND_HOST, LND_CERT and LND_MACAROON, as in net.conf; all may be missing.
-        state_dir: holds the URI that was pasted.
-        uri_from: what LND_CONNECT is called in an error.
+        options: LND_CONNECT, or LND_HOST, LND_CERT and LND_MACAROON, as in net.conf; all are optional.
+        state_dir: has the URI that was pasted.
+        uri_from: the name of LND_CONNECT in errors.
     """
 
     def __init__(self, options: Mapping[str, str], state_dir: Path, uri_from: str = "LND_CONNECT") -> None:
@@ -112,7 +112,7 @@ class Credentials:
         self._uri_from = uri_from
 
     def read(self) -> Connection:
-        """Return the connection. Raises ConfigError naming the setting or file and the remedy."""
+        """Return the connection. Raises ConfigError with the setting or file and the remedy."""
         if uri := self._options.get("LND_CONNECT"):
             return parse_uri(uri, self._uri_from)
         if "LND_MACAROON" not in self._options and self._stored.exists():
@@ -121,7 +121,7 @@ class Credentials:
         target = _target(self._options.get("LND_HOST", "localhost"), "LND_HOST")
         macaroon = self._options.get("LND_MACAROON")
         if macaroon is None:
-            if "LND_CERT" in self._options:  # the node is known: its macaroon alone is lacking
+            if "LND_CERT" in self._options:  # the node is known: only its macaroon is missing
                 raise NoMacaroonError(f"no macaroon to use LND at {target} with: set LND_MACAROON to its file")
             where = self._usual_certificate()
             found = f"an LND node's certificate is at {where}" if where else "no LND node is in its usual place"
@@ -131,14 +131,14 @@ class Credentials:
         return Connection(target, certificate, _macaroon_file(path), known_from, f"LND_MACAROON {path}")
 
     def _certificate(self) -> tuple[bytes, str]:
-        """Return what to trust, and where that is known from."""
+        """Return the certificates to trust, and the setting or file that has them."""
         named = self._options.get("LND_CERT")
         if named is None:
             usual = self._usual_certificate()
             if usual is None:
                 raise ConfigError(f"LND_CERT is not set, and no tls.cert is in {', '.join(USUAL_FOLDERS)}: {HOW}")
             found = secret_file.read_any(usual, str(usual))
-            return _checked_pem(found, str(usual)), str(usual)  # LND may be writing it anew just now
+            return _checked_pem(found, str(usual)), str(usual)  # LND may just be rewriting it
         if named == "system":
             return b"", "LND_CERT: system"
         path = Path(named).expanduser()
@@ -162,9 +162,9 @@ def parse_uri(text: str, where: str) -> Connection:
 
     Args:
         text: `lndconnect://host:port?cert=...&macaroon=...`, both base64url of bytes; `cert` may be missing.
-        where: what it is called in an error.
+        where: its name in errors.
 
-    Raises: ConfigError; the text itself is never in it.
+    Raises: ConfigError, without the text itself.
     """
     try:
         uri = urlsplit(text.strip())
@@ -179,7 +179,7 @@ def parse_uri(text: str, where: str) -> Connection:
         certificate = _base64url(query["cert"][0]) if "cert" in query else b""
         pem = ssl.DER_cert_to_PEM_cert(certificate).encode() if certificate else b""
     except KeyError:
-        raise ConfigError(f"{where}: the URI has no macaroon; make one with it") from None
+        raise ConfigError(f"{where}: the URI has no macaroon; make a URI that has one") from None
     except (binascii.Error, ValueError):
         raise ConfigError(f"{where}: the URI is damaged (not base64url); paste the whole of it") from None
     if not macaroon:
@@ -206,19 +206,19 @@ def _is_gone(path: Path) -> bool:
         path.stat()
     except FileNotFoundError:
         return True
-    except OSError:  # whoever reads it is told why not
+    except OSError:  # the attempt to read it reports why
         return False
     return False
 
 
 def _macaroon_file(path: Path) -> bytes:
     if _is_gone(path):
-        raise NoMacaroonError(f"LND_MACAROON {path} is not there: bake one, or correct the path")
+        raise NoMacaroonError(f"LND_MACAROON {path} doesn't exist: bake one, or correct the path")
     content = secret_file.read(path, f"LND_MACAROON {path}")
     if not content:
-        raise NoMacaroonError(f"LND_MACAROON {path} is empty: bake one anew")
+        raise NoMacaroonError(f"LND_MACAROON {path} is empty: bake a new one")
     try:
-        return bytes.fromhex(content.decode("ascii").strip())  # some hand it out in hexadecimal
+        return bytes.fromhex(content.decode("ascii").strip())  # some programs export it in hexadecimal
     except ValueError:
         return content
 
@@ -227,5 +227,5 @@ def _checked_pem(pem: bytes, what: str) -> bytes:
     try:
         x509.load_pem_x509_certificate(pem)
     except ValueError:
-        raise ConfigError(f"{what} holds no certificate: give the node's tls.cert") from None
+        raise ConfigError(f"{what} is not a certificate: use the node's tls.cert") from None
     return pem

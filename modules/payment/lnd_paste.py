@@ -1,7 +1,7 @@
-"""Pasted URI: an lndconnect URI that is typed in once is looked at, tried at its node, and kept for the next start.
+"""Pasted URI: checks an lndconnect URI that the operator enters, tries it at its node, and keeps it for the next start.
 
-What is kept replaces what a daemon would have started with. So nothing is kept that can't work, and the one before
-stays as a copy, for who pasted the wrong one of two that both work.
+The new URI replaces the one that a daemon would have used. So a URI that can't work isn't kept, and the previous one
+stays as a copy, in case the operator pasted the wrong one of two that work.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _PASTED = "the URI"
 
 
 def keep(text: str, state_dir: Path) -> tuple[str, Path | None]:
-    """Keep a pasted URI where `Credentials` finds it, readable for us alone.
+    """Keep a pasted URI where `Credentials` finds it, in a file that only we can read.
 
-    Returns: `host:port`, and where the one that it replaces is kept; None if there was none, or the same.
-    Raises: ConfigError, OSError; the one before stands then.
+    Returns: `host:port`, and the file of the URI that it replaces; None if there was none, or the same one.
+    Raises: ConfigError, OSError; then the previous URI stays in use.
     """
     connection = _usable(text)
     path, former = state_dir / STORED_URI, None
@@ -40,9 +40,9 @@ def keep(text: str, state_dir: Path) -> tuple[str, Path | None]:
 
 
 async def attempt(text: str, state_dir: Path) -> str:
-    """Ask the node of a URI who it is, once; keeps nothing.
+    """Ask the node of a URI once for its identity; keeps nothing.
 
-    Returns: who answered, for the operator. Raises: ConfigError, PaymentError.
+    Returns: the node that answered, as a text for the operator. Raises: ConfigError, PaymentError.
     """
     target = _usable(text).target
     asked = LndClient(Credentials({"LND_CONNECT": text}, state_dir, _PASTED))
@@ -64,13 +64,13 @@ def _usable(text: str) -> Connection:
         macaroon.read(connection.macaroon)
     except ConfigError:
         raise ConfigError(
-            f"{_PASTED}: what it has as macaroon is none of LND's, or damaged: paste the whole of it, or make one anew"
+            f"{_PASTED}: its macaroon is not of LND, or damaged: paste the whole URI, or make a new one"
         ) from None
     return connection
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a secret, whole or not at all."""
+    """Write a secret to a file, completely or not at all."""
     fresh = path.with_name(f"{path.name}.new")
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         os.fchmod(file.fileno(), 0o600)

@@ -35,13 +35,13 @@ SETTINGS = ModuleSettings(
             "LND_HOST",
             "host:port",
             host_and_port,
-            "where LND serves gRPC, if no LND_CONNECT says so; none = localhost:10009",
+            "where LND serves gRPC, unless LND_CONNECT says so; none = localhost:10009",
         ),
         ModuleKey(
             "LND_CERT",
             "file, or system",
             _certificate,
-            "LND's tls.cert, read again when it changes; none = in its usual place; system = those the system trusts",
+            "LND's tls.cert, read again when it changes; none = in its usual place; system = the system's authorities",
         ),
         ModuleKey(
             "LND_MACAROON",

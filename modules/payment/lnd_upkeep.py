@@ -1,6 +1,6 @@
-"""Upkeep of an LND node: its channels and watchtowers, looked at, opened, added. Payments work without it.
+"""Upkeep of an LND node: lists its channels and watchtowers, opens channels, adds towers. Payments work without it.
 
-So a right that the macaroon lacks for looking leaves a gap in what is told, and is no error.
+So if the macaroon lacks a right to read something, that part is left out, without an error.
 
 Source: https://lightning.engineering/api-docs/api/lnd/ (Lightning, WatchtowerClient)
 """
@@ -21,7 +21,7 @@ from ngp.ports import ChainView, Channel, Tower, Watch
 OPEN_TIMEOUT_S = 60.0
 POLICY_LASTS_S = 600.0
 _KEY_BYTES = 33
-# What LND, or the peer's, says to an opening, and what its operator can do.
+# Errors of LND, or of the peer's LND, when a channel is opened, and what the operator can do.
 _OPEN_REMEDIES = {
     "before the wallet is fully synced": "wait until `ngp lightning status` calls the node synced",
     "synchronizing blockchain": "the neighbour's node isn't synced yet: try again later",
@@ -35,10 +35,10 @@ _OPEN_REMEDIES = {
     "must be below the local funding amount": "lower --push",
     "csv delay too large": "lower --csv-delay, or the neighbour raises bitcoin.maxlocaldelay in its lnd.conf",
     "pending channels exceed": "wait for the channel that is being opened; `ngp lightning status` shows it",
-    "is not online": "is the neighbour's node up? --host HOST:PORT says where it listens",
+    "is not online": "is the neighbour's node up? Give its address with --host HOST:PORT",
 }
 _UNSURE = "LND doesn't say whether the channel is being opened: look at `ngp lightning status` before another try"
-_CONNECT_REMEDY = "is the neighbour's node up, and does it listen there? --host HOST:PORT says where"
+_CONNECT_REMEDY = "is the neighbour's node up, and does it listen there? If not, give its address with --host HOST:PORT"
 _NOT_ACTIVE = "watchtower client not active"
 
 
@@ -58,7 +58,7 @@ class LndUpkeep:
     # --- channels -----------------------------------------------------------------------------------------------------
 
     async def chain(self) -> ChainView:
-        """Say how far the node has followed the chain."""
+        """Return how far the node has followed the chain."""
         answer = await self._client.call(client.GET_INFO, pb.GetInfoRequest())
         return ChainView(answer.block_height, answer.synced_to_chain)
 
@@ -68,22 +68,22 @@ class LndUpkeep:
         return [channel(one, await self._policies_of(one.chan_id)) for one in found]
 
     async def _policies_of(self, channel_id: int) -> pb.ChannelEdge | None:
-        """Return what both ends announced, as it was some minutes ago at most: this is asked after each payment."""
+        """Return the policies of both ends, up to some minutes old, since they are needed after each payment."""
         asked_at_s, known = self._policies.get(channel_id, (-POLICY_LASTS_S, None))
         if time.monotonic() - asked_at_s < POLICY_LASTS_S:
             return known
         try:
             known = await self._client.call(client.CHANNEL_INFO, pb.ChanInfoRequest(chan_id=channel_id))
         except LndError as error:
-            if not error.forbidden:  # a channel so young that the node's graph hasn't got it
+            if not error.forbidden:  # the channel is so young that the node's graph lacks it
                 return None
             known = None
         if known is None or (known.node1_policy.min_htlc and known.node2_policy.min_htlc):
-            self._policies[channel_id] = (time.monotonic(), known)  # else the peer hasn't said its own yet
+            self._policies[channel_id] = (time.monotonic(), known)  # else the peer hasn't announced its own yet
         return known
 
     async def pending_channels(self) -> list[Channel]:
-        """Return the channels that are being opened or closed; none where the macaroon doesn't allow to ask."""
+        """Return the channels that are being opened or closed; none if the macaroon lacks the right to list them."""
         try:
             return pending(await self._client.call(client.PENDING_CHANNELS, pb.PendingChannelsRequest()))
         except LndError as error:
@@ -92,7 +92,7 @@ class LndUpkeep:
             raise
 
     async def connect(self, peer: str, host: str) -> None:
-        """Make a node a peer, and return when it is one; done again it is no error."""
+        """Connect to another node, and return when it is connected; no error if it is connected already."""
         where = pb.LightningAddress(pubkey=peer, host=host)
         try:
             await self._client.call(client.CONNECT_PEER, pb.ConnectPeerRequest(addr=where))
@@ -129,7 +129,7 @@ class LndUpkeep:
     # --- watchtowers --------------------------------------------------------------------------------------------------
 
     async def watch(self) -> Watch:
-        """Say which towers the node has, and what they were given; without the right to ask, that."""
+        """Return the node's towers and the backups that they got; without the right to ask, say only that."""
         try:
             asked = pb.ListTowersRequest(include_sessions=True)
             towers = (await self._client.call(client.LIST_TOWERS, asked)).towers
@@ -145,7 +145,7 @@ class LndUpkeep:
         )
 
     async def add_tower(self, key: str, address: str) -> None:
-        """Have a tower watch our channels; done again it adds an address."""
+        """Let a tower watch our channels; a second call adds an address."""
         asked = pb.AddTowerRequest(pubkey=key_bytes(key), address=address)
         try:
             await self._client.call(client.ADD_TOWER, asked)
@@ -153,7 +153,7 @@ class LndUpkeep:
             raise _tower_error(error, f"{key}@{address}") from error
 
     async def remove_tower(self, key: str) -> None:
-        """Send a tower nothing more."""
+        """Stop sending backups to a tower."""
         try:
             await self._client.call(client.REMOVE_TOWER, pb.RemoveTowerRequest(pubkey=key_bytes(key)))
         except LndError as error:
@@ -178,9 +178,9 @@ def _tower_error(error: LndError, what: str) -> PaymentError:
     if "invalid address" in said or "lookup" in said:
         return PaymentError(f"watchtower {what}: its address can't be used ({error.detail}); write PUBKEY@HOST:PORT")
     if "public key" in said or "pubkey" in said:
-        return PaymentError(f"watchtower {what}: that is no key ({error.detail}); `lncli tower info` there tells it")
+        return PaymentError(f"watchtower {what}: that is no key ({error.detail}); `lncli tower info` there shows it")
     if "not found" in said:
-        return PaymentError(f"watchtower {what} isn't known: `ngp lightning tower list` shows those that are")
+        return PaymentError(f"watchtower {what} isn't known: `ngp lightning tower list` lists the known ones")
     if "unacked" in said or "un-acked" in said:
         return PaymentError(f"watchtower {what} still waits for backups ({error.detail}): add another, and try later")
     return error

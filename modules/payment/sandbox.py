@@ -1,16 +1,16 @@
 """Sandbox: a payment module with invoices as on Lightning and money that is not real.
 
-It lets two routers try ngp without a node, a network between nodes or a coin. Invoices are genuine BOLT11, of the
-regtest prefix, signed by a key of this node, with a random preimage. What is simulated is the way of the payment: the
-preimage travels masked in the invoice's own `m` field, and the payer 'pays' by unmasking it after a delay and taking
-the amount off a balance that it made up. It proves the payment to the payee by the preimage, as on Lightning, in ngp's
-`paid` message, and `settle_invoice` is the settlement.
+With it two routers can try ngp without a node, a network of nodes or a coin. Invoices are genuine BOLT11 with the
+regtest prefix, signed by a key of this node, with a random preimage. Only the route of the payment is simulated. The
+preimage is masked in the invoice's `m` field; the payer 'pays' by unmasking it after a delay, and takes the amount off
+a fictitious balance. It proves the payment to the payee with the preimage, as on Lightning, in ngp's `paid` message,
+and `settle_invoice` is the settlement.
 
-The mask keeps nobody from reading the preimage, and it need not: whoever could steal the amount could as well write
-himself a larger balance. It is there so that the preimage shows up only where somebody paid. Each listing says that the
-money isn't real, and `hello` names the network `sandbox`, with which no real node trades.
+The mask doesn't hide the preimage from an attacker, and needn't: anyone who could steal the amount could just as well
+give himself a larger balance. The mask makes sure that a preimage appears only where somebody paid. Each listing says
+that the money isn't real, and `hello` names the network `sandbox`, with which no real node trades.
 
-Faults come on request, by option or `set_fault`, so that operators and tests see what a real node does on a bad day:
+Faults can be switched on, by option or `set_fault`, so that operators and tests see how a real node may misbehave:
 slow, stuck, failed, lost reply, duplicate, down.
 """
 
@@ -42,7 +42,7 @@ from ngp.ports import (
 )
 
 NETWORK = "sandbox"
-FIRST_BALANCE_MSAT = 100_000_000_000  # one bitcoin of nothing
+FIRST_BALANCE_MSAT = 100_000_000_000  # one fictitious bitcoin
 _PREFIX = "bcrt"
 _MARK = b"ngp1"
 _MASK = b"ngp sandbox: this money is not real"
@@ -50,13 +50,13 @@ _OPTIONS = {"delay_s": 0.0, "settle_delay_s": 0.0, "fee_msat": 0.0, "balance_msa
 
 
 class Fault(StrEnum):
-    """What can go wrong on request."""
+    """Faults that can be switched on."""
 
-    SLOW = "slow"  # payments and settlements take so many seconds more
-    STUCK = "stuck"  # payments stay pending until the fault ends; ended by `fail` they fail
+    SLOW = "slow"  # payments and settlements take this many seconds more
+    STUCK = "stuck"  # payments stay pending until the fault ends; if it is ended by `fail`, they fail
     FAILED = "failed"  # payments fail
-    LOST_REPLY = "lost reply"  # `pay` answers PENDING, whatever happened
-    DUPLICATE = "duplicate"  # every settlement is told twice
+    LOST_REPLY = "lost reply"  # `pay` returns PENDING, whatever happened
+    DUPLICATE = "duplicate"  # every settlement is reported twice
     DOWN = "down"  # the node does not answer
 
 
@@ -64,12 +64,12 @@ class SandboxPayment:
     """The simulated payment node; implements `ngp.ports.Payment`.
 
     Args:
-        state_dir: holds `sandbox.key` and `sandbox.db`.
-        options: `delay_s` a payment takes, `settle_delay_s` until a settlement is told, `fee_msat` of a payment,
-            `balance_msat` at the very first start, and any fault by its name (`slow`: seconds, others: on).
+        state_dir: has `sandbox.key` and `sandbox.db`.
+        options: `delay_s` of a payment, `settle_delay_s` until a settlement is reported, `fee_msat` of a payment,
+            `balance_msat` at the first start, and any fault by its name (`slow`: seconds, others: on).
 
     Raises:
-        ConfigError: an unknown option or a value that is no number.
+        ConfigError: an unknown option, or a value that is no number.
         PaymentError: key or database can't be used.
     """
 
@@ -96,11 +96,11 @@ class SandboxPayment:
             self.set_fault(fault, value)
 
     def set_fault(self, name: str, value: str = "on") -> None:
-        """Begin or, by `off`, end a fault at run time.
+        """Begin a fault at run time, or end it with `off`.
 
         Args:
             name: one of `Fault`.
-            value: `on`, `off`; seconds for `slow`; `fail` ends `stuck` so that what was stuck fails.
+            value: `on` or `off`; for `slow` seconds; for `stuck` also `fail`, which ends it and lets the payments fail.
 
         Raises:
             ConfigError: no such fault, or `slow` without seconds.
@@ -117,7 +117,7 @@ class SandboxPayment:
         self._wake()
 
     async def wait_ready(self) -> None:
-        """Return when the node serves: at once, unless it is `down`."""
+        """Return when the node can be used: at once, unless it is `down`."""
         while Fault.DOWN in self._faults:
             await self._wait(None)
         self._serve()
@@ -128,18 +128,18 @@ class SandboxPayment:
         return PaymentInfo(self._account_id, NETWORK)
 
     async def confirm_node(self) -> None:
-        """Return: the node is within this process."""
+        """Do nothing: the node is part of this process."""
 
     def capabilities(self) -> PaymentCapabilities:
-        """Say that the money isn't real and that a preimage settles."""
+        """Return that the money isn't real and that a preimage settles."""
         return PaymentCapabilities(real_money=False, settles_by_proof=True, least_amount_msat=1)
 
     async def check(self, spends: bool) -> list[Check]:
-        """Return nothing: there is nothing to be set up."""
+        """Return nothing, as nothing has to be set up."""
         return []
 
     async def balance_msat(self) -> int:
-        """Return what is left of the balance that was made up."""
+        """Return what is left of the fictitious balance."""
         self._serve()
         return self._node.balance_msat()
 
@@ -148,7 +148,7 @@ class SandboxPayment:
     async def create_invoice(
         self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
     ) -> NewInvoice:
-        """Make an invoice; raises PaymentError for `hold`, since the payer unmasks the preimage by itself."""
+        """Make an invoice. Raises PaymentError for `hold`, since the payer unmasks the preimage without us."""
         self._serve()
         if hold:
             raise PaymentError("the sandbox can't hold payments; use lnd for that")
@@ -172,7 +172,7 @@ class SandboxPayment:
         return self._node.invoice_state(payment_hash, time.time())
 
     async def settle_invoice(self, preimage: bytes) -> None:
-        """Take the payer's proof; `watch_settlements` tells of it after the delay. Twice is no error."""
+        """Accept the payer's proof; `watch_settlements` reports it after the delay. Twice is no error."""
         self._serve()
         now_s = time.time()
         self._node.settle(sha256(preimage).digest(), now_s + self._settle_delay_s + self._slow_s(), now_s)
@@ -184,7 +184,7 @@ class SandboxPayment:
         self._node.cancel(payment_hash, time.time())
 
     async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
-        """Yield settlements behind the cursor; waits out a node that is down, ends when the module is closed."""
+        """Yield settlements after the cursor; pauses while the node is down, ends when the module is closed."""
         while not self._closed:
             now_s = time.time()
             due_s: float | None = None
@@ -202,10 +202,10 @@ class SandboxPayment:
     # --- paying -------------------------------------------------------------------------------------------------------
 
     def decode(self, bolt11: str) -> DecodedInvoice:
-        """Parse and check an invoice; only the regtest prefix is taken.
+        """Parse and check an invoice; only the regtest prefix is accepted.
 
-        A regtest invoice without the sandbox's mark is of network `regtest`. `expires_in_s` is 0 or less when it is
-        over. Raises PeerError(`invoice`).
+        A regtest invoice without the sandbox's mark has the network `regtest`. `expires_in_s` is 0 or less if it has
+        expired. Raises PeerError(`invoice`).
         """
         parsed = _read(bolt11)
         return parsed.decoded(int(time.time()), NETWORK if parsed.metadata.startswith(_MARK) else None)
@@ -213,13 +213,13 @@ class SandboxPayment:
     async def pay(
         self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
     ) -> PaymentOutcome:
-        """Pay once; a second call for the same hash waits for, or returns, the first one's outcome.
+        """Pay an invoice once; a second call for the same hash waits for the first one's outcome.
 
         Args:
             bolt11: an invoice with an amount.
-            fee_limit_msat: most that the simulated fee may be.
-            timeout_s: how long to wait before PENDING is answered; the payment goes on.
-            via_peer: has no meaning here: there are no channels.
+            fee_limit_msat: the most that the simulated fee may be.
+            timeout_s: how long to wait; after that PENDING is returned, and the payment goes on.
+            via_peer: ignored, as there are no channels.
         """
         self._serve()
         try:
@@ -237,7 +237,7 @@ class SandboxPayment:
         return await self._follow(parsed.payment_hash, time.monotonic() + timeout_s)
 
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
-        """Return what became of a payment."""
+        """Return a payment's outcome."""
         self._serve()
         found = self._node.outcome(payment_hash, time.time())
         if found is None:
@@ -245,7 +245,7 @@ class SandboxPayment:
         return found[0]
 
     def _why_not(self, parsed: invoice.ParsedInvoice, fee_limit_msat: int, now_s: float) -> str:
-        """Return why a payment can't even begin; nothing is written then, so it may be tried again."""
+        """Return why a payment can't start. Nothing is written then, so it may be tried again."""
         if parsed.amount_msat is None:
             return "the invoice has no amount"
         if parsed.timestamp_s + parsed.expiry_s <= now_s:
@@ -253,7 +253,7 @@ class SandboxPayment:
         if parsed.payee == self._account_id:
             return "the invoice is our own"
         if not parsed.metadata.startswith(_MARK):
-            return "the invoice is not of a sandbox: there is no way to its payee"
+            return "the invoice is not of a sandbox: there is no route to its payee"
         if self._fee_msat > fee_limit_msat:
             return f"the fee of {self._fee_msat} msat is above the limit of {fee_limit_msat} msat"
         balance_msat = self._node.balance_msat()
@@ -282,11 +282,11 @@ class SandboxPayment:
         )
 
     async def _follow(self, payment_hash: bytes, until_s: float) -> PaymentOutcome:
-        """Wait for the outcome; PENDING when time is up or the node has gone down."""
+        """Wait for the outcome; PENDING if the time is up or the node has gone down."""
         while not self._closed and Fault.DOWN not in self._faults:
             now_s = time.time()
             found = self._node.outcome(payment_hash, now_s)
-            assert found is not None  # it was started, and what is pending is never pruned
+            assert found is not None  # it was started, and pending payments are never pruned
             outcome, due_s = found
             left_s = until_s - time.monotonic()
             if outcome.status is not PaymentStatus.PENDING or left_s <= 0:
@@ -306,7 +306,7 @@ class SandboxPayment:
         return node_key.signer(message, signature)
 
     async def close(self) -> None:
-        """Let go of the file; watchers end, what is on its way goes on by itself. Safe to call twice."""
+        """Close the file; watchers end, payments on their way go on by themselves. Safe to call twice."""
         self._closed = True
         self._wake()
         self._node.close()
@@ -332,12 +332,12 @@ class SandboxPayment:
 def _read(bolt11: str) -> invoice.ParsedInvoice:
     parsed = invoice.read(bolt11)
     if parsed.prefix != _PREFIX:
-        raise PeerError("invoice", f"is of {parsed.network}, the sandbox takes its own only")
+        raise PeerError("invoice", f"is of {parsed.network}, but the sandbox accepts only its own")
     return parsed
 
 
 def _masked(preimage: bytes, payment_hash: bytes) -> bytes:
-    """Mask or unmask; anything of another length than a preimage comes back empty and proves nothing."""
+    """Mask or unmask a preimage; a value of another length gives an empty result, which proves nothing."""
     mask = sha256(_MASK + payment_hash).digest()
     return bytes(a ^ b for a, b in zip(preimage, mask, strict=True)) if len(preimage) == len(mask) else b""
 
@@ -346,7 +346,7 @@ def _check_terms(amount_msat: int, memo: str, expiry_s: int) -> None:
     if not 0 < amount_msat <= invoice.AMOUNT_MSAT_MAX:
         raise PaymentError(f"an invoice over {amount_msat} msat can't be made; use 1 to {invoice.AMOUNT_MSAT_MAX}")
     if not 0 < expiry_s <= invoice.EXPIRY_S_MAX:
-        raise PaymentError(f"an invoice can't run {expiry_s} s; use 1 to {invoice.EXPIRY_S_MAX}")
+        raise PaymentError(f"an invoice can't be valid for {expiry_s} s; use 1 to {invoice.EXPIRY_S_MAX}")
     if len(memo.encode()) > invoice.MEMO_BYTES_MAX:
         raise PaymentError(f"the memo has {len(memo.encode())} bytes; use at most {invoice.MEMO_BYTES_MAX}")
 

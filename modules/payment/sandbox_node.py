@@ -1,8 +1,8 @@
-"""Sandbox node: the memory of the simulated payment node, in a small SQLite file.
+"""Sandbox node: the state of the simulated payment node, in a small SQLite file.
 
-A real node is another process and outlives the daemon's `kill -9`; this file plays that part. It knows nothing of
-waiting or faults: times are given, and a payment's fate is written down when it starts, so that one which was on its
-way at the crash ends by itself afterwards.
+A real node is another process and outlives the daemon's `kill -9`; here the file does. This module doesn't wait and has
+no faults: times are arguments, and a payment's fate is stored when it starts, so that a payment that was on its way at
+a crash ends by itself afterwards.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CREATE INDEX IF NOT EXISTS payments_pending ON payments (due_at_s) WHERE status 
 
 
 class Fate(StrEnum):
-    """How a payment that is on its way will end."""
+    """How a payment on its way will end."""
 
     SUCCEED = "succeed"
     FAIL = "fail"
@@ -48,7 +48,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A payment to begin; `preimage` is shown only once it has succeeded."""
+    """A payment to start; `preimage` is shown only after it has succeeded."""
 
     payment_hash: bytes
     amount_msat: int
@@ -75,11 +75,11 @@ class SandboxNode:
         self._prune(now_s)
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice."""
+        """Close the file; safe to call twice."""
         self._connection.close()
 
     def balance_msat(self) -> int:
-        """Return what is neither spent nor on its way."""
+        """Return the money that is neither spent nor on its way."""
         with self._translated():
             row = self._connection.execute("SELECT value FROM state WHERE name = 'balance_msat'").fetchone()
         return int(row[0])
@@ -87,7 +87,7 @@ class SandboxNode:
     # --- invoices -----------------------------------------------------------------------------------------------------
 
     def add_invoice(self, payment_hash: bytes, amount_msat: int, expires_at_s: int, now_s: float) -> None:
-        """Note an invoice of ours; raises PaymentError when its hash was used before."""
+        """Add an invoice of ours. Raises PaymentError if its hash was used before."""
         with self._transaction(now_s) as connection:
             added = connection.execute(
                 "INSERT OR IGNORE INTO invoices VALUES (?, ?, ?, 0)", (payment_hash, amount_msat, expires_at_s)
@@ -96,7 +96,7 @@ class SandboxNode:
                 raise PaymentError(f"an invoice with hash {payment_hash.hex()} exists; use a new preimage")
 
     def invoice_state(self, payment_hash: bytes, now_s: float) -> InvoiceState:
-        """Return an invoice's state; raises PaymentError when it is not ours."""
+        """Return an invoice's state. Raises PaymentError if it isn't ours."""
         with self._translated():
             row = self._connection.execute(
                 "SELECT cancelled, expires_at_s, visible_at_s FROM invoices LEFT JOIN settlements USING (payment_hash) "
@@ -111,7 +111,7 @@ class SandboxNode:
         return InvoiceState.CANCELLED if cancelled or expires_at_s <= now_s else InvoiceState.OPEN
 
     def settle(self, payment_hash: bytes, visible_at_s: float, now_s: float) -> None:
-        """Take the money of an invoice once, also of one that was cancelled: its payer has paid."""
+        """Book the payment of an invoice, once; also of a cancelled one, as its payer has paid."""
         with self._transaction(now_s) as connection:
             row = connection.execute(
                 "SELECT amount_msat FROM invoices WHERE payment_hash = ?", (payment_hash,)
@@ -127,14 +127,14 @@ class SandboxNode:
                 self._move_balance(connection, row[0])
 
     def cancel(self, payment_hash: bytes, now_s: float) -> None:
-        """Cancel an invoice; raises PaymentError when it is settled or not ours."""
+        """Cancel an invoice. Raises PaymentError if it is settled or not ours."""
         with self._transaction(now_s) as connection:
             if self.invoice_state(payment_hash, now_s) in (InvoiceState.SETTLED, InvoiceState.ACCEPTED):
                 raise PaymentError(f"invoice {payment_hash.hex()} is paid already and can't be cancelled; refund it")
             connection.execute("UPDATE invoices SET cancelled = 1 WHERE payment_hash = ?", (payment_hash,))
 
     def settlements(self, cursor: int, now_s: float) -> tuple[list[Settlement], float | None]:
-        """Return a page of settlements behind the cursor and, where there is none, when the next will be seen."""
+        """Return a page of settlements after the cursor and, if it is empty, when the next one becomes visible."""
         with self._translated():
             found = self._connection.execute(
                 "SELECT cursor, payment_hash, amount_msat, visible_at_s FROM settlements WHERE cursor > ? "
@@ -143,7 +143,7 @@ class SandboxNode:
             ).fetchall()
         visible: list[Settlement] = []
         for row in found:
-            if row[3] > now_s:  # what comes behind it waits too: the order is the cursor's
+            if row[3] > now_s:  # later ones must wait too, to keep the cursor's order
                 return visible, row[3]
             visible.append(Settlement(*row[:3]))
         return visible, None
@@ -151,7 +151,7 @@ class SandboxNode:
     # --- payments -----------------------------------------------------------------------------------------------------
 
     def start(self, payment: Start, now_s: float) -> None:
-        """Begin a payment: the money is spoken for; raises PaymentError when its hash was paid before."""
+        """Start a payment and reserve its money. Raises PaymentError if its hash was paid before."""
         with self._transaction(now_s) as connection:
             connection.execute(
                 "INSERT INTO payments VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?)",
@@ -161,7 +161,7 @@ class SandboxNode:
             self._move_balance(connection, -payment.amount_msat - payment.fee_msat)
 
     def outcome(self, payment_hash: bytes, now_s: float) -> tuple[PaymentOutcome, float | None] | None:
-        """Return what became of a payment and, while it is on its way, when it is due; None if it never began."""
+        """Return a payment's outcome and, while it is on its way, when it ends; None if it was never started."""
         self._advance(now_s)
         with self._translated():
             row = self._connection.execute(
@@ -188,7 +188,7 @@ class SandboxNode:
             )
 
     def _advance(self, now_s: float) -> None:
-        """End what is due: the preimage is the proof, so only one that hashes to the payment's hash succeeds."""
+        """End due payments. The preimage is the proof, so a payment succeeds only if its preimage fits its hash."""
         due = "status = 'pending' AND fate <> 'stuck' AND due_at_s <= ?"
         with self._translated():
             found = self._connection.execute(
@@ -216,7 +216,7 @@ class SandboxNode:
         connection.execute("UPDATE state SET value = value + ? WHERE name = 'balance_msat'", (by_msat,))
 
     def _prune(self, now_s: float) -> None:
-        """Forget what is over for a month; a hash whose invoice may still be paid is always remembered."""
+        """Forget payments and invoices that ended a month ago, unless the invoice could still be paid."""
         before_s = now_s - _KEEP_S
         with self._translated():
             self._connection.execute(

@@ -71,8 +71,8 @@ def test_the_lightning_verb_tells_what_its_options_are_when_left_out() -> None:
         ("https://192.0.2.1:10009?macaroon=c2VjcmV0\n", 3, "not an lndconnect:// URI"),
         ("lndconnect://192.0.2.1:10009?macaroon=c2Vj!cmV0\n", 3, "damaged"),
         ("lndconnect://192.0.2.1:99999?macaroon=c2VjcmV0\n", 3, "no usable port"),
-        ("lndconnect://192.0.2.1:10009?cert=AAAA&macaroon=c2VjcmV0\n", 3, "no certificate"),
-        ("lndconnect://192.0.2.1:10009?macaroon=c2VjcmV0\n", 3, "is none of LND's, or damaged"),
+        ("lndconnect://192.0.2.1:10009?cert=AAAA&macaroon=c2VjcmV0\n", 3, "not a certificate"),
+        ("lndconnect://192.0.2.1:10009?macaroon=c2VjcmV0\n", 3, "is not of LND, or damaged"),
         (f"lndconnect://127.0.0.1:1?macaroon={MACAROON}\n", 5, "the URI was not kept (--untried keeps it"),
     ],
 )

@@ -156,15 +156,15 @@ def test_a_certificate_that_is_known_or_signed_by_a_known_authority_is_taken(
 @pytest.mark.parametrize(
     ("shows", "trusts", "says"),
     [
-        ([OWN], OTHERS_OWN.pem, r"shows another certificate than the one we know from LND_CERT /etc/ngp/tls\.cert"),
+        ([OWN], OTHERS_OWN.pem, r"shows another certificate than the one in LND_CERT /etc/ngp/tls\.cert"),
         ([EXPIRED], EXPIRED.pem, r"that expired on \d{4}-.*: restart LND, which makes a new one, then set LND_CERT"),
         ([COMING], COMING.pem, r"that is valid from \d{4}-.* only \(by our clock it is \d{4}-.*set the clock"),
         ([EXPIRED_LEAF], ROOT_CA.pem, r"that expired on .*: have its authority renew it"),
-        ([LEAF], ROOT_CA.pem, "signed by CN=Example Intermediate, which LND_CERT .* doesn't hold: set LND_CERT to the"),
-        ([LEAF, BETWEEN], OWN.pem, "signed by CN=Example Intermediate, which LND_CERT .* doesn't hold"),
-        ([ELSEWHERE], ROOT_CA.pem, "for lnd.example, and is reached by another one: write a name that it has in LND_"),
-        ([NAMELESS], NAMELESS.pem, "names no host .*: write the name that it has, router, in LND_HOST, or"),
-        ([OWN], b"", "that this system doesn't trust, and LND_CERT .* names no other"),
+        ([LEAF], ROOT_CA.pem, "signed by CN=Example Intermediate, which isn't in LND_CERT .*: set LND_CERT to the"),
+        ([LEAF, BETWEEN], OWN.pem, "signed by CN=Example Intermediate, which isn't in LND_CERT"),
+        ([ELSEWHERE], ROOT_CA.pem, "for lnd.example, but ngp reaches it by another name: write one of"),
+        ([NAMELESS], NAMELESS.pem, "names no host .*: write the name in it, router, in LND_HOST, or"),
+        ([OWN], b"", "that this system doesn't trust, and LND_CERT .* has none"),
     ],
     ids=kind,
 )
@@ -177,10 +177,10 @@ def test_what_is_wrong_with_a_certificate_is_said(shows: list[Pair], trusts: byt
 @pytest.mark.parametrize(
     ("trusts", "detail", "says"),
     [
-        (OWN.pem, "CERTIFICATE_VERIFY_FAILED: self signed certificate", "shows another certificate than the one we"),
+        (OWN.pem, "CERTIFICATE_VERIFY_FAILED: self signed certificate", "shows another certificate than the one in"),
         (EXPIRED.pem, "CERTIFICATE_VERIFY_FAILED: certificate has expired", "the certificate of LND_CERT expired on"),
         (b"", "CERTIFICATE_VERIFY_FAILED: self signed certificate", "that this system doesn't trust"),
-        (ROOT_CA.pem, "Hostname Verification Check failed.", "for other names, and is reached by another one"),
+        (ROOT_CA.pem, "Hostname Verification Check failed.", "for other names, but ngp reaches it by another name"),
     ],
     ids=kind,
 )

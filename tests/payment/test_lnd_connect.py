@@ -128,7 +128,7 @@ def test_a_pasted_uri_is_tried_at_its_node_and_blamed_by_its_name(tmp_path: Path
         (uri(host="192.0.2.1:port"), "port"),
         (uri(host=""), "'' is not host:port; write"),
         (uri(host="[2001:db8::1:10009"), "damaged"),
-        (uri() + "&cert=AAAA", "no certificate"),
+        (uri() + "&cert=AAAA", "not a certificate"),
     ],
 )
 def test_a_bad_uri_is_refused_without_what_it_holds(text: str, says: str) -> None:
@@ -144,10 +144,10 @@ def test_files_that_can_not_be_used_are_named_with_the_remedy(tmp_path: Path) ->
     Credentials(good, tmp_path).read()
     (tmp_path / "empty").touch(0o600)
     bad = [
-        ({"LND_MACAROON": str(tmp_path / "none")}, "none is not there: bake one"),
+        ({"LND_MACAROON": str(tmp_path / "none")}, "none doesn't exist: bake one"),
         ({"LND_MACAROON": str(tmp_path / "empty")}, "empty"),
         ({"LND_CERT": str(tmp_path / "none")}, "none can't be read"),
-        ({"LND_CERT": str(tmp_path / "empty")}, "holds no certificate"),
+        ({"LND_CERT": str(tmp_path / "empty")}, "is not a certificate"),
     ]
     for change, says in bad:
         with pytest.raises(ConfigError, match=says):
@@ -172,7 +172,7 @@ def test_nothing_said_names_every_way_to_say_it(tmp_path: Path, monkeypatch: pyt
     found = Credentials({"LND_MACAROON": secret_file(tmp_path)}, tmp_path).read()
     assert (found.target, bool(found.certificate)) == ("localhost:10009", True)
     (tmp_path / ".lnd" / "tls.cert").write_bytes(certificate()[:100])  # LND renews it, and isn't done
-    with pytest.raises(ConfigError, match="holds no certificate"):
+    with pytest.raises(ConfigError, match="is not a certificate"):
         Credentials({"LND_MACAROON": secret_file(tmp_path)}, tmp_path).read()
 
 
