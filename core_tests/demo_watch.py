@@ -33,7 +33,7 @@ class Watch:
         prices: each contract's schedule of (from this byte on, msat per GiB), recorded while it grew.
         renewals: their number.
         lowest_msat: the lowest balance of the client that was seen, below zero while grace is used.
-        paid_msat: what the gateway has received.
+        paid_msat: the sum that the gateway has received.
     """
 
     def __init__(self, view: View, gateway: Daemon, client: Daemon) -> None:

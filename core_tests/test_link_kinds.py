@@ -162,7 +162,7 @@ def test_neighbours_meet_where_the_mesh_has_ipv6_only_and_other_interfaces_ipv4(
 
 
 def test_neighbours_on_a_tunnel_with_a_plain_subnet_of_ipv4_meet(lab: Lab) -> None:
-    """Like ipip it has no peer address to write to, and no IPv6 for messages to everybody."""
+    """Such a tunnel, like ipip, has no peer address to write to, and no IPv6 for messages to everybody."""
     net = three_hosts(lab)
     for prefix in REMOTE_NETS:
         net.gateway.ip("-6" if ":" in prefix else "-4", "route", "del", prefix)
