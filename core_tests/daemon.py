@@ -115,8 +115,8 @@ class Daemon:
     def json(self, *words: str, in_process: bool = True) -> Any:
         """Run a reading verb with --json and return its value. Raises: LabError when it fails or says no JSON.
 
-        If a daemon runs, the verb's function is called in this process, which saves the start of Python. Don't call this
-        while another thread prints, since its output would be mixed with the verb's.
+        If a daemon runs, the verb's function is called in this process, which saves the start of Python. Don't call
+        this while another thread prints, since its output would be mixed with the verb's.
         """
         done = self._verb(*words, "--json") if in_process and self._listens() else self.cli(*words, "--json")
         if done.returncode:
