@@ -203,8 +203,8 @@ def test_kills_during_payments_pay_nothing_twice_and_lose_nothing(
     lab: Lab, pytestconfig: pytest.Config
 ) -> None:
     rounds = int(pytestconfig.getoption("--rounds"))
-    dear = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "50 kB"}
-    with lightning_trade(lab, dear, dear) as made:
+    high_price = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "50 kB"}
+    with lightning_trade(lab, high_price, high_price) as made:
         trade, net = made.trade, made.trade.net
         before = look(made)
         traffic.udp_echo(net.internet, net.remote(4), 5000)

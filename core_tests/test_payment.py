@@ -73,33 +73,33 @@ def test_grace_is_shared_by_all_flows_and_given_once(lab: Lab) -> None:
     assert [await_answer(trade, version) for version in VERSIONS] == [True, True]
 
 
-CHEAP, DEAR = 1, 8  # msat a byte
-CHEAP_NUMBERS, DEAR_NUMBERS = range(1, 6), range(201, 206)
+CHEAP, EXPENSIVE = 1, 8  # msat a byte
+CHEAP_NUMBERS, EXPENSIVE_NUMBERS = range(1, 6), range(201, 206)
 
 
-@pytest.mark.parametrize("opened", ["cheap", "dear"])
+@pytest.mark.parametrize("opened", ["cheap", "expensive"])
 def test_grace_costs_no_more_money_than_its_data_at_the_first_contracts_price(lab: Lab, opened: str) -> None:
     """Other, more expensive contracts use the same grace, and a restart doesn't renew it."""
-    first, price = (CHEAP_NUMBERS[0], CHEAP) if opened == "cheap" else (DEAR_NUMBERS[0], DEAR)
+    first, price = (CHEAP_NUMBERS[0], CHEAP) if opened == "cheap" else (EXPENSIVE_NUMBERS[0], EXPENSIVE)
     prices = [{"prefix": "198.51.100.0/25", "sell": f"{1024 * CHEAP} msat"}]
-    gateway = {"GRACE_DATA": GRACE_KB, "DEFAULT_PRICE": f"{1024 * DEAR} msat", "PRICES": prices, **LONG}
-    trade = open_trade(lab, gateway, {"DEFAULT_PRICE": f"{1024 * DEAR} msat"}, penniless=True)
+    gateway = {"GRACE_DATA": GRACE_KB, "DEFAULT_PRICE": f"{1024 * EXPENSIVE} msat", "PRICES": prices, **LONG}
+    trade = open_trade(lab, gateway, {"DEFAULT_PRICE": f"{1024 * EXPENSIVE} msat"}, penniless=True)
     net, grace_msat = trade.net, GRACE_BYTES * price
     at_internet, at_client = net.internet.counter("wan0", "in"), net.client.counter("mesh0", "in")
     assert traffic.ping(net.client, net.remote(4, first)).received == 1
-    for number in (*DEAR_NUMBERS, *CHEAP_NUMBERS):
+    for number in (*EXPENSIVE_NUMBERS, *CHEAP_NUMBERS):
         traffic.udp_echo(net.internet, net.remote(4, number), 5000)
         traffic.udp_send(net.client, net.remote(4, number), 5000, count=60, payload_bytes=500, rate_pps=500)
     restart(trade.gateway)
     trade.await_acquainted()
-    for number in (*DEAR_NUMBERS, *CHEAP_NUMBERS):
+    for number in (*EXPENSIVE_NUMBERS, *CHEAP_NUMBERS):
         traffic.udp_send(net.client, net.remote(4, number), 5000, count=20, payload_bytes=500, rate_pps=500)
     cost_msat = sum(
         price_of * (at_internet.total("in", destination=remote).bytes + at_client.total("in", source=remote).bytes)
-        for price_of, numbers in ((CHEAP, CHEAP_NUMBERS), (DEAR, DEAR_NUMBERS))
+        for price_of, numbers in ((CHEAP, CHEAP_NUMBERS), (EXPENSIVE, EXPENSIVE_NUMBERS))
         for remote in (net.remote(4, number) for number in numbers)
     )
-    assert grace_msat - DEAR * 600 <= cost_msat <= grace_msat
+    assert grace_msat - EXPENSIVE * 600 <= cost_msat <= grace_msat
     await_until(lambda: trade.earned()["charged_msat"] >= cost_msat, what="the last reading")
     assert trade.earned()["charged_msat"] <= cost_msat + len(trade.sold())
 

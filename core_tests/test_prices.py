@@ -26,14 +26,14 @@ def test_a_prefix_is_one_contract_for_all_its_hosts(lab: Lab) -> None:
 
 
 def test_a_route_behind_another_router_is_sold_whole_and_an_expensive_part_separately(lab: Lab) -> None:
-    dear = "198.51.100.128/25"
+    expensive = "198.51.100.128/25"
     trade = open_trade(
-        lab, {"PRICES": [{"prefix": dear, "sell": "4 msat"}], "SELL_PRICE": "3 msat", "SELL_PRICE_MIN": "3 msat"},
+        lab, {"PRICES": [{"prefix": expensive, "sell": "4 msat"}], "SELL_PRICE": "3 msat", "SELL_PRICE_MIN": "3 msat"},
         whole_routes=True,
     )  # fmt: skip
     assert all(answered(trade, trade.net.remote(version, number)) for version in VERSIONS for number in (1, 200))
     prices = {row["destination"]: row["price_msat_per_gib"] // MSAT_PER_KB for row in trade.sold()}
-    assert prices == {"198.51.100.1/32": 3, dear: 4, REMOTE_NETS[1]: 3}
+    assert prices == {"198.51.100.1/32": 3, expensive: 4, REMOTE_NETS[1]: 3}
 
 
 def test_only_free_destinations_cost_nothing(lab: Lab) -> None:
