@@ -107,12 +107,12 @@ def test_a_line_of_routers_as_shipped_each_pays_the_next(lab: Lab, version: int,
 
 
 class Star:
-    """Two households, each behind a router, which reach each other through a hub."""
+    """Households, each behind a router, which reach each other through a hub."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, names: str = "ab") -> None:
         self.hub = lab.host("hub", forward=True)
-        self.routers = tuple(lab.host(name, forward=True) for name in ("a", "b"))
-        self.households = tuple(lab.host(f"household{name}") for name in ("a", "b"))
+        self.routers = tuple(lab.host(name, forward=True) for name in names)
+        self.households = tuple(lab.host(f"household{name}") for name in names)
         for number, (router, household) in enumerate(zip(self.routers, self.households, strict=True)):
             outer, inner = 1 + 2 * number, 2 + 2 * number
             cable(lab, router, self.hub, outer, ("north", f"south{number}"))
@@ -123,7 +123,7 @@ class Star:
         self.daemons = tuple(
             host.daemon({"MESH_INTERFACES": "north" if host is not self.hub else "all"}) for host in hosts
         )
-        for daemon, count in zip(self.daemons, (1, 1, 2), strict=True):
+        for daemon, count in zip(self.daemons, (*(1 for _ in names), len(names)), strict=True):
             await_until(lambda d=daemon, n=count: len(d.json("neighbours")) == n, what="neighbours found")  # type: ignore[misc]
 
 
@@ -140,6 +140,19 @@ def test_a_visiting_household_pays_and_the_visited_one_does_not(lab: Lab, versio
     assert rows(hub, "server") == rows(a, "client") == {whole: each}, "the hub sells the prefix of its route"
     assert rows(b, "server") == rows(hub, "client") == {host: each}
     assert rows(a, "server") == rows(b, "client") == {}
+
+
+def test_who_is_visited_can_visit_others(lab: Lab) -> None:
+    """The hub bought the visited household, and takes what it begins for answers; so its router asks by itself."""
+    star = Star(lab, "abc")
+    first, second, third = star.households
+    assert traffic.ping(first, second.address("north", 4)).received == 1
+    there = third.address("north", 4)
+    await_until(lambda: traffic.ping(second, there, wait_s=1).received == 1, 60, "the third household answers")
+    b, hub = star.daemons[1], star.daemons[3]
+    assert f"{there}/32" in rows(b, "client")
+    assert traffic.ping(second, there, count=PINGS).received == PINGS
+    await_until(lambda: agree(hub, b), 60, "the bill")
 
 
 @pytest.mark.parametrize("version", [4, 6])

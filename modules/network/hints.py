@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 
 from ngp.modules.bpf import RingReader, Table
 from ngp.modules.network import layout
@@ -16,6 +17,7 @@ from ngp.ports import Hint, HintKind
 
 _HINTS_AT_ONCE = 16384  # more than the ring holds
 _CONTRACTS = {1: HintKind.LOW, 2: HintKind.EXHAUSTED}
+_UNBOUGHT = 5
 _KINDS = _CONTRACTS | {3: HintKind.ACCOUNT_LOW, 4: HintKind.ACCOUNT_EXHAUSTED}
 
 
@@ -41,6 +43,10 @@ class HintReader:
         hints = []
         for record in records:
             kind, slot, tag = layout.HINT.unpack_from(record)
+            if kind == _UNBOUGHT:
+                address = record[layout.HINT.size :]
+                hints.append(Hint(HintKind.UNBOUGHT, b"", slot, ip_address(address if tag else address[:4])))
+                continue
             of = self._contracts.contract_of if kind in _CONTRACTS else self._accounts.account_of
             key = of(slot, tag)
             if key is not None and kind in _KINDS:

@@ -396,6 +396,34 @@ __noinline int sell(const struct packet *p)
 	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
 }
 
+/* The neighbour bought from us where a packet comes from, and we didn't buy from it where it goes. It takes the packet for
+ * a return, which its own customers may have who bought that too, and never offers us a contract. So we ask for one: else
+ * nothing of what somebody has bought could begin a conversation with others. */
+APART int ask_to_buy(const struct config *config, const struct packet *p)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+	struct unbought *unbought;
+	struct early *early;
+	struct asked key = {};
+
+	if (!neighbour || !(neighbour->flags & SELLS_TO_US))
+		return PASS;
+	key.number = neighbour->number;
+	__builtin_memcpy(key.address, p->destination, 16);
+	early = bpf_map_lookup_elem(&ngp_early, &key);
+	if (early && bpf_ktime_get_coarse_ns() - early->first_ns < EARLY_NS)
+		return note_early(config, p);
+	unbought = bpf_ringbuf_reserve(&ngp_hints, sizeof(*unbought), 0);
+	if (unbought) {
+		unbought->kind = UNBOUGHT;
+		unbought->number = neighbour->number;
+		unbought->v6 = p->v6;
+		__builtin_memcpy(unbought->address, p->destination, 16);
+		bpf_ringbuf_submit(unbought, 0);
+	}
+	return note_early(config, p);
+}
+
 /* A purchase of ours: counted with its contract, or kept count of until there is one. Not static, as matches_free. */
 __noinline int buy(const struct packet *p)
 {
@@ -409,7 +437,11 @@ __noinline int buy(const struct packet *p)
 	contract = contract_of(entry);
 	if (contract)
 		charge(contract, entry->slot, p, TO, CLIENT);
-	return contract || (entry && entry->slot == OWN) ? PASS : note_early(config, p);
+	if (contract || (entry && entry->slot == OWN))
+		return PASS;
+	if ((config->flags & SELLS) && !p->error && contract_of(find_entry(config, p, SERVER, p->source)))
+		return ask_to_buy(config, p);
+	return note_early(config, p);
 }
 
 /* From a LAN of ours, and nobody is known to have begun it: our purchase goes before the neighbour's. Both ends of a link
@@ -417,12 +449,17 @@ __noinline int buy(const struct packet *p)
 INLINE int leave_lan(const struct config *config, const struct packet *p, const struct flow *answered)
 {
 	struct neighbour *neighbour = find_neighbour(p);
+	struct entry *entry;
 
 	if (!(config->flags & BUYS))
 		return sell(p);
-	if (!contract_of(find_entry(config, p, CLIENT, p->destination))) {
-		if (contract_of(find_entry(config, p, SERVER, remote(p))))
+	entry = find_entry(config, p, CLIENT, p->destination);
+	if (!contract_of(entry)) {
+		if (contract_of(find_entry(config, p, SERVER, remote(p)))) {
+			if (!p->error && !(entry && entry->slot == OWN))
+				ask_to_buy(config, p);
 			return sell(p);
+		}
 		if (neighbour && !(neighbour->flags & SELLS_TO_US))
 			return refuse_uncovered();
 	}

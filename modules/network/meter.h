@@ -52,7 +52,7 @@ enum role { SERVER, CLIENT };
 #define HAS_PAID 8                                            /* it paid us */
 #define WAS_PAID 16                                           /* we paid it */
 
-enum hint_kind { LOW = 1, EXHAUSTED, ACCOUNT_LOW, ACCOUNT_EXHAUSTED };
+enum hint_kind { LOW = 1, EXHAUSTED, ACCOUNT_LOW, ACCOUNT_EXHAUSTED, UNBOUGHT };
 enum counter {
 	REFUSED_EXHAUSTED, REFUSED_EXPIRED, REFUSED_BLOCKED, UNCOVERED, HELD, HELD_BEFORE, OVER_RATE, CONTENDED, HINTS_LOST,
 	LANE_BYTES, LANE_OVER_RATE, REFUSED_UNPAID, COUNTERS
@@ -154,6 +154,7 @@ struct returning { struct passage passage; __u32 left; };      /* left: it came 
 enum leader_of { AT_GATE, AT_EGRESS, LEADERS };
 struct leader { __u32 ifindex, source[4], destination[4], number, is_return; }; /* the last first fragment */
 struct hint { __u32 kind, slot; __u64 tag; };
+struct unbought { __u32 kind, number; __u64 v6; __u32 address[4]; }; /* a hint of its own kind: what we should buy, and where */
 
 #define TABLE(name, kind, key_type, value_type, entries, flags_) \
 	struct { \

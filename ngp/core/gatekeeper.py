@@ -281,6 +281,8 @@ class Gatekeeper:
                     seller_meter.look_if_exhausted(world, contract)
             elif hint.kind is HintKind.ACCOUNT_EXHAUSTED and hint.key in world.clients:
                 seller_meter.account_exhausted(world, world.clients[hint.key])
+            elif hint.kind is HintKind.UNBOUGHT and hint.destination is not None:
+                buyer.ask_for(world, hint.neighbour, hint.destination)
 
     def _halted(self, event: Halted) -> None:
         contract = self.world.contracts.get(event.contract)

@@ -284,17 +284,24 @@ class HintKind(StrEnum):
     EXHAUSTED = "exhausted"
     ACCOUNT_LOW = "account_low"
     ACCOUNT_EXHAUSTED = "account_exhausted"
+    UNBOUGHT = "unbought"
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
     """A contract or an account crossed its low-water mark, or refused a packet at its limit (one hint for each limit).
 
-    `key` is the contract's id, or the account's key (the client's identity).
+    Or (UNBOUGHT) we send something to a neighbour that we should buy there, and it won't offer it by itself.
+
+    Attributes:
+        key: the contract's id, or the account's key (the client's identity).
+        neighbour, destination: of what is unbought.
     """
 
     kind: HintKind
     key: bytes
+    neighbour: int = 0
+    destination: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,12 +87,15 @@ class BuyingMemory:
         declined: when a proposal was declined lately.
         ended: purchases that are over, for the statement with their last bytes.
         backoff: shared by all servers by which we haven't sent anything yet.
+        asking_since_mono_s, asked: questions for what we send unbought, in this second.
     """
 
     bought: dict[tuple[bytes, str], float] = field(default_factory=dict)
     declined: dict[tuple[bytes, Link, Prefix], float] = field(default_factory=dict)
     ended: dict[bytes, Purchase] = field(default_factory=dict)
     backoff: Backoff = field(default_factory=Backoff)
+    asking_since_mono_s: float = float("-inf")
+    asked: int = 0
 
 
 @dataclass(slots=True, eq=False)

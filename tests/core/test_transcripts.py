@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from playbook import MSAT_PER_KB, Sim, account, settings, states, tell
@@ -13,7 +13,7 @@ from ngp.core import events as ev
 from ngp.core.contract import MOVES, IllegalMove, State
 from ngp.core.messages import Accept, Ask, Cancel, Hello, Propose, Reject, RejectReason
 from ngp.core.settings import PriceRule
-from ngp.core.values import Verdict
+from ngp.core.values import Hint, HintKind, Verdict
 
 HOST = "198.51.100.1"
 buyer = settings(sells=False)
@@ -123,6 +123,29 @@ def test_ask_before_sending() -> None:
     sim.run(0.1)
     sim.up("203.0.113.9")
     assert sim.passed == 1000
+
+
+def _unbought(sim: Sim, address: str) -> list[fx.Effect]:
+    """Have the client's kernel say that it sends something unbought to the gateway."""
+    hint = Hint(HintKind.UNBOUGHT, b"", sim.number(sim.client), ip_address(address))
+    return sim.client.gatekeeper.step(ev.Hinted((hint,), ()), sim.clock())
+
+
+def test_what_the_server_takes_for_a_return_is_asked_for_and_bought() -> None:
+    sim = Sim()
+    sim.happen(sim.client, ev.Hinted((Hint(HintKind.UNBOUGHT, b"", sim.number(sim.client), ip_address(HOST)),), ()))
+    sim.run(0.1)
+    (bought,) = sim.client.world.contracts.values()
+    assert bought.destination == ip_network(HOST)
+    assert not _unbought(sim, HOST), "it is bought now"
+
+
+def test_whoever_sends_through_us_makes_us_ask_no_more_than_some_a_second() -> None:
+    sim = Sim()
+    said = [effect for last in range(100) for effect in _unbought(sim, f"203.0.113.{last}")]
+    assert len([effect for effect in said if isinstance(effect, fx.Send)]) == 32
+    sim.run(1.1)
+    assert _unbought(sim, "203.0.113.200")
 
 
 def test_a_wide_prefix_costs_as_much_as_its_most_expensive_part() -> None:

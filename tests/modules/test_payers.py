@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from star_lab import (
     BITS,
     DOWN_BYTES,
     SECOND,
+    UP_BYTES,
     Star,
     age,
     neighbours,
@@ -28,6 +31,7 @@ from star_lab import (
 )
 
 from ngp.modules.network import layout
+from ngp.ports import Hint, HintKind
 
 ENDS = tuple(ADDRESSES)
 PAIRS = [pair for pair in itertools.permutations(ENDS, 2) if pair[0][-1] != pair[1][-1]]
@@ -214,3 +218,29 @@ def test_an_uplink_without_a_default_route_carries_nothing_that_nobody_pays_for(
     sold = alone.sell(NEIGHBOUR, "198.51.100.7/32")
     assert passes(alone.world.lab.client, "198.51.100.7")
     assert alone.world.used(sold) == (84, 84)
+
+
+def test_what_a_neighbour_bought_and_begins_a_conversation_itself_is_asked_for(alone: Star) -> None:
+    """The neighbour takes it for a return, and would never offer a contract for where it goes."""
+    for number in (NEIGHBOUR, SECOND):
+        alone.sell(number, f"{ADDRESSES['LAN'][4]}/32")
+    found: list[Hint] = []
+
+    async def scenario() -> None:
+        heard = asyncio.Event()
+
+        def on_hints(hints: Sequence[Hint]) -> None:
+            found.extend(hints)
+            if len(found) == 2:
+                heard.set()
+
+        alone.world.datapath.start(asyncio.get_running_loop(), lambda _held: None, on_hints)
+        for begins, answers in (("LAN", "B"), ("LAN", "behind B"), ("LAN", "A"), ("LAN", "behind A")):
+            with alone.socket(begins, 4) as client:
+                for _ in range(3):
+                    client.sendto(bytes(UP_BYTES), (ADDRESSES[answers][4], 9))
+        await asyncio.wait_for(heard.wait(), 60)
+
+    asyncio.run(scenario())
+    wanted = [(SECOND, ADDRESSES["behind B"][4]), (NEIGHBOUR, ADDRESSES["behind A"][4])]
+    assert found == [Hint(HintKind.UNBOUGHT, b"", number, ip_address(address)) for number, address in wanted]

@@ -10,15 +10,16 @@ from ngp.core import networks
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import live_until, renewal_proposed
 from ngp.core.contract import CloseReason, State
-from ngp.core.messages import Accept, Ask, Prefix, Propose, Reject, RejectReason, Role
+from ngp.core.messages import Accept, Address, Ask, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
-from ngp.core.policy import Answer, answer_proposal, buy_terms
+from ngp.core.policy import Answer, answer_proposal, buy_terms, host_prefix
 from ngp.core.pricing import show_price
 from ngp.core.world import World
 
 MOST_BOUGHT = 65536
 MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_DECLINED = 256
+MOST_ASKED_A_SECOND = 32
 DECLINED_S = 30.0  # a server remembers a refusal no longer than this
 LOOP_S = 10.0
 
@@ -68,6 +69,24 @@ def ask_again(world: World, identity: bytes | None = None) -> None:
         neighbour = world.peers.neighbours.get((who, link))
         if neighbour is not None and world.now.monotonic_s - at_mono_s < DECLINED_S:
             world.send(neighbour, Ask(destination, 0, 0))
+
+
+def ask_for(world: World, number: int, destination: Address) -> None:
+    """Ask a server for what we send there unbought, where it won't offer it by itself.
+
+    Whoever sends through us chooses the destinations, so there are no more questions than some a second.
+    """
+    memory, now = world.buying, world.now.monotonic_s
+    neighbour = next((one for one in world.peers.by_link.values() if one.number == number), None)
+    if neighbour is None or not (neighbour.up and neighbour.sells and world.settings.buys) or neighbour.blocked:
+        return
+    if world.purchases.find(neighbour.identity, destination) is not None:
+        return
+    if now - memory.asking_since_mono_s >= 1.0:
+        memory.asking_since_mono_s, memory.asked = now, 0
+    if memory.asked < MOST_ASKED_A_SECOND:
+        memory.asked += 1
+        world.send(neighbour, Ask(host_prefix(destination), 0, 0))
 
 
 def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectReason | None:
