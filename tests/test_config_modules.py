@@ -65,9 +65,7 @@ FILE = Path("/etc/ngp/net.conf")
 CLAM = ("ngp.payment", "clam")
 
 
-def install(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, source: str = SOURCE, points: str = ENTRY_POINTS
-) -> None:
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str = SOURCE, points: str = ENTRY_POINTS) -> None:
     """Install a module as pip would, into a folder of a test's own."""
     monkeypatch.delitem(sys.modules, "clam_module", raising=False)
     monkeypatch.syspath_prepend(folder)

@@ -39,7 +39,6 @@ class Wire:
     def broadcast(self, _interface: str, datagram: bytes) -> None:
         self.sent.append(datagram)
 
-
     def trust(self, _peer: LinkPeer) -> None:
         pass
 

@@ -84,6 +84,7 @@ OWN_ENTRY = ENTRY.pack(0xFFFFFFFF, 0)
 NEIGHBOUR = struct.Struct("=IIIIQQ12s4x")
 FLOW_MEMORY, FLOW_PLACE = struct.Struct("=IIQ"), struct.Struct("=II")
 FLOW_NS = 600 * 10**9
+FLOWS_MOST = 1 << 19
 OUR_FLOWS, STRANGERS_FLOWS = 0, 0xFFFFFFFF  # payers that are no neighbour's number
 HINT = struct.Struct("=IIQ")
 EARLY_KEY = struct.Struct("=I16s")

@@ -138,7 +138,7 @@ struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: since s
 /* Who began a conversation (flows.h); IPv4: the first word of each address. */
 #define FLOWS 4096                                            /* remembered for each payer; a power of two */
 #define FLOWS_ON_GRACE 64
-#define FLOWS_MOST (1 << 19)                                  /* for all: of 64 payers, and of 4,096 on grace */
+#define FLOWS_MOST (1 << 19)                                  /* for all: of 64 payers, and of 4,096 on grace; fewer where CONTRACTS_MAX is small */
 struct flow { __u32 from[4], to[4]; __be16 from_port, to_port; __u32 protocol; };
 struct memory { __u32 payer, place; __u64 seen_ns; };
 struct place { __u32 payer, number; };
@@ -162,7 +162,7 @@ struct unbought { __u32 kind, number; __u64 v6; __u32 address[4]; }; /* a hint o
 		__uint(max_entries, entries); __uint(map_flags, flags_); \
 	} name SEC(".maps")
 
-/* The sizes of contracts, labels, hosts and prefixes are set by the loader, from CONTRACTS_MAX. */
+/* The sizes of contracts, labels, hosts, prefixes, flows and places are set by the loader, from CONTRACTS_MAX. */
 TABLE(ngp_config, ARRAY, __u32, struct config, 1, BPF_F_MMAPABLE);
 TABLE(ngp_contracts, ARRAY, __u32, struct contract, 1, BPF_F_MMAPABLE);
 TABLE(ngp_labels, ARRAY, __u32, struct label, 1, BPF_F_MMAPABLE);

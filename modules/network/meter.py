@@ -29,6 +29,7 @@ from ngp.ports import DesiredNetwork, FreeRule
 HOLD_WINDOW_NS = 1_000_000_000
 HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # of one destination in a window: for anybody, and for who has paid
 _HOSTS_SPARE = 1024
+_FLOWS_A_CONTRACT, _FLOWS_LEAST = 4, 1 << 14
 GATE_PROGRAMS = ("xt_unpaid_up", "xt_unpaid_mesh", "xt_unpaid_lan", "xt_unknown", "xt_over_rate")
 
 
@@ -226,9 +227,14 @@ class Meter:
 
 
 def table_sizes(contracts_max: int) -> dict[str, int]:
-    """Return the entries of those tables that grow with CONTRACTS_MAX; hosts also hold neighbours' own addresses."""
+    """Return the entries of those tables that grow with CONTRACTS_MAX; hosts also hold neighbours' own addresses.
+
+    For flows it is so on small routers alone, whose memory customers could use up.
+    """
     hosts = 1 << (contracts_max + _HOSTS_SPARE - 1).bit_length()
+    flows = max(_FLOWS_LEAST, min(layout.FLOWS_MOST, _FLOWS_A_CONTRACT << (contracts_max - 1).bit_length()))
     return {
+        **dict.fromkeys((layout.FLOWS, layout.PLACES), flows),
         **dict.fromkeys((layout.CONTRACTS, layout.LABELS, *layout.PREFIXES.values()), contracts_max),
         **dict.fromkeys(layout.HOSTS.values(), hosts),
     }

@@ -104,14 +104,19 @@ class NeighbourTable:
                 self._tables[layout.NEIGHBOURS].delete(layout.neighbour_key(link))
 
     def _write(self, number: int) -> None:
-        """Write a neighbour's entry, with the link that stands for it."""
+        """Write a neighbour's entry, with the link that stands for it.
+
+        What the kernel keeps there stays: else each change that a neighbour can bring about would fill its buckets.
+        """
         neighbour, first = self._known[number], self._firsts.of(number)
         flags = layout.BUYS_FROM_US * neighbour.buys_from_us | layout.SELLS_TO_US * neighbour.sells_to_us
         flags |= layout.SHUT_OUT * neighbour.blocked
         flags |= layout.HAS_PAID * neighbour.has_paid | layout.WAS_PAID * neighbour.was_paid
         link = b"" if first == number else self._links[first]
-        value = layout.NEIGHBOUR.pack(number, flags, 0, 0, 0, 0, link)
-        self._tables[layout.NEIGHBOURS].set(layout.neighbour_key(self._links[number]), value)
+        key = layout.neighbour_key(self._links[number])
+        had = self._tables[layout.NEIGHBOURS].get(key)
+        kept = layout.NEIGHBOUR.unpack(had)[2:6] if had else (0, 0, 0, 0)
+        self._tables[layout.NEIGHBOURS].set(key, layout.NEIGHBOUR.pack(number, flags, *kept, link))
 
     def _join(self, identity: bytes, contracts: ContractTable) -> None:
         """Let one of a neighbour's links stand for all of them; an identity that isn't known has each for itself."""

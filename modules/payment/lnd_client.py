@@ -74,9 +74,7 @@ class Method(Generic[Question, Answer]):
 
 GET_STATE = Method("/lnrpc.State/GetState", pb.GetStateRequest, pb.GetStateResponse)
 GET_INFO = Method("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest, pb.GetInfoResponse, ("info:read",))
-SIGN_MESSAGE = Method(
-    "/lnrpc.Lightning/SignMessage", pb.SignMessageRequest, pb.SignMessageResponse, ("message:write",)
-)
+SIGN_MESSAGE = Method("/lnrpc.Lightning/SignMessage", pb.SignMessageRequest, pb.SignMessageResponse, ("message:write",))
 CHANNEL_BALANCE = Method(
     "/lnrpc.Lightning/ChannelBalance", pb.ChannelBalanceRequest, pb.ChannelBalanceResponse, ("offchain:read",)
 )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from crafted import send
-from kernel_lab import GATEWAY_TO_CLIENT, desired, sh
+from kernel_lab import GATEWAY_TO_CLIENT, INTERNET, desired, dropped, sh
 from meter_lab import NEIGHBOUR, wait_until
-from star_lab import ADDRESSES, BITS, DOWN_BYTES, SECOND, UP_BYTES, Star, neighbours, once, star
+from star_lab import ADDRESSES, BITS, DOWN_BYTES, SECOND, UP_BYTES, Star, neighbours, once, star, table
 
 from core_tests.hostile import udp
+from ngp.modules.network import layout
+from ngp.modules.network.meter import table_sizes
 from ngp.ports import KernelNeighbour
 
 COMMAND = {4: "iptables", 6: "ip6tables"}
@@ -86,3 +89,25 @@ def test_what_a_neighbour_sends_under_our_own_address_is_no_answer_of_a_forwarde
         before = hub.world.datapath.counters()["uncovered"]
         send(hub.world, [udp(ours, ADDRESSES["A"][6], to, b"free?", from_port=port)], source=third)
         wait_until(lambda: hub.world.datapath.counters()["uncovered"] > before, "nobody pays for it")
+
+
+def test_a_neighbour_that_changes_gets_no_full_bucket_for_it(hub: Star) -> None:
+    """It says itself which addresses are its own, as often as it likes."""
+
+    def bucket() -> list[int]:
+        entries = map(layout.NEIGHBOUR.unpack, (value for _, value in table(hub, layout.NEIGHBOURS).items()))
+        return next(kept for number, _, *kept, _ in entries if number == NEIGHBOUR)
+
+    assert bucket() == [0, 0, 0, 0]
+    assert dropped(hub.world.lab.client, INTERNET[4])
+    had = bucket()
+    others = tuple(ip_address(text) for text in (ADDRESSES["A"][4], "10.77.1.77"))
+    hub.world.datapath.set_neighbours([hub.world.neighbour(sells_to_us=True, has_paid=True, local_addresses=others)])
+    assert any(had) and bucket() == had
+
+
+def test_a_small_router_remembers_fewer_flows() -> None:
+    """Each takes 256 bytes, as customers like, and 32 are taken for each that there is room for."""
+    entries = {size: table_sizes(size)[layout.FLOWS] for size in (1000, 16_384, 131_072, 1_000_000)}
+    assert entries == {1000: 16_384, 16_384: 65_536, 131_072: layout.FLOWS_MOST, 1_000_000: layout.FLOWS_MOST}
+    assert all(table_sizes(size)[layout.PLACES] == number for size, number in entries.items())

@@ -77,9 +77,7 @@ async def nodes_of(network: LightningNetwork) -> AsyncIterator[Nodes]:
             restart_payee=lambda: restart(Holding, PAYEE, payee),
             hold_next_payment=hold,
             release=lambda: released.append(asyncio.ensure_future(payee.settle_invoice(payee.preimage))),
-            has_order=lambda wanted: any(
-                one["payment_hash"] == wanted.hex() for one in network.node(PAYER).payments()
-            ),
+            has_order=lambda wanted: any(one["payment_hash"] == wanted.hex() for one in network.node(PAYER).payments()),
         )
         await asyncio.gather(*released)
         for one in opened:

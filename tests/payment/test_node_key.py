@@ -15,8 +15,7 @@ from ngp.modules.payment import node_key
 def test_a_signature_of_a_real_node_is_read() -> None:
     # published by an lnd user to ask just this of Core Lightning; rust-lightning tests the same one
     signature = (
-        "rbgfioj114mh48d8egqx8o9qxqw4fmhe8jbeeabdioxnjk8z3t1ma1hu1fis"
-        "wpakgucwwzwo6ofycffbsqusqdimugbh41n1g698hr9t"
+        "rbgfioj114mh48d8egqx8o9qxqw4fmhe8jbeeabdioxnjk8z3t1ma1hu1fiswpakgucwwzwo6ofycffbsqusqdimugbh41n1g698hr9t"
     )
     payee = "02b80cabdf82638aac86948e4c06e82064f547768dcef977677b9ea931ea75bab5"
     assert node_key.signer(b"is this compatible?", signature) == payee
