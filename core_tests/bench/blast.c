@@ -5,9 +5,9 @@
  *   blast tcp FROM ADDRESS PORT SECONDS
  *   blast sink ADDRESS PORT
  *
- * `frames` writes IPv4/UDP frames to the card, past qdisc and socket layer, so that the sender costs as little as it can
- * and the router under test is what limits. SOURCES and DESTINATIONS are how many addresses, from the one given on, are
- * drawn at random, packet by packet (1: always this one). PPS 0 is as fast as possible.
+ * `frames` writes IPv4/UDP frames to the card, past qdisc and socket layer. So the sender costs little, and the router
+ * under test is the limit. Each packet's source and destination are drawn at random from SOURCES and DESTINATIONS
+ * addresses, counted from the given one (1: always this one). PPS 0 is as fast as possible.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -213,7 +213,7 @@ static int tcp(char **words)
 	uint64_t sent = 0;
 	ssize_t done;
 
-	/* A stream that was cut must not hold the benchmark up. */
+	/* A stream that was cut must not block the benchmark. */
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
 	for (began = now(); now() < began + seconds; sent += done) {
 		done = send(fd, data, sizeof(data), MSG_NOSIGNAL);
@@ -224,7 +224,7 @@ static int tcp(char **words)
 	return 0;
 }
 
-/* Take streams one after another, for ever; a line for each: bytes, and seconds from its first byte to its last. */
+/* Accept streams one after another, for ever. Print a line for each: bytes, and seconds from first byte to last. */
 static _Noreturn void sink(char **words)
 {
 	static uint8_t data[1 << 20];

@@ -207,7 +207,7 @@ def _state() -> dict[str, Any]:
 
 
 def _running() -> bool:
-    """Say whether a keeper holds the lock, which it does from its first moment to its last."""
+    """Say whether a keeper runs: it holds the lock from its start to its end."""
     if not LOCK.exists():
         return False
     with LOCK.open() as lock:
