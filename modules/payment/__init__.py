@@ -1,7 +1,7 @@
-"""Payment modules, each with the Payment port's methods; whether money is real is theirs to say.
+"""Payment modules; each implements the port `Payment` and says whether its money is real.
 
-gRPC writes what it thinks of a connection to standard error, past every log of ours; it is told not to before it is
-imported, since it looks only then.
+gRPC writes its opinions about connections to standard error, past all our logs. The variable below silences it; gRPC
+reads it only when it is imported.
 """
 
 import os

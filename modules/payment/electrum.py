@@ -230,7 +230,7 @@ class ElectrumPayment(ElectrumUpkeep):
             if state != seen or now - looked_at >= FULL_LOOK_S:
                 seen, looked_at = state, now
                 await self._note_settled(cursor)
-            for settlement in self._journal.behind(cursor):
+            for settlement in self._journal.after(cursor):
                 cursor = settlement.cursor
                 yield settlement
             await asyncio.sleep(POLL_S)

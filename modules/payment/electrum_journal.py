@@ -41,18 +41,18 @@ class Journal:
         """Close the file; safe to call twice."""
         self._connection.close()
 
-    def add(self, payment_hash: bytes, amount_msat: int, behind: int) -> None:
+    def add(self, payment_hash: bytes, amount_msat: int, after: int) -> None:
         """Number a settlement, unless it has a number already and its amount hasn't grown.
 
         Args:
-            behind: a cursor that is in use; the new number is larger.
+            after: a cursor that is in use; the new number is larger.
         """
         with self._translated():
             self._connection.execute(
                 "INSERT INTO settlements SELECT max(?, coalesce(max(cursor), 0)) + 1, ?, ? FROM settlements WHERE true "
                 "ON CONFLICT (payment_hash) DO UPDATE SET cursor = excluded.cursor, amount_msat = excluded.amount_msat "
                 "WHERE excluded.amount_msat > settlements.amount_msat",
-                (behind, payment_hash, amount_msat),
+                (after, payment_hash, amount_msat),
             )
 
     def amounts_msat(self) -> dict[bytes, int]:
@@ -60,7 +60,7 @@ class Journal:
         with self._translated():
             return dict(self._connection.execute("SELECT payment_hash, amount_msat FROM settlements").fetchall())
 
-    def behind(self, cursor: int) -> list[Settlement]:
+    def after(self, cursor: int) -> list[Settlement]:
         """Return the settlements after a cursor, in order."""
         with self._translated():
             found = self._connection.execute(

@@ -37,7 +37,7 @@ def prefix(node: Node) -> Prefix:
         wider = _no_scope(ip_network(text, strict=False))
     except ValueError as error:
         raise refuse(node, "is not a prefix: write for example 198.51.100.0/24, 2001:db8::/32 or an address") from error
-    raise refuse(node, f"has bits set behind its length: write {wider}, or the address alone")
+    raise refuse(node, f"has host bits set: write {wider}, or the address alone")
 
 
 def _no_scope(network: Prefix) -> Prefix:

@@ -210,7 +210,7 @@ def _cannot_open(path: Path, error: Exception) -> str:
     if isinstance(error, IsADirectoryError):
         return f"{path}: is a directory: give the path of net.conf itself"
     if isinstance(error, PermissionError):
-        return f"{path}: can't be read by this user: run ngp as root, or mend the file's mode"
+        return f"{path}: can't be read by this user: run ngp as root, or correct the file's mode"
     reason = error.strerror if isinstance(error, OSError) else "not a usable file name"
     return f"{show_text(str(path))}: can't be read: {reason}"
 

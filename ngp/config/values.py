@@ -193,7 +193,7 @@ def _neighbour_address(node: Node) -> str:
     if isinstance(address, IPv6Address) and address.is_link_local and not scope:
         raise refuse(node, f"needs its interface: write {address}%eth0 with the interface that leads there")
     if scope and (len(scope) > MOST_NAME_BYTES or re.fullmatch(r"[!-~]+", scope) is None):
-        raise refuse(node, "names an impossible interface behind %: write for example fe80::1%eth0")
+        raise refuse(node, "names an impossible interface after %: write for example fe80::1%eth0")
     return str(address)
 
 

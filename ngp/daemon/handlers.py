@@ -81,7 +81,7 @@ class Handlers:
         return _stream(self._reading.accounts())
 
     def neighbours(self, _arguments: Arguments) -> AsyncIterator[Any]:
-        """List neighbours, and who is blocked."""
+        """List neighbours, also blocked ones that are on no link."""
         return _stream(self._reading.neighbours())
 
     def ledger(self, arguments: Arguments) -> AsyncIterator[Any]:
@@ -111,23 +111,23 @@ class Handlers:
 
     async def block(self, arguments: Arguments) -> str:
         """Stop all trade with a neighbour."""
-        return self._acting.block(self._who(arguments), True)
+        return self._acting.block(self._neighbour(arguments), True)
 
     async def unblock(self, arguments: Arguments) -> str:
         """Undo `block`."""
-        return self._acting.block(self._who(arguments), False)
+        return self._acting.block(self._neighbour(arguments), False)
 
     async def refund(self, arguments: Arguments) -> str:
         """Offer a neighbour its balance back, or ask it for ours."""
-        who = self._who(arguments)
-        return self._acting.ask_refund(who) if arguments.get("ask") else await self._acting.refund(who)
+        neighbour = self._neighbour(arguments)
+        return self._acting.ask_refund(neighbour) if arguments.get("ask") else await self._acting.refund(neighbour)
 
     async def payment(self, arguments: Arguments) -> str:
         """Credit a neighbour by hand."""
         amount = arguments.get("amount_msat")
         if not isinstance(amount, int) or isinstance(amount, bool) or not 0 < amount < MOST_BY_HAND_MSAT:
             raise UsageError(f"amount {amount!r}: it must be a positive number of msat")
-        return await self._acting.credit(self._who(arguments), amount)
+        return await self._acting.credit(self._neighbour(arguments), amount)
 
     async def fault(self, arguments: Arguments) -> str:
         """Make the sandbox's payment node misbehave, or behave well again."""
@@ -145,12 +145,12 @@ class Handlers:
 
     async def lightning_open(self, arguments: Arguments) -> str:
         """Open a private channel with a neighbour's node."""
-        who, amount, push = self._who(arguments), arguments.get("amount_sat"), arguments.get("push_sat")
+        neighbour, amount, push = self._neighbour(arguments), arguments.get("amount_sat"), arguments.get("push_sat")
         if not (isinstance(amount, int) and isinstance(push, int) and 0 <= push <= amount):
             raise UsageError(f"amount {amount!r} and push {push!r}: both must be whole sat, and push at most amount")
         host, delay = arguments.get("host"), arguments.get("csv_delay")
         return await self._acting.open_channel(
-            who, amount, push, str(host) if host else None, delay if isinstance(delay, int) else None
+            neighbour, amount, push, str(host) if host else None, delay if isinstance(delay, int) else None
         )
 
     async def lightning_tower_add(self, arguments: Arguments) -> str:
@@ -161,11 +161,11 @@ class Handlers:
         """Stop sending backups to a watchtower."""
         return await self._acting.remove_tower(str(arguments.get("tower")))
 
-    def _who(self, arguments: Arguments) -> bytes:
+    def _neighbour(self, arguments: Arguments) -> bytes:
         written = arguments.get("neighbour")
         if not isinstance(written, str) or not written:
             raise UsageError("name a neighbour: its key, the first letters of it, or its address")
-        return self._acting.who(written)
+        return self._acting.find(written)
 
 
 async def _stream(rows: Iterable[Any]) -> AsyncIterator[Any]:

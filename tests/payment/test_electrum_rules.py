@@ -365,13 +365,13 @@ def test_numbers_of_settlements_are_given_once_and_a_lost_journal_loses_nothing(
     journal = Journal(tmp_path / "a.db")
     for payment_hash in (one, other, one):
         journal.add(payment_hash, 1_000, 0)
-    assert [(told.cursor, told.payment_hash) for told in journal.behind(0)] == [(1, one), (2, other)]
+    assert [(told.cursor, told.payment_hash) for told in journal.after(0)] == [(1, one), (2, other)]
     journal.close()
-    assert [told.cursor for told in Journal(tmp_path / "a.db").behind(1)] == [2]
+    assert [told.cursor for told in Journal(tmp_path / "a.db").after(1)] == [2]
     fresh = Journal(tmp_path / "b.db")
     for payment_hash in (one, other, one, third):  # the ledger has seen two of them, and counts those as replayed
         fresh.add(payment_hash, 1_000, 2)
-    assert [told.payment_hash for told in fresh.behind(2)] == [one, other, third]
+    assert [told.payment_hash for told in fresh.after(2)] == [one, other, third]
 
 
 def test_pending_channels_and_the_chain_are_told(tmp_path: Path) -> None:

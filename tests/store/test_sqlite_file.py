@@ -94,7 +94,7 @@ def test_a_file_gone_from_beside_its_wal_is_not_replaced_by_a_blank_one(tmp_path
     path = filled(tmp_path / "ledger.db")
     path.rename(tmp_path / "elsewhere")
     (tmp_path / "ledger.db-wal").write_bytes(b"x")
-    with pytest.raises(LedgerError, match="blank"):
+    with pytest.raises(LedgerError, match="no first start"):
         SqliteLedger.open(path)
     assert not path.exists()
 

@@ -20,13 +20,13 @@ MANUAL_EXPIRY_S = 60
 
 
 class Acting:
-    """Carries out commands on one node. The argument `who` is an identity that the method `who` found."""
+    """Carries out commands on one node. Arguments `neighbour` are identities, see `find`."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._world = node.parts.gatekeeper.world
 
-    def who(self, written: str) -> bytes:
+    def find(self, written: str) -> bytes:
         """Find a neighbour by its key, the first letters of its key, or an address. Raises UsageError."""
         by_address = {
             one.identity
@@ -67,21 +67,21 @@ class Acting:
 
     # --- neighbours and money -----------------------------------------------------------------------------------------
 
-    def block(self, who: bytes, blocked: bool) -> str:
+    def block(self, neighbour: bytes, blocked: bool) -> str:
         """Stop all trade with a neighbour; or allow it again, and drop the dispute about its bill."""
-        self._node.obey(BlockNeighbour(who, blocked))
-        return f"{identity.short_text(who)} {'is blocked' if blocked else 'may trade again'}"
+        self._node.obey(BlockNeighbour(neighbour, blocked))
+        return f"{identity.short_text(neighbour)} {'is blocked' if blocked else 'may trade again'}"
 
-    async def refund(self, who: bytes) -> str:
+    async def refund(self, neighbour: bytes) -> str:
         """Offer a neighbour its balance back."""
-        if why_not := selling.why_no_refund(self._world, who):
+        if why_not := selling.why_no_refund(self._world, neighbour):
             raise PaymentError(why_not)
-        account = self._world.clients[who]
+        account = self._world.clients[neighbour]
         amount_msat = selling.offerable_msat(self._world, account)
         await self._must_be_able_to_spend()
         unanswered_msat = account.refund.offered_msat
-        self._node.obey(RefundNeighbour(who))
-        said = f"refund of {amount_msat // SAT_MSAT} sat offered to {identity.short_text(who)}"
+        self._node.obey(RefundNeighbour(neighbour))
+        said = f"refund of {amount_msat // SAT_MSAT} sat offered to {identity.short_text(neighbour)}"
         if unanswered_msat:
             said += (
                 f" once more: it sent no invoice for the {unanswered_msat // SAT_MSAT} sat offered before; money that "
@@ -96,32 +96,34 @@ class Acting:
             if not one.ok and one not in without:
                 raise PaymentError(f"no refund can be paid: {one.name} {one.found}; {one.remedy}")
 
-    def ask_refund(self, who: bytes) -> str:
+    def ask_refund(self, neighbour: bytes) -> str:
         """Ask a neighbour for our balance."""
-        if why_not := buying.why_not_ask(self._world, who):
+        if why_not := buying.why_not_ask(self._world, neighbour):
             raise PaymentError(why_not)
         if away := self._node.payment.why_not:
             raise PaymentError(f"no refund can be asked for while our payment node can't make an invoice: {away}")
-        account = self._world.servers[who]
-        self._node.obey(AskRefund(who))
+        account = self._world.servers[neighbour]
+        self._node.obey(AskRefund(neighbour))
         balance = f"{account.balance_msat // SAT_MSAT} sat"
         held = ", except what running contracts reserve (ngp block ends them)" if account.running else ""
         return (
-            f"{identity.short_text(who)} asked for our {balance}{held}; ngp ledger shows what "
+            f"{identity.short_text(neighbour)} asked for our {balance}{held}; ngp ledger shows what "
             "it pays back, the log its answer"
         )
 
-    async def credit(self, who: bytes, amount_msat: int) -> str:
+    async def credit(self, neighbour: bytes, amount_msat: int) -> str:
         """Credit a neighbour by hand; play money only."""
         if self._world.node.real_money:
             raise PaymentError("payments by hand are for the sandbox only; with real money neighbours pay invoices")
         payment, preimage = self._node.parts.payment, secrets.token_bytes(32)
         made = await payment.create_invoice(amount_msat, "payment by hand", MANUAL_EXPIRY_S, preimage=preimage)
         self._node.obey(
-            InvoiceMade(who, PaymentKind.MANUAL, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s)
+            InvoiceMade(
+                neighbour, PaymentKind.MANUAL, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s
+            )
         )
         await payment.settle_invoice(preimage)
-        return f"{show_money(amount_msat)} (not real money) credited to {identity.short_text(who)}"
+        return f"{show_money(amount_msat)} (not real money) credited to {identity.short_text(neighbour)}"
 
     def fault(self, name: str, value: str) -> str:
         """Make the sandbox's payment node misbehave, or behave well again, so that operators can see what ngp does."""
@@ -137,7 +139,7 @@ class Acting:
     # --- Lightning ----------------------------------------------------------------------------------------------------
 
     async def open_channel(
-        self, who: bytes, amount_sat: int, push_sat: int, host: str | None, csv_delay_blocks: int | None
+        self, neighbour: bytes, amount_sat: int, push_sat: int, host: str | None, csv_delay_blocks: int | None
     ) -> str:
         """Open a private channel with a neighbour's node.
 
@@ -146,16 +148,16 @@ class Acting:
             host: where the neighbour's node listens; None for its most likely address.
             csv_delay_blocks: None for CSV_DELAY.
         """
-        manager, neighbour = channel_manager(self._node), self._world.peers.any_link(who)
-        if neighbour is None or not neighbour.payee:
+        manager, known = channel_manager(self._node), self._world.peers.any_link(neighbour)
+        if known is None or not known.payee:
             raise PaymentError(
-                f"{identity.short_text(who)} has not announced a Lightning node: that neighbour must be up, "
+                f"{identity.short_text(neighbour)} has not announced a Lightning node: that neighbour must be up, "
                 "with PAYMENT_INTERFACE: lnd or electrum on the same network"
             )
-        place = lightning.host_port(host, lightning.PEER_PORT) if host else lightning.peer_host(neighbour)
+        place = lightning.host_port(host, lightning.PEER_PORT) if host else lightning.peer_host(known)
         if csv_delay_blocks is None and manager.takes_csv_delay:
             csv_delay_blocks = self._node.settings.csv_delay_blocks
-        peer = neighbour.payee.hex()
+        peer = known.payee.hex()
         await manager.connect(peer, place)
         point = await manager.open_channel(peer, amount_sat, push_sat, csv_delay_blocks)
         return (

@@ -49,7 +49,7 @@ def failure(path: Path, error: BaseException) -> LedgerError:
         return LedgerMomentError(f"ledger {path}: {error}. The ledger is intact; try again")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return LedgerError(
-            f"ledger {path}: {error}. Let this user write the file and its folder; if the file is damaged, "
+            f"ledger {path}: {error}. Make the file and its folder writable for this user; if the file is damaged, "
             f"restore the backup made by `ngp backup`"
         )
     return LedgerError(
