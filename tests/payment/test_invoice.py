@@ -109,7 +109,7 @@ def test_we_read_what_the_package_writes(amount_msat: int, memo: str, keep_payee
 
 
 @pytest.mark.parametrize(
-    ("amount_msat", "begin"),
+    ("amount_msat", "beginning"),
     [(1, "lnbcrt10p1"), (100, "lnbcrt1n1"), (100_000, "lnbcrt1u1"), (10**8, "lnbcrt1m1"), (10**11, "lnbcrt11"),
      (123_456, "lnbcrt1234560p1"), (25 * 10**11, "lnbcrt251"),
      (5000 * 10**11, "lnbcrt50001")],
