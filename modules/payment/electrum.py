@@ -68,7 +68,7 @@ class ElectrumPayment(ElectrumUpkeep):
     """A wallet of an Electrum daemon; implements `ngp.ports.Payment`.
 
     Args:
-        state_dir: has the journal, and the file on the node that is read while the node is down.
+        state_dir: has the journal, and a file about the node, which is read while the node is down.
         options: ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE and ELECTRUM_WALLET; all are optional.
     """
 

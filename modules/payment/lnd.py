@@ -72,7 +72,7 @@ class LndPayment(LndUpkeep):
     """An LND node; implements `ngp.ports.Payment`, and by its base `ChannelManager` and `TowerManager`.
 
     Args:
-        state_dir: has a pasted lndconnect URI, and the file on the node that is read while the node is down.
+        state_dir: has a pasted lndconnect URI, and a file about the node, which is read while the node is down.
         options: LND_CONNECT, or LND_HOST, LND_CERT and LND_MACAROON.
     """
 

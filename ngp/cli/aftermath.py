@@ -63,7 +63,7 @@ def describe(kernel: KernelState, state_dir: Path, last_sign: str) -> str:
         return "the gate or meter in this network namespace belongs to another state directory: name it, --state-dir"
     if kernel.meter and kernel.gate:
         rest = "new destinations and renewals are refused"
-        return f"{how}, and its gate is still in force: contracts go on to their limits, counted; {rest}. {_NEXT}"
+        return f"{how}, and its gate is still in force: contracts run on to their limits, charged; {rest}. {_NEXT}"
     if kernel.meter and kernel.sells:
         rest = "uploads of neighbours pass uncharged, downloads are still counted and cut"
         return f"{how}; its meter still counts, but its gate is gone from the firewall: {rest}. {_NEXT}"

@@ -92,7 +92,7 @@ def price_msat_per_gib(text: str) -> int:
         msat per GiB, exact: 1 msat/kB is 1,048,576 msat/GiB.
 
     Raises:
-        ConfigError: when it isn't a whole number of msat per GiB, naming the nearest that are.
+        ConfigError: it isn't a whole number of msat per GiB; the text has the nearest exact prices.
     """
     price = _quantity(text, PRICE_UNITS, PRICE_UNITS["msat"], "a price", "5 msat (per kilobyte) or 5243 sat/GB")
     if price > MOST_PRICE_MSAT_PER_GIB:

@@ -133,7 +133,8 @@ def safety(channels: Sequence[Channel], watch: Watch, settings: Settings) -> Che
         backups = sum(tower.backups for tower in watch.towers)
         return Check(SAFETY, True, f"{using} in use, {backups} backups; {watch.pending_backups} wait to be sent")
     if shortest >= settings.csv_delay_blocks:
-        return Check(SAFETY, True, f"none; each channel's CSV delay is {blocks(shortest)} or more: be back by then")
+        found = f"none; each channel's CSV delay is {blocks(shortest)} or more; don't be away for longer"
+        return Check(SAFETY, True, found)
     short = sum(not is_safe(one, watch, settings) for one in in_use)
     found = (
         f"none in use ({watch.unknown or _tower_state(watch)}), and {short} of {len(in_use)} open channels have a CSV "
