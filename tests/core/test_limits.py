@@ -123,6 +123,18 @@ def test_a_refund_of_money_that_was_carried_meanwhile_names_what_is_left() -> No
     assert books.refund.offered_msat == (books.funds_msat // 1000) * 1000 == offered - 5_000
 
 
+def test_an_account_that_is_exhausted_and_owes_is_not_counted_for_what_rounding_may_cost() -> None:
+    sim = Sim()
+    sim.silenced = {Invoice}
+    for host in (HOST, *OTHERS):
+        sim.up(host, 777)
+        sim.run(0.1)
+    sim.flow(HOST, 100_000, 8)
+    assert account(sim).priced == 11 and account(sim).debt_msat
+    assert sim.gateway.kernel.read_accounts([sim.client.identity], sim.now)[0].exhausted
+    assert not any(isinstance(one, fx.CountAccount) for one in sim.gateway.log)
+
+
 def test_an_account_that_is_exhausted_though_it_has_money_is_counted_again() -> None:
     sim = prepaid()
     sim.silenced = {Invoice}

@@ -89,8 +89,8 @@ def kernel_spent(world: World, reading: AccountReading) -> None:
         if reading.exhausted:
             account_exhausted(world, account)
             limit_units = account.kernel.told[0] if account.kernel.told is not None else 0
-            missing_units = account.funds_msat * UNITS_PER_MSAT - (limit_units - reading.spent_units)
-            if missing_units > UNITS_PER_MSAT:  # our books have more money: the kernel's limit was too cautious
+            left_msat = account.balance_msat - account.refund.promised_msat - account.priced
+            if (left_msat - 1) * UNITS_PER_MSAT > limit_units - reading.spent_units:  # our books have more money: the kernel's limit was too cautious
                 count_again(world, account)
 
 
