@@ -29,6 +29,7 @@ class Batch:
     Attributes:
         forgotten: identities of which nothing earlier is kept.
         neighbours: by link; None if the link is forgotten.
+        displaced: closed contracts whose id a new one takes: the server chooses the id, and may choose any.
         cursor: None if it doesn't change.
     """
 
@@ -37,6 +38,7 @@ class Batch:
         self.blocks: dict[bytes, bool] = {}
         self.accounts: dict[tuple[bytes, Role], AccountRecord] = {}
         self.contracts: dict[bytes, ContractRecord] = {}
+        self.displaced: list[ContractRecord] = []
         self.billed: list[BilledRecord] = []
         self.payments: list[PaymentRecord] = []
         self.journal: list[JournalRecord] = []
@@ -48,6 +50,9 @@ class Batch:
     def _add(self, record: Record) -> None:
         match record:
             case ContractRecord():
+                before = self.contracts.get(record.contract)
+                if before is not None and before.closed_at_s and not record.closed_at_s:
+                    self.displaced.append(before)
                 self.contracts[record.contract] = record
             case BilledRecord():
                 self.billed.append(record)
@@ -74,4 +79,5 @@ class Batch:
         self.neighbours = {key: one for key, one in self.neighbours.items() if key[0] not in identities}
         self.accounts = {key: one for key, one in self.accounts.items() if one.identity not in identities}
         self.contracts = {key: one for key, one in self.contracts.items() if one.identity not in identities}
+        self.displaced = [one for one in self.displaced if one.identity not in identities]
         self.journal = [one for one in self.journal if one.identity not in identities]

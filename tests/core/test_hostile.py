@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from playbook import Sim, settings
+from playbook import Sim, settings, tell
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
@@ -264,3 +264,17 @@ def test_nobody_changes_the_contract_of_another() -> None:
     assert sim.gateway.world.contracts[contract].state is not State.RENEWING
     assert sim.gateway.world.contracts[contract].running
     assert sim.client.world.contracts[contract].running
+
+
+def test_the_id_of_a_purchase_that_is_over_is_not_bought_again() -> None:
+    sim = Sim()
+    sim.up(HOST)
+    sim.run(0.1)
+    (bought,) = sim.sent(sim.gateway, Propose)
+    assert isinstance(bought, Propose)
+    tell(sim, sim.client, Cancel(bought.contract, "cancelled"))
+    sim.run(1)
+    assert not sim.client.world.contracts
+    done = tell(sim, sim.client, bought)
+    assert [one.message for one in done if isinstance(one, fx.Send)] == [Cancel(bought.contract, "cancelled")]
+    assert not sim.client.world.contracts

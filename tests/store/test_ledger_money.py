@@ -197,6 +197,21 @@ def books(store: Store) -> Ledger:
     return ledger
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("closed", [0, NOW + 60])
+@pytest.mark.parametrize("role", list(Role))
+def test_a_contract_that_takes_the_id_of_a_closed_one_takes_nothing_from_the_books(
+    store: Store, role: Role, closed: int, at_once: bool
+) -> None:
+    """The server chooses the id, and may be a client that knows those of our sales."""
+    ledger = books(store)
+    records = [contract(1, charged_msat=30, closed_at_s=NOW), contract(1, role=role)]
+    for some in [records] if at_once else [[one] for one in records]:
+        ledger.commit(some)
+    ledger.commit([contract(1, role=role, closed_at_s=closed)])
+    assert store.audit(60.0) == ([], "")
+
+
 @pytest.mark.parametrize(
     ("tampering", "found"),
     [

@@ -10,7 +10,7 @@ from ngp.core import networks
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import live_until, renewal_proposed
 from ngp.core.contract import CloseReason, State
-from ngp.core.messages import Accept, Address, Ask, Prefix, Propose, Reject, RejectReason, Role
+from ngp.core.messages import Accept, Address, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
 from ngp.core.policy import Answer, answer_proposal, buy_terms, host_prefix
 from ngp.core.pricing import show_price
@@ -28,6 +28,9 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
     """Answer a server's proposal. Returns whether a message was sent in answer."""
     if propose.contract in world.contracts:
         renewal_proposed(world, neighbour, world.purchase(propose.contract), propose, message_id)
+        return True
+    if propose.contract in world.buying.ended:  # each contract has an id of its own
+        world.send(neighbour, Cancel(propose.contract, CloseReason.CANCELLED.value), message_id)
         return True
     objection = _objection(world, neighbour, propose)
     if objection is not None:

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from ngp.store import keeping
+from ngp.store.sqlite.rows import ADD_TO_SUMMARY
 from ngp.store.sqlite.schema import EMPTY
 
 _DAY_S = 86_400
@@ -13,9 +14,7 @@ _ROWS = 500
 _JOURNAL_ROWS = 2000
 VACUUM_PAGES = 256
 
-_FOLD = """INSERT INTO summaries VALUES (?, ?, ?, 1, ?, ?, ?) ON CONFLICT (identity, role, day_s) DO UPDATE SET
-    contracts = contracts + 1, used_to_bytes = used_to_bytes + excluded.used_to_bytes,
-    used_from_bytes = used_from_bytes + excluded.used_from_bytes, charged_msat = charged_msat + excluded.charged_msat"""
+_FOLD = f"INSERT INTO summaries VALUES (?, ?, ?, 1, ?, ?, ?) {ADD_TO_SUMMARY}"
 
 
 def prune(connection: sqlite3.Connection, now_utc_s: int) -> bool:

@@ -61,6 +61,12 @@ _MOVE_PAYMENT = """UPDATE payments SET amount_msat = ?, fee_msat = ?, state = ?,
     settled_at_s = ?, reason = ?, touched_s = max(created_at_s, ?), compact = 0
     WHERE direction = ? AND payment_hash = ?"""
 
+ADD_TO_SUMMARY = """ON CONFLICT (identity, role, day_s) DO UPDATE SET contracts = contracts + 1,
+    used_to_bytes = used_to_bytes + excluded.used_to_bytes,
+    used_from_bytes = used_from_bytes + excluded.used_from_bytes, charged_msat = charged_msat + excluded.charged_msat"""
+_FOLD_DISPLACED = f"""INSERT INTO summaries SELECT identity, role, closed_at_s - closed_at_s % 86400, 1, used_to_bytes,
+    used_from_bytes, charged_msat FROM contracts WHERE contract = ? AND closed_at_s > 0 {ADD_TO_SUMMARY}"""
+
 _FORGOTTEN_AT_ONCE = 500
 _FORGET_LINES = "DELETE FROM journal WHERE payment_hash = x'' AND contract IN (SELECT contract FROM contracts"
 
@@ -81,6 +87,14 @@ def put_blocks(connection: sqlite3.Connection, blocks: Mapping[bytes, bool]) -> 
 def put_billed(connection: sqlite3.Connection, records: Iterable[BilledRecord]) -> None:
     """Raise the acknowledged bytes of closed contracts' bills; ignore unknown contracts and those of others."""
     connection.executemany(_PUT_BILLED, ((one.billed_bytes, one.contract, one.role, one.identity) for one in records))
+
+
+def put_contracts(connection: sqlite3.Connection, batch: Batch) -> None:
+    """Write contracts; closed ones whose id a new one takes go into the sums first, since their charges still count."""
+    connection.executemany(_PUT_CONTRACT, map(_contract_values, batch.displaced))
+    begun = ((one.contract,) for one in batch.contracts.values() if not one.closed_at_s)
+    connection.executemany(_FOLD_DISPLACED, begun)
+    connection.executemany(_PUT_CONTRACT, map(_contract_values, batch.contracts.values()))
 
 
 def forget_links(connection: sqlite3.Connection, keys: Iterable[tuple[bytes, str, bytes]]) -> None:
@@ -125,7 +139,7 @@ def write(connection: sqlite3.Connection, batch: Batch) -> None:
     connection.executemany(_PUT_NEIGHBOUR, map(_neighbour_row, filter(None, batch.neighbours.values())))
     put_blocks(connection, batch.blocks)
     connection.executemany(_PUT_ACCOUNT, map(_account_row, batch.accounts.values()))
-    connection.executemany(_PUT_CONTRACT, map(_contract_values, batch.contracts.values()))
+    put_contracts(connection, batch)
     put_billed(connection, batch.billed)
     for record in batch.payments:
         put_payment(connection, record)
