@@ -90,7 +90,7 @@ def kernel_spent(world: World, reading: AccountReading) -> None:
             account_exhausted(world, account)
             limit_units = account.kernel.told[0] if account.kernel.told is not None else 0
             left_msat = account.balance_msat - account.refund.promised_msat - account.priced
-            if (left_msat - 1) * UNITS_PER_MSAT > limit_units - reading.spent_units:  # our books have more money: the kernel's limit was too cautious
+            if (left_msat - 1) * UNITS_PER_MSAT > limit_units - reading.spent_units:  # the kernel's limit is too low
                 count_again(world, account)
 
 
