@@ -93,7 +93,7 @@ def test_another_node_than_the_expected_one_is_missing_as_the_start_would_refuse
         ("shown", "chmod 600", False),
         ("gone", "doesn't exist: bake one", True),
         ("folder", "can't be read", False),
-        ("empty", "bake one", True),
+        ("empty", "bake a new one", True),
     ],
 )
 def test_what_an_error_says_of_its_remedy_is_not_contradicted(
