@@ -120,7 +120,7 @@ class PortLink(ABC):
 
     def _port_for(self, interface: str, datagram: bytes) -> Port | None:
         if len(datagram) > self.max_datagram_bytes:
-            raise ValueError(f"a datagram of {len(datagram)} bytes; the most is {self.max_datagram_bytes}")
+            raise ValueError(f"a datagram of {len(datagram)} bytes; at most {self.max_datagram_bytes} are possible")
         return self._ports.get(interface)
 
     def counters(self) -> dict[str, int]:
