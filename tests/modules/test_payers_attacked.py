@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,7 +18,7 @@ from star_lab import ADDRESSES, BITS, DOWN_BYTES, SECOND, UP_BYTES, Star, neighb
 from core_tests.hostile import udp
 from ngp.modules.network import layout
 from ngp.modules.network.meter import table_sizes
-from ngp.ports import KernelNeighbour
+from ngp.ports import HeldPacket, KernelNeighbour, Verdict
 
 COMMAND = {4: "iptables", 6: "ip6tables"}
 LONG_BYTES = 4000
@@ -89,6 +91,60 @@ def test_what_a_neighbour_sends_under_our_own_address_is_no_answer_of_a_forwarde
         before = hub.world.datapath.counters()["uncovered"]
         send(hub.world, [udp(ours, ADDRESSES["A"][6], to, b"free?", from_port=port)], source=third)
         wait_until(lambda: hub.world.datapath.counters()["uncovered"] > before, "nobody pays for it")
+
+
+def _mix(hash_: int, words: int) -> int:
+    hash_ = (hash_ ^ words) * 0x9E3779B97F4A7C15 & 2**64 - 1
+    return hash_ ^ hash_ >> 29
+
+
+def _plain_key(from_port: int, to: str, to_port: int) -> int:
+    """Return the key of a UDP flow of A's, if there were no secret in it."""
+    ports = [int.from_bytes(port.to_bytes(2, "big"), sys.byteorder) for port in (from_port, to_port)]
+    ends = [int.from_bytes(ip_address(each).packed, sys.byteorder) for each in (ADDRESSES["A"][4], to)]
+    hash_ = _mix(_mix(socket.IPPROTO_UDP, ports[0] << 16 | ports[1]), ends[0] << 32 | ends[1])
+    for _ in range(3):
+        hash_ = _mix(hash_, 0)
+    return hash_ >> 32 | 1
+
+
+def test_no_other_packet_takes_the_place_of_one_on_its_way_to_the_gate(hub: Star) -> None:
+    """What is sent to a forwarded port is free; the kernel knows a packet again by 32 bits."""
+    ours = GATEWAY_TO_CLIENT[4]
+    sh(f"iptables -t nat -A PREROUTING -i m0 -p udp --dport 53 -j DNAT --to-destination {ADDRESSES['LAN'][4]}:5353")
+    hub.world.datapath.apply(desired(buys=True, lan_interfaces=("lan0",)))
+    for from_port in range(4000, 5000):
+        keys = {_plain_key(from_port, INTERNET[4], port): port for port in range(1024, 65536)}
+        found = ((_plain_key(from_port, ours, port), port) for port in range(1024, 65536))
+        pair = next(((keys[key], port) for key, port in found if key in keys), None)
+        if pair:
+            break
+    assert pair, "the product of two times 64,512 ports is more than 31 bits can tell apart"
+    held: list[HeldPacket] = []
+
+    def is_noted(to: str) -> bool:
+        notes = table(hub, layout.SENT).items()
+        return any(flow[16:20] == ip_address(to).packed for _, flow in notes)
+
+    async def scenario() -> None:
+        again = asyncio.Event()
+
+        def on_held(packet: HeldPacket) -> None:
+            held.append(packet)
+            if len(held) == 1:
+                one.sendto(b"", (ours, pair[1]))
+                wait_until(lambda: is_noted(ours), "the other packet is noted")
+                hub.world.datapath.verdict(packet.handle, Verdict.REPEAT)
+            else:
+                again.set()
+
+        hub.world.datapath.start(asyncio.get_running_loop(), on_held, lambda _hints: None)
+        with hub.socket("A", 4, from_port) as one:
+            one.sendto(b"", (INTERNET[4], pair[0]))
+            await asyncio.wait_for(again.wait(), 60)
+
+    asyncio.run(scenario())
+    assert {str(packet.destination) for packet in held} == {INTERNET[4]}
 
 
 def test_a_neighbour_that_changes_gets_no_full_bucket_for_it(hub: Star) -> None:
