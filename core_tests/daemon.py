@@ -32,7 +32,11 @@ def ngp_command() -> list[str]:
 
 
 class Daemon:
-    """One daemon; made by `Host.daemon`. It may be started, killed and started again on the same state."""
+    """One daemon; made by `Host.daemon`. It may be started, killed and started again on the same state.
+
+    Attributes:
+        import_path: where its Python looks first (PYTHONPATH); with `next_layout`'s folder it is a later version.
+    """
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class Daemon:
         self.folder = folder
         self.config = folder / "net.conf"
         self.state_dir = folder / "state"
+        self.import_path = str(ROOT)
         self._prefix = prefix
         self._pids_of_host = pids_of_host
         self._log = folder / "log"
@@ -182,7 +187,7 @@ class Daemon:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, STATE_KEY: str(self.state_dir), "PYTHONPATH": str(ROOT)}
+        return {**os.environ, STATE_KEY: str(self.state_dir), "PYTHONPATH": self.import_path}
 
 
 def _environment_of(pid: int) -> list[bytes]:

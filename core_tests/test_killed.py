@@ -36,18 +36,18 @@ PAYLOAD_BYTES = 200
 DESTINATIONS = ((4, 1), (4, 2), (6, 1), (6, 2))
 
 
-def open_busy_trade(lab: Lab) -> Trade:
-    trade = open_trade(lab, both=BUSY)
+def open_busy_trade(lab: Lab, **changes: object) -> Trade:
+    trade = open_trade(lab, both={**BUSY, **changes})
     for version, number in DESTINATIONS:
         traffic.udp_echo(trade.net.internet, trade.net.remote(version, number), 5000)
     return trade
 
 
-def start_flows(trade: Trade, seconds: float) -> list[subprocess.Popen[str]]:
+def start_flows(trade: Trade, seconds: float, rate_pps: int = RATE_PPS) -> list[subprocess.Popen[str]]:
     """Make the client send to every destination, which echoes, whether packets pass or not."""
-    count = int(RATE_PPS * seconds)
+    count = int(rate_pps * seconds)
     return [
-        traffic.start(trade.net.client, "udp-send", trade.net.remote(*where), 5000, count, PAYLOAD_BYTES, RATE_PPS, 0)
+        traffic.start(trade.net.client, "udp-send", trade.net.remote(*where), 5000, count, PAYLOAD_BYTES, rate_pps, 0)
         for where in DESTINATIONS
     ]
 

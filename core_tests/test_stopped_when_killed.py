@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from core_tests import traffic
 from core_tests.lab import Lab
+from core_tests.next_layout import import_path, make
 from core_tests.shell import await_until, sh
 from core_tests.test_interface_kinds import kernel_state
 from core_tests.trade import GATEWAY, Trade, assert_conserved, open_trade, start_all, used
@@ -49,9 +52,13 @@ def kill_both(trade: Trade) -> tuple[int, int]:
     return before
 
 
-def test_traffic_without_a_daemon_is_charged_to_the_byte(lab: Lab) -> None:
+@pytest.mark.parametrize("version", ["same", "later"])
+def test_traffic_without_a_daemon_is_charged_to_the_byte(lab: Lab, tmp_path: Path, version: str) -> None:
+    """Also by a later version, whose tables in the kernel are others."""
     trade = open_trade(lab, {**GATEWAY, "WHEN_STOPPED": "closed"})
     sold, bought = kill_both(trade)
+    if version == "later":
+        trade.gateway.import_path = trade.client.import_path = import_path(make(tmp_path))
     balance = trade.earned()["balance_msat"]
     for daemon, words in ((trade.gateway, ("--config", str(trade.gateway.config))), (trade.client, ())):
         stopped = daemon.cli("stop", *words)

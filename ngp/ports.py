@@ -195,6 +195,16 @@ class Network(Protocol):
     def kernel_state(self) -> KernelState:
         """Return which parts of ngp are in the kernel; touches nothing. Raises KernelError, also without root."""
 
+    def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
+        """Let nothing more pass on the contracts of another version's meter; return what they used, None if none runs.
+
+        `set_up` demands it, and makes an end of that meter: when all of this is booked. Until then, also after a crash,
+        it returns the same again.
+
+        Args: desired: what `set_up` will be called with, so that one that would fail is refused first; None: nothing.
+        Raises: KernelError; also where that version isn't known.
+        """
+
     def set_up(self, desired: DesiredNetwork) -> Adopted:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
 

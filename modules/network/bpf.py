@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -99,16 +100,22 @@ def mount_bpffs(folder: Path) -> None:
         require(-ctypes.get_errno(), f"mounting a BPF file system on {folder}")
 
 
+def pins(folder: Path, begin: str) -> list[Path]:
+    """List what is pinned under names that begin so; nothing where there is no such folder."""
+    return [path for path in folder.glob(f"{begin}*") if path.is_file()]
+
+
 def unmount_bpffs(folder: Path, ours: Sequence[str]) -> None:
     """Remove our pins, then the mount; nothing when there is none.
 
     iproute2 pins into the first BPF file system that it finds, which may be ours: then the mount stays, with what the
-    operator's tools put there. Raises KernelError.
+    operator's tools put there.
+
+    Args: ours: what the names of our pins begin with. Raises: KernelError.
     """
     while os.path.ismount(folder):
-        for name in ours:  # also because a copy of the mount in another namespace shows the same pins
-            (folder / name).unlink(missing_ok=True)
-            (folder / f"{name}_new").unlink(missing_ok=True)
+        for path in itertools.chain.from_iterable(pins(folder, begin) for begin in ours):
+            path.unlink(missing_ok=True)  # also because a copy of the mount in another namespace shows the same pins
         if any(path.is_file() and path.suffix != ".debug" for path in folder.rglob("*")):
             return
         if _libc.umount2(os.fsencode(folder), 2) < 0:  # MNT_DETACH

@@ -4,11 +4,16 @@ The kernel works on alone when the daemon dies, so `set_up` first looks for what
 on the interfaces (they survive even where `ip netns exec` threw the pins' mount away), else by the pins. Programs are
 always loaded afresh, onto the running tables, and take the place of the old ones in one step: an upgrade and a restart
 are the same thing. Egress hooks stand before the gate does, so no download is free because the order was wrong.
+
+Only an upgrade that changes LAYOUT needs new tables, too. `end_former` stops the contracts of the old ones and reads
+what they used; when the ledger has that, `set_up` puts new programs and empty tables in their place. The old programs
+stay where they are until then, and refuse.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -20,15 +25,16 @@ from pathlib import Path
 from ngp.core.messages import Address
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table, library
-from ngp.modules.network import bpf, gate, hooks, layout, sides
+from ngp.modules.network import bpf, former, gate, hooks, layout, sides
 from ngp.modules.network import check as host_check
 from ngp.modules.network.alarm import Alarm
+from ngp.modules.network.find import close_tables, find_running
 from ngp.modules.network.gate import Gate, GatePaths
 from ngp.modules.network.hints import HintReader
 from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
 from ngp.modules.network.layout import Counter
-from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, read_sells, require_layout
+from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, read_sells
 from ngp.modules.network.queue import HeldQueue, try_number
 from ngp.modules.network.settle import ProgramsWait, Settling
 from ngp.ports import (
@@ -84,6 +90,7 @@ class Datapath:
         self._gate_restored = 0
         self._left_out: tuple[FreeRule, ...] = ()
         self._runs_beside: DesiredNetwork | None = None
+        self._former_ended = False
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
         """Return the interfaces that exist now and that MESH_INTERFACES means, sorted. Raises KernelError."""
@@ -143,7 +150,7 @@ class Datapath:
             gate.gate_chains(desired, self._paths)
         except KernelError as error:
             lines.append(Check("gate", False, str(error), "correct net.conf, or --state-dir"))
-        lines.extend(self._check_size(desired))
+        lines.extend(self._check_running(desired))
         return lines
 
     def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
@@ -170,12 +177,32 @@ class Datapath:
         """Return which parts of ngp are in the kernel; touches nothing. Raises KernelError, also without root."""
         if os.geteuid() != 0:  # else the kernel would hide the programs, as if none of ours were loaded
             raise KernelError("only root can see what ngp has in the kernel; use sudo")
-        tables = self._find_running()
-        meter, sells = layout.CONTRACTS in tables, read_sells(tables)
-        for table in tables.values():
-            table.close()
+        tables = find_running(self._folder)
+        meter, sells = bool(tables), read_sells(tables)
+        close_tables(tables)
         chains = gate.entered()
         return KernelState(meter, sells, gate.GATE in chains, gate.CLOSED in chains)
+
+    def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
+        """Let nothing more pass on the contracts of another version's meter; return what they used, None if none runs.
+
+        The same again until `set_up` or `clean_up` takes that meter away, which is to happen when this is booked.
+        Args: desired: what `set_up` will be called with; first it is seen whether the kernel takes our programs.
+        Raises: KernelError; also where that version isn't known.
+        """
+        tables = find_running(self._folder)
+        try:
+            if not former.is_former(tables):
+                return None
+            ours = host_check.meter(desired) if desired is not None else None
+            if ours is not None and not ours.ok:
+                raise KernelError(ours.found)
+            with contextlib.closing(ProgramsWait()) as programs:
+                readings = former.last_readings(tables, programs.wait)
+        finally:
+            close_tables(tables)
+        self._former_ended = True
+        return readings
 
     def set_up(self, desired: DesiredNetwork) -> Adopted:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
@@ -183,13 +210,13 @@ class Datapath:
         What it adopted goes on running even when it raises, and what was closed before is closed again. Of an adopted
         account `spent` is read first, then every processor has left the programs, then its contracts are read.
         """
-        tables = self._find_running()
+        tables = find_running(self._folder)
         was_closed = gate.CLOSED in gate.entered()
         try:
-            if tables:
-                require_layout(tables)
+            tables, interfaces = self._let_go_of_former(tables)
             bpf.mount_bpffs(self._folder)
             self._running = Meter(tables, desired, self._folder, self._index_of)
+            self._running.take_over(interfaces)
             self._wait = ProgramsWait()
             accounts = self._running.accounts.adopt(self._wait.wait)
             adopted = Adopted(tuple(accounts), tuple(self._running.contracts.adopt()))
@@ -199,8 +226,7 @@ class Datapath:
             self._bring_about(desired, programs_changed=True)
         except KernelError:
             self.close()
-            for table in tables.values():
-                table.close()
+            close_tables(tables)
             if not tables:
                 self.clean_up(leave_closed=was_closed)
             raise
@@ -338,11 +364,10 @@ class Datapath:
 
         With `leave_closed` a rule stays that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed).
         """
-        tables = self._find_running()
+        tables = find_running(self._folder)
         interfaces = read_interfaces(tables)
         families = read_families(tables)
-        for table in tables.values():
-            table.close()
+        close_tables(tables)
         self.close()
         names = {index: name for index, name in socket.if_nameindex()}
         mesh = sorted(names[index] for index, flags in interfaces.items() if flags & layout.MESH and index in names)
@@ -352,19 +377,24 @@ class Datapath:
                 hooks.detach(index, direction)
             if interfaces.get(index, 0) & layout.MADE_CLSACT:
                 hooks.remove_clsact(index)
-        bpf.unmount_bpffs(self._folder, (*layout.TABLES, *GATE_PROGRAMS))
+        bpf.unmount_bpffs(self._folder, (layout.TABLES_BEGIN, layout.GATE_PROGRAMS_BEGIN))
 
     # --- inside ---
 
-    def _check_size(self, desired: DesiredNetwork) -> list[Check]:
-        """Compare a running meter's table with CONTRACTS_MAX."""
+    def _check_running(self, desired: DesiredNetwork) -> list[Check]:
+        """Look at a running meter: whether it is one to go on with, and compare its table with CONTRACTS_MAX."""
         try:
-            tables = self._find_running()
+            tables = find_running(self._folder)
         except KernelError as error:
             return [Check("contracts", False, str(error), "run as root")]
-        size = tables[layout.CONTRACTS].entries if layout.CONTRACTS in tables else desired.contracts_max
-        for table in tables.values():
-            table.close()
+        try:
+            if former.is_former(tables):
+                return [Check("contracts", True, "of another version of ngp; a start books and takes over what runs")]
+        except KernelError as error:
+            return [Check("contracts", False, str(error), former.HOW_TO_END)]
+        finally:
+            size = tables[layout.CONTRACTS].entries if layout.CONTRACTS in tables else desired.contracts_max
+            close_tables(tables)
         if size == desired.contracts_max:
             return []
         return [Check("contracts", True, _size_text(size, desired.contracts_max), "ngp stop; ngp start")]
@@ -394,18 +424,21 @@ class Datapath:
         if wait is not None:
             wait.wait()
 
-    def _find_running(self) -> dict[str, Table]:
-        """Open the tables of what runs already: first choice are those that programs in force use."""
-        for index, _ in socket.if_nameindex():
-            for number in hooks.attached(index, Direction.OUT):
-                tables = bpf.program_tables(number)
-                ours = layout.TABLES if layout.CONTRACTS in tables and layout.LABELS in tables else ()
-                for name in tables.keys() - set(ours):  # another's program's, and what the compiler made of constants
-                    tables.pop(name).close()
-                if tables:
-                    return tables
-        opened = {name: bpf.open_pin(self._folder / name) for name in layout.TABLES}
-        return {name: table for name, table in opened.items() if table is not None}
+    def _let_go_of_former(self, tables: dict[str, Table]) -> tuple[dict[str, Table], dict[int, int]]:
+        """Return what of running tables is to be adopted, and the interfaces of a former meter; unpin its tables.
+
+        Its programs stay where they hang, and refuse, until ours take their place.
+        """
+        if not former.is_former(tables):
+            return tables, {}
+        if not self._former_ended:
+            raise KernelError("what another version's meter counted isn't booked; this is a defect of ngp, report it")
+        interfaces = read_interfaces(tables)
+        close_tables(tables)
+        for path in bpf.pins(self._folder, layout.TABLES_BEGIN):  # else a start might find some of theirs and of ours
+            path.unlink(missing_ok=True)
+        self._former_ended = False
+        return {}, interfaces
 
     def _bring_about(self, desired: DesiredNetwork, programs_changed: bool) -> bool:
         """Make the kernel match; return whether the gate had to be changed."""

@@ -1,60 +1,66 @@
-"""Former layouts: what the contracts of a meter that another version of ngp made have used, so that it can be booked.
+"""Former meters: what the contracts of a meter that another version of ngp made have used, so that it can be booked.
 
-Only what `layout.BOOKS` describes is read of such tables, and nothing is written to them.
+Its programs go on until ours take their place, so its contracts are stopped first: what they used is final then, and
+stays readable for whoever begins anew when this daemon is killed before all of it is booked.
 """
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator
+from itertools import count
 
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.meter import read_layout
+from ngp.ports import Reading
 
+HOW_TO_END = "end it with ngp stop of that version; this one's loses what was carried since the ledger's last entry"
 _IN_USE = 1
 
 
-@dataclass(frozen=True, slots=True)
-class LastCount:
-    """What a contract used in all: towards its destination and from it. `account`: who pays, b"" if nobody does."""
-
-    contract: bytes
-    used_to_bytes: int
-    used_from_bytes: int
-    price_msat_per_gib: int
-    account: bytes
-
-
-def last_counts(tables: dict[str, Table]) -> list[LastCount]:
-    """Read the contracts of a meter of any known LAYOUT.
-
-    It is final only when its programs hang on no interface any more and those that ran have ended.
-    Args: tables: its own, by name. Raises: KernelError where its LAYOUT isn't known.
-    """
-    books = layout.BOOKS.get(read_layout(tables))
-    if books is None or not {books.contracts, books.labels, books.identities} <= tables.keys():
+def is_former(tables: dict[str, Table]) -> bool:
+    """Say whether running tables are of another LAYOUT. Raises: KernelError where it is one that isn't known."""
+    number = read_layout(tables)
+    if not tables or number == layout.LAYOUT:
+        return False
+    if number not in layout.BOOKS:
         raise KernelError(
-            "the meter that is running was made by a version of ngp that isn't known; end it with: ngp stop"
+            f"the meter that is running was made by another version of ngp, whose tables this one can't read (LAYOUT "
+            f"{number}); {HOW_TO_END}"
         )
-    lines, labels, identities = (_content(tables[name]) for name in (books.contracts, books.labels, books.identities))
-    found = []
-    line_format = struct.Struct(f"={books.line_words}Q")
-    for slot in range(tables[books.contracts].entries):
-        line = line_format.unpack_from(lines, slot * line_format.size)
-        if not line[books.tag] & _IN_USE:
-            continue
-        contract, base_to, base_from, *_ = books.label.unpack_from(labels, slot * books.label.size)
-        payer, used_to = line[books.tag] >> 32, line[books.used_to]
-        account = books.identity.unpack_from(identities, payer * books.identity.size)[0] if payer else b""
-        used_from = line[books.used] - used_to - base_from
-        found.append(LastCount(contract, used_to - base_to, used_from, line[books.price], account))
-    return found
+    return True
 
 
-def _content(table: Table) -> bytes:
+def last_readings(tables: dict[str, Table], wait: Callable[[], None]) -> list[Reading]:
+    """Let nothing more pass on the contracts of a former meter, and return what they used in all.
+
+    May be called again, in any process, and returns the same.
+    Args: wait: returns when every packet that is on its way now has left the programs. Raises: KernelError.
+    """
+    books = layout.BOOKS[read_layout(tables)]
+    with _mapped(tables[books.contracts]) as lines, _mapped(tables[books.labels]) as labels:
+        words = lines.cast("Q")
+        with words:
+            in_use = [slot for slot, tag in zip(count(), words[books.tag :: books.line_words]) if tag & _IN_USE]
+            for slot in in_use:
+                words[slot * books.line_words + books.limit] = 0
+            wait()
+            return [_reading(books, words, labels, slot) for slot in in_use]
+
+
+def _reading(books: layout.Books, words: memoryview, labels: memoryview, slot: int) -> Reading:
+    contract, base_to, base_from, *_ = books.label.unpack_from(labels, slot * books.label.size)
+    used, used_to = (words[slot * books.line_words + word] for word in (books.used, books.used_to))
+    return Reading(contract, used_to - base_to, used - used_to - base_from)
+
+
+@contextlib.contextmanager
+def _mapped(table: Table) -> Iterator[memoryview]:
     memory = table.map_memory()
-    content = memory[: table.entries * table.value_bytes]
-    memory.close()
-    return content
+    try:
+        with memoryview(memory)[: table.entries * table.value_bytes] as content:
+            yield content
+    finally:
+        memory.close()

@@ -1,6 +1,7 @@
 """Layout: the meter's tables in bytes, as meter.h has them. Native byte order; addresses as on the wire.
 
-meter.h's LAYOUT and this one's grow together; a running meter with another number is never adopted.
+meter.h's LAYOUT and this one's grow together, and BOOKS with them. A running meter with another number is never
+adopted: what its contracts used is booked, and they are made anew.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ngp.core.services import SERVICES_A_HOST, free_at, room_for_services
 from ngp.ports import FreeRule
 
 LAYOUT = 10
+TABLES_BEGIN, GATE_PROGRAMS_BEGIN = "ngp_", "xt_"
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 ACCOUNTS, IDENTITIES = "ngp_accounts", "ngp_identities"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
@@ -155,43 +157,39 @@ def signed(difference: int) -> int:
 class Books:
     """Where a LAYOUT's tables keep what must be booked by whichever daemon finds them: what contracts used.
 
-    Of every LAYOUT, the LAYOUT itself is the lower half of ngp_config's second word, and a contract is in use where the
-    lowest bit of its line's tag is set.
+    The same in every LAYOUT: all tables' names begin with TABLES_BEGIN. In `ngp_config` the lower half of the second
+    word is the LAYOUT itself, and the lowest four bits of the first are SELLS, BUYS and the families. `ngp_interfaces`
+    has the flags of each mesh interface. A contract is in use where the lowest bit of its line's tag is set.
 
     Attributes:
-        contracts, labels, identities: names of tables.
+        contracts, labels: names of tables.
         line_words: of a contract's line, 8 bytes each; the next ones are places in it.
-        tag: its upper half is the slot of the account that pays, 0 where none does.
+        limit: 0 there lets nothing more pass.
         label: begins with the contract's id and what `used_to` and the rest of `used` showed when it began.
-        identity: begins with the identity whose account it is.
     """
 
     contracts: str
     labels: str
-    identities: str
     line_words: int
     tag: int
-    price: int
+    limit: int
     used: int
     used_to: int
     label: struct.Struct
-    identity: struct.Struct
 
 
 _BOOKS_7 = Books(
     contracts="ngp_contracts",
     labels="ngp_labels",
-    identities="ngp_identities",
     line_words=8,
     tag=3,
-    price=4,
+    limit=0,
     used=5,
     used_to=6,
     label=struct.Struct("=16sqq16sIBBBxI4x"),
-    identity=struct.Struct("=32sQqI12x"),
 )
 BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7}
-"""By LAYOUT. An entry never changes, and stays when LAYOUT grows: `former.last_counts` reads old tables by it."""
+"""By LAYOUT. An entry never changes, and stays when LAYOUT grows: `former.last_readings` reads old tables by it."""
 
 
 def prefixes_flag(role: Role, version: int) -> int:

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from ngp.core.messages import Address, Role
-from ngp.errors import KernelError, MomentError
+from ngp.errors import MomentError
 from ngp.modules.bpf import Programs, Table, library, require
 from ngp.modules.network import bpf, hooks, layers, layout, rewrites
 from ngp.modules.network.accounts import AccountTable
@@ -86,6 +86,14 @@ class Meter:
                 self._show_prefixes,
             )
             self._open = undo.pop_all()
+
+    def take_over(self, interfaces: dict[int, int]) -> None:
+        """Know where a former meter's programs hang: `narrow` takes off those that ours don't take the place of.
+
+        Args: interfaces: flags by index, as `read_interfaces` returns them.
+        """
+        for index, flags in interfaces.items():
+            self._set_interface(index, flags)
 
     def use_tcx(self, wanted: bool | None) -> bool:
         """Say which hook is in use."""
@@ -271,19 +279,11 @@ def _config_words(tables: dict[str, Table]) -> Iterator[memoryview]:
 
 
 def read_layout(tables: dict[str, Table]) -> int:
-    """Return the LAYOUT of a running meter; 0 where it can't be told."""
+    """Return the LAYOUT of a running meter, whichever it is; 0 where it can't be told."""
     if layout.CONFIG not in tables:
         return 0
     with _config_words(tables) as words:
         return words[1] & 0xFFFFFFFF if struct.pack("=H", 1)[0] else words[1] >> 32
-
-
-def require_layout(tables: dict[str, Table]) -> None:
-    """Refuse to adopt tables that another version of the meter made."""
-    missing = [name for name in layout.TABLES if name not in tables]
-    if not missing and read_layout(tables) == layout.LAYOUT:
-        return
-    raise KernelError("the meter that is running was made by another version of ngp; end it with: ngp stop")
 
 
 def read_sells(tables: dict[str, Table]) -> bool:

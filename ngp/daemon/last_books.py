@@ -1,9 +1,9 @@
-"""Last books: charges the traffic of a killed daemon's contracts before `ngp stop` removes them from the kernel.
+"""Last books: charges the traffic that contracts carried without a daemon, before they are removed from the kernel.
 
-The ledger is up to a minute behind the kernel's counters, and these vanish with the meter. So this does the same as a
-start and a stop, without links and payments. It adopts the meter, blocks its contracts, reads their counters, and
-writes what the ledger doesn't know yet, by the rules of `restore`. It may be interrupted and repeated: nothing is
-counted twice.
+The ledger is up to a minute behind the kernel's counters, and these vanish with the meter: at `ngp stop` after a daemon
+was killed, and at the first start of a version of ngp that has other tables. So this does the same as a start and a
+stop, without links and payments. It stops the contracts, reads their counters, and writes what the ledger doesn't know
+yet, by the rules of `restore`. It may be interrupted and repeated: nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from ngp.core.world import PaymentNode, World
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.desired import desired_network, look_at_host
 from ngp.errors import KernelError, LedgerError
-from ngp.ports import Ledger, Network, Store
+from ngp.ports import Adopted, DesiredNetwork, Ledger, Network, Now, Reading, Store
 
 _NOBODY = PaymentNode("", False, False, 0, b"")
 _LOST = "what was carried since the ledger's last entry is lost"
@@ -53,21 +54,58 @@ def charge(network: Network, store: Store, settings: Settings | None) -> str | N
     return ""
 
 
+def charge_former(network: Network, ledger: Ledger, settings: Settings, desired: DesiredNetwork) -> int | None:
+    """Charge what a meter of another version of ngp counted; its contracts let nothing more pass afterwards.
+
+    Args: desired: what is set up in its place then, out of the ledger.
+    Returns: how many contracts there were; None where no such meter runs. Raises: KernelError, LedgerError.
+    """
+    readings = network.end_former(desired)
+    if readings is not None:
+        _book(ledger, settings, SystemClock().now(), Adopted(), lambda _gatekeeper: readings)
+    return None if readings is None else len(readings)
+
+
 def _charge(network: Network, ledger: Ledger, settings: Settings | None) -> None:
     logging.getLogger("ngp").addHandler(logging.NullHandler())  # a start's warnings are for a daemon's log
+    former = network.end_former(None)
+    adopted = Adopted() if former is not None else network.set_up(_as_before(network, settings))
+
+    def last_readings(gatekeeper: Gatekeeper) -> list[Reading]:
+        return _stop(network, gatekeeper.world) if former is None else former
+
+    _book(ledger, settings or _any_settings(), SystemClock().now(), adopted, last_readings)
+
+
+def _any_settings() -> Settings:
+    return parse("MESH_INTERFACES: all\n", Path("net.conf"))
+
+
+def _as_before(network: Network, settings: Settings | None) -> DesiredNetwork:
+    """Return what stays set up until the books are made; nothing is gated any more where net.conf can't be used."""
     if settings is not None:
-        desired = look_at_host(settings, network)
-    else:
-        settings = parse("MESH_INTERFACES: all\n", Path("net.conf"))
-        desired = replace(desired_network(settings, (), (), ()), sells=False, buys=False)
-    adopted, now = network.set_up(desired), SystemClock().now()
-    world = World(settings, _NOBODY, lambda: secrets.token_bytes(16), now)
-    gatekeeper = Gatekeeper(world)
-    effects = restore(gatekeeper, ledger.load(now.utc_s), adopted, now)
+        return look_at_host(settings, network)
+    return replace(desired_network(_any_settings(), (), (), ()), sells=False, buys=False)
+
+
+def _stop(network: Network, world: World) -> list[Reading]:
+    """Stop our contracts in the kernel and return what they used in all."""
     # Only these: granting another one would create it again.
     known = [reading.contract for reading in network.read(list(world.contracts))]
     network.grant([world.kernel_grant(world.contracts[each], blocked=True) for each in known])
     asyncio.run(network.settled())
-    effects += gatekeeper.step(UsageRead(tuple(network.read(known))), now)
+    return network.read(known)
+
+
+def _book(
+    ledger: Ledger,
+    settings: Settings,
+    now: Now,
+    adopted: Adopted,
+    last_readings: Callable[[Gatekeeper], Sequence[Reading]],
+) -> None:
+    gatekeeper = Gatekeeper(World(settings, _NOBODY, lambda: secrets.token_bytes(16), now))
+    effects = restore(gatekeeper, ledger.load(now.utc_s), adopted, now)
+    effects += gatekeeper.step(UsageRead(tuple(last_readings(gatekeeper))), now)
     effects += gatekeeper.step(Stopping(), now)
     ledger.commit([effect.record for effect in effects if isinstance(effect, Persist)], durable=True)

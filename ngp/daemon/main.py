@@ -51,6 +51,7 @@ BOOT_EPOCH_S = 1_577_836_800
 BOOKS_WAIT_S = 1.0
 """How long a start waits for the audit of the ledger; a later result is only logged."""
 
+
 def make_network(settings: Settings | None, state_dir: Path) -> Network:
     """Return the network module that net.conf names, or the default one without a net.conf."""
     name = "ip" if settings is None or settings.network_module in ("ip4", "ip6") else settings.network_module
@@ -186,10 +187,10 @@ async def _run(options: StartOptions, settings: Settings) -> int:
         await control.close()
         node.close_tasks()
         await node.post.close()
-        if node.adopted:
-            parts.network.close()  # contracts that ran without a daemon go on running
-        else:
+        if node.began_blank:
             parts.network.clean_up(settings.closed_when_stopped)
+        else:
+            parts.network.close()  # what went on running without us goes on running: nobody has booked it yet
         parts.ledger.close()
         raise
     _follow_signals(node)

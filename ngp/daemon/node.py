@@ -37,6 +37,7 @@ from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
 from ngp.daemon.fair_queue import STRANGERS, FairQueue
 from ngp.daemon.host_watch import HostWatch, own_addresses
+from ngp.daemon.last_books import charge_former
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post, SelfDescription
@@ -89,7 +90,7 @@ class Node:
         self.identity = parts.identity
         self.started_mono_s = parts.clock.now().monotonic_s
         self.ledger_why_not = ""
-        self.adopted = False
+        self.began_blank = False
         self.stopping = asyncio.Event()
         self.post = make_post(self._ourselves(), self.tell)
         self.host = HostWatch(parts.settings, parts.network, self.post, parts.node_addresses)
@@ -117,8 +118,9 @@ class Node:
         gc.disable()  # what is read back isn't garbage, and the collector would take longer than the reading
         try:
             self.host.refuse(self.settings, parts.network)
+            former = charge_former(parts.network, parts.ledger, self.settings, self.host.desired)
             adopted = parts.network.set_up(self.host.desired)
-            self.adopted = bool(adopted.contracts)
+            self.began_blank = not adopted.contracts
             now = parts.clock.now()
             effects = restore(parts.gatekeeper, parts.ledger.load(now.utc_s), adopted, now)
             gc.freeze()
@@ -126,6 +128,8 @@ class Node:
             gc.enable()
         self._executor.store(effects)
         self._executor.carry_out(effects)
+        if former is not None:
+            _log.info("what %d contracts of another version of ngp carried is charged, and they are made anew", former)
         if adopted.contracts:
             _log.info("adopted %d contracts that went on running", len(adopted.contracts))
         loop = asyncio.get_running_loop()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -19,8 +17,8 @@ from meter_lab import GENEROUS, NEIGHBOUR, PAYER, PRICE, World, contract_id, met
 
 from ngp.core.messages import Role
 from ngp.errors import ExitCode, KernelError
-from ngp.modules.bpf import Programs, Table, require
-from ngp.modules.network import bpf, former, hooks, layout, meter, xtables
+from ngp.modules.bpf import Programs, require
+from ngp.modules.network import bpf, hooks, meter, xtables
 from ngp.modules.network import datapath as datapath_module
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.meter import GATE_PROGRAMS
@@ -240,57 +238,6 @@ def test_contracts_follow_a_new_number_of_their_link(world: World) -> None:
     world.datapath.set_neighbours([world.neighbour(neighbour=99)])
     assert passes(world.lab.client, INTERNET[4]) and passes(world.lab.client, INTERNET[6])
     assert world.used(contract) == (84, 84) and world.used(wide) == (104, 104)
-
-
-def test_another_versions_tables_are_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    contract = world.grant(HOST)
-    world.datapath.close()
-    monkeypatch.setattr(layout, "LAYOUT", layout.LAYOUT + 1)
-    with pytest.raises(KernelError, match="ngp stop"):
-        world.datapath.set_up(desired())
-    monkeypatch.undo()
-    assert [each.grant.contract for each in world.datapath.set_up(desired()).contracts] == [contract]
-
-
-def test_the_next_layout_reads_what_the_tables_of_this_one_counted(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tables of a made-up next LAYOUT are elsewhere and shaped otherwise; it still reads these, to the byte."""
-    contract, other = world.grant(HOST), world.grant("fd00:77::/32", used_to_base_bytes=70, used_from_base_bytes=30)
-    bought = world.grant("198.51.100.0/24", role=Role.CLIENT)
-    gone = world.grant("198.51.100.1/32")
-    assert passes(world.lab.client, INTERNET[4])
-    world.datapath.revoke([gone])
-    world.datapath.close()
-    following = replace(
-        layout.BOOKS[layout.LAYOUT],
-        **{"contracts": "ngp_other", "line_words": 16, "tag": 9, "price": 1, "used": 12, "used_to": 13},
-    )
-    monkeypatch.setitem(layout.BOOKS, layout.LAYOUT + 1, following)
-    monkeypatch.setattr(layout, "LAYOUT", layout.LAYOUT + 1)
-    with pytest.raises(KernelError, match="another version"):
-        world.datapath.set_up(desired())
-    with running_tables(world) as tables:
-        found = {each.contract: each for each in former.last_counts(tables)}
-        assert found == {
-            contract: former.LastCount(contract, 84, 84, PRICE, PAYER),
-            other: former.LastCount(other, 70, 30, PRICE, PAYER),
-            bought: former.LastCount(bought, 0, 0, 0, b""),
-        }
-        monkeypatch.delitem(layout.BOOKS, layout.LAYOUT - 1)
-        with pytest.raises(KernelError, match="isn't known"):
-            former.last_counts(tables)
-
-
-@contextlib.contextmanager
-def running_tables(world: World) -> Iterator[dict[str, Table]]:
-    """Open the tables of the meter that was left running."""
-    tables = world.datapath._find_running()
-    try:
-        yield tables
-    finally:
-        for table in tables.values():
-            table.close()
 
 
 def test_a_failed_set_up_leaves_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""Next layout: a made-up later version of ngp, whose kernel tables differ from ours, to try an upgrade with.
+
+Contracts count in other places, a table has another name, and the LAYOUT is the next. `make` compiles the kernel's part
+of it; a process becomes that version by `pretend`, or from its start on by `import_path` in PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+from core_tests.shell import ROOT
+from ngp.modules.network import bpf, contracts, layout
+
+OBJECT = "meter.bpf.o"
+LABELS = "ngp_notes"
+_DIES = "dies"
+_SOURCES = ROOT / "modules" / "network"
+_EDITS = (
+    (f"#define LAYOUT {layout.LAYOUT}\n", f"#define LAYOUT {layout.LAYOUT + 1}\n"),
+    ("__u64 used, used_to, mark;", "__u64 used_to, used, mark;"),
+    (f"TABLE({layout.LABELS},", f"TABLE({LABELS},"),
+)
+_BEGIN = """from pathlib import Path
+from core_tests import next_layout
+next_layout.pretend(setattr, Path(__file__).parent)
+"""
+
+
+def make(folder: Path) -> Path:
+    """Compile that version's programs, and have each Python with the folder in PYTHONPATH be it; returns the folder."""
+    sources = folder / _SOURCES.name
+    for shared in _SOURCES.parent.glob("*.h"):
+        shutil.copy(shared, folder)
+    shutil.copytree(_SOURCES, sources, ignore=shutil.ignore_patterns("*.py", "*.o", "__pycache__"))
+    header = sources / "meter.h"
+    text = header.read_text()
+    for old, new in _EDITS:
+        assert text.count(old) == 1, f"meter.h has no {old!r} (any more)"
+        text = text.replace(old, new)
+    header.write_text(text)
+    include = ["-idirafter", f"/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"]
+    command = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", *include, "-c", "meter.bpf.c", "-o"]
+    subprocess.run([*command, str(folder / OBJECT)], cwd=sources, check=True, timeout=300)
+    (folder / "sitecustomize.py").write_text(_BEGIN)
+    return folder
+
+
+def import_path(folder: Path) -> str:
+    """Return the PYTHONPATH of that version. Args: folder: what `make` returned."""
+    return f"{folder}{os.pathsep}{ROOT}"
+
+
+def die_in(folder: Path, function: str) -> None:
+    """Have each process of that version killed where it calls a function (`module:name`); "": nowhere."""
+    (folder / _DIES).write_text(function)
+
+
+def pretend(put: Callable[[object, str, object], object], folder: Path) -> None:
+    """Make this process that version. Args: put: `setattr`, or one that can be undone. folder: what `make` returned."""
+    put(layout, "LAYOUT", layout.LAYOUT + 1)
+    put(layout, "TABLES", tuple(LABELS if name == layout.LABELS else name for name in layout.TABLES))
+    put(layout, "LABELS", LABELS)
+    put(contracts, "USED", layout.USED_TO)
+    put(contracts, "USED_TO", layout.USED)
+    put(bpf, "object_path", lambda: folder / OBJECT)
+    if (folder / _DIES).exists() and (function := (folder / _DIES).read_text()):
+        module, _, name = function.partition(":")
+        put(importlib.import_module(module), name, lambda *_words, **_more: os.kill(os.getpid(), signal.SIGKILL))

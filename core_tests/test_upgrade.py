@@ -1,0 +1,133 @@
+"""An upgrade that changes the kernel's tables, under traffic: booked to the byte, and carried on in a moment.
+
+The next version is made up (`next_layout`). It is also killed before it has booked what the old tables counted, after
+that, and when its own are in their place.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from core_tests import next_layout
+from core_tests.counter import Counter
+from core_tests.daemon import Daemon
+from core_tests.lab import Lab
+from core_tests.shell import await_until
+from core_tests.test_killed import DESTINATIONS, assert_money_and_bytes, carried_bytes, open_busy_trade, start_flows
+from core_tests.trade import Trade
+from ngp.errors import ExitCode
+
+DEATHS = ("ngp.daemon.last_books:_book", "ngp.daemon.last_books:Persist", "ngp.daemon.node:restore")
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A trade whose gateway was killed under traffic that is paid for a while yet, and the version that comes next."""
+
+    trade: Trade
+    later: Path
+    counters: tuple[Counter, Counter]
+    flows: list[subprocess.Popen[str]]
+
+    def carried(self) -> int:
+        return carried_bytes(self.trade, *self.counters)
+
+    def await_more(self) -> None:
+        before = self.carried()
+        await_until(lambda: self.carried() > before + 20_000, what="traffic")
+
+    def upgrade(self, daemon: Daemon) -> None:
+        daemon.import_path = next_layout.import_path(self.later)
+
+    def assert_money_and_bytes(self) -> None:
+        """End the traffic once a second payment was made, and compare both ledgers and what the receivers counted."""
+        await_until(lambda: sum(row["kind"] == "payment" for row in self.trade.client.json("ledger")) > 1, 60.0)
+        for flow in self.flows:
+            flow.kill()
+            flow.wait()
+        assert_money_and_bytes(self.trade, *self.counters)
+
+
+@pytest.fixture
+def scene(lab: Lab, tmp_path: Path) -> Scene:
+    trade = open_busy_trade(lab, CONTRACT_DATA="20 MB", PAYMENT_AMOUNT="2000 sat")
+    later = next_layout.make(tmp_path)
+    counters = trade.net.internet.counter("wan0", "in"), trade.net.client.counter("mesh0", "in")
+    scene = Scene(trade, later, counters, start_flows(trade, 600.0, rate_pps=40))
+    await_until(lambda: len(trade.sold(state="active")) == len(DESTINATIONS), what="the first payment")
+    trade.gateway.kill9()
+    scene.await_more()
+    return scene
+
+
+class Watch(threading.Thread):
+    """Watches how long at most nothing is carried."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        self._scene, self._end, self._longest_s = scene, threading.Event(), 0.0
+
+    def run(self) -> None:
+        carried, since_s = self._scene.carried(), time.monotonic()
+        while not self._end.wait(0.02):
+            now, now_s = self._scene.carried(), time.monotonic()
+            if now > carried:
+                self._longest_s, carried, since_s = max(self._longest_s, now_s - since_s), now, now_s
+
+    def end(self) -> float:
+        self._end.set()
+        self.join()
+        return self._longest_s
+
+
+def test_what_the_tables_of_another_version_counted_is_booked_and_traffic_goes_on(scene: Scene) -> None:
+    trade = scene.trade
+    scene.upgrade(trade.gateway)
+    watch = Watch(scene)
+    watch.start()
+    began_s = time.monotonic()
+    trade.gateway.start()
+    started_s = time.monotonic() - began_s
+    scene.await_more()
+    stood_s = watch.end()
+    print(f"the start took {started_s:.2f} s, of which nothing was carried for {stood_s:.2f} s")
+    trade.client.kill9()
+    scene.await_more()
+    scene.upgrade(trade.client)
+    trade.client.start()
+    trade.await_acquainted()
+    scene.await_more()
+    scene.assert_money_and_bytes()
+    for daemon in (trade.gateway, trade.client):
+        assert "another version of ngp carried is charged" in daemon.log()
+
+
+@pytest.mark.parametrize("dies_in", DEATHS)
+def test_killed_in_the_midst_of_an_upgrade_nothing_is_charged_twice_or_lost(scene: Scene, dies_in: str) -> None:
+    gateway = scene.trade.gateway
+    next_layout.die_in(scene.later, dies_in)
+    scene.upgrade(gateway)
+    assert gateway.try_start().returncode
+    next_layout.die_in(scene.later, "")
+    gateway.start()
+    scene.await_more()
+    scene.assert_money_and_bytes()
+
+
+def test_an_upgrade_that_fails_leaves_all_to_the_version_before(scene: Scene) -> None:
+    """A start that fails before it has booked what runs in the kernel must not take it away."""
+    gateway = scene.trade.gateway
+    (scene.later / next_layout.OBJECT).unlink()
+    before = gateway.import_path
+    scene.upgrade(gateway)
+    assert gateway.try_start().returncode == ExitCode.KERNEL
+    scene.await_more()
+    gateway.import_path = before
+    gateway.start()
+    scene.assert_money_and_bytes()
