@@ -7,8 +7,9 @@ that, and when its own are in their place.
 from __future__ import annotations
 
 import subprocess
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from core_tests import next_layout
 from core_tests.counter import Counter
-from core_tests.daemon import Daemon
+from core_tests.daemon import START_TIMEOUT_S, Daemon
 from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.test_killed import DESTINATIONS, assert_money_and_bytes, carried_bytes, open_busy_trade, start_flows
@@ -66,37 +67,30 @@ def scene(lab: Lab, tmp_path: Path) -> Scene:
     return scene
 
 
-class Watch(threading.Thread):
-    """Watches how long at most nothing is carried."""
-
-    def __init__(self, scene: Scene) -> None:
-        super().__init__()
-        self._scene, self._end, self._longest_s = scene, threading.Event(), 0.0
-
-    def run(self) -> None:
-        carried, since_s = self._scene.carried(), time.monotonic()
-        while not self._end.wait(0.02):
-            now, now_s = self._scene.carried(), time.monotonic()
+def longest_pause_s(scene: Scene, work: Callable[[], None]) -> float:
+    """Do something, and return for how long at most nothing was carried until traffic goes on after it."""
+    longest_s, carried, since_s, end = 0.0, scene.carried(), time.monotonic(), time.monotonic() + START_TIMEOUT_S
+    with ThreadPoolExecutor(1) as pool:
+        working, wanted = pool.submit(work), None
+        while wanted is None or carried < wanted:
+            assert time.monotonic() < end, f"nothing was carried any more for {longest_s} s"
+            now, now_s = scene.carried(), time.monotonic()
             if now > carried:
-                self._longest_s, carried, since_s = max(self._longest_s, now_s - since_s), now, now_s
-
-    def end(self) -> float:
-        self._end.set()
-        self.join()
-        return self._longest_s
+                longest_s, carried, since_s = max(longest_s, now_s - since_s), now, now_s
+            if wanted is None and working.done():
+                wanted = carried + 20_000
+            time.sleep(0.01)
+        working.result()
+    return longest_s
 
 
 def test_what_the_tables_of_another_version_counted_is_booked_and_traffic_goes_on(scene: Scene) -> None:
     trade = scene.trade
     scene.upgrade(trade.gateway)
-    watch = Watch(scene)
-    watch.start()
     began_s = time.monotonic()
-    trade.gateway.start()
-    started_s = time.monotonic() - began_s
-    scene.await_more()
-    stood_s = watch.end()
-    print(f"the start took {started_s:.2f} s, of which nothing was carried for {stood_s:.2f} s")
+    paused_s = longest_pause_s(scene, trade.gateway.start)
+    went_on_s = time.monotonic() - began_s
+    print(f"started, and traffic went on, in {went_on_s:.2f} s; nothing was carried for {paused_s:.2f} s")
     trade.client.kill9()
     scene.await_more()
     scene.upgrade(trade.client)
