@@ -244,6 +244,9 @@ class Network(Protocol):
         Raises: KernelError: the table is full (the text names contracts_max), or a grant's account isn't known.
         """
 
+    def block_all(self) -> None:
+        """Let nothing more pass on any contract, until it is granted again."""
+
     async def settled(self) -> None:
         """Return when every packet that was inside the meter has left it.
 

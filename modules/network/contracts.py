@@ -136,6 +136,12 @@ class ContractTable:
             self._resting.append((time.monotonic(), slot))
             self._accounts.release(payer)
 
+    def block_all(self) -> None:
+        """Let nothing more pass on any contract, until it is granted again. One store each: there may be a million."""
+        words = self._words
+        for slot in self._slots.values():
+            words[slot * LINE_WORDS + TAG] |= BLOCKED
+
     def read(self, contracts: Sequence[bytes] | None) -> list[Reading]:
         """Read counters; None: those that changed since the last call with None."""
         slots = self._changed() if contracts is None else (self._slots[c] for c in contracts if c in self._slots)

@@ -280,6 +280,10 @@ class Datapath:
         """
         self._required().contracts.grant(grants)
 
+    def block_all(self) -> None:
+        """Let nothing more pass on any contract, until it is granted again."""
+        self._required().contracts.block_all()
+
     async def settled(self) -> None:
         """Return when every packet that was on its way through the meter has left it: what is read then is final."""
         self._required()

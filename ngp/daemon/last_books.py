@@ -90,11 +90,9 @@ def _as_before(network: Network, settings: Settings | None) -> DesiredNetwork:
 
 def _stop(network: Network, world: World) -> list[Reading]:
     """Stop our contracts in the kernel and return what they used in all."""
-    # Only these: granting another one would create it again.
-    known = [reading.contract for reading in network.read(list(world.contracts))]
-    network.grant([world.kernel_grant(world.contracts[each], blocked=True) for each in known])
+    network.block_all()
     asyncio.run(network.settled())
-    return network.read(known)
+    return network.read(list(world.contracts))
 
 
 def _book(

@@ -213,11 +213,8 @@ class Node:
         """Block our contracts, present and new ones, and wait for packets on their way: none passes after the last
         reading."""
         self._executor.block_all()
-        world = self.parts.gatekeeper.world
-        world.now = self.parts.clock.now()
-        running = [contract for contract in world.contracts.values() if contract.running]
+        self.parts.network.block_all()
         try:
-            self.parts.network.grant([world.kernel_grant(contract, blocked=True) for contract in running])
             await self.parts.network.settled()
         except KernelError as error:
             _log.error("%s", error)

@@ -86,6 +86,16 @@ def test_downloads_are_cut_at_the_same_limit(world: World) -> None:
     assert world.used(contract) == (84 * 4, 84 * 3)
 
 
+def test_all_contracts_are_blocked_at_once_until_they_are_granted_again(world: World) -> None:
+    contract, wide = world.grant(host(4)), world.grant("fd00:77::/32")
+    assert passes(world.lab.client, INTERNET[4]) and passes(world.lab.client, INTERNET[6])
+    world.datapath.block_all()
+    assert dropped(world.lab.client, INTERNET[4]) and dropped(world.lab.client, INTERNET[6])
+    assert world.used(contract) == (84, 84) and world.used(wide) == (104, 104)
+    world.grant(host(4), contract=contract)
+    assert passes(world.lab.client, INTERNET[4]) and dropped(world.lab.client, INTERNET[6])
+
+
 def test_never_too_much_under_concurrent_senders_and_top_ups(world: World) -> None:
     true_wire(world)
     contract, granted = contract_id(), 0
