@@ -103,7 +103,6 @@ def renewal_proposed(
     purchase.data_limit_bytes = propose.data_limit_bytes
     purchase.lifetime_s = propose.lifetime_s
     world.move(purchase, State.ACTIVE)
-    world.timers.clear(Due.EXHAUSTED, purchase.id)
     live_until(world, purchase)
     world.journal("contract", purchase.identity, "renewed", contract=purchase.id)
     world.save(purchase)
