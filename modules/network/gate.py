@@ -8,10 +8,10 @@ back. What comes from anywhere else, downloads above all, is not asked here and 
 
 The meter charges when it is asked. Therefore a packet must meet exactly one of the programs that charge: the one for
 the class of the interface that it leaves by, as who pays depends on that (meter.bpf.c has the rules). An interface of
-which nothing is known is upstream. Those that are known stand first, as most goes there: to compare an interface's name
-costs as much as a table's look-up. A paid packet meets no rule after that: "unpaid" then neither matches, nor counts,
-nor goes anywhere. In NGP_UNPAID the last program says whether the daemon should see the packet (queued without bypass:
-when nobody listens it is dropped), and all else is dropped.
+which nothing is known is upstream. Known ones come first if there are fewer of them than of the others, as most packets
+go there: to compare an interface's name costs as much as a table's look-up. A paid packet meets no rule after that:
+"unpaid" then neither matches, nor counts, nor goes anywhere. In NGP_UNPAID the last program says whether the daemon
+should see the packet (queued without bypass: when nobody listens it is dropped), and all else is dropped.
 
     FORWARD      -i mesh ->     NGP_GATE
     NGP_GATE     -o upstream                 goto NGP_TO_UP
@@ -98,7 +98,9 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
     up, mesh, lan = (
         Rule(UNPAID, program=str(path), goto=True) for path in (paths.unpaid_up, paths.unpaid_mesh, paths.unpaid_lan)
     )
-    classes = {TO_UP: desired.upstream_interfaces, TO_MESH: desired.mesh_interfaces, TO_LAN: desired.lan_interfaces}
+    near = len(desired.mesh_interfaces) + len(desired.lan_interfaces)
+    known = desired.upstream_interfaces if len(desired.upstream_interfaces) < near else ()
+    classes = {TO_UP: known, TO_MESH: desired.mesh_interfaces, TO_LAN: desired.lan_interfaces}
     by_class = [
         Rule(chain, "", name, goto=True) for chain, names in classes.items() for name in names if is_plain(name)
     ]

@@ -380,20 +380,23 @@ INLINE int refuse_uncovered(void)
 	return SHOT;
 }
 
-/* A download of a neighbour: its own contract pays, or nobody. Not static, as matches_free. */
-__noinline int sell(const struct packet *p)
+/* A download of a neighbour: its own contract pays, or nobody. */
+INLINE int sell_at_once(const struct config *config, const struct packet *p)
 {
-	const struct config *config = settings();
-	struct contract *contract;
-	struct entry *entry;
+	struct entry *entry = find_entry(config, p, SERVER, remote(p));
+	struct contract *contract = contract_of(entry);
 
-	if (!config || !p)
-		return SHOT;
-	entry = find_entry(config, p, SERVER, remote(p));
-	contract = contract_of(entry);
 	if (!contract)
 		return refuse_uncovered();
 	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
+}
+
+/* Not static, as matches_free. */
+__noinline int sell(const struct packet *p)
+{
+	const struct config *config = settings();
+
+	return config && p ? sell_at_once(config, p) : SHOT;
 }
 
 /* The neighbour bought from us where a packet comes from, and we didn't buy from it where it goes. It takes the packet for
@@ -550,7 +553,11 @@ int ngp_tc_out(struct __sk_buff *skb)
 		if (given != NOT_GIVEN)
 			return given == GIVEN ? PASS : SHOT;
 	}
-	return config->flags & SELLS ? leave(skb, &p) : buy(&p);
+	if (!(config->flags & SELLS))
+		return buy(&p);
+	if ((config->flags & (ALONE | REWRITES)) == ALONE && ingress_ifindex != skb->ifindex)
+		return sell_at_once(config, &p);                  /* the commonest case: from upstream, without a look-up more */
+	return leave(skb, &p);
 }
 
 SEC("tc")

@@ -30,6 +30,7 @@
 #define OWN_SERVICES (1 << 14)                                /* any on this host */
 #define HAS_UPPERS (1 << 15)                                  /* some interface stands on a mesh interface: ngp_uppers */
 #define SEVERAL_LINKS (1 << 17)                               /* some neighbour has several links: use_first_link */
+#define ALONE (1 << 18)                                        /* one mesh interface and no LAN: all else is upstream */
 #define REWRITES (1 << 16)                                    /* rules of this host rewrite destinations: sent.h */
 
 enum role { SERVER, CLIENT };

@@ -124,7 +124,7 @@ class Meter:
         }
         self.tables[layout.UPPERS].set_many(list(self._uppers), [bytes(4)] * len(self._uppers))
         self._write_config(desired)
-        self._flags[0] |= self._config_flags(desired, layer3)
+        self._flags[0] = self._flags[0] & ~layout.ALONE | self._config_flags(desired, layer3)
         self.neighbours.follow(self.contracts)
 
     def hook(self, desired: DesiredNetwork, use_tcx: bool | None) -> None:
@@ -165,7 +165,8 @@ class Meter:
                 if key not in wanted:
                     self.tables[name].delete(key)
         stay = self._flags[0] & (layout.PREFIXES_FLAGS | layout.SEVERAL_LINKS)
-        self._flags[0] = stay | self._config_flags(desired, layer3)
+        alone = len(desired.mesh_interfaces) == 1 and not desired.lan_interfaces
+        self._flags[0] = stay | self._config_flags(desired, layer3) | layout.ALONE * alone
 
     def close(self) -> None:
         """Let go of memory and descriptors."""

@@ -130,6 +130,9 @@ def test_golden() -> None:
         assert render(wanted, ON_PAPER, family) == GOLDEN
         assert render(replace(wanted, buys=True), ON_PAPER, family) == GOLDEN, "who pays is another matter"
         assert render(replace(wanted, own_services=OWN_SERVICES), ON_PAPER, family) == GOLDEN_WITH_OWN_SERVICES
+    usual = render(desired(mesh_interfaces=("m0",)), ON_PAPER, 4).splitlines()
+    ways = [line for line in usual if line.startswith("-A NGP_GATE")]
+    assert ways[0].startswith("-A NGP_GATE -o m0") and len(ways) == 2, "one comparison for what goes upstream"
 
 
 def test_no_gate_where_none_is_wanted() -> None:

@@ -12,8 +12,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from kernel_lab import INTERNET, desired, dropped, passes, sh
-from meter_lab import NEIGHBOUR, wait_until
+from crafted import send
+from kernel_lab import CLIENT, INTERNET, desired, dropped, passes, sh
+from meter_lab import NEIGHBOUR, metered, wait_until
 from star_lab import (
     ADDRESSES,
     BITS,
@@ -30,6 +31,7 @@ from star_lab import (
     table,
 )
 
+from core_tests.hostile import udp
 from ngp.modules.network import layout
 from ngp.ports import Hint, HintKind
 
@@ -244,3 +246,17 @@ def test_what_a_neighbour_bought_and_begins_a_conversation_itself_is_asked_for(a
     asyncio.run(scenario())
     wanted = [(SECOND, ADDRESSES["behind B"][4]), (NEIGHBOUR, ADDRESSES["behind A"][4])]
     assert found == [Hint(HintKind.UNBOUGHT, b"", number, ip_address(address)) for number, address in wanted]
+
+
+def test_a_gateway_with_one_mesh_interface_knows_downloads_without_a_look_up(tmp_path: Path) -> None:
+    """Until there is a second one, or a LAN; what turns round on the only one is from the mesh all the same."""
+    with metered(tmp_path, mesh_interfaces=("m0",)) as world:
+        sold = world.grant(f"{INTERNET[4]}/32")
+        assert passes(world.lab.client, INTERNET[4]) and world.used(sold) == (84, 84)
+        behind = ADDRESSES["behind A"][4]
+        sh(f"ip route add {behind}/32 via {CLIENT[4]} && sysctl -qw net.ipv4.conf.all.send_redirects=0")
+        sh("sysctl -qw net.ipv4.conf.m0.send_redirects=0")
+        turned = world.grant(f"{behind}/32")
+        send(world, [udp(CLIENT[4], behind, 9, bytes(100))], times=3)
+        wait_until(lambda: world.used(turned) == (3 * 128, 0), "charged once, at the gate")
+        assert world.datapath.counters()["uncovered"] == 0
