@@ -19,15 +19,14 @@
 #include "meter.h"
 #include "packet.h"
 #include "charge.h"
+#include "entries.h"
 #include "returns.h"
 #include "sent.h"
 #include "free.h"
 #include "../token.h"
 #include "lane.h"
+#include "leaving.h"
 
-#define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the operator's filters go on */
-#define SHOT 2
-#define EARLY_NS 3000000000ull                                /* so long may a seller hold the first packets */
 #define ERROR_INTERVAL_NS 20000000ull                         /* 50 a second to one neighbour */
 #define ERROR_BURST_NS 2000000000ull                          /* 100 at once */
 
@@ -36,100 +35,6 @@ enum way { TO_UPSTREAM, TO_MESH, TO_LAN };                    /* the class of th
 INLINE int wants_family(const struct config *config, const struct packet *p)
 {
 	return config->flags & (p->v6 ? IPV6 : IPV4);
-}
-
-/* --- who and what for --- */
-
-APART struct entry *find_prefix(const struct packet *p, enum role role, const __u32 *address)
-{
-	struct neighbour *neighbour = find_neighbour(p);
-	__u32 who;
-
-	if (!neighbour)
-		return 0;
-	who = neighbour->number | (__u32)role << 31;
-	if (p->v6) {
-		struct prefix6 key = { .bits = 160, .who = who };
-
-		__builtin_memcpy(key.address, address, 16);
-		return bpf_map_lookup_elem(&ngp_prefixes6, &key);
-	} else {
-		struct prefix4 key = { .bits = 64, .who = who, .address = { address[0] } };
-
-		return bpf_map_lookup_elem(&ngp_prefixes4, &key);
-	}
-}
-
-INLINE struct entry *find_entry(const struct config *config, const struct packet *p, enum role role, const __u32 *address)
-{
-	struct entry *entry;
-
-	if (p->v6) {
-		struct host6 key = { .link = p->link };
-
-		key.link.mac_tail_role |= pair(0, role);
-		__builtin_memcpy(key.address, address, 16);
-		entry = bpf_map_lookup_elem(&ngp_hosts6, &key);
-		barrier_var(entry);                               /* else both become one call, for any map, by pointer */
-	} else {
-		struct host4 key = { .link = p->link, .address = { address[0] } };
-
-		key.link.mac_tail_role |= pair(0, role);
-		entry = bpf_map_lookup_elem(&ngp_hosts4, &key);
-		barrier_var(entry);
-	}
-	if (!entry && (config->flags & PREFIXES(role, p->v6)))
-		entry = find_prefix(p, role, address);
-	return entry;
-}
-
-/* Slots are used again: an entry read just before its slot changed hands must not charge the new contract. */
-INLINE struct contract *contract_of(struct entry *entry)
-{
-	struct contract *contract;
-	__u64 tag;
-
-	if (!entry)
-		return 0;
-	contract = bpf_map_lookup_elem(&ngp_contracts, &entry->slot);
-	if (!contract)
-		return 0;
-	tag = ONCE(contract->tag);
-	return (tag & VALID) && GENERATION(tag) == entry->generation ? contract : 0;
-}
-
-/* --- before a contract --- */
-
-/* What goes to a seller before a contract covers it waits there, the first few packets of each window, and is charged
- * when a contract lets it go. Keep count of the same few, or of more where we paid and the seller may not know yet: the
- * adapter begins the contract with them. */
-APART int note_early(const struct config *config, const struct packet *p)
-{
-	struct neighbour *neighbour = find_neighbour(p);
-	struct early *early, fresh = { .packets = 1, .bytes = p->bytes };
-	struct asked key = {};
-	__u64 now;
-
-	if (!neighbour || !(neighbour->flags & SELLS_TO_US))
-		return PASS;
-	key.number = neighbour->number;
-	__builtin_memcpy(key.address, p->destination, 16);
-	now = bpf_ktime_get_coarse_ns();
-	early = bpf_map_lookup_elem(&ngp_early, &key);
-	if (!early || now - early->first_ns >= EARLY_NS) {
-		fresh.first_ns = fresh.since_ns = now;
-		bpf_map_update_elem(&ngp_early, &key, &fresh, BPF_ANY);
-		return PASS;
-	}
-	if (now - early->since_ns >= config->hold_window_ns) {
-		early->since_ns = now;
-		early->packets = 0;
-	}
-	if (early->packets < (neighbour->flags & WAS_PAID ? config->hold_packets_paid : config->hold_packets)) {
-		__sync_fetch_and_add(&early->packets, 1);
-		__sync_fetch_and_add(&early->bytes, p->bytes);
-	}
-	return PASS;
 }
 
 /* --- the gate --- */
@@ -337,12 +242,6 @@ int xt_over_rate(struct __sk_buff *skb)
 	return is_over_rate(config, &p, hides || p.goes_on ? LONGEST_BYTES : p.bytes);
 }
 
-/* What a service of this host sends to a neighbour, whose link only its frame names. */
-APART int answers_over_rate(struct __sk_buff *skb, const struct config *config, const struct packet *p)
-{
-	return !p->group && !p->error && is_of_host(skb, p, 0) && is_over_rate(config, p, p->bytes);
-}
-
 /* --- the interfaces --- */
 
 INLINE int is_link_local(const struct packet *p, const __u32 *address)
@@ -372,131 +271,6 @@ INLINE int count_own(struct __sk_buff *skb, const struct config *config, const s
 		return note_early(config, p);
 	charge(contract, entry->slot, p, TO, CLIENT);
 	return PASS;
-}
-
-INLINE int refuse_uncovered(void)
-{
-	count(UNCOVERED);
-	return SHOT;
-}
-
-/* A download of a neighbour: its own contract pays, or nobody. */
-INLINE int sell_at_once(const struct config *config, const struct packet *p)
-{
-	struct entry *entry = find_entry(config, p, SERVER, remote(p));
-	struct contract *contract = contract_of(entry);
-
-	if (!contract)
-		return refuse_uncovered();
-	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
-}
-
-/* Not static, as matches_free. */
-__noinline int sell(const struct packet *p)
-{
-	const struct config *config = settings();
-
-	return config && p ? sell_at_once(config, p) : SHOT;
-}
-
-/* The neighbour bought from us where a packet comes from, and we didn't buy from it where it goes. It takes the packet for
- * a return, which its own customers may have who bought that too, and never offers us a contract. So we ask for one: else
- * nothing of what somebody has bought could begin a conversation with others. */
-APART int ask_to_buy(const struct config *config, const struct packet *p)
-{
-	struct neighbour *neighbour = find_neighbour(p);
-	struct unbought *unbought;
-	struct early *early;
-	struct asked key = {};
-
-	if (!neighbour || !(neighbour->flags & SELLS_TO_US))
-		return PASS;
-	key.number = neighbour->number;
-	__builtin_memcpy(key.address, p->destination, 16);
-	early = bpf_map_lookup_elem(&ngp_early, &key);
-	if (early && bpf_ktime_get_coarse_ns() - early->first_ns < EARLY_NS)
-		return note_early(config, p);
-	unbought = bpf_ringbuf_reserve(&ngp_hints, sizeof(*unbought), 0);
-	if (unbought) {
-		unbought->kind = UNBOUGHT;
-		unbought->number = neighbour->number;
-		unbought->v6 = p->v6;
-		__builtin_memcpy(unbought->address, p->destination, 16);
-		bpf_ringbuf_submit(unbought, 0);
-	}
-	return note_early(config, p);
-}
-
-/* A purchase of ours: counted with its contract, or kept count of until there is one. Not static, as matches_free. */
-__noinline int buy(const struct packet *p)
-{
-	const struct config *config = settings();
-	struct contract *contract;
-	struct entry *entry;
-
-	if (!config || !p)
-		return PASS;
-	entry = find_entry(config, p, CLIENT, p->destination);
-	contract = contract_of(entry);
-	if (contract)
-		charge(contract, entry->slot, p, TO, CLIENT);
-	if (contract || (entry && entry->slot == OWN))
-		return PASS;
-	if ((config->flags & SELLS) && !p->error && contract_of(find_entry(config, p, SERVER, p->source)))
-		return ask_to_buy(config, p);
-	return note_early(config, p);
-}
-
-/* From a LAN of ours, and nobody is known to have begun it: our purchase goes before the neighbour's. Both ends of a link
- * must see it alike, and at the other end our packet meets our contract first. */
-INLINE int leave_lan(const struct config *config, const struct packet *p, const struct flow *answered)
-{
-	struct neighbour *neighbour = find_neighbour(p);
-	struct entry *entry;
-
-	if (!(config->flags & BUYS))
-		return sell(p);
-	entry = find_entry(config, p, CLIENT, p->destination);
-	if (!contract_of(entry)) {
-		if (contract_of(find_entry(config, p, SERVER, remote(p)))) {
-			if (!p->error && !(entry && entry->slot == OWN))
-				ask_to_buy(config, p);
-			return sell(p);
-		}
-		if (neighbour && !(neighbour->flags & SELLS_TO_US))
-			return refuse_uncovered();
-	}
-	remember(p, answered, 1);
-	return buy(p);
-}
-
-/* Who pays for a packet that we pass on to a neighbour? Not static, as matches_free. */
-__noinline int leave(struct __sk_buff *skb, const struct packet *p)
-{
-	const struct config *config = settings();
-	__u32 ingress_ifindex = skb->ingress_ifindex, *class, payer;
-	struct flow answered = {};
-	int began, own, from_mesh;
-
-	if (!config || !p)
-		return SHOT;
-	class = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
-	own = (config->flags & REWRITES) && is_ours(p, p->source);
-	if (!own && !class)                                       /* upstream */
-		return sell(p);
-	read_answered(skb, p, &answered);
-	from_mesh = class && (*class & MESH);
-	began = find_payer(&answered, &payer) && payer == payer_of(find_neighbour(p));
-	if (from_mesh)                                            /* what is no return its sender has paid for at the gate */
-		began |= was_return(ingress_ifindex, &answered);
-	began = is_led_return(p, ingress_ifindex, AT_EGRESS, began);
-	if (own && began && !from_mesh)                           /* what it asked of a forwarded port: see passes_as_own */
-		return (config->flags & OWN_SERVICES) && answers_over_rate(skb, config, p) ? SHOT : PASS;
-	if (!class || began)
-		return sell(p);
-	if (*class & LAN)
-		return leave_lan(config, p, &answered);
-	return config->flags & BUYS ? buy(p) : PASS;
 }
 
 /* Anybody can send an ICMP error about a connection of our client's, without forging an address, and have it charged to

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * Entries: which contract covers a packet, by its neighbour and its other end; and what goes to a seller before there is one.
+ */
+#ifndef NGP_ENTRIES_H
+#define NGP_ENTRIES_H
+
+#include "packet.h"
+
+#define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the operator's filters go on */
+#define SHOT 2
+#define EARLY_NS 3000000000ull                                /* so long may a seller hold the first packets */
+
+APART struct entry *find_prefix(const struct packet *p, enum role role, const __u32 *address)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+	__u32 who;
+
+	if (!neighbour)
+		return 0;
+	who = neighbour->number | (__u32)role << 31;
+	if (p->v6) {
+		struct prefix6 key = { .bits = 160, .who = who };
+
+		__builtin_memcpy(key.address, address, 16);
+		return bpf_map_lookup_elem(&ngp_prefixes6, &key);
+	} else {
+		struct prefix4 key = { .bits = 64, .who = who, .address = { address[0] } };
+
+		return bpf_map_lookup_elem(&ngp_prefixes4, &key);
+	}
+}
+
+INLINE struct entry *find_entry(const struct config *config, const struct packet *p, enum role role, const __u32 *address)
+{
+	struct entry *entry;
+
+	if (p->v6) {
+		struct host6 key = { .link = p->link };
+
+		key.link.mac_tail_role |= pair(0, role);
+		__builtin_memcpy(key.address, address, 16);
+		entry = bpf_map_lookup_elem(&ngp_hosts6, &key);
+		barrier_var(entry);                               /* else both become one call, for any map, by pointer */
+	} else {
+		struct host4 key = { .link = p->link, .address = { address[0] } };
+
+		key.link.mac_tail_role |= pair(0, role);
+		entry = bpf_map_lookup_elem(&ngp_hosts4, &key);
+		barrier_var(entry);
+	}
+	if (!entry && (config->flags & PREFIXES(role, p->v6)))
+		entry = find_prefix(p, role, address);
+	return entry;
+}
+
+/* Slots are used again: an entry read just before its slot changed hands must not charge the new contract. */
+INLINE struct contract *contract_of(struct entry *entry)
+{
+	struct contract *contract;
+	__u64 tag;
+
+	if (!entry)
+		return 0;
+	contract = bpf_map_lookup_elem(&ngp_contracts, &entry->slot);
+	if (!contract)
+		return 0;
+	tag = ONCE(contract->tag);
+	return (tag & VALID) && GENERATION(tag) == entry->generation ? contract : 0;
+}
+
+/* What goes to a seller before a contract covers it waits there, the first few packets of each window, and is charged
+ * when a contract lets it go. Keep count of the same few, or of more where we paid and the seller may not know yet: the
+ * adapter begins the contract with them. */
+APART int note_early(const struct config *config, const struct packet *p)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+	struct early *early, fresh = { .packets = 1, .bytes = p->bytes };
+	struct asked key = {};
+	__u64 now;
+
+	if (!neighbour || !(neighbour->flags & SELLS_TO_US))
+		return PASS;
+	key.number = neighbour->number;
+	__builtin_memcpy(key.address, p->destination, 16);
+	now = bpf_ktime_get_coarse_ns();
+	early = bpf_map_lookup_elem(&ngp_early, &key);
+	if (!early || now - early->first_ns >= EARLY_NS) {
+		fresh.first_ns = fresh.since_ns = now;
+		bpf_map_update_elem(&ngp_early, &key, &fresh, BPF_ANY);
+		return PASS;
+	}
+	if (now - early->since_ns >= config->hold_window_ns) {
+		early->since_ns = now;
+		early->packets = 0;
+	}
+	if (early->packets < (neighbour->flags & WAS_PAID ? config->hold_packets_paid : config->hold_packets)) {
+		__sync_fetch_and_add(&early->packets, 1);
+		__sync_fetch_and_add(&early->bytes, p->bytes);
+	}
+	return PASS;
+}
+
+#endif

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+ *
+ * Leaving: who pays for a packet that this host passes on to a neighbour. docs/architecture.md has the rules in a table.
+ *
+ * The neighbour pays for what came from upstream. The sender of what came from the mesh has paid at the gate, unless it is a
+ * return. What comes from a LAN of ours is our purchase, unless the neighbour began it or only the neighbour has a contract.
+ */
+#ifndef NGP_LEAVING_H
+#define NGP_LEAVING_H
+
+#include "entries.h"
+#include "lane.h"
+#include "returns.h"
+#include "sent.h"
+
+/* What a service of this host sends to a neighbour, whose link only its frame names. */
+APART int answers_over_rate(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+{
+	return !p->group && !p->error && is_of_host(skb, p, 0) && is_over_rate(config, p, p->bytes);
+}
+
+INLINE int refuse_uncovered(void)
+{
+	count(UNCOVERED);
+	return SHOT;
+}
+
+/* A download of a neighbour: its own contract pays, or nobody. */
+INLINE int sell_at_once(const struct config *config, const struct packet *p)
+{
+	struct entry *entry = find_entry(config, p, SERVER, remote(p));
+	struct contract *contract = contract_of(entry);
+
+	if (!contract)
+		return refuse_uncovered();
+	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
+}
+
+/* Not static, as matches_free. */
+__noinline int sell(const struct packet *p)
+{
+	const struct config *config = settings();
+
+	return config && p ? sell_at_once(config, p) : SHOT;
+}
+
+/* The neighbour bought from us where a packet comes from, and we didn't buy from it where it goes. It takes the packet for
+ * a return, which its own customers may have who bought that too, and never offers us a contract. So we ask for one: else
+ * nothing of what somebody has bought could begin a conversation with others. */
+APART int ask_to_buy(const struct config *config, const struct packet *p)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+	struct unbought *unbought;
+	struct early *early;
+	struct asked key = {};
+
+	if (!neighbour || !(neighbour->flags & SELLS_TO_US))
+		return PASS;
+	key.number = neighbour->number;
+	__builtin_memcpy(key.address, p->destination, 16);
+	early = bpf_map_lookup_elem(&ngp_early, &key);
+	if (early && bpf_ktime_get_coarse_ns() - early->first_ns < EARLY_NS)
+		return note_early(config, p);
+	unbought = bpf_ringbuf_reserve(&ngp_hints, sizeof(*unbought), 0);
+	if (unbought) {
+		unbought->kind = UNBOUGHT;
+		unbought->number = neighbour->number;
+		unbought->v6 = p->v6;
+		__builtin_memcpy(unbought->address, p->destination, 16);
+		bpf_ringbuf_submit(unbought, 0);
+	}
+	return note_early(config, p);
+}
+
+/* A purchase of ours: counted with its contract, or kept count of until there is one. Not static, as matches_free. */
+__noinline int buy(const struct packet *p)
+{
+	const struct config *config = settings();
+	struct contract *contract;
+	struct entry *entry;
+
+	if (!config || !p)
+		return PASS;
+	entry = find_entry(config, p, CLIENT, p->destination);
+	contract = contract_of(entry);
+	if (contract)
+		charge(contract, entry->slot, p, TO, CLIENT);
+	if (contract || (entry && entry->slot == OWN))
+		return PASS;
+	if ((config->flags & SELLS) && !p->error && contract_of(find_entry(config, p, SERVER, p->source)))
+		return ask_to_buy(config, p);
+	return note_early(config, p);
+}
+
+/* From a LAN of ours, and nobody is known to have begun it: our purchase goes before the neighbour's. Both ends of a link
+ * must see it alike, and at the other end our packet meets our contract first. */
+INLINE int leave_lan(const struct config *config, const struct packet *p, const struct flow *answered)
+{
+	struct neighbour *neighbour = find_neighbour(p);
+	struct entry *entry;
+
+	if (!(config->flags & BUYS))
+		return sell(p);
+	entry = find_entry(config, p, CLIENT, p->destination);
+	if (!contract_of(entry)) {
+		if (contract_of(find_entry(config, p, SERVER, remote(p)))) {
+			if (!p->error && !(entry && entry->slot == OWN))
+				ask_to_buy(config, p);
+			return sell(p);
+		}
+		if (neighbour && !(neighbour->flags & SELLS_TO_US))
+			return refuse_uncovered();
+	}
+	remember(p, answered, 1);
+	return buy(p);
+}
+
+/* Who pays for a packet that we pass on to a neighbour? Not static, as matches_free. */
+__noinline int leave(struct __sk_buff *skb, const struct packet *p)
+{
+	const struct config *config = settings();
+	__u32 ingress_ifindex = skb->ingress_ifindex, *class, payer;
+	struct flow answered = {};
+	int began, own, from_mesh;
+
+	if (!config || !p)
+		return SHOT;
+	class = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
+	own = (config->flags & REWRITES) && is_ours(p, p->source);
+	if (!own && !class)                                       /* upstream */
+		return sell(p);
+	read_answered(skb, p, &answered);
+	from_mesh = class && (*class & MESH);
+	began = find_payer(&answered, &payer) && payer == payer_of(find_neighbour(p));
+	if (from_mesh)                                            /* what is no return its sender has paid for at the gate */
+		began |= was_return(ingress_ifindex, &answered);
+	began = is_led_return(p, ingress_ifindex, AT_EGRESS, began);
+	if (own && began && !from_mesh)                           /* what it asked of a forwarded port: see passes_as_own */
+		return (config->flags & OWN_SERVICES) && answers_over_rate(skb, config, p) ? SHOT : PASS;
+	if (!class || began)
+		return sell(p);
+	if (*class & LAN)
+		return leave_lan(config, p, &answered);
+	return config->flags & BUYS ? buy(p) : PASS;
+}
+
+#endif
