@@ -25,23 +25,20 @@ INLINE int refuse_uncovered(void)
 	return SHOT;
 }
 
-/* A download of a neighbour: its own contract pays, or nobody. */
-INLINE int sell_at_once(const struct config *config, const struct packet *p)
-{
-	struct entry *entry = find_entry(config, p, SERVER, remote(p));
-	struct contract *contract = contract_of(entry);
-
-	if (!contract)
-		return refuse_uncovered();
-	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
-}
-
-/* Not static, as matches_free. */
+/* A download of a neighbour: its own contract pays, or nobody. Not static, as matches_free. */
 __noinline int sell(const struct packet *p)
 {
 	const struct config *config = settings();
+	struct contract *contract;
+	struct entry *entry;
 
-	return config && p ? sell_at_once(config, p) : SHOT;
+	if (!config || !p)
+		return SHOT;
+	entry = find_entry(config, p, SERVER, remote(p));
+	contract = contract_of(entry);
+	if (!contract)
+		return refuse_uncovered();
+	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
 }
 
 /* The neighbour bought from us where a packet comes from, and we didn't buy from it where it goes. It takes the packet for

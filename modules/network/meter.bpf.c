@@ -330,7 +330,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 	if (!(config->flags & SELLS))
 		return buy(&p);
 	if ((config->flags & (ALONE | REWRITES)) == ALONE && ingress_ifindex != skb->ifindex)
-		return sell_at_once(config, &p);                  /* the commonest case: from upstream, without a look-up more */
+		return sell(&p);                                 /* the commonest case: from upstream, without a look-up more */
 	return leave(skb, &p);
 }
 
