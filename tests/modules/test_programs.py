@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -94,3 +95,43 @@ def test_a_refusal_names_the_program_the_reason_and_what_to_do() -> None:
     assert "\n" not in line and line.endswith("apt full-upgrade, then reboot")
     assert "refuses the kernel's part x.o: no memory;" in bpf.refusal(Path("x.o"), ["no memory"])
     assert "refuses the kernel's part x.o: no reason given;" in bpf.refusal(Path("x.o"), [])
+
+
+def test_calls_fit_together_into_the_stack_that_linux_6_1_allows(tmp_path: Path) -> None:
+    """Later kernels give some programs a stack of their own, and take what 6.1 refuses."""
+    for path in OBJECTS:
+        pins = tmp_path / "bpf"
+        pins.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "bpf", "bpf", str(pins)], check=True)
+        try:
+            load = subprocess.run(
+                ["bpftool", "-d", "prog", "loadall", str(path), str(pins / "pins")], capture_output=True, text=True
+            )
+            assert load.returncode == 0, load.stderr[-2000:]
+            said = re.findall(r"prog '(\w+)': -- BEGIN PROG LOAD LOG --.*?stack depth ([\d+]+)", load.stderr, re.DOTALL)
+            depths = {name: [int(one) for one in text.split("+")] for name, text in said}
+            for program in sorted((pins / "pins").iterdir()):
+                shown = ["bpftool", "prog", "dump", "xlated", "pinned", str(program)]
+                text = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
+                assert _deepest(text, depths[program.name]) <= 512, program.name
+        finally:
+            subprocess.run(["umount", str(pins)], check=True)
+
+
+def _deepest(text: str, depths: list[int]) -> int:
+    """Add up the frames of the deepest chain of calls. Args: depths: of each function, in order."""
+    calls: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        if match := re.match(r"[a-z_].*?(\w+)\(.*\):\s*$", line):
+            name = match[1]
+            calls[name] = set()
+        elif match := re.search(r"call pc[+-]\d+#bpf_prog_[0-9a-f]{16}_(\w+)", line):
+            calls[name].add(match[1])
+    frames = dict(zip(calls, depths, strict=True))
+
+    def below(function: str) -> int:
+        """The names of calls are cut short."""
+        called = (next(one for one in frames if one.startswith(short)) for short in calls[function])
+        return max(32, -(-frames[function] // 32) * 32) + max(map(below, called), default=0)
+
+    return below(next(iter(calls)))
