@@ -70,7 +70,7 @@ class ChargeLab:
         """Begin with the tables as they are, as a daemon does."""
         self.accounts = AccountTable(self.tables)
         self.contracts = ContractTable(
-            self.tables, self.accounts, lambda _: bytes(10), lambda _, __: False, lambda *_: None
+            self.tables, self.accounts, lambda number: number, lambda _: bytes(10), lambda *_: False, lambda *_: None
         )
         reader = HintReader(self.tables[layout.HINTS], self.contracts, self.accounts, self._loop, self._told.extend)
         self._close_hints = reader.close
