@@ -152,7 +152,11 @@ def test_who_is_visited_can_visit_others(lab: Lab) -> None:
     b, hub = star.daemons[1], star.daemons[3]
     assert f"{there}/32" in rows(b, "client")
     assert traffic.ping(second, there, count=PINGS).received == PINGS
-    await_until(lambda: agree(hub, b), 60, "the bill")
+    sold = rows(hub, "server")[f"{there}/32"]
+    (bought,) = (row for row in b.json("contracts") if (row["role"], row["destination"]) == ("client", f"{there}/32"))
+    assert bought["used_to_bytes"] >= sold[0], "what the hub dropped as an answer, its buyer's meter saw go out"
+    assert bought["used_from_bytes"] == sold[1]
+    await_until(lambda: sum(sold) in [row.get("billed_bytes") for row in b.json("contracts")], 60, "the bill")
 
 
 @pytest.mark.parametrize("version", [4, 6])
