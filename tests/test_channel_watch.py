@@ -16,7 +16,7 @@ from ngp.daemon.channel_watch import ChannelWatch
 from ngp.errors import PaymentError
 from ngp.ports import ChannelManager
 
-WORLD: Any = SimpleNamespace(accounts={})
+WORLD: Any = SimpleNamespace(accounts=[])
 PAID = PaymentResult(PaymentOutcome(b"h" * 32, PaymentStatus.SUCCEEDED))
 
 
@@ -65,7 +65,7 @@ def test_channels_are_looked_at_after_what_moves_them(monkeypatch: pytest.Monkey
 def test_channels_are_looked_at_often_while_somebody_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel_watch, "LEAST_PAUSE_S", 0.0)
     monkeypatch.setattr(channel_watch, "HELD_UP_INTERVAL_S", 0.001)  # a look every 30,000 of these, and at each of them
-    waiting: Any = SimpleNamespace(accounts={0: SimpleNamespace(why_not="no channel", running=1)})
+    waiting: Any = SimpleNamespace(accounts=[SimpleNamespace(why_not="no channel", running=1)])
     told: asyncio.Queue[object] = asyncio.Queue()
 
     async def scenario() -> None:
