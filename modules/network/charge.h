@@ -2,11 +2,11 @@
  *
  * Counting a packet against its contract, and its cost against the account that pays for it.
  *
- * A server's packet passes if its contract has bytes left and its account has money left, each at the instant of one
- * compare-and-swap. The contract is looked at first, so that a flood at an exhausted one touches no account; then the
- * account pays; then the contract counts. Where it refuses after all, because others were quicker, the cost is given
- * back: so an account may look dearer for an instant (a packet too few, never one too many), and what a contract has
- * used, which is what is billed, only grows. A client's contract has no account.
+ * A server's packet passes if its contract has bytes left and its account has money left. Each is decided by one
+ * compare-and-swap. First the contract is looked at, so that a flood at an exhausted contract touches no account. Then
+ * the account pays, then the contract counts. If other processors used the contract up meanwhile, the cost is given
+ * back. So for an instant an account may show too little money: a packet too few may pass, never one too many. What a
+ * contract has used is what is billed, and it only grows. A client's contract has no account.
  */
 #ifndef NGP_CHARGE_H
 #define NGP_CHARGE_H
@@ -17,8 +17,9 @@
 
 enum direction { TO, FROM };
 
-/* The coarse clock moves once a tick. Reading it costs calls, reading the count of ticks costs nothing: so the first
- * packet of each tick reads it for the others. Who reads while another writes may get the tick before. */
+/* The coarse clock moves once a tick. Reading it costs calls; reading the count of ticks costs nothing. So the first
+ * packet of each tick reads the clock for the others. A packet that reads while another one writes may get the time of
+ * the tick before. */
 static struct { __u64 tick, now_ns; } last_reading;
 
 INLINE __u64 now_ns(void)
@@ -32,7 +33,7 @@ INLINE __u64 now_ns(void)
 	return ONCE(last_reading.now_ns);
 }
 
-APART int tell(enum hint_kind kind, __u32 slot, __u64 tag)
+APART int send_hint(enum hint_kind kind, __u32 slot, __u64 tag)
 {
 	struct hint *hint = bpf_ringbuf_reserve(&ngp_hints, sizeof(*hint), 0);
 
@@ -47,19 +48,19 @@ APART int tell(enum hint_kind kind, __u32 slot, __u64 tag)
 	return 0;
 }
 
-/* Which limit a packet met. With the generation in it, because a slot's next owner may stop at the very same number. */
+/* Name the limit that a packet met. The generation is mixed in, because a slot's next owner may stop at the same number. */
 INLINE __u64 mark_of(__u64 limit, __u64 tag)
 {
 	return limit ^ GENERATION(tag) * 0x9e3779b97f4a7c15ull;
 }
 
-/* Say once for each limit (also for 0) that a packet met it. */
+/* Send one hint for each limit (also for 0) that a packet met. */
 APART int meet_limit(__u64 *mark, __u64 limit, enum hint_kind kind, __u32 slot, __u64 tag)
 {
 	__u64 was = ONCE(*mark), is = mark_of(limit, tag);
 
 	if (was != is && __sync_val_compare_and_swap(mark, was, is) == was)
-		tell(kind, slot, tag);
+		send_hint(kind, slot, tag);
 	return 0;
 }
 
@@ -70,16 +71,16 @@ INLINE int refuse_exhausted(struct contract *contract, __u32 slot, __u64 limit, 
 	return meet_limit(&contract->mark, limit, EXHAUSTED, slot, tag);
 }
 
-/* So many others in between: rather lose a packet than give one. */
+/* Too many other processors got in between. It is better to drop a packet than to give one away. */
 APART int refuse_contended(void)
 {
 	count(CONTENDED);
 	return 0;
 }
 
-/* Take a packet's cost from the account in a slot; returns the account, or 0 where its money doesn't last. Slot 0 is
- * nobody's, and its limit stays 0. The low-water mark is compared with what was ever taken, which only grows: so its
- * crossing is told exactly once. `returned` may lag, which only makes the room smaller. */
+/* Take a packet's cost from the account in a slot. Returns the account, or 0 if it can't pay. Slot 0 belongs to nobody,
+ * and its limit stays 0. The low-water mark is compared with `spent`, which only grows, so its crossing is reported
+ * exactly once. `returned` may be read too early, which only makes the room smaller. */
 INLINE struct account *take_cost(__u32 slot, __u64 cost, __u64 now)
 {
 	struct account *account = bpf_map_lookup_elem(&ngp_accounts, &slot);
@@ -108,7 +109,7 @@ INLINE struct account *take_cost(__u32 slot, __u64 cost, __u64 now)
 taken:
 	low_water = ONCE(account->low_water);
 	if ((__s64)(low_water - spent) > 0 && (__s64)(low_water - spent - cost) <= 0)
-		tell(ACCOUNT_LOW, slot, ONCE(account->tag));
+		send_hint(ACCOUNT_LOW, slot, ONCE(account->tag));
 	return account;
 }
 
@@ -119,9 +120,9 @@ APART int give_back(struct account *account, __u64 cost)
 	return 0;
 }
 
-/* Count a packet while contract and account cover it, and return 1; else 0. The server's meter refuses what isn't
- * counted. The client's lets it pass, as the server decides, but counts by the contract's same rule: else the bills of two
- * honest routers would differ by all that was sent against a closed gate. What costs nothing needs no account. */
+/* Count a packet if contract and account cover it, and return 1; else return 0. The server's meter refuses what isn't
+ * counted. The client's meter lets it pass, since the server decides, but counts by the same rule: otherwise the bills of
+ * two honest routers would differ by all that was sent against a closed gate. What costs nothing needs no account. */
 INLINE int charge(struct contract *contract, __u32 slot, const struct packet *p, enum direction direction, enum role role)
 {
 	__u64 limit, used, found, low_water, now, cost = 0, bytes = p->bytes, tag = ONCE(contract->tag);
@@ -166,7 +167,7 @@ passed:
 		__sync_fetch_and_add(&contract->used_to, bytes);
 	low_water = ONCE(contract->low_water);
 	if (used < low_water && used + bytes >= low_water)        /* true for exactly one packet */
-		tell(LOW, slot, tag);
+		send_hint(LOW, slot, tag);
 	return 1;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Entries: which contract covers a packet, by its neighbour and its other end; and what goes to a seller before there is one.
+ * Entries: find the contract that covers a packet, by its neighbour and its destination; and count early bytes, which go to
+ * a seller before there is a contract.
  */
 #ifndef NGP_ENTRIES_H
 #define NGP_ENTRIES_H
@@ -9,7 +10,7 @@
 
 #define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the operator's filters go on */
 #define SHOT 2
-#define EARLY_NS 3000000000ull                                /* so long may a seller hold the first packets */
+#define EARLY_NS 3000000000ull                                /* a seller may hold first packets for this time */
 
 APART struct entry *find_prefix(const struct packet *p, enum role role, const __u32 *address)
 {
@@ -41,7 +42,7 @@ INLINE struct entry *find_entry(const struct config *config, const struct packet
 		key.link.mac_tail_role |= pair(0, role);
 		__builtin_memcpy(key.address, address, 16);
 		entry = bpf_map_lookup_elem(&ngp_hosts6, &key);
-		barrier_var(entry);                               /* else both become one call, for any map, by pointer */
+		barrier_var(entry);                               /* else clang makes both one call with a pointer to the map */
 	} else {
 		struct host4 key = { .link = p->link, .address = { address[0] } };
 
@@ -54,7 +55,8 @@ INLINE struct entry *find_entry(const struct config *config, const struct packet
 	return entry;
 }
 
-/* Slots are used again: an entry read just before its slot changed hands must not charge the new contract. */
+/* Return the contract of an entry. Slots are used again, so the generations must be equal: an entry that was read just
+ * before its slot changed hands must not charge the new contract. */
 INLINE struct contract *contract_of(struct entry *entry)
 {
 	struct contract *contract;
@@ -69,9 +71,9 @@ INLINE struct contract *contract_of(struct entry *entry)
 	return (tag & VALID) && GENERATION(tag) == entry->generation ? contract : 0;
 }
 
-/* What goes to a seller before a contract covers it waits there, the first few packets of each window, and is charged
- * when a contract lets it go. Keep count of the same few, or of more where we paid and the seller may not know yet: the
- * adapter begins the contract with them. */
+/* The first few packets that we send before a contract covers them wait at the seller, and are charged when a contract lets
+ * them go. Count the same few packets of each window, or more if we have paid, which the seller may not know yet. User
+ * space begins the contract with these bytes (early.py). */
 APART int note_early(const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);

@@ -1,25 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Flows: who begins a conversation pays for both of its directions.
+ * Flows: the side that begins a conversation pays for both of its directions.
  *
- * Where both ends of a conversation are behind neighbours of ours, or in a LAN of ours, addresses don't say who pays: each
- * of two neighbours may have bought the other's address. So what a neighbour paid for on its way to the mesh or a LAN is
- * remembered, and what our LANs send to a neighbour. The answers are then returns, for that payer alone to pay. What goes to
- * the uplink or comes from there needs no memory: the neighbour at this end pays.
+ * Where both ends of a conversation are behind neighbours of ours, or in a LAN of ours, addresses don't show who pays:
+ * each of two neighbours may have bought the other's address. So the meter remembers the flows that a neighbour paid for
+ * on their way to the mesh or to a LAN, and the flows that our LANs send to a neighbour. Their answers are returns, and
+ * that payer alone pays for them. Traffic to or from the uplink needs no memory: the neighbour at this end pays.
  *
- * A payer has room for so many flows and makes room for a new one among its own, the oldest first: its flood makes
- * nobody else's forgotten. A flow is forgotten some time after its payer's last packet, whatever the other end sends.
- * Then the contracts of both ends decide.
+ * Each payer has a fixed number of places. A new flow takes the place of the same payer's oldest one, so a flood makes
+ * only the flooding payer's flows forgotten. A flow is forgotten some time after its payer's last packet, whatever the
+ * other end sends. From then on the contracts of both ends decide.
  */
 #ifndef NGP_FLOWS_H
 #define NGP_FLOWS_H
 
 #include "charge.h"
 
-#define FLOW_NS 600000000000ull                               /* a flow is remembered so long */
-#define FLOW_REFRESH_NS 1000000000ull                         /* and noted again so often */
-#define OURS 0                                                /* the payer of what our LANs began */
-#define STRANGERS 0xffffffff                                  /* the payer of what links began that we don't know */
+#define FLOW_NS 600000000000ull                               /* a flow is remembered for this time */
+#define FLOW_REFRESH_NS 1000000000ull                         /* and its time is renewed at most this often */
+#define OURS 0                                                /* the payer of flows that our LANs began */
+#define STRANGERS 0xffffffff                                  /* the payer of flows that unknown links began */
 
 static __u32 our_flows, strangers_flows;
 
@@ -28,8 +28,8 @@ INLINE __u32 payer_of(const struct neighbour *neighbour)
 	return neighbour ? neighbour->number : STRANGERS;
 }
 
-/* The flow that a packet answers. An ICMP error counts as an answer to the packet that it quotes. Not static, as
- * matches_free; neither are the next ones. */
+/* Read the flow that a packet answers. An ICMP error counts as an answer to the packet that it quotes. Not static, like
+ * the functions below: see `serves`. */
 __noinline int read_answered(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	__be16 ports[2] = {};
@@ -52,7 +52,7 @@ __noinline int read_answered(struct __sk_buff *skb, const struct packet *p, stru
 	return 0;
 }
 
-/* The flow that a packet is of, out of the one that it would answer. */
+/* Make the flow of a packet from the flow that it answers. */
 INLINE void turn(const struct flow *answered, struct flow *flow)
 {
 	__builtin_memcpy(flow->from, answered->to, 16);
@@ -67,7 +67,7 @@ INLINE int is_fresh(const struct memory *memory, __u64 now)
 	return now - memory->seen_ns < FLOW_NS || memory->seen_ns > now; /* another processor's clock may be a tick ahead */
 }
 
-/* Who began a flow; returns 0 where nobody is known to have. */
+/* Find out who began a flow. Returns 0 if that isn't known. */
 __noinline int find_payer(const struct flow *flow, __u32 *payer)
 {
 	struct memory *memory;
@@ -75,7 +75,7 @@ __noinline int find_payer(const struct flow *flow, __u32 *payer)
 
 	if (!flow || !payer)
 		return 0;
-	key = *flow;                                              /* no argument of such a function is a key on Linux 6.1 */
+	key = *flow;                                              /* Linux 6.1 takes no argument of such a function as a key */
 	memory = bpf_map_lookup_elem(&ngp_flows, &key);
 	if (!memory || !is_fresh(memory, now_ns()))
 		return 0;
@@ -83,7 +83,7 @@ __noinline int find_payer(const struct flow *flow, __u32 *payer)
 	return 1;
 }
 
-/* Take the payer's next place; the flow that has it is forgotten, unless somebody else began it meanwhile. */
+/* Empty a payer's place: forget the flow that has it, unless that flow has another payer or place by now. */
 APART int make_room(const struct place *place)
 {
 	struct flow *held = bpf_map_lookup_elem(&ngp_places, place), old;
@@ -98,7 +98,8 @@ APART int make_room(const struct place *place)
 	return 0;
 }
 
-/* Remember who began the flow that `answered` answers: the sender of a packet, or (ours) one of our LANs. */
+/* Remember who began the flow of a packet: its sender, or (with `ours`) one of our LANs. `answered` is the flow that the
+ * packet answers. */
 __noinline int remember(const struct packet *p, const struct flow *answered, int ours)
 {
 	struct neighbour *neighbour;

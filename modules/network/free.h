@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * What costs nothing: FREE_DESTINATIONS, and who may be believed about them. PAYMENT_SERVICES stand in the same tables,
- * so that a packet is looked up once for both; what becomes of it there is lane.h's.
+ * Free traffic: FREE_DESTINATIONS, and when a packet's addresses can be trusted. PAYMENT_SERVICES are in the same tables, so
+ * one look-up serves both; lane.h decides what becomes of their packets.
  *
- * For what a packet goes to it is free. For what it comes from only where a forged source gains nothing: a client's
- * upload to the internet isn't free because it names a free destination as its source or quotes one in an ICMP error,
- * and what comes from the internet isn't because the client's own address is within a free prefix. An ICMP error is
- * free with the connection that it quotes.
+ * A packet is free by its destination. It is free by its source only where a forged source gains nothing. So a client's
+ * upload to the internet isn't free because it names a free destination as its source, or quotes one in an ICMP error. A
+ * download from the internet isn't free because the client's own address is within a free prefix. An ICMP error is free if
+ * the connection that it quotes is free.
  */
 #ifndef NGP_FREE_H
 #define NGP_FREE_H
 
 #include "packet.h"
 
-/* What may be found: free by where it goes or where it comes from, or bound for a payment service, or from one. */
+/* What a look-up can find: free by destination or by source; to a payment service, or from one. */
 #define BY_DESTINATION 1
 #define BY_SOURCE 2
 #define TO_SERVICE 4
@@ -21,8 +21,9 @@
 #define AS_FREE (BY_DESTINATION | BY_SOURCE)
 #define AS_SERVICE (TO_SERVICE | FROM_SERVICE)
 
-/* Returns what a port of a rule's address is. Not static: so the verifier looks at it once, and not again for all that
- * may be known at each call; the price is that it takes rule for what may be null. */
+/* Say what a rule makes of a port: a set of AS_FREE and AS_SERVICE. Not static, so that the verifier checks the function
+ * once, and not again for each call with all that it knows there. The price: the verifier assumes that arguments may be
+ * null. */
 __noinline int serves(const struct free_rule *rule, __u32 protocol, __u32 port)
 {
 	int found = 0;
@@ -56,7 +57,8 @@ INLINE struct free_rule *free_rule(const struct packet *p, const __u32 *address)
 	}
 }
 
-/* Returns what of `wanted` a packet is. Not static, as `serves`: that was most of the second which loading took. */
+/* Say which of `wanted` apply to a packet. Not static: see `serves`. (When it was static, it took most of the second that
+ * loading lasted.) */
 __noinline int matches_free(struct __sk_buff *skb, const struct packet *p, int wanted)
 {
 	int to = wanted & (BY_DESTINATION | TO_SERVICE), from = wanted & (BY_SOURCE | FROM_SERVICE), found = 0;
@@ -99,7 +101,7 @@ INLINE int is_free(struct __sk_buff *skb, const struct config *config, const str
 	return any_free(config, p) && matches_free(skb, p, by);
 }
 
-/* What comes down to a neighbour is free by its source, what goes up to one by its destination. */
+/* To a client a packet is free by its source; from the mesh or a LAN a packet is free by its destination. */
 APART int free_by(const struct packet *p, __u32 ingress_ifindex)
 {
 	__u32 *interface = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);

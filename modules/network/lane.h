@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Lanes: what passes uncharged, so that a neighbour whose only way out is this gateway can pay it at all.
+ * Lanes: uncharged access to payment services, so that a neighbour whose only way out is this gateway can pay it.
  *
- * PAYMENT_SERVICES are single ports of single hosts. Each neighbour has a lane to them, a token bucket for both
- * directions together, so nobody's flood takes another's room; those that aren't known share one. Keys and link
- * addresses cost nothing, therefore all lanes of those that never paid also share a bucket of some lanes' size.
+ * PAYMENT_SERVICES are single ports of single hosts. Each neighbour has a lane to them, a token bucket for both directions
+ * together, so no neighbour's flood takes another's room. Links that aren't known share one lane. Keys and link addresses
+ * cost nothing to make, so all neighbours that never paid also share one bucket, of the size of some lanes.
  *
- * Who may be answered is remembered from what was asked, lane by lane, so that a flood washes out nobody else's
- * conversations. An answer goes only to the link that asked; any other packet from a service, or under its forged
- * address, is traffic like all else. Packets with options or extension headers, and fragments behind the first, aren't
- * let through: they could be led on from the service's host, or hide their ports.
+ * Each lane remembers which conversations its neighbour began, so a flood pushes out only the flooding neighbour's own. An
+ * answer goes only to the link that asked. Any other packet from a service, or with a service's forged address, is traffic
+ * like all else. Lanes take no packets with options or extension headers, and no later fragments: the service's host could
+ * be made to pass them on, or they could hide their ports.
  *
- * A service on this very host isn't forwarded to, and needs no lane to be reached. What neighbours exchange with it takes
- * room in the same bucket, and is dropped where there is none; nothing else is asked. Answers count as well: a few
- * acknowledgements would else draw a thousand times their size.
+ * A service on this host is reached without a lane, since nothing is forwarded. But what a neighbour exchanges with it
+ * takes room in the same bucket, and is dropped if there is none; no other rule of lanes applies. Answers count as well:
+ * else a few acknowledgements would draw a thousand times their size.
  */
 #ifndef NGP_LANE_H
 #define NGP_LANE_H
@@ -21,8 +21,8 @@
 #include "free.h"
 #include "../token.h"
 
-#define NEWCOMERS 16                                          /* so many lanes' worth for all who never paid */
-#define LONGEST_BYTES (40 + 65535)                            /* of what fragments of IPv6 are put together to */
+#define NEWCOMERS 16                                          /* all that never paid share as much as 16 lanes */
+#define LONGEST_BYTES (40 + 65535)                            /* the longest packet that IPv6 fragments can make */
 
 enum gift { NOT_GIVEN, GIVEN, REFUSED };
 
@@ -36,7 +36,7 @@ INLINE int has_options(const struct packet *p)
 	return p->transport != (p->v6 ? 40 : 20);
 }
 
-/* Whoever is blocked gets no lane, and pays or is refused like for anything else. */
+/* May this packet use a lane? A blocked neighbour's may not: it is paid for or refused like any other packet. */
 APART int is_for_lane(const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -44,7 +44,8 @@ APART int is_for_lane(const struct packet *p)
 	return !has_options(p) && !(neighbour && (neighbour->flags & SHUT_OUT));
 }
 
-/* An ICMP error speaks of a packet of the other direction: to a service it quotes what came from there. */
+/* Hash the conversation with a service that a packet belongs to; both directions have the same hash. An ICMP error quotes a
+ * packet of the other direction: one that goes to a service quotes what came from there. */
 APART __u64 hash_of(struct __sk_buff *skb, const struct packet *p, int to_service)
 {
 	__be16 ports[2] = { p->quoted_ports[1], p->quoted_ports[0] };
@@ -85,12 +86,13 @@ APART int note_asked(struct lane *lane, __u64 hash)
 		return 0;
 	}
 	way = bpf_get_prandom_u32() & (LANE_WAYS - 1);
-	barrier_var(way);                                         /* else an "or" of both, to which older verifiers see no bound */
+	barrier_var(way);                                         /* else clang makes an "or": old verifiers see no bound */
 	lane->asked[at + way] = hash;
 	return 0;
 }
 
-/* A neighbour's own bucket comes first: what its flood is refused there takes nothing from the other newcomers. */
+/* Take room in a lane. The neighbour's own bucket comes first, so the refused part of its flood takes nothing from other
+ * newcomers. */
 APART int has_room(const struct config *config, struct lane *lane, const struct neighbour *neighbour, __u32 bytes)
 {
 	__u64 now = bpf_ktime_get_coarse_ns(), cost_ns = bytes * config->lane_kib_ns >> 10;
@@ -109,7 +111,7 @@ INLINE struct lane *lane_of(const struct neighbour *neighbour)
 	return lane_number(neighbour ? neighbour->number : STRANGERS_LANE);
 }
 
-/* Take so much room, and count what is carried in it. */
+/* Take `room` bytes of a lane, and count `bytes` as carried. */
 INLINE int enters(const struct config *config, struct lane *lane, const struct neighbour *neighbour, __u32 room, __u32 bytes)
 {
 	if (!has_room(config, lane, neighbour, room)) {
@@ -121,7 +123,7 @@ INLINE int enters(const struct config *config, struct lane *lane, const struct n
 	return 1;
 }
 
-/* Not static, as matches_free. */
+/* Pass a packet to or from a payment service in its neighbour's lane, if it may. Not static: see `serves`. */
 __noinline int use_lane(struct __sk_buff *skb, const struct packet *p, int to_service)
 {
 	const struct config *config = settings();
@@ -147,7 +149,7 @@ __noinline int use_lane(struct __sk_buff *skb, const struct packet *p, int to_se
 	return GIVEN;
 }
 
-/* Is a packet carried for nothing, and if at a rate, is there room for it? Ask once: it takes the room. */
+/* Is a packet carried uncharged: free, or with room in its lane? Ask once for each packet, since this takes the room. */
 INLINE int gives(struct __sk_buff *skb, const struct packet *p, int wanted)
 {
 	int found = matches_free(skb, p, wanted);
@@ -157,8 +159,9 @@ INLINE int gives(struct __sk_buff *skb, const struct packet *p, int wanted)
 	return found ? use_lane(skb, p, found == TO_SERVICE) : NOT_GIVEN;
 }
 
-/* Is a packet bound for a service of this host, or (to_service: 0) from one? The loopback address stands for all of the
- * host's: a program that listens at every one would else be flooded by way of another. */
+/* Does a packet go to a payment service on this host, or (to_service: 0) come from one? The service is entered under the
+ * loopback address, which stands for all of this host's: else a program that listens at all addresses could be flooded by
+ * way of another one. */
 APART int is_of_host(struct __sk_buff *skb, const struct packet *p, int to_service)
 {
 	__u32 host[4] = {};
@@ -171,9 +174,9 @@ APART int is_of_host(struct __sk_buff *skb, const struct packet *p, int to_servi
 	return rule && (serves(rule, p->protocol, to_service ? ports[1] : ports[0]) & TO_SERVICE);
 }
 
-/* Is there no room for a packet between a neighbour and a service of this host? Options and blocks make no difference
- * here: else options would be the way round the rate, and a blocked neighbour's channel with our node would starve, our
- * coins in it. */
+/* Has the lane no room for a packet between a neighbour and a service of this host? Options make no difference here: else
+ * they would be a way round the rate. Nor does a block: else a blocked neighbour's channel with our node would starve, with
+ * our coins in it. */
 APART int is_over_rate(const struct config *config, const struct packet *p, __u32 room)
 {
 	struct neighbour *neighbour = find_neighbour(p);

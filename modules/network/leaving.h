@@ -2,8 +2,9 @@
  *
  * Leaving: who pays for a packet that this host passes on to a neighbour. docs/architecture.md has the rules in a table.
  *
- * The neighbour pays for what came from upstream. The sender of what came from the mesh has paid at the gate, unless it is a
- * return. What comes from a LAN of ours is our purchase, unless the neighbour began it or only the neighbour has a contract.
+ * The neighbour pays for a packet from upstream. A packet from the mesh was paid for by its sender at the gate, unless it is
+ * a return. A packet from a LAN of ours is our purchase, unless the neighbour began the flow or only the neighbour has a
+ * contract.
  */
 #ifndef NGP_LEAVING_H
 #define NGP_LEAVING_H
@@ -13,7 +14,8 @@
 #include "returns.h"
 #include "sent.h"
 
-/* What a service of this host sends to a neighbour, whose link only its frame names. */
+/* Is a packet an answer from a service of this host, without room in its neighbour's lane? It is asked here because only the
+ * outgoing frame names the neighbour. */
 APART int answers_over_rate(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	return !p->group && !p->error && is_of_host(skb, p, 0) && is_over_rate(config, p, p->bytes);
@@ -25,7 +27,7 @@ INLINE int refuse_uncovered(void)
 	return SHOT;
 }
 
-/* A download of a neighbour: its own contract pays, or nobody. Not static, as matches_free. */
+/* A download of a neighbour: it passes only if its own contract pays. Not static: see `serves`. */
 __noinline int sell(const struct packet *p)
 {
 	const struct config *config = settings();
@@ -41,9 +43,9 @@ __noinline int sell(const struct packet *p)
 	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
 }
 
-/* The neighbour bought from us where a packet comes from, and we didn't buy from it where it goes. It takes the packet for
- * a return, which its own customers may have who bought that too, and never offers us a contract. So we ask for one: else
- * nothing of what somebody has bought could begin a conversation with others. */
+/* The neighbour bought a packet's source from us, and we didn't buy its destination from the neighbour. So the neighbour
+ * takes the packet for a return (its own customers may have bought the same address) and never offers us a contract. We must
+ * ask for one: else an address that somebody has bought could never begin a conversation. */
 APART int ask_to_buy(const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -69,7 +71,7 @@ APART int ask_to_buy(const struct config *config, const struct packet *p)
 	return note_early(config, p);
 }
 
-/* A purchase of ours: counted with its contract, or kept count of until there is one. Not static, as matches_free. */
+/* A purchase of ours: count it at its contract, or as early bytes until there is one. Not static: see `serves`. */
 __noinline int buy(const struct packet *p)
 {
 	const struct config *config = settings();
@@ -89,8 +91,8 @@ __noinline int buy(const struct packet *p)
 	return note_early(config, p);
 }
 
-/* From a LAN of ours, and nobody is known to have begun it: our purchase goes before the neighbour's. Both ends of a link
- * must see it alike, and at the other end our packet meets our contract first. */
+/* A packet from a LAN of ours, and it isn't known who began its flow: our purchase comes before the neighbour's. Both ends
+ * of a link must decide alike, and at the other end our packet meets our contract first. */
 INLINE int leave_lan(const struct config *config, const struct packet *p, const struct flow *answered)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -112,7 +114,7 @@ INLINE int leave_lan(const struct config *config, const struct packet *p, const 
 	return buy(p);
 }
 
-/* Who pays for a packet that we pass on to a neighbour? Not static, as matches_free. */
+/* Who pays for a packet that we pass on to a neighbour? Not static: see `serves`. */
 __noinline int leave(struct __sk_buff *skb, const struct packet *p)
 {
 	const struct config *config = settings();
@@ -129,10 +131,10 @@ __noinline int leave(struct __sk_buff *skb, const struct packet *p)
 	read_answered(skb, p, &answered);
 	from_mesh = class && (*class & MESH);
 	began = find_payer(&answered, &payer) && payer == payer_of(find_neighbour(p));
-	if (from_mesh)                                            /* what is no return its sender has paid for at the gate */
+	if (from_mesh)                                            /* if it is no return, its sender has paid at the gate */
 		began |= was_return(ingress_ifindex, &answered);
 	began = is_led_return(p, ingress_ifindex, AT_EGRESS, began);
-	if (own && began && !from_mesh)                           /* what it asked of a forwarded port: see passes_as_own */
+	if (own && began && !from_mesh)                           /* an answer of a forwarded port: see passes_as_own */
 		return (config->flags & OWN_SERVICES) && answers_over_rate(skb, config, p) ? SHOT : PASS;
 	if (!class || began)
 		return sell(p);

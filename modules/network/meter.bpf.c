@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * The meter: admits, counts and cuts the traffic of neighbours in the kernel, whether or not the daemon lives.
+ * The meter: admits, counts and cuts the traffic of neighbours in the kernel, whether or not the daemon runs.
  *
- *   xt_unpaid_up, _mesh, _lan   asked by the gate (gate.py), at FORWARD after the operator's own filter, by where a packet goes
- *   xt_unknown                  asked there about what nobody paid for: is it worth the daemon's time?
- *   xt_over_rate                asked by the gate at INPUT: for payment services on this host
- *   ngp_tc_out                  egress of mesh interfaces: downloads of those who buy from us; our purchases
- *   ngp_tc_in                   ingress of mesh interfaces: what we bought and received
+ *   xt_unpaid_up, _mesh, _lan   called by the gate (gate.py) in FORWARD, after the operator's own filter: does nobody pay for
+ *                               this packet? Which of them is called depends on the interface that the packet leaves by
+ *   xt_unknown                  called by the gate for a packet that nobody paid for: should the daemon see it?
+ *   xt_over_rate                called by the gate in INPUT: is a packet to a payment service on this host over its rate?
+ *   ngp_tc_out                  egress of mesh interfaces: meters our clients' downloads, and what we buy and send
+ *   ngp_tc_in                   ingress of mesh interfaces: meters what we bought and receive
  *
- * Uploads are charged at FORWARD and not at the card: there the router's own traffic and what its firewall drops are
- * already gone. Downloads are charged where the frame names the next hop, so nothing is learned from packets and nothing
- * can be spoofed. What passes is decided by compare-and-swap (charge.h); no processor, top-up or refund can make it too
- * much.
+ * Uploads are charged in FORWARD and not at the interface: there the router's own traffic, and packets that its firewall
+ * drops, are already gone. Downloads are charged where the frame names the next hop, so nothing is learned from packets
+ * and nothing can be spoofed. Compare-and-swap decides what passes (charge.h), so no race between processors, top-ups and
+ * refunds can let too much pass.
  *
  * Build, for either byte order (setup.py does; atomics need -mcpu=v3):
  *   clang -O2 -g -target bpfel -mcpu=v3 -idirafter /usr/include/$(uname -m)-linux-gnu -c meter.bpf.c -o meter.bpfel.o
@@ -39,7 +40,7 @@ INLINE int wants_family(const struct config *config, const struct packet *p)
 
 /* --- the gate --- */
 
-/* Did we buy from its sender what a packet brings, or (towards our LAN) does the sender itself answer? */
+/* Did we buy a packet's source from the neighbour that sends it? Or (towards our LAN) is the source that neighbour itself? */
 INLINE int is_bought(const struct config *config, const struct packet *p, enum way way)
 {
 	struct entry *entry = find_entry(config, p, CLIENT, remote(p));
@@ -47,8 +48,8 @@ INLINE int is_bought(const struct config *config, const struct packet *p, enum w
 	return entry && (entry->slot == OWN ? way == TO_LAN : contract_of(entry) != 0);
 }
 
-/* A payment service may lie behind a neighbour that sells to us, who lets us through to it as we do others. Its answers
- * pass here like returns, to nobody but the lane that asked. */
+/* Is a packet an answer of a payment service behind a neighbour that sells to us, and that gives us a lane to the service?
+ * Such answers pass here like returns. At egress they go only to the lane that asked. */
 APART int is_answer(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour;
@@ -59,7 +60,7 @@ APART int is_answer(struct __sk_buff *skb, const struct config *config, const st
 	return neighbour && (neighbour->flags & SELLS_TO_US);
 }
 
-/* Does a packet answer what another neighbour, or a LAN of ours, began? Then who sent it doesn't pay. */
+/* Does a packet answer a flow that another neighbour, or a LAN of ours, began? Then its sender doesn't pay. */
 INLINE int is_anothers(const struct packet *p, const struct flow *answered, enum way way)
 {
 	__u32 payer;
@@ -69,9 +70,9 @@ INLINE int is_anothers(const struct packet *p, const struct flow *answered, enum
 	return way == TO_LAN ? payer == OURS : payer != payer_of(find_neighbour(p));
 }
 
-/* What is sent to this host's own address, and goes on to another host by a rule of the operator's (a forwarded port), is
- * free, as what ends here is; a payment service gets its lane's rate. Not towards the mesh, where such a packet may be an
- * answer that finds its way back through our address. */
+/* A packet to this host's own address that a rule of the operator's sends on to another host (a forwarded port) is free, like
+ * packets that end here; one for a payment service takes room in its lane. This doesn't hold towards the mesh, where such
+ * a packet may be an answer to masqueraded traffic. */
 APART int passes_as_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	struct flow answered = {};
@@ -83,10 +84,10 @@ APART int passes_as_own(struct __sk_buff *skb, const struct config *config, cons
 	return 1;
 }
 
-/* Who pays for a packet that a neighbour sends through us? The first rule that fits decides; a contract that refuses
- * never falls through. Towards an upstream interface nothing is a return: a neighbour that sells to us can't send through
- * our uplink for nothing. A packet whose destination was rewritten has two flows, as it was sent and as it goes on, and
- * answers may come to either. Returns 0 where nobody pays. */
+/* Does anybody pay for a packet that a neighbour sends through us? The first rule that fits decides, and a contract that
+ * refuses ends the search. Towards an upstream interface no packet is a return: else a neighbour that sells to us could send
+ * through our uplink for nothing. A packet whose destination was rewritten has two flows, as it was sent and as it goes on,
+ * and answers may come to either. Returns 0 if nobody pays. */
 INLINE int paid(struct __sk_buff *skb, enum way way)
 {
 	const struct config *config = settings();
@@ -101,7 +102,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 	if (way != TO_UPSTREAM)
 		read_answered(skb, &p, &onward);
 	rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
-	if (any_given(config, &p)) {                              /* 1: free, or at a lane's rate */
+	if (any_given(config, &p)) {                              /* 1: free, or in its sender's lane */
 		wanted = !any_free(config, &p) ? 0 : way == TO_UPSTREAM ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE;
 		given = gives(skb, &p, wanted | TO_SERVICE);
 		if (given != NOT_GIVEN)
@@ -118,7 +119,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 		return passes_as_own(skb, config, &p);
 	entry = find_entry(config, &p, SERVER, p.destination);
 	contract = contract_of(entry);
-	if (contract) {                                           /* 3: its own contract */
+	if (contract) {                                           /* 3: its sender's contract */
 		if (!charge(contract, entry->slot, &p, TO, SERVER))
 			return 0;
 		if (way == TO_UPSTREAM)
@@ -130,7 +131,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 	}
 	if (way == TO_UPSTREAM || !(config->flags & BUYS))
 		return 0;
-	if (!is_bought(config, &p, way) && !is_answer(skb, config, &p)) /* 4: a purchase of ours from its sender */
+	if (!is_bought(config, &p, way) && !is_answer(skb, config, &p)) /* 4: we bought it from its sender */
 		return 0;
 	return way == TO_LAN || note_return(skb->ifindex, &onward);
 }
@@ -153,8 +154,9 @@ int xt_unpaid_lan(struct __sk_buff *skb)
 	return !paid(skb, TO_LAN);
 }
 
-/* The daemon gets a packet as it goes on: tell it where it was sent. It is known again by some bytes that stay the same:
- * TCP's numbers, or what follows UDP's header, as DNS's number. */
+/* Hold a packet for the daemon, which sees it with its rewritten destination. So note the address that it was sent to. The
+ * daemon finds the note by the packet's source and some bytes that stay the same: TCP's sequence numbers, or the bytes
+ * behind UDP's header, such as DNS's query id. */
 APART int hold(struct __sk_buff *skb, const struct packet *p, int rewritten)
 {
 	struct held key = { .link = p->link };
@@ -170,10 +172,10 @@ APART int hold(struct __sk_buff *skb, const struct packet *p, int rewritten)
 	return 1;
 }
 
-/* Is it worth the daemon's time? A few packets of a destination, then nothing for a while; and no more destinations
- * than the neighbour's bucket allows. Strangers share one bucket, so made-up MACs gain nothing and cost others nothing;
- * only what passed its bucket enters the table of asked destinations, so a flood can't wash it out. What its lane has no
- * room for isn't negotiated about: it would be paid for. */
+/* Should the daemon see a packet? It sees a few packets of a destination in each window, and no more destinations than the
+ * neighbour's bucket allows. Strangers share one bucket, so made-up MACs gain nothing and cost known neighbours nothing. A
+ * destination enters the table ngp_asked only if its bucket has a token, so a flood can't push others out of it. A packet
+ * for a lane without room isn't shown to the daemon: the neighbour would then pay for it. */
 SEC("socket")
 int xt_unknown(struct __sk_buff *skb)
 {
@@ -224,9 +226,10 @@ int xt_unknown(struct __sk_buff *skb)
 
 /* --- this host --- */
 
-/* ICMP errors go to the kernel, not to the service, whose path MTU must not suffer from its neighbour's flood. The kernel
- * puts IPv4's fragments together before; of IPv6's only the first one shows a port, and needs room for all that the others
- * may bring. Behind more extension headers than we follow any port may be, and such a first fragment. */
+/* Is a packet to a payment service on this host over its neighbour's rate? ICMP errors are let through: they go to the
+ * kernel, and path MTU discovery must work during a neighbour's flood. IPv4 fragments are already put together here. Of IPv6
+ * fragments only the first shows a port, so it needs room for the longest packet. So does a packet with more extension
+ * headers than we follow: any port may be behind them, and any first fragment. */
 SEC("socket")
 int xt_over_rate(struct __sk_buff *skb)
 {
@@ -249,7 +252,7 @@ INLINE int is_link_local(const struct packet *p, const __u32 *address)
 	return p->v6 && (address[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
-/* What two routers say to each other is not forwarding: no server charges it, so no client counts it. */
+/* Is a packet from one router to the other? That isn't forwarding: no server charges it, so no client counts it. */
 APART int is_between_routers(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	__be16 ports[2];
@@ -273,9 +276,9 @@ INLINE int count_own(struct __sk_buff *skb, const struct config *config, const s
 	return PASS;
 }
 
-/* Anybody can send an ICMP error about a connection of our client's, without forging an address, and have it charged to
- * the contract (or, if that is free, carried for nothing). So errors of others than the destination itself are no longer
- * than RFC 4443 allows, and no more than a client that is not attacked has use for. */
+/* May an ICMP error go on to our client? Anybody can send an error about a client's connection without forging an address,
+ * and have it charged to the contract (or, if that is free, carried for nothing). So errors that don't come from the
+ * destination itself may be no longer than RFC 4443 allows, and no more than a client needs that isn't attacked. */
 APART int allows_error(const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -286,7 +289,7 @@ APART int allows_error(const struct config *config, const struct packet *p)
 	       take_token(&neighbour->errors_ready_ns, ERROR_INTERVAL_NS, ERROR_BURST_NS, bpf_ktime_get_coarse_ns());
 }
 
-/* Frames of a macvlan pass the hooks of the interface that it stands on, from its own MAC; they are that macvlan's. */
+/* A macvlan's frames also pass the hooks of the interface below, with the macvlan's MAC as source. Is this such a frame? */
 APART int is_of_upper(struct __sk_buff *skb)
 {
 	struct link key = { .ifindex = skb->ifindex };
@@ -330,7 +333,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 	if (!(config->flags & SELLS))
 		return buy(&p);
 	if ((config->flags & (ALONE | REWRITES)) == ALONE && ingress_ifindex != skb->ifindex)
-		return sell(&p);                                 /* the commonest case: from upstream, without a look-up more */
+		return sell(&p);                                 /* the commonest case, from upstream: saves look-ups */
 	return leave(skb, &p);
 }
 
@@ -342,7 +345,7 @@ int ngp_tc_in(struct __sk_buff *skb)
 	struct packet p = {};
 	struct entry *entry;
 
-	if (!config || skb->pkt_type || is_tagged(skb))           /* only what is sent to us: PACKET_HOST is 0 */
+	if (!config || skb->pkt_type || is_tagged(skb))           /* only frames sent to us: PACKET_HOST is 0 */
 		return PASS;
 	if (!parse(skb, config, INGRESS, &p) || !wants_family(config, &p))
 		return PASS;
@@ -350,7 +353,7 @@ int ngp_tc_in(struct __sk_buff *skb)
 		note_sent(skb, &p);
 	if (!(config->flags & BUYS))
 		return PASS;
-	if (p.error) {                                            /* the neighbour's own errors were not charged */
+	if (p.error) {                                            /* the neighbour didn't charge us for its own errors */
 		entry = find_entry(config, &p, CLIENT, p.source);
 		if (entry && entry->slot == OWN)
 			return PASS;

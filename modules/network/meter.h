@@ -2,10 +2,10 @@
  *
  * The meter's tables, as the kernel's programs and layout.py both see them.
  *
- * Every word has one writer: user space writes the limits, the kernel what was used and spent. So neither ever has to
- * read, change and write back what the other may be changing; a top-up is one aligned store of eight bytes into mapped
- * memory and can't lose a packet's bytes. Whoever changes a struct here raises LAYOUT: a daemon adopts running tables
- * only when the number fits.
+ * Every word has one writer: user space writes the limits, and the kernel writes what was used and spent. So neither
+ * ever has to read, change and write back a word that the other may be changing. A top-up is one aligned store of eight
+ * bytes into mapped memory, and can't lose a packet's bytes. A change of a struct here must raise LAYOUT: a daemon adopts
+ * running tables only if their LAYOUT is its own.
  */
 #ifndef NGP_METER_H
 #define NGP_METER_H
@@ -25,31 +25,31 @@
 #define FREE4 (1 << 4)
 #define FREE6 (1 << 5)
 #define LAYER3 (1 << 6)                                       /* some mesh interface has no link addresses */
-#define PREFIXES(role, v6) (1 << (8 + 2 * (role) + (v6)))     /* any contract for more than a host, by role and family */
-#define OFFERS(v6) (1 << (12 + (v6)))                         /* any payment service, by family */
-#define OWN_SERVICES (1 << 14)                                /* any on this host */
-#define HAS_UPPERS (1 << 15)                                  /* some interface stands on a mesh interface: ngp_uppers */
+#define PREFIXES(role, v6) (1 << (8 + 2 * (role) + (v6)))     /* some contract is for a prefix; by role and family */
+#define OFFERS(v6) (1 << (12 + (v6)))                         /* there is a payment service; by family */
+#define OWN_SERVICES (1 << 14)                                /* there is a payment service on this host */
+#define HAS_UPPERS (1 << 15)                                  /* some macvlan is on top of a mesh interface: ngp_uppers */
 #define SEVERAL_LINKS (1 << 17)                               /* some neighbour has several links: use_first_link */
-#define ALONE (1 << 18)                                        /* one mesh interface and no LAN: all else is upstream */
+#define ALONE (1 << 18)                                        /* one mesh interface and no LAN: all others are upstream */
 #define REWRITES (1 << 16)                                    /* rules of this host rewrite destinations: sent.h */
 
 enum role { SERVER, CLIENT };
 
-/* tag of a line: flags below, 24 bits of generation; above, in a contract's, the slot of its account (0: none) */
+/* A line's tag: 8 bits of flags, then 24 bits of generation; a contract's upper half is the slot of its account (0: none). */
 #define VALID 1
 #define BLOCKED 2
 #define GENERATION(tag) ((__u32)(tag) >> 8)
 #define ACCOUNT(tag) ((__u32)((tag) >> 32))
 #define ACCOUNTS 65536
 
-/* interfaces: class and kind; one that isn't there is upstream */
+/* The flags of an interface in ngp_interfaces; an interface that isn't in it is upstream. */
 #define MESH 1
 #define LAN 2
-#define LINK_ADDRESSES 4                                      /* 8 is user space's: it made the clsact qdisc */
+#define LINK_ADDRESSES 4                                      /* user space also uses 8: it made the clsact qdisc */
 
 #define BUYS_FROM_US 1                                        /* neighbour.flags */
 #define SELLS_TO_US 2
-#define SHUT_OUT 4                                            /* its operator is blocked here: no lane */
+#define SHUT_OUT 4                                            /* blocked by our operator: gets no lane */
 #define HAS_PAID 8                                            /* it paid us */
 #define WAS_PAID 16                                           /* we paid it */
 
@@ -66,23 +66,23 @@ struct config {
 	__u16 unused;
 	__u64 stranger_interval_ns, stranger_burst_ns;
 	__u64 neighbour_interval_ns, neighbour_burst_ns;
-	__u64 hold_window_ns;                                     /* of one destination: so long, so many */
-	__u64 hold_packets, hold_packets_paid;                    /* of anybody; of who has paid */
-	__u64 lane_kib_ns, lane_burst_ns;                         /* of each neighbour's lane: 1,024 bytes in so long */
+	__u64 hold_window_ns;                                     /* so many packets of a destination are held in it: */
+	__u64 hold_packets, hold_packets_paid;                    /* for a neighbour; for one that has paid */
+	__u64 lane_kib_ns, lane_burst_ns;                         /* a lane's rate, as the time that 1,024 bytes take */
 };
 
 /* One cache line: what a contract lets pass, in bytes. `mark` names the limit that last refused a packet. */
 struct contract {
-	__u64 limit, expires_ns, low_water, tag, price;           /* user space writes; price: units a byte */
-	__u64 used, used_to, mark;                                /* the kernel writes; used counts both directions */
+	__u64 limit, expires_ns, low_water, tag, price;           /* user space writes these; price: units a byte */
+	__u64 used, used_to, mark;                                /* the kernel writes these; used: both directions */
 };
 
-/* Another: what a client's contracts may spend together, in units of msat / 2^30, so that nothing is rounded. 2^64 units
- * are only 17 million sat: the words wrap, and only signed differences mean anything. What was taken for packets that
- * their contract then refused is given back in a word of its own; so each word of the kernel's only grows. */
+/* One cache line: what a client's contracts may spend together, in units of msat / 2^30, so that nothing is rounded. 2^64
+ * units are only 17 million sat: the words wrap, and only signed differences mean anything. What was taken for packets
+ * that their contract then refused is given back in `returned`, so each word that the kernel writes only grows. */
 struct account {
-	__u64 limit, credit, credit_until_ns, low_water, tag;     /* user space writes */
-	__u64 spent, returned, mark;                              /* the kernel writes */
+	__u64 limit, credit, credit_until_ns, low_water, tag;     /* user space writes these */
+	__u64 spent, returned, mark;                              /* the kernel writes these */
 };
 
 /* User space only: what a daemon needs to adopt a contract or account (layout.py knows the fields). */
@@ -90,24 +90,24 @@ struct label {
 	__u64 word[8];
 };
 
-/* A neighbour on its link; the MAC is zero where the interface has none. With a role it begins a destination's key:
- * looking the pair up at once saves the packet a search for its neighbour. The hash reads whole words, and would wait
- * for one that was just written in halves. */
+/* A neighbour on its link; the MAC is zero where the interface has none. A link and a role are the beginning of a
+ * destination's key: one look-up finds neighbour and destination together. The MAC is kept in whole words, because the
+ * hash reads whole words and would have to wait for one that was just written in halves. */
 struct link {
 	__u32 ifindex;
-	__u32 mac_head, mac_tail_role;                            /* four bytes of the MAC; two, then the role */
+	__u32 mac_head, mac_tail_role;                            /* the MAC's first four bytes; its last two, then the role */
 };
 struct neighbour {
 	__u32 number, flags;
 	__u32 flows, unused;                                      /* how many it has begun, for flows.h */
 	__u64 ready_ns;                                           /* token bucket (GCRA): theoretical arrival time */
-	__u64 errors_ready_ns;                                    /* another, for ICMP errors on their way to it */
-	struct link first;                                        /* the link that stands for all of it; 0: this one */
+	__u64 errors_ready_ns;                                    /* a second bucket, for ICMP errors that go to it */
+	struct link first;                                        /* the link that stands for all of its links; 0: this one */
 	__u32 unused_too;
 };
 struct host4 { struct link link; __u32 address[1]; };
 struct host6 { struct link link; __u32 address[4]; };
-struct prefix4 { __u32 bits, who, address[1]; };              /* who: number | role << 31, all of it in the prefix */
+struct prefix4 { __u32 bits, who, address[1]; };              /* who: number | role << 31, and always matched whole */
 struct prefix6 { __u32 bits, who, address[4]; };
 struct entry { __u32 slot, generation; };
 #define OWN 0xffffffff                                        /* entry.slot: the neighbour's own address */
@@ -115,14 +115,14 @@ struct entry { __u32 slot, generation; };
 struct free4 { __u32 bits, address[1]; };
 struct free6 { __u32 bits, address[4]; };
 #define SERVICES 8
-#define RATED 0x100                                           /* a lane's: at a rate, and only who asked is answered */
+#define RATED 0x100                                           /* a payment service: at a rate, answers only what asked */
 struct service { __be16 port; __u16 protocol; };              /* port 0: any; protocol 0: any transport with ports */
 struct free_rule {
 	__u32 all, services;
 	struct service service[SERVICES];
 };
 
-/* What a neighbour's payments go through for nothing (lane.h). User space makes it; only the kernel writes it then. */
+/* A neighbour's uncharged access to payment services (lane.h). User space makes it; then only the kernel writes it. */
 #define LANE_SETS 16
 #define LANE_WAYS 4
 #define STRANGERS_LANE 0
@@ -134,12 +134,12 @@ struct lane {
 
 struct asked { __u32 number, address[4]; };
 struct asking { __u64 since_ns, packets; };
-struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: since since_ns, the last window's start */
+struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: in the window that began at since_ns */
 
-/* Who began a conversation (flows.h); IPv4: the first word of each address. */
+/* Who began a flow (flows.h). An IPv4 address is the first word of each address. */
 #define FLOWS 4096                                            /* remembered for each payer; a power of two */
-#define FLOWS_ON_GRACE 64
-#define FLOWS_MOST (1 << 19)                                  /* for all: of 64 payers, and of 4,096 on grace; fewer where CONTRACTS_MAX is small */
+#define FLOWS_ON_GRACE 64                                     /* for a payer that has not paid yet; also a power of two */
+#define FLOWS_MOST (1 << 19)                                  /* 64 payers and 4,096 on grace; CONTRACTS_MAX may lower it */
 struct flow { __u32 from[4], to[4]; __be16 from_port, to_port; __u32 protocol; };
 struct memory { __u32 payer, place; __u64 seen_ns; };
 struct place { __u32 payer, number; };
@@ -148,14 +148,14 @@ struct sent { struct link link; __u32 hash; };                /* a packet's flow
 struct our { __u32 v6, address[4]; };                         /* an address of this host */
 #define MARK_WORDS 2
 struct held { struct link link; __u32 source[4], mark[MARK_WORDS]; }; /* a held packet, as the daemon sees it too */
-struct held_for { __u32 address[4]; };                        /* where it was sent */
+struct held_for { __u32 address[4]; };                        /* the address to which it was sent */
 
-struct passage { __u32 ifindex; struct flow flow; };          /* where it came in, and which flow it answers */
-struct returning { struct passage passage; __u32 left; };      /* left: it came to the interface's hook */
+struct passage { __u32 ifindex; struct flow flow; };          /* a packet: where it came in, and which flow it answers */
+struct returning { struct passage passage; __u32 left; };      /* left: it has reached ngp_tc_out */
 enum leader_of { AT_GATE, AT_EGRESS, LEADERS };
-struct leader { __u32 ifindex, source[4], destination[4], number, is_return; }; /* the last first fragment */
+struct leader { __u32 ifindex, source[4], destination[4], number, is_return; }; /* the latest first fragment of a packet */
 struct hint { __u32 kind, slot; __u64 tag; };
-struct unbought { __u32 kind, number; __u64 v6; __u32 address[4]; }; /* a hint of its own kind: what we should buy, and where */
+struct unbought { __u32 kind, number; __u64 v6; __u32 address[4]; }; /* the hint UNBOUGHT: what to buy, from whom */
 
 #define TABLE(name, kind, key_type, value_type, entries, flags_) \
 	struct { \
@@ -163,7 +163,7 @@ struct unbought { __u32 kind, number; __u64 v6; __u32 address[4]; }; /* a hint o
 		__uint(max_entries, entries); __uint(map_flags, flags_); \
 	} name SEC(".maps")
 
-/* The sizes of contracts, labels, hosts, prefixes, flows and places are set by the loader, from CONTRACTS_MAX. */
+/* The loader sets the sizes of contracts, labels, hosts, prefixes, flows and places, from CONTRACTS_MAX. */
 TABLE(ngp_config, ARRAY, __u32, struct config, 1, BPF_F_MMAPABLE);
 TABLE(ngp_contracts, ARRAY, __u32, struct contract, 1, BPF_F_MMAPABLE);
 TABLE(ngp_labels, ARRAY, __u32, struct label, 1, BPF_F_MMAPABLE);
@@ -175,7 +175,7 @@ TABLE(ngp_prefixes4, LPM_TRIE, struct prefix4, struct entry, 1, BPF_F_NO_PREALLO
 TABLE(ngp_prefixes6, LPM_TRIE, struct prefix6, struct entry, 1, BPF_F_NO_PREALLOC);
 TABLE(ngp_neighbours, HASH, struct link, struct neighbour, 65536, BPF_F_NO_PREALLOC);
 TABLE(ngp_interfaces, HASH, __u32, __u32, 4096, BPF_F_NO_PREALLOC);
-TABLE(ngp_uppers, HASH, struct link, __u32, 4096, BPF_F_NO_PREALLOC); /* lower interface and upper one's MAC */
+TABLE(ngp_uppers, HASH, struct link, __u32, 4096, BPF_F_NO_PREALLOC); /* the mesh interface, and its macvlan's MAC */
 TABLE(ngp_free4, LPM_TRIE, struct free4, struct free_rule, 65536, BPF_F_NO_PREALLOC);
 TABLE(ngp_free6, LPM_TRIE, struct free6, struct free_rule, 65536, BPF_F_NO_PREALLOC);
 TABLE(ngp_lanes, HASH, __u32, struct lane, 65536 + 2, BPF_F_NO_PREALLOC);
@@ -197,10 +197,10 @@ struct {
 } ngp_hints SEC(".maps");
 
 #define INLINE static __always_inline
-#define APART static __noinline                               /* rare: kept out of the way of the common packet */
+#define APART static __noinline                               /* rarely needed: kept out of the common packet's way */
 #define ONCE(word) (*(volatile __u64 *)&(word))
 
-/* Two halves as they lie in memory. */
+/* Join two halves into a word, in the order in which they are in memory. */
 INLINE __u32 pair(__u16 first, __u16 second)
 {
 	union { __u16 half[2]; __u32 word; } both = { .half = { first, second } };

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * What a packet says about itself: link, addresses, bytes on the wire, and, when somebody asks, its transport and the
- * packet that an ICMP error quotes.
+ * Parsing a packet: link, addresses, bytes on the wire, and, on demand, its ports and the packet that an ICMP error quotes.
  *
- * Bytes are L3 bytes as the wire has them. A superpacket (GSO, GRO) is counted as the segments it stands for: each
- * further one repeats the headers. In FORWARD the kernel has trimmed the packet to its IP length; at a network card's
- * door a short frame still carries Ethernet's padding, which isn't the neighbour's.
+ * Bytes are layer-3 bytes on the wire. A superpacket (GSO, GRO) counts as the segments that it stands for: each one after
+ * the first repeats the headers. In FORWARD the kernel has trimmed the packet to its IP length. At an interface's hooks a
+ * short frame still carries Ethernet's padding, which isn't counted.
  */
 #ifndef NGP_PACKET_H
 #define NGP_PACKET_H
@@ -31,7 +30,7 @@ struct ipv6 {
 	__u32 source[4], destination[4];
 };
 struct frame {
-	__u16 unused;                                             /* puts the IP header on a boundary of four bytes */
+	__u16 unused;                                             /* aligns the IP header to four bytes */
 	__u16 to[3], from[3];
 	__be16 type;
 	union { struct ipv4 v4; struct ipv6 v6; } ip;
@@ -41,16 +40,16 @@ struct packet {
 	struct link link;                                         /* the neighbour at the other end of this hop */
 	__u32 source[4], destination[4];                          /* IPv4: the first word */
 	__u32 bytes;
-	__u32 base, transport;                                    /* of the IP header; of the transport, behind that one */
-	__u8 v6, protocol;                                        /* 255: a later fragment, nothing to be read there */
-	__u8 error;                                               /* an ICMP error; `quoted` holds what it is about */
-	__u8 group;                                               /* sent to a group of the link, not to a neighbour */
+	__u32 base, transport;                                    /* offsets: of the IP header; of the transport header behind it */
+	__u8 v6, protocol;                                        /* 255: a later fragment, which has no transport header */
+	__u8 error;                                               /* an ICMP error; `quoted`: destination of the packet in it */
+	__u8 group;                                               /* sent to a group address of the link, not to a neighbour */
 	__u32 quoted[4];
 	__be16 quoted_ports[2];                                   /* source, destination */
 	__u8 quoted_protocol;
-	__u8 goes_on;                                             /* more fragments follow this first one */
-	__be16 sent_port;                                         /* what it was sent to, before this host rewrote it; 0: the same */
-	__u32 number;                                             /* of a fragment: its packet's, as the sender counts */
+	__u8 goes_on;                                             /* the first of several fragments */
+	__be16 sent_port;                                         /* the port it was sent to, if this host rewrote it; else 0 */
+	__u32 number;                                             /* of a fragment: the id of its packet, as the sender set it */
 };
 
 #define LATER_FRAGMENT 255
@@ -61,7 +60,7 @@ INLINE int is_extension(__u8 next)
 	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_FRAGMENT || next == IPPROTO_DSTOPTS;
 }
 
-/* Follow the extension headers of IPv6, a few of them: behind more than that we see no ports and no ICMP error. */
+/* Skip up to six extension headers of IPv6. Behind more than that we see no ports and no ICMP error. */
 APART int skip_extensions(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 at = p->transport;
@@ -92,7 +91,8 @@ APART int skip_extensions(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
-/* Unreachable, too big, time exceeded come from routers on the way: they belong to the packet that they quote. */
+/* Read the packet that an ICMP error quotes. Such errors (unreachable, too big, time exceeded) may come from any router on
+ * the way, so they are treated as part of the quoted packet's conversation. */
 APART int read_error(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 at = p->base + p->transport;
@@ -127,13 +127,14 @@ APART int read_error(struct __sk_buff *skb, struct packet *p)
 
 #define GRE_FIELD(flags, bit) ((flags) & bpf_htons(bit) ? 4 : 0)
 
-/* Step from an Ethernet frame in a tunnel, or GRE's word for one, to the IP protocol number of what it carries. */
+/* Turn an EtherType, of a frame in a tunnel or in a GRE header, into the IP protocol number of what it stands for; or 0. */
 INLINE __u8 protocol_of(__be16 type)
 {
 	return type == bpf_htons(ETH_P_IP) ? IPPROTO_IPIP : type == bpf_htons(ETH_P_IPV6) ? IPPROTO_IPV6 : 0;
 }
 
-/* VXLAN and Geneve, by their ports: a frame behind UDP. Steps to the packet in it; 0 where there is none. */
+/* VXLAN and Geneve, known by their ports, carry a frame behind UDP. Move `at` to the packet in it, and return the IP
+ * protocol number that stands for it; 0 if there is none. */
 INLINE __u8 frame_in_udp(struct __sk_buff *skb, __u32 base, __u32 *at)
 {
 	struct { __be16 from, to, bytes, checksum; __u8 flags, reserved; __be16 type; } h;
@@ -149,11 +150,11 @@ INLINE __u8 frame_in_udp(struct __sk_buff *skb, __u32 base, __u32 *at)
 	return bpf_skb_load_bytes(skb, base + *at - 2, &type, 2) ? 0 : protocol_of(type);
 }
 
-/* Headers that each segment of a superpacket repeats. Of a tunnel's traffic the segments are cut inside the tunnel, and
- * repeat what is in there as well. */
+/* Return the bytes of headers that each segment of a superpacket repeats. Tunnelled traffic is cut into segments inside the
+ * tunnel, so they repeat the inner headers as well. */
 __noinline __u32 repeated_bytes(struct __sk_buff *skb, const struct packet *p)
 {
-	__u32 base = p ? p->base : 0, at = p ? p->transport : 0; /* not static, as matches_free */
+	__u32 base = p ? p->base : 0, at = p ? p->transport : 0; /* not static: see serves */
 	__u8 protocol = p ? p->protocol : 0, first;
 
 	for (int i = 0; i < 4; i++) {
@@ -201,16 +202,16 @@ APART __u32 segmented_bytes(struct __sk_buff *skb, const struct packet *p, __u32
 {
 	__u32 headers = repeated_bytes(skb, p), segments = skb->gso_segs, size = skb->gso_size;
 
-	if (p->v6 && bytes > 0xffff + 40 && p->transport == 48) { /* the stack's own jumbo option never leaves the host */
+	if (p->v6 && bytes > 0xffff + 40 && p->transport == 48) { /* the kernel's jumbogram option never leaves the host */
 		headers -= 8;
 		bytes -= 8;
 	}
-	if (!segments && size && bytes > headers)                 /* not counted yet when it comes from a tun or a guest */
+	if (!segments && size && bytes > headers)                 /* segments of a tun or a guest aren't counted yet */
 		segments = (bytes - headers + size - 1) / size;
 	return segments > 1 ? bytes + (segments - 1) * headers : bytes;
 }
 
-/* Frames of a VLAN interface pass its parent's hooks with their tag beside them; they are that interface's. */
+/* A VLAN interface's frames also pass the hooks of its parent, which show the tag. They are metered at the VLAN alone. */
 INLINE int is_tagged(struct __sk_buff *skb)
 {
 	return skb->vlan_present && (skb->vlan_tci & 0xfff);
@@ -226,7 +227,7 @@ INLINE int has_link_addresses(const struct config *config, __u32 ifindex)
 	return interface && (*interface & LINK_ADDRESSES);
 }
 
-/* At a card's door the headers may be read in place, which spares a call; 0: they aren't all there in one piece. */
+/* Read the headers in place, which saves a call; only at an interface's hooks. Returns 0 if they aren't in one piece. */
 INLINE int read_in_place(struct __sk_buff *skb, int v6, struct frame *f)
 {
 	const void *data = (const void *)(long)skb->data, *end = (const void *)(long)skb->data_end;
@@ -248,12 +249,12 @@ INLINE int read_in_place(struct __sk_buff *skb, int v6, struct frame *f)
 
 APART struct neighbour *find_neighbour(const struct packet *p)
 {
-	struct link key = p->link;                                /* older verifiers take no key out of a global function's argument */
+	struct link key = p->link;                                /* Linux 6.1 takes no argument of such a function as a key */
 
 	return bpf_map_lookup_elem(&ngp_neighbours, &key);
 }
 
-/* A neighbour with several links is one customer: what comes or goes by any of them is its first one's. */
+/* A neighbour with several links is one customer: a packet on any of them counts as one on its first link. */
 APART int use_first_link(struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -263,7 +264,7 @@ APART int use_first_link(struct packet *p)
 	return 0;
 }
 
-/* Read link and IP headers; 0: not IP, or nothing that a router would forward. */
+/* Read link and IP headers. Returns 0 for a packet that isn't IP, or whose headers can't be read. */
 INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook hook, struct packet *p)
 {
 	__u32 link_bytes = has_link_addresses(config, skb->ifindex) ? ETH_HLEN : 0, bytes, said;
@@ -294,7 +295,7 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 		p->link.mac_tail_role = pair(mac[2], 0);
 		p->group = ((__u8 *)f.to)[0] & 1;
 	}
-	if (!link_bytes || f.type != type) {                      /* something stands between the two headers */
+	if (!link_bytes || f.type != type) {                      /* other headers are between the two */
 		failed = p->v6 ? bpf_skb_load_bytes_relative(skb, 0, &f.ip, 40, BPF_HDR_START_NET)
 			       : bpf_skb_load_bytes_relative(skb, 0, &f.ip, 20, BPF_HDR_START_NET);
 		if (failed)
@@ -338,7 +339,7 @@ INLINE __u64 mix(__u64 hash, __u64 words)
 	return hash ^ hash >> 29;
 }
 
-/* Whose contract covers a packet that comes from a destination: the remote end's, also when a router on the way speaks. */
+/* The address whose contract covers a download: its source, or for an ICMP error of a router on the way the quoted address. */
 INLINE const __u32 *remote(const struct packet *p)
 {
 	return p->error ? p->quoted : p->source;

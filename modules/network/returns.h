@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Returns: packets that the gate lets pass uncharged, because whoever gets them pays for them where they leave.
+ * Returns: packets that pass the gate uncharged, because their receiver pays for them at ngp_tc_out.
  *
- * The gate doesn't see to whom a packet goes, and at the interface its sender can't be seen any more. So the gate leaves a
- * note on its processor. The packet reaches ngp_tc_out at once and on the same processor; only where its next hop must
- * first be resolved it waits, and may leave on another one: such passages are remembered for as long as the kernel tries.
- * Without the note a neighbour that sells to us could send for nothing, under a source that we buy there.
+ * The gate doesn't see to which neighbour a packet goes, and ngp_tc_out doesn't see from which one it came. So the gate
+ * leaves a note for its processor. A packet usually reaches ngp_tc_out at once, on the same processor. Only if its next hop
+ * must be resolved first, it waits and may leave on another processor: such packets are remembered for as long as the
+ * kernel tries. Without the note, a neighbour that sells to us could send for nothing, with a source that we buy from it.
  */
 #ifndef NGP_RETURNS_H
 #define NGP_RETURNS_H
@@ -24,7 +24,7 @@ APART int is_passage(const struct passage *passage, const struct passage *other)
 	return 1;
 }
 
-/* The packet that the processor's note is about has not left at once. */
+/* Before a note is overwritten: if its packet hasn't left yet, remember it as waiting. */
 INLINE void let_wait(struct returning *now)
 {
 	__u64 at = bpf_ktime_get_coarse_ns(), *waits;
@@ -32,11 +32,11 @@ INLINE void let_wait(struct returning *now)
 	if (!now->passage.ifindex || now->left)
 		return;
 	waits = bpf_map_lookup_elem(&ngp_waiting, &now->passage);
-	if (!waits || at - *waits > WAITING_NS / 4)               /* to look costs less */
+	if (!waits || at - *waits > WAITING_NS / 4)               /* a look-up costs less than an update */
 		bpf_map_update_elem(&ngp_waiting, &now->passage, &at, BPF_ANY);
 }
 
-/* Not static, as matches_free; neither are the next ones. */
+/* Note that the packet which now passes the gate is a return. Not static, like the functions below: see `serves`. */
 __noinline int note_return(__u32 ingress_ifindex, const struct flow *answered)
 {
 	struct returning *now;
@@ -54,7 +54,7 @@ __noinline int note_return(__u32 ingress_ifindex, const struct flow *answered)
 	return 1;
 }
 
-/* The gate charged a packet: an older note on its like is about another one. */
+/* The gate charged a packet, so an older note for the same passage is about another packet: remove it. */
 __noinline int note_paid(__u32 ingress_ifindex, const struct flow *answered)
 {
 	struct passage passage = { .ifindex = ingress_ifindex };
@@ -72,7 +72,7 @@ __noinline int note_paid(__u32 ingress_ifindex, const struct flow *answered)
 	return 1;
 }
 
-/* A packet came to its interface: is it a return? */
+/* At ngp_tc_out: is this packet a return, as the gate noted? */
 __noinline int was_return(__u32 ingress_ifindex, const struct flow *answered)
 {
 	struct passage passage = { .ifindex = ingress_ifindex };
@@ -92,8 +92,9 @@ __noinline int was_return(__u32 ingress_ifindex, const struct flow *answered)
 	return waits && bpf_ktime_get_coarse_ns() - *waits < WAITING_NS;
 }
 
-/* Of a packet's fragments only the first one has ports. The others follow it on the same processor, always where this
- * host has cut it, and are what it is: else they would leave unpaid behind a return. Each hook keeps a leader of its own. */
+/* Is a packet, or the first fragment that it belongs to, a return? Only a packet's first fragment has ports. The others
+ * follow on the same processor (always, if this host has cut the packet) and are treated like the first: else they would
+ * leave unpaid behind a return. The gate and ngp_tc_out each remember a first fragment of their own. */
 APART int is_led_return(const struct packet *p, __u32 ifindex, __u32 hook, int is_return)
 {
 	struct leader *leader;

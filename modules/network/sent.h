@@ -1,21 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Sent to: where a neighbour sent a packet whose destination this host has rewritten.
+ * Sent to: the address to which a neighbour sent a packet, before this host rewrote the packet's destination.
  *
- * The contract is for the address that the client sent to. Where DNS is forced to a resolver of ours, or a port is
- * forwarded, FORWARD sees another one. So the ingress of a mesh interface notes each packet's flow in a table, and the key to
- * it in the packet's own hash, which nobody looks at between there and FORWARD, and which goes with the packet however long
- * it is held and wherever it goes on. A slot of the processor wouldn't do: a card hands over a list of packets before
- * the first of them reaches FORWARD. Neither would a key of source and port: two resolvers may be asked from one port.
+ * The contract is for the address that the client sent to. Where rules send all DNS to a resolver of ours, or forward a
+ * port, FORWARD sees another address. So the ingress of a mesh interface notes each packet's flow in a table. It puts the
+ * key to that note into the packet's own hash field, which nobody reads between there and FORWARD, and which stays with
+ * the packet however long it is held and wherever it goes. A note per processor wouldn't do: a card hands over a list of
+ * packets before the first of them reaches FORWARD. Nor would source and port as the key: a client may ask two resolvers
+ * from one port.
  *
- * Where no rule rewrites destinations (no REWRITES) nothing of this is done.
+ * If no rule rewrites destinations (REWRITES isn't set), nothing of this is done.
  */
 #ifndef NGP_SENT_H
 #define NGP_SENT_H
 
 #include "flows.h"
 
-/* An error's ports are of what it quotes; here it is a packet like others. */
+/* Read the flow of a packet itself. An ICMP error has no ports here: those that it quotes are another packet's. */
 APART int read_flow(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	__be16 ports[2] = {};
@@ -31,19 +32,19 @@ APART int read_flow(struct __sk_buff *skb, const struct packet *p, struct flow *
 
 static __u64 sent_secret;
 
-/* With a secret: who could find two flows of one key would have a packet to the internet taken for the other one, which it
- * sends to our own address right behind it, and which costs nothing. */
+/* The hash is keyed with a secret. An attacker who could find two flows with one hash would send a packet to the internet,
+ * and right behind it one to our own address, which costs nothing: the first would be taken for the second. */
 INLINE __u32 hash_flow(const struct flow *flow)
 {
 	__u64 hash;
 
-	if (!ONCE(sent_secret))                                   /* two processors at once: some first notes aren't found */
+	if (!ONCE(sent_secret))                                   /* if two processors set it at once, some notes are lost */
 		ONCE(sent_secret) = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32() | 1;
 	hash = mix(ONCE(sent_secret) ^ flow->protocol, (__u64)flow->from_port << 16 | flow->to_port);
 
 	for (int i = 0; i < 4; i++)
 		hash = mix(hash, (__u64)flow->from[i] << 32 | flow->to[i]);
-	return mix(hash, ONCE(sent_secret)) >> 32 | 1;             /* 0: there is none */
+	return mix(hash, ONCE(sent_secret)) >> 32 | 1;             /* 0 means: no hash */
 }
 
 INLINE int same_flow(const struct flow *one, const struct flow *two)
@@ -56,7 +57,7 @@ INLINE int same_flow(const struct flow *one, const struct flow *two)
 	return 1;
 }
 
-/* The key holds the link: nobody's packets take the place of another's. */
+/* The key holds the link, so no neighbour's packets overwrite another's notes. */
 APART int note_sent(struct __sk_buff *skb, const struct packet *p)
 {
 	struct sent key = { .link = p->link };
@@ -71,8 +72,8 @@ APART int note_sent(struct __sk_buff *skb, const struct packet *p)
 	return 0;
 }
 
-/* In FORWARD: take a packet as it was sent. Returns 0 where its destination is still the same. Not static, as
- * matches_free. */
+/* In FORWARD: put back the destination to which a packet was sent. Returns 0 if it was not rewritten. Not static: see
+ * `serves`. */
 __noinline int restore_sent(struct __sk_buff *skb, struct packet *p)
 {
 	struct sent key = { .hash = skb->hash };
