@@ -1,11 +1,12 @@
-"""The account table: what each client's contracts may spend together, in mapped memory; the identity is the label.
+"""The account table: what each client's contracts may spend together. It is mapped memory; the client's identity is a
+slot's label.
 
-As with contracts, a slot's counters are never reset: an account that takes one over remembers what was spent there
-before. A slot is used again only when the account was forgotten, none of its contracts is in the kernel any more, and
-then some time has passed: so no packet that is still on its way can be charged to the next client.
+As with contracts, a slot's counters are never reset: an account that takes a slot over remembers what was spent there
+before. A slot is used again only after three things: its account was forgotten, none of the account's contracts is in
+the kernel any more, and some time has passed since. So no packet on its way can be charged to the next client.
 
-The kernel's words wrap at 2^64 units, which are 17 million sat. The limit is known here as a whole number, and what was
-spent is told by its distance from the limit, which is always less than half of the words' range.
+The kernel's words wrap at 2^64 units, which are 17 million sat. The limit is kept here as a whole number. What was
+spent follows from its distance to the limit, which is always less than half of the words' range.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class AccountTable:
         self._lines = Lines(tables[layout.ACCOUNTS], tables[layout.IDENTITIES])
         self._words, self.slots_max = self._lines.words, self._lines.slots_max
         self._slots: dict[bytes, int] = {}
-        self._limits: dict[int, int] = {}  # as it was last written, by slot
+        self._limits: dict[int, int] = {}  # by slot, as last written
         self._contracts: Counter[int] = Counter()
         self._resting: deque[tuple[float, int]] = deque()
         self._fresh = NO_ACCOUNT + 1
@@ -58,10 +59,10 @@ class AccountTable:
         return len(self._slots)
 
     def adopt(self, wait: Callable[[], None]) -> list[AdoptedAccount]:
-        """Take over what is in the tables. Call it before the contracts are read, which then count as `take` does.
+        """Take over the accounts in the tables. Call it before the contracts are adopted, which call `take`.
 
-        Args: wait: returns when every packet that is on its way now has left the programs. What was spent is read
-            before it, and what was given back of that after it; so the contracts, read later, used no less.
+        Args: wait: returns when every packet that is on its way now has left the programs. `spent` is read before that,
+            and `returned` and the contracts after it, so the contracts show no less than the accounts paid for.
         """
         spent: dict[int, int] = {}
         for slot in self._lines.used_before():
@@ -72,7 +73,7 @@ class AccountTable:
                 self._resting.append((time.monotonic(), slot))
                 continue
             identity, base, high, _ = IDENTITY.unpack_from(self._lines.labels, slot * LINE_BYTES)
-            about = high << 32  # the limit itself is stored after it, and may be an older one
+            about = high << 32  # stored before the limit itself, which may still be an older one
             self._limits[slot] = about + signed(self._words[slot * LINE_WORDS + LIMIT] - base - about)
             self._slots[identity] = slot
             spent[slot] = self._words[slot * LINE_WORDS + SPENT]
@@ -96,7 +97,7 @@ class AccountTable:
             self._write(slot, each, now_ns)
 
     def forget(self, accounts: Sequence[bytes]) -> None:
-        """Take accounts out; unknown ones are passed over. Of contracts that still name one nothing passes."""
+        """Take accounts out; unknown ones are ignored. Contracts that still name one let nothing pass."""
         for account in accounts:
             slot = self._slots.pop(account, None)
             if slot is None:
@@ -107,35 +108,35 @@ class AccountTable:
             self._rest_if_free(slot)
 
     def read(self, accounts: Sequence[bytes] | None) -> list[AccountReading]:
-        """Read accounts; None: those that changed since the last call with None."""
+        """Read accounts. Args: accounts: None: those that changed since the last call with None."""
         if accounts is None:
             return [self._reading(slot) for slot in self._lines.changed(self._fresh) if slot in self._limits]
         return [self._reading(self._slots[each]) for each in accounts if each in self._slots]
 
     def slot_of(self, account: bytes) -> int | None:
-        """Return an account's slot, NO_ACCOUNT for b"", None where it isn't known."""
+        """Return an account's slot; NO_ACCOUNT for b"", None for an account that isn't known."""
         return self._slots.get(account) if account else NO_ACCOUNT
 
     def account_in(self, slot: int) -> bytes:
-        """Return the account in a slot, b"" where there is none."""
+        """Return the account in a slot; b"" if there is none."""
         if slot not in self._limits:
             return b""
         return self._lines.labels[slot * LINE_BYTES : slot * LINE_BYTES + 32]
 
     def account_of(self, slot: int, tag: int) -> bytes | None:
-        """Return the account that a hint is about, or None when its slot has changed hands."""
+        """Return the account that a hint is about, or None if another account has the slot by now."""
         if slot not in self._limits or layout.generation_of(self._tag(slot) ^ tag):
             return None
         return self.account_in(slot)
 
     def take(self, slot: int) -> None:
-        """Count a contract that names the account in a slot; it may name one that is gone when both are adopted."""
+        """Count a contract that names a slot's account. An adopted contract may name an account that is gone."""
         self._contracts[slot] += 1
         if slot not in self._limits and slot != NO_ACCOUNT:
             self._resting = deque(each for each in self._resting if each[1] != slot)
 
     def release(self, slot: int) -> None:
-        """Count it no more."""
+        """Stop counting a contract that named a slot's account."""
         self._contracts[slot] -= 1
         if self._contracts[slot] <= 0:
             del self._contracts[slot]
@@ -143,7 +144,7 @@ class AccountTable:
                 self._rest_if_free(slot)
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the mapped memory."""
         self._lines.close()
 
     def _rest_if_free(self, slot: int) -> None:
@@ -155,7 +156,7 @@ class AccountTable:
         return self.slots_max - self._fresh + rested
 
     def _begin(self, account: bytes) -> int:
-        """Write a label. The line's tag comes last of all, with the limit: before that the slot is still free."""
+        """Write a new account's label. `_write` stores the line's tag last; until then the slot counts as free."""
         if self._resting and time.monotonic() - self._resting[0][0] > _REST_S:
             slot = self._resting.popleft()[1]
         else:
@@ -169,7 +170,7 @@ class AccountTable:
         return slot
 
     def _stop(self, slot: int) -> int:
-        """Let nothing more be spent in a slot; return the word of what was."""
+        """Let nothing more be spent in a slot; return what was spent, as the kernel's word."""
         line = slot * LINE_WORDS
         self._words[line + CREDIT] = 0
         spent: int = self._words[line + SPENT] - self._words[line + RETURNED] & WORD_MASK
@@ -177,9 +178,9 @@ class AccountTable:
         return spent
 
     def _write(self, slot: int, limit: AccountLimit, now_ns: int) -> None:
-        """Store what may be spent: what makes it less before what makes it more, so that it's never more than either.
+        """Store what may be spent. Reductions go before increases, so never more may be spent than before or after.
 
-        The low-water mark goes first: what was spent can't have reached it yet, so its crossing is seen once.
+        The low-water mark goes first: `spent` can't have reached it yet, so its crossing is reported once.
         """
         words, line = self._words, slot * LINE_WORDS
         taken, returned = words[line + SPENT], words[line + RETURNED]
@@ -206,7 +207,7 @@ class AccountTable:
         return self._words[slot * LINE_WORDS + ACCOUNT_TAG]
 
     def _spent_units(self, slot: int, taken: int) -> int:
-        """Return what the account has spent. Args: taken: the kernel's word, read before what it gave back."""
+        """Return what the account has spent. Args: taken: the kernel's `spent`, read before its `returned`."""
         line = slot * LINE_WORDS
         return self._limits[slot] - signed(self._words[line + LIMIT] + self._words[line + RETURNED] - taken)
 

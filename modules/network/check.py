@@ -1,8 +1,8 @@
-"""What `ngp check` says about gating on this host; looks only, and tries things out in a network namespace of its own.
+"""What `ngp check` says about gating on this host. It changes nothing; trials run in a network namespace of their own.
 
-Every line names what was found and, where it stands in the way, the command that mends it. What would let traffic past
-the meter in silence is refused, by a start as well: flow offloading forwards without FORWARD. And what would be gated
-that isn't forwarded: frames between the ports of a bridge, where br_netfilter is loaded.
+Every line names what was found and, if that prevents gating, the command that mends it. A check and a start refuse two
+things. One would let traffic past the meter in silence: flow offloading, which forwards without FORWARD. The other
+would gate traffic that isn't forwarded: frames between the ports of a bridge, where br_netfilter is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ngp.modules.network.rtnetlink import Interface
 from ngp.modules.network.xtables import NFT, find_command, run
 from ngp.ports import Check, DesiredNetwork, FreeRule, Prefix
 
-# One instruction, "return 65535": needs no pinned object and the same kernel code as one.
+# One instruction, "return 65535". It needs no pinned program, but the same kernel code as one.
 _PROBE = {
     "xt_bpf": '-A FORWARD -m bpf --bytecode "1,6 0 0 65535" -j RETURN',
     "NFQUEUE": "-A FORWARD -j NFQUEUE --queue-num 1",
@@ -39,7 +39,7 @@ _SYSCTL = Path("/proc/sys/net")
 
 
 def check(desired: DesiredNetwork) -> list[Check]:
-    """Look at everything that the gate stands on; touches nothing."""
+    """Look at everything that the gate needs; changes nothing."""
     host = Host()
     try:
         parts: list[Callable[[], Iterator[Check]]] = [
@@ -63,10 +63,10 @@ def check(desired: DesiredNetwork) -> list[Check]:
 
 
 def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
-    """Look at what may come and go and costs little to ask for: interfaces, forwarding, routes.
+    """Look at facts that change while ngp runs and are quick to read: interfaces, forwarding, routes.
 
-    For a start, which a slow answer would delay: nothing is loaded, other programs are asked for NAT at most and last
-    (see `_way_out`), and what isn't seen in time is left to `check`.
+    This is for a start, which a slow answer would delay. So no program is loaded, and other commands are run at most
+    for NAT, last of all (see `_way_out`). Facts that aren't read in time are left to `check`.
     """
     host, until, seen = Host(), time.monotonic() + most_s, list[Check]()
     parts: list[Callable[[], Iterator[Check]]] = [
@@ -88,7 +88,7 @@ def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
 
 
 def _kernel() -> Iterator[Check]:
-    """A note: whether this kernel takes the programs is found out by loading them, see `meter`."""
+    """Note the kernel's version. Only loading the programs shows whether this kernel takes them: see `meter`."""
     release = platform.release()
     numbers = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
     least = ".".join(map(str, KERNEL_LEAST))
@@ -97,7 +97,7 @@ def _kernel() -> Iterator[Check]:
 
 
 def meter(desired: DesiredNetwork) -> Check:
-    """Load the meter and let go of it: its verdict is that of a start."""
+    """Load the meter and unload it; a start would have the same result."""
     return try_to_load("meter", bpf.object_path(), table_sizes(desired.contracts_max))
 
 
@@ -119,7 +119,7 @@ def _interception(desired: DesiredNetwork) -> Iterator[Check]:
 
 
 def _probe(variant: str, family: int, what: str, rule: str) -> Check:
-    """Try a rule in a network namespace that ends with the command, so that the operator's tables aren't touched."""
+    """Try a rule in a network namespace that ends with the command, so the operator's tables aren't touched."""
     name = f"{what} IPv{family}"
     if not rights.holds(rights.SYS_ADMIN):
         return rights.not_tried(name)
@@ -136,9 +136,9 @@ def _probe(variant: str, family: int, what: str, rule: str) -> Check:
 
 
 def refuse(desired: DesiredNetwork) -> None:
-    """Refuse what lets traffic past the meter in silence, or has frames gated that nobody forwards.
+    """Refuse settings that let traffic past the meter in silence, or that gate frames which aren't forwarded.
 
-    What may come and go (an interface that is down, a route) is said by `check` alone. Raises KernelError.
+    `check` alone reports what may change while ngp runs (an interface that is down, a route). Raises KernelError.
     """
     host = Host()
     try:
@@ -181,16 +181,16 @@ def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 
 
 def _others(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """A note on each interface that isn't mesh: ours or upstream, which decides who pays for a packet, and why."""
+    """Note for each other interface whether it is LAN or upstream, which decides who pays for a packet, and why."""
     for side in sides.look(host, desired.mesh_interfaces):
         is_lan = side.name in desired.lan_interfaces
         doubt = not is_lan and desired.sells and desired.buys and sides.may_be_ours(side)
         remedy = f"if your own hosts are there: LAN_INTERFACE: {side.name} (and all other LANs)" if doubt else ""
-        yield Check(f"interface {side.name}", True, sides.told(side, is_lan), remedy)
+        yield Check(f"interface {side.name}", True, sides.describe(side, is_lan), remedy)
 
 
 def _apart(mesh: str) -> str:
-    """Say how an uplink on a mesh interface's wire is kept apart from it."""
+    """Say how to keep an uplink apart from the mesh interface whose wire it shares."""
     remedy = "keep it apart, by a VLAN or a port of its own"
     answers_for_all = all((_read_sysctl(f"ipv4/conf/{each}/arp_ignore") or "0") == "0" for each in ("all", mesh))
     return f"{remedy}; at least: sysctl -w net/ipv4/conf/{mesh}/arp_ignore=1" if answers_for_all else remedy
@@ -201,7 +201,7 @@ def _shares_wire(other: Interface, mesh: Interface) -> bool:
 
 
 def _gated_bridging(desired: DesiredNetwork) -> list[str]:
-    """Return the sysctls that hand frames from one port of a bridge to another to FORWARD, where nothing is routed."""
+    """Return the sysctls that are on and send bridged frames through FORWARD, although they aren't routed."""
     names = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
     return [
         f"net.bridge.{names[each]}" for each in sorted(desired.families) if _read_sysctl(f"bridge/{names[each]}") == "1"
@@ -221,7 +221,7 @@ def _forwarding(desired: DesiredNetwork) -> Iterator[Check]:
         key = "net.ipv4.ip_forward" if family == 4 else "net.ipv6.conf.all.forwarding"
         off = [] if _read_sysctl(key[4:].replace(".", "/")) == "1" else [key]
         names = (*desired.mesh_interfaces, *desired.upstream_interfaces)
-        if not off:  # an interface may have been switched off by itself; its name may hold dots
+        if not off:  # forwarding may be off for one interface alone; interface names may hold dots
             off = [
                 f"net/{base}/{name}/forwarding" for name in names if _read_sysctl(f"{base}/{name}/forwarding") == "0"
             ]
@@ -233,7 +233,7 @@ def _forwarding(desired: DesiredNetwork) -> Iterator[Check]:
 
 
 def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
-    """A note, not a condition: contracts are bound to interface and MAC, a filter on source addresses comes on top."""
+    """Note where it is off. ngp doesn't need it: contracts are bound to interface and MAC; this filter adds to that."""
     general = _read_sysctl("ipv4/conf/all/rp_filter") or "0"
     off = [
         name
@@ -247,7 +247,7 @@ def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
 
 
 def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """A note: a neighbour's addresses either are routed back to us by the upstream, or must be translated."""
+    """Note what NAT does. The upstream must route neighbours' addresses back to us, or they must be translated."""
     if not desired.sells:
         return
     if not rights.holds(rights.NET_ADMIN):
@@ -260,7 +260,7 @@ def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         found = [_nat_of(rules, network, name) for network in networks if network.version in versions.get(name, ())]
         if len(found) > _NETWORKS_TOLD:
             found[_NETWORKS_TOLD:] = [f"and {len(found) - _NETWORKS_TOLD} networks more"]
-        nothing = "nothing to say: mesh interfaces have no addresses of the family of its routes"
+        nothing = "not needed: mesh interfaces have no addresses of the families that are routed there"
         yield Check(f"NAT on {name}", True, "\n".join(found) or nothing)
 
 
@@ -276,11 +276,11 @@ def _nat_of(rules: list[nat.Translation], network: Prefix, interface: str) -> st
         return f"{network} {translated}"
     command = "iptables" if network.version == 4 else "ip6tables"
     add = f"{command} -t nat -A POSTROUTING -s {network} -o {interface} -j MASQUERADE"
-    return f"{network} routed as it is: fine where the upstream routes it back to us, else run: {add}"
+    return f"{network} isn't translated: fine if the upstream routes it back to us; else run: {add}"
 
 
 def _mesh_networks(desired: DesiredNetwork, host: Host) -> list[Prefix]:
-    """Where neighbours' packets come from: networks on mesh interfaces, and those that are routed into the mesh."""
+    """List the networks that neighbours send from: on mesh interfaces, and routed into the mesh."""
     mesh = desired.mesh_interfaces
     found = {network for name in mesh for network in host.networks(name) if network.version in desired.families}
     for version in desired.families:
@@ -289,7 +289,7 @@ def _mesh_networks(desired: DesiredNetwork, host: Host) -> list[Prefix]:
 
 
 def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """What answers a neighbour must leave by a mesh interface: ask the kernel for one address of each network."""
+    """Check that answers to neighbours leave by a mesh interface: ask the kernel about one address of each network."""
     if not desired.sells:
         return
     own = set(host.local_addresses())
@@ -310,7 +310,7 @@ def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 
 
 def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Where nothing is bought, what comes back by a mesh interface belongs to no contract, and is held there."""
+    """Find uplinks that are mesh interfaces although we buy nothing: answers that come there belong to no contract."""
     if not desired.sells or desired.buys:
         return
     mesh, held, all_held = set(desired.mesh_interfaces), dict[str, list[str]](), False
@@ -321,15 +321,15 @@ def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         all_held = all_held or bool(out) and out <= mesh
     for name, versions in held.items():
         found = (
-            f"{' and '.join(versions)} by {name}, a mesh interface, where nothing is bought (BUY: no): answers to "
-            "neighbours are held there, and what they sent is charged"
+            f"{' and '.join(versions)} by {name}, a mesh interface, but BUY is no: answers to neighbours are held "
+            "there, though the neighbours pay for what they sent"
         )
         remedy = f"put {name} into IGNORE_INTERFACE; or BUY: yes, if a neighbour there sells the way out"
         yield Check(f"way out by {name}", not all_held, found, remedy)
 
 
 def _looks_like_uplink(desired: DesiredNetwork, host: Host, interface: str) -> bool:
-    """Say whether other mesh interfaces' networks are translated out of this one, as towards a provider."""
+    """Say whether NAT translates other mesh interfaces' networks on their way out of this one, as for a provider."""
     others = tuple(each for each in desired.mesh_interfaces if each != interface)
     networks = _mesh_networks(replace(desired, mesh_interfaces=others), host)
     rules = _translations(desired.families) if networks else []
@@ -337,7 +337,7 @@ def _looks_like_uplink(desired: DesiredNetwork, host: Host, interface: str) -> b
 
 
 def _way_out(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """A client that has no uplink of its own must route something into the mesh, or there is nothing to buy."""
+    """Check that a client without an uplink of its own has routes into the mesh; else it buys nothing."""
     if not desired.buys or desired.upstream_interfaces or not desired.mesh_interfaces:
         return
     mesh, inside = set(desired.mesh_interfaces), set[str]()
@@ -363,22 +363,22 @@ def _way_out(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     likely = [each for each in sorted(inside) if desired.sells and _looks_like_uplink(desired, host, each)]
     if likely:
         names = ", ".join(likely)
-        found.append(f"neighbours' traffic is translated out of {names}: answers are held there unless they are bought")
+        found.append(f"NAT translates neighbours' traffic on {names}: answers are held there unless we buy them")
         remedy = f"put {names} into IGNORE_INTERFACE, unless a neighbour there sells the way out"
     yield Check("way out", through_mesh, "; ".join(found), remedy)
 
 
 def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """What neighbours reach without a contract so that they can pay, and whether it can work."""
+    """Check the payment services, which neighbours reach without a contract so that they can pay."""
     if not desired.sells:
         return
     each = f"{desired.lane_bytes_s / 1024:g} kB/s for each"
     missing = layout.left_out(desired.free, desired.services, desired.own_services)
     for service in desired.own_services:
         if service in missing:
-            yield Check(service_name(service), True, f"is on this router, and {NO_ROOM}: not held to a rate", LESS)
+            yield Check(service_name(service), True, f"is on this router, but {NO_ROOM}: has no rate limit", LESS)
             continue
-        found = f"is on this router: what goes to and from this port is held to {each}; your INPUT rules say who may"
+        found = f"is on this router: traffic with this port is limited to {each}; your INPUT rules decide who gets in"
         yield Check(service_name(service), True, found)
     rate = f"let through for every neighbour, uncharged, {each}"
     for service in desired.services:
@@ -390,15 +390,15 @@ def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             remedy = f"ip route add {address} via ROUTER, or correct PAYMENT_SERVICES"
             yield Check(name, False, "is not routed", remedy)
         elif out in desired.mesh_interfaces and desired.buys:
-            yield Check(name, True, f"{rate}; by {out}, a mesh interface, as the neighbour there lets us through")
+            yield Check(name, True, f"{rate}; by {out}, a mesh interface: needs a neighbour there that lets us through")
         elif out in desired.mesh_interfaces:
-            found = f"goes by {out}, a mesh interface, where nothing is bought (BUY: no): its answers are gated"
+            found = f"goes by {out}, a mesh interface, but BUY is no: its answers are held there"
             yield Check(name, False, found, f"ip route get {address} says why; offer one behind another interface")
         else:
             yield Check(name, True, f"{rate}; by {out}")
 
 
 def service_name(service: FreeRule) -> str:
-    """Name a payment service in a line of `ngp check`, and in the log."""
+    """Return a payment service's name for `ngp check` and the log."""
     protocol = "udp" if service.protocol == socket.IPPROTO_UDP else "tcp"
     return f"payment service {service.prefix.network_address} {protocol} {service.port}"

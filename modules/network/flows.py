@@ -1,8 +1,8 @@
-"""Flows: who began a conversation, as the kernel remembers it (flows.h), and what nobody needs any more of that.
+"""Sweep the table of flows, in which the kernel remembers who began a conversation (flows.h).
 
-The kernel makes room among a payer's own flows, and forgets by the clock only when it looks at one. So what is left of
-a neighbour that is forgotten, or has another number since a restart, would stay for ever. A sweep takes it away, some
-at a time: the tables may hold half a million.
+The kernel makes room only among one payer's flows, and finds that a flow is too old only when a packet asks for it. So
+the flows of a neighbour that was forgotten, or that got another number at a restart, would stay for ever. A sweep
+removes them, some at a time: the tables may hold half a million.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _AT_ONCE = 1024
 
 
 class FlowSweeper:
-    """Forgets old flows.
+    """Removes old flows.
 
     Args:
         tables: the meter's, by name.
-        is_payer: whether a number is a neighbour's, known now.
+        is_payer: says whether a number belongs to a payer that is known now.
     """
 
     def __init__(self, tables: dict[str, Table], is_payer: Callable[[int], bool]) -> None:
@@ -30,7 +30,7 @@ class FlowSweeper:
         self._round: Iterator[None] = iter(())
 
     def sweep(self, most: int = _AT_ONCE) -> None:
-        """Look at some flows and places; the next call goes on from there. Raises KernelError."""
+        """Look at `most` flows and places; the next call continues behind them. Raises KernelError."""
         if sum(1 for _ in islice(self._round, most)) < most:
             self._round = self._look_at_all()
 

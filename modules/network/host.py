@@ -271,7 +271,7 @@ class Bell:
     def __init__(self, loop: asyncio.AbstractEventLoop, on_ring: Callable[[], None], pause_s: float) -> None:
         self._loop, self._on_ring, self._pause_s = loop, on_ring, pause_s
         self._timer: asyncio.TimerHandle | None = None
-        self._socket = rtnetlink.open_bell(_GROUPS)
+        self._socket = rtnetlink.open_notifications(_GROUPS)
         self._socket.setblocking(False)
         loop.add_reader(self._socket.fileno(), self._heard)
 

@@ -1,9 +1,9 @@
 """ICMP "communication administratively prohibited": how a sender learns that its packet was refused, not lost.
 
-Sent by the daemon, since the REJECT target works in the filter table only. Whatever answers strangers can be turned
-against a third party (forged source) or into a storm (an error about an error), so RFC 1122 section 3.2.2, RFC 1812
-section 4.3.2.7 and RFC 4443 section 2.4 are kept to the letter: no answer to ICMP errors, to multicast or broadcast, to
-later fragments, or to a source that isn't one host; at most some a second to one source, and in total.
+The daemon sends it, since the REJECT target works in the filter table only. A program that answers strangers can be
+misused against a third party (by a forged source) or for a storm (an error about an error). So RFC 1122 section 3.2.2,
+RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 are kept to the letter: no answer to ICMP errors, to multicast or
+broadcast, to later fragments, or to a source that isn't one host. The rate is limited, for each source and in total.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def prohibited(packet: bytes) -> tuple[Address, bytes] | None:
     """Build the answer to a packet that was refused. Pure; takes hostile bytes.
 
     Args: packet: from its IP header on; may be cut short.
-    Returns: whom to tell and the ICMP message (v4 type 3 code 13, RFC 1812; v6 type 1 code 1, RFC 4443, its checksum
-        left to the kernel), or None where no answer may be given.
+    Returns: the address to send it to and the ICMP message (v4 type 3 code 13, RFC 1812; v6 type 1 code 1, RFC 4443,
+        whose checksum the kernel adds), or None if no answer may be sent.
     """
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
@@ -41,7 +41,7 @@ def prohibited(packet: bytes) -> tuple[Address, bytes] | None:
 
 
 def _one_host(address: Address) -> bool:
-    """Say whether an address is one that a single host can send from and be answered at."""
+    """Say whether an address belongs to a single host, which can be answered."""
     if address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local:
         return False
     return not (isinstance(address, IPv4Address) and (address.packed[0] == 0 or address.packed[0] >= 240))
@@ -67,7 +67,7 @@ def _prohibited_v6(packet: bytes) -> tuple[Address, bytes] | None:
 
 
 def _answerable_v6(packet: bytes) -> bool:
-    """Walk the extension headers: no later fragment, no ICMPv6 error; unreadable means no."""
+    """Say whether a packet is neither a later fragment nor an ICMPv6 error; False if its headers can't be read."""
     following, at = packet[6], 40
     for _ in range(8):
         if following == _ICMPV6:
@@ -109,11 +109,11 @@ class _Bucket:
 
 
 class Prohibiter:
-    """Sends the answers, within limits; one that can't be sent is left out, as any ICMP may be.
+    """Sends the answers, within limits. An answer that can't be sent is dropped, as any ICMP message may be.
 
     Args:
         monotonic_s: the clock.
-        source_rate, source_burst: answers a second to one address. total_rate, total_burst: to all.
+        source_rate, source_burst: answers to one address: a second, at once. total_rate, total_burst: to all.
     """
 
     def __init__(
@@ -130,12 +130,12 @@ class Prohibiter:
         self._sources: OrderedDict[Address, _Bucket] = OrderedDict()
         self._sockets: dict[int, socket.socket] = {}
 
-    def tell(self, packet: bytes) -> bool:
+    def answer(self, packet: bytes) -> bool:
         """Answer a refused packet; return whether an answer went out."""
-        answer = prohibited(packet)
-        if answer is None or not self._allowed(answer[0]):
+        found = prohibited(packet)
+        if found is None or not self._allowed(found[0]):
             return False
-        source, message = answer
+        source, message = found
         try:
             self._socket(source.version).sendto(message, (str(source), 0))
         except OSError:

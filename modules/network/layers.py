@@ -1,19 +1,22 @@
-"""Layers: interfaces that stand on others, and which of them can't be mesh interfaces.
+"""Layers: interfaces on top of others, and which of them can't be mesh interfaces.
 
-A port of a bridge, bond or team hands all that it hears to the interface above, which routes it; what that one sends
-leaves by the port as well. Taken for mesh interfaces both, they would charge a download at the upper one and drop it at
-the lower one. So a port is never a mesh interface. Frames of other upper interfaces are told from the lower one's own
-at its egress, and left alone there: VLANs by their tag, macvlans by their source MAC. An ipvlan's can't be told, nor a
-macvlan's of mode passthru, which also takes all that the lower one hears. macvtap and ipvtap are the same for a guest.
+A port of a bridge, bond or team hands all that it receives to the interface above, which routes it. What the upper
+interface sends leaves by the port as well. If both were mesh interfaces, a download would be charged at the upper one
+and dropped at the port. So a port is never a mesh interface.
 
-What is switched on for a device beneath a mesh interface, at whatever depth, works on the mesh interface's traffic too:
-flow offloading there goes round the meter.
+VLANs and macvlans may be on top of a mesh interface: their frames also pass its egress, but are recognised there and
+left alone, VLANs by their tag, macvlans by their source MAC. The frames of an ipvlan can't be recognised. Nor can those
+of a macvlan in mode passthru, which also takes all that the lower interface receives. macvtap and ipvtap are macvlan
+and ipvlan for a guest.
 
-A tunnel's module makes a fallback tunnel in each network namespace. It is down, takes what no other tunnel of its kind
-takes, and can't be given a remote end: `all` doesn't mean it, or `ngp check` would advise to set it up. It is known by
-its fixed name together with its kind. Neither alone will do, nor a look for a remote end: operators name tunnels as
-they like, and one made for several remote ends has none either. One that is up is an interface like others: what
-arrives there is to be gated.
+A setting of a device beneath a mesh interface, at whatever depth, also affects the mesh interface's traffic: flow
+offloading there bypasses the meter.
+
+The kernel module of a tunnel kind makes a fallback tunnel in each network namespace. It is down, receives what no other
+tunnel of its kind takes, and can't be given a remote end. `all` in MESH_INTERFACES doesn't include it: else `ngp check`
+would advise to set it up. It is recognised by its fixed name and its kind together. The name alone isn't enough, since
+operators name tunnels as they like; nor is a missing remote end, since a tunnel for several remote ends has none
+either. A fallback tunnel that is up is an interface like others: its traffic must be gated.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ _PEERS = frozenset({"veth", "netkit", "vxcan"})  # IFLA_LINK is the other end
 _TUNNELS = frozenset(
     {"ipip", "gre", "gretap", "erspan", "sit", "ip6tnl", "ip6gre", "ip6gretap", "ip6erspan"}
     | {"vti", "vti6", "vxlan", "geneve", "xfrm"}
-)  # IFLA_LINK is where packets of this host's own, which nobody forwards, carry the tunnel's
+)  # IFLA_LINK is the interface for the outer packets, which this host sends itself and nobody forwards
 _FALLBACKS = {
     "tunl0": "ipip",
     "gre0": "gre",
@@ -61,30 +64,30 @@ def left_out(interfaces: Mapping[str, Interface]) -> dict[str, str]:
 
 
 def ports(interfaces: Mapping[str, Interface]) -> frozenset[str]:
-    """Return the names of those whose packets all arrive on the bridge, bond or team that they are a port of. Pure."""
+    """Return the names of the ports of bridges, bonds and teams: all their packets arrive on that interface. Pure."""
     return frozenset(each.name for each in interfaces.values() if each.port_of in _TAKES_ALL)
 
 
 def idle_fallbacks(interfaces: Mapping[str, Interface]) -> dict[str, str]:
-    """Return the names of fallback tunnels that are down, with what to say of each. Pure."""
+    """Return the names of fallback tunnels that are down, with a message for each. Pure."""
     why = "is the fallback tunnel that the kernel makes by itself, and is down: no neighbour can be there"
     return {name: why for name in _FALLBACKS if name in interfaces and _is_idle_fallback(interfaces[name])}
 
 
 def remedy(name: str, interfaces: Mapping[str, Interface]) -> str:
-    """Say what to do about an interface that net.conf names and that is left out. Pure."""
+    """Say what to do about an interface that net.conf names but that can't be a mesh interface. Pure."""
     masters = {each.index: each.name for each in interfaces.values()}
     upper = masters.get(interfaces[name].master, "") if name in interfaces else ""
     if upper:
         return f"put {upper} into MESH_INTERFACES instead, or: ip link set dev {name} nomaster"
-    return f"take {name} out of MESH_INTERFACES, or have a VLAN or a macvlan with a MAC of its own stand on it"
+    return f"take {name} out of MESH_INTERFACES, or replace the upper interface by a VLAN or a macvlan with its own MAC"
 
 
 def is_elsewhere(name: str, interfaces: Mapping[str, Interface], seen_to: Iterable[str]) -> bool:
-    """Say whether all that an interface hears which is left out arrives on one of those seen to. Pure.
+    """Say whether all that a left-out interface receives arrives on another interface, one of `seen_to`. Pure.
 
-    A bridge in another namespace is none of ours; an ipvlan's lower interface goes on hearing for itself. An idle
-    fallback tunnel hears nothing.
+    True also for the port of a bridge in another namespace, which isn't ours, and for an idle fallback tunnel, which
+    receives nothing. False for an ipvlan's lower interface, which keeps receiving for itself.
     """
     one = interfaces[name]
     if _is_idle_fallback(one):
@@ -98,9 +101,9 @@ def is_elsewhere(name: str, interfaces: Mapping[str, Interface], seen_to: Iterab
 
 
 def in_place_of(name: str, interfaces: Mapping[str, Interface]) -> tuple[str, ...]:
-    """Return where what a left-out interface hears arrives in this network namespace, if anywhere. Pure.
+    """Return the interfaces of this network namespace on which a left-out interface's packets arrive. Pure.
 
-    On the one that it is a port of, or that all passes through to, and so on up; on itself where an ipvlan shares it.
+    That is the interface that it is a port of, or a passthru macvlan, and so on up; itself if an ipvlan shares it.
     """
     by_index = {each.index: each for each in interfaces.values()}
     found, waiting = dict[str, None](), [interfaces[name]] if name in interfaces else []
@@ -116,7 +119,7 @@ def in_place_of(name: str, interfaces: Mapping[str, Interface]) -> tuple[str, ..
 
 
 def stand_on(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> frozenset[tuple[int, bytes]]:
-    """Return (index of the lower one, MAC of the upper one) of each macvlan that stands on a mesh interface. Pure."""
+    """Return (mesh interface's index, macvlan's MAC) of each macvlan on top of a mesh interface. Pure."""
     lower, uppers = [interfaces[name] for name in mesh if name in interfaces], _uppers(interfaces)
     return frozenset(
         (below.index, one.link_address)
@@ -127,9 +130,9 @@ def stand_on(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> frozen
 
 
 def beneath(interfaces: Mapping[str, Interface], mesh: Iterable[str]) -> dict[str, str]:
-    """Return the devices by which mesh interfaces' packets come and go, each with the mesh interface's name. Pure.
+    """Return the devices that carry mesh interfaces' packets, each with the mesh interface's name. Pure.
 
-    A mesh interface itself; the ports of one with ports; what one stands on; and so on down, each device once.
+    These are the mesh interface itself, its ports, the interface below it, and so on down, each device once.
     """
     by_index, ports = {each.index: each for each in interfaces.values()}, defaultdict(list)
     for each in interfaces.values():
@@ -152,7 +155,7 @@ def _is_idle_fallback(one: Interface) -> bool:
 
 
 def _uppers(interfaces: Mapping[str, Interface]) -> list[Interface]:
-    """Return the few that may share another's MAC or hooks: a router may have thousands of interfaces."""
+    """Return the few interfaces that may share another's MAC or hooks: a router may have thousands in all."""
     return [each for each in interfaces.values() if each.kind in _MACVLAN | _IPVLAN]
 
 

@@ -1,8 +1,8 @@
-"""Neighbours in the kernel's tables: which link is whose, and which addresses are a server's own.
+"""Neighbours in the kernel's tables: which link belongs to which neighbour, and which addresses are a server's own.
 
-The kernel knows a link by its interface's index; an interface that is made again gets another one, so `follow` looks
-after every change and moves the contracts along. A neighbour's own addresses stand in the destination table itself, as
-entries that lead to no contract: a packet to them finds that out with the look-up that it needs anyway.
+The kernel knows a link by its interface's index. An interface that is made again gets another index, so `follow` looks
+at the indexes after every change and moves the contracts along. A neighbour's own addresses are in the destination
+table itself, as entries that lead to no contract: the look-up that a packet needs anyway finds them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class NeighbourTable:
 
     Args:
         tables: the meter's, by name.
-        index_of: an interface's index by name, or None when it doesn't exist.
-        show_several: told whether any neighbour has several links.
+        index_of: returns an interface's index by name, or None if it doesn't exist.
+        show_several: called with whether any neighbour has several links.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class NeighbourTable:
         self._adopt_own()
 
     def first_of(self, number: int) -> int:
-        """Return the number of the link that stands for all of a neighbour's."""
+        """Return the number of the first link of a neighbour, which stands for all of its links."""
         return self._firsts.of(number)
 
     def link_of(self, number: int) -> bytes | None:
@@ -53,20 +53,20 @@ class NeighbourTable:
         return self._links.get(number)
 
     def first_link(self, link: bytes) -> bytes:
-        """Return the link that stands for one, itself where it isn't a neighbour's."""
+        """Return the first link of the neighbour on a link; the link itself if no neighbour is known there."""
         number = self._numbers.get(link)
         return link if number is None else self._links[self._firsts.of(number)]
 
     def is_own(self, number: int, address: bytes) -> bool:
-        """Say whether an address is that neighbour's own."""
+        """Say whether an address is a neighbour's own."""
         return address in self._own.get(number, ())
 
     def is_payer(self, number: int) -> bool:
-        """Say whether a flow's payer is known: a neighbour by its number, one of our LANs, strangers."""
+        """Say whether a number is a payer of flows: a known neighbour, our LANs, or strangers."""
         return number in self._links or number in (layout.OUR_FLOWS, layout.STRANGERS_FLOWS)
 
     def set(self, neighbours: Sequence[KernelNeighbour], contracts: ContractTable) -> None:
-        """Add or change neighbours; those that are as they were cost nothing. Raises KernelError."""
+        """Add or change neighbours; unchanged ones cost nothing. Raises KernelError."""
         for neighbour in neighbours:
             number = neighbour.neighbour
             index = self._index_of(neighbour.interface)
@@ -75,7 +75,7 @@ class NeighbourTable:
                 continue
             self._known[number] = neighbour
             if link is None:
-                continue  # the interface is gone; `follow` comes back to it
+                continue  # the interface is gone; `follow` tries again
             self._set_link(number, link, contracts)
             self._make_lane(neighbour)
             self._write(number)
@@ -84,11 +84,11 @@ class NeighbourTable:
             self._set_own(number, contracts)
 
     def follow(self, contracts: ContractTable) -> None:
-        """Look whether interfaces got another index."""
+        """Move neighbours whose interface got another index."""
         self.set(list(self._known.values()), contracts)
 
     def forget(self, numbers: Iterable[int], contracts: ContractTable) -> None:
-        """Remove neighbours. Their contracts should be revoked before: without a link they cover nothing."""
+        """Remove neighbours. Revoke their contracts first: without a link they cover nothing."""
         for number in numbers:
             known = self._known.pop(number, None)
             if known is not None:
@@ -104,9 +104,10 @@ class NeighbourTable:
                 self._tables[layout.NEIGHBOURS].delete(layout.neighbour_key(link))
 
     def _write(self, number: int) -> None:
-        """Write a neighbour's entry, with the link that stands for it.
+        """Write a neighbour's entry, with its first link.
 
-        What the kernel keeps there stays: else each change that a neighbour can bring about would fill its buckets.
+        The fields that the kernel writes stay as they are: else a neighbour could fill its token buckets by any change
+        that it can cause.
         """
         neighbour, first = self._known[number], self._firsts.of(number)
         flags = layout.BUYS_FROM_US * neighbour.buys_from_us | layout.SELLS_TO_US * neighbour.sells_to_us
@@ -119,7 +120,7 @@ class NeighbourTable:
         self._tables[layout.NEIGHBOURS].set(key, layout.NEIGHBOUR.pack(number, flags, *kept, link))
 
     def _join(self, identity: bytes, contracts: ContractTable) -> None:
-        """Let one of a neighbour's links stand for all of them; an identity that isn't known has each for itself."""
+        """Choose an identity's first link, which stands for all of its links; others are first links themselves."""
         if not identity:
             return
         for number, first in self._firsts.wanted(identity, self._links).items():
@@ -137,21 +138,21 @@ class NeighbourTable:
         self._set_own(first, contracts)
 
     def lane_bytes(self, number: int) -> int:
-        """Return what a neighbour's lane has carried, both directions; 0 where it has none."""
+        """Return the bytes that a neighbour's lane has carried, both directions; 0 if it has none."""
         value = self._tables[layout.LANES].get(_lane_key(self._firsts.of(number)))
         return layout.LANE.unpack(value)[1] if value else 0
 
     def _make_lane(self, neighbour: KernelNeighbour) -> None:
-        """Make a lane where there is none; one that stands keeps its bucket, whatever else changes.
+        """Make a lane if there is none. A lane that exists keeps its bucket, whatever else changes.
 
-        Who has paid begins with an empty bucket: it isn't bounded together with all newcomers, so a full one would be
-        had again with each new link address that it makes up.
+        A neighbour that has paid begins with an empty bucket. It doesn't share the newcomers' bucket, so it would get a
+        full one with each new link address that it makes up.
         """
         ready_ns = time.monotonic_ns() if neighbour.has_paid else 0
         self._tables[layout.LANES].add(_lane_key(neighbour.neighbour), layout.LANE.pack(ready_ns, 0))
 
     def _move_lane(self, old: int, new: int) -> None:
-        """Go on with a link's lane under another number; a new one would be full again."""
+        """Keep a link's lane under another number; a new lane would have a full bucket again."""
         lane = self._tables[layout.LANES].get(_lane_key(old))
         if lane is not None:
             self._tables[layout.LANES].add(_lane_key(new), lane)
@@ -182,7 +183,7 @@ class NeighbourTable:
             self._tables[layout.NEIGHBOURS].delete(layout.neighbour_key(old))
 
     def _set_own(self, number: int, contracts: ContractTable) -> None:
-        """Enter a server's own addresses, under the link that stands for it."""
+        """Enter a server's own addresses, under its first link."""
         link, neighbour = self._links.get(number), self._known.get(number)
         if link is None or neighbour is None or self._firsts.of(number) != number:
             return
@@ -194,7 +195,7 @@ class NeighbourTable:
         for address in wanted - had:
             self._tables[_hosts(address)].set(layout.host_key(link, Role.CLIENT, address), layout.OWN_ENTRY)
         self._delete_own(link, had - wanted)
-        if had - wanted:  # a contract may have stood behind it
+        if had - wanted:  # the entry may have hidden a contract for the same address
             contracts.move([slot for one in self._firsts.behind(number) for slot in contracts.of_neighbour(one)])
 
     def _delete_own(self, link: bytes, addresses: Iterable[bytes]) -> None:
@@ -202,7 +203,7 @@ class NeighbourTable:
             self._tables[_hosts(address)].delete(layout.host_key(link, Role.CLIENT, address))
 
     def _adopt_own(self) -> None:
-        """Read the own addresses of adopted neighbours back."""
+        """Read the own addresses of adopted neighbours from the tables."""
         found: dict[int, set[bytes]] = {}
         for name in layout.HOSTS.values():
             for key, value in self._tables[name].items():

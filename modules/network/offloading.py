@@ -27,7 +27,7 @@ def check(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterator[C
         return
     beneath = layers.beneath(known, desired.mesh_interfaces)
     for table, name, devices in _flowtables():
-        both = _as_told(beneath, devices)
+        both = _named(beneath, devices)
         if both:
             found = f"nft flowtable {name} in {table} offloads {both}: offloaded flows go round the meter"
             yield Check(_NAME, False, found, f"nft delete flowtable {table} {name} (after the rules that use it)")
@@ -40,8 +40,8 @@ def check(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterator[C
     ethtool = find_command("ethtool")
     hardware = [name for name in sorted(beneath) if ethtool and _is_in_hardware(ethtool, name)]
     if hardware:
-        told = _as_told(beneath, hardware)
-        found = f"hardware offload is on for {told}: what the card forwards is never metered"
+        names = _named(beneath, hardware)
+        found = f"hardware offload is on for {names}: what the card forwards is never metered"
         yield Check(_NAME, False, found, f"ethtool -K {hardware[0]} hw-tc-offload off")
         return
     yield Check(_NAME, True, "none on mesh interfaces, nor beneath them")
@@ -51,7 +51,7 @@ def _is_in_hardware(ethtool: str, name: str) -> bool:
     return "hw-tc-offload: on" in xtables.run_or_nothing([ethtool, "-k", name])
 
 
-def _as_told(beneath: Mapping[str, str], devices: Iterable[str]) -> str:
+def _named(beneath: Mapping[str, str], devices: Iterable[str]) -> str:
     """Name those devices that carry a mesh interface's traffic, each with the mesh interface that stands on it."""
     named = [each for each in sorted(devices) if each in beneath]
     return ", ".join(each if beneath[each] == each else f"{each} (beneath {beneath[each]})" for each in named)

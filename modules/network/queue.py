@@ -160,7 +160,7 @@ class HeldQueue:
             return
         held.packet.drop()
         self._counts["dropped"] += 1
-        if verdict is Verdict.PROHIBIT and self._prohibiter.tell(held.payload):
+        if verdict is Verdict.PROHIBIT and self._prohibiter.answer(held.payload):
             self._counts["prohibited"] += 1
 
     def expire(self, max_age_s: float) -> list[int]:

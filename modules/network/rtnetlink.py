@@ -1,4 +1,4 @@
-"""rtnetlink: links, addresses and routes, asked of the kernel and read.
+"""rtnetlink: ask the kernel for links, addresses and routes, and parse its answers.
 
 Source: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h
 """
@@ -44,8 +44,8 @@ class Interface:
         has_link_addresses: neighbours on it are told apart by MAC.
         kind: as `ip -d link` says (`veth`, `bridge`, `wireguard`, ... or "").
         master: index of its bridge or bond, or 0.
-        port_of: the kind of that one, or "".
-        lower: index of the interface that it stands on (VLAN, macvlan, ...), in this namespace, or 0.
+        port_of: the kind of that master, or "".
+        lower: index of the interface below it (of a VLAN, macvlan, ...), in this namespace, or 0.
     """
 
     index: int
@@ -62,7 +62,12 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class OwnAddress:
-    """An address of this host: its interface's index, its prefix length, itself, and the other end's or itself."""
+    """An address of this host.
+
+    Attributes:
+        index: of its interface.
+        address: the other end's on a point-to-point link; else the same as local.
+    """
 
     index: int
     prefix_length: int
@@ -72,10 +77,12 @@ class OwnAddress:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route: its destination, the indexes of its interfaces, and whether other routers are behind them.
+    """A route.
 
     Attributes:
-        is_unicast: it leads somewhere; others are local ones, unreachable, ...
+        is_unicast: False for local, unreachable, blackhole, ... routes.
+        interfaces: indexes of the interfaces that it leads out of.
+        has_gateway: it goes through another router.
     """
 
     is_unicast: bool
@@ -86,8 +93,8 @@ class Route:
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
-    """Let only KernelError out of a block. Args: what: could not be done, for the message."""
+def kernel_errors(what: str) -> Iterator[None]:
+    """Turn OSErrors of a block into KernelErrors. Args: what: the failure, which begins the message."""
     try:
         yield
     except OSError as error:
@@ -96,53 +103,53 @@ def told(what: str) -> Iterator[None]:
 
 def open_asker() -> Asker:
     """Open a socket for questions. Raises KernelError."""
-    with told("a rtnetlink socket can't be opened"):
+    with kernel_errors("an rtnetlink socket can't be opened"):
         return Asker()
 
 
-def open_bell(groups: int) -> socket.socket:
-    """Open a socket that hears these groups' notifications. Raises KernelError."""
-    with told("a rtnetlink socket can't be opened"):
+def open_notifications(groups: int) -> socket.socket:
+    """Open a socket that receives the notifications of these groups. Raises KernelError."""
+    with kernel_errors("an rtnetlink socket can't be opened"):
         return open_socket(socket.NETLINK_ROUTE, groups)
 
 
 def interfaces(kernel: Asker) -> list[Interface]:
     """List all interfaces. Raises KernelError."""
-    with told("interfaces can't be listed"):
+    with kernel_errors("interfaces can't be listed"):
         return list(map(_interface, kernel.dump(_RTM_GETLINK, bytes(_LINK.size))))
 
 
 def own_addresses(kernel: Asker) -> list[OwnAddress]:
     """List all addresses of this host. Raises KernelError."""
-    with told("addresses can't be listed"):
+    with kernel_errors("addresses can't be listed"):
         found = map(_own_address, kernel.dump(_RTM_GETADDR, bytes(_ADDRESS.size)))
         return [each for each in found if each]
 
 
 def routes(kernel: Asker, version: int) -> Iterator[Route]:
     """Yield the unicast routes of a family, in any table. Raises KernelError."""
-    with told("routes can't be listed"):
+    with kernel_errors("routes can't be listed"):
         for message in kernel.dump(RTM_GETROUTE, _route_body(version)):
             if (found := route_of(message)).is_unicast:
                 yield found
 
 
 def routes_out_of(version: int, index: int) -> Iterator[Prefix]:
-    """Yield the destinations of an interface's unicast routes, in any table. Stop where enough is known.
+    """Yield the destinations of an interface's unicast routes, in any table. The caller may stop at any time.
 
-    By a socket of its own, as what wasn't read of the answer goes with it: a full table has a million routes. The
-    kernel leaves out all others itself.
+    A full table has a million routes. So the kernel itself selects the interface's routes, and the answer comes on a
+    socket of its own: closing that drops the unread rest.
 
     Raises: KernelError.
     """
     body = _route_body(version, kind=_RTN_UNICAST) + attribute(_RTA_OIF, struct.pack("=I", index))
-    with told("routes can't be listed"), Asker(strict=True) as kernel:
+    with kernel_errors("routes can't be listed"), Asker(strict=True) as kernel:
         for message in kernel.dump(RTM_GETROUTE, body):
             yield prefix_of(version, message)
 
 
 def ask_route(kernel: Asker, destination: Address, flags: int = 0) -> bytes:
-    """Ask which route a destination takes. Raises OSError, where there is none too."""
+    """Ask which route a destination takes. Raises OSError, also if there is none."""
     body = _route_body(destination.version, destination.max_prefixlen, flags=flags)
     return kernel.ask(RTM_GETROUTE, body + attribute(_RTA_DST, destination.packed))
 

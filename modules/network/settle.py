@@ -1,10 +1,10 @@
-"""Settling: waiting until every packet that is on its way through the programs has left them.
+"""Settling: wait until every packet that is on its way through the programs has left them.
 
-What a stopped contract or lowered limit still let through is in the counters only then. The kernel waits for running
-programs whenever a map inside another map is replaced, so that user space knows they all use the new one
-(`maybe_wait_bpf_programs` in kernel/bpf/syscall.c, since Linux 4.20). That is all that is wanted here: a map is put in
-the place of itself. It takes some 15 ms, the kernel's usual grace period. `membarrier(MEMBARRIER_CMD_GLOBAL)` takes as
-long, but is refused where processors run without a clock tick (nohz_full).
+Only then do the counters include what a stopped contract or a lowered limit still let through. When a map inside
+another map is replaced, the kernel waits until no running program uses the old one (`maybe_wait_bpf_programs` in
+kernel/bpf/syscall.c, since Linux 4.20). Only this wait is needed here, so a map is replaced by itself. It takes some
+15 ms, the kernel's usual grace period. `membarrier(MEMBARRIER_CMD_GLOBAL)` takes as long, but the kernel refuses it
+where processors run without a clock tick (nohz_full).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _CreateOptions(ctypes.Structure):
 
 
 class ProgramsWait:
-    """Waits in the kernel, from any thread. Raises: KernelError."""
+    """Waits for running programs; may be used from any thread. Raises: KernelError."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class ProgramsWait:
         self._outer = require(outer, "making a map of maps")
 
     def wait(self) -> None:
-        """Return when every program that ran at the call has ended; at once when closed. Raises KernelError."""
+        """Return when every program that ran at the call has ended; at once if closed. Raises KernelError."""
         with self._lock:
             if self._outer < 0:
                 return
@@ -57,7 +57,7 @@ class ProgramsWait:
             require(library().bpf_map_update_elem(self._outer, bytes(4), value, 0), "waiting for running programs")
 
     def close(self) -> None:
-        """Let go of the maps, after who waits now; safe to call twice."""
+        """Close the maps, after a wait that is under way; safe to call twice."""
         with self._lock:
             if self._outer >= 0:
                 os.close(self._outer)
@@ -66,7 +66,10 @@ class ProgramsWait:
 
 
 class Settling:
-    """Shares one wait among all that ask before it begins. Args: wait: blocks; called in a thread, one at a time."""
+    """Shares one wait among all callers that ask before it begins.
+
+    Args: wait: blocks until programs have ended; called in a thread, one at a time.
+    """
 
     def __init__(self, wait: Callable[[], None]) -> None:
         self._wait = wait
@@ -74,8 +77,8 @@ class Settling:
         self._next: asyncio.Task[None] | None = None
 
     async def settled(self) -> None:
-        """Return when a wait that began after the call is over. Raises what it raises."""
-        if self._next is None or self._next.done():  # done: its loop ended before it began
+        """Return when a wait that began after the call is over. Raises what `wait` raises."""
+        if self._next is None or self._next.done():  # done: its event loop ended before the wait began
             self._next = asyncio.create_task(self._after(self._running))
         await asyncio.shield(self._next)
 

@@ -63,7 +63,7 @@ def upstream_of(sides: Sequence[Side], lan: Sequence[str]) -> tuple[str, ...]:
     return tuple(side.name for side in sides if side.beyond and side.name not in lan)
 
 
-def told(side: Side, is_lan: bool) -> str:
+def describe(side: Side, is_lan: bool) -> str:
     """Say which class an interface has, and why. Pure."""
     beyond = f"{', '.join(map(str, side.beyond))}{', ...' if _has_more(side) else ''}"
     if is_lan and side.is_plain:

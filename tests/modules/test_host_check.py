@@ -148,8 +148,8 @@ def test_check_says_for_each_mesh_network_whether_it_is_translated(hosts: Lab) -
     sh("iptables-nft -t nat -A POSTROUTING -s 10.77.1.0/24 -o up0 -j MASQUERADE")
     lines = by_name(desired())["NAT on up0"].found.splitlines()
     assert lines[0].startswith("10.77.1.0/24 translated: -A POSTROUTING")
-    assert lines[1].startswith("10.99.0.0/16 routed as it is") and "-s 10.99.0.0/16 -o up0 -j MASQUERADE" in lines[1]
-    assert lines[2].startswith("fd00:77:1::/64 routed as it is") and "ip6tables" in lines[2]
+    assert lines[1].startswith("10.99.0.0/16 isn't translated") and "-s 10.99.0.0/16 -o up0 -j MASQUERADE" in lines[1]
+    assert lines[2].startswith("fd00:77:1::/64 isn't translated") and "ip6tables" in lines[2]
     assert len(lines) == 3
     sh(lines[1].partition("run: ")[2])
     assert "10.99.0.0/16 translated" in by_name(desired())["NAT on up0"].found
@@ -175,12 +175,12 @@ def test_check_says_what_is_let_through_for_payment(hosts: Lab) -> None:
     told = by_name(desired(services=services, own_services=own))
     lines = [told[f"payment service {address} tcp 9735"] for address in addresses]
     assert [line.ok for line in lines] == [True, False, True, False]
-    here = "is on this router: what goes to and from this port is held to 32 kB/s for each"
-    says = ("uncharged, 32 kB/s for each; by up0", "where nothing is bought", here, "is not routed")
+    here = "is on this router: traffic with this port is limited to 32 kB/s for each"
+    says = ("uncharged, 32 kB/s for each; by up0", "but BUY is no", here, "is not routed")
     assert all(words in line.found for words, line in zip(says, lines, strict=True))
     assert "ip route get fd00:77:1::2" in lines[1].remedy
     bought = by_name(desired(services=services, buys=True))[f"payment service {CLIENT[6]} tcp 9735"]
-    assert bought.ok and "as the neighbour there lets us through" in bought.found
+    assert bought.ok and "needs a neighbour there that lets us through" in bought.found
     buyer = desired(services=services, own_services=own, sells=False, buys=True)
     assert not [name for name in by_name(buyer) if "service" in name]
 
@@ -203,7 +203,7 @@ def test_check_looks_for_a_way_into_the_mesh_where_ngp_buys(hosts: Lab) -> None:
 def test_check_names_an_uplink_that_was_taken_for_a_mesh_interface(hosts: Lab) -> None:
     wanted = desired(mesh_interfaces=("m0", "up0"), upstream_interfaces=())
     line = by_name(wanted)["way out by up0"]
-    assert not line.ok and line.found.startswith("IPv4 and IPv6 by up0, a mesh interface, where nothing is bought")
+    assert not line.ok and line.found.startswith("IPv4 and IPv6 by up0, a mesh interface, but BUY is no")
     assert line.remedy.startswith("put up0 into IGNORE_INTERFACE")
     sh(f"ip route add default via {CLIENT[4]} metric 9 && ip -6 route del default")
     wanted = desired(mesh_interfaces=("m0",))  # only where the other one fails
@@ -221,7 +221,7 @@ def test_check_asks_of_a_middle_node_whether_its_way_out_is_bought(hosts: Lab) -
     assert line == Check("way out", True, "IPv4 by up0; IPv6 by up0")
     sh("iptables-nft -t nat -A POSTROUTING -o up0 -j MASQUERADE")
     line = by_name(middle)["way out"]
-    assert line.ok and "translated out of up0" in line.found and line.remedy.startswith("put up0 into IGNORE_INTERFACE")
+    assert line.ok and "traffic on up0:" in line.found and line.remedy.startswith("put up0 into IGNORE_INTERFACE")
     assert not by_name(desired(mesh_interfaces=("up0",), upstream_interfaces=(), buys=True))["way out"].remedy
     buyer = desired(mesh_interfaces=("m0", "up0"), upstream_interfaces=(), buys=True, sells=False)
     assert not by_name(buyer)["way out"].remedy

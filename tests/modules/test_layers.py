@@ -37,7 +37,7 @@ def test_what_is_in_a_vrf_or_carries_a_vlan_or_macvlan_is_a_mesh_interface() -> 
 def test_an_ipvlan_leaves_its_lower_interface_out(kind: str) -> None:
     known = host(one(1, "eth0"), one(2, "ipv0", kind, lower=1))
     assert layers.left_out(known) == {"eth0": f"also sends the frames of the {kind} ipv0, under the same MAC"}
-    assert "macvlan with a MAC of its own" in layers.remedy("eth0", known)
+    assert "macvlan with its own MAC" in layers.remedy("eth0", known)
 
 
 @pytest.mark.parametrize("kind", ["macvlan", "macvtap"])

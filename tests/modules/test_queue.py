@@ -105,7 +105,7 @@ def test_answers_are_limited_per_source_and_in_total(hosts: Lab) -> None:
 
     def told(host: int, times: int) -> int:
         source = IPv4Address("10.77.1.0") + host
-        return sum(prohibiter.tell(v4(addresses=source.packed + V4[4:])) for _ in range(times))
+        return sum(prohibiter.answer(v4(addresses=source.packed + V4[4:])) for _ in range(times))
 
     assert [told(2, 10), told(3, 10), told(4, 10)] == [3, 2, 0]
     now += 2
