@@ -126,6 +126,12 @@ def test_an_account_has_one_row_whether_a_daemon_holds_it_or_the_ledger(tmp_path
     assert (held.on_its_way_msat, plain(held)["on_its_way_since"]) == (700, SINCE)
 
 
+def test_a_running_daemon_tells_what_its_meter_counted_since_the_ledger_was_written() -> None:
+    account = ServerAccount(WHO, paid_msat=1000, charged_msat=300, metered_msat=310, unsaved_msat=60)
+    (held,) = Reading(node(servers={WHO: account})).accounts()
+    assert held.metered_msat == 310
+
+
 def test_a_journal_line_has_none_for_what_does_not_apply(tmp_path: Path) -> None:
     ledger = store.at(tmp_path).open()
     ledger.commit([JournalRecord(NOW_S, "charge", WHO, b"", 5, b"", "active")])

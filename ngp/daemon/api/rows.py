@@ -162,12 +162,19 @@ def account_row(
         on_its_way_msat=sum(one.amount_msat for one in on_its_way),
         on_its_way_since=instant(min((one.created_at_s for one in on_its_way), default=0)),
         billed_msat=bill.billed_msat,
-        metered_msat=found.charged_msat if found.role is Role.SERVER else bill.metered_msat,
+        metered_msat=_metered_msat(found),
         contracts=live.running if live else 0,
         disputed=bill.disputed,
         why_not=(live.why_not or None) if live else None,
         real_money=real_money,
     )
+
+
+def _metered_msat(found: ClientAccount | ServerAccount | AccountRecord) -> int:
+    """Return the sum by our own meter; an account's record lacks what is written to the ledger once a minute."""
+    if isinstance(found, ClientAccount) or found.role is Role.SERVER:
+        return found.charged_msat
+    return found.metered_msat
 
 
 def on_their_way(payments: Iterable[PaymentRecord]) -> Mapping[AccountKey, Sequence[PaymentRecord]]:
