@@ -1,13 +1,13 @@
-"""Alarm: says at once that somebody changed what the gate stands in: our firewall table, or an interface's clsact.
+"""Alarm: reports at once that somebody changed what the gate is part of: our firewall table, or an interface's clsact.
 
-While the gate is gone uploads pass for nothing, so a flush by the operator's firewall must not wait for the next look.
-nf_tables announces every change of a rule set and traffic control every change of a filter; legacy iptables announces
-nothing (there the look that comes every few seconds has to do).
+While the gate is missing, uploads pass uncharged. So when the operator's firewall flushes its rules, that must not wait
+for the next regular look. nf_tables announces every change of a rule set, and traffic control every change of a filter.
+Legacy iptables announces nothing, so there the look every few seconds must do.
 
-An alarm says only "look". What the look finds and puts back is announced as well, and costs one more look, which finds
-nothing: no loop. The operator's own changes are read and let go unless they are in our table; a firewall that adds a
-thousand addresses to its sets causes no look at all. What reading and looking may cost is bounded by `Share`, since
-a script may change our table all day; notifications that were lost meanwhile (ENOBUFS) are an alarm like any.
+An alarm says nothing but "look". What a look restores is announced as well, and causes one more look, which finds
+nothing to restore: there is no loop. The operator's own changes are read and ignored unless they are in our table: a
+firewall that adds a thousand addresses to its sets causes no look. A script may change our table all day, so `Share`
+limits the time that reading and looking may take. If notifications were lost meanwhile (ENOBUFS), that is an alarm too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CLSACT_PARENTS = frozenset({0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3})  # the qdisc, 
 _NFGENMSG_BYTES = 4
 _GATE_TABLE = b"security\0"
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-_BUFFER_BYTES = 2 << 20  # some ten thousand rules of the operator's, loaded in one piece
+_BUFFER_BYTES = 2 << 20  # for some ten thousand rules that the operator loads at once
 _RECEIVE_BYTES = 64 << 10
 _DATAGRAMS_AT_ONCE = 32
 
@@ -39,7 +39,7 @@ _log = logging.getLogger("ngp")
 
 
 def touches_gate(datagram: bytes) -> bool:
-    """Say whether nf_tables announces a change of the table that the gate stands in, of either family. Pure."""
+    """Say whether nf_tables announces a change of the table that has the gate, of either family. Pure."""
     for kind, body in messages(datagram):
         length, attribute = struct.unpack_from("=HH", body.ljust(_NFGENMSG_BYTES + 4, b"\0"), _NFGENMSG_BYTES)
         name = body[_NFGENMSG_BYTES + 4 : _NFGENMSG_BYTES + length]
@@ -57,9 +57,11 @@ def touches_hook(datagram: bytes) -> bool:
 
 
 class Share:
-    """How much of the loop's time something may take: a tenth, and a little at once.
+    """Share: limits how much of the loop's time something may take: a tenth, and a little at once.
 
-    Args: burst_s: what may be spent before anything waits, seconds. share: of the time, below 1.
+    Args:
+        burst_s: seconds that may be spent before anything must wait.
+        share: the part of the time, below 1.
     """
 
     def __init__(self, burst_s: float = 0.25, share: float = 0.1) -> None:
@@ -68,23 +70,23 @@ class Share:
         self._at_s = 0.0
 
     def spend(self, spent_s: float, now_s: float) -> None:
-        """Note that so much was spent until now."""
+        """Note that this much time was spent until now."""
         self._debt_s = max(0.0, self._debt_s - (now_s - self._at_s) * self._share) + spent_s
         self._at_s = now_s
 
     def wait_s(self, now_s: float) -> float:
-        """Return the seconds until there may be more."""
+        """Return the seconds until more time may be spent."""
         debt_s = self._debt_s - (now_s - self._at_s) * self._share
         return max(0.0, (debt_s - self._burst_s) / self._share)
 
 
 class Alarm:
-    """Calls on_alarm in the loop when the gate's table or a clsact hook was changed, by anybody.
+    """Calls on_alarm in the loop when anybody changed the gate's table or a clsact hook.
 
     A kernel without one of the two kinds of notification is no error: the regular look remains.
 
     Args:
-        pause_s: from a change to the alarm; a firewall that is loaded anew makes many changes in a row.
+        pause_s: from a change to the alarm, since a firewall that is loaded anew makes many changes in a row.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_alarm: Callable[[], None], pause_s: float = 0.01) -> None:
@@ -96,7 +98,7 @@ class Alarm:
         self._listen(socket.NETLINK_ROUTE, _RTNLGRP_TC, touches_hook)
 
     def close(self) -> None:
-        """Fall silent; safe to call twice."""
+        """End the alarms; safe to call twice."""
         if self._timer is not None:
             self._timer.cancel()
         for connection, resuming in self._open.items():
@@ -110,9 +112,9 @@ class Alarm:
         try:
             made = open_socket(protocol, 1 << (group - 1))
         except OSError as error:
-            _log.info("netlink %d says nothing of changes (%s): the gate is looked at by the clock", protocol, error)
+            _log.info("netlink %d announces no changes (%s): the gate is only checked now and then", protocol, error)
             return
-        with suppress(OSError):  # a smaller one overflows sooner, which is an alarm too many
+        with suppress(OSError):  # a smaller buffer overflows sooner: needless alarms
             made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
         made.setblocking(False)
         self._open[made] = None
@@ -144,7 +146,7 @@ class Alarm:
 
 
 def _any_touches(connection: socket.socket, touches: Callable[[bytes], bool]) -> bool:
-    """Read what has come, some of it where there is much, and say whether it concerns us."""
+    """Read the notifications that have come, but only so many at once; say whether one concerns us."""
     found = False
     for _ in range(_DATAGRAMS_AT_ONCE):
         try:

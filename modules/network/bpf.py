@@ -1,7 +1,7 @@
-"""What the datapath needs of libbpf beside objects and tables: running programs, pins and their file system.
+"""What the datapath needs of libbpf besides objects and tables: running programs, pins and their file system.
 
-libbpf's program and query calls fill the same union as newer kernels expect for tcx, which it doesn't know by name
-yet; they are given the interface's index where they say file descriptor.
+libbpf has no names for tcx yet, but its calls for attaching and listing programs fill the same union as newer kernels
+expect for tcx. There they are given the interface's index as the file descriptor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def program_id(descriptor: int) -> int:
 
 
 def program_name(number: int) -> str:
-    """Return a loaded program's name by its id, "" when it is gone."""
+    """Return a loaded program's name by its id; "" if it is gone."""
     with program(number) as descriptor:
         return object_info(descriptor, 80)[64:80].split(b"\0")[0].decode() if descriptor >= 0 else ""
 
@@ -38,7 +38,7 @@ def program_tables(number: int) -> dict[str, Table]:
             return {}
         count = struct.unpack_from("=I", object_info(descriptor, 80), 52)[0]
         numbers = (ctypes.c_uint32 * count)()
-        # The first answer tells how many there are; in the second the kernel fills the list that we name.
+        # The first answer says how many there are; the second fills the list whose address we pass.
         buffer = ctypes.create_string_buffer(80)
         struct.pack_into("=IQ", buffer, 52, count, ctypes.addressof(numbers))
         length = ctypes.c_uint32(80)
@@ -55,7 +55,7 @@ def program_tables(number: int) -> dict[str, Table]:
 
 @contextlib.contextmanager
 def program(number: int) -> Iterator[int]:
-    """Open a loaded program by its id for a moment; a negative descriptor when it is gone."""
+    """Open a loaded program by its id for a moment; the descriptor is negative if it is gone."""
     descriptor = library().bpf_prog_get_fd_by_id(number)
     try:
         yield descriptor
@@ -65,24 +65,24 @@ def program(number: int) -> Iterator[int]:
 
 
 def open_pin(path: Path) -> Table | None:
-    """Open a pinned map; None when nothing is there."""
+    """Open a pinned map; None if nothing is there."""
     descriptor = library().bpf_obj_get(os.fsencode(path))
     return Table(descriptor) if descriptor >= 0 else None
 
 
 def pin(descriptor: int, path: Path) -> None:
-    """Pin a map or program, replacing what was pinned there in one step. Raises KernelError."""
+    """Pin a map or program; what was pinned there is replaced in one step. Raises KernelError."""
     fresh = path.with_name(f"{path.name}_new")  # a BPF file system takes no dots
     try:
         fresh.unlink(missing_ok=True)
         require(library().bpf_obj_pin(descriptor, os.fsencode(fresh)), f"pinning {path}")
         fresh.rename(path)
     except OSError as error:
-        raise KernelError(f"pinning {path}: {error.strerror}; look what stands there: ls -l {path.parent}") from error
+        raise KernelError(f"pinning {path}: {error.strerror}; look what is there: ls -l {path.parent}") from error
 
 
 def object_path() -> Path:
-    """Return the meter for this machine's byte order."""
+    """Return the meter's object file for this machine's byte order."""
     return compiled(Path(__file__).with_name("meter"))
 
 
@@ -101,21 +101,21 @@ def mount_bpffs(folder: Path) -> None:
 
 
 def pins(folder: Path, begin: str) -> list[Path]:
-    """List what is pinned under names that begin so; nothing where there is no such folder."""
+    """List the pins whose names begin like this; none if there is no such folder."""
     return [path for path in folder.glob(f"{begin}*") if path.is_file()]
 
 
 def unmount_bpffs(folder: Path, ours: Sequence[str]) -> None:
-    """Remove our pins, then the mount; nothing when there is none.
+    """Remove our pins, then the mount; does nothing if there is none.
 
-    iproute2 pins into the first BPF file system that it finds, which may be ours: then the mount stays, with what the
-    operator's tools put there.
+    iproute2 pins into the first BPF file system that it finds, which may be ours. Then the mount stays, with the pins
+    of the operator's tools.
 
-    Args: ours: what the names of our pins begin with. Raises: KernelError.
+    Args: ours: the beginnings of our pins' names. Raises: KernelError.
     """
     while os.path.ismount(folder):
         for path in itertools.chain.from_iterable(pins(folder, begin) for begin in ours):
-            path.unlink(missing_ok=True)  # also because a copy of the mount in another namespace shows the same pins
+            path.unlink(missing_ok=True)  # a copy of the mount in another namespace shows the same pins
         if any(path.is_file() and path.suffix != ".debug" for path in folder.rglob("*")):
             return
         if _libc.umount2(os.fsencode(folder), 2) < 0:  # MNT_DETACH

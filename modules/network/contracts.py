@@ -1,9 +1,11 @@
 """The contract table: slots in mapped memory, the accounts that pay for them, and the destinations that lead to them.
 
-A slot is never reset: a contract that takes one over remembers what the counters showed and counts from there, so the
-kernel stays the only writer of what it counts. A new contract is written whole before its destination is entered, and
-its destination is taken out before anything else when it ends; a slot rests before it is used again, and each use has
-its own generation, so neither a packet on its way nor a hint left in the ring can be taken for the next contract's.
+A slot's counters are never reset. A contract that takes a slot over remembers what the counters showed, and counts from
+there. So the kernel stays the only writer of its counters.
+
+A new contract is written whole before its destination is entered. When a contract ends, its destination is removed
+first. A slot rests before it is used again, and each use has its own generation. So neither a packet on its way nor a
+hint left in the ring is taken for the next contract's.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from ngp.ports import AdoptedContract, Grant, Reading
 
 _REST_S = 1.0
 _BYTES_MAX = (1 << 63) - 1
-_PRICE_MAX = 1 << 40  # of a full superpacket the cost is still far from what a difference of words can hold
+_PRICE_MAX = 1 << 40  # so a full superpacket's cost is far below what a difference of words can hold
 
 
 class ContractTable:
@@ -51,10 +53,10 @@ class ContractTable:
     Args:
         tables: the meter's, by name.
         accounts: those that its contracts name.
-        first_of: the number that stands for all of a neighbour's, by one of them.
-        link_of: a neighbour's link key by its number, or None.
-        is_own: whether an address (packed) is that neighbour's own, which no contract covers.
-        show_prefixes: told whenever a (role, version) gets its first or loses its last contract for a prefix.
+        first_of: returns the number of a neighbour's first link, for the number of any of its links.
+        link_of: returns the link key of a neighbour's number, or None.
+        is_own: says whether an address (packed) is that neighbour's own, which no contract covers.
+        show_prefixes: called when a (role, version) gets its first contract for a prefix, or loses its last one.
     """
 
     def __init__(
@@ -81,7 +83,8 @@ class ContractTable:
         return len(self._slots)
 
     def adopt(self) -> list[AdoptedContract]:
-        """Take over what stands in the tables, and enter every destination again (a crash may have come before)."""
+        """Take over the contracts in the tables, and enter every destination again, since a crash may have come before.
+        """
         found, slots = [], []
         for slot in self._lines.used_before():
             self._fresh = slot + 1
@@ -98,9 +101,9 @@ class ContractTable:
         return found
 
     def grant(self, grants: Sequence[Grant]) -> None:
-        """Create or change; one of a neighbour whose interface isn't there waits for its link (see `move`).
+        """Create or change contracts. One whose neighbour's interface doesn't exist waits for its link (see `move`).
 
-        Raises: KernelError when the table is full, or an account isn't known; then nothing changed.
+        Raises: KernelError if the table is full, or an account isn't known; then nothing changed.
         """
         self._require_room(grants)
         payers = [self._require_account(grant) for grant in grants]
@@ -123,7 +126,7 @@ class ContractTable:
                 self._begun[self._slots[grant.contract]] = self._add_early(self._slots[grant.contract])
 
     def revoke(self, contracts: Iterable[bytes]) -> None:
-        """Take contracts out; unknown ones are passed over."""
+        """Take contracts out; unknown ones are ignored."""
         for contract in contracts:
             slot = self._slots.pop(contract, None)
             if slot is None:
@@ -137,18 +140,19 @@ class ContractTable:
             self._accounts.release(payer)
 
     def block_all(self) -> None:
-        """Let nothing more pass on any contract, until it is granted again. One store each: there may be a million."""
+        """Let nothing more pass on any contract until it is granted again. One store each, as there may be a million.
+        """
         words = self._words
         for slot in self._slots.values():
             words[slot * LINE_WORDS + TAG] |= BLOCKED
 
     def read(self, contracts: Sequence[bytes] | None) -> list[Reading]:
-        """Read counters; None: those that changed since the last call with None."""
+        """Read counters. Args: contracts: None: those that changed since the last call with None."""
         slots = self._changed() if contracts is None else (self._slots[c] for c in contracts if c in self._slots)
         return [self._reading(slot) for slot in slots]
 
     def contract_of(self, slot: int, tag: int) -> bytes | None:
-        """Return the contract that a hint is about, or None when its slot has changed hands."""
+        """Return the contract that a hint is about, or None if another contract has the slot by now."""
         if slot >= self.slots_max:
             return None
         now = self._words[slot * LINE_WORDS + TAG]
@@ -165,11 +169,12 @@ class ContractTable:
         then: Callable[[], None] = lambda: None,
         number: int | None = None,
     ) -> None:
-        """Give contracts another place.
+        """Enter contracts under another number or link of their neighbour, and remove their old entries.
 
         Args:
-            before: makes the new link the one that `first_of` and `link_of` tell. then: called while both places stand.
-            number: of their neighbour from now on.
+            before: called first; afterwards `first_of` and `link_of` return the new link.
+            then: called while both the old and the new entries exist.
+            number: the neighbour's number from now on; None: as before.
         """
         old = [self._place(slot) for slot in slots]
         before()
@@ -184,7 +189,7 @@ class ContractTable:
                 self._delete_entry(slot, place)
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the mapped memory."""
         self._lines.close()
 
     def _take_slot(self) -> int:
@@ -230,9 +235,11 @@ class ContractTable:
         )
 
     def _write_line(self, slot: int, grant: Grant, payer: int, now_ns: int) -> None:
-        """Low water goes before the limit: used can't have reached it yet, so its crossing is seen exactly once.
+        """Write a contract's line, in an order that is safe while packets pass.
 
-        A dearer price goes before the limit too, a cheaper one after it: no byte passes for less than it should.
+        The low-water mark goes before the limit: `used` can't have reached it yet, so its crossing is reported exactly
+        once. A higher price also goes before the limit, a lower one after it, so no byte passes for less than its
+        price.
         """
         words, line = self._words, slot * LINE_WORDS
         _, base_to, base_from, *_, generation = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
@@ -250,7 +257,8 @@ class ContractTable:
             self._accounts.release(before >> 32)
 
     def _add_early(self, slot: int) -> bool:
-        """Let a purchase begin with what its server held meanwhile, within its limit; say if there was any."""
+        """Begin a purchase with the bytes that its server held meanwhile, within its limit; say whether there were any.
+        """
         _, _, _, address, number, bits, version, *_ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
         line = slot * LINE_WORDS
         room = max(0, self._words[line + LIMIT] - self._words[line + USED])
@@ -262,7 +270,7 @@ class ContractTable:
         return early_bytes > 0
 
     def _place(self, slot: int) -> tuple[str, bytes] | None:
-        """Return table and key of a slot's destination; None where it has none (its link is gone, or it is own)."""
+        """Return table and key of a destination; None if its link is gone, or it is the neighbour's own address."""
         _, _, _, address, number, bits, version, role_number, _ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
         role, address = layout.ROLE_OF[role_number], address[: 4 if version == 4 else 16]
         number = self._first_of(number)
@@ -290,7 +298,8 @@ class ContractTable:
             self._delete_entry(slot, place)
 
     def _delete_entry(self, slot: int, place: tuple[str, bytes]) -> None:
-        """Delete a destination unless a newer contract stands there (an LPM look-up may answer with a wider prefix)."""
+        """Delete a destination, unless it is now a newer contract's (an LPM look-up may find a wider prefix instead).
+        """
         table, key = place
         standing = self._tables[table].get(key)
         if standing is not None and ENTRY.unpack(standing)[0] == slot:
@@ -314,7 +323,7 @@ class ContractTable:
     def _reading(self, slot: int) -> Reading:
         contract, base_to, base_from, *_ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
         line = slot * LINE_WORDS
-        # The kernel adds to used first: in this order the other direction can't come out negative.
+        # The kernel adds to `used` first. So if `used_to` is read first, the difference can't be negative.
         used_to = self._words[line + USED_TO]
         used = self._words[line + USED]
         exhausted = self._words[line + MARK] == layout.mark_of(self._words[line + LIMIT], self._words[line + TAG])
@@ -339,9 +348,10 @@ class ContractTable:
         )
 
     def _changed(self) -> Iterator[int]:
-        """Yield what changed; what began with early bytes is new to the reader, though the kernel counted nothing.
+        """Yield the slots that changed since the last call.
 
-        A packet that had found no contract just before one was entered was noted as early after those were taken.
+        A purchase that began with early bytes is new to the reader, though the kernel has counted nothing yet. So is
+        one for which a packet was noted as early just before it was entered, after the other early bytes were taken.
         """
         begun, self._begun = self._begun, {}
         yield from (slot for slot, with_early in begun.items() if self._add_early(slot) or with_early)

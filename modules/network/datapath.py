@@ -1,13 +1,13 @@
 """Datapath: the network port. The meter's programs and tables, the gate that asks them, and the queue of held packets.
 
-The kernel works on alone when the daemon dies, so `set_up` first looks for what is running: by the programs that hang
-on the interfaces (they survive even where `ip netns exec` threw the pins' mount away), else by the pins. Programs are
-always loaded afresh, onto the running tables, and take the place of the old ones in one step: an upgrade and a restart
-are the same thing. Egress hooks stand before the gate does, so no download is free because the order was wrong.
+The kernel goes on alone when the daemon dies. So `set_up` first looks for what is running: by the programs on the
+interfaces (which survive even if `ip netns exec` threw the mount with the pins away), else by the pins. Programs are
+always loaded anew, onto the running tables, and replace the old ones in one step: an upgrade and a restart are the same
+thing. Egress programs are attached before the gate is set up, so no download ever passes unmetered.
 
-Only an upgrade that changes LAYOUT needs new tables, too. `end_former` stops the contracts of the old ones and reads
-what they used; when the ledger has that, `set_up` puts new programs and empty tables in their place. The old programs
-stay where they are until then, and refuse.
+Only an upgrade that changes LAYOUT also needs new tables. `end_former` stops the contracts of the old tables and reads
+what they used. When the ledger has that, `set_up` replaces programs and tables. Until then the old programs stay
+attached, and refuse.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from ngp.ports import (
     Verdict,
 )
 
-_HELD_MAX_AGE_S = 10.0  # a backstop: the core decides long before
+_HELD_MAX_AGE_S = 10.0  # a safeguard: the core decides long before
 _EXPIRE_EVERY_S = 1.0
 
 
@@ -69,7 +69,7 @@ class Datapath:
 
     Args:
         state_dir: the BPF file system is mounted below it.
-        use_tcx: None: where the kernel has it.
+        use_tcx: None: if the kernel has it.
     """
 
     def __init__(self, state_dir: Path, use_tcx: bool | None = None) -> None:
@@ -93,19 +93,19 @@ class Datapath:
         self._former_ended = False
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
-        """Return the interfaces that exist now and that MESH_INTERFACES means, sorted. Raises KernelError."""
+        """Return the existing interfaces that MESH_INTERFACES matches, sorted. Raises KernelError."""
         host = self._open_host()
         host.forget()
         return host.mesh_interfaces(patterns, ignored)
 
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name."""
+        """Return, by name, why matches of MESH_INTERFACES can't be mesh interfaces, and the remedy."""
         return self._open_host().left_out(patterns, ignored)
 
     def other_interfaces(
         self, mesh: Sequence[str], lan: Sequence[str] | None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the interfaces that aren't mesh: those that are ours, and which of the others lead somewhere now."""
+        """Return the interfaces that aren't mesh: the LANs, and those upstream interfaces that lead somewhere now."""
         host = self._open_host()
         host.forget()
         found = sides.look(host, mesh)
@@ -119,10 +119,10 @@ class Datapath:
     def watch(
         self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], on_touched: Callable[[], None]
     ) -> None:
-        """Call on_change in the loop after links, addresses or routes changed, some times a second at most.
+        """Call on_change in the loop after links, addresses or routes changed, a few times a second at most.
 
-        on_touched is called at once after anybody changed the firewall's table or the hooks that we stand in, but takes
-        no more than a tenth of the loop's time; the legacy tables announce no change.
+        on_touched is called at once when anybody changed the firewall's table or our hooks, but takes no more than a
+        tenth of the loop's time. Legacy tables announce no change.
         """
         self.stop_watching()
         self._open_host().watch(loop, on_change)
@@ -137,7 +137,7 @@ class Datapath:
             self._alarm = None
 
     def check(self, desired: DesiredNetwork) -> list[Check]:
-        """Say what this host can do and what is missing; touches nothing."""
+        """Say what this host can do and what is missing; changes nothing."""
         lines = host_check.check(desired)
         try:
             library()
@@ -154,28 +154,28 @@ class Datapath:
         return lines
 
     def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
-        """Say what of `check` may come and go and costs little to ask for; touches nothing."""
+        """Make those checks whose result may change while ngp runs, and that are quick; changes nothing."""
         return host_check.look(desired, most_s)
 
     def beside(self) -> Datapath:
-        """Return one for the questions of another thread, since a `Host` is one thread's; it knows what runs here."""
+        """Return a second Datapath, with a `Host` of its own, for another thread; it knows what runs here."""
         other = Datapath(self._folder.parent, self._use_tcx)
         other._runs_beside = self._in_force()
         return other
 
     def taken(self, desired: DesiredNetwork) -> list[Check]:
-        """Say whether another program has the queue; the number that we have ourselves isn't asked for."""
+        """Say whether another program has the queue's number. A number that we have ourselves isn't tried."""
         runs = self._in_force()
         ours = runs is not None and runs.queue_number == desired.queue_number
         return [] if ours else [try_number(desired.queue_number)]
 
     def refuse(self, desired: DesiredNetwork) -> None:
-        """Raise KernelError where this host lets traffic past the meter, or gates what isn't forwarded."""
+        """Raise KernelError if this host lets traffic past the meter, or gates traffic that isn't forwarded."""
         host_check.refuse(desired)
 
     def kernel_state(self) -> KernelState:
-        """Return which parts of ngp are in the kernel; touches nothing. Raises KernelError, also without root."""
-        if os.geteuid() != 0:  # else the kernel would hide the programs, as if none of ours were loaded
+        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also without root."""
+        if os.geteuid() != 0:  # without root the kernel hides our programs, as if none were loaded
             raise KernelError("only root can see what ngp has in the kernel; use sudo")
         tables = find_running(self._folder)
         meter, sells = bool(tables), read_sells(tables)
@@ -184,11 +184,13 @@ class Datapath:
         return KernelState(meter, sells, gate.GATE in chains, gate.CLOSED in chains)
 
     def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
-        """Let nothing more pass on the contracts of another version's meter; return what they used, None if none runs.
+        """Stop the contracts of another version's meter, and return what they used; None if no such meter runs.
 
-        The same again until `set_up` or `clean_up` takes that meter away, which is to happen when this is booked.
-        Args: desired: what `set_up` will be called with; first it is seen whether the kernel takes our programs.
-        Raises: KernelError; also where that version isn't known.
+        Returns the same again until `set_up` or `clean_up` removes that meter, which must not happen before this is
+        booked.
+
+        Args: desired: what `set_up` will be called with; first we check that the kernel accepts our programs.
+        Raises: KernelError; also if that version isn't known.
         """
         tables = find_running(self._folder)
         try:
@@ -207,8 +209,8 @@ class Datapath:
     def set_up(self, desired: DesiredNetwork) -> Adopted:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
 
-        What it adopted goes on running even when it raises, and what was closed before is closed again. Of an adopted
-        account `spent` is read first, then every processor has left the programs, then its contracts are read.
+        If it raises, what it adopted goes on running all the same, and what was closed before is closed again. Adopting
+        reads each account's `spent`, waits until every packet has left the programs, and then reads the contracts.
         """
         tables = find_running(self._folder)
         was_closed = gate.CLOSED in gate.entered()
@@ -233,9 +235,9 @@ class Datapath:
         return adopted
 
     def apply(self, desired: DesiredNetwork) -> bool:
-        """Make the kernel match; repeatable; adds before it deletes.
+        """Make the kernel match. May be repeated; adds before it deletes.
 
-        Returns: whether the gate, wanted as before, had been changed by somebody else.
+        Returns: whether somebody else had changed the gate, though the same gate was wanted before.
         """
         as_before = desired == self._required().desired
         restored = self._bring_about(desired, programs_changed=False) and as_before
@@ -266,54 +268,55 @@ class Datapath:
         running.neighbours.forget(neighbours, running.contracts)
 
     def limit_accounts(self, limits: Sequence[AccountLimit]) -> None:
-        """Create or change clients' accounts; raises KernelError when the table is full."""
+        """Create or change clients' accounts. Raises KernelError if the table is full."""
         self._required().accounts.limit(limits)
 
     def forget_accounts(self, accounts: Sequence[bytes]) -> None:
-        """Take accounts without contracts out of the kernel; unknown ones are passed over."""
+        """Take accounts without contracts out of the kernel; unknown ones are ignored."""
         self._required().accounts.forget(accounts)
 
     def grant(self, grants: Sequence[Grant]) -> None:
-        """Create or change contracts; raises KernelError when the table is full, naming CONTRACTS_MAX.
+        """Create or change contracts.
 
-        Also where a grant's account isn't known.
+        Raises: KernelError, which names CONTRACTS_MAX if the table is full; also if a grant's account isn't known.
         """
         self._required().contracts.grant(grants)
 
     def block_all(self) -> None:
-        """Let nothing more pass on any contract, until it is granted again."""
+        """Let nothing more pass on any contract until it is granted again."""
         self._required().contracts.block_all()
 
     async def settled(self) -> None:
-        """Return when every packet that was on its way through the meter has left it: what is read then is final."""
+        """Return when every packet that is on its way through the meter now has left it: what is read then is final."""
         self._required()
         await self._settling.settled()
 
     def revoke(self, contracts: Sequence[bytes]) -> None:
-        """Take contracts out of the kernel; who wants their last readings blocks, waits and reads first."""
+        """Take contracts out of the kernel. To get their last readings, first block them, wait until settled, and read.
+        """
         self._required().contracts.revoke(contracts)
 
     def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
-        """Read counters; None: only those that changed since the last call with None."""
+        """Read contracts. Args: contracts: None: those that changed since the last call with None."""
         return self._required().contracts.read(contracts)
 
     def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
-        """Read accounts; None: only those that changed since the last call with None."""
+        """Read accounts. Args: accounts: None: those that changed since the last call with None."""
         return self._required().accounts.read(accounts)
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
-        """Decide about a held packet; a handle already decided is passed over."""
+        """Decide about a held packet; one that was decided about before is ignored."""
         if self._queue is not None:
             self._queue.verdict(handle, verdict)
 
     def lane_bytes(self, neighbour: int) -> int:
-        """Return what a neighbour exchanged with payment services, both directions; 0 where it isn't known."""
+        """Return the bytes that a neighbour exchanged with payment services, both directions; 0 if it isn't known."""
         return self._required().neighbours.lane_bytes(neighbour)
 
     def counters(self) -> dict[str, int]:
         """Return kernel and queue counters, in packets: held, dropped, hints_lost, refused_exhausted, ...
 
-        Besides gate_restored: how often the gate was put back.
+        One more, gate_restored, says how often the gate was put back.
         """
         counts = {"held": 0, "dropped": 0, "gate_restored": self._gate_restored}
         if self._running is not None:
@@ -338,7 +341,7 @@ class Datapath:
         }
 
     def close(self) -> None:
-        """Let go of sockets and descriptors; the kernel goes on gating, metering and cutting."""
+        """Close sockets and descriptors; the kernel goes on gating, metering and cutting."""
         self.stop_watching()
         if self._timer is not None:
             self._timer.cancel()
@@ -355,18 +358,19 @@ class Datapath:
         self._host = self._queue = self._hints = self._running = self._wait = self._gate = self._timer = None
 
     def shut(self, mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -> None:
-        """Drop what is forwarded from or to mesh interfaces, by names and patterns, until `set_up` or `clean_up`.
+        """Drop traffic that is forwarded from or to mesh interfaces until `set_up` or `clean_up`.
 
-        Raises: KernelError; also where a meter stands, whose gate this would take away.
+        Args: mesh, ignored: names and patterns.
+        Raises: KernelError; also if a meter is running, whose gate this would remove.
         """
         if self.kernel_state().meter:
-            raise KernelError("a meter stands in this network namespace, by a daemon that runs or was killed; ngp stop")
+            raise KernelError("this network namespace has a meter, of a daemon that runs or was killed; ngp stop")
         gate.shut(mesh, ignored, families)
 
     def clean_up(self, leave_closed: bool) -> None:
-        """Remove all that ngp made and nothing else; needs no memory of what was set. Safe to call twice.
+        """Remove all that ngp made, and nothing else, without a record of it. Safe to call twice.
 
-        With `leave_closed` a rule stays that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed).
+        `leave_closed` leaves a rule that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed).
         """
         tables = find_running(self._folder)
         interfaces = read_interfaces(tables)
@@ -386,14 +390,14 @@ class Datapath:
     # --- inside ---
 
     def _check_running(self, desired: DesiredNetwork) -> list[Check]:
-        """Look at a running meter: whether it is one to go on with, and compare its table with CONTRACTS_MAX."""
+        """Say whether a running meter can be adopted, and whether its size is CONTRACTS_MAX."""
         try:
             tables = find_running(self._folder)
         except KernelError as error:
             return [Check("contracts", False, str(error), "run as root")]
         try:
             if former.is_former(tables):
-                return [Check("contracts", True, "of another version of ngp; a start books and takes over what runs")]
+                return [Check("contracts", True, "of another version of ngp; a start charges them and takes them over")]
         except KernelError as error:
             return [Check("contracts", False, str(error), former.HOW_TO_END)]
         finally:
@@ -409,7 +413,7 @@ class Datapath:
         return self._host
 
     def _in_force(self) -> DesiredNetwork | None:
-        """Return what this daemon has set up, here or in the one that this one stands beside."""
+        """Return the settings in force: those of this Datapath, or of the one that this was made `beside`."""
         return self._running.desired if self._running is not None else self._runs_beside
 
     def _required(self) -> Meter:
@@ -429,17 +433,17 @@ class Datapath:
             wait.wait()
 
     def _let_go_of_former(self, tables: dict[str, Table]) -> tuple[dict[str, Table], dict[int, int]]:
-        """Return what of running tables is to be adopted, and the interfaces of a former meter; unpin its tables.
+        """Unpin a former meter's tables. Returns the tables to adopt, and the former meter's interfaces.
 
-        Its programs stay where they hang, and refuse, until ours take their place.
+        Its programs stay attached, and refuse, until ours replace them.
         """
         if not former.is_former(tables):
             return tables, {}
         if not self._former_ended:
-            raise KernelError("what another version's meter counted isn't booked; this is a defect of ngp, report it")
+            raise KernelError("another version's meter was counted, not charged; this is a defect of ngp, report it")
         interfaces = read_interfaces(tables)
         close_tables(tables)
-        for path in bpf.pins(self._folder, layout.TABLES_BEGIN):  # else a start might find some of theirs and of ours
+        for path in bpf.pins(self._folder, layout.TABLES_BEGIN):  # or a start might find a mixture of theirs and ours
             path.unlink(missing_ok=True)
         self._former_ended = False
         return {}, interfaces
@@ -460,7 +464,8 @@ class Datapath:
         return changed
 
     def _tell_left_out(self, desired: DesiredNetwork) -> None:
-        """Log, once while it lasts, which services have no room; `ngp check` says it as well."""
+        """Warn about services for which there is no room, once for each set of them; `ngp check` reports them as well.
+        """
         missing = layout.left_out(desired.free, desired.services, desired.own_services) if desired.sells else ()
         if missing and missing != self._left_out:
             named = ", ".join(map(host_check.service_name, missing))
@@ -468,7 +473,7 @@ class Datapath:
         self._left_out = missing
 
     def _match_queue(self, desired: DesiredNetwork) -> None:
-        """Hold the queue open exactly while we sell."""
+        """Have the queue open exactly while we sell."""
         if desired.sells and self._queue is None and self._loop is not None:
             self._queue = HeldQueue(
                 desired.queue_number, self._held, self._open_host().has_link_addresses, self._required().sent_to

@@ -1,9 +1,10 @@
 """Early bytes: what we sent to a seller before a contract of ours covered it.
 
 A server holds the first packets of a destination, negotiates, and charges them when it lets them go. They left our
-interface before our meter knew of a contract. The kernel keeps count of them (bounded, the oldest go first), the same
-of each destination as a server holds; a client's contract begins with those it covers, so that both meters agree from
-the first packet on. The contract is in our kernel before our accept leaves, so no answer can come before it is counted.
+interface before our meter knew of a contract. So the kernel counts as many first packets of each destination as a
+server holds; its table is bounded, and the oldest entries make room. A client's contract begins with those that it
+covers, so both meters agree from the first packet on. The contract is in our kernel before our accept leaves, so no
+answer can arrive before it is counted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ngp.core.messages import Prefix
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 
-_MAX_AGE_NS = 3_000_000_000  # longer ago: what was held then has been dropped
+_MAX_AGE_NS = 3_000_000_000  # what a server held longer was dropped
 
 
 class EarlyBytes:
@@ -24,7 +25,7 @@ class EarlyBytes:
         self._table = table
 
     def take(self, number: int, destination: Prefix) -> int:
-        """Return the bytes lately sent to a neighbour for what a new contract covers, and forget them."""
+        """Return the bytes lately sent to a neighbour that a new contract covers, and forget them."""
         if layout.is_host(destination):
             key = layout.EARLY_KEY.pack(number, layout.address_bytes(destination).ljust(16, b"\0"))
             value = self._table.get(key)
@@ -40,7 +41,7 @@ class EarlyBytes:
 
 
 def _is_within(key: bytes, number: int, destination: Prefix) -> bool:
-    """Say whether an entry is of this neighbour and prefix. IPv4 addresses end in 12 zeroes there."""
+    """Say whether an entry belongs to this neighbour and prefix. In entries IPv4 addresses end in 12 zeroes."""
     whose, address = layout.EARLY_KEY.unpack(key)
     if whose != number or (destination.version == 4) != (address[4:] == bytes(12)):
         return False

@@ -1,6 +1,6 @@
-"""Find: the tables of a meter that is in the kernel already, whichever daemon and version of ngp made it.
+"""Find: the tables of a meter that is already in the kernel, whichever daemon and version of ngp made it.
 
-They are found by the programs that hang on the interfaces, else by their pins.
+They are found by the programs on the interfaces, else by their pins.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from ngp.modules.network.meter import read_layout
 
 
 def find_running(folder: Path) -> dict[str, Table]:
-    """Open the tables of what runs: first choice are those that programs in force use, and of them ours.
+    """Open the tables of a running meter: those of attached programs, preferably programs of this version.
 
-    There are two kinds after a daemon was killed while it put ours in another version's place, all of it booked.
-    Args: folder: where the pins are. Returns: tables by name; none where nothing runs. Raises: KernelError.
+    Programs of two versions are attached if a daemon was killed while it replaced another version's; then all that the
+    others counted is charged already.
+
+    Args: folder: where the pins are.
+    Returns: tables by name; empty if nothing runs.
+    Raises: KernelError.
     """
     found: dict[str, Table] = {}
     for index, _ in socket.if_nameindex():
@@ -33,13 +37,13 @@ def find_running(folder: Path) -> dict[str, Table]:
 
 
 def close_tables(tables: dict[str, Table]) -> None:
-    """Let go of tables; safe to call twice."""
+    """Close tables; safe to call twice."""
     for table in tables.values():
         table.close()
 
 
 def _ours(tables: dict[str, Table]) -> dict[str, Table]:
-    """Close what is of another's program of that name, and what the compiler made of constants; return the rest."""
+    """Close a foreign program's tables, and those that the compiler made for constants; return the others."""
     ours = {name for name in tables if name.startswith(layout.TABLES_BEGIN)} if layout.CONFIG in tables else set()
     for name in tables.keys() - ours:
         tables.pop(name).close()
@@ -47,7 +51,7 @@ def _ours(tables: dict[str, Table]) -> dict[str, Table]:
 
 
 def _find_pinned(folder: Path) -> dict[str, Table]:
-    """Open the tables that are pinned, unless they are but the rest of some."""
+    """Open the pinned tables, unless some of them are missing."""
     paths = [path for path in bpf.pins(folder, layout.TABLES_BEGIN) if not path.name.endswith("_new")]
     opened = {path.name: bpf.open_pin(path) for path in paths}
     tables = {name: table for name, table in opened.items() if table is not None}
@@ -58,9 +62,9 @@ def _find_pinned(folder: Path) -> dict[str, Table]:
 
 
 def _is_whole(tables: dict[str, Table]) -> bool:
-    """Say whether tables that were found by their pins are all there, or only the rest of some that were removed.
+    """Say whether tables that were found by their pins are complete, not the rest of an unfinished removal.
 
-    They are removed when what they counted is booked, and before a contract is made all are there.
+    Tables are only removed after what they counted is charged, and no contract is made before all of them exist.
     """
     if layout.CONFIG not in tables:
         return False

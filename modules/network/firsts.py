@@ -1,8 +1,8 @@
-"""Firsts: which of a neighbour's links stands for all of them in the kernel's tables.
+"""Firsts: which of a neighbour's links stands for all of its links in the kernel's tables.
 
-Two routers may have several links between them, and what goes out by one may be answered by another. A neighbour is one
-customer, with one contract a destination. So all that is kept for a neighbour stands under one of its links, the first,
-and the kernel takes what comes by another link for the first one's. Pure.
+Two routers may have several links between them, and what leaves by one may be answered by another. A neighbour is one
+customer, with one contract for each destination. So everything about a neighbour is entered under one of its links, the
+first one, and the kernel treats packets of its other links like packets of the first one. Pure.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 
 class Firsts:
-    """Knows a neighbour's numbers, one for each of its links, and the one that stands for them."""
+    """Knows the numbers of each neighbour, one for each of its links, and which of them is the first link's."""
 
     def __init__(self) -> None:
-        self._first: dict[int, int] = {}  # of those that aren't their own
+        self._first: dict[int, int] = {}  # for numbers that aren't a first link's
         self._numbers: dict[bytes, set[int]] = {}
 
     def __bool__(self) -> bool:
@@ -22,21 +22,21 @@ class Firsts:
         return bool(self._first)
 
     def of(self, number: int) -> int:
-        """Return the number that stands for a neighbour's number."""
+        """Return the first link's number, for the number of any link of a neighbour."""
         return self._first.get(number, number)
 
     def behind(self, number: int) -> list[int]:
-        """Return the numbers for which one stands, its own first."""
+        """Return all numbers whose first link this is, beginning with its own."""
         return [number, *(other for other, first in self._first.items() if first == number)]
 
     def put(self, number: int, first: int) -> None:
-        """Let one number stand for another, or for itself again."""
+        """Set the first link of a number; it may be the number itself."""
         self._first.pop(number, None)
         if number != first:
             self._first[number] = first
 
     def add(self, number: int, identity: bytes) -> None:
-        """Take note that a number is a link of an identity."""
+        """Note that a number is a link of an identity."""
         self._numbers.setdefault(identity, set()).add(number)
 
     def remove(self, number: int, identity: bytes) -> None:
@@ -47,16 +47,16 @@ class Firsts:
             self._numbers.pop(identity, None)
 
     def wanted(self, identity: bytes, present: Iterable[int]) -> dict[int, int]:
-        """Say which number should stand for each of an identity's that are present: the one that does, if it can.
+        """Return the first link that each present number of an identity should have: the same as now, if possible.
 
-        Args: present: numbers of links that the kernel has now.
+        Args: present: the numbers of links that the kernel has now.
         """
         numbers = self._numbers.get(identity, set()).intersection(present)
         stand = {self.of(number) for number in numbers} & numbers
         return dict.fromkeys(sorted(numbers), min(stand or numbers, default=0))
 
     def rename(self, old: int, new: int) -> None:
-        """Put a number in the place of another one: the same link has been numbered anew."""
+        """Replace a number by another one, because the same link has got a new number."""
         for number in self.behind(old)[1:]:
             self.put(number, new)
         if old in self._first:

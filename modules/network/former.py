@@ -1,7 +1,7 @@
-"""Former meters: what the contracts of a meter that another version of ngp made have used, so that it can be booked.
+"""Former meters: reads what contracts used in the meter of another version of ngp, so that it can be charged.
 
-Its programs go on until ours take their place, so its contracts are stopped first: what they used is final then, and
-stays readable for whoever begins anew when this daemon is killed before all of it is booked.
+That meter's programs run until ours replace them. So its contracts are stopped first: then what they used is final. It
+stays readable, so another start can do the same if this daemon is killed before all of it is charged.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ngp.modules.network import layout
 from ngp.modules.network.meter import read_layout
 from ngp.ports import Reading
 
-HOW_TO_END = "end it with ngp stop of that version; this one's loses what was carried since the ledger's last entry"
+HOW_TO_END = "use that version's ngp stop; this one charges nothing that was carried since the ledger's last entry"
 _IN_USE = 1
 
 
 def is_former(tables: dict[str, Table]) -> bool:
-    """Say whether running tables are of another LAYOUT. Raises: KernelError where it is one that isn't known."""
+    """Say whether running tables have another LAYOUT. Raises: KernelError if that LAYOUT isn't known."""
     number = read_layout(tables)
     if not tables or number == layout.LAYOUT:
         return False
@@ -34,10 +34,12 @@ def is_former(tables: dict[str, Table]) -> bool:
 
 
 def last_readings(tables: dict[str, Table], wait: Callable[[], None]) -> list[Reading]:
-    """Let nothing more pass on the contracts of a former meter, and return what they used in all.
+    """Let nothing more pass on a former meter's contracts, and return what they used in all.
 
-    May be called again, in any process, and returns the same.
-    Args: wait: returns when every packet that is on its way now has left the programs. Raises: KernelError.
+    May be called again, also by another process; it returns the same.
+
+    Args: wait: returns when every packet that is on its way now has left the programs.
+    Raises: KernelError.
     """
     books = layout.BOOKS[read_layout(tables)]
     with _mapped(tables[books.contracts]) as lines, _mapped(tables[books.labels]) as labels:

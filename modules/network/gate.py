@@ -1,17 +1,18 @@
 """The gate: a chain of our own through which every forwarded packet of a neighbour goes, after the operator's filter.
 
-It stands in the `security` table, whose FORWARD hook comes after the filter table's, so that a packet that the operator
-drops is never charged and an early `ESTABLISHED -j ACCEPT` in the filter table can't lead round the meter. What is paid
-for returns and isn't accepted: the operator's own security rules still have their say. Our jumps, one a mesh interface,
-are FORWARD's first rules, since an ACCEPT before them would be a free ride; `apply` looks every time and moves them
-back. What comes from anywhere else, downloads above all, is not asked here and pays one comparison an interface.
+It is in the `security` table, whose FORWARD hook comes after the filter table's. So packets that the operator drops are
+never charged, and an early `ESTABLISHED -j ACCEPT` in the filter table doesn't bypass the meter. A paid packet returns
+from our chains and isn't accepted, so the operator's own security rules still apply. Our jumps, one for each mesh
+interface, are FORWARD's first rules, since an ACCEPT before them would let traffic pass unpaid. `apply` checks that
+each time, and moves them back. Packets from other interfaces, above all downloads, aren't tested here: they only cost
+one comparison for each mesh interface.
 
-The meter charges when it is asked. Therefore a packet must meet exactly one of the programs that charge: the one for
-the class of the interface that it leaves by, as who pays depends on that (meter.bpf.c has the rules). An interface of
-which nothing is known is upstream. Known ones come first if there are fewer of them than of the others, as most packets
-go there: to compare an interface's name costs as much as a table's look-up. A paid packet meets no rule after that:
-"unpaid" then neither matches, nor counts, nor goes anywhere. In NGP_UNPAID the last program says whether the daemon
-should see the packet (queued without bypass: when nobody listens it is dropped), and all else is dropped.
+The meter charges when it is asked. So a packet must meet exactly one of the programs that charge: that for the class of
+the interface by which it leaves, since who pays depends on the class (meter.bpf.c has the rules). An interface that
+isn't listed is upstream. Upstream interfaces are listed, and come first, if there are fewer of them than of the others:
+most packets go there, and to compare an interface's name costs as much as a look-up in a table. A paid packet meets no
+rule after that, since "unpaid" doesn't match. In NGP_UNPAID the last program says whether the daemon should see the
+packet. If so, it is queued without bypass, so it is dropped if nobody listens. All others are dropped.
 
     FORWARD      -i mesh ->     NGP_GATE
     NGP_GATE     -o upstream                 goto NGP_TO_UP
@@ -24,9 +25,9 @@ should see the packet (queued without bypass: when nobody listens it is dropped)
     NGP_UNPAID                  unknown      NFQUEUE
                                              DROP
 
-Payment services on this very host are reached at INPUT, where the operator's rules alone say who may. A chain of ours
-there takes away what is above a neighbour's rate, where there is such a service, and says nothing of all else: a flood
-of one neighbour's would else be the node's to bear, which all others pay by. (What it answers meets ngp_tc_out.)
+Payment services on this host are reached through INPUT, where the operator's rules alone say who may use them. If there
+is such a service, a chain of ours there drops what is above a neighbour's rate, and nothing else: otherwise one
+neighbour's flood would burden the payment node by which all others pay. Answers are limited in ngp_tc_out.
 
     INPUT        -i mesh ->   NGP_OWN
     NGP_OWN                   over_rate      DROP
@@ -61,7 +62,7 @@ GATE, UNPAID, OWN = "NGP_GATE", "NGP_UNPAID", "NGP_OWN"
 TO_UP, TO_MESH, TO_LAN = "NGP_TO_UP", "NGP_TO_MESH", "NGP_TO_LAN"
 CLOSED, CLOSED_OUT = "NGP_CLOSED", "NGP_CLOSED_OUT"
 _TO_CLOSED: Jumps = {FORWARD: (Rule(CLOSED),)}
-# What iptables takes as a plain name: no trailing "+" (its wildcard), nothing that a quoted restore file could misread.
+# The names that iptables takes as they are: no "+" at the end (its wildcard), nothing that could break a quoted line.
 _PLAIN_INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _WILDCARDS = re.compile(r"[*?\[]")
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+-]{1,510}")
@@ -69,13 +70,13 @@ _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+-]{1,510}")
 
 @dataclass(frozen=True, slots=True)
 class GatePaths:
-    """Where the socket filters are pinned: each returns other than 0 for yes.
+    """Where the socket filters are pinned. A filter's answer is yes if it returns anything but 0.
 
     Attributes:
-        unpaid_up, unpaid_mesh, unpaid_lan: finds who pays for a packet that goes upstream, to the mesh or to a LAN,
-            charges it if that is its sender, and says whether nobody pays.
-        unknown: whether the daemon should be asked about the packet.
-        over_rate: whether it is for a payment service of this host and its neighbour's lane has no room.
+        unpaid_up, unpaid_mesh, unpaid_lan: find who pays for a packet to an upstream, mesh or LAN interface, and charge
+            it if its sender pays. Yes: nobody pays.
+        unknown: yes: the daemon should be asked about the packet.
+        over_rate: yes: it is for a payment service of this host, and its neighbour's lane has no room.
     """
 
     unpaid_up: Path
@@ -86,7 +87,7 @@ class GatePaths:
 
 
 def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
-    """Say which chains and rules make the gate; the same for both families. Pure.
+    """Return the chains and rules of the gate, which are the same for both families. Pure.
 
     Raises: KernelError for an interface name or a path that iptables would misread.
     """
@@ -110,17 +111,17 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
 
 
 def gate_jumps(desired: DesiredNetwork) -> Jumps:
-    """Say what sends packets to the gate, by hook. Pure."""
+    """Return the jumps that send packets to the gate, by hook. Pure."""
     targets = {FORWARD: GATE, **({INPUT: OWN} if desired.own_services else {})}
     names = sorted(set(desired.mesh_interfaces))
     return {hook: tuple(Rule(target, name) for name in names) for hook, target in targets.items() if names}
 
 
 def closed_chains(mesh: Sequence[str], ignored: Sequence[str] = ()) -> Chains:
-    """Say which chains drop what is forwarded from or to mesh interfaces, whether these exist yet or not. Pure.
+    """Return the chains that drop traffic forwarded from or to mesh interfaces, whether these exist yet or not. Pure.
 
-    Args: mesh, ignored: names and patterns as in MESH_INTERFACES and IGNORE_INTERFACE, whose entries win. iptables
-        knows patterns by their beginning only: `mesh[01]` closes all that begin with `mesh`.
+    Args: mesh, ignored: names and patterns as in MESH_INTERFACES and IGNORE_INTERFACE; the ignored ones win. iptables
+        only knows the beginning of a pattern: `mesh[01]` closes all interfaces whose names begin with `mesh`.
     Raises: KernelError for a name that iptables would misread.
     """
     names, others = [_as_iptables(each) for each in mesh], [_as_iptables(each) for each in ignored]
@@ -133,7 +134,7 @@ def closed_chains(mesh: Sequence[str], ignored: Sequence[str] = ()) -> Chains:
 
 
 def _as_iptables(name: str) -> str:
-    """Write an interface's name or pattern as `-i` takes it; "" for all."""
+    """Write an interface's name or pattern in the form of `-i`; "" for all."""
     wildcard = _WILDCARDS.search(name)
     start = "" if name == ALL_INTERFACES else name[: wildcard.start()] if wildcard else name
     if start:
@@ -142,21 +143,21 @@ def _as_iptables(name: str) -> str:
 
 
 def shut(mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -> None:
-    """Put NGP_CLOSED in place where no gate stands, as `closed_chains` says. Raises KernelError."""
+    """Set up NGP_CLOSED, as `closed_chains` says, on a host without a gate. Raises KernelError."""
     chains = closed_chains(mesh, ignored)
     for family in sorted(families):
         _bring_about(xtables.tables(xtables.detect().variant, family), chains, _TO_CLOSED, False)
 
 
 def render(desired: DesiredNetwork, paths: GatePaths, family: int) -> str:
-    """Return the gate of a family as `iptables-restore --noflush` takes it; "" where no gate is wanted. Pure."""
+    """Return the gate of a family as text for `iptables-restore --noflush`; "" if no gate is wanted. Pure."""
     if not (desired.sells and family in desired.families):
         return ""
     return xtables.restore_text(Change(chains=gate_chains(desired, paths), jumps=gate_jumps(desired)))
 
 
 class Gate:
-    """Keeps the gate as desired, in one atomic change a family, and in the tables that the host uses."""
+    """Keeps the gate as desired, by one atomic change for each family, in the tables that the host uses."""
 
     def __init__(self, paths: GatePaths, desired: DesiredNetwork) -> None:
         self.desired = desired
@@ -167,12 +168,12 @@ class Gate:
     def apply(self, desired: DesiredNetwork | None = None, programs_changed: bool = False) -> bool:
         """Make the kernel match; return whether anything had to be changed.
 
-        Takes NGP_CLOSED away in the same change that puts the gate in place, so set the meter's egress side up first.
+        The change that sets up the gate also removes NGP_CLOSED, so attach the meter's egress programs first.
 
         Args:
-            desired: from now on this one; None: as before.
-            programs_changed: rewrite even equal text, because other programs are pinned at the same paths now
-                (a rule holds the program that it was made with).
+            desired: the new settings; None: as before.
+            programs_changed: write the rules again even if their text is the same, because other programs are now
+                pinned at the same paths. (A rule keeps the program with which it was made.)
         Raises: KernelError; the family that failed is as it was before.
         """
         self.desired = desired or self.desired
@@ -191,7 +192,7 @@ class Gate:
         return changed
 
     def standing(self) -> bool:
-        """Say whether the gate is in the kernel exactly as desired, jumps first. Raises KernelError."""
+        """Say whether the gate in the kernel is exactly as desired, with its jumps first. Raises KernelError."""
         jumps = gate_jumps(self.desired)
         for family in (4, 6):
             chains = self._wanted(family)
@@ -209,7 +210,7 @@ class Gate:
 
 
 def entered() -> frozenset[str]:
-    """Name our chains that FORWARD leads to now, in one family or both. Raises KernelError."""
+    """Return the names of our chains to which FORWARD leads now, in one family or both. Raises KernelError."""
     variant = xtables.detect().variant
     standing = (xtables.tables(variant, family).read() for family in (4, 6))
     by_family = [{jump.target for jump in each.jumps.get(FORWARD, ())} for each in standing]
@@ -219,12 +220,12 @@ def entered() -> frozenset[str]:
 def clean_up(leave_closed: bool, mesh_interfaces: Sequence[str], families: Iterable[int] = frozenset({4, 6})) -> None:
     """Remove every chain and jump whose name starts with NGP_, in both variants and families, and nothing else.
 
-    Needs no memory of what was set; safe to call twice.
+    Needs no record of what was set up; safe to call twice.
 
     Args:
-        leave_closed: leave NGP_CLOSED, which drops what is forwarded from or to the mesh interfaces. It comes in the
-            same change that takes the gate away, so that nothing slips through in between. Where no mesh interface
-            or family is known, one that stands stays as it is.
+        leave_closed: leave NGP_CLOSED, which drops traffic forwarded from or to the mesh interfaces. It is set up in
+            the same change that removes the gate, so nothing slips through in between. If no mesh interface or family
+            is known, a NGP_CLOSED that exists stays as it is.
         families: where to leave it.
     Raises: KernelError.
     """
@@ -252,7 +253,7 @@ def _require_plain_interface(name: str) -> None:
 
 
 def _difference(standing: Standing, chains: Chains, jumps: Jumps) -> Change | None:
-    """Return the change that makes chains stand, and jumps alone at their hooks' heads, or None where they do."""
+    """Return the change that makes these chains, and these jumps alone and first; None if nothing has to be changed."""
     texts = {name: tuple(rule.text() for rule in rules) for name, rules in chains.items()}
     kept = {name: rules for name, rules in standing.chains.items() if name != TABLE_MARK}
     heads_stand = all(
@@ -276,7 +277,7 @@ def _bring_about(tables: Tables, chains: Chains, jumps: Jumps, rewrite: bool) ->
 
 
 def _remove(variant: str, family: int, is_chosen: bool) -> bool:
-    """Take all that is ours out of one table. A variant that the host doesn't use may be missing or not work."""
+    """Remove all that is ours from one table. A variant that the host doesn't use may be missing or not work."""
     try:
         tables = xtables.tables(variant, family)
         standing = tables.read()

@@ -1,6 +1,7 @@
-"""Hints: what the kernel tells through its ring buffer, read in the event loop.
+"""Hints: the kernel's reports through its ring buffer, read in the event loop.
 
-They only hasten what a scan of the tables would find. One of a contract or account that is gone is thrown away.
+A scan of the tables would find the same; hints are only quicker. A hint about a contract or account that is gone is
+ignored.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class HintReader:
         self._ring = RingReader(table, loop, self._read, _HINTS_AT_ONCE)
 
     def close(self) -> None:
-        """Stop reading; what is left in the ring stays for the next daemon."""
+        """Stop reading; hints that are left in the ring stay for the next daemon."""
         self._ring.close()
 
     def _read(self, records: list[bytes]) -> None:

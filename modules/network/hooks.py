@@ -1,9 +1,9 @@
 """Hooks: where the meter's programs meet the packets of an interface.
 
-tcx (Linux 6.6) where there is one, and there as the first program: what an operator's program decides comes after ours.
-It is attached without a link, so that it outlives the daemon, its pins, and the mount namespace that `ip netns exec`
-throws away. Older kernels get a classifier on clsact, in front as well. Programs are replaced in one step, since two of
-ours side by side would charge twice. What is ours is known by the program's name; nothing else is touched.
+If the kernel has tcx (Linux 6.6), our program is the first one there, so the operator's programs decide after ours. It
+is attached without a link. So it outlives the daemon, its pins, and the mount namespace that `ip netns exec` throws
+away. On older kernels it is a classifier on clsact, also in front. A program is replaced in one step, since two of ours
+at the same time would charge twice. Programs are recognised by name; all others are left alone.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _CLSACT_PARENT = {1: 0xFFFFFFF2, 2: 0xFFFFFFF3}
 
 
 class Direction(Enum):
-    """Side of an interface: (libbpf's attach point for clsact, the kernel's attach type for tcx, our program)."""
+    """A side of an interface: (libbpf's attach point for clsact, the kernel's attach type for tcx, our program)."""
 
     IN = (1, 46, IN_PROGRAM)
     OUT = (2, 47, OUT_PROGRAM)
 
     @property
     def point(self) -> int:
-        """Attach point of clsact."""
+        """The attach point of clsact."""
         return self.value[0]
 
     @property
     def tcx_type(self) -> int:
-        """Attach type of tcx."""
+        """The attach type of tcx."""
         return self.value[1]
 
     @property
     def program(self) -> str:
-        """Name of our program on this side."""
+        """The name of our program on this side."""
         return self.value[2]
 
 
@@ -80,16 +80,16 @@ def has_tcx() -> bool:
 
 
 def attached(ifindex: int, direction: Direction) -> list[int]:
-    """List the ids of our programs on one side of an interface, whichever way they are attached."""
+    """List the ids of our programs on one side of an interface, however they are attached."""
     found = [each for each in _query_tcx(ifindex, direction) or () if bpf.program_name(each) == direction.program]
     number = _query_clsact(ifindex, direction)
     return [*found, number] if number else found
 
 
 def attach(ifindex: int, direction: Direction, descriptor: int, use_tcx: bool) -> bool:
-    """Attach a program, or put it in the place of the one of ours that is there.
+    """Attach a program, or replace the one of ours that is there.
 
-    Returns: True when a clsact qdisc had to be made for it.
+    Returns: True if a clsact qdisc had to be made for it.
     Raises: KernelError.
     """
     if use_tcx:
@@ -103,11 +103,11 @@ def attach(ifindex: int, direction: Direction, descriptor: int, use_tcx: bool) -
     elif not _has_clsact(ifindex):
         name = socket.if_indextoname(ifindex)
         raise KernelError(
-            f"{name} has an ingress qdisc where clsact should stand, which would run our egress program at ingress; "
+            f"{name} has an ingress qdisc in the place of clsact, which would run our egress program at ingress; "
             f"replace it: tc qdisc del dev {name} ingress; tc qdisc add dev {name} clsact (and its filters anew)"
         )
     standing = _query_clsact(ifindex, direction)
-    if standing != bpf.program_id(descriptor):  # replacing it by itself would be announced, and be looked at, for ever
+    if standing != bpf.program_id(descriptor):  # replacing it by itself would cause alarms without end
         options = _Options(ctypes.sizeof(_Options), descriptor, 1 if standing else 0, 0, _HANDLE, _PRIORITY)
         require(
             library().bpf_tc_attach(ctypes.byref(hook), ctypes.byref(options)),
@@ -118,13 +118,13 @@ def attach(ifindex: int, direction: Direction, descriptor: int, use_tcx: bool) -
 
 
 def detach(ifindex: int, direction: Direction) -> None:
-    """Take our programs off one side of an interface; nothing when there are none."""
+    """Detach our programs from one side of an interface; does nothing if there are none."""
     _detach_tcx(ifindex, direction)
     _detach_clsact(ifindex, direction)
 
 
 def remove_clsact(ifindex: int) -> None:
-    """Remove the clsact qdisc, unless anybody's filter hangs on it."""
+    """Remove the clsact qdisc, unless it has anybody's filters."""
     if any(_filters(ifindex, direction) for direction in Direction):
         return
     hook = _Hook(ctypes.sizeof(_Hook), ifindex, Direction.IN.point | Direction.OUT.point, 0)
@@ -137,7 +137,7 @@ def _query_tcx(ifindex: int, direction: Direction) -> list[int] | None:
     numbers, flags = (ctypes.c_uint32 * _PROGRAMS_MAX)(), ctypes.c_uint32()
     count = ctypes.c_uint32(_PROGRAMS_MAX)
     result = library().bpf_prog_query(ifindex, direction.tcx_type, 0, ctypes.byref(flags), numbers, ctypes.byref(count))
-    if result in (-errno.EINVAL, -errno.EBADF):  # no such attach type: then the index is taken for a descriptor
+    if result in (-errno.EINVAL, -errno.EBADF):  # no such attach type: the index is taken for a descriptor
         return None
     return list(numbers[: count.value]) if result == 0 else []
 
@@ -185,7 +185,7 @@ def _detach_clsact(ifindex: int, direction: Direction) -> None:
 
 
 def _filters(ifindex: int, direction: Direction) -> int:
-    """Count the filters on one side of an interface's clsact qdisc; 0 where it has none."""
+    """Count the filters on one side of an interface's clsact qdisc; 0 if it has none."""
     return len(_list(_RTM_GETTFILTER, ifindex, _CLSACT_PARENT[direction.point]))
 
 
@@ -199,7 +199,7 @@ def _has_clsact(ifindex: int) -> bool:
 
 
 def _list(request: int, ifindex: int, parent: int) -> list[bytes]:
-    """List what traffic control has on an interface (struct tcmsg and attributes), none where that isn't there."""
+    """List what traffic control has on an interface (struct tcmsg and attributes); empty if there is nothing."""
     with netlink.Asker() as kernel:
         try:
             return list(kernel.dump(request, _TRAFFIC_CONTROL.pack(0, ifindex, 0, parent, 0)))

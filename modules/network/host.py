@@ -1,10 +1,11 @@
 """Host facts: interfaces, addresses and routes of this network namespace, and a bell that rings when they change.
 
-Everything comes over rtnetlink. /sys is never read: inside `ip netns exec` and containers it shows another namespace
+Everything is read over rtnetlink, nothing from /sys: inside `ip netns exec` and containers /sys shows another namespace
 than the one that forwards our packets.
 
-The bell says only that something changed. What arrives during the pause between two rings is thrown away unread, so a
-router with a flapping full table costs a few wake-ups a second, and a lost notification (ENOBUFS) is a ring like any.
+The bell only says that something changed. Notifications that arrive between two rings are thrown away unread, so a
+router with a large routing table that keeps changing costs a few wake-ups a second. If notifications were lost
+(ENOBUFS), the bell rings too.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ ALL_INTERFACES = "all"
 
 
 def expand_interfaces(names: Iterable[str], patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
-    """Return the names that a list of names and patterns (`wlan*`) means, sorted; IGNORE_INTERFACE always wins. Pure.
+    """Return the names that a list of names and patterns (`wlan*`) matches, sorted; ignored ones never. Pure.
 
-    Args: names: existing ones; `all` in patterns means every one of them but `lo`.
+    Args:
+        names: existing ones; the pattern `all` matches every one of them but `lo`.
     """
     wanted = ["*"] if ALL_INTERFACES in patterns else list(patterns)
     return tuple(
@@ -72,10 +74,11 @@ class Host:
         return self._interfaces
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
-        """Return the existing interfaces that MESH_INTERFACES means, but for those that can't be mesh interfaces.
+        """Return the existing interfaces that MESH_INTERFACES matches, except those that can't be mesh interfaces.
 
-        One that is named and can't be one any more, as a port of a bridge, is replaced by that which hears its packets:
-        a start refuses such a name, and what becomes of an interface later must not open a way round the gate.
+        An interface may be named in net.conf and then become unsuitable, for example as a bridge's port. It is replaced
+        by the interface on which its packets arrive: a start refuses such a name, but a change while ngp runs must not
+        open a way round the gate.
         """
         known, without = self.interfaces(), self._without(patterns)
         names = (each.name for each in known.values() if not each.is_loopback and each.name not in without)
@@ -84,9 +87,10 @@ class Host:
         return tuple(sorted(means))
 
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return those that MESH_INTERFACES means and that can't be mesh interfaces: why, and what to do, by name.
+        """Return, by name, why matches of MESH_INTERFACES can't be mesh interfaces, and the remedy.
 
-        Nothing is to be done where a pattern means one whose packets arrive on a mesh interface, or an ignored one.
+        The remedy is empty if only a pattern matches the interface, and its packets arrive on a mesh interface or an
+        ignored one.
         """
         known = self.interfaces()
         without = self._without(patterns)
@@ -98,15 +102,18 @@ class Host:
         }
 
     def _without(self, patterns: Sequence[str]) -> dict[str, str]:
-        """Return those that these patterns don't mean, with the reason; a fallback tunnel may be named."""
+        """Return the interfaces that these patterns don't match, with the reason.
+
+        A fallback tunnel matches only by its name.
+        """
         known = self.interfaces()
         fallbacks = {name: why for name, why in layers.idle_fallbacks(known).items() if name not in patterns}
         return {**fallbacks, **layers.left_out(known)}
 
     def default_route_interfaces(self, versions: Iterable[int] = (4, 6)) -> tuple[str, ...]:
-        """Return the names of all interfaces that a default route, or a part of one, leads out of.
+        """Return the names of all interfaces that have a default route, or a part of one.
 
-        Of these families and in any table.
+        Routes of these families count, in any table.
         """
         names = {each.index: each.name for each in self.interfaces().values()}
         found: set[str] = set()
@@ -118,13 +125,13 @@ class Host:
         return tuple(sorted(found))
 
     def has_link_addresses(self, interface: str) -> bool:
-        """Say whether neighbours on an interface have MACs; False for one that doesn't exist."""
+        """Say whether neighbours on an interface have MACs; False if it doesn't exist."""
         known = self.interfaces().get(interface)
         return known is not None and known.has_link_addresses
 
     def local_addresses(self) -> tuple[Address, ...]:
         """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""
-        self._addresses_at_s = None  # asked seldom, and told to neighbours
+        self._addresses_at_s = None  # asked seldom, and neighbours are told the answer
         found = {
             each.local
             for each in self._all_addresses()
@@ -133,7 +140,7 @@ class Host:
         return tuple(sorted(found, key=lambda address: (address.version, int(address))))
 
     def networks(self, interface: str) -> tuple[Prefix, ...]:
-        """Return the networks that an interface's own addresses are of, at most a second old; no link-local ones.
+        """Return the networks of an interface's own addresses, at most a second old, except link-local ones.
 
         On a point-to-point link that is the other end's address. Raises KernelError.
         """
@@ -147,14 +154,15 @@ class Host:
         return tuple(sorted(found, key=lambda network: (network.version, network)))
 
     def _all_addresses(self) -> list[OwnAddress]:
-        """Return all addresses, at most a second old: a check asks for those of each of hundreds of interfaces."""
+        """Return all addresses, at most a second old, since a check asks for the addresses of hundreds of interfaces.
+        """
         now_s = self._now_s()
         if self._addresses_at_s is None or now_s - self._addresses_at_s > _FACTS_MAX_AGE_S:
             self._addresses, self._addresses_at_s = rtnetlink.own_addresses(self._kernel), now_s
         return self._addresses
 
     def routed_networks(self, version: int, interfaces: Iterable[str]) -> tuple[Prefix, ...]:
-        """Return the prefixes of a family that go to other routers out of these interfaces, default ones left out.
+        """Return the prefixes that are routed through other routers on these interfaces, except default routes.
 
         Raises KernelError.
         """
@@ -170,10 +178,10 @@ class Host:
         return tuple(sorted(found))
 
     def routes_beyond(self, interface: str, own: Sequence[Prefix], most: int) -> tuple[Prefix, ...]:
-        """Return some routes out of an interface, `most` of each family, that aren't within its own networks.
+        """Return up to `most` routes of each family on an interface that aren't within its own networks.
 
-        The kernel is asked for this interface's routes alone, in any table, and not to the end: there may be a million.
-        Raises KernelError.
+        The kernel is asked for this interface's routes only, in any table. There may be a million, so reading ends
+        early. Raises KernelError.
         """
         known = self.interfaces().get(interface)
         found: dict[Prefix, None] = {}
@@ -186,7 +194,7 @@ class Host:
         return tuple(found)
 
     def interface_towards(self, destination: Address) -> str:
-        """Return the name of the interface that a packet to a destination leaves by now, or "" when there is no route.
+        """Return the name of the interface by which a packet to a destination leaves now; "" if there is no route.
 
         Raises KernelError.
         """
@@ -195,13 +203,14 @@ class Host:
         return next((each.name for each in self.interfaces().values() if each.index in indexes), "")
 
     def route_prefix(self, destination: Address) -> Prefix | None:
-        """Return the prefix of the route through another router that a destination takes, or None.
+        """Return the prefix of the route that a destination takes, if it leads through another router; else None.
 
-        None too where the destination is on a link of ours: such hosts are each their own, a network behind a router
-        is known to us as a whole.
+        A host on a link of ours is sold by itself. A network behind a router is known to us only as a whole.
 
-        Remembered for some seconds and bounded, as strangers choose the destinations.
-        Raises: KernelError when the kernel doesn't answer.
+        Strangers choose the destinations, so answers are remembered for some seconds, and only a limited number of
+        them.
+
+        Raises: KernelError if the kernel doesn't answer.
         """
         now_s = self._now_s()
         known = self._routes.get(destination)
@@ -216,9 +225,9 @@ class Host:
         return prefix
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], pause_s: float = 0.2) -> None:
-        """Call on_change in the loop after links, addresses or routes changed, at most once a pause.
+        """Call on_change in the loop after links, addresses or routes changed, at most once in each pause.
 
-        What was remembered is forgotten first.
+        Remembered facts are forgotten first.
         """
 
         def forget_and_tell() -> None:
@@ -245,7 +254,7 @@ class Host:
         self._kernel.close()
 
     def _look_up(self, destination: Address) -> Prefix | None:
-        """Ask the kernel for the matching route."""
+        """Ask the kernel for the route that a destination takes."""
         route = self._get_route(destination, rtnetlink.RTM_F_FIB_MATCH)
         if route is None or not (route.is_unicast and route.has_gateway):
             return None
@@ -253,7 +262,7 @@ class Host:
         return network_class((destination.packed, route.prefix_length), strict=False)
 
     def _get_route(self, destination: Address, flags: int = 0) -> rtnetlink.Route | None:
-        """Ask the kernel which route a destination takes; None: there is none."""
+        """Ask the kernel which route a destination takes; None if there is none."""
         try:
             return rtnetlink.route_of(rtnetlink.ask_route(self._kernel, destination, flags))
         except OSError as error:
@@ -263,9 +272,11 @@ class Host:
 
 
 class Bell:
-    """Rings when the kernel says that links, addresses or routes changed; at most once a pause.
+    """Rings when the kernel announces that links, addresses or routes changed, at most once in each pause.
 
-    Args: loop: on_ring is called in it. pause_s: from the first change to the ring, collecting what else comes.
+    Args:
+        loop: on_ring is called in it.
+        pause_s: from the first change to the ring; further changes in this time ring only once.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_ring: Callable[[], None], pause_s: float) -> None:

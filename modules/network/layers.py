@@ -103,7 +103,8 @@ def is_elsewhere(name: str, interfaces: Mapping[str, Interface], seen_to: Iterab
 def in_place_of(name: str, interfaces: Mapping[str, Interface]) -> tuple[str, ...]:
     """Return the interfaces of this network namespace on which a left-out interface's packets arrive. Pure.
 
-    That is the interface that it is a port of, or a passthru macvlan, and so on up; itself if an ipvlan shares it.
+    For a port or the lower interface of a passthru macvlan that is the upper interface, or one further up. For the
+    lower interface of an ipvlan it is the interface itself, since it shares its packets.
     """
     by_index = {each.index: each for each in interfaces.values()}
     found, waiting = dict[str, None](), [interfaces[name]] if name in interfaces else []

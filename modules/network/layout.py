@@ -1,7 +1,7 @@
 """Layout: the meter's tables in bytes, as meter.h has them. Native byte order; addresses as on the wire.
 
-meter.h's LAYOUT and this one's grow together, and BOOKS with them. A running meter with another number is never
-adopted: what its contracts used is booked, and they are made anew.
+LAYOUT here and in meter.h are raised together, with a new entry in BOOKS. A running meter with another number is never
+adopted: what its contracts used is charged, and the contracts are made anew.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ WORD_MASK = (1 << 64) - 1
 NEVER_NS, _ENDLESS_S = (1 << 63) - 1, 1e9
 _MARK_FACTOR = 0x9E3779B97F4A7C15
 
-# id; what the counters showed, less what the contract had used already, when it took its slot; destination; neighbour;
-# prefix length, version, role; generation.
+# Id; two counters when the contract took its slot, less what it had used before; destination; neighbour; prefix length,
+# version, role; generation.
 LABEL = struct.Struct("=16sqq16sIBBBxI4x")
 LABEL_ID_BYTES, LABEL_BASE_TO_AT, LABEL_NEIGHBOUR_AT = 16, 16, 48
-# identity; what the account had spent when it took its slot; its limit / 2^32, which tells how often the words wrapped.
+# Identity; what had been spent in the slot when the account took it; its limit / 2^32, to know how often words wrapped.
 IDENTITY = struct.Struct("=32sQqI12x")
 IDENTITY_LIMIT_AT = 40
 ENTRY = struct.Struct("=II")
@@ -88,7 +88,7 @@ NEIGHBOUR = struct.Struct("=IIIIQQ12s4x")
 FLOW_MEMORY, FLOW_PLACE = struct.Struct("=IIQ"), struct.Struct("=II")
 FLOW_NS = 600 * 10**9
 FLOWS_MOST = 1 << 19
-OUR_FLOWS, STRANGERS_FLOWS = 0, 0xFFFFFFFF  # payers that are no neighbour's number
+OUR_FLOWS, STRANGERS_FLOWS = 0, 0xFFFFFFFF  # payers that aren't neighbours
 HINT = struct.Struct("=IIQ")
 EARLY_KEY = struct.Struct("=I16s")
 EARLY_VALUE = struct.Struct("=QQQQ")
@@ -99,7 +99,7 @@ _LINK = struct.Struct("=I6s")
 _FREE_HEAD = struct.Struct("=II")
 _RATED = 0x100
 _MARK_BYTES = 8
-_THIS_HOST: tuple[Prefix, ...] = (ip_network("127.0.0.1"), ip_network("::1"))  # nothing from a link is bound for these
+_THIS_HOST: tuple[Prefix, ...] = (ip_network("127.0.0.1"), ip_network("::1"))  # no packet from a link goes there
 
 
 class Counter(IntEnum):
@@ -120,24 +120,24 @@ class Counter(IntEnum):
 
 
 def make_tag(generation: int, slot: int = NO_ACCOUNT, blocked: bool = False) -> int:
-    """Return the tag of a line in use. Args: slot: of the account that pays for a contract."""
+    """Return the tag of a slot in use. Args: slot: that of the account that pays for a contract."""
     return VALID | BLOCKED * blocked | generation << 8 | slot << 32
 
 
 def generation_of(tag: int) -> int:
-    """Return which use of its slot a tag is of."""
+    """Return the generation in a tag: which use of the slot it belongs to."""
     return tag >> 8 & GENERATION_MASK
 
 
 def next_generation(generation: int) -> int:
-    """Return the generation of a slot's next use; 0 is of none, as a table begins with zeroes."""
+    """Return the generation of a slot's next use. 0 is never one, since an unused table is all zeroes."""
     return generation % GENERATION_MASK + 1
 
 
 def instant_ns(now_ns: int, in_s: float) -> int:
-    """Return the instant of the kernel's clock that is so far from now; 0 or less is over.
+    """Return the time on the kernel's clock in so many seconds; 0, which is always past, for 0 seconds or less.
 
-    The clock that the programs read is up to a tick behind ours, so that now itself would still be to come.
+    The clock that the programs read is up to a tick behind ours, so for them our present time is still in the future.
     """
     if in_s <= 0:
         return 0
@@ -145,7 +145,7 @@ def instant_ns(now_ns: int, in_s: float) -> int:
 
 
 def mark_of(limit: int, tag: int) -> int:
-    """Return what the kernel's mark is after a packet met this limit."""
+    """Return the kernel's mark after a packet met this limit."""
     return limit ^ (generation_of(tag) * _MARK_FACTOR & WORD_MASK)
 
 
@@ -156,17 +156,18 @@ def signed(difference: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Where a LAYOUT's tables keep what must be booked by whichever daemon finds them: what contracts used.
+    """Books: where a LAYOUT's tables have what every later version must be able to charge: what contracts used.
 
-    The same in every LAYOUT: all tables' names begin with TABLES_BEGIN. In `ngp_config` the lower half of the second
-    word is the LAYOUT itself, and the lowest four bits of the first are SELLS, BUYS and the families. `ngp_interfaces`
-    has the flags of each mesh interface. A contract is in use where the lowest bit of its line's tag is set.
+    This is the same in every LAYOUT: all tables' names begin with TABLES_BEGIN. In `ngp_config` the lower half of the
+    second word is the LAYOUT itself, and the lowest four bits of the first are SELLS, BUYS and the families.
+    `ngp_interfaces` has the flags of each mesh interface. A contract is in use if the lowest bit of its line's tag is
+    set.
 
     Attributes:
         contracts, labels: names of tables.
-        line_words: of a contract's line, 8 bytes each; the next ones are places in it.
-        limit: 0 there lets nothing more pass.
-        label: begins with the contract's id and what `used_to` and the rest of `used` showed when it began.
+        line_words: the number of words, of 8 bytes, in a contract's line.
+        tag, limit, used, used_to: places in the line; a limit of 0 lets nothing more pass.
+        label: begins with the contract's id, and what `used_to` and the rest of `used` showed when the contract began.
     """
 
     contracts: str
@@ -190,16 +191,16 @@ _BOOKS_7 = Books(
     label=struct.Struct("=16sqq16sIBBBxI4x"),
 )
 BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7}
-"""By LAYOUT. An entry never changes, and stays when LAYOUT grows: `former.last_readings` reads old tables by it."""
+"""By LAYOUT. An entry never changes, and stays when LAYOUT is raised: `former.last_readings` reads old tables by it."""
 
 
 def prefixes_flag(role: Role, version: int) -> int:
-    """Return the config flag that says there are contracts for more than a host."""
+    """Return the flag in ngp_config that says that there are contracts for prefixes of several addresses."""
     return 1 << (8 + 2 * ROLE[role] + (version == 6))
 
 
 def link_key(ifindex: int, link_address: bytes) -> bytes:
-    """Return a neighbour's place on its link, 10 bytes; the MAC is zero where there are none."""
+    """Return the key of a neighbour's link, 10 bytes; the MAC is zero on interfaces without MACs."""
     return _LINK.pack(ifindex, link_address.ljust(6, b"\0"))
 
 
@@ -226,7 +227,8 @@ def our_key(address: Address) -> bytes:
 def held_key(link: bytes, payload: bytes) -> bytes | None:
     """Return the key of a held packet, as `hold` in meter.bpf.c makes it. Pure; takes hostile bytes.
 
-    Args: payload: from the IP header on. Returns: None where it isn't one that the kernel would have read so.
+    Args: payload: from the IP header on.
+    Returns: None if it isn't a packet for which the kernel would have made a key.
     """
     version = payload[0] >> 4 if payload else 0
     transport = (payload[0] & 15) * 4 if version == 4 else 40
@@ -244,7 +246,7 @@ def is_host(prefix: Prefix) -> bool:
 
 
 def read_prefix(version: int, address: bytes, bits: int) -> Prefix:
-    """Return the destination of a label."""
+    """Return the destination in a label."""
     return IPv4Network((address[:4], bits)) if version == 4 else IPv6Network((address, bits))
 
 
@@ -256,12 +258,12 @@ def address_bytes(prefix: Prefix) -> bytes:
 def free_tables(
     free: tuple[FreeRule, ...], services: tuple[FreeRule, ...], own: tuple[FreeRule, ...] = ()
 ) -> dict[int, dict[bytes, bytes]]:
-    """Flatten FREE_DESTINATIONS and PAYMENT_SERVICES, whose protocols are marked.
+    """Return the entries of the tables of free destinations. Payment services are in them too, marked in the protocol.
 
-    Services for which there is no room (`left_out`) aren't there: which addresses are ours, and so how many services
-    meet under one, changes as the daemon runs, and the gate may not depend on it.
+    Services for which there is no room (see `left_out`) aren't entered. That is no error, as the number of services at
+    one host changes while the daemon runs: it depends on which addresses are ours.
 
-    Args: own: services of this host, which stand under its loopback address in both families, whichever was written.
+    Args: own: services of this host. They are entered under its loopback address in both families.
     Returns: for each family, key -> value.
     """
     services = _placed(services, own)
@@ -282,7 +284,7 @@ def free_tables(
 def left_out(
     free: tuple[FreeRule, ...], services: tuple[FreeRule, ...], own: tuple[FreeRule, ...]
 ) -> tuple[FreeRule, ...]:
-    """Return the services for which `free_tables` has no room, the last ones of their host, as they were written."""
+    """Return the services for which `free_tables` has no room: the last ones of their host, as they were written."""
     placed = _placed(services, own)
     crowd = {
         (prefix, pair)
@@ -299,5 +301,5 @@ def _placed(services: tuple[FreeRule, ...], own: tuple[FreeRule, ...]) -> tuple[
 
 
 def _rated(prefix: Prefix, services: tuple[FreeRule, ...]) -> dict[tuple[int | None, int | None], None]:
-    """Return the payment services at a prefix, each pair once, in order."""
+    """Return the payment services at a prefix in order, each pair of protocol and port once."""
     return dict.fromkeys((rule.protocol, rule.port) for rule in services if rule.prefix == prefix)

@@ -1,7 +1,7 @@
-"""Lines: a table of 64-byte lines in mapped memory, and a label beside each that only user space reads.
+"""Lines: a table of 64-byte lines in mapped memory, each with a label that only user space reads.
 
-Contracts and accounts both stand in such tables. A line's words are stored and read one by one, eight aligned bytes at
-a time, as the kernel does.
+Contracts and accounts are in such tables. A line's words are written and read one by one, eight aligned bytes at a
+time, as the kernel does it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PAGE_BYTES = 4096
 
 
 class Lines:
-    """Maps lines and labels. Args: lines, labels: two tables of as many entries each."""
+    """Maps lines and labels. Args: lines, labels: two tables with the same number of entries."""
 
     def __init__(self, lines: Table, labels: Table) -> None:
         self.slots_max: int = lines.entries
@@ -25,7 +25,7 @@ class Lines:
         self._pages: list[bytes] = []
 
     def used_before(self) -> Iterator[int]:
-        """Yield the slots up to the last whose label was ever written, and some more; pages behind cost little."""
+        """Yield the slots up to the last one whose label was ever written, and a few more; unused pages cost little."""
         end, empty, last = self.slots_max * LINE_BYTES, bytes(_PAGE_BYTES), 0
         for start in range(0, end, _PAGE_BYTES):
             page = self.labels[start : min(start + _PAGE_BYTES, end)]
@@ -35,9 +35,9 @@ class Lines:
                 last = until
 
     def changed(self, slots: int) -> Iterator[int]:
-        """Yield, of the first so many slots, those where the kernel wrote since the last call.
+        """Yield those of the first `slots` slots where the kernel wrote since the last call.
 
-        Whole pages are compared with what they were: lines that stay as they are cost next to nothing.
+        Whole pages are compared with their former content, so unchanged lines cost next to nothing.
         """
         for index, start in enumerate(range(0, slots * LINE_BYTES, _PAGE_BYTES)):
             page = self._lines[start : start + _PAGE_BYTES]
@@ -54,7 +54,7 @@ class Lines:
                     yield start // LINE_BYTES + line // LINE_WORDS
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the mapped memory."""
         for view in (self.words, self.label_words, self.label_halves):
             view.release()
         self._lines.close()

@@ -1,8 +1,7 @@
 """The loaded meter: its programs and tables, and what they are told about interfaces, free traffic and rates.
 
-`widen`, `hook` and `narrow` are the three steps of a change, in the order that never leaves a packet unmetered: first
-the kernel learns what is new, then programs are attached (and the gate is changed, which isn't done here), then what is
-no longer wanted goes.
+A change has three steps, in the order that never leaves a packet unmetered. `widen` tells the kernel what is new.
+`hook` attaches programs; then the caller changes the gate. `narrow` removes what is no longer wanted.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ngp.modules.network.neighbours import NeighbourTable
 from ngp.ports import DesiredNetwork, FreeRule
 
 HOLD_WINDOW_NS = 1_000_000_000
-HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # of one destination in a window: for anybody, and for who has paid
+HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # of one destination in a window: for anybody, and for those that have paid
 _HOSTS_SPARE = 1024
 _FLOWS_A_CONTRACT, _FLOWS_LEAST = 4, 1 << 14
 GATE_PROGRAMS = ("xt_unpaid_up", "xt_unpaid_mesh", "xt_unpaid_lan", "xt_unknown", "xt_over_rate")
@@ -39,7 +38,7 @@ class Meter:
     Args:
         adopted: tables of a running meter to go on with, or none; closed here.
         folder: mounted BPF file system for the pins.
-        index_of: an interface's index by name, or None when it doesn't exist.
+        index_of: returns an interface's index by name, or None if it doesn't exist.
     Raises: KernelError.
     """
 
@@ -88,7 +87,7 @@ class Meter:
             self._open = undo.pop_all()
 
     def take_over(self, interfaces: dict[int, int]) -> None:
-        """Know where a former meter's programs hang: `narrow` takes off those that ours don't take the place of.
+        """Note where a former meter's programs are attached: `narrow` removes those that ours don't replace.
 
         Args: interfaces: flags by index, as `read_interfaces` returns them.
         """
@@ -96,11 +95,11 @@ class Meter:
             self._set_interface(index, flags)
 
     def use_tcx(self, wanted: bool | None) -> bool:
-        """Say which hook is in use."""
+        """Say whether tcx is used, else clsact."""
         return hooks.has_tcx() if wanted is None else wanted
 
     def widen(self, desired: DesiredNetwork, host: Host) -> None:
-        """Tell the kernel what is new, before anything asks it."""
+        """Tell the kernel what is new, before any program needs it."""
         self._rewrites = desired.sells and rewrites.may_happen(desired.families)
         own = host.local_addresses()[: layout.MOST_OURS] if self._rewrites else ()
         self._ours = {layout.our_key(address) for address in own}
@@ -128,7 +127,7 @@ class Meter:
         self.neighbours.follow(self.contracts)
 
     def hook(self, desired: DesiredNetwork, use_tcx: bool | None) -> None:
-        """Attach to the mesh interfaces."""
+        """Attach the programs to the mesh interfaces."""
         tcx = self.use_tcx(use_tcx)
         wanted = [Direction.OUT, Direction.IN] if desired.buys or self._rewrites else [Direction.OUT]
         for name in desired.mesh_interfaces:
@@ -139,7 +138,7 @@ class Meter:
                     self._set_interface(index, flags)
 
     def narrow(self, desired: DesiredNetwork) -> None:
-        """Take away what is no longer wanted."""
+        """Remove what is no longer wanted."""
         self.desired = desired
         mesh = {self._index_of(name) for name in desired.mesh_interfaces}
         kept = mesh | {self._index_of(name) for name in desired.lan_interfaces}
@@ -169,7 +168,7 @@ class Meter:
         self._flags[0] = stay | self._config_flags(desired, layer3) | layout.ALONE * alone
 
     def close(self) -> None:
-        """Let go of memory and descriptors."""
+        """Release the mapped memory, and close descriptors."""
         self.contracts.close()
         self._open.close()
 
@@ -178,7 +177,7 @@ class Meter:
         return _config_flags(desired, layer3) | flags
 
     def sent_to(self, interface: int, link_address: bytes, payload: bytes) -> Address | None:
-        """Return where a held packet was sent, if this host has rewritten its destination; else None."""
+        """Return where a held packet was sent if this host has rewritten its destination; else None."""
         if not self._rewrites:
             return None
         key = layout.held_key(self.neighbours.first_link(layout.link_key(interface, link_address)), payload)
@@ -198,7 +197,7 @@ class Meter:
     def _require_index(self, name: str) -> int:
         index = self._index_of(name)
         if index is None:
-            raise MomentError(  # it was there when the host was looked at
+            raise MomentError(  # it existed when the interfaces were listed
                 f"interface {name} doesn't exist; correct MESH_INTERFACES: ip -brief link shows those there are"
             )
         return index
@@ -225,7 +224,7 @@ class Meter:
         self._config[8 : 8 + len(tail)] = tail
 
     def _bind_and_pin(self, folder: Path) -> None:
-        """Tie all tables to the egress program, so that who finds it on an interface finds them; then pin."""
+        """Pin all tables, and bind them to the egress program, so that the program on an interface leads to them."""
         program = self.programs.program(hooks.OUT_PROGRAM)
         for name, table in self.tables.items():
             result = library().bpf_prog_bind_map(program, table.descriptor, None)
@@ -236,9 +235,9 @@ class Meter:
 
 
 def table_sizes(contracts_max: int) -> dict[str, int]:
-    """Return the entries of those tables that grow with CONTRACTS_MAX; hosts also hold neighbours' own addresses.
+    """Return the sizes of those tables that grow with CONTRACTS_MAX. Hosts also have the neighbours' own addresses.
 
-    For flows it is so on small routers alone, whose memory customers could use up.
+    The table of flows depends on it on small routers only, whose memory customers could use up.
     """
     hosts = 1 << (contracts_max + _HOSTS_SPARE - 1).bit_length()
     flows = max(_FLOWS_LEAST, min(layout.FLOWS_MOST, _FLOWS_A_CONTRACT << (contracts_max - 1).bit_length()))
@@ -250,7 +249,7 @@ def table_sizes(contracts_max: int) -> dict[str, int]:
 
 
 def _services(desired: DesiredNetwork) -> tuple[FreeRule, ...]:
-    """Return what lanes lead to; who sells nothing has no gate to let services through."""
+    """Return the destinations of lanes. A node that sells nothing has no gate, and so no lanes."""
     return desired.services if desired.sells else ()
 
 
@@ -280,7 +279,7 @@ def _config_words(tables: dict[str, Table]) -> Iterator[memoryview]:
 
 
 def read_layout(tables: dict[str, Table]) -> int:
-    """Return the LAYOUT of a running meter, whichever it is; 0 where it can't be told."""
+    """Return the LAYOUT of a running meter, of whatever version; 0 if it can't be read."""
     if layout.CONFIG not in tables:
         return 0
     with _config_words(tables) as words:

@@ -1,7 +1,7 @@
 """What the operator's rules do to a mesh network's addresses on their way out of an upstream interface: read only.
 
-Rules are read as text, as there is no question that the kernel answers. What a rule also asks for (a mark, a set, a
-jump from another chain) can't be answered here, so such a rule is said to translate under conditions.
+The kernel can't be asked for this, so rules are read as text. A rule may also test something that isn't known here (a
+mark, a set, a jump from another chain). Such a rule is reported as translating under conditions.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Translation:
     """A rule that changes source addresses.
 
     Attributes:
-        versions: of IP that it is for.
-        out: patterns of the interfaces that it is for, or that it isn't for (out_not); empty: all.
+        versions: the IP versions that it applies to.
+        out: patterns of the interfaces that it applies to, or that it excludes (out_not); empty: all interfaces.
         source: likewise for source addresses.
-        is_certain: nothing else is asked of a packet.
+        is_certain: it tests nothing else of a packet.
         text: the rule as it was listed.
     """
 
@@ -44,11 +44,11 @@ class Translation:
     text: str
 
     def leads_out(self, interface: str) -> bool:
-        """Say whether the rule is for what leaves by an interface."""
+        """Say whether the rule applies to packets that leave by an interface."""
         return not self.out or any(fnmatch.fnmatchcase(interface, each) for each in self.out) != self.out_not
 
     def covers(self, network: Prefix) -> bool | None:
-        """Say whether the rule is for all of a network's addresses; None: for some of them."""
+        """Say whether the rule applies to all of a network's addresses; None: to some of them."""
         if network.version not in self.versions:
             return False
         if not self.source:
@@ -62,7 +62,10 @@ class Translation:
 
 
 def of_network(rules: Sequence[Translation], network: Prefix, interface: str) -> str:
-    """Say what becomes of a network's addresses out of an interface: the first rule that is for it, or "". Pure."""
+    """Say what happens to a network's addresses on an interface, by the first rule that applies; "" if none does.
+
+    Pure.
+    """
     perhaps = ""
     for rule in rules:
         covers = rule.covers(network) if rule.leads_out(interface) else False
@@ -103,7 +106,7 @@ def _saved_rule(line: str, version: int) -> Iterator[Translation]:
 
 
 def parse_ruleset(text: str) -> list[Translation]:
-    """Read `nft list ruleset`; rules of iptables-nft aren't taken, as its own command lists them better. Pure."""
+    """Read `nft list ruleset`, without the rules of iptables-nft, which its own command lists better. Pure."""
     found = []
     versions: tuple[int, ...] = ()
     is_base = False
@@ -152,5 +155,5 @@ def _values(match: re.Match[str] | None) -> list[str]:
 
 
 def _pattern(name: str) -> str:
-    """Turn an interface's name as iptables (`eth+`) and nft (`eth*`) write it into a pattern."""
+    """Turn an interface's name in the form of iptables (`eth+`) or nft (`eth*`) into a pattern."""
     return name[:-1] + "*" if name.endswith("+") else name

@@ -1,7 +1,7 @@
-"""Flow offloading: what forwards packets past FORWARD, and so past the meter, in silence; by software or by the card.
+"""Flow offloading: software or a card forwards packets without FORWARD, and so past the meter, without a sign.
 
-A check names it, a start and a reload refuse it: nft's flowtables, OpenWrt's iptables rule, and traffic control in
-hardware, on mesh interfaces and on whatever carries their frames.
+A check reports it, a start and a reload refuse it: nft's flowtables, OpenWrt's iptables rule, and traffic control in
+hardware, on mesh interfaces and on all devices that carry their frames.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _NAME = "flow offloading"
 
 
 def check(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterator[Check]:
-    """Look for flow offloading on mesh interfaces, and on all that stands beneath them.
+    """Look for flow offloading on mesh interfaces and on all devices beneath them.
 
     Args: known: all interfaces by name.
     """
-    if not rights.holds(rights.NET_ADMIN):  # the rules of others can't be seen, and would seem to be none
+    if not rights.holds(rights.NET_ADMIN):  # without this right all rule sets look empty
         yield rights.not_tried(_NAME)
         return
     beneath = layers.beneath(known, desired.mesh_interfaces)
@@ -52,7 +52,7 @@ def _is_in_hardware(ethtool: str, name: str) -> bool:
 
 
 def _named(beneath: Mapping[str, str], devices: Iterable[str]) -> str:
-    """Name those devices that carry a mesh interface's traffic, each with the mesh interface that stands on it."""
+    """Name the devices that carry a mesh interface's traffic, each with its mesh interface."""
     named = [each for each in sorted(devices) if each in beneath]
     return ", ".join(each if beneath[each] == each else f"{each} (beneath {beneath[each]})" for each in named)
 

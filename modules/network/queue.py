@@ -1,11 +1,13 @@
 """Held packets: the first packets to a destination wait here, in the kernel, while the daemon negotiates.
 
-A packet is held by not giving its verdict. Nothing that a stranger sends may grow without bound or take the loop's
-time: the table of held packets is bounded in total and for each neighbour (else one flooding neighbour would hold every
-place), each wake-up reads a limited burst, and addresses are read with struct, since a general parser would be some
-twenty times slower. Released means REPEAT: the packet meets the gate again and is charged like any other; a plain
-accept would be a free packet. Nothing is passed when nobody decides: the rule has no bypass, the queue no fail-open,
-and when the process dies the kernel drops what was held.
+A packet is held as long as it gets no verdict. Nothing that a stranger sends may grow without bound or take much of the
+loop's time. So the table of held packets is bounded, in total and for each neighbour, since one flooding neighbour
+would otherwise take every place. Each wake-up reads a limited burst. Addresses are read with struct; a general parser
+would be some twenty times slower.
+
+Released means REPEAT: the packet meets the gate again and is charged like any other; a plain accept would carry it for
+nothing. Without a decision nothing passes: the rule has no bypass, the queue has no fail-open, and when the process
+dies, the kernel drops the held packets.
 """
 
 from __future__ import annotations
@@ -47,15 +49,15 @@ class _Held:
 
 
 class _BurstSocket(socket.socket):
-    """The queue's socket as `run_socket` wants it, saying "nothing left" after a burst.
+    """The queue's socket as `run_socket` needs it; it reports "nothing left" after a burst.
 
-    NetfilterQueue's own `run(block=False)` reads until the socket is empty; under a flood that is never.
+    NetfilterQueue's own `run(block=False)` reads until the socket is empty, which never happens under a flood.
     """
 
     left = 0
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """Receive one message without waiting; BlockingIOError when the burst is used up."""
+        """Receive one message without waiting. Raises BlockingIOError at the end of the burst."""
         if self.left <= 0:
             raise BlockingIOError(errno.EAGAIN, "burst used up")
         self.left -= 1
@@ -66,7 +68,7 @@ def parse_addresses(payload: bytes) -> tuple[Address, Address, int] | None:
     """Read source, destination and length of an IP packet. Pure; takes hostile bytes.
 
     Args: payload: from the IP header on; may be cut short behind it.
-    Returns: None when it isn't a sound IPv4 or IPv6 header.
+    Returns: None if it has no valid IPv4 or IPv6 header.
     """
     version = payload[0] >> 4 if payload else 0
     if version == 4 and len(payload) >= 20:
@@ -87,9 +89,10 @@ class HeldQueue:
         number: NFQUEUE number.
         on_held: called in the loop once for every packet that is held; may decide at once.
         has_link_addresses: says whether neighbours on an interface have a MAC.
-        sent_to: where a packet was sent whose destination this host has rewritten (interface's index, link address,
-            packet from the IP header on); None: it is the same.
-        held_max, per_neighbour_max: packets kept in all, and for one (interface, link address); beyond: dropped.
+        sent_to: returns where a packet was sent if this host has rewritten its destination, else None. Its arguments:
+            the interface's index, the link address, the packet from the IP header on.
+        held_max, per_neighbour_max: the most packets that are kept in all, and for one (interface, link address); more
+            are dropped.
         monotonic_s: the clock.
     """
 
@@ -119,9 +122,9 @@ class HeldQueue:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Bind the queue and receive in the loop, whose thread is the one that must call `close`.
+        """Bind the queue and receive in the loop. Call `close` in the same thread.
 
-        Raises: KernelError when the number is taken or rights are missing.
+        Raises: KernelError if the number is taken or rights are missing.
         """
         self.bind()
         assert self._queue is not None
@@ -130,11 +133,11 @@ class HeldQueue:
         loop.add_reader(self._socket.fileno(), self._read)
 
     def bind(self) -> None:
-        """Bind the queue alone; nothing is read yet. Raises KernelError."""
+        """Bind the queue only; nothing is read yet. Raises KernelError."""
         try:
             queue = netfilterqueue.NetfilterQueue()  # needs rights, and a kernel that has queues
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # a smaller socket buffer only loses packets earlier
+                warnings.simplefilter("ignore", RuntimeWarning)  # with a smaller buffer packets only get lost sooner
                 queue.bind(
                     self._number,
                     self._receive,
@@ -147,7 +150,7 @@ class HeldQueue:
         self._queue = queue
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
-        """Decide about a held packet; a handle already decided is passed over."""
+        """Decide about a held packet; one that was decided about before is ignored."""
         held = self._held.pop(handle, None)
         if held is None:
             return
@@ -164,7 +167,7 @@ class HeldQueue:
             self._counts["prohibited"] += 1
 
     def expire(self, max_age_s: float) -> list[int]:
-        """Drop what has been held longer than max_age_s; return the handles."""
+        """Drop packets that have been held longer than max_age_s; return their handles."""
         limit_s = self._now_s() - max_age_s
         old = []
         for handle, held in self._held.items():  # in order of arrival
@@ -178,8 +181,9 @@ class HeldQueue:
     def counters(self) -> dict[str, int]:
         """Count packets.
 
-        Returns: held (now), released, dropped, prohibited (told by ICMP), malformed, over_limit (dropped at a bound of
-            the table; both part of dropped), queue_overflow (the kernel's: its queue or our socket was full).
+        Returns: held (now), released, dropped, prohibited (the sender was told by ICMP), malformed, over_limit (dropped
+            because the table was full; malformed and over_limit are part of dropped), queue_overflow (dropped by the
+            kernel, whose queue or our socket was full).
         """
         names = ("released", "dropped", "prohibited", "malformed", "over_limit")
         return {
@@ -189,7 +193,7 @@ class HeldQueue:
         }
 
     def close(self) -> None:
-        """Drop what is held and let go of the queue; safe to call twice. Call it in the loop's thread."""
+        """Drop what is held, and close the queue; safe to call twice. Call it in the loop's thread."""
         for handle in list(self._held):
             self.verdict(handle, Verdict.DROP)
         if self._socket is not None and self._loop is not None:
@@ -210,7 +214,7 @@ class HeldQueue:
             self._on_held(held)
 
     def _receive(self, packet: netfilterqueue.Packet) -> None:
-        """Keep a packet or drop it. Must not raise: it is called out of C."""
+        """Keep a packet or drop it. Must not raise, since C code calls it."""
         payload = packet.get_payload() if packet.get_payload_len() else b""
         addresses = parse_addresses(payload)
         interface = self._name(packet.indev)
@@ -277,7 +281,7 @@ class HeldQueue:
 
 
 def try_number(number: int) -> Check:
-    """Bind a queue and let go of it at once: its verdict is that of a start. Not beside a daemon, which has it."""
+    """Bind a queue and release it at once, to see whether a start could. Not while a daemon of ours has it."""
     queue = HeldQueue(number, lambda _packet: None, lambda _interface: False)
     try:
         queue.bind()

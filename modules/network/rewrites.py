@@ -1,8 +1,8 @@
-"""Rewrites: whether rules of this host may change where a packet goes (DNAT, REDIRECT), before it is routed.
+"""Rewrites: whether rules of this host may change a packet's destination (DNAT, REDIRECT) before it is routed.
 
-The meter then keeps in mind where each packet was sent; where there are no such rules, that costs nothing. Asked of the
-kernel with a message for nf_tables and one call for each legacy table, as it is asked every few seconds. A rule that
-only looks like it costs a little; so any rule in a chain of type nat at the prerouting hook counts.
+If so, the meter remembers where each packet was sent; if not, that costs nothing. This is asked every few seconds, so
+it must be cheap: one message to nf_tables, and one call for each legacy table. To take a harmless rule for such a rule
+costs little. So any rule counts that is in a chain of type nat at the prerouting hook.
 
 Source: linux/netfilter/nf_tables.h, linux/netfilter_ipv4/ip_tables.h
 """
@@ -30,7 +30,10 @@ _INFO = struct.Struct("=32sI5I5III")  # struct ipt_getinfo
 
 
 def may_happen(versions: Iterable[int]) -> bool:
-    """Say whether there are such rules for a family. What can't be asked has none: no nf_tables, no rights."""
+    """Say whether there are such rules for these families.
+
+    A table that can't be read (no nf_tables, no rights) has none.
+    """
     return any(_in_nftables(version) or _in_legacy(version) for version in versions)
 
 
@@ -43,7 +46,7 @@ def _in_nftables(version: int) -> bool:
 
 
 def _rewrites(chain: bytes) -> bool:
-    """Say whether a chain is of type nat, at prerouting, and has rules."""
+    """Say whether a chain has type nat, is at prerouting, and has rules."""
     said = dict(attributes(chain))
     hook = dict(attributes(said.get(_HOOK, b"")))
     at_prerouting = hook.get(_HOOK_NUMBER) == _PREROUTING.to_bytes(4, "big")
@@ -62,7 +65,7 @@ def _in_legacy(version: int) -> bool:
 
 
 def _get_info(asking: socket.socket, level: int) -> bytes:
-    """Ask for a legacy table by its name, which the kernel reads from the same buffer as it answers to."""
+    """Ask for a legacy table by its name. The kernel reads the name from the buffer into which it writes the answer."""
     buffer = ctypes.create_string_buffer(b"nat", _INFO.size)
     size = ctypes.c_uint32(_INFO.size)
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,4 @@
-"""Rights: which capabilities this thread has in force, and what is said where they are missing."""
+"""Rights: which capabilities this thread has in force, and what `ngp check` says if one is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check() -> Iterator[Check]:
 
 
 def not_tried(name: str) -> Check:
-    """Say that something was left out for want of rights."""
+    """Say that a check was left out because it needs root."""
     return Check(name, False, "not tried: needs root", _AS_ROOT)
 
 

@@ -1,10 +1,10 @@
-"""Sides: which interfaces that aren't mesh are ours (LAN), and which lead to others (upstream), and why.
+"""Sides: which of the interfaces that aren't mesh are ours (LAN), which lead to others (upstream), and why.
 
-What a neighbour sends to an upstream interface always needs its own contract, and what comes from one reaches no
-neighbour without one. A default route doesn't decide that: VPN clients set two halves of one, providers specific routes
-or 2000::/3. So an interface is a LAN by itself only where its routes, in any table, carry nothing but the networks of
-its own addresses. All others are upstream, those without addresses and those that come up a moment ago too: that costs
-a packet, the other mistake gives the uplink away.
+What a neighbour sends to an upstream interface always needs a contract of its own, and what comes from upstream reaches
+no neighbour without one. A default route doesn't decide which interfaces these are: VPN clients set two halves of one,
+providers set specific routes or 2000::/3. So an interface is a LAN by itself only if all of its routes, in any table,
+are within the networks of its own addresses. All others are upstream, also those without addresses and those that have
+just come up. To take a LAN for upstream costs a packet or two; to take an uplink for a LAN would give the uplink away.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Side:
     """An interface that isn't mesh.
 
     Attributes:
-        own: the networks of its own addresses. beyond: some routes out of it to other networks; empty: none.
+        own: the networks of its own addresses.
+        beyond: a few of its routes to other networks; empty: it has none.
     """
 
     name: str
@@ -33,12 +34,12 @@ class Side:
 
     @property
     def is_plain(self) -> bool:
-        """True where it carries only the networks of its own addresses."""
+        """Whether it carries only the networks of its own addresses."""
         return bool(self.own) and not self.beyond
 
 
 def look(host: Host, mesh: Sequence[str]) -> list[Side]:
-    """Look at all interfaces that exist, but lo, those of the mesh and those whose packets arrive on another.
+    """Look at all existing interfaces except lo, mesh interfaces, and those whose packets arrive on another interface.
 
     Raises: KernelError.
     """
@@ -52,19 +53,19 @@ def look(host: Host, mesh: Sequence[str]) -> list[Side]:
 
 
 def lan_of(sides: Sequence[Side], patterns: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of those that are ours. Pure. Args: patterns: LAN_INTERFACE; None: `auto`."""
+    """Return the names of the LANs. Pure. Args: patterns: LAN_INTERFACE; None: `auto`."""
     if patterns is None:
         return tuple(side.name for side in sides if side.is_plain)
     return expand_interfaces((side.name for side in sides), patterns, ())
 
 
 def upstream_of(sides: Sequence[Side], lan: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the others that lead somewhere now. Pure."""
+    """Return the names of the other interfaces that lead somewhere now. Pure."""
     return tuple(side.name for side in sides if side.beyond and side.name not in lan)
 
 
 def describe(side: Side, is_lan: bool) -> str:
-    """Say which class an interface has, and why. Pure."""
+    """Say which class an interface belongs to, and why. Pure."""
     beyond = f"{', '.join(map(str, side.beyond))}{', ...' if _has_more(side) else ''}"
     if is_lan and side.is_plain:
         return f"LAN: carries only its own networks ({', '.join(map(str, side.own))})"
@@ -76,7 +77,7 @@ def describe(side: Side, is_lan: bool) -> str:
 
 
 def may_be_ours(side: Side) -> bool:
-    """Say whether all that lies beyond it has private addresses: a LAN with another router in it, perhaps. Pure."""
+    """Say whether all networks beyond it are private: perhaps it is a LAN with another router in it. Pure."""
     return bool(side.beyond) and not _has_more(side) and all(each.is_private for each in side.beyond)
 
 

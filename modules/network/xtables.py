@@ -1,14 +1,15 @@
-"""The `security` tables of this host: read as text, changed in one piece, through whichever iptables the host uses.
+"""The `security` tables of this host: read as text, and changed in one piece by the iptables that the host uses.
 
-Two families of commands share the name iptables. Where `iptables` is the nf_tables variant, rules written to the legacy
-tables would be in force but invisible to the operator's tools; where it is legacy, the other way round. So the gate
-goes where the operator looks, by that variant's `iptables-restore --noflush`: one nf_tables transaction, or one
-SO_SET_REPLACE of the legacy table under the xtables lock. Either way no packet ever meets half a change, which is what
-makes it safe to rewrite a gate under traffic: an attacker who floods during `ngp reload` finds neither an open nor a
-shut moment. A library in our own process wouldn't do for the legacy table: iptables' own extension for `bpf` keeps the
-programs open that it looked at, as long as the process lives, and the names of its options change with its version.
+There are two families of iptables commands. If `iptables` is the nf_tables variant, rules in the legacy tables would be
+in force but invisible to the operator's tools, and the other way round. So the gate goes where the operator looks, by
+that variant's `iptables-restore --noflush`. That is one nf_tables transaction, or one SO_SET_REPLACE of the legacy
+table under the xtables lock. Either way no packet ever meets half a change. So a gate can be rewritten under traffic:
+an attacker who floods during `ngp reload` finds no moment at which the gate is open, nor one at which it refuses paid
+traffic.
 
-Never the kernel's own nft `queue` and `meta` here: the meter is a BPF program, and only xtables' `bpf` match calls one.
+A library in our own process wouldn't do for the legacy table. iptables' own extension for `bpf` keeps the programs open
+that it has seen, as long as the process lives, and its options have other names in other versions. nft's own `queue`
+and `meta` wouldn't do either: the meter is a BPF program, and only xtables' `bpf` match calls one.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from ngp.errors import KernelError, MomentError
 
 OWN_PREFIX = "NGP_"
 FORWARD, INPUT = "FORWARD", "INPUT"
-_HOOKS = (FORWARD, INPUT)  # those where a jump of ours may stand
-# An empty chain of this name says that the nft table was not there before us, so that clean-up may remove the table.
+_HOOKS = (FORWARD, INPUT)  # where our jumps may be
+# An empty chain of this name says that the nft table didn't exist before us, so clean-up may remove it.
 TABLE_MARK = "NGP_TABLE"
 NFT, LEGACY = "nft", "legacy"
 _JUMP = re.compile(rf"(?:-i (?P<inward>\S+) )?-j (?P<target>{OWN_PREFIX}\S+)")
@@ -38,11 +39,12 @@ _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of a chain of ours; the fields that are "" are not matched.
+    """One rule of a chain of ours; fields that are "" aren't tested.
 
     Attributes:
-        target: RETURN, DROP, NFQUEUE or a chain of ours. goto: `-g`: its RETURN goes to our caller.
-        program: path of a pinned socket filter; the rule matches when it returns other than 0.
+        target: RETURN, DROP, NFQUEUE or a chain of ours.
+        goto: use `-g`: a RETURN in the target goes to our caller.
+        program: path of a pinned socket filter; the rule matches if it returns anything but 0.
         queue_number: for NFQUEUE.
     """
 
@@ -69,9 +71,9 @@ Jumps = Mapping[str, Sequence[Rule]]  # by the hook where they stand
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What one security table holds: `chains` are ours only, as saved text; `hooks` all of FORWARD and INPUT.
+    """What one security table has: `chains` are only ours, as saved text; `hooks` are all rules of FORWARD and INPUT.
 
-    `foreign` is True when anything that isn't ours is in the table besides policies of ACCEPT.
+    `foreign` is True if the table has anything that isn't ours, except policies of ACCEPT.
     """
 
     exists: bool
@@ -81,7 +83,7 @@ class Standing:
 
     @property
     def jumps(self) -> dict[str, tuple[Rule, ...]]:
-        """Our jumps out of each hook that has any, in order."""
+        """Our jumps, for each hook that has any, in order."""
         found = {hook: [_JUMP.fullmatch(rule) for rule in rules] for hook, rules in self.hooks.items()}
         jumps = {
             hook: tuple(Rule(match["target"], match["inward"] or "") for match in matches if match)
@@ -92,11 +94,13 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One atomic change: jumps out and chains emptied, then chains written, then the jumps as their hook's first rules.
+    """One atomic change: jumps are removed, chains emptied, then chains written, and jumps put first at their hooks.
 
     Attributes:
-        drop_jumps: one entry a rule to delete. delete: chains to remove. chains: made or rewritten whole.
-        jumps: what shall stand at each hook's head.
+        drop_jumps: the rules to delete.
+        delete: chains to remove.
+        chains: chains to make or write anew.
+        jumps: what must be first at each hook.
     """
 
     drop_jumps: Jumps = field(default_factory=dict)
@@ -115,11 +119,14 @@ class Tables(Protocol):
         """Read the table. Raises KernelError."""
 
     def commit(self, standing: Standing, change: Change) -> None:
-        """Carry out a change of what was read, all of it or nothing. Raises KernelError."""
+        """Carry out a change of a table that was just read, completely or not at all. Raises KernelError."""
 
 
 def find_command(name: str) -> str | None:
-    """Return the path of a command, looking in the sbin folders too, which sudo and systemd may leave out."""
+    """Return the path of a command.
+
+    The sbin folders are searched too, as sudo and systemd may leave them out of PATH.
+    """
     return shutil.which(name, path=_SEARCH_PATH)
 
 
@@ -148,7 +155,7 @@ def run(words: Sequence[str], text: str = "") -> str:
 
 
 def run_or_nothing(words: Sequence[str]) -> str:
-    """Run a command that may fail where there is nothing to be told, and return what it prints then, too."""
+    """Run a command that may fail if there is nothing to list; return what it prints in either case."""
     try:
         return run(words)
     except KernelError:
@@ -156,7 +163,7 @@ def run_or_nothing(words: Sequence[str]) -> str:
 
 
 def saved_rules(*families: int) -> list[str]:
-    """Return all iptables rules of both variants; legacy tables are only read where they are loaded."""
+    """Return all iptables rules of both variants. Legacy tables are read only if they are loaded."""
     commands = []
     for family in families:
         command = "iptables" if family == 4 else "ip6tables"
@@ -166,12 +173,12 @@ def saved_rules(*families: int) -> list[str]:
 
 
 def variant_of(command: str) -> str:
-    """Say which variant an iptables command is, from `-V`: nft, or legacy (which before 1.8 said nothing)."""
+    """Return an iptables command's variant, from its `-V`: nft, or legacy (before 1.8 it named none)."""
     return NFT if "nf_tables" in run([command, "-V"]) else LEGACY
 
 
 def restore_text(change: Change, create_mark: bool = False) -> str:
-    """Render a change for `iptables-restore --noflush`. Pure."""
+    """Write a change for `iptables-restore --noflush`. Pure."""
     lines = ["*security"]
     lines += [f":{name} - [0:0]" for name in [*([TABLE_MARK] if create_mark else []), *change.chains]]
     lines += [f"-D {hook} {jump.text()}" for hook, jumps in change.drop_jumps.items() for jump in jumps]
@@ -184,7 +191,7 @@ def restore_text(change: Change, create_mark: bool = False) -> str:
 
 
 def parse_save(text: str) -> Standing:
-    """Take the output of `iptables-save -t security` apart. Pure."""
+    """Parse the output of `iptables-save -t security`. Pure."""
     chains: dict[str, list[str]] = {}
     hooks: dict[str, list[str]] = {}
     foreign = False
@@ -208,7 +215,7 @@ def parse_save(text: str) -> Standing:
 
 
 class NftTables:
-    """The security table that `iptables-nft` shows: one nf_tables transaction a change."""
+    """The security table of `iptables-nft`; each change is one nf_tables transaction."""
 
     variant = NFT
 
@@ -218,15 +225,15 @@ class NftTables:
         self._restore = restore
 
     def read(self) -> Standing:
-        """Read the table; one that doesn't exist isn't made by looking."""
+        """Read the table; reading doesn't create it."""
         standing = parse_save(run([self._save, "-t", "security"]))
         if standing.chains or standing.foreign:
             return standing
-        # With -t an absent table is printed like an empty one; without it only those that exist are.
+        # With -t a missing table is printed like an empty one; without -t only existing tables are printed.
         return replace(standing, exists="*security" in run([self._save]).splitlines())
 
     def commit(self, standing: Standing, change: Change) -> None:
-        """Carry out the change, and take the whole table away again when we made it and nothing is left in it."""
+        """Carry out the change. If we made the table and nothing is left in it, remove it."""
         run(self._restore, restore_text(change, create_mark=bool(change.chains) and not standing.exists))
         if not change.chains and TABLE_MARK in change.delete and not standing.foreign:
             nft = find_command("nft")
@@ -235,7 +242,7 @@ class NftTables:
 
 
 class LegacyTables:
-    """The legacy security table: one SO_SET_REPLACE a change."""
+    """The legacy security table; each change is one SO_SET_REPLACE."""
 
     variant = LEGACY
 
@@ -245,16 +252,16 @@ class LegacyTables:
         self._restore = restore
 
     def read(self) -> Standing:
-        """Read the table; the kernel isn't made to load it by looking."""
+        """Read the table; reading doesn't make the kernel load it."""
         return parse_save(run([self._save, "-t", "security"]) if "security" in legacy_tables(self.family) else "")
 
     def commit(self, standing: Standing, change: Change) -> None:
-        """Carry out the change in one replacement of the table; the kernel keeps a table that it has loaded."""
+        """Carry out the change, by one replacement of the table. The kernel keeps a table once it has loaded it."""
         run(self._restore, restore_text(change))
 
 
 def legacy_tables(family: int) -> list[str]:
-    """Name the legacy tables that exist in this network namespace, without making the kernel load any."""
+    """Return the names of the legacy tables in this network namespace, without making the kernel load any."""
     try:
         # thread-self, since a thread may be in another network namespace than its process.
         return Path(f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names").read_text().split()
@@ -271,10 +278,10 @@ class Choice:
 
 
 def detect() -> Choice:
-    """Say which iptables this host uses. Raises KernelError when there is none.
+    """Find out which iptables this host uses. Raises KernelError if there is none.
 
-    `iptables -V` decides, since that is what the operator types. Legacy rules under an nft `iptables` are still in
-    force; they are named, and don't change the choice, as both kinds of table see every packet.
+    `iptables -V` decides, since that is the command that the operator uses. If it is nft, legacy rules are still in
+    force. They are mentioned, but don't change the choice, since packets go through both kinds of tables.
     """
     command = find_command("iptables")
     if command:
@@ -291,7 +298,7 @@ def detect() -> Choice:
 
 
 def command_of(variant: str, family: int, action: str) -> str:
-    """Return the path of a variant's `save` or `restore`. Raises KernelError when there is none."""
+    """Return the path of a variant's `save` or `restore` command. Raises KernelError if there is none."""
     stem = "iptables" if family == 4 else "ip6tables"
     command = find_command(f"{stem}-{variant}-{action}")
     plain = find_command(f"{stem}-{action}")
@@ -303,15 +310,15 @@ def command_of(variant: str, family: int, action: str) -> str:
 
 
 def restore_command(variant: str, family: int) -> list[str]:
-    """Return the words that change a table in one piece. Raises KernelError when the command is missing.
+    """Return the command that changes a table in one piece. Raises KernelError if it is missing.
 
-    The legacy variant waits a while for its lock, which an operator's own iptables may hold.
+    The legacy variant waits a while for its lock, which the operator's own iptables may hold.
     """
     wait = ["-w", str(_LOCK_WAIT_S)] if variant == LEGACY else []
     return [command_of(variant, family, "restore"), "--noflush", *wait]
 
 
 def tables(variant: str, family: int) -> Tables:
-    """Return the security table of a family under a variant. Raises KernelError when its commands are missing."""
+    """Return a family's security table under a variant. Raises KernelError if its commands are missing."""
     kind = NftTables if variant == NFT else LegacyTables
     return kind(family, command_of(variant, family, "save"), restore_command(variant, family))

@@ -145,7 +145,7 @@ def test_cleaned_up_without_memory(tmp_path: Path, mounts: str) -> None:
         words = ["unshare", "-m"] * (mounts == "gone") + [sys.executable, "-c", DAEMON, str(tmp_path), mac, *folders]
         assert subprocess.run(words, timeout=60).returncode == 9
         assert _state() != before
-        with pytest.raises(KernelError, match="a meter stands"):
+        with pytest.raises(KernelError, match="has a meter"):
             Datapath(tmp_path).shut(("m0",), (), {4})
         Datapath(tmp_path).clean_up(leave_closed=True)
         Datapath(tmp_path).clean_up(leave_closed=True)
