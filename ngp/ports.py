@@ -109,7 +109,7 @@ class Link(Protocol):
         """
 
     def taken(self, interfaces: Sequence[str]) -> list[Check]:
-        """Try whether the link can be opened, with the error texts of a start, and close it. Not beside a daemon."""
+        """Open the link and close it again, to find what a start would find. Not while our daemon has it open."""
 
     async def open(self, interfaces: Sequence[str], receive: Callable[[LinkPeer, bytes], None]) -> None:
         """Start on these interfaces; `receive` is called in the event loop. Raises KernelError."""
@@ -146,14 +146,17 @@ class Network(Protocol):
         """Return the existing interfaces that MESH_INTERFACES matches, sorted. Raises KernelError."""
 
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return the interfaces that MESH_INTERFACES matches but that can't be mesh: by name, why and what to do."""
+        """Return, by name, why matches of MESH_INTERFACES can't be mesh interfaces, and the remedy."""
 
     def other_interfaces(
         self, mesh: Sequence[str], lan: Sequence[str] | None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the interfaces that aren't mesh: our LAN interfaces, and those of the others that have a route now.
 
-        Args: mesh: names. lan: names and patterns of LAN_INTERFACE; None: `auto`. Raises KernelError.
+        Args:
+            mesh: names.
+            lan: names and patterns of LAN_INTERFACE; None: `auto`.
+        Raises: KernelError.
         """
 
     def local_addresses(self) -> tuple[Address, ...]:
@@ -164,23 +167,23 @@ class Network(Protocol):
     ) -> None:
         """Call on_change in the loop after links, addresses or routes changed, a few times a second at most.
 
-        on_touched is called at once after a program, even this one, changed the tables that hold the gate; `apply`
-        then repairs the gate.
+        on_touched is called at once when a program, even this one, changed the tables that have the gate; `apply` then
+        repairs the gate.
         """
 
     def stop_watching(self) -> None:
         """End `watch`; safe to call twice."""
 
     def beside(self) -> Network:
-        """Return another instance for questions about the host from another thread. It knows that this one runs.
+        """Return another instance, for questions about the host from another thread. It knows that this one runs.
 
         The caller closes it.
         """
 
     def taken(self, desired: DesiredNetwork) -> list[Check]:
-        """Try whether another program has what we need for ourselves, with the error texts of a start.
+        """Check that no other program has what we need for ourselves, in the words of a start. Leaves nothing behind.
 
-        Leaves nothing. Not beside a daemon of ours, which has it.
+        Don't call it while a daemon of ours has it.
         """
 
     def refuse(self, desired: DesiredNetwork) -> None:
@@ -193,27 +196,28 @@ class Network(Protocol):
         """Return the cheap checks of things that may change while the daemon runs; takes about `most_s` at most."""
 
     def kernel_state(self) -> KernelState:
-        """Return which parts of ngp are in the kernel; touches nothing. Raises KernelError, also without root."""
+        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also without root."""
 
     def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
-        """Let nothing more pass on the contracts of another version's meter; return what they used, None if none runs.
+        """Stop the contracts of another version's meter, and return what they used; None if no such meter runs.
 
-        `set_up` demands it, and makes an end of that meter: when all of this is booked. Until then, also after a crash,
-        it returns the same again.
+        Call `set_up`, which removes that meter, only when all of this is charged. Until then the same is returned
+        again, also after a crash.
 
-        Args: desired: what `set_up` will be called with, so that one that would fail is refused first; None: nothing.
-        Raises: KernelError; also where that version isn't known.
+        Args: desired: what `set_up` will be called with: if that would fail, nothing is stopped; None: it won't be
+            called.
+        Raises: KernelError; also if that version isn't known.
         """
 
     def set_up(self, desired: DesiredNetwork) -> Adopted:
         """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
 
-        For an adopted account `spent` is read first. Then it waits until every processor has left the programs, and
-        only then reads the contracts: so these used at least what the account spent.
+        Adopting reads each account's `spent`, waits until every processor has left the programs, and only then reads
+        the contracts. So what these used is at least what the account spent.
         """
 
     def apply(self, desired: DesiredNetwork) -> bool:
-        """Make the kernel match the desired state; repeatable; adds before it deletes.
+        """Make the kernel match the desired state. May be repeated; adds before it deletes.
 
         Returns: whether another program had changed the gate. Raises KernelError.
         """
@@ -233,7 +237,7 @@ class Network(Protocol):
         """Remove neighbours by number."""
 
     def limit_accounts(self, limits: Sequence[AccountLimit]) -> None:
-        """Create or change clients' accounts; raises KernelError when the table is full."""
+        """Create or change clients' accounts. Raises KernelError if the table is full."""
 
     def forget_accounts(self, accounts: Sequence[bytes]) -> None:
         """Remove accounts without contracts from the kernel; unknown ones are ignored."""
@@ -245,7 +249,7 @@ class Network(Protocol):
         """
 
     def block_all(self) -> None:
-        """Let nothing more pass on any contract, until it is granted again."""
+        """Let nothing more pass on any contract until it is granted again."""
 
     async def settled(self) -> None:
         """Return when every packet that was inside the meter has left it.
@@ -258,13 +262,13 @@ class Network(Protocol):
         """Remove contracts from the kernel. For their last readings first block them, await `settled`, and read."""
 
     def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
-        """Read counters; None: only those that changed since the last call with None."""
+        """Read contracts. Args: contracts: None: those that changed since the last call with None."""
 
     def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
-        """Read accounts; None: only those that changed since the last call with None."""
+        """Read accounts. Args: accounts: None: those that changed since the last call with None."""
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
-        """Decide about a held packet; a handle that was already decided is ignored."""
+        """Decide about a held packet; one that was decided about before is ignored."""
 
     def lane_bytes(self, neighbour: int) -> int:
         """Return a neighbour's bytes to and from payment services; 0 if the neighbour isn't known."""
@@ -286,10 +290,10 @@ class Network(Protocol):
         """
 
     def clean_up(self, leave_closed: bool) -> None:
-        """Remove all that ngp made and nothing else, without a record of it. Safe to call twice.
+        """Remove all that ngp made, and nothing else, without a record of it. Safe to call twice.
 
-        With `leave_closed` a rule stays that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed). If
-        no mesh interface is known, an existing rule of this kind stays.
+        `leave_closed` leaves a rule that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed). If no
+        mesh interface is known, an existing rule of this kind stays.
         """
 
 

@@ -21,7 +21,7 @@ class ReplayWindow:
         self._seen = 0
 
     def is_stale(self, count: int) -> bool:
-        """Say whether a count is below the window, of which nothing is known any more."""
+        """Say whether a count is below the window, so that nobody knows any more if it was seen."""
         return count <= self._highest - WINDOW
 
     def has(self, count: int) -> bool:

@@ -110,7 +110,7 @@ class ElectrumPayment(ElectrumUpkeep):
         return self._info
 
     def capabilities(self) -> PaymentCapabilities:
-        """Return that money is real on mainnet, and what Electrum lacks."""
+        """Return the capabilities: the money is real on mainnet, and some features of LND are missing."""
         real = self._info is None or self._info.network == "mainnet"
         return PaymentCapabilities(real_money=real, settles_by_proof=False, least_amount_msat=LEAST_AMOUNT_MSAT)
 

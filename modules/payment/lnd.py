@@ -126,7 +126,7 @@ class LndPayment(LndUpkeep):
         return self._info
 
     def capabilities(self) -> PaymentCapabilities:
-        """Return that money is real on mainnet, and that LND itself reports settlements."""
+        """Return the capabilities: the money is real on mainnet, and LND itself reports settlements."""
         real = self._info is None or self._info.network == "mainnet"
         return PaymentCapabilities(real_money=real, settles_by_proof=False, least_amount_msat=LEAST_AMOUNT_MSAT)
 

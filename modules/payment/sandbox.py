@@ -131,7 +131,7 @@ class SandboxPayment:
         """Do nothing: the node is part of this process."""
 
     def capabilities(self) -> PaymentCapabilities:
-        """Return that the money isn't real and that a preimage settles."""
+        """Return the capabilities: the money isn't real, and a preimage settles an invoice."""
         return PaymentCapabilities(real_money=False, settles_by_proof=True, least_amount_msat=1)
 
     async def check(self, spends: bool) -> list[Check]:

@@ -72,5 +72,6 @@ def describe(kernel: KernelState, state_dir: Path, last_sign: str) -> str:
     if kernel.closed:
         return "traffic from and to mesh interfaces is dropped (WHEN_STOPPED: closed) until `ngp start`"
     if killed:
-        return f"{how}; this network namespace has nothing of it: after a reboot, or it was another one (ip netns exec)"
+        why = "the machine rebooted since, or the daemon ran in another namespace (ip netns exec)"
+        return f"{how}; nothing of it is in this network namespace: {why}"
     return ""

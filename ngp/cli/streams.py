@@ -15,7 +15,7 @@ _NAMES = ("stdin", "stdout", "stderr")
 
 
 def fill() -> None:
-    """Open /dev/null for each of the three that is closed. Call it before anything else is opened."""
+    """Open /dev/null for each standard stream that is closed. Call it before anything else is opened."""
     for number, name in enumerate(_NAMES):
         if not _is_open(number):
             _take(number)

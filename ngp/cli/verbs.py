@@ -131,7 +131,7 @@ VERBS = (
     ),
     Verb(
         "top", "[--interval S] [--count N]", "watch contracts and accounts with their rates",
-        "A live view; where there is no terminal, one line a refresh. Ctrl-C ends it.",
+        "A live view; without a terminal, one line per refresh. Ctrl-C ends it.",
         (("ngp top", "watch"), ("ngp top --interval 5 --count 12 >> rates.log", "a minute's rates for a script")),
     ),
     Verb(

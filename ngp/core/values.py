@@ -291,11 +291,12 @@ class HintKind(StrEnum):
 class Hint:
     """A contract or an account crossed its low-water mark, or refused a packet at its limit (one hint for each limit).
 
-    Or (UNBOUGHT) we send something to a neighbour that we should buy there, and it won't offer it by itself.
+    UNBOUGHT is different: we send a neighbour traffic that we should buy there, and it won't offer a contract by
+    itself.
 
     Attributes:
         key: the contract's id, or the account's key (the client's identity).
-        neighbour, destination: of what is unbought.
+        neighbour, destination: of UNBOUGHT: where the traffic is sent, and its destination.
     """
 
     kind: HintKind

@@ -87,7 +87,7 @@ class BuyingMemory:
         declined: when a proposal was declined lately.
         ended: purchases that are over, for the statement with their last bytes.
         backoff: shared by all servers by which we haven't sent anything yet.
-        asking_since_mono_s, asked: questions for what we send unbought, in this second.
+        asking_since_mono_s, asked: when a second began, and how often `ask_for` has asked servers in it.
     """
 
     bought: dict[tuple[bytes, str], float] = field(default_factory=dict)

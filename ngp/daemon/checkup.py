@@ -43,7 +43,9 @@ def network(
 
 
 def taken(settings: Settings, asked: Network, links: Iterable[Link]) -> list[Check]:
-    """Check that port and queue number are free; only one program can have them, so not beside our own daemon.
+    """Check that port and queue number are free.
+
+    Only one program can have them, so don't call it beside our own daemon.
 
     Raises KernelError.
     """

@@ -34,7 +34,7 @@ _LOST = "what was carried since the ledger's last entry is lost"
 def charge(network: Network, store: Store, settings: Settings | None) -> str | None:
     """Charge what a meter without a daemon counted, and block its contracts.
 
-    Args: settings: those of net.conf; None if it can't be used: then the gate is opened too.
+    Args: settings: those of net.conf; None if it can't be used: then the gate is removed too.
     Returns: what is lost and why; "" if nothing is; None if there is no meter, for example after a reboot.
     """
     try:
@@ -57,8 +57,9 @@ def charge(network: Network, store: Store, settings: Settings | None) -> str | N
 def charge_former(network: Network, ledger: Ledger, settings: Settings, desired: DesiredNetwork) -> int | None:
     """Charge what a meter of another version of ngp counted; its contracts let nothing more pass afterwards.
 
-    Args: desired: what is set up in its place then, out of the ledger.
-    Returns: how many contracts there were; None where no such meter runs. Raises: KernelError, LedgerError.
+    Args: desired: what will be set up in its place, so that nothing is stopped if that would fail.
+    Returns: the number of its contracts; None if no such meter runs.
+    Raises: KernelError, LedgerError.
     """
     readings = network.end_former(desired)
     if readings is not None:
@@ -67,7 +68,7 @@ def charge_former(network: Network, ledger: Ledger, settings: Settings, desired:
 
 
 def _charge(network: Network, ledger: Ledger, settings: Settings | None) -> None:
-    logging.getLogger("ngp").addHandler(logging.NullHandler())  # a start's warnings are for a daemon's log
+    logging.getLogger("ngp").addHandler(logging.NullHandler())  # warnings of `restore` belong in a daemon's log
     former = network.end_former(None)
     adopted = Adopted() if former is not None else network.set_up(_as_before(network, settings))
 
@@ -82,7 +83,8 @@ def _any_settings() -> Settings:
 
 
 def _as_before(network: Network, settings: Settings | None) -> DesiredNetwork:
-    """Return what stays set up until the books are made; nothing is gated any more where net.conf can't be used."""
+    """Return what the kernel should have while the traffic is charged: the same as before; without a net.conf no gate.
+    """
     if settings is not None:
         return look_at_host(settings, network)
     return replace(desired_network(_any_settings(), (), (), ()), sells=False, buys=False)

@@ -190,7 +190,7 @@ async def _run(options: StartOptions, settings: Settings) -> int:
         if node.began_blank:
             parts.network.clean_up(settings.closed_when_stopped)
         else:
-            parts.network.close()  # what went on running without us goes on running: nobody has booked it yet
+            parts.network.close()  # what ran without us goes on running: it isn't charged yet
         parts.ledger.close()
         raise
     _follow_signals(node)

@@ -70,8 +70,8 @@ class Ways:
     def learn_copy(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> bytes | None:
         """Remember another way by which the last hello came again.
 
-        Returns: the answer to send this way too, as the way wasn't known when the hello was answered (empty if it
-            wasn't answered); None if the way was known, or if this is no copy of the last hello.
+        Returns: the hello with which that hello was answered, to be sent this way too, as the way is new; empty if it
+            wasn't answered. None if the way was known, or if this is no copy of the last hello.
         """
         known = self._known.get(key)
         if known is None or known.hello != _digest(datagram):
@@ -79,7 +79,10 @@ class Ways:
         return known.answer if self._note(known, link, peer, taken=False) else None
 
     def every(self, key: LinkKey, hello: bytes = b"") -> list[Way]:
-        """Return all ways to a link address, for a message that is sent once. Args: hello: the datagram, if a hello."""
+        """Return all ways to a link address, for a message that is sent only once.
+
+        Args: hello: the message, if it is a hello: `learn_copy` returns it for ways that are learned later.
+        """
         known = self._known.get(key)
         if known is None:
             return []

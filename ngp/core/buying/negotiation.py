@@ -75,9 +75,9 @@ def ask_again(world: World, identity: bytes | None = None) -> None:
 
 
 def ask_for(world: World, number: int, destination: Address) -> None:
-    """Ask a server for what we send there unbought, where it won't offer it by itself.
+    """Ask a server to offer us a contract for traffic that we already send to it, if it won't offer one by itself.
 
-    Whoever sends through us chooses the destinations, so there are no more questions than some a second.
+    Those who send through us choose the destinations, so the number of questions a second is limited.
     """
     memory, now = world.buying, world.now.monotonic_s
     neighbour = next((one for one in world.peers.by_link.values() if one.number == number), None)

@@ -80,7 +80,10 @@ def credit_due(world: World, account: ClientAccount) -> None:
 
 
 def paid(world: World, account: ClientAccount) -> None:
-    """End the credit of an account that owes nothing any more, by what was read; it is taken back when all is read."""
+    """End the credit of an account that owes nothing any more by the present readings.
+
+    It is taken back when all that was used of it has been read.
+    """
     credit, now = account.credit, world.now.monotonic_s
     if credit is not None:
         credit.until_mono_s = min(credit.until_mono_s, now)
