@@ -83,7 +83,7 @@ class ContractTable:
         return len(self._slots)
 
     def adopt(self) -> list[AdoptedContract]:
-        """Take over the contracts in the tables, and enter every destination again, since a crash may have come before.
+        """Take over the contracts in the tables. All destinations are entered again, as a crash may have come before.
         """
         found, slots = [], []
         for slot in self._lines.used_before():
@@ -140,8 +140,7 @@ class ContractTable:
             self._accounts.release(payer)
 
     def block_all(self) -> None:
-        """Let nothing more pass on any contract until it is granted again. One store each, as there may be a million.
-        """
+        """Let nothing more pass on any contract until it is granted again. One store each: there may be a million."""
         words = self._words
         for slot in self._slots.values():
             words[slot * LINE_WORDS + TAG] |= BLOCKED
@@ -257,8 +256,7 @@ class ContractTable:
             self._accounts.release(before >> 32)
 
     def _add_early(self, slot: int) -> bool:
-        """Begin a purchase with the bytes that its server held meanwhile, within its limit; say whether there were any.
-        """
+        """Begin a purchase with the bytes that its server held meanwhile, within its limit; say if there were any."""
         _, _, _, address, number, bits, version, *_ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
         line = slot * LINE_WORDS
         room = max(0, self._words[line + LIMIT] - self._words[line + USED])
@@ -298,8 +296,7 @@ class ContractTable:
             self._delete_entry(slot, place)
 
     def _delete_entry(self, slot: int, place: tuple[str, bytes]) -> None:
-        """Delete a destination, unless it is now a newer contract's (an LPM look-up may find a wider prefix instead).
-        """
+        """Delete a destination, unless it is a newer contract's now (an LPM look-up may find a wider prefix)."""
         table, key = place
         standing = self._tables[table].get(key)
         if standing is not None and ENTRY.unpack(standing)[0] == slot:

@@ -292,8 +292,7 @@ class Datapath:
         await self._settling.settled()
 
     def revoke(self, contracts: Sequence[bytes]) -> None:
-        """Take contracts out of the kernel. To get their last readings, first block them, wait until settled, and read.
-        """
+        """Take contracts out of the kernel. For their last readings first block them, await `settled`, and read."""
         self._required().contracts.revoke(contracts)
 
     def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
@@ -464,8 +463,7 @@ class Datapath:
         return changed
 
     def _tell_left_out(self, desired: DesiredNetwork) -> None:
-        """Warn about services for which there is no room, once for each set of them; `ngp check` reports them as well.
-        """
+        """Warn of services for which there is no room, once for each set of them; `ngp check` reports them too."""
         missing = layout.left_out(desired.free, desired.services, desired.own_services) if desired.sells else ()
         if missing and missing != self._left_out:
             named = ", ".join(map(host_check.service_name, missing))

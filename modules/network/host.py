@@ -154,8 +154,7 @@ class Host:
         return tuple(sorted(found, key=lambda network: (network.version, network)))
 
     def _all_addresses(self) -> list[OwnAddress]:
-        """Return all addresses, at most a second old, since a check asks for the addresses of hundreds of interfaces.
-        """
+        """Return all addresses, at most a second old, since a check asks about hundreds of interfaces."""
         now_s = self._now_s()
         if self._addresses_at_s is None or now_s - self._addresses_at_s > _FACTS_MAX_AGE_S:
             self._addresses, self._addresses_at_s = rtnetlink.own_addresses(self._kernel), now_s

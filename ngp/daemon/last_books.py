@@ -83,8 +83,7 @@ def _any_settings() -> Settings:
 
 
 def _as_before(network: Network, settings: Settings | None) -> DesiredNetwork:
-    """Return what the kernel should have while the traffic is charged: the same as before; without a net.conf no gate.
-    """
+    """Return what the kernel should have while traffic is charged: the same as before, or no gate without net.conf."""
     if settings is not None:
         return look_at_host(settings, network)
     return replace(desired_network(_any_settings(), (), (), ()), sells=False, buys=False)
