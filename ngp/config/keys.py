@@ -254,7 +254,12 @@ TIME_RENEWAL = Key(
     ("time_renewal_s",),
 )
 PAYMENT_AMOUNT = Key(
-    "PAYMENT_AMOUNT", "money", _positive(_money), "100 sat", "how much a client prepays at a time", ("payment_amount_msat",)
+    "PAYMENT_AMOUNT",
+    "money",
+    _positive(_money),
+    "100 sat",
+    "how much a client prepays at a time",
+    ("payment_amount_msat",),
 )
 GRACE_DATA = Key(
     "GRACE_DATA",
