@@ -92,6 +92,8 @@ class Contract:
         prices: schedule by offset, see `pricing`.
         reason: why the contract was refused, is halting or closed.
         charged_msat: the price of what was carried: the bill of a sale, our own meter's count of a purchase.
+        billed_bytes: how much the server has billed. Always 0 for a sale: only the ledger knows what its client has
+            acknowledged.
         unsaved_msat: what was charged since the contract was last written to the ledger.
         rate: bytes carried a second; its time is when the contract last carried some.
         pools: where the contract counts as an opening that came to nothing, until it is used.
@@ -112,6 +114,7 @@ class Contract:
     used_to_bytes: int = 0
     used_from_bytes: int = 0
     charged_msat: int = 0
+    billed_bytes: int = 0
     unsaved_msat: int = 0
     opened_at_s: int = 0
     expires_at_s: int = 0
@@ -125,11 +128,6 @@ class Contract:
     def used_bytes(self) -> int:
         """Bytes carried so far, both directions."""
         return self.used_to_bytes + self.used_from_bytes
-
-    @property
-    def billed_bytes(self) -> int:
-        """Return the billed bytes. Always 0 for a sale: only the ledger knows what its client acknowledged."""
-        return 0
 
     @property
     def price_msat_per_gib(self) -> int:

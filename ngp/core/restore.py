@@ -163,7 +163,7 @@ def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -
 
 
 def _purchase(world: World, record: ContractRecord, found: AdoptedContract | None) -> Purchase:
-    purchase = Purchase(**_kept(world, record, found), stated_bytes=record.billed_bytes)
+    purchase = Purchase(**_kept(world, record, found), billed_bytes=record.billed_bytes)
     purchase.meter_lost = True  # a reboot or stop may have stopped our meter, and no bill has come since
     _begin_again(world, purchase)
     world.server(purchase.identity).running += 1

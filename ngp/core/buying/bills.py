@@ -51,8 +51,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             continue
         if purchase.disowned and disowns:
             _disown_again(world, neighbour, account, line.contract)
-        purchase.stated_bytes = max(purchase.stated_bytes, line.used_bytes)
-        purchase.stated_msat = max(purchase.stated_msat, line.charged_msat)
+        purchase.billed_bytes = max(purchase.billed_bytes, line.used_bytes)
         if purchase.state is State.ACCEPTED and statement.paid_msat > 0:
             world.move(purchase, State.ACTIVE)
         if purchase.closed_at_s:
@@ -63,8 +62,8 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             _forgive(world, account, purchase)
         metered = purchase.used_bytes + purchase.forgiven_bytes
         allowed = metered + metered // TOLERANCE_SHARE + TOLERANCE_BYTES
-        if purchase.stated_bytes > allowed:
-            found = f"{purchase.stated_bytes} bytes billed, {purchase.used_bytes} metered, {purchase.destination}"
+        if purchase.billed_bytes > allowed:
+            found = f"{purchase.billed_bytes} bytes billed, {purchase.used_bytes} metered, {purchase.destination}"
             _dispute(world, account, found)
         _tolerate_first_packets(account, purchase)
     in_hand_msat = statement.paid_msat - statement.charged_msat - statement.refunded_msat
@@ -115,7 +114,7 @@ def _forgive(world: World, account: ServerAccount, purchase: Purchase) -> None:
     in_hand += MOST_AHEAD * world.settings.payment_amount_msat
     known = max(account.charged_msat, account.metered_msat + account.tolerated_msat)
     believed = used + purchase.forgiven_bytes
-    believed += affordable_bytes(in_hand - known, believed, purchase.stated_bytes, purchase.prices)
+    believed += affordable_bytes(in_hand - known, believed, purchase.billed_bytes, purchase.prices)
     purchase.forgiven_bytes = believed - used
     _tolerate(account, purchase, purchase.due_msat(believed) - purchase.due_msat(used))
 
@@ -127,7 +126,7 @@ def _tolerate_first_packets(account: ServerAccount, purchase: Purchase) -> None:
 
 def first_packets_msat(purchase: Purchase) -> int:
     """Return the price of that part of a contract's bill that its first packets can explain."""
-    unseen = min(purchase.stated_bytes - purchase.used_bytes, FIRST_PACKETS_BYTES + purchase.used_bytes)
+    unseen = min(purchase.billed_bytes - purchase.used_bytes, FIRST_PACKETS_BYTES + purchase.used_bytes)
     return purchase.due_msat(max(0, unseen))
 
 
@@ -158,7 +157,7 @@ def accept_bill(world: World, account: ServerAccount) -> None:
     running = (one for one in world.contracts.values() if isinstance(one, Purchase))
     for purchase in (*running, *world.buying.ended.values()):
         if purchase.identity == account.identity:
-            purchase.forgiven_bytes = max(purchase.forgiven_bytes, purchase.stated_bytes - purchase.used_bytes)
+            purchase.forgiven_bytes = max(purchase.forgiven_bytes, purchase.billed_bytes - purchase.used_bytes)
     world.journal("dispute", account.identity, "closed")
     world.save_account(account)
 

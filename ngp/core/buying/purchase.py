@@ -16,7 +16,6 @@ class Purchase(Contract):
     """A contract that we buy.
 
     Attributes:
-        stated_bytes, stated_msat: the server's latest bill for the contract.
         tolerated_msat: the contract's share of the account's tolerance.
         meter_lost: our meter may have missed some of its traffic, at a start or because we ended it before the server.
         forgiven_bytes: billed bytes above our count that we believed because of that.
@@ -26,17 +25,10 @@ class Purchase(Contract):
     role: ClassVar[Role] = Role.CLIENT
 
     state: State
-    stated_bytes: int = 0
-    stated_msat: int = 0
     tolerated_msat: int = 0
     meter_lost: bool = False
     forgiven_bytes: int = 0
     disowned: bool = False
-
-    @property
-    def billed_bytes(self) -> int:
-        """How many bytes the server has billed."""
-        return self.stated_bytes
 
     def is_with(self, identity: bytes, link: tuple[str, bytes]) -> bool:
         """Say whether a neighbour, on this link, is the contract's server: nobody else may change the contract."""
