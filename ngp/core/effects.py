@@ -27,7 +27,6 @@ class Acknowledge:
     """Acknowledge a message that needs no other answer."""
 
     identity: bytes
-    link: tuple[str, bytes]
     message_id: int
 
 

@@ -23,7 +23,6 @@ class MessageReceived:
     boot: int
     message: Message
     message_id: int
-    reply_to: int = 0
     decoded: DecodedInvoice | None = None
 
 
@@ -67,9 +66,7 @@ class PacketHeld:
 
     handle: int
     link: tuple[str, bytes]
-    source: Address
     destination: Address
-    length_bytes: int
     route: Prefix | None = None
 
 

@@ -189,7 +189,7 @@ class Gatekeeper:
         neighbour.heard_mono_s = world.now.monotonic_s
         neighbour.last_seen_s = world.now.utc_s
         if not self._answered(neighbour, event):
-            world.do(Acknowledge(neighbour.identity, neighbour.link, event.message_id))
+            world.do(Acknowledge(neighbour.identity, event.message_id))
         if was_away and neighbour.up:
             meeting.came_back(world, neighbour, restarted=False)
 

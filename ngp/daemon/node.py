@@ -385,7 +385,7 @@ class Node:
             self.parts.network.verdict(packet.handle, Verdict.DROP)
             return
         link = (packet.interface, packet.link_address)
-        self.tell(PacketHeld(packet.handle, link, packet.source, packet.destination, packet.length_bytes, packet.route))
+        self.tell(PacketHeld(packet.handle, link, packet.destination, packet.route))
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
         if self._unstored:

@@ -240,7 +240,6 @@ class Post:
             received.boot,
             message,
             received.message_id,
-            received.reply_to,
             decoded,
         )
 

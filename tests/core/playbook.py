@@ -242,11 +242,11 @@ class Sim:
         read = node.kernel.read
         match effect:
             case fx.Send():
-                self._post(node, effect.message, effect.reply_to)
+                self._post(node, effect.message)
             case fx.Greet():
                 says = (node.settings.sells, node.settings.buys, (), "ngp", not effect.identity, node.node.payee)
                 about = Hello(node.node.network, *says)
-                self._post(node, about, effect.reply_to)
+                self._post(node, about)
             case fx.Decide():
                 assert effect.handle in node.held, f"handle {effect.handle} has its verdict already"
                 node.held_since.pop(effect.handle)
@@ -314,7 +314,7 @@ class Sim:
 
     # --- the link
 
-    def _post(self, node: Node, message: Message, reply_to: int) -> None:
+    def _post(self, node: Node, message: Message) -> None:
         if type(message) in self.silenced:
             return
         other, message_id, boot = self.peer(node), next(self._ids), node.boot
@@ -326,7 +326,7 @@ class Sim:
             if other.boot != their_boot and not isinstance(message, Hello):
                 self._soon(node, ev.Undelivered(other.identity, other.link, message))  # its receiver has restarted
                 return
-            received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, reply_to, decoded)
+            received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, decoded)
             self.happen(other, received)
             if node.boot == boot:
                 self._receipt(node, other, message, other.boot == their_boot)
@@ -381,9 +381,7 @@ class Sim:
 
         gateway.held[handle] = decide
         gateway.held_since[handle] = self.now
-        packet = ev.PacketHeld(
-            handle, self.client.link, ip_address("192.0.2.7"), ip_address(destination), size, ip_network("0.0.0.0/0")
-        )
+        packet = ev.PacketHeld(handle, self.client.link, ip_address(destination), ip_network("0.0.0.0/0"))
         self.happen(gateway, packet)
 
     def down(self, source: str, size: int = 1000) -> None:

@@ -18,7 +18,7 @@ def open_contracts(sim: Sim, first: int, many: int) -> float:
     step, client = sim.gateway.gatekeeper.step, sim.client
     began = process_time()
     for number in range(first, first + many):
-        held = ev.PacketHeld(number, client.link, ip_address("192.0.2.7"), ip_address(0x0B000000 + number), 60)
+        held = ev.PacketHeld(number, client.link, ip_address(0x0B000000 + number))
         (propose,) = [
             e.message for e in step(held, sim.clock()) if isinstance(e, fx.Send) and isinstance(e.message, Propose)
         ]

@@ -111,7 +111,7 @@ def test_invoices_that_cannot_be_paid_are_tried_seldom(keys: int) -> None:
         sim.now += 1
         attacker.say(HELLO)
         bolt11 = DecodedInvoice(second.to_bytes(32, "big"), 1000, 600, "", "sandbox", "")
-        heard = ev.MessageReceived(attacker.identity, attacker.link, 1, Invoice("lnx", 1000), 1 << 33, 0, bolt11)
+        heard = ev.MessageReceived(attacker.identity, attacker.link, 1, Invoice("lnx", 1000), 1 << 33, bolt11)
         for effect in attacker.tell(heard):
             if isinstance(effect, fx.PayInvoice):
                 tried += 1

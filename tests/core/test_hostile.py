@@ -103,7 +103,7 @@ def test_no_message_raises_and_all_ends(data: st.DataObject, never: bool) -> Non
     for _ in range(data.draw(st.integers(1, 40))):
         known = tuple(victim.world.contracts)
         message = data.draw(messages(known))
-        heard = ev.MessageReceived(attacker.identity, attacker.link, 1, message, 1 << 33, 0, decoded(data, message))
+        heard = ev.MessageReceived(attacker.identity, attacker.link, 1, message, 1 << 33, decoded(data, message))
         sim.carry_out(victim, victim.gatekeeper.step(heard, sim.clock()))
         if data.draw(st.booleans()):
             sim.up(data.draw(st.sampled_from(("198.51.100.1", "198.51.100.77", "203.0.113.5"))))
@@ -146,9 +146,7 @@ def test_quotes_and_refusals_of_one_neighbour_are_bounded() -> None:
     sim = Sim()
     step, world = sim.gateway.gatekeeper.step, sim.gateway.world
     for number in range(12_000):
-        packet = ev.PacketHeld(
-            10**6 + number, sim.client.link, ip_address("192.0.2.7"), ip_address(0x0B000000 + number), 60
-        )
+        packet = ev.PacketHeld(10**6 + number, sim.client.link, ip_address(0x0B000000 + number))
         for effect in step(packet, sim.clock()):
             if isinstance(effect, fx.Send) and isinstance(effect.message, Propose):
                 no = Reject(effect.message.contract, RejectReason.PRICE)
@@ -163,13 +161,7 @@ def test_strangers_fill_a_short_list_and_every_packet_gets_its_verdict() -> None
     sim = Sim()
     verdicts = []
     for number in range(3000):
-        packet = ev.PacketHeld(
-            10**6 + number,
-            ("eth1", number.to_bytes(6, "big")),
-            ip_address("192.0.2.9"),
-            ip_address("203.0.113.1"),
-            60,
-        )
+        packet = ev.PacketHeld(10**6 + number, ("eth1", number.to_bytes(6, "big")), ip_address("203.0.113.1"))
         verdicts += [e for e in sim.gateway.gatekeeper.step(packet, sim.clock()) if isinstance(e, fx.Decide)]
     assert len(sim.gateway.world.peers.strangers) <= 1024
     sim.now += 4
@@ -181,7 +173,7 @@ def told_of_packets(sim: Sim, links: list[tuple[str, bytes]]) -> list[str]:
     """Let packets of these links wait in vain, and return the warnings in the log."""
     step, now, said = sim.gateway.gatekeeper.step, sim.clock, list[fx.Effect]()
     for handle, link in enumerate(links, 10**6):
-        said += step(ev.PacketHeld(handle, link, ip_address("192.0.2.9"), ip_address(HOST), 60), now())
+        said += step(ev.PacketHeld(handle, link, ip_address(HOST)), now())
     sim.now += 3.1
     said += step(ev.Tick(), now())
     assert sum(isinstance(one, fx.Decide) for one in said) == len(links)

@@ -51,7 +51,7 @@ def say(sim: Sim, message: Message) -> list[object]:
     """Send a message to the gateway in the client's name; return the gateway's answers."""
     invoice = getattr(message, "bolt11", "")
     decoded = sim.payments.decode(invoice) if invoice else None
-    told = ev.MessageReceived(sim.client.identity, sim.client.link, sim.client.boot, message, 9 << 32, 0, decoded)
+    told = ev.MessageReceived(sim.client.identity, sim.client.link, sim.client.boot, message, 9 << 32, decoded)
     effects = sim.gateway.gatekeeper.step(told, sim.clock())
     sim.carry_out(sim.gateway, [effect for effect in effects if not isinstance(effect, fx.Send)])
     return [effect.message for effect in effects if isinstance(effect, fx.Send)]

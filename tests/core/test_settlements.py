@@ -153,7 +153,7 @@ def test_a_payment_to_one_neighbour_is_not_proven_to_another() -> None:
     decoded = sim.payments.decode(made.bolt11)
     assert decoded is not None
     told = ev.MessageReceived(
-        attacker.identity, attacker.link, 1, Invoice(made.bolt11, made.amount_msat), 9 << 32, 0, decoded
+        attacker.identity, attacker.link, 1, Invoice(made.bolt11, made.amount_msat), 9 << 32, decoded
     )
     assert messages(attacker.tell(told), Declined) and not messages(attacker.tell(told), Paid)
 

@@ -160,7 +160,7 @@ def hand_in(sim: Sim, bolt11: str, lapses_s: int) -> None:
     assert decoded is not None
     decoded = replace(decoded, expires_in_s=lapses_s - sim.clock().utc_s)
     said = Invoice(bolt11, decoded.amount_msat)
-    sim.happen(sim.client, ev.MessageReceived(sim.gateway.identity, sim.gateway.link, 1, said, 1 << 33, 0, decoded))
+    sim.happen(sim.client, ev.MessageReceived(sim.gateway.identity, sim.gateway.link, 1, said, 1 << 33, decoded))
 
 
 def test_a_paid_invoice_that_comes_again_is_not_paid_if_the_clock_went_back_since_we_forgot_it() -> None:
