@@ -48,15 +48,8 @@ def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_m
     Returns:
         The net.conf key with its value and what to do, or None if the payment is within all limits.
     """
-    limits = (
-        ("BUDGET_PAYMENT", budgets.payment_msat, 0),
-        ("BUDGET_NEIGHBOUR", budgets.neighbour_msat, spending.by_neighbour.get(identity, 0)),
-        ("BUDGET_HOUR", budgets.hour_msat, spending.within_msat(HOUR_S, now_s)),
-        ("BUDGET_DAY", budgets.day_msat, spending.within_msat(DAY_S, now_s)),
-        ("BUDGET_TOTAL", budgets.total_msat, spending.total_msat),
-    )
-    for key, limit, spent in limits:
-        if limit is not None and spent + amount_msat > limit:
+    for key, limit, spent in _limits(budgets, spending, identity, now_s):
+        if spent + amount_msat > limit:
             return (
                 f"{key} {show_money(limit)} (spent {show_money(spent)}, this payment {show_money(amount_msat)}): "
                 f"raise {key} in net.conf, then ngp reload"
@@ -66,13 +59,16 @@ def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_m
 
 def room_msat(budgets: Budgets, spending: Spending, identity: bytes, now_s: int) -> int:
     """Return the largest payment within all limits now, msat."""
-    rooms = [
-        budgets.payment_msat,
-        budgets.hour_msat - spending.within_msat(HOUR_S, now_s),
-        budgets.day_msat - spending.within_msat(DAY_S, now_s),
-    ]
-    if budgets.neighbour_msat is not None:
-        rooms.append(budgets.neighbour_msat - spending.by_neighbour.get(identity, 0))
-    if budgets.total_msat is not None:
-        rooms.append(budgets.total_msat - spending.total_msat)
-    return max(0, min(rooms))
+    return max(0, min(limit - spent for _, limit, spent in _limits(budgets, spending, identity, now_s)))
+
+
+def _limits(budgets: Budgets, spending: Spending, identity: bytes, now_s: int) -> list[tuple[str, int, int]]:
+    """Return the key and value of each limit that is set, and what was spent of it."""
+    limits = (
+        ("BUDGET_PAYMENT", budgets.payment_msat, 0),
+        ("BUDGET_NEIGHBOUR", budgets.neighbour_msat, spending.by_neighbour.get(identity, 0)),
+        ("BUDGET_HOUR", budgets.hour_msat, spending.within_msat(HOUR_S, now_s)),
+        ("BUDGET_DAY", budgets.day_msat, spending.within_msat(DAY_S, now_s)),
+        ("BUDGET_TOTAL", budgets.total_msat, spending.total_msat),
+    )
+    return [(key, limit, spent) for key, limit, spent in limits if limit is not None]

@@ -8,10 +8,9 @@ other's price. Both stay within the limits of their operators, whatever the neig
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from ngp.core.messages import Address, Prefix
+from ngp.core.prefixes import covers, host_prefix
 from ngp.core.settings import PriceRule, Settings
 
 MOST_ROUNDS = 4
@@ -36,35 +35,11 @@ class BuyTerms:
     most_msat_per_gib: int
 
 
-class Answer(Enum):
-    """A buyer's answers to a proposal."""
-
-    ACCEPT = "accept"
-    COUNTER = "counter"
-    DECLINE = "decline"
-
-
-def host_prefix(address: Address) -> Prefix:
-    """Return the /32 or /128 of an address. It is made from bytes: ip_network() would write text and parse it again."""
-    if isinstance(address, IPv4Address):
-        return IPv4Network((address.packed, 32))
-    return IPv6Network((address.packed, 128))
-
-
-def _covers(outer: Prefix, inner: Prefix) -> bool:
-    return (
-        outer.version == inner.version
-        and outer.prefixlen <= inner.prefixlen
-        and (int(inner.network_address) >> (inner.max_prefixlen - outer.prefixlen))
-        == (int(outer.network_address) >> (outer.max_prefixlen - outer.prefixlen))
-    )
-
-
 def price_rule(settings: Settings, destination: Prefix, interface: str) -> PriceRule | None:
     """Find the PRICES entry for a destination: the longest prefix wins, then one that names the interface."""
     best: PriceRule | None = None
     for rule in settings.prices:
-        if rule.interface not in (None, interface) or not _covers(rule.prefix, destination):
+        if rule.interface not in (None, interface) or not covers(rule.prefix, destination):
             continue
         if best is None or (rule.prefix.prefixlen, rule.interface is not None) > (
             best.prefix.prefixlen,
@@ -98,7 +73,7 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
 
 def _without_other_prices(settings: Settings, route: Prefix, host: Prefix) -> Prefix:
     """Return the route if no PRICES entry sets a price for a part of it, else the host alone."""
-    return host if any(_covers(route, rule.prefix) for rule in settings.prices) else route
+    return host if any(covers(route, rule.prefix) for rule in settings.prices) else route
 
 
 def ask_terms(settings: Settings, destination: Prefix, interface: str) -> SellTerms:
@@ -130,7 +105,7 @@ def _inner_rules(settings: Settings, destination: Prefix, interface: str) -> lis
     return [
         rule
         for rule in settings.prices
-        if rule.interface in (None, interface) and rule.prefix != destination and _covers(destination, rule.prefix)
+        if rule.interface in (None, interface) and rule.prefix != destination and covers(destination, rule.prefix)
     ]
 
 
@@ -154,9 +129,12 @@ def _terms_of(settings: Settings, rule: PriceRule | None) -> BuyTerms:
 
 
 def ask_in_round(terms: SellTerms, round: int) -> int:
-    """Return the seller's price in a round, 1 to MOST_ROUNDS: it falls in equal steps to the least price."""
-    step = min(round, MOST_ROUNDS) - 1
-    return terms.ask_msat_per_gib - (terms.ask_msat_per_gib - terms.least_msat_per_gib) * step // (MOST_ROUNDS - 1)
+    """Return the seller's price in a round, from 1 on: it falls in equal steps to the least price."""
+    return terms.ask_msat_per_gib - _concession(terms.ask_msat_per_gib - terms.least_msat_per_gib, round)
+
+
+def _concession(between_msat_per_gib: int, round: int) -> int:
+    return between_msat_per_gib * (min(round, MOST_ROUNDS) - 1) // (MOST_ROUNDS - 1)
 
 
 def answer_counter(terms: SellTerms, counter_msat_per_gib: int, round: int) -> int | None:
@@ -173,18 +151,14 @@ def answer_counter(terms: SellTerms, counter_msat_per_gib: int, round: int) -> i
     return ask_in_round(terms, round + 1)
 
 
-def answer_proposal(terms: BuyTerms, price_msat_per_gib: int, round: int) -> tuple[Answer, int]:
+def answer_proposal(terms: BuyTerms, price_msat_per_gib: int, round: int) -> int | None:
     """Answer a proposal of a round.
 
     Returns:
-        The answer, and for COUNTER the price offered instead.
+        The price that we would pay: the proposed one itself if we accept it, else a lower one as our counter-offer.
+        None if the rounds are used up.
     """
-    step = min(round, MOST_ROUNDS) - 1
-    willing = terms.offer_msat_per_gib + (terms.most_msat_per_gib - terms.offer_msat_per_gib) * step // (
-        MOST_ROUNDS - 1
-    )
+    willing = terms.offer_msat_per_gib + _concession(terms.most_msat_per_gib - terms.offer_msat_per_gib, round)
     if price_msat_per_gib <= willing:
-        return Answer.ACCEPT, price_msat_per_gib
-    if round >= MOST_ROUNDS:
-        return Answer.DECLINE, 0
-    return Answer.COUNTER, willing
+        return price_msat_per_gib
+    return willing if round < MOST_ROUNDS else None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from ngp.core.messages import Prefix
+from ngp.core.prefixes import covers
 
 SERVICES_A_HOST = 8
 EVERYTHING = (None, None)
@@ -33,7 +34,7 @@ def free_at(prefix: Prefix, free: Iterable[R]) -> list[R]:
 
     If a rule without protocol and port makes everything free, it is returned alone.
     """
-    found = {(rule.protocol, rule.port): rule for rule in free if _covers(rule.prefix, prefix)}
+    found = {(rule.protocol, rule.port): rule for rule in free if covers(rule.prefix, prefix)}
     return [found[EVERYTHING]] if EVERYTHING in found else list(found.values())
 
 
@@ -50,11 +51,3 @@ def crowded(free: Iterable[R], services: Iterable[R]) -> Iterator[tuple[Prefix, 
         over = len(rated) - room_for_services(free_at(prefix, free))
         if over > 0:
             yield prefix, SERVICES_A_HOST + over
-
-
-def _covers(wide: Prefix, narrow: Prefix) -> bool:
-    return (
-        wide.version == narrow.version
-        and wide.prefixlen <= narrow.prefixlen
-        and int(wide.network_address) == int(narrow.network_address) & int(wide.netmask)
-    )

@@ -13,15 +13,14 @@ from playbook import HOST_ADDRESS, settings
 from ngp.core.budget import Spending, broken_limit, room_msat
 from ngp.core.policy import (
     MOST_ROUNDS,
-    Answer,
     BuyTerms,
     SellTerms,
     answer_counter,
     answer_proposal,
     ask_in_round,
-    host_prefix,
     sell_terms,
 )
+from ngp.core.prefixes import host_prefix
 from ngp.core.pricing import GIB, affordable_bytes, amount_due_msat
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Budgets
@@ -86,15 +85,15 @@ def test_a_negotiation_ends_inside_both_limits(ask: int, least: int, offer: int,
     assert proposed == ask
     while True:
         assert number <= MOST_ROUNDS and sell.least_msat_per_gib <= proposed <= sell.ask_msat_per_gib
-        answer, counter = answer_proposal(buy, proposed, number)
-        if answer is not Answer.COUNTER:
+        counter = answer_proposal(buy, proposed, number)
+        if counter in (proposed, None):
             break
-        assert counter <= buy.most_msat_per_gib
+        assert counter is not None and counter <= buy.most_msat_per_gib
         reply = answer_counter(sell, counter, number)
         if reply is None:
             break
         proposed, number = reply, number + 1
-    agreed = answer is Answer.ACCEPT
+    agreed = counter == proposed
     assert agreed == (sell.least_msat_per_gib <= buy.most_msat_per_gib)
     assert not agreed or proposed <= buy.most_msat_per_gib
 

@@ -12,7 +12,8 @@ from ngp.core.buying.renewal import live_until, renewal_proposed
 from ngp.core.contract import CloseReason, State
 from ngp.core.messages import Accept, Address, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
-from ngp.core.policy import Answer, answer_proposal, buy_terms, host_prefix
+from ngp.core.policy import answer_proposal, buy_terms
+from ngp.core.prefixes import host_prefix
 from ngp.core.pricing import show_price
 from ngp.core.world import World
 
@@ -38,13 +39,12 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
         world.send(neighbour, Reject(propose.contract, objection), message_id)
         return True
     terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
-    answer, price = answer_proposal(terms, propose.price_msat_per_gib, propose.round)
-    if answer is Answer.ACCEPT:
+    price = answer_proposal(terms, propose.price_msat_per_gib, propose.round)
+    if price == propose.price_msat_per_gib:
         _accept(world, neighbour, propose, message_id)
     else:
-        counter = price if answer is Answer.COUNTER else None
-        world.send(neighbour, Reject(propose.contract, RejectReason.PRICE, counter), message_id)
-        if counter is None:
+        world.send(neighbour, Reject(propose.contract, RejectReason.PRICE, price), message_id)
+        if price is None:
             _note_decline(world, neighbour, propose.destination)
             key = "BUY_PRICE_MAX" if terms.most_msat_per_gib == world.settings.buy_max_msat_per_gib else "PRICES"
             world.log(
