@@ -15,11 +15,11 @@ from ngp.core.rate import Rate
 
 @dataclass(frozen=True, slots=True)
 class TopUp:
-    """A top-up that was paid: its amount, its time, and what had been charged by then."""
+    """A top-up that was paid: its amount, its time, and what had been used by then."""
 
     amount_msat: int = 0
     at_mono_s: float = 0.0
-    charged_msat: int = 0
+    used_msat: int = 0
 
 
 NO_TOP_UP = TopUp()

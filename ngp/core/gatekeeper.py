@@ -136,8 +136,6 @@ class Gatekeeper:
                 invoices.invoice_made(world, event)
             case InvoiceFailed():
                 invoices.invoice_failed(world, event)
-                if event.identity:
-                    world.timers.set(Due.INVOICE, event.identity, world.now.monotonic_s + invoices.RETRY_S)
             case InvoiceCancelled():
                 account = invoices.invoice_cancelled(world, event.payment_hash)
                 if isinstance(account, ClientAccount):
@@ -276,7 +274,8 @@ class Gatekeeper:
             if hint.kind is HintKind.EXHAUSTED:
                 contract = world.contracts.get(hint.key)
                 if isinstance(contract, Purchase):
-                    buyer_meter.exhausted(world, contract)
+                    # Nothing else: we also count what the server refused, so only its notice, or the lifetime, ends it.
+                    renewal.renew_if_due(world, contract)
                 elif contract is not None:
                     seller_meter.look_if_exhausted(world, contract)
             elif hint.kind is HintKind.ACCOUNT_EXHAUSTED and hint.key in world.clients:

@@ -76,9 +76,9 @@ def send_invoice(world: World, record: PaymentRecord) -> None:
 def invoice_failed(world: World, event: InvoiceFailed) -> None:
     """Go on without a top-up for a while: there may be credit left, and the node may come back by itself."""
     account = account_for(world, event.kind, event.identity)
-    if event.kind is not PaymentKind.MANUAL:
-        account.invoice.asked = False
+    account.invoice.asked = False
     account.invoice.not_before_mono_s = world.now.monotonic_s + RETRY_S
+    world.timers.set(Due.INVOICE, event.identity, account.invoice.not_before_mono_s)
     who = event.identity.hex()[:8]
     if account.why_not != event.why:  # logged once, however often it is tried
         world.log(f"no invoice for {who}: {event.why}; ngp tries again every {RETRY_S:.0f} s", logging.WARNING)

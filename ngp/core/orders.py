@@ -16,7 +16,7 @@ from ngp.core.messages import Declined, DeclineReason, Paid
 from ngp.core.peers import Neighbour
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.timers import Due
-from ngp.core.topups import MOST_PAUSE_S, REMEMBERED_S, note_top_up
+from ngp.core.topups import REMEMBERED_S, note_top_up, pause_s
 from ngp.core.values import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.core.world import World
 
@@ -179,9 +179,9 @@ def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> 
 def _prepaid(world: World, server: ServerAccount, amount_msat: int) -> None:
     server.paid_msat += amount_msat
     backoff_of(world, server).failures = 0
-    note_top_up(world, server, amount_msat, server.metered_msat)
+    note_top_up(world, server, amount_msat)
     if server.balance_msat > 0:
-        metering.paid_for(world, server.identity)
+        metering.paid_for(world, server)
     world.save_account(server, durable=True)
 
 
@@ -201,8 +201,8 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
         server = world.server(record.identity)
         server.why_not = f"the last payment failed: {why}"
         backoff = backoff_of(world, server)
-        pause_s = min(MOST_PAUSE_S, FIRST_FAILURE_PAUSE_S * 2 ** min(backoff.failures, 16))
-        backoff.not_before_mono_s, backoff.failures = world.now.monotonic_s + pause_s, backoff.failures + 1
+        backoff.not_before_mono_s = world.now.monotonic_s + pause_s(FIRST_FAILURE_PAUSE_S, backoff.failures)
+        backoff.failures += 1
     neighbour = world.peers.any_link(record.identity)
     if neighbour is not None:
         world.send(neighbour, Declined(record.payment_hash, DeclineReason.BUSY))

@@ -166,7 +166,10 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
     purchase = Purchase(**_kept(world, record, found), billed_bytes=record.billed_bytes)
     purchase.meter_lost = True  # a reboot or stop may have stopped our meter, and no bill has come since
     _begin_again(world, purchase)
-    world.server(purchase.identity).running += 1
+    account = world.server(purchase.identity)
+    account.running += 1
+    if purchase.state is State.ACCEPTED:
+        account.unpaid[purchase.id] = purchase
     if found is not None and _used_bytes(found) > purchase.used_bytes:
         buyer_meter.meter(world, purchase, found.reading)
         world.unflushed.add(purchase.id)

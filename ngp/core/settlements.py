@@ -96,7 +96,7 @@ def _paid(world: World, record: PaymentRecord, amount_msat: int) -> None:
     if account.paid_msat == amount_msat:  # its first payment: the kernel must no longer treat it as a newcomer
         world.tell_kernel_of(record.identity)
     account.invoice.declined = 0
-    note_top_up(world, account, amount_msat, account.charged_msat)
+    note_top_up(world, account, amount_msat)
     world.log(f"payment of {amount_msat} msat received from {record.identity.hex()[:8]}")
     metering.paid_for(world, account)
     world.save_account(account, durable=True)

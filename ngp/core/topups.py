@@ -27,6 +27,11 @@ REMEMBERED_S = 86_400.0
 MOST_PAUSE_S = 60.0
 
 
+def pause_s(first_s: float, failures: int) -> float:
+    """Return how long to wait after an attempt failed: twice as long after each failure, but not without end."""
+    return min(MOST_PAUSE_S, first_s * (1 << min(failures, 16)))
+
+
 def sendable(world: World, identity: bytes) -> Bounds:
     """Return the bounds of one payment from us to a neighbour."""
     if world.money.reach is None:
@@ -62,16 +67,16 @@ def usual_msat(world: World, account: Account, bounds: Bounds) -> int:
     return bounds.dust_msat if usual < bounds.dust_msat <= account.rate.a_second * DUST_LASTS_S else usual
 
 
-def grows(world: World, account: Account, charged_msat: int) -> bool:
+def grows(world: World, account: Account) -> bool:
     """Say whether half of the last top-up was used within half the time that it should have lasted."""
-    used_msat = charged_msat - account.top_up.charged_msat
+    used_msat = account.used_msat - account.top_up.used_msat
     soon = world.now.monotonic_s - account.top_up.at_mono_s < TOP_UP_LASTS_S / 2
     return soon and used_msat * 2 >= account.top_up.amount_msat > 0
 
 
-def note_top_up(world: World, account: Account, amount_msat: int, charged_msat: int) -> None:
-    """Remember a top-up that was paid, and what had been charged by then: the next top-up's size depends on both."""
-    account.top_up = TopUp(amount_msat, world.now.monotonic_s, charged_msat)
+def note_top_up(world: World, account: Account, amount_msat: int) -> None:
+    """Remember a top-up that was paid, and what had been used by then: the next top-up's size depends on both."""
+    account.top_up = TopUp(amount_msat, world.now.monotonic_s, account.used_msat)
     account.why_not = ""
 
 

@@ -52,3 +52,12 @@ def test_a_contract_that_costs_nothing_is_active_on_both_sides() -> None:
     sim.up(HOST)
     sim.run(1)
     assert (state(sim, client=False), state(sim, client=True)) == (State.ACTIVE, State.ACTIVE)
+
+
+def test_a_contract_that_nobody_has_paid_for_is_not_active_because_it_was_renewed() -> None:
+    small = {"contract_data_bytes": 20_000, "grace_data_bytes": 200_000, "grace_time_s": 60}
+    sim = Sim(settings(**small), settings(sells=False, budgets=Budgets(0, None, 0, 0, None), **small))
+    sim.flow(HOST, 18_000, 2)
+    (bought,) = sim.client.world.contracts.values()
+    assert bought.data_limit_bytes > 20_000, "it was renewed"
+    assert (state(sim, client=False), state(sim, client=True)) == (State.ACCEPTED, State.ACCEPTED)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ngp.core.account import Account
+from ngp.core.buying.purchase import Purchase
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord
 
@@ -28,7 +29,7 @@ class ServerAccount(Account):
         tolerated_msat: how much the bill may exceed our meter: first packets that it can't have counted, and what we
             believed.
         disputed: the bill is higher than meter and tolerance allow; we agree and pay nothing until `ngp unblock`.
-        stated_paid_msat: what the server says it was paid, since our start.
+        unpaid: contracts accepted without money: the next payment makes them active, or the server ends them.
         sent: our meter has counted something that we sent by this server.
         backoff: the pause after failed payments of this server's invoices.
         moved_mono_s: when the server was last found on another link address than its contracts'.
@@ -41,7 +42,7 @@ class ServerAccount(Account):
     metered_msat: int = 0
     tolerated_msat: int = 0
     disputed: bool = False
-    stated_paid_msat: int = 0
+    unpaid: dict[bytes, Purchase] = field(default_factory=dict)
     sent: bool = False
     backoff: Backoff = field(default_factory=Backoff)
     moved_mono_s: float = float("-inf")

@@ -14,7 +14,7 @@ from ngp.core.buying import metering
 from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.payments import MOST_AHEAD
 from ngp.core.buying.purchase import Purchase
-from ngp.core.contract import CloseReason, State
+from ngp.core.contract import CloseReason
 from ngp.core.effects import Persist
 from ngp.core.messages import Cancel, Role, Statement
 from ngp.core.orders import pending_msat
@@ -52,8 +52,6 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
         if purchase.disowned and disowns:
             _disown_again(world, neighbour, account, line.contract)
         purchase.billed_bytes = max(purchase.billed_bytes, line.used_bytes)
-        if purchase.state is State.ACCEPTED and statement.paid_msat > 0:
-            world.move(purchase, State.ACTIVE)
         if purchase.closed_at_s:
             world.save_contract(purchase)
         else:
@@ -66,10 +64,8 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             found = f"{purchase.billed_bytes} bytes billed, {purchase.used_bytes} metered, {purchase.destination}"
             _dispute(world, account, found)
         _tolerate_first_packets(account, purchase)
-    in_hand_msat = statement.paid_msat - statement.charged_msat - statement.refunded_msat
-    if statement.paid_msat > account.stated_paid_msat and in_hand_msat > 0:  # also if an operator credited it by hand
-        metering.paid_for(world, neighbour.identity)
-    account.stated_paid_msat = max(account.stated_paid_msat, statement.paid_msat)
+    if statement.paid_msat > statement.charged_msat + statement.refunded_msat:  # also if credited by hand
+        metering.paid_for(world, account)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
     tolerance_msat = account.tolerated_msat + account.metered_msat // TOLERANCE_SHARE
     tolerance_msat += world.settings.payment_amount_msat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import WORTH_BYTES, renew_if_due
 from ngp.core.contract import CloseReason, State
@@ -37,16 +38,6 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
     renew_if_due(world, purchase)
 
 
-def exhausted(world: World, purchase: Purchase) -> None:
-    """Try to renew a contract whose limit our own meter reached. Only the server's notice, or the lifetime, ends it.
-
-    The server may have carried less than we count, since we also count packets that it refused. As long as it carries
-    traffic, we meter it.
-    """
-    if purchase.running:
-        renew_if_due(world, purchase)
-
-
 def meter(world: World, purchase: Purchase, reading: Reading) -> int:
     """Price what our own meter counted. Returns the msat by which the charge grew, >= 0."""
     due = purchase.count(reading.used_to_bytes, reading.used_from_bytes)
@@ -74,6 +65,7 @@ def halted(world: World, purchase: Purchase, reading: Reading | None) -> None:
     if reading is not None:
         usage_read(world, purchase, reading)
     account.running -= 1
+    account.unpaid.pop(purchase.id, None)
     if purchase.used_bytes < WORTH_BYTES and world.now.utc_s - purchase.opened_at_s < WORTH_S:
         world.count_opening(purchase)
     world.close(purchase, purchase.charged_msat)
@@ -88,10 +80,10 @@ def _remember(world: World, purchase: Purchase) -> None:
         del world.buying.ended[next(iter(world.buying.ended))]
 
 
-def paid_for(world: World, identity: bytes) -> None:
+def paid_for(world: World, account: ServerAccount) -> None:
     """Make contracts active that we accepted on credit: the server has our money, and does the same."""
-    for neighbour in world.peers.links_of(identity):
-        for purchase in neighbour.contracts.values():
-            if isinstance(purchase, Purchase) and purchase.state is State.ACCEPTED:
-                world.move(purchase, State.ACTIVE)
-                world.unflushed.add(purchase.id)
+    for purchase in account.unpaid.values():
+        if purchase.state is State.ACCEPTED:
+            world.move(purchase, State.ACTIVE)
+            world.unflushed.add(purchase.id)
+    account.unpaid.clear()

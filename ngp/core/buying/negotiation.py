@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ngp.core import networks
 from ngp.core.buying.purchase import Purchase
-from ngp.core.buying.renewal import live_until, renewal_proposed
+from ngp.core.buying.renewal import live_until, renewal_over, renewal_proposed
 from ngp.core.contract import CloseReason, State
 from ngp.core.messages import Accept, Address, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
@@ -165,6 +165,8 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
     purchase.opened_at_s = world.now.utc_s
     purchase.rate.at_mono_s = world.now.monotonic_s
     account.running += 1
+    if not paid:
+        account.unpaid[purchase.id] = purchase
     world.count_opening(purchase)
     world.tell_state(purchase)
     if world.settings.never_renews:
@@ -182,6 +184,6 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
     if purchase is None or not purchase.is_with(neighbour.identity, neighbour.link):
         return
     if purchase.state is State.RENEWING:
-        world.move(purchase, State.ACTIVE, f"renewal declined: {reject.reason.value}")
+        renewal_over(world, purchase, f"renewal declined: {reject.reason.value}")
     else:
         world.halt(purchase, CloseReason.CANCELLED)

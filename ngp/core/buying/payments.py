@@ -94,9 +94,9 @@ def _objection(
     if waits or len(pending(world, neighbour.identity)) >= MOST_PENDING:
         return DeclineReason.BUSY, 0
     most = MOST_AHEAD * usual_msat(world, account, bounds)
-    if grows(world, account, account.metered_msat):
+    if grows(world, account):
         most = max(most, 3 * account.top_up.amount_msat)
-    unspent = account.paid_msat - max(account.metered_msat, account.charged_msat) - account.refunded_msat
+    unspent = account.paid_msat - account.used_msat - account.refunded_msat
     ahead = most - unspent - pending_msat(world, neighbour.identity)
     if amount_msat > ahead:
         return DeclineReason.AMOUNT, _worth_asking(ahead, bounds)

@@ -60,10 +60,16 @@ def _renews_poorly(world: World, purchase: Purchase) -> bool:
 def renewal_due(world: World, purchase: Purchase) -> None:
     """Check a contract that is near its end, or whose renewal wasn't answered."""
     if purchase.state is State.RENEWING:
-        world.move(purchase, State.ACTIVE, "renewal not answered")
+        renewal_over(world, purchase, "renewal not answered")
     renew_if_due(world, purchase)
     if purchase.state in (State.ACCEPTED, State.ACTIVE) and purchase.expires_mono_s > world.now.monotonic_s:
         world.timers.set(Due.RENEWAL, purchase.id, world.now.monotonic_s + max(0.2, purchase.lifetime_s / 50))
+
+
+def renewal_over(world: World, purchase: Purchase, why: str = "") -> None:
+    """End a renewal, agreed or not: the contract is active, unless it still waits for the first payment."""
+    unpaid = world.server(purchase.identity).unpaid
+    world.move(purchase, State.ACCEPTED if purchase.id in unpaid else State.ACTIVE, why)
 
 
 def renewal_proposed(
@@ -102,7 +108,7 @@ def renewal_proposed(
     purchase.reprice(purchase.data_limit_bytes, propose.price_msat_per_gib)
     purchase.data_limit_bytes = propose.data_limit_bytes
     purchase.lifetime_s = propose.lifetime_s
-    world.move(purchase, State.ACTIVE)
+    renewal_over(world, purchase)
     live_until(world, purchase)
     world.journal("contract", purchase.identity, "renewed", contract=purchase.id)
     world.save(purchase)

@@ -16,7 +16,7 @@ from ngp.core.reach import Bounds, Reach
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
 from ngp.core.selling.account import ClientAccount
 from ngp.core.timers import Due
-from ngp.core.topups import MOST_PAUSE_S, grows, note_why_not, receivable, sendable, usual_msat
+from ngp.core.topups import grows, note_why_not, pause_s, receivable, sendable, usual_msat
 from ngp.core.world import World
 
 FIRST_PAUSE_S = 0.5
@@ -29,7 +29,7 @@ def top_up_msat(world: World, account: ClientAccount, bounds: Bounds) -> int:
     followed by one of twice its size.
     """
     amount = usual_msat(world, account, bounds)
-    if grows(world, account, account.charged_msat):
+    if grows(world, account):
         amount = max(amount, 2 * account.top_up.amount_msat)
     amount = max(amount, -account.balance_msat)
     if account.most_asked_msat:  # limits debts as well: else a debt above the client's limit would never be paid
@@ -85,11 +85,11 @@ def invoice_declined(world: World, record: PaymentRecord, declined: Declined) ->
     if declined.reason is DeclineReason.BUDGET:  # a budget doesn't grow; other limits grow as the client pays
         account.budget_told_mono_s = world.now.monotonic_s
     smaller = 0 < declined.amount_msat < record.amount_msat and account.invoice.declined < 2
-    pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(account.invoice.declined, 16))
+    wait_s = 0.2 if smaller else pause_s(FIRST_PAUSE_S, account.invoice.declined)
     account.invoice.declined += 1
     if not smaller:
         note_why_not(world, account, f"it declines our invoices ({_declined_for(declined)}); its log says more")
-    account.invoice.not_before_mono_s = world.now.monotonic_s + (0.2 if smaller else pause_s)
+    account.invoice.not_before_mono_s = world.now.monotonic_s + wait_s
     if account.running:
         world.timers.set(Due.INVOICE, account.identity, account.invoice.not_before_mono_s)
 
