@@ -118,7 +118,7 @@ class Persona:
 
     def say_due(self) -> None:
         """Send acks, and messages that waited for one; needed only if several messages are sent."""
-        for outgoing in self.courier.due(time.monotonic()).outgoing:
+        for outgoing in self.courier.due(time.monotonic()):
             self.crowd.send(self, outgoing.datagram)
 
     def heard(self, kind: type[Message]) -> list[Received]:
@@ -183,7 +183,7 @@ class Crowd:
         while True:
             self._receive()
             for persona in self.personas:
-                for outgoing in persona.courier.due(time.monotonic()).outgoing:
+                for outgoing in persona.courier.due(time.monotonic()):
                     self.send(persona, outgoing.datagram)
             if until is not None and until():
                 return True

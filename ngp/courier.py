@@ -42,18 +42,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ngp import wire
 from ngp.allowance import Allowance, SharedAllowance
+from ngp.core.events import Delivered, Undelivered
 from ngp.core.messages import Ack, Hello, Message
-from ngp.delivery import (
-    Delivered,
-    Due,
-    Limits,
-    LinkKey,
-    Outgoing,
-    Received,
-    Undelivered,
-    needs_delivery,
-    wants_receipt,
-)
+from ngp.delivery import Limits, LinkKey, Outgoing, Received, needs_delivery, wants_receipt
 from ngp.errors import PeerError
 from ngp.replay import WINDOW, ReplayWindow
 
@@ -65,6 +56,8 @@ IDLE_S = 600.0
 _LINKS_PER_NEIGHBOUR = 4
 _STRANGER_LINKS = 1024
 _MAX_ACKS_WAITING = WINDOW
+
+Outcome = Delivered | Undelivered
 
 
 @dataclass(slots=True, eq=False)
@@ -151,8 +144,7 @@ class Courier:
         self._self_ack_timers: deque[tuple[float, _Neighbour, int]] = deque()
         self._forget_timers: deque[tuple[float, _Neighbour, int]] = deque()
         self._roomy: dict[bytes, _Neighbour] = {}
-        self._undelivered: list[Undelivered] = []
-        self._delivered: list[Delivered] = []
+        self._outcomes: list[Outcome] = []
         self._dropped: Counter[str] = Counter()
 
     # --- sending
@@ -176,12 +168,12 @@ class Courier:
                 message = replace(message, wants_reply=True)
             return [Outgoing(identity, link, self._sealed(neighbour, message, reply_to)[1], None, is_hello=True)]
         if neighbour is None or link not in neighbour.proven:
-            return self._give_up(identity, link, message, "unknown")
+            return self._give_up(identity, link, message)
         neighbour.self_acks.discard(reply_to)
         if type(message) is Ack:
             return [Outgoing(identity, link, self._sealed(neighbour, message, reply_to)[1], None)]
         if len(neighbour.waiting) >= self._limits.waiting or self._outstanding >= self._limits.total:
-            return self._give_up(identity, link, message, "full")
+            return self._give_up(identity, link, message)
         self._outstanding += 1
         if neighbour.waiting or not self._has_room(neighbour):
             neighbour.waiting.append((link, message, reply_to))
@@ -344,7 +336,7 @@ class Courier:
         self.forget(identity)
 
     def _restart(self, neighbour: _Neighbour, boot: int) -> None:
-        self._drop_outstanding(neighbour, "restarted")
+        self._drop_outstanding(neighbour)
         neighbour.boot = boot
         neighbour.window = ReplayWindow()
         neighbour.broadcast = 0
@@ -352,7 +344,7 @@ class Courier:
         neighbour.proven.clear()
 
     def _retire(self, neighbour: _Neighbour) -> None:
-        self._drop_outstanding(neighbour, "forgotten")
+        self._drop_outstanding(neighbour)
         self._leave(*neighbour.proven)
         neighbour.proven.clear()
         self._retired_count = max(self._retired_count, neighbour.count)
@@ -367,12 +359,12 @@ class Courier:
             if not self._per_link[link]:
                 del self._per_link[link]
 
-    def _drop_outstanding(self, neighbour: _Neighbour, why: str) -> None:
+    def _drop_outstanding(self, neighbour: _Neighbour) -> None:
         for flight in neighbour.flights.values():
             flight.landed = True
-            self._give_up(neighbour.identity, flight.link, flight.message, why)
+            self._give_up(neighbour.identity, flight.link, flight.message)
         for link, message, _ in neighbour.waiting:
-            self._give_up(neighbour.identity, link, message, why)
+            self._give_up(neighbour.identity, link, message)
         self._outstanding -= len(neighbour.flights) + len(neighbour.waiting)
         neighbour.flights.clear()
         neighbour.waiting.clear()
@@ -405,7 +397,7 @@ class Courier:
         if flight is not None and flight.link in neighbour.proven:
             neighbour.proven[flight.link].attempt = flight.attempt
         if flight is not None and wants_receipt(flight.message):
-            self._delivered.append(Delivered(neighbour.identity, flight.link, flight.message))
+            self._outcomes.append(Delivered(neighbour.identity, flight.link, flight.message))
 
     def _land(self, neighbour: _Neighbour, message_id: int) -> _Flight | None:
         flight = neighbour.flights.pop(message_id, None)
@@ -417,8 +409,8 @@ class Courier:
             self._roomy[neighbour.identity] = neighbour
         return flight
 
-    def _give_up(self, identity: bytes, link: LinkKey, message: Message, why: str) -> list[Outgoing]:
-        self._undelivered.append(Undelivered(identity, link, message, why))
+    def _give_up(self, identity: bytes, link: LinkKey, message: Message) -> list[Outgoing]:
+        self._outcomes.append(Undelivered(identity, link, message))
         return []
 
     def _sealed(self, neighbour: _Neighbour, message: Message, reply_to: int) -> tuple[int, bytes]:
@@ -439,14 +431,14 @@ class Courier:
 
     def next_due(self) -> float | None:
         """Return when to call `due` next, or None if nothing waits. May be too early, as answers arrive meanwhile."""
-        if self._undelivered or self._delivered or self._roomy:
+        if self._outcomes or self._roomy:
             return 0.0
         heads = [queue[0][0] for queue in self._retries if queue]
         heads += [timers[0][0] for timers in (self._ack_timers, self._self_ack_timers) if timers]
         return min(heads, default=None)
 
-    def due(self, now: float) -> Due:
-        """Return the datagrams to send now, and the messages that are given up."""
+    def due(self, now: float) -> list[Outgoing]:
+        """Return the datagrams to send now; ask for the `outcomes` afterwards."""
         outgoing = [again for tries in range(len(RETRY_AFTER_S)) for again in self._retried(tries, now)]
         while self._self_ack_timers and self._self_ack_timers[0][0] <= now:
             _, neighbour, message_id = self._self_ack_timers.popleft()
@@ -462,13 +454,12 @@ class Courier:
         for neighbour in roomy.values():
             while neighbour.waiting and self._has_room(neighbour):
                 outgoing.append(self._launch(neighbour, *neighbour.waiting.popleft(), now))
-        return Due(outgoing, *self.outcomes())
+        return outgoing
 
-    def outcomes(self) -> tuple[list[Undelivered], list[Delivered]]:
+    def outcomes(self) -> list[Outcome]:
         """Return the messages lost and delivered since the last call; handle these before the next message."""
-        undelivered, self._undelivered = self._undelivered, []
-        delivered, self._delivered = self._delivered, []
-        return undelivered, delivered
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
     def _retried(self, tries: int, now: float) -> Iterator[Outgoing]:
         """Yield the datagrams to send again. Each number of tries has one delay, so its queue is ordered by time."""
@@ -479,7 +470,7 @@ class Courier:
                 continue
             if tries + 1 == len(RETRY_AFTER_S):
                 self._land(flight.neighbour, flight.sequence)
-                self._give_up(flight.neighbour.identity, flight.link, flight.message, "timeout")
+                self._give_up(flight.neighbour.identity, flight.link, flight.message)
                 continue
             self._retries[tries + 1].append((now + RETRY_AFTER_S[tries + 1], flight))
             flight.attempt += 1

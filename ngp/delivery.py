@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ngp.core.messages import Ack, Hello, Message, Paid, Statement
 
@@ -65,34 +65,6 @@ class Received:
     message_id: int
     reply_to: int
     proven: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Undelivered:
-    """A message that won't be sent again; why: `timeout`, `restarted`, `unknown`, `full`, `forgotten`."""
-
-    identity: bytes
-    link: LinkKey
-    message: Message
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """A message with a receipt that the neighbour has acknowledged."""
-
-    identity: bytes
-    link: LinkKey
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """The result of `Courier.due`: datagrams to send, and outcomes to report."""
-
-    outgoing: list[Outgoing]
-    undelivered: list[Undelivered]
-    delivered: list[Delivered] = field(default_factory=list)
 
 
 def needs_delivery(message: Message) -> bool:

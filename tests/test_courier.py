@@ -13,8 +13,9 @@ from two_couriers import ALICE, MALLORY, TO_A, TO_B, TO_M, A, B, M, greet, note,
 
 from ngp import courier, wire
 from ngp.core import messages as m
+from ngp.core.events import Delivered, Undelivered
 from ngp.courier import Courier
-from ngp.delivery import Delivered, Due, Limits, Outgoing, Received, Undelivered
+from ngp.delivery import Limits, Outgoing, Received
 
 
 def bill(number: int) -> m.Message:
@@ -29,18 +30,19 @@ def test_a_bill_is_acked_when_it_is_stored_and_not_before() -> None:
     assert received is not None
     for now in (0.05, 0.2, 1.0, 5.0):
         assert bob.receive(datagram, TO_A, now) is None
-        assert bob.due(now).outgoing == []
-    assert alice.due(0.2).outgoing[0].datagram == datagram
+        assert bob.due(now) == []
+    assert alice.due(0.2)[0].datagram == datagram
     bob.acknowledge(A, received.message_id, 6.0)
-    assert alice.receive(only(bob.due(6.1).outgoing), TO_B, 6.1) is None
-    assert alice.due(6.1) == Due([], [], [Delivered(B, TO_B, bill(1))])
+    assert alice.receive(only(bob.due(6.1)), TO_B, 6.1) is None
+    assert alice.due(6.1) == [] and alice.outcomes() == [Delivered(B, TO_B, bill(1))]
 
 
 def test_a_bill_that_nobody_stores_is_undelivered_and_forgotten() -> None:
     alice, bob = pair()
     assert bob.receive(only(alice.send(B, TO_B, bill(1), 0.0)), TO_A, 0.0) is not None
-    lost = [one for tenths in range(200) for one in alice.due(tenths / 10).undelivered]
-    assert lost == [Undelivered(B, TO_B, bill(1), "timeout")]
+    for tenths in range(200):
+        alice.due(tenths / 10)
+    assert alice.outcomes() == [Undelivered(B, TO_B, bill(1))]
     bob.due(courier.GIVE_UP_S)
     assert not bob._known[A].self_acks
 
@@ -50,7 +52,7 @@ def test_sending_to_the_unknown_is_undelivered() -> None:
     assert alice.send(M, TO_M, note(1), 0.0) == []
     assert alice.send(B, TO_M, note(2), 0.0) == []
     assert alice.next_due() == 0.0
-    assert [(u.message, u.why) for u in alice.due(0.0).undelivered] == [(note(1), "unknown"), (note(2), "unknown")]
+    assert [lost.message for lost in alice.outcomes()] == [note(1), note(2)]
 
 
 # --- a network that loses, doubles, delays and reorders ---------------------------------------------------------------
@@ -90,9 +92,8 @@ class Network:
                 _, _, receiver, datagram = heapq.heappop(self.flying)
                 self.arrive(receiver, datagram)
             for one in (self.alice, self.bob):
-                due = one.due(self.now)
-                self.undelivered += due.undelivered
-                self.carry(one, due.outgoing)
+                self.carry(one, one.due(self.now))
+                self.undelivered += [lost for lost in one.outcomes() if isinstance(lost, Undelivered)]
 
     def arrive(self, receiver: Courier, datagram: bytes) -> None:
         received = receiver.receive(datagram, TO_A if receiver is self.bob else TO_B, self.now)
@@ -144,7 +145,7 @@ def test_at_most_once_and_told_when_it_never_heals(fates: list[tuple[float, ...]
     lost = [one.message for one in network.undelivered]
     assert len(set(got)) == len(got) and len(set(lost)) == len(lost)
     assert {note(number) for number in range(count)} <= set(got) | set(lost)
-    assert all(one.why == "timeout" and one.link == TO_B for one in network.undelivered)
+    assert all(one.link == TO_B for one in network.undelivered)
 
 
 def test_a_dead_link_is_given_up_after_the_stated_time() -> None:
@@ -178,21 +179,21 @@ def test_acks_are_gathered() -> None:
         assert received is not None
         bob.acknowledge(A, received.message_id, 0.0)
     assert bob.next_due() == courier.ACK_DELAY_S
-    acks = bob.due(courier.ACK_DELAY_S).outgoing
+    acks = bob.due(courier.ACK_DELAY_S)
     assert len(acks) == 3 and all(ack.link == TO_A for ack in acks)
     for ack in acks:
         assert alice.receive(ack.datagram, TO_B, 0.03) is None
-    assert alice.due(100.0) == Due([], [])
+    assert alice.due(100.0) == [] and not alice.outcomes()
 
 
 def test_what_nobody_answers_is_acked_before_it_is_sent_again() -> None:
     alice, bob = pair()
     bob.receive(only(alice.send(B, TO_B, note(1), 0.0)), TO_A, 0.0)
     while (due_at := bob.next_due()) is not None:
-        for out in bob.due(due_at).outgoing:
+        for out in bob.due(due_at):
             assert due_at < courier.RETRY_AFTER_S[0]
             alice.receive(out.datagram, TO_B, due_at)
-    assert alice.due(100.0) == Due([], [])
+    assert alice.due(100.0) == [] and not alice.outcomes()
 
 
 def test_an_answer_acks_and_no_other_ack_is_sent() -> None:
@@ -202,8 +203,8 @@ def test_an_answer_acks_and_no_other_ack_is_sent() -> None:
     answer = alice.receive(only(bob.send(A, TO_A, note(2), 0.0, asked.message_id)), TO_B, 0.0)
     assert answer is not None and answer.reply_to == asked.message_id
     alice.acknowledge(B, answer.message_id, 0.0)
-    bob.receive(only(alice.due(0.02).outgoing), TO_A, 0.02)
-    assert alice.due(100.0) == bob.due(100.0) == Due([], [])
+    bob.receive(only(alice.due(0.02)), TO_A, 0.02)
+    assert alice.due(100.0) == bob.due(100.0) == alice.outcomes() == bob.outcomes() == []
 
 
 def test_a_duplicate_is_acked_again_and_not_delivered() -> None:
@@ -212,11 +213,12 @@ def test_a_duplicate_is_acked_again_and_not_delivered() -> None:
     asked = bob.receive(datagram, TO_A, 0.0)
     assert asked is not None
     bob.send(A, TO_A, note(2), 0.0, asked.message_id)  # lost
-    assert only(alice.due(0.2).outgoing) == datagram
+    assert only(alice.due(0.2)) == datagram
     assert bob.receive(datagram, TO_A, 0.2) is None
-    acks = [out for out in bob.due(0.3).outgoing if alice.receive(out.datagram, TO_B, 0.3) is None]
+    acks = [out for out in bob.due(0.3) if alice.receive(out.datagram, TO_B, 0.3) is None]
     assert len(acks) == 1
-    assert alice.due(50.0).undelivered == []
+    alice.due(50.0)
+    assert alice.outcomes() == []
 
 
 def test_a_kind_that_we_do_not_know_is_acked_and_counted_and_not_delivered() -> None:
@@ -230,8 +232,8 @@ def test_a_kind_that_we_do_not_know_is_acked_and_counted_and_not_delivered() -> 
     for _ in range(2):
         assert bob.receive(later, TO_A, 0.0) is None
     assert bob.counters()["kind"] == 1
-    alice.receive(only(bob.due(0.02).outgoing), TO_B, 0.02)
-    assert alice.due(50.0) == Due([], [])
+    alice.receive(only(bob.due(0.02)), TO_B, 0.02)
+    assert alice.due(50.0) == [] and not alice.outcomes()
 
 
 def test_somebody_elses_ack_counts_for_nothing() -> None:
@@ -242,4 +244,4 @@ def test_somebody_elses_ack_counts_for_nothing() -> None:
     ids = tuple((1 << 32) + count for count in range(1, 20))
     alice.receive(only(mallory.send(A, TO_A, m.Ack(ids), 0.0)), TO_M, 0.0)
     alice.receive(only(mallory.send(A, TO_A, note(5), 0.0, reply_to=ids[1])), TO_M, 0.0)
-    assert [out for out in alice.due(0.2).outgoing if out.identity == B]
+    assert [out for out in alice.due(0.2) if out.identity == B]

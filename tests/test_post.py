@@ -122,7 +122,7 @@ def test_a_receipt_for_a_bill_is_told() -> None:
         received = theirs.receive(desk.wire.sent[-1], WAY, 0.0)
         assert received is not None and received.message == BILL
         theirs.acknowledge(desk.ours.identity, received.message_id, 0.0)
-        (ack,) = theirs.due(1.0).outgoing
+        (ack,) = theirs.due(1.0)
         desk.told.clear()
         desk.take(ack.datagram)
         await asyncio.sleep(0)

@@ -142,14 +142,14 @@ def test_neighbours_meet_by_the_way_that_leads_to_the_other(links: list[tuple[st
 def test_what_was_answered_is_the_way_of_what_follows() -> None:
     alice, bob = pair()
     (first,) = alice.send(B, TO_B, note(1), 0.0)
-    (again,) = alice.due(RETRY_AFTER_S[0]).outgoing
+    (again,) = alice.due(RETRY_AFTER_S[0])
     assert (first.attempt, again.attempt, again.datagram) == (0, 1, first.datagram)
     received = bob.receive(again.datagram, TO_A, 1.0)
     assert received is not None
     (answer,) = bob.send(A, TO_A, note(2), 1.0, reply_to=received.message_id)
     alice.receive(answer.datagram, TO_B, 1.0)
     (following,) = alice.send(B, TO_B, note(3), 1.0)
-    (repeated,) = alice.due(1.0 + RETRY_AFTER_S[0]).outgoing
+    (repeated,) = alice.due(1.0 + RETRY_AFTER_S[0])
     assert (following.attempt, repeated.attempt) == (1, 2)
 
 

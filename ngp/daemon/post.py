@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ngp import __version__, delivery
+from ngp import __version__
 from ngp.allowance import Allowance
 from ngp.core.effects import Greet
-from ngp.core.events import Delivered, Event, MessageReceived, OtherVersionHeard, Undelivered
+from ngp.core.events import Event, MessageReceived, OtherVersionHeard
 from ngp.core.messages import Address, Hello, Invoice, Message, Refund
 from ngp.core.values import DecodedInvoice, LinkPeer
 from ngp.courier import Courier
@@ -199,7 +199,7 @@ class Post:
         if received is None:
             return None
         # If the sender restarted: first report what its previous run didn't get, then its new message.
-        self._tell_outcomes(*self._courier.outcomes())
+        self._tell_outcomes()
         if received.proven:
             link.trust(peer)
         hello = datagram if isinstance(received.message, Hello) else b""
@@ -291,13 +291,10 @@ class Post:
         self._timer = None
         if self.frozen:
             return
-        due = self._courier.due(self._now())
-        self._carry(due.outgoing)
-        self._tell_outcomes(due.undelivered, due.delivered)
+        self._carry(self._courier.due(self._now()))
+        self._tell_outcomes()
         self.schedule()
 
-    def _tell_outcomes(self, lost: Sequence[delivery.Undelivered], arrived: Sequence[delivery.Delivered]) -> None:
-        for one in lost:
-            self._tell(Undelivered(one.identity, one.link, one.message))
-        for receipt in arrived:
-            self._tell(Delivered(receipt.identity, receipt.link, receipt.message))
+    def _tell_outcomes(self) -> None:
+        for outcome in self._courier.outcomes():
+            self._tell(outcome)
