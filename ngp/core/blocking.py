@@ -40,6 +40,4 @@ def unblock(world: World, identity: bytes) -> None:
 def _mark(world: World, identity: bytes, blocked: bool) -> None:
     (world.peers.blocked.add if blocked else world.peers.blocked.discard)(identity)
     world.do(Persist(BlockRecord(identity, blocked), durable=True))
-    for neighbour in world.peers.links_of(identity):
-        neighbour.blocked = blocked
     world.tell_kernel_of(identity)

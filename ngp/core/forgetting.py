@@ -60,7 +60,7 @@ def forget_neighbours(world: World) -> None:
     for neighbour in list(world.peers.neighbours.values()):
         silent = world.now.monotonic_s - neighbour.heard_mono_s > LINK_SILENCE_S
         idle = not neighbour.contracts and not any(one.worth_keeping for one in world.accounts_of(neighbour.identity))
-        if silent and idle and not neighbour.blocked:
+        if silent and idle and neighbour.identity not in world.peers.blocked:
             drop_neighbour(world, neighbour)
 
 

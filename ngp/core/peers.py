@@ -37,7 +37,6 @@ class Neighbour:
     addresses: tuple[Address, ...] = ()
     payee: bytes = b""
     boot: int = 0
-    blocked: bool = False
     up: bool = False
     first_seen_s: int = 0
     last_seen_s: int = 0
@@ -61,16 +60,16 @@ class Neighbour:
             last_seen_s=self.last_seen_s,
         )
 
-    def for_kernel(self, has_paid: bool, was_paid: bool) -> KernelNeighbour:
+    def for_kernel(self, blocked: bool, has_paid: bool, was_paid: bool) -> KernelNeighbour:
         """Return the neighbour as the kernel should know it; a blocked one neither buys nor sells."""
         return KernelNeighbour(
             neighbour=self.number,
             interface=self.link[0],
             link_address=self.link[1],
             local_addresses=self.addresses,
-            buys_from_us=self.buys and not self.blocked,
-            sells_to_us=self.sells and not self.blocked,
-            blocked=self.blocked,
+            buys_from_us=self.buys and not blocked,
+            sells_to_us=self.sells and not blocked,
+            blocked=blocked,
             has_paid=has_paid,
             was_paid=was_paid,
             identity=self.identity,
@@ -84,7 +83,7 @@ class Peers:
     Attributes:
         neighbours: each identity on each of its links; by_link: the neighbour that a link belongs to; by_identity: the
             links of an identity.
-        blocked: identities that the operator blocked, on a link or not.
+        blocked: identities that the operator blocked, on all their links.
         strangers: packets of links that haven't said hello, each with the instant until which it waits.
         silence_due: from when on the log may name such a link, by interface.
         other_versions: when a neighbour of another message version was heard, by link.
@@ -130,8 +129,7 @@ class Peers:
         return f"{named(identity)} is away and can't {to_do}: run this again when it is back"
 
     def add(self, neighbour: Neighbour) -> None:
-        """Enter a neighbour; a blocked identity is blocked on every link."""
-        neighbour.blocked = neighbour.blocked or neighbour.identity in self.blocked
+        """Enter a neighbour."""
         self.neighbours[neighbour.identity, neighbour.link] = neighbour
         self.by_identity.setdefault(neighbour.identity, {})[neighbour.link] = neighbour
 

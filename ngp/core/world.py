@@ -224,7 +224,7 @@ class World:
         was_paid = who in self.servers and self.servers[who].paid_msat > 0
         # A payment counts from its order on, so that our kernel knows no later than the neighbour's.
         was_paid = was_paid or any(one.identity == who for one in self.money.payments.values())
-        self.do(SetNeighbour(neighbour.for_kernel(has_paid, was_paid)))
+        self.do(SetNeighbour(neighbour.for_kernel(who in self.peers.blocked, has_paid, was_paid)))
 
     def tell_kernel_of(self, identity: bytes) -> None:
         """Bring the entries of all links of an identity in the kernel up to date."""

@@ -81,9 +81,9 @@ def ask_for(world: World, number: int, destination: Address) -> None:
     """
     memory, now = world.buying, world.now.monotonic_s
     neighbour = next((one for one in world.peers.by_link.values() if one.number == number), None)
-    if neighbour is None or not (neighbour.up and neighbour.sells and world.settings.buys) or neighbour.blocked:
+    if neighbour is None or not (neighbour.up and neighbour.sells and world.settings.buys):
         return
-    if world.purchases.find(neighbour.identity, destination) is not None:
+    if neighbour.identity in world.peers.blocked or world.purchases.find(neighbour.identity, destination) is not None:
         return
     if now - memory.asking_since_mono_s >= 1.0:
         memory.asking_since_mono_s, memory.asked = now, 0
@@ -95,7 +95,7 @@ def ask_for(world: World, number: int, destination: Address) -> None:
 def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectReason | None:
     if not world.settings.buys:
         return RejectReason.NOT_BUYING
-    if neighbour.blocked:
+    if neighbour.identity in world.peers.blocked:
         return RejectReason.BLOCKED
     if not networks.is_same(neighbour.network, world.node.network):
         return RejectReason.NETWORK

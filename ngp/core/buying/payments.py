@@ -48,7 +48,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
         return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
     if may_be_forgotten(world, decoded.expires_in_s):
         return _lapsed(world, neighbour, payment_hash, _PAID_BEFORE)
-    if neighbour.blocked or not world.settings.buys:
+    if neighbour.identity in world.peers.blocked or not world.settings.buys:
         world.send(neighbour, Declined(payment_hash, DeclineReason.NOT_BUYING))
         return True
     account = world.server(neighbour.identity)

@@ -82,25 +82,12 @@ def renewal_proposed(
         return
     accept = Accept(purchase.id, propose.price_msat_per_gib, propose.data_limit_bytes)
     repeated = propose.from_offset_bytes == 0 and purchase.state is not State.RENEWING
-    if repeated and (accept.price_msat_per_gib, accept.data_limit_bytes) == (
-        purchase.prices[0][1],
-        purchase.data_limit_bytes,
-    ):
+    if repeated and accept == Accept(purchase.id, purchase.prices[0][1], purchase.data_limit_bytes):
         world.send(neighbour, accept, message_id)  # the server didn't hear our first accept
         return
-    terms = buy_terms(world.settings, purchase.destination, neighbour.link[0])
-    if propose.from_offset_bytes < purchase.data_limit_bytes or propose.data_limit_bytes < purchase.data_limit_bytes:
-        reason: RejectReason | None = RejectReason.TERMS
-    elif len(purchase.prices) >= MOST_PRICES and propose.price_msat_per_gib != purchase.price_msat_per_gib:
-        reason = RejectReason.TERMS
-    elif propose.price_msat_per_gib > terms.most_msat_per_gib:
-        reason = RejectReason.PRICE
-    elif not world.settings.buys or neighbour.blocked or world.server(purchase.identity).disputed:
-        reason = RejectReason.NOT_BUYING
-    else:
-        reason = None
-    if reason is not None or purchase.state is not State.RENEWING:
-        world.send(neighbour, Reject(purchase.id, reason or RejectReason.LAPSED), message_id)
+    objection = _objection(world, purchase, propose)
+    if objection is not None:
+        world.send(neighbour, Reject(purchase.id, objection), message_id)
         return
     if _renews_poorly(world, purchase):
         world.count_idle(purchase)
@@ -115,3 +102,17 @@ def renewal_proposed(
     world.grant(purchase)
     world.send(neighbour, accept, message_id)
     renew_if_due(world, purchase)
+
+
+def _objection(world: World, purchase: Purchase, propose: Propose) -> RejectReason | None:
+    limit, price = purchase.data_limit_bytes, propose.price_msat_per_gib
+    if propose.from_offset_bytes < limit or propose.data_limit_bytes < limit:
+        return RejectReason.TERMS
+    if len(purchase.prices) >= MOST_PRICES and price != purchase.price_msat_per_gib:
+        return RejectReason.TERMS
+    if price > buy_terms(world.settings, purchase.destination, purchase.link[0]).most_msat_per_gib:
+        return RejectReason.PRICE
+    blocked, disputed = purchase.identity in world.peers.blocked, world.server(purchase.identity).disputed
+    if blocked or disputed or not world.settings.buys:
+        return RejectReason.NOT_BUYING
+    return None if purchase.state is State.RENEWING else RejectReason.LAPSED

@@ -29,7 +29,7 @@ MOST_HELD_PER_CONTRACT = 64
 def packet_held(world: World, packet: PacketHeld) -> None:
     """Decide about a packet whose destination the kernel doesn't know for this neighbour."""
     neighbour = world.peers.by_link.get(packet.link)
-    if neighbour is None or not neighbour.network or (not neighbour.up and not neighbour.blocked):
+    if neighbour is None or not neighbour.network or not (neighbour.up or neighbour.identity in world.peers.blocked):
         _hold_for_stranger(world, packet)
         return
     if not trades(world, neighbour):

@@ -43,7 +43,7 @@ def trades(world: World, neighbour: Neighbour) -> bool:
     return (
         world.settings.sells
         and neighbour.buys
-        and not neighbour.blocked
+        and neighbour.identity not in world.peers.blocked
         and networks.is_same(neighbour.network, world.node.network)
     )
 
@@ -174,8 +174,9 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
     if sale is None:
         world.send(neighbour, Cancel(accept.contract, CloseReason.CANCELLED.value), message_id)
         return True
-    if sale.state is State.HALTING or neighbour.blocked:
-        reason = RejectReason.BLOCKED if neighbour.blocked else RejectReason.LAPSED
+    blocked = neighbour.identity in world.peers.blocked
+    if sale.state is State.HALTING or blocked:
+        reason = RejectReason.BLOCKED if blocked else RejectReason.LAPSED
         world.send(neighbour, Reject(accept.contract, reason), message_id)
         return True
     offer = sale.renewal_offer if sale.state is State.RENEWING else None

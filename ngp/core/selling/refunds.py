@@ -116,7 +116,7 @@ def asked(world: World, neighbour: Neighbour, message_id: int) -> bool:
 
 
 def _objection(world: World, neighbour: Neighbour, account: ClientAccount | None) -> DeclineReason | None:
-    if neighbour.blocked:
+    if neighbour.identity in world.peers.blocked:
         return DeclineReason.BLOCKED
     amount = offerable_msat(world, account) if account is not None else 0
     if account is None or amount < LEAST_ASKED_MSAT:
