@@ -1,4 +1,4 @@
-"""The meter's charge without packets or interfaces: real tables, the product's own code of both sides, single steps."""
+"""The meter's charge without packets or interfaces: real tables, the product's code for both sides, in single steps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Run(ctypes.Structure):
 
 
 def run(program: int, payload: bytes = bytes(64), times: int = 1) -> int:
-    """Run a program on a made-up frame; what it returned last."""
+    """Run a program on a made-up frame, and return its last result."""
     frame = bytes(14) + payload.ljust(64, b"\0")
     options = _Run(sz=ctypes.sizeof(_Run), data_in=frame, data_size_in=len(frame), repeat=times)
     result = library().bpf_prog_test_run_opts(program, ctypes.byref(options))
@@ -53,7 +53,10 @@ def run(program: int, payload: bytes = bytes(64), times: int = 1) -> int:
 
 
 class ChargeLab:
-    """Tables of a meter that hangs nowhere. Contracts are named by the order in which they were made."""
+    """The tables of a meter that isn't attached anywhere.
+
+    Contracts are numbered in the order in which they were made.
+    """
 
     def __init__(self, programs: Programs, loop: asyncio.AbstractEventLoop) -> None:
         self.programs, self._loop = programs, loop
@@ -67,7 +70,7 @@ class ChargeLab:
         self.open()
 
     def open(self) -> None:
-        """Begin with the tables as they are, as a daemon does."""
+        """Begin with the present tables, as a daemon does."""
         self.accounts = AccountTable(self.tables)
         self.contracts = ContractTable(
             self.tables, self.accounts, lambda number: number, lambda _: bytes(10), lambda *_: False, lambda *_: None
@@ -76,22 +79,22 @@ class ChargeLab:
         self._close_hints = reader.close
 
     def reopen(self) -> None:
-        """Die, and begin anew."""
+        """End without cleaning up, and begin again."""
         self.close()
         self.open()
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the mapped memory."""
         self._close_hints()
         self.contracts.close()
         self.accounts.close()
 
     def limit(self, limit_units: int, account: bytes = ALICE, **changes: object) -> None:
-        """Let an account spend so much."""
+        """Set how much an account may spend."""
         self.accounts.limit([AccountLimit(account, limit_units, **changes)])  # type: ignore[arg-type]
 
     def grant(self, number: int | None = None, **changes: object) -> int:
-        """Make a contract, or change one; its number."""
+        """Make a contract, or change one; returns its number."""
         if number is None:
             number = len(self.ids)
             self.ids.append(contract_id())
@@ -109,12 +112,12 @@ class ChargeLab:
         return number
 
     def ask(self, number: int, size_bytes: int, others_bytes: int = 0, role: Role = Role.SERVER) -> bool:
-        """Charge a packet; others may use the contract between the look at it and the account's payment."""
+        """Charge a packet; others may use the contract after it was checked and before the account pays."""
         request = struct.pack("=QQII", size_bytes, others_bytes, number, layout.ROLE[role])
         return run(self.programs.program("ask"), request) == 1
 
     def meddle(self, by: int) -> None:
-        """Let others be quicker by so much, between the next reading of a word and its swap."""
+        """Charge this much more between the next reading of a word and its swap."""
         self._meddling.set(bytes(4), by.to_bytes(8, sys.byteorder))
 
     def spent(self, account: bytes = ALICE) -> int:
@@ -142,9 +145,9 @@ class ChargeLab:
         return sum(struct.unpack(f"={len(value) // 8}Q", value))
 
     def hints(self) -> list[Hint]:
-        """Return the hints told since the last call."""
+        """Return the hints that came since the last call."""
         self._loop.call_soon(self._loop.stop)
-        self._loop.run_forever()  # once round
+        self._loop.run_forever()  # one turn of the loop
         told, self._told[:] = list(self._told), []
         return told
 
@@ -160,7 +163,7 @@ def build(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def charge_lab(built: Path) -> Iterator[ChargeLab]:
-    """Load them. Args: built: what `build` made."""
+    """Load the lab's programs. Args: built: the object that `build` made."""
     with contextlib.ExitStack() as undo:
         programs = Programs(built, table_sizes(CONTRACTS), {})
         undo.callback(programs.close)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that ask the meter's charge without packets."""
+"""Fixtures of the tests that charge without packets."""
 
 from __future__ import annotations
 

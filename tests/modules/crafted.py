@@ -1,4 +1,4 @@
-"""Packets made by hand, put on a cable of the lab as they are."""
+"""Hand-made packets, which are put on a cable of the lab unchanged."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ for line in sys.stdin:
 
 
 def send(world: World, packets: Sequence[bytes], upload: bool = True, times: int = 1, source: bytes = b"") -> None:
-    """Put packets on the client's or the internet's cable to the gateway, as they are.
+    """Put packets on the client's or the internet's cable to the gateway, unchanged.
 
     Args:
-        source: the MAC that they seem to come from; empty: the card's own.
+        source: the MAC that they seem to come from; empty: the interface's own.
     """
     namespace, interface, at = (world.lab.client, "c0", "m0") if upload else (world.lab.internet, "i0", "up0")
     mac = sh(f"ip -br link show {at}").split()[2].replace(":", "")
@@ -42,14 +42,14 @@ def send(world: World, packets: Sequence[bytes], upload: bool = True, times: int
 
 
 def with_options(packet: bytes, options: bytes) -> bytes:
-    """Put options into an IPv4 header, the checksum mended."""
+    """Put options into an IPv4 header, and correct its checksum."""
     length = struct.pack("!H", len(packet) + len(options))
     head = bytes([0x45 + len(options) // 4]) + packet[1:2] + length + packet[4:10] + bytes(2) + packet[12:20] + options
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + packet[20:]
 
 
 def quoting(family: int, router: str, to: str, quoted: bytes) -> bytes:
-    """Build a router's "port unreachable"."""
+    """Build a router's "port unreachable" that quotes a packet."""
     head = bytes([3, 3, 0, 0, 0, 0, 0, 0]) if family == 4 else bytes([1, 4, 0, 0, 0, 0, 0, 0])
     addresses = ip_address(router).packed + ip_address(to).packed
     pseudo = b"" if family == 4 else addresses + struct.pack("!II", len(head + quoted), ICMP[6])

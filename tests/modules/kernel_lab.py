@@ -1,7 +1,7 @@
 """A small lab of network namespaces for tests of the kernel modules: client - gateway - internet, both families.
 
-The test process itself stands in the gateway. Names start with `ngpt-` and are random; everything is taken down again,
-also when a test fails. Addresses are from the private and documentation ranges and never leave the lab.
+The test process itself is in the gateway's namespace. Names start with `ngpt-` and are random. Everything is removed
+again, also when a test fails. Addresses are from the private and documentation ranges and never leave the lab.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ char _license[] __attribute__((section("license"), used)) = "GPL";
 
 
 def sh(command: str, namespace: str = "") -> str:
-    """Run a command line, in a namespace if one is named; what it prints. Each of its commands must succeed."""
+    """Run a command line, in a namespace if one is named, and return its output. Each of its commands must succeed."""
     words = ["bash", "-e", "-o", "pipefail", "-c", command]
     words = ["ip", "netns", "exec", namespace, *words] if namespace else words
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
@@ -43,7 +43,7 @@ def sh(command: str, namespace: str = "") -> str:
 
 
 def python(namespace: str, code: str, *arguments: str) -> list[str]:
-    """Words that run a piece of Python in a namespace."""
+    """Return the command that runs a piece of Python in a namespace."""
     return ["ip", "netns", "exec", namespace, sys.executable, "-c", code, *arguments]
 
 
@@ -57,7 +57,7 @@ class Lab:
 
 
 def desired(**changes: object) -> DesiredNetwork:
-    """A gateway with m0 and m1 as mesh and up0 as upstream."""
+    """A gateway with mesh interfaces m0 and m1, and upstream up0."""
     values: dict[str, object] = {
         "mesh_interfaces": ("m0", "m1"),
         "lan_interfaces": (),
@@ -108,14 +108,14 @@ def gateway() -> Iterator[Lab]:
 
 
 def by_name(wanted: DesiredNetwork) -> dict[str, Check]:
-    """Return the lines of a check."""
+    """Return the lines of a check by name."""
     return {line.name: line for line in host_check.check(wanted)}
 
 
 def _wire(namespace: str, theirs: str, ours: str, address: dict[int, str], gateway: dict[int, str]) -> None:
     sh(f"ip link add {ours} type veth peer name {theirs} netns {namespace}")
     for interface, own, where in ((ours, gateway, ""), (theirs, address, namespace)):
-        # Without the first an interface says nothing over IPv6 for a second.
+        # Without accept_dad=0 an interface sends nothing over IPv6 for a second.
         sh(f"sysctl -qw net.ipv6.conf.{interface}.accept_dad=0", where)
         sh(f"ip addr add {own[4]}/24 dev {interface} && ip addr add {own[6]}/64 dev {interface} nodad", where)
         sh(f"ip link set {interface} up", where)
@@ -123,12 +123,12 @@ def _wire(namespace: str, theirs: str, ours: str, address: dict[int, str], gatew
 
 
 def passes(namespace: str, address: str) -> bool:
-    """Say whether one ping comes back, however late on a busy machine; for what shouldn't pass ask `dropped`."""
+    """Say whether a ping is answered, however late on a busy machine. For pings that shouldn't pass use `dropped`."""
     return _ping(namespace, address, "30")
 
 
 def dropped(namespace: str, address: str) -> bool:
-    """Say whether one ping does not come back within a short while."""
+    """Say whether a ping is not answered within a short time."""
     return not _ping(namespace, address, "0.5")
 
 
@@ -154,5 +154,5 @@ def pinned_filters(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def paths(up: Path, inward: Path, unknown: Path, over_rate: Path | None = None) -> GatePaths:
-    """Shorthand; all match when they say yes. over_rate: asked only where there are services on the host."""
+    """Shorthand for GatePaths. Args: over_rate: needed only if there are services on the host."""
     return GatePaths(up, inward, inward, unknown, over_rate or unknown)

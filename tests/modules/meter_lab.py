@@ -1,4 +1,4 @@
-"""The lab with the real meter in its gateway: helpers that send, count at the receiver, and grant."""
+"""The lab with the real meter in its gateway, and helpers that send, count at the receiver, and grant."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ print(got)
 
 
 def contract_id() -> bytes:
-    """A fresh contract id."""
+    """Return a new contract id."""
     return secrets.token_bytes(16)
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
-    """Poll until a condition holds; fail after a while."""
+    """Wait until a condition holds; fail after a while."""
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"waited {timeout_s} s in vain: {what}"
@@ -107,16 +107,16 @@ class World:
         return values["contract"]  # type: ignore[return-value]
 
     def reading(self, contract: bytes) -> Reading:
-        """One contract's counters."""
+        """Read a contract's counters."""
         (found,) = self.datapath.read([contract])
         return found
 
     def limit(self, limit_units: int = MOST_UNITS_AHEAD, **changes: object) -> None:
-        """Let the client's account spend so much."""
+        """Set how much the client's account may spend."""
         self.datapath.limit_accounts([AccountLimit(PAYER, limit_units, **changes)])  # type: ignore[arg-type]
 
     def account(self, account: bytes = PAYER) -> AccountReading:
-        """What an account spent."""
+        """Read what an account spent."""
         (found,) = self.datapath.read_accounts([account])
         return found
 
@@ -130,12 +130,12 @@ class World:
         return found.used_to_bytes, found.used_from_bytes
 
     def send_udp(self, address: str, size: int, number: int, segment: int = 0, port: int = 9) -> None:
-        """Send so many datagrams from the client to each address; returns when all were handed to the kernel."""
+        """Send this many datagrams from the client to each address; return when the kernel has accepted all of them."""
         words = python(self.lab.client, UDP_SEND, address, *map(str, (port, size, number, segment)))
         subprocess.run(words, check=True, timeout=60)
 
     def tcp_both_ways(self, address: str, size: int) -> None:
-        """Send so many bytes by TCP and receive as many."""
+        """Send this many bytes by TCP, and receive as many."""
         with subprocess.Popen(
             python(self.lab.internet, TCP_ECHO, address), stdout=subprocess.PIPE, text=True
         ) as server:
@@ -153,7 +153,7 @@ def metered(folder: Path, use_tcx: bool | None = None, **changes: object) -> Ite
         mac = bytes.fromhex(sh("cat /sys/class/net/c0/address", built.client).strip().replace(":", ""))
         for namespace, interface in ((built.client, "c0"), (built.internet, "i0")):
             sh(f"ethtool -K {interface} gro off", namespace)
-        # Nobody listens there; the answers ("port unreachable") would be charged as well.
+        # No program listens there. The answers ("port unreachable") would be charged as well.
         for command in ("iptables", "ip6tables"):
             sh(f"{command} -A INPUT -p udp -j DROP", built.internet)
         world = World(built, Datapath(folder, use_tcx), mac, folder)
@@ -167,7 +167,7 @@ def metered(folder: Path, use_tcx: bool | None = None, **changes: object) -> Ite
 
 
 def true_wire(world: World) -> None:
-    """Let the gateway's cards not segment, so that frames at the receivers are those of a wire; count them there."""
+    """Switch segmentation off in the gateway, so that the receivers get frames as on a wire, and count there."""
     for interface in ("m0", "up0"):
         sh(f"ethtool -K {interface} tso off gso off tx-udp-segmentation off")
     for family, command in ((4, "iptables"), (6, "ip6tables")):
@@ -179,7 +179,7 @@ def true_wire(world: World) -> None:
 
 
 def received(namespace: str, family: int) -> tuple[int, int]:
-    """Packets and L3 bytes that arrived from the other end since `true_wire`."""
+    """Return packets and L3 bytes that have arrived from the other end since `true_wire`."""
     command = "iptables" if family == 4 else "ip6tables"
     rule = sh(f"{command} -t raw -nvxL PREROUTING", namespace).splitlines()[2].split()
     return int(rule[0]), int(rule[1])

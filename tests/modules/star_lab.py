@@ -34,7 +34,7 @@ SECOND_ADDRESS = {4: "10.77.3.2", 6: "fd00:77:3::2"}
 GATEWAY_TO_SECOND = {4: "10.77.3.1", 6: "fd00:77:3::1"}
 LAN_ADDRESS = {4: "10.77.4.2", 6: "fd00:77:4::2"}
 GATEWAY_TO_LAN = {4: "10.77.4.1", 6: "fd00:77:4::1"}
-# By name: a host's addresses. Those behind A and B stand for their customers and LANs.
+# Addresses of hosts, by name. The hosts behind A and B represent their customers and LANs.
 ADDRESSES = {
     "A": CLIENT,
     "behind A": {4: "10.77.5.5", 6: "fd00:77:5::5"},
@@ -49,7 +49,7 @@ HEADERS = {4: 28, 6: 48}
 
 @dataclass(slots=True)
 class Star:
-    """The star, with the datapath in its gateway; A is neighbour 7 on m0, B neighbour 8 on m1."""
+    """The star, with the datapath in its gateway. A is neighbour 7 on m0, B is neighbour 8 on m1."""
 
     world: World
     second: str
@@ -64,7 +64,7 @@ class Star:
         """Open a socket of one of the hosts."""
 
         def make() -> socket.socket:
-            netns.setns(self.namespace(name))  # a thread's own, which ends there
+            netns.setns(self.namespace(name))  # a namespace of this thread's own, which ends with it
             made = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one port may ask several
             made.bind((ADDRESSES[name][family], port))
@@ -74,12 +74,12 @@ class Star:
             return pool.submit(make).result()
 
     def talk(self, begins: str, answers: str, family: int, port: int = 5000) -> None:
-        """Have one host ask another and be answered, by UDP."""
+        """Let a host ask another by UDP, and get an answer."""
         with self.socket(begins, family) as client, self.socket(answers, family, port) as server:
             self.ask(client, server)
 
     def ask(self, client: socket.socket, server: socket.socket) -> None:
-        """Send a question between two sockets, and its answer."""
+        """Send a question from one socket to another, and its answer back."""
         client.settimeout(WAIT_S)
         server.settimeout(WAIT_S)
         client.sendto(bytes(UP_BYTES), server.getsockname()[:2])
@@ -97,7 +97,7 @@ class Star:
 
 
 def once(family: int) -> tuple[int, int]:
-    """Return the L3 bytes of one `talk`: the question's, the answer's."""
+    """Return the L3 bytes of a `talk`: of the question, and of the answer."""
     return UP_BYTES + HEADERS[family], DOWN_BYTES + HEADERS[family]
 
 
@@ -109,12 +109,12 @@ def table(built: Star, name: str) -> Table:
 
 
 def payers(built: Star) -> list[int]:
-    """List the payers of all flows that are remembered."""
+    """List the payers of all remembered flows."""
     return [layout.FLOW_MEMORY.unpack(memory)[0] for _, memory in table(built, layout.FLOWS).items()]
 
 
 def age(built: Star, seconds: int) -> None:
-    """Make all flows that are remembered older."""
+    """Make all remembered flows older."""
     flows = table(built, layout.FLOWS)
     for flow, memory in list(flows.items()):
         payer, place, seen_ns = layout.FLOW_MEMORY.unpack(memory)
@@ -122,7 +122,7 @@ def age(built: Star, seconds: int) -> None:
 
 
 def swept(built: Star) -> None:
-    """Have the tables of flows swept from one end to the other."""
+    """Sweep the tables of flows completely."""
     running = built.world.datapath._running
     assert running is not None
     for _ in range(2):
@@ -158,7 +158,7 @@ def star(folder: Path, **changes: object) -> Iterator[Star]:
 
 
 def neighbours(built: Star, **changes: object) -> list[KernelNeighbour]:
-    """Describe A and B, who both buy and sell and have paid; changes are for both."""
+    """Describe A and B, which both buy, sell and have paid. Args: changes: apply to both."""
     mac = bytes.fromhex(sh("cat /sys/class/net/m1x/address", built.second).strip().replace(":", ""))
     values: dict[str, object] = {"buys_from_us": True, "sells_to_us": True, "has_paid": True, **changes}
     own = {name: tuple(ip_address(text) for text in ADDRESSES[name].values()) for name in ("A", "B")}

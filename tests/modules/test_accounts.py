@@ -1,4 +1,4 @@
-"""Accounts on the real path: many senders on two processors, many contracts, one account that everything happens to."""
+"""Accounts on the real path: senders on two processors, contracts of several prices, one account that pays for all."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def senders(world: World, chance: random.Random) -> Iterator[None]:
 
 
 class Market:
-    """Contracts of different prices on one account, and the senders that use them all they can."""
+    """Contracts of different prices on one account, and senders that use as much of them as they can."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -68,12 +68,12 @@ class Market:
         for address in ADDRESSES[1:]:
             sh(f"ip addr add {address}/24 dev i0", world.lab.internet)
         for address in ADDRESSES:
-            sh(f"ping -n -q -c 1 -W 30 {address}")  # what waits for a next hop may be lost after it was charged
+            sh(f"ping -n -q -c 1 -W 30 {address}")  # packets that wait for a next hop may get lost after their charge
         true_wire(world)
         sh(f"iptables -t raw -I PREROUTING -s {CLIENT[4]} -d 10.77.2.0/24", world.lab.internet)
 
     def raise_contracts(self, by_bytes: int) -> None:
-        """Top all contracts up."""
+        """Raise the limits of all contracts."""
         grants = []
         for (contract, limit), address in zip(self.limits.items(), ADDRESSES, strict=True):
             self.limits[contract] = limit + by_bytes
@@ -82,14 +82,14 @@ class Market:
         self.world.datapath.grant(grants)
 
     def stop_contracts(self) -> None:
-        """Lower the limits of all to what they have used."""
+        """Lower the limits of all contracts to what they have used."""
         self.limits = self.used()
         self.raise_contracts(0)
         self.settle()
         self.limits = self.used()
 
     def check_contracts(self) -> None:
-        """No contract may ever have used more than its limit."""
+        """Check that no contract has used more than its limit."""
         for reading in self.world.datapath.read(list(self.limits)):
             assert reading.used_to_bytes + reading.used_from_bytes <= self.limits[reading.contract]
 
@@ -98,7 +98,7 @@ class Market:
         return {each.contract: each.used_to_bytes for each in self.world.datapath.read(list(self.limits))}
 
     def meet(self, counter: str) -> None:
-        """Wait until more packets than could be on their way were refused for this reason."""
+        """Wait until more packets were refused for this reason than could be on their way."""
         enough = self.world.datapath.counters()[counter] + 20
         wait_until(lambda: self.world.datapath.counters()[counter] > enough, counter)
 
@@ -114,7 +114,7 @@ class Market:
 def test_never_too_much_of_an_account_under_many_senders_contracts_top_ups_refunds_and_ends_of_credit(
     world: World,
 ) -> None:
-    """Superpackets too. In each round the money ends at its limit, then the contracts do at theirs."""
+    """Superpackets are sent too. In each round the account's money ends first, then the contracts' data."""
     market, chance, limit = Market(world), random.Random(7), 0
     world.limit(0)
     market.raise_contracts(100_000)
@@ -135,19 +135,19 @@ def test_never_too_much_of_an_account_under_many_senders_contracts_top_ups_refun
             credit = chance.randrange(1, 100_000) * PRICE
             world.limit(limit, credit_units=credit, credit_ends_in_s=600)
             spent_at_most(limit + credit)
-            world.limit(limit, credit_units=credit, credit_ends_in_s=0)  # it ends
+            world.limit(limit, credit_units=credit, credit_ends_in_s=0)  # the credit ends
             market.settle()
             spent = world.account().spent_units
             spent_at_most(max(limit, spent))
             limit += 10_000_000 * PRICE
             world.limit(limit)
             spent_at_most(limit)
-            limit -= 9_000_000 * PRICE  # a refund, maybe of more than is left
+            limit -= 9_000_000 * PRICE  # a refund, perhaps of more than is left
             world.limit(limit)
             market.settle()
             spent = world.account().spent_units
             spent_at_most(max(limit, spent))
-            market.stop_contracts()  # their limits next, some packets each, again and again
+            market.stop_contracts()  # then the contracts' limits: a few packets each, many times
             limit = max(limit, spent) + (1 << 50)
             world.limit(limit)
             for _ in range(30):
@@ -174,7 +174,7 @@ def test_downloads_are_cut_where_the_money_ends(world: World) -> None:
         "of 3 packets the last is a request"
     )
     assert world.account().exhausted and world.datapath.counters()["refused_unpaid"] == 1
-    assert world.datapath.counters()["passed_to_queue"] == 0, "its packets aren't asked about"
+    assert world.datapath.counters()["passed_to_queue"] == 0, "the daemon isn't asked about its packets"
 
 
 def test_who_has_paid_gets_more_first_packets_asked_about(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The gate comes back at once when somebody takes it away, the operator's rules stay, and nobody can keep us busy."""
+"""The gate comes back at once when somebody removes it, the operator's rules stay, and nobody can keep us busy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMMIT
 COMMIT
 """
 KEPT = [line for line in OPERATOR.splitlines() if line.startswith("-A")]
-WAYS = (  # and what then stands besides the gate
+WAYS = (  # with the rules that remain besides the gate
     ("nft flush ruleset", []),
     ("iptables -t security -F", KEPT[:1]),
     ("iptables -t security -D FORWARD -i m0 -j NGP_GATE", KEPT),
@@ -104,7 +104,7 @@ def test_who_changes_rules_all_day_gets_a_tenth_of_the_time() -> None:
 
 
 def test_a_gate_that_is_taken_away_stands_again_at_once_and_the_operators_rules_stay(tmp_path: Path) -> None:
-    """Under a flood that nobody paid for; no clock looks here, only the alarm."""
+    """Under an unpaid flood. There are no regular looks here, only the alarm."""
     with metered(tmp_path) as world:
         true_wire(world)
         words = python(world.lab.client, FLOOD, INTERNET[4])
@@ -121,7 +121,7 @@ def test_a_gate_that_is_taken_away_stands_again_at_once_and_the_operators_rules_
 
 
 async def take_away(world: World, command: str) -> None:
-    """Have a command take the gate away, and wait until it stands again and nothing passes."""
+    """Run a command that removes the gate, and wait until it is back and nothing passes."""
     restored: asyncio.Queue[float] = asyncio.Queue()
 
     def look() -> None:
@@ -139,13 +139,13 @@ async def take_away(world: World, command: str) -> None:
     await changing.wait()
     passed = passed_since_last_asked(world)
     print(f"{command.splitlines()[0]}: {(ended - began) * 1000:.0f} ms with the command; {passed} bytes passed")
-    assert passed > 0, "the flood didn't meet the gap: the test shows nothing"
+    assert passed > 0, "nothing passed while the gate was missing, so the test shows nothing"
     assert passed_since_last_asked(world) == 0, "and it holds"
     world.datapath.stop_watching()
 
 
 def meet_gap(world: World) -> None:
-    """Give the flood a processor while the gate is away: on a busy machine the alarm may be the first to get one."""
+    """Give the flood a processor while the gate is missing: on a busy machine the alarm may get one first."""
     until = time.monotonic() + GAP_S
     while not received(world.lab.internet, 4)[1] and time.monotonic() < until:
         pass
@@ -177,7 +177,7 @@ def test_a_classifier_that_is_taken_off_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_look_that_finds_all_in_place_announces_nothing(world: World) -> None:
-    """Else each look would be the cause of the next one."""
+    """Otherwise each look would cause the next one."""
     with (
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as nft,
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as tc,

@@ -1,4 +1,4 @@
-"""One packet at a time against contract and account: who pays, what is given back, and the arithmetic at its ends."""
+"""Charges one packet at a time: who pays, what is given back, and the arithmetic at the limits of its words."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_costs_nothing_passes_an_account_without_money(lab: ChargeLab) -> N
 def test_a_flood_at_a_contract_that_refuses_touches_no_account(lab: ChargeLab, changes: dict[str, int]) -> None:
     lab.limit(1000)
     contract = lab.grant(**changes)
-    words = lab.accounts._words[:]  # as they lie in memory
+    words = lab.accounts._words[:]  # the words in memory
     assert not any(lab.ask(contract, 100) for _ in range(5))
     assert lab.accounts._words[:] == words
     kinds = [hint.kind for hint in lab.hints()]
@@ -65,16 +65,16 @@ def test_the_cost_is_given_back_where_others_were_quicker(lab: ChargeLab) -> Non
     contract = lab.grant(limit_bytes=1000, low_water_bytes=900)
     assert not lab.ask(contract, 600, others_bytes=500)
     assert (lab.spent(), lab.used(contract), lab.read(contract).exhausted) == (0, 500, True)
-    assert lab.accounts._words[LINE_WORDS + RETURNED] == 600, "nothing was given back: this test shows nothing"
+    assert lab.accounts._words[LINE_WORDS + RETURNED] == 600, "nothing was given back, so the test shows nothing"
     assert lab.ask(contract, 500, others_bytes=0) and lab.spent() == 500
     low, met, account_low = (HintKind.LOW, HintKind.EXHAUSTED, HintKind.ACCOUNT_LOW)
     assert sorted(hint.kind for hint in lab.hints()) == sorted([low, met, account_low])
     lab.grant(contract, limit_bytes=9000)
-    assert lab.ask(contract, 500) and not lab.ask(contract, 1) and lab.spent() == 1000, "not a unit was lost or won"
+    assert lab.ask(contract, 500) and not lab.ask(contract, 1) and lab.spent() == 1000, "no unit was lost or gained"
 
 
 def test_what_was_given_back_is_missing_for_nobody(lab: ChargeLab) -> None:
-    """Ten thousand times as much as the account has is taken and given back."""
+    """Ten thousand times the account's money is charged and given back."""
     lab.limit(1000)
     contract = lab.grant(limit_bytes=0)
     for number in range(200):
@@ -85,7 +85,7 @@ def test_what_was_given_back_is_missing_for_nobody(lab: ChargeLab) -> None:
 
 
 def test_whoever_is_quicker_leaves_less_for_the_others(lab: ChargeLab) -> None:
-    """Between the reading of a word and its swap: the account's, then the contract's."""
+    """Another packet is charged between the reading of a word and its swap: the account's word, then the contract's."""
     lab.limit(100)
     contract = lab.grant()
     lab.meddle(70)
@@ -144,7 +144,7 @@ def test_without_a_low_water_mark_none_is_crossed(lab: ChargeLab) -> None:
 
 @pytest.mark.parametrize("begin", [0, WRAP - 1, WRAP - (1 << 59), (1 << 63) - 1, 1 << 63])
 def test_the_words_wrap_and_nobody_notices(lab: ChargeLab, begin: int) -> None:
-    """An account at the dearest price, whose slot was left with any count in it; 64 bits are a few packets of these."""
+    """An account at the highest price, in a slot with any count left in it. A few such packets fill 64 bits."""
     lab.accounts._words[LINE_WORDS + SPENT] = begin
     cost = LARGEST_BYTES * DEAREST
     lab.limit(3 * cost + 1, low_water_units=2 * cost)
@@ -153,7 +153,7 @@ def test_the_words_wrap_and_nobody_notices(lab: ChargeLab, begin: int) -> None:
     assert lab.spent() == 3 * cost == DEAREST * lab.used(contract)
     assert [hint.kind for hint in lab.hints()] == [HintKind.ACCOUNT_LOW, HintKind.ACCOUNT_EXHAUSTED]
     paid = 3 * cost + 1
-    for _ in range(40):  # more than twice round
+    for _ in range(40):  # more than twice around
         paid += 2 * cost
         lab.limit(paid)
         assert lab.ask(contract, LARGEST_BYTES) and lab.ask(contract, LARGEST_BYTES)

@@ -1,4 +1,4 @@
-"""Contracts and accounts in the tables: begun, changed, forgotten, killed between any two stores, and adopted."""
+"""Contracts and accounts in the tables: made, changed, forgotten, killed between any two stores, and adopted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ngp.ports import AccountLimit, Hint, HintKind
 
 
 def test_what_was_noted_as_early_while_the_contract_was_entered_is_on_it_too(lab: ChargeLab) -> None:
-    """A packet may have found no contract just before, and be noted just after the others were taken."""
+    """A packet may have found no contract just before, and be noted just after the other early bytes were taken."""
     packed = bytes([10, 0, 0, 0]).ljust(16, b"\0")
     key, other = layout.EARLY_KEY.pack(7, packed), layout.EARLY_KEY.pack(8, packed)
 
@@ -31,7 +31,7 @@ def test_what_was_noted_as_early_while_the_contract_was_entered_is_on_it_too(lab
     assert [each.used_to_bytes for each in lab.contracts.read(None)] == [300]
     note(400)
     assert lab.contracts.read(None) == [] and lab.used(bought) == 300, (
-        "only once: later ones are of no contract of ours"
+        "only once: later ones belong to no contract of ours"
     )
     assert lab.ask(bought, 50, role=Role.CLIENT) and not lab.ask(bought, 1, role=Role.CLIENT)
     assert lab.tables[layout.EARLY].get(other) is not None
@@ -42,7 +42,7 @@ def test_a_slot_is_used_again_after_its_contracts_have_rested(lab: ChargeLab, mo
     contract = lab.grant()
     assert lab.ask(contract, 100) and not lab.ask(contract, 1)
     lab.accounts.forget([ALICE, BOB])
-    assert not lab.ask(contract, 1), "of a contract that was left behind nothing passes"
+    assert not lab.ask(contract, 1), "nothing passes on a contract without its account"
     assert lab.accounts.read([ALICE]) == [] and lab.accounts.read(None) == []
     monkeypatch.setattr(accounts, "_REST_S", -1)
     lab.limit(70, BOB)
@@ -98,11 +98,11 @@ def test_a_full_table_is_named_and_changes_nothing(lab: ChargeLab, monkeypatch: 
 
 
 class Killed(Exception):
-    """What a daemon doesn't live to see."""
+    """Raised where the daemon is killed."""
 
 
 class Words:
-    """Mapped words of which only so many more stores happen."""
+    """Mapped words that can be written only a limited number of times."""
 
     def __init__(self, words: memoryview, stores: int) -> None:
         self._words, self.left = words, stores
@@ -121,7 +121,7 @@ class Words:
 def test_killed_between_any_two_stores_an_account_is_as_before_or_less(
     lab: ChargeLab, before: tuple[int, int] | None
 ) -> None:
-    """Never may more be spent than either the former limit and credit or the new ones allowed."""
+    """No more may ever be spent than the larger of two sums: the former limit and credit, or the new ones."""
     contract, stores = None, 0
     while True:
         account = bytes([stores + 1]) * 32
@@ -149,7 +149,7 @@ def test_killed_between_any_two_stores_an_account_is_as_before_or_less(
         if complete:
             break
         stores += 1
-    assert stores >= 5, "each store was the last one once"
+    assert stores >= 5, "the daemon was killed after each of the stores"
 
 
 def test_killed_between_any_two_stores_a_contract_is_whole_or_none(lab: ChargeLab) -> None:
@@ -195,11 +195,11 @@ def test_a_killed_daemons_contracts_and_accounts_are_adopted(lab: ChargeLab) -> 
     assert (grant.low_water_bytes, found.reading.used_to_bytes) == (200, 250)
     lab.accounts.forget([ALICE])
     lab.limit(5, BOB)
-    assert lab.accounts.slot_of(BOB) == 64 + layout.NO_ACCOUNT, "ALICE's contract is counted: her slot isn't free"
+    assert lab.accounts.slot_of(BOB) == 64 + layout.NO_ACCOUNT, "ALICE still has a contract, so her slot isn't free"
 
 
 def test_what_was_spent_is_read_before_what_was_given_back(lab: ChargeLab) -> None:
-    """A packet between both readings: the account may seem to have spent less than its contracts used, never more."""
+    """With a packet between the two, an account may seem to have spent less than its contracts used, never more."""
     lab.limit(1000)
     contract = lab.grant(limit_bytes=100)
     lab.reopen()
@@ -219,7 +219,7 @@ def test_what_changed_is_read_once(lab: ChargeLab) -> None:
     assert lab.ask(contract, 10)
     assert [each.account for each in lab.accounts.read(None)] == [ALICE] and lab.accounts.read(None) == []
     lab.limit(2000)
-    assert lab.accounts.read(None) == [], "nothing that the kernel did"
+    assert lab.accounts.read(None) == [], "the kernel changed nothing"
 
 
 def test_a_hint_of_another_owner_of_the_slot_is_thrown_away(lab: ChargeLab) -> None:

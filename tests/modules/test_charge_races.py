@@ -1,4 +1,4 @@
-"""Two processors that charge all they can, for real: never a unit or a byte too much, and all sums agree at the end."""
+"""Two processors charge as fast as they can: never a unit or a byte too much, and all sums agree at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ngp.modules.network.layout import Counter
 
 
 class Storm:
-    """Two processors that charge what they can for as long as the block lasts; counts what passed."""
+    """Two processors that charge as fast as they can while the block runs; counts what passed."""
 
     def __init__(self, lab: ChargeLab, contracts: int, bytes_mask: int) -> None:
         self._request = struct.pack("=QQII", bytes_mask, 0, contracts - 1, 0)
@@ -43,18 +43,18 @@ class Storm:
             thread.join()
 
     def passed(self, number: int) -> int:
-        """Return the bytes of a contract that passed."""
+        """Return how many bytes of a contract passed."""
         return int.from_bytes(self._memory[8 * number : 8 * number + 8], sys.byteorder)
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the mapped memory."""
         self._memory.close()
         self._table.close()
 
 
 @pytest.fixture
 def storm(lab: ChargeLab) -> Iterator[Storm]:
-    """Eight contracts, packets of up to 64 bytes, so that several fit into each top-up and the last one doesn't."""
+    """Eight contracts and packets of up to 64 bytes: several packets fit into each top-up, and the last one doesn't."""
     built = Storm(lab, contracts=8, bytes_mask=63)
     yield built
     built.close()
@@ -62,7 +62,7 @@ def storm(lab: ChargeLab) -> Iterator[Storm]:
 
 @pytest.fixture
 def drizzle(lab: ChargeLab) -> Iterator[Storm]:
-    """All packets are of one byte and one contract: each unit of a top-up is raced for."""
+    """One contract and packets of one byte: the two processors race for each unit of a top-up."""
     built = Storm(lab, contracts=1, bytes_mask=0)
     yield built
     built.close()
@@ -77,7 +77,7 @@ def meets(exhausted: Callable[[], bool]) -> None:
 
 
 def test_never_a_packet_too_much_of_an_account_from_two_processors(lab: ChargeLab, storm: Storm) -> None:
-    """Thousands of small top-ups, refunds and ends of credit: each is a race for the last unit."""
+    """Thousands of small top-ups, refunds and ends of credit; each is a race for the last unit."""
     limit = most = 0
     lab.limit(limit)
     prices = [1 + number for number in range(8)]
@@ -90,12 +90,12 @@ def test_never_a_packet_too_much_of_an_account_from_two_processors(lab: ChargeLa
             most = max(most, limit + credit)
             meets(lambda: lab.account().exhausted)
             assert limit + credit - 8 < lab.spent() + 8 * 64 and lab.spent() <= most
-            if number % 100 == 99:  # a refund of more than is left, and the credit taken back
+            if number % 100 == 99:  # a refund of more than is left; the credit is taken back
                 limit -= 3_000
                 lab.limit(limit)
                 wait.wait()
                 spent = lab.spent()
-                assert spent > limit, "nothing to stop: this shows nothing"
+                assert spent > limit, "there was nothing to stop, so the test shows nothing"
                 assert all(lab.spent() == spent for _ in range(50))
                 limit = most = spent
     used = [lab.used(number) for number in contracts]
@@ -116,7 +116,7 @@ def test_never_a_unit_too_much_where_each_is_raced_for(lab: ChargeLab, drizzle: 
 
 
 def test_never_a_packet_too_much_of_a_contract_and_its_cost_is_given_back(lab: ChargeLab, storm: Storm) -> None:
-    """Money enough: the contracts' limits are what is raced for."""
+    """The account has enough money, so the race is for the contracts' limits."""
     lab.limit(MOST_UNITS_AHEAD)
     limits = dict.fromkeys((lab.grant(limit_bytes=0, price_msat_per_gib=3) for _ in range(8)), 0)
     with storm:

@@ -58,7 +58,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 
 def test_an_interface_that_goes_while_ngp_starts_is_no_reason_to_give_up(tmp_path: Path) -> None:
-    """A service that ends with KERNEL isn't started again, and interfaces are renamed while a machine boots."""
+    """systemd doesn't restart a service that ended with KERNEL, and interfaces are renamed while a machine boots."""
     with lab():
         datapath = Datapath(tmp_path)
         try:
@@ -113,7 +113,7 @@ def _index(name: str) -> int:
 
 @pytest.mark.parametrize("mounts", ["same", "gone"])
 def test_adopted_from_a_killed_process(tmp_path: Path, mounts: str) -> None:
-    """`gone` is what `ip netns exec` does: the mount with the pins dies with the process that made it."""
+    """`gone` is what `ip netns exec` does: the mount with the pins ends with the process that made it."""
     with lab() as built:
         mac = sh("cat /sys/class/net/c0/address", built.client).strip().replace(":", "")
         folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
@@ -258,7 +258,10 @@ def test_a_failed_set_up_leaves_nothing(tmp_path: Path) -> None:
 def test_a_set_up_that_the_kernel_refuses_at_any_step_leaves_nothing_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[object, str]
 ) -> None:
-    """What stays open fails every test (tests/conftest.py). A running meter is adopted: its tables are open by then."""
+    """Anything that stays open fails the test (tests/conftest.py).
+
+    A running meter is adopted, so its tables are open already.
+    """
 
     def refuse(*_words: object, **_more: object) -> None:
         raise KernelError("refused")
@@ -318,7 +321,7 @@ def test_a_full_table_is_named_and_half_a_batch_is_not_granted(tmp_path: Path) -
 
 
 def test_the_verifier_has_little_to_do() -> None:
-    """Each start waits for it: a second when it follows every call with all that may be known of the packet."""
+    """Each start waits for the verifier: a second, if it follows every call with all that is known of the packet."""
     programs = Programs(bpf.object_path(), {}, {})
     try:
         for name in (*GATE_PROGRAMS, *(direction.program for direction in hooks.Direction)):
@@ -347,7 +350,7 @@ def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_legacy_tables_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate's rules in the legacy tables, asking the real programs: charge, cut, hold, refuse, and nothing left."""
+    """The gate's rules in the legacy tables call the real programs: charge, cut, hold, refuse, and leave nothing."""
     monkeypatch.setattr(xtables, "detect", lambda: xtables.Choice(xtables.LEGACY, "chosen by the test"))
     with metered(tmp_path) as world:
         assert "NGP_GATE" in sh("ip6tables-legacy-save") and "NGP" not in sh("iptables-nft-save")
@@ -385,7 +388,7 @@ def test_a_hundred_thousand_contracts(tmp_path: Path) -> None:
             Grant(contract_id(), NEIGHBOUR, Role.SERVER, ip_network((0x0B000000 + n, 32)), 10**6, 600, PAYER, PRICE)
             for n in range(99_999)
         ]
-        start = time.process_time()  # also what the kernel does for it; not what others do meanwhile
+        start = time.process_time()  # including what the kernel makes for it, without changes by others
         world.datapath.grant(grants)
         mine = world.grant(HOST)
         granted = time.process_time()
@@ -401,7 +404,7 @@ def test_a_hundred_thousand_contracts(tmp_path: Path) -> None:
 
 
 def _state() -> str:
-    """All of the host that ngp may touch."""
+    """Return all parts of the host that ngp may change."""
     index = {name: _index(name) for name in ("m0", "m1", "up0")}
     ours = [hooks.attached(each, side) for each in index.values() for side in hooks.Direction]
     rules = sh("iptables-save -t security; ip6tables-save -t security")

@@ -1,4 +1,4 @@
-"""The meter under odd packets: fragments, headers that lie, tunnels, forged sources and forged ICMP errors."""
+"""The meter and odd packets: fragments, headers with wrong values, tunnels, forged sources and forged ICMP errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ngp.core.messages import Role
 from ngp.ports import FreeRule
 
 NAME_SERVER = {4: "192.0.2.53", 6: "2001:db8::53"}
-FIRST, LATER = 0x2000, 0x2000 | 20  # IPv4's flags and offset: more fragments; the one behind 160 bytes
+FIRST, LATER = 0x2000, 0x2000 | 20  # IPv4's flags and offset: more fragments follow; a fragment behind 160 bytes
 HOP_BY_HOP, ROUTING, FRAGMENT, OPTIONS, UDP, NOTHING = 0, 43, 44, 60, 17, 59
 PADDING = bytes([1, 4, 0, 0, 0, 0])
 
@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def odd_v4() -> list[bytes]:
-    """Build what a router may meet: fragments in any order, some alone, some overlapping; options; padding."""
+    """Build packets that a router may meet: fragments in any order, some alone, some overlapping; options; padding."""
     whole = udp(CLIENT[4], INTERNET[4], 9, bytes(300))
 
     def fragment(at: int, size: int, more: bool = True) -> bytes:
@@ -45,13 +45,13 @@ def odd_v4() -> list[bytes]:
         with_options(fragment(160, 160), bytes([1, 1, 1, 0])),
         whole + bytes(64),  # a frame longer than its packet
         ip_packet(CLIENT[4], INTERNET[4], UDP, b""),
-        ip_packet(CLIENT[4], INTERNET[4], 1, b"\x03"),  # an ICMP error with nothing in it
+        ip_packet(CLIENT[4], INTERNET[4], 1, b"\x03"),  # an ICMP error that quotes nothing
         ip_packet(CLIENT[4], INTERNET[4], 253, bytes(77)),
     ]
 
 
 def odd_v6() -> list[bytes]:
-    """Build the same of IPv6, with extension headers, true ones and such as promise more than there is."""
+    """Build the same for IPv6, with extension headers, some of which claim to be longer than they are."""
 
     def packet(first: int, payload: bytes) -> bytes:
         return ip_packet(CLIENT[6], INTERNET[6], first, payload)
@@ -66,7 +66,7 @@ def odd_v6() -> list[bytes]:
         packet(HOP_BY_HOP, bytes([UDP, 0]) + PADDING + inner),
         packet(OPTIONS, (bytes([OPTIONS, 0]) + PADDING) * 9 + bytes([UDP, 0]) + PADDING + inner),
         packet(ROUTING, bytes([UDP, 2, 4, 0]) + bytes(20) + inner),
-        packet(OPTIONS, bytes([UDP, 255]) + PADDING),  # 2,048 bytes, it says
+        packet(OPTIONS, bytes([UDP, 255]) + PADDING),  # it claims 2,048 bytes
         packet(FRAGMENT, bytes([ICMP[6]])),
         packet(ICMP[6], b"\x01"),
         packet(UDP, inner) + bytes(64),
@@ -94,7 +94,7 @@ def test_odd_packets_are_billed_as_they_arrive_and_cut(world: World, family: int
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_free_destination_opens_no_way_to_another(world: World, family: int) -> None:
-    """Forged sources and forged quotes carry nothing for nothing; nor is a client free that lives in a free prefix."""
+    """Forged sources and quotes carry nothing uncharged; a client isn't free because it is within a free prefix."""
     client, internet, free = CLIENT[family], INTERNET[family], NAME_SERVER[family]
     world.grant(f"{internet}/{BITS[family]}", limit_bytes=0)
     rules = (FreeRule(ip_network(free), UDP, 53), FreeRule(ip_network(client)))
@@ -143,7 +143,7 @@ def test_forged_errors_use_up_no_more_than_a_trickle(world: World, family: int) 
 
 
 def test_a_tunnels_superpackets_are_billed_as_the_receivers_count_them(world: World) -> None:
-    """Each segment repeats the headers inside the tunnel too: 70 bytes of VXLAN's 1,500."""
+    """Each segment also repeats the headers inside the tunnel: 70 bytes of VXLAN's 1,500."""
     true_wire(world)
     for namespace, own, other, number in (
         (world.lab.client, CLIENT[4], INTERNET[4], 1),
@@ -162,7 +162,7 @@ def test_a_tunnels_superpackets_are_billed_as_the_receivers_count_them(world: Wo
 
 
 def test_packets_above_64_kb_are_billed_without_the_stacks_own_option(tmp_path: Path) -> None:
-    """BIG TCP over IPv6: a jumbo option of 8 bytes stands in the superpacket and in no segment of it."""
+    """BIG TCP over IPv6: the superpacket has a jumbo option of 8 bytes, its segments don't."""
     with metered(tmp_path, buys=True, sells=False) as world:
         world.datapath.set_neighbours([world.neighbour(sells_to_us=True, buys_from_us=False)])
         contract = world.grant("::/0", role=Role.CLIENT)
@@ -174,13 +174,15 @@ def test_packets_above_64_kb_are_billed_without_the_stacks_own_option(tmp_path: 
             assert server.stdout is not None and server.stdout.readline() == "ready\n"
             sent, segments = segments_sent(CLIENT[6], 8_000_000)
         assert "packets 0 " not in sh("nft list table ip6 big"), "no packet above 64 kB was sent"
-        wire = sent + 72 * segments + 8  # TCP's time stamps; its first segment has some options more
+        wire = sent + 72 * segments + 8  # TCP's time stamps; the first segment has a few options more
         # A last ACK, and the SACK options of what was sent again; the jumbo option would be 8 bytes a segment, 45 kB.
         wait_until(lambda: wire <= world.used(contract)[0] <= wire + 2000, "what was sent, with few options more")
 
 
 def segments_sent(address: str, size: int) -> tuple[int, int]:
-    """Send so many bytes and receive as many; what the kernel counted: bytes and segments sent, also those sent again.
+    """Send this many bytes and receive as many.
+
+    Returns the kernel's count of bytes and segments sent, repeated ones included.
 
     Source: include/uapi/linux/tcp.h, struct tcp_info, tcpi_bytes_sent and tcpi_segs_out.
     """

@@ -1,4 +1,4 @@
-"""Two real meters, one that sells and one that buys, over the same packets: what one bills, the other has counted."""
+"""Two real meters over the same packets, one sells and one buys: the second counts what the first one bills."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pair:
         self.sold = self.bought = b""
 
     def agree(self, destination: str, limit_bytes: int = GENEROUS) -> None:
-        """Grant the contract as two daemons do: the client's meter knows of it before its accept leaves."""
+        """Grant the contract as two daemons do: the client's meter has it before the client's accept leaves."""
         self.bought = contract_id()
         grant = Grant(self.bought, SELLER, Role.CLIENT, ip_network(destination), limit_bytes, expires_in_s=600)
         self.buyer.grant([grant])
@@ -68,10 +68,10 @@ def _clean_up(buyer: Datapath, namespace: str) -> None:
 
 
 async def _negotiate(pair: Pair, destination: str, held_least: int, send: object, *arguments: object) -> None:
-    """Send while nobody has agreed; agree when so many packets are held, and let them go.
+    """Send before anything is agreed; agree when enough packets are held, and release them.
 
-    A single packet is agreed about while its sender waits for the answer. Several are all sent before: what comes
-    between the one meter's grant and the other's would be on one bill only.
+    A single packet is agreed about while its sender waits for the answer. Several packets are all sent before that: a
+    packet between the two meters' grants would be on one bill only.
     """
     held: list[HeldPacket] = []
 

@@ -1,4 +1,4 @@
-"""The meter as a client, in the middle, and on interfaces without link addresses."""
+"""The meter as a client, in the middle of a mesh, and on interfaces without link addresses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PING = {4: 84, 6: 104}
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """Here the lab's client sells to us: behind it are addresses that we reach through it."""
+    """Here the lab's client sells to us: we reach addresses behind it."""
     with metered(tmp_path, buys=True, sells=False) as built:
         for family in (4, 6):
             length = {4: 32, 6: 128}[family]
@@ -52,7 +52,7 @@ def test_a_client_counts_what_it_bought_and_nothing_else(world: World, family: i
         local = sh("cat /proc/net/if_inet6 | awk '$6 == \"c0\" && $1 ~ /^fe80/ {print $1}'", world.lab.client).strip()
         groups = ":".join(local[at : at + 4] for at in range(0, 32, 4))
         assert _ping(f"{groups}%m0")
-    # What the neighbour sends back to port 10325 is an ICMP error about it, from the address that is not its own.
+    # The neighbour answers port 10325 with an ICMP error about it, from the address that isn't its own.
     to, back = world.used(contract)
     assert to == each and back in (each, each + 20 + 8 + 33, each + 40 + 8 + 53)
 
@@ -120,7 +120,7 @@ def test_return_traffic_in_the_middle_is_the_downstream_clients(middle: World) -
 
 
 def test_a_seller_cannot_send_through_our_other_purchases(middle: World) -> None:
-    """A packet that passed the gate as a return must not leave as something that we pay another seller for."""
+    """A packet that passed the gate as a return must not leave as our purchase from another seller."""
     middle.grant("0.0.0.0/0", neighbour=8, role=Role.CLIENT)
     middle.datapath.set_neighbours([middle.neighbour(buys_from_us=False, sells_to_us=True)])
     other = middle.grant("10.77.1.0/24", role=Role.CLIENT)
@@ -139,7 +139,7 @@ def test_who_has_no_contract_with_us_is_asked_about_and_not_let_through(middle: 
 
 
 def test_returns_that_wait_for_their_next_hop_pass_for_nothing_neither(middle: World) -> None:
-    """The kernel keeps some 90 packets of a neighbour that it must resolve first, for each of its addresses."""
+    """The kernel keeps some 90 packets for each address of a neighbour whose MAC it must find out first."""
     middle.grant("0.0.0.0/0", neighbour=8, role=Role.CLIENT)
     client = middle.lab.client
     addresses = [f"10.77.1.{100 + last}" for last in range(8)]
@@ -181,7 +181,7 @@ def test_layer_3_interfaces_are_told_apart_by_interface(tmp_path: Path, family: 
 
 
 def _answer(tun: int, family: int) -> bytes:
-    """Read until the echo reply comes; the kernel says things of its own as well."""
+    """Read until the echo reply comes; the kernel sends other packets as well."""
     while select.select([tun], [], [], 5)[0]:
         packet = os.read(tun, 2048)
         if packet[0] >> 4 == family and packet[{4: 20, 6: 40}[family]] == {4: 0, 6: 129}[family]:

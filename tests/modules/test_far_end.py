@@ -1,4 +1,4 @@
-"""Far end: whom a hello is sent to on an interface without frames, by what the kernel can carry there."""
+"""Far end: where a hello is sent on an interface without frames, by what the kernel can carry there."""
 
 from __future__ import annotations
 

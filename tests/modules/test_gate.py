@@ -1,4 +1,4 @@
-"""The gate on paper (golden text) and on the real kernel, under both variants of iptables."""
+"""The gate as text, and on the real kernel, under both variants of iptables."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ GOLDEN = """\
 COMMIT
 """
 
-# The same, and what services on the host add.
+# The same rules, and those for services on this host.
 GOLDEN_WITH_OWN_SERVICES = (
     GOLDEN.replace(":NGP_UNPAID - [0:0]\n", ":NGP_UNPAID - [0:0]\n:NGP_OWN - [0:0]\n")
     .replace(
@@ -105,20 +105,20 @@ def hosts() -> Iterator[Lab]:
 
 @pytest.fixture(params=[NFT, LEGACY])
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The host's `iptables`, as far as the module sees it, is of this variant."""
+    """Let the module see an `iptables` of this variant on the host."""
     monkeypatch.setattr(xtables, "detect", lambda: Choice(request.param, "chosen by the test"))
     return str(request.param)
 
 
 def with_operators_rules(variant: str) -> list[str]:
-    """Load an operator's rules, in both families; returns what is saved of them."""
+    """Load an operator's rules in both families; returns them as saved."""
     for command in COMMANDS:
         subprocess.run([f"{command}-{variant}-restore"], input=OPERATOR, text=True, check=True)
     return saved(variant)
 
 
 def saved(variant: str) -> list[str]:
-    """All rules and policies of both families; not dates, versions and counters, which legacy resets at any change."""
+    """Return rules and policies of both families, without dates, versions and counters (legacy resets these)."""
     texts = [sh(f"{command}-{variant}-save") for command in COMMANDS]
     return [line.partition(" [")[0] for text in texts for line in text.splitlines() if not line.startswith("#")]
 
@@ -172,7 +172,7 @@ def test_apply_twice_changes_nothing_and_clean_up_restores(
 def test_the_jump_is_the_one_that_iptables_itself_would_write(
     hosts: Lab, filters: tuple[Path, Path], variant: str
 ) -> None:
-    """Compared by masks as well, which listings don't show: a short one would match other interfaces."""
+    """Compared by masks as well, which listings don't show: a mask that is too short would match other interfaces."""
     Gate(paths(filters[1], filters[1], filters[1]), desired()).apply()
     for command in COMMANDS:
         for mesh in ("m0", "m1"):
@@ -317,7 +317,7 @@ def test_what_closes(mesh: tuple[str, ...], ignored: tuple[str, ...], rules: dic
 
 
 def test_closed_before_the_interfaces_exist(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
-    """As at a boot: ignored interfaces go on, what comes later is closed, and a failed start leaves it so."""
+    """As at a boot: ignored interfaces go on, those that come later are closed, and a failed start opens none."""
     gate.shut(("m*",), ("m1",), {4, 6})
     shut = saved(variant)
     for family in (4, 6):
@@ -354,7 +354,7 @@ while not select.select([0], [], [], 0.0005)[0]:
     s.sendto(b"x", (sys.argv[1], 9)); n += 1
 print(n)
 """
-# Reads while packets come, in a buffer that the host's limit doesn't cut: it loses none of its own.
+# Reads while packets come, into a buffer above the host's limit, so the receiver itself loses none.
 RECEIVE = """
 import select, socket, sys
 SO_RCVBUFFORCE = 33
@@ -412,7 +412,7 @@ def test_the_legacy_lock_is_waited_for_and_then_named(
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(KernelError, match="fuser -v") as busy:
             held.apply()
-        assert busy.value.exit_code is ExitCode.OTHER  # else systemd wouldn't start it again, for a lock of seconds
+        assert busy.value.exit_code is ExitCode.OTHER  # systemd tries a MomentError again
         assert "NGP" not in sh("iptables-legacy-save")
     assert held.apply() is True
 

@@ -65,7 +65,7 @@ def test_a_default_route_and_parts_of_one_lead_out(host: Host) -> None:
     assert host.routed_networks(6, ["m0", "up0"]) == (), "never a default route, in parts neither"
 
 
-# What makes an interface upstream that carries no default route.
+# Routes that make an interface upstream although it carries no default route.
 UPSTREAM_ROUTES = {
     "two halves": f"ip route add 0.0.0.0/1 via {INTERNET[4]} && ip route add 128.0.0.0/1 via {INTERNET[4]}",
     "specific": f"ip route add 198.51.100.0/24 via {INTERNET[4]}",

@@ -1,4 +1,4 @@
-"""What `ngp check` says about gating on this host, each with the command that mends it."""
+"""What `ngp check` reports about gating on this host, each with the command that mends it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_check_names_what_is_wrong_with_the_command_that_mends_it(hosts: Lab) ->
 
 
 def test_check_names_a_bridge_whose_own_frames_would_be_sold(hosts: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where br_netfilter is loaded; not every kernel has it, so its word is given."""
+    """As if br_netfilter were loaded, which not every kernel has."""
     sh("ip link add br0 type bridge && ip link set br0 up")
     really_read = checks._read_sysctl
     said = "1"
@@ -79,7 +79,7 @@ FLOWTABLES = """{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"flowtable": 
 
 @pytest.mark.parametrize("devices", ['["lan0", "m0"]', '"m0"'])
 def test_check_refuses_flow_offloading(hosts: Lab, monkeypatch: pytest.MonkeyPatch, devices: str) -> None:
-    """This kernel may lack flowtables, so nft's words are given; the words are those of nft 1.0.6."""
+    """This kernel may lack flowtables, so the test gives the output of nft 1.0.6 instead."""
     really_run = xtables.run
 
     def answer(words: list[str], text: str = "") -> str:
@@ -107,7 +107,7 @@ BENEATH = {
 def test_check_refuses_flow_offloading_beneath_a_mesh_interface(
     hosts: Lab, monkeypatch: pytest.MonkeyPatch, laid: str, by: str
 ) -> None:
-    """Offloaded at m1, which carries x0's packets; the words of nft and ethtool are given, as kernels differ."""
+    """Offloaded at m1, which carries x0's packets. The test gives the outputs of nft and ethtool, as kernels differ."""
     sh(f"{laid}; sysctl -qew net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
     really_run, really_find = xtables.run, checks.find_command
 
@@ -206,7 +206,7 @@ def test_check_names_an_uplink_that_was_taken_for_a_mesh_interface(hosts: Lab) -
     assert not line.ok and line.found.startswith("IPv4 and IPv6 by up0, a mesh interface, but BUY is no")
     assert line.remedy.startswith("put up0 into IGNORE_INTERFACE")
     sh(f"ip route add default via {CLIENT[4]} metric 9 && ip -6 route del default")
-    wanted = desired(mesh_interfaces=("m0",))  # only where the other one fails
+    wanted = desired(mesh_interfaces=("m0",))  # m0 is used only if up0's route fails
     line = by_name(wanted)["way out by m0"]
     assert line.ok and line.found.startswith("IPv4 by m0") and "m0 into IGNORE_INTERFACE" in line.remedy
     sh(f"ip -6 route add default via {CLIENT[6]}")
@@ -238,6 +238,6 @@ def test_an_ungated_interface_on_a_mesh_interfaces_wire_is_worth_a_word(hosts: L
     wanted = desired(upstream_interfaces=("mac0",) if uplink else ())
     line = by_name(wanted)["interface m0"]
     assert line.ok and "mac0" in line.found and "VLAN" in line.remedy
-    sh(line.remedy.rpartition("at least: ")[2])  # else m0 answers for mac0, and what is for mac0 comes in by m0
+    sh(line.remedy.rpartition("at least: ")[2])  # otherwise m0 answers for mac0, and packets to mac0 arrive on m0
     assert "arp_ignore" not in by_name(wanted)["interface m0"].remedy
     assert not by_name(desired(mesh_interfaces=("m0", "mac0")))["interface m0"].remedy

@@ -1,4 +1,4 @@
-"""The inlet on the real kernel: which frames it lets in, under whose MAC, and how many of whom."""
+"""The inlet on the real kernel: which frames it lets in, under which MAC, and how many from each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ngp.modules.link.udp import HOP_LIMIT, PORT, UdpLink
 from ngp.ports import LinkPeer
 from tests.modules.test_links import IPV4_A, IPV4_B, IPV6_A, IPV6_B, MAC_A, MAC_B, connect, ends, hosts, inside, run_in
 
-__all__ = ["hosts"]  # the fixture
+__all__ = ["hosts"]  # the fixture `hosts`
 
 STRANGER = b"\x02\x00\x00\x00\x00\x77"
 SEND_FRAMES = """
@@ -44,7 +44,7 @@ def datagram(payload: bytes, version: int = 4) -> bytes:
 
 
 def changed(packet: bytes, at: int, value: bytes, mend: bool = True) -> bytes:
-    """Return an IPv4 packet with other bytes somewhere, its header's checksum made right or not."""
+    """Return an IPv4 packet with other bytes somewhere, with or without a correct header checksum."""
     packet = packet[:at] + value + packet[at + len(value) :]
     if mend:
         head = packet[: (packet[0] & 15) * 4]
@@ -134,7 +134,7 @@ def carried(kind: type[UdpLink | EthernetLink], payload: bytes, source: bytes) -
 def test_a_stalled_daemon_still_hears_whom_it_trusts(
     hosts: tuple[str, str], kind: type[UdpLink | EthernetLink]
 ) -> None:
-    """The loop stands while a flood and honest datagrams come; what is full then is the stranger's share alone."""
+    """The loop stands still while a flood and honest datagrams come: then only the strangers' share is full."""
     connect(hosts)
 
     async def scene() -> None:
@@ -155,7 +155,7 @@ def test_a_stalled_daemon_still_hears_whom_it_trusts(
 
 
 def test_trusted_addresses_are_bounded(hosts: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Identities cost nothing, so proofs can't be let grow a table: the one longest silent gives way."""
+    """Identities cost nothing, so proven ones must not make a table grow: the one silent for longest makes room."""
     monkeypatch.setattr(inlet_module, "MOST_TRUSTED", 2)
 
     async def scene() -> None:
@@ -175,7 +175,7 @@ def test_trusted_addresses_are_bounded(hosts: tuple[str, str], monkeypatch: pyte
 def test_filters_that_the_kernel_refuses_leave_nothing_open(
     monkeypatch: pytest.MonkeyPatch, step: tuple[object, str]
 ) -> None:
-    """What stays open fails every test: see tests/conftest.py."""
+    """Anything that stays open fails the test (tests/conftest.py)."""
 
     def refuse(*_words: object) -> None:
         raise KernelError("refused")

@@ -1,7 +1,7 @@
-"""Lanes: what passes uncharged so that a neighbour can pay, how much of it, and that nothing else does.
+"""Lanes: what passes uncharged so that a neighbour can pay, how much of it, and that nothing else passes.
 
-A lane's bytes are exact: what was delivered is what the kernel counted, at most the burst and the rate's share of the
-time from before the first packet to after the last.
+The kernel's count of a lane's bytes must be what was delivered, and no more than the burst plus the rate times the time
+that passed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LATER = 20  # IPv4's fragment offset, behind 160 bytes
 
 
 def with_services(**changes: object) -> DesiredNetwork:
-    """The lab's far host offers one port, both families."""
+    """A service at one port of the lab's far host, in both families."""
     services = tuple(FreeRule(ip_network(address), UDP, PORT) for address in INTERNET.values())
     values: dict[str, object] = {"services": services, "lane_bytes_s": RATE, "lane_burst_bytes": BURST}
     return desired(**{**values, **changes})
@@ -55,12 +55,12 @@ def answer(family: int, to_port: int = 4000, size: int = 100, port: int = PORT) 
 
 
 def arrived(world: World, family: int) -> tuple[int, int]:
-    """Packets of client and internet that the other one got."""
+    """Return the numbers of packets that arrived at the internet, and at the client."""
     return received(world.lab.internet, family)[0], received(world.lab.client, family)[0]
 
 
 def ask(world: World, times: int) -> None:
-    """Ask from the client so often, and wait until the kernel has decided about all."""
+    """Send this many questions from the client, and wait until the kernel has decided about all of them."""
 
     def decided() -> int:
         return world.datapath.counters()["lane_over_rate"] + arrived(world, 4)[0]
@@ -107,7 +107,7 @@ def test_errors_about_a_conversation_pass_and_others_do_not(world: World, family
     others = [question(family, 4001), question(family, port=7), question(family, size=1300)]
     before = world.datapath.counters()["uncovered"]
     send(world, [quoting(family, router, client, other) for other in others], upload=False)
-    wait_until(lambda: world.datapath.counters()["uncovered"] == before + 3, "others' and too long ones are refused")
+    wait_until(lambda: world.datapath.counters()["uncovered"] == before + 3, "other errors are refused")
     about_question, about_answer = (
         quoting(family, router, client, question(family)),
         quoting(family, client, far, answer(family)),
@@ -121,11 +121,11 @@ def test_errors_about_a_conversation_pass_and_others_do_not(world: World, family
 
 
 def test_what_could_hide_a_port_or_be_led_on_stays_gated(world: World) -> None:
-    """Later fragments, options and extension headers, routing headers above all."""
+    """Later fragments, options and extension headers, above all routing headers."""
     contracts = [world.grant(f"{INTERNET[family]}/{BITS[family]}", limit_bytes=0) for family in (4, 6)]
     odd4 = [
         ip_packet(CLIENT[4], INTERNET[4], UDP, question(4)[20:], flags=LATER),
-        with_options(question(4), bytes([7, 39, 4]) + bytes(37)),  # record route; a source route goes no further anyway
+        with_options(question(4), bytes([7, 39, 4]) + bytes(37)),  # record route; a source route is dropped before
     ]
     inner = question(6)[40:]
     odd6 = [
@@ -141,7 +141,7 @@ def test_what_could_hide_a_port_or_be_led_on_stays_gated(world: World) -> None:
 
 
 def test_a_neighbours_flood_meets_its_rate_and_leaves_the_others_alone(world: World) -> None:
-    """A thousand times its burst, from many ports, so that it could wash out what others asked."""
+    """A thousand bursts, from many ports, so that it might push out the questions of others."""
     size, contract = len(question(4)), world.grant("10.77.2.0/24")
     send(world, [question(4, 77)], source=OTHER_MAC)
     wait_until(lambda: world.datapath.lane_bytes(OTHER) == size, "the other one asks")
@@ -175,7 +175,7 @@ def test_answers_count_on_the_lane_of_whom_they_go_to(world: World) -> None:
 
 
 def test_strangers_share_a_lane_and_newcomers_a_few(world: World) -> None:
-    """Keys and MACs cost nothing: together they get 16 lanes' worth, and who has paid has its own all the same."""
+    """Keys and MACs cost nothing: all newcomers together get 16 lanes; a neighbour that has paid still has its own."""
     size = len(question(4, size=1000))
     began = time.monotonic()
     for number in range(4):
@@ -183,7 +183,7 @@ def test_strangers_share_a_lane_and_newcomers_a_few(world: World) -> None:
     wait_until(lambda: world.datapath.counters()["lane_over_rate"] + arrived(world, 4)[0] == 80, "strangers")
     carried = size * arrived(world, 4)[0]
     assert BURST - size < carried <= BURST + RATE * (time.monotonic() - began)
-    assert world.datapath.counters()["passed_to_queue"] == 0, "what is above the rate isn't negotiated about"
+    assert world.datapath.counters()["passed_to_queue"] == 0, "packets above the rate aren't negotiated about"
     sh(f"ip neigh replace {CLIENT[4]} lladdr {STRANGER_MAC.hex(':')} dev m0")
     before = world.datapath.counters()["uncovered"]
     send(world, [answer(4)], upload=False)
@@ -219,14 +219,14 @@ def test_lanes_outlive_the_daemon_and_follow_net_conf(world: World, tmp_path: Pa
     began = time.monotonic()
     ask(world, 300)
     carried = world.datapath.lane_bytes(NEIGHBOUR)
-    world.datapath.close()  # as a killed daemon leaves it
+    world.datapath.close()  # as after a kill
     before = arrived(world, 4)[0]
     send(world, [question(4)], source=OTHER_MAC)
     wait_until(lambda: arrived(world, 4)[0] == before + 1, "without a daemon")
-    sh("iptables -t security -F FORWARD")  # and somebody else its gate
+    sh("iptables -t security -F FORWARD")  # another program removes the gate as well
     world.datapath = Datapath(tmp_path)
     world.datapath.set_up(with_services())
-    anew = 50  # neighbours without contracts are numbered anew
+    anew = 50  # neighbours without contracts get new numbers
     world.datapath.set_neighbours([world.neighbour(neighbour=anew)])
     assert (world.datapath.lane_bytes(anew), world.datapath.lane_bytes(NEIGHBOUR)) == (carried, 0)
     ask(world, 300)
@@ -236,8 +236,8 @@ def test_lanes_outlive_the_daemon_and_follow_net_conf(world: World, tmp_path: Pa
     before = arrived(world, 4)[0]
 
     def carried_more() -> bool:
-        ask(world, 100)  # again and again: the bucket was empty, and fills in its own time
-        return arrived(world, 4)[0] > before + 900  # by the former rate that takes almost two minutes
+        ask(world, 100)  # repeated: the bucket was empty, and fills with time;
+        return arrived(world, 4)[0] > before + 900  # at the former rate that would take almost two minutes
 
     wait_until(carried_more, "another rate")
     world.datapath.apply(with_services(services=()))
@@ -248,7 +248,7 @@ def test_lanes_outlive_the_daemon_and_follow_net_conf(world: World, tmp_path: Pa
 
 
 def test_in_the_middle_answers_of_a_sellers_service_reach_who_asked_and_nobody_else(tmp_path: Path) -> None:
-    """The service is behind our own gateway, which lets us through as we let our client through."""
+    """The service is behind our own gateway, which gives us a lane as we give one to our client."""
     with metered(tmp_path, buys=True, mesh_interfaces=("m0", "up0"), upstream_interfaces=()) as world:
         middle = with_services(buys=True, mesh_interfaces=("m0", "up0"), upstream_interfaces=())
         world.datapath.apply(middle)
@@ -258,7 +258,7 @@ def test_in_the_middle_answers_of_a_sellers_service_reach_who_asked_and_nobody_e
         sh("iptables -A INPUT -p udp -j DROP", world.lab.client)
         true_wire(world)
         send(world, [answer(4)], upload=False)
-        wait_until(lambda: world.datapath.counters()["uncovered"] == 1, "nobody asked, and it is paid for by nobody")
+        wait_until(lambda: world.datapath.counters()["uncovered"] == 1, "nobody asked, and nobody pays for it")
         send(world, [question(4)])
         wait_until(lambda: arrived(world, 4)[0] == 1, "asked")
         send(world, [answer(4), answer(4, port=10)], upload=False)
@@ -266,7 +266,7 @@ def test_in_the_middle_answers_of_a_sellers_service_reach_who_asked_and_nobody_e
         wait_until(lambda: world.datapath.counters()["passed_to_queue"] == 1, "from another port: gated")
         world.datapath.set_neighbours([replace(seller, sells_to_us=False)])
         send(world, [answer(4)], upload=False)
-        wait_until(lambda: world.datapath.counters()["passed_to_queue"] == 2, "from who sells us nothing: gated")
+        wait_until(lambda: world.datapath.counters()["passed_to_queue"] == 2, "it sells us nothing: gated")
         assert arrived(world, 4) == (1, 1)
 
 
@@ -276,4 +276,4 @@ def test_a_client_that_only_buys_elsewhere_gates_nothing(tmp_path: Path) -> None
         assert passes(world.lab.client, INTERNET[4])
         true_wire(world)
         send(world, [question(4)], times=5)
-        wait_until(lambda: arrived(world, 4)[0] == 5, "who sells nothing has no gate, and no lanes")
+        wait_until(lambda: arrived(world, 4)[0] == 5, "a node that sells nothing has no gate, and no lanes")

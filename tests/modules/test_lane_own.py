@@ -1,7 +1,7 @@
-"""Payment services on the gateway itself: what neighbours send there is held to their lane's rate, nothing else is.
+"""Payment services on the gateway itself: a neighbour's traffic with them is limited to its lane's rate, and no other.
 
-What the socket of such a service receives is what the kernel counted, at most the burst and the rate's share of the
-time from before the first packet to after the last.
+The kernel's count must be what the service's socket receives, and no more than the burst plus the rate times the time
+that passed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SO_RCVBUFFORCE = 33
 
 
 def with_own_service(**changes: object) -> DesiredNetwork:
-    """One port of the gateway's, written by its address of one family."""
+    """A service at one port of the gateway, named by its address in one family."""
     values: dict[str, object] = {
         "own_services": (FreeRule(ip_network(GATEWAY_TO_CLIENT[4]), UDP, PORT),),
         "lane_bytes_s": RATE,
@@ -50,7 +50,7 @@ class Service:
     packets: int = 0
 
     def heard(self) -> int:
-        """Count what has come."""
+        """Count the packets that have come so far."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self.listening.recv(1 << 16)
@@ -73,7 +73,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     with metered(tmp_path) as built:
         built.datapath.apply(with_own_service())
         built.datapath.set_neighbours([built.neighbour(neighbour=OTHER, link_address=OTHER_MAC)])
-        for command in ("iptables", "ip6tables"):  # counts what the client gets; nobody listens there
+        for command in ("iptables", "ip6tables"):  # to count what the client gets; no program listens there
             sh(f"{command} -A INPUT -p udp -j DROP", built.lab.client)
         yield built
 
@@ -93,7 +93,7 @@ def decided(world: World, node: Service) -> int:
 
 
 def flood(world: World, node: Service, packet: bytes, times: int) -> int:
-    """Send so often and wait until all is decided; returns how many came through."""
+    """Send this many packets and wait until all are decided about; returns how many came through."""
     before, heard = decided(world, node), node.heard()
     send(world, [packet], times=times)
     wait_until(lambda: decided(world, node) == before + times, "all are decided about")
@@ -104,7 +104,7 @@ def flood(world: World, node: Service, packet: bytes, times: int) -> int:
 def test_a_flood_at_a_port_of_the_gateway_meets_its_neighbours_rate_and_nobody_elses(
     world: World, node: Service, family: int
 ) -> None:
-    """Nor anything else of the same neighbour's."""
+    """Nor does it limit other traffic of the same neighbour."""
     packet = to_node(family)
     began = time.monotonic()
     passed = flood(world, node, packet, 2000)
@@ -158,7 +158,7 @@ def got_by_client(world: World, family: int) -> int:
 
 
 def test_options_extension_headers_and_fragments_are_no_way_round_the_rate(world: World, node: Service) -> None:
-    """All of these reach a service; once the bucket is empty none does."""
+    """All of these reach a service while the bucket has room, and none does when it is empty."""
     world.datapath.apply(with_own_service(lane_burst_bytes=150_000))
     inner, options = to_node(6)[40:], bytes([0, 0, 1, 4, 0, 0, 0, 0])
     whole = udp(CLIENT[6], GATEWAY_TO_CLIENT[6], PORT, bytes(1000))[40:]
@@ -208,7 +208,7 @@ def fragments(payload: bytes) -> list[bytes]:
 
 
 def test_who_is_blocked_still_reaches_the_node_at_the_rate(world: World, node: Service) -> None:
-    """A channel whose peer is locked out ends on the chain, the node's own coins in it."""
+    """If a peer is locked out, its channel ends on the chain, with coins of the node in it."""
     world.datapath.set_neighbours([world.neighbour(blocked=True)])
     began, size = time.monotonic(), len(to_node(4))
     passed = flood(world, node, to_node(4), 1000)
@@ -220,10 +220,10 @@ def test_the_rate_outlives_the_daemon_comes_back_after_a_flush_and_goes_with_a_s
 ) -> None:
     began, size = time.monotonic(), len(to_node(4))
     sh("nft flush ruleset; iptables -A INPUT -i m0 -p udp -j ACCEPT")
-    assert world.datapath.apply(with_own_service()), "it was gone, and stands again"
+    assert world.datapath.apply(with_own_service()), "it was removed, and is back"
     assert "NGP_OWN" in sh("iptables -t security -S INPUT")
     assert flood(world, node, to_node(4), 1000) * size <= BURST + RATE * (time.monotonic() - began)
-    world.datapath.close()  # as a killed daemon leaves it
+    world.datapath.close()  # as after a kill
     before = node.heard()
     send(world, [to_node(4)], times=1000)
     send(world, [to_node(4)], source=OTHER_MAC)
@@ -243,14 +243,17 @@ def test_the_rate_outlives_the_daemon_comes_back_after_a_flush_and_goes_with_a_s
         assert sh(f"{command} -t security -S INPUT") == "-P INPUT ACCEPT\n"
     before = node.heard()
     send(world, [to_node(4)], times=1000)
-    wait_until(lambda: node.heard() == before + 1000, "after a stop as if ngp were not there")
+    wait_until(lambda: node.heard() == before + 1000, "after a stop, as if ngp weren't there")
     assert sh("iptables -S INPUT").splitlines()[1:] == ["-A INPUT -i m0 -p udp -j ACCEPT"]
 
 
 def test_a_mesh_interface_is_gated_though_there_are_more_services_than_one_host_has_room_for(
     world: World, node: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An address may become ours while the daemon runs, and its services then meet with those of our others."""
+    """An address may become ours while the daemon runs.
+
+    Then its services count together with those of our other addresses.
+    """
     ours = [ip_network(GATEWAY_TO_CLIENT[version]) for version in (4, 6)]
     ten = tuple(FreeRule(ours[number % 2], UDP, 1 + number) for number in range(10))
     sh("ip link add mesh1 type veth peer name far1; ip link set mesh1 up")

@@ -1,4 +1,4 @@
-"""Layers: what stands on what, and which interfaces can't be mesh interfaces for that."""
+"""Layers: which interface is on top of which, and which can't be mesh interfaces for that reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_ipvlan_leaves_its_lower_interface_out(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["macvlan", "macvtap"])
 def test_a_macvlan_that_passes_all_through_leaves_its_lower_interface_out(kind: str) -> None:
-    """Else a download would be charged at the upper one, and dropped at the lower one, where the neighbour isn't."""
+    """Otherwise a download would be charged at the upper one, and dropped at the lower one, which has no neighbour."""
     known = host(one(1, "eth0"), replace(one(2, "mac0", kind, lower=1), link_address=MACS[1]), one(3, "eth1"))
     assert layers.left_out(known) == {"eth0": f"also sends the frames of the {kind} mac0, under the same MAC"}
     assert layers.stand_on(known, ["eth0"]) == frozenset()

@@ -1,4 +1,4 @@
-"""The meter's tables in bytes: what of free destinations and payment services has room there."""
+"""The meter's tables in bytes: which free destinations and payment services have room there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OURS, OTHER, BEHIND = (ip_network(address) for address in ("203.0.113.1", "203.0
 
 
 def test_the_books_of_this_layout_are_as_they_are_written() -> None:
-    """An entry is kept apart from what the meter uses now, which the next LAYOUT changes."""
+    """The entry doesn't use the meter's present values, since the next LAYOUT changes those."""
     books = layout.BOOKS[layout.LAYOUT]
     assert books == layout.Books(
         *(layout.CONTRACTS, layout.LABELS, layout.LINE_WORDS),
@@ -28,14 +28,14 @@ def test_the_books_of_this_layout_are_as_they_are_written() -> None:
 
 
 def pairs(address: str, tables: dict[int, dict[bytes, bytes]]) -> int:
-    """Count the pairs that stand at one address."""
+    """Count the pairs of protocol and port at an address."""
     where = ip_network(address)
     key = where.prefixlen.to_bytes(4, "little") + where.network_address.packed
     return tables[where.version][key][4]
 
 
 def test_services_that_meet_under_this_router_and_have_no_room_are_left_out_and_told() -> None:
-    """Which addresses are ours changes at run time: an error there would leave the gate as it was."""
+    """Our addresses change at run time, and an error there would leave the gate as it was."""
     own = tuple(FreeRule(where, TCP, port) for where in (OURS, OTHER) for port in range(10, 15))
     own = tuple(one if one.prefix == OURS else FreeRule(one.prefix, UDP, one.port) for one in own)
     tables = layout.free_tables((), (), own)

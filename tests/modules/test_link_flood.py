@@ -1,4 +1,4 @@
-"""Floods on the real kernel: rubbish and forgeries from several MACs, and honest neighbours are heard all the same."""
+"""Floods on the real kernel: invalid and forged messages from several MACs; honest neighbours are still heard."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ngp.modules.link.udp import PORT, UdpLink
 from ngp.ports import Payment
 from tests.modules.test_links import IPV4_A, IPV4_B, MAC_B, connect, hosts, inside
 
-__all__ = ["hosts"]  # the fixture
+__all__ = ["hosts"]  # the fixture `hosts`
 
 MESSAGES = 300
 FLOODERS = [bytes([2, 0, 0, 0, 1, number]) for number in range(8)]
-# Sends the frames that it is given, over and over, until it is killed; paced, since a test run has no core to spare.
+# Sends the given frames again and again until it is killed. It is paced, since a test run has no core to spare.
 FLOOD = """
 import socket, sys, time
 frames = [bytes.fromhex(line) for line in sys.stdin.read().split()]
@@ -51,7 +51,7 @@ while True:
 
 @dataclass
 class Daemon:
-    """As much of a daemon as talks to neighbours."""
+    """The part of a daemon that talks to neighbours."""
 
     seed: bytes
     boot: int = 1
@@ -85,7 +85,7 @@ class Daemon:
 
 
 def flood_frames(a: Daemon, b: Daemon, kind: type[UdpLink | EthernetLink]) -> list[bytes]:
-    """Rubbish of every size, and hellos in A's name, as of its next start, with a bit changed."""
+    """Invalid datagrams of every size, and hellos in A's name, as at its next start, with one bit changed."""
     shadow = Courier(a.key, a.boot + 1)
     hello = shadow.send(None, None, Hello("sandbox", True, True, (), "ngp", True), 0.0)[0].datagram
     named = shadow.send(b.courier.identity, ("", b""), Hello("sandbox", True, True, (), "ngp", True), 0.0)[0].datagram
@@ -118,7 +118,7 @@ def flood(host: str, frames: list[bytes], pace: int) -> Iterator[None]:
 def test_a_flood_from_several_macs_loses_no_honest_message(
     hosts: tuple[str, str], kind: type[UdpLink | EthernetLink]
 ) -> None:
-    """50,000 a second, from before the two have met; every message arrives, once, and none is given up."""
+    """50,000 a second, from before the two have met. Every message arrives once, and none is given up."""
     connect(hosts)
 
     async def scene() -> dict[str, int]:
@@ -142,7 +142,7 @@ def test_a_flood_from_several_macs_loses_no_honest_message(
 
 
 async def exchange(a: Daemon, b: Daemon, hosts: tuple[str, str]) -> None:
-    """Meet, send messages both ways until all are there."""
+    """Meet, then send messages both ways until all have arrived."""
     async with asyncio.timeout(200):
         while not (a.met.is_set() and b.met.is_set()):
             for one, host in ((a, hosts[0]), (b, hosts[1])):

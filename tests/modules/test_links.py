@@ -1,4 +1,4 @@
-"""Both links on the real kernel: two hosts on a veth pair, and a tun as layer-3 interface, in namespaces of our own."""
+"""Both links on the real kernel: two hosts on a veth pair, or on a tun (a layer-3 interface), in own namespaces."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ async def counted(end: End, reason: str) -> None:
     """Wait until a drop was counted."""
     async with asyncio.timeout(60):
         while not end.link.counters().get(reason):
-            await asyncio.sleep(0)  # one turn of the loop: its readers run
+            await asyncio.sleep(0)  # one turn of the loop, in which its readers run
 
 
 # --- UDP --------------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_udp_refuses_what_could_come_from_beyond_the_link(wired: tuple[str, str]
 
 
 def frame(payload: bytes, source_mac: bytes) -> str:
-    """An Ethernet frame with IPv4 and UDP (checksum 0: none) from A's address."""
+    """Build an Ethernet frame with IPv4 and UDP (checksum 0: none) from A's address."""
     udp = struct.pack("!HHHH", PORT, PORT, 8 + len(payload), 0) + payload
     head = struct.pack(
         "!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 255, 17, 0, socket.inet_aton(IPV4_A), socket.inet_aton(IPV4_B)
@@ -186,7 +186,7 @@ def frame(payload: bytes, source_mac: bytes) -> str:
 
 
 def test_udp_tells_the_mac_of_the_very_frame(wired: tuple[str, str]) -> None:
-    """With a forged neighbour entry for A's address the true source MAC is still reported."""
+    """With a forged entry for A's address in the neighbour table, the frame's own MAC is still reported."""
 
     async def scene() -> None:
         async with ends(wired, UdpLink(), UdpLink()) as (_, b):
@@ -268,7 +268,7 @@ def test_a_port_that_another_program_has_is_found_before_the_start(wired: tuple[
     with inside(wired[0]):
         assert UdpLink().taken(("mesh0",)) == []
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as other:  # after a try that left nothing
+        with socket.socket(family, socket.SOCK_DGRAM) as other:  # after an attempt that left nothing
             other.bind((address, PORT))
             (line,) = UdpLink().taken(("mesh0",))
         assert not line.ok and "ss -ulpn" in line.found

@@ -1,4 +1,4 @@
-"""Interfaces that net.conf names, and what a start and a check say of those that are missing or left out."""
+"""Interfaces that net.conf names: what a start and a check report about missing ones and those left out."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_check_names_interfaces_that_do_not_exist(hosts: Lab, tmp_path: Path) ->
 
 
 def test_ports_are_left_out_of_the_mesh_and_refused_by_name(hosts: Lab, tmp_path: Path) -> None:
-    """The bridge stands for bond and team, which not every kernel has."""
+    """The bridge stands for bond and team as well, which not every kernel has."""
     sh("ip link add br0 type bridge && ip link set m1 master br0 && ip link add mac0 link m0 type macvlan")
     network = Datapath(tmp_path)
     assert network.mesh_interfaces(("all",), ("up0", "m1x")) == ("br0", "m0", "mac0")
@@ -141,7 +141,7 @@ def test_entries_for_an_interface_where_no_neighbour_is_are_a_warning(hosts: Lab
 def test_fallback_tunnels_are_meant_by_their_names_alone(
     hosts: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel of the tests may have no tunnels: a veth stands for one, under its name."""
+    """The tests' kernel may have no tunnels, so a veth has a fallback tunnel's name."""
     sh("ip link add tunl0 type veth peer name far0 && ip link del m1")
     monkeypatch.setattr(layers, "_FALLBACKS", {"tunl0": "veth"})
     network, ignored = Datapath(tmp_path), ("up0", "far0")

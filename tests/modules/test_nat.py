@@ -1,4 +1,4 @@
-"""Rules that translate the addresses of a network, as iptables and nft write them."""
+"""Rules that translate a network's addresses, as iptables and nft list them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real kernel answers the suite that its stand-in answers."""
+"""The real kernel passes the suite that its stand-in passes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFUSALS = ("refused_exhausted", "refused_unpaid", "refused_expired", "refused_b
 
 
 class RealBench(Bench):
-    """The lab's client buys at the internet's addresses, and sells to the gateway what is behind it."""
+    """The lab's client buys the internet's addresses, and sells the gateway what is behind it."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -33,7 +33,7 @@ class RealBench(Bench):
         sh(f"ip addr add {BOUGHT}/32 dev lo && iptables -A INPUT -p udp -j DROP", lab.client)
         sh(f"ip route add {BOUGHT}/32 via {CLIENT[4]}")
         for address in (*SOLD, CLIENT[4]):
-            sh(f"ping -n -q -c 1 -W 30 {address}")  # what waits for a next hop would come later
+            sh(f"ping -n -q -c 1 -W 30 {address}")  # packets that wait for a next hop would come later
         for namespace in (lab.internet, lab.client):
             sh("iptables -t raw -A PREROUTING -p udp --dport 9", namespace)
         own = (ip_address(CLIENT[4]),)
@@ -45,7 +45,7 @@ class RealBench(Bench):
         self._world.datapath.start(self._loop, lambda held: None, self._told.extend)
 
     def close(self) -> None:
-        """Let go of the loop."""
+        """Close the loop."""
         self._world.datapath.close()
         self._loop.close()
 
@@ -88,7 +88,7 @@ class RealBench(Bench):
         return self._await(self._world.lab.client, before, number)
 
     def hints(self) -> list[Hint]:
-        for _ in range(2):  # the loop's reader first looks, then is called
+        for _ in range(2):  # the loop first looks at its sockets, then calls their readers
             self._loop.call_soon(self._loop.stop)
             self._loop.run_forever()
         told, self._told[:] = list(self._told), []

@@ -56,7 +56,7 @@ def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def _masquerade() -> None:
-    """Hide what goes upstream; towards B what is ours or A's, as a router in the middle; and our LAN everywhere."""
+    """Masquerade upstream traffic; towards B ours and A's, like a router in the middle; and our LAN everywhere."""
     for family, command in ((4, "iptables"), (6, "ip6tables")):
         sh(f"{command} -t nat -A POSTROUTING -o up0 -j MASQUERADE")
         for name, out in (("A", "m1"), ("behind A", "m1"), ("LAN", "m1"), ("LAN", "m0")):
@@ -66,9 +66,9 @@ def _masquerade() -> None:
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize(("begins", "answers"), PAIRS, ids=[" to ".join(pair) for pair in PAIRS])
 def test_who_begins_pays_for_both_directions_and_nobody_else(hub: Hub, begins: str, answers: str, family: int) -> None:
-    """Both neighbours bought all that there is on other sides, and we bought from each what is behind it.
+    """Both neighbours have bought everything on the other sides, and we have bought from each what is behind it.
 
-    But for a LAN that is hidden behind our own address: nobody can buy that.
+    A LAN that is hidden behind our own address is an exception: nobody can buy that.
     """
     hosts = {name: f"{addresses[family]}/{BITS[family]}" for name, addresses in ADDRESSES.items()}
     hidden = begins == "LAN" and hub.masquerades
@@ -83,9 +83,9 @@ def test_who_begins_pays_for_both_directions_and_nobody_else(hub: Hub, begins: s
     carried = {which: hub.star.world.used(contract) for which, contract in sold.items()}
     if begins in PAYER:
         wanted = {(PAYER[begins], answers): once(family)}
-    elif begins == "internet" and answers in PAYER:  # it bought that: "to" is the other direction
+    elif begins == "internet" and answers in PAYER:  # it has bought that, so the bytes count in the other direction
         wanted = {(PAYER[answers], begins): once(family)[::-1]}
-    elif begins == "LAN" and answers in ("A", "B") and not hidden:  # nor do we buy its own address
+    elif begins == "LAN" and answers in ("A", "B") and not hidden:  # we don't buy its own address either
         wanted = {(answers, begins): once(family)[::-1]}
     else:
         wanted = {}
@@ -105,13 +105,13 @@ def alone(tmp_path: Path) -> Iterator[Star]:
 
 
 def _bought_each_other(hub: Star) -> tuple[bytes, bytes]:
-    """A bought B's own address, and B what is behind A."""
+    """Let A buy B's own address, and let B buy a host behind A."""
     first = hub.sell(NEIGHBOUR, f"{ADDRESSES['B'][4]}/32")
     return first, hub.sell(SECOND, f"{ADDRESSES['behind A'][4]}/32")
 
 
 def _answer(client: socket.socket, server: socket.socket) -> None:
-    """Have a server say something more to a client."""
+    """Let a server send something more to a client."""
     server.sendto(bytes(DOWN_BYTES), client.getsockname()[:2])
 
 
@@ -123,7 +123,7 @@ def _queued(hub: Star) -> int:
 def test_a_flood_of_flows_makes_nobody_elses_forgotten(alone: Star, has_paid: bool, most: int) -> None:
     alone.world.datapath.set_neighbours(neighbours(alone, has_paid=has_paid))
     floods, suffers = _bought_each_other(alone)
-    sh("iptables -A OUTPUT -p icmp -j DROP", alone.second)  # what nobody listens for would be answered
+    sh("iptables -A OUTPUT -p icmp -j DROP", alone.second)  # otherwise packets without a listener would be answered
     with (
         alone.socket("A", 4) as first,
         alone.socket("B", 4, 5000) as answers_first,
@@ -185,7 +185,7 @@ def test_a_gateway_whose_customers_only_reach_its_uplink_remembers_no_flow(alone
 
 
 def test_two_conversations_between_the_same_two_hosts_are_paid_by_their_own_beginners(alone: Star) -> None:
-    """A packet that its sender paid for follows one of the same addresses that was a return, on the same processor."""
+    """On one processor, a packet that its sender pays for follows a return between the same addresses."""
     first, second = alone.sell(NEIGHBOUR, f"{ADDRESSES['B'][4]}/32"), alone.sell(SECOND, f"{ADDRESSES['A'][4]}/32")
     with (
         alone.socket("A", 4) as a_asks,
@@ -223,7 +223,7 @@ def test_an_uplink_without_a_default_route_carries_nothing_that_nobody_pays_for(
 
 
 def test_what_a_neighbour_bought_and_begins_a_conversation_itself_is_asked_for(alone: Star) -> None:
-    """The neighbour takes it for a return, and would never offer a contract for where it goes."""
+    """The neighbour takes our traffic for a return, and so would never offer a contract for its destination."""
     for number in (NEIGHBOUR, SECOND):
         alone.sell(number, f"{ADDRESSES['LAN'][4]}/32")
     found: list[Hint] = []
@@ -249,7 +249,10 @@ def test_what_a_neighbour_bought_and_begins_a_conversation_itself_is_asked_for(a
 
 
 def test_a_gateway_with_one_mesh_interface_knows_downloads_without_a_look_up(tmp_path: Path) -> None:
-    """Until there is a second one, or a LAN; what turns round on the only one is from the mesh all the same."""
+    """This holds until there is a second mesh interface, or a LAN.
+
+    Traffic that turns around on the only mesh interface still counts as mesh traffic.
+    """
     with metered(tmp_path, mesh_interfaces=("m0",)) as world:
         sold = world.grant(f"{INTERNET[4]}/32")
         assert passes(world.lab.client, INTERNET[4]) and world.used(sold) == (84, 84)

@@ -1,4 +1,4 @@
-"""Who pays when somebody tries to have packets carried that nobody pays for, or honest ones are cut into fragments."""
+"""Who pays if somebody tries to get packets carried unpaid, or if honest packets are cut into fragments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ngp.ports import HeldPacket, KernelNeighbour, Verdict
 
 COMMAND = {4: "iptables", 6: "ip6tables"}
 LONG_BYTES = 4000
-# Each of three fragments has headers of its own.
+# Each of three fragments has its own headers.
 LONG = {4: LONG_BYTES + 8 + 3 * 20, 6: LONG_BYTES + 8 + 3 * 48}
 
 
@@ -45,7 +45,10 @@ def _ask_for_much(client: socket.socket, server: socket.socket) -> None:
 @pytest.mark.parametrize("tracks", [True, False], ids=["put together at the gate", "each for itself"])
 @pytest.mark.parametrize("place", ["B", "behind B", "LAN"])
 def test_every_fragment_of_an_answer_is_paid_by_who_asked(hub: Star, place: str, tracks: bool, family: int) -> None:
-    """Only the first one has ports. With connection tracking the gate sees one packet, and egress sees fragments."""
+    """Only the first fragment has ports.
+
+    With connection tracking the gate sees one packet, and egress sees fragments.
+    """
     if tracks:
         sh(f"{COMMAND[family]} -t nat -A POSTROUTING -o up0 -j MASQUERADE")
     asked, asks = f"{ADDRESSES[place][family]}/{BITS[family]}", f"{ADDRESSES['A'][family]}/{BITS[family]}"
@@ -74,11 +77,14 @@ def test_every_fragment_of_a_question_is_paid_by_who_asks(hub: Star, family: int
 
 
 def test_what_a_neighbour_sends_under_our_own_address_is_no_answer_of_a_forwarded_port(hub: Star) -> None:
-    """Linux lets IPv6 packets in under its own source. Such answers are free, and come from no mesh interface."""
+    """Linux accepts IPv6 packets with its own address as source.
+
+    Such answers would be free, but never come from the mesh.
+    """
     third, ours, port = bytes.fromhex("020000000009"), GATEWAY_TO_CLIENT[6], 53
     to_lan = f"-j DNAT --to-destination [{ADDRESSES['LAN'][6]}]:5353"
     sh(f"ip6tables -t nat -A PREROUTING -i m0 -p udp --dport {port} {to_lan}")
-    sh(f"ip6tables -t raw -A PREROUTING -m mac --mac-source {third.hex(':')} -j NOTRACK")  # as when it is forgotten
+    sh(f"ip6tables -t raw -A PREROUTING -m mac --mac-source {third.hex(':')} -j NOTRACK")  # as if forgotten
     hub.world.datapath.apply(desired(buys=True, lan_interfaces=("lan0",)))
     hub.world.datapath.set_neighbours([*neighbours(hub), KernelNeighbour(9, "m0", third, (), True, True)])
     with hub.socket("A", 6) as client, hub.socket("LAN", 6, 5353) as server:
@@ -99,7 +105,7 @@ def _mix(hash_: int, words: int) -> int:
 
 
 def _plain_key(from_port: int, to: str, to_port: int) -> int:
-    """Return the key of a UDP flow of A's, if there were no secret in it."""
+    """Return the key that a UDP flow of A would have without the secret."""
     ports = [int.from_bytes(port.to_bytes(2, "big"), sys.byteorder) for port in (from_port, to_port)]
     ends = [int.from_bytes(ip_address(each).packed, sys.byteorder) for each in (ADDRESSES["A"][4], to)]
     hash_ = _mix(_mix(socket.IPPROTO_UDP, ports[0] << 16 | ports[1]), ends[0] << 32 | ends[1])
@@ -109,7 +115,7 @@ def _plain_key(from_port: int, to: str, to_port: int) -> int:
 
 
 def test_no_other_packet_takes_the_place_of_one_on_its_way_to_the_gate(hub: Star) -> None:
-    """What is sent to a forwarded port is free; the kernel knows a packet again by 32 bits."""
+    """A packet to a forwarded port is free, and the kernel recognizes a packet by 32 bits."""
     ours = GATEWAY_TO_CLIENT[4]
     sh(f"iptables -t nat -A PREROUTING -i m0 -p udp --dport 53 -j DNAT --to-destination {ADDRESSES['LAN'][4]}:5353")
     hub.world.datapath.apply(desired(buys=True, lan_interfaces=("lan0",)))
@@ -148,7 +154,7 @@ def test_no_other_packet_takes_the_place_of_one_on_its_way_to_the_gate(hub: Star
 
 
 def test_a_neighbour_that_changes_gets_no_full_bucket_for_it(hub: Star) -> None:
-    """It says itself which addresses are its own, as often as it likes."""
+    """A neighbour itself says which addresses are its own, and may change them as often as it likes."""
 
     def bucket() -> list[int]:
         entries = map(layout.NEIGHBOUR.unpack, (value for _, value in table(hub, layout.NEIGHBOURS).items()))
@@ -163,7 +169,7 @@ def test_a_neighbour_that_changes_gets_no_full_bucket_for_it(hub: Star) -> None:
 
 
 def test_a_small_router_remembers_fewer_flows() -> None:
-    """Each takes 256 bytes, as customers like, and 32 are taken for each that there is room for."""
+    """A flow takes 256 bytes, and customers may begin as many as they like."""
     entries = {size: table_sizes(size)[layout.FLOWS] for size in (1000, 16_384, 131_072, 1_000_000)}
     assert entries == {1000: 16_384, 16_384: 65_536, 131_072: layout.FLOWS_MOST, 1_000_000: layout.FLOWS_MOST}
     assert all(table_sizes(size)[layout.PLACES] == number for size, number in entries.items())

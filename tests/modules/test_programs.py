@@ -1,4 +1,4 @@
-"""The kernel's programs: the kernel that runs takes all of them, and a refusal is told alike by a check and a start."""
+"""The kernel's programs: this kernel accepts all of them; a check and a start report a refusal in the same words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.modules.kernel_lab import desired
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTS = sorted(bpf.compiled(source.with_name(source.name[:-6])) for source in (ROOT / "modules").rglob("*.bpf.c"))
-# An index that nothing bounds: no kernel takes it.
+# An index without any bound: no kernel accepts it.
 REFUSED = """
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -71,7 +71,7 @@ def test_the_meter_loads_in_the_size_of_its_tables() -> None:
 
 
 def test_a_check_leaves_nothing_open(refused: Path) -> None:
-    for path in (inlet.object_path(), refused):  # the first time the library itself opens what it keeps
+    for path in (inlet.object_path(), refused):  # the library itself opens some files the first time
         bpf.try_to_load("it", path, {})
     before = os.listdir("/proc/self/fd")
     for path in (*OBJECTS, refused):
@@ -98,7 +98,7 @@ def test_a_refusal_names_the_program_the_reason_and_what_to_do() -> None:
 
 
 def test_calls_fit_together_into_the_stack_that_linux_6_1_allows(tmp_path: Path) -> None:
-    """Later kernels give some programs a stack of their own, and take what 6.1 refuses."""
+    """Later kernels give some programs a stack of their own, and accept what 6.1 refuses."""
     for path in OBJECTS:
         pins = tmp_path / "bpf"
         pins.mkdir(exist_ok=True)
@@ -119,7 +119,7 @@ def test_calls_fit_together_into_the_stack_that_linux_6_1_allows(tmp_path: Path)
 
 
 def _deepest(text: str, depths: list[int]) -> int:
-    """Add up the frames of the deepest chain of calls. Args: depths: of each function, in order."""
+    """Add up the stack of the deepest chain of calls. Args: depths: of each function, in order."""
     calls: dict[str, set[str]] = {}
     for line in text.splitlines():
         if match := re.match(r"[a-z_].*?(\w+)\(.*\):\s*$", line):
@@ -130,7 +130,7 @@ def _deepest(text: str, depths: list[int]) -> int:
     frames = dict(zip(calls, depths, strict=True))
 
     def below(function: str) -> int:
-        """The names of calls are cut short."""
+        """The kernel shortens the names of called functions."""
         called = (next(one for one in frames if one.startswith(short)) for short in calls[function])
         return max(32, -(-frames[function] // 32) * 32) + max(map(below, called), default=0)
 

@@ -1,4 +1,4 @@
-"""Held packets: parsing of hostile bytes on paper; holding, releasing and refusing on the real kernel."""
+"""Held packets: hostile bytes parsed without a kernel; holding, releasing and refusing on the real one."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def hosts() -> Iterator[Lab]:
 
 
 class Daemon:
-    """The gate, with nothing paid and everything unknown queued, and a queue in the running loop."""
+    """A gate where nothing is paid and every packet is unknown, and a queue in the running loop."""
 
     def __init__(self, filters: tuple[Path, Path], per_neighbour_max: int = 512) -> None:
         self.yes, self.no = filters
@@ -164,7 +164,7 @@ family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 s = socket.socket(family, socket.SOCK_DGRAM)
 for n in range(int(sys.argv[2])): s.sendto(b"x" * 100, (sys.argv[1], 1000 + n))
 """
-# What the sender of a refused packet learns; errno names, or what it received.
+# Prints what the sender of a refused packet learns: errno's name, or the received text.
 ASK = """
 import errno, socket, sys
 v6 = ":" in sys.argv[1]
@@ -232,7 +232,7 @@ def test_the_sender_of_a_refused_packet_is_told(
 def test_a_full_socket_loses_packets_and_says_so(
     hosts: Lab, filters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel reports ENOBUFS at the next read; that must end neither the reading nor the daemon."""
+    """The kernel reports ENOBUFS at the next read. That must not end the reading, nor the daemon."""
     monkeypatch.setattr(queue_module, "_SOCKET_BUFFER_BYTES", 4096)
 
     async def body(daemon: Daemon) -> None:
@@ -280,7 +280,7 @@ def test_a_flood_leaves_the_loop_time_between_bursts(hosts: Lab, filters: tuple[
 
 def test_the_kernels_overflow_is_counted(hosts: Lab, filters: tuple[Path, Path]) -> None:
     async def body(daemon: Daemon) -> None:
-        # The loop isn't given a turn, so nothing is read until the socket or the queue is full.
+        # The loop gets no turn, so nothing is read until the socket or the queue is full.
         subprocess.run(python(hosts.client, SEND, INTERNET[4], "12000"), check=True)
         assert daemon.queue.counters()["queue_overflow"] > 0
 
@@ -351,7 +351,7 @@ def test_kill_drops_what_was_held_and_what_follows(hosts: Lab, filters: tuple[Pa
 
 
 def test_a_queue_without_rights_is_refused_and_no_defect() -> None:
-    """`ngp check` tries it without root too, and tells what it found."""
+    """`ngp check` tries it without root too, and reports the result."""
     child = os.fork()
     if not child:
         os.setresuid(65534, 65534, 65534)

@@ -1,4 +1,4 @@
-"""Destinations that this host rewrites: who pays, for what the client sent to, whatever FORWARD sees."""
+"""Destinations that this host rewrites: who pays, for the address that the client sent to, whatever FORWARD sees."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def hub(tmp_path: Path) -> Iterator[Star]:
 
 
 def redirect(hub: Star, family: int, to: str, what: str) -> None:
-    """Send what a rule's words say to one of the hosts instead, and have the datapath see that there is a rule."""
+    """Redirect the packets that a rule matches to a host, and let the datapath notice the rule."""
     host = ADDRESSES[to][family] if family == 4 else f"[{ADDRESSES[to][family]}]"
     sh(f"{COMMAND[family]} -t nat -A PREROUTING -i m0 {what} -j DNAT --to-destination {host}:5353")
     applied(hub)
@@ -41,7 +41,7 @@ def applied(hub: Star, **changes: object) -> None:
 
 
 def ask(client: socket.socket, server: socket.socket, address: str, port: int, up_bytes: int = UP_BYTES) -> None:
-    """Ask under one address, be answered under it by whoever was really asked."""
+    """Ask at an address, and get the answer from it, whichever host answers."""
     for one in (client, server):
         one.settimeout(30)
     client.sendto(bytes(up_bytes), (address, port))
@@ -115,7 +115,7 @@ def test_a_held_packet_is_asked_about_under_the_address_that_it_was_sent_to(
                 port = port or one.getsockname()[1]
                 one.connect_ex((str(address), 53))
                 if protocol == "udp":
-                    one.send(address.packed[::-1] + bytes(12))  # as DNS, whose questions begin with a number
+                    one.send(address.packed[::-1] + bytes(12))  # as in DNS, where a question begins with a number
             await asyncio.wait_for(enough.wait(), 60)
             sold = [hub.sell(NEIGHBOUR, f"{address}/{BITS[family]}") for address in addresses]
             for packet in held:
@@ -147,7 +147,7 @@ def test_bulk_that_is_joined_by_the_card_is_charged_to_the_address_that_it_was_s
 
 
 def _transfer(sender: socket.socket, receiver: socket.socket, size: int) -> None:
-    """Send so much and receive it, in turns that fit the buffers."""
+    """Send this many bytes and receive them, in parts that fit the buffers."""
     for _ in range(size // 10_000):
         sender.sendall(bytes(10_000))
         got = 0

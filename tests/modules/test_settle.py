@@ -1,4 +1,4 @@
-"""Waiting until the programs that run have ended: that it does wait, and that one wait serves many."""
+"""Waiting until all running programs have ended: it does wait, and one wait serves many callers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ngp.modules.network import settle
 
 
 def test_waiting_ends_when_the_programs_have_that_ran(lab: ChargeLab) -> None:
-    """One runs on another processor, for two tenths of a second; the wait begins in the midst of it."""
+    """A program runs on another processor for two tenths of a second, and the wait begins while it runs."""
     table = lab.programs.table("lab_progress")
     memory = table.map_memory()
     wait = settle.ProgramsWait()

@@ -27,7 +27,7 @@ WHO, ELSE = b"a" * 32, b"b" * 32
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """What is behind the client sends by m0 and gets its answers by m1."""
+    """Hosts behind the client send by m0 and get their answers by m1."""
     with metered(tmp_path, buys=True) as built:
         client = built.lab.client
         sh(f"ip link set m1x netns {client} name c1")
@@ -62,7 +62,7 @@ def links(world: World, second: bytes = WHO, **changes: object) -> list[KernelNe
 
 
 def ping(world: World, family: int, wait_s: str = "30") -> bool:
-    """Ask the internet from behind the client; say whether the answer came."""
+    """Ping the internet from behind the client; say whether an answer came."""
     words = ["ping", "-n", "-q", "-c", "1", "-W", wait_s, "-I", BEHIND[family], INTERNET[family]]
     done = subprocess.run(["ip", "netns", "exec", world.lab.client, *words], capture_output=True, timeout=90)
     return done.returncode == 0
@@ -85,7 +85,7 @@ def test_answers_by_the_other_link_are_the_contracts(world: World, family: int, 
 def test_what_we_buy_counts_on_both_links(world: World, family: int) -> None:
     bought = world.grant(f"{BEHIND[family]}/{BITS[family]}", role=Role.CLIENT)
     sold = world.grant(f"{INTERNET[family]}/{BITS[family]}")
-    sh(f"ping -n -q -c 1 -W 30 {BEHIND[family]}")  # out by m1, and back by m0
+    sh(f"ping -n -q -c 1 -W 30 {BEHIND[family]}")  # out by m1, back by m0
     assert world.used(bought) == once(family) and world.used(sold) == (0, 0)
     sh(f"ping -n -q -c 1 -W 30 {SECOND[family][1]}")
     assert world.used(bought) == once(family), "its own addresses are free on both"

@@ -1,4 +1,4 @@
-"""Upgrades that change LAYOUT: what the old tables counted is read to the byte, and meanwhile nothing passes."""
+"""Upgrades that change LAYOUT: the old tables' counts are read to the byte, and meanwhile nothing passes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PING = 84
 
 
 class Killed(BaseException):
-    """Ends a start where it is, as kill -9 does: nothing that handles errors sees it."""
+    """Ends a start at once, like kill -9: no code that handles errors sees it."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 
 def upgraded(world: World) -> Datapath:
-    """Let go of the meter as a killed daemon does, and return the datapath of the version that comes next."""
+    """Release the meter as a killed daemon does, and return the datapath of the next version."""
     world.datapath.close()
     world.datapath = Datapath(world.state, world.datapath._use_tcx)
     return world.datapath
@@ -58,7 +58,7 @@ def assert_nothing_passes(world: World) -> None:
 
 
 def assert_made_anew(world: World, contract: bytes) -> None:
-    """Do what the core does with what it booked: the contract goes on from there, and its account is a new one."""
+    """Continue as the core does after charging: the contract counts on from there, and its account is a new one."""
     world.datapath.set_neighbours([world.neighbour()])
     world.limit()
     world.grant(HOST, contract=contract, used_to_base_bytes=PING, used_from_base_bytes=PING)
@@ -67,7 +67,7 @@ def assert_made_anew(world: World, contract: bytes) -> None:
 
 
 def traces(world: World) -> list[str]:
-    """What of ours is seen from outside."""
+    """Return what others can see of ngp in the kernel."""
     seen = sh("tc qdisc show; nft list ruleset") + "\n".join(path.name for path in world.state.rglob("*"))
     programs = [f"{name} {each}" for each in hooks.Direction for index, name in socket.if_nameindex()
                 if hooks.attached(index, each)]  # fmt: skip
@@ -104,7 +104,7 @@ def test_what_the_tables_of_another_layout_counted_is_read_to_the_byte_and_contr
         assert not traces(world)
 
 
-_AFTER_THE_OTHERS = ("m1", "m0")  # the interface with the lower index is looked at first, and has the old tables last
+_AFTER_THE_OTHERS = ("m1", "m0")  # the interface with the lower index is searched first, and gets the new programs last
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ _AFTER_THE_OTHERS = ("m1", "m0")  # the interface with the lower index is looked
 def test_killed_at_any_step_of_an_upgrade_it_begins_anew_with_the_same_counts(
     tmp_path: Path, later: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, nth: int, interfaces: Any
 ) -> None:
-    """Also where all mesh interfaces are gone, so that only pins lead to the tables."""
+    """Also if all mesh interfaces are gone, so that only pins lead to the tables."""
     wanted = desired(mesh_interfaces=interfaces)
     with metered(tmp_path, True) as world:
         true_wire(world)
@@ -147,7 +147,7 @@ def test_killed_at_any_step_of_an_upgrade_it_begins_anew_with_the_same_counts(
 
 
 def dies_at(nth: int, real: Callable[..., Any]) -> Callable[..., Any]:
-    """Kill the caller at its nth call of a function, in the function's place."""
+    """Return a function that replaces another one and kills the caller at its nth call."""
     calls = iter(range(1, nth + 1))
 
     def called(*words: Any, **more: Any) -> Any:
@@ -161,7 +161,7 @@ def dies_at(nth: int, real: Callable[..., Any]) -> Callable[..., Any]:
 def test_interfaces_that_are_no_longer_mesh_are_let_go_with_the_old_tables(
     world: World, later: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a later start would find the old programs there, and in them tables that were booked long ago."""
+    """Otherwise a later start would find the old programs there, with tables that were charged long ago."""
     world.grant(HOST)
     next_layout.pretend(monkeypatch.setattr, later)
     new = upgraded(world)
