@@ -1,4 +1,4 @@
-"""What the tests of parts share: none leaves anything open."""
+"""Shared by the tests of all parts: no test leaves anything open."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 def nothing_stays_open() -> Iterator[None]:
     """Fail a test that leaves files, sockets or BPF objects open.
 
-    A login may open 1,024, and hundreds of tests share a process. The fixture comes before a test's own and goes after
-    them, and behind those of a module, whose descriptors it leaves alone.
+    A login may open 1,024 files, and hundreds of tests share a process. This fixture is set up before a test's own
+    fixtures and ends after them. A module's fixtures end later, so their descriptors don't count.
     """
     before = open_descriptors()
     yield
     left = open_descriptors().items() - before.items()
     if left:
-        gc.collect()  # what hangs in a cycle with a traceback is closed by the collector, so it can't add up
+        gc.collect()  # objects in a cycle with a traceback are only closed by the collector
     deadline = time.monotonic() + 20  # gRPC closes in threads of its own
     while left and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -31,9 +31,9 @@ def nothing_stays_open() -> Iterator[None]:
 
 
 def open_descriptors() -> dict[int, str]:
-    """Return this process's descriptors and what each one is."""
+    """Return this process's descriptors, and what each of them is."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # that of the listing itself
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found

@@ -1,7 +1,7 @@
-"""What every network must do with contracts and accounts: one suite, run by the real kernel and by its stand-in.
+"""What every network must do with contracts and accounts: the real kernel and its stand-in both pass this suite.
 
-Tests subclass `NetworkContract` and say in `bench` how packets are sent and hints are heard. Sizes are bytes as the
-meter counts them. Where a packet has room in its contract and money on its account, it passes; else it is refused.
+Tests subclass `NetworkContract` and say in `bench` how to send packets and receive hints. Sizes are bytes as the meter
+counts them. A packet passes if its contract has room and its account has money; otherwise it is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ngp.core.values import (
 from ngp.errors import KernelError
 
 NEIGHBOUR = 7
-"""The one neighbour: it buys from us what is sold at SOLD, and sells us what is at BOUGHT."""
+"""The only neighbour: it buys from us the destination SOLD, and sells us the destination BOUGHT."""
 SOLD = ("10.77.2.2", "10.77.2.3")
 BOUGHT = "10.77.5.5"
 ALICE, BOB = b"alice" + bytes(27), b"bob" + bytes(29)
@@ -34,7 +34,7 @@ PLENTY = 1 << 40
 
 
 class Bench(ABC):
-    """A network with one neighbour and what its tests do to it; the methods of the port are as in `ngp.ports`."""
+    """A network with one neighbour, and what tests do with it. Methods of the port are as in `ngp.ports`."""
 
     @abstractmethod
     def limit_accounts(self, limits: Sequence[AccountLimit]) -> None: ...
@@ -56,19 +56,19 @@ class Bench(ABC):
 
     @abstractmethod
     def settled(self) -> None:
-        """Do what `Network.settled` does, and come back when it is done."""
+        """Await `Network.settled`."""
 
     @abstractmethod
     def upload(self, address: str, size_bytes: int, number: int = 1) -> int:
-        """Send packets of the neighbour's to what it bought from us; how many passed."""
+        """Send packets of the neighbour to SOLD; returns how many passed."""
 
     @abstractmethod
     def download(self, address: str, size_bytes: int, number: int = 1) -> int:
-        """Send packets from there to the neighbour; how many passed."""
+        """Send packets from SOLD to the neighbour; returns how many passed."""
 
     @abstractmethod
     def upload_ours(self, size_bytes: int, number: int = 1) -> int:
-        """Send packets of our own to BOUGHT; how many passed."""
+        """Send packets of our own to BOUGHT; returns how many passed."""
 
     @abstractmethod
     def hints(self) -> list[Hint]:
@@ -76,7 +76,7 @@ class Bench(ABC):
 
     @abstractmethod
     def restart(self) -> Adopted:
-        """Let the daemon die, and another one begin: what it adopts."""
+        """Let the daemon die and another one begin; returns what that one adopts."""
 
 
 class NetworkContract:
@@ -254,7 +254,7 @@ class NetworkContract:
 
 
 def grant(address: str = SOLD[0], **changes: object) -> Grant:
-    """What ALICE may have of us, at one unit a byte."""
+    """Describe a contract that ALICE buys from us, at one unit a byte."""
     values: dict[str, object] = {
         "contract": secrets.token_bytes(16),
         "neighbour": NEIGHBOUR,
@@ -269,20 +269,20 @@ def grant(address: str = SOLD[0], **changes: object) -> Grant:
 
 
 def sell(bench: Bench, address: str = SOLD[0], **changes: object) -> bytes:
-    """Grant it; the contract's id."""
+    """Grant it; returns the contract's id."""
     made = grant(address, **changes)
     bench.grant([made])
     return made.contract
 
 
 def buy(bench: Bench, **changes: object) -> bytes:
-    """Have a purchase of ours counted; the contract's id."""
+    """Have a purchase of ours metered; returns the contract's id."""
     values: dict[str, object] = {"role": Role.CLIENT, "account": b"", "price_msat_per_gib": 5}
     return sell(bench, BOUGHT, **{**values, **changes})
 
 
 def limit(bench: Bench, limit_units: int = PLENTY, account: bytes = ALICE, **changes: object) -> None:
-    """Let an account spend so much."""
+    """Set how much an account may spend."""
     bench.limit_accounts([AccountLimit(account, limit_units, **changes)])  # type: ignore[arg-type]
 
 

@@ -53,7 +53,7 @@ def test_a_rows_keys_are_those_that_scripts_know(row: Any) -> None:
 
 
 def node(**of_world: Any) -> Any:
-    """Return what the api asks of a node that has nothing to tell."""
+    """Return a node with nothing to report, as far as the api needs one."""
     world = World(SETTINGS, PaymentNode("sandbox", False, True, 1), lambda: bytes(16), Now(1, 1.0))
     world.counters = Counter(a=1)
     for name, value in of_world.items():
@@ -107,7 +107,7 @@ def test_a_status_is_what_scripts_know() -> None:
 
 
 def pending() -> PaymentRecord:
-    """Return a payment of ours whose end isn't known."""
+    """Return a payment of ours whose outcome isn't known."""
     return PaymentRecord(
         Direction.OUT, b"h" * 32, PaymentKind.TOP_UP, WHO, 700, 1, PaymentState.PENDING, "", b"", NOW_S, 0, ""
     )

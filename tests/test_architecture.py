@@ -1,7 +1,7 @@
 """The direction of imports: cli -> daemon -> core <- modules.
 
-Found by walking the syntax trees, so that an import inside a function or under TYPE_CHECKING counts as well: a core
-that could reach a socket would sooner or later decide by what it finds there, and its transcripts would prove nothing.
+Imports are read from the syntax trees, so those inside functions or under TYPE_CHECKING count as well. If the core
+could reach a socket, it would sooner or later decide by what it finds there, and its transcripts would prove nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Time, randomness and the world enter the core as arguments. Logging may stay: it tells, and nothing comes back.
+# Time, randomness and everything else from outside enter the core as arguments. Logging is allowed, as it returns
+# nothing.
 NO_BUSINESS_IN_CORE = {
     *("asyncio", "builtins", "concurrent", "ctypes", "datetime", "fcntl", "http", "importlib", "io"),
     *("mmap", "multiprocessing", "os", "pathlib", "random", "secrets", "select", "selectors", "shutil"),
@@ -34,14 +35,14 @@ def modules_of_project() -> dict[str, Path]:
         for file in sorted(folder.rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
             if parts[0] == "modules" and package == "ngp":
-                continue  # the link to ../modules; found there
+                continue  # the link to ../modules, whose files are found there
             name = ".".join((package, *parts))
             found[name.removesuffix(".__init__")] = file
     return found
 
 
 def imports_of(name: str, source: str, *, is_package: bool = False) -> Iterator[str]:
-    """Yield the full name of every import in a source text, wherever it stands."""
+    """Yield the full name of every import in a source text, wherever it is."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -50,12 +51,12 @@ def imports_of(name: str, source: str, *, is_package: bool = False) -> Iterator[
             if node.level:
                 parents = name.split(".")[: len(name.split(".")) - node.level + is_package]
                 base = ".".join([*parents, *([base] if base else [])])
-            # `from ngp import cli` names a module too; a value's name does no harm here.
+            # `from ngp import cli` names a module too. If it names a value instead, that does no harm here.
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def within(imported: str, *packages: str) -> bool:
-    """Say whether an import is of one of the packages or of something in it."""
+    """Say whether an import is one of the packages, or something in one of them."""
     return any(imported == package or imported.startswith(f"{package}.") for package in packages)
 
 

@@ -1,4 +1,4 @@
-"""The core is told of the channels at once, after each payment, and again when the node comes back."""
+"""The core learns the channels' state at once, after each payment, and again when the node is back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAID = PaymentResult(PaymentOutcome(b"h" * 32, PaymentStatus.SUCCEEDED))
 
 
 async def ready() -> None:
-    """A node that serves."""
+    """Return at once: the node serves."""
 
 
 class Manager(ChannelManager):
@@ -64,7 +64,7 @@ def test_channels_are_looked_at_after_what_moves_them(monkeypatch: pytest.Monkey
 
 def test_channels_are_looked_at_often_while_somebody_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel_watch, "LEAST_PAUSE_S", 0.0)
-    monkeypatch.setattr(channel_watch, "HELD_UP_INTERVAL_S", 0.001)  # a look every 30,000 of these, and at each of them
+    monkeypatch.setattr(channel_watch, "HELD_UP_INTERVAL_S", 0.001)  # if nobody waits, a look takes place every 30 s
     waiting: Any = SimpleNamespace(accounts=[SimpleNamespace(why_not="no channel", running=1)])
     told: asyncio.Queue[object] = asyncio.Queue()
 
@@ -88,7 +88,7 @@ def test_a_node_that_does_not_serve_is_asked_for_nothing_more() -> None:
         raise PaymentError("LND is locked: lncli unlock")
 
     node = Manager()
-    with pytest.raises(PaymentError, match="^LND is locked: lncli unlock$"):  # one trouble, told in one way
+    with pytest.raises(PaymentError, match="^LND is locked: lncli unlock$"):  # one trouble, reported in one way
         asyncio.run(ChannelWatch(WORLD, node, locked, lambda event: None).follow())
     assert not node.looks
 

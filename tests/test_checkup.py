@@ -56,7 +56,7 @@ def test_the_payment_node_as_far_as_it_can_be_seen(
 
     (found,) = asyncio.run(checkup.payment(RUNNING, replace(RUNNING, **changed), Node(), why_not))  # type: ignore[arg-type]
     assert found.ok is is_well and said in found.found
-    assert not is_well or not found.remedy  # else it is shown as a warning
+    assert not is_well or not found.remedy  # otherwise it would be shown as a warning
 
 
 def test_neighbours_on_another_payment_network_are_a_warning() -> None:

@@ -1,4 +1,4 @@
-"""net.conf becomes Settings, or one ConfigError that names file, line, key, value and what is right."""
+"""net.conf becomes Settings, or one ConfigError that names file, line, key, value and what would be right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ngp.core.settings import Budgets, FreeDestination, PriceRule, Settings
 from ngp.errors import ConfigError, ExitCode
 
 FILE = Path("/etc/ngp/net.conf")
-KB_PRICE = 1024 * 1024  # msat per GiB that 1 msat per kB is
+KB_PRICE = 1024 * 1024  # 1 msat per kB, in msat per GiB
 
 
 def modules(group: str) -> Collection[str]:
@@ -238,7 +238,7 @@ def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
 
 # --- bad values -------------------------------------------------------------------------------------------------------
 
-# what stands in line 2, which key the problem names, and a part of what it must say
+# The text of line 2, the key that the problem names, and a part of its message.
 BAD_LINES = [
     ("DEFAULT_PRIZE: 5", "DEFAULT_PRIZE: '5'", "did you mean DEFAULT_PRICE?"),
     ("default_price: 5", "default_price: '5'", "did you mean DEFAULT_PRICE?"),

@@ -1,4 +1,4 @@
-"""Values with which little passes: told with their key and what is right; those that an operator keeps aren't."""
+"""Values that let little traffic pass are reported with their key and a better value; sensible ones aren't."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""net.conf as a file: what is no document at all, where it is looked for, and whose it must be."""
+"""net.conf as a file: content that is no document, where it is looked for, and who must own it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_first_file_that_is_there_is_taken(tmp_path: Path) -> None:
         default_path((first, second))
     second.write_text("")
     assert default_path((first, second)) == second
-    first.symlink_to(tmp_path / "dangling")  # broken is not absent: it must be told, not passed over
+    first.symlink_to(tmp_path / "dangling")  # a broken link isn't a missing file: it must be reported, not skipped
     assert default_path((first, second)) == first
 
 

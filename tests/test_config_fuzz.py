@@ -1,4 +1,4 @@
-"""Whatever bytes stand in net.conf, the outcome is Settings that make sense, or ConfigError: never anything else."""
+"""Whatever bytes are in net.conf, the result is Settings that make sense, or ConfigError, and never anything else."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ VALUES = st.one_of(LIKELY, PIECES, TEXTS, st.integers().map(str), st.floats().ma
 
 
 def outcome(text: str) -> Settings | None:
-    """Parse; None where it was refused, with a message that can be printed and names the file."""
+    """Parse the text. None if it was refused, with a printable message that names the file."""
     try:
         settings = parse(text, FILE)
     except ConfigError as refused:
@@ -80,7 +80,7 @@ def outcome(text: str) -> Settings | None:
 
 
 def sound(got: Settings) -> Settings:
-    """Assert what everything behind the configuration relies on."""
+    """Assert what all code that uses the settings relies on."""
     assert got.mesh_interfaces and got.link_modules
     assert got.sells or got.buys
     assert 0 <= got.sell_min_msat_per_gib <= got.sell_msat_per_gib <= MOST_PRICE_MSAT_PER_GIB
@@ -170,7 +170,7 @@ def test_any_text_as_a_quantity(text: str) -> None:
 
 @given(st.integers(0, MOST_PRICE_MSAT_PER_GIB))
 def test_every_price_can_be_written_exactly(price: int) -> None:
-    """Per GB as it is, and per kB with the 20 decimals that a 1,048,576th needs."""
+    """Per GB directly, and per kB with the 20 decimals that 1/1,048,576 needs."""
     assert price_msat_per_gib(f"{price} msat/GB") == price
     whole, rest = divmod(price, KILOBYTES_PER_GIB)
     assert price_msat_per_gib(f"{whole}.{rest * 10**20 // KILOBYTES_PER_GIB:020} msat") == price

@@ -1,4 +1,4 @@
-"""A module that somebody else made brings keys of its own to net.conf, and nothing in ngp knows them."""
+"""A module made by others brings keys of its own to net.conf, and nothing in ngp knows them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CLAM = ("ngp.payment", "clam")
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str = SOURCE, points: str = ENTRY_POINTS) -> None:
-    """Install a module as pip would, into a folder of a test's own."""
+    """Install a module as pip would, into a folder of the test."""
     monkeypatch.delitem(sys.modules, "clam_module", raising=False)
     monkeypatch.syspath_prepend(folder)
     write(folder, source, points)

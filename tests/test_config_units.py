@@ -1,4 +1,4 @@
-"""The units of net.conf: money, prices, data and time, exact, or refused with what is right."""
+"""The units of net.conf: money, prices, data and time are read exactly, or refused with what would be right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ngp.config.units import (
 from ngp.core.pricing import show_money, show_price
 from ngp.errors import ConfigError
 
-KB_PRICE = 1024 * 1024  # msat per GiB that 1 msat per kB is
+KB_PRICE = 1024 * 1024  # 1 msat per kB, in msat per GiB
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def bill(number: int) -> m.Message:
 
 
 def test_a_bill_is_acked_when_it_is_stored_and_not_before() -> None:
-    """A daemon too busy for a tenth of a second, and killed then, would have acked what it never stored."""
+    """A daemon that is too busy for a tenth of a second, and then killed, would have acked what it never stored."""
     alice, bob = pair()
     datagram = only(alice.send(B, TO_B, bill(1), 0.0))
     received = bob.receive(datagram, TO_A, 0.0)

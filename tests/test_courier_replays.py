@@ -48,7 +48,7 @@ def test_a_neighbours_restart_resets_its_window_and_ends_what_was_under_way() ->
 
 
 def test_a_new_life_begins_with_a_hello() -> None:
-    """A later boot's message that comes before its hello is not let in by the lane of the former life."""
+    """A message of a later boot that comes before its hello isn't accepted because an earlier boot was proven."""
     _, bob = pair(boot_a=1)
     other = Courier(ALICE, 2)
     greet(other, Courier(BOB, 1), TO_B, TO_A)

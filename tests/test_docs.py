@@ -1,4 +1,4 @@
-"""What is written down agrees with the code: keys, states, timers, report rows, links, names of files and tests."""
+"""The documents agree with the code: keys, states, timers, report rows, links, names of files and tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHIPPED = (ROOT / "net.conf").read_text()
 GUIDE = (ROOT / "docs" / "operators-guide.md").read_text()
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
-PACKAGES = ("ngp.core", "ngp.daemon", "ngp", "ngp.modules.network")  # where the table of timers means its modules to be
+PACKAGES = ("ngp.core", "ngp.daemon", "ngp", "ngp.modules.network")  # where the modules in the table of timers may be
 UNITS = {"": 1, "s": 1, "bytes": 1, "kB": 1 << 10, "MB": 1 << 20}
 
 
@@ -36,7 +36,7 @@ def test_key_is_in_the_shipped_file_with_its_default_and_a_comment(key: Key[Any]
     index, match = found[0]
     if not match[1]:
         assert match[2] == key.default
-    if key.name not in ("SELL_PRICE_MIN", "BUY_PRICE_MAX", "GRACE_TIME"):  # these share the comment above their pair
+    if key.name not in ("SELL_PRICE_MIN", "BUY_PRICE_MAX", "GRACE_TIME"):  # these have one comment above the pair
         assert lines[index - 1].startswith("# "), f"{key.name} has no comment above it"
 
 

@@ -1,4 +1,4 @@
-"""What is asked of the payment node, and what of its answers is believed, while another one may answer in its place."""
+"""What the payment node is asked, and which of its answers are believed, while another node may answer in its place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ PAY = PayInvoice("lnbcrt1", HASH, 0, 1.0)
 
 
 class Node:
-    """A payment node that knows nothing of us, as another one in the place of ours; `is_ours` says whose it is."""
+    """A payment node that knows nothing of us, like another one in the place of ours.
+
+    `is_ours` says which one it is.
+    """
 
     def __init__(self, is_ours: bool = False) -> None:
         self.is_ours = is_ours
@@ -49,7 +52,7 @@ class Node:
 
 
 def told(node: Any, *effects: Any) -> list[Event]:
-    """Carry effects out; what they result in."""
+    """Carry effects out, and return the events that result from them."""
     events: list[Event] = []
     unused: Any = None
 
@@ -69,12 +72,12 @@ def told(node: Any, *effects: Any) -> list[Event]:
 
 
 def test_nothing_is_asked_of_another_node_in_place_of_ours_and_no_failure_is_believed() -> None:
-    """It knows none of our payments: two such answers would book one as failed that is still on its way at ours."""
+    """Another node knows none of our payments: two of its answers would book as failed what is on its way at ours."""
     node = Node()
     pending = PaymentResult(PaymentOutcome(HASH, PaymentStatus.PENDING))
     assert told(node, PAY, TrackPayment(HASH)) == [pending, pending]
     assert told(node, INVOICE) == [InvoiceFailed(WHO, INVOICE.kind, "LND is another node now")]
-    assert not told(node, CancelInvoice(HASH)), "ours takes money for it still"
+    assert not told(node, CancelInvoice(HASH)), "our node still takes money for it"
     assert not node.asked
 
 

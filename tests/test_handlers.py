@@ -1,4 +1,4 @@
-"""Handlers: what the daemon answers to what an operator types, where no kernel and no neighbour is needed for it."""
+"""Handlers: what the daemon answers to an operator's commands, if neither kernel nor neighbours are needed for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
 
 @pytest.fixture
 def handlers(tmp_path: Path) -> Iterator[Handlers]:
-    """A daemon with the sandbox's payment node and one account; what it is told goes nowhere."""
+    """Handlers of a daemon with the sandbox and one account; the events that it gets are dropped."""
     payment = SandboxPayment(tmp_path)
     world = World(SETTINGS, PaymentNode("sandbox", False, True, 1), lambda: bytes(16), Now(1, 1.0))
     world.client(WHO)
@@ -112,7 +112,7 @@ def test_a_refund_that_the_node_may_not_pay_is_refused_before_it_is_offered(
 
 
 def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a port that net.conf names: a start ends with 3 for it, and so does a check beside a daemon."""
+    """A named port, for example, makes a start end with 3, and so a check beside a daemon must end with 3 too."""
 
     async def payment(*_: object) -> list[Check]:
         return []
@@ -138,4 +138,4 @@ def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch
     told = {row["name"]: row["kind"] for row in asyncio.run(handlers.check({}))}
     assert told == {"interface p0": "configuration", "interface m0": "kernel", "ledger": "ledger", "in force": "kernel"}
     asyncio.run(handlers.check({"text": "MESH_INTERFACES: m0\nQUEUE_NUMBER: 8\n", "path": "net.conf"}))
-    assert tried == [7, 8], "which of them is our own the network knows"
+    assert tried == [7, 8], "the network knows which one is our own"

@@ -1,4 +1,4 @@
-"""The host's interfaces and addresses change under the daemon."""
+"""Interfaces and addresses of the host change while the daemon runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = parse("MESH_INTERFACES: [mesh*]\n", NET_CONF)
 
 
 class Network:
-    """A host with one interface at first."""
+    """A network whose host has one interface at first."""
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ("mesh0",)
@@ -63,7 +63,7 @@ class Network:
 
 
 class Beside(Network):
-    """What another thread asks."""
+    """What another thread uses."""
 
     closed: list[int] = []  # noqa: RUF012
 
@@ -72,7 +72,7 @@ class Beside(Network):
 
 
 class Post:
-    """Notes what it is told; the payment node's signature comes while its links follow."""
+    """Notes its calls; the payment node's signature arrives while its links are updated."""
 
     def __init__(self) -> None:
         self.ourselves = SelfDescription("regtest", True, True, ())
@@ -106,7 +106,7 @@ def test_an_interface_that_comes_is_gated_and_greeted_and_nothing_of_our_hello_i
 
 
 def test_a_long_look_at_the_host_is_a_threads_and_one_at_a_time() -> None:
-    """What `ngp check` and a reload ask takes seconds with hundreds of interfaces."""
+    """`ngp check` and a reload examine the host, which takes seconds with hundreds of interfaces."""
     network: Any = Network()
     post: Any = Post()
     watch = HostWatch(SETTINGS, network, post)
@@ -126,7 +126,7 @@ def test_a_long_look_at_the_host_is_a_threads_and_one_at_a_time() -> None:
         looks = [asyncio.create_task(watch.aside(look)) for _ in range(2)]
         while not looking:
             await asyncio.sleep(0.001)
-        for _ in range(50):  # another thread would have begun as well
+        for _ in range(50):  # otherwise another thread would have begun too
             await asyncio.sleep(0.001)
         went_on.set()
         return await asyncio.gather(*looks)
@@ -157,7 +157,10 @@ def test_names_of_hundreds_of_interfaces_cost_a_few_questions() -> None:
 
 
 def test_a_payment_node_is_a_payment_service_here_or_on_another_host() -> None:
-    """Not under a name. Here it is one of our own, held to a rate, until the address is no longer ours."""
+    """Not if it is announced by name.
+
+    A node on this host is a service of our own, limited to a rate, as long as its address is ours.
+    """
     network: Any = Network()
     post: Any = Post()
     network.addresses = [IPv4Address("10.0.0.1")]
@@ -208,7 +211,10 @@ def test_each_mesh_interface_that_goes_or_comes_is_told_once(caplog: pytest.LogC
 
 
 def test_what_is_gated_in_place_of_a_named_interface_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A port by its upper one; what shares its MAC with another goes on itself, and is named all the same."""
+    """A port is replaced by its upper interface.
+
+    An interface that shares its MAC with another stays itself, and is reported all the same.
+    """
     network: Any = Network()
     post: Any = Post()
     settings = parse("MESH_INTERFACES: [mesh0]\n", NET_CONF)

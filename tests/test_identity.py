@@ -1,4 +1,4 @@
-"""The identity key: made once, whole and private, and refused when it isn't."""
+"""The identity key: made once, complete and private, and refused if it isn't."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_made_once_and_private(tmp_path: Path) -> None:
 
 
 def test_two_that_start_together_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other's key appears between our look and our link: ours must give way."""
+    """The other process's key appears after we looked and before we link: ours must give way."""
     theirs = bytes(range(32))
     link = os.link
 

@@ -1,4 +1,4 @@
-"""Lightning: which channel suits, who is watched, and what an operator is told to do next."""
+"""Lightning: which channel suits, what watches the channels, and what an operator is told to do next."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ def test_what_a_channel_lacks_is_named_with_the_next_command(changes: dict[str, 
 
 
 def test_the_balance_must_allow_what_is_traded() -> None:
-    """The reserve can't be sent; who both buys and sells needs one way only, since what goes there can come back."""
+    """The reserve can't be sent.
+
+    A node that buys and sells needs one direction only, since money can come back the same way.
+    """
     poor, rich = replace(GOOD, our_end=POOR), replace(GOOD, their_end=POOR)
     for channel in (poor, rich):
         assert why(channel) == ""
@@ -87,15 +90,15 @@ def test_the_balance_must_allow_what_is_traded() -> None:
 
 def test_no_channel_and_a_node_behind_the_chain_are_told() -> None:
     (none,) = lightning.advice([], [NEIGHBOUR], world(), OFF, SYNCED)
-    assert none.endswith("ngp lightning open 0000000000000000 --amount 200000")  # Electrum's least
+    assert none.endswith("ngp lightning open 0000000000000000 --amount 200000")  # Electrum's least amount
     for height, said in ((7, "behind the chain, at block 7"), (-1, "has heard of no block yet")):
         behind, none = lightning.advice([], [NEIGHBOUR], world(), OFF, ChainView(height, False))
         assert said in behind and behind.endswith(f"Next: {lightning.WAIT_FOR_SYNC}")
-        assert none.endswith("Next: open one when the node is synced")  # it would be refused now
+        assert none.endswith("Next: open one when the node is synced")  # now it would be refused
 
 
 def test_it_is_the_peers_delay_that_protects_us() -> None:
-    """Our own coins' delay is what the peer asked for, and says nothing about how long an old state of its can wait."""
+    """Our own delay is what the peer demanded; it doesn't say for how long we can answer the peer's old state."""
     ours_long = replace(GOOD, our_wait_blocks=2_016, their_wait_blocks=144)
     assert not lightning.is_safe(ours_long, ON, settings())
     assert lightning.is_safe(replace(GOOD, our_wait_blocks=1), ON, settings())
@@ -211,7 +214,7 @@ def test_a_malformed_tower_is_bad_usage_that_says_how_it_is_written(text: str) -
 
 
 def handlers(payment: Any, neighbour: Neighbour | None = None, told: list[object] | None = None) -> Handlers:
-    """A daemon with this payment node and, perhaps, one neighbour; what it is told goes into `told`."""
+    """Handlers of a daemon with this payment node and perhaps one neighbour; its events go into `told`."""
     shown = World(settings(), PaymentNode("regtest", True, False, 1000, PAYEE), lambda: bytes(16), Now(1, 1.0))
     if neighbour is not None:
         shown.peers.add(neighbour)
@@ -235,7 +238,7 @@ def test_a_channel_is_opened_with_the_delay_of_net_conf() -> None:
     near = replace(NEIGHBOUR, addresses=(ip_address("fe80::1"), ip_address("2001:db8::7")))
     asyncio.run(handlers(node, near).lightning_open({**OPEN, "csv_delay": 288, "host": None}))
     assert node.connected[1] == "[2001:db8::7]:9735" and node.opened[3] == 288
-    node.takes_csv_delay = False  # has it in its own settings
+    node.takes_csv_delay = False  # Electrum has the delay in its own settings
     asyncio.run(handlers(node, NEIGHBOUR).lightning_open(OPEN))
     assert node.opened[3] is None
 
@@ -262,7 +265,7 @@ def test_what_can_not_be_opened_is_refused_before_the_node_is_asked(
 def test_status_tells_channels_towers_and_the_next_command() -> None:
     seen: list[object] = []
     told = asyncio.run(handlers(Node(), NEIGHBOUR, seen).lightning({}))
-    assert seen == [ChannelsSeen((GOOD,))]  # what the operator was shown, the daemon trades by
+    assert seen == [ChannelsSeen((GOOD,))]  # the daemon trades by what the operator was shown
     (row,) = told["channels"]
     assert (row["suits"], row["why_not"], row["state"]) == (True, None, "open")
     assert (row["can_send_sat"], row["can_receive_sat"]) == (295_000, 195_000)

@@ -1,7 +1,7 @@
-"""What the tests and tools call is installed by tools/setup: a fresh machine has nothing else.
+"""tools/setup installs every command that tests and tools call, since a fresh machine has nothing else.
 
-The commands are read from the sources: the first word of what is handed to a function that runs commands, and of lists
-and tuples that hold such words. What a base system has is named here; the rest is for tools/setup to bring.
+The commands are read from the sources: the first word of each argument of a function that runs commands, and of lists
+and tuples of such words. Commands of every base system are listed here; tools/setup must install the others.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from core_tests.shell import LabError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("core_tests", "modules", "ngp", "tests")
-OF_A_MACHINE = ROOT / "core_tests" / "under_systemd.py"  # runs where tools/stock-kernel installed what it calls
+OF_A_MACHINE = ROOT / "core_tests" / "under_systemd.py"  # runs where tools/stock-kernel has installed its commands
 RUNNERS = {
     "sh", "run", "popen", "Popen", "check_output", "check_call", "create_subprocess_exec", "create_subprocess_shell",
     "find_command", "which", "_start", "callback",
 }  # fmt: skip
 HOLDERS = {"words", "command", "commands", "tool", "looks", "look"}  # names of variables that hold a command's words
-# In every Debian and Ubuntu (packages marked essential or required), and in a shell itself.
+# Commands in every Debian and Ubuntu (packages marked essential or required), and those of a shell itself.
 BASE = {
     "awk", "bash", "cat", "cp", "echo", "env", "grep", "kill", "ls", "mkdir", "mount", "mv", "nsenter", "printf", "rm",
     "sed", "sh", "sleep", "taskset", "touch", "true", "umount",
 }  # fmt: skip
-# Brought by core_tests/lightning/build.py where the system has none.
+# core_tests/lightning/build.py installs these if the system has none.
 BUILT = {"go"}
-# Read by the same rules, but no programs of a system: words of our own programs, and what a shell knows itself.
+# Found by the same rules, but not commands of a system: words of our own programs, and words of the shell.
 NO_PROGRAMS = {
     "lightning", "lladdr", "mesh0", "meta", "no-such-tool", "protoc", "sendcoins", "set_up", "source", "tcp",
     "udp-send",
@@ -47,18 +47,18 @@ def installed() -> set[str]:
     found = {word.split()[0] for each in lists for word in re.findall(r'"([^"]+)"', each)}
     variants = {f"{stem}-{kind}" for stem in ("iptables", "ip6tables") for kind in ("nft", "legacy", "save", "restore")}
     of_variants = {f"{name}-{deed}" for name in variants for deed in ("save", "restore")}
-    return found | {"ip6tables"} | variants | of_variants  # the package iptables brings them all
+    return found | {"ip6tables"} | variants | of_variants  # the package iptables contains all of them
 
 
 def text_of(node: ast.expr) -> str | None:
-    """Return a literal string; what a format puts in reads as {}."""
+    """Return a literal string; the parts that a format inserts become {}."""
     if isinstance(node, ast.JoinedStr):
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def words_of(nodes: list[ast.expr]) -> str:
-    """Return the words of a command's list as one line, up to the first that isn't a literal."""
+    """Return a command's list of words as one line, up to the first word that isn't a literal."""
     words = []
     for node in nodes:
         text = text_of(node)
@@ -69,7 +69,7 @@ def words_of(nodes: list[ast.expr]) -> str:
 
 
 def lines_of(tree: ast.AST) -> Iterator[str]:
-    """Yield each command line of a source file, as far as it is literal."""
+    """Yield each command line in a source file, as far as it is literal."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in RUNNERS:
             yield words_of(node.args)

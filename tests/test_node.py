@@ -1,4 +1,4 @@
-"""An error of ngp's own stops the daemon as if it were killed, instead of leaving it deaf or half changed."""
+"""After an error of its own the daemon stops as if killed, instead of running on deaf or with half a change."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Broken:
 
 
 class Closed:
-    """A module, or the ledger, that notes what is done to it."""
+    """A module, or the ledger, that notes its calls."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -142,7 +142,7 @@ def test_what_the_host_refuses_is_tried_again_and_what_nobody_thought_of_stops(
 
 
 def test_a_call_to_the_payment_node_that_fails_as_nobody_thought_stops_as_well(broken: Node) -> None:
-    """Else its payment or invoice is waited for until the next start, and the neighbour is cut for lack of money."""
+    """Otherwise it waits for that payment until the next start, and the neighbour is cut for lack of money."""
 
     async def scenario() -> None:
         broken._executor.carry_out([CancelInvoice(bytes(32))])  # the module's answer can't be awaited
@@ -168,7 +168,7 @@ def test_a_node_that_does_not_tell_of_payments_fills_no_log(broken: Node, caplog
 
 
 class Full(Closed):
-    """A ledger that refuses so many transactions."""
+    """A ledger that refuses this many transactions."""
 
     def __init__(self, refusals: int) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ def test_a_stop_tries_once_more_what_the_ledger_refused_and_says_what_is_lost(
 
 
 class Granting(Noting):
-    """A core that grants a contract whatever happens, as after an accept that waits, or a change of price."""
+    """A core that grants a contract whatever happens, like an accept that was waiting, or a change of price."""
 
     def step(self, event: object, now: Now) -> list[Effect]:
         grant = Grant(bytes(16), 1, Role.SERVER, ip_network("198.51.100.1"), 1500, 60.0)
@@ -268,7 +268,7 @@ def test_what_the_operator_wants_is_stored_when_he_is_told_and_refused_where_it_
         with pytest.raises(LedgerError, match="nothing was done, .*: the disk is full"):
             node.obey(BlockNeighbour(bytes(32), False))
         node._thaw()
-        assert ledger.written == [BlockNeighbour.__name__]  # the first one, and it alone
+        assert ledger.written == [BlockNeighbour.__name__]  # only the first one
         node.obey(wanted)
         assert ledger.written == [BlockNeighbour.__name__] * 2
 
@@ -371,7 +371,7 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
     assert "LND" not in asyncio.run(broken.reload())
     path.write_text(f"{seller}yes\n")
     said = asyncio.run(broken.reload())
-    bare = "there is no mesh interface, so nothing is gated"  # there is no eth1 here
+    bare = "there is no mesh interface, so nothing is gated"  # this host has no eth1
     assert said == f"applied: REFUND_WHEN_ASKED; {bare}; LND's macaroon: does not allow SendPaymentV2"
 
 
@@ -382,7 +382,7 @@ async def no_lacks() -> list[Check]:
 def test_a_reload_that_looks_at_the_host_for_long_holds_up_no_event(
     broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With hundreds of interfaces, and other programs to ask, it takes seconds."""
+    """With hundreds of interfaces, and other programs to call, it takes seconds."""
     served, in_time = threading.Event(), list[bool]()
 
     def long(*_: object, **__: object) -> list[Check]:
@@ -402,7 +402,7 @@ def test_a_reload_that_looks_at_the_host_for_long_holds_up_no_event(
     async def scenario() -> str:
         reload = asyncio.create_task(broken.reload())
         while not reload.done():
-            served.set()  # as an event would be
+            served.set()  # as an event would be queued
             await asyncio.sleep(0)
         return await reload
 
@@ -411,7 +411,7 @@ def test_a_reload_that_looks_at_the_host_for_long_holds_up_no_event(
 
 
 def odd_books(folder: Path) -> Store:
-    """Make a ledger in which an account has money that nobody paid."""
+    """Make a ledger with an account that has money without a payment."""
     place = store.at(folder)
     ledger = place.open()
     ledger.commit([AccountRecord(b"\x7f" * 32, Role.SERVER, 5000, 0, 0, 0, 0)])

@@ -1,4 +1,4 @@
-"""Offline: what a check says of the payment node while no daemon runs, and that it changes nothing."""
+"""Offline: what a check says about the payment node while no daemon runs; it changes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_before_the_first_start_the_sandboxs_node_has_no_name_and_gets_none(tmp_
 
 
 class Swapped:
-    """LND, which is another node than the one of last time, and keeps itself for the next."""
+    """An LND that is another node than last time, and writes itself down as the node for the next time."""
 
     def __init__(self, kept: Path) -> None:
         self.kept = kept

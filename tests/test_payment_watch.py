@@ -1,4 +1,4 @@
-"""The payment node goes away and comes back; its settlements, and its signature in our hellos, come all the same."""
+"""The payment node goes away and comes back; its settlements, and its signature in our hellos, still arrive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HASH = b"h" * 32
 
 
 class PaymentNode:
-    """Is away, then serves, and ends its stream after what is behind the cursor."""
+    """Is away, then serves, and ends its stream after the settlements that follow the cursor."""
 
     def __init__(self) -> None:
         self.away = "LND is locked: lncli unlock"

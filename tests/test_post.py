@@ -1,4 +1,4 @@
-"""The post: what is told to the core, and in which order."""
+"""The post: which events the core gets, and in which order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BILL = Statement(1, 1, 0, ())
 
 
 class Wire:
-    """A link that keeps what is sent."""
+    """A link that keeps everything that is sent."""
 
     max_datagram_bytes = 1232
 
@@ -47,7 +47,7 @@ class Wire:
 
 
 class Desk:
-    """Our post, and a neighbour's courier at the other end of the wire."""
+    """Our post, and a neighbour's courier at the other end of the link."""
 
     def __init__(self) -> None:
         self.wire, self.told = Wire(), list[Event]()
@@ -74,7 +74,7 @@ class Desk:
 
 
 def test_a_neighbours_former_life_ends_before_its_new_one_begins() -> None:
-    """Else its messages would be given up after its hello, and it be taken for away though it is back."""
+    """Otherwise its old messages would be given up after its hello, and it would count as away though it is back."""
 
     async def scene() -> None:
         desk, theirs = Desk(), Courier(THEIRS, 1)
@@ -91,7 +91,7 @@ def test_a_neighbours_former_life_ends_before_its_new_one_begins() -> None:
 
 
 def test_a_neighbour_of_another_version_is_named_once_on_each_interface(caplog: pytest.LogCaptureFixture) -> None:
-    """Else two routers of which one was updated would say nothing about each other, as if nobody were there."""
+    """Otherwise two routers of different versions would say nothing about each other, as if nobody were there."""
 
     async def scene() -> None:
         desk = Desk()

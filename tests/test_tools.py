@@ -1,4 +1,4 @@
-"""Tools that a person runs: their help sets nothing up, and the laboratory keeps what one may still want to read."""
+"""Tools that people run: asking for help sets nothing up, and the laboratory keeps a log that somebody may need."""
 
 from __future__ import annotations
 

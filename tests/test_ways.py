@@ -1,4 +1,4 @@
-"""Ways: a neighbour is answered where it hears, and nobody else turns its messages away."""
+"""Ways: a neighbour is answered where it can hear, and nobody else can divert its messages."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TIMEOUT_S = 30.0
 
 
 class Medium:
-    """A cable. What is sent by a carrier (a family, a frame) arrives, unless that way is said to lead nowhere."""
+    """A cable. What is sent by a carrier (a family, or a frame) arrives, unless that way leads nowhere."""
 
     def __init__(self) -> None:
         self.waiting: deque[Callable[[], None]] = deque()
-        self.nowhere: set[tuple[str, str]] = set()  # carrier, and to whom
+        self.nowhere: set[tuple[str, str]] = set()  # carrier, and receiver
 
     def deliver(self) -> None:
         while self.waiting:
@@ -37,7 +37,7 @@ class Medium:
 
 
 class Carrier:
-    """A link module that hears several carriers' broadcasts, in order, like udp: IPv4 first, then ff02::1."""
+    """A link module with several carriers. Broadcasts are heard in their order, as with udp: IPv4, then ff02::1."""
 
     max_datagram_bytes = 1232
 
@@ -74,7 +74,7 @@ class Carrier:
 
 
 class House:
-    """A daemon's post with its link modules."""
+    """A daemon's post, with its link modules."""
 
     def __init__(self, letter: bytes, links: list[Carrier]) -> None:
         self.links, self.told = links, list[Event]()
@@ -83,7 +83,7 @@ class House:
         self.post = Post(self.courier, links, None, ourselves, self.tell)  # type: ignore[arg-type]
 
     def tell(self, event: Event) -> None:
-        """Keep what is told, and greet as the core does."""
+        """Keep the events, and greet as the core does."""
         self.told.append(event)
         if isinstance(event, MessageReceived) and isinstance(event.message, Hello) and event.message.wants_reply:
             self.post.send(event.identity, event.link, self.post.ourselves.hello(False), event.message_id)
@@ -93,7 +93,7 @@ class House:
 
 
 async def neighbours(medium: Medium, *links: tuple[str, ...]) -> tuple[House, House]:
-    """Return two who have not met. Args: links: a link module's carriers each."""
+    """Return two neighbours that haven't met. Args: links: the carriers of each link module."""
     ours = [Carrier(medium, MAC_A, carriers) for carriers in links]
     theirs = [Carrier(medium, MAC_B, carriers) for carriers in links]
     for one, other in zip(ours, theirs, strict=True):
@@ -112,14 +112,14 @@ async def until(medium: Medium, happened: Callable[[], object]) -> None:
 
 
 def nowhere(medium: Medium, carrier: str) -> None:
-    """From now on this way leads nowhere, in both directions; what is sent to everybody arrives."""
+    """From now on this way leads nowhere in both directions; broadcasts still arrive."""
     medium.nowhere |= {(carrier, MAC_A.hex()), (carrier, MAC_B.hex())}
 
 
 @pytest.mark.parametrize("links", [[("4", "6")], [("4",), ("frame",)], [("4", "6"), ("frame",)]])
 @pytest.mark.parametrize("living", [0, 1])
 def test_neighbours_meet_by_the_way_that_leads_to_the_other(links: list[tuple[str, ...]], living: int) -> None:
-    """IPv4 comes from another interface's address; or, the other way round, IPv6 is filtered."""
+    """IPv4 comes from another interface's address; or IPv6 is filtered instead."""
 
     async def scene() -> None:
         medium = Medium()
@@ -165,14 +165,14 @@ def test_each_attempt_goes_by_the_next_way_and_what_is_sent_once_by_all() -> Non
 
 
 def test_an_ack_that_is_lost_is_repeated_by_all_ways() -> None:
-    """Else who only acks would never find out that its acks lead nowhere."""
+    """Otherwise a node that only sends acks would never notice that its acks lead nowhere."""
 
     async def scene() -> None:
         medium = Medium()
         us, them = await neighbours(medium, ("4", "6"))
         us.post.broadcast("mesh0")
         await until(medium, lambda: them.courier.is_proven(us.courier.identity, AT_A))
-        them.post.send(us.courier.identity, AT_A, ACCEPT)  # they have had an answer by IPv4
+        them.post.send(us.courier.identity, AT_A, ACCEPT)  # they were answered by IPv4 before
         await until(medium, lambda: not them.courier._known[us.courier.identity].flights)
         medium.nowhere.add(("4", MAC_A.hex()))
         us.post.send(them.courier.identity, ("mesh0", MAC_B), ACCEPT)
@@ -185,7 +185,10 @@ def test_an_ack_that_is_lost_is_repeated_by_all_ways() -> None:
 
 
 def test_a_copy_from_another_place_turns_nothing_away() -> None:
-    """A recorded hello under another MAC teaches nothing; under the same one a way that isn't used while one works."""
+    """A recorded hello under another MAC teaches nothing.
+
+    Under the same MAC it teaches a way that isn't used while another works.
+    """
 
     async def scene() -> None:
         medium = Medium()
@@ -227,7 +230,7 @@ def test_only_the_very_hello_that_was_taken_last_teaches_a_way() -> None:
     assert known.learn_copy(AT_M, link, peer(2), b"new") is None
     assert [way.peer.transport for way in known.every(AT_A)] == ["192.0.2.1"]
     assert known.learn_copy(AT_A, link, peer(2), b"new") is not None
-    assert known.learn_copy(AT_A, link, peer(2), b"new") is None  # it is answered once
+    assert known.learn_copy(AT_A, link, peer(2), b"new") is None  # it is answered only once
 
 
 def test_copies_and_unproven_senders_take_no_proven_ways_place() -> None:
@@ -238,7 +241,7 @@ def test_copies_and_unproven_senders_take_no_proven_ways_place() -> None:
         known.learn(AT_A, link, peer(100 + number), False)
     found = [way.peer.transport for way in known.every(AT_A)]
     assert found[0] == "192.0.2.1" and len(found) == ways.MOST_WAYS
-    known.learn(AT_A, link, peer(200), True)  # it has another address now
+    known.learn(AT_A, link, peer(200), True)  # now it has another address
     assert {"192.0.2.1", "192.0.2.200"} <= {way.peer.transport for way in known.every(AT_A)}
 
 

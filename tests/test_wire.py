@@ -1,4 +1,4 @@
-"""The wire: every message survives the round trip, and every hostile input ends as a value or a PeerError."""
+"""The wire: every message survives encoding and decoding, and hostile input becomes a value or a PeerError."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_random_bytes(junk: bytes) -> None:
 
 @given(MESSAGES, st.lists(st.tuples(st.integers(0, 1279), st.integers(0, 255)), min_size=1, max_size=5))
 def test_mutated_and_signed_again(message: m.Message, edits: list[tuple[int, int]]) -> None:
-    """A neighbour signs whatever it likes: past the signature the only outcomes are a valid message or `malformed`."""
+    """A neighbour may sign anything: behind a valid signature there is a valid message, or it is `malformed`."""
     payload = bytearray(seal(message)[: -wire.SIGNATURE_BYTES])
     for position, value in edits:
         payload[position % len(payload)] = value

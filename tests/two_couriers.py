@@ -1,4 +1,4 @@
-"""Two couriers that have met, a third who is hostile, and what they say to each other."""
+"""Two couriers that have met, a hostile third one, and their messages."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ HELLO = m.Hello("sandbox", True, True, (), "ngp", False)
 
 
 def note(number: int) -> m.Message:
-    """Return a message that tells its number."""
+    """Return a message that contains its number."""
     return m.Accept(number.to_bytes(16), number, 1 << 20)
 
 
 def greet(one: Courier, other: Courier, to_other: LinkKey, to_one: LinkKey, now: float = 0.0) -> None:
-    """What two daemons do when they meet: answer every hello that wants it."""
+    """Do what two daemons do when they meet: answer every hello that wants a reply."""
     (first,) = one.send(None, None, replace(HELLO, wants_reply=True), now)
     here, there, link, back = other, one, to_one, to_other
     datagram = first.datagram
@@ -51,7 +51,7 @@ def pair(boot_a: int = 1, boot_b: int = 1, limits: Limits | None = None) -> tupl
 
 
 def only(outgoing: list[Outgoing]) -> bytes:
-    """Return the one datagram of what is sent."""
+    """Return the only datagram to be sent."""
     (one,) = outgoing
     return one.datagram
 

@@ -1,6 +1,6 @@
-"""Runs the real `python -m ngp` as a process of its own, with a daemon whose main module is fake.
+"""Runs the real `python -m ngp` as a separate process, with a daemon whose main module is fake.
 
-A verb that asks a daemon is the same function in the test's own process, which saves the start of Python.
+A verb that asks a daemon is called as a function in the test's own process, which saves the start of Python.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def make_host(folder: Path) -> Host:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
-    """A host on which nothing runs; a daemon that a test leaves is stopped."""
+    """A host where nothing runs; a daemon that a test leaves behind is stopped."""
     host = make_host(tmp_path)
     yield host
     host.ngp("stop")

@@ -1,4 +1,4 @@
-"""What a command says where no daemon runs, and something of one still stands."""
+"""What a command says if no daemon runs, but part of one is still in the kernel."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_last_sign_of_life_stays_whatever_opens_the_ledger(host: Host, words
     host.state_dir.mkdir(mode=0o700)
     (host.state_dir / "ngp.pid").write_text("4242\n")
     os.utime(host.state_dir / "ngp.pid", (1000, 1000))
-    alive = (  # its end is os._exit: what it wrote last stays in the journal beside the ledger
+    alive = (  # by os._exit, so that its last write stays in the log beside the ledger
         "import os, sys; from pathlib import Path; from ngp import store; "
         "ledger = store.at(Path(sys.argv[1])).open(); ledger.next_boot(1); os._exit(0)"
     )
@@ -71,7 +71,7 @@ def test_listings_of_a_killed_daemon_say_so_beside_their_rows(host: Host) -> Non
     host.state_dir.mkdir(mode=0o700)
     store.at(host.state_dir).open().close()
     assert host.ngp("contracts").returncode == 7
-    (host.state_dir / "ngp.pid").write_text("4242\n")  # left by one that ended without cleaning up
+    (host.state_dir / "ngp.pid").write_text("4242\n")  # left by a daemon that ended without cleaning up
     for verb in ("contracts", "accounts"):
         done = host.ngp(verb, "--json", NGP_FAKE_STANDS="yes")
         assert (done.returncode, done.stdout) == (0, "[]\n")

@@ -1,4 +1,4 @@
-"""The state directory, key and ledger: a check finds missing whatever a start refuses, and with the same exit code."""
+"""The state directory, key and ledger: a check reports whatever a start refuses, with the same exit code."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_file_system_without_writing_is_missing(host: Host) -> None:
 
 
 def test_a_start_on_a_full_disk_is_tried_again_and_leaves_no_sign_of_a_daemon(host: Host) -> None:
-    """By its exit code, as docs/ngp.service has systemd go by it."""
+    """The exit code matters, since docs/ngp.service makes systemd decide by it."""
     mount = 'd=$1; shift; mount -t tmpfs -o size=64k,mode=700 tmpfs "$d"; head -c 1M /dev/zero >"$d/ballast" || true'
     mount += '; code=0; "$@" || code=$?; ls -A "$d"; exit $code'
     host.state_dir.mkdir(mode=0o700)

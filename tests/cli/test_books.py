@@ -1,4 +1,4 @@
-"""What the books say of money while no daemon runs."""
+"""What listings say about money while no daemon runs."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def test_money_is_real_where_the_node_was_on_mainnet(
     config = tmp_path / "net.conf"
     config.write_text(f"MESH_INTERFACES: eth1\nPAYMENT_INTERFACE: {module}\n")
     place = Place(str(tmp_path), str(config))
-    assert not books.money_is_real(place)  # it was never used here
+    assert not books.money_is_real(place)  # no node of this module was used here
     (tmp_path / f"{module}-node.json").write_text(json.dumps(kept))
     assert books.money_is_real(place) is is_real

@@ -49,7 +49,7 @@ def ask_raw(path: Path, question: bytes) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(30)
         connection.connect(str(path))
-        with suppress(BrokenPipeError):  # it has heard enough
+        with suppress(BrokenPipeError):  # the server has read enough
             connection.sendall(question)
         with connection.makefile("rb") as answer:
             return dict(json.loads(answer.readline()))
@@ -227,7 +227,7 @@ def test_an_answer_under_way_is_finished_at_close(tmp_path: Path, monkeypatch: p
 
 
 def ask_as(uid: int, folder: Path, groups: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Ask from a process of another user; it gives up its rights after the imports, which may be root's alone."""
+    """Ask as another user, in a process that drops root's rights after its imports, which may be root's alone."""
     program = (
         "import os, sys; from ngp.cli import run, server; "
         f"os.setgroups({list(groups)}); os.setgid({uid}); os.setuid({uid}); "
@@ -241,7 +241,7 @@ def ask_as(uid: int, folder: Path, groups: tuple[int, ...] = ()) -> subprocess.C
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Make a folder that other users can reach; pytest's own are closed again by the next run of it that begins."""
+    """Make a folder that other users can reach. pytest's own folders can become closed when its next run begins."""
     with tempfile.TemporaryDirectory(prefix="ngpt-") as made:
         os.chmod(made, 0o711)
         yield Path(made)
@@ -255,7 +255,7 @@ def test_mode_is_for_the_owner_alone_without_a_group(folder: Path, monkeypatch: 
         refused = await in_thread(ask_as, NOBODY, folder)
         assert refused.returncode == 4
         assert "no rights to ask the daemon on" in refused.stderr and "sudo" in refused.stderr
-        path.chmod(0o666)  # a mode that somebody spoiled doesn't open the daemon
+        path.chmod(0o666)  # a mode changed by mistake doesn't open the daemon to others
         refused = await in_thread(ask_as, NOBODY, folder)
         assert refused.returncode == 4
         assert "only root" in refused.stderr
@@ -296,7 +296,7 @@ def test_members_of_the_group_may_ask_but_not_what_is_for_root(folder: Path, mon
 
 @contextmanager
 def answering(folder: Path, answer: bytes) -> Iterator[None]:
-    """Something else listens on the socket and answers one question with these bytes."""
+    """Let another program listen on the socket and answer one question with these bytes."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "control.sock"))
         listener.listen()
@@ -305,7 +305,7 @@ def answering(folder: Path, answer: bytes) -> Iterator[None]:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
-                with suppress(BrokenPipeError, ConnectionResetError):  # the client has seen enough
+                with suppress(BrokenPipeError, ConnectionResetError):  # the client has read enough
                     connection.sendall(answer)
 
         thread = threading.Thread(target=one)

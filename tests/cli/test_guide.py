@@ -1,4 +1,4 @@
-"""What can be typed is written down: the verbs of the table, the command line and docs/operators-guide.md agree."""
+"""Every command is documented: the table of verbs, the command line and docs/operators-guide.md agree."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_exit_codes_are_in_the_guide() -> None:
 
 
 def test_readers_are_told_how_often_bills_come() -> None:
-    """Otherwise a reader who looks at `billed` right after a transfer takes the gateway's count for wrong."""
+    """Without this, a reader who looks at `billed` right after a transfer takes the gateway's count for wrong."""
     readme, every = (ROOT / "README.md").read_text(), f"every {STATEMENT_INTERVAL_S:g} s"
     assert f"bill, which comes {every}" in " ".join(readme.split())
     listing = GUIDE.partition("#### ngp contracts")[2].partition("#### ")[0]

@@ -1,4 +1,4 @@
-"""`ngp lightning`: what a person reads, what is missing of a command, and what becomes of a pasted lndconnect URI."""
+"""`ngp lightning`: output for people, errors for incomplete commands, and what happens to a pasted lndconnect URI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people read is exact: amounts, data and prices can be told back from the text."""
+"""Output for people is exact: amounts, data and prices can be read back from the text."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from ngp.daemon.state import NamespaceLock, StateLock, prepare, running_pid
 from ngp.errors import KernelError, RunningError
 from tests.cli.conftest import LONGEST_S, Host
 
-# What cleans up locks the network namespace, which all processes of a run share: these tests go one after the other.
+# Clean-up locks the network namespace, which all processes of a test run share. So these tests run one after the other.
 pytestmark = pytest.mark.xdist_group("start")
 
 
@@ -42,7 +42,7 @@ def kill(host: Host) -> None:
 
 
 def told(stderr: str) -> list[str]:
-    """Lines on stderr, but for the progress that a slow machine shows."""
+    """Return the lines on stderr, without the progress that a slow machine shows."""
     return [line for line in stderr.splitlines() if line and not line.startswith("ngp is starting: ")]
 
 
@@ -202,10 +202,10 @@ def test_the_daemons_error_and_exit_code_come_through_once(host: Host, words: li
     assert (refused.returncode, refused.stdout) == (4, "")
     assert told(refused.stderr) == ["ngp: no such interface eth9: correct MESH_INTERFACES"]
     assert host.ngp("stop").returncode == 7, "it touched nothing"
-    if "--foreground" in words:  # nobody may have seen what it said
+    if "--foreground" in words:  # perhaps nobody has seen its output
         assert "no such interface" in (host.state_dir / "ngp.log").read_text()
     else:
-        assert not host.state_dir.exists(), "it leaves no directory that wasn't there"
+        assert not host.state_dir.exists(), "it leaves no directory that it made"
 
 
 def test_a_refused_start_leaves_a_state_directory_that_was_there(host: Host) -> None:
@@ -226,7 +226,7 @@ def test_a_daemon_that_dies_at_start_is_told_without_traceback(host: Host, fate:
 
 
 def start_slowly(host: Host) -> subprocess.Popen[str]:
-    """Start a daemon that isn't ready before the test has made the file `melted`."""
+    """Start a daemon that isn't ready until the test has made the file `melted`."""
     return subprocess.Popen(
         host.command("start", "--config", "net.conf"),
         cwd=host.folder, env=host.variables(NGP_FAKE="slow"), stderr=subprocess.PIPE, text=True,
@@ -237,7 +237,7 @@ def test_a_slow_start_shows_what_it_waits_for(host: Host) -> None:
     with start_slowly(host) as slow:
         assert slow.stderr is not None
         said = ""
-        for line in slow.stderr:  # without an end, were it never told
+        for line in slow.stderr:  # would run for ever if it were never told
             said += line
             if "waiting for the snow to melt" in line:
                 (host.state_dir / "melted").touch()
@@ -260,7 +260,7 @@ def test_a_start_without_rights_is_4_with_the_remedy(tmp_path: Path, monkeypatch
     def refuse(path: Path) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(logs, "open_log", refuse)  # as for anyone but root, on a directory that root made
+    monkeypatch.setattr(logs, "open_log", refuse)  # as for a user without root's rights, on a directory that root made
     with pytest.raises(KernelError, match="ngp.log: Permission denied; start with sudo, or --state-dir"):
         spawn.start_detached(tmp_path / "net.conf", tmp_path, False, lambda _s, _stage: None)
 

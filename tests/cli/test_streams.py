@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or without a reader: a verb does its work, and its exit code tells of that."""
+"""Standard streams that are closed, full or unread: a verb does its work, and its exit code is about that work."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def shell(host: Host, streams: str, *words: str) -> subprocess.CompletedProcess[
 
 
 def told(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Lines on stderr, but for the progress that a slow machine shows."""
+    """Return the lines on stderr, without the progress that a slow machine shows."""
     progress = ("ngp is starting: ", "ngp is stopping: ")
     return [line for line in done.stderr.splitlines() if not line.startswith(progress)]
 
 
 def places(host: Host) -> list[str]:
-    """Return what the daemon has as standard input, output and error."""
+    """Return the files that are the daemon's standard input, output and error."""
     return [os.readlink(f"/proc/{host.pid()}/fd/{number}") for number in range(3)]
 
 
@@ -109,7 +109,7 @@ def test_what_is_done_counts_as_done_where_the_output_cant_be_written(host: Host
 
 
 def open_output(kind: str) -> TextIO:
-    """Open something that takes no output."""
+    """Open a file that accepts no output."""
     if kind.startswith("/"):
         return Path(kind).open("w")
     reader, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""Verbs against a daemon with canned answers: JSON as the daemon says it, exit codes, what a person reads."""
+"""Verbs against a daemon with canned answers: JSON as the daemon sends it, exit codes, output for people."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_listing_says_that_sandbox_money_is_not_real(running: Host, verb: 
     words = [verb, "--count", "1"] if verb == "top" else [verb]
     shown = running.ngp(*words).stdout
     assert "not real money" in shown
-    assert "sandbox money" not in shown  # it may be a test chain's
+    assert "sandbox money" not in shown  # it may be a test chain's money
 
 
 def test_what_is_not_known_to_be_real_money_is_not(capsys: pytest.CaptureFixture[str]) -> None:

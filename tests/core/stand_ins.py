@@ -361,7 +361,7 @@ class PaymentNetwork:
     def pay(self, payer: str, payment_hash: bytes, fee_limit_msat: int) -> PaymentOutcome:
         refused = payment_hash in self.cancelled or self.fee_msat > fee_limit_msat
         if payment_hash not in self.invoices or refused:
-            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="no route")  # made up by somebody
+            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="no route")  # an invented hash
         status = self.outcomes.pop(0) if self.outcomes else PaymentStatus.SUCCEEDED
         if payment_hash in self.paid or status is PaymentStatus.SUCCEEDED:
             return self.settle(payer, payment_hash)

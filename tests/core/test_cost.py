@@ -14,7 +14,7 @@ from ngp.core.values import Reading
 
 
 def open_contracts(sim: Sim, first: int, many: int) -> float:
-    """Open contracts as fast as the core goes; return seconds for each."""
+    """Open contracts as fast as the core can; returns seconds for each."""
     step, client = sim.gateway.gatekeeper.step, sim.client
     began = process_time()
     for number in range(first, first + many):

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * The meter's own charge, asked without a packet: the tests name the contract's slot and the bytes. What else happens once
- * in a million packets can be had at will: others use the contract between the look at it and the account's payment, or a
- * word changes between its reading and the swap.
- * `storm` charges packets of random sizes to random contracts, and counts apart what passed. `slow` runs long enough for
- * a test to find it running.
+ * The meter's own charge, called without a packet: the tests give the contract's slot and the bytes. They can also
+ * cause what otherwise happens once in a million packets: others use the contract after it was checked and before the
+ * account pays, or a word changes between its reading and the swap.
+ * `storm` charges packets of random sizes to random contracts, and counts apart what passed. `slow` runs long enough
+ * for a test to find it running.
  */
 #include "meter.h"
 

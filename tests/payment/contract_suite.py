@@ -1,7 +1,8 @@
-"""What every payment module must do, sandbox and real nodes alike: one suite, run by each.
+"""What every payment module must do: the sandbox and real nodes pass this one suite.
 
-A module's tests subclass `PaymentContract` and say in `nodes` how to get two nodes that can pay each other. Nothing in
-here knows the module: where it settles by proof, the payer's preimage is handed over, as ngp's `paid` message does.
+A module's tests subclass `PaymentContract` and say in `nodes` how to get two nodes that can pay each other. Nothing
+here knows the module. If it settles by proof, the payer's preimage is handed to the payee, as ngp's `paid` message
+does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ngp.ports import InvoiceState, Payment, PaymentOutcome, PaymentStatus, Sett
 
 AMOUNT_MSAT = 123_000
 FEE_LIMIT_MSAT = 10_000
-TIMEOUT_S = 60.0  # a bound for what hangs; what is awaited comes within a second on a quiet machine
+TIMEOUT_S = 60.0  # catches a hang; everything awaited comes within a second on a quiet machine
 
 
 @dataclass
@@ -36,17 +37,17 @@ class Nodes:
     restart_payer: Callable[[], Awaitable[Payment]]
     restart_payee: Callable[[], Awaitable[Payment]]
     hold_next_payment: Callable[[], None]
-    """Make the payer's next payment stay pending until `release` (LND: a hold invoice at the payee will do)."""
+    """Make the payer's next payment stay pending until `release` (with LND, by a hold invoice at the payee)."""
     release: Callable[[], None]
     has_order: Callable[[bytes], bool]
-    """Ask the payer's node itself whether a payment is on its way there."""
+    """Ask the payer's node itself whether a payment is on its way."""
     chooses_preimages: bool = True
     """An invoice can be made for a preimage of ours."""
     signs: bool = True
     """The node signs with its key."""
 
     async def settle(self, outcome: PaymentOutcome) -> None:
-        """Do what the neighbours do once a payment went out."""
+        """Do what the neighbours do after a payment has succeeded."""
         if self.payee.capabilities().settles_by_proof:
             await self.payee.settle_invoice(outcome.preimage)
 
@@ -62,12 +63,12 @@ class Nodes:
 
 
 def watching(payment: Payment, cursor: int) -> AbstractAsyncContextManager[AsyncIterator[Settlement]]:
-    """Watch, and let go of the stream at the end of the block."""
+    """Watch the settlements; the stream is closed at the end of the block."""
     return contextlib.aclosing(payment.watch_settlements(cursor))  # type: ignore[type-var]
 
 
 async def first(payment: Payment, cursor: int, count: int) -> list[Settlement]:
-    """Take so many different settlements from behind the cursor."""
+    """Return this many different settlements after the cursor."""
     found: dict[int, Settlement] = {}
     async with asyncio.timeout(TIMEOUT_S), watching(payment, cursor) as stream:
         async for settlement in stream:
@@ -78,7 +79,7 @@ async def first(payment: Payment, cursor: int, count: int) -> list[Settlement]:
 
 
 async def comes_to(payment: Payment, balance_msat: int) -> None:
-    """Wait until a balance is this: over a channel a payment is settled a moment after both know of it."""
+    """Wait for this balance: over a channel a payment is settled a moment after both nodes know of it."""
     deadline = asyncio.get_running_loop().time() + TIMEOUT_S
     while (found := await payment.balance_msat()) != balance_msat:
         assert asyncio.get_running_loop().time() < deadline, f"balance {found} msat, expected {balance_msat}"
@@ -86,7 +87,10 @@ async def comes_to(payment: Payment, balance_msat: int) -> None:
 
 
 async def goes_out(nodes: Nodes, payment_hash: bytes) -> None:
-    """Wait until the node knows a payment as on its way: the module answers PENDING as well before it has asked."""
+    """Wait until the node has a payment on its way.
+
+    The module alone also answers PENDING before it has asked the node.
+    """
     deadline = asyncio.get_running_loop().time() + TIMEOUT_S
     while not await asyncio.to_thread(nodes.has_order, payment_hash):
         assert asyncio.get_running_loop().time() < deadline, "the node never began to pay"
@@ -109,11 +113,11 @@ def with_nodes(test: Callable[[Any, Nodes], Awaitable[None]]) -> Callable[[Any],
 
 
 class PaymentContract(ABC):
-    """Subclass it as `Test...`; see the module."""
+    """Subclass it as `Test...`; see the module's docstring."""
 
     @abstractmethod
     def nodes(self) -> AbstractAsyncContextManager[Nodes]:
-        """Two ready nodes, new or with any history."""
+        """Return two nodes that are ready, new ones or used ones."""
 
     @with_nodes
     async def test_an_invoice_says_what_was_asked(self, nodes: Nodes) -> None:
@@ -204,7 +208,7 @@ class PaymentContract(ABC):
         outcome = await nodes.pay_new()
         cursor = (await self._settlement_of(nodes.payee, outcome.payment_hash)).cursor
         watcher = asyncio.create_task(first(nodes.payee, cursor, 1))
-        await asyncio.sleep(0)  # let it reach its wait
+        await asyncio.sleep(0)  # let it begin to wait
         second = await nodes.pay_new()
         (told,) = await watcher
         assert told.payment_hash == second.payment_hash

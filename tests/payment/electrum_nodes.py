@@ -1,4 +1,4 @@
-"""Two real Electrum daemons with a channel between them, for tests of the module: one pair a test process."""
+"""Two real Electrum daemons with a channel between them, for tests of the module: one pair for each test process."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from core_tests.lightning.network import CHANNEL_SAT, FIRST_BLOCKS, PUSH_SAT
 from core_tests.lightning.nodes import UP_S, Btcd
 from core_tests.shell import await_until
 
-# A wallet whose first address is known before Electrum runs, so that its coins can be mined first; worth nothing.
+# A wallet whose first address is known before Electrum runs, so that its coins can be mined first. It is worth nothing.
 PAYERS_SEED = "equal exercise virus maid punch fruit flight easily swing impose napkin spice"
 PAYERS_ADDRESS = "bcrt1qm0wuq4m9rc9xllssnlw725l3lnud4xslmy8mre"
-# btcd takes one at random for each block: some blocks for the payer are enough, and Electrum reads every one of them.
+# btcd gives each block to one of these at random. Some blocks for the payer are enough, and Electrum reads every one.
 NOBODYS = ("bcrt1q9cya7vdvuun7typgzesa4vjs04s6c54ra983cm",) * 9
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The nodes, and the chain under them."""
+    """The nodes, and their chain."""
 
     payer: Electrum
     payee: Electrum
@@ -65,5 +65,5 @@ def _open(found: Pair) -> None:
 
 
 def options(node: Electrum) -> dict[str, str]:
-    """Say how the module reaches a node, as in net.conf."""
+    """Return the settings by which the module reaches a node, as in net.conf."""
     return {"ELECTRUM_HOST": str(node.folder)}

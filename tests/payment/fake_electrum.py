@@ -1,4 +1,4 @@
-"""A daemon of Electrum's that says what a test wants, over HTTP on a socket as the real one."""
+"""A fake Electrum daemon that answers what a test wants, over HTTP on a socket like the real one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CHANNEL = {
 
 
 class Refused(Exception):
-    """An answer of Electrum's that is an error."""
+    """An error in Electrum's answer."""
 
 
 class Internal(Exception):
-    """An error that Electrum 4.5 hides behind a sentence: its text is what the exception looks like."""
+    """An error that Electrum 4.5 hides behind a fixed sentence; its text is that of the exception."""
 
 
 class Gone(Exception):
@@ -36,7 +36,7 @@ class Gone(Exception):
 
 
 class FakeElectrum:
-    """Answers by `say`: a value, or a function of the words asked; keeps what it was asked in `asked`."""
+    """Answers with `say`: a value, or a function of the words of the call. Keeps all calls in `asked`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,16 +49,16 @@ class FakeElectrum:
 
     @staticmethod
     def not_found(**_: Any) -> Any:
-        """Answer as Electrum does for what it doesn't have."""
+        """Answer as Electrum does if it doesn't have what was asked for."""
         raise Refused("Request not found")
 
     def count(self, method: str) -> int:
-        """Say how often a command was called."""
+        """Return how often a command was called."""
         return sum(name == method for name, _ in self.asked)
 
     @asynccontextmanager
     async def running(self, by_tcp: bool = False) -> AsyncIterator[None]:
-        """Serve, with lock file and configuration as Electrum leaves them."""
+        """Serve, with a lock file and a configuration like Electrum's."""
         user, _, password = LOGIN.partition(":")
         config, lock, socket = (self.folder / name for name in ("config", "daemon", "daemon_rpc_socket"))
         config.touch(0o600)
@@ -107,7 +107,7 @@ Test = Callable[[FakeElectrum, ElectrumPayment], Awaitable[None]]
 
 
 def with_electrum(folder: Path, test: Test, by_tcp: bool = False) -> None:
-    """Run a test with a daemon and the module on it."""
+    """Run a test with a daemon, and the module that uses it."""
 
     async def body() -> None:
         daemon = FakeElectrum(folder)

@@ -1,4 +1,4 @@
-"""Real LND nodes for tests of the module: one network a test file, modules opened and closed with each test."""
+"""Real LND nodes for tests of the module: one network for each test file; each test opens and closes its modules."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ngp.modules.payment.lnd import LndPayment
 
 @contextmanager
 def nodes_of(places: Sequence[Place]) -> Iterator[LightningNetwork]:
-    """Nodes in the network where the test runs, with coins and without channels."""
+    """Start nodes in the network where the test runs, with coins and without channels."""
     with tempfile.TemporaryDirectory() as folder, LightningNetwork(programs(), Path(folder), places) as made:
         yield made
 
 
 @contextmanager
 def chain_of(*names: str) -> Iterator[LightningNetwork]:
-    """Nodes, each with a channel to the next, ready to pay along all of it."""
+    """Start nodes, each with a channel to the next, ready to pay along the whole line."""
     with nodes_of([Place(name) for name in names]) as made:
         for one, next_one in zip(names, names[1:], strict=False):
             made.open(one, next_one, push_sat=1_000_000)
@@ -35,7 +35,7 @@ def chain_of(*names: str) -> Iterator[LightningNetwork]:
 
 
 def options(node: Lnd, macaroon: Path | None = None) -> dict[str, str]:
-    """Say how the module reaches a node, as in net.conf."""
+    """Return the settings by which the module reaches a node, as in net.conf."""
     chosen = macaroon or node.admin_macaroon
     chosen.chmod(0o600)
     return {"LND_HOST": node.rpc_host, "LND_CERT": str(node.certificate), "LND_MACAROON": str(chosen)}
@@ -43,10 +43,10 @@ def options(node: Lnd, macaroon: Path | None = None) -> dict[str, str]:
 
 @asynccontextmanager
 async def modules(state: Path, nodes: Sequence[Lnd]) -> AsyncIterator[list[LndPayment]]:
-    """One module for each node, closed at the end of the block."""
+    """Open one module for each node; they are closed at the end of the block."""
     opened = []
     for node in nodes:
-        await asyncio.to_thread(node.await_settled)  # of the test before
+        await asyncio.to_thread(node.await_settled)  # payments of the test before
         folder = state / node.name
         folder.mkdir(exist_ok=True)
         opened.append(LndPayment(folder, options(node)))

@@ -1,4 +1,4 @@
-"""The suite that every payment module answers, on two Electrum daemons with a channel."""
+"""The suite for all payment modules, with two Electrum daemons and a channel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IN_FLIGHT = 4  # electrum: PR_INFLIGHT (invoices.py)
 
 @pytest.fixture(scope="module")
 def electrums() -> Iterator[Pair]:
-    """Two daemons of this module's own; both have a part of the channel."""
+    """Two daemons of this file's own; both have a part of the channel."""
     with pair() as made:
         yield made
 
@@ -35,7 +35,7 @@ def electrums() -> Iterator[Pair]:
 @asynccontextmanager
 async def nodes_of(found: Pair) -> AsyncIterator[Nodes]:
     for node in found.nodes:
-        await asyncio.to_thread(node.await_settled)  # of the test before
+        await asyncio.to_thread(node.await_settled)  # payments of the test before
     with tempfile.TemporaryDirectory() as name:
         opened: list[ElectrumPayment] = []
 
@@ -55,7 +55,7 @@ async def nodes_of(found: Pair) -> AsyncIterator[Nodes]:
             payee=payee,
             restart_payer=lambda: restart(found.payer, payer),
             restart_payee=lambda: restart(found.payee, payee),
-            # Electrum makes no hold invoices, but has a switch for tests of its own.
+            # Electrum can't make hold invoices, but has a switch for its own tests.
             hold_next_payment=lambda: found.payee.rpc("enable_htlc_settle", b=False),
             release=lambda: found.payee.rpc("enable_htlc_settle", b=True),
             has_order=lambda wanted: any(
@@ -71,7 +71,7 @@ async def nodes_of(found: Pair) -> AsyncIterator[Nodes]:
 
 @pytest.mark.usefixtures("electrums")
 class TestElectrum(PaymentContract):
-    """Electrum as Debian has it."""
+    """Electrum as Debian ships it."""
 
     @pytest.fixture(autouse=True)
     def _pair(self, electrums: Pair) -> None:
@@ -82,7 +82,7 @@ class TestElectrum(PaymentContract):
 
 
 async def ready(payment: ElectrumPayment) -> None:
-    """Wait until a daemon that was started again serves, and its wallet is loaded."""
+    """Wait until a restarted daemon serves and its wallet is loaded."""
     async with asyncio.timeout(TIMEOUT_S):
         while True:
             try:
@@ -92,7 +92,7 @@ async def ready(payment: ElectrumPayment) -> None:
 
 
 def arriving(payee: Electrum) -> bool:
-    """Say whether a payment is in the payee's channel, where no death of a daemon undoes it."""
+    """Say whether a payment is in the payee's channel, so that the death of either daemon can't undo it."""
     return any(one["remote_unsettled_sent"] for one in payee.channels())
 
 
@@ -166,7 +166,7 @@ def test_a_channel_that_can_not_be_opened_says_what_to_do(electrums: Pair, tmp_p
 
 
 async def take_until(stream: AsyncIterator[Settlement], payment_hash: bytes) -> AsyncIterator[Settlement]:
-    """Yield settlements up to one."""
+    """Yield settlements up to this one."""
     async for told in stream:
         yield told
         if told.payment_hash == payment_hash:

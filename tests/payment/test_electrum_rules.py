@@ -1,4 +1,4 @@
-"""What the module makes of Electrum's answers: unknown stays unknown, nothing is paid twice, secrets are not shown."""
+"""How the module reads Electrum's answers: unknown stays unknown, nothing is paid twice, secrets aren't shown."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def bolt11(amount_msat: int = 123_000) -> str:
         (IN_FLIGHT, [], [CHANNEL], (PaymentStatus.PENDING, "")),
         (PAID, [], [CHANNEL], (PaymentStatus.PENDING, "")),
         (FAILED, [], [CHANNEL], (PaymentStatus.FAILED, "gave up")),
-        # Parts of it may still be out, though Electrum has given up.
+        # Parts of the payment may still be on their way, though Electrum has given it up.
         (FAILED, [], [{**CHANNEL, "local_unsettled_sent": 50}], (PaymentStatus.PENDING, "")),
-        # Killed at the wrong moment it forgets an HTLC that the peer has.
+        # Killed at the wrong moment, Electrum forgets an HTLC that the peer has.
         (UNPAID, [], [{**CHANNEL, "peer_state": "DISCONNECTED"}], (PaymentStatus.PENDING, "")),
         (EXPIRED, [], [{**CHANNEL, "peer_state": "BAD"}], (PaymentStatus.PENDING, "")),
         (UNPAID, [], [{**CHANNEL, "state": "FORCE_CLOSING"}], (PaymentStatus.PENDING, "")),
         (UNPAID, [], [CHANNEL, {**CHANNEL, "state": "REDEEMED"}], (PaymentStatus.FAILED, "ended")),
-        # The channels' history has the last word.
+        # The channels' history decides.
         (UNPAID, [SENT], [CHANNEL], (PaymentStatus.SUCCEEDED, "")),
         (IN_FLIGHT, [SENT], [CHANNEL], (PaymentStatus.SUCCEEDED, "")),
         (None, [SENT], [CHANNEL], (PaymentStatus.SUCCEEDED, "")),
@@ -171,7 +171,7 @@ def test_a_request_is_settled_once_its_preimage_is_out(tmp_path: Path) -> None:
 
 
 def test_what_grows_is_told_again_whole(tmp_path: Path) -> None:
-    """A payment's parts stand in the history one after another, and Electrum takes an invoice's payment twice."""
+    """The parts of a payment are separate lines in the history, and Electrum lets an invoice be paid twice."""
 
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         cursor = 0
@@ -188,7 +188,7 @@ def test_an_invoice_that_is_paid_while_it_is_cancelled_is_not_cancelled(tmp_path
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         def delete_request(**_: Any) -> Any:
             daemon.say["get_request"] = {"status": PAID, "amount_msat": 123_000}
-            raise Refused("")  # what it says where its own assertion fails
+            raise Refused("")  # its answer when an assertion of its own fails
 
         daemon.say |= {"get_request": {"status": UNPAID}, "delete_request": delete_request}
         with pytest.raises(PaymentError):
@@ -354,7 +354,7 @@ def test_a_host_needs_user_and_password_and_is_warned_about(tmp_path: Path) -> N
     assert not Credentials({**options, "ELECTRUM_HOST": "localhost:7777"}).read().leaves_unencrypted
     with pytest.raises(ConfigError, match="neither host:port"):
         Credentials({**options, "ELECTRUM_HOST": "192.0.2.1"}).read()
-    with pytest.raises(ConfigError, match="neither host:port"):  # with the bracket that is missing
+    with pytest.raises(ConfigError, match="neither host:port"):  # a missing bracket is added
         Credentials({**options, "ELECTRUM_HOST": "[2001:db8::1:7777"}).read()
     (line,) = asyncio.run(ElectrumPayment(tmp_path, {**options, "ELECTRUM_HOST": "192.0.2.1:7"}).check(spends=True))
     assert not line.ok and "unencrypted" in line.found
@@ -369,7 +369,7 @@ def test_numbers_of_settlements_are_given_once_and_a_lost_journal_loses_nothing(
     journal.close()
     assert [told.cursor for told in Journal(tmp_path / "a.db").after(1)] == [2]
     fresh = Journal(tmp_path / "b.db")
-    for payment_hash in (one, other, one, third):  # the ledger has seen two of them, and counts those as replayed
+    for payment_hash in (one, other, one, third):  # the ledger has seen two of them, and counts them as replayed
         fresh.add(payment_hash, 1_000, 2)
     assert [told.payment_hash for told in fresh.after(2)] == [one, other, third]
 
@@ -414,7 +414,7 @@ def test_another_wallet_in_place_of_the_one_in_use_is_told_apart(tmp_path: Path)
 
 
 def test_an_invoice_that_the_wallet_has_no_more_counts_as_cancelled_unless_it_was_paid(tmp_path: Path) -> None:
-    """As with LND: while one is not cancelled, its neighbour is asked for no other."""
+    """As with LND. Until an invoice is cancelled, its neighbour gets no other one."""
 
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         await payment.cancel_invoice(HASH)

@@ -1,4 +1,4 @@
-"""What Electrum's versions say differently: each is spoken to in its words, and one that is too old is named."""
+"""Differences between Electrum's versions: each gets its own form of a call, and one that is too old is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ HASH = bytes(range(32))
 
 
 class Wallet:
-    """One that isn't loaded at first. Args: answer: of load_wallet; True and None load it, other values are raised."""
+    """A wallet that isn't loaded at first.
+
+    Args: answer: of load_wallet; True and None load it, other values are raised.
+    """
 
     def __init__(self, daemon: FakeElectrum, answer: bool | Internal | None) -> None:
         self.answer, self._is_loaded = answer, False
@@ -45,7 +48,10 @@ class Wallet:
 def test_a_wallet_is_loaded_or_the_remedy_is_named(
     tmp_path: Path, answer: bool | Internal, says: str, then: bool | None
 ) -> None:
-    """4.3 says whether it did; 4.5 answers nothing when it did, and names an exception when it couldn't."""
+    """4.3 answers whether it loaded the wallet.
+
+    4.5 answers nothing if it did, and names an exception if it couldn't.
+    """
 
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         wallet = Wallet(daemon, answer)

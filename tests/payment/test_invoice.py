@@ -1,4 +1,4 @@
-"""BOLT11 as the specification and the bolt11 package have it, and nothing but PeerError for what is hostile."""
+"""BOLT11 as in the specification and in the bolt11 package; hostile input becomes PeerError and nothing else."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_specifications_examples_are_read() -> None:
 
 CHAINS = {"mainnet": "bc", "testnet": "tb", "testnet3": "tb", "testnet4": "tb", "signet": "tbs", "mutinynet": "tbs",
           "regtest": "bcrt", "simnet": "sb"}  # fmt: skip
-"""What LND and Electrum call their chains, and what their invoices begin with."""
+"""The names that LND and Electrum give their chains, and how invoices on them begin."""
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -84,13 +84,13 @@ def test_the_package_reads_what_we_write_as_we_do(
     ours = invoice.read(text)
     payee = key.public_key.format().hex()
     assert ours == invoice.ParsedInvoice(prefix, amount_msat, now_s, expiry_s, HASH, payee, memo, metadata)
-    theirs = bolt11.decode(text, ignore_exceptions=not memo)  # it holds an empty description for none
+    theirs = bolt11.decode(text, ignore_exceptions=not memo)  # the package takes an empty description for none
     assert (theirs.currency, theirs.date, theirs.expiry) == (prefix, now_s, expiry_s)
     assert (theirs.payment_hash, theirs.payee) == (HASH.hex(), payee)
     assert (theirs.description, theirs.metadata) == (memo, metadata.hex())
     assert bolt11.decode(bolt11.encode(theirs, key.to_hex(), ignore_exceptions=True)).payee == payee if memo else True
     assert theirs.features is not None
-    # BOLT 9's bits 8, 14 and 48; the package counts option_payment_metadata at 32 and knows no name for 48
+    # BOLT 9's bits 8, 14 and 48. The package has option_payment_metadata at 32, and no name for 48.
     assert theirs.features.readable == dict.fromkeys(["var_onion_optin", "payment_secret", "extra_24"], "required")
 
 
@@ -201,7 +201,7 @@ def test_a_changed_invoice_with_a_mended_checksum_is_not_the_payees(position: in
         read = invoice.read(bech32_encode(readable, changed))
     except PeerError:
         return
-    assert read.payee != PAYEE  # the key is recovered from the signature: other content or signature, other key
+    assert read.payee != PAYEE  # the key is recovered from the signature, so other content gives another key
 
 
 @given(fives=st.lists(st.integers(0, 31), max_size=500))

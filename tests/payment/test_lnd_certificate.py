@@ -1,6 +1,6 @@
-"""Certificates that LND may show, by real handshakes: what is taken, and what is said of each that isn't.
+"""Certificates that LND may show, in real handshakes: which are accepted, and the error for each that isn't.
 
-Here too: what the environment says of proxies is nothing to us, and gRPC says nothing on standard error.
+Also here: proxy variables of the environment aren't used, and gRPC writes nothing to standard error.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def made(
     common: str, names: Sequence[str] = LOCAL, by: Pair | None = None, authority: bool = False,
     begins: timedelta = -DAY, ends: timedelta = DAY, signs: bool | None = None,
 ) -> Pair:  # fmt: skip
-    """Make a certificate; one without issuer signs itself and is marked an authority, as LND's is.
+    """Make a certificate. Without an issuer it signs itself and is marked as an authority's, like LND's own.
 
-    Args: signs: what its key usage says of signing others; None: it has none.
+    Args: signs: what its key usage says about signing others; None: it has no key usage.
     """
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
@@ -103,7 +103,7 @@ class Given:
 
 
 class Node(grpc.GenericRpcHandler):
-    """Says who it is, whatever it is asked."""
+    """A node that only says who it is."""
 
     def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def answer(_asked: bytes, _context: Any) -> bytes:
@@ -113,7 +113,7 @@ class Node(grpc.GenericRpcHandler):
 
 
 async def ask(shows: Sequence[Pair], trusts: bytes, host: str = "127.0.0.1") -> str:
-    """Ask a node that shows these certificates, the first its own, who it is."""
+    """Ask a node that shows these certificates, beginning with its own, who it is."""
     server = grpc.aio.server(handlers=(Node(),))
     credentials = grpc.ssl_server_credentials([(shows[0].key_pem, b"".join(one.pem for one in shows))])
     port = server.add_secure_port("127.0.0.1:0", credentials)
@@ -127,7 +127,7 @@ async def ask(shows: Sequence[Pair], trusts: bytes, host: str = "127.0.0.1") -> 
 
 
 def kind(value: object) -> str:
-    """Name a case by no certificate: each worker of a test run makes its own, and all must know a case by one name."""
+    """Return a test case's name without its certificate, which each worker makes anew: all need the same names."""
     return type(value).__name__
 
 
@@ -135,7 +135,7 @@ def kind(value: object) -> str:
     ("shows", "trusts", "host"),
     [
         ([OWN], OWN.pem, "127.0.0.1"),
-        ([NAMED_OTHERWISE], NAMED_OTHERWISE.pem, "localhost"),  # it is pinned: its names don't matter
+        ([NAMED_OTHERWISE], NAMED_OTHERWISE.pem, "localhost"),  # it is pinned, so its names don't matter
         ([LEAF, BETWEEN], LEAF.pem, "localhost"),
         ([LEAF, BETWEEN], LEAF.pem + BETWEEN.pem, "localhost"),
         ([LEAF, BETWEEN], LEAF.pem + BETWEEN.pem + ROOT_CA.pem, "localhost"),
@@ -143,7 +143,7 @@ def kind(value: object) -> str:
         ([LEAF], ROOT_CA.pem + BETWEEN.pem, "localhost"),
         ([LEAF, BETWEEN], ROOT_CA.pem, "127.0.0.1"),
         ([ELSEWHERE], ELSEWHERE.pem, "localhost"),
-        ([NO_SIGNER], NO_SIGNER.pem, "localhost"),  # no authority, whatever it is marked as
+        ([NO_SIGNER], NO_SIGNER.pem, "localhost"),  # not an authority's, whatever its mark says
     ],
     ids=kind,
 )
@@ -198,7 +198,7 @@ def test_a_certificate_that_cant_be_had_again_is_told_of_as_far_as_it_is_known(
     ids=["a name that is no text", "an extension twice", "no certificate"],
 )
 def test_a_certificate_that_a_stranger_made_up_ends_nothing(there: bytes, instead: bytes) -> None:
-    """Else whoever listens in the node's place stops the daemon: it is parsed as it is looked into, long after."""
+    """Otherwise anyone who listens at the node's address could stop the daemon, as fields are parsed late."""
     der = made("xyz").certificate.public_bytes(serialization.Encoding.DER)
     assert there in der and readable(der) is not None
     assert readable(der.replace(there, instead)) is None

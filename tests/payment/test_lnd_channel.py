@@ -1,4 +1,4 @@
-"""What is read of LND's channels: each end's smallest payment, and whose delay is whose."""
+"""How LND's channels are read: each end's smallest payment, and which side's delay is which."""
 
 from __future__ import annotations
 

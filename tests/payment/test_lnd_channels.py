@@ -1,4 +1,4 @@
-"""Channels and watchtowers on real LND nodes: opened, refused, shown from the beginning, and an old state punished."""
+"""Channels and watchtowers on real LND nodes: opened, refused, shown from the beginning; an old state is punished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ngp.modules.payment.lnd import LndPayment
 from ngp.modules.payment.macaroon import bake_line, needed
 from ngp.ports import Channel, ChannelState, PaymentStatus, Watch
 
-# One network of nodes serves all of these tests, in this order, so they run in one process.
+# All of these tests use one network of nodes, in this order, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd channels")
 T = TypeVar("T")
 AWAY, PEER, TOWER = "away", "peer", "tower"
@@ -33,7 +33,7 @@ SIZE_SAT, PUSH_SAT, PAID_MSAT = 3_000_000, 1_000_000, 500_000_000
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[LightningNetwork]:
-    """A node that is often away, a peer, and a tower that is neither's."""
+    """A node that is often away, a peer of it, and a tower that belongs to neither."""
     places = [
         Place(AWAY, options=["--wtclient.active"]),
         Place(PEER),
@@ -44,7 +44,7 @@ def network() -> Iterator[LightningNetwork]:
 
 
 async def until(ask: Callable[[], Awaitable[T]], good: Callable[[T], bool]) -> T:
-    """Ask again and again until the answer is good."""
+    """Repeat a question until the answer is as wanted."""
     async with asyncio.timeout(PATIENCE_S):
         while not good(found := await ask()):
             await asyncio.sleep(0.1)
@@ -69,9 +69,9 @@ def test_a_tower_is_added_listed_and_has_sessions(network: LightningNetwork, tmp
                 await away.remove_tower("03" + "12" * 32)
             with pytest.raises(UsageError, match="66 hexadecimal digits"):
                 await away.add_tower(key[:-2], "127.0.0.1")
-            for _ in range(2):  # again is no error
+            for _ in range(2):  # a second call is no error
                 await away.add_tower(key, f"127.0.0.1:{TOWER_PORT}")
-        network.node(AWAY).kill9()  # it looks for a tower at its start, and then after pauses that double, up to 5 min
+        network.node(AWAY).kill9()  # it looks for a tower at its start, and later after pauses that double, up to 5 min
         network.node(AWAY).start()
         async with modules(tmp_path, [network.node(AWAY)]) as (away,):
             (tower,) = (await until(away.watch, lambda watch: watch.watched)).towers
@@ -114,12 +114,12 @@ def test_a_peer_that_can_not_be_reached_is_named(network: LightningNetwork, tmp_
 def test_what_a_daemon_s_macaroon_lacks_for_people_is_named(network: LightningNetwork, tmp_path: Path) -> None:
     async def scenario() -> None:
         node, baked = network.node(AWAY), tmp_path / "ngp.macaroon"
-        node.cli_text(*bake_line(needed(spends=True), str(baked)).split()[1:])  # without what it tells by
+        node.cli_text(*bake_line(needed(spends=True), str(baked)).split()[1:])  # without the right that shows it
         payment = LndPayment(tmp_path, options(node, baked))
         (line,) = await payment.check(spends=True)
         assert line.ok and "GetChanInfo" in line.found and "wtclientrpc" in line.remedy  # a warning
         assert "does not allow ListTowers" in (await payment.watch()).unknown
-        assert await payment.pending_channels() == []  # can't be seen, and nobody minds
+        assert await payment.pending_channels() == []  # it can't be seen, and that is no error
         for refused, right in (
             (payment.add_tower("02" + "11" * 32, "127.0.0.1"), "uri:/wtclientrpc.WatchtowerClient/AddTower"),
             (payment.connect("02" + "11" * 32, "127.0.0.1"), "uri:/lnrpc.Lightning/OpenChannelSync"),
@@ -151,7 +151,7 @@ def test_a_channel_is_shown_from_its_opening_on(network: LightningNetwork, tmp_p
             assert 144 <= ours.our_wait_blocks == theirs.their_wait_blocks < 1_008  # LND's own, by the channel's size
             assert ours.can_receive_sat == theirs.can_send_sat == PUSH_SAT - SIZE_SAT // 100  # the reserve
             assert (await away.chain()).synced
-            assert ours.least_htlc_msat == 1_000  # before and after the nodes' graphs know the channel
+            assert ours.least_htlc_msat == 1_000  # before and after the nodes' graphs contain the channel
 
     asyncio.run(scenario())
 
@@ -163,7 +163,7 @@ def usable(channels: list[Channel]) -> bool:
 def test_an_old_state_is_punished_by_the_tower_while_the_node_is_away(
     network: LightningNetwork, tmp_path: Path
 ) -> None:
-    """The peer pays, closes with the state of before, and loses all that it had then, long before its delay is over."""
+    """The peer pays, closes with the state from before, and loses its part of that, long before its delay is over."""
     away, peer = network.node(AWAY), network.node(PEER)
     network.await_payable(AWAY, PEER)
     state, kept = peer.lnddir / "data" / "graph" / NETWORK / "channel.db", tmp_path / "old.db"
@@ -187,7 +187,7 @@ def test_an_old_state_is_punished_by_the_tower_while_the_node_is_away(
 
     def taken() -> bool:
         network.mine(1)
-        time.sleep(0.2)  # for the tower's transaction to come; a loop, so nothing hangs on the number
+        time.sleep(0.2)  # for the tower's transaction; in a loop, since the number of blocks isn't certain
         return not network.chain.rpc("gettxout", closing, str(cheat))
 
     await_until(taken, PATIENCE_S, "what the peer cheated for taken, within some blocks of its 1008")
@@ -195,7 +195,7 @@ def test_an_old_state_is_punished_by_the_tower_while_the_node_is_away(
 
 
 def copy_standing(node: Lnd, source: Path, target: Path) -> None:
-    """Copy a node's database while the node stands still: what a crash would leave at this instant."""
+    """Copy a stopped node's database: the state after a crash at this instant."""
     node.await_settled()
     assert node.process is not None
     node.process.send_signal(signal.SIGSTOP)
@@ -209,7 +209,7 @@ async def pending_of(folder: Path, node: Lnd) -> list[Channel]:
 
 
 async def be_paid(folder: Path, away: Lnd, peer: Lnd) -> int:
-    """Have the peer pay, and wait until the tower has the states of before; returns how many."""
+    """Have the peer pay, and wait until the tower has the states from before; returns their number."""
     async with modules(folder, [away, peer]) as (ours, theirs):
         await until(ours.channels, usable)
         await until(theirs.channels, usable)

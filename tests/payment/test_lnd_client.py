@@ -1,4 +1,4 @@
-"""The connection to LND is made anew under calls that still run on the old one: they fail by name, nothing is lost."""
+"""LND's connection is replaced while calls still run on the old one: those fail with a name, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = "02" + "ab" * 32
 
 @dataclass
 class Given:
-    """Credentials that change when the test says so."""
+    """Credentials that change when the test wants it."""
 
     target: str
     macaroon: bytes = OLD
@@ -35,7 +35,7 @@ class Given:
 
 
 class Node(grpc.GenericRpcHandler):
-    """Lets every macaroon follow its invoices, and only the new one ask for the rest."""
+    """A node that lets every macaroon follow its invoices, and only the new macaroon make other calls."""
 
     def __init__(self, refusal: str) -> None:
         self._refusal = refusal
@@ -54,7 +54,7 @@ class Node(grpc.GenericRpcHandler):
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have connections without TLS."""
+    """Use connections without TLS."""
     monkeypatch.setattr(lnd_client, "_channel", lambda connection: grpc.aio.insecure_channel(connection.target))
     yield
 
@@ -88,7 +88,7 @@ def test_a_stream_under_which_the_credentials_change_ends_as_if_the_node_had_gon
             assert ended.value.unreachable
             following = asyncio.create_task(follow(client, began))
             await asyncio.sleep(0)
-            following.cancel()  # by whoever waits for it: no error of the node's
+            following.cancel()  # cancelled by the waiting task itself, so it is no error of the node
             with pytest.raises(asyncio.CancelledError):
                 await following
             await client.close()

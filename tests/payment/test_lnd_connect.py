@@ -1,4 +1,4 @@
-"""How LND is reached: every way to say it, and one clear error for each way to say it wrong, never with a secret."""
+"""How LND is reached: each way to configure it, and one clear error for each mistake, never with a secret in it."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_nothing_said_names_every_way_to_say_it(tmp_path: Path, monkeypatch: pyt
         Credentials({}, tmp_path).read()
     found = Credentials({"LND_MACAROON": secret_file(tmp_path)}, tmp_path).read()
     assert (found.target, bool(found.certificate)) == ("localhost:10009", True)
-    (tmp_path / ".lnd" / "tls.cert").write_bytes(certificate()[:100])  # LND renews it, and isn't done
+    (tmp_path / ".lnd" / "tls.cert").write_bytes(certificate()[:100])  # LND is just renewing it
     with pytest.raises(ConfigError, match="is not a certificate"):
         Credentials({"LND_MACAROON": secret_file(tmp_path)}, tmp_path).read()
 
@@ -188,4 +188,4 @@ def test_each_error_of_a_macaroon_is_mended_by_its_own_remedy(tmp_path: Path) ->
         secret_file(tmp_path, content, mode)
         (found,) = asyncio.run(payment.check(spends=True))
         assert not found.ok and says in found.found and found.remedy.startswith("lncli bakemacaroon") is bakes
-        assert found.remedy.endswith("; chmod 600 ngp.macaroon") is bakes  # as lncli writes it, it would be refused
+        assert found.remedy.endswith("; chmod 600 ngp.macaroon") is bakes  # lncli's own mode would be refused

@@ -1,4 +1,4 @@
-"""The suite that every payment module answers, on two LND nodes with a channel."""
+"""The suite for all payment modules, with two LND nodes and a channel."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ngp.core.reach import left_msat
 from ngp.modules.payment.lnd import LndPayment
 from ngp.ports import Channel, NewInvoice, PaymentStatus
 
-# One network of nodes serves all of these tests, so they run in one process.
+# All of these tests use one network of nodes, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd contract")
 PAYER, PAYEE = "payer", "payee"
 
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[LightningNetwork]:
-    """Two nodes of this module's own; both have a part of the channel."""
+    """Two nodes of this file's own; both have a part of the channel."""
     with chain_of(PAYER, PAYEE) as made:
         yield made
 
 
 class Holding(LndPayment):
-    """A payee that makes its next invoice a held one when it is told to."""
+    """A payee whose next invoice is a hold invoice if the test wants it."""
 
     hold_next = False
 
@@ -48,7 +48,7 @@ class Holding(LndPayment):
 @asynccontextmanager
 async def nodes_of(network: LightningNetwork) -> AsyncIterator[Nodes]:
     for node in network.nodes.values():
-        await asyncio.to_thread(node.await_settled)  # of the test before
+        await asyncio.to_thread(node.await_settled)  # payments of the test before
     with tempfile.TemporaryDirectory() as name:
         where = {PAYER: options(network.node(PAYER)), PAYEE: options(network.node(PAYEE))}
         opened: list[LndPayment] = []
@@ -86,7 +86,7 @@ async def nodes_of(network: LightningNetwork) -> AsyncIterator[Nodes]:
 
 @pytest.mark.usefixtures("network")
 class TestLnd(PaymentContract):
-    """LND as it comes."""
+    """LND as shipped."""
 
     @pytest.fixture(autouse=True)
     def _network(self, network: LightningNetwork) -> None:
@@ -96,7 +96,7 @@ class TestLnd(PaymentContract):
         return nodes_of(self.network)
 
     def test_the_most_that_an_end_can_send_arrives_and_its_reserve_does_not(self) -> None:
-        """Both ends reckon alike what each may send; LND draws the same line."""
+        """Both ends compute what each of them may send, and LND draws the same line."""
 
         async def pays(payer: LndPayment, payee: LndPayment, amount_msat: int) -> PaymentStatus:
             (over,) = await payer.channels()
@@ -107,7 +107,7 @@ class TestLnd(PaymentContract):
             return outcome.status
 
         async def seen_alike(one: LndPayment, other: LndPayment) -> Channel:
-            async with asyncio.timeout(TIMEOUT_S):  # of a new channel they haven't told each other their policies
+            async with asyncio.timeout(TIMEOUT_S):  # the ends of a new channel haven't told each other their policies
                 while True:
                     (ours,), (theirs,) = await one.channels(), await other.channels()
                     if (ours.our_end, ours.their_end) == (theirs.their_end, theirs.our_end):

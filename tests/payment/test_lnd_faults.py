@@ -1,4 +1,4 @@
-"""Bad days of a real LND node: killed, away, another certificate, too few rights, a fee above the limit."""
+"""Faults of a real LND node: killed, away, with another certificate, too few rights, a fee above the limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ngp.errors import PaymentError
 from ngp.modules.payment.lnd import LndPayment
 from ngp.ports import PaymentStatus
 
-# One network of nodes serves all of these tests, so they run in one process.
+# All of these tests use one network of nodes, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd faults")
 ALICE, BOB, CAROL = "alice", "bob", "carol"
 FEES_MSAT = 10_000
@@ -28,7 +28,7 @@ PATIENCE_S = 120.0
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[LightningNetwork]:
-    """Alice pays Carol through Bob, who takes a fee."""
+    """Alice pays Carol through Bob, who charges a fee."""
     with chain_of(ALICE, BOB, CAROL) as made:
         yield made
 
@@ -45,7 +45,7 @@ async def settled_up(payment: LndPayment) -> None:
 
 
 def test_a_cursor_that_the_node_has_not_reached_is_no_silence(network: LightningNetwork, tmp_path: Path) -> None:
-    """As after its restoration: LND itself would tell nothing until it has settled so many."""
+    """As after a restore: LND itself would report nothing until it has settled that many invoices."""
 
     async def scenario() -> None:
         async with modules(tmp_path, [network.node(ALICE), network.node(BOB)]) as (alice, bob):
@@ -100,8 +100,8 @@ def test_a_node_killed_with_a_payment_on_its_way_pays_it_once(
             if victim == ALICE:
                 with pytest.raises(PaymentError, match="is it running"):
                     await alice.track(payment_hash)
-                assert (await alice.pay(made.bolt11, 0, 2)).status is PaymentStatus.PENDING  # nobody knows
-                assert (await alice.info()).network == "regtest"  # as it was known
+                assert (await alice.pay(made.bolt11, 0, 2)).status is PaymentStatus.PENDING  # nobody can tell now
+                assert (await alice.info()).network == "regtest"  # from memory
             await asyncio.to_thread(network.node(victim).start)
             await settled_up(alice)
             await settled_up(bob)
@@ -119,7 +119,7 @@ def test_a_node_killed_with_a_payment_on_its_way_pays_it_once(
 
 
 def newest_settlement(node: Lnd) -> int:
-    """Return where the stream of settlements stands now."""
+    """Return the latest position in the stream of settlements."""
     return max((int(one["settle_index"]) for one in node.invoices()), default=0)
 
 

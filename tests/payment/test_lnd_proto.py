@@ -1,4 +1,4 @@
-"""Our part of LND's interface says what LND's own description says: names, types and numbers of every field."""
+"""Our part of LND's interface agrees with LND's own description: names, types and numbers of every field."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SOURCES = (
     "invoicesrpc/invoices.proto",
     "wtclientrpc/wtclient.proto",
 )
-# Of the macaroon library, not of LND's interface.
+# From the macaroon library, not from LND's interface.
 ELSEWHERE = {"Op", "MacaroonId"}
 OURS = sorted(set(pb.DESCRIPTOR.message_types_by_name) - ELSEWHERE)
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, descriptor_pb2.DescriptorProto]:
-    """LND's messages by name, compiled from the sources that the laboratory's nodes are built from."""
+    """Return LND's messages by name, compiled from the sources of the laboratory's nodes."""
     made = tmp_path_factory.mktemp("lnd") / "lnd.set"
     folder = lnd_source() / "lnrpc"
     well_known = Path(protoc.__file__).parent / "_proto"

@@ -1,4 +1,4 @@
-"""Calls that LND refuses for lack of rights never began: no payment hangs by them, unless LND knows it already."""
+"""Calls that LND refuses for lack of rights never began: such a payment isn't pending, unless LND knows it already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node with a long history, or with a shorter one than before: all comes in its order, and is never held at once."""
+"""A node with a long history, or a shorter one than before: settlements come in order, and are never all in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = 10
 
 
 class OldNode:
-    """Answers as LND does: lists in the order of making, tells in the order of settling what is behind an index."""
+    """Answers as LND does: lists invoices in the order of their making, and reports settlements after an index."""
 
     def __init__(self, settle_indexes: list[int]) -> None:
         self.invoices = [
@@ -45,14 +45,14 @@ class OldNode:
 
     async def stream(self, method: object, asked: Any, timeout_s: float | None = None) -> AsyncIterator[Any]:
         assert method is SUBSCRIBE_INVOICES
-        if asked.settle_index:  # 0: no backlog; one that isn't reached yet: silence up to it
+        if asked.settle_index:  # 0: no backlog; an index that isn't reached yet: nothing is reported until it is
             for one in sorted(self.invoices, key=lambda one: int(one.settle_index)):
                 if one.settle_index > asked.settle_index:
                     yield one
 
 
 class NewNode(OldNode):
-    """Settles its first invoices just before it takes the subscription, and tells of the last one, or of none."""
+    """Settles its first invoices just before it accepts the subscription, and reports the last of them, or none."""
 
     def __init__(self, tells: bool) -> None:
         super().__init__([0] * 3)
@@ -86,11 +86,11 @@ def test_what_was_settled_before_the_subscription_was_taken_is_told(tmp_path: Pa
     [
         ([3, 0, 1, *range(9, 90), 2], 0, [1, 2, 3, *range(9, 90)], 1),
         ([0] * 25 + [2, 1], 0, [1, 2], 3),
-        ([0] * 25 + [7, 5, 6], 0, [5, 6, 7], 4),  # the first ones were of another kind, or deleted
+        ([0] * 25 + [7, 5, 6], 0, [5, 6, 7], 4),  # the first ones were of another kind, or were deleted
         ([0] * 15, 0, [], 3),
         ([3, 1, 2], 2, [3], 1),
         ([*range(1, 31), *[0] * 15], 28, [29, 30], 2),
-        ([0, 2, 1], 900, [1, 2], 2),  # its records were lost, and it counts anew
+        ([0, 2, 1], 900, [1, 2], 2),  # it lost its records, and counts from the beginning
         ([0] * 15, 900, [], 5),
         ([], 900, [], 2),
     ],
@@ -110,7 +110,7 @@ def test_all_that_was_settled_comes_in_order_and_few_pages_are_asked_for(
 
 
 class Tidy:
-    """An LND that deletes what is cancelled or expired: a second cancellation finds nothing."""
+    """An LND that deletes cancelled and expired invoices, so that a second cancellation finds nothing."""
 
     def __init__(self, why: str) -> None:
         self.why = why

@@ -1,4 +1,4 @@
-"""What LND refuses of an operator's is said with the remedy; LND's own words are looked up in its source."""
+"""What LND refuses an operator is reported with the remedy; LND's own words are looked up in its source."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAID_IN = (
 
 
 class Refusing:
-    """An LND that refuses every call in the same words."""
+    """An LND that refuses every call with the same words."""
 
     def __init__(self, detail: str, code: grpc.StatusCode = grpc.StatusCode.UNKNOWN) -> None:
         self.error = LndError(code, detail, f"LND at 127.0.0.1:10009 refuses: {detail}")
@@ -44,7 +44,7 @@ def refusal(asked: Any) -> str:
 
 
 class OneChannel:
-    """An LND with a channel, and what its graph knows of it."""
+    """An LND with one channel, and what its graph contains about it."""
 
     def __init__(self, *edges: pb.ChannelEdge | LndError) -> None:
         self.edges = list(edges)
@@ -87,7 +87,7 @@ def test_each_refusal_of_a_channel_is_said_with_its_remedy(words: str, remedy: s
 
 def test_every_word_that_is_looked_for_is_one_that_lnd_says() -> None:
     source = "".join((lnd_source() / name).read_text() for name in SAID_IN)
-    lines = re.sub(r'"\s*\+\s*"', "", source).lower()  # literals that go on in the next line
+    lines = re.sub(r'"\s*\+\s*"', "", source).lower()  # string literals that continue on the next line
     towers = (lnd_upkeep._NOT_ACTIVE, "invalid address", "tower not found", "tower has unacked updates")
     for words in (*lnd_upkeep._OPEN_REMEDIES, *towers):
         assert words in lines, words

@@ -1,4 +1,4 @@
-"""What a macaroon allows is read from itself: enough, too little, too much, damaged."""
+"""What a macaroon allows is read from the macaroon itself: enough, too little, too much, damaged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def field(kind: int, content: bytes) -> bytes:
 
 
 def baked(*rights: str, caveats: int = 0) -> bytes:
-    """A macaroon as LND bakes it, with a signature of nobody."""
+    """A macaroon like LND's, with an invalid signature."""
     ops = [pb.Op(entity=right.partition(":")[0], actions=[right.partition(":")[2]]) for right in rights]
     identifier = b"\x03" + pb.MacaroonId(nonce=b"n" * 16, storageId=b"0", ops=ops).SerializeToString()
     conditions = b"".join(field(2, b"time-before 2030-01-01T00:00:00Z") + b"\0" for _ in range(caveats))

@@ -1,4 +1,4 @@
-"""Signed messages are those of lnd and the others; the key file is private and never silently replaced."""
+"""Signed messages agree with those of lnd and others; the key file is private and never replaced without a word."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ngp.modules.payment import node_key
 
 
 def test_a_signature_of_a_real_node_is_read() -> None:
-    # published by an lnd user to ask just this of Core Lightning; rust-lightning tests the same one
+    # Published by an lnd user, who asked for exactly this in Core Lightning; rust-lightning tests the same message.
     signature = (
         "rbgfioj114mh48d8egqx8o9qxqw4fmhe8jbeeabdioxnjk8z3t1ma1hu1fiswpakgucwwzwo6ofycffbsqusqdimugbh41n1g698hr9t"
     )

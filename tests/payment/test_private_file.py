@@ -1,4 +1,4 @@
-"""A payment module's SQLite file is for nobody else, whatever the umask."""
+"""Nobody else can read a payment module's SQLite file, whatever the umask is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_file_is_made_for_its_owner_alone_and_opened_again(tmp_path: Path) -> 
             modes = [stat.S_IMODE(found.stat().st_mode) for found in path.parent.iterdir()]
     finally:
         os.umask(before)
-    assert len(modes) > 1 and set(modes) == {0o600}  # what SQLite lays beside it, too
+    assert len(modes) > 1 and set(modes) == {0o600}  # also the files that SQLite makes beside it
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     with closing(private_file.connect(path)) as connection:
         assert connection.execute("SELECT number FROM kept").fetchall() == [(7,)]

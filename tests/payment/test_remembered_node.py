@@ -1,4 +1,4 @@
-"""The payment node is remembered, for a start while it is down, and to notice another one."""
+"""The payment node is remembered, for a start while it is down, and to notice when another one takes its place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = "02" * 33
 
 
 class Node:
-    """LND, of which only key and addresses change."""
+    """An LND of which only key and addresses change."""
 
     def __init__(self, *addresses: str) -> None:
         self.key = KEY
@@ -45,14 +45,17 @@ def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
 
 
 def test_a_node_is_used_though_nothing_can_be_kept_of_it(tmp_path: Path) -> None:
-    """As on a full disk: an error that nobody expects would stop the daemon."""
+    """As on a full disk, where an unexpected error would stop the daemon."""
     payment = LndPayment(tmp_path / "gone")
     payment._client = Node("10.0.0.9:9735")  # type: ignore[assignment]
     assert asyncio.run(payment.info()) == PaymentInfo(KEY, "regtest")
 
 
 def test_another_node_in_place_of_the_one_in_use_is_refused_and_not_kept(tmp_path: Path) -> None:
-    """What is on its way at the one in use would be unknown to the other; at a start it is the operator's choice."""
+    """Payments on their way at the node in use would be unknown to another node.
+
+    At a start the operator may choose another.
+    """
     file = RememberedNode(tmp_path, "electrum")
     ours, other = PaymentInfo(KEY, "regtest"), PaymentInfo("03" * 33, "signet")
     assert file.confirm(ours, "Electrum", None) == file.confirm(ours, "Electrum", ours) == ours

@@ -1,4 +1,4 @@
-"""Where a payment node's RPC is, as people write it."""
+"""The address of a payment node's RPC, in the forms that people write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sandbox answers the suite that real nodes answer."""
+"""The sandbox passes the suite for all payment modules."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def sandboxes(options: dict[str, str]) -> AsyncIterator[Nodes]:
             restart_payee=restart_payee,
             hold_next_payment=lambda: payers[-1].set_fault("stuck"),
             release=lambda: payers[-1].set_fault("stuck", "off"),
-            has_order=lambda _: True,  # module and node are one
+            has_order=lambda _: True,  # module and node are the same thing here
         )
         for module in (payers[-1], payees[-1]):
             await module.close()
@@ -50,7 +50,7 @@ class TestSandbox(PaymentContract):
 
 
 class TestSlowSandboxWithFeesAndDuplicates(PaymentContract):
-    """On a bad day the promises are the same."""
+    """On a bad day the promises are still kept."""
 
     def nodes(self) -> AbstractAsyncContextManager[Nodes]:
         return sandboxes({"delay_s": "0.02", "settle_delay_s": "0.01", "fee_msat": "1500", "duplicate": "on"})

@@ -192,7 +192,7 @@ def test_what_can_not_be_paid_fails_with_its_reason_and_costs_nothing(tmp_path: 
             (own, "our own"),
             (dear, "fee"),
             (foreign(metadata=b"other"), "not of a sandbox"),
-            (foreign(), "preimage"),  # its mark is there, what it masks is not the preimage
+            (foreign(), "preimage"),  # the sandbox's mark is there, but the masked value isn't the preimage
             (foreign(metadata=b"ngp1", payment_hash=sha256(b"y").digest()), "preimage"),
         ):
             outcome = await payer.pay(text, 2 if text is dear else 5, 5)

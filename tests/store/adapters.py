@@ -1,4 +1,4 @@
-"""The ledgers that the suite tries, and what tests do past ngp. A new one is named in ADAPTERS."""
+"""The ledgers that the suite tests, and what tests do to them without ngp. A new one is listed in ADAPTERS."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ngp.store.sqlite import SqliteStore
 
 
 class Adapter(Protocol):
-    """One ledger of a test's own, in a folder of its own."""
+    """One ledger for one test, in a folder of its own."""
 
     store: Store
 
     def __init__(self, folder: Path) -> None: ...
 
     def execute(self, statement: str) -> Sequence[Sequence[Any]]:
-        """Run a statement on the ledger's tables, past ngp, while it is closed."""
+        """Run a statement on the ledger's tables without ngp, while the ledger is closed."""
 
     def restored(self, copy: Path) -> Store:
         """Return the place of a ledger that was restored from a copy of a backup."""

@@ -1,4 +1,4 @@
-"""Every test that asks for `adapter` or `store` runs over each ledger there is."""
+"""Every test that uses `adapter` or `store` runs with each kind of ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records for the ledger's tests; every builder takes the fields that a test cares about."""
+"""Records for tests of the ledger. Each builder takes only the fields that a test needs."""
 
 from __future__ import annotations
 

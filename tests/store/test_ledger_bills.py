@@ -1,4 +1,4 @@
-"""Bills in the ledger: how far each has come, what is still to be told, and what an older ledger knew of both."""
+"""Bills in the ledger: how far each one has got, what must still be sent, and what an older ledger knew of both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def sold(number: int, closed_at_s: int = NOW, **changes: object) -> object:
 
 
 def untold(ledger: Ledger, identity: bytes = ALICE, most: int = 2) -> list[bytes]:
-    """Read page by page what is still to be told."""
+    """Read page by page which bills must still be sent."""
     found: list[bytes] = []
     after: tuple[int, bytes] | None = FIRST
     while after is not None:
@@ -36,7 +36,7 @@ def test_what_is_closed_and_not_acknowledged_is_told_in_the_order_of_closing(sto
     assert untold(ledger) == [contract_id(number) for number in (4, 3, 2, 1, 0)]
     ledger.commit([BilledRecord(contract_id(number), Role.SERVER, ALICE, number + 1) for number in (1, 3)])
     assert untold(ledger) == [contract_id(number) for number in (4, 2, 0)]
-    ledger.commit([BilledRecord(contract_id(2), Role.SERVER, ALICE, 2)])  # an earlier line of it
+    ledger.commit([BilledRecord(contract_id(2), Role.SERVER, ALICE, 2)])  # an earlier line of this bill
     assert untold(ledger, most=100) == [contract_id(number) for number in (4, 2, 0)]
 
 

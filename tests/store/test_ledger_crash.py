@@ -1,4 +1,4 @@
-"""kill -9 at any instant: what was committed is there, nothing is there by halves."""
+"""kill -9 at any instant: everything that was committed is in the ledger, and nothing is there by halves."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ while True:
 
 
 def write_until_killed(folder: Path, name: str, after_s: float) -> tuple[int, int]:
-    """Return the boot and the last transaction that the writer saw committed."""
+    """Return the boot counter, and the last transaction that the writer reported as committed."""
     command = [sys.executable, "-c", WRITER, str(folder), str(ROOT), str(Path(__file__).parent), name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
@@ -67,11 +67,11 @@ def test_kill_at_random_instants_loses_and_halves_nothing(tmp_path: Path, name: 
     last = 0
     for kill in range(KILLS):
         boot, seen = write_until_killed(tmp_path, name, chance.uniform(0.0, 0.15))
-        assert boot == 2 * kill + 1  # the writer's and, below, ours
+        assert boot == 2 * kill + 1  # the writer's start, and ours below
         ledger = adapter.store.open()
         snapshot = ledger.load(NOW)
         done = snapshot.cursor
-        # the writer may have committed one more than it could say
+        # the writer may have committed one more than it could report
         assert max(last, seen) <= done, "a committed transaction is gone"
         assert done <= max(last, seen) + 1
         if done:
@@ -82,7 +82,7 @@ def test_kill_at_random_instants_loses_and_halves_nothing(tmp_path: Path, name: 
         assert ledger.next_boot() == boot + 1
         ledger.close()
         last = done
-    assert last > KILLS, "the writer hardly wrote: the test shows nothing"
+    assert last > KILLS, "the writer wrote too little, so the test shows nothing"
     copy = tmp_path / "copy"
     if copy.exists():
         assert adapter.restored(copy).audit(60.0) == ([], "")

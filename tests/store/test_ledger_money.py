@@ -47,7 +47,7 @@ BEGIN = {Direction.IN: PaymentState.OPEN, Direction.OUT: PaymentState.PENDING}
 
 
 class Bookkeeping(RuleBasedStateMachine):
-    """A daemon that keeps its accounts in memory and writes what it does, as the core would."""
+    """A daemon that keeps its accounts in memory and writes all changes, as the core would."""
 
     adapter: ClassVar[type[Adapter]]
 
@@ -133,7 +133,7 @@ class Bookkeeping(RuleBasedStateMachine):
             closed_at_s=self.now if close else 0,
         )  # fmt: skip
         key = (after.identity, after.role)
-        total = "metered_msat" if key[1] is Role.CLIENT else "charged_msat"  # a client's is charged by the bill
+        total = "metered_msat" if key[1] is Role.CLIENT else "charged_msat"  # a client's account is charged by the bill
         self.accounts[key] = replace(self.accounts[key], **{total: getattr(self.accounts[key], total) + amount})
         if not close:
             self.running[after.contract] = after
@@ -203,7 +203,7 @@ def books(store: Store) -> Ledger:
 def test_a_contract_that_takes_the_id_of_a_closed_one_takes_nothing_from_the_books(
     store: Store, role: Role, closed: int, at_once: bool
 ) -> None:
-    """The server chooses the id, and may be a client that knows those of our sales."""
+    """The server chooses the id of a contract. It may be a client of ours that knows the ids of our sales."""
     ledger = books(store)
     records = [contract(1, charged_msat=30, closed_at_s=NOW), contract(1, role=role)]
     for some in [records] if at_once else [[one] for one in records]:
@@ -275,7 +275,7 @@ def test_old_contracts_are_folded_per_neighbour_role_and_day(store: Store) -> No
     calls = 1
     while ledger.prune(day + 92 * DAY):
         calls += 1
-    assert calls == 3  # bounded work per call
+    assert calls == 3  # each call does a limited amount of work
     assert ledger.contracts(include_closed=True) == [contract(9999, charged_msat=5)]
     (summary,) = ledger.journal()
     assert (summary.kind, summary.time_s, summary.amount_msat, summary.state) == ("summary", day, total, "server")
@@ -291,7 +291,7 @@ def test_settled_payments_stay_for_ever_in_short_and_unpaid_ones_go(adapter: Ada
          payment(4), payment(5, Direction.OUT, PaymentState.PENDING)]
     )  # fmt: skip
     ledger.prune(NOW + 8 * DAY)
-    ledger.commit([settled], durable=True)  # a replay is still one
+    ledger.commit([settled], durable=True)  # a replay is still recognized
     ledger.close()
     rows = adapter.execute("SELECT payment_hash, length(bolt11), preimage FROM payments ORDER BY created_at_s")
     assert {tuple(row) for row in rows} == {
@@ -311,7 +311,7 @@ def test_contracts_that_came_to_nothing_go_after_an_hour(store: Store) -> None:
     ledger.commit([*empty, *kept, *lines])
     while ledger.prune(NOW + 3600):
         pass
-    assert len(ledger.contracts(include_closed=True)) == 1004  # a start may ask for the last hour
+    assert len(ledger.contracts(include_closed=True)) == 1004  # a start may need the last hour
     while ledger.prune(NOW + 3601 + 500):
         pass
     assert len(ledger.contracts(include_closed=True)) == len(list(ledger.journal())) == 504
@@ -330,7 +330,7 @@ def test_more_closed_contracts_than_there_is_room_for_are_folded_early(
     ledger.commit([account(charged_msat=3000), *closed])
     while ledger.prune(NOW + 3600 + 500):
         pass
-    assert len(ledger.contracts(include_closed=True)) == 2500  # not those that a start may ask for
+    assert len(ledger.contracts(include_closed=True)) == 2500  # but not those that a start may need
     while ledger.prune(NOW + DAY):
         pass
     left = ledger.contracts(include_closed=True)

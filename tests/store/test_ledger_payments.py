@@ -1,4 +1,4 @@
-"""A payment moves forward only, keeps its amount once settled, and a refused one undoes its whole transaction."""
+"""A payment only moves forward and keeps its amount once settled; a refused one undoes its whole transaction."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_states_only_move_forward(
         assert ledger.load(NOW).payments == (first,)
     elif (direction, before, after) in ALLOWED:
         ledger.commit([second], durable=True)
-        unpaid = after in (PaymentState.CANCELLED, PaymentState.FAILED)  # its text is of no use any more
+        unpaid = after in (PaymentState.CANCELLED, PaymentState.FAILED)  # its text is no longer needed
         assert ledger.load(NOW).payments == (replace(second, bolt11="") if unpaid else second,)
     else:
         with pytest.raises(LedgerError, match=f"{before.value} and can't become {after.value}"):
@@ -79,7 +79,7 @@ def test_a_hash_belongs_to_one_neighbour_and_purpose(store: Store) -> None:
     for foreign in (payment(1, state=SETTLED, identity=BOB), payment(1, state=SETTLED, kind=PaymentKind.REFUND)):
         with pytest.raises(LedgerError, match="another neighbour"):
             ledger.commit([foreign])
-    ledger.commit([payment(1, OUT, PENDING, identity=BOB)])  # the other direction has its own
+    ledger.commit([payment(1, OUT, PENDING, identity=BOB)])  # the other direction has its own payment
     assert len(ledger.load(NOW).payments) == 2
 
 

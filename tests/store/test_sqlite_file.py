@@ -1,4 +1,4 @@
-"""SQLite's file: opening refuses whatever is not a whole ledger, backups are whole, and a full disk harms nothing."""
+"""SQLite's file: opening refuses all but an intact ledger, backups are complete, and a full disk harms nothing."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_backup_removes_what_one_that_was_killed_left_beside_it(tmp_path: Path
     ledger.backup(tmp_path / "copy.db")
     ledger.close()
     assert not any(one.exists() for one in left)
-    assert all(one.exists() for one in others), "of one that runs, or of others"
+    assert all(one.exists() for one in others), "files of a ledger in use, or of other programs"
 
 
 def test_a_backup_overwrites_neither_files_of_others_nor_a_running_ledger(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ except LedgerError as error:
 
 
 def in_mount(folder: Path, prepare: str, script: str) -> str:
-    """Run a script in a mount namespace of its own, which ends with it."""
+    """Run a script in a mount namespace of its own, which ends with the script."""
     command = ["unshare", "-m", "sh", "-ec", prepare + '; exec "$@"', "sh", sys.executable, "-c", script]
     arguments = [str(folder), str(ROOT), str(Path(__file__).parent)]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
@@ -348,7 +348,7 @@ def test_after_a_rollback_that_fails_nothing_more_is_written(tmp_path: Path) -> 
 def test_errors_name_the_remedy_and_those_that_pass_by_themselves_are_tried_again(
     code: int, remedy: str, is_tried_again: bool
 ) -> None:
-    """By the exit code, as docs/ngp.service has systemd go by it."""
+    """The exit code shows it, since docs/ngp.service makes systemd decide by it."""
     error = sqlite3.OperationalError("said")
     error.sqlite_errorcode = code
     told = file.failure(Path("/var/lib/ngp/ledger.db"), error)
@@ -388,7 +388,7 @@ except LedgerError as error:
 
 
 def test_a_start_on_a_full_disk_is_tried_again(tmp_path: Path) -> None:
-    """SQLite calls it an I/O error there: it has no room for the files beside the ledger's."""
+    """SQLite reports an I/O error then, as there is no room for the files beside the ledger."""
     said = in_mount(tmp_path, f"mount -t tmpfs -o size=1m none {tmp_path}", OPENED)
     assert said.startswith(f"{int(ExitCode.OTHER)} ledger ")
     assert "free some space" in said

@@ -1,4 +1,4 @@
-"""A daemon without kernel, link and money; gives canned answers. NGP_FAKE says how it fares."""
+"""A daemon without kernel, link and money; gives canned answers. NGP_FAKE says how it behaves."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def _many(rows: int) -> AsyncIterator[dict[str, Any]]:
 
 
 class Handlers:
-    """What the fake answers."""
+    """The fake daemon's answers."""
 
     def __init__(self, stopping: asyncio.Event) -> None:
         self.stopping = stopping
@@ -154,7 +154,7 @@ async def run(options: StartOptions) -> int:
 
 
 class Network:
-    """Remembers in a file that it cleaned up; NGP_FAKE_STANDS says what stands."""
+    """Notes in a file that it cleaned up; NGP_FAKE_STANDS says what is in the kernel."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
@@ -188,6 +188,6 @@ def make_payment(_settings: object, _state_dir: Path) -> Any:
 
 
 async def check(_settings: object, _state_dir: Path) -> list[Check]:
-    """Find what NGP_FAKE_MISSING names missing, by the fault of NGP_FAKE_KIND."""
+    """Make the check named by NGP_FAKE_MISSING fail, with the kind of fault in NGP_FAKE_KIND."""
     is_well, kind = os.environ.get("NGP_FAKE_MISSING") != "hook", os.environ.get("NGP_FAKE_KIND", "")
     return [Check("hook", is_well, "looked", "mend it", kind)]
