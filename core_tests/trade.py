@@ -75,7 +75,7 @@ class Trade:
         await_until(lambda: self.earned()["paid_msat"] > 0, what="the first payment")
 
     def await_closed(self, count: int = 1) -> None:
-        """Wait until so many contracts are closed on both sides, and the last statement has come."""
+        """Wait until this many contracts are closed on both sides, and the last statement has come."""
         await_until(
             lambda: len(self.sold(state="closed")) >= count and len(self.bought(state="closed")) >= count,
             SETTLED_S,

@@ -250,7 +250,7 @@ class Programs:
 
 
 def refusal(path: Path, said: Sequence[str]) -> str:
-    """Return one line on what the kernel refused of an object, why, and what to do. Pure but for the kernel's name.
+    """Return one line on what the kernel refused of an object, why, and what to do. Pure, except for the kernel's name.
 
     Args: said: libbpf's messages. The verifier's reason is in the line before "processed N insns".
     """

@@ -164,7 +164,7 @@ class Datapath:
         return other
 
     def taken(self, desired: DesiredNetwork) -> list[Check]:
-        """Say whether another program has the queue's number. A number that we have ourselves isn't tried."""
+        """Check that no other program has the queue's number; it isn't tried if we have it ourselves."""
         runs = self._in_force()
         ours = runs is not None and runs.queue_number == desired.queue_number
         return [] if ours else [try_number(desired.queue_number)]

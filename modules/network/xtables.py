@@ -66,7 +66,7 @@ class Rule:
 
 
 Chains = Mapping[str, Sequence[Rule]]
-Jumps = Mapping[str, Sequence[Rule]]  # by the hook where they stand
+Jumps = Mapping[str, Sequence[Rule]]  # by hook
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class FairQueue:
             self._queues.setdefault(cause, deque()).append(work)
 
     def is_full(self, cause: bytes) -> bool:
-        """Say whether a neighbour has so much waiting work that no more of it should be accepted."""
+        """Say whether too much work of a neighbour waits already, so that no more should be accepted."""
         return len(self._queues.get(cause, ())) >= QUEUE_MOST
 
     def take(self, most: int) -> Iterator[Work]:

@@ -206,7 +206,7 @@ def test_a_block_stays_when_the_links_are_old_or_gone() -> None:
     sim.silenced.add(Hello)
     sim.now += FORGET_NEIGHBOUR_S + 1
     sim.crash(sim.gateway)
-    assert not sim.gateway.world.peers.by_identity, "its money stands, its links are forgotten"
+    assert not sim.gateway.world.peers.by_identity, "its money is kept, its links are forgotten"
     block(sim, sim.gateway)
     for _ in range(2):
         sim.crash(sim.gateway)

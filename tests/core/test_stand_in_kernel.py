@@ -1,4 +1,4 @@
-"""The stand-in kernel of the core's tests answers the suite that the real kernel answers."""
+"""The stand-in kernel of the core's tests passes the suite that the real kernel passes."""
 
 from __future__ import annotations
 

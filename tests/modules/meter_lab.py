@@ -65,7 +65,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60) 
     """Wait until a condition holds; fail after a while."""
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s} s in vain: {what}"
+        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
         time.sleep(0.005)
 
 

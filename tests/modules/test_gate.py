@@ -128,7 +128,7 @@ def test_golden() -> None:
     wanted = desired(lan_interfaces=lan, upstream_interfaces=up, queue_number=7)
     for family in (4, 6):
         assert render(wanted, ON_PAPER, family) == GOLDEN
-        assert render(replace(wanted, buys=True), ON_PAPER, family) == GOLDEN, "who pays is another matter"
+        assert render(replace(wanted, buys=True), ON_PAPER, family) == GOLDEN, "the payer may differ"
         assert render(replace(wanted, own_services=OWN_SERVICES), ON_PAPER, family) == GOLDEN_WITH_OWN_SERVICES
     usual = render(desired(mesh_interfaces=("m0",)), ON_PAPER, 4).splitlines()
     ways = [line for line in usual if line.startswith("-A NGP_GATE")]
@@ -262,7 +262,7 @@ def test_what_is_over_the_rate_is_dropped_at_input_and_all_else_left_to_the_oper
         sh(f"{command}-{variant} -t security -C INPUT -i m0 -j NGP_OWN")
     for family in (4, 6):
         assert dropped(hosts.client, GATEWAY_TO_CLIENT[family]), "dropped when the program says so"
-        assert passes(hosts.internet, GATEWAY_TO_INTERNET[family]), "who comes by no mesh interface isn't asked about"
+        assert passes(hosts.internet, GATEWAY_TO_INTERNET[family]), "packets from no mesh interface aren't tested"
     for command in COMMANDS:
         sh(f"{command}-{variant} -t security -I INPUT 1 -j ACCEPT")
     assert passes(hosts.client, GATEWAY_TO_CLIENT[4]) and not held.standing()
