@@ -6,8 +6,9 @@ Legacy iptables announces nothing, so there the look every few seconds must do.
 
 An alarm says nothing but "look". What a look restores is announced as well, and causes one more look, which finds
 nothing to restore: there is no loop. The operator's own changes are read and ignored unless they are in our table: a
-firewall that adds a thousand addresses to its sets causes no look. A script may change our table all day, so `Share`
-limits the time that reading and looking may take. If notifications were lost meanwhile (ENOBUFS), that is an alarm too.
+firewall that adds a thousand addresses to its sets causes no look. A script may change our table all day, so
+`TimeShare` limits the time that reading and looking may take. If notifications were lost meanwhile (ENOBUFS), that is
+an alarm too.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def touches_hook(datagram: bytes) -> bool:
     return False
 
 
-class Share:
-    """Share: limits how much of the loop's time something may take: a tenth, and a little at once.
+class TimeShare:
+    """Limits how much of the loop's time something may take: a tenth, and a little at once.
 
     Args:
         burst_s: seconds that may be spent before anything must wait.
@@ -91,7 +92,7 @@ class Alarm:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_alarm: Callable[[], None], pause_s: float = 0.01) -> None:
         self._loop, self._on_alarm, self._pause_s = loop, on_alarm, pause_s
-        self._reading, self._looking = Share(), Share()
+        self._reading, self._looking = TimeShare(), TimeShare()
         self._timer: asyncio.TimerHandle | None = None
         self._open: dict[socket.socket, asyncio.TimerHandle | None] = {}
         self._listen(_NETLINK_NETFILTER, _NFNLGRP_NFTABLES, touches_gate)

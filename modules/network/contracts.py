@@ -83,8 +83,7 @@ class ContractTable:
         return len(self._slots)
 
     def adopt(self) -> list[AdoptedContract]:
-        """Take over the contracts in the tables. All destinations are entered again, as a crash may have come before.
-        """
+        """Take over the contracts in the tables. All destinations are entered again: a crash may have come before."""
         found, slots = [], []
         for slot in self._lines.used_before():
             self._fresh = slot + 1

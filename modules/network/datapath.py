@@ -215,7 +215,7 @@ class Datapath:
         tables = find_running(self._folder)
         was_closed = gate.CLOSED in gate.entered()
         try:
-            tables, interfaces = self._let_go_of_former(tables)
+            tables, interfaces = self._release_former(tables)
             bpf.mount_bpffs(self._folder)
             self._running = Meter(tables, desired, self._folder, self._index_of)
             self._running.take_over(interfaces)
@@ -225,7 +225,7 @@ class Datapath:
             if self._running.contracts.slots_max != desired.contracts_max:
                 _log.warning("%s", _size_text(self._running.contracts.slots_max, desired.contracts_max))
             self._gate = Gate(self._paths, desired)
-            self._bring_about(desired, programs_changed=True)
+            self._make_match(desired, programs_changed=True)
         except KernelError:
             self.close()
             close_tables(tables)
@@ -240,7 +240,7 @@ class Datapath:
         Returns: whether somebody else had changed the gate, though the same gate was wanted before.
         """
         as_before = desired == self._required().desired
-        restored = self._bring_about(desired, programs_changed=False) and as_before
+        restored = self._make_match(desired, programs_changed=False) and as_before
         self._gate_restored += restored
         return restored
 
@@ -254,7 +254,7 @@ class Datapath:
         running = self._required()
         self._loop, self._on_held = loop, on_held
         self._hints = HintReader(running.tables[layout.HINTS], running.contracts, running.accounts, loop, on_hints)
-        self._match_queue(running.desired)
+        self._open_or_close_queue(running.desired)
         self._timer = loop.call_later(_EXPIRE_EVERY_S, self._expire)
 
     def set_neighbours(self, neighbours: Sequence[KernelNeighbour]) -> None:
@@ -431,7 +431,7 @@ class Datapath:
         if wait is not None:
             wait.wait()
 
-    def _let_go_of_former(self, tables: dict[str, Table]) -> tuple[dict[str, Table], dict[int, int]]:
+    def _release_former(self, tables: dict[str, Table]) -> tuple[dict[str, Table], dict[int, int]]:
         """Unpin a former meter's tables. Returns the tables to adopt, and the former meter's interfaces.
 
         Its programs stay attached, and refuse, until ours replace them.
@@ -447,22 +447,22 @@ class Datapath:
         self._former_ended = False
         return {}, interfaces
 
-    def _bring_about(self, desired: DesiredNetwork, programs_changed: bool) -> bool:
+    def _make_match(self, desired: DesiredNetwork, programs_changed: bool) -> bool:
         """Make the kernel match; return whether the gate had to be changed."""
         running, host = self._required(), self._open_host()
         if self._gate is None:
             raise KernelError("the datapath is not set up; ngp start does it")
-        self._tell_left_out(desired)
+        self._warn_of_left_out(desired)
         host.forget()
         running.widen(desired, host)
         running.hook(desired, self._use_tcx)
         changed = self._gate.apply(desired, programs_changed)
         running.narrow(desired)
         if self._loop is not None:
-            self._match_queue(desired)
+            self._open_or_close_queue(desired)
         return changed
 
-    def _tell_left_out(self, desired: DesiredNetwork) -> None:
+    def _warn_of_left_out(self, desired: DesiredNetwork) -> None:
         """Warn of services for which there is no room, once for each set of them; `ngp check` reports them too."""
         missing = layout.left_out(desired.free, desired.services, desired.own_services) if desired.sells else ()
         if missing and missing != self._left_out:
@@ -470,7 +470,7 @@ class Datapath:
             _log.warning("%s: left out, as %s; %s", named, host_check.NO_ROOM, host_check.LESS)
         self._left_out = missing
 
-    def _match_queue(self, desired: DesiredNetwork) -> None:
+    def _open_or_close_queue(self, desired: DesiredNetwork) -> None:
         """Have the queue open exactly while we sell."""
         if desired.sells and self._queue is None and self._loop is not None:
             self._queue = HeldQueue(

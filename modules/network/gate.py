@@ -146,7 +146,7 @@ def shut(mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -
     """Set up NGP_CLOSED, as `closed_chains` says, on a host without a gate. Raises KernelError."""
     chains = closed_chains(mesh, ignored)
     for family in sorted(families):
-        _bring_about(xtables.tables(xtables.detect().variant, family), chains, _TO_CLOSED, False)
+        _apply_change(xtables.tables(xtables.detect().variant, family), chains, _TO_CLOSED, False)
 
 
 def render(desired: DesiredNetwork, paths: GatePaths, family: int) -> str:
@@ -182,7 +182,7 @@ class Gate:
             chains = self._wanted(family)
             if chains:
                 tables = xtables.tables(self._choice.variant, family)
-                changed |= _bring_about(tables, chains, gate_jumps(self.desired), programs_changed)
+                changed |= _apply_change(tables, chains, gate_jumps(self.desired), programs_changed)
             else:
                 changed |= _remove(self._choice.variant, family, True)
         if not self._elsewhere_cleared:  # the host may have changed its iptables since an earlier start
@@ -237,7 +237,7 @@ def clean_up(leave_closed: bool, mesh_interfaces: Sequence[str], families: Itera
     for variant in (chosen, LEGACY if chosen == NFT else NFT):
         for family in (4, 6):
             if variant == chosen and family in wanted:
-                _bring_about(xtables.tables(variant, family), chains, _TO_CLOSED, False)
+                _apply_change(xtables.tables(variant, family), chains, _TO_CLOSED, False)
             else:
                 _remove(variant, family, variant == chosen)
 
@@ -265,7 +265,7 @@ def _difference(standing: Standing, chains: Chains, jumps: Jumps) -> Change | No
     return Change(standing.jumps, tuple(name for name in kept if name not in chains), chains, jumps)
 
 
-def _bring_about(tables: Tables, chains: Chains, jumps: Jumps, rewrite: bool) -> bool:
+def _apply_change(tables: Tables, chains: Chains, jumps: Jumps, rewrite: bool) -> bool:
     standing = tables.read()
     change = _difference(standing, chains, jumps)
     if change is None and rewrite:

@@ -15,7 +15,7 @@ from ngp.core.messages import Role
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.contracts import ContractTable
-from ngp.modules.network.firsts import Firsts
+from ngp.modules.network.first_links import FirstLinks
 from ngp.ports import KernelNeighbour
 
 
@@ -36,12 +36,12 @@ class NeighbourTable:
         self._numbers: dict[bytes, int] = {}
         self._known: dict[int, KernelNeighbour] = {}
         self._own: dict[int, frozenset[bytes]] = {}
-        self._firsts = Firsts()
+        self._firsts = FirstLinks()
         found = {key[:10]: layout.NEIGHBOUR.unpack(value) for key, value in tables[layout.NEIGHBOURS].items()}
         for link, (number, *_) in found.items():
             self._links[number], self._numbers[link] = link, number
         for number, *_, first in found.values():
-            self._firsts.put(number, self._numbers.get(first[:10], number))
+            self._firsts.set_first(number, self._numbers.get(first[:10], number))
         self._adopt_own()
 
     def first_of(self, number: int) -> int:
@@ -97,7 +97,7 @@ class NeighbourTable:
             link = self._links.pop(number, None)
             if link is not None:
                 self._delete_own(link, self._own.pop(number, ()))
-            self._firsts.put(number, number)
+            self._firsts.set_first(number, number)
             self._tables[layout.LANES].delete(_lane_key(number))
             if link is not None and self._numbers.get(link) == number:
                 del self._numbers[link]
@@ -133,7 +133,7 @@ class NeighbourTable:
         if number != first:
             self._delete_own(link, self._own.pop(number, ()))
         contracts.move(
-            contracts.of_neighbour(number), lambda: self._firsts.put(number, first), lambda: self._write(number)
+            contracts.of_neighbour(number), lambda: self._firsts.set_first(number, first), lambda: self._write(number)
         )
         self._set_own(first, contracts)
 
@@ -169,9 +169,11 @@ class NeighbourTable:
         def change() -> None:
             self._links[number], self._numbers[link] = link, number
 
-        contracts.move([slot for one in self._firsts.behind(number) for slot in contracts.of_neighbour(one)], change)
+        contracts.move(
+            [slot for one in self._firsts.numbers_of(number) for slot in contracts.of_neighbour(one)], change
+        )
         if other is not None and other != number:  # the daemon numbers this link anew
-            contracts.move(contracts.of_neighbour(other), lambda: self._firsts.rename(other, number), number=number)
+            contracts.move(contracts.of_neighbour(other), lambda: self._firsts.renumber(other, number), number=number)
             self._own[number] = self._own.pop(other, frozenset())
             self._links.pop(other, None)
             known = self._known.pop(other, None)
@@ -196,7 +198,7 @@ class NeighbourTable:
             self._tables[_hosts(address)].set(layout.host_key(link, Role.CLIENT, address), layout.OWN_ENTRY)
         self._delete_own(link, had - wanted)
         if had - wanted:  # the entry may have hidden a contract for the same address
-            contracts.move([slot for one in self._firsts.behind(number) for slot in contracts.of_neighbour(one)])
+            contracts.move([slot for one in self._firsts.numbers_of(number) for slot in contracts.of_neighbour(one)])
 
     def _delete_own(self, link: bytes, addresses: Iterable[bytes]) -> None:
         for address in addresses:

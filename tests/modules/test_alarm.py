@@ -16,7 +16,7 @@ from kernel_lab import INTERNET, desired, python, sh
 from meter_lab import World, metered, received, true_wire, wait_until
 
 from ngp.modules.network import alarm, xtables
-from ngp.modules.network.alarm import Share, touches_gate, touches_hook
+from ngp.modules.network.alarm import TimeShare, touches_gate, touches_hook
 from ngp.modules.network.xtables import NFT, Choice
 
 FLOOD = """
@@ -94,7 +94,7 @@ def test_a_lost_announcement_is_an_alarm(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_who_changes_rules_all_day_gets_a_tenth_of_the_time() -> None:
-    share, now_s, spent_s = Share(burst_s=0.25, share=0.1), 1000.0, 0.0
+    share, now_s, spent_s = TimeShare(burst_s=0.25, share=0.1), 1000.0, 0.0
     for _ in range(500):
         now_s += share.wait_s(now_s) + 0.03
         share.spend(0.03, now_s)

@@ -14,7 +14,7 @@ from meter_lab import NEIGHBOUR, World, metered, wait_until
 
 from ngp.core.messages import Role
 from ngp.modules.network.datapath import Datapath
-from ngp.modules.network.firsts import Firsts
+from ngp.modules.network.first_links import FirstLinks
 from ngp.ports import HeldPacket, KernelNeighbour, Verdict
 
 OTHER = 9
@@ -157,16 +157,16 @@ def test_a_packet_that_is_held_on_the_other_link_goes_on_by_the_contract(world: 
 
 
 def test_the_first_that_stands_for_others_stays_until_it_is_gone() -> None:
-    firsts = Firsts()
+    chosen = FirstLinks()
     for number in (5, 3):
-        firsts.add(number, WHO)
-    assert firsts.wanted(WHO, [5]) == {5: 5} and firsts.wanted(ELSE, [5]) == {}
-    firsts.put(3, 5)
-    assert (firsts.of(3), firsts.of(5), firsts.behind(5)) == (5, 5, [5, 3]) and firsts
-    assert firsts.wanted(WHO, [3, 5, 8]) == {3: 5, 5: 5}, "no matter which number is lower"
-    firsts.rename(5, 7)
-    assert firsts.of(3) == 7
-    firsts.remove(5, WHO)
-    assert firsts.wanted(WHO, [3]) == {3: 3}
-    firsts.put(3, 3)
-    assert not firsts
+        chosen.add(number, WHO)
+    assert chosen.wanted(WHO, [5]) == {5: 5} and chosen.wanted(ELSE, [5]) == {}
+    chosen.set_first(3, 5)
+    assert (chosen.of(3), chosen.of(5), chosen.numbers_of(5)) == (5, 5, [5, 3]) and chosen
+    assert chosen.wanted(WHO, [3, 5, 8]) == {3: 5, 5: 5}, "no matter which number is lower"
+    chosen.renumber(5, 7)
+    assert chosen.of(3) == 7
+    chosen.remove(5, WHO)
+    assert chosen.wanted(WHO, [3]) == {3: 3}
+    chosen.set_first(3, 3)
+    assert not chosen

@@ -1,4 +1,4 @@
-"""Firsts: which of a neighbour's links stands for all of its links in the kernel's tables.
+"""First links: which of a neighbour's links stands for all of its links in the kernel's tables.
 
 Two routers may have several links between them, and what leaves by one may be answered by another. A neighbour is one
 customer, with one contract for each destination. So everything about a neighbour is entered under one of its links, the
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-class Firsts:
+class FirstLinks:
     """Knows the numbers of each neighbour, one for each of its links, and which of them is the first link's."""
 
     def __init__(self) -> None:
@@ -25,11 +25,11 @@ class Firsts:
         """Return the first link's number, for the number of any link of a neighbour."""
         return self._first.get(number, number)
 
-    def behind(self, number: int) -> list[int]:
+    def numbers_of(self, number: int) -> list[int]:
         """Return all numbers whose first link this is, beginning with its own."""
         return [number, *(other for other, first in self._first.items() if first == number)]
 
-    def put(self, number: int, first: int) -> None:
+    def set_first(self, number: int, first: int) -> None:
         """Set the first link of a number; it may be the number itself."""
         self._first.pop(number, None)
         if number != first:
@@ -55,9 +55,9 @@ class Firsts:
         stand = {self.of(number) for number in numbers} & numbers
         return dict.fromkeys(sorted(numbers), min(stand or numbers, default=0))
 
-    def rename(self, old: int, new: int) -> None:
+    def renumber(self, old: int, new: int) -> None:
         """Replace a number by another one, because the same link has got a new number."""
-        for number in self.behind(old)[1:]:
-            self.put(number, new)
+        for number in self.numbers_of(old)[1:]:
+            self.set_first(number, new)
         if old in self._first:
-            self.put(new, self._first.pop(old))
+            self.set_first(new, self._first.pop(old))
