@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from ngp.core.channels import Channel
-from ngp.core.events import ChannelsSeen, PaymentResult, SettlementSeen, Tick
-from ngp.core.values import PaymentOutcome, PaymentStatus
+from ngp.core.events import ChannelsSeen, Tick
+from ngp.core.values import PaymentOutcome, PaymentStatus, Settlement
 from ngp.daemon import channel_watch
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.errors import PaymentError
 from ngp.ports import ChannelManager
 
 WORLD: Any = SimpleNamespace(accounts=[])
-PAID = PaymentResult(PaymentOutcome(b"h" * 32, PaymentStatus.SUCCEEDED))
+PAID = PaymentOutcome(b"h" * 32, PaymentStatus.SUCCEEDED)
 
 
 async def ready() -> None:
@@ -45,7 +45,7 @@ def test_channels_are_looked_at_after_what_moves_them(monkeypatch: pytest.Monkey
 
     async def scenario() -> None:
         task = asyncio.ensure_future(watch.follow())
-        for event in (PAID, SettlementSeen(1, b"h" * 32, 5), PAID):
+        for event in (PAID, Settlement(1, b"h" * 32, 5), PAID):
             assert await told.get() == ChannelsSeen(())
             watch.note(Tick())
             await asyncio.sleep(0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ngp.core.effects import CancelInvoice, MakeInvoice, PayInvoice, TrackPayment
-from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade, PaymentResult
+from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade
 from ngp.core.records import PaymentKind
 from ngp.core.values import UNKNOWN_PAYMENT, InvoiceState, NewInvoice, PaymentOutcome, PaymentStatus
 from ngp.daemon.executor import Executor
@@ -74,7 +74,7 @@ def told(node: Any, *effects: Any) -> list[Event]:
 def test_nothing_is_asked_of_another_node_in_place_of_ours_and_no_failure_is_believed() -> None:
     """Another node knows none of our payments: two of its answers would book as failed what is on its way at ours."""
     node = Node()
-    pending = PaymentResult(PaymentOutcome(HASH, PaymentStatus.PENDING))
+    pending = PaymentOutcome(HASH, PaymentStatus.PENDING)
     assert told(node, PAY, TrackPayment(HASH)) == [pending, pending]
     assert told(node, INVOICE) == [InvoiceFailed(WHO, INVOICE.kind, "LND is another node now")]
     assert not told(node, CancelInvoice(HASH)), "our node still takes money for it"
@@ -89,11 +89,11 @@ def test_a_node_that_is_replaced_while_it_pays_leaves_the_payment_pending() -> N
         return await node.track(HASH)
 
     node.pay = replaced  # type: ignore[method-assign]
-    assert told(node, PAY) == [PaymentResult(PaymentOutcome(HASH, PaymentStatus.PENDING))]
+    assert told(node, PAY) == [PaymentOutcome(HASH, PaymentStatus.PENDING)]
 
 
 def test_the_node_in_use_is_believed() -> None:
-    failed = PaymentResult(PaymentOutcome(HASH, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT))
+    failed = PaymentOutcome(HASH, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
     assert told(Node(is_ours=True), PAY, TrackPayment(HASH), CancelInvoice(HASH), INVOICE) == [
         failed, failed, InvoiceCancelled(HASH), InvoiceMade(WHO, INVOICE.kind, "lnbcrt1", HASH, 1_000, 600)
     ]  # fmt: skip

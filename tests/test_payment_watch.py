@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from ngp.core.events import SettlementSeen
 from ngp.core.values import Check, Settlement
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import SelfDescription
@@ -98,7 +97,7 @@ def test_settlements_come_behind_the_last_one_whenever_the_node_can_be_asked() -
                 await watch.follow()
 
     asyncio.run(scenario())
-    assert told == [SettlementSeen(8, HASH, 5_000), SettlementSeen(9, HASH, 5_000)]
+    assert told == [Settlement(8, HASH, 5_000), Settlement(9, HASH, 5_000)]
     assert node.asked_from == [7, 8]
     assert post.ourselves.payee_proof == "signature" and len(node.signed) == 1
     assert "ended" in watch.why_not

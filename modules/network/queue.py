@@ -64,8 +64,8 @@ class _BurstSocket(socket.socket):
         return super().recv(bufsize, flags | socket.MSG_DONTWAIT)
 
 
-def parse_addresses(payload: bytes) -> tuple[Address, Address, int] | None:
-    """Read source, destination and length of an IP packet. Pure; takes hostile bytes.
+def parse_addresses(payload: bytes) -> tuple[Address, Address] | None:
+    """Read source and destination of an IP packet. Pure; takes hostile bytes.
 
     Args: payload: from the IP header on; may be cut short behind it.
     Returns: None if it has no valid IPv4 or IPv6 header.
@@ -75,10 +75,9 @@ def parse_addresses(payload: bytes) -> tuple[Address, Address, int] | None:
         header_bytes, length_bytes = (payload[0] & 15) * 4, int.from_bytes(payload[2:4], "big")
         if header_bytes < 20 or length_bytes < header_bytes:
             return None
-        return IPv4Address(payload[12:16]), IPv4Address(payload[16:20]), length_bytes
+        return IPv4Address(payload[12:16]), IPv4Address(payload[16:20])
     if version == 6 and len(payload) >= 40:
-        length_bytes = 40 + int.from_bytes(payload[4:6], "big")
-        return IPv6Address(payload[8:24]), IPv6Address(payload[24:40]), length_bytes
+        return IPv6Address(payload[8:24]), IPv6Address(payload[24:40])
     return None
 
 
@@ -229,9 +228,8 @@ class HeldQueue:
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         self._held[handle] = _Held(packet, neighbour, payload, self._now_s())
         self._held_by[neighbour] += 1
-        source, destination, length_bytes = addresses
-        destination = self._sent_to(packet.indev, link_address, payload) or destination
-        self._arrived.append(HeldPacket(handle, interface, link_address, source, destination, length_bytes))
+        destination = self._sent_to(packet.indev, link_address, payload) or addresses[1]
+        self._arrived.append(HeldPacket(handle, neighbour, destination))
 
     def _refuse(self, packet: netfilterqueue.Packet, why: str) -> None:
         packet.drop()

@@ -127,7 +127,7 @@ class MakeInvoice:
 
 @dataclass(frozen=True, slots=True)
 class PayInvoice:
-    """Pay an invoice whose payment is in the ledger already, as pending. Answered by PaymentResult."""
+    """Pay an invoice whose payment is in the ledger already, as pending. Answered by a PaymentOutcome."""
 
     bolt11: str
     payment_hash: bytes
@@ -138,7 +138,7 @@ class PayInvoice:
 
 @dataclass(frozen=True, slots=True)
 class TrackPayment:
-    """Ask the payment node for the outcome of a payment. Answered by PaymentResult."""
+    """Ask the payment node for the outcome of a payment. Answered by a PaymentOutcome."""
 
     payment_hash: bytes
 

@@ -1,14 +1,17 @@
-"""Events: all that can happen to the core. The time is passed along with each event; the core has no clock."""
+"""Events: all that can happen to the core. The time is passed along with each event; the core has no clock.
+
+A packet that the gate holds, a settlement and the outcome of a payment come as the ports give them (`values`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ngp.core.channels import Channel
-from ngp.core.messages import Address, Message, Prefix, StatementLine
+from ngp.core.messages import Message, StatementLine
 from ngp.core.records import PaymentKind
 from ngp.core.settings import Settings
-from ngp.core.values import AccountReading, DecodedInvoice, Hint, PaymentOutcome, Reading
+from ngp.core.values import AccountReading, DecodedInvoice, HeldPacket, Hint, PaymentOutcome, Reading, Settlement
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +61,6 @@ class OtherVersionHeard:
     """A link sent a message of another version than ours."""
 
     link: tuple[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class PacketHeld:
-    """A packet without a contract waits in the queue."""
-
-    handle: int
-    link: tuple[str, bytes]
-    destination: Address
-    route: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,26 +129,10 @@ class InvoiceCancelled:
 
 
 @dataclass(frozen=True, slots=True)
-class SettlementSeen:
-    """Our payment node says that an invoice was paid. It may say so twice, or of an invoice that ngp didn't make."""
-
-    cursor: int
-    payment_hash: bytes
-    amount_msat: int
-
-
-@dataclass(frozen=True, slots=True)
 class ChannelsSeen:
     """Our payment node's channels as they are now; they are read now and then, and after payments."""
 
     channels: tuple[Channel, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PaymentResult:
-    """The outcome of a payment of ours."""
-
-    outcome: PaymentOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +180,7 @@ Event = (
     | Delivered
     | BillsRecalled
     | OtherVersionHeard
-    | PacketHeld
+    | HeldPacket
     | UsageRead
     | Hinted
     | Halted
@@ -211,9 +188,9 @@ Event = (
     | InvoiceMade
     | InvoiceFailed
     | InvoiceCancelled
-    | SettlementSeen
+    | Settlement
     | ChannelsSeen
-    | PaymentResult
+    | PaymentOutcome
     | Tick
     | Stopping
     | SettingsChanged

@@ -35,11 +35,8 @@ from ngp.core.events import (
     InvoiceMade,
     MessageReceived,
     OtherVersionHeard,
-    PacketHeld,
-    PaymentResult,
     RefundNeighbour,
     SettingsChanged,
-    SettlementSeen,
     Stopping,
     Tick,
     Undelivered,
@@ -70,7 +67,7 @@ from ngp.core.selling import refunds as seller_refunds
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
-from ngp.core.values import HintKind, Now, Reading
+from ngp.core.values import HeldPacket, HintKind, Now, PaymentOutcome, Reading, Settlement
 from ngp.core.world import World
 
 FLUSH_INTERVAL_S = 60.0
@@ -113,7 +110,7 @@ class Gatekeeper:
     def _handle(self, event: Event) -> None:  # one arm an event
         world = self.world
         match event:
-            case PacketHeld():
+            case HeldPacket():
                 first_packets.packet_held(world, event)
             case MessageReceived():
                 self._message(event)
@@ -140,15 +137,12 @@ class Gatekeeper:
                 account = invoices.invoice_cancelled(world, event.payment_hash)
                 if isinstance(account, ClientAccount):
                     invoicing.top_up_if_low(world, account)
-            case SettlementSeen():
-                world.count(
-                    "settlements_"
-                    + settlements.settlement_seen(world, event.cursor, event.payment_hash, event.amount_msat).value
-                )
+            case Settlement():
+                world.count("settlements_" + settlements.settlement_seen(world, event).value)
             case ChannelsSeen():
                 invoicing.channels_seen(world, event)
-            case PaymentResult():
-                orders.payment_result(world, event.outcome)
+            case PaymentOutcome():
+                orders.payment_result(world, event)
             case Undelivered():
                 self._undelivered(event)
             case Delivered():

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import Contract
-from ngp.core.events import PacketHeld
 from ngp.core.messages import Address
 from ngp.core.records import NeighbourRecord
 from ngp.core.selling.sale import Sale
-from ngp.core.values import KernelNeighbour
+from ngp.core.values import HeldPacket, KernelNeighbour
 
 Link = tuple[str, bytes]
 
@@ -97,7 +96,7 @@ class Peers:
     by_link: dict[Link, Neighbour] = field(default_factory=dict)
     by_identity: dict[bytes, dict[Link, Neighbour]] = field(default_factory=dict)
     blocked: set[bytes] = field(default_factory=set)
-    strangers: deque[tuple[float, PacketHeld]] = field(default_factory=deque)
+    strangers: deque[tuple[float, HeldPacket]] = field(default_factory=deque)
     silence_due: dict[str, float] = field(default_factory=dict)
     other_versions: dict[Link, float] = field(default_factory=dict)
     greeted: dict[str, float] = field(default_factory=dict)

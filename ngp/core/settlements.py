@@ -13,6 +13,7 @@ from ngp.core.records import CursorRecord, PaymentKind, PaymentRecord, PaymentSt
 from ngp.core.selling import metering
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S, note_top_up
+from ngp.core.values import Settlement
 from ngp.core.world import World
 
 ASK_MORE_AFTER_S = 60.0
@@ -47,21 +48,21 @@ def proof_received(world: World, paid: Paid) -> Applied:
     return Applied.APPLIED
 
 
-def settlement_seen(world: World, cursor: int, payment_hash: bytes, amount_msat: int) -> Applied:
+def settlement_seen(world: World, seen: Settlement) -> Applied:
     """Credit a payment that our node reports, and store how far its stream was read (the cursor).
 
     The cursor alone needs no flush to the disk: what a power cut takes back, the node reports again, and it counts
     once. A restored node may start its count anew; then the cursor goes back, and repeated payments count once too.
     """
-    if cursor != world.money.cursor:
-        world.money.cursor = cursor
-        world.do(Persist(CursorRecord(cursor)))
-    record = world.money.invoices.get(payment_hash)
+    if seen.cursor != world.money.cursor:
+        world.money.cursor = seen.cursor
+        world.do(Persist(CursorRecord(seen.cursor)))
+    record = world.money.invoices.get(seen.payment_hash)
     if record is None:
         return Applied.FOREIGN
-    if record.state is PaymentState.SETTLED and amount_msat <= record.amount_msat:
+    if record.state is PaymentState.SETTLED and seen.amount_msat <= record.amount_msat:
         return Applied.REPLAYED
-    _credit(world, record, amount_msat)  # after a proof this credits the rest: a proof doesn't say that more was paid
+    _credit(world, record, seen.amount_msat)  # after a proof the rest: a proof doesn't say that more was paid
     return Applied.APPLIED
 
 

@@ -258,14 +258,16 @@ class Adopted:
 
 @dataclass(frozen=True, slots=True)
 class HeldPacket:
-    """A packet that waits in the queue for a contract; `handle` is good for one verdict."""
+    """A packet that no contract covers waits in the queue; `handle` is good for one verdict.
+
+    Attributes:
+        link: (interface, link address) that it came from.
+        route: our route to the destination; None: unknown.
+    """
 
     handle: int
-    interface: str
-    link_address: bytes
-    source: Address
+    link: tuple[str, bytes]
     destination: Address
-    length_bytes: int
     route: Prefix | None = None
 
 
@@ -355,7 +357,11 @@ class InvoiceState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """An invoice of ours was paid; `cursor` resumes the stream after this settlement. The same one may come twice."""
+    """An invoice of our node was paid. The same one may come twice, and it may be one that ngp didn't make.
+
+    Attributes:
+        cursor: resumes the stream after this settlement.
+    """
 
     cursor: int
     payment_hash: bytes

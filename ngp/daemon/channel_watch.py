@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from ngp.core.events import ChannelsSeen, Event, PaymentResult, SettlementSeen
+from ngp.core.events import ChannelsSeen, Event
 from ngp.core.world import World
-from ngp.ports import ChannelManager
+from ngp.ports import ChannelManager, PaymentOutcome, Settlement
 
 LOOK_INTERVAL_S = 30.0
 HELD_UP_INTERVAL_S = 3.0
@@ -37,7 +37,7 @@ class ChannelWatch:
 
     def note(self, event: Event) -> None:
         """Look again soon if the event moved a balance."""
-        if isinstance(event, PaymentResult | SettlementSeen):
+        if isinstance(event, PaymentOutcome | Settlement):
             self._moved.set()
 
     async def follow(self) -> None:

@@ -48,7 +48,6 @@ from ngp.core.events import (
     InvoiceCancelled,
     InvoiceFailed,
     InvoiceMade,
-    PaymentResult,
 )
 from ngp.core.values import AccountLimit, Grant, InvoiceState, PaymentOutcome, PaymentStatus
 from ngp.daemon.logs import WhileItLasts
@@ -256,7 +255,7 @@ class Executor:
             # It isn't known whether the payment was sent: it stays pending until the node reports its outcome.
             self._tell_trouble(f"payment {effect.payment_hash.hex()[:16]}", error)
             outcome = PaymentOutcome(effect.payment_hash, PaymentStatus.PENDING)
-        self._tell(PaymentResult(outcome))
+        self._tell(outcome)
 
     async def _track(self, payment_hash: bytes) -> None:
         try:
@@ -264,7 +263,7 @@ class Executor:
         except PaymentError as error:  # the reason is the same for all payments: the node is away, or lacks a right
             self._tell_trouble(f"payment {payment_hash.hex()[:16]} is asked for again", error)
             outcome = PaymentOutcome(payment_hash, PaymentStatus.PENDING)
-        self._tell(PaymentResult(outcome))
+        self._tell(outcome)
 
     async def _believed(self, asking: Coroutine[Any, Any, PaymentOutcome]) -> PaymentOutcome:
         """Return a payment's outcome; believe a failure only after the node has confirmed its identity.

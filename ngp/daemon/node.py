@@ -21,7 +21,6 @@ from ngp.core.events import (
     Event,
     Hinted,
     MessageReceived,
-    PacketHeld,
     SettingsChanged,
     Stopping,
     Tick,
@@ -251,7 +250,7 @@ class Node:
 
     def tell(self, event: Event) -> None:
         """Queue an event: a held packet behind the other work of its neighbour, all others as this host's own."""
-        self._events.add(event, self._cause_of(event.link) if isinstance(event, PacketHeld) else None)
+        self._events.add(event, self._cause_of(event.link) if isinstance(event, HeldPacket) else None)
         self.channels.note(event)
         self._pump_soon()
 
@@ -384,8 +383,7 @@ class Node:
         if self._unstored:
             self.parts.network.verdict(packet.handle, Verdict.DROP)
             return
-        link = (packet.interface, packet.link_address)
-        self.tell(PacketHeld(packet.handle, link, packet.destination, packet.route))
+        self.tell(packet)
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
         if self._unstored:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from ngp.core.events import Event, SettlementSeen
+from ngp.core.events import Event
 from ngp.core.settings import Settings
 from ngp.core.world import World
 from ngp.daemon.post import Post
@@ -54,7 +54,7 @@ class PaymentWatch:
             await self.warn_of_lacks(self._world.settings)
             await self._prove_payee()
             async for settled in self._payment.watch_settlements(self._world.money.cursor):
-                self._tell(SettlementSeen(settled.cursor, settled.payment_hash, settled.amount_msat))
+                self._tell(settled)
             raise PaymentError("the payment node ended the list of what was settled")
         except PaymentError as error:
             self.why_not = str(error)

@@ -25,7 +25,7 @@ from ngp.core.records import ContractRecord
 from ngp.core.restore import restore
 from ngp.core.selling.account import ClientAccount
 from ngp.core.settings import Budgets, FeeLimit, Settings
-from ngp.core.values import HintKind, Now, Verdict
+from ngp.core.values import HeldPacket, HintKind, Now, Settlement, Verdict
 from ngp.core.world import PaymentNode, World
 
 UTC_AT_START_S = 1_700_000_000
@@ -178,7 +178,7 @@ class Sim:
     def _stream(self, node: Node) -> None:
         for cursor, payment_hash, amount in self.payments.stream.get(node.name, [])[node.settled :]:
             node.settled = cursor
-            self.happen(node, ev.SettlementSeen(cursor, payment_hash, amount))
+            self.happen(node, Settlement(cursor, payment_hash, amount))
 
     def run(self, seconds: float) -> None:
         """Let time pass."""
@@ -282,12 +282,12 @@ class Sim:
                     self._soon(node, ev.InvoiceCancelled(effect.payment_hash), 0.01)
             case fx.PayInvoice():
                 outcome = self.payments.pay(node.name, effect.payment_hash, effect.fee_limit_msat)
-                self._soon(node, ev.PaymentResult(outcome), self.pay_takes_s)
+                self._soon(node, outcome, self.pay_takes_s)
             case fx.RecallBills():
                 page = node.ledger.unacknowledged(effect.identity, effect.after, BILLS_A_PAGE)
                 self._soon(node, ev.BillsRecalled(effect.identity, *page))
             case fx.TrackPayment():
-                self._soon(node, ev.PaymentResult(self.payments.track(node.name, effect.payment_hash)), 0.05)
+                self._soon(node, self.payments.track(node.name, effect.payment_hash), 0.05)
             case fx.Acknowledge() | fx.Log() | fx.ProveSettlement():
                 pass  # tests look at the log of effects; the payment network settles by itself
             case _:
@@ -381,7 +381,7 @@ class Sim:
 
         gateway.held[handle] = decide
         gateway.held_since[handle] = self.now
-        packet = ev.PacketHeld(handle, self.client.link, ip_address(destination), ip_network("0.0.0.0/0"))
+        packet = HeldPacket(handle, self.client.link, ip_address(destination), ip_network("0.0.0.0/0"))
         self.happen(gateway, packet)
 
     def down(self, source: str, size: int = 1000) -> None:

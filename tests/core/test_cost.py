@@ -10,7 +10,7 @@ from playbook import Sim, account
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.messages import Accept, Hello, Propose
-from ngp.core.values import Reading
+from ngp.core.values import HeldPacket, Reading
 
 
 def open_contracts(sim: Sim, first: int, many: int) -> float:
@@ -18,7 +18,7 @@ def open_contracts(sim: Sim, first: int, many: int) -> float:
     step, client = sim.gateway.gatekeeper.step, sim.client
     began = process_time()
     for number in range(first, first + many):
-        held = ev.PacketHeld(number, client.link, ip_address(0x0B000000 + number))
+        held = HeldPacket(number, client.link, ip_address(0x0B000000 + number))
         (propose,) = [
             e.message for e in step(held, sim.clock()) if isinstance(e, fx.Send) and isinstance(e.message, Propose)
         ]

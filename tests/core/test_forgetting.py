@@ -116,7 +116,7 @@ def test_invoices_that_cannot_be_paid_are_tried_seldom(keys: int) -> None:
             if isinstance(effect, fx.PayInvoice):
                 tried += 1
                 failed = PaymentOutcome(effect.payment_hash, PaymentStatus.FAILED, reason="no route")
-                assert messages(attacker.tell(ev.PaymentResult(failed)), Declined)
+                assert messages(attacker.tell(failed), Declined)
     assert 5 < tried <= minutes + 8
     payments = [one for one in sim.client.ledger.payments.values() if isinstance(one, PaymentRecord)]
     assert len(payments) == tried

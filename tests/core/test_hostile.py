@@ -34,7 +34,7 @@ from ngp.core.messages import (
     StatementLine,
 )
 from ngp.core.selling import first_packets
-from ngp.core.values import DecodedInvoice
+from ngp.core.values import DecodedInvoice, HeldPacket
 
 HOST = "198.51.100.1"
 PRICE = st.sampled_from((0, 1, 5 << 20, (5 << 20) + 1, 1 << 50)) | st.integers(0, 1 << 50)
@@ -146,7 +146,7 @@ def test_quotes_and_refusals_of_one_neighbour_are_bounded() -> None:
     sim = Sim()
     step, world = sim.gateway.gatekeeper.step, sim.gateway.world
     for number in range(12_000):
-        packet = ev.PacketHeld(10**6 + number, sim.client.link, ip_address(0x0B000000 + number))
+        packet = HeldPacket(10**6 + number, sim.client.link, ip_address(0x0B000000 + number))
         for effect in step(packet, sim.clock()):
             if isinstance(effect, fx.Send) and isinstance(effect.message, Propose):
                 no = Reject(effect.message.contract, RejectReason.PRICE)
@@ -161,7 +161,7 @@ def test_strangers_fill_a_short_list_and_every_packet_gets_its_verdict() -> None
     sim = Sim()
     verdicts = []
     for number in range(3000):
-        packet = ev.PacketHeld(10**6 + number, ("eth1", number.to_bytes(6, "big")), ip_address("203.0.113.1"))
+        packet = HeldPacket(10**6 + number, ("eth1", number.to_bytes(6, "big")), ip_address("203.0.113.1"))
         verdicts += [e for e in sim.gateway.gatekeeper.step(packet, sim.clock()) if isinstance(e, fx.Decide)]
     assert len(sim.gateway.world.peers.strangers) <= 1024
     sim.now += 4
@@ -173,7 +173,7 @@ def told_of_packets(sim: Sim, links: list[tuple[str, bytes]]) -> list[str]:
     """Let packets of these links wait in vain, and return the warnings in the log."""
     step, now, said = sim.gateway.gatekeeper.step, sim.clock, list[fx.Effect]()
     for handle, link in enumerate(links, 10**6):
-        said += step(ev.PacketHeld(handle, link, ip_address(HOST)), now())
+        said += step(HeldPacket(handle, link, ip_address(HOST)), now())
     sim.now += 3.1
     said += step(ev.Tick(), now())
     assert sum(isinstance(one, fx.Decide) for one in said) == len(links)

@@ -19,7 +19,7 @@ from ngp.core import events as ev
 from ngp.core.messages import Ask, Invoice, Paid, Role
 from ngp.core.pricing import amount_due_msat
 from ngp.core.records import Direction, PaymentState
-from ngp.core.values import UNITS_PER_MSAT, Now, PaymentStatus
+from ngp.core.values import UNITS_PER_MSAT, Now, PaymentStatus, Settlement
 
 HOSTS = ("198.51.100.1", "198.51.100.2", "203.0.113.1", "203.0.113.2", "203.0.113.3")
 GRACE = 64 << 10
@@ -128,7 +128,7 @@ def play(sim: Sim, plan: list[tuple[object, ...]]) -> None:
                 message = ev.MessageReceived(sim.client.identity, sim.client.link, 1, proof, 1 << 33)
                 sim.happen(sim.gateway, message)
             for cursor, payment_hash, amount in sim.payments.stream.get("gateway", []):
-                sim.happen(sim.gateway, ev.SettlementSeen(cursor, payment_hash, amount))
+                sim.happen(sim.gateway, Settlement(cursor, payment_hash, amount))
         else:
             host, size, times = details
             for _ in range(times):  # type: ignore[call-overload]

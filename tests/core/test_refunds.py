@@ -22,7 +22,7 @@ from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import Direction, PaymentKind, PaymentState
 from ngp.core.selling.refunds import ASK_PAUSE_S, why_no_refund
 from ngp.core.settings import Budgets, FeeLimit
-from ngp.core.values import PaymentOutcome, PaymentStatus
+from ngp.core.values import PaymentOutcome, PaymentStatus, Settlement
 
 HOST = "198.51.100.1"
 GENEROUS = settings(refund_when_asked=True, contract_time_s=5)
@@ -191,7 +191,7 @@ def pay_in(sim: Sim, amount_msat: int) -> None:
     """Let the client pay much more than it uses: BOLT 4 permits twice an invoice's amount, and LND takes any sum."""
     made = sim.payments.invoice("gateway", 1000)
     sim.happen(sim.gateway, ev.InvoiceMade(sim.client.identity, PaymentKind.TOP_UP, made.hex(), made, 1000, 600))
-    sim.happen(sim.gateway, ev.SettlementSeen(sim.gateway.world.money.cursor + 1, made, amount_msat))
+    sim.happen(sim.gateway, Settlement(sim.gateway.world.money.cursor + 1, made, amount_msat))
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -368,7 +368,7 @@ def test_a_refund_of_more_than_the_client_paid_is_told_on_both_sides() -> None:
     sim.flow(HOST, 100_000, 2)
     by_hand = ev.InvoiceMade(sim.client.identity, PaymentKind.MANUAL, "", b"h" * 32, 50_000, 600)
     sim.happen(sim.gateway, by_hand)
-    sim.happen(sim.gateway, ev.SettlementSeen(9, b"h" * 32, 50_000))
+    sim.happen(sim.gateway, Settlement(9, b"h" * 32, 50_000))
     sim.happen(sim.gateway, ev.BlockNeighbour(sim.client.identity, True))
     sim.run(1)
     sim.happen(sim.gateway, ev.RefundNeighbour(sim.client.identity))
@@ -397,7 +397,7 @@ def test_a_refund_that_fails_is_offered_again_and_makes_no_payment_wait() -> Non
         spent = sim.gateway.kernel.accounts[sim.client.identity].spent
         sim.gateway.gatekeeper.step(ev.AccountCounted(sim.client.identity, spent, (), bolt11), sim.clock())
         failed = PaymentOutcome(bolt11, PaymentStatus.FAILED, reason="no route")
-        sim.happen(sim.gateway, ev.PaymentResult(failed))
+        sim.happen(sim.gateway, failed)
         assert account(sim).refund.promised_msat == 0
     assert sim.client.identity not in sim.gateway.world.servers
     assert sim.gateway.world.buying.backoff.failures == 0

@@ -11,7 +11,7 @@ from ngp.core import events as ev
 from ngp.core.messages import Declined, Invoice, Paid
 from ngp.core.records import CursorRecord, Direction, PaymentKind, PaymentState
 from ngp.core.selling.account import ClientAccount
-from ngp.core.values import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
+from ngp.core.values import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus, Settlement
 
 HOST = "198.51.100.1"
 DAY_S = 86_400
@@ -34,10 +34,10 @@ def test_a_payment_above_its_invoice_counts_whole_also_when_the_proof_came_first
     sim.happen(sim.gateway, ev.MessageReceived(sim.client.identity, sim.client.link, 1, proof, 7 << 32))
     assert client_account(sim).paid_msat == 50_000
     for _ in range(2):
-        sim.happen(sim.gateway, ev.SettlementSeen(1, made, 70_000))
+        sim.happen(sim.gateway, Settlement(1, made, 70_000))
     assert client_account(sim).paid_msat == 70_000
     sim.crash(sim.gateway)
-    sim.happen(sim.gateway, ev.SettlementSeen(1, made, 70_000))
+    sim.happen(sim.gateway, Settlement(1, made, 70_000))
     assert client_account(sim).paid_msat == 70_000
     assert sim.gateway.ledger.payments[Direction.IN, made].amount_msat == 70_000
 
@@ -48,7 +48,7 @@ def test_the_cursor_alone_never_waits_for_the_disk() -> None:
     made = invoice_by_hand(sim, 50_000)
     stored: list[fx.Persist] = []
     for cursor, payment_hash in enumerate((b"x" * 32, made, made, b"y" * 32), 1):
-        effects = sim.gateway.gatekeeper.step(ev.SettlementSeen(cursor, payment_hash, 50_000), sim.clock())
+        effects = sim.gateway.gatekeeper.step(Settlement(cursor, payment_hash, 50_000), sim.clock())
         sim.carry_out(sim.gateway, effects)
         stored += [one for one in effects if isinstance(one, fx.Persist)]
     cursors = [one.durable for one in stored if isinstance(one.record, CursorRecord)]
@@ -65,7 +65,7 @@ def test_money_that_a_node_took_before_days_of_absence_is_credited_when_it_is_ba
     if restarted:
         sim.crash(sim.gateway)
         sim.run(1.1 * DAY_S)
-    sim.happen(sim.gateway, ev.SettlementSeen(1, made, 50_000))
+    sim.happen(sim.gateway, Settlement(1, made, 50_000))
     assert client_account(sim).paid_msat == 50_000
 
 
@@ -73,8 +73,8 @@ def test_a_node_that_starts_its_count_again_is_read_from_there() -> None:
     """A restored LND counts from 1 again: after the old cursor it would report nothing for a long time."""
     sim = Sim(client=settings(buys=False))
     made = [invoice_by_hand(sim, 50_000) for _ in range(2)]
-    sim.happen(sim.gateway, ev.SettlementSeen(900, made[0], 50_000))
-    sim.happen(sim.gateway, ev.SettlementSeen(1, made[1], 50_000))
+    sim.happen(sim.gateway, Settlement(900, made[0], 50_000))
+    sim.happen(sim.gateway, Settlement(1, made[1], 50_000))
     sim.crash(sim.gateway)
     assert sim.gateway.world.money.cursor == 1 and client_account(sim).paid_msat == 100_000
 
@@ -107,7 +107,7 @@ def pending_payment() -> tuple[Sim, bytes, PaymentOutcome]:
 def test_a_payment_that_the_node_does_not_know_yet_is_asked_for_once_more() -> None:
     """After a broken connection, the order to pay may be in the node's buffers and be carried out all the same."""
     sim, made, unheard = pending_payment()
-    sim.happen(sim.client, ev.PaymentResult(unheard))
+    sim.happen(sim.client, unheard)
     assert sim.client.world.money.payments[made].state is PaymentState.PENDING
     sim.payments.unknown[made] = PaymentStatus.SUCCEEDED
     sim.run(10)
@@ -118,7 +118,7 @@ def test_a_payment_that_the_node_does_not_know_yet_is_asked_for_once_more() -> N
 def test_a_payment_that_the_node_never_knew_is_reported_as_such() -> None:
     sim, made, unheard = pending_payment()
     for _ in range(2):
-        sim.happen(sim.client, ev.PaymentResult(unheard))
+        sim.happen(sim.client, unheard)
     assert sim.client.world.money.payments[made].state is PaymentState.FAILED
     words = "failed: our payment node never received the order, so no money left it"
     assert [one for one in sim.client.log if isinstance(one, fx.Log) and one.text.endswith(words)]
@@ -130,10 +130,10 @@ def test_an_unknown_payment_failed_only_if_the_node_says_so_twice_in_a_row() -> 
     """A node that was stopped and goes on may answer a question before it has read the order to pay."""
     sim, made, unheard = pending_payment()
     for outcome in (unheard, PaymentOutcome(made, PaymentStatus.PENDING), unheard):
-        sim.happen(sim.client, ev.PaymentResult(outcome))
+        sim.happen(sim.client, outcome)
     assert sim.client.world.money.payments[made].state is PaymentState.PENDING
     done = PaymentOutcome(made, PaymentStatus.SUCCEEDED, sim.payments.preimages[made])
-    sim.happen(sim.client, ev.PaymentResult(done))
+    sim.happen(sim.client, done)
     assert not sim.client.world.money.unheard_of
 
 

@@ -152,7 +152,7 @@ def test_a_packet_that_is_held_on_the_other_link_goes_on_by_the_contract(world: 
         return held
 
     (packet,) = asyncio.run(scenario())
-    assert packet.interface == "m1"
+    assert packet.link[0] == "m1"
     assert dropped(world.lab.client, "10.77.2.9") and passes(world.lab.client, INTERNET[4])
 
 

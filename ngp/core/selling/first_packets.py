@@ -9,13 +9,12 @@ import logging
 
 from ngp.core.contract import State
 from ngp.core.effects import Decide, Greet
-from ngp.core.events import PacketHeld
 from ngp.core.peers import Neighbour
 from ngp.core.policy import sell_terms
 from ngp.core.selling.negotiation import may_quote, quote, trades
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
-from ngp.core.values import Verdict
+from ngp.core.values import HeldPacket, Verdict
 from ngp.core.world import World
 
 STRANGER_HOLD_S = 3.0
@@ -26,7 +25,7 @@ MOST_STRANGER_PACKETS = 1024
 MOST_HELD_PER_CONTRACT = 64
 
 
-def packet_held(world: World, packet: PacketHeld) -> None:
+def packet_held(world: World, packet: HeldPacket) -> None:
     """Decide about a packet whose destination the kernel doesn't know for this neighbour."""
     neighbour = world.peers.by_link.get(packet.link)
     if neighbour is None or not neighbour.network or not (neighbour.up or neighbour.identity in world.peers.blocked):
@@ -48,7 +47,7 @@ def packet_held(world: World, packet: PacketHeld) -> None:
     sale.held.append(packet.handle)
 
 
-def _hold_for_stranger(world: World, packet: PacketHeld) -> None:
+def _hold_for_stranger(world: World, packet: HeldPacket) -> None:
     """Hold the packet for a moment and broadcast a hello. A flood meets a full list, and one hello a second at most."""
     if len(world.peers.strangers) >= MOST_STRANGER_PACKETS:
         world.do(Decide(packet.handle, Verdict.DROP))
@@ -110,7 +109,7 @@ def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
     world.log(f"{sender} are dropped: nobody there says hello; does ngp run there?", logging.WARNING)
 
 
-def _hold_for_contract(world: World, sale: Sale, packet: PacketHeld) -> None:
+def _hold_for_contract(world: World, sale: Sale, packet: HeldPacket) -> None:
     if sale.state is State.QUOTED and len(sale.held) < MOST_HELD_PER_CONTRACT:
         sale.held.append(packet.handle)
     else:  # the kernel decides if the contract runs; if it was refused, waiting is useless
