@@ -106,12 +106,10 @@ class CountAccount:
 
     Attributes:
         contracts: all contracts of the account that are not over.
-        payment_hash: of the refund that waits for this count; b"" if none does.
     """
 
     account: bytes
     contracts: tuple[bytes, ...]
-    payment_hash: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

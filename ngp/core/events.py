@@ -97,7 +97,6 @@ class AccountCounted:
     account: bytes
     spent_units: int
     readings: tuple[Reading, ...]
-    payment_hash: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

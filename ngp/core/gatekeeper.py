@@ -124,7 +124,7 @@ class Gatekeeper:
                 self._halted(event)
             case AccountCounted():
                 seller_meter.account_counted(world, event)
-                seller_refunds.counted(world, event)
+                seller_refunds.account_counted(world, event)
             case Tick():
                 self._tick()
             case Stopping():

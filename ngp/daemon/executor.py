@@ -217,7 +217,7 @@ class Executor:
             self._tell(Halted(contract, readings.get(contract)))
         for count, spent_units in counts:
             counted = tuple(self._network.read(count.contracts))
-            self._tell(AccountCounted(count.account, spent_units, counted, count.payment_hash))
+            self._tell(AccountCounted(count.account, spent_units, counted))
 
     # --- payment ------------------------------------------------------------------------------------------------------
 

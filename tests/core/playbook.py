@@ -268,9 +268,7 @@ class Sim:
                 node.kernel.forget(effect.account)
             case fx.CountAccount():
                 spent, which = node.kernel.accounts[effect.account].spent, effect
-                self._when_settled(
-                    node, lambda: ev.AccountCounted(which.account, spent, read(which.contracts), which.payment_hash)
-                )
+                self._when_settled(node, lambda: ev.AccountCounted(which.account, spent, read(which.contracts)))
             case fx.MakeInvoice():
                 payment_hash = self.payments.invoice(node.name, effect.amount_msat)
                 made = ev.InvoiceMade(

@@ -20,6 +20,7 @@ from ngp.core.messages import Declined, DeclineReason, Message, Refund
 from ngp.core.orders import REFUND_PAUSE_S
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import Direction, PaymentKind, PaymentState
+from ngp.core.selling import metering
 from ngp.core.selling.refunds import ASK_PAUSE_S, why_no_refund
 from ngp.core.settings import Budgets, FeeLimit
 from ngp.core.values import PaymentOutcome, PaymentStatus, Settlement
@@ -381,21 +382,43 @@ def test_a_refund_of_more_than_the_client_paid_is_told_on_both_sides() -> None:
     assert account(sim).refunded_msat > 0
 
 
+def take_offer(sim: Sim) -> bytes:
+    """Have the operator offer a refund and the client send its invoice, whose hash is returned; do nothing for it."""
+    sim.gateway.gatekeeper.step(ev.RefundNeighbour(sim.client.identity), sim.clock())
+    offered = account(sim).refund.offered_msat
+    bolt11 = sim.payments.invoice("client", offered)
+    refund = ev.MessageReceived(
+        *(sim.client.identity, sim.client.link, sim.client.boot, Refund(offered, bolt11.hex()), 7 << 32),
+        decoded=sim.payments.decode(bolt11.hex()),
+    )
+    sim.gateway.gatekeeper.step(refund, sim.clock())
+    assert account(sim).refund.promised_msat == offered > 0
+    return bolt11
+
+
+def counted(sim: Sim) -> list[fx.Effect]:
+    """Answer the count of the client's account."""
+    spent = sim.gateway.kernel.accounts[sim.client.identity].spent
+    return sim.gateway.gatekeeper.step(ev.AccountCounted(sim.client.identity, spent, ()), sim.clock())
+
+
+def test_a_refund_waits_for_a_count_that_was_asked_for_after_its_sum_was_taken_out() -> None:
+    sim = Sim(client=settings(sells=False))
+    sim.flow(HOST, 100_000, 2)
+    metering.count_again(sim.gateway.world, account(sim))
+    take_offer(sim)
+    kinds = [type(effect) for effect in counted(sim)]
+    assert fx.CountAccount in kinds and fx.PayInvoice not in kinds
+    kinds = [type(effect) for effect in counted(sim)]
+    assert fx.PayInvoice in kinds and fx.CountAccount not in kinds
+
+
 def test_a_refund_that_fails_is_offered_again_and_makes_no_payment_wait() -> None:
     sim = Sim(client=settings(sells=False))
     sim.flow(HOST, 100_000, 2)
     for _ in range(2):
-        sim.gateway.gatekeeper.step(ev.RefundNeighbour(sim.client.identity), sim.clock())
-        offered = account(sim).refund.offered_msat
-        bolt11 = sim.payments.invoice("client", offered)
-        refund = ev.MessageReceived(
-            *(sim.client.identity, sim.client.link, sim.client.boot, Refund(offered, bolt11.hex()), 7 << 32),
-            decoded=sim.payments.decode(bolt11.hex()),
-        )
-        sim.gateway.gatekeeper.step(refund, sim.clock())
-        assert account(sim).refund.promised_msat == offered > 0
-        spent = sim.gateway.kernel.accounts[sim.client.identity].spent
-        sim.gateway.gatekeeper.step(ev.AccountCounted(sim.client.identity, spent, (), bolt11), sim.clock())
+        bolt11 = take_offer(sim)
+        counted(sim)
         failed = PaymentOutcome(bolt11, PaymentStatus.FAILED, reason="no route")
         sim.happen(sim.gateway, failed)
         assert account(sim).refund.promised_msat == 0

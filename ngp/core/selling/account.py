@@ -113,7 +113,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class PendingRefund:
-    """An invoice for a refund that waits until the kernel has reported what was spent (`refunds.counted`)."""
+    """An invoice for a refund that waits until the kernel has reported what was spent (`refunds.account_counted`)."""
 
     bolt11: str
     payment_hash: bytes
@@ -149,7 +149,8 @@ class KernelShare:
         offset_units: the kernel's limit is paid - refunded, plus this (see `ClientAccount.limit`).
         told: limit, credit and end of the credit as last set in the kernel; None: it doesn't know the account.
         spent_units: what the account had spent when the kernel was last read.
-        counting: number of `CountAccount` effects that aren't answered yet.
+        counting: number of counts that are asked for and not answered yet. 2: the second one follows the first, because
+            the limit changed after the first was asked for.
     """
 
     offset_units: int = 0

@@ -101,13 +101,15 @@ def account_exhausted(world: World, account: ClientAccount) -> None:
     world.limit(account)
 
 
-def count_again(world: World, account: ClientAccount, payment_hash: bytes = b"") -> None:
+def count_again(world: World, account: ClientAccount) -> None:
     """Have the account's sum and its contracts' counters read, so that the limit is exact again."""
-    if account.kernel.counting and not payment_hash:
-        return
-    account.kernel.counting += 1
-    sales = tuple(one.id for one in world.sold_to(account.identity))
-    world.do(CountAccount(account.identity, sales, payment_hash))
+    account.kernel.counting = min(2, account.kernel.counting + 1)
+    if account.kernel.counting == 1:
+        _count(world, account)
+
+
+def _count(world: World, account: ClientAccount) -> None:
+    world.do(CountAccount(account.identity, tuple(sale.id for sale in world.sold_to(account.identity))))
 
 
 def account_counted(world: World, event: AccountCounted) -> None:
@@ -115,11 +117,13 @@ def account_counted(world: World, event: AccountCounted) -> None:
     account = world.clients.get(event.account)
     if account is None or not account.kernel.counting:
         return
-    account.kernel.counting -= 1
     for reading in event.readings:
         sale = world.sale(reading.contract)
         if sale is not None:
             contract_read(world, sale, reading)
+    account.kernel.counting -= 1
+    if account.kernel.counting:
+        _count(world, account)
     account.count_from(event.spent_units, world.sold_to(account.identity))
     account_read(world, account)
 

@@ -184,21 +184,21 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
     if account.kernel.told is None:  # no contract runs that could spend it
         _pay_pending(world, account)
     else:
-        metering.count_again(world, account, decoded.payment_hash)
+        metering.count_again(world, account)
     return False
 
 
-def counted(world: World, event: AccountCounted) -> None:
+def account_counted(world: World, event: AccountCounted) -> None:
     """Pay a refund now that the kernel can't spend its sum any more, if what was carried meanwhile left enough."""
     account = world.clients.get(event.account)
-    pending = account.refund.pending if account is not None else None
-    if account is not None and pending is not None and pending.payment_hash == event.payment_hash:
+    if account is not None and not account.kernel.counting:  # the last count was asked for after the limit was lowered
         _pay_pending(world, account)
 
 
 def _pay_pending(world: World, account: ClientAccount) -> None:
     refund, neighbour = account.refund.pending, world.peers.any_link(account.identity)
-    assert refund is not None
+    if refund is None:
+        return
     account.refund.pending = None
     missing_msat = max(0, account.refund.promised_msat - account.balance_msat)
     if neighbour is not None and not missing_msat:
