@@ -34,12 +34,12 @@ from ngp.core.records import (
 )
 from ngp.core.selling import grace
 from ngp.core.selling import metering as seller_meter
-from ngp.core.selling.account import ClientAccount, Credit
+from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.selling.statements import add_to_statement
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S
-from ngp.core.values import UNITS_PER_MSAT, Adopted, AdoptedAccount, AdoptedContract, Grant, Now
+from ngp.core.values import Adopted, AdoptedAccount, AdoptedContract, Grant, Now
 from ngp.core.world import World
 
 FORGET_NEIGHBOUR_S = 30 * 86400
@@ -254,8 +254,9 @@ def _limit(world: World, record: AccountRecord, contracts: list[Sale], found: Ad
     for contract in contracts:
         if contract.state is State.ACCEPTED:
             grace.accepted_unpaid(world, account, contract)
-    if account.debt_msat:
-        _restore_credit(world, account, record, contracts)
+    links = [contract.link for contract in contracts] or list(world.peers.by_identity.get(account.identity, ()))
+    lasts_s = found.limit.credit_ends_in_s if found is not None else float(record.grace_until_s - world.now.utc_s)
+    grace.restore(world, account, record, next(iter(links), ("", b"")), lasts_s)
     if found is not None:
         account.count_from(found.reading.spent_units, contracts)
         account.kernel.told = (found.limit.limit_units, found.limit.credit_units, 0.0)
@@ -263,26 +264,6 @@ def _limit(world: World, record: AccountRecord, contracts: list[Sale], found: Ad
             seller_meter.lend(world, account)
     if found is not None or contracts:
         world.limit(account)
-
-
-def _restore_credit(world: World, account: ClientAccount, record: AccountRecord, sales: list[Sale]) -> None:
-    """Count a debt as used grace, whose time went on. Grace that nobody used was only offered, and is offered anew.
-
-    An older ledger has neither the amount of grace nor its price. Then the grace is as large as the debt.
-    """
-    price = record.grace_price_msat_per_gib or max(1, world.settings.sell_msat_per_gib)
-    owed_bytes = -(-account.debt_msat * UNITS_PER_MSAT // price)
-    left_s = min(record.grace_until_s - world.now.utc_s, world.settings.grace_time_s)  # clocks are set back, too
-    links = {sale.link for sale in sales} or set(world.peers.by_identity.get(account.identity, ()))
-    account.credit = credit = Credit(
-        data_bytes=record.grace_data_bytes or min(owed_bytes, world.settings.grace_data_bytes),
-        price_msat_per_gib=price,
-        until_mono_s=world.now.monotonic_s + max(0, left_s),
-        links=links or {("", b"")},
-    )
-    for link in credit.links:
-        world.credit.change(link, credit.data_bytes)
-    world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s)
 
 
 def _payments(world: World, snapshot: Snapshot) -> None:

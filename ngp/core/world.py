@@ -209,7 +209,7 @@ class World:
 
     def save_account(self, account: ClientAccount | ServerAccount, durable: bool = False) -> None:
         """Write an account to the ledger."""
-        if isinstance(account, ClientAccount) and account.credit is not None and account.debt_msat:
+        if isinstance(account, ClientAccount) and account.credit is not None:
             until_s = self.now.utc_s + int(account.credit.until_mono_s - self.now.monotonic_s)
             self.do(Persist(account.record(until_s), durable))
         else:

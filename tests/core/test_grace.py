@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+import pytest
 from playbook import Sim, account, settings, states, tell
+from scripted_neighbour import ScriptedNeighbour
 
 from ngp.core.messages import Ask, Invoice
 
 HOST = "198.51.100.1"
+GRACE = 256 << 10
 PRICES = (
     "default_msat_per_gib",
     "sell_msat_per_gib",
@@ -61,6 +64,69 @@ def test_a_second_identity_on_the_same_link_gets_no_second_grace() -> None:
         sim.up(HOST if number else "198.51.100.9", 512)
         sim.run(0.1)
     assert sim.passed == 256 << 10
+
+
+def test_an_identity_has_one_grace_which_counts_on_the_link_that_opened_it() -> None:
+    """Two links and three identities get grace twice, whichever contracts use it."""
+    sim = Sim()
+    world = sim.gateway.world
+
+    def neighbour(identity: bytes, address: bytes) -> ScriptedNeighbour:
+        sim.now += 61  # nobody else was heard on that link since
+        return ScriptedNeighbour(sim, sim.gateway, identity * 32, address)
+
+    first, second = neighbour(b"V", b"\2vvvv\1"), neighbour(b"V", b"\2vvvv\2")
+    assert first.buy("203.0.113.1/32") and (contract := second.buy("203.0.113.2/32"))
+    assert world.credit.outstanding == {first.link: GRACE}
+    second.use(contract, GRACE)
+    second.wait(30)
+    second.wait(5)
+    assert world.clients[second.identity].debt_msat and world.credit.outstanding == {first.link: GRACE}
+    other = neighbour(b"W", b"\2vvvv\2")
+    assert other.buy("203.0.113.3/32") and world.credit.outstanding == {first.link: GRACE, other.link: GRACE}
+    last = neighbour(b"X", b"\2vvvv\1")
+    assert last.buy("203.0.113.4/32") and world.clients[last.identity].credit is None
+
+
+@pytest.mark.parametrize("opened_by", ["an accept", "a low balance"])
+def test_grace_that_is_open_and_unused_goes_on_over_a_restart(opened_by: str) -> None:
+    small = {"payment_amount_msat": 1000}
+    sim = Sim(settings(**small), settings(sells=False, **small))
+    if opened_by == "a low balance":
+        sim.flow(HOST, 50_000, 3)
+        sim.run(5)
+        assert account(sim).credit is None
+    sim.silenced = {Invoice}
+    tell(sim, sim.gateway, Ask(ip_network(HOST), 0, 0))
+    sim.run(0.1)
+    while account(sim).credit is None:
+        sim.flow(HOST, 20_000, 0.2)
+    before = account(sim).credit
+    sim.crash(sim.gateway)
+    after = account(sim).credit
+    assert before is not None and after is not None and not account(sim).debt_msat
+    assert (after.data_bytes, after.link) == (before.data_bytes, sim.client.link)
+    assert 0 < after.until_mono_s <= before.until_mono_s
+    assert sim.gateway.world.credit.outstanding == {sim.client.link: GRACE}
+    sim.run(0.1)
+    while account(sim).balance_msat > 0:
+        passed = sim.passed
+        sim.down(HOST)
+        assert sim.passed == passed + 1000, "nothing has to be asked for"
+        sim.run(0.5)
+
+
+def test_grace_that_nobody_used_before_a_restart_is_taken_back_after_it() -> None:
+    sim = Sim()
+    sim.silenced = {Invoice}
+    tell(sim, sim.gateway, Ask(ip_network(HOST), 0, 0))
+    sim.run(0.5)
+    sim.crash(sim.gateway)
+    assert account(sim).credit is not None
+    sim.run(5)
+    assert account(sim).credit is None and not sim.gateway.world.credit.outstanding
+    sim.crash(sim.gateway)
+    assert account(sim).credit is None
 
 
 def test_newcomer_prepays_when_the_interface_has_no_credit_left() -> None:

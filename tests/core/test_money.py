@@ -72,7 +72,7 @@ def check(sim: Sim) -> None:
         assert ours.paid_msat == ours.charged_msat + ours.refunded_msat + ours.balance_msat
         assert ours.unsaved_msat >= 0 and ours.priced >= 0 and 0 <= ours.grace_left_bytes(GRACE) <= GRACE
         outstanding = sum(gateway.world.credit.outstanding.values())
-        assert outstanding == (len(ours.credit.links) * ours.credit.data_bytes if ours.credit is not None else 0)
+        assert outstanding == (ours.credit.data_bytes if ours.credit is not None else 0)
         assert spare_units(sim) <= 0
         kernel = gateway.kernel
         covered = ours.paid_msat - ours.refunded_msat

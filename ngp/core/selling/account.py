@@ -91,15 +91,15 @@ class Credit:
     """Grace that an account has until all is paid: `data_bytes` at the price of the contract that opened it.
 
     Attributes:
-        data_bytes: counted on each of `links`; when the time is over, reduced to what was used.
+        data_bytes: when the time is over, reduced to what was used.
         until_mono_s: when it ends; moved forward while none of it is used.
-        links: links on which the account has contracts, or had some when it used the grace.
+        link: the link of the contract that opened it; there it counts, whichever contracts of the account use it.
     """
 
     data_bytes: int
     price_msat_per_gib: int
     until_mono_s: float
-    links: set[tuple[str, bytes]]
+    link: tuple[str, bytes]
 
     @property
     def units(self) -> int:
@@ -266,8 +266,8 @@ class ClientAccount(Account):
         )
 
     def record(self, grace_until_s: int = 0) -> AccountRecord:
-        """Return the account's record for the ledger."""
-        owed = self.credit if self.debt_msat else None
+        """Return the account's record for the ledger. Args: grace_until_s: when the credit ends, UTC seconds."""
+        credit = self.credit
         return AccountRecord(
             identity=self.identity,
             role=self.role,
@@ -276,6 +276,6 @@ class ClientAccount(Account):
             refunded_msat=self.refunded_msat,
             grace_until_s=grace_until_s,
             billed_msat=0,
-            grace_data_bytes=owed.data_bytes if owed is not None else 0,
-            grace_price_msat_per_gib=owed.price_msat_per_gib if owed is not None else 0,
+            grace_data_bytes=credit.data_bytes if credit is not None else 0,
+            grace_price_msat_per_gib=credit.price_msat_per_gib if credit is not None else 0,
         )

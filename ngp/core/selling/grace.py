@@ -3,17 +3,18 @@
 It is opened when a contract is accepted without money or when the balance runs low, and belongs to the account until
 all is paid. Only a living daemon opens it. While it is unused it costs nothing and doesn't end. From the first byte on
 it lasts GRACE_TIME; what was used by then is a debt, and no new grace is given before that is paid. A credit that is
-over counts as a whole until the kernel's counters have told what was used of it. All of it counts on
-every link on which the account has contracts, so that neither new keys nor new link addresses bring more
-(`CreditLine`).
+over counts as a whole until the kernel's counters have told what was used of it. An identity has one credit, and all of
+it counts on one link, so neither new keys on a link nor other links of a key bring more (`CreditLine`).
 """
 
 from __future__ import annotations
 
 from ngp.core.contract import CloseReason
+from ngp.core.records import AccountRecord
 from ngp.core.selling.account import ClientAccount, Credit
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
+from ngp.core.values import UNITS_PER_MSAT
 from ngp.core.world import World
 
 CREDIT_UNUSED_S = 2.0
@@ -27,31 +28,45 @@ until then all of it counts."""
 def offer(world: World, account: ClientAccount, sale: Sale) -> None:
     """Open the account's credit for a contract, as far as its link and interface have room, unless it has credit."""
     now, settings = world.now.monotonic_s, world.settings
-    credit = account.credit
-    if credit is not None:
-        if credit.until_mono_s > now:
-            _count(world, credit, sale.link)
-        elif not account.debt_msat:
-            _open(world, account, credit, sale)  # it ended unused: give it anew
+    if account.debt_msat or (account.credit is not None and account.credit.until_mono_s > now):
         return
-    left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
-    if account.debt_msat or not sale.price_msat_per_gib or not left_bytes:
-        return
-    account.credit = Credit(left_bytes, sale.price_msat_per_gib, now, set())
-    _open(world, account, account.credit, sale)
+    if account.credit is None:
+        left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
+        if not sale.price_msat_per_gib or not left_bytes:
+            return
+        account.credit = Credit(left_bytes, sale.price_msat_per_gib, now, sale.link)
+        world.credit.change(sale.link, left_bytes)
+    _open(world, account, account.credit, settings.grace_time_s)  # if it ended unused, it is given anew
+    world.save_account(account)
 
 
-def _open(world: World, account: ClientAccount, credit: Credit, sale: Sale) -> None:
+def _open(world: World, account: ClientAccount, credit: Credit, lasts_s: float) -> None:
     now = world.now.monotonic_s
-    credit.until_mono_s = now + world.settings.grace_time_s
-    _count(world, credit, sale.link)
+    credit.until_mono_s = now + lasts_s
     world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s if account.paid_msat else now + CREDIT_UNUSED_S)
 
 
-def _count(world: World, credit: Credit, link: tuple[str, bytes]) -> None:
-    if link not in credit.links:
-        credit.links.add(link)
-        world.credit.change(link, credit.data_bytes)
+def restore(
+    world: World, account: ClientAccount, record: AccountRecord, link: tuple[str, bytes], lasts_s: float
+) -> None:
+    """Go on with the credit of the last process, unless it ended unused.
+
+    An older ledger has neither the amount of grace nor its price. Then the grace is as large as the debt.
+
+    Args:
+        record: the account's record.
+        link: where the credit counts from now on.
+        lasts_s: how long it still lasts; it went on meanwhile.
+    """
+    if not account.debt_msat and (lasts_s <= 0 or not record.grace_data_bytes):
+        return
+    price = record.grace_price_msat_per_gib or max(1, world.settings.sell_msat_per_gib)
+    owed_bytes = -(-account.debt_msat * UNITS_PER_MSAT // price)
+    data_bytes = record.grace_data_bytes or min(owed_bytes, world.settings.grace_data_bytes)
+    account.credit = Credit(data_bytes, price, world.now.monotonic_s, link)
+    world.credit.change(link, data_bytes)
+    lasts_s = min(max(0.0, lasts_s), world.settings.grace_time_s)  # clocks are set back, too
+    _open(world, account, account.credit, lasts_s)
 
 
 def metered(world: World, account: ClientAccount) -> None:
@@ -91,19 +106,17 @@ def paid(world: World, account: ClientAccount) -> None:
 
 
 def _default(world: World, account: ClientAccount, credit: Credit) -> None:
-    """What was used of a credit that is over counts as a default on each of its links until it is paid."""
+    """What was used of a credit that is over counts as a default on its link until it is paid."""
     used_bytes = credit.used_bytes(account.debt_msat)
-    for link in credit.links:
-        world.credit.change(link, used_bytes - credit.data_bytes)
-        world.credit.remember_default(link, used_bytes, world.now.monotonic_s)
+    world.credit.change(credit.link, used_bytes - credit.data_bytes)
+    world.credit.remember_default(credit.link, used_bytes, world.now.monotonic_s)
     credit.data_bytes = used_bytes
 
 
 def take_back(world: World, account: ClientAccount) -> None:
     """Remove an account's credit: nothing is owed any more, nothing was used, or the account is forgotten."""
     if account.credit is not None:
-        for link in account.credit.links:
-            world.credit.change(link, -account.credit.data_bytes)
+        world.credit.change(account.credit.link, -account.credit.data_bytes)
         account.credit = None
         world.timers.clear(Due.CREDIT, account.identity)
 
