@@ -110,26 +110,18 @@ def invoice_retry_due(world: World, identity: bytes) -> None:
 
 def channels_seen(world: World, event: ChannelsSeen) -> None:
     """Take over the present channels, and ask at once for top-ups that weren't possible before."""
-    held_up = [account for account in world.accounts if account.why_not]
-    held_up = [account for account in held_up if account.why_not == _bounds(world, account).why_not]
-    declined = [one for one in world.clients.values() if one.invoice.declined]
-    declined = [account for account in declined if not _is_direct(world, account)]
+    waiting = [(one, _bounds(world, one)) for one in world.accounts if one.why_not or one.invoice.declined]
     world.money.reach = Reach(event.channels)
-    for account in declined:
-        if _is_direct(world, account):  # invoices were declined for lack of this channel: end the pause
+    for account, before in waiting:
+        bounds = _bounds(world, account)
+        held_up = account.why_not and account.why_not == before.why_not
+        if held_up:
+            note_why_not(world, account, bounds.why_not)
+        # Invoices were declined for lack of a channel with money left, and now there is one.
+        direct = account.invoice.declined and (before.why_not or before.routed) and not bounds.routed
+        if isinstance(account, ClientAccount) and (held_up or direct) and not bounds.why_not:
             account.invoice.declined, account.invoice.not_before_mono_s = 0, 0.0
             top_up_if_low(world, account)
-    for one in held_up:
-        note_why_not(world, one, _bounds(world, one).why_not)
-        if isinstance(one, ClientAccount) and not one.why_not:
-            one.invoice.not_before_mono_s = 0.0
-            top_up_if_low(world, one)
-
-
-def _is_direct(world: World, account: Account) -> bool:
-    """Say whether there is a channel with the neighbour that has something left to pay with."""
-    bounds = _bounds(world, account)
-    return not bounds.why_not and not bounds.routed
 
 
 def _bounds(world: World, account: Account) -> Bounds:
