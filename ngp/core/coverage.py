@@ -22,14 +22,13 @@ class Coverage(Generic[OneSide]):
         self._lengths: dict[tuple[bytes, int], dict[int, int]] = {}
 
     @staticmethod
-    def _key(contract: Contract) -> Key:
-        prefix = contract.destination
+    def _key(identity: bytes, prefix: Prefix) -> Key:
         network = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
-        return (contract.identity, prefix.version, prefix.prefixlen, network)
+        return (identity, prefix.version, prefix.prefixlen, network)
 
     def add(self, contract: OneSide) -> None:
         """Enter a contract; it replaces another one for the same neighbour and prefix."""
-        key = self._key(contract)
+        key = self._key(contract.identity, contract.destination)
         if key not in self._contracts:
             lengths = self._lengths.setdefault(key[:2], {})
             lengths[key[2]] = lengths.get(key[2], 0) + 1
@@ -37,7 +36,7 @@ class Coverage(Generic[OneSide]):
 
     def remove(self, contract: OneSide) -> None:
         """Take a contract out, unless another one has replaced it."""
-        key = self._key(contract)
+        key = self._key(contract.identity, contract.destination)
         if self._contracts.get(key) is not contract:
             return
         del self._contracts[key]
@@ -50,8 +49,7 @@ class Coverage(Generic[OneSide]):
 
     def exact(self, identity: bytes, prefix: Prefix) -> OneSide | None:
         """Find the contract for exactly this prefix."""
-        network = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
-        return self._contracts.get((identity, prefix.version, prefix.prefixlen, network))
+        return self._contracts.get(self._key(identity, prefix))
 
     def find(self, identity: bytes, address: Address) -> OneSide | None:
         """Find the contract with the longest prefix that covers an address."""
