@@ -320,11 +320,12 @@ class World:
         """Bring a contract in the kernel up to date."""
         self.do(GrantContract(self.kernel_grant(contract)))
 
-    def kernel_grant(self, contract: Sale | Purchase, blocked: bool = False) -> Grant:
-        """Return the grant that describes a contract to the kernel."""
+    def kernel_grant(self, contract: Sale | Purchase) -> Grant:
+        """Return the grant that describes a contract to the kernel; a refusal needs no account there."""
         account, price, low_water = b"", 0, None
         if isinstance(contract, Sale):
-            account, price = contract.identity, contract.highest_msat_per_gib
+            if contract.open:
+                account, price = contract.identity, contract.highest_msat_per_gib
         else:
             low_water = max(0, contract.data_limit_bytes - contract.renewal_bytes(self.settings))
         return Grant(
@@ -337,7 +338,7 @@ class World:
             limit_bytes=contract.data_limit_bytes,
             low_water_bytes=low_water,
             expires_in_s=contract.expires_mono_s - self.now.monotonic_s,
-            blocked=blocked,
+            blocked=not contract.running,
             used_to_base_bytes=contract.used_to_bytes,
             used_from_base_bytes=contract.used_from_bytes,
         )
@@ -373,7 +374,7 @@ class World:
         if contract.running:
             contract.move(State.HALTING)
             contract.reason = reason.value
-            self.do(HaltContract(self.kernel_grant(contract, blocked=True)))
+            self.do(HaltContract(self.kernel_grant(contract)))
 
     def close(self, contract: Sale | Purchase, charged_msat: int) -> None:
         """Record the end of a contract that was halted and read for the last time, and take it out of all tables.

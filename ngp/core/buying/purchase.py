@@ -30,10 +30,6 @@ class Purchase(Contract):
     forgiven_bytes: int = 0
     disowned: bool = False
 
-    def is_with(self, identity: bytes, link: tuple[str, bytes]) -> bool:
-        """Say whether a neighbour, on this link, is the contract's server: nobody else may change the contract."""
-        return (self.identity, self.link) == (identity, link)
-
     def renewal_bytes(self, settings: Settings) -> int:
         """Return how many bytes before the limit we renew.
 

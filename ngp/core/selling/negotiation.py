@@ -10,7 +10,7 @@ from itertools import islice
 
 from ngp.core import networks
 from ngp.core.contract import CloseReason, State
-from ngp.core.effects import Decide, GrantContract
+from ngp.core.effects import Decide
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
 from ngp.core.policy import SellTerms, answer_counter, ask_terms
@@ -19,7 +19,7 @@ from ngp.core.selling import grace, invoicing, metering
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Offer, Sale
 from ngp.core.timers import Due
-from ngp.core.values import Grant, Verdict
+from ngp.core.values import Verdict
 from ngp.core.world import World
 
 QUOTE_VALID_S = 10
@@ -78,19 +78,20 @@ def quote(world: World, neighbour: Neighbour, terms: SellTerms, reply_to: int = 
 
 
 def _propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -> None:
-    sale.quoted_until_mono_s = world.now.monotonic_s + QUOTE_VALID_S
-    world.timers.set(Due.QUOTE, sale.id, sale.quoted_until_mono_s)
+    """Send the open offer: of a contract, or of its renewal."""
+    terms, renews = sale.renewal_offer or sale, sale.renewal_offer is not None
+    world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + QUOTE_VALID_S)
     world.send(
         neighbour,
         Propose(
             contract=sale.id,
             destination=sale.destination,
-            price_msat_per_gib=sale.price_msat_per_gib,
-            data_limit_bytes=sale.data_limit_bytes,
-            lifetime_s=sale.lifetime_s,
+            price_msat_per_gib=terms.price_msat_per_gib,
+            data_limit_bytes=terms.data_limit_bytes,
+            lifetime_s=terms.lifetime_s,
             quote_valid_s=QUOTE_VALID_S,
-            from_offset_bytes=0,
-            round=sale.round,
+            from_offset_bytes=sale.data_limit_bytes if renews else 0,
+            round=1 if renews else sale.round,
         ),
         reply_to,
     )
@@ -130,42 +131,24 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
     if sale is None or not sale.running:
         world.send(neighbour, Cancel(ask.contract, CloseReason.CANCELLED.value), message_id)
         return
-    idly = sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour)
-    if sale.renewal_offer is None and (idly or sale.renews_idly(world.now.monotonic_s)):
-        world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
-        return
     if sale.renewal_offer is None:  # an open offer is only repeated: its accept may be on its way
+        idly = sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour)
+        if idly or sale.renews_idly(world.now.monotonic_s):
+            world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
+            return
         terms = ask_terms(world.settings, sale.destination, neighbour.link[0])
         most = min(sale.data_limit_bytes + world.settings.contract_data_bytes, MOST_DATA_BYTES)
         limit = min(max(ask.data_limit_bytes, sale.data_limit_bytes), most) if ask.data_limit_bytes else most
         price = min(terms.ask_msat_per_gib, max(terms.least_msat_per_gib, sale.price_msat_per_gib))
         sale.renewal_offer = Offer(limit, world.settings.contract_time_s, price)  # at the agreed price, if still valid
-    offer = sale.renewal_offer
-    if sale.state is not State.RENEWING:
         world.move(sale, State.RENEWING)
-    world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + QUOTE_VALID_S)
-    world.send(
-        neighbour,
-        Propose(
-            contract=sale.id,
-            destination=sale.destination,
-            price_msat_per_gib=offer.price_msat_per_gib,
-            data_limit_bytes=offer.data_limit_bytes,
-            lifetime_s=offer.lifetime_s,
-            quote_valid_s=QUOTE_VALID_S,
-            from_offset_bytes=sale.data_limit_bytes,
-            round=1,
-        ),
-        message_id,
-    )
+    _propose(world, neighbour, sale, message_id)
 
 
 def _own_contract(world: World, neighbour: Neighbour, contract_id: bytes) -> Sale | None:
     """Find a contract that this neighbour may change: its own, on the link on which it was made."""
     sale = world.sale(contract_id)
-    if sale is None:
-        return None
-    return sale if (sale.identity, sale.link) == (neighbour.identity, neighbour.link) else None
+    return sale if sale is not None and sale.is_with(neighbour.identity, neighbour.link) else None
 
 
 def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int) -> bool:
@@ -179,7 +162,7 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
         reason = RejectReason.BLOCKED if blocked else RejectReason.LAPSED
         world.send(neighbour, Reject(accept.contract, reason), message_id)
         return True
-    offer = sale.renewal_offer if sale.state is State.RENEWING else None
+    offer = sale.renewal_offer
     agreed = offer or sale
     if (accept.price_msat_per_gib, accept.data_limit_bytes) != (agreed.price_msat_per_gib, agreed.data_limit_bytes):
         world.send(neighbour, Reject(accept.contract, RejectReason.TERMS), message_id)
@@ -189,7 +172,7 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
         return False
     if sale.running:
         return False
-    if sale.state is not State.QUOTED or world.now.monotonic_s > sale.quoted_until_mono_s:
+    if sale.state is not State.QUOTED:
         world.send(neighbour, Reject(accept.contract, RejectReason.LAPSED), message_id)
         return True
     if not world.may_open(Role.SERVER, neighbour):  # it may have thousands of quotes, and accept them all at once
@@ -316,20 +299,9 @@ def _refuse(world: World, sale: Sale, for_s: float) -> None:
     for handle in sale.held:
         world.do(Decide(handle, verdict))
     sale.held.clear()
-    world.do(
-        GrantContract(
-            Grant(
-                contract=sale.id,
-                neighbour=sale.link_number,
-                role=Role.SERVER,
-                destination=sale.destination,
-                limit_bytes=0,
-                expires_in_s=for_s,
-                blocked=True,
-            )
-        )
-    )
-    world.timers.set(Due.REFUSAL, sale.id, world.now.monotonic_s + for_s)
+    sale.expires_mono_s = world.now.monotonic_s + for_s
+    world.grant(sale)
+    world.timers.set(Due.REFUSAL, sale.id, sale.expires_mono_s)
 
 
 def refusal_due(world: World, sale: Sale) -> None:

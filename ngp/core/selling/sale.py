@@ -26,8 +26,7 @@ class Sale(Contract):
 
     Attributes:
         round: round of the negotiation, from 1.
-        quoted_until_mono_s: until when an accept of the quote is honoured.
-        renewal_offer: a renewal that waits for the client's accept.
+        renewal_offer: a renewal that waits for the client's accept, in state `renewing`.
         held: handles of the first packets, which wait for the client's answer.
     """
 
@@ -35,7 +34,6 @@ class Sale(Contract):
 
     state: State = State.QUOTED
     round: int = 1
-    quoted_until_mono_s: float = 0.0
     renewal_offer: Offer | None = None
     held: list[int] = field(default_factory=list)
 
