@@ -82,5 +82,5 @@ def _is_worthless(world: World, identity: bytes) -> bool:
     if identity in world.peers.by_identity or identity in world.peers.blocked:
         return False
     client = world.clients.get(identity)
-    owes = client is not None and client.credit is not None and world.credit.weighs(client.credit.link)
+    owes = client is not None and client.credit is not None and client.credit.weighs
     return not owes and not any(one.worth_keeping for one in world.accounts_of(identity))

@@ -325,7 +325,6 @@ class Gatekeeper:
 
     def _tick(self) -> None:
         world = self.world
-        world.credit.forget_old_defaults(world.now.monotonic_s)
         for due, key in world.timers.ring(world.now.monotonic_s):
             match due:
                 case Due.STRANGERS:

@@ -129,9 +129,25 @@ def test_grace_that_nobody_used_before_a_restart_is_taken_back_after_it() -> Non
     assert account(sim).credit is None
 
 
+def test_a_default_counts_on_its_interface_for_an_hour_and_on_its_link_until_it_is_paid() -> None:
+    sim = Sim()
+    sim.silenced = {Invoice}
+    sim.flow(HOST, 100_000, 8, size=512)
+    sim.run(60)
+    credit = sim.gateway.world.credit
+    for seconds, weighs in ((3500, True), (100, False)):
+        sim.run(seconds)
+        assert credit.on_interface == ({"eth1": GRACE} if weighs else {})
+        assert credit.outstanding == {sim.client.link: GRACE}
+    sim.silenced = set()
+    sim.flow(HOST, 100_000, 8, size=512)
+    sim.run(10)
+    assert account(sim).balance_msat > 0 and not credit.outstanding and not credit.on_interface
+
+
 def test_newcomer_prepays_when_the_interface_has_no_credit_left() -> None:
     sim = Sim()
-    sim.gateway.world.credit.change(("eth1", b"others"), (256 << 10) * 64)
+    sim.gateway.world.credit.on_interface["eth1"] = GRACE * 64
     sim.up(HOST)
     sim.run(0.15)
     assert sim.passed == 0

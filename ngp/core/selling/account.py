@@ -12,7 +12,6 @@ credit on an interface is bounded as well (`CreditLine`).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
@@ -26,11 +25,36 @@ from ngp.core.values import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit
 GRACE_SHARES_PER_INTERFACE = 64
 """How many neighbours on one interface may use unpaid grace at a time, including defaulters of the last hour."""
 
-DEFAULT_REMEMBERED_S = 3600.0
-
 FROM_THE_FIRST = (0, b"")
 
 Key = TypeVar("Key")
+
+
+@dataclass(slots=True)
+class Credit:
+    """Grace that an account has until all is paid: `data_bytes` at the price of the contract that opened it.
+
+    Attributes:
+        data_bytes: when the time is over, reduced to what was used. `CreditLine.change` changes it.
+        until_mono_s: when it ends; moved forward while none of it is used.
+        link: the link of the contract that opened it; there it counts, whichever contracts of the account use it.
+        weighs: it counts on its interface, too; a default does so for an hour.
+    """
+
+    data_bytes: int
+    price_msat_per_gib: int
+    until_mono_s: float
+    link: tuple[str, bytes]
+    weighs: bool = True
+
+    @property
+    def units(self) -> int:
+        """The credit's worth, in the kernel's unit of money."""
+        return self.data_bytes * self.price_msat_per_gib
+
+    def used_bytes(self, debt_msat: int) -> int:
+        """Return how many bytes of the credit a debt amounts to, rounded up."""
+        return min(self.data_bytes, -(-debt_msat * UNITS_PER_MSAT // self.price_msat_per_gib))
 
 
 @dataclass(slots=True)
@@ -42,9 +66,7 @@ class CreditLine:
     """
 
     outstanding: dict[tuple[str, bytes], int] = field(default_factory=dict)
-    forgotten: dict[tuple[str, bytes], int] = field(default_factory=dict)
     on_interface: dict[str, int] = field(default_factory=dict)
-    defaults: deque[tuple[float, tuple[str, bytes], int]] = field(default_factory=deque)
 
     def left_bytes(self, link: tuple[str, bytes], grace_data_bytes: int) -> int:
         """Return how many bytes of credit a link address may still open, >= 0."""
@@ -52,30 +74,18 @@ class CreditLine:
         shared = grace_data_bytes * GRACE_SHARES_PER_INTERFACE - self.on_interface.get(link[0], 0)
         return max(0, min(own, shared))
 
-    def change(self, link: tuple[str, bytes], by_bytes: int) -> None:
-        """Open (positive) or give back (negative) credit on a link address."""
-        if by_bytes:
-            _add(self.outstanding, link, by_bytes)
-            forgotten = min(self.forgotten.get(link, 0), max(0, -by_bytes))  # no longer in the interface's sum
-            _add(self.forgotten, link, -forgotten)
-            _add(self.on_interface, link[0], by_bytes + forgotten)
+    def change(self, credit: Credit, by_bytes: int) -> None:
+        """Make a credit larger (positive) or smaller."""
+        credit.data_bytes += by_bytes
+        _add(self.outstanding, credit.link, by_bytes)
+        if credit.weighs:
+            _add(self.on_interface, credit.link[0], by_bytes)
 
-    def weighs(self, link: tuple[str, bytes]) -> bool:
-        """Say whether a link address's outstanding credit still counts on its interface."""
-        return self.outstanding.get(link, 0) > self.forgotten.get(link, 0)
-
-    def remember_default(self, link: tuple[str, bytes], debt_bytes: int, now_mono_s: float) -> None:
-        """Count a default on the interface for an hour; after that, newcomers must not suffer for it any more."""
-        self.defaults.append((now_mono_s + DEFAULT_REMEMBERED_S, link, debt_bytes))
-
-    def forget_old_defaults(self, now_mono_s: float) -> None:
-        """Take defaults older than an hour off the interface's sum; the account itself stays in debt."""
-        while self.defaults and self.defaults[0][0] <= now_mono_s:
-            _, link, debt = self.defaults.popleft()
-            debt = min(debt, self.outstanding.get(link, 0) - self.forgotten.get(link, 0))
-            if debt > 0:
-                _add(self.forgotten, link, debt)
-                _add(self.on_interface, link[0], -debt)
+    def forget_on_interface(self, credit: Credit) -> None:
+        """Count a credit on its link address alone: newcomers must not suffer for an old default."""
+        if credit.weighs:
+            _add(self.on_interface, credit.link[0], -credit.data_bytes)
+            credit.weighs = False
 
 
 def _add(table: dict[Key, int], key: Key, by_bytes: int) -> None:
@@ -84,31 +94,6 @@ def _add(table: dict[Key, int], key: Key, by_bytes: int) -> None:
         table[key] = value
     else:
         table.pop(key, None)
-
-
-@dataclass(slots=True)
-class Credit:
-    """Grace that an account has until all is paid: `data_bytes` at the price of the contract that opened it.
-
-    Attributes:
-        data_bytes: when the time is over, reduced to what was used.
-        until_mono_s: when it ends; moved forward while none of it is used.
-        link: the link of the contract that opened it; there it counts, whichever contracts of the account use it.
-    """
-
-    data_bytes: int
-    price_msat_per_gib: int
-    until_mono_s: float
-    link: tuple[str, bytes]
-
-    @property
-    def units(self) -> int:
-        """The credit's worth, in the kernel's unit of money."""
-        return self.data_bytes * self.price_msat_per_gib
-
-    def used_bytes(self, debt_msat: int) -> int:
-        """Return how many bytes of the credit a debt amounts to, rounded up."""
-        return min(self.data_bytes, -(-debt_msat * UNITS_PER_MSAT // self.price_msat_per_gib))
 
 
 @dataclass(frozen=True, slots=True)

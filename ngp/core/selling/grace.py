@@ -23,6 +23,7 @@ packet that was dropped after 1 s."""
 READ_WITHIN_S = 2.0
 """Within this time the kernel's counters are read. What was used of a credit in its last instant is known only then, so
 until then all of it counts."""
+DEFAULT_REMEMBERED_S = 3600.0
 
 
 def offer(world: World, account: ClientAccount, sale: Sale) -> None:
@@ -34,8 +35,8 @@ def offer(world: World, account: ClientAccount, sale: Sale) -> None:
         left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
         if not sale.price_msat_per_gib or not left_bytes:
             return
-        account.credit = Credit(left_bytes, sale.price_msat_per_gib, now, sale.link)
-        world.credit.change(sale.link, left_bytes)
+        account.credit = Credit(0, sale.price_msat_per_gib, now, sale.link)
+        world.credit.change(account.credit, left_bytes)
     _open(world, account, account.credit, settings.grace_time_s)  # if it ended unused, it is given anew
     world.save_account(account)
 
@@ -63,8 +64,8 @@ def restore(
     price = record.grace_price_msat_per_gib or max(1, world.settings.sell_msat_per_gib)
     owed_bytes = -(-account.debt_msat * UNITS_PER_MSAT // price)
     data_bytes = record.grace_data_bytes or min(owed_bytes, world.settings.grace_data_bytes)
-    account.credit = Credit(data_bytes, price, world.now.monotonic_s, link)
-    world.credit.change(link, data_bytes)
+    account.credit = Credit(0, price, world.now.monotonic_s, link)
+    world.credit.change(account.credit, data_bytes)
     lasts_s = min(max(0.0, lasts_s), world.settings.grace_time_s)  # clocks are set back, too
     _open(world, account, account.credit, lasts_s)
 
@@ -77,21 +78,25 @@ def metered(world: World, account: ClientAccount) -> None:
 
 
 def credit_due(world: World, account: ClientAccount) -> None:
-    """End credit that nobody used, or whose time is over; when all that was used of it is read, settle it."""
+    """End credit that nobody used, or whose time is over; what was used of it is a default until it is paid."""
     credit, now = account.credit, world.now.monotonic_s
     if credit is None:
         return
     if not account.debt_msat and not account.paid_msat:
         credit.until_mono_s = min(credit.until_mono_s, now)
+    read_at = credit.until_mono_s + READ_WITHIN_S
     if credit.until_mono_s > now:
         world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s)
-    elif credit.until_mono_s + READ_WITHIN_S > now:
-        world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s + READ_WITHIN_S)
+    elif read_at > now:
+        world.timers.set(Due.CREDIT, account.identity, read_at)
         world.limit(account)
-    elif account.debt_msat:
-        _default(world, account, credit)
-    else:
+    elif not account.debt_msat:
         take_back(world, account)
+    elif read_at + DEFAULT_REMEMBERED_S > now:
+        world.credit.change(credit, credit.used_bytes(account.debt_msat) - credit.data_bytes)
+        world.timers.set(Due.CREDIT, account.identity, read_at + DEFAULT_REMEMBERED_S)
+    else:
+        world.credit.forget_on_interface(credit)
 
 
 def paid(world: World, account: ClientAccount) -> None:
@@ -105,18 +110,10 @@ def paid(world: World, account: ClientAccount) -> None:
         credit_due(world, account)
 
 
-def _default(world: World, account: ClientAccount, credit: Credit) -> None:
-    """What was used of a credit that is over counts as a default on its link until it is paid."""
-    used_bytes = credit.used_bytes(account.debt_msat)
-    world.credit.change(credit.link, used_bytes - credit.data_bytes)
-    world.credit.remember_default(credit.link, used_bytes, world.now.monotonic_s)
-    credit.data_bytes = used_bytes
-
-
 def take_back(world: World, account: ClientAccount) -> None:
     """Remove an account's credit: nothing is owed any more, nothing was used, or the account is forgotten."""
     if account.credit is not None:
-        world.credit.change(account.credit.link, -account.credit.data_bytes)
+        world.credit.change(account.credit, -account.credit.data_bytes)
         account.credit = None
         world.timers.clear(Due.CREDIT, account.identity)
 
