@@ -41,7 +41,7 @@ def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount |
     account = world.client(sale.identity)
     if reading.exhausted:
         look_if_exhausted(world, sale)
-    before, price = sale.used_bytes, sale.highest_msat_per_gib
+    before = sale.used_bytes
     due = account.charge(sale, reading.used_to_bytes, reading.used_from_bytes)
     carried = sale.used_bytes - before
     if carried <= 0:
@@ -53,8 +53,7 @@ def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount |
     add_to_statement(account, sale)
     world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + STATEMENT_INTERVAL_S)
     if sale.crossed_price(before) and sale.running:
-        if sale.highest_msat_per_gib != price:
-            world.grant(sale)
+        world.grant(sale)
         count_again(world, account)
     return account
 

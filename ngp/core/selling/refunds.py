@@ -47,15 +47,10 @@ WARN_AGAIN_S = 3600.0
 OFFER_VALID_S = 600.0
 
 
-def refundable_msat(account: ClientAccount) -> int:
-    """Return what the client could get back from its account: paid and not charged."""
-    return max(0, account.funds_msat)
-
-
 def offerable_msat(world: World, account: ClientAccount) -> int:
     """Return what can be offered in one payment, in whole sat; 0 if that is too little for a payment."""
     bounds = sendable(world, account.identity)
-    amount = min(floor_to_sat_msat(refundable_msat(account)), bounds.most_msat)
+    amount = min(floor_to_sat_msat(account.funds_msat), bounds.most_msat)
     return amount if amount >= bounds.least_msat and not bounds.why_not else 0
 
 
@@ -82,7 +77,7 @@ def why_no_refund(world: World, identity: bytes) -> str:
 
 
 def _why_nothing(world: World, identity: bytes, account: ClientAccount | None) -> str:
-    free_msat = 0 if account is None else refundable_msat(account)
+    free_msat = 0 if account is None else max(0, account.funds_msat)
     bounds = sendable(world, identity)
     if free_msat >= bounds.least_msat and bounds.why_not:
         return bounds.why_not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 from ngp.core.contract import Contract, State
@@ -13,7 +14,7 @@ from ngp.core.values import UNITS_PER_MSAT
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The terms that a client was offered, for a new contract or a renewal."""
+    """The terms of a renewal that a client was offered."""
 
     data_limit_bytes: int
     lifetime_s: int
@@ -50,14 +51,8 @@ class Sale(Contract):
     @property
     def highest_msat_per_gib(self) -> int:
         """The highest price of bytes that may still be carried: the kernel has one price, and must not charge less."""
-        prices = self.prices
-        if len(prices) == 1:
-            return prices[0][1]
-        return max(
-            price
-            for position, (_, price) in enumerate(prices)
-            if position + 1 == len(prices) or prices[position + 1][0] > self.used_bytes
-        )
+        to_come = [price for (_, price), (end, _) in pairwise(self.prices) if end > self.used_bytes]
+        return max([self.price_msat_per_gib, *to_come])
 
     @property
     def rounding_units(self) -> int:
