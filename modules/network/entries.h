@@ -74,9 +74,8 @@ INLINE struct contract *contract_of(struct entry *entry)
 /* The first few packets that we send before a contract covers them wait at the seller, and are charged when a contract lets
  * them go. Count the same few packets of each window, or more if we have paid, which the seller may not know yet. User
  * space begins the contract with these bytes (early.py). */
-APART int note_early(const struct config *config, const struct packet *p)
+APART int note_early(const struct config *config, const struct packet *p, const struct neighbour *neighbour)
 {
-	struct neighbour *neighbour = find_neighbour(p);
 	struct early *early, fresh = { .packets = 1, .bytes = p->bytes };
 	struct asked key = {};
 	__u64 now;

@@ -79,7 +79,7 @@ __noinline int find_payer(const struct flow *flow, __u32 *payer)
 	memory = bpf_map_lookup_elem(&ngp_flows, &key);
 	if (!memory || !is_fresh(memory, now_ns()))
 		return 0;
-	*payer = memory->payer;
+	*payer = memory->place.payer;
 	return 1;
 }
 
@@ -93,7 +93,7 @@ APART int make_room(const struct place *place)
 		return 0;
 	old = *held;
 	memory = bpf_map_lookup_elem(&ngp_flows, &old);
-	if (memory && memory->payer == place->payer && memory->place == place->number)
+	if (memory && memory->place.payer == place->payer && memory->place.number == place->number)
 		bpf_map_delete_elem(&ngp_flows, &old);
 	return 0;
 }
@@ -104,7 +104,6 @@ __noinline int remember(const struct packet *p, const struct flow *answered, int
 {
 	struct neighbour *neighbour;
 	struct memory *memory, fresh = {};
-	struct place place = {};
 	struct flow flow;
 	__u32 *number, most;
 	__u64 now = now_ns();
@@ -116,18 +115,16 @@ __noinline int remember(const struct packet *p, const struct flow *answered, int
 	neighbour = ours ? 0 : find_neighbour(p);
 	number = ours ? &our_flows : neighbour ? &neighbour->flows : &strangers_flows;
 	most = neighbour && !(neighbour->flags & HAS_PAID) ? FLOWS_ON_GRACE : FLOWS;
-	place.payer = ours ? OURS : payer_of(neighbour);
-	if (memory && memory->payer == place.payer) {
+	fresh.place.payer = ours ? OURS : payer_of(neighbour);
+	if (memory && memory->place.payer == fresh.place.payer) {
 		if (now - memory->seen_ns > FLOW_REFRESH_NS)
 			memory->seen_ns = now;
 		return 0;
 	}
-	place.number = __sync_fetch_and_add(number, 1) & (most - 1);
-	make_room(&place);
-	if (bpf_map_update_elem(&ngp_places, &place, &flow, BPF_ANY))
+	fresh.place.number = __sync_fetch_and_add(number, 1) & (most - 1);
+	make_room(&fresh.place);
+	if (bpf_map_update_elem(&ngp_places, &fresh.place, &flow, BPF_ANY))
 		return 0;
-	fresh.payer = place.payer;
-	fresh.place = place.number;
 	fresh.seen_ns = now;
 	bpf_map_update_elem(&ngp_flows, &flow, &fresh, BPF_ANY);
 	return 0;

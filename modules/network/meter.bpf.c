@@ -73,7 +73,7 @@ INLINE int is_anothers(const struct packet *p, const struct flow *answered, enum
 /* A packet to this host's own address that a rule of the operator's sends on to another host (a forwarded port) is free, like
  * packets that end here; one for a payment service takes room in its lane. This doesn't hold towards the mesh, where such
  * a packet may be an answer to masqueraded traffic. */
-APART int passes_as_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+INLINE int passes_as_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	struct flow answered = {};
 
@@ -271,7 +271,7 @@ INLINE int count_own(struct __sk_buff *skb, const struct config *config, const s
 	    is_free(skb, config, p, BY_DESTINATION))
 		return PASS;
 	if (!contract)
-		return note_early(config, p);
+		return note_early(config, p, find_neighbour(p));
 	charge(contract, entry->slot, p, TO, CLIENT);
 	return PASS;
 }
@@ -308,7 +308,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 	const struct config *config = settings();
 	__u32 ingress_ifindex = skb->ingress_ifindex;
 	struct packet p = {};
-	int given;
+	int given, payer;
 
 	if (!config || is_tagged(skb) || ((config->flags & HAS_UPPERS) && is_of_upper(skb)))
 		return PASS;
@@ -332,9 +332,18 @@ int ngp_tc_out(struct __sk_buff *skb)
 	}
 	if (!(config->flags & SELLS))
 		return buy(&p);
-	if ((config->flags & (ALONE | REWRITES)) == ALONE && ingress_ifindex != skb->ifindex)
-		return sell(&p);                                 /* the commonest case, from upstream: saves look-ups */
-	return leave(skb, &p);
+	payer = NEIGHBOUR_PAYS;                                   /* the commonest case, from upstream: saves look-ups */
+	if ((config->flags & (ALONE | REWRITES)) != ALONE || ingress_ifindex == skb->ifindex)
+		payer = find_who_pays(skb, &p);
+	if (payer == NEIGHBOUR_PAYS)
+		return sell(config, &p);
+	if (payer == WE_PAY)
+		return buy(&p);
+	if (payer == NOBODY_PAYS)
+		return refuse_uncovered();
+	if (payer == PASSES_AS_OWN && (config->flags & OWN_SERVICES) && answers_over_rate(skb, config, &p))
+		return SHOT;
+	return PASS;
 }
 
 SEC("tc")

@@ -141,8 +141,8 @@ struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: in the 
 #define FLOWS_ON_GRACE 64                                     /* for a payer that has not paid yet; also a power of two */
 #define FLOWS_MOST (1 << 19)                                  /* 64 payers and 4,096 on grace; CONTRACTS_MAX may lower it */
 struct flow { __u32 from[4], to[4]; __be16 from_port, to_port; __u32 protocol; };
-struct memory { __u32 payer, place; __u64 seen_ns; };
 struct place { __u32 payer, number; };
+struct memory { struct place place; __u64 seen_ns; };
 
 struct sent { struct link link; __u32 hash; };                /* a packet's flow, before its destination was rewritten */
 struct our { __u32 v6, address[4]; };                         /* an address of this host */
