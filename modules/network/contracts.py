@@ -57,6 +57,7 @@ class ContractTable:
         link_of: returns the link key of a neighbour's number, or None.
         is_own: says whether an address (packed) is that neighbour's own, which no contract covers.
         show_prefixes: called when a (role, version) gets its first contract for a prefix, or loses its last one.
+        show_purchases: called by `adopt` with whether there is a purchase, later with the first one and after the last.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class ContractTable:
         link_of: Callable[[int], bytes | None],
         is_own: Callable[[int, bytes], bool],
         show_prefixes: Callable[[Role, int, bool], None],
+        show_purchases: Callable[[bool], None],
     ) -> None:
-        self._tables, self._link_of, self._is_own, self._show_prefixes = tables, link_of, is_own, show_prefixes
+        self._tables, self._link_of, self._is_own = tables, link_of, is_own
+        self._show_prefixes, self._show_purchases = show_prefixes, show_purchases
         self._accounts, self._first_of = accounts, first_of
         self._lines = Lines(tables[layout.CONTRACTS], tables[layout.LABELS])
         self._words, self._labels, self.slots_max = self._lines.words, self._lines.labels, self._lines.slots_max
@@ -76,6 +79,7 @@ class ContractTable:
         self._resting: deque[tuple[float, int]] = deque()
         self._fresh = 0  # slots from here on were never used
         self._prefixes: Counter[tuple[Role, int]] = Counter()
+        self._purchases = 0
         self._begun: dict[int, bool] = {}  # purchases that are new, and whether they began with early bytes
         self._early = EarlyBytes(tables[layout.EARLY])
 
@@ -93,9 +97,10 @@ class ContractTable:
                 continue
             self._slots[self._id(slot)] = slot
             self._accounts.take(tag >> 32)
-            self._count_prefix(slot, 1)
+            self._count(slot, 1)
             slots.append(slot)
             found.append(AdoptedContract(self._read_grant(slot), self._reading(slot)))
+        self._show_purchases(self._purchases > 0)
         self._enter(slots)
         return found
 
@@ -117,7 +122,7 @@ class ContractTable:
                 taken.append(slot)
             self._write_line(slot, grant, payer, now_ns)
         for slot in taken:
-            self._count_prefix(slot, 1)
+            self._count(slot, 1)
         self._enter(taken)
         new = set(taken)
         for grant in grants:
@@ -133,7 +138,7 @@ class ContractTable:
             self._leave(slot)
             payer = self._words[slot * LINE_WORDS + TAG] >> 32
             self._words[slot * LINE_WORDS + TAG] = 0
-            self._count_prefix(slot, -1)
+            self._count(slot, -1)
             self._begun.pop(slot, None)
             self._resting.append((time.monotonic(), slot))
             self._accounts.release(payer)
@@ -301,11 +306,17 @@ class ContractTable:
         if standing is not None and ENTRY.unpack(standing)[0] == slot:
             self._tables[table].delete(key)
 
-    def _count_prefix(self, slot: int, change: int) -> None:
+    def _count(self, slot: int, change: int) -> None:
+        """Count purchases and prefixes, so that the kernel looks for none where there are none."""
         _, _, _, _, _, bits, version, role_number, _ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
+        role = layout.ROLE_OF[role_number]
+        if role is Role.CLIENT:
+            self._purchases += change
+            if self._purchases == (1 if change > 0 else 0):
+                self._show_purchases(change > 0)
         if bits == (32 if version == 4 else 128):
             return
-        kind = (layout.ROLE_OF[role_number], version)
+        kind = (role, version)
         self._prefixes[kind] += change
         if self._prefixes[kind] == (1 if change > 0 else 0):
             self._show_prefixes(*kind, change > 0)

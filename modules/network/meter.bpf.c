@@ -356,6 +356,8 @@ int ngp_tc_in(struct __sk_buff *skb)
 
 	if (!config || skb->pkt_type || is_tagged(skb))           /* only frames sent to us: PACKET_HOST is 0 */
 		return PASS;
+	if ((config->flags & (NOTHING_BOUGHT | REWRITES)) == NOTHING_BOUGHT) /* nothing to count or to note */
+		return PASS;
 	if (!parse(skb, config, INGRESS, &p) || !wants_family(config, &p))
 		return PASS;
 	if (config->flags & REWRITES)

@@ -31,6 +31,7 @@
 #define HAS_UPPERS (1 << 15)                                  /* some macvlan is on top of a mesh interface: ngp_uppers */
 #define SEVERAL_LINKS (1 << 17)                               /* some neighbour has several links: use_first_link */
 #define ALONE (1 << 18)                                        /* one mesh interface and no LAN: all others are upstream */
+#define NOTHING_BOUGHT (1 << 19)                              /* no contract is a purchase of ours */
 #define REWRITES (1 << 16)                                    /* rules of this host rewrite destinations: sent.h */
 
 enum role { SERVER, CLIENT };

@@ -83,6 +83,7 @@ class Meter:
                 self.neighbours.link_of,
                 self.neighbours.is_own,
                 self._show_prefixes,
+                self._show_purchases,
             )
             self._open = undo.pop_all()
 
@@ -163,7 +164,7 @@ class Meter:
             for key in self.tables[name].all_keys():
                 if key not in wanted:
                     self.tables[name].delete(key)
-        stay = self._flags[0] & (layout.PREFIXES_FLAGS | layout.SEVERAL_LINKS)
+        stay = self._flags[0] & (layout.PREFIXES_FLAGS | layout.SEVERAL_LINKS | layout.NOTHING_BOUGHT)
         alone = len(desired.mesh_interfaces) == 1 and not desired.lan_interfaces
         self._flags[0] = stay | self._config_flags(desired, layer3) | layout.ALONE * alone
 
@@ -187,12 +188,16 @@ class Meter:
         return ip_address(found[:4] if payload[0] >> 4 == 4 else found)
 
     def _show_prefixes(self, role: Role, version: int, any_left: bool) -> None:
-        flag = layout.prefixes_flag(role, version)
-        self._flags[0] = self._flags[0] | flag if any_left else self._flags[0] & ~flag
+        self._show(layout.prefixes_flag(role, version), any_left)
+
+    def _show_purchases(self, any_left: bool) -> None:
+        self._show(layout.NOTHING_BOUGHT, not any_left)
 
     def _show_several_links(self, any_has: bool) -> None:
-        flag = layout.SEVERAL_LINKS
-        self._flags[0] = self._flags[0] | flag if any_has else self._flags[0] & ~flag
+        self._show(layout.SEVERAL_LINKS, any_has)
+
+    def _show(self, flag: int, is_so: bool) -> None:
+        self._flags[0] = self._flags[0] | flag if is_so else self._flags[0] & ~flag
 
     def _require_index(self, name: str) -> int:
         index = self._index_of(name)

@@ -67,13 +67,15 @@ class ChargeLab:
         self._meddling = self.tables["lab_meddling"]
         self.ids: list[bytes] = []
         self._told: list[Hint] = []
+        self.any_purchases: list[bool] = []
         self.open()
 
     def open(self) -> None:
         """Begin with the present tables, as a daemon does."""
         self.accounts = AccountTable(self.tables)
         self.contracts = ContractTable(
-            self.tables, self.accounts, lambda number: number, lambda _: bytes(10), lambda *_: False, lambda *_: None
+            *(self.tables, self.accounts, lambda number: number, lambda _: bytes(10), lambda *_: False),
+            *(lambda *_: None, self.any_purchases.append),
         )
         reader = HintReader(self.tables[layout.HINTS], self.contracts, self.accounts, self._loop, self._told.extend)
         self._close_hints = reader.close

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from charge_lab import ALICE, BOB, CONTRACTS, ChargeLab
+from charge_lab import ALICE, BOB, CONTRACTS, NEVER, ChargeLab
 
 from ngp.core.messages import Role
 from ngp.errors import KernelError
@@ -232,3 +232,16 @@ def test_a_hint_of_another_owner_of_the_slot_is_thrown_away(lab: ChargeLab) -> N
     assert not lab.ask(contract, 1)
     lab.contracts._words[TAG] += 1 << 8
     assert lab.hints() == []
+
+
+def test_the_kernel_is_told_whether_there_is_a_purchase(lab: ChargeLab) -> None:
+    lab.limit(NEVER)
+    lab.contracts.adopt()
+    first, second, _ = lab.grant(role=Role.CLIENT), lab.grant(role=Role.CLIENT), lab.grant()
+    lab.grant(first, role=Role.CLIENT, limit_bytes=1)
+    lab.contracts.revoke([lab.ids[first]])
+    assert lab.any_purchases == [False, True]
+    lab.reopen()
+    lab.contracts.adopt()
+    lab.contracts.revoke([lab.ids[second]])
+    assert lab.any_purchases == [False, True, True, True, False]

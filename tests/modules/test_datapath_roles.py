@@ -57,6 +57,27 @@ def test_a_client_counts_what_it_bought_and_nothing_else(world: World, family: i
     assert to == each and back in (each, each + 20 + 8 + 33, each + 40 + 8 + 53)
 
 
+def test_every_purchase_is_counted_from_its_first_packet_whatever_came_before(world: World) -> None:
+    """While there are no purchases the kernel looks for none: it must hear of each first one, also after a restart."""
+    wait_until(lambda: _ping(CLIENT[4]), "the next hop is known")
+    came_back = []
+    for _ in range(2):
+        contract = world.grant(EVERYTHING[4], role=Role.CLIENT)
+        assert _ping(BEHIND[4])
+        came_back.append(world.used(contract)[1])
+        world.datapath.revoke([contract])
+        assert _ping(BEHIND[4]), "uncounted"
+    for _ in range(2):
+        contract = world.grant(EVERYTHING[4], role=Role.CLIENT)
+        world.datapath.close()
+        world.datapath.set_up(desired(buys=True, sells=False))
+        world.datapath.set_neighbours([world.neighbour(sells_to_us=True, buys_from_us=False)])
+        assert _ping(BEHIND[4])
+        came_back.append(world.used(contract)[1])
+        world.datapath.revoke([contract])
+    assert came_back == [PING[4]] * 4
+
+
 @pytest.mark.parametrize("changes", [{"limit_bytes": 0}, {"expires_in_s": -1}, {"blocked": True}])
 def test_a_client_lets_pass_what_it_does_not_count(world: World, changes: dict[str, int]) -> None:
     contract = world.grant(EVERYTHING[4], role=Role.CLIENT, **changes)
