@@ -41,7 +41,7 @@ from dataclasses import dataclass, field, replace
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from ngp import wire
-from ngp.allowance import Allowance, SharedAllowance
+from ngp.core.allowance import Allowance, SharedAllowance
 from ngp.core.events import Delivered, Undelivered
 from ngp.core.messages import Ack, Hello, Message
 from ngp.delivery import Limits, LinkKey, Outgoing, Received, needs_delivery, wants_receipt

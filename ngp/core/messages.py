@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+MOST_DATA_BYTES = 1 << 60
+"""The largest data limit that fits a message."""
+
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
 
@@ -146,7 +149,7 @@ class Cancel:
     """
 
     contract: bytes
-    reason: str
+    reason: str = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)

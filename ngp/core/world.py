@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ngp.core.account import Account
+from ngp.core.allowance import Allowance
 from ngp.core.budget import Spending
 from ngp.core.buying.account import Backoff, ServerAccount
 from ngp.core.buying.purchase import Purchase
@@ -43,6 +44,7 @@ END_LINGER_S = 3.0
 LOW_LASTS_S = 4
 TOP_UP_LASTS_S = 10
 UNUSED_S = 3600.0
+MOST_QUESTIONS_A_SECOND = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +85,16 @@ class BuyingMemory:
     """What a buyer remembers beside its purchases.
 
     Attributes:
-        bought: when a destination was last used, if renewal is off; by identity and prefix.
         declined: when a proposal was declined lately.
         ended: purchases that are over, for the statement with their last bytes.
         backoff: shared by all servers by which we haven't sent anything yet.
-        asking_since_mono_s, asked: when a second began, and how often `ask_for` has asked servers in it.
+        questions: how often `ask_for` may ask servers: those who send through us choose the destinations.
     """
 
-    bought: dict[tuple[bytes, str], float] = field(default_factory=dict)
     declined: dict[tuple[bytes, Link, Prefix], float] = field(default_factory=dict)
     ended: dict[bytes, Purchase] = field(default_factory=dict)
     backoff: Backoff = field(default_factory=Backoff)
-    asking_since_mono_s: float = float("-inf")
-    asked: int = 0
+    questions: Allowance = field(default_factory=lambda: Allowance(MOST_QUESTIONS_A_SECOND))
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ngp import __version__
-from ngp.allowance import Allowance
+from ngp.core.allowance import Allowance
 from ngp.core.effects import Greet
 from ngp.core.events import Event, MessageReceived, OtherVersionHeard
 from ngp.core.messages import Address, Hello, Invoice, Message, Refund

@@ -40,30 +40,17 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
     disowns = account.disown_not_before_mono_s <= world.now.monotonic_s
     for line in statement.lines:
         purchase = world.purchase(line.contract) or world.buying.ended.get(line.contract)
+        if purchase is not None and purchase.identity != neighbour.identity:
+            continue
         if purchase is None:
             # Only the ledger knows contracts that ended long ago or before a restart; the account's sum checks them.
             world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
-            # If it still runs there it must end: we don't meter it. Not each time, as a message costs a signature.
-            if disowns:
-                _disown_again(world, neighbour, account, line.contract)
-            continue
-        if purchase.identity != neighbour.identity:
-            continue
-        if purchase.disowned and disowns:
-            _disown_again(world, neighbour, account, line.contract)
-        purchase.billed_bytes = max(purchase.billed_bytes, line.used_bytes)
-        if purchase.closed_at_s:
-            world.save_contract(purchase)
         else:
-            world.unflushed.add(purchase.id)
-        if purchase.meter_lost or _moved_away(world, neighbour, account, purchase):
-            _forgive(world, account, purchase)
-        metered = purchase.used_bytes + purchase.forgiven_bytes
-        allowed = metered + metered // TOLERANCE_SHARE + TOLERANCE_BYTES
-        if purchase.billed_bytes > allowed:
-            found = f"{purchase.billed_bytes} bytes billed, {purchase.used_bytes} metered, {purchase.destination}"
-            _dispute(world, account, found)
-        _tolerate_first_packets(account, purchase)
+            _contract_stated(world, neighbour, account, purchase, line.used_bytes)
+        # What we don't meter must end there if it still runs. Not said each time, as a message costs a signature.
+        if disowns and (purchase is None or purchase.disowned):
+            account.disown_not_before_mono_s = world.now.monotonic_s + DISOWN_PAUSE_S
+            world.send(neighbour, Cancel(line.contract))
     if statement.paid_msat > statement.charged_msat + statement.refunded_msat:  # also if credited by hand
         metering.paid_for(world, account)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
@@ -74,6 +61,23 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
     account.charged_msat = max(account.charged_msat, min(account.billed_msat, account.metered_msat + tolerance_msat))
     if not account.empty:
         world.save_account(account)
+
+
+def _contract_stated(
+    world: World, neighbour: Neighbour, account: ServerAccount, purchase: Purchase, billed_bytes: int
+) -> None:
+    purchase.billed_bytes = max(purchase.billed_bytes, billed_bytes)
+    if purchase.closed_at_s:
+        world.save_contract(purchase)
+    else:
+        world.unflushed.add(purchase.id)
+    if purchase.meter_lost or _moved_away(world, neighbour, account, purchase):
+        _forgive(world, account, purchase)
+    metered = purchase.used_bytes + purchase.forgiven_bytes
+    if purchase.billed_bytes > metered + metered // TOLERANCE_SHARE + TOLERANCE_BYTES:
+        found = f"{purchase.billed_bytes} bytes billed, {purchase.used_bytes} metered, {purchase.destination}"
+        _dispute(world, account, found)
+    _tolerate(account, purchase, first_packets_msat(purchase))
 
 
 def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purchase: Purchase) -> bool:
@@ -88,7 +92,7 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
     if before is not None and before.heard_mono_s >= neighbour.met_mono_s:
         return False  # it has two link addresses and sends from both
     if purchase.running:
-        world.send(neighbour, Cancel(purchase.id, CloseReason.CANCELLED.value))
+        world.send(neighbour, Cancel(purchase.id))
         world.halt(purchase, CloseReason.CANCELLED)
     if world.now.monotonic_s - account.moved_mono_s > MOVES_AGAIN_S:
         account.moved_mono_s = world.now.monotonic_s
@@ -115,13 +119,11 @@ def _forgive(world: World, account: ServerAccount, purchase: Purchase) -> None:
     _tolerate(account, purchase, purchase.due_msat(believed) - purchase.due_msat(used))
 
 
-def _tolerate_first_packets(account: ServerAccount, purchase: Purchase) -> None:
-    """Allow for packets that the server held while we negotiated: we sent them before our meter knew the contract."""
-    _tolerate(account, purchase, first_packets_msat(purchase))
-
-
 def first_packets_msat(purchase: Purchase) -> int:
-    """Return the price of that part of a contract's bill that its first packets can explain."""
+    """Return the price of that part of a contract's bill that its first packets can explain.
+
+    The server held them while we negotiated: we sent them before our meter knew the contract.
+    """
     unseen = min(purchase.billed_bytes - purchase.used_bytes, FIRST_PACKETS_BYTES + purchase.used_bytes)
     return purchase.due_msat(max(0, unseen))
 
@@ -170,16 +172,11 @@ def disown(world: World, purchase: Purchase) -> None:
     world.halt(purchase, CloseReason.CANCELLED)
     neighbour = world.peers.of(purchase)
     if neighbour is not None:
-        world.send(neighbour, Cancel(purchase.id, CloseReason.CANCELLED.value))
+        world.send(neighbour, Cancel(purchase.id))
 
 
 def came_back(world: World, neighbour: Neighbour) -> None:
     """Tell a server that was away which contracts we ended meanwhile."""
     disowned = (one for one in world.buying.ended.values() if one.disowned and one.identity == neighbour.identity)
     for purchase in islice((one for one in disowned if one.link[0] == neighbour.link[0]), MOST_DISOWNED_AGAIN):
-        world.send(neighbour, Cancel(purchase.id, CloseReason.CANCELLED.value))
-
-
-def _disown_again(world: World, neighbour: Neighbour, account: ServerAccount, purchase: bytes) -> None:
-    account.disown_not_before_mono_s = world.now.monotonic_s + DISOWN_PAUSE_S
-    world.send(neighbour, Cancel(purchase, CloseReason.CANCELLED.value))
+        world.send(neighbour, Cancel(purchase.id))

@@ -33,8 +33,6 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
         world.count_idle(purchase, -1)
     account.rate.count(due, now)
     world.unflushed.add(purchase.id)
-    if world.settings.never_renews:
-        world.buying.bought[purchase.identity, str(purchase.destination)] = now
     renew_if_due(world, purchase)
 
 

@@ -17,10 +17,8 @@ from ngp.core.prefixes import host_prefix
 from ngp.core.pricing import show_price
 from ngp.core.world import World
 
-MOST_BOUGHT = 65536
 MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_DECLINED = 256
-MOST_ASKED_A_SECOND = 32
 DECLINED_S = 30.0  # a server remembers a refusal no longer than this
 LOOP_S = 10.0
 
@@ -31,7 +29,7 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
         renewal_proposed(world, neighbour, world.purchase(propose.contract), propose, message_id)
         return True
     if propose.contract in world.buying.ended:  # each contract has an id of its own
-        world.send(neighbour, Cancel(propose.contract, CloseReason.CANCELLED.value), message_id)
+        world.send(neighbour, Cancel(propose.contract), message_id)
         return True
     objection = _objection(world, neighbour, propose)
     if objection is not None:
@@ -79,16 +77,12 @@ def ask_for(world: World, number: int, destination: Address) -> None:
 
     Those who send through us choose the destinations, so the number of questions a second is limited.
     """
-    memory, now = world.buying, world.now.monotonic_s
     neighbour = next((one for one in world.peers.by_link.values() if one.number == number), None)
     if neighbour is None or not (neighbour.up and neighbour.sells and world.settings.buys):
         return
     if neighbour.identity in world.peers.blocked or world.purchases.find(neighbour.identity, destination) is not None:
         return
-    if now - memory.asking_since_mono_s >= 1.0:
-        memory.asking_since_mono_s, memory.asked = now, 0
-    if memory.asked < MOST_ASKED_A_SECOND:
-        memory.asked += 1
+    if world.buying.questions.take(world.now.monotonic_s):
         world.send(neighbour, Ask(host_prefix(destination), 0, 0))
 
 
@@ -131,16 +125,12 @@ def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> b
 
     Every proposal shows that the destination is still in use.
     """
-    key = (neighbour.identity, str(destination))
-    last = world.buying.bought.get(key)
-    if last is None or world.now.monotonic_s - last > world.settings.contract_time_s:
-        bought = world.buying.bought
-        if len(bought) > 4096:
-            for old, at in list(bought.items()):
-                if world.now.monotonic_s - at > world.settings.contract_time_s or len(bought) > MOST_BOUGHT:
-                    del bought[old]
+    who, ended = neighbour.identity, reversed(world.buying.ended.values())
+    last = world.purchases.exact(who, destination)
+    last = last or next((one for one in ended if one.identity == who and one.destination == destination), None)
+    if last is None or world.now.monotonic_s - last.rate.at_mono_s > world.settings.contract_time_s:
         return False
-    world.buying.bought[key] = world.now.monotonic_s
+    last.rate.at_mono_s = world.now.monotonic_s
     return True
 
 
@@ -169,8 +159,6 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
         account.unpaid[purchase.id] = purchase
     world.count_opening(purchase)
     world.tell_state(purchase)
-    if world.settings.never_renews:
-        world.buying.bought[neighbour.identity, str(propose.destination)] = world.now.monotonic_s
     live_until(world, purchase)
     world.journal("contract", purchase.identity, purchase.state.value, contract=purchase.id)
     world.save(purchase)

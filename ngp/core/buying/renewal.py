@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from ngp.core.buying.purchase import Purchase
-from ngp.core.contract import CloseReason, State
-from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
+from ngp.core.contract import State
+from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
 from ngp.core.policy import buy_terms
 from ngp.core.timers import Due
 from ngp.core.world import World
 
 RENEWAL_ANSWER_S = 3.0
-MOST_DATA_BYTES = 1 << 60  # what fits a message
 MOST_PRICES = 64
 WORTH_BYTES = 64 * 1024
 """Least that a contract or renewal should carry to be worth its cost: a server must not make us buy byte by byte."""
@@ -78,7 +77,7 @@ def renewal_proposed(
     """Answer a proposed renewal. Bytes already bought keep their price: an offset below our limit is refused."""
     ours = purchase is not None and purchase.is_with(neighbour.identity, neighbour.link) and purchase.running
     if purchase is None or not ours or purchase.destination != propose.destination:
-        world.send(neighbour, Cancel(propose.contract, CloseReason.CANCELLED.value), message_id)
+        world.send(neighbour, Cancel(propose.contract), message_id)
         return
     accept = Accept(purchase.id, propose.price_msat_per_gib, propose.data_limit_bytes)
     repeated = propose.from_offset_bytes == 0 and purchase.state is not State.RENEWING

@@ -11,7 +11,7 @@ from itertools import islice
 from ngp.core import networks
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import Decide
-from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
+from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
 from ngp.core.policy import SellTerms, answer_counter, ask_terms
 from ngp.core.pricing import show_price
@@ -27,7 +27,6 @@ REFUSAL_S = 30.0
 SILENCE_S = 5.0
 MOST_QUOTES_PER_NEIGHBOUR = 4096
 MOST_QUOTED_AGAIN = 256
-MOST_DATA_BYTES = 1 << 60  # what fits a message
 _WHY_DECLINED = {
     RejectReason.PRICE: "too expensive for it; SELL_PRICE_MIN and PRICES set our lowest price",
     RejectReason.TERMS: "it disputes our bill, until its operator runs `ngp unblock`",
@@ -129,7 +128,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None
 def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None:
     sale = _own_contract(world, neighbour, ask.contract)
     if sale is None or not sale.running:
-        world.send(neighbour, Cancel(ask.contract, CloseReason.CANCELLED.value), message_id)
+        world.send(neighbour, Cancel(ask.contract), message_id)
         return
     if sale.renewal_offer is None:  # an open offer is only repeated: its accept may be on its way
         idly = sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour)
@@ -155,7 +154,7 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
     """Handle an accept. Returns whether a message was sent in answer (else it only needs an acknowledgement)."""
     sale = _own_contract(world, neighbour, accept.contract)
     if sale is None:
-        world.send(neighbour, Cancel(accept.contract, CloseReason.CANCELLED.value), message_id)
+        world.send(neighbour, Cancel(accept.contract), message_id)
         return True
     blocked = neighbour.identity in world.peers.blocked
     if sale.state is State.HALTING or blocked:
