@@ -54,31 +54,11 @@ MOVES: dict[State, frozenset[State]] = {
     State.CLOSED: frozenset(),
 }
 
-MOST_IDLE_RENEWALS = 8
-IDLE_RENEWAL_PAUSE_S = 3.0
-
 RUNNING = frozenset({State.ACCEPTED, State.ACTIVE, State.RENEWING})
 
 
 class IllegalMove(Exception):
     """A move that the table doesn't have: a defect of ngp, which no neighbour can cause."""
-
-
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """The last renewal of a contract, or its opening.
-
-    Attributes:
-        at_bytes: what had been used by then. at_mono_s: when it happened.
-        idle: how many renewals in a row followed each other without a byte carried in between.
-    """
-
-    at_bytes: int = 0
-    at_mono_s: float = 0.0
-    idle: int = 0
-
-
-NOT_RENEWED = Renewal()
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -96,6 +76,7 @@ class Contract:
             acknowledged.
         unsaved_msat: what was charged since the contract was last written to the ledger.
         rate: bytes carried a second; its time is when the contract last carried some.
+        renewed_at_bytes: what had been used at the last renewal.
         pools: where the contract counts as an opening that came to nothing, until it is used.
     """
 
@@ -121,7 +102,7 @@ class Contract:
     closed_at_s: int = 0
     expires_mono_s: float = 0.0
     rate: Rate = field(default_factory=Rate)
-    renewal: Renewal = NOT_RENEWED
+    renewed_at_bytes: int = 0
     pools: Pools = ()
 
     @property
@@ -181,20 +162,10 @@ class Contract:
         else:
             self.prices.append((from_offset_bytes, price_msat_per_gib))
 
-    def note_renewal(self, now_mono_s: float) -> None:
-        """Remember a renewal and whether anything was carried since the one before."""
-        idle = self.renewal.idle + 1 if self.since_renewal_bytes <= 0 else 0
-        self.renewal = Renewal(self.used_bytes, now_mono_s, idle)
-
     @property
     def since_renewal_bytes(self) -> int:
         """What was carried since the last renewal, or since the contract was opened."""
-        return self.used_bytes - self.renewal.at_bytes
-
-    def renews_idly(self, now_mono_s: float) -> bool:
-        """Say whether the contract was renewed again and again without use: each renewal writes to both ledgers."""
-        idle = self.renewal.idle >= MOST_IDLE_RENEWALS and self.since_renewal_bytes <= 0
-        return idle and now_mono_s - self.renewal.at_mono_s < IDLE_RENEWAL_PAUSE_S
+        return self.used_bytes - self.renewed_at_bytes
 
     def record(self) -> ContractRecord:
         """Return the contract's record for the ledger."""

@@ -40,7 +40,7 @@ class Purchase(Contract):
         if settings.data_renewal_bytes is not None:
             return settings.data_renewal_bytes
         fast = int(self.rate.a_second * 3)
-        bought = min(settings.contract_data_bytes, self.data_limit_bytes - self.renewal.at_bytes)
+        bought = min(settings.contract_data_bytes, self.data_limit_bytes - self.renewed_at_bytes)
         return max(FULL_PACKET_BYTES, min(max(bought // 4, fast), 4 * settings.contract_data_bytes))
 
     def renewal_time_s(self, settings: Settings) -> float:

@@ -36,7 +36,7 @@ def renew_if_due(world: World, purchase: Purchase) -> None:
     left_s = purchase.expires_mono_s - world.now.monotonic_s
     lately = world.now.monotonic_s - purchase.rate.at_mono_s <= max(purchase.lifetime_s / 2, 1.0)
     by_time = settings.time_renewal_s != 0 and left_s <= purchase.renewal_time_s(settings) and lately
-    if not (by_data or (by_time and purchase.used_bytes)) or purchase.renews_idly(world.now.monotonic_s):
+    if not (by_data or (by_time and purchase.used_bytes)):
         return
     neighbour = world.peers.of(purchase)
     if neighbour is None or not neighbour.up or left_s <= 0:
@@ -90,7 +90,7 @@ def renewal_proposed(
         return
     if _renews_poorly(world, purchase):
         world.count_idle(purchase)
-    purchase.note_renewal(world.now.monotonic_s)
+    purchase.renewed_at_bytes = purchase.used_bytes
     purchase.reprice(purchase.data_limit_bytes, propose.price_msat_per_gib)
     purchase.data_limit_bytes = propose.data_limit_bytes
     purchase.lifetime_s = propose.lifetime_s

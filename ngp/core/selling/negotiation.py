@@ -131,8 +131,7 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
         world.send(neighbour, Cancel(ask.contract), message_id)
         return
     if sale.renewal_offer is None:  # an open offer is only repeated: its accept may be on its way
-        idly = sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour)
-        if idly or sale.renews_idly(world.now.monotonic_s):
+        if sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour):
             world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
             return
         terms = ask_terms(world.settings, sale.destination, neighbour.link[0])
@@ -220,7 +219,7 @@ def _renew(world: World, sale: Sale, offer: Offer) -> None:
     sale.renewal_offer = None
     if sale.since_renewal_bytes <= 0:  # it costs a line in the ledger for nothing, like an opening
         world.count_idle(sale)
-    sale.note_renewal(world.now.monotonic_s)
+    sale.renewed_at_bytes = sale.used_bytes
     account.priced -= sale.priced
     sale.reprice(sale.data_limit_bytes, offer.price_msat_per_gib)
     account.priced += sale.priced
