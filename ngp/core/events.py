@@ -57,13 +57,6 @@ class BillsRecalled:
 
 
 @dataclass(frozen=True, slots=True)
-class OtherVersionHeard:
-    """A link sent a message of another version than ours."""
-
-    link: tuple[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
 class UsageRead:
     """The kernel's cumulative counters of some contracts and accounts."""
 
@@ -178,7 +171,6 @@ Event = (
     | Undelivered
     | Delivered
     | BillsRecalled
-    | OtherVersionHeard
     | HeldPacket
     | UsageRead
     | Hinted

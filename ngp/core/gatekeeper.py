@@ -34,7 +34,6 @@ from ngp.core.events import (
     InvoiceFailed,
     InvoiceMade,
     MessageReceived,
-    OtherVersionHeard,
     RefundNeighbour,
     SettingsChanged,
     Stopping,
@@ -148,8 +147,6 @@ class Gatekeeper:
             case Delivered():
                 if isinstance(event.message, Statement):
                     statements.delivered(world, event.identity, event.message)
-            case OtherVersionHeard():
-                first_packets.other_version_heard(world, event.link)
             case BillsRecalled():
                 statements.recalled(world, event)
             case SettingsChanged():

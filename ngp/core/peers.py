@@ -85,7 +85,6 @@ class Peers:
         blocked: identities that the operator blocked, on all their links.
         strangers: packets of links that haven't said hello, each with the instant until which it waits.
         silence_due: from when on the log may name such a link, by interface.
-        other_versions: when a neighbour of another message version was heard, by link.
         greeted: when we last broadcast a hello that wants replies, by interface.
         looked_for_idle_mono_s: when we last looked for neighbours to forget.
         first_number: kernel numbers are greater than this; numbers: how many were given since.
@@ -98,7 +97,6 @@ class Peers:
     blocked: set[bytes] = field(default_factory=set)
     strangers: deque[tuple[float, HeldPacket]] = field(default_factory=deque)
     silence_due: dict[str, float] = field(default_factory=dict)
-    other_versions: dict[Link, float] = field(default_factory=dict)
     greeted: dict[str, float] = field(default_factory=dict)
     looked_for_idle_mono_s: float = float("-inf")
     numbers: int = 0

@@ -15,7 +15,7 @@ from functools import partial
 from ngp import __version__
 from ngp.core.allowance import Allowance
 from ngp.core.effects import Greet
-from ngp.core.events import Event, MessageReceived, OtherVersionHeard
+from ngp.core.events import Event, MessageReceived
 from ngp.core.messages import Address, Hello, Invoice, Message, Refund
 from ngp.core.values import DecodedInvoice, LinkPeer
 from ngp.courier import Courier
@@ -192,7 +192,6 @@ class Post:
                 self._learn_from_copy(key, link, peer, datagram)
             elif error.reason == "version":
                 self._tell_of_version(peer, error)
-                return OtherVersionHeard(key)
             return None
         finally:
             self.schedule()

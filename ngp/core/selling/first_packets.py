@@ -18,7 +18,6 @@ from ngp.core.values import HeldPacket, Verdict
 from ngp.core.world import World
 
 STRANGER_HOLD_S = 3.0
-MOST_OTHER_VERSIONS = 256
 STRANGERS_WARN_EVERY_S = 3600.0
 SILENT_AT_FIRST_S = 15.0  # longer than a neighbour's daemon is ever silent
 MOST_STRANGER_PACKETS = 1024
@@ -80,25 +79,13 @@ def strangers_due(world: World) -> None:
         world.timers.set(Due.STRANGERS, b"", world.peers.strangers[0][0])
 
 
-def other_version_heard(world: World, link: tuple[str, bytes]) -> None:
-    """Remember a link that sends messages of another version: the log must not say that nobody there says hello."""
-    heard = world.peers.other_versions
-    heard.pop(link, None)
-    heard[link] = world.now.monotonic_s
-    if len(heard) > MOST_OTHER_VERSIONS:
-        del heard[next(iter(heard))]
-
-
 def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
-    """Warn the operator of a client on which no ngp runs (any more), once an hour for each interface.
+    """Warn the operator of a client on which no ngp of our version runs (any more), once an hour for each interface.
 
     The first packet causes no warning, as a hello may be on its way. Warnings aren't counted by link address, since new
     ones cost nothing. An interface is remembered only while its next warning must wait, since names come and go.
     """
     now, (interface, link_address) = world.now.monotonic_s, link
-    heard_at = world.peers.other_versions.get(link)
-    if heard_at is not None and now < heard_at + STRANGERS_WARN_EVERY_S:
-        return
     due = world.peers.silence_due = {
         name: at for name, at in world.peers.silence_due.items() if now < at + STRANGERS_WARN_EVERY_S
     }
@@ -106,7 +93,8 @@ def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
         return
     due[interface] = now + STRANGERS_WARN_EVERY_S
     sender = f"packets from {link_address.hex(':')} on {interface}" if link_address else f"packets on {interface}"
-    world.log(f"{sender} are dropped: nobody there says hello; does ngp run there?", logging.WARNING)
+    why = "nobody there says hello in words that we understand; does ngp run there, and in the same version?"
+    world.log(f"{sender} are dropped: {why}", logging.WARNING)
 
 
 def _hold_for_contract(world: World, sale: Sale, packet: HeldPacket) -> None:
