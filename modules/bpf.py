@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ngp.core.values import Check
 from ngp.errors import KernelError, MomentError
-from ngp.ports import Check
 
 KERNEL_LEAST = (6, 1)
 """The oldest Linux on which the programs were tried; they may load on an older one too."""

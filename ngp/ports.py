@@ -1,4 +1,4 @@
-"""Ports: the interfaces between ngp and the world around it, and the values that cross them.
+"""Ports: the interfaces between ngp and the world around it. The values that cross them are in `ngp.core`.
 
 An adapter in `modules/` implements one of these. It is found by an entry point (`ngp.link`, `ngp.network`,
 `ngp.payment` in setup.cfg), so anybody can add one. The ledger's adapters are in `ngp/store/`, since the conservation
@@ -13,24 +13,19 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ngp.core.channels import ChainView, Channel, ChannelEnd, ChannelState, Tower, Watch
-from ngp.core.messages import Address, Prefix, Role, StatementLine
+from ngp.core.channels import ChainView, Channel, Watch
+from ngp.core.messages import Address, StatementLine
 from ngp.core.records import ContractRecord, JournalRecord, Record, Snapshot
 from ngp.core.values import (
-    UNKNOWN_PAYMENT,
     AccountLimit,
     AccountReading,
     Adopted,
-    AdoptedAccount,
-    AdoptedContract,
     Check,
     DecodedInvoice,
     DesiredNetwork,
-    FreeRule,
     Grant,
     HeldPacket,
     Hint,
-    HintKind,
     InvoiceState,
     KernelNeighbour,
     KernelState,
@@ -40,59 +35,10 @@ from ngp.core.values import (
     PaymentCapabilities,
     PaymentInfo,
     PaymentOutcome,
-    PaymentStatus,
     Reading,
     Settlement,
     Verdict,
 )
-
-__all__ = [
-    "UNKNOWN_PAYMENT",
-    "AccountLimit",
-    "AccountReading",
-    "Address",
-    "Adopted",
-    "AdoptedAccount",
-    "AdoptedContract",
-    "ChainView",
-    "Channel",
-    "ChannelEnd",
-    "ChannelManager",
-    "ChannelState",
-    "Check",
-    "Clock",
-    "DecodedInvoice",
-    "DesiredNetwork",
-    "FreeRule",
-    "Grant",
-    "HeldPacket",
-    "Hint",
-    "HintKind",
-    "InvoiceState",
-    "KernelNeighbour",
-    "Ledger",
-    "Link",
-    "LinkPeer",
-    "Network",
-    "NewInvoice",
-    "Now",
-    "Payment",
-    "PaymentCapabilities",
-    "PaymentInfo",
-    "PaymentOutcome",
-    "PaymentStatus",
-    "Prefix",
-    "Reading",
-    "Role",
-    "Settlement",
-    "KernelState",
-    "Store",
-    "Tower",
-    "TowerManager",
-    "Verdict",
-    "Watch",
-]
-
 
 # --- link -------------------------------------------------------------------------------------------------------------
 

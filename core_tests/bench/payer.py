@@ -20,12 +20,12 @@ from typing import Any
 
 import grpc
 
+from ngp.core.values import PaymentStatus
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.electrum import ElectrumPayment
 from ngp.modules.payment.electrum_rpc import Credentials, ElectrumRpc
 from ngp.modules.payment.lnd import LndPayment
-from ngp.ports import PaymentStatus
 
 AMOUNT_MSAT = 5_000
 EXPIRY_S, PATIENCE_S = 600, 60

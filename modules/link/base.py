@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from ngp.core.values import Check, LinkPeer
 from ngp.errors import KernelError
 from ngp.modules.bpf import try_to_load
 from ngp.modules.link import inlet
 from ngp.modules.link.inlet import Arrival, Inlet
-from ngp.ports import Check, LinkPeer
 
 Receive = Callable[[LinkPeer, bytes], None]
 

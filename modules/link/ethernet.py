@@ -14,10 +14,10 @@ import socket
 import struct
 from typing import Any
 
+from ngp.core.values import LinkPeer
 from ngp.errors import KernelError
 from ngp.modules.link.base import Port, PortLink
 from ngp.modules.link.inlet import Arrival, Inlet
-from ngp.ports import LinkPeer
 
 ETHERTYPE = 0x88B5
 EVERYBODY = "ff:ff:ff:ff:ff:ff"

@@ -23,12 +23,11 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 
-from ngp.core.values import Check
+from ngp.core.values import Check, LinkPeer
 from ngp.errors import KernelError
 from ngp.modules.link.base import Port, PortLink
 from ngp.modules.link.far_end import EVERYBODY_V4, EVERYBODY_V6, FarEnd, far_end
 from ngp.modules.link.inlet import Arrival, Inlet
-from ngp.ports import LinkPeer
 
 PORT = 10325
 HOP_LIMIT = 255

@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from ngp.core.values import MOST_UNITS_AHEAD
+from ngp.core.values import MOST_UNITS_AHEAD, AccountLimit, AccountReading, AdoptedAccount
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
@@ -38,7 +38,6 @@ from ngp.modules.network.layout import (
     signed,
 )
 from ngp.modules.network.lines import Lines
-from ngp.ports import AccountLimit, AccountReading, AdoptedAccount
 
 _REST_S = 1.0
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ngp.core.messages import Address
+from ngp.core.messages import Address, Prefix
 from ngp.core.services import SERVICES_A_HOST
+from ngp.core.values import Check, DesiredNetwork, FreeRule
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
 from ngp.modules.network import bpf, layout, nat, offloading, rights, sides, xtables
@@ -25,7 +26,6 @@ from ngp.modules.network.host import Host
 from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.rtnetlink import Interface
 from ngp.modules.network.xtables import NFT, find_command, run
-from ngp.ports import Check, DesiredNetwork, FreeRule, Prefix
 
 # One instruction, "return 65535". It needs no pinned program, but the same kernel code as one.
 _PROBE = {

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ngp.core.messages import Role
+from ngp.core.values import AdoptedContract, Grant, Reading
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
@@ -40,7 +41,6 @@ from ngp.modules.network.layout import (
     VALID,
 )
 from ngp.modules.network.lines import Lines
-from ngp.ports import AdoptedContract, Grant, Reading
 
 _REST_S = 1.0
 _BYTES_MAX = (1 << 63) - 1

@@ -23,21 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ngp.core.messages import Address
-from ngp.errors import KernelError
-from ngp.modules.bpf import Table, library
-from ngp.modules.network import bpf, former, gate, hooks, layout, sides
-from ngp.modules.network import check as host_check
-from ngp.modules.network.alarm import Alarm
-from ngp.modules.network.find import close_tables, find_running
-from ngp.modules.network.gate import Gate, GatePaths
-from ngp.modules.network.hints import HintReader
-from ngp.modules.network.hooks import Direction
-from ngp.modules.network.host import Host
-from ngp.modules.network.layout import Counter
-from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, read_sells
-from ngp.modules.network.queue import HeldQueue, try_number
-from ngp.modules.network.settle import ProgramsWait, Settling
-from ngp.ports import (
+from ngp.core.values import (
     AccountLimit,
     AccountReading,
     Adopted,
@@ -52,6 +38,20 @@ from ngp.ports import (
     Reading,
     Verdict,
 )
+from ngp.errors import KernelError
+from ngp.modules.bpf import Table, library
+from ngp.modules.network import bpf, former, gate, hooks, layout, sides
+from ngp.modules.network import check as host_check
+from ngp.modules.network.alarm import Alarm
+from ngp.modules.network.find import close_tables, find_running
+from ngp.modules.network.gate import Gate, GatePaths
+from ngp.modules.network.hints import HintReader
+from ngp.modules.network.hooks import Direction
+from ngp.modules.network.host import Host
+from ngp.modules.network.layout import Counter
+from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, read_sells
+from ngp.modules.network.queue import HeldQueue, try_number
+from ngp.modules.network.settle import ProgramsWait, Settling
 
 _HELD_MAX_AGE_S = 10.0  # a safeguard: the core decides long before
 _EXPIRE_EVERY_S = 1.0

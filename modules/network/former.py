@@ -10,11 +10,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from itertools import count
 
+from ngp.core.values import Reading
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.meter import read_layout
-from ngp.ports import Reading
 
 HOW_TO_END = "use that version's ngp stop; this one charges nothing that was carried since the ledger's last entry"
 _IN_USE = 1

@@ -40,6 +40,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ngp.core.values import DesiredNetwork
 from ngp.errors import KernelError
 from ngp.modules.network import xtables
 from ngp.modules.network.host import ALL_INTERFACES
@@ -56,7 +57,6 @@ from ngp.modules.network.xtables import (
     Standing,
     Tables,
 )
-from ngp.ports import DesiredNetwork
 
 GATE, UNPAID, OWN = "NGP_GATE", "NGP_UNPAID", "NGP_OWN"
 TO_UP, TO_MESH, TO_LAN = "NGP_TO_UP", "NGP_TO_MESH", "NGP_TO_LAN"

@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
+from ngp.core.values import Hint, HintKind
 from ngp.modules.bpf import RingReader, Table
 from ngp.modules.network import layout
 from ngp.modules.network.accounts import AccountTable
 from ngp.modules.network.contracts import ContractTable
-from ngp.ports import Hint, HintKind
 
 _HINTS_AT_ONCE = 16384  # more than the ring holds
 _CONTRACTS = {1: HintKind.LOW, 2: HintKind.EXHAUSTED}

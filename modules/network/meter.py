@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from ngp.core.messages import Address, Role
+from ngp.core.values import DesiredNetwork, FreeRule
 from ngp.errors import MomentError
 from ngp.modules.bpf import Programs, Table, library, require
 from ngp.modules.network import bpf, hooks, layers, layout, rewrites
@@ -23,7 +24,6 @@ from ngp.modules.network.flows import FlowSweeper
 from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
 from ngp.modules.network.neighbours import NeighbourTable
-from ngp.ports import DesiredNetwork, FreeRule
 
 HOLD_WINDOW_NS = 1_000_000_000
 HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # of one destination in a window: for anybody, and for those that have paid

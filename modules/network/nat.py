@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from ngp.ports import Prefix
+from ngp.core.messages import Prefix
 
 _TARGETS = ("MASQUERADE", "SNAT", "NETMAP")
 _NFT_VERDICT = re.compile(r"\b(masquerade|snat)\b")

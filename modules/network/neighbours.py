@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from ngp.core.messages import Role
+from ngp.core.values import KernelNeighbour
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.contracts import ContractTable
 from ngp.modules.network.first_links import FirstLinks
-from ngp.ports import KernelNeighbour
 
 
 class NeighbourTable:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
+from ngp.core.values import Check, DesiredNetwork
 from ngp.modules.network import layers, rights, xtables
 from ngp.modules.network.rtnetlink import Interface
 from ngp.modules.network.xtables import find_command
-from ngp.ports import Check, DesiredNetwork
 
 _NAME = "flow offloading"
 

@@ -27,9 +27,9 @@ from pathlib import Path
 import netfilterqueue
 
 from ngp.core.messages import Address
+from ngp.core.values import Check, HeldPacket, Verdict
 from ngp.errors import KernelError
 from ngp.modules.network.icmp import Prohibiter
-from ngp.ports import Check, HeldPacket, Verdict
 
 HELD_MAX = 4096
 HELD_PER_NEIGHBOUR_MAX = 512

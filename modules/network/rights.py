@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ngp.ports import Check
+from ngp.core.values import Check
 
 NET_ADMIN, _NET_RAW, SYS_ADMIN, _BPF = 12, 13, 21, 39  # capability(7), as bits in include/uapi/linux/capability.h
 _NEEDED = {

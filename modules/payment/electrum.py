@@ -30,13 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ngp.core.pricing import SAT_MSAT
-from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import invoice, node_key
-from ngp.modules.payment.electrum_journal import Journal
-from ngp.modules.payment.electrum_rpc import ElectrumError
-from ngp.modules.payment.electrum_upkeep import ElectrumUpkeep
-from ngp.modules.payment.electrum_wallet import COIN_SAT, NOT_LOADED, ElectrumWallet, btc
-from ngp.ports import (
+from ngp.core.values import (
     UNKNOWN_PAYMENT,
     Check,
     DecodedInvoice,
@@ -48,6 +42,12 @@ from ngp.ports import (
     PaymentStatus,
     Settlement,
 )
+from ngp.errors import ConfigError, PaymentError, PeerError
+from ngp.modules.payment import invoice, node_key
+from ngp.modules.payment.electrum_journal import Journal
+from ngp.modules.payment.electrum_rpc import ElectrumError
+from ngp.modules.payment.electrum_upkeep import ElectrumUpkeep
+from ngp.modules.payment.electrum_wallet import COIN_SAT, NOT_LOADED, ElectrumWallet, btc
 from ngp.remembered_node import RememberedNode
 
 POLL_S = 0.5

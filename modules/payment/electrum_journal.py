@@ -14,9 +14,9 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from ngp.core.values import Settlement
 from ngp.errors import PaymentError
 from ngp.modules.payment import private_file
-from ngp.ports import Settlement
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS settlements (

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from bech32 import CHARSET, bech32_decode, bech32_encode, convertbits
 from bolt11 import Signature
 
+from ngp.core.values import DecodedInvoice
 from ngp.errors import PeerError
-from ngp.ports import DecodedInvoice
 
 INVOICE_CHARS_MAX = 2048
 MEMO_BYTES_MAX = 639  # 1,023 characters of 5 bits

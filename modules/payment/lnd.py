@@ -21,15 +21,7 @@ from pathlib import Path
 import grpc
 
 from ngp.core.reach import left_msat
-from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import invoice, lnd_paste, macaroon, node_key
-from ngp.modules.payment import lnd_client as client
-from ngp.modules.payment import lnd_pb2 as pb
-from ngp.modules.payment.lnd_channel import channel
-from ngp.modules.payment.lnd_client import LndClient, LndError
-from ngp.modules.payment.lnd_connect import Credentials, NoMacaroonError
-from ngp.modules.payment.lnd_upkeep import LndUpkeep, key_bytes
-from ngp.ports import (
+from ngp.core.values import (
     UNKNOWN_PAYMENT,
     Check,
     DecodedInvoice,
@@ -41,6 +33,14 @@ from ngp.ports import (
     PaymentStatus,
     Settlement,
 )
+from ngp.errors import ConfigError, PaymentError, PeerError
+from ngp.modules.payment import invoice, lnd_paste, macaroon, node_key
+from ngp.modules.payment import lnd_client as client
+from ngp.modules.payment import lnd_pb2 as pb
+from ngp.modules.payment.lnd_channel import channel
+from ngp.modules.payment.lnd_client import LndClient, LndError
+from ngp.modules.payment.lnd_connect import Credentials, NoMacaroonError
+from ngp.modules.payment.lnd_upkeep import LndUpkeep, key_bytes
 from ngp.remembered_node import RememberedNode
 
 # LND's default for the smallest HTLC (bitcoin.minhtlc).

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ngp.core.channels import NO_LIMIT_MSAT
+from ngp.core.channels import NO_LIMIT_MSAT, Channel, ChannelEnd, ChannelState
 from ngp.core.pricing import SAT_MSAT
 from ngp.modules.payment import lnd_pb2 as pb
-from ngp.ports import Channel, ChannelEnd, ChannelState
 
 HTLC_WEIGHT = 172
 """BOLT 3: weight of one more output in the commitment transaction."""

@@ -25,10 +25,7 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
-from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import invoice, node_key
-from ngp.modules.payment.sandbox_node import Fate, SandboxNode, Start
-from ngp.ports import (
+from ngp.core.values import (
     UNKNOWN_PAYMENT,
     Check,
     DecodedInvoice,
@@ -40,6 +37,9 @@ from ngp.ports import (
     PaymentStatus,
     Settlement,
 )
+from ngp.errors import ConfigError, PaymentError, PeerError
+from ngp.modules.payment import invoice, node_key
+from ngp.modules.payment.sandbox_node import Fate, SandboxNode, Start
 
 NETWORK = "sandbox"
 FIRST_BALANCE_MSAT = 100_000_000_000  # one fictitious bitcoin

@@ -15,9 +15,9 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
+from ngp.core.values import InvoiceState, PaymentOutcome, PaymentStatus, Settlement
 from ngp.errors import PaymentError
 from ngp.modules.payment import private_file
-from ngp.ports import InvoiceState, PaymentOutcome, PaymentStatus, Settlement
 
 _KEEP_S = 30 * 86_400
 _PRUNE_EVERY = 256

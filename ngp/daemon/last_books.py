@@ -21,11 +21,12 @@ from ngp.core.events import Stopping, UsageRead
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
+from ngp.core.values import Adopted, DesiredNetwork, Now, Reading
 from ngp.core.world import PaymentNode, World
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.desired import desired_network, look_at_host
 from ngp.errors import KernelError, LedgerError
-from ngp.ports import Adopted, DesiredNetwork, Ledger, Network, Now, Reading, Store
+from ngp.ports import Ledger, Network, Store
 
 _NOBODY = PaymentNode("", False, False, 0, b"")
 _LOST = "what was carried since the ledger's last entry is lost"

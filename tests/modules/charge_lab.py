@@ -16,13 +16,13 @@ from pathlib import Path
 from meter_lab import contract_id
 
 from ngp.core.messages import Role
+from ngp.core.values import AccountLimit, AccountReading, Grant, Hint, Reading
 from ngp.modules.bpf import Programs, Table, library
 from ngp.modules.network import layout
 from ngp.modules.network.accounts import AccountTable
 from ngp.modules.network.contracts import ContractTable
 from ngp.modules.network.hints import HintReader
 from ngp.modules.network.meter import table_sizes
-from ngp.ports import AccountLimit, AccountReading, Grant, Hint, Reading
 
 SOURCES = Path(__file__).resolve().parents[2] / "modules/network"
 CONTRACTS = 64

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from pyroute2 import netns
 
+from ngp.core.values import Check, DesiredNetwork
 from ngp.modules.network import check as host_check
 from ngp.modules.network.gate import GatePaths
-from ngp.ports import Check, DesiredNetwork
 
 CLIENT = {4: "10.77.1.2", 6: "fd00:77:1::2"}
 INTERNET = {4: "10.77.2.2", 6: "fd00:77:2::2"}

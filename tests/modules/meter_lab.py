@@ -14,9 +14,8 @@ from pathlib import Path
 from kernel_lab import CLIENT, INTERNET, Lab, desired, lab, python, sh
 
 from ngp.core.messages import Role
-from ngp.core.values import MOST_UNITS_AHEAD
+from ngp.core.values import MOST_UNITS_AHEAD, AccountLimit, AccountReading, Grant, KernelNeighbour, Reading
 from ngp.modules.network.datapath import Datapath
-from ngp.ports import AccountLimit, AccountReading, Grant, KernelNeighbour, Reading
 
 NEIGHBOUR = 7
 GENEROUS = 1 << 40

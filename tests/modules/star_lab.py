@@ -22,9 +22,9 @@ from meter_lab import NEIGHBOUR, World, metered
 from pyroute2 import netns
 
 from ngp.core.messages import Role
+from ngp.core.values import KernelNeighbour
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
-from ngp.ports import KernelNeighbour
 
 SECOND = 8
 WAIT_S = 30

@@ -16,7 +16,7 @@ from kernel_lab import CLIENT, INTERNET, dropped, passes, python, sh
 from meter_lab import NEIGHBOUR, PAYER, PRICE, World, contract_id, metered, true_wire, wait_until
 
 from ngp.core.messages import Role
-from ngp.ports import Grant
+from ngp.core.values import Grant
 
 ADDRESSES = [f"10.77.2.{last}" for last in range(2, 10)]
 SEND_ON = """

@@ -6,10 +6,9 @@ import pytest
 from charge_lab import ALICE, BOB, ChargeLab
 
 from ngp.core.messages import Role
-from ngp.core.values import MOST_UNITS_AHEAD
+from ngp.core.values import MOST_UNITS_AHEAD, Hint, HintKind
 from ngp.errors import KernelError
 from ngp.modules.network.layout import LINE_WORDS, RETURNED, SPENT, Counter
-from ngp.ports import Hint, HintKind
 
 LARGEST_BYTES = 1 << 19  # a superpacket of BIG TCP
 DEAREST = 1 << 40

@@ -8,10 +8,10 @@ import pytest
 from charge_lab import ALICE, BOB, CONTRACTS, NEVER, ChargeLab
 
 from ngp.core.messages import Role
+from ngp.core.values import AccountLimit, Hint, HintKind
 from ngp.errors import KernelError
 from ngp.modules.network import accounts, layout
 from ngp.modules.network.layout import ACCOUNT_TAG, LINE_WORDS, TAG
-from ngp.ports import AccountLimit, Hint, HintKind
 
 
 def test_what_was_noted_as_early_while_the_contract_was_entered_is_on_it_too(lab: ChargeLab) -> None:

@@ -13,8 +13,8 @@ from kernel_lab import CLIENT, INTERNET, desired, dropped, passes, python, sh
 from meter_lab import NEIGHBOUR, PAYER, PRICE, World, contract_id, metered, received, true_wire, wait_until
 
 from ngp.core.messages import Role
+from ngp.core.values import FreeRule, Grant, HeldPacket, Hint, HintKind, Verdict
 from ngp.errors import KernelError
-from ngp.ports import FreeRule, Grant, HeldPacket, Hint, HintKind, Verdict
 
 HEADERS = {4: 28, 6: 48}
 UDP_SEND_ON = """

@@ -16,13 +16,13 @@ from kernel_lab import CLIENT, INTERNET, desired, dropped, lab, passes, sh
 from meter_lab import GENEROUS, NEIGHBOUR, PAYER, PRICE, World, contract_id, metered
 
 from ngp.core.messages import Role
+from ngp.core.values import AccountReading, Adopted, Grant, KernelState
 from ngp.errors import ExitCode, KernelError
 from ngp.modules.bpf import Programs, require
 from ngp.modules.network import bpf, hooks, meter, xtables
 from ngp.modules.network import datapath as datapath_module
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.meter import GATE_PROGRAMS
-from ngp.ports import AccountReading, Adopted, Grant, KernelState
 
 HOST = f"{INTERNET[4]}/32"
 
@@ -39,7 +39,7 @@ from kernel_lab import desired
 from meter_lab import NEIGHBOUR, PAYER, PRICE
 from ngp.core.messages import Role
 from ngp.modules.network.datapath import Datapath
-from ngp.ports import AccountLimit, Grant, KernelNeighbour
+from ngp.core.values import AccountLimit, Grant, KernelNeighbour
 datapath = Datapath(Path(sys.argv[1]))
 datapath.set_up(desired())
 datapath.set_neighbours([KernelNeighbour(NEIGHBOUR, "m0", bytes.fromhex(sys.argv[2]), (), True, False)])

@@ -14,8 +14,8 @@ from meter_lab import GENEROUS, World, contract_id, metered, wait_until
 from pyroute2 import netns
 
 from ngp.core.messages import Role
+from ngp.core.values import Grant, HeldPacket, KernelNeighbour, Reading, Verdict
 from ngp.modules.network.datapath import Datapath
-from ngp.ports import Grant, HeldPacket, KernelNeighbour, Reading, Verdict
 
 SELLER = 3
 BITS = {4: 32, 6: 128}

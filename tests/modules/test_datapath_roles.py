@@ -18,7 +18,7 @@ from meter_lab import World, metered, received, wait_until
 
 from core_tests.hostile import udp
 from ngp.core.messages import Role
-from ngp.ports import KernelNeighbour
+from ngp.core.values import KernelNeighbour
 
 BEHIND = {4: "10.77.5.5", 6: "fd00:77:5::5"}
 EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, GATEWAY_TO_INTERNET, INTERNET, Lab, by_name, desired, gateway, sh
 
+from ngp.core.messages import Prefix
+from ngp.core.values import Check
 from ngp.modules.network import rtnetlink
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.host import Host, expand_interfaces
-from ngp.ports import Check, Prefix
 
 
 @pytest.fixture

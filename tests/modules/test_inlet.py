@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from core_tests.hostile import checksum, ip_packet, udp
+from ngp.core.values import LinkPeer
 from ngp.errors import KernelError
 from ngp.modules import bpf
 from ngp.modules.bpf import Table
@@ -16,7 +17,6 @@ from ngp.modules.link.base import Port, PortLink
 from ngp.modules.link.ethernet import ETHERTYPE, EthernetLink
 from ngp.modules.link.inlet import Arrival, Inlet, read_arrival
 from ngp.modules.link.udp import HOP_LIMIT, PORT, UdpLink
-from ngp.ports import LinkPeer
 from tests.modules.test_links import IPV4_A, IPV4_B, IPV6_A, IPV6_B, MAC_A, MAC_B, connect, ends, hosts, inside, run_in
 
 __all__ = ["hosts"]  # the fixture `hosts`

@@ -18,8 +18,8 @@ from kernel_lab import CLIENT, INTERNET, desired, passes, sh
 from meter_lab import NEIGHBOUR, World, metered, received, true_wire, wait_until
 
 from core_tests.hostile import ip_packet, udp
+from ngp.core.values import DesiredNetwork, FreeRule, KernelNeighbour
 from ngp.modules.network.datapath import Datapath
-from ngp.ports import DesiredNetwork, FreeRule, KernelNeighbour
 
 UDP, PORT = 17, 9
 RATE, BURST = 1024, 20_000

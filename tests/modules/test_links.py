@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 import pytest
 from pyroute2 import netns
 
+from ngp.core.values import Check, LinkPeer
 from ngp.errors import KernelError
 from ngp.modules.link.ethernet import ETHERTYPE, EthernetLink
 from ngp.modules.link.udp import PORT, UdpLink
-from ngp.ports import Check, Link, LinkPeer
+from ngp.ports import Link
 
 MAC_A, MAC_B = b"\x02\x00\x00\x00\x00\x0a", b"\x02\x00\x00\x00\x00\x0b"
 IPV4_A, IPV4_B = "192.0.2.1", "192.0.2.2"

@@ -32,8 +32,8 @@ from star_lab import (
 )
 
 from core_tests.hostile import udp
+from ngp.core.values import Hint, HintKind
 from ngp.modules.network import layout
-from ngp.ports import Hint, HintKind
 
 ENDS = tuple(ADDRESSES)
 PAIRS = [pair for pair in itertools.permutations(ENDS, 2) if pair[0][-1] != pair[1][-1]]

@@ -16,9 +16,9 @@ from meter_lab import NEIGHBOUR, wait_until
 from star_lab import ADDRESSES, BITS, DOWN_BYTES, SECOND, UP_BYTES, Star, neighbours, once, star, table
 
 from core_tests.hostile import udp
+from ngp.core.values import HeldPacket, KernelNeighbour, Verdict
 from ngp.modules.network import layout
 from ngp.modules.network.meter import table_sizes
-from ngp.ports import HeldPacket, KernelNeighbour, Verdict
 
 COMMAND = {4: "iptables", 6: "ip6tables"}
 LONG_BYTES = 4000

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_lab import INTERNET, QUEUE_NUMBER, Lab, desired, lab, paths, pinned_filters, python, sh
 
+from ngp.core.values import HeldPacket, Verdict
 from ngp.errors import KernelError
 from ngp.modules.network import queue as queue_module
 from ngp.modules.network.gate import Gate
 from ngp.modules.network.icmp import Prohibiter, prohibited
 from ngp.modules.network.queue import HeldQueue, parse_addresses, try_number
-from ngp.ports import HeldPacket, Verdict
 
 V4 = IPv4Address("192.0.2.7").packed + IPv4Address("198.51.100.9").packed
 V6 = IPv6Address("2001:db8::7").packed + IPv6Address("2001:db8:1::9").packed

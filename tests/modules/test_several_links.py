@@ -13,9 +13,9 @@ from kernel_lab import INTERNET, desired, dropped, passes, sh
 from meter_lab import NEIGHBOUR, World, metered, wait_until
 
 from ngp.core.messages import Role
+from ngp.core.values import HeldPacket, KernelNeighbour, Verdict
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.first_links import FirstLinks
-from ngp.ports import HeldPacket, KernelNeighbour, Verdict
 
 OTHER = 9
 SECOND = {4: ("10.77.3.1", "10.77.3.2"), 6: ("fd00:77:3::1", "fd00:77:3::2")}

@@ -13,12 +13,12 @@ from meter_lab import World, metered, received, true_wire
 
 from core_tests import next_layout
 from ngp.core.messages import Role
+from ngp.core.values import Adopted, KernelState, Reading
 from ngp.errors import KernelError
 from ngp.modules.network import bpf, former, hooks, layout, meter
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.gate import Gate
 from ngp.modules.network.settle import ProgramsWait
-from ngp.ports import Adopted, KernelState, Reading
 
 HOST = f"{INTERNET[4]}/32"
 PING = 84

@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
+from ngp.core.values import InvoiceState, PaymentOutcome, PaymentStatus, Settlement
 from ngp.errors import PaymentError, PeerError
-from ngp.ports import InvoiceState, Payment, PaymentOutcome, PaymentStatus, Settlement
+from ngp.ports import Payment
 
 AMOUNT_MSAT = 123_000
 FEE_LIMIT_MSAT = 10_000

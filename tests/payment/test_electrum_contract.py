@@ -15,9 +15,9 @@ from electrum_nodes import Pair, options, pair
 from core_tests.lightning.electrum import Electrum
 from core_tests.lightning.network import CHANNEL_SAT
 from core_tests.shell import await_until
+from ngp.core.values import PaymentStatus, Settlement
 from ngp.errors import PaymentError
 from ngp.modules.payment.electrum import ElectrumPayment
-from ngp.ports import PaymentStatus, Settlement
 
 # One pair of nodes serves all tests of Electrum, so they run in one process.
 pytestmark = pytest.mark.xdist_group("electrum")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ngp.core.channels import ChannelState
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_channel import channel, pending
-from ngp.ports import ChannelState
 
 PEER, OURSELVES = "03" + "ab" * 32, "02" + "cd" * 32
 TOLD = pb.Channel(

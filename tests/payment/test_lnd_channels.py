@@ -17,10 +17,11 @@ from lnd_nodes import modules, nodes_of, options
 from core_tests.lightning.network import LightningNetwork, Place
 from core_tests.lightning.nodes import NETWORK, Lnd, free_ports
 from core_tests.shell import await_until
+from ngp.core.channels import Channel, ChannelState, Watch
+from ngp.core.values import PaymentStatus
 from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment.lnd import LndPayment
 from ngp.modules.payment.macaroon import bake_line, needed
-from ngp.ports import Channel, ChannelState, PaymentStatus, Watch
 
 # All of these tests use one network of nodes, in this order, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd channels")

@@ -13,10 +13,11 @@ from contract_suite import TIMEOUT_S, Nodes, PaymentContract
 from lnd_nodes import chain_of, options
 
 from core_tests.lightning.network import LightningNetwork
+from ngp.core.channels import Channel
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.reach import left_msat
+from ngp.core.values import NewInvoice, PaymentStatus
 from ngp.modules.payment.lnd import LndPayment
-from ngp.ports import Channel, NewInvoice, PaymentStatus
 
 # All of these tests use one network of nodes, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd contract")

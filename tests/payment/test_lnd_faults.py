@@ -15,9 +15,9 @@ from lnd_nodes import chain_of, modules, options
 
 from core_tests.lightning.network import LightningNetwork
 from core_tests.lightning.nodes import Lnd
+from ngp.core.values import PaymentStatus
 from ngp.errors import PaymentError
 from ngp.modules.payment.lnd import LndPayment
-from ngp.ports import PaymentStatus
 
 # All of these tests use one network of nodes, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd faults")

@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
+from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.errors import PaymentError
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd import LndPayment
 from ngp.modules.payment.lnd_client import SEND_PAYMENT, TRACK_PAYMENT, LndError, Method
-from ngp.ports import DecodedInvoice, PaymentOutcome, PaymentStatus
 
 PREIMAGE = b"p" * 32
 HASH = sha256(PREIMAGE).digest()

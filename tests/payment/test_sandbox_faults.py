@@ -17,10 +17,10 @@ import pytest
 from contract_suite import first, watching
 
 import ngp
+from ngp.core.values import InvoiceState, PaymentStatus
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import invoice
 from ngp.modules.payment.sandbox import FIRST_BALANCE_MSAT, SandboxPayment
-from ngp.ports import InvoiceState, PaymentStatus
 
 ROOT = Path(ngp.__file__).parent.parent
 SUCCEEDED, FAILED, PENDING = PaymentStatus.SUCCEEDED, PaymentStatus.FAILED, PaymentStatus.PENDING
