@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
-from ngp.core.messages import Address
+from ngp.core.messages import Address, Hello
 from ngp.core.values import DesiredNetwork, FreeRule
 from ngp.daemon.desired import named_interfaces
 from ngp.daemon.host_watch import HostWatch
-from ngp.daemon.post import SelfDescription
 from ngp.errors import KernelError
 
 NET_CONF = Path("/etc/ngp/net.conf")
@@ -75,7 +74,7 @@ class Post:
     """Notes its calls; the payment node's signature arrives while its links are updated."""
 
     def __init__(self) -> None:
-        self.ourselves = SelfDescription("regtest", True, True, ())
+        self.ourselves = Hello("regtest", True, True, (), "ngp", False)
         self.greeted: list[str] = []
         self.updated = asyncio.Event()
 
@@ -102,7 +101,7 @@ def test_an_interface_that_comes_is_gated_and_greeted_and_nothing_of_our_hello_i
     asyncio.run(scenario())
     assert network.applied == [("mesh0", "mesh1")] and watch.desired.mesh_interfaces == ("mesh0", "mesh1")
     assert post.greeted == ["mesh0", "mesh1"]
-    assert post.ourselves == SelfDescription("regtest", True, True, (IPv4Address("10.0.0.1"),), b"", "signature")
+    assert post.ourselves == Hello("regtest", True, True, (IPv4Address("10.0.0.1"),), "ngp", False, b"", "signature")
 
 
 def test_a_long_look_at_the_host_is_a_threads_and_one_at_a_time() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from ngp.core.messages import Hello
 from ngp.core.values import Check, Settlement
 from ngp.daemon.payment_watch import PaymentWatch
-from ngp.daemon.post import SelfDescription
 from ngp.errors import PaymentError
 
 HASH = b"h" * 32
@@ -53,7 +53,7 @@ def test_what_may_not_be_done_with_the_node_is_logged_at_once_and_once(
 ) -> None:
     node: Any = PaymentNode()
     node.away, node.lacks = "", [Check("LND's macaroon", False, "does not allow SendPaymentV2", "lncli bakemacaroon")]
-    post: Any = SimpleNamespace(ourselves=SelfDescription("regtest", True, True, ()))
+    post: Any = SimpleNamespace(ourselves=Hello("regtest", True, True, (), "ngp", False))
     watch = PaymentWatch(node, world_at(7, spends), post, b"k" * 32, lambda _: None)
 
     async def scenario() -> None:
@@ -71,7 +71,7 @@ def test_a_reload_by_which_we_spend_tells_what_we_may_not_do_each_time_and_logs_
 ) -> None:
     node: Any = PaymentNode()
     node.lacks = [Check("LND's macaroon", False, "does not allow SendPaymentV2", "lncli bakemacaroon")]
-    post: Any = SimpleNamespace(ourselves=SelfDescription("regtest", True, True, ()))
+    post: Any = SimpleNamespace(ourselves=Hello("regtest", True, True, (), "ngp", False))
     watch = PaymentWatch(node, world_at(7, spends=False), post, b"k" * 32, lambda _: None)
     spending: Any = SimpleNamespace(spends=True)
     told = [asyncio.run(watch.warn_of_lacks(spending)) for _ in range(2)]
@@ -82,7 +82,7 @@ def test_a_reload_by_which_we_spend_tells_what_we_may_not_do_each_time_and_logs_
 def test_settlements_come_behind_the_last_one_whenever_the_node_can_be_asked() -> None:
     node: Any = PaymentNode()
     world = world_at(7)
-    post: Any = SimpleNamespace(ourselves=SelfDescription("regtest", True, True, ()))
+    post: Any = SimpleNamespace(ourselves=Hello("regtest", True, True, (), "ngp", False))
     told: list[object] = []
     watch = PaymentWatch(node, world, post, b"k" * 32, told.append)
 

@@ -15,7 +15,7 @@ from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
 from ngp.core.messages import Hello, Statement
 from ngp.core.values import LinkPeer
 from ngp.courier import Courier
-from ngp.daemon.post import VERSIONS_TOLD, Post, SelfDescription
+from ngp.daemon.post import VERSIONS_TOLD, Post
 
 OURS = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
 THEIRS = Ed25519PrivateKey.from_private_bytes(b"t" * 32)
@@ -52,7 +52,7 @@ class Desk:
     def __init__(self) -> None:
         self.wire, self.told = Wire(), list[Event]()
         self.ours = Courier(OURS, 1)
-        ourselves = SelfDescription("sandbox", True, True, ())
+        ourselves = Hello("sandbox", True, True, (), "ngp", False)
         self.post = Post(self.ours, [self.wire], None, ourselves, self.told.append)  # type: ignore[arg-type, list-item]
 
     def take(self, datagram: bytes, peer: LinkPeer = PEER) -> None:

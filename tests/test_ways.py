@@ -15,7 +15,7 @@ from ngp.core.messages import Accept, Hello
 from ngp.core.values import LinkPeer
 from ngp.courier import RETRY_AFTER_S, Courier
 from ngp.daemon import ways
-from ngp.daemon.post import Post, SelfDescription
+from ngp.daemon.post import Post
 from ngp.daemon.ways import Ways
 
 MAC_A, MAC_B, MAC_M = (b"\2\0\0\0\0" + letter for letter in (b"a", b"b", b"m"))
@@ -79,14 +79,14 @@ class House:
     def __init__(self, letter: bytes, links: list[Carrier]) -> None:
         self.links, self.told = links, list[Event]()
         self.courier = Courier(Ed25519PrivateKey.from_private_bytes(letter * 32), 1)
-        ourselves = SelfDescription("sandbox", True, True, ())
+        ourselves = Hello("sandbox", True, True, (), "ngp", False)
         self.post = Post(self.courier, links, None, ourselves, self.tell)  # type: ignore[arg-type]
 
     def tell(self, event: Event) -> None:
         """Keep the events, and greet as the core does."""
         self.told.append(event)
         if isinstance(event, MessageReceived) and isinstance(event.message, Hello) and event.message.wants_reply:
-            self.post.send(event.identity, event.link, self.post.ourselves.hello(False), event.message_id)
+            self.post.send(event.identity, event.link, self.post.ourselves, event.message_id)
 
     def heard(self, kind: type) -> list[MessageReceived]:
         return [one for one in self.told if isinstance(one, MessageReceived) and isinstance(one.message, kind)]

@@ -24,6 +24,7 @@ from ngp.config import (
 )
 from ngp.core.events import Event
 from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.messages import Hello
 from ngp.core.peers import Peers
 from ngp.core.settings import Settings
 from ngp.core.values import Check
@@ -37,7 +38,7 @@ from ngp.daemon.control import ControlServer
 from ngp.daemon.desired import LINK_UDP_PORT
 from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, StartOptions
-from ngp.daemon.post import Post, SelfDescription
+from ngp.daemon.post import Post
 from ngp.daemon.state import NamespaceLock
 from ngp.errors import ExitCode, NgpError
 from ngp.ports import Ledger, Link, Network, Payment, Store
@@ -174,7 +175,7 @@ async def run(options: StartOptions) -> int:
 async def _run(options: StartOptions, settings: Settings) -> int:
     parts, courier, links = await open_parts(options, settings)
 
-    def make_post(ourselves: SelfDescription, tell: Callable[[Event], None]) -> Post:
+    def make_post(ourselves: Hello, tell: Callable[[Event], None]) -> Post:
         return Post(courier, links, parts.payment, ourselves, tell)
 
     node = Node(parts, make_post)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ngp import __version__
 from ngp.config import changes, keep_until_restart, load, refuse_shown_secret, unwise
 from ngp.core.effects import Effect
 from ngp.core.events import (
@@ -27,7 +28,7 @@ from ngp.core.events import (
     UsageRead,
 )
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Invoice, Role, Statement
+from ngp.core.messages import Hello, Invoice, Role, Statement
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
 from ngp.core.values import HeldPacket, Hint, HintKind, Verdict
@@ -39,7 +40,7 @@ from ngp.daemon.host_watch import HostWatch, own_addresses
 from ngp.daemon.last_books import charge_former
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
-from ngp.daemon.post import Post, SelfDescription
+from ngp.daemon.post import Post
 from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError
 from ngp.ports import Clock, Ledger, Link, Network, Payment, Store
 
@@ -83,7 +84,7 @@ class Node:
         make_post: builds the post once the node can receive its events.
     """
 
-    def __init__(self, parts: Parts, make_post: Callable[[SelfDescription, Callable[[Event], None]], Post]) -> None:
+    def __init__(self, parts: Parts, make_post: Callable[[Hello, Callable[[Event], None]], Post]) -> None:
         self.parts = parts
         self.settings = parts.settings
         self.identity = parts.identity
@@ -423,11 +424,10 @@ class Node:
             await asyncio.sleep(pause)
             pause = min(HELLO_INTERVAL_S, pause * 2)
 
-    def _ourselves(self) -> SelfDescription:
+    def _ourselves(self) -> Hello:
         node, settings = self.parts.gatekeeper.world.node, self.settings
-        return SelfDescription(
-            node.network, settings.sells, settings.buys, own_addresses(self.parts.network), node.payee
-        )
+        addresses, software = own_addresses(self.parts.network), f"ngp {__version__}"
+        return Hello(node.network, settings.sells, settings.buys, addresses, software, False, node.payee)
 
     # --- settings and ledger ------------------------------------------------------------------------------------------
 

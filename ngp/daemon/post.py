@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
-from ngp import __version__
 from ngp.core.allowance import Allowance
 from ngp.core.effects import Greet
 from ngp.core.events import Event, MessageReceived
-from ngp.core.messages import Address, Hello, Invoice, Message, Refund
+from ngp.core.messages import Hello, Invoice, Message, Refund
 from ngp.core.values import DecodedInvoice, LinkPeer
 from ngp.courier import Courier
 from ngp.daemon.logs import RateLimit
@@ -35,25 +34,6 @@ _log = logging.getLogger("ngp.post")
 LinkKey = tuple[str, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class SelfDescription:
-    """The content of our hellos; changes with settings and host."""
-
-    network: str
-    sells: bool
-    buys: bool
-    addresses: tuple[Address, ...]
-    payee: bytes = b""
-    payee_proof: str = ""
-
-    def hello(self, wants_reply: bool) -> Hello:
-        """Return the hello to send."""
-        software = f"ngp {__version__}"
-        return Hello(
-            self.network, self.sells, self.buys, self.addresses, software, wants_reply, self.payee, self.payee_proof
-        )
-
-
 class Post:
     """Sends and receives for the daemon.
 
@@ -63,6 +43,7 @@ class Post:
 
     Attributes:
         links: those in use.
+        ourselves: the hello that we say, without asking for a reply; it changes with settings and host.
     """
 
     def __init__(
@@ -70,7 +51,7 @@ class Post:
         courier: Courier,
         links: Sequence[Link],
         payment: Payment,
-        ourselves: SelfDescription,
+        ourselves: Hello,
         tell: Callable[[Event], None],
     ) -> None:
         self.ourselves = ourselves
@@ -141,13 +122,13 @@ class Post:
     def greet(self, greet: Greet) -> None:
         """Say hello to one neighbour or to an interface."""
         if greet.identity:
-            self.send(greet.identity, greet.link, self.ourselves.hello(wants_reply=False), greet.reply_to)
+            self.send(greet.identity, greet.link, self.ourselves, greet.reply_to)
         else:
             self.broadcast(greet.interface)
 
     def broadcast(self, interface: str) -> None:
         """Say hello to everybody on an interface."""
-        for outgoing in self._courier.send(None, None, self.ourselves.hello(wants_reply=True), self._now()):
+        for outgoing in self._courier.send(None, None, replace(self.ourselves, wants_reply=True), self._now()):
             for link in self.links:
                 link.broadcast(interface, outgoing.datagram)
 
@@ -221,7 +202,8 @@ class Post:
     def _hand_up(self, received: Received) -> Event | None:
         if not received.proven:
             if isinstance(received.message, Hello):
-                self.send(received.sender, received.link, self.ourselves.hello(wants_reply=True), received.message_id)
+                hello = replace(self.ourselves, wants_reply=True)
+                self.send(received.sender, received.link, hello, received.message_id)
             return None
         decoded, message = None, received.message
         if isinstance(message, Hello) and message.payee_proof and not self._payee_proven(received.sender, message):

@@ -17,7 +17,7 @@ from core_tests.hostile import udp
 from ngp.core.events import Event, MessageReceived, Undelivered
 from ngp.core.messages import Accept, Hello
 from ngp.courier import Courier
-from ngp.daemon.post import Post, SelfDescription
+from ngp.daemon.post import Post
 from ngp.modules.link.ethernet import ETHERTYPE, EthernetLink
 from ngp.modules.link.udp import PORT, UdpLink
 from ngp.ports import Payment
@@ -66,7 +66,7 @@ class Daemon:
         self.courier = Courier(self.key, self.boot)
 
     def join(self, link: UdpLink | EthernetLink) -> None:
-        ourselves = SelfDescription("sandbox", True, True, ())
+        ourselves = Hello("sandbox", True, True, (), "ngp", False)
         self.post = Post(self.courier, [link], cast(Payment, None), ourselves, self.take)
 
     def take(self, event: Event) -> None:
@@ -80,7 +80,7 @@ class Daemon:
         elif isinstance(event, MessageReceived):
             self.way = event.link
             if isinstance(event.message, Hello) and event.message.wants_reply:
-                self.post.send(event.identity, event.link, self.post.ourselves.hello(False), event.message_id)
+                self.post.send(event.identity, event.link, self.post.ourselves, event.message_id)
             self.met.set()
 
 
