@@ -8,14 +8,8 @@ with BOLT 11's prefix for a kind of chain (`tb`: any testnet; `tbs`: any signet)
 
 from __future__ import annotations
 
-import logging
-
 from ngp.core.peers import Neighbour
 from ngp.core.world import World
-
-AGAIN_S = 3600.0
-"""How seldom the log names a neighbour's network: one that changes it with each hello must not fill the log."""
-
 
 _INVOICES = {"testnet3": "testnet", "testnet4": "testnet", "mutinynet": "signet"}
 """The names of chains in invoices, if they differ from the chain's own name."""
@@ -42,12 +36,11 @@ def note_network(world: World, neighbour: Neighbour, network: str) -> None:
     """
     before, ours = neighbour.network, world.node.network
     neighbour.network = network
-    if network == before or is_same(network, ours) or world.now.monotonic_s < neighbour.network_told_mono_s + AGAIN_S:
+    if network == before or is_same(network, ours):
         return
-    neighbour.network_told_mono_s = world.now.monotonic_s
-    world.log(
+    world.log_seldom(
+        ("network", neighbour.identity),
         f"no trade with neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]}: it pays on network "
         f"{network!r}, we on {ours!r}; one of the two needs another payment node: check PAYMENT_INTERFACE in net.conf "
         "and the node behind it",
-        logging.WARNING,
     )

@@ -20,7 +20,6 @@ MOST_OF_TRADER = 4096
 MOST_OF_STRANGER = 1024
 MOST_OF_STRANGERS = 4096
 FORGIVEN_AN_HOUR = 1024
-WARN_EVERY_S = 60.0
 _FORGIVEN_A_SECOND = FORGIVEN_AN_HOUR / 3600
 
 
@@ -58,7 +57,6 @@ class Openings:
 
     def __init__(self) -> None:
         self._levels: dict[Pool, tuple[float, float]] = {}  # the count and its time; the oldest first
-        self._warned_mono_s = float("-inf")
 
     def __len__(self) -> int:
         return len(self._levels)
@@ -84,10 +82,3 @@ class Openings:
             if self.level(oldest, now_mono_s) > 0:
                 break
             del self._levels[oldest]
-
-    def should_warn(self, now_mono_s: float) -> bool:
-        """Say whether it is time to warn the operator again about a full pool."""
-        is_time = now_mono_s - self._warned_mono_s >= WARN_EVERY_S
-        if is_time:
-            self._warned_mono_s = now_mono_s
-        return is_time

@@ -22,7 +22,6 @@ class Neighbour:
     Attributes:
         quotes: number of contracts that aren't running yet or were refused: what the neighbour costs us for nothing.
         kept: the neighbour is in the ledger; one that only said hello isn't.
-        network_told_mono_s: when the log last said that the neighbour pays on another network than ours.
         payee: public key of the neighbour's payment node, as it says (and proves, if its node can sign).
         contracts: all contracts of this link that aren't closed.
     """
@@ -43,7 +42,6 @@ class Neighbour:
     met_mono_s: float = 0.0
     quotes: int = 0
     kept: bool = False
-    network_told_mono_s: float = float("-inf")
     contracts: dict[bytes, Sale | Purchase] = field(default_factory=dict)
 
     def record(self) -> NeighbourRecord:

@@ -45,6 +45,8 @@ LOW_LASTS_S = 4
 TOP_UP_LASTS_S = 10
 UNUSED_S = 3600.0
 MOST_QUESTIONS_A_SECOND = 32
+LOG_AGAIN_S = 3600.0
+MOST_LOGGED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class World:
         contracts: all sales and purchases that aren't closed; sales, purchases: find the one that covers an address.
         credit: outstanding grace, by link and interface.
         acknowledged: bills of closed sales that clients acknowledged lately, with the time.
+        logged: when `log_seldom` wrote a line about something, the oldest first.
         unflushed: contracts whose latest totals the ledger doesn't have yet.
     """
 
@@ -126,6 +129,7 @@ class World:
     timers: Timers = field(default_factory=Timers)
     unflushed: set[bytes] = field(default_factory=set)
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
+    logged: dict[tuple[str, bytes], float] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
 
@@ -138,6 +142,20 @@ class World:
     def log(self, text: str, level: int = logging.INFO) -> None:
         """Write a line to the log."""
         self.effects.append(Log(level, text))
+
+    def log_seldom(self, about: tuple[str, bytes], text: str, level: int = logging.WARNING) -> None:
+        """Write a line to the log, but about one thing only once an hour: what neighbours do must not fill the log.
+
+        Args: about: the reason, and the neighbour or interface.
+        """
+        now = self.now.monotonic_s
+        if now < self.logged.get(about, float("-inf")) + LOG_AGAIN_S:
+            return
+        self.logged.pop(about, None)  # so that it moves to the end
+        self.logged[about] = now
+        if len(self.logged) > MOST_LOGGED:
+            del self.logged[next(iter(self.logged))]
+        self.log(text, level)
 
     def count(self, name: str) -> None:
         """Count an occurrence, for `ngp status`."""
@@ -397,17 +415,16 @@ class World:
         return pools_of(role, identity, link, account is not None and account.paid_msat > 0)
 
     def may_open(self, role: Role, neighbour: Neighbour) -> bool:
-        """Say whether a neighbour may open one more contract; if it may not, the log says so now and then."""
+        """Say whether a neighbour may open one more contract; if it may not, the log says so."""
         pools = self._pools(role, neighbour.identity, neighbour.link)
         if self.openings.has_room(pools, self.now.monotonic_s):
             return True
         self.count("openings_refused")
-        if self.openings.should_warn(self.now.monotonic_s):
-            self.log(
-                f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]}: too many of its contracts were "
-                f"never used; it gets no new ones until it uses some, or some time passes",
-                logging.WARNING,
-            )
+        self.log_seldom(
+            ("openings", neighbour.link[0].encode()),
+            f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]}: too many of its contracts were never "
+            f"used; it gets no new ones until it uses some, or some time passes",
+        )
         return False
 
     def count_opening(self, contract: Contract) -> None:

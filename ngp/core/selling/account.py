@@ -115,7 +115,6 @@ class Refunding:
         pending: a refund that waits until the kernel can't spend its sum any more.
         offered_msat, offered_mono_s: an offer that no invoice has answered yet, and when it was made.
         was_asked: the client asked for the offer.
-        told_mono_s: when the log last said that the client asks.
     """
 
     promised_msat: int = 0
@@ -123,7 +122,6 @@ class Refunding:
     offered_msat: int = 0
     offered_mono_s: float = 0.0
     was_asked: bool = False
-    told_mono_s: float = float("-inf")
 
 
 @dataclass(slots=True)

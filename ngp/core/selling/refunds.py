@@ -43,7 +43,6 @@ from ngp.core.world import World
 
 LEAST_ASKED_MSAT = 10_000
 ASK_PAUSE_S = 5.0
-WARN_AGAIN_S = 3600.0
 OFFER_VALID_S = 600.0
 
 
@@ -129,10 +128,9 @@ def _objection(world: World, neighbour: Neighbour, account: ClientAccount | None
 
 def _tell_of_ask(world: World, account: ClientAccount, amount_msat: int, why: str = "") -> None:
     """Tell the operator, once an hour at most, of a request that only the operator can grant."""
-    if world.now.monotonic_s - account.refund.told_mono_s >= WARN_AGAIN_S:
-        account.refund.told_mono_s = world.now.monotonic_s
-        who = account.identity.hex()[:8]
-        world.log(f"{who} asks for {amount_msat} msat of its balance: {why}to pay it, run ngp refund {who}")
+    who = account.identity.hex()[:8]
+    text = f"{who} asks for {amount_msat} msat of its balance: {why}to pay it, run ngp refund {who}"
+    world.log_seldom(("refund", account.identity), text, logging.INFO)
 
 
 def _refunded_lately(world: World, identity: bytes) -> bool:
