@@ -6,11 +6,11 @@ restarted has forgotten what it was asked.
 
 from __future__ import annotations
 
-from ngp.core import forgetting, invoices, networks
+from ngp.core import forgetting, invoices, networks, orders
 from ngp.core.buying import bills
 from ngp.core.effects import Greet, Persist
 from ngp.core.events import MessageReceived
-from ngp.core.messages import Hello, Paid
+from ngp.core.messages import Hello
 from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentState
 from ngp.core.selling import first_packets, negotiation, statements
@@ -65,9 +65,8 @@ def came_back(world: World, neighbour: Neighbour, restarted: bool) -> None:
     negotiation.quote_again(world, neighbour)
     recent = world.now.utc_s - invoices.INVOICE_EXPIRY_S
     for payment in world.money.payments.values():
-        ours = payment.identity == neighbour.identity and payment.state is PaymentState.SUCCEEDED
-        if ours and payment.settled_at_s >= recent:
-            world.send(neighbour, Paid(payment.payment_hash, payment.preimage))
+        if payment.identity == neighbour.identity and payment.settled_at_s >= recent:
+            orders.tell_outcome(world, neighbour, payment)
 
 
 def _introduce(world: World, event: MessageReceived) -> Neighbour | None:

@@ -43,13 +43,13 @@ def may_be_forgotten(world: World, expires_in_s: int) -> bool:
     return world.now.utc_s + expires_in_s <= world.money.forgotten_s + MOST_INVOICE_EXPIRY_S
 
 
-def repeat_outcome(world: World, neighbour: Neighbour, known: PaymentRecord) -> bool:
-    """Repeat the outcome of an invoice: we or the server may have died before the server heard it."""
-    if known.state is PaymentState.SUCCEEDED:
-        world.send(neighbour, Paid(known.payment_hash, known.preimage))
-    elif known.state is PaymentState.FAILED:
-        world.send(neighbour, Declined(known.payment_hash, DeclineReason.BUSY))
-    return known.state is not PaymentState.PENDING
+def tell_outcome(world: World, neighbour: Neighbour, record: PaymentRecord) -> bool:
+    """Tell a neighbour how the payment of its invoice ended, as often as it asks. Returns whether that is known yet."""
+    if record.state is PaymentState.SUCCEEDED:
+        world.send(neighbour, Paid(record.payment_hash, record.preimage))
+    elif record.state is PaymentState.FAILED:
+        world.send(neighbour, Declined(record.payment_hash, DeclineReason.BUSY))
+    return record.state is not PaymentState.PENDING
 
 
 def is_from_announced_node(world: World, neighbour: Neighbour, decoded: DecodedInvoice) -> bool:
@@ -133,6 +133,9 @@ def payment_result(world: World, outcome: PaymentOutcome) -> None:
         _succeeded(world, record, outcome)
     else:
         _failed(world, record, outcome)
+    neighbour = world.peers.any_link(record.identity)
+    if neighbour is not None:
+        tell_outcome(world, neighbour, world.money.payments[record.payment_hash])
 
 
 def _heard_of_too_early(world: World, outcome: PaymentOutcome) -> bool:
@@ -171,9 +174,6 @@ def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> 
     else:
         _prepaid(world, world.server(record.identity), record.amount_msat)
     world.log(f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} succeeded")
-    neighbour = world.peers.any_link(record.identity)
-    if neighbour is not None:
-        world.send(neighbour, Paid(record.payment_hash, outcome.preimage))
 
 
 def _prepaid(world: World, server: ServerAccount, amount_msat: int) -> None:
@@ -203,9 +203,6 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
         backoff = backoff_of(world, server)
         backoff.not_before_mono_s = world.now.monotonic_s + pause_s(FIRST_FAILURE_PAUSE_S, backoff.failures)
         backoff.failures += 1
-    neighbour = world.peers.any_link(record.identity)
-    if neighbour is not None:
-        world.send(neighbour, Declined(record.payment_hash, DeclineReason.BUSY))
 
 
 def track_due(world: World, payment_hash: bytes) -> None:

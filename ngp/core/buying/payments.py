@@ -19,7 +19,7 @@ from ngp.core.orders import (
     pay,
     pending,
     pending_msat,
-    repeat_outcome,
+    tell_outcome,
 )
 from ngp.core.peers import Neighbour
 from ngp.core.pricing import floor_to_sat_msat
@@ -43,7 +43,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     payment_hash = decoded.payment_hash
     known = world.money.payments.get(payment_hash)
     if known is not None and known.identity == neighbour.identity:
-        return repeat_outcome(world, neighbour, known)
+        return tell_outcome(world, neighbour, known)
     if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one valid longer than our memory could be paid twice
         return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
     if may_be_forgotten(world, decoded.expires_in_s):

@@ -29,7 +29,7 @@ from ngp.core.orders import (
     is_from_announced_node,
     may_be_forgotten,
     pay,
-    repeat_outcome,
+    tell_outcome,
 )
 from ngp.core.peers import Neighbour, named
 from ngp.core.pricing import floor_to_sat_msat, show_money
@@ -151,7 +151,7 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
         return False
     known = world.money.payments.get(decoded.payment_hash)
     if known is not None and known.identity == neighbour.identity:
-        return repeat_outcome(world, neighbour, known)
+        return tell_outcome(world, neighbour, known)
     account = world.clients.get(neighbour.identity)
     ours = known is not None or decoded.payment_hash in world.money.invoices
     lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S and not may_be_forgotten(world, decoded.expires_in_s)
