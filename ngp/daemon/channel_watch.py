@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from ngp.core.events import ChannelsSeen, Event
+from ngp.core.values import PaymentOutcome, Settlement
 from ngp.core.world import World
-from ngp.ports import ChannelManager, PaymentOutcome, Settlement
+from ngp.ports import ChannelManager
 
 LOOK_INTERVAL_S = 30.0
 HELD_UP_INTERVAL_S = 3.0
