@@ -142,7 +142,7 @@ def test_a_visiting_household_pays_and_the_visited_one_does_not(lab: Lab, versio
     assert rows(a, "server") == rows(b, "client") == {}
 
 
-def test_who_is_visited_can_visit_others(lab: Lab) -> None:
+def test_a_visited_household_can_visit_others(lab: Lab) -> None:
     """The hub bought the visited household, and takes what it begins for answers; so its router asks by itself."""
     star = Star(lab, "abc")
     first, second, third = star.households

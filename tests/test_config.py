@@ -96,7 +96,7 @@ def test_both_renewals_zero_never_renew() -> None:
     assert settings("DATA_RENEWAL: 0", "TIME_RENEWAL: 0").never_renews
 
 
-def test_keys_may_stand_in_any_order() -> None:
+def test_keys_may_be_in_any_order() -> None:
     lines = ["MESH_INTERFACES: [eth1, 'wg*']", "DEFAULT_PRICE: 2 msat", "SELL_PRICE: 3 msat", "BUY: no"]
     assert parse("\n".join(lines), FILE) == parse("\n".join(reversed(lines)), FILE)
 

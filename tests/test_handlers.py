@@ -50,7 +50,7 @@ def test_a_payment_by_hand_is_told_in_the_units_of_the_listings(handlers: Handle
     assert said.startswith("1000 sat (not real money) credited to ")
 
 
-def test_who_is_blocked_is_listed_and_can_be_named_on_no_link(handlers: Handlers) -> None:
+def test_a_blocked_neighbour_without_a_link_is_listed_and_can_be_named(handlers: Handlers) -> None:
     gone = b"\x7f" * 32
     handlers._acting._world.peers.blocked.add(gone)
 

@@ -255,7 +255,7 @@ def test_a_daemon_that_stops_reads_what_passed_when_nothing_can_pass_any_more(br
     assert order.index("settled") < order.index("read") and "may pass" not in order
 
 
-def test_what_the_operator_wants_is_stored_when_he_is_told_and_refused_where_it_cant_be(broken: Node) -> None:
+def test_an_operators_order_is_stored_before_it_is_confirmed_and_refused_if_it_cant_be(broken: Node) -> None:
     wanted = BlockNeighbour(bytes(32), True)
 
     async def scenario() -> None:

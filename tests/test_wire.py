@@ -190,7 +190,7 @@ def test_extensions_that_we_may_not_know_are_passed_over() -> None:
         assert reason(bytes(changed)) in {"signature", "malformed", "extension"}
 
 
-def test_extensions_that_are_for_those_only_who_know_them_refuse_the_message() -> None:
+def test_a_message_with_an_unknown_even_extension_is_refused() -> None:
     for extensions in ({2: b""}, {0: b"a"}, {1: b"a", 4: b"b"}):
         assert reason(extended(m.Bye(), extensions)) == "extension"
 

@@ -39,7 +39,7 @@ def test_what_is_in_force_and_what_to_do(kernel: KernelState, killed: bool, says
     assert all(words in told for words in says) and "\n" not in told
 
 
-def test_nothing_is_said_where_nothing_stands() -> None:
+def test_nothing_is_said_if_nothing_is_in_force() -> None:
     assert describe(KernelState(), Path("/s"), "") == ""
 
 

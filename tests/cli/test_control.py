@@ -263,7 +263,7 @@ def test_mode_is_for_the_owner_alone_without_a_group(folder: Path, monkeypatch: 
     serve(folder, test)
 
 
-def test_who_may_not_look_is_not_told_that_a_daemon_runs(folder: Path) -> None:
+def test_a_user_without_rights_is_not_told_whether_a_daemon_runs(folder: Path) -> None:
     closed = folder / "state"
     closed.mkdir(mode=0o700)
     refused = ask_as(NOBODY, closed)

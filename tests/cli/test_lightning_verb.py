@@ -48,7 +48,7 @@ def test_an_amount_that_is_no_whole_number_of_sat_is_told_so(said: str) -> None:
 
 
 @pytest.mark.parametrize("active", [True, False])
-def test_how_to_get_a_watchtower_is_not_told_beside_the_advice(
+def test_how_to_get_a_watchtower_is_not_repeated_beside_the_advice(
     capsys: pytest.CaptureFixture[str], active: bool
 ) -> None:
     none = fake_main.TOWERS | {"active": active, "towers": []}

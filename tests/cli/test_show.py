@@ -33,7 +33,7 @@ def test_a_price_can_be_read_back(msat_per_gib: int) -> None:
 
 @FAST
 @given(st.integers(-(10**18), 10**18))
-def test_money_and_data_can_be_told_back_to_the_last_unit(amount: int) -> None:
+def test_money_and_data_can_be_read_back_to_the_last_unit(amount: int) -> None:
     assert int(re.sub(r"[,. sat]", "", money(amount))) == amount
     exact = re.search(r"\((.*)\)", data(amount))
     assert int((exact[1] if exact else data(amount)).strip(" B").replace(",", "")) == amount

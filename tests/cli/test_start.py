@@ -69,7 +69,7 @@ def test_what_the_daemon_warns_of_before_it_is_ready_reaches_the_terminal(host: 
     assert "no use to an operator" in (host.state_dir / "ngp.log").read_text()
 
 
-def test_warnings_without_end_are_cut_and_stand_in_the_log(host: Host) -> None:
+def test_endless_warnings_are_cut_and_are_in_the_log(host: Host) -> None:
     started = host.start(NGP_FAKE="warns without end")
     lines = told(started.stderr)
     assert started.returncode == 0 and sum(map(len, lines[:-1])) <= logs.MOST_TOLD

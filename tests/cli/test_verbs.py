@@ -88,11 +88,11 @@ def test_control_characters_of_a_neighbour_stay_away_from_the_terminal(running: 
     assert (refused.returncode, refused.stderr) == (5, "ngp: no route?[31m: wait\n")
 
 
-def test_a_neighbour_on_another_payment_network_stands_out(running: Host) -> None:
+def test_a_neighbour_on_another_payment_network_is_marked(running: Host) -> None:
     assert "regtest, not ours" in running.ngp("neighbours").stdout
 
 
-def test_a_block_that_waits_for_room_on_the_disk_stands_out() -> None:
+def test_a_block_that_waits_for_room_on_the_disk_is_marked() -> None:
     column = next(one for one in neighbours._COLUMNS if one.title == "blocked")
     assert column.show({"blocked": False, "block_waits": True}) == "no, until the ledger can be written"
     assert column.show({"blocked": True, "block_waits": False}) == column.show({"blocked": True}) == "yes"
@@ -312,7 +312,7 @@ def test_check_without_a_net_conf_doesnt_have_it_corrected(host: Host, words: tu
         ("closed", False, "is dropped (WHEN_STOPPED: closed)"),
     ],
 )
-def test_check_without_a_daemon_says_what_stands(host: Host, stands: str, killed: bool, says: str) -> None:
+def test_check_without_a_daemon_says_what_is_in_force(host: Host, stands: str, killed: bool, says: str) -> None:
     if killed:
         host.state_dir.mkdir(mode=0o700)
         (host.state_dir / "ngp.pid").write_text("4242\n")

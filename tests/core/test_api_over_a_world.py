@@ -107,7 +107,7 @@ def test_a_block_ends_the_trade_until_it_is_undone(sim: Sim) -> None:
     assert ask(handlers, "neighbours")[0]["blocked"] is False
 
 
-def test_a_refund_is_offered_paid_and_listed_and_asked_for_in_vain_where_nothing_is_left() -> None:
+def test_a_refund_is_offered_paid_and_listed_and_refused_when_nothing_is_left() -> None:
     sim = Sim(settings(contract_time_s=5))
     sim.flow(HOST, 20_000, 2)
     sim.run(60)

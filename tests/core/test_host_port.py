@@ -11,7 +11,7 @@ from ngp.core.host_port import join_host_port, split_host_port
     ("host", "written"),
     [("192.0.2.1", "192.0.2.1:9735"), ("2001:db8::1", "[2001:db8::1]:9735"), ("node.example", "node.example:9735")],
 )
-def test_an_address_of_ipv6_stands_in_brackets(host: str, written: str) -> None:
+def test_an_address_of_ipv6_is_in_brackets(host: str, written: str) -> None:
     assert join_host_port(host, 9735) == written
     assert split_host_port(written) == (host, "9735")
 

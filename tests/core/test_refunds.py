@@ -444,7 +444,7 @@ def test_the_operator_is_told_why_no_refund_can_be_offered() -> None:
     assert logged(sim.gateway, "a refund of 5 sat") == 1 and account(sim).refund.offered_msat == 0
 
 
-def test_the_operator_is_told_why_a_server_can_not_be_asked() -> None:
+def test_the_operator_is_told_why_a_server_cannot_be_asked() -> None:
     sim = prepaid()
     world, who = sim.client.world, sim.gateway.identity
     assert why_not_ask(world, who) == ""

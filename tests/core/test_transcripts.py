@@ -140,7 +140,7 @@ def test_what_the_server_takes_for_a_return_is_asked_for_and_bought() -> None:
     assert not _unbought(sim, HOST), "it is bought now"
 
 
-def test_whoever_sends_through_us_makes_us_ask_no_more_than_some_a_second() -> None:
+def test_traffic_through_us_makes_us_ask_only_a_few_times_a_second() -> None:
     sim = Sim()
     said = [effect for last in range(100) for effect in _unbought(sim, f"203.0.113.{last}")]
     assert len([effect for effect in said if isinstance(effect, fx.Send)]) == 32

@@ -177,7 +177,7 @@ def test_downloads_are_cut_where_the_money_ends(world: World) -> None:
     assert world.datapath.counters()["passed_to_queue"] == 0, "the daemon isn't asked about its packets"
 
 
-def test_who_has_paid_gets_more_first_packets_asked_about(world: World) -> None:
+def test_more_first_packets_are_asked_about_for_a_neighbour_that_has_paid(world: World) -> None:
     world.datapath.set_neighbours([world.neighbour(has_paid=True)])
     world.send_udp(INTERNET[4], 100, 100)
     counters = world.datapath.counters()
@@ -189,7 +189,9 @@ def test_who_has_paid_gets_more_first_packets_asked_about(world: World) -> None:
 
 
 @pytest.mark.parametrize(("was_paid", "held"), [(False, 8), (True, 64)])
-def test_whom_we_paid_holds_more_first_packets_and_we_count_as_many(tmp_path: Path, was_paid: bool, held: int) -> None:
+def test_a_server_that_we_paid_holds_more_first_packets_and_we_count_as_many(
+    tmp_path: Path, was_paid: bool, held: int
+) -> None:
     with metered(tmp_path, buys=True, sells=False) as world:
         world.datapath.set_neighbours([world.neighbour(sells_to_us=True, buys_from_us=False, was_paid=was_paid)])
         sh(f"ip route add 10.77.5.5/32 via {CLIENT[4]}")

@@ -93,7 +93,7 @@ def test_a_lost_announcement_is_an_alarm(monkeypatch: pytest.MonkeyPatch) -> Non
     assert alarm._any_touches(Overrun(), touches_gate)  # type: ignore[arg-type]
 
 
-def test_who_changes_rules_all_day_gets_a_tenth_of_the_time() -> None:
+def test_a_script_that_changes_rules_all_day_gets_a_tenth_of_the_time() -> None:
     share, now_s, spent_s = TimeShare(burst_s=0.25, share=0.1), 1000.0, 0.0
     for _ in range(500):
         now_s += share.wait_s(now_s) + 0.03
@@ -103,7 +103,7 @@ def test_who_changes_rules_all_day_gets_a_tenth_of_the_time() -> None:
     assert share.wait_s(now_s + 60) == 0, "a quiet minute later it is quick again"
 
 
-def test_a_gate_that_is_taken_away_stands_again_at_once_and_the_operators_rules_stay(tmp_path: Path) -> None:
+def test_a_gate_that_is_removed_is_back_at_once_and_the_operators_rules_stay(tmp_path: Path) -> None:
     """Under an unpaid flood. There are no regular looks here, only the alarm."""
     with metered(tmp_path) as world:
         true_wire(world)

@@ -25,7 +25,7 @@ def test_contracts_share_what_their_account_has(lab: ChargeLab) -> None:
     assert lab.counter(Counter.REFUSED_UNPAID) == 2 and lab.counter(Counter.REFUSED_EXHAUSTED) == 0
 
 
-def test_an_account_pays_for_nobody_elses(lab: ChargeLab) -> None:
+def test_an_account_pays_only_for_its_own_contracts(lab: ChargeLab) -> None:
     lab.limit(100)
     lab.limit(100, BOB)
     alices, bobs = lab.grant(), lab.grant(account=BOB)
@@ -83,7 +83,7 @@ def test_what_was_given_back_is_missing_for_nobody(lab: ChargeLab) -> None:
     assert lab.spent() == 0 and lab.ask(contract, 1000) and not lab.ask(contract, 1)
 
 
-def test_whoever_is_quicker_leaves_less_for_the_others(lab: ChargeLab) -> None:
+def test_a_quicker_packet_leaves_less_for_the_others(lab: ChargeLab) -> None:
     """Another packet is charged between the reading of a word and its swap: the account's word, then the contract's."""
     lab.limit(100)
     contract = lab.grant()
@@ -110,7 +110,7 @@ def test_a_limit_below_what_is_spent_stops_and_comes_back(lab: ChargeLab) -> Non
     assert lab.ask(contract, 1) and not lab.ask(contract, 1) and lab.spent() == 8001
 
 
-def test_credit_stands_behind_the_limit_until_it_ends(lab: ChargeLab) -> None:
+def test_credit_extends_the_limit_until_it_ends(lab: ChargeLab) -> None:
     lab.limit(100, credit_units=50, credit_ends_in_s=600)
     contract = lab.grant()
     assert lab.ask(contract, 150) and not lab.ask(contract, 1)
@@ -165,7 +165,7 @@ def test_the_words_wrap_and_nobody_notices(lab: ChargeLab, begin: int) -> None:
     assert not lab.ask(contract, 1) and lab.spent() == 83 * cost
 
 
-def test_no_more_stands_ahead_than_the_words_can_hold(lab: ChargeLab) -> None:
+def test_a_limit_is_cut_off_at_what_the_words_can_hold(lab: ChargeLab) -> None:
     lab.limit(1 << 80, credit_units=1 << 80, credit_ends_in_s=600)
     contract = lab.grant(price_msat_per_gib=DEAREST)
     passed = 0

@@ -149,7 +149,7 @@ def test_a_seller_cannot_send_through_our_other_purchases(middle: World) -> None
     assert middle.used(other) == (0, 0)
 
 
-def test_who_has_no_contract_with_us_is_asked_about_and_not_let_through(middle: World) -> None:
+def test_packets_without_a_contract_are_asked_about_and_not_let_through(middle: World) -> None:
     sold = middle.grant("0.0.0.0/0")
     send(middle, [udp(INTERNET[4], CLIENT[4], 9, bytes(56))], upload=False)
     wait_until(lambda: middle.datapath.counters()["passed_to_queue"] == 1, "neither sold to its sender nor bought")
@@ -159,7 +159,7 @@ def test_who_has_no_contract_with_us_is_asked_about_and_not_let_through(middle: 
     assert middle.datapath.counters()["passed_to_queue"] == 1
 
 
-def test_returns_that_wait_for_their_next_hop_pass_for_nothing_neither(middle: World) -> None:
+def test_returns_that_wait_for_their_next_hop_do_not_pass_uncharged_either(middle: World) -> None:
     """The kernel keeps some 90 packets for each address of a neighbour whose MAC it must find out first."""
     middle.grant("0.0.0.0/0", neighbour=8, role=Role.CLIENT)
     client = middle.lab.client

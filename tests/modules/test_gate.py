@@ -283,7 +283,7 @@ def test_an_operators_drop_stays_in_force(hosts: Lab, filters: tuple[Path, Path]
     assert dropped(hosts.client, INTERNET[4])
 
 
-def test_closed_drops_both_ways_until_the_gate_stands(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
+def test_closed_drops_both_ways_until_the_gate_is_set_up(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
     held = Gate(paths(filters[1], filters[1], filters[1]), desired())
     held.apply()
     clean_up(True, ("m0", "m1"))

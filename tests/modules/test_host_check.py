@@ -136,7 +136,7 @@ def test_check_says_what_it_can_not_see_without_nft(hosts: Lab, monkeypatch: pyt
     assert line.ok and "flow offloading" in line.found and line.remedy == "apt install nftables"
 
 
-def test_check_asks_no_forwarding_of_who_only_buys(hosts: Lab) -> None:
+def test_check_asks_no_forwarding_of_a_client_that_only_buys(hosts: Lab) -> None:
     sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
     line = by_name(desired(sells=False, buys=True))["forwarding IPv4"]
     assert line.ok and "SELL is no" in line.found and not line.remedy

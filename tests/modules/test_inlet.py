@@ -131,7 +131,7 @@ def carried(kind: type[UdpLink | EthernetLink], payload: bytes, source: bytes) -
 
 
 @pytest.mark.parametrize("kind", [UdpLink, EthernetLink])
-def test_a_stalled_daemon_still_hears_whom_it_trusts(
+def test_a_stalled_daemon_still_hears_the_neighbours_that_it_trusts(
     hosts: tuple[str, str], kind: type[UdpLink | EthernetLink]
 ) -> None:
     """The loop stands still while a flood and honest datagrams come: then only the strangers' share is full."""

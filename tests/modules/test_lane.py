@@ -120,7 +120,7 @@ def test_errors_about_a_conversation_pass_and_others_do_not(world: World, family
     )
 
 
-def test_what_could_hide_a_port_or_be_led_on_stays_gated(world: World) -> None:
+def test_packets_that_could_hide_a_port_or_be_forwarded_on_stay_gated(world: World) -> None:
     """Later fragments, options and extension headers, above all routing headers."""
     contracts = [world.grant(f"{INTERNET[family]}/{BITS[family]}", limit_bytes=0) for family in (4, 6)]
     odd4 = [
@@ -160,7 +160,7 @@ def test_a_neighbours_flood_meets_its_rate_and_leaves_the_others_alone(world: Wo
     wait_until(lambda: world.datapath.lane_bytes(OTHER) == 2 * size, "the other one still gets its answer")
 
 
-def test_answers_count_on_the_lane_of_whom_they_go_to(world: World) -> None:
+def test_answers_count_on_the_lane_of_their_receiver(world: World) -> None:
     size = len(answer(4, size=1000))
     send(world, [question(4, size=1000)])
     wait_until(lambda: arrived(world, 4)[0] == 1, "asked")
@@ -201,7 +201,7 @@ def test_strangers_share_a_lane_and_newcomers_a_few(world: World) -> None:
     wait_until(lambda: send(world, [question(4)], source=macs[-1]) or world.datapath.lane_bytes(129) > before, "paid")
 
 
-def test_who_is_blocked_has_no_lane_and_who_says_hello_anew_no_fresh_one(world: World) -> None:
+def test_a_blocked_neighbour_has_no_lane_and_a_new_hello_brings_no_new_bucket(world: World) -> None:
     world.grant(f"{INTERNET[4]}/32", limit_bytes=0)
     world.datapath.set_neighbours([world.neighbour(blocked=True)])
     send(world, [question(4)])
@@ -247,7 +247,7 @@ def test_lanes_outlive_the_daemon_and_follow_net_conf(world: World, tmp_path: Pa
     wait_until(lambda: world.refused() == before + 1, "no service any more")
 
 
-def test_in_the_middle_answers_of_a_sellers_service_reach_who_asked_and_nobody_else(tmp_path: Path) -> None:
+def test_in_the_middle_answers_of_a_sellers_service_reach_only_the_neighbour_that_asked(tmp_path: Path) -> None:
     """The service is behind our own gateway, which gives us a lane as we give one to our client."""
     with metered(tmp_path, buys=True, mesh_interfaces=("m0", "up0"), upstream_interfaces=()) as world:
         middle = with_services(buys=True, mesh_interfaces=("m0", "up0"), upstream_interfaces=())

@@ -101,10 +101,10 @@ def flood(world: World, node: Service, packet: bytes, times: int) -> int:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_flood_at_a_port_of_the_gateway_meets_its_neighbours_rate_and_nobody_elses(
+def test_a_flood_at_a_port_of_the_gateway_is_limited_to_its_neighbours_rate(
     world: World, node: Service, family: int
 ) -> None:
-    """Nor does it limit other traffic of the same neighbour."""
+    """Other traffic of the same neighbour isn't limited, nor is that of other neighbours."""
     packet = to_node(family)
     began = time.monotonic()
     passed = flood(world, node, packet, 2000)
@@ -207,7 +207,7 @@ def fragments(payload: bytes) -> list[bytes]:
     ]
 
 
-def test_who_is_blocked_still_reaches_the_node_at_the_rate(world: World, node: Service) -> None:
+def test_a_blocked_neighbour_still_reaches_the_node_at_the_rate(world: World, node: Service) -> None:
     """If a peer is locked out, its channel ends on the chain, with coins of the node in it."""
     world.datapath.set_neighbours([world.neighbour(blocked=True)])
     began, size = time.monotonic(), len(to_node(4))

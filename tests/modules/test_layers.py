@@ -100,7 +100,7 @@ def test_a_fallback_tunnel_is_known_by_name_and_kind_as_long_as_it_is_down(name:
     assert not layers.idle_fallbacks(host(replace(idle, kind="veth")))
 
 
-def test_what_stands_on_itself_ends_the_search() -> None:
+def test_an_interface_on_top_of_itself_ends_the_search() -> None:
     known = host(one(1, "a0", "vlan", lower=2), one(2, "b0", "vlan", lower=1, master=1))
     assert layers.beneath(known, ["a0"]) == {"a0": "a0", "b0": "a0"}
 

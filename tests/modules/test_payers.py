@@ -65,7 +65,7 @@ def _masquerade() -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize(("begins", "answers"), PAIRS, ids=[" to ".join(pair) for pair in PAIRS])
-def test_who_begins_pays_for_both_directions_and_nobody_else(hub: Hub, begins: str, answers: str, family: int) -> None:
+def test_the_side_that_begins_pays_for_both_directions_alone(hub: Hub, begins: str, answers: str, family: int) -> None:
     """Both neighbours have bought everything on the other sides, and we have bought from each what is behind it.
 
     A LAN that is hidden behind our own address is an exception: nobody can buy that.
@@ -120,7 +120,7 @@ def _queued(hub: Star) -> int:
 
 
 @pytest.mark.parametrize(("has_paid", "most"), [(True, 4096), (False, 64)], ids=["paid", "on grace"])
-def test_a_flood_of_flows_makes_nobody_elses_forgotten(alone: Star, has_paid: bool, most: int) -> None:
+def test_a_flood_of_flows_does_not_push_out_those_of_others(alone: Star, has_paid: bool, most: int) -> None:
     alone.world.datapath.set_neighbours(neighbours(alone, has_paid=has_paid))
     floods, suffers = _bought_each_other(alone)
     sh("iptables -A OUTPUT -p icmp -j DROP", alone.second)  # otherwise packets without a listener would be answered

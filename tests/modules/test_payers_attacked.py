@@ -44,7 +44,7 @@ def _ask_for_much(client: socket.socket, server: socket.socket) -> None:
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("tracks", [True, False], ids=["put together at the gate", "each for itself"])
 @pytest.mark.parametrize("place", ["B", "behind B", "LAN"])
-def test_every_fragment_of_an_answer_is_paid_by_who_asked(hub: Star, place: str, tracks: bool, family: int) -> None:
+def test_every_fragment_of_an_answer_is_paid_by_its_receiver(hub: Star, place: str, tracks: bool, family: int) -> None:
     """Only the first fragment has ports.
 
     With connection tracking the gate sees one packet, and egress sees fragments.
@@ -61,7 +61,7 @@ def test_every_fragment_of_an_answer_is_paid_by_who_asked(hub: Star, place: str,
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_every_fragment_of_a_question_is_paid_by_who_asks(hub: Star, family: int) -> None:
+def test_every_fragment_of_a_question_is_paid_by_its_sender(hub: Star, family: int) -> None:
     sold, other = (
         hub.sell(number, f"{ADDRESSES[name][family]}/{BITS[family]}")
         for number, name in ((NEIGHBOUR, "B"), (SECOND, "A"))

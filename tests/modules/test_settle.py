@@ -31,7 +31,7 @@ def test_waiting_ends_when_the_programs_have_that_ran(lab: ChargeLab) -> None:
         table.close()
 
 
-def test_all_that_wait_share_one_and_who_comes_later_gets_the_next() -> None:
+def test_all_that_wait_share_one_wait_and_a_later_caller_gets_the_next() -> None:
     async def scenario() -> None:
         begun, go_on = [threading.Event() for _ in range(3)], [threading.Event() for _ in range(3)]
         calls: list[int] = []

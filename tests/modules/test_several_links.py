@@ -156,7 +156,7 @@ def test_a_packet_that_is_held_on_the_other_link_goes_on_by_the_contract(world: 
     assert dropped(world.lab.client, "10.77.2.9") and passes(world.lab.client, INTERNET[4])
 
 
-def test_the_first_that_stands_for_others_stays_until_it_is_gone() -> None:
+def test_a_first_link_stays_first_until_it_is_gone() -> None:
     chosen = FirstLinks()
     for number in (5, 3):
         chosen.add(number, WHO)

@@ -116,7 +116,7 @@ _AFTER_THE_OTHERS = ("m1", "m0")  # the interface with the lower index is search
         *((Path, "unlink", 1, ()), (Path, "unlink", 12, ()), (bpf, "pin", 1, ()), (bpf, "pin", 14, ())),
     ],
 )
-def test_killed_at_any_step_of_an_upgrade_it_begins_anew_with_the_same_counts(
+def test_killed_at_any_step_of_an_upgrade_it_starts_again_with_the_same_counts(
     tmp_path: Path, later: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, nth: int, interfaces: Any
 ) -> None:
     """Also if all mesh interfaces are gone, so that only pins lead to the tables."""

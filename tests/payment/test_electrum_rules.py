@@ -171,7 +171,7 @@ def test_a_request_is_settled_once_its_preimage_is_out(tmp_path: Path) -> None:
     with_electrum(tmp_path, test)
 
 
-def test_what_grows_is_told_again_whole(tmp_path: Path) -> None:
+def test_a_settlement_that_grows_is_reported_again_with_the_whole_amount(tmp_path: Path) -> None:
     """The parts of a payment are separate lines in the history, and Electrum lets an invoice be paid twice."""
 
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:

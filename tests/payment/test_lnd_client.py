@@ -69,7 +69,7 @@ async def node(refusal: str = "verification failed: macaroon revoked") -> AsyncI
 
 
 @pytest.mark.usefixtures("plain")
-def test_a_stream_under_which_the_credentials_change_ends_as_if_the_node_had_gone_away() -> None:
+def test_a_stream_ends_as_if_the_node_had_gone_away_when_the_credentials_change() -> None:
     async def follow(client: LndClient, began: asyncio.Event) -> None:
         async for _told in client.stream(SUBSCRIBE_INVOICES, pb.InvoiceSubscription()):
             began.set()
@@ -187,7 +187,7 @@ def test_a_port_without_tls_and_a_name_without_address_are_told_apart() -> None:
     asyncio.run(scenario())
 
 
-def test_a_stream_that_begins_anew_with_another_macaroon_is_told_as_no_trouble() -> None:
+def test_a_stream_that_begins_again_with_another_macaroon_is_not_reported_as_trouble() -> None:
     async def ended() -> BaseException:
         return lnd_client._ended("SubscribeInvoices")
 

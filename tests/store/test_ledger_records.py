@@ -48,7 +48,7 @@ def test_every_record_comes_back_after_reopening(store: Store) -> None:
     assert snapshot.cursor == 9
 
 
-def test_the_last_of_several_records_with_one_key_stands(store: Store) -> None:
+def test_the_last_of_several_records_with_one_key_counts(store: Store) -> None:
     ledger = store.open()
     ledger.commit([contract(1), contract(2), contract(2, state="renewing")])
     assert ledger.contracts() == [contract(1), contract(2, state="renewing")]
