@@ -92,7 +92,7 @@ class Network(Protocol):
         """Return the existing interfaces that MESH_INTERFACES matches, sorted. Raises KernelError."""
 
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return, by name, why matches of MESH_INTERFACES can't be mesh interfaces, and the remedy."""
+        """Return interfaces that MESH_INTERFACES matches but that can't be mesh: by name, the reason and the remedy."""
 
     def other_interfaces(
         self, mesh: Sequence[str], lan: Sequence[str] | None

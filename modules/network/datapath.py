@@ -99,7 +99,7 @@ class Datapath:
         return host.mesh_interfaces(patterns, ignored)
 
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return, by name, why matches of MESH_INTERFACES can't be mesh interfaces, and the remedy."""
+        """Return interfaces that MESH_INTERFACES matches but that can't be mesh: by name, the reason and the remedy."""
         return self._open_host().left_out(patterns, ignored)
 
     def other_interfaces(

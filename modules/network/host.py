@@ -87,7 +87,7 @@ class Host:
         return tuple(sorted(means))
 
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return, by name, why matches of MESH_INTERFACES can't be mesh interfaces, and the remedy.
+        """Return interfaces that MESH_INTERFACES matches but that can't be mesh: by name, the reason and the remedy.
 
         The remedy is empty if only a pattern matches the interface, and its packets arrive on a mesh interface or an
         ignored one.

@@ -116,7 +116,7 @@ def _row(check: Check, kind: str) -> Row:
 
 
 def _kind(row: Row) -> str:
-    """Return the kind of a row, which decides the exit code; the daemon's rows may have it by their names."""
+    """Return the kind of a row, which decides the exit code. If a row has no kind, its name may be one."""
     for said in (row.get("kind"), row.get("name")):
         if said in _KINDS:
             return str(said)

@@ -86,5 +86,5 @@ class Account:
 
     @property
     def worth_keeping(self) -> bool:
-        """True if money is, was or may soon be on the account. What it may have without money is used grace."""
+        """True if money is, was or may soon be on the account. An account without money can only have used grace."""
         return bool(self.paid_msat or self.running or self.invoice.payment_hash or self.invoice.asked)

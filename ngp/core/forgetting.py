@@ -65,9 +65,9 @@ def forget_neighbours(world: World) -> None:
 
 
 def forget_debtors(world: World) -> None:
-    """Forget neighbours on no link that only ever used grace, with all their records, but not the newest MOST_DEBTORS.
+    """Forget neighbours without a link that only ever used grace, with all records, but not the newest MOST_DEBTORS.
 
-    A debt that still counts on its interface stays: else made-up keys would get the interface's credit again and again.
+    A debt that still counts on its interface is kept: else made-up keys would use the interface's credit again.
     """
     gone = [who for who in dict.fromkeys((*world.clients, *world.servers)) if _is_worthless(world, who)]
     surplus = gone[: max(0, len(gone) - MOST_DEBTORS)]

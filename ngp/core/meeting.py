@@ -1,4 +1,4 @@
-"""Meeting: a hello makes a neighbour known, or shows that one is back that was away.
+"""Meeting: a hello makes a neighbour known, or shows that a neighbour is back after it was away.
 
 A neighbour that is back gets what it may have missed: messages are given up after some seconds, and a neighbour that
 restarted has forgotten what it was asked.

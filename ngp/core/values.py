@@ -78,7 +78,7 @@ class FreeRule:
 
 @dataclass(frozen=True, slots=True)
 class DesiredNetwork:
-    """The state that the kernel should have while the daemon runs; `apply` brings it about and may be repeated.
+    """The state that the kernel should have while the daemon runs; `apply` makes the kernel match it.
 
     Attributes:
         mesh_interfaces: gated and metered; existing names.

@@ -8,7 +8,7 @@ from ngp.core.values import Check
 
 
 def without_effect(settings: Settings) -> list[Check]:
-    """Warn of keys of a payment module that isn't in use: the operator may believe that its node is."""
+    """Warn of keys of a payment module that isn't in use: the operator may believe that its node is used."""
     others = {name: given for (group, name), given in settings.modules.items() if group == PAYMENT}
     others.pop(settings.payment_module, None)
     if not others:

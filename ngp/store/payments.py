@@ -41,7 +41,7 @@ def moved(before: PaymentRecord | None, record: PaymentRecord) -> PaymentRecord 
             another neighbour's payment.
     """
     if record.state not in _STATES[record.direction]:
-        raise _refused(record, f"a payment {record.direction.value} can't be {record.state.value}")
+        raise _refused(record, f"its direction is {record.direction.value}, so it can't be {record.state.value}")
     if before is None:
         return record
     if (before.identity, before.kind) != (record.identity, record.kind):

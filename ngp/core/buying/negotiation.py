@@ -121,7 +121,7 @@ def _sells_it_the_same(world: World, neighbour: Neighbour, destination: Prefix) 
 
 
 def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
-    """Say whether we bought a destination before: with renewal off, it is bought again only after CONTRACT_TIME unused.
+    """Say whether we bought a destination before. With renewal off, it must be unused for CONTRACT_TIME first.
 
     Every proposal shows that the destination is still in use.
     """

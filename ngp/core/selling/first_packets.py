@@ -47,7 +47,7 @@ def packet_held(world: World, packet: HeldPacket) -> None:
 
 
 def _hold_for_stranger(world: World, packet: HeldPacket) -> None:
-    """Hold the packet for a moment and broadcast a hello. A flood meets a full list, and one hello a second at most."""
+    """Hold the packet for a moment and broadcast a hello. A flood fills a short list and causes one hello a second."""
     if len(world.peers.strangers) >= MOST_STRANGER_PACKETS:
         world.do(Decide(packet.handle, Verdict.DROP))
         return

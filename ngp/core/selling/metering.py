@@ -94,7 +94,7 @@ def kernel_spent(world: World, reading: AccountReading) -> None:
 
 
 def account_exhausted(world: World, account: ClientAccount) -> None:
-    """Ask for money and offer credit after the kernel refused a packet for lack of money; readings are charged."""
+    """Ask for money and offer credit after the kernel refused a packet for lack of money, and readings were charged."""
     lend(world, account)
     invoicing.top_up_if_low(world, account, waits=True)
     world.limit(account)
