@@ -320,7 +320,7 @@ class Node:
         self._schedule_tick()
 
     def _metered_for(self, identity: bytes) -> UsageRead:
-        """Read our meter of purchases from a neighbour before its bill is compared: with old readings it looks too high.
+        """Read our meter for a neighbour before its bill is compared: with old readings the bill looks too high.
 
         A flood of bills must not cost more than a few hundredths of our time: those that come faster are compared with
         the previous reading.
