@@ -141,7 +141,7 @@ def test_what_the_host_refuses_is_tried_again_and_what_nobody_thought_of_stops(
     assert len(tries) == 3 and broken.crashed and broken.stopping.is_set()
 
 
-def test_a_call_to_the_payment_node_that_fails_as_nobody_thought_stops_as_well(broken: Node) -> None:
+def test_a_call_to_the_payment_node_that_fails_unexpectedly_stops_the_daemon_too(broken: Node) -> None:
     """Otherwise it waits for that payment until the next start, and the neighbour is cut for lack of money."""
 
     async def scenario() -> None:

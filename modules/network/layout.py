@@ -76,8 +76,8 @@ WORD_MASK = (1 << 64) - 1
 NEVER_NS, _ENDLESS_S = (1 << 63) - 1, 1e9
 _MARK_FACTOR = 0x9E3779B97F4A7C15
 
-# Id; two counters when the contract took its slot, less what it had used before; destination; neighbour; prefix length,
-# version, role; generation.
+# Id; both counters when the contract took its slot, less what it had used by then; destination; neighbour; prefix
+# length, version, role; generation.
 LABEL = struct.Struct("=16sqq16sIBBBxI4x")
 LABEL_ID_BYTES, LABEL_BASE_TO_AT, LABEL_NEIGHBOUR_AT = 16, 16, 48
 # Identity; what had been spent in the slot when the account took it; its limit / 2^32, to know how often words wrapped.

@@ -214,6 +214,6 @@ def track_due(world: World, payment_hash: bytes) -> None:
         world.do(TrackPayment(payment_hash))
     else:
         touched_s = max(record.created_at_s, record.settled_at_s)
-        if touched_s <= world.now.utc_s:  # else our clock was ahead, and its invoice is refused as valid for too long
+        if touched_s <= world.now.utc_s:  # if our clock was ahead, its invoice is refused as valid for too long
             world.money.forgotten_s = max(world.money.forgotten_s, touched_s)
         del world.money.payments[payment_hash]

@@ -133,7 +133,7 @@ class PaymentRecord:
 
 @dataclass(frozen=True, slots=True)
 class CursorRecord:
-    """How far we have read the payment node's stream of settlements; written together with the credit of the last."""
+    """How far the payment node's stream of settlements was read; written together with the credit of the last one."""
 
     cursor: int
 

@@ -70,8 +70,8 @@ class Ways:
     def learn_copy(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> bytes | None:
         """Remember another way by which the last hello came again.
 
-        Returns: the hello with which that hello was answered, to be sent this way too, as the way is new; empty if it
-            wasn't answered. None if the way was known, or if this is no copy of the last hello.
+        Returns: our answer to that hello, which must be sent by the new way too; empty if there was no answer. None if
+            the way was known, or if this is no copy of the last hello.
         """
         known = self._known.get(key)
         if known is None or known.hello != _digest(datagram):

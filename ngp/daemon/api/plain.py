@@ -50,6 +50,6 @@ def plain(value: Any) -> Any:
 @lru_cache(maxsize=64)
 def _shape(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], frozenset[str]]:
     """Return a dataclass's field names, a function that reads all fields at once, and the fields omitted where None."""
-    names = tuple(each.name for each in fields(kind))  # __class__ is read too, as attrgetter(one name) makes no tuple
+    names = tuple(each.name for each in fields(kind))  # with a single name attrgetter would return no tuple
     omitted = frozenset(each.name for each in fields(kind) if _OMIT in each.metadata)
     return names, attrgetter(*names, "__class__"), omitted
