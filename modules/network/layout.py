@@ -136,7 +136,7 @@ def next_generation(generation: int) -> int:
 
 
 def instant_ns(now_ns: int, in_s: float) -> int:
-    """Return the time on the kernel's clock in so many seconds; 0, which is always past, for 0 seconds or less.
+    """Return the kernel's time `in_s` seconds from now; 0, which is always past, if `in_s` is 0 or less.
 
     The clock that the programs read is up to a tick behind ours, so for them our present time is still in the future.
     """

@@ -30,8 +30,8 @@ class ChannelEnd:
         balance_msat: its balance now, without payments on their way and without the commitment's fee.
         held_back_msat: the part of the balance that can't be sent: the reserve, and room for the fee to rise.
         least_htlc_msat, most_htlc_msat: smallest and largest payment that it may send.
-        most_in_flight_msat, in_flight_msat: the sum of payments that may be on their way at a time, and that are.
-        most_htlcs, htlcs: the number of payments that may be on their way at a time, and that are.
+        most_in_flight_msat, in_flight_msat: the largest sum of payments on their way at a time, and the present sum.
+        most_htlcs, htlcs: the largest number of payments on their way at a time, and the present number.
         dust_msat: a smaller payment has no output in the commitment: if the channel is closed while the payment is on
             its way, the miners get it.
     """

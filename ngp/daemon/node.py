@@ -269,7 +269,7 @@ class Node:
 
     @property
     def blocked(self) -> frozenset[bytes]:
-        """Blocked neighbours, by what ledger and kernel know: without a change that can't be written yet."""
+        """Blocked neighbours as ledger and kernel know them: without a change that can't be written yet."""
         before = self._blocked_before
         return frozenset(self.parts.gatekeeper.world.peers.blocked) if before is None else before
 
