@@ -29,7 +29,7 @@ DEATHS = ("ngp.daemon.last_books:_book", "ngp.daemon.last_books:Persist", "ngp.d
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A trade whose gateway was killed under traffic that is paid for a while yet, and the version that comes next."""
+    """A trade whose gateway was killed under traffic that is prepaid for some time, and the next version of ngp."""
 
     trade: Trade
     later: Path

@@ -54,7 +54,7 @@ def main() -> int:
     verbs.add_parser("build", help="build the nodes, if they aren't built yet; only this command needs the internet")
     verbs.add_parser("keep", help="keep the network running, in the foreground; `up` runs this in the background")
     chosen = parser.parse_args()
-    if chosen.verb != "keep":  # the keeper has to end more than itself
+    if chosen.verb != "keep":  # the keeper must clean up, not die of SIGPIPE
         # A reader that closes the pipe early (`| head`) is no error.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:

@@ -339,7 +339,7 @@ INLINE __u64 mix(__u64 hash, __u64 words)
 	return hash ^ hash >> 29;
 }
 
-/* The address whose contract covers a download: its source, or for an ICMP error of a router on the way the quoted address. */
+/* The address whose contract covers a download: its source, or, for a router's ICMP error, the quoted address. */
 INLINE const __u32 *remote(const struct packet *p)
 {
 	return p->error ? p->quoted : p->source;

@@ -1,4 +1,4 @@
-"""Bills: the client checks them by its own meter. What it missed is believed as far as the server has its money."""
+"""Bills: the client checks them with its own meter; what that missed is believed up to the server's prepaid money."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
             f"neighbour {neighbour.identity.hex()[:8]} declined {sale.destination} at "
             f"{show_price(sale.price_msat_per_gib)}: {_WHY_DECLINED.get(reject.reason, reject.reason.value)}"
         )
-        # A client with renewal off learns only from proposals that the destination is still in use: soon make another.
+        # Only proposals tell a client with renewal off that the destination is in use, so another one follows soon.
         renewal_off = reject.reason is RejectReason.NOT_RENEWING
         _refuse(world, sale, min(REFUSAL_S, sale.lifetime_s / 4) if renewal_off else REFUSAL_S)
         return False

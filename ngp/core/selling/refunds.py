@@ -225,7 +225,7 @@ def _fee_limit_msat(world: World, account: ClientAccount, amount_msat: int) -> i
 def _unpayable(
     world: World, account: ClientAccount, amount_msat: int, offered_msat: int
 ) -> tuple[DeclineReason | None, int]:
-    """Return why an invoice for a refund can't be paid, or None, and what would be paid instead."""
+    """Return why an invoice for a refund can't be paid (None if it can), and what would be paid instead."""
     free_msat = min(offered_msat, offerable_msat(world, account))
     if amount_msat > free_msat:
         return DeclineReason.AMOUNT, free_msat

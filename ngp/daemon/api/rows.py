@@ -171,7 +171,7 @@ def account_row(
 
 
 def _metered_msat(found: ClientAccount | ServerAccount | AccountRecord) -> int:
-    """Return the sum by our own meter; an account's record lacks what is written to the ledger once a minute."""
+    """Return the sum by our own meter: up to now for an account of the daemon, up to the last write for a record."""
     if isinstance(found, ClientAccount) or found.role is Role.SERVER:
         return found.charged_msat
     return found.metered_msat
