@@ -24,7 +24,7 @@ from ngp.core.invoices import OPEN_S
 
 GRACE_BYTES = 51_200
 MSAT_PER_BYTE = 1
-PACKETS_S = 100  # of 100 bytes and their headers: a top-up of 20 sat lasts a second or two
+PACKETS_S = 100  # with 100 bytes and headers each, so that a top-up of 20 sat lasts a second or two
 CONF = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "50 kB"}
 BUYER = {**CONF, "BUDGET_PAYMENT": "20 sat"}  # small top-ups, so that the next one is always due soon
 VICTIMS = ("gateway's daemon", "client's daemon", "gateway's node", "client's node")
@@ -48,7 +48,7 @@ def test_one_of_four_is_killed_at_every_step_of_a_payment(lab: Lab, victim: str,
 
 
 def kill_all(lab: Lab, cells: Sequence[tuple[str, Step]]) -> None:
-    """Make the kills of all cells, one after the other in one trade, then compare all books."""
+    """Make all kills, each a victim and a step, one after the other in one trade; then compare all books."""
     with lightning_trade(lab, CONF, BUYER, channel_sat=10_000_000, relayed=True) as made:
         net, before = made.trade.net, look(made)
         at_internet = net.internet.counter("wan0", "in")

@@ -5,9 +5,9 @@ Pure. Every amount is msat and an int, except for the kernel's units (msat / 2^3
 The kernel holds the account: a packet passes if its contract has bytes left and its account has money left, so
 contracts share one balance without dividing it. The bill is the sum of what each contract used; the kernel's sum only
 decides when to stop. One rule: the balance or the credit line covers everything that the kernel may let through. Grace
-is that credit line: GRACE_DATA bytes at the price of the contract that opens it, once until all is paid. So a neighbour
-that never pays costs the grace, and not one byte more. Keys and link addresses cost nothing to make, so the outstanding
-credit on an interface is bounded as well (`CreditLine`).
+is that credit line: GRACE_DATA bytes at the price of the contract that opens it. It isn't opened again before all of it
+is paid. So a neighbour that never pays costs the grace, and not one byte more. Keys and link addresses cost nothing to
+make, so the outstanding credit on an interface is bounded as well (`CreditLine`).
 """
 
 from __future__ import annotations
