@@ -8,12 +8,10 @@ makes thousands of keys pushes out others of his kind, but never a neighbour tha
 from __future__ import annotations
 
 from ngp.core.contract import CloseReason
-from ngp.core.effects import Decide, ForgetNeighbour
+from ngp.core.effects import ForgetNeighbour
 from ngp.core.peers import Neighbour
-from ngp.core.selling import grace
+from ngp.core.selling import grace, negotiation
 from ngp.core.selling.sale import Sale
-from ngp.core.timers import Due
-from ngp.core.values import Verdict
 from ngp.core.world import World
 
 MOST_NEIGHBOURS = 4096
@@ -27,13 +25,8 @@ def drop_neighbour(world: World, neighbour: Neighbour) -> None:
     """Remove a neighbour from its link, with its contracts that aren't running; running ones are halted."""
     for contract in list(neighbour.contracts.values()):
         world.halt(contract, CloseReason.CANCELLED)
-        if contract.open:
-            continue
-        for handle in contract.held if isinstance(contract, Sale) else ():
-            world.do(Decide(handle, Verdict.DROP))
-        for due in (Due.QUOTE, Due.REFUSAL):
-            world.timers.clear(due, contract.id)
-        world.remove_contract(contract)
+        if isinstance(contract, Sale) and not contract.open:
+            negotiation.forget(world, contract)
     world.remove_neighbour(neighbour)
     world.do(ForgetNeighbour(neighbour.number))
 
@@ -42,8 +35,8 @@ def make_room(world: World) -> None:
     """Forget the neighbours that we may, but not at every hello: a flood of made-up keys must not keep us busy."""
     if world.now.monotonic_s - world.peers.looked_for_idle_mono_s >= LOOK_FOR_IDLE_S:
         world.peers.looked_for_idle_mono_s = world.now.monotonic_s
-        forget_neighbours(world)
-        forget_debtors(world)
+        _forget_neighbours(world)
+        _forget_debtors(world)
 
 
 def forget_links(world: World, identity: bytes) -> None:
@@ -53,7 +46,7 @@ def forget_links(world: World, identity: bytes) -> None:
         drop_neighbour(world, min(links.values(), key=lambda neighbour: neighbour.heard_mono_s))
 
 
-def forget_neighbours(world: World) -> None:
+def _forget_neighbours(world: World) -> None:
     """Drop the links of neighbours that were silent for a minute and have neither money nor contracts here."""
     if len(world.peers.neighbours) < MOST_NEIGHBOURS:
         return
@@ -64,7 +57,7 @@ def forget_neighbours(world: World) -> None:
             drop_neighbour(world, neighbour)
 
 
-def forget_debtors(world: World) -> None:
+def _forget_debtors(world: World) -> None:
     """Forget neighbours without a link that only ever used grace, with all records, but not the newest MOST_DEBTORS.
 
     A debt that still counts on its interface is kept: else made-up keys would use the interface's credit again.

@@ -355,6 +355,6 @@ class Gatekeeper:
         elif due is Due.QUOTE:
             seller.quote_due(world, contract)
         elif due is Due.REFUSAL:
-            seller.refusal_due(world, contract)
+            seller.forget(world, contract)
         elif due is Due.EXHAUSTED:
             seller_meter.exhausted_due(world, contract)

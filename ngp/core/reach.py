@@ -56,20 +56,14 @@ class Reach:
         for channel in self._all:
             self._by_peer.setdefault(channel.peer, []).append(channel)
 
-    def sends(self, peer: str, who: str) -> Bounds:
-        """Return the bounds of a payment from us to a node.
+    def bounds(self, peer: str, who: str, ours: bool) -> Bounds:
+        """Return the bounds of a payment between us and a node.
 
         Args:
             peer: the node's public key, hex; empty if it isn't known.
             who: the neighbour that owns the node, as messages name it.
+            ours: we pay; else we are paid.
         """
-        return self._bounds(peer, who, ours=True)
-
-    def receives(self, peer: str, who: str) -> Bounds:
-        """Return the bounds of a payment from a node to us; arguments as for `sends`."""
-        return self._bounds(peer, who, ours=False)
-
-    def _bounds(self, peer: str, who: str, ours: bool) -> Bounds:
         direct = self._by_peer.get(peer, [])
         best = max((_of_channel(one, ours) for one in direct), key=lambda one: one.most_msat, default=None)
         if best is not None and best.least_msat <= best.most_msat:

@@ -23,6 +23,9 @@ class Due(Enum):
     FLUSH = auto()  # running totals go to the ledger
 
 
+CONTRACT_TIMERS = (Due.QUOTE, Due.EXPIRY, Due.EXHAUSTED, Due.REFUSAL, Due.RENEWAL)
+
+
 class Timers:
     """A heap with lazy deletion."""
 

@@ -34,29 +34,24 @@ def pause_s(first_s: float, failures: int) -> float:
 
 def sendable(world: World, identity: bytes) -> Bounds:
     """Return the bounds of one payment from us to a neighbour."""
-    if world.money.reach is None:
-        return _with_least(world, UNBOUNDED)
-    bounds = world.money.reach.sends(_payee(world, identity), identity.hex()[:8])
+    bounds = _bounds(world, identity, ours=True)
     if bounds.routed:
         most = floor_to_sat_msat(world.settings.fee_limit.fits_msat(bounds.most_msat))
         bounds = replace(bounds, most_msat=max(most, bounds.least_msat))
-    return _with_least(world, bounds)
+    return bounds
 
 
 def receivable(world: World, identity: bytes) -> Bounds:
     """Return the bounds of one payment from a neighbour to us."""
-    if world.money.reach is None:
-        return _with_least(world, UNBOUNDED)
-    return _with_least(world, world.money.reach.receives(_payee(world, identity), identity.hex()[:8]))
+    return _bounds(world, identity, ours=False)
 
 
-def _payee(world: World, identity: bytes) -> str:
-    """Return the key of a neighbour's payment node, as it said last, even if the neighbour is away now."""
-    known = world.peers.links_of(identity)
-    return next((neighbour.payee.hex() for neighbour in known if neighbour.payee), "")
-
-
-def _with_least(world: World, bounds: Bounds) -> Bounds:
+def _bounds(world: World, identity: bytes, ours: bool) -> Bounds:
+    bounds, reach = UNBOUNDED, world.money.reach
+    if reach is not None:
+        # The payment node's key as the neighbour said it last, even if the neighbour is away now.
+        keys = (neighbour.payee.hex() for neighbour in world.peers.links_of(identity) if neighbour.payee)
+        bounds = reach.bounds(next(keys, ""), identity.hex()[:8], ours)
     least = ceil_to_sat_msat(world.node.least_amount_msat)
     return bounds if least <= bounds.least_msat else replace(bounds, least_msat=least)
 

@@ -37,7 +37,7 @@ from ngp.core.records import BilledRecord, ForgetLink, ForgetNeighbours, Journal
 from ngp.core.selling.account import ClientAccount, CreditLine
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
-from ngp.core.timers import Due, Timers
+from ngp.core.timers import CONTRACT_TIMERS, Due, Timers
 from ngp.core.values import Grant, Now
 
 END_LINGER_S = 3.0
@@ -312,7 +312,9 @@ class World:
             neighbour.contracts[contract.id] = contract
 
     def remove_contract(self, contract: Sale | Purchase) -> None:
-        """Take a contract out of our tables and the kernel's."""
+        """Take a contract out of our tables and the kernel's, with its timers."""
+        for due in CONTRACT_TIMERS:
+            self.timers.clear(due, contract.id)
         self.contracts.pop(contract.id, None)
         if isinstance(contract, Sale):
             self.sales.remove(contract)
@@ -322,6 +324,19 @@ class World:
         if neighbour is not None:
             neighbour.contracts.pop(contract.id, None)
         self.do(RevokeContract(contract.id))
+
+    def open(self, contract: Contract) -> None:
+        """Count a contract that was agreed now."""
+        contract.opened_at_s = self.now.utc_s
+        contract.rate.at_mono_s = self.now.monotonic_s
+        self.account_of(contract).running += 1
+        self.count_opening(contract)
+
+    def begin_lifetime(self, contract: Contract) -> None:
+        """Start a contract's lifetime, at its accept or at a renewal."""
+        contract.expires_at_s = self.now.utc_s + contract.lifetime_s
+        contract.expires_mono_s = self.now.monotonic_s + contract.lifetime_s
+        self.watch_end(contract)
 
     def watch_end(self, contract: Contract) -> None:
         """Set the timer for a contract's end: the end of its lifetime, or after an hour if it isn't used at all.
@@ -393,18 +408,17 @@ class World:
             contract.reason = reason.value
             self.do(HaltContract(self.kernel_grant(contract)))
 
-    def close(self, contract: Sale | Purchase, charged_msat: int) -> None:
-        """Record the end of a contract that was halted and read for the last time, and take it out of all tables.
-
-        Args:
-            charged_msat: the charge as `ngp ledger` shows it: negative if it reduces a neighbour's balance with us.
-        """
+    def close(self, contract: Sale | Purchase) -> None:
+        """Record the end of a contract that was halted and read for the last time, and take it out of all tables."""
+        account = self.account_of(contract)
+        account.running -= 1
+        account.unpaid.pop(contract.id, None)
         self.move(contract, State.CLOSED, contract.reason)
         contract.closed_at_s = self.now.utc_s
+        # `ngp ledger` shows a charge that reduces a neighbour's balance with us as negative.
+        charged_msat = -contract.charged_msat if isinstance(contract, Sale) else contract.charged_msat
         self.journal("charge", contract.identity, contract.reason, charged_msat, contract.id)
         self.save(contract)
-        for due in (Due.EXPIRY, Due.EXHAUSTED, Due.QUOTE, Due.RENEWAL):
-            self.timers.clear(due, contract.id)
         self.remove_contract(contract)
 
     # --- openings -----------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_an_amount_within_the_bounds_is_whole_sat_and_can_be_sent(
     listed: list[Channel], ours: bool, wanted: int
 ) -> None:
     reach = Reach(listed)
-    bounds = reach.sends(PEER, "7f3a") if ours else reach.receives(PEER, "7f3a")
+    bounds = reach.bounds(PEER, "7f3a", ours)
     direct = [left_msat(one, ours) for one in listed if one.peer == PEER]
     others = [left_msat(one, ours) // SAT_MSAT * SAT_MSAT for one in listed if one.peer != PEER]
     least = [-(-max(1, (one.our_end if ours else one.their_end).least_htlc_msat) // SAT_MSAT) for one in listed]
@@ -82,14 +82,14 @@ def test_reserve_and_payments_on_their_way_and_full_channels_limit_what_can_be_s
     ],
 )
 def test_why_nothing_can_be_paid_is_named(listed: list[Channel], why: str) -> None:
-    told = Reach(listed).sends(PEER, "7f3a").why_not
+    told = Reach(listed).bounds(PEER, "7f3a", ours=True).why_not
     assert why in told and told.endswith("; ngp lightning status")
 
 
 def test_other_channels_count_where_the_direct_one_has_nothing() -> None:
     listed = [channel(end(0)), channel(end(30), peer=OTHER), channel(end(40), peer=OTHER)]
-    assert Reach(listed).sends(PEER, "7f3a").most_msat == 70_000
-    assert Reach([channel(end(20)), *listed]).sends(PEER, "7f3a").most_msat == 20_000
+    assert Reach(listed).bounds(PEER, "7f3a", ours=True).most_msat == 70_000
+    assert Reach([channel(end(20)), *listed]).bounds(PEER, "7f3a", ours=True).most_msat == 20_000
 
 
 # --- what the accounts make of it -------------------------------------------------------------------------------------

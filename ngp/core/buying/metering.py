@@ -59,14 +59,11 @@ def cancelled(world: World, neighbour: Neighbour, cancel: Cancel) -> None:
 
 def halted(world: World, purchase: Purchase, reading: Reading | None) -> None:
     """Close a contract on our side after our meter's last reading."""
-    account = world.server(purchase.identity)
     if reading is not None:
         usage_read(world, purchase, reading)
-    account.running -= 1
-    account.unpaid.pop(purchase.id, None)
     if purchase.used_bytes < WORTH_BYTES and world.now.utc_s - purchase.opened_at_s < WORTH_S:
         world.count_opening(purchase)
-    world.close(purchase, purchase.charged_msat)
+    world.close(purchase)
     _remember(world, purchase)
     world.forget_if_gone(purchase.identity)
 

@@ -152,12 +152,9 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
         state=State.ACTIVE if paid else State.ACCEPTED,
     )
     world.add_contract(purchase)
-    purchase.opened_at_s = world.now.utc_s
-    purchase.rate.at_mono_s = world.now.monotonic_s
-    account.running += 1
+    world.open(purchase)
     if not paid:
         account.unpaid[purchase.id] = purchase
-    world.count_opening(purchase)
     world.tell_state(purchase)
     live_until(world, purchase)
     world.journal("contract", purchase.identity, purchase.state.value, contract=purchase.id)

@@ -17,10 +17,8 @@ WORTH_BYTES = 64 * 1024
 
 
 def live_until(world: World, purchase: Purchase) -> None:
-    """Start a contract's lifetime, at its accept or at a renewal."""
-    purchase.expires_at_s = world.now.utc_s + purchase.lifetime_s
-    purchase.expires_mono_s = world.now.monotonic_s + purchase.lifetime_s
-    world.watch_end(purchase)
+    """Start a contract's lifetime, and plan its renewal."""
+    world.begin_lifetime(purchase)
     if not world.settings.never_renews and world.settings.time_renewal_s != 0:
         world.timers.set(Due.RENEWAL, purchase.id, purchase.expires_mono_s - purchase.renewal_time_s(world.settings))
 
@@ -90,10 +88,7 @@ def renewal_proposed(
         return
     if _renews_poorly(world, purchase):
         world.count_idle(purchase)
-    purchase.renewed_at_bytes = purchase.used_bytes
-    purchase.reprice(purchase.data_limit_bytes, propose.price_msat_per_gib)
-    purchase.data_limit_bytes = propose.data_limit_bytes
-    purchase.lifetime_s = propose.lifetime_s
+    purchase.renew(propose.price_msat_per_gib, propose.data_limit_bytes, propose.lifetime_s)
     renewal_over(world, purchase)
     live_until(world, purchase)
     world.journal("contract", purchase.identity, "renewed", contract=purchase.id)

@@ -217,11 +217,9 @@ class ClientAccount(Account):
         self.kernel.offset_units = spent_units - self.charged_msat * UNITS_PER_MSAT + unrounded
 
     def close(self, sale: Sale) -> None:
-        """Take out a contract whose last reading was charged."""
-        self.running -= 1
+        """Take a contract, whose last reading was charged, out of the kernel's limit."""
         self.priced -= sale.priced
         self.kernel.offset_units -= sale.rounding_units
-        self.unpaid.pop(sale.id, None)
 
     def limit(self, now_mono_s: float, low_msat: int) -> AccountLimit:
         """Return the limit that the kernel should have for the account now.

@@ -28,9 +28,14 @@ def release(world: World, sale: Sale) -> None:
     """Send held packets through the gate again, which charges them, if there is money or credit for them."""
     account = world.client(sale.identity)
     if account.funds_msat > 0 or account.credit is not None or not sale.price_msat_per_gib:
-        for handle in sale.held:
-            world.do(Decide(handle, Verdict.REPEAT))
-        sale.held.clear()
+        decide(world, sale, Verdict.REPEAT)
+
+
+def decide(world: World, sale: Sale, verdict: Verdict) -> None:
+    """Decide about all first packets of a contract."""
+    for handle in sale.held:
+        world.do(Decide(handle, verdict))
+    sale.held.clear()
 
 
 # --- readings and hints from the kernel -------------------------------------------------------------------------------
@@ -174,11 +179,9 @@ def halted(world: World, sale: Sale, reading: Reading | None) -> None:
     if reading is not None:
         account.charge(sale, reading.used_to_bytes, reading.used_from_bytes)
     _redeem_opening(world, account, sale)
-    for handle in sale.held:
-        world.do(Decide(handle, Verdict.DROP))
-    sale.held.clear()
+    decide(world, sale, Verdict.DROP)
     account.close(sale)
-    world.close(sale, -sale.charged_msat)
+    world.close(sale)
     if not account.running and not account.debt_msat:
         grace.take_back(world, account)
     if len(sale.prices) > 1 and account.running:

@@ -10,7 +10,6 @@ from itertools import islice
 
 from ngp.core import networks
 from ngp.core.contract import CloseReason, State
-from ngp.core.effects import Decide
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
 from ngp.core.policy import SellTerms, answer_counter, ask_terms
@@ -117,7 +116,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None
         _propose(world, neighbour, existing, message_id)
         return
     if existing is not None and existing.refused:  # it refused or didn't answer; now it asks, so its terms have changed
-        refusal_due(world, existing)
+        forget(world, existing)
         existing = None
     if existing is not None or not may_quote(world, neighbour):
         world.send(neighbour, Reject(b"", RejectReason.BUSY), message_id)
@@ -186,19 +185,14 @@ def _open(world: World, neighbour: Neighbour, sale: Sale) -> None:
     account = world.client(sale.identity)
     neighbour.quotes -= 1
     world.timers.clear(Due.QUOTE, sale.id)
-    sale.opened_at_s = world.now.utc_s
-    sale.rate.at_mono_s = world.now.monotonic_s
-    account.running += 1
     account.priced += sale.priced
-    world.count_opening(sale)
+    world.open(sale)
     _run(world, account, sale, "")
 
 
 def _run(world: World, account: ClientAccount, sale: Sale, journalled: str) -> None:
     """Start a contract that was agreed or renewed: on money, or on credit until money comes."""
-    sale.expires_at_s = world.now.utc_s + sale.lifetime_s
-    sale.expires_mono_s = world.now.monotonic_s + sale.lifetime_s
-    world.watch_end(sale)
+    world.begin_lifetime(sale)
     if account.funds_msat > 0 or not sale.price_msat_per_gib:
         world.move(sale, State.ACTIVE)
         account.unpaid.pop(sale.id, None)
@@ -219,11 +213,9 @@ def _renew(world: World, sale: Sale, offer: Offer) -> None:
     sale.renewal_offer = None
     if sale.since_renewal_bytes <= 0:  # it costs a line in the ledger for nothing, like an opening
         world.count_idle(sale)
-    sale.renewed_at_bytes = sale.used_bytes
     account.priced -= sale.priced
-    sale.reprice(sale.data_limit_bytes, offer.price_msat_per_gib)
+    sale.renew(offer.price_msat_per_gib, offer.data_limit_bytes, offer.lifetime_s)
     account.priced += sale.priced
-    sale.data_limit_bytes, sale.lifetime_s = offer.data_limit_bytes, offer.lifetime_s
     world.timers.clear(Due.QUOTE, sale.id)
     world.timers.clear(Due.EXHAUSTED, sale.id)
     _run(world, account, sale, "renewed")
@@ -293,18 +285,15 @@ def quote_due(world: World, sale: Sale) -> None:
 def _refuse(world: World, sale: Sale, for_s: float) -> None:
     """Remember a refusal in the kernel, so that a flood to its destination costs nothing; decide about held packets."""
     world.timers.clear(Due.QUOTE, sale.id)
-    verdict = Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP
-    for handle in sale.held:
-        world.do(Decide(handle, verdict))
-    sale.held.clear()
+    metering.decide(world, sale, Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP)
     sale.expires_mono_s = world.now.monotonic_s + for_s
     world.grant(sale)
     world.timers.set(Due.REFUSAL, sale.id, sale.expires_mono_s)
 
 
-def refusal_due(world: World, sale: Sale) -> None:
-    """Forget a refusal: the next packet starts a new negotiation."""
-    world.timers.clear(Due.REFUSAL, sale.id)
+def forget(world: World, sale: Sale) -> None:
+    """Forget a quote or a refusal: the next packet starts a new negotiation."""
+    metering.decide(world, sale, Verdict.DROP)
     neighbour = world.peers.of(sale)
     if neighbour is not None:
         neighbour.quotes -= 1
@@ -315,4 +304,4 @@ def forget_refusals(world: World, identity: bytes | None = None) -> None:
     """Forget what one client, or all, refused: our terms changed, and they may agree now."""
     for sale in [one for one in world.contracts.values() if isinstance(one, Sale)]:
         if sale.refused and (identity is None or sale.identity == identity):
-            refusal_due(world, sale)
+            forget(world, sale)
