@@ -95,18 +95,20 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 	struct packet p = {};
 	struct contract *contract;
 	struct entry *entry;
-	int given, wanted, rewritten, returns;
+	int given, wanted, rewritten = 0, returns;
 
 	if (!config || !parse(skb, config, FORWARD, &p))
 		return 0;
 	if (way != TO_UPSTREAM)
 		read_answered(skb, &p, &onward);
-	rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
-	if (any_given(config, &p)) {                              /* 1: free, or in its sender's lane */
-		wanted = !any_free(config, &p) ? 0 : way == TO_UPSTREAM ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE;
-		given = gives(skb, &p, wanted | TO_SERVICE);
-		if (given != NOT_GIVEN)
-			return given == GIVEN;
+	if (config->flags & (REWRITES | GIFTS)) {                 /* few gateways have either: one question for both */
+		rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
+		if (any_given(config, &p)) {                      /* 1: free, or in its sender's lane */
+			wanted = !any_free(config, &p) ? 0 : way == TO_UPSTREAM ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE;
+			given = gives(skb, &p, wanted | TO_SERVICE);
+			if (given != NOT_GIVEN)
+				return given == GIVEN;
+		}
 	}
 	if (way != TO_UPSTREAM) {                                 /* 2: another payer's flow */
 		if (rewritten)

@@ -34,6 +34,8 @@
 #define NOTHING_BOUGHT (1 << 19)                              /* no contract is a purchase of ours */
 #define REWRITES (1 << 16)                                    /* rules of this host rewrite destinations: sent.h */
 
+#define GIFTS (FREE4 | FREE6 | OFFERS(0) | OFFERS(1))          /* something is given away */
+
 enum role { SERVER, CLIENT };
 
 /* A line's tag: 8 bits of flags, then 24 bits of generation; a contract's upper half is the slot of its account (0: none). */
