@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
 
-from ngp.core.effects import CancelInvoice, MakeInvoice, PayInvoice, TrackPayment
+from ngp.core.effects import CancelInvoice, Decide, Log, MakeInvoice, PayInvoice, TrackPayment
 from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade
 from ngp.core.records import PaymentKind
-from ngp.core.values import UNKNOWN_PAYMENT, InvoiceState, NewInvoice, PaymentOutcome, PaymentStatus
+from ngp.core.values import UNKNOWN_PAYMENT, InvoiceState, NewInvoice, PaymentOutcome, PaymentStatus, Verdict
 from ngp.daemon.executor import Executor
 from ngp.errors import PaymentError
 
@@ -97,3 +98,27 @@ def test_the_node_in_use_is_believed() -> None:
     assert told(Node(is_ours=True), PAY, TrackPayment(HASH), CancelInvoice(HASH), INVOICE) == [
         failed, failed, InvoiceCancelled(HASH), InvoiceMade(WHO, INVOICE.kind, "lnbcrt1", HASH, 1_000, 600)
     ]  # fmt: skip
+
+
+def test_a_line_for_the_log_waits_until_the_packet_is_released() -> None:
+    """Writing a line takes longer than releasing the packet, and whoever sent the packet waits."""
+    deeds: list[object] = []
+
+    class Network:
+        def verdict(self, handle: int, _verdict: Verdict) -> None:
+            deeds.append(handle)
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            deeds.append(record.getMessage())
+
+    unused: Any = None
+    network: Any = Network()
+    log, lines = logging.getLogger("ngp"), Lines()
+    log.addHandler(lines)
+    try:
+        executor = Executor(unused, network, unused, unused, unused, pytest.fail)
+        executor.carry_out([Log(logging.WARNING, "sold"), Decide(3, Verdict.REPEAT)])
+    finally:
+        log.removeHandler(lines)
+    assert deeds == [3, "sold"]

@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -498,6 +499,6 @@ class Datapath:
         if self._queue is not None:
             self._queue.expire(_HELD_MAX_AGE_S)
         if self._running is not None:
-            self._running.flows.sweep()
+            self._running.flows.sweep(time.monotonic())
         if self._loop is not None:
             self._timer = self._loop.call_later(_EXPIRE_EVERY_S, self._expire)

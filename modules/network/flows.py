@@ -2,7 +2,8 @@
 
 The kernel makes room only among one payer's flows, and finds that a flow is too old only when a packet asks for it. So
 the flows of a neighbour that was forgotten, or that got another number at a restart, would stay for ever. A sweep
-removes them, some at a time: the tables may hold half a million.
+removes them, some at a time: the tables may hold half a million. Rounds have pauses, since the kernel goes through half
+a million places also when hardly one is taken: a packet that waits meanwhile waits for some milliseconds more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 
 _AT_ONCE = 1024
+_ROUND_EVERY_S = 60.0
 
 
 class FlowSweeper:
@@ -28,11 +30,15 @@ class FlowSweeper:
     def __init__(self, tables: dict[str, Table], is_payer: Callable[[int], bool]) -> None:
         self._flows, self._places, self._is_payer = tables[layout.FLOWS], tables[layout.PLACES], is_payer
         self._round: Iterator[None] = iter(())
+        self._next_round_s = 0.0
 
-    def sweep(self, most: int = _AT_ONCE) -> None:
-        """Look at `most` flows and places; the next call continues behind them. Raises KernelError."""
-        if sum(1 for _ in islice(self._round, most)) < most:
-            self._round = self._look_at_all()
+    def sweep(self, now_s: float, most: int = _AT_ONCE) -> None:
+        """Look at `most` flows and places; the next call continues behind them.
+
+        Args: now_s: by the monotonic clock; a round begins at most once a minute. Raises KernelError.
+        """
+        if sum(1 for _ in islice(self._round, most)) < most and now_s >= self._next_round_s:
+            self._round, self._next_round_s = self._look_at_all(), now_s + _ROUND_EVERY_S
 
     def _look_at_all(self) -> Iterator[None]:
         for flow, memory in self._flows.items():

@@ -114,7 +114,7 @@ class Executor:
         self._blocks_all = True
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
-        """Carry out the effects of a stored batch."""
+        """Carry out the effects of a stored batch; lines for the log come last, since packets and neighbours wait."""
         self._kernel(effects)
         for effect in effects:
             match effect:
@@ -128,8 +128,6 @@ class Executor:
                     self._post.acknowledge(effect.identity, effect.message_id)
                 case Greet():
                     self._post.greet(effect)
-                case Log():
-                    _log.log(effect.level, "%s", effect.text)
                 case MakeInvoice():
                     self._spawn(self._make_invoice(effect))
                 case PayInvoice():
@@ -140,6 +138,9 @@ class Executor:
                     self._spawn(self._quietly(self._payment.settle_invoice(effect.preimage), "settle an invoice"))
                 case CancelInvoice():
                     self._spawn(self._cancel(effect.payment_hash))
+        for effect in effects:
+            if isinstance(effect, Log):
+                _log.log(effect.level, "%s", effect.text)
 
     def _recall_bills(self, effect: RecallBills) -> None:
         try:

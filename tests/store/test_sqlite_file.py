@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ import ngp
 from ngp import identity
 from ngp.daemon.main import open_ledger
 from ngp.errors import ExitCode, LedgerError, LedgerMomentError
-from ngp.store.sqlite import SqliteStore, file
+from ngp.store.sqlite import SqliteStore, checkpoints, file
 from ngp.store.sqlite.ledger import SqliteLedger
 
 ROOT = Path(ngp.__file__).parent.parent
@@ -137,6 +140,61 @@ def test_the_file_can_shrink_and_keeps_its_log_small(tmp_path: Path) -> None:
     assert ask("PRAGMA auto_vacuum").fetchone() == (2,)
     assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
     assert ask("PRAGMA journal_size_limit").fetchone()[0] > 0
+
+
+def fill(ledger: SqliteLedger, until: Callable[[], bool]) -> None:
+    """Write records until something is so."""
+    for start in itertools.count(0, 50):
+        if until():
+            return
+        ledger.commit([contract(number) for number in range(start, start + 50)])
+
+
+def log_bytes(ledger: SqliteLedger) -> int:
+    return ledger.path.with_name("ledger.db-wal").stat().st_size
+
+
+def test_records_are_written_while_the_log_is_moved_into_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk delays a checkpoint, but no first packet."""
+    let_go, movers = threading.Event(), list[threading.Thread]()
+
+    def slowly(connection: sqlite3.Connection) -> bool:
+        movers.append(threading.current_thread())
+        assert let_go.wait(60.0) or movers[-1] is threading.main_thread()
+        return move(connection)
+
+    move = checkpoints._move
+    monkeypatch.setattr(checkpoints, "_move", slowly)
+    ledger = SqliteLedger.open(tmp_path / "ledger.db")
+    fill(ledger, lambda: bool(movers))
+    moved_bytes = ledger.path.stat().st_size
+    fill(ledger, lambda: log_bytes(ledger) > 2 * file.WAL_MOST_BYTES)
+    assert threading.main_thread() not in movers and ledger.path.stat().st_size == moved_bytes
+    let_go.set()
+    movers[0].join()
+    ledger.commit([neighbour()])
+    ledger.commit([neighbour()])
+    assert log_bytes(ledger) <= file.WAL_MOST_BYTES, "the log didn't begin anew"
+    assert ledger.path.stat().st_size > moved_bytes
+    ledger.close()
+
+
+def test_the_log_begins_anew_however_steadily_records_are_written(tmp_path: Path) -> None:
+    ledger = SqliteLedger.open(tmp_path / "ledger.db")
+    sizes = [0]
+
+    def began_anew() -> int:
+        sizes.append(log_bytes(ledger))
+        return sum(size <= file.WAL_MOST_BYTES < before for before, size in itertools.pairwise(sizes))
+
+    fill(ledger, lambda: began_anew() == 3)
+    assert max(sizes) < 5 * file.WAL_MOST_BYTES
+    count = len(ledger.contracts())
+    ledger.close()
+    assert not ledger.path.with_name("ledger.db-wal").exists()
+    assert len(SqliteLedger.open(ledger.path).contracts()) == count
 
 
 def test_pruned_pages_go_back_to_the_file_system(tmp_path: Path) -> None:
@@ -326,7 +384,9 @@ def test_after_a_rollback_that_fails_nothing_more_is_written(tmp_path: Path) -> 
             closed.append(True)
 
     closed: list[bool] = []
-    ledger = SqliteLedger(tmp_path / "ledger.db", Failing())  # type: ignore[arg-type]
+    ledger = SqliteLedger.open(tmp_path / "ledger.db")
+    ledger._connection.close()
+    ledger._connection = Failing()  # type: ignore[assignment]
     with pytest.raises(LedgerError, match="I/O"):
         ledger.commit([journal()])
     with pytest.raises(LedgerError, match="could not be undone"):

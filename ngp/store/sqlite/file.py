@@ -24,8 +24,7 @@ _MAGIC = b"SQLite format 3\x00"
 _HEADER_BYTES = 100
 _BUSY_S = 5.0
 _PERHAPS_FULL = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
-WAL_PAGES = 1000
-_WAL_KEPT_BYTES = 1 << 20
+WAL_MOST_BYTES = 1000 * schema.PAGE_BYTES
 
 
 def refusal(path: Path, said: object) -> LedgerError:
@@ -76,29 +75,35 @@ def translated(path: Path) -> Iterator[None]:
         raise failure(path, error) from error
 
 
-def places(path: Path) -> dict[Path, tuple[int, int]]:
-    """Return device and inode of the ledger's path and of its log's path. Raises OSError.
+class Places:
+    """Where the ledger's file and its log are: device and inode of what has their names. Raises OSError.
 
     Nothing is opened: closing a second descriptor of the file would drop SQLite's locks on it
     (https://www.sqlite.org/howtocorrupt.html, section 2.2).
     """
-    found = {}
-    for one in (path, path.with_name(path.name + "-wal")):
-        with contextlib.suppress(FileNotFoundError):
-            status = one.stat()
-            found[one] = (status.st_dev, status.st_ino)
-    return found
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        names = str(path), f"{path}-wal"
+        self._before = [(name, where) for name in names if (where := _place(name)) is not None]
+
+    def require_unchanged(self) -> None:
+        """Refuse to write into a file that is no longer at its path. Raises LedgerError."""
+        for name, where in self._before:
+            if _place(name) != where:
+                raise LedgerError(
+                    f"ledger {self._path}: {os.path.basename(name)} was moved, deleted or replaced while ngp runs. "
+                    f"`ngp backup FILE` can still save its content; then `ngp stop`, copy that backup to {self._path}, "
+                    "and start ngp again"
+                )
 
 
-def require_in_place(before: dict[Path, tuple[int, int]], path: Path) -> None:
-    """Refuse to write into a file that is no longer at its path. Raises LedgerError."""
-    now = places(path)
-    for one, where in before.items():
-        if now.get(one) != where:
-            raise LedgerError(
-                f"ledger {path}: {one.name} was moved, deleted or replaced while ngp runs. `ngp backup FILE` can still "
-                f"save its content; then `ngp stop`, copy that backup to {path}, and start ngp again"
-            )
+def _place(name: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(name)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def open_file(path: Path) -> sqlite3.Connection:
@@ -129,10 +134,17 @@ def look(path: Path) -> None:
             _check(connection, path)
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Connect to an existing database; the caller begins and ends transactions explicitly."""
+def connect(path: Path, one_thread: bool = True) -> sqlite3.Connection:
+    """Connect to an existing database; the caller begins and ends transactions explicitly.
+
+    Args: one_thread: refuse other threads than this one.
+    """
     connection = sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?mode=rw", uri=True, isolation_level=None, timeout=_BUSY_S
+        f"file:{quote(str(path.absolute()))}?mode=rw",
+        uri=True,
+        isolation_level=None,
+        timeout=_BUSY_S,
+        check_same_thread=one_thread,
     )
     for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "temp_store=MEMORY", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {pragma}")
@@ -197,8 +209,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     if problems:
         raise refusal(path, f"is damaged: {problems}")
     connection.execute("PRAGMA journal_mode=WAL")  # a restored backup is in rollback mode
-    connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
-    connection.execute(f"PRAGMA journal_size_limit={_WAL_KEPT_BYTES}")
+    connection.execute(f"PRAGMA journal_size_limit={WAL_MOST_BYTES}")
     connection.execute("BEGIN IMMEDIATE")  # a read-only file fails here, not at the first payment
     connection.execute("ROLLBACK")
 

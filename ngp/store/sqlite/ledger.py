@@ -20,6 +20,7 @@ from ngp.errors import LedgerError
 from ngp.store.batch import Batch
 from ngp.store.keeping import KEEP_CLOSED_S
 from ngp.store.sqlite import file, prune, rows
+from ngp.store.sqlite.checkpoints import Checkpoints
 
 _T = TypeVar("_T")
 _DAY_S = 86_400
@@ -32,7 +33,8 @@ class SqliteLedger:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
-        self._places = file.places(path)
+        self._checkpoints = Checkpoints(path, connection)
+        self._places = file.Places(path)
         self._full = False
         self._broken = ""
 
@@ -43,6 +45,7 @@ class SqliteLedger:
 
     def close(self) -> None:
         """Merge the write-ahead log into the file and close it; safe to call twice."""
+        self._checkpoints.close()
         self._connection.close()
         self._broken = self._broken or "it is closed"
 
@@ -180,7 +183,7 @@ class SqliteLedger:
     @contextlib.contextmanager
     def _transaction(self, durable: bool) -> Iterator[sqlite3.Connection]:
         with self._reading() as connection:
-            file.require_in_place(self._places, self.path)
+            self._places.require_unchanged()
             if durable is not self._full:
                 connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._full = durable
@@ -191,6 +194,7 @@ class SqliteLedger:
             except BaseException:
                 self._undo()
                 raise
+            self._checkpoints.consider()
 
     def _undo(self) -> None:
         """Roll back; if even that fails, nothing more is written through this connection."""

@@ -1,0 +1,78 @@
+"""Checkpoints: move what the write-ahead log holds into the ledger's file, in a thread of their own.
+
+A checkpoint waits for the disk twice, and a first packet would wait with it: one of a hundred did, which made it ten
+times as slow. Records may be written meanwhile. SQLite begins the log anew when all of it is in the file, so what was
+written meanwhile is moved at the end, by the ledger's own thread if need be: that little takes no time. A disk that
+is slower than what is written to it is waited for, or the log would grow without an end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+from ngp.store.sqlite import file
+
+_PASSES = 3
+_WAITED_FOR = 4
+_PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
+
+
+class Checkpoints:
+    """The checkpoints of one open ledger.
+
+    Args:
+        path: the ledger's.
+        connection: the one that writes; from now on it makes no checkpoint by itself.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._log = f"{path}-wal"
+        self._connection = connection
+        self._own = file.connect(path, one_thread=False)
+        self._thread: threading.Thread | None = None
+        self._is_rest = False
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+
+    def consider(self) -> None:
+        """Begin a checkpoint if the log is long, or end one; call it after each transaction."""
+        if self._thread is not None:
+            if self._thread.is_alive() and not self._is_longer_than(_WAITED_FOR * file.WAL_MOST_BYTES):
+                return
+            self._thread.join()
+            self._thread = None
+            if self._is_rest:
+                _move(self._connection)
+        elif self._is_longer_than(file.WAL_MOST_BYTES):
+            self._thread = threading.Thread(target=self._run, name="checkpoint")
+            self._thread.start()
+
+    def close(self) -> None:
+        """Wait for the checkpoint that runs; safe to call twice."""
+        if self._thread is not None:
+            self._thread.join()
+        self._own.close()
+
+    def _is_longer_than(self, size_bytes: int) -> bool:
+        """Say whether the log's file has grown: it is cut to WAL_MOST_BYTES whenever the log begins anew."""
+        try:
+            return os.stat(self._log).st_size > size_bytes
+        except OSError:
+            return False
+
+    def _run(self) -> None:
+        self._is_rest = not any(_move(self._own) for _ in range(_PASSES))
+
+
+def _move(connection: sqlite3.Connection) -> bool:
+    """Move all that the log holds now, and say whether nothing was added meanwhile.
+
+    An error is none of the ledger's: its records are in the log, and the next transaction tries again.
+    """
+    with contextlib.suppress(sqlite3.Error):
+        busy, frames, moved = connection.execute(_PASSIVE).fetchone()
+        return not busy and bool(frames == moved)
+    return False
