@@ -8,13 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ngp.cli import books
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import NOT_REAL, Column, Row, clean, data, field, key, money, print_json_rows, print_table
 from ngp.cli.verbs import verb_command
-from ngp.daemon.api import books as api
-from ngp.daemon.api.plain import plain
 from ngp.errors import RunningError
 
 
@@ -68,5 +65,9 @@ def _find(place: Place) -> list[Row]:
     try:
         return list(Daemon(place.state_dir).rows("accounts"))
     except RunningError as absent:
+        from ngp.cli import books
+        from ngp.daemon.api import books as api
+        from ngp.daemon.api.plain import plain
+
         with books.opened(place, absent) as ledger:
             return [plain(row) for row in api.accounts(ledger, int(time.time()), books.money_is_real(place))]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from ngp.cli.place import Place
 from ngp.cli.show import iso
-from ngp.core.values import Check, KernelState
 from ngp.daemon.state import last_sign_s, was_killed
 from ngp.errors import ConfigError, KernelError
 
 if TYPE_CHECKING:
     from ngp.core.settings import Settings
+    from ngp.core.values import Check, KernelState
 
 _NEXT = "`ngp start` takes over, `ngp stop` removes it; both charge the traffic since then"
 
@@ -29,7 +29,8 @@ def told(place: Place) -> str:
 
 def look(place: Place) -> Check | None:
     """Return what is in force without a daemon as a line of `ngp check`, not ok if it affects traffic; or None."""
-    from ngp.daemon import offline  # late: it imports every module
+    from ngp.core.values import Check
+    from ngp.daemon import offline  # late: it imports every module, and isn't needed if a daemon runs
 
     killed = was_killed(place.state_dir)
     try:

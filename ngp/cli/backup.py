@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from ngp.cli import books
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import Progress
@@ -25,6 +24,8 @@ def command(place: Place, file: Path) -> int:
     try:
         Daemon(place.state_dir, _COPY_S, progress).ask("backup", file=str(target))
     except RunningError as absent:
+        from ngp.cli import books
+
         with books.opened(place, absent) as ledger:
             ledger.backup(target)
     finally:

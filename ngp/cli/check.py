@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+from typing import TYPE_CHECKING
 
 from ngp.cli import aftermath
 from ngp.cli.client import Absent, Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import Row, clean, print_json_rows
 from ngp.cli.verbs import verb_command
-from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.daemon.api.plain import plain
 from ngp.daemon.api.rows import check_row
 from ngp.errors import ConfigError, ExitCode, RunningError
+
+if TYPE_CHECKING:
+    from ngp.core.settings import Settings
 
 _MOST_ASKED_BYTES = 60_000  # a question to the daemon has at most 64 kB
 _KINDS = {

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import click
 
-from ngp.cli import books
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import (
@@ -23,9 +22,6 @@ from ngp.cli.show import (
     print_unless_real,
 )
 from ngp.cli.verbs import verb_command
-from ngp.daemon.api import books as api
-from ngp.daemon.api.plain import plain
-from ngp.daemon.api.rows import by_destination
 from ngp.daemon.state import was_killed
 from ngp.errors import RunningError
 
@@ -83,6 +79,11 @@ def _find(place: Place, include_closed: bool, sums: bool) -> Iterable[Row]:
     except RunningError as absent:
         if not (include_closed or was_killed(place.state_dir)):
             raise
+        from ngp.cli import books
+        from ngp.daemon.api import books as api
+        from ngp.daemon.api.plain import plain
+        from ngp.daemon.api.rows import by_destination
+
         with books.opened(place, absent) as ledger:
             found = api.contracts(ledger, include_closed, books.money_is_real(place))
             return [plain(row) for row in (by_destination(found) if sums else found)]

@@ -11,14 +11,10 @@ from itertools import chain, islice
 
 import click
 
-from ngp.cli import books
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
 from ngp.cli.show import Column, Row, clean, field, key, money, print_json_rows, print_table, print_unless_real
 from ngp.cli.verbs import verb_command
-from ngp.config import units
-from ngp.daemon.api import books as api
-from ngp.daemon.api.plain import plain
 from ngp.errors import ConfigError, RunningError
 
 _KEYS = ("time", "kind", "neighbour", "contract", "amount_msat", "payment_hash", "state", "real_money")
@@ -61,6 +57,8 @@ def parse_since(text: str, now_s: float) -> int:
     Raises:
         click.UsageError: it is neither.
     """
+    from ngp.config import units  # late: it imports all of net.conf's rules
+
     try:
         return max(0, int(now_s) - units.time_s(text))
     except ConfigError:
@@ -85,6 +83,10 @@ def _find(place: Place, since_s: int | None) -> Iterable[Row]:
 
 
 def _read(place: Place, since_s: int | None, absent: RunningError) -> Iterator[Row]:
+    from ngp.cli import books
+    from ngp.daemon.api import books as api
+    from ngp.daemon.api.plain import plain
+
     with books.opened(place, absent) as ledger:
         yield from map(plain, api.journal(ledger, since_s, books.money_is_real(place)))
 

@@ -12,7 +12,6 @@ from ngp.cli.place import Place
 from ngp.cli.show import print_result
 from ngp.cli.streams import say
 from ngp.cli.verbs import verb_command
-from ngp.config import units
 from ngp.errors import ConfigError
 
 _PAYMENT_S = 120.0
@@ -40,6 +39,8 @@ def command(place: Place, words: tuple[str, ...]) -> int:
 
 
 def _pay(place: Place, account: str, amount: str) -> int:
+    from ngp.config import units  # late: it imports all of net.conf's rules
+
     try:
         amount_msat = units.money_msat(amount)
     except ConfigError as error:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ngp.daemon.logs import operators_group
+from ngp.daemon.operators import operators_group
 from ngp.daemon.state import short_address
 from ngp.errors import ExitCode, KernelError, NgpError, refused
 

@@ -8,7 +8,6 @@ could cause a message as often as they like; `RateLimit` stops them from filling
 
 from __future__ import annotations
 
-import grp
 import logging
 import math
 import os
@@ -24,10 +23,9 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TextIO
 
-from ngp.daemon.options import GROUP, LOG_FILE
+from ngp.daemon.operators import OPERATORS_MODE, show_operators
+from ngp.daemon.options import LOG_FILE
 
-OPERATORS_MODE = 0o640
-"""Mode of files without secrets, for operators: root writes them, the group ngp (where it exists) reads them."""
 TOLD = {"told": True}
 """`extra` of a record that isn't for the terminal, since the error that ends the command says the same there."""
 LOG_BYTES = 1 << 20
@@ -110,24 +108,6 @@ def open_log(path: Path) -> int:
     descriptor = os.open(path, flags, OPERATORS_MODE)
     show_operators(descriptor)
     return descriptor
-
-
-def show_operators(descriptor: int) -> None:
-    """Let the group ngp (where it exists) and nobody else read an open file, whatever mode it had."""
-    with suppress(OSError):
-        os.fchmod(descriptor, OPERATORS_MODE)
-    group = operators_group()
-    if group is not None:
-        with suppress(OSError):
-            os.fchown(descriptor, -1, group)
-
-
-def operators_group() -> int | None:
-    """Return the number of the group ngp, or None where the system has none."""
-    try:
-        return grp.getgrnam(GROUP).gr_gid
-    except KeyError:
-        return None
 
 
 class Terminal(logging.Handler):

@@ -9,7 +9,6 @@ died.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -307,7 +306,10 @@ def _hold(lock: StateLock, config_path: Path, state_dir: Path, verbose: bool, re
 
 
 def _run(options: StartOptions) -> int:
-    from ngp.daemon import main  # late: it imports every module, which the errors above don't need
+    # Late: it imports every module, which the command and the errors above don't need.
+    import asyncio
+
+    from ngp.daemon import main
 
     try:
         return int(asyncio.run(main.run(options)))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from ngp import store
-from ngp.daemon.logs import OPERATORS_MODE, operators_group, show_operators
+from ngp.daemon.operators import OPERATORS_MODE, operators_group, show_operators
 from ngp.daemon.options import CONTROL_SOCKET, LOG_FILE, PID_FILE
 from ngp.errors import KernelError, RunningError, refused
 

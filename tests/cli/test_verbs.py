@@ -10,6 +10,7 @@ import pty
 import signal
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ def test_json_is_what_the_daemon_says(running: Host, verb: str) -> None:
 
 def test_status_json_is_what_the_daemon_says(running: Host) -> None:
     assert json.loads(running.ngp("status", "--json").stdout) == fake_main.STATUS
+
+
+HEAVY = {"asyncio", "cryptography", "google", "grpc", "msgpack", "scapy", "sqlite3", "yaml"}
+LOADED = "import sys; from ngp import cli; cli.run(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+
+
+@pytest.mark.parametrize("verb", ["status", *LISTS])
+def test_a_verb_that_asks_the_daemon_loads_only_what_it_needs(running: Host, verb: str) -> None:
+    """On a router the packages of daemon, ledger and payments take many times as long to load as the answer."""
+    command = [sys.executable, "-c", LOADED, verb, "--json"]
+    done = subprocess.run(command, env=running.variables(), capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert json.loads(done.stdout) and "ngp.cli.client" in loaded
+    assert not HEAVY & loaded
+    assert not loaded & {"ngp.config", "ngp.core.world", "ngp.core.values", "ngp.ports", "ngp.cli.books"}
 
 
 def test_a_hundred_thousand_contracts_arrive_complete(running: Host) -> None:
