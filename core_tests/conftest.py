@@ -7,9 +7,11 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from core_tests import interface_kinds
+from core_tests.daemon import Daemon
 from core_tests.lab import Lab
 
 LAB = pytest.StashKey[Lab]()
+Daemon.forks = True
 
 
 @pytest.fixture

@@ -9,14 +9,16 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from core_tests.shell import PATIENCE_S, ROOT, LabError, await_until, run
+from core_tests import forked
+from core_tests.shell import PATIENCE_S, ROOT, LabError, await_until
 from ngp import cli
 from ngp.cli import client as control
 from ngp.errors import NgpError, RunningError
@@ -36,12 +38,16 @@ class Daemon:
 
     Attributes:
         import_path: where its Python looks first (PYTHONPATH); with `next_layout`'s folder it is a later version.
+        forks: run the verbs of this version in forked processes (`core_tests.forked`), as the tests do; the
+            demonstration and the benchmark run the command.
     """
+
+    forks = False
 
     def __init__(
         self,
         name: str,
-        prefix: list[str],
+        namespace: str,
         folder: Path,
         pids_of_host: Callable[[], list[int]],
         net_conf: Mapping[str, object] | str,
@@ -51,7 +57,7 @@ class Daemon:
         self.config = folder / "net.conf"
         self.state_dir = folder / "state"
         self.import_path = str(ROOT)
-        self._prefix = prefix
+        self._namespace = namespace
         self._pids_of_host = pids_of_host
         self._log = folder / "log"
         folder.mkdir(parents=True)
@@ -74,25 +80,11 @@ class Daemon:
 
         The log goes to a file, since the daemon keeps the output that it was started with.
         """
-        command = [*self._prefix, *ngp_command(), "start", "-v", "--config", str(self.config), *options]
+        words = ["start", "-v", "--config", str(self.config), *options, "--state-dir", str(self.state_dir)]
         before = self._log.stat().st_size if self._log.exists() else 0
-        with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                [*command, "--state-dir", str(self.state_dir)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment(),
-                start_new_session=True,
-            )
-            try:
-                code = process.wait(START_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                raise LabError(f"{self.name}: `ngp start` didn't return\n{self.log()}") from None
+        code = self._run(words, self._log, self._log, START_TIMEOUT_S)
         said = self._log.read_bytes()[before:].decode(errors="replace")
-        return subprocess.CompletedProcess(command, code, said, said)
+        return subprocess.CompletedProcess(words, code, said, said)
 
     def start(self, *options: str) -> None:
         """Start the daemon; it is ready when this returns. Raises: LabError with its output when it is refused."""
@@ -102,7 +94,32 @@ class Daemon:
 
     def cli(self, *words: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run a verb of `ngp` against this daemon."""
-        return run([*self._prefix, *ngp_command(), *words], timeout_s=timeout_s, environment=self._environment())
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            said, complaint = Path(folder, "stdout"), Path(folder, "stderr")
+            code = self._run(words, said, complaint, timeout_s)
+            return subprocess.CompletedProcess(words, code, said.read_text(), complaint.read_text())
+
+    def _run(self, words: Sequence[str], output: Path, complaints: Path, timeout_s: float) -> int:
+        """Run a verb and return its exit code; what it prints is added to the files."""
+        environment = self._environment()
+        if self.forks and self.import_path == str(ROOT):
+            return forked.ngp(words, self._namespace, environment, (output, complaints), timeout_s)
+        command = ["ip", "netns", "exec", self._namespace, *ngp_command(), *words]
+        with output.open("ab") as out, complaints.open("ab") as complaint:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=complaint,
+                env=environment,
+                start_new_session=True,
+            )
+            try:
+                return process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        raise LabError(f"{self.name}: `ngp {' '.join(words)}` has no end\n{output.read_text(errors='replace')}")
 
     def ask(self, verb: str, **arguments: object) -> Any:
         """Ask through the control socket, as `ngp top` does: for questions that are repeated until a condition holds.

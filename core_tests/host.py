@@ -191,7 +191,7 @@ class Host:
     def daemon(self, net_conf: Mapping[str, object] | str, *, start: bool = True) -> Daemon:
         """Configure the real daemon on this host, and start it unless `start` is False."""
         folder = self.folder / f"ngp{len(self.daemons) or ''}"
-        daemon = Daemon(self.name, self.inside(), folder, self.pids, net_conf)
+        daemon = Daemon(self.name, self.namespace, folder, self.pids, net_conf)
         self.daemons.append(daemon)
         if start:
             daemon.start()

@@ -78,6 +78,7 @@ def test_start_and_check_report_the_same_problems(lab: Lab) -> None:
     host.ip("link", "add", "mesh0", "type", "veth", "peer", "name", "far0")
     host.ip("link", "set", "mesh0", "up")
     daemon = host.daemon({"MESH_INTERFACES": "mehs0"}, start=False)
+    daemon.forks = False  # the commands themselves, as installed
     place = ("--config", str(daemon.config))
     started = daemon.cli("start", *place)
     assert started.returncode == 0 and "without a mesh interface yet" in started.stdout
