@@ -9,22 +9,22 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from core_tests import forked
-from core_tests.shell import PATIENCE_S, ROOT, LabError, await_until
+from core_tests.shell import PATIENCE_S, ROOT, LabError, await_until, run
 from ngp import cli
 from ngp.cli import client as control
 from ngp.errors import NgpError, RunningError
 
 START_TIMEOUT_S = 300.0  # on a busy emulated machine this takes minutes
 STATE_KEY = "NGP_STATE_DIR"
+_START = "start", "-v"
 
 
 def ngp_command() -> list[str]:
@@ -80,11 +80,30 @@ class Daemon:
 
         The log goes to a file, since the daemon keeps the output that it was started with.
         """
-        words = ["start", "-v", "--config", str(self.config), *options, "--state-dir", str(self.state_dir)]
+        words = [*_START, "--config", str(self.config), *options, "--state-dir", str(self.state_dir)]
         before = self._log.stat().st_size if self._log.exists() else 0
-        code = self._run(words, self._log, self._log, START_TIMEOUT_S)
+        with self._log.open("ab") as log:
+            code = self._start(words, log)
         said = self._log.read_bytes()[before:].decode(errors="replace")
         return subprocess.CompletedProcess(words, code, said, said)
+
+    def _start(self, words: list[str], log: IO[bytes]) -> int:
+        if self._forks():
+            return self._verb_there(words).run_into(log.fileno(), log.fileno(), START_TIMEOUT_S)
+        process = subprocess.Popen(
+            [*self._command(), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=self._environment(),
+            start_new_session=True,
+        )
+        try:
+            return process.wait(START_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise LabError(f"{self.name}: `ngp start` didn't return\n{self.log()}") from None
 
     def start(self, *options: str) -> None:
         """Start the daemon; it is ready when this returns. Raises: LabError with its output when it is refused."""
@@ -94,32 +113,19 @@ class Daemon:
 
     def cli(self, *words: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run a verb of `ngp` against this daemon."""
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            said, complaint = Path(folder, "stdout"), Path(folder, "stderr")
-            code = self._run(words, said, complaint, timeout_s)
-            return subprocess.CompletedProcess(words, code, said.read_text(), complaint.read_text())
+        if self._forks():
+            return self._verb_there(words).run(timeout_s)
+        return run([*self._command(), *words], timeout_s=timeout_s, environment=self._environment())
 
-    def _run(self, words: Sequence[str], output: Path, complaints: Path, timeout_s: float) -> int:
-        """Run a verb and return its exit code; what it prints is added to the files."""
-        environment = self._environment()
-        if self.forks and self.import_path == str(ROOT):
-            return forked.ngp(words, self._namespace, environment, (output, complaints), timeout_s)
-        command = ["ip", "netns", "exec", self._namespace, *ngp_command(), *words]
-        with output.open("ab") as out, complaints.open("ab") as complaint:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=complaint,
-                env=environment,
-                start_new_session=True,
-            )
-            try:
-                return process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        raise LabError(f"{self.name}: `ngp {' '.join(words)}` has no end\n{output.read_text(errors='replace')}")
+    def _forks(self) -> bool:
+        """Say whether a forked process would run the same version."""
+        return self.forks and self.import_path == str(ROOT)
+
+    def _verb_there(self, words: Sequence[str]) -> forked.Verb:
+        return forked.Verb(words, self._environment(), namespace=self._namespace)
+
+    def _command(self) -> list[str]:
+        return ["ip", "netns", "exec", self._namespace, *ngp_command()]
 
     def ask(self, verb: str, **arguments: object) -> Any:
         """Ask through the control socket, as `ngp top` does: for questions that are repeated until a condition holds.

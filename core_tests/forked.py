@@ -1,8 +1,9 @@
 """Verbs of `ngp` in processes that are forked from one that has loaded their modules.
 
-The start of Python and the imports are nine tenths of what a verb costs, and the tests run a thousand verbs. A forked
-process runs the same function, with its own streams, environment, namespaces and exit code. `ngp start` starts the
-daemon as a new Python as always. Whether the command itself starts well is a matter of `tests/cli/test_start.py`.
+The start of Python and the imports are most of what a verb costs, and the tests run a thousand verbs. A forked process
+runs the same function, with its own streams, environment, namespaces and exit code. `ngp start` starts the daemon as a
+new Python as always. Tests in which the command itself is the point start the command: closed streams, terminals,
+Ctrl-C, the folder that it is started in.
 """
 
 from __future__ import annotations
@@ -10,69 +11,101 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import runpy
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from core_tests.shell import LabError
+from core_tests.shell import ROOT, LabError
 from ngp import cli
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_SLAVE = 0x2, 0x4, 0x8, 0x4000, 0x80000
+MS_REC, MS_SLAVE = 0x4000, 0x80000
 MNT_DETACH = 2
 
 _forks = multiprocessing.get_context("forkserver")
-# Without gRPC, whose threads wouldn't survive a fork: the verbs that need it import it themselves.
+# Without gRPC, whose threads wouldn't survive a fork: a verb that needs it imports it itself.
 _forks.set_forkserver_preload([__name__, "ngp.cli.start", "ngp.cli.stop", "ngp.cli.check", "ngp.config"])
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb and where it runs.
+
+    Attributes:
+        words: those after `ngp`.
+        environment: all of it. A `sitecustomize` in a folder of PYTHONPATH is run first, as a new Python would do.
+        folder: the current one.
+        namespace: the network namespace's name; empty for the caller's.
+    """
+
+    words: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path = ROOT
+    namespace: str = ""
+
+    def run(self, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """Run it to its end and return what it printed. Raises: LabError when it takes longer; then it is killed."""
+        (said, stdout), (complained, stderr) = os.pipe(), os.pipe()
+        with open(said, "rb") as output, open(complained, "rb") as complaints, ThreadPoolExecutor(2) as pool:
+            texts = [pool.submit(pipe.read) for pipe in (output, complaints)]
+            try:
+                code = self.run_into(stdout, stderr, timeout_s)
+            finally:
+                os.close(stdout)
+                os.close(stderr)
+            out, err = (text.result().decode() for text in texts)
+        return subprocess.CompletedProcess(self.words, code, out, err)
+
+    def run_into(self, stdout: int, stderr: int, timeout_s: float) -> int:
+        """Run it to its end, with these descriptors as its output; its exit code (negative: the signal's number).
+
+        Raises: LabError when it takes longer than `timeout_s`; then it is killed.
+        """
+        with Connection(os.dup(stdout), readable=False) as out, Connection(os.dup(stderr), readable=False) as err:
+            process = _forks.Process(target=_run, args=(self, out, err))
+            process.start()
+        process.join(timeout_s)
+        try:
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+                raise LabError(f"ngp {' '.join(self.words)}: no end after {timeout_s} s")
+            return process.exitcode
+        finally:
+            process.close()
 
 
 def prepare() -> None:
     """Start the process that the others are forked from; the first verb does it otherwise."""
-    _forks.Process(target=os.getpid).start()
-
-
-def ngp(
-    words: Sequence[str],
-    namespace: str,
-    environment: Mapping[str, str],
-    output: tuple[Path, Path],
-    timeout_s: float,
-) -> int:
-    """Run a verb in a network namespace to its end, and return its exit code (negative: the signal that killed it).
-
-    Args:
-        namespace: its name; empty for the caller's.
-        output: files to which standard output and standard error are added.
-
-    Raises: LabError when it takes longer than `timeout_s`; then it is killed.
-    """
-    process = _forks.Process(target=_verb, args=(list(words), namespace, dict(environment), output))
+    process = _forks.Process(target=os.getpid)
     process.start()
-    process.join(timeout_s)
-    try:
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise LabError(f"ngp {' '.join(words)}: no end after {timeout_s} s")
-        return process.exitcode
-    finally:
-        process.close()
+    process.join()
+    process.close()
 
 
-def _verb(words: list[str], namespace: str, environment: dict[str, str], output: tuple[Path, Path]) -> None:
+def _run(verb: Verb, out: Connection, err: Connection) -> None:
     os.setsid()
-    for number, path in enumerate(output, 1):
-        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        os.dup2(opened, number)
-        os.close(opened)
+    for number, stream in ((1, out), (2, err)):
+        os.dup2(stream.fileno(), number)
+        stream.close()
     os.environ.clear()
-    os.environ.update(environment)
-    if namespace:
-        enter(namespace)
-    sys.exit(cli.run(words))
+    os.environ.update(verb.environment)
+    os.chdir(verb.folder)
+    if verb.namespace:
+        _enter(verb.namespace)
+    for folder in verb.environment.get("PYTHONPATH", "").split(os.pathsep):
+        if (site := Path(folder, "sitecustomize.py")).is_file():
+            sys.path.insert(0, folder)
+            runpy.run_path(str(site))
+    sys.exit(cli.run(verb.words))
 
 
-def enter(namespace: str) -> None:
+def _enter(namespace: str) -> None:
     """Take this process into a network namespace, with a /sys that shows it, as `ip netns exec` does."""
     descriptor = os.open(f"/run/netns/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
     _call("setns", descriptor, CLONE_NEWNET)

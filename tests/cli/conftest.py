@@ -1,6 +1,7 @@
-"""Runs the real `python -m ngp` as a separate process, with a daemon whose main module is fake.
+"""Runs verbs of `ngp` as separate processes, with a daemon whose main module is fake.
 
-A verb that asks a daemon is called as a function in the test's own process, which saves the start of Python.
+They are forked from one that has loaded their modules (`core_tests.forked`), or, where the command itself is the point,
+`python -m ngp`. A verb that asks a daemon is called as a function in the test's own process.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from unittest import mock
 
 import pytest
 
+from core_tests import forked
 from ngp import cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,15 +54,7 @@ class Host:
         """Run a verb to its end."""
         if self.in_process:
             return self._in_process(words, self.variables(**more))
-        return subprocess.run(
-            self.command(*words),
-            cwd=self.folder,
-            env=self.variables(**more),
-            text=True,
-            capture_output=True,
-            timeout=LONGEST_S,
-            check=False,
-        )
+        return forked.Verb(words, self.variables(**more), self.folder).run(LONGEST_S)
 
     def _in_process(self, words: tuple[str, ...], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
         said, complaint = io.StringIO(), io.StringIO()
@@ -82,6 +76,12 @@ def make_host(folder: Path) -> Host:
     host.config.write_text(f"MESH_INTERFACES: eth1\nWHEN_STOPPED: closed\nSTATE_DIR: {host.state_dir}\n")
     host.config.chmod(0o644)
     return host
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forking() -> None:
+    """Start the process that verbs are forked from, so that no test seems to leave it behind."""
+    forked.prepare()
 
 
 @pytest.fixture
