@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: os.unlink(lock))
     os.environ["XTABLES_LOCKFILE"] = lock
     os.environ["GRPC_VERBOSITY"] = "NONE"  # as the payment modules have it, whichever a test imports first
+    os.environ["GOGC"] = "400"  # Lightning nodes: memory is there, and a tenth of their time went to collecting it
     settings.load_profile("long" if config.getoption("--long") else "usual")
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -6,12 +6,18 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from core_tests import interface_kinds
+from core_tests import forked, interface_kinds
 from core_tests.daemon import Daemon
 from core_tests.lab import Lab
 
 LAB = pytest.StashKey[Lab]()
-Daemon.forks = True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forking() -> None:
+    """Fork verbs of `ngp` (`core_tests.forked`); start what they are forked from, so that no test leaves it behind."""
+    Daemon.forks = True
+    forked.prepare()
 
 
 @pytest.fixture

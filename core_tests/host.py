@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import ip_interface
@@ -148,11 +148,22 @@ class Host:
 
     def add_address(self, interface: str, address: str | None) -> None:
         """Give an interface an address with its prefix length, usable at once."""
+        self._batch(self._addressing(interface, address))
+
+    def put_up(self, interface: str, *addresses: str | None) -> None:
+        """Give an interface its addresses and put it up."""
+        lines = [line for address in addresses for line in self._addressing(interface, address)]
+        self._batch([*lines, f"link set {interface} up"])
+
+    def _addressing(self, interface: str, address: str | None) -> list[str]:
         if address is None:
-            return
-        no_wait = ["nodad"] if ip_interface(address).version == 6 else []
-        self.ip("address", "add", address, "dev", interface, *no_wait)
+            return []
         self.addresses.setdefault(interface, []).append(address)
+        return [f"address add {address} dev {interface}{' nodad' if ip_interface(address).version == 6 else ''}"]
+
+    def _batch(self, lines: Sequence[str]) -> None:
+        """Run several of iproute2's commands as one process."""
+        sh("ip", "-n", self.namespace, "-batch", "-", text_in="\n".join([*lines, ""]))
 
     def address(self, interface: str, version: int) -> str:
         """Return the first address of a family (4 or 6) that the laboratory gave an interface, without its prefix.

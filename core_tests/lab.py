@@ -118,9 +118,7 @@ class Lab:
         for side in (a, end):
             if not offloads:
                 side.host.offloads(side.interface, **OFFLOADS_OFF)
-            for address in (side.v4, side.v6):
-                side.host.add_address(side.interface, address)
-            side.host.ip("link", "set", side.interface, "up")
+            side.host.put_up(side.interface, side.v4, side.v6)
 
     def await_carriers(self) -> None:
         """Wait until every cable is up: a switch drops earlier packets. Topologies end with this."""

@@ -14,7 +14,7 @@ Answer = TypeVar("Answer")
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.02
 MOST_POLL_S = 0.5
-ASKING_SHARE = 3  # a pause is this many times as long as the question took
+ASKING_SHARE = 8  # a pause is this many times as long as the question took: most of that is a program's start
 PATIENCE_S = 60.0  # for events that take a second on a quiet machine: this bound only catches a hang
 _LACKING = re.compile(r'exec of "(.+)" failed: No such file')
 

@@ -42,9 +42,16 @@ def sh(command: str, namespace: str = "") -> str:
     return done.stdout
 
 
+def ip(*lines: str, namespace: str = "") -> None:
+    """Run several `ip` commands as one process, in a namespace if one is named."""
+    words = ["ip", *(("-n", namespace) if namespace else ()), "-batch", "-"]
+    done = subprocess.run(words, input="\n".join([*lines, ""]), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{lines}: {done.stdout}{done.stderr}"
+
+
 def python(namespace: str, code: str, *arguments: str) -> list[str]:
-    """Return the command that runs a piece of Python in a namespace."""
-    return ["ip", "netns", "exec", namespace, sys.executable, "-c", code, *arguments]
+    """Return the command that runs a piece of Python in a namespace, without site-packages: they triple its start."""
+    return ["ip", "netns", "exec", namespace, sys.executable, "-I", "-S", "-c", code, *arguments]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +96,13 @@ def lab() -> Iterator[Lab]:
     with contextlib.ExitStack() as undo:
         for name in (built.client, built.gateway, built.internet):
             undo.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
-            sh(f"ip netns add {name} && ip -n {name} link set lo up")
+            ip(f"netns add {name}")
+            ip("link set lo up", namespace=name)
         undo.callback(netns.popns)
         netns.pushns(built.gateway)
         _wire(built.client, "c0", "m0", CLIENT, GATEWAY_TO_CLIENT)
         _wire(built.internet, "i0", "up0", INTERNET, GATEWAY_TO_INTERNET)
-        sh("ip link add m1 type veth peer name m1x && ip link set m1 up")
+        ip("link add m1 type veth peer name m1x", "link set m1 up")
         sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
         yield built
 
@@ -113,13 +121,24 @@ def by_name(wanted: DesiredNetwork) -> dict[str, Check]:
 
 
 def _wire(namespace: str, theirs: str, ours: str, address: dict[int, str], gateway: dict[int, str]) -> None:
-    sh(f"ip link add {ours} type veth peer name {theirs} netns {namespace}")
-    for interface, own, where in ((ours, gateway, ""), (theirs, address, namespace)):
-        # Without accept_dad=0 an interface sends nothing over IPv6 for a second.
-        sh(f"sysctl -qw net.ipv6.conf.{interface}.accept_dad=0", where)
-        sh(f"ip addr add {own[4]}/24 dev {interface} && ip addr add {own[6]}/64 dev {interface} nodad", where)
-        sh(f"ip link set {interface} up", where)
-    sh(f"ip route add default via {gateway[4]} && ip -6 route add default via {gateway[6]}", namespace)
+    ip(f"link add {ours} type veth peer name {theirs} netns {namespace}")
+    give_addresses(ours, gateway)
+    give_addresses(theirs, address, namespace, gateway)
+
+
+def give_addresses(
+    interface: str, addresses: dict[int, str], namespace: str = "", router: dict[int, str] | None = None
+) -> None:
+    """Give an interface both addresses, put it up, and if there is a router, send all else to it."""
+    # Without this an interface says nothing over IPv6 for a second.
+    sh(f"sysctl -qw net.ipv6.conf.{interface}.accept_dad=0", namespace)
+    ip(
+        f"addr add {addresses[4]}/24 dev {interface}",
+        f"addr add {addresses[6]}/64 dev {interface} nodad",
+        f"link set {interface} up",
+        *((f"route add default via {router[4]}", f"route add ::/0 via {router[6]}") if router else ()),
+        namespace=namespace,
+    )
 
 
 def passes(namespace: str, address: str) -> bool:

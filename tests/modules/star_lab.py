@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from kernel_lab import CLIENT, INTERNET, desired, sh
+from kernel_lab import CLIENT, INTERNET, desired, give_addresses, ip, sh
 from meter_lab import NEIGHBOUR, World, metered
 from pyroute2 import netns
 
@@ -138,17 +138,18 @@ def star(folder: Path, **changes: object) -> Iterator[Star]:
         second, lan = f"{stem}-b", f"{stem}-l"
         for name in (second, lan):
             undo.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
-            sh(f"ip netns add {name} && ip -n {name} link set lo up")
-        sh(f"ip link set m1x netns {second} && ip link add lan0 type veth peer name l0 netns {lan}")
-        _address("m1", GATEWAY_TO_SECOND)
-        _address("m1x", SECOND_ADDRESS, second, GATEWAY_TO_SECOND)
-        _address("lan0", GATEWAY_TO_LAN)
-        _address("l0", LAN_ADDRESS, lan, GATEWAY_TO_LAN)
+            ip(f"netns add {name}")
+            ip("link set lo up", namespace=name)
+        ip(f"link set m1x netns {second}", f"link add lan0 type veth peer name l0 netns {lan}")
+        give_addresses("m1", GATEWAY_TO_SECOND)
+        give_addresses("m1x", SECOND_ADDRESS, second, GATEWAY_TO_SECOND)
+        give_addresses("lan0", GATEWAY_TO_LAN)
+        give_addresses("l0", LAN_ADDRESS, lan, GATEWAY_TO_LAN)
         for name, namespace, router in (("A", world.lab.client, CLIENT), ("B", second, SECOND_ADDRESS)):
             for family, bits in BITS.items():
                 address = ADDRESSES[f"behind {name}"][family]
-                sh(f"ip addr add {address}/{bits} dev lo", namespace)
-                sh(f"ip route add {address}/{bits} via {router[family]}")
+                ip(f"addr add {address}/{bits} dev lo", namespace=namespace)
+                ip(f"route add {address}/{bits} via {router[family]}")
         for command in ("iptables", "ip6tables"):
             sh(f"{command} -D INPUT -p udp -j DROP", world.lab.internet)
         built = Star(world, second, lan)
@@ -165,13 +166,3 @@ def neighbours(built: Star, **changes: object) -> list[KernelNeighbour]:
     first = built.world.neighbour(neighbour=NEIGHBOUR, local_addresses=own["A"], **values)
     second = KernelNeighbour(SECOND, "m1", mac, own["B"], **values)  # type: ignore[arg-type]
     return [first, second]
-
-
-def _address(
-    interface: str, addresses: dict[int, str], namespace: str = "", router: dict[int, str] | None = None
-) -> None:
-    sh(f"sysctl -qw net.ipv6.conf.{interface}.accept_dad=0", namespace)
-    sh(f"ip addr add {addresses[4]}/24 dev {interface}", namespace)
-    sh(f"ip addr add {addresses[6]}/64 dev {interface} nodad && ip link set {interface} up", namespace)
-    if router:
-        sh(f"ip route add default via {router[4]} && ip -6 route add default via {router[6]}", namespace)
