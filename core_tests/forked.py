@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from core_tests import namespaces
 from core_tests.shell import ROOT, LabError
 from ngp import cli
 
-CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+CLONE_NEWNS = 0x00020000
 MS_REC, MS_SLAVE = 0x4000, 0x80000
 MNT_DETACH = 2
 
@@ -107,9 +108,7 @@ def _run(verb: Verb, out: Connection, err: Connection) -> None:
 
 def _enter(namespace: str) -> None:
     """Take this process into a network namespace, with a /sys that shows it, as `ip netns exec` does."""
-    descriptor = os.open(f"/run/netns/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
-    _call("setns", descriptor, CLONE_NEWNET)
-    os.close(descriptor)
+    namespaces.enter(namespace)
     _call("unshare", CLONE_NEWNS)
     _call("mount", b"", b"/", b"none", MS_REC | MS_SLAVE, None)
     _call("umount2", b"/sys", MNT_DETACH)

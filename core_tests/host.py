@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -15,11 +14,11 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
+from core_tests import namespaces
 from core_tests.counter import Counter, Direction
 from core_tests.daemon import Daemon
 from core_tests.shell import LabError, await_until, run, sh
 
-CLONE_NEWNET = 0x40000000
 # Set before any interface exists: no router solicitations, no wait for duplicate addresses, no source address filter. A
 # test that needs one of these sets it itself.
 QUIET = {
@@ -103,13 +102,8 @@ class Host:
             return pool.submit(self._made_inside, make).result()
 
     def _made_inside(self, make: Callable[[], socket.socket]) -> socket.socket:
-        descriptor = os.open(f"/run/netns/{self.namespace}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-            return make()
-        finally:
-            os.close(descriptor)
+        namespaces.enter(self.namespace)
+        return make()
 
     def ip(self, *words: str) -> str:
         """Run iproute2's `ip` on this host's network."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from core_tests.host import Host
@@ -166,6 +166,7 @@ EVERYWHERE = ("veth", "bridge")
 """Kinds that the other tests need as well; the rest is tried where the kernel has it."""
 
 
+@cache
 def present() -> list[str]:
     """Return the names of the kinds that are tested on this kernel."""
     return [kind for kind in KINDS if kind in EVERYWHERE or has(kind)]

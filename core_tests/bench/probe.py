@@ -7,15 +7,13 @@ import socket
 import struct
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from pyroute2 import netns
-
 from core_tests.bench import report
 from core_tests.host import Host
+from core_tests.namespaces import inside
 from core_tests.shell import LabError
 
 PROBE_PORT, CROWD_PORT = 7200, 7201
@@ -47,9 +45,9 @@ class Probe:
     """One sender in the client and one receiver for all addresses of the internet's host, both IPv4."""
 
     def __init__(self, client: Host, internet: Host) -> None:
-        with _inside(client):
+        with inside(client.namespace):
             self._sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with _inside(internet):
+        with inside(internet.namespace):
             self._receiver = _receiver(PROBE_PORT)
         self._count = 0
 
@@ -96,9 +94,9 @@ class Crowd:
         self._padding = bytes(payload_bytes - _TICKET.size)
         self._senders = []
         for client in clients:
-            with _inside(client):
+            with inside(client.namespace):
                 self._senders.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        with _inside(internet):
+        with inside(internet.namespace):
             self._receiver = _receiver(CROWD_PORT)
 
     def open(self, shares: Sequence[Sequence[str]], patience_s: float = 20.0) -> float:
@@ -160,13 +158,3 @@ def _receiver(port: int) -> socket.socket:
     receiver.bind(("0.0.0.0", port))
     receiver.setblocking(False)
     return receiver
-
-
-@contextmanager
-def _inside(host: Host) -> Iterator[None]:
-    """Make this thread's next sockets in a host's namespace; they stay there."""
-    netns.pushns(host.namespace)
-    try:
-        yield
-    finally:
-        netns.popns()

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyroute2 import netns
-
+from core_tests.namespaces import inside
 from ngp.core.values import Check, DesiredNetwork
 from ngp.modules.network import check as host_check
 from ngp.modules.network.gate import GatePaths
@@ -98,8 +97,7 @@ def lab() -> Iterator[Lab]:
             undo.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
             ip(f"netns add {name}")
             ip("link set lo up", namespace=name)
-        undo.callback(netns.popns)
-        netns.pushns(built.gateway)
+        undo.enter_context(inside(built.gateway))
         _wire(built.client, "c0", "m0", CLIENT, GATEWAY_TO_CLIENT)
         _wire(built.internet, "i0", "up0", INTERNET, GATEWAY_TO_INTERNET)
         ip("link add m1 type veth peer name m1x", "link set m1 up")

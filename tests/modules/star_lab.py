@@ -19,8 +19,8 @@ from pathlib import Path
 
 from kernel_lab import CLIENT, INTERNET, desired, give_addresses, ip, sh
 from meter_lab import NEIGHBOUR, World, metered
-from pyroute2 import netns
 
+from core_tests import namespaces
 from ngp.core.messages import Role
 from ngp.core.values import KernelNeighbour
 from ngp.modules.bpf import Table
@@ -64,7 +64,7 @@ class Star:
         """Open a socket of one of the hosts."""
 
         def make() -> socket.socket:
-            netns.setns(self.namespace(name))  # a namespace of this thread's own, which ends with it
+            namespaces.enter(self.namespace(name))  # a namespace of this thread's own, which ends with it
             made = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one port may ask several
             made.bind((ADDRESSES[name][family], port))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from kernel_lab import GATEWAY_TO_CLIENT, INTERNET, desired, passes, sh
 from meter_lab import GENEROUS, World, contract_id, metered, wait_until
-from pyroute2 import netns
 
+from core_tests.namespaces import inside
 from ngp.core.messages import Role
 from ngp.core.values import Grant, HeldPacket, KernelNeighbour, Reading, Verdict
 from ngp.modules.network.datapath import Datapath
@@ -51,20 +51,18 @@ class Pair:
 def pair(tmp_path: Path) -> Iterator[Pair]:
     with metered(tmp_path) as world, contextlib.ExitStack() as undo:
         gateway = bytes.fromhex(sh("ip -br link show m0").split()[2].replace(":", ""))
-        netns.pushns(world.lab.client)
         buyer = Datapath(tmp_path / "buyer")
         undo.callback(_clean_up, buyer, world.lab.client)
-        buyer.set_up(desired(mesh_interfaces=("c0",), upstream_interfaces=(), sells=False, buys=True))
-        own = tuple(ip_address(GATEWAY_TO_CLIENT[family]) for family in (4, 6))
-        buyer.set_neighbours([KernelNeighbour(SELLER, "c0", gateway, own, False, True)])
-        netns.popns()
+        with inside(world.lab.client):
+            buyer.set_up(desired(mesh_interfaces=("c0",), upstream_interfaces=(), sells=False, buys=True))
+            own = tuple(ip_address(GATEWAY_TO_CLIENT[family]) for family in (4, 6))
+            buyer.set_neighbours([KernelNeighbour(SELLER, "c0", gateway, own, False, True)])
         yield Pair(world, buyer)
 
 
 def _clean_up(buyer: Datapath, namespace: str) -> None:
-    netns.pushns(namespace)
-    buyer.clean_up(leave_closed=False)
-    netns.popns()
+    with inside(namespace):
+        buyer.clean_up(leave_closed=False)
 
 
 async def _negotiate(pair: Pair, destination: str, held_least: int, send: object, *arguments: object) -> None:

@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from pyroute2 import netns
 
+from core_tests.namespaces import inside
 from ngp.core.values import Check, LinkPeer
 from ngp.errors import KernelError
 from ngp.modules.link.ethernet import ETHERTYPE, EthernetLink
@@ -30,18 +30,6 @@ IPV6_A, IPV6_B = "fe80::a", "fe80::b"
 
 def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, timeout=60)
-
-
-@contextlib.contextmanager
-def inside(namespace: str) -> Iterator[None]:
-    """Enter a namespace; sockets made inside stay in it."""
-    before = os.open("/proc/self/ns/net", os.O_RDONLY)
-    try:
-        netns.setns(namespace)
-        yield
-    finally:
-        netns.setns(before)
-        os.close(before)
 
 
 @pytest.fixture
