@@ -7,6 +7,7 @@ Messages may be late, reordered, doubled or lost, and a crash may come between a
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -184,18 +185,17 @@ class Sim:
         """Let time pass."""
         end = self.now + seconds
         while True:
-            wakes = [
-                (wake, node)
-                for node in (self.gateway, self.client)
-                if (wake := node.gatekeeper.next_wake_mono_s()) is not None
-            ]
-            wake, node = min(wakes, key=lambda item: item[0], default=(float("inf"), self.gateway))
-            then = self._agenda[0][0] if self._agenda else float("inf")
-            if min(wake, then) > end:
+            wake, waking = math.inf, self.gateway
+            for node in (self.gateway, self.client):
+                due = node.gatekeeper.next_wake_mono_s()
+                if due is not None and due < wake:
+                    wake, waking = due, node
+            then = self._agenda[0][0] if self._agenda else math.inf
+            if wake > end and then > end:
                 break
             if wake <= then:
                 self.now = max(self.now, wake)
-                self.happen(node, ev.Tick())
+                self.happen(waking, ev.Tick())
             else:
                 self.now = max(self.now, then)
                 heapq.heappop(self._agenda)[2]()
