@@ -88,7 +88,7 @@ def test_what_the_tables_of_another_layout_counted_is_read_to_the_byte_and_contr
         new = upgraded(world)
         assert new.kernel_state() == KernelState(meter=True, sells=True, gate=True)
         assert passes(world.lab.client, INTERNET[6]), "until it is stopped it goes on"
-        with pytest.raises(KernelError, match="isn't booked"):
+        with pytest.raises(KernelError, match="was counted, not charged"):
             new.set_up(desired())
         expected = {contract: (PING, PING), other: (70 + 104, 30 + 104), bought: (0, 0)}
         assert by_contract(new.end_former(desired())) == expected
