@@ -172,9 +172,9 @@ def saved_rules(*families: int) -> list[str]:
     return [line for path in paths for line in run_or_nothing([path]).splitlines()]
 
 
-def variant_of(command: str) -> str:
-    """Return an iptables command's variant, from its `-V`: nft, or legacy (before 1.8 it named none)."""
-    return NFT if "nf_tables" in run([command, "-V"]) else LEGACY
+def variant_of(version: str) -> str:
+    """Return the variant of an iptables command, from what its `-V` says: nft, or legacy (before 1.8 it named none)."""
+    return NFT if "nf_tables" in version else LEGACY
 
 
 def restore_text(change: Change, create_mark: bool = False) -> str:
@@ -285,8 +285,8 @@ def detect() -> Choice:
     """
     command = find_command("iptables")
     if command:
-        variant = variant_of(command)
         said = " ".join(run([command, "-V"]).split())
+        variant = variant_of(said)
         legacy = legacy_tables(4) + legacy_tables(6)
         also = "; legacy tables are loaded as well" if legacy and variant == NFT else ""
         return Choice(variant, f"{command} is {said}{also}")
@@ -302,7 +302,7 @@ def command_of(variant: str, family: int, action: str) -> str:
     stem = "iptables" if family == 4 else "ip6tables"
     command = find_command(f"{stem}-{variant}-{action}")
     plain = find_command(f"{stem}-{action}")
-    if command is None and plain and variant_of(plain) == variant:
+    if command is None and plain and variant_of(run([plain, "-V"])) == variant:
         command = plain
     if command is None:
         raise KernelError(f"{stem}-{variant}-{action} was not found; install it with: apt install iptables")

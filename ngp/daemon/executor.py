@@ -170,7 +170,7 @@ class Executor:
                         self._flush(wanted)
                     wanted.limits[effect.limit.account] = effect.limit
                 case GrantContract():
-                    wanted.grants.append(replace(effect.grant, blocked=effect.grant.blocked or self._blocks_all))
+                    wanted.grants.append(replace(effect.grant, blocked=True) if self._blocks_all else effect.grant)
                 case HaltContract():
                     wanted.grants.append(effect.grant)
                     halted.append(effect.grant.contract)
