@@ -13,8 +13,9 @@ import pytest
 from ngp import store
 from ngp.config import parse
 from ngp.core.messages import Role
-from ngp.core.values import Check
-from ngp.core.world import Neighbour
+from ngp.core.settings import Settings
+from ngp.core.values import Check, Now
+from ngp.core.world import Neighbour, PaymentNode, World
 from ngp.daemon import checkup
 
 RUNNING = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
@@ -59,14 +60,49 @@ def test_the_payment_node_as_far_as_it_can_be_seen(
     assert not is_well or not found.remedy  # otherwise it would be shown as a warning
 
 
+def heard(*neighbours: Neighbour, settings: Settings = RUNNING) -> World:
+    """Return the world of a node on regtest that has heard these neighbours."""
+    node = PaymentNode("regtest", real_money=False, settles_by_proof=False, least_amount_msat=1000)
+    world = World(settings, node, lambda: b"\x01" * 16, Now(1_800_000_000, 100.0))
+    world.peers.by_link.update({(one.link[0], one.identity): one for one in neighbours})
+    return world
+
+
+def neighbour(number: int, **facts: Any) -> Neighbour:
+    return Neighbour(bytes([number]) * 32, ("eth1", b""), number, **{"network": "regtest", "up": True, **facts})
+
+
+def test_who_only_buys_and_hears_nobody_that_sells_is_warned() -> None:
+    buyer = replace(RUNNING, sells=False)
+    (nobody,) = checkup.neighbours(heard(settings=buyer))
+    assert nobody.ok and nobody.found == "nobody to buy from: none was heard"
+    assert "LINK_INTERFACE" in nobody.remedy and "UDP port 10325" in nobody.remedy
+    (client,) = checkup.neighbours(heard(neighbour(1, buys=True), settings=buyer))
+    assert client.found == "nobody to buy from: 1 that don't sell"
+    assert checkup.neighbours(heard(neighbour(1, sells=True), settings=buyer)) == []
+    assert checkup.neighbours(heard()) == []  # a gateway waits for clients
+
+
+def test_a_server_that_does_not_answer_is_a_warning_and_a_client_is_not() -> None:
+    (silent,) = checkup.neighbours(heard(neighbour(1, sells=True, up=False, last_seen_s=1_700_000_000)))
+    assert silent.ok and silent.remedy
+    assert silent.found == "doesn't answer: 0101010101010101 on eth1, last heard 2023-11-14T22:13:20Z"
+    assert checkup.neighbours(heard(neighbour(1, buys=True, up=False))) == []
+    seller = replace(RUNNING, buys=False)
+    assert checkup.neighbours(heard(neighbour(1, sells=True, up=False), settings=seller)) == []
+
+
+def test_a_dispute_is_a_warning_with_the_way_out() -> None:
+    world = heard(neighbour(1, sells=True))
+    world.server(b"\x01" * 32).disputed = True
+    (warned,) = checkup.neighbours(world)
+    assert warned.ok and "0101010101010101" in warned.found and "ngp unblock" in warned.remedy
+
+
 def test_neighbours_on_another_payment_network_are_a_warning() -> None:
     def found(*networks: str, up: bool = True) -> list[Check]:
-        known = {
-            ("eth1", bytes([number])): Neighbour(bytes([number]) * 32, ("eth1", b""), 1, network=network, up=up)
-            for number, network in enumerate(networks)
-        }
-        world: Any = SimpleNamespace(node=SimpleNamespace(network="regtest"), peers=SimpleNamespace(by_link=known))
-        return checkup.neighbours(world)
+        known = [neighbour(number, network=network, up=up) for number, network in enumerate(networks)]
+        return checkup.neighbours(heard(*known))
 
     assert found("regtest", "") == found("sandbox", up=False) == []
     (warned,) = found("regtest", "sandbox")

@@ -32,11 +32,17 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its title, and the function that shows a row's value; numbers are aligned to the right."""
+    """One column: its title, and the function that shows a row's value.
+
+    Attributes:
+        right: aligned to the right, as numbers are.
+        spare: a live view on a narrow terminal leaves out the columns with the highest number first; 0: never.
+    """
 
     title: str
     show: Callable[[Row], str]
     right: bool = False
+    spare: int = 0
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -136,7 +142,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column], empty: str) -> N
         print(empty)
         return
     table = make_table(rows, columns)
-    if table.__rich_measure__(out, out.options.update(max_width=10_000)).maximum <= out.width:
+    if _width(table, out) <= out.width:
         out.print(table)
         return
     for row in rows:
@@ -155,6 +161,18 @@ def make_table(rows: Iterable[Row], columns: Sequence[Column]) -> Table:
     for row in rows:
         table.add_row(*(Text(column.show(row)) for column in columns))
     return table
+
+
+def make_narrow_table(rows: Sequence[Row], columns: Sequence[Column], out: Console) -> Table:
+    """Make a table that leaves out spare columns until it fits: a number that is cut short would be a wrong one."""
+    shown = list(columns)
+    while _width(table := make_table(rows, shown), out) > out.width and any(each.spare for each in shown):
+        shown.remove(max(shown, key=lambda each: each.spare))
+    return table
+
+
+def _width(table: Table, out: Console) -> int:
+    return table.__rich_measure__(out, out.options.update(max_width=10_000)).maximum
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:

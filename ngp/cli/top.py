@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count as count_up
 from typing import TYPE_CHECKING
@@ -16,11 +16,11 @@ import click
 from ngp.cli import accounts
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import NOT_REAL, Column, Row, about, clean, console, field, key, make_table, money
+from ngp.cli.show import NOT_REAL, Column, Row, about, clean, console, field, key, make_narrow_table, money
 from ngp.cli.verbs import verb_command
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
 
 _USED = ("used_to_bytes", "used_from_bytes")
 
@@ -31,16 +31,21 @@ def _rate(name: str) -> Column:
 
 
 _CONTRACTS = (
-    Column("role", field("role")),
-    Column("neighbour", field("neighbour", key)),
+    Column("role", field("role"), spare=3),
+    Column("neighbour", field("neighbour", key), spare=2),
     Column("destination", field("destination")),
-    Column("state", field("state")),
+    Column("state", field("state"), spare=4),
     *map(_rate, _USED),
-    Column("used, bytes", lambda row: f"{sum(int(row.get(name) or 0) for name in _USED):,}", right=True),
-    Column("of", lambda row: f"{int(row.get('data_limit_bytes') or 0):,}", right=True),
+    Column("used, bytes", lambda row: f"{sum(int(row.get(name) or 0) for name in _USED):,}", right=True, spare=1),
+    Column("of", lambda row: f"{int(row.get('data_limit_bytes') or 0):,}", right=True, spare=5),
     Column("charged", field("charged_msat", money), right=True),
 )
-_ACCOUNTS = tuple(each for each in accounts.COLUMNS if each.title not in ("grace left", "refunded"))
+_SPARE = {"on its way": 7, "reserved": 6, "money": 5, "our meter": 4, "billed": 3, "disputed": 2, "paid": 1}
+_ACCOUNTS = tuple(
+    replace(each, spare=_SPARE.get(each.title, 0))
+    for each in accounts.COLUMNS
+    if each.title not in ("grace left", "refunded")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +116,21 @@ def _watch(samples: Iterator[Sample]) -> None:
     out = console()
     with Live(console=out, screen=True, auto_refresh=False) as live:
         for sample in samples:
-            live.update(_picture(sample, out.height), refresh=True)
+            live.update(_picture(sample, out), refresh=True)
 
 
-def _picture(sample: Sample, height: int) -> Group:
+def _picture(sample: Sample, out: Console) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    room = max(1, height - len(sample.accounts[: height // 3]) - 6)
+    accounts_shown = sample.accounts[: out.height // 3]
+    room = max(1, out.height - len(accounts_shown) - 6)
     return Group(
         Text(_line(sample)),
         Text(),
-        make_table(sample.accounts[: height // 3], _ACCOUNTS),
+        make_narrow_table(accounts_shown, _ACCOUNTS, out),
         Text(),
-        make_table(sample.contracts[:room], _CONTRACTS),
+        make_narrow_table(sample.contracts[:room], _CONTRACTS, out),
     )
 
 

@@ -14,6 +14,7 @@ from ngp.core.settings import Budgets
 
 HOUR_S = 3600
 DAY_S = 86400
+PAYMENT = "BUDGET_PAYMENT"
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class Spending:
 
 
 def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_msat: int, now_s: int) -> str | None:
-    """Name the limit that a payment would break.
+    """Name the limit that a payment would break; if there are several, the one with the least room.
 
     Args:
         amount_msat: the payment, with the highest fee that it may cost.
@@ -48,13 +49,13 @@ def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_m
     Returns:
         The net.conf key with its value and what to do, or None if the payment is within all limits.
     """
-    for key, limit, spent in _limits(budgets, spending, identity, now_s):
-        if spent + amount_msat > limit:
-            return (
-                f"{key} {show_money(limit)} (spent {show_money(spent)}, this payment {show_money(amount_msat)}): "
-                f"raise {key} in net.conf, then ngp reload"
-            )
-    return None
+    limits = _limits(budgets, spending, identity, now_s)
+    key, limit, spent = min(limits, key=lambda each: each[1] - each[2], default=("", amount_msat, 0))
+    if spent + amount_msat <= limit:
+        return None
+    so_far = "" if key == PAYMENT else f"spent {show_money(spent)}, "
+    of = f"{so_far}this payment {show_money(amount_msat)} with its fee"
+    return f"{key} {show_money(limit)} ({of}): raise {key} in net.conf, then ngp reload"
 
 
 def room_msat(budgets: Budgets, spending: Spending, identity: bytes, now_s: int) -> int:
@@ -65,7 +66,7 @@ def room_msat(budgets: Budgets, spending: Spending, identity: bytes, now_s: int)
 def _limits(budgets: Budgets, spending: Spending, identity: bytes, now_s: int) -> list[tuple[str, int, int]]:
     """Return the key and value of each limit that is set, and what was spent of it."""
     limits = (
-        ("BUDGET_PAYMENT", budgets.payment_msat, 0),
+        (PAYMENT, budgets.payment_msat, 0),
         ("BUDGET_NEIGHBOUR", budgets.neighbour_msat, spending.by_neighbour.get(identity, 0)),
         ("BUDGET_HOUR", budgets.hour_msat, spending.within_msat(HOUR_S, now_s)),
         ("BUDGET_DAY", budgets.day_msat, spending.within_msat(DAY_S, now_s)),

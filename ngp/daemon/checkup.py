@@ -8,17 +8,19 @@ which is root, must not open files for them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 from ngp import identity
 from ngp.config import changes
 from ngp.core.messages import Role
 from ngp.core.networks import is_same
+from ngp.core.peers import Neighbour
 from ngp.core.settings import Settings
 from ngp.core.values import Check, DesiredNetwork
 from ngp.core.world import World
 from ngp.daemon import lightning, payment_keys
+from ngp.daemon.api.plain import instant
 from ngp.daemon.desired import look_at_host, named_interfaces
 from ngp.errors import KernelError, LedgerError, PaymentError
 from ngp.ports import Link, Network, Payment, Store
@@ -29,6 +31,10 @@ _NAMED = 3
 _RESTORE = (
     "another program wrote to the ledger, or ngp has a defect: keep a copy (ngp backup FILE), compare it with an older "
     "backup, and restore the older one if it is right; see Backup and restore in the operator's guide"
+)
+_HEARD_NOT = (
+    "there ngp must run, with a module of LINK_INTERFACE in common with ours; both sides' INPUT must accept UDP port "
+    "10325 (see Firewalls in the operator's guide)"
 )
 _SEE_STATUS = "the daemon keeps trying; see ngp status"
 
@@ -112,20 +118,60 @@ def books(store: Store, most_s: float) -> Check:
         return Check("books", True, f"not added up completely: {unknown}")
     if not wrong:
         return Check("books", True, "accounts, payments and contracts add up")
-    more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-    return Check("books", False, "; ".join(wrong[:_NAMED]) + more, _RESTORE)
+    return Check("books", False, _listed(wrong), _RESTORE)
 
 
 def neighbours(world: World) -> list[Check]:
+    """Warn of neighbours with which nothing is traded: traffic to them or through them doesn't pass."""
+    parts = (_no_seller, _silent, _foreign, _disputed)
+    return [line for part in parts for line in part(world)]
+
+
+def _no_seller(world: World) -> Iterator[Check]:
+    """Warn a node that only buys if nobody is there to buy from."""
+    if world.settings.sells or any(one.sells for one in world.peers.by_link.values()):
+        return
+    heard = f"{len(world.peers.by_link)} that don't sell" if world.peers.by_link else "none was heard"
+    yield Check("neighbours", True, f"nobody to buy from: {heard}", _HEARD_NOT)
+
+
+def _silent(world: World) -> Iterator[Check]:
+    """Warn of servers that were heard before and don't answer any more."""
+    known = world.peers.by_link.values()
+    silent = [one for one in known if world.settings.buys and one.sells and not one.up]
+    if silent:
+        found = _listed(f"{_named(one)}, last heard {instant(one.last_seen_s):%Y-%m-%dT%H:%M:%SZ}" for one in silent)
+        yield Check("neighbours", True, f"doesn't answer: {found}", _HEARD_NOT)
+
+
+def _foreign(world: World) -> Iterator[Check]:
     """Warn of neighbours that can't trade with us, because they pay on another network than we do."""
     ours = world.node.network
     foreign = [one for one in world.peers.by_link.values() if one.up and one.network and not is_same(one.network, ours)]
-    if not foreign:
-        return []
-    named = ", ".join(f"{identity.short_text(one.identity)} on {one.network!r}" for one in foreign[:_NAMED])
-    more = f", and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
-    found = f"no trade with {named}{more}: we pay on {ours!r}"
-    return [Check("neighbours", True, found, "change PAYMENT_INTERFACE, or the node behind it, on one of the two")]
+    if foreign:
+        named = _listed(f"{identity.short_text(one.identity)} on {one.network!r}" for one in foreign)
+        found = f"no trade with {named}: we pay on {ours!r}"
+        yield Check("neighbours", True, found, "change PAYMENT_INTERFACE, or the node behind it, on one of the two")
+
+
+def _disputed(world: World) -> Iterator[Check]:
+    """Warn of servers whose bills we dispute: we agree and pay nothing there."""
+    disputed = [one for one in world.servers.values() if one.disputed]
+    if disputed:
+        named = _listed(identity.short_text(one.identity) for one in disputed)
+        found = f"in dispute, so nothing is bought or paid there: {named}"
+        yield Check("neighbours", True, found, "compare ngp accounts on both sides; to go on: ngp unblock NEIGHBOUR")
+
+
+def _named(neighbour: Neighbour) -> str:
+    return f"{identity.short_text(neighbour.identity)} on {neighbour.link[0]}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    every = list(names)
+    more = f"; and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return "; ".join(every[:_NAMED]) + more
 
 
 def accounts(world: World) -> list[Check]:
@@ -134,12 +180,10 @@ def accounts(world: World) -> list[Check]:
     empty = [one for one in world.accounts if one.why_not and one.identity in here]
     if not empty:
         return []
-    named = "; ".join(
-        f"{_whose(one.role)} {identity.short_text(one.identity)} is not topped up: {one.why_not}"
-        for one in empty[:_NAMED]
+    named = _listed(
+        f"{_whose(one.role)} {identity.short_text(one.identity)} is not topped up: {one.why_not}" for one in empty
     )
-    more = f"; and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
-    return [Check("accounts", True, named + more, "see ngp accounts, and Troubleshooting in the operator's guide")]
+    return [Check("accounts", True, named, "see ngp accounts, and Troubleshooting in the operator's guide")]
 
 
 def _whose(role: Role) -> str:

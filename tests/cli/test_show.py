@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from rich.console import Console
 
 from ngp.cli import top
 from ngp.cli.show import data, money, price
@@ -42,3 +44,15 @@ def test_money_and_data_can_be_read_back_to_the_last_unit(amount: int) -> None:
 def test_top_shows_what_was_used_to_the_byte() -> None:
     shown = {column.title: column.show(fake_main.CONTRACT) for column in top._CONTRACTS[5:] if "/s" not in column.title}
     assert shown == {"used, bytes": "1,234,574", "of": "104,857,600", "charged": "1,234.567 sat"}
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_top_leaves_columns_out_on_a_narrow_terminal_and_cuts_no_number(width: int) -> None:
+    out = Console(file=io.StringIO(), width=width)
+    account = fake_main.ACCOUNT | {"balance_msat": 12_345_678_901, "charged_msat": 98_765_432_109}
+    contract = fake_main.CONTRACT | {f"{name}_per_s": 123_456.0 for name in top._USED}
+    out.print(top._picture(top.Sample(0.0, [contract], [account]), out))
+    text = out.file.getvalue()
+    assert "\u2026" not in text
+    assert "12,345,678.901 sat" in text and "98,765,432.109 sat" in text and "198.51.100.0/24" in text
+    assert all(len(line) <= width for line in text.splitlines()[2:])

@@ -139,7 +139,7 @@ def test_a_broken_budget_is_named_as_in_net_conf_and_with_a_remedy() -> None:
     budgets, spending = Budgets(20_000_000, None, 50_000_000, 200_000_000, 1_700_000), Spending()
     spending.add(b"n", 1_699_500, 0)
     assert broken_limit(budgets, spending, b"n", 101_000, 0) == (
-        "BUDGET_TOTAL 1700 sat (spent 1699500 msat, this payment 101 sat): "
+        "BUDGET_TOTAL 1700 sat (spent 1699500 msat, this payment 101 sat with its fee): "
         "raise BUDGET_TOTAL in net.conf, then ngp reload"
     )
 
