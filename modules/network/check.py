@@ -12,8 +12,9 @@ import platform
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 from ngp.core.messages import Address, Prefix
@@ -33,6 +34,8 @@ _PROBE = {
     "NFQUEUE": "-A FORWARD -j NFQUEUE --queue-num 1",
 }
 _NETWORKS_TOLD = 20
+# RFC 1918, RFC 4193: nobody beyond our own site routes these.
+_PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 NO_ROOM = f"its host has more than {SERVICES_A_HOST} services and free ports"
 LESS = "name fewer in PAYMENT_SERVICES: all of this router's addresses are one host"
 _SYSCTL = Path("/proc/sys/net")
@@ -247,21 +250,40 @@ def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
 
 
 def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Note what NAT does. The upstream must route neighbours' addresses back to us, or they must be translated."""
-    if not desired.sells:
-        return
+    """Note what NAT does. Whoever is beyond an interface must route answers back to us, or we translate addresses.
+
+    That holds for neighbours' addresses on their way upstream, and for our LANs' on their way into the mesh.
+    """
+    upstream = desired.upstream_interfaces if desired.sells else ()
+    mesh = desired.mesh_interfaces if desired.buys else ()
+    ours = _networks_of(desired, host, desired.lan_interfaces) if mesh else []
+    if not ours:
+        mesh = ()
     if not rights.holds(rights.NET_ADMIN):
-        yield from (rights.not_tried(f"NAT on {name}") for name in desired.upstream_interfaces)
+        yield from (rights.not_tried(f"NAT on {name}") for name in (*upstream, *mesh))
         return
-    rules = _translations(desired.families)
-    networks = _mesh_networks(desired, host)
+    rules = _translations(desired.families) if upstream or mesh else []
+    networks = _mesh_networks(desired, host) if upstream else []
     versions = {side.name: {each.version for each in side.beyond} for side in sides.look(host, desired.mesh_interfaces)}
-    for name in desired.upstream_interfaces:
-        found = [_nat_of(rules, network, name) for network in networks if network.version in versions.get(name, ())]
-        if len(found) > _NETWORKS_TOLD:
-            found[_NETWORKS_TOLD:] = [f"and {len(found) - _NETWORKS_TOLD} networks more"]
+    for name in upstream:
+        there = [network for network in networks if network.version in versions.get(name, ())]
         nothing = "not needed: mesh interfaces have no addresses of the families that are routed there"
-        yield Check(f"NAT on {name}", True, "\n".join(found) or nothing)
+        yield _translated(rules, there, name, "the upstream") or Check(f"NAT on {name}", True, nothing)
+    for name in mesh:
+        line = _translated(rules, ours, name, "the neighbour")
+        if line is not None:
+            yield line
+
+
+def _translated(rules: list[nat.Translation], networks: list[Prefix], interface: str, beyond: str) -> Check | None:
+    """Note how networks are translated on an interface; None if there are none. A private one should be."""
+    plain = [network for network in networks if not nat.of_network(rules, network, interface)]
+    doubtful = [network for network in plain if any(covers(each, network) for each in _PRIVATE)]
+    found = [_nat_of(rules, network, interface, beyond) for network in networks]
+    if len(found) > _NETWORKS_TOLD:
+        found[_NETWORKS_TOLD:] = [f"and {len(found) - _NETWORKS_TOLD} networks more"]
+    remedy = f"{_masquerade(doubtful[0], interface)}; or let {beyond} route it back to us" if doubtful else ""
+    return Check(f"NAT on {interface}", True, "\n".join(found), remedy) if found else None
 
 
 def _translations(versions: Iterable[int]) -> list[nat.Translation]:
@@ -270,21 +292,29 @@ def _translations(versions: Iterable[int]) -> list[nat.Translation]:
     return rules + (nat.parse_ruleset(xtables.run_or_nothing([nft, "list", "ruleset"])) if nft else [])
 
 
-def _nat_of(rules: list[nat.Translation], network: Prefix, interface: str) -> str:
+def _nat_of(rules: list[nat.Translation], network: Prefix, interface: str, beyond: str) -> str:
     translated = nat.of_network(rules, network, interface)
     if translated:
         return f"{network} {translated}"
+    add = _masquerade(network, interface)
+    return f"{network} isn't translated: fine if {beyond} routes it back to us; else run: {add}"
+
+
+def _masquerade(network: Prefix, interface: str) -> str:
     command = "iptables" if network.version == 4 else "ip6tables"
-    add = f"{command} -t nat -A POSTROUTING -s {network} -o {interface} -j MASQUERADE"
-    return f"{network} isn't translated: fine if the upstream routes it back to us; else run: {add}"
+    return f"{command} -t nat -A POSTROUTING -s {network} -o {interface} -j MASQUERADE"
 
 
 def _mesh_networks(desired: DesiredNetwork, host: Host) -> list[Prefix]:
     """List the networks that neighbours send from: on mesh interfaces, and routed into the mesh."""
-    mesh = desired.mesh_interfaces
-    found = {network for name in mesh for network in host.networks(name) if network.version in desired.families}
+    return _networks_of(desired, host, desired.mesh_interfaces)
+
+
+def _networks_of(desired: DesiredNetwork, host: Host, interfaces: Sequence[str]) -> list[Prefix]:
+    """List the networks on interfaces, and those routed there."""
+    found = {network for name in interfaces for network in host.networks(name) if network.version in desired.families}
     for version in desired.families:
-        found.update(host.routed_networks(version, mesh))
+        found.update(host.routed_networks(version, interfaces))
     return sorted(found, key=lambda network: (network.version, int(network.network_address), network.prefixlen))
 
 
@@ -337,9 +367,18 @@ def _looks_like_uplink(desired: DesiredNetwork, host: Host, interface: str) -> b
 
 
 def _way_out(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Check that a client without an uplink of its own has routes into the mesh; else it buys nothing."""
-    if not desired.buys or desired.upstream_interfaces or not desired.mesh_interfaces:
+    """Check that a router without an uplink has a way out: a buyer routes into the mesh, a seller needs an uplink."""
+    if desired.upstream_interfaces or not desired.mesh_interfaces:
         return
+    if desired.buys:
+        yield _way_into_mesh(desired, host)
+    elif not host.default_route_interfaces(desired.families):  # one into the mesh is `_uplink`'s
+        found = "no route leads upstream: neighbours reach only this router and its LANs"
+        remedy = "ip route add default via ADDRESS dev UPLINK; if one of the LANs is the uplink, see LAN_INTERFACE"
+        yield Check("way out", True, found, remedy)
+
+
+def _way_into_mesh(desired: DesiredNetwork, host: Host) -> Check:
     mesh, inside = set(desired.mesh_interfaces), set[str]()
     found, through_mesh = [], False
     for version in sorted(desired.families):
@@ -365,7 +404,7 @@ def _way_out(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         names = ", ".join(likely)
         found.append(f"NAT translates neighbours' traffic on {names}: answers are held there unless we buy them")
         remedy = f"put {names} into IGNORE_INTERFACE, unless a neighbour there sells the way out"
-    yield Check("way out", through_mesh, "; ".join(found), remedy)
+    return Check("way out", through_mesh, "; ".join(found), remedy)
 
 
 def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:

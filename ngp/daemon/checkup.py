@@ -20,7 +20,7 @@ from ngp.core.settings import Settings
 from ngp.core.values import Check, DesiredNetwork
 from ngp.core.world import World
 from ngp.daemon import lightning, payment_keys
-from ngp.daemon.api.plain import instant
+from ngp.daemon.api.plain import instant, plain
 from ngp.daemon.desired import look_at_host, named_interfaces
 from ngp.errors import KernelError, LedgerError, PaymentError
 from ngp.ports import Link, Network, Payment, Store
@@ -140,7 +140,7 @@ def _silent(world: World) -> Iterator[Check]:
     known = world.peers.by_link.values()
     silent = [one for one in known if world.settings.buys and one.sells and not one.up]
     if silent:
-        found = _listed(f"{_named(one)}, last heard {instant(one.last_seen_s):%Y-%m-%dT%H:%M:%SZ}" for one in silent)
+        found = _listed(f"{_named(one)}, last heard {plain(instant(one.last_seen_s)) or 'never'}" for one in silent)
         yield Check("neighbours", True, f"doesn't answer: {found}", _HEARD_NOT)
 
 

@@ -156,6 +156,40 @@ def test_check_says_for_each_mesh_network_whether_it_is_translated(hosts: Lab) -
     assert "NAT on up0" not in by_name(desired(sells=False, buys=True))
 
 
+def test_check_warns_of_private_networks_that_are_not_translated(hosts: Lab) -> None:
+    line = by_name(desired())["NAT on up0"]
+    assert line.ok and line.remedy.startswith("iptables -t nat -A POSTROUTING -s 10.77.1.0/24 -o up0 -j MASQUERADE; or")
+    sh("iptables-nft -t nat -A POSTROUTING -o up0 -j MASQUERADE")
+    sh("ip6tables-nft -t nat -A POSTROUTING -o up0 -j MASQUERADE")
+    assert not by_name(desired())["NAT on up0"].remedy
+    sh(
+        f"ip route add 198.51.100.0/24 via {CLIENT[4]} && iptables-nft -t nat -R POSTROUTING 1 -s 10.0.0.0/8 -j MASQUERADE"
+    )
+    line = by_name(desired())["NAT on up0"]
+    assert "198.51.100.0/24 isn't translated" in line.found and not line.remedy  # public ones may be routed
+
+
+def test_check_tells_a_buyer_that_its_lan_needs_a_way_back(hosts: Lab) -> None:
+    buyer = desired(sells=False, buys=True, upstream_interfaces=(), lan_interfaces=("up0",))
+    line = by_name(buyer)["NAT on m0"]
+    assert line.ok and "fine if the neighbour routes it back to us" in line.found
+    assert "-o m0 -j MASQUERADE" in line.remedy
+    sh(
+        "iptables-nft -t nat -A POSTROUTING -o m0 -j MASQUERADE;"
+        "ip6tables-nft -t nat -A POSTROUTING -o m0 -j MASQUERADE"
+    )
+    assert not by_name(buyer)["NAT on m0"].remedy
+    assert "NAT on m0" not in by_name(desired(sells=False, buys=True))
+
+
+def test_check_tells_a_seller_that_no_route_leads_upstream(hosts: Lab) -> None:
+    seller = desired(upstream_interfaces=())
+    assert "way out" not in by_name(seller)
+    sh("ip route del default && ip -6 route del default")
+    line = by_name(seller)["way out"]
+    assert line.ok and "no route leads upstream" in line.found and "ip route add default" in line.remedy
+
+
 def test_check_asks_the_kernel_for_the_way_back(hosts: Lab) -> None:
     line = by_name(desired())["way back to m0"]
     assert line.ok and line.found == "10.77.1.0/24, fd00:77:1::/64"
