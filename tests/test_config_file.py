@@ -35,6 +35,8 @@ FILE = Path("/etc/ngp/net.conf")
         ("SELL: yes\nBUY: [[[[[[[[[[x]]]]]]]]]]", 2, "nested too deeply"),
         ("SELL: yes\nBUY: a\x00b", 2, "U+0000"),
         ("SELL: yes\nBUY no", 2, "is not YAML"),
+        ("SELL: yes\nBUY no\n", 2, "'BUY no' is not YAML"),
+        ("SELL: yes\nBUY no\n\n# the end\n", 2, "'BUY no' is not YAML"),
     ],
 )
 def test_what_is_not_a_configuration_is_refused_at_its_line(text: str, line: int, said: str) -> None:

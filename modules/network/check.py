@@ -18,6 +18,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from ngp.core.messages import Address, Prefix
+from ngp.core.prefixes import covers
 from ngp.core.services import SERVICES_A_HOST
 from ngp.core.values import Check, DesiredNetwork, FreeRule
 from ngp.errors import KernelError

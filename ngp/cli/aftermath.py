@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ngp.cli.place import Place
 from ngp.cli.show import iso
-from ngp.daemon.state import last_sign_s, was_killed
+from ngp.daemon.state import gating_pid, last_sign_s, was_killed
 from ngp.errors import ConfigError, KernelError
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def look(place: Place) -> Check | None:
     except (KernelError, ConfigError) as error:
         may = f"the daemon of {place.state_dir} was killed, and what it put into the kernel may still be in force"
         return Check("daemon", False, f"{may}: {error}", "sudo ngp start") if killed else None
-    found = describe(kernel, place.state_dir, iso(last_sign_s(place.state_dir)) if killed else "")
+    last_sign = iso(last_sign_s(place.state_dir)) if killed else ""
+    found = describe(kernel, place.state_dir, last_sign, 0 if killed else gating_pid())
     if not found:
         return None
     in_force = kernel.meter or kernel.closed
@@ -53,15 +54,21 @@ def _settings(place: Place) -> Settings | None:
         return None
 
 
-def describe(kernel: KernelState, state_dir: Path, last_sign: str) -> str:
+def describe(kernel: KernelState, state_dir: Path, last_sign: str, pid: int = 0) -> str:
     """Say what is in force without a daemon; "" if nothing is. Pure.
 
-    Args: last_sign: last time at which a daemon that was killed here was certainly alive; "" if none was killed.
+    Args:
+        last_sign: last time at which a daemon that was killed here was certainly alive; "" if none was killed.
+        pid: the process that gates this network namespace with another state directory; 0 if none is visible.
     """
     killed = bool(last_sign)
     how = f"the daemon of {state_dir} was killed (last sign of life {last_sign})"
     if kernel.meter and not killed:
-        return "the gate or meter in this network namespace belongs to another state directory: name it, --state-dir"
+        whose = f" (of process {pid})" if pid else ""
+        return (
+            f"the gate or meter in this network namespace belongs to another state directory{whose}: name it, "
+            "--state-dir"
+        )
     if kernel.meter and kernel.gate:
         rest = "new destinations and renewals are refused"
         return f"{how}, and its gate is still in force: contracts run on to their limits, charged; {rest}. {_NEXT}"

@@ -290,6 +290,8 @@ def _convert(node: yaml.Node) -> Node:
 
 def _syntax_finding(error: yaml.MarkedYAMLError, text: str) -> Finding:
     mark = error.problem_mark or error.context_mark
+    if error.context == "while scanning a simple key":  # the missing colon is noticed in a later line
+        mark = error.context_mark
     line = mark.line + 1 if mark else 0
     written = text.split("\n")[line - 1] if 0 < line <= text.count("\n") + 1 else ""
     problem = error.problem or "unreadable"

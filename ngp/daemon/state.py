@@ -141,7 +141,7 @@ class NamespaceLock:
             holder.bind(_NAMESPACE_NAME)
         except OSError as error:
             holder.close()
-            pid = _namespace_pid()
+            pid = gating_pid()
             who, how = (f"process {pid}", f"kill {pid}, or ") if pid else ("another process", "")
             raise RunningError(
                 f"another ngp ({who}), with another state directory, gates this network namespace: stop that one ({how}"
@@ -164,7 +164,7 @@ class NamespaceLock:
         self._holder.close()
 
 
-def _namespace_pid() -> int:
+def gating_pid() -> int:
     """Return the number of the process that holds this namespace, 0 if it isn't visible (in another PID namespace)."""
     name = _NAMESPACE_NAME.decode().replace("\0", "@")
     with suppress(OSError):

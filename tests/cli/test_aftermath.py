@@ -39,6 +39,11 @@ def test_what_is_in_force_and_what_to_do(kernel: KernelState, killed: bool, says
     assert all(words in told for words in says) and "\n" not in told
 
 
+def test_a_daemon_of_another_state_directory_is_named_by_its_process() -> None:
+    assert "of process 4711" in describe(KernelState(meter=True), Path("/s"), "", 4711)
+    assert "process" not in describe(KernelState(meter=True), Path("/s"), "")
+
+
 def test_nothing_is_said_if_nothing_is_in_force() -> None:
     assert describe(KernelState(), Path("/s"), "") == ""
 

@@ -163,7 +163,8 @@ def test_check_warns_of_private_networks_that_are_not_translated(hosts: Lab) -> 
     sh("ip6tables-nft -t nat -A POSTROUTING -o up0 -j MASQUERADE")
     assert not by_name(desired())["NAT on up0"].remedy
     sh(
-        f"ip route add 198.51.100.0/24 via {CLIENT[4]} && iptables-nft -t nat -R POSTROUTING 1 -s 10.0.0.0/8 -j MASQUERADE"
+        f"ip route add 198.51.100.0/24 via {CLIENT[4]};"
+        "iptables-nft -t nat -R POSTROUTING 1 -s 10.0.0.0/8 -j MASQUERADE"
     )
     line = by_name(desired())["NAT on up0"]
     assert "198.51.100.0/24 isn't translated" in line.found and not line.remedy  # public ones may be routed
@@ -174,10 +175,7 @@ def test_check_tells_a_buyer_that_its_lan_needs_a_way_back(hosts: Lab) -> None:
     line = by_name(buyer)["NAT on m0"]
     assert line.ok and "fine if the neighbour routes it back to us" in line.found
     assert "-o m0 -j MASQUERADE" in line.remedy
-    sh(
-        "iptables-nft -t nat -A POSTROUTING -o m0 -j MASQUERADE;"
-        "ip6tables-nft -t nat -A POSTROUTING -o m0 -j MASQUERADE"
-    )
+    sh("iptables-nft -t nat -A POSTROUTING -o m0 -j MASQUERADE;ip6tables-nft -t nat -A POSTROUTING -o m0 -j MASQUERADE")
     assert not by_name(buyer)["NAT on m0"].remedy
     assert "NAT on m0" not in by_name(desired(sells=False, buys=True))
 

@@ -113,8 +113,8 @@ class Acting:
 
     async def credit(self, neighbour: bytes, amount_msat: int) -> str:
         """Credit a neighbour by hand; play money only."""
-        if self._world.node.real_money:
-            raise PaymentError("payments by hand are for the sandbox only; with real money neighbours pay invoices")
+        if not self._world.node.settles_by_proof:
+            raise PaymentError("payments by hand are for the sandbox only; over Lightning neighbours pay invoices")
         payment, preimage = self._node.parts.payment, secrets.token_bytes(32)
         made = await payment.create_invoice(amount_msat, "payment by hand", MANUAL_EXPIRY_S, preimage=preimage)
         self._node.obey(
