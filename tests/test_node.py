@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,9 @@ from ngp.core.events import BlockNeighbour, Stopping, Tick
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
 from ngp.core.peers import Neighbour
-from ngp.core.records import AccountRecord, CursorRecord
-from ngp.core.values import Check, DesiredNetwork, Grant, Now
+from ngp.core.records import AccountRecord, ContractRecord, CursorRecord, NeighbourRecord
+from ngp.core.values import Adopted, Check, DesiredNetwork, Grant, Now
+from ngp.core.values import Reading as MeterReading
 from ngp.core.world import PaymentNode, World
 from ngp.daemon import checkup, host_watch, main
 from ngp.daemon import node as daemon_node
@@ -253,6 +255,74 @@ def test_a_daemon_that_stops_reads_what_passed_when_nothing_can_pass_any_more(br
 
     asyncio.run(scenario())
     assert order.index("settled") < order.index("read") and "may pass" not in order
+
+
+class Carrying(Closed):
+    """A kernel that is empty at a start, and carries something by the first contract that it gets."""
+
+    contract = b""
+
+    def set_up(self, _desired: object) -> Adopted:
+        self.done.append("set_up")
+        return Adopted()
+
+    def end_former(self, _desired: object) -> None:
+        return None
+
+    def grant(self, grants: Sequence[Grant]) -> None:
+        self.done += ["blocked" if one.blocked else "may pass" for one in grants]
+        self.contract = grants[0].contract
+
+    def read(self, contracts: Sequence[bytes] | None = None) -> list[MeterReading]:
+        return [MeterReading(self.contract, 700, 300)] if self.contract else []
+
+
+def test_a_start_that_fails_after_a_reboot_charges_what_its_first_grants_carried(
+    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, link, sale = b"C" * 32, ("eth1", b"\2cccc\1"), bytes(16)
+
+    async def refused(*_: object) -> None:
+        raise KernelError("the port is taken")
+
+    async def nothing() -> None:
+        return
+
+    place = store.at(tmp_path)
+    ledger = place.open()
+    ledger.commit(
+        [
+            NeighbourRecord(client, *link, 1, False, True, 1, 1),
+            AccountRecord(client, Role.SERVER, 5000, 0, 0, 0, 0),
+            ContractRecord(
+                *(sale, Role.SERVER, client, *link, "198.51.100.1/32", "active", "", ((0, 5 << 20),)),
+                *(1 << 20, 600, 0, 0, 0, 0, 1, 601, 0),
+            ),
+        ]
+    )
+    kernel = Carrying()
+    node_away: Any = SimpleNamespace(close=nothing, wait_ready=nothing)
+    world = World(SETTINGS, PaymentNode("sandbox", False, True, 1), lambda: bytes(16), Now(1, 1.0))
+    parts: Any = replace(
+        broken.parts, store=place, ledger=ledger, network=kernel, payment=node_away, gatekeeper=Gatekeeper(world)
+    )
+    post = SimpleNamespace(schedule=lambda: None, open=refused, close=nothing, ourselves=None)
+
+    async def opened(*_: object) -> tuple[object, ...]:
+        return parts, None, ()
+
+    monkeypatch.setattr(main, "open_parts", opened)
+    monkeypatch.setattr(main, "Post", lambda *_: post)
+    with pytest.raises(KernelError, match="the port is taken"):
+        asyncio.run(main._run(StartOptions(tmp_path / "net.conf", tmp_path, print), SETTINGS))
+    end = kernel.done.index("clean_up")
+    assert kernel.done.index("may pass") < kernel.done.index("block_all") < kernel.done.index("settled") < end
+    ledger = place.open()
+    (charged,) = ledger.load(1).contracts
+    (account,) = ledger.load(1).accounts
+    ledger.close()
+    assert (charged.used_to_bytes, charged.used_from_bytes, charged.charged_msat) == (700, 300, 5)
+    assert account.charged_msat == 5
 
 
 def test_an_operators_order_is_stored_before_it_is_confirmed_and_refused_if_it_cant_be(broken: Node) -> None:

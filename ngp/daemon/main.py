@@ -186,13 +186,11 @@ async def _run(options: StartOptions, settings: Settings) -> int:
         await node.start()
     except NgpError:
         await control.close()
-        node.close_tasks()
-        await node.post.close()
         if node.began_blank:
-            parts.network.clean_up(settings.closed_when_stopped)
+            await node.stop()  # what the ledger's contracts carried since they were granted is charged before they go
         else:
-            parts.network.close()  # what ran without us goes on running: it isn't charged yet
-        parts.ledger.close()
+            await node.post.close()
+            node.let_go()  # what ran without us goes on running: it isn't charged yet
         raise
     _follow_signals(node)
     if not parts.gatekeeper.world.node.real_money:
