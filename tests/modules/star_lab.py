@@ -121,12 +121,12 @@ def age(built: Star, seconds: int) -> None:
         flows.set(flow, layout.FLOW_MEMORY.pack(payer, place, seen_ns - seconds * 10**9))
 
 
-def swept(built: Star) -> None:
+def swept(built: Star, most: int = 1024) -> None:
     """Sweep the tables of flows completely."""
     running = built.world.datapath._running
     assert running is not None
     for round_s in (1e9, 2e9):  # later than any that the datapath began by itself
-        running.flows.sweep(round_s)
+        running.flows.sweep(round_s, 2 * most)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from star_lab import (
 from core_tests.hostile import udp
 from ngp.core.values import Hint, HintKind
 from ngp.modules.network import layout
+from ngp.modules.network.meter import table_sizes
 
 ENDS = tuple(ADDRESSES)
 PAIRS = [pair for pair in itertools.permutations(ENDS, 2) if pair[0][-1] != pair[1][-1]]
@@ -143,6 +145,43 @@ def test_a_flood_of_flows_does_not_push_out_those_of_others(alone: Star, has_pai
         wait_until(lambda: _queued(alone) == 1, "the oldest of the flood is forgotten: its answer isn't a return")
         alone.ask(first, answers_first)
         assert alone.world.used(floods) == (2 * once(4)[0] + 28 * most, 2 * once(4)[1]), "until its payer sends again"
+
+
+def _fill(hub: Star) -> None:
+    """Fill the table of flows with those of other payers."""
+    flows, places = table(hub, layout.FLOWS), table(hub, layout.PLACES)
+    room = table_sizes(desired().contracts_max)[layout.FLOWS]
+    for number in range(room - len(flows.all_keys())):
+        place = layout.FLOW_PLACE.pack(1000 + number // 4096, number % 4096)
+        flow = b"other".ljust(36, b"\0") + number.to_bytes(4, "big")
+        flows.set(flow, layout.FLOW_MEMORY.pack(*layout.FLOW_PLACE.unpack(place), time.monotonic_ns()))
+        places.set(place, flow)
+
+
+def test_others_flows_that_fill_the_table_end_no_conversation_and_charge_nobody(alone: Star) -> None:
+    """A limit: others' flows fill it, each within its own room. New ones aren't remembered until those are old."""
+    pays, suffers = _bought_each_other(alone)
+    sh("iptables -A OUTPUT -p icmp -j DROP", alone.second)  # what nobody listens for would be answered
+    with (
+        alone.socket("A", 4) as first,
+        alone.socket("B", 4, 5000) as answers_first,
+        alone.socket("B", 4) as second,
+        alone.socket("behind A", 4, 5001) as answers_second,
+    ):
+        alone.ask(second, answers_second)
+        _fill(alone)
+        first.sendto(bytes(UP_BYTES), (ADDRESSES["B"][4], 5000))
+        _, seen = answers_first.recvfrom(2048)
+        answers_first.sendto(bytes(DOWN_BYTES), seen)
+        wait_until(lambda: _queued(alone) == 1, "its answer isn't known to be one")
+        _answer(second, answers_second)
+        assert len(second.recv(2048)) == DOWN_BYTES
+        up, down = once(4)
+        assert (alone.world.used(pays), alone.world.used(suffers)) == ((up, 0), (up, 2 * down))
+        age(alone, 601)
+        swept(alone, len(table(alone, layout.FLOWS).all_keys()))
+        alone.ask(first, answers_first)
+        assert alone.world.used(pays) == (2 * up, down)
 
 
 def test_a_flow_is_forgotten_after_its_payers_last_packet_whatever_the_other_end_sends(alone: Star) -> None:
