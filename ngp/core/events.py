@@ -68,11 +68,11 @@ class UsageRead:
 class Hinted:
     """The kernel says that contracts or accounts run low or ran out.
 
-    `readings` are fresh: of each contract that a hint names, and, if a hint names an account, of all that changed.
+    A `UsageRead` comes before it: of each contract that a hint names, and, if a hint names an account, of all that
+    changed.
     """
 
     hints: tuple[Hint, ...]
-    readings: tuple[Reading, ...]
 
 
 @dataclass(frozen=True, slots=True)

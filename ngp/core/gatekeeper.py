@@ -260,7 +260,6 @@ class Gatekeeper:
 
     def _hinted(self, event: Hinted) -> None:
         world = self.world
-        self._usage(event.readings)
         for hint in event.hints:
             if hint.kind is HintKind.EXHAUSTED:
                 contract = world.contracts.get(hint.key)

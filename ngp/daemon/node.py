@@ -31,7 +31,7 @@ from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Hello, Invoice, Role, Statement
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
-from ngp.core.values import HeldPacket, Hint, HintKind, Verdict
+from ngp.core.values import HeldPacket, Hint, HintKind, Reading, Verdict
 from ngp.daemon import checkup
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
@@ -391,8 +391,12 @@ class Node:
             return
         network, of_account = self.parts.network, (HintKind.ACCOUNT_LOW, HintKind.ACCOUNT_EXHAUSTED)
         whole = any(hint.kind in of_account for hint in hints)
-        readings = network.read(None if whole else list({hint.key for hint in hints}))
-        self.tell(Hinted(tuple(hints), tuple(readings)))
+        self._tell_readings(network.read(None if whole else list({hint.key for hint in hints})))
+        self.tell(Hinted(tuple(hints)))
+
+    def _tell_readings(self, readings: Sequence[Reading]) -> None:
+        for start in range(0, len(readings), READINGS_AT_ONCE):
+            self.tell(UsageRead(tuple(readings[start : start + READINGS_AT_ONCE])))
 
     def refresh(self) -> None:
         """Read the meters now, so that a listing shows what has passed up to this moment."""
@@ -403,8 +407,7 @@ class Node:
     def _read_now(self) -> None:
         readings = self.parts.network.read(None)
         accounts = tuple(self.parts.network.read_accounts(None))  # after the contracts, so that these are charged
-        for start in range(0, len(readings), READINGS_AT_ONCE):
-            self.tell(UsageRead(tuple(readings[start : start + READINGS_AT_ONCE])))
+        self._tell_readings(readings)
         if accounts:
             self.tell(UsageRead((), accounts))
 

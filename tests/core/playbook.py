@@ -397,7 +397,8 @@ class Sim:
             node.kernel.hints.clear()
             of_account = any(h.kind in (HintKind.ACCOUNT_LOW, HintKind.ACCOUNT_EXHAUSTED) for h in hints)
             named = node.kernel.slots if of_account else dict.fromkeys(h.key for h in hints)
-            self._soon(node, ev.Hinted(hints, node.kernel.read(named)), 0.001)
+            self._soon(node, ev.UsageRead(node.kernel.read(named)), 0.001)
+            self._soon(node, ev.Hinted(hints), 0.001)
 
     def flow(self, destination: str, bytes_a_second: int, seconds: float, size: int = 1000) -> None:
         """Send packets evenly over a time: one in twenty up, the others down."""

@@ -128,12 +128,12 @@ def test_ask_before_sending() -> None:
 def _unbought(sim: Sim, address: str) -> list[fx.Effect]:
     """Have the client's kernel say that it sends something unbought to the gateway."""
     hint = Hint(HintKind.UNBOUGHT, b"", sim.number(sim.client), ip_address(address))
-    return sim.client.gatekeeper.step(ev.Hinted((hint,), ()), sim.clock())
+    return sim.client.gatekeeper.step(ev.Hinted((hint,)), sim.clock())
 
 
 def test_what_the_server_takes_for_a_return_is_asked_for_and_bought() -> None:
     sim = Sim()
-    sim.happen(sim.client, ev.Hinted((Hint(HintKind.UNBOUGHT, b"", sim.number(sim.client), ip_address(HOST)),), ()))
+    sim.happen(sim.client, ev.Hinted((Hint(HintKind.UNBOUGHT, b"", sim.number(sim.client), ip_address(HOST)),)))
     sim.run(0.1)
     (bought,) = sim.client.world.contracts.values()
     assert bought.destination == ip_network(HOST)
