@@ -19,6 +19,7 @@ from ngp.core.openings import Pools
 from ngp.core.pricing import amount_due_msat
 from ngp.core.rate import Rate
 from ngp.core.records import ContractRecord
+from ngp.core.values import Reading
 
 
 class State(StrEnum):
@@ -143,9 +144,9 @@ class Contract:
         """Price cumulative bytes under this contract's schedule, msat."""
         return amount_due_msat(used_bytes, self.prices)
 
-    def count(self, used_to_bytes: int, used_from_bytes: int) -> int:
+    def count(self, reading: Reading) -> int:
         """Take new cumulative counters and price them. Returns the msat by which the charge grew, >= 0."""
-        self.used_to_bytes, self.used_from_bytes = used_to_bytes, used_from_bytes
+        self.used_to_bytes, self.used_from_bytes = reading.used_to_bytes, reading.used_from_bytes
         due_msat = self.due_msat(self.used_bytes) - self.charged_msat
         self.charged_msat += due_msat
         self.unsaved_msat += due_msat

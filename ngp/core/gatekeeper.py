@@ -194,7 +194,8 @@ class Gatekeeper:
                 seller.asked(world, neighbour, message, number)
                 return True
             case Reject():
-                return self._rejected(neighbour, message, number)
+                buyer.rejected(world, neighbour, message)
+                return seller.rejected(world, neighbour, message, number)
             case Invoice():
                 return payments.invoice_received(world, neighbour, message, event.decoded)
             case Paid():
@@ -222,12 +223,6 @@ class Gatekeeper:
         if refund.amount_msat:
             return buyer_refunds.take_back(self.world, neighbour, refund)
         return seller_refunds.asked(self.world, neighbour, event.message_id)
-
-    def _rejected(self, neighbour: Neighbour, reject: Reject, message_id: int) -> bool:
-        if self.world.purchase(reject.contract) is not None:
-            buyer.rejected(self.world, neighbour, reject)
-            return False
-        return seller.rejected(self.world, neighbour, reject, message_id)
 
     def _declined(self, neighbour: Neighbour, declined: Declined) -> None:
         record = self.world.money.invoices.get(declined.payment_hash)

@@ -156,7 +156,7 @@ def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -
         return sale
     if found.reading.exhausted:
         seller_meter.look_if_exhausted(world, sale)  # the kernel's hint came while no daemon ran
-    if account.charge(sale, found.reading.used_to_bytes, found.reading.used_from_bytes):
+    if account.charge(sale, found.reading):
         add_to_statement(account, sale)
         world.unflushed.add(sale.id)
     return sale
@@ -170,7 +170,7 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
     account.running += 1
     if purchase.state is State.ACCEPTED:
         account.unpaid[purchase.id] = purchase
-    if found is not None and _used_bytes(found) > purchase.used_bytes:
+    if found is not None and found.reading.used_bytes > purchase.used_bytes:
         buyer_meter.meter(world, purchase, found.reading)
         world.unflushed.add(purchase.id)
     if not world.settings.never_renews:
@@ -180,10 +180,6 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
     if purchase.identity in world.peers.blocked:  # the last process died before the kernel's last reading closed it
         bills.disown(world, purchase)
     return purchase
-
-
-def _used_bytes(found: AdoptedContract) -> int:
-    return found.reading.used_to_bytes + found.reading.used_from_bytes
 
 
 def _kept(world: World, record: ContractRecord, found: AdoptedContract | None) -> dict[str, Any]:

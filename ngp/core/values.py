@@ -231,6 +231,11 @@ class Reading:
     used_from_bytes: int
     exhausted: bool = False
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes carried so far, both directions."""
+        return self.used_to_bytes + self.used_from_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class AdoptedContract:

@@ -375,11 +375,11 @@ class World:
             used_from_base_bytes=contract.used_from_bytes,
         )
 
-    def save(self, contract: Sale | Purchase, durable: bool = False) -> None:
+    def save(self, contract: Sale | Purchase) -> None:
         """Write a contract and its account to the ledger."""
         self.keep(self.peers.of(contract))
         self.save_contract(contract)
-        self.save_account(self.account_of(contract), durable)
+        self.save_account(self.account_of(contract))
 
     def save_contract(self, contract: Contract) -> None:
         """Write a contract; the caller writes its account in the same step, so that their sums agree after a crash."""

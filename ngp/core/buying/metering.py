@@ -20,7 +20,7 @@ WORTH_S = 60.0
 def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
     """Take what our own meter counted, and renew the contract if that is due."""
     account = world.server(purchase.identity)
-    carried = reading.used_to_bytes + reading.used_from_bytes - purchase.used_bytes
+    carried = reading.used_bytes - purchase.used_bytes
     if carried <= 0:
         return
     now = world.now.monotonic_s
@@ -38,7 +38,7 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
 
 def meter(world: World, purchase: Purchase, reading: Reading) -> int:
     """Price what our own meter counted. Returns the msat by which the charge grew, >= 0."""
-    due = purchase.count(reading.used_to_bytes, reading.used_from_bytes)
+    due = purchase.count(reading)
     account = world.server(purchase.identity)
     account.metered_msat += due
     account.unsaved_msat += due

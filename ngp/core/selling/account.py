@@ -20,7 +20,7 @@ from ngp.core.account import Account
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord
 from ngp.core.selling.sale import Sale
-from ngp.core.values import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit
+from ngp.core.values import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit, Reading
 
 GRACE_SHARES_PER_INTERFACE = 64
 """How many neighbours on one interface may use unpaid grace at a time, including defaulters of the last hour."""
@@ -190,15 +190,15 @@ class ClientAccount(Account):
             return 0 if self.debt_msat else grace_data_bytes
         return self.credit.data_bytes - self.credit.used_bytes(self.debt_msat)
 
-    def charge(self, sale: Sale, used_to_bytes: int, used_from_bytes: int) -> int:
+    def charge(self, sale: Sale, reading: Reading) -> int:
         """Charge a contract's cumulative counters; counters that haven't grown change nothing.
 
         Returns:
             The msat charged by this call, >= 0.
         """
-        if used_to_bytes + used_from_bytes <= sale.used_bytes:
+        if reading.used_bytes <= sale.used_bytes:
             return 0
-        due_msat = sale.count(used_to_bytes, used_from_bytes)
+        due_msat = sale.count(reading)
         self.charged_msat += due_msat
         self.unsaved_msat += due_msat
         return due_msat

@@ -47,7 +47,7 @@ def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount |
     if reading.exhausted:
         look_if_exhausted(world, sale)
     before = sale.used_bytes
-    due = account.charge(sale, reading.used_to_bytes, reading.used_from_bytes)
+    due = account.charge(sale, reading)
     carried = sale.used_bytes - before
     if carried <= 0:
         return None
@@ -177,7 +177,7 @@ def halted(world: World, sale: Sale, reading: Reading | None) -> None:
     """Close the books after the kernel's last reading."""
     account = world.client(sale.identity)
     if reading is not None:
-        account.charge(sale, reading.used_to_bytes, reading.used_from_bytes)
+        account.charge(sale, reading)
     _redeem_opening(world, account, sale)
     decide(world, sale, Verdict.DROP)
     account.close(sale)
