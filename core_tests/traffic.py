@@ -1,14 +1,12 @@
 """Traffic of exact size: UDP with counts and rates, TCP with checksums, echoes and pings, over IPv4 and IPv6.
 
-The functions at the top run in the test and start this same file inside a host as a program (standard library only).
-The program answers with lines of JSON, so each end reports by itself what it sent and received.
+The functions run in the test and start `traffic_ends.py` inside a host. That program answers with lines of JSON, so
+each end reports by itself what it sent and received.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import select
 import socket
 import struct
 import subprocess
@@ -17,19 +15,18 @@ import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from core_tests import traffic_ends
+from core_tests.traffic_ends import CHUNK_BYTES, family
+
 if TYPE_CHECKING:
     from core_tests.host import Host
 
+PROGRAM = traffic_ends.__file__
 UDP_HEADER_BYTES = 8
 IP_HEADER_BYTES = {4: 20, 6: 40}
-CHUNK_BYTES = 65536
-RECEIVE_BUFFER_BYTES = 64 * 1024 * 1024
-SO_RCVBUFFORCE = 33
 # The protocol, and the type of a request.
 ECHO = {socket.AF_INET: (socket.IPPROTO_ICMP, 8), socket.AF_INET6: (socket.IPPROTO_ICMPV6, 128)}
 PATIENCE_S = 20.0  # for packets that come at once unless the machine is busy
-MOST_BEHIND_S = 0.02  # a longer delay of a busy machine isn't made up for by a burst
-SHORTEST_SLEEP_S = 0.001  # at 20,000 packets a second there is no time to sleep before each
 
 
 class TrafficError(AssertionError):
@@ -59,7 +56,7 @@ class Server:
 
     def __init__(self, host: Host, kind: str, address: str, port: int) -> None:
         self.address, self.port = address, port
-        command = (sys.executable, "-I", "-S", __file__, kind, address, str(port))
+        command = (sys.executable, "-I", "-S", PROGRAM, kind, address, str(port))
         self._process = host.popen(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._answer()
 
@@ -194,15 +191,15 @@ def ping(
 
 
 def _echo_socket(address: str) -> socket.socket:
-    family = _family(address)
-    sock = socket.socket(family, socket.SOCK_DGRAM, ECHO[family][0])
+    kind = family(address)
+    sock = socket.socket(kind, socket.SOCK_DGRAM, ECHO[kind][0])
     sock.connect((address, 0))
     return sock
 
 
 def _request_echo(sock: socket.socket, address: str, number: int, payload_bytes: int) -> None:
     """Send one request; the kernel writes its identifier and checksum."""
-    request = struct.pack("!BBHHH", ECHO[_family(address)][1], 0, 0, 0, number) + bytes(payload_bytes)
+    request = struct.pack("!BBHHH", ECHO[family(address)][1], 0, 0, 0, number) + bytes(payload_bytes)
     try:
         sock.send(request)
     except OSError:
@@ -210,12 +207,12 @@ def _request_echo(sock: socket.socket, address: str, number: int, payload_bytes:
 
 
 def start(host: Host, *words: object) -> subprocess.Popen[str]:
-    """Start one of this file's programs in a host; it ends with the laboratory at the latest."""
-    return host.popen(sys.executable, "-I", "-S", __file__, *map(str, words), stdout=subprocess.DEVNULL)
+    """Start one end in a host; it ends with the laboratory at the latest."""
+    return host.popen(sys.executable, "-I", "-S", PROGRAM, *map(str, words), stdout=subprocess.DEVNULL)
 
 
 def _run(host: Host, timeout_s: float, *words: object) -> dict[str, Any]:
-    done = host.run(sys.executable, "-I", "-S", __file__, *map(str, words), timeout_s=timeout_s)
+    done = host.run(sys.executable, "-I", "-S", PROGRAM, *map(str, words), timeout_s=timeout_s)
     if done.returncode:
         raise TrafficError(f"{' '.join(map(str, words))}: {done.stderr.strip()}")
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -225,194 +222,3 @@ def _run(host: Host, timeout_s: float, *words: object) -> dict[str, Any]:
 def _pipe(pipe: IO[str] | None) -> IO[str]:
     assert pipe is not None
     return pipe
-
-
-# --- the program that runs inside a host ---
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def _say(**values: object) -> None:
-    print(json.dumps(values), flush=True)
-
-
-def serve_udp(address: str, port: int, echo: bool) -> None:
-    """Receive datagrams until standard input ends; each line of input asks for the count."""
-    sock = socket.socket(_family(address), socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
-    sock.bind((address, port))
-    sock.setblocking(False)
-    count = size = 0
-    _say(count=0, bytes=0)
-    while True:
-        ready, _, _ = select.select([sock, sys.stdin], [], [])
-        while True:
-            try:
-                data, sender = sock.recvfrom(CHUNK_BYTES)
-            except BlockingIOError:
-                break
-            except OSError:
-                continue  # an ICMP error for an echo that we sent; the next datagram may pass
-            count, size = count + 1, size + len(data)
-            if echo:
-                sock.sendto(data, sender)
-        if sys.stdin in ready:
-            if not sys.stdin.readline():
-                return
-            _say(count=count, bytes=size)
-
-
-class TcpServer:
-    """A server for many streams at once: it counts each and answers with an echo or, at its end, with a receipt."""
-
-    def __init__(self, address: str, port: int, echo: bool) -> None:
-        self.listener = socket.create_server((address, port), family=_family(address), backlog=128)
-        self.echo = echo
-        self.streams: dict[socket.socket, Any] = {}
-        self.sizes: dict[socket.socket, int] = {}
-        self.count = self.size = 0
-        self.all = hashlib.sha256()
-
-    def serve(self) -> None:
-        """Serve until standard input ends; each line of input asks for the count."""
-        _say(count=0, bytes=0, sha256="")
-        while True:
-            ready: list[object] = select.select([self.listener, sys.stdin, *self.streams], [], [])[0]
-            for stream in [stream for stream in self.streams if stream in ready]:
-                self.take(stream)
-            if self.listener in ready:
-                stream, _address = self.listener.accept()
-                self.streams[stream], self.sizes[stream] = hashlib.sha256(), 0
-                self.count += 1
-            if sys.stdin in ready:
-                if not sys.stdin.readline():
-                    return
-                _say(count=self.count, bytes=self.size, sha256=self.all.hexdigest())
-
-    def take(self, stream: socket.socket) -> None:
-        """Read a stream's data; a stream that breaks is dropped."""
-        try:
-            data = stream.recv(CHUNK_BYTES)
-            if data:
-                self.size += len(data)
-                self.sizes[stream] += len(data)
-                self.streams[stream].update(data)
-                self.all.update(data)
-                if self.echo:
-                    stream.sendall(data)
-                return
-            if not self.echo:
-                stream.sendall(f"{self.sizes[stream]} {self.streams[stream].hexdigest()}\n".encode())
-        except OSError:
-            pass  # broken by a cut: bytes that arrived are counted, and the sender sees its own error
-        stream.close()
-        del self.streams[stream], self.sizes[stream]
-
-
-def send_udp(address: str, port: int, count: int, size: int, rate_pps: float, echo_wait_s: float) -> None:
-    """Send datagrams, each with its number in its first bytes, on a schedule that doesn't drift.
-
-    Args: echo_wait_s: how long to wait for the echo of each before the next is sent, 0 for not at all.
-    """
-    sock = socket.socket(_family(address), socket.SOCK_DGRAM)
-    sock.connect((address, port))
-    done = 0
-    began = time.monotonic()
-    for number in range(count):
-        ahead_s = began + number / rate_pps - time.monotonic() if rate_pps else 0.0
-        if ahead_s > SHORTEST_SLEEP_S:
-            time.sleep(ahead_s)
-        elif ahead_s < -MOST_BEHIND_S:
-            began -= ahead_s
-        data = number.to_bytes(8, "big").ljust(size, b".")[:size]
-        try:
-            sock.send(data)
-        except OSError:
-            sock.send(data)  # the socket reported an earlier datagram's ICMP error instead of sending
-        done += not echo_wait_s or _echoed(sock, data, echo_wait_s)
-    _say(count=done)
-
-
-def _echoed(sock: socket.socket, data: bytes, wait_s: float) -> bool:
-    """Wait for the echo of one datagram; late echoes of earlier ones don't count."""
-    deadline = time.monotonic() + wait_s
-    while (left := deadline - time.monotonic()) > 0:
-        sock.settimeout(left)
-        try:
-            if sock.recv(CHUNK_BYTES) == data:
-                return True
-        except OSError:
-            return False
-    return False
-
-
-def send_tcp(address: str, port: int, size: int, timeout_s: float) -> None:
-    """Send a stream that doesn't compress or repeat within a chunk, and compare the receiver's receipt."""
-    began = time.monotonic()
-    stream = socket.create_connection((address, port), timeout=timeout_s)
-    sent, checksum = 0, hashlib.sha256()
-    while sent < size:
-        seed = hashlib.sha256(sent.to_bytes(8, "big")).digest()
-        chunk = (seed * (CHUNK_BYTES // len(seed)))[: size - sent]
-        stream.sendall(chunk)
-        checksum.update(chunk)
-        sent += len(chunk)
-    stream.shutdown(socket.SHUT_WR)
-    receipt = stream.makefile().readline().split() or ["0", ""]
-    _say(
-        sent=sent,
-        received=int(receipt[0]),
-        intact=receipt == [str(sent), checksum.hexdigest()],
-        seconds=time.monotonic() - began,
-    )
-
-
-def serve_source(address: str, port: int) -> None:
-    """Serve one client after the other until standard input ends: each sends a number, and gets that many bytes."""
-    listener = socket.create_server((address, port), family=_family(address))
-    _say(count=0, bytes=0)
-    while True:
-        ready, _, _ = select.select([listener, sys.stdin], [], [])
-        if sys.stdin in ready:
-            return
-        stream, _address = listener.accept()
-        with stream:
-            try:
-                left = int(stream.makefile().readline())
-                while left:
-                    left -= stream.send(bytes(min(left, CHUNK_BYTES)))
-            except (OSError, ValueError):
-                continue  # cut, or gone: the client counts the bytes that it got
-
-
-def fetch(address: str, port: int, size: int, timeout_s: float) -> None:
-    """Ask for a number of bytes and count those that come."""
-    stream = socket.create_connection((address, port), timeout=timeout_s)
-    stream.sendall(f"{size}\n".encode())
-    received = 0
-    while data := stream.recv(CHUNK_BYTES):
-        received += len(data)
-    _say(received=received)
-
-
-def main(words: list[str]) -> None:
-    """Run the program that the first word names."""
-    kind, address, port = words[0], words[1], int(words[2])
-    if kind == "udp-send":
-        send_udp(address, port, int(words[3]), int(words[4]), float(words[5]), float(words[6]))
-    elif kind == "tcp-send":
-        send_tcp(address, port, int(words[3]), float(words[4]))
-    elif kind == "tcp-fetch":
-        fetch(address, port, int(words[3]), float(words[4]))
-    elif kind == "tcp-source":
-        serve_source(address, port)
-    elif kind in ("udp-sink", "udp-echo"):
-        serve_udp(address, port, echo=kind == "udp-echo")
-    else:
-        TcpServer(address, port, echo=kind == "tcp-echo").serve()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
