@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from core_tests import interface_kinds, traffic
+from core_tests.daemon import Daemon
 from core_tests.host import Host
 from core_tests.lab import End, Lab
 from core_tests.shell import LabError, await_until
@@ -248,3 +249,33 @@ def test_all_takes_a_bridge_and_not_its_ports_and_a_named_port_is_refused(lab: L
     gateway.ip("link", "set", "br0", "down")
     gateway.ip("link", "del", "br0")
     await_until(lambda: "mesh interface br0 is gone" in trade.gateway.log(), what="a log line about the bridge")
+
+
+def test_both_routers_get_new_macs_under_a_running_contract(lab: Lab) -> None:
+    """A cable or VLAN between them is made anew: nobody pays for what only one of the two meters counts."""
+    trade = open_trade(lab)
+    net, remote = trade.net, trade.net.remote(4)
+    trade.prepay()
+    traffic.tcp_sink(net.internet, remote, 5001)
+    assert traffic.tcp_send(net.client, remote, 5001, size_bytes=500_000).intact
+    old = {row["id"] for row in trade.sold()}
+    net.gateway.ip("link", "del", "mesh0")
+    lab.link(
+        End(net.gateway, "mesh0", MESH_V4.format(1), MESH_V6.format(1)),
+        End(net.client, "mesh0", MESH_V4.format(2), MESH_V6.format(2)),
+    )
+    for version, everywhere in ((4, "default"), (6, "::/0")):
+        net.client.route(everywhere, via=net.gateway.address("mesh0", version))
+    await_until(lambda: traffic.ping(net.client, remote, wait_s=1).received, what="traffic over the new link")
+    for _ in range(3):
+        assert traffic.tcp_send(net.client, remote, 5001, size_bytes=2_000_000).intact
+    await_until(lambda: old.isdisjoint(running(trade.gateway) | running(trade.client)), what="the old contracts' end")
+    assert traffic.tcp_send(net.client, remote, 5001, size_bytes=2_000_000).intact
+    await_until(lambda: running(trade.gateway) == running(trade.client), what="the same contracts on both sides")
+    assert not trade.spent()["disputed"]
+    assert trade.earned()["charged_msat"] - trade.spent()["metered_msat"] < 100_000
+
+
+def running(daemon: Daemon) -> set[str]:
+    """Return the ids of a daemon's open contracts."""
+    return {str(row["id"]) for row in daemon.json("contracts")}

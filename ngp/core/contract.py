@@ -126,10 +126,6 @@ class Contract:
         """True while the contract is running, or while its last bytes aren't counted yet."""
         return self.state in RUNNING or self.state is State.HALTING
 
-    def is_with(self, identity: bytes, link: tuple[str, bytes]) -> bool:
-        """Say whether the contract is with a neighbour, on this link: nobody else may change it."""
-        return (self.identity, self.link) == (identity, link)
-
     def move(self, state: State) -> None:
         """Change state.
 

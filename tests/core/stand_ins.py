@@ -92,11 +92,12 @@ class Kernel:
     def __init__(self) -> None:
         self.slots: dict[bytes, Slot] = {}
         self.accounts: dict[bytes, KernelAccount] = {}
-        self.entries: dict[tuple[int, Role], dict[Prefix, Slot]] = {}
+        self.entries: dict[tuple[bytes, Role], dict[Prefix, Slot]] = {}
         self.neighbours: dict[int, KernelNeighbour] = {}
         self.hints: list[Hint] = []
         self.passed: dict[bytes, int] = {}
         self._seen: dict[bytes, tuple[int, int, int | None]] = {}
+        self._whose: dict[int, bytes] = {}
 
     def limit(self, limit: AccountLimit, now: float) -> None:
         entry = self.accounts.setdefault(limit.account, KernelAccount(limit))
@@ -118,13 +119,13 @@ class Kernel:
                 self.slots[grant.contract] = slot
                 self._seen[grant.contract] = (slot.used_to, slot.used_from, None)
             slot.grant, slot.expires_at = grant, now + grant.expires_in_s
-            self.entries.setdefault((grant.neighbour, grant.role), {})[grant.destination] = slot
+            self.entries.setdefault((self._who(grant.neighbour), grant.role), {})[grant.destination] = slot
 
     def revoke(self, contract: bytes) -> None:
         slot = self.slots.pop(contract, None)
         self._seen.pop(contract, None)
         if slot is not None:
-            entries = self.entries[slot.grant.neighbour, slot.grant.role]
+            entries = self.entries[self._who(slot.grant.neighbour), slot.grant.role]
             if entries.get(slot.grant.destination) is slot:
                 del entries[slot.grant.destination]
 
@@ -185,10 +186,16 @@ class Kernel:
         where = ip_address(address)
         found = [
             (prefix.prefixlen, slot)
-            for prefix, slot in self.entries.get((neighbour, role), {}).items()
+            for prefix, slot in self.entries.get((self._who(neighbour), role), {}).items()
             if where in prefix
         ]
         return max(found, key=lambda item: item[0])[1] if found else None
+
+    def _who(self, neighbour: int) -> bytes:
+        """Return what all links of a neighbour have in common: a packet of any of them counts in the same contract."""
+        known = self.neighbours.get(neighbour)
+        who = known.identity if known is not None and known.identity else str(neighbour).encode()
+        return self._whose.setdefault(neighbour, who)
 
     def carry(self, neighbour: int, role: Role, address: str, size: int, towards: bool, now: float) -> bool | None:
         """Let a packet through (True), refuse it (False), or say that no contract covers it (None).

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from playbook import Sim, account, bought, tell
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from playbook import Node, Sim, account, bought, tell
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
@@ -94,6 +98,72 @@ def test_a_server_with_another_link_address_is_not_believed_any_bill() -> None:
     assert client.tolerated_msat <= client.paid_msat + 3 * sim.client.settings.payment_amount_msat
 
 
+def test_a_contract_that_the_client_ended_brings_its_server_no_further_payments() -> None:
+    """Its bills are believed as far as the server had money in hand, and what is paid later doesn't raise that."""
+    for ends in ("moved", "blocked"):
+        sim = Sim()
+        sim.flow(HOST, 100_000, 5)
+        old = sim.contracts(sim.client)[0].contract
+        if ends == "moved":
+            moved(sim, b"\2gate2", 1_000_000)
+        for blocked in (True, False) if ends == "blocked" else ():
+            sim.happen(sim.client, ev.BlockNeighbour(sim.gateway.identity, blocked))
+        sim.run(1)
+        sim.flow("198.51.100.2", 100_000, 5)
+        before_msat = bought(sim).paid_msat
+        for number in range(1, 30):
+            carried = 1_000_000 + 10_000_000 * number
+            line = StatementLine(old, carried, 0, 50_000 * number)
+            tell(sim, sim.client, Statement(0, 50_000 * number, 0, (line,)))
+            asked = sim.payments.invoice("gateway", 100_000)
+            tell(sim, sim.client, Invoice(asked.hex(), 100_000), decoded=sim.payments.decode(asked.hex()))
+            sim.run(1)
+        assert bought(sim).disputed
+        assert bought(sim).paid_msat - before_msat <= 5 * sim.client.settings.payment_amount_msat
+
+
+billing = st.one_of(
+    st.tuples(st.just("bill"), st.integers(0, 3), st.integers(0, 1 << 28)),
+    st.tuples(st.just("invoice"), st.integers(1, 300), st.just(0)),
+    st.tuples(st.just("move"), st.integers(0, 9), st.just(0)),
+    st.tuples(st.just("cancel"), st.integers(0, 3), st.just(0)),
+    st.tuples(st.just("carry"), st.integers(1, 3), st.integers(1, 60)),
+    st.tuples(st.just("run"), st.integers(1, 30), st.just(0)),
+)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@effort(max_examples=15, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(deeds=st.lists(billing, max_size=40))
+def test_whatever_a_server_bills_it_is_paid_little_more_than_our_meter_counted(
+    seed: int, deeds: list[tuple[str, int, int]]
+) -> None:
+    sim = Sim(seed=seed)
+    sim.flow(HOST, 100_000, 2)
+    link = sim.gateway.link
+    for deed, number, amount in deeds:
+        contracts = sim.contracts(sim.client)
+        contract = contracts[number % len(contracts)].contract
+        if deed == "bill":
+            bill = Statement(0, amount * 5 >> 10, 0, (StatementLine(contract, amount, 0, amount * 5 >> 10),))
+            tell(sim, sim.client, bill, link=link)
+        elif deed == "invoice":
+            asked = sim.payments.invoice("gateway", number * 1000)
+            decoded = sim.payments.decode(asked.hex())
+            tell(sim, sim.client, Invoice(asked.hex(), number * 1000), decoded=decoded, link=link)
+        elif deed == "move":
+            link = (link[0], b"\2gate" + bytes([number]))
+            tell(sim, sim.client, Hello("sandbox", True, True, (), "ngp", False), link=link)
+        elif deed == "cancel":
+            tell(sim, sim.client, Cancel(contract, "cancelled"), link=link)
+        elif deed == "carry":
+            sim.flow(f"198.51.100.{number}", 1000 * amount, 1)
+        sim.run(number / 10 if deed == "run" else 0.1)
+        client, amount_msat = bought(sim), sim.client.settings.payment_amount_msat
+        rest_msat = client.metered_msat // 50 + 8 * amount_msat
+        assert client.paid_msat <= client.metered_msat + rest_msat
+
+
 def test_a_server_that_sends_from_two_link_addresses_keeps_its_contracts() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2)
@@ -102,3 +172,35 @@ def test_a_server_that_sends_from_two_link_addresses_keeps_its_contracts() -> No
     tell(sim, sim.client, Hello("sandbox", True, True, (), "ngp", False))
     effects = moved(sim, b"\2gate2", 0)
     assert not [one for one in effects if isinstance(one, fx.HaltContract)]
+
+
+def new_macs(sim: Sim, *nodes: Node) -> None:
+    """Give nodes new link addresses, as when a VLAN or a cable between them is made anew; they say hello."""
+    for node in nodes:
+        node.link = (node.link[0], node.link[1] + b"2")
+    for node in (sim.gateway, sim.client):
+        sim.carry_out(node, [fx.Greet("eth1")])
+    sim.run(0.1)
+
+
+def running(sim: Sim, node: Node) -> set[bytes]:
+    return {one.contract for one in sim.contracts(node) if not one.closed_at_s}
+
+
+@pytest.mark.parametrize("moved", [("gateway",), ("client",), ("gateway", "client")])
+@pytest.mark.parametrize("lost", [False, True])
+def test_neighbours_with_new_link_addresses_agree_on_what_runs(moved: tuple[str, ...], lost: bool) -> None:
+    """Whatever each of them does about it, neither may go on with a contract that is over for the other."""
+    sim = Sim()
+    sim.flow(HOST, 100_000, 7)
+    new_macs(sim, *(getattr(sim, name) for name in moved))
+    if lost:
+        sim.silenced.add(Cancel)
+    for host in (HOST, "198.51.100.2"):
+        sim.flow(host, 50_000, 6)
+    sim.silenced.clear()
+    sim.flow(HOST, 50_000, 10)
+    sim.run(10)
+    assert running(sim, sim.gateway) == running(sim, sim.client) != set()
+    assert not bought(sim).disputed
+    assert bought(sim).charged_msat == account(sim).charged_msat

@@ -21,6 +21,7 @@ from ngp.core.orders import pending_msat
 from ngp.core.peers import Neighbour
 from ngp.core.pricing import affordable_bytes
 from ngp.core.records import BilledRecord
+from ngp.core.topups import sendable, usual_msat
 from ngp.core.world import World
 
 TOLERANCE_BYTES = 64 * 1024
@@ -42,13 +43,14 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
         purchase = world.purchase(line.contract) or world.buying.ended.get(line.contract)
         if purchase is not None and purchase.identity != neighbour.identity:
             continue
+        unmetered = purchase is None or purchase.disowned
         if purchase is None:
             # Only the ledger knows contracts that ended long ago or before a restart; the account's sum checks them.
             world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
         else:
             _contract_stated(world, neighbour, account, purchase, line.used_bytes)
         # What we don't meter must end there if it still runs. Not said each time, as a message costs a signature.
-        if disowns and (purchase is None or purchase.disowned):
+        if disowns and unmetered:
             account.disown_not_before_mono_s = world.now.monotonic_s + DISOWN_PAUSE_S
             world.send(neighbour, Cancel(line.contract))
     if statement.paid_msat > statement.charged_msat + statement.refunded_msat:  # also if credited by hand
@@ -83,38 +85,46 @@ def _contract_stated(
 def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purchase: Purchase) -> bool:
     """Say whether a server has moved to another link address, so that its bill is believed; end the contract then.
 
-    Our meter looks for the old address, so it missed the traffic since, and would miss the rest. A server that moves
-    again and again isn't believed: its bills are disputed like any other.
+    Our meter looks for the old address, so it may have missed the traffic since. The server is believed for one top-up,
+    which is ten seconds' use or more. If it moves again and again its bills are disputed like any other.
     """
     before = world.peers.neighbours.get((purchase.identity, purchase.link))
     if purchase.link == neighbour.link or purchase.link[0] != neighbour.link[0]:
         return False
     if before is not None and before.heard_mono_s >= neighbour.met_mono_s:
         return False  # it has two link addresses and sends from both
-    if purchase.running:
-        world.send(neighbour, Cancel(purchase.id))
-        world.halt(purchase, CloseReason.CANCELLED)
     if world.now.monotonic_s - account.moved_mono_s > MOVES_AGAIN_S:
         account.moved_mono_s = world.now.monotonic_s
+        top_up_msat = usual_msat(world, account, sendable(world, account.identity))
+        account.unmetered_msat = min(top_up_msat, _in_hand_msat(world, account))
         world.log(f"neighbour {account.identity.hex()[:8]} on {neighbour.link[0]} has another link address now")
+    if purchase.running:
+        _end(world, purchase)
     return world.now.monotonic_s - account.moved_mono_s <= MOVE_TAKES_S
+
+
+def _in_hand_msat(world: World, account: ServerAccount) -> int:
+    """Return how much of our money the server may have that no bill has used yet, with what we owe it at most."""
+    msat = account.paid_msat - account.refunded_msat + pending_msat(world, account.identity)
+    msat += MOST_AHEAD * world.settings.payment_amount_msat
+    return max(0, msat - max(account.charged_msat, account.metered_msat + account.tolerated_msat))
 
 
 def _forgive(world: World, account: ServerAccount, purchase: Purchase) -> None:
     """Believe what was carried while our meter didn't count: before a start, after a move or after we ended it.
 
     While we are away, the server goes on carrying what was prepaid, or what its grace covers. So what all such bills
-    say above our count is believed, up to the money that the server may have in hand. Without this limit it could bill
-    any sum, and we would go on paying. After a start, only the first bill is believed. After we ended the contract,
-    every bill is, since nobody knows when the server heard of it.
+    say above our count is believed, up to the money that the server may have in hand when the first of them comes. What
+    we pay later isn't included: else it could bill any sum, and we would go on paying. After a start, only the first
+    bill is believed. After we ended the contract, every bill is, since nobody knows when the server heard of it.
     """
     purchase.meter_lost = purchase.meter_lost and purchase.reason == CloseReason.CANCELLED.value
     used = purchase.used_bytes
-    in_hand = account.paid_msat - account.refunded_msat + pending_msat(world, account.identity)
-    in_hand += MOST_AHEAD * world.settings.payment_amount_msat
-    known = max(account.charged_msat, account.metered_msat + account.tolerated_msat)
-    believed = used + purchase.forgiven_bytes
-    believed += affordable_bytes(in_hand - known, believed, purchase.billed_bytes, purchase.prices)
+    if account.unmetered_msat is None:
+        account.unmetered_msat = _in_hand_msat(world, account)
+    before = used + purchase.forgiven_bytes
+    believed = before + affordable_bytes(account.unmetered_msat, before, purchase.billed_bytes, purchase.prices)
+    account.unmetered_msat -= purchase.due_msat(believed) - purchase.due_msat(before)
     purchase.forgiven_bytes = believed - used
     _tolerate(account, purchase, purchase.due_msat(believed) - purchase.due_msat(used))
 
@@ -168,9 +178,15 @@ def disown(world: World, purchase: Purchase) -> None:
 
     A server that is away is told when it is back, and each time it bills the contract, until it confirms the end.
     """
-    purchase.disowned = purchase.meter_lost = True
+    purchase.meter_lost = True
+    world.server(purchase.identity).unmetered_msat = None
+    _end(world, purchase)
+
+
+def _end(world: World, purchase: Purchase) -> None:
+    purchase.disowned = True
     world.halt(purchase, CloseReason.CANCELLED)
-    neighbour = world.peers.of(purchase)
+    neighbour = world.peers.any_link(purchase.identity)
     if neighbour is not None:
         world.send(neighbour, Cancel(purchase.id))
 
@@ -178,5 +194,5 @@ def disown(world: World, purchase: Purchase) -> None:
 def came_back(world: World, neighbour: Neighbour) -> None:
     """Tell a server that was away which contracts we ended meanwhile."""
     disowned = (one for one in world.buying.ended.values() if one.disowned and one.identity == neighbour.identity)
-    for purchase in islice((one for one in disowned if one.link[0] == neighbour.link[0]), MOST_DISOWNED_AGAIN):
+    for purchase in islice(disowned, MOST_DISOWNED_AGAIN):
         world.send(neighbour, Cancel(purchase.id))

@@ -49,7 +49,7 @@ def meter(world: World, purchase: Purchase, reading: Reading) -> int:
 def cancelled(world: World, neighbour: Neighbour, cancel: Cancel) -> None:
     """End a contract that its server has ended, or note that the server has ended one that we ended first."""
     purchase = world.purchase(cancel.contract) or world.buying.ended.get(cancel.contract)
-    if purchase is None or not purchase.is_with(neighbour.identity, neighbour.link):
+    if purchase is None or purchase.identity != neighbour.identity:
         return
     purchase.disowned = False
     if purchase.running:

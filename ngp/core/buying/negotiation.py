@@ -166,7 +166,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
 def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
     """Handle a server's refusal: it withdraws a quote that we accepted, or declines a renewal."""
     purchase = world.purchase(reject.contract)
-    if purchase is None or not purchase.is_with(neighbour.identity, neighbour.link):
+    if purchase is None or purchase.identity != neighbour.identity:
         return
     if purchase.state is State.RENEWING:
         renewal_over(world, purchase, f"renewal declined: {reject.reason.value}")

@@ -73,7 +73,7 @@ def renewal_proposed(
     world: World, neighbour: Neighbour, purchase: Purchase | None, propose: Propose, message_id: int
 ) -> None:
     """Answer a proposed renewal. Bytes already bought keep their price: an offset below our limit is refused."""
-    ours = purchase is not None and purchase.is_with(neighbour.identity, neighbour.link) and purchase.running
+    ours = purchase is not None and purchase.identity == neighbour.identity and purchase.running
     if purchase is None or not ours or purchase.destination != propose.destination:
         world.send(neighbour, Cancel(propose.contract), message_id)
         return

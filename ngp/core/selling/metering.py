@@ -190,6 +190,6 @@ def halted(world: World, sale: Sale, reading: Reading | None) -> None:
     world.timers.set(Due.STATEMENT, account.identity, world.now.monotonic_s + CLOSED_WAIT_S)
     account_read(world, account)
     world.forget_if_gone(sale.identity)
-    neighbour = world.peers.of(sale)
+    neighbour = world.peers.any_link(sale.identity)
     if neighbour is not None:
         world.send(neighbour, Cancel(sale.id, sale.reason))

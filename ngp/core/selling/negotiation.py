@@ -143,9 +143,12 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
 
 
 def _own_contract(world: World, neighbour: Neighbour, contract_id: bytes) -> Sale | None:
-    """Find a contract that this neighbour may change: its own, on the link on which it was made."""
+    """Find a contract that this neighbour may change: its own.
+
+    It may change it from any of its links. A router that gets a new link address can say nothing from the old one.
+    """
     sale = world.sale(contract_id)
-    return sale if sale is not None and sale.is_with(neighbour.identity, neighbour.link) else None
+    return sale if sale is not None and sale.identity == neighbour.identity else None
 
 
 def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int) -> bool:
@@ -177,13 +180,15 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
         world.move(sale, State.REJECTED, RejectReason.BUSY.value)
         _refuse(world, sale, SILENCE_S)
         return True
-    _open(world, neighbour, sale)
+    _open(world, sale)
     return False
 
 
-def _open(world: World, neighbour: Neighbour, sale: Sale) -> None:
+def _open(world: World, sale: Sale) -> None:
     account = world.client(sale.identity)
-    neighbour.quotes -= 1
+    quoted_to = world.peers.of(sale)
+    if quoted_to is not None:
+        quoted_to.quotes -= 1
     world.timers.clear(Due.QUOTE, sale.id)
     account.priced += sale.priced
     world.open(sale)
