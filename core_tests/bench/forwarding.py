@@ -75,6 +75,9 @@ def run(quick: bool) -> None:
                 gateway.ask("many", MANY_FIRST, count)
                 _small(every, count, pairs)
                 _bulk(every, count, streams, seconds)
+            gateway.metered(buys=True)
+            for name in ("up", "down"):
+                _flow(every, name, 1, pairs, f"{FRAME_BYTES}-byte UDP {name}, one destination, the gateway also buys")
 
 
 def _filter(rule: str) -> str:
@@ -110,13 +113,17 @@ def _filters(every: SideBySide, pairs: int) -> None:
 def _small(every: SideBySide, count: int, pairs: int) -> None:
     for name in ("up", "down"):
         for spread in sorted({1, count}):
-            found = report.take_pairs(pairs, every.turn(PLAIN), every.turn(METERED), _frames(every, name, spread))
             where = "one destination" if spread == 1 else "all destinations"
-            title = f"{FRAME_BYTES}-byte UDP {name}, {count:,} contracts, {where}"
-            report.ratio_line(title, found, "Mpps", MPPS, GOAL)
-            plain = every.stages[PLAIN]
-            shares = [plain.emulation_ns(getattr(plain, name), ROUND_S, spread) for _ in range(EMULATIONS)]
-            _share(found, statistics.median(shares))
+            _flow(every, name, spread, pairs, f"{FRAME_BYTES}-byte UDP {name}, {count:,} contracts, {where}")
+
+
+def _flow(every: SideBySide, name: str, spread: int, pairs: int, title: str) -> None:
+    """Measure small frames in one direction, to so many destinations."""
+    found = report.take_pairs(pairs, every.turn(PLAIN), every.turn(METERED), _frames(every, name, spread))
+    report.ratio_line(title, found, "Mpps", MPPS, GOAL)
+    plain = every.stages[PLAIN]
+    shares = [plain.emulation_ns(getattr(plain, name), ROUND_S, spread) for _ in range(EMULATIONS)]
+    _share(found, statistics.median(shares))
 
 
 def _share(found: report.Pairs, emulation_ns: float) -> None:

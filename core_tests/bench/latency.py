@@ -12,7 +12,7 @@ from core_tests.bench.probe import Probe, addresses
 from core_tests.bench.stage import MANY_FIRST
 from core_tests.lab import Lab
 
-GOAL_MEDIAN_S, GOAL_P99_S = 0.005, 0.020
+GOAL_MEDIAN_S, GOAL_P99_S = 0.0015, 0.005
 WARM = 20
 AGAIN_S = 0.2  # a refused packet isn't held, and nothing sends it again
 
@@ -31,5 +31,6 @@ def run(quick: bool) -> None:
         lost = first.sent - len(first.seconds)
         median, p99 = (report.percentile(first.seconds, share) for share in (0.5, 0.99))
         reached = not lost and median < GOAL_MEDIAN_S and p99 < GOAL_P99_S
-        report.line("first packet, median / p99", first.text(), "< 5 / < 20 ms", reached)
+        goal = f"{GOAL_MEDIAN_S * 1e3:.1f} / {GOAL_P99_S * 1e3:.0f} ms"
+        report.line("first packet, median / p99", first.text(), goal, reached)
         report.line("the next packet to each of them", again.text(), "all", again.sent == len(again.seconds))

@@ -143,9 +143,9 @@ class Gateway(Helper):
     def __init__(self, host: Host, state_dir: Path, mac: str) -> None:
         super().__init__(host, "core_tests.bench.worker", str(state_dir), mac)
 
-    def metered(self) -> None:
-        """Gate and meter traffic."""
-        self.ask("metered")
+    def metered(self, buys: bool = False) -> None:
+        """Gate and meter traffic. Args: buys: the gateway buys as well as it sells."""
+        self.ask("metered", buys)
 
 
 class Sink:

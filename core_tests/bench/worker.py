@@ -30,15 +30,15 @@ CLIENT = b"client" + bytes(26)
 PRICE_MSAT_PER_GIB = 1 << 20  # the most that an account can have at once pays for 4 TB
 
 
-def desired() -> DesiredNetwork:
-    """Return a gateway that sells on mesh0 and leads to the internet by wan0."""
+def desired(buys: bool = False) -> DesiredNetwork:
+    """Return a gateway that sells on mesh0 and leads to the internet by wan0. Args: buys: it buys as well."""
     return DesiredNetwork(
         mesh_interfaces=("mesh0",),
         lan_interfaces=(),
         upstream_interfaces=("wan0",),
         families=frozenset({4, 6}),
         sells=True,
-        buys=False,
+        buys=buys,
         free=(),
         services=(),
         own_services=(),
@@ -84,9 +84,9 @@ class Worker:
         (found,) = self.datapath.read([(1 << 64 | name).to_bytes(16, "big")])
         return {key: value for key, value in asdict(found).items() if key != "contract"}
 
-    def metered(self) -> None:
+    def metered(self, buys: bool = False) -> None:
         """Gate and meter traffic."""
-        self.datapath.apply(desired())
+        self.datapath.apply(desired(buys))
 
     def describe(self) -> dict[str, str]:
         """Return the kernel features that the datapath uses."""
