@@ -30,6 +30,9 @@ _log = logging.getLogger("ngp.bpf")
 _MESSAGES_MAX = 40
 _BATCH = 65536
 _NOEXIST = 1
+_FULL = "; it is full: raise CONTRACTS_MAX in net.conf, then: ngp stop and ngp start"
+_AS_ROOT = "; run as root"
+_REMEDIES = {errno.EPERM: _AS_ROOT, errno.EACCES: _AS_ROOT, errno.E2BIG: _FULL, errno.ENOSPC: _FULL}
 _PRINTER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _RING_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
@@ -84,7 +87,7 @@ def require(result: int, what: str) -> int:
     """
     if result >= 0:
         return result
-    remedy = "; run as root" if -result in (errno.EPERM, errno.EACCES) else ""
+    remedy = _REMEDIES.get(-result, "")
     kind = MomentError if -result == errno.ENODEV else KernelError  # the interface has just vanished
     raise kind(f"{what}: {os.strerror(-result)}{remedy}")
 

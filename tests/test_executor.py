@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
-from ngp.core.effects import CancelInvoice, Decide, Log, MakeInvoice, PayInvoice, TrackPayment
+from ngp.core.effects import (
+    CancelInvoice,
+    Decide,
+    GrantContract,
+    Log,
+    MakeInvoice,
+    PayInvoice,
+    RevokeContract,
+    TrackPayment,
+)
 from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade
+from ngp.core.messages import Role
 from ngp.core.records import PaymentKind
-from ngp.core.values import UNKNOWN_PAYMENT, InvoiceState, NewInvoice, PaymentOutcome, PaymentStatus, Verdict
+from ngp.core.values import UNKNOWN_PAYMENT, Grant, InvoiceState, NewInvoice, PaymentOutcome, PaymentStatus, Verdict
 from ngp.daemon.executor import Executor
-from ngp.errors import PaymentError
+from ngp.errors import KernelError, PaymentError
 
 HASH = b"h" * 32
 WHO = b"w" * 32
@@ -122,3 +133,30 @@ def test_a_line_for_the_log_waits_until_the_packet_is_released() -> None:
     finally:
         log.removeHandler(lines)
     assert deeds == [3, "sold"]
+
+
+def test_a_grant_that_fails_takes_no_other_along(caplog: pytest.LogCaptureFixture) -> None:
+    """The table is full until the contract that ended is out of it; one that nobody can grant is named, and no more."""
+    table = {b"old", b"halting"}
+    halted: list[bytes] = []
+    unused: Any = None
+
+    class Network:
+        def grant(self, grants: list[Grant]) -> None:
+            if any(one.contract == b"bad" for one in grants) or len(table | {one.contract for one in grants}) > 3:
+                raise KernelError(f"refused {len(grants)}")
+            table.update(one.contract for one in grants)
+            halted.extend(one.contract for one in grants if one.limit_bytes == 0)
+
+        def revoke(self, contracts: list[bytes]) -> None:
+            table.difference_update(contracts)
+
+    def granted(contract: bytes, limit_bytes: int = 1) -> Grant:
+        return Grant(contract, 7, Role.SERVER, ip_network("10.0.0.1/32"), limit_bytes, 60.0, WHO, 1)
+
+    network: Any = Network()
+    executor = Executor(unused, network, unused, unused, pytest.fail, pytest.fail)
+    grants = [granted(b"new"), granted(b"bad"), granted(b"newer"), granted(b"halting", limit_bytes=0)]
+    executor.carry_out([*map(GrantContract, grants), RevokeContract(b"old")])
+    assert table == {b"halting", b"new", b"newer"} and halted == [b"halting"]
+    assert caplog.messages == ["refused 1"]

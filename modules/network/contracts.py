@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from ngp.core.messages import Role
 from ngp.core.values import AdoptedContract, Grant, Reading
@@ -44,6 +45,7 @@ from ngp.modules.network.lines import Lines
 
 _REST_S = 1.0
 _BYTES_MAX = (1 << 63) - 1
+_Key = TypeVar("_Key", int, bytes)
 _PRICE_MAX = 1 << 40  # so a full superpacket's cost is far below what a difference of words can hold
 
 
@@ -80,6 +82,8 @@ class ContractTable:
         self._fresh = 0  # slots from here on were never used
         self._prefixes: Counter[tuple[Role, int]] = Counter()
         self._purchases = 0
+        self._of_neighbour: dict[int, set[int]] = {}  # slots by the number in their label
+        self._bought: dict[bytes, set[int]] = {}  # slots of purchases of single addresses
         self._begun: dict[int, bool] = {}  # purchases that are new, and whether they began with early bytes
         self._early = EarlyBytes(tables[layout.EARLY])
 
@@ -107,7 +111,7 @@ class ContractTable:
     def grant(self, grants: Sequence[Grant]) -> None:
         """Create or change contracts. One whose neighbour's interface doesn't exist waits for its link (see `move`).
 
-        Raises: KernelError if the table is full, or an account isn't known; then nothing changed.
+        Raises: KernelError if a table is full, or an account isn't known; then no new contract was created.
         """
         self._require_room(grants)
         payers = [self._require_account(grant) for grant in grants]
@@ -123,7 +127,11 @@ class ContractTable:
             self._write_line(slot, grant, payer, now_ns)
         for slot in taken:
             self._count(slot, 1)
-        self._enter(taken)
+        try:
+            self._enter(taken)
+        except KernelError:
+            self.revoke([self._id(slot) for slot in taken])
+            raise
         new = set(taken)
         for grant in grants:
             if grant.role is Role.CLIENT and self._slots[grant.contract] in new:
@@ -163,7 +171,12 @@ class ContractTable:
 
     def of_neighbour(self, number: int) -> list[int]:
         """List the slots of a neighbour's number."""
-        return [slot for slot in self._slots.values() if self._neighbour(slot) == number]
+        return list(self._of_neighbour.get(number, ()))
+
+    def bought_of(self, first: int, addresses: Iterable[bytes]) -> list[int]:
+        """List the slots of what we buy of a neighbour among single addresses. Args: first: its first link's number."""
+        slots = (slot for address in addresses for slot in self._bought.get(address, ()))
+        return [slot for slot in slots if self._first_of(self._neighbour(slot)) == first]
 
     def move(
         self,
@@ -183,7 +196,9 @@ class ContractTable:
         before()
         if number is not None:
             for slot in slots:
+                _change(self._of_neighbour, self._neighbour(slot), slot, -1)
                 self._lines.label_halves[(slot * LINE_BYTES + LABEL_NEIGHBOUR_AT) // 4] = number
+                _change(self._of_neighbour, number, slot, 1)
         self._enter(slots)
         then()
         new = {self._place(slot) for slot in slots}
@@ -307,14 +322,20 @@ class ContractTable:
             self._tables[table].delete(key)
 
     def _count(self, slot: int, change: int) -> None:
-        """Count purchases and prefixes, so that the kernel looks for none where there are none."""
-        _, _, _, _, _, bits, version, role_number, _ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
-        role = layout.ROLE_OF[role_number]
+        """Note or forget a contract by what it is looked for: its neighbour, its address if we buy it, and its kind.
+
+        Purchases and prefixes are counted, so that the kernel looks for none where there are none.
+        """
+        _, _, _, address, number, bits, version, role_number, _ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
+        role, is_host = layout.ROLE_OF[role_number], bits == (32 if version == 4 else 128)
+        _change(self._of_neighbour, number, slot, change)
         if role is Role.CLIENT:
+            if is_host:
+                _change(self._bought, address[: bits // 8], slot, change)
             self._purchases += change
             if self._purchases == (1 if change > 0 else 0):
                 self._show_purchases(change > 0)
-        if bits == (32 if version == 4 else 128):
+        if is_host:
             return
         kind = (role, version)
         self._prefixes[kind] += change
@@ -365,3 +386,11 @@ class ContractTable:
         for slot in self._lines.changed(self._fresh):
             if self._words[slot * LINE_WORDS + TAG] & VALID:
                 yield slot
+
+
+def _change(index: dict[_Key, set[int]], key: _Key, slot: int, change: int) -> None:
+    """Add a slot to an index (change 1), or remove it (-1)."""
+    slots = index.setdefault(key, set())
+    (slots.add if change > 0 else slots.discard)(slot)
+    if not slots:
+        del index[key]

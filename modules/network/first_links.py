@@ -7,7 +7,7 @@ first one, and the kernel treats packets of its other links like packets of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container
 
 
 class FirstLinks:
@@ -46,12 +46,12 @@ class FirstLinks:
         if not numbers:
             self._numbers.pop(identity, None)
 
-    def wanted(self, identity: bytes, present: Iterable[int]) -> dict[int, int]:
+    def wanted(self, identity: bytes, present: Container[int]) -> dict[int, int]:
         """Return the first link that each present number of an identity should have: the same as now, if possible.
 
         Args: present: the numbers of links that the kernel has now.
         """
-        numbers = self._numbers.get(identity, set()).intersection(present)
+        numbers = {number for number in self._numbers.get(identity, ()) if number in present}
         stand = {self.of(number) for number in numbers} & numbers
         return dict.fromkeys(sorted(numbers), min(stand or numbers, default=0))
 

@@ -27,7 +27,7 @@ from ngp.modules.network.neighbours import NeighbourTable
 
 HOLD_WINDOW_NS = 1_000_000_000
 HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # of one destination in a window: for anybody, and for those that have paid
-_HOSTS_SPARE = 1024
+_OWN_ADDRESSES_MOST = 4096 * 32  # of all neighbours that the daemon knows at a time, with all that a hello may name
 _FLOWS_A_CONTRACT, _FLOWS_LEAST = 4, 1 << 14
 GATE_PROGRAMS = ("xt_unpaid_up", "xt_unpaid_mesh", "xt_unpaid_lan", "xt_unknown", "xt_over_rate")
 
@@ -240,16 +240,17 @@ class Meter:
 
 
 def table_sizes(contracts_max: int) -> dict[str, int]:
-    """Return the sizes of those tables that grow with CONTRACTS_MAX. Hosts also have the neighbours' own addresses.
+    """Return the sizes of those tables that grow with CONTRACTS_MAX.
 
-    The table of flows depends on it on small routers only, whose memory customers could use up.
+    Hosts also have the own addresses that neighbours announce. There is room for all of them, since announcing costs
+    nothing; memory is taken only for those that are there. The table of flows depends on CONTRACTS_MAX on small routers
+    only, whose memory customers could use up.
     """
-    hosts = 1 << (contracts_max + _HOSTS_SPARE - 1).bit_length()
     flows = max(_FLOWS_LEAST, min(layout.FLOWS_MOST, _FLOWS_A_CONTRACT << (contracts_max - 1).bit_length()))
     return {
         **dict.fromkeys((layout.FLOWS, layout.PLACES), flows),
         **dict.fromkeys((layout.CONTRACTS, layout.LABELS, *layout.PREFIXES.values()), contracts_max),
-        **dict.fromkeys(layout.HOSTS.values(), hosts),
+        **dict.fromkeys(layout.HOSTS.values(), contracts_max + _OWN_ADDRESSES_MOST),
     }
 
 

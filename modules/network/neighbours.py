@@ -2,7 +2,9 @@
 
 The kernel knows a link by its interface's index. An interface that is made again gets another index, so `follow` looks
 at the indexes after every change and moves the contracts along. A neighbour's own addresses are in the destination
-table itself, as entries that lead to no contract: the look-up that a packet needs anyway finds them.
+table itself, as entries that lead to no contract: the look-up that a packet needs anyway finds them. A neighbour may
+say other addresses as often as it likes, so a change of them is entered at most once a second, and touches only the
+contracts for these addresses.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.contracts import ContractTable
 from ngp.modules.network.first_links import FirstLinks
+
+_OWN_EVERY_S = 1.0
 
 
 class NeighbourTable:
@@ -36,6 +40,8 @@ class NeighbourTable:
         self._numbers: dict[bytes, int] = {}
         self._known: dict[int, KernelNeighbour] = {}
         self._own: dict[int, frozenset[bytes]] = {}
+        self._own_since_s: dict[int, float] = {}  # when a neighbour's own addresses changed last
+        self._own_waits: set[int] = set()
         self._firsts = FirstLinks()
         found = {key[:10]: layout.NEIGHBOUR.unpack(value) for key, value in tables[layout.NEIGHBOURS].items()}
         for link, (number, *_) in found.items():
@@ -81,11 +87,17 @@ class NeighbourTable:
             self._write(number)
             self._firsts.add(number, neighbour.identity)
             self._join(neighbour.identity, contracts)
-            self._set_own(number, contracts)
+            self._own_waits.add(number)
+            self._enter_own(number, contracts)
 
     def follow(self, contracts: ContractTable) -> None:
         """Move neighbours whose interface got another index."""
         self.set(list(self._known.values()), contracts)
+
+    def enter_own(self, contracts: ContractTable) -> None:
+        """Enter the own addresses that had to wait, as they had changed less than a second before."""
+        for number in list(self._own_waits):
+            self._enter_own(number, contracts)
 
     def forget(self, numbers: Iterable[int], contracts: ContractTable) -> None:
         """Remove neighbours. Revoke their contracts first: without a link they cover nothing."""
@@ -98,6 +110,8 @@ class NeighbourTable:
             if link is not None:
                 self._delete_own(link, self._own.pop(number, ()))
             self._firsts.set_first(number, number)
+            self._own_since_s.pop(number, None)
+            self._own_waits.discard(number)
             self._tables[layout.LANES].delete(_lane_key(number))
             if link is not None and self._numbers.get(link) == number:
                 del self._numbers[link]
@@ -165,6 +179,7 @@ class NeighbourTable:
             return
         if old is not None and old != link:
             self._delete_own(old, self._own.pop(number, ()))
+            self._own_since_s.pop(number, None)
 
         def change() -> None:
             self._links[number], self._numbers[link] = link, number
@@ -184,6 +199,11 @@ class NeighbourTable:
             del self._numbers[old]
             self._tables[layout.NEIGHBOURS].delete(layout.neighbour_key(old))
 
+    def _enter_own(self, number: int, contracts: ContractTable) -> None:
+        if time.monotonic() - self._own_since_s.get(number, float("-inf")) >= _OWN_EVERY_S:
+            self._own_waits.discard(number)
+            self._set_own(number, contracts)
+
     def _set_own(self, number: int, contracts: ContractTable) -> None:
         """Enter a server's own addresses, under its first link."""
         link, neighbour = self._links.get(number), self._known.get(number)
@@ -193,12 +213,11 @@ class NeighbourTable:
         wanted, had = frozenset(address.packed for address in addresses), self._own.get(number, frozenset())
         if wanted == had:
             return
-        self._own[number] = wanted
+        self._own[number], self._own_since_s[number] = wanted, time.monotonic()
         for address in wanted - had:
             self._tables[_hosts(address)].set(layout.host_key(link, Role.CLIENT, address), layout.OWN_ENTRY)
         self._delete_own(link, had - wanted)
-        if had - wanted:  # the entry may have hidden a contract for the same address
-            contracts.move([slot for one in self._firsts.numbers_of(number) for slot in contracts.of_neighbour(one)])
+        contracts.move(contracts.bought_of(number, had - wanted))  # the entry may have hidden a contract
 
     def _delete_own(self, link: bytes, addresses: Iterable[bytes]) -> None:
         for address in addresses:

@@ -24,6 +24,7 @@ def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
         return
     restarted = neighbour.boot != event.boot
     returned = restarted or not neighbour.up
+    was = (neighbour.sells, neighbour.buys)
     changed = (neighbour.network, neighbour.sells, neighbour.buys, neighbour.addresses) != (
         hello.network,
         hello.sells,
@@ -39,7 +40,7 @@ def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
         neighbour.met_mono_s = world.now.monotonic_s
     neighbour.heard_mono_s, neighbour.last_seen_s = world.now.monotonic_s, world.now.utc_s
     if changed or returned:
-        if neighbour.kept:
+        if neighbour.kept and (returned or was != (hello.sells, hello.buys)):  # the record has no addresses
             world.do(Persist(neighbour.record()))
         world.tell_kernel(neighbour)
     if hello.wants_reply:

@@ -190,13 +190,24 @@ class Executor:
             self._spawn(self._read_settled(halted, [(one, self._spent_units(one.account)) for one in counts]))
 
     def _flush(self, wanted: _Wanted) -> None:
-        """Make the changes. Accounts are added before the contracts that draw on them, and removed after them."""
+        """Make the changes. Accounts are added before the contracts that draw on them, and removed after them.
+
+        Grants come before revocations, so that a destination passes from one contract to another without a gap. If they
+        fail together (the table was full), each is made by itself afterwards: one that fails takes no other along.
+        """
+        left: list[Grant] = []
         if wanted.limits:
             self._in_kernel(partial(self._network.limit_accounts, list(wanted.limits.values())))
         if wanted.grants:
-            self._in_kernel(partial(self._network.grant, list(wanted.grants)))
+            try:
+                self._network.grant(list(wanted.grants))
+            except KernelError:
+                left = list(wanted.grants)
         if wanted.revoked:
             self._in_kernel(partial(self._network.revoke, list(wanted.revoked)))
+        for grant in left:
+            if grant.contract not in wanted.revoked:
+                self._in_kernel(partial(self._network.grant, [grant]))
         if wanted.forgotten:
             self._in_kernel(partial(self._network.forget_accounts, list(wanted.forgotten)))
         wanted.clear()

@@ -10,15 +10,17 @@ import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crafted import send
 from kernel_lab import CLIENT, INTERNET, desired, dropped, passes, sh
-from meter_lab import World, metered, received, wait_until
+from meter_lab import NEIGHBOUR, World, metered, received, wait_until
 
 from core_tests.hostile import udp
 from ngp.core.messages import Role
 from ngp.core.values import KernelNeighbour
+from ngp.modules.network import neighbours
 
 BEHIND = {4: "10.77.5.5", 6: "fd00:77:5::5"}
 EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
@@ -104,11 +106,37 @@ def test_low_water_is_told_to_a_client_as_well(world: World) -> None:
     assert world.datapath.counters()["hints_lost"] == 0
 
 
-def test_own_addresses_can_change(world: World) -> None:
+def test_own_addresses_can_change(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_OWN_EVERY_S", 0.0)
     contract = world.grant(f"{CLIENT[4]}/32", role=Role.CLIENT)
     assert _ping(CLIENT[4]) and world.used(contract) == (0, 0)
     world.datapath.set_neighbours([world.neighbour(sells_to_us=True, local_addresses=())])
     assert _ping(CLIENT[4]) and world.used(contract) == (84, 84), "now it is a destination like any other"
+
+
+def test_addresses_that_change_all_the_time_wait_and_touch_no_other_contract(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neighbour can say other addresses hundreds of times a second, and may have thousands of contracts."""
+    world.limit()
+    for n in range(100):
+        world.grant(f"10.1.{n}.1/32")
+    hidden = world.grant(f"{CLIENT[4]}/32", role=Role.CLIENT)
+    running: Any = world.datapath._running
+    places: list[int] = []
+    place = running.contracts._place
+    monkeypatch.setattr(running.contracts, "_place", lambda slot: places.append(slot) or place(slot))
+    monkeypatch.setattr(neighbours, "_OWN_EVERY_S", 1e9)
+    for n in range(100):
+        others = (ip_address(f"10.2.{n}.1"),)
+        world.datapath.set_neighbours([world.neighbour(sells_to_us=True, local_addresses=others)])
+    world.datapath._expire()
+    assert not places and running.neighbours.is_own(NEIGHBOUR, ip_address(CLIENT[4]).packed), "too early"
+    monkeypatch.setattr(neighbours, "_OWN_EVERY_S", 0.0)
+    world.datapath._expire()
+    assert len(set(places)) == 1 and running.neighbours.is_own(NEIGHBOUR, ip_address("10.2.99.1").packed)
+    assert not running.neighbours.is_own(NEIGHBOUR, ip_address("10.2.98.1").packed)
+    assert _ping(CLIENT[4]) and world.used(hidden) == (84, 84)
 
 
 def _ping(address: str) -> bool:

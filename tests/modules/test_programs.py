@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from ngp.core.forgetting import MOST_NEIGHBOURS
 from ngp.errors import KernelError
 from ngp.modules import bpf
 from ngp.modules.link import inlet
 from ngp.modules.link.udp import UdpLink
 from ngp.modules.network import bpf as meter_bpf
 from ngp.modules.network import check as host_check
+from ngp.modules.network import layout
 from ngp.modules.network.meter import table_sizes
+from ngp.wire import MAX_ADDRESSES
 from tests.modules.kernel_lab import desired
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +71,27 @@ def test_the_meter_loads_in_the_size_of_its_tables() -> None:
     assert host_check.meter(desired()).ok
     huge = host_check.meter(desired(contracts_max=2**32 - 2**16))
     assert not huge.ok and "refuses the table ngp_" in huge.found and "smaller CONTRACTS_MAX" in huge.found
+
+
+@pytest.mark.parametrize("contracts_max", [1, 1000, 131072])
+def test_addresses_that_neighbours_announce_leave_every_contract_its_place(contracts_max: int) -> None:
+    """Keys cost nothing, and each may announce as many addresses as a hello takes."""
+    announced = MOST_NEIGHBOURS * MAX_ADDRESSES
+    assert all(table_sizes(contracts_max)[name] >= contracts_max + announced for name in layout.HOSTS.values())
+
+
+def test_a_full_table_says_what_helps() -> None:
+    programs = bpf.Programs(meter_bpf.object_path(), {layout.HOSTS[4]: 1}, {})
+    table = programs.table(layout.HOSTS[4])
+    try:
+        keys = [bytes([n]) * table.key_bytes for n in range(2)]
+        with pytest.raises(KernelError, match=r"ngp_hosts4.*it is full: raise CONTRACTS_MAX in net\.conf, then"):
+            table.set_many(keys, [bytes(table.value_bytes)] * 2)
+        with pytest.raises(KernelError, match="it is full"):
+            table.set(keys[1], bytes(table.value_bytes))
+    finally:
+        table.close()
+        programs.close()
 
 
 def test_a_check_leaves_nothing_open(refused: Path) -> None:
