@@ -34,12 +34,14 @@ class OwnInvoice:
         asked: our node is making an invoice.
         not_before_mono_s: until then no other invoice is made, and this one isn't sent again.
         declined: how many invoices the neighbour declined in a row.
+        hurried_mono_s: when another invoice was last made early, since the neighbour said that it would pay now.
     """
 
     payment_hash: bytes = b""
     asked: bool = False
     not_before_mono_s: float = 0.0
     declined: int = 0
+    hurried_mono_s: float = float("-inf")
 
 
 @dataclass(slots=True, eq=False)

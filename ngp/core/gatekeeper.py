@@ -154,6 +154,8 @@ class Gatekeeper:
                     world.settings = event.settings
                     seller.forget_refusals(world)
                     buyer.ask_again(world)
+                    for account in world.servers.values():
+                        payments.pay_now(world, account)
             case BlockNeighbour():
                 (blocking.block if event.blocked else blocking.unblock)(world, event.identity)
             case RefundNeighbour():

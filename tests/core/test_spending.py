@@ -66,6 +66,32 @@ def test_budget_holds_and_is_named() -> None:
     assert any("BUDGET_HOUR" in e.text for e in sim.client.log if isinstance(e, fx.Log))
 
 
+def test_a_raised_budget_is_paid_from_at_once() -> None:
+    """The server would wait for up to a minute before its next invoice."""
+    tight = Budgets(20_000_000, None, 15_000, 200_000_000, None)
+    sim = Sim(settings(payment_amount_msat=10_000), settings(sells=False, payment_amount_msat=10_000, budgets=tight))
+    sim.flow(HOST, 50_000, 180)
+    spent_msat = account(sim).paid_msat
+    assert account(sim).balance_msat <= 1000 <= spent_msat
+    sim.happen(sim.client, ev.SettingsChanged(settings(sells=False, payment_amount_msat=10_000)))
+    sim.run(1)
+    assert account(sim).paid_msat > spent_msat
+    delivered = sim.passed
+    sim.flow(HOST, 20_000, 3)
+    assert sim.passed - delivered >= 55_000
+
+
+def test_an_invoice_for_a_client_that_would_pay_now_is_not_made_often() -> None:
+    sim = Sim(client=settings(sells=False, budgets=Budgets(20_000_000, None, 0, 200_000_000, None)))
+    sim.flow(HOST, 50_000, 60)
+    declined = list(sim.gateway.world.money.invoices)[-1]
+    sim.gateway.log.clear()
+    for _ in range(200):
+        tell(sim, sim.gateway, Declined(declined, DeclineReason.AMOUNT, 5000))
+        sim.run(0.1)
+    assert len([one for one in sim.gateway.log if isinstance(one, fx.MakeInvoice)]) <= 3
+
+
 def test_a_fee_above_the_limit_is_not_paid_and_a_reload_raises_it() -> None:
     sim = Sim(client=settings(sells=False, fee_limit=FeeLimit(10_000, 1000)))
     sim.payments.fee_msat = 1500

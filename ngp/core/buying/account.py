@@ -33,6 +33,7 @@ class ServerAccount(Account):
         sent: our meter has counted something that we sent by this server.
         backoff: the pause after failed payments of this server's invoices.
         moved_mono_s: when the server was last found on another link address than its contracts'.
+        declined_hash: of the invoice that we declined last, until we pay one or say that we would pay now.
         unmetered_msat: how much more we believe that was carried while our meter didn't count; None: as much as the
             server has in hand when the next such bill comes.
         disown_not_before_mono_s: until then we don't cancel further contracts that the server bills and we don't know.
@@ -48,6 +49,7 @@ class ServerAccount(Account):
     sent: bool = False
     backoff: Backoff = field(default_factory=Backoff)
     moved_mono_s: float = float("-inf")
+    declined_hash: bytes = b""
     unmetered_msat: int | None = None
     disown_not_before_mono_s: float = 0.0
 

@@ -7,6 +7,7 @@ with the same limit, so both sides get the same number.
 from __future__ import annotations
 
 from ngp.core import networks
+from ngp.core.buying.payments import pay_now
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import live_until, renewal_over, renewal_proposed
 from ngp.core.contract import CloseReason, State
@@ -161,6 +162,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
     world.save(purchase)
     world.grant(purchase)
     world.send(neighbour, Accept(purchase.id, propose.price_msat_per_gib, propose.data_limit_bytes), message_id)
+    pay_now(world, account)
 
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:

@@ -49,16 +49,37 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     if may_be_forgotten(world, decoded.expires_in_s):
         return _lapsed(world, neighbour, payment_hash, _PAID_BEFORE)
     if neighbour.identity in world.peers.blocked or not world.settings.buys:
+        if (bought := world.servers.get(neighbour.identity)) is not None:
+            bought.declined_hash = payment_hash
         world.send(neighbour, Declined(payment_hash, DeclineReason.NOT_BUYING))
         return True
     account = world.server(neighbour.identity)
     reason, instead = _objection(world, neighbour, account, invoice.amount_msat, decoded)
     if reason is not None:
+        account.declined_hash = payment_hash
         world.send(neighbour, Declined(payment_hash, reason, instead))
         return True
+    account.declined_hash = b""
     fee_limit_msat = world.settings.fee_limit.of_msat(invoice.amount_msat)
     pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat, fee_limit_msat)
     return False
+
+
+def pay_now(world: World, account: ServerAccount) -> None:
+    """Tell a server whose invoice we declined what we would pay now: else its next invoice may be a minute away."""
+    neighbour = world.peers.any_link(account.identity)
+    if not account.declined_hash or neighbour is None or account.disputed:
+        return
+    if account.identity in world.peers.blocked or not world.settings.buys:
+        return
+    if not account.running and account.balance_msat >= 0:
+        return
+    bounds = sendable(world, account.identity)
+    most_msat = min(_ahead_msat(world, account, bounds), _room_msat(world, account.identity), bounds.most_msat)
+    amount_msat = 0 if bounds.why_not else _worth_asking(most_msat, bounds)
+    if amount_msat:
+        world.send(neighbour, Declined(account.declined_hash, DeclineReason.AMOUNT, amount_msat))
+        account.declined_hash = b""
 
 
 def _lapsed(world: World, neighbour: Neighbour, payment_hash: bytes, why_not: str) -> bool:
@@ -93,11 +114,7 @@ def _objection(
     waits = backoff_of(world, account).not_before_mono_s > world.now.monotonic_s
     if waits or len(pending(world, neighbour.identity)) >= MOST_PENDING:
         return DeclineReason.BUSY, 0
-    most = MOST_AHEAD * usual_msat(world, account, bounds)
-    if grows(world, account):
-        most = max(most, 3 * account.top_up.amount_msat)
-    unspent = account.paid_msat - account.used_msat - account.refunded_msat
-    ahead = most - unspent - pending_msat(world, neighbour.identity)
+    ahead = _ahead_msat(world, account, bounds)
     if amount_msat > ahead:
         return DeclineReason.AMOUNT, _worth_asking(ahead, bounds)
     fees = world.settings.fee_limit
@@ -106,9 +123,23 @@ def _objection(
     if limit is None:
         return None, 0
     world.log(f"invoice of {amount_msat} msat from {neighbour.identity.hex()[:8]} declined: {limit}", logging.WARNING)
-    room = room_msat(world.settings.budgets, world.money.spending, neighbour.identity, world.now.utc_s)
     account.why_not = limit
-    return DeclineReason.BUDGET, _worth_asking(fees.fits_msat(room), bounds)
+    return DeclineReason.BUDGET, _worth_asking(_room_msat(world, neighbour.identity), bounds)
+
+
+def _ahead_msat(world: World, account: ServerAccount, bounds: Bounds) -> int:
+    """Return how much more of our money a server may have unspent; negative if it has too much already."""
+    most = MOST_AHEAD * usual_msat(world, account, bounds)
+    if grows(world, account):
+        most = max(most, 3 * account.top_up.amount_msat)
+    unspent = account.paid_msat - account.used_msat - account.refunded_msat
+    return most - unspent - pending_msat(world, account.identity)
+
+
+def _room_msat(world: World, identity: bytes) -> int:
+    """Return the largest payment to a server that the budgets allow, with its fee."""
+    room = room_msat(world.settings.budgets, world.money.spending, identity, world.now.utc_s)
+    return world.settings.fee_limit.fits_msat(room)
 
 
 def _unsendable(

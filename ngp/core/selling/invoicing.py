@@ -16,7 +16,7 @@ from ngp.core.reach import Bounds, Reach
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
 from ngp.core.selling.account import ClientAccount
 from ngp.core.timers import Due
-from ngp.core.topups import grows, note_why_not, pause_s, receivable, sendable, usual_msat
+from ngp.core.topups import MOST_PAUSE_S, grows, note_why_not, pause_s, receivable, sendable, usual_msat
 from ngp.core.world import World
 
 FIRST_PAUSE_S = 0.5
@@ -76,7 +76,12 @@ def _remind(world: World, account: ClientAccount) -> None:
 
 
 def invoice_declined(world: World, record: PaymentRecord, declined: Declined) -> None:
-    """Withdraw an invoice that the client won't pay: ask for what it would pay, or wait a little."""
+    """Withdraw an invoice that the client won't pay: ask for what it would pay, or wait a little.
+
+    If it is withdrawn already, the client says that it would pay this much now.
+    """
+    if record.state in (PaymentState.WITHDRAWN, PaymentState.CANCELLED):
+        _hurry(world, record.identity, declined.amount_msat)
     if record.state is not PaymentState.OPEN:
         return
     account = world.client(record.identity)
@@ -92,6 +97,17 @@ def invoice_declined(world: World, record: PaymentRecord, declined: Declined) ->
     account.invoice.not_before_mono_s = world.now.monotonic_s + wait_s
     if account.running:
         world.timers.set(Due.INVOICE, account.identity, account.invoice.not_before_mono_s)
+
+
+def _hurry(world: World, identity: bytes, amount_msat: int) -> None:
+    """Make the next invoice at once, but not often: a client must not keep our node busy with invoices."""
+    account, now = world.clients.get(identity), world.now.monotonic_s
+    if account is None or not amount_msat or not account.invoice.declined:
+        return
+    if now - account.invoice.hurried_mono_s >= MOST_PAUSE_S:
+        account.invoice.hurried_mono_s, account.invoice.not_before_mono_s = now, 0.0
+        account.most_asked_msat = max(amount_msat, world.node.least_amount_msat)
+        top_up_if_low(world, account)
 
 
 def _declined_for(declined: Declined) -> str:
