@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ngp.core.account import Account
 from ngp.core.allowance import Allowance
@@ -382,11 +382,18 @@ class World:
         self.save_account(self.account_of(contract))
 
     def save_contract(self, contract: Contract) -> None:
-        """Write a contract; the caller writes its account in the same step, so that their sums agree after a crash."""
+        """Write a contract; the caller writes its account in the same step, so that their sums agree after a crash.
+
+        A contract that was accepted without money and is being renewed is written as accepted. A restart gives up the
+        renewal, and the contract must still end if nobody pays for it.
+        """
+        account, record = self.account_of(contract), contract.record()
+        if contract.state is State.RENEWING and contract.id in account.unpaid:
+            record = replace(record, state=State.ACCEPTED.value)
         self.unflushed.discard(contract.id)
-        self.account_of(contract).unsaved_msat -= contract.unsaved_msat
+        account.unsaved_msat -= contract.unsaved_msat
         contract.unsaved_msat = 0
-        self.do(Persist(contract.record()))
+        self.do(Persist(record))
 
     def move(self, contract: Contract, state: State, reason: str = "") -> None:
         """Change a contract's state and write one line to the log."""

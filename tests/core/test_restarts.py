@@ -10,7 +10,8 @@ from scripted_neighbour import ScriptedNeighbour
 from test_money import spare_units
 
 from ngp.core import effects as fx
-from ngp.core.messages import Role
+from ngp.core.contract import State
+from ngp.core.messages import Accept, Invoice, Role
 from ngp.core.restore import FORGET_NEIGHBOUR_S
 from ngp.core.values import UNITS_PER_MSAT
 
@@ -34,6 +35,27 @@ def test_restart_goes_on_and_counts_nothing_twice(who: str, reboot: bool) -> Non
         carried = sum(c.used_to_bytes + c.used_from_bytes for c in sim.contracts(sim.gateway))
         assert carried == sim.passed
     assert not bought(sim).disputed
+
+
+def test_a_contract_that_dies_with_its_renewal_still_ends_unpaid() -> None:
+    """Accepted on grace and never paid, it was being renewed when the gateway's daemon was killed."""
+    small = {"contract_data_bytes": 64 << 10, "data_renewal_bytes": 48 << 10}
+    sim = Sim(settings(**small), settings(**small, sells=False))
+    sim.silenced.add(Invoice)
+    sim.up(HOST)
+    sim.run(0.5)
+    sim.silenced.add(Accept)
+    sim.flow(HOST, 20_000, 1.5)
+    for node in (sim.gateway, sim.client):
+        (contract,) = node.world.contracts.values()
+        assert node is sim.client or contract.state is State.RENEWING
+        node.world.effects = []
+        node.world.save(contract)
+        sim.carry_out(node, node.world.effects)
+        sim.crash(node)
+        assert [one.state for one in node.world.contracts.values()] == [State.ACCEPTED]
+    sim.run(sim.gateway.settings.grace_time_s + 3)
+    assert states(sim) == [("closed", "unpaid")]
 
 
 def test_a_restarted_client_reserves_nothing() -> None:

@@ -80,5 +80,5 @@ def paid_for(world: World, account: ServerAccount) -> None:
     for purchase in account.unpaid.values():
         if purchase.state is State.ACCEPTED:
             world.move(purchase, State.ACTIVE)
-            world.unflushed.add(purchase.id)
+        world.unflushed.add(purchase.id)
     account.unpaid.clear()

@@ -162,12 +162,13 @@ def paid_for(world: World, account: ClientAccount) -> None:
     waited = list(account.unpaid.values())
     if account.funds_msat > 0:
         world.timers.clear(Due.UNPAID, account.identity)
+        account.unpaid.clear()
         for sale in waited:
             _redeem_opening(world, account, sale)
             if sale.state is State.ACCEPTED:
                 world.move(sale, State.ACTIVE)
+            if sale.running:
                 world.save_contract(sale)
-        account.unpaid.clear()
     account_read(world, account)
     for sale in waited:
         release(world, sale)
