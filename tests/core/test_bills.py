@@ -11,6 +11,7 @@ from playbook import Node, Sim, account, bought, tell
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.messages import Cancel, Hello, Invoice, Statement, StatementLine
+from ngp.daemon.api.rows import account_row
 
 HOST = "198.51.100.1"
 
@@ -120,6 +121,24 @@ def test_a_contract_that_the_client_ended_brings_its_server_no_further_payments(
             sim.run(1)
         assert bought(sim).disputed
         assert bought(sim).paid_msat - before_msat <= 5 * sim.client.settings.payment_amount_msat
+
+
+def test_a_client_is_told_of_payments_that_its_server_has_forgotten() -> None:
+    """The server has restored an older ledger. A payment that is under way is no reason to warn."""
+    sim = Sim()
+    sim.flow(HOST, 100_000, 5)
+    paid_msat = bought(sim).paid_msat
+    assert paid_msat
+    told = Statement(paid_msat - 40_000, 0, 0, ())
+    tell(sim, sim.client, told)
+    assert not bought(sim).missing_msat
+    sim.run(100)
+    logs = [log for _ in range(3) for log in tell(sim, sim.client, told) if isinstance(log, fx.Log)]
+    (warning,) = [log.text for log in logs]
+    assert f"{paid_msat - 40_000} msat of {paid_msat} msat" in warning and "credit 40000 msat" in warning
+    assert "40000 msat" in str(account_row(bought(sim), False).why_not)
+    tell(sim, sim.client, Statement(paid_msat, 0, 0, ()))
+    assert account_row(bought(sim), False).why_not is None
 
 
 billing = st.one_of(

@@ -34,6 +34,7 @@ class ServerAccount(Account):
         backoff: the pause after failed payments of this server's invoices.
         moved_mono_s: when the server was last found on another link address than its contracts'.
         declined_hash: of the invoice that we declined last, until we pay one or say that we would pay now.
+        missing_msat: how much of what we paid the server's statements lack; it may have restored an older ledger.
         unmetered_msat: how much more we believe that was carried while our meter didn't count; None: as much as the
             server has in hand when the next such bill comes.
         disown_not_before_mono_s: until then we don't cancel further contracts that the server bills and we don't know.
@@ -50,6 +51,7 @@ class ServerAccount(Account):
     backoff: Backoff = field(default_factory=Backoff)
     moved_mono_s: float = float("-inf")
     declined_hash: bytes = b""
+    missing_msat: int = 0
     unmetered_msat: int | None = None
     disown_not_before_mono_s: float = 0.0
 

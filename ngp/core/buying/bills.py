@@ -20,7 +20,7 @@ from ngp.core.messages import Cancel, Role, Statement
 from ngp.core.orders import pending_msat
 from ngp.core.peers import Neighbour
 from ngp.core.pricing import affordable_bytes
-from ngp.core.records import BilledRecord
+from ngp.core.records import BilledRecord, PaymentKind, PaymentState
 from ngp.core.topups import sendable, usual_msat
 from ngp.core.world import World
 
@@ -29,6 +29,7 @@ TOLERANCE_SHARE = 100  # 1 %
 FIRST_PACKETS_BYTES = 2 * 1500
 DISOWN_PAUSE_S = 0.5
 MOST_DISOWNED_AGAIN = 256
+CREDITED_WITHIN_S = 60
 MOVE_TAKES_S = 60.0
 MOVES_AGAIN_S = 3600.0
 
@@ -55,6 +56,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             world.send(neighbour, Cancel(line.contract))
     if statement.paid_msat > statement.charged_msat + statement.refunded_msat:  # also if credited by hand
         metering.paid_for(world, account)
+    _look_for_missing(world, account, statement.paid_msat)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
     tolerance_msat = account.tolerated_msat + account.metered_msat // TOLERANCE_SHARE
     tolerance_msat += world.settings.payment_amount_msat
@@ -80,6 +82,27 @@ def _contract_stated(
         found = f"{purchase.billed_bytes} bytes billed, {purchase.used_bytes} metered, {purchase.destination}"
         _dispute(world, account, found)
     _tolerate(account, purchase, first_packets_msat(purchase))
+
+
+def _look_for_missing(world: World, account: ServerAccount, credited_msat: int) -> None:
+    """Warn if a server's statement lacks payments whose preimages we have, as after it restored an older ledger.
+
+    The latest payments don't count: the statement may have been on its way already.
+    """
+    missing_msat = account.paid_msat - credited_msat
+    if missing_msat > 0:
+        since_s = world.now.utc_s - CREDITED_WITHIN_S
+        paid = (one for one in world.money.payments.values() if one.identity == account.identity)
+        top_ups = (one for one in paid if one.kind is PaymentKind.TOP_UP and one.state is PaymentState.SUCCEEDED)
+        missing_msat -= sum(one.amount_msat for one in top_ups if one.settled_at_s >= since_s)
+    account.missing_msat = max(0, missing_msat)
+    if account.missing_msat:
+        who = account.identity.hex()[:8]
+        world.log_seldom(
+            ("missing", account.identity),
+            f"{who} has credited {credited_msat} msat of {account.paid_msat} msat that we paid it: perhaps it restored "
+            f"an older ledger. Ask its operator to credit {account.missing_msat} msat; `ngp ledger` names the payments",
+        )
 
 
 def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purchase: Purchase) -> bool:

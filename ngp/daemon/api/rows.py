@@ -165,9 +165,15 @@ def account_row(
         metered_msat=_metered_msat(found),
         contracts=live.running if live else 0,
         disputed=bill.disputed,
-        why_not=(live.why_not or None) if live else None,
+        why_not=_why_not(live) or None,
         real_money=real_money,
     )
+
+
+def _why_not(live: ClientAccount | ServerAccount | None) -> str:
+    if isinstance(live, ServerAccount) and live.missing_msat and not live.why_not:
+        return f"it hasn't credited {live.missing_msat} msat that we paid; perhaps it restored an older ledger"
+    return live.why_not if live is not None else ""
 
 
 def _metered_msat(found: ClientAccount | ServerAccount | AccountRecord) -> int:
