@@ -67,25 +67,23 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
     if rule is not None and rule.prefix.prefixlen > 0:
         destination = rule.prefix
     elif rule is None and route is not None and route.prefixlen >= LEAST_NETWORK_BITS[route.version]:
-        destination = _without_other_prices(settings, route, host)
+        destination = route
+    if _inner_rules(settings, destination, interface):  # a part of it has a price of its own
+        destination = host
     return SellTerms(destination, ask, least)
-
-
-def _without_other_prices(settings: Settings, route: Prefix, host: Prefix) -> Prefix:
-    """Return the route if no PRICES entry sets a price for a part of it, else the host alone."""
-    return host if any(covers(route, rule.prefix) for rule in settings.prices) else route
 
 
 def ask_terms(settings: Settings, destination: Prefix, interface: str) -> SellTerms:
     """Decide what to propose for a destination that a client names.
 
     A prefix costs as much as its most expensive part. Otherwise a client could reach that part at the wider prefix's
-    lower price.
+    lower price. For the same reason the destination isn't widened to a PRICES entry's prefix that has such parts.
     """
     covering = price_rule(settings, destination, interface)
     ask, least = _sell_prices(settings, covering)
-    if covering is not None and covering.prefix.prefixlen > 0:
-        return SellTerms(covering.prefix, ask, least)
+    widest = covering.prefix if covering is not None and covering.prefix.prefixlen > 0 else destination
+    if not _inner_rules(settings, widest, interface):
+        return SellTerms(widest, ask, least)
     for rule in _inner_rules(settings, destination, interface):
         inner_ask, inner_least = _sell_prices(settings, rule)
         ask, least = max(ask, inner_ask), max(least, inner_least)

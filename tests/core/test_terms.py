@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -18,12 +19,13 @@ from ngp.core.policy import (
     answer_counter,
     answer_proposal,
     ask_in_round,
+    ask_terms,
     sell_terms,
 )
 from ngp.core.prefixes import host_prefix
 from ngp.core.pricing import GIB, affordable_bytes, amount_due_msat
 from ngp.core.selling.sale import Sale
-from ngp.core.settings import Budgets
+from ngp.core.settings import Budgets, PriceRule
 from ngp.core.timers import Due, Timers
 
 FAST = effort(derandomize=True, database=None)
@@ -177,3 +179,19 @@ def test_timers_ring_as_set_last_and_stay_small(changes: list[tuple[int, int | N
 def test_a_default_route_is_never_sold_whole_nor_a_part_of_one(address: str, route: str, sold: str) -> None:
     terms = sell_terms(settings(), ip_address(address), "mesh0", ip_network(route))
     assert terms.destination == ip_network(sold)
+
+
+def test_a_prefix_is_never_sold_below_the_price_of_a_part_of_it() -> None:
+    def entry(prefix: str, msat: int, interface: str | None = None) -> PriceRule:
+        return PriceRule(ip_network(prefix), msat, None, None, None, interface)
+
+    cheap, dear = entry("10.0.0.0/8", 1), entry("10.1.0.0/16", 100)
+    both, apart = settings(prices=(cheap, dear)), settings(prices=(cheap, replace(dear, interface="mesh1")))
+    held = {each: sell_terms(both, ip_address(each), "mesh0", None) for each in ("10.1.0.1", "10.2.0.1")}
+    assert held["10.1.0.1"] == SellTerms(ip_network("10.1.0.0/16"), 100, 100)
+    assert held["10.2.0.1"] == SellTerms(ip_network("10.2.0.1/32"), 1, 1)
+    assert sell_terms(apart, ip_address("10.2.0.1"), "mesh0", None) == SellTerms(ip_network("10.0.0.0/8"), 1, 1)
+    asked = {each: ask_terms(both, ip_network(each), "mesh0") for each in ("10.0.0.0/8", "10.0.0.0/15", "10.2.0.0/16")}
+    assert [terms.ask_msat_per_gib for terms in asked.values()] == [100, 100, 1]
+    assert all(terms.destination == ip_network(each) for each, terms in asked.items())
+    assert ask_terms(apart, ip_network("10.2.0.0/16"), "mesh0") == SellTerms(ip_network("10.0.0.0/8"), 1, 1)
