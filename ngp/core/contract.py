@@ -79,6 +79,7 @@ class Contract:
         rate: bytes carried a second; its time is when the contract last carried some.
         renewed_at_bytes: what had been used at the last renewal.
         pools: where the contract counts as an opening that came to nothing, until it is used.
+        of_stranger: it takes of the room for contracts with neighbours that no money passed to or from.
     """
 
     role: ClassVar[Role]
@@ -105,6 +106,7 @@ class Contract:
     rate: Rate = field(default_factory=Rate)
     renewed_at_bytes: int = 0
     pools: Pools = ()
+    of_stranger: bool = False
 
     @property
     def used_bytes(self) -> int:

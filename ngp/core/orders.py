@@ -12,7 +12,7 @@ from dataclasses import replace
 from ngp.core.buying import metering
 from ngp.core.buying.account import Backoff, ServerAccount
 from ngp.core.effects import PayInvoice, Persist, TrackPayment
-from ngp.core.messages import Declined, DeclineReason, Paid
+from ngp.core.messages import Declined, DeclineReason, Paid, Role
 from ngp.core.peers import Neighbour
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.timers import Due
@@ -178,6 +178,8 @@ def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> 
 
 def _prepaid(world: World, server: ServerAccount, amount_msat: int) -> None:
     server.paid_msat += amount_msat
+    if server.paid_msat == amount_msat:
+        world.first_paid(Role.CLIENT, server.identity)
     backoff_of(world, server).failures = 0
     note_top_up(world, server, amount_msat)
     if server.balance_msat > 0:

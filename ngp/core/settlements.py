@@ -8,7 +8,7 @@ from hashlib import sha256
 
 from ngp.core.account import Account
 from ngp.core.effects import Persist, ProveSettlement
-from ngp.core.messages import Paid
+from ngp.core.messages import Paid, Role
 from ngp.core.records import CursorRecord, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.selling import metering
 from ngp.core.timers import Due
@@ -94,6 +94,7 @@ def _paid(world: World, record: PaymentRecord, amount_msat: int) -> None:
     account.paid_msat += amount_msat
     if account.paid_msat == amount_msat:  # its first payment: the kernel must no longer treat it as a newcomer
         world.tell_kernel_of(record.identity)
+        world.first_paid(Role.SERVER, record.identity)
     account.invoice.declined = 0
     note_top_up(world, account, amount_msat)
     world.log(f"payment of {amount_msat} msat received from {record.identity.hex()[:8]}")

@@ -109,6 +109,8 @@ class World:
         credit: outstanding grace, by link and interface.
         acknowledged: bills of closed sales that clients acknowledged lately, with the time.
         logged: when `log_seldom` wrote a line about something, the oldest first.
+        strangers: how many of `contracts` are with neighbours that no money passed to or from. Quotes and refusals are
+            among them.
         unflushed: contracts whose latest totals the ledger doesn't have yet.
     """
 
@@ -127,6 +129,7 @@ class World:
     credit: CreditLine = field(default_factory=CreditLine)
     openings: Openings = field(default_factory=Openings)
     timers: Timers = field(default_factory=Timers)
+    strangers: int = 0
     unflushed: set[bytes] = field(default_factory=set)
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     logged: dict[tuple[str, bytes], float] = field(default_factory=dict)
@@ -303,6 +306,8 @@ class World:
     def add_contract(self, contract: Sale | Purchase) -> None:
         """Enter a contract."""
         self.contracts[contract.id] = contract
+        contract.of_stranger = not self._trades(contract.role, contract.identity)
+        self.strangers += contract.of_stranger
         if isinstance(contract, Sale):
             self.sales.add(contract)
         else:
@@ -316,6 +321,7 @@ class World:
         for due in CONTRACT_TIMERS:
             self.timers.clear(due, contract.id)
         self.contracts.pop(contract.id, None)
+        self._is_no_strangers(contract)
         if isinstance(contract, Sale):
             self.sales.remove(contract)
         else:
@@ -428,12 +434,40 @@ class World:
         self.save(contract)
         self.remove_contract(contract)
 
+    # --- room ---------------------------------------------------------------------------------------------------------
+
+    def _trades(self, role: Role, identity: bytes) -> bool:
+        """Say whether money has passed between us and a neighbour. Args: role: ours."""
+        accounts = self.clients if role is Role.SERVER else self.servers
+        account = accounts.get(identity)
+        return account is not None and account.paid_msat > 0
+
+    def is_full(self, role: Role, identity: bytes) -> bool:
+        """Say whether there is no room for one more contract with a neighbour. Args: role: ours.
+
+        Quotes cost nothing, nor do contracts that aren't used. So all strangers together take at most half of the room:
+        the rest is for neighbours that money passed to or from.
+        """
+        most = self.settings.contracts_max
+        if len(self.contracts) >= most:
+            return True
+        return self.strangers >= max(16, most // 2) and not self._trades(role, identity)
+
+    def first_paid(self, role: Role, identity: bytes) -> None:
+        """Note that the first money has passed: a neighbour's contracts take no more of the strangers' room."""
+        for neighbour in self.peers.links_of(identity):
+            for contract in neighbour.contracts.values():
+                if contract.role is role:
+                    self._is_no_strangers(contract)
+
+    def _is_no_strangers(self, contract: Contract) -> None:
+        self.strangers -= contract.of_stranger
+        contract.of_stranger = False
+
     # --- openings -----------------------------------------------------------------------------------------------------
 
     def _pools(self, role: Role, identity: bytes, link: Link) -> Pools:
-        accounts = self.clients if role is Role.SERVER else self.servers
-        account = accounts.get(identity)
-        return pools_of(role, identity, link, account is not None and account.paid_msat > 0)
+        return pools_of(role, identity, link, self._trades(role, identity))
 
     def may_open(self, role: Role, neighbour: Neighbour) -> bool:
         """Say whether a neighbour may open one more contract; if it may not, the log says so."""

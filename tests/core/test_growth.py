@@ -5,19 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import ip_network
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from playbook import Sim, settings
+from playbook import Sim, account, settings
 from scripted_neighbour import HELLO, ScriptedNeighbour, host, messages
 
 from ngp import store
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core import forgetting
 from ngp.core.contract import CloseReason, State
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
 from ngp.core.openings import (
@@ -297,6 +298,37 @@ def test_the_file_stays_below_what_the_architecture_says(tmp_path: Path) -> None
             pass
     assert len(ledger.contracts(include_closed=True)) > FORGIVEN_AN_HOUR
     assert largest < 2 * 8 << 20, "8 MB in each role"
+
+
+@pytest.mark.parametrize("in_role", [Role.SERVER, Role.CLIENT])
+def test_strangers_leave_half_of_all_places_to_neighbours_that_money_passed_to(in_role: Role) -> None:
+    sim = Sim(gateway=settings(contracts_max=100))
+    sim.up("198.51.100.1")
+    sim.run(0.1)
+    assert sim.gateway.world.strangers == 1
+    sim.flow("198.51.100.1", 100_000, 5)
+    sim.run(10)
+    assert account(sim).paid_msat and len(sim.gateway.world.contracts) == 1
+    assert sim.gateway.world.strangers == 0, "its contract is a payer's from its first payment on"
+    crowd = [ScriptedNeighbour(sim, sim.gateway, bytes([who]) * 32, bytes([who]) * 6) for who in range(40)]
+    names = count(1)
+    for attacker in crowd:
+        attacker.names = names
+    for number, attacker in product(range(6), crowd):
+        destination = f"10.{number}.{attacker.link[1][0]}.1/32"
+        if in_role is Role.SERVER:
+            attacker.say(Ask(ip_network(destination), 0, 0))
+        else:
+            attacker.sell(destination)
+    assert sim.gateway.world.strangers == len(sim.gateway.world.contracts) - 1 == 50
+    sim.up("198.51.100.2")
+    sim.run(0.1)
+    assert sum(one.running for one in sim.gateway.world.sold_to(sim.client.identity)) == 2
+    sim.gateway.world.now = sim.clock()
+    for attacker in crowd:
+        forgetting.drop_neighbour(sim.gateway.world, sim.gateway.world.peers.by_link[attacker.link])
+    if in_role is Role.SERVER:
+        assert sim.gateway.world.strangers == 0 and len(sim.gateway.world.contracts) == 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.floats(0, 4000)), max_size=60))

@@ -97,7 +97,8 @@ def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectRe
     account = world.server(neighbour.identity)
     if account.disputed:
         return RejectReason.TERMS
-    full = account.running >= world.settings.contracts_max // 2 or len(world.contracts) >= world.settings.contracts_max
+    too_many = account.running >= world.settings.contracts_max // 2
+    full = too_many or world.is_full(Role.CLIENT, neighbour.identity)
     if full or propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
         return RejectReason.BUSY
     if _sells_it_the_same(world, neighbour, propose.destination):

@@ -54,7 +54,9 @@ def may_quote(world: World, neighbour: Neighbour) -> bool:
         return False
     if not world.may_open(Role.SERVER, neighbour):
         return False
-    return neighbour.quotes < min(MOST_QUOTES_PER_NEIGHBOUR, max(16, most // 16)) and len(world.contracts) < most
+    if world.is_full(Role.SERVER, neighbour.identity):
+        return False
+    return neighbour.quotes < min(MOST_QUOTES_PER_NEIGHBOUR, max(16, most // 16))
 
 
 def quote(world: World, neighbour: Neighbour, terms: SellTerms, reply_to: int = 0) -> Sale:
