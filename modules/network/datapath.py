@@ -474,8 +474,9 @@ class Datapath:
     def _open_or_close_queue(self, desired: DesiredNetwork) -> None:
         """Have the queue open exactly while we sell."""
         if desired.sells and self._queue is None and self._loop is not None:
+            running, has_link_addresses = self._required(), self._open_host().has_link_addresses
             self._queue = HeldQueue(
-                desired.queue_number, self._held, self._open_host().has_link_addresses, self._required().sent_to
+                desired.queue_number, self._held, has_link_addresses, running.sent_to, running.has_paid
             )
             try:
                 self._queue.start(self._loop)

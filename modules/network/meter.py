@@ -187,6 +187,10 @@ class Meter:
             return None
         return ip_address(found[:4] if payload[0] >> 4 == 4 else found)
 
+    def has_paid(self, interface: int, link_address: bytes) -> bool:
+        """Say whether the neighbour on a link has paid us."""
+        return self.neighbours.has_paid(layout.link_key(interface, link_address))
+
     def _show_prefixes(self, role: Role, version: int, any_left: bool) -> None:
         self._show(layout.prefixes_flag(role, version), any_left)
 

@@ -63,6 +63,11 @@ class NeighbourTable:
         number = self._numbers.get(link)
         return link if number is None else self._links[self._firsts.of(number)]
 
+    def has_paid(self, link: bytes) -> bool:
+        """Say whether the neighbour on a link has paid us."""
+        known = self._known.get(self._numbers.get(link, 0))
+        return known is not None and known.has_paid
+
     def is_own(self, number: int, address: bytes) -> bool:
         """Say whether an address is a neighbour's own."""
         return address in self._own.get(number, ())

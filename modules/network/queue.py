@@ -2,7 +2,8 @@
 
 A packet is held as long as it gets no verdict. Nothing that a stranger sends may grow without bound or take much of the
 loop's time. So the table of held packets is bounded, in total and for each neighbour, since one flooding neighbour
-would otherwise take every place. Each wake-up reads a limited burst. Addresses are read with struct; a general parser
+would otherwise take every place. Keys and link addresses cost nothing, so neighbours that never paid take at most half
+of the places together. Each wake-up reads a limited burst. Addresses are read with struct; a general parser
 would be some twenty times slower.
 
 Released means REPEAT: the packet meets the gate again and is charged like any other; a plain accept would carry it for
@@ -44,6 +45,7 @@ _NAMES_MAX_AGE_S = 1.0
 class _Held:
     packet: netfilterqueue.Packet
     neighbour: tuple[str, bytes]
+    has_paid: bool
     payload: bytes
     since_s: float
 
@@ -90,8 +92,9 @@ class HeldQueue:
         has_link_addresses: says whether neighbours on an interface have a MAC.
         sent_to: returns where a packet was sent if this host has rewritten its destination, else None. Its arguments:
             the interface's index, the link address, the packet from the IP header on.
+        has_paid: says whether the neighbour on a link has paid us. Its arguments: as the first two of `sent_to`.
         held_max, per_neighbour_max: the most packets that are kept in all, and for one (interface, link address); more
-            are dropped.
+            are dropped. Those that never paid get half of the first one together.
         monotonic_s: the clock.
     """
 
@@ -101,15 +104,17 @@ class HeldQueue:
         on_held: Callable[[HeldPacket], None],
         has_link_addresses: Callable[[str], bool],
         sent_to: Callable[[int, bytes, bytes], Address | None] = lambda _interface, _link_address, _payload: None,
+        has_paid: Callable[[int, bytes], bool] = lambda _interface, _link_address: False,
         held_max: int = HELD_MAX,
         per_neighbour_max: int = HELD_PER_NEIGHBOUR_MAX,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._number, self._on_held, self._has_link_addresses = number, on_held, has_link_addresses
-        self._sent_to = sent_to
+        self._sent_to, self._has_paid = sent_to, has_paid
         self._held_max, self._per_neighbour_max, self._now_s = held_max, per_neighbour_max, monotonic_s
         self._held: dict[int, _Held] = {}
         self._held_by: Counter[tuple[str, bytes]] = Counter()
+        self._held_unpaid = 0
         self._counts: Counter[str] = Counter()
         self._next_handle = 1
         self._arrived: list[HeldPacket] = []
@@ -153,6 +158,7 @@ class HeldQueue:
         held = self._held.pop(handle, None)
         if held is None:
             return
+        self._held_unpaid -= not held.has_paid
         self._held_by[held.neighbour] -= 1
         if self._held_by[held.neighbour] <= 0:
             del self._held_by[held.neighbour]
@@ -222,11 +228,14 @@ class HeldQueue:
             return
         link_address = self._link_address(packet, interface)
         neighbour = (interface, link_address)
-        if len(self._held) >= self._held_max or self._held_by[neighbour] >= self._per_neighbour_max:
+        has_paid = self._has_paid(packet.indev, link_address)
+        full = len(self._held) >= self._held_max or (not has_paid and self._held_unpaid >= self._held_max // 2)
+        if full or self._held_by[neighbour] >= self._per_neighbour_max:
             self._refuse(packet, "over_limit")
             return
         handle, self._next_handle = self._next_handle, self._next_handle + 1
-        self._held[handle] = _Held(packet, neighbour, payload, self._now_s())
+        self._held[handle] = _Held(packet, neighbour, has_paid, payload, self._now_s())
+        self._held_unpaid += not has_paid
         self._held_by[neighbour] += 1
         destination = self._sent_to(packet.indev, link_address, payload) or addresses[1]
         self._arrived.append(HeldPacket(handle, neighbour, destination))

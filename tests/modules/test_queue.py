@@ -128,12 +128,17 @@ def hosts() -> Iterator[Lab]:
 class Daemon:
     """A gate where nothing is paid and every packet is unknown, and a queue in the running loop."""
 
-    def __init__(self, filters: tuple[Path, Path], per_neighbour_max: int = 512) -> None:
+    def __init__(self, filters: tuple[Path, Path], **most: int) -> None:
         self.yes, self.no = filters
         Gate(paths(self.yes, self.yes, self.yes), desired()).apply()
         self.held: asyncio.Queue[HeldPacket] = asyncio.Queue()
+        self.has_paid = False
         self.queue = HeldQueue(
-            QUEUE_NUMBER, self.held.put_nowait, lambda name: name == "m0", per_neighbour_max=per_neighbour_max
+            QUEUE_NUMBER,
+            self.held.put_nowait,
+            lambda name: name == "m0",
+            has_paid=lambda _interface, _link_address: self.has_paid,
+            **most,
         )
         self.queue.start(asyncio.get_running_loop())
 
@@ -144,11 +149,9 @@ class Daemon:
         Gate(paths(self.no, self.no, self.no), desired()).apply()
 
 
-def in_loop(
-    filters: tuple[Path, Path], body: Callable[[Daemon], Awaitable[None]], per_neighbour_max: int = 512
-) -> None:
+def in_loop(filters: tuple[Path, Path], body: Callable[[Daemon], Awaitable[None]], **most: int) -> None:
     async def whole() -> None:
-        daemon = Daemon(filters, per_neighbour_max)
+        daemon = Daemon(filters, **most)
         try:
             await asyncio.wait_for(body(daemon), 180)
         finally:
@@ -262,6 +265,23 @@ def test_one_neighbour_holds_no_more_than_its_bound(hosts: Lab, filters: tuple[P
         assert (counters["held"], counters["dropped"]) == (0, 200)
 
     in_loop(filters, body, per_neighbour_max=20)
+
+
+def test_neighbours_that_never_paid_leave_half_of_the_places(hosts: Lab, filters: tuple[Path, Path]) -> None:
+    """Keys and link addresses cost nothing, so a bound for each neighbour leaves no place for others."""
+
+    async def body(daemon: Daemon) -> None:
+        turns = ((False, 20), (True, 40), (False, 40), (False, 20))
+        for turn, (has_paid, held) in enumerate(turns, start=1):
+            daemon.has_paid = has_paid
+            if turn == len(turns):
+                daemon.queue.expire(0)
+            subprocess.run(python(hosts.client, SEND, INTERNET[4], "50"), check=True)
+            while sum(daemon.queue.counters()[name] for name in ("held", "dropped")) < 50 * turn:
+                await asyncio.sleep(0)
+            assert daemon.queue.counters()["held"] == held
+
+    in_loop(filters, body, held_max=40)
 
 
 def test_a_flood_leaves_the_loop_time_between_bursts(hosts: Lab, filters: tuple[Path, Path]) -> None:
