@@ -1,6 +1,6 @@
-"""Channels of our payment node: what each can carry, who watches the chain for us, and how much of it the node sees.
+"""Channels of our payment node and what each can carry; who watches the chain for us; which block the node has seen.
 
-Plain data from the payment port (`ngp.ports`). `ngp.core.reach` computes from it what payments are possible.
+Plain data from the payment port (`ngp.ports`). `ngp.core.reach` computes from the channels what payments are possible.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class ChannelEnd:
     """One end of a channel, and what it may send (BOLT 2, open_channel and update_add_htlc).
 
     Attributes:
-        balance_msat: its balance now, without payments on their way and without the commitment's fee.
+        balance_msat: this end's balance now, without payments on their way and without the commitment's fee.
         held_back_msat: the part of the balance that can't be sent: the reserve, and room for the fee to rise.
-        least_htlc_msat, most_htlc_msat: smallest and largest payment that it may send.
+        least_htlc_msat, most_htlc_msat: smallest and largest payment that this end may send.
         most_in_flight_msat, in_flight_msat: the largest sum of payments on their way at a time, and the present sum.
         most_htlcs, htlcs: the largest number of payments on their way at a time, and the present number.
         dust_msat: a smaller payment has no output in the commitment: if the channel is closed while the payment is on
@@ -49,18 +49,18 @@ class ChannelEnd:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A channel of our payment node. Values that the node doesn't report for an opening or closing one are 0.
+    """A channel of our payment node. While it is opening or closing, values that the node doesn't report are 0.
 
     Attributes:
         peer: public key of the node at the other end, hex.
         point: funding transaction and output, `txid:index`.
         active: payments can go over it now.
-        capacity_sat: its size.
-        least_htlc_msat: smallest payment that it carries.
+        capacity_sat: size of the channel.
+        least_htlc_msat: smallest payment that the channel carries.
         our_wait_blocks: blocks that we wait for our coins if we close the channel alone (BOLT 2, to_self_delay).
         our_end, their_end: what may be sent and received now.
-        their_wait_blocks: the same for the peer; during this time we, or a watchtower, can answer an old state.
-            0: the node doesn't say.
+        their_wait_blocks: blocks that the peer waits for its coins if it closes the channel alone. If it publishes an
+            old state, we or a watchtower must answer within these blocks. 0: the node doesn't say.
         blocks_left: blocks until the channel is open, or until our coins are free; 0 if nobody knows yet.
     """
 
@@ -101,7 +101,8 @@ class Tower:
         addresses: `host:port`.
         used: our node makes new sessions with it.
         sessions: number of sessions agreed with it; a backup needs one.
-        backups: number of states that it has; pending_backups: number that it didn't confirm or wasn't sent yet.
+        backups: number of states that the tower has.
+        pending_backups: number of states that weren't sent to the tower yet, or that it hasn't confirmed.
     """
 
     key: str
@@ -120,7 +121,7 @@ class Watch:
         active: the node's watchtower client runs; without it no tower can be added.
         towers: the towers that the client knows.
         backups, pending_backups: number of states handed to towers, and still to be handed, since the node's start.
-        failed_backups: number of states that no tower can punish, since it could take too little.
+        failed_backups: number of states that no tower will punish, because the amount that it could take is too small.
         unknown: why none of this is known (a missing permission); "" if it is known.
     """
 
@@ -139,7 +140,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class ChainView:
-    """The chain as our payment node sees it: its height, and whether that is the newest block."""
+    """The newest block that our payment node has seen, and whether the chain has no newer one."""
 
     height: int
     synced: bool

@@ -4,8 +4,8 @@
     quoted -> rejected -> quoted (bounded rounds), quoted -> lapsed
 
 An `accepted` contract runs on grace, an `active` one on a payment. States are stored by name. An illegal move raises
-and changes nothing; the diagram in docs/protocol.md is drawn from `MOVES`. `Sale` and `Purchase` add what only one side
-keeps.
+an error and changes nothing; the diagram in docs/protocol.md is drawn from `MOVES`. `Sale` adds what only the server
+keeps, `Purchase` what only the client keeps.
 """
 
 from __future__ import annotations
@@ -72,14 +72,15 @@ class Contract:
         link_number: the kernel's number of that link.
         prices: schedule by offset, see `pricing`.
         reason: why the contract was refused, is halting or closed.
-        charged_msat: the price of what was carried: the bill of a sale, our own meter's count of a purchase.
+        charged_msat: the price of what was carried. For a sale this is the bill; for a purchase it is the price of what
+            our own meter counted.
         billed_bytes: how much the server has billed. Always 0 for a sale: only the ledger knows what its client has
             acknowledged.
         unsaved_msat: what was charged since the contract was last written to the ledger.
-        rate: bytes carried a second; its time is when the contract last carried some.
+        rate: bytes carried a second; `rate.at_mono_s` is when the contract last carried traffic.
         renewed_at_bytes: what had been used at the last renewal.
-        pools: where the contract counts as an opening that came to nothing, until it is used.
-        of_stranger: it takes of the room for contracts with neighbours that no money passed to or from.
+        pools: the pools in which the contract is counted until it is used (see `openings`).
+        of_stranger: the contract takes of the room for contracts with neighbours that no money passed to or from.
     """
 
     role: ClassVar[Role]

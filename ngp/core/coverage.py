@@ -1,6 +1,7 @@
-"""Coverage: find the contract that covers an address, among those we sell or buy. The kernel's tables agree with it.
+"""Coverage: find the contract that covers an address, among our sales or our purchases. The kernel finds the same one.
 
-A neighbour is its identity: on whichever of its links a packet comes, there is one contract for a destination.
+A contract belongs to an identity, not to a link: for one destination there is one contract, whichever of the
+neighbour's links a packet comes on.
 """
 
 from __future__ import annotations

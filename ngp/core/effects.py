@@ -71,9 +71,9 @@ class GrantContract:
 
 @dataclass(frozen=True, slots=True)
 class HaltContract:
-    """Stop a contract in the kernel but keep it there. Answered by `Halted` when none of its packets is on its way.
+    """Stop a contract in the kernel but keep it there. `Halted` answers when none of its packets is on its way.
 
-    Only the reading after the stop closes the books.
+    The contract's books are closed with the reading that `Halted` brings, not before.
     """
 
     grant: Grant
@@ -125,7 +125,11 @@ class MakeInvoice:
 
 @dataclass(frozen=True, slots=True)
 class PayInvoice:
-    """Pay an invoice whose payment is in the ledger already, as pending. Answered by a PaymentOutcome."""
+    """Pay an invoice; its payment is already in the ledger, as pending. Answered by a PaymentOutcome.
+
+    Attributes:
+        via_peer: public key of the neighbour's payment node, hex: a channel to that node is used if there is one.
+    """
 
     bolt11: str
     payment_hash: bytes

@@ -1,6 +1,6 @@
 """Events: all that can happen to the core. The time is passed along with each event; the core has no clock.
 
-A packet that the gate holds, a settlement and the outcome of a payment come as the ports give them (`values`).
+Held packets, settlements and outcomes of payments are events too; their classes are in `values`, as ports use them.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class UsageRead:
 class Hinted:
     """The kernel says that contracts or accounts run low or ran out.
 
-    A `UsageRead` comes before it: of each contract that a hint names, and, if a hint names an account, of all that
-    changed.
+    A `UsageRead` comes before it. It has the contracts that the hints name; if a hint names an account, it has all
+    contracts that changed.
     """
 
     hints: tuple[Hint, ...]
@@ -77,7 +77,7 @@ class Hinted:
 
 @dataclass(frozen=True, slots=True)
 class Halted:
-    """Nothing of a contract passes in the kernel any more. `reading`: the last one; None: the kernel didn't know it."""
+    """Nothing of a contract passes in the kernel any more. `reading`: its last; None: the kernel didn't have it."""
 
     contract: bytes
     reading: Reading | None
@@ -85,7 +85,11 @@ class Halted:
 
 @dataclass(frozen=True, slots=True)
 class AccountCounted:
-    """What `CountAccount` asked for: `spent_units` was read first, the contracts once no packet was on its way."""
+    """What `CountAccount` asked for.
+
+    `spent_units` was read first. Then the packets on their way left the meter, and only then `readings` were taken, so
+    they contain all bytes that `spent_units` paid for.
+    """
 
     account: bytes
     spent_units: int

@@ -1,8 +1,7 @@
 """Messages: what two neighbours say to each other, as values. `ngp.wire` turns them into signed bytes and back.
 
-They hold durations, never points in time: the clocks of two routers need not agree. Money is msat, data is L3 bytes,
-both ints.
-docs/protocol.md lists the same fields with their limits.
+Messages hold durations, never points in time: the clocks of two routers need not agree. Money is msat and data is L3
+bytes; all amounts are ints. docs/protocol.md lists the same fields with their limits.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 MOST_DATA_BYTES = 1 << 60
-"""The largest data limit that fits a message."""
+"""The largest data limit that a message can carry."""
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -63,9 +62,9 @@ class Hello:
         addresses: the sender's own addresses: traffic to and from them is local to it and never charged.
         software: name and version, for the listing only.
         wants_reply: the receiver answers with a hello of its own, to the sender alone.
-        payee: public key of the sender's payment node, which signs its invoices; 33 bytes, or none.
-        payee_proof: that node's signature of the sender's identity (zbase32, as `lnd signmessage` makes it); empty
-            where the node can't sign.
+        payee: public key of the sender's payment node, which signs its invoices; 33 bytes, or empty.
+        payee_proof: the payment node's signature of the sender's identity (zbase32, as `lnd signmessage` makes it);
+            empty if the node can't sign.
     """
 
     network: str
@@ -80,7 +79,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Client asks for a quote before it sends, or, with `contract`, for a renewal of that contract.
+    """Client asks for a quote before it sends traffic. With `contract`, it asks for a renewal of that contract.
 
     Attributes:
         destination: the prefix that the client wants to reach.
@@ -96,7 +95,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """Server quotes. For a renewal, `contract` is the running one and the new price holds from `from_offset_bytes` on.
+    """Server proposes terms. For a renewal, `contract` is the running one; the price holds from `from_offset_bytes` on.
 
     Attributes:
         contract: 16 random bytes chosen by the server.
@@ -128,11 +127,11 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Refuse terms, on either side; with a counter price it offers another round.
+    """Refuse terms; a server or a client may. With a counter-offer the negotiation goes on, without one it is over.
 
     Attributes:
-        contract: the contract's id; empty if this answers an ask for a quote.
-        counter_msat_per_gib: the price that the sender would agree to; None: the refusal is final.
+        contract: the contract's id; empty if this refuses an `Ask` for a quote.
+        counter_msat_per_gib: the counter-offer: the price that the sender would agree to; None: no counter-offer.
     """
 
     contract: bytes
@@ -176,7 +175,7 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """Client proves a payment: SHA-256 of the preimage is the invoice's payment hash (BOLT 11)."""
+    """Payer proves a payment: SHA-256 of the preimage is the invoice's payment hash (BOLT 11)."""
 
     payment_hash: bytes
     preimage: bytes
@@ -199,7 +198,7 @@ class StatementLine:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Server's cumulative totals of the account and of the contracts that changed. Being signed, they are a bill."""
+    """Server's cumulative totals of the account and of the contracts that changed. It is signed, so it is a bill."""
 
     paid_msat: int
     charged_msat: int
@@ -209,9 +208,9 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """Pay back what a client prepaid: the server names an amount (no invoice), the client answers with an invoice.
+    """Pay back what a client prepaid. The server offers an amount; the client answers with an invoice for it.
 
-    Without amount and invoice the client asks for an offer.
+    A client that wants its money back sends this message without amount and invoice: it asks for an offer.
     """
 
     amount_msat: int

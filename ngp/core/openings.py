@@ -1,13 +1,15 @@
 """Openings: limit how many contracts a neighbour may open that are then not used.
 
-A contract costs us a row and two lines in the ledger and a slot in the kernel. A neighbour that accepts and cancels in
-turn, or proposes and cuts, pays only with signatures. So every opening is counted until the contract proves useful: a
-sale when it carried bytes that were paid for, a purchase when we sent something by it. A balance or an accept isn't
-enough, since a cancelled contract uses up neither. An honest neighbour can open as many contracts at once as it likes:
-each reading of the counters lowers its count. Contracts that stay unused are forgiven slowly.
+A contract costs us a row and two lines in the ledger and a slot in the kernel. For the neighbour a contract that it
+cancels at once costs only signatures, whether it buys from us or sells to us. So we count each contract that is opened,
+until the contract is used: a sale when it carried bytes that were paid for, a purchase when we sent something by it.
+It isn't enough that the neighbour has a balance or has accepted: it can cancel the contract, and has lost nothing.
+An honest neighbour can open thousands of contracts at once: each reading of the counters shows which contracts are
+used, and these are taken off its count. The count of contracts that stay unused falls slowly with time.
 
-A neighbour must not get rid of its count. So it is kept by identity if money has passed between us; otherwise by link
-address, and by interface for all such neighbours together, since keys and link addresses cost nothing.
+A neighbour must not be able to escape its count by changing its key or link address, which cost nothing. So the count
+is kept by identity only if money has passed between us. Other neighbours are counted by link address, and all of an
+interface's other neighbours also together.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ def pools_of(role: Role, identity: bytes, link: tuple[str, bytes], trades: bool)
     """Return the pools in which a neighbour's openings count.
 
     Args:
-        role: ours in the contract.
-        trades: whether money has passed between us in this role.
+        role: our role in the contract.
+        trades: whether money has passed between us and the neighbour in this role.
     """
     if trades:
         return (Pool(role, "", identity, MOST_OF_TRADER),)
@@ -53,10 +55,10 @@ def pools_of(role: Role, identity: bytes, link: tuple[str, bytes], trades: bool)
 
 
 class Openings:
-    """All counts of openings. Argument of its methods: now_mono_s: monotonic seconds."""
+    """All counts of openings. The methods' `now_mono_s` is monotonic seconds."""
 
     def __init__(self) -> None:
-        self._levels: dict[Pool, tuple[float, float]] = {}  # the count and its time; the oldest first
+        self._levels: dict[Pool, tuple[float, float]] = {}  # (count, when it was last changed); the oldest first
 
     def __len__(self) -> int:
         return len(self._levels)
@@ -71,7 +73,7 @@ class Openings:
         return all(self.level(pool, now_mono_s) + 1 <= pool.most for pool in pools)
 
     def count(self, pools: Pools, now_mono_s: float, by: int = 1) -> None:
-        """Count openings, or (negative) give them back."""
+        """Add openings to the counts of some pools; a negative number takes them off."""
         for pool in pools:
             level = self.level(pool, now_mono_s) + by
             self._levels.pop(pool, None)

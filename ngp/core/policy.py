@@ -1,8 +1,8 @@
 """Policy: the prices that this node asks, offers and agrees to. They depend on net.conf and nothing else.
 
 A negotiation has at most `MOST_ROUNDS` proposals. The seller begins at its price and comes down to its least price in
-equal steps. The buyer begins at its offer and goes up to its highest price. It ends as soon as one side can take the
-other's price. Both stay within the limits of their operators, whatever the neighbour says.
+equal steps. The buyer begins at its offer and goes up to its highest price. The negotiation ends as soon as one side
+can agree to the other's price. Whatever the neighbour says, we stay within the limits that our operator set.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from ngp.core.settings import PriceRule, Settings
 
 MOST_ROUNDS = 4
 LEAST_NETWORK_BITS = {4: 8, 6: 16}
-"""A wider route counts as part of a default route (0.0.0.0/1, 2000::/3), which is never sold whole."""
+"""By IP version: the shortest prefix of a route that is sold as a whole.
+
+A route with a shorter prefix (0.0.0.0/1, 2000::/3) counts as part of a default route: only the address is sold.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def _inner_rules(settings: Settings, destination: Prefix, interface: str) -> lis
 
 
 def buy_terms(settings: Settings, destination: Prefix, interface: str) -> BuyTerms:
-    """Decide what to pay for a destination. For a prefix it is no more than for the part that is worth least to us."""
+    """Decide what to pay for a destination. For a prefix, pay no more than for the part that is worth least to us."""
     whole = _terms_of(settings, price_rule(settings, destination, interface))
     inner = [_terms_of(settings, rule) for rule in _inner_rules(settings, destination, interface)]
     most = min(terms.most_msat_per_gib for terms in (whole, *inner))
@@ -143,7 +146,7 @@ def answer_counter(terms: SellTerms, counter_msat_per_gib: int, round: int) -> i
         None if the rounds are used up.
     """
     if round >= MOST_ROUNDS:
-        return None  # the last proposal is final, whatever the buyer offers: else the rounds would never end
+        return None  # the last proposal is final, whatever the buyer offers: otherwise the rounds would never end
     if terms.least_msat_per_gib <= counter_msat_per_gib:
         return min(counter_msat_per_gib, terms.ask_msat_per_gib)
     return ask_in_round(terms, round + 1)

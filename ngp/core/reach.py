@@ -2,10 +2,12 @@
 
 A payment that can't arrive costs both sides time, and nobody learns the cause. So the seller asks for no more than it
 can receive, and the buyer doesn't begin a payment that it can't send. If nothing can be sent, the account says which
-channel is empty. The bounds may be out of date: they only save attempts, and the node's answer decides.
+channel is empty. The bounds may be out of date. They only avoid attempts that would fail; whether a payment succeeds,
+the payment node says.
 
-If a channel to the neighbour has something left, the bounds are that channel's: payments over it cost no fee. Otherwise
-they are those of all other channels together, and only the network knows how much of that gets through.
+If a channel to the neighbour has money left, its bounds are used, as payments over it cost no fee. Otherwise the bounds
+are those of all other channels together. How much of that can reach the neighbour, we can't know: it depends on the
+channels between the nodes on the way.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Reach:
         Args:
             peer: the node's public key, hex; empty if it isn't known.
             who: the neighbour that owns the node, as messages name it.
-            ours: we pay; else we are paid.
+            ours: True: we pay; False: we are paid.
         """
         direct = self._by_peer.get(peer, [])
         best = max((_of_channel(one, ours) for one in direct), key=lambda one: one.most_msat, default=None)
@@ -95,7 +97,7 @@ def _of_channel(channel: Channel, ours: bool) -> Bounds:
 def _why_not(direct: Sequence[Channel], who: str, ours: bool, others: bool) -> str:
     side = "our side" if ours else "its side"
     if not direct:
-        rest = f"and the others are empty on {'our' if ours else 'their'} side" if others else "nor any other"
+        rest = f"and the others are empty on {'our' if ours else 'their'} side" if others else "and we have no other"
         return f"no channel with {who}, {rest}"
     active = [one for one in direct if one.active]
     if not active:
@@ -104,5 +106,5 @@ def _why_not(direct: Sequence[Channel], who: str, ours: bool, others: bool) -> s
     if all(end.htlcs >= end.most_htlcs or end.in_flight_msat >= end.most_in_flight_msat for end in ends):
         return f"the channel with {who} is full of payments on their way"
     least = min(end.least_htlc_msat for end in ends)
-    smallest = f" (less than its smallest payment, {least} msat, is left)" if least > SAT_MSAT else ""
+    smallest = f" (what is left is less than its smallest payment, {least} msat)" if least > SAT_MSAT else ""
     return f"the channel with {who} is empty on {side}{smallest}"

@@ -1,4 +1,4 @@
-"""Records: what must survive the process. The core emits them, the store writes each step's in one transaction.
+"""Records: what must survive the process. The core returns them; the store writes those of a step in one transaction.
 
 Every record is absolute (an upsert by key), so that writing one twice changes nothing. Times are UTC seconds.
 """
@@ -31,10 +31,10 @@ class PaymentState(StrEnum):
 
     OPEN = "open"  # our invoice, not yet paid
     SETTLED = "settled"  # our invoice, paid
-    PENDING = "pending"  # our payment, outcome not known: the funds stay reserved
+    PENDING = "pending"  # our payment, outcome not known yet: its amount counts as spent
     SUCCEEDED = "succeeded"  # our payment, preimage at hand
     FAILED = "failed"  # our payment, finally failed
-    WITHDRAWN = "withdrawn"  # our invoice, which our node may still take money for; until then the ledger has it open
+    WITHDRAWN = "withdrawn"  # our invoice, taken back; the ledger has it as open until our node can't be paid for it
     CANCELLED = "cancelled"  # our invoice, which nobody paid and nobody can pay any more
 
 
@@ -156,7 +156,7 @@ class JournalRecord:
 
 @dataclass(frozen=True, slots=True)
 class BilledRecord:
-    """How far the bill of a closed contract has got. It raises `billed_bytes` of the contract's record, if any."""
+    """How far the bill of a closed contract has got. Writing it raises `billed_bytes` in the contract's row, if any."""
 
     contract: bytes
     role: Role
@@ -175,9 +175,9 @@ class ForgetLink:
 
 @dataclass(frozen=True, slots=True)
 class ForgetNeighbours:
-    """Remove everything but blocks about identities that never paid or were paid, and whose contracts are all over.
+    """Remove what is stored about identities that never paid us, that we never paid, and whose contracts are all over.
 
-    A block stays, because the operator made it.
+    Only their blocks stay, because the operator made these.
     """
 
     identities: tuple[bytes, ...]
@@ -203,7 +203,7 @@ class Snapshot:
 
     Attributes:
         blocked: identities that the operator blocked.
-        forgotten_s: last change of any payment of ours that isn't in `payments`, UTC seconds; 0: there is none.
+        forgotten_s: when any payment of ours that isn't in `payments` last changed, UTC seconds; 0: there is none.
     """
 
     neighbours: tuple[NeighbourRecord, ...]

@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 
 class Due(Enum):
-    """The purpose of a timer. The rest of its key names the contract, account or payment that it is about."""
+    """The purpose of a timer. Purpose and id (of a contract, an account or a payment) are a timer's key."""
 
     QUOTE = auto()  # a proposal's validity ends
     EXPIRY = auto()  # a contract's lifetime ends
@@ -15,10 +15,10 @@ class Due(Enum):
     CREDIT = auto()  # an account's grace is over, or wasn't used
     UNPAID = auto()  # contracts accepted without money weren't paid for in time
     REFUSAL = auto()  # a remembered refusal is forgotten
-    INVOICE = auto()  # an invoice expires, or an account that had to wait may get another one
-    STATEMENT = auto()  # an account's totals go to its client
+    INVOICE = auto()  # an invoice expires, or an account that had to wait may get another invoice
+    STATEMENT = auto()  # a statement of an account goes to its client
     RENEWAL = auto()  # check whether a contract should be renewed
-    TRACK = auto()  # ask again about a payment
+    TRACK = auto()  # ask the payment node again how a payment ended
     STRANGERS = auto()  # packets of unknown neighbours were held long enough
     FLUSH = auto()  # running totals go to the ledger
 
@@ -27,7 +27,7 @@ CONTRACT_TIMERS = (Due.QUOTE, Due.EXPIRY, Due.EXHAUSTED, Due.REFUSAL, Due.RENEWA
 
 
 class Timers:
-    """A heap with lazy deletion."""
+    """All timers, in a heap. A timer that is moved or cleared leaves its old entry there, which is skipped later."""
 
     def __init__(self) -> None:
         self._at: dict[tuple[Due, bytes], float] = {}
@@ -35,7 +35,7 @@ class Timers:
         self._count = 0
 
     def set(self, due: Due, key: bytes, at_mono_s: float) -> None:
-        """Set a timer to an instant, or move it there."""
+        """Set a timer to an instant; if it is set already, move it."""
         self._at[due, key] = at_mono_s
         self._count += 1
         heapq.heappush(self._heap, (at_mono_s, self._count, (due, key)))

@@ -1,4 +1,4 @@
-"""Values that the core exchanges with the world: orders to the kernel and its readings, invoices and payments.
+"""Values that the core exchanges with the world: orders to the kernel, readings of its counters, invoices, payments.
 
 Plain data; `ngp.ports` says which port takes and returns each of them.
 """
@@ -11,8 +11,8 @@ from enum import Enum, StrEnum
 from ngp.core.messages import Address, Prefix, Role
 
 FULL_PACKET_BYTES = 1500
-"""A packet of the usual MTU, as the meter counts it: from the IP header on. Nothing larger must fit into a contract: if
-it has no room for a GSO superpacket, TCP sends the parts again, one by one."""
+"""A packet of the usual MTU, as the meter counts it: from the IP header on. A contract with less room than this is as
+good as used up. It needs no room for a GSO superpacket: if one is dropped, TCP sends its parts again as packets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class LinkPeer:
     Attributes:
         interface: name of the interface.
         link_address: MAC, 6 bytes; empty on layer-3 interfaces (WireGuard, ipip, tun), which have none.
-        transport: the module's own return address (`192.0.2.1`, `fe80::1%eth0`, a MAC); not part of the identity.
+        transport: where the link module sends answers to (`192.0.2.1`, `fe80::1%eth0`, a MAC). Two values that differ
+            only in it are equal.
     """
 
     interface: str
@@ -34,11 +35,11 @@ class LinkPeer:
 class Check:
     """One line of `ngp check`: what was looked at, what was found, and the command that mends it.
 
-    A line that is ok and has a remedy is a warning: ngp works, but the operator should think about something.
+    A line that is ok and has a remedy is a warning: ngp works, but the operator should consider the remedy.
 
     Attributes:
-        kind: the part that is at fault, if it isn't the part that was looked at (`configuration`: net.conf); else "".
-            It decides the exit code.
+        kind: which part is at fault (`configuration`: net.conf); "": the part that was looked at. The exit code of
+            `ngp check` depends on it.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class KernelState:
-    """Which parts of ngp are in the kernel. A daemon that runs or was killed, or `ngp stop`, put them there.
+    """Which parts of ngp are in the kernel, put there by a daemon that runs or was killed, or by `ngp stop`.
 
     Attributes:
         meter: traffic is counted and cut. sells: the meter was set up to sell, so there should be a gate.
@@ -81,23 +82,25 @@ class DesiredNetwork:
     """The state that the kernel should have while the daemon runs; `apply` makes the kernel match it.
 
     Attributes:
-        mesh_interfaces: gated and metered; existing names.
+        mesh_interfaces: existing interfaces that are gated and metered.
         lan_interfaces: ours, behind this router. Interfaces that are neither mesh nor LAN are upstream. A neighbour
             needs its own contract for traffic that it sends out of an upstream interface, and for traffic that comes
             from one.
-        upstream_interfaces: the upstream interfaces that lead somewhere now.
-        families: subset of {4, 6}.
+        upstream_interfaces: the upstream interfaces that have a route now.
+        families: IP versions, a subset of {4, 6}.
         sells: put the gate in place. buys: put the client's meter in place.
-        free: never charged, either direction.
-        services: payment services, never charged either, but limited to a rate for each neighbour. Their answers reach
-            only the neighbour that asked.
-        own_services: payment services on this host. The same rate limits what a neighbour exchanges with their ports,
-            on any of our addresses.
-        lane_bytes_s: that rate, both directions together, at least 1. lane_burst_bytes: the most at once.
+        free: traffic that is never charged, in either direction.
+        services: payment services. Traffic with them is never charged, but each neighbour's is limited to
+            `lane_bytes_s`. Their answers reach only the neighbour that asked.
+        own_services: payment services on this host. What a neighbour exchanges with their ports, on any of our
+            addresses, counts towards `lane_bytes_s` as well.
+        lane_bytes_s: each neighbour's bytes a second with payment services, both directions together, at least 1.
+        lane_burst_bytes: how many bytes may pass at once after a pause.
         queue_number: NFQUEUE number.
         link_udp_port: UDP port of the ngp link itself.
-        contracts_max: slots of the contract table; fixed at set-up, only a restart of the datapath changes it.
-        stranger_rate, stranger_burst: first packets a second handed to the daemon, all unknown neighbours together.
+        contracts_max: slots of the contract table; fixed when the table is made, until ngp is restarted.
+        stranger_rate, stranger_burst: how many first packets of all unknown neighbours together the daemon gets in a
+            second, and at once.
         neighbour_rate, neighbour_burst: the same for each known neighbour.
     """
 
@@ -129,10 +132,10 @@ class KernelNeighbour:
         neighbour: a number > 0 chosen by the core, stable while the datapath exists; one for each (interface, link
             address).
         local_addresses: the neighbour's own addresses, which it never charges for as a server.
-        buys_from_us, sells_to_us: which lookups make sense.
+        buys_from_us, sells_to_us: for which of the two the kernel must look for contracts.
         blocked: nothing is let through to it, not even to payment services.
-        has_paid: it paid us at least once. was_paid: we paid it at least once. In both cases the kernel holds more of
-            its first packets.
+        has_paid: the neighbour paid us at least once, so the kernel holds more of its first packets.
+        was_paid: we paid the neighbour at least once, so it may hold more of ours.
         identity: the identity on this link. All links of an identity share one contract for each destination.
     """
 
@@ -149,10 +152,11 @@ class KernelNeighbour:
 
 
 UNITS_PER_MSAT = 1 << 30
-"""The kernel counts money in msat / 2^30, so that bytes x (msat per GiB) is exact and nothing is rounded there."""
+"""The kernel counts money in msat / 2^30, so that bytes x (msat per GiB) is exact and the kernel rounds nothing."""
 
 MOST_UNITS_AHEAD = 1 << 62
-"""Most units by which a limit may exceed what an account spent: differences are signed; 2^64 are 17 million sat."""
+"""Most units (4.3 million sat) by which a limit may exceed what an account spent: the kernel subtracts the two as
+signed 64-bit numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +166,10 @@ class AccountLimit:
 
     Attributes:
         account: the client's identity, 32 bytes, the key.
-        limit_units: what may be spent. A limit below what is spent stops the account. Limit and credit are cut off
-            where they are more than MOST_UNITS_AHEAD above or below what is spent.
-        credit_units: may be spent above the limit until the credit ends. credit_ends_in_s: from now.
+        limit_units: what may be spent. A limit below what is spent stops the account. A limit that is more than
+            MOST_UNITS_AHEAD away from what is spent is taken as exactly so far away.
+        credit_units: may be spent above the limit until the credit ends; at most MOST_UNITS_AHEAD count.
+        credit_ends_in_s: from now.
         low_water_units: the kernel raises one `account_low` hint when `spent` crosses this count; None: no hint.
     """
 
@@ -177,7 +182,7 @@ class AccountLimit:
 
 @dataclass(frozen=True, slots=True)
 class AccountReading:
-    """What an account spent in the kernel, cumulative; `exhausted`: a packet was refused at its present limit."""
+    """What an account spent in the kernel, cumulative; `exhausted`: its present limit made the kernel drop a packet."""
 
     account: bytes
     spent_units: int
@@ -247,7 +252,7 @@ class AdoptedContract:
 
 @dataclass(frozen=True, slots=True)
 class AdoptedAccount:
-    """An account found in the kernel after the daemon died; `spent` was read before its contracts were."""
+    """An account found in the kernel after the daemon died. What it spent was read before its contracts' counters."""
 
     limit: AccountLimit
     reading: AccountReading
@@ -266,7 +271,7 @@ class HeldPacket:
     """A packet that no contract covers waits in the queue; `handle` is good for one verdict.
 
     Attributes:
-        link: (interface, link address) that it came from.
+        link: (interface, link address) that the packet came from.
         route: our route to the destination; None: unknown.
     """
 
@@ -298,12 +303,12 @@ class HintKind(StrEnum):
 class Hint:
     """A contract or an account crossed its low-water mark, or refused a packet at its limit (one hint for each limit).
 
-    UNBOUGHT is different: we send a neighbour traffic that we should buy there, and it won't offer a contract by
-    itself.
+    UNBOUGHT is different: we send a neighbour traffic for which we should ask it for a contract, as it won't propose
+    one by itself.
 
     Attributes:
         key: the contract's id, or the account's key (the client's identity).
-        neighbour, destination: of UNBOUGHT: where the traffic is sent, and its destination.
+        neighbour, destination: only in UNBOUGHT: to which neighbour we send the traffic, and the traffic's destination.
     """
 
     kind: HintKind
@@ -319,7 +324,7 @@ class PaymentCapabilities:
     Attributes:
         real_money: False for the sandbox; every listing says so.
         settles_by_proof: the module has no payment network: handing a preimage to `settle_invoice` settles the invoice.
-        least_amount_msat: smallest invoice that it makes (1,000 where only whole sat are possible).
+        least_amount_msat: smallest invoice that the module makes (1,000 where only whole sat are possible).
     """
 
     real_money: bool
@@ -362,10 +367,10 @@ class InvoiceState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """An invoice of our node was paid. The same one may come twice, and it may be one that ngp didn't make.
+    """An invoice of our node was paid. A settlement may come twice, and the invoice may be one that ngp didn't make.
 
     Attributes:
-        cursor: resumes the stream after this settlement.
+        cursor: the place of this settlement in the node's stream of settlements; reading can go on after it.
     """
 
     cursor: int
