@@ -501,6 +501,6 @@ class Datapath:
             self._queue.expire(_HELD_MAX_AGE_S)
         if self._running is not None:
             self._running.neighbours.enter_own(self._running.contracts)
-            self._running.flows.sweep(time.monotonic())
+            self._running.sweep_flows(time.monotonic())
         if self._loop is not None:
             self._timer = self._loop.call_later(_EXPIRE_EVERY_S, self._expire)

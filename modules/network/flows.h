@@ -7,7 +7,7 @@
  * on their way to the mesh or to a LAN, and the flows that our LANs send to a neighbour. Their answers are returns, and
  * that payer alone pays for them. Traffic to or from the uplink needs no memory: the neighbour at this end pays.
  *
- * Each payer has a fixed number of places. A new flow takes the place of the same payer's oldest one, so a flood makes
+ * Each payer has as many places as user space says, which divides the table among the payers. A new flow takes the place of the same payer's oldest one, so a flood makes
  * only the flooding payer's flows forgotten. A flow is forgotten some time after its payer's last packet, whatever the
  * other end sends. From then on the contracts of both ends decide.
  */
@@ -102,26 +102,27 @@ APART int make_room(const struct place *place)
  * packet answers. */
 __noinline int remember(const struct packet *p, const struct flow *answered, int ours)
 {
+	const struct config *config = settings();
 	struct neighbour *neighbour;
 	struct memory *memory, fresh = {};
 	struct flow flow;
-	__u32 *number, most;
+	__u32 *number, bits;
 	__u64 now = now_ns();
 
-	if (!p || !answered || p->error || p->protocol == LATER_FRAGMENT)
+	if (!config || !p || !answered || p->error || p->protocol == LATER_FRAGMENT)
 		return 0;
 	turn(answered, &flow);
 	memory = bpf_map_lookup_elem(&ngp_flows, &flow);
 	neighbour = ours ? 0 : find_neighbour(p);
 	number = ours ? &our_flows : neighbour ? &neighbour->flows : &strangers_flows;
-	most = neighbour && !(neighbour->flags & HAS_PAID) ? FLOWS_ON_GRACE : FLOWS;
+	bits = neighbour && !(neighbour->flags & HAS_PAID) ? config->flows_on_grace_bits : config->flows_bits;
 	fresh.place.payer = ours ? OURS : payer_of(neighbour);
 	if (memory && memory->place.payer == fresh.place.payer) {
 		if (now - memory->seen_ns > FLOW_REFRESH_NS)
 			memory->seen_ns = now;
 		return 0;
 	}
-	fresh.place.number = __sync_fetch_and_add(number, 1) & (most - 1);
+	fresh.place.number = __sync_fetch_and_add(number, 1) & ((1u << (bits & 15)) - 1);
 	make_room(&fresh.place);
 	if (bpf_map_update_elem(&ngp_places, &fresh.place, &flow, BPF_ANY))
 		return 0;

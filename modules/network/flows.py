@@ -4,12 +4,16 @@ The kernel makes room only among one payer's flows, and finds that a flow is too
 the flows of a neighbour that was forgotten, or that got another number at a restart, would stay for ever. A sweep
 removes them, some at a time: the tables may hold half a million. Rounds have pauses, since the kernel goes through half
 a million places also when hardly one is taken: a packet that waits meanwhile waits for some milliseconds more.
+
+Each payer has a part of the table for itself, so that no number of others can fill it: `Rooms`. When there are more
+payers, each gets less, and a sweep removes the flows for which there is no room any more.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 from ngp.modules.bpf import Table
@@ -17,6 +21,30 @@ from ngp.modules.network import layout
 
 _AT_ONCE = 1024
 _ROUND_EVERY_S = 60.0
+_PAID_MOST, _ON_GRACE_MOST = 4096, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """How many flows are remembered for one payer, as powers of two: one that has paid, and one on grace."""
+
+    paid_bits: int
+    on_grace_bits: int
+
+
+def divide(entries: int, paid: int, on_grace: int) -> Rooms:
+    """Divide a table: three quarters for neighbours that have paid, our LANs and strangers, the rest for others.
+
+    Args:
+        entries: places in the table.
+        paid, on_grace: the number of neighbours that have paid, and of others.
+    """
+    for_paid, for_others = entries * 3 // 4, entries // 4
+    return Rooms(_bits(for_paid // (paid + 2), _PAID_MOST), _bits(for_others // max(1, on_grace), _ON_GRACE_MOST))
+
+
+def _bits(share: int, most: int) -> int:
+    return max(1, min(share, most)).bit_length() - 1
 
 
 class FlowSweeper:
@@ -24,11 +52,11 @@ class FlowSweeper:
 
     Args:
         tables: the meter's, by name.
-        is_payer: says whether a number belongs to a payer that is known now.
+        room_of: returns how many flows are remembered for a payer now, by its number; 0 if it isn't known.
     """
 
-    def __init__(self, tables: dict[str, Table], is_payer: Callable[[int], bool]) -> None:
-        self._flows, self._places, self._is_payer = tables[layout.FLOWS], tables[layout.PLACES], is_payer
+    def __init__(self, tables: dict[str, Table], room_of: Callable[[int], int]) -> None:
+        self._flows, self._places, self._room_of = tables[layout.FLOWS], tables[layout.PLACES], room_of
         self._round: Iterator[None] = iter(())
         self._next_round_s = 0.0
 
@@ -40,10 +68,14 @@ class FlowSweeper:
         if sum(1 for _ in islice(self._round, most)) < most and now_s >= self._next_round_s:
             self._round, self._next_round_s = self._look_at_all(), now_s + _ROUND_EVERY_S
 
+    def hurry(self) -> None:
+        """Begin the next round as soon as this one is over."""
+        self._next_round_s = 0.0
+
     def _look_at_all(self) -> Iterator[None]:
         for flow, memory in self._flows.items():
-            payer, _, seen_ns = layout.FLOW_MEMORY.unpack(memory)
-            if time.monotonic_ns() - seen_ns > layout.FLOW_NS or not self._is_payer(payer):
+            payer, number, seen_ns = layout.FLOW_MEMORY.unpack(memory)
+            if time.monotonic_ns() - seen_ns > layout.FLOW_NS or number >= self._room_of(payer):
                 self._flows.delete(flow)
             yield
         for place, flow in self._places.items():

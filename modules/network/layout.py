@@ -95,7 +95,8 @@ EARLY_KEY = struct.Struct("=I16s")
 EARLY_VALUE = struct.Struct("=QQQQ")
 LANE = struct.Struct("=QQ512x")
 STRANGERS_LANE, NEWCOMERS_LANE = 0, 0xFFFFFFFF
-CONFIG_TAIL = struct.Struct("=IHHQQQQQQQQQ")
+CONFIG_TAIL = struct.Struct("=IHBBQQQQQQQQQ")
+CONFIG_FLOWS_BITS_AT = 14
 _LINK = struct.Struct("=I6s")
 _FREE_HEAD = struct.Struct("=II")
 _RATED = 0x100

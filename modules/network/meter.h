@@ -66,7 +66,7 @@ struct config {
 	__u64 flags;
 	__u32 layout;
 	__be16 link_port;
-	__u16 unused;
+	__u8 flows_bits, flows_on_grace_bits;                     /* 2^bits flows are remembered for each payer; on grace */
 	__u64 stranger_interval_ns, stranger_burst_ns;
 	__u64 neighbour_interval_ns, neighbour_burst_ns;
 	__u64 hold_window_ns;                                     /* so many packets of a destination are held in it: */
@@ -140,9 +140,7 @@ struct asking { __u64 since_ns, packets; };
 struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: in the window that began at since_ns */
 
 /* Who began a flow (flows.h). An IPv4 address is the first word of each address. */
-#define FLOWS 4096                                            /* remembered for each payer; a power of two */
-#define FLOWS_ON_GRACE 64                                     /* for a payer that has not paid yet; also a power of two */
-#define FLOWS_MOST (1 << 19)                                  /* 64 payers and 4,096 on grace; CONTRACTS_MAX may lower it */
+#define FLOWS_MOST (1 << 19)                                  /* of all payers; CONTRACTS_MAX may lower it */
 struct flow { __u32 from[4], to[4]; __be16 from_port, to_port; __u32 protocol; };
 struct place { __u32 payer, number; };
 struct memory { struct place place; __u64 seen_ns; };

@@ -17,10 +17,10 @@ from ngp.core.messages import Address, Role
 from ngp.core.values import DesiredNetwork, FreeRule
 from ngp.errors import MomentError
 from ngp.modules.bpf import Programs, Table, library, require
-from ngp.modules.network import bpf, hooks, layers, layout, rewrites
+from ngp.modules.network import bpf, flows, hooks, layers, layout, rewrites
 from ngp.modules.network.accounts import AccountTable
 from ngp.modules.network.contracts import ContractTable
-from ngp.modules.network.flows import FlowSweeper
+from ngp.modules.network.flows import FlowSweeper, Rooms
 from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
 from ngp.modules.network.neighbours import NeighbourTable
@@ -54,6 +54,7 @@ class Meter:
         self._uppers: set[bytes] = set()
         self._ours: set[bytes] = set()
         self._rewrites = False
+        self._rooms = Rooms(0, 0)
         sizes = {} if adopted else table_sizes(desired.contracts_max)
         with contextlib.ExitStack() as undo:
             self.programs = Programs(bpf.object_path(), sizes, adopted)
@@ -68,6 +69,7 @@ class Meter:
             undo.callback(self._config.close)
             self._flags = memoryview(self._config).cast("Q")
             undo.callback(self._flags.release)
+            self._rooms = flows.divide(self.tables[layout.FLOWS].entries, 0, 0)
             self._write_config(desired)
             for number in (layout.STRANGERS_LANE, layout.NEWCOMERS_LANE):
                 self.tables[layout.LANES].add(struct.pack("=I", number), layout.LANE.pack(0, 0))
@@ -75,7 +77,7 @@ class Meter:
             self.neighbours = NeighbourTable(self.tables, index_of, self._show_several_links)
             self.accounts = AccountTable(self.tables)
             undo.callback(self.accounts.close)
-            self.flows = FlowSweeper(self.tables, self.neighbours.is_payer)
+            self.flows = FlowSweeper(self.tables, self._flows_of)
             self.contracts = ContractTable(
                 self.tables,
                 self.accounts,
@@ -187,6 +189,22 @@ class Meter:
             return None
         return ip_address(found[:4] if payload[0] >> 4 == 4 else found)
 
+    def sweep_flows(self, now_s: float) -> None:
+        """Divide the table of flows among the payers there are now, and remove what is old or has no room any more."""
+        rooms = flows.divide(self.tables[layout.FLOWS].entries, *self.neighbours.payers())
+        if rooms != self._rooms:
+            self._rooms = rooms
+            at = layout.CONFIG_FLOWS_BITS_AT
+            self._config[at : at + 2] = bytes((rooms.paid_bits, rooms.on_grace_bits))
+            self.flows.hurry()
+        self.flows.sweep(now_s)
+
+    def _flows_of(self, payer: int) -> int:
+        if self.neighbours.on_grace(payer):
+            return 1 << self._rooms.on_grace_bits
+        known = payer in (layout.OUR_FLOWS, layout.STRANGERS_FLOWS) or self.neighbours.is_known(payer)
+        return known << self._rooms.paid_bits
+
     def has_paid(self, interface: int, link_address: bytes) -> bool:
         """Say whether the neighbour on a link has paid us."""
         return self.neighbours.has_paid(layout.link_key(interface, link_address))
@@ -219,7 +237,8 @@ class Meter:
         tail = layout.CONFIG_TAIL.pack(
             layout.LAYOUT,
             socket.htons(desired.link_udp_port),
-            0,
+            self._rooms.paid_bits,
+            self._rooms.on_grace_bits,
             stranger_ns,
             stranger_ns * desired.stranger_burst,
             neighbour_ns,
@@ -250,9 +269,9 @@ def table_sizes(contracts_max: int) -> dict[str, int]:
     nothing; memory is taken only for those that are there. The table of flows depends on CONTRACTS_MAX on small routers
     only, whose memory customers could use up.
     """
-    flows = max(_FLOWS_LEAST, min(layout.FLOWS_MOST, _FLOWS_A_CONTRACT << (contracts_max - 1).bit_length()))
+    remembered = max(_FLOWS_LEAST, min(layout.FLOWS_MOST, _FLOWS_A_CONTRACT << (contracts_max - 1).bit_length()))
     return {
-        **dict.fromkeys((layout.FLOWS, layout.PLACES), flows),
+        **dict.fromkeys((layout.FLOWS, layout.PLACES), remembered),
         **dict.fromkeys((layout.CONTRACTS, layout.LABELS, *layout.PREFIXES.values()), contracts_max),
         **dict.fromkeys(layout.HOSTS.values(), contracts_max + _OWN_ADDRESSES_MOST),
     }

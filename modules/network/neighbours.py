@@ -72,9 +72,20 @@ class NeighbourTable:
         """Say whether an address is a neighbour's own."""
         return address in self._own.get(number, ())
 
-    def is_payer(self, number: int) -> bool:
-        """Say whether a number is a payer of flows: a known neighbour, our LANs, or strangers."""
-        return number in self._links or number in (layout.OUR_FLOWS, layout.STRANGERS_FLOWS)
+    def is_known(self, number: int) -> bool:
+        """Say whether a number is a neighbour's."""
+        return number in self._links
+
+    def on_grace(self, number: int) -> bool:
+        """Say whether a neighbour is known that hasn't paid us. One that the daemon didn't name yet may have paid."""
+        known = self._known.get(number)
+        return known is not None and not known.has_paid
+
+    def payers(self) -> tuple[int, int]:
+        """Count neighbours, each of which pays for its flows: those that have paid us, and others."""
+        firsts = [number for number in self._links if self._firsts.of(number) == number]
+        on_grace = sum(map(self.on_grace, firsts))
+        return len(firsts) - on_grace, on_grace
 
     def set(self, neighbours: Sequence[KernelNeighbour], contracts: ContractTable) -> None:
         """Add or change neighbours; unchanged ones cost nothing. Raises KernelError."""

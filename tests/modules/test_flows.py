@@ -1,12 +1,17 @@
-"""The sweep of the kernel's flows: a whole round over the tables, a part at a time, and pauses between the rounds."""
+"""The kernel's flows: how the table is divided, and its sweep, a part at a time, with pauses between the rounds."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+from ngp.core.forgetting import MOST_NEIGHBOURS
 from ngp.modules.network import layout
-from ngp.modules.network.flows import FlowSweeper
+from ngp.modules.network.flows import FlowSweeper, Rooms, divide
+from ngp.modules.network.meter import table_sizes
 
 NOBODY = 7
 
@@ -31,7 +36,7 @@ def test_the_tables_are_gone_through_once_a_minute_and_not_every_second() -> Non
     """The kernel goes through half a million places, which takes milliseconds, and a first packet may wait."""
     flows, places = Flows(0), Flows(0)
     tables: Any = {layout.FLOWS: flows, layout.PLACES: places}
-    sweeper = FlowSweeper(tables, lambda _payer: False)
+    sweeper = FlowSweeper(tables, lambda _payer: 0)
     for second in range(600):
         sweeper.sweep(float(second))
     assert flows.rounds == places.rounds == 10
@@ -40,7 +45,37 @@ def test_the_tables_are_gone_through_once_a_minute_and_not_every_second() -> Non
 def test_a_round_that_takes_longer_goes_on_every_second() -> None:
     flows = Flows(1000)
     tables: Any = {layout.FLOWS: flows, layout.PLACES: Flows(0)}
-    sweeper = FlowSweeper(tables, lambda _payer: False)
+    sweeper = FlowSweeper(tables, lambda _payer: 0)
     for second in range(101):
         sweeper.sweep(float(second), most=10)
     assert flows.rounds == 1 and not flows.entries
+
+
+@pytest.mark.parametrize("contracts_max", [1, 20_000, 131_072])
+@pytest.mark.parametrize("paid", [0, 1, 2, 7, 100, 1000, MOST_NEIGHBOURS])
+@pytest.mark.parametrize("on_grace", [0, 1, 50, 500, MOST_NEIGHBOURS])
+def test_there_is_room_for_all_payers_at_a_time(contracts_max: int, paid: int, on_grace: int) -> None:
+    entries = table_sizes(contracts_max)[layout.FLOWS]
+    rooms = divide(entries, paid, on_grace)
+    assert (paid + 2 << rooms.paid_bits) + (on_grace << rooms.on_grace_bits) <= entries
+
+
+def test_few_payers_have_the_room_that_the_architecture_names() -> None:
+    assert divide(layout.FLOWS_MOST, 90, 2048) == Rooms(12, 6) == divide(table_sizes(1)[layout.FLOWS], 1, 64)
+
+
+def test_what_has_no_room_any_more_is_swept_at_once() -> None:
+    flows, places = Flows(0), Flows(0)
+    now_ns = time.monotonic_ns()
+    flows.entries = {bytes([n]): layout.FLOW_MEMORY.pack(NOBODY, n, now_ns) for n in range(8)}
+    tables: Any = {layout.FLOWS: flows, layout.PLACES: places}
+    room = 8
+    sweeper = FlowSweeper(tables, lambda _payer: room)
+    for second in range(3):
+        sweeper.sweep(float(second))
+    assert len(flows.entries) == 8
+    room = 4
+    sweeper.hurry()
+    for second in range(3, 5):
+        sweeper.sweep(float(second))
+    assert sorted(flows.entries) == [bytes([n]) for n in range(4)]

@@ -33,7 +33,7 @@ from star_lab import (
 )
 
 from core_tests.hostile import udp
-from ngp.core.values import Hint, HintKind
+from ngp.core.values import Hint, HintKind, KernelNeighbour
 from ngp.modules.network import layout
 from ngp.modules.network.meter import table_sizes
 
@@ -182,6 +182,24 @@ def test_others_flows_that_fill_the_table_end_no_conversation_and_charge_nobody(
         swept(alone, len(table(alone, layout.FLOWS).all_keys()))
         alone.ask(first, answers_first)
         assert alone.world.used(pays) == (2 * up, down)
+
+
+def test_payers_that_fill_their_rooms_leave_room_for_others(alone: Star) -> None:
+    """Four that paid once could fill a small table for ten minutes, and those who didn't begin would pay."""
+    macs = [bytes([2, 0, 0, 0, 0, n]) for n in range(1, 5)]
+    four = [KernelNeighbour(100 + n, "m0", mac, (), True, False, has_paid=True) for n, mac in enumerate(macs)]
+    alone.world.datapath.set_neighbours([*neighbours(alone), *four])
+    alone.world.datapath._expire()
+    sh("iptables -A OUTPUT -p icmp -j DROP", alone.second)
+    for n, mac in enumerate(macs):
+        alone.sell(100 + n, f"{ADDRESSES['B'][4]}/32")
+        to = ADDRESSES["B"][4]
+        send(alone.world, [udp(f"10.77.1.{60 + n}", to, 20_000 + port, b"") for port in range(4200)], source=mac)
+    wait_until(lambda: len(set(payers(alone))) == 4, "all four have sent")
+    pays, suffers = _bought_each_other(alone)
+    alone.talk("A", "B", 4)
+    assert (alone.world.used(pays), alone.world.used(suffers)) == (once(4), (0, 0))
+    assert Counter(payers(alone)) == {NEIGHBOUR: 1, **{100 + n: 1024 for n in range(4)}}
 
 
 def test_a_flow_is_forgotten_after_its_payers_last_packet_whatever_the_other_end_sends(alone: Star) -> None:
