@@ -240,8 +240,9 @@ class Datapath:
 
         Returns: whether somebody else had changed the gate, though the same gate was wanted before.
         """
-        as_before = desired == self._required().desired
-        restored = self._make_match(desired, programs_changed=False) and as_before
+        running = self._required()
+        before = running.desired, running.rewrites
+        restored = self._make_match(desired, programs_changed=False) and before == (desired, running.rewrites)
         self._gate_restored += restored
         return restored
 
@@ -457,7 +458,7 @@ class Datapath:
         host.forget()
         running.widen(desired, host)
         running.hook(desired, self._use_tcx)
-        changed = self._gate.apply(desired, programs_changed)
+        changed = self._gate.apply(desired, programs_changed, running.rewrites)
         running.narrow(desired)
         if self._loop is not None:
             self._open_or_close_queue(desired)

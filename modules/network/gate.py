@@ -31,13 +31,20 @@ neighbour's flood would burden the payment node by which all others pay. Answers
 
     INPUT        -i mesh ->   NGP_OWN
     NGP_OWN                   over_rate      DROP
+
+Where rules of this host rewrite destinations, what is forwarded to the mesh is also tested once: an answer of a
+forwarded port leaves under our own address and is free, so nothing may arrive under that address. Linux accepts IPv6
+packets under its own address. Behind this hook (at POSTROUTING) nobody can tell one from the other.
+
+    FORWARD      -o mesh ->   NGP_FORGED
+    NGP_FORGED                forged         DROP
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from ngp.core.values import DesiredNetwork
@@ -58,7 +65,7 @@ from ngp.modules.network.xtables import (
     Tables,
 )
 
-GATE, UNPAID, OWN = "NGP_GATE", "NGP_UNPAID", "NGP_OWN"
+GATE, UNPAID, OWN, FORGED = "NGP_GATE", "NGP_UNPAID", "NGP_OWN", "NGP_FORGED"
 TO_UP, TO_MESH, TO_LAN = "NGP_TO_UP", "NGP_TO_MESH", "NGP_TO_LAN"
 CLOSED, CLOSED_OUT = "NGP_CLOSED", "NGP_CLOSED_OUT"
 _TO_CLOSED: Jumps = {FORWARD: (Rule(CLOSED),)}
@@ -77,6 +84,7 @@ class GatePaths:
             it if its sender pays. Yes: nobody pays.
         unknown: yes: the daemon should be asked about the packet.
         over_rate: yes: it is for a payment service of this host, and its neighbour's lane has no room.
+        forged: yes: it comes from elsewhere, under an address of this host.
     """
 
     unpaid_up: Path
@@ -84,16 +92,18 @@ class GatePaths:
     unpaid_lan: Path
     unknown: Path
     over_rate: Path
+    forged: Path
 
 
-def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
+def gate_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool = False) -> Chains:
     """Return the chains and rules of the gate, which are the same for both families. Pure.
 
+    Args: rewrites: rules of this host may rewrite destinations.
     Raises: KernelError for an interface name or a path that iptables would misread.
     """
     for name in desired.mesh_interfaces:
         _require_plain_interface(name)
-    for path in (paths.unpaid_up, paths.unpaid_mesh, paths.unpaid_lan, paths.unknown, paths.over_rate):
+    for path in astuple(paths):
         if not _PLAIN_PATH.fullmatch(str(path)):
             raise KernelError(f"iptables can't take the path {str(path)!r}; use letters, digits, . _ - in STATE_DIR")
     up, mesh, lan = (
@@ -107,14 +117,16 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths) -> Chains:
     ]
     unpaid = [Rule("NFQUEUE", program=str(paths.unknown), queue_number=desired.queue_number), Rule("DROP")]
     own = {OWN: [Rule("DROP", program=str(paths.over_rate))]} if desired.own_services else {}
-    return {GATE: [*by_class, up], TO_UP: [up], TO_MESH: [mesh], TO_LAN: [lan], UNPAID: unpaid, **own}
+    forged = {FORGED: [Rule("DROP", program=str(paths.forged))]} if rewrites else {}
+    return {GATE: [*by_class, up], TO_UP: [up], TO_MESH: [mesh], TO_LAN: [lan], UNPAID: unpaid, **own, **forged}
 
 
-def gate_jumps(desired: DesiredNetwork) -> Jumps:
-    """Return the jumps that send packets to the gate, by hook. Pure."""
-    targets = {FORWARD: GATE, **({INPUT: OWN} if desired.own_services else {})}
+def gate_jumps(desired: DesiredNetwork, rewrites: bool = False) -> Jumps:
+    """Return the jumps that send packets to the gate, by hook. Pure. Args: rewrites: as in `gate_chains`."""
     names = sorted(set(desired.mesh_interfaces))
-    return {hook: tuple(Rule(target, name) for name in names) for hook, target in targets.items() if names}
+    forward = [*(Rule(GATE, name) for name in names), *(Rule(FORGED, "", name) for name in names if rewrites)]
+    own = [Rule(OWN, name) for name in names if desired.own_services]
+    return {hook: tuple(rules) for hook, rules in ((FORWARD, forward), (INPUT, own)) if rules}
 
 
 def closed_chains(mesh: Sequence[str], ignored: Sequence[str] = ()) -> Chains:
@@ -149,11 +161,12 @@ def shut(mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -
         _apply_change(xtables.tables(xtables.detect().variant, family), chains, _TO_CLOSED, False)
 
 
-def render(desired: DesiredNetwork, paths: GatePaths, family: int) -> str:
+def render(desired: DesiredNetwork, paths: GatePaths, family: int, rewrites: bool = False) -> str:
     """Return the gate of a family as text for `iptables-restore --noflush`; "" if no gate is wanted. Pure."""
     if not (desired.sells and family in desired.families):
         return ""
-    return xtables.restore_text(Change(chains=gate_chains(desired, paths), jumps=gate_jumps(desired)))
+    chains, jumps = gate_chains(desired, paths, rewrites), gate_jumps(desired, rewrites)
+    return xtables.restore_text(Change(chains=chains, jumps=jumps))
 
 
 class Gate:
@@ -162,10 +175,13 @@ class Gate:
     def __init__(self, paths: GatePaths, desired: DesiredNetwork) -> None:
         self.desired = desired
         self._paths = paths
+        self._rewrites = False
         self._choice = xtables.detect()
         self._elsewhere_cleared = False
 
-    def apply(self, desired: DesiredNetwork | None = None, programs_changed: bool = False) -> bool:
+    def apply(
+        self, desired: DesiredNetwork | None = None, programs_changed: bool = False, rewrites: bool = False
+    ) -> bool:
         """Make the kernel match; return whether anything had to be changed.
 
         The change that sets up the gate also removes NGP_CLOSED, so attach the meter's egress programs first.
@@ -174,15 +190,18 @@ class Gate:
             desired: the new settings; None: as before.
             programs_changed: write the rules again even if their text is the same, because other programs are now
                 pinned at the same paths. (A rule keeps the program with which it was made.)
+            rewrites: rules of this host may rewrite destinations.
         Raises: KernelError; the family that failed is as it was before.
         """
         self.desired = desired or self.desired
+        self._rewrites = rewrites
+        jumps = gate_jumps(self.desired, rewrites)
         changed = False
         for family in (4, 6):
             chains = self._wanted(family)
             if chains:
                 tables = xtables.tables(self._choice.variant, family)
-                changed |= _apply_change(tables, chains, gate_jumps(self.desired), programs_changed)
+                changed |= _apply_change(tables, chains, jumps, programs_changed)
             else:
                 changed |= _remove(self._choice.variant, family, True)
         if not self._elsewhere_cleared:  # the host may have changed its iptables since an earlier start
@@ -193,7 +212,7 @@ class Gate:
 
     def standing(self) -> bool:
         """Say whether the gate in the kernel is exactly as desired, with its jumps first. Raises KernelError."""
-        jumps = gate_jumps(self.desired)
+        jumps = gate_jumps(self.desired, self._rewrites)
         for family in (4, 6):
             chains = self._wanted(family)
             if chains and _difference(xtables.tables(self._choice.variant, family).read(), chains, jumps) is not None:
@@ -206,7 +225,7 @@ class Gate:
 
     def _wanted(self, family: int) -> Chains:
         wanted = self.desired.sells and family in self.desired.families
-        return gate_chains(self.desired, self._paths) if wanted else {}
+        return gate_chains(self.desired, self._paths, self._rewrites) if wanted else {}
 
 
 def entered() -> frozenset[str]:

@@ -132,11 +132,14 @@ class Host:
     def local_addresses(self) -> tuple[Address, ...]:
         """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""
         self._addresses_at_s = None  # asked seldom, and neighbours are told the answer
-        found = {
-            each.local
-            for each in self._all_addresses()
-            if not (each.local.is_loopback or each.local.is_link_local or each.local.is_unspecified)
-        }
+        return tuple(address for address in self.all_addresses() if not (address.is_loopback or address.is_link_local))
+
+    def all_addresses(self) -> tuple[Address, ...]:
+        """Return the addresses of all interfaces, at most a second old, loopback and link-local ones included.
+
+        Raises KernelError.
+        """
+        found = {each.local for each in self._all_addresses() if not each.local.is_unspecified}
         return tuple(sorted(found, key=lambda address: (address.version, int(address))))
 
     def networks(self, interface: str) -> tuple[Prefix, ...]:

@@ -31,13 +31,14 @@ INLINE int refuse_uncovered(void)
 	return SHOT;
 }
 
-/* A download of a neighbour: it passes only if its own contract pays. */
+/* A download of a neighbour: it passes only if its own contract pays. A contract for a prefix may cover our own address, from
+ * which the neighbour counts nothing: what is forwarded under it is forged (Linux accepts that over IPv6). */
 INLINE int sell(const struct config *config, const struct packet *p)
 {
 	struct entry *entry = find_entry(config, p, SERVER, remote(p));
 	struct contract *contract = contract_of(entry);
 
-	if (!contract)
+	if (!contract || (p->v6 && (config->flags & PREFIXES(SERVER, 1)) && is_ours(p, p->source) && !p->error))
 		return refuse_uncovered();
 	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
 }

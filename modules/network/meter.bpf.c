@@ -6,6 +6,8 @@
  *                               this packet? Which of them is called depends on the interface that the packet leaves by
  *   xt_unknown                  called by the gate for a packet that nobody paid for: should the daemon see it?
  *   xt_over_rate                called by the gate in INPUT: is a packet to a payment service on this host over its rate?
+ *   xt_forged                   called by the gate in FORWARD, on a host that rewrites destinations: does a packet to the mesh
+ *                               claim to come from this host?
  *   ngp_tc_out                  egress of mesh interfaces: meters our clients' downloads, and what we buy and send
  *   ngp_tc_in                   ingress of mesh interfaces: meters what we bought and receive
  *
@@ -30,6 +32,9 @@
 
 #define ERROR_INTERVAL_NS 20000000ull                         /* 50 a second to one neighbour */
 #define ERROR_BURST_NS 2000000000ull                          /* 100 at once */
+#define MOST_HOPS 255                                         /* the hop limit of our messages (GTSM, RFC 5082) */
+#define TCP_HEADER_BYTES 20
+#define TCP_RESET 4
 
 enum way { TO_UPSTREAM, TO_MESH, TO_LAN };                    /* the class of the interface that a packet leaves by */
 
@@ -247,6 +252,23 @@ int xt_over_rate(struct __sk_buff *skb)
 	return is_over_rate(config, &p, hides || p.goes_on ? LONGEST_BYTES : p.bytes);
 }
 
+/* --- forwarded to the mesh --- */
+
+/* Does a forwarded packet have an address of this host as its source? Linux accepts that over IPv6. It must not get as far as
+ * ngp_tc_out: there the answers of a forwarded port have such a source too, but here they still have their sender's. */
+SEC("socket")
+int xt_forged(struct __sk_buff *skb)
+{
+	struct our key = { .v6 = skb->protocol == bpf_htons(ETH_P_IPV6) };
+	long failed = key.v6 ? bpf_skb_load_bytes_relative(skb, 8, key.address, 16, BPF_HDR_START_NET)
+			     : bpf_skb_load_bytes_relative(skb, 12, key.address, 4, BPF_HDR_START_NET);
+
+	if (failed || !bpf_map_lookup_elem(&ngp_ours, &key))
+		return 0;
+	count(UNCOVERED);
+	return 1;
+}
+
 /* --- the interfaces --- */
 
 INLINE int is_link_local(const struct packet *p, const __u32 *address)
@@ -255,22 +277,30 @@ INLINE int is_link_local(const struct packet *p, const __u32 *address)
 }
 
 /* Is a packet from one router to the other? That isn't forwarding: no server charges it, so no client counts it. */
-APART int is_between_routers(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+INLINE int is_between_routers(const struct packet *p)
 {
-	__be16 ports[2];
-
-	if (p->group || is_link_local(p, p->source) || is_link_local(p, p->destination))
-		return 1;
-	return p->protocol == IPPROTO_UDP && read_ports(skb, p, ports) && ports[1] == config->link_port;
+	return p->group || is_link_local(p, p->source) || is_link_local(p, p->destination);
 }
 
+/* Is a received packet a message of the neighbour's own daemon? The server charges what it forwards to the same port, and
+ * anybody can send that. But a forwarded packet has lost at least one of the hops, and a daemon sends with all of them. */
+APART int is_message(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+{
+	__be16 ports[2];
+	__u8 hops;
+
+	return p->protocol == IPPROTO_UDP && read_ports(skb, p, ports) && ports[1] == config->link_port &&
+	       !bpf_skb_load_bytes(skb, p->base + (p->v6 ? 7 : 8), &hops, 1) && hops == MOST_HOPS;
+}
+
+/* What this host itself sends. A message to an address that we don't know as the neighbour's own may be counted, though
+ * nobody bills it: only the address tells whether the neighbour forwards a packet. */
 INLINE int count_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	struct entry *entry = find_entry(config, p, CLIENT, p->destination);
 	struct contract *contract = contract_of(entry);
 
-	if ((entry && entry->slot == OWN) || is_between_routers(skb, config, p) ||
-	    is_free(skb, config, p, BY_DESTINATION))
+	if ((entry && entry->slot == OWN) || is_between_routers(p) || is_free(skb, config, p, BY_DESTINATION))
 		return PASS;
 	if (!contract)
 		return note_early(config, p, find_neighbour(p));
@@ -278,13 +308,36 @@ INLINE int count_own(struct __sk_buff *skb, const struct config *config, const s
 	return PASS;
 }
 
+/* Did this host itself make a packet that has neither an incoming interface nor a socket? Forwarded packets also lose their
+ * interface: Linux does that to IPv6 fragments that it joined and has to cut anew. Linux also accepts IPv6 packets under its
+ * own address. So no fragment of IPv6 is taken for ours, nor what may be one behind more headers than we follow. The kernel
+ * sends without a socket: a tunnel's outer packets, SYN cookies, resets, and reports of group membership. A REJECT resets a
+ * connection under the other end's address, with a segment that is nothing but a header. */
+APART int is_made_here(struct __sk_buff *skb, const struct packet *p)
+{
+	__u8 flags;
+
+	if (p->v6 && (p->goes_on || p->protocol == LATER_FRAGMENT || is_extension(p->protocol)))
+		return 0;
+	if (is_ours(p, p->source))
+		return 1;
+	if (p->group)
+		return !(p->source[0] | p->source[1] | p->source[2] | p->source[3]);
+	return p->protocol == IPPROTO_TCP && p->bytes == p->transport + TCP_HEADER_BYTES &&
+	       !bpf_skb_load_bytes(skb, p->base + p->transport + 13, &flags, 1) && (flags & TCP_RESET);
+}
+
 /* May an ICMP error go on to our client? Anybody can send an error about a client's connection without forging an address,
  * and have it charged to the contract (or, if that is free, carried for nothing). So errors that don't come from the
- * destination itself may be no longer than RFC 4443 allows, and no more than a client needs that isn't attacked. */
+ * destination itself may be no longer than RFC 4443 allows, and no more than a client needs that isn't attacked. One that was
+ * forwarded and has our own address as its source is forged, unless it is about a port of ours that we forward. The client
+ * takes it for our own, so it doesn't count it. */
 APART int allows_error(const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
 
+	if (is_ours(p, p->source) && !is_ours(p, p->quoted))
+		return 0;
 	if (!neighbour || !(neighbour->flags & BUYS_FROM_US) || contract_of(find_entry(config, p, SERVER, p->source)))
 		return 1;
 	return p->bytes <= ERROR_BYTES &&
@@ -310,15 +363,15 @@ int ngp_tc_out(struct __sk_buff *skb)
 	const struct config *config = settings();
 	__u32 ingress_ifindex = skb->ingress_ifindex;
 	struct packet p = {};
-	int given, payer;
+	int given, payer, by_socket = !ingress_ifindex && skb->sk;
 
 	if (!config || is_tagged(skb) || ((config->flags & HAS_UPPERS) && is_of_upper(skb)))
 		return PASS;
-	if (!ingress_ifindex && !(config->flags & (BUYS | OWN_SERVICES))) /* our own */
+	if (by_socket && !(config->flags & (BUYS | OWN_SERVICES))) /* our own */
 		return PASS;
 	if (!parse(skb, config, EGRESS, &p) || !wants_family(config, &p))
 		return PASS;
-	if (!ingress_ifindex) {
+	if (by_socket || (!ingress_ifindex && is_made_here(skb, &p))) {
 		if ((config->flags & OWN_SERVICES) && answers_over_rate(skb, config, &p))
 			return SHOT;
 		return config->flags & BUYS ? count_own(skb, config, &p) : PASS;
@@ -373,7 +426,7 @@ int ngp_tc_in(struct __sk_buff *skb)
 	}
 	entry = find_entry(config, &p, CLIENT, remote(&p));
 	contract = contract_of(entry);
-	if (contract && !is_between_routers(skb, config, &p) && !is_free(skb, config, &p, BY_SOURCE))
+	if (contract && !is_between_routers(&p) && !is_message(skb, config, &p) && !is_free(skb, config, &p, BY_SOURCE))
 		charge(contract, entry->slot, &p, FROM, CLIENT);
 	return PASS;
 }

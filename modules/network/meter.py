@@ -29,7 +29,7 @@ HOLD_WINDOW_NS = 1_000_000_000
 HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # of one destination in a window: for anybody, and for those that have paid
 _OWN_ADDRESSES_MOST = 4096 * 32  # of all neighbours that the daemon knows at a time, with all that a hello may name
 _FLOWS_A_CONTRACT, _FLOWS_LEAST = 4, 1 << 14
-GATE_PROGRAMS = ("xt_unpaid_up", "xt_unpaid_mesh", "xt_unpaid_lan", "xt_unknown", "xt_over_rate")
+GATE_PROGRAMS = ("xt_unpaid_up", "xt_unpaid_mesh", "xt_unpaid_lan", "xt_unknown", "xt_over_rate", "xt_forged")
 
 
 class Meter:
@@ -53,7 +53,7 @@ class Meter:
         self._index_of = index_of
         self._uppers: set[bytes] = set()
         self._ours: set[bytes] = set()
-        self._rewrites = False
+        self.rewrites = False
         self._rooms = Rooms(0, 0)
         sizes = {} if adopted else table_sizes(desired.contracts_max)
         with contextlib.ExitStack() as undo:
@@ -103,9 +103,8 @@ class Meter:
 
     def widen(self, desired: DesiredNetwork, host: Host) -> None:
         """Tell the kernel what is new, before any program needs it."""
-        self._rewrites = desired.sells and rewrites.may_happen(desired.families)
-        own = host.local_addresses()[: layout.MOST_OURS] if self._rewrites else ()
-        self._ours = {layout.our_key(address) for address in own}
+        self.rewrites = desired.sells and rewrites.may_happen(desired.families)
+        self._ours = {layout.our_key(address) for address in host.all_addresses()[: layout.MOST_OURS]}
         self.tables[layout.OURS].set_many(list(self._ours), [bytes(4)] * len(self._ours))
         free = _free_tables(desired)
         known = read_interfaces(self.tables)
@@ -132,7 +131,7 @@ class Meter:
     def hook(self, desired: DesiredNetwork, use_tcx: bool | None) -> None:
         """Attach the programs to the mesh interfaces."""
         tcx = self.use_tcx(use_tcx)
-        wanted = [Direction.OUT, Direction.IN] if desired.buys or self._rewrites else [Direction.OUT]
+        wanted = [Direction.OUT, Direction.IN] if desired.buys or self.rewrites else [Direction.OUT]
         for name in desired.mesh_interfaces:
             index = self._require_index(name)
             for direction in wanted:
@@ -149,7 +148,7 @@ class Meter:
         for index, flags in read_interfaces(self.tables).items():
             if index in existing and index not in mesh:
                 hooks.detach(index, Direction.OUT)
-            if index in existing and not (index in mesh and (desired.buys or self._rewrites)):
+            if index in existing and not (index in mesh and (desired.buys or self.rewrites)):
                 hooks.detach(index, Direction.IN)
             if index in existing and index not in mesh and flags & layout.MADE_CLSACT:
                 hooks.remove_clsact(index)
@@ -176,12 +175,12 @@ class Meter:
         self._open.close()
 
     def _config_flags(self, desired: DesiredNetwork, layer3: bool) -> int:
-        flags = layout.HAS_UPPERS * bool(self._uppers) | layout.REWRITES * self._rewrites
+        flags = layout.HAS_UPPERS * bool(self._uppers) | layout.REWRITES * self.rewrites
         return _config_flags(desired, layer3) | flags
 
     def sent_to(self, interface: int, link_address: bytes, payload: bytes) -> Address | None:
         """Return where a held packet was sent if this host has rewritten its destination; else None."""
-        if not self._rewrites:
+        if not self.rewrites:
             return None
         key = layout.held_key(self.neighbours.first_link(layout.link_key(interface, link_address)), payload)
         found = self.tables[layout.HELD_FOR].get(key) if key else None

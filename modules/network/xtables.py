@@ -31,7 +31,7 @@ _HOOKS = (FORWARD, INPUT)  # where our jumps may be
 # An empty chain of this name says that the nft table didn't exist before us, so clean-up may remove it.
 TABLE_MARK = "NGP_TABLE"
 NFT, LEGACY = "nft", "legacy"
-_JUMP = re.compile(rf"(?:-i (?P<inward>\S+) )?-j (?P<target>{OWN_PREFIX}\S+)")
+_JUMP = re.compile(rf"(?:-i (?P<inward>\S+) )?(?:-o (?P<outward>\S+) )?-j (?P<target>{OWN_PREFIX}\S+)")
 _COMMAND_TIMEOUT_S = 10
 _LOCK_WAIT_S, _LOCK = 2, "xtables lock"
 _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
@@ -86,7 +86,9 @@ class Standing:
         """Our jumps, for each hook that has any, in order."""
         found = {hook: [_JUMP.fullmatch(rule) for rule in rules] for hook, rules in self.hooks.items()}
         jumps = {
-            hook: tuple(Rule(match["target"], match["inward"] or "") for match in matches if match)
+            hook: tuple(
+                Rule(match["target"], match["inward"] or "", match["outward"] or "") for match in matches if match
+            )
             for hook, matches in found.items()
         }
         return {hook: rules for hook, rules in jumps.items() if rules}

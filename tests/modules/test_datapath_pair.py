@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from kernel_lab import GATEWAY_TO_CLIENT, INTERNET, desired, passes, sh
+from crafted import send
+from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, INTERNET, desired, passes, sh
 from meter_lab import GENEROUS, World, contract_id, metered, wait_until
 
+from core_tests.hostile import PORT, udp
 from core_tests.namespaces import inside
 from ngp.core.messages import Role
 from ngp.core.values import Grant, HeldPacket, KernelNeighbour, Reading, Verdict
@@ -110,6 +113,31 @@ def test_both_meters_agree_from_the_first_packet_on(pair: Pair, family: int, wid
     (to, back), _ = pair.used()
     least = {"ping": 84, "udp": 13 * 128, "tcp": 300_000}[kind]
     assert to >= least and (back >= least or kind == "udp")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_both_meters_count_what_is_forwarded_to_the_port_of_our_messages(pair: Pair, family: int) -> None:
+    """Anybody can send to that port. Only a neighbour's own messages arrive with all of their hops."""
+    client, internet, other = CLIENT[family], INTERNET[family], {4: "10.77.9.9", 6: "fd00:77:9::9"}[family]
+    assert passes(pair.world.lab.client, GATEWAY_TO_CLIENT[family]), "next hops are known"
+    pair.agree(EVERYTHING[family])
+    sh(f"ip addr add {other}/{BITS[family]} dev lo")
+    domain, level, option = (
+        (socket.AF_INET, socket.IPPROTO_IP, socket.IP_TTL)
+        if family == 4
+        else (socket.AF_INET6, socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+    )
+    for command in ("iptables", "ip6tables"):
+        sh(f"{command} -A INPUT -p udp -j DROP", pair.world.lab.client)  # it answers nothing
+    with socket.socket(domain, socket.SOCK_DGRAM) as gateway:
+        gateway.bind((other, 0))
+        gateway.setsockopt(level, option, 255)
+        gateway.sendto(bytes(100), (client, PORT))
+    number, size = 20, 1000
+    send(pair.world, [udp(internet, client, PORT, bytes(size))], upload=False, times=number)
+    pair.world.send_udp(internet, size, number, port=PORT)
+    each = number * (size + {4: 28, 6: 48}[family])
+    wait_until(lambda: pair.used() == ((each, each), (each, each)), "both meters count it, and no message")
 
 
 def test_both_meters_stop_at_the_limit_and_the_client_lets_pass(pair: Pair) -> None:

@@ -32,7 +32,8 @@ from ngp.modules.network import gate, xtables
 from ngp.modules.network.gate import Gate, GatePaths, clean_up, render
 from ngp.modules.network.xtables import LEGACY, NFT, Choice
 
-ON_PAPER = GatePaths(*(Path("/var/lib/ngp/bpf", name) for name in ("up", "mesh", "lan", "unknown", "over_rate")))
+PROGRAMS = ("up", "mesh", "lan", "unknown", "over_rate", "forged")
+ON_PAPER = GatePaths(*(Path("/var/lib/ngp/bpf", name) for name in PROGRAMS))
 OWN_SERVICES = (FreeRule(ip_network(GATEWAY_TO_CLIENT[4]), 6, 9735),)
 
 GOLDEN = """\
@@ -66,6 +67,16 @@ GOLDEN_WITH_OWN_SERVICES = (
         "-A NGP_UNPAID -j DROP\n-A NGP_OWN -m bpf --object-pinned /var/lib/ngp/bpf/over_rate -j DROP\n",
     )
     .replace("COMMIT\n", "-I INPUT 1 -i m0 -j NGP_OWN\n-I INPUT 2 -i m1 -j NGP_OWN\nCOMMIT\n")
+)
+
+# The same rules, and those for a host that rewrites destinations.
+GOLDEN_WITH_REWRITES = (
+    GOLDEN.replace(":NGP_UNPAID - [0:0]\n", ":NGP_UNPAID - [0:0]\n:NGP_FORGED - [0:0]\n")
+    .replace(
+        "-A NGP_UNPAID -j DROP\n",
+        "-A NGP_UNPAID -j DROP\n-A NGP_FORGED -m bpf --object-pinned /var/lib/ngp/bpf/forged -j DROP\n",
+    )
+    .replace("COMMIT\n", "-I FORWARD 3 -o m0 -j NGP_FORGED\n-I FORWARD 4 -o m1 -j NGP_FORGED\nCOMMIT\n")
 )
 
 OPERATOR = """\
@@ -130,6 +141,7 @@ def test_golden() -> None:
         assert render(wanted, ON_PAPER, family) == GOLDEN
         assert render(replace(wanted, buys=True), ON_PAPER, family) == GOLDEN, "the payer may differ"
         assert render(replace(wanted, own_services=OWN_SERVICES), ON_PAPER, family) == GOLDEN_WITH_OWN_SERVICES
+        assert render(wanted, ON_PAPER, family, rewrites=True) == GOLDEN_WITH_REWRITES
     usual = render(desired(mesh_interfaces=("m0",)), ON_PAPER, 4).splitlines()
     ways = [line for line in usual if line.startswith("-A NGP_GATE")]
     assert ways[0].startswith("-A NGP_GATE -o m0") and len(ways) == 2, "one comparison for what goes upstream"
