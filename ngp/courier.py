@@ -3,33 +3,35 @@
 Guarantee: a message that needs delivery reaches the other daemon at most once, and exactly once if the link works again
 within GIVE_UP_S; otherwise it is reported undelivered. The same datagram is sent again until the neighbour answers it
 (`reply_to`) or acks it. Acks are collected, since a signature is the most expensive step here. A duplicate is
-recognised by its sequence, before its signature is checked. It is never delivered, but acked again, so no answers need
-to be kept. If losing a message would lose money (`wants_receipt`), only `acknowledge` acks it, after it was stored, and
-its sender learns that it was delivered.
+recognised by its sequence, before its signature is checked. It isn't delivered again. It is only acked again, so a
+receiver needn't keep its answers. A message whose loss would lose money (`wants_receipt`) is acked only when the caller
+has stored its content and calls `acknowledge`; so its sender can rely on the ack, and is told about it (`Delivered`).
 
 Which messages are believed
 - An attacker can record a hello to everybody and replay it after we restarted. So a neighbour is *proven* on a link
-  only after it sent a hello there that names our present boot counter. Until then its hello is passed up with
-  `proven=False`, and may only be answered. All other messages are accepted from proven (identity, link) pairs only: a
-  message recorded on one link can't be replayed on another.
-- Boot counters are persisted and only grow. A larger one (signed) resets the sender's window; a smaller one is stale.
-  Messages in flight to the sender's previous run are reported undelivered and not sent again: they may have arrived.
+  only after it sent a hello on this link that names our present boot counter. Until then its hellos are passed up with
+  `proven=False`, and the caller may only answer them. All other messages are accepted from proven (identity, link)
+  pairs only: a message recorded on one link can't be replayed on another.
+- Boot counters are persisted and only grow. A signed message with a larger one shows that its sender restarted: its
+  replay window begins anew. Messages in flight to its previous run are reported undelivered and not sent again, as they
+  may have arrived. A message with a smaller boot counter is refused as stale.
 
 By which way messages go
 - A link address may have several transport addresses, some of which may lead nowhere. A message that stays unanswered
-  goes to the next one (`Outgoing.attempt`), and later messages start with the one that was answered. Hellos go to all,
-  since they aren't sent again. So do acks as long as nothing was answered, and acks of duplicates, whose first ack may
-  have been lost.
+  is sent to the next address (`Outgoing.attempt`). Later messages start with the address at which one was answered.
+  Hellos go to all addresses, since they aren't sent again. Acks go to all addresses while no message was answered yet;
+  an ack of a duplicate always does, because the first ack may have been lost.
 
 What a flood costs
-- Signatures of hellos from strangers, and from known neighbours on new links, are checked from one small allowance, of
-  which each link address gets a small part. Each known neighbour has its own allowance per link, which others can use
-  up only by forging its link address. Anyone who claims an honest neighbour's identity from another link address
-  spends the part of that link address.
-- A neighbour has few links; the one unused for longest makes room. So copies of its hellos from other link addresses
-  don't drive out the link that it uses.
-- All tables are bounded by `Limits`. Strangers have a table of their own, in which the oldest makes room; known
-  neighbours make room only after IDLE_S of silence. One link can't hold more than `identities_per_link` of them.
+- The number of signatures checked in a second is limited. All hellos from strangers, and from known neighbours on new
+  links, share one small allowance, of which each link address may use only a small part. Each known neighbour has an
+  allowance of its own on each of its links. Others can use that up only by forging its link address: anyone who claims
+  its identity from another link address uses up only that address's part of the small allowance.
+- A neighbour may be proven on few links. A new link replaces the one unused for longest, so copies of its hellos from
+  other link addresses don't displace the link that it uses.
+- All tables are bounded by `Limits`. Strangers have a table of their own, in which a new one replaces the oldest. A new
+  neighbour replaces a known one only after IDLE_S of silence. Behind one link address, at most `identities_per_link`
+  identities can be proven.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class _Flight:
 
 @dataclass(slots=True, eq=False)
 class _ProvenLink:
-    """A link where a neighbour is proven: its allowance, and the attempt that was answered last, if one was."""
+    """A link where a neighbour is proven: its allowance, and which `Outgoing.attempt` was answered last, if any."""
 
     allowance: Allowance
     attempt: int | None = None
@@ -83,7 +85,15 @@ class _ProvenLink:
 
 @dataclass(slots=True, eq=False)
 class _Neighbour:
-    """All that is kept of one identity. `proven` are the links where it is proven."""
+    """All that is kept of one identity.
+
+    Attributes:
+        count: number of messages that we made for it; the lower half of their sequences.
+        broadcast: count of its last hello to everybody.
+        proven: the links where it is proven.
+        acks_again: one of `acks` is for a duplicate.
+        self_acks: its messages that nobody has acked yet.
+    """
 
     identity: bytes
     count: int
@@ -137,7 +147,7 @@ class Courier:
         )
         self._broadcast_count = 0
         self._former: OrderedDict[bytes, tuple[int, ReplayWindow, int]] = OrderedDict()
-        self._retired_count = 0  # counts of neighbours we forgot: never use a sequence twice
+        self._retired_count = 0  # highest count of those forgotten: a new entry counts on, so no sequence comes twice
         self._outstanding = 0
         self._retries: tuple[deque[tuple[float, _Flight]], ...] = tuple(deque() for _ in RETRY_AFTER_S)
         self._ack_timers: deque[tuple[float, _Neighbour]] = deque()
@@ -155,8 +165,9 @@ class Courier:
         """Sign a message and return what to send now; nothing if it must wait, or can't be delivered at all.
 
         A hello to a neighbour that isn't proven on the link asks for a reply, whatever the message says, so that both
-        sides become proven. For everybody (identity None) call it once per interface: receivers refuse a second copy.
-        Args: reply_to: id of a received message that this answers, and so acks.
+        sides become proven. For a hello to everybody (identity None), call it once for each interface: a neighbour on
+        two of them refuses the second copy of a datagram.
+        Args: reply_to: id of the received message that this one answers and thereby acks.
         Raises: ValueError when a field is outside the limits of docs/protocol.md.
         """
         if identity is None or link is None:
@@ -181,9 +192,9 @@ class Courier:
         return [self._launch(neighbour, link, message, reply_to, now)]
 
     def acknowledge(self, identity: bytes, message_id: int, now: float) -> None:
-        """Ack a received message, one without an answer, with the next batch.
+        """Ack a received message that gets no answer; the ack goes with the next batch.
 
-        Without this call the courier acks it later by itself, but never if it wants a receipt.
+        Without this call the courier acks the message by itself a little later, unless it wants a receipt.
         """
         neighbour = self._known.get(identity)
         if neighbour is not None and message_id in neighbour.self_acks:

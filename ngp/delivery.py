@@ -14,7 +14,7 @@ class Limits:
     """Limits of the courier.
 
     Attributes:
-        neighbours, strangers: known identities, and identities that were only heard.
+        neighbours, strangers: identities that are proven on a link, and identities that were only heard.
         former: replay windows of identities that are no longer known; without them old messages could be replayed.
         identities_per_link: known identities behind one link address.
         in_flight: unanswered messages to one neighbour; at most half the replay window.
@@ -42,9 +42,9 @@ class Outgoing:
     """A datagram to send; identity and link are None if it is for everybody on the caller's interface.
 
     Attributes:
-        attempt: selects one of the ways to the link address, in turn. None: send it by all ways, since it isn't
-            repeated if it is lost.
-        is_hello: it will also be sent by ways that are learned later.
+        attempt: selects one of the ways to the link address; the next attempt takes the next way. None: send the
+            datagram by all ways, since it isn't sent again if it is lost.
+        is_hello: the datagram will also be sent by ways that are learned later.
     """
 
     identity: bytes | None
@@ -56,7 +56,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A new message. `proven`: it isn't a replay and came from its sender on this link; else only answer its hello."""
+    """A new message. `proven`: it is no replay, and its sender is on this link. Else it is a hello; only answer it."""
 
     sender: bytes
     link: LinkKey

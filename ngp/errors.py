@@ -1,7 +1,7 @@
 """Errors: each says what is wrong, with which value, and what to do, and has the exit code of the command line.
 
 Adapters translate their library's errors into these. Hostile input from a neighbour can only become a `PeerError`,
-which the daemon counts and forgets; the others reach the operator.
+which the daemon counts and forgets; all other errors reach the operator.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class KernelError(NgpError):
 class MomentError(KernelError):
     """The kernel refused for the moment: another program holds a lock, an interface just vanished. Worth a retry.
 
-    systemd doesn't restart a service that ends with the exit code `KERNEL`, as that wouldn't help. After this error it
-    does (docs/ngp.service).
+    systemd doesn't restart a service that ends with the exit code `KERNEL`, as that wouldn't help. This error has
+    another exit code, after which systemd does restart the service (docs/ngp.service).
     """
 
     exit_code = ExitCode.OTHER
@@ -75,7 +75,7 @@ def refused(what: str, error: OSError, remedy: str) -> KernelError:
 
     Args:
         what: the action or the file.
-        remedy: what to do, unless the disk is full.
+        remedy: what the operator should do; if the disk is full, the text says so instead.
     """
     advice = "free some space on its file system" if error.errno in FULL else remedy
     return (MomentError if passes(error) else KernelError)(f"{what}: {error.strerror}; {advice}")

@@ -88,7 +88,7 @@ def _read(path: Path) -> bytes:
         if stat.S_IMODE(found.st_mode) & 0o077:
             raise ConfigError(
                 f"identity key {path} has mode {stat.S_IMODE(found.st_mode):04o}, others can read or change it; if "
-                f"nobody did, run: chmod 600 {path}; else move it away, and the next start makes a new identity"
+                f"nobody did, run: chmod 600 {path}; otherwise move it away, and the next start makes a new identity"
             )
         key = file.read(KEY_BYTES + 1)
     if len(key) != KEY_BYTES:
@@ -110,7 +110,7 @@ def short_text(identity: bytes) -> str:
 
 
 def match(written: str, known: Iterable[bytes]) -> bytes:
-    """Find the identity that begins with these hex digits, in either case.
+    """Find the identity that begins with these hex digits, upper or lower case.
 
     Raises: UsageError if none or several do.
     """

@@ -1,10 +1,10 @@
 """Module keys: a module's own keys of net.conf, so that a module with settings needs no change in ngp.
 
 A module provides `ModuleSettings` through an entry point of the group `ngp.payment.settings` (`ngp.link.settings`,
-`ngp.network.settings`) with the module's name. They are separate from its class, since a verb that only reads net.conf
-must not load the libraries of the class. Every key begins with the module's name in capitals, so that no two modules
-have the same key. All these keys need a restart, since a module is made once, at the start. Its class then gets the
-values that aren't None as `options`, a mapping by key.
+`ngp.network.settings`) with the module's name. These settings are separate from the module's class, since a verb that
+only reads net.conf must not load the libraries of the class. Every key begins with the module's name in capitals, so
+that no two modules have the same key. A module is made once, at the start, so a change of any of its keys needs a
+restart. The class then gets the values that aren't None as `options`, a mapping by key.
 
 The functions below read values that several modules need: hosts and files.
 """
@@ -32,7 +32,7 @@ class KeyText:
 
     Attributes:
         is_text: False if YAML reads it as a number, a boolean or a date.
-        folder: that of net.conf, where relative paths start.
+        folder: the folder of net.conf, where relative paths start.
     """
 
     text: str
@@ -45,15 +45,15 @@ class ModuleKey:
     """One of a module's own keys.
 
     Attributes:
-        name: as in the file; begins with the module's name in capitals and an underscore.
-        kind: the form of its value, for the guide.
-        parse: reads its value. Raises ConfigError, whose text follows the value ("is not ...: write ..."), or
+        name: as in net.conf; begins with the module's name in capitals and an underscore.
+        kind: the form of the value, for the guide.
+        parse: reads the value. Raises ConfigError, whose text is shown after the value ("is not ...: write ..."), or
             UnseenError if the value may be a secret.
         help: one line.
-        default: as it would be written. The word `none` means None, and is never parsed.
-        secret: the secret in the value ("the macaroon"), if it has one: then the value is never shown, and only the
-            owner of net.conf may be able to read the file.
-        instead: the alternative to writing the secret there.
+        default: the value as net.conf would have it. The word `none` means None, and is never parsed.
+        secret: what in the value is secret ("the macaroon"); "": nothing. A secret value is never shown, and net.conf
+            is refused if others than its owner can read it.
+        instead: what the operator can do instead of writing the secret into net.conf.
     """
 
     name: str
@@ -104,7 +104,7 @@ def path_as_written(written: KeyText) -> str:
     """Read the path of a file, perhaps on another machine. Raises ConfigError."""
     text = written.text
     if not written.is_text or not text.isprintable() or len(text.encode()) > _MOST_PATH_BYTES:
-        raise ConfigError("is not a file's name: write its whole path, in quotes if it looks odd")
+        raise ConfigError("is not a file's name: write its whole path, in quotes if it looks like a number")
     if text.startswith("~"):
         raise ConfigError("begins with ~, which only a shell knows: write the whole path")
     return text
@@ -125,5 +125,5 @@ def secret_file(written: KeyText) -> str:
 def password_file(written: KeyText) -> str:
     """Read the path of a password file; a value without a slash may be the password: refused, and not shown."""
     if "/" not in written.text:
-        raise UnseenError("is no path: save the password in a file of mode 0600 and write its whole path")
+        raise UnseenError("is not a path: save the password in a file of mode 0600 and write its whole path")
     return file_path(written)

@@ -1,4 +1,4 @@
-"""Ports: the interfaces between ngp and the world around it. The values that cross them are in `ngp.core`.
+"""Ports: the interfaces between ngp and the world around it. The values that they take and return are in `ngp.core`.
 
 An adapter in `modules/` implements one of these. It is found by an entry point (`ngp.link`, `ngp.network`,
 `ngp.payment` in setup.cfg), so anybody can add one. The ledger's adapters are in `ngp/store/`, since the conservation
@@ -51,26 +51,26 @@ class Link(Protocol):
     def check(self, interfaces: Sequence[str]) -> list[Check]:
         """Return obstacles on this host, and how neighbours are found on these interfaces; changes nothing.
 
-        It is cheap once the link is open.
+        The call is cheap once the link is open.
         """
 
     def taken(self, interfaces: Sequence[str]) -> list[Check]:
-        """Open the link and close it again, to find what a start would find. Not while our daemon has it open."""
+        """Open and close the link, to find what would keep a start from it. Not while our daemon has it open."""
 
     async def open(self, interfaces: Sequence[str], receive: Callable[[LinkPeer, bytes], None]) -> None:
-        """Start on these interfaces; `receive` is called in the event loop. Raises KernelError."""
+        """Start on these interfaces; `receive` is called in the event loop for each datagram. Raises KernelError."""
 
     async def update(self, interfaces: Sequence[str]) -> None:
-        """Follow a changed list of interfaces; those that stay in it are not disturbed."""
+        """Use another list of interfaces; those that are in both lists are not disturbed."""
 
     def send(self, peer: LinkPeer, datagram: bytes) -> None:
-        """Send to one neighbour; never blocks, may lose. Raises ValueError above max_datagram_bytes."""
+        """Send to one neighbour; never blocks, may lose the datagram. Raises ValueError above max_datagram_bytes."""
 
     def broadcast(self, interface: str, datagram: bytes) -> None:
-        """Send to every neighbour on an interface; never blocks, may lose."""
+        """Send to every neighbour on an interface; never blocks, may lose the datagram."""
 
     def trust(self, peer: LinkPeer) -> None:
-        """Prefer datagrams of this link address, which is proven, so that strangers' floods don't crowd them out."""
+        """Prefer datagrams of this link address, which is proven, so that strangers' floods don't displace them."""
 
     def counters(self) -> dict[str, int]:
         """Return the numbers of datagrams refused below the wire layer, by reason."""
@@ -85,7 +85,7 @@ class Link(Protocol):
 class Network(Protocol):
     """Gates, meters and cuts traffic in the kernel, and answers questions about the host.
 
-    It answers these whether or not it is set up, also after `close`.
+    The questions are answered whether or not it is set up, and also after `close`.
     """
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ class Network(Protocol):
     def other_interfaces(
         self, mesh: Sequence[str], lan: Sequence[str] | None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the interfaces that aren't mesh: our LAN interfaces, and those of the others that have a route now.
+        """Return the interfaces that aren't mesh: our LAN interfaces, and which of the remaining ones have a route now.
 
         Args:
             mesh: names.
@@ -121,19 +121,19 @@ class Network(Protocol):
         """End `watch`; safe to call twice."""
 
     def beside(self) -> Network:
-        """Return another instance, for questions about the host from another thread. It knows that this one runs.
+        """Return another instance, for questions about the host from another thread. The caller closes it.
 
-        The caller closes it.
+        It is told what this instance has in the kernel, so that it doesn't report that as another program's.
         """
 
     def taken(self, desired: DesiredNetwork) -> list[Check]:
-        """Check that no other program has what we need for ourselves, in the words of a start. Leaves nothing behind.
+        """Check that no other program uses what only one may use (a queue number), in the words of a start.
 
-        Don't call it while a daemon of ours has it.
+        Leaves nothing behind. Don't call it while a daemon of ours uses the same.
         """
 
     def refuse(self, desired: DesiredNetwork) -> None:
-        """Raise KernelError if this host lets traffic go round the meter: a start must not hide that."""
+        """Raise KernelError if traffic can bypass the meter on this host: a start must not hide that it can."""
 
     def check(self, desired: DesiredNetwork) -> list[Check]:
         """Return what this host can do and what is missing; changes nothing."""
@@ -147,19 +147,20 @@ class Network(Protocol):
     def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
         """Stop the contracts of another version's meter, and return what they used; None if no such meter runs.
 
-        Call `set_up`, which removes that meter, only when all of this is charged. Until then the same is returned
-        again, also after a crash.
+        Call `set_up`, which removes that meter, only when all of this is charged. Before that, each
+        call returns the same, also after a crash.
 
-        Args: desired: what `set_up` will be called with: if that would fail, nothing is stopped; None: it won't be
-            called.
-        Raises: KernelError; also if that version isn't known.
+        Args: desired: what `set_up` will be called with; if `set_up` would fail, nothing is stopped. None: `set_up`
+            won't be called.
+        Raises: KernelError; also if this version of ngp doesn't know that meter.
         """
 
     def set_up(self, desired: DesiredNetwork) -> Adopted:
-        """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
+        """Load and attach the programs, or adopt those that a killed daemon left running.
 
-        Adopting reads each account's `spent`, waits until every processor has left the programs, and only then reads
-        the contracts. So what these used is at least what the account spent.
+        Adopting reads what each account spent, waits until every processor has left the programs, and only then reads
+        the contracts. So their counters include everything that the account was charged for.
+        Raises: KernelError; then nothing of a new set-up is left.
         """
 
     def apply(self, desired: DesiredNetwork) -> bool:
@@ -260,7 +261,10 @@ class Payment(Protocol):
     def capabilities(self) -> PaymentCapabilities: ...
 
     async def check(self, spends: bool) -> list[Check]:
-        """Check our rights at the node: which are missing, and which are more than needed. Args: spends: we pay too."""
+        """Check our rights at the node: which are missing, and which are more than needed.
+
+        Args: spends: whether ngp pays, too.
+        """
 
     async def balance_msat(self) -> int:
         """Return what can be spent now."""
@@ -278,7 +282,10 @@ class Payment(Protocol):
         """Cancel an invoice; return when it is certain that the node accepts no money for it."""
 
     def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
-        """Yield every settlement after the cursor, at least once, for ever; all if the node's count began anew."""
+        """Yield every settlement after the cursor, at least once, without end.
+
+        A node that was restored may count its settlements from the beginning again: then yield all.
+        """
 
     def decode(self, bolt11: str) -> DecodedInvoice:
         """Parse an invoice and check its signature; the input may be hostile. Raises PeerError(`invoice`)."""
@@ -345,7 +352,7 @@ class TowerManager(Protocol):
         """Return the node's towers, and the backups that they got."""
 
     async def add_tower(self, key: str, address: str) -> None:
-        """Let a tower watch our channels; a second call adds an address.
+        """Let a tower watch our channels; for a tower that is known, add an address.
 
         Args:
             key: its public key, hex.
@@ -380,8 +387,8 @@ class Ledger(Protocol):
 
         Args:
             records: in the order in which they arose; of several with one key the last one counts.
-            durable: return only when they survive a power cut; for all records that move money. Others survive a
-                killed process.
+            durable: return only when the records survive a power cut; so it must be for those that move money. Other
+                records survive a killed process, but perhaps no power cut.
 
         Raises:
             LedgerError: the ledger can't be written, or a payment would move back; the ledger is unchanged.
@@ -391,14 +398,15 @@ class Ledger(Protocol):
         """Read what a start needs: all that is open, and what ended lately, as messages about it may still come.
 
         Args:
-            now_utc_s: contracts closed in the hour before it, and payments begun or ended in the day before it, are
-                included. Money counts as spent with fees, also while a payment's outcome isn't known.
+            now_utc_s: contracts closed in the hour before this time, and payments begun or ended in the day before it,
+                are included. Money counts as spent with fees, also while a payment's outcome isn't known.
         """
 
     def journal(self, since_s: int | None = None) -> Iterator[JournalRecord]:
         """Yield the journal, oldest first; commits may happen between two lines.
 
-        Lines of kind `summary` come first: for folded contracts, one per neighbour, role (as `state`) and day.
+        Lines of kind `summary` come first. Each is the sum of contracts that `prune` folded: those of one
+        neighbour, one role (as `state`) and one day.
 
         Args:
             since_s: leave out older lines, UTC seconds.
@@ -428,24 +436,25 @@ class Ledger(Protocol):
         """
 
     def prune(self, now_utc_s: int) -> bool:
-        """Do a bounded part of folding and deleting old records; return whether more is left to do."""
+        """Fold old contracts into sums and delete old records, a bounded number; return whether more is left to do."""
 
 
 class Store(Protocol):
     """The place of a node's ledger, whether a ledger exists or not; str() names the place in errors."""
 
     def exists(self) -> bool:
-        """Say whether there is a ledger, intact or not. Raises LedgerError if that can't be seen."""
+        """Say whether there is a ledger, intact or not. Raises LedgerError if its folder can't be read."""
 
     def open(self) -> Ledger:
         """Open the ledger, or create it if there is none, and bring an older one up to date.
 
         Raises:
-            LedgerError: it is damaged, empty, foreign, newer, or can't be read and written. It is never replaced.
+            LedgerError: the file is damaged, empty, no ledger, of a newer version, or can't be read or written. ngp
+                never replaces it.
         """
 
     def look(self) -> None:
-        """Check that a ledger not in use is intact; doesn't update an older one. Raises LedgerError."""
+        """Check that a ledger that isn't in use is intact; doesn't update an older one. Raises LedgerError."""
 
     def audit(self, most_s: float) -> tuple[list[str], str]:
         """Compare accounts with payments, contracts and journal; writes nothing, and may run in any thread.
@@ -457,11 +466,11 @@ class Store(Protocol):
             The sums that differ, a sentence each, and why the audit is incomplete; both empty if all is well.
 
         Raises:
-            LedgerError: it can't be read.
+            LedgerError: the ledger can't be read.
         """
 
     def written_s(self) -> int:
-        """Return when a daemon last wrote to it, UTC seconds; 0 if that isn't known (any more)."""
+        """Return when a daemon last wrote to the ledger, UTC seconds; 0 if that isn't known (any more)."""
 
 
 # --- clock ------------------------------------------------------------------------------------------------------------

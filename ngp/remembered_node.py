@@ -1,9 +1,9 @@
 """Remembered node: the payment node that was in use last, in a small file of the state directory.
 
-A payment module writes the file, and needs it at a start while the node is down. The daemon and the verbs read it to
-know whether amounts are real money while the node isn't asked, and to notice when another node is in use than last
-time. Another node doesn't know the invoices, payments and channels of the first one, and would report payments that are
-on their way as failed.
+A payment module writes the file, and needs it when ngp starts while the node is down. The daemon and the verbs read it
+for two reasons: to know without asking the node whether amounts are real money, and to notice that another node is in
+use than last time. Another node doesn't know the invoices, payments and channels of the first one, and would report
+payments that are on their way as failed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RememberedNode:
 
     @contextmanager
     def unchanged(self) -> Iterator[PaymentInfo | None]:
-        """Yield the remembered node, and restore the file afterwards: a node that is only checked isn't in use."""
+        """Yield the remembered node and restore the file afterwards: a node that is only checked isn't in use yet."""
         try:
             before = self._path.read_bytes()
         except OSError:

@@ -1,8 +1,8 @@
 """Replay: which sequences of one sender have been seen, in a sliding window (RFC 6479, RFC 4303 3.4.3).
 
 Datagrams come twice, late and out of order. So accepting only "larger than the last" would lose good ones, and a set of
-all sequences would grow for ever. RFC 6479 uses a ring of words to avoid shifting; a Python int shifts 4,096 bits in
-one operation.
+all sequences would grow for ever. RFC 6479 uses a ring of words to avoid shifting. No ring is needed here, since a
+Python int shifts 4,096 bits in one operation.
 """
 
 from __future__ import annotations

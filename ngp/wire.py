@@ -1,9 +1,9 @@
 """Wire: messages <-> signed bytes. Hostile input ends here: it becomes a valid value or a `PeerError`.
 
 A datagram is one msgpack array followed by an Ed25519 signature (RFC 8032) over a fixed prefix and that array. Because
-of the prefix a signature made here can't be used in another context (the same key certifies the Lightning node). The
-recipient's key and its boot counter are signed too: a datagram can't be passed on to a third node, nor replayed to a
-node that restarted and so forgot the sequences that it had seen.
+of the prefix, nobody can present a signature that was made here as this key's signature of something else. The
+recipient's key and its boot counter are signed too, so a datagram can't be passed on to a third node. Nor can it be
+replayed to a node that restarted and so forgot which sequences it had seen.
 
 A flood of invalid datagrams must not cost much work, so cheap checks come first. `parse` checks size, form, version and
 recipient; the caller then checks its replay window and its rate limits; only `Sealed.open` does the expensive part: it
@@ -71,7 +71,7 @@ class _Refused(Exception):
     """A field is outside its limits; becomes ValueError for our own messages and PeerError for a neighbour's."""
 
 
-# --- fields: each codec is (to wire, from wire); both check, so that what is sent is what would be accepted ----------
+# --- fields: each codec is (to wire, from wire); both check, so that we send nothing that a neighbour would refuse ----
 
 _Convert = Callable[[Any], Any]
 _Codec = tuple[_Convert, _Convert]
@@ -230,7 +230,7 @@ _LINE = _record(
     (("contract", _CONTRACT), ("used_to_bytes", _DATA), ("used_from_bytes", _DATA), ("charged_msat", _MSAT)),
 )
 
-# By kind: its number, and its fields in the order of the dataclass; a change of either needs a new VERSION.
+# By kind: its number, and its fields in the order of the dataclass. A change of numbers or fields needs a new VERSION.
 FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
     messages.Hello: (
         1,
@@ -318,10 +318,10 @@ class Sealed:
     """A parsed datagram whose signature hasn't been checked yet.
 
     Attributes:
-        sender: the public key that it claims, 32 bytes.
+        sender: the public key from which the datagram claims to be, 32 bytes.
         recipient: our key, or EVERYBODY.
         sequence: sender's boot counter << 32 | count; also the message's id.
-        recipient_boot: the recipient's boot counter as the sender knows it; 0 in a hello that doesn't know it.
+        recipient_boot: the recipient's boot counter as the sender knows it; 0 in a hello if the sender doesn't know it.
         reply_to: id of the message that this one answers, or 0.
         signature: 64 bytes.
     """
@@ -343,12 +343,12 @@ class Sealed:
 
     @property
     def is_hello(self) -> bool:
-        """Say whether it claims to be a hello."""
+        """Say whether the datagram claims to be a hello."""
         return self._kind == _HELLO
 
     @property
     def is_ack(self) -> bool:
-        """Say whether it claims to be an ack."""
+        """Say whether the datagram claims to be an ack."""
         return self._kind == _ACK
 
     def open(self, sender_key: Ed25519PublicKey | None = None) -> Message | Unknown:
@@ -430,7 +430,7 @@ def _unpack(payload: bytes) -> list[Any]:
             payload,
             max_map_len=MAX_EXTENSIONS_BYTES,
             max_ext_len=0,
-            strict_map_key=False,  # a map's keys are numbers here, and too few for an attack by colliding hashes
+            strict_map_key=False,  # the keys must be numbers, checked later; few fit, so collisions are cheap
         )
     except (ValueError, TypeError, RecursionError) as error:  # msgpack's own errors are ValueErrors
         raise PeerError("malformed", f"not msgpack: {error!s:.80}") from None

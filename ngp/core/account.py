@@ -1,7 +1,7 @@
 """Account: what both sides keep about money that one prepaid to the other. paid = charged + refunded + balance, always.
 
-Pure. Every amount is msat and an int. A neighbour may have two: as our client (`selling.account`) and as our server
-(`buying.account`); they are never netted.
+Pure. Every amount is msat and an int. A neighbour may have two accounts: as our client (`selling.account`) and as our
+server (`buying.account`); they are never netted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class OwnInvoice:
         asked: our node is making an invoice.
         not_before_mono_s: until then no other invoice is made, and this one isn't sent again.
         declined: how many invoices the neighbour declined in a row.
-        hurried_mono_s: when another invoice was last made early, since the neighbour said that it would pay now.
+        hurried_mono_s: when we last didn't wait until `not_before_mono_s`, as the neighbour said that it would pay now.
     """
 
     payment_hash: bytes = b""
@@ -51,7 +51,8 @@ class Account:
     Attributes:
         paid_msat, charged_msat, refunded_msat: cumulative.
         running: number of contracts that aren't closed.
-        unsaved_msat: charges of contracts since these were last written to the ledger; a restart charges them again.
+        unsaved_msat: the part of `charged_msat` that isn't in the ledger yet, as the contracts aren't written at every
+            reading; after a crash it is charged again.
         rate: msat charged a second, smoothed.
         why_not: why the account isn't topped up, for the listings; empty while nothing is in the way.
         refund_ask_mono_s: when a refund was last asked for.
@@ -78,7 +79,7 @@ class Account:
 
     @property
     def used_msat(self) -> int:
-        """What was used so far, by the bill or by our own meter."""
+        """What was used so far: the bill. Our account with a server counts what our own meter saw if that is more."""
         return self.charged_msat
 
     @property

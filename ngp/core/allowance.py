@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 
 class Allowance:
-    """A number of uses per second; unused ones allow a burst of one second's worth."""
+    """A number of uses per second. Unused ones are saved up, but no more of them than one second allows."""
 
     __slots__ = ("_rate", "_then", "_tokens")
 
@@ -33,7 +33,8 @@ class SharedAllowance:
     Args:
         rate: uses per second of all users.
         part_rate: uses per second of each user.
-        most: users remembered; the one silent for longest is forgotten. The rate of all still limits it then.
+        most: how many users are remembered. If there are more, the one silent for longest is forgotten: it then begins
+            with a full part again, but `rate` still limits all users together.
     """
 
     def __init__(self, rate: int, part_rate: int, most: int) -> None:

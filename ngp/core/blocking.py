@@ -16,7 +16,7 @@ from ngp.core.world import World
 
 
 def block(world: World, identity: bytes) -> None:
-    """End all contracts with a neighbour, in both roles. Its prepaid balance remains its own."""
+    """End all contracts with a neighbour, in both roles. What it prepaid still belongs to it."""
     _mark(world, identity, blocked=True)
     for contract in list(world.contracts.values()):
         if contract.identity != identity or not contract.running:
@@ -28,7 +28,7 @@ def block(world: World, identity: bytes) -> None:
 
 
 def unblock(world: World, identity: bytes) -> None:
-    """Deal with a neighbour again: a disputed bill is accepted, and what either side declined may be agreed now."""
+    """Deal with a neighbour again. A disputed bill is accepted, and contracts that were refused may be agreed now."""
     _mark(world, identity, blocked=False)
     if (account := world.servers.get(identity)) is not None:
         bills.accept_bill(world, account)

@@ -1,8 +1,9 @@
 """Forgetting: what is kept about neighbours that never paid nor were paid, and for how long.
 
-A hello, a contract and the grace cost nothing, nor do keys and link addresses. So a neighbour that never paid is
-remembered only while there is room: if it is silent only its debt is kept, and of all debts the newest. An attacker who
-makes thousands of keys pushes out others of his kind, but never a neighbour that paid.
+Anybody can say hello, and gets a contract and grace without paying; new keys and link addresses cost nothing. So
+neighbours that never paid are remembered only while there is room. Of those that are silent only the debt is kept, and
+of all such debts only the newest MOST_DEBTORS. An attacker who makes thousands of keys displaces other neighbours that
+never paid, but none that paid.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def drop_neighbour(world: World, neighbour: Neighbour) -> None:
 
 
 def make_room(world: World) -> None:
-    """Forget the neighbours that we may, but not at every hello: a flood of made-up keys must not keep us busy."""
+    """Forget what may be forgotten, but not at every hello: a flood of made-up keys must not keep us busy."""
     if world.now.monotonic_s - world.peers.looked_for_idle_mono_s >= LOOK_FOR_IDLE_S:
         world.peers.looked_for_idle_mono_s = world.now.monotonic_s
         _forget_neighbours(world)
@@ -40,7 +41,10 @@ def make_room(world: World) -> None:
 
 
 def forget_links(world: World, identity: bytes) -> None:
-    """Make room for another link of an identity; one that paid once must not fill our tables with made-up addresses."""
+    """Make room for another link of an identity by dropping the one silent for longest; it may have MOST_LINKS links.
+
+    Otherwise an identity that paid once could fill our tables with made-up link addresses.
+    """
     links = world.peers.by_identity.get(identity, {})
     while len(links) >= MOST_LINKS:
         drop_neighbour(world, min(links.values(), key=lambda neighbour: neighbour.heard_mono_s))
@@ -58,9 +62,10 @@ def _forget_neighbours(world: World) -> None:
 
 
 def _forget_debtors(world: World) -> None:
-    """Forget neighbours without a link that only ever used grace, with all records, but not the newest MOST_DEBTORS.
+    """Forget neighbours that have no link and never paid, with all their records; the newest MOST_DEBTORS are kept.
 
-    A debt that still counts on its interface is kept: else made-up keys would use the interface's credit again.
+    A debt that still counts on its interface is kept too. Otherwise an attacker with made-up keys could use up the
+    interface's credit, be forgotten, and use it up again.
     """
     gone = [who for who in dict.fromkeys((*world.clients, *world.servers)) if _is_worthless(world, who)]
     surplus = gone[: max(0, len(gone) - MOST_DEBTORS)]

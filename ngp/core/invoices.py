@@ -1,6 +1,7 @@
 """Our invoices: made one at a time for each account, sent until they are paid, and withdrawn when they lapse.
 
-A client pays them for a top-up (`selling.invoicing` decides when), a server for a refund of what we prepaid.
+A client pays such an invoice to top up its account (`selling.invoicing` decides when). A server pays one to refund what
+we prepaid.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from ngp.core.world import World
 
 INVOICE_EXPIRY_S = 600
 OPEN_S = 120.0
-"""A top-up that isn't paid within this time is withdrawn, and another one made: its payment may be stuck.
+"""The invoice of a top-up that isn't paid within this time is withdrawn and replaced: its payment may be stuck.
 
-Twice as long as a payment is tried. The invoice itself is valid longer, since neighbours' clocks differ.
+The time is twice as long as a client tries to pay. The invoice itself is valid longer, since neighbours' clocks
+differ.
 """
 RETRY_S = 5.0
 CANCEL_AGAIN_S = 10.0
@@ -110,15 +112,15 @@ def withdraw(world: World, record: PaymentRecord, why: str) -> None:
 def _cancel(world: World, payment_hash: bytes) -> None:
     """Ask our node to cancel an invoice, again and again until it confirms. Until then the ledger has it as open.
 
-    The node may still take money for the invoice, or may have taken it and be away. The ledger forgets a cancelled
-    invoice after a day, and then that money would belong to nobody.
+    The node may still be paid for the invoice, or may have been paid already while we couldn't reach it. The ledger
+    deletes a cancelled invoice after a day, and such a payment would then belong to nobody.
     """
     world.timers.set(Due.INVOICE, payment_hash, world.now.monotonic_s + CANCEL_AGAIN_S)
     world.do(CancelInvoice(payment_hash))
 
 
 def invoice_cancelled(world: World, payment_hash: bytes) -> ClientAccount | ServerAccount | None:
-    """Record that an invoice can't be paid any more. Returns the account that may get another one now, if any."""
+    """Record that an invoice can't be paid any more. Returns the account that may get another now, if any."""
     record = world.money.invoices.get(payment_hash)
     if record is None or record.state is not PaymentState.WITHDRAWN:
         return None

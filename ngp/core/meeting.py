@@ -1,7 +1,7 @@
 """Meeting: a hello makes a neighbour known, or shows that a neighbour is back after it was away.
 
-A neighbour that is back gets what it may have missed: messages are given up after some seconds, and a neighbour that
-restarted has forgotten what it was asked.
+A neighbour that is back gets what it may have missed. We stop sending a message after some seconds without an answer,
+and a neighbour that restarted has forgotten what we asked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
         neighbour.met_mono_s = world.now.monotonic_s
     neighbour.heard_mono_s, neighbour.last_seen_s = world.now.monotonic_s, world.now.utc_s
     if changed or returned:
-        if neighbour.kept and (returned or was != (hello.sells, hello.buys)):  # the record has no addresses
+        if neighbour.kept and (returned or was != (hello.sells, hello.buys)):  # not for addresses: the record has none
             world.do(Persist(neighbour.record()))
         world.tell_kernel(neighbour)
     if hello.wants_reply:
@@ -51,7 +51,7 @@ def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
 
 
 def came_back(world: World, neighbour: Neighbour, restarted: bool) -> None:
-    """Send a neighbour that was away what it may have missed: open invoice, proofs, totals, ends of contracts, quotes.
+    """Send a neighbour that was away what it may have missed: invoice, proofs, statements, ends of contracts, quotes.
 
     Args:
         restarted: its daemon restarted, and forgot what it was told.

@@ -1,9 +1,11 @@
 """Networks: neighbours whose payment nodes are on different networks don't trade, and both operators are told.
 
-Nothing else would show the cause: packets are refused like any that nobody sells, and each daemon looks healthy.
+Nothing else would show the cause: packets are dropped as if nobody sold their destination, and each daemon looks
+healthy.
 
-A network has two names. A node says which chain it is on (`testnet4`; the two hellos are compared). An invoice begins
-with BOLT 11's prefix for a kind of chain (`tb`: any testnet; `tbs`: any signet). All comparisons are made here.
+A network has two names. A payment node names its chain (`testnet4`), and hellos carry this name. An invoice begins with
+a prefix that names only a kind of chain (BOLT 11; `tb`: any testnet, `tbs`: any signet). Both comparisons, of two
+hellos and of an invoice with our own node, are made here.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ _INVOICES = {"testnet3": "testnet", "testnet4": "testnet", "mutinynet": "signet"
 _SIGNETS = frozenset({"signet", "mutinynet"})
 """LND calls every signet `signet`, whatever its challenge; Electrum has another name for one of them."""
 _ALSO = {"testnet3": "testnet"}
+"""Chains for which some nodes use another name."""
 
 
 def is_same(one: str, other: str) -> bool:

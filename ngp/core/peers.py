@@ -20,7 +20,7 @@ class Neighbour:
     """One identity on one link.
 
     Attributes:
-        quotes: number of contracts that aren't running yet or were refused: what the neighbour costs us for nothing.
+        quotes: number of contracts that aren't running yet or were refused; each costs us memory and earns nothing.
         kept: the neighbour is in the ledger; one that only said hello isn't.
         payee: public key of the neighbour's payment node, as it says (and proves, if its node can sign).
         contracts: all contracts of this link that aren't closed.
@@ -82,7 +82,7 @@ class Peers:
             links of an identity.
         blocked: identities that the operator blocked, on all their links.
         strangers: packets of links that haven't said hello, each with the instant until which it waits.
-        silence_due: from when on the log may name such a link, by interface.
+        silence_due: by interface, when the log may next name a link that hasn't said hello.
         greeted: when we last broadcast a hello that wants replies, by interface.
         looked_for_idle_mono_s: when we last looked for neighbours to forget.
         first_number: kernel numbers are greater than this; numbers: how many were given since.
@@ -113,12 +113,12 @@ class Peers:
         return self.neighbours.get((contract.identity, contract.link))
 
     def any_link(self, identity: bytes) -> Neighbour | None:
-        """Return the link on which an identity was heard last: all of its links share one account."""
+        """Return the link on which an identity was heard last, or None if it is away. Its links share one account."""
         known = [neighbour for neighbour in self.links_of(identity) if neighbour.up]
         return max(known, key=lambda neighbour: neighbour.heard_mono_s, default=None)
 
     def why_away(self, identity: bytes, to_do: str) -> str:
-        """Tell the operator that a neighbour is away and so can't do something. Empty if it is there."""
+        """Return what to tell the operator if a neighbour is away and so can't do something; "" if it isn't away."""
         if self.any_link(identity) is not None:
             return ""
         return f"{named(identity)} is away and can't {to_do}: run this again when it is back"

@@ -1,4 +1,4 @@
-"""Prefixes: destinations as networks. Made and compared as numbers, since `ipaddress` would write and parse text."""
+"""Prefixes: destinations as networks, made and compared as numbers: `ipaddress` alone would slowly go through text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Services: how many pairs of protocol and port the kernel has room for at one host, free ones and payment services.
+"""Services: for a host the kernel has room for few pairs of protocol and port, free ones and payment services together.
 
-The kernel finds only the longest prefix, so each prefix also needs the pairs of the wider prefixes that cover it.
+The kernel looks up only the longest prefix that covers a host. So the entry of a prefix must also have the pairs of the
+wider prefixes that cover it.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ ModuleId = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class PriceRule:
-    """One entry of PRICES; None: the general price holds.
+    """One entry of PRICES. Prices are msat per GiB; where one is None, the general price holds.
 
-    Prices are msat per GiB; `interface` limits the rule to one interface.
+    `interface` limits the rule to one interface; None: the rule holds on all.
     """
 
     prefix: Prefix
@@ -29,7 +29,7 @@ class PriceRule:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Spending limits, msat with fees: for a payment, a neighbour, an hour, a day, and in all (None: no limit)."""
+    """Spending limits, msat with fees: for a payment, for a neighbour, in an hour, in a day, in all. None: no limit."""
 
     payment_msat: int
     neighbour_msat: int | None
@@ -70,7 +70,8 @@ class FreeDestination:
 class Settings:
     """All of net.conf, in the units that the names end with. docs/operators-guide.md explains the keys.
 
-    `default_msat_per_gib` is kept only so that a reload can name its change: the four prices below it are complete.
+    `default_msat_per_gib` is kept only so that a reload can name its change. The four prices below it are complete:
+    those that net.conf doesn't set were computed from it.
     `lan_interfaces`, `data_renewal_bytes` and `time_renewal_s` are None for `auto`.
     `modules` has the values of the modules' own keys, except those that are None.
     """

@@ -5,8 +5,8 @@ pays once in several seconds, and a client with little traffic never prepays mor
 whole sat; charges are msat, and the remainder stays in the balance.
 
 Dust. A payment below the channel's dust limit (some 354 sat) arrives like any other. But while it is on its way, it has
-no output on the chain: if the channel is closed in just those seconds, the miners get it. The loss is one top-up at
-most, which is less than a client trusts its server with anyway. So small top-ups aren't raised to the dust limit,
+no output on the chain: if the channel is closed in just those seconds, the miners get it. At most one top-up is lost,
+and a client trusts its server with that much anyway. So small top-ups aren't raised to the dust limit,
 except when traffic for that amount takes less than a minute.
 """
 
@@ -28,7 +28,7 @@ MOST_PAUSE_S = 60.0
 
 
 def pause_s(first_s: float, failures: int) -> float:
-    """Return how long to wait after an attempt failed: twice as long after each failure, but not without end."""
+    """Return how long to wait after a failed attempt: after each failure twice as long, at most MOST_PAUSE_S."""
     return min(MOST_PAUSE_S, first_s * (1 << min(failures, 16)))
 
 
