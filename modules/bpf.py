@@ -41,7 +41,7 @@ _libc.vsnprintf.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, c
 
 
 class _Said(threading.local):
-    """The last messages of libbpf in this thread; they become part of the error when loading fails."""
+    """The last messages of libbpf in this thread; when loading fails, the error quotes them."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -83,12 +83,13 @@ def library() -> Any:
 def require(result: int, what: str) -> int:
     """Return the result of a libbpf call if it isn't negative.
 
-    Raises: KernelError with the action, the system's reason and, for missing rights, the remedy; MomentError.
+    Raises: KernelError with the action, the system's reason and, if it is known, the remedy; MomentError if the
+        interface has just vanished.
     """
     if result >= 0:
         return result
     remedy = _REMEDIES.get(-result, "")
-    kind = MomentError if -result == errno.ENODEV else KernelError  # the interface has just vanished
+    kind = MomentError if -result == errno.ENODEV else KernelError
     raise kind(f"{what}: {os.strerror(-result)}{remedy}")
 
 
@@ -171,7 +172,7 @@ class Table:
     def _set_batch(self, keys: bytes, values: bytes) -> int:
         number = ctypes.c_uint32(len(keys) // self.key_bytes)
         result = library().bpf_map_update_batch(self.descriptor, keys, values, ctypes.byref(number), None)
-        if result < 0 and not (result == -errno.ENOMEM and number.value):  # no free elements for the moment
+        if result < 0 and not (result == -errno.ENOMEM and number.value):  # ENOMEM after some: set_many sends the rest
             require(result, f"writing to the table {self.name} ({self.entries} places)")
         return number.value
 
@@ -205,8 +206,8 @@ class Programs:
 
     Args:
         path: the object file.
-        sizes: by map, numbers of entries that differ from those in the file.
-        running: maps to use instead of new ones.
+        sizes: numbers of entries by map, where they differ from those in the file.
+        running: maps that the kernel has already, to be used instead of new ones.
     Raises: KernelError with what the kernel refused and why; the full text of libbpf and the verifier is logged.
     """
 
@@ -253,7 +254,7 @@ class Programs:
 
 
 def refusal(path: Path, said: Sequence[str]) -> str:
-    """Return one line on what the kernel refused of an object, why, and what to do. Pure, except for the kernel's name.
+    """Return one line: which part of an object the kernel refused, why, what to do. Pure, except for the kernel's name.
 
     Args: said: libbpf's messages. The verifier's reason is in the line before "processed N insns".
     """
@@ -284,7 +285,7 @@ class RingReader:
 
     Args:
         on_records: receives the records, in order.
-        most: records at once; the rest waits for the loop's next turn, so that a flood doesn't delay other work.
+        most: records in one turn of the loop; the rest waits for the next turn, so a flood doesn't delay other work.
     Raises: KernelError.
     """
 

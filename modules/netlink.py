@@ -1,7 +1,7 @@
 """Netlink: questions to the kernel and its answers, as structs (netlink(7), rtnetlink(7)).
 
 The messages are few and small, so they are packed by hand. A library for all messages needs a third of a second to
-decode 400 interfaces, this a hundredth. Sockets block; use each in one thread only.
+decode 400 interfaces; this module needs a hundredth. Sockets block; use each in one thread only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GENERIC = 16  # Python's socket module has no name for this protocol
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _ERROR, _DONE = 2, 3
 _MESSAGE, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
-_KIND_BITS = 0x3FFF  # the other bits mean nested, or in network byte order
+_KIND_BITS = 0x3FFF  # the other two bits are flags: nested; in network byte order
 _RECEIVE_BYTES = 64 << 10
 _TIMEOUT_S = 5.0
 

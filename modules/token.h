@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * A token bucket in one word: the time at which it was or will be empty (generic cell rate algorithm).
+ * A token bucket in one word (generic cell rate algorithm): the time since which the bucket has been filling, empty at
+ * first. It has one token for each `interval_ns` of that, and never more than `burst_ns` / `interval_ns`.
  */
 #ifndef NGP_TOKEN_H
 #define NGP_TOKEN_H

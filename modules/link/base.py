@@ -1,4 +1,4 @@
-"""The common part of both links: a port on each interface, as interfaces come and go, and one inlet for all ports."""
+"""What the UDP and the Ethernet link share: a port per interface, opened when the interface appears, and one inlet."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ class PortLink(ABC):
     def open_port(self, interface: str, inlet: Inlet | None) -> Port | None:
         """Open a port on an interface; None if the interface has just vanished. Raises KernelError.
 
-        Args: inlet: None only to try whether it can be opened.
+        Args: inlet: hands over the port's datagrams; None if the port is only opened to see whether that is possible.
         """
 
     def check(self, interfaces: Sequence[str]) -> list[Check]:
-        """Check that this kernel accepts the inlet's programs, and how neighbours are found; changes nothing."""
+        """Check that this kernel accepts the inlet's programs, and say how neighbours are found; change nothing."""
         return [] if self._inlet is not None else [try_to_load("inlet", inlet.object_path(), {})]
 
     def taken(self, interfaces: Sequence[str]) -> list[Check]:
-        """Open and close a port on each interface, with the same errors as a start."""
+        """Check that ports can be opened: open one on each interface and close it; the errors are those of a start."""
         for name in interfaces:
             try:
                 port = self.open_port(name, None)
@@ -73,7 +73,7 @@ class PortLink(ABC):
         return []
 
     async def open(self, interfaces: Sequence[str], receive: Receive) -> None:
-        """Start on these interfaces; one that doesn't exist yet is tried again at `update`. Raises KernelError."""
+        """Start on these interfaces; a later `update` opens those that don't exist yet. Raises KernelError."""
         self._receive = receive
         self._inlet = Inlet(self._arrived)
         try:
@@ -101,7 +101,7 @@ class PortLink(ABC):
             self._receive(port.peer(arrival), arrival.datagram)
 
     def trust(self, peer: LinkPeer) -> None:
-        """Give this link address its own share of the inlet, whatever others send."""
+        """Reserve a share of the inlet for this link address, so that what others send can't keep its datagrams out."""
         port = self._ports.get(peer.interface)
         if port is not None and self._inlet is not None:
             self._inlet.trust(port.index, peer.link_address)
@@ -124,7 +124,7 @@ class PortLink(ABC):
         return self._ports.get(interface)
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of datagrams refused or not sent, by reason."""
+        """Return how many datagrams were refused or not sent, by reason."""
         return {**self._counts, **(self._inlet.counters() if self._inlet is not None else {})}
 
     async def close(self) -> None:

@@ -1,8 +1,9 @@
 """Ethernet link: EtherType 0x88B5 (IEEE 802 local experimental), for neighbours that have no IP addresses yet.
 
-Frames don't pass routers, so the source MAC of a frame is the neighbour's, without a lookup in a table. Ethernet pads
-frames to 60 bytes, so the datagram's length is sent before it; otherwise the padding would break its signature. scapy
-describes the frame. It takes half a second to import, so it is imported only when an EthernetLink is made.
+Frames don't pass routers, so the source MAC of a frame is the neighbour's, and no table has to be asked. Ethernet pads
+frames to 60 bytes, so the datagram's length is sent before the datagram; otherwise the receiver would take the padding
+for a part of it, and the signature wouldn't fit. scapy describes the frame. Importing scapy takes half a second, so it
+is imported only when an EthernetLink is made.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _GONE = {errno.ENODEV, errno.ENXIO, errno.ENETDOWN}
 
 
 def _load_ether() -> Any:
-    """Import scapy's frame, without its start-up warnings, which are about features that ngp doesn't use."""
+    """Import scapy's frame, and suppress scapy's start-up warnings: they are about features that ngp doesn't use."""
     logger = logging.getLogger("scapy.runtime")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -57,7 +58,7 @@ class _EthernetPort(Port):
         try:
             if inlet is not None:  # before bind(), so that nothing is ever queued
                 inlet.filter(self._socket, "ethernet")
-            with contextlib.suppress(OSError):  # Linux 4.20; without it the filter ignores our own frames
+            with contextlib.suppress(OSError):  # since Linux 4.20; on an older one the filter ignores our own frames
                 self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             self._socket.bind((interface, ETHERTYPE))
             _, _, _, hardware, self._mac = self._socket.getsockname()
@@ -103,7 +104,7 @@ class EthernetLink(PortLink):
         try:
             return _EthernetPort(interface, self._ether, inlet)
         except OSError as error:
-            if error.errno is None or error.errno in _GONE:  # it vanished; if_nametoindex gives no errno
+            if error.errno is None or error.errno in _GONE:  # the interface vanished; if_nametoindex gives no errno
                 return None
             raise KernelError(
                 f"Ethernet frames on {interface}: {error.strerror}; ngp needs root (CAP_NET_RAW)"

@@ -1,15 +1,16 @@
 """Far end: the addresses at which the one neighbour of an interface without frames may hear a hello.
 
-A tunnel has no MACs, and often no multicast. Which addresses reach the other end depends on its kind and addresses:
+A tunnel has no MACs, and often no multicast. Which addresses reach the other end depends on the kind of the tunnel and
+on our addresses on it:
 
 - a peer address (`ip address add ... peer ...`, PPP) is the neighbour's;
-- so is the other address of a /31 or /127; in another small subnet all addresses are asked;
+- in a /31 or /127, the address that isn't ours is the neighbour's; in another small subnet all addresses are asked;
 - a tunnel to one other end (ipip, GRE, sit) carries the subnet's broadcast address, 255.255.255.255 and, if it carries
-  IPv6, ff02::1; so does a tun, if the program behind it does;
-- WireGuard carries the allowed-ips of its one peer, which usually include the peer's own address.
+  IPv6, ff02::1; a tun carries them if the program behind it does;
+- WireGuard with one peer carries the peer's allowed-ips, which usually include the peer's own address.
 
-A tunnel to several other ends (WireGuard with several peers, ipip without a remote) counts as one neighbour, and only
-an address says which end it is: NGP_INTERFACE, or a peer address.
+A tunnel to several other ends (WireGuard with several peers, ipip without a remote) counts as one neighbour. Which of
+the ends the neighbour is must be said by an address: in NGP_INTERFACE, or as a peer address.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ class FarEnd:
 
     Attributes:
         kind: as shown by `ip -d link`.
-        networks: those of our addresses on the interface.
+        networks: the subnets of our addresses on the interface.
         peers: the other end's addresses, where ours are point-to-point.
         own: our addresses on the interface.
-        to_one: all packets reach the same other end.
-        allowed: the allowed-ips of each WireGuard peer; None if it isn't WireGuard.
+        to_one: whether all packets reach the same other end.
+        allowed: the allowed-ips of each WireGuard peer; None if the interface isn't WireGuard's.
     """
 
     kind: str
@@ -58,11 +59,11 @@ class FarEnd:
 
     @property
     def has_ipv4(self) -> bool:
-        """Say whether IPv4 packets there have a source address of this interface."""
+        """Say whether the interface has an IPv4 address of its own, as the source of IPv4 packets."""
         return any(address.version == 4 for address in self.own)
 
     def addresses(self) -> list[Address]:
-        """Return the addresses that only the neighbour can have, or the few of which it must have one. Pure."""
+        """Return addresses that only the neighbour can have, and all hosts of small subnets: one is its. Pure."""
         found, own, peers = list(self.peers), frozenset(self.own), frozenset(self.peers)  # there may be thousands
         if self.to_one:
             for network in self.networks:
@@ -73,7 +74,10 @@ class FarEnd:
         return [address for address in dict.fromkeys(found) if address in peers or self._carries(address)]
 
     def groups(self) -> list[Address]:
-        """Return broadcast and multicast addresses that reach the other end; IPv4's if `addresses` is empty. Pure."""
+        """Return broadcast and multicast addresses that reach the other end. Pure.
+
+        Those of IPv4 are left out if `addresses` has an IPv4 address.
+        """
         if not self.to_one:
             return []
         everybody: list[Address] = [EVERYBODY_V6]

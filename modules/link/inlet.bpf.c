@@ -11,8 +11,9 @@
  * the operator's INPUT rules, IP options, extension headers, fragments, VLAN tags, lengths and checksums.
  *
  * Floods end here, before they cost the daemon anything. Each link address that proved itself has a token bucket of its
- * own. All others share one bucket, and must first pass another one, picked by a secret hash of the address: so one
- * flooding address neither empties the shared bucket nor needs an entry in a table.
+ * own. All others (strangers) share one bucket. Before it, a stranger must pass one of 1,024 smaller buckets, picked by
+ * a secret hash of its address. So one flooding address empties its small bucket, but not the shared one, and strangers
+ * need no entries in a table.
  */
 #include <linux/types.h>
 #include <linux/bpf.h>
@@ -28,8 +29,8 @@
 #define ETHERNET_MAX 1280                                     /* as ethernet.py */
 #define HOP_LIMIT 255
 
-/* A trusted link address may send twice as much as a daemon can answer. If all of it is forged, checking it takes less
- * than half a core, however many identities are behind the address. */
+/* A trusted link address may send twice as much as a daemon can answer. If all of it is forged, checking the signatures
+ * takes less than half a core, whatever number of identities the datagrams name. */
 #define TRUSTED_INTERVAL_NS 400000ull                            /* 2,500 a second */
 #define TRUSTED_BURST_NS (2048 * TRUSTED_INTERVAL_NS)
 #define STRANGER_INTERVAL_NS 20000000ull                      /* 50 a second */
@@ -70,7 +71,7 @@ INLINE int drop(__u32 why)
 	return 0;
 }
 
-/* Multiply-shift is a universal hash: without the secret nobody can choose an address that shares another's bucket. */
+/* Multiply-shift is a universal hash: without the secret nobody can find an address that shares a victim's bucket. */
 INLINE int may_enter_as_stranger(const struct link *link, __u64 now)
 {
 	__u32 strangers = 0, secret = 1, bucket;
@@ -102,7 +103,7 @@ INLINE int take(struct __sk_buff *skb, struct head *head, __u32 from, __u32 leng
 		return drop(INLET_FULL);
 	head->length = length;
 	arrival->head = *head;
-	asm volatile("" : "+r"(last));                        /* older verifiers want the compared value itself to be used */
+	asm volatile("" : "+r"(last));                        /* keeps one register for `last`: older verifiers need that */
 	if (last >= ETHERNET_MAX || bpf_skb_load_bytes(skb, from, arrival->datagram, last + 1)) {
 		bpf_ringbuf_discard(arrival, 0);
 		return drop(MALFORMED);
@@ -155,7 +156,7 @@ int udp_bare(struct __sk_buff *skb)
 	return udp(skb, 0);
 }
 
-/* Frames are padded to 60 bytes, so the datagram's length is sent before it. */
+/* Frames are padded to 60 bytes, so the datagram's length is sent before the datagram. */
 SEC("socket")
 int ethernet(struct __sk_buff *skb)
 {

@@ -1,7 +1,7 @@
 """Inlet: receives ngp's datagrams from the kernel, each with the link address of its frame, and keeps floods out.
 
-The kernel's part is inlet.bpf.c. Its filters are on our sockets and put the datagrams into one ring buffer. That is
-read in small parts, so that the daemon's other work gets its turn.
+The kernel's part is inlet.bpf.c. Its filters are on our sockets and put the datagrams into one ring buffer. The daemon
+reads the ring buffer in small parts, so that its other work gets its turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pathlib import Path
 from ngp.modules import bpf
 
 MOST_TRUSTED = 4096
-READS_AT_ONCE = 256  # many, as signatures are checked later, and the ring isn't fair to neighbours
+# Many, for two reasons: a read costs little, as signatures are checked later; and in the ring one neighbour's datagrams
+# can delay another's, while the queues behind it serve the neighbours in turn.
+READS_AT_ONCE = 256
 _SO_ATTACH_BPF = 50
 _HEAD = struct.Struct("=I6s2xHBx16s")
 _LINK = struct.Struct("=I6s2x")
@@ -55,7 +57,7 @@ class Inlet:
 
     def __init__(self, on_arrival: Callable[[Arrival], None]) -> None:
         self._on_arrival = on_arrival
-        self._trusted: OrderedDict[bytes, None] = OrderedDict()  # longest silent first
+        self._trusted: OrderedDict[bytes, None] = OrderedDict()  # the link address first whose last `trust` is oldest
         with contextlib.ExitStack() as undo:
             self._programs = bpf.Programs(object_path(), {}, {})
             undo.callback(self._programs.close)
@@ -74,12 +76,12 @@ class Inlet:
         return table
 
     def filter(self, one: socket.socket, program: str) -> None:
-        """Redirect a socket's datagrams to here, instead of its own queue."""
+        """Redirect a socket's datagrams into the ring buffer; the socket's own queue stays empty."""
         descriptor = struct.pack("=i", self._programs.program(program))
         one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, descriptor)
 
     def trust(self, index: int, mac: bytes) -> None:
-        """Give a link address a token bucket of its own; if there is no room, that of the oldest trust is removed."""
+        """Give a link address its own token bucket; if there is no room, the one trusted longest ago loses its own."""
         link = _LINK.pack(index, mac)
         if link not in self._trusted:
             if len(self._trusted) >= MOST_TRUSTED:
@@ -89,7 +91,7 @@ class Inlet:
         self._trusted.move_to_end(link)
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of datagrams that were refused, by reason."""
+        """Return how many datagrams were refused, by reason."""
         counts = {}
         for number, name in enumerate(_COUNTERS):
             by_processor = self._counts.get(struct.pack("=I", number)) or b""

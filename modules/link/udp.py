@@ -1,14 +1,14 @@
 """UDP link: port 10325; broadcast and ff02::1 find neighbours, then unicast; one socket per interface and family.
 
-Datagrams from beyond the link are refused: hop limit 255 is sent and required (GTSM, RFC 5082), and no sender behind a
-router can produce it.
+Datagrams from beyond the link are refused: hop limit 255, the highest, is sent and required (GTSM, RFC 5082). Each
+router on the way lowers it, so no sender behind a router can produce it.
 
 Contracts belong to a neighbour's link address, so we must know in whose frame a datagram came. The kernel's neighbour
 table only knows who last claimed an IP address, and one forged ARP or ND message changes that. So the inlet reads the
 frame itself: it is a filter on the bound socket, which runs after the operator's INPUT rules and the kernel's checks,
 when the frame's header can still be read. It passes the datagram on with the source MAC, and the socket's own queue
-stays empty (the kernel counts datagrams that a filter drops as UDP InErrors). An attacker who forges the MAC itself
-looks like that neighbour on the wire; only a protected medium helps against that.
+stays empty (the kernel counts datagrams that a filter drops as UDP InErrors). Frames with a forged MAC can't be told
+from the neighbour's own; only a protected medium helps against that.
 
 Layer-3 interfaces (tun, WireGuard, ipip) have no frames: link_address is empty, and each interface has one neighbour,
 which is found by NGP_INTERFACE, or by the rules of `far_end`.
@@ -116,7 +116,8 @@ class _UdpPort(Port):
             return []
         if not self._framed:
             return [str(address) for address in dict.fromkeys([*far.addresses(), *far.groups()])]
-        # The first copy is answered first; without IPv4 here it would have another interface's address as its source.
+        # The neighbour answers the copy that is sent first. Without an IPv4 address on this interface, the IPv4 copy
+        # would have another interface's address as its source, so the IPv6 copy goes first.
         both = [str(EVERYBODY_V4), str(EVERYBODY_V6)]
         return both if far.has_ipv4 else both[::-1]
 
@@ -131,7 +132,7 @@ class UdpLink(PortLink):
 
     Args:
         port: UDP port of both ends.
-        neighbours: addresses of NGP_INTERFACE, to which hellos go instead of to everybody; empty: find neighbours.
+        neighbours: the addresses in NGP_INTERFACE; hellos go only to them. If there are none, hellos go to everybody.
     """
 
     max_datagram_bytes = MAX_DATAGRAM_BYTES
@@ -145,7 +146,7 @@ class UdpLink(PortLink):
         try:
             return _UdpPort(interface, self._port, self._neighbours, inlet)
         except OSError as error:
-            if error.errno is None or error.errno in _GONE:  # it vanished; if_nametoindex gives no errno
+            if error.errno is None or error.errno in _GONE:  # the interface vanished; if_nametoindex gives no errno
                 return None
             raise KernelError(
                 f"UDP port {self._port} on {interface}: {error.strerror}; ngp needs root (CAP_NET_RAW) and this port; "
@@ -158,7 +159,7 @@ class UdpLink(PortLink):
 
 
 def _check_far_end(interface: str, named: Sequence[str]) -> Check | None:
-    """Return how the neighbour on an interface without frames is found; None if the interface doesn't exist."""
+    """Say how the neighbour on an interface without frames is found; None if the interface doesn't exist."""
     label = f"neighbour on {interface}"
     if named:
         return Check(label, True, f"asked at {', '.join(named)} (NGP_INTERFACE)")
@@ -170,7 +171,8 @@ def _check_far_end(interface: str, named: Sequence[str]) -> Check | None:
     remedy = f"NGP_INTERFACE: ADDRESS (the neighbour's on {interface})"
     if far.allowed is not None and len(far.allowed) > 1:
         found = (
-            f"{len(far.allowed)} WireGuard peers on one interface are one neighbour to ngp: if one pays, all can use it"
+            f"ngp takes the {len(far.allowed)} WireGuard peers of this interface for one neighbour: what one of them "
+            "buys, all can use"
         )
         remedy = f"give each peer that is a neighbour its own interface; otherwise {remedy}"
         return Check(label, bool(addresses), found, remedy)
