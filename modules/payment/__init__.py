@@ -1,7 +1,7 @@
 """Payment modules; each implements the port `Payment` and says whether its money is real.
 
-gRPC writes its opinions about connections to standard error, past all our logs. The variable below silences it; gRPC
-reads it only when it is imported.
+gRPC writes messages about connections to standard error, past all our logs. The variable below silences them. It is set
+here, since gRPC reads it only once, when gRPC is imported.
 """
 
 import os

@@ -1,20 +1,20 @@
 """Electrum: real Lightning through the daemon of the Electrum wallet, the light choice for a router without LND.
 
-From the source and from tests of Electrum 4.3.4 (Debian 12). How it behaves, and how ngp deals with it:
+How Electrum 4.3.4 (Debian 12) behaves, by its source and by tests, and how ngp deals with that:
 
-- Invoices are of whole sat, with a preimage that Electrum chooses. It can't hold a payment, and can't sign with its
-  node's key. The capabilities say so, and neighbours have only our word that the node is ours.
-- `lnpay` returns when the payment is over, and has no fee limit: on a route it spends up to 1 %, or 5 sat if that is
-  more. So with a lower limit a payment is refused unless a direct channel has the balance.
+- Invoices are of whole sat, with a preimage that Electrum chooses. Electrum can't hold a payment, and can't sign with
+  its node's key. So neighbours have only our word that the node is ours.
+- `lnpay` returns when the payment is over. It has no fee limit: on a route it spends up to 1 % on fees, or 5 sat if
+  that is more. If our limit is lower, we refuse the payment unless a direct channel has the balance.
 - Simultaneous calls of `lnpay` for one invoice can all pay: of 8 invoices with three simultaneous calls each, 5 were
   paid three times. So there is never a second call while the first may still run, and none for an invoice that
   Electrum lists as paid or on its way.
-- A payment's outcome is read from the history of the channels first, as Electrum forgets the state of an invoice if it
-  is killed at the wrong moment. An invoice that it lists as unpaid after a restart has failed only if all channels have
-  synchronised with their peers again. Until then the payment is PENDING.
-- Electrum calls a request paid when the payment has arrived, even if it may still fail. The history lists it only after
-  the preimage was revealed, and only that is a settlement. Electrum has no stream of settlements, so we watch the
-  channels, and read the history when one has changed; `electrum_journal` numbers the settlements found.
+- Whether a payment succeeded is read from the history of the channels, as Electrum forgets the state of an invoice if
+  it is killed at the wrong moment. If Electrum lists an invoice as unpaid after a restart, its payment has failed only
+  if all channels have synchronised with their peers again. Until then the payment is PENDING.
+- Electrum calls a request paid when the payment has arrived, even if the payment may still fail. The history lists the
+  payment only after the preimage was revealed, and only then it is a settlement. Electrum has no stream of settlements,
+  so we watch the channels, and read the history when one has changed; `electrum_journal` numbers the settlements found.
 
 Source: electrum/commands.py, lnworker.py, lnpeer.py, daemon.py of Debian's python3-electrum 4.3.4.
 """
@@ -68,7 +68,7 @@ class ElectrumPayment(ElectrumUpkeep):
     """A wallet of an Electrum daemon; implements `ngp.ports.Payment`.
 
     Args:
-        state_dir: has the journal, and a file about the node, which is read while the node is down.
+        state_dir: has the journal, and a file with the node's key and network, which is read while the node is down.
         options: ELECTRUM_HOST, ELECTRUM_USER, ELECTRUM_PASSWORD_FILE and ELECTRUM_WALLET; all are optional.
     """
 
@@ -110,11 +110,11 @@ class ElectrumPayment(ElectrumUpkeep):
         return self._info
 
     def capabilities(self) -> PaymentCapabilities:
-        """Return the capabilities: the money is real on mainnet, and some features of LND are missing."""
+        """Return the capabilities: the money is real on mainnet, and Electrum itself reports settlements."""
         real = self._info is None or self._info.network == "mainnet"
         return PaymentCapabilities(real_money=real, settles_by_proof=False, least_amount_msat=LEAST_AMOUNT_MSAT)
 
-    async def check(self, spends: bool) -> list[Check]:  # noqa: ARG002  its rights are all or nothing
+    async def check(self, spends: bool) -> list[Check]:  # noqa: ARG002  Electrum has no separate right to spend
         """Check that user and password can be read, and aren't sent unencrypted; reads files, doesn't ask the node."""
         try:
             endpoint = self._wallet.endpoint()
@@ -132,7 +132,7 @@ class ElectrumPayment(ElectrumUpkeep):
         return int(Decimal(told) * COIN_SAT * SAT_MSAT) - int(under_way) * SAT_MSAT
 
     async def sign(self, message: bytes) -> str:  # noqa: ARG002  the port's
-        """Raise PaymentError: Electrum has no command for it, and we don't want its root key to do it ourselves."""
+        """Raise PaymentError: Electrum can't sign with its node's key, and we don't want that key in our own hands."""
         raise PaymentError("Electrum can't sign with its Lightning node's key; neighbours have only ngp's word for it")
 
     def verify(self, message: bytes, signature: str) -> str | None:
@@ -151,7 +151,7 @@ class ElectrumPayment(ElectrumUpkeep):
 
     @property
     def _journal(self) -> Journal:
-        if self._opened_journal is None:  # late, as `ngp check` must not create it
+        if self._opened_journal is None:  # opened at its first use, as `ngp check` must not create the file
             self._opened_journal = Journal(self._journal_file)
         return self._opened_journal
 
@@ -200,8 +200,8 @@ class ElectrumPayment(ElectrumUpkeep):
     async def cancel_invoice(self, payment_hash: bytes) -> None:
         """Delete an invoice that isn't paid; from then on Electrum refuses a payment of it.
 
-        Electrum refuses payments of an invoice that its wallet doesn't have, for example because the wallet was
-        restored from a backup, or the request deleted by hand. So that counts as cancelled.
+        An invoice that the wallet doesn't have (the wallet was restored from a backup, or the request deleted by hand)
+        counts as cancelled too, since Electrum refuses payments of such an invoice.
         """
         try:
             state = await self.lookup_invoice(payment_hash)
@@ -217,7 +217,7 @@ class ElectrumPayment(ElectrumUpkeep):
         try:
             await self._wallet.ask("delete_request", request_id=payment_hash.hex())
         except ElectrumError as error:
-            if error.answered:  # it was paid meanwhile; without an answer it may be deleted
+            if error.answered:  # a refusal: it was paid meanwhile. Without an answer it may have been deleted
                 self._journal.keep(payment_hash)
             raise
 
@@ -261,9 +261,9 @@ class ElectrumPayment(ElectrumUpkeep):
         bolt11: str,
         fee_limit_msat: int,
         timeout_s: float,
-        via_peer: str | None = None,  # noqa: ARG002  Electrum prefers a direct channel by itself, and can't be told
+        via_peer: str | None = None,  # noqa: ARG002  Electrum prefers a direct channel anyway, and has no such option
     ) -> PaymentOutcome:
-        """Pay an invoice once; a second call for the same hash follows the first.
+        """Pay an invoice once; a second call for the same hash waits for the outcome of the same payment.
 
         Args:
             bolt11: an invoice with an amount.
@@ -370,9 +370,9 @@ class ElectrumPayment(ElectrumUpkeep):
             return None
 
     async def _agrees_with_peers(self) -> bool:
-        """Say whether all channels agree with their peers, so that none has an HTLC that Electrum forgot.
+        """Say whether all channels have synchronised with their peers, so that no HTLC is missing in Electrum's list.
 
-        Electrum stores an HTLC only after it was sent to the peer.
+        Electrum stores an HTLC only after it was sent to the peer. If it is killed between, only the peer knows it.
         """
         return all(
             (one["state"], one["peer_state"]) == ("OPEN", "GOOD") or one["state"] in _WITHOUT_HTLCS
@@ -380,7 +380,7 @@ class ElectrumPayment(ElectrumUpkeep):
         )
 
     async def _has_parts_left(self) -> bool:
-        """Say whether parts of a payment are still on their way although Electrum has given it up."""
+        """Say whether parts of a payment may still be on their way although Electrum has given the payment up."""
         if not any(one["local_unsettled_sent"] for one in await self._wallet.channels()):
             return False
         return all(one["status"] != _IN_FLIGHT for one in await self._wallet.ask("list_invoices"))

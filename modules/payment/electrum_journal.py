@@ -1,10 +1,12 @@
-"""Electrum's journal: numbers settlements, as Electrum doesn't, and lists the invoices that we cancelled.
+"""Electrum's journal: numbers settlements, since Electrum itself doesn't, and lists the invoices that we cancelled.
 
 Settlements are numbered in the order in which we notice them, and stored before they are reported. Electrum lets an
-invoice be paid in parts, and more than once; when its amount grows it gets a new number, and is reported again with the
-whole amount. If the journal is lost, no money is: all settlements of the node get new numbers after the ledger's cursor
-and are reported again, and the ledger counts each hash once, or the difference if the amount has grown. An invoice that
-we cancelled isn't in the wallet, and so still counts as cancelled.
+invoice be paid in parts, and more than once. When the amount paid for an invoice grows, its settlement gets a new
+number, and is reported again with the whole amount.
+
+If the journal is lost, no money is lost: all settlements of the node get new numbers, higher than the ledger's cursor,
+and are reported again. The ledger counts each payment hash once, or the difference if the amount has grown. An invoice
+that we cancelled isn't in the wallet any more, and therefore still counts as cancelled.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Journal:
         self._connection.close()
 
     def add(self, payment_hash: bytes, amount_msat: int, after: int) -> None:
-        """Number a settlement, unless it has a number already and its amount hasn't grown.
+        """Give a settlement a number; if it has one already, give it a new one only if its amount has grown.
 
         Args:
             after: a cursor that is in use; the new number is larger.
@@ -69,7 +71,7 @@ class Journal:
         return [Settlement(*row) for row in found]
 
     def cancel(self, payment_hash: bytes) -> None:
-        """Note that an invoice of ours was cancelled."""
+        """Store that an invoice of ours was cancelled."""
         with self._translated():
             self._connection.execute("INSERT OR IGNORE INTO cancelled (payment_hash) VALUES (?)", (payment_hash,))
             self._connection.execute(
@@ -77,7 +79,7 @@ class Journal:
             )
 
     def keep(self, payment_hash: bytes) -> None:
-        """Note that an invoice was not cancelled after all."""
+        """Remove an invoice from the cancelled ones: it was not cancelled after all."""
         with self._translated():
             self._connection.execute("DELETE FROM cancelled WHERE payment_hash = ?", (payment_hash,))
 
@@ -94,7 +96,7 @@ class Journal:
         except (OSError, sqlite3.Error) as error:
             if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
                 raise PaymentError(
-                    f"{self._path} is damaged ({error}): stop ngp, move it and {self._path.name}-wal away, and start "
-                    "ngp; only the numbers of settlements are lost, and these are made again; no money is counted twice"
+                    f"{self._path} is damaged ({error}): stop ngp, move this file and {self._path.name}-wal away, and "
+                    "start ngp; no money is lost or counted twice, as ngp only numbers the settlements anew"
                 ) from error
             raise PaymentError(f"{self._path} can't be used: {error}; free some space, or correct its mode") from error

@@ -1,8 +1,9 @@
 """Calls to an Electrum daemon: JSON-RPC over HTTP, on the socket or port that its lock file names.
 
-A running daemon has a file `daemon` in its folder, which says where it listens, beside `config` with user and password.
-So a daemon on the same machine needs no settings. Both files are read for each call, as a restarted daemon may listen
-elsewhere. Anyone who can make these calls can spend all that the wallet has, and the traffic isn't encrypted.
+While a daemon runs, its folder has two files: `daemon`, the lock file, says where it listens, and `config` has user and
+password. So a daemon on the same machine needs no settings. ngp reads the files anew for each call, as a restarted
+daemon may listen elsewhere. Anyone who can make these calls can spend all that the wallet has, and the traffic isn't
+encrypted.
 
 Source: electrum/daemon.py, electrum/commands.py (4.3.4, 4.5.8)
 """
@@ -31,7 +32,7 @@ _NETWORKS = ("", "testnet", "testnet4", "signet", "mutinynet", "regtest", "simne
 _LOCK, _CONFIG = "daemon", "config"
 _ANSWER_BYTES_MAX = 64 << 20
 _CHUNK = 1 << 16
-# The call of a payment may stay open for hours; if the daemon's machine is gone, keepalive ends it within minutes.
+# A payment's call may stay open for hours; if the daemon's machine is gone, keepalive ends the call within minutes.
 _KEEPALIVE = (
     ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
     ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 30),
@@ -47,7 +48,7 @@ class Endpoint:
 
     Attributes:
         where: a socket's path, or `host:port`.
-        user, password: of its RPC; secret.
+        user, password: the login of its JSON-RPC; secret.
     """
 
     where: str
@@ -114,7 +115,7 @@ class ElectrumError(PaymentError):
     """Electrum refused, or could not be asked.
 
     Attributes:
-        answered: False if it isn't known whether the call was carried out.
+        answered: True if Electrum answered; if False, the call may or may not have been carried out.
         detail: Electrum's own text.
     """
 
@@ -125,7 +126,7 @@ class ElectrumError(PaymentError):
 
 
 class ElectrumRpc:
-    """Calls an Electrum daemon; for one event loop. Each call has its own connection, as calls are local and few."""
+    """Calls an Electrum daemon; for one event loop. Each call opens a connection, as calls are local and few."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -140,7 +141,7 @@ class ElectrumRpc:
         Args:
             method: a command of Electrum.
             words: its arguments, by name.
-            timeout_s: None waits as long as the daemon lives.
+            timeout_s: how long to wait for the answer; None: as long as the daemon lives.
 
         Raises: ElectrumError.
         """
@@ -214,7 +215,7 @@ def _result(endpoint: Endpoint, method: str, status: int, answer: bytes) -> Any:
 
 
 def _words(error: Mapping[str, Any]) -> str:
-    """Return an error's text: 4.5 has a fixed sentence for users, and the details in another field."""
+    """Return an error's text. In Electrum 4.5 the message is the same for all errors, and `data` has the details."""
     data = error.get("data")
     told = data.get("exception") if isinstance(data, dict) else None
     return str(told or error["message"])

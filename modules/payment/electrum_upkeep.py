@@ -20,9 +20,10 @@ from ngp.modules.payment.electrum_wallet import ElectrumWallet, btc
 CONNECT_TIMEOUT_S = 20.0
 OPEN_TIMEOUT_S = 60.0
 _CONNECT_POLL_S = 0.2
-# lnutil.ChannelConfig.validate_params: the most that a peer may ask for. Electrum doesn't report the actual value.
+# The largest minimum that a peer may ask for (lnutil.ChannelConfig.validate_params). Electrum doesn't report the actual
+# one.
 LEAST_HTLC_MSAT = 1_000
-# lnchannel.ChannelState; a channel that is CLOSED still waits for its coins, one that is REDEEMED is over.
+# Names of lnchannel.ChannelState. A CLOSED channel still waits for its coins, so it is listed; a REDEEMED one is over.
 _STATES = {
     **dict.fromkeys(("PREOPENING", "OPENING", "FUNDED"), ChannelState.OPENING),
     **dict.fromkeys(
@@ -103,7 +104,7 @@ def _channel(told: Mapping[str, Any]) -> Channel:
         peer=told["remote_pubkey"],
         point=told["channel_point"],
         active=told["peer_state"] == "GOOD",
-        private=True,  # it announces none
+        private=True,  # Electrum announces no channel
         capacity_sat=told["local_balance"] + told["remote_balance"],
         least_htlc_msat=LEAST_HTLC_MSAT,
         our_wait_blocks=0,

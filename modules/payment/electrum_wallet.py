@@ -37,7 +37,7 @@ class ElectrumWallet:
         """Call a command of the wallet.
 
         Args:
-            timeout_s: None waits as long as the daemon lives.
+            timeout_s: how long to wait for the answer; None: as long as the daemon lives.
 
         Raises: ElectrumError; `detail` is NOT_LOADED if somebody must enter a password first.
         """
@@ -54,8 +54,8 @@ class ElectrumWallet:
     async def add_request(self, amount: str, memo: str, expiry_s: int) -> Mapping[str, Any]:
         """Make a payment request; empty if the wallet has no Lightning. Raises ElectrumError.
 
-        The argument for the lifetime has another name in newer versions. Electrum refuses the wrong name, and then
-        makes no request.
+        The argument for the lifetime has another name in newer versions. If Electrum refuses the name, it makes no
+        request, so we try the other name.
         """
         try:
             return await self._add_request(amount, memo, expiry_s)
@@ -66,12 +66,12 @@ class ElectrumWallet:
         return await self._add_request(amount, memo, expiry_s)
 
     async def _add_request(self, amount: str, memo: str, expiry_s: int) -> Mapping[str, Any]:
-        # force: make a new address if all are in use, since Electrum puts one into each request.
+        # force: Electrum puts an address into each request, and makes a new one only by force if all are in use.
         words: dict[str, Any] = {"amount": amount, "memo": memo, self._expiry: expiry_s, "force": True}
         return await self.ask("add_request", **words) or {}
 
     async def _load(self) -> None:
-        """Load the wallet. 4.3 returns whether it could; 4.5 returns nothing, or an error with an exception's name."""
+        """Load the wallet. Electrum 4.3 returns whether that worked; 4.5 returns nothing, or an error's class name."""
         try:
             done = await self._rpc.call("load_wallet", {"wallet_path": self._path} if self._path else {})
         except ElectrumError as error:

@@ -1,9 +1,9 @@
 """Invoice: writes BOLT11 strings, and reads those of neighbours.
 
-A neighbour's invoice may be hostile, so reading first checks all bounds: length, fields, amount, expiry. The result is
+A neighbour's invoice may be hostile, so `read` first checks all bounds: length, fields, amount, expiry. The result is
 a value or PeerError(`invoice`), nothing else. The `bolt11` package takes 5 to 8 ms per invoice, mostly for arithmetic
-on single bits, and blocks a router's event loop for that time. The two functions here calculate with integers in about
-a tenth of that. They use the package's bech32 and signatures, and the tests compare them with the package.
+on single bits, and blocks a router's event loop for that time. `read` and `write` calculate with integers in about a
+tenth of that time. They use the package for signatures, and the tests compare their results with the package's.
 
 Source: https://github.com/lightning/bolts/blob/master/11-payment-encoding.md
 """
@@ -67,7 +67,7 @@ class ParsedInvoice:
 
         Args:
             now_s: UTC seconds; `expires_in_s` is 0 or less if the invoice has expired.
-            network: to be used instead of that of the prefix.
+            network: replaces the network that the prefix names.
         """
         return DecodedInvoice(
             payment_hash=self.payment_hash,
@@ -176,7 +176,7 @@ def _write_amount(amount_msat: int) -> str:
 
 
 def _fields(body: list[int]) -> Iterator[tuple[str, list[int]]]:
-    """Yield tag and content. A repeated tag is refused, as two readers might each use another one."""
+    """Yield tag and content of each field. A tag that comes twice is refused: two programs might use different ones."""
     seen: set[str] = set()
     position = _TIMESTAMP_CHARS
     while position < len(body):
@@ -189,7 +189,7 @@ def _fields(body: list[int]) -> Iterator[tuple[str, list[int]]]:
             raise _wrong(f"field {tag} is longer than the invoice")
         position += 3 + length
         if tag not in "pshdnmx" or _FIXED.get(tag, length) != length:
-            continue  # BOLT11: readers skip unknown fields, and those with another length
+            continue  # BOLT11: readers skip unknown fields, and fields with an unexpected length
         if tag in seen:
             raise _wrong(f"field {tag} comes twice")
         seen.add(tag)
@@ -197,7 +197,7 @@ def _fields(body: list[int]) -> Iterator[tuple[str, list[int]]]:
 
 
 def _check_signature(readable: str, body: list[int], signature: list[int], payee: list[int] | None) -> str:
-    """Return the payee's public key; if there is an `n` field, the signature must be by its key."""
+    """Return the payee's public key. If the invoice names it (field `n`), the signature must be by that key."""
     checked = Signature(readable, _padded(body), _octets(signature))
     try:
         if payee is None:

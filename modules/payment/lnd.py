@@ -2,9 +2,12 @@
 
 Nothing is paid twice: LND keeps each payment under its hash, and we ask for it by this hash. After a broken connection,
 a timeout, or an answer that we don't understand, TrackPaymentV2 gives the outcome, and until then the payment is
-PENDING. Settlements come from SubscribeInvoices, after the settle index in the ledger. For LND index 0 means "no
-backlog", so then we look up the very first settlement, and the stream begins after that. For an index that the node
-hasn't reached LND would stay silent until it does, so this is checked too.
+PENDING.
+
+Settlements come from SubscribeInvoices, which LND starts after the settle index in the ledger. There are two special
+cases. To LND index 0 means "no earlier settlements". So if the ledger has none, we look up the very first settlement,
+and start the stream after that one. And if the ledger's index is higher than any of the node's (a restored node), LND
+would stay silent until it gets there. So we check for that, and read all settlements of the node.
 
 Source: https://lightning.engineering/api-docs/api/lnd/
 """
@@ -47,7 +50,7 @@ from ngp.remembered_node import RememberedNode
 LEAST_AMOUNT_MSAT = 1_000
 STARTING_POLL_S = 0.5
 PAGE = 200  # invoices or payments per answer: about 1 MB
-# As long as nothing was ever settled, invoices are listed at this interval, and whenever LND reports one.
+# As long as nothing was ever settled, invoices are listed at this interval, and when LND reports a settlement.
 LOOK_AGAIN_S = 15.0
 _FIRST_ANSWER_S = 10.0
 _LEAST_ATTEMPT_S = 1
@@ -72,7 +75,7 @@ class LndPayment(LndUpkeep):
     """An LND node; implements `ngp.ports.Payment`, and by its base `ChannelManager` and `TowerManager`.
 
     Args:
-        state_dir: has a pasted lndconnect URI, and a file about the node, which is read while the node is down.
+        state_dir: has a pasted lndconnect URI, and a file with the node's key and network, for when the node is down.
         options: LND_CONNECT, or LND_HOST, LND_CERT and LND_MACAROON.
     """
 
@@ -216,8 +219,8 @@ class LndPayment(LndUpkeep):
     async def cancel_invoice(self, payment_hash: bytes) -> None:
         """Cancel an invoice that isn't paid; a held payment goes back to its payer.
 
-        LND may have deleted a cancelled or expired invoice (gc-canceled-invoices-...), and accepts no payment of an
-        unknown one. So that counts as cancelled.
+        LND may have deleted a cancelled or expired invoice (gc-canceled-invoices-...). An invoice that LND doesn't know
+        counts as cancelled too, since LND accepts no payment of it.
         """
         try:
             await self._client.call(client.CANCEL_INVOICE, pb.CancelInvoiceMsg(payment_hash=payment_hash))
@@ -228,8 +231,8 @@ class LndPayment(LndUpkeep):
     async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
         """Yield the settlements after the cursor (LND's settle index), in order; raises when LND goes away.
 
-        A restored node, or another one, counts from the beginning, and would report nothing until it reaches the
-        cursor. So all its settlements are read, and their cursors are lower.
+        A restored node, or another node, counts from the beginning, and would report nothing until its index reaches
+        the cursor. So then we read all settlements of that node, and the cursors that we yield begin low again.
         """
         if cursor and not await self._has_settled(cursor):
             cursor = 0
@@ -261,9 +264,10 @@ class LndPayment(LndUpkeep):
             offset = page.last_index_offset
 
     async def _wait_for_first(self) -> bool:
-        """Wait until an invoice may have been settled and it is time to look; False if LND ended the stream.
+        """Wait until LND reports a settlement or LOOK_AGAIN_S is over; False if LND ended the stream.
 
-        The settlement in the stream isn't used: another one may have come before LND accepted our subscription.
+        The reported settlement isn't used: an earlier one may have come before LND accepted our subscription. So the
+        caller looks up the first one.
         """
         asked = pb.InvoiceSubscription(settle_index=0)
         try:
@@ -277,7 +281,7 @@ class LndPayment(LndUpkeep):
         return False
 
     async def _has_settled(self, cursor: int) -> bool:
-        """Say whether the node has reached the cursor: then its last invoices show a settle index at least as high."""
+        """Say whether one of the node's invoices has a settle index at least as high as the cursor."""
         offset = 0  # from the end
         while True:
             asked = pb.ListInvoiceRequest(index_offset=offset, num_max_invoices=PAGE, reversed=True)
@@ -297,13 +301,14 @@ class LndPayment(LndUpkeep):
     async def pay(
         self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
     ) -> PaymentOutcome:
-        """Pay an invoice once; a second call for the same hash follows the first.
+        """Pay an invoice once; a second call for the same hash waits for the outcome of the same payment.
 
         Args:
             bolt11: an invoice with an amount.
             fee_limit_msat: the most that routing may cost; a direct channel costs nothing.
-            timeout_s: how long LND may try, and we wait; after that we return PENDING, and the payment goes on.
-            via_peer: key of a peer whose channel is used if it has the balance.
+            timeout_s: how long LND may begin attempts, and how long we wait. If the payment isn't over then, we return
+                PENDING, and it goes on.
+            via_peer: key of a peer; a channel with it that has the balance is used.
         """
         try:
             decoded = self.decode(bolt11)
@@ -326,10 +331,13 @@ class LndPayment(LndUpkeep):
             return await self._after_refusal(decoded.payment_hash, error, timeout_s)
 
     async def _after_refusal(self, payment_hash: bytes, error: LndError, timeout_s: float) -> PaymentOutcome:
-        """Return the outcome of a payment that LND refused to start: an earlier call started it, or none ever will.
+        """Return the outcome of a payment that LND refused to start.
 
-        If the macaroon lacks the right to pay, LND refuses without looking at the payment. If it also lacks the right
-        to ask for the payment, no earlier call can have started it either: the core orders each payment once.
+        An earlier call may have started it; then LND knows its outcome. If LND doesn't know the payment, it has failed.
+
+        If the macaroon lacks the right to pay, LND refuses without looking at the payment. If the macaroon also lacks
+        the right to ask about payments, the payment has failed too: the core orders each payment once, so no earlier
+        call has started it.
         """
         try:
             outcome = await self._track(payment_hash, timeout_s)
@@ -385,5 +393,5 @@ class LndPayment(LndUpkeep):
 
 
 def _settlement(told: pb.Invoice) -> Settlement:
-    """Return a settlement with the amount that was paid: BOLT 4 lets a payer pay up to twice the invoice's amount."""
+    """Return a settlement with the amount that was paid, which may be up to twice the invoice's amount (BOLT 4)."""
     return Settlement(told.settle_index, told.r_hash, told.amt_paid_msat)

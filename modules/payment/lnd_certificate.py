@@ -1,7 +1,7 @@
 """Certificate: finds out why LND's certificate was refused, and what to do.
 
-gRPC only reports that it was refused. A node's own certificate expires after 14 months, a clock may be wrong, and some
-nodes have a certificate signed by an authority, for another name than the one in LND_HOST.
+gRPC only reports that the certificate was refused. There are several causes: LND's own certificate expires after 14
+months; a clock may be wrong; and a certificate signed by an authority may be for another name than that in LND_HOST.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def is_at_fault(detail: str) -> bool:
 async def shown_at(target: str) -> x509.Certificate | None:
     """Return the certificate shown at `host:port`, valid or not; None if there is none."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # we send it nothing, and believe nothing
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # safe: we send nothing to it, and trust nothing
     context.set_alpn_protocols(["h2"])
     with suppress(OSError, TimeoutError, ValueError):
         host, port = split_host_port(target)
@@ -44,7 +44,10 @@ async def shown_at(target: str) -> x509.Certificate | None:
 
 
 def readable(der: bytes) -> x509.Certificate | None:
-    """Return a certificate if all fields that we need can be read: a stranger may have made it, and parsing is lazy."""
+    """Return a certificate if all fields that we need can be read, else None.
+
+    Any program may have sent it. The library parses a field only when it is asked for, so each is asked for here.
+    """
     try:
         found = x509.load_der_x509_certificate(der)
         names_in(found), found.subject, found.issuer, found.not_valid_before_utc, found.not_valid_after_utc
@@ -70,8 +73,9 @@ def why_refused(connection: Connection, shown: x509.Certificate | None, detail: 
         name = _printable(common_name(shown) or "")
         instead = f"write the name in it, {name}, in {connection.target_from}, or " if name else ""
         return (
-            f"{begins} that names no host and is marked as an authority's, so it may have signed others too: "
-            f"{instead}let LND make its own (move its tls.cert and tls.key away, restart it), then {_GIVE}"
+            f"{begins} that names no host and is marked as an authority's, so other nodes may have certificates "
+            f"signed by it: {instead}let LND make one of its own (move its tls.cert and tls.key away, restart LND), "
+            f"then {_GIVE}"
         )
     if "hostname verification" in detail.lower():
         names = _printable(", ".join(names_in(shown))) if shown else ""

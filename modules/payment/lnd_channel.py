@@ -20,7 +20,7 @@ def channel(told: pb.Channel, policies: pb.ChannelEdge | None = None) -> Channel
     """Read one of the channels that LND lists.
 
     Args:
-        policies: the smallest and largest payments that both ends announced; each may be unknown.
+        policies: what the ends announced as their smallest and largest payment; either may be unknown.
     """
     ours = theirs = pb.RoutingPolicy()
     if policies is not None:
@@ -71,8 +71,9 @@ def _unready(told: pb.PendingChannelsResponse.PendingChannel, state: ChannelStat
 def _end(told: pb.Channel, policy: pb.RoutingPolicy, ours: bool) -> ChannelEnd:
     """Read what one end may send. LND's constraints limit their owner's payments (channeldb, ChannelConfig).
 
-    The end that opened the channel pays the commitment's fee. LND lets it send only as much as leaves room for that fee
-    at twice the rate, with this HTLC and one more (lnwallet: availableCommitmentBalance, CalcFeeBuffer).
+    The end that opened the channel pays the commitment's fee. LND lets this end send only so much that it could still
+    pay the fee at twice the rate, for a commitment with two more HTLCs: this payment and another one (lnwallet:
+    availableCommitmentBalance, CalcFeeBuffer).
     """
     constraints = told.local_constraints if ours else told.remote_constraints
     held_back_sat = constraints.chan_reserve_sat

@@ -1,6 +1,6 @@
 """Calls to an LND node: one gRPC channel, replaced when credentials change, and errors that say what to do.
 
-Methods are called by their paths, so only the messages of `lnd.proto` are compiled, no services.
+Methods are called by their paths, so of `lnd.proto` only the messages are compiled, not the services.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _UNKNOWN_END = frozenset({
     grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS,
 })  # fmt: skip
 
-# LND's texts for a macaroon that it refuses: the word itself, or those of the library that reads and verifies it
-# (gopkg.in/macaroon.v2, for a macaroon of another node and for a damaged one).
+# LND's error texts when it refuses a macaroon: its own have the word "macaroon"; those of the library that reads and
+# verifies it (gopkg.in/macaroon.v2) don't. They are for a macaroon of another node, and for a damaged one.
 _MACAROON_REFUSED = ("macaroon", "signature mismatch after caveat verification", "unmarshal v1:", "unmarshal v2:")
 
 
@@ -119,14 +119,15 @@ REMOVE_TOWER = Method(
     "/wtclientrpc.WatchtowerClient/RemoveTower", pb.RemoveTowerRequest, pb.RemoveTowerResponse, ("offchain:write",)
 )
 
-# Procedures that every daemon needs; those that a buyer needs too; those that it needs only to show more to people.
+# ALWAYS: procedures that every daemon needs. TO_SPEND: those that only a daemon that pays needs. TO_TELL: those that
+# ngp needs only to show more to its operator.
 ALWAYS: tuple[Method[Any, Any], ...] = (
     GET_INFO, SIGN_MESSAGE, CHANNEL_BALANCE, LIST_CHANNELS, ADD_INVOICE, LOOKUP_INVOICE, LIST_INVOICES,
     SUBSCRIBE_INVOICES, CANCEL_INVOICE,
 )  # fmt: skip
 TO_SPEND: tuple[Method[Any, Any], ...] = (SEND_PAYMENT, TRACK_PAYMENT)
 TO_TELL: tuple[Method[Any, Any], ...] = (PENDING_CHANNELS, CHANNEL_INFO, LIST_TOWERS, TOWER_STATS)
-# Procedures that only operators ask for: their rights may be given for a while, or not at all.
+# Procedures that ngp calls only on an operator's order: their rights may be given for a while, or not at all.
 TO_OPEN_CHANNELS: tuple[Method[Any, Any], ...] = (CONNECT_PEER, OPEN_CHANNEL)
 TO_CHANGE_TOWERS: tuple[Method[Any, Any], ...] = (ADD_TOWER, REMOVE_TOWER)
 _BY_HAND = {
@@ -168,7 +169,7 @@ class LndClient:
     """Calls LND; for one event loop.
 
     Args:
-        credentials: read again before the next call if a call failed to connect or was not permitted.
+        credentials: after a call that failed to connect or wasn't permitted, they are read again before the next call.
     """
 
     def __init__(self, credentials: Credentials) -> None:
@@ -213,7 +214,7 @@ class LndClient:
             call.cancel()
 
     def macaroon(self) -> bytes:
-        """Return the current macaroon, which the next call uses too. Raises ConfigError."""
+        """Read the macaroon and return it; the next call uses the same one. Raises ConfigError."""
         found = self._credentials.read()
         self._doubted = self._doubted or found != self._connection
         return found.macaroon
@@ -225,7 +226,7 @@ class LndClient:
             await channel.close()
 
     async def _open(self) -> tuple[grpc.aio.Channel, tuple[tuple[str, str], ...]]:
-        """Return the channel; make a new one if the credentials changed after a call had failed because of them."""
+        """Return the channel; make a new one if a call has failed and the credentials have changed since."""
         if self._doubted or self._channel is None:
             fresh = self._read()
             if fresh != self._connection or self._channel is None:
@@ -257,10 +258,10 @@ class LndClient:
 
 
 def _ended(name: str) -> BaseException:
-    """Return the exception for a cancelled call: its task was cancelled, or we closed the connection under it.
+    """Return the exception for a call that gRPC reports as cancelled.
 
-    gRPC raises the same exception for both. If the second looked like the first, it would silently end the waiting
-    task.
+    gRPC raises CancelledError in two cases: the calling task was cancelled, or we closed the connection that the call
+    uses. In the second case CancelledError would silently end the calling task, so an LndError is returned instead.
     """
     task = asyncio.current_task()
     if task is None or task.cancelling():
@@ -298,8 +299,8 @@ def _explained(code: grpc.StatusCode, detail: str, connection: Connection, name:
     if _refuses_macaroon(code, detail):
         return (
             f"LND at {target} refuses the macaroon of {connection.macaroon_from} ({detail}): it is another node's, "
-            "damaged, revoked or expired; bake one at this node (operator's guide, Real money), and give it "
-            "there"
+            "damaged, revoked or expired; bake one at this node (operator's guide, Real money), and put it in the "
+            "place of the refused one"
         )
     return f"LND at {target} refuses {name}: {detail or code.name}"
 

@@ -41,7 +41,7 @@ class Connection:
 
     Attributes:
         target: `host:port` of its gRPC server.
-        certificate: the only certificates to trust, PEM; empty: those that the system trusts.
+        certificate: the only certificates to trust, PEM; if empty, those that the system trusts.
         macaroon: serialized; secret.
         certificate_from, macaroon_from, target_from: the settings or files that have these values, for errors.
     """
@@ -54,10 +54,11 @@ class Connection:
     target_from: str = field(default="LND_HOST", compare=False)
 
     def certificate_name(self) -> str | None:
-        """Return a name in the pinned certificate; None if the certificate that we have is an authority's.
+        """Return the name for which the node's certificate is checked; None if that is the name in LND_HOST.
 
-        If a node's own certificate is pinned, the name in LND_HOST proves nothing more, and needn't be in it. An
-        authority's certificate, which has no host name, may have signed others too: only the name tells them apart.
+        If we have the node's own certificate, the name proves nothing more, and LND_HOST may use another one. So a name
+        that is in the certificate is returned. If we have an authority's certificate (it has no host name), the
+        authority may have signed other nodes' certificates too. Only the name tells them apart, so it is None.
         """
         known = x509.load_pem_x509_certificates(self.certificate) if self.certificate else []
         for certificate in known:
@@ -98,12 +99,12 @@ def _is_authority(certificate: x509.Certificate) -> bool:
 
 
 class Credentials:
-    """Reads the node's address and credentials, again each time, as certificates are renewed and macaroons replaced.
+    """Reads the node's address and credentials, anew each time, as certificates are renewed and macaroons replaced.
 
     Args:
         options: LND_CONNECT, or LND_HOST, LND_CERT and LND_MACAROON, as in net.conf; all are optional.
         state_dir: has the URI that was pasted.
-        uri_from: the name of LND_CONNECT in errors.
+        uri_from: what errors call the URI in LND_CONNECT.
     """
 
     def __init__(self, options: Mapping[str, str], state_dir: Path, uri_from: str = "LND_CONNECT") -> None:
@@ -162,9 +163,9 @@ def parse_uri(text: str, where: str) -> Connection:
 
     Args:
         text: `lndconnect://host:port?cert=...&macaroon=...`, both base64url of bytes; `cert` may be missing.
-        where: its name in errors.
+        where: what errors call it.
 
-    Raises: ConfigError, without the text itself.
+    Raises: ConfigError, without the text itself, as it has a secret.
     """
     try:
         uri = urlsplit(text.strip())

@@ -1,7 +1,7 @@
 """Pasted URI: checks an lndconnect URI that the operator enters, tries it at its node, and keeps it for the next start.
 
-The new URI replaces the one that a daemon would have used. So a URI that can't work isn't kept, and the previous one
-stays as a copy, in case the operator pasted the wrong one of two that work.
+The new URI replaces the one that the daemon would have used. So a URI that can't work is refused, and the previous URI
+stays in a second file, in case the new one works but is another node's than the operator meant.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PASTED = "the URI"
 def keep(text: str, state_dir: Path) -> tuple[str, Path | None]:
     """Keep a pasted URI where `Credentials` finds it, in a file that only we can read.
 
-    Returns: `host:port`, and the file of the URI that it replaces; None if there was none, or the same one.
+    Returns: `host:port`, and the file with the URI that was replaced; None if there was none, or the same one.
     Raises: ConfigError, OSError; then the previous URI stays in use.
     """
     connection = _usable(text)
@@ -50,7 +50,7 @@ async def attempt(text: str, state_dir: Path) -> str:
         info = await asked.call(client.GET_INFO, pb.GetInfoRequest(), TRY_S)
     except LndError as error:
         if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise PaymentError(f"LND at {target} doesn't answer within {TRY_S:g} s: is it running, and up?") from error
+            raise PaymentError(f"LND at {target} doesn't answer within {TRY_S:g} s: is LND running there?") from error
         raise
     finally:
         await asked.close()

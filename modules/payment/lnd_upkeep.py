@@ -1,6 +1,7 @@
-"""Upkeep of an LND node: lists its channels and watchtowers, opens channels, adds towers. Payments work without it.
+"""Upkeep of an LND node: lists its channels and watchtowers, opens channels, adds towers.
 
-So if the macaroon lacks a right to read something, that part is left out, without an error.
+Payments work without this. So if the macaroon lacks the right to read something, that part is left out, without an
+error.
 
 Source: https://lightning.engineering/api-docs/api/lnd/ (Lightning, WatchtowerClient)
 """
@@ -68,7 +69,7 @@ class LndUpkeep:
         return [channel(one, await self._policies_of(one.chan_id)) for one in found]
 
     async def _policies_of(self, channel_id: int) -> pb.ChannelEdge | None:
-        """Return the policies of both ends, up to some minutes old, since they are needed after each payment."""
+        """Return the policies of both ends. They are needed after each payment, so they may be some minutes old."""
         asked_at_s, known = self._policies.get(channel_id, (-POLICY_LASTS_S, None))
         if time.monotonic() - asked_at_s < POLICY_LASTS_S:
             return known
@@ -79,7 +80,7 @@ class LndUpkeep:
                 return None
             known = None
         if known is None or (known.node1_policy.min_htlc and known.node2_policy.min_htlc):
-            self._policies[channel_id] = (time.monotonic(), known)  # else the peer hasn't announced its own yet
+            self._policies[channel_id] = (time.monotonic(), known)  # not kept until both ends have announced theirs
         return known
 
     async def pending_channels(self) -> list[Channel]:
@@ -129,7 +130,7 @@ class LndUpkeep:
     # --- watchtowers --------------------------------------------------------------------------------------------------
 
     async def watch(self) -> Watch:
-        """Return the node's towers and the backups that they got; without the right to ask, say only that."""
+        """Return the node's towers and the backups that they got; if we lack the right to ask, `unknown` says that."""
         try:
             asked = pb.ListTowersRequest(include_sessions=True)
             towers = (await self._client.call(client.LIST_TOWERS, asked)).towers

@@ -1,7 +1,7 @@
 """Macaroon: reads the rights in an LND macaroon, to warn of needless rights and to list missing ones.
 
-The identifier has the rights in plain text. The signature, which we can't check, prevents changes. So for every
-macaroon that LND accepts, the rights read here are the right ones.
+A macaroon's identifier lists its rights in plain text. Its signature, which only LND can check, protects that list from
+changes. So for every macaroon that LND accepts, the rights read here are true.
 
 Source: github.com/rescrv/libmacaroons, doc/format.txt (version 2); gopkg.in/macaroon-bakery.v2, internal/macaroonpb.
 """
@@ -29,7 +29,7 @@ class Rights:
     """The rights in a macaroon.
 
     Attributes:
-        operations: `entity:action`, or `uri:/path` of single procedures.
+        operations: each is `entity:action`, or `uri:/path` for a single procedure.
         caveats: number of further conditions (a time, an address, an account of litd).
     """
 
@@ -51,7 +51,7 @@ class Rights:
 
 
 def needed(spends: bool) -> list[Method[Any, Any]]:
-    """Return the procedures that a node calls. Args: spends: whether it pays; if not, it can't refund either."""
+    """Return the procedures that a node calls. Args: spends: whether it pays; a refund is a payment too."""
     return [*ALWAYS, *(TO_SPEND if spends else ())]
 
 

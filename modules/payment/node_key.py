@@ -1,8 +1,8 @@
 """Node key: a Lightning node's secp256k1 identity in a file, and signatures of messages as by `lnd signmessage`.
 
-The signature is over the double SHA-256 of "Lightning Signed Message:" and the message, 65 bytes (header, R, S), in
-zbase32; the public key is recovered from it. Source: lnd's rpcserver.go (SignMessage), eclair and Core Lightning
-(lightning-signmessage) agree.
+What is signed is the double SHA-256 of "Lightning Signed Message:" and the message. The signature has 65 bytes (header,
+R, S), written in zbase32; the public key can be computed from it. Source: lnd's rpcserver.go (SignMessage); eclair and
+Core Lightning (lightning-signmessage) do the same.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def signer(message: bytes, signature: str) -> str | None:
         key = PublicKey.from_signature_and_message(
             compact[1:] + bytes([recovery]), _PREFIX + message, hasher=_double_sha256
         )
-    except Exception:  # noqa: BLE001  coincurve raises just that where no key fits
+    except Exception:  # noqa: BLE001  coincurve raises no narrower class if no key fits
         return None
     return key.format().hex()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a file in autocommit mode, or create it with mode 0600; SQLite itself would use the umask.
+    """Open a file in autocommit mode; create it with mode 0600 if it is missing, as SQLite would follow the umask.
 
     Raises: OSError, sqlite3.Error.
     """

@@ -11,7 +11,7 @@ def read(text: str, usual_port: int = 0) -> str:
     """Read `host:port`, with an IPv6 address in brackets.
 
     Args:
-        usual_port: used if there is only a host; 0: a port is required.
+        usual_port: used if the text has only a host; 0: the text must have a port.
 
     Returns:
         `host:port`, or "" if the text has another form.

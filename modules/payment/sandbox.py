@@ -1,16 +1,16 @@
 """Sandbox: a payment module with invoices as on Lightning and money that is not real.
 
-With it two routers can try ngp without a node, a network of nodes or a coin. Invoices are genuine BOLT11 with the
-regtest prefix, signed by a key of this node, with a random preimage. Only the route of the payment is simulated. The
-preimage is masked in the invoice's `m` field; the payer 'pays' by unmasking it after a delay, and takes the amount off
-a fictitious balance. It proves the payment to the payee with the preimage, as on Lightning, in ngp's `paid` message,
-and `settle_invoice` is the settlement.
+With the sandbox two routers can try ngp without a Lightning node and without coins. Invoices are genuine BOLT11 with
+the regtest prefix, signed by a key of this node, with a random preimage. Only the way of the payment is simulated. The
+preimage is masked in the invoice's `m` field. The payer 'pays' by unmasking the preimage after a delay, and takes the
+amount off a fictitious balance. As on Lightning, the preimage then proves the payment: ngp's `paid` message carries it
+to the payee, where `settle_invoice` books it.
 
-The mask doesn't hide the preimage from an attacker, and needn't: anyone who could steal the amount could just as well
-give himself a larger balance. The mask makes sure that a preimage appears only where somebody paid. Each listing says
-that the money isn't real, and `hello` names the network `sandbox`, with which no real node trades.
+The mask doesn't hide the preimage from an attacker. It needn't: an attacker could just as well give itself a larger
+balance. The mask only makes sure that nobody has a preimage by accident: a node has it only after it has paid. Each
+listing says that the money isn't real, and `hello` names the network `sandbox`, with which no real node trades.
 
-Faults can be switched on, by option or `set_fault`, so that operators and tests see how a real node may misbehave:
+Faults can be switched on, by option or by `set_fault`, so that operators and tests see how a real node may misbehave:
 slow, stuck, failed, lost reply, duplicate, down.
 """
 
@@ -52,8 +52,8 @@ _OPTIONS = {"delay_s": 0.0, "settle_delay_s": 0.0, "fee_msat": 0.0, "balance_msa
 class Fault(StrEnum):
     """Faults that can be switched on."""
 
-    SLOW = "slow"  # payments and settlements take this many seconds more
-    STUCK = "stuck"  # payments stay pending until the fault ends; if it is ended by `fail`, they fail
+    SLOW = "slow"  # payments and settlements take longer, by as many seconds as the value says
+    STUCK = "stuck"  # payments stay pending until the fault ends, and then succeed, or fail if `fail` ended it
     FAILED = "failed"  # payments fail
     LOST_REPLY = "lost reply"  # `pay` returns PENDING, whatever happened
     DUPLICATE = "duplicate"  # every settlement is reported twice
@@ -100,7 +100,8 @@ class SandboxPayment:
 
         Args:
             name: one of `Fault`.
-            value: `on` or `off`; for `slow` seconds; for `stuck` also `fail`, which ends it and lets the payments fail.
+            value: `on` or `off`; for `slow` a number of seconds, or `off`; for `stuck` also `fail`, which ends the
+                fault and lets the payments fail.
 
         Raises:
             ConfigError: no such fault, or `slow` without seconds.
@@ -148,7 +149,7 @@ class SandboxPayment:
     async def create_invoice(
         self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
     ) -> NewInvoice:
-        """Make an invoice. Raises PaymentError for `hold`, since the payer unmasks the preimage without us."""
+        """Make an invoice. Raises PaymentError for `hold`: the payer has the preimage, so nothing can be held back."""
         self._serve()
         if hold:
             raise PaymentError("the sandbox can't hold payments; use lnd for that")
@@ -204,8 +205,8 @@ class SandboxPayment:
     def decode(self, bolt11: str) -> DecodedInvoice:
         """Parse and check an invoice; only the regtest prefix is accepted.
 
-        A regtest invoice without the sandbox's mark has the network `regtest`. `expires_in_s` is 0 or less if it has
-        expired. Raises PeerError(`invoice`).
+        An invoice without the sandbox's mark in its `m` field has the network `regtest`. `expires_in_s` is 0 or less if
+        the invoice has expired. Raises PeerError(`invoice`).
         """
         parsed = _read(bolt11)
         return parsed.decoded(int(time.time()), NETWORK if parsed.metadata.startswith(_MARK) else None)
@@ -213,7 +214,7 @@ class SandboxPayment:
     async def pay(
         self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
     ) -> PaymentOutcome:
-        """Pay an invoice once; a second call for the same hash waits for the first one's outcome.
+        """Pay an invoice once; a second call for the same hash waits for the outcome of the same payment.
 
         Args:
             bolt11: an invoice with an amount.
@@ -245,7 +246,7 @@ class SandboxPayment:
         return found[0]
 
     def _why_not(self, parsed: invoice.ParsedInvoice, fee_limit_msat: int, now_s: float) -> str:
-        """Return why a payment can't start. Nothing is written then, so it may be tried again."""
+        """Return why a payment can't start, or "". A payment that can't start isn't stored, and may be tried again."""
         if parsed.amount_msat is None:
             return "the invoice has no amount"
         if parsed.timestamp_s + parsed.expiry_s <= now_s:

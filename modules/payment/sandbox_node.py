@@ -1,8 +1,8 @@
 """Sandbox node: the state of the simulated payment node, in a small SQLite file.
 
-A real node is another process and outlives the daemon's `kill -9`; here the file does. This module doesn't wait and has
-no faults: times are arguments, and a payment's fate is stored when it starts, so that a payment that was on its way at
-a crash ends by itself afterwards.
+A real node is another process, and outlives a `kill -9` of the daemon; here the file outlives it. This module never
+waits, and simulates no faults. Times are arguments. How and when a payment will end is stored when it starts, so a
+payment that was on its way when the daemon was killed ends without it.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class SandboxNode:
         return InvoiceState.CANCELLED if cancelled or expires_at_s <= now_s else InvoiceState.OPEN
 
     def settle(self, payment_hash: bytes, visible_at_s: float, now_s: float) -> None:
-        """Book the payment of an invoice, once; also of a cancelled one, as its payer has paid."""
+        """Book the payment of an invoice, once. A cancelled invoice's too, as its payer has paid."""
         with self._transaction(now_s) as connection:
             row = connection.execute(
                 "SELECT amount_msat FROM invoices WHERE payment_hash = ?", (payment_hash,)
@@ -143,7 +143,7 @@ class SandboxNode:
             ).fetchall()
         visible: list[Settlement] = []
         for row in found:
-            if row[3] > now_s:  # later ones must wait too, to keep the cursor's order
+            if row[3] > now_s:  # the ones behind it must wait too, as settlements are reported in the cursor's order
                 return visible, row[3]
             visible.append(Settlement(*row[:3]))
         return visible, None
@@ -188,7 +188,7 @@ class SandboxNode:
             )
 
     def _advance(self, now_s: float) -> None:
-        """End due payments. The preimage is the proof, so a payment succeeds only if its preimage fits its hash."""
+        """End the payments that are due; a payment succeeds only if its preimage, the proof, fits its hash."""
         due = "status = 'pending' AND fate <> 'stuck' AND due_at_s <= ?"
         with self._translated():
             found = self._connection.execute(

@@ -448,7 +448,7 @@ def test_what_was_cancelled_stays_so_when_the_journal_is_lost(tmp_path: Path) ->
 
 def test_a_damaged_journal_may_be_moved_away(tmp_path: Path) -> None:
     (tmp_path / "a.db").write_bytes(b"x" * 8192)
-    with pytest.raises(PaymentError, match="damaged.*move it and a.db-wal away.*numbers of settlements"):
+    with pytest.raises(PaymentError, match="damaged.*move this file and a.db-wal away.*numbers the settlements"):
         Journal(tmp_path / "a.db")
     with pytest.raises(PaymentError, match="free some space, or correct its mode"):
         Journal(tmp_path)
