@@ -1,12 +1,13 @@
-"""The account table: what each client's contracts may spend together. It is mapped memory; the client's identity is a
-slot's label.
+"""The account table: what each client's contracts may spend together. It is mapped memory: each account has a slot,
+labelled with the client's identity.
 
-As with contracts, a slot's counters are never reset: an account that takes a slot over remembers what was spent there
-before. A slot is used again only after three things: its account was forgotten, none of the account's contracts is in
-the kernel any more, and some time has passed since. So no packet on its way can be charged to the next client.
+As in the contract table, a slot's counters are never reset: a new account in a used slot remembers what the counters
+showed when it began. A slot is used again only when its account was forgotten, none of the account's contracts is in
+the kernel any more, and a second has passed since. So no packet on its way can be charged to the next client.
 
-The kernel's words wrap at 2^64 units, which are 17 million sat. The limit is kept here as a whole number. What was
-spent follows from its distance to the limit, which is always less than half of the words' range.
+The kernel's words wrap at 2^64 units, which are 17 million sat. This process keeps each limit as a whole number that
+doesn't wrap. What an account has spent is that number minus the distance from the kernel's `spent` to the kernel's
+limit; the distance is always less than half of the words' range, so wrapped words show it without doubt.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ class AccountTable:
         return len(self._slots)
 
     def adopt(self, wait: Callable[[], None]) -> list[AdoptedAccount]:
-        """Take over the accounts in the tables. Call it before the contracts are adopted, which call `take`.
+        """Take over the accounts in the tables. Call this before the contracts are adopted: that calls `take`.
 
-        Args: wait: returns when every packet that is on its way now has left the programs. `spent` is read before that,
-            and `returned` and the contracts after it, so the contracts show no less than the accounts paid for.
+        Args: wait: returns when every packet that is on its way now has left the programs. We read `spent` before the
+            wait, and `returned` and the contracts after it. So the contracts show at least the bytes that the accounts
+            paid for.
         """
         spent: dict[int, int] = {}
         for slot in self._lines.used_before():
@@ -72,7 +74,7 @@ class AccountTable:
                 self._resting.append((time.monotonic(), slot))
                 continue
             identity, base, high, _ = IDENTITY.unpack_from(self._lines.labels, slot * LINE_BYTES)
-            about = high << 32  # stored before the limit itself, which may still be an older one
+            about = high << 32  # stored before the limit, so after a kill the line may still have the former limit
             self._limits[slot] = about + signed(self._words[slot * LINE_WORDS + LIMIT] - base - about)
             self._slots[identity] = slot
             spent[slot] = self._words[slot * LINE_WORDS + SPENT]
@@ -81,7 +83,7 @@ class AccountTable:
         return [AdoptedAccount(self._read_limit(slot), self._reading(slot, taken)) for slot, taken in spent.items()]
 
     def limit(self, limits: Sequence[AccountLimit]) -> None:
-        """Create or change accounts. Raises KernelError when the table is full; then nothing changed."""
+        """Create or change accounts. Raises KernelError if the table is full; then nothing was changed."""
         new = {each.account for each in limits if each.account not in self._slots}
         if new and len(new) > self._free():
             raise KernelError(
@@ -96,7 +98,7 @@ class AccountTable:
             self._write(slot, each, now_ns)
 
     def forget(self, accounts: Sequence[bytes]) -> None:
-        """Take accounts out; unknown ones are ignored. Contracts that still name one let nothing pass."""
+        """Take accounts out; unknown ones are ignored. Contracts that name a removed account let nothing pass."""
         for account in accounts:
             slot = self._slots.pop(account, None)
             if slot is None:
@@ -129,7 +131,7 @@ class AccountTable:
         return self.account_in(slot)
 
     def take(self, slot: int) -> None:
-        """Count a contract that names a slot's account. An adopted contract may name an account that is gone."""
+        """Count a contract that names the account in a slot. If that account is gone, the slot isn't free meanwhile."""
         self._contracts[slot] += 1
         if slot not in self._limits and slot != NO_ACCOUNT:
             self._resting = deque(each for each in self._resting if each[1] != slot)
@@ -177,16 +179,18 @@ class AccountTable:
         return spent
 
     def _write(self, slot: int, limit: AccountLimit, now_ns: int) -> None:
-        """Store what may be spent. Reductions go before increases, so never more may be spent than before or after.
+        """Store what may be spent, in an order that is safe while packets pass.
 
-        The low-water mark goes first: `spent` can't have reached it yet, so its crossing is reported once.
+        What is reduced is stored first, and then what is raised. So at no moment more may be spent than both the old
+        and the new values allow. The low-water mark is stored before all: `spent` can't have reached it yet, so its
+        crossing is reported exactly once.
         """
         words, line = self._words, slot * LINE_WORDS
         taken, returned = words[line + SPENT], words[line + RETURNED]
         spent_units = self._spent_units(slot, taken)
         limit_units = max(spent_units - MOST_UNITS_AHEAD, min(limit.limit_units, spent_units + MOST_UNITS_AHEAD))
         low_units = spent_units if limit.low_water_units is None else limit.low_water_units
-        low_ahead = min(max(0, low_units - spent_units), MOST_UNITS_AHEAD)  # 0: it is never crossed
+        low_ahead = min(max(0, low_units - spent_units), MOST_UNITS_AHEAD)  # 0: the mark is never crossed
         words[line + ACCOUNT_LOW_WATER] = taken + low_ahead & WORD_MASK
         credit = min(max(0, limit.credit_units), MOST_UNITS_AHEAD)
         until_ns = layout.instant_ns(now_ns, limit.credit_ends_in_s)

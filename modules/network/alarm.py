@@ -1,14 +1,14 @@
-"""Alarm: reports at once that somebody changed what the gate is part of: our firewall table, or an interface's clsact.
+"""Alarm: reports at once that somebody changed the firewall table that has the gate, or the clsact of an interface.
 
-While the gate is missing, uploads pass uncharged. So when the operator's firewall flushes its rules, that must not wait
-for the next regular look. nf_tables announces every change of a rule set, and traffic control every change of a filter.
-Legacy iptables announces nothing, so there the look every few seconds must do.
+While the gate is missing, uploads pass uncharged. So when the operator's firewall flushes its rules, the gate must not
+stay away until the next regular check, which comes every few seconds. nf_tables announces every change of a rule set,
+and traffic control every change of a filter. Legacy iptables announces nothing; there the regular check must do.
 
-An alarm says nothing but "look". What a look restores is announced as well, and causes one more look, which finds
-nothing to restore: there is no loop. The operator's own changes are read and ignored unless they are in our table: a
-firewall that adds a thousand addresses to its sets causes no look. A script may change our table all day, so
-`TimeShare` limits the time that reading and looking may take. If notifications were lost meanwhile (ENOBUFS), that is
-an alarm too.
+An alarm says only "check the gate". When a check puts the gate back, that change is announced as well, and causes one
+more check, which finds everything in its place; so this ends. Changes of other tables are read and ignored: a firewall
+that adds a thousand addresses to its sets causes no check. A script may change the gate's table all day, so `TimeShare`
+limits the time that reading and checking may take. Notifications that were lost (ENOBUFS) may have been about the gate,
+so they are an alarm too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _log = logging.getLogger("ngp")
 
 
 def touches_gate(datagram: bytes) -> bool:
-    """Say whether nf_tables announces a change of the table that has the gate, of either family. Pure."""
+    """Say whether nf_tables announces a change of the table that has the gate, for IPv4 or IPv6. Pure."""
     for kind, body in messages(datagram):
         length, attribute = struct.unpack_from("=HH", body.ljust(_NFGENMSG_BYTES + 4, b"\0"), _NFGENMSG_BYTES)
         name = body[_NFGENMSG_BYTES + 4 : _NFGENMSG_BYTES + length]
@@ -58,11 +58,11 @@ def touches_hook(datagram: bytes) -> bool:
 
 
 class TimeShare:
-    """Limits how much of the loop's time something may take: a tenth, and a little at once.
+    """Limits how much of the loop's time something may take: on average a tenth, with short bursts.
 
     Args:
-        burst_s: seconds that may be spent before anything must wait.
-        share: the part of the time, below 1.
+        burst_s: seconds that may be spent in one go before anything must wait.
+        share: the part of the loop's time that may be spent on average, below 1.
     """
 
     def __init__(self, burst_s: float = 0.25, share: float = 0.1) -> None:
@@ -71,7 +71,7 @@ class TimeShare:
         self._at_s = 0.0
 
     def spend(self, spent_s: float, now_s: float) -> None:
-        """Note that this much time was spent until now."""
+        """Count time that was spent until now."""
         self._debt_s = max(0.0, self._debt_s - (now_s - self._at_s) * self._share) + spent_s
         self._at_s = now_s
 
@@ -84,10 +84,10 @@ class TimeShare:
 class Alarm:
     """Calls on_alarm in the loop when anybody changed the gate's table or a clsact hook.
 
-    A kernel without one of the two kinds of notification is no error: the regular look remains.
+    A kernel that lacks one of the two kinds of notification is no error: the regular check remains.
 
     Args:
-        pause_s: from a change to the alarm, since a firewall that is loaded anew makes many changes in a row.
+        pause_s: seconds from a change to its alarm: a firewall that is loaded anew makes many changes in a row.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_alarm: Callable[[], None], pause_s: float = 0.01) -> None:
@@ -115,7 +115,7 @@ class Alarm:
         except OSError as error:
             _log.info("netlink %d announces no changes (%s): the gate is only checked now and then", protocol, error)
             return
-        with suppress(OSError):  # a smaller buffer overflows sooner: needless alarms
+        with suppress(OSError):  # a smaller buffer overflows sooner, which only causes needless alarms
             made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
         made.setblocking(False)
         self._open[made] = None
@@ -147,7 +147,7 @@ class Alarm:
 
 
 def _any_touches(connection: socket.socket, touches: Callable[[bytes], bool]) -> bool:
-    """Read the notifications that have come, but only so many at once; say whether one concerns us."""
+    """Read up to _DATAGRAMS_AT_ONCE notifications that have come; say whether one of them concerns us."""
     found = False
     for _ in range(_DATAGRAMS_AT_ONCE):
         try:

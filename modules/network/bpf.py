@@ -1,8 +1,4 @@
-"""What the datapath needs of libbpf besides objects and tables: running programs, pins and their file system.
-
-libbpf has no names for tcx yet, but its calls for attaching and listing programs fill the same union as newer kernels
-expect for tcx. There they are given the interface's index as the file descriptor.
-"""
+"""What the datapath needs of libbpf besides objects and tables: running programs, pins and their file system."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ def program_id(descriptor: int) -> int:
 
 
 def program_name(number: int) -> str:
-    """Return a loaded program's name by its id; "" if it is gone."""
+    """Return the name of the loaded program with this id; "" if the program is gone."""
     with program(number) as descriptor:
         return object_info(descriptor, 80)[64:80].split(b"\0")[0].decode() if descriptor >= 0 else ""
 
@@ -38,7 +34,7 @@ def program_tables(number: int) -> dict[str, Table]:
             return {}
         count = struct.unpack_from("=I", object_info(descriptor, 80), 52)[0]
         numbers = (ctypes.c_uint32 * count)()
-        # The first answer says how many there are; the second fills the list whose address we pass.
+        # The first answer had the number of maps. The second fills the list whose address we pass.
         buffer = ctypes.create_string_buffer(80)
         struct.pack_into("=IQ", buffer, 52, count, ctypes.addressof(numbers))
         length = ctypes.c_uint32(80)
@@ -55,7 +51,7 @@ def program_tables(number: int) -> dict[str, Table]:
 
 @contextlib.contextmanager
 def program(number: int) -> Iterator[int]:
-    """Open a loaded program by its id for a moment; the descriptor is negative if it is gone."""
+    """Open a loaded program by its id, for the time of a `with`; the descriptor is negative if the program is gone."""
     descriptor = library().bpf_prog_get_fd_by_id(number)
     try:
         yield descriptor
@@ -71,7 +67,7 @@ def open_pin(path: Path) -> Table | None:
 
 
 def pin(descriptor: int, path: Path) -> None:
-    """Pin a map or program; what was pinned there is replaced in one step. Raises KernelError."""
+    """Pin a map or program, and replace an older pin of that path in one step. Raises KernelError."""
     fresh = path.with_name(f"{path.name}_new")  # a BPF file system takes no dots
     try:
         fresh.unlink(missing_ok=True)
@@ -101,17 +97,17 @@ def mount_bpffs(folder: Path) -> None:
 
 
 def pins(folder: Path, begin: str) -> list[Path]:
-    """List the pins whose names begin like this; none if there is no such folder."""
+    """List the pins in a folder whose names begin with `begin`; none if there is no such folder."""
     return [path for path in folder.glob(f"{begin}*") if path.is_file()]
 
 
 def unmount_bpffs(folder: Path, ours: Sequence[str]) -> None:
     """Remove our pins, then the mount; does nothing if there is none.
 
-    iproute2 pins into the first BPF file system that it finds, which may be ours. Then the mount stays, with the pins
-    of the operator's tools.
+    iproute2 pins into the first BPF file system that it finds, which may be ours. If pins of such tools are left, the
+    mount stays.
 
-    Args: ours: the beginnings of our pins' names. Raises: KernelError.
+    Args: ours: how the names of our pins begin. Raises: KernelError.
     """
     while os.path.ismount(folder):
         for path in itertools.chain.from_iterable(pins(folder, begin) for begin in ours):
@@ -120,5 +116,5 @@ def unmount_bpffs(folder: Path, ours: Sequence[str]) -> None:
             return
         if _libc.umount2(os.fsencode(folder), 2) < 0:  # MNT_DETACH
             require(-ctypes.get_errno(), f"unmounting {folder}")
-    with contextlib.suppress(OSError):  # gone already, the operator's files are in it, or it can't be written
+    with contextlib.suppress(OSError):  # gone already, has files of the operator, or can't be written
         folder.rmdir()

@@ -2,11 +2,16 @@
  *
  * Counting a packet against its contract, and its cost against the account that pays for it.
  *
- * A server's packet passes if its contract has bytes left and its account has money left. Each is decided by one
- * compare-and-swap. First the contract is looked at, so that a flood at an exhausted contract touches no account. Then
- * the account pays, then the contract counts. If other processors used the contract up meanwhile, the cost is given
- * back. So for an instant an account may show too little money: a packet too few may pass, never one too many. What a
- * contract has used is what is billed, and it only grows. A client's contract has no account.
+ * Where we sell (role SERVER), a packet passes if its contract has bytes left and its account has money left.
+ * There are three steps:
+ *
+ *   1. Look whether the contract has bytes left, so that a flood at an exhausted contract touches no account.
+ *   2. Take the cost from the account, by compare-and-swap.
+ *   3. Count the bytes at the contract, by compare-and-swap. If other processors have used the contract up meanwhile,
+ *      give the cost back to the account.
+ *
+ * So an account may show too little money for an instant. Then a packet too many is refused, but never one too many
+ * passes. A contract's used bytes, which are billed, only grow. Where we buy (role CLIENT), a contract has no account.
  */
 #ifndef NGP_CHARGE_H
 #define NGP_CHARGE_H
@@ -17,9 +22,9 @@
 
 enum direction { TO, FROM };
 
-/* The coarse clock moves once a tick. Reading it costs calls; reading the count of ticks costs nothing. So the first
- * packet of each tick reads the clock for the others. A packet that reads while another one writes may get the time of
- * the tick before. */
+/* The coarse clock changes once a tick of the kernel's timer. Reading the clock costs a call; reading the tick's number
+ * costs nothing. So the first packet in each tick reads the clock and stores the time for the packets after it. A
+ * packet that reads the stored time while another packet stores it may get the time of the tick before. */
 static struct { __u64 tick, now_ns; } last_reading;
 
 INLINE __u64 now_ns(void)
@@ -48,13 +53,14 @@ APART int send_hint(enum hint_kind kind, __u32 slot, __u64 tag)
 	return 0;
 }
 
-/* Name the limit that a packet met. The generation is mixed in, because a slot's next owner may stop at the same number. */
+/* Return a number for the limit that a packet met. The slot's generation is a part of the number: the slot's next owner
+ * may have the same limit, and its first packet there must send a hint again. */
 INLINE __u64 mark_of(__u64 limit, __u64 tag)
 {
 	return limit ^ GENERATION(tag) * 0x9e3779b97f4a7c15ull;
 }
 
-/* Send one hint for each limit (also for 0) that a packet met. */
+/* Send a hint about the limit (which may be 0) that a packet met, unless a packet met the same limit before. */
 APART int meet_limit(__u64 *mark, __u64 limit, enum hint_kind kind, __u32 slot, __u64 tag)
 {
 	__u64 was = ONCE(*mark), is = mark_of(limit, tag);
@@ -71,16 +77,17 @@ INLINE int refuse_exhausted(struct contract *contract, __u32 slot, __u64 limit, 
 	return meet_limit(&contract->mark, limit, EXHAUSTED, slot, tag);
 }
 
-/* Too many other processors got in between. It is better to drop a packet than to give one away. */
+/* Other processors changed the word in each of our attempts. Drop the packet: better than to give it away. */
 APART int refuse_contended(void)
 {
 	count(CONTENDED);
 	return 0;
 }
 
-/* Take a packet's cost from the account in a slot. Returns the account, or 0 if it can't pay. Slot 0 belongs to nobody,
- * and its limit stays 0. The low-water mark is compared with `spent`, which only grows, so its crossing is reported
- * exactly once. `returned` may be read too early, which only makes the room smaller. */
+/* Take a packet's cost from the account in a slot. Returns the account, or 0 if it can't pay. Slot 0 belongs to
+ * nobody, and its limit stays 0. The low-water mark is compared with `spent`, which only grows, so exactly one packet
+ * crosses the mark and reports that. Another processor may raise `returned` after we have read it; then the account has
+ * more money than we see, never less. */
 INLINE struct account *take_cost(__u32 slot, __u64 cost, __u64 now)
 {
 	struct account *account = bpf_map_lookup_elem(&ngp_accounts, &slot);
@@ -120,9 +127,10 @@ APART int give_back(struct account *account, __u64 cost)
 	return 0;
 }
 
-/* Count a packet if contract and account cover it, and return 1; else return 0. The server's meter refuses what isn't
- * counted. The client's meter lets it pass, since the server decides, but counts by the same rule: otherwise the bills of
- * two honest routers would differ by all that was sent against a closed gate. What costs nothing needs no account. */
+/* Count a packet and return 1 if its contract and its account cover it; else return 0 and count nothing. The server's
+ * meter refuses a packet that isn't counted. The client's meter lets the packet pass, since the server decides. But the
+ * client must not count it either: the server refuses such packets, and else the counts of two honest routers would
+ * differ by all of them. Traffic at price 0 needs no account. */
 INLINE int charge(struct contract *contract, __u32 slot, const struct packet *p, enum direction direction, enum role role)
 {
 	__u64 limit, used, found, low_water, now, cost = 0, bytes = p->bytes, tag = ONCE(contract->tag);

@@ -1,8 +1,8 @@
 """What `ngp check` says about gating on this host. It changes nothing; trials run in a network namespace of their own.
 
-Every line names what was found and, if that prevents gating, the command that mends it. A check and a start refuse two
-things. One would let traffic past the meter in silence: flow offloading, which forwards without FORWARD. The other
-would gate traffic that isn't forwarded: frames between the ports of a bridge, where br_netfilter is loaded.
+Every line names what was found and, if that prevents gating, the command that mends it. Both `ngp check` and a start
+refuse two things: flow offloading, since offloaded packets are forwarded without FORWARD and would pass the meter in
+silence; and bridged frames that pass FORWARD (br_netfilter), since the gate would hold frames that nobody routes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.rtnetlink import Interface
 from ngp.modules.network.xtables import NFT, find_command, run
 
-# One instruction, "return 65535". It needs no pinned program, but the same kernel code as one.
+# The bytecode is one instruction, "return 65535": the trial needs xt_bpf, like our rules, but no pinned program.
 _PROBE = {
     "xt_bpf": '-A FORWARD -m bpf --bytecode "1,6 0 0 65535" -j RETURN',
     "NFQUEUE": "-A FORWARD -j NFQUEUE --queue-num 1",
@@ -69,8 +69,8 @@ def check(desired: DesiredNetwork) -> list[Check]:
 def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
     """Look at facts that change while ngp runs and are quick to read: interfaces, forwarding, routes.
 
-    This is for a start, which a slow answer would delay. So no program is loaded, and other commands are run at most
-    for NAT, last of all (see `_way_out`). Facts that aren't read in time are left to `check`.
+    A start waits for this, so it must be quick: it loads no BPF program, and runs other commands only for NAT, at the
+    very end (see `_way_out`). When `most_s` is over, the remaining facts are left to `check`.
     """
     host, until, seen = Host(), time.monotonic() + most_s, list[Check]()
     parts: list[Callable[[], Iterator[Check]]] = [
@@ -92,7 +92,7 @@ def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
 
 
 def _kernel() -> Iterator[Check]:
-    """Note the kernel's version. Only loading the programs shows whether this kernel takes them: see `meter`."""
+    """Show the kernel's version. Whether this kernel accepts the programs only `meter` shows, by loading them."""
     release = platform.release()
     numbers = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
     least = ".".join(map(str, KERNEL_LEAST))
@@ -101,7 +101,7 @@ def _kernel() -> Iterator[Check]:
 
 
 def meter(desired: DesiredNetwork) -> Check:
-    """Load the meter and unload it; a start would have the same result."""
+    """Load the meter and unload it: the kernel accepts it here if a start could load it, and else gives its reason."""
     return try_to_load("meter", bpf.object_path(), table_sizes(desired.contracts_max))
 
 
@@ -142,7 +142,8 @@ def _probe(variant: str, family: int, what: str, rule: str) -> Check:
 def refuse(desired: DesiredNetwork) -> None:
     """Refuse settings that let traffic past the meter in silence, or that gate frames which aren't forwarded.
 
-    `check` alone reports what may change while ngp runs (an interface that is down, a route). Raises KernelError.
+    What may change while ngp runs (an interface that is down, a route) is reported by `check`, and not refused here.
+    Raises KernelError.
     """
     host = Host()
     try:
@@ -185,7 +186,7 @@ def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 
 
 def _others(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Note for each other interface whether it is LAN or upstream, which decides who pays for a packet, and why."""
+    """Show for each interface that isn't mesh whether it is LAN or upstream, and why: that decides who pays."""
     for side in sides.look(host, desired.mesh_interfaces):
         is_lan = side.name in desired.lan_interfaces
         doubt = not is_lan and desired.sells and desired.buys and sides.may_be_ours(side)
@@ -237,7 +238,7 @@ def _forwarding(desired: DesiredNetwork) -> Iterator[Check]:
 
 
 def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
-    """Note where it is off. ngp doesn't need it: contracts are bound to interface and MAC; this filter adds to that."""
+    """Show where the filter is off. It only helps: ngp can do without it, as contracts name interface and MAC."""
     general = _read_sysctl("ipv4/conf/all/rp_filter") or "0"
     off = [
         name
@@ -251,9 +252,10 @@ def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
 
 
 def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Note what NAT does. Whoever is beyond an interface must route answers back to us, or we translate addresses.
+    """Show what NAT does. Answers come back only if the other side routes our networks to us, or if NAT hides them.
 
-    That holds for neighbours' addresses on their way upstream, and for our LANs' on their way into the mesh.
+    This is asked of the neighbours' networks on their way upstream, and of our LANs' networks on their way into the
+    mesh.
     """
     upstream = desired.upstream_interfaces if desired.sells else ()
     mesh = desired.mesh_interfaces if desired.buys else ()
@@ -277,7 +279,7 @@ def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 
 
 def _translated(rules: list[nat.Translation], networks: list[Prefix], interface: str, beyond: str) -> Check | None:
-    """Note how networks are translated on an interface; None if there are none. A private one should be."""
+    """Say how NAT translates networks on an interface, with a remedy if a private one isn't; None without networks."""
     plain = [network for network in networks if not nat.of_network(rules, network, interface)]
     doubtful = [network for network in plain if any(covers(each, network) for each in _PRIVATE)]
     found = [_nat_of(rules, network, interface, beyond) for network in networks]
@@ -320,7 +322,7 @@ def _networks_of(desired: DesiredNetwork, host: Host, interfaces: Sequence[str])
 
 
 def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Check that answers to neighbours leave by a mesh interface: ask the kernel about one address of each network."""
+    """Check that answers to neighbours leave by a mesh interface: ask the kernel about an address of each network."""
     if not desired.sells:
         return
     own = set(host.local_addresses())
@@ -341,7 +343,7 @@ def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 
 
 def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Find uplinks that are mesh interfaces although we buy nothing: answers that come there belong to no contract."""
+    """Find uplinks that are mesh interfaces although we buy nothing: the gate holds answers that come in there."""
     if not desired.sells or desired.buys:
         return
     mesh, held, all_held = set(desired.mesh_interfaces), dict[str, list[str]](), False
@@ -368,12 +370,12 @@ def _looks_like_uplink(desired: DesiredNetwork, host: Host, interface: str) -> b
 
 
 def _way_out(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Check that a router without an uplink has a way out: a buyer routes into the mesh, a seller needs an uplink."""
+    """Check that a router without an upstream interface has a way out: if it buys, by the mesh, else by some route."""
     if desired.upstream_interfaces or not desired.mesh_interfaces:
         return
     if desired.buys:
         yield _way_into_mesh(desired, host)
-    elif not host.default_route_interfaces(desired.families):  # one into the mesh is `_uplink`'s
+    elif not host.default_route_interfaces(desired.families):  # a default route into the mesh is reported by `_uplink`
         found = "no route leads upstream: neighbours reach only this router and its LANs"
         remedy = "ip route add default via ADDRESS dev UPLINK; if one of the LANs is the uplink, see LAN_INTERFACE"
         yield Check("way out", True, found, remedy)

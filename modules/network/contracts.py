@@ -1,11 +1,11 @@
 """The contract table: slots in mapped memory, the accounts that pay for them, and the destinations that lead to them.
 
-A slot's counters are never reset. A contract that takes a slot over remembers what the counters showed, and counts from
-there. So the kernel stays the only writer of its counters.
+A slot's counters are never reset. A new contract in a used slot remembers what the counters showed when it began (its
+bases), and counts from there. So only the kernel ever writes the counters.
 
-A new contract is written whole before its destination is entered. When a contract ends, its destination is removed
-first. A slot rests before it is used again, and each use has its own generation. So neither a packet on its way nor a
-hint left in the ring is taken for the next contract's.
+A new contract is written completely before its destination is entered. When a contract ends, its destination is removed
+first. A slot rests for a second before it is used again, and each use has its own generation. So a packet on its way,
+or a hint that is still in the ring, is never taken for one of the slot's next contract.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class ContractTable:
 
     Args:
         tables: the meter's, by name.
-        accounts: those that its contracts name.
+        accounts: the account table; contracts name accounts in it.
         first_of: returns the number of a neighbour's first link, for the number of any of its links.
         link_of: returns the link key of a neighbour's number, or None.
-        is_own: says whether an address (packed) is that neighbour's own, which no contract covers.
+        is_own: says whether an address (packed) is the neighbour's own; no purchase covers such an address.
         show_prefixes: called when a (role, version) gets its first contract for a prefix, or loses its last one.
-        show_purchases: called by `adopt` with whether there is a purchase, later with the first one and after the last.
+        show_purchases: called with whether there are purchases: by `adopt`, and when the first comes or the last goes.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ContractTable:
         return len(self._slots)
 
     def adopt(self) -> list[AdoptedContract]:
-        """Take over the contracts in the tables. All destinations are entered again: a crash may have come before."""
+        """Take over the contracts in the tables. Enter all destinations again: a kill may have come before that."""
         found, slots = [], []
         for slot in self._lines.used_before():
             self._fresh = slot + 1
@@ -109,7 +109,7 @@ class ContractTable:
         return found
 
     def grant(self, grants: Sequence[Grant]) -> None:
-        """Create or change contracts. One whose neighbour's interface doesn't exist waits for its link (see `move`).
+        """Create or change contracts. If the neighbour's interface doesn't exist, `move` enters the destination later.
 
         Raises: KernelError if a table is full, or an account isn't known; then no new contract was created.
         """
@@ -170,11 +170,11 @@ class ContractTable:
         return self._id(slot) if now & VALID and not layout.generation_of(now ^ tag) else None
 
     def of_neighbour(self, number: int) -> list[int]:
-        """List the slots of a neighbour's number."""
+        """List the slots of the contracts with a neighbour, by its number."""
         return list(self._of_neighbour.get(number, ()))
 
     def bought_of(self, first: int, addresses: Iterable[bytes]) -> list[int]:
-        """List the slots of what we buy of a neighbour among single addresses. Args: first: its first link's number."""
+        """List the slots of purchases, from a neighbour, of these addresses. Args: first: its first link's number."""
         slots = (slot for address in addresses for slot in self._bought.get(address, ()))
         return [slot for slot in slots if self._first_of(self._neighbour(slot)) == first]
 
@@ -188,9 +188,9 @@ class ContractTable:
         """Enter contracts under another number or link of their neighbour, and remove their old entries.
 
         Args:
-            before: called first; afterwards `first_of` and `link_of` return the new link.
-            then: called while both the old and the new entries exist.
-            number: the neighbour's number from now on; None: as before.
+            before: called first; after that `first_of` and `link_of` must return the new link.
+            then: called when the new entries exist and the old ones aren't removed yet.
+            number: the neighbour's number from now on; None: the number stays.
         """
         old = [self._place(slot) for slot in slots]
         before()
@@ -255,9 +255,9 @@ class ContractTable:
     def _write_line(self, slot: int, grant: Grant, payer: int, now_ns: int) -> None:
         """Write a contract's line, in an order that is safe while packets pass.
 
-        The low-water mark goes before the limit: `used` can't have reached it yet, so its crossing is reported exactly
-        once. A higher price also goes before the limit, a lower one after it, so no byte passes for less than its
-        price.
+        The low-water mark is stored before the limit: `used` can't have reached the mark yet, so its crossing is
+        reported exactly once. A higher price is stored before the limit too, and a lower price after the limit. So no
+        byte passes below its price.
         """
         words, line = self._words, slot * LINE_WORDS
         _, base_to, base_from, *_, generation = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
@@ -275,7 +275,7 @@ class ContractTable:
             self._accounts.release(before >> 32)
 
     def _add_early(self, slot: int) -> bool:
-        """Begin a purchase with the bytes that its server held meanwhile, within its limit; say if there were any."""
+        """Count early bytes (sent to the server before the contract) as used, up to the limit; say if there are any."""
         _, _, _, address, number, bits, version, *_ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
         line = slot * LINE_WORDS
         room = max(0, self._words[line + LIMIT] - self._words[line + USED])
@@ -287,7 +287,7 @@ class ContractTable:
         return early_bytes > 0
 
     def _place(self, slot: int) -> tuple[str, bytes] | None:
-        """Return table and key of a destination; None if its link is gone, or it is the neighbour's own address."""
+        """Return table and key of a slot's destination; None if the link is gone, or it is the seller's own address."""
         _, _, _, address, number, bits, version, role_number, _ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
         role, address = layout.ROLE_OF[role_number], address[: 4 if version == 4 else 16]
         number = self._first_of(number)
@@ -315,16 +315,20 @@ class ContractTable:
             self._delete_entry(slot, place)
 
     def _delete_entry(self, slot: int, place: tuple[str, bytes]) -> None:
-        """Delete a destination, unless it is a newer contract's now (an LPM look-up may find a wider prefix)."""
+        """Delete a slot's entry, unless the entry found belongs to another slot.
+
+        A newer contract may have the destination by now, and a look-up in an LPM trie may find a wider prefix.
+        """
         table, key = place
         standing = self._tables[table].get(key)
         if standing is not None and ENTRY.unpack(standing)[0] == slot:
             self._tables[table].delete(key)
 
     def _count(self, slot: int, change: int) -> None:
-        """Note or forget a contract by what it is looked for: its neighbour, its address if we buy it, and its kind.
+        """Add a contract to the indexes (change 1) or remove it (-1): by neighbour, and by address if it is a purchase.
 
-        Purchases and prefixes are counted, so that the kernel looks for none where there are none.
+        Purchases and contracts for prefixes are also counted: the kernel doesn't look for such contracts while there
+        are none.
         """
         _, _, _, address, number, bits, version, role_number, _ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
         role, is_host = layout.ROLE_OF[role_number], bits == (32 if version == 4 else 128)
@@ -378,8 +382,9 @@ class ContractTable:
     def _changed(self) -> Iterator[int]:
         """Yield the slots that changed since the last call.
 
-        A purchase that began with early bytes is new to the reader, though the kernel has counted nothing yet. So is
-        one for which a packet was noted as early just before it was entered, after the other early bytes were taken.
+        A new purchase that began with early bytes is among them, though the kernel has counted nothing at it yet. The
+        kernel may have counted a last packet as early after `grant` took the early bytes and before the contract was in
+        force. So the early bytes of new purchases are taken once more here.
         """
         begun, self._begun = self._begun, {}
         yield from (slot for slot, with_early in begun.items() if self._add_early(slot) or with_early)

@@ -1,13 +1,13 @@
 """Datapath: the network port. The meter's programs and tables, the gate that asks them, and the queue of held packets.
 
-The kernel goes on alone when the daemon dies. So `set_up` first looks for what is running: by the programs on the
-interfaces (which survive even if `ip netns exec` threw the mount with the pins away), else by the pins. Programs are
-always loaded anew, onto the running tables, and replace the old ones in one step: an upgrade and a restart are the same
-thing. Egress programs are attached before the gate is set up, so no download ever passes unmetered.
+The kernel goes on alone when the daemon dies. So `set_up` first looks for a running meter: by the programs on the
+interfaces (which survive even if `ip netns exec` threw the mount with the pins away), else by the pins. The programs
+are always loaded anew, onto the running tables, and replace the old programs in one step. So a restart and an upgrade
+take the same steps. Egress programs are attached before the gate is set up, so no download ever passes unmetered.
 
 Only an upgrade that changes LAYOUT also needs new tables. `end_former` stops the contracts of the old tables and reads
-what they used. When the ledger has that, `set_up` replaces programs and tables. Until then the old programs stay
-attached, and refuse.
+what they used. When the ledger has stored that, `set_up` replaces programs and tables. Until then the old programs stay
+attached, and let nothing pass.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Datapath:
 
     Args:
         state_dir: the BPF file system is mounted below it.
-        use_tcx: None: if the kernel has it.
+        use_tcx: whether to attach by tcx; None: if the kernel has tcx.
     """
 
     def __init__(self, state_dir: Path, use_tcx: bool | None = None) -> None:
@@ -114,7 +114,7 @@ class Datapath:
         return ours, sides.upstream_of(found, ours)
 
     def local_addresses(self) -> tuple[Address, ...]:
-        """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""
+        """Return this host's own addresses, IPv4 and IPv6, except loopback and link-local ones. Raises KernelError."""
         return self._open_host().local_addresses()
 
     def watch(
@@ -122,8 +122,8 @@ class Datapath:
     ) -> None:
         """Call on_change in the loop after links, addresses or routes changed, a few times a second at most.
 
-        on_touched is called at once when anybody changed the firewall's table or our hooks, but takes no more than a
-        tenth of the loop's time. Legacy tables announce no change.
+        Call on_touched as soon as anybody changed the gate's table or our hooks, but for a tenth of the loop's time at
+        most. Legacy iptables announces no changes of tables.
         """
         self.stop_watching()
         self._open_host().watch(loop, on_change)
@@ -155,17 +155,17 @@ class Datapath:
         return lines
 
     def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
-        """Make those checks whose result may change while ngp runs, and that are quick; changes nothing."""
+        """Make the checks that are quick and whose result may change while ngp runs; change nothing."""
         return host_check.look(desired, most_s)
 
     def beside(self) -> Datapath:
-        """Return a second Datapath, with a `Host` of its own, for another thread; it knows what runs here."""
+        """Return a second Datapath for another thread, with its own `Host`; it knows the settings in force here."""
         other = Datapath(self._folder.parent, self._use_tcx)
         other._runs_beside = self._in_force()
         return other
 
     def taken(self, desired: DesiredNetwork) -> list[Check]:
-        """Check that no other program has the queue's number; it isn't tried if we have it ourselves."""
+        """Check that no other program has the queue's number; nothing is tried if we have the number ourselves."""
         runs = self._in_force()
         ours = runs is not None and runs.queue_number == desired.queue_number
         return [] if ours else [try_number(desired.queue_number)]
@@ -187,10 +187,10 @@ class Datapath:
     def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
         """Stop the contracts of another version's meter, and return what they used; None if no such meter runs.
 
-        Returns the same again until `set_up` or `clean_up` removes that meter, which must not happen before this is
-        booked.
+        Another call returns the same readings, until `set_up` or `clean_up` removes that meter. Remove it only when the
+        readings are in the ledger.
 
-        Args: desired: what `set_up` will be called with; first we check that the kernel accepts our programs.
+        Args: desired: what `set_up` will be called with. If the kernel doesn't accept our programs, nothing is stopped.
         Raises: KernelError; also if that version isn't known.
         """
         tables = find_running(self._folder)
@@ -208,10 +208,11 @@ class Datapath:
         return readings
 
     def set_up(self, desired: DesiredNetwork) -> Adopted:
-        """Load and attach, or adopt what a killed daemon left running. Raises KernelError and then leaves nothing.
+        """Load and attach the programs, or adopt what a killed daemon left running. Raises KernelError.
 
-        If it raises, what it adopted goes on running all the same, and what was closed before is closed again. Adopting
-        reads each account's `spent`, waits until every packet has left the programs, and then reads the contracts.
+        If this raises, nothing that it made is left; what was adopted goes on running; and if forwarding was closed
+        (WHEN_STOPPED: closed), it is closed again. Adopting reads each account's `spent`, waits until every packet has
+        left the programs, and then reads the contracts.
         """
         tables = find_running(self._folder)
         was_closed = gate.CLOSED in gate.entered()
@@ -236,9 +237,9 @@ class Datapath:
         return adopted
 
     def apply(self, desired: DesiredNetwork) -> bool:
-        """Make the kernel match. May be repeated; adds before it deletes.
+        """Make the kernel match `desired`. May be repeated; adds before it deletes.
 
-        Returns: whether somebody else had changed the gate, though the same gate was wanted before.
+        Returns: whether somebody else had changed the gate: it had to be changed, though `desired` is as it was.
         """
         running = self._required()
         before = running.desired, running.rewrites
@@ -289,7 +290,7 @@ class Datapath:
         self._required().contracts.block_all()
 
     async def settled(self) -> None:
-        """Return when every packet that is on its way through the meter now has left it: what is read then is final."""
+        """Return when every packet that is now on its way through the meter has left it; readings are final then."""
         self._required()
         await self._settling.settled()
 
@@ -306,7 +307,7 @@ class Datapath:
         return self._required().accounts.read(accounts)
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
-        """Decide about a held packet; one that was decided about before is ignored."""
+        """Decide about a held packet; ignored if the packet was decided about before."""
         if self._queue is not None:
             self._queue.verdict(handle, verdict)
 
@@ -317,7 +318,7 @@ class Datapath:
     def counters(self) -> dict[str, int]:
         """Return kernel and queue counters, in packets: held, dropped, hints_lost, refused_exhausted, ...
 
-        One more, gate_restored, says how often the gate was put back.
+        The last one, gate_restored, says how often the gate was put back.
         """
         counts = {"held": 0, "dropped": 0, "gate_restored": self._gate_restored}
         if self._running is not None:
@@ -369,7 +370,7 @@ class Datapath:
         gate.shut(mesh, ignored, families)
 
     def clean_up(self, leave_closed: bool) -> None:
-        """Remove all that ngp made, and nothing else, without a record of it. Safe to call twice.
+        """Remove all that ngp made, and nothing else. Finds it without a record of what was made. Safe to call twice.
 
         `leave_closed` leaves a rule that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed).
         """
@@ -436,7 +437,7 @@ class Datapath:
     def _release_former(self, tables: dict[str, Table]) -> tuple[dict[str, Table], dict[int, int]]:
         """Unpin a former meter's tables. Returns the tables to adopt, and the former meter's interfaces.
 
-        Its programs stay attached, and refuse, until ours replace them.
+        The former meter's programs stay attached, and let nothing pass, until ours replace them.
         """
         if not former.is_former(tables):
             return tables, {}
@@ -444,7 +445,7 @@ class Datapath:
             raise KernelError("another version's meter was counted, not charged; this is a defect of ngp, report it")
         interfaces = read_interfaces(tables)
         close_tables(tables)
-        for path in bpf.pins(self._folder, layout.TABLES_BEGIN):  # or a start might find a mixture of theirs and ours
+        for path in bpf.pins(self._folder, layout.TABLES_BEGIN):  # else a later start may find old and new tables mixed
             path.unlink(missing_ok=True)
         self._former_ended = False
         return {}, interfaces
@@ -465,7 +466,7 @@ class Datapath:
         return changed
 
     def _warn_of_left_out(self, desired: DesiredNetwork) -> None:
-        """Warn of services for which there is no room, once for each set of them; `ngp check` reports them too."""
+        """Warn of payment services for which there is no room, once for each set of them; `ngp check` does so too."""
         missing = layout.left_out(desired.free, desired.services, desired.own_services) if desired.sells else ()
         if missing and missing != self._left_out:
             named = ", ".join(map(host_check.service_name, missing))
@@ -473,7 +474,7 @@ class Datapath:
         self._left_out = missing
 
     def _open_or_close_queue(self, desired: DesiredNetwork) -> None:
-        """Have the queue open exactly while we sell."""
+        """Open the queue if we sell and it isn't open; close it if we don't sell."""
         if desired.sells and self._queue is None and self._loop is not None:
             running, has_link_addresses = self._required(), self._open_host().has_link_addresses
             self._queue = HeldQueue(

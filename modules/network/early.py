@@ -1,10 +1,10 @@
 """Early bytes: what we sent to a seller before a contract of ours covered it.
 
-A server holds the first packets of a destination, negotiates, and charges them when it lets them go. They left our
-interface before our meter knew of a contract. So the kernel counts as many first packets of each destination as a
-server holds; its table is bounded, and the oldest entries make room. A client's contract begins with those that it
-covers, so both meters agree from the first packet on. The contract is in our kernel before our accept leaves, so no
-answer can arrive before it is counted.
+A server holds the first packets to a destination, negotiates, and charges the held packets when it lets them go. Those
+packets left our interface before our meter knew of a contract. So our kernel counts, for each destination, as many
+first packets as a server holds. (Its table is bounded: the oldest entries make room for new ones.) A client's contract
+begins with the early bytes that it covers, so the meters of client and server agree from the first packet on. The
+contract is in our kernel before our accept leaves, so no answer can arrive before our meter counts answers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ngp.core.messages import Prefix
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 
-_MAX_AGE_NS = 3_000_000_000  # what a server held longer was dropped
+_MAX_AGE_NS = 3_000_000_000  # a server drops packets that it has held for longer
 
 
 class EarlyBytes:
@@ -25,7 +25,7 @@ class EarlyBytes:
         self._table = table
 
     def take(self, number: int, destination: Prefix) -> int:
-        """Return the bytes lately sent to a neighbour that a new contract covers, and forget them."""
+        """Return the bytes that a new contract covers and that we sent in the last 3 s, and forget them."""
         if layout.is_host(destination):
             key = layout.EARLY_KEY.pack(number, layout.address_bytes(destination).ljust(16, b"\0"))
             value = self._table.get(key)
@@ -41,7 +41,7 @@ class EarlyBytes:
 
 
 def _is_within(key: bytes, number: int, destination: Prefix) -> bool:
-    """Say whether an entry belongs to this neighbour and prefix. In entries IPv4 addresses end in 12 zeroes."""
+    """Say whether an entry belongs to this neighbour and prefix. In its key, 12 zero bytes follow an IPv4 address."""
     whose, address = layout.EARLY_KEY.unpack(key)
     if whose != number or (destination.version == 4) != (address[4:] == bytes(12)):
         return False

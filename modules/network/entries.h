@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Entries: find the contract that covers a packet, by its neighbour and its destination; and count early bytes, which go to
- * a seller before there is a contract.
+ * Entries: find the contract that covers a packet, by the neighbour's link and the destination; and count early bytes,
+ * which are bytes that we send to a seller before there is a contract.
  */
 #ifndef NGP_ENTRIES_H
 #define NGP_ENTRIES_H
 
 #include "packet.h"
 
-#define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the operator's filters go on */
+#define PASS (-1)                                             /* TC_ACT_UNSPEC, TCX_NEXT: the next program decides */
 #define SHOT 2
 #define EARLY_NS 3000000000ull                                /* a seller may hold first packets for this time */
 
@@ -42,7 +42,7 @@ INLINE struct entry *find_entry(const struct config *config, const struct packet
 		key.link.mac_tail_role |= pair(0, role);
 		__builtin_memcpy(key.address, address, 16);
 		entry = bpf_map_lookup_elem(&ngp_hosts6, &key);
-		barrier_var(entry);                               /* else clang makes both one call with a pointer to the map */
+		barrier_var(entry);                               /* else clang merges the two calls: unknown map, refused */
 	} else {
 		struct host4 key = { .link = p->link, .address = { address[0] } };
 
@@ -55,8 +55,8 @@ INLINE struct entry *find_entry(const struct config *config, const struct packet
 	return entry;
 }
 
-/* Return the contract of an entry. Slots are used again, so the generations must be equal: an entry that was read just
- * before its slot changed hands must not charge the new contract. */
+/* Return the contract of an entry. Slots are used again. So the generations of entry and slot must be equal: if another
+ * contract got the slot after this entry was read, this packet must not be charged to that contract. */
 INLINE struct contract *contract_of(struct entry *entry)
 {
 	struct contract *contract;
@@ -71,9 +71,10 @@ INLINE struct contract *contract_of(struct entry *entry)
 	return (tag & VALID) && GENERATION(tag) == entry->generation ? contract : 0;
 }
 
-/* The first few packets that we send before a contract covers them wait at the seller, and are charged when a contract lets
- * them go. Count the same few packets of each window, or more if we have paid, which the seller may not know yet. User
- * space begins the contract with these bytes (early.py). */
+/* Count early bytes. The seller holds the first few packets that we send before a contract covers them, and charges
+ * them when a contract lets them go. So count as many packets in each window as the seller holds. A buyer that has
+ * paid gets more packets held; if we have paid, count that many, although the seller may not have seen the payment
+ * yet. User space begins the contract with these bytes (early.py). */
 APART int note_early(const struct config *config, const struct packet *p, const struct neighbour *neighbour)
 {
 	struct early *early, fresh = { .packets = 1, .bytes = p->bytes };

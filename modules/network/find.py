@@ -1,6 +1,6 @@
-"""Find: the tables of a meter that is already in the kernel, whichever daemon and version of ngp made it.
+"""Find: opens the tables of a meter that is already in the kernel, whichever daemon and version of ngp made it.
 
-They are found by the programs on the interfaces, else by their pins.
+It finds them by the programs on the interfaces that use them, else by the tables' pins.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ngp.modules.network.meter import read_layout
 def find_running(folder: Path) -> dict[str, Table]:
     """Open the tables of a running meter: those of attached programs, preferably programs of this version.
 
-    Programs of two versions are attached if a daemon was killed while it replaced another version's; then all that the
-    others counted is charged already.
+    Programs of two versions are attached if a daemon was killed while it replaced the programs of another version. By
+    then all that the other version's tables had counted was charged, so these tables aren't needed any more.
 
     Args: folder: where the pins are.
     Returns: tables by name; empty if nothing runs.
@@ -43,7 +43,7 @@ def close_tables(tables: dict[str, Table]) -> None:
 
 
 def _ours(tables: dict[str, Table]) -> dict[str, Table]:
-    """Close a foreign program's tables, and those that the compiler made for constants; return the others."""
+    """Return the tables that are ours; close the others: a foreign program's, and the compiler's for constants."""
     ours = {name for name in tables if name.startswith(layout.TABLES_BEGIN)} if layout.CONFIG in tables else set()
     for name in tables.keys() - ours:
         tables.pop(name).close()
@@ -62,9 +62,10 @@ def _find_pinned(folder: Path) -> dict[str, Table]:
 
 
 def _is_whole(tables: dict[str, Table]) -> bool:
-    """Say whether tables that were found by their pins are complete, not the rest of an unfinished removal.
+    """Say whether tables that were found by their pins are complete.
 
-    Tables are only removed after what they counted is charged, and no contract is made before all of them exist.
+    If they aren't, a removal or a set-up was not finished. Then nothing in them matters: tables are only removed after
+    all that they counted is charged, and no contract is made before all tables exist.
     """
     if layout.CONFIG not in tables:
         return False

@@ -1,8 +1,8 @@
 """First links: which of a neighbour's links stands for all of its links in the kernel's tables.
 
-Two routers may have several links between them, and what leaves by one may be answered by another. A neighbour is one
-customer, with one contract for each destination. So everything about a neighbour is entered under one of its links, the
-first one, and the kernel treats packets of its other links like packets of the first one. Pure.
+Two routers may have several links between them, and a packet that leaves by one link may be answered by another. A
+neighbour is one customer, with one contract for each destination. So everything about a neighbour is entered under one
+of its links, the first one, and the kernel treats packets of its other links like packets of the first one. Pure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Container
 
 
 class FirstLinks:
-    """Knows the numbers of each neighbour, one for each of its links, and which of them is the first link's."""
+    """Knows the numbers of each neighbour (each link has a number), and which number is the first link's."""
 
     def __init__(self) -> None:
         self._first: dict[int, int] = {}  # for numbers that aren't a first link's
@@ -26,7 +26,7 @@ class FirstLinks:
         return self._first.get(number, number)
 
     def numbers_of(self, number: int) -> list[int]:
-        """Return all numbers whose first link this is, beginning with its own."""
+        """Return the numbers of all links whose first link has this number; this number itself comes first."""
         return [number, *(other for other, first in self._first.items() if first == number)]
 
     def set_first(self, number: int, first: int) -> None:
@@ -36,11 +36,11 @@ class FirstLinks:
             self._first[number] = first
 
     def add(self, number: int, identity: bytes) -> None:
-        """Note that a number is a link of an identity."""
+        """Remember that a number is of a link of this identity."""
         self._numbers.setdefault(identity, set()).add(number)
 
     def remove(self, number: int, identity: bytes) -> None:
-        """Forget that a number is a link of an identity."""
+        """Forget that a number is of a link of this identity."""
         numbers = self._numbers.get(identity, set())
         numbers.discard(number)
         if not numbers:

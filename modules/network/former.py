@@ -1,7 +1,8 @@
 """Former meters: reads what contracts used in the meter of another version of ngp, so that it can be charged.
 
-That meter's programs run until ours replace them. So its contracts are stopped first: then what they used is final. It
-stays readable, so another start can do the same if this daemon is killed before all of it is charged.
+The former meter's programs run until ours replace them. So its contracts are stopped first: after that, what they used
+doesn't change any more. The tables stay readable. So if this daemon is killed before all of it is charged, the next
+start reads the same numbers.
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Free traffic: FREE_DESTINATIONS, and when a packet's addresses can be trusted. PAYMENT_SERVICES are in the same tables, so
- * one look-up serves both; lane.h decides what becomes of their packets.
+ * Free traffic: which packets are free because of FREE_DESTINATIONS. PAYMENT_SERVICES are in the same tables, so that
+ * one look-up finds either; lane.h decides about packets to and from them.
  *
- * A packet is free by its destination. It is free by its source only where a forged source gains nothing. So a client's
- * upload to the internet isn't free because it names a free destination as its source, or quotes one in an ICMP error. A
- * download from the internet isn't free because the client's own address is within a free prefix. An ICMP error is free if
- * the connection that it quotes is free.
+ * A packet is free by its destination, or by its source where a forged source address gains nothing. So a client's
+ * upload to the internet isn't free if it merely names a free destination as its source, or quotes one in an ICMP
+ * error. Nor is a download from the internet free if only the client's own address is within a free prefix. An ICMP
+ * error is free if the connection that it quotes is free.
  */
 #ifndef NGP_FREE_H
 #define NGP_FREE_H
 
 #include "packet.h"
 
-/* What a look-up can find: free by destination or by source; to a payment service, or from one. */
+/* What a look-up can find: a packet is free by its destination, or by its source; goes to a payment service, or comes
+ * from one. */
 #define BY_DESTINATION 1
 #define BY_SOURCE 2
 #define TO_SERVICE 4
@@ -21,9 +22,9 @@
 #define AS_FREE (BY_DESTINATION | BY_SOURCE)
 #define AS_SERVICE (TO_SERVICE | FROM_SERVICE)
 
-/* Say what a rule makes of a port: a set of AS_FREE and AS_SERVICE. Not static, so that the verifier checks the function
- * once, and not again for each call with all that it knows there. The price: the verifier assumes that arguments may be
- * null. */
+/* Say what a rule says about a port: AS_FREE (it is free), AS_SERVICE (it is a payment service's), both, or 0. This
+ * isn't static, so that the verifier checks the function once, instead of once for each call. In exchange it must test
+ * its arguments: the verifier assumes that they may be null. */
 __noinline int serves(const struct free_rule *rule, __u32 protocol, __u32 port)
 {
 	int found = 0;
@@ -57,8 +58,8 @@ INLINE struct free_rule *free_rule(const struct packet *p, const __u32 *address)
 	}
 }
 
-/* Say which of `wanted` apply to a packet. Not static: see `serves`. (When it was static, it took most of the second that
- * loading lasted.) */
+/* Say which of `wanted` apply to a packet. Not static: see `serves`. (When this was static, checking it took most of
+ * the second in which the programs were loaded.) */
 __noinline int matches_free(struct __sk_buff *skb, const struct packet *p, int wanted)
 {
 	int to = wanted & (BY_DESTINATION | TO_SERVICE), from = wanted & (BY_SOURCE | FROM_SERVICE), found = 0;
@@ -101,7 +102,8 @@ INLINE int is_free(struct __sk_buff *skb, const struct config *config, const str
 	return any_free(config, p) && matches_free(skb, p, by);
 }
 
-/* To a client a packet is free by its source; from the mesh or a LAN a packet is free by its destination. */
+/* Say how a packet at egress can be free: by its source if it goes to a client, and by its destination if it comes from
+ * the mesh or a LAN. */
 APART int free_by(const struct packet *p, __u32 ingress_ifindex)
 {
 	__u32 *interface = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);

@@ -3,16 +3,17 @@
 It is in the `security` table, whose FORWARD hook comes after the filter table's. So packets that the operator drops are
 never charged, and an early `ESTABLISHED -j ACCEPT` in the filter table doesn't bypass the meter. A paid packet returns
 from our chains and isn't accepted, so the operator's own security rules still apply. Our jumps, one for each mesh
-interface, are FORWARD's first rules, since an ACCEPT before them would let traffic pass unpaid. `apply` checks that
-each time, and moves them back. Packets from other interfaces, above all downloads, aren't tested here: they only cost
-one comparison for each mesh interface.
+interface, are FORWARD's first rules, since an ACCEPT before them would let traffic pass unpaid. Each `apply` checks
+that they are, and moves them back if not. Packets from other interfaces, above all downloads, don't enter the gate:
+they only cost one comparison for each mesh interface.
 
-The meter charges when it is asked. So a packet must meet exactly one of the programs that charge: that for the class of
-the interface by which it leaves, since who pays depends on the class (meter.bpf.c has the rules). An interface that
-isn't listed is upstream. Upstream interfaces are listed, and come first, if there are fewer of them than of the others:
-most packets go there, and to compare an interface's name costs as much as a look-up in a table. A paid packet meets no
-rule after that, since "unpaid" doesn't match. In NGP_UNPAID the last program says whether the daemon should see the
-packet. If so, it is queued without bypass, so it is dropped if nobody listens. All others are dropped.
+A charging program (unpaid_up, unpaid_mesh, unpaid_lan) charges a packet whenever it is asked about the packet. So a
+packet must meet exactly one of them: the one for the class of the interface by which it leaves, since who pays depends
+on that class (meter.bpf.c has the rules). An interface that isn't listed is upstream. If there are fewer upstream
+interfaces than others, they are listed, and come first: most packets go there, and each comparison of an interface's
+name costs as much as a look-up in a table. If the program says that the packet is paid, its rule doesn't match, and the
+packet leaves the gate. In NGP_UNPAID the program `unknown` says whether the daemon should see the packet. If so, the
+packet is queued without bypass, which means that it is dropped if nobody listens. All others are dropped.
 
     FORWARD      -i mesh ->     NGP_GATE
     NGP_GATE     -o upstream                 goto NGP_TO_UP
@@ -26,8 +27,9 @@ packet. If so, it is queued without bypass, so it is dropped if nobody listens. 
                                              DROP
 
 Payment services on this host are reached through INPUT, where the operator's rules alone say who may use them. If there
-is such a service, a chain of ours there drops what is above a neighbour's rate, and nothing else: otherwise one
-neighbour's flood would burden the payment node by which all others pay. Answers are limited in ngp_tc_out.
+is such a service, our chain NGP_OWN in INPUT drops packets above a neighbour's rate, and nothing else: without it one
+neighbour's flood would burden the payment node by which all others pay. The service's answers are limited in
+ngp_tc_out.
 
     INPUT        -i mesh ->   NGP_OWN
     NGP_OWN                   over_rate      DROP
@@ -77,14 +79,14 @@ _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+-]{1,510}")
 
 @dataclass(frozen=True, slots=True)
 class GatePaths:
-    """Where the socket filters are pinned. A filter's answer is yes if it returns anything but 0.
+    """Where the socket filters are pinned. A rule matches a packet if its filter returns anything but 0.
 
     Attributes:
         unpaid_up, unpaid_mesh, unpaid_lan: find who pays for a packet to an upstream, mesh or LAN interface, and charge
-            it if its sender pays. Yes: nobody pays.
-        unknown: yes: the daemon should be asked about the packet.
-        over_rate: yes: it is for a payment service of this host, and its neighbour's lane has no room.
-        forged: yes: it comes from elsewhere, under an address of this host.
+            it if its sender pays. They match if nobody pays.
+        unknown: matches if the daemon should be asked about the packet.
+        over_rate: matches if the packet is for a payment service of this host, and its neighbour's lane has no room.
+        forged: matches if the packet came from elsewhere, under an address of this host.
     """
 
     unpaid_up: Path
@@ -132,8 +134,9 @@ def gate_jumps(desired: DesiredNetwork, rewrites: bool = False) -> Jumps:
 def closed_chains(mesh: Sequence[str], ignored: Sequence[str] = ()) -> Chains:
     """Return the chains that drop traffic forwarded from or to mesh interfaces, whether these exist yet or not. Pure.
 
-    Args: mesh, ignored: names and patterns as in MESH_INTERFACES and IGNORE_INTERFACE; the ignored ones win. iptables
-        only knows the beginning of a pattern: `mesh[01]` closes all interfaces whose names begin with `mesh`.
+    Args: mesh, ignored: names and patterns as in MESH_INTERFACES and IGNORE_INTERFACE; an interface in both is ignored.
+        Of a pattern iptables can only use the beginning: `mesh[01]` closes all interfaces whose names begin with
+        `mesh`.
     Raises: KernelError for a name that iptables would misread.
     """
     names, others = [_as_iptables(each) for each in mesh], [_as_iptables(each) for each in ignored]
@@ -184,7 +187,8 @@ class Gate:
     ) -> bool:
         """Make the kernel match; return whether anything had to be changed.
 
-        The change that sets up the gate also removes NGP_CLOSED, so attach the meter's egress programs first.
+        The change that sets up the gate also removes NGP_CLOSED. So the meter's egress programs must be attached
+        before, or downloads would pass unmetered.
 
         Args:
             desired: the new settings; None: as before.
@@ -245,7 +249,7 @@ def clean_up(leave_closed: bool, mesh_interfaces: Sequence[str], families: Itera
         leave_closed: leave NGP_CLOSED, which drops traffic forwarded from or to the mesh interfaces. It is set up in
             the same change that removes the gate, so nothing slips through in between. If no mesh interface or family
             is known, a NGP_CLOSED that exists stays as it is.
-        families: where to leave it.
+        families: the IP versions for which NGP_CLOSED is left.
     Raises: KernelError.
     """
     wanted = frozenset(families) if leave_closed and mesh_interfaces else frozenset()
@@ -296,7 +300,7 @@ def _apply_change(tables: Tables, chains: Chains, jumps: Jumps, rewrite: bool) -
 
 
 def _remove(variant: str, family: int, is_chosen: bool) -> bool:
-    """Remove all that is ours from one table. A variant that the host doesn't use may be missing or not work."""
+    """Remove all that is ours from one table. Errors count only in the variant that the host uses (is_chosen)."""
     try:
         tables = xtables.tables(variant, family)
         standing = tables.read()

@@ -1,7 +1,7 @@
 """Hints: the kernel's reports through its ring buffer, read in the event loop.
 
-A scan of the tables would find the same; hints are only quicker. A hint about a contract or account that is gone is
-ignored.
+A scan of the tables finds the same later, so a lost hint only costs time. A hint about a contract or account that is
+gone is ignored.
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
 """Hooks: where the meter's programs meet the packets of an interface.
 
 If the kernel has tcx (Linux 6.6), our program is the first one there, so the operator's programs decide after ours. It
-is attached without a link. So it outlives the daemon, its pins, and the mount namespace that `ip netns exec` throws
-away. On older kernels it is a classifier on clsact, also in front. A program is replaced in one step, since two of ours
-at the same time would charge twice. Programs are recognised by name; all others are left alone.
+is attached without a BPF link. So it stays attached when the daemon, its pins, or the mount namespace of an `ip netns
+exec` are gone. On older kernels our program is a classifier on clsact, also the first. It is replaced in one step: if
+two of our programs were attached at the same time, they would charge twice. Our programs are recognised by name; all
+others are left alone.
+
+libbpf has no calls for tcx yet. But its general calls for attaching and listing programs fill the same structure that
+newer kernels expect for tcx; the interface's index is passed to them in the place of a file descriptor.
 """
 
 from __future__ import annotations
@@ -107,7 +111,7 @@ def attach(ifindex: int, direction: Direction, descriptor: int, use_tcx: bool) -
             f"replace it: tc qdisc del dev {name} ingress; tc qdisc add dev {name} clsact (and its filters anew)"
         )
     standing = _query_clsact(ifindex, direction)
-    if standing != bpf.program_id(descriptor):  # replacing it by itself would cause alarms without end
+    if standing != bpf.program_id(descriptor):  # to replace a program by itself would cause one alarm after another
         options = _Options(ctypes.sizeof(_Options), descriptor, 1 if standing else 0, 0, _HANDLE, _PRIORITY)
         require(
             library().bpf_tc_attach(ctypes.byref(hook), ctypes.byref(options)),
@@ -137,7 +141,7 @@ def _query_tcx(ifindex: int, direction: Direction) -> list[int] | None:
     numbers, flags = (ctypes.c_uint32 * _PROGRAMS_MAX)(), ctypes.c_uint32()
     count = ctypes.c_uint32(_PROGRAMS_MAX)
     result = library().bpf_prog_query(ifindex, direction.tcx_type, 0, ctypes.byref(flags), numbers, ctypes.byref(count))
-    if result in (-errno.EINVAL, -errno.EBADF):  # no such attach type: the index is taken for a descriptor
+    if result in (-errno.EINVAL, -errno.EBADF):  # a kernel without tcx takes the index for a file descriptor
         return None
     return list(numbers[: count.value]) if result == 0 else []
 
@@ -151,7 +155,7 @@ def _attach_tcx(ifindex: int, direction: Direction, descriptor: int) -> None:
     with bpf.program(old[0]) as standing:
         options = _AttachOptions(ctypes.sizeof(_AttachOptions), _REPLACE, standing)
         result = library().bpf_prog_attach_opts(descriptor, ifindex, direction.tcx_type, ctypes.byref(options))
-    if result != -errno.EEXIST:  # it is this very program
+    if result != -errno.EEXIST:  # EEXIST: this very program is attached already
         require(result, what)
 
 

@@ -1,7 +1,7 @@
 """Host facts: interfaces, addresses and routes of this network namespace, and a bell that rings when they change.
 
-Everything is read over rtnetlink, nothing from /sys: inside `ip netns exec` and containers /sys shows another namespace
-than the one that forwards our packets.
+Everything is read over rtnetlink, nothing from /sys: inside `ip netns exec` and in containers, /sys may show another
+network namespace than the one that forwards our packets.
 
 The bell only says that something changed. Notifications that arrive between two rings are thrown away unread, so a
 router with a large routing table that keeps changing costs a few wake-ups a second. If notifications were lost
@@ -50,9 +50,9 @@ def expand_interfaces(names: Iterable[str], patterns: Sequence[str], ignored: Se
 
 
 class Host:
-    """Answers questions about this network namespace; open and use it in one thread.
+    """Answers questions about this network namespace; open and use it in one and the same thread.
 
-    Args: monotonic_s: the clock, for the age of remembered answers.
+    Args: monotonic_s: a clock; it tells how old remembered answers are.
     """
 
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
@@ -76,9 +76,9 @@ class Host:
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
         """Return the existing interfaces that MESH_INTERFACES matches, except those that can't be mesh interfaces.
 
-        An interface may be named in net.conf and then become unsuitable, for example as a bridge's port. It is replaced
-        by the interface on which its packets arrive: a start refuses such a name, but a change while ngp runs must not
-        open a way round the gate.
+        An interface that net.conf names may become unsuitable while ngp runs, for example as a bridge's port. (A start
+        would refuse it.) Then the interface on which its packets arrive now takes its place: else that interface would
+        be a way round the gate.
         """
         known, without = self.interfaces(), self._without(patterns)
         names = (each.name for each in known.values() if not each.is_loopback and each.name not in without)
@@ -89,8 +89,8 @@ class Host:
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Return interfaces that MESH_INTERFACES matches but that can't be mesh: by name, the reason and the remedy.
 
-        The remedy is empty if only a pattern matches the interface, and its packets arrive on a mesh interface or an
-        ignored one.
+        The remedy is "" (nothing has to be done) if net.conf doesn't name the interface, so that only a pattern matches
+        it, and if its packets arrive on an interface that is mesh or ignored.
         """
         known = self.interfaces()
         without = self._without(patterns)
@@ -102,18 +102,18 @@ class Host:
         }
 
     def _without(self, patterns: Sequence[str]) -> dict[str, str]:
-        """Return the interfaces that these patterns don't match, with the reason.
+        """Return the interfaces that can't be mesh interfaces with these patterns, with the reason for each.
 
-        A fallback tunnel matches only by its name.
+        An idle fallback tunnel can be one only if it is named itself.
         """
         known = self.interfaces()
         fallbacks = {name: why for name, why in layers.idle_fallbacks(known).items() if name not in patterns}
         return {**fallbacks, **layers.left_out(known)}
 
     def default_route_interfaces(self, versions: Iterable[int] = (4, 6)) -> tuple[str, ...]:
-        """Return the names of all interfaces that have a default route, or a part of one.
+        """Return the names of all interfaces that have a default route, or a part of one (like 0.0.0.0/1).
 
-        Routes of these families count, in any table.
+        Routes of these IP versions count, in any routing table.
         """
         names = {each.index: each.name for each in self.interfaces().values()}
         found: set[str] = set()
@@ -130,8 +130,8 @@ class Host:
         return known is not None and known.has_link_addresses
 
     def local_addresses(self) -> tuple[Address, ...]:
-        """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""
-        self._addresses_at_s = None  # asked seldom, and neighbours are told the answer
+        """Return this host's own addresses, IPv4 and IPv6, except loopback and link-local ones. Raises KernelError."""
+        self._addresses_at_s = None  # read anew: this is asked seldom, and neighbours are told the answer
         return tuple(address for address in self.all_addresses() if not (address.is_loopback or address.is_link_local))
 
     def all_addresses(self) -> tuple[Address, ...]:
@@ -145,7 +145,7 @@ class Host:
     def networks(self, interface: str) -> tuple[Prefix, ...]:
         """Return the networks of an interface's own addresses, at most a second old, except link-local ones.
 
-        On a point-to-point link that is the other end's address. Raises KernelError.
+        For a point-to-point address, the network is the other end's address. Raises KernelError.
         """
         known = self.interfaces().get(interface)
         found = set()
@@ -157,7 +157,7 @@ class Host:
         return tuple(sorted(found, key=lambda network: (network.version, network)))
 
     def _all_addresses(self) -> list[OwnAddress]:
-        """Return all addresses, at most a second old, since a check asks about hundreds of interfaces."""
+        """Return all addresses, at most a second old: not read for each of the hundreds of questions of a check."""
         now_s = self._now_s()
         if self._addresses_at_s is None or now_s - self._addresses_at_s > _FACTS_MAX_AGE_S:
             self._addresses, self._addresses_at_s = rtnetlink.own_addresses(self._kernel), now_s
@@ -180,10 +180,10 @@ class Host:
         return tuple(sorted(found))
 
     def routes_beyond(self, interface: str, own: Sequence[Prefix], most: int) -> tuple[Prefix, ...]:
-        """Return up to `most` routes of each family on an interface that aren't within its own networks.
+        """Return up to `most` routes of each IP version on an interface that aren't within its own networks.
 
-        The kernel is asked for this interface's routes only, in any table. There may be a million, so reading ends
-        early. Raises KernelError.
+        The kernel is asked for this interface's routes only, in any routing table. There may be a million, so we stop
+        reading when we have `most`. Raises KernelError.
         """
         known = self.interfaces().get(interface)
         found: dict[Prefix, None] = {}
@@ -205,12 +205,13 @@ class Host:
         return next((each.name for each in self.interfaces().values() if each.index in indexes), "")
 
     def route_prefix(self, destination: Address) -> Prefix | None:
-        """Return the prefix of the route that a destination takes, if it leads through another router; else None.
+        """Return the prefix of the route that a destination takes, if the route leads through a router; else None.
 
-        A host on a link of ours is sold by itself. A network behind a router is known to us only as a whole.
+        A network behind another router is one route to us, so it can be sold as a whole. A host on one of our own links
+        is sold alone.
 
-        Strangers choose the destinations, so answers are remembered for some seconds, and only a limited number of
-        them.
+        Strangers choose the destinations. So answers are remembered for some seconds, to ask the kernel less often, and
+        only a limited number of answers.
 
         Raises: KernelError if the kernel doesn't answer.
         """
@@ -229,7 +230,7 @@ class Host:
     def watch(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], pause_s: float = 0.2) -> None:
         """Call on_change in the loop after links, addresses or routes changed, at most once in each pause.
 
-        Remembered facts are forgotten first.
+        Remembered facts are forgotten before the call.
         """
 
         def forget_and_tell() -> None:
@@ -278,7 +279,7 @@ class Bell:
 
     Args:
         loop: on_ring is called in it.
-        pause_s: from the first change to the ring; further changes in this time ring only once.
+        pause_s: seconds from a change to the ring; all changes in this time are one ring.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_ring: Callable[[], None], pause_s: float) -> None:
@@ -302,7 +303,7 @@ class Bell:
 
     def _ring(self) -> None:
         self._timer = None
-        for _ in range(4096):  # bounded; what is left rings again
+        for _ in range(4096):  # not without end; notifications that are left cause another ring
             try:
                 self._socket.recv(1)
             except BlockingIOError:

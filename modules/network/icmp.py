@@ -1,9 +1,10 @@
 """ICMP "communication administratively prohibited": how a sender learns that its packet was refused, not lost.
 
 The daemon sends it, since the REJECT target works in the filter table only. A program that answers strangers can be
-misused against a third party (by a forged source) or for a storm (an error about an error). So RFC 1122 section 3.2.2,
-RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 are kept to the letter: no answer to ICMP errors, to multicast or
-broadcast, to later fragments, or to a source that isn't one host. The rate is limited, for each source and in total.
+misused: against a third host, by packets with that host's address as their source; or for a storm, in which errors
+answer errors. So the program follows RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 exactly:
+no answer to ICMP errors, to multicast or broadcast, to later fragments, or to a source that isn't a single host. The
+rate is limited, for each source and in total.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ class Prohibiter:
 
     Args:
         monotonic_s: the clock.
-        source_rate, source_burst: answers to one address: a second, at once. total_rate, total_burst: to all.
+        source_rate, source_burst: answers to one address in a second, and at once.
+        total_rate, total_burst: the same for all addresses together.
     """
 
     def __init__(
@@ -159,6 +161,6 @@ class Prohibiter:
         if version not in self._sockets:
             family, protocol = (socket.AF_INET, _ICMP) if version == 4 else (socket.AF_INET6, _ICMPV6)
             made = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # never read; keep what arrives small
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # nobody reads this socket: let little queue up
             self._sockets[version] = made
         return self._sockets[version]

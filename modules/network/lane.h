@@ -2,18 +2,20 @@
  *
  * Lanes: uncharged access to payment services, so that a neighbour whose only way out is this gateway can pay it.
  *
- * PAYMENT_SERVICES are single ports of single hosts. Each neighbour has a lane to them, a token bucket for both directions
- * together, so no neighbour's flood takes another's room. Links that aren't known share one lane. Keys and link addresses
- * cost nothing to make, so all neighbours that never paid also share one bucket, of the size of some lanes.
+ * PAYMENT_SERVICES are single ports of single hosts. Each neighbour has a lane to them: a token bucket of bytes, for
+ * both directions together. So no neighbour's flood takes another's room. Links that aren't known share one lane. Keys
+ * and link addresses cost nothing to make, so all neighbours that never paid also share one bucket, as large as some
+ * lanes.
  *
- * Each lane remembers which conversations its neighbour began, so a flood pushes out only the flooding neighbour's own. An
- * answer goes only to the link that asked. Any other packet from a service, or with a service's forged address, is traffic
- * like all else. Lanes take no packets with options or extension headers, and no later fragments: the service's host could
- * be made to pass them on, or they could hide their ports.
+ * Each lane remembers which conversations with services its neighbour began. A flood of conversations makes a lane
+ * forget older ones, but only those of the flooding neighbour. An answer of a service goes only to the link that
+ * asked. Any other packet from a service, or with a service's forged address, is charged like all other traffic. Lanes
+ * take no packets with options or extension headers, as options could make the service's host send them on to another
+ * host. They take no later fragments, as these don't show their ports.
  *
- * A service on this host is reached without a lane, since nothing is forwarded. But what a neighbour exchanges with it
- * takes room in the same bucket, and is dropped if there is none; no other rule of lanes applies. Answers count as well:
- * else a few acknowledgements would draw a thousand times their size.
+ * Packets to and from a service on this host aren't forwarded, so they need no lane. But they take room in the same
+ * bucket, and are dropped if there is none; no other rule of lanes applies. Answers count as well: else a neighbour
+ * could draw a thousand times as much by a few acknowledgements.
  */
 #ifndef NGP_LANE_H
 #define NGP_LANE_H
@@ -36,7 +38,7 @@ INLINE int has_options(const struct packet *p)
 	return p->transport != (p->v6 ? 40 : 20);
 }
 
-/* May this packet use a lane? A blocked neighbour's may not: it is paid for or refused like any other packet. */
+/* May this packet use a lane? A packet of a blocked neighbour may not: it is charged or refused like other traffic. */
 APART int is_for_lane(const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -44,8 +46,9 @@ APART int is_for_lane(const struct packet *p)
 	return !has_options(p) && !(neighbour && (neighbour->flags & SHUT_OUT));
 }
 
-/* Hash the conversation with a service that a packet belongs to; both directions have the same hash. An ICMP error quotes a
- * packet of the other direction: one that goes to a service quotes what came from there. */
+/* Return the hash of a packet's conversation with a service; both directions have the same hash. An ICMP error belongs
+ * to the conversation of the packet that it quotes, which went in the other direction: an error to a service quotes a
+ * packet from that service. */
 APART __u64 hash_of(struct __sk_buff *skb, const struct packet *p, int to_service)
 {
 	__be16 ports[2] = { p->quoted_ports[1], p->quoted_ports[0] };
@@ -86,13 +89,13 @@ APART int note_asked(struct lane *lane, __u64 hash)
 		return 0;
 	}
 	way = bpf_get_prandom_u32() & (LANE_WAYS - 1);
-	barrier_var(way);                                         /* else clang makes an "or": old verifiers see no bound */
+	barrier_var(way);                                         /* else clang adds by "or": old verifiers lose the bound */
 	lane->asked[at + way] = hash;
 	return 0;
 }
 
-/* Take room in a lane. The neighbour's own bucket comes first, so the refused part of its flood takes nothing from other
- * newcomers. */
+/* Take room in a lane. Take it from the neighbour's own bucket first: the part of a flood that is refused there takes
+ * nothing from the bucket that all newcomers share. */
 APART int has_room(const struct config *config, struct lane *lane, const struct neighbour *neighbour, __u32 bytes)
 {
 	__u64 now = bpf_ktime_get_coarse_ns(), cost_ns = bytes * config->lane_kib_ns >> 10;
@@ -111,7 +114,7 @@ INLINE struct lane *lane_of(const struct neighbour *neighbour)
 	return lane_number(neighbour ? neighbour->number : STRANGERS_LANE);
 }
 
-/* Take `room` bytes of a lane, and count `bytes` as carried. */
+/* Take `room` bytes in a lane, if it has them, and count `bytes` as carried. */
 INLINE int enters(const struct config *config, struct lane *lane, const struct neighbour *neighbour, __u32 room, __u32 bytes)
 {
 	if (!has_room(config, lane, neighbour, room)) {
@@ -149,7 +152,8 @@ __noinline int use_lane(struct __sk_buff *skb, const struct packet *p, int to_se
 	return GIVEN;
 }
 
-/* Is a packet carried uncharged: free, or with room in its lane? Ask once for each packet, since this takes the room. */
+/* Is a packet carried uncharged, as free traffic or in a lane with room? Call this once for each packet, since it takes
+ * that room. */
 INLINE int gives(struct __sk_buff *skb, const struct packet *p, int wanted)
 {
 	int found = matches_free(skb, p, wanted);
@@ -159,9 +163,9 @@ INLINE int gives(struct __sk_buff *skb, const struct packet *p, int wanted)
 	return found ? use_lane(skb, p, found == TO_SERVICE) : NOT_GIVEN;
 }
 
-/* Does a packet go to a payment service on this host, or (to_service: 0) come from one? The service is entered under the
- * loopback address, which stands for all of this host's: else a program that listens at all addresses could be flooded by
- * way of another one. */
+/* Does a packet go to a payment service on this host, or (to_service: 0) come from one? The service's ports are
+ * entered under the loopback address, which stands for all addresses of this host. A program may listen at all of
+ * them, and must not be flooded by an address that net.conf doesn't name. */
 APART int is_of_host(struct __sk_buff *skb, const struct packet *p, int to_service)
 {
 	__u32 host[4] = {};
@@ -174,9 +178,9 @@ APART int is_of_host(struct __sk_buff *skb, const struct packet *p, int to_servi
 	return rule && (serves(rule, p->protocol, to_service ? ports[1] : ports[0]) & TO_SERVICE);
 }
 
-/* Has the lane no room for a packet between a neighbour and a service of this host? Options make no difference here: else
- * they would be a way round the rate. Nor does a block: else a blocked neighbour's channel with our node would starve, with
- * our coins in it. */
+/* Has the lane no room for a packet between a neighbour and a service of this host? Packets with options count like
+ * all others, or options would be a way round the rate. A blocked neighbour's packets pass too, up to the rate: its
+ * node must reach ours as long as there is a channel between them with our coins in it. */
 APART int is_over_rate(const struct config *config, const struct packet *p, __u32 room)
 {
 	struct neighbour *neighbour = find_neighbour(p);

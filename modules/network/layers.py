@@ -1,22 +1,23 @@
-"""Layers: interfaces on top of others, and which of them can't be mesh interfaces.
+"""Layers: interfaces on top of others, and which interfaces can't be mesh interfaces for that reason.
 
-A port of a bridge, bond or team hands all that it receives to the interface above, which routes it. What the upper
-interface sends leaves by the port as well. If both were mesh interfaces, a download would be charged at the upper one
-and dropped at the port. So a port is never a mesh interface.
+A port of a bridge, bond or team hands all that it receives to the interface above it, which routes it. What the upper
+interface sends leaves by the port as well. If upper interface and port were both mesh interfaces, a download would be
+charged at the upper one and dropped at the port. So a port is never a mesh interface.
 
-VLANs and macvlans may be on top of a mesh interface: their frames also pass its egress, but are recognised there and
-left alone, VLANs by their tag, macvlans by their source MAC. The frames of an ipvlan can't be recognised. Nor can those
-of a macvlan in mode passthru, which also takes all that the lower interface receives. macvtap and ipvtap are macvlan
-and ipvlan for a guest.
+VLANs and macvlans may be on top of a mesh interface. Their frames also pass the mesh interface's egress, but the meter
+recognises them and leaves them alone: VLANs' by their tag, macvlans' by their source MAC. The frames of an ipvlan can't
+be recognised. Nor can those of a macvlan in mode passthru, which also takes all that the lower interface receives.
+macvtap and ipvtap are macvlan and ipvlan for a guest.
 
-A setting of a device beneath a mesh interface, at whatever depth, also affects the mesh interface's traffic: flow
-offloading there bypasses the meter.
+A setting of a device beneath a mesh interface, at whatever depth, also affects the mesh interface's traffic. For
+example, flow offloading there bypasses the meter.
 
-The kernel module of a tunnel kind makes a fallback tunnel in each network namespace. It is down, receives what no other
-tunnel of its kind takes, and can't be given a remote end. `all` in MESH_INTERFACES doesn't include it: else `ngp check`
-would advise to set it up. It is recognised by its fixed name and its kind together. The name alone isn't enough, since
-operators name tunnels as they like; nor is a missing remote end, since a tunnel for several remote ends has none
-either. A fallback tunnel that is up is an interface like others: its traffic must be gated.
+When the kernel module of a kind of tunnel is loaded, it makes a fallback tunnel in each network namespace. This tunnel
+receives the packets that no other tunnel of its kind takes, and can't be given a remote end. It is down at first. While
+it is down, `all` in MESH_INTERFACES doesn't include it: else `ngp check` would advise to set it up. While it is up, it
+is an interface like others, whose traffic must be gated. It is recognised by its fixed name and its kind together. The
+name alone isn't enough, since operators name tunnels as they like. A missing remote end isn't enough either, since a
+tunnel for several remote ends has none.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _PEERS = frozenset({"veth", "netkit", "vxcan"})  # IFLA_LINK is the other end
 _TUNNELS = frozenset(
     {"ipip", "gre", "gretap", "erspan", "sit", "ip6tnl", "ip6gre", "ip6gretap", "ip6erspan"}
     | {"vti", "vti6", "vxlan", "geneve", "xfrm"}
-)  # IFLA_LINK is the interface for the outer packets, which this host sends itself and nobody forwards
+)  # IFLA_LINK is the interface by which the outer packets leave; the host sends these itself, they aren't forwarded
 _FALLBACKS = {
     "tunl0": "ipip",
     "gre0": "gre",
@@ -64,7 +65,7 @@ def left_out(interfaces: Mapping[str, Interface]) -> dict[str, str]:
 
 
 def ports(interfaces: Mapping[str, Interface]) -> frozenset[str]:
-    """Return the names of the ports of bridges, bonds and teams: all their packets arrive on that interface. Pure."""
+    """Return the names of ports: all their packets arrive on the bridge, bond or team that they belong to. Pure."""
     return frozenset(each.name for each in interfaces.values() if each.port_of in _TAKES_ALL)
 
 
@@ -84,10 +85,10 @@ def remedy(name: str, interfaces: Mapping[str, Interface]) -> str:
 
 
 def is_elsewhere(name: str, interfaces: Mapping[str, Interface], seen_to: Iterable[str]) -> bool:
-    """Say whether all that a left-out interface receives arrives on another interface, one of `seen_to`. Pure.
+    """Say whether nothing has to be done about a left-out interface, as its packets arrive on one of `seen_to`. Pure.
 
-    True also for the port of a bridge in another namespace, which isn't ours, and for an idle fallback tunnel, which
-    receives nothing. False for an ipvlan's lower interface, which keeps receiving for itself.
+    True also for a port of a bridge in another namespace (its packets don't concern us), and for an idle fallback
+    tunnel (it receives none). False for the lower interface of an ipvlan: it receives packets of its own.
     """
     one = interfaces[name]
     if _is_idle_fallback(one):
@@ -103,8 +104,8 @@ def is_elsewhere(name: str, interfaces: Mapping[str, Interface], seen_to: Iterab
 def in_place_of(name: str, interfaces: Mapping[str, Interface]) -> tuple[str, ...]:
     """Return the interfaces of this network namespace on which a left-out interface's packets arrive. Pure.
 
-    For a port or the lower interface of a passthru macvlan that is the upper interface, or one further up. For the
-    lower interface of an ipvlan it is the interface itself, since it shares its packets.
+    For a port, or for the lower interface of a passthru macvlan, that is the upper interface, or one further up. For
+    the lower interface of an ipvlan, it is that interface itself, which receives a part of the packets.
     """
     by_index = {each.index: each for each in interfaces.values()}
     found, waiting = dict[str, None](), [interfaces[name]] if name in interfaces else []
@@ -156,7 +157,7 @@ def _is_idle_fallback(one: Interface) -> bool:
 
 
 def _uppers(interfaces: Mapping[str, Interface]) -> list[Interface]:
-    """Return the few interfaces that may share another's MAC or hooks: a router may have thousands in all."""
+    """Return the interfaces that may share another's MAC: few, where a router may have thousands of interfaces."""
     return [each for each in interfaces.values() if each.kind in _MACVLAN | _IPVLAN]
 
 

@@ -1,7 +1,7 @@
 """Lines: a table of 64-byte lines in mapped memory, each with a label that only user space reads.
 
 Contracts and accounts are in such tables. A line's words are written and read one by one, eight aligned bytes at a
-time, as the kernel does it.
+time, as the kernel does too; so neither side ever sees half of a word.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Lines:
         self._pages: list[bytes] = []
 
     def used_before(self) -> Iterator[int]:
-        """Yield the slots up to the last one whose label was ever written, and a few more; unused pages cost little."""
+        """Yield all slots up to the end of the last page where a label was ever written; unused pages cost little."""
         end, empty, last = self.slots_max * LINE_BYTES, bytes(_PAGE_BYTES), 0
         for start in range(0, end, _PAGE_BYTES):
             page = self.labels[start : min(start + _PAGE_BYTES, end)]

@@ -4,8 +4,9 @@
  *
  * Every word has one writer: user space writes the limits, and the kernel writes what was used and spent. So neither
  * ever has to read, change and write back a word that the other may be changing. A top-up is one aligned store of eight
- * bytes into mapped memory, and can't lose a packet's bytes. A change of a struct here must raise LAYOUT: a daemon adopts
- * running tables only if their LAYOUT is its own.
+ * bytes into mapped memory, so the bytes of a packet that is counted meanwhile can't get lost.
+ *
+ * If you change a struct here, raise LAYOUT: a daemon adopts running tables only if their LAYOUT is its own.
  */
 #ifndef NGP_METER_H
 #define NGP_METER_H
@@ -24,13 +25,13 @@
 #define IPV6 (1 << 3)
 #define FREE4 (1 << 4)
 #define FREE6 (1 << 5)
-#define LAYER3 (1 << 6)                                       /* some mesh interface has no link addresses */
-#define PREFIXES(role, v6) (1 << (8 + 2 * (role) + (v6)))     /* some contract is for a prefix; by role and family */
+#define LAYER3 (1 << 6)                                       /* there is a mesh interface without link addresses */
+#define PREFIXES(role, v6) (1 << (8 + 2 * (role) + (v6)))     /* there is a contract for a prefix; by role and family */
 #define OFFERS(v6) (1 << (12 + (v6)))                         /* there is a payment service; by family */
 #define OWN_SERVICES (1 << 14)                                /* there is a payment service on this host */
-#define HAS_UPPERS (1 << 15)                                  /* some macvlan is on top of a mesh interface: ngp_uppers */
-#define SEVERAL_LINKS (1 << 17)                               /* some neighbour has several links: use_first_link */
-#define ALONE (1 << 18)                                        /* one mesh interface and no LAN: all others are upstream */
+#define HAS_UPPERS (1 << 15)                                  /* a macvlan is on top of a mesh interface: ngp_uppers */
+#define SEVERAL_LINKS (1 << 17)                               /* a neighbour has several links: see use_first_link */
+#define ALONE (1 << 18)                                       /* one mesh interface, no LAN: all others are upstream */
 #define NOTHING_BOUGHT (1 << 19)                              /* no contract is a purchase of ours */
 #define REWRITES (1 << 16)                                    /* rules of this host rewrite destinations: sent.h */
 
@@ -38,7 +39,8 @@
 
 enum role { SERVER, CLIENT };
 
-/* A line's tag: 8 bits of flags, then 24 bits of generation; a contract's upper half is the slot of its account (0: none). */
+/* A line's tag: 8 bits of flags, then 24 bits of generation. In a contract's tag the upper half is the slot of the
+ * contract's account (0: none). */
 #define VALID 1
 #define BLOCKED 2
 #define GENERATION(tag) ((__u32)(tag) >> 8)
@@ -69,20 +71,22 @@ struct config {
 	__u8 flows_bits, flows_on_grace_bits;                     /* 2^bits flows are remembered for each payer; on grace */
 	__u64 stranger_interval_ns, stranger_burst_ns;
 	__u64 neighbour_interval_ns, neighbour_burst_ns;
-	__u64 hold_window_ns;                                     /* so many packets of a destination are held in it: */
-	__u64 hold_packets, hold_packets_paid;                    /* for a neighbour; for one that has paid */
+	__u64 hold_window_ns;                                     /* in each, so many packets to a destination are held: */
+	__u64 hold_packets, hold_packets_paid;                    /* of a neighbour; of a neighbour that has paid */
 	__u64 lane_kib_ns, lane_burst_ns;                         /* a lane's rate, as the time that 1,024 bytes take */
 };
 
-/* One cache line: what a contract lets pass, in bytes. `mark` names the limit that last refused a packet. */
+/* One cache line: what a contract lets pass, in bytes. `mark` is a number for the limit that a packet met last
+ * (mark_of). */
 struct contract {
 	__u64 limit, expires_ns, low_water, tag, price;           /* user space writes these; price: units a byte */
 	__u64 used, used_to, mark;                                /* the kernel writes these; used: both directions */
 };
 
-/* One cache line: what a client's contracts may spend together, in units of msat / 2^30, so that nothing is rounded. 2^64
- * units are only 17 million sat: the words wrap, and only signed differences mean anything. What was taken for packets
- * that their contract then refused is given back in `returned`, so each word that the kernel writes only grows. */
+/* One cache line: what a client's contracts may spend together, in units of msat / 2^30, so that nothing is rounded.
+ * 2^64 units are only 17 million sat, so the words wrap: only signed differences of words mean anything. If a contract
+ * refuses a packet for which the account has paid, the cost is added to `returned`, and not taken from `spent`: so
+ * each word that the kernel writes only grows. */
 struct account {
 	__u64 limit, credit, credit_until_ns, low_water, tag;     /* user space writes these */
 	__u64 spent, returned, mark;                              /* the kernel writes these */
@@ -93,9 +97,10 @@ struct label {
 	__u64 word[8];
 };
 
-/* A neighbour on its link; the MAC is zero where the interface has none. A link and a role are the beginning of a
- * destination's key: one look-up finds neighbour and destination together. The MAC is kept in whole words, because the
- * hash reads whole words and would have to wait for one that was just written in halves. */
+/* A neighbour's link: interface and MAC; the MAC is zero if the interface has none. A destination's key begins with
+ * link and role, so one look-up finds neighbour and destination together. The MAC is kept in whole words of 4 bytes,
+ * because the map's hash function reads whole words: the processor would have to wait for a word just written in
+ * halves. */
 struct link {
 	__u32 ifindex;
 	__u32 mac_head, mac_tail_role;                            /* the MAC's first four bytes; its last two, then the role */
@@ -103,14 +108,14 @@ struct link {
 struct neighbour {
 	__u32 number, flags;
 	__u32 flows, unused;                                      /* how many it has begun, for flows.h */
-	__u64 ready_ns;                                           /* token bucket (GCRA): theoretical arrival time */
-	__u64 errors_ready_ns;                                    /* a second bucket, for ICMP errors that go to it */
-	struct link first;                                        /* the link that stands for all of its links; 0: this one */
+	__u64 ready_ns;                                           /* a token bucket, for what is handed to the daemon */
+	__u64 errors_ready_ns;                                    /* another, for ICMP errors to the neighbour */
+	struct link first;                                        /* the neighbour's first link; zero: this link */
 	__u32 unused_too;
 };
 struct host4 { struct link link; __u32 address[1]; };
 struct host6 { struct link link; __u32 address[4]; };
-struct prefix4 { __u32 bits, who, address[1]; };              /* who: number | role << 31, and always matched whole */
+struct prefix4 { __u32 bits, who, address[1]; };              /* who: number | role << 31; all its bits must match */
 struct prefix6 { __u32 bits, who, address[4]; };
 struct entry { __u32 slot, generation; };
 #define OWN 0xffffffff                                        /* entry.slot: the neighbour's own address */
@@ -118,7 +123,7 @@ struct entry { __u32 slot, generation; };
 struct free4 { __u32 bits, address[1]; };
 struct free6 { __u32 bits, address[4]; };
 #define SERVICES 8
-#define RATED 0x100                                           /* a payment service: at a rate, answers only what asked */
+#define RATED 0x100                                           /* a payment service: has a rate, answers those who ask */
 struct service { __be16 port; __u16 protocol; };              /* port 0: any; protocol 0: any transport with ports */
 struct free_rule {
 	__u32 all, services;
@@ -132,7 +137,7 @@ struct free_rule {
 #define NEWCOMERS_LANE 0xffffffff
 struct lane {
 	__u64 ready_ns, bytes;
-	__u64 asked[LANE_SETS * LANE_WAYS];                       /* who may be answered, as hashes */
+	__u64 asked[LANE_SETS * LANE_WAYS];                       /* hashes of the conversations that may be answered */
 };
 
 struct asked { __u32 number, address[4]; };
@@ -145,14 +150,14 @@ struct flow { __u32 from[4], to[4]; __be16 from_port, to_port; __u32 protocol; }
 struct place { __u32 payer, number; };
 struct memory { struct place place; __u64 seen_ns; };
 
-struct sent { struct link link; __u32 hash; };                /* a packet's flow, before its destination was rewritten */
+struct sent { struct link link; __u32 hash; };                /* names a packet whose destination may be rewritten */
 struct our { __u32 v6, address[4]; };                         /* an address of this host */
 #define MARK_WORDS 2
 struct held { struct link link; __u32 source[4], mark[MARK_WORDS]; }; /* a held packet, as the daemon sees it too */
 struct held_for { __u32 address[4]; };                        /* the address to which it was sent */
 
 struct passage { __u32 ifindex; struct flow flow; };          /* a packet: where it came in, and which flow it answers */
-struct returning { struct passage passage; __u32 left; };      /* left: it has reached ngp_tc_out */
+struct returning { struct passage passage; __u32 left; };     /* left: the packet has reached ngp_tc_out */
 enum leader_of { AT_GATE, AT_EGRESS, LEADERS };
 struct leader { __u32 ifindex, source[4], destination[4], number, is_return; }; /* the latest first fragment of a packet */
 struct hint { __u32 kind, slot; __u64 tag; };
@@ -198,7 +203,7 @@ struct {
 } ngp_hints SEC(".maps");
 
 #define INLINE static __always_inline
-#define APART static __noinline                               /* rarely needed: kept out of the common packet's way */
+#define APART static __noinline                               /* seldom called: not inlined where each packet passes */
 #define ONCE(word) (*(volatile __u64 *)&(word))
 
 /* Join two halves into a word, in the order in which they are in memory. */

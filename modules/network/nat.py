@@ -1,7 +1,8 @@
-"""What the operator's rules do to a mesh network's addresses on their way out of an upstream interface: read only.
+"""NAT: finds out from the operator's rules which networks' source addresses are translated on an interface.
 
-The kernel can't be asked for this, so rules are read as text. A rule may also test something that isn't known here (a
-mark, a set, a jump from another chain). Such a rule is reported as translating under conditions.
+The kernel can't be asked for this, so the rules are read as text, and nothing is changed. A rule may also test
+something that this module doesn't understand (a mark, a set, a jump from another chain). Such a rule is reported as
+translating under conditions.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class Translation:
 
     Attributes:
         versions: the IP versions that it applies to.
-        out: patterns of the interfaces that it applies to, or that it excludes (out_not); empty: all interfaces.
-        source: likewise for source addresses.
-        is_certain: it tests nothing else of a packet.
+        out: patterns of the interfaces that the rule applies to, or excludes if out_not; empty: all interfaces.
+        source: the source networks that the rule applies to, or excludes if source_not; empty: all.
+        is_certain: the rule tests nothing else of a packet.
         text: the rule as it was listed.
     """
 
