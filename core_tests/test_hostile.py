@@ -19,10 +19,21 @@ from core_tests.host import Host
 from core_tests.hostile import PORT, Crowd, Persona, random_mac, udp
 from core_tests.lab import Lab
 from core_tests.shell import await_until
-from core_tests.topologies import ThreeHosts, three_hosts
+from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
 from core_tests.trade import CLIENT, open_trade
 from ngp.core.buying.renewal import MOST_PRICES
-from ngp.core.messages import Accept, Ask, Cancel, Declined, Invoice, Message, Propose, Statement, StatementLine
+from ngp.core.messages import (
+    Accept,
+    Ask,
+    Cancel,
+    Declined,
+    Invoice,
+    Message,
+    Propose,
+    Reject,
+    Statement,
+    StatementLine,
+)
 from ngp.delivery import Received
 from ngp.modules.payment import invoice
 
@@ -123,21 +134,51 @@ def test_made_up_servers_are_paid_no_more_than_one_and_can_do_no_harm(lab: Lab) 
     client = net.client.daemon({**CLIENT, "PAYMENT_AMOUNT": f"{PAYMENT_SAT} sat"})
     with crowd_at(net.gateway, net.client) as crowd:
         for number in range(5):
-            persona = crowd.persona(random_mac())
-            assert crowd.meet(persona)
+            persona = router_of(net, crowd, random_mac())
             persona.say(offer(f"198.51.100.{number + 1}/32"))
             assert crowd.pump(60, lambda persona=persona: bool(persona.heard(Accept)))  # type: ignore[misc]
             ask_for_money(crowd, persona)
         # All of them together got no more than one server may get ahead; servers that carry nothing get no more.
         assert sum(row["paid_msat"] for row in client.json("accounts")) <= 2 * PAYMENT_SAT * SAT_MSAT
-        renew_for_ever(crowd, net.client, net.remote(4, 77))
-        bill_for_nothing(crowd, client)
+        renew_for_ever(net, crowd, net.remote(4, 77))
+        bill_for_nothing(net, crowd, client)
     assert sum(row["paid_msat"] for row in client.json("accounts")) <= 2 * PAYMENT_SAT * SAT_MSAT
 
 
-def renew_for_ever(crowd: Crowd, client: Host, remote: str) -> None:
+def router_of(net: ThreeHosts, crowd: Crowd, mac: bytes) -> Persona:
+    """Add a persona that the client has as its router, from now on."""
+    router = "192.0.2.99"
+    net.client.ip("neigh", "replace", router, "lladdr", mac.hex(":"), "dev", "mesh0", "nud", "permanent")
+    for network in ("default", *REMOTE_NETS[:1]):
+        net.client.ip("route", "replace", network, "via", router, "dev", "mesh0")
+    persona = crowd.persona(mac)
+    assert crowd.meet(persona)
+    return persona
+
+
+def test_a_neighbour_that_nobody_chose_sells_nothing(lab: Lab) -> None:
+    """It would be paid for a flood under an address that it sells, by us or by a customer of ours."""
+    trade = open_trade(lab, clients=2)
+    net = trade.net
+    remote, own, (evil, *_) = net.remote(4, 7), "192.0.2.77", net.clients[1:]
+    assert traffic.ping(net.client, remote).received == 1
+    evil.add_address("mesh0", f"{own}/24")
+    for victim in (net.client, net.gateway):
+        with crowd_at(evil, victim) as crowd:
+            persona = crowd.persona()
+            assert crowd.meet(persona)
+            assert evil.run("ping", "-c", "1", "-I", own, victim.address("mesh0", 4)).returncode == 0
+            offered = (f"{remote}/32", f"{own}/32", "198.51.100.0/24", "0.0.0.0/0", "::/0", "2001:db8:ffff::7/128")
+            for number, destination in enumerate(offered, 1):
+                persona.say(offer(destination))
+                assert crowd.pump(60, lambda persona=persona, number=number: len(persona.heard(Reject)) == number)  # type: ignore[misc]
+            assert not persona.heard(Accept)
+    assert "our traffic doesn't go there through it" in trade.client.log()
+
+
+def renew_for_ever(net: ThreeHosts, crowd: Crowd, remote: str) -> None:
     """Offer renewals of one byte: each would cost the victim a write to its ledger and a request for the next."""
-    persona = crowd.persona()
+    persona = router_of(net, crowd, crowd.mac)
     limits = [50]
 
     def extend(persona: Persona, received: Received) -> None:
@@ -150,18 +191,16 @@ def renew_for_ever(crowd: Crowd, client: Host, remote: str) -> None:
             persona.say(again, received.message_id)
 
     persona.react = extend
-    assert crowd.meet(persona)
     persona.say(offer(f"{remote}/32", limit_bytes=limits[0]))
     assert crowd.pump(60, lambda: bool(persona.heard(Accept)))
-    traffic.ping(client, remote, count=1, wait_s=0.1)
+    traffic.ping(net.client, remote, count=1, wait_s=0.1)
     crowd.pump(3)
     assert 1 < len(limits) <= MOST_PRICES + 2  # each has another price than the one before
 
 
-def bill_for_nothing(crowd: Crowd, client: Daemon) -> None:
+def bill_for_nothing(net: ThreeHosts, crowd: Crowd, client: Daemon) -> None:
     """Fill the victim with contracts, then flood it with bills: it must still respond."""
-    persona = crowd.persona(random_mac())
-    assert crowd.meet(persona)
+    persona = router_of(net, crowd, random_mac())
     for number in range(900):  # a client that sent nothing through a server accepts few more of its contracts
         persona.say(offer(f"10.{number >> 8}.{number & 255}.1/32"))
         if number % 50 == 49:

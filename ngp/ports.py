@@ -9,12 +9,12 @@ calls of a few microseconds, and the ledger is used by one thread, so these two 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ngp.core.channels import ChainView, Channel, Watch
-from ngp.core.messages import Address, StatementLine
+from ngp.core.messages import Address, Prefix, StatementLine
 from ngp.core.records import ContractRecord, JournalRecord, Record, Snapshot
 from ngp.core.values import (
     AccountLimit,
@@ -214,6 +214,15 @@ class Network(Protocol):
     def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
         """Read accounts. Args: accounts: None: those that changed since the last call with None."""
 
+    def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> bool:
+        """Say whether our traffic to a destination goes through a neighbour, whom `set_neighbours` needn't know yet.
+
+        Args: links: interface and link address of each of its links, by number.
+
+        It does if our route for all of the destination leads there, or if a packet that no contract covered went there
+        in the last seconds. It doesn't if the destination is on the link itself.
+        """
+
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; one that was decided about before is ignored."""
 
@@ -399,7 +408,8 @@ class Ledger(Protocol):
 
         Args:
             now_utc_s: contracts closed in the hour before this time, and payments begun or ended in the day before it,
-                are included. Money counts as spent with fees, also while a payment's outcome isn't known.
+                are included; if the clock is further ahead, the payments of the day before the newest one. Money counts
+                as spent with fees, also while a payment's outcome isn't known.
         """
 
     def journal(self, since_s: int | None = None) -> Iterator[JournalRecord]:

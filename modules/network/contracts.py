@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from ngp.core.messages import Role
+from ngp.core.messages import Prefix, Role
 from ngp.core.values import AdoptedContract, Grant, Reading
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table
@@ -161,6 +161,10 @@ class ContractTable:
         """Read counters. Args: contracts: None: those that changed since the last call with None."""
         slots = self._changed() if contracts is None else (self._slots[c] for c in contracts if c in self._slots)
         return [self._reading(slot) for slot in slots]
+
+    def sent_lately(self, number: int, destination: Prefix) -> bool:
+        """Say whether a packet to a host that no contract covered went to a neighbour in the last seconds."""
+        return self._early.sent_lately(self._first_of(number), destination)
 
     def contract_of(self, slot: int, tag: int) -> bytes | None:
         """Return the contract that a hint is about, or None if another contract has the slot by now."""

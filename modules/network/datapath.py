@@ -19,11 +19,11 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ngp.core.messages import Address
+from ngp.core.messages import Address, Prefix
 from ngp.core.values import (
     AccountLimit,
     AccountReading,
@@ -305,6 +305,15 @@ class Datapath:
     def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
         """Read accounts. Args: accounts: None: those that changed since the last call with None."""
         return self._required().accounts.read(accounts)
+
+    def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> bool:
+        """Say whether our traffic to a destination goes through a neighbour, given its links by number."""
+        contracts = self._required().contracts
+        try:
+            leads = self._open_host().leads_to(destination, links.values())
+        except KernelError:
+            return False
+        return any(contracts.sent_lately(number, destination) for number in links) if leads is None else leads
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; ignored if the packet was decided about before."""

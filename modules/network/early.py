@@ -16,6 +16,7 @@ from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 
 _MAX_AGE_NS = 3_000_000_000  # a server drops packets that it has held for longer
+_LATELY_NS = 10_000_000_000  # a proposal may be repeated for some seconds
 
 
 class EarlyBytes:
@@ -24,10 +25,17 @@ class EarlyBytes:
     def __init__(self, table: Table) -> None:
         self._table = table
 
+    def sent_lately(self, number: int, destination: Prefix) -> bool:
+        """Say whether a packet to a host went to a neighbour in the last seconds. False for a network: see `Host`."""
+        if not layout.is_host(destination):
+            return False
+        value = self._table.get(_key(number, destination))
+        return value is not None and layout.EARLY_VALUE.unpack(value)[1] >= time.monotonic_ns() - _LATELY_NS
+
     def take(self, number: int, destination: Prefix) -> int:
         """Return the bytes that a new contract covers and that we sent in the last 3 s, and forget them."""
         if layout.is_host(destination):
-            key = layout.EARLY_KEY.pack(number, layout.address_bytes(destination).ljust(16, b"\0"))
+            key = _key(number, destination)
             value = self._table.get(key)
             found = [(key, value)] if value is not None else []
         else:
@@ -38,6 +46,10 @@ class EarlyBytes:
             total_bytes += sent_bytes if since_ns >= oldest_ns else 0
             self._table.delete(key)
         return total_bytes
+
+
+def _key(number: int, destination: Prefix) -> bytes:
+    return layout.EARLY_KEY.pack(number, layout.address_bytes(destination).ljust(16, b"\0"))
 
 
 def _is_within(key: bytes, number: int, destination: Prefix) -> bool:

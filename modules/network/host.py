@@ -15,7 +15,7 @@ import errno
 import fnmatch
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from ngp.core.messages import Address, Prefix
@@ -203,6 +203,43 @@ class Host:
         route = self._get_route(destination)
         indexes = route.interfaces if route is not None else ()
         return next((each.name for each in self.interfaces().values() if each.index in indexes), "")
+
+    def leads_to(self, destination: Prefix, links: Collection[tuple[str, bytes]]) -> bool | None:
+        """Say whether what this host sends to a destination goes to a neighbour, by its routes.
+
+        Args:
+            links: interface and link address of each link of the neighbour.
+
+        Returns:
+            True if the route for all of the destination goes through the neighbour as a router. False if the
+            destination is on such a link itself. None: neither; rules or another table may still send it there.
+
+        Raises: KernelError if the kernel doesn't answer.
+        """
+        route = self._get_route(destination.network_address, rtnetlink.RTM_F_FIB_MATCH)
+        if route is None or not route.is_unicast:
+            return None
+        known, leads = self.interfaces(), None
+        for hop in route.hops:
+            for name, link_address in links:
+                if name not in known or known[name].index != hop.index:
+                    continue
+                if hop.gateway is None and (link_address or route.of_own_address):
+                    return False
+                if route.prefix_length <= destination.prefixlen and self._is_at(hop, link_address):
+                    leads = True
+        return leads
+
+    def _is_at(self, hop: rtnetlink.Hop, link_address: bytes) -> bool:
+        """Say whether a hop is the neighbour with this link address. Without link addresses there is only one."""
+        if not link_address:
+            return True
+        try:
+            return hop.gateway is not None and link_address == rtnetlink.ask_link_address(
+                self._kernel, hop.index, hop.gateway
+            )
+        except OSError:  # nothing was sent to this router lately
+            return False
 
     def route_prefix(self, destination: Address) -> Prefix | None:
         """Return the prefix of the route that a destination takes, if the route leads through a router; else None.

@@ -18,7 +18,7 @@ from ngp.modules.netlink import Asker, attribute, attributes, open_socket, text
 
 RTM_GETROUTE = 26
 RTM_F_FIB_MATCH = 0x2000
-_RTM_GETLINK, _RTM_GETADDR = 18, 22
+_RTM_GETLINK, _RTM_GETADDR, _RTM_GETNEIGH = 18, 22, 30
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ARPHRD_ETHER = 1
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
@@ -30,9 +30,12 @@ _ADDRESS = struct.Struct("=4BI")  # struct ifaddrmsg
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg
 _RTN_UNICAST = 1
+_RTPROT_KERNEL = 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
-_GATEWAYS = frozenset({_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA})
 _HOP = struct.Struct("=HBBi")  # struct rtnexthop
+_FAMILY_BYTES = 2  # before the address in struct rtvia
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
+_NDA_DST, _NDA_LLADDR = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +79,38 @@ class OwnAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Hop:
+    """One way that a route takes. Args: index: of the interface; gateway: the next router, None: on the link itself."""
+
+    index: int
+    gateway: Address | None
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A route.
 
     Attributes:
         is_unicast: False for local, unreachable, blackhole, ... routes.
-        interfaces: indexes of the interfaces that it leads out of.
-        has_gateway: it goes through another router.
+        of_own_address: the kernel made it for the network of an address of this host.
+        hops: several if traffic is shared among them.
     """
 
     is_unicast: bool
+    of_own_address: bool
     prefix_length: int
     destination: bytes
-    interfaces: tuple[int, ...]
-    has_gateway: bool
+    hops: tuple[Hop, ...]
+
+    @property
+    def interfaces(self) -> tuple[int, ...]:
+        """Indexes of the interfaces that it leads out of."""
+        return tuple(hop.index for hop in self.hops)
+
+    @property
+    def has_gateway(self) -> bool:
+        """It goes through another router."""
+        return any(hop.gateway is not None for hop in self.hops)
 
 
 @contextmanager
@@ -163,24 +184,38 @@ def prefix_of(version: int, message: bytes) -> Prefix:
     return network_class((0, message[1]))
 
 
+def ask_link_address(kernel: Asker, index: int, address: Address) -> bytes:
+    """Ask which MAC an address on a link has; empty if the kernel doesn't know. Raises OSError, also then."""
+    body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, 0, 0) + attribute(_NDA_DST, address.packed)
+    said = dict(attributes(kernel.ask(_RTM_GETNEIGH, body)[_NEIGHBOUR.size :]))
+    return said.get(_NDA_LLADDR, b"")
+
+
 def route_of(message: bytes) -> Route:
     """Read a route. Pure."""
-    _, prefix_length, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(message)
+    _, prefix_length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(message)
     said = dict(attributes(message[_ROUTE.size :]))
-    out = tuple(struct.unpack("=I", said[_RTA_OIF])) if _RTA_OIF in said else _hops(said.get(_RTA_MULTIPATH, b""))
-    has_gateway = bool(_GATEWAYS & said.keys())
-    return Route(kind == _RTN_UNICAST, prefix_length, said.get(_RTA_DST, b""), out, has_gateway)
+    hops = _hops(said.get(_RTA_MULTIPATH, b""))
+    if _RTA_OIF in said:
+        hops = (_hop(_number(said, _RTA_OIF), said),)
+    of_own_address = protocol == _RTPROT_KERNEL
+    return Route(kind == _RTN_UNICAST, of_own_address, prefix_length, said.get(_RTA_DST, b""), hops)
 
 
 def _route_body(version: int, bits: int = 0, kind: int = 0, flags: int = 0) -> bytes:
     return _ROUTE.pack(_FAMILY[version], bits, 0, 0, 0, 0, 0, kind, flags)
 
 
-def _hops(data: bytes) -> tuple[int, ...]:
+def _hop(index: int, said: Mapping[int, bytes]) -> Hop:
+    gateway = said.get(_RTA_GATEWAY) or said.get(_RTA_VIA, b"")[_FAMILY_BYTES:]
+    return Hop(index, ip_address(gateway) if gateway else None)
+
+
+def _hops(data: bytes) -> tuple[Hop, ...]:
     found, at = [], 0
     while at + _HOP.size <= len(data):
         length, _, _, index = _HOP.unpack_from(data, at)
-        found.append(index)
+        found.append(_hop(index, dict(attributes(data[at + _HOP.size : at + length]))))
         at += max((length + 3) & ~3, _HOP.size)
     return tuple(found)
 

@@ -19,6 +19,7 @@ class MessageReceived:
     """A neighbour's message, its signature and sequence already checked.
 
     `decoded` belongs to an Invoice, or to a Refund with an invoice: the payment module's reading of its BOLT11 string.
+    `sends_to` belongs to a Propose: whether our traffic to its destination goes through this neighbour.
     """
 
     identity: bytes
@@ -27,6 +28,7 @@ class MessageReceived:
     message: Message
     message_id: int
     decoded: DecodedInvoice | None = None
+    sends_to: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,7 @@ class Gatekeeper:
         world, message, number = self.world, event.message, event.message_id
         match message:
             case Propose():
-                return buyer.proposed(world, neighbour, message, number)
+                return buyer.proposed(world, neighbour, message, number, event.sends_to)
             case Accept():
                 return seller.accepted(world, neighbour, message, number)
             case Ask():

@@ -61,19 +61,23 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
         route: our route to the address; if it is None, or a default route or part of one, only the address is sold.
 
     Returns:
-        The terms; their destination is the PRICES entry's prefix, else the route's, else the address.
+        The terms; their destination is the PRICES entry's prefix, else the route's; the address if that is too wide.
     """
     host = host_prefix(address)
     rule = price_rule(settings, host, interface)
     ask, least = _sell_prices(settings, rule)
     destination = host
-    if rule is not None and rule.prefix.prefixlen > 0:
+    if rule is not None and _is_sold_whole(rule.prefix):
         destination = rule.prefix
-    elif rule is None and route is not None and route.prefixlen >= LEAST_NETWORK_BITS[route.version]:
+    elif rule is None and route is not None and _is_sold_whole(route):
         destination = route
     if _inner_rules(settings, destination, interface):  # a part of it has a price of its own
         destination = host
     return SellTerms(destination, ask, least)
+
+
+def _is_sold_whole(prefix: Prefix) -> bool:
+    return prefix.prefixlen >= LEAST_NETWORK_BITS[prefix.version]
 
 
 def ask_terms(settings: Settings, destination: Prefix, interface: str) -> SellTerms:
@@ -84,7 +88,7 @@ def ask_terms(settings: Settings, destination: Prefix, interface: str) -> SellTe
     """
     covering = price_rule(settings, destination, interface)
     ask, least = _sell_prices(settings, covering)
-    widest = covering.prefix if covering is not None and covering.prefix.prefixlen > 0 else destination
+    widest = covering.prefix if covering is not None and _is_sold_whole(covering.prefix) else destination
     if not _inner_rules(settings, widest, interface):
         return SellTerms(widest, ask, least)
     for rule in _inner_rules(settings, destination, interface):

@@ -11,7 +11,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ngp.core.events import (
     UsageRead,
 )
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Hello, Invoice, Role, Statement
+from ngp.core.messages import Hello, Invoice, Propose, Role, Statement
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
 from ngp.core.values import HeldPacket, Hint, HintKind, Reading, Verdict
@@ -311,13 +311,24 @@ class Node:
             event = work() if callable(work) else work
             if event is None:
                 continue
-            if isinstance(event, MessageReceived) and isinstance(event.message, Statement | Invoice):
-                effects += parts.gatekeeper.step(self._metered_for(event.identity), now)
+            if isinstance(event, MessageReceived):
+                if isinstance(event.message, Statement | Invoice):
+                    effects += parts.gatekeeper.step(self._metered_for(event.identity), now)
+                elif isinstance(event.message, Propose):
+                    event = replace(event, sends_to=self._sends_to(event.identity, event.message))
             effects += parts.gatekeeper.step(event, now)
         self._finish_batch()
         if self._events:
             self._pump_soon()
         self._schedule_tick()
+
+    def _sends_to(self, identity: bytes, proposed: Propose) -> bool:
+        """Ask the kernel whether our traffic to what a neighbour offers goes through it; needless for a renewal."""
+        world = self.parts.gatekeeper.world
+        if not self.settings.buys or proposed.contract in world.contracts:
+            return False
+        links = {one.number: one.link for one in world.peers.links_of(identity)}  # its hello may be in this very batch
+        return bool(links) and self.parts.network.sends_to(links, proposed.destination)
 
     def _metered_for(self, identity: bytes) -> UsageRead:
         """Read our meter for a neighbour before its bill is compared: with old readings the bill looks too high.

@@ -20,7 +20,7 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying.account import ServerAccount
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Refund, Role, Statement
+from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Propose, Refund, Role, Statement
 from ngp.core.peers import Peers
 from ngp.core.records import ContractRecord
 from ngp.core.restore import restore
@@ -95,6 +95,7 @@ class Node:
     held: dict[int, Callable[[Verdict], None]] = field(default_factory=dict)
     held_since: dict[int, float] = field(default_factory=dict)
     log: list[object] = field(default_factory=list)
+    sends_to_peer: bool = True  # its kernel says that what it sends goes through the other node
     settled: int = 0
     crash_after: int = -1
 
@@ -324,7 +325,8 @@ class Sim:
             if other.boot != their_boot and not isinstance(message, Hello):
                 self._soon(node, ev.Undelivered(other.identity, other.link, message))  # its receiver has restarted
                 return
-            received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, decoded)
+            asked = (other.sends_to_peer,) if isinstance(message, Propose) else ()
+            received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, decoded, *asked)
             self.happen(other, received)
             if node.boot == boot:
                 self._receipt(node, other, message, other.boot == their_boot)
@@ -382,12 +384,13 @@ class Sim:
         packet = HeldPacket(handle, self.client.link, ip_address(destination), ip_network("0.0.0.0/0"))
         self.happen(gateway, packet)
 
-    def down(self, source: str, size: int = 1000) -> None:
-        """Send a packet from a remote address to the client."""
+    def down(self, source: str, size: int = 1000, lost: bool = False) -> None:
+        """Send a packet from a remote address to the client; a lost one leaves the gateway and doesn't arrive."""
         gateway, client = self.gateway, self.client
         if gateway.kernel.carry(self.number(gateway), Role.SERVER, source, size, False, self.now):
             self.delivered_down += size
-            client.kernel.carry(self.number(client), Role.CLIENT, source, size, False, self.now)
+            if not lost:
+                client.kernel.carry(self.number(client), Role.CLIENT, source, size, False, self.now)
         self._hints(gateway)
         self._hints(client)
 
@@ -450,6 +453,7 @@ def tell(sim: Sim, node: Node, message: object, **changes: object) -> list[fx.Ef
     """Let a node receive a message from the other node, and return the effects."""
     sender = sim.peer(node)
     heard = ev.MessageReceived(sender.identity, sender.link, sender.boot, message, 7 << 32)  # type: ignore[arg-type]
+    heard = replace(heard, sends_to=node.sends_to_peer and isinstance(message, Propose))
     effects = node.gatekeeper.step(replace(heard, **changes), sim.clock())  # type: ignore[arg-type]
     sim.carry_out(node, effects)
     return effects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from itertools import count
 from typing import TypeVar
@@ -26,11 +27,13 @@ class ScriptedNeighbour:
         self.sim, self.victim, self.identity, self.link = sim, victim, identity, ("eth1", address)
         self.names = count(1)
         self.carries = 0
+        self.is_router = True  # what the node sends goes through this neighbour
         self.say(HELLO)
 
     def say(self, message: Message) -> list[fx.Effect]:
         """Send a message to the node; return its effects."""
-        return self.tell(ev.MessageReceived(self.identity, self.link, 1, message, 1 << 33))
+        heard = ev.MessageReceived(self.identity, self.link, 1, message, 1 << 33)
+        return self.tell(replace(heard, sends_to=self.is_router and isinstance(message, Propose)))
 
     def tell(self, event: ev.Event) -> list[fx.Effect]:
         """Step the node's core, store its records, and answer for its kernel and its payment node."""

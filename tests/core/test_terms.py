@@ -27,6 +27,7 @@ from ngp.core.pricing import GIB, affordable_bytes, amount_due_msat
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Budgets, PriceRule
 from ngp.core.timers import Due, Timers
+from ngp.core.values import Now
 
 FAST = effort(derandomize=True, database=None)
 price = st.integers(0, 1 << 40)
@@ -121,26 +122,27 @@ payment = st.tuples(st.integers(0, 3000), st.integers(1, 500), st.booleans())
 @FAST
 @given(st.lists(payment, max_size=40))
 def test_no_window_holds_more_than_its_budget(payments: list[tuple[int, int, bool]]) -> None:
-    budgets, spending, now, kept = Budgets(400, 5000, 1000, 3000, 10_000), Spending(), 0, []
+    budgets, spending, now, kept = Budgets(400, 5000, 1000, 3000, 10_000), Spending(), Now(0, 0.0), []
     for passes_s, amount, fails in payments:
-        now += passes_s
+        now = Now(now.utc_s + passes_s, now.monotonic_s + passes_s)
         room = room_msat(budgets, spending, b"n", now)
         refused = broken_limit(budgets, spending, b"n", amount, now)
         assert (refused is None) == (amount <= room)
         if refused is None:
-            spending.add(b"n", amount, now)
+            spending.add(b"n", amount, now.utc_s, now)
             if fails:
-                spending.add(b"n", -amount, now)
+                spending.add(b"n", -amount, now.utc_s, now)
             else:
-                kept.append((now, amount))
+                kept.append((now.utc_s, amount))
         for window, limit in ((3600, 1000), (86_400, 3000)):
-            assert 0 <= spending.within_msat(window, now) == sum(a for at, a in kept if at > now - window) <= limit
+            spent_msat = sum(msat for at_s, msat in kept if at_s > now.utc_s - window)
+            assert 0 <= spending.within_msat(window, now) == spent_msat <= limit
 
 
 def test_a_broken_budget_is_named_as_in_net_conf_and_with_a_remedy() -> None:
     budgets, spending = Budgets(20_000_000, None, 50_000_000, 200_000_000, 1_700_000), Spending()
-    spending.add(b"n", 1_699_500, 0)
-    assert broken_limit(budgets, spending, b"n", 101_000, 0) == (
+    spending.add(b"n", 1_699_500, 0, Now(0, 0.0))
+    assert broken_limit(budgets, spending, b"n", 101_000, Now(0, 0.0)) == (
         "BUDGET_TOTAL 1700 sat (spent 1699500 msat, this payment 101 sat with its fee): "
         "raise BUDGET_TOTAL in net.conf, then ngp reload"
     )
@@ -195,3 +197,12 @@ def test_a_prefix_is_never_sold_below_the_price_of_a_part_of_it() -> None:
     assert [terms.ask_msat_per_gib for terms in asked.values()] == [100, 100, 1]
     assert all(terms.destination == ip_network(each) for each, terms in asked.items())
     assert ask_terms(apart, ip_network("10.2.0.0/16"), "mesh0") == SellTerms(ip_network("10.0.0.0/8"), 1, 1)
+
+
+@pytest.mark.parametrize(("prefix", "sold"), [("198.51.100.0/24", "198.51.100.0/24"), ("128.0.0.0/1", None)])
+def test_a_price_for_a_part_of_a_default_route_holds_for_each_host_in_it(prefix: str, sold: str | None) -> None:
+    rule = PriceRule(ip_network(prefix), 7, None, None, None, None)
+    terms = sell_terms(settings(prices=(rule,)), ip_address("198.51.100.7"), "mesh0", None)
+    assert terms.ask_msat_per_gib == 7 and terms.destination == ip_network(sold or "198.51.100.7/32")
+    asked = ask_terms(settings(prices=(rule,)), ip_network("198.51.100.7/32"), "mesh0")
+    assert asked == terms

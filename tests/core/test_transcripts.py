@@ -170,6 +170,41 @@ def test_nobody_buys_what_it_sells_to_the_same_neighbour_unless_the_route_has_ch
     assert isinstance(answer(), Accept)
 
 
+@pytest.mark.parametrize(
+    ("destination", "sends_to_peer", "bought"),
+    [
+        (HOST, True, True),
+        (HOST, False, False),
+        ("198.51.100.0/24", True, True),
+        ("0.0.0.0/0", True, False),
+        ("128.0.0.0/1", True, False),
+        ("2000::/3", True, False),
+    ],
+)
+def test_only_that_is_bought_whose_traffic_goes_through_its_seller(
+    destination: str, sends_to_peer: bool, bought: bool
+) -> None:
+    sim = Sim()
+    sim.client.sends_to_peer = sends_to_peer
+    said = list[fx.Effect]()
+    for name in (b"1" * 16, b"2" * 16):
+        said += tell(sim, sim.client, Propose(name, ip_network(destination), MSAT_PER_KB, 100_000, 60, 10, 0, 1))
+    answers = [type(each.message) for each in said if isinstance(each, fx.Send)]
+    assert answers == [Accept if bought else Reject] * 2
+    lines = [each.text for each in said if isinstance(each, fx.Log) and "declined" in each.text]
+    assert len(lines) == (not bought), "once an hour"
+    assert bool(sim.client.world.buying.declined) == (sends_to_peer and not bought), "others can't crowd these out"
+
+
+def test_what_a_server_sells_already_it_may_propose_again_while_our_meter_counts_what_we_send() -> None:
+    sim = Sim()
+    sim.flow(HOST, 10_000, 2)
+    sim.client.sends_to_peer = False  # the contract covers our packets, so the kernel doesn't note them any more
+    again = Propose(b"a" * 16, ip_network(HOST), MSAT_PER_KB, 100_000, 60, 10, 0, 1)
+    (answer,) = [each.message for each in tell(sim, sim.client, again) if isinstance(each, fx.Send)]
+    assert isinstance(answer, Accept)
+
+
 def test_two_payment_networks_are_named_once_on_both_sides() -> None:
     sim = Sim(client_network="regtest")
     sim.flow(HOST, 100_000, 2)

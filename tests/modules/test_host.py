@@ -162,6 +162,51 @@ def test_the_route_that_a_destination_takes(host: Host, destination: str, prefix
     assert host.route_prefix(ip_address(destination)) == (ip_network(prefix) if prefix else None)
 
 
+ROUTES = (
+    f"ip route add 198.51.100.0/24 via {CLIENT[4]} && ip -6 route add 2001:db8:7::/48 via {CLIENT[6]} dev m0",
+    f"ip route add 198.51.101.0/24 nexthop via {INTERNET[4]} dev up0 nexthop via {CLIENT[4]} dev m0",
+    f"ip route add 198.51.102.0/24 via inet6 {CLIENT[6]} dev m0",
+    "ip tuntap add dev tun0 mode tun && ip link set tun0 up && ip addr add 10.77.9.1/24 dev tun0",
+    "ip route add 198.51.103.0/24 dev tun0 && ip route add 10.77.9.7 dev tun0",
+    "ip route add unreachable 198.51.104.0/24",
+)
+
+
+@pytest.mark.parametrize(
+    ("destination", "interface", "leads"),
+    [
+        ("198.51.100.7/32", "m0", True),
+        ("198.51.100.0/24", "m0", True),
+        ("198.51.100.0/23", "m0", None),  # wider than our route
+        ("2001:db8:7::1/128", "m0", True),
+        ("198.51.101.7/32", "m0", True),  # some of the traffic
+        ("198.51.102.7/32", "m0", True),
+        ("203.0.113.7/32", "m0", None),  # through another router
+        ("203.0.113.7/32", "up0", None),  # another interface than the neighbour's
+        ("198.51.104.7/32", "m0", None),
+        ("10.77.1.1/32", "m0", None),  # our own
+        (f"{CLIENT[4]}/32", "m0", False),  # on the link itself
+        ("10.77.1.9/32", "m0", False),
+        (f"{CLIENT[6]}/128", "m0", False),
+        ("198.51.103.7/32", "tun0", True),  # there is only one neighbour
+        ("10.77.9.7/32", "tun0", True),
+        ("10.77.9.8/32", "tun0", False),
+        ("203.0.113.7/32", "absent", None),
+    ],
+)
+def test_whether_what_we_send_goes_to_a_neighbour(
+    hosts: Lab, host: Host, destination: str, interface: str, leads: bool | None
+) -> None:
+    for address in CLIENT.values():
+        sh(f"ping -n -q -c 1 -W 30 {address}")
+    sh(" && ".join(ROUTES))
+    says = sh("cat /sys/class/net/c0/address", hosts.client)
+    mac = b"" if interface == "tun0" else bytes.fromhex(says.strip().replace(":", ""))
+    assert host.leads_to(ip_network(destination), [(interface, mac)]) is leads
+    if leads and mac:
+        assert host.leads_to(ip_network(destination), [(interface, b"\2other")]) is None, "our router is another one"
+
+
 def test_no_route_at_all_and_a_reopened_one(host: Host) -> None:
     sh("ip -6 route del default")
     destination = ip_address("2001:db8::1")

@@ -2,9 +2,15 @@
 
 A buyer never holds its own packets and trusts no bill. Its own meter counts at its own interface, by the same rule and
 with the same limit, so both sides get the same number.
+
+Anybody can propose, and a contract lets its seller send us traffic that we pay for. So we buy only from the neighbour
+to which our own traffic for the destination goes, as the kernel says: never an address on the link itself, nor a
+network that is wider than our route, nor a default route.
 """
 
 from __future__ import annotations
+
+import logging
 
 from ngp.core import networks
 from ngp.core.buying.payments import pay_now
@@ -13,7 +19,7 @@ from ngp.core.buying.renewal import live_until, renewal_over, renewal_proposed
 from ngp.core.contract import CloseReason, State
 from ngp.core.messages import Accept, Address, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
-from ngp.core.policy import answer_proposal, buy_terms
+from ngp.core.policy import LEAST_NETWORK_BITS, answer_proposal, buy_terms
 from ngp.core.prefixes import host_prefix
 from ngp.core.pricing import show_price
 from ngp.core.world import World
@@ -24,17 +30,25 @@ DECLINED_S = 30.0  # a server remembers a refusal no longer than this
 LOOP_S = 10.0
 
 
-def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: int) -> bool:
-    """Answer a server's proposal. Returns whether a message was sent in answer."""
+def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: int, sends_to: bool) -> bool:
+    """Answer a server's proposal.
+
+    Args:
+        sends_to: whether our traffic to the destination goes through this server.
+
+    Returns:
+        Whether a message was sent in answer.
+    """
     if propose.contract in world.contracts:
         renewal_proposed(world, neighbour, world.purchase(propose.contract), propose, message_id)
         return True
     if propose.contract in world.buying.ended:  # each contract has an id of its own
         world.send(neighbour, Cancel(propose.contract), message_id)
         return True
-    objection = _objection(world, neighbour, propose)
+    objection = _objection(world, neighbour, propose, sends_to)
     if objection is not None:
-        _note_decline(world, neighbour, propose.destination)
+        if sends_to:
+            _note_decline(world, neighbour, propose.destination)
         world.send(neighbour, Reject(propose.contract, objection), message_id)
         return True
     terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
@@ -87,13 +101,15 @@ def ask_for(world: World, number: int, destination: Address) -> None:
         world.send(neighbour, Ask(host_prefix(destination), 0, 0))
 
 
-def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectReason | None:
+def _objection(world: World, neighbour: Neighbour, propose: Propose, sends_to: bool) -> RejectReason | None:
     if not world.settings.buys:
         return RejectReason.NOT_BUYING
     if neighbour.identity in world.peers.blocked:
         return RejectReason.BLOCKED
     if not networks.is_same(neighbour.network, world.node.network):
         return RejectReason.NETWORK
+    if not _is_wanted(world, neighbour, propose.destination, sends_to):
+        return RejectReason.NOT_BUYING
     account = world.server(neighbour.identity)
     if account.disputed:
         return RejectReason.TERMS
@@ -111,6 +127,21 @@ def _objection(world: World, neighbour: Neighbour, propose: Propose) -> RejectRe
     if not world.may_open(Role.CLIENT, neighbour):
         return RejectReason.BUSY
     return None
+
+
+def _is_wanted(world: World, neighbour: Neighbour, destination: Prefix, sends_to: bool) -> bool:
+    """Say whether we want to buy a destination from this neighbour: we send there, or bought it from it before."""
+    bought = world.purchases.exact(neighbour.identity, destination)  # its meter has counted what we send
+    if bought is None and not sends_to:
+        why = "our traffic doesn't go there through it; if it should, look at our route"
+    elif destination.prefixlen < LEAST_NETWORK_BITS[destination.version]:
+        why = "that is a default route or a part of one"
+    else:
+        return True
+    who, interface = neighbour.identity.hex()[:8], neighbour.link[0]
+    text = f"proposal of {who} on {interface} for {destination} declined: {why}"
+    world.log_seldom(("unwanted", interface.encode()), text, logging.INFO)
+    return False
 
 
 def _sells_it_the_same(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
