@@ -8,6 +8,7 @@ import pytest
 from core_tests import traffic
 from core_tests.counter import Counter
 from core_tests.lab import Lab
+from core_tests.shell import await_until
 from core_tests.trade import Row, Trade, open_trade, used
 
 VERSIONS = (4, 6)
@@ -69,6 +70,23 @@ def test_tcp_is_billed_to_the_byte_in_both_directions(lab: Lab, offloads: bool) 
         for number in (1, 2):
             assert_billed(trade, net.remote(version, number), at_internet, at_client)
     assert trade.earned()["charged_msat"] > 4 * TCP_BYTES * PRICE_MSAT_PER_KB // 1024
+
+
+def test_what_a_narrow_link_drops_is_billed_and_causes_no_dispute(lab: Lab) -> None:
+    trade = open_trade(lab, both=PLENTY)
+    net, remote = trade.net, trade.net.remote(4)
+    trade.prepay()
+    tbf = ("root", "tbf", "rate", "4mbit", "burst", "16k", "limit", "30k")
+    net.gateway.sh("tc", "qdisc", "add", "dev", "mesh0", *tbf)
+    traffic.udp_echo(net.internet, remote, 5000)
+    at_client = net.client.counter("mesh0", "in")
+    for _ in range(2):
+        traffic.udp_send(net.client, remote, 5000, count=1500, payload_bytes=1200, rate_pps=1000)
+        assert traffic.ping(net.client, remote, count=5, wait_s=2).received, "the service goes on"
+    await_until(lambda: trade.spent()["billed_msat"] == trade.earned()["charged_msat"], what="the bill")
+    row = bill_of(trade, remote)
+    assert at_client.total("in", source=remote).bytes < row["used_from_bytes"] * 0.9
+    assert not trade.spent()["disputed"] and trade.spent()["billed_msat"] > trade.spent()["metered_msat"]
 
 
 def test_the_journal_holds_every_payment_and_charge(lab: Lab) -> None:

@@ -6,11 +6,12 @@ limit is refused before money moves, and the log names the limit.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from ngp.core.pricing import show_money
 from ngp.core.settings import Budgets
+from ngp.core.values import Now
 
 HOUR_S = 3600
 DAY_S = 86400
@@ -18,29 +19,50 @@ PAYMENT = "BUDGET_PAYMENT"
 
 
 @dataclass(slots=True)
-class Spending:
-    """Outgoing payments, fees included, msat, by UTC second."""
+class Spent:
+    """What was spent within one second of UTC; also when that was and when it was noted, by the monotonic clock."""
 
-    recent: deque[tuple[int, int]] = field(default_factory=deque)
+    amount_msat: int
+    at_mono_s: float
+    noted_mono_s: float
+
+
+@dataclass(slots=True)
+class Spending:
+    """Outgoing payments, fees included, msat; `recent`: by UTC second.
+
+    An hour is over only when both clocks say so. Otherwise a clock that is set ahead, and perhaps back, would give the
+    budgets out again.
+    """
+
+    recent: dict[int, Spent] = field(default_factory=dict)
     by_neighbour: dict[bytes, int] = field(default_factory=lambda: defaultdict(int))
     total_msat: int = 0
 
-    def add(self, identity: bytes, amount_msat: int, at_s: int) -> None:
+    def add(self, identity: bytes, amount_msat: int, at_s: int, now: Now) -> None:
         """Count a payment when it is stored as pending; a negative amount with the same time corrects it."""
-        self.recent.append((at_s, amount_msat))
+        self.note(amount_msat, at_s, now)
         self.by_neighbour[identity] += amount_msat
         if not self.by_neighbour[identity]:
             del self.by_neighbour[identity]  # the payment failed; made-up keys must not leave entries here
         self.total_msat += amount_msat
 
-    def within_msat(self, seconds: int, now_s: int) -> int:
+    def note(self, amount_msat: int, at_s: int, now: Now) -> None:
+        """Count a payment for the hour and the day; the sums since ever have it already."""
+        at_mono_s = now.monotonic_s - max(0, now.utc_s - at_s)
+        self.recent.setdefault(at_s, Spent(0, at_mono_s, now.monotonic_s)).amount_msat += amount_msat
+
+    def within_msat(self, seconds: int, now: Now) -> int:
         """Sum what was spent in the last seconds; entries with a later time, from a wrong clock, count as well."""
-        while self.recent and self.recent[0][0] <= now_s - DAY_S:
-            self.recent.popleft()
-        return sum(amount for at, amount in self.recent if at > now_s - seconds)
+        day_s, day_mono_s = now.utc_s - DAY_S, now.monotonic_s - DAY_S
+        for at_s in [at for at, spent in self.recent.items() if at <= day_s and spent.noted_mono_s <= day_mono_s]:
+            del self.recent[at_s]
+        since_s, since_mono_s = now.utc_s - seconds, now.monotonic_s - seconds
+        counted = (spent for at, spent in self.recent.items() if at > since_s or spent.at_mono_s > since_mono_s)
+        return sum(spent.amount_msat for spent in counted)
 
 
-def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_msat: int, now_s: int) -> str | None:
+def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_msat: int, now: Now) -> str | None:
     """Name the limit that a payment would break; if there are several, the one with the least room.
 
     Args:
@@ -49,7 +71,7 @@ def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_m
     Returns:
         The net.conf key with its value and what to do, or None if the payment is within all limits.
     """
-    limits = _limits(budgets, spending, identity, now_s)
+    limits = _limits(budgets, spending, identity, now)
     key, limit, spent = min(limits, key=lambda each: each[1] - each[2], default=("", amount_msat, 0))
     if spent + amount_msat <= limit:
         return None
@@ -58,18 +80,18 @@ def broken_limit(budgets: Budgets, spending: Spending, identity: bytes, amount_m
     return f"{key} {show_money(limit)} ({of}): raise {key} in net.conf, then ngp reload"
 
 
-def room_msat(budgets: Budgets, spending: Spending, identity: bytes, now_s: int) -> int:
+def room_msat(budgets: Budgets, spending: Spending, identity: bytes, now: Now) -> int:
     """Return the largest payment within all limits now, msat."""
-    return max(0, min(limit - spent for _, limit, spent in _limits(budgets, spending, identity, now_s)))
+    return max(0, min(limit - spent for _, limit, spent in _limits(budgets, spending, identity, now)))
 
 
-def _limits(budgets: Budgets, spending: Spending, identity: bytes, now_s: int) -> list[tuple[str, int, int]]:
+def _limits(budgets: Budgets, spending: Spending, identity: bytes, now: Now) -> list[tuple[str, int, int]]:
     """Return the key and value of each limit that is set, and what was spent of it."""
     limits = (
         (PAYMENT, budgets.payment_msat, 0),
         ("BUDGET_NEIGHBOUR", budgets.neighbour_msat, spending.by_neighbour.get(identity, 0)),
-        ("BUDGET_HOUR", budgets.hour_msat, spending.within_msat(HOUR_S, now_s)),
-        ("BUDGET_DAY", budgets.day_msat, spending.within_msat(DAY_S, now_s)),
+        ("BUDGET_HOUR", budgets.hour_msat, spending.within_msat(HOUR_S, now)),
+        ("BUDGET_DAY", budgets.day_msat, spending.within_msat(DAY_S, now)),
         ("BUDGET_TOTAL", budgets.total_msat, spending.total_msat),
     )
     return [(key, limit, spent) for key, limit, spent in limits if limit is not None]

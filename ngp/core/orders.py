@@ -113,7 +113,7 @@ def pay(
         reason="",
     )
     world.money.payments[payment_hash] = record
-    world.money.spending.add(identity, amount_msat + fee_limit_msat, world.now.utc_s)
+    world.money.spending.add(identity, amount_msat + fee_limit_msat, world.now.utc_s, world.now)
     world.do(Persist(record, durable=True))
     world.tell_kernel_of(identity)  # a server that was paid may hold more first packets; our meter must count them too
     world.do(PayInvoice(bolt11, payment_hash, fee_limit_msat, PAY_TIMEOUT_S, neighbour.payee.hex() or None))
@@ -162,7 +162,7 @@ def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> 
         settled_at_s=world.now.utc_s,
     )
     world.money.payments[record.payment_hash] = done
-    world.money.spending.add(record.identity, outcome.fee_msat - record.fee_msat, record.created_at_s)
+    world.money.spending.add(record.identity, outcome.fee_msat - record.fee_msat, record.created_at_s, world.now)
     world.do(Persist(done, durable=True))
     kind = "refund" if record.kind is PaymentKind.REFUND else "payment"
     world.journal(kind, record.identity, done.state.value, -record.amount_msat, paid=record.payment_hash)
@@ -191,7 +191,7 @@ def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> Non
     world.money.payments[record.payment_hash] = replace(
         record, state=PaymentState.FAILED, reason=outcome.reason, settled_at_s=world.now.utc_s
     )
-    world.money.spending.add(record.identity, -(record.amount_msat + record.fee_msat), record.created_at_s)
+    world.money.spending.add(record.identity, -(record.amount_msat + record.fee_msat), record.created_at_s, world.now)
     world.do(Persist(world.money.payments[record.payment_hash], durable=True))
     why = _NEVER_ORDERED if outcome.reason == UNKNOWN_PAYMENT else outcome.reason
     world.log(f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} failed: {why}", logging.WARNING)

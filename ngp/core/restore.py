@@ -175,7 +175,6 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
         world.unflushed.add(purchase.id)
     if not world.settings.never_renews:
         world.timers.set(Due.RENEWAL, purchase.id, min(purchase.expires_mono_s, world.now.monotonic_s + 1.0))
-    purchase.tolerated_msat = bills.first_packets_msat(purchase)  # the account's sum includes it already
     world.grant(purchase)
     if purchase.identity in world.peers.blocked:  # the last process died before the kernel's last reading closed it
         bills.disown(world, purchase)
@@ -282,8 +281,7 @@ def _payments(world: World, snapshot: Snapshot) -> None:
                     world.client(payment.identity).refund.promised_msat += payment.amount_msat
             spent_at = max(payment.created_at_s, payment.settled_at_s)
             if payment.state in (PaymentState.PENDING, PaymentState.SUCCEEDED):
-                world.money.spending.recent.append((spent_at, payment.amount_msat + payment.fee_msat))
-    world.money.spending.recent = type(world.money.spending.recent)(sorted(world.money.spending.recent))
+                world.money.spending.note(payment.amount_msat + payment.fee_msat, spent_at, world.now)
     world.money.spending.total_msat = snapshot.spent_total_msat
     for identity, amount in snapshot.spent_by_neighbour_msat:
         world.money.spending.by_neighbour[identity] = amount

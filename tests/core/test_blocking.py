@@ -135,9 +135,9 @@ def test_an_unblocked_dispute_does_not_open_again_by_the_same_bill() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2.0)
     contract = next(iter(sim.client.world.contracts.values()))
-    line = StatementLine(contract.id, 9_000_000, 0, 10_000)
+    line = StatementLine(contract.id, 9_000_000, 0, 200_000)
     said = ev.MessageReceived(
-        sim.gateway.identity, sim.gateway.link, sim.gateway.boot, Statement(0, 10_000, 0, (line,)), 1 << 34
+        sim.gateway.identity, sim.gateway.link, sim.gateway.boot, Statement(0, 200_000, 0, (line,)), 1 << 34
     )
     sim.happen(sim.client, said)
     assert disputed(sim)

@@ -118,4 +118,16 @@ def test_a_failed_payment_gives_no_room_for_more_than_the_hour() -> None:
     sim.flow(HOST, 100_000, 3)
     spending = sim.client.world.money.spending
     sim.run(3700)
-    assert spending.within_msat(3600, sim.clock().utc_s) >= 0
+    assert spending.within_msat(3600, sim.clock()) >= 0
+
+
+def test_a_clock_that_is_set_ahead_and_back_gives_no_budget_out_again() -> None:
+    sim = Sim(client=settings(sells=False, budgets=Budgets(20_000_000, None, 150_000, 150_000, None)))
+    for ahead_s in (0, 2 * 86_400, 0, 2 * 86_400):
+        sim.utc_ahead_s = ahead_s
+        sim.flow(HOST, 2_000_000, 5)
+        assert 0 < sum(sim.payments.sent["client"].values()) <= 150_000
+    sim.crash(sim.client)  # a start can't know that the clock is ahead; the day counts when the clock is right again
+    sim.utc_ahead_s = 0
+    sim.flow(HOST, 2_000_000, 5)
+    assert sum(sim.payments.sent["client"].values()) <= 150_000

@@ -93,8 +93,11 @@ def test_waiting_payments_are_loaded_however_old_and_others_for_a_day(store: Sto
     long_ago = NOW - 400 * DAY
     waiting = [payment(1, created_at_s=long_ago), payment(2, OUT, PaymentState.PENDING, created_at_s=long_ago)]
     recent = payment(3, OUT, PaymentState.FAILED, created_at_s=long_ago, settled_at_s=NOW - DAY + 1)
-    ledger.commit([*waiting, recent, payment(4, OUT, PaymentState.FAILED, created_at_s=NOW - DAY)])
-    assert set(ledger.load(NOW).payments) == {*waiting, recent}
+    newest = payment(5, OUT, PaymentState.FAILED, created_at_s=NOW)
+    old = payment(4, OUT, PaymentState.FAILED, created_at_s=NOW - DAY)
+    ledger.commit([*waiting, recent, newest, old])
+    assert set(ledger.load(NOW).payments) == {*waiting, recent, newest}
+    assert set(ledger.load(NOW + 2 * DAY).payments) == {*waiting, recent, newest}, "the clock may be ahead"
 
 
 def test_spent_sums_count_fees_pending_payments_and_refunds_but_no_failures(store: Store) -> None:

@@ -26,8 +26,8 @@ class ServerAccount(Account):
     Attributes:
         billed_msat: the server's latest bill.
         metered_msat: the price of what our own meter counted.
-        tolerated_msat: how much the bill may exceed our meter: first packets that it can't have counted, and what we
-            believed.
+        tolerated_msat: what we believe above our meter for good: what it missed, and what was written off as lost.
+        since_bill_msat: the price of what our meter counted since the last bill was compared.
         disputed: the bill is higher than meter and tolerance allow; we agree and pay nothing until `ngp unblock`.
         unpaid: contracts accepted without money: the next payment makes them active, or the server ends them.
         sent: our meter has counted something that we sent by this server.
@@ -45,6 +45,7 @@ class ServerAccount(Account):
     billed_msat: int = 0
     metered_msat: int = 0
     tolerated_msat: int = 0
+    since_bill_msat: int = 0
     disputed: bool = False
     unpaid: dict[bytes, Purchase] = field(default_factory=dict)
     sent: bool = False

@@ -41,6 +41,7 @@ def meter(world: World, purchase: Purchase, reading: Reading) -> int:
     due = purchase.count(reading)
     account = world.server(purchase.identity)
     account.metered_msat += due
+    account.since_bill_msat += due
     account.unsaved_msat += due
     account.sent = account.sent or purchase.used_to_bytes > 0
     return due

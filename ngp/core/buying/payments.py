@@ -119,7 +119,7 @@ def _objection(
         return DeclineReason.AMOUNT, _worth_asking(ahead, bounds)
     fees = world.settings.fee_limit
     cost = amount_msat + fees.of_msat(amount_msat)
-    limit = broken_limit(world.settings.budgets, world.money.spending, neighbour.identity, cost, world.now.utc_s)
+    limit = broken_limit(world.settings.budgets, world.money.spending, neighbour.identity, cost, world.now)
     if limit is None:
         return None, 0
     world.log(f"invoice of {amount_msat} msat from {neighbour.identity.hex()[:8]} declined: {limit}", logging.WARNING)
@@ -138,7 +138,7 @@ def _ahead_msat(world: World, account: ServerAccount, bounds: Bounds) -> int:
 
 def _room_msat(world: World, identity: bytes) -> int:
     """Return the largest payment to a server that the budgets allow, with its fee."""
-    room = room_msat(world.settings.budgets, world.money.spending, identity, world.now.utc_s)
+    room = room_msat(world.settings.budgets, world.money.spending, identity, world.now)
     return world.settings.fee_limit.fits_msat(room)
 
 

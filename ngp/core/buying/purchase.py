@@ -16,7 +16,7 @@ class Purchase(Contract):
     """A contract that we buy.
 
     Attributes:
-        tolerated_msat: the contract's share of the account's tolerance.
+        tolerated_msat: the part of the account's `tolerated_msat` that is for `forgiven_bytes`.
         meter_lost: our meter may have missed some of its traffic, at a start or because we ended it before the server.
         forgiven_bytes: billed bytes above our count that we believed because of that.
         disowned: we ended it, and the server hasn't confirmed yet that it is over there too.

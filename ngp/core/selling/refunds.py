@@ -229,17 +229,17 @@ def _unpayable(
     free_msat = min(offered_msat, offerable_msat(world, account))
     if amount_msat > free_msat:
         return DeclineReason.AMOUNT, free_msat
-    cost, now_s = amount_msat + _fee_limit_msat(world, account, amount_msat), world.now.utc_s
+    cost, now = amount_msat + _fee_limit_msat(world, account, amount_msat), world.now
     limited = [("", world.settings.budgets, world.money.spending)]
     if account.refund.was_asked and world.settings.buys:
         limited.append(("half of ", _half(world.settings.budgets), _refunds(world)))
-    broken = [(of, broken_limit(budgets, spent, account.identity, cost, now_s)) for of, budgets, spent in limited]
+    broken = [(of, broken_limit(budgets, spent, account.identity, cost, now)) for of, budgets, spent in limited]
     limits = [of + limit for of, limit in broken if limit is not None]
     if not limits:
         return None, 0
     who = account.identity.hex()[:8]
     world.log(f"refund of {amount_msat} msat to {who} not paid: {limits[0]}", logging.WARNING)
-    room = min(room_msat(budgets, spent, account.identity, now_s) for _, budgets, spent in limited)
+    room = min(room_msat(budgets, spent, account.identity, now) for _, budgets, spent in limited)
     return DeclineReason.BUDGET, floor_to_sat_msat(world.settings.fee_limit.fits_msat(room))
 
 
@@ -253,7 +253,7 @@ def _refunds(world: World) -> Spending:
     spent = Spending()
     for one in world.money.payments.values():
         if one.kind is PaymentKind.REFUND and one.state is not PaymentState.FAILED:
-            spent.add(one.identity, one.amount_msat + one.fee_msat, one.created_at_s)
+            spent.add(one.identity, one.amount_msat + one.fee_msat, one.created_at_s, world.now)
     sold = world.clients.values()
     spent.total_msat = sum(one.refunded_msat + one.refund.promised_msat for one in sold)
     return spent

@@ -75,10 +75,12 @@ class SqliteLedger:
                 "SELECT identity, sum(amount_msat + fee_msat) FROM payments "
                 "WHERE direction = 'out' AND state IN ('pending', 'succeeded') GROUP BY identity"
             ).fetchall()
+            (newest_s,) = connection.execute("SELECT max(touched_s) FROM payments WHERE compact = 0").fetchone()
+            since_s = min(now_utc_s, newest_s or 0) - _DAY_S  # a clock that is ahead must not empty the budgets
             (forgotten_s,) = connection.execute(
                 "SELECT max(touched_s) FROM payments WHERE direction = 'out' AND state NOT IN ('open', 'pending') "
                 "AND (compact = 1 OR touched_s <= ?)",
-                (now_utc_s - _DAY_S,),
+                (since_s,),
             ).fetchone()
 
             def every(make: Callable[[Sequence[Any]], _T], query: str, *arguments: int) -> tuple[_T, ...]:
@@ -96,7 +98,7 @@ class SqliteLedger:
                     rows.payment,
                     f"SELECT {rows.PAYMENT_COLUMNS} FROM payments WHERE state IN ('open', 'pending') UNION "
                     f"SELECT {rows.PAYMENT_COLUMNS} FROM payments WHERE compact = 0 AND touched_s > ?",
-                    now_utc_s - _DAY_S,
+                    since_s,
                 ),
                 cursor=found[0] if found else 0,
                 spent_total_msat=sum(row[1] for row in by_neighbour),
