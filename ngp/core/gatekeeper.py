@@ -181,8 +181,9 @@ class Gatekeeper:
         neighbour.last_seen_s = world.now.utc_s
         if not self._answered(neighbour, event):
             world.do(Acknowledge(neighbour.identity, event.message_id))
-        if was_away and neighbour.up:
-            meeting.came_back(world, neighbour, restarted=False)
+        if neighbour.up:
+            neighbour.missed |= was_away
+            meeting.tell_missed(world, neighbour)
 
     def _answered(self, neighbour: Neighbour, event: MessageReceived) -> bool:
         """Handle a message. Returns whether a reply was sent, so that no acknowledgement is needed."""

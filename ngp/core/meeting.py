@@ -1,7 +1,8 @@
 """Meeting: a hello makes a neighbour known, or shows that a neighbour is back after it was away.
 
 A neighbour that is back gets what it may have missed. We stop sending a message after some seconds without an answer,
-and a neighbour that restarted has forgotten what we asked.
+and a neighbour that restarted has forgotten what we asked. A neighbour can be away and back hundreds of times a second.
+So we send all of this at most four times in a row, and then every three seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentState
 from ngp.core.selling import first_packets, negotiation, statements
 from ngp.core.world import World
+
+TELL_EVERY_S, TOLD_IN_A_ROW = 3.0, 4
 
 
 def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
@@ -45,23 +48,29 @@ def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
         world.tell_kernel(neighbour)
     if hello.wants_reply:
         world.do(Greet(event.link[0], event.identity, event.link, event.message_id))
-    if returned:
-        came_back(world, neighbour, restarted)
+    neighbour.missed |= returned
+    if restarted:
+        statements.restarted(world, neighbour.identity)
+    tell_missed(world, neighbour)
     first_packets.strangers_known(world, neighbour)
 
 
-def came_back(world: World, neighbour: Neighbour, restarted: bool) -> None:
+def tell_missed(world: World, neighbour: Neighbour) -> None:
     """Send a neighbour that was away what it may have missed: invoice, proofs, statements, ends of contracts, quotes.
 
-    Args:
-        restarted: its daemon restarted, and forgot what it was told.
+    If this was sent too often lately, it waits for the next message of the neighbour.
     """
+    now = world.now.monotonic_s
+    told = max(neighbour.told_mono_s, now - TOLD_IN_A_ROW * TELL_EVERY_S) + TELL_EVERY_S
+    if not neighbour.missed or told > now:
+        return
+    neighbour.missed, neighbour.told_mono_s = False, told
     account = world.clients.get(neighbour.identity)
     if account is not None:
         record = world.money.invoices.get(account.invoice.payment_hash)
         if record is not None and record.state is PaymentState.OPEN:
             invoices.send_invoice(world, record)
-        statements.came_back(world, neighbour, account, restarted)
+        statements.came_back(world, neighbour, account)
     bills.came_back(world, neighbour)
     negotiation.quote_again(world, neighbour)
     recent = world.now.utc_s - invoices.INVOICE_EXPIRY_S

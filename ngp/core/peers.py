@@ -20,6 +20,8 @@ class Neighbour:
     """One identity on one link.
 
     Attributes:
+        missed: the neighbour was away, and we haven't sent yet what it may have missed.
+        told_mono_s: when we sent that last, or earlier if it may still be sent several times in a row.
         quotes: number of contracts that aren't running yet or were refused; each costs us memory and earns nothing.
         kept: the neighbour is in the ledger; one that only said hello isn't.
         payee: public key of the neighbour's payment node, as it says (and proves, if its node can sign).
@@ -40,6 +42,8 @@ class Neighbour:
     last_seen_s: int = 0
     heard_mono_s: float = 0.0
     met_mono_s: float = 0.0
+    missed: bool = False
+    told_mono_s: float = float("-inf")
     quotes: int = 0
     kept: bool = False
     contracts: dict[bytes, Sale | Purchase] = field(default_factory=dict)

@@ -306,7 +306,7 @@ class World:
     def add_contract(self, contract: Sale | Purchase) -> None:
         """Enter a contract."""
         self.contracts[contract.id] = contract
-        contract.of_stranger = not self._trades(contract.role, contract.identity)
+        contract.of_stranger = not self.has_traded(contract.role, contract.identity)
         self.strangers += contract.of_stranger
         if isinstance(contract, Sale):
             self.sales.add(contract)
@@ -436,7 +436,7 @@ class World:
 
     # --- room ---------------------------------------------------------------------------------------------------------
 
-    def _trades(self, role: Role, identity: bytes) -> bool:
+    def has_traded(self, role: Role, identity: bytes) -> bool:
         """Say whether money has passed between us and a neighbour. Args: role: ours."""
         accounts = self.clients if role is Role.SERVER else self.servers
         account = accounts.get(identity)
@@ -451,7 +451,7 @@ class World:
         most = self.settings.contracts_max
         if len(self.contracts) >= most:
             return True
-        return self.strangers >= max(16, most // 2) and not self._trades(role, identity)
+        return self.strangers >= max(16, most // 2) and not self.has_traded(role, identity)
 
     def first_paid(self, role: Role, identity: bytes) -> None:
         """Note that the first money has passed: a neighbour's contracts take no more of the strangers' room."""
@@ -467,7 +467,7 @@ class World:
     # --- openings -----------------------------------------------------------------------------------------------------
 
     def _pools(self, role: Role, identity: bytes, link: Link) -> Pools:
-        return pools_of(role, identity, link, self._trades(role, identity))
+        return pools_of(role, identity, link, self.has_traded(role, identity))
 
     def may_open(self, role: Role, neighbour: Neighbour) -> bool:
         """Say whether a neighbour may open one more contract; if it may not, the log says so."""

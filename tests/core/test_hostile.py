@@ -6,6 +6,7 @@ from functools import cache
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ from ngp.core.messages import (
     Statement,
     StatementLine,
 )
+from ngp.core.selling.negotiation import MOST_QUOTED_STRANGER_AGAIN
 from ngp.core.values import DecodedInvoice, HeldPacket
 
 HOST = "198.51.100.1"
@@ -154,6 +156,33 @@ def test_quotes_and_refusals_of_one_neighbour_are_bounded() -> None:
     sim.now += 31
     step(ev.Tick(), sim.clock())
     assert not world.contracts and world.peers.by_link[sim.client.link].quotes == 0
+
+
+@pytest.mark.parametrize("by", ["restarts", "goodbyes"])
+def test_a_neighbour_that_is_away_and_back_all_the_time_is_told_seldom(by: str) -> None:
+    """Each return costs a repetition of all that the neighbour may have missed, and a return costs one message."""
+    sim = Sim(client=settings(sells=False, buys=False))
+    who, link, hello = b"T" * 32, ("eth1", b"\2other"), Hello("sandbox", True, True, (), "", False)
+    told: list[fx.Effect] = []
+
+    def say(message: Message, boot: int = 1) -> None:
+        effects = sim.gateway.gatekeeper.step(ev.MessageReceived(who, link, boot, message, 9 << 32), sim.clock())
+        told.extend(one for one in effects if isinstance(one, fx.Send) and isinstance(one.message, Propose))
+
+    say(hello)
+    for number in range(200):
+        say(Ask(ip_network(f"10.0.{number}.1/32"), 0, 0))
+    told.clear()
+    for number in range(300):
+        if by == "goodbyes":
+            say(Bye())
+        say(hello, boot=2 + number if by == "restarts" else 1)
+        sim.now += 0.01
+    assert 0 < len(told) <= 5 * MOST_QUOTED_STRANGER_AGAIN
+    told.clear()
+    sim.now += 3
+    say(hello, boot=301 if by == "restarts" else 1)
+    assert len(told) == MOST_QUOTED_STRANGER_AGAIN, "it hears what it missed, though late"
 
 
 def test_strangers_fill_a_short_list_and_every_packet_gets_its_verdict() -> None:

@@ -25,7 +25,7 @@ QUOTE_VALID_S = 10
 REFUSAL_S = 30.0
 SILENCE_S = 5.0
 MOST_QUOTES_PER_NEIGHBOUR = 4096
-MOST_QUOTED_AGAIN = 256
+MOST_QUOTED_AGAIN, MOST_QUOTED_STRANGER_AGAIN = 256, 16
 _WHY_DECLINED = {
     RejectReason.PRICE: "too expensive for it; SELL_PRICE_MIN and PRICES set our lowest price",
     RejectReason.TERMS: "it disputes our bill, until its operator runs `ngp unblock`",
@@ -99,7 +99,8 @@ def _propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) 
 
 def quote_again(world: World, neighbour: Neighbour) -> None:
     """Repeat the open quotes to a neighbour that was away when they were sent."""
-    for sale in islice(neighbour.contracts.values(), MOST_QUOTED_AGAIN):
+    traded = world.has_traded(Role.SERVER, neighbour.identity)
+    for sale in islice(neighbour.contracts.values(), MOST_QUOTED_AGAIN if traded else MOST_QUOTED_STRANGER_AGAIN):
         if isinstance(sale, Sale) and sale.state is State.QUOTED:
             _propose(world, neighbour, sale)
 

@@ -75,17 +75,20 @@ def recalled(world: World, event: BillsRecalled) -> None:
         world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + RECALL_PAUSE_S)
 
 
-def came_back(world: World, neighbour: Neighbour, account: ClientAccount, restarted: bool) -> None:
+def came_back(world: World, neighbour: Neighbour, account: ClientAccount) -> None:
     """Plan to send a client that was away all totals that it may have missed, of running and closed contracts."""
     for sale in islice(neighbour.contracts.values(), MOST_STATED_AGAIN):
         if isinstance(sale, Sale) and sale.running:
             add_to_statement(account, sale)
-    if restarted:
-        for contract_id, (_, record) in list(world.acknowledged.items()):
-            if record.identity == account.identity:
-                del world.acknowledged[contract_id]
     account.recall_after = FROM_THE_FIRST
     world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + BACK_WAIT_S)
+
+
+def restarted(world: World, identity: bytes) -> None:
+    """Forget which bills a client acknowledged lately: its ledger may not have them."""
+    for contract_id, (_, record) in list(world.acknowledged.items()):
+        if record.identity == identity:
+            del world.acknowledged[contract_id]
 
 
 def delivered(world: World, identity: bytes, statement: Statement) -> None:
