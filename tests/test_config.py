@@ -163,7 +163,7 @@ def test_more_ports_of_a_host_than_can_be_told_apart_are_refused() -> None:
     nine = f"PAYMENT_SERVICES: [{', '.join([*eight, '192.0.2.7 9'])}]"
     assert settings(nine, "SELL: no").payment_services, "nothing is let through, so nothing is told apart"
     (problem,) = problems(nine)
-    assert "makes 9 ports of 192.0.2.7/32 (PAYMENT_SERVICES and FREE_DESTINATIONS together): name 8 at most" in problem
+    assert "opens 9 ports of 192.0.2.7/32 (PAYMENT_SERVICES and FREE_DESTINATIONS together): name 8 at most" in problem
     wider = "FREE_DESTINATIONS: [192.0.2.0/24 udp 53]"
     (problem,) = problems(f"PAYMENT_SERVICES: [{', '.join(eight)}]", wider)
     assert problem.startswith(f"{FILE}:2: PAYMENT_SERVICES")

@@ -103,7 +103,7 @@ def test_a_neighbour_of_another_version_is_named_once_on_each_interface(caplog: 
         mac = WAY[1].hex(":")
         why = "version: its messages have 1, ours 2"
         assert caplog.messages == [
-            f"the neighbour {mac} on mesh0 can't be understood ({why}); update the older of the two ngp"
+            f"the neighbour {mac} on mesh0 can't be understood ({why}); update the router with the older ngp"
         ]
         assert desk.ours.counters()["version"] == 50 and not desk.told
         for number in range(100):  # link addresses cost nothing

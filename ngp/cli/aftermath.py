@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ngp.core.settings import Settings
     from ngp.core.values import Check, KernelState
 
-_NEXT = "`ngp start` takes over, `ngp stop` removes it; both charge the traffic since then"
+_NEXT = "`ngp start` takes over, `ngp stop` removes what is left; either charges the traffic since the daemon's end"
 
 
 def told(place: Place) -> str:
@@ -28,7 +28,7 @@ def told(place: Place) -> str:
 
 
 def look(place: Place) -> Check | None:
-    """Return what is in force without a daemon as a line of `ngp check`, not ok if it affects traffic; or None."""
+    """Return what is in force without a daemon as a line of `ngp check`, not ok if traffic is affected; or None."""
     from ngp.core.values import Check
     from ngp.daemon import offline  # late: it imports every module, and isn't needed if a daemon runs
 
@@ -66,12 +66,12 @@ def describe(kernel: KernelState, state_dir: Path, last_sign: str, pid: int = 0)
     if kernel.meter and not killed:
         whose = f" (of process {pid})" if pid else ""
         return (
-            f"the gate or meter in this network namespace belongs to another state directory{whose}: name it, "
-            "--state-dir"
+            f"the gate or meter in this network namespace belongs to another state directory{whose}: name "
+            "that directory with --state-dir"
         )
     if kernel.meter and kernel.gate:
         rest = "new destinations and renewals are refused"
-        return f"{how}, and its gate is still in force: contracts run on to their limits, charged; {rest}. {_NEXT}"
+        return f"{how}, and its gate is still in force: contracts run on and are charged; {rest}. {_NEXT}"
     if kernel.meter and kernel.sells:
         rest = "uploads of neighbours pass uncharged, downloads are still counted and cut"
         return f"{how}; its meter still counts, but its gate is gone from the firewall: {rest}. {_NEXT}"

@@ -1,6 +1,6 @@
 """Books: reads the ledger without a daemon, into the same rows that a daemon gives.
 
-Not while a daemon runs: its memory is newer than its file.
+Don't use it while a daemon runs: the daemon has newer data in memory than in the file.
 """
 
 from __future__ import annotations

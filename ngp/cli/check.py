@@ -52,8 +52,8 @@ def _check_configuration(place: Place) -> tuple[Row, Settings | None, str]:
         text = read_text(place.config_path, trusted_only=True)
         settings = parse(text, place.config_path)
     except ConfigError as error:
-        how = "correct the file" if _has_file(place) else "do what it says"
-        bad = Check("configuration", False, str(error), f"{how}, then again: ngp check")
+        how = "correct the file" if _has_file(place) else "do what the message says"
+        bad = Check("configuration", False, str(error), f"{how}, then run ngp check again")
         return _row(bad, "configuration"), None, ""
     try:
         refuse_shown_secret(settings, place.config_path)

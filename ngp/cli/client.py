@@ -28,7 +28,7 @@ _TICK_S = 1.0
 
 
 class Refused(NgpError):
-    """The daemon answered with an error; has the daemon's exit code."""
+    """The daemon answered with an error. `exit_code` is the one it named, with which this command must end."""
 
     def __init__(self, text: str, exit_code: object) -> None:
         super().__init__(text)
@@ -157,7 +157,7 @@ class Daemon:
         return connection
 
     def _forbidden(self) -> KernelError:
-        """Return the error for missing rights. Without the right to read the folder it can't say if a daemon runs."""
+        """Return the error for missing rights. Whoever can't read the folder can't see if a daemon runs."""
         seen = os.path.lexists(self._path)
         what = "ask the daemon on" if seen else "see whether a daemon runs on"
         return KernelError(f"no rights to {what} {self._state_dir}: use sudo, or the group ngp")
@@ -166,7 +166,7 @@ class Daemon:
         pid = running_pid(self._state_dir)
         if pid is not None:
             return RunningError(f"ngp (process {pid}) is just starting or stopping on {self._state_dir}: try again")
-        return Absent(f"ngp isn't running on {self._state_dir}: `ngp start` starts it, --state-dir names another")
+        return Absent(f"ngp isn't running on {self._state_dir}: start it, or name its directory with --state-dir")
 
     def _senseless(self) -> NgpError:
         return NgpError(f"the answer from {self._path} makes no sense: another version of ngp? ngp stop; ngp start")

@@ -73,7 +73,7 @@ def command(place: Place, include_closed: bool, sums: bool, as_json: bool) -> in
 
 
 def _find(place: Place, include_closed: bool, sums: bool) -> Iterable[Row]:
-    """Ask the daemon. If none runs, read the ledger for --all, or if a daemon was killed: its contracts go on."""
+    """Ask the daemon. If none runs, read the ledger, but only for --all or if a killed daemon's contracts go on."""
     try:
         return Daemon(place.state_dir).rows("contracts", all=include_closed, by_destination=sums)
     except RunningError as absent:

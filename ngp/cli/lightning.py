@@ -169,7 +169,7 @@ def _ask(place: Place, what: str, verb: str, **terms: object) -> int:
 
 
 def _connect(place: Place, untried: bool) -> int:
-    """Read an lndconnect URI from the terminal, without echo, or from a pipe, as others can see command lines."""
+    """Read an lndconnect URI from the terminal, without echo, or from a pipe: others can see a command's arguments."""
     from ngp.daemon import offline  # late: it imports every module
 
     uri = getpass.getpass("lndconnect URI (not shown): ") if sys.stdin.isatty() else sys.stdin.readline()
@@ -177,7 +177,7 @@ def _connect(place: Place, untried: bool) -> int:
         raise UsageError("no URI was given: paste it, or pipe it in")
     if not place.state_dir.is_dir():
         raise UsageError(f"{place.state_dir} doesn't exist: make it (mode 0700), or name another with --state-dir")
-    answered = "not tried yet: the next start will"
+    answered = "not tried yet: the next start tries it"
     if not untried:
         try:
             answered = offline.try_lnd_uri(uri, place.state_dir)
@@ -203,7 +203,7 @@ def _not_used(place: Place) -> str:
         return ""
     if settings.payment_module != "lnd":
         found = f"{place.config_path} has PAYMENT_INTERFACE: {settings.payment_module}"
-        return f"it isn't used yet: {found}; write lnd there, then: sudo ngp stop; sudo ngp start -v"
+        return f"it isn't used yet: {found}; write PAYMENT_INTERFACE: lnd, then: sudo ngp stop; sudo ngp start -v"
     given = settings.of_module("ngp.payment", "lnd")
     named = next((key for key in ("LND_CONNECT", "LND_MACAROON") if key in given), "")
-    return f"it isn't used: {place.config_path} sets {named}, which comes first; write none there" if named else ""
+    return f"it isn't used: {place.config_path} sets {named}, which comes first; write {named}: none" if named else ""

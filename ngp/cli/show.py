@@ -202,7 +202,7 @@ def console() -> Console:
 
 
 class Progress:
-    """Reports on stderr, from the second second on, that something takes time."""
+    """Reports on stderr that something takes time, beginning after one second."""
 
     def __init__(self, what: str) -> None:
         self._what = what

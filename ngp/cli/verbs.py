@@ -148,10 +148,10 @@ VERBS = (
     Verb(
         "refund", "NEIGHBOUR [--ask]", "pay a neighbour's remaining balance back, or ask for ours",
         "Asks the neighbour for an invoice over the money that no contract needs, and pays it within the budgets. "
-        "--ask: asks the neighbour for our remaining balance; it pays by itself if its REFUND_WHEN_ASKED is yes, else "
-        "its operator decides. NEIGHBOUR is the key, its first letters, or an address.",
+        "--ask: asks the neighbour for our remaining balance; the neighbour pays at once if its REFUND_WHEN_ASKED is "
+        "yes, else its operator decides. NEIGHBOUR is the key, its first letters, or an address.",
         (("ngp refund 7f3a", "when a neighbour leaves for good"),
-         ("ngp block 7f3a; ngp refund 7f3a --ask", "when we leave: all our money, as no contract reserves any")),
+         ("ngp block 7f3a; ngp refund 7f3a --ask", "when we leave: `block` ends the contracts, which reserve money")),
     ),
     Verb(
         "lightning",
@@ -161,9 +161,10 @@ VERBS = (
         "coins (CSV delay), which watchtowers have our backups, and the next command if something doesn't suit. "
         "`open` connects to a neighbour's node and opens a private channel with it. `tower add PUBKEY@HOST:PORT` lets "
         "a watchtower punish old states of our channels while our node is away; `tower list` shows the backups that "
-        "it got, `tower remove PUBKEY` ends this. `open` and `tower` need a macaroon that allows them; if it doesn't, "
-        "the error says how to make one. `connect` asks for an lndconnect:// URI, tries it once (not with --untried), "
-        "and keeps it in the state directory, mode 0600; the previous one is kept as lnd-connect.before.",
+        "each watchtower got; after `tower remove PUBKEY` it gets no more. `open` and `tower` need a macaroon that "
+        "allows them; without that right the error says how to make such a macaroon. `connect` asks for an "
+        "lndconnect:// URI, tries it once (not with --untried), and keeps it in the state directory, mode 0600; the "
+        "previous one is kept as lnd-connect.before.",
         (("ngp lightning status", "what can be sent and received"),
          ("ngp lightning open 7f3a --amount 500000", "a channel of 500,000 sat with a neighbour"),
          ("ngp lightning tower add 02ab...@192.0.2.1:9911", "a watchtower; `lncli tower info` there shows its key"),
@@ -171,8 +172,8 @@ VERBS = (
     ),
     Verb(
         "backup", "FILE", "copy the ledger, also while the daemon runs",
-        "The copy is complete and checked before FILE appears. An older backup there is replaced, any other file is "
-        "not. A backup shows who has paid what, so only its owner can read it.",
+        "The copy is complete and checked before FILE appears. An older backup of that name is replaced, any other "
+        "file is not. A backup shows who has paid what, so only its owner can read it.",
         (("sudo ngp backup /var/backups/ledger-$(date +%F).db", "a backup per day"),),
     ),
 )  # fmt: skip

@@ -28,7 +28,7 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
         why = f"is less than two full packets (2 x {FULL_PACKET_BYTES:,} bytes): these wait for renewals or never pass"
         yield "CONTRACT_DATA", show_data(limit), why, "100 MB, as shipped"
     if renewal is not None and 0 < renewal < FULL_PACKET_BYTES:
-        why = f"is less than {_FULL}: a contract with more left, but too little for the next packet, isn't renewed"
+        why = f"is less than {_FULL}: a contract isn't renewed that has more left, but too little for the next packet"
         yield "DATA_RENEWAL", show_data(renewal), why, "auto, as shipped; 0 for no renewal by data"
     if 0 < grace < FULL_PACKET_BYTES:
         why = f"is less than {_FULL}: no full packet passes on credit"

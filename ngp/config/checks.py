@@ -42,8 +42,9 @@ class Prices:
 def general_prices(written: Written) -> Prices:
     """Fill in missing general prices from DEFAULT_PRICE.
 
-    A price that the operator left out adapts to the one that was written, if that can't cost more than was written: a
-    lower SELL_PRICE lowers SELL_PRICE_MIN, a lower BUY_PRICE_MAX lowers BUY_PRICE. BUY_PRICE_MAX is never raised.
+    A price that the operator left out adapts to a written one, unless the operator could then pay more than was
+    written: a lower SELL_PRICE lowers SELL_PRICE_MIN, a lower BUY_PRICE_MAX lowers BUY_PRICE; BUY_PRICE_MAX is never
+    raised.
     """
     default = written[keys.DEFAULT_PRICE]
     sell, sell_min = _sell_pair(written[keys.SELL_PRICE], written[keys.SELL_PRICE_MIN], default, default)
@@ -52,7 +53,7 @@ def general_prices(written: Written) -> Prices:
 
 
 def complete_rule(rule: PriceRule, general: Prices) -> PriceRule:
-    """Fill in missing prices of an entry of PRICES, by the same rule, where the general price would contradict it."""
+    """Fill in missing prices of an entry of PRICES where the general ones contradict it, as `general_prices` does."""
     sell, sell_min = _sell_pair(rule.sell_msat_per_gib, rule.sell_min_msat_per_gib, general.sell, general.sell_min)
     buy, buy_max = _buy_pair(rule.buy_msat_per_gib, rule.buy_max_msat_per_gib, general.buy, general.buy_max)
     return PriceRule(
@@ -145,7 +146,7 @@ def _services(written: Written) -> Iterator[Finding]:
     free, services = written[keys.FREE_DESTINATIONS], written[keys.PAYMENT_SERVICES] if written[keys.SELL] else ()
     for prefix, count in crowded(free, services):
         key = keys.PAYMENT_SERVICES if any(one.prefix == prefix for one in services) else keys.FREE_DESTINATIONS
-        message = f"makes {count} ports of {prefix} (PAYMENT_SERVICES and FREE_DESTINATIONS together)"
+        message = f"opens {count} ports of {prefix} (PAYMENT_SERVICES and FREE_DESTINATIONS together)"
         message += f": name {SERVICES_A_HOST} at most"
         yield written.finding(key, message)
 

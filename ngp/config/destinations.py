@@ -119,7 +119,7 @@ def _payment_service(node: Node) -> FreeDestination:
 
 
 def _service_protocol(node: Node) -> str:
-    """Read a service's protocol, one with ports: only these tell which packets are its answers."""
+    """Read a service's protocol. It must have ports, since only the port shows which packets are answers."""
     name = scalar(node, "a protocol").text
     if name not in _SERVICE_PROTOCOLS:
         raise refuse(node, "is not a payment service's protocol: write tcp or udp, and one port after it")

@@ -90,7 +90,11 @@ def load(path: Path | str, *, modules: Modules = installed_modules, trusted_only
 
 
 def parse(text: str, path: Path, *, modules: Modules = installed_modules) -> Settings:
-    """Turn a configuration's text into Settings; `path` names it, relative paths start there. Raises ConfigError."""
+    """Turn a configuration's text into Settings.
+
+    Args: path: only the file's name for errors; relative paths in the text start at its directory.
+    Raises: ConfigError.
+    """
     try:
         document = parse_document(text)
     except Refused as refused:

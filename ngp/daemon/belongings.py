@@ -11,7 +11,7 @@ from ngp.daemon.options import LOG_FILE, PID_FILE
 from ngp.daemon.state import refuse_unsafe
 from ngp.errors import ConfigError, KernelError, LedgerError
 
-_ELSEWHERE = "start with sudo, or name another one: STATE_DIR, --state-dir"
+_ELSEWHERE = "start with sudo, or name another directory with STATE_DIR or --state-dir"
 
 
 def refuse_lost_ledger(state_dir: Path) -> None:
@@ -21,7 +21,7 @@ def refuse_lost_ledger(state_dir: Path) -> None:
         raise LedgerError(
             f"ledger {place}: is missing, but {key.name} exists: neighbours may have prepaid this node. Copy a backup "
             f"made by `ngp backup` to {place}. Without a backup: move {key.name} away, `ngp start`, `ngp stop`, move "
-            "it back"
+            f"{key.name} back"
         )
 
 
@@ -39,7 +39,7 @@ def look_at_directory(state_dir: Path) -> Check:
 
 
 def look(state_dir: Path) -> list[Check]:
-    """Check whether a start could write there and would accept the identity. Creates nothing."""
+    """Check whether a start could write to a state directory and would accept its identity. Creates nothing."""
     directory = look_at_directory(state_dir)
     if directory.ok:
         directory = _unwritable(state_dir) or directory

@@ -23,7 +23,7 @@ class ChannelWatch:
         world: holds the accounts that may wait for a channel.
         payment: the payment module. If it isn't a ChannelManager, there are no channels to look at, and channels limit
             no payment.
-        ready: returns when the node can be used. Until then only that problem is reported.
+        ready: returns when the node can be used; the first look waits for that.
         tell: receives what was seen, as an event.
     """
 
@@ -42,7 +42,7 @@ class ChannelWatch:
             self._moved.set()
 
     async def follow(self) -> None:
-        """Look for ever. Raises PaymentError when the node doesn't answer; then call it again, nothing is forgotten."""
+        """Look for ever. Raises PaymentError when the node doesn't answer; the caller then calls this again."""
         if self._manager is not None:
             await self._ready()
         while self._manager is not None:

@@ -1,8 +1,8 @@
 """Checkup: what `ngp check` learns from a running daemon, about its own settings or about a file not in force yet.
 
-The daemon looks because it has the rights, runs in the right network namespace and holds the connection to the payment
-node. The command reads and parses the file, and sends its text: members of the group ngp may ask too, and the daemon,
-which is root, must not open files for them.
+The daemon does the checks, because it has the rights, runs in the right network namespace and holds the connection to
+the payment node. But the command reads the file and sends its text to the daemon: members of the group ngp may also ask
+for a check, and the daemon, which is root, must not open files for them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ _RESTORE = (
     "backup, and restore the older one if it is right; see Backup and restore in the operator's guide"
 )
 _HEARD_NOT = (
-    "there ngp must run, with a module of LINK_INTERFACE in common with ours; both sides' INPUT must accept UDP port "
-    "10325 (see Firewalls in the operator's guide)"
+    "the neighbour must run ngp, with a LINK_INTERFACE module that this node uses too; the INPUT chains of both must "
+    "accept UDP port 10325 (see Firewalls in the operator's guide)"
+)
+_ONE_NETWORK = (
+    "both routers must pay on the same network: change PAYMENT_INTERFACE, or the payment node that it names, here or "
+    "at the neighbour"
 )
 _SEE_STATUS = "the daemon keeps trying; see ngp status"
 
@@ -51,7 +55,7 @@ def network(
 def taken(settings: Settings, asked: Network, links: Iterable[Link]) -> list[Check]:
     """Check that port and queue number are free.
 
-    Only one program can have them, so don't call it beside our own daemon.
+    Only one program can have them. So don't call this while our own daemon runs: it would report the daemon's.
 
     Raises KernelError.
     """
@@ -151,16 +155,16 @@ def _foreign(world: World) -> Iterator[Check]:
     if foreign:
         named = _listed(f"{identity.short_text(one.identity)} on {one.network!r}" for one in foreign)
         found = f"no trade with {named}: we pay on {ours!r}"
-        yield Check("neighbours", True, found, "change PAYMENT_INTERFACE, or the node behind it, on one of the two")
+        yield Check("neighbours", True, found, _ONE_NETWORK)
 
 
 def _disputed(world: World) -> Iterator[Check]:
-    """Warn of servers whose bills we dispute: we agree and pay nothing there."""
+    """Warn of servers whose bills we dispute: we make no contracts with them, and pay them nothing."""
     disputed = [one for one in world.servers.values() if one.disputed]
     if disputed:
         named = _listed(identity.short_text(one.identity) for one in disputed)
-        found = f"in dispute, so nothing is bought or paid there: {named}"
-        yield Check("neighbours", True, found, "compare ngp accounts on both sides; to go on: ngp unblock NEIGHBOUR")
+        found = f"bills in dispute, so nothing is bought from these neighbours and nothing paid to them: {named}"
+        yield Check("neighbours", True, found, "compare ngp accounts on both sides; to resume: ngp unblock NEIGHBOUR")
 
 
 def _named(neighbour: Neighbour) -> str:

@@ -80,7 +80,7 @@ class ControlServer:
         try:
             listener = self._listen()
         except OSError as error:
-            raise refused(f"control socket {self._path}", error, "is the state directory ours?") from error
+            raise refused(f"control socket {self._path}", error, "make the state directory this user's") from error
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MOST_REQUEST_BYTES)
 
     def _listen(self) -> socket.socket:

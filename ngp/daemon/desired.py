@@ -95,7 +95,7 @@ def existing(network: Network) -> frozenset[str]:
 
 
 def _without_effect(settings: Settings, present: frozenset[str], mesh: Sequence[str]) -> list[Check]:
-    """Warn of entries for an interface that is no mesh interface: a typing error there would go unnoticed."""
+    """Warn of entries for one interface that is no mesh interface: they have no effect, perhaps by a typing error."""
     named = [(f"PRICES: the entry for {rule.prefix} is", rule.interface) for rule in settings.prices]
     named += [(f"NGP_INTERFACE: {one} is", one.partition("%")[2]) for one in settings.ngp_addresses]
     found = []
@@ -120,7 +120,7 @@ def refuse(settings: Settings, network: Network, desired: DesiredNetwork) -> Non
 
 
 def missing_names(settings: Settings, present: frozenset[str]) -> list[Check]:
-    """Return a line for each name in net.conf that no interface has: a typing error would leave one ungated. Pure.
+    """Return a line for each name in net.conf that no interface has: a typing error leaves an interface ungated. Pure.
 
     Args: present: names of the existing interfaces.
     """

@@ -110,11 +110,11 @@ class Executor:
             self._ledger.commit(records, durable)
 
     def block_all(self) -> None:
-        """Block every contract that is granted from now on, as the daemon stops and nobody would charge it."""
+        """Block every contract that is granted from now on: the daemon stops, and nobody would charge its traffic."""
         self._blocks_all = True
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
-        """Carry out the effects of a stored batch; lines for the log come last, since packets and neighbours wait."""
+        """Carry out the effects of a stored batch; log lines come last, so that packets and neighbours needn't wait."""
         self._kernel(effects)
         for effect in effects:
             match effect:
@@ -192,8 +192,9 @@ class Executor:
     def _flush(self, wanted: _Wanted) -> None:
         """Make the changes. Accounts are added before the contracts that draw on them, and removed after them.
 
-        Grants come before revocations, so that a destination passes from one contract to another without a gap. If they
-        fail together (the table was full), each is made by itself afterwards: one that fails takes no other along.
+        Grants come before revocations, so that a destination passes from one contract to another without a gap. The
+        grants go in one call. If that call fails (the table was full), each grant is made by itself after the
+        revocations, so that one that fails doesn't prevent the others.
         """
         left: list[Grant] = []
         if wanted.limits:
@@ -273,7 +274,7 @@ class Executor:
         try:
             outcome = await self._believed(self._payment.track(payment_hash))
         except PaymentError as error:  # the reason is the same for all payments: the node is away, or lacks a right
-            self._tell_trouble(f"payment {payment_hash.hex()[:16]} is asked for again", error)
+            self._tell_trouble(f"payment {payment_hash.hex()[:16]}: no outcome yet, the node is asked again", error)
             outcome = PaymentOutcome(payment_hash, PaymentStatus.PENDING)
         self._tell(outcome)
 

@@ -1,9 +1,9 @@
 """Fair queue: waiting events, one queue for each neighbour, taken in turn, so that a flood delays only its sender.
 
-A neighbour may cause as much work as it likes, but its work only waits behind its own. All strangers share one queue,
-since an attacker can make up identities for nothing. Events of this host (readings, hints, payments, timers) get every
-other turn: paid traffic depends on them. They get no more, as the totals of 100,000 contracts must not delay a first
-packet.
+However much work a neighbour causes, it delays only itself: its new work waits behind its older work. All strangers
+share one queue, since an attacker can make up identities for nothing. Events of this host (readings, hints, payments,
+timers) get every other turn, because paid traffic depends on them. They don't get more than that: the counter readings
+of 100,000 contracts must not delay a first packet.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ Work = Event | Callable[[], Event | None]
 """An event, or a function that returns it: a message's signature is only checked when its turn has come."""
 
 QUEUE_MOST = 1024
-"""Waiting work of a neighbour at which its further messages are refused unread; it sends them again, ever more slowly.
-More than the packets held of one neighbour, so that these alone don't shut out its accepts."""
+"""When so many events of a neighbour wait, its further messages are refused unread; the neighbour sends them again,
+ever more slowly. The number is above that of the packets that are held of one neighbour: held packets alone must not
+keep out the neighbour's accepts."""
 
 STRANGERS = b""
 

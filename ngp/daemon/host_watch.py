@@ -90,8 +90,8 @@ class HostWatch:
     async def aside(self, look: Callable[[Network], _Found]) -> _Found:
         """Look at the host in a thread, one look at a time.
 
-        A look may take seconds, with other programs to ask and hundreds of interfaces. Meanwhile the loop must decide
-        about neighbours' packets.
+        A look may take seconds, since it asks other programs, about hundreds of interfaces perhaps. Meanwhile the loop
+        must decide about neighbours' packets.
 
         Args: look: gets a network instance of its own, to read only.
         """
@@ -121,7 +121,7 @@ class HostWatch:
                 post.ourselves = ourselves
                 self.greet()
         except (KernelError, OSError) as error:
-            _log.error("following a change of the host's interfaces: %s", error)
+            _log.error("following a change of the host's interfaces failed: %s", error)
 
     def _tell_changes(self, desired: DesiredNetwork) -> None:
         """Log which mesh interfaces came and went, and why, one line per change."""
@@ -172,6 +172,6 @@ class HostWatch:
 
 
 def own_addresses(network: Network) -> tuple[Address, ...]:
-    """Return our own addresses, the most useful to neighbours first, as a hello has room for some only."""
+    """Return our own addresses, the most useful to neighbours first, as a hello doesn't have room for all."""
     addresses = network.local_addresses()
     return tuple(sorted(addresses, key=lambda one: (isinstance(one, IPv6Address), one.is_link_local)))[:MOST_ADDRESSES]

@@ -35,8 +35,8 @@ _LOST = "what was carried since the ledger's last entry is lost"
 def charge(network: Network, store: Store, settings: Settings | None) -> str | None:
     """Charge what a meter without a daemon counted, and block its contracts.
 
-    Args: settings: those of net.conf; None if it can't be used: then the gate is removed too.
-    Returns: what is lost and why; "" if nothing is; None if there is no meter, for example after a reboot.
+    Args: settings: those of net.conf; None if net.conf can't be used: then the gate is removed too.
+    Returns: what is lost and why; "" if nothing is lost; None if there is no meter, for example after a reboot.
     """
     try:
         if not network.kernel_state().meter:
@@ -58,8 +58,8 @@ def charge(network: Network, store: Store, settings: Settings | None) -> str | N
 def charge_former(network: Network, ledger: Ledger, settings: Settings, desired: DesiredNetwork) -> int | None:
     """Charge what a meter of another version of ngp counted; its contracts let nothing more pass afterwards.
 
-    Args: desired: what will be set up in its place, so that nothing is stopped if that would fail.
-    Returns: the number of its contracts; None if no such meter runs.
+    Args: desired: what will be set up afterwards. If that can't succeed, the former meter isn't stopped.
+    Returns: the number of the former meter's contracts; None if no meter of another version runs.
     Raises: KernelError, LedgerError.
     """
     readings = network.end_former(desired)
@@ -84,14 +84,14 @@ def _any_settings() -> Settings:
 
 
 def _as_before(network: Network, settings: Settings | None) -> DesiredNetwork:
-    """Return what the kernel should have while traffic is charged: the same as before, or no gate without net.conf."""
+    """Return what the kernel should have while traffic is charged: as before, or no gate if there is no net.conf."""
     if settings is not None:
         return look_at_host(settings, network)
     return replace(desired_network(_any_settings(), (), (), ()), sells=False, buys=False)
 
 
 def _stop(network: Network, world: World) -> list[Reading]:
-    """Stop our contracts in the kernel and return what they used in all."""
+    """Stop our contracts in the kernel and return what each has used since it was granted."""
     network.block_all()
     asyncio.run(network.settled())
     return network.read(list(world.contracts))

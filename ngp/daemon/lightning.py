@@ -97,13 +97,13 @@ def lacks(channel: Channel, neighbour: Neighbour, world: World) -> list[Lack]:
     found = []
     sends, receives = settings.buys and neighbour.sells, settings.sells and neighbour.buys
     can_send, can_receive = channel.can_send_sat >= amount_sat, channel.can_receive_sat >= amount_sat
-    # Where both neighbours buy and sell, one direction is enough: what was paid one way can come back.
+    # Where both neighbours buy and sell, one direction is enough: a payment the one way makes room for one back.
     if sends and not can_send and not (receives and can_receive):
         why = f"{channel.can_send_sat} sat can be sent, less than PAYMENT_AMOUNT ({amount_sat} sat)"
         found.append(Lack(why, _open_line(who, amount_sat)))
     if receives and not can_receive and not (sends and can_send):
         why = f"{channel.can_receive_sat} sat can be received, less than PAYMENT_AMOUNT ({amount_sat} sat)"
-        found.append(Lack(why, "the neighbour opens a channel with us: ngp lightning open there"))
+        found.append(Lack(why, "let the neighbour open a channel with us (ngp lightning open on its router)"))
     if channel.least_htlc_msat > settings.payment_amount_msat:
         least_sat = ceil_to_sat_msat(channel.least_htlc_msat) // SAT_MSAT
         found.append(Lack(f"it takes no payment below {least_sat} sat", f"PAYMENT_AMOUNT: {least_sat} sat; ngp reload"))
@@ -136,12 +136,13 @@ def safety(channels: Sequence[Channel], watch: Watch, settings: Settings) -> Che
         found = f"none; each channel's CSV delay is {blocks(shortest)} or more; don't be away for longer"
         return Check(SAFETY, True, found)
     short = sum(not is_safe(one, watch, settings) for one in in_use)
+    less = f"CSV_DELAY: {shortest}, if this node is never away for more than {shortest} blocks"
     found = (
         f"none in use ({watch.unknown or _tower_state(watch)}), and {short} of {len(in_use)} open channels have a CSV "
         f"delay below {blocks(settings.csv_delay_blocks)} (CSV_DELAY), the shortest {blocks(shortest)}: if this node "
-        "is away longer, the peer can close with an old state and take back what it paid since"
+        "is away longer, the peer can close the channel with an old state and take back what it paid since"
     )
-    return Check(SAFETY, True, found, f"{_tower_remedy(watch)}; or CSV_DELAY: {shortest}, if it is never away longer")
+    return Check(SAFETY, True, found, f"{_tower_remedy(watch)}; or {less}")
 
 
 def advice(
@@ -206,7 +207,7 @@ def _tower_state(watch: Watch) -> str:
 
 def _tower_remedy(watch: Watch) -> str:
     if watch.unknown:
-        return "let ngp see them: bake a new macaroon"
+        return "bake a new macaroon, with which ngp may see the towers"
     if not watch.active:
         return f"{SWITCH_ON}; then {ADD_A_TOWER}"
     if watch.towers:

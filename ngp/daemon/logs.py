@@ -44,9 +44,10 @@ class _Utc(logging.Formatter):
 class LogFile(RotatingFileHandler):
     """The log in the state directory: 5 files of 1 MB, readable by root and the group ngp.
 
-    For each line one stat() shows the file's size, and whether it still has its name. If logrotate moved it away, or
-    somebody deleted it, it is opened again, and standard error with it if that goes here. The library's handler looks
-    and formats twice, which took a tenth of a gateway's time for a new contract.
+    For each line one stat() shows the file's size, and whether the file still has its name. If logrotate moved the file
+    away, or somebody deleted it, a new file is opened; if standard error went to the old file, it goes to the new one.
+    The library's own handler calls stat() and formats each line twice: that took a tenth of the time that a gateway
+    needs for a new contract.
     """
 
     def __init__(self, path: Path) -> None:

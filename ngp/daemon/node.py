@@ -112,8 +112,10 @@ class Node:
     # --- start and stop -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Adopt or set up the kernel, resume the books, open the links. Raises NgpError; undoes nothing in the kernel
-        that was there before."""
+        """Set up the kernel or take over what runs there, resume the books, open the links.
+
+        Raises NgpError. Even then everything that ran in the kernel before goes on running.
+        """
         parts = self.parts
         gc.disable()  # what is read back isn't garbage, and the collector would take longer than the reading
         try:
@@ -129,9 +131,9 @@ class Node:
         self._executor.store(effects)
         self._executor.carry_out(effects)
         if former is not None:
-            _log.info("what %d contracts of another version of ngp carried is charged, and they are made anew", former)
+            _log.info("charged what %d contracts of another version of ngp carried, and made them anew", former)
         if adopted.contracts:
-            _log.info("adopted %d contracts that went on running", len(adopted.contracts))
+            _log.info("took over %d contracts that went on running", len(adopted.contracts))
         loop = asyncio.get_running_loop()
         await self.post.open(self.host.desired.mesh_interfaces)
         parts.network.start(loop, self._held, self._hinted)
@@ -203,7 +205,7 @@ class Node:
         parts.ledger.close()
 
     def _store_last(self) -> None:
-        """Try once more to write what the ledger refused: the kernel's counters, which could replace it, go now."""
+        """Try once more to write what the ledger refused: the kernel's counters, which have it, are removed next."""
         self._finish_batch()
         self._drain()
         if self._unstored:

@@ -1,7 +1,7 @@
 """Post: passes messages between the core and the links. The courier ensures delivery, the links carry datagrams.
 
-By which link module and transport address a link address is answered is learned by the rules of `ways`, so a forged or
-recorded datagram can't divert a neighbour's answers.
+A link address is answered through the link module and at the transport address that `ways` has learned for it. By the
+rules of `ways` a forged or recorded datagram can't divert a neighbour's answers.
 """
 
 from __future__ import annotations
@@ -187,10 +187,10 @@ class Post:
         return self._hand_up(received)
 
     def _tell_of_version(self, peer: LinkPeer, error: PeerError) -> None:
-        """Log a neighbour of another version: each once an hour, few per interface, as MACs are easily made up."""
+        """Log a neighbour of another version: each once an hour, few on an interface, as MACs are easily made up."""
         who = f"neighbour {peer.link_address.hex(':')}" if peer.link_address else "neighbour"
         if self._versions_by_link.take(f"{peer.interface} {who}") is not None:
-            text = f"the {who} on {peer.interface} can't be understood ({error}); update the older of the two ngp"
+            text = f"the {who} on {peer.interface} can't be understood ({error}); update the router with the older ngp"
             self._versions.warn(_log, peer.interface, text)
 
     def _learn_from_copy(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> None:

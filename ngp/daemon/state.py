@@ -98,7 +98,7 @@ class StateLock:
                     _write_pid(descriptor)
                 except OSError as error:
                     if not after_killed:
-                        path.unlink(missing_ok=True)  # or it would look as if a daemon had been killed
+                        path.unlink(missing_ok=True)  # a file left here would look as if a daemon had been killed
                     os.close(descriptor)
                     raise refused(str(path), error, _HOW) from error
                 return cls(path, descriptor, after_killed)
@@ -197,7 +197,7 @@ def was_killed(state_dir: Path) -> bool:
 def last_sign_s(state_dir: Path) -> int:
     """Return the last time at which a daemon that didn't clean up was certainly alive, in UTC seconds; 0 if unknown.
 
-    The time when the ledger's files were tidied doesn't count: any command that reads the ledger does that.
+    The time when the ledger's files were tidied doesn't count, since any command that reads the ledger tidies them.
     """
     times = [store.at(state_dir).written_s()]
     for name in (PID_FILE, LOG_FILE):
@@ -231,7 +231,7 @@ def _folders(state_dir: Path) -> list[Path]:
 
 
 def short_address(path: Path, folder: int) -> str:
-    """Return a socket's path, through its open folder if it is too long for the kernel (unix(7): 108 bytes)."""
+    """Return a socket's path, through its open folder if the path is too long for the kernel (unix(7): 108 bytes)."""
     return str(path) if len(os.fsencode(path)) <= _MOST_PATH_BYTES else f"/proc/self/fd/{folder}/{path.name}"
 
 

@@ -3,13 +3,13 @@
 One hello comes several times: by IPv4's broadcast, by ff02::1, in a bare frame. The courier accepts the first copy and
 treats the others as replays. But the first may have come from an address that can't be answered (an interface without
 IPv4 sends from another interface's address). So all ways are remembered, hellos are answered by all of them, and a
-message that stays unanswered is sent again by the next way. `Outgoing.attempt` counts these attempts, and the courier
-continues with the way that was answered.
+message that stays unanswered is sent again by the next way. `Outgoing.attempt` counts these attempts; after an answer
+the courier keeps to the way by which it had sent the answered message.
 
 Against attackers: a way is learned only from a message that the courier accepted, or from an exact copy of the last
 hello that it accepted, on the same interface and from the same link address. So forged or recorded datagrams, and those
-from another MAC, teach nothing. A copy never replaces a way by which a message was accepted, and the way that is
-answered stays in use.
+from another MAC, teach nothing. A copy never replaces a way by which a message was accepted, and a way by which our
+messages are answered stays in use.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Ways:
         return known.ways[known.in_use]
 
     def transport(self, key: LinkKey) -> str:
-        """Return the transport address last sent to, or else first heard; "" for an unknown link address."""
+        """Return the transport address to which we sent last, else the one heard first; "" if no message was heard."""
         known = self._known.get(key)
         return known.ways[min(known.in_use, len(known.ways) - 1)].peer.transport if known is not None else ""
 

@@ -29,7 +29,7 @@ class Batch:
     Attributes:
         forgotten: identities of which nothing earlier is kept.
         neighbours: by link; None if the link is forgotten.
-        displaced: closed contracts whose id a new one takes: the server chooses the id, and may choose any.
+        displaced: closed contracts whose id a new contract takes: the server chooses ids, and may use one again.
         cursor: None if it doesn't change.
     """
 
@@ -74,7 +74,7 @@ class Batch:
                 self._forget(frozenset(record.identities))
 
     def _forget(self, identities: frozenset[bytes]) -> None:
-        """Drop these identities' earlier records of this transaction; later ones belong to a new beginning."""
+        """Drop what the transaction has of these identities so far; what follows is kept, as of new neighbours."""
         self.forgotten |= identities
         self.neighbours = {key: one for key, one in self.neighbours.items() if key[0] not in identities}
         self.accounts = {key: one for key, one in self.accounts.items() if one.identity not in identities}

@@ -1,7 +1,8 @@
 """Keeping: how long a ledger keeps its records, so that it stays small on a router's flash and no msat is lost.
 
-Mostly closed contracts make it grow: thousands a day. After 90 days, or if there are more than MOST_CLOSED, each is
-folded into one line per neighbour, role and day. The same transaction deletes it, so an account's charges still add up.
+Closed contracts make it grow most: thousands a day. After 90 days, or earlier if there are more than MOST_CLOSED, they
+are added to sums, one line for each neighbour, role and day. The same transaction deletes the contracts, so an
+account's charges still add up.
 Contracts without traffic are deleted after an hour, as a hostile neighbour can make them for free. Settled payments
 stay for ever with their preimage, the proof of payment; only the invoice's text is deleted. Old lines of the journal
 without money or contract are deleted too.

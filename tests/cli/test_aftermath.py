@@ -15,7 +15,7 @@ from ngp.core.values import KernelState
 from ngp.daemon.state import last_sign_s
 from tests.cli.conftest import Host
 
-NEXT = "`ngp start` takes over, `ngp stop` removes it; both charge the traffic since then"
+NEXT = "`ngp start` takes over, `ngp stop` removes what is left; either charges the traffic since the daemon's end"
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_pasted_uri_that_net_conf_does_not_use_is_kept_and_said_so(host: Host,
         env=host.variables(PYTHONPATH=str(ROOT)), text=True, capture_output=True, timeout=LONGEST_S, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("kept for LND at 192.0.2.1:10009; not tried yet: the next start will; ")
+    assert done.stdout.startswith("kept for LND at 192.0.2.1:10009; not tried yet: the next start tries it; ")
     assert says.format(path=host.config) in done.stdout and (host.state_dir / "lnd-connect").exists()
 
 

@@ -313,7 +313,7 @@ def test_check_without_a_net_conf_doesnt_have_it_corrected(host: Host, words: tu
     host.config.unlink()
     done = host.ngp("check", "--json", *words)
     (row,) = json.loads(done.stdout)
-    assert (done.returncode, row["remedy"]) == (3, "do what it says, then again: ngp check")
+    assert (done.returncode, row["remedy"]) == (3, "do what the message says, then run ngp check again")
     assert "copy " in row["found"] and "--config" in row["found"]
     host.config.write_text("SELL: perhaps\n")
     (row,) = json.loads(host.ngp("check", "--config", "net.conf", "--json").stdout)

@@ -20,7 +20,7 @@ MANUAL_EXPIRY_S = 60
 
 
 class Acting:
-    """Carries out commands on one node. Arguments `neighbour` are identities, see `find`."""
+    """Carries out commands on one node. An argument `neighbour` is an identity, as `find` returns it."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -45,7 +45,7 @@ class Acting:
     # --- the daemon ---------------------------------------------------------------------------------------------------
 
     def stop(self) -> str:
-        """Start to stop; the caller waits for the process to end. Returns what is lost, or nothing."""
+        """Begin to stop; the caller waits for the process to end. Returns what is lost, or nothing."""
         lost = ""
         try:
             self._node.write_totals()
@@ -84,10 +84,10 @@ class Acting:
         said = f"refund of {amount_msat // SAT_MSAT} sat offered to {identity.short_text(neighbour)}"
         if unanswered_msat:
             said += (
-                f" once more: it sent no invoice for the {unanswered_msat // SAT_MSAT} sat offered before; money that "
-                "you credited by hand isn't in its books, so it won't ask for that"
+                f" once more: that neighbour sent no invoice for the {unanswered_msat // SAT_MSAT} sat offered before; "
+                "money that you credited by hand isn't in its books, so it won't ask for that"
             )
-        return f"{said}; it asks for at most the balance in its own books, and ngp ledger shows what is paid"
+        return f"{said}; the neighbour asks for at most the balance in its own books; ngp ledger shows what is paid"
 
     async def _must_be_able_to_spend(self) -> None:
         payment = self._node.parts.payment
@@ -107,8 +107,8 @@ class Acting:
         balance = f"{account.balance_msat // SAT_MSAT} sat"
         held = ", except what running contracts reserve (ngp block ends them)" if account.running else ""
         return (
-            f"{identity.short_text(neighbour)} asked for our {balance}{held}; ngp ledger shows what "
-            "it pays back, the log its answer"
+            f"{identity.short_text(neighbour)} asked for our {balance}{held}; the log shows its answer, ngp ledger "
+            "what it pays back"
         )
 
     async def credit(self, neighbour: bytes, amount_msat: int) -> str:

@@ -172,7 +172,7 @@ def account_row(
 
 def _why_not(live: ClientAccount | ServerAccount | None) -> str:
     if isinstance(live, ServerAccount) and live.missing_msat and not live.why_not:
-        return f"it hasn't credited {live.missing_msat} msat that we paid; perhaps it restored an older ledger"
+        return f"the neighbour hasn't credited {live.missing_msat} msat of ours; perhaps it restored an older ledger"
     return live.why_not if live is not None else ""
 
 

@@ -1,9 +1,10 @@
 """Checkpoints: move what the write-ahead log holds into the ledger's file, in a thread of their own.
 
-A checkpoint waits for the disk twice, and a first packet would wait with it: one of a hundred did, which made it ten
-times as slow. Records may be written meanwhile. SQLite begins the log anew when all of it is in the file, so what was
-written meanwhile is moved at the end, by the ledger's own thread if need be: that little takes no time. A disk that
-is slower than what is written to it is waited for, or the log would grow without an end.
+A checkpoint waits for the disk twice. In the daemon's own thread, first packets would wait for it too: one in a hundred
+did, and took ten times as long. While the checkpoint runs, new records may be added to the log. SQLite begins the log
+anew only when all of it is in the file. So these new records are moved at the end, if need be by the ledger's own
+thread; they are few, and take no time. If the log grows faster than the disk can take it, the ledger's thread waits for
+the checkpoint: otherwise the log would grow without end.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Checkpoints:
 def _move(connection: sqlite3.Connection) -> bool:
     """Move all that the log holds now, and say whether nothing was added meanwhile.
 
-    An error is none of the ledger's: its records are in the log, and the next transaction tries again.
+    An error here doesn't harm the ledger: the records stay in the log, and another checkpoint is begun later.
     """
     with contextlib.suppress(sqlite3.Error):
         busy, frames, moved = connection.execute(_PASSIVE).fetchone()

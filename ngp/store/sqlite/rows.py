@@ -135,7 +135,8 @@ def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
 def write(connection: sqlite3.Connection, batch: Batch) -> None:
     """Write the records of one transaction. Raises LedgerError for a change of a payment that isn't allowed.
 
-    Most transactions have records of one or two kinds, and a statement without rows takes as long as one with a row.
+    A statement without rows takes as long as one with a row. So only the kinds that have records get a statement: in
+    most transactions one or two.
     """
     forget_neighbours(connection, batch.forgotten)
     if batch.neighbours:
