@@ -107,9 +107,9 @@ def due_msat(used_bytes: int, prices: list[tuple[int, int]]) -> int:
 def compare(count: Count, gateway: Books, client: Books, prices: Prices, cut: Collection[str]) -> list[Line]:
     """Compare all figures.
 
-    The client's meter counts what the client sends, so it also counts packets that the gateway cuts and doesn't bill;
-    these use up the last room before the limit, which packets coming back then lack. So for destinations that were
-    cut under traffic, even if only until money came, the client's bill is compared, not its meter.
+    The client's meter counts what the client sends, also packets that the gateway cuts and doesn't bill. These use up
+    the last room before the limit in the client's meter, so it doesn't count some packets that come back. So for
+    destinations that were cut under traffic, even if only until money came, the bill is compared, not the meter.
 
     Args:
         count: the bytes that arrived.

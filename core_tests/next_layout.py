@@ -1,7 +1,8 @@
 """Next layout: a made-up later version of ngp, whose kernel tables differ from ours, to try an upgrade with.
 
-Contracts count in other places, a table has another name, and the LAYOUT is the next. `make` compiles the kernel's part
-of it; a process becomes that version by `pretend`, or from its start on by `import_path` in PYTHONPATH.
+In that version contracts count in other places, a table has another name, and LAYOUT is the next number. `make`
+compiles its kernel part. `pretend` makes a running process that version; PYTHONPATH=`import_path` does so from its
+start on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ next_layout.pretend(setattr, Path(__file__).parent)
 
 
 def make(folder: Path) -> Path:
-    """Compile that version's programs, and have each Python with the folder in PYTHONPATH be it; returns the folder."""
+    """Compile that version's programs into a folder, and return it: Python with it in PYTHONPATH is that version."""
     sources = folder / _SOURCES.name
     for shared in _SOURCES.parent.glob("*.h"):
         shutil.copy(shared, folder)
@@ -58,7 +59,7 @@ def import_path(folder: Path) -> str:
 
 
 def die_in(folder: Path, function: str) -> None:
-    """Have each process of that version killed where it calls a function (`module:name`); "": nowhere."""
+    """Let each process of that version die where it calls a function (`module:name`); "" ends this."""
     (folder / _DIES).write_text(function)
 
 

@@ -143,7 +143,7 @@ def test_a_visiting_household_pays_and_the_visited_one_does_not(lab: Lab, versio
 
 
 def test_a_visited_household_can_visit_others(lab: Lab) -> None:
-    """The hub bought the visited household, and takes what it begins for answers; so its router asks by itself."""
+    """The hub buys the visited household, and takes what that begins for answers; so the household's router asks."""
     star = Star(lab, "abc")
     first, second, third = star.households
     assert traffic.ping(first, second.address("north", 4)).received == 1

@@ -54,7 +54,7 @@ def kill_both(trade: Trade) -> tuple[int, int]:
 
 @pytest.mark.parametrize("version", ["same", "later"])
 def test_traffic_without_a_daemon_is_charged_to_the_byte(lab: Lab, tmp_path: Path, version: str) -> None:
-    """Also by a later version, whose tables in the kernel are others."""
+    """Also if the `ngp stop` is that of a later version, whose tables in the kernel differ."""
     trade = open_trade(lab, {**GATEWAY, "WHEN_STOPPED": "closed"})
     sold, bought = kill_both(trade)
     if version == "later":

@@ -1,7 +1,7 @@
 """An upgrade that changes the kernel's tables, under traffic: booked to the byte, and carried on in a moment.
 
-The next version is made up (`next_layout`). It is also killed before it has booked what the old tables counted, after
-that, and when its own are in their place.
+The next version is made up (`next_layout`). Its start is also killed at three steps: before it has booked what the old
+tables counted, after that, and when its own tables are in place of the old ones.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def scene(lab: Lab, tmp_path: Path) -> Scene:
 
 
 def longest_pause_s(scene: Scene, work: Callable[[], None]) -> float:
-    """Do something, and return for how long at most nothing was carried until traffic goes on after it."""
+    """Do something, and return the longest time in which nothing was carried, until traffic goes on afterwards."""
     longest_s, carried, since_s, end = 0.0, scene.carried(), time.monotonic(), time.monotonic() + START_TIMEOUT_S
     with ThreadPoolExecutor(1) as pool:
         working, wanted = pool.submit(work), None

@@ -5,7 +5,8 @@ orders. The customer is the harder case, since the gateway is paid for the work 
 neighbour asks for new destinations, one after another, with a single packet each. A packet that isn't held and released
 is lost, and counts as lost.
 
-The stranger's port of the switch learns no addresses: with made-up ones the switch would be measured.
+The stranger's port of the switch learns no addresses: made-up ones would make the switch slow, and its speed would be
+measured instead of the gateway's.
 """
 
 from __future__ import annotations

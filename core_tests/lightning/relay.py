@@ -1,4 +1,4 @@
-"""A relay between a daemon and its LND node, which stops at a named call, so that a test can kill a process just then.
+"""A relay between a daemon and its LND node. It can stop at a named call, so that a test kills a process just then.
 
 It has the node's own certificate, so that the daemon notices nothing, and forwards the bytes of any method. A call can
 be stopped before it reaches the node (`asked`) or before its answer reaches the daemon (`answered`). Invoices can be

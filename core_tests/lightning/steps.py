@@ -13,7 +13,7 @@
                         CREDITED: credit in its ledger
                         SPENT: some of it spent in the kernel
 
-A test recognizes a step from outside: in a ledger, at a relay between daemon and node, or in a listing.
+A test sees from outside that a step is reached: in a ledger, at a relay between daemon and node, or in a listing.
 """
 
 from __future__ import annotations
