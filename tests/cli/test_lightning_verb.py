@@ -92,7 +92,7 @@ def test_a_pasted_uri_that_can_not_be_used_is_not_kept_and_not_shown(
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ("", "it isn't used yet: {path} has PAYMENT_INTERFACE: sandbox; write lnd there"),
+        ("", "it isn't used yet: {path} has PAYMENT_INTERFACE: sandbox; write PAYMENT_INTERFACE: lnd"),
         ("PAYMENT_INTERFACE: lnd\n", "to use it: sudo ngp start -v"),
         ("PAYMENT_INTERFACE: lnd\nLND_MACAROON: /etc/ngp/m\n", "it isn't used: {path} sets LND_MACAROON"),
     ],
