@@ -323,7 +323,7 @@ class Sim:
 
         def arrive() -> None:
             if other.boot != their_boot and not isinstance(message, Hello):
-                self._soon(node, ev.Undelivered(other.identity, other.link, message))  # its receiver has restarted
+                self._soon(node, ev.Undelivered(other.identity, other.link, message))  # the receiver has restarted
                 return
             asked = (other.sends_to_peer,) if isinstance(message, Propose) else ()
             received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, decoded, *asked)

@@ -1,8 +1,8 @@
 """Stand-ins for what surrounds the core of a simulated node: its kernel, its ledger, and the payment network of both.
 
 The kernel follows the real one's rules (a packet passes if its contract has bytes left and its account has money left,
-the buyer's meter never refuses, each hint once for a limit). The ledger keeps the last record of each key. The payment
-network moves money once for an invoice.
+the buyer's meter never refuses, each hint comes once for a limit). The ledger keeps the last record of each key. The
+payment network moves money once for an invoice.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class KernelAccount:
 
 
 UNSEEN = (0, 0, None)
-"""What a count is compared with before it was read."""
+"""Stands for the last reading of a contract or an account that was never read."""
 
 
 class Kernel:
@@ -146,7 +146,7 @@ class Kernel:
     def changed(self) -> tuple[Reading, ...]:
         """Read the contracts in which something was counted or refused since the last call."""
         news = []
-        for contract, slot in self.slots.items():  # asked twice a second, through days of made-up time
+        for contract, slot in self.slots.items():  # runs twice a second, through days of simulated time
             counted = (slot.used_to, slot.used_from, slot.mark)
             if self._seen.get(contract, UNSEEN) != counted:
                 self._seen[contract] = counted

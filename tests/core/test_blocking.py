@@ -1,7 +1,7 @@
 """Blocking: after a block no contract runs on either side, whichever side blocked and whatever message was lost.
 
-If a contract ended on the buyer's side alone, the seller would go on carrying and billing. The buyer wouldn't count
-that, and the bill would look like a fraud.
+If a contract ended on the buyer's side alone, the seller would go on carrying and billing. The buyer's
+meter wouldn't count that traffic, so the bill would look like fraud.
 """
 
 from __future__ import annotations

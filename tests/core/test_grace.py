@@ -67,7 +67,7 @@ def test_a_second_identity_on_the_same_link_gets_no_second_grace() -> None:
 
 
 def test_an_identity_has_one_grace_which_counts_on_the_link_that_opened_it() -> None:
-    """Two links and three identities get grace twice, whichever contracts use it."""
+    """Three identities on two links get grace twice altogether, once for each link, whichever contracts use it."""
     sim = Sim()
     world = sim.gateway.world
 

@@ -1,5 +1,5 @@
 """Unused contracts: a neighbour that opens and drops contracts without paying is limited, whatever its keys or
-addresses; a neighbour that trades may open as many at once as it likes."""
+addresses; a neighbour that trades may open thousands at once."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_a_contract_that_nobody_uses_ends_after_an_hour(role: Role) -> None:
     assert victim.ledger.contracts[idle].reason == CloseReason.EXPIRED
     attacker.carries = 1000
     attacker.wait(3700)
-    assert (used in victim.world.contracts) is (role is Role.SERVER)  # the attacker's own contracts last an hour
+    assert (used in victim.world.contracts) is (role is Role.SERVER)  # those that the attacker sells last an hour
 
 
 def test_idle_renewals_count_as_openings() -> None:

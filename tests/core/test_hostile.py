@@ -47,7 +47,7 @@ PREFIX = st.sampled_from(
 )
 
 
-@cache  # the same few contracts again and again, and to make a strategy takes longer than all else
+@cache  # called again and again with the same few contracts, and a strategy is slow to make
 def messages(contracts: tuple[bytes, ...]) -> st.SearchStrategy[Message]:
     """Draw a message about these contracts."""
     contract = st.sampled_from([*contracts, b"\0" * 16, b"x" * 16])

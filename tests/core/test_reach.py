@@ -1,5 +1,5 @@
-"""Invoices and payments stay within what the channels can carry; an account whose channel is empty says so, and
-recovers when it can."""
+"""Invoices and payments stay within what the channels can carry; an account whose channel is empty says so,
+and is topped up again when the channel has money."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ def test_other_channels_count_where_the_direct_one_has_nothing() -> None:
     assert Reach([channel(end(20)), *listed]).bounds(PEER, "7f3a", ours=True).most_msat == 20_000
 
 
-# --- what the accounts make of it -------------------------------------------------------------------------------------
+# --- what it means for the accounts -----------------------------------------------------------------------------------
 
 
 def paying(sat: int, **terms: int) -> Sim:
-    """Return two nodes with a channel between them, given the balance of the client's end."""
+    """Return two nodes with a channel between them, whose client's end has a balance of `sat`."""
     sim = Sim()
     see(sim, end(sat, **terms))
     return sim
@@ -160,7 +160,7 @@ def test_a_client_with_nothing_to_send_says_why_and_pays_when_it_has_something()
 
 def test_a_new_channel_is_used_within_seconds_however_often_invoices_were_declined_before() -> None:
     sim = Sim()
-    sim.happen(sim.gateway, ev.ChannelsSeen((channel(end(0), end(500)),)))  # somebody else's, so there may be a way
+    sim.happen(sim.gateway, ev.ChannelsSeen((channel(end(0), end(500)),)))  # with a node that may forward payments
     sim.happen(sim.client, ev.ChannelsSeen(()))
     sim.flow(HOST, 10_000, 60)
     assert len(asked(sim)) > 3 and not account(sim).paid_msat

@@ -197,7 +197,7 @@ def pay_in(sim: Sim, amount_msat: int) -> None:
 
 @pytest.mark.parametrize("restarted", [False, True])
 def test_asked_refunds_cost_together_no_more_than_was_earned(restarted: bool) -> None:
-    """Else a client could pay in, ask for a refund routed through its own nodes, and earn their fees each hour."""
+    """Otherwise a client could pay in, ask for a refund routed through its own nodes, and earn their fees each hour."""
     sim = prepaid(replace(GENEROUS, fee_limit=FeeLimit(0, 200)))
     sim.payments.fee_msat = 150
     earned_msat = account(sim).charged_msat = 400
@@ -307,7 +307,7 @@ def test_a_death_at_any_step_of_a_refund_gives_nothing_twice_and_loses_nothing(w
         if sim.gateway.ledger.payments and account(sim).refund.promised_msat:
             offer(sim)  # while it is on its way
         settle_down(sim)
-        ask(sim)  # nothing came of it, perhaps
+        ask(sim)  # the refund may have failed
         settle_down(sim)
         assert refunds(sim.gateway) == [free_msat], step
 
@@ -383,7 +383,7 @@ def test_a_refund_of_more_than_the_client_paid_is_told_on_both_sides() -> None:
 
 
 def take_offer(sim: Sim) -> bytes:
-    """Have the operator offer a refund and the client send its invoice, whose hash is returned; do nothing for it."""
+    """Let the operator offer a refund and the client answer with an invoice; return its hash, carry no effect out."""
     sim.gateway.gatekeeper.step(ev.RefundNeighbour(sim.client.identity), sim.clock())
     offered = account(sim).refund.offered_msat
     bolt11 = sim.payments.invoice("client", offered)
@@ -397,7 +397,7 @@ def take_offer(sim: Sim) -> bytes:
 
 
 def counted(sim: Sim) -> list[fx.Effect]:
-    """Answer the count of the client's account."""
+    """Answer `CountAccount` for the client's account; return the effects."""
     spent = sim.gateway.kernel.accounts[sim.client.identity].spent
     return sim.gateway.gatekeeper.step(ev.AccountCounted(sim.client.identity, spent, ()), sim.clock())
 

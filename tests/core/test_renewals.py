@@ -1,4 +1,4 @@
-"""How often a client renews: no renewal at once needs another one, and none comes too late for a packet."""
+"""How often a client renews: no renewal makes another one due at once, and none comes too late for a packet."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_restart_goes_on_and_counts_nothing_twice(who: str, reboot: bool) -> Non
 
 
 def test_a_contract_that_dies_with_its_renewal_still_ends_unpaid() -> None:
-    """Accepted on grace and never paid, it was being renewed when the gateway's daemon was killed."""
+    """A contract on grace, never paid for, was being renewed when the gateway's daemon was killed."""
     small = {"contract_data_bytes": 64 << 10, "data_renewal_bytes": 48 << 10}
     sim = Sim(settings(**small), settings(**small, sells=False))
     sim.silenced.add(Invoice)

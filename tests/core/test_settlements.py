@@ -1,4 +1,4 @@
-"""A payment is credited once, in full, even if our node reports it late, twice, or with an amount unlike its proof."""
+"""A payment is credited once, in full, even if our node reports it late, twice, or with an amount other than proven."""
 
 from __future__ import annotations
 

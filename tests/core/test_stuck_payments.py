@@ -60,7 +60,7 @@ def test_a_stuck_payment_stays_reserved_and_the_next_top_up_comes_when_its_invoi
     stuck = stick(sim, 1)
     sim.flow(HOST, 50_000, 110)
     tried = [effect for effect in sim.client.log if isinstance(effect, fx.PayInvoice)]
-    assert len(tried) == len(stuck) == 1 and paid_msat(sim) == 0  # its reminder is not paid again
+    assert len(tried) == len(stuck) == 1 and paid_msat(sim) == 0  # when the invoice comes again, it isn't paid again
     sim.flow(HOST, 50_000, 30)
     (payment,) = stuck
     assert paid_msat(sim) > 0
@@ -105,7 +105,7 @@ def test_a_debt_above_what_one_payment_may_be_is_paid_step_by_step() -> None:
     tight = Budgets(20_000, None, 20_000_000, 200_000_000, None)
     sim = Sim(settings(grace_data_bytes=10 << 20), settings(sells=False, budgets=tight))
     sim.silenced = {Invoice}
-    sim.flow(HOST, 4_000_000, 3)  # uses up the grace, which is dearer than one payment may be
+    sim.flow(HOST, 4_000_000, 3)  # uses up the grace, which costs more than one payment may be
     sim.silenced = set()
     owed_msat = -sim.gateway.world.clients[sim.client.identity].balance_msat
     assert owed_msat > 50_000 and paid_msat(sim) == 0

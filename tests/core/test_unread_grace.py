@@ -15,7 +15,7 @@ LATE_S = 0.0005  # a hint takes longer
 
 
 def use_at(sim: Sim, when: float, data_bytes: int) -> None:
-    """Receive this much just before an instant, in the time between two readings."""
+    """Receive this many bytes just before an instant, too late for the last reading before it."""
     sim.run(when - LATE_S - sim.now)
     for _ in range(data_bytes // 1024):
         sim.down(HOST, 1024)
