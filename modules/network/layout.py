@@ -1,7 +1,7 @@
 """Layout: the meter's tables in bytes, as meter.h has them. Native byte order; addresses as on the wire.
 
-LAYOUT here and in meter.h are raised together, with a new entry in BOOKS. A running meter with another number is never
-adopted: what its contracts used is charged, and the contracts are made anew.
+Raise LAYOUT here and in meter.h together, and add an entry to BOOKS. A running meter with another LAYOUT is never
+adopted: what its contracts used is charged, and the contracts are made anew in new tables.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ BUYS_FROM_US, SELLS_TO_US, SHUT_OUT, HAS_PAID, WAS_PAID = 1, 2, 4, 8, 16
 ROLE = {Role.SERVER: 0, Role.CLIENT: 1}
 ROLE_OF = {number: role for role, number in ROLE.items()}
 
-# Words of a contract's line and of an account's; those from KERNEL_WORDS on are the kernel's.
+# The words of a contract's line and of an account's line; the kernel writes those from KERNEL_WORDS on.
 LIMIT, EXPIRES_NS, LOW_WATER, TAG, PRICE, USED, USED_TO, MARK = range(8)
 CREDIT, CREDIT_UNTIL_NS, ACCOUNT_LOW_WATER, ACCOUNT_TAG, SPENT, RETURNED = 1, 2, 3, 4, 5, 6
 KERNEL_WORDS, LINE_WORDS, LINE_BYTES = 5, 8, 64
@@ -76,11 +76,12 @@ WORD_MASK = (1 << 64) - 1
 NEVER_NS, _ENDLESS_S = (1 << 63) - 1, 1e9
 _MARK_FACTOR = 0x9E3779B97F4A7C15
 
-# Id; both counters when the contract took its slot, less what it had used by then; destination; neighbour; prefix
-# length, version, role; generation.
+# Id; two bases, for bytes to and bytes from the destination (a counter of the slot minus its base is what the contract
+# has used); destination; neighbour's number; prefix length, IP version, role; generation of the slot.
 LABEL = struct.Struct("=16sqq16sIBBBxI4x")
 LABEL_ID_BYTES, LABEL_BASE_TO_AT, LABEL_NEIGHBOUR_AT = 16, 16, 48
-# Identity; what had been spent in the slot when the account took it; its limit / 2^32, to know how often words wrapped.
+# Identity; what the slot's counters showed as spent when the account got the slot; the account's limit / 2^32, which
+# shows how often the words have wrapped; generation of the slot.
 IDENTITY = struct.Struct("=32sQqI12x")
 IDENTITY_LIMIT_AT = 40
 ENTRY = struct.Struct("=II")
@@ -122,24 +123,25 @@ class Counter(IntEnum):
 
 
 def make_tag(generation: int, slot: int = NO_ACCOUNT, blocked: bool = False) -> int:
-    """Return the tag of a slot in use. Args: slot: that of the account that pays for a contract."""
+    """Return the tag of a slot in use. Args: slot: for a contract, the slot of the account that pays for it."""
     return VALID | BLOCKED * blocked | generation << 8 | slot << 32
 
 
 def generation_of(tag: int) -> int:
-    """Return the generation in a tag: which use of the slot it belongs to."""
+    """Return the generation in a tag: a number for the use of a slot to which the tag belongs."""
     return tag >> 8 & GENERATION_MASK
 
 
 def next_generation(generation: int) -> int:
-    """Return the generation of a slot's next use. 0 is never one, since an unused table is all zeroes."""
+    """Return the generation of a slot's next use. It is never 0, since an unused table is all zeroes."""
     return generation % GENERATION_MASK + 1
 
 
 def instant_ns(now_ns: int, in_s: float) -> int:
     """Return the kernel's time `in_s` seconds from now; 0, which is always past, if `in_s` is 0 or less.
 
-    The clock that the programs read is up to a tick behind ours, so for them our present time is still in the future.
+    `now_ns` itself wouldn't do for "at once": the programs' clock is up to a tick behind ours, so to them `now_ns` is
+    still in the future.
     """
     if in_s <= 0:
         return 0
@@ -147,29 +149,30 @@ def instant_ns(now_ns: int, in_s: float) -> int:
 
 
 def mark_of(limit: int, tag: int) -> int:
-    """Return the kernel's mark after a packet met this limit."""
+    """Return the mark that the kernel writes when a packet meets this limit (`mark_of` in charge.h)."""
     return limit ^ (generation_of(tag) * _MARK_FACTOR & WORD_MASK)
 
 
 def signed(difference: int) -> int:
-    """Return the difference of two words that wrap: at most 2^63 either way."""
+    """Return the signed value of a difference of two words that wrap: between -2^63 and 2^63."""
     return (difference + (1 << 63) & WORD_MASK) - (1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Books: where a LAYOUT's tables have what every later version must be able to charge: what contracts used.
+    """Books: where in the tables of a LAYOUT to find what the contracts used, so that later versions can charge it.
 
-    This is the same in every LAYOUT: all tables' names begin with TABLES_BEGIN. In `ngp_config` the lower half of the
-    second word is the LAYOUT itself, and the lowest four bits of the first are SELLS, BUYS and the families.
-    `ngp_interfaces` has the flags of each mesh interface. A contract is in use if the lowest bit of its line's tag is
-    set.
+    Some things are the same in every LAYOUT, so Books don't have them. All tables' names begin with TABLES_BEGIN. In
+    `ngp_config` the lower half of the second word is the LAYOUT itself, and the lowest four bits of the first word are
+    SELLS, BUYS and the IP versions. `ngp_interfaces` has the flags of each mesh interface. A contract is in use if the
+    lowest bit of its line's tag is set.
 
     Attributes:
         contracts, labels: names of tables.
         line_words: the number of words, of 8 bytes, in a contract's line.
-        tag, limit, used, used_to: places in the line; a limit of 0 lets nothing more pass.
-        label: begins with the contract's id, and what `used_to` and the rest of `used` showed when the contract began.
+        tag, limit, used, used_to: the places of these words in a line; a limit of 0 lets nothing more pass.
+        label: a label's fields. The first are the contract's id, the base of `used_to`, and the base of `used` -
+            `used_to` (a counter minus its base is what the contract has used).
     """
 
     contracts: str
@@ -193,7 +196,7 @@ _BOOKS_7 = Books(
     label=struct.Struct("=16sqq16sIBBBxI4x"),
 )
 BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7}
-"""By LAYOUT. An entry never changes, and stays when LAYOUT is raised: `former.last_readings` reads old tables by it."""
+"""Books by LAYOUT. Never change or remove an entry: `former.last_readings` reads the tables of old versions by it."""
 
 
 def prefixes_flag(role: Role, version: int) -> int:
@@ -227,10 +230,10 @@ def our_key(address: Address) -> bytes:
 
 
 def held_key(link: bytes, payload: bytes) -> bytes | None:
-    """Return the key of a held packet, as `hold` in meter.bpf.c makes it. Pure; takes hostile bytes.
+    """Return the key of a held packet, the same that `hold` in meter.bpf.c makes. Pure; takes hostile bytes.
 
-    Args: payload: from the IP header on.
-    Returns: None if it isn't a packet for which the kernel would have made a key.
+    Args: payload: the packet, from its IP header on.
+    Returns: None if the kernel makes no key for such a packet.
     """
     version = payload[0] >> 4 if payload else 0
     transport = (payload[0] & 15) * 4 if version == 4 else 40
@@ -260,13 +263,13 @@ def address_bytes(prefix: Prefix) -> bytes:
 def free_tables(
     free: tuple[FreeRule, ...], services: tuple[FreeRule, ...], own: tuple[FreeRule, ...] = ()
 ) -> dict[int, dict[bytes, bytes]]:
-    """Return the entries of the tables of free destinations. Payment services are in them too, marked in the protocol.
+    """Return the entries of the tables of free destinations, which have the payment services too (flag _RATED).
 
-    Services for which there is no room (see `left_out`) aren't entered. That is no error, as the number of services at
-    one host changes while the daemon runs: it depends on which addresses are ours.
+    Services for which there is no room (see `left_out`) aren't entered. That is no error: how many services this host
+    has depends on its addresses, which change while the daemon runs.
 
-    Args: own: services of this host. They are entered under its loopback address in both families.
-    Returns: for each family, key -> value.
+    Args: own: services of this host. They are entered under its loopback addresses, 127.0.0.1 and ::1.
+    Returns: for each IP version, key -> value.
     """
     services = _placed(services, own)
     found: dict[int, dict[bytes, bytes]] = {4: {}, 6: {}}
@@ -286,7 +289,7 @@ def free_tables(
 def left_out(
     free: tuple[FreeRule, ...], services: tuple[FreeRule, ...], own: tuple[FreeRule, ...]
 ) -> tuple[FreeRule, ...]:
-    """Return the services for which `free_tables` has no room: the last ones of their host, as they were written."""
+    """Return the services for which `free_tables` has no room: at each host, those that net.conf names last."""
     placed = _placed(services, own)
     crowd = {
         (prefix, pair)
@@ -303,5 +306,5 @@ def _placed(services: tuple[FreeRule, ...], own: tuple[FreeRule, ...]) -> tuple[
 
 
 def _rated(prefix: Prefix, services: tuple[FreeRule, ...]) -> dict[tuple[int | None, int | None], None]:
-    """Return the payment services at a prefix in order, each pair of protocol and port once."""
+    """Return the protocols and ports of the payment services at a prefix, in order, each pair once."""
     return dict.fromkeys((rule.protocol, rule.port) for rule in services if rule.prefix == prefix)

@@ -1,7 +1,8 @@
-"""Flow offloading: software or a card forwards packets without FORWARD, and so past the meter, without a sign.
+"""Flow offloading: finds software and network cards that forward packets without FORWARD, and so past the meter.
 
-A check reports it, a start and a reload refuse it: nft's flowtables, OpenWrt's iptables rule, and traffic control in
-hardware, on mesh interfaces and on all devices that carry their frames.
+Nothing else would show that such packets aren't metered. So `ngp check` reports flow offloading, and a start or a
+reload refuses it: nft's flowtables, OpenWrt's iptables rule, and traffic control in hardware, on mesh interfaces and on
+all devices that carry their frames.
 """
 
 from __future__ import annotations

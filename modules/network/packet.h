@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Parsing a packet: link, addresses, bytes on the wire, and, on demand, its ports and the packet that an ICMP error quotes.
+ * Parsing a packet: its link, addresses and bytes on the wire, the packet that an ICMP error quotes, and, on demand,
+ * ports.
  *
- * Bytes are layer-3 bytes on the wire. A superpacket (GSO, GRO) counts as the segments that it stands for: each one after
- * the first repeats the headers. In FORWARD the kernel has trimmed the packet to its IP length. At an interface's hooks a
- * short frame still carries Ethernet's padding, which isn't counted.
+ * Bytes are layer-3 bytes on the wire. A superpacket (GSO, GRO) counts as the segments that it stands for: each segment
+ * after the first repeats the headers. In FORWARD the kernel has trimmed the packet to its IP length. At an interface's
+ * hooks a short frame still has Ethernet's padding, which isn't counted.
  */
 #ifndef NGP_PACKET_H
 #define NGP_PACKET_H
@@ -60,7 +61,7 @@ INLINE int is_extension(__u8 next)
 	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_FRAGMENT || next == IPPROTO_DSTOPTS;
 }
 
-/* Skip up to six extension headers of IPv6. Behind more than that we see no ports and no ICMP error. */
+/* Skip up to six extension headers of IPv6. A packet with more of them shows us no ports and no ICMP error. */
 APART int skip_extensions(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 at = p->transport;
@@ -91,8 +92,8 @@ APART int skip_extensions(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
-/* Read the packet that an ICMP error quotes. Such errors (unreachable, too big, time exceeded) may come from any router on
- * the way, so they are treated as part of the quoted packet's conversation. */
+/* Read the packet that an ICMP error quotes. Such errors (unreachable, too big, time exceeded) may come from any router
+ * on the way. So an error belongs to the conversation of the packet that it quotes, whatever its source is. */
 APART int read_error(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 at = p->base + p->transport;
@@ -127,14 +128,15 @@ APART int read_error(struct __sk_buff *skb, struct packet *p)
 
 #define GRE_FIELD(flags, bit) ((flags) & bpf_htons(bit) ? 4 : 0)
 
-/* Turn an EtherType, of a frame in a tunnel or in a GRE header, into the IP protocol number of what it stands for; or 0. */
+/* Return the IP protocol number (IPv4 or IPv6 in IP) for an EtherType in a tunnelled frame or a GRE header; 0 for
+ * others. */
 INLINE __u8 protocol_of(__be16 type)
 {
 	return type == bpf_htons(ETH_P_IP) ? IPPROTO_IPIP : type == bpf_htons(ETH_P_IPV6) ? IPPROTO_IPV6 : 0;
 }
 
-/* VXLAN and Geneve, known by their ports, carry a frame behind UDP. Move `at` to the packet in it, and return the IP
- * protocol number that stands for it; 0 if there is none. */
+/* VXLAN and Geneve, recognised by their ports, carry a frame behind the UDP header. Move `at` to the IP packet in this
+ * frame, and return its number as `protocol_of` does; 0 if there is no IP packet. */
 INLINE __u8 frame_in_udp(struct __sk_buff *skb, __u32 base, __u32 *at)
 {
 	struct { __be16 from, to, bytes, checksum; __u8 flags, reserved; __be16 type; } h;
@@ -150,8 +152,8 @@ INLINE __u8 frame_in_udp(struct __sk_buff *skb, __u32 base, __u32 *at)
 	return bpf_skb_load_bytes(skb, base + *at - 2, &type, 2) ? 0 : protocol_of(type);
 }
 
-/* Return the bytes of headers that each segment of a superpacket repeats. Tunnelled traffic is cut into segments inside the
- * tunnel, so they repeat the inner headers as well. */
+/* Return the bytes of headers that each segment of a superpacket repeats. Tunnelled traffic is cut into segments inside
+ * the tunnel, so each segment repeats the inner headers as well. */
 __noinline __u32 repeated_bytes(struct __sk_buff *skb, const struct packet *p)
 {
 	__u32 base = p ? p->base : 0, at = p ? p->transport : 0; /* not static: see serves */
@@ -202,16 +204,17 @@ APART __u32 segmented_bytes(struct __sk_buff *skb, const struct packet *p, __u32
 {
 	__u32 headers = repeated_bytes(skb, p), segments = skb->gso_segs, size = skb->gso_size;
 
-	if (p->v6 && bytes > 0xffff + 40 && p->transport == 48) { /* the kernel's jumbogram option never leaves the host */
+	if (p->v6 && bytes > 0xffff + 40 && p->transport == 48) { /* the jumbogram option of Linux itself isn't sent out */
 		headers -= 8;
 		bytes -= 8;
 	}
-	if (!segments && size && bytes > headers)                 /* segments of a tun or a guest aren't counted yet */
+	if (!segments && size && bytes > headers)                 /* from a tun or a guest: nobody has counted them yet */
 		segments = (bytes - headers + size - 1) / size;
 	return segments > 1 ? bytes + (segments - 1) * headers : bytes;
 }
 
-/* A VLAN interface's frames also pass the hooks of its parent, which show the tag. They are metered at the VLAN alone. */
+/* A VLAN interface's frames also pass the hooks of the interface below it, where they show the tag. They are metered at
+ * the VLAN interface alone. */
 INLINE int is_tagged(struct __sk_buff *skb)
 {
 	return skb->vlan_present && (skb->vlan_tci & 0xfff);
@@ -227,7 +230,8 @@ INLINE int has_link_addresses(const struct config *config, __u32 ifindex)
 	return interface && (*interface & LINK_ADDRESSES);
 }
 
-/* Read the headers in place, which saves a call; only at an interface's hooks. Returns 0 if they aren't in one piece. */
+/* Read the headers where they are, which saves a helper call. That works only at an interface's hooks. Returns 0 if the
+ * headers aren't in one piece. */
 INLINE int read_in_place(struct __sk_buff *skb, int v6, struct frame *f)
 {
 	const void *data = (const void *)(long)skb->data, *end = (const void *)(long)skb->data_end;
@@ -249,12 +253,13 @@ INLINE int read_in_place(struct __sk_buff *skb, int v6, struct frame *f)
 
 APART struct neighbour *find_neighbour(const struct packet *p)
 {
-	struct link key = p->link;                                /* Linux 6.1 takes no argument of such a function as a key */
+	struct link key = p->link;                                /* Linux 6.1 takes no pointer into an argument as a key */
 
 	return bpf_map_lookup_elem(&ngp_neighbours, &key);
 }
 
-/* A neighbour with several links is one customer: a packet on any of them counts as one on its first link. */
+/* A neighbour with several links is one customer: a packet on any of its links is treated like one on its first
+ * link. */
 APART int use_first_link(struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -279,9 +284,9 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 	p->base = hook == FORWARD ? 0 : link_bytes;
 	p->link.ifindex = skb->ifindex;
 	if (link_bytes) {
-		/* One read for both headers, since each costs a call. At FORWARD nobody asks whom the frame was sent to. Without
-		 * that address, the words that are read below don't cross those that were copied, which the processor would
-		 * wait for. */
+		/* One read for both headers, since each read is a helper call. At FORWARD the destination MAC isn't needed, so
+		 * the copy begins at the source MAC. It is then aligned to 8 bytes, so no read below spans two copied words:
+		 * the processor would have to wait until both are stored. */
 		if (hook == FORWARD)
 			failed = p->v6 ? bpf_skb_load_bytes_relative(skb, ETH_ALEN, f.from, 8 + 40, BPF_HDR_START_MAC)
 				       : bpf_skb_load_bytes_relative(skb, ETH_ALEN, f.from, 8 + 20, BPF_HDR_START_MAC);
@@ -297,7 +302,7 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 		p->link.mac_tail_role = pair(mac[2], 0);
 		p->group = hook != FORWARD && (((__u8 *)f.to)[0] & 1);
 	}
-	if (!link_bytes || f.type != type) {                      /* other headers are between the two */
+	if (!link_bytes || f.type != type) {                      /* other headers are between link and IP header */
 		failed = p->v6 ? bpf_skb_load_bytes_relative(skb, 0, &f.ip, 40, BPF_HDR_START_NET)
 			       : bpf_skb_load_bytes_relative(skb, 0, &f.ip, 20, BPF_HDR_START_NET);
 		if (failed)
@@ -341,7 +346,7 @@ INLINE __u64 mix(__u64 hash, __u64 words)
 	return hash ^ hash >> 29;
 }
 
-/* The address whose contract covers a download: its source, or, for a router's ICMP error, the quoted address. */
+/* Return the address whose contract covers a download: the source, or, for an ICMP error, the quoted destination. */
 INLINE const __u32 *remote(const struct packet *p)
 {
 	return p->error ? p->quoted : p->source;

@@ -1,8 +1,9 @@
 """Rewrites: whether rules of this host may change a packet's destination (DNAT, REDIRECT) before it is routed.
 
-If so, the meter remembers where each packet was sent; if not, that costs nothing. This is asked every few seconds, so
-it must be cheap: one message to nf_tables, and one call for each legacy table. To take a harmless rule for such a rule
-costs little. So any rule counts that is in a chain of type nat at the prerouting hook.
+If they may, the meter remembers where each packet was sent; if not, the meter is spared that work. The question is
+asked every few seconds, so it must be cheap: one message to nf_tables, and one call for each legacy table. It is no
+harm if a rule is counted that changes no destination. So every rule counts that is in a chain of type nat at the
+prerouting hook.
 
 Source: linux/netfilter/nf_tables.h, linux/netfilter_ipv4/ip_tables.h
 """
@@ -30,9 +31,9 @@ _INFO = struct.Struct("=32sI5I5III")  # struct ipt_getinfo
 
 
 def may_happen(versions: Iterable[int]) -> bool:
-    """Say whether there are such rules for these families.
+    """Say whether this host has such rules for these IP versions.
 
-    A table that can't be read (no nf_tables, no rights) has none.
+    A table that can't be read (no nf_tables, no rights) counts as one without such rules.
     """
     return any(_in_nftables(version) or _in_legacy(version) for version in versions)
 
@@ -65,7 +66,7 @@ def _in_legacy(version: int) -> bool:
 
 
 def _get_info(asking: socket.socket, level: int) -> bytes:
-    """Ask for a legacy table by its name. The kernel reads the name from the buffer into which it writes the answer."""
+    """Ask about the legacy table `nat`. The kernel reads the name in the buffer, and writes its answer over it."""
     buffer = ctypes.create_string_buffer(b"nat", _INFO.size)
     size = ctypes.c_uint32(_INFO.size)
     libc = ctypes.CDLL(None, use_errno=True)

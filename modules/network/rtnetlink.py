@@ -44,11 +44,11 @@ class Interface:
 
     Attributes:
         link_address: its MAC, or empty.
-        has_link_addresses: neighbours on it are told apart by MAC.
+        has_link_addresses: whether it has MACs, so that neighbours on it are told apart by MAC.
         kind: as `ip -d link` says (`veth`, `bridge`, `wireguard`, ... or "").
         master: index of its bridge or bond, or 0.
         port_of: the kind of that master, or "".
-        lower: index of the interface below it (of a VLAN, macvlan, ...), in this namespace, or 0.
+        lower: for a VLAN, macvlan, ...: index of the interface below it, if that is in this namespace; else 0.
     """
 
     index: int
@@ -68,8 +68,8 @@ class OwnAddress:
     """An address of this host.
 
     Attributes:
-        index: of its interface.
-        address: the other end's on a point-to-point link; else the same as local.
+        index: the index of its interface.
+        address: the other end's address on a point-to-point link; elsewhere the same as `local`.
     """
 
     index: int
@@ -92,8 +92,8 @@ class Route:
 
     Attributes:
         is_unicast: False for local, unreachable, blackhole, ... routes.
-        of_own_address: the kernel made it for the network of an address of this host.
-        hops: several if traffic is shared among them.
+        of_own_address: whether the kernel made it for the network of an address of this host.
+        hops: the next hops; several if traffic is shared among them.
     """
 
     is_unicast: bool
@@ -148,7 +148,7 @@ def own_addresses(kernel: Asker) -> list[OwnAddress]:
 
 
 def routes(kernel: Asker, version: int) -> Iterator[Route]:
-    """Yield the unicast routes of a family, in any table. Raises KernelError."""
+    """Yield the unicast routes of an IP version, in any routing table. Raises KernelError."""
     with kernel_errors("routes can't be listed"):
         for message in kernel.dump(RTM_GETROUTE, _route_body(version)):
             if (found := route_of(message)).is_unicast:
@@ -156,10 +156,10 @@ def routes(kernel: Asker, version: int) -> Iterator[Route]:
 
 
 def routes_out_of(version: int, index: int) -> Iterator[Prefix]:
-    """Yield the destinations of an interface's unicast routes, in any table. The caller may stop at any time.
+    """Yield the destinations of an interface's unicast routes, in any routing table. The caller may stop at any time.
 
-    A full table has a million routes. So the kernel itself selects the interface's routes, and the answer comes on a
-    socket of its own: closing that drops the unread rest.
+    A full routing table has a million routes. So the kernel selects the interface's routes, and a new socket is opened
+    for the answer: if the caller stops early, closing the socket drops the unread rest.
 
     Raises: KernelError.
     """
@@ -246,7 +246,8 @@ def _number(said: Mapping[int, bytes], kind: int) -> int:
 def _own_address(message: bytes) -> OwnAddress | None:
     _, prefix_length, _, _, index = _ADDRESS.unpack_from(message)
     said = dict(attributes(message[_ADDRESS.size :]))
-    either = said.get(_IFA_LOCAL) or said.get(_IFA_ADDRESS)  # LOCAL is ours on point-to-point, ADDRESS the other end's
+    # On a point-to-point link LOCAL is our address, and ADDRESS is the other end's; elsewhere there may be no LOCAL.
+    either = said.get(_IFA_LOCAL) or said.get(_IFA_ADDRESS)
     if not either:
         return None
     return OwnAddress(index, prefix_length, ip_address(either), ip_address(said.get(_IFA_ADDRESS) or either))

@@ -2,11 +2,14 @@
  *
  * Sent to: the address to which a neighbour sent a packet, before this host rewrote the packet's destination.
  *
- * The contract is for the address that the client sent to. Where rules send all DNS to a resolver of ours, or forward a
- * port, FORWARD sees another address. So the ingress of a mesh interface notes each packet's flow in a table. It puts the
- * key to that note into the packet's own hash field, which nobody reads between there and FORWARD, and which stays with
- * the packet however long it is held and wherever it goes. A note per processor wouldn't do: a card hands over a list of
- * packets before the first of them reaches FORWARD. Nor would source and port as the key: a client may ask two resolvers
+ * A contract is for the address to which the client sent. Where rules redirect all DNS to a resolver of ours, or
+ * forward a port, FORWARD sees another address. So the program at the ingress of a mesh interface stores each packet's
+ * flow in a table (ngp_sent). The hash of that flow is a part of the entry's key. The program also writes it into the
+ * packet's own hash field: nothing between ingress and FORWARD reads that field, and it stays with the packet, however
+ * long the packet is held. At FORWARD the hash field thus leads to the entry.
+ *
+ * Simpler ways fail. One entry for each processor would be overwritten: a network card hands over a list of packets
+ * before the first of them reaches FORWARD. Source address and port can't be the key: a client may ask two resolvers
  * from one port.
  *
  * If no rule rewrites destinations (REWRITES isn't set), nothing of this is done.
@@ -16,7 +19,8 @@
 
 #include "flows.h"
 
-/* Read the flow of a packet itself. An ICMP error has no ports here: those that it quotes are another packet's. */
+/* Read a packet's own flow. An ICMP error has no ports in its own flow: the ports in it are those of the quoted
+ * packet. */
 APART int read_flow(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	__be16 ports[2] = {};
@@ -32,13 +36,14 @@ APART int read_flow(struct __sk_buff *skb, const struct packet *p, struct flow *
 
 static __u64 sent_secret;
 
-/* The hash is keyed with a secret. An attacker who could find two flows with one hash would send a packet to the internet,
- * and right behind it one to our own address, which costs nothing: the first would be taken for the second. */
+/* Return the hash of a flow, keyed with a secret. An attacker who could find two flows with the same hash would send a
+ * packet of the one to the internet, and right behind it a packet of the other to our own address, which costs nothing.
+ * The second packet would overwrite the first one's entry, and the first would be taken for one to our own address. */
 INLINE __u32 hash_flow(const struct flow *flow)
 {
 	__u64 hash;
 
-	if (!ONCE(sent_secret))                                   /* if two processors set it at once, some notes are lost */
+	if (!ONCE(sent_secret))                                   /* if two processors set it at once, some entries are lost */
 		ONCE(sent_secret) = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32() | 1;
 	hash = mix(ONCE(sent_secret) ^ flow->protocol, (__u64)flow->from_port << 16 | flow->to_port);
 
@@ -57,7 +62,8 @@ INLINE int same_flow(const struct flow *one, const struct flow *two)
 	return 1;
 }
 
-/* The key holds the link, so no neighbour's packets overwrite another's notes. */
+/* Store the flow of a packet as it was sent. The link is a part of the key, so no neighbour's packets overwrite another
+ * neighbour's entries. */
 APART int note_sent(struct __sk_buff *skb, const struct packet *p)
 {
 	struct sent key = { .link = p->link };
@@ -72,8 +78,8 @@ APART int note_sent(struct __sk_buff *skb, const struct packet *p)
 	return 0;
 }
 
-/* In FORWARD: put back the destination to which a packet was sent. Returns 0 if it was not rewritten. Not static: see
- * `serves`. */
+/* In FORWARD: put the destination to which a packet was sent back into `p`. Returns 0 if the destination was not
+ * rewritten. Not static: see `serves`. */
 __noinline int restore_sent(struct __sk_buff *skb, struct packet *p)
 {
 	struct sent key = { .hash = skb->hash };

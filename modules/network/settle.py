@@ -1,10 +1,12 @@
 """Settling: wait until every packet that is on its way through the programs has left them.
 
-Only then do the counters include what a stopped contract or a lowered limit still let through. When a map inside
-another map is replaced, the kernel waits until no running program uses the old one (`maybe_wait_bpf_programs` in
-kernel/bpf/syscall.c, since Linux 4.20). Only this wait is needed here, so a map is replaced by itself. It takes some
-15 ms, the kernel's usual grace period. `membarrier(MEMBARRIER_CMD_GLOBAL)` takes as long, but the kernel refuses it
-where processors run without a clock tick (nohz_full).
+When a contract is stopped or a limit is lowered, a packet that is already in a program may still pass. Only when it has
+left the program, the counters are final.
+
+When a map inside another map is replaced, the kernel waits until no running program uses the old one
+(`maybe_wait_bpf_programs` in kernel/bpf/syscall.c, since Linux 4.20). We need nothing but this wait, so we replace a
+map by itself. That takes some 15 ms, the kernel's usual grace period. `membarrier(MEMBARRIER_CMD_GLOBAL)` takes as
+long, but the kernel refuses it where processors run without a clock tick (nohz_full).
 """
 
 from __future__ import annotations
@@ -66,9 +68,9 @@ class ProgramsWait:
 
 
 class Settling:
-    """Shares one wait among all callers that ask before it begins.
+    """Shares waits: all who call `settled` before a wait begins are served by that one wait.
 
-    Args: wait: blocks until programs have ended; called in a thread, one at a time.
+    Args: wait: blocks until programs have ended; called in a thread, never twice at the same time.
     """
 
     def __init__(self, wait: Callable[[], None]) -> None:

@@ -1,10 +1,11 @@
 """Sides: which of the interfaces that aren't mesh are ours (LAN), which lead to others (upstream), and why.
 
-What a neighbour sends to an upstream interface always needs a contract of its own, and what comes from upstream reaches
-no neighbour without one. A default route doesn't decide which interfaces these are: VPN clients set two halves of one,
-providers set specific routes or 2000::/3. So an interface is a LAN by itself only if all of its routes, in any table,
-are within the networks of its own addresses. All others are upstream, also those without addresses and those that have
-just come up. To take a LAN for upstream costs a packet or two; to take an uplink for a LAN would give the uplink away.
+What a neighbour sends to an upstream interface always needs a contract of that neighbour, and what comes from upstream
+reaches a neighbour only if it has a contract. Which interfaces are upstream can't be decided by default routes: VPN
+clients set two halves of one, and providers set specific routes or 2000::/3. So unless LAN_INTERFACE says otherwise, an
+interface is a LAN only if all of its routes, in any routing table, are within the networks of its own addresses. All
+others are upstream, also those without addresses and those that have just come up. If a LAN is wrongly taken for
+upstream, a packet or two are lost; if an uplink were taken for a LAN, neighbours would use it for nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Side:
 
     Attributes:
         own: the networks of its own addresses.
-        beyond: a few of its routes to other networks; empty: it has none.
+        beyond: up to _ROUTES_TOLD of its routes to other networks, for each IP version.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Side:
 
 
 def look(host: Host, mesh: Sequence[str]) -> list[Side]:
-    """Look at all existing interfaces except lo, mesh interfaces, and those whose packets arrive on another interface.
+    """Look at all existing interfaces except lo, mesh interfaces, ports of others, and idle fallback tunnels.
 
     Raises: KernelError.
     """
@@ -60,7 +61,7 @@ def lan_of(sides: Sequence[Side], patterns: Sequence[str] | None) -> tuple[str, 
 
 
 def upstream_of(sides: Sequence[Side], lan: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the other interfaces that lead somewhere now. Pure."""
+    """Return the names of the interfaces that aren't LANs and have routes to other networks now. Pure."""
     return tuple(side.name for side in sides if side.beyond and side.name not in lan)
 
 

@@ -1,15 +1,15 @@
 """The `security` tables of this host: read as text, and changed in one piece by the iptables that the host uses.
 
-There are two families of iptables commands. If `iptables` is the nf_tables variant, rules in the legacy tables would be
-in force but invisible to the operator's tools, and the other way round. So the gate goes where the operator looks, by
-that variant's `iptables-restore --noflush`. That is one nf_tables transaction, or one SO_SET_REPLACE of the legacy
-table under the xtables lock. Either way no packet ever meets half a change. So a gate can be rewritten under traffic:
-an attacker who floods during `ngp reload` finds no moment at which the gate is open, nor one at which it refuses paid
-traffic.
+There are two variants of the iptables commands: nft and legacy. If the operator's `iptables` is the nft variant, rules
+in the legacy tables are in force, but the operator's tools don't show them; and the other way round. So we make the
+gate with the variant that the operator uses, by its `iptables-restore --noflush`. In the nft variant that is one
+nf_tables transaction; in the legacy variant, one SO_SET_REPLACE under the xtables lock. Either way no packet ever meets
+half a change. So the gate can be rewritten under traffic: during `ngp reload` there is no moment at which the gate is
+open, nor one at which it refuses paid traffic.
 
-A library in our own process wouldn't do for the legacy table. iptables' own extension for `bpf` keeps the programs open
-that it has seen, as long as the process lives, and its options have other names in other versions. nft's own `queue`
-and `meta` wouldn't do either: the meter is a BPF program, and only xtables' `bpf` match calls one.
+Other ways wouldn't work. A library in our own process: for the legacy table it would use iptables' extension for `bpf`,
+which keeps programs open as long as the process lives, and whose options have other names in other versions. Rules of
+nft itself: the meter is a BPF program, and only the `bpf` match of xtables calls one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rule:
 
     Attributes:
         target: RETURN, DROP, NFQUEUE or a chain of ours.
-        goto: use `-g`: a RETURN in the target goes to our caller.
+        goto: use `-g`: a RETURN in the target goes to the chain that called ours.
         program: path of a pinned socket filter; the rule matches if it returns anything but 0.
         queue_number: for NFQUEUE.
     """
@@ -71,9 +71,13 @@ Jumps = Mapping[str, Sequence[Rule]]  # by hook
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What one security table has: `chains` are only ours, as saved text; `hooks` are all rules of FORWARD and INPUT.
+    """What one security table has now.
 
-    `foreign` is True if the table has anything that isn't ours, except policies of ACCEPT.
+    Attributes:
+        exists: whether there is such a table.
+        chains: our chains only; their rules as iptables-save prints them.
+        hooks: all rules of FORWARD and INPUT, also those that aren't ours.
+        foreign: whether the table has anything that isn't ours, except policies of ACCEPT.
     """
 
     exists: bool
@@ -96,13 +100,13 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One atomic change: jumps are removed, chains emptied, then chains written, and jumps put first at their hooks.
+    """One atomic change: remove jumps, empty chains, write chains, and put jumps at the beginning of their hooks.
 
     Attributes:
         drop_jumps: the rules to delete.
         delete: chains to remove.
         chains: chains to make or write anew.
-        jumps: what must be first at each hook.
+        jumps: the jumps that must be a hook's first rules, by hook.
     """
 
     drop_jumps: Jumps = field(default_factory=dict)
@@ -112,7 +116,7 @@ class Change:
 
 
 class Tables(Protocol):
-    """One family's security table under one variant of iptables."""
+    """The security table of one IP version (family) in one variant of iptables."""
 
     variant: str
     family: int
@@ -125,7 +129,7 @@ class Tables(Protocol):
 
 
 def find_command(name: str) -> str | None:
-    """Return the path of a command.
+    """Return the path of a command, or None.
 
     The sbin folders are searched too, as sudo and systemd may leave them out of PATH.
     """
@@ -133,7 +137,7 @@ def find_command(name: str) -> str | None:
 
 
 def run(words: Sequence[str], text: str = "") -> str:
-    """Run a command and return what it prints. Raises KernelError with the command and its complaint."""
+    """Run a command and return what it prints. Raises KernelError with the command and its error text."""
     try:
         done = subprocess.run(
             words,
@@ -157,7 +161,7 @@ def run(words: Sequence[str], text: str = "") -> str:
 
 
 def run_or_nothing(words: Sequence[str]) -> str:
-    """Run a command that may fail if there is nothing to list; return what it prints in either case."""
+    """Run a command that may fail if there is nothing to list; return what it prints, or "" if it fails."""
     try:
         return run(words)
     except KernelError:
@@ -175,7 +179,7 @@ def saved_rules(*families: int) -> list[str]:
 
 
 def variant_of(version: str) -> str:
-    """Return the variant of an iptables command, from what its `-V` says: nft, or legacy (before 1.8 it named none)."""
+    """Return the variant of an iptables command from the output of its `-V`: legacy, unless that names nft."""
     return NFT if "nf_tables" in version else LEGACY
 
 
@@ -231,7 +235,7 @@ class NftTables:
         standing = parse_save(run([self._save, "-t", "security"]))
         if standing.chains or standing.foreign:
             return standing
-        # With -t a missing table is printed like an empty one; without -t only existing tables are printed.
+        # With -t, the command prints a missing table like an empty one; without -t it prints only existing tables.
         return replace(standing, exists="*security" in run([self._save]).splitlines())
 
     def commit(self, standing: Standing, change: Change) -> None:
@@ -239,7 +243,7 @@ class NftTables:
         run(self._restore, restore_text(change, create_mark=bool(change.chains) and not standing.exists))
         if not change.chains and TABLE_MARK in change.delete and not standing.foreign:
             nft = find_command("nft")
-            if nft:  # else an empty table stays, which does nothing
+            if nft:  # without nft an empty table stays; it does no harm
                 run([nft, "delete", "table", "ip" if self.family == 4 else "ip6", "security"])
 
 
@@ -282,8 +286,9 @@ class Choice:
 def detect() -> Choice:
     """Find out which iptables this host uses. Raises KernelError if there is none.
 
-    `iptables -V` decides, since that is the command that the operator uses. If it is nft, legacy rules are still in
-    force. They are mentioned, but don't change the choice, since packets go through both kinds of tables.
+    The variant of `iptables` decides, since that is the command that the operator uses. If it is nft, rules in legacy
+    tables may be in force as well. That is mentioned, but doesn't change the choice: packets go through both variants'
+    tables.
     """
     command = find_command("iptables")
     if command:
@@ -314,7 +319,7 @@ def command_of(variant: str, family: int, action: str) -> str:
 def restore_command(variant: str, family: int) -> list[str]:
     """Return the command that changes a table in one piece. Raises KernelError if it is missing.
 
-    The legacy variant waits a while for its lock, which the operator's own iptables may hold.
+    The legacy variant waits up to 2 s for its lock, which another iptables command may hold.
     """
     wait = ["-w", str(_LOCK_WAIT_S)] if variant == LEGACY else []
     return [command_of(variant, family, "restore"), "--noflush", *wait]
