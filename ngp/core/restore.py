@@ -249,7 +249,9 @@ def _limit(world: World, record: AccountRecord, contracts: list[Sale], found: Ad
     for contract in contracts:
         if contract.state is State.ACCEPTED:
             grace.accepted_unpaid(world, account, contract)
-    links = [contract.link for contract in contracts] or list(world.peers.by_identity.get(account.identity, ()))
+    # The ledger doesn't say which contract opened the credit. It is the first of those that wait for money.
+    unpaid = [contract for contract in contracts if contract.state is State.ACCEPTED] or contracts
+    links = [contract.link for contract in unpaid] or list(world.peers.by_identity.get(account.identity, ()))
     lasts_s = found.limit.credit_ends_in_s if found is not None else float(record.grace_until_s - world.now.utc_s)
     grace.restore(world, account, record, next(iter(links), ("", b"")), lasts_s)
     if found is not None:

@@ -8,6 +8,7 @@ import pytest
 from playbook import Sim, account, settings, states, tell
 from scripted_neighbour import ScriptedNeighbour
 
+from ngp.core import events as ev
 from ngp.core.messages import Ask, Invoice
 
 HOST = "198.51.100.1"
@@ -86,6 +87,18 @@ def test_an_identity_has_one_grace_which_counts_on_the_link_that_opened_it() -> 
     assert other.buy("203.0.113.3/32") and world.credit.outstanding == {first.link: GRACE, other.link: GRACE}
     last = neighbour(b"X", b"\2vvvv\1")
     assert last.buy("203.0.113.4/32") and world.clients[last.identity].credit is None
+
+
+def test_grace_counts_on_the_link_that_opened_it_after_a_restart_too() -> None:
+    """Counted on another link of the same identity, a new key would get grace on the first one again."""
+    sim = Sim(settings(default_msat_per_gib=0, sell_msat_per_gib=0, sell_min_msat_per_gib=0))
+    first, second = (ScriptedNeighbour(sim, sim.gateway, b"V" * 32, address) for address in (b"\2vvvv\1", b"\2vvvv\2"))
+    assert first.buy("203.0.113.1/32") and not sim.gateway.world.credit.outstanding, "it costs nothing"
+    first.tell(ev.SettingsChanged(settings()))
+    assert second.buy("203.0.113.2/32")
+    assert sim.gateway.world.credit.outstanding == {second.link: GRACE}
+    sim.crash(sim.gateway)
+    assert sim.gateway.world.credit.outstanding == {second.link: GRACE}
 
 
 @pytest.mark.parametrize("opened_by", ["an accept", "a low balance"])
