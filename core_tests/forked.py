@@ -63,7 +63,7 @@ class Verb:
         return subprocess.CompletedProcess(self.words, code, out, err)
 
     def run_into(self, stdout: int, stderr: int, timeout_s: float) -> int:
-        """Run it to its end, with these descriptors as its output; its exit code (negative: the signal's number).
+        """Run it to its end, with these descriptors as its output. Returns its exit code, or minus the signal's number.
 
         Raises: LabError when it takes longer than `timeout_s`; then it is killed.
         """

@@ -64,7 +64,7 @@ def die_in(folder: Path, function: str) -> None:
 
 
 def pretend(put: Callable[[object, str, object], object], folder: Path) -> None:
-    """Make this process that version. Args: put: `setattr`, or one that can be undone. folder: what `make` returned."""
+    """Make this process that version. Args: put: like `setattr`, perhaps to be undone. folder: what `make` returned."""
     put(layout, "LAYOUT", layout.LAYOUT + 1)
     put(layout, "TABLES", tuple(LABELS if name == layout.LABELS else name for name in layout.TABLES))
     put(layout, "LABELS", LABELS)

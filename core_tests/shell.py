@@ -78,5 +78,5 @@ def await_until(condition: Callable[[], Answer], timeout_s: float = PATIENCE_S, 
             return answer
         if time.monotonic() > deadline:
             raise LabError(f"not within {timeout_s} s: {what or condition}; last answer: {answer!r}")
-        # A question that takes long, such as starting a program, takes processor time from the thing asked about.
+        # A question that takes long, such as starting a program, slows the thing asked about: ask less often.
         time.sleep(min(max(POLL_S, ASKING_SHARE * (time.monotonic() - asked_at)), MOST_POLL_S))

@@ -88,7 +88,7 @@ def await_last(trade: Trade, last: traffic.Server) -> None:
 )
 @pytest.mark.parametrize("stopped", ["gateway", "client"])
 def test_a_suspended_daemon_costs_no_packet(lab: Lab, stopped: str, count: int, stops: int) -> None:
-    """After the first answer the kernel has contract and account, so a daemon may be scheduled late."""
+    """After the first answer the kernel has contract and account, so it does no harm if a daemon doesn't run."""
     trade = open_trade(lab)
     net, remote, daemon = trade.net, trade.net.remote(4), trade.gateway if stopped == "gateway" else trade.client
     open_others(trade)
@@ -110,7 +110,7 @@ def test_a_suspended_daemon_costs_no_packet(lab: Lab, stopped: str, count: int, 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize(("paid", "held"), [(False, HELD), (True, HELD_OF_PAID)], ids=["newcomer", "customer"])
 def test_a_limited_number_of_first_packets_is_held(lab: Lab, version: int, paid: bool, held: int) -> None:
-    """A client that has paid may begin with more packets; both sides compute the same number, and count the same."""
+    """A client that has paid may begin with more packets. Both sides know the number, and count the same bytes."""
     trade = open_trade(lab)
     if paid:
         trade.prepay()

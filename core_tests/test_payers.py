@@ -92,7 +92,7 @@ class Line:
 @pytest.mark.parametrize(("version", "masquerade"), [(4, True), (4, False), (6, False)])
 @pytest.mark.parametrize("begins", ["router", "household"])
 def test_a_line_of_routers_as_shipped_each_pays_the_next(lab: Lab, version: int, masquerade: bool, begins: str) -> None:
-    """All of them sell and buy. The last one also sends from its own address, which must not count as a return."""
+    """All of them sell and buy. The last router also sends from its own address, which must not count as a return."""
     line = Line(lab, masquerade)
     line.await_acquainted()
     a, b, c = line.daemons
@@ -143,7 +143,10 @@ def test_a_visiting_household_pays_and_the_visited_one_does_not(lab: Lab, versio
 
 
 def test_a_visited_household_can_visit_others(lab: Lab) -> None:
-    """The hub buys the visited household, and takes what that begins for answers; so the household's router asks."""
+    """The hub buys the visited household's addresses, and takes packets from there for answers.
+
+    So the household's router must ask for contracts by itself.
+    """
     star = Star(lab, "abc")
     first, second, third = star.households
     assert traffic.ping(first, second.address("north", 4)).received == 1

@@ -115,7 +115,7 @@ def test_killed_in_the_midst_of_an_upgrade_nothing_is_charged_twice_or_lost(scen
 
 
 def test_an_upgrade_that_fails_leaves_all_to_the_version_before(scene: Scene) -> None:
-    """A start that fails before it has booked what runs in the kernel must not take it away."""
+    """A start that fails before it has booked what the kernel counted must leave the kernel as it is."""
     gateway = scene.trade.gateway
     (scene.later / next_layout.OBJECT).unlink()
     before = gateway.import_path

@@ -125,7 +125,7 @@ def sent(node: Lnd) -> dict[str, int]:
 
 
 def _held_back(made: LightningTrade) -> list[str]:
-    """List payments that only one of the client's node and daemon calls in flight, or that the gateway has."""
+    """List payments that only the client's node, or only its daemon, calls in flight, or that the gateway has."""
     ours = under_way(made.paying)
     ask = "SELECT count(*) FROM payments WHERE state = 'pending'"
     if stored(made.trade.client, ask) != len(ours):

@@ -58,8 +58,8 @@ def node_services(addresses: Iterable[str]) -> tuple[FreeRule, ...]:
 def left_out(settings: Settings, network: Network) -> list[Check]:
     """Return a line for each interface that MESH_INTERFACES matches but that can't be a mesh interface.
 
-    One that is named is refused; one that a pattern matches is left out, with a warning where no other interface gates
-    its traffic.
+    A line about an interface that is named is a failure. An interface that a pattern matches is left out, with a
+    warning if no other interface gates its traffic.
 
     Raises: KernelError.
     """

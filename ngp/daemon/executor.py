@@ -80,7 +80,8 @@ class Executor:
 
     Args:
         tell: receives the events that result from effects.
-        fail: receives unexpected exceptions: after one, an invoice might never be made or a payment never tracked.
+        fail: receives unexpected exceptions, and must end the daemon: after one of them an invoice might never be made,
+            or a payment never tracked.
     """
 
     def __init__(

@@ -212,8 +212,8 @@ class _Screen(logging.Formatter):
 class WhileItLasts:
     """Passes the message about a condition when it begins, and at intervals as long as it lasts.
 
-    A failed action is retried every few seconds and fails again. So a payment node that is locked for a night causes
-    only a few lines.
+    A failed action is retried every few seconds and fails again. By this rule a payment node that is locked for a night
+    causes a few lines, not thousands.
 
     Args:
         over_s: seconds without a report after which a condition is over; the next report is news again.

@@ -114,7 +114,7 @@ class Reading:
         return [check_row(one, kinds.get(one.name, "kernel")) for one in checks]
 
     def _host_as(self, wanted: Settings, network: Network) -> list[Check]:
-        """Check the host for a file's settings. Args: network: a second instance; the daemon's own has the queue."""
+        """Check the host for a file's settings. Args: network: a second instance: the daemon's own uses the queue."""
         node = self._node
         checks = checkup.network(wanted, network, node.parts.make_links(wanted), node.host.node_addresses)
         return checks + network.taken(replace(node.host.desired, queue_number=wanted.queue_number))
