@@ -1,4 +1,4 @@
-"""The meter's charge without packets or interfaces: real tables, the product's code for both sides, in single steps."""
+"""The meter's charge without packets or interfaces: real tables and the product's code, one charge at a time."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ChargeLab:
         self.open()
 
     def open(self) -> None:
-        """Begin with the present tables, as a daemon does."""
+        """Begin with the tables as they are, like a daemon that starts."""
         self.accounts = AccountTable(self.tables)
         self.contracts = ContractTable(
             *(self.tables, self.accounts, lambda number: number, lambda _: bytes(10), lambda *_: False),
@@ -114,12 +114,15 @@ class ChargeLab:
         return number
 
     def ask(self, number: int, size_bytes: int, others_bytes: int = 0, role: Role = Role.SERVER) -> bool:
-        """Charge a packet; others may use the contract after it was checked and before the account pays."""
+        """Charge a packet; say whether it may pass.
+
+        Args: others_bytes: what other packets use of the contract after it was looked at, before the account pays.
+        """
         request = struct.pack("=QQII", size_bytes, others_bytes, number, layout.ROLE[role])
         return run(self.programs.program("ask"), request) == 1
 
     def meddle(self, by: int) -> None:
-        """Charge this much more between the next reading of a word and its swap."""
+        """Let another packet be charged `by` between the next reading of a word and its swap."""
         self._meddling.set(bytes(4), by.to_bytes(8, sys.byteorder))
 
     def spent(self, account: bytes = ALICE) -> int:

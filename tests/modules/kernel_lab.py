@@ -1,4 +1,4 @@
-"""A small lab of network namespaces for tests of the kernel modules: client - gateway - internet, both families.
+"""A small lab of network namespaces for tests of the kernel modules: client - gateway - internet, by IPv4 and IPv6.
 
 The test process itself is in the gateway's namespace. Names start with `ngpt-` and are random. Everything is removed
 again, also when a test fails. Addresses are from the private and documentation ranges and never leave the lab.
@@ -49,13 +49,17 @@ def ip(*lines: str, namespace: str = "") -> None:
 
 
 def python(namespace: str, code: str, *arguments: str) -> list[str]:
-    """Return the command that runs a piece of Python in a namespace, without site-packages: they triple its start."""
+    """Return the command that runs Python code in a namespace, without site-packages: so Python starts in a third of
+    the time.
+
+    Args: arguments: the code's sys.argv[1:].
+    """
     return ["ip", "netns", "exec", namespace, sys.executable, "-I", "-S", "-c", code, *arguments]
 
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """Names of the namespaces; the gateway's interfaces are m0 (client), m1 (another neighbour's, idle), up0."""
+    """Names of the namespaces. The gateway has m0 to the client, m1 (nobody is there), and up0 to the internet."""
 
     client: str
     gateway: str
@@ -127,8 +131,8 @@ def _wire(namespace: str, theirs: str, ours: str, address: dict[int, str], gatew
 def give_addresses(
     interface: str, addresses: dict[int, str], namespace: str = "", router: dict[int, str] | None = None
 ) -> None:
-    """Give an interface both addresses, put it up, and if there is a router, send all else to it."""
-    # Without this an interface says nothing over IPv6 for a second.
+    """Give an interface an IPv4 and an IPv6 address, put it up, and if a router is named, set default routes to it."""
+    # Without this an interface sends nothing over IPv6 for a second.
     sh(f"sysctl -qw net.ipv6.conf.{interface}.accept_dad=0", namespace)
     ip(
         f"addr add {addresses[4]}/24 dev {interface}",
@@ -171,5 +175,5 @@ def pinned_filters(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def paths(up: Path, inward: Path, unknown: Path, over_rate: Path | None = None) -> GatePaths:
-    """Shorthand for GatePaths. Args: over_rate: needed only if there are services on the host."""
+    """Make GatePaths of few programs. Args: over_rate: needed only if there are services on the host."""
     return GatePaths(up, inward, inward, unknown, over_rate or unknown, unknown)

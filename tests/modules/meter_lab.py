@@ -90,7 +90,7 @@ class World:
         return KernelNeighbour(**{**values, **changes})  # type: ignore[arg-type]
 
     def grant(self, destination: str, **changes: object) -> bytes:
-        """Grant a generous contract to the client, whose account has money for a lifetime; returns its id."""
+        """Grant a contract to the client, with an account that has more money than any test uses; returns its id."""
         values: dict[str, object] = {
             "contract": contract_id(),
             "neighbour": NEIGHBOUR,
@@ -152,7 +152,7 @@ def metered(folder: Path, use_tcx: bool | None = None, **changes: object) -> Ite
         mac = bytes.fromhex(sh("cat /sys/class/net/c0/address", built.client).strip().replace(":", ""))
         for namespace, interface in ((built.client, "c0"), (built.internet, "i0")):
             sh(f"ethtool -K {interface} gro off", namespace)
-        # No program listens there. The answers ("port unreachable") would be charged as well.
+        # No program listens at the internet's ports. Its answers ("port unreachable") would be charged as well.
         for command in ("iptables", "ip6tables"):
             sh(f"{command} -A INPUT -p udp -j DROP", built.internet)
         world = World(built, Datapath(folder, use_tcx), mac, folder)
@@ -166,7 +166,7 @@ def metered(folder: Path, use_tcx: bool | None = None, **changes: object) -> Ite
 
 
 def true_wire(world: World) -> None:
-    """Switch segmentation off in the gateway, so that the receivers get frames as on a wire, and count there."""
+    """Switch segmentation off in the gateway, so that receivers get frames as on a wire, and count at the receivers."""
     for interface in ("m0", "up0"):
         sh(f"ethtool -K {interface} tso off gso off tx-udp-segmentation off")
     for family, command in ((4, "iptables"), (6, "ip6tables")):

@@ -64,9 +64,9 @@ class Star:
         """Open a socket of one of the hosts."""
 
         def make() -> socket.socket:
-            namespaces.enter(self.namespace(name))  # a namespace of this thread's own, which ends with it
+            namespaces.enter(self.namespace(name))  # only this thread enters it, and the thread ends with `make`
             made = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one port may ask several
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # several sockets may ask from one port
             made.bind((ADDRESSES[name][family], port))
             return made
 
@@ -97,7 +97,7 @@ class Star:
 
 
 def once(family: int) -> tuple[int, int]:
-    """Return the L3 bytes of a `talk`: of the question, and of the answer."""
+    """Return the L3 bytes of a `talk`: those of the question, and those of the answer."""
     return UP_BYTES + HEADERS[family], DOWN_BYTES + HEADERS[family]
 
 
@@ -125,13 +125,13 @@ def swept(built: Star, most: int = 1024) -> None:
     """Sweep the tables of flows completely."""
     running = built.world.datapath._running
     assert running is not None
-    for round_s in (1e9, 2e9):  # later than any that the datapath began by itself
+    for round_s in (1e9, 2e9):  # times later than any round that the datapath began by itself
         running.flows.sweep(round_s, 2 * most)
 
 
 @contextlib.contextmanager
 def star(folder: Path, **changes: object) -> Iterator[Star]:
-    """Build the star; both neighbours buy from us and sell to us, as the product is shipped."""
+    """Build the star. Both neighbours buy from us and sell to us: ngp's default."""
     values: dict[str, object] = {"buys": True, "lan_interfaces": ("lan0",), **changes}
     with metered(folder, **{**values, "lan_interfaces": ()}) as world, contextlib.ExitStack() as undo:
         stem = f"ngpt-{secrets.token_hex(3)}"

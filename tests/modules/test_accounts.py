@@ -68,7 +68,8 @@ class Market:
         for address in ADDRESSES[1:]:
             sh(f"ip addr add {address}/24 dev i0", world.lab.internet)
         for address in ADDRESSES:
-            sh(f"ping -n -q -c 1 -W 30 {address}")  # packets that wait for a next hop may get lost after their charge
+            # Find the next hop's MAC first: packets that wait for it may get lost after they were charged.
+            sh(f"ping -n -q -c 1 -W 30 {address}")
         true_wire(world)
         sh(f"iptables -t raw -I PREROUTING -s {CLIENT[4]} -d 10.77.2.0/24", world.lab.internet)
 
@@ -147,7 +148,7 @@ def test_never_too_much_of_an_account_under_many_senders_contracts_top_ups_refun
             market.settle()
             spent = world.account().spent_units
             spent_at_most(max(limit, spent))
-            market.stop_contracts()  # then the contracts' limits: a few packets each, many times
+            market.stop_contracts()  # then the contracts' limits are raised, by a few packets each, many times
             limit = max(limit, spent) + (1 << 50)
             world.limit(limit)
             for _ in range(30):

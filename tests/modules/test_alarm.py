@@ -1,4 +1,4 @@
-"""The gate comes back at once when somebody removes it, the operator's rules stay, and nobody can keep us busy."""
+"""The alarm: a gate that is removed is back at once, the operator's rules stay, and nobody can keep the daemon busy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMMIT
 COMMIT
 """
 KEPT = [line for line in OPERATOR.splitlines() if line.startswith("-A")]
-WAYS = (  # with the rules that remain besides the gate
+WAYS = (  # to remove or bypass the gate, each with the operator's rules that remain after that
     ("nft flush ruleset", []),
     ("iptables -t security -F", KEPT[:1]),
     ("iptables -t security -D FORWARD -i m0 -j NGP_GATE", KEPT),
@@ -104,7 +104,7 @@ def test_a_script_that_changes_rules_all_day_gets_a_tenth_of_the_time() -> None:
 
 
 def test_a_gate_that_is_removed_is_back_at_once_and_the_operators_rules_stay(tmp_path: Path) -> None:
-    """Under an unpaid flood. There are no regular looks here, only the alarm."""
+    """An unpaid flood shows when the gate is missing. Nothing checks the gate here but the alarm."""
     with metered(tmp_path) as world:
         true_wire(world)
         words = python(world.lab.client, FLOOD, INTERNET[4])
@@ -121,7 +121,7 @@ def test_a_gate_that_is_removed_is_back_at_once_and_the_operators_rules_stay(tmp
 
 
 async def take_away(world: World, command: str) -> None:
-    """Run a command that removes the gate, and wait until it is back and nothing passes."""
+    """Run a command that removes the gate, and wait until the gate is back and nothing passes."""
     restored: asyncio.Queue[float] = asyncio.Queue()
 
     def look() -> None:
@@ -145,7 +145,10 @@ async def take_away(world: World, command: str) -> None:
 
 
 def meet_gap(world: World) -> None:
-    """Give the flood a processor while the gate is missing: on a busy machine the alarm may get one first."""
+    """Wait until a packet of the flood has passed while the gate is missing.
+
+    Without this, on a busy machine, the gate may be back before the flood gets a turn of a processor.
+    """
     until = time.monotonic() + GAP_S
     while not received(world.lab.internet, 4)[1] and time.monotonic() < until:
         pass
@@ -177,7 +180,7 @@ def test_a_classifier_that_is_taken_off_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_look_that_finds_all_in_place_announces_nothing(world: World) -> None:
-    """Otherwise each look would cause the next one."""
+    """If a look changed something, its own announcement would cause the next look, without end."""
     with (
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as nft,
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as tc,

@@ -1,4 +1,4 @@
-"""Charges one packet at a time: who pays, what is given back, and the arithmetic at the limits of its words."""
+"""Charges one packet at a time: who pays, what is given back, and the arithmetic where its 64-bit words wrap."""
 
 from __future__ import annotations
 
@@ -84,7 +84,10 @@ def test_what_was_given_back_is_missing_for_nobody(lab: ChargeLab) -> None:
 
 
 def test_a_quicker_packet_leaves_less_for_the_others(lab: ChargeLab) -> None:
-    """Another packet is charged between the reading of a word and its swap: the account's word, then the contract's."""
+    """Another packet is charged after this packet's charge has read a word and before it swaps the word.
+
+    First this is done with the account's word, then with the contract's.
+    """
     lab.limit(100)
     contract = lab.grant()
     lab.meddle(70)
@@ -143,7 +146,7 @@ def test_without_a_low_water_mark_none_is_crossed(lab: ChargeLab) -> None:
 
 @pytest.mark.parametrize("begin", [0, WRAP - 1, WRAP - (1 << 59), (1 << 63) - 1, 1 << 63])
 def test_the_words_wrap_and_nobody_notices(lab: ChargeLab, begin: int) -> None:
-    """An account at the highest price, in a slot with any count left in it. A few such packets fill 64 bits."""
+    """An account at the highest price, in a slot whose counters show anything. A few such packets fill 64 bits."""
     lab.accounts._words[LINE_WORDS + SPENT] = begin
     cost = LARGEST_BYTES * DEAREST
     lab.limit(3 * cost + 1, low_water_units=2 * cost)

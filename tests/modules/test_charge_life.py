@@ -15,7 +15,10 @@ from ngp.modules.network.layout import ACCOUNT_TAG, LINE_WORDS, TAG
 
 
 def test_what_was_noted_as_early_while_the_contract_was_entered_is_on_it_too(lab: ChargeLab) -> None:
-    """A packet may have found no contract just before, and be noted just after the other early bytes were taken."""
+    """A packet may look for a contract just before there is one, and be counted as early just after `grant`.
+
+    By then `grant` has taken the other early bytes.
+    """
     packed = bytes([10, 0, 0, 0]).ljust(16, b"\0")
     key, other = layout.EARLY_KEY.pack(7, packed), layout.EARLY_KEY.pack(8, packed)
 
@@ -121,7 +124,7 @@ class Words:
 def test_killed_between_any_two_stores_an_account_is_as_before_or_less(
     lab: ChargeLab, before: tuple[int, int] | None
 ) -> None:
-    """No more may ever be spent than the larger of two sums: the former limit and credit, or the new ones."""
+    """What may be spent never exceeds both the former limit with its credit and the new limit with its credit."""
     contract, stores = None, 0
     while True:
         account = bytes([stores + 1]) * 32
@@ -199,7 +202,10 @@ def test_a_killed_daemons_contracts_and_accounts_are_adopted(lab: ChargeLab) -> 
 
 
 def test_what_was_spent_is_read_before_what_was_given_back(lab: ChargeLab) -> None:
-    """With a packet between the two, an account may seem to have spent less than its contracts used, never more."""
+    """A packet may be charged between the two readings.
+
+    Then an account may seem to have spent less than its contracts used, never more.
+    """
     lab.limit(1000)
     contract = lab.grant(limit_bytes=100)
     lab.reopen()

@@ -90,7 +90,7 @@ def test_never_a_packet_too_much_of_an_account_from_two_processors(lab: ChargeLa
             most = max(most, limit + credit)
             meets(lambda: lab.account().exhausted)
             assert limit + credit - 8 < lab.spent() + 8 * 64 and lab.spent() <= most
-            if number % 100 == 99:  # a refund of more than is left; the credit is taken back
+            if number % 100 == 99:  # a refund of more than is left, and the end of the credit
                 limit -= 3_000
                 lab.limit(limit)
                 wait.wait()

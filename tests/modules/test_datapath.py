@@ -111,7 +111,7 @@ def test_never_too_much_under_concurrent_senders_and_top_ups(world: World) -> No
             granted += 3001
             world.datapath.grant([_generous(contract, granted)])
             assert sum(world.used(contract)) <= granted
-        # More than one packet of each sender, since one may have been refused on its way while the limit was raised.
+        # More than one packet of each sender: each sender may have one that was refused while the limit was raised.
         enough = world.refused() + 10
         wait_until(lambda than=enough: world.refused() > than, "the limit is reached")
     for sender in senders:

@@ -58,7 +58,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 
 def test_an_interface_that_goes_while_ngp_starts_is_no_reason_to_give_up(tmp_path: Path) -> None:
-    """systemd doesn't restart a service that ended with KERNEL, and interfaces are renamed while a machine boots."""
+    """Interfaces are renamed while a machine boots, and systemd wouldn't restart a service that ended with KERNEL."""
     with lab():
         datapath = Datapath(tmp_path)
         try:
@@ -113,7 +113,7 @@ def _index(name: str) -> int:
 
 @pytest.mark.parametrize("mounts", ["same", "gone"])
 def test_adopted_from_a_killed_process(tmp_path: Path, mounts: str) -> None:
-    """`gone` is what `ip netns exec` does: the mount with the pins ends with the process that made it."""
+    """`gone` stands for `ip netns exec`: the mount with the pins ends together with the process that made it."""
     with lab() as built:
         mac = sh("cat /sys/class/net/c0/address", built.client).strip().replace(":", "")
         folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
@@ -260,7 +260,7 @@ def test_a_set_up_that_the_kernel_refuses_at_any_step_leaves_nothing_open(
 ) -> None:
     """Anything that stays open fails the test (tests/conftest.py).
 
-    A running meter is adopted, so its tables are open already.
+    It is also tried with a running meter: then set_up has opened the meter's tables before it is refused.
     """
 
     def refuse(*_words: object, **_more: object) -> None:
@@ -321,7 +321,7 @@ def test_a_full_table_is_named_and_half_a_batch_is_not_granted(tmp_path: Path) -
 
 
 def test_the_verifier_has_little_to_do() -> None:
-    """Each start waits for the verifier: a second, if it follows every call with all that is known of the packet."""
+    """Each start waits for the verifier. That took a second when the verifier checked functions anew at each call."""
     programs = Programs(bpf.object_path(), {}, {})
     try:
         for name in (*GATE_PROGRAMS, *(direction.program for direction in hooks.Direction)):
@@ -388,7 +388,7 @@ def test_a_hundred_thousand_contracts(tmp_path: Path) -> None:
             Grant(contract_id(), NEIGHBOUR, Role.SERVER, ip_network((0x0B000000 + n, 32)), 10**6, 600, PAYER, PRICE)
             for n in range(99_999)
         ]
-        start = time.process_time()  # including what the kernel makes for it, without changes by others
+        start = time.process_time()  # counts the kernel's work for this process, and no other process's
         world.datapath.grant(grants)
         mine = world.grant(HOST)
         granted = time.process_time()

@@ -20,7 +20,7 @@ from ngp.core.messages import Role
 from ngp.core.values import FreeRule
 
 NAME_SERVER = {4: "192.0.2.53", 6: "2001:db8::53"}
-FIRST, LATER = 0x2000, 0x2000 | 20  # IPv4's flags and offset: more fragments follow; a fragment behind 160 bytes
+FIRST, LATER = 0x2000, 0x2000 | 20  # IPv4's flags and offset: more fragments follow; the same, at offset 160 bytes
 HOP_BY_HOP, ROUTING, FRAGMENT, OPTIONS, UDP, NOTHING = 0, 43, 44, 60, 17, 59
 PADDING = bytes([1, 4, 0, 0, 0, 0])
 
@@ -94,7 +94,7 @@ def test_odd_packets_are_billed_as_they_arrive_and_cut(world: World, family: int
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_free_destination_opens_no_way_to_another(world: World, family: int) -> None:
-    """Forged sources and quotes carry nothing uncharged; a client isn't free because it is within a free prefix."""
+    """Forged sources and quotes make nothing free, nor does it that a client's own address is in a free prefix."""
     client, internet, free = CLIENT[family], INTERNET[family], NAME_SERVER[family]
     world.grant(f"{internet}/{BITS[family]}", limit_bytes=0)
     rules = (FreeRule(ip_network(free), UDP, 53), FreeRule(ip_network(client)))
@@ -174,8 +174,8 @@ def test_packets_above_64_kb_are_billed_without_the_stacks_own_option(tmp_path: 
             assert server.stdout is not None and server.stdout.readline() == "ready\n"
             sent, segments = segments_sent(CLIENT[6], 8_000_000)
         assert "packets 0 " not in sh("nft list table ip6 big"), "no packet above 64 kB was sent"
-        wire = sent + 72 * segments + 8  # TCP's time stamps; the first segment has a few options more
-        # A last ACK, and the SACK options of what was sent again; the jumbo option would be 8 bytes a segment, 45 kB.
+        wire = sent + 72 * segments + 8  # headers with TCP's time stamps; the first segment has 8 bytes of options more
+        # Up to 2,000 bytes are a last ACK, and SACK options. A jumbo option in each segment would be 45 kB.
         wait_until(lambda: wire <= world.used(contract)[0] <= wire + 2000, "what was sent, with few options more")
 
 

@@ -1,4 +1,4 @@
-"""Two real meters over the same packets, one sells and one buys: the second counts what the first one bills."""
+"""Two real meters count the same packets, the seller's and the buyer's: the buyer's counts what the seller's bills."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pair:
         self.sold = self.bought = b""
 
     def agree(self, destination: str, limit_bytes: int = GENEROUS) -> None:
-        """Grant the contract as two daemons do: the client's meter has it before the client's accept leaves."""
+        """Grant the contract in two daemons' order: the client's meter has it before the client's accept leaves."""
         self.bought = contract_id()
         grant = Grant(self.bought, SELLER, Role.CLIENT, ip_network(destination), limit_bytes, expires_in_s=600)
         self.buyer.grant([grant])
@@ -69,10 +69,10 @@ def _clean_up(buyer: Datapath, namespace: str) -> None:
 
 
 async def _negotiate(pair: Pair, destination: str, held_least: int, send: object, *arguments: object) -> None:
-    """Send before anything is agreed; agree when enough packets are held, and release them.
+    """Send before there is a contract; agree on one when enough packets are held, and release them.
 
-    A single packet is agreed about while its sender waits for the answer. Several packets are all sent before that: a
-    packet between the two meters' grants would be on one bill only.
+    If one packet is enough (a ping), we agree while its sender waits for the answer. Several packets are all sent
+    before we agree: a packet sent when only one of the meters has the contract would be counted by that meter only.
     """
     held: list[HeldPacket] = []
 
@@ -117,7 +117,7 @@ def test_both_meters_agree_from_the_first_packet_on(pair: Pair, family: int, wid
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_both_meters_count_what_is_forwarded_to_the_port_of_our_messages(pair: Pair, family: int) -> None:
-    """Anybody can send to that port. Only a neighbour's own messages arrive with all of their hops."""
+    """Anybody can send to that port. Only messages of a neighbour itself arrive with the hop limit 255."""
     client, internet, other = CLIENT[family], INTERNET[family], {4: "10.77.9.9", 6: "fd00:77:9::9"}[family]
     assert passes(pair.world.lab.client, GATEWAY_TO_CLIENT[family]), "next hops are known"
     pair.agree(EVERYTHING[family])

@@ -29,7 +29,7 @@ PING = {4: 84, 6: 104}
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """Here the lab's client sells to us: we reach addresses behind it."""
+    """A gateway that buys: the lab's client sells to it, and routes to addresses behind it."""
     with metered(tmp_path, buys=True, sells=False) as built:
         for family in (4, 6):
             length = {4: 32, 6: 128}[family]
@@ -62,7 +62,10 @@ def test_a_client_counts_what_it_bought_and_nothing_else(world: World, family: i
 
 
 def test_every_purchase_is_counted_from_its_first_packet_whatever_came_before(world: World) -> None:
-    """While there are no purchases the kernel looks for none: it must hear of each first one, also after a restart."""
+    """While we have no purchases, the kernel doesn't look for any.
+
+    So user space must tell it when there is a first one, also after the last one was revoked, and after a restart.
+    """
     wait_until(lambda: _ping(CLIENT[4]), "the next hop is known")
     came_back = []
     for _ in range(2):
@@ -119,7 +122,7 @@ def test_own_addresses_can_change(world: World, monkeypatch: pytest.MonkeyPatch)
 def test_addresses_that_change_all_the_time_wait_and_touch_no_other_contract(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A neighbour can say other addresses hundreds of times a second, and may have thousands of contracts."""
+    """A neighbour can announce other addresses hundreds of times a second, and may have thousands of contracts."""
     world.limit()
     for n in range(100):
         world.grant(f"10.1.{n}.1/32")
@@ -171,7 +174,7 @@ def test_return_traffic_in_the_middle_is_the_downstream_clients(middle: World) -
 
 
 def test_a_seller_cannot_send_through_our_other_purchases(middle: World) -> None:
-    """A packet that passed the gate as a return must not leave as our purchase from another seller."""
+    """A packet from one seller passes the gate as a return. It must not leave as our purchase from another seller."""
     middle.grant("0.0.0.0/0", neighbour=8, role=Role.CLIENT)
     middle.datapath.set_neighbours([middle.neighbour(buys_from_us=False, sells_to_us=True)])
     other = middle.grant("10.77.1.0/24", role=Role.CLIENT)

@@ -14,7 +14,7 @@ ALL_V4, ALL_V6 = IPv4Network("0.0.0.0/0"), IPv6Network("::/0")
 
 
 def tunnel(*own: str, peers: tuple[str, ...] = (), kind: str = "ipip", to_one: bool = True) -> FarEnd:
-    """Return what is known of a tunnel. Args: own: addresses with their prefix lengths."""
+    """Return what the kernel would tell of a tunnel. Args: own: our addresses on it with their prefix lengths."""
     faces = [ip_interface(each) for each in own]
     networks = [each.network for each in faces if not each.ip.is_link_local] if not peers else []
     return FarEnd(kind, tuple(networks), tuple(map(ip_address, peers)), tuple(each.ip for each in faces), to_one)

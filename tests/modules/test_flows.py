@@ -1,4 +1,4 @@
-"""The kernel's flows: how the table is divided, and its sweep, a part at a time, with pauses between the rounds."""
+"""The kernel's table of flows: how payers share it, and how it is swept in parts, with pauses between the rounds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Flows:
 
 
 def test_the_tables_are_gone_through_once_a_minute_and_not_every_second() -> None:
-    """The kernel goes through half a million places, which takes milliseconds, and a first packet may wait."""
+    """To go through half a million places takes milliseconds, for which a first packet may have to wait."""
     flows, places = Flows(0), Flows(0)
     tables: Any = {layout.FLOWS: flows, layout.PLACES: places}
     sweeper = FlowSweeper(tables, lambda _payer: 0)

@@ -184,7 +184,7 @@ def test_apply_twice_changes_nothing_and_clean_up_restores(
 def test_the_jump_is_the_one_that_iptables_itself_would_write(
     hosts: Lab, filters: tuple[Path, Path], variant: str
 ) -> None:
-    """Compared by masks as well, which listings don't show: a mask that is too short would match other interfaces."""
+    """The masks of interface names are compared too: listings don't show them, and a short one matches other names."""
     Gate(paths(filters[1], filters[1], filters[1]), desired()).apply()
     for command in COMMANDS:
         for mesh in ("m0", "m1"):
@@ -329,7 +329,7 @@ def test_what_closes(mesh: tuple[str, ...], ignored: tuple[str, ...], rules: dic
 
 
 def test_closed_before_the_interfaces_exist(hosts: Lab, filters: tuple[Path, Path], variant: str) -> None:
-    """As at a boot: ignored interfaces go on, those that come later are closed, and a failed start opens none."""
+    """As at a boot: ignored interfaces stay open, later ones are closed too, and a failed start leaves all closed."""
     gate.shut(("m*",), ("m1",), {4, 6})
     shut = saved(variant)
     for family in (4, 6):
@@ -366,7 +366,7 @@ while not select.select([0], [], [], 0.0005)[0]:
     s.sendto(b"x", (sys.argv[1], 9)); n += 1
 print(n)
 """
-# Reads while packets come, into a buffer above the host's limit, so the receiver itself loses none.
+# Its socket's buffer is larger than the host's limit, so this receiver loses no packet.
 RECEIVE = """
 import select, socket, sys
 SO_RCVBUFFORCE = 33

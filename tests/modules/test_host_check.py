@@ -59,7 +59,7 @@ def test_check_names_what_is_wrong_with_the_command_that_mends_it(hosts: Lab) ->
 
 
 def test_check_names_a_bridge_whose_own_frames_would_be_sold(hosts: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if br_netfilter were loaded, which not every kernel has."""
+    """The test writes the sysctls of br_netfilter itself, as not every kernel has that module."""
     sh("ip link add br0 type bridge && ip link set br0 up")
     really_read = checks._read_sysctl
     said = "1"
@@ -79,7 +79,7 @@ FLOWTABLES = """{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"flowtable": 
 
 @pytest.mark.parametrize("devices", ['["lan0", "m0"]', '"m0"'])
 def test_check_refuses_flow_offloading(hosts: Lab, monkeypatch: pytest.MonkeyPatch, devices: str) -> None:
-    """This kernel may lack flowtables, so the test gives the output of nft 1.0.6 instead."""
+    """This kernel may lack flowtables, so the test feeds in an output of nft 1.0.6."""
     really_run = xtables.run
 
     def answer(words: list[str], text: str = "") -> str:
@@ -107,7 +107,7 @@ BENEATH = {
 def test_check_refuses_flow_offloading_beneath_a_mesh_interface(
     hosts: Lab, monkeypatch: pytest.MonkeyPatch, laid: str, by: str
 ) -> None:
-    """Offloaded at m1, which carries x0's packets. The test gives the outputs of nft and ethtool, as kernels differ."""
+    """Flows are offloaded at m1, which carries x0's packets. The outputs of nft and ethtool are fed in by the test."""
     sh(f"{laid}; sysctl -qew net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
     really_run, really_find = xtables.run, checks.find_command
 
@@ -167,7 +167,7 @@ def test_check_warns_of_private_networks_that_are_not_translated(hosts: Lab) -> 
         "iptables-nft -t nat -R POSTROUTING 1 -s 10.0.0.0/8 -j MASQUERADE"
     )
     line = by_name(desired())["NAT on up0"]
-    assert "198.51.100.0/24 isn't translated" in line.found and not line.remedy  # public ones may be routed
+    assert "198.51.100.0/24 isn't translated" in line.found and not line.remedy  # public networks may be routed to us
 
 
 def test_check_tells_a_buyer_that_its_lan_needs_a_way_back(hosts: Lab) -> None:

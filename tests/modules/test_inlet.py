@@ -1,4 +1,4 @@
-"""The inlet on the real kernel: which frames it lets in, under which MAC, and how many from each."""
+"""The inlet on the real kernel: which frames it lets in, with which MAC, and how many from each MAC."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def carried(kind: type[UdpLink | EthernetLink], payload: bytes, source: bytes) -
 def test_a_stalled_daemon_still_hears_the_neighbours_that_it_trusts(
     hosts: tuple[str, str], kind: type[UdpLink | EthernetLink]
 ) -> None:
-    """The loop stands still while a flood and honest datagrams come: then only the strangers' share is full."""
+    """The daemon doesn't read while a flood and honest datagrams come. The flood fills only the share of strangers."""
     connect(hosts)
 
     async def scene() -> None:
@@ -155,7 +155,7 @@ def test_a_stalled_daemon_still_hears_the_neighbours_that_it_trusts(
 
 
 def test_trusted_addresses_are_bounded(hosts: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Identities cost nothing, so proven ones must not make a table grow: the one silent for longest makes room."""
+    """Identities cost nothing, so the table must not grow with them: the one that was silent for longest is removed."""
     monkeypatch.setattr(inlet_module, "MOST_TRUSTED", 2)
 
     async def scene() -> None:

@@ -60,7 +60,7 @@ def arrived(world: World, family: int) -> tuple[int, int]:
 
 
 def ask(world: World, times: int) -> None:
-    """Send this many questions from the client, and wait until the kernel has decided about all of them."""
+    """Send the same question so many times from the client, and wait until the kernel has decided about all of them."""
 
     def decided() -> int:
         return world.datapath.counters()["lane_over_rate"] + arrived(world, 4)[0]
@@ -141,7 +141,7 @@ def test_packets_that_could_hide_a_port_or_be_forwarded_on_stay_gated(world: Wor
 
 
 def test_a_neighbours_flood_meets_its_rate_and_leaves_the_others_alone(world: World) -> None:
-    """A thousand bursts, from many ports, so that it might push out the questions of others."""
+    """A thousand bursts, from many ports: if lanes shared their memory, others' questions would be forgotten."""
     size, contract = len(question(4)), world.grant("10.77.2.0/24")
     send(world, [question(4, 77)], source=OTHER_MAC)
     wait_until(lambda: world.datapath.lane_bytes(OTHER) == size, "the other one asks")
@@ -175,7 +175,7 @@ def test_answers_count_on_the_lane_of_their_receiver(world: World) -> None:
 
 
 def test_strangers_share_a_lane_and_newcomers_a_few(world: World) -> None:
-    """Keys and MACs cost nothing: all newcomers together get 16 lanes; a neighbour that has paid still has its own."""
+    """Keys and MACs cost nothing: all newcomers together get the room of 16 lanes. Who has paid has a whole lane."""
     size = len(question(4, size=1000))
     began = time.monotonic()
     for number in range(4):
@@ -236,8 +236,8 @@ def test_lanes_outlive_the_daemon_and_follow_net_conf(world: World, tmp_path: Pa
     before = arrived(world, 4)[0]
 
     def carried_more() -> bool:
-        ask(world, 100)  # repeated: the bucket was empty, and fills with time;
-        return arrived(world, 4)[0] > before + 900  # at the former rate that would take almost two minutes
+        ask(world, 100)  # again and again, as the bucket was empty and fills with time
+        return arrived(world, 4)[0] > before + 900  # at the former rate this would take almost two minutes
 
     wait_until(carried_more, "another rate")
     world.datapath.apply(with_services(services=()))

@@ -1,4 +1,4 @@
-"""Payment services on the gateway itself: a neighbour's traffic with them is limited to its lane's rate, and no other.
+"""Payment services on the gateway itself: a neighbour's traffic with them is limited to its lane's rate.
 
 The kernel's count must be what the service's socket receives, and no more than the burst plus the rate times the time
 that passed.
@@ -93,7 +93,7 @@ def decided(world: World, node: Service) -> int:
 
 
 def flood(world: World, node: Service, packet: bytes, times: int) -> int:
-    """Send this many packets and wait until all are decided about; returns how many came through."""
+    """Send a packet so many times, and wait until all are decided about; returns how many reached the service."""
     before, heard = decided(world, node), node.heard()
     send(world, [packet], times=times)
     wait_until(lambda: decided(world, node) == before + times, "all are decided about")
@@ -133,7 +133,7 @@ def test_what_is_answered_takes_room_too_and_what_else_the_gateway_sends_does_no
     size, began = 1000 + (28 if family == 4 else 48), time.monotonic()
     answer(node, family, 5)
     wait_until(lambda: got_by_client(world, family) == 5, "while there is room, answers pass")
-    answer(node, family, 95)  # five times the burst
+    answer(node, family, 95)  # about five times as many bytes as the burst allows
     wait_until(lambda: world.datapath.counters()["lane_over_rate"] + got_by_client(world, family) == 100, "all decided")
     carried = size * got_by_client(world, family)
     assert BURST - size < carried <= BURST + RATE * (time.monotonic() - began)
@@ -250,9 +250,9 @@ def test_the_rate_outlives_the_daemon_comes_back_after_a_flush_and_goes_with_a_s
 def test_a_mesh_interface_is_gated_though_there_are_more_services_than_one_host_has_room_for(
     world: World, node: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An address may become ours while the daemon runs.
+    """An address of a service may become ours while the daemon runs.
 
-    Then its services count together with those of our other addresses.
+    Then this service takes room together with the services at our other addresses.
     """
     ours = [ip_network(GATEWAY_TO_CLIENT[version]) for version in (4, 6)]
     ten = tuple(FreeRule(ours[number % 2], UDP, 1 + number) for number in range(10))

@@ -42,7 +42,7 @@ def test_an_ipvlan_leaves_its_lower_interface_out(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["macvlan", "macvtap"])
 def test_a_macvlan_that_passes_all_through_leaves_its_lower_interface_out(kind: str) -> None:
-    """Otherwise a download would be charged at the upper one, and dropped at the lower one, which has no neighbour."""
+    """If both were mesh, a download would be charged at the upper one and dropped at the lower one, as unsold there."""
     known = host(one(1, "eth0"), replace(one(2, "mac0", kind, lower=1), link_address=MACS[1]), one(3, "eth1"))
     assert layers.left_out(known) == {"eth0": f"also sends the frames of the {kind} mac0, under the same MAC"}
     assert layers.stand_on(known, ["eth0"]) == frozenset()
@@ -61,7 +61,8 @@ def test_what_arrives_elsewhere_is_seen_to_there() -> None:
     assert layers.is_elsewhere("eth0", known, ["mac0"]) and not layers.is_elsewhere("eth0", known, ["br0"])
     known = host(one(1, "eth0", master=2, port_of="bridge"), one(2, "br0", "bridge"), one(3, "eth1"))
     assert layers.is_elsewhere("eth0", known, ["br0"]) and not layers.is_elsewhere("eth0", known, ["eth1", "gone"])
-    assert layers.is_elsewhere("eth0", host(one(1, "eth0", master=9, port_of="bridge")), [])  # another namespace's
+    # The bridge is in another namespace.
+    assert layers.is_elsewhere("eth0", host(one(1, "eth0", master=9, port_of="bridge")), [])
     assert not layers.is_elsewhere("eth0", host(one(1, "eth0"), one(2, "ipv0", "ipvlan", lower=1)), ["ipv0"])
 
 

@@ -14,7 +14,7 @@ OURS, OTHER, BEHIND = (ip_network(address) for address in ("203.0.113.1", "203.0
 
 
 def test_the_books_of_this_layout_are_as_they_are_written() -> None:
-    """The entry doesn't use the meter's present values, since the next LAYOUT changes those."""
+    """The entry in BOOKS must be written in numbers: names of present values would change with the next LAYOUT."""
     books = layout.BOOKS[layout.LAYOUT]
     assert books == layout.Books(
         *(layout.CONTRACTS, layout.LABELS, layout.LINE_WORDS),
@@ -35,7 +35,7 @@ def pairs(address: str, tables: dict[int, dict[bytes, bytes]]) -> int:
 
 
 def test_services_that_meet_under_this_router_and_have_no_room_are_left_out_and_told() -> None:
-    """Our addresses change at run time, and an error there would leave the gate as it was."""
+    """Services may meet when our addresses change at run time. An error then would leave the gate out of date."""
     own = tuple(FreeRule(where, TCP, port) for where in (OURS, OTHER) for port in range(10, 15))
     own = tuple(one if one.prefix == OURS else FreeRule(one.prefix, UDP, one.port) for one in own)
     tables = layout.free_tables((), (), own)

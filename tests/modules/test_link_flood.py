@@ -1,4 +1,4 @@
-"""Floods on the real kernel: invalid and forged messages from several MACs; honest neighbours are still heard."""
+"""Floods on the real kernel: several MACs send invalid and forged messages; honest neighbours are still heard."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Daemon:
 
 
 def flood_frames(a: Daemon, b: Daemon, kind: type[UdpLink | EthernetLink]) -> list[bytes]:
-    """Invalid datagrams of every size, and hellos in A's name, as at its next start, with one bit changed."""
+    """Invalid datagrams of every size, and hellos in A's name: those of A's next start, with one bit changed."""
     shadow = Courier(a.key, a.boot + 1)
     hello = shadow.send(None, None, Hello("sandbox", True, True, (), "ngp", True), 0.0)[0].datagram
     named = shadow.send(b.courier.identity, ("", b""), Hello("sandbox", True, True, (), "ngp", True), 0.0)[0].datagram
@@ -118,7 +118,7 @@ def flood(host: str, frames: list[bytes], pace: int) -> Iterator[None]:
 def test_a_flood_from_several_macs_loses_no_honest_message(
     hosts: tuple[str, str], kind: type[UdpLink | EthernetLink]
 ) -> None:
-    """50,000 a second, from before the two have met. Every message arrives once, and none is given up."""
+    """50,000 frames a second, from before the two daemons have met. Every message arrives once; none is given up."""
     connect(hosts)
 
     async def scene() -> dict[str, int]:

@@ -175,7 +175,7 @@ def frame(payload: bytes, source_mac: bytes) -> str:
 
 
 def test_udp_tells_the_mac_of_the_very_frame(wired: tuple[str, str]) -> None:
-    """With a forged entry for A's address in the neighbour table, the frame's own MAC is still reported."""
+    """The neighbour table has a forged entry for A's address. The link still reports the MAC in the frame."""
 
     async def scene() -> None:
         async with ends(wired, UdpLink(), UdpLink()) as (_, b):
@@ -218,7 +218,7 @@ def test_interfaces_come_and_go(hosts: tuple[str, str], link: type[UdpLink | Eth
         async with ends(hosts, link(), link()) as (a, b):
             a.broadcast("mesh0", b"into the void")
             assert a.link.counters() == {"unsent": 1}
-            for number in range(2):  # the second pair is another interface of the same name
+            for number in range(2):  # the second time the pair is made anew: another interface of the same name
                 connect(hosts)
                 await a.update("mesh0")
                 await b.update("mesh0", "absent0")
@@ -257,7 +257,7 @@ def test_a_port_that_another_program_has_is_found_before_the_start(wired: tuple[
     with inside(wired[0]):
         assert UdpLink().taken(("mesh0",)) == []
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as other:  # after an attempt that left nothing
+        with socket.socket(family, socket.SOCK_DGRAM) as other:  # the attempt before this left no socket behind
             other.bind((address, PORT))
             (line,) = UdpLink().taken(("mesh0",))
         assert not line.ok and "ss -ulpn" in line.found

@@ -1,4 +1,4 @@
-"""Interfaces that net.conf names: what a start and a check report about missing ones and those left out."""
+"""Interfaces that net.conf names: what a start and a check report about missing ones and about unsuitable ones."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_check_names_interfaces_that_do_not_exist(hosts: Lab, tmp_path: Path) ->
 
 
 def test_ports_are_left_out_of_the_mesh_and_refused_by_name(hosts: Lab, tmp_path: Path) -> None:
-    """The bridge stands for bond and team as well, which not every kernel has."""
+    """Bonds and teams are treated like this bridge; they aren't tried, as not every kernel has them."""
     sh("ip link add br0 type bridge && ip link set m1 master br0 && ip link add mac0 link m0 type macvlan")
     network = Datapath(tmp_path)
     assert network.mesh_interfaces(("all",), ("up0", "m1x")) == ("br0", "m0", "mac0")

@@ -1,4 +1,4 @@
-"""The real kernel passes the suite that its stand-in passes."""
+"""The real kernel passes the suite (tests/network_suite.py) that the simulated kernel of the core's tests passes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFUSALS = ("refused_exhausted", "refused_unpaid", "refused_expired", "refused_b
 
 
 class RealBench(Bench):
-    """The lab's client buys the internet's addresses, and sells the gateway what is behind it."""
+    """The lab's client buys the internet's addresses from the gateway, and sells it the addresses behind itself."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -58,7 +58,7 @@ def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def _masquerade() -> None:
-    """Masquerade upstream traffic; towards B ours and A's, like a router in the middle; and our LAN everywhere."""
+    """Masquerade all that leaves upstream; what A, its hosts and our LAN send to B; and what our LAN sends to A."""
     for family, command in ((4, "iptables"), (6, "ip6tables")):
         sh(f"{command} -t nat -A POSTROUTING -o up0 -j MASQUERADE")
         for name, out in (("A", "m1"), ("behind A", "m1"), ("LAN", "m1"), ("LAN", "m0")):
@@ -68,7 +68,7 @@ def _masquerade() -> None:
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize(("begins", "answers"), PAIRS, ids=[" to ".join(pair) for pair in PAIRS])
 def test_the_side_that_begins_pays_for_both_directions_alone(hub: Hub, begins: str, answers: str, family: int) -> None:
-    """Both neighbours have bought everything on the other sides, and we have bought from each what is behind it.
+    """Each neighbour has bought all ends but its own from us, and we have bought from each the host behind it.
 
     A LAN that is hidden behind our own address is an exception: nobody can buy that.
     """
@@ -85,9 +85,9 @@ def test_the_side_that_begins_pays_for_both_directions_alone(hub: Hub, begins: s
     carried = {which: hub.star.world.used(contract) for which, contract in sold.items()}
     if begins in PAYER:
         wanted = {(PAYER[begins], answers): once(family)}
-    elif begins == "internet" and answers in PAYER:  # it has bought that, so the bytes count in the other direction
+    elif begins == "internet" and answers in PAYER:  # its contract covers the asking end: the question counts as "from"
         wanted = {(PAYER[answers], begins): once(family)[::-1]}
-    elif begins == "LAN" and answers in ("A", "B") and not hidden:  # we don't buy its own address either
+    elif begins == "LAN" and answers in ("A", "B") and not hidden:  # the same: we don't buy A's or B's own address
         wanted = {(answers, begins): once(family)[::-1]}
     else:
         wanted = {}
@@ -159,7 +159,10 @@ def _fill(hub: Star) -> None:
 
 
 def test_others_flows_that_fill_the_table_end_no_conversation_and_charge_nobody(alone: Star) -> None:
-    """A limit: others' flows fill it, each within its own room. New ones aren't remembered until those are old."""
+    """A known limit: if others' flows fill the table, each payer within its own room, new flows aren't remembered.
+
+    They are again when the others' flows are old.
+    """
     pays, suffers = _bought_each_other(alone)
     sh("iptables -A OUTPUT -p icmp -j DROP", alone.second)  # what nobody listens for would be answered
     with (
@@ -185,7 +188,10 @@ def test_others_flows_that_fill_the_table_end_no_conversation_and_charge_nobody(
 
 
 def test_payers_that_fill_their_rooms_leave_room_for_others(alone: Star) -> None:
-    """Four that paid once could fill a small table for ten minutes, and those who didn't begin would pay."""
+    """Else four neighbours that paid once could fill a small table for ten minutes.
+
+    Then others' flows weren't remembered, and the side that didn't begin would pay.
+    """
     macs = [bytes([2, 0, 0, 0, 0, n]) for n in range(1, 5)]
     four = [KernelNeighbour(100 + n, "m0", mac, (), True, False, has_paid=True) for n, mac in enumerate(macs)]
     alone.world.datapath.set_neighbours([*neighbours(alone), *four])
@@ -242,7 +248,7 @@ def test_a_gateway_whose_customers_only_reach_its_uplink_remembers_no_flow(alone
 
 
 def test_two_conversations_between_the_same_two_hosts_are_paid_by_their_own_beginners(alone: Star) -> None:
-    """On one processor, a packet that its sender pays for follows a return between the same addresses."""
+    """On one processor, a return is followed by a packet between the same addresses for which its sender pays."""
     first, second = alone.sell(NEIGHBOUR, f"{ADDRESSES['B'][4]}/32"), alone.sell(SECOND, f"{ADDRESSES['A'][4]}/32")
     with (
         alone.socket("A", 4) as a_asks,
@@ -280,7 +286,7 @@ def test_an_uplink_without_a_default_route_carries_nothing_that_nobody_pays_for(
 
 
 def test_what_a_neighbour_bought_and_begins_a_conversation_itself_is_asked_for(alone: Star) -> None:
-    """The neighbour takes our traffic for a return, and so would never offer a contract for its destination."""
+    """The neighbour's gate takes our traffic for a return, so it would never offer us a contract for it."""
     for number in (NEIGHBOUR, SECOND):
         alone.sell(number, f"{ADDRESSES['LAN'][4]}/32")
     found: list[Hint] = []

@@ -45,9 +45,9 @@ def _ask_for_much(client: socket.socket, server: socket.socket) -> None:
 @pytest.mark.parametrize("tracks", [True, False], ids=["put together at the gate", "each for itself"])
 @pytest.mark.parametrize("place", ["B", "behind B", "LAN"])
 def test_every_fragment_of_an_answer_is_paid_by_its_receiver(hub: Star, place: str, tracks: bool, family: int) -> None:
-    """Only the first fragment has ports.
+    """Only the first fragment has ports, so the meter must know the others by it.
 
-    With connection tracking the gate sees one packet, and egress sees fragments.
+    With connection tracking the gate sees one whole packet, and egress sees fragments.
     """
     if tracks:
         sh(f"{COMMAND[family]} -t nat -A POSTROUTING -o up0 -j MASQUERADE")
@@ -77,9 +77,9 @@ def test_every_fragment_of_a_question_is_paid_by_its_sender(hub: Star, family: i
 
 
 def test_what_a_neighbour_sends_under_our_own_address_is_no_answer_of_a_forwarded_port(hub: Star) -> None:
-    """Linux accepts IPv6 packets with its own address as source.
+    """Linux accepts IPv6 packets that have one of its own addresses as their source.
 
-    Such answers would be free, but never come from the mesh.
+    Answers of a forwarded port are free under such an address, but they never come from the mesh.
     """
     third, ours, port = bytes.fromhex("020000000009"), GATEWAY_TO_CLIENT[6], 53
     to_lan = f"-j DNAT --to-destination [{ADDRESSES['LAN'][6]}]:5353"
@@ -105,7 +105,7 @@ def _mix(hash_: int, words: int) -> int:
 
 
 def _plain_key(from_port: int, to: str, to_port: int) -> int:
-    """Return the key that a UDP flow of A would have without the secret."""
+    """Return the key that a UDP flow of A would have if the hash were not keyed with a secret."""
     ports = [int.from_bytes(port.to_bytes(2, "big"), sys.byteorder) for port in (from_port, to_port)]
     ends = [int.from_bytes(ip_address(each).packed, sys.byteorder) for each in (ADDRESSES["A"][4], to)]
     hash_ = _mix(_mix(socket.IPPROTO_UDP, ports[0] << 16 | ports[1]), ends[0] << 32 | ends[1])
@@ -115,7 +115,10 @@ def _plain_key(from_port: int, to: str, to_port: int) -> int:
 
 
 def test_no_other_packet_takes_the_place_of_one_on_its_way_to_the_gate(hub: Star) -> None:
-    """A packet to a forwarded port is free, and the kernel recognizes a packet by 32 bits."""
+    """A packet to a forwarded port is free, and a packet is recognised at the gate by a hash of 32 bits.
+
+    Without a secret in the hash, a packet to the internet could be taken for a free one.
+    """
     ours = GATEWAY_TO_CLIENT[4]
     sh(f"iptables -t nat -A PREROUTING -i m0 -p udp --dport 53 -j DNAT --to-destination {ADDRESSES['LAN'][4]}:5353")
     hub.world.datapath.apply(desired(buys=True, lan_interfaces=("lan0",)))
@@ -154,7 +157,7 @@ def test_no_other_packet_takes_the_place_of_one_on_its_way_to_the_gate(hub: Star
 
 
 def test_a_neighbour_that_changes_gets_no_full_bucket_for_it(hub: Star) -> None:
-    """A neighbour itself says which addresses are its own, and may change them as often as it likes."""
+    """A neighbour itself says which addresses are its own, as often as it likes: that must not fill its bucket."""
 
     def bucket() -> list[int]:
         entries = map(layout.NEIGHBOUR.unpack, (value for _, value in table(hub, layout.NEIGHBOURS).items()))
@@ -169,7 +172,7 @@ def test_a_neighbour_that_changes_gets_no_full_bucket_for_it(hub: Star) -> None:
 
 
 def test_a_small_router_remembers_fewer_flows() -> None:
-    """A flow takes 256 bytes, and customers may begin as many as they like."""
+    """A flow takes 256 bytes, and customers may begin as many flows as they like."""
     entries = {size: table_sizes(size)[layout.FLOWS] for size in (1000, 16_384, 131_072, 1_000_000)}
     assert entries == {1000: 16_384, 16_384: 65_536, 131_072: layout.FLOWS_MOST, 1_000_000: layout.FLOWS_MOST}
     assert all(table_sizes(size)[layout.PLACES] == number for size, number in entries.items())

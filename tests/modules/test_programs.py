@@ -1,4 +1,4 @@
-"""The kernel's programs: this kernel accepts all of them; a check and a start report a refusal in the same words."""
+"""The kernel's programs: this kernel accepts them all; if one is refused, a check and a start report it alike."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_refusal_names_the_program_the_reason_and_what_to_do() -> None:
 
 
 def test_calls_fit_together_into_the_stack_that_linux_6_1_allows(tmp_path: Path) -> None:
-    """Later kernels give some programs a stack of their own, and accept what 6.1 refuses."""
+    """Linux 6.1 limits the stack of a whole chain of calls. Later kernels accept more, so they wouldn't show it."""
     for path in OBJECTS:
         pins = tmp_path / "bpf"
         pins.mkdir(exist_ok=True)
@@ -154,7 +154,7 @@ def _deepest(text: str, depths: list[int]) -> int:
     frames = dict(zip(calls, depths, strict=True))
 
     def below(function: str) -> int:
-        """The kernel shortens the names of called functions."""
+        """Return the stack from this function down. (The kernel shortens the names of called functions.)"""
         called = (next(one for one in frames if one.startswith(short)) for short in calls[function])
         return max(32, -(-frames[function] // 32) * 32) + max(map(below, called), default=0)
 

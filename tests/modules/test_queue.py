@@ -1,4 +1,4 @@
-"""Held packets: hostile bytes parsed without a kernel; holding, releasing and refusing on the real one."""
+"""Held packets: hostile bytes parsed without a kernel; packets held, released and refused on the real kernel."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def hosts() -> Iterator[Lab]:
 
 
 class Daemon:
-    """A gate where nothing is paid and every packet is unknown, and a queue in the running loop."""
+    """A gate where nobody pays and every packet is handed to the daemon, and a queue in the running loop."""
 
     def __init__(self, filters: tuple[Path, Path], **most: int) -> None:
         self.yes, self.no = filters
@@ -268,7 +268,7 @@ def test_one_neighbour_holds_no_more_than_its_bound(hosts: Lab, filters: tuple[P
 
 
 def test_neighbours_that_never_paid_leave_half_of_the_places(hosts: Lab, filters: tuple[Path, Path]) -> None:
-    """Keys and link addresses cost nothing, so a bound for each neighbour leaves no place for others."""
+    """Keys and link addresses cost nothing, so a bound for each neighbour alone doesn't keep places for others."""
 
     async def body(daemon: Daemon) -> None:
         turns = ((False, 20), (True, 40), (False, 40), (False, 20))

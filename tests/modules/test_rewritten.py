@@ -1,4 +1,4 @@
-"""Destinations that this host rewrites: who pays, for the address that the client sent to, whatever FORWARD sees."""
+"""Destinations that this host rewrites: who pays. What counts is the address to which the client sent a packet."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def applied(hub: Star, **changes: object) -> None:
 
 
 def ask(client: socket.socket, server: socket.socket, address: str, port: int, up_bytes: int = UP_BYTES) -> None:
-    """Ask at an address, and get the answer from it, whichever host answers."""
+    """Ask at an address; the answer must come from that address, whichever host answers."""
     for one in (client, server):
         one.settimeout(30)
     client.sendto(bytes(up_bytes), (address, port))

@@ -1,4 +1,4 @@
-"""Waiting until all running programs have ended: it does wait, and one wait serves many callers."""
+"""Waiting until all running programs have ended: the wait is as long as needed, and one wait serves many callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two links between the same two routers: one neighbour, one contract, whichever way packets and answers take."""
+"""Two links between the same two routers: one neighbour, one contract, whichever link packets and answers take."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ PING = 84
 
 
 class Killed(BaseException):
-    """Ends a start at once, like kill -9: no code that handles errors sees it."""
+    """Ends a start at once, like kill -9: no code that handles errors catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def assert_nothing_passes(world: World) -> None:
 
 
 def assert_made_anew(world: World, contract: bytes) -> None:
-    """Continue as the core does after charging: the contract counts on from there, and its account is a new one."""
+    """Continue as the core does after it has charged: grant the contract with its counts so far, and a new account."""
     world.datapath.set_neighbours([world.neighbour()])
     world.limit()
     world.grant(HOST, contract=contract, used_to_base_bytes=PING, used_from_base_bytes=PING)
@@ -104,7 +104,8 @@ def test_what_the_tables_of_another_layout_counted_is_read_to_the_byte_and_contr
         assert not traces(world)
 
 
-_AFTER_THE_OTHERS = ("m1", "m0")  # the interface with the lower index is searched first, and gets the new programs last
+# In this order, the interface that a start searches first (m0, the lower index) gets the new programs last.
+_AFTER_THE_OTHERS = ("m1", "m0")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ _AFTER_THE_OTHERS = ("m1", "m0")  # the interface with the lower index is search
 def test_killed_at_any_step_of_an_upgrade_it_starts_again_with_the_same_counts(
     tmp_path: Path, later: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, nth: int, interfaces: Any
 ) -> None:
-    """Also if all mesh interfaces are gone, so that only pins lead to the tables."""
+    """This is also tried without mesh interfaces: then only the pins lead to the tables."""
     wanted = desired(mesh_interfaces=interfaces)
     with metered(tmp_path, True) as world:
         true_wire(world)
@@ -161,7 +162,7 @@ def dies_at(nth: int, real: Callable[..., Any]) -> Callable[..., Any]:
 def test_interfaces_that_are_no_longer_mesh_are_let_go_with_the_old_tables(
     world: World, later: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a later start would find the old programs there, with tables that were charged long ago."""
+    """If the old programs stayed there, a later start would find them, with tables that were charged long ago."""
     world.grant(HOST)
     next_layout.pretend(monkeypatch.setattr, later)
     new = upgraded(world)

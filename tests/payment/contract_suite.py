@@ -1,8 +1,8 @@
 """What every payment module must do: the sandbox and real nodes pass this one suite.
 
-A module's tests subclass `PaymentContract` and say in `nodes` how to get two nodes that can pay each other. Nothing
-here knows the module. If it settles by proof, the payer's preimage is handed to the payee, as ngp's `paid` message
-does.
+A module's tests subclass `PaymentContract` and say in `nodes` how to get two nodes that can pay each other. Nothing in
+this file depends on the module. If the module settles by proof, the tests hand the payer's preimage to the payee, like
+ngp's `paid` message.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Nodes:
     """The node signs with its key."""
 
     async def settle(self, outcome: PaymentOutcome) -> None:
-        """Do what the neighbours do after a payment has succeeded."""
+        """Do what the neighbours do after a payment has succeeded: if it settles by proof, hand over the preimage."""
         if self.payee.capabilities().settles_by_proof:
             await self.payee.settle_invoice(outcome.preimage)
 
@@ -80,7 +80,7 @@ async def first(payment: Payment, cursor: int, count: int) -> list[Settlement]:
 
 
 async def comes_to(payment: Payment, balance_msat: int) -> None:
-    """Wait for this balance: over a channel a payment is settled a moment after both nodes know of it."""
+    """Wait until a node has this balance: its channel is settled a moment after both nodes know of the payment."""
     deadline = asyncio.get_running_loop().time() + TIMEOUT_S
     while (found := await payment.balance_msat()) != balance_msat:
         assert asyncio.get_running_loop().time() < deadline, f"balance {found} msat, expected {balance_msat}"

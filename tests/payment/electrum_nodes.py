@@ -17,7 +17,8 @@ from core_tests.shell import await_until
 # A wallet whose first address is known before Electrum runs, so that its coins can be mined first. It is worth nothing.
 PAYERS_SEED = "equal exercise virus maid punch fruit flight easily swing impose napkin spice"
 PAYERS_ADDRESS = "bcrt1qm0wuq4m9rc9xllssnlw725l3lnud4xslmy8mre"
-# btcd gives each block to one of these at random. Some blocks for the payer are enough, and Electrum reads every one.
+# btcd gives each block to one of these addresses or to the payer, at random. The payer needs only some blocks, and few
+# are better: Electrum has to read every block that pays it.
 NOBODYS = ("bcrt1q9cya7vdvuun7typgzesa4vjs04s6c54ra983cm",) * 9
 
 

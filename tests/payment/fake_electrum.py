@@ -28,7 +28,7 @@ class Refused(Exception):
 
 
 class Internal(Exception):
-    """An error that Electrum 4.5 hides behind a fixed sentence; its text is that of the exception."""
+    """An error whose message in Electrum 4.5 is a fixed sentence; the exception's text is in another field."""
 
 
 class Gone(Exception):
@@ -36,7 +36,10 @@ class Gone(Exception):
 
 
 class FakeElectrum:
-    """Answers with `say`: a value, or a function of the words of the call. Keeps all calls in `asked`."""
+    """Answers each command with its entry in `say`: a value, or a function of the call's arguments.
+
+    All calls are kept in `asked`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

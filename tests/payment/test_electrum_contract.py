@@ -92,7 +92,7 @@ async def ready(payment: ElectrumPayment) -> None:
 
 
 def arriving(payee: Electrum) -> bool:
-    """Say whether a payment is in the payee's channel, so that the death of either daemon can't undo it."""
+    """Say whether a payment is in the payee's channel: from then on a killed daemon can't undo it."""
     return any(one["remote_unsettled_sent"] for one in payee.channels())
 
 

@@ -1,4 +1,4 @@
-"""How the module reads Electrum's answers: unknown stays unknown, nothing is paid twice, secrets aren't shown."""
+"""How the module reads Electrum's answers: it never guesses an outcome, pays nothing twice, and shows no secrets."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def bolt11(amount_msat: int = 123_000) -> str:
         (UNPAID, [SENT], [CHANNEL], (PaymentStatus.SUCCEEDED, "")),
         (IN_FLIGHT, [SENT], [CHANNEL], (PaymentStatus.SUCCEEDED, "")),
         (None, [SENT], [CHANNEL], (PaymentStatus.SUCCEEDED, "")),
-        (None, [RECEIVED], [CHANNEL], (PaymentStatus.FAILED, "unknown")),  # our own invoice is no payment of ours
+        (None, [RECEIVED], [CHANNEL], (PaymentStatus.FAILED, "unknown")),  # others paid our invoice: not our payment
     ],
 )
 def test_the_fate_of_a_payment(
@@ -355,7 +355,7 @@ def test_a_host_needs_user_and_password_and_is_warned_about(tmp_path: Path) -> N
     assert not Credentials({**options, "ELECTRUM_HOST": "localhost:7777"}).read().leaves_unencrypted
     with pytest.raises(ConfigError, match="neither host:port"):
         Credentials({**options, "ELECTRUM_HOST": "192.0.2.1"}).read()
-    with pytest.raises(ConfigError, match="neither host:port"):  # a missing bracket is added
+    with pytest.raises(ConfigError, match="neither host:port"):  # the closing bracket is missing
         Credentials({**options, "ELECTRUM_HOST": "[2001:db8::1:7777"}).read()
     (line,) = asyncio.run(ElectrumPayment(tmp_path, {**options, "ELECTRUM_HOST": "192.0.2.1:7"}).check(spends=True))
     assert not line.ok and "unencrypted" in line.found
@@ -415,7 +415,7 @@ def test_another_wallet_in_place_of_the_one_in_use_is_told_apart(tmp_path: Path)
 
 
 def test_an_invoice_that_the_wallet_has_no_more_counts_as_cancelled_unless_it_was_paid(tmp_path: Path) -> None:
-    """As with LND. Until an invoice is cancelled, its neighbour gets no other one."""
+    """LND is treated the same way. As long as an invoice can't be cancelled, its neighbour gets no other invoice."""
 
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
         await payment.cancel_invoice(HASH)

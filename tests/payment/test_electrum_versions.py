@@ -48,9 +48,9 @@ class Wallet:
 def test_a_wallet_is_loaded_or_the_remedy_is_named(
     tmp_path: Path, answer: bool | Internal, says: str, then: bool | None
 ) -> None:
-    """4.3 answers whether it loaded the wallet.
+    """Electrum 4.3 answers whether it loaded the wallet.
 
-    4.5 answers nothing if it did, and names an exception if it couldn't.
+    Electrum 4.5 answers nothing if it loaded it, and else names an exception.
     """
 
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:

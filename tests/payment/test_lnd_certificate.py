@@ -54,9 +54,9 @@ def made(
     common: str, names: Sequence[str] = LOCAL, by: Pair | None = None, authority: bool = False,
     begins: timedelta = -DAY, ends: timedelta = DAY, signs: bool | None = None,
 ) -> Pair:  # fmt: skip
-    """Make a certificate. Without an issuer it signs itself and is marked as an authority's, like LND's own.
+    """Make a certificate. Without an issuer it is signed by itself and marked as an authority's, like LND's own.
 
-    Args: signs: what its key usage says about signing others; None: it has no key usage.
+    Args: signs: whether its key usage allows signing other certificates; None: it has no key usage.
     """
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
@@ -127,7 +127,7 @@ async def ask(shows: Sequence[Pair], trusts: bytes, host: str = "127.0.0.1") -> 
 
 
 def kind(value: object) -> str:
-    """Return a test case's name without its certificate, which each worker makes anew: all need the same names."""
+    """Return a test case's name without its certificate: each worker makes another one, but all need the same names."""
     return type(value).__name__
 
 
@@ -143,7 +143,7 @@ def kind(value: object) -> str:
         ([LEAF], ROOT_CA.pem + BETWEEN.pem, "localhost"),
         ([LEAF, BETWEEN], ROOT_CA.pem, "127.0.0.1"),
         ([ELSEWHERE], ELSEWHERE.pem, "localhost"),
-        ([NO_SIGNER], NO_SIGNER.pem, "localhost"),  # not an authority's, whatever its mark says
+        ([NO_SIGNER], NO_SIGNER.pem, "localhost"),  # marked as an authority's, but its key usage forbids signing
     ],
     ids=kind,
 )
@@ -198,7 +198,7 @@ def test_a_certificate_that_cant_be_had_again_is_told_of_as_far_as_it_is_known(
     ids=["a name that is no text", "an extension twice", "no certificate"],
 )
 def test_a_certificate_that_a_stranger_made_up_ends_nothing(there: bytes, instead: bytes) -> None:
-    """Otherwise anyone who listens at the node's address could stop the daemon, as fields are parsed late."""
+    """The library parses a field only when it is read: an invalid field must not stop the daemon."""
     der = made("xyz").certificate.public_bytes(serialization.Encoding.DER)
     assert there in der and readable(der) is not None
     assert readable(der.replace(there, instead)) is None

@@ -56,7 +56,7 @@ def test_a_tower_is_added_listed_and_has_sessions(network: LightningNetwork, tmp
     async def scenario() -> None:
         key = network.node(TOWER).cli("tower", "info")["pubkey"]
         async with modules(tmp_path, [network.node(AWAY), network.node(PEER)]) as (away, peer):
-            assert await peer.watch() == Watch()  # its client is off
+            assert await peer.watch() == Watch()  # the peer's watchtower client is off
             with pytest.raises(PaymentError, match=r"wtclient\.active=1"):
                 await peer.add_tower(key, f"127.0.0.1:{TOWER_PORT}")
             assert await away.watch() == Watch(active=True)
@@ -72,7 +72,7 @@ def test_a_tower_is_added_listed_and_has_sessions(network: LightningNetwork, tmp
                 await away.add_tower(key[:-2], "127.0.0.1")
             for _ in range(2):  # a second call is no error
                 await away.add_tower(key, f"127.0.0.1:{TOWER_PORT}")
-        network.node(AWAY).kill9()  # it looks for a tower at its start, and later after pauses that double, up to 5 min
+        network.node(AWAY).kill9()  # else it may wait: it looks for a tower at its start, then every few minutes
         network.node(AWAY).start()
         async with modules(tmp_path, [network.node(AWAY)]) as (away,):
             (tower,) = (await until(away.watch, lambda watch: watch.watched)).towers
@@ -164,7 +164,10 @@ def usable(channels: list[Channel]) -> bool:
 def test_an_old_state_is_punished_by_the_tower_while_the_node_is_away(
     network: LightningNetwork, tmp_path: Path
 ) -> None:
-    """The peer pays, closes with the state from before, and loses its part of that, long before its delay is over."""
+    """The peer pays, then closes the channel with the state from before. It loses its part to the tower's answer.
+
+    That comes long before the delay is over after which the peer could take the coins.
+    """
     away, peer = network.node(AWAY), network.node(PEER)
     network.await_payable(AWAY, PEER)
     state, kept = peer.lnddir / "data" / "graph" / NETWORK / "channel.db", tmp_path / "old.db"
@@ -210,7 +213,7 @@ async def pending_of(folder: Path, node: Lnd) -> list[Channel]:
 
 
 async def be_paid(folder: Path, away: Lnd, peer: Lnd) -> int:
-    """Have the peer pay, and wait until the tower has the states from before; returns their number."""
+    """Have the peer pay, and wait until the tower has backups of the states before that; returns their number."""
     async with modules(folder, [away, peer]) as (ours, theirs):
         await until(ours.channels, usable)
         await until(theirs.channels, usable)

@@ -1,4 +1,4 @@
-"""LND's connection is replaced while calls still run on the old one: those fail with a name, and nothing is lost."""
+"""LND's connection is replaced while calls still run on the old one: their errors name the calls; nothing is lost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Given:
 
 
 class Node(grpc.GenericRpcHandler):
-    """A node that lets every macaroon follow its invoices, and only the new macaroon make other calls."""
+    """A node that lets any macaroon follow its invoices, but accepts all other calls with the new macaroon only."""
 
     def __init__(self, refusal: str) -> None:
         self._refusal = refusal

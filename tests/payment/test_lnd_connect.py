@@ -188,4 +188,4 @@ def test_each_error_of_a_macaroon_is_mended_by_its_own_remedy(tmp_path: Path) ->
         secret_file(tmp_path, content, mode)
         (found,) = asyncio.run(payment.check(spends=True))
         assert not found.ok and says in found.found and found.remedy.startswith("lncli bakemacaroon") is bakes
-        assert found.remedy.endswith("; chmod 600 ngp.macaroon") is bakes  # lncli's own mode would be refused
+        assert found.remedy.endswith("; chmod 600 ngp.macaroon") is bakes  # ngp refuses the mode that lncli gives

@@ -97,7 +97,7 @@ class TestLnd(PaymentContract):
         return nodes_of(self.network)
 
     def test_the_most_that_an_end_can_send_arrives_and_its_reserve_does_not(self) -> None:
-        """Both ends compute what each of them may send, and LND draws the same line."""
+        """Both ends compute the most that each end may send; LND carries just that, and refuses more."""
 
         async def pays(payer: LndPayment, payee: LndPayment, amount_msat: int) -> PaymentStatus:
             (over,) = await payer.channels()

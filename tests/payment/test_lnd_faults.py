@@ -45,7 +45,7 @@ async def settled_up(payment: LndPayment) -> None:
 
 
 def test_a_cursor_that_the_node_has_not_reached_is_no_silence(network: LightningNetwork, tmp_path: Path) -> None:
-    """As after a restore: LND itself would report nothing until it has settled that many invoices."""
+    """As after a restore. LND alone would report nothing until its settle index has grown up to the cursor."""
 
     async def scenario() -> None:
         async with modules(tmp_path, [network.node(ALICE), network.node(BOB)]) as (alice, bob):

@@ -1,4 +1,4 @@
-"""A node with a long history, or a shorter one than before: settlements come in order, and are never all in memory."""
+"""A node's history is long, or shorter than before: settlements come in order, and are never all in memory at once."""
 
 from __future__ import annotations
 

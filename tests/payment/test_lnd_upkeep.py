@@ -1,4 +1,4 @@
-"""What LND refuses an operator is reported with the remedy; LND's own words are looked up in its source."""
+"""If LND refuses an operator's wish, the error has the remedy. That LND says these words is checked in its source."""
 
 from __future__ import annotations
 

@@ -45,16 +45,16 @@ def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
 
 
 def test_a_node_is_used_though_nothing_can_be_kept_of_it(tmp_path: Path) -> None:
-    """As on a full disk, where an unexpected error would stop the daemon."""
+    """As on a full disk: an error that isn't a PaymentError would stop the daemon."""
     payment = LndPayment(tmp_path / "gone")
     payment._client = Node("10.0.0.9:9735")  # type: ignore[assignment]
     assert asyncio.run(payment.info()) == PaymentInfo(KEY, "regtest")
 
 
 def test_another_node_in_place_of_the_one_in_use_is_refused_and_not_kept(tmp_path: Path) -> None:
-    """Payments on their way at the node in use would be unknown to another node.
+    """Another node wouldn't know the payments that are on their way at the node in use.
 
-    At a start the operator may choose another.
+    At a start the operator may choose another node.
     """
     file = RememberedNode(tmp_path, "electrum")
     ours, other = PaymentInfo(KEY, "regtest"), PaymentInfo("03" * 33, "signet")

@@ -36,7 +36,7 @@ async def sandboxes(options: dict[str, str]) -> AsyncIterator[Nodes]:
             restart_payee=restart_payee,
             hold_next_payment=lambda: payers[-1].set_fault("stuck"),
             release=lambda: payers[-1].set_fault("stuck", "off"),
-            has_order=lambda _: True,  # module and node are the same thing here
+            has_order=lambda _: True,  # the sandbox's node is a part of the module
         )
         for module in (payers[-1], payees[-1]):
             await module.close()
