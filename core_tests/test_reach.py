@@ -101,7 +101,7 @@ def test_path_mtu_is_found_through_a_contract(lab: Lab) -> None:
 
 
 def test_a_remote_routers_errors_belong_to_the_contract_they_quote(lab: Lab) -> None:
-    """An error comes from an address that nobody bought; without the error the sender would wait for ever."""
+    """An error comes from an address that nobody bought, and must still arrive, or the sender would wait for ever."""
     trade = open_trade(lab)
     net = trade.net
     at_client = net.client.counter("mesh0", "in")

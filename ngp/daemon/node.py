@@ -114,7 +114,7 @@ class Node:
     async def start(self) -> None:
         """Set up the kernel or take over what runs there, resume the books, open the links.
 
-        Raises NgpError. Even then everything that ran in the kernel before goes on running.
+        Raises NgpError. What was in the kernel before is then left there.
         """
         parts = self.parts
         gc.disable()  # what is read back isn't garbage, and the collector would take longer than the reading
