@@ -1,9 +1,9 @@
 """Last books: charges the traffic that contracts carried without a daemon, before they are removed from the kernel.
 
 The ledger is up to a minute behind the kernel's counters, and these vanish with the meter: at `ngp stop` after a daemon
-was killed, and at the first start of a version of ngp that has other tables. So this module does the same as a start and
-a stop, without links and payments. It stops the contracts, reads their counters, and writes what the ledger doesn't know
-yet, by the rules of `restore`. It may be interrupted and repeated: nothing is counted twice.
+was killed, and at the first start of a version of ngp that has other tables. So this module does the same as a start
+and a stop, without links and payments. It stops the contracts, reads their counters, and writes what the ledger doesn't
+know yet, by the rules of `restore`. It may be interrupted and repeated: nothing is counted twice.
 """
 
 from __future__ import annotations
