@@ -42,5 +42,9 @@ def command(place: Place, as_json: bool) -> int:
     if as_json:
         print_json_rows(rows)
     else:
-        print_table(list(rows), _COLUMNS, "no neighbour was heard")
+        listed = list(rows)
+        print_table(listed, _COLUMNS, "no neighbour was heard")
+        for row in listed:
+            if row.get("why_not_bought"):
+                print(f"nothing new is bought from {key(row['neighbour'])}: {clean(row['why_not_bought'])}")
     return 0

@@ -24,6 +24,7 @@ class Neighbour:
         told_mono_s: when we sent that last, or earlier if it may still be sent several times in a row.
         quotes: number of contracts that aren't running yet or were refused; each costs us memory and earns nothing.
         kept: the neighbour is in the ledger; one that only said hello isn't.
+        why_not_bought: why the last contract that we needed from it wasn't agreed; "" since one was.
         payee: public key of the neighbour's payment node, as it says (and proves, if its node can sign).
         contracts: all contracts of this link that aren't closed.
     """
@@ -35,6 +36,7 @@ class Neighbour:
     sells: bool = False
     buys: bool = False
     addresses: tuple[Address, ...] = ()
+    why_not_bought: str = ""
     payee: bytes = b""
     boot: int = 0
     up: bool = False

@@ -127,7 +127,7 @@ def books(store: Store, most_s: float) -> Check:
 
 def neighbours(world: World) -> list[Check]:
     """Warn of neighbours with which nothing is traded: traffic to them or through them doesn't pass."""
-    parts = (_no_seller, _silent, _foreign, _disputed)
+    parts = (_no_seller, _silent, _foreign, _disputed, _not_bought)
     return [line for part in parts for line in part(world)]
 
 
@@ -165,6 +165,14 @@ def _disputed(world: World) -> Iterator[Check]:
         named = _listed(identity.short_text(one.identity) for one in disputed)
         found = f"bills in dispute, so nothing is bought from these neighbours and nothing paid to them: {named}"
         yield Check("neighbours", True, found, "compare ngp accounts on both sides; to resume: ngp unblock NEIGHBOUR")
+
+
+def _not_bought(world: World) -> Iterator[Check]:
+    """Warn of servers from which we got no contract that we needed."""
+    refused = [one for one in world.peers.by_link.values() if one.up and one.why_not_bought]
+    if refused:
+        found = "nothing new is bought from " + _listed(f"{_named(one)}, {one.why_not_bought}" for one in refused)
+        yield Check("neighbours", True, found, "see Troubleshooting in the operator's guide")
 
 
 def _named(neighbour: Neighbour) -> str:

@@ -14,6 +14,7 @@ from ngp.core.contract import MOVES, IllegalMove, State
 from ngp.core.messages import Accept, Ask, Cancel, Hello, Propose, Reject, RejectReason
 from ngp.core.settings import PriceRule
 from ngp.core.values import Hint, HintKind, Verdict
+from ngp.daemon import checkup
 
 HOST = "198.51.100.1"
 buyer = settings(sells=False)
@@ -55,6 +56,26 @@ def test_a_price_that_is_too_high_ends_after_a_few_rounds_and_the_refusal_is_rem
     assert len(sim.sent(sim.gateway, Propose)) == proposed  # dropped in the kernel
     sim.run(40)
     assert not sim.gateway.world.contracts and not sim.gateway.kernel.slots
+
+
+def test_a_buyer_knows_why_it_got_no_contract_until_it_gets_one() -> None:
+    cheap = settings(sells=False, buy_msat_per_gib=1 * MSAT_PER_KB, buy_max_msat_per_gib=1 * MSAT_PER_KB)
+    sim = Sim(client=cheap)
+    (gateway,) = sim.client.world.peers.by_link.values()
+    sim.up(HOST)
+    sim.run(1)
+    assert gateway.why_not_bought == f"{HOST}/32: 5 msat/kB is above BUY_PRICE_MAX 1 msat/kB"
+    (line,) = checkup.neighbours(sim.client.world)
+    assert line.ok and gateway.why_not_bought in line.found and line.remedy
+    sim.happen(sim.client, ev.SettingsChanged(settings(sells=False)))
+    sim.run(1)
+    assert states(sim) == [("active", "")] and not gateway.why_not_bought
+    sim.happen(sim.gateway, ev.BlockNeighbour(sim.client.identity, True))
+    told = [effect for _ in range(2) for effect in tell(sim, sim.client, Reject(b"", RejectReason.BLOCKED))]
+    assert gateway.why_not_bought == "its operator blocks us (its answer: blocked)"
+    assert len([one for one in told if isinstance(one, fx.Log) and "sells us nothing now" in one.text]) == 1
+    effects = tell(sim, sim.gateway, Ask(ip_network("203.0.113.0/24"), 0, 0))
+    assert [one.message for one in effects if isinstance(one, fx.Send)] == [Reject(b"", RejectReason.BLOCKED)]
 
 
 @pytest.mark.parametrize("who", ["gateway", "client"])

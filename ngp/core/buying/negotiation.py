@@ -28,6 +28,18 @@ MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_DECLINED = 256
 DECLINED_S = 30.0  # a server remembers a refusal no longer than this
 LOOP_S = 10.0
+_WHY_NOT_BOUGHT = {
+    RejectReason.NOT_BUYING: "BUY is no, or our routes form a loop",
+    RejectReason.BLOCKED: "we block this neighbour; to go on: ngp unblock",
+    RejectReason.TERMS: "its bill is in dispute; to go on: ngp unblock",
+    RejectReason.NOT_RENEWING: "renewal is off (DATA_RENEWAL and TIME_RENEWAL are 0), and this was bought already",
+    RejectReason.BUSY: "there are too many contracts (CONTRACTS_MAX), or too many that came to nothing",
+}
+_WHY_NOT_SOLD = {
+    RejectReason.NOT_SELLING: "it doesn't sell to us",
+    RejectReason.BLOCKED: "its operator blocks us",
+    RejectReason.BUSY: "it has too many contracts, or we refused this lately",
+}
 
 
 def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: int, sends_to: bool) -> bool:
@@ -48,7 +60,7 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
     objection = _objection(world, neighbour, propose, sends_to)
     if objection is not None:
         if sends_to:
-            _note_decline(world, neighbour, propose.destination)
+            _note_decline(world, neighbour, propose.destination, _WHY_NOT_BOUGHT.get(objection, objection.value))
         world.send(neighbour, Reject(propose.contract, objection), message_id)
         return True
     terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
@@ -58,16 +70,15 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
     else:
         world.send(neighbour, Reject(propose.contract, RejectReason.PRICE, price), message_id)
         if price is None:
-            _note_decline(world, neighbour, propose.destination)
             key = "BUY_PRICE_MAX" if terms.most_msat_per_gib == world.settings.buy_max_msat_per_gib else "PRICES"
-            world.log(
-                f"proposal of {neighbour.identity.hex()[:8]} for {propose.destination} declined: "
-                f"{show_price(propose.price_msat_per_gib)} is above {key} {show_price(terms.most_msat_per_gib)}"
-            )
+            why = f"{show_price(propose.price_msat_per_gib)} is above {key} {show_price(terms.most_msat_per_gib)}"
+            _note_decline(world, neighbour, propose.destination, why)
+            world.log(f"proposal of {neighbour.identity.hex()[:8]} for {propose.destination} declined: {why}")
     return True
 
 
-def _note_decline(world: World, neighbour: Neighbour, destination: Prefix) -> None:
+def _note_decline(world: World, neighbour: Neighbour, destination: Prefix, why: str) -> None:
+    neighbour.why_not_bought = f"{destination}: {why}"
     key = (neighbour.identity, neighbour.link, destination)
     world.buying.declined.pop(key, None)  # so that it moves to the end
     world.buying.declined[key] = world.now.monotonic_s
@@ -184,6 +195,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
         lifetime_s=propose.lifetime_s,
         state=State.ACTIVE if paid else State.ACCEPTED,
     )
+    neighbour.why_not_bought = ""
     world.add_contract(purchase)
     world.open(purchase)
     if not paid:
@@ -198,7 +210,10 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
 
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
-    """Handle a server's refusal: it withdraws a quote that we accepted, or declines a renewal."""
+    """Handle a server's refusal: it withdraws a quote that we accepted, or declines a renewal or what we asked for."""
+    if not reject.contract:
+        _ask_rejected(world, neighbour, reject)
+        return
     purchase = world.purchase(reject.contract)
     if purchase is None or purchase.identity != neighbour.identity:
         return
@@ -206,3 +221,11 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
         renewal_over(world, purchase, f"renewal declined: {reject.reason.value}")
     else:
         world.halt(purchase, CloseReason.CANCELLED)
+
+
+def _ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
+    """Remember why a server doesn't offer what we asked for: our traffic there is dropped."""
+    why = _WHY_NOT_SOLD.get(reject.reason, reject.reason.value)
+    neighbour.why_not_bought = f"{why} (its answer: {reject.reason.value})"
+    about = ("not sold", neighbour.identity)
+    world.log_seldom(about, f"{neighbour.identity.hex()[:8]} sells us nothing now: {neighbour.why_not_bought}")

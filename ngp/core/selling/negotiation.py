@@ -108,7 +108,9 @@ def quote_again(world: World, neighbour: Neighbour) -> None:
 def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None:
     """Answer a client that wants a quote before it sends, or a renewal."""
     if not trades(world, neighbour):
-        world.send(neighbour, Reject(ask.contract, RejectReason.NOT_SELLING), message_id)
+        blocked = neighbour.identity in world.peers.blocked
+        reason = RejectReason.BLOCKED if blocked else RejectReason.NOT_SELLING
+        world.send(neighbour, Reject(ask.contract, reason), message_id)
         return
     if ask.contract:
         _renewal_asked(world, neighbour, ask, message_id)

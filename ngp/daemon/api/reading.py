@@ -170,6 +170,7 @@ class Reading:
             block_waits=neighbour.identity in waits,
             lane_bytes=self._node.parts.network.lane_bytes(neighbour.number),
             last_seen=instant(neighbour.last_seen_s),
+            why_not_bought=neighbour.why_not_bought or None,
         )
 
     def journal(self, since_s: int | None) -> Iterator[JournalRow]:

@@ -230,6 +230,7 @@ class NeighbourRow:
 
     Attributes:
         block_waits: the operator's block or unblock isn't in force yet, because the ledger can't be written.
+        why_not_bought: why the last contract that we needed from it wasn't agreed; None since one was.
     """
 
     neighbour: str
@@ -245,6 +246,7 @@ class NeighbourRow:
     block_waits: bool = False
     lane_bytes: int = 0
     last_seen: datetime | None = None
+    why_not_bought: str | None = None
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
