@@ -146,7 +146,7 @@ def test_made_up_servers_are_paid_no_more_than_one_and_can_do_no_harm(lab: Lab) 
 
 
 def router_of(net: ThreeHosts, crowd: Crowd, mac: bytes) -> Persona:
-    """Add a persona that the client has as its router, from now on."""
+    """Add a persona, and make it the client's router from now on."""
     router = "192.0.2.99"
     net.client.ip("neigh", "replace", router, "lladdr", mac.hex(":"), "dev", "mesh0", "nud", "permanent")
     for network in ("default", *REMOTE_NETS[:1]):
@@ -157,7 +157,7 @@ def router_of(net: ThreeHosts, crowd: Crowd, mac: bytes) -> Persona:
 
 
 def test_a_neighbour_that_nobody_chose_sells_nothing(lab: Lab) -> None:
-    """It would be paid for a flood under an address that it sells, by us or by a customer of ours."""
+    """Otherwise it could sell an address, send a flood from that address, and be paid for it by us or our customer."""
     trade = open_trade(lab, clients=2)
     net = trade.net
     remote, own, (evil, *_) = net.remote(4, 7), "192.0.2.77", net.clients[1:]

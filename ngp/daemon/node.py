@@ -325,7 +325,10 @@ class Node:
         self._schedule_tick()
 
     def _sends_to(self, identity: bytes, proposed: Propose) -> bool:
-        """Ask the kernel whether our traffic to what a neighbour offers goes through it; needless for a renewal."""
+        """Ask the kernel whether our traffic to an offered destination goes through the neighbour that offers it.
+
+        False for a renewal and if we don't buy: then the answer isn't needed.
+        """
         world = self.parts.gatekeeper.world
         if not self.settings.buys or proposed.contract in world.contracts:
             return False

@@ -155,7 +155,10 @@ def _check_ledger(state_dir: Path) -> list[Check]:
 
 
 def _why_node_unknown(state_dir: Path) -> str:
-    """Say why the key of the sandbox's node isn't shown; "" if it can be: a temporary sandbox has another key."""
+    """Say why the key of the sandbox's node can't be shown, "" if it can.
+
+    Without the sandbox's files this check uses a temporary sandbox, which has another key: that one isn't shown.
+    """
     try:
         (state_dir / _SANDBOX_KEY).stat()
     except FileNotFoundError:
