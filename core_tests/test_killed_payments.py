@@ -28,8 +28,8 @@ PACKETS_S = 100  # with 100 bytes and headers each, so that a top-up of 20 sat l
 CONF = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "50 kB"}
 BUYER = {**CONF, "BUDGET_PAYMENT": "20 sat"}  # small top-ups, so that the next one is always due soon
 VICTIMS = ("gateway's daemon", "client's daemon", "gateway's node", "client's node")
-# If LND is killed while it sends a payment, it may report the payment as in flight for ever (lightningnetwork/lnd#5152).
-# The next top-up comes when the invoice of that payment is withdrawn.
+# If LND is killed while it sends a payment, it may report the payment as in flight for ever
+# (lightningnetwork/lnd#5152). The next top-up comes when the invoice of that payment is withdrawn.
 BACK_S = OPEN_S + 90
 SAMPLE = list(zip(VICTIMS, (Step.SETTLED, Step.PROVEN, Step.IN_FLIGHT, Step.INTENDED), strict=True))
 

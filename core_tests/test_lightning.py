@@ -19,8 +19,8 @@ from ngp.core.invoices import OPEN_S
 from ngp.core.pricing import SAT_MSAT
 
 pytestmark = pytest.mark.first
-# If LND is killed while it sends a payment, it may report the payment as in flight for ever (lightningnetwork/lnd#5152).
-# The next top-up comes when the invoice of that payment is withdrawn.
+# If LND is killed while it sends a payment, it may report the payment as in flight for ever
+# (lightningnetwork/lnd#5152). The next top-up comes when the invoice of that payment is withdrawn.
 STUCK_S = OPEN_S + 60
 PAID_S = 180.0  # for steps that nodes complete within seconds when the machine is quiet
 BACKUP_S = 240  # LND looks for a tower again after pauses that double
