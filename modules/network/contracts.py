@@ -163,7 +163,7 @@ class ContractTable:
         return [self._reading(slot) for slot in slots]
 
     def sent_lately(self, number: int, destination: Prefix) -> bool:
-        """Say whether a packet to a host that no contract covered went to a neighbour in the last seconds."""
+        """Say whether, in the last seconds, we sent a neighbour a packet to this host that no contract covered."""
         return self._early.sent_lately(self._first_of(number), destination)
 
     def contract_of(self, slot: int, tag: int) -> bytes | None:

@@ -307,7 +307,7 @@ class Datapath:
         return self._required().accounts.read(accounts)
 
     def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> bool:
-        """Say whether our traffic to a destination goes through a neighbour, given its links by number."""
+        """Say whether our traffic to a destination goes through a neighbour. Args: links: its links by number."""
         contracts = self._required().contracts
         try:
             leads = self._open_host().leads_to(destination, links.values())

@@ -16,7 +16,7 @@ from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 
 _MAX_AGE_NS = 3_000_000_000  # a server drops packets that it has held for longer
-_LATELY_NS = 10_000_000_000  # a proposal may be repeated for some seconds
+_LATELY_NS = 10_000_000_000  # a proposal may still be repeated some seconds after the packet
 
 
 class EarlyBytes:
@@ -26,7 +26,10 @@ class EarlyBytes:
         self._table = table
 
     def sent_lately(self, number: int, destination: Prefix) -> bool:
-        """Say whether a packet to a host went to a neighbour in the last seconds. False for a network: see `Host`."""
+        """Say whether we sent a neighbour a packet to this host in the last 10 s, without a contract.
+
+        False for a network: routes show where a network is reached (`Host.leads_to`).
+        """
         if not layout.is_host(destination):
             return False
         value = self._table.get(_key(number, destination))

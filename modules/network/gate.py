@@ -34,9 +34,10 @@ ngp_tc_out.
     INPUT        -i mesh ->   NGP_OWN
     NGP_OWN                   over_rate      DROP
 
-Where rules of this host rewrite destinations, what is forwarded to the mesh is also tested once: an answer of a
-forwarded port leaves under our own address and is free, so nothing may arrive under that address. Linux accepts IPv6
-packets under its own address. Behind this hook (at POSTROUTING) nobody can tell one from the other.
+On a host whose rules rewrite destinations, packets that are forwarded to the mesh are also tested by `forged`. There an
+answer of a forwarded port is free at egress, where its source is already our own address. So a packet that arrives with
+our address as its source must be dropped before (Linux accepts such packets over IPv6). In FORWARD the two can still be
+told apart: the source of an answer is rewritten later, at POSTROUTING.
 
     FORWARD      -o mesh ->   NGP_FORGED
     NGP_FORGED                forged         DROP
@@ -100,7 +101,7 @@ class GatePaths:
 def gate_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool = False) -> Chains:
     """Return the chains and rules of the gate, which are the same for both families. Pure.
 
-    Args: rewrites: rules of this host may rewrite destinations.
+    Args: rewrites: whether rules of this host may rewrite destinations.
     Raises: KernelError for an interface name or a path that iptables would misread.
     """
     for name in desired.mesh_interfaces:
@@ -194,7 +195,7 @@ class Gate:
             desired: the new settings; None: as before.
             programs_changed: write the rules again even if their text is the same, because other programs are now
                 pinned at the same paths. (A rule keeps the program with which it was made.)
-            rewrites: rules of this host may rewrite destinations.
+            rewrites: whether rules of this host may rewrite destinations.
         Raises: KernelError; the family that failed is as it was before.
         """
         self.desired = desired or self.desired

@@ -205,14 +205,15 @@ class Host:
         return next((each.name for each in self.interfaces().values() if each.index in indexes), "")
 
     def leads_to(self, destination: Prefix, links: Collection[tuple[str, bytes]]) -> bool | None:
-        """Say whether what this host sends to a destination goes to a neighbour, by its routes.
+        """Say whether this host's routes lead to a destination through a neighbour.
 
         Args:
             links: interface and link address of each link of the neighbour.
 
         Returns:
-            True if the route for all of the destination goes through the neighbour as a router. False if the
-            destination is on such a link itself. None: neither; rules or another table may still send it there.
+            True if one route covers all of the destination and has the neighbour as its next router. False if the
+            destination is directly on one of these links, so that no router is needed. None in all other cases: policy
+            rules or another routing table may still lead to the neighbour.
 
         Raises: KernelError if the kernel doesn't answer.
         """
@@ -231,7 +232,7 @@ class Host:
         return leads
 
     def _is_at(self, hop: rtnetlink.Hop, link_address: bytes) -> bool:
-        """Say whether a hop is the neighbour with this link address. Without link addresses there is only one."""
+        """Say whether a hop is the neighbour with this link address (if empty: the only neighbour on its link)."""
         if not link_address:
             return True
         try:

@@ -68,7 +68,7 @@ struct config {
 	__u64 flags;
 	__u32 layout;
 	__be16 link_port;
-	__u8 flows_bits, flows_on_grace_bits;                     /* 2^bits flows are remembered for each payer; on grace */
+	__u8 flows_bits, flows_on_grace_bits;                     /* 2^bits flows are kept for a payer; for one on grace */
 	__u64 stranger_interval_ns, stranger_burst_ns;
 	__u64 neighbour_interval_ns, neighbour_burst_ns;
 	__u64 hold_window_ns;                                     /* in each, so many packets to a destination are held: */

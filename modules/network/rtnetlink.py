@@ -80,7 +80,12 @@ class OwnAddress:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One way that a route takes. Args: index: of the interface; gateway: the next router, None: on the link itself."""
+    """A next hop of a route.
+
+    Attributes:
+        index: the index of its interface.
+        gateway: the next router; None if destinations are on the link itself.
+    """
 
     index: int
     gateway: Address | None
@@ -104,12 +109,12 @@ class Route:
 
     @property
     def interfaces(self) -> tuple[int, ...]:
-        """Indexes of the interfaces that it leads out of."""
+        """The indexes of the interfaces by which packets leave on this route."""
         return tuple(hop.index for hop in self.hops)
 
     @property
     def has_gateway(self) -> bool:
-        """It goes through another router."""
+        """Whether the route goes through another router."""
         return any(hop.gateway is not None for hop in self.hops)
 
 
@@ -185,7 +190,7 @@ def prefix_of(version: int, message: bytes) -> Prefix:
 
 
 def ask_link_address(kernel: Asker, index: int, address: Address) -> bytes:
-    """Ask which MAC an address on a link has; empty if the kernel doesn't know. Raises OSError, also then."""
+    """Ask which MAC an address on a link has; b"" if it isn't resolved. Raises OSError if the address isn't known."""
     body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, 0, 0) + attribute(_NDA_DST, address.packed)
     said = dict(attributes(kernel.ask(_RTM_GETNEIGH, body)[_NEIGHBOUR.size :]))
     return said.get(_NDA_LLADDR, b"")
