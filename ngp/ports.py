@@ -215,12 +215,13 @@ class Network(Protocol):
         """Read accounts. Args: accounts: None: those that changed since the last call with None."""
 
     def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> bool:
-        """Say whether our traffic to a destination goes through a neighbour, whom `set_neighbours` needn't know yet.
+        """Say whether our traffic to a destination goes through a neighbour, which the kernel needn't know yet.
 
-        Args: links: interface and link address of each of its links, by number.
+        True if our route for the whole destination leads to one of the neighbour's links. Also if, in the last seconds,
+        a packet to the destination was sent to such a link and no contract covered it. False for a destination that is
+        on the link itself.
 
-        It does if our route for all of the destination leads there, or if a packet that no contract covered went there
-        in the last seconds. It doesn't if the destination is on the link itself.
+        Args: links: interface and link address of each of the neighbour's links, by number.
         """
 
     def verdict(self, handle: int, verdict: Verdict) -> None:

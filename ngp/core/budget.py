@@ -31,8 +31,8 @@ class Spent:
 class Spending:
     """Outgoing payments, fees included, msat; `recent`: by UTC second.
 
-    An hour is over only when both clocks say so. Otherwise a clock that is set ahead, and perhaps back, would give the
-    budgets out again.
+    An hour or a day is over only when both clocks, UTC and monotonic, say so. Otherwise the same budgets could be spent
+    again after the UTC clock was set ahead, and perhaps back.
     """
 
     recent: dict[int, Spent] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Spending:
         self.total_msat += amount_msat
 
     def note(self, amount_msat: int, at_s: int, now: Now) -> None:
-        """Count a payment for the hour and the day; the sums since ever have it already."""
+        """Count a payment for the budgets of an hour and a day only, as one that the other sums already have."""
         at_mono_s = now.monotonic_s - max(0, now.utc_s - at_s)
         self.recent.setdefault(at_s, Spent(0, at_mono_s, now.monotonic_s)).amount_msat += amount_msat
 

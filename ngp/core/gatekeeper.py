@@ -106,7 +106,7 @@ class Gatekeeper:
         """Return when a Tick is due, or None."""
         return self.world.timers.next_mono_s()
 
-    def _handle(self, event: Event) -> None:  # one arm an event
+    def _handle(self, event: Event) -> None:  # one case for each event
         world = self.world
         match event:
             case HeldPacket():
@@ -262,7 +262,8 @@ class Gatekeeper:
             if hint.kind is HintKind.EXHAUSTED:
                 contract = world.contracts.get(hint.key)
                 if isinstance(contract, Purchase):
-                    # Nothing else: we also count what the server refused, so only its notice, or the lifetime, ends it.
+                    # Renew it, but don't end it: our meter also counts what the server refused, so the server may have
+                    # bytes left. The contract ends with the server's notice or with its lifetime.
                     renewal.renew_if_due(world, contract)
                 elif contract is not None:
                     seller_meter.look_if_exhausted(world, contract)

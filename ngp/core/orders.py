@@ -30,21 +30,22 @@ LATE_S = 86_400
 REFUND_PAUSE_S = 3600
 """Least time between two refunds that a client asked for."""
 FAILED_REFUND_PAUSE_S = 300
-"""The same after a refund that failed."""
+"""Least time between a refund that failed and the next one that the client asks for."""
 _NEVER_ORDERED = "our payment node never received the order, so no money left it"
 
 
 def may_be_forgotten(world: World, expires_in_s: int) -> bool:
-    """Say whether we may have paid an invoice and forgotten it. That takes a clock that was set back by hours.
+    """Say whether we may have paid an invoice and forgotten it: only if our clock was set back by hours.
 
-    Each invoice that we paid lapsed within MOST_INVOICE_EXPIRY_S, by our clock at that time. We would take a replayed
-    one for new; but the ledger still has its payment, and would refuse to write any more.
+    Each invoice that we paid lapsed within MOST_INVOICE_EXPIRY_S, by our clock at that time. If such an invoice is sent
+    to us again and seems valid, we would take it for a new one and store it. But the ledger still has its payment. It
+    would refuse the new record, and we could write nothing any more.
     """
     return world.now.utc_s + expires_in_s <= world.money.forgotten_s + MOST_INVOICE_EXPIRY_S
 
 
 def tell_outcome(world: World, neighbour: Neighbour, record: PaymentRecord) -> bool:
-    """Tell a neighbour how the payment of its invoice ended, as often as it asks. Returns whether that is known yet."""
+    """Tell a neighbour how the payment of its invoice ended, as often as it asks. Returns whether it has ended."""
     if record.state is PaymentState.SUCCEEDED:
         world.send(neighbour, Paid(record.payment_hash, record.preimage))
     elif record.state is PaymentState.FAILED:
@@ -74,8 +75,8 @@ def pending(world: World, identity: bytes) -> list[PaymentRecord]:
     """Return the pending payments to a neighbour of the last day; budgets count older pending ones as well.
 
     A node may call a payment pending for ever although nobody holds it (lightningnetwork/lnd#5152: the node was killed
-    before the channel knew of it). A few of those must not end the trade, nor may a server collect more than one a day
-    unspent.
+    before the channel knew of it). A few such payments must not end the trade, so after a day they don't count here any
+    more. A server that holds payments back on purpose gains no more than one payment a day.
     """
     since_s = world.now.utc_s - LATE_S
     records = [record for record in world.money.payments.values() if record.identity == identity]
@@ -83,7 +84,7 @@ def pending(world: World, identity: bytes) -> list[PaymentRecord]:
 
 
 def backoff_of(world: World, account: ServerAccount) -> Backoff:
-    """Return a server's backoff. Servers that we never sent anything by share one, since new keys cost nothing."""
+    """Return a server's backoff. Those through which we never sent anything share one, as new keys cost nothing."""
     return account.backoff if account.sent else world.buying.backoff
 
 
@@ -139,7 +140,7 @@ def payment_result(world: World, outcome: PaymentOutcome) -> None:
 
 
 def _heard_of_too_early(world: World, outcome: PaymentOutcome) -> bool:
-    """Say whether to ask a node once more that says it never heard of a payment.
+    """Say whether the node says that it never heard of a payment, and must be asked once more.
 
     After a broken connection our order may still be in the node's buffers. We must not record the payment as failed
     while the node then pays it. A node that was stopped answers before it reads the order when it goes on. So only the
@@ -216,6 +217,6 @@ def track_due(world: World, payment_hash: bytes) -> None:
         world.do(TrackPayment(payment_hash))
     else:
         touched_s = max(record.created_at_s, record.settled_at_s)
-        if touched_s <= world.now.utc_s:  # if our clock was ahead, its invoice is refused as valid for too long
+        if touched_s <= world.now.utc_s:  # else our clock was ahead; then the invoice is refused as valid for too long
             world.money.forgotten_s = max(world.money.forgotten_s, touched_s)
         del world.money.payments[payment_hash]

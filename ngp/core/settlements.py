@@ -17,7 +17,7 @@ from ngp.core.values import Settlement
 from ngp.core.world import World
 
 ASK_MORE_AFTER_S = 60.0
-"""How long we ask for no more after a client's budgets didn't allow it: each declined invoice delays a payment."""
+"""How long we ask for no larger sums after a client's budgets didn't allow one: each declined invoice takes time."""
 
 
 class Applied(Enum):
@@ -49,8 +49,8 @@ def proof_received(world: World, paid: Paid) -> Applied:
 def settlement_seen(world: World, seen: Settlement) -> Applied:
     """Credit a payment that our node reports, and store how far its stream was read (the cursor).
 
-    The cursor alone needs no flush to the disk: what a power cut takes back, the node reports again, and it counts
-    once. A restored node may start its count anew; then the cursor goes back, and repeated payments count once too.
+    The cursor alone needs no flush to the disk. If a power cut takes it back, the node reports some payments again, and
+    each counts once. A restored node may start its count anew; then the cursor goes back, with the same effect.
     """
     if seen.cursor != world.money.cursor:
         world.money.cursor = seen.cursor
@@ -60,7 +60,7 @@ def settlement_seen(world: World, seen: Settlement) -> Applied:
         return Applied.FOREIGN
     if record.state is PaymentState.SETTLED and seen.amount_msat <= record.amount_msat:
         return Applied.REPLAYED
-    _credit(world, record, seen.amount_msat)  # after a proof the rest: a proof doesn't say that more was paid
+    _credit(world, record, seen.amount_msat)  # after a proof: what was paid beyond the invoice's sum
     return Applied.APPLIED
 
 

@@ -89,8 +89,8 @@ class BuyingMemory:
     Attributes:
         declined: when a proposal was declined lately.
         ended: purchases that are over, for the statement with their last bytes.
-        backoff: shared by all servers by which we haven't sent anything yet.
-        questions: how often `ask_for` may ask servers: those who send through us choose the destinations.
+        backoff: shared by all servers through which we haven't sent anything yet.
+        questions: how often `ask_for` may ask servers; the hosts that send through us choose the destinations.
     """
 
     declined: dict[tuple[bytes, Link, Prefix], float] = field(default_factory=dict)
@@ -165,7 +165,7 @@ class World:
         self.counters[name] = self.counters.get(name, 0) + 1
 
     def send(self, neighbour: Neighbour, message: Message, reply_to: int = 0) -> None:
-        """Send a message to a neighbour, if it is up; otherwise it would only be retransmitted in vain."""
+        """Send a message to a neighbour, if the neighbour is up; else the message would only be sent again in vain."""
         if neighbour.up:
             self.do(Send(neighbour.identity, neighbour.link, message, reply_to))
 
@@ -276,7 +276,7 @@ class World:
         """Forget identities, their accounts and their records in the ledger."""
         for identity in identities:
             client = self.clients.pop(identity, None)
-            if client is not None and client.kernel.told is not None:  # it waited to be counted first
+            if client is not None and client.kernel.told is not None:  # the account waited for a count
                 self.do(ForgetAccount(identity))
             self.servers.pop(identity, None)
         self.do(Persist(ForgetNeighbours(tuple(identities))))
@@ -445,7 +445,7 @@ class World:
     def is_full(self, role: Role, identity: bytes) -> bool:
         """Say whether there is no room for one more contract with a neighbour. Args: role: ours.
 
-        Quotes cost nothing, nor do contracts that aren't used. So all strangers together take at most half of the room:
+        Quotes and unused contracts cost a neighbour nothing. So all strangers together take at most half of the room:
         the rest is for neighbours that money passed to or from.
         """
         most = self.settings.contracts_max
@@ -454,7 +454,7 @@ class World:
         return self.strangers >= max(16, most // 2) and not self.has_traded(role, identity)
 
     def first_paid(self, role: Role, identity: bytes) -> None:
-        """Note that the first money has passed: a neighbour's contracts take no more of the strangers' room."""
+        """Note that the first money has passed: from now on a neighbour's contracts don't take the strangers' room."""
         for neighbour in self.peers.links_of(identity):
             for contract in neighbour.contracts.values():
                 if contract.role is role:
@@ -497,6 +497,6 @@ class World:
         return True
 
     def count_idle(self, contract: Contract, by: int = 1) -> None:
-        """Count an idle renewal of a contract like an opening; a negative number forgives other openings instead."""
+        """Count an idle renewal of a contract like an opening; a negative number takes other openings off the count."""
         pools = self._pools(contract.role, contract.identity, contract.link)
         self.openings.count(pools, self.now.monotonic_s, by)

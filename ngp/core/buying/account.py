@@ -26,18 +26,20 @@ class ServerAccount(Account):
     Attributes:
         billed_msat: the server's latest bill.
         metered_msat: the price of what our own meter counted.
-        tolerated_msat: what we believe above our meter for good: what it missed, and what was written off as lost.
+        tolerated_msat: how much more than our meter counted we accept for good: what the meter missed, and what was
+            written off as lost.
         since_bill_msat: the price of what our meter counted since the last bill was compared.
         disputed: the bill is higher than meter and tolerance allow; we agree and pay nothing until `ngp unblock`.
         unpaid: contracts accepted without money: the next payment makes them active, or the server ends them.
-        sent: our meter has counted something that we sent by this server.
+        sent: our meter has counted something that we sent through this server.
         backoff: the pause after failed payments of this server's invoices.
         moved_mono_s: when the server was last found on another link address than its contracts'.
-        declined_hash: of the invoice that we declined last, until we pay one or say that we would pay now.
-        missing_msat: how much of what we paid the server's statements lack; it may have restored an older ledger.
-        unmetered_msat: how much more we believe that was carried while our meter didn't count; None: as much as the
-            server has in hand when the next such bill comes.
-        disown_not_before_mono_s: until then we don't cancel further contracts that the server bills and we don't know.
+        declined_hash: payment hash of the invoice that we declined last; b"" after we paid one or said that we would.
+        missing_msat: how much of what we paid is missing in the server's statements, as after it restored an older
+            ledger.
+        unmetered_msat: up to which sum we still believe bills of traffic that was carried while our meter didn't count.
+            None: not fixed yet; it will be what the server has in hand when the first such bill comes.
+        disown_not_before_mono_s: until then no further `Cancel` answers bills of contracts that we don't meter.
     """
 
     role: ClassVar[Role] = Role.CLIENT

@@ -1,13 +1,13 @@
-"""Bills: compare what a server bills with our own meter, and end contracts that the server may still think alive.
+"""Bills: compare what a server bills with our own meter, and end contracts that may still run on the server's side.
 
 A server charges what it hands to its interface. What its queue drops, or what is lost on the air, doesn't reach our
 meter, so even an honest bill is higher. PAYMENT_AMOUNT is what we trust a server with anyway, so the account's bill may
-exceed our meter by as much. Of what is missing, a tenth of what our meter counts is written off for good. So a lossy
-link causes no dispute, and a server that cheats gains PAYMENT_AMOUNT once, and a tenth of what it carries.
+exceed our meter by as much. Beside that, up to a tenth of what our meter counts is written off for good as lost. So a
+lossy link causes no dispute, and a server that cheats gains PAYMENT_AMOUNT once, and a tenth of what it carries.
 
-A server that bills more than that isn't paid any more. If our meter stopped first (a restart, a block, a move), the
-server carries on for a while and can't know it. Such bytes are believed as far as the server may have our money for
-them.
+A server that bills more than that isn't paid any more. Our meter may also stop before the server does (a restart, a
+block, a move); the server can't know that, and carries on for a while. Bills for such traffic are believed up to the
+money that the server may have in hand.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             continue
         unmetered = purchase is None or purchase.disowned
         if purchase is None:
-            # Only the ledger knows contracts that ended long ago or before a restart; the account's sum checks them.
+            # Contracts that ended long ago or before a restart are in the ledger only. `_compare` checks their sum.
             world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
         else:
             _contract_stated(world, neighbour, account, purchase, line.used_bytes)
-        # What we don't meter must end there if it still runs. Not said each time, as a message costs a signature.
+        # A contract that we don't meter must end at the server too. Not said each time: a message costs a signature.
         if disowns and unmetered:
             account.disown_not_before_mono_s = world.now.monotonic_s + DISOWN_PAUSE_S
             world.send(neighbour, Cancel(line.contract))
-    if statement.paid_msat > statement.charged_msat + statement.refunded_msat:  # also if credited by hand
+    if statement.paid_msat > statement.charged_msat + statement.refunded_msat:  # or money was credited by hand
         metering.paid_for(world, account)
     _look_for_missing(world, account, statement.paid_msat)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
@@ -81,8 +81,8 @@ def _compare(world: World, account: ServerAccount) -> None:
         world.log_seldom(
             ("loss", account.identity),
             f"{account.identity.hex()[:8]} billed {missing_msat} msat that our meter didn't count, beside "
-            f"{account.tolerated_msat} msat written off: lost on the way, or claimed too much; above PAYMENT_AMOUNT "
-            f"({trust_msat} msat) it is a dispute",
+            f"{account.tolerated_msat} msat written off: it was lost on the way, or the bill is too high; above "
+            f"PAYMENT_AMOUNT ({trust_msat} msat) ngp disputes the bill",
         )
 
 
@@ -122,8 +122,9 @@ def _look_for_missing(world: World, account: ServerAccount, credited_msat: int) 
 def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purchase: Purchase) -> bool:
     """Say whether a server has moved to another link address, so that its bill is believed; end the contract then.
 
-    Our meter looks for the old address, so it may have missed the traffic since. The server is believed for one top-up,
-    which is ten seconds' use or more. If it moves again and again its bills are disputed like any other.
+    Our meter counts at the old address, so it may have missed the traffic since the move. The server is believed up to
+    one top-up, which is ten seconds' use or more. Within an hour it is believed only once: if a server moves again and
+    again, its bills are disputed like any other.
     """
     before = world.peers.neighbours.get((purchase.identity, purchase.link))
     if purchase.link == neighbour.link or purchase.link[0] != neighbour.link[0]:
@@ -141,19 +142,20 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
 
 
 def _in_hand_msat(world: World, account: ServerAccount) -> int:
-    """Return how much of our money the server may have that no bill has used yet, with what we owe it at most."""
+    """Return what the server may have in hand: money of ours that no bill has used yet, and what we may owe it."""
     msat = account.paid_msat - account.refunded_msat + pending_msat(world, account.identity)
     msat += MOST_AHEAD * world.settings.payment_amount_msat
     return max(0, msat - max(account.charged_msat, account.metered_msat + account.tolerated_msat))
 
 
 def _forgive(world: World, account: ServerAccount, purchase: Purchase) -> None:
-    """Believe what was carried while our meter didn't count: before a start, after a move or after we ended it.
+    """Believe what was carried while our meter didn't count: before a start, after a move or after we ended a contract.
 
-    While we are away, the server goes on carrying what was prepaid, or what its grace covers. So what all such bills
-    say above our count is believed, up to the money that the server may have in hand when the first of them comes. What
-    we pay later isn't included: else it could bill any sum, and we would go on paying. After a start, only the first
-    bill is believed. After we ended the contract, every bill is, since nobody knows when the server heard of it.
+    While we are away, the server goes on carrying what was prepaid, or what its grace covers. So bills for such traffic
+    are believed, all together up to the money that the server may have in hand when the first of them comes. What we
+    pay later doesn't raise this sum: otherwise the server could bill any sum, and we would go on paying. After a start,
+    only a contract's first bill is believed. After we ended the contract, every bill of it is, since nobody knows when
+    the server heard of the end.
     """
     purchase.meter_lost = purchase.meter_lost and purchase.reason == CloseReason.CANCELLED.value
     used = purchase.used_bytes
@@ -195,7 +197,7 @@ def accept_bill(world: World, account: ServerAccount) -> None:
 
 
 def disown(world: World, purchase: Purchase) -> None:
-    """End a contract that we bought, and tell its server: else it carries on, and bills what nobody here counts.
+    """End a contract that we bought, and tell its server: otherwise it goes on and bills what our meter doesn't count.
 
     A server that is away is told when it is back, and each time it bills the contract, until it confirms the end.
     """

@@ -13,8 +13,8 @@ from ngp.core.world import World
 
 MOST_ENDED = 4096
 WORTH_S = 60.0
-"""A contract that ends sooner, and with less than WORTH_BYTES, counts as unused: a server may cut each after a packet.
-"""
+"""A contract that ends sooner, and with less than WORTH_BYTES, counts as unused. Otherwise a server could end each
+contract after one packet, and make us open another."""
 
 
 def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:

@@ -1,11 +1,11 @@
 """Negotiation, as the buyer: answer proposals by the operator's policy.
 
-A buyer never holds its own packets and trusts no bill. Its own meter counts at its own interface, by the same rule and
-with the same limit, so both sides get the same number.
+A buyer never holds its own packets, and relies on no bill: its own meter counts at its own interface, by the seller's
+rule and with the seller's limit, so both sides get the same number.
 
-Anybody can propose, and a contract lets its seller send us traffic that we pay for. So we buy only from the neighbour
-to which our own traffic for the destination goes, as the kernel says: never an address on the link itself, nor a
-network that is wider than our route, nor a default route.
+Anybody can propose a contract, and a contract lets its seller send us traffic that we pay for. So we buy a destination
+only from the neighbour to which our own traffic for it goes, as the kernel says. We never buy an address on the link
+itself, a network that is wider than our route, or a default route.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _note_decline(world: World, neighbour: Neighbour, destination: Prefix, why: 
 
 
 def ask_again(world: World, identity: bytes | None = None) -> None:
-    """Ask one server, or all, again for what we declined lately: our terms changed, but they remember our refusal."""
+    """Ask one server, or all, again for what we declined lately: our terms changed, but servers remember a refusal."""
     for key, at_mono_s in list(world.buying.declined.items()):
         who, link, destination = key
         if identity is not None and who != identity:
@@ -101,7 +101,7 @@ def ask_again(world: World, identity: bytes | None = None) -> None:
 def ask_for(world: World, number: int, destination: Address) -> None:
     """Ask a server to offer us a contract for traffic that we already send to it, if it won't offer one by itself.
 
-    Those who send through us choose the destinations, so the number of questions a second is limited.
+    The hosts that send through us choose the destinations, so the number of questions a second is limited.
     """
     neighbour = next((one for one in world.peers.by_link.values() if one.number == number), None)
     if neighbour is None or not (neighbour.up and neighbour.sells and world.settings.buys):
@@ -141,8 +141,9 @@ def _objection(world: World, neighbour: Neighbour, propose: Propose, sends_to: b
 
 
 def _is_wanted(world: World, neighbour: Neighbour, destination: Prefix, sends_to: bool) -> bool:
-    """Say whether we want to buy a destination from this neighbour: we send there, or bought it from it before."""
-    bought = world.purchases.exact(neighbour.identity, destination)  # its meter has counted what we send
+    """Say whether to buy a destination from a neighbour: our traffic goes through it, or we bought it there already."""
+    # What we bought there already needs no `sends_to`: our traffic is counted in that contract.
+    bought = world.purchases.exact(neighbour.identity, destination)
     if bought is None and not sends_to:
         why = "our traffic doesn't go there through it; if it should, look at our route"
     elif destination.prefixlen < LEAST_NETWORK_BITS[destination.version]:
@@ -158,16 +159,17 @@ def _is_wanted(world: World, neighbour: Neighbour, destination: Prefix, sends_to
 def _sells_it_the_same(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
     """Say whether the neighbour buys the same destination from us now: then our routes form a loop.
 
-    Each of us would charge the other for every round of a packet. An idle contract is left from an earlier route.
+    Each of us would charge the other for every round of a packet. A contract that carried nothing lately doesn't count:
+    it may be left from an earlier route.
     """
     sold = world.sales.exact(neighbour.identity, destination)
     return sold is not None and sold.running and world.now.monotonic_s - sold.rate.at_mono_s < LOOP_S
 
 
 def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
-    """Say whether we bought a destination before. With renewal off, it must be unused for CONTRACT_TIME first.
+    """Say whether we bought a destination that was in use within CONTRACT_TIME: with renewal off we don't buy it again.
 
-    Every proposal shows that the destination is still in use.
+    Every proposal shows that the destination is in use, so the time begins anew.
     """
     who, ended = neighbour.identity, reversed(world.buying.ended.values())
     last = world.purchases.exact(who, destination)
@@ -181,7 +183,7 @@ def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> b
 def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: int) -> None:
     existing = world.purchases.exact(neighbour.identity, propose.destination)
     if existing is not None and existing.running:
-        world.halt(existing, CloseReason.CANCELLED)  # the server forgot it, and proposed the same destination again
+        world.halt(existing, CloseReason.CANCELLED)  # the server forgot it, and proposes its destination again
     account = world.server(neighbour.identity)
     paid = account.balance_msat > 0 or not propose.price_msat_per_gib
     purchase = Purchase(

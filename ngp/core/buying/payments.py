@@ -44,7 +44,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     known = world.money.payments.get(payment_hash)
     if known is not None and known.identity == neighbour.identity:
         return tell_outcome(world, neighbour, known)
-    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # one valid longer than our memory could be paid twice
+    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # if valid for longer, it might be paid twice
         return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
     if may_be_forgotten(world, decoded.expires_in_s):
         return _lapsed(world, neighbour, payment_hash, _PAID_BEFORE)
@@ -66,7 +66,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
 
 
 def pay_now(world: World, account: ServerAccount) -> None:
-    """Tell a server whose invoice we declined what we would pay now: else its next invoice may be a minute away."""
+    """Tell a server whose invoice we declined what we would pay now: its next invoice might come only in a minute."""
     neighbour = world.peers.any_link(account.identity)
     if not account.declined_hash or neighbour is None or account.disputed:
         return
@@ -164,7 +164,7 @@ def _worth_asking(amount_msat: int, bounds: Bounds) -> int:
 
 
 def _newcomers_room_msat(world: World) -> int:
-    """Return how much we may still pay to servers by which we haven't sent anything yet, all of them together.
+    """Return how much we may still pay to servers through which we haven't sent anything yet, all of them together.
 
     Keys and proposals cost nothing. Without this limit, one attacker could make up many servers and be paid ahead as
     each of them.

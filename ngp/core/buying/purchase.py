@@ -17,9 +17,10 @@ class Purchase(Contract):
 
     Attributes:
         tolerated_msat: the part of the account's `tolerated_msat` that is for `forgiven_bytes`.
-        meter_lost: our meter may have missed some of its traffic, at a start or because we ended it before the server.
-        forgiven_bytes: billed bytes above our count that we believed because of that.
-        disowned: we ended it, and the server hasn't confirmed yet that it is over there too.
+        meter_lost: our meter may have missed some of the contract's traffic: before a start, or because we ended the
+            contract before the server did.
+        forgiven_bytes: billed bytes above our count that we believed, because our meter may have missed them.
+        disowned: we ended the contract, and the server hasn't confirmed yet that it ended it, too.
     """
 
     role: ClassVar[Role] = Role.CLIENT
@@ -46,7 +47,8 @@ class Purchase(Contract):
     def renewal_time_s(self, settings: Settings) -> float:
         """Return how many seconds before the contract's end we renew. `auto`: a tenth of the lifetime, 1 to 60 s.
 
-        The server chooses the lifetime. If it is too short, half of it: else each renewal would at once need another.
+        The server chooses the lifetime. If it is shorter than these seconds, we renew after half of it. Otherwise each
+        renewal would make another one due at once.
         """
         wanted = settings.time_renewal_s
         wanted_s = min(60.0, max(1.0, self.lifetime_s / 10)) if wanted is None else float(wanted)

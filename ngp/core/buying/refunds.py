@@ -24,11 +24,11 @@ INVOICE_PAUSE_S = 60.0
 ledger, while an offer costs the server nothing."""
 
 _WHY_NOT = {
-    DeclineReason.TERMS: "its operator decides (ngp refund there; REFUND_WHEN_ASKED)",
+    DeclineReason.TERMS: "its operator decides, by `ngp refund` or by REFUND_WHEN_ASKED in its net.conf",
     DeclineReason.AMOUNT: "too little is left there for a payment",
     DeclineReason.BUSY: (
         f"a refund is on its way, was paid less than {REFUND_PAUSE_S // 60} min ago, or failed less than "
-        f"{FAILED_REFUND_PAUSE_S // 60} min ago: ask again later; its operator can pay at any time (ngp refund there)"
+        f"{FAILED_REFUND_PAUSE_S // 60} min ago: ask again later; its operator can pay at any time, by `ngp refund`"
     ),
     DeclineReason.BLOCKED: "it has blocked us",
 }
@@ -46,7 +46,7 @@ def ask_back(world: World, identity: bytes) -> str:
 
 
 def why_not_ask(world: World, identity: bytes) -> str:
-    """Tell the operator why a server can't be asked for what we prepaid. Empty if it can."""
+    """Return why a server can't be asked for what we prepaid, in words for the operator; "" if it can."""
     account = world.servers.get(identity)
     balance_msat = 0 if account is None else account.balance_msat
     if balance_msat < SAT_MSAT:

@@ -3,11 +3,11 @@
 Pure. Every amount is msat and an int, except for the kernel's units (msat / 2^30), in which bytes x price is exact.
 
 The kernel holds the account: a packet passes if its contract has bytes left and its account has money left, so
-contracts share one balance without dividing it. The bill is the sum of what each contract used; the kernel's sum only
-decides when to stop. One rule: the balance or the credit line covers everything that the kernel may let through. Grace
-is that credit line: GRACE_DATA bytes at the price of the contract that opens it. It isn't opened again before all of it
-is paid. So a neighbour that never pays costs the grace, and not one byte more. Keys and link addresses cost nothing to
-make, so the outstanding credit on an interface is bounded as well (`CreditLine`).
+contracts share one balance without dividing it. The bill is the sum of what each contract used; the sum that the kernel
+counts only decides when traffic stops. Everything that the kernel may let through is covered, by the balance or by
+credit. The credit is the grace: GRACE_DATA bytes at the price of the contract for which it is opened. No new credit is
+opened before all of the old one is paid. So a neighbour that never pays costs the grace, and not one byte more. Keys
+and link addresses cost nothing to make, so the outstanding credit on an interface is bounded as well (`CreditLine`).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Key = TypeVar("Key")
 
 @dataclass(slots=True)
 class Credit:
-    """Grace that an account has until all is paid: `data_bytes` at the price of the contract that opened it.
+    """Grace that an account has until all is paid: `data_bytes` at the price of the contract for which it was opened.
 
     Attributes:
-        data_bytes: when the time is over, reduced to what was used. `CreditLine.change` changes it.
-        until_mono_s: when it ends; moved forward while none of it is used.
-        link: the link of the contract that opened it; there it counts, whichever contracts of the account use it.
-        weighs: it counts on its interface, too; a default does so for an hour.
+        data_bytes: its size; reduced to what was used when its time is over. Only `CreditLine.change` changes it.
+        until_mono_s: when it ends; put off while an account that has paid uses none of it.
+        link: the link of the contract for which it was opened. All of it counts there, whichever contracts use it.
+        weighs: it counts towards the limit of its interface, too. If it isn't paid in time, it does so for an hour.
     """
 
     data_bytes: int
@@ -224,9 +224,10 @@ class ClientAccount(Account):
     def limit(self, now_mono_s: float, low_msat: int) -> AccountLimit:
         """Return the limit that the kernel should have for the account now.
 
-        The limit changes only by known sums: payments, refunds, what is set aside for rounding, and the part of it that
-        a contract didn't need at its end. So it is right whatever the kernel spends meanwhile. The credit is raised by
-        what would else be set aside from it: at a low price all grace is worth only a few msat.
+        The limit changes only by known sums: payments, refunds, what is set aside for rounding, and the part of this
+        that a contract didn't need at its end. So the limit is right whatever the kernel spends meanwhile. For what the
+        balance is too low to set aside, the credit is raised. Otherwise rounding could take all credit: at a low price
+        all grace is worth only a few msat.
 
         Args:
             now_mono_s: monotonic seconds.

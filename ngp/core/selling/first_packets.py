@@ -25,7 +25,7 @@ MOST_HELD_PER_CONTRACT = 64
 
 
 def packet_held(world: World, packet: HeldPacket) -> None:
-    """Decide about a packet whose destination the kernel doesn't know for this neighbour."""
+    """Decide about a packet to a destination for which the kernel has no contract with the packet's sender."""
     neighbour = world.peers.by_link.get(packet.link)
     if neighbour is None or not neighbour.network or not (neighbour.up or neighbour.identity in world.peers.blocked):
         _hold_for_stranger(world, packet)
@@ -82,8 +82,9 @@ def strangers_due(world: World) -> None:
 def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
     """Warn the operator of a client on which no ngp of our version runs (any more), once an hour for each interface.
 
-    The first packet causes no warning, as a hello may be on its way. Warnings aren't counted by link address, since new
-    ones cost nothing. An interface is remembered only while its next warning must wait, since names come and go.
+    The first packet causes no warning, as a hello may be on its way. All link addresses on an interface
+    share one warning, since new ones cost nothing. An interface is remembered only while its next warning must wait,
+    since names of interfaces come and go.
     """
     now, (interface, link_address) = world.now.monotonic_s, link
     due = world.peers.silence_due = {
@@ -100,5 +101,5 @@ def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
 def _hold_for_contract(world: World, sale: Sale, packet: HeldPacket) -> None:
     if sale.state is State.QUOTED and len(sale.held) < MOST_HELD_PER_CONTRACT:
         sale.held.append(packet.handle)
-    else:  # the kernel decides if the contract runs; if it was refused, waiting is useless
+    else:  # if the contract runs, the kernel decides; if it was refused, waiting is useless
         world.do(Decide(packet.handle, Verdict.REPEAT if sale.running else Verdict.DROP))

@@ -1,10 +1,11 @@
 """Grace: the credit that lets a client begin before its payment has come, and go on while the next one is on its way.
 
-It is opened when a contract is accepted without money or when the balance runs low, and belongs to the account until
-all is paid. Only a living daemon opens it. While it is unused it costs nothing and doesn't end. From the first byte on
-it lasts GRACE_TIME; what was used by then is a debt, and no new grace is given before that is paid. A credit that is
-over counts as a whole until the kernel's counters have told what was used of it. An identity has one credit, and all of
-it counts on one link, so neither new keys on a link nor other links of a key bring more (`CreditLine`).
+Credit is opened when a contract is accepted without money or when the balance runs low, and belongs to the account
+until all is paid. Only a running daemon opens it. If the account has paid before, the credit doesn't end while none of
+it is used. From the first byte on it lasts GRACE_TIME. What was used by then is a debt, and there is no new credit
+before the debt is paid. When credit has ended, all of it counts as used until the kernel's counters have told how much
+really was. An identity has one credit, and all of it counts on one link. So neither new keys on one link nor further
+links of one key bring more credit (`CreditLine`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from ngp.core.values import UNITS_PER_MSAT
 from ngp.core.world import World
 
 CREDIT_UNUSED_S = 2.0
-"""An account that never paid loses its grace if it isn't used within this time: others may need it. TCP repeats a first
-packet that was dropped after 1 s."""
+"""An account that never paid loses its grace if it isn't used within this time: others may need it. The time is enough
+for TCP, which sends a first packet that was dropped again after 1 s."""
 READ_WITHIN_S = 2.0
-"""Within this time the kernel's counters are read. What was used of a credit in its last instant is known only then, so
-until then all of it counts."""
+"""Within this time after the end of a credit the kernel's counters are read. Only then is it known how much of the
+credit was used, so until then all of it counts as used."""
 DEFAULT_REMEMBERED_S = 3600.0
 
 
 def offer(world: World, account: ClientAccount, sale: Sale) -> None:
-    """Open the account's credit for a contract, as far as its link and interface have room, unless it has credit."""
+    """Open credit for an account, as far as the contract's link and interface have room; it may have one at a time."""
     now, settings = world.now.monotonic_s, world.settings
     if account.debt_msat or (account.credit is not None and account.credit.until_mono_s > now):
         return
@@ -52,12 +53,12 @@ def restore(
 ) -> None:
     """Go on with the credit of the last process, unless it ended unused.
 
-    An older ledger has neither the amount of grace nor its price. Then the grace is as large as the debt.
+    The ledger of an older version has neither the amount of grace nor its price: then it is as large as the debt.
 
     Args:
         record: the account's record.
         link: where the credit counts from now on.
-        lasts_s: how long it still lasts; it went on meanwhile.
+        lasts_s: how long the credit still lasts; its time went on while no daemon ran.
     """
     if not account.debt_msat and (lasts_s <= 0 or not record.grace_data_bytes):
         return
@@ -66,7 +67,7 @@ def restore(
     data_bytes = record.grace_data_bytes or min(owed_bytes, world.settings.grace_data_bytes)
     account.credit = Credit(0, price, world.now.monotonic_s, link)
     world.credit.change(account.credit, data_bytes)
-    lasts_s = min(max(0.0, lasts_s), world.settings.grace_time_s)  # clocks are set back, too
+    lasts_s = min(max(0.0, lasts_s), world.settings.grace_time_s)  # more only if a clock was set back
     _open(world, account, account.credit, lasts_s)
 
 
@@ -102,7 +103,7 @@ def credit_due(world: World, account: ClientAccount) -> None:
 def paid(world: World, account: ClientAccount) -> None:
     """End the credit of an account that owes nothing any more by the present readings.
 
-    It is taken back when all that was used of it has been read.
+    The credit is taken back when all that was used of it has been read.
     """
     credit, now = account.credit, world.now.monotonic_s
     if credit is not None:
@@ -119,9 +120,9 @@ def take_back(world: World, account: ClientAccount) -> None:
 
 
 def accepted_unpaid(world: World, account: ClientAccount, sale: Sale) -> None:
-    """Set the time within which a contract that was accepted without money must be prepaid, else it ends.
+    """Set the time within which money must come for a contract that was accepted without money; else it ends.
 
-    Stops neighbours that accept, never pay and fill the tables. Credit doesn't prolong the time.
+    So neighbours that accept and never pay can't fill the tables. Credit doesn't make the time longer.
     """
     account.unpaid[sale.id] = sale
     until = world.now.monotonic_s + world.settings.grace_time_s

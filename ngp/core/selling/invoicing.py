@@ -32,13 +32,13 @@ def top_up_msat(world: World, account: ClientAccount, bounds: Bounds) -> int:
     if grows(world, account):
         amount = max(amount, 2 * account.top_up.amount_msat)
     amount = max(amount, -account.balance_msat)
-    if account.most_asked_msat:  # limits debts as well: else a debt above the client's limit would never be paid
+    if account.most_asked_msat:  # limits debts as well: otherwise a debt above it would never be paid
         amount = min(amount, account.most_asked_msat)
     return bounds.fit_msat(ceil_to_sat_msat(amount))
 
 
 def top_up_if_low(world: World, account: ClientAccount, waits: bool = False) -> None:
-    """Ask a client for money when what is left won't last; each has one invoice at a time.
+    """Ask a client for money when what is left won't last; each client has one invoice at a time.
 
     Args: waits: a packet was refused for lack of money.
     """
@@ -76,9 +76,9 @@ def _remind(world: World, account: ClientAccount) -> None:
 
 
 def invoice_declined(world: World, record: PaymentRecord, declined: Declined) -> None:
-    """Withdraw an invoice that the client won't pay: ask for what it would pay, or wait a little.
+    """Withdraw an invoice that the client won't pay; then ask for what it would pay, or wait a little.
 
-    If it is withdrawn already, the client says that it would pay this much now.
+    If the invoice is withdrawn already, the client says how much it would pay now.
     """
     if record.state in (PaymentState.WITHDRAWN, PaymentState.CANCELLED):
         _hurry(world, record.identity, declined.amount_msat)

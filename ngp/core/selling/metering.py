@@ -1,7 +1,8 @@
 """Metering: charge a client for what the kernel let through, and notice when a contract or its account runs out.
 
-Contracts are charged by their own counters and price schedules. The account's sum in the kernel only decides when to
-stop. It is computed anew when it could differ from the charges: at a start, and after a change of price.
+Contracts are charged by their own counters and price schedules. The account's limit in the kernel only decides when
+traffic stops. The limit is computed anew when it could differ from the charges: at a start, after a change of price,
+and when the kernel stopped an account that has money by our books.
 """
 
 from __future__ import annotations
@@ -82,11 +83,11 @@ def lend(world: World, account: ClientAccount) -> None:
 
 
 def _open_sales(world: World, account: ClientAccount) -> Iterator[Sale]:
-    yield from world.sold_to(account.identity)  # only if it comes to that: there may be a hundred thousand
+    yield from world.sold_to(account.identity)  # listed only if they are needed: there may be a hundred thousand
 
 
 def kernel_spent(world: World, reading: AccountReading) -> None:
-    """Note what an account spent by the kernel's count, and act on a limit whose hint was lost."""
+    """Note what an account spent by the kernel's count. If it met its limit, act as on the hint, which may be lost."""
     account = world.clients.get(reading.account)
     if account is not None:
         account.kernel.spent_units = reading.spent_units
@@ -133,7 +134,7 @@ def account_counted(world: World, event: AccountCounted) -> None:
 
 
 def _redeem_opening(world: World, account: ClientAccount, sale: Sale) -> None:
-    """Take a contract's opening off the count, and one more, once it carried bytes that are paid for."""
+    """Take a contract off the count of openings, and another one with it, once it carried bytes that are paid for."""
     if account.balance_msat >= 0 and sale.used_bytes and world.uncount_opening(sale):
         world.count_idle(sale, -1)
 

@@ -120,7 +120,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None
     if existing is not None and existing.state is State.QUOTED:
         _propose(world, neighbour, existing, message_id)
         return
-    if existing is not None and existing.refused:  # it refused or didn't answer; now it asks, so its terms have changed
+    if existing is not None and existing.refused:  # it refused, or was silent; now it asks: its terms changed
         forget(world, existing)
         existing = None
     if existing is not None or not may_quote(world, neighbour):
@@ -142,22 +142,22 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
         most = min(sale.data_limit_bytes + world.settings.contract_data_bytes, MOST_DATA_BYTES)
         limit = min(max(ask.data_limit_bytes, sale.data_limit_bytes), most) if ask.data_limit_bytes else most
         price = min(terms.ask_msat_per_gib, max(terms.least_msat_per_gib, sale.price_msat_per_gib))
-        sale.renewal_offer = Offer(limit, world.settings.contract_time_s, price)  # at the agreed price, if still valid
+        sale.renewal_offer = Offer(limit, world.settings.contract_time_s, price)  # if possible, at the same price
         world.move(sale, State.RENEWING)
     _propose(world, neighbour, sale, message_id)
 
 
 def _own_contract(world: World, neighbour: Neighbour, contract_id: bytes) -> Sale | None:
-    """Find a contract that this neighbour may change: its own.
+    """Find a contract of this neighbour, whichever of its links the contract was agreed on.
 
-    It may change it from any of its links. A router that gets a new link address can say nothing from the old one.
+    A router that got a new link address can't send from the old one any more.
     """
     sale = world.sale(contract_id)
     return sale if sale is not None and sale.identity == neighbour.identity else None
 
 
 def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int) -> bool:
-    """Handle an accept. Returns whether a message was sent in answer (else it only needs an acknowledgement)."""
+    """Handle an accept. Returns whether a message was sent in answer; if not, the accept is to be acknowledged."""
     sale = _own_contract(world, neighbour, accept.contract)
     if sale is None:
         world.send(neighbour, Cancel(accept.contract), message_id)
@@ -180,7 +180,7 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
     if sale.state is not State.QUOTED:
         world.send(neighbour, Reject(accept.contract, RejectReason.LAPSED), message_id)
         return True
-    if not world.may_open(Role.SERVER, neighbour):  # it may have thousands of quotes, and accept them all at once
+    if not world.may_open(Role.SERVER, neighbour):  # the client may accept thousands of quotes at once
         world.send(neighbour, Reject(accept.contract, RejectReason.BUSY), message_id)
         world.move(sale, State.REJECTED, RejectReason.BUSY.value)
         _refuse(world, sale, SILENCE_S)
@@ -221,7 +221,7 @@ def _run(world: World, account: ClientAccount, sale: Sale, journalled: str) -> N
 def _renew(world: World, sale: Sale, offer: Offer) -> None:
     account = world.client(sale.identity)
     sale.renewal_offer = None
-    if sale.since_renewal_bytes <= 0:  # it costs a line in the ledger for nothing, like an opening
+    if sale.since_renewal_bytes <= 0:  # an idle renewal costs a line in the ledger, like an opening
         world.count_idle(sale)
     account.priced -= sale.priced
     sale.renew(offer.price_msat_per_gib, offer.data_limit_bytes, offer.lifetime_s)
@@ -250,7 +250,7 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
             f"neighbour {neighbour.identity.hex()[:8]} declined {sale.destination} at "
             f"{show_price(sale.price_msat_per_gib)}: {_WHY_DECLINED.get(reject.reason, reject.reason.value)}"
         )
-        # Only proposals tell a client with renewal off that the destination is in use, so another one follows soon.
+        # A client with renewal off learns only from proposals that the destination is in use; so another follows soon.
         renewal_off = reject.reason is RejectReason.NOT_RENEWING
         _refuse(world, sale, min(REFUSAL_S, sale.lifetime_s / 4) if renewal_off else REFUSAL_S)
         return False
@@ -284,7 +284,7 @@ def _renewal_over(world: World, sale: Sale) -> None:
 
 
 def quote_due(world: World, sale: Sale) -> None:
-    """Let a quote or a renewal lapse; a quote's packets are dropped, and its destination stays closed for a moment."""
+    """Let a quote or a renewal lapse. A quote's held packets are dropped, and so are later ones, for SILENCE_S."""
     if sale.state is State.RENEWING:
         _renewal_over(world, sale)
     elif sale.state is State.QUOTED:
@@ -293,7 +293,10 @@ def quote_due(world: World, sale: Sale) -> None:
 
 
 def _refuse(world: World, sale: Sale, for_s: float) -> None:
-    """Remember a refusal in the kernel, so that a flood to its destination costs nothing; decide about held packets."""
+    """Have the kernel drop packets to a refused destination for a while, so that a flood costs us nothing.
+
+    Decide about the packets that are held for it.
+    """
     world.timers.clear(Due.QUOTE, sale.id)
     metering.decide(world, sale, Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP)
     sale.expires_mono_s = world.now.monotonic_s + for_s

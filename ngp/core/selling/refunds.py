@@ -1,16 +1,17 @@
 """Refunds: what a client prepaid and doesn't use is paid back to it, once.
 
 The server offers what is free on the account, that is, paid and not charged. The client answers with an invoice of its
-node. It is paid like any other: stored first, within the budgets, tracked to its end. The operator makes an offer by
-`ngp refund`. A client may ask for one (by a refund of nothing); if REFUND_WHEN_ASKED is yes, it gets an offer.
+node. The invoice is paid like any other: stored first, within the budgets, tracked to its end. The operator makes an
+offer by `ngp refund`. A client may also ask for an offer, by a `Refund` without amount and invoice; it gets one if
+REFUND_WHEN_ASKED is yes.
 
-What could a client gain by asking? The server pays routing fees, perhaps to nodes of that client. So the fees of asked
-refunds together are no more than the server earned with that neighbour, and each refund is at least
-`LEAST_ASKED_MSAT` and comes at most once an hour. And money that goes in and out again must not use up the budgets:
-asked refunds leave half of them for what the server buys.
+What could a client gain by asking? The server pays routing fees, perhaps to nodes of that client. So there are limits
+for refunds that clients ask for: all their fees together are no more than the server earned with the client, each is
+at least `LEAST_ASKED_MSAT`, and there is one an hour at most. And money that goes in and out again must not use up the
+server's budgets: these refunds leave half of each budget for what the server buys.
 
-One refund of a neighbour is under way at a time, and no contract may spend its sum. An offer is kept in memory only: a
-daemon that dies forgets it, and an invoice without an offer isn't paid.
+One refund of a neighbour is under way at a time, and no contract may spend its amount. An offer is kept in memory only:
+a daemon that dies forgets it, and an invoice without an offer isn't paid.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def refund_offered(world: World, identity: bytes) -> str:
 
 
 def why_no_refund(world: World, identity: bytes) -> str:
-    """Tell the operator why a client can't be offered its balance now. Empty if it can."""
+    """Return why a client can't be offered its balance now, in words for the operator; "" if it can."""
     account = world.clients.get(identity)
     if account is not None and account.refund.promised_msat:
         amount = show_money(account.refund.promised_msat)
@@ -91,7 +92,7 @@ def _offer(world: World, neighbour: Neighbour, account: ClientAccount, amount_ms
 
 
 def asked(world: World, neighbour: Neighbour, message_id: int) -> bool:
-    """Answer a client that asks for its balance. Returns whether the answer replies to its message."""
+    """Answer a client that asks for its balance. Returns whether the answer was sent as a reply to the request."""
     account = world.clients.get(neighbour.identity)
     if account is not None:
         if world.now.monotonic_s - account.refund_ask_mono_s < ASK_PAUSE_S:
@@ -134,7 +135,7 @@ def _tell_of_ask(world: World, account: ClientAccount, amount_msat: int, why: st
 
 
 def _refunded_lately(world: World, identity: bytes) -> bool:
-    """Say whether a neighbour had a refund lately. The payments tell it, since they survive a restart."""
+    """Say whether a neighbour had a refund lately. Looks at the payments, as these survive a restart."""
     for record in world.money.payments.values():
         if record.kind is PaymentKind.REFUND and record.identity == identity:
             again_s = FAILED_REFUND_PAUSE_S if record.state is PaymentState.FAILED else REFUND_PAUSE_S
@@ -160,7 +161,7 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
         return False
     valid = world.now.monotonic_s - account.refund.offered_mono_s < OFFER_VALID_S
     offered = account.refund.offered_msat if valid and not account.refund.promised_msat else 0
-    if not offered:  # if we paid without an offer, fees would drain us; the client may send it again after an offer
+    if not offered:  # without an offer it isn't paid, as fees could drain us; after one it may come again
         world.count("refund_refused")
         return False
     reason, instead = _unpayable(world, account, refund.amount_msat, offered)
@@ -182,7 +183,7 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
 
 
 def account_counted(world: World, event: AccountCounted) -> None:
-    """Pay a refund now that the kernel can't spend its sum any more, if what was carried meanwhile left enough."""
+    """Pay a refund now that no contract can spend its amount any more, unless they spent too much before."""
     account = world.clients.get(event.account)
     if account is not None and not account.kernel.counting:  # the last count was asked for after the limit was lowered
         _pay_pending(world, account)
@@ -206,10 +207,10 @@ def _pay_pending(world: World, account: ClientAccount) -> None:
 
 
 def _fee_limit_msat(world: World, account: ClientAccount, amount_msat: int) -> int:
-    """Return the most that routing a refund may cost. For an asked one, no more than we earned with that client.
+    """Return the most that routing a refund may cost. If the client asked for it, no more than we earned with it.
 
-    The fees of earlier refunds count against it. They are what was spent on the neighbour minus what it received, in
-    both roles: nothing else keeps them over years and restarts.
+    The fees that we paid before are taken off what we earned. They are computed as what we spent on the neighbour minus
+    what it received, in both roles: these two sums are kept for years and over restarts, single fees aren't.
     """
     limit = world.settings.fee_limit.of_msat(amount_msat)
     if not account.refund.was_asked:

@@ -45,12 +45,12 @@ class Sale(Contract):
 
     @property
     def priced(self) -> bool:
-        """True if any of its bytes cost something, so that its charge may be rounded up, even if it is free by now."""
+        """True if any of its bytes cost something: then its charge may be rounded up, even if the price is 0 now."""
         return any(price for _, price in self.prices)
 
     @property
     def highest_msat_per_gib(self) -> int:
-        """The highest price of bytes that may still be carried: the kernel has one price, and must not charge less."""
+        """The highest price of bytes that may still come: the kernel has one for all, and must not charge less."""
         to_come = [price for (_, price), (end, _) in pairwise(self.prices) if end > self.used_bytes]
         return max([self.price_msat_per_gib, *to_come])
 

@@ -2,9 +2,9 @@
 
 Lines are cumulative: a line that comes twice changes nothing, but no last line may be lost. What is in memory is lost
 in a crash. So the ledger keeps for each closed contract how many bytes of its bill the client has acknowledged
-(`billed_bytes`). When we or the client come back, or when a statement was lost, the other lines are read from the
-ledger (`RecallBills`), page by page, and sent again. Running contracts need none of this: their last line is yet to
-come.
+(`billed_bytes`). When we or the client come back, or when a statement was lost, the lines that aren't acknowledged are
+read from the ledger (`RecallBills`), page by page, and sent again. Running contracts need none of this: their last line
+is yet to come.
 
 A client may acknowledge a line of a contract that still runs on its side. It writes such lines only once a minute, and
 a power cut takes what wasn't flushed to its disk. So we hold an acknowledgement for HELD_S before we write it to the
