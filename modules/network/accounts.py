@@ -109,7 +109,7 @@ class AccountTable:
             self._rest_if_free(slot)
 
     def read(self, accounts: Sequence[bytes] | None) -> list[AccountReading]:
-        """Read accounts. Args: accounts: None: those that changed since the last call with None."""
+        """Read accounts. Args: accounts: which ones; None: those that changed since the last call with None."""
         if accounts is None:
             return [self._reading(slot) for slot in self._lines.changed(self._fresh) if slot in self._limits]
         return [self._reading(self._slots[each]) for each in accounts if each in self._slots]
@@ -131,7 +131,7 @@ class AccountTable:
         return self.account_in(slot)
 
     def take(self, slot: int) -> None:
-        """Count a contract that names the account in a slot. If that account is gone, the slot isn't free meanwhile."""
+        """Count a contract that names the account in a slot; until `release` no other account gets the slot."""
         self._contracts[slot] += 1
         if slot not in self._limits and slot != NO_ACCOUNT:
             self._resting = deque(each for each in self._resting if each[1] != slot)
@@ -181,9 +181,9 @@ class AccountTable:
     def _write(self, slot: int, limit: AccountLimit, now_ns: int) -> None:
         """Store what may be spent, in an order that is safe while packets pass.
 
-        What is reduced is stored first, and then what is raised. So at no moment more may be spent than both the old
-        and the new values allow. The low-water mark is stored before all: `spent` can't have reached it yet, so its
-        crossing is reported exactly once.
+        What is reduced is stored first, and then what is raised. So at no moment more may be spent than before the call
+        or than after it, whichever is more. The low-water mark is stored before all: `spent` can't have reached the
+        mark yet, so its crossing is reported exactly once.
         """
         words, line = self._words, slot * LINE_WORDS
         taken, returned = words[line + SPENT], words[line + RETURNED]

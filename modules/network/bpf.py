@@ -67,7 +67,7 @@ def open_pin(path: Path) -> Table | None:
 
 
 def pin(descriptor: int, path: Path) -> None:
-    """Pin a map or program, and replace an older pin of that path in one step. Raises KernelError."""
+    """Pin a map or program at a path, and replace what was pinned there in one step. Raises KernelError."""
     fresh = path.with_name(f"{path.name}_new")  # a BPF file system takes no dots
     try:
         fresh.unlink(missing_ok=True)

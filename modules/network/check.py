@@ -101,7 +101,7 @@ def _kernel() -> Iterator[Check]:
 
 
 def meter(desired: DesiredNetwork) -> Check:
-    """Load the meter and unload it: the kernel accepts it here if a start could load it, and else gives its reason."""
+    """Load the meter and unload it, to see whether a start could load it; if not, the line has the kernel's reason."""
     return try_to_load("meter", bpf.object_path(), table_sizes(desired.contracts_max))
 
 
@@ -238,7 +238,7 @@ def _forwarding(desired: DesiredNetwork) -> Iterator[Check]:
 
 
 def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
-    """Show where the filter is off. It only helps: ngp can do without it, as contracts name interface and MAC."""
+    """Show where reverse path filtering is off. It helps, but isn't needed, as contracts name interface and MAC."""
     general = _read_sysctl("ipv4/conf/all/rp_filter") or "0"
     off = [
         name
@@ -343,7 +343,7 @@ def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 
 
 def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Find uplinks that are mesh interfaces although we buy nothing: the gate holds answers that come in there."""
+    """Find mesh interfaces that are uplinks although we buy nothing: the gate holds the answers that arrive there."""
     if not desired.sells or desired.buys:
         return
     mesh, held, all_held = set(desired.mesh_interfaces), dict[str, list[str]](), False
@@ -362,7 +362,7 @@ def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 
 
 def _looks_like_uplink(desired: DesiredNetwork, host: Host, interface: str) -> bool:
-    """Say whether NAT translates other mesh interfaces' networks on their way out of this one, as for a provider."""
+    """Say whether a mesh interface looks like an uplink: NAT translates other mesh interfaces' networks there."""
     others = tuple(each for each in desired.mesh_interfaces if each != interface)
     networks = _mesh_networks(replace(desired, mesh_interfaces=others), host)
     rules = _translations(desired.families) if networks else []

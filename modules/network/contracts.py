@@ -91,7 +91,7 @@ class ContractTable:
         return len(self._slots)
 
     def adopt(self) -> list[AdoptedContract]:
-        """Take over the contracts in the tables. Enter all destinations again: a kill may have come before that."""
+        """Take over the contracts in the tables. Enter all destinations again: a killed daemon may have missed some."""
         found, slots = [], []
         for slot in self._lines.used_before():
             self._fresh = slot + 1
@@ -158,7 +158,7 @@ class ContractTable:
             words[slot * LINE_WORDS + TAG] |= BLOCKED
 
     def read(self, contracts: Sequence[bytes] | None) -> list[Reading]:
-        """Read counters. Args: contracts: None: those that changed since the last call with None."""
+        """Read counters. Args: contracts: which ones; None: those that changed since the last call with None."""
         slots = self._changed() if contracts is None else (self._slots[c] for c in contracts if c in self._slots)
         return [self._reading(slot) for slot in slots]
 

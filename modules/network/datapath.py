@@ -299,11 +299,11 @@ class Datapath:
         self._required().contracts.revoke(contracts)
 
     def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
-        """Read contracts. Args: contracts: None: those that changed since the last call with None."""
+        """Read contracts. Args: contracts: which ones; None: those that changed since the last call with None."""
         return self._required().contracts.read(contracts)
 
     def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
-        """Read accounts. Args: accounts: None: those that changed since the last call with None."""
+        """Read accounts. Args: accounts: which ones; None: those that changed since the last call with None."""
         return self._required().accounts.read(accounts)
 
     def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> bool:

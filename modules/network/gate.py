@@ -34,10 +34,10 @@ ngp_tc_out.
     INPUT        -i mesh ->   NGP_OWN
     NGP_OWN                   over_rate      DROP
 
-On a host whose rules rewrite destinations, packets that are forwarded to the mesh are also tested by `forged`. There an
-answer of a forwarded port is free at egress, where its source is already our own address. So a packet that arrives with
-our address as its source must be dropped before (Linux accepts such packets over IPv6). In FORWARD the two can still be
-told apart: the source of an answer is rewritten later, at POSTROUTING.
+On a host whose rules rewrite destinations, packets that are forwarded to the mesh are also tested by `forged`. At
+egress of such a host, a packet with our own address as its source is free, as it is the answer of a forwarded port. So
+a forwarded packet that has such a source already in FORWARD is dropped there. It can't be an answer, whose source is
+rewritten only later, at POSTROUTING. (Linux accepts packets from elsewhere under its own address over IPv6.)
 
     FORWARD      -o mesh ->   NGP_FORGED
     NGP_FORGED                forged         DROP

@@ -35,7 +35,7 @@ def expand_interfaces(names: Iterable[str], patterns: Sequence[str], ignored: Se
     """Return the names that a list of names and patterns (`wlan*`) matches, sorted; ignored ones never. Pure.
 
     Args:
-        names: existing ones; the pattern `all` matches every one of them but `lo`.
+        names: those of all existing interfaces; the pattern `all` matches every one of them but `lo`.
     """
     wanted = ["*"] if ALL_INTERFACES in patterns else list(patterns)
     return tuple(

@@ -85,7 +85,7 @@ def _answerable_v6(packet: bytes) -> bool:
 
 
 def _checksum(message: bytes) -> int:
-    """RFC 1071."""
+    """Return the checksum of an ICMP message (RFC 1071)."""
     padded = message + b"\0" * (len(message) % 2)
     total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     total = (total & 0xFFFF) + (total >> 16)

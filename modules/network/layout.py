@@ -215,12 +215,12 @@ def neighbour_key(link: bytes) -> bytes:
 
 
 def host_key(link: bytes, role: Role, address: bytes) -> bytes:
-    """Return the key of a host's contract."""
+    """Return the key of a destination that is a single address. Args: link: from `link_key`; address: packed."""
     return link + ROLE[role].to_bytes(2, sys.byteorder) + address
 
 
 def prefix_key(number: int, role: Role, address: bytes, bits: int) -> bytes:
-    """Return the key of a prefix's contract."""
+    """Return the key of a destination that is a prefix. Args: number: that of the neighbour's first link."""
     return struct.pack("=II", 32 + bits, number | ROLE[role] << 31) + address
 
 

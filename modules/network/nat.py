@@ -107,7 +107,7 @@ def _saved_rule(line: str, version: int) -> Iterator[Translation]:
 
 
 def parse_ruleset(text: str) -> list[Translation]:
-    """Read `nft list ruleset`, without the rules of iptables-nft, which its own command lists better. Pure."""
+    """Read `nft list ruleset`, but not the rules of iptables-nft in it, which `parse_saved` reads. Pure."""
     found = []
     versions: tuple[int, ...] = ()
     is_base = False

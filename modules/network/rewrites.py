@@ -31,9 +31,9 @@ _INFO = struct.Struct("=32sI5I5III")  # struct ipt_getinfo
 
 
 def may_happen(versions: Iterable[int]) -> bool:
-    """Say whether this host has such rules for these IP versions.
+    """Say whether this host has rules that may change destinations, for any of these IP versions.
 
-    A table that can't be read (no nf_tables, no rights) counts as one without such rules.
+    A table that can't be read (no nf_tables, no rights) counts as empty.
     """
     return any(_in_nftables(version) or _in_legacy(version) for version in versions)
 

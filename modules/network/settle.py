@@ -1,7 +1,7 @@
 """Settling: wait until every packet that is on its way through the programs has left them.
 
-When a contract is stopped or a limit is lowered, a packet that is already in a program may still pass. Only when it has
-left the program, the counters are final.
+When a contract is stopped or a limit is lowered, a packet that is already in a program may still pass. The counters are
+final when that packet has left the program.
 
 When a map inside another map is replaced, the kernel waits until no running program uses the old one
 (`maybe_wait_bpf_programs` in kernel/bpf/syscall.c, since Linux 4.20). We need nothing but this wait, so we replace a

@@ -124,7 +124,7 @@ class Words:
 def test_killed_between_any_two_stores_an_account_is_as_before_or_less(
     lab: ChargeLab, before: tuple[int, int] | None
 ) -> None:
-    """What may be spent never exceeds both the former limit with its credit and the new limit with its credit."""
+    """At no moment more may be spent than the former limit and credit, or the new ones, allow: whichever is more."""
     contract, stores = None, 0
     while True:
         account = bytes([stores + 1]) * 32
