@@ -5,8 +5,9 @@ invoice be paid in parts, and more than once. When the amount paid for an invoic
 number, and is reported again with the whole amount.
 
 If the journal is lost, no money is lost: all settlements of the node get new numbers, higher than the ledger's cursor,
-and are reported again. The ledger counts each payment hash once, or the difference if the amount has grown. An invoice
-that we cancelled isn't in the wallet any more, and therefore still counts as cancelled.
+and are reported again. The ledger counts each payment hash once, or the difference if the amount has grown. The list of
+cancelled invoices isn't needed then: we deleted them from the wallet, and an invoice that isn't there counts as
+cancelled.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ _HASH_CHARS = 52
 _KEY_CHARS = 53
 # var_onion_optin (8), payment_secret (14) and option_payment_metadata (48), all required
 _FEATURES = 1 << 8 | 1 << 14 | 1 << 48
-# The prefixes of a chain's invoices; several chains share one (ngp/core/networks.py).
+# Networks by the prefix of their invoices; more networks than these share some of the prefixes (ngp/core/networks.py).
 _NETWORKS = {"bc": "mainnet", "tb": "testnet", "tbs": "signet", "bcrt": "regtest", "sb": "simnet"}
 _READABLE = re.compile(r"ln(bcrt|tbs|tb|bc|sb)(?:([0-9]{1,20})([munp]?))?")
-_PICO = {"": 10**12, "m": 10**9, "u": 10**6, "n": 10**3, "p": 1}  # in 10^-12 bitcoin, of which 10 are one msat
+_PICO = {"": 10**12, "m": 10**9, "u": 10**6, "n": 10**3, "p": 1}  # units in pico-bitcoin; 10 pico-bitcoin are one msat
 _FIXED = {"p": _HASH_CHARS, "h": _HASH_CHARS, "s": _HASH_CHARS, "n": _KEY_CHARS}
 
 

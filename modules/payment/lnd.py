@@ -187,7 +187,7 @@ class LndPayment(LndUpkeep):
             memo: shown to the payer.
             expiry_s: seconds until it expires.
             preimage: 32 bytes, or None for a random one.
-            hold: its payment waits until `settle_invoice` or `cancel_invoice`.
+            hold: whether its payment waits for `settle_invoice` or `cancel_invoice`.
         """
         preimage = preimage or secrets.token_bytes(32)
         if len(preimage) != 32:

@@ -69,7 +69,7 @@ def _unready(told: pb.PendingChannelsResponse.PendingChannel, state: ChannelStat
 
 
 def _end(told: pb.Channel, policy: pb.RoutingPolicy, ours: bool) -> ChannelEnd:
-    """Read what one end may send. LND's constraints limit their owner's payments (channeldb, ChannelConfig).
+    """Read what one end may send. The constraints that LND lists for an end limit what that end sends (channeldb).
 
     The end that opened the channel pays the commitment's fee. LND lets this end send only so much that it could still
     pay the fee at twice the rate, for a commitment with two more HTLCs: this payment and another one (lnwallet:

@@ -140,7 +140,7 @@ class LndError(PaymentError):
     """LND refused, or could not be asked.
 
     Attributes:
-        code: that of gRPC.
+        code: gRPC's status code.
         detail: LND's own text.
     """
 

@@ -2,7 +2,7 @@
 
 A real node is another process, and outlives a `kill -9` of the daemon; here the file outlives it. This module never
 waits, and simulates no faults. Times are arguments. How and when a payment will end is stored when it starts, so a
-payment that was on its way when the daemon was killed ends without it.
+payment that was on its way when the daemon was killed ends as if the daemon had lived.
 """
 
 from __future__ import annotations
