@@ -63,7 +63,7 @@ class FarEnd:
         return any(address.version == 4 for address in self.own)
 
     def addresses(self) -> list[Address]:
-        """Return addresses that only the neighbour can have, and all hosts of small subnets, as it is one. Pure."""
+        """Return the addresses that only the neighbour can have, and all addresses of small subnets. Pure."""
         found, own, peers = list(self.peers), frozenset(self.own), frozenset(self.peers)  # there may be thousands
         if self.to_one:
             for network in self.networks:
