@@ -3,13 +3,15 @@
  * Flows: the side that begins a conversation pays for both of its directions.
  *
  * Where both ends of a conversation are behind neighbours of ours, or in a LAN of ours, addresses don't show who pays:
- * each of two neighbours may have bought the other's address. So the meter remembers the flows that a neighbour paid for
- * on their way to the mesh or to a LAN, and the flows that our LANs send to a neighbour. Their answers are returns, and
- * that payer alone pays for them. Traffic to or from the uplink needs no memory: the neighbour at this end pays.
+ * each of two neighbours may have bought the other's address. So the meter remembers flows with their payers: the
+ * flows that a neighbour paid for on their way to the mesh or to a LAN, and the flows that our LANs send to a
+ * neighbour. The answers to a remembered flow are returns: the flow's payer alone pays for them. Traffic to or from an
+ * upstream interface needs no memory: the neighbour always pays.
  *
- * Each payer has as many places as user space says, which divides the table among the payers. A new flow takes the place of the same payer's oldest one, so a flood makes
- * only the flooding payer's flows forgotten. A flow is forgotten some time after its payer's last packet, whatever the
- * other end sends. From then on the contracts of both ends decide.
+ * User space divides the table among the payers (flows.py), so each payer has a number of places. When all of them are
+ * taken, a new flow takes the place of the same payer's oldest flow, so a flood makes only the flooding payer's flows
+ * forgotten. A flow is also forgotten some time after its payer's last packet, whatever the other end sends. From then
+ * on the contracts of both ends decide who pays.
  */
 #ifndef NGP_FLOWS_H
 #define NGP_FLOWS_H
@@ -28,8 +30,8 @@ INLINE __u32 payer_of(const struct neighbour *neighbour)
 	return neighbour ? neighbour->number : STRANGERS;
 }
 
-/* Read the flow that a packet answers. An ICMP error counts as an answer to the packet that it quotes. Not static, like
- * the functions below: see `serves`. */
+/* Read the flow that a packet answers: the flow in the other direction. An ICMP error counts as an answer to the packet
+ * that it quotes. Not static, like the functions below: see `serves`. */
 __noinline int read_answered(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	__be16 ports[2] = {};
@@ -75,7 +77,7 @@ __noinline int find_payer(const struct flow *flow, __u32 *payer)
 
 	if (!flow || !payer)
 		return 0;
-	key = *flow;                                              /* Linux 6.1 takes no argument of such a function as a key */
+	key = *flow;                                              /* Linux 6.1 takes no pointer from an argument as a key */
 	memory = bpf_map_lookup_elem(&ngp_flows, &key);
 	if (!memory || !is_fresh(memory, now_ns()))
 		return 0;
@@ -83,7 +85,7 @@ __noinline int find_payer(const struct flow *flow, __u32 *payer)
 	return 1;
 }
 
-/* Empty a payer's place: forget the flow that has it, unless that flow has another payer or place by now. */
+/* Empty a payer's place: forget the flow that is there, unless the flow has got another payer or place since. */
 APART int make_room(const struct place *place)
 {
 	struct flow *held = bpf_map_lookup_elem(&ngp_places, place), old;
@@ -98,8 +100,8 @@ APART int make_room(const struct place *place)
 	return 0;
 }
 
-/* Remember who began the flow of a packet: its sender, or (with `ours`) one of our LANs. `answered` is the flow that the
- * packet answers. */
+/* Remember who began the flow of a packet: the packet's sender, or (with `ours`) one of our LANs. `answered` is the
+ * flow that the packet answers. */
 __noinline int remember(const struct packet *p, const struct flow *answered, int ours)
 {
 	const struct config *config = settings();

@@ -1,12 +1,13 @@
 """Sweep the table of flows, in which the kernel remembers who began a conversation (flows.h).
 
-The kernel makes room only among one payer's flows, and finds that a flow is too old only when a packet asks for it. So
-the flows of a neighbour that was forgotten, or that got another number at a restart, would stay for ever. A sweep
-removes them, some at a time: the tables may hold half a million. Rounds have pauses, since the kernel goes through half
-a million places also when hardly one is taken: a packet that waits meanwhile waits for some milliseconds more.
+The kernel only replaces a payer's flow by a newer flow of the same payer. So the flows of a neighbour that was
+forgotten, or that got another number at a restart, would stay for ever. A sweep removes them. The tables may have half
+a million flows, so each call of `sweep` looks at some of them only. Between two rounds there is a pause, since listing
+costs the kernel some milliseconds even if nearly all of the half a million places are empty, and a held packet may have
+to wait that long.
 
-Each payer has a part of the table for itself, so that no number of others can fill it: `Rooms`. When there are more
-payers, each gets less, and a sweep removes the flows for which there is no room any more.
+Each payer has a part of the table for itself (`Rooms`), so that others, however many, can't fill it. When there are
+more payers, each part gets smaller, and a sweep removes the flows for which there is no room any more.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ _PAID_MOST, _ON_GRACE_MOST = 4096, 64
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """How many flows are remembered for one payer, as powers of two: one that has paid, and one on grace."""
+    """How many flows are remembered for one payer, as exponents of 2: for one that has paid; for one on grace."""
 
     paid_bits: int
     on_grace_bits: int
 
 
 def divide(entries: int, paid: int, on_grace: int) -> Rooms:
-    """Divide a table: three quarters for neighbours that have paid, our LANs and strangers, the rest for others.
+    """Divide a table: three quarters for neighbours that have paid, our LANs and strangers; a quarter for the others.
 
     Args:
         entries: places in the table.
-        paid, on_grace: the number of neighbours that have paid, and of others.
+        paid, on_grace: how many neighbours have paid, and how many haven't.
     """
     for_paid, for_others = entries * 3 // 4, entries // 4
     return Rooms(_bits(for_paid // (paid + 2), _PAID_MOST), _bits(for_others // max(1, on_grace), _ON_GRACE_MOST))
@@ -61,7 +62,7 @@ class FlowSweeper:
         self._next_round_s = 0.0
 
     def sweep(self, now_s: float, most: int = _AT_ONCE) -> None:
-        """Look at `most` flows and places; the next call continues behind them.
+        """Look at the next `most` flows and places.
 
         Args: now_s: by the monotonic clock; a round begins at most once a minute. Raises KernelError.
         """

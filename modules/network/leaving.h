@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Leaving: who pays for a packet that this host passes on to a neighbour. docs/architecture.md has the rules in a table.
+ * Leaving: who pays for a packet that this host passes on to a neighbour. docs/architecture.md has the rules in a
+ * table.
  *
- * The neighbour pays for a packet from upstream. A packet from the mesh was paid for by its sender at the gate, unless it is
- * a return. A packet from a LAN of ours is our purchase, unless the neighbour began the flow or only the neighbour has a
- * contract.
+ * For a packet from upstream, the neighbour pays. For a packet from the mesh, its sender has paid at the gate, unless
+ * the packet is a return; then the neighbour pays. A packet from a LAN of ours is our purchase, unless the neighbour
+ * began the flow, or only the neighbour has a contract for it.
  */
 #ifndef NGP_LEAVING_H
 #define NGP_LEAVING_H
@@ -14,15 +15,16 @@
 #include "returns.h"
 #include "sent.h"
 
-/* Is a packet an answer from a service of this host, without room in its neighbour's lane? It is asked here because only the
- * outgoing frame names the neighbour. */
+/* Is a packet an answer from a service of this host, and has its neighbour's lane no room for it? This can only be
+ * asked at egress, where the frame names the neighbour. */
 APART int answers_over_rate(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	return !p->group && !p->error && is_of_host(skb, p, 0) && is_over_rate(config, p, p->bytes);
 }
 
-/* Who pays for a packet that leaves: the neighbour that receives it; we; its sender, who has paid at the gate; nobody, so it
- * is refused; or nobody, since it answers a packet that passed as one for this host (passes_as_own). */
+/* Who pays for a packet that leaves: the neighbour that receives it; we; its sender, who has paid at the gate; nobody,
+ * so the packet is refused; or nobody, since the packet is an answer of a forwarded port (passes_as_own), which is
+ * free. */
 enum payer { NEIGHBOUR_PAYS, WE_PAY, SENDER_PAID, NOBODY_PAYS, PASSES_AS_OWN };
 
 INLINE int refuse_uncovered(void)
@@ -31,8 +33,9 @@ INLINE int refuse_uncovered(void)
 	return SHOT;
 }
 
-/* A download of a neighbour: it passes only if its own contract pays. A contract for a prefix may cover our own address, from
- * which the neighbour counts nothing: what is forwarded under it is forged (Linux accepts that over IPv6). */
+/* Let a download of a neighbour pass if the neighbour's contract covers and pays for it. A neighbour's contract for a
+ * prefix may include an address of this host. But a packet that is forwarded with such a source is forged (Linux
+ * accepts that over IPv6), and the neighbour counts nothing from there. So it is refused. */
 INLINE int sell(const struct config *config, const struct packet *p)
 {
 	struct entry *entry = find_entry(config, p, SERVER, remote(p));
@@ -43,9 +46,9 @@ INLINE int sell(const struct config *config, const struct packet *p)
 	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
 }
 
-/* The neighbour bought a packet's source from us, and we didn't buy its destination from the neighbour. So the neighbour
- * takes the packet for a return (its own customers may have bought the same address) and never offers us a contract. We must
- * ask for one: else an address that somebody has bought could never begin a conversation. */
+/* Ask the daemon to buy a packet's destination. The neighbour has bought the packet's source from us, so its gate
+ * takes the packet for a return, and it will never offer us a contract for the destination. If we didn't ask for one,
+ * a host whose address somebody has bought could never begin a conversation. */
 APART int ask_to_buy(const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -71,7 +74,8 @@ APART int ask_to_buy(const struct config *config, const struct packet *p)
 	return note_early(config, p, neighbour);
 }
 
-/* A purchase of ours: count it at its contract, or as early bytes until there is one. Not static: see `serves`. */
+/* Count a packet that is a purchase of ours: at its contract, or as early bytes if there is no contract yet. Not
+ * static: see `serves`. */
 __noinline int buy(const struct packet *p)
 {
 	const struct config *config = settings();
@@ -91,8 +95,9 @@ __noinline int buy(const struct packet *p)
 	return note_early(config, p, find_neighbour(p));
 }
 
-/* A packet from a LAN of ours, and it isn't known who began its flow: our purchase comes before the neighbour's. Both ends
- * of a link must decide alike, and at the other end our packet meets our contract first. Returns an enum payer. */
+/* Who pays for a packet from a LAN of ours whose flow isn't known? If both we and the neighbour have a contract for
+ * it, ours counts. Both ends of a link must decide alike, and at the other end our packet meets our contract first.
+ * Returns an enum payer. */
 INLINE int leave_lan(const struct config *config, const struct packet *p, const struct flow *answered)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -114,8 +119,8 @@ INLINE int leave_lan(const struct config *config, const struct packet *p, const 
 	return WE_PAY;
 }
 
-/* Who pays for a packet that we pass on to a neighbour? Returns an enum payer; ngp_tc_out acts on it, since Linux 6.1 has too
- * little stack for that below this function. Not static: see `serves`. */
+/* Who pays for a packet that we pass on to a neighbour? Returns an enum payer. The caller then counts or charges: in
+ * Linux 6.1 the stack is too small to call those functions from here. Not static: see `serves`. */
 __noinline int find_who_pays(struct __sk_buff *skb, const struct packet *p)
 {
 	const struct config *config = settings();
@@ -132,7 +137,7 @@ __noinline int find_who_pays(struct __sk_buff *skb, const struct packet *p)
 	read_answered(skb, p, &answered);
 	from_mesh = class && (*class & MESH);
 	began = find_payer(&answered, &payer) && payer == payer_of(find_neighbour(p));
-	if (from_mesh)                                            /* if it is no return, its sender has paid at the gate */
+	if (from_mesh)                                            /* if no return, its sender has paid at the gate */
 		began |= was_return(ingress_ifindex, &answered);
 	began = is_led_return(p, ingress_ifindex, AT_EGRESS, began);
 	if (own && began && !from_mesh)                           /* an answer of a forwarded port */

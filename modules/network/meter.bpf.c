@@ -2,19 +2,19 @@
  *
  * The meter: admits, counts and cuts the traffic of neighbours in the kernel, whether or not the daemon runs.
  *
- *   xt_unpaid_up, _mesh, _lan   called by the gate (gate.py) in FORWARD, after the operator's own filter: does nobody pay for
- *                               this packet? Which of them is called depends on the interface that the packet leaves by
+ *   xt_unpaid_up, _mesh, _lan   called by the gate (gate.py) in FORWARD, after the operator's filter: does nobody pay
+ *                               for this packet? The class of the interface by which it leaves decides which is called
  *   xt_unknown                  called by the gate for a packet that nobody paid for: should the daemon see it?
  *   xt_over_rate                called by the gate in INPUT: is a packet to a payment service on this host over its rate?
- *   xt_forged                   called by the gate in FORWARD, on a host that rewrites destinations: does a packet to the mesh
- *                               claim to come from this host?
+ *   xt_forged                   called by the gate in FORWARD, on a host that rewrites destinations: has a packet
+ *                               to the mesh an address of this host as its source?
  *   ngp_tc_out                  egress of mesh interfaces: meters our clients' downloads, and what we buy and send
  *   ngp_tc_in                   ingress of mesh interfaces: meters what we bought and receive
  *
- * Uploads are charged in FORWARD and not at the interface: there the router's own traffic, and packets that its firewall
- * drops, are already gone. Downloads are charged where the frame names the next hop, so nothing is learned from packets
- * and nothing can be spoofed. Compare-and-swap decides what passes (charge.h), so no race between processors, top-ups and
- * refunds can let too much pass.
+ * Uploads are charged in FORWARD and not at the interface, since the router's own traffic doesn't pass FORWARD, and
+ * packets that its firewall drops don't get that far. Downloads are charged at egress, where the frame names the next
+ * hop, so the meter learns nothing from packets, and nothing can be spoofed. Compare-and-swap decides what passes
+ * (charge.h), so no race between processors, top-ups and refunds can let too much pass.
  *
  * Build, for either byte order (setup.py does; atomics need -mcpu=v3):
  *   clang -O2 -g -target bpfel -mcpu=v3 -idirafter /usr/include/$(uname -m)-linux-gnu -c meter.bpf.c -o meter.bpfel.o
@@ -45,7 +45,8 @@ INLINE int wants_family(const struct config *config, const struct packet *p)
 
 /* --- the gate --- */
 
-/* Did we buy a packet's source from the neighbour that sends it? Or (towards our LAN) is the source that neighbour itself? */
+/* Did we buy a packet's source from the neighbour that sends the packet? Or, if the packet goes to a LAN of ours, is
+ * the source that neighbour's own address? */
 INLINE int is_bought(const struct config *config, const struct packet *p, enum way way)
 {
 	struct entry *entry = find_entry(config, p, CLIENT, remote(p));
@@ -53,8 +54,8 @@ INLINE int is_bought(const struct config *config, const struct packet *p, enum w
 	return entry && (entry->slot == OWN ? way == TO_LAN : contract_of(entry) != 0);
 }
 
-/* Is a packet an answer of a payment service behind a neighbour that sells to us, and that gives us a lane to the service?
- * Such answers pass here like returns. At egress they go only to the lane that asked. */
+/* May a packet be an answer of a payment service behind a neighbour that sells to us, and that gives us a lane to the
+ * service? Such answers pass the gate like returns. At egress they go only to the lane that asked. */
 APART int is_answer(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour;
@@ -75,9 +76,9 @@ INLINE int is_anothers(const struct packet *p, const struct flow *answered, enum
 	return way == TO_LAN ? payer == OURS : payer != payer_of(find_neighbour(p));
 }
 
-/* A packet to this host's own address that a rule of the operator's sends on to another host (a forwarded port) is free, like
- * packets that end here; one for a payment service takes room in its lane. This doesn't hold towards the mesh, where such
- * a packet may be an answer to masqueraded traffic. */
+/* Let a packet pass that was sent to an address of this host, and that a rule of the operator sends on to another host
+ * (a forwarded port). It is free, like packets that end on this host; but if it is for a payment service, its lane
+ * must have room. Not called for packets to the mesh: there such a packet may be an answer to masqueraded traffic. */
 INLINE int passes_as_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	struct flow answered = {};
@@ -89,10 +90,11 @@ INLINE int passes_as_own(struct __sk_buff *skb, const struct config *config, con
 	return 1;
 }
 
-/* Does anybody pay for a packet that a neighbour sends through us? The first rule that fits decides, and a contract that
- * refuses ends the search. Towards an upstream interface no packet is a return: else a neighbour that sells to us could send
- * through our uplink for nothing. A packet whose destination was rewritten has two flows, as it was sent and as it goes on,
- * and answers may come to either. Returns 0 if nobody pays. */
+/* Does anybody pay for a packet that a neighbour sends through us? The first rule that fits decides; if its contract
+ * refuses the packet, no other rule is tried. A packet to an upstream interface is never a return: else a neighbour
+ * that sells to us could send through our uplink for nothing. A packet whose destination was rewritten has two flows,
+ * one with the address to which it was sent and one with the rewritten address; answers may belong to either. Returns
+ * 0 if nobody pays. */
 INLINE int paid(struct __sk_buff *skb, enum way way)
 {
 	const struct config *config = settings();
@@ -106,7 +108,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 		return 0;
 	if (way != TO_UPSTREAM)
 		read_answered(skb, &p, &onward);
-	if (config->flags & (REWRITES | GIFTS)) {                 /* few gateways have either: one question for both */
+	if (config->flags & (REWRITES | GIFTS)) {                 /* few gateways have any of these: one test for all */
 		rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
 		if (any_given(config, &p)) {                      /* 1: free, or in its sender's lane */
 			wanted = !any_free(config, &p) ? 0 : way == TO_UPSTREAM ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE;
@@ -161,9 +163,9 @@ int xt_unpaid_lan(struct __sk_buff *skb)
 	return !paid(skb, TO_LAN);
 }
 
-/* Hold a packet for the daemon, which sees it with its rewritten destination. So note the address that it was sent to. The
- * daemon finds the note by the packet's source and some bytes that stay the same: TCP's sequence numbers, or the bytes
- * behind UDP's header, such as DNS's query id. */
+/* Hold a packet for the daemon. The daemon sees the packet with its rewritten destination, so store the address to
+ * which it was sent in ngp_held_for. The daemon finds that entry by the packet's link and source and by some bytes
+ * that a rewrite doesn't change: TCP's sequence numbers, or the bytes behind UDP's header, such as DNS's query id. */
 APART int hold(struct __sk_buff *skb, const struct packet *p, int rewritten)
 {
 	struct held key = { .link = p->link };
@@ -179,10 +181,11 @@ APART int hold(struct __sk_buff *skb, const struct packet *p, int rewritten)
 	return 1;
 }
 
-/* Should the daemon see a packet? It sees a few packets of a destination in each window, and no more destinations than the
- * neighbour's bucket allows. Strangers share one bucket, so made-up MACs gain nothing and cost known neighbours nothing. A
- * destination enters the table ngp_asked only if its bucket has a token, so a flood can't push others out of it. A packet
- * for a lane without room isn't shown to the daemon: the neighbour would then pay for it. */
+/* Should the daemon see a packet? It sees a few packets to each destination in each window, and new destinations only
+ * as fast as the neighbour's token bucket allows. Strangers share one bucket, so made-up MACs gain nothing and cost
+ * known neighbours nothing. A destination enters the table ngp_asked only if there was a token for it, so a flood
+ * can't push others' destinations out of the table. A packet for a lane without room isn't shown to the daemon, or the
+ * neighbour would be offered a contract for what is free to it. */
 SEC("socket")
 int xt_unknown(struct __sk_buff *skb)
 {
@@ -233,10 +236,11 @@ int xt_unknown(struct __sk_buff *skb)
 
 /* --- this host --- */
 
-/* Is a packet to a payment service on this host over its neighbour's rate? ICMP errors are let through: they go to the
- * kernel, and path MTU discovery must work during a neighbour's flood. IPv4 fragments are already put together here. Of IPv6
- * fragments only the first shows a port, so it needs room for the longest packet. So does a packet with more extension
- * headers than we follow: any port may be behind them, and any first fragment. */
+/* Is a packet to a payment service on this host over its neighbour's rate? ICMP errors always pass: they go to the
+ * kernel, and path MTU discovery must work during a neighbour's flood. At INPUT, IPv4's fragments are already joined;
+ * IPv6's aren't. Of these only the first shows a port. So the first one must find room for the longest packet that
+ * fragments can make. So must a packet with more extension headers than we follow: it may be for any port, and may be
+ * a first fragment. */
 SEC("socket")
 int xt_over_rate(struct __sk_buff *skb)
 {
@@ -254,8 +258,9 @@ int xt_over_rate(struct __sk_buff *skb)
 
 /* --- forwarded to the mesh --- */
 
-/* Does a forwarded packet have an address of this host as its source? Linux accepts that over IPv6. It must not get as far as
- * ngp_tc_out: there the answers of a forwarded port have such a source too, but here they still have their sender's. */
+/* Does a forwarded packet have an address of this host as its source? Linux accepts such a packet over IPv6. It must be
+ * dropped in FORWARD: at ngp_tc_out it would look like an answer of a forwarded port, whose source Linux has set to our
+ * address by then. In FORWARD, such an answer still has the address of the host that sent it. */
 SEC("socket")
 int xt_forged(struct __sk_buff *skb)
 {
@@ -276,14 +281,15 @@ INLINE int is_link_local(const struct packet *p, const __u32 *address)
 	return p->v6 && (address[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
-/* Is a packet from one router to the other? That isn't forwarding: no server charges it, so no client counts it. */
+/* Is a packet from one router to the other, and not forwarded? Then no server charges it, so no client counts it. */
 INLINE int is_between_routers(const struct packet *p)
 {
 	return p->group || is_link_local(p, p->source) || is_link_local(p, p->destination);
 }
 
-/* Is a received packet a message of the neighbour's own daemon? The server charges what it forwards to the same port, and
- * anybody can send that. But a forwarded packet has lost at least one of the hops, and a daemon sends with all of them. */
+/* Is a received packet a message of the neighbour's own daemon? Anybody can send packets to the port of our messages,
+ * and a server charges those that it forwards. But a daemon sends with the highest hop limit, 255, and each router
+ * lowers it. So a packet that still has 255 wasn't forwarded. */
 APART int is_message(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	__be16 ports[2];
@@ -293,8 +299,9 @@ APART int is_message(struct __sk_buff *skb, const struct config *config, const s
 	       !bpf_skb_load_bytes(skb, p->base + (p->v6 ? 7 : 8), &hops, 1) && hops == MOST_HOPS;
 }
 
-/* What this host itself sends. A message to an address that we don't know as the neighbour's own may be counted, though
- * nobody bills it: only the address tells whether the neighbour forwards a packet. */
+/* Count a packet that this host itself sends, if we bought its destination. Only the destination tells whether the
+ * neighbour forwards a packet. So a packet to an address of the neighbour that we don't know as its own may be
+ * counted, though the neighbour doesn't bill it. */
 INLINE int count_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	struct entry *entry = find_entry(config, p, CLIENT, p->destination);
@@ -308,11 +315,16 @@ INLINE int count_own(struct __sk_buff *skb, const struct config *config, const s
 	return PASS;
 }
 
-/* Did this host itself make a packet that has neither an incoming interface nor a socket? Forwarded packets also lose their
- * interface: Linux does that to IPv6 fragments that it joined and has to cut anew. Linux also accepts IPv6 packets under its
- * own address. So no fragment of IPv6 is taken for ours, nor what may be one behind more headers than we follow. The kernel
- * sends without a socket: a tunnel's outer packets, SYN cookies, resets, and reports of group membership. A REJECT resets a
- * connection under the other end's address, with a segment that is nothing but a header. */
+/* Did this host itself make a packet that has neither an incoming interface nor a socket?
+ *
+ * The kernel makes such packets: a tunnel's outer packets, SYN cookies, resets, and reports of group membership. They
+ * have our address as their source, with two exceptions: a report of group membership may have the zero address; and a
+ * REJECT resets a connection under the other end's address, with a segment that is nothing but a header.
+ *
+ * But some forwarded packets look the same. If Linux joins IPv6 fragments and has to cut the packet anew, the new
+ * fragments have no incoming interface; and Linux accepts IPv6 packets that have our address as their source. So no
+ * IPv6 fragment is taken for ours, nor a packet with more extension headers than we follow, since it may be a fragment.
+ */
 APART int is_made_here(struct __sk_buff *skb, const struct packet *p)
 {
 	__u8 flags;
@@ -327,11 +339,14 @@ APART int is_made_here(struct __sk_buff *skb, const struct packet *p)
 	       !bpf_skb_load_bytes(skb, p->base + p->transport + 13, &flags, 1) && (flags & TCP_RESET);
 }
 
-/* May an ICMP error go on to our client? Anybody can send an error about a client's connection without forging an address,
- * and have it charged to the contract (or, if that is free, carried for nothing). So errors that don't come from the
- * destination itself may be no longer than RFC 4443 allows, and no more than a client needs that isn't attacked. One that was
- * forwarded and has our own address as its source is forged, unless it is about a port of ours that we forward. The client
- * takes it for our own, so it doesn't count it. */
+/* May an ICMP error go on to our client?
+ *
+ * Anybody can send an error about a client's connection without forging an address. The error is charged to the
+ * client's contract, or carried for nothing if the connection is free. So errors that don't come from the destination
+ * itself may be no longer than RFC 4443 allows, and may come no faster than a client needs that isn't attacked.
+ *
+ * A forwarded error that has our own address as its source is forged, unless it is about a port of ours that we
+ * forward. The client would take a forged one for an error of this router, and not count it. So it is refused. */
 APART int allows_error(const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -344,7 +359,8 @@ APART int allows_error(const struct config *config, const struct packet *p)
 	       take_token(&neighbour->errors_ready_ns, ERROR_INTERVAL_NS, ERROR_BURST_NS, bpf_ktime_get_coarse_ns());
 }
 
-/* A macvlan's frames also pass the hooks of the interface below, with the macvlan's MAC as source. Is this such a frame? */
+/* Is this a frame of a macvlan on top of the interface? Such frames also pass the hooks of the interface below, with
+ * the macvlan's MAC as their source. */
 APART int is_of_upper(struct __sk_buff *skb)
 {
 	struct link key = { .ifindex = skb->ifindex };
@@ -387,7 +403,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 	}
 	if (!(config->flags & SELLS))
 		return buy(&p);
-	payer = NEIGHBOUR_PAYS;                                   /* the commonest case, from upstream: saves look-ups */
+	payer = NEIGHBOUR_PAYS;                                   /* if ALONE: all from other interfaces is from upstream */
 	if ((config->flags & (ALONE | REWRITES)) != ALONE || ingress_ifindex == skb->ifindex)
 		payer = find_who_pays(skb, &p);
 	if (payer == NEIGHBOUR_PAYS)

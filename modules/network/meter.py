@@ -1,7 +1,7 @@
 """The loaded meter: its programs and tables, and what they are told about interfaces, free traffic and rates.
 
-A change has three steps, in the order that never leaves a packet unmetered. `widen` tells the kernel what is new.
-`hook` attaches programs; then the caller changes the gate. `narrow` removes what is no longer wanted.
+A change of settings has four steps, in an order that never leaves a packet unmetered. `widen` tells the kernel what is
+new. `hook` attaches programs. Then the caller changes the gate. At last `narrow` removes what is no longer wanted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ngp.modules.network.host import Host
 from ngp.modules.network.neighbours import NeighbourTable
 
 HOLD_WINDOW_NS = 1_000_000_000
-HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # of one destination in a window: for anybody, and for those that have paid
-_OWN_ADDRESSES_MOST = 4096 * 32  # of all neighbours that the daemon knows at a time, with all that a hello may name
+HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # to one destination in a window: for anybody; for those that have paid
+_OWN_ADDRESSES_MOST = 4096 * 32  # the daemon knows 4,096 neighbours at a time, and a hello may name 32 addresses
 _FLOWS_A_CONTRACT, _FLOWS_LEAST = 4, 1 << 14
 GATE_PROGRAMS = ("xt_unpaid_up", "xt_unpaid_mesh", "xt_unpaid_lan", "xt_unknown", "xt_over_rate", "xt_forged")
 
@@ -36,7 +36,7 @@ class Meter:
     """Programs and tables in the kernel, new or adopted.
 
     Args:
-        adopted: tables of a running meter to go on with, or none; closed here.
+        adopted: tables of a running meter, which are used again, or none; closed here.
         folder: mounted BPF file system for the pins.
         index_of: returns an interface's index by name, or None if it doesn't exist.
     Raises: KernelError.
@@ -90,7 +90,7 @@ class Meter:
             self._open = undo.pop_all()
 
     def take_over(self, interfaces: dict[int, int]) -> None:
-        """Note where a former meter's programs are attached: `narrow` removes those that ours don't replace.
+        """Store where a former meter's programs are attached, so that `narrow` removes those that ours don't replace.
 
         Args: interfaces: flags by index, as `read_interfaces` returns them.
         """
@@ -189,7 +189,7 @@ class Meter:
         return ip_address(found[:4] if payload[0] >> 4 == 4 else found)
 
     def sweep_flows(self, now_s: float) -> None:
-        """Divide the table of flows among the payers there are now, and remove what is old or has no room any more."""
+        """Divide the table of flows among the present payers; remove flows that are old or have no room any more."""
         rooms = flows.divide(self.tables[layout.FLOWS].entries, *self.neighbours.payers())
         if rooms != self._rooms:
             self._rooms = rooms
@@ -264,9 +264,9 @@ class Meter:
 def table_sizes(contracts_max: int) -> dict[str, int]:
     """Return the sizes of those tables that grow with CONTRACTS_MAX.
 
-    Hosts also have the own addresses that neighbours announce. There is room for all of them, since announcing costs
-    nothing; memory is taken only for those that are there. The table of flows depends on CONTRACTS_MAX on small routers
-    only, whose memory customers could use up.
+    The tables of hosts also have the own addresses that neighbours announce. Announcing costs nothing, so there is room
+    for all of them, or they would take the contracts' room; memory is used only for those that exist. The tables of
+    flows grow with CONTRACTS_MAX up to a limit, so that customers can't use up the memory of a small router.
     """
     remembered = max(_FLOWS_LEAST, min(layout.FLOWS_MOST, _FLOWS_A_CONTRACT << (contracts_max - 1).bit_length()))
     return {
@@ -277,7 +277,7 @@ def table_sizes(contracts_max: int) -> dict[str, int]:
 
 
 def _services(desired: DesiredNetwork) -> tuple[FreeRule, ...]:
-    """Return the destinations of lanes. A node that sells nothing has no gate, and so no lanes."""
+    """Return the payment services to which there are lanes: none if we don't sell, as there is no gate then."""
     return desired.services if desired.sells else ()
 
 

@@ -1,10 +1,10 @@
 """Neighbours in the kernel's tables: which link belongs to which neighbour, and which addresses are a server's own.
 
 The kernel knows a link by its interface's index. An interface that is made again gets another index, so `follow` looks
-at the indexes after every change and moves the contracts along. A neighbour's own addresses are in the destination
-table itself, as entries that lead to no contract: the look-up that a packet needs anyway finds them. A neighbour may
-say other addresses as often as it likes, so a change of them is entered at most once a second, and touches only the
-contracts for these addresses.
+at the indexes after every change of interfaces, and moves the contracts along. A neighbour's own addresses are entries
+in the destination table itself, which lead to no contract: so the one look-up that each packet needs finds them too. A
+neighbour may announce other addresses as often as it likes. So their changes are entered at most once a second, and
+touch only the contracts for these addresses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NeighbourTable:
     Args:
         tables: the meter's, by name.
         index_of: returns an interface's index by name, or None if it doesn't exist.
-        show_several: called with whether any neighbour has several links.
+        show_several: called with True if any neighbour has several links, else with False.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class NeighbourTable:
         return number in self._links
 
     def on_grace(self, number: int) -> bool:
-        """Say whether a neighbour is known that hasn't paid us. One that the daemon didn't name yet may have paid."""
+        """Say whether the daemon has named a neighbour as one that hasn't paid us. An adopted one may have paid."""
         known = self._known.get(number)
         return known is not None and not known.has_paid
 
     def payers(self) -> tuple[int, int]:
-        """Count neighbours, each of which pays for its flows: those that have paid us, and others."""
+        """Return how many payers there are among neighbours: those that have paid us, and others."""
         firsts = [number for number in self._links if self._firsts.of(number) == number]
         on_grace = sum(map(self.on_grace, firsts))
         return len(firsts) - on_grace, on_grace
@@ -111,7 +111,7 @@ class NeighbourTable:
         self.set(list(self._known.values()), contracts)
 
     def enter_own(self, contracts: ContractTable) -> None:
-        """Enter the own addresses that had to wait, as they had changed less than a second before."""
+        """Enter own addresses that had to wait because the neighbour's own had changed less than a second before."""
         for number in list(self._own_waits):
             self._enter_own(number, contracts)
 
@@ -150,7 +150,7 @@ class NeighbourTable:
         self._tables[layout.NEIGHBOURS].set(key, layout.NEIGHBOUR.pack(number, flags, *kept, link))
 
     def _join(self, identity: bytes, contracts: ContractTable) -> None:
-        """Choose an identity's first link, which stands for all of its links; others are first links themselves."""
+        """Choose the first link of an identity, and move there what is entered under other links of the identity."""
         if not identity:
             return
         for number, first in self._firsts.wanted(identity, self._links).items():
@@ -175,14 +175,14 @@ class NeighbourTable:
     def _make_lane(self, neighbour: KernelNeighbour) -> None:
         """Make a lane if there is none. A lane that exists keeps its bucket, whatever else changes.
 
-        A neighbour that has paid begins with an empty bucket. It doesn't share the newcomers' bucket, so it would get a
-        full one with each new link address that it makes up.
+        A neighbour that has paid begins with an empty bucket. Else it could get a full bucket by each new link address
+        that it makes up, as only newcomers also share one bucket.
         """
         ready_ns = time.monotonic_ns() if neighbour.has_paid else 0
         self._tables[layout.LANES].add(_lane_key(neighbour.neighbour), layout.LANE.pack(ready_ns, 0))
 
     def _move_lane(self, old: int, new: int) -> None:
-        """Keep a link's lane under another number; a new lane would have a full bucket again."""
+        """Keep a link's lane when the link gets another number, since a new lane would have a full bucket."""
         lane = self._tables[layout.LANES].get(_lane_key(old))
         if lane is not None:
             self._tables[layout.LANES].add(_lane_key(new), lane)
@@ -240,7 +240,7 @@ class NeighbourTable:
             self._tables[_hosts(address)].delete(layout.host_key(link, Role.CLIENT, address))
 
     def _adopt_own(self) -> None:
-        """Read the own addresses of adopted neighbours from the tables."""
+        """At a start: read the neighbours' own addresses from the kernel's tables, as the former daemon left them."""
         found: dict[int, set[bytes]] = {}
         for name in layout.HOSTS.values():
             for key, value in self._tables[name].items():

@@ -1,14 +1,14 @@
 """Held packets: the first packets to a destination wait here, in the kernel, while the daemon negotiates.
 
-A packet is held as long as it gets no verdict. Nothing that a stranger sends may grow without bound or take much of the
-loop's time. So the table of held packets is bounded, in total and for each neighbour, since one flooding neighbour
-would otherwise take every place. Keys and link addresses cost nothing, so neighbours that never paid take at most half
-of the places together. Each wake-up reads a limited burst. Addresses are read with struct; a general parser
-would be some twenty times slower.
+A packet is held as long as it gets no verdict. What strangers send must neither use memory without bound nor take much
+of the loop's time. So the number of held packets is bounded, in total and for each neighbour; else one flooding
+neighbour would take every place. Keys and link addresses cost nothing, so neighbours that never paid take at most half
+of the places together. Each wake-up of the loop reads a limited burst. Addresses are read from fixed offsets; a general
+parser would be some twenty times slower.
 
-Released means REPEAT: the packet meets the gate again and is charged like any other; a plain accept would carry it for
-nothing. Without a decision nothing passes: the rule has no bypass, the queue has no fail-open, and when the process
-dies, the kernel drops the held packets.
+A packet is released by the verdict REPEAT: it meets the gate again and is charged like any other; a plain accept would
+carry it for nothing. Without a verdict nothing passes: the rule has no bypass, the queue has no fail-open, and when the
+process dies, the kernel drops the held packets.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from ngp.modules.network.icmp import Prohibiter
 
 HELD_MAX = 4096
 HELD_PER_NEIGHBOUR_MAX = 512
-_BURST_PACKETS = 256  # drained faster than the gate lets packets in, or all neighbours would wait in one line
+# We must read faster than the gate lets packets in: in the kernel's queue one neighbour's packets delay the others'.
+_BURST_PACKETS = 256
 _COPY_BYTES = 1280  # what the longest ICMP answer quotes, and more than any header
 _KERNEL_QUEUE_MAX = HELD_MAX + 1024  # room for a burst on top of what waits for a verdict
 _SOCKET_BUFFER_BYTES = 4 << 20
@@ -51,9 +52,9 @@ class _Held:
 
 
 class _BurstSocket(socket.socket):
-    """The queue's socket as `run_socket` needs it; it reports "nothing left" after a burst.
+    """The queue's socket as `run_socket` needs it. After a burst it says that nothing is left, so that reading ends.
 
-    NetfilterQueue's own `run(block=False)` reads until the socket is empty, which never happens under a flood.
+    NetfilterQueue's own `run(block=False)` reads until the socket is empty, which it never is during a flood.
     """
 
     left = 0
@@ -94,7 +95,7 @@ class HeldQueue:
             the interface's index, the link address, the packet from the IP header on.
         has_paid: says whether the neighbour on a link has paid us. Its arguments: as the first two of `sent_to`.
         held_max, per_neighbour_max: the most packets that are kept in all, and for one (interface, link address); more
-            are dropped. Those that never paid get half of the first one together.
+            are dropped. Neighbours that never paid get half of held_max together.
         monotonic_s: the clock.
     """
 
@@ -154,7 +155,7 @@ class HeldQueue:
         self._queue = queue
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
-        """Decide about a held packet; one that was decided about before is ignored."""
+        """Decide about a held packet; ignored if the packet was decided about before."""
         held = self._held.pop(handle, None)
         if held is None:
             return
@@ -288,7 +289,7 @@ class HeldQueue:
 
 
 def try_number(number: int) -> Check:
-    """Bind a queue and release it at once, to see whether a start could. Not while a daemon of ours has it."""
+    """Bind a queue and release it at once, to see whether a start could. Don't call this while we have the queue."""
     queue = HeldQueue(number, lambda _packet: None, lambda _interface: False)
     try:
         queue.bind()

@@ -2,10 +2,15 @@
  *
  * Returns: packets that pass the gate uncharged, because their receiver pays for them at ngp_tc_out.
  *
- * The gate doesn't see to which neighbour a packet goes, and ngp_tc_out doesn't see from which one it came. So the gate
- * leaves a note for its processor. A packet usually reaches ngp_tc_out at once, on the same processor. Only if its next hop
- * must be resolved first, it waits and may leave on another processor: such packets are remembered for as long as the
- * kernel tries. Without the note, a neighbour that sells to us could send for nothing, with a source that we buy from it.
+ * The gate doesn't see to which neighbour a packet goes, and ngp_tc_out doesn't see from which neighbour it came. So
+ * the gate stores each return in ngp_returning, which has one entry for each processor: the latest return there. A
+ * packet usually reaches ngp_tc_out at once, on the same processor, and finds its entry. But if the MAC of its next
+ * hop isn't known, the packet waits, and may leave on another processor. So before the gate overwrites the entry of a
+ * packet that hasn't left, it puts the packet into the table ngp_waiting, for as long as the kernel tries to find the
+ * MAC.
+ *
+ * If ngp_tc_out took all packets under addresses that we buy for returns, a neighbour that sells to us could send
+ * anything for nothing: under a source address that lies in a destination which we buy from it.
  */
 #ifndef NGP_RETURNS_H
 #define NGP_RETURNS_H
@@ -24,7 +29,7 @@ APART int is_passage(const struct passage *passage, const struct passage *other)
 	return 1;
 }
 
-/* Before a note is overwritten: if its packet hasn't left yet, remember it as waiting. */
+/* Before an entry of ngp_returning is overwritten: if its packet hasn't left yet, remember the packet as waiting. */
 INLINE void let_wait(struct returning *now)
 {
 	__u64 at = bpf_ktime_get_coarse_ns(), *waits;
@@ -36,7 +41,7 @@ INLINE void let_wait(struct returning *now)
 		bpf_map_update_elem(&ngp_waiting, &now->passage, &at, BPF_ANY);
 }
 
-/* Note that the packet which now passes the gate is a return. Not static, like the functions below: see `serves`. */
+/* Store that the packet which passes the gate now is a return. Not static, like the functions below: see `serves`. */
 __noinline int note_return(__u32 ingress_ifindex, const struct flow *answered)
 {
 	struct returning *now;
@@ -54,7 +59,8 @@ __noinline int note_return(__u32 ingress_ifindex, const struct flow *answered)
 	return 1;
 }
 
-/* The gate charged a packet, so an older note for the same passage is about another packet: remove it. */
+/* The gate charged a packet. An entry for the same interface and flow is then about an earlier packet: remove it, so
+ * that this packet isn't taken for a return. */
 __noinline int note_paid(__u32 ingress_ifindex, const struct flow *answered)
 {
 	struct passage passage = { .ifindex = ingress_ifindex };
@@ -72,7 +78,7 @@ __noinline int note_paid(__u32 ingress_ifindex, const struct flow *answered)
 	return 1;
 }
 
-/* At ngp_tc_out: is this packet a return, as the gate noted? */
+/* At ngp_tc_out: did the gate store this packet as a return? */
 __noinline int was_return(__u32 ingress_ifindex, const struct flow *answered)
 {
 	struct passage passage = { .ifindex = ingress_ifindex };
@@ -92,9 +98,10 @@ __noinline int was_return(__u32 ingress_ifindex, const struct flow *answered)
 	return waits && bpf_ktime_get_coarse_ns() - *waits < WAITING_NS;
 }
 
-/* Is a packet, or the first fragment that it belongs to, a return? Only a packet's first fragment has ports. The others
- * follow on the same processor (always, if this host has cut the packet) and are treated like the first: else they would
- * leave unpaid behind a return. The gate and ngp_tc_out each remember a first fragment of their own. */
+/* Is a packet a return, or a later fragment of a return? Only the first fragment of a packet has ports, which show its
+ * flow. The later fragments follow on the same processor (always, if this host has cut the packet) and are treated
+ * like the first: else nobody would pay for the later fragments of a return. `hook` says whether the gate or
+ * ngp_tc_out asks: each of them remembers the latest first fragment that it has met. */
 APART int is_led_return(const struct packet *p, __u32 ifindex, __u32 hook, int is_return)
 {
 	struct leader *leader;
