@@ -129,8 +129,8 @@ APART int give_back(struct account *account, __u64 cost)
 
 /* Count a packet and return 1 if its contract and its account cover it; else return 0 and count nothing. The server's
  * meter refuses a packet that isn't counted. The client's meter lets the packet pass, since the server decides. But the
- * client must not count it either: the server refuses such packets, and else the counts of two honest routers would
- * differ by all of them. Traffic at price 0 needs no account. */
+ * client must not count it either: the server refuses and doesn't bill such packets, so the sums of two honest routers
+ * would differ by all of them. Traffic at price 0 needs no account. */
 INLINE int charge(struct contract *contract, __u32 slot, const struct packet *p, enum direction direction, enum role role)
 {
 	__u64 limit, used, found, low_water, now, cost = 0, bytes = p->bytes, tag = ONCE(contract->tag);

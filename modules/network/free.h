@@ -22,9 +22,9 @@
 #define AS_FREE (BY_DESTINATION | BY_SOURCE)
 #define AS_SERVICE (TO_SERVICE | FROM_SERVICE)
 
-/* Say what a rule says about a port: AS_FREE (it is free), AS_SERVICE (it is a payment service's), both, or 0. This
- * isn't static, so that the verifier checks the function once, instead of once for each call. In exchange it must test
- * its arguments: the verifier assumes that they may be null. */
+/* Return what a rule says about a port: AS_FREE (it is free), AS_SERVICE (it is a payment service's), both, or 0. This
+ * function isn't static, so that the verifier checks it once, instead of once for each call. In exchange it must test
+ * its arguments, since the verifier then assumes that they may be null. */
 __noinline int serves(const struct free_rule *rule, __u32 protocol, __u32 port)
 {
 	int found = 0;

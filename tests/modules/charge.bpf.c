@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * The meter's own charge, called without a packet: the tests give the contract's slot and the bytes. They can also
- * cause what otherwise happens once in a million packets: others use the contract after it was checked and before the
- * account pays, or a word changes between its reading and the swap.
- * `storm` charges packets of random sizes to random contracts, and counts apart what passed. `slow` runs long enough
- * for a test to find it running.
+ * The product's charge (charge.h), called without a packet: the tests give the contract's slot and the bytes. They can
+ * also cause what otherwise happens once in a million packets: other packets use the contract after it was looked at
+ * and before the account pays, or a word changes after it was read and before it is swapped.
+ *
+ * `ask` charges one packet. `storm` charges packets of random sizes to random contracts, and also counts by itself what
+ * passed. `slow` runs for 0.2 s, so that a test can wait while it runs.
  */
 #include "meter.h"
 
@@ -38,7 +39,7 @@ static __always_inline void meddle(__u64 *word)
 }
 
 #define __sync_val_compare_and_swap(word, old, new) (meddle(word), __sync_val_compare_and_swap(word, old, new))
-#define NGP_PACKET_H                                          /* this one's instead */
+#define NGP_PACKET_H                                          /* charge.h gets the packet below instead */
 #include <linux/if_ether.h>
 struct packet { __u64 bytes, others_bytes; };
 #include "charge.h"
@@ -65,7 +66,7 @@ int ask(struct __sk_buff *skb)
 	return charge(contract, request.slot, &p, TO, SERVER);
 }
 
-/* The request has masks: of the sizes, and of the contracts' slots. */
+/* The request's `bytes` and `slot` are masks: they bound the random sizes, and the slots of the random contracts. */
 SEC("tc")
 int storm(struct __sk_buff *skb)
 {
