@@ -53,7 +53,7 @@ from ngp.replay import WINDOW, ReplayWindow
 RETRY_AFTER_S = (0.2, 0.4, 0.8, 1.6, 3.0, 3.0, 3.0, 3.0)
 GIVE_UP_S = sum(RETRY_AFTER_S)
 ACK_DELAY_S = 0.02
-SELF_ACK_S = 0.1  # below the first retransmission
+SELF_ACK_S = 0.1  # before the sender sends the message again
 IDLE_S = 600.0
 _LINKS_PER_NEIGHBOUR = 4
 _STRANGER_LINKS = 1024

@@ -75,7 +75,7 @@ def refused(what: str, error: OSError, remedy: str) -> KernelError:
 
     Args:
         what: the action or the file.
-        remedy: what the operator should do; if the disk is full, the text says so instead.
+        remedy: what the operator should do; if the disk is full, the error says to free some space instead.
     """
     advice = "free some space on its file system" if error.errno in FULL else remedy
     return (MomentError if passes(error) else KernelError)(f"{what}: {error.strerror}; {advice}")

@@ -123,7 +123,7 @@ def secret_file(written: KeyText) -> str:
 
 
 def password_file(written: KeyText) -> str:
-    """Read the path of a password file; a value without a slash may be the password: refused, and not shown."""
+    """Read the path of a password file; a value without a slash may be the password, so it is refused and not shown."""
     if "/" not in written.text:
         raise UnseenError("is not a path: save the password in a file of mode 0600 and write its whole path")
     return file_path(written)

@@ -55,7 +55,7 @@ class Link(Protocol):
         """
 
     def taken(self, interfaces: Sequence[str]) -> list[Check]:
-        """Open and close the link, to find what would keep a start from it. Not while our daemon has it open."""
+        """Open and close the link, to find what would stop a start from opening it. Not while our daemon runs."""
 
     async def open(self, interfaces: Sequence[str], receive: Callable[[LinkPeer, bytes], None]) -> None:
         """Start on these interfaces; `receive` is called in the event loop for each datagram. Raises KernelError."""
@@ -123,17 +123,17 @@ class Network(Protocol):
     def beside(self) -> Network:
         """Return another instance, for questions about the host from another thread. The caller closes it.
 
-        It is told what this instance has in the kernel, so that it doesn't report that as another program's.
+        The other instance knows what this one has in the kernel, and doesn't report it as another program's.
         """
 
     def taken(self, desired: DesiredNetwork) -> list[Check]:
-        """Check that no other program uses what only one may use (a queue number), in the words of a start.
+        """Check that no other program uses what only one can use (a queue number), in the words of a start.
 
         Leaves nothing behind. Don't call it while a daemon of ours uses the same.
         """
 
     def refuse(self, desired: DesiredNetwork) -> None:
-        """Raise KernelError if traffic can bypass the meter on this host: a start must not hide that it can."""
+        """Raise KernelError if traffic can bypass the meter on this host, so that a start fails and doesn't hide it."""
 
     def check(self, desired: DesiredNetwork) -> list[Check]:
         """Return what this host can do and what is missing; changes nothing."""
@@ -147,8 +147,8 @@ class Network(Protocol):
     def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
         """Stop the contracts of another version's meter, and return what they used; None if no such meter runs.
 
-        Call `set_up`, which removes that meter, only when all of this is charged. Before that, each
-        call returns the same, also after a crash.
+        Call `set_up`, which removes that meter, only when all of this is charged. Before that, each call returns the
+        same, also after a crash.
 
         Args: desired: what `set_up` will be called with; if `set_up` would fail, nothing is stopped. None: `set_up`
             won't be called.
@@ -247,7 +247,7 @@ class Network(Protocol):
         """
 
     def clean_up(self, leave_closed: bool) -> None:
-        """Remove all that ngp made, and nothing else, without a record of it. Safe to call twice.
+        """Remove all that ngp made, and nothing else, without a record of what it made. Safe to call twice.
 
         `leave_closed` leaves a rule that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed). If no
         mesh interface is known, an existing rule of this kind stays.
@@ -397,8 +397,8 @@ class Ledger(Protocol):
 
         Args:
             records: in the order in which they arose; of several with one key the last one counts.
-            durable: return only when the records survive a power cut; so it must be for those that move money. Other
-                records survive a killed process, but perhaps no power cut.
+            durable: return only when the records survive a power cut, as those that move money must. Others survive a
+                killed process, but perhaps no power cut.
 
         Raises:
             LedgerError: the ledger can't be written, or a payment would move back; the ledger is unchanged.
@@ -409,15 +409,15 @@ class Ledger(Protocol):
 
         Args:
             now_utc_s: contracts closed in the hour before this time, and payments begun or ended in the day before it,
-                are included; if the clock is further ahead, the payments of the day before the newest one. Money counts
-                as spent with fees, also while a payment's outcome isn't known.
+                are included. If the newest payment is older than a day, as when the clock is ahead, those of the day
+                before it are included. Money counts as spent with fees, also while a payment's outcome isn't known.
         """
 
     def journal(self, since_s: int | None = None) -> Iterator[JournalRecord]:
         """Yield the journal, oldest first; commits may happen between two lines.
 
-        Lines of kind `summary` come first. Each is the sum of contracts that `prune` folded: those of one
-        neighbour, one role (as `state`) and one day.
+        Lines of kind `summary` come first. Each is the sum of contracts that `prune` folded: those of one neighbour,
+        one role (as `state`) and one day.
 
         Args:
             since_s: leave out older lines, UTC seconds.

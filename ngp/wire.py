@@ -12,8 +12,8 @@ would write, so equal messages have equal bytes. Text can't have control charact
 terminal.
 
 The protocol can grow without a new version, like BOLT 1. A message may end with a map of extensions, from numbers to
-bytes. An unknown odd extension is ignored; for an unknown even one the message is refused. A message of an unknown kind
-is acknowledged, counted and ignored.
+bytes. An extension that we don't know is ignored if its number is odd; if it is even, the message is refused. A message
+of an unknown kind is acknowledged, counted and ignored.
 
 The limits below are those of docs/protocol.md; a message with all values at their limits still fits MAX_DATAGRAM_BYTES.
 """
@@ -459,7 +459,7 @@ def _check_envelope(sender: Any, recipient: Any, sequence: Any, recipient_boot: 
 
 
 def _check_extensions(extensions: Any) -> None:
-    """Refuse malformed extensions, and an unknown even number, which its sender requires us to know."""
+    """Refuse malformed extensions, and unknown ones with an even number: their sender requires us to know them."""
     if type(extensions) is not dict or not extensions or len(msgpack.packb(extensions)) > MAX_EXTENSIONS_BYTES:
         raise PeerError("malformed", f"extensions aren't a map of 2 to {MAX_EXTENSIONS_BYTES} bytes")
     numbers = list(extensions)

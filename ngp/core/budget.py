@@ -53,7 +53,7 @@ class Spending:
         self.recent.setdefault(at_s, Spent(0, at_mono_s, now.monotonic_s)).amount_msat += amount_msat
 
     def within_msat(self, seconds: int, now: Now) -> int:
-        """Sum what was spent in the last seconds; entries with a later time, from a wrong clock, count as well."""
+        """Sum what was spent in the last `seconds`; payments that a wrong clock dated later than now count too."""
         day_s, day_mono_s = now.utc_s - DAY_S, now.monotonic_s - DAY_S
         for at_s in [at for at, spent in self.recent.items() if at <= day_s and spent.noted_mono_s <= day_mono_s]:
             del self.recent[at_s]

@@ -80,7 +80,7 @@ class Contract:
         rate: bytes carried a second; `rate.at_mono_s` is when the contract last carried traffic.
         renewed_at_bytes: what had been used at the last renewal.
         pools: the pools in which the contract is counted until it is used (see `openings`).
-        of_stranger: the contract takes of the room for contracts with neighbours that no money passed to or from.
+        of_stranger: the contract takes up room for contracts with neighbours that no money passed to or from.
     """
 
     role: ClassVar[Role]

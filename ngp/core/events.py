@@ -70,8 +70,8 @@ class UsageRead:
 class Hinted:
     """The kernel says that contracts or accounts run low or ran out.
 
-    A `UsageRead` comes before it. It has the contracts that the hints name; if a hint names an account, it has all
-    contracts that changed.
+    A `UsageRead` with the contracts that the hints name comes before this event. If a hint names an account, that
+    `UsageRead` has all contracts that changed.
     """
 
     hints: tuple[Hint, ...]
@@ -79,7 +79,7 @@ class Hinted:
 
 @dataclass(frozen=True, slots=True)
 class Halted:
-    """Nothing of a contract passes in the kernel any more. `reading`: its last; None: the kernel didn't have it."""
+    """Nothing of a contract passes any more. `reading`: the kernel's last; None: the kernel had no such contract."""
 
     contract: bytes
     reading: Reading | None

@@ -41,7 +41,7 @@ def make_room(world: World) -> None:
 
 
 def forget_links(world: World, identity: bytes) -> None:
-    """Make room for another link of an identity by dropping the one silent for longest; it may have MOST_LINKS links.
+    """Make room for another link of an identity by dropping the one silent for longest; at most MOST_LINKS stay.
 
     Otherwise an identity that paid once could fill our tables with made-up link addresses.
     """

@@ -58,7 +58,7 @@ def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
 def tell_missed(world: World, neighbour: Neighbour) -> None:
     """Send a neighbour that was away what it may have missed: invoice, proofs, statements, ends of contracts, quotes.
 
-    If this was sent too often lately, it waits for the next message of the neighbour.
+    If we did so too often lately, we do it later, when the neighbour sends its next message.
     """
     now = world.now.monotonic_s
     told = max(neighbour.told_mono_s, now - TOLD_IN_A_ROW * TELL_EVERY_S) + TELL_EVERY_S

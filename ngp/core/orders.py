@@ -72,7 +72,7 @@ def pending_msat(world: World, identity: bytes) -> int:
 
 
 def pending(world: World, identity: bytes) -> list[PaymentRecord]:
-    """Return the pending payments to a neighbour of the last day; budgets count older pending ones as well.
+    """Return the payments to a neighbour that are pending for less than a day; budgets count older ones as well.
 
     A node may call a payment pending for ever although nobody holds it (lightningnetwork/lnd#5152: the node was killed
     before the channel knew of it). A few such payments must not end the trade, so after a day they don't count here any
@@ -143,8 +143,8 @@ def _heard_of_too_early(world: World, outcome: PaymentOutcome) -> bool:
     """Say whether the node says that it never heard of a payment, and must be asked once more.
 
     After a broken connection our order may still be in the node's buffers. We must not record the payment as failed
-    while the node then pays it. A node that was stopped answers before it reads the order when it goes on. So only the
-    same answer twice in a row counts.
+    while the node then pays it. A node that was stopped may answer our question before it reads the order, when it
+    goes on. So only the same answer twice in a row counts.
     """
     if outcome.status is not PaymentStatus.FAILED or outcome.reason != UNKNOWN_PAYMENT:
         world.money.unheard_of.discard(outcome.payment_hash)

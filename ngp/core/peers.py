@@ -21,10 +21,10 @@ class Neighbour:
 
     Attributes:
         missed: the neighbour was away, and we haven't sent yet what it may have missed.
-        told_mono_s: when we sent that last, or earlier if it may still be sent several times in a row.
+        told_mono_s: limits how often that is sent: each time moves it ahead by TELL_EVERY_S, at most to the present.
         quotes: number of contracts that aren't running yet or were refused; each costs us memory and earns nothing.
         kept: the neighbour is in the ledger; one that only said hello isn't.
-        why_not_bought: why the last contract that we needed from it wasn't agreed; "" since one was.
+        why_not_bought: why the last contract that we wanted from the neighbour wasn't agreed; "" if it was.
         payee: public key of the neighbour's payment node, as it says (and proves, if its node can sign).
         contracts: all contracts of this link that aren't closed.
     """

@@ -61,7 +61,8 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
         route: our route to the address; if it is None, or a default route or part of one, only the address is sold.
 
     Returns:
-        The terms; their destination is the PRICES entry's prefix, else the route's; the address if that is too wide.
+        The terms. Their destination is the PRICES entry's prefix, else the route's. It is the address alone if that
+        prefix is too wide, or if a part of it has a price of its own.
     """
     host = host_prefix(address)
     rule = price_rule(settings, host, interface)

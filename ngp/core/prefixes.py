@@ -1,4 +1,4 @@
-"""Prefixes: destinations as networks, made and compared as numbers: `ipaddress` alone would slowly go through text."""
+"""Prefixes: destinations as networks. They are made and compared as numbers; `ipaddress` would use text, slowly."""
 
 from __future__ import annotations
 

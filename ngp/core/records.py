@@ -65,7 +65,7 @@ class AccountRecord:
     """Totals of one account. Key: (identity, role). paid = charged + refunded + balance, always.
 
     `grace_until_s`, `grace_data_bytes` and `grace_price_msat_per_gib` describe the credit that is open or owed.
-    Only a client has `metered_msat`: the sum of the charges in its contracts' records, by its own meter.
+    Only a client's record has `metered_msat`: the sum of its contracts' charges by the client's own meter.
     """
 
     identity: bytes

@@ -1,8 +1,8 @@
 """Restore: continue where the last process ended, from the ledger and from what the kernel carried meanwhile.
 
-The kernel is ahead of the ledger by what it metered since the last write. Its counters are charged, so that nothing is
-lost; they are cumulative, so that nothing is counted twice. After a reboot the kernel knows nothing, and counting goes
-on from the ledger's counters. Contracts that the ledger doesn't know are removed: nobody agreed to them.
+The kernel is ahead of the ledger by what it metered since the last write. The kernel's counters are charged, so that
+nothing is lost; they are cumulative, so that nothing is counted twice. After a reboot the kernel knows nothing, and
+counting goes on from the ledger's counters. Contracts that the ledger doesn't know are removed: nobody agreed to them.
 """
 
 from __future__ import annotations
@@ -224,7 +224,8 @@ def _is_as_found(world: World, contract: Sale | Purchase, found: AdoptedContract
 def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set[bytes]) -> None:
     """Restore clients' limits in the kernel, then their contracts.
 
-    What an account spent was read before its contracts were, and these have been charged: so the limit is exact.
+    What an account spent in the kernel was read before its contracts' counters, and by now these have been charged. So
+    the charges include all that was spent, and the limit that is computed from both is exact.
     """
     running: dict[bytes, list[Sale]] = {}
     for contract in world.contracts.values():

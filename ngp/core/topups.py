@@ -6,8 +6,8 @@ whole sat; charges are msat, and the remainder stays in the balance.
 
 Dust. A payment below the channel's dust limit (some 354 sat) arrives like any other. But while it is on its way, it has
 no output on the chain: if the channel is closed in just those seconds, the miners get it. At most one top-up is lost,
-and a client trusts its server with that much anyway. So small top-ups aren't raised to the dust limit,
-except when traffic for that amount takes less than a minute.
+and a client trusts its server with that much anyway. So small top-ups aren't raised to the dust limit, except when
+traffic for that amount takes less than a minute.
 """
 
 from __future__ import annotations

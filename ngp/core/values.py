@@ -132,7 +132,7 @@ class KernelNeighbour:
         neighbour: a number > 0 chosen by the core, stable while the datapath exists; one for each (interface, link
             address).
         local_addresses: the neighbour's own addresses, which it never charges for as a server.
-        buys_from_us, sells_to_us: for which of the two the kernel must look for contracts.
+        buys_from_us, sells_to_us: whether the kernel must look for contracts that we sell to it, or buy from it.
         blocked: nothing is let through to it, not even to payment services.
         has_paid: the neighbour paid us at least once, so the kernel holds more of its first packets.
         was_paid: we paid the neighbour at least once, so it may hold more of ours.
@@ -319,7 +319,7 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class PaymentCapabilities:
-    """What a payment module can do; the core adapts.
+    """What a payment module can do; the core's rules adapt to it.
 
     Attributes:
         real_money: False for the sandbox; every listing says so.

@@ -90,7 +90,7 @@ def test_an_identity_has_one_grace_which_counts_on_the_link_that_opened_it() -> 
 
 
 def test_grace_counts_on_the_link_that_opened_it_after_a_restart_too() -> None:
-    """Counted on another link of the same identity, a new key would get grace on the first one again."""
+    """If the grace counted on another link of the identity, a new key would get grace on the first link again."""
     sim = Sim(settings(default_msat_per_gib=0, sell_msat_per_gib=0, sell_min_msat_per_gib=0))
     first, second = (ScriptedNeighbour(sim, sim.gateway, b"V" * 32, address) for address in (b"\2vvvv\1", b"\2vvvv\2"))
     assert first.buy("203.0.113.1/32") and not sim.gateway.world.credit.outstanding, "it costs nothing"

@@ -81,7 +81,7 @@ def _compare(world: World, account: ServerAccount) -> None:
         world.log_seldom(
             ("loss", account.identity),
             f"{account.identity.hex()[:8]} billed {missing_msat} msat that our meter didn't count, beside "
-            f"{account.tolerated_msat} msat written off: it was lost on the way, or the bill is too high; above "
+            f"{account.tolerated_msat} msat written off: that was lost on the way, or the bill is too high; above "
             f"PAYMENT_AMOUNT ({trust_msat} msat) ngp disputes the bill",
         )
 

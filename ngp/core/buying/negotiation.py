@@ -30,15 +30,15 @@ DECLINED_S = 30.0  # a server remembers a refusal no longer than this
 LOOP_S = 10.0
 _WHY_NOT_BOUGHT = {
     RejectReason.NOT_BUYING: "BUY is no, or our routes form a loop",
-    RejectReason.BLOCKED: "we block this neighbour; to go on: ngp unblock",
-    RejectReason.TERMS: "its bill is in dispute; to go on: ngp unblock",
-    RejectReason.NOT_RENEWING: "renewal is off (DATA_RENEWAL and TIME_RENEWAL are 0), and this was bought already",
-    RejectReason.BUSY: "there are too many contracts (CONTRACTS_MAX), or too many that came to nothing",
+    RejectReason.BLOCKED: "we block this neighbour, until `ngp unblock`",
+    RejectReason.TERMS: "its bill is in dispute, until `ngp unblock`",
+    RejectReason.NOT_RENEWING: "renewal is off (DATA_RENEWAL and TIME_RENEWAL are 0), so this isn't bought again",
+    RejectReason.BUSY: "we have too many contracts (CONTRACTS_MAX), or too many that were never used",
 }
 _WHY_NOT_SOLD = {
     RejectReason.NOT_SELLING: "it doesn't sell to us",
     RejectReason.BLOCKED: "its operator blocks us",
-    RejectReason.BUSY: "it has too many contracts, or we refused this lately",
+    RejectReason.BUSY: "it has too many contracts, or we refused the same destination lately",
 }
 
 
@@ -212,7 +212,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
 
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
-    """Handle a server's refusal: it withdraws a quote that we accepted, or declines a renewal or what we asked for."""
+    """Handle a server's refusal: it withdraws a quote that we accepted, declines a renewal, or sells us nothing."""
     if not reject.contract:
         _ask_rejected(world, neighbour, reject)
         return
@@ -226,7 +226,7 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
 
 
 def _ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
-    """Remember why a server doesn't offer what we asked for: our traffic there is dropped."""
+    """Remember why a server doesn't sell what we asked for: it drops our traffic to that destination."""
     why = _WHY_NOT_SOLD.get(reject.reason, reject.reason.value)
     neighbour.why_not_bought = f"{why} (its answer: {reject.reason.value})"
     about = ("not sold", neighbour.identity)

@@ -32,7 +32,7 @@ from ngp.core.world import World
 MOST_PENDING = 8
 MOST_AHEAD = 2
 """Number of top-ups that a buyer leaves unspent with a server, at most."""
-_PAID_BEFORE = "our clock was set back by hours, so its invoice may be paid already: restart ngp, which looks it up"
+_PAID_BEFORE = "our clock was set back by hours, so this invoice may be paid already: restart ngp, which looks it up"
 
 
 def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decoded: DecodedInvoice | None) -> bool:
@@ -137,7 +137,7 @@ def _ahead_msat(world: World, account: ServerAccount, bounds: Bounds) -> int:
 
 
 def _room_msat(world: World, identity: bytes) -> int:
-    """Return the largest payment to a server that the budgets allow, with its fee."""
+    """Return the largest payment to a server that the budgets allow together with its fee."""
     room = room_msat(world.settings.budgets, world.money.spending, identity, world.now)
     return world.settings.fee_limit.fits_msat(room)
 

@@ -25,7 +25,7 @@ ledger, while an offer costs the server nothing."""
 
 _WHY_NOT = {
     DeclineReason.TERMS: "its operator decides, by `ngp refund` or by REFUND_WHEN_ASKED in its net.conf",
-    DeclineReason.AMOUNT: "too little is left there for a payment",
+    DeclineReason.AMOUNT: "what we have with it is too little for a payment",
     DeclineReason.BUSY: (
         f"a refund is on its way, was paid less than {REFUND_PAUSE_S // 60} min ago, or failed less than "
         f"{FAILED_REFUND_PAUSE_S // 60} min ago: ask again later; its operator can pay at any time, by `ngp refund`"
@@ -42,7 +42,7 @@ def ask_back(world: World, identity: bytes) -> str:
     account = world.server(identity)
     account.refund_ask_mono_s = world.now.monotonic_s
     world.send(neighbour, Refund(0))
-    return f"asked {identity.hex()[:8]} for the free part of our {account.balance_msat} msat"
+    return f"asked {identity.hex()[:8]} to pay back what isn't used of our {account.balance_msat} msat"
 
 
 def why_not_ask(world: World, identity: bytes) -> str:

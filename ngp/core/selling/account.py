@@ -209,7 +209,7 @@ class ClientAccount(Account):
         """Compute the limit anew from what the kernel spent, so that limit - spent = money - charges.
 
         Args:
-            spent_units: read before the contracts' counters, so that these include everything in it.
+            spent_units: read before the contracts' counters, so that these include all bytes that were paid with it.
             sales: all open contracts of the account, charged by the readings that followed.
         """
         unrounded = sum(sale.rounding_units for sale in sales)

@@ -82,9 +82,9 @@ def strangers_due(world: World) -> None:
 def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
     """Warn the operator of a client on which no ngp of our version runs (any more), once an hour for each interface.
 
-    The first packet causes no warning, as a hello may be on its way. All link addresses on an interface
-    share one warning, since new ones cost nothing. An interface is remembered only while its next warning must wait,
-    since names of interfaces come and go.
+    The first packet causes no warning, as a hello may be on its way. All link addresses on an interface share one
+    warning, since new ones cost nothing. An interface is remembered only while its next warning must wait, since names
+    of interfaces come and go.
     """
     now, (interface, link_address) = world.now.monotonic_s, link
     due = world.peers.silence_due = {

@@ -20,7 +20,7 @@ from ngp.core.world import World
 
 CREDIT_UNUSED_S = 2.0
 """An account that never paid loses its grace if it isn't used within this time: others may need it. The time is enough
-for TCP, which sends a first packet that was dropped again after 1 s."""
+for TCP, which repeats a dropped first packet after 1 s."""
 READ_WITHIN_S = 2.0
 """Within this time after the end of a credit the kernel's counters are read. Only then is it known how much of the
 credit was used, so until then all of it counts as used."""
@@ -28,7 +28,7 @@ DEFAULT_REMEMBERED_S = 3600.0
 
 
 def offer(world: World, account: ClientAccount, sale: Sale) -> None:
-    """Open credit for an account, as far as the contract's link and interface have room; it may have one at a time."""
+    """Open credit for an account, as far as the contract's link and interface have room, unless it has one."""
     now, settings = world.now.monotonic_s, world.settings
     if account.debt_msat or (account.credit is not None and account.credit.until_mono_s > now):
         return
@@ -53,7 +53,7 @@ def restore(
 ) -> None:
     """Go on with the credit of the last process, unless it ended unused.
 
-    The ledger of an older version has neither the amount of grace nor its price: then it is as large as the debt.
+    The ledger of an older version doesn't have the grace's size and price: then its size is that of the debt.
 
     Args:
         record: the account's record.

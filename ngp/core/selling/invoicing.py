@@ -93,7 +93,8 @@ def invoice_declined(world: World, record: PaymentRecord, declined: Declined) ->
     wait_s = 0.2 if smaller else pause_s(FIRST_PAUSE_S, account.invoice.declined)
     account.invoice.declined += 1
     if not smaller:
-        note_why_not(world, account, f"it declines our invoices ({_declined_for(declined)}); its log says more")
+        why_not = f"this neighbour declines our invoices ({_declined_for(declined)}); its log says more"
+        note_why_not(world, account, why_not)
     account.invoice.not_before_mono_s = world.now.monotonic_s + wait_s
     if account.running:
         world.timers.set(Due.INVOICE, account.identity, account.invoice.not_before_mono_s)
@@ -113,7 +114,7 @@ def _hurry(world: World, identity: bytes, amount_msat: int) -> None:
 def _declined_for(declined: Declined) -> str:
     """Say what a client's refusal most likely means: "amount" alone sounds as if the price were too high."""
     if declined.reason is DeclineReason.AMOUNT and not declined.amount_msat:
-        return "amount: its payment node has no channel with enough left, or a payment of it is still on its way"
+        return "amount: its payment node has no channel with enough left, or a payment to us is still on its way"
     return declined.reason.value
 
 

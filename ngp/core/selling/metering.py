@@ -87,7 +87,7 @@ def _open_sales(world: World, account: ClientAccount) -> Iterator[Sale]:
 
 
 def kernel_spent(world: World, reading: AccountReading) -> None:
-    """Note what an account spent by the kernel's count. If it met its limit, act as on the hint, which may be lost."""
+    """Note what an account spent by the kernel's count. If it met its limit, act at once: the hint may be lost."""
     account = world.clients.get(reading.account)
     if account is not None:
         account.kernel.spent_units = reading.spent_units

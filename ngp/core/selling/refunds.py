@@ -161,7 +161,7 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
         return False
     valid = world.now.monotonic_s - account.refund.offered_mono_s < OFFER_VALID_S
     offered = account.refund.offered_msat if valid and not account.refund.promised_msat else 0
-    if not offered:  # without an offer it isn't paid, as fees could drain us; after one it may come again
+    if not offered:  # paid only after an offer, as fees could drain us; then it may be sent again
         world.count("refund_refused")
         return False
     reason, instead = _unpayable(world, account, refund.amount_msat, offered)
