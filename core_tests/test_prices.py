@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from core_tests import traffic
 from core_tests.lab import Lab
+from core_tests.shell import await_until
 from core_tests.topologies import REMOTE_NETS
 from core_tests.trade import GATEWAY, MSAT_PER_KB, Trade, open_trade, used
 
@@ -23,6 +24,19 @@ def test_a_prefix_is_one_contract_for_all_its_hosts(lab: Lab) -> None:
     assert {row["destination"] for row in sold} == set(REMOTE_NETS)
     assert [row["price_msat_per_gib"] for row in sold] == [2 * MSAT_PER_KB] * 2
     assert sorted(map(used, sold)) == [3 * 2 * 84, 3 * 2 * 104]
+
+
+def test_a_client_whose_route_is_narrower_than_what_the_gateway_sells_buys_the_host(lab: Lab) -> None:
+    trade = open_trade(lab, {"PRICES": [{"prefix": prefix, "sell": "2 msat"} for prefix in REMOTE_NETS]})
+    net = trade.net
+    for version in VERSIONS:
+        host, router = net.remote(version, 1), net.gateway.address("mesh0", version)
+        net.client.ip(f"-{version}", "route", "del", "default")
+        net.client.ip(f"-{version}", "route", "add", f"{host}/{32 if version == 4 else 128}", "via", router)
+        await_until(lambda host=host: answered(trade, host), what=f"an answer of {host}")  # type: ignore[misc]
+    assert {row["destination"] for row in trade.sold() if row["state"] == "active"} == {
+        f"{net.remote(4, 1)}/32", f"{net.remote(6, 1)}/128"
+    }  # fmt: skip
 
 
 def test_a_route_behind_another_router_is_sold_whole_and_an_expensive_part_separately(lab: Lab) -> None:

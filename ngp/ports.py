@@ -214,14 +214,14 @@ class Network(Protocol):
     def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
         """Read accounts. Args: accounts: None: those that changed since the last call with None."""
 
-    def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> bool:
-        """Say whether our traffic to a destination goes through a neighbour, which the kernel needn't know yet.
+    def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> Prefix | None:
+        """Return the part of a destination to which our traffic goes through a neighbour.
 
-        True if our route for the whole destination leads to one of the neighbour's links. Also if, in the last seconds,
-        a packet to the destination was sent to such a link and no contract covered it. False for a destination that is
-        on the link itself.
+        All of it if our route for the whole destination leads to one of the neighbour's links. Otherwise the host in it
+        to which, in the last seconds, a packet was sent to such a link and no contract covered it. None if there was no
+        such packet, or if the destination is on the link itself.
 
-        Args: links: interface and link address of each of the neighbour's links, by number.
+        Args: links: interface and link address of each of the neighbour's links, by number, also new ones.
         """
 
     def verdict(self, handle: int, verdict: Verdict) -> None:

@@ -162,8 +162,8 @@ class ContractTable:
         slots = self._changed() if contracts is None else (self._slots[c] for c in contracts if c in self._slots)
         return [self._reading(slot) for slot in slots]
 
-    def sent_lately(self, number: int, destination: Prefix) -> bool:
-        """Say whether, in the last seconds, we sent a neighbour a packet to this host that no contract covered."""
+    def sent_lately(self, number: int, destination: Prefix) -> Prefix | None:
+        """Return the host in a destination to which we last sent a neighbour a packet that no contract covered."""
         return self._early.sent_lately(self._first_of(number), destination)
 
     def contract_of(self, slot: int, tag: int) -> bytes | None:

@@ -306,14 +306,17 @@ class Datapath:
         """Read accounts. Args: accounts: which ones; None: those that changed since the last call with None."""
         return self._required().accounts.read(accounts)
 
-    def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> bool:
-        """Say whether our traffic to a destination goes through a neighbour. Args: links: its links by number."""
+    def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> Prefix | None:
+        """Return the part of a destination to which our traffic goes through a neighbour; `links`: by number."""
         contracts = self._required().contracts
         try:
             leads = self._open_host().leads_to(destination, links.values())
         except KernelError:
-            return False
-        return any(contracts.sent_lately(number, destination) for number in links) if leads is None else leads
+            return None
+        if leads is not None:
+            return destination if leads else None
+        hosts = (contracts.sent_lately(number, destination) for number in links)
+        return next((host for host in hosts if host is not None), None)
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; ignored if the packet was decided about before."""

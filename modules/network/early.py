@@ -10,8 +10,10 @@ contract is in our kernel before our accept leaves, so no answer can arrive befo
 from __future__ import annotations
 
 import time
+from ipaddress import ip_address
 
 from ngp.core.messages import Prefix
+from ngp.core.prefixes import host_prefix
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 
@@ -25,34 +27,42 @@ class EarlyBytes:
     def __init__(self, table: Table) -> None:
         self._table = table
 
-    def sent_lately(self, number: int, destination: Prefix) -> bool:
-        """Say whether we sent a neighbour a packet to this host in the last 10 s, without a contract.
+    def sent_lately(self, number: int, destination: Prefix) -> Prefix | None:
+        """Return the host in a destination to which we last sent a neighbour a packet without a contract.
 
-        False for a network: routes show where a network is reached (`Host.leads_to`).
+        None if there was no such packet in the last 10 s.
         """
-        if not layout.is_host(destination):
-            return False
-        value = self._table.get(_key(number, destination))
-        return value is not None and layout.EARLY_VALUE.unpack(value)[1] >= time.monotonic_ns() - _LATELY_NS
+        since_ns, host = time.monotonic_ns() - _LATELY_NS, None
+        for key, value in self._entries(number, destination):
+            sent_ns = layout.EARLY_VALUE.unpack(value)[1]
+            if sent_ns >= since_ns:
+                since_ns, host = sent_ns, _host_of(key, destination.version)
+        return host
 
     def take(self, number: int, destination: Prefix) -> int:
         """Return the bytes that a new contract covers and that we sent in the last 3 s, and forget them."""
-        if layout.is_host(destination):
-            key = _key(number, destination)
-            value = self._table.get(key)
-            found = [(key, value)] if value is not None else []
-        else:
-            found = [(key, value) for key, value in self._table.items() if _is_within(key, number, destination)]
         oldest_ns, total_bytes = time.monotonic_ns() - _MAX_AGE_NS, 0
-        for key, value in found:
+        for key, value in self._entries(number, destination):
             _, since_ns, _, sent_bytes = layout.EARLY_VALUE.unpack(value)
             total_bytes += sent_bytes if since_ns >= oldest_ns else 0
             self._table.delete(key)
         return total_bytes
 
+    def _entries(self, number: int, destination: Prefix) -> list[tuple[bytes, bytes]]:
+        if not layout.is_host(destination):
+            return [(key, value) for key, value in self._table.items() if _is_within(key, number, destination)]
+        key = _key(number, destination)
+        value = self._table.get(key)
+        return [(key, value)] if value is not None else []
+
 
 def _key(number: int, destination: Prefix) -> bytes:
     return layout.EARLY_KEY.pack(number, layout.address_bytes(destination).ljust(16, b"\0"))
+
+
+def _host_of(key: bytes, version: int) -> Prefix:
+    address = layout.EARLY_KEY.unpack(key)[1]
+    return host_prefix(ip_address(address[:4] if version == 4 else address))
 
 
 def _is_within(key: bytes, number: int, destination: Prefix) -> bool:

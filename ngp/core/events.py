@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ngp.core.channels import Channel
-from ngp.core.messages import Message, StatementLine
+from ngp.core.messages import Message, Prefix, StatementLine
 from ngp.core.records import PaymentKind
 from ngp.core.settings import Settings
 from ngp.core.values import AccountReading, DecodedInvoice, HeldPacket, Hint, PaymentOutcome, Reading, Settlement
@@ -19,7 +19,7 @@ class MessageReceived:
     """A neighbour's message, its signature and sequence already checked.
 
     `decoded` belongs to an Invoice, or to a Refund with an invoice: the payment module's reading of its BOLT11 string.
-    `sends_to` belongs to a Propose: whether our traffic to its destination goes through this neighbour.
+    `sends_to` belongs to a Propose: the part of its destination to which our traffic goes through this neighbour.
     """
 
     identity: bytes
@@ -28,7 +28,7 @@ class MessageReceived:
     message: Message
     message_id: int
     decoded: DecodedInvoice | None = None
-    sends_to: bool = False
+    sends_to: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)

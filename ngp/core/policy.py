@@ -82,16 +82,12 @@ def _is_sold_whole(prefix: Prefix) -> bool:
 
 
 def ask_terms(settings: Settings, destination: Prefix, interface: str) -> SellTerms:
-    """Decide what to propose for a destination that a client names.
+    """Decide what to propose for a destination that a client names: just this one, for the client knows its routes.
 
     A prefix costs as much as its most expensive part. Otherwise a client could reach that part at the wider prefix's
-    lower price. For the same reason the destination isn't widened to a PRICES entry's prefix that has such parts.
+    lower price.
     """
-    covering = price_rule(settings, destination, interface)
-    ask, least = _sell_prices(settings, covering)
-    widest = covering.prefix if covering is not None and _is_sold_whole(covering.prefix) else destination
-    if not _inner_rules(settings, widest, interface):
-        return SellTerms(widest, ask, least)
+    ask, least = _sell_prices(settings, price_rule(settings, destination, interface))
     for rule in _inner_rules(settings, destination, interface):
         inner_ask, inner_least = _sell_prices(settings, rule)
         ask, least = max(ask, inner_ask), max(least, inner_least)

@@ -28,7 +28,7 @@ from ngp.core.events import (
     UsageRead,
 )
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Hello, Invoice, Propose, Role, Statement
+from ngp.core.messages import Hello, Invoice, Prefix, Propose, Role, Statement
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
 from ngp.core.values import HeldPacket, Hint, HintKind, Reading, Verdict
@@ -324,16 +324,16 @@ class Node:
             self._pump_soon()
         self._schedule_tick()
 
-    def _sends_to(self, identity: bytes, proposed: Propose) -> bool:
-        """Ask the kernel whether our traffic to an offered destination goes through the neighbour that offers it.
+    def _sends_to(self, identity: bytes, proposed: Propose) -> Prefix | None:
+        """Ask the kernel to which part of an offered destination our traffic goes through the neighbour that offers it.
 
-        False for a renewal and if we don't buy: then the answer isn't needed.
+        None for a renewal and if we don't buy: then the answer isn't needed.
         """
         world = self.parts.gatekeeper.world
         if not self.settings.buys or proposed.contract in world.contracts:
-            return False
+            return None
         links = {one.number: one.link for one in world.peers.links_of(identity)}  # its hello may be in this very batch
-        return bool(links) and self.parts.network.sends_to(links, proposed.destination)
+        return self.parts.network.sends_to(links, proposed.destination) if links else None
 
     def _metered_for(self, identity: bytes) -> UsageRead:
         """Read our meter for a neighbour before its bill is compared: with old readings the bill looks too high.

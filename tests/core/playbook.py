@@ -20,7 +20,7 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying.account import ServerAccount
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Propose, Refund, Role, Statement
+from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Prefix, Propose, Refund, Role, Statement
 from ngp.core.peers import Peers
 from ngp.core.records import ContractRecord
 from ngp.core.restore import restore
@@ -96,12 +96,19 @@ class Node:
     held_since: dict[int, float] = field(default_factory=dict)
     log: list[object] = field(default_factory=list)
     sends_to_peer: bool = True  # its kernel says that what it sends goes through the other node
+    sends_to_host: str = ""  # if set, only packets to this host go there
     settled: int = 0
     crash_after: int = -1
 
     @property
     def world(self) -> World:
         return self.gatekeeper.world
+
+    def sends_to(self, message: object) -> Prefix | None:
+        """Return the part of a proposal's destination to which this node's traffic goes through the other node."""
+        if not isinstance(message, Propose) or not self.sends_to_peer:
+            return None
+        return ip_network(self.sends_to_host) if self.sends_to_host else message.destination
 
 
 class Sim:
@@ -325,8 +332,8 @@ class Sim:
             if other.boot != their_boot and not isinstance(message, Hello):
                 self._soon(node, ev.Undelivered(other.identity, other.link, message))  # the receiver has restarted
                 return
-            asked = (other.sends_to_peer,) if isinstance(message, Propose) else ()
-            received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, decoded, *asked)
+            part = other.sends_to(message)
+            received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, decoded, part)
             self.happen(other, received)
             if node.boot == boot:
                 self._receipt(node, other, message, other.boot == their_boot)
@@ -453,7 +460,7 @@ def tell(sim: Sim, node: Node, message: object, **changes: object) -> list[fx.Ef
     """Let a node receive a message from the other node, and return the effects."""
     sender = sim.peer(node)
     heard = ev.MessageReceived(sender.identity, sender.link, sender.boot, message, 7 << 32)  # type: ignore[arg-type]
-    heard = replace(heard, sends_to=node.sends_to_peer and isinstance(message, Propose))
+    heard = replace(heard, sends_to=node.sends_to(message))
     effects = node.gatekeeper.step(replace(heard, **changes), sim.clock())  # type: ignore[arg-type]
     sim.carry_out(node, effects)
     return effects

@@ -33,7 +33,8 @@ class ScriptedNeighbour:
     def say(self, message: Message) -> list[fx.Effect]:
         """Send a message to the node; return its effects."""
         heard = ev.MessageReceived(self.identity, self.link, 1, message, 1 << 33)
-        return self.tell(replace(heard, sends_to=self.is_router and isinstance(message, Propose)))
+        offered = message.destination if self.is_router and isinstance(message, Propose) else None
+        return self.tell(replace(heard, sends_to=offered))
 
     def tell(self, event: ev.Event) -> list[fx.Effect]:
         """Step the node's core, store its records, and answer for its kernel and its payment node."""

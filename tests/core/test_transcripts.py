@@ -217,6 +217,18 @@ def test_only_that_is_bought_whose_traffic_goes_through_its_seller(
     assert bool(sim.client.world.buying.declined) == (sends_to_peer and not bought), "others can't crowd these out"
 
 
+def test_where_only_a_part_of_what_is_sold_is_routed_that_part_is_bought_alone() -> None:
+    network = PriceRule(ip_network("198.51.100.0/24"), 2 * MSAT_PER_KB, None, None, None, None)
+    sim = Sim(settings(prices=(network,)))
+    for number in (1, 2):
+        sim.client.sends_to_host = f"198.51.100.{number}"
+        sim.up(sim.client.sends_to_host)
+        sim.run(1)
+        sim.flow(sim.client.sends_to_host, 10_000, 1)
+    sold = {str(one.destination): one.prices for one in sim.contracts(sim.gateway) if one.state == "active"}
+    assert sold == {f"198.51.100.{number}/32": ((0, 2 * MSAT_PER_KB),) for number in (1, 2)}
+
+
 def test_what_a_server_sells_already_it_may_propose_again_while_our_meter_counts_what_we_send() -> None:
     sim = Sim()
     sim.flow(HOST, 10_000, 2)

@@ -42,11 +42,11 @@ _WHY_NOT_SOLD = {
 }
 
 
-def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: int, sends_to: bool) -> bool:
+def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: int, sends_to: Prefix | None) -> bool:
     """Answer a server's proposal.
 
     Args:
-        sends_to: whether our traffic to the destination goes through this server.
+        sends_to: the part of the destination to which our traffic goes through this server: all, one host, or None.
 
     Returns:
         Whether a message was sent in answer.
@@ -59,9 +59,11 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
         return True
     objection = _objection(world, neighbour, propose, sends_to)
     if objection is not None:
-        if sends_to:
-            _note_decline(world, neighbour, propose.destination, _WHY_NOT_BOUGHT.get(objection, objection.value))
         world.send(neighbour, Reject(propose.contract, objection), message_id)
+        if sends_to == propose.destination:
+            _note_decline(world, neighbour, propose.destination, _WHY_NOT_BOUGHT.get(objection, objection.value))
+        elif sends_to is not None and objection is RejectReason.NOT_BUYING:
+            _ask(world, neighbour, sends_to)
         return True
     terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
     price = answer_proposal(terms, propose.price_msat_per_gib, propose.round)
@@ -108,11 +110,17 @@ def ask_for(world: World, number: int, destination: Address) -> None:
         return
     if neighbour.identity in world.peers.blocked or world.purchases.find(neighbour.identity, destination) is not None:
         return
+    _ask(world, neighbour, host_prefix(destination))
+
+
+def _ask(world: World, neighbour: Neighbour, destination: Prefix) -> None:
     if world.buying.questions.take(world.now.monotonic_s):
-        world.send(neighbour, Ask(host_prefix(destination), 0, 0))
+        world.send(neighbour, Ask(destination, 0, 0))
 
 
-def _objection(world: World, neighbour: Neighbour, propose: Propose, sends_to: bool) -> RejectReason | None:
+def _objection(
+    world: World, neighbour: Neighbour, propose: Propose, sends_to: Prefix | None
+) -> RejectReason | None:
     if not world.settings.buys:
         return RejectReason.NOT_BUYING
     if neighbour.identity in world.peers.blocked:
@@ -140,12 +148,14 @@ def _objection(world: World, neighbour: Neighbour, propose: Propose, sends_to: b
     return None
 
 
-def _is_wanted(world: World, neighbour: Neighbour, destination: Prefix, sends_to: bool) -> bool:
+def _is_wanted(world: World, neighbour: Neighbour, destination: Prefix, sends_to: Prefix | None) -> bool:
     """Say whether to buy a destination from a neighbour: our traffic goes through it, or we bought it there already."""
     # What we bought there already needs no `sends_to`: our traffic is counted in that contract.
     bought = world.purchases.exact(neighbour.identity, destination)
-    if bought is None and not sends_to:
+    if bought is None and sends_to is None:
         why = "our traffic doesn't go there through it; if it should, look at our route"
+    elif bought is None and sends_to != destination:
+        why = f"only a part of it is routed through it, so we ask for {sends_to} alone"
     elif destination.prefixlen < LEAST_NETWORK_BITS[destination.version]:
         why = "that is a default route or a part of one"
     else:

@@ -120,9 +120,10 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None
     if existing is not None and existing.state is State.QUOTED:
         _propose(world, neighbour, existing, message_id)
         return
-    if existing is not None and existing.refused:  # it refused, or was silent; now it asks: its terms changed
-        forget(world, existing)
-        existing = None
+    covering = existing or world.sales.find(neighbour.identity, terms.destination.network_address)
+    if covering is not None and covering.refused:  # now it asks: its terms changed, or it wants only a part of that
+        forget(world, covering)
+        existing = world.sales.exact(neighbour.identity, terms.destination)
     if existing is not None or not may_quote(world, neighbour):
         world.send(neighbour, Reject(b"", RejectReason.BUSY), message_id)
     else:
