@@ -160,7 +160,8 @@ def _bridges(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterato
     for name in desired.mesh_interfaces:
         if keys and name in known and known[name].kind == "bridge":
             found = (
-                "is a bridge whose own frames pass the gate (br_netfilter): neighbours on its ports can't talk freely"
+                "is a bridge, and the gate holds frames between its ports (br_netfilter): neighbours there need "
+                "contracts to reach each other"
             )
             yield Check(f"interface {name}", False, found, f"sysctl -w {' '.join(f'{key}=0' for key in keys)}")
 
@@ -172,11 +173,11 @@ def _interfaces(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         interface = known.get(name)
         label = f"interface {name}"
         if interface is None:
-            yield Check(label, False, "doesn't exist", "correct MESH_INTERFACES: ip -brief link shows those there are")
+            yield Check(label, False, "doesn't exist", "correct MESH_INTERFACES: ip -brief link lists the interfaces")
         elif label in bridges:
             yield bridges[label]
         elif ungated := [each for each in known if each not in mesh and _shares_wire(known[each], interface)]:
-            found = f"{', '.join(ungated)} shares its wire and isn't gated: neighbours can send by it without ngp"
+            found = f"{', '.join(ungated)} is on the same wire and isn't gated: packets to it aren't metered"
             yield Check(label, True, found, _apart(name))
         elif not interface.is_up:
             yield Check(label, False, "is down", f"ip link set dev {name} up")

@@ -454,7 +454,9 @@ class Datapath:
         if not former.is_former(tables):
             return tables, {}
         if not self._former_ended:
-            raise KernelError("another version's meter was counted, not charged; this is a defect of ngp, report it")
+            raise KernelError(
+                "another version's meter was counted, not charged; this is a defect of ngp, please report it"
+            )
         interfaces = read_interfaces(tables)
         close_tables(tables)
         for path in bpf.pins(self._folder, layout.TABLES_BEGIN):  # else a later start may find old and new tables mixed

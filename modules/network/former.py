@@ -17,7 +17,9 @@ from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.meter import read_layout
 
-HOW_TO_END = "use that version's ngp stop; this one charges nothing that was carried since the ledger's last entry"
+HOW_TO_END = (
+    "use that version's ngp stop; this version's ngp stop doesn't charge what was carried since the ledger's last entry"
+)
 _IN_USE = 1
 
 

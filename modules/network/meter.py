@@ -224,7 +224,7 @@ class Meter:
         index = self._index_of(name)
         if index is None:
             raise MomentError(  # it existed when the interfaces were listed
-                f"interface {name} doesn't exist; correct MESH_INTERFACES: ip -brief link shows those there are"
+                f"interface {name} doesn't exist; correct MESH_INTERFACES: ip -brief link lists the interfaces"
             )
         return index
 
