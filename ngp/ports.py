@@ -127,9 +127,9 @@ class Network(Protocol):
         """
 
     def taken(self, desired: DesiredNetwork) -> list[Check]:
-        """Check that no other program uses what only one can use (a queue number), in the words of a start.
+        """Return the obstacles that a start would meet: another program uses what only one can use (a queue number).
 
-        Leaves nothing behind. Don't call it while a daemon of ours uses the same.
+        Leaves nothing behind. Don't call it while a daemon of ours runs with the same settings.
         """
 
     def refuse(self, desired: DesiredNetwork) -> None:

@@ -225,9 +225,9 @@ class ClientAccount(Account):
         """Return the limit that the kernel should have for the account now.
 
         The limit changes only by known sums: payments, refunds, what is set aside for rounding, and the part of this
-        that a contract didn't need at its end. So the limit is right whatever the kernel spends meanwhile. For what the
-        balance is too low to set aside, the credit is raised. Otherwise rounding could take all credit: at a low price
-        all grace is worth only a few msat.
+        that a contract didn't need at its end. So the limit is right whatever the kernel spends meanwhile. If the
+        balance is too low to set aside what rounding may need, the credit is raised by the missing part. Otherwise
+        rounding could take all credit, since at a low price all grace is worth only a few msat.
 
         Args:
             now_mono_s: monotonic seconds.
