@@ -163,7 +163,7 @@ class ContractTable:
         return [self._reading(slot) for slot in slots]
 
     def sent_lately(self, number: int, destination: Prefix) -> Prefix | None:
-        """Return the host in a destination to which we last sent a neighbour a packet that no contract covered."""
+        """Return the host to which we sent a neighbour the latest packet without a contract (`EarlyBytes`)."""
         return self._early.sent_lately(self._first_of(number), destination)
 
     def contract_of(self, slot: int, tag: int) -> bytes | None:

@@ -307,7 +307,10 @@ class Datapath:
         return self._required().accounts.read(accounts)
 
     def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> Prefix | None:
-        """Return the part of a destination to which our traffic goes through a neighbour; `links`: by number."""
+        """Return the part of a destination to which our traffic goes through a neighbour; None if there is none.
+
+        Args: links: interface and link address of each link of the neighbour, by the link's number.
+        """
         contracts = self._required().contracts
         try:
             leads = self._open_host().leads_to(destination, links.values())

@@ -28,7 +28,7 @@ class EarlyBytes:
         self._table = table
 
     def sent_lately(self, number: int, destination: Prefix) -> Prefix | None:
-        """Return the host in a destination to which we last sent a neighbour a packet without a contract.
+        """Return the host, within a destination, to which the latest packet went that we sent without a contract.
 
         None if there was no such packet in the last 10 s.
         """
