@@ -13,9 +13,10 @@ import pytest
 from ngp import store
 from ngp.config import parse
 from ngp.core.messages import Role
+from ngp.core.money import PaymentNode
 from ngp.core.settings import Settings
 from ngp.core.values import Check, Now
-from ngp.core.world import Neighbour, PaymentNode, World
+from ngp.core.world import Neighbour, World
 from ngp.daemon import checkup
 
 RUNNING = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))

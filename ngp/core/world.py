@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ngp.core.account import Account
-from ngp.core.allowance import Allowance
-from ngp.core.budget import Spending
-from ngp.core.buying.account import Backoff, ServerAccount
+from ngp.core.buying.account import ServerAccount
+from ngp.core.buying.memory import BuyingMemory
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason, Contract, State
 from ngp.core.coverage import Coverage
@@ -29,11 +28,11 @@ from ngp.core.effects import (
     Send,
     SetNeighbour,
 )
-from ngp.core.messages import Message, Prefix, Role
+from ngp.core.messages import Message, Role
+from ngp.core.money import Money, PaymentNode
 from ngp.core.openings import Openings, Pools, pools_of
 from ngp.core.peers import Link, Neighbour, Peers
-from ngp.core.reach import Reach
-from ngp.core.records import BilledRecord, ForgetLink, ForgetNeighbours, JournalRecord, PaymentRecord
+from ngp.core.records import BilledRecord, ForgetLink, ForgetNeighbours, JournalRecord
 from ngp.core.selling.account import ClientAccount, CreditLine
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
@@ -44,59 +43,8 @@ END_LINGER_S = 3.0
 LOW_LASTS_S = 4
 TOP_UP_LASTS_S = 10
 UNUSED_S = 3600.0
-MOST_QUESTIONS_A_SECOND = 32
 LOG_AGAIN_S = 3600.0
 MOST_LOGGED = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class PaymentNode:
-    """What the core needs to know about our payment module; `payee` is the public key of its node."""
-
-    network: str
-    real_money: bool
-    settles_by_proof: bool
-    least_amount_msat: int
-    payee: bytes = b""
-
-
-@dataclass(slots=True, eq=False)
-class Money:
-    """Our invoices and our payments; those that ended long ago are forgotten.
-
-    Attributes:
-        invoices, payments: by payment hash.
-        spending: what was paid, for the budgets.
-        reach: the channels of our payment node; None if the node doesn't report channels: then payments are unbounded.
-        unheard_of: payments of ours that the node didn't know when it was asked for the first time.
-        forgotten_s: last change of any payment that `payments` has forgotten, UTC by our clock at that time.
-        cursor: how far the node's stream of settlements was read.
-    """
-
-    invoices: dict[bytes, PaymentRecord] = field(default_factory=dict)
-    payments: dict[bytes, PaymentRecord] = field(default_factory=dict)
-    spending: Spending = field(default_factory=Spending)
-    reach: Reach | None = None
-    unheard_of: set[bytes] = field(default_factory=set)
-    forgotten_s: int = 0
-    cursor: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class BuyingMemory:
-    """What a buyer remembers beside its purchases.
-
-    Attributes:
-        declined: when a proposal was declined lately.
-        ended: purchases that are over, for the statement with their last bytes.
-        backoff: shared by all servers through which we haven't sent anything yet.
-        questions: how often `ask_for` may ask servers; the hosts that send through us choose the destinations.
-    """
-
-    declined: dict[tuple[bytes, Link, Prefix], float] = field(default_factory=dict)
-    ended: dict[bytes, Purchase] = field(default_factory=dict)
-    backoff: Backoff = field(default_factory=Backoff)
-    questions: Allowance = field(default_factory=lambda: Allowance(MOST_QUESTIONS_A_SECOND))
 
 
 @dataclass(slots=True, eq=False)

@@ -25,10 +25,11 @@ from ngp.config import (
 from ngp.core.events import Event
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Hello
+from ngp.core.money import PaymentNode
 from ngp.core.peers import Peers
 from ngp.core.settings import Settings
 from ngp.core.values import Check
-from ngp.core.world import PaymentNode, World
+from ngp.core.world import World
 from ngp.courier import Courier
 from ngp.daemon import checkup, handlers
 from ngp.daemon.api.reading import BOOKS_S

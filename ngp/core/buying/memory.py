@@ -1,0 +1,30 @@
+"""Memory of a buyer: what it declined, what is over, and how often it may ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ngp.core.allowance import Allowance
+from ngp.core.buying.account import Backoff
+from ngp.core.buying.purchase import Purchase
+from ngp.core.messages import Prefix
+from ngp.core.peers import Link
+
+MOST_QUESTIONS_A_SECOND = 32
+
+
+@dataclass(slots=True, eq=False)
+class BuyingMemory:
+    """What a buyer remembers beside its purchases.
+
+    Attributes:
+        declined: when a proposal was declined lately.
+        ended: purchases that are over, for the statement with their last bytes.
+        backoff: shared by all servers through which we haven't sent anything yet.
+        questions: how often `ask_for` may ask servers; the hosts that send through us choose the destinations.
+    """
+
+    declined: dict[tuple[bytes, Link, Prefix], float] = field(default_factory=dict)
+    ended: dict[bytes, Purchase] = field(default_factory=dict)
+    backoff: Backoff = field(default_factory=Backoff)
+    questions: Allowance = field(default_factory=lambda: Allowance(MOST_QUESTIONS_A_SECOND))

@@ -1,0 +1,42 @@
+"""Money: our payment node, the invoices that it made for us, and the payments that it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ngp.core.budget import Spending
+from ngp.core.reach import Reach
+from ngp.core.records import PaymentRecord
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentNode:
+    """What the core needs to know about our payment module; `payee` is the public key of its node."""
+
+    network: str
+    real_money: bool
+    settles_by_proof: bool
+    least_amount_msat: int
+    payee: bytes = b""
+
+
+@dataclass(slots=True, eq=False)
+class Money:
+    """Our invoices and our payments; those that ended long ago are forgotten.
+
+    Attributes:
+        invoices, payments: by payment hash.
+        spending: what was paid, for the budgets.
+        reach: the channels of our payment node; None if the node doesn't report channels: then payments are unbounded.
+        unheard_of: payments of ours that the node didn't know when it was asked for the first time.
+        forgotten_s: last change of any payment that `payments` has forgotten, UTC by our clock at that time.
+        cursor: how far the node's stream of settlements was read.
+    """
+
+    invoices: dict[bytes, PaymentRecord] = field(default_factory=dict)
+    payments: dict[bytes, PaymentRecord] = field(default_factory=dict)
+    spending: Spending = field(default_factory=Spending)
+    reach: Reach | None = None
+    unheard_of: set[bytes] = field(default_factory=set)
+    forgotten_s: int = 0
+    cursor: int = 0
