@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 import sys
 from typing import Any
 
@@ -50,19 +51,30 @@ _TOWERS = (
 
 
 class _Whole(click.IntRange):
-    """A whole number, with a clear error for a fraction, a unit or a separator."""
+    """A whole number, with a clear error for a fraction, a unit or a separator, and for a number out of its range.
 
-    def __init__(self, least: int, most: int | None = None, noun: str = "sat") -> None:
+    Args:
+        what: the number and its unit, for the error.
+        example: a usual value.
+    """
+
+    def __init__(self, least: int, most: int | None = None, what: str = "the amount in sat", example: int = 500_000):
         super().__init__(least, most)
-        self._noun = noun
+        self._what, self._example = what, example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the number; see `click.ParamType.convert`."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter:
-            bounds = f"from {self.min}" + (f" to {self.max}" if self.max is not None else "")
-            self.fail(f"{value!r} is no whole number of {self._noun} {bounds}; write only digits", param, ctx)
+            self.fail(f"{value!r} {self._fault(str(value))}", param, ctx)
+
+    def _fault(self, text: str) -> str:
+        """Return what is wrong with a value that was refused, and what would be right."""
+        if re.fullmatch(r"[+-]?\d+", text.strip()) is None:
+            return f"isn't a whole number: write {self._what} with digits only, for example {self._example}"
+        bounds = f"{self.min} or more" if self.max is None else f"a number from {self.min} to {self.max}"
+        return f"is out of range: write {self._what}, {bounds}"
 
 
 @verb_command(
@@ -70,7 +82,7 @@ class _Whole(click.IntRange):
     click.Argument(["words"], metavar="COMMAND", nargs=-1, required=True),
     click.Option(["--amount"], type=_Whole(1), metavar="SAT", help="open: size of the channel"),
     click.Option(["--push"], type=_Whole(0), default=0, metavar="SAT", help="open: given to the peer"),
-    click.Option(["--csv-delay"], type=_Whole(1, 10_000, "blocks"), metavar="BLOCKS",
+    click.Option(["--csv-delay"], type=_Whole(1, 10_000, "the number of blocks", 1008), metavar="BLOCKS",
                  help="open: how long the peer waits for its coins after it closes alone; else CSV_DELAY of net.conf"),
     click.Option(["--host"], metavar="HOST:PORT",
                  help="open: where the neighbour's node listens; else an address that it announced, port 9735"),

@@ -41,10 +41,22 @@ def test_a_lightning_command_that_lacks_a_word_is_told_which(words: str, says: s
     assert says in lightning._unknown(tuple(words.split()))
 
 
-@pytest.mark.parametrize("said", ["0.5", "0", "500k"])
-def test_an_amount_that_is_no_whole_number_of_sat_is_told_so(said: str) -> None:
-    with pytest.raises(click.BadParameter, match=f"'{said}' is no whole number of sat from 1; write only digits"):
-        lightning.command.make_context("lightning", ["open", "7f3a", "--amount", said])
+@pytest.mark.parametrize(
+    ("option", "said", "says"),
+    [
+        ("--amount", "0.5", "isn't a whole number: write the amount in sat with digits only, for example 500000"),
+        ("--amount", "500k", "isn't a whole number: write the amount in sat with digits only, for example 500000"),
+        ("--amount", "0", "is out of range: write the amount in sat, 1 or more"),
+        ("--amount", "-5", "is out of range: write the amount in sat, 1 or more"),
+        ("--push", "-1", "is out of range: write the amount in sat, 0 or more"),
+        ("--csv-delay", "1.5", "isn't a whole number: write the number of blocks with digits only, for example 1008"),
+        ("--csv-delay", "20000", "is out of range: write the number of blocks, a number from 1 to 10000"),
+    ],
+)
+def test_a_number_that_is_refused_is_shown_with_the_remedy_that_fits_it(option: str, said: str, says: str) -> None:
+    with pytest.raises(click.BadParameter) as error:
+        lightning.command.make_context("lightning", ["open", "7f3a", option, said])
+    assert error.value.message == f"'{said}' {says}"
 
 
 @pytest.mark.parametrize("active", [True, False])
