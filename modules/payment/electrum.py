@@ -212,7 +212,10 @@ class ElectrumPayment(ElectrumUpkeep):
                 return
             state = InvoiceState.SETTLED
         if state not in (InvoiceState.OPEN, InvoiceState.CANCELLED):
-            raise PaymentError(f"invoice {payment_hash.hex()} is paid already and can't be cancelled; refund it")
+            raise PaymentError(
+                f"invoice {payment_hash.hex()} is paid already and can't be cancelled: the neighbour is credited with "
+                "the payment, and `ngp refund NEIGHBOUR` pays it back"
+            )
         self._journal.cancel(payment_hash)  # before deleting it, or nothing would show that it was ours
         try:
             await self._wallet.ask("delete_request", request_id=payment_hash.hex())

@@ -130,7 +130,10 @@ class SandboxNode:
         """Cancel an invoice. Raises PaymentError if it is settled or not ours."""
         with self._transaction(now_s) as connection:
             if self.invoice_state(payment_hash, now_s) in (InvoiceState.SETTLED, InvoiceState.ACCEPTED):
-                raise PaymentError(f"invoice {payment_hash.hex()} is paid already and can't be cancelled; refund it")
+                raise PaymentError(
+                    f"invoice {payment_hash.hex()} is paid already and can't be cancelled: the neighbour is credited "
+                    "with the payment, and `ngp refund NEIGHBOUR` pays it back"
+                )
             connection.execute("UPDATE invoices SET cancelled = 1 WHERE payment_hash = ?", (payment_hash,))
 
     def settlements(self, cursor: int, now_s: float) -> tuple[list[Settlement], float | None]:
