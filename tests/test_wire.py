@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from enum import StrEnum
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, get_args
@@ -88,6 +90,13 @@ def test_protocol_document_lists_every_kind_and_field_in_order() -> None:
         if fields
     }
     assert found == expected
+
+
+@pytest.mark.parametrize(("words", "message"), [(m.RejectReason, "reject"), (m.DeclineReason, "declined")])
+def test_protocol_document_says_what_each_reason_means(words: type[StrEnum], message: str) -> None:
+    document = (Path(__file__).resolve().parent.parent / "docs" / "protocol.md").read_text()
+    _, table = document.split(f"| reason of {message} |")
+    assert re.findall(r"^\| `([a-z ]+)` \|", table.partition("\n\n")[0], re.MULTILINE) == list(words)
 
 
 @pytest.mark.parametrize("kind", BY_TYPE, ids=lambda kind: kind.__name__)

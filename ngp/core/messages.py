@@ -25,7 +25,10 @@ class Role(StrEnum):
 
 
 class RejectReason(StrEnum):
-    """Why a quote, a renewal or an accept is refused; the message carries this word."""
+    """Why an ask, a proposal or an accept is refused; the message carries this word.
+
+    docs/protocol.md says under "Reasons" what each word means, and which side sends it.
+    """
 
     PRICE = "price"
     NOT_BUYING = "not buying"
@@ -39,7 +42,10 @@ class RejectReason(StrEnum):
 
 
 class DeclineReason(StrEnum):
-    """Why an invoice isn't paid, or no refund is offered; the message carries this word."""
+    """Why an invoice isn't paid, or no refund is offered; the message carries this word.
+
+    docs/protocol.md says under "Reasons" what each word means, and which side sends it.
+    """
 
     NOT_BUYING = "not buying"
     BUDGET = "budget"
