@@ -30,8 +30,8 @@ INLINE __u32 payer_of(const struct neighbour *neighbour)
 	return neighbour ? neighbour->number : STRANGERS;
 }
 
-/* Read the flow that a packet answers: the flow in the other direction. An ICMP error counts as an answer to the packet
- * that it quotes. Not static, like the functions below: see `serves`. */
+/* Read the flow that a packet would answer: the packet's own flow with both ends exchanged. An ICMP error counts as an
+ * answer to the packet that it quotes. Not static, like the functions below: see `serves`. */
 __noinline int read_answered(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	__be16 ports[2] = {};
@@ -54,7 +54,7 @@ __noinline int read_answered(struct __sk_buff *skb, const struct packet *p, stru
 	return 0;
 }
 
-/* Make the flow of a packet from the flow that it answers. */
+/* Make the flow of a packet from `answered`, the same flow with both ends exchanged. */
 INLINE void turn(const struct flow *answered, struct flow *flow)
 {
 	__builtin_memcpy(flow->from, answered->to, 16);
@@ -101,7 +101,7 @@ APART int make_room(const struct place *place)
 }
 
 /* Remember who began the flow of a packet: the packet's sender, or (with `ours`) one of our LANs. `answered` is the
- * flow that the packet answers. */
+ * packet's flow with both ends exchanged, as read_answered gives it. */
 __noinline int remember(const struct packet *p, const struct flow *answered, int ours)
 {
 	const struct config *config = settings();

@@ -94,8 +94,8 @@ APART int note_asked(struct lane *lane, __u64 hash)
 	return 0;
 }
 
-/* Take room in a lane. Take it from the neighbour's own bucket first: the part of a flood that is refused there takes
- * nothing from the bucket that all newcomers share. */
+/* Take room for `bytes` in a lane. Returns 0 if there is none. Take the room from the neighbour's own bucket first: the
+ * part of a flood that is refused there takes nothing from the bucket that all newcomers share. */
 APART int has_room(const struct config *config, struct lane *lane, const struct neighbour *neighbour, __u32 bytes)
 {
 	__u64 now = bpf_ktime_get_coarse_ns(), cost_ns = bytes * config->lane_kib_ns >> 10;
@@ -114,7 +114,7 @@ INLINE struct lane *lane_of(const struct neighbour *neighbour)
 	return lane_number(neighbour ? neighbour->number : STRANGERS_LANE);
 }
 
-/* Take `room` bytes in a lane, if it has them, and count `bytes` as carried. */
+/* Take `room` bytes in a lane, and count `bytes` as carried. Returns 0 if the lane has no room. */
 INLINE int enters(const struct config *config, struct lane *lane, const struct neighbour *neighbour, __u32 room, __u32 bytes)
 {
 	if (!has_room(config, lane, neighbour, room)) {
@@ -126,7 +126,9 @@ INLINE int enters(const struct config *config, struct lane *lane, const struct n
 	return 1;
 }
 
-/* Pass a packet to or from a payment service in its neighbour's lane, if it may. Not static: see `serves`. */
+/* Take room in its neighbour's lane for a packet to or from a payment service, if the packet may use the lane. Returns
+ * an enum gift: GIVEN if it passes uncharged, REFUSED if the lane has no room, NOT_GIVEN if it must be paid for like
+ * other traffic. Not static: see `serves`. */
 __noinline int use_lane(struct __sk_buff *skb, const struct packet *p, int to_service)
 {
 	const struct config *config = settings();
@@ -152,8 +154,8 @@ __noinline int use_lane(struct __sk_buff *skb, const struct packet *p, int to_se
 	return GIVEN;
 }
 
-/* Is a packet carried uncharged, as free traffic or in a lane with room? Call this once for each packet, since it takes
- * that room. */
+/* Find out whether a packet is carried uncharged, as free traffic or in a lane. This takes the packet's room in the
+ * lane, so call it once for each packet. Returns an enum gift, as use_lane does. */
 INLINE int gives(struct __sk_buff *skb, const struct packet *p, int wanted)
 {
 	int found = matches_free(skb, p, wanted);
@@ -178,9 +180,10 @@ APART int is_of_host(struct __sk_buff *skb, const struct packet *p, int to_servi
 	return rule && (serves(rule, p->protocol, to_service ? ports[1] : ports[0]) & TO_SERVICE);
 }
 
-/* Has the lane no room for a packet between a neighbour and a service of this host? Packets with options count like
- * all others, or options would be a way round the rate. A blocked neighbour's packets pass too, up to the rate: its
- * node must reach ours as long as there is a channel between them with our coins in it. */
+/* Take `room` bytes in the neighbour's lane for a packet between that neighbour and a service of this host. Returns 1
+ * if the lane has no room. Packets with options count like all others, or options would be a way round the rate. A
+ * blocked neighbour's packets pass too, up to the rate: its node must reach ours as long as there is a channel between
+ * them with our coins in it. */
 APART int is_over_rate(const struct config *config, const struct packet *p, __u32 room)
 {
 	struct neighbour *neighbour = find_neighbour(p);

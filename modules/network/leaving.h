@@ -15,15 +15,15 @@
 #include "returns.h"
 #include "sent.h"
 
-/* Is a packet an answer from a service of this host, and has its neighbour's lane no room for it? This can only be
- * asked at egress, where the frame names the neighbour. */
+/* If a packet is an answer from a payment service on this host, take room for it in the lane of the neighbour that
+ * receives it. Returns 1 if the lane has no room. Call this only at egress: there the frame names the neighbour. */
 APART int answers_over_rate(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	return !p->group && !p->error && is_of_host(skb, p, 0) && is_over_rate(config, p, p->bytes);
 }
 
-/* Who pays for a packet that leaves: the neighbour that receives it; we; its sender, who has paid at the gate; nobody,
- * so the packet is refused; or nobody, since the packet is an answer of a forwarded port (passes_as_own), which is
+/* Who pays for a packet that leaves, in the order below: the neighbour that receives it; we; its sender, who has paid
+ * at the gate; nobody, so the packet is refused; nobody, because an answer of a forwarded port (passes_as_own) is
  * free. */
 enum payer { NEIGHBOUR_PAYS, WE_PAY, SENDER_PAID, NOBODY_PAYS, PASSES_AS_OWN };
 
@@ -95,9 +95,10 @@ __noinline int buy(const struct packet *p)
 	return note_early(config, p, find_neighbour(p));
 }
 
-/* Who pays for a packet from a LAN of ours whose flow isn't known? If both we and the neighbour have a contract for
- * it, ours counts. Both ends of a link must decide alike, and at the other end our packet meets our contract first.
- * Returns an enum payer. */
+/* Find out who pays for a packet from a LAN of ours whose flow isn't known, and remember the flow if we pay. If both we
+ * and the neighbour have a contract for the packet, ours counts. Both ends of a link must decide alike, and at the
+ * other end our packet meets our contract first. If only the neighbour has a contract, the neighbour pays, and the
+ * daemon is asked to buy the destination. Returns an enum payer. */
 INLINE int leave_lan(const struct config *config, const struct packet *p, const struct flow *answered)
 {
 	struct neighbour *neighbour = find_neighbour(p);
@@ -119,8 +120,9 @@ INLINE int leave_lan(const struct config *config, const struct packet *p, const 
 	return WE_PAY;
 }
 
-/* Who pays for a packet that we pass on to a neighbour? Returns an enum payer. The caller then counts or charges: in
- * Linux 6.1 the stack is too small to call those functions from here. Not static: see `serves`. */
+/* Find out who pays for a packet that we pass on to a neighbour. Returns an enum payer. The caller then counts or
+ * charges the packet: in Linux 6.1 the stack is too small to call `buy` and `sell` from here. Not static: see
+ * `serves`. */
 __noinline int find_who_pays(struct __sk_buff *skb, const struct packet *p)
 {
 	const struct config *config = settings();

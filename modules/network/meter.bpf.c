@@ -2,12 +2,14 @@
  *
  * The meter: admits, counts and cuts the traffic of neighbours in the kernel, whether or not the daemon runs.
  *
- *   xt_unpaid_up, _mesh, _lan   called by the gate (gate.py) in FORWARD, after the operator's filter: does nobody pay
- *                               for this packet? The class of the interface by which it leaves decides which is called
- *   xt_unknown                  called by the gate for a packet that nobody paid for: should the daemon see it?
- *   xt_over_rate                called by the gate in INPUT: is a packet to a payment service on this host over its rate?
- *   xt_forged                   called by the gate in FORWARD, on a host that rewrites destinations: has a packet
- *                               to the mesh an address of this host as its source?
+ *   xt_unpaid_up, _mesh, _lan   called by the gate (gate.py) in FORWARD, after the operator's filter: charge a packet,
+ *                               and return 1 if nobody pays for it. Which of the three is called depends on the
+ *                               interface by which the packet leaves: upstream, mesh or LAN
+ *   xt_unknown                  called by the gate for a packet that nobody paid for: is it held for the daemon?
+ *   xt_over_rate                called by the gate in INPUT: take room in a lane for a packet to a payment service on
+ *                               this host, and return 1 if there is none
+ *   xt_forged                   called by the gate in FORWARD, on a host that rewrites destinations: is the source of a
+ *                               packet to the mesh an address of this host?
  *   ngp_tc_out                  egress of mesh interfaces: meters our clients' downloads, and what we buy and send
  *   ngp_tc_in                   ingress of mesh interfaces: meters what we bought and receive
  *
@@ -90,11 +92,11 @@ INLINE int passes_as_own(struct __sk_buff *skb, const struct config *config, con
 	return 1;
 }
 
-/* Does anybody pay for a packet that a neighbour sends through us? The first rule that fits decides; if its contract
- * refuses the packet, no other rule is tried. A packet to an upstream interface is never a return: else a neighbour
- * that sells to us could send through our uplink for nothing. A packet whose destination was rewritten has two flows,
- * one with the address to which it was sent and one with the rewritten address; answers may belong to either. Returns
- * 0 if nobody pays. */
+/* Charge a packet that a neighbour sends through us, unless it is free or its receiver pays for it at egress. Returns 0
+ * if nobody pays. The first rule that fits decides; if its contract refuses the packet, no other rule is tried. A
+ * packet to an upstream interface is never a return: else a neighbour that sells to us could send through our uplink
+ * for nothing. A packet whose destination was rewritten has two flows, one with the address to which it was sent and
+ * one with the rewritten address; answers may belong to either. */
 INLINE int paid(struct __sk_buff *skb, enum way way)
 {
 	const struct config *config = settings();
@@ -181,11 +183,11 @@ APART int hold(struct __sk_buff *skb, const struct packet *p, int rewritten)
 	return 1;
 }
 
-/* Should the daemon see a packet? It sees a few packets to each destination in each window, and new destinations only
- * as fast as the neighbour's token bucket allows. Strangers share one bucket, so made-up MACs gain nothing and cost
- * known neighbours nothing. A destination enters the table ngp_asked only if there was a token for it, so a flood
- * can't push others' destinations out of the table. A packet for a lane without room isn't shown to the daemon, or the
- * neighbour would be offered a contract for what is free to it. */
+/* Decide whether the daemon sees a packet; if so, count it in ngp_asked, and hold it. The daemon sees a few packets to
+ * each destination in each window, and new destinations only as fast as the neighbour's token bucket allows. Strangers
+ * share one bucket, so made-up MACs gain nothing and cost known neighbours nothing. A destination enters the table
+ * ngp_asked only if there was a token for it, so a flood can't push others' destinations out of the table. A packet for
+ * a lane without room isn't shown to the daemon: else the neighbour would be offered a contract for what is free. */
 SEC("socket")
 int xt_unknown(struct __sk_buff *skb)
 {
@@ -236,11 +238,11 @@ int xt_unknown(struct __sk_buff *skb)
 
 /* --- this host --- */
 
-/* Is a packet to a payment service on this host over its neighbour's rate? ICMP errors always pass: they go to the
- * kernel, and path MTU discovery must work during a neighbour's flood. At INPUT, IPv4's fragments are already joined;
- * IPv6's aren't. Of these only the first shows a port. So the first one must find room for the longest packet that
- * fragments can make. So must a packet with more extension headers than we follow: it may be for any port, and may be
- * a first fragment. */
+/* Take room in its neighbour's lane for a packet to a payment service on this host. Returns 1 if the lane has no room.
+ * ICMP errors always pass: they go to the kernel, and path MTU discovery must work during a neighbour's flood. At
+ * INPUT, fragments of IPv4 are already joined, but fragments of IPv6 aren't, and only the first of them shows a port.
+ * So the first one must find room for the longest packet that fragments can make. So must a packet with more extension
+ * headers than we follow: it may be for any port, and may be a first fragment. */
 SEC("socket")
 int xt_over_rate(struct __sk_buff *skb)
 {
@@ -339,7 +341,7 @@ APART int is_made_here(struct __sk_buff *skb, const struct packet *p)
 	       !bpf_skb_load_bytes(skb, p->base + p->transport + 13, &flags, 1) && (flags & TCP_RESET);
 }
 
-/* May an ICMP error go on to our client?
+/* Decide whether an ICMP error may go on to our client; one that is limited takes a token.
  *
  * Anybody can send an error about a client's connection without forging an address. The error is charged to the
  * client's contract, or carried for nothing if the connection is free. So errors that don't come from the destination

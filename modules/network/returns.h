@@ -78,7 +78,8 @@ __noinline int note_paid(__u32 ingress_ifindex, const struct flow *answered)
 	return 1;
 }
 
-/* At ngp_tc_out: did the gate store this packet as a return? */
+/* Find out, at ngp_tc_out, whether the gate stored this packet as a return. If so, mark that return as left, so that it
+ * isn't stored as waiting. */
 __noinline int was_return(__u32 ingress_ifindex, const struct flow *answered)
 {
 	struct passage passage = { .ifindex = ingress_ifindex };
