@@ -51,8 +51,8 @@ class ModuleKey:
             UnseenError if the value may be a secret.
         help: one line.
         default: the value as net.conf would have it. The word `none` means None, and is never parsed.
-        secret: what in the value is secret ("the macaroon"); "": nothing. A secret value is never shown, and net.conf
-            is refused if others than its owner can read it.
+        secret: what in the value is secret ("the macaroon"); empty if nothing is. A secret value is never shown, and
+            net.conf is refused if others than its owner can read it.
         instead: what the operator can do instead of writing the secret into net.conf.
     """
 

@@ -92,7 +92,11 @@ class Network(Protocol):
         """Return the existing interfaces that MESH_INTERFACES matches, sorted. Raises KernelError."""
 
     def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return interfaces that MESH_INTERFACES matches but that can't be mesh: by name, the reason and the remedy."""
+        """Return interfaces that MESH_INTERFACES matches but that can't be mesh: by name, the reason and the remedy.
+
+        The remedy is "" if nothing has to be done: only a pattern matches the interface, and it receives no packets
+        that would have to be charged on it.
+        """
 
     def other_interfaces(
         self, mesh: Sequence[str], lan: Sequence[str] | None

@@ -208,7 +208,7 @@ def test_a_tower_is_a_key_and_a_place() -> None:
         f"{'02' * 33}@2001:db8::1", f"{'02' * 33}@a@b", f"{'02' * 33}@[::1", f"{'02' * 33}@x:http", "02\x1b@y",
     ],
 )  # fmt: skip
-def test_a_malformed_tower_is_bad_usage_that_says_how_it_is_written(text: str) -> None:
+def test_a_malformed_watchtower_address_is_refused_and_the_error_shows_the_form(text: str) -> None:
     with pytest.raises(UsageError, match=r"PUBKEY@HOST:PORT|66 hexadecimal digits|write 192\.0\.2\.1:9911"):
         lightning.tower_place(text)
 

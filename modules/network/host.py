@@ -90,7 +90,8 @@ class Host:
         """Return interfaces that MESH_INTERFACES matches but that can't be mesh: by name, the reason and the remedy.
 
         The remedy is "" (nothing has to be done) if net.conf doesn't name the interface, so that only a pattern matches
-        it, and if its packets arrive on an interface that is mesh or ignored.
+        it, and if its packets arrive on an interface that is mesh or ignored. `layers.is_elsewhere` has the two cases
+        in which it receives no packets of ours at all.
         """
         known = self.interfaces()
         without = self._without(patterns)

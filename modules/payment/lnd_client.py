@@ -181,7 +181,10 @@ class LndClient:
     async def call(
         self, method: Method[Question, Answer], question: Question, timeout_s: float = CALL_TIMEOUT_S
     ) -> Answer:
-        """Call once. Raises LndError, or PaymentError if the credentials can't be read."""
+        """Call a method once (a failed call isn't repeated), and return its answer.
+
+        Raises: LndError, or PaymentError if the credentials can't be read.
+        """
         channel, metadata = await self._open()
         stub = channel.unary_unary(
             method.path, request_serializer=_serialized, response_deserializer=method.answer.FromString

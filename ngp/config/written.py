@@ -31,7 +31,8 @@ class Written:
 
     Attributes:
         modules: names of the installed modules, by group.
-        brought: the settings of the modules that the file concerns.
+        brought: each module's own keys (ModuleSettings), by module: of the modules that the file chooses; if the file
+            has a key that isn't ngp's own, of all installed modules that can be loaded.
         folder: of the file; relative paths start there.
     """
 

@@ -58,8 +58,9 @@ def node_services(addresses: Iterable[str]) -> tuple[FreeRule, ...]:
 def left_out(settings: Settings, network: Network) -> list[Check]:
     """Return a line for each interface that MESH_INTERFACES matches but that can't be a mesh interface.
 
-    A line about an interface that is named is a failure. An interface that a pattern matches is left out, with a
-    warning if no other interface gates its traffic.
+    If net.conf gives the interface's own name, the line is a failure. If only a pattern matches the name, the line is
+    ok. Such a line is a warning (it has a remedy) unless nothing has to be done, usually because the packets arrive on
+    another interface that is mesh or ignored, such as the bridge that this interface is a port of.
 
     Raises: KernelError.
     """

@@ -1,8 +1,8 @@
 """State directory: made for ngp alone, and locked by the one daemon that may use it.
 
-The lock is the kernel's (flock on ngp.pid), so it can't outlive its process. After `kill -9` the file is left with its
-number but without a lock: the next start can take it, and `ngp stop` knows that it may have to clean up. Two daemons on
-one ledger would count the same payment twice, so the second is refused before it opens anything.
+The lock is the kernel's (flock on ngp.pid), so it can't outlive its process. After `kill -9` the file still has the
+process's number, but no lock. So the next start can lock it, and `ngp stop` knows that it may have to clean up. Two
+daemons on one ledger would count the same payment twice, so the second is refused before it opens anything.
 """
 
 from __future__ import annotations

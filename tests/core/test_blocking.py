@@ -197,7 +197,7 @@ def greet(sim: Sim, node: Node, number: int) -> ScriptedNeighbour:
     return other
 
 
-def test_a_block_stays_when_the_links_are_old_or_gone() -> None:
+def test_a_block_survives_restarts_when_the_neighbours_links_are_old_or_gone() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2.0)
     for blocked in (True, False):

@@ -54,7 +54,7 @@ def test_a_round_that_takes_longer_goes_on_every_second() -> None:
 @pytest.mark.parametrize("contracts_max", [1, 20_000, 131_072])
 @pytest.mark.parametrize("paid", [0, 1, 2, 7, 100, 1000, MOST_NEIGHBOURS])
 @pytest.mark.parametrize("on_grace", [0, 1, 50, 500, MOST_NEIGHBOURS])
-def test_there_is_room_for_all_payers_at_a_time(contracts_max: int, paid: int, on_grace: int) -> None:
+def test_the_flow_table_has_room_for_all_payers_together(contracts_max: int, paid: int, on_grace: int) -> None:
     entries = table_sizes(contracts_max)[layout.FLOWS]
     rooms = divide(entries, paid, on_grace)
     assert (paid + 2 << rooms.paid_bits) + (on_grace << rooms.on_grace_bits) <= entries
