@@ -94,8 +94,12 @@ def host_and_port(written: KeyText) -> str:
 
 def one_word(written: KeyText) -> str:
     """Read up to 128 characters without spaces. Raises ConfigError."""
-    is_truth_value = not written.is_text and written.text.lower() in _TRUTH_VALUES
-    if is_truth_value or re.fullmatch(r"[!-~]{1,128}", written.text) is None:
+    if not written.is_text and written.text.lower() in _TRUTH_VALUES:
+        raise ConfigError(
+            f"is read by YAML as bool: write none for no account, or '{written.text}' with the quotes for an account "
+            "of that name"
+        )
+    if re.fullmatch(r"[!-~]{1,128}", written.text) is None:
         raise ConfigError("is not an account: write up to 128 letters and digits without spaces, or none")
     return written.text
 

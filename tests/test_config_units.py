@@ -122,8 +122,12 @@ def test_ambiguous_time_units_are_refused(text: str) -> None:
 
 
 def test_parts_of_the_smallest_unit_are_refused() -> None:
-    for read, text in ((money_msat, "0.5 msat"), (data_bytes, "0.5 B"), (time_s, "0.5 s")):
-        with pytest.raises(ConfigError, match="not a whole number"):
+    for read, text, right in (
+        (money_msat, "0.5 msat", "0 msat or 1 msat"),
+        (data_bytes, "2.5 B", "2 bytes or 3 bytes"),
+        (time_s, "0.5 s", "0 seconds or 1 seconds"),
+    ):
+        with pytest.raises(ConfigError, match=f"is not a whole number of [a-z]+: write {right}"):
             read(text)
 
 

@@ -145,7 +145,8 @@ def _whole(amount: Fraction, most: int, unit: str, most_shown: str) -> int:
     if amount > most:
         raise ConfigError(f"is too high: the most is {most_shown}")
     if amount.denominator != 1:
-        raise ConfigError(f"is not a whole number of {unit}: write {amount.numerator // amount.denominator} {unit}")
+        below = amount.numerator // amount.denominator  # may be 0, which not all keys take
+        raise ConfigError(f"is not a whole number of {unit}: write {below} {unit} or {below + 1} {unit}")
     return amount.numerator
 
 
