@@ -106,20 +106,20 @@ _THIS_HOST: tuple[Prefix, ...] = (ip_network("127.0.0.1"), ip_network("::1"))  #
 
 
 class Counter(IntEnum):
-    """The kernel's own counters, in packets (LANE_BYTES: bytes)."""
+    """The kernel's own counters. They count packets, except for HINTS_LOST and LANE_BYTES."""
 
-    REFUSED_EXHAUSTED = 0
-    REFUSED_EXPIRED = 1
-    REFUSED_BLOCKED = 2
-    UNCOVERED = 3
-    PASSED_TO_QUEUE = 4
-    ASKED_BEFORE = 5
-    OVER_RATE = 6
-    CONTENDED = 7
-    HINTS_LOST = 8
-    LANE_BYTES = 9
-    LANE_OVER_RATE = 10
-    REFUSED_UNPAID = 11
+    REFUSED_EXHAUSTED = 0  # the contract's data was used up
+    REFUSED_EXPIRED = 1  # the contract's time was over
+    REFUSED_BLOCKED = 2  # the destination is refused for the moment, or the contract is being closed
+    UNCOVERED = 3  # towards a neighbour: not covered by a contract, forged, or an ICMP error over its limit
+    PASSED_TO_QUEUE = 4  # held for the daemon
+    ASKED_BEFORE = 5  # not held, as enough packets to the same destination are held already
+    OVER_RATE = 6  # not held, as a neighbour, or all strangers, sent to too many new destinations
+    CONTENDED = 7  # dropped, as other processors changed the sum at each attempt to charge them
+    HINTS_LOST = 8  # hints for which the ring buffer had no room
+    LANE_BYTES = 9  # bytes that passed in lanes
+    LANE_OVER_RATE = 10  # dropped, as their lane had no room
+    REFUSED_UNPAID = 11  # the account had neither money nor credit left
 
 
 def make_tag(generation: int, slot: int = NO_ACCOUNT, blocked: bool = False) -> int:

@@ -59,7 +59,7 @@ enum role { SERVER, CLIENT };
 #define WAS_PAID 16                                           /* we paid it */
 
 enum hint_kind { LOW = 1, EXHAUSTED, ACCOUNT_LOW, ACCOUNT_EXHAUSTED, UNBOUGHT };
-enum counter {
+enum counter {                                                /* layout.py says what each of them counts */
 	REFUSED_EXHAUSTED, REFUSED_EXPIRED, REFUSED_BLOCKED, UNCOVERED, HELD, HELD_BEFORE, OVER_RATE, CONTENDED, HINTS_LOST,
 	LANE_BYTES, LANE_OVER_RATE, REFUSED_UNPAID, COUNTERS
 };

@@ -238,7 +238,7 @@ class SandboxPayment:
         return await self._follow(parsed.payment_hash, time.monotonic() + timeout_s)
 
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
-        """Return a payment's outcome."""
+        """Return a payment's outcome; of a payment that the node doesn't know, that it failed (UNKNOWN_PAYMENT)."""
         self._serve()
         found = self._node.outcome(payment_hash, time.time())
         if found is None:

@@ -43,7 +43,7 @@ class Fate(StrEnum):
 
     SUCCEED = "succeed"
     FAIL = "fail"
-    STUCK = "stuck"
+    STUCK = "stuck"  # not at all, until `release`
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class SandboxNode:
         return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, preimage, fee_msat), None
 
     def release(self, fate: Fate, now_s: float) -> None:
-        """Let every stuck payment end."""
+        """Let every stuck payment end now. Args: fate: how they end, SUCCEED or FAIL."""
         with self._transaction(now_s) as connection:
             connection.execute(
                 "UPDATE payments SET fate = ?, due_at_s = ?, reason = CASE ? WHEN 'fail' THEN 'released as failed' "

@@ -23,7 +23,7 @@ from ngp.core.values import Reading
 
 
 class State(StrEnum):
-    """How far a contract has come."""
+    """How far a contract has come; docs/protocol.md says under "Contract states" what each state means."""
 
     QUOTED = "quoted"
     ACCEPTED = "accepted"
@@ -38,10 +38,10 @@ class State(StrEnum):
 class CloseReason(StrEnum):
     """Why a contract is closed."""
 
-    EXHAUSTED = "exhausted"
-    EXPIRED = "expired"
-    UNPAID = "unpaid"
-    CANCELLED = "cancelled"
+    EXHAUSTED = "exhausted"  # its data was used up, and it wasn't renewed
+    EXPIRED = "expired"  # its lifetime was over, or it carried nothing in an hour from its start
+    UNPAID = "unpaid"  # its credit was used up, or the time of its credit was over
+    CANCELLED = "cancelled"  # blocked, ended by the other side, or its link belongs to another identity now
 
 
 MOVES: dict[State, frozenset[State]] = {

@@ -54,7 +54,10 @@ def tell_outcome(world: World, neighbour: Neighbour, record: PaymentRecord) -> b
 
 
 def is_from_announced_node(world: World, neighbour: Neighbour, decoded: DecodedInvoice) -> bool:
-    """Say whether an invoice is from the node that the neighbour announced; real money goes to no other node."""
+    """Say whether an invoice is from the node that the neighbour announced; real money goes to no other node.
+
+    If it isn't, the log says so. Where money isn't real, a neighbour that announced no node may use any.
+    """
     if decoded.payee == neighbour.payee.hex() or not (neighbour.payee or world.node.real_money):
         return True
     who, announced = neighbour.identity.hex()[:8], neighbour.payee.hex()[:16] or "none"

@@ -130,7 +130,7 @@ class Peers:
         return f"{named(identity)} is away and can't {to_do}: run this again when it is back"
 
     def add(self, neighbour: Neighbour) -> None:
-        """Enter a neighbour."""
+        """Enter a neighbour under its identity and link; the caller decides who owns the link in `by_link`."""
         self.neighbours[neighbour.identity, neighbour.link] = neighbour
         self.by_identity.setdefault(neighbour.identity, {})[neighbour.link] = neighbour
 

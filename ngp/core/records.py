@@ -21,9 +21,9 @@ class Direction(StrEnum):
 class PaymentKind(StrEnum):
     """What a payment is for."""
 
-    TOP_UP = "top-up"
-    REFUND = "refund"
-    MANUAL = "manual"
+    TOP_UP = "top-up"  # a client prepays, or pays its debt
+    REFUND = "refund"  # a server pays a client's money back
+    MANUAL = "manual"  # sandbox only: the operator credits a neighbour by hand
 
 
 class PaymentState(StrEnum):

@@ -23,9 +23,9 @@ ASK_MORE_AFTER_S = 60.0
 class Applied(Enum):
     """What a reported payment turned out to be."""
 
-    APPLIED = "applied"
-    REPLAYED = "replayed"
-    FOREIGN = "foreign"
+    APPLIED = "applied"  # it is credited now
+    REPLAYED = "replayed"  # it was credited before
+    FOREIGN = "foreign"  # it is for no invoice of ours that we remember, or its proof is wrong
 
 
 def proof_received(world: World, paid: Paid) -> Applied:

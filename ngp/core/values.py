@@ -292,11 +292,11 @@ class Verdict(Enum):
 class HintKind(StrEnum):
     """Kinds of hints in the kernel's ring buffer; a few hints may be lost."""
 
-    LOW = "low"
-    EXHAUSTED = "exhausted"
-    ACCOUNT_LOW = "account_low"
-    ACCOUNT_EXHAUSTED = "account_exhausted"
-    UNBOUGHT = "unbought"
+    LOW = "low"  # a contract crossed its low-water mark
+    EXHAUSTED = "exhausted"  # a packet met its contract's limit
+    ACCOUNT_LOW = "account_low"  # an account crossed its low-water mark
+    ACCOUNT_EXHAUSTED = "account_exhausted"  # a packet met the account's limit
+    UNBOUGHT = "unbought"  # we send a neighbour what we should buy there
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,10 +359,10 @@ class NewInvoice:
 class InvoiceState(StrEnum):
     """State of an invoice of ours."""
 
-    OPEN = "open"
-    ACCEPTED = "accepted"
-    SETTLED = "settled"
-    CANCELLED = "cancelled"
+    OPEN = "open"  # it can be paid
+    ACCEPTED = "accepted"  # a payment has arrived, but the node hasn't settled or booked it yet
+    SETTLED = "settled"  # it is paid
+    CANCELLED = "cancelled"  # it can't be paid any more
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,7 +252,10 @@ class World:
         return found
 
     def add_contract(self, contract: Sale | Purchase) -> None:
-        """Enter a contract."""
+        """Enter a contract in our tables: by id, by its neighbour's link, and by destination.
+
+        If no money has passed to or from its neighbour, count it in the room that strangers share (`is_full`).
+        """
         self.contracts[contract.id] = contract
         contract.of_stranger = not self.has_traded(contract.role, contract.identity)
         self.strangers += contract.of_stranger

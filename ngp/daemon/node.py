@@ -241,7 +241,7 @@ class Node:
             raise LedgerError("the daemon stops after a defect, see its log: start it, then run this again")
 
     def close_tasks(self) -> None:
-        """Cancel the background tasks."""
+        """Cancel the background tasks, the timers, and the watch of the host's interfaces."""
         for task in self._tasks:
             task.cancel()
         self.parts.network.stop_watching()

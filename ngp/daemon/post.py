@@ -225,7 +225,10 @@ class Post:
         )
 
     def _payee_proven(self, sender: bytes, hello: Hello) -> bool:
-        """Say whether the announced payment node signed that it is this neighbour's; each signature is checked once."""
+        """Say whether the announced payment node signed that it is this neighbour's; each signature is checked once.
+
+        False also if the neighbour made us check too many signatures in this second.
+        """
         shown = (sender, hello.network, hello.payee, hello.payee_proof)
         if shown not in self._payees:
             if not self._allowed(sender):
@@ -243,7 +246,10 @@ class Post:
         return self._payment.decode(bolt11)
 
     def _allowed(self, sender: bytes) -> bool:
-        """Say whether another signature may be checked for a neighbour now: each check costs a millisecond."""
+        """Take one of the checks of signatures that a neighbour is allowed a second: each costs a millisecond.
+
+        Returns whether one was left.
+        """
         if sender not in self._decodes and len(self._decodes) > MOST_PAYEES:
             self._decodes.clear()
         return self._decodes.setdefault(sender, Allowance(DECODES_PER_SECOND)).take(self._now())

@@ -149,7 +149,10 @@ def _objection(
 
 
 def _is_wanted(world: World, neighbour: Neighbour, destination: Prefix, sends_to: Prefix | None) -> bool:
-    """Say whether to buy a destination from a neighbour: our traffic goes through it, or we bought it there already."""
+    """Say whether to buy a destination from a neighbour: our traffic goes through it, or we bought it there already.
+
+    If not, the log says why, once an hour for each interface.
+    """
     # What we bought there already needs no `sends_to`: our traffic is counted in that contract.
     bought = world.purchases.exact(neighbour.identity, destination)
     if bought is None and sends_to is None:

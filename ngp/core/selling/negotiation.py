@@ -47,7 +47,10 @@ def trades(world: World, neighbour: Neighbour) -> bool:
 
 
 def may_quote(world: World, neighbour: Neighbour) -> bool:
-    """Say whether we may quote: one neighbour, or all together, must not fill our tables with quotes and refusals."""
+    """Say whether we may quote: one neighbour, or all together, must not fill our tables with quotes and refusals.
+
+    If too many of the neighbour's contracts weren't used, the log says so.
+    """
     most = world.settings.contracts_max
     account = world.clients.get(neighbour.identity)
     if account is not None and account.running >= max(16, most // 2):
@@ -60,7 +63,7 @@ def may_quote(world: World, neighbour: Neighbour) -> bool:
 
 
 def quote(world: World, neighbour: Neighbour, terms: SellTerms, reply_to: int = 0) -> Sale:
-    """Propose a new contract."""
+    """Propose a new contract, and count it among the neighbour's open quotes."""
     sale = Sale(
         id=world.new_id(),
         identity=neighbour.identity,
