@@ -129,13 +129,13 @@ def play(lab: Lab, rounds: int) -> None:
     assert_money_and_bytes(trade, at_internet, at_client)
 
 
-def test_killed_a_few_times(lab: Lab) -> None:
+def test_after_a_few_kills_the_money_and_bytes_of_both_sides_agree(lab: Lab) -> None:
     play(lab, rounds=2)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_killed_many_times(lab: Lab) -> None:
+def test_after_many_kills_the_money_and_bytes_of_both_sides_agree(lab: Lab) -> None:
     play(lab, rounds=40)
 
 

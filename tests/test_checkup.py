@@ -31,7 +31,7 @@ RUNNING = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
         ({"sells": False, "queue_number": 7}, "`ngp reload` applies SELL; a restart applies QUEUE_NUMBER"),
     ],
 )
-def test_what_would_change_and_how(changed: dict[str, Any], said: str) -> None:
+def test_a_changed_setting_is_told_with_how_it_takes_effect(changed: dict[str, Any], said: str) -> None:
     assert checkup.effect(RUNNING, replace(RUNNING, **changed)).found == said
 
 

@@ -114,7 +114,7 @@ def test_prices_that_are_not_written_never_contradict_those_that_are() -> None:
     assert settings("BUY_PRICE: 2").buy_max_msat_per_gib == 5 * KB_PRICE
 
 
-def test_price_rules() -> None:
+def test_each_entry_of_prices_becomes_a_price_rule() -> None:
     got = settings(
         "PRICES:",
         "  - {prefix: 198.51.100.0/24, sell: 2 msat}",
@@ -129,7 +129,7 @@ def test_price_rules() -> None:
     )
 
 
-def test_free_destinations() -> None:
+def test_free_destinations_are_read_in_each_of_their_forms() -> None:
     got = settings(
         "FREE_DESTINATIONS: ['::/0 icmpv6', 10.0.0.0/8, 192.0.2.53 udp 53,",
         "  {prefix: 192.0.2.9, protocol: tcp, port: 22}]",
@@ -143,7 +143,7 @@ def test_free_destinations() -> None:
     assert settings("FREE_DESTINATIONS: 192.0.2.0/24").free_destinations[0].prefix == ip_network("192.0.2.0/24")
 
 
-def test_payment_services() -> None:
+def test_payment_services_are_read_in_each_of_their_forms() -> None:
     got = settings(
         "PAYMENT_SERVICES: [192.0.2.7 9735, 2001:db8::7 udp 9911, {address: 192.0.2.7, port: 9911}]",
         "PAYMENT_SERVICES_RATE: 1 MB/s",
@@ -177,7 +177,7 @@ def test_credit_is_the_sellers_and_hinders_no_buyer() -> None:
     assert settings("GRACE_TIME: 0", "SELL: no").grace_time_s == 0
 
 
-def test_neighbour_addresses() -> None:
+def test_ngp_interface_takes_ip_addresses_and_macs() -> None:
     got = settings("NGP_INTERFACE: [192.0.2.1, 'fe80::1%eth0', 2001:DB8::1]")
     assert got.ngp_addresses == ("192.0.2.1", "fe80::1%eth0", "2001:db8::1")
     # this MAC is a base-60 number to YAML
@@ -193,7 +193,7 @@ def test_budgets_take_none() -> None:
     assert settings("BUDGET_TOTAL: 1000 sat").budgets.total_msat == 1_000_000
 
 
-def test_interfaces() -> None:
+def test_mesh_interfaces_takes_all_patterns_and_names() -> None:
     def mesh(value: str, *more: str) -> tuple[str, ...]:
         return parse("\n".join((f"MESH_INTERFACES: {value}", *more)), FILE).mesh_interfaces
 
@@ -202,7 +202,7 @@ def test_interfaces() -> None:
     assert mesh("[wlan0, 'eth[12]', 'no']", "IGNORE_INTERFACE: eth1") == ("wlan0", "eth[12]", "no")
 
 
-def test_which_interfaces_are_ours() -> None:
+def test_lan_interfaces_are_never_mesh_interfaces() -> None:
     def got(*lines: str) -> Settings:
         return parse("\n".join(("MESH_INTERFACES: all", *lines)), FILE)
 
@@ -218,7 +218,7 @@ def test_yes_and_no_in_all_of_yamls_words() -> None:
     assert [settings(f"SELL: {word}").sells for word in ("no", "false", "off", "NO")] == [False] * 4
 
 
-def test_when_stopped() -> None:
+def test_when_stopped_is_open_or_closed() -> None:
     assert settings("WHEN_STOPPED: closed").closed_when_stopped
     assert not settings("WHEN_STOPPED: open").closed_when_stopped
 

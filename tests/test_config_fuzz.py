@@ -104,14 +104,14 @@ def sound(got: Settings) -> Settings:
 
 
 @given(TEXTS)
-def test_any_text(text: str) -> None:
+def test_any_text_gives_settings_or_an_error(text: str) -> None:
     outcome(text)
 
 
 @given(
     st.lists(st.tuples(st.sampled_from([key.name for key in KEYS]), VALUES), max_size=4, unique_by=lambda pair: pair[0])
 )
-def test_any_values_of_real_keys(pairs: list[tuple[str, str]]) -> None:
+def test_any_values_of_real_keys_give_settings_or_an_error(pairs: list[tuple[str, str]]) -> None:
     outcome("\n".join(("MESH_INTERFACES: eth1", *(f"{name}: {value}" for name, value in pairs))))
 
 
@@ -139,7 +139,7 @@ def test_the_shipped_file_with_some_lines_changed(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, len(GOOD)))
-def test_any_bytes_in_a_file(noise: bytes, place: int) -> None:
+def test_any_bytes_in_a_file_give_settings_or_an_error(noise: bytes, place: int) -> None:
     raw = GOOD.encode()
     with tempfile.NamedTemporaryFile() as file:
         for content in (noise, raw[-2000:][: place % 2000] + noise):

@@ -32,7 +32,7 @@ KB_PRICE = 1024 * 1024  # 1 msat per kB, in msat per GiB
         ("1.000 sat", 1000),
     ],
 )
-def test_money(text: str, msat: int) -> None:
+def test_an_amount_of_money_is_read_as_msat(text: str, msat: int) -> None:
     assert money_msat(text) == msat
 
 
@@ -75,7 +75,7 @@ def test_a_price_that_is_not_whole_msat_per_gib_names_its_neighbours() -> None:
         ("0.5", 512),
     ],
 )
-def test_data(text: str, size_bytes: int) -> None:
+def test_an_amount_of_data_is_read_as_bytes(text: str, size_bytes: int) -> None:
     assert data_bytes(text) == size_bytes
 
 
@@ -91,7 +91,7 @@ def test_data(text: str, size_bytes: int) -> None:
         ("1 month", MONTH_S),
     ],
 )
-def test_time(text: str, duration_s: int) -> None:
+def test_a_duration_is_read_as_seconds(text: str, duration_s: int) -> None:
     assert time_s(text) == duration_s
     assert MONTH_S * 12 == 365.25 * 86400
 

@@ -96,7 +96,7 @@ def test_a_malformed_message_leaves_its_sequence_unused() -> None:
 
 
 @given(st.lists(st.integers(1, 3 * WINDOW), max_size=300))
-def test_window_against_a_set(counts: list[int]) -> None:
+def test_the_replay_window_knows_the_same_counts_as_a_set(counts: list[int]) -> None:
     window, seen, highest = ReplayWindow(), set[int](), 0
     for count in counts:
         assert window.is_stale(count) == (count <= highest - WINDOW)

@@ -16,7 +16,7 @@ def key_file(folder: Path) -> Path:
     return folder / identity.KEY_FILE
 
 
-def test_made_once_and_private(tmp_path: Path) -> None:
+def test_a_key_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
         first = identity.load_or_create(tmp_path)
@@ -28,7 +28,7 @@ def test_made_once_and_private(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [identity.KEY_FILE]
 
 
-def test_two_that_start_together_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_that_start_together_use_the_same_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other process's key appears after we looked and before we link: ours must give way."""
     theirs = bytes(range(32))
     link = os.link
@@ -75,7 +75,7 @@ def test_refuses_a_missing_folder(tmp_path: Path) -> None:
         identity.load_or_create(tmp_path / "absent")
 
 
-def test_text_forms() -> None:
+def test_a_key_is_found_by_its_first_letters_if_no_other_has_them() -> None:
     one, two, three = bytes.fromhex("aa" * 32), bytes.fromhex("aab" + "0" * 61), bytes.fromhex("c0" * 32)
     known = [one, two, three]
     assert identity.short_text(one) == "a" * 16

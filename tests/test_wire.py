@@ -142,12 +142,14 @@ def test_any_cut_or_tail_is_refused() -> None:
 
 
 @given(st.binary(max_size=1400))
-def test_random_bytes(junk: bytes) -> None:
+def test_random_bytes_are_refused_with_a_reason(junk: bytes) -> None:
     reason(junk)
 
 
 @given(MESSAGES, st.lists(st.tuples(st.integers(0, 1279), st.integers(0, 255)), min_size=1, max_size=5))
-def test_mutated_and_signed_again(message: m.Message, edits: list[tuple[int, int]]) -> None:
+def test_a_message_that_is_altered_and_signed_again_is_valid_or_malformed(
+    message: m.Message, edits: list[tuple[int, int]]
+) -> None:
     """A neighbour may sign anything: behind a valid signature there is a valid message, or it is `malformed`."""
     payload = bytearray(seal(message)[: -wire.SIGNATURE_BYTES])
     for position, value in edits:

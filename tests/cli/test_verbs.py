@@ -114,7 +114,7 @@ def test_a_block_that_waits_for_room_on_the_disk_is_marked() -> None:
     assert column.show({"blocked": True, "block_waits": False}) == column.show({"blocked": True}) == "yes"
 
 
-def test_status_for_people(running: Host) -> None:
+def test_status_shows_times_reasons_and_counters_in_words(running: Host) -> None:
     lines = running.ngp("status").stdout.splitlines()
     assert any(line.split(maxsplit=1) == ["uptime", "1 d 2 h 3 min 4 s"] for line in lines)
     assert any(line.endswith("sandbox (not real money), not ready: asleep") for line in lines)
@@ -161,7 +161,9 @@ def test_top_draws_on_a_terminal(running: Host) -> None:
         (["block", "7f3a"], 0, "7f3a is blocked\n"),
     ],
 )
-def test_commands(running: Host, words: list[str], code: int, said: str) -> None:
+def test_a_command_prints_the_daemons_answer_and_ends_with_its_code(
+    running: Host, words: list[str], code: int, said: str
+) -> None:
     done = running.ngp(*words)
     assert (done.returncode, done.stdout, done.stderr) == (code, said, "")
 

@@ -70,7 +70,7 @@ def test_udp_is_billed_as_the_receivers_count_it(world: World, family: int, segm
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_cut_to_the_packet(world: World, family: int) -> None:
+def test_a_contract_is_cut_at_its_limit_to_the_packet(world: World, family: int) -> None:
     true_wire(world)
     contract = world.grant(host(family), limit_bytes=123_456)
     world.send_udp(INTERNET[family], 1000 - HEADERS[family], 200)
@@ -158,7 +158,7 @@ def test_another_mac_or_interface_is_not_covered(world: World) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_free_traffic(world: World, family: int) -> None:
+def test_free_destinations_are_free_by_protocol_and_port_in_both_directions(world: World, family: int) -> None:
     wide, icmp = ip_network(INTERNET[family]).supernet(8), (1, 58)[family == 6]
     contract = world.grant(host(family), limit_bytes=0)
     world.datapath.apply(desired(free=(FreeRule(wide, 17, 9), FreeRule(ip_network(host(family)), icmp))))

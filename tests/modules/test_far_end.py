@@ -43,7 +43,7 @@ def asked(far: FarEnd) -> tuple[list[str], list[str]]:
         (tunnel(), [], []),
     ],
 )
-def test_tunnels(far: FarEnd, addresses: list[str], groups: list[str]) -> None:
+def test_on_a_tunnel_the_far_end_is_asked_or_else_a_group(far: FarEnd, addresses: list[str], groups: list[str]) -> None:
     assert asked(far) == (addresses, groups)
 
 

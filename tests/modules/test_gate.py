@@ -134,7 +134,7 @@ def saved(variant: str) -> list[str]:
     return [line.partition(" [")[0] for text in texts for line in text.splitlines() if not line.startswith("#")]
 
 
-def test_golden() -> None:
+def test_the_gates_rules_are_exactly_these() -> None:
     lan, up = ("lan0", "what iptables can't take"), ("up0", "up1", "up+")
     wanted = desired(lan_interfaces=lan, upstream_interfaces=up, queue_number=7)
     for family in (4, 6):
@@ -323,7 +323,9 @@ def test_closed_drops_both_ways_until_the_gate_is_set_up(hosts: Lab, filters: tu
         }),
     ],
 )  # fmt: skip
-def test_what_closes(mesh: tuple[str, ...], ignored: tuple[str, ...], rules: dict[str, list[str]]) -> None:
+def test_a_closed_gate_has_exactly_these_rules(
+    mesh: tuple[str, ...], ignored: tuple[str, ...], rules: dict[str, list[str]]
+) -> None:
     found = gate.closed_chains(mesh, ignored)
     assert {name: [rule.text() for rule in chain] for name, chain in found.items()} == rules
 

@@ -31,7 +31,7 @@ def host(hosts: Lab) -> Iterator[Host]:
     opened.close()
 
 
-def test_patterns() -> None:
+def test_patterns_choose_interfaces_without_loopback_and_ignored_ones() -> None:
     names = ["lo", "wlan0", "wlan1", "eth0", "eth0.7", "wg0"]
     assert expand_interfaces(names, ["wlan*"], []) == ("wlan0", "wlan1")
     assert expand_interfaces(names, ["all"], ["eth0"]) == ("eth0.7", "wg0", "wlan0", "wlan1")
@@ -136,7 +136,7 @@ def test_only_some_of_a_full_table_is_read(hosts: Lab, host: Host, tmp_path: Pat
     assert len(read) < 20, "neither others' routes nor all of its own"
 
 
-def test_own_addresses(host: Host) -> None:
+def test_own_addresses_are_those_of_all_interfaces(host: Host) -> None:
     wanted = {ip_address(text) for text in (*GATEWAY_TO_CLIENT.values(), *GATEWAY_TO_INTERNET.values())}
     assert set(host.local_addresses()) == wanted
     sh("ip addr add 192.0.2.1 peer 192.0.2.2 dev m1")

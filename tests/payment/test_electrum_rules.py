@@ -58,7 +58,7 @@ def bolt11(amount_msat: int = 123_000) -> str:
         (None, [RECEIVED], [CHANNEL], (PaymentStatus.FAILED, "unknown")),  # others paid our invoice: not our payment
     ],
 )
-def test_the_fate_of_a_payment(
+def test_a_payment_is_pending_as_long_as_it_may_still_be_paid(
     tmp_path: Path, status: int | None, history: list[Any], channels: list[Any], expected: tuple[PaymentStatus, str]
 ) -> None:
     async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
@@ -311,7 +311,7 @@ def test_a_wrong_password_is_named_and_not_shown(tmp_path: Path) -> None:
     with_electrum(tmp_path, test)
 
 
-def test_where_electrum_is(tmp_path: Path) -> None:
+def test_electrum_is_found_by_the_files_in_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="electrum daemon -d"):
         Credentials({"ELECTRUM_HOST": str(tmp_path)}).read()
     (tmp_path / "config").touch(0o600)

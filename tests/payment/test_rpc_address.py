@@ -22,11 +22,11 @@ from ngp.modules.payment import rpc_address
         ("node.example:1/path", 0, ""),
     ],
 )
-def test_what_is_read(text: str, usual_port: int, found: str) -> None:
+def test_an_address_is_read_as_host_and_port_or_as_nothing(text: str, usual_port: int, found: str) -> None:
     assert rpc_address.read(text, usual_port) == found
 
 
 @pytest.mark.parametrize("text", ["node.example:port", "node.example:65536", "[2001:db8::1:7777", "2001:db8::1]:7777"])
-def test_what_is_damaged(text: str) -> None:
+def test_a_damaged_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  urllib's words, which differ between versions of Python
         rpc_address.read(text, 10009)

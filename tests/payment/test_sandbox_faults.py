@@ -39,7 +39,7 @@ def with_pair(folder: Path, test: Test, options: dict[str, str] | None = None) -
     asyncio.run(body())
 
 
-def test_it_says_what_it_is(tmp_path: Path) -> None:
+def test_a_sandbox_says_that_its_money_is_not_real_and_holds_no_payments(tmp_path: Path) -> None:
     async def test(payer: SandboxPayment, payee: SandboxPayment) -> None:
         assert not payer.capabilities().real_money
         assert (await payer.info()).network == "sandbox"
