@@ -60,7 +60,7 @@ def or_none(parse: Callable[[Node], tuple[T, ...]]) -> Callable[[Node], tuple[T,
 
 
 def yes_or_no(node: Node) -> bool:
-    """Read `yes` or `no`, or YAML's other words for them."""
+    """Read `yes` or `no`, or YAML's other words for them. Raises Refused."""
     text = scalar(node, "yes or no").text.lower()
     if text in ("yes", "true", "on"):
         return True

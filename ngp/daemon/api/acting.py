@@ -55,11 +55,14 @@ class Acting:
         return lost
 
     async def reload(self) -> str:
-        """Apply a changed net.conf."""
+        """Apply a changed net.conf. Returns what was applied. Raises ConfigError, KernelError, PaymentError."""
         return await self._node.reload()
 
     def backup(self, file: Path) -> str:
-        """Copy the ledger. Args: file: an absolute path."""
+        """Copy the ledger; write the latest totals first, if the ledger can be written.
+
+        Args: file: an absolute path. Raises: LedgerError.
+        """
         if not self._node.ledger_why_not:  # otherwise back up what the ledger has
             self._node.write_totals()
         self._node.parts.ledger.backup(file)
@@ -73,7 +76,10 @@ class Acting:
         return f"{identity.short_text(neighbour)} {'is blocked' if blocked else 'may trade again'}"
 
     async def refund(self, neighbour: bytes) -> str:
-        """Offer a neighbour its balance back."""
+        """Offer a neighbour its balance back. Returns what was offered, in words for the operator.
+
+        Raises: PaymentError: nothing can be offered, or our payment node may not pay; the text says why.
+        """
         if why_not := selling.why_no_refund(self._world, neighbour):
             raise PaymentError(why_not)
         account = self._world.clients[neighbour]
@@ -97,7 +103,10 @@ class Acting:
                 raise PaymentError(f"no refund can be paid: {one.name} {one.found}; {one.remedy}")
 
     def ask_refund(self, neighbour: bytes) -> str:
-        """Ask a neighbour for our balance."""
+        """Ask a neighbour for our balance. Returns a sentence for the operator.
+
+        Raises: PaymentError: there is nothing to ask for, the neighbour is away, or our node can make no invoice.
+        """
         if why_not := buying.why_not_ask(self._world, neighbour):
             raise PaymentError(why_not)
         if away := self._node.payment.why_not:
@@ -112,7 +121,7 @@ class Acting:
         )
 
     async def credit(self, neighbour: bytes, amount_msat: int) -> str:
-        """Credit a neighbour by hand; play money only."""
+        """Credit a neighbour by hand; play money only. Raises PaymentError, also if the money is real."""
         if not self._world.node.settles_by_proof:
             raise PaymentError("payments by hand are for the sandbox only; over Lightning neighbours pay invoices")
         payment, preimage = self._node.parts.payment, secrets.token_bytes(32)
@@ -126,7 +135,12 @@ class Acting:
         return f"{show_money(amount_msat)} (not real money) credited to {identity.short_text(neighbour)}"
 
     def fault(self, name: str, value: str) -> str:
-        """Make the sandbox's payment node misbehave, or behave well again, so that operators can see what ngp does."""
+        """Make the sandbox's payment node misbehave, or behave well again, so that operators can see what ngp does.
+
+        Raises:
+            PaymentError: the payment module isn't the sandbox.
+            UsageError: there is no such fault, or the value doesn't suit it.
+        """
         set_fault = getattr(self._node.parts.payment, "set_fault", None)
         if self._world.node.real_money or set_fault is None:
             raise PaymentError("faults on request are for the sandbox only: PAYMENT_INTERFACE: sandbox has them")

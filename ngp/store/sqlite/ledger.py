@@ -153,7 +153,7 @@ class SqliteLedger:
         return tuple(StatementLine(*row[:4]) for row in found), rest
 
     def backup(self, target: Path) -> None:
-        """Copy the ledger to a file while it is in use."""
+        """Copy the ledger to a file while it is in use. Raises LedgerError; see `ngp.ports.Ledger`."""
         replaced = file.is_backup(target)
         if not replaced and (target.is_symlink() or target.exists()):
             raise LedgerError(f"backup {target}: exists and is no backup of ngp; choose another file")
