@@ -125,7 +125,10 @@ def test_bad_invoices_are_refused_and_nothing_is_paid(made: LightningTrade) -> N
         assert crowd.meet(stranger)
         stranger.say(offer("203.0.113.50/32"))
         assert not crowd.pump(1, lambda: bool(stranger.heard(Accept)))
-        seller = crowd.persona(random_mac(), network="regtest", payee=bytes.fromhex(made.earning.key()))
+        mac, router = random_mac(), "192.0.2.99"
+        seller = crowd.persona(mac, network="regtest", payee=bytes.fromhex(made.earning.key()))
+        net.client.ip("neigh", "replace", router, "lladdr", mac.hex(":"), "dev", "mesh0", "nud", "permanent")
+        net.client.ip("route", "replace", "203.0.113.51/32", "via", router, "dev", "mesh0")
         assert crowd.meet(seller)
         seller.say(offer("203.0.113.51/32"))
         assert crowd.pump(5, lambda: bool(seller.heard(Accept)))

@@ -176,6 +176,7 @@ def test_a_client_that_leaves_asks_for_its_money(lab: Lab) -> None:
     assert asked.returncode == 0, asked.stderr
     await_until(lambda: trade.earned()["refunded_msat"] == trade.spent()["refunded_msat"] > 0, what="the refund")
     assert 0 <= trade.earned()["balance_msat"] < SAT_MSAT
+    await_until(lambda: trade.spent()["balance_msat"] == trade.earned()["balance_msat"], what="the last bill")
     assert trade.client.cli("refund", gateway, "--ask").returncode == PAYMENT  # no money is left to ask for
 
 

@@ -76,10 +76,11 @@ def neighbour(number: int, **facts: Any) -> Neighbour:
 def test_who_only_buys_and_hears_nobody_that_sells_is_warned() -> None:
     buyer = replace(RUNNING, sells=False)
     (nobody,) = checkup.neighbours(heard(settings=buyer))
-    assert nobody.ok and nobody.found == "nobody to buy from: none was heard"
+    assert nobody.ok and nobody.found == "nobody to buy from: no neighbour was heard"
     assert "LINK_INTERFACE" in nobody.remedy and "UDP port 10325" in nobody.remedy
     (client,) = checkup.neighbours(heard(neighbour(1, buys=True), settings=buyer))
-    assert client.found == "nobody to buy from: 1 that don't sell"
+    assert client.found == "nobody to buy from: none of the 1 neighbours that were heard sells"
+    assert "SELL: yes" in client.remedy
     assert checkup.neighbours(heard(neighbour(1, sells=True), settings=buyer)) == []
     assert checkup.neighbours(heard()) == []  # a gateway waits for clients
 

@@ -35,6 +35,7 @@ _PROBE = {
     "NFQUEUE": "-A FORWARD -j NFQUEUE --queue-num 1",
 }
 _NETWORKS_TOLD = 20
+_FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 # RFC 1918, RFC 4193: nobody beyond our own site routes these.
 _PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 NO_ROOM = f"its host has more than {SERVICES_A_HOST} services and free ports"
@@ -53,6 +54,7 @@ def check(desired: DesiredNetwork) -> list[Check]:
             lambda: _interfaces(desired, host),
             lambda: _others(desired, host),
             lambda: _forwarding(desired),
+            lambda: _transit(desired),
             lambda: _reverse_path(desired),
             lambda: offloading.check(desired, host.interfaces()),
             lambda: _nat(desired, host),
@@ -221,11 +223,41 @@ def _read_sysctl(key: str) -> str:
         return ""
 
 
+def _forwards(family: int) -> bool:
+    """Say whether this host forwards packets of a family (unless it is off for an interface alone)."""
+    return _read_sysctl(_FORWARDING[family][4:].replace(".", "/")) == "1"
+
+
+def _transit(desired: DesiredNetwork) -> Iterator[Check]:
+    """Warn a router that sells nothing and forwards: it has no gate, so neighbours may send through it for nothing.
+
+    Rules of nft's own aren't looked at.
+    """
+    for family in sorted(desired.families):
+        if desired.sells or not desired.mesh_interfaces or not _forwards(family):
+            continue
+        name, command = f"transit IPv{family}", "iptables" if family == 4 else "ip6tables"
+        if not rights.holds(rights.NET_ADMIN):
+            yield rights.not_tried(name)
+            continue
+        rules = xtables.saved_rules(family)
+        closed = any(rule.startswith(":FORWARD DROP") for rule in rules)
+        open_to = [each for each in desired.mesh_interfaces if not closed and not _drops_from(rules, each)]
+        if open_to:
+            found = "SELL is no, but forwarding is on: what neighbours send through this router passes, at your expense"
+            add = "; ".join(f"{command} -A FORWARD -i {each} -m conntrack --ctstate NEW -j DROP" for each in open_to)
+            yield Check(name, True, f"{found}, from {', '.join(open_to)}", f"{add}; or SELL: yes")
+
+
+def _drops_from(rules: Iterable[str], interface: str) -> bool:
+    dropped = re.compile(rf"-A FORWARD (.* )?-i {re.escape(interface)} (.* )?-j (DROP|REJECT)\b")
+    return any(dropped.match(rule) for rule in rules)
+
+
 def _forwarding(desired: DesiredNetwork) -> Iterator[Check]:
     for family in sorted(desired.families):
-        base = f"ipv{family}/conf"
-        key = "net.ipv4.ip_forward" if family == 4 else "net.ipv6.conf.all.forwarding"
-        off = [] if _read_sysctl(key[4:].replace(".", "/")) == "1" else [key]
+        base, key = f"ipv{family}/conf", _FORWARDING[family]
+        off = [] if _forwards(family) else [key]
         names = (*desired.mesh_interfaces, *desired.upstream_interfaces)
         if not off:  # forwarding may be off for one interface alone; interface names may hold dots
             off = [
@@ -260,7 +292,7 @@ def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     """
     upstream = desired.upstream_interfaces if desired.sells else ()
     mesh = desired.mesh_interfaces if desired.buys else ()
-    ours = _networks_of(desired, host, desired.lan_interfaces) if mesh else []
+    ours = [each for each in _networks_of(desired, host, desired.lan_interfaces) if mesh and _forwards(each.version)]
     if not ours:
         mesh = ()
     if not rights.holds(rights.NET_ADMIN):

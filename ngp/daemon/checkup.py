@@ -135,8 +135,11 @@ def _no_seller(world: World) -> Iterator[Check]:
     """Warn a node that only buys if nobody is there to buy from."""
     if world.settings.sells or any(one.sells for one in world.peers.by_link.values()):
         return
-    heard = f"{len(world.peers.by_link)} that don't sell" if world.peers.by_link else "none was heard"
-    yield Check("neighbours", True, f"nobody to buy from: {heard}", _HEARD_NOT)
+    if not world.peers.by_link:
+        yield Check("neighbours", True, "nobody to buy from: no neighbour was heard", _HEARD_NOT)
+        return
+    found = f"nobody to buy from: none of the {len(world.peers.by_link)} neighbours that were heard sells"
+    yield Check("neighbours", True, found, "SELL: yes in the net.conf of the neighbour that should sell")
 
 
 def _silent(world: World) -> Iterator[Check]:

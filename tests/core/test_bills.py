@@ -273,3 +273,20 @@ def test_neighbours_with_new_link_addresses_agree_on_what_runs(moved: tuple[str,
     assert running(sim, sim.gateway) == running(sim, sim.client) != set()
     assert not bought(sim).disputed
     assert bought(sim).charged_msat == account(sim).charged_msat
+
+
+def test_a_server_that_carries_nothing_any_more_is_not_believed_for_new_link_addresses() -> None:
+    sim = Sim(settings(), settings(sells=False))
+    sim.flow(HOST, 2_000_000, 2)
+    sim.run(10)
+    (contract,) = (one.contract for one in sim.contracts(sim.client))
+    metered_msat, top_up_msat = bought(sim).metered_msat, sim.client.settings.payment_amount_msat
+    for hour in range(12):
+        sim.now += 3700
+        link = (sim.gateway.link[0], bytes((2, 9, hour, 1, 1, 1)))
+        tell(sim, sim.client, Hello("sandbox", True, True, (), "ngp", False), link=link)
+        billed_msat = bought(sim).charged_msat + top_up_msat
+        bill = Statement(bought(sim).paid_msat, billed_msat, 0, (StatementLine(contract, 1 << 40, 0, billed_msat),))
+        tell(sim, sim.client, bill, link=link)
+    assert bought(sim).disputed
+    assert bought(sim).charged_msat <= metered_msat * 11 // 10 + 2 * top_up_msat

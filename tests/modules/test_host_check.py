@@ -143,6 +143,18 @@ def test_check_asks_no_forwarding_of_a_client_that_only_buys(hosts: Lab) -> None
     assert not by_name(desired())["forwarding IPv4"].ok
 
 
+def test_check_warns_a_router_that_sells_nothing_of_neighbours_that_send_through_it(hosts: Lab) -> None:
+    buyer = desired(sells=False, buys=True, mesh_interfaces=("m0",))
+    for version in (4, 6):
+        line = by_name(buyer)[f"transit IPv{version}"]
+        assert line.ok and "at your expense, from m0" in line.found
+        sh(line.remedy.partition(";")[0])
+        assert f"transit IPv{version}" not in by_name(buyer)
+    assert not [name for name in by_name(desired()) if "transit" in name]
+    sh("sysctl -qw net.ipv4.ip_forward=0 && iptables-nft -F FORWARD")
+    assert "transit IPv4" not in by_name(buyer)
+
+
 def test_check_says_for_each_mesh_network_whether_it_is_translated(hosts: Lab) -> None:
     sh(f"ip route add 10.99.0.0/16 via {CLIENT[4]} && ip route add 10.98.0.0/16 via {INTERNET[4]}")
     sh("iptables-nft -t nat -A POSTROUTING -s 10.77.1.0/24 -o up0 -j MASQUERADE")

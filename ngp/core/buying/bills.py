@@ -123,8 +123,9 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
     """Say whether a server has moved to another link address, so that its bill is believed; end the contract then.
 
     Our meter counts at the old address, so it may have missed the traffic since the move. The server is believed up to
-    one top-up, which is ten seconds' use or more. Within an hour it is believed only once: if a server moves again and
-    again, its bills are disputed like any other.
+    one top-up, which is ten seconds' use or more, and only if the contract was in use at the move: otherwise a server
+    that carries nothing any more could bill a top-up an hour. Within an hour it is believed only once: if a server
+    moves again and again, its bills are disputed like any other.
     """
     before = world.peers.neighbours.get((purchase.identity, purchase.link))
     if purchase.link == neighbour.link or purchase.link[0] != neighbour.link[0]:
@@ -132,6 +133,8 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
     if before is not None and before.heard_mono_s >= neighbour.met_mono_s:
         return False  # it has two link addresses and sends from both
     if world.now.monotonic_s - account.moved_mono_s > MOVES_AGAIN_S:
+        if not purchase.running or world.now.monotonic_s - purchase.rate.at_mono_s > MOVE_TAKES_S:
+            return False
         account.moved_mono_s = world.now.monotonic_s
         top_up_msat = usual_msat(world, account, sendable(world, account.identity))
         account.unmetered_msat = min(top_up_msat, _in_hand_msat(world, account))
