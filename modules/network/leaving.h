@@ -23,8 +23,8 @@ APART int answers_over_rate(struct __sk_buff *skb, const struct config *config, 
 }
 
 /* Who pays for a packet that leaves, in the order below: the neighbour that receives it; we; its sender, who has paid
- * at the gate; nobody, so the packet is refused; nobody, because an answer of a forwarded port (passes_as_own) is
- * free. */
+ * at the gate; nobody, so the packet is refused; nobody at this host, because it is an answer of a forwarded port
+ * (passes_as_own) and leaves like a packet of our own (send_own). */
 enum payer { NEIGHBOUR_PAYS, WE_PAY, SENDER_PAID, NOBODY_PAYS, PASSES_AS_OWN };
 
 INLINE int refuse_uncovered(void)

@@ -301,9 +301,9 @@ APART int is_message(struct __sk_buff *skb, const struct config *config, const s
 	       !bpf_skb_load_bytes(skb, p->base + (p->v6 ? 7 : 8), &hops, 1) && hops == MOST_HOPS;
 }
 
-/* Count a packet that this host itself sends, if we bought its destination. Only the destination tells whether the
- * neighbour forwards a packet. So a packet to an address of the neighbour that we don't know as its own may be
- * counted, though the neighbour doesn't bill it. */
+/* Count a packet under our own address, if we bought its destination. Only the destination tells whether the neighbour
+ * forwards a packet. So a packet to an address of the neighbour that we don't know as its own may be counted, though
+ * the neighbour doesn't bill it. */
 INLINE int count_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	struct entry *entry = find_entry(config, p, CLIENT, p->destination);
@@ -315,6 +315,15 @@ INLINE int count_own(struct __sk_buff *skb, const struct config *config, const s
 		return note_early(config, p, find_neighbour(p));
 	charge(contract, entry->slot, p, TO, CLIENT);
 	return PASS;
+}
+
+/* Let a packet leave that this host itself sends, or that is an answer of a port that it forwards. The receiver pays
+ * for neither. But behind a neighbour that sells to us, the packet is our purchase. */
+APART int send_own(struct __sk_buff *skb, const struct config *config, const struct packet *p)
+{
+	if ((config->flags & OWN_SERVICES) && answers_over_rate(skb, config, p))
+		return SHOT;
+	return config->flags & BUYS ? count_own(skb, config, p) : PASS;
 }
 
 /* Did this host itself make a packet that has neither an incoming interface nor a socket?
@@ -389,11 +398,8 @@ int ngp_tc_out(struct __sk_buff *skb)
 		return PASS;
 	if (!parse(skb, config, EGRESS, &p) || !wants_family(config, &p))
 		return PASS;
-	if (by_socket || (!ingress_ifindex && is_made_here(skb, &p))) {
-		if ((config->flags & OWN_SERVICES) && answers_over_rate(skb, config, &p))
-			return SHOT;
-		return config->flags & BUYS ? count_own(skb, config, &p) : PASS;
-	}
+	if (by_socket || (!ingress_ifindex && is_made_here(skb, &p)))
+		return send_own(skb, config, &p);
 	if (p.group)
 		return config->flags & SELLS ? refuse_uncovered() : PASS;
 	if (p.error && (config->flags & SELLS) && !allows_error(config, &p))
@@ -414,9 +420,7 @@ int ngp_tc_out(struct __sk_buff *skb)
 		return buy(&p);
 	if (payer == NOBODY_PAYS)
 		return refuse_uncovered();
-	if (payer == PASSES_AS_OWN && (config->flags & OWN_SERVICES) && answers_over_rate(skb, config, &p))
-		return SHOT;
-	return PASS;
+	return payer == PASSES_AS_OWN ? send_own(skb, config, &p) : PASS;
 }
 
 SEC("tc")

@@ -168,6 +168,19 @@ def test_a_forwarded_port_of_our_own_address_is_free(hub: Star, place: str, fami
     assert hub.world.datapath.counters()["passed_to_queue"] == 0
 
 
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("place", ["LAN", "internet"])
+def test_answers_of_a_forwarded_port_to_a_host_that_we_buy_are_our_purchase(hub: Star, place: str, family: int) -> None:
+    """The neighbour bills us both directions: we bought the host that asks."""
+    address = GATEWAY_TO_INTERNET[family]
+    redirect(hub, family, place, f"-d {address} -p udp --dport 8080")
+    bought = hub.buy(NEIGHBOUR, f"{ADDRESSES['behind A'][family]}/{BITS[family]}")
+    with hub.socket("behind A", family) as client, hub.socket(place, family, 5353) as server:
+        for times in (1, 2):
+            ask(client, server, address, 8080)
+            assert hub.world.used(bought) == tuple(times * each for each in once(family)[::-1])
+
+
 @pytest.mark.parametrize("place", ["LAN", "internet"])
 def test_a_payment_service_behind_a_forwarded_port_has_its_lanes_rate(hub: Star, place: str) -> None:
     address = GATEWAY_TO_INTERNET[4]
