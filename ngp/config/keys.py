@@ -186,7 +186,14 @@ DEFAULT_PRICE = Key(
     "per kilobyte: asked when selling, and the most paid when buying, unless the next keys say otherwise",
     ("default_msat_per_gib",),
 )
-SELL = Key("SELL", "yes or no", values.yes_or_no, "yes", "forward for neighbours; no = buys only", ("sells",))
+SELL = Key(
+    "SELL",
+    "yes or no",
+    values.yes_or_no,
+    "yes",
+    "sell forwarding to neighbours; no = buys only, without a gate",
+    ("sells",),
+)
 SELL_PRICE = Key(
     "SELL_PRICE",
     "price",
