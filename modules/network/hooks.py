@@ -164,7 +164,7 @@ def _detach_tcx(ifindex: int, direction: Direction) -> None:
         if bpf.program_name(number) == direction.program:
             with bpf.program(number) as descriptor:
                 result = library().bpf_prog_detach2(descriptor, ifindex, direction.tcx_type)
-            if result != -errno.ENOENT:
+            if result not in (-errno.ENOENT, -errno.ENODEV):  # ENODEV: the interface has just vanished
                 require(result, f"detaching {direction.program} from interface {ifindex}")
 
 
@@ -182,10 +182,9 @@ def _detach_clsact(ifindex: int, direction: Direction) -> None:
         return
     hook = _Hook(ctypes.sizeof(_Hook), ifindex, direction.point, 0)
     options = _Options(ctypes.sizeof(_Options), 0, 0, 0, _HANDLE, _PRIORITY)
-    require(
-        library().bpf_tc_detach(ctypes.byref(hook), ctypes.byref(options)),
-        f"detaching {direction.program} from interface {ifindex}",
-    )
+    result = library().bpf_tc_detach(ctypes.byref(hook), ctypes.byref(options))
+    if result != -errno.ENODEV:
+        require(result, f"detaching {direction.program} from interface {ifindex}")
 
 
 def _filters(ifindex: int, direction: Direction) -> int:

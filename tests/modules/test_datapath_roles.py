@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,12 @@ def test_a_client_lets_pass_what_it_does_not_count(world: World, changes: dict[s
 def test_a_household_behind_the_client_is_metered(world: World, family: int) -> None:
     wait_until(lambda: not dropped(world.lab.internet, CLIENT[family]), "next hops are known")
     contract = world.grant(EVERYTHING[family], role=Role.CLIENT)
-    assert passes(world.lab.internet, BEHIND[family])
-    each = PING[family]
-    wait_until(lambda: world.used(contract) == (each, each), "the LAN's ping is on our bill")
+    each, sent = PING[family], count(1)
+    # On a busy machine Linux may give up finding the LAN's host before it answers, and drop the ping.
+    wait_until(lambda: bool(next(sent)) and passes(world.lab.internet, BEHIND[family]), "a ping is answered")
+    pings = next(sent) - 1
+    wait_until(lambda: min(world.used(contract)) >= each, "the LAN's pings are on our bill")
+    assert all(used in range(each, pings * each + 1, each) for used in world.used(contract))
 
 
 def test_low_water_is_told_to_a_client_as_well(world: World) -> None:
