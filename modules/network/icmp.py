@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections import OrderedDict
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
+from ngp.core.allowance import SharedAllowance
 from ngp.core.messages import Address
 
 _V4_QUOTE_BYTES = 576 - 20 - 8
@@ -92,23 +92,6 @@ def _checksum(message: bytes) -> int:
     return ~(total + (total >> 16)) & 0xFFFF
 
 
-class _Bucket:
-    """A token bucket."""
-
-    __slots__ = ("_at_s", "_burst", "_rate", "_tokens")
-
-    def __init__(self, rate: float, burst: float, now_s: float) -> None:
-        self._rate, self._burst, self._tokens, self._at_s = rate, burst, burst, now_s
-
-    def take(self, now_s: float) -> bool:
-        self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._rate)
-        self._at_s = now_s
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-
 class Prohibiter:
     """Sends the answers, within limits. An answer that can't be sent is dropped, as any ICMP message may be.
 
@@ -127,15 +110,13 @@ class Prohibiter:
         total_burst: float = 200,
     ) -> None:
         self._now_s = monotonic_s
-        self._source_rate, self._source_burst = source_rate, source_burst
-        self._total = _Bucket(total_rate, total_burst, monotonic_s())
-        self._sources: OrderedDict[Address, _Bucket] = OrderedDict()
+        self._allowance = SharedAllowance(total_rate, source_rate, _SOURCES_MAX, total_burst, source_burst)
         self._sockets: dict[int, socket.socket] = {}
 
     def answer(self, packet: bytes) -> bool:
         """Answer a refused packet; return whether an answer went out."""
         found = prohibited(packet)
-        if found is None or not self._allowed(found[0]):
+        if found is None or not self._allowance.take(found[0], self._now_s()):
             return False
         source, message = found
         try:
@@ -148,14 +129,6 @@ class Prohibiter:
         """Release the sockets; safe to call twice."""
         while self._sockets:
             self._sockets.popitem()[1].close()
-
-    def _allowed(self, source: Address) -> bool:
-        now_s = self._now_s()
-        bucket = self._sources.pop(source, None) or _Bucket(self._source_rate, self._source_burst, now_s)
-        self._sources[source] = bucket
-        if len(self._sources) > _SOURCES_MAX:
-            self._sources.popitem(last=False)
-        return bucket.take(now_s) and self._total.take(now_s)
 
     def _socket(self, version: int) -> socket.socket:
         if version not in self._sockets:

@@ -17,8 +17,6 @@ from ngp.core.records import PaymentState
 from ngp.core.selling import first_packets, negotiation, statements
 from ngp.core.world import World
 
-TELL_EVERY_S, TOLD_IN_A_ROW = 3.0, 4
-
 
 def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
     """Take over what a neighbour says about itself; send it what it may have missed if it was away or restarted."""
@@ -60,11 +58,9 @@ def tell_missed(world: World, neighbour: Neighbour) -> None:
 
     If we did so too often lately, we do it later, when the neighbour sends its next message.
     """
-    now = world.now.monotonic_s
-    told = max(neighbour.told_mono_s, now - TOLD_IN_A_ROW * TELL_EVERY_S) + TELL_EVERY_S
-    if not neighbour.missed or told > now:
+    if not neighbour.missed or not neighbour.tells.take(world.now.monotonic_s):
         return
-    neighbour.missed, neighbour.told_mono_s = False, told
+    neighbour.missed = False
     account = world.clients.get(neighbour.identity)
     if account is not None:
         record = world.money.invoices.get(account.invoice.payment_hash)

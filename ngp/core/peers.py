@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from ngp.core.allowance import Allowance
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import Contract
 from ngp.core.messages import Address
@@ -14,6 +15,8 @@ from ngp.core.values import HeldPacket, KernelNeighbour
 
 Link = tuple[str, bytes]
 
+TELL_EVERY_S, TOLD_IN_A_ROW = 3.0, 4
+
 
 @dataclass(slots=True, eq=False)
 class Neighbour:
@@ -21,7 +24,7 @@ class Neighbour:
 
     Attributes:
         missed: the neighbour was away, and we haven't sent yet what it may have missed.
-        told_mono_s: limits how often that is sent: each time moves it ahead by TELL_EVERY_S, at most to the present.
+        tells: how often that may be sent.
         quotes: number of contracts that aren't running yet or were refused; each costs us memory and earns nothing.
         kept: the neighbour is in the ledger; one that only said hello isn't.
         why_not_bought: why the last contract that we wanted from the neighbour wasn't agreed; "" if it was.
@@ -45,7 +48,7 @@ class Neighbour:
     heard_mono_s: float = 0.0
     met_mono_s: float = 0.0
     missed: bool = False
-    told_mono_s: float = float("-inf")
+    tells: Allowance = field(default_factory=lambda: Allowance(1 / TELL_EVERY_S, TOLD_IN_A_ROW))
     quotes: int = 0
     kept: bool = False
     contracts: dict[bytes, Sale | Purchase] = field(default_factory=dict)
