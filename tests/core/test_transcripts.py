@@ -215,6 +215,8 @@ def test_only_that_is_bought_whose_traffic_goes_through_its_seller(
     lines = [each.text for each in said if isinstance(each, fx.Log) and "declined" in each.text]
     assert len(lines) == (not bought), "once an hour"
     assert bool(sim.client.world.buying.declined) == (sends_to_peer and not bought), "others can't crowd these out"
+    (gateway,) = sim.client.world.peers.by_link.values()
+    assert ("that is a default route or a part of one" in gateway.why_not_bought) == (sends_to_peer and not bought)
 
 
 def test_where_only_a_part_of_what_is_sold_is_routed_that_part_is_bought_alone() -> None:

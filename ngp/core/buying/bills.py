@@ -70,8 +70,9 @@ def _compare(world: World, account: ServerAccount) -> None:
     """Compare the account's bill with our meter, write off a part of what may be lost, and dispute what is beyond."""
     may_be_lost_msat, account.since_bill_msat = divmod(account.since_bill_msat, TOLERANCE_SHARE)
     missing_msat = account.billed_msat - account.metered_msat - account.tolerated_msat
-    account.tolerated_msat += max(0, min(missing_msat, may_be_lost_msat))
-    missing_msat -= max(0, min(missing_msat, may_be_lost_msat))
+    written_off_msat = max(0, min(missing_msat, may_be_lost_msat))
+    account.tolerated_msat += written_off_msat
+    missing_msat -= written_off_msat
     trust_msat = world.settings.payment_amount_msat
     most_msat = account.metered_msat + account.tolerated_msat + trust_msat
     account.charged_msat = max(account.charged_msat, min(account.billed_msat, most_msat))

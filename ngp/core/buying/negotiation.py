@@ -28,13 +28,6 @@ MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_DECLINED = 256
 DECLINED_S = 30.0  # a server remembers a refusal no longer than this
 LOOP_S = 10.0
-_WHY_NOT_BOUGHT = {
-    RejectReason.NOT_BUYING: "BUY is no, or our routes form a loop",
-    RejectReason.BLOCKED: "we block this neighbour, until `ngp unblock`",
-    RejectReason.TERMS: "its bill is in dispute, until `ngp unblock`",
-    RejectReason.NOT_RENEWING: "renewal is off (DATA_RENEWAL and TIME_RENEWAL are 0), so this isn't bought again",
-    RejectReason.BUSY: "we have too many contracts (CONTRACTS_MAX), or too many that were never used",
-}
 _WHY_NOT_SOLD = {
     RejectReason.NOT_SELLING: "it doesn't sell to us",
     RejectReason.BLOCKED: "its operator blocks us",
@@ -59,10 +52,11 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
         return True
     objection = _objection(world, neighbour, propose, sends_to)
     if objection is not None:
-        world.send(neighbour, Reject(propose.contract, objection), message_id)
+        reason, why = objection
+        world.send(neighbour, Reject(propose.contract, reason), message_id)
         if sends_to == propose.destination:
-            _note_decline(world, neighbour, propose.destination, _WHY_NOT_BOUGHT.get(objection, objection.value))
-        elif sends_to is not None and objection is RejectReason.NOT_BUYING:
+            _note_decline(world, neighbour, propose.destination, why)
+        elif sends_to is not None and reason is RejectReason.NOT_BUYING:
             _ask(world, neighbour, sends_to)
         return True
     terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
@@ -120,53 +114,50 @@ def _ask(world: World, neighbour: Neighbour, destination: Prefix) -> None:
 
 def _objection(
     world: World, neighbour: Neighbour, propose: Propose, sends_to: Prefix | None
-) -> RejectReason | None:
+) -> tuple[RejectReason, str] | None:
+    """Return why a proposal isn't accepted, as a word for the server and a text for our operator; None: no reason."""
+    destination, who = propose.destination, neighbour.identity.hex()[:8]
     if not world.settings.buys:
-        return RejectReason.NOT_BUYING
+        return RejectReason.NOT_BUYING, "BUY is no"
     if neighbour.identity in world.peers.blocked:
-        return RejectReason.BLOCKED
+        return RejectReason.BLOCKED, "we block this neighbour, until `ngp unblock`"
     if not networks.is_same(neighbour.network, world.node.network):
-        return RejectReason.NETWORK
-    if not _is_wanted(world, neighbour, propose.destination, sends_to):
-        return RejectReason.NOT_BUYING
+        return RejectReason.NETWORK, "it pays on another network than we do"
+    if unwanted := _why_unwanted(world, neighbour, destination, sends_to):
+        text = f"proposal of {who} on {neighbour.link[0]} for {destination} declined: {unwanted}"
+        world.log_seldom(("unwanted", neighbour.link[0].encode()), text, logging.INFO)
+        return RejectReason.NOT_BUYING, unwanted
     account = world.server(neighbour.identity)
     if account.disputed:
-        return RejectReason.TERMS
+        return RejectReason.TERMS, "its bill is in dispute, until `ngp unblock`"
     too_many = account.running >= world.settings.contracts_max // 2
-    full = too_many or world.is_full(Role.CLIENT, neighbour.identity)
-    if full or propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
-        return RejectReason.BUSY
-    if _sells_it_the_same(world, neighbour, propose.destination):
-        who = neighbour.identity.hex()[:8]
+    if too_many or world.is_full(Role.CLIENT, neighbour.identity):
+        return RejectReason.BUSY, "we have too many contracts: raise CONTRACTS_MAX"
+    if propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
+        return RejectReason.BUSY, f"it offers a contract for {propose.lifetime_s} s, longer than ngp agrees to"
+    if _sells_it_the_same(world, neighbour, destination):
         why = "it buys the same from us, so our routes form a loop"
-        world.log(f"proposal of {who} for {propose.destination} declined: {why}")
-        return RejectReason.NOT_BUYING
-    if world.settings.never_renews and _bought_before(world, neighbour, propose.destination):
-        return RejectReason.NOT_RENEWING
+        world.log(f"proposal of {who} for {destination} declined: {why}")
+        return RejectReason.NOT_BUYING, why
+    if world.settings.never_renews and _bought_before(world, neighbour, destination):
+        why = "renewal is off (DATA_RENEWAL and TIME_RENEWAL are 0), so this isn't bought again"
+        return RejectReason.NOT_RENEWING, why
     if not world.may_open(Role.CLIENT, neighbour):
-        return RejectReason.BUSY
+        return RejectReason.BUSY, "too many of its contracts were never used"
     return None
 
 
-def _is_wanted(world: World, neighbour: Neighbour, destination: Prefix, sends_to: Prefix | None) -> bool:
-    """Say whether to buy a destination from a neighbour: our traffic goes through it, or we bought it there already.
-
-    If not, the log says why, once an hour for each interface.
-    """
+def _why_unwanted(world: World, neighbour: Neighbour, destination: Prefix, sends_to: Prefix | None) -> str:
+    """Return why not to buy a destination from a neighbour; "" if our traffic goes there, or it is bought already."""
     # What we bought there already needs no `sends_to`: our traffic is counted in that contract.
     bought = world.purchases.exact(neighbour.identity, destination)
     if bought is None and sends_to is None:
-        why = "our traffic doesn't go there through it; if it should, look at our route"
-    elif bought is None and sends_to != destination:
-        why = f"only a part of it is routed through it, so we ask for {sends_to} alone"
-    elif destination.prefixlen < LEAST_NETWORK_BITS[destination.version]:
-        why = "that is a default route or a part of one"
-    else:
-        return True
-    who, interface = neighbour.identity.hex()[:8], neighbour.link[0]
-    text = f"proposal of {who} on {interface} for {destination} declined: {why}"
-    world.log_seldom(("unwanted", interface.encode()), text, logging.INFO)
-    return False
+        return "our traffic doesn't go there through it; if it should, look at our route"
+    if bought is None and sends_to != destination:
+        return f"only a part of it is routed through it, so we ask for {sends_to} alone"
+    if destination.prefixlen < LEAST_NETWORK_BITS[destination.version]:
+        return "that is a default route or a part of one"
+    return ""
 
 
 def _sells_it_the_same(world: World, neighbour: Neighbour, destination: Prefix) -> bool:

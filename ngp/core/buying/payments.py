@@ -48,7 +48,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
         return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
     if may_be_forgotten(world, decoded.expires_in_s):
         return _lapsed(world, neighbour, payment_hash, _PAID_BEFORE)
-    if neighbour.identity in world.peers.blocked or not world.settings.buys:
+    if not _buys_from(world, neighbour.identity):
         if (bought := world.servers.get(neighbour.identity)) is not None:
             bought.declined_hash = payment_hash
         world.send(neighbour, Declined(payment_hash, DeclineReason.NOT_BUYING))
@@ -70,9 +70,7 @@ def pay_now(world: World, account: ServerAccount) -> None:
     neighbour = world.peers.any_link(account.identity)
     if not account.declined_hash or neighbour is None or account.disputed:
         return
-    if account.identity in world.peers.blocked or not world.settings.buys:
-        return
-    if not account.running and account.balance_msat >= 0:
+    if not _buys_from(world, account.identity) or _needs_nothing(account):
         return
     bounds = sendable(world, account.identity)
     most_msat = min(_ahead_msat(world, account, bounds), _room_msat(world, account.identity), bounds.most_msat)
@@ -80,6 +78,14 @@ def pay_now(world: World, account: ServerAccount) -> None:
     if amount_msat:
         world.send(neighbour, Declined(account.declined_hash, DeclineReason.AMOUNT, amount_msat))
         account.declined_hash = b""
+
+
+def _buys_from(world: World, identity: bytes) -> bool:
+    return world.settings.buys and identity not in world.peers.blocked
+
+
+def _needs_nothing(account: ServerAccount) -> bool:
+    return not account.running and account.balance_msat >= 0
 
 
 def _lapsed(world: World, neighbour: Neighbour, payment_hash: bytes, why_not: str) -> bool:
@@ -104,7 +110,7 @@ def _objection(
     another_has_it = decoded.payment_hash in world.money.payments or decoded.payment_hash in world.money.invoices
     if account.disputed or another_has_it:  # one payment would credit two accounts, and we would reveal its preimage
         return DeclineReason.TERMS, 0
-    if not account.running and account.balance_msat >= 0:
+    if _needs_nothing(account):
         return DeclineReason.NOT_BUYING, 0
     bounds = sendable(world, neighbour.identity)
     if objection := _unsendable(world, account, bounds, amount_msat):
