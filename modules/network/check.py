@@ -13,7 +13,6 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -236,7 +235,7 @@ def _transit(desired: DesiredNetwork) -> Iterator[Check]:
     for family in sorted(desired.families):
         if desired.sells or not desired.mesh_interfaces or not _forwards(family):
             continue
-        name, command = f"transit IPv{family}", "iptables" if family == 4 else "ip6tables"
+        name, command = f"transit IPv{family}", xtables.COMMAND[family]
         if not rights.holds(rights.NET_ADMIN):
             yield rights.not_tried(name)
             continue
@@ -285,65 +284,62 @@ def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
 
 
 def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Show what NAT does. Answers come back only if the other side routes our networks to us, or if NAT hides them.
+    """Report what NAT does. What isn't translated must be routed back to us by those beyond the interface.
 
     This is asked of the neighbours' networks on their way upstream, and of our LANs' networks on their way into the
     mesh.
     """
-    upstream = desired.upstream_interfaces if desired.sells else ()
-    mesh = desired.mesh_interfaces if desired.buys else ()
-    ours = [each for each in _networks_of(desired, host, desired.lan_interfaces) if mesh and _forwards(each.version)]
-    if not ours:
-        mesh = ()
+    asked = [*_sent_upstream(desired, host), *_sent_into_mesh(desired, host)]
     if not rights.holds(rights.NET_ADMIN):
-        yield from (rights.not_tried(f"NAT on {name}") for name in (*upstream, *mesh))
+        yield from (rights.not_tried(f"NAT on {name}") for name, _, _ in asked)
         return
-    rules = _translations(desired.families) if upstream or mesh else []
-    networks = _mesh_networks(desired, host) if upstream else []
-    versions = {side.name: {each.version for each in side.beyond} for side in sides.look(host, desired.mesh_interfaces)}
-    for name in upstream:
-        there = [network for network in networks if network.version in versions.get(name, ())]
-        nothing = "not needed: mesh interfaces have no addresses of the families that are routed there"
-        yield _translated(rules, there, name, "the upstream") or Check(f"NAT on {name}", True, nothing)
-    for name in mesh:
-        line = _translated(rules, ours, name, "the neighbour")
-        if line is not None:
-            yield line
+    rules = _translations(desired.families) if asked else []
+    for name, networks, beyond in asked:
+        yield _translated(rules, networks, name, beyond)
 
 
-def _translated(rules: list[nat.Translation], networks: list[Prefix], interface: str, beyond: str) -> Check | None:
-    """Say how NAT translates networks on an interface, with a remedy if a private one isn't; None without networks."""
-    plain = [network for network in networks if not nat.of_network(rules, network, interface)]
-    doubtful = [network for network in plain if any(covers(each, network) for each in _PRIVATE)]
-    found = [_nat_of(rules, network, interface, beyond) for network in networks]
+_Sent = tuple[str, list[Prefix], str]  # an interface, the networks that send out of it, and who is beyond
+
+
+def _sent_upstream(desired: DesiredNetwork, host: Host) -> Iterator[_Sent]:
+    if desired.sells:
+        mesh = desired.mesh_interfaces
+        networks = _networks_of(desired, host, mesh)
+        versions = {side.name: {each.version for each in side.beyond} for side in sides.look(host, mesh)}
+        for name in desired.upstream_interfaces:
+            yield name, [network for network in networks if network.version in versions.get(name, ())], "the upstream"
+
+
+def _sent_into_mesh(desired: DesiredNetwork, host: Host) -> Iterator[_Sent]:
+    if desired.buys and desired.lan_interfaces:
+        forwarded = {version for version in desired.families if _forwards(version)}
+        ours = [each for each in _networks_of(desired, host, desired.lan_interfaces) if each.version in forwarded]
+        for name in desired.mesh_interfaces if ours else ():
+            yield name, ours, "the neighbour"
+
+
+def _translated(rules: list[nat.Translation], networks: list[Prefix], interface: str, beyond: str) -> Check:
+    """Report how networks are translated on an interface. A private one that isn't is a warning."""
+    found, remedy = [], ""
+    for network in networks:
+        translated = nat.of_network(rules, network, interface)
+        add = f"{xtables.COMMAND[network.version]} -t nat -A POSTROUTING -s {network} -o {interface} -j MASQUERADE"
+        if translated:
+            found.append(f"{network} {translated}")
+            continue
+        found.append(f"{network} isn't translated: fine if {beyond} routes it back to us; else run: {add}")
+        if not remedy and any(covers(each, network) for each in _PRIVATE):
+            remedy = f"{add}; or let {beyond} route it back to us"
     if len(found) > _NETWORKS_TOLD:
         found[_NETWORKS_TOLD:] = [f"and {len(found) - _NETWORKS_TOLD} networks more"]
-    remedy = f"{_masquerade(doubtful[0], interface)}; or let {beyond} route it back to us" if doubtful else ""
-    return Check(f"NAT on {interface}", True, "\n".join(found), remedy) if found else None
+    nothing = "not needed: mesh interfaces have no addresses of the families that are routed there"
+    return Check(f"NAT on {interface}", True, "\n".join(found) or nothing, remedy)
 
 
 def _translations(versions: Iterable[int]) -> list[nat.Translation]:
     nft = find_command("nft")
     rules = [rule for version in sorted(versions) for rule in nat.parse_saved(xtables.saved_rules(version), version)]
     return rules + (nat.parse_ruleset(xtables.run_or_nothing([nft, "list", "ruleset"])) if nft else [])
-
-
-def _nat_of(rules: list[nat.Translation], network: Prefix, interface: str, beyond: str) -> str:
-    translated = nat.of_network(rules, network, interface)
-    if translated:
-        return f"{network} {translated}"
-    add = _masquerade(network, interface)
-    return f"{network} isn't translated: fine if {beyond} routes it back to us; else run: {add}"
-
-
-def _masquerade(network: Prefix, interface: str) -> str:
-    command = "iptables" if network.version == 4 else "ip6tables"
-    return f"{command} -t nat -A POSTROUTING -s {network} -o {interface} -j MASQUERADE"
-
-
-def _mesh_networks(desired: DesiredNetwork, host: Host) -> list[Prefix]:
-    """List the networks that neighbours send from: on mesh interfaces, and routed into the mesh."""
-    return _networks_of(desired, host, desired.mesh_interfaces)
 
 
 def _networks_of(desired: DesiredNetwork, host: Host, interfaces: Sequence[str]) -> list[Prefix]:
@@ -397,7 +393,7 @@ def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 def _looks_like_uplink(desired: DesiredNetwork, host: Host, interface: str) -> bool:
     """Say whether a mesh interface looks like an uplink: NAT translates other mesh interfaces' networks there."""
     others = tuple(each for each in desired.mesh_interfaces if each != interface)
-    networks = _mesh_networks(replace(desired, mesh_interfaces=others), host)
+    networks = _networks_of(desired, host, others)
     rules = _translations(desired.families) if networks else []
     return any(nat.of_network(rules, network, interface) for network in networks)
 

@@ -30,6 +30,7 @@ FORWARD, INPUT = "FORWARD", "INPUT"
 _HOOKS = (FORWARD, INPUT)  # where our jumps may be
 # An empty chain of this name says that the nft table didn't exist before us, so clean-up may remove it.
 TABLE_MARK = "NGP_TABLE"
+COMMAND = {4: "iptables", 6: "ip6tables"}
 NFT, LEGACY = "nft", "legacy"
 _JUMP = re.compile(rf"(?:-i (?P<inward>\S+) )?(?:-o (?P<outward>\S+) )?-j (?P<target>{OWN_PREFIX}\S+)")
 _COMMAND_TIMEOUT_S = 10
@@ -172,7 +173,7 @@ def saved_rules(*families: int) -> list[str]:
     """Return all iptables rules of both variants. Legacy tables are read only if they are loaded."""
     commands = []
     for family in families:
-        command = "iptables" if family == 4 else "ip6tables"
+        command = COMMAND[family]
         commands += [f"{command}-nft-save", *[f"{command}-legacy-save"] * bool(legacy_tables(family))]
     paths = [path for path in map(find_command, commands) if path]
     return [line for path in paths for line in run_or_nothing([path]).splitlines()]
@@ -306,7 +307,7 @@ def detect() -> Choice:
 
 def command_of(variant: str, family: int, action: str) -> str:
     """Return the path of a variant's `save` or `restore` command. Raises KernelError if there is none."""
-    stem = "iptables" if family == 4 else "ip6tables"
+    stem = COMMAND[family]
     command = find_command(f"{stem}-{variant}-{action}")
     plain = find_command(f"{stem}-{action}")
     if command is None and plain and variant_of(run([plain, "-V"])) == variant:
