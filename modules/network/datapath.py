@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ngp.core.messages import Address, Prefix
+from ngp.core.messages import Prefix
 from ngp.core.values import (
     AccountLimit,
     AccountReading,
@@ -41,14 +41,13 @@ from ngp.core.values import (
 )
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table, library
-from ngp.modules.network import bpf, former, gate, hooks, layout, sides
+from ngp.modules.network import bpf, former, gate, hooks, layout
 from ngp.modules.network import check as host_check
-from ngp.modules.network.alarm import Alarm
 from ngp.modules.network.find import close_tables, find_running
 from ngp.modules.network.gate import Gate, GatePaths
 from ngp.modules.network.hints import HintReader
 from ngp.modules.network.hooks import Direction
-from ngp.modules.network.host import Host
+from ngp.modules.network.host_questions import HostQuestions
 from ngp.modules.network.layout import Counter
 from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, read_sells
 from ngp.modules.network.queue import HeldQueue, try_number
@@ -65,7 +64,7 @@ def _size_text(size: int, wanted: int) -> str:
     return f"the running meter has room for {size} contracts; CONTRACTS_MAX {wanted} counts after: ngp stop; ngp start"
 
 
-class Datapath:
+class Datapath(HostQuestions):
     """Gates, meters and cuts IP traffic (`ngp.network` port).
 
     Args:
@@ -74,10 +73,10 @@ class Datapath:
     """
 
     def __init__(self, state_dir: Path, use_tcx: bool | None = None) -> None:
+        super().__init__()
         self._folder = state_dir.absolute() / "bpf"
         self._use_tcx = use_tcx
         self._paths = GatePaths(*(self._folder / name for name in GATE_PROGRAMS))
-        self._host: Host | None = None
         self._running: Meter | None = None
         self._gate: Gate | None = None
         self._queue: HeldQueue | None = None
@@ -85,57 +84,12 @@ class Datapath:
         self._on_held: Callable[[HeldPacket], None] | None = None
         self._hints: HintReader | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._alarm: Alarm | None = None
         self._wait: ProgramsWait | None = None
         self._settling = Settling(self._wait_for_programs)
         self._gate_restored = 0
         self._left_out: tuple[FreeRule, ...] = ()
         self._runs_beside: DesiredNetwork | None = None
         self._former_ended = False
-
-    def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
-        """Return the existing interfaces that MESH_INTERFACES matches, sorted. Raises KernelError."""
-        host = self._open_host()
-        host.forget()
-        return host.mesh_interfaces(patterns, ignored)
-
-    def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return interfaces that MESH_INTERFACES matches but that can't be mesh: by name, the reason and the remedy."""
-        return self._open_host().left_out(patterns, ignored)
-
-    def other_interfaces(
-        self, mesh: Sequence[str], lan: Sequence[str] | None
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the interfaces that aren't mesh: the LANs, and those upstream interfaces that lead somewhere now."""
-        host = self._open_host()
-        host.forget()
-        found = sides.look(host, mesh)
-        ours = sides.lan_of(found, lan)
-        return ours, sides.upstream_of(found, ours)
-
-    def local_addresses(self) -> tuple[Address, ...]:
-        """Return this host's own addresses, IPv4 and IPv6, except loopback and link-local ones. Raises KernelError."""
-        return self._open_host().local_addresses()
-
-    def watch(
-        self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], on_touched: Callable[[], None]
-    ) -> None:
-        """Call on_change in the loop after links, addresses or routes changed, a few times a second at most.
-
-        Call on_touched as soon as anybody changed the gate's table or our hooks, but for a tenth of the loop's time at
-        most. Legacy iptables announces no changes of tables.
-        """
-        self.stop_watching()
-        self._open_host().watch(loop, on_change)
-        self._alarm = Alarm(loop, on_touched)
-
-    def stop_watching(self) -> None:
-        """End `watch`; safe to call twice."""
-        if self._host is not None:
-            self._host.stop_watching()
-        if self._alarm is not None:
-            self._alarm.close()
-            self._alarm = None
 
     def check(self, desired: DesiredNetwork) -> list[Check]:
         """Say what this host can do and what is missing; changes nothing."""
@@ -154,10 +108,6 @@ class Datapath:
         lines.extend(self._check_running(desired))
         return lines
 
-    def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
-        """Make the checks that are quick and whose result may change while ngp runs; change nothing."""
-        return host_check.look(desired, most_s)
-
     def beside(self) -> Datapath:
         """Return a second Datapath for another thread, with its own `Host`; it knows the settings in force here."""
         other = Datapath(self._folder.parent, self._use_tcx)
@@ -169,10 +119,6 @@ class Datapath:
         runs = self._in_force()
         ours = runs is not None and runs.queue_number == desired.queue_number
         return [] if ours else [try_number(desired.queue_number)]
-
-    def refuse(self, desired: DesiredNetwork) -> None:
-        """Raise KernelError if this host lets traffic past the meter, or gates traffic that isn't forwarded."""
-        host_check.refuse(desired)
 
     def kernel_state(self) -> KernelState:
         """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also without root."""
@@ -370,9 +316,8 @@ class Datapath:
             self._running.close()
         if self._wait is not None:
             self._wait.close()
-        if self._host is not None:
-            self._host.close()
-        self._host = self._queue = self._hints = self._running = self._wait = self._gate = self._timer = None
+        self.close_host()
+        self._queue = self._hints = self._running = self._wait = self._gate = self._timer = None
 
     def shut(self, mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -> None:
         """Drop traffic that is forwarded from or to mesh interfaces until `set_up` or `clean_up`.
@@ -423,11 +368,6 @@ class Datapath:
         if size == desired.contracts_max:
             return []
         return [Check("contracts", True, _size_text(size, desired.contracts_max), "ngp stop; ngp start")]
-
-    def _open_host(self) -> Host:
-        if self._host is None:
-            self._host = Host()
-        return self._host
 
     def _in_force(self) -> DesiredNetwork | None:
         """Return the settings in force: those of this Datapath, or of the one that this was made `beside`."""

@@ -1,0 +1,85 @@
+"""Host questions: what the network port answers about the host, whether or not traffic is gated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from ngp.core.messages import Address
+from ngp.core.values import Check, DesiredNetwork
+from ngp.modules.network import check as host_check
+from ngp.modules.network import sides
+from ngp.modules.network.alarm import Alarm
+from ngp.modules.network.host import Host
+
+
+class HostQuestions:
+    """Answers them, also again after `close_host`."""
+
+    def __init__(self) -> None:
+        self._host: Host | None = None
+        self._alarm: Alarm | None = None
+
+    def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
+        """Return the existing interfaces that MESH_INTERFACES matches, sorted. Raises KernelError."""
+        host = self._open_host()
+        host.forget()
+        return host.mesh_interfaces(patterns, ignored)
+
+    def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return interfaces that MESH_INTERFACES matches but that can't be mesh: by name, the reason and the remedy."""
+        return self._open_host().left_out(patterns, ignored)
+
+    def other_interfaces(
+        self, mesh: Sequence[str], lan: Sequence[str] | None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the interfaces that aren't mesh: the LANs, and those upstream interfaces that lead somewhere now."""
+        host = self._open_host()
+        host.forget()
+        found = sides.look(host, mesh)
+        ours = sides.lan_of(found, lan)
+        return ours, sides.upstream_of(found, ours)
+
+    def local_addresses(self) -> tuple[Address, ...]:
+        """Return this host's own addresses, IPv4 and IPv6, except loopback and link-local ones. Raises KernelError."""
+        return self._open_host().local_addresses()
+
+    def watch(
+        self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], on_touched: Callable[[], None]
+    ) -> None:
+        """Call on_change in the loop after links, addresses or routes changed, a few times a second at most.
+
+        Call on_touched as soon as anybody changed the gate's table or our hooks, but for a tenth of the loop's time at
+        most. Legacy iptables announces no changes of tables.
+        """
+        self.stop_watching()
+        self._open_host().watch(loop, on_change)
+        self._alarm = Alarm(loop, on_touched)
+
+    def stop_watching(self) -> None:
+        """End `watch`; safe to call twice."""
+        if self._host is not None:
+            self._host.stop_watching()
+        if self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None
+
+    def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
+        """Make the checks that are quick and whose result may change while ngp runs; change nothing."""
+        return host_check.look(desired, most_s)
+
+    def refuse(self, desired: DesiredNetwork) -> None:
+        """Raise KernelError if this host lets traffic past the meter, or gates traffic that isn't forwarded."""
+        host_check.refuse(desired)
+
+    def close_host(self) -> None:
+        """Stop watching, and release the sockets; safe to call twice."""
+        self.stop_watching()
+        if self._host is not None:
+            self._host.close()
+            self._host = None
+
+    def _open_host(self) -> Host:
+        if self._host is None:
+            self._host = Host()
+        return self._host
