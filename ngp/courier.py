@@ -38,7 +38,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -46,6 +46,7 @@ from ngp import wire
 from ngp.core.allowance import Allowance, SharedAllowance
 from ngp.core.events import Delivered, Undelivered
 from ngp.core.messages import Ack, Hello, Message
+from ngp.correspondents import Correspondent, Flight, ProvenLink
 from ngp.delivery import Limits, LinkKey, Outgoing, Received, needs_delivery, wants_receipt
 from ngp.errors import PeerError
 from ngp.replay import WINDOW, ReplayWindow
@@ -60,56 +61,6 @@ _STRANGER_LINKS = 1024
 _MAX_ACKS_WAITING = WINDOW
 
 Outcome = Delivered | Undelivered
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """A message in flight, not yet acknowledged."""
-
-    neighbour: _Neighbour
-    link: LinkKey
-    message: Message
-    sequence: int
-    datagram: bytes
-    attempt: int
-    landed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _ProvenLink:
-    """A link where a neighbour is proven: its allowance, and which `Outgoing.attempt` was answered last, if any."""
-
-    allowance: Allowance
-    attempt: int | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Neighbour:
-    """All that is kept of one identity.
-
-    Attributes:
-        count: number of messages that we made for it; the lower half of their sequences.
-        broadcast: count of its last hello to everybody.
-        proven: the links where it is proven.
-        acks_again: one of `acks` is for a duplicate.
-        self_acks: its messages that nobody has acked yet.
-    """
-
-    identity: bytes
-    count: int
-    boot: int = 0
-    window: ReplayWindow = field(default_factory=ReplayWindow)
-    broadcast: int = 0
-    key: Ed25519PublicKey | None = None
-    heard_at: float = 0.0
-    proven: OrderedDict[LinkKey, _ProvenLink] = field(default_factory=OrderedDict)  # longest unused first
-    was_proven: bool = False
-    last_link: LinkKey = ("", b"")
-    flights: OrderedDict[int, _Flight] = field(default_factory=OrderedDict)
-    waiting: deque[tuple[LinkKey, Message, int]] = field(default_factory=deque)
-    acks: dict[int, None] = field(default_factory=dict)
-    acks_again: bool = False
-    self_acks: set[int] = field(default_factory=set)
 
 
 class Courier:
@@ -139,8 +90,8 @@ class Courier:
         self._boot = boot
         self._max_bytes = max_datagram_bytes
         self._limits = limits or Limits()
-        self._known: OrderedDict[bytes, _Neighbour] = OrderedDict()  # longest silent first
-        self._strangers: OrderedDict[bytes, _Neighbour] = OrderedDict()
+        self._known: OrderedDict[bytes, Correspondent] = OrderedDict()  # longest silent first
+        self._strangers: OrderedDict[bytes, Correspondent] = OrderedDict()
         self._per_link: Counter[LinkKey] = Counter()
         self._stranger_allowance = SharedAllowance(
             self._limits.stranger_rate, self._limits.stranger_link_rate, _STRANGER_LINKS
@@ -149,11 +100,11 @@ class Courier:
         self._former: OrderedDict[bytes, tuple[int, ReplayWindow, int]] = OrderedDict()
         self._retired_count = 0  # highest count of those forgotten: a new entry counts on, so no sequence comes twice
         self._outstanding = 0
-        self._retries: tuple[deque[tuple[float, _Flight]], ...] = tuple(deque() for _ in RETRY_AFTER_S)
-        self._ack_timers: deque[tuple[float, _Neighbour]] = deque()
-        self._self_ack_timers: deque[tuple[float, _Neighbour, int]] = deque()
-        self._forget_timers: deque[tuple[float, _Neighbour, int]] = deque()
-        self._roomy: dict[bytes, _Neighbour] = {}
+        self._retries: tuple[deque[tuple[float, Flight]], ...] = tuple(deque() for _ in RETRY_AFTER_S)
+        self._ack_timers: deque[tuple[float, Correspondent]] = deque()
+        self._self_ack_timers: deque[tuple[float, Correspondent, int]] = deque()
+        self._forget_timers: deque[tuple[float, Correspondent, int]] = deque()
+        self._roomy: dict[bytes, Correspondent] = {}
         self._outcomes: list[Outcome] = []
         self._dropped: Counter[str] = Counter()
 
@@ -256,7 +207,7 @@ class Courier:
             neighbour.proven.move_to_end(link)
         return self._deliver(neighbour, sealed, message, link, now)
 
-    def _is_duplicate(self, neighbour: _Neighbour, sealed: wire.Sealed, link: LinkKey, now: float) -> bool:
+    def _is_duplicate(self, neighbour: Correspondent, sealed: wire.Sealed, link: LinkKey, now: float) -> bool:
         count = sealed.sequence & wire.MAX_COUNT
         if sealed.boot > neighbour.boot:
             return False
@@ -277,7 +228,7 @@ class Courier:
             self._queue_ack(neighbour, sealed.sequence, now)
         return True
 
-    def _remember(self, neighbour: _Neighbour, sealed: wire.Sealed, now: float) -> None:
+    def _remember(self, neighbour: Correspondent, sealed: wire.Sealed, now: float) -> None:
         if neighbour.key is None:
             neighbour.key = Ed25519PublicKey.from_public_bytes(sealed.sender)
         if sealed.boot > neighbour.boot:
@@ -292,7 +243,7 @@ class Courier:
             self._known.move_to_end(neighbour.identity)
 
     def _deliver(
-        self, neighbour: _Neighbour, sealed: wire.Sealed, message: Message | wire.Unknown, link: LinkKey, now: float
+        self, neighbour: Correspondent, sealed: wire.Sealed, message: Message | wire.Unknown, link: LinkKey, now: float
     ) -> Received | None:
         proven = link in neighbour.proven
         if proven and sealed.reply_to:
@@ -315,17 +266,17 @@ class Courier:
 
     # --- neighbours
 
-    def _add_stranger(self, identity: bytes) -> _Neighbour:
+    def _add_stranger(self, identity: bytes) -> Correspondent:
         if len(self._strangers) >= self._limits.strangers:
             _, oldest = self._strangers.popitem(last=False)
             self._retire(oldest)
-        neighbour = self._strangers[identity] = _Neighbour(identity, self._retired_count)
+        neighbour = self._strangers[identity] = Correspondent(identity, self._retired_count)
         if identity in self._former:
             neighbour.boot, neighbour.window, neighbour.broadcast = self._former.pop(identity)
             neighbour.was_proven = True
         return neighbour
 
-    def _prove(self, neighbour: _Neighbour, link: LinkKey, now: float) -> None:
+    def _prove(self, neighbour: Correspondent, link: LinkKey, now: float) -> None:
         if self._per_link[link] >= self._limits.identities_per_link:
             raise PeerError("busy", f"{self._per_link[link]} identities behind one link address")
         if neighbour.identity not in self._known:
@@ -337,7 +288,7 @@ class Courier:
             dropped, _ = neighbour.proven.popitem(last=False)
             self._leave(dropped)
         neighbour.was_proven = True
-        neighbour.proven[link] = _ProvenLink(Allowance(self._limits.neighbour_rate))
+        neighbour.proven[link] = ProvenLink(Allowance(self._limits.neighbour_rate))
         self._per_link[link] += 1
 
     def _make_room(self, now: float) -> None:
@@ -346,7 +297,7 @@ class Courier:
             raise PeerError("busy", f"{len(self._known)} neighbours are known and none is silent")
         self.forget(identity)
 
-    def _restart(self, neighbour: _Neighbour, boot: int) -> None:
+    def _restart(self, neighbour: Correspondent, boot: int) -> None:
         self._drop_outstanding(neighbour)
         neighbour.boot = boot
         neighbour.window = ReplayWindow()
@@ -354,7 +305,7 @@ class Courier:
         self._leave(*neighbour.proven)
         neighbour.proven.clear()
 
-    def _retire(self, neighbour: _Neighbour) -> None:
+    def _retire(self, neighbour: Correspondent) -> None:
         self._drop_outstanding(neighbour)
         self._leave(*neighbour.proven)
         neighbour.proven.clear()
@@ -370,7 +321,7 @@ class Courier:
             if not self._per_link[link]:
                 del self._per_link[link]
 
-    def _drop_outstanding(self, neighbour: _Neighbour) -> None:
+    def _drop_outstanding(self, neighbour: Correspondent) -> None:
         for flight in neighbour.flights.values():
             flight.landed = True
             self._give_up(neighbour.identity, flight.link, flight.message)
@@ -385,32 +336,32 @@ class Courier:
 
     # --- flights
 
-    def _has_room(self, neighbour: _Neighbour) -> bool:
+    def _has_room(self, neighbour: Correspondent) -> bool:
         if len(neighbour.flights) >= self._limits.in_flight:
             return False
         # The oldest message in flight must stay inside the neighbour's window, or its copies would be refused.
         oldest = next(iter(neighbour.flights), 0) & wire.MAX_COUNT
         return not oldest or neighbour.count - oldest < WINDOW // 2
 
-    def _launch(self, neighbour: _Neighbour, link: LinkKey, message: Message, reply_to: int, now: float) -> Outgoing:
+    def _launch(self, neighbour: Correspondent, link: LinkKey, message: Message, reply_to: int, now: float) -> Outgoing:
         sequence, datagram = self._sealed(neighbour, message, reply_to)
         attempt = self._answered_attempt(neighbour, link) or 0
-        flight = neighbour.flights[sequence] = _Flight(neighbour, link, message, sequence, datagram, attempt)
+        flight = neighbour.flights[sequence] = Flight(neighbour, link, message, sequence, datagram, attempt)
         self._retries[0].append((now + RETRY_AFTER_S[0], flight))
         return Outgoing(neighbour.identity, link, datagram, attempt)
 
-    def _answered_attempt(self, neighbour: _Neighbour, link: LinkKey) -> int | None:
+    def _answered_attempt(self, neighbour: Correspondent, link: LinkKey) -> int | None:
         proven_link = neighbour.proven.get(link)
         return proven_link.attempt if proven_link is not None else None
 
-    def _acked(self, neighbour: _Neighbour, message_id: int) -> None:
+    def _acked(self, neighbour: Correspondent, message_id: int) -> None:
         flight = self._land(neighbour, message_id)
         if flight is not None and flight.link in neighbour.proven:
             neighbour.proven[flight.link].attempt = flight.attempt
         if flight is not None and wants_receipt(flight.message):
             self._outcomes.append(Delivered(neighbour.identity, flight.link, flight.message))
 
-    def _land(self, neighbour: _Neighbour, message_id: int) -> _Flight | None:
+    def _land(self, neighbour: Correspondent, message_id: int) -> Flight | None:
         flight = neighbour.flights.pop(message_id, None)
         if flight is None:
             return None
@@ -424,7 +375,7 @@ class Courier:
         self._outcomes.append(Undelivered(identity, link, message))
         return []
 
-    def _sealed(self, neighbour: _Neighbour, message: Message, reply_to: int) -> tuple[int, bytes]:
+    def _sealed(self, neighbour: Correspondent, message: Message, reply_to: int) -> tuple[int, bytes]:
         sequence = self._boot << 32 | neighbour.count + 1
         boot = neighbour.boot
         datagram = wire.seal(self._private_key, self.identity, neighbour.identity, sequence, boot, message, reply_to)
@@ -487,14 +438,14 @@ class Courier:
             flight.attempt += 1
             yield Outgoing(flight.neighbour.identity, flight.link, flight.datagram, flight.attempt)
 
-    def _queue_ack(self, neighbour: _Neighbour, message_id: int, now: float) -> None:
+    def _queue_ack(self, neighbour: Correspondent, message_id: int, now: float) -> None:
         if len(neighbour.acks) >= _MAX_ACKS_WAITING:
             return
         if not neighbour.acks:
             self._ack_timers.append((now + ACK_DELAY_S, neighbour))
         neighbour.acks[message_id] = None
 
-    def _acks(self, neighbour: _Neighbour) -> Iterator[Outgoing]:
+    def _acks(self, neighbour: Correspondent) -> Iterator[Outgoing]:
         waiting, link = tuple(neighbour.acks), neighbour.last_link
         attempt = None if neighbour.acks_again else self._answered_attempt(neighbour, link)
         neighbour.acks.clear()
