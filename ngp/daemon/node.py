@@ -11,7 +11,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,16 @@ from ngp.config import changes, keep_until_restart, load, refuse_shown_secret, u
 from ngp.core.effects import Effect
 from ngp.core.events import (
     Event,
-    Hinted,
     MessageReceived,
     SettingsChanged,
     Stopping,
     Tick,
-    UsageRead,
 )
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Hello, Invoice, Prefix, Propose, Role, Statement
+from ngp.core.messages import Hello, Invoice, Propose, Statement
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
-from ngp.core.values import HeldPacket, Hint, HintKind, Reading, Verdict
+from ngp.core.values import HeldPacket, Hint, Verdict
 from ngp.daemon import checkup
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
@@ -41,17 +39,15 @@ from ngp.daemon.last_books import charge_former
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post
+from ngp.daemon.readings import Readings
 from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError
 from ngp.ports import Clock, Ledger, Link, Network, Payment, Store
 
 BATCH_EVENTS = 32  # of all neighbours in turn; more would make a neighbour's first packet wait longer for its own turn
-READINGS_AT_ONCE = 32  # about as much work as a neighbour's event or two
 READ_INTERVAL_S = 1.0
 HELLO_INTERVAL_S = 10.0
 PRUNE_INTERVAL_S = 3600.0
 KEEP_UP_S = 5.0
-MOST_BILLERS = 4096
-BILL_READ_SHARE = 20  # reading the meter for a neighbour's bills takes at most 1/20 of the time
 
 _log = logging.getLogger("ngp")
 
@@ -97,6 +93,7 @@ class Node:
         self.payment = PaymentWatch(parts.payment, parts.gatekeeper.world, self.post, parts.identity, self.tell)
         self.channels = ChannelWatch(parts.gatekeeper.world, parts.payment, parts.payment.wait_ready, self.tell)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell, self.crash)
+        self._readings = Readings(parts.network, parts.gatekeeper.world, self.tell)
         self._events = FairQueue()
         self.post.in_turn = self._in_turn
         self._pump: asyncio.Handle | None = None
@@ -104,7 +101,6 @@ class Node:
         self._unstored: list[Effect] = []
         self._blocked_before: frozenset[bytes] | None = None
         self.crashed = False
-        self._bill_read_again: dict[bytes, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._conditions = WhileItLasts()
         self._reloading = asyncio.Lock()
@@ -189,7 +185,7 @@ class Node:
         """Say good-bye to neighbours, write the last totals, remove everything from the kernel."""
         parts = self.parts
         await self._close_gate()
-        self._read_now()
+        self._readings.read_all()
         self.tell(Stopping())
         self._drain()
         if self._unstored:
@@ -223,7 +219,7 @@ class Node:
 
     def write_totals(self) -> None:
         """Write the meter's present readings to the ledger, which gets them only once a minute. Raises LedgerError."""
-        self._read_now()
+        self._readings.read_all()
         self._drain()
         self._require_alive()
         world = self.parts.gatekeeper.world
@@ -315,43 +311,14 @@ class Node:
                 continue
             if isinstance(event, MessageReceived):
                 if isinstance(event.message, Statement | Invoice):
-                    effects += parts.gatekeeper.step(self._metered_for(event.identity), now)
+                    effects += parts.gatekeeper.step(self._readings.before_a_bill(event.identity), now)
                 elif isinstance(event.message, Propose):
-                    event = replace(event, sends_to=self._sends_to(event.identity, event.message))
+                    event = self._readings.with_route(event, event.message)
             effects += parts.gatekeeper.step(event, now)
         self._finish_batch()
         if self._events:
             self._pump_soon()
         self._schedule_tick()
-
-    def _sends_to(self, identity: bytes, proposed: Propose) -> Prefix | None:
-        """Ask the kernel to which part of an offered destination our traffic goes through the neighbour that offers it.
-
-        None for a renewal and if we don't buy: then the answer isn't needed.
-        """
-        world = self.parts.gatekeeper.world
-        if not self.settings.buys or proposed.contract in world.contracts:
-            return None
-        links = {one.number: one.link for one in world.peers.links_of(identity)}  # its hello may be in this very batch
-        return self.parts.network.sends_to(links, proposed.destination) if links else None
-
-    def _metered_for(self, identity: bytes) -> UsageRead:
-        """Read our meter for a neighbour before its bill is compared: with old readings the bill looks too high.
-
-        A flood of bills must not cost more than a few hundredths of our time: those that come faster are compared with
-        the previous reading.
-        """
-        loop_time = asyncio.get_running_loop().time
-        began = loop_time()
-        if self._bill_read_again.get(identity, began) > began:
-            return UsageRead(())
-        links = self.parts.gatekeeper.world.peers.links_of(identity)
-        bought = [key for link in links for key, one in link.contracts.items() if one.role is Role.CLIENT]
-        readings = self.parts.network.read(bought) if bought else ()
-        if len(self._bill_read_again) > MOST_BILLERS:
-            self._bill_read_again.clear()
-        self._bill_read_again[identity] = loop_time() + (loop_time() - began) * BILL_READ_SHARE
-        return UsageRead(tuple(readings))
 
     def _finish_batch(self) -> None:
         effects = self._unstored
@@ -403,35 +370,20 @@ class Node:
         self.tell(packet)
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
-        if self._unstored:
-            return
-        network, of_account = self.parts.network, (HintKind.ACCOUNT_LOW, HintKind.ACCOUNT_EXHAUSTED)
-        whole = any(hint.kind in of_account for hint in hints)
-        self._tell_readings(network.read(None if whole else list({hint.key for hint in hints})))
-        self.tell(Hinted(tuple(hints)))
-
-    def _tell_readings(self, readings: Sequence[Reading]) -> None:
-        for start in range(0, len(readings), READINGS_AT_ONCE):
-            self.tell(UsageRead(tuple(readings[start : start + READINGS_AT_ONCE])))
+        if not self._unstored:
+            self._readings.hinted(hints)
 
     def refresh(self) -> None:
         """Read the meters now, so that a listing shows what has passed up to this moment."""
         if not self._unstored:
-            self._read_now()
+            self._readings.read_all()
             self._run_pump()
-
-    def _read_now(self) -> None:
-        readings = self.parts.network.read(None)
-        accounts = tuple(self.parts.network.read_accounts(None))  # after the contracts, so that these are charged
-        self._tell_readings(readings)
-        if accounts:
-            self.tell(UsageRead((), accounts))
 
     async def _read_usage(self) -> None:
         while True:
             await asyncio.sleep(READ_INTERVAL_S)
             if not self._unstored:
-                self._read_now()
+                self._readings.read_all()
 
     # --- neighbours ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,75 @@
+"""Readings: what the core learns from the kernel's meters, and when it needs to know it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ngp.core.events import Event, Hinted, MessageReceived, UsageRead
+from ngp.core.messages import Propose, Role
+from ngp.core.values import Hint, HintKind, Reading
+from ngp.core.world import World
+from ngp.ports import Network
+
+READINGS_AT_ONCE = 32  # about as much work as a neighbour's event or two
+MOST_BILLERS = 4096
+BILL_READ_SHARE = 20  # reading the meter for a neighbour's bills takes at most 1/20 of the time
+
+
+class Readings:
+    """Reads the meters. Args: tell: takes the events."""
+
+    def __init__(self, network: Network, world: World, tell: Callable[[Event], None]) -> None:
+        self._network, self._world, self._tell = network, world, tell
+        self._bill_read_again: dict[bytes, float] = {}
+
+    def read_all(self) -> None:
+        """Tell the core what all contracts and accounts used since the last reading."""
+        readings = self._network.read(None)
+        accounts = tuple(self._network.read_accounts(None))  # after the contracts, so that these are charged
+        self._tell_in_parts(readings)
+        if accounts:
+            self._tell(UsageRead((), accounts))
+
+    def hinted(self, hints: Sequence[Hint]) -> None:
+        """Tell the core of hints, after the readings that show what they are about."""
+        of_account = (HintKind.ACCOUNT_LOW, HintKind.ACCOUNT_EXHAUSTED)
+        whole = any(hint.kind in of_account for hint in hints)
+        self._tell_in_parts(self._network.read(None if whole else list({hint.key for hint in hints})))
+        self._tell(Hinted(tuple(hints)))
+
+    def before_a_bill(self, identity: bytes) -> UsageRead:
+        """Read our meter for a neighbour before its bill is compared: with old readings the bill looks too high.
+
+        A flood of bills must not cost more than a few hundredths of our time: those that come faster are compared with
+        the previous reading.
+        """
+        loop_time = asyncio.get_running_loop().time
+        began = loop_time()
+        if self._bill_read_again.get(identity, began) > began:
+            return UsageRead(())
+        links = self._world.peers.links_of(identity)
+        bought = [key for link in links for key, one in link.contracts.items() if one.role is Role.CLIENT]
+        readings = self._network.read(bought) if bought else ()
+        if len(self._bill_read_again) > MOST_BILLERS:
+            self._bill_read_again.clear()
+        self._bill_read_again[identity] = loop_time() + (loop_time() - began) * BILL_READ_SHARE
+        return UsageRead(tuple(readings))
+
+    def with_route(self, received: MessageReceived, proposed: Propose) -> MessageReceived:
+        """Add to a proposal to which part of its destination our traffic goes through the neighbour that offers it.
+
+        Not to a renewal, nor if we don't buy: then the core doesn't need it.
+        """
+        world = self._world
+        if not world.settings.buys or proposed.contract in world.contracts:
+            return received
+        links = {one.number: one.link for one in world.peers.links_of(received.identity)}  # perhaps new in this batch
+        if not links:
+            return received
+        return replace(received, sends_to=self._network.sends_to(links, proposed.destination))
+
+    def _tell_in_parts(self, readings: Sequence[Reading]) -> None:
+        for start in range(0, len(readings), READINGS_AT_ONCE):
+            self._tell(UsageRead(tuple(readings[start : start + READINGS_AT_ONCE])))
