@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_network
@@ -14,74 +13,27 @@ from typing import Any
 import pytest
 
 from ngp import store
-from ngp.config import parse
 from ngp.core.effects import CancelInvoice, Effect, GrantContract, Persist, TrackPayment
 from ngp.core.events import BlockNeighbour, Stopping, Tick
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
 from ngp.core.peers import Neighbour
-from ngp.core.records import AccountRecord, ContractRecord, CursorRecord, NeighbourRecord
-from ngp.core.values import Adopted, Check, DesiredNetwork, Grant, Now
+from ngp.core.records import AccountRecord, ContractRecord, NeighbourRecord
+from ngp.core.values import Adopted, Grant, Now
 from ngp.core.values import Reading as MeterReading
 from ngp.core.world import PaymentNode, World
-from ngp.daemon import checkup, host_watch, main
+from ngp.daemon import main
 from ngp.daemon import node as daemon_node
 from ngp.daemon.api.reading import Reading
-from ngp.daemon.node import Node, Parts
+from ngp.daemon.node import Node
 from ngp.daemon.options import StartOptions
-from ngp.errors import ConfigError, KernelError, LedgerError, PaymentError
-from ngp.ports import Store
-
-SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
-
-
-class Broken:
-    """A core that fails in the middle of a batch."""
-
-    def __init__(self) -> None:
-        self.world = World(SETTINGS, PaymentNode("", False, True, 1), lambda: bytes(16), Now(1, 1.0))
-        self.steps = 0
-
-    def step(self, _event: object, _now: Now) -> list[Effect]:
-        self.steps += 1
-        if self.steps > 1:
-            raise RuntimeError("nobody thought of this")
-        return [Persist(CursorRecord(1), durable=True)]
-
-    def next_wake_mono_s(self) -> None:
-        return None
-
-
-class Closed:
-    """A module, or the ledger, that notes its calls."""
-
-    def __init__(self) -> None:
-        self.done: list[str] = []
-
-    def left_out(self, *_: object) -> dict[str, tuple[str, str]]:
-        return {}
-
-    def beside(self) -> Closed:
-        return Closed()
-
-    async def settled(self) -> None:
-        self.done.append("settled")
-
-    def __getattr__(self, name: str) -> Any:
-        def note(*_: object, **__: object) -> Sequence[object]:
-            self.done.append(name)
-            return ()
-
-        return note
+from ngp.errors import KernelError, LedgerError, PaymentError
+from tests.broken_node import SETTINGS, Broken, Closed, broken_node
 
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Node:
-    empty = DesiredNetwork(**{name: () for name in DesiredNetwork.__dataclass_fields__})
-    monkeypatch.setattr(host_watch, "look_at_host", lambda *_: empty)
-    clock = SimpleNamespace(now=lambda: Now(1, 1.0))
-    parts: Any = Parts(Path("net.conf"), SETTINGS, clock, Closed(), Closed(), Closed(), Closed(), Broken(), b"k" * 32)  # type: ignore[arg-type]
-    return Node(parts, lambda *_: SimpleNamespace(schedule=lambda: None))  # type: ignore[arg-type, return-value]
+    return broken_node(monkeypatch)
 
 
 def test_a_step_that_fails_stops_the_daemon_and_stores_nothing_of_its_batch(
@@ -393,147 +345,3 @@ def test_trouble_that_lasts_is_logged_once(
     assert [one.message for one in caplog.records if "locked" in one.message] == [
         "LND is locked: lncli unlock; tried again every 0 s"
     ]
-
-
-def test_a_start_and_a_reload_with_a_file_that_shows_its_macaroon_are_refused(broken: Node, tmp_path: Path) -> None:
-    path = broken.parts.config_path = tmp_path / "net.conf"
-    path.write_text("MESH_INTERFACES: [eth1]\nLND_CONNECT: lndconnect://host?macaroon=AgED\nPAYMENT_INTERFACE: lnd\n")
-    path.chmod(0o640)
-    before = broken.settings
-    with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
-        asyncio.run(broken.reload())
-    assert broken.settings is before
-    with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
-        asyncio.run(main.run(StartOptions(path, tmp_path, lambda _: None)))
-
-
-def test_a_reload_that_expects_another_payment_node_is_refused_whole(
-    broken: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    told: list[object] = []
-    broken.parts.config_path, broken.tell = tmp_path / "net.conf", told.append  # type: ignore[method-assign]
-    broken.parts.gatekeeper.world.node = SimpleNamespace(payee=b"\x02" * 33)  # type: ignore[assignment]
-    before = broken.settings
-    broken.parts.config_path.write_text(f"MESH_INTERFACES: [eth1]\nSELL: no\nACCOUNT_ID: '{'03' * 33}'\n")
-    with pytest.raises(PaymentError, match=f"ACCOUNT_ID is {'03' * 33}, but the payment node is {'02' * 33}"):
-        asyncio.run(broken.reload())
-    assert broken.settings is before and not told
-    assert "the old settings stay in force" in caplog.text
-
-
-def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
-    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def check(spends: bool) -> list[Check]:
-        return [Check("LND's macaroon", not spends, "does not allow SendPaymentV2")]
-
-    async def apply(_settings: object) -> None:
-        return
-
-    told: list[object] = []
-    path = broken.parts.config_path = tmp_path / "net.conf"
-    monkeypatch.setattr(broken, "tell", told.append)
-    monkeypatch.setattr(broken.host, "apply", apply)
-    monkeypatch.setattr(broken.parts.payment, "check", check, raising=False)
-    monkeypatch.setattr(broken.host, "lacks", no_lacks)
-    seller = "MESH_INTERFACES: [eth1]\nBUY: no\nREFUND_WHEN_ASKED: "
-    path.write_text(f"{seller}no\n")
-    assert "LND" not in asyncio.run(broken.reload())
-    path.write_text(f"{seller}yes\n")
-    said = asyncio.run(broken.reload())
-    bare = "there is no mesh interface, so nothing is gated"  # this host has no eth1
-    assert said == f"applied: REFUND_WHEN_ASKED; {bare}; LND's macaroon: does not allow SendPaymentV2"
-
-
-async def no_lacks() -> list[Check]:
-    return []
-
-
-def test_a_reload_that_looks_at_the_host_for_long_holds_up_no_event(
-    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With hundreds of interfaces, and other programs to call, it takes seconds."""
-    served, in_time = threading.Event(), list[bool]()
-
-    def long(*_: object, **__: object) -> list[Check]:
-        in_time.append(served.wait(60))
-        served.clear()
-        return []
-
-    path = broken.parts.config_path = tmp_path / "net.conf"
-    path.write_text("MESH_INTERFACES: [eth1]\nSELL: no\n")
-    monkeypatch.setattr(broken, "tell", lambda _event: None)
-    monkeypatch.setattr(broken.host, "refuse", long)
-    monkeypatch.setattr(host_watch.checkup, "lacks", long)
-    monkeypatch.setattr(broken.host, "apply", lambda _settings: no_lacks())
-    broken.post.links = ()  # type: ignore[misc]
-    monkeypatch.setattr(broken.payment, "warn_of_lacks", lambda _settings: no_lacks())
-
-    async def scenario() -> str:
-        reload = asyncio.create_task(broken.reload())
-        while not reload.done():
-            served.set()  # as an event would be queued
-            await asyncio.sleep(0)
-        return await reload
-
-    assert asyncio.run(scenario()).startswith("applied: SELL")
-    assert in_time == [True, True]
-
-
-def odd_books(folder: Path) -> Store:
-    """Make a ledger with an account that has money without a payment."""
-    place = store.at(folder)
-    ledger = place.open()
-    ledger.commit([AccountRecord(b"\x7f" * 32, Role.SERVER, 5000, 0, 0, 0, 0)])
-    ledger.close()
-    return place
-
-
-@pytest.mark.parametrize("books_are", ["short", "long"])
-def test_a_start_warns_of_what_check_would_and_waits_for_no_long_books(
-    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, books_are: str
-) -> None:
-    parts: Any = broken.parts
-    parts.store = odd_books(tmp_path)
-    lack = Check("interface wlan7", False, "MESH_INTERFACES: no interface has this name", "correct MESH_INTERFACES")
-
-    async def lacks() -> list[Check]:
-        return [lack]
-
-    monkeypatch.setattr(broken.host, "lacks", lacks)
-    long, look = threading.Event(), checkup.books
-    monkeypatch.setattr(main, "BOOKS_WAIT_S", 60.0 if books_are == "short" else 0.0)
-    monkeypatch.setattr(main.checkup, "books", lambda *asked: (long.wait(60), look(*asked))[1])
-
-    async def scenario() -> None:
-        if books_are == "short":
-            long.set()
-        books = await main._warn_of_lacks(broken)
-        assert books.done() is (books_are == "short")
-        assert ("books: " in caplog.text) is books.done()
-        long.set()
-        await books
-
-    asyncio.run(scenario())
-    first, last = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-    assert first == f"{lack.name}: {lack.found}; {lack.remedy}"
-    assert last.startswith("books: account 7f7f") and "settled payments are 0 msat; another program" in last
-
-
-def test_a_start_with_another_payment_node_than_last_time_names_both(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def open_and_close() -> str:
-        parts, *_ = await main.open_parts(StartOptions(tmp_path / "net.conf", tmp_path, print), SETTINGS)
-        await parts.payment.close()
-        parts.ledger.close()
-        return parts.gatekeeper.world.node.payee.hex()
-
-    ours = asyncio.run(open_and_close())
-    kept = tmp_path / "sandbox-node.json"
-    for before in (ours, "02aa"):
-        assert not [one for one in caplog.records if "another payment node" in one.getMessage()]
-        kept.write_text(f'{{"account_id": "{before}", "network": "regtest"}}')
-        asyncio.run(open_and_close())
-    (warned,) = [one for one in caplog.records if "another payment node" in one.getMessage()]
-    assert warned.levelname == "WARNING" and ours in warned.getMessage() and "02aa on regtest" in warned.getMessage()

@@ -1,0 +1,171 @@
+"""A start and a reload read net.conf and look at the host and the payment node, and refuse or warn."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ngp import store
+from ngp.core.messages import Role
+from ngp.core.records import AccountRecord
+from ngp.core.values import Check
+from ngp.daemon import checkup, host_watch, main
+from ngp.daemon.node import Node
+from ngp.daemon.options import StartOptions
+from ngp.errors import ConfigError, PaymentError
+from ngp.ports import Store
+from tests.broken_node import SETTINGS, broken_node
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Node:
+    return broken_node(monkeypatch)
+
+
+def test_a_start_and_a_reload_with_a_file_that_shows_its_macaroon_are_refused(broken: Node, tmp_path: Path) -> None:
+    path = broken.parts.config_path = tmp_path / "net.conf"
+    path.write_text("MESH_INTERFACES: [eth1]\nLND_CONNECT: lndconnect://host?macaroon=AgED\nPAYMENT_INTERFACE: lnd\n")
+    path.chmod(0o640)
+    before = broken.settings
+    with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
+        asyncio.run(broken.reload())
+    assert broken.settings is before
+    with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
+        asyncio.run(main.run(StartOptions(path, tmp_path, lambda _: None)))
+
+
+def test_a_reload_that_expects_another_payment_node_is_refused_whole(
+    broken: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[object] = []
+    broken.parts.config_path, broken.tell = tmp_path / "net.conf", told.append  # type: ignore[method-assign]
+    broken.parts.gatekeeper.world.node = SimpleNamespace(payee=b"\x02" * 33)  # type: ignore[assignment]
+    before = broken.settings
+    broken.parts.config_path.write_text(f"MESH_INTERFACES: [eth1]\nSELL: no\nACCOUNT_ID: '{'03' * 33}'\n")
+    with pytest.raises(PaymentError, match=f"ACCOUNT_ID is {'03' * 33}, but the payment node is {'02' * 33}"):
+        asyncio.run(broken.reload())
+    assert broken.settings is before and not told
+    assert "the old settings stay in force" in caplog.text
+
+
+def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
+    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(spends: bool) -> list[Check]:
+        return [Check("LND's macaroon", not spends, "does not allow SendPaymentV2")]
+
+    async def apply(_settings: object) -> None:
+        return
+
+    told: list[object] = []
+    path = broken.parts.config_path = tmp_path / "net.conf"
+    monkeypatch.setattr(broken, "tell", told.append)
+    monkeypatch.setattr(broken.host, "apply", apply)
+    monkeypatch.setattr(broken.parts.payment, "check", check, raising=False)
+    monkeypatch.setattr(broken.host, "lacks", no_lacks)
+    seller = "MESH_INTERFACES: [eth1]\nBUY: no\nREFUND_WHEN_ASKED: "
+    path.write_text(f"{seller}no\n")
+    assert "LND" not in asyncio.run(broken.reload())
+    path.write_text(f"{seller}yes\n")
+    said = asyncio.run(broken.reload())
+    bare = "there is no mesh interface, so nothing is gated"  # this host has no eth1
+    assert said == f"applied: REFUND_WHEN_ASKED; {bare}; LND's macaroon: does not allow SendPaymentV2"
+
+
+async def no_lacks() -> list[Check]:
+    return []
+
+
+def test_a_reload_that_looks_at_the_host_for_long_holds_up_no_event(
+    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hundreds of interfaces, and other programs to call, it takes seconds."""
+    served, in_time = threading.Event(), list[bool]()
+
+    def long(*_: object, **__: object) -> list[Check]:
+        in_time.append(served.wait(60))
+        served.clear()
+        return []
+
+    path = broken.parts.config_path = tmp_path / "net.conf"
+    path.write_text("MESH_INTERFACES: [eth1]\nSELL: no\n")
+    monkeypatch.setattr(broken, "tell", lambda _event: None)
+    monkeypatch.setattr(broken.host, "refuse", long)
+    monkeypatch.setattr(host_watch.checkup, "lacks", long)
+    monkeypatch.setattr(broken.host, "apply", lambda _settings: no_lacks())
+    broken.post.links = ()  # type: ignore[misc]
+    monkeypatch.setattr(broken.payment, "warn_of_lacks", lambda _settings: no_lacks())
+
+    async def scenario() -> str:
+        reload = asyncio.create_task(broken.reload())
+        while not reload.done():
+            served.set()  # as an event would be queued
+            await asyncio.sleep(0)
+        return await reload
+
+    assert asyncio.run(scenario()).startswith("applied: SELL")
+    assert in_time == [True, True]
+
+
+def odd_books(folder: Path) -> Store:
+    """Make a ledger with an account that has money without a payment."""
+    place = store.at(folder)
+    ledger = place.open()
+    ledger.commit([AccountRecord(b"\x7f" * 32, Role.SERVER, 5000, 0, 0, 0, 0)])
+    ledger.close()
+    return place
+
+
+@pytest.mark.parametrize("books_are", ["short", "long"])
+def test_a_start_warns_of_what_check_would_and_waits_for_no_long_books(
+    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, books_are: str
+) -> None:
+    parts: Any = broken.parts
+    parts.store = odd_books(tmp_path)
+    lack = Check("interface wlan7", False, "MESH_INTERFACES: no interface has this name", "correct MESH_INTERFACES")
+
+    async def lacks() -> list[Check]:
+        return [lack]
+
+    monkeypatch.setattr(broken.host, "lacks", lacks)
+    long, look = threading.Event(), checkup.books
+    monkeypatch.setattr(main, "BOOKS_WAIT_S", 60.0 if books_are == "short" else 0.0)
+    monkeypatch.setattr(main.checkup, "books", lambda *asked: (long.wait(60), look(*asked))[1])
+
+    async def scenario() -> None:
+        if books_are == "short":
+            long.set()
+        books = await main._warn_of_lacks(broken)
+        assert books.done() is (books_are == "short")
+        assert ("books: " in caplog.text) is books.done()
+        long.set()
+        await books
+
+    asyncio.run(scenario())
+    first, last = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert first == f"{lack.name}: {lack.found}; {lack.remedy}"
+    assert last.startswith("books: account 7f7f") and "settled payments are 0 msat; another program" in last
+
+
+def test_a_start_with_another_payment_node_than_last_time_names_both(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def open_and_close() -> str:
+        parts, *_ = await main.open_parts(StartOptions(tmp_path / "net.conf", tmp_path, print), SETTINGS)
+        await parts.payment.close()
+        parts.ledger.close()
+        return parts.gatekeeper.world.node.payee.hex()
+
+    ours = asyncio.run(open_and_close())
+    kept = tmp_path / "sandbox-node.json"
+    for before in (ours, "02aa"):
+        assert not [one for one in caplog.records if "another payment node" in one.getMessage()]
+        kept.write_text(f'{{"account_id": "{before}", "network": "regtest"}}')
+        asyncio.run(open_and_close())
+    (warned,) = [one for one in caplog.records if "another payment node" in one.getMessage()]
+    assert warned.levelname == "WARNING" and ours in warned.getMessage() and "02aa on regtest" in warned.getMessage()
