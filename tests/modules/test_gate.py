@@ -59,25 +59,19 @@ GOLDEN = """\
 COMMIT
 """
 
-# The same rules, and those for services on this host.
-GOLDEN_WITH_OWN_SERVICES = (
-    GOLDEN.replace(":NGP_UNPAID - [0:0]\n", ":NGP_UNPAID - [0:0]\n:NGP_OWN - [0:0]\n")
-    .replace(
-        "-A NGP_UNPAID -j DROP\n",
-        "-A NGP_UNPAID -j DROP\n-A NGP_OWN -m bpf --object-pinned /var/lib/ngp/bpf/over_rate -j DROP\n",
-    )
-    .replace("COMMIT\n", "-I INPUT 1 -i m0 -j NGP_OWN\n-I INPUT 2 -i m1 -j NGP_OWN\nCOMMIT\n")
-)
 
-# The same rules, and those for a host that rewrites destinations.
-GOLDEN_WITH_REWRITES = (
-    GOLDEN.replace(":NGP_UNPAID - [0:0]\n", ":NGP_UNPAID - [0:0]\n:NGP_FORGED - [0:0]\n")
-    .replace(
-        "-A NGP_UNPAID -j DROP\n",
-        "-A NGP_UNPAID -j DROP\n-A NGP_FORGED -m bpf --object-pinned /var/lib/ngp/bpf/forged -j DROP\n",
+def golden_with(chain: str, program: str, *jumps: str) -> str:
+    """Return the same rules with one more chain, which drops what a program matches, and the jumps to it."""
+    more = f"-A {chain} -m bpf --object-pinned /var/lib/ngp/bpf/{program} -j DROP\n"
+    return (
+        GOLDEN.replace(":NGP_UNPAID - [0:0]\n", f":NGP_UNPAID - [0:0]\n:{chain} - [0:0]\n")
+        .replace("-A NGP_UNPAID -j DROP\n", f"-A NGP_UNPAID -j DROP\n{more}")
+        .replace("COMMIT\n", "".join(f"-I {jump} -j {chain}\n" for jump in jumps) + "COMMIT\n")
     )
-    .replace("COMMIT\n", "-I FORWARD 3 -o m0 -j NGP_FORGED\n-I FORWARD 4 -o m1 -j NGP_FORGED\nCOMMIT\n")
-)
+
+
+GOLDEN_WITH_OWN_SERVICES = golden_with("NGP_OWN", "over_rate", "INPUT 1 -i m0", "INPUT 2 -i m1")
+GOLDEN_WITH_REWRITES = golden_with("NGP_FORGED", "forged", "FORWARD 3 -o m0", "FORWARD 4 -o m1")
 
 OPERATOR = """\
 *filter

@@ -8,6 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -121,17 +122,24 @@ def _queued(hub: Star) -> int:
     return hub.world.datapath.counters()["passed_to_queue"]
 
 
-@pytest.mark.parametrize(("has_paid", "most"), [(True, 4096), (False, 64)], ids=["paid", "on grace"])
-def test_a_flood_of_flows_does_not_push_out_those_of_others(alone: Star, has_paid: bool, most: int) -> None:
-    alone.world.datapath.set_neighbours(neighbours(alone, has_paid=has_paid))
-    floods, suffers = _bought_each_other(alone)
-    sh("iptables -A OUTPUT -p icmp -j DROP", alone.second)  # otherwise packets without a listener would be answered
+@contextmanager
+def _two_conversations(alone: Star) -> Iterator[tuple[socket.socket, ...]]:
+    """Open the ends of a conversation that A begins with B, then of one that B begins with a host behind A."""
     with (
         alone.socket("A", 4) as first,
         alone.socket("B", 4, 5000) as answers_first,
         alone.socket("B", 4) as second,
         alone.socket("behind A", 4, 5001) as answers_second,
     ):
+        yield first, answers_first, second, answers_second
+
+
+@pytest.mark.parametrize(("has_paid", "most"), [(True, 4096), (False, 64)], ids=["paid", "on grace"])
+def test_a_flood_of_flows_does_not_push_out_those_of_others(alone: Star, has_paid: bool, most: int) -> None:
+    alone.world.datapath.set_neighbours(neighbours(alone, has_paid=has_paid))
+    floods, suffers = _bought_each_other(alone)
+    sh("iptables -A OUTPUT -p icmp -j DROP", alone.second)  # otherwise packets without a listener would be answered
+    with _two_conversations(alone) as (first, answers_first, second, answers_second):
         alone.ask(second, answers_second)
         alone.ask(first, answers_first)
         for port in range(20_000, 20_000 + most):
@@ -165,12 +173,7 @@ def test_others_flows_that_fill_the_table_end_no_conversation_and_charge_nobody(
     """
     pays, suffers = _bought_each_other(alone)
     sh("iptables -A OUTPUT -p icmp -j DROP", alone.second)  # what nobody listens for would be answered
-    with (
-        alone.socket("A", 4) as first,
-        alone.socket("B", 4, 5000) as answers_first,
-        alone.socket("B", 4) as second,
-        alone.socket("behind A", 4, 5001) as answers_second,
-    ):
+    with _two_conversations(alone) as (first, answers_first, second, answers_second):
         alone.ask(second, answers_second)
         _fill(alone)
         first.sendto(bytes(UP_BYTES), (ADDRESSES["B"][4], 5000))
