@@ -100,9 +100,9 @@ def configure(when_stopped: str) -> None:
 
 def install() -> None:
     """Install the wheel and enable the units, as before a shutdown."""
-    if not tries("ls /root/wheels/ngp-*.whl"):  # the host had no wheel; building is slow in an emulated machine
-        sh(".venv/bin/python -m pip wheel -q --no-deps --no-build-isolation . -w /root/wheels")
-    sh("python3 -m venv /opt/ngp && /opt/ngp/bin/pip install -q --no-index --find-links /root/wheels ngp")
+    if not tries("ls /srv/wheels/ngp-*.whl"):  # the host had no wheel; building is slow in an emulated machine
+        sh(".venv/bin/python -m pip wheel -q --no-deps --no-build-isolation . -w /srv/wheels")
+    sh("python3 -m venv /opt/ngp && /opt/ngp/bin/pip install -q --no-index --find-links /srv/wheels ngp")
     sh("ln -s /opt/ngp/bin/ngp /usr/local/bin/ngp && mkdir -p /etc/ngp")
     sh(f"cp /opt/ngp/share/doc/ngp/*.service {UNITS}")
     configure("closed")
