@@ -2,12 +2,13 @@
  *
  *   blast frames INTERFACE TO_MAC FROM_MAC|random SOURCE SOURCES DESTINATION DESTINATIONS FRAME_BYTES PPS SECONDS
  *   blast udp FROM ADDRESS PORT SECONDS PAYLOAD_BYTES SEGMENT_BYTES
- *   blast tcp FROM ADDRESS PORT SECONDS
+ *   blast tcp FROM ADDRESS PORT SECONDS MOST_BYTES
  *   blast sink ADDRESS PORT
  *
  * `frames` writes IPv4/UDP frames to the card, past qdisc and socket layer. So the sender costs little, and the router
  * under test is the limit. Each packet's source and destination are drawn at random from SOURCES and DESTINATIONS
- * addresses, counted from the given one (1: always this one). PPS 0 is as fast as possible.
+ * addresses, counted from the given one (1: always this one). PPS 0 is as fast as possible. `tcp` ends after MOST_BYTES
+ * if it has sent them before SECONDS have passed.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -210,12 +211,12 @@ static int tcp(char **words)
 	double began, seconds = atof(words[3]);
 	struct timeval patience = { .tv_sec = (long)seconds + 2 };
 	int fd = open_sender(words, SOCK_STREAM);
-	uint64_t sent = 0;
+	uint64_t sent = 0, most = strtoull(words[4], 0, 10);
 	ssize_t done;
 
 	/* A stream that was cut must not block the benchmark. */
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-	for (began = now(); now() < began + seconds; sent += done) {
+	for (began = now(); sent < most && now() < began + seconds; sent += done) {
 		done = send(fd, data, sizeof(data), MSG_NOSIGNAL);
 		if (done < 0)
 			break;
@@ -258,7 +259,7 @@ int main(int count, char **words)
 		return frames(words + 2);
 	if (!strcmp(kind, "udp") && count == 8)
 		return udp(words + 2);
-	if (!strcmp(kind, "tcp") && count == 6)
+	if (!strcmp(kind, "tcp") && count == 7)
 		return tcp(words + 2);
 	if (!strcmp(kind, "sink") && count == 4)
 		sink(words + 2);

@@ -25,6 +25,7 @@ from core_tests.topologies import ThreeHosts, three_hosts
 
 MANY_FIRST, MANY_NET = "10.128.0.1", "10.128.0.0/9"
 BLAST_PORT, STREAM_PORT = 9, 7000
+ENDLESS_BYTES = 1 << 62
 OFFLOADS_ON = dict.fromkeys(OFFLOADS_OFF, True)
 _SOURCE = Path(__file__).with_name("blast.c")
 
@@ -158,9 +159,9 @@ class Sink:
         self._process = host.popen(*words, stdout=subprocess.PIPE)
         self._answer()
 
-    def rate(self, sender: Host, source: str, seconds: float) -> float:
-        """Send for a while and return bytes a second as the receiver saw them."""
-        words = ("tcp", source, self.address, str(STREAM_PORT), str(seconds))
+    def rate(self, sender: Host, source: str, seconds: float, most_bytes: int = ENDLESS_BYTES) -> float:
+        """Send for a while, or until most_bytes are sent; return bytes a second as the receiver saw them."""
+        words = ("tcp", source, self.address, str(STREAM_PORT), str(seconds), str(most_bytes))
         sender.sh(*self._stage.first(self._stage.sender_core), *words)
         said = self._answer()
         return float(said["received"]) / float(said["seconds"])
