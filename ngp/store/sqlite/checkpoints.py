@@ -2,9 +2,9 @@
 
 A checkpoint waits for the disk twice. In the daemon's own thread, first packets would wait for it too: one in a hundred
 did, and took ten times as long. While the checkpoint runs, new records may be added to the log. SQLite begins the log
-anew only when all of it is in the file. So these new records are moved at the end, if need be by the ledger's own
-thread; they are few, and take no time. If the log grows faster than the disk can take it, the ledger's thread waits for
-the checkpoint: otherwise the log would grow without end.
+anew only when a transaction finds all of it in the file. So the ledger's own thread moves these new records before the
+next transaction; they are few, and mostly there are none. If the log grows faster than the disk can take it, the
+ledger's thread waits for the checkpoint: otherwise the log would grow without end.
 """
 
 from __future__ import annotations
@@ -35,18 +35,16 @@ class Checkpoints:
         self._connection = connection
         self._own = file.connect(path, one_thread=False)
         self._thread: threading.Thread | None = None
-        self._is_rest = False
         connection.execute("PRAGMA wal_autocheckpoint=0")
 
     def consider(self) -> None:
-        """Begin a checkpoint if the log is long, or end one; call it after each transaction."""
+        """Begin a checkpoint if the log is long, or end one; call it before each transaction."""
         if self._thread is not None:
             if self._thread.is_alive() and not self._is_longer_than(_WAITED_FOR * file.WAL_MOST_BYTES):
                 return
             self._thread.join()
             self._thread = None
-            if self._is_rest:
-                _move(self._connection)
+            _move(self._connection)
         elif self._is_longer_than(file.WAL_MOST_BYTES):
             self._thread = threading.Thread(target=self._run, name="checkpoint")
             self._thread.start()
@@ -65,7 +63,9 @@ class Checkpoints:
             return False
 
     def _run(self) -> None:
-        self._is_rest = not any(_move(self._own) for _ in range(_PASSES))
+        for _ in range(_PASSES):
+            if _move(self._own):
+                return
 
 
 def _move(connection: sqlite3.Connection) -> bool:

@@ -189,6 +189,7 @@ class SqliteLedger:
             if durable is not self._full:
                 connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._full = durable
+            self._checkpoints.consider()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -196,7 +197,6 @@ class SqliteLedger:
             except BaseException:
                 self._undo()
                 raise
-            self._checkpoints.consider()
 
     def _undo(self) -> None:
         """Roll back; if even that fails, nothing more is written through this connection."""
