@@ -23,6 +23,7 @@ from ngp.core.values import (
     Check,
     DecodedInvoice,
     DesiredNetwork,
+    DesiredTunnel,
     Grant,
     HeldPacket,
     Hint,
@@ -35,8 +36,10 @@ from ngp.core.values import (
     PaymentCapabilities,
     PaymentInfo,
     PaymentOutcome,
+    PeerReading,
     Reading,
     Settlement,
+    TunnelPeer,
     Verdict,
 )
 
@@ -256,6 +259,44 @@ class Network(Protocol):
         `leave_closed` leaves a rule that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed). If no
         mesh interface is known, an existing rule of this kind stays.
         """
+
+
+# --- tunnel -----------------------------------------------------------------------------------------------------------
+
+
+class Tunnel(Protocol):
+    """The landlord's WireGuard tunnel: tenants are its peers. Calls take milliseconds and don't wait for others.
+
+    A tenant can send from its networks only, and packets to them reach only that tenant. WireGuard itself would move a
+    network that is given to a second peer; this port refuses that.
+    """
+
+    def check(self, desired: DesiredTunnel) -> list[Check]:
+        """Return what is missing on this host, and whether packets from outside find the pools; changes nothing."""
+
+    def set_up(self, desired: DesiredTunnel, peers: Sequence[TunnelPeer]) -> None:
+        """Make the tunnel, or take over the one that a killed daemon left; then its peers are exactly these.
+
+        Peers that are right already aren't disturbed. Raises: KernelError; then nothing of a new set-up is left.
+        """
+
+    def set_peers(self, peers: Sequence[TunnelPeer]) -> None:
+        """Add peers or change them. Raises: KernelError, also if another peer has one of the networks."""
+
+    def remove_peers(self, wireguard_keys: Sequence[bytes]) -> None:
+        """Remove peers; unknown ones are ignored. Raises: KernelError."""
+
+    def read(self) -> list[PeerReading]:
+        """Return what the tunnel knows of its peers. Raises: KernelError."""
+
+    def describe(self) -> dict[str, str]:
+        """Return which implementation is in use, for status."""
+
+    def close(self) -> None:
+        """Close sockets; the tunnel goes on."""
+
+    def clean_up(self) -> None:
+        """Remove all that this port made, and nothing else, without a record of what it made. Safe to call twice."""
 
 
 # --- payment ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ngp.core.messages import Message
 from ngp.core.records import PaymentKind, Record
-from ngp.core.values import AccountLimit, Grant, KernelNeighbour, Verdict
+from ngp.core.values import AccountLimit, Grant, KernelNeighbour, TunnelPeer, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +180,30 @@ class RecallBills:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerTenant:
+    """Answer a tenant's `CreditAsked`: with the invoice of a rental, or with the reason why there is none."""
+
+    request: int
+    why_not: str = ""
+    rental: bytes = b""
+    bolt11: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetTunnelPeer:
+    """Let a tenant's traffic through the tunnel, or change its networks or rate."""
+
+    peer: TunnelPeer
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveTunnelPeer:
+    """Let no more traffic of a tenant through the tunnel."""
+
+    wireguard_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Write a line to the log; never a secret."""
 
@@ -207,5 +231,8 @@ Effect = (
     | CancelInvoice
     | Persist
     | RecallBills
+    | AnswerTenant
+    | SetTunnelPeer
+    | RemoveTunnelPeer
     | Log
 )

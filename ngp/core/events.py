@@ -134,6 +134,39 @@ class ChannelsSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class CreditAsked:
+    """A tenant asks for an invoice. Answered by `AnswerTenant` with the same request number.
+
+    Attributes:
+        wireguard_key: the tenant's, 32 bytes.
+        amount_msat: the credit, without the activation fee.
+        face: https, grpc or mesh.
+        offer: for a new rental; "": the first one.
+    """
+
+    request: int
+    wireguard_key: bytes
+    amount_msat: int
+    face: str
+    offer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRental:
+    """The operator switches a rental off or on."""
+
+    rental: bytes
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRental:
+    """The operator gives a rental's networks back to the pools."""
+
+    rental: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed: the core does what is due by now."""
 
@@ -187,6 +220,9 @@ Event = (
     | InvoiceCancelled
     | Settlement
     | ChannelsSeen
+    | CreditAsked
+    | SwitchRental
+    | ReleaseRental
     | PaymentOutcome
     | Tick
     | Stopping

@@ -26,6 +26,7 @@ from ngp.core.events import (
     BillsRecalled,
     BlockNeighbour,
     ChannelsSeen,
+    CreditAsked,
     Delivered,
     Event,
     Halted,
@@ -35,8 +36,10 @@ from ngp.core.events import (
     InvoiceMade,
     MessageReceived,
     RefundNeighbour,
+    ReleaseRental,
     SettingsChanged,
     Stopping,
+    SwitchRental,
     Tick,
     Undelivered,
     UsageRead,
@@ -59,6 +62,7 @@ from ngp.core.messages import (
 )
 from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentKind
+from ngp.core.rental import landlord
 from ngp.core.selling import first_packets, grace, invoicing, statements
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling import negotiation as seller
@@ -130,12 +134,23 @@ class Gatekeeper:
                 self._say_good_bye()
             case InvoiceMade():
                 invoices.invoice_made(world, event)
+                if event.kind is PaymentKind.RENT:
+                    landlord.invoice_made(world, event)
             case InvoiceFailed():
                 invoices.invoice_failed(world, event)
+                if event.kind is PaymentKind.RENT:
+                    landlord.invoice_failed(world, event)
             case InvoiceCancelled():
                 account = invoices.invoice_cancelled(world, event.payment_hash)
+                landlord.invoice_cancelled(world, event.payment_hash)
                 if isinstance(account, ClientAccount):
                     invoicing.top_up_if_low(world, account)
+            case CreditAsked():
+                landlord.credit_asked(world, event)
+            case SwitchRental():
+                landlord.switch(world, event)
+            case ReleaseRental():
+                landlord.release(world, event)
             case Settlement():
                 world.count("settlements_" + settlements.settlement_seen(world, event).value)
             case ChannelsSeen():
@@ -152,6 +167,7 @@ class Gatekeeper:
             case SettingsChanged():
                 if world.settings != event.settings:
                     world.settings = event.settings
+                    landlord.settings_changed(world)
                     seller.forget_refusals(world)
                     buyer.ask_again(world)
                     for account in world.servers.values():
@@ -333,6 +349,8 @@ class Gatekeeper:
                 case Due.INVOICE:
                     invoices.invoice_due(world, key)
                     invoicing.invoice_retry_due(world, key)
+                case Due.RENTAL:
+                    landlord.due(world, key)
                 case Due.TRACK:
                     orders.track_due(world, key)
                 case _:

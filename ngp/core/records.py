@@ -23,6 +23,7 @@ class PaymentKind(StrEnum):
 
     TOP_UP = "top-up"  # a client prepays, or pays its debt
     REFUND = "refund"  # a server pays a client's money back
+    RENT = "rent"  # a tenant pays for its rental
     MANUAL = "manual"  # sandbox only: the operator credits a neighbour by hand
 
 
@@ -86,6 +87,7 @@ class AccountRecord:
 class ContractRecord:
     """One contract. Key: contract. `prices` are (from_offset_bytes, msat per GiB) in rising order of offset.
 
+    `kind` is `traffic`, or `subnet` for a period of a rental, which has no prices, data or lifetime of its own.
     `billed_bytes` says how far the bill has got. A client's record has what the server billed; a server's record has
     what its client acknowledged after the contract's end.
     """
@@ -108,6 +110,7 @@ class ContractRecord:
     opened_at_s: int
     expires_at_s: int
     closed_at_s: int
+    kind: str = "traffic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,41 @@ class PaymentRecord:
     created_at_s: int
     settled_at_s: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RentalRecord:
+    """One rental. Key: rental. `networks` are separated by spaces; `_s` without `_at` are seconds of service."""
+
+    rental: bytes
+    wireguard_key: bytes
+    face: str
+    offer: str
+    networks: str
+    state: str
+    reason: str
+    rent_msat: int
+    activation_fee_msat: int
+    rate_since_s: int
+    owed_msat: int
+    reserved_since_s: int
+    asked_msat: int
+    asked_rent_msat: int
+    period: bytes
+    period_charged_msat: int
+    period_opened_at_s: int
+    started_at_s: int
+    started_s: int
+    payments: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """Service time (`ngp.core.rental.service`): `before_ms` when the monotonic clock of a boot showed `since_ms`."""
+
+    boot: int
+    before_ms: int
+    since_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +228,8 @@ Record = (
     | ContractRecord
     | BilledRecord
     | PaymentRecord
+    | RentalRecord
+    | ServiceRecord
     | CursorRecord
     | JournalRecord
     | ForgetLink
@@ -203,6 +243,8 @@ class Snapshot:
 
     Attributes:
         blocked: identities that the operator blocked.
+        contracts: of kind `traffic` only.
+        rentals: those that aren't released, and those with money left. service: None: nothing was let yet.
         forgotten_s: when any payment of ours that isn't in `payments` last changed, UTC seconds; 0: there is none.
     """
 
@@ -215,3 +257,5 @@ class Snapshot:
     spent_by_neighbour_msat: tuple[tuple[bytes, int], ...]
     forgotten_s: int = 0
     blocked: tuple[bytes, ...] = ()
+    rentals: tuple[RentalRecord, ...] = ()
+    service: ServiceRecord | None = None

@@ -32,6 +32,7 @@ from ngp.core.records import (
     PaymentState,
     Snapshot,
 )
+from ngp.core.rental import landlord
 from ngp.core.selling import grace
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling.account import ClientAccount
@@ -83,6 +84,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
     for left_over in running:
         world.do(RevokeContract(left_over))
     _payments(world, snapshot)
+    landlord.restore(world, snapshot.rentals, snapshot.service)
     _limits(world, snapshot, adopted, found_as_is)
     for contract in halting:  # the last process died before the kernel's last reading closed them
         world.halt(contract, CloseReason(contract.reason))

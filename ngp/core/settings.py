@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ngp.core.messages import Prefix
+from ngp.core.rental.terms import LettingSettings
 
 ModuleId = tuple[str, str]
 """A module: the group of its entry point (`ngp.payment`) and its name."""
@@ -73,6 +74,7 @@ class Settings:
     `default_msat_per_gib` is kept only so that a reload can name its change. The four prices below it are complete:
     those that net.conf doesn't set were computed from it.
     `lan_interfaces`, `data_renewal_bytes` and `time_renewal_s` are None for `auto`.
+    `letting` is None unless LANDLORD is yes.
     `modules` has the values of the modules' own keys, except those that are None.
     """
 
@@ -111,6 +113,7 @@ class Settings:
     state_dir: str
     contracts_max: int
     modules: Mapping[ModuleId, Mapping[str, Any]] = field(repr=False)  # may hold a macaroon
+    letting: LettingSettings | None = None
 
     def of_module(self, group: str, name: str) -> Mapping[str, Any]:
         """Return the values of a module's own keys, except those that are None."""

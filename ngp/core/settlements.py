@@ -10,6 +10,7 @@ from ngp.core.account import Account
 from ngp.core.effects import Persist, ProveSettlement
 from ngp.core.messages import Paid, Role
 from ngp.core.records import CursorRecord, PaymentKind, PaymentRecord, PaymentState
+from ngp.core.rental import landlord
 from ngp.core.selling import metering
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S, note_top_up
@@ -92,6 +93,9 @@ def _paid(world: World, record: PaymentRecord, amount_msat: int) -> None:
     if world.now.monotonic_s - account.budget_told_mono_s > ASK_MORE_AFTER_S:
         account.most_asked_msat *= 2  # a client that declined a large sum may pay more, step by step
     account.paid_msat += amount_msat
+    if record.kind is PaymentKind.RENT:
+        landlord.paid(world, account, amount_msat)
+        return
     if account.paid_msat == amount_msat:  # its first payment: the kernel must no longer treat it as a newcomer
         world.tell_kernel_of(record.identity)
         world.first_paid(Role.SERVER, record.identity)

@@ -20,6 +20,7 @@ class Due(Enum):
     RENEWAL = auto()  # check whether a contract should be renewed
     TRACK = auto()  # ask the payment node again how a payment ended
     STRANGERS = auto()  # packets of unknown neighbours were held long enough
+    RENTAL = auto()  # a rental's credit or its reserved time ends
     FLUSH = auto()  # running totals go to the ledger
 
 

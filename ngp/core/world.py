@@ -33,6 +33,7 @@ from ngp.core.money import Money, PaymentNode
 from ngp.core.openings import Openings, Pools, pools_of
 from ngp.core.peers import Link, Neighbour, Peers
 from ngp.core.records import BilledRecord, ForgetLink, ForgetNeighbours, JournalRecord
+from ngp.core.rental.letting import Letting
 from ngp.core.selling.account import ClientAccount, CreditLine
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
@@ -55,6 +56,7 @@ class World:
         clients: accounts of neighbours that buy from us; servers: our accounts with neighbours that sell to us.
         contracts: all sales and purchases that aren't closed; sales, purchases: find the one that covers an address.
         credit: outstanding grace, by link and interface.
+        letting: what is let to tenants, whose accounts are among `clients`.
         acknowledged: bills of closed sales that clients acknowledged lately, with the time.
         logged: when `log_seldom` wrote a line about something, the oldest first.
         strangers: how many of `contracts` are with neighbours that no money passed to or from. Quotes and refusals are
@@ -75,6 +77,7 @@ class World:
     money: Money = field(default_factory=Money)
     buying: BuyingMemory = field(default_factory=BuyingMemory)
     credit: CreditLine = field(default_factory=CreditLine)
+    letting: Letting = field(default_factory=Letting)
     openings: Openings = field(default_factory=Openings)
     timers: Timers = field(default_factory=Timers)
     strangers: int = 0

@@ -20,6 +20,8 @@ from ngp.core.records import (
     NeighbourRecord,
     PaymentRecord,
     Record,
+    RentalRecord,
+    ServiceRecord,
 )
 
 
@@ -30,7 +32,7 @@ class Batch:
         forgotten: identities of which nothing earlier is kept.
         neighbours: by link; None if the link is forgotten.
         displaced: closed contracts whose id a new contract takes: the server chooses ids, and may use one again.
-        cursor: None if it doesn't change.
+        service, cursor: None if it doesn't change.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -42,6 +44,8 @@ class Batch:
         self.billed: list[BilledRecord] = []
         self.payments: list[PaymentRecord] = []
         self.journal: list[JournalRecord] = []
+        self.rentals: dict[bytes, RentalRecord] = {}
+        self.service: ServiceRecord | None = None
         self.cursor: int | None = None
         self.forgotten: set[bytes] = set()
         for record in records:
@@ -64,6 +68,10 @@ class Batch:
                 self.payments.append(record)
             case NeighbourRecord():
                 self.neighbours[record.identity, record.interface, record.link_address] = record
+            case RentalRecord():
+                self.rentals[record.rental] = record
+            case ServiceRecord():
+                self.service = record
             case BlockRecord():
                 self.blocks[record.identity] = record.blocked
             case CursorRecord():
@@ -80,4 +88,5 @@ class Batch:
         self.accounts = {key: one for key, one in self.accounts.items() if one.identity not in identities}
         self.contracts = {key: one for key, one in self.contracts.items() if one.identity not in identities}
         self.displaced = [one for one in self.displaced if one.identity not in identities]
+        self.rentals = {key: one for key, one in self.rentals.items() if key not in identities}
         self.journal = [one for one in self.journal if one.identity not in identities]

@@ -91,7 +91,8 @@ class SqliteLedger:
                 accounts=every(rows.account, f"SELECT {rows.ACCOUNT_COLUMNS} FROM accounts"),
                 contracts=every(
                     rows.contract,
-                    f"SELECT {rows.CONTRACT_COLUMNS} FROM contracts WHERE closed_at_s = 0 OR closed_at_s > ?",
+                    f"SELECT {rows.CONTRACT_COLUMNS} FROM contracts "
+                    "WHERE kind = 'traffic' AND (closed_at_s = 0 OR closed_at_s > ?)",
                     now_utc_s - KEEP_CLOSED_S,
                 ),
                 payments=every(
@@ -104,6 +105,15 @@ class SqliteLedger:
                 spent_total_msat=sum(row[1] for row in by_neighbour),
                 spent_by_neighbour_msat=tuple(by_neighbour),
                 forgotten_s=forgotten_s or 0,
+                rentals=every(
+                    rows.rental,
+                    f"SELECT {rows.RENTAL_COLUMNS} FROM rentals WHERE state <> 'released' UNION "
+                    f"SELECT {rows.RENTAL_COLUMNS} FROM rentals JOIN accounts ON identity = rental "
+                    "WHERE role = 'server' AND paid_msat > charged_msat + refunded_msat",
+                ),
+                service=rows.service(
+                    connection.execute("SELECT name, value FROM state WHERE name GLOB 'service_*'")
+                ),
                 blocked=tuple(row[0] for row in connection.execute("SELECT identity FROM blocks")),
             )
 

@@ -21,6 +21,8 @@ from ngp.core.records import (
     PaymentKind,
     PaymentRecord,
     PaymentState,
+    RentalRecord,
+    ServiceRecord,
 )
 from ngp.store import payments
 from ngp.store.batch import Batch
@@ -48,9 +50,13 @@ CONTRACT_COLUMNS = ", ".join(_columns(ContractRecord))
 PAYMENT_COLUMNS = ", ".join(_columns(PaymentRecord))
 JOURNAL_COLUMNS = ", ".join(_columns(JournalRecord))
 
+RENTAL_COLUMNS = ", ".join(_columns(RentalRecord))
+SERVICE = {"service_boot": 0, "service_before_ms": 1, "service_since_ms": 2}
+
 _PUT_NEIGHBOUR = _upsert("neighbours", NeighbourRecord, ("identity", "interface", "link_address"))
 _PUT_ACCOUNT = _upsert("accounts", AccountRecord, ("identity", "role"))
 _PUT_CONTRACT = _upsert("contracts", ContractRecord, ("contract",))
+_PUT_RENTAL = _upsert("rentals", RentalRecord, ("rental",))
 _PUT_BILLED = """UPDATE contracts SET billed_bytes = ?1 WHERE contract = ?2 AND role = ?3 AND identity = ?4
     AND closed_at_s > 0 AND billed_bytes < ?1"""
 UNACKNOWLEDGED = "role = 'server' AND closed_at_s > 0 AND billed_bytes < used_to_bytes + used_from_bytes"
@@ -74,6 +80,7 @@ _neighbour_row = attrgetter(*_columns(NeighbourRecord))
 _account_row = attrgetter(*_columns(AccountRecord))
 _contract_row = attrgetter(*_columns(ContractRecord))
 _journal_row = attrgetter(*_columns(JournalRecord))
+_rental_row = attrgetter(*_columns(RentalRecord))
 _payment_row = attrgetter(*_columns(PaymentRecord))
 _PRICES = _columns(ContractRecord).index("prices")
 
@@ -113,6 +120,7 @@ def forget_neighbours(connection: sqlite3.Connection, identities: Iterable[bytes
         connection.execute(f"{_FORGET_LINES} {among})", some)
         for table in ("neighbours", "accounts", "summaries", "contracts"):
             connection.execute(f"DELETE FROM {table} {among}", some)
+        connection.execute(f"DELETE FROM rentals WHERE rental IN ({', '.join('?' * len(some))})", some)
 
 
 def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
@@ -154,6 +162,12 @@ def write(connection: sqlite3.Connection, batch: Batch) -> None:
         put_payment(connection, record)
     if batch.journal:
         connection.executemany(_PUT_JOURNAL, map(_journal_row, batch.journal))
+    if batch.rentals:
+        connection.executemany(_PUT_RENTAL, map(_rental_row, batch.rentals.values()))
+    if batch.service is not None:
+        numbers = (batch.service.boot, batch.service.before_ms, batch.service.since_ms)
+        values = ((name, numbers[place]) for name, place in SERVICE.items())
+        connection.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", values)
     if batch.cursor is not None:
         connection.execute("INSERT OR REPLACE INTO state VALUES ('cursor', ?)", (batch.cursor,))
 
@@ -198,6 +212,17 @@ def payment(row: _Row) -> PaymentRecord:
         Direction(direction), payment_hash, PaymentKind(kind), identity, amount_msat, fee_msat, PaymentState(state),
         *rest,
     )  # fmt: skip
+
+
+def rental(row: _Row) -> RentalRecord:
+    """Turn a row of RENTAL_COLUMNS into a record."""
+    return RentalRecord(*row)
+
+
+def service(rows: Iterable[tuple[str, int]]) -> ServiceRecord | None:
+    """Turn rows of the table `state` into a record; None if nothing was ever let."""
+    numbers = dict(rows)
+    return ServiceRecord(*(numbers[name] for name in SERVICE)) if numbers else None
 
 
 def journal(row: _Row) -> JournalRecord:

@@ -98,4 +98,18 @@ _FOURTH = (
     "ALTER TABLE accounts ADD COLUMN grace_price_msat_per_gib INTEGER NOT NULL DEFAULT 0",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)
+# rentals, whose periods are contracts too; a start needs those that hold networks, and those with money left
+_FIFTH = (
+    "ALTER TABLE contracts ADD COLUMN kind TEXT NOT NULL DEFAULT 'traffic'",
+    """CREATE TABLE rentals (
+        rental BLOB PRIMARY KEY NOT NULL, wireguard_key BLOB NOT NULL, face TEXT NOT NULL, offer TEXT NOT NULL,
+        networks TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, rent_msat INTEGER NOT NULL,
+        activation_fee_msat INTEGER NOT NULL, rate_since_s INTEGER NOT NULL,
+        owed_msat INTEGER NOT NULL CHECK (owed_msat >= 0), reserved_since_s INTEGER NOT NULL,
+        asked_msat INTEGER NOT NULL, asked_rent_msat INTEGER NOT NULL, period BLOB NOT NULL,
+        period_charged_msat INTEGER NOT NULL, period_opened_at_s INTEGER NOT NULL, started_at_s INTEGER NOT NULL,
+        started_s INTEGER NOT NULL, payments INTEGER NOT NULL) STRICT""",
+    "CREATE INDEX rentals_held ON rentals (state) WHERE state <> 'released'",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)

@@ -1,0 +1,84 @@
+"""Letting: the landlord's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ngp.core.messages import Prefix
+from ngp.core.rental.pools import FreeNetworks
+from ngp.core.rental.rental import Rental, RentalState
+from ngp.core.rental.service import ServiceClock
+from ngp.core.rental.terms import Offer, Pool
+
+
+@dataclass(slots=True, eq=False)
+class Letting:
+    """All rentals that aren't over, and those that are but have money left.
+
+    Attributes:
+        by_key: the tenant's newest rental, by WireGuard key.
+        asking: rentals for which our payment node is making an invoice, with the number of the tenant's request.
+        payable: the rentals' invoices that may still be paid, by payment hash.
+        free: what isn't let or held.
+    """
+
+    clock: ServiceClock = field(default_factory=ServiceClock)
+    rentals: dict[bytes, Rental] = field(default_factory=dict)
+    by_key: dict[bytes, Rental] = field(default_factory=dict)
+    asking: dict[bytes, int] = field(default_factory=dict)
+    payable: dict[bytes, set[bytes]] = field(default_factory=dict)
+    free: FreeNetworks = field(default_factory=lambda: FreeNetworks(()))
+
+    def add(self, rental: Rental) -> None:
+        """Enter a rental; its networks are taken."""
+        self.rentals[rental.id] = rental
+        self.by_key[rental.wireguard_key] = rental
+        for network in rental.networks if rental.holds_networks else ():
+            self.free.take(network)
+
+    def remove(self, rental: Rental) -> None:
+        """Take a rental that is over out of the tables."""
+        self.rentals.pop(rental.id, None)
+        self.payable.pop(rental.id, None)
+        if self.by_key.get(rental.wireguard_key) is rental:
+            del self.by_key[rental.wireguard_key]
+
+    def use_pools(self, pools: Iterable[Pool]) -> None:
+        """Let from these pools from now on, without what is let or held already."""
+        held = (network for one in self.rentals.values() if one.holds_networks for network in one.networks)
+        self.free = FreeNetworks(tuple(pools), held)
+
+    def allocate(self, offer: Offer) -> tuple[Prefix, ...] | None:
+        """Take the networks that an offer promises; None if the pools haven't all of them."""
+        networks: list[Prefix] = []
+        for version, bits in ((4, offer.ipv4_bits), (6, offer.ipv6_bits)):
+            if bits is None:
+                continue
+            found = self.free.find(version, bits, offer.pools)
+            if found is None:
+                self.give_back(networks)
+                return None
+            self.free.take(found)
+            networks.append(found)
+        return tuple(networks)
+
+    def take_again(self, networks: tuple[Prefix, ...]) -> bool:
+        """Take networks that were given back; False, and nothing is taken, if some of them aren't free any more."""
+        taken: list[Prefix] = []
+        for network in networks:
+            if not self.free.take(network):
+                self.give_back(taken)
+                return False
+            taken.append(network)
+        return True
+
+    def give_back(self, networks: Iterable[Prefix]) -> None:
+        """Make networks free for others."""
+        for network in networks:
+            self.free.give_back(network)
+
+    @property
+    def pending(self) -> int:
+        """How many rentals wait for their first payment."""
+        return sum(one.state is RentalState.PENDING for one in self.rentals.values())

@@ -1,0 +1,164 @@
+"""Rental: networks that a tenant rents, and the only moves that a rental can make.
+
+    pending -> active -> reserved -> active ... -> released
+    active -> off -> active, pending -> released
+
+A rental is `pending` until its first payment, `active` while it has credit, `reserved` without, `off` when the operator
+switched it off, and `released` when its networks are free for others. docs/rental-protocol.md is drawn from `MOVES`.
+
+Rent counts seconds of service (`ngp.core.rental.service`), not of the clock, so no jump of a clock costs anybody
+anything. It is charged when it is covered: at a payment, at the end of the credit, and when the rental is switched off.
+Until then it is only owed: credit = paid - charged - refunded - owed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ngp.core.contract import IllegalMove
+from ngp.core.messages import Prefix
+from ngp.core.records import RentalRecord
+from ngp.core.rental.pools import networks_of, networks_text
+from ngp.core.rental.terms import rent_msat
+
+
+class RentalState(StrEnum):
+    """How far a rental has come."""
+
+    PENDING = "pending"  # its first invoice isn't paid; the networks are held for it
+    ACTIVE = "active"  # the tunnel is up
+    OFF = "off"  # the operator switched it off; no rent is owed meanwhile
+    RESERVED = "reserved"  # its credit is used up; the networks are kept, and rent goes on
+    RELEASED = "released"  # over; the networks may be let to others
+
+
+MOVES: dict[RentalState, frozenset[RentalState]] = {
+    RentalState.PENDING: frozenset({RentalState.ACTIVE, RentalState.RELEASED}),
+    RentalState.ACTIVE: frozenset({RentalState.OFF, RentalState.RESERVED, RentalState.RELEASED}),
+    RentalState.OFF: frozenset({RentalState.ACTIVE, RentalState.RESERVED, RentalState.RELEASED}),
+    RentalState.RESERVED: frozenset({RentalState.ACTIVE, RentalState.OFF, RentalState.RELEASED}),
+    RentalState.RELEASED: frozenset({RentalState.ACTIVE}),
+}
+"""A rental that was released before its first payment arrived may still become active."""
+
+_ACCRUES = frozenset({RentalState.ACTIVE, RentalState.RESERVED})
+
+
+@dataclass(slots=True)
+class Period:
+    """A contract of kind `subnet`: a rental from one payment to the next. No id: no period is open.
+
+    Attributes: opened_at_s: UTC. charged_msat: rent, and the activation fee in the first period.
+    """
+
+    contract: bytes = b""
+    opened_at_s: int = 0
+    charged_msat: int = 0
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Rental:
+    """One rental. Its money is on the client's account of the same identity, so books and audits know it already.
+
+    Attributes:
+        id: 32 random bytes, also the identity of its account.
+        wireguard_key: the tenant's public key, 32 bytes.
+        face: where the tenant rents: https, grpc or mesh.
+        offer: name of the offer.
+        networks: IPv4 first.
+        rent_msat: for a month, in the present period. activation_fee_msat: agreed at the start.
+        rate_since_s: when the present period began, seconds of service.
+        owed_msat: rent of earlier periods that isn't charged yet, as no credit covers it.
+        reserved_since_s: when the credit ended, seconds of service; only while `reserved`.
+        asked_msat, asked_rent_msat: the sum of the invoice made last, without the activation fee, and the rent that
+            holds from its payment on.
+        period: the present one.
+        started_at_s: UTC, of the first invoice. started_s: the same in seconds of service.
+        payments: number of payments that arrived.
+    """
+
+    id: bytes
+    wireguard_key: bytes
+    face: str
+    offer: str
+    networks: tuple[Prefix, ...]
+    state: RentalState
+    reason: str = ""
+    rent_msat: int
+    activation_fee_msat: int
+    rate_since_s: int = 0
+    owed_msat: int = 0
+    reserved_since_s: int = 0
+    asked_msat: int = 0
+    asked_rent_msat: int = 0
+    period: Period = field(default_factory=lambda: Period())
+    started_at_s: int
+    started_s: int
+    payments: int = 0
+
+    def move(self, state: RentalState, reason: str = "") -> None:
+        """Change state. Raises: IllegalMove: if the table doesn't have the move; the rental stays as it is."""
+        if state not in MOVES[self.state]:
+            raise IllegalMove(f"rental {self.id.hex()[:8]} can't go from {self.state} to {state}")
+        self.state, self.reason = state, reason
+
+    @property
+    def holds_networks(self) -> bool:
+        """True while nobody else may get the networks."""
+        return self.state is not RentalState.RELEASED
+
+    def owed_at_msat(self, service_s: int) -> int:
+        """Return the rent that is owed and not charged, at an instant in seconds of service."""
+        if self.state not in _ACCRUES:
+            return self.owed_msat
+        return self.owed_msat + rent_msat(self.rent_msat, service_s - self.rate_since_s)
+
+    def record(self) -> RentalRecord:
+        """Return the rental's record for the ledger."""
+        return RentalRecord(
+            rental=self.id,
+            wireguard_key=self.wireguard_key,
+            face=self.face,
+            offer=self.offer,
+            networks=networks_text(self.networks),
+            state=self.state.value,
+            reason=self.reason,
+            rent_msat=self.rent_msat,
+            activation_fee_msat=self.activation_fee_msat,
+            rate_since_s=self.rate_since_s,
+            owed_msat=self.owed_msat,
+            reserved_since_s=self.reserved_since_s,
+            asked_msat=self.asked_msat,
+            asked_rent_msat=self.asked_rent_msat,
+            period=self.period.contract,
+            period_charged_msat=self.period.charged_msat,
+            period_opened_at_s=self.period.opened_at_s,
+            started_at_s=self.started_at_s,
+            started_s=self.started_s,
+            payments=self.payments,
+        )
+
+    @classmethod
+    def of(cls, record: RentalRecord) -> Rental:
+        """Make a rental from its record."""
+        return cls(
+            id=record.rental,
+            wireguard_key=record.wireguard_key,
+            face=record.face,
+            offer=record.offer,
+            networks=networks_of(record.networks),
+            state=RentalState(record.state),
+            reason=record.reason,
+            rent_msat=record.rent_msat,
+            activation_fee_msat=record.activation_fee_msat,
+            rate_since_s=record.rate_since_s,
+            owed_msat=record.owed_msat,
+            reserved_since_s=record.reserved_since_s,
+            asked_msat=record.asked_msat,
+            asked_rent_msat=record.asked_rent_msat,
+            period=Period(record.period, record.period_opened_at_s, record.period_charged_msat),
+            started_at_s=record.started_at_s,
+            started_s=record.started_s,
+            payments=record.payments,
+        )

@@ -1,0 +1,87 @@
+"""Status: what a tenant and a landlord are shown of a rental, from one calculation for all faces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ngp.core.messages import Prefix
+from ngp.core.rental.rental import Rental, RentalState
+from ngp.core.rental.terms import lasts_s
+from ngp.core.values import Now
+from ngp.core.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class RentalStatus:
+    """A rental at one instant. Money msat. paid = activation fee + charged + refunded + credit, always.
+
+    Attributes:
+        id: 32 bytes.
+        reason: why it is in this state; "" where that is clear.
+        charged_msat: rent so far, to this second, without the activation fee.
+        started_at_s: UTC, of the first invoice.
+        now_at_s: `started_at_s` plus the service time since then. A clock that was corrected doesn't show here.
+        left_s: how long the credit lasts; negative while back rent is owed; None: as long as no rent is asked.
+        rate_since_s: when the present rent began, on the clock of `now_at_s`.
+        reserved_until_s: on the clock of `now_at_s`; 0 unless the rental is reserved and its offer still exists.
+        unpaid_invoice: the invoice that waits for its payment, BOLT11; "".
+    """
+
+    id: bytes
+    wireguard_key: bytes
+    face: str
+    offer: str
+    networks: tuple[Prefix, ...]
+    state: RentalState
+    reason: str
+    rent_msat: int
+    activation_fee_msat: int
+    paid_msat: int
+    charged_msat: int
+    refunded_msat: int
+    credit_msat: int
+    payments: int
+    started_at_s: int
+    now_at_s: int
+    left_s: int | None
+    rate_since_s: int
+    reserved_until_s: int
+    unpaid_invoice: str
+
+
+def status(world: World, rental: Rental, now: Now) -> RentalStatus:
+    """Calculate a rental's status at an instant, in every state."""
+    account, service_s = world.client(rental.id), world.letting.clock.at_s(now)
+    credit_msat = account.balance_msat - rental.owed_at_msat(service_s)
+    began = rental.payments > 0
+    fee_msat = rental.activation_fee_msat if began else 0
+    left_s: int | None = None
+    if rental.rent_msat:
+        left_s = lasts_s(credit_msat, rental.rent_msat) if credit_msat > 0 else -lasts_s(-credit_msat, rental.rent_msat)
+    settings = world.settings.letting
+    offers = settings.offers if settings is not None else ()
+    reserved_s = next((one.reserved_s for one in offers if one.name == rental.offer), 0)
+    invoice = world.money.invoices.get(account.invoice.payment_hash)
+    at_s = rental.started_at_s - rental.started_s
+    return RentalStatus(
+        id=rental.id,
+        wireguard_key=rental.wireguard_key,
+        face=rental.face,
+        offer=rental.offer,
+        networks=rental.networks,
+        state=rental.state,
+        reason=rental.reason,
+        rent_msat=rental.rent_msat,
+        activation_fee_msat=rental.activation_fee_msat,
+        paid_msat=account.paid_msat,
+        charged_msat=account.paid_msat - account.refunded_msat - fee_msat - credit_msat,
+        refunded_msat=account.refunded_msat,
+        credit_msat=credit_msat,
+        payments=rental.payments,
+        started_at_s=rental.started_at_s,
+        now_at_s=at_s + service_s,
+        left_s=left_s,
+        rate_since_s=at_s + rental.rate_since_s if began else rental.started_at_s,
+        reserved_until_s=at_s + rental.reserved_since_s + reserved_s if rental.reserved_since_s and reserved_s else 0,
+        unpaid_invoice=invoice.bolt11 if invoice is not None and invoice.state == "open" else "",
+    )

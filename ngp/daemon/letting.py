@@ -1,0 +1,189 @@
+"""Letting: what every face of the landlord asks for, answered from the one world that the daemon has.
+
+A face (HTTPS, gRPC, the mesh link) turns its requests into these calls and the answers into its own words. It has no
+rules of its own. Calls are for the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ngp.core.effects import AnswerTenant
+from ngp.core.events import CreditAsked, Event
+from ngp.core.messages import Prefix
+from ngp.core.records import PaymentState
+from ngp.core.rental.landlord import NOT_LETTING
+from ngp.core.rental.rental import Rental, RentalState
+from ngp.core.rental.status import RentalStatus, status
+from ngp.core.rental.terms import LettingSettings, Offer
+from ngp.core.world import World
+from ngp.errors import NgpError
+from ngp.ports import Clock
+
+INVOICE_WAIT_S = 30.0
+
+
+class RentalError(NgpError):
+    """A tenant's request can't be served; the text is for the tenant and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An invoice for a tenant.
+
+    Attributes:
+        is_first: it is for a new rental, and includes the activation fee.
+        added_msat: the credit that its payment adds, without the activation fee.
+        offer: the terms that hold from the payment on.
+        status: before the payment.
+    """
+
+    bolt11: str
+    is_first: bool
+    added_msat: int
+    offer: Offer
+    status: RentalStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a tenant needs to reach its addresses: WireGuard's settings without the tenant's private key.
+
+    Attributes:
+        landlord_key: the landlord's public key, 32 bytes.
+        endpoints: `host:port`, IPv6 addresses in brackets; never empty.
+        keepalive_s: 0: none.
+    """
+
+    networks: tuple[Prefix, ...]
+    landlord_key: bytes
+    endpoints: tuple[str, ...]
+    mtu: int
+    dns: tuple[str, ...]
+    keepalive_s: int
+
+
+class Letting:
+    """The service behind the faces.
+
+    Args:
+        obey: processes an event at once and durably; raises LedgerError if nothing can be written.
+        landlord_key: public key of the tunnel.
+        endpoints: returns where tenants reach the tunnel now.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        clock: Clock,
+        obey: Callable[[Event], None],
+        landlord_key: bytes,
+        endpoints: Callable[[], tuple[str, ...]],
+    ) -> None:
+        self._world = world
+        self._clock = clock
+        self._obey = obey
+        self._landlord_key = landlord_key
+        self._endpoints = endpoints
+        self._requests = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[AnswerTenant]] = {}
+        self._changed = asyncio.Event()
+
+    # --- what faces ask -----------------------------------------------------------------------------------------------
+
+    def offer(self, name: str = "") -> Offer:
+        """Return an offer by its name, or the first one. Raises: RentalError."""
+        offers = self._settings().offers
+        found = next((one for one in offers if not name or one.name == name), None)
+        if found is None:
+            raise RentalError(f"there is no offer {name!r}; there are {', '.join(one.name for one in offers)}")
+        return found
+
+    async def ask(self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "") -> Asked:
+        """Return an invoice for a tenant's new or running rental.
+
+        Args: offer: for a new rental.
+        Raises: RentalError: refused, with the reason. LedgerError: nothing can be written now.
+        """
+        request = next(self._requests)
+        answered = self._waiting[request] = asyncio.get_running_loop().create_future()
+        try:
+            self._obey(CreditAsked(request, wireguard_key, amount_msat, face, offer))
+            answer = await asyncio.wait_for(answered, INVOICE_WAIT_S)
+        except TimeoutError:
+            raise RentalError("the payment node took too long to make an invoice: ask again in a minute") from None
+        finally:
+            del self._waiting[request]
+        if answer.why_not:
+            raise RentalError(answer.why_not)
+        rental = self._world.letting.rentals[answer.rental]
+        terms = self.offer(rental.offer)
+        is_first = rental.state is RentalState.PENDING
+        return Asked(answer.bolt11, is_first, amount_msat, terms, status(self._world, rental, self._clock.now()))
+
+    def status(self, wireguard_key: bytes) -> RentalStatus:
+        """Return a tenant's newest rental. Raises: RentalError: there is none."""
+        return status(self._world, self._rental(wireguard_key), self._clock.now())
+
+    async def paid(self, wireguard_key: bytes, bolt11: str, most_s: float) -> RentalStatus:
+        """Wait until an invoice of a tenant is paid, or some seconds have passed. Returns the status then.
+
+        Raises: RentalError: the tenant has no rental.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + most_s
+        while self._is_open(self._rental(wireguard_key), bolt11) and loop.time() < until:
+            changed = self._changed
+            try:
+                await asyncio.wait_for(changed.wait(), until - loop.time())
+            except TimeoutError:
+                break
+        return self.status(wireguard_key)
+
+    def configuration(self, wireguard_key: bytes) -> Configuration:
+        """Return what a tenant's tunnel needs. Raises: RentalError: the rental isn't paid, or is over."""
+        rental, settings = self._rental(wireguard_key), self._settings()
+        if rental.state is RentalState.PENDING:
+            raise RentalError("the rental isn't paid yet: pay its invoice, or ask for a new one")
+        if rental.state is RentalState.RELEASED:
+            raise RentalError(f"the rental is over ({rental.reason}): rent anew")
+        tunnel = settings.tunnel
+        assert tunnel is not None
+        return Configuration(
+            rental.networks, self._landlord_key, self._endpoints(), tunnel.mtu, settings.dns, settings.keepalive_s
+        )
+
+    # --- what the daemon says -----------------------------------------------------------------------------------------
+
+    def answer(self, effect: AnswerTenant) -> None:
+        """Hand the core's answer to the face that waits for it; nobody may wait any more."""
+        waiting = self._waiting.get(effect.request)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(effect)
+
+    def changed(self) -> None:
+        """Wake those that wait for a payment: a rental changed."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _settings(self) -> LettingSettings:
+        settings = self._world.settings.letting
+        if settings is None:
+            raise RentalError(NOT_LETTING)
+        return settings
+
+    def _rental(self, wireguard_key: bytes) -> Rental:
+        rental = self._world.letting.by_key.get(wireguard_key)
+        if rental is None:
+            raise RentalError("no rental has this WireGuard key: rent first")
+        return rental
+
+    def _is_open(self, rental: Rental, bolt11: str) -> bool:
+        invoices = self._world.money.invoices
+        hashes = self._world.letting.payable.get(rental.id, ())
+        return any(invoices[one].bolt11 == bolt11 and invoices[one].state is PaymentState.OPEN for one in hashes)

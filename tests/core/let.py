@@ -1,0 +1,245 @@
+"""A simulated landlord: the real core and ledger, its own clocks, a payment node and a tunnel that are made up.
+
+A step's records are stored before any effect is carried out, and a crash may come between any two effects. A crash
+loses what wasn't carried out; the payment node and the tunnel live on, and a reboot empties the tunnel as well.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+
+from playbook import UTC_AT_START_S, settings
+from stand_ins import PAYEES
+
+from ngp import store
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.messages import Prefix
+from ngp.core.money import PaymentNode
+from ngp.core.records import PaymentKind
+from ngp.core.rental.landlord import credit_msat
+from ngp.core.rental.rental import Rental
+from ngp.core.rental.service import ServiceClock
+from ngp.core.rental.terms import LettingSettings, Offer, Pool
+from ngp.core.restore import restore
+from ngp.core.values import Adopted, Now, Settlement, TunnelPeer
+from ngp.core.world import World
+
+SAT = 1000
+MONTH_S = 2_629_800
+FEE, RENT = 48_000 * SAT, 24_000 * SAT
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def offer(**changes: object) -> Offer:
+    """Return the shipped offer, with changes."""
+    usual: dict[str, object] = dict(
+        name="default", ipv4_bits=32, ipv6_bits=64, pools=(), rent_msat=RENT, price_msat_per_gib=0, rate_bytes_s=None,
+        activation_fee_msat=FEE, initial_credit_min_msat=1000 * SAT, payment_min_msat=500 * SAT,
+        credit_max_msat=72_000 * SAT, reserved_s=2 * MONTH_S,
+    )  # fmt: skip
+    return Offer(**{**usual, **changes})  # type: ignore[arg-type]
+
+
+def letting(*offers: Offer, pools: tuple[str, ...] = ("203.0.113.0/29", "2001:db8::/61")) -> LettingSettings:
+    return LettingSettings(tuple(Pool(ip_network(one)) for one in pools), offers or (offer(),), 600, 100)
+
+
+@dataclass
+class PaymentNodeOfLandlord:
+    """Its invoices, what was paid, and the settlements that it reports from the first on."""
+
+    amounts: dict[bytes, int] = field(default_factory=dict)
+    cancelled: set[bytes] = field(default_factory=set)
+    paid: list[tuple[bytes, int]] = field(default_factory=list)
+
+    def pay(self, payment_hash: bytes) -> bool:
+        if payment_hash in self.cancelled or any(payment_hash == one for one, _ in self.paid):
+            return False
+        self.paid.append((payment_hash, self.amounts[payment_hash]))
+        return True
+
+
+class Landlord:
+    """One landlord. `at` moves its clocks; everything else is carried out at once."""
+
+    def __init__(self, folder: Path, terms: LettingSettings | None = None, seed: int = 1) -> None:
+        self.chance = random.Random(seed)
+        self.mono_s, self.utc_s, self.boot = 1000.0, float(UTC_AT_START_S), 1
+        self.terms = terms or letting()
+        self.node = PaymentNodeOfLandlord()
+        self.peers: dict[bytes, tuple[Prefix, ...]] = {}
+        self.answers: dict[int, fx.AnswerTenant] = {}
+        self.crash_after = -1
+        self.log: list[str] = []
+        self._requests = 0
+        self._place = store.at(folder)
+        self._start()
+
+    def close(self) -> None:
+        self.ledger.close()
+
+    # --- the daemon
+
+    def _start(self) -> None:
+        self.ledger = self._place.open()
+        world = World(
+            settings=settings(letting=self.terms),
+            node=PaymentNode("sandbox", False, True, 1000, PAYEES["gateway"]),
+            new_id=lambda: self.chance.randbytes(16),
+            now=self.clock(),
+        )
+        world.letting.clock = ServiceClock(self.boot)
+        self.gatekeeper = Gatekeeper(world)
+        snapshot = self.ledger.load(self.clock().utc_s)
+        self._read = snapshot.cursor
+        self._carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.clock()))
+        self._stream()
+
+    def crash(self, reboot: bool = False, for_s: float = 0.0) -> None:
+        """Kill the daemon, and start it again after a time. A reboot starts the monotonic clock anew."""
+        self.ledger.close()
+        self.mono_s, self.utc_s = (10.0 if reboot else self.mono_s + for_s), self.utc_s + for_s
+        self.boot += reboot
+        if reboot:
+            self.peers.clear()
+        self._start()
+
+    @property
+    def world(self) -> World:
+        return self.gatekeeper.world
+
+    def clock(self) -> Now:
+        return Now(int(self.utc_s), self.mono_s)
+
+    def happen(self, event: ev.Event) -> None:
+        self._carry_out(self.gatekeeper.step(event, self.clock()))
+
+    def _carry_out(self, effects: list[fx.Effect]) -> None:
+        """Store the records; then do the rest, which may be cut short by a crash."""
+        self.ledger.commit([one.record for one in effects if isinstance(one, fx.Persist)])
+        for effect in effects:
+            if isinstance(effect, fx.Persist):
+                continue
+            if self.crash_after == 0:
+                self.crash_after = -1
+                self.crash()
+                return
+            self.crash_after -= self.crash_after > 0
+            self._do(effect)
+
+    def _do(self, effect: fx.Effect) -> None:
+        match effect:
+            case fx.MakeInvoice():
+                payment_hash = self.chance.randbytes(32)
+                self.node.amounts[payment_hash] = effect.amount_msat
+                self.happen(
+                    ev.InvoiceMade(
+                        effect.identity, effect.kind, payment_hash.hex(), payment_hash, effect.amount_msat,
+                        effect.expiry_s,
+                    )
+                )  # fmt: skip
+            case fx.CancelInvoice():
+                if not any(effect.payment_hash == one for one, _ in self.node.paid):
+                    self.node.cancelled.add(effect.payment_hash)
+                    self.happen(ev.InvoiceCancelled(effect.payment_hash))
+            case fx.AnswerTenant():
+                self.answers[effect.request] = effect
+            case fx.SetTunnelPeer():
+                self._set_peer(effect.peer)
+            case fx.RemoveTunnelPeer():
+                self.peers.pop(effect.wireguard_key, None)
+            case fx.Log():
+                self.log.append(effect.text)
+            case fx.ForgetAccount() | fx.RevokeContract():
+                pass
+            case _:
+                raise AssertionError(f"nobody here carries out {effect!r}")
+
+    def _set_peer(self, peer: TunnelPeer) -> None:
+        self.peers[peer.wireguard_key] = peer.networks
+
+    def _stream(self) -> None:
+        for number, (payment_hash, amount) in enumerate(self.node.paid, 1):
+            if number > self._read:
+                self._read = number
+                self.happen(Settlement(number, payment_hash, amount))
+
+    # --- what happens
+
+    def at(self, seconds: float, jump_s: float = 0.0) -> None:
+        """Let time pass; the clock that shows the time of day may jump meanwhile."""
+        end = self.mono_s + seconds
+        self.utc_s += jump_s
+        while True:
+            due = self.gatekeeper.next_wake_mono_s()
+            if due is None or due > end:
+                break
+            self._pass(max(0.0, due - self.mono_s))
+            self.happen(ev.Tick())
+        self._pass(end - self.mono_s)
+
+    def _pass(self, seconds: float) -> None:
+        self.mono_s, self.utc_s = self.mono_s + seconds, self.utc_s + seconds
+
+    def ask(self, tenant: int, sat: int, name: str = "") -> fx.AnswerTenant | None:
+        """Ask for credit. Returns the answer, or None if a crash came before it."""
+        self._requests += 1
+        request = self._requests
+        self.happen(ev.CreditAsked(request, key(tenant), sat * SAT, "https", name))
+        return self.answers.get(request)
+
+    def pay(self, bolt11: str) -> bool:
+        """Pay an invoice. Returns whether the node took the money; the daemon hears of it at once."""
+        taken = self.node.pay(bytes.fromhex(bolt11))
+        if taken:
+            self._stream()
+        return taken
+
+    def rent(self, tenant: int, sat: int = 24_000) -> Rental:
+        """Ask and pay; return the rental."""
+        answer = self.ask(tenant, sat)
+        assert answer is not None and not answer.why_not, answer
+        assert self.pay(answer.bolt11)
+        return self.rental(tenant)
+
+    # --- questions of a test
+
+    def rental(self, tenant: int) -> Rental:
+        return self.world.letting.by_key[key(tenant)]
+
+    def credit(self, tenant: int) -> int:
+        return credit_msat(self.world, self.rental(tenant), self.clock())
+
+    def check(self) -> None:
+        """Assert what holds at any moment."""
+        rentals = list(self.world.letting.rentals.values())
+        held = [network for one in rentals if one.holds_networks for network in one.networks]
+        for place, one in enumerate(held):
+            assert not any(one.version == other.version and one.overlaps(other) for other in held[place + 1 :])
+        for rental in rentals:
+            account = self.world.client(rental.id)
+            assert account.paid_msat == account.charged_msat + account.refunded_msat + account.balance_msat
+            assert account.balance_msat >= 0 and rental.owed_msat >= 0
+            served = rental.state.value == "active"
+            assert (self.peers.get(rental.wireguard_key) == rental.networks) == served or not served
+        for tenant, networks in self.peers.items():
+            assert self.world.letting.by_key[tenant].networks == networks
+            assert self.world.letting.by_key[tenant].state.value == "active"
+        heard = sum(amount for _, amount in self.node.paid[: self._read])
+        booked = [one for one in self.world.money.invoices.values() if one.kind is PaymentKind.RENT]
+        assert sum(one.amount_msat for one in booked if one.state.value == "settled") <= heard
+        self.audit()
+
+    def audit(self) -> None:
+        """Assert that accounts, payments and contracts in the ledger add up."""
+        with suppress(FileNotFoundError):
+            assert self._place.audit(60.0) == ([], "")

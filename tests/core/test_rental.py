@@ -1,0 +1,335 @@
+"""The life of a rental, from the first invoice to the release, under clocks that jump, crashes and late payments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from let import FEE, MONTH_S, RENT, SAT, Landlord, key, letting, offer
+
+from ngp.core import events as ev
+from ngp.core.contract import IllegalMove
+from ngp.core.rental.pools import FreeNetworks
+from ngp.core.rental.rental import MOVES, RentalState
+from ngp.core.rental.terms import Pool, lasts_s, rent_msat
+
+V4, V6 = ip_network("203.0.113.0/32"), ip_network("2001:db8::/64")
+
+
+@pytest.fixture
+def landlord(tmp_path: Path) -> Iterator[Landlord]:
+    with closing(Landlord(tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Landlord]:
+    """A landlord with one address of each family."""
+    with closing(Landlord(tmp_path, letting(pools=("203.0.113.0/32", "2001:db8::/64")))) as made:
+        yield made
+
+
+# --- terms ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 10**12), st.integers(-1000, 10**15))
+def test_a_credit_is_used_up_at_the_second_that_is_foretold(month: int, credit: int) -> None:
+    ends_s = lasts_s(credit, month)
+    assert credit - rent_msat(month, ends_s) <= 0
+    assert ends_s == 0 or credit - rent_msat(month, ends_s - 1) > 0
+
+
+@pytest.mark.parametrize(
+    ("sat", "says"),
+    [(999, "at least 1000 sat"), (72_001, "at most 72000 sat"), (0, "at least"), (-5, "at least")],
+)
+def test_a_first_credit_beyond_the_terms_is_refused_with_the_limit(landlord: Landlord, sat: int, says: str) -> None:
+    answer = landlord.ask(1, sat)
+    assert answer is not None and says in answer.why_not and f"{sat} sat" in answer.why_not
+    assert not landlord.world.letting.rentals and not landlord.node.amounts
+
+
+def test_a_part_of_a_sat_is_refused_with_the_next_whole_one() -> None:
+    assert "1501 sat" in offer().refuse_first(1_500_001)
+
+
+def test_credit_above_the_most_is_refused_with_what_is_left(landlord: Landlord) -> None:
+    landlord.rent(1, 70_000)
+    answer = landlord.ask(1, 3000)
+    assert answer is not None and "at most 2000 sat now" in answer.why_not
+
+
+# --- pools ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_cut_from_the_smallest_block_that_holds_it() -> None:
+    free = FreeNetworks([Pool(ip_network("192.0.2.0/24"))])
+    first = free.find(4, 32)
+    assert first == ip_network("192.0.2.0/32") and free.take(first)
+    assert free.find(4, 32) == ip_network("192.0.2.1/32")
+    assert free.find(4, 25) == ip_network("192.0.2.128/25"), "a large block is still whole"
+    assert free.find(4, 24) is None
+    free.give_back(first)
+    assert free.find(4, 24) == ip_network("192.0.2.0/24"), "what is given back joins again"
+
+
+def test_excluded_parts_are_never_let_even_when_given_back() -> None:
+    pool = Pool(ip_network("192.0.2.0/30"), (ip_network("192.0.2.1/32"),))
+    free = FreeNetworks([pool])
+    free.give_back(ip_network("192.0.2.0/31"))
+    assert free.count(4, 32) == 3
+    assert free.find(4, 31) == ip_network("192.0.2.2/31")
+
+
+@given(st.data())
+@effort(max_examples=effort.default.max_examples // 2)
+def test_no_network_is_found_twice_and_nothing_is_lost(data: st.DataObject) -> None:
+    pools = [
+        Pool(ip_network("192.0.2.0/26"), (ip_network("192.0.2.4/31"),)),
+        Pool(ip_network("198.51.100.0/27")),
+        Pool(ip_network("2001:db8::/56")),
+    ]
+    free, taken = FreeNetworks(pools), []
+    all_32, all_64 = free.count(4, 32), free.count(6, 64)
+    for _ in range(data.draw(st.integers(1, 60))):
+        if taken and data.draw(st.booleans()):
+            free.give_back(taken.pop(data.draw(st.integers(0, len(taken) - 1))))
+            continue
+        version = data.draw(st.sampled_from((4, 6)))
+        bits = data.draw(st.integers(27, 32) if version == 4 else st.integers(56, 64))
+        found = free.find(version, bits)
+        if found is not None:
+            assert not any(one.version == found.version and one.overlaps(found) for one in taken)
+            assert not found.overlaps(ip_network("192.0.2.4/31")) if version == 4 else True
+            assert free.take(found)
+            taken.append(found)
+    assert FreeNetworks(pools, taken).count(4, 32) == free.count(4, 32)
+    for one in taken:
+        free.give_back(one)
+    assert (free.count(4, 32), free.count(6, 64)) == (all_32, all_64)
+    assert free.find(4, 27) == ip_network("192.0.2.32/27"), "the smallest block that is large enough"
+
+
+# --- life -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_paid_invoice_opens_the_tunnel_with_the_promised_networks(landlord: Landlord) -> None:
+    answer = landlord.ask(1, 1000)
+    assert answer is not None and landlord.node.amounts[bytes.fromhex(answer.bolt11)] == FEE + 1000 * SAT
+    assert landlord.rental(1).state is RentalState.PENDING and not landlord.peers
+    assert landlord.pay(answer.bolt11)
+    assert landlord.peers == {key(1): (V4, V6)}
+    assert (landlord.rental(1).state, landlord.credit(1)) == (RentalState.ACTIVE, 1000 * SAT)
+    landlord.check()
+
+
+def test_the_tunnel_is_off_within_the_second_in_which_the_credit_ends(landlord: Landlord) -> None:
+    landlord.rent(1, 1000)
+    ends_s = lasts_s(1000 * SAT, RENT)
+    landlord.at(ends_s - 1)
+    assert landlord.peers and landlord.credit(1) > 0
+    landlord.at(1.01)
+    assert not landlord.peers and landlord.rental(1).state is RentalState.RESERVED
+    assert -20 <= landlord.credit(1) <= 0
+    landlord.check()
+
+
+def test_back_rent_comes_in_parts_and_the_same_networks_come_back(landlord: Landlord) -> None:
+    landlord.rent(1, 1000)
+    landlord.at(lasts_s(1000 * SAT, RENT) + MONTH_S / 24)  # 1,000 sat of back rent
+    assert landlord.rental(1).state is RentalState.RESERVED
+    assert landlord.credit(1) == pytest.approx(-1000 * SAT, abs=20)
+    for part in (500, 500):
+        answer = landlord.ask(1, part)
+        assert answer is not None and landlord.pay(answer.bolt11)
+        assert landlord.rental(1).state is RentalState.RESERVED
+    answer = landlord.ask(1, 500)
+    assert answer is not None and landlord.pay(answer.bolt11)
+    assert landlord.peers == {key(1): (V4, V6)} and landlord.credit(1) == pytest.approx(500 * SAT, abs=20)
+    landlord.check()
+
+
+def test_after_the_reserved_time_the_networks_go_to_the_next(small: Landlord) -> None:
+    landlord = small
+    landlord.rent(1, 1000)
+    answer = landlord.ask(2, 1000)
+    assert answer is not None and "let" in answer.why_not
+    landlord.at(lasts_s(1000 * SAT, RENT) + 2 * MONTH_S - 1)
+    answer = landlord.ask(2, 1000)
+    assert answer is not None and answer.why_not
+    landlord.at(2)
+    assert landlord.rental(1).state is RentalState.RELEASED
+    landlord.rent(2, 1000)
+    assert landlord.peers == {key(2): (V4, V6)}
+    landlord.check()
+
+
+def test_an_invoice_that_nobody_pays_frees_its_networks(landlord: Landlord) -> None:
+    landlord.ask(1, 1000)
+    assert landlord.world.letting.free.count(4, 32) == 7
+    landlord.at(700)
+    assert landlord.world.letting.free.count(4, 32) == 8
+    landlord.check()
+
+
+def test_a_late_payment_of_a_released_rental_is_served_if_its_networks_are_free(landlord: Landlord) -> None:
+    answer = landlord.ask(1, 1000)
+    assert answer is not None
+    landlord.node.cancelled = set()
+    landlord.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))  # its settlement isn't reported yet
+    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    landlord._stream()
+    assert landlord.peers == {key(1): (V4, V6)} and landlord.credit(1) == 1000 * SAT
+    landlord.check()
+
+
+def test_a_late_payment_whose_networks_are_let_to_another_stays_the_tenants(small: Landlord) -> None:
+    landlord = small
+    answer = landlord.ask(1, 1000)
+    assert answer is not None
+    landlord.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
+    first = landlord.rental(1)
+    landlord.happen(ev.ReleaseRental(first.id))
+    second = landlord.ask(2, 1000)
+    assert second is not None and not second.why_not
+    landlord._stream()
+    assert first.state is RentalState.RELEASED and key(1) not in landlord.peers
+    assert landlord.world.client(first.id).balance_msat == FEE + 1000 * SAT
+    assert landlord.pay(second.bolt11) and landlord.peers == {key(2): (V4, V6)}
+    landlord.crash()
+    assert landlord.world.letting.rentals[first.id].state is RentalState.RELEASED, "its money is still known"
+    landlord.check()
+
+
+def test_a_new_invoice_replaces_the_one_before_and_both_payments_count(landlord: Landlord) -> None:
+    landlord.rent(1, 1000)
+    first, second = landlord.ask(1, 600), landlord.ask(1, 700)
+    assert first is not None and second is not None
+    assert not landlord.pay(first.bolt11), "it was cancelled"
+    assert landlord.pay(second.bolt11)
+    assert landlord.credit(1) == 1700 * SAT
+
+
+def test_the_rent_changes_only_with_a_payment_and_as_its_invoice_promised(landlord: Landlord) -> None:
+    landlord.rent(1, 10_000)
+    answer = landlord.ask(1, 1000)
+    landlord.terms = letting(offer(rent_msat=2 * RENT))
+    landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=landlord.terms)))
+    assert answer is not None and landlord.pay(answer.bolt11)
+    assert landlord.rental(1).rent_msat == RENT, "the invoice was made at the former rent"
+    landlord.at(MONTH_S / 24)
+    credit = landlord.credit(1)
+    answer = landlord.ask(1, 1000)
+    assert answer is not None and landlord.pay(answer.bolt11)
+    assert landlord.rental(1).rent_msat == 2 * RENT and landlord.credit(1) == credit + 1000 * SAT
+    landlord.at(MONTH_S / 24)
+    assert landlord.credit(1) == pytest.approx(credit + 1000 * SAT - 2000 * SAT, abs=40)
+
+
+def test_no_rent_is_owed_while_the_operator_has_it_off(landlord: Landlord) -> None:
+    landlord.rent(1, 1000)
+    rental = landlord.rental(1)
+    landlord.at(100)
+    credit = landlord.credit(1)
+    landlord.happen(ev.SwitchRental(rental.id, on=False))
+    assert not landlord.peers and rental.state is RentalState.OFF
+    landlord.at(MONTH_S)
+    assert landlord.credit(1) == credit
+    landlord.happen(ev.SwitchRental(rental.id, on=True))
+    assert landlord.peers and landlord.credit(1) == credit
+    landlord.check()
+
+
+@pytest.mark.parametrize("jump_s", [-10 * 365 * 86_400, -3600, 3600, 10 * 365 * 86_400])
+def test_a_clock_that_jumps_costs_nobody_anything(landlord: Landlord, jump_s: int) -> None:
+    landlord.rent(1, 1000)
+    landlord.at(3600, jump_s)
+    assert landlord.credit(1) == 1000 * SAT - rent_msat(RENT, 3600)
+    landlord.crash(for_s=5)
+    assert landlord.credit(1) == pytest.approx(1000 * SAT - rent_msat(RENT, 3605), abs=10)
+    landlord.crash(reboot=True, for_s=86_400)
+    assert landlord.credit(1) >= 1000 * SAT - rent_msat(RENT, 3606), "a machine that is off owes no service"
+    assert landlord.peers
+    landlord.check()
+
+
+def test_a_kill_of_hours_counts_them_to_the_second(landlord: Landlord) -> None:
+    landlord.rent(1, 1000)
+    ends_s = lasts_s(1000 * SAT, RENT)
+    landlord.crash(for_s=ends_s + 7200)
+    landlord.at(0.1)
+    assert landlord.rental(1).state is RentalState.RESERVED
+    assert landlord.rental(1).reserved_since_s == landlord.rental(1).started_s + ends_s
+    landlord.check()
+
+
+def test_only_moves_of_the_table_are_made(landlord: Landlord) -> None:
+    assert set(MOVES) == set(RentalState)
+    landlord.rent(1, 1000)
+    with pytest.raises(IllegalMove, match="can't go from"):
+        landlord.rental(1).move(RentalState.PENDING)
+
+
+# --- anything in any order --------------------------------------------------------------------------------------------
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("ask"), st.integers(1, 5), st.sampled_from((400, 600, 1000, 5000, 70_000))),
+    st.tuples(st.just("pay"), st.integers(0, 3)),
+    st.tuples(st.just("pay"), st.integers(0, 3)),
+    st.tuples(st.just("at"), st.sampled_from((0.5, 30.0, 601.0, 86_400.0, 5e5, 2e6, 6e6))),
+    st.tuples(st.just("jump"), st.sampled_from((-1e6, 1e4, 1e8))),
+    st.tuples(st.just("crash"), st.booleans(), st.sampled_from((0.0, 100.0, 1e6))),
+    st.tuples(st.just("crash after"), st.integers(0, 4)),
+    st.tuples(st.just("switch"), st.integers(1, 5), st.booleans()),
+    st.tuples(st.just("release"), st.integers(1, 5)),
+)
+
+
+@given(st.lists(ACTIONS, max_size=40))
+@effort(
+    max_examples=effort.default.max_examples // 2,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+def test_money_is_conserved_and_no_address_is_let_twice(actions: list[tuple[object, ...]]) -> None:
+    pools = ("203.0.113.0/30", "2001:db8::/62")
+    with TemporaryDirectory(prefix="ngp-let-") as name, closing(Landlord(Path(name), letting(pools=pools))) as landlord:
+        invoices: list[str] = []
+        for name, *words in actions:
+            _act(landlord, invoices, str(name), words)
+            landlord.check()
+        landlord.crash()
+        landlord.crash_after = -1
+        landlord.check()
+        paid = sum(amount for _, amount in landlord.node.paid)
+        assert paid == sum(one.paid_msat for one in landlord.ledger.load(landlord.clock().utc_s).accounts)
+
+
+def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]) -> None:
+    letting = landlord.world.letting
+    if name == "ask":
+        answer = landlord.ask(*words)  # type: ignore[arg-type]
+        if answer is not None and answer.bolt11:
+            invoices.append(answer.bolt11)
+    elif name == "pay" and invoices:
+        landlord.pay(invoices[-1 - int(words[0]) % len(invoices)])  # type: ignore[call-overload]
+    elif name == "at":
+        landlord.at(words[0])  # type: ignore[arg-type]
+    elif name == "jump":
+        landlord.at(1.0, words[0])  # type: ignore[arg-type]
+    elif name == "crash":
+        landlord.crash(*words)  # type: ignore[arg-type]
+    elif name == "crash after":
+        landlord.crash_after = words[0]  # type: ignore[assignment]
+    elif name in ("switch", "release"):
+        rental = letting.by_key.get(key(words[0]))  # type: ignore[arg-type]
+        if rental is not None:
+            event = ev.SwitchRental(rental.id, bool(words[1])) if name == "switch" else ev.ReleaseRental(rental.id)
+            landlord.happen(event)
