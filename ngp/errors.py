@@ -99,6 +99,10 @@ class LedgerMomentError(LedgerError):
     exit_code = ExitCode.OTHER
 
 
+class RentalError(NgpError):
+    """A tenant's request can't be served; the text is for the tenant and says what to do."""
+
+
 class RunningError(NgpError):
     """The daemon doesn't run, or already runs."""
 

@@ -16,6 +16,8 @@ from typing import Protocol, runtime_checkable
 from ngp.core.channels import ChainView, Channel, Watch
 from ngp.core.messages import Address, Prefix, StatementLine
 from ngp.core.records import ContractRecord, JournalRecord, Record, Snapshot
+from ngp.core.rental.status import Asked, Configuration, RentalStatus
+from ngp.core.rental.terms import LettingSettings, Offer
 from ngp.core.values import (
     AccountLimit,
     AccountReading,
@@ -289,6 +291,9 @@ class Tunnel(Protocol):
     def read(self) -> list[PeerReading]:
         """Return what the tunnel knows of its peers. Raises: KernelError."""
 
+    def addresses(self, interface: str) -> tuple[Address, ...]:
+        """Return an interface's own addresses, both families, without link-local ones. Raises: KernelError."""
+
     def describe(self) -> dict[str, str]:
         """Return which implementation is in use, for status."""
 
@@ -297,6 +302,47 @@ class Tunnel(Protocol):
 
     def clean_up(self) -> None:
         """Remove all that this port made, and nothing else, without a record of what it made. Safe to call twice."""
+
+
+# --- face -------------------------------------------------------------------------------------------------------------
+
+
+class LettingService(Protocol):
+    """What a face asks of the landlord; `ngp.daemon.letting` implements it. All errors but LedgerError: RentalError."""
+
+    def offer(self, name: str = "") -> Offer:
+        """Return an offer by its name, or the first one."""
+
+    async def ask(self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "") -> Asked:
+        """Return an invoice for a tenant's new or running rental. Raises: LedgerError: nothing can be written now.
+
+        Args: amount_msat: the credit to add; a new rental's invoice includes the activation fee as well.
+        """
+
+    def status(self, wireguard_key: bytes) -> RentalStatus:
+        """Return a tenant's newest rental."""
+
+    async def paid(self, wireguard_key: bytes, bolt11: str, most_s: float) -> RentalStatus:
+        """Wait until an invoice of a tenant is paid, or some seconds have passed. Returns the status then."""
+
+    def configuration(self, wireguard_key: bytes) -> Configuration:
+        """Return what a tenant's tunnel needs, once its rental is paid."""
+
+
+class Face(Protocol):
+    """A way for tenants to reach the landlord over the network. Requests are bounded in size, time and number."""
+
+    async def open(self, letting: LettingService, settings: LettingSettings) -> None:
+        """Serve as net.conf says; without an address of its own in it, serve nobody. Raises: ConfigError, KernelError.
+
+        A second call applies changed settings; if that fails, the former ones stay in force.
+        """
+
+    def check(self, settings: LettingSettings) -> list[Check]:
+        """Return what a tenant needs to know (the certificate's fingerprint), and what is missing; changes nothing."""
+
+    async def close(self) -> None:
+        """Stop serving; safe to call twice."""
 
 
 # --- payment ----------------------------------------------------------------------------------------------------------

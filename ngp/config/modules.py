@@ -21,6 +21,7 @@ from ngp.errors import ConfigError
 from ngp.module_keys import ModuleSettings
 
 LINK, NETWORK, PAYMENT = "ngp.link", "ngp.network", "ngp.payment"
+TUNNEL, FACE = "ngp.tunnel", "ngp.face"
 GROUPS = (LINK, NETWORK, PAYMENT)
 
 SHIPPED: Mapping[str, Mapping[str, str]] = {
@@ -35,6 +36,12 @@ SHIPPED: Mapping[str, Mapping[str, str]] = {
         "sandbox": "ngp.modules.payment.sandbox:SandboxPayment",
         "lnd": "ngp.modules.payment.lnd:LndPayment",
         "electrum": "ngp.modules.payment.electrum:ElectrumPayment",
+    },
+    TUNNEL: {
+        "wireguard": "ngp.modules.tunnel.wireguard:WireGuard",
+    },
+    FACE: {
+        "https": "ngp.modules.face.https:HttpsFace",
     },
     f"{PAYMENT}.settings": {
         "lnd": "ngp.modules.payment.lnd_settings:SETTINGS",

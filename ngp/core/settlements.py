@@ -94,7 +94,7 @@ def _paid(world: World, record: PaymentRecord, amount_msat: int) -> None:
         account.most_asked_msat *= 2  # a client that declined a large sum may pay more, step by step
     account.paid_msat += amount_msat
     if record.kind is PaymentKind.RENT:
-        landlord.paid(world, account, amount_msat)
+        landlord.paid(world, account, record.payment_hash, amount_msat)
         return
     if account.paid_msat == amount_msat:  # its first payment: the kernel must no longer treat it as a newcomer
         world.tell_kernel_of(record.identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from ngp.core.values import Now
 
@@ -13,3 +14,12 @@ class SystemClock:
     def now(self) -> Now:
         """Read both clocks."""
         return Now(int(time.time()), time.monotonic())
+
+
+def boot_number() -> int:
+    """Return a number that differs after each start of the machine; 0 if the kernel doesn't say."""
+    try:
+        written = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return 0
+    return int(written.replace("-", ""), 16) >> 65  # as much as a ledger's integer holds

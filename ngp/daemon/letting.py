@@ -9,61 +9,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ngp.core.effects import AnswerTenant
 from ngp.core.events import CreditAsked, Event
-from ngp.core.messages import Prefix
 from ngp.core.records import PaymentState
 from ngp.core.rental.landlord import NOT_LETTING
 from ngp.core.rental.rental import Rental, RentalState
-from ngp.core.rental.status import RentalStatus, status
+from ngp.core.rental.status import Asked, Configuration, RentalStatus, status
 from ngp.core.rental.terms import LettingSettings, Offer
 from ngp.core.world import World
-from ngp.errors import NgpError
+from ngp.errors import RentalError
 from ngp.ports import Clock
 
 INVOICE_WAIT_S = 30.0
-
-
-class RentalError(NgpError):
-    """A tenant's request can't be served; the text is for the tenant and says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """An invoice for a tenant.
-
-    Attributes:
-        is_first: it is for a new rental, and includes the activation fee.
-        added_msat: the credit that its payment adds, without the activation fee.
-        offer: the terms that hold from the payment on.
-        status: before the payment.
-    """
-
-    bolt11: str
-    is_first: bool
-    added_msat: int
-    offer: Offer
-    status: RentalStatus
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """What a tenant needs to reach its addresses: WireGuard's settings without the tenant's private key.
-
-    Attributes:
-        landlord_key: the landlord's public key, 32 bytes.
-        endpoints: `host:port`, IPv6 addresses in brackets; never empty.
-        keepalive_s: 0: none.
-    """
-
-    networks: tuple[Prefix, ...]
-    landlord_key: bytes
-    endpoints: tuple[str, ...]
-    mtu: int
-    dns: tuple[str, ...]
-    keepalive_s: int
 
 
 class Letting:
@@ -136,9 +94,8 @@ class Letting:
         loop = asyncio.get_running_loop()
         until = loop.time() + most_s
         while self._is_open(self._rental(wireguard_key), bolt11) and loop.time() < until:
-            changed = self._changed
             try:
-                await asyncio.wait_for(changed.wait(), until - loop.time())
+                await asyncio.wait_for(self._changed.wait(), until - loop.time())
             except TimeoutError:
                 break
         return self.status(wireguard_key)
@@ -185,5 +142,5 @@ class Letting:
 
     def _is_open(self, rental: Rental, bolt11: str) -> bool:
         invoices = self._world.money.invoices
-        hashes = self._world.letting.payable.get(rental.id, ())
-        return any(invoices[one].bolt11 == bolt11 and invoices[one].state is PaymentState.OPEN for one in hashes)
+        open_ones = (invoices.get(one) for one in self._world.letting.payable.get(rental.id, ()))
+        return any(one and one.bolt11 == bolt11 and one.state is PaymentState.OPEN for one in open_ones)

@@ -14,9 +14,12 @@ from typing import Any
 
 from ngp import identity, store
 from ngp.config import (
+    FACE,
     LINK,
     NETWORK,
     PAYMENT,
+    TUNNEL,
+    installed_modules,
     load,
     module_class,
     module_settings,
@@ -27,6 +30,7 @@ from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Hello
 from ngp.core.money import PaymentNode
 from ngp.core.peers import Peers
+from ngp.core.rental.landlord import served
 from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.core.world import World
@@ -34,15 +38,17 @@ from ngp.courier import Courier
 from ngp.daemon import checkup, handlers
 from ngp.daemon.api.reading import BOOKS_S
 from ngp.daemon.belongings import refuse_lost_ledger
-from ngp.daemon.clock import SystemClock
+from ngp.daemon.clock import SystemClock, boot_number
 from ngp.daemon.control import ControlServer
 from ngp.daemon.desired import LINK_UDP_PORT
+from ngp.daemon.landlord import Landlord, endpoints_of, tunnel_key
+from ngp.daemon.letting import Letting
 from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, StartOptions
 from ngp.daemon.post import Post
 from ngp.daemon.state import NamespaceLock
 from ngp.errors import ExitCode, NgpError
-from ngp.ports import Ledger, Link, Network, Payment, Store
+from ngp.ports import Face, Ledger, Link, Network, Payment, Store, Tunnel
 from ngp.remembered_node import RememberedNode, swapped
 
 _log = logging.getLogger("ngp")
@@ -113,6 +119,7 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         clock = SystemClock()
         peers = Peers(first_number=(boot & 0x7FFF) << 16)
         world = World(settings, node, lambda: secrets.token_bytes(16), clock.now(), peers)
+        world.letting.clock.boot = boot_number()
         network = make_network(settings, options.state_dir)
         gatekeeper = Gatekeeper(world)
         addresses = (await payment.info()).addresses
@@ -179,7 +186,7 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     def make_post(ourselves: Hello, tell: Callable[[Event], None]) -> Post:
         return Post(courier, links, parts.payment, ourselves, tell)
 
-    node = Node(parts, make_post)
+    node = Node(parts, make_post, lambda node: make_landlord(node, options.state_dir))
     control = ControlServer(options.state_dir / CONTROL_SOCKET, handlers.verbs(node), root_only=("backup",))
     options.progress("setting up the kernel's gate and meter")
     try:
@@ -209,6 +216,22 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     await node.stop()
     _log.info("stopped")
     return ExitCode.DONE
+
+
+def make_landlord(node: Node, state_dir: Path) -> Landlord:
+    """Return the outside of letting, not set up yet. Raises ConfigError, MomentError."""
+    world, clock, private_key = node.parts.gatekeeper.world, node.parts.clock, tunnel_key(state_dir)
+    tunnel: Tunnel = module_class(TUNNEL, "wireguard")()
+    faces: list[Face] = [module_class(FACE, name)(state_dir) for name in sorted(installed_modules(FACE))]
+
+    def endpoints() -> tuple[str, ...]:
+        settings = node.settings.letting
+        if settings is None or settings.tunnel is None:
+            return ()
+        return endpoints_of(settings, tunnel.addresses(settings.tunnel.outside))
+
+    letting = Letting(world, clock, node.obey, private_key.public_key().public_bytes_raw(), endpoints)
+    return Landlord(tunnel, faces, letting, private_key, lambda: served(world))
 
 
 async def _warn_of_lacks(node: Node) -> asyncio.Task[None]:

@@ -35,6 +35,7 @@ from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
 from ngp.daemon.fair_queue import STRANGERS, FairQueue
 from ngp.daemon.host_watch import HostWatch, own_addresses
+from ngp.daemon.landlord import Landlord
 from ngp.daemon.last_books import charge_former
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
@@ -78,10 +79,17 @@ class Node:
     Args:
         parts: opened and not yet started.
         make_post: builds the post once the node can receive its events.
+        make_landlord: builds the landlord when net.conf says for the first time that something is let.
     """
 
-    def __init__(self, parts: Parts, make_post: Callable[[Hello, Callable[[Event], None]], Post]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        make_post: Callable[[Hello, Callable[[Event], None]], Post],
+        make_landlord: Callable[[Node], Landlord] | None = None,
+    ) -> None:
         self.parts = parts
+        self._make_landlord = make_landlord
         self.settings = parts.settings
         self.identity = parts.identity
         self.started_mono_s = parts.clock.now().monotonic_s
@@ -92,6 +100,7 @@ class Node:
         self.host = HostWatch(parts.settings, parts.network, self.post, parts.node_addresses)
         self.payment = PaymentWatch(parts.payment, parts.gatekeeper.world, self.post, parts.identity, self.tell)
         self.channels = ChannelWatch(parts.gatekeeper.world, parts.payment, parts.payment.wait_ready, self.tell)
+        self.landlord: Landlord | None = None
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell, self.crash)
         self._readings = Readings(parts.network, parts.gatekeeper.world, self.tell)
         self._events = FairQueue()
@@ -126,6 +135,7 @@ class Node:
             gc.enable()
         self._executor.store(effects)
         self._executor.carry_out(effects)
+        await self._let(self.settings)
         if former is not None:
             _log.info("charged what %d contracts of another version of ngp carried, and made them anew", former)
         if adopted.contracts:
@@ -147,6 +157,13 @@ class Node:
             )
         ]
         self._schedule_tick()
+
+    async def _let(self, settings: Settings) -> None:
+        """Let as net.conf says. Raises: ConfigError, KernelError."""
+        if settings.letting is not None and self.landlord is None and self._make_landlord is not None:
+            self.landlord = self._make_landlord(self)
+        if self.landlord is not None:
+            await self.landlord.apply(settings.letting)
 
     async def _keep_up(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Keep an endless task running: after an error of host or node, try again."""
@@ -178,6 +195,8 @@ class Node:
     def let_go(self) -> None:
         """Close everything after `crash`, without a change to kernel or ledger."""
         self.close_tasks()
+        if self.landlord is not None:
+            self.landlord.tunnel.close()
         self.parts.network.close()
         self.parts.ledger.close()
 
@@ -195,6 +214,8 @@ class Node:
             return
         self.close_tasks()
         await self._executor.close()
+        if self.landlord is not None:
+            await self.landlord.close(clean_up=True)
         await self.post.close()
         parts.network.clean_up(self.settings.closed_when_stopped)
         await parts.payment.close()
@@ -332,6 +353,8 @@ class Node:
             self.ledger_why_not, self.post.frozen = "", False
         self._unstored, self._blocked_before = [], None
         self._executor.carry_out(effects)
+        if self.landlord is not None:
+            self.landlord.carry_out(effects)
         self.post.schedule()
 
     def _freeze(self, error: LedgerError) -> None:
@@ -384,6 +407,8 @@ class Node:
             await asyncio.sleep(READ_INTERVAL_S)
             if not self._unstored:
                 self._readings.read_all()
+            if self.landlord is not None:
+                self.landlord.catch_up()
 
     # --- neighbours ---------------------------------------------------------------------------------------------------
 
@@ -420,6 +445,7 @@ class Node:
         self.settings = keep_until_restart(self.settings, wanted)
         self.tell(SettingsChanged(self.settings))
         await self.host.apply(self.settings)
+        await self._let(self.settings)
         text = f"applied: {', '.join(found.applied) or 'nothing changed'}"
         if found.needs_restart:
             text += f"; these need a restart (ngp stop; ngp start): {', '.join(found.needs_restart)}"

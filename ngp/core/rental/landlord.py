@@ -156,8 +156,9 @@ def invoice_cancelled(world: World, payment_hash: bytes) -> None:
 # --- money ------------------------------------------------------------------------------------------------------------
 
 
-def paid(world: World, account: ClientAccount, amount_msat: int) -> None:
+def paid(world: World, account: ClientAccount, payment_hash: bytes, amount_msat: int) -> None:
     """Count a payment that is on the account already: a period begins at the rent that its invoice promised."""
+    world.letting.payable.get(account.identity, set()).discard(payment_hash)
     rental, letting = world.letting.rentals.get(account.identity), world.letting
     if rental is None:
         world.log(f"{show_money(amount_msat)} paid for a rental that isn't known any more", logging.WARNING)
@@ -206,6 +207,12 @@ def tunnel_peer(world: World, rental: Rental) -> TunnelPeer:
     settings = world.settings.letting
     offer = _offer(settings, rental.offer) if settings is not None else None
     return TunnelPeer(rental.wireguard_key, rental.networks, offer.rate_bytes_s if offer is not None else None)
+
+
+def served(world: World) -> list[TunnelPeer]:
+    """Return all tenants that the tunnel should have."""
+    rentals = world.letting.rentals.values()
+    return [tunnel_peer(world, rental) for rental in rentals if rental.state is RentalState.ACTIVE]
 
 
 def _charge_rent(world: World, rental: Rental) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ngp.core.messages import Prefix
 from ngp.core.rental.rental import Rental, RentalState
-from ngp.core.rental.terms import lasts_s
+from ngp.core.rental.terms import Offer, lasts_s
 from ngp.core.values import Now
 from ngp.core.world import World
 
@@ -47,6 +47,42 @@ class RentalStatus:
     rate_since_s: int
     reserved_until_s: int
     unpaid_invoice: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An invoice for a tenant.
+
+    Attributes:
+        is_first: it is for a new rental, and includes the activation fee.
+        added_msat: the credit that its payment adds, without the activation fee.
+        offer: the terms that hold from the payment on.
+        status: before the payment.
+    """
+
+    bolt11: str
+    is_first: bool
+    added_msat: int
+    offer: Offer
+    status: RentalStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a tenant needs to reach its addresses: WireGuard's settings without the tenant's private key.
+
+    Attributes:
+        landlord_key: the landlord's public key, 32 bytes.
+        endpoints: `host:port`, IPv6 addresses in brackets; never empty.
+        keepalive_s: 0: none.
+    """
+
+    networks: tuple[Prefix, ...]
+    landlord_key: bytes
+    endpoints: tuple[str, ...]
+    mtu: int
+    dns: tuple[str, ...]
+    keepalive_s: int
 
 
 def status(world: World, rental: Rental, now: Now) -> RentalStatus:

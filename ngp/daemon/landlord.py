@@ -1,0 +1,164 @@
+"""Landlord: the outside of letting: the tunnel to the tenants, and the faces by which they ask.
+
+The core says who may use the tunnel. A tunnel that can't be changed right now is made right as soon as it can; until
+then nobody gets what isn't paid, as WireGuard knows only who was added.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from ngp import key_file
+from ngp.core.effects import AnswerTenant, Effect, RemoveTunnelPeer, SetTunnelPeer
+from ngp.core.messages import Address
+from ngp.core.rental.terms import LettingSettings
+from ngp.core.values import Check, DesiredTunnel, TunnelPeer
+from ngp.daemon.letting import Letting
+from ngp.errors import KernelError
+from ngp.ports import Face, Tunnel
+
+KEY_FILE = "tunnel.key"
+
+_log = logging.getLogger("ngp")
+
+
+def tunnel_key(state_dir: Path) -> X25519PrivateKey:
+    """Read the tunnel's private key, or make one. Raises: ConfigError, MomentError."""
+    key = key_file.load_or_create(
+        state_dir / KEY_FILE,
+        "tunnel key",
+        "key, which every tenant must be told",
+        lambda: X25519PrivateKey.generate().private_bytes_raw(),
+    )
+    return X25519PrivateKey.from_private_bytes(key)
+
+
+def desired_tunnel(settings: LettingSettings, private_key: X25519PrivateKey) -> DesiredTunnel:
+    """Return what the tunnel should look like."""
+    tunnel = settings.tunnel
+    assert tunnel is not None
+    return DesiredTunnel(
+        interface=tunnel.interface,
+        port=tunnel.port,
+        private_key=private_key.private_bytes_raw(),
+        outside=tunnel.outside,
+        pools=tuple(pool.prefix for pool in settings.pools),
+        proxy=tunnel.routing == "proxy",
+        kind=tunnel.kind,
+        mtu=tunnel.mtu,
+    )
+
+
+def endpoints_of(settings: LettingSettings, addresses: Iterable[Address]) -> tuple[str, ...]:
+    """Return where tenants reach the tunnel, `host:port`: as net.conf says, else on these addresses, IPv4 first."""
+    assert settings.tunnel is not None
+    port = settings.tunnel.port
+    hosts = settings.endpoints or tuple(map(str, sorted(addresses, key=lambda one: one.version)))
+    return tuple(with_port(host, port) for host in hosts)
+
+
+def with_port(written: str, port: int) -> str:
+    """Add a port to a host that has none, and brackets to an IPv6 address."""
+    with suppress(ValueError):
+        address = ip_address(written.strip("[]"))
+        return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    return written if written.rpartition(":")[2].isdigit() else f"{written}:{port}"
+
+
+class Landlord:
+    """Keeps tunnel and faces as net.conf and the core say. Does nothing as long as nothing is let.
+
+    Args:
+        tunnel: not set up yet.
+        faces: not open yet.
+        peers: returns all tenants that the tunnel should have now.
+    """
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        faces: Sequence[Face],
+        letting: Letting,
+        private_key: X25519PrivateKey,
+        peers: Callable[[], Iterable[TunnelPeer]],
+    ) -> None:
+        self.tunnel = tunnel
+        self.letting = letting
+        self._faces = faces
+        self._private_key = private_key
+        self._peers = peers
+        self._settings: LettingSettings | None = None
+        self._is_behind = False
+
+    async def apply(self, settings: LettingSettings | None) -> None:
+        """Let as net.conf says now; None: let nothing, and remove the tunnel. Raises: ConfigError, KernelError."""
+        if settings is None:
+            if self._settings is not None:
+                await self._end()
+        elif settings != self._settings:
+            self.tunnel.set_up(desired_tunnel(settings, self._private_key), tuple(self._peers()))
+            self._settings, self._is_behind = settings, False
+            for face in self._faces:
+                await face.open(self.letting, settings)
+
+    async def _end(self) -> None:
+        for face in self._faces:
+            await face.close()
+        self.tunnel.clean_up()
+        self._settings = None
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        """Carry out those of a batch's effects that are for tenants; the others are ignored."""
+        touched = False
+        for effect in effects:
+            match effect:
+                case SetTunnelPeer():
+                    self._change(lambda peer=effect.peer: self.tunnel.set_peers([peer]))  # type: ignore[misc]
+                case RemoveTunnelPeer():
+                    self._change(lambda key=effect.wireguard_key: self.tunnel.remove_peers([key]))  # type: ignore[misc]
+                case AnswerTenant():
+                    self.letting.answer(effect)
+                case _:
+                    continue
+            touched = True
+        if touched:
+            self.letting.changed()
+
+    def _change(self, deed: Callable[[], None]) -> None:
+        if self._settings is None or self._is_behind:
+            return  # `apply` or `catch_up` sets all peers
+        try:
+            deed()
+        except KernelError as error:
+            _log.error("the tunnel lacks a change, which is made as soon as possible: %s", error)
+            self._is_behind = True
+
+    def catch_up(self) -> None:
+        """Make changes that failed before; call it now and then."""
+        if not self._is_behind or self._settings is None:
+            return
+        try:
+            self.tunnel.set_up(desired_tunnel(self._settings, self._private_key), tuple(self._peers()))
+        except KernelError:
+            return
+        self._is_behind = False
+        _log.info("the tunnel has all changes now")
+
+    def check(self, settings: LettingSettings) -> list[Check]:
+        """Return what is missing for letting, and what tenants must be told; changes nothing."""
+        lines = self.tunnel.check(desired_tunnel(settings, self._private_key))
+        return [*lines, *(line for face in self._faces for line in face.check(settings))]
+
+    async def close(self, clean_up: bool) -> None:
+        """Close the faces; the tunnel goes on unless it is cleaned up."""
+        for face in self._faces:
+            await face.close()
+        if clean_up:
+            self.tunnel.clean_up()
+        self.tunnel.close()

@@ -1,0 +1,82 @@
+"""Key file: a secret key of 32 bytes in STATE_DIR, which no other user of the machine can read.
+
+A file that others can read is refused, not repaired: the key may be known already, and only the operator can judge
+that. The file appears complete or not at all, so a crash can't leave half a key, and two daemons that start together
+use the same one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from ngp.errors import ConfigError, passes, refused
+
+KEY_BYTES = 32
+
+
+def load_or_create(path: Path, what: str, anew: str, generate: Callable[[], bytes]) -> bytes:
+    """Read a key, or make one if there is none.
+
+    Args:
+        path: in an existing folder.
+        what: names the key in errors. anew: what the next start would make if the file were moved away.
+        generate: returns a new key.
+    Raises: ConfigError with file and remedy; MomentError: the disk is full, or a similar obstacle.
+    """
+    try:
+        if not os.path.lexists(path):
+            _create(path, generate())
+        return _read(path, what, anew)
+    except OSError as error:
+        if passes(error):
+            raise refused(f"{what} {path}", error, "try again") from error
+        raise ConfigError(
+            f"{what} {path}: {error.strerror}; choose a state directory that ngp can read and write (STATE_DIR)"
+        ) from error
+
+
+def _create(path: Path, key: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # unlike a rename, it doesn't replace a key that another process has just made
+        except FileExistsError:
+            return
+    finally:
+        os.unlink(temporary)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path, what: str, anew: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigError(f"{what} {path} isn't a regular file; move it away or restore it from a backup")
+        if found.st_uid not in (0, os.geteuid()):
+            raise ConfigError(f"{what} {path} belongs to user {found.st_uid}; run: chown {os.geteuid()} {path}")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            raise ConfigError(
+                f"{what} {path} has mode {stat.S_IMODE(found.st_mode):04o}, others can read or change it; if "
+                f"nobody did, run: chmod 600 {path}; otherwise move it away, and the next start makes a new {anew}"
+            )
+        key = file.read(KEY_BYTES + 1)
+    if len(key) != KEY_BYTES:
+        raise ConfigError(
+            f"{what} {path} has {found.st_size} bytes instead of {KEY_BYTES}; restore it from a backup, "
+            f"or move it away, and the next start makes a new {anew}"
+        )
+    return key
