@@ -21,6 +21,7 @@ from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
 from core_tests.trade import CLIENT, open_trade
+from ngp import invoice
 from ngp.core.buying.renewal import MOST_PRICES
 from ngp.core.messages import (
     Accept,
@@ -35,7 +36,6 @@ from ngp.core.messages import (
     StatementLine,
 )
 from ngp.delivery import Received
-from ngp.modules.payment import invoice
 
 GRACE_KB = 20
 PAYMENT_SAT = 50

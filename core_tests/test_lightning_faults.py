@@ -27,8 +27,8 @@ from core_tests.lightning.steps import stored
 from core_tests.lightning.trade import LightningTrade, lightning_trade, node_settings
 from core_tests.shell import await_until
 from core_tests.trade import CLIENT, Row
+from ngp import invoice
 from ngp.core.messages import Accept, Declined, DeclineReason, Invoice, Propose
-from ngp.modules.payment import invoice
 
 pytestmark = pytest.mark.xdist_group("lightning faults")
 CONF = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "20 kB"}

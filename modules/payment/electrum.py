@@ -29,6 +29,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from ngp import invoice
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
@@ -43,7 +44,7 @@ from ngp.core.values import (
     Settlement,
 )
 from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import invoice, node_key
+from ngp.modules.payment import node_key
 from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import ElectrumError
 from ngp.modules.payment.electrum_upkeep import ElectrumUpkeep

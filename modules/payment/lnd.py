@@ -23,6 +23,7 @@ from pathlib import Path
 
 import grpc
 
+from ngp import invoice
 from ngp.core.reach import left_msat
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
@@ -37,8 +38,8 @@ from ngp.core.values import (
     Settlement,
 )
 from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import invoice, lnd_paste, macaroon, node_key
 from ngp.modules.payment import lnd_client as client
+from ngp.modules.payment import lnd_paste, macaroon, node_key
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_channel import channel
 from ngp.modules.payment.lnd_client import LndClient, LndError

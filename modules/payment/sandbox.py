@@ -25,6 +25,7 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
+from ngp import invoice
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
     Check,
@@ -38,7 +39,7 @@ from ngp.core.values import (
     Settlement,
 )
 from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import invoice, node_key
+from ngp.modules.payment import node_key
 from ngp.modules.payment.sandbox_node import Fate, SandboxNode, Start
 
 NETWORK = "sandbox"

@@ -12,9 +12,9 @@ from coincurve import PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ngp import invoice
 from ngp.core import networks
 from ngp.errors import PeerError
-from ngp.modules.payment import invoice
 
 KEY = bytes.fromhex("e126f68f7eafcc8b74f54d269fe206be715000f94dac067d1c04a8ca3b2db734")  # BOLT11's examples
 PAYEE = "03e7156ae33b0a208d0744199163177e909e80176e55d97a2f221ede0f934dd9ad"

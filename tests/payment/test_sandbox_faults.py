@@ -17,9 +17,9 @@ import pytest
 from contract_suite import first, watching
 
 import ngp
+from ngp import invoice
 from ngp.core.values import InvoiceState, PaymentStatus
 from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import invoice
 from ngp.modules.payment.sandbox import FIRST_BALANCE_MSAT, SandboxPayment
 
 ROOT = Path(ngp.__file__).parent.parent
