@@ -103,6 +103,10 @@ class RentalError(NgpError):
     """A tenant's request can't be served; the text is for the tenant and says what to do."""
 
 
+class LandlordError(NgpError):
+    """A landlord can't be reached, refuses, or answers what can't be accepted."""
+
+
 class RunningError(NgpError):
     """The daemon doesn't run, or already runs."""
 

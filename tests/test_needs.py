@@ -35,6 +35,7 @@ BUILT = {"go"}
 NO_PROGRAMS = {
     "lightning", "lladdr", "mesh0", "meta", "no-such-tool", "protoc", "sendcoins", "set_up", "source", "tcp",
     "udp-send",
+    "resolvconf",  # looked for: without it name servers are left to the user
 }  # fmt: skip
 IN_A_NAMESPACE = re.compile(r"^ip netns exec \S+ ")
 COMMAND_NAME = re.compile(r"[a-z][a-z0-9_.-]*")

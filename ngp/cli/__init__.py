@@ -45,16 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code; every error becomes a line on stderr."""
+    """Run a verb of `ngp` and return the exit code; every error becomes a line on stderr."""
+    return run_command(ngp, "ngp", arguments)
+
+
+def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code; every error becomes a line on stderr that begins with its name."""
     streams.fill()
     try:
-        code = ngp.main(args=arguments, prog_name="ngp", standalone_mode=False)
+        code = command.main(args=arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "ngp"
-        return _complain(f"{error.format_message()} See: {path} --help", ExitCode.USAGE)
+        path = error.ctx.command_path if error.ctx else name
+        return _complain(name, f"{error.format_message()} See: {path} --help", ExitCode.USAGE)
     except NgpError as error:
-        return _complain(str(error), error.exit_code)
+        return _complain(name, str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
     except BrokenPipeError:
@@ -62,13 +67,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.OTHER
     except OSError as error:
         streams.forget_stdout()
-        return _complain(f"{error.filename or 'output'}: {error.strerror}", ExitCode.OTHER)
+        return _complain(name, f"{error.filename or 'output'}: {error.strerror}", ExitCode.OTHER)
     except Exception as error:
-        return _complain(f"a defect of ngp ({type(error).__name__}: {error}): please report it", ExitCode.OTHER)
+        text = f"a defect of {name} ({type(error).__name__}: {error}): please report it"
+        return _complain(name, text, ExitCode.OTHER)
     return int(code or ExitCode.DONE)
 
 
-def _complain(text: str, exit_code: int) -> int:
+def _complain(name: str, text: str, exit_code: int) -> int:
     for line in text.splitlines() or ["failed"]:
-        streams.note(f"ngp: {clean(line)}")
+        streams.note(f"{name}: {clean(line)}")
     return int(exit_code)

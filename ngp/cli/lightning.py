@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import re
 import sys
 from typing import Any
 
@@ -14,6 +13,7 @@ from ngp.cli.place import Place
 from ngp.cli.show import Column, Progress, Row, clean, field, key, money, print_json, print_result, print_table
 from ngp.cli.streams import say
 from ngp.cli.verbs import verb_command
+from ngp.cli.whole import Whole
 from ngp.daemon.state import running_pid
 from ngp.errors import ConfigError, PaymentError, UsageError
 
@@ -50,39 +50,12 @@ _TOWERS = (
 )
 
 
-class _Whole(click.IntRange):
-    """A whole number, with a clear error for a fraction, a unit or a separator, and for a number out of its range.
-
-    Args:
-        what: the number and its unit, for the error.
-        example: a usual value.
-    """
-
-    def __init__(self, least: int, most: int | None = None, what: str = "the amount in sat", example: int = 500_000):
-        super().__init__(least, most)
-        self._what, self._example = what, example
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse the number; see `click.ParamType.convert`."""
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter:
-            self.fail(f"{value!r} {self._fault(str(value))}", param, ctx)
-
-    def _fault(self, text: str) -> str:
-        """Return what is wrong with a value that was refused, and what would be right."""
-        if re.fullmatch(r"[+-]?\d+", text.strip()) is None:
-            return f"isn't a whole number: write {self._what} with digits only, for example {self._example}"
-        bounds = f"{self.min} or more" if self.max is None else f"a number from {self.min} to {self.max}"
-        return f"is out of range: write {self._what}, {bounds}"
-
-
 @verb_command(
     "lightning",
     click.Argument(["words"], metavar="COMMAND", nargs=-1, required=True),
-    click.Option(["--amount"], type=_Whole(1), metavar="SAT", help="open: size of the channel"),
-    click.Option(["--push"], type=_Whole(0), default=0, metavar="SAT", help="open: given to the peer"),
-    click.Option(["--csv-delay"], type=_Whole(1, 10_000, "the number of blocks", 1008), metavar="BLOCKS",
+    click.Option(["--amount"], type=Whole(1), metavar="SAT", help="open: size of the channel"),
+    click.Option(["--push"], type=Whole(0), default=0, metavar="SAT", help="open: given to the peer"),
+    click.Option(["--csv-delay"], type=Whole(1, 10_000, "the number of blocks", 1008), metavar="BLOCKS",
                  help="open: how long the peer waits for its coins after it closes alone; else CSV_DELAY of net.conf"),
     click.Option(["--host"], metavar="HOST:PORT",
                  help="open: where the neighbour's node listens; else an address that it announced, port 9735"),

@@ -1,0 +1,219 @@
+"""`staticIP`: the tenant's command, with the verbs, options, files and places of the published StaticWire client.
+
+It needs neither root nor a daemon nor net.conf. Exit codes are those of `ngp`; errors begin with `staticIP:`.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from ngp import __version__
+from ngp.cli import run_command, streams
+from ngp.cli.show import duration, lines_of, money, print_json
+from ngp.cli.whole import Whole
+from ngp.core.pricing import show_money
+from ngp.core.tenant.answers import Status
+from ngp.core.tenant.terms import rent_of_month_msat
+from ngp.errors import UsageError
+from ngp.tenant import renting
+from ngp.tenant.home import FOLDER, Home, Tunnel
+from ngp.tenant.https import HttpsLandlord
+from ngp.tenant.qr import lines as qr_lines
+from ngp.tenant.renting import KeptConfiguration, Quote
+from ngp.tenant.rows import iso, rental_row
+
+_OPEN = (
+    "The address is open to the whole internet: everybody can reach every port of this machine at it. Before you bring "
+    "the tunnel up, set a firewall that drops what comes in, for example: sudo ufw default deny incoming; "
+    "sudo ufw enable"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The words of the command line."""
+
+    host: str | None
+    pin: str | None
+    amount: int | None
+    tunnel: str | None
+    as_json: bool
+    yes: bool
+
+    def say(self, *lines: str) -> None:
+        """Print lines for people; nothing with --json."""
+        if not self.as_json:
+            streams.say(*lines)
+
+
+# --- verbs ------------------------------------------------------------------------------------------------------------
+
+
+def _add_credit(call: _Call, wants_new: bool | None = None) -> int:
+    """Show an invoice for a new or running rental, wait until it is paid, and keep the configuration of a new one."""
+    home = Home(Path.home() / FOLDER)
+    tunnel = home.tunnel(call.tunnel)
+    amount_sat = home.amount_sat if call.amount is None else call.amount
+    landlord = HttpsLandlord(home.landlord(tunnel, call.host, call.pin))
+    if wants_new is not None:
+        renting.refuse_wrong_start(landlord, tunnel, wants_new)
+    if tunnel is None:
+        landlord.terms()  # no key is made for a landlord that doesn't answer
+        tunnel = home.add_tunnel(call.tunnel, landlord.place)
+    quote = renting.ask(landlord, tunnel, amount_sat, None, wants_new)
+    _show_invoice(call, tunnel, quote)
+    status = renting.wait_until_paid(landlord, tunnel, quote, streams.note)
+    call.say("", "the invoice is paid")
+    _show_status(call, tunnel, landlord, status)
+    if quote.asked.is_first:
+        _show_configuration(call, renting.keep_configuration(home, landlord, tunnel, status), in_json=False)
+    return 0
+
+
+def _rent_new(call: _Call) -> int:
+    return _add_credit(call, wants_new=True)
+
+
+def _renew(call: _Call) -> int:
+    return _add_credit(call, wants_new=False)
+
+
+def _status(call: _Call) -> int:
+    """Show a rental's networks, credit and rent."""
+    _, tunnel, landlord = _existing(call)
+    _show_status(call, tunnel, landlord, landlord.status(tunnel.public_key))
+    return 0
+
+
+def _conf(call: _Call) -> int:
+    """Get the configuration again."""
+    home, tunnel, landlord = _existing(call)
+    _show_configuration(call, renting.keep_configuration(home, landlord, tunnel, None), in_json=True)
+    return 0
+
+
+_VERBS: dict[str, Callable[[_Call], int]] = {
+    "AddCredit": _add_credit,
+    "RentNewIP": _rent_new,
+    "Renew": _renew,
+    "GetRentalStatus": _status,
+    "GetConf": _conf,
+}
+
+
+def _existing(call: _Call) -> tuple[Home, Tunnel, HttpsLandlord]:
+    home = Home(Path.home() / FOLDER)
+    tunnel = home.tunnel(call.tunnel)
+    if tunnel is None:
+        what = "there is no tunnel yet" if call.tunnel is None else f"there is no tunnel {call.tunnel!r}"
+        known = ", ".join(one.shown_name for one in home.tunnels())
+        raise UsageError(f"{what}{known and f'; there are {known}'}: `staticIP AddCredit` rents one")
+    return home, tunnel, HttpsLandlord(home.landlord(tunnel, call.host, call.pin))
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def _show_invoice(call: _Call, tunnel: Tunnel, quote: Quote) -> None:
+    if call.as_json:
+        asked = quote.asked
+        shown = {
+            "invoice": asked.bolt11,
+            "amount_msat": quote.amount_msat,
+            "activation_fee_msat": asked.terms.activation_fee_msat,
+            "added_msat": asked.added_msat,
+            "rent_msat_per_month": asked.terms.rent_msat,
+            "expires_at": iso(quote.expires_at_s),
+            "wireguard_key": tunnel.public_key,
+        }
+        print(json.dumps(shown), flush=True)
+        return
+    networks = ", ".join(map(str, quote.asked.status.networks))
+    what = "a new rental" if quote.asked.is_first else f"more credit for {networks}"
+    rows = [*renting.describe_invoice(quote), ("expires", iso(quote.expires_at_s))]
+    call.say(f"{what} (tunnel {tunnel.shown_name})", *lines_of(rows), "")
+    call.say(qr_lines(quote.asked.bolt11.upper()), quote.asked.bolt11, "", "waiting until it is paid; Ctrl-C ends that")
+
+
+def _show_status(call: _Call, tunnel: Tunnel, landlord: HttpsLandlord, status: Status) -> None:
+    row = rental_row(tunnel, str(landlord.place), status)
+    if call.as_json:
+        print_json([row])
+        return
+    rent_msat = rent_of_month_msat(status.rate_sat_s)
+    left = duration(status.left_s) if status.left_s > 0 else "none left"
+    call.say(
+        *lines_of(
+            [
+                ("tunnel", tunnel.shown_name),
+                ("state", f"{row['state']}{row['reason'] and ': '}{row['reason']}"),
+                ("networks", ", ".join(row["networks"]) or "none yet"),
+                ("rental rate", f"{show_money(rent_msat)} a month"),
+                ("start time", row["started_at"]),
+                ("paid until", f"{row['paid_until']} ({left})"),
+                ("total paid", f"{money(status.paid_msat)} in {status.payments} payments"),
+                ("credit", money(status.credit_msat)),
+            ]
+        )
+    )
+
+
+def _show_configuration(call: _Call, kept: KeptConfiguration, in_json: bool) -> None:
+    if call.as_json:
+        if in_json:
+            addresses = [str(one) for one in kept.configuration.addresses]
+            print_json({"file": str(kept.path), "linked": kept.linked, "addresses": addresses})
+        return
+    name = kept.path.stem if kept.linked else str(kept.path)
+    call.say("", f"configuration written to {kept.path}")
+    call.say(f"linked as {kept.linked}" if kept.linked else f"not linked: {kept.why_not_linked}")
+    call.say("", "for WireGuard on a phone (the code has the private key: show it to nobody):", qr_lines(kept.text))
+    call.say(_OPEN, "", f"then: sudo wg-quick up {name}")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Rent dedicated public static IP subnets over WireGuard, paid over Lightning.\n\n"
+    "\b\n"
+    "AddCredit        an invoice for a new rental, or more credit for a running one\n"
+    "RentNewIP        the same, but refuses where there is a rental\n"
+    "Renew            the same, but refuses where there is none\n"
+    "GetRentalStatus  networks, credit, and until when it is paid\n"
+    "GetConf          the WireGuard configuration again\n",
+)
+@click.argument("action", type=click.Choice(list(_VERBS)))
+@click.option("--rental_server_host", "host", metavar="HOST[:PORT]", help="the landlord [Config.yaml]")
+@click.option("--rental_server_fingerprint", "pin", metavar="HEX", help="SHA-256 of its certificate [Config.yaml]")
+@click.option("--amount", type=Whole(1, example=24_000), metavar="SAT", help="credit to add [Config.yaml, else 24000]")
+@click.option("--tunnel", metavar="NAME", help="one of several tunnels: its name, or its key's first letters")
+@click.option("--json", "as_json", is_flag=True, help="print JSON, for scripts")
+@click.option("--yes", is_flag=True, help="don't ask before paying")
+@click.version_option(__version__, prog_name="staticIP", message="%(prog)s %(version)s")
+def static_ip(
+    action: str, host: str | None, pin: str | None, amount: int | None, tunnel: str | None, as_json: bool, yes: bool
+) -> int:
+    """Run one action."""
+    return _VERBS[action](_Call(host, pin, amount, tunnel, as_json, yes))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command `staticIP` and exit."""
+    signal.signal(signal.SIGTERM, _end)
+    sys.exit(run_command(static_ip, "staticIP", arguments))
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    """End on SIGTERM as on Ctrl-C: what is half written is removed, and the exit code is the signal's."""
+    sys.exit(128 + number)

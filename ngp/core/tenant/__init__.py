@@ -1,0 +1,1 @@
+"""Tenant: the rules of renting from a landlord; pure, as all of the core."""

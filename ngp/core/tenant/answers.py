@@ -1,0 +1,170 @@
+"""Answers: what a landlord says over the HTTPS interface, read from JSON and held to what it may be.
+
+A landlord may be hostile, or broken. Each answer becomes a value or a AnswerError, nothing else. Amounts on this
+interface are whole sat, times UTC seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
+
+from ngp.core.messages import Prefix
+from ngp.core.pricing import SAT_MSAT
+from ngp.core.tenant.terms import SaleTerms
+
+MOST_SAT = 21_000_000 * 100_000_000
+MOST_TIME_S = 1 << 40
+MOST_RATE_SAT_S = 1e6
+_MOST_NETWORKS = 16
+_MOST_TEXT = 4096
+
+Answer = Mapping[str, Any]
+
+
+class AnswerError(ValueError):
+    """An answer isn't what it must be; the text is for the tenant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A rental as its landlord has it. Money msat, times UTC seconds by the landlord's clock.
+
+    Attributes:
+        credit_msat: rounded down; negative while back rent is owed.
+        left_s: how long the credit lasts.
+        has_unpaid: an invoice of this rental waits for its payment.
+    """
+
+    networks: tuple[Prefix, ...]
+    started_at_s: int
+    now_s: int
+    left_s: int
+    credit_msat: int
+    rate_sat_s: float
+    paid_msat: int
+    payments: int
+    activation_fee_msat: int
+    has_unpaid: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A landlord's invoice, and the terms that hold from its payment on."""
+
+    bolt11: str
+    is_first: bool
+    added_msat: int
+    terms: SaleTerms
+    status: Status
+
+
+def read_terms(answer: Answer) -> SaleTerms:
+    """Read the terms of sale. Raises: AnswerError."""
+    return _terms(answer, with_fee=True)
+
+
+def read_asked(answer: Answer) -> Asked:
+    """Read the answer to a request for credit. Raises: AnswerError."""
+    is_first = _field(answer, "InitialInvoice")
+    if not isinstance(is_first, bool):
+        raise _wrong("InitialInvoice", is_first, "true or false")
+    return Asked(
+        bolt11=_text(answer, "Invoice"),
+        is_first=is_first,
+        added_msat=_sat(answer, "AddedCredit"),
+        terms=_terms(_object(answer, "SellOfferTerms"), with_fee=is_first),
+        status=read_status(_object(answer, "Status")),
+    )
+
+
+def read_status(answer: Answer) -> Status:
+    """Read a rental's status. Raises: AnswerError."""
+    unpaid = answer.get("unpaid_invoice")
+    if unpaid is not None and not isinstance(unpaid, str):
+        raise _wrong("unpaid_invoice", unpaid, "a text or null")
+    return Status(
+        networks=_networks(answer),
+        started_at_s=int(_number(answer, "start_time", 0, MOST_TIME_S)),
+        now_s=int(_number(answer, "current_time", 0, MOST_TIME_S)),
+        left_s=math.floor(_number(answer, "TimeRemaining", -MOST_TIME_S, MOST_TIME_S)),
+        credit_msat=math.floor(_number(answer, "Credit", -MOST_SAT, MOST_SAT) * SAT_MSAT),
+        rate_sat_s=float(_number(answer, "CurrentRate", 0, MOST_RATE_SAT_S)),
+        paid_msat=_sat(answer, "total_paid"),
+        payments=_whole(answer, "NumberOfPayments", MOST_SAT),
+        activation_fee_msat=_sat(answer, "ActivationFee"),
+        has_unpaid=unpaid is not None,
+    )
+
+
+def _terms(answer: Answer, with_fee: bool) -> SaleTerms:
+    rate = float(_number(answer, "Rate", 0, MOST_RATE_SAT_S))
+    if rate <= 0:
+        raise _wrong("Rate", rate, "above 0")
+    return SaleTerms(
+        rate_sat_s=rate,
+        activation_fee_msat=_sat(answer, "ActivationFee") if with_fee else 0,
+        initial_credit_min_msat=_sat(answer, "MinimumInitialCredit"),
+        payment_min_msat=_sat(answer, "MinRegularPaymentSize"),
+        credit_max_msat=_sat(answer, "MaximumCredit"),
+    )
+
+
+def _networks(answer: Answer) -> tuple[Prefix, ...]:
+    found = _field(answer, "Networks")
+    if not isinstance(found, list) or len(found) > _MOST_NETWORKS:
+        raise _wrong("Networks", found, f"a list of at most {_MOST_NETWORKS}")
+    try:
+        return tuple(ip_network(one) for one in found if isinstance(one, str) or _refuse_network(one))
+    except ValueError:
+        raise _wrong("Networks", found, "prefixes") from None
+
+
+def _refuse_network(one: object) -> bool:
+    raise _wrong("Networks", one, "prefixes")
+
+
+def _sat(answer: Answer, key: str) -> int:
+    return _whole(answer, key, MOST_SAT) * SAT_MSAT
+
+
+def _whole(answer: Answer, key: str, most: int) -> int:
+    value = _number(answer, key, 0, most)
+    if value != int(value):
+        raise _wrong(key, value, "a whole number")
+    return int(value)
+
+
+def _number(answer: Answer, key: str, least: float, most: float) -> float:
+    value = _field(answer, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise _wrong(key, value, f"a number from {least:g} to {most:g}")
+    return value
+
+
+def _text(answer: Answer, key: str) -> str:
+    value = _field(answer, key)
+    if not isinstance(value, str) or not 0 < len(value) <= _MOST_TEXT or not value.isascii() or not value.isprintable():
+        raise _wrong(key, value, "a text")
+    return value
+
+
+def _object(answer: Answer, key: str) -> Answer:
+    value = _field(answer, key)
+    if not isinstance(value, dict):
+        raise _wrong(key, value, "an object")
+    return value
+
+
+def _field(answer: Answer, key: str) -> Any:
+    if key not in answer:
+        raise AnswerError(f"the landlord's answer lacks {key}: it isn't a StaticWire landlord, or is broken")
+    return answer[key]
+
+
+def _wrong(key: str, value: object, right: str) -> AnswerError:
+    shown = repr(value)[:60]
+    return AnswerError(f"the landlord's answer has {key}: {shown}, which isn't {right}; nothing was done")

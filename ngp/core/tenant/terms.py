@@ -1,0 +1,123 @@
+"""Terms: what a landlord asks, what its tenant allows, and how much is paid at a time.
+
+The limits bind automatic payments. Each refusal names the limit, so that the tenant knows which value to change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, floor_to_sat_msat, show_money
+from ngp.core.rental.terms import MONTH_S
+
+
+@dataclass(frozen=True, slots=True)
+class SaleTerms:
+    """What a landlord asks. Money msat.
+
+    Attributes:
+        rate_sat_s: the rent in sat a second, exactly as the landlord gave it.
+        activation_fee_msat: once; 0 in the terms of a later payment.
+    """
+
+    rate_sat_s: float
+    activation_fee_msat: int
+    initial_credit_min_msat: int
+    payment_min_msat: int
+    credit_max_msat: int
+
+    @property
+    def rent_msat(self) -> int:
+        """The rent of a month."""
+        return rent_of_month_msat(self.rate_sat_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit with the name of its setting. Attributes: value: msat, or seconds."""
+
+    value: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a tenant allows: most rent a month, activation fee and first credit; least and most of a later payment.
+
+    `target_credit` and `target_time_s` say up to which credit to pay; the smaller one counts.
+    """
+
+    rent_max: Limit
+    activation_max: Limit
+    initial_max: Limit
+    payment_min: Limit
+    payment_max: Limit
+    target_credit: Limit
+    target_time_s: Limit
+
+
+def rent_of_month_msat(rate_sat_s: float) -> int:
+    """Return the rent of a month for a rate in sat a second."""
+    return round(rate_sat_s * SAT_MSAT * MONTH_S)
+
+
+def stricter(one: Limits, other: Limits) -> Limits:
+    """Join two sets of limits: of each limit the stricter one holds."""
+    joined = {}
+    for each in fields(Limits):
+        both = getattr(one, each.name), getattr(other, each.name)
+        chosen = max if each.name == "payment_min" else min
+        joined[each.name] = chosen(both, key=lambda limit: limit.value)
+    return Limits(**joined)
+
+
+def refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> list[str]:
+    """Return why a landlord's terms can't be accepted, each naming the limit; empty if they can.
+
+    Args: is_first: there is no rental yet.
+    """
+    return list(_refusals(terms, limits, is_first))
+
+
+def _refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> Iterator[str]:
+    yield from filter(None, [_above("rent of a month", terms.rent_msat, limits.rent_max)])
+    if is_first:
+        fee = _above("activation fee", terms.activation_fee_msat, limits.activation_max)
+        credit = _above("least first credit", terms.initial_credit_min_msat, limits.initial_max)
+        yield from filter(None, [fee, credit])
+    yield from filter(None, [_above("least payment", terms.payment_min_msat, limits.payment_max)])
+    if limits.payment_min.value > limits.payment_max.value:
+        yield f"{limits.payment_min.name} is above {limits.payment_max.name}: no payment fits; change one of them"
+    if terms.credit_max_msat < max(2 * terms.payment_min_msat, terms.initial_credit_min_msat):
+        yield (
+            f"the landlord's terms contradict each other: its most credit, {show_money(terms.credit_max_msat)}, "
+            "leaves no room for its least payments; ask the landlord"
+        )
+
+
+def _above(what: str, asked_msat: int, limit: Limit) -> str:
+    if asked_msat <= limit.value:
+        return ""
+    return f"the {what} is {show_money(asked_msat)}, above {limit.name} ({show_money(limit.value)})"
+
+
+def top_up_msat(credit_msat: int, terms: SaleTerms, limits: Limits, is_first: bool) -> int:
+    """Return which credit to buy now, whole sat; 0: none. The terms must have been accepted by `refusals`.
+
+    The first payment is the landlord's least: more is paid only when the tunnel works. Later payments reach the target
+    in parts, each at most `payment_max`. The target is at least two payments, as credit would end before the next
+    payment otherwise.
+
+    Args: credit_msat: now; negative while back rent is owed.
+    """
+    if is_first:
+        return ceil_to_sat_msat(terms.initial_credit_min_msat)
+    least_msat = ceil_to_sat_msat(max(terms.payment_min_msat, limits.payment_min.value))
+    target_msat = min(limits.target_credit.value, math.ceil(limits.target_time_s.value * terms.rate_sat_s * SAT_MSAT))
+    target_msat = min(max(target_msat, 2 * least_msat), terms.credit_max_msat)
+    room_msat = floor_to_sat_msat(terms.credit_max_msat - max(0, credit_msat))
+    wanted_msat = ceil_to_sat_msat(target_msat - credit_msat)
+    amount_msat = min(wanted_msat, floor_to_sat_msat(limits.payment_max.value), room_msat)
+    return amount_msat if amount_msat >= least_msat else 0

@@ -1,0 +1,97 @@
+"""Files: written completely or not at all, readable by their owner only; and locks, so that one process writes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ngp.errors import ConfigError, NgpError, RunningError
+
+_MOST_BYTES = 1 << 20
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that only its owner can enter. Raises ConfigError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} can't be made: {error.strerror}; set HOME to a folder that you own") from error
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file of mode 0600; durable when it returns. Raises NgpError."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(fresh)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise NgpError(f"{path} can't be written: {error.strerror}; nothing was changed") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file with one mapping; empty if there is no file. Its mode becomes 0600. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                os.fchmod(file.fileno(), 0o600)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}; check its owner") from error
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(f"{path} has more than {_MOST_BYTES} bytes: it must be another file than expected")
+    try:
+        found = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{where}: is not YAML: correct it, or restore it from {path.name}.before") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise ConfigError(f"{path} has no keys with values: correct it, or restore it from {path.name}.before")
+    return found
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    """Write a YAML file in the order of its keys. Raises NgpError."""
+    replace(path, yaml.safe_dump(values, sort_keys=False, default_flow_style=False).encode())
+
+
+@contextlib.contextmanager
+def only_one(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Hold a lock, or raise RunningError at once. The kernel frees it when the process ends, however it ends."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{path} can't be opened: {error.strerror}; check the folder's owner") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunningError(f"{what} runs already on {path.parent}: {remedy}") from error
+        yield
+    finally:
+        os.close(descriptor)

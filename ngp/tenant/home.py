@@ -1,0 +1,252 @@
+"""Home: the tenant's files, with the names and places of the published StaticWire client.
+
+Config.yaml has landlords, keys and limits. Both published layouts are read: that of 2023 is written anew in that of
+2025, and the file before is kept as Config.yaml.before. Keys that aren't known are kept as they are.
+
+A home may have several tunnels, each with a landlord of its own; the published client uses the first one only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ngp.core.pricing import SAT_MSAT
+from ngp.core.tenant.configuration import interface_name
+from ngp.core.tenant.terms import Limit, Limits
+from ngp.errors import ConfigError, UsageError
+from ngp.tenant import files
+from ngp.tenant.https import LandlordPlace, read_place
+from ngp.tenant.keys import new_private_key, public_key
+
+FOLDER = ".StaticWire"
+CONFIG, STATE = "Config.yaml", "TunnelState.yaml"
+CONF_FOLDER = "WireGuardConfigFiles"
+DEFAULT_AMOUNT_SAT = 24_000
+_DAY_S = 86_400
+_SERVER, _OLD_SERVER, _TUNNELS = "DefaultRentalServer", "Server", "tunnels"
+_PRIVATE, _PUBLIC = "wireguard_private_key", "wireguard_public_key"
+_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,31}")
+_LEAST_KEY_LETTERS = 4
+_BUY_TERMS = {
+    "MaxMonthlyRate": ("rent_max", 48_000, SAT_MSAT),
+    "MaxRegularPaymentSize": ("payment_max", 1_500, SAT_MSAT),
+    "MinRegularPaymentSize": ("payment_min", 550, SAT_MSAT),
+    "MaxActivationFee": ("activation_max", 64_000, SAT_MSAT),
+    "MaxInitialCredit": ("initial_max", 2_000, SAT_MSAT),
+    "TargetCredit": ("target_credit", 6_000, SAT_MSAT),
+    "TargetTime": ("target_time_s", 5 * _DAY_S, 1),
+}
+"""BuyOfferTerms of Config.yaml: our names, the defaults in sat or seconds, and their factor."""
+_MOST_TERM = 21_000_000 * 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """One rental's keys. Attributes: name: "" for one that has only its interface's name."""
+
+    private_key: str
+    public_key: str
+    name: str
+    host: str
+    pin: str
+    is_first: bool
+
+    @property
+    def interface(self) -> str:
+        """The name of its interface and of its file."""
+        return interface_name(self.public_key)
+
+    @property
+    def shown_name(self) -> str:
+        """How it is called in texts."""
+        return self.name or self.interface
+
+    def __repr__(self) -> str:
+        return f"Tunnel({self.shown_name})"
+
+
+class Home:
+    """The files of a tenant.
+
+    Args: folder: exists or is made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files.make_folder(folder)
+        self._config = folder / CONFIG
+        self._values: dict[str, Any] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read Config.yaml, and take over a layout of 2023. Raises ConfigError."""
+        values = files.read_yaml(self._config)
+        if _is_old(values):
+            files.replace(self.folder / f"{CONFIG}.before", self._config.read_bytes())
+            values = _taken_over(values, str(self._config))
+            files.write_yaml(self._config, values)
+        self._values = values
+
+    # --- landlord -----------------------------------------------------------------------------------------------------
+
+    def landlord(self, tunnel: Tunnel | None, host: str | None, pin: str | None) -> LandlordPlace:
+        """Return the landlord: of the command line, else of the tunnel, else the default. Raises ConfigError."""
+        default = self._section(_SERVER)
+        named = tunnel.host if tunnel is not None else ""
+        chosen = host or named or _word(default, "Host")
+        known_pin = tunnel.pin if tunnel is not None and chosen == named else _word(default, "TrustedFingerprint")
+        if not chosen:
+            raise ConfigError(
+                "no landlord is named: give --rental_server_host and --rental_server_fingerprint, or write "
+                f"{_SERVER} with Host and TrustedFingerprint into {self._config}"
+            )
+        if not (pin or known_pin):
+            raise ConfigError(f"no fingerprint of {chosen} is known: ask for it, and give --rental_server_fingerprint")
+        return read_place(chosen, pin or known_pin)
+
+    @property
+    def amount_sat(self) -> int:
+        """The credit to add if the command line names none. Raises ConfigError."""
+        found = self._section(_SERVER).get("Amount")
+        return DEFAULT_AMOUNT_SAT if found is None else _whole(found, f"{self._config}: {_SERVER}.Amount")
+
+    # --- tunnels ------------------------------------------------------------------------------------------------------
+
+    def tunnels(self) -> list[Tunnel]:
+        """Return all tunnels. Raises ConfigError."""
+        found = self._values.get(_TUNNELS)
+        if found is None:
+            return []
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise ConfigError(f"{self._config}: tunnels is not a list of keys: restore it from {CONFIG}.before")
+        return [self._tunnel(number, one) for number, one in enumerate(found)]
+
+    def tunnel(self, name: str | None) -> Tunnel | None:
+        """Find a tunnel by its name, its interface, or the first letters of its key; the first one without a name.
+
+        Returns: None if there is none. Raises: UsageError: several fit.
+        """
+        known = self.tunnels()
+        if name is None:
+            return known[0] if known else None
+        for one in known:
+            if name in (one.name, one.interface, one.public_key):
+                return one
+        fit = [one for one in known if len(name) >= _LEAST_KEY_LETTERS and one.public_key.startswith(name)]
+        if len(fit) > 1:
+            raise UsageError(f"{name!r} fits {len(fit)} tunnels: write more of the key")
+        return fit[0] if fit else None
+
+    def add_tunnel(self, name: str | None, place: LandlordPlace) -> Tunnel:
+        """Make keys for a new tunnel, and keep them before anything is paid for them. Raises UsageError, NgpError."""
+        if name is not None and _NAME.fullmatch(name) is None:
+            raise UsageError(f"the tunnel's name {name!r} isn't usable: write up to 32 letters and digits")
+        private_key = new_private_key()
+        entry = {_PRIVATE: private_key, _PUBLIC: public_key(private_key)}
+        entry |= {"Host": str(place), "TrustedFingerprint": place.pin} | ({"name": name} if name else {})
+        with files.only_one(self.folder / "lock", "another staticIP", "try again in a moment"):
+            self.reload()
+            self._values[_TUNNELS] = [*(self._values.get(_TUNNELS) or []), entry]
+            files.write_yaml(self._config, self._values)
+        return self._tunnel(len(self._values[_TUNNELS]) - 1, entry)
+
+    def _tunnel(self, number: int, entry: dict[str, Any]) -> Tunnel:
+        where = f"{self._config}: tunnel {number + 1}"
+        private_key = _word(entry, _PRIVATE)
+        if not private_key:
+            raise ConfigError(f"{where} has no {_PRIVATE}: restore it from a backup, or remove the tunnel")
+        try:
+            public = public_key(private_key)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if _word(entry, _PUBLIC) not in ("", public):
+            raise ConfigError(f"{where}: {_PUBLIC} isn't that of the private key, which has {public}: correct it")
+        name, host, pin = _word(entry, "name"), _word(entry, "Host"), _word(entry, "TrustedFingerprint")
+        return Tunnel(private_key, public, name, host, pin, number == 0)
+
+    # --- files of a tunnel --------------------------------------------------------------------------------------------
+
+    def conf_path(self, tunnel: Tunnel) -> Path:
+        """Return where the file for wg-quick is."""
+        return self.folder / CONF_FOLDER / f"{tunnel.interface}.conf"
+
+    def keep_conf(self, tunnel: Tunnel, text: str) -> Path:
+        """Write the file for wg-quick. Raises NgpError."""
+        path = self.conf_path(tunnel)
+        files.make_folder(path.parent)
+        files.replace(path, text.encode())
+        return path
+
+    def state_path(self, tunnel: Tunnel) -> Path:
+        """Return the file of a tunnel's books: as published for the first one."""
+        return self.folder / (STATE if tunnel.is_first else f"TunnelState-{tunnel.interface}.yaml")
+
+    # --- automatic payments -------------------------------------------------------------------------------------------
+
+    def limits(self) -> Limits:
+        """Return BuyOfferTerms, with the published defaults. Raises ConfigError."""
+        terms, found = self._section("BuyOfferTerms"), {}
+        for key, (field, usual, factor) in _BUY_TERMS.items():
+            written = terms.get(key)
+            where = f"{self._config}: BuyOfferTerms.{key}"
+            found[field] = Limit((usual if written is None else _whole(written, where)) * factor, key)
+        return Limits(**found)
+
+    @property
+    def lnd_uri(self) -> str:
+        """LNDhost: an lndconnect URI; "" if there is none. A secret."""
+        return _word(self._values, "LNDhost")
+
+    def keep_lnd_uri(self, uri: str) -> None:
+        """Keep an lndconnect URI that was tried. Raises NgpError."""
+        with files.only_one(self.folder / "lock", "another staticIP", "try again in a moment"):
+            self.reload()
+            self._values["LNDhost"] = uri
+            files.write_yaml(self._config, self._values)
+
+    def _section(self, name: str) -> dict[str, Any]:
+        found = self._values.get(name)
+        if found is None:
+            return {}
+        if not isinstance(found, dict):
+            raise ConfigError(f"{self._config}: {name} has no keys with values: correct it")
+        return found
+
+
+def _is_old(values: dict[str, Any]) -> bool:
+    return _OLD_SERVER in values or "private_key" in values
+
+
+def _taken_over(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a configuration of 2023 in the layout of 2025. A key of 2023 is kept beside keys of 2025."""
+    fresh = {key: value for key, value in values.items() if key not in (_OLD_SERVER, "private_key", "public_key")}
+    server = values.get(_OLD_SERVER) or {}
+    if not isinstance(server, dict):
+        raise ConfigError(f"{where}: {_OLD_SERVER} has no keys with values: correct it")
+    old = {"Host": _word(server, "HostName").removeprefix("https://").rstrip("/")}
+    old["TrustedFingerprint"] = _word(server, "TrustedFingerprint")
+    old = {key: value for key, value in old.items() if value}
+    if old and not fresh.get(_SERVER):
+        fresh = {_SERVER: old} | fresh
+    if "private_key" in values:
+        entry = {_PRIVATE: values["private_key"], _PUBLIC: values.get("public_key"), **old}
+        present = fresh.get(_TUNNELS) or []
+        if not isinstance(present, list) or not all(isinstance(one, dict) for one in present):
+            raise ConfigError(f"{where}: tunnels is not a list of keys: correct it")
+        if all(one.get(_PRIVATE) != entry[_PRIVATE] for one in present):
+            fresh[_TUNNELS] = [*present, {key: value for key, value in entry.items() if value}]
+    return fresh
+
+
+def _word(values: dict[str, Any], key: str) -> str:
+    found = values.get(key)
+    return "" if found is None else str(found)
+
+
+def _whole(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TERM:
+        raise ConfigError(f"{where}: {value!r} isn't a whole number of sat or seconds: correct it")
+    return value

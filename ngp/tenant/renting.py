@@ -1,0 +1,172 @@
+"""Renting: asks a landlord for credit and configuration, and accepts only what was asked for.
+
+Nothing here pays. An invoice is shown, or paid by `ngp.tenant.payer`, only after it passed these checks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ngp import invoice
+from ngp.core.pricing import SAT_MSAT, show_money
+from ngp.core.tenant.account import faults_of_invoice
+from ngp.core.tenant.answers import Asked, Status
+from ngp.core.tenant.configuration import TunnelConfiguration, wg_quick_text
+from ngp.core.tenant.terms import SaleTerms
+from ngp.core.values import DecodedInvoice
+from ngp.errors import LandlordError, PaymentError, PeerError, UsageError
+from ngp.tenant.home import Home, Tunnel
+from ngp.tenant.https import FingerprintError, HttpsLandlord, RefusedError
+
+WIREGUARD_FOLDER = Path("/etc/wireguard")
+POLL_S = 1.25
+_SLOWEST_POLL_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """An invoice that is for what was asked. Attributes: made_at_s: UTC, by the landlord's clock."""
+
+    asked: Asked
+    decoded: DecodedInvoice
+    made_at_s: int
+    expires_at_s: int
+
+    @property
+    def amount_msat(self) -> int:
+        """The whole sum."""
+        return self.decoded.amount_msat or 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptConfiguration:
+    """A configuration that was written to a file. Attributes: linked: where wg-quick finds it; "" if nowhere."""
+
+    configuration: TunnelConfiguration
+    text: str
+    path: Path
+    linked: str
+    why_not_linked: str
+
+
+def ask(
+    landlord: HttpsLandlord, tunnel: Tunnel, amount_sat: int, offered: SaleTerms | None, is_first: bool | None
+) -> Quote:
+    """Ask for an invoice. Raises LandlordError, if it isn't for what was asked; nothing is paid then.
+
+    Args:
+        offered: the terms that were accepted before; None: none were asked for.
+        is_first: None: a new rental or a running one.
+    """
+    asked = landlord.ask(tunnel.public_key, amount_sat)
+    now_s = int(time.time())
+    try:
+        parsed = invoice.read(asked.bolt11)
+    except PeerError as error:
+        raise LandlordError(f"the landlord's invoice can't be read ({error}): nothing was paid") from error
+    decoded = parsed.decoded(now_s)
+    faults = faults_of_invoice(asked, decoded, amount_sat * SAT_MSAT, offered, is_first)
+    if faults:
+        raise LandlordError(f"landlord {landlord.place}: {'; '.join(faults)}; nothing was paid")
+    return Quote(asked, decoded, parsed.timestamp_s, parsed.timestamp_s + parsed.expiry_s)
+
+
+def refuse_wrong_start(landlord: HttpsLandlord, tunnel: Tunnel | None, wants_new: bool) -> None:
+    """Refuse a new rental where there is one, and a renewal where there is none. Raises UsageError, LandlordError."""
+    has_rental = tunnel is not None and running(landlord, tunnel) is not None
+    if wants_new and has_rental and tunnel is not None:
+        raise UsageError(
+            f"the tunnel {tunnel.shown_name} is rented already: `staticIP AddCredit` adds credit to it, "
+            "`staticIP --tunnel NAME RentNewIP` rents another one"
+        )
+    if not wants_new and not has_rental:
+        raise UsageError("nothing is rented yet: `staticIP AddCredit` or `staticIP RentNewIP` rents")
+
+
+def running(landlord: HttpsLandlord, tunnel: Tunnel) -> Status | None:
+    """Return the status of a rental that was paid for; None if there is none. Raises LandlordError."""
+    try:
+        status = landlord.status(tunnel.public_key)
+    except RefusedError:
+        return None
+    return status if status.payments else None
+
+
+def wait_until_paid(landlord: HttpsLandlord, tunnel: Tunnel, quote: Quote, tell: Callable[[str], None]) -> Status:
+    """Wait until an invoice is paid. Returns the status then. Raises PaymentError: it expired, or was withdrawn."""
+    before, said = quote.asked.status, ""
+    pause_s = POLL_S
+    while time.time() < quote.expires_at_s:
+        began_s = time.monotonic()
+        try:
+            status = landlord.status(tunnel.public_key, quote.asked.bolt11)
+        except FingerprintError:
+            raise
+        except LandlordError as error:
+            if str(error) != said:
+                said = str(error)
+                tell(f"{said}; still waiting for the payment")
+            pause_s = min(pause_s * 2, _SLOWEST_POLL_S)
+        else:
+            pause_s = POLL_S
+            if status.payments > before.payments and status.paid_msat >= before.paid_msat + quote.amount_msat:
+                return status
+            if not status.has_unpaid and time.time() + POLL_S < quote.expires_at_s:
+                raise PaymentError(
+                    "the landlord withdrew the invoice: it was not paid; if you paid it nevertheless, "
+                    "`staticIP GetRentalStatus` shows whether it arrived"
+                )
+        time.sleep(max(0.0, min(began_s + pause_s - time.monotonic(), quote.expires_at_s - time.time())))
+    raise PaymentError("the invoice expired before it was paid: ask for a new one")
+
+
+def keep_configuration(home: Home, landlord: HttpsLandlord, tunnel: Tunnel, status: Status | None) -> KeptConfiguration:
+    """Get the configuration and write the file for wg-quick.
+
+    Args: status: the addresses must be of its networks; None: not compared.
+    Raises: LandlordError, NgpError.
+    """
+    configuration = landlord.configuration(tunnel.public_key)
+    if status is not None:
+        for one in configuration.addresses:
+            if not any(one.ip in network for network in status.networks):
+                raise LandlordError(
+                    f"the landlord's configuration has the address {one}, which isn't of the rented networks "
+                    f"{', '.join(map(str, status.networks)) or '(none)'}: no file was written; ask the landlord"
+                )
+    text = wg_quick_text(configuration, tunnel.private_key, shutil.which("resolvconf") is not None)
+    path = home.keep_conf(tunnel, text)
+    linked, why_not = _link(path)
+    return KeptConfiguration(configuration, text, path, linked, why_not)
+
+
+def _link(path: Path) -> tuple[str, str]:
+    """Let wg-quick find the file by its name. Returns the link, or why there is none: the file alone suffices."""
+    link = WIREGUARD_FOLDER / path.name
+    if os.geteuid() != 0:
+        return "", f"only root may link it into {WIREGUARD_FOLDER}"
+    try:
+        if link.is_symlink() and link.readlink() == path:
+            return str(link), ""
+        link.symlink_to(path)
+    except FileExistsError:
+        return "", f"{link} exists already, and isn't a link to this file"
+    except OSError as error:
+        return "", f"{WIREGUARD_FOLDER}: {error.strerror}"
+    return str(link), ""
+
+
+def describe_invoice(quote: Quote) -> list[tuple[str, str]]:
+    """Return what an invoice is for, as names and values."""
+    asked, fee_msat = quote.asked, quote.asked.terms.activation_fee_msat
+    rows = [("invoice", show_money(quote.amount_msat))]
+    if asked.is_first:
+        rows.append(("activation fee", f"{show_money(fee_msat)}, once"))
+    rows.append(("credit added", show_money(asked.added_msat)))
+    rows.append(("rent", f"{show_money(asked.terms.rent_msat)} a month"))
+    return rows

@@ -1,0 +1,49 @@
+"""Rows: a rental as scripts and people get it; the keys are those of `ngp rentals`."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from ngp.core.tenant.answers import Status
+from ngp.core.tenant.terms import rent_of_month_msat
+from ngp.tenant.home import Tunnel
+
+Row = dict[str, Any]
+
+
+def rental_row(tunnel: Tunnel, landlord: str, status: Status) -> Row:
+    """Return a tenant's rental. Times are by our clock."""
+    shift_s = time.time() - status.now_s
+    paid_until = int(status.now_s + shift_s + status.left_s)
+    state = "pending" if not status.payments else "active" if status.credit_msat > 0 else "reserved"
+    fee_msat = status.activation_fee_msat if status.payments else 0
+    return {
+        "id": tunnel.interface,
+        "role": "tenant",
+        "state": state,
+        "reason": "credit is used up" if state == "reserved" else "",
+        "peer": landlord,
+        "wireguard_key": tunnel.public_key,
+        "networks": [str(one) for one in status.networks],
+        "face": "https",
+        "rent_msat_per_month": rent_of_month_msat(status.rate_sat_s),
+        "activation_fee_msat": fee_msat,
+        "paid_msat": status.paid_msat,
+        "charged_msat": status.paid_msat - fee_msat - status.credit_msat,
+        "refunded_msat": 0,
+        "credit_msat": status.credit_msat,
+        "payments": status.payments,
+        "started_at": iso(status.started_at_s),
+        "paid_until": iso(paid_until),
+        "unpaid_invoice": status.has_unpaid,
+    }
+
+
+def iso(time_s: float) -> str:
+    """Write UTC seconds as ISO 8601; "" for a time that no calendar has."""
+    try:
+        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return ""
