@@ -26,6 +26,12 @@ OPEN_S = 120.0
 The time is twice as long as a client tries to pay. The invoice itself is valid longer, since neighbours' clocks
 differ.
 """
+LATE_S = 60.0
+"""How long the invoice of a rental is told as unpaid after it has expired.
+
+A tenant's client takes an invoice that isn't told any more for a paid one. It stops asking when the invoice has
+expired, by its own clock.
+"""
 RETRY_S = 5.0
 CANCEL_AGAIN_S = 10.0
 
@@ -53,7 +59,11 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
     )
     world.money.invoices[event.payment_hash] = record
     world.do(Persist(record, durable=True))  # once sent it may be paid: a power cut must not make us forget it
-    open_s = min(OPEN_S, event.expires_in_s) if event.kind is PaymentKind.TOP_UP else event.expires_in_s
+    open_s = float(event.expires_in_s)
+    if event.kind is PaymentKind.TOP_UP:
+        open_s = min(OPEN_S, open_s)
+    elif event.kind is PaymentKind.RENT:
+        open_s += LATE_S
     world.timers.set(Due.INVOICE, event.payment_hash, world.now.monotonic_s + open_s)
     if event.kind is not PaymentKind.MANUAL:
         account = account_for(world, event.kind, event.identity)

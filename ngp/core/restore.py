@@ -273,7 +273,10 @@ def _payments(world: World, snapshot: Snapshot) -> None:
             world.money.invoices[payment.payment_hash] = payment
             world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + REMEMBERED_S)
             if payment.state is PaymentState.OPEN:
-                world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + invoices.OPEN_S)
+                open_s, letting = invoices.OPEN_S, world.settings.letting
+                if payment.kind is PaymentKind.RENT and letting is not None:
+                    open_s = letting.invoice_s + invoices.LATE_S
+                world.timers.set(Due.INVOICE, payment.payment_hash, world.now.monotonic_s + open_s)
                 if payment.kind is not PaymentKind.MANUAL:
                     account = invoices.account_for(world, payment.kind, payment.identity)
                     account.invoice.payment_hash = payment.payment_hash

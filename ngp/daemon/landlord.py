@@ -15,8 +15,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ngp import key_file
-from ngp.core.effects import AnswerTenant, Effect, RemoveTunnelPeer, SetTunnelPeer
+from ngp.core.effects import AnswerTenant, Effect, Persist, RemoveTunnelPeer, SetTunnelPeer
 from ngp.core.messages import Address
+from ngp.core.records import RentalRecord
 from ngp.core.rental.terms import LettingSettings
 from ngp.core.values import Check, DesiredTunnel, TunnelPeer
 from ngp.daemon.letting import Letting
@@ -124,6 +125,8 @@ class Landlord:
                     self._change(lambda key=effect.wireguard_key: self.tunnel.remove_peers([key]))  # type: ignore[misc]
                 case AnswerTenant():
                     self.letting.answer(effect)
+                case Persist(record=RentalRecord()):
+                    pass  # perhaps a payment that changes nothing at the tunnel
                 case _:
                     continue
             touched = True

@@ -66,6 +66,8 @@ class Letting:
         Args: offer: for a new rental.
         Raises: RentalError: refused, with the reason. LedgerError: nothing can be written now.
         """
+        if wireguard_key == self._landlord_key:
+            raise RentalError("this is the landlord's own WireGuard key: make one with `wg genkey`")
         request = next(self._requests)
         answered = self._waiting[request] = asyncio.get_running_loop().create_future()
         try:

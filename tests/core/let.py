@@ -25,6 +25,7 @@ from ngp.core.records import PaymentKind
 from ngp.core.rental.landlord import credit_msat
 from ngp.core.rental.rental import Rental
 from ngp.core.rental.service import ServiceClock
+from ngp.core.rental.status import RentalStatus, status
 from ngp.core.rental.terms import LettingSettings, Offer, Pool
 from ngp.core.restore import restore
 from ngp.core.values import Adopted, Now, Settlement, TunnelPeer
@@ -55,8 +56,9 @@ def letting(*offers: Offer, pools: tuple[str, ...] = ("203.0.113.0/29", "2001:db
 
 @dataclass
 class PaymentNodeOfLandlord:
-    """Its invoices, what was paid, and the settlements that it reports from the first on."""
+    """Its invoices, what was paid, and the settlements that it reports from the first on. `slow`: it makes none."""
 
+    slow: bool = False
     amounts: dict[bytes, int] = field(default_factory=dict)
     cancelled: set[bytes] = field(default_factory=set)
     paid: list[tuple[bytes, int]] = field(default_factory=list)
@@ -138,6 +140,8 @@ class Landlord:
 
     def _do(self, effect: fx.Effect) -> None:
         match effect:
+            case fx.MakeInvoice() if self.node.slow:
+                pass
             case fx.MakeInvoice():
                 payment_hash = self.chance.randbytes(32)
                 self.node.amounts[payment_hash] = effect.amount_msat
@@ -218,6 +222,9 @@ class Landlord:
 
     def credit(self, tenant: int) -> int:
         return credit_msat(self.world, self.rental(tenant), self.clock())
+
+    def status(self, tenant: int) -> RentalStatus:
+        return status(self.world, self.rental(tenant), self.clock())
 
     def check(self) -> None:
         """Assert what holds at any moment."""

@@ -157,6 +157,19 @@ def test_back_rent_comes_in_parts_and_the_same_networks_come_back(landlord: Land
     landlord.check()
 
 
+def test_back_rent_and_the_most_credit_can_be_paid_at_once(landlord: Landlord) -> None:
+    landlord.rent(1, 1000)
+    landlord.at(MONTH_S)
+    back = -landlord.credit(1)
+    assert back > 22_900 * SAT
+    most = (72_000 * SAT + back) // SAT
+    refused, answer = landlord.ask(1, most + 1), landlord.ask(1, most)
+    assert refused is not None and f"at most {most} sat now" in refused.why_not
+    assert answer is not None and landlord.pay(answer.bolt11)
+    assert 71_999 * SAT < landlord.credit(1) <= 72_000 * SAT
+    landlord.check()
+
+
 def test_after_the_reserved_time_the_networks_go_to_the_next(small: Landlord) -> None:
     landlord = small
     landlord.rent(1, 1000)
@@ -216,6 +229,22 @@ def test_a_new_invoice_replaces_the_one_before_and_both_payments_count(landlord:
     assert not landlord.pay(first.bolt11), "it was cancelled"
     assert landlord.pay(second.bolt11)
     assert landlord.credit(1) == 1700 * SAT
+
+
+def test_an_unpaid_invoice_is_told_until_every_client_has_given_it_up(landlord: Landlord) -> None:
+    """A client that is told of no invoice believes that it is paid. Its clock may be behind; we may be killed."""
+    landlord.rent(1, 1000)
+    first = landlord.ask(1, 600)
+    assert first is not None
+    landlord.at(300)
+    landlord.crash()
+    landlord.at(330)
+    assert landlord.status(1).unpaid_invoice == first.bolt11
+    landlord.node.slow = True
+    assert landlord.ask(1, 700) is None and landlord.status(1).unpaid_invoice == first.bolt11
+    landlord.node.slow = False
+    landlord.at(400)
+    assert landlord.status(1).unpaid_invoice == "" and not landlord.pay(first.bolt11)
 
 
 def test_the_rent_changes_only_with_a_payment_and_as_its_invoice_promised(landlord: Landlord) -> None:

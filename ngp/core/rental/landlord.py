@@ -97,11 +97,8 @@ def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, r
 
 
 def _make_invoice(world: World, settings: LettingSettings, event: CreditAsked, rental: Rental, offer: Offer) -> None:
-    """Ask our node for an invoice, and withdraw the one before; should that be paid too, it counts as credit."""
+    """Ask our node for an invoice, which will replace the one before."""
     account = world.client(rental.id)
-    before = world.money.invoices.get(account.invoice.payment_hash)
-    if before is not None and before.state is PaymentState.OPEN:
-        withdraw(world, before, "replaced")
     rental.asked_msat, rental.asked_rent_msat = event.amount_msat, offer.rent_msat
     fee_msat = rental.activation_fee_msat if rental.state is RentalState.PENDING else 0
     account.invoice.asked = True
@@ -116,12 +113,20 @@ def _offer(settings: LettingSettings, name: str) -> Offer | None:
 
 
 def invoice_made(world: World, event: InvoiceMade) -> None:
-    """Keep the rental with its invoice, and answer the tenant. The invoice itself is in the same transaction."""
+    """Keep the rental with its invoice, and answer the tenant. The invoice itself is in the same transaction.
+
+    The invoice before is withdrawn only now, as a tenant's client takes it for paid if it is told of none. Should it be
+    paid too, it counts as credit.
+    """
     rental = world.letting.rentals.get(event.identity)
     request = world.letting.asking.pop(event.identity, None)
     if rental is None:
         return
-    world.letting.payable.setdefault(rental.id, set()).add(event.payment_hash)
+    payable = world.letting.payable.setdefault(rental.id, set())
+    for before in filter(None, map(world.money.invoices.get, payable)):
+        if before.state is PaymentState.OPEN:
+            withdraw(world, before, "replaced")
+    payable.add(event.payment_hash)
     _save(world, rental, durable=True)
     if request is not None:
         world.do(AnswerTenant(request, rental=rental.id, bolt11=event.bolt11))

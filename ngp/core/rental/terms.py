@@ -55,7 +55,7 @@ class Offer:
             return f"{amount_msat} msat: {what} is a whole number of sat; give {whole}"
         if amount_msat < least_msat:
             return f"{show_money(amount_msat)}: {what} is at least {show_money(least_msat)}"
-        room_msat = (self.credit_max_msat - max(0, credit_msat)) // SAT_MSAT * SAT_MSAT
+        room_msat = (self.credit_max_msat - credit_msat) // SAT_MSAT * SAT_MSAT  # back rent comes on top
         if amount_msat > room_msat:
             credit = f" and there is credit of {show_money(credit_msat)}" if credit_msat > 0 else ""
             most = f"at most {show_money(room_msat)} now" if room_msat >= least_msat else "nothing now, but later"
