@@ -24,7 +24,7 @@ NO_BUSINESS_IN_CORE = {
     *("signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys", "syslog", "tempfile"),
     *("threading", "time", "urllib", "uuid", "zoneinfo"),
 }
-BETWEEN = ("ngp.ports", "ngp.errors", "ngp.invoice", "ngp.module_keys", "ngp.remembered_node")
+BETWEEN = ("ngp.ports", "ngp.errors", "ngp.invoice", "ngp.key_file", "ngp.module_keys", "ngp.remembered_node")
 SHARED_WITH_MODULES = (*BETWEEN, "ngp.core", "ngp.modules.bpf", "ngp.modules.netlink")
 
 

@@ -1,0 +1,1 @@
+"""Faces: how tenants reach the landlord. Each implements `ngp.ports.Face`."""

@@ -1,0 +1,110 @@
+"""Certificate: what the HTTPS face shows to tenants, who pin its SHA-256 fingerprint and ask no authority.
+
+So nothing is gained by a new one now and then, and each new one locks out all tenants. Without a certificate of the
+operator's, one is made that never ends.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ngp import key_file
+from ngp.core.rental.terms import LettingSettings
+from ngp.errors import ConfigError
+
+FILE = "https.pem"
+_NAME = "ngp landlord"
+# A router without a battery for its clock may be decades wrong; the second one means "no end" (RFC 5280, 4.1.2.5).
+_FROM, _TO = datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFiles:
+    """The PEM files of the certificate and of its private key, perhaps the same."""
+
+    certificate: Path
+    key: Path
+    is_ours: bool
+
+    @classmethod
+    def of(cls, settings: LettingSettings, state_dir: Path) -> CertificateFiles:
+        """Return the operator's files, or ours."""
+        if settings.https_certificate:
+            certificate = Path(settings.https_certificate)
+            return cls(certificate, Path(settings.https_key) if settings.https_key else certificate, is_ours=False)
+        return cls(state_dir / FILE, state_dir / FILE, is_ours=True)
+
+    def make_if_missing(self) -> None:
+        """Make our own certificate, once. Raises ConfigError, MomentError."""
+        if self.is_ours:
+            anew = "certificate, whose fingerprint every tenant must be told"
+            key_file.load_or_create(self.certificate, "HTTPS certificate", anew, _make, size=None)
+
+    def context(self) -> ssl.SSLContext:
+        """Return the TLS settings of a server with this certificate. Raises ConfigError."""
+        self._refuse_shown_key()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION  # a client could have us calculate for nothing
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(self.certificate, self.key, password=lambda: "")  # never asks on a terminal
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"{self._named()} can't be used ({error.reason or 'no PEM'}): give a certificate and its private key, "
+                "PEM without a password"
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"{self._named()}: {error.strerror}; check the paths and their owner") from error
+        return context
+
+    def pin(self) -> str:
+        """Return the SHA-256 of the leaf certificate's DER: 64 hex digits. Raises ConfigError."""
+        try:
+            content = self.certificate.read_bytes()
+            return x509.load_pem_x509_certificate(content).fingerprint(hashes.SHA256()).hex()
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it has no certificate in PEM"
+            raise ConfigError(f"{self._named()}: {why}; check LANDLORD_HTTPS_CERT") from error
+
+    def _named(self) -> str:
+        files = {str(self.certificate): None, str(self.key): None}
+        return f"the HTTPS certificate {' with '.join(files)}"
+
+    def _refuse_shown_key(self) -> None:
+        try:
+            mode = stat.S_IMODE(os.stat(self.key).st_mode)
+        except OSError as error:
+            raise ConfigError(f"{self._named()}: {error.strerror}; check LANDLORD_HTTPS_KEY") from error
+        if mode & 0o077:
+            raise ConfigError(
+                f"{self.key} has mode {mode:04o}, so others can read the private key: chmod 600 {self.key}"
+            )
+
+
+def _make() -> bytes:
+    """Make a key and a self-signed certificate, both as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_FROM)
+        .not_valid_after(_TO)
+        .sign(key, hashes.SHA256())
+    )
+    pkcs8, pem = serialization.PrivateFormat.PKCS8, serialization.Encoding.PEM
+    return key.private_bytes(pem, pkcs8, serialization.NoEncryption()) + certificate.public_bytes(pem)

@@ -1,0 +1,135 @@
+"""HTTP: requests and replies of one connection, on top of h11, each bounded in size and time.
+
+Whoever sends slowly, or more than any request of ours needs, loses the connection, and nobody else notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import h11
+
+_READ_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one request may take.
+
+    Attributes:
+        head_bytes: of its first line and headers. body_bytes: of its body.
+        idle_s: until a further request begins. request_s: until one that has begun is complete; also the first one.
+        reply_s: until the client has taken the reply.
+    """
+
+    head_bytes: int = 8192
+    body_bytes: int = 8192
+    idle_s: float = 60.0
+    request_s: float = 10.0
+    reply_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One complete request. `path` is as it was sent, without what follows a `?`."""
+
+    method: str
+    path: str
+    body: bytes
+
+
+class BadRequest(Exception):
+    """A request that can't be answered otherwise than with this status; the connection ends then."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class HttpConnection:
+    """The server's end of a connection. Requests are read one after the other."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bounds: Bounds) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._bounds = bounds
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=bounds.head_bytes)
+        self._is_first = True
+        self._is_head = False
+
+    async def next_request(self) -> Request | None:
+        """Read a request; None: the client has closed the connection, or was silent for too long.
+
+        Raises: BadRequest; ConnectionError.
+        """
+        loop = asyncio.get_running_loop()
+        wait_s = self._bounds.request_s if self._is_first or self._h11.trailing_data[0] else self._bounds.idle_s
+        self._is_first = False
+        began = False
+
+        def begin() -> None:
+            nonlocal began
+            if not began:
+                began = True
+                timer.reschedule(loop.time() + self._bounds.request_s)
+
+        try:
+            async with asyncio.timeout(wait_s) as timer:
+                return await self._read(begin)
+        except TimeoutError:
+            if began:
+                raise BadRequest(408, "the request took too long") from None
+            return None
+        except h11.RemoteProtocolError as error:
+            raise BadRequest(error.error_status_hint, str(error)) from None
+
+    async def _read(self, begin: Callable[[], None]) -> Request | None:
+        head: h11.Request | None = None
+        body = bytearray()
+        while True:
+            event = self._h11.next_event()
+            if event is h11.NEED_DATA:
+                data = await self._reader.read(_READ_BYTES)
+                begin()
+                self._h11.receive_data(data)
+            elif isinstance(event, h11.Request):
+                head = event
+                self._is_head = event.method == b"HEAD"
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > self._bounds.body_bytes:
+                    raise BadRequest(413, f"the request is longer than {self._bounds.body_bytes} bytes")
+            elif isinstance(event, h11.EndOfMessage) and head is not None:
+                target = head.target.decode("ascii", "replace")
+                return Request(head.method.decode("ascii", "replace"), target.partition("?")[0], bytes(body))
+            else:
+                return None
+
+    async def reply(self, status: int, content: Mapping[str, object], is_last: bool = False) -> bool:
+        """Send a reply in JSON. Returns whether the connection goes on. Raises: ConnectionError, TimeoutError."""
+        body = json.dumps(content).encode()
+        headers = [
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+        ]
+        if is_last:
+            headers.append(("Connection", "close"))
+        if not self._can_reply():
+            return False
+        sent = self._h11.send(h11.Response(status_code=status, headers=headers)) or b""
+        if not self._is_head:  # a reply to HEAD has no body
+            sent += self._h11.send(h11.Data(data=body)) or b""
+        self._writer.write(sent + (self._h11.send(h11.EndOfMessage()) or b""))
+        async with asyncio.timeout(self._bounds.reply_s):
+            await self._writer.drain()
+        if (self._h11.our_state, self._h11.their_state) != (h11.DONE, h11.DONE):
+            return False
+        self._h11.start_next_cycle()
+        return True
+
+    def _can_reply(self) -> bool:
+        return self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE)

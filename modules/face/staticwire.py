@@ -1,0 +1,199 @@
+"""StaticWire: the questions and answers of the form and JSON API that the published client speaks.
+
+The client compares much of what it is told with what it has worked out itself, number by number, and stops for good at
+the first difference. So each number has one expression here, whichever reply it is in. The client knows no status but
+200: whatever is refused is told as {"Error": text}.
+
+Only rentals that were made here are shown here. The API asks for no proof that a key is the tenant's own, so it must
+not open what was rented another way, where such a proof is asked for.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from urllib.parse import parse_qsl
+
+from ngp.core.messages import Prefix
+from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
+from ngp.core.rental.rental import RentalState
+from ngp.core.rental.status import RentalStatus
+from ngp.core.rental.terms import MONTH_S, Offer, rent_msat
+from ngp.errors import RentalError
+from ngp.ports import LettingService
+
+FACE = "https"
+TERMS, ADD_CREDIT = "/api/GetSellOfferTerms/", "/api/AddCredit/"
+STATUS, CONFIGURATION = "/api/getstatus/", "/api/getconf/"
+PATHS = (TERMS, ADD_CREDIT, STATUS, CONFIGURATION)
+
+_MOST_FIELDS = 8
+_MOST_DIGITS = 12  # more sat than there are take 16 digits; all that an offer permits has fewer
+_KEY_BYTES = 32
+_DAY_S = 86_400
+
+Reply = dict[str, object]
+
+
+def rate_sat_s(month_msat: int) -> float:
+    """Return a rent in sat per second. The only place that calculates it: the client compares the results."""
+    return month_msat / SAT_MSAT / MONTH_S
+
+
+def read_form(body: bytes) -> dict[str, str]:
+    """Read a urlencoded form. Raises RentalError."""
+    try:
+        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise RentalError("the request isn't a urlencoded form: see docs/rental-protocol.md") from None
+    form = dict(pairs)
+    if len(form) != len(pairs):
+        raise RentalError("the request has a field twice: send each once")
+    return form
+
+
+class StaticWireApi:
+    """Answers requests by asking the landlord."""
+
+    def __init__(self, letting: LettingService) -> None:
+        self._letting = letting
+
+    async def answer(self, path: str, form: Mapping[str, str], hold_s: float) -> Reply:
+        """Answer one request.
+
+        Args:
+            path: one of `PATHS`.
+            hold_s: how long the reply may wait for the payment of an invoice.
+        Raises: RentalError: refused; the text is for the tenant. LedgerError: nothing can be written now.
+        """
+        if path == TERMS:
+            return terms(self._letting.offer())
+        key = _wireguard_key(form)
+        self._refuse_other_face(key)
+        if path == ADD_CREDIT:
+            return await self._add_credit(key, _amount_msat(form))
+        if path == STATUS:
+            bolt11 = form.get("InvoiceToWaitFor", "")
+            return status(await self._letting.paid(key, bolt11, hold_s) if bolt11 else self._letting.status(key))
+        return self._configuration(key)
+
+    def _refuse_other_face(self, key: bytes) -> None:
+        try:
+            found = self._letting.status(key)
+        except RentalError:
+            return
+        if found.face != FACE and found.state is not RentalState.RELEASED:
+            raise RentalError(f"the rental of this WireGuard key was made another way ({found.face}): ask there")
+
+    async def _add_credit(self, key: bytes, amount_msat: int) -> Reply:
+        asked = await self._letting.ask(key, amount_msat, FACE)
+        offered, now = terms(asked.offer), status(asked.status)
+        if asked.is_first:
+            now["current_time"] = asked.status.started_at_s  # the client expects it as start_time from now on
+        else:
+            del offered["ActivationFee"]
+        return {
+            "Invoice": asked.bolt11,
+            "InitialInvoice": asked.is_first,
+            "AddedCredit": asked.added_msat // SAT_MSAT,
+            "SellOfferTerms": offered,
+            "Status": now,
+        }
+
+    def _configuration(self, key: bytes) -> Reply:
+        found = self._letting.configuration(key)
+        host, _, port = _endpoint(found.endpoints).rpartition(":")
+        versions = sorted({one.version for one in found.networks})
+        peer: Reply = {
+            "public_key": b64encode(found.landlord_key).decode(),
+            "endpoint_host": host.strip("[]"),
+            "endpoint_port": int(port),
+            "allowed_ips": ["0.0.0.0/0" if one == 4 else "::/0" for one in versions],
+        }
+        if found.keepalive_s:
+            peer["persistent_keepalive"] = found.keepalive_s
+        reply: Reply = {"addresses": [tunnel_address(one) for one in found.networks], "mtu": found.mtu, "peers": [peer]}
+        if found.dns:
+            reply["dns"] = list(found.dns)
+        return reply
+
+
+def terms(offer: Offer) -> Reply:
+    """Return an offer as the client knows it, whole sat."""
+    return {
+        "Rate": rate_sat_s(offer.rent_msat),
+        "ActivationFee": offer.activation_fee_msat // SAT_MSAT,
+        "MinimumInitialCredit": ceil_to_sat_msat(offer.initial_credit_min_msat) // SAT_MSAT,
+        "MinRegularPaymentSize": ceil_to_sat_msat(offer.payment_min_msat) // SAT_MSAT,
+        "MaximumCredit": offer.credit_max_msat // SAT_MSAT,
+    }
+
+
+def status(found: RentalStatus) -> Reply:
+    """Return a rental's status as the client knows it.
+
+    The credit has parts of a sat: the client tolerates no more than 20 s of rent that are missing.
+    """
+    return {
+        "Networks": [str(one) for one in found.networks],
+        "start_time": found.started_at_s,
+        "current_time": found.now_at_s,
+        "TimeRemaining": found.left_s or 0,
+        "Credit": found.credit_msat / SAT_MSAT,
+        "CurrentRate": rate_sat_s(found.rent_msat),
+        "total_paid": found.paid_msat // SAT_MSAT,
+        "NumberOfPayments": found.payments,
+        "ActivationFee": found.activation_fee_msat // SAT_MSAT,
+        "unpaid_invoice": found.unpaid_invoice or None,
+    }
+
+
+def tunnel_address(network: Prefix) -> str:
+    """Return the address of a network that the tenant's end of the tunnel has; the others may be routed on.
+
+    The first one of an IPv6 subnet is every router's own (RFC 4291, 2.6.1), so the tunnel has the second.
+    """
+    first = network[1] if network.version == 6 and network.num_addresses > 1 else network[0]
+    return f"{first}/{network.max_prefixlen}"
+
+
+def unfit_terms(offer: Offer) -> list[str]:
+    """Return why the published client's AutoPay, with the limits that it proposes, doesn't rent at these terms."""
+    target_msat = min(6000 * SAT_MSAT, rent_msat(offer.rent_msat, 5 * _DAY_S))
+    limits = (
+        ("LANDLORD_RENT", offer.rent_msat, "at most", 48_000 * SAT_MSAT),
+        ("LANDLORD_ACTIVATION_FEE", offer.activation_fee_msat, "at most", 64_000 * SAT_MSAT),
+        ("LANDLORD_INITIAL_CREDIT_MIN", offer.initial_credit_min_msat, "at most", 1999 * SAT_MSAT),
+        ("LANDLORD_PAYMENT_MIN", offer.payment_min_msat, "at most", 1500 * SAT_MSAT),
+        ("LANDLORD_CREDIT_MAX", offer.credit_max_msat, "at least", ceil_to_sat_msat(target_msat)),
+    )
+    return [
+        f"{key} {word} {limit_msat // SAT_MSAT} sat"
+        for key, value_msat, word, limit_msat in limits
+        if (value_msat > limit_msat if word == "at most" else value_msat < limit_msat)
+    ]
+
+
+def _endpoint(endpoints: tuple[str, ...]) -> str:
+    """Choose an endpoint: an IPv4 address or a name, if there is one. The client writes IPv6 without its brackets."""
+    return next((one for one in endpoints if not one.startswith("[")), endpoints[0])
+
+
+def _wireguard_key(form: Mapping[str, str]) -> bytes:
+    text = form.get("WireGuardPubKey", "")
+    try:
+        key = b64decode(text, validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != _KEY_BYTES or b64encode(key).decode() != text:
+        raise RentalError(
+            f"WireGuardPubKey {text[:60]!r} is no WireGuard key: send the 44 characters that `wg pubkey` prints"
+        )
+    return key
+
+
+def _amount_msat(form: Mapping[str, str]) -> int:
+    text = form.get("amount", "")
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
+        raise RentalError(f"amount {text[:60]!r} is no whole number of sat: send for example 24000")
+    return int(text) * SAT_MSAT

@@ -1,0 +1,158 @@
+"""A shop: the simulated landlord with its HTTPS face open on loopback, in a thread of its own.
+
+The core, the ledger, the service behind the faces, and the face are the real ones. Payment node and tunnel are made up,
+and so are the clocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from let import Landlord, letting
+
+from core_tests.staticwire import Session, Tenant
+from ngp.core import effects as fx
+from ngp.core.messages import Address
+from ngp.core.rental.landlord import served
+from ngp.core.rental.terms import LettingSettings, TunnelSettings
+from ngp.core.values import Check, DesiredTunnel, Now, PeerReading, TunnelPeer
+from ngp.daemon import landlord as outside
+from ngp.daemon.letting import Letting
+from ngp.modules.face.https import HttpsFace, Limits
+
+T = TypeVar("T")
+ENDPOINTS = ("[2001:db8::9]:51820", "192.0.2.9:51820")
+GENEROUS = Limits(invoices_s=1000, invoices_of_one_s=1000, requests_of_one_s=1000)  # months pass in seconds here
+TUNNEL = TunnelSettings("ngp-let", 51820, "eth0", "routed", "auto", 1420)
+
+
+class TunnelOnPaper:
+    """A tunnel that only remembers its peers."""
+
+    def __init__(self) -> None:
+        self.peers: dict[bytes, TunnelPeer] = {}
+
+    def check(self, desired: DesiredTunnel) -> list[Check]:
+        return []
+
+    def set_up(self, desired: DesiredTunnel, peers: Sequence[TunnelPeer]) -> None:
+        self.peers = {one.wireguard_key: one for one in peers}
+
+    def set_peers(self, peers: Sequence[TunnelPeer]) -> None:
+        self.peers |= {one.wireguard_key: one for one in peers}
+
+    def remove_peers(self, wireguard_keys: Sequence[bytes]) -> None:
+        for one in wireguard_keys:
+            self.peers.pop(one, None)
+
+    def read(self) -> list[PeerReading]:
+        return []
+
+    def addresses(self, interface: str) -> tuple[Address, ...]:
+        return ()
+
+    def describe(self) -> dict[str, str]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+    def clean_up(self) -> None:
+        self.peers.clear()
+
+
+class LandlordWithFaces(Landlord):
+    """The simulated landlord, whose effects reach tunnel and faces as the daemon's do."""
+
+    def __init__(self, folder: Path, terms: LettingSettings, face: HttpsFace) -> None:
+        self.outside: outside.Landlord | None = None
+        super().__init__(folder, terms)
+        key = X25519PrivateKey.generate()
+        self.public_key = key.public_key().public_bytes_raw()
+        self.letting = Letting(self.world, Clock(self), self.happen, self.public_key, lambda: ENDPOINTS)
+        self.outside = outside.Landlord(TunnelOnPaper(), [face], self.letting, key, lambda: served(self.world))
+
+    def _carry_out(self, effects: list[fx.Effect]) -> None:
+        super()._carry_out(effects)
+        if self.outside is not None:
+            self.outside.carry_out(effects)
+
+
+class Clock:
+    """The landlord's clock."""
+
+    def __init__(self, landlord: Landlord) -> None:
+        self._landlord = landlord
+
+    def now(self) -> Now:
+        return self._landlord.clock()
+
+
+class Shop:
+    """The landlord, in an event loop in a thread of its own; `do` runs something there.
+
+    Attributes: terms: as net.conf has them, with a free port of loopback.
+    """
+
+    def __init__(self, folder: Path, terms: LettingSettings | None = None, limits: Limits | None = None) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.face = HttpsFace(folder, limits or GENEROUS)
+        self.terms = terms or terms_of_shop()
+        self.landlord: LandlordWithFaces = self.do(lambda: LandlordWithFaces(folder, self.terms, self.face))
+        self.run(self.landlord.outside.apply(self.terms))  # type: ignore[union-attr]
+
+    def do(self, deed: Callable[[], T]) -> T:
+        """Run a function in the landlord's loop."""
+
+        async def there() -> T:
+            return deed()
+
+        return self.run(there())
+
+    def run(self, deed: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the landlord's loop."""
+        return asyncio.run_coroutine_threadsafe(deed, self._loop).result(60)
+
+    @property
+    def port(self) -> int:
+        return self.terms.https[0][1]
+
+    def session(self, pin: str = "") -> Session:
+        return Session("127.0.0.1", self.port, pin)
+
+    def tenant(self) -> Tenant:
+        return Tenant(self.session())
+
+    def pay(self, invoice: str) -> bool:
+        return self.do(lambda: self.landlord.pay(invoice))
+
+    def pass_time(self, seconds: float) -> None:
+        self.do(lambda: self.landlord.at(seconds))
+
+    def close(self) -> None:
+        self.run(self.face.close())
+        self.do(self.landlord.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def terms_of_shop(*offers: Any, **changes: Any) -> LettingSettings:
+    """Return the shipped terms, sold over HTTPS on a free port."""
+    return replace(letting(*offers), https=(("127.0.0.1", free_port()),), tunnel=TUNNEL, **changes)
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody uses."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
