@@ -495,6 +495,17 @@ class Ledger(Protocol):
             LedgerError: the ledger can't be written, or a payment would move back; the ledger is unchanged.
         """
 
+    def hold_networks(self, rental: bytes, networks: Sequence[Prefix]) -> tuple[Prefix, ...]:
+        """Hold networks for a rental, durably, before anybody is told of them; other landlords may share the database.
+
+        The hold ends when the rental's record is written as released, or is forgotten. If the daemon dies before the
+        first record of the rental is written, the hold ends at the next `open`.
+
+        Returns:
+            Nothing if the networks are held now. Otherwise all networks that are held for other rentals; nothing
+            changes then.
+        """
+
     def load(self, now_utc_s: int) -> Snapshot:
         """Read what a start needs: all that is open, and what ended lately, as messages about it may still come.
 

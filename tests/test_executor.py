@@ -13,20 +13,23 @@ from ngp.core.effects import (
     CancelInvoice,
     Decide,
     GrantContract,
+    HoldNetworks,
     Log,
     MakeInvoice,
     PayInvoice,
     RevokeContract,
     TrackPayment,
 )
-from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade
+from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade, NetworksHeld
 from ngp.core.messages import Role
 from ngp.core.records import PaymentKind
 from ngp.core.values import UNKNOWN_PAYMENT, Grant, InvoiceState, NewInvoice, PaymentOutcome, PaymentStatus, Verdict
+from ngp.daemon import executor as executor_module
 from ngp.daemon.executor import Executor
-from ngp.errors import KernelError, PaymentError
+from ngp.errors import KernelError, LedgerError, PaymentError
 
 HASH = b"h" * 32
+NETWORKS = (ip_network("192.0.2.1/32"),)
 WHO = b"w" * 32
 INVOICE = MakeInvoice(WHO, PaymentKind.TOP_UP, 1_000, "top-up", 600)
 PAY = PayInvoice("lnbcrt1", HASH, 0, 1.0)
@@ -133,6 +136,31 @@ def test_a_line_for_the_log_waits_until_the_packet_is_released() -> None:
     finally:
         log.removeHandler(lines)
     assert deeds == [3, "sold"]
+
+
+def test_networks_are_held_as_soon_as_the_ledger_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[object] = [LedgerError("the disk is full"), LedgerError("the disk is full"), ()]
+    events: list[Event] = []
+
+    class Ledger:
+        def hold_networks(self, rental: bytes, networks: object) -> object:
+            assert (rental, networks) == (WHO, NETWORKS)
+            answer = answers.pop(0)
+            if isinstance(answer, LedgerError):
+                raise answer
+            return answer
+
+    ledger: Any = Ledger()
+    unused: Any = None
+    monkeypatch.setattr(executor_module, "LEDGER_RETRY_S", 0.0)
+
+    async def run() -> None:
+        executor = Executor(ledger, unused, unused, unused, events.append, pytest.fail)
+        executor.carry_out([HoldNetworks(WHO, NETWORKS)])
+        await asyncio.gather(*executor._tasks)
+
+    asyncio.run(run())
+    assert events == [NetworksHeld(WHO)] and not answers
 
 
 def test_a_grant_that_fails_takes_no_other_along(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngp.core.messages import Message
+from ngp.core.messages import Message, Prefix
 from ngp.core.records import PaymentKind, Record
 from ngp.core.values import AccountLimit, Grant, KernelNeighbour, TunnelPeer, Verdict
 
@@ -190,6 +190,14 @@ class AnswerTenant:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldNetworks:
+    """Hold networks for a rental in the ledger, which other landlords may share; answered by NetworksHeld."""
+
+    rental: bytes
+    networks: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetTunnelPeer:
     """Let a tenant's traffic through the tunnel, or change its networks or rate."""
 
@@ -232,6 +240,7 @@ Effect = (
     | Persist
     | RecallBills
     | AnswerTenant
+    | HoldNetworks
     | SetTunnelPeer
     | RemoveTunnelPeer
     | Log

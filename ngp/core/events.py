@@ -152,6 +152,18 @@ class CreditAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworksHeld:
+    """The ledger's answer to HoldNetworks.
+
+    Attributes:
+        taken: empty if the networks are held now; otherwise all networks in the ledger that are let or held already.
+    """
+
+    rental: bytes
+    taken: tuple[Prefix, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SwitchRental:
     """The operator switches a rental off or on."""
 
@@ -221,6 +233,7 @@ Event = (
     | Settlement
     | ChannelsSeen
     | CreditAsked
+    | NetworksHeld
     | SwitchRental
     | ReleaseRental
     | PaymentOutcome

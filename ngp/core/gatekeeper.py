@@ -35,6 +35,7 @@ from ngp.core.events import (
     InvoiceFailed,
     InvoiceMade,
     MessageReceived,
+    NetworksHeld,
     RefundNeighbour,
     ReleaseRental,
     SettingsChanged,
@@ -147,6 +148,8 @@ class Gatekeeper:
                     invoicing.top_up_if_low(world, account)
             case CreditAsked():
                 landlord.credit_asked(world, event)
+            case NetworksHeld():
+                landlord.networks_held(world, event)
             case SwitchRental():
                 landlord.switch(world, event)
             case ReleaseRental():

@@ -28,6 +28,7 @@ from ngp.core.effects import (
     GrantContract,
     Greet,
     HaltContract,
+    HoldNetworks,
     LimitAccount,
     Log,
     MakeInvoice,
@@ -48,6 +49,7 @@ from ngp.core.events import (
     InvoiceCancelled,
     InvoiceFailed,
     InvoiceMade,
+    NetworksHeld,
 )
 from ngp.core.values import AccountLimit, Grant, InvoiceState, PaymentOutcome, PaymentStatus
 from ngp.daemon.logs import WhileItLasts
@@ -129,6 +131,8 @@ class Executor:
                     self._post.acknowledge(effect.identity, effect.message_id)
                 case Greet():
                     self._post.greet(effect)
+                case HoldNetworks():
+                    self._spawn(self._hold_networks(effect))
                 case MakeInvoice():
                     self._spawn(self._make_invoice(effect))
                 case PayInvoice():
@@ -150,6 +154,19 @@ class Executor:
             _log.error("%s", error)
             lines, after = (), effect.after
         self._tell(BillsRecalled(effect.identity, lines, after))
+
+    async def _hold_networks(self, effect: HoldNetworks) -> None:
+        """Hold networks in the ledger; while it can't be written, try again."""
+        while True:
+            try:
+                taken = self._ledger.hold_networks(effect.rental, effect.networks)
+            except LedgerError as error:
+                if self._conditions.is_news(str(error)):
+                    _log.error("%s", error)
+                await asyncio.sleep(LEDGER_RETRY_S)
+            else:
+                self._tell(NetworksHeld(effect.rental, taken))
+                return
 
     async def close(self) -> None:
         """Cancel the running tasks; the next start asks again for the outcome of payments."""

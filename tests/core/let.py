@@ -7,6 +7,7 @@ loses what wasn't carried out; the payment node and the tunnel live on, and a re
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -50,6 +51,12 @@ def offer(**changes: object) -> Offer:
     return Offer(**{**usual, **changes})  # type: ignore[arg-type]
 
 
+def overlap(some: Iterable[Prefix], others: Iterable[Prefix]) -> bool:
+    """Say whether any two of them have an address in common."""
+    every = list(others)
+    return any(one.version == other.version and one.overlaps(other) for one in some for other in every)
+
+
 def letting(*offers: Offer, pools: tuple[str, ...] = ("203.0.113.0/29", "2001:db8::/61")) -> LettingSettings:
     return LettingSettings(tuple(Pool(ip_network(one)) for one in pools), offers or (offer(),), 600, 100)
 
@@ -82,6 +89,8 @@ class Landlord:
         self.answers: dict[int, fx.AnswerTenant] = {}
         self.crash_after = -1
         self.log: list[str] = []
+        self.others: list[Prefix] = []
+        self.held_later: Callable[[fx.HoldNetworks], None] | None = None
         self._requests = 0
         self._place = store.at(folder)
         self._start()
@@ -151,6 +160,10 @@ class Landlord:
                         effect.expiry_s,
                     )
                 )  # fmt: skip
+            case fx.HoldNetworks() if self.held_later is not None:
+                self.held_later(effect)
+            case fx.HoldNetworks():
+                self.happen(ev.NetworksHeld(effect.rental, self._hold(effect)))
             case fx.CancelInvoice():
                 if not any(effect.payment_hash == one for one, _ in self.node.paid):
                     self.node.cancelled.add(effect.payment_hash)
@@ -167,6 +180,16 @@ class Landlord:
                 pass
             case _:
                 raise AssertionError(f"nobody here carries out {effect!r}")
+
+    def _hold(self, effect: fx.HoldNetworks) -> tuple[Prefix, ...]:
+        assert self.ledger.hold_networks(effect.rental, effect.networks) == (), "its only landlord is in the way"
+        return tuple(self.others) if overlap(effect.networks, self.others) else ()
+
+    def let_by_others(self, networks: Iterable[str]) -> None:
+        """Let other landlords with the same ledger have these networks, except what is held here."""
+        rentals = self.world.letting.rentals.values()
+        ours = [network for one in rentals if one.state.value != "released" for network in one.networks]
+        self.others = [one for one in map(ip_network, networks) if not overlap([one], ours)]
 
     def _set_peer(self, peer: TunnelPeer) -> None:
         self.peers[peer.wireguard_key] = peer.networks
@@ -231,7 +254,9 @@ class Landlord:
         rentals = list(self.world.letting.rentals.values())
         held = [network for one in rentals if one.holds_networks for network in one.networks]
         for place, one in enumerate(held):
-            assert not any(one.version == other.version and one.overlaps(other) for other in held[place + 1 :])
+            assert not overlap([one], held[place + 1 :])
+        assert not overlap((network for one in rentals if one.state.value != "released" for network in one.networks),
+                           self.others)  # fmt: skip
         for rental in rentals:
             account = self.world.client(rental.id)
             assert account.paid_msat == account.charged_msat + account.refunded_msat + account.balance_msat

@@ -15,8 +15,10 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from let import FEE, MONTH_S, RENT, SAT, Landlord, key, letting, offer
 
+from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.contract import IllegalMove
+from ngp.core.records import ForgetNeighbours
 from ngp.core.rental.pools import FreeNetworks
 from ngp.core.rental.rental import MOVES, RentalState
 from ngp.core.rental.terms import Pool, lasts_s, rent_msat
@@ -222,6 +224,84 @@ def test_a_late_payment_whose_networks_are_let_to_another_stays_the_tenants(smal
     landlord.check()
 
 
+# --- other landlords with the same ledger -----------------------------------------------------------------------------
+
+
+def test_networks_that_another_landlord_has_are_not_let(landlord: Landlord) -> None:
+    landlord.let_by_others(["203.0.113.0/31", "203.0.113.4/32", "2001:db8::/64"])
+    landlord.rent(1)
+    assert landlord.peers == {key(1): (ip_network("203.0.113.5/32"), ip_network("2001:db8:0:1::/64"))}
+    landlord.rent(2)
+    landlord.check()
+
+
+def test_what_another_landlord_gives_back_is_found_when_everything_else_is_let(small: Landlord) -> None:
+    small.let_by_others(["203.0.113.0/32"])
+    answer = small.ask(1, 1000)
+    assert answer is not None and "all addresses of this offer are let" in answer.why_not
+    assert not small.world.letting.rentals and not small.node.amounts
+    small.let_by_others([])
+    small.rent(1)
+    small.check()
+
+
+def test_a_late_payment_whose_networks_another_landlord_has_stays_the_tenants(small: Landlord) -> None:
+    answer = small.ask(1, 1000)
+    assert answer is not None
+    small.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
+    first = small.rental(1)
+    small.happen(ev.ReleaseRental(first.id))
+    small.let_by_others(["203.0.113.0/32"])
+    small._stream()
+    assert first.state is RentalState.RELEASED and not small.peers
+    small.let_by_others([])
+    small.crash()
+    assert not small.peers and small.world.client(first.id).balance_msat == FEE + 1000 * SAT
+    assert "kept for the tenant" in small.log[-1]
+    small.rent(2)
+    small.check()
+
+
+def test_a_late_payment_is_served_after_a_crash_before_the_ledger_held_its_networks(small: Landlord) -> None:
+    answer = small.ask(1, 1000)
+    assert answer is not None
+    small.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
+    small.happen(ev.ReleaseRental(small.rental(1).id))
+    small.crash_after = 0
+    small._stream()
+    assert small.peers == {key(1): (V4, V6)} and small.credit(1) == 1000 * SAT
+    small.check()
+
+
+def test_nobody_gets_the_networks_of_a_late_payment_before_it_is_decided(small: Landlord) -> None:
+    answer = small.ask(1, 1000)
+    assert answer is not None
+    first = small.rental(1)
+    small.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
+    small.happen(ev.ReleaseRental(first.id))
+    waiting: list[fx.HoldNetworks] = []
+    small.held_later = waiting.append
+    small._stream()
+    small.happen(ev.SettingsChanged(small.world.settings))
+    second = small.ask(2, 1000)
+    assert second is not None and "are let" in second.why_not
+    small.held_later = None
+    small._do(waiting[0])
+    assert small.peers == {key(1): (V4, V6)}
+    small.check()
+
+
+def test_a_rental_that_is_released_while_its_networks_are_being_held_leaves_nothing(small: Landlord) -> None:
+    waiting: list[fx.HoldNetworks] = []
+    small.held_later = waiting.append
+    assert small.ask(1, 1000) is None
+    again = small.ask(1, 1000)
+    assert again is not None and "ask again in a moment" in again.why_not, "one invoice at a time"
+    small.happen(ev.ReleaseRental(small.rental(1).id))
+    effects = small.gatekeeper.step(ev.NetworksHeld(waiting[0].rental), small.clock())
+    assert [one.record for one in effects if isinstance(one, fx.Persist)] == [ForgetNeighbours((waiting[0].rental,))]
+
+
 def test_a_new_invoice_replaces_the_one_before_and_both_payments_count(landlord: Landlord) -> None:
     landlord.rent(1, 1000)
     first, second = landlord.ask(1, 600), landlord.ask(1, 700)
@@ -319,6 +399,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("crash after"), st.integers(0, 4)),
     st.tuples(st.just("switch"), st.integers(1, 5), st.booleans()),
     st.tuples(st.just("release"), st.integers(1, 5)),
+    st.tuples(st.just("others"), st.sets(st.sampled_from(("203.0.113.0/31", "203.0.113.2/32", "2001:db8:0:1::/64")))),
 )
 
 
@@ -353,6 +434,8 @@ def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]
         landlord.at(words[0])  # type: ignore[arg-type]
     elif name == "jump":
         landlord.at(1.0, words[0])  # type: ignore[arg-type]
+    elif name == "others":
+        landlord.let_by_others(words[0])  # type: ignore[arg-type]
     elif name == "crash":
         landlord.crash(*words)  # type: ignore[arg-type]
     elif name == "crash after":

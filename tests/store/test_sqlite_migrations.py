@@ -11,7 +11,8 @@ from test_sqlite_file import filled
 
 from ngp.core.messages import Role
 from ngp.errors import LedgerError
-from ngp.store.sqlite import SqliteStore, schema
+from ngp.store import schema
+from ngp.store.sqlite import SqliteStore
 from ngp.store.sqlite.ledger import SqliteLedger
 
 
@@ -66,6 +67,8 @@ def test_an_older_ledger_knows_what_was_metered_and_takes_what_was_closed_as_tol
     run("DROP INDEX contracts_unacknowledged")
     for column in ("metered_msat", "tolerated_msat"):
         run(f"ALTER TABLE accounts DROP COLUMN {column}")
+    run("DROP TABLE rentals")
+    run("ALTER TABLE contracts DROP COLUMN kind")
     run("DROP TABLE blocks")
     run("ALTER TABLE neighbours ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0")
     for column in ("grace_data_bytes", "grace_price_msat_per_gib"):

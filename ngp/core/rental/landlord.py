@@ -9,14 +9,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from ngp.core.effects import AnswerTenant, MakeInvoice, Persist, RemoveTunnelPeer, SetTunnelPeer
-from ngp.core.events import CreditAsked, InvoiceFailed, InvoiceMade, ReleaseRental, SwitchRental
+from ngp.core.effects import AnswerTenant, HoldNetworks, MakeInvoice, Persist, RemoveTunnelPeer, SetTunnelPeer
+from ngp.core.events import CreditAsked, InvoiceFailed, InvoiceMade, NetworksHeld, ReleaseRental, SwitchRental
 from ngp.core.invoices import withdraw
-from ngp.core.messages import Role
+from ngp.core.messages import Prefix, Role
 from ngp.core.pricing import show_money
-from ngp.core.records import ContractRecord, PaymentKind, PaymentState, RentalRecord, ServiceRecord
+from ngp.core.records import (
+    ContractRecord,
+    ForgetNeighbours,
+    PaymentKind,
+    PaymentState,
+    RentalRecord,
+    ServiceRecord,
+)
 from ngp.core.rental.pools import networks_text
-from ngp.core.rental.rental import Period, Rental, RentalState
+from ngp.core.rental.rental import PAID_LATE, Period, Rental, RentalState
 from ngp.core.rental.terms import LettingSettings, Offer, lasts_s
 from ngp.core.selling.account import ClientAccount
 from ngp.core.timers import Due
@@ -24,6 +31,7 @@ from ngp.core.values import Now, TunnelPeer
 from ngp.core.world import World
 
 NOT_LETTING = "this router lets no addresses"
+_ALL_LET = "all addresses of this offer are let: ask again later"
 
 
 def credit_msat(world: World, rental: Rental, now: Now) -> int:
@@ -58,8 +66,12 @@ def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) ->
     if letting.pending >= settings.invoices_max:
         return "too many invoices wait for their payment: ask again in some minutes"
     networks = letting.allocate(offer)
+    if networks is None and letting.others:
+        letting.others = ()  # they may have given something back: the ledger knows
+        settings_changed(world)
+        networks = letting.allocate(offer)
     if networks is None:
-        return "all addresses of this offer are let: ask again later"
+        return _ALL_LET
     rental = Rental(
         id=world.new_id() + world.new_id(),
         wireguard_key=event.wireguard_key,
@@ -73,8 +85,43 @@ def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) ->
         started_s=letting.clock.at_s(world.now),
     )
     letting.add(rental)
-    _make_invoice(world, settings, event, rental, offer)
+    _note_asked(world, event, rental, offer)
+    world.do(HoldNetworks(rental.id, networks))
     return ""
+
+
+def networks_held(world: World, event: NetworksHeld) -> None:
+    """Go on with a rental whose networks the ledger holds now; if another landlord has them, try others."""
+    rental = world.letting.rentals.get(event.rental)
+    if rental is None:  # released meanwhile
+        world.do(Persist(ForgetNeighbours((event.rental,))))
+    elif rental.state is RentalState.RELEASED:
+        _begin_late(world, rental, event.taken)
+    elif event.taken:
+        _try_others(world, rental, event.taken)
+    else:
+        _make_invoice(world, rental)
+
+
+def _try_others(world: World, rental: Rental, taken: tuple[Prefix, ...]) -> None:
+    settings, rental.networks = world.settings.letting, ()
+    world.letting.others = taken
+    settings_changed(world)
+    offer = _offer(settings, rental.offer) if settings is not None else None
+    networks = world.letting.allocate(offer) if offer is not None else None
+    if networks is None:
+        _refuse_new(world, rental, _ALL_LET)
+    else:
+        rental.networks = networks
+        world.do(HoldNetworks(rental.id, networks))
+
+
+def _refuse_new(world: World, rental: Rental, why_not: str) -> None:
+    world.client(rental.id).invoice.asked = False
+    request = world.letting.asking.pop(rental.id, None)
+    if request is not None:
+        world.do(AnswerTenant(request, why_not=why_not))
+    _release(world, rental, "no invoice")
 
 
 def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, rental: Rental) -> str:
@@ -92,19 +139,26 @@ def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, r
     if rental.state is RentalState.PENDING:
         rental.rent_msat, rental.activation_fee_msat = offer.rent_msat, offer.activation_fee_msat
         rental.started_at_s, rental.started_s = world.now.utc_s, world.letting.clock.at_s(world.now)
-    _make_invoice(world, settings, event, rental, offer)
+    _note_asked(world, event, rental, offer)
+    _make_invoice(world, rental)
     return ""
 
 
-def _make_invoice(world: World, settings: LettingSettings, event: CreditAsked, rental: Rental, offer: Offer) -> None:
-    """Ask our node for an invoice, which will replace the one before."""
-    account = world.client(rental.id)
+def _note_asked(world: World, event: CreditAsked, rental: Rental, offer: Offer) -> None:
     rental.asked_msat, rental.asked_rent_msat = event.amount_msat, offer.rent_msat
-    fee_msat = rental.activation_fee_msat if rental.state is RentalState.PENDING else 0
-    account.invoice.asked = True
+    world.client(rental.id).invoice.asked = True
     world.letting.asking[rental.id] = event.request
+
+
+def _make_invoice(world: World, rental: Rental) -> None:
+    """Ask our node for an invoice, which will replace the one before."""
+    settings = world.settings.letting
+    if settings is None:  # since a moment ago
+        _refuse_new(world, rental, NOT_LETTING)
+        return
+    fee_msat = rental.activation_fee_msat if rental.state is RentalState.PENDING else 0
     memo = f"rent of {networks_text(rental.networks)}"
-    world.do(MakeInvoice(rental.id, PaymentKind.RENT, event.amount_msat + fee_msat, memo, settings.invoice_s))
+    world.do(MakeInvoice(rental.id, PaymentKind.RENT, rental.asked_msat + fee_msat, memo, settings.invoice_s))
 
 
 def _offer(settings: LettingSettings, name: str) -> Offer | None:
@@ -162,23 +216,49 @@ def invoice_cancelled(world: World, payment_hash: bytes) -> None:
 
 
 def paid(world: World, account: ClientAccount, payment_hash: bytes, amount_msat: int) -> None:
-    """Count a payment that is on the account already: a period begins at the rent that its invoice promised."""
+    """Count a payment that is on the account already."""
     world.letting.payable.get(account.identity, set()).discard(payment_hash)
-    rental, letting = world.letting.rentals.get(account.identity), world.letting
+    rental = world.letting.rentals.get(account.identity)
     if rental is None:
         world.log(f"{show_money(amount_msat)} paid for a rental that isn't known any more", logging.WARNING)
         return
     rental.payments += 1
-    service_s = letting.clock.at_s(world.now)
-    begins = rental.state is RentalState.PENDING or (rental.state is RentalState.RELEASED and rental.payments == 1)
-    if rental.state is RentalState.RELEASED and not (begins and letting.take_again(rental.networks)):
-        world.log(
-            f"rental {_name(rental)}: {show_money(amount_msat)} came after its networks were released; the money is "
-            "kept for the tenant: ngp rentals shows it",
-            logging.WARNING,
-        )
-        _save(world, rental, durable=True)
+    if rental.state is not RentalState.RELEASED:
+        _credited(world, rental, rental.state is RentalState.PENDING)
         return
+    if rental.payments == 1 and world.letting.take_again(rental.networks):
+        rental.reason = PAID_LATE
+        world.do(HoldNetworks(rental.id, rental.networks))
+    elif rental.reason != PAID_LATE:
+        _log_kept(world, rental, amount_msat)
+    _save(world, rental, durable=True)
+
+
+def _begin_late(world: World, rental: Rental, taken: tuple[Prefix, ...]) -> None:
+    """Begin a rental that was released just before its first payment, unless another landlord let its networks."""
+    if rental.reason != PAID_LATE:
+        return
+    if not taken:
+        _credited(world, rental, begins=True)
+        return
+    rental.reason, world.letting.others = "paid too late", taken
+    settings_changed(world)
+    _log_kept(world, rental, world.client(rental.id).balance_msat)
+    _save(world, rental, durable=True)
+
+
+def _log_kept(world: World, rental: Rental, amount_msat: int) -> None:
+    world.log(
+        f"rental {_name(rental)}: {show_money(amount_msat)} came after its networks were released; the money is kept "
+        "for the tenant: ngp rentals shows it",
+        logging.WARNING,
+    )
+
+
+def _credited(world: World, rental: Rental, begins: bool) -> None:
+    """Begin a period at the rent that the paid invoice promised, with the credit that is on the account."""
+    letting, account = world.letting, world.client(rental.id)
+    service_s = letting.clock.at_s(world.now)
     if begins:
         letting.by_key[rental.wireguard_key] = rental
     rental.owed_msat = rental.owed_at_msat(service_s)
@@ -422,6 +502,8 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
             world.do(SetTunnelPeer(tunnel_peer(world, rental)))
         if rental.state is RentalState.PENDING and not world.letting.payable.get(rental.id):
             _release(world, rental, "not paid")
+        elif rental.state is RentalState.RELEASED and rental.reason == PAID_LATE:
+            world.do(HoldNetworks(rental.id, rental.networks))
         else:
             _watch(world, rental)
 

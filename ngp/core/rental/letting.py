@@ -20,7 +20,8 @@ class Letting:
         by_key: the tenant's newest rental, by WireGuard key.
         asking: rentals for which our payment node is making an invoice, with the number of the tenant's request.
         payable: the rentals' invoices that may still be paid, by payment hash.
-        free: what isn't let or held.
+        free: what isn't let or held, as far as this landlord knows.
+        others: what other landlords with the same ledger had when one of them had something that seemed free here.
     """
 
     clock: ServiceClock = field(default_factory=ServiceClock)
@@ -29,6 +30,7 @@ class Letting:
     asking: dict[bytes, int] = field(default_factory=dict)
     payable: dict[bytes, set[bytes]] = field(default_factory=dict)
     free: FreeNetworks = field(default_factory=lambda: FreeNetworks(()))
+    others: tuple[Prefix, ...] = ()
 
     def add(self, rental: Rental) -> None:
         """Enter a rental; its networks are taken."""
@@ -46,8 +48,8 @@ class Letting:
 
     def use_pools(self, pools: Iterable[Pool]) -> None:
         """Let from these pools from now on, without what is let or held already."""
-        held = (network for one in self.rentals.values() if one.holds_networks for network in one.networks)
-        self.free = FreeNetworks(tuple(pools), held)
+        held = [network for one in self.rentals.values() if one.holds_networks for network in one.networks]
+        self.free = FreeNetworks(tuple(pools), [*held, *self.others])
 
     def allocate(self, offer: Offer) -> tuple[Prefix, ...] | None:
         """Take the networks that an offer promises; None if the pools haven't all of them."""

@@ -42,6 +42,9 @@ MOVES: dict[RentalState, frozenset[RentalState]] = {
 }
 """A rental that was released before its first payment arrived may still become active."""
 
+PAID_LATE = "paid late"
+"""Reason of a released rental whose first payment has just come: it may begin if the ledger still has its networks."""
+
 _ACCRUES = frozenset({RentalState.ACTIVE, RentalState.RESERVED})
 
 
@@ -106,7 +109,7 @@ class Rental:
     @property
     def holds_networks(self) -> bool:
         """True while nobody else may get the networks."""
-        return self.state is not RentalState.RELEASED
+        return self.state is not RentalState.RELEASED or self.reason == PAID_LATE
 
     def owed_at_msat(self, service_s: int) -> int:
         """Return the rent that is owed and not charged, at an instant in seconds of service."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ngp.errors import FULL, LedgerError, LedgerMomentError, passes
-from ngp.store.sqlite import schema
+from ngp.store import schema
 
 _MAGIC = b"SQLite format 3\x00"
 _HEADER_BYTES = 100
@@ -165,7 +165,7 @@ def _create(path: Path) -> None:
         connection.execute(f"PRAGMA page_size={schema.PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL")
-        _advance(connection, 0)
+        advance(connection, 0)
     finally:
         connection.close()
     sync(fresh)
@@ -225,10 +225,11 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     if version == len(schema.MIGRATIONS):
         return
     copy(connection, path.with_name(f"{path.name}.before-{len(schema.MIGRATIONS)}"), replace=True)
-    _advance(connection, version)
+    advance(connection, version)
 
 
-def _advance(connection: sqlite3.Connection, version: int) -> None:
+def advance(connection: sqlite3.Connection, version: int) -> None:
+    """Make the migrations from this version on, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         for migration in schema.MIGRATIONS[version:]:
@@ -284,6 +285,42 @@ def _remove_left_over(target: Path) -> None:
         pid = one.name.removeprefix(f".{target.name}.").partition(".new")[0]
         if pid.isdecimal() and (int(pid) == os.getpid() or not os.path.exists(f"/proc/{pid}")):
             one.unlink(missing_ok=True)
+
+
+def back_up(connection: sqlite3.Connection, target: Path) -> None:
+    """Copy a database to a backup, new or in place of an older one. Raises LedgerError, or the ledger's own error."""
+    replaced = is_backup(target)
+    if not replaced and (target.is_symlink() or target.exists()):
+        raise LedgerError(f"backup {target}: exists and is no backup of ngp; choose another file")
+    try:
+        copy(connection, target, replaced)
+    except (OSError, sqlite3.Error) as error:
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF != sqlite3.SQLITE_FULL:
+            raise  # not the copy's disk, so it is an error of the ledger
+        said = f"{getattr(error, 'strerror', None) or error}; choose a file in an existing folder with room"
+        raise LedgerError(f"backup {target}: {said}") from error
+
+
+def scratch() -> sqlite3.Connection:
+    """Return an empty ledger in a file without a name, which vanishes when it is closed."""
+    connection = sqlite3.connect("", isolation_level=None)
+    connection.execute(f"PRAGMA page_size={schema.PAGE_BYTES}")
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    advance(connection, 0)
+    return connection
+
+
+def columns(connection: sqlite3.Connection) -> dict[str, list[str]]:
+    """Return the tables of a ledger, and their columns."""
+    tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return {one: [row[1] for row in connection.execute(f"PRAGMA table_info({one})")] for one in sorted(tables)}
+
+
+def set_aside(path: Path) -> None:
+    """Rename a closed ledger whose content is in another database now, so that nobody goes on with it."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.name}.moved"))
+        sync(path.parent)
 
 
 def is_backup(path: Path) -> bool:

@@ -10,24 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self
 
-from ngp.core.messages import StatementLine
-from ngp.core.records import ContractRecord, JournalRecord, Record, Snapshot
+from ngp.core.messages import Prefix
 from ngp.errors import LedgerError
-from ngp.store.batch import Batch
-from ngp.store.keeping import KEEP_CLOSED_S
-from ngp.store.sqlite import file, prune, rows
+from ngp.store.ledger import SqlLedger
+from ngp.store.sqlite import file
 from ngp.store.sqlite.checkpoints import Checkpoints
 
-_T = TypeVar("_T")
-_DAY_S = 86_400
-_PAGE_ROWS = 500
+VACUUM_PAGES = 256
 
 
-class SqliteLedger:
+class SqliteLedger(SqlLedger):
     """The open ledger (`ngp.ports.Ledger`)."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -49,140 +45,21 @@ class SqliteLedger:
         self._connection.close()
         self._broken = self._broken or "it is closed"
 
-    def next_boot(self, least: int = 1) -> int:
-        """Count this start, durably, and return the number."""
-        with self._transaction(durable=True) as connection:
-            row = connection.execute(
-                "INSERT INTO state VALUES ('boot', ?1) "
-                "ON CONFLICT (name) DO UPDATE SET value = max(value + 1, ?1) RETURNING value",
-                (least,),
-            ).fetchall()[0]
-        return int(row[0])
-
-    def commit(self, records: Sequence[Record], durable: bool = False) -> None:
-        """Write records in one transaction, all or none; refused if the file is no longer at its path."""
-        if not records:
-            return
-        batch = Batch(records)
-        with self._transaction(durable) as connection:
-            rows.write(connection, batch)
-
-    def load(self, now_utc_s: int) -> Snapshot:
-        """Read what a start needs."""
-        with self._reading() as connection:
-            found = connection.execute("SELECT value FROM state WHERE name = 'cursor'").fetchone()
-            by_neighbour = connection.execute(
-                "SELECT identity, sum(amount_msat + fee_msat) FROM payments "
-                "WHERE direction = 'out' AND state IN ('pending', 'succeeded') GROUP BY identity"
-            ).fetchall()
-            (newest_s,) = connection.execute("SELECT max(touched_s) FROM payments WHERE compact = 0").fetchone()
-            since_s = min(now_utc_s, newest_s or 0) - _DAY_S  # a clock that is ahead must not empty the budgets
-            (forgotten_s,) = connection.execute(
-                "SELECT max(touched_s) FROM payments WHERE direction = 'out' AND state NOT IN ('open', 'pending') "
-                "AND (compact = 1 OR touched_s <= ?)",
-                (since_s,),
-            ).fetchone()
-
-            def every(make: Callable[[Sequence[Any]], _T], query: str, *arguments: int) -> tuple[_T, ...]:
-                return tuple(map(make, connection.execute(query, arguments)))
-
-            return Snapshot(
-                neighbours=every(rows.neighbour, f"SELECT {rows.NEIGHBOUR_COLUMNS} FROM neighbours"),
-                accounts=every(rows.account, f"SELECT {rows.ACCOUNT_COLUMNS} FROM accounts"),
-                contracts=every(
-                    rows.contract,
-                    f"SELECT {rows.CONTRACT_COLUMNS} FROM contracts "
-                    "WHERE kind = 'traffic' AND (closed_at_s = 0 OR closed_at_s > ?)",
-                    now_utc_s - KEEP_CLOSED_S,
-                ),
-                payments=every(
-                    rows.payment,
-                    f"SELECT {rows.PAYMENT_COLUMNS} FROM payments WHERE state IN ('open', 'pending') UNION "
-                    f"SELECT {rows.PAYMENT_COLUMNS} FROM payments WHERE compact = 0 AND touched_s > ?",
-                    since_s,
-                ),
-                cursor=found[0] if found else 0,
-                spent_total_msat=sum(row[1] for row in by_neighbour),
-                spent_by_neighbour_msat=tuple(by_neighbour),
-                forgotten_s=forgotten_s or 0,
-                rentals=every(
-                    rows.rental,
-                    f"SELECT {rows.RENTAL_COLUMNS} FROM rentals WHERE state <> 'released' UNION "
-                    f"SELECT {rows.RENTAL_COLUMNS} FROM rentals JOIN accounts ON identity = rental "
-                    "WHERE role = 'server' AND paid_msat > charged_msat + refunded_msat",
-                ),
-                service=rows.service(
-                    connection.execute("SELECT name, value FROM state WHERE name GLOB 'service_*'")
-                ),
-                blocked=tuple(row[0] for row in connection.execute("SELECT identity FROM blocks")),
-            )
-
-    def journal(self, since_s: int | None = None) -> Iterator[JournalRecord]:
-        """Yield the journal, oldest first, a page at a time."""
-        since = -1 if since_s is None else since_s
-        with self._reading() as connection:
-            summaries = connection.execute(
-                "SELECT day_s, 'summary', identity, x'', charged_msat, x'', role FROM summaries WHERE day_s >= ? "
-                "ORDER BY day_s, identity, role",
-                (since,),
-            ).fetchall()
-        yield from map(rows.journal, summaries)
-        last = 0
-        while True:
-            with self._reading() as connection:
-                page = connection.execute(
-                    f"SELECT id, {rows.JOURNAL_COLUMNS} FROM journal WHERE id > ? AND time_s >= ? ORDER BY id LIMIT ?",
-                    (last, since, _PAGE_ROWS),
-                ).fetchall()
-            if not page:
-                return
-            yield from (rows.journal(row[1:]) for row in page)
-            last = page[-1][0]
-
-    def contracts(self, include_closed: bool = False) -> list[ContractRecord]:
-        """List running contracts and then, if wanted, closed ones, the last closed first."""
-        query = f"SELECT {rows.CONTRACT_COLUMNS} FROM contracts WHERE closed_at_s "
-        with self._reading() as connection:
-            found = connection.execute(query + "= 0").fetchall()
-            if include_closed:
-                found += connection.execute(query + "> 0 ORDER BY closed_at_s DESC").fetchall()
-        return [rows.contract(row) for row in found]
-
-    def unacknowledged(
-        self, identity: bytes, after: tuple[int, bytes], limit: int
-    ) -> tuple[tuple[StatementLine, ...], tuple[int, bytes] | None]:
-        """Read a page of the bills that their clients haven't acknowledged."""
-        with self._reading() as connection:
-            found = connection.execute(
-                f"SELECT contract, used_to_bytes, used_from_bytes, charged_msat, closed_at_s FROM contracts "
-                f"WHERE {rows.UNACKNOWLEDGED} AND identity = ? AND (closed_at_s, contract) > (?, ?) "
-                f"ORDER BY closed_at_s, contract LIMIT ?",
-                (identity, *after, limit),
-            ).fetchall()
-        rest = (found[-1][4], found[-1][0]) if len(found) == limit else None
-        return tuple(StatementLine(*row[:4]) for row in found), rest
+    def hold_networks(self, rental: bytes, networks: Sequence[Prefix]) -> tuple[Prefix, ...]:
+        """Hold networks: this ledger has one landlord, whose core lets none of them twice."""
+        return ()
 
     def backup(self, target: Path) -> None:
         """Copy the ledger to a file while it is in use. Raises LedgerError; see `ngp.ports.Ledger`."""
-        replaced = file.is_backup(target)
-        if not replaced and (target.is_symlink() or target.exists()):
-            raise LedgerError(f"backup {target}: exists and is no backup of ngp; choose another file")
         with self._reading() as connection:
-            try:
-                file.copy(connection, target, replaced)
-            except (OSError, sqlite3.Error) as error:
-                if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF != sqlite3.SQLITE_FULL:
-                    raise  # not the copy's disk, so it is an error of the ledger
-                said = f"{getattr(error, 'strerror', None) or error}; choose a file in an existing folder with room"
-                raise LedgerError(f"backup {target}: {said}") from error
+            file.back_up(connection, target)
 
     def prune(self, now_utc_s: int) -> bool:
         """Fold and delete old records, and give pages back to the file system."""
-        with self._transaction(durable=False) as connection:
-            more = prune.prune(connection, now_utc_s)
+        more = super().prune(now_utc_s)
         with self._reading() as connection:
             # executescript: a plain execute stops after the first page, since the pragma has rows without columns
-            connection.executescript(f"PRAGMA incremental_vacuum({prune.VACUUM_PAGES})")
+            connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
         return more
 
     @contextlib.contextmanager

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import sqlite3
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 from ngp.errors import LedgerError
-from ngp.store.sqlite import file, sums
+from ngp.store import schema, sums
+from ngp.store.sqlite import file
 from ngp.store.sqlite.ledger import SqliteLedger
+
+_LOOKED_AT_EVERY = 20_000  # steps of SQLite's machine, less than a millisecond
 
 
 class SqliteStore:
@@ -38,8 +43,22 @@ class SqliteStore:
         file.look(self._path)
 
     def audit(self, most_s: float) -> tuple[list[str], str]:
-        """Audit the ledger, with a separate connection."""
-        return sums.compare(self._path, most_s)
+        """Audit the ledger, with a separate connection, as a daemon may be writing to the file."""
+        until = time.monotonic() + most_s
+        with file.translated(self._path), closing(file.connect(self._path)) as connection:
+            connection.execute("PRAGMA query_only=ON")
+            if connection.execute("PRAGMA user_version").fetchone()[0] != len(schema.MIGRATIONS):
+                return [], "the ledger is of an older ngp; the next start updates it"
+            connection.set_progress_handler(lambda: time.monotonic() > until, _LOOKED_AT_EVERY)
+            connection.execute("BEGIN")  # one state for all sums
+            found: list[str] = []
+            try:
+                found.extend(sums.compare(connection.execute))
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+                    raise
+                return found, f"it takes more than {most_s:g} s"
+            return found, ""
 
     def written_s(self) -> int:
         """Return when a transaction was last written to the log. A reader that merges the log doesn't count."""

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 
 from ngp.store import keeping
-from ngp.store.sqlite.rows import ADD_TO_SUMMARY
-from ngp.store.sqlite.schema import EMPTY
+from ngp.store.rows import ADD_TO_SUMMARY, PUT_STATE
+from ngp.store.schema import EMPTY
+from ngp.store.sql import Connection
 
 _DAY_S = 86_400
 _ROWS = 500
 _JOURNAL_ROWS = 2000
-VACUUM_PAGES = 256
 
 _FOLD = f"INSERT INTO summaries VALUES (?, ?, ?, 1, ?, ?, ?) {ADD_TO_SUMMARY}"
 
 
-def prune(connection: sqlite3.Connection, now_utc_s: int) -> bool:
+def prune(connection: Connection, now_utc_s: int) -> bool:
     """Do one bounded part of the work in the caller's transaction; return whether more is left to do."""
     emptied = _drop_empty_contracts(connection, now_utc_s - keeping.KEEP_CLOSED_S)
     folded = _fold_contracts(connection, _fold_before(connection, now_utc_s))
     shortened = connection.execute(
-        """UPDATE payments SET bolt11 = '', compact = 1 WHERE rowid IN (SELECT rowid FROM payments
+        """UPDATE payments SET bolt11 = '', compact = 1 WHERE (direction, payment_hash) IN (
+        SELECT direction, payment_hash FROM payments
         WHERE compact = 0 AND touched_s < ? AND state IN ('settled', 'succeeded') ORDER BY touched_s LIMIT ?)""",
         (now_utc_s - keeping.KEEP_INVOICE_TEXT_S, _ROWS),
     ).rowcount
     removed = connection.execute(
-        """DELETE FROM payments WHERE rowid IN (SELECT rowid FROM payments
+        """DELETE FROM payments WHERE (direction, payment_hash) IN (
+        SELECT direction, payment_hash FROM payments
         WHERE compact = 0 AND touched_s < ? AND state IN ('failed', 'cancelled') ORDER BY touched_s LIMIT ?)""",
         (now_utc_s - keeping.KEEP_UNPAID_S, _ROWS),
     ).rowcount
@@ -35,7 +36,7 @@ def prune(connection: sqlite3.Connection, now_utc_s: int) -> bool:
     return max(emptied, folded, shortened, removed) >= _ROWS or walked >= _JOURNAL_ROWS
 
 
-def _drop_empty_contracts(connection: sqlite3.Connection, before_s: int) -> int:
+def _drop_empty_contracts(connection: Connection, before_s: int) -> int:
     rows = connection.execute(
         f"SELECT contract FROM contracts WHERE closed_at_s < ? AND {EMPTY} ORDER BY closed_at_s LIMIT ?",
         (before_s, _ROWS),
@@ -44,7 +45,7 @@ def _drop_empty_contracts(connection: sqlite3.Connection, before_s: int) -> int:
     return len(rows)
 
 
-def _fold_before(connection: sqlite3.Connection, now_utc_s: int) -> int:
+def _fold_before(connection: Connection, now_utc_s: int) -> int:
     """Return the time (UTC seconds) such that contracts closed before it are folded now."""
     surplus = connection.execute(
         "SELECT closed_at_s FROM contracts WHERE closed_at_s > 0 ORDER BY closed_at_s DESC LIMIT 1 OFFSET ?",
@@ -54,7 +55,7 @@ def _fold_before(connection: sqlite3.Connection, now_utc_s: int) -> int:
     return max(now_utc_s - keeping.KEEP_CONTRACTS_S, too_many_s)
 
 
-def _fold_contracts(connection: sqlite3.Connection, before_s: int) -> int:
+def _fold_contracts(connection: Connection, before_s: int) -> int:
     rows = connection.execute(
         """SELECT contract, identity, role, closed_at_s, used_to_bytes, used_from_bytes, charged_msat FROM contracts
         WHERE closed_at_s > 0 AND closed_at_s < ? ORDER BY closed_at_s LIMIT ?""",
@@ -67,12 +68,12 @@ def _fold_contracts(connection: sqlite3.Connection, before_s: int) -> int:
     return len(rows)
 
 
-def _delete(connection: sqlite3.Connection, keys: Sequence[tuple[bytes]]) -> None:
+def _delete(connection: Connection, keys: Sequence[tuple[bytes]]) -> None:
     connection.executemany("DELETE FROM journal WHERE contract = ? AND contract <> x'' AND payment_hash = x''", keys)
     connection.executemany("DELETE FROM contracts WHERE contract = ?", keys)
 
 
-def _thin_journal(connection: sqlite3.Connection, before_s: int) -> int:
+def _thin_journal(connection: Connection, before_s: int) -> int:
     """Delete old journal lines without money or contract; remember up to which line this was done."""
     found = connection.execute("SELECT value FROM state WHERE name = 'journal_thinned'").fetchone()
     newest = connection.execute("SELECT max(id) FROM journal").fetchone()[0] or 0
@@ -88,5 +89,5 @@ def _thin_journal(connection: sqlite3.Connection, before_s: int) -> int:
         AND NOT EXISTS (SELECT 1 FROM contracts WHERE contracts.contract = journal.contract)""",
         (start, last, before_s),
     )
-    connection.execute("INSERT OR REPLACE INTO state VALUES ('journal_thinned', ?)", (last,))
+    connection.execute(PUT_STATE, ("journal_thinned", last))
     return int(count)

@@ -1,8 +1,8 @@
-"""Schema: the ledger's tables, as a list of migrations that only grows.
+"""Schema: the ledger's tables, as a list of migrations that only grows, in SQLite's words.
 
-A released migration is never edited, as a router in the field may be at any of them. `PRAGMA user_version` counts the
-migrations applied to a file, and `PRAGMA application_id` marks it as a ledger. So a database of another program, or of
-a newer ngp, is refused instead of being written to.
+A released migration is never edited, as a router in the field may be at any of them. SQLite's `PRAGMA user_version`
+counts the migrations applied to a file, and `PRAGMA application_id` marks it as a ledger. So a database of another
+program, or of a newer ngp, is refused instead of being written to. `ngp.store.postgresql.dialect` translates the types.
 
 Tables are STRICT: a float or a text in an amount is an error here, not a wrong balance later. Tables with
 short rows are WITHOUT ROWID, which saves one of two trees; contracts and payments have long rows, for which

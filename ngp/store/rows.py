@@ -1,9 +1,12 @@
-"""Rows: turns records into rows and back. Upserts write absolute values, so a record written twice changes nothing."""
+"""Rows: turns records into rows and back, in the SQL that SQLite and PostgreSQL share.
+
+Upserts write absolute values, so a record written twice changes nothing. A value's place is `?`, bytes are `x''`;
+PostgreSQL's adapter has its own spelling for both.
+"""
 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
@@ -26,6 +29,7 @@ from ngp.core.records import (
 )
 from ngp.store import payments
 from ngp.store.batch import Batch
+from ngp.store.sql import Connection
 
 _Row = Sequence[Any]
 
@@ -51,25 +55,27 @@ PAYMENT_COLUMNS = ", ".join(_columns(PaymentRecord))
 JOURNAL_COLUMNS = ", ".join(_columns(JournalRecord))
 
 RENTAL_COLUMNS = ", ".join(_columns(RentalRecord))
+PUT_STATE = "INSERT INTO state VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 SERVICE = {"service_boot": 0, "service_before_ms": 1, "service_since_ms": 2}
 
 _PUT_NEIGHBOUR = _upsert("neighbours", NeighbourRecord, ("identity", "interface", "link_address"))
 _PUT_ACCOUNT = _upsert("accounts", AccountRecord, ("identity", "role"))
 _PUT_CONTRACT = _upsert("contracts", ContractRecord, ("contract",))
 _PUT_RENTAL = _upsert("rentals", RentalRecord, ("rental",))
-_PUT_BILLED = """UPDATE contracts SET billed_bytes = ?1 WHERE contract = ?2 AND role = ?3 AND identity = ?4
-    AND closed_at_s > 0 AND billed_bytes < ?1"""
+_PUT_BILLED = """UPDATE contracts SET billed_bytes = ? WHERE contract = ? AND role = ? AND identity = ?
+    AND closed_at_s > 0 AND billed_bytes < ?"""
 UNACKNOWLEDGED = "role = 'server' AND closed_at_s > 0 AND billed_bytes < used_to_bytes + used_from_bytes"
 _PUT_JOURNAL = f"INSERT INTO journal ({JOURNAL_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _PAYMENT = f"SELECT {PAYMENT_COLUMNS} FROM payments WHERE direction = ? AND payment_hash = ?"
 _PUT_PAYMENT = f"INSERT INTO payments ({PAYMENT_COLUMNS}, touched_s) VALUES ({', '.join('?' * 13)})"
 _MOVE_PAYMENT = """UPDATE payments SET amount_msat = ?, fee_msat = ?, state = ?, bolt11 = ?, preimage = ?,
-    settled_at_s = ?, reason = ?, touched_s = max(created_at_s, ?), compact = 0
+    settled_at_s = ?, reason = ?, touched_s = ?, compact = 0
     WHERE direction = ? AND payment_hash = ?"""
 
-ADD_TO_SUMMARY = """ON CONFLICT (identity, role, day_s) DO UPDATE SET contracts = contracts + 1,
-    used_to_bytes = used_to_bytes + excluded.used_to_bytes,
-    used_from_bytes = used_from_bytes + excluded.used_from_bytes, charged_msat = charged_msat + excluded.charged_msat"""
+ADD_TO_SUMMARY = """ON CONFLICT (identity, role, day_s) DO UPDATE SET contracts = summaries.contracts + 1,
+    used_to_bytes = summaries.used_to_bytes + excluded.used_to_bytes,
+    used_from_bytes = summaries.used_from_bytes + excluded.used_from_bytes,
+    charged_msat = summaries.charged_msat + excluded.charged_msat"""
 _FOLD_DISPLACED = f"""INSERT INTO summaries SELECT identity, role, closed_at_s - closed_at_s % 86400, 1, used_to_bytes,
     used_from_bytes, charged_msat FROM contracts WHERE contract = ? AND closed_at_s > 0 {ADD_TO_SUMMARY}"""
 
@@ -85,18 +91,19 @@ _payment_row = attrgetter(*_columns(PaymentRecord))
 _PRICES = _columns(ContractRecord).index("prices")
 
 
-def put_blocks(connection: sqlite3.Connection, blocks: Mapping[bytes, bool]) -> None:
+def put_blocks(connection: Connection, blocks: Mapping[bytes, bool]) -> None:
     """Write which identities are blocked, and which no longer are."""
     connection.executemany("DELETE FROM blocks WHERE identity = ?", ((one,) for one in blocks))
     connection.executemany("INSERT INTO blocks VALUES (?)", ((one,) for one, blocked in blocks.items() if blocked))
 
 
-def put_billed(connection: sqlite3.Connection, records: Iterable[BilledRecord]) -> None:
+def put_billed(connection: Connection, records: Iterable[BilledRecord]) -> None:
     """Raise the acknowledged bytes of closed contracts' bills; ignore unknown contracts and those of others."""
-    connection.executemany(_PUT_BILLED, ((one.billed_bytes, one.contract, one.role, one.identity) for one in records))
+    every = ((one.billed_bytes, one.contract, one.role, one.identity, one.billed_bytes) for one in records)
+    connection.executemany(_PUT_BILLED, every)
 
 
-def put_contracts(connection: sqlite3.Connection, batch: Batch) -> None:
+def put_contracts(connection: Connection, batch: Batch) -> None:
     """Write contracts; closed ones whose id a new one takes go into the sums first, since their charges still count."""
     connection.executemany(_PUT_CONTRACT, map(_contract_values, batch.displaced))
     begun = ((one.contract,) for one in batch.contracts.values() if not one.closed_at_s)
@@ -104,14 +111,14 @@ def put_contracts(connection: sqlite3.Connection, batch: Batch) -> None:
     connection.executemany(_PUT_CONTRACT, map(_contract_values, batch.contracts.values()))
 
 
-def forget_links(connection: sqlite3.Connection, keys: Iterable[tuple[bytes, str, bytes]]) -> None:
+def forget_links(connection: Connection, keys: Iterable[tuple[bytes, str, bytes]]) -> None:
     """Remove links by (identity, interface, link_address)."""
     connection.executemany(
         "DELETE FROM neighbours WHERE identity = ? AND interface = ? AND link_address = ?", keys
     )
 
 
-def forget_neighbours(connection: sqlite3.Connection, identities: Iterable[bytes]) -> None:
+def forget_neighbours(connection: Connection, identities: Iterable[bytes]) -> None:
     """Remove neighbours, accounts, contracts with their journal lines, and sums; payments are deleted by age only."""
     every = sorted(identities)
     for start in range(0, len(every), _FORGOTTEN_AT_ONCE):
@@ -123,7 +130,7 @@ def forget_neighbours(connection: sqlite3.Connection, identities: Iterable[bytes
         connection.execute(f"DELETE FROM rentals WHERE rental IN ({', '.join('?' * len(some))})", some)
 
 
-def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
+def put_payment(connection: Connection, record: PaymentRecord) -> None:
     """Add a payment or move it forward, by the rules of `ngp.store.payments.moved`. Raises LedgerError."""
     found = connection.execute(_PAYMENT, (record.direction, record.payment_hash)).fetchone()
     changed = payments.moved(payment(found) if found else None, record)
@@ -136,11 +143,12 @@ def put_payment(connection: sqlite3.Connection, record: PaymentRecord) -> None:
     connection.execute(
         _MOVE_PAYMENT,
         (changed.amount_msat, changed.fee_msat, changed.state, changed.bolt11, changed.preimage,
-         changed.settled_at_s, changed.reason, changed.settled_at_s, changed.direction, changed.payment_hash),
+         changed.settled_at_s, changed.reason, max(changed.created_at_s, changed.settled_at_s), changed.direction,
+         changed.payment_hash),
     )  # fmt: skip
 
 
-def write(connection: sqlite3.Connection, batch: Batch) -> None:
+def write(connection: Connection, batch: Batch) -> None:
     """Write the records of one transaction. Raises LedgerError for a change of a payment that isn't allowed.
 
     A statement without rows takes as long as one with a row. So only the kinds that have records get a statement: in
@@ -167,9 +175,9 @@ def write(connection: sqlite3.Connection, batch: Batch) -> None:
     if batch.service is not None:
         numbers = (batch.service.boot, batch.service.before_ms, batch.service.since_ms)
         values = ((name, numbers[place]) for name, place in SERVICE.items())
-        connection.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", values)
+        connection.executemany(PUT_STATE, values)
     if batch.cursor is not None:
-        connection.execute("INSERT OR REPLACE INTO state VALUES ('cursor', ?)", (batch.cursor,))
+        connection.execute(PUT_STATE, ("cursor", batch.cursor))
 
 
 def _contract_values(record: ContractRecord) -> list[Any]:
