@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import h11
 
-_READ_BYTES = 4096
+from ngp.modules.face.tls import TlsStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,8 @@ class BadRequest(Exception):
 class HttpConnection:
     """The server's end of a connection. Requests are read one after the other."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bounds: Bounds) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, stream: TlsStream, bounds: Bounds) -> None:
+        self._stream = stream
         self._bounds = bounds
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=bounds.head_bytes)
         self._is_first = True
@@ -63,7 +62,7 @@ class HttpConnection:
     async def next_request(self) -> Request | None:
         """Read a request; None: the client has closed the connection, or was silent for too long.
 
-        Raises: BadRequest; ConnectionError.
+        Raises: BadRequest, OSError.
         """
         loop = asyncio.get_running_loop()
         wait_s = self._bounds.request_s if self._is_first or self._h11.trailing_data[0] else self._bounds.idle_s
@@ -92,7 +91,7 @@ class HttpConnection:
         while True:
             event = self._h11.next_event()
             if event is h11.NEED_DATA:
-                data = await self._reader.read(_READ_BYTES)
+                data = await self._stream.read()
                 begin()
                 self._h11.receive_data(data)
             elif isinstance(event, h11.Request):
@@ -109,7 +108,7 @@ class HttpConnection:
                 return None
 
     async def reply(self, status: int, content: Mapping[str, object], is_last: bool = False) -> bool:
-        """Send a reply in JSON. Returns whether the connection goes on. Raises: ConnectionError, TimeoutError."""
+        """Send a reply in JSON. Returns whether the connection goes on. Raises: OSError."""
         body = json.dumps(content).encode()
         headers = [
             ("Content-Type", "application/json"),
@@ -123,9 +122,8 @@ class HttpConnection:
         sent = self._h11.send(h11.Response(status_code=status, headers=headers)) or b""
         if not self._is_head:  # a reply to HEAD has no body
             sent += self._h11.send(h11.Data(data=body)) or b""
-        self._writer.write(sent + (self._h11.send(h11.EndOfMessage()) or b""))
         async with asyncio.timeout(self._bounds.reply_s):
-            await self._writer.drain()
+            await self._stream.write(sent + (self._h11.send(h11.EndOfMessage()) or b""))
         if (self._h11.our_state, self._h11.their_state) != (h11.DONE, h11.DONE):
             return False
         self._h11.start_next_cycle()

@@ -27,6 +27,7 @@ from ngp.errors import ConfigError, LedgerError, RentalError, refused
 from ngp.modules.face.certificate import CertificateFiles
 from ngp.modules.face.http import BadRequest, Bounds, HttpConnection, Request
 from ngp.modules.face.staticwire import ADD_CREDIT, PATHS, StaticWireApi, read_form, unfit_terms
+from ngp.modules.face.tls import TlsStream
 from ngp.ports import LettingService
 
 SHOWS = "it shows status and configuration of a rental to whoever knows the tenant's public key"
@@ -203,30 +204,19 @@ class HttpsFace:
             _log.error("HTTPS: a request ended with a fault of ngp: %r", error, exc_info=error)
 
     async def _serve(self, accepted: socket.socket, who: Hashable) -> None:
-        loop, bounds = asyncio.get_running_loop(), self._limits.bounds
-        reader = asyncio.StreamReader(limit=bounds.head_bytes, loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        bounds = self._limits.bounds
+        assert self._context is not None
+        stream = await TlsStream.over(accepted, self._context)
         try:
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol,
-                accepted,
-                ssl=self._context,
-                ssl_handshake_timeout=self._limits.handshake_s,
-                ssl_shutdown_timeout=bounds.reply_s,
-            )
-        except OSError:  # ssl.SSLError is one, too
-            accepted.close()
-            return
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        try:
-            await self._converse(HttpConnection(reader, writer, bounds), who)
-            writer.close()
+            async with asyncio.timeout(self._limits.handshake_s):
+                await stream.handshake()
+            await self._converse(HttpConnection(stream, bounds), who)
             async with asyncio.timeout(bounds.reply_s):
-                await writer.wait_closed()
-        except OSError:  # TimeoutError is one, too
-            pass
+                await stream.close()
+        except OSError:
+            pass  # of the network, of TLS, or a time-out: the other end may come again
         finally:
-            transport.abort()
+            stream.abort()
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
