@@ -43,7 +43,7 @@ from ngp.modules.payment import lnd_paste, macaroon, node_key
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_channel import channel
 from ngp.modules.payment.lnd_client import LndClient, LndError
-from ngp.modules.payment.lnd_connect import Credentials, NoMacaroonError
+from ngp.modules.payment.lnd_connect import Credentials, NoMacaroonError, find_local
 from ngp.modules.payment.lnd_upkeep import LndUpkeep, key_bytes
 from ngp.remembered_node import RememberedNode
 
@@ -82,6 +82,7 @@ class LndPayment(LndUpkeep):
 
     keep_uri = staticmethod(lnd_paste.keep)
     try_uri = staticmethod(lnd_paste.attempt)
+    find_local = staticmethod(find_local)
 
     def __init__(self, state_dir: Path, options: Mapping[str, str] | None = None) -> None:
         super().__init__(LndClient(Credentials(options or {}, state_dir)))

@@ -25,6 +25,7 @@ from ngp.modules.payment import rpc_address, secret_file
 RPC_PORT = 10009
 STORED_URI = "lnd-connect"
 USUAL_FOLDERS = ("~/.lnd", "/var/lib/lnd", "/home/lnd/.lnd", "/mnt/hdd/lnd", "/etc/lnd")
+_NETWORKS = ("mainnet", "testnet4", "testnet", "signet", "regtest", "simnet")
 HOW = (
     "set LND_CONNECT to an lndconnect:// URI, or paste one by `ngp lightning connect`, "
     "or set LND_HOST, LND_CERT and LND_MACAROON"
@@ -156,6 +157,24 @@ class Credentials:
             except PermissionError:
                 continue
         return None
+
+
+def find_local() -> str:
+    """Return an lndconnect URI of an LND node in a usual place whose files we may read; "" if there is none. A secret.
+
+    LND's own macaroon may have any mode: it is LND's file, in LND's folder.
+    """
+    for folder in USUAL_FOLDERS:
+        home = Path(folder).expanduser()
+        for network in _NETWORKS:
+            try:
+                macaroon = (home / "data/chain/bitcoin" / network / "admin.macaroon").read_bytes()
+                certificate = ssl.PEM_cert_to_DER_cert((home / "tls.cert").read_text())
+            except (OSError, ValueError):
+                continue
+            cert, given = (base64.urlsafe_b64encode(one).decode() for one in (certificate, macaroon))
+            return f"lndconnect://localhost:{RPC_PORT}?cert={cert}&macaroon={given}"
+    return ""
 
 
 def parse_uri(text: str, where: str) -> Connection:

@@ -6,6 +6,7 @@ It needs neither root nor a daemon nor net.conf. Exit codes are those of `ngp`; 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -101,12 +102,27 @@ def _conf(call: _Call) -> int:
     return 0
 
 
+def _autopay(call: _Call) -> int:
+    """Keep the credit of a rental, or of a new one, until told to stop; never ends with 0."""
+    from ngp.cli import tenant_service  # late: it loads the payment modules
+
+    home = Home(Path.home() / FOLDER)
+    tunnel = home.tunnel(call.tunnel)
+    place = home.landlord(tunnel, call.host, call.pin)
+    with tenant_service.only_autopay(home.folder):
+        if tunnel is None:
+            HttpsLandlord(place).terms()  # no key is made for a landlord that doesn't answer
+            tunnel = home.add_tunnel(call.tunnel, place)
+        return tenant_service.keep_by_hand_of(home, tunnel, HttpsLandlord(place))
+
+
 _VERBS: dict[str, Callable[[_Call], int]] = {
     "AddCredit": _add_credit,
     "RentNewIP": _rent_new,
     "Renew": _renew,
     "GetRentalStatus": _status,
     "GetConf": _conf,
+    "AutoPay": _autopay,
 }
 
 
@@ -191,7 +207,8 @@ def _show_configuration(call: _Call, kept: KeptConfiguration, in_json: bool) -> 
     "RentNewIP        the same, but refuses where there is a rental\n"
     "Renew            the same, but refuses where there is none\n"
     "GetRentalStatus  networks, credit, and until when it is paid\n"
-    "GetConf          the WireGuard configuration again\n",
+    "GetConf          the WireGuard configuration again\n"
+    "AutoPay          rents, and keeps the credit by your own Lightning node, within BuyOfferTerms of Config.yaml\n",
 )
 @click.argument("action", type=click.Choice(list(_VERBS)))
 @click.option("--rental_server_host", "host", metavar="HOST[:PORT]", help="the landlord [Config.yaml]")
@@ -210,6 +227,7 @@ def static_ip(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command `staticIP` and exit."""
+    os.umask(0o077)  # keys, and who is paid what, are nobody else's business
     signal.signal(signal.SIGTERM, _end)
     sys.exit(run_command(static_ip, "staticIP", arguments))
 

@@ -196,6 +196,11 @@ class Home:
         return Limits(**found)
 
     @property
+    def probe(self) -> str:
+        """TunnelProbe: `auto`, or a command that ends with 0 if the rented address is reached from outside."""
+        return _word(self._values, "TunnelProbe") or "auto"
+
+    @property
     def lnd_uri(self) -> str:
         """LNDhost: an lndconnect URI; "" if there is none. A secret."""
         return _word(self._values, "LNDhost")

@@ -8,7 +8,7 @@ import segno
 
 
 def lines(text: str) -> str:
-    """Draw a text as a QR code of half blocks; dark on light, whatever the terminal's colours are.
+    """Draw a text as a QR code of half blocks, for a dark terminal; on a light one it is inverted.
 
     An invoice in capital letters needs a smaller code, and means the same (BOLT 11).
     """

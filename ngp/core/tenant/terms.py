@@ -114,10 +114,24 @@ def top_up_msat(credit_msat: int, terms: SaleTerms, limits: Limits, is_first: bo
     """
     if is_first:
         return ceil_to_sat_msat(terms.initial_credit_min_msat)
-    least_msat = ceil_to_sat_msat(max(terms.payment_min_msat, limits.payment_min.value))
-    target_msat = min(limits.target_credit.value, math.ceil(limits.target_time_s.value * terms.rate_sat_s * SAT_MSAT))
-    target_msat = min(max(target_msat, 2 * least_msat), terms.credit_max_msat)
+    least_msat, target_msat = _least_msat(terms, limits), _target_msat(terms, limits)
     room_msat = floor_to_sat_msat(terms.credit_max_msat - max(0, credit_msat))
     wanted_msat = ceil_to_sat_msat(target_msat - credit_msat)
     amount_msat = min(wanted_msat, floor_to_sat_msat(limits.payment_max.value), room_msat)
     return amount_msat if amount_msat >= least_msat else 0
+
+
+def lasts_until_due_s(credit_msat: int, terms: SaleTerms, limits: Limits) -> int:
+    """Return after how many seconds the next payment is due; 0: now."""
+    spare_msat = credit_msat - (_target_msat(terms, limits) - _least_msat(terms, limits))
+    return max(0, math.floor(spare_msat / (terms.rate_sat_s * SAT_MSAT)))
+
+
+def _least_msat(terms: SaleTerms, limits: Limits) -> int:
+    return ceil_to_sat_msat(max(terms.payment_min_msat, limits.payment_min.value))
+
+
+def _target_msat(terms: SaleTerms, limits: Limits) -> int:
+    by_time_msat = math.ceil(limits.target_time_s.value * terms.rate_sat_s * SAT_MSAT)
+    wanted_msat = max(min(limits.target_credit.value, by_time_msat), 2 * _least_msat(terms, limits))
+    return min(wanted_msat, terms.credit_max_msat)

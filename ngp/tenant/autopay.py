@@ -1,0 +1,175 @@
+"""AutoPay: keeps the credit of a rental, within the limits, for as long as the tunnel works.
+
+Each look asks for the landlord's status and terms, compares them with our own books, and pays what is due in parts.
+Whatever is wrong, nothing is paid, and the reason is told; the next look may find it mended. A payment that the
+landlord doesn't count ends all further payments until it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ngp.core.pricing import SAT_MSAT, show_money
+from ngp.core.tenant.account import disagreements, follow
+from ngp.core.tenant.answers import Status
+from ngp.core.tenant.terms import Limits, SaleTerms, lasts_until_due_s, refusals, top_up_msat
+from ngp.errors import ConfigError, LandlordError, NgpError, PaymentError
+from ngp.tenant import renting
+from ngp.tenant.books import Books, BooksFile
+from ngp.tenant.home import Home, Tunnel
+from ngp.tenant.https import HttpsLandlord, RefusedError
+from ngp.tenant.payer import Payer
+from ngp.tenant.proof import Proof
+from ngp.tenant.renting import Quote
+
+_log = logging.getLogger("ngp.tenant")
+
+LOOK_AGAIN_S = 60.0
+"""After a look that failed."""
+LOOK_MOST_S = 6 * 3600.0
+"""The longest time between two looks: disagreements should be found long before the credit ends."""
+CONFIRM_S = 120.0
+"""How long a landlord may take to count a payment."""
+
+
+class LimitError(PaymentError):
+    """A limit of the tenant refuses the landlord's terms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One rental that is kept. Attributes: limits: returns the limits, read again when their file changes."""
+
+    home: Home
+    tunnel: Tunnel
+    landlord: HttpsLandlord
+    books: BooksFile
+    payer: Payer
+    proof: Callable[[], Proof]
+    limits: Callable[[], Limits]
+    warn_s: int
+
+
+async def look(kept: Kept) -> float:
+    """Look once, and pay at most one part.
+
+    Returns: seconds until the next look; 0: at once, as more may be due.
+    Raises: NgpError: nothing was paid, or the outcome of a payment isn't known yet.
+    """
+    books = await kept.payer.finish()
+    status = await asyncio.to_thread(_status, kept, books)
+    if status is not None:
+        books = _compared(kept, books, status)
+        await asyncio.to_thread(_configure, kept, books, status)
+    is_first = not books.account.started
+    terms = await asyncio.to_thread(kept.landlord.terms)
+    limits = kept.limits()
+    if refused := refusals(terms, limits, is_first):
+        raise LimitError(f"{'; '.join(refused)}: nothing is paid")
+    credit_msat = status.credit_msat if status is not None and not is_first else 0
+    amount_msat = top_up_msat(credit_msat, terms, limits, is_first)
+    if not is_first:
+        _warn_of_end(kept, credit_msat, books)
+    if not amount_msat:
+        return min(LOOK_MOST_S, max(LOOK_AGAIN_S, float(lasts_until_due_s(credit_msat, terms, limits))))
+    if not is_first and (why_not := await kept.proof().why_not()):
+        raise PaymentError(f"{why_not}; payment of {show_money(amount_msat)} waits until the tunnel works")
+    quote = await asyncio.to_thread(_ask, kept, books, amount_msat, terms, is_first)
+    _log.info("paying %s for %s", show_money(quote.amount_msat), kept.tunnel.shown_name)
+    books = await kept.payer.pay(quote)
+    await _confirmed(kept, books, quote)
+    return 0.0
+
+
+def _status(kept: Kept, books: Books) -> Status | None:
+    """Return the landlord's status; None if there is no rental yet."""
+    try:
+        status = kept.landlord.status(kept.tunnel.public_key)
+    except RefusedError as error:
+        if books.account.started:
+            paid = show_money(books.account.paid_msat)
+            raise LandlordError(f"{error}; {paid} were paid for the rental: ask the landlord") from error
+        return None
+    return status if status.payments or books.account.started else None
+
+
+def _compared(kept: Kept, books: Books, status: Status) -> Books:
+    """Compare the landlord's word with our books, and take over payments that were made by hand."""
+    if wrong := disagreements(books.account, status, time.time()):
+        raise PaymentError(f"landlord {kept.landlord.place}: {'; '.join(wrong)}: nothing is paid")
+    account = follow(books.account, status)
+    if account != books.account:
+        books = replace(books, account=account)
+        kept.books.write(books)
+    return books
+
+
+def _ask(kept: Kept, books: Books, amount_msat: int, terms: SaleTerms, is_first: bool) -> Quote:
+    quote = renting.ask(kept.landlord, kept.tunnel, amount_msat // SAT_MSAT, terms, is_first)
+    if not is_first and (wrong := disagreements(books.account, quote.asked.status, time.time())):
+        raise PaymentError(f"landlord {kept.landlord.place}: {'; '.join(wrong)}: nothing is paid")
+    return quote
+
+
+async def _confirmed(kept: Kept, books: Books, quote: Quote) -> None:
+    """Wait until the landlord counts a payment. Raises PaymentError."""
+    until_s = time.monotonic() + CONFIRM_S
+    while True:
+        status = await asyncio.to_thread(kept.landlord.status, kept.tunnel.public_key, quote.asked.bolt11)
+        if status.payments >= books.account.payments and status.paid_msat >= books.account.paid_msat:
+            return
+        if time.monotonic() > until_s:
+            raise PaymentError(
+                f"landlord {kept.landlord.place} hasn't counted the payment of {show_money(quote.amount_msat)} within "
+                f"{CONFIRM_S:g} s: nothing more is paid until it does; ask the landlord"
+            )
+        await asyncio.sleep(renting.POLL_S)
+
+
+def _configure(kept: Kept, books: Books, status: Status) -> None:
+    """Write the configuration of a paid rental, unless the file is there already."""
+    if kept.home.conf_path(kept.tunnel).exists():
+        return
+    written = renting.keep_configuration(kept.home, kept.landlord, kept.tunnel, status)
+    kept.books.write(replace(books, should_run=True))
+    _log.info("configuration written to %s", written.path)
+
+
+def _warn_of_end(kept: Kept, credit_msat: int, books: Books) -> None:
+    rate = books.account.rate_sat_s * SAT_MSAT
+    left_s = credit_msat / rate if rate else 0
+    if left_s < kept.warn_s:
+        _log.warning("the credit of %s ends in %.1f h", kept.tunnel.shown_name, max(0.0, left_s / 3600))
+
+
+async def keep(kept: Kept, once: bool, changed: Callable[[], bool]) -> None:
+    """Look again and again; with `once` until nothing is due. Only an error or a cancellation ends it.
+
+    Args: changed: says whether settings changed since the last call: then it looks at once.
+    Raises: NgpError: with `once` any; otherwise ConfigError and LimitError at the first look, as the user is there.
+    """
+    first, said = True, ""
+    while True:
+        try:
+            pause_s = await look(kept)
+            first, said = False, ""
+        except NgpError as error:
+            if once or (first and isinstance(error, ConfigError | LimitError)):
+                raise
+            if str(error) != said:
+                said = str(error)
+                _log.error("%s: %s", kept.tunnel.shown_name, said)
+            pause_s = LOOK_AGAIN_S
+        if once and pause_s:
+            return
+        await _pause(pause_s, changed)
+
+
+async def _pause(pause_s: float, changed: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + pause_s
+    while (left_s := until_s - time.monotonic()) > 0 and not changed():
+        await asyncio.sleep(min(left_s, 2.0))

@@ -1,0 +1,503 @@
+"""AutoPay against a landlord that may misbehave, with the sandbox's payments: limits, proof, restarts, never twice."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import yaml
+
+from ngp.cli.tenant_service import only_autopay
+from ngp.core.settings import Budgets, FeeLimit
+from ngp.core.tenant.terms import Limits
+from ngp.errors import ConfigError, ExitCode, LandlordError, PaymentError
+from ngp.modules.payment.sandbox import SandboxPayment
+from ngp.tenant import autopay, files
+from ngp.tenant.autopay import Kept, LimitError
+from ngp.tenant.books import Books, BooksFile
+from ngp.tenant.home import FOLDER, Home, Tunnel
+from ngp.tenant.https import HttpsLandlord
+from ngp.tenant.payer import Payer
+from tests.tenant.conftest import User
+from tests.tenant.stand_in import StandIn
+
+FIRST_SAT = 49_000  # 48,000 and the landlord's least credit
+TARGET_SAT = 3_943  # 5 days of 24,000 sat a month, rounded up, is below the target of 6,000
+
+
+@dataclass
+class Told:
+    """A proof that says what the test says."""
+
+    why: str = ""
+
+    async def why_not(self) -> str:
+        return self.why
+
+
+@dataclass
+class Keeper:
+    """A tenant with a sandbox node, whose AutoPay may be started as often as one likes."""
+
+    folder: Path
+    landlord: StandIn
+    proof: Told = field(default_factory=Told)
+    budgets: Budgets | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    limits: Limits | None = None
+
+    def __post_init__(self) -> None:
+        self.home = Home(self.folder / "home")
+        place = self.home.landlord(None, self.landlord.host, self.landlord.pin)
+        self.tunnel: Tunnel = self.home.add_tunnel(None, place)
+        self.books = BooksFile(self.home.state_path(self.tunnel))
+        self.https = HttpsLandlord(place)
+
+    def run(self, once: bool = True) -> None:
+        asyncio.run(self.keep(once))
+
+    async def keep(self, once: bool = True) -> None:
+        payment = SandboxPayment(self.folder / "node", self.options)
+        spent = lambda since_s: self.books.read().spent_msat(since_s)  # noqa: E731
+        payer = Payer(payment, self.books, FeeLimit(0, 1000), self.budgets, spent)
+        limits = lambda: self.limits or self.home.limits()  # noqa: E731
+        kept = Kept(self.home, self.tunnel, self.https, self.books, payer, lambda: self.proof, limits, 0)
+        try:
+            await autopay.keep(kept, once, lambda: False)
+        finally:
+            await payment.close()
+
+    def payments(self) -> list[tuple[int, str]]:
+        """Return what the node paid: sat, and the state."""
+        with sqlite3.connect(self.folder / "node" / "sandbox.db") as connection:
+            rows = connection.execute("SELECT amount_msat, status FROM payments ORDER BY due_at_s").fetchall()
+        return [(row[0] // 1000, row[1]) for row in rows]
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, landlord: StandIn) -> Iterator[Keeper]:
+    node = tmp_path / "node" / "sandbox.db"
+    node.parent.mkdir()
+
+    def is_paid(payment_hash: bytes) -> bool:
+        if not node.exists():
+            return False
+        with sqlite3.connect(node) as connection:
+            asked = "SELECT status FROM payments WHERE payment_hash = ?"
+            row = connection.execute(asked, (payment_hash,)).fetchone()
+        return row is not None and row[0] == "succeeded"
+
+    def make_invoice(amount_msat: int, expiry_s: int) -> tuple[str, bytes]:
+        async def make() -> tuple[str, bytes]:
+            payee = SandboxPayment(tmp_path / "payee")
+            made = await payee.create_invoice(amount_msat, "rent", expiry_s)
+            await payee.close()
+            return made.bolt11, made.payment_hash
+
+        return asyncio.run(make())
+
+    (tmp_path / "payee").mkdir()
+    landlord.is_paid, landlord.make_invoice = is_paid, make_invoice
+    with (
+        mock.patch("ngp.tenant.payer.TRACK_EVERY_S", 0.05),
+        mock.patch("ngp.tenant.payer._SURE_S", 0.1),
+        mock.patch("ngp.tenant.renting.WIREGUARD_FOLDER", tmp_path / "wireguard"),
+    ):
+        yield Keeper(tmp_path, landlord)
+
+
+class Killed(BaseException):
+    """The process ends here, and nothing of it runs any more."""
+
+
+def set_limits(keeper: Keeper, **sat: int) -> None:
+    """Change limits of BuyOfferTerms, in sat or seconds."""
+    limits: dict[str, Any] = {}
+    for name, value in sat.items():
+        factor = 1 if name == "target_time_s" else 1000
+        limits[name] = replace(getattr(keeper.home.limits(), name), value=value * factor)
+    keeper.limits = replace(keeper.home.limits(), **limits)
+
+
+def test_rents_and_fills_the_credit_in_parts_up_to_the_target(keeper: Keeper) -> None:
+    keeper.run()
+    paid = keeper.payments()
+    assert paid[0] == (FIRST_SAT, "succeeded") and len(paid) == 3
+    assert all(550 <= sat <= 1500 for sat, _ in paid[1:])
+    (rental,) = keeper.landlord.rentals.values()
+    assert 0 <= TARGET_SAT - rental.credit_now(keeper.landlord.now()) < 1
+    account = keeper.books.read().account
+    assert (account.paid_msat, account.payments) == (rental.paid * 1000, 3)
+    assert keeper.home.conf_path(keeper.tunnel).exists()
+    keeper.run()
+    assert keeper.payments() == paid  # nothing is due
+
+
+def test_the_file_of_the_published_client_is_taken_over(keeper: Keeper) -> None:
+    keeper.run()
+    books = keeper.books.read()
+    values = yaml.safe_load(keeper.books.path.read_text())
+    published = yaml.safe_dump({key: value for key, value in values.items() if key not in ("Pending", "Payments")})
+    keeper.books.path.write_text(published)
+    assert keeper.books.read().account == books.account
+    keeper.landlord.rent = 100  # everything is due again at another rent
+    set_limits(keeper, target_credit=5500, target_time_s=10**9)
+    keeper.run()
+    assert keeper.books.path.with_name("TunnelState.yaml.before").read_text() == published
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "setting"),
+    [
+        ("rent_max", 23_999, "MaxMonthlyRate"),
+        ("activation_max", 47_999, "MaxActivationFee"),
+        ("initial_max", 999, "MaxInitialCredit"),
+        ("payment_max", 499, "MaxRegularPaymentSize"),
+        ("payment_min", 1_501, "MinRegularPaymentSize"),
+    ],
+)
+def test_each_limit_refuses_and_is_named(keeper: Keeper, name: str, value: int, setting: str) -> None:
+    set_limits(keeper, **{name: value})
+    with pytest.raises(LimitError, match=setting):
+        keeper.run(once=False)
+    assert not keeper.books.path.exists()
+    assert [verb for verb, _ in keeper.landlord.calls if verb == "AddCredit"] == []
+
+
+def test_a_large_sum_comes_in_parts_none_above_the_cap(keeper: Keeper) -> None:
+    set_limits(keeper, target_credit=6000, target_time_s=10**9)
+    keeper.run()
+    parts = [sat for sat, _ in keeper.payments()[1:]]
+    assert max(parts) == 1500 and 5000 - 550 < sum(parts) <= 5000
+
+
+@pytest.mark.parametrize(("budget", "value"), [("hour_msat", 48_999), ("day_msat", 48_999), ("total_msat", 49_000)])
+def test_budgets_hold_with_the_highest_fee(keeper: Keeper, budget: str, value: int) -> None:
+    keeper.budgets = replace(Budgets(0, None, 10**9, 10**9, 10**9), **{budget: value * 1000})
+    with pytest.raises(PaymentError, match=f"BUDGET_{budget.partition('_')[0].upper()}"):
+        keeper.run()
+    assert not keeper.payments()
+
+
+def test_budgets_count_what_was_spent_before(keeper: Keeper) -> None:
+    keeper.budgets = Budgets(0, None, 50_502_000, 10**9, None)
+    with pytest.raises(PaymentError, match="BUDGET_HOUR"):
+        keeper.run()
+    assert [sat for sat, _ in keeper.payments()] == [FIRST_SAT, 1500]
+
+
+def test_nothing_is_paid_while_the_tunnel_is_not_proven(keeper: Keeper) -> None:
+    keeper.proof.why = "no answer"
+    with pytest.raises(PaymentError, match="no answer"):
+        keeper.run()
+    assert [sat for sat, _ in keeper.payments()] == [FIRST_SAT]
+    keeper.proof.why = ""
+    keeper.run()
+    assert len(keeper.payments()) == 3
+
+
+def test_a_payment_by_hand_is_taken_over(keeper: Keeper) -> None:
+    keeper.run()
+    (key,) = keeper.landlord.rentals
+    keeper.landlord.add_credit({"WireGuardPubKey": key, "amount": "700"})
+    former, keeper.landlord.is_paid = keeper.landlord.is_paid, lambda _hash: True
+    keeper.run()
+    keeper.landlord.is_paid = former
+    assert len(keeper.payments()) == 3
+    assert keeper.books.read().account.payments == 4
+    set_limits(keeper, target_credit=6000, target_time_s=10**9)
+    keeper.run()
+    assert len(keeper.payments()) > 3
+
+
+# --- a landlord that cheats -------------------------------------------------------------------------------------------
+
+
+def test_a_landlord_that_does_not_count_a_payment_gets_no_other(keeper: Keeper) -> None:
+    keeper.landlord.is_paid = lambda _hash: False
+    with mock.patch("ngp.tenant.autopay.CONFIRM_S", 0.5), mock.patch("ngp.tenant.renting.POLL_S", 0.1):
+        with pytest.raises(PaymentError, match="hasn't counted"):
+            keeper.run()
+        with pytest.raises((PaymentError, LandlordError), match="payments of 0 sat"):
+            keeper.run()
+    assert [sat for sat, _ in keeper.payments()] == [FIRST_SAT]
+
+
+@pytest.mark.parametrize(
+    ("twist", "said"),
+    [
+        ({"total_paid": 49_000}, "counts"),
+        ({"NumberOfPayments": 1}, "counts"),
+        ({"ActivationFee": 48_001}, "activation fee"),
+        ({"CurrentRate": 1.0}, "rent rose"),
+        ({"Credit": 100.0}, "credit"),
+        ({"Networks": ["203.0.113.1/32"]}, "networks"),
+    ],
+)
+def test_a_landlord_that_says_less_than_our_books(keeper: Keeper, twist: dict[str, Any], said: str) -> None:
+    keeper.run()
+    keeper.landlord.twists["getstatus"] = lambda plain: plain | twist
+    with pytest.raises(PaymentError, match=said):
+        keeper.run()
+    assert len(keeper.payments()) == 3
+
+
+def test_a_landlord_whose_clock_is_ahead(keeper: Keeper) -> None:
+    keeper.run()
+    keeper.landlord.ahead_s = 7200
+    with pytest.raises(PaymentError, match=r"clock is 7\d\d\d s ahead"):
+        keeper.run()
+
+
+def test_a_landlord_that_forgot_the_rental(keeper: Keeper) -> None:
+    keeper.run()
+    keeper.landlord.rentals.clear()
+    with pytest.raises(LandlordError, match="were paid for the rental"):
+        keeper.run()
+
+
+@pytest.mark.parametrize("changed", ["rent", "fee", "payment_min", "credit_max"])
+def test_terms_that_change_between_offer_and_invoice(keeper: Keeper, changed: str) -> None:
+    landlord = keeper.landlord
+
+    def change(plain: dict[str, Any]) -> dict[str, Any]:
+        setattr(landlord, changed, getattr(landlord, changed) + 10)
+        return plain
+
+    landlord.twists["GetSellOfferTerms"] = change
+    with pytest.raises(LandlordError, match="changed its terms"):
+        keeper.run()
+    assert not keeper.payments()
+
+
+def test_an_invoice_of_a_renewal_for_more_than_its_credit(keeper: Keeper) -> None:
+    set_limits(keeper, target_credit=1100)
+    keeper.run()
+    make = keeper.landlord.make_invoice
+    assert make is not None
+    keeper.landlord.make_invoice = lambda amount_msat, expiry_s: make(amount_msat * 10, expiry_s)
+    keeper.limits = None
+    with pytest.raises(LandlordError, match="the credit is"):
+        keeper.run()
+    assert all(sat in (FIRST_SAT, 550) for sat, _ in keeper.payments())
+
+
+# --- a node that fails, a process that is killed ----------------------------------------------------------------------
+
+
+def test_a_payment_that_fails_is_not_counted_and_comes_again(keeper: Keeper) -> None:
+    keeper.options = {"failed": "on"}
+    with pytest.raises(PaymentError, match="no route"):
+        keeper.run()
+    books = keeper.books.read()
+    assert not books.account.started and books.pending is None and books.sent[0].state == "failed"
+    keeper.options = {}
+    keeper.run()
+    assert [sat for sat, state in keeper.payments() if state == "succeeded"][0] == FIRST_SAT
+
+
+def test_a_fee_above_the_limit_is_not_paid(keeper: Keeper) -> None:
+    keeper.options = {"fee_msat": "1001"}
+    with pytest.raises(PaymentError, match="above the limit"):
+        keeper.run()
+    keeper.options = {"fee_msat": "1000"}
+    keeper.run()
+    assert all(one.fee_msat == 1000 for one in keeper.books.read().sent if one.state == "paid")
+
+
+def test_a_node_without_the_money_is_not_asked(keeper: Keeper) -> None:
+    keeper.options = {"balance_msat": "48999000"}
+    with pytest.raises(PaymentError, match="fund its channels"):
+        keeper.run()
+    assert not keeper.payments() and keeper.books.read() == Books()
+
+
+def test_a_reply_that_is_lost_is_tracked(keeper: Keeper) -> None:
+    keeper.options = {"lost reply": "on"}
+    keeper.run()
+    assert [state for _, state in keeper.payments()] == ["succeeded"] * 3
+
+
+async def _stuck(keeper: Keeper) -> None:
+    """Let a payment stick, and kill AutoPay while it waits."""
+    task = asyncio.create_task(keeper.keep())
+    while keeper.books.read().pending is None:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_a_stuck_payment_is_waited_for_over_restarts_and_never_paid_twice(keeper: Keeper) -> None:
+    keeper.options = {"stuck": "on"}
+    asyncio.run(_stuck(keeper))
+    asyncio.run(_stuck(keeper))
+    assert [state for _, state in keeper.payments()] == ["pending"]
+    keeper.options = {}
+    payment = SandboxPayment(keeper.folder / "node")
+    payment.set_fault("stuck", "off")
+    asyncio.run(payment.close())
+    keeper.run()
+    assert [sat for sat, state in keeper.payments() if state == "succeeded"].count(FIRST_SAT) == 1
+
+
+def test_another_node_than_the_one_that_paid_is_not_believed(keeper: Keeper) -> None:
+    keeper.options = {"stuck": "on"}
+    asyncio.run(_stuck(keeper))
+    (keeper.folder / "node" / "sandbox.key").unlink()
+    with pytest.raises(PaymentError, match="connect that node again"):
+        keeper.run()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the node heard of it", "after the node paid"])
+@pytest.mark.parametrize("payment_number", [1, 2, 3])
+def test_killed_around_a_payment(keeper: Keeper, before: bool, payment_number: int) -> None:
+    pay, count = SandboxPayment.pay, 0
+
+    async def killing(self: SandboxPayment, *words: Any) -> Any:
+        nonlocal count
+        count += 1
+        if before and count == payment_number:
+            raise Killed
+        outcome = await pay(self, *words)
+        if count == payment_number:
+            raise Killed
+        return outcome
+
+    with mock.patch.object(SandboxPayment, "pay", killing), pytest.raises(Killed):
+        keeper.run()
+    assert keeper.books.read().pending is not None
+    keeper.run()
+    check_paid_once(keeper)
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("number", range(1, 9))
+def test_killed_around_each_write_of_the_books(keeper: Keeper, after: bool, number: int) -> None:
+    write, count = BooksFile.write, 0
+
+    def killing(self: BooksFile, books: Books) -> None:
+        nonlocal count
+        count += 1
+        if count == number and not after:
+            raise Killed
+        write(self, books)
+        if count == number:
+            raise Killed
+
+    with mock.patch.object(BooksFile, "write", killing):
+        try:
+            keeper.run()
+        except Killed:
+            pass
+        else:
+            assert count < number
+    keeper.run()
+    check_paid_once(keeper)
+
+
+def check_paid_once(keeper: Keeper) -> None:
+    """All that the node paid is in our books, at the landlord, and no more than the target."""
+    paid = [sat for sat, state in keeper.payments() if state == "succeeded"]
+    (rental,) = keeper.landlord.rentals.values()
+    books = keeper.books.read()
+    assert paid.count(FIRST_SAT) == 1 and books.pending is None
+    assert sum(paid) == rental.paid == books.account.paid_msat // 1000
+    assert len(paid) == rental.payments == books.account.payments
+    assert 0 <= TARGET_SAT - rental.credit_now(keeper.landlord.now()) < 1
+    assert keeper.home.conf_path(keeper.tunnel).exists()
+
+
+def test_damaged_books_end_it(keeper: Keeper) -> None:
+    keeper.run()
+    text = keeper.books.path.read_text()
+    keeper.books.path.write_text(text.replace("start_time_CurrentRate", "start_time_Current"))
+    with pytest.raises(ConfigError, match=r"TunnelState\.yaml is damaged"):
+        keeper.run(once=False)
+    assert len(keeper.payments()) == 3
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def command(keeper: Keeper) -> subprocess.CompletedProcess[str]:
+    """Run `staticIP AutoPay` in the home of another user, who has the keeper's node."""
+    user = User(keeper.folder / "other", keeper.landlord)
+
+    async def find(_home: Home, _ask: object) -> SandboxPayment:
+        return SandboxPayment(keeper.folder / "node", keeper.options)
+
+    with mock.patch("ngp.tenant.wallet.find", find), mock.patch("ngp.cli.tenant_service.proof_of", lambda *_: Told()):
+        return user.static_ip("AutoPay")
+
+
+@pytest.fixture
+def quiet_log(tmp_path: Path) -> Iterator[None]:
+    """Undo what the command does to logging and signals; another machine's AutoPay, or test, is no matter."""
+    root, ours = logging.getLogger(), logging.getLogger("ngp")
+    before, level, handler = root.handlers[:], ours.level, signal.getsignal(signal.SIGHUP)
+    with mock.patch("ngp.cli.tenant_service._PUBLISHED_NAME", b"\0" + str(tmp_path).encode()[-90:]):
+        yield
+    root.handlers[:] = before
+    ours.setLevel(level)
+    signal.signal(signal.SIGHUP, handler)
+
+
+def test_the_command_pays_until_it_is_told_to_stop_and_does_not_end_with_0(keeper: Keeper, quiet_log: None) -> None:
+    def stop_when_paid() -> None:
+        while len(keeper.landlord.rentals) == 0 or next(iter(keeper.landlord.rentals.values())).payments < 3:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watching = threading.Thread(target=stop_when_paid)
+    watching.start()
+    done = command(keeper)
+    watching.join()
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert len(keeper.payments()) == 3
+    log = (keeper.folder / "other" / FOLDER / "debug.log").read_text()
+    assert "paid 49000 sat" in log and keeper.landlord.pin not in log
+
+
+def test_the_command_ends_with_5_and_the_limit_if_the_terms_are_refused(keeper: Keeper, quiet_log: None) -> None:
+    keeper.landlord.rent = 48_001
+    done = command(keeper)
+    assert done.returncode == ExitCode.PAYMENT and "MaxMonthlyRate" in done.stderr
+
+
+def test_a_second_one_ends_with_7(keeper: Keeper, quiet_log: None) -> None:
+    with only_autopay(keeper.folder):
+        assert command(keeper).returncode == ExitCode.RUNNING
+    Home(keeper.folder / "other" / FOLDER)
+    with files.only_one(keeper.folder / "other" / FOLDER / "AutoPay.lock", "AutoPay", "end it"):
+        assert command(keeper).returncode == ExitCode.RUNNING
+
+
+def test_without_a_payment_node_it_says_how_to_name_one(keeper: Keeper, quiet_log: None) -> None:
+    user = User(keeper.folder / "other", keeper.landlord)
+    with mock.patch("sys.stdin", io.StringIO()):
+        done = user.static_ip("AutoPay")
+    assert done.returncode == ExitCode.CONFIGURATION and "LNDhost" in done.stderr
+
+
+def test_an_unreachable_node_in_the_file_is_no_reason_to_use_another(keeper: Keeper, quiet_log: None) -> None:
+    user = User(keeper.folder / "other", keeper.landlord)
+    user.folder.mkdir(parents=True)
+    (user.folder / "Config.yaml").write_text("LNDhost: lndconnect://127.0.0.1:1?macaroon=AgEDbG5k\n")
+    done = user.static_ip("AutoPay")
+    assert done.returncode in (ExitCode.PAYMENT, ExitCode.CONFIGURATION) and "AgEDbG5k" not in done.stderr
+    assert not keeper.landlord.rentals
