@@ -13,6 +13,7 @@ from ngp.config import KEYS, changes, installed_modules, keep_until_restart, loa
 from ngp.config.units import (
     ALL_MONEY_MSAT,
 )
+from ngp.core.rental.terms import LettingSettings, Terms, TunnelSettings
 from ngp.core.settings import Budgets, FreeDestination, PriceRule, Settings
 from ngp.errors import ConfigError, ExitCode
 
@@ -22,7 +23,8 @@ KB_PRICE = 1024 * 1024  # 1 msat per kB, in msat per GiB
 
 def modules(group: str) -> Collection[str]:
     payment = ("sandbox", "electrum", "lnd")
-    return {"ngp.link": ("udp", "ethernet"), "ngp.network": ("ip",), "ngp.payment": payment}[group]
+    known = {"ngp.link": ("udp", "ethernet"), "ngp.network": ("ip",), "ngp.payment": payment, "ngp.face": ("https",)}
+    return known[group]
 
 
 def settings(*lines: str) -> Settings:
@@ -470,6 +472,8 @@ def test_a_changed_default_price_shows_with_the_prices_that_follow_it() -> None:
 
 def test_every_field_of_settings_belongs_to_exactly_one_key() -> None:
     named = sorted(field for key in KEYS for field in key.fields)
-    budgets = [f"budgets.{field.name}" for field in fields(Budgets)]
-    own = [field.name for field in fields(Settings) if field.name not in ("budgets", "modules")]
-    assert named == sorted(own + budgets)
+    parts = {"": Settings, "budgets.": Budgets, "letting.": LettingSettings}
+    parts |= {"letting.terms.": Terms, "letting.tunnel.": TunnelSettings}
+    every = {f"{part}{field.name}" for part, kind in parts.items() for field in fields(kind)}
+    every -= {"budgets", "modules", "letting", "letting.terms", "letting.tunnel"}
+    assert named == sorted(every | {"lets"}), "`lets` says whether there is a `letting`"

@@ -20,6 +20,8 @@ from ngp.config.units import (
     time_s,
 )
 from ngp.core.pricing import KILOBYTES_PER_GIB
+from ngp.core.rental.pools import FreeNetworks
+from ngp.core.rental.terms import LettingSettings
 from ngp.core.settings import Settings
 from ngp.errors import ConfigError
 
@@ -81,8 +83,10 @@ def outcome(text: str) -> Settings | None:
 
 def sound(got: Settings) -> Settings:
     """Assert what all code that uses the settings relies on."""
-    assert got.mesh_interfaces and got.link_modules
-    assert got.sells or got.buys
+    assert got.link_modules and (got.mesh_interfaces or got.letting)
+    assert got.sells or got.buys or got.letting
+    if got.letting is not None:
+        sound_letting(got.letting)
     assert 0 <= got.sell_min_msat_per_gib <= got.sell_msat_per_gib <= MOST_PRICE_MSAT_PER_GIB
     assert 0 <= got.buy_msat_per_gib <= got.buy_max_msat_per_gib <= MOST_PRICE_MSAT_PER_GIB
     for rule in got.prices:
@@ -103,6 +107,25 @@ def sound(got: Settings) -> Settings:
     return got
 
 
+def sound_letting(got: LettingSettings) -> None:
+    """Assert what the landlord relies on."""
+    assert got.pools and got.offers and len({one.name for one in got.offers}) == len(got.offers)
+    free = FreeNetworks(got.pools)
+    for offer in got.offers:
+        sizes = [(version, bits) for version, bits in ((4, offer.ipv4_bits), (6, offer.ipv6_bits)) if bits is not None]
+        assert sizes and all(free.count(version, bits, offer.pools) for version, bits in sizes)
+        amounts = (offer.activation_fee_msat, offer.initial_credit_min_msat, offer.payment_min_msat)
+        assert all(amount % 1000 == 0 for amount in (*amounts, offer.credit_max_msat))
+        assert 0 < offer.initial_credit_min_msat <= offer.credit_max_msat <= ALL_MONEY_MSAT
+        assert 0 < 2 * offer.payment_min_msat <= offer.credit_max_msat
+        assert 0 < offer.rent_msat <= ALL_MONEY_MSAT and offer.reserved_s > 0
+        assert offer.rate_bytes_s is None or offer.rate_bytes_s > 0
+    assert got.tunnel is not None and got.tunnel.outside and got.tunnel.interface != got.tunnel.outside
+    assert got.tunnel.mtu >= 1280 and 0 < got.tunnel.port < 65536
+    assert got.invoice_s > 0 and got.invoices_max > 0 and got.keepalive_s >= 0
+    assert bool(got.https_certificate) == bool(got.https_key)
+
+
 @given(TEXTS)
 def test_any_text_gives_settings_or_an_error(text: str) -> None:
     outcome(text)
@@ -113,6 +136,28 @@ def test_any_text_gives_settings_or_an_error(text: str) -> None:
 )
 def test_any_values_of_real_keys_give_settings_or_an_error(pairs: list[tuple[str, str]]) -> None:
     outcome("\n".join(("MESH_INTERFACES: eth1", *(f"{name}: {value}" for name, value in pairs))))
+
+
+OFFER_WORDS = ["name: a", "name: b", "ipv4: 32", "ipv4: none", "ipv6: 56", "ipv6: 129", "pools: 10.9.0.0/24"]
+OFFER_WORDS += ["pools: [10.9.0.0/24, '2001:db8::/48']", "rent: 0", "rent: 1 sat", "price: 0", "rate: 1 MB/s"]
+OFFER_WORDS += ["credit_max: 1000 sat", "payment_min: 500 sat", "payment_min: 1 msat", "reserved_time: 0", "except: 1"]
+ENTRIES = st.lists(st.sampled_from(OFFER_WORDS), max_size=4).map(lambda words: f"{{{', '.join(words)}}}")
+POOL_WORDS = ["10.9.0.0/24", "10.9.0.0/28", "'2001:db8::/48'", "{prefix: 10.9.0.0/24, except: 10.9.0.0/25}"]
+POOL_WORDS += ["{prefix: 10.9.0.0/24, except: [10.9.0.0/25, 10.9.0.128/25]}", "10.9.0.1/24", "0.0.0.0/0", "::/0"]
+LANDLORD_KEYS = [key.name for key in KEYS if key.name.startswith("LANDLORD_")]
+
+
+@given(
+    st.lists(st.sampled_from(POOL_WORDS), max_size=3),
+    st.lists(ENTRIES, max_size=3),
+    st.lists(st.tuples(st.sampled_from(LANDLORD_KEYS), VALUES), max_size=3, unique_by=lambda pair: pair[0]),
+)
+def test_any_landlord_gives_settings_or_an_error(
+    pools: list[str], offers: list[str], pairs: list[tuple[str, str]]
+) -> None:
+    lines = {"LANDLORD_POOLS": f"[{', '.join(pools)}]", "LANDLORD_OUTSIDE": "eth0"}
+    lines |= {"LANDLORD_OFFERS": f"[{', '.join(offers)}]"} if offers else {}
+    outcome("\n".join(("LANDLORD: yes", *(f"{name}: {value}" for name, value in {**lines, **dict(pairs)}.items()))))
 
 
 @given(st.data())

@@ -3,7 +3,8 @@
 from ngp.config.advice import unwise
 from ngp.config.destinations import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.config.document import read_text
-from ngp.config.keys import KEYS, Key
+from ngp.config.key import Key
+from ngp.config.keys import KEYS
 from ngp.config.loader import default_path, load, parse, refuse_shown_secret, shipped_keys
 from ngp.config.modules import FACE, LINK, NETWORK, PAYMENT, TUNNEL, installed_modules, module_class, module_settings
 from ngp.config.reload import Changes, changes, keep_until_restart

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 
 from ngp.config.units import show_data
 from ngp.core.pricing import amount_due_msat, show_money
+from ngp.core.rental.terms import Offer
 from ngp.core.settings import Settings
 from ngp.core.values import FULL_PACKET_BYTES, Check
 
+_KEPT_CREDIT_MSAT = 6_000_000  # of the published StaticWire client, as are the other limits below
 _FULL = f"a full packet ({FULL_PACKET_BYTES:,} bytes)"
 
 
@@ -37,6 +39,26 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
     if cost_msat > settings.payment_amount_msat:
         why = f"is less than the price of {_FULL}, {show_money(cost_msat)}: traffic waits for payments"
         yield "PAYMENT_AMOUNT", show_money(settings.payment_amount_msat), why, "a multiple of that, or lower prices"
+    if settings.letting is not None and settings.letting.https:
+        yield from _unsellable(settings.letting.offers[0])
+
+
+def _unsellable(offer: Offer) -> Iterator[tuple[str, str, str, str]]:
+    """Compare the offer that is sold over HTTPS with what the published client accepts as shipped."""
+    of = f"in the offer {offer.name}"
+    for key, asked_msat, most_msat in (
+        ("LANDLORD_RENT", offer.rent_msat, 48_000_000),
+        ("LANDLORD_ACTIVATION_FEE", offer.activation_fee_msat, 64_000_000),
+        ("LANDLORD_INITIAL_CREDIT_MIN", offer.initial_credit_min_msat, 2_000_000),
+        ("LANDLORD_PAYMENT_MIN", offer.payment_min_msat, 1_500_000),
+    ):
+        if asked_msat > most_msat:
+            why = f"{of} is more than the published client pays by itself, unless its user raises its limits"
+            yield key, show_money(asked_msat), why, f"{show_money(most_msat)} or less"
+    if offer.credit_max_msat < _KEPT_CREDIT_MSAT:
+        why = f"{of} is less than the credit that the published client keeps, at which it fails"
+        right = f"{show_money(_KEPT_CREDIT_MSAT)} or more"
+        yield "LANDLORD_CREDIT_MAX", show_money(offer.credit_max_msat), why, right
 
 
 def _dearest_msat_per_gib(settings: Settings) -> int:

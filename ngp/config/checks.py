@@ -6,18 +6,18 @@ each check compares as few keys as it can: then a mistake in one key doesn't hid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ngp.config import keys
+from ngp.config import keys, landlord, landlord_keys
 from ngp.config.document import NOT_SHOWN, Finding, Node, show
-from ngp.config.keys import Key
+from ngp.config.key import Key
 from ngp.config.modules import LINK, NETWORK, PAYMENT
 from ngp.config.units import show_data, show_time
 from ngp.config.values import ALL_INTERFACES, is_mac, is_pattern
-from ngp.config.written import FAMILIES, Written
+from ngp.config.written import FAMILIES, Check, Written
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, show_money, show_price
 from ngp.core.services import SERVICES_A_HOST, crowded
 from ngp.core.settings import PriceRule
@@ -84,9 +84,14 @@ def _buy_pair(offer: int | None, most: int | None, general_offer: int, general_m
 
 
 def _required(written: Written) -> Iterator[Finding]:
-    if keys.MESH_INTERFACES.name not in written.nodes:
+    if keys.MESH_INTERFACES.name not in written.nodes and not _may_let(written):
         message = "is missing: write the interfaces that lead to neighbours, for example MESH_INTERFACES: [eth1, wlan0]"
         yield Finding(0, keys.MESH_INTERFACES.name, "", message)
+
+
+def _may_let(written: Written) -> bool:
+    """Say whether addresses are let, which needs no neighbours; yes if LANDLORD can't be read."""
+    return landlord_keys.LANDLORD.name in written.failed or written[landlord_keys.LANDLORD]
 
 
 def _link_modules(written: Written) -> Iterator[Finding]:
@@ -152,7 +157,7 @@ def _services(written: Written) -> Iterator[Finding]:
 
 
 def _trades(written: Written) -> Iterator[Finding]:
-    if not written[keys.SELL] and not written[keys.BUY]:
+    if not (written[keys.SELL] or written[keys.BUY] or written[landlord_keys.LANDLORD]):
         key = keys.BUY if keys.BUY.name in written.nodes else keys.SELL
         yield written.finding(key, "leaves nothing to do, as SELL and BUY are both no: write yes for one of them")
 
@@ -256,13 +261,20 @@ def _pays_fees(budget: Key[Any]) -> Check:
     return check
 
 
+def _ledger(written: Written) -> Iterator[Finding]:
+    if written[landlord_keys.LEDGER] is not None:
+        yield Finding(
+            written.nodes[landlord_keys.LEDGER.name].line, landlord_keys.LEDGER.name, NOT_SHOWN,
+            "isn't possible yet, as the ledger is always in STATE_DIR: write none",
+        )  # fmt: skip
+
+
 _BUDGET_KEYS: tuple[Key[Any], ...] = (
     keys.BUDGET_PAYMENT, keys.BUDGET_NEIGHBOUR, keys.BUDGET_HOUR, keys.BUDGET_DAY, keys.BUDGET_TOTAL,
 )  # fmt: skip
 _SELL_KEYS = (keys.DEFAULT_PRICE, keys.SELL_PRICE, keys.SELL_PRICE_MIN)
 _BUY_KEYS = (keys.DEFAULT_PRICE, keys.BUY_PRICE, keys.BUY_PRICE_MAX)
 
-Check = Callable[[Written], Iterator[Finding]]
 CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.LINK_INTERFACE,), _link_modules),
     ((keys.NETWORK_INTERFACE,), _network_module),
@@ -270,7 +282,7 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.MESH_INTERFACES, keys.IGNORE_INTERFACE, keys.LAN_INTERFACE), _interfaces),
     ((keys.LINK_INTERFACE, keys.NGP_INTERFACE), _neighbour_addresses),
     ((keys.SELL, keys.FREE_DESTINATIONS, keys.PAYMENT_SERVICES), _services),
-    ((keys.SELL, keys.BUY), _trades),
+    ((keys.SELL, keys.BUY, landlord_keys.LANDLORD), _trades),
     (_SELL_KEYS, _general_selling),
     (_BUY_KEYS, _general_buying),
     ((*_SELL_KEYS, keys.PRICES), _rules_selling),
@@ -281,6 +293,8 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.CONTRACT_TIME, keys.TIME_RENEWAL), _time_renewal),
     *(((keys.BUY, keys.PAYMENT_AMOUNT, budget), _fits_budget(budget)) for budget in _BUDGET_KEYS),
     *(((keys.BUY, keys.FEE_LIMIT, budget), _pays_fees(budget)) for budget in _BUDGET_KEYS),
+    ((landlord_keys.LEDGER,), _ledger),
+    *landlord.CHECKS,
 )
 
 

@@ -10,11 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Network, ip_network
-from typing import Any
 
-from ngp.config.document import Entries, Finding, Items, Node, Refused, Scalar, each, refuse
+from ngp.config.document import Entries, Items, Node, Scalar, each, refuse
 from ngp.config.units import price_msat_per_gib
-from ngp.config.values import interface, one_or_list, quantity, scalar
+from ngp.config.values import fields_of, interface, one_or_list, quantity, scalar
 from ngp.core.messages import Address, Prefix
 from ngp.core.settings import FreeDestination, PriceRule
 
@@ -62,7 +61,7 @@ def free_destinations(node: Node) -> tuple[FreeDestination, ...]:
 
 def _free_destination(node: Node) -> FreeDestination:
     entry = node if isinstance(node, Entries) else _from_words(scalar(node, "a prefix"))
-    fields = _fields(entry, {"prefix": prefix, "protocol": _protocol, "port": _port})
+    fields = fields_of(entry, {"prefix": prefix, "protocol": _protocol, "port": _port})
     if "prefix" not in fields:
         raise refuse(node, "has no prefix: write {prefix: 192.0.2.53, protocol: udp, port: 53}")
     where: Prefix = fields["prefix"]
@@ -111,7 +110,7 @@ def payment_services(node: Node) -> tuple[FreeDestination, ...]:
 def _payment_service(node: Node) -> FreeDestination:
     """Read one port of one host. Nothing wider is allowed, since traffic to it is free."""
     entry = node if isinstance(node, Entries) else _from_words(scalar(node, "a payment service"), "address", 2)
-    fields = _fields(entry, {"address": _host, "protocol": _service_protocol, "port": _port})
+    fields = fields_of(entry, {"address": _host, "protocol": _service_protocol, "port": _port})
     protocol: str = fields.get("protocol", "tcp")
     if "address" not in fields or "port" not in fields:
         raise refuse(node, "is not a port of a host: write 192.0.2.7 9735 or {address: 192.0.2.7, port: 9735}")
@@ -179,28 +178,10 @@ def price_rules(node: Node) -> tuple[WrittenRule, ...]:
 def _price_rule(node: Node) -> WrittenRule:
     if not isinstance(node, Entries):
         raise refuse(node, "is not an entry of PRICES: write {prefix: 198.51.100.0/24, sell: 3 msat}")
-    fields = _fields(node, _RULE_PARSERS)
+    fields = fields_of(node, _RULE_PARSERS)
     if "prefix" not in fields:
         raise refuse(node, "has no prefix: add one, for example prefix: 198.51.100.0/24")
     if not any(name in fields for name in _RULE_PRICES):
         raise refuse(node, f"has no price: add one of {', '.join(_RULE_PRICES)}")
     sell, sell_min, buy, buy_max = (fields.get(name) for name in _RULE_PRICES)
     return WrittenRule(PriceRule(fields["prefix"], sell, sell_min, buy, buy_max, fields.get("interface")), node)
-
-
-def _fields(node: Entries, parsers: Mapping[str, Callable[[Node], object]]) -> dict[str, Any]:
-    """Read an inner mapping. Refuses unknown and repeated names, and reports all bad values together."""
-    fields: dict[str, Any] = {}
-    findings: list[Finding] = []
-    for name, value in node.pairs:
-        try:
-            if name.text not in parsers:
-                raise refuse(name, f"is not possible here: known are {', '.join(parsers)}")
-            if name.text in fields:
-                raise refuse(name, "is given twice: remove one")
-            fields[name.text] = parsers[name.text](value)
-        except Refused as refused:
-            findings.extend(refused.findings)
-    if findings:
-        raise Refused(*findings)
-    return fields

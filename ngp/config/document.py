@@ -20,14 +20,14 @@ from typing import TypeVar
 import yaml
 
 from ngp.errors import ConfigError
-from ngp.module_keys import ModuleKey
 
 MOST_FILE_BYTES = 256 * 1024
 _MOST_DEPTH = 5
 NOT_SHOWN = "(value not shown)"
 _SHOWN_CHARACTERS = 60
 # An lndconnect URI has a macaroon, which gives access to the node's money, and messages end in logs.
-_SECRET_VALUE = re.compile("lndconnect|macaroon=", re.IGNORECASE)
+# The URL of a database may have a password.
+_SECRET_VALUE = re.compile("lndconnect|macaroon=|postgres(ql)?:", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +184,18 @@ def refuse_untrusted(path: Path, status: os.stat_result) -> None:
         )
 
 
-def refuse_readable(path: Path, status: os.stat_result, key: ModuleKey) -> None:
-    """Refuse a file that holds a secret and that others can read. Args: key: whose value it is.
+def refuse_readable(path: Path, status: os.stat_result, key: str, secret: str, instead: str = "") -> None:
+    """Refuse a file that holds a secret and that others can read.
+
+    Args: key: whose value it is. secret, instead: as of a ModuleKey.
 
     Raises:
         ConfigError: with the command that mends it.
     """
     if status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        otherwise = f"; or {key.name}: none, and {key.instead}" if key.instead else ""
+        otherwise = f"; or {key}: none, and {instead}" if instead else ""
         raise ConfigError(
-            f"{path}: holds {key.secret} of {key.name}, which gives access to money, and others can read it (mode "
+            f"{path}: holds {secret} of {key}, which gives access to money, and others can read it (mode "
             f"{stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}{otherwise}"
         )
 

@@ -8,11 +8,11 @@ same parsers, so an operator can write every default.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from ngp.config import destinations, values
-from ngp.config.document import Node, Scalar, refuse, refuse_unseen
+from ngp.config import destinations, landlord_keys, values
+from ngp.config.document import Node, refuse, refuse_unseen
+from ngp.config.key import Key
 from ngp.config.units import (
     ALL_MONEY_MSAT,
     data_bytes,
@@ -28,38 +28,9 @@ from ngp.core.settings import FeeLimit
 from ngp.errors import ConfigError, UnseenError
 from ngp.module_keys import KeyText, ModuleKey
 
-T = TypeVar("T")
-
 MOST_CONTRACTS = 1 << 24  # 2 GiB of kernel memory
 LEAST_RATE_BYTES_S, MOST_RATE_BYTES_S = 1 << 10, 1 << 30
 MOST_CSV_DELAY_BLOCKS = 10_000  # peers take 2,016, unless their bitcoin.maxlocaldelay says more
-
-
-@dataclass(frozen=True, slots=True)
-class Key(Generic[T]):
-    """One key of net.conf.
-
-    Attributes:
-        name: as in the file.
-        kind: the form of its value, for the guide.
-        parse: reads its value; raises Refused.
-        default: as it would be written; "" if the key is required.
-        help: one line.
-        fields: the fields of Settings that it sets; those of Budgets begin with `budgets.`.
-        needs_restart: `ngp reload` can't change it.
-    """
-
-    name: str
-    kind: str
-    parse: Callable[[Node], T]
-    default: str
-    help: str
-    fields: tuple[str, ...]
-    needs_restart: bool = False
-
-    def default_value(self) -> T:
-        """Parse the default; only for keys that aren't required."""
-        return self.parse(Scalar(self.default, 0))
 
 
 _price = values.quantity(price_msat_per_gib)
@@ -407,7 +378,7 @@ KEYS: tuple[Key[Any], ...] = (
     CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
     BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS,
     PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,
-    STATE_DIR, CONTRACTS_MAX,
+    STATE_DIR, CONTRACTS_MAX, *landlord_keys.KEYS,
 )  # fmt: skip
 
 
@@ -426,7 +397,10 @@ def of_module(brought: ModuleKey, folder: str) -> Key[Any]:
         except Exception as error:  # a defect in a third-party module; its text may hold the value
             raise refuse_unseen(node, f"makes its module fail ({type(error).__name__}): write another value") from error
 
-    return Key(brought.name, brought.kind, parse_node, brought.default, brought.help, (), needs_restart=True)
+    return Key(
+        brought.name, brought.kind, parse_node, brought.default, brought.help, (), needs_restart=True,
+        secret=brought.secret,
+    )  # fmt: skip
 
 
 def guide_row(key: Key[Any]) -> str:

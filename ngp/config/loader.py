@@ -10,10 +10,11 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ngp.config import keys
+from ngp.config import keys, landlord_keys
 from ngp.config.checks import complete_rule, general_prices, run_checks
 from ngp.config.document import (
     NOT_SHOWN,
@@ -29,7 +30,8 @@ from ngp.config.document import (
     show,
     show_text,
 )
-from ngp.config.keys import Key
+from ngp.config.key import Key
+from ngp.config.landlord import letting_settings
 from ngp.config.modules import GROUPS, SHIPPED, installed_modules, module_settings, usable_settings
 from ngp.config.written import Modules, Written
 from ngp.core.settings import Budgets, ModuleId, Settings
@@ -40,6 +42,8 @@ DEFAULT_PATHS = (Path("/etc/ngp/net.conf"), Path("net.conf"))
 _MOST_PROBLEMS = 30
 _SECRET = re.compile("macaroon|password|passphrase|secret|seed|token|private|credential", re.IGNORECASE)
 _KEYS_BY_NAME = {key.name: key for key in keys.KEYS}
+_SHOWN = {key.name for key in keys.KEYS if not key.secret}
+"""The keys whose values may be shown if they can't be used. A module's may be a secret, even a misplaced one."""
 
 
 def default_path(candidates: Sequence[Path] = DEFAULT_PATHS) -> Path:
@@ -68,10 +72,13 @@ def refuse_shown_secret(settings: Settings, path: Path) -> None:
     Raises:
         ConfigError: with the command that mends it.
     """
+    for own in keys.KEYS:
+        if own.secret and attrgetter(own.fields[0])(settings) is not None:
+            refuse_readable(path, _status(path), own.name, own.secret)
     for (group, name), given in settings.modules.items():
         for key in module_settings(group, name).keys:
             if key.secret and key.name in given:
-                refuse_readable(path, _status(path), key)
+                refuse_readable(path, _status(path), key.name, key.secret, key.instead)
 
 
 def load(path: Path | str, *, modules: Modules = installed_modules, trusted_only: bool = False) -> Settings:
@@ -124,8 +131,7 @@ def _read_keys(document: Entries, folder: str, modules: Modules) -> tuple[Writte
     for key, node in document.pairs:
         if key.text in nodes:
             first = f"is given twice, first in line {nodes[key.text].line}: keep one of the two"
-            # the value of a module's key may be a secret, even a misplaced one
-            value = show(node) if key.text in _KEYS_BY_NAME else NOT_SHOWN
+            value = show(node) if key.text in _SHOWN else NOT_SHOWN
             findings.append(Finding(key.line, key.text, value, first))
             failed.add(key.text)
         elif key.text not in known:
@@ -161,8 +167,8 @@ def _unknown(key: Scalar, node: Node, known: Collection[str]) -> Finding:
     keys_are_in = shipped("docs/operators-guide.md")
     remedy = f"did you mean {near[0]}?" if near else f"{keys_are_in} lists the keys; remove the line"
     # an unknown key's value may be a secret, and messages end in logs
-    of_module = bool(near) and near[0] not in _KEYS_BY_NAME
-    value = NOT_SHOWN if of_module or _SECRET.search(key.text) else show(node)
+    perhaps_secret = bool(near) and near[0] not in _SHOWN
+    value = NOT_SHOWN if perhaps_secret or _SECRET.search(key.text) else show(node)
     return Finding(key.line, name, value, f"is for a key that net.conf doesn't have: {remedy}")
 
 
@@ -178,7 +184,7 @@ def _settings(written: Written) -> Settings:
         link_modules=written[keys.LINK_INTERFACE],
         network_module=written[keys.NETWORK_INTERFACE],
         payment_module=written[keys.PAYMENT_INTERFACE],
-        mesh_interfaces=written[keys.MESH_INTERFACES],
+        mesh_interfaces=written[keys.MESH_INTERFACES] if keys.MESH_INTERFACES.name in written.nodes else (),
         ignore_interfaces=written[keys.IGNORE_INTERFACE],
         lan_interfaces=written[keys.LAN_INTERFACE],
         ngp_addresses=written[keys.NGP_INTERFACE],
@@ -210,6 +216,8 @@ def _settings(written: Written) -> Settings:
         state_dir=os.path.normpath(os.path.join(written.folder, written[keys.STATE_DIR])),
         contracts_max=written[keys.CONTRACTS_MAX],
         modules={module: given for module in written.brought if (given := written.of_module(module))},
+        letting=letting_settings(written),
+        ledger=written[landlord_keys.LEDGER],
     )
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ngp.config.document import Items, Node, Scalar, each, refuse
+from ngp.config.document import Entries, Finding, Items, Node, Refused, Scalar, each, refuse
 from ngp.errors import ConfigError
 from ngp.module_keys import KeyText, one_word
 
@@ -254,3 +254,21 @@ def one_or_list(node: Node, parse: Callable[[Node], T]) -> tuple[T, ...]:
             raise refuse(item, "is in the list twice: remove one")
         seen.add(value)
     return values
+
+
+def fields_of(node: Entries, parsers: Mapping[str, Callable[[Node], object]]) -> dict[str, Any]:
+    """Read an inner mapping. Refuses unknown and repeated names, and reports all bad values together."""
+    fields: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for name, value in node.pairs:
+        try:
+            if name.text not in parsers:
+                raise refuse(name, f"is not possible here: known are {', '.join(parsers)}")
+            if name.text in fields:
+                raise refuse(name, "is given twice: remove one")
+            fields[name.text] = parsers[name.text](value)
+        except Refused as refused:
+            findings.extend(refused.findings)
+    if findings:
+        raise Refused(*findings)
+    return fields

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ngp.config import keys
 from ngp.config.document import Finding, Node, show
-from ngp.config.keys import Key
+from ngp.config.key import Key
 from ngp.config.modules import LINK, NETWORK, PAYMENT
 from ngp.core.settings import ModuleId
 from ngp.module_keys import ModuleSettings
@@ -69,3 +69,7 @@ class Written:
         if at is None:
             return Finding(0, key.name, f"{key.default} (the default)", message)
         return Finding(at.line, key.name, show(at), message)
+
+
+Check = Callable[[Written], Iterator[Finding]]
+"""Finds contradictions between values that are valid by themselves."""

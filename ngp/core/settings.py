@@ -74,7 +74,9 @@ class Settings:
     `default_msat_per_gib` is kept only so that a reload can name its change. The four prices below it are complete:
     those that net.conf doesn't set were computed from it.
     `lan_interfaces`, `data_renewal_bytes` and `time_renewal_s` are None for `auto`.
+    `mesh_interfaces` may be empty only if addresses are let.
     `letting` is None unless LANDLORD is yes.
+    `ledger` is the URL of a database server, None for a file in the state directory.
     `modules` has the values of the modules' own keys, except those that are None.
     """
 
@@ -114,10 +116,16 @@ class Settings:
     contracts_max: int
     modules: Mapping[ModuleId, Mapping[str, Any]] = field(repr=False)  # may hold a macaroon
     letting: LettingSettings | None = None
+    ledger: str | None = field(default=None, repr=False)  # may hold a password
 
     def of_module(self, group: str, name: str) -> Mapping[str, Any]:
         """Return the values of a module's own keys, except those that are None."""
         return self.modules.get((group, name), {})
+
+    @property
+    def lets(self) -> bool:
+        """True if addresses are let to tenants."""
+        return self.letting is not None
 
     @property
     def spends(self) -> bool:
@@ -127,7 +135,9 @@ class Settings:
     @property
     def never_mesh(self) -> tuple[str, ...]:
         """Names and patterns of the interfaces that `all` and patterns in MESH_INTERFACES don't include."""
-        return (*self.ignore_interfaces, *(self.lan_interfaces or ()))
+        tunnel = self.letting.tunnel if self.letting is not None else None
+        ours = () if tunnel is None else (tunnel.interface,)
+        return (*self.ignore_interfaces, *(self.lan_interfaces or ()), *ours)
 
     @property
     def never_renews(self) -> bool:

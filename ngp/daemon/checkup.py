@@ -16,6 +16,7 @@ from ngp.config import changes
 from ngp.core.messages import Role
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
+from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose
 from ngp.core.settings import Settings
 from ngp.core.values import Check, DesiredNetwork
 from ngp.core.world import World
@@ -203,6 +204,12 @@ def accounts(world: World) -> list[Check]:
 
 def _whose(role: Role) -> str:
     return "the account of" if role is Role.SERVER else "our account with"
+
+
+def rentals(world: World, settings: Settings) -> list[Check]:
+    """Warn of tenants whose networks aren't in the pools of these settings; a reload refuses such settings."""
+    lost = who_would_lose(world, settings.letting)
+    return [Check("rentals", False, lost, GIVE_BACK_FIRST, "configuration")] if lost else []
 
 
 def refuse_other_node(settings: Settings, account_id: str) -> None:

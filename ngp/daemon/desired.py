@@ -80,7 +80,8 @@ def named_interfaces(settings: Settings, network: Network, mesh: Sequence[str]) 
     present = existing(network)
     found = [*missing_names(settings, present), *left_out(settings, network)]
     told = {line.name for line in found if not line.ok}
-    if not mesh and not any(f"interface {name}" in told for name in settings.mesh_interfaces):
+    wanted = settings.mesh_interfaces
+    if wanted and not mesh and not any(f"interface {name}" in told for name in wanted):
         remedy = "name one in MESH_INTERFACES: ip -brief link lists the interfaces"
         found.append(Check("mesh interfaces", False, "none", remedy))
     return [*found, *_without_effect(settings, present, mesh)]

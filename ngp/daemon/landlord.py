@@ -72,6 +72,15 @@ def with_port(written: str, port: int) -> str:
     return written if written.rpartition(":")[2].isdigit() else f"{written}:{port}"
 
 
+def look(settings: LettingSettings, tunnel: Tunnel, faces: Iterable[Face]) -> list[Check]:
+    """Return what is missing for letting, and what tenants must be told; changes nothing.
+
+    Args: tunnel, faces: not in use.
+    """
+    lines = tunnel.check(desired_tunnel(settings, X25519PrivateKey.generate()))  # any key does: it isn't set
+    return [*lines, *(line for face in faces for line in face.check(settings))]
+
+
 class Landlord:
     """Keeps tunnel and faces as net.conf and the core say. Does nothing as long as nothing is let.
 
@@ -152,11 +161,6 @@ class Landlord:
             return
         self._is_behind = False
         _log.info("the tunnel has all changes now")
-
-    def check(self, settings: LettingSettings) -> list[Check]:
-        """Return what is missing for letting, and what tenants must be told; changes nothing."""
-        lines = self.tunnel.check(desired_tunnel(settings, self._private_key))
-        return [*lines, *(line for face in self._faces for line in face.check(settings))]
 
     async def close(self, clean_up: bool) -> None:
         """Close the faces; the tunnel goes on unless it is cleaned up."""

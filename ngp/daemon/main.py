@@ -31,6 +31,7 @@ from ngp.core.messages import Hello
 from ngp.core.money import PaymentNode
 from ngp.core.peers import Peers
 from ngp.core.rental.landlord import served
+from ngp.core.rental.terms import LettingSettings
 from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.core.world import World
@@ -41,7 +42,7 @@ from ngp.daemon.belongings import refuse_lost_ledger
 from ngp.daemon.clock import SystemClock, boot_number
 from ngp.daemon.control import ControlServer
 from ngp.daemon.desired import LINK_UDP_PORT
-from ngp.daemon.landlord import Landlord, endpoints_of, tunnel_key
+from ngp.daemon.landlord import Landlord, endpoints_of, look, tunnel_key
 from ngp.daemon.letting import Letting
 from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, StartOptions
@@ -98,9 +99,24 @@ async def check(settings: Settings, state_dir: Path) -> list[Check]:
         lacking = [Check("link", False, str(error))]
     try:
         taken = [] if NamespaceLock.is_held() else checkup.taken(settings, network, links)
-        return [*checkup.network(settings, network, links), *taken, *lacking]
+        letting = [] if settings.letting is None else check_letting(settings.letting, state_dir)
+        return [*checkup.network(settings, network, links), *taken, *lacking, *letting]
     finally:
         network.close()
+
+
+def check_letting(settings: LettingSettings, state_dir: Path) -> list[Check]:
+    """Check what the landlord needs on this host, with or without a running daemon; changes nothing."""
+    try:
+        tunnel, faces = make_tunnel(), make_faces(state_dir)
+    except NgpError as error:
+        return [Check("letting", False, str(error))]
+    try:
+        return look(settings, tunnel, faces)
+    except NgpError as error:
+        return [Check("letting", False, str(error))]
+    finally:
+        tunnel.close()
 
 
 async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, Courier, list[Link]]:
@@ -135,6 +151,7 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
             courier.identity,
             addresses,
             make_links,
+            lambda letting: check_letting(letting, options.state_dir),
         )
     except NgpError:
         ledger.close()
@@ -205,8 +222,9 @@ async def _run(options: StartOptions, settings: Settings) -> int:
         _log.warning("%s: its money is not real; its sellers give service away", settings.payment_module)
     books = await _warn_of_lacks(node)
     interfaces = node.host.desired.mesh_interfaces
-    _log.info("ready: %s on %s", identity.short_text(courier.identity), ", ".join(interfaces) or "no interface yet")
-    options.ready(bool(interfaces))
+    none = "no interface yet" if settings.mesh_interfaces else "no mesh interface, as net.conf says"
+    _log.info("ready: %s on %s", identity.short_text(courier.identity), ", ".join(interfaces) or none)
+    options.ready(bool(interfaces) or not settings.mesh_interfaces)
     await node.stopping.wait()
     books.cancel()
     await control.close()
@@ -221,8 +239,7 @@ async def _run(options: StartOptions, settings: Settings) -> int:
 def make_landlord(node: Node, state_dir: Path) -> Landlord:
     """Return the outside of letting, not set up yet. Raises ConfigError, MomentError."""
     world, clock, private_key = node.parts.gatekeeper.world, node.parts.clock, tunnel_key(state_dir)
-    tunnel: Tunnel = module_class(TUNNEL, "wireguard")()
-    faces: list[Face] = [module_class(FACE, name)(state_dir) for name in sorted(installed_modules(FACE))]
+    tunnel = make_tunnel()
 
     def endpoints() -> tuple[str, ...]:
         settings = node.settings.letting
@@ -231,7 +248,18 @@ def make_landlord(node: Node, state_dir: Path) -> Landlord:
         return endpoints_of(settings, tunnel.addresses(settings.tunnel.outside))
 
     letting = Letting(world, clock, node.obey, private_key.public_key().public_bytes_raw(), endpoints)
-    return Landlord(tunnel, faces, letting, private_key, lambda: served(world))
+    return Landlord(tunnel, make_faces(state_dir), letting, private_key, lambda: served(world))
+
+
+def make_tunnel() -> Tunnel:
+    """Return the module of the landlord's tunnel. Raises ConfigError."""
+    tunnel: Tunnel = module_class(TUNNEL, "wireguard")()
+    return tunnel
+
+
+def make_faces(state_dir: Path) -> list[Face]:
+    """Return the modules of all faces, not open. Raises ConfigError."""
+    return [module_class(FACE, name)(state_dir) for name in sorted(installed_modules(FACE))]
 
 
 async def _warn_of_lacks(node: Node) -> asyncio.Task[None]:

@@ -27,9 +27,11 @@ from ngp.core.events import (
 )
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Hello, Invoice, Propose, Statement
+from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose
+from ngp.core.rental.terms import LettingSettings
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
-from ngp.core.values import HeldPacket, Hint, Verdict
+from ngp.core.values import Check, HeldPacket, Hint, Verdict
 from ngp.daemon import checkup
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
@@ -57,7 +59,8 @@ _log = logging.getLogger("ngp")
 class Parts:
     """The parts that main() found and opened for the node; `ledger` is the open ledger of `store`.
 
-    `make_links` returns the links for other settings, not opened.
+    `make_links` returns the links for other settings, not opened. `check_letting` looks at the host for the landlord's
+    settings, in any thread.
     """
 
     config_path: Path
@@ -71,6 +74,7 @@ class Parts:
     identity: bytes
     node_addresses: tuple[str, ...] = ()
     make_links: Callable[[Settings], Sequence[Link]] = lambda _settings: ()
+    check_letting: Callable[[LettingSettings], list[Check]] = lambda _settings: []
 
 
 class Node:
@@ -449,7 +453,7 @@ class Node:
         text = f"applied: {', '.join(found.applied) or 'nothing changed'}"
         if found.needs_restart:
             text += f"; these need a restart (ngp stop; ngp start): {', '.join(found.needs_restart)}"
-        if not self.host.desired.mesh_interfaces:
+        if self.settings.mesh_interfaces and not self.host.desired.mesh_interfaces:
             text += "; there is no mesh interface, so nothing is gated"
         _log.info("net.conf reloaded; %s", text)
         told = [*await self.warn_of_lacks(), *await self.payment.warn_of_lacks(self.settings)]
@@ -460,6 +464,8 @@ class Node:
         wanted = await asyncio.to_thread(load, self.parts.config_path, trusted_only=True)
         refuse_shown_secret(wanted, self.parts.config_path)
         checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.node.payee.hex())
+        if lost := who_would_lose(self.parts.gatekeeper.world, wanted.letting):
+            raise ConfigError(f"{lost}; {GIVE_BACK_FIRST}")
         await self.host.aside(lambda network: self.host.refuse(wanted, network))
         return wanted
 
@@ -470,6 +476,8 @@ class Node:
         """
         lines = [f"{line.name}: {line.found}; {line.remedy}" for line in await self.host.lacks()]
         lines += [f"{line.name} {line.found}; right: {line.remedy}" for line in unwise(self.settings)]
+        lost = checkup.rentals(self.parts.gatekeeper.world, self.settings)
+        lines += [f"{line.name}: {line.found}; {line.remedy}" for line in lost]
         for line in lines:
             _log.warning("%s", line)
         return lines

@@ -220,7 +220,7 @@ class Reporter:
         return self._pipe is not None
 
     def ready(self, gates: bool) -> None:
-        """Report that gate and link are ready. Args: gates: whether an interface is gated."""
+        """Report that gate and link are ready. Args: gates: False if there should be a gated interface, but is none."""
         self.was_ready = True
         self._tell({"ready": True, "gates": gates})
         self._close()

@@ -23,7 +23,7 @@ from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Prefix
 from ngp.core.money import PaymentNode
 from ngp.core.records import PaymentKind
-from ngp.core.rental.landlord import credit_msat
+from ngp.core.rental.landlord import credit_msat, served
 from ngp.core.rental.rental import Rental
 from ngp.core.rental.service import ServiceClock
 from ngp.core.rental.status import RentalStatus, status
@@ -113,6 +113,7 @@ class Landlord:
         snapshot = self.ledger.load(self.clock().utc_s)
         self._read = snapshot.cursor
         self._carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.clock()))
+        self.peers = {one.wireguard_key: one.networks for one in served(world)}  # as `Tunnel.set_up` makes them
         self._stream()
 
     def crash(self, reboot: bool = False, for_s: float = 0.0) -> None:

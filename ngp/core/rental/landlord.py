@@ -32,6 +32,8 @@ from ngp.core.world import World
 
 NOT_LETTING = "this router lets no addresses"
 _ALL_LET = "all addresses of this offer are let: ask again later"
+GIVE_BACK_FIRST = "put it back, or give these rentals back first: ngp rentals release RENTAL"
+_NAMED = 3
 
 
 def credit_msat(world: World, rental: Rental, now: Now) -> int:
@@ -477,6 +479,19 @@ def _forget(world: World, rental: Rental) -> None:
     """Forget a rental that was never paid and can't be any more: asking costs nothing, so it must leave nothing."""
     world.letting.remove(rental)
     world.forget([rental.id])
+
+
+def who_would_lose(world: World, settings: LettingSettings | None) -> str:
+    """Say which tenants that paid would lose their networks by other settings; "" if none would.
+
+    The remedy is GIVE_BACK_FIRST.
+    """
+    lost = world.letting.outside(settings.pools if settings is not None else ())
+    if not lost:
+        return ""
+    named = ", ".join(map(_name, lost[:_NAMED])) + (f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else "")
+    key = "LANDLORD_POOLS no longer has" if settings is not None else "LANDLORD: no would end"
+    return f"{key} what is let: {named}"
 
 
 def settings_changed(world: World) -> None:

@@ -51,6 +51,17 @@ class Letting:
         held = [network for one in self.rentals.values() if one.holds_networks for network in one.networks]
         self.free = FreeNetworks(tuple(pools), [*held, *self.others])
 
+    def outside(self, pools: Iterable[Pool]) -> list[Rental]:
+        """Return the paid rentals with a network that isn't in these pools. Anybody can ask for one, so only payment
+        counts."""
+        pools = tuple(pools)
+        return [
+            one
+            for one in self.rentals.values()
+            if one.holds_networks and one.state is not RentalState.PENDING
+            if not all(any(pool.holds(network) for pool in pools) for network in one.networks)
+        ]
+
     def allocate(self, offer: Offer) -> tuple[Prefix, ...] | None:
         """Take the networks that an offer promises; None if the pools haven't all of them."""
         networks: list[Prefix] = []

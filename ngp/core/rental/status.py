@@ -90,7 +90,7 @@ def status(world: World, rental: Rental, now: Now) -> RentalStatus:
     account, service_s = world.client(rental.id), world.letting.clock.at_s(now)
     credit_msat = account.balance_msat - rental.owed_at_msat(service_s)
     began = rental.payments > 0
-    fee_msat = rental.activation_fee_msat if began else 0
+    fee_msat = min(rental.activation_fee_msat, account.charged_msat)  # it is the first charge, so all or nothing
     left_s: int | None = None
     if rental.rent_msat:
         left_s = lasts_s(credit_msat, rental.rent_msat) if credit_msat > 0 else -lasts_s(-credit_msat, rental.rent_msat)

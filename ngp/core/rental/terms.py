@@ -13,13 +13,11 @@ from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, show_money
 MONTH_S = 2_629_800
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """One entry of LANDLORD_OFFERS: what a tenant gets, and on which terms.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a rental costs, and how long it lasts.
 
     Attributes:
-        ipv4_bits, ipv6_bits: prefix lengths of the networks; None: no network of this family.
-        pools: numbers of the pools in LANDLORD_POOLS that the networks may come from; empty: all.
         rent_msat: for a month. price_msat_per_gib: for traffic, besides the rent.
         rate_bytes_s: most bytes a second; None: no limit.
         activation_fee_msat: once, not refunded.
@@ -28,10 +26,6 @@ class Offer:
         reserved_s: how long the addresses are kept without credit.
     """
 
-    name: str
-    ipv4_bits: int | None
-    ipv6_bits: int | None
-    pools: tuple[int, ...]
     rent_msat: int
     price_msat_per_gib: int
     rate_bytes_s: int | None
@@ -40,6 +34,21 @@ class Offer:
     payment_min_msat: int
     credit_max_msat: int
     reserved_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer(Terms):
+    """One entry of LANDLORD_OFFERS: what a tenant gets, and on which terms.
+
+    Attributes:
+        ipv4_bits, ipv6_bits: prefix lengths of the networks; None: no network of this family.
+        pools: numbers of the pools in LANDLORD_POOLS that the networks may come from; empty: all.
+    """
+
+    name: str
+    ipv4_bits: int | None
+    ipv6_bits: int | None
+    pools: tuple[int, ...]
 
     def refuse_first(self, amount_msat: int) -> str:
         """Return why an amount can't be the first credit of a rental; "" if it can."""
@@ -71,6 +80,12 @@ class Pool:
     prefix: Prefix
     excluded: tuple[Prefix, ...] = ()
 
+    def holds(self, network: Prefix) -> bool:
+        """Say whether all of a network may be let from this pool."""
+        if network.version != self.prefix.version or not network.subnet_of(self.prefix):  # type: ignore[arg-type]
+            return False
+        return not any(part.overlaps(network) for part in self.excluded)
+
 
 @dataclass(frozen=True, slots=True)
 class TunnelSettings:
@@ -96,6 +111,8 @@ class LettingSettings:
 
     Attributes:
         offers: the first is the usual one.
+        terms: those of the LANDLORD_ keys, which hold where an offer has none of its own. Kept only so that a reload
+            can name its changes; None only in tests of the core.
         invoice_s: how long an invoice can be paid, and how long its networks are held.
         invoices_max: rentals that may wait for their first payment at a time.
         tunnel: where and how the tunnel is; None only in tests of the core.
@@ -111,6 +128,7 @@ class LettingSettings:
     offers: tuple[Offer, ...]
     invoice_s: int
     invoices_max: int
+    terms: Terms | None = None
     tunnel: TunnelSettings | None = None
     https: tuple[tuple[str, int], ...] = ()
     https_certificate: str = ""

@@ -1,0 +1,1 @@
+"""Tunnel modules: the landlord's tunnel to its tenants."""
