@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from ngp.core.channels import ChainView, Channel, Watch
 from ngp.core.messages import Address, Prefix, StatementLine
-from ngp.core.records import ContractRecord, JournalRecord, Record, Snapshot
+from ngp.core.records import AccountRecord, ContractRecord, JournalRecord, Record, RentalRecord, Snapshot
 from ngp.core.rental.status import Asked, Configuration, RentalStatus
 from ngp.core.rental.terms import LettingSettings, Offer
 from ngp.core.values import (
@@ -527,6 +527,9 @@ class Ledger(Protocol):
 
     def contracts(self, include_closed: bool = False) -> list[ContractRecord]:
         """List running contracts and then, if wanted, closed ones, the last closed first."""
+
+    def rentals(self) -> list[tuple[RentalRecord, AccountRecord]]:
+        """List all rentals, also released ones, each with its account, the oldest first."""
 
     def unacknowledged(
         self, identity: bytes, after: tuple[int, bytes], limit: int

@@ -19,7 +19,7 @@ from ngp.core.records import Direction, JournalRecord, PaymentKind, PaymentRecor
 from ngp.core.selling.account import ClientAccount
 from ngp.core.values import Now
 from ngp.core.world import Money, PaymentNode, World
-from ngp.daemon.api import books, rows, status
+from ngp.daemon.api import books, rentals, rows, status
 from ngp.daemon.api.plain import plain
 from ngp.daemon.api.reading import Reading
 
@@ -34,7 +34,7 @@ KEYS = {
     "real_money billed_bytes rate_bytes_s",
     rows.DestinationRow: "role destination contracts used_to_bytes used_from_bytes charged_msat real_money",
     rows.AccountRow: "role neighbour balance_msat reserved_msat grace_left_bytes paid_msat charged_msat refunded_msat "
-    "on_its_way_msat on_its_way_since billed_msat metered_msat contracts disputed why_not real_money",
+    "on_its_way_msat on_its_way_since billed_msat metered_msat contracts disputed why_not real_money networks",
     rows.JournalRow: "time kind neighbour contract amount_msat payment_hash state real_money",
     rows.NeighbourRow: "neighbour interface link_address address network same_network sells buys up blocked "
     "block_waits lane_bytes last_seen why_not_bought",
@@ -43,6 +43,13 @@ KEYS = {
     "can_receive_sat least_payment_msat our_csv_delay_blocks their_csv_delay_blocks suits why_not",
     rows.WatchRow: "active unknown backups pending_backups failed_backups towers",
     rows.TowerRow: "tower addresses used sessions backups pending_backups",
+    rentals.RentalRow: "id role state reason peer wireguard_key networks offer face rent_msat_per_month "
+    "price_msat_per_gib activation_fee_msat paid_msat charged_msat refunded_msat credit_msat payments started_at "
+    "rate_since paid_until reserved_until unpaid_invoice used_to_bytes used_from_bytes endpoint last_handshake "
+    "real_money",
+    rentals.OfferRow: "landlord name networks free rent_msat_per_month price_msat_per_gib activation_fee_msat "
+    "initial_credit_min_msat payment_min_msat credit_max_msat reserved_s refused_by",
+    rentals.LettingStatus: "active reserved off pending free tunnel faces",
     status.LightningStatus: "module node network ready why_not block synced balance_msat channels watchtowers advice",
 }
 
@@ -74,6 +81,7 @@ def node(**of_world: Any) -> Any:
         payment=SimpleNamespace(why_not=""),
         post=SimpleNamespace(counters=lambda: {"own": 4}),
         refresh=lambda: None,
+        landlord=None,
     )
 
 
@@ -102,6 +110,7 @@ def test_a_status_is_what_scripts_know() -> None:
         "contracts": 0,
         "neighbours": 0,
         "not_topped_up": [{"neighbour": "00" * 8, "role": "server", "why_not": "no way"}],
+        "letting": None,
         "counters": {"messages_ignored": {"own": 4}, "core": {"a": 1}, "kernel": {"held": 2, "lost": 3}},
     }
 

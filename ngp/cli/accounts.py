@@ -30,9 +30,15 @@ def _on_its_way(row: Row) -> str:
     return f"{money(amount)} since {clean(row.get('on_its_way_since'))}" if amount else "-"
 
 
+def _neighbour(row: Row) -> str:
+    """Show a neighbour's key; of a tenant, its rental's id and what it rents."""
+    rents = f" rents {clean(row['networks'])}" if row.get("networks") else ""
+    return f"{key(row.get('neighbour'))}{rents}"
+
+
 COLUMNS = (
     Column("role", field("role")),
-    Column("neighbour", field("neighbour", key)),
+    Column("neighbour", _neighbour),
     Column("balance", field("balance_msat", money), right=True),
     Column("reserved", field("reserved_msat", money), right=True),
     Column("grace left", _of("server", "grace_left_bytes", data), right=True),

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ngp.core.rental.rental import Rental
 from ngp.daemon.api.acting import Acting
 from ngp.daemon.api.plain import plain
 from ngp.daemon.api.reading import Reading
@@ -48,6 +49,11 @@ class Handlers:
             "payment": self.payment,
             "fault": self.fault,
             "backup": self.backup,
+            "rentals": self.rentals,
+            "rentals offers": self.rental_offers,
+            "rentals off": self.rental_off,
+            "rentals on": self.rental_on,
+            "rentals release": self.rental_release,
             "lightning": self.lightning,
             "lightning open": self.lightning_open,
             "lightning towers": self.lightning_towers,
@@ -90,6 +96,14 @@ class Handlers:
         if since is not None and not isinstance(since, int):
             raise UsageError(f"since is {since!r}: it must be UTC seconds")
         return _stream(self._reading.journal(since))
+
+    def rentals(self, arguments: Arguments) -> AsyncIterator[Any]:
+        """List rentals."""
+        return _stream(self._reading.rentals(bool(arguments.get("all"))))
+
+    def rental_offers(self, _arguments: Arguments) -> AsyncIterator[Any]:
+        """List what is for let."""
+        return _stream(self._reading.offers())
 
     async def lightning(self, _arguments: Arguments) -> Any:
         """Describe our Lightning node."""
@@ -143,6 +157,18 @@ class Handlers:
             raise UsageError(f"backup file {file!r}: it must be an absolute path")
         return self._acting.backup(Path(file))
 
+    async def rental_off(self, arguments: Arguments) -> str:
+        """Switch a rental off."""
+        return self._acting.switch_rental(self._rental(arguments), False)
+
+    async def rental_on(self, arguments: Arguments) -> str:
+        """Switch a rental on again."""
+        return self._acting.switch_rental(self._rental(arguments), True)
+
+    async def rental_release(self, arguments: Arguments) -> str:
+        """Give a rental's networks back."""
+        return self._acting.release_rental(self._rental(arguments))
+
     async def lightning_open(self, arguments: Arguments) -> str:
         """Open a private channel with a neighbour's node."""
         neighbour, amount, push = self._neighbour(arguments), arguments.get("amount_sat"), arguments.get("push_sat")
@@ -166,6 +192,9 @@ class Handlers:
         if not isinstance(written, str) or not written:
             raise UsageError("name a neighbour: its key, the first letters of it, or its address")
         return self._acting.find(written)
+
+    def _rental(self, arguments: Arguments) -> Rental:
+        return self._acting.find_rental(str(arguments.get("rental", "")))
 
 
 async def _stream(rows: Iterable[Any]) -> AsyncIterator[Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from ngp.core.messages import StatementLine
-from ngp.core.records import ContractRecord, JournalRecord, Record, Snapshot
+from ngp.core.records import AccountRecord, ContractRecord, JournalRecord, Record, RentalRecord, Snapshot
 from ngp.store import prune, rows
 from ngp.store.batch import Batch
 from ngp.store.keeping import KEEP_CLOSED_S
@@ -129,6 +130,16 @@ class SqlLedger(ABC):
             if include_closed:
                 found += connection.execute(query + "> 0 ORDER BY closed_at_s DESC").fetchall()
         return [rows.contract(row) for row in found]
+
+    def rentals(self) -> list[tuple[RentalRecord, AccountRecord]]:
+        """List all rentals with their accounts, the oldest first."""
+        with self._reading() as connection:
+            found = connection.execute(
+                f"SELECT {rows.RENTAL_COLUMNS}, {rows.ACCOUNT_COLUMNS} FROM rentals "
+                "JOIN accounts ON identity = rental AND role = 'server' ORDER BY started_at_s, rental"
+            ).fetchall()
+        width = len(fields(RentalRecord))
+        return [(rows.rental(row[:width]), rows.account(row[width:])) for row in found]
 
     def unacknowledged(
         self, identity: bytes, after: tuple[int, bytes], limit: int

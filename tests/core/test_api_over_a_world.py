@@ -38,7 +38,7 @@ def face(sim: Sim, node: Node) -> Handlers:
         parts=parts, settings=node.settings, identity=node.identity, started_mono_s=0.0, ledger_why_not="",
         host=SimpleNamespace(desired=desired), payment=SimpleNamespace(why_not=""), refresh=lambda: None,
         post=SimpleNamespace(transport=lambda link: "192.0.2.7", transports=lambda link: ["192.0.2.7"], counters=dict),
-        obey=lambda event: sim.happen(node, event), blocked=node.world.peers.blocked,
+        obey=lambda event: sim.happen(node, event), landlord=None, blocked=node.world.peers.blocked,
     )  # fmt: skip
     return Handlers(daemon)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import secrets
+from base64 import b64encode
+from contextlib import suppress
+from ipaddress import ip_network
 from pathlib import Path
 
 from ngp import identity
 from ngp.core.buying import refunds as buying
-from ngp.core.events import AskRefund, BlockNeighbour, InvoiceMade, RefundNeighbour
+from ngp.core.events import AskRefund, BlockNeighbour, InvoiceMade, RefundNeighbour, ReleaseRental, SwitchRental
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.records import PaymentKind
+from ngp.core.rental.pools import networks_text
+from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.selling import refunds as selling
 from ngp.daemon import lightning
 from ngp.daemon.api.reading import channel_manager, tower_manager
@@ -40,6 +45,7 @@ class Acting:
             return by_address.pop()
         known = {neighbour.identity for neighbour in self._world.peers.neighbours.values()}
         known |= self._world.clients.keys() | self._world.servers.keys() | self._world.peers.blocked
+        known -= self._world.letting.rentals.keys()  # tenants' accounts have the ids of their rentals
         return identity.match(written, known)
 
     # --- the daemon ---------------------------------------------------------------------------------------------------
@@ -150,6 +156,48 @@ class Acting:
             raise UsageError(str(error)) from error  # a word of the command, not of net.conf
         return f"fault {name}: {value}"
 
+    # --- letting ------------------------------------------------------------------------------------------------------
+
+    def find_rental(self, written: str) -> Rental:
+        """Find a rental by its id, its tenant's WireGuard key, the first letters of either, or an address.
+
+        Raises: UsageError: none or several fit.
+        """
+        found = [one for one in self._world.letting.rentals.values() if _is_named(one, written)]
+        if not found:
+            raise UsageError(f"no rental has the id, WireGuard key or address {written!r}: `ngp rentals` lists them")
+        found = [one for one in found if one.holds_networks] or found
+        if len(found) > 1:
+            some = ", ".join(identity.short_text(one.id) for one in found[:4])
+            raise UsageError(f"{written!r} fits {len(found)} rentals ({some}): write more letters")
+        return found[0]
+
+    def switch_rental(self, rental: Rental, on: bool) -> str:
+        """Switch a rental off, or on again. Returns its state in words. Raises: UsageError: its state doesn't allow it.
+
+        LedgerError: nothing was done.
+        """
+        may = (RentalState.OFF,) if on else (RentalState.ACTIVE, RentalState.RESERVED)
+        if rental.state not in may:
+            fits = " or ".join(may)
+            raise UsageError(f"{_named(rental)} is {rental.state}; only one that is {fits} can be switched so")
+        self._node.obey(SwitchRental(rental.id, on))
+        if rental.state is RentalState.RESERVED:
+            return f"{_named(rental)} is on again, but has no credit: it is reserved until its tenant pays"
+        return f"{_named(rental)} is {rental.state}"
+
+    def release_rental(self, rental: Rental) -> str:
+        """Give a rental's networks back. Returns what happened, in words. Raises: UsageError: it is over already.
+
+        LedgerError: nothing was done.
+        """
+        if rental.state is RentalState.RELEASED:
+            raise UsageError(f"{_named(rental)} is released already")
+        self._node.obey(ReleaseRental(rental.id))
+        left_msat = self._world.client(rental.id).balance_msat if rental.payments else 0
+        kept = f"; the tenant still has {show_money(left_msat)} with us" if left_msat else ""
+        return f"{_named(rental)} is released: its networks may be let again{kept}"
+
     # --- Lightning ----------------------------------------------------------------------------------------------------
 
     async def open_channel(
@@ -190,3 +238,18 @@ class Acting:
         key = lightning.tower_key(written)
         await tower_manager(self._node).remove_tower(key)
         return f"watchtower {key} gets no more backups; it keeps those it has"
+
+
+def _is_named(rental: Rental, written: str) -> bool:
+    """Say whether an operator's word means a rental. Raises UsageError if there is no word."""
+    text = written.strip()
+    if not text:
+        raise UsageError("name a rental: its id, its WireGuard key, the first letters of either, or an address")
+    with suppress(ValueError):
+        where = ip_network(text, strict=False)
+        return any(one.version == where.version and where.subnet_of(one) for one in rental.networks)  # type: ignore[arg-type]
+    return rental.id.hex().startswith(text.lower()) or b64encode(rental.wireguard_key).decode().startswith(text)
+
+
+def _named(rental: Rental) -> str:
+    return f"rental {identity.short_text(rental.id)} ({networks_text(rental.networks)})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Set
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from ngp.core.channels import Channel, Watch
 from ngp.core.events import ChannelsSeen
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
+from ngp.core.rental.rental import RentalState
 from ngp.core.settings import Settings
-from ngp.core.values import Check
+from ngp.core.values import Check, PeerReading
 from ngp.daemon import checkup, lightning
 from ngp.daemon.api import books
 from ngp.daemon.api.plain import instant
+from ngp.daemon.api.rentals import OfferRow, RentalRow, letting_status, offer_row, rental_row
 from ngp.daemon.api.rows import (
     AccountRow,
     ChannelRow,
@@ -43,7 +46,7 @@ from ngp.daemon.api.status import (
     Status,
 )
 from ngp.daemon.node import Node
-from ngp.errors import PaymentError
+from ngp.errors import KernelError, PaymentError
 from ngp.ports import ChannelManager, Network, TowerManager
 
 BOOKS_S = 5.0
@@ -74,6 +77,7 @@ class Reading:
             contracts=len(world.contracts),
             neighbours=len(world.peers.by_link),
             not_topped_up=self._not_topped_up(),
+            letting=letting_status(world, node.landlord.tunnel.describe() if node.landlord is not None else {}),
             counters=Counters(node.post.counters(), dict(world.counters), counters),
         )
 
@@ -104,6 +108,9 @@ class Reading:
         if text is not None:  # in a thread: a long file would block the loop
             wanted = await asyncio.to_thread(parse, text, path)
         checks = await node.host.aside(lambda network: self._host_as(wanted, network))
+        if wanted.letting is not None:
+            checks += await asyncio.to_thread(node.parts.check_letting, wanted.letting)
+        checks += checkup.rentals(self._world, wanted)
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
         checks += [*payment, *checkup.neighbours(self._world), *checkup.accounts(self._world)]
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
@@ -139,10 +146,14 @@ class Reading:
         self._node.refresh()
         real, grace_data_bytes = self._world.node.real_money, self._node.settings.grace_data_bytes
         under_way = on_their_way(self._world.money.payments.values())
+        rentals = self._world.letting.rentals
         return [
-            account_row(account, real, under_way.get((account.identity, account.role), ()), grace_data_bytes)
+            account_row(
+                account, real, under_way.get((account.identity, account.role), ()), grace_data_bytes,
+                rentals[account.identity].networks if account.identity in rentals else (),
+            )
             for account in self._world.accounts
-        ]
+        ]  # fmt: skip
 
     def neighbours(self) -> list[NeighbourRow]:
         """List neighbours, and blocked ones even if they are on no link."""
@@ -176,6 +187,28 @@ class Reading:
     def journal(self, since_s: int | None) -> Iterator[JournalRow]:
         """List the journal, oldest first. Args: since_s: UTC seconds."""
         return books.journal(self._node.parts.ledger, since_s, self._world.node.real_money)
+
+    # --- letting ------------------------------------------------------------------------------------------------------
+
+    def rentals(self, include_released: bool) -> Iterator[RentalRow]:
+        """List rentals; the released ones too, if wanted."""
+        node, world, now = self._node, self._world, self._node.parts.clock.now()
+        readings: dict[bytes, PeerReading] = {}
+        if node.landlord is not None:
+            with suppress(KernelError):  # the tunnel may be gone; the books aren't
+                readings = {one.wireguard_key: one for one in node.landlord.tunnel.read()}
+        for rental in list(world.letting.rentals.values()):
+            if rental.state is not RentalState.RELEASED:
+                yield rental_row(world, rental, now, readings.get(rental.wireguard_key))
+        if include_released:
+            rows = books.rentals(node.parts.ledger, True, world.node.real_money)
+            yield from (row for row in rows if row.state == RentalState.RELEASED)
+
+    def offers(self) -> list[OfferRow]:
+        """List what is for let."""
+        settings = self._node.settings.letting
+        offers = settings.offers if settings is not None else ()
+        return [offer_row(self._world, one, self._node.identity) for one in offers]
 
     # --- Lightning ----------------------------------------------------------------------------------------------------
 

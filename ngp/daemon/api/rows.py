@@ -13,7 +13,7 @@ from ngp import identity
 from ngp.core.buying.account import ServerAccount
 from ngp.core.channels import Channel, Watch
 from ngp.core.contract import Contract
-from ngp.core.messages import Role
+from ngp.core.messages import Prefix, Role
 from ngp.core.records import (
     AccountRecord,
     ContractRecord,
@@ -70,7 +70,7 @@ def contract_row(found: Contract | ContractRecord, real_money: bool) -> Contract
         destination=record.destination,
         state=record.state,
         reason=record.reason,
-        price_msat_per_gib=record.prices[-1][1],
+        price_msat_per_gib=record.prices[-1][1] if record.prices else 0,  # a rental's period has none
         data_limit_bytes=record.data_limit_bytes,
         used_to_bytes=record.used_to_bytes,
         used_from_bytes=record.used_from_bytes,
@@ -115,7 +115,7 @@ def by_destination(rows: Iterable[ContractRow]) -> list[DestinationRow]:
 
 @dataclass(frozen=True, slots=True)
 class AccountRow:
-    """An account: paid = charged + refunded + balance, always."""
+    """An account: paid = charged + refunded + balance, always. Only a tenant's has `networks`, which it rents."""
 
     role: str
     neighbour: str
@@ -133,6 +133,7 @@ class AccountRow:
     disputed: bool
     why_not: str | None
     real_money: bool
+    networks: tuple[str, ...] | None = when_known()
 
 
 def account_row(
@@ -140,12 +141,14 @@ def account_row(
     real_money: bool,
     on_its_way: Sequence[PaymentRecord] = (),
     grace_data_bytes: int = 0,
+    networks: Sequence[Prefix] = (),
 ) -> AccountRow:
     """Return the row of an account of the daemon, or of one in the ledger when no daemon runs.
 
     Args:
         on_its_way: our payments whose outcome isn't known.
         grace_data_bytes: the credit that a neighbour may have; only for an account of the daemon.
+        networks: what a tenant rents. A tenant's identity is its rental's, and it has no grace.
     """
     live = None if isinstance(found, AccountRecord) else found
     client = found if isinstance(found, ClientAccount) else None
@@ -155,7 +158,7 @@ def account_row(
         neighbour=identity.text(found.identity),
         balance_msat=found.paid_msat - found.charged_msat - found.refunded_msat,
         reserved_msat=client.reserved_msat if client else 0,
-        grace_left_bytes=client.grace_left_bytes(grace_data_bytes) if client else 0,
+        grace_left_bytes=client.grace_left_bytes(grace_data_bytes) if client and not networks else 0,
         paid_msat=found.paid_msat,
         charged_msat=found.charged_msat,
         refunded_msat=found.refunded_msat,
@@ -167,6 +170,7 @@ def account_row(
         disputed=bill.disputed,
         why_not=_why_not(live) or None,
         real_money=real_money,
+        networks=tuple(map(str, networks)) or None,
     )
 
 

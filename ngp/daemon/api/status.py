@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ngp.daemon.api.rentals import LettingStatus
 from ngp.daemon.api.rows import ChannelRow, WatchRow
 
 
@@ -56,7 +57,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """State of the daemon."""
+    """State of the daemon. `letting` is None while nothing is let."""
 
     version: str
     uptime_s: int
@@ -71,6 +72,7 @@ class Status:
     contracts: int
     neighbours: int
     not_topped_up: tuple[NotToppedUp, ...]
+    letting: LettingStatus | None
     counters: Counters
 
 
