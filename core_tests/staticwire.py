@@ -112,9 +112,10 @@ class Tenant:
     def add_credit(self, sat: int) -> dict[str, Any]:
         return self._ask("/api/AddCredit/", {"WireGuardPubKey": wg_text(self.key), "amount": sat})
 
-    def status(self, invoice: str | None = None) -> dict[str, Any]:
-        fields = {"WireGuardPubKey": wg_text(self.key)}
-        return self._ask("/api/getstatus/", fields | ({"InvoiceToWaitFor": invoice} if invoice else {}))
+    def status(self, invoice: str | None = None, **fields: str) -> dict[str, Any]:
+        """Ask for the status. Args: fields: more of them, which the published client doesn't send."""
+        waits = {"InvoiceToWaitFor": invoice} if invoice else {}
+        return self._ask("/api/getstatus/", {"WireGuardPubKey": wg_text(self.key)} | waits | fields)
 
     def configuration(self) -> dict[str, Any]:
         return self._ask("/api/getconf/", {"WireGuardPubKey": wg_text(self.key)})

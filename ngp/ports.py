@@ -325,6 +325,9 @@ class LettingService(Protocol):
     async def paid(self, wireguard_key: bytes, bolt11: str, most_s: float) -> RentalStatus:
         """Wait until an invoice of a tenant is paid, or some seconds have passed. Returns the status then."""
 
+    def prove(self, preimage: bytes) -> None:
+        """Take the preimage of a tenant's invoice as proof of its payment; any other has no effect."""
+
     def configuration(self, wireguard_key: bytes) -> Configuration:
         """Return what a tenant's tunnel needs, once its rental is paid."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ngp.core.channels import Channel
-from ngp.core.messages import Message, Prefix, StatementLine
+from ngp.core.messages import Message, Paid, Prefix, StatementLine
 from ngp.core.records import PaymentKind
 from ngp.core.settings import Settings
 from ngp.core.values import AccountReading, DecodedInvoice, HeldPacket, Hint, PaymentOutcome, Reading, Settlement
@@ -172,6 +172,13 @@ class SwitchRental:
 
 
 @dataclass(frozen=True, slots=True)
+class RentProven:
+    """Somebody shows a preimage that proves the payment of a tenant's invoice, if it does."""
+
+    proof: Paid
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseRental:
     """The operator gives a rental's networks back to the pools."""
 
@@ -236,6 +243,7 @@ Event = (
     | NetworksHeld
     | SwitchRental
     | ReleaseRental
+    | RentProven
     | PaymentOutcome
     | Tick
     | Stopping

@@ -38,6 +38,7 @@ from ngp.core.events import (
     NetworksHeld,
     RefundNeighbour,
     ReleaseRental,
+    RentProven,
     SettingsChanged,
     Stopping,
     SwitchRental,
@@ -154,6 +155,8 @@ class Gatekeeper:
                 landlord.switch(world, event)
             case ReleaseRental():
                 landlord.release(world, event)
+            case RentProven():
+                world.count("proofs_" + settlements.proof_received(world, event.proof).value)
             case Settlement():
                 world.count("settlements_" + settlements.settlement_seen(world, event).value)
             case ChannelsSeen():

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
+from hashlib import sha256
 
 from ngp.core.effects import AnswerTenant
-from ngp.core.events import CreditAsked, Event
-from ngp.core.records import PaymentState
+from ngp.core.events import CreditAsked, Event, RentProven
+from ngp.core.messages import Paid
+from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.rental.landlord import NOT_LETTING
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import Asked, Configuration, RentalStatus, status
@@ -101,6 +103,16 @@ class Letting:
             except TimeoutError:
                 break
         return self.status(wireguard_key)
+
+    def prove(self, preimage: bytes) -> None:
+        """Take the preimage of an invoice as proof of its payment: service begins before our own node reports it.
+
+        Anybody may send one, so what fits no open invoice of a rental has no effect. Raises: LedgerError.
+        """
+        payment_hash = sha256(preimage).digest()
+        invoice = self._world.money.invoices.get(payment_hash)
+        if invoice is not None and invoice.kind is PaymentKind.RENT and invoice.state is not PaymentState.SETTLED:
+            self._obey(RentProven(Paid(payment_hash, preimage)))
 
     def configuration(self, wireguard_key: bytes) -> Configuration:
         """Return what a tenant's tunnel needs. Raises: RentalError: the rental isn't paid, or is over."""

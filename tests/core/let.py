@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -66,6 +67,7 @@ class PaymentNodeOfLandlord:
     """Its invoices, what was paid, and the settlements that it reports from the first on. `slow`: it makes none."""
 
     slow: bool = False
+    preimages: dict[bytes, bytes] = field(default_factory=dict)
     amounts: dict[bytes, int] = field(default_factory=dict)
     cancelled: set[bytes] = field(default_factory=set)
     paid: list[tuple[bytes, int]] = field(default_factory=list)
@@ -153,7 +155,9 @@ class Landlord:
             case fx.MakeInvoice() if self.node.slow:
                 pass
             case fx.MakeInvoice():
-                payment_hash = self.chance.randbytes(32)
+                preimage = self.chance.randbytes(32)
+                payment_hash = sha256(preimage).digest()
+                self.node.preimages[payment_hash] = preimage
                 self.node.amounts[payment_hash] = effect.amount_msat
                 self.happen(
                     ev.InvoiceMade(
@@ -169,6 +173,8 @@ class Landlord:
                 if not any(effect.payment_hash == one for one, _ in self.node.paid):
                     self.node.cancelled.add(effect.payment_hash)
                     self.happen(ev.InvoiceCancelled(effect.payment_hash))
+            case fx.ProveSettlement():
+                assert self.pay(sha256(effect.preimage).hexdigest())
             case fx.AnswerTenant():
                 self.answers[effect.request] = effect
             case fx.SetTunnelPeer():

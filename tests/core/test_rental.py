@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from let import FEE, MONTH_S, RENT, SAT, Landlord, key, letting, offer
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.contract import IllegalMove
+from ngp.core.messages import Paid
 from ngp.core.records import ForgetNeighbours
 from ngp.core.rental.pools import FreeNetworks
 from ngp.core.rental.rental import MOVES, RentalState
@@ -309,6 +311,22 @@ def test_a_new_invoice_replaces_the_one_before_and_both_payments_count(landlord:
     assert not landlord.pay(first.bolt11), "it was cancelled"
     assert landlord.pay(second.bolt11)
     assert landlord.credit(1) == 1700 * SAT
+
+
+def test_a_preimage_proves_a_payment_once_and_any_other_is_none(landlord: Landlord) -> None:
+    answer = landlord.ask(1, 1000)
+    assert answer is not None
+    payment_hash = bytes.fromhex(answer.bolt11)
+    preimage = landlord.node.preimages[payment_hash]
+    other = Paid(sha256(bytes(32)).digest(), bytes(32))
+    for wrong in (Paid(payment_hash, bytes(32)), Paid(bytes(32), preimage), other):
+        landlord.happen(ev.RentProven(wrong))
+    assert not landlord.peers
+    for _ in range(2):
+        landlord.happen(ev.RentProven(Paid(payment_hash, preimage)))
+    assert landlord.peers and landlord.credit(1) == 1000 * SAT and landlord.rental(1).payments == 1
+    assert landlord.node.paid == [(payment_hash, FEE + 1000 * SAT)]
+    landlord.check()
 
 
 def test_an_unpaid_invoice_is_told_until_every_client_has_given_it_up(landlord: Landlord) -> None:

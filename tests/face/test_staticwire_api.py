@@ -292,6 +292,18 @@ def test_a_payment_for_a_rental_that_is_off_wakes_as_well(shop: Shop, tenant: Te
     assert not waiting.is_alive()
 
 
+def test_the_proof_of_a_payment_is_believed_before_our_own_node_reports_it(shop: Shop, tenant: Tenant) -> None:
+    invoice = tenant.add_credit(1100)["Invoice"]
+    preimage = shop.landlord.node.preimages[bytes.fromhex(invoice)].hex()
+    for wrong in ("", "00" * 32):
+        assert tenant.status(invoice="", Preimage=wrong)["unpaid_invoice"] == invoice
+    for broken in ("x", "0" * 63, "0" * 65, "é" * 64, preimage + " "):
+        with pytest.raises(LandlordRefuses, match="64 hexadecimal digits"):
+            tenant.status(invoice, Preimage=broken)
+    status = tenant.status(invoice, Preimage=preimage)
+    assert status["unpaid_invoice"] is None and status["NumberOfPayments"] == 1 and tenant.configuration()
+
+
 def test_an_unpaid_invoice_is_answered_when_the_time_is_over(tmp_path: Path) -> None:
     with closing(Shop(tmp_path, limits=Limits(hold_s=0.3))) as shop, closing(shop.session()) as session:
         tenant = Tenant(session)
