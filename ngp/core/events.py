@@ -164,6 +164,20 @@ class NetworksHeld:
 
 
 @dataclass(frozen=True, slots=True)
+class MoneyBackAsked:
+    """A tenant whose rental is over asks for what is left of its money. Answered by `AnswerTenant`.
+
+    Attributes:
+        decoded: the payment module's reading of the tenant's invoice.
+    """
+
+    request: int
+    wireguard_key: bytes
+    bolt11: str
+    decoded: DecodedInvoice
+
+
+@dataclass(frozen=True, slots=True)
 class SwitchRental:
     """The operator switches a rental off or on."""
 
@@ -240,6 +254,7 @@ Event = (
     | Settlement
     | ChannelsSeen
     | CreditAsked
+    | MoneyBackAsked
     | NetworksHeld
     | SwitchRental
     | ReleaseRental

@@ -35,6 +35,7 @@ from ngp.core.events import (
     InvoiceFailed,
     InvoiceMade,
     MessageReceived,
+    MoneyBackAsked,
     NetworksHeld,
     RefundNeighbour,
     ReleaseRental,
@@ -65,6 +66,7 @@ from ngp.core.messages import (
 from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentKind
 from ngp.core.rental import landlord
+from ngp.core.rental import refunds as rental_refunds
 from ngp.core.selling import first_packets, grace, invoicing, statements
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling import negotiation as seller
@@ -151,6 +153,8 @@ class Gatekeeper:
                 landlord.credit_asked(world, event)
             case NetworksHeld():
                 landlord.networks_held(world, event)
+            case MoneyBackAsked():
+                rental_refunds.asked(world, event)
             case SwitchRental():
                 landlord.switch(world, event)
             case ReleaseRental():

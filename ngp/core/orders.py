@@ -93,15 +93,20 @@ def backoff_of(world: World, account: ServerAccount) -> Backoff:
 
 def pay(
     world: World,
-    neighbour: Neighbour,
+    identity: bytes,
     kind: PaymentKind,
     bolt11: str,
     payment_hash: bytes,
     amount_msat: int,
     fee_limit_msat: int,
+    payee: bytes = b"",
 ) -> None:
-    """Store a payment as pending, count it in the budgets with its highest possible fee, and order it."""
-    identity = neighbour.identity
+    """Store a payment as pending, count it in the budgets with its highest possible fee, and order it.
+
+    Args:
+        identity: the account that it is for.
+        payee: the neighbour's payment node; b"": unknown.
+    """
     record = PaymentRecord(
         direction=Direction.OUT,
         payment_hash=payment_hash,
@@ -120,7 +125,7 @@ def pay(
     world.money.spending.add(identity, amount_msat + fee_limit_msat, world.now.utc_s, world.now)
     world.do(Persist(record, durable=True))
     world.tell_kernel_of(identity)  # a server that was paid may hold more first packets; our meter must count them too
-    world.do(PayInvoice(bolt11, payment_hash, fee_limit_msat, PAY_TIMEOUT_S, neighbour.payee.hex() or None))
+    world.do(PayInvoice(bolt11, payment_hash, fee_limit_msat, PAY_TIMEOUT_S, payee.hex() or None))
 
 
 def payment_result(world: World, outcome: PaymentOutcome) -> None:

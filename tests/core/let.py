@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
@@ -30,7 +30,16 @@ from ngp.core.rental.service import ServiceClock
 from ngp.core.rental.status import RentalStatus, status
 from ngp.core.rental.terms import LettingSettings, Offer, Pool
 from ngp.core.restore import restore
-from ngp.core.values import Adopted, Now, Settlement, TunnelPeer
+from ngp.core.values import (
+    UNKNOWN_PAYMENT,
+    Adopted,
+    DecodedInvoice,
+    Now,
+    PaymentOutcome,
+    PaymentStatus,
+    Settlement,
+    TunnelPeer,
+)
 from ngp.core.world import World
 
 SAT = 1000
@@ -64,13 +73,29 @@ def letting(*offers: Offer, pools: tuple[str, ...] = ("203.0.113.0/29", "2001:db
 
 @dataclass
 class PaymentNodeOfLandlord:
-    """Its invoices, what was paid, and the settlements that it reports from the first on. `slow`: it makes none."""
+    """Its invoices, what was paid, and the settlements that it reports from the first on. `slow`: it makes none.
+
+    `sent`: what it paid for its owner, each invoice once. `fails`: it pays nothing.
+    """
 
     slow: bool = False
     preimages: dict[bytes, bytes] = field(default_factory=dict)
     amounts: dict[bytes, int] = field(default_factory=dict)
     cancelled: set[bytes] = field(default_factory=set)
     paid: list[tuple[bytes, int]] = field(default_factory=list)
+    sent: dict[bytes, int] = field(default_factory=dict)
+    fails: bool = False
+
+    def send(self, payment_hash: bytes, amount_msat: int) -> PaymentOutcome:
+        if self.fails:
+            return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason="no route")
+        self.sent[payment_hash] = amount_msat
+        return self.track(payment_hash)
+
+    def track(self, payment_hash: bytes) -> PaymentOutcome:
+        if payment_hash in self.sent:
+            return PaymentOutcome(payment_hash, PaymentStatus.SUCCEEDED, bytes(32))
+        return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
 
     def pay(self, payment_hash: bytes) -> bool:
         if payment_hash in self.cancelled or any(payment_hash == one for one, _ in self.paid):
@@ -169,6 +194,11 @@ class Landlord:
                 self.held_later(effect)
             case fx.HoldNetworks():
                 self.happen(ev.NetworksHeld(effect.rental, self._hold(effect)))
+            case fx.PayInvoice():
+                amount_msat = self.world.money.payments[effect.payment_hash].amount_msat
+                self.happen(self.node.send(effect.payment_hash, amount_msat))
+            case fx.TrackPayment():
+                self.happen(self.node.track(effect.payment_hash))
             case fx.CancelInvoice():
                 if not any(effect.payment_hash == one for one, _ in self.node.paid):
                     self.node.cancelled.add(effect.payment_hash)
@@ -245,6 +275,15 @@ class Landlord:
         assert self.pay(answer.bolt11)
         return self.rental(tenant)
 
+    def fetch(self, tenant: int, sat: int, **changes: object) -> fx.AnswerTenant | None:
+        """Ask for money back with a new invoice. Returns the answer, or None if a crash came before it."""
+        self._requests += 1
+        request, payment_hash = self._requests, self.chance.randbytes(32)
+        decoded = DecodedInvoice(payment_hash, sat * SAT, 600, "02" * 33, "sandbox", "")
+        decoded = replace(decoded, **changes)  # type: ignore[arg-type]
+        self.happen(ev.MoneyBackAsked(request, key(tenant), payment_hash.hex(), decoded))
+        return self.answers.get(request)
+
     # --- questions of a test
 
     def rental(self, tenant: int) -> Rental:
@@ -266,6 +305,7 @@ class Landlord:
                            self.others)  # fmt: skip
         for rental in rentals:
             account = self.world.client(rental.id)
+            assert account.refund.promised_msat >= 0
             assert account.paid_msat == account.charged_msat + account.refunded_msat + account.balance_msat
             assert account.balance_msat >= 0 and rental.owed_msat >= 0
             served = rental.state.value == "active"

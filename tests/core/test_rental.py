@@ -405,6 +405,92 @@ def test_only_moves_of_the_table_are_made(landlord: Landlord) -> None:
         landlord.rental(1).move(RentalState.PENDING)
 
 
+# --- money back -------------------------------------------------------------------------------------------------------
+
+
+def _over(landlord: Landlord) -> None:
+    """Let tenant 1 rent, and the operator end it a second later."""
+    landlord.rent(1, 10_000)
+    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+
+
+def test_what_is_left_of_a_rental_that_is_over_is_fetched_in_parts_and_once(landlord: Landlord) -> None:
+    _over(landlord)
+    account = landlord.world.client(landlord.rental(1).id)
+    assert account.balance_msat == 10_000 * SAT
+    for sat in (4000, 6000):
+        answer = landlord.fetch(1, sat)
+        assert answer is not None and not answer.why_not
+    assert sum(landlord.node.sent.values()) == account.refunded_msat == 10_000 * SAT
+    answer = landlord.fetch(1, 1)
+    assert answer is not None and "no money left" in answer.why_not
+    landlord.check()
+
+
+@pytest.mark.parametrize(
+    ("sat", "changes", "says"),
+    [
+        (10_001, {}, "for 10000 sat or less"),
+        (0, {}, "for 10000 sat or less"),
+        (1, {"amount_msat": None}, "for 10000 sat or less"),
+        (1, {"amount_msat": 999}, "at least 1 sat"),
+        (5000, {"network": "mainnet"}, "is for mainnet; this landlord is on sandbox"),
+        (5000, {"expires_in_s": 86_400}, "at most 12 hours"),
+        (5000, {"expires_in_s": 0}, "at most 12 hours"),
+    ],
+)
+def test_an_invoice_that_can_not_be_paid_is_refused_with_the_limit(
+    landlord: Landlord, sat: int, changes: dict[str, object], says: str
+) -> None:
+    _over(landlord)
+    answer = landlord.fetch(1, sat, **changes)
+    assert answer is not None and says in answer.why_not
+    assert not landlord.node.sent
+
+
+def test_a_running_rental_gives_nothing_back_and_the_same_invoice_is_paid_once(landlord: Landlord) -> None:
+    landlord.rent(1, 10_000)
+    answer = landlord.fetch(1, 1000)
+    assert answer is not None and answer.why_not
+    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    for _ in range(2):
+        answer = landlord.fetch(1, 1000, payment_hash=bytes(32))
+    assert answer is not None and "was sent before" in answer.why_not
+    assert landlord.node.sent == {bytes(32): 1000 * SAT}
+
+
+def test_a_payment_that_fails_leaves_the_money_to_the_tenant(landlord: Landlord) -> None:
+    _over(landlord)
+    landlord.node.fails = True
+    landlord.fetch(1, 10_000)
+    landlord.node.fails = False
+    answer = landlord.fetch(1, 10_000)
+    assert answer is not None and not answer.why_not and len(landlord.node.sent) == 1
+    landlord.check()
+
+
+def test_more_than_a_budget_allows_is_fetched_in_parts_and_the_tenant_is_told_no_budget(landlord: Landlord) -> None:
+    landlord.rent(1, 60_000)
+    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    answer = landlord.fetch(1, 60_000)
+    assert answer is not None and "at most 19801 sat" in answer.why_not and "BUDGET" not in answer.why_not
+    assert any("BUDGET_PAYMENT" in line for line in landlord.log)
+    answer = landlord.fetch(1, 19_801)
+    assert answer is not None and not answer.why_not
+
+
+def test_a_landlord_killed_while_it_pays_back_pays_once(landlord: Landlord) -> None:
+    _over(landlord)
+    for after in range(3):
+        landlord.crash_after = after
+        landlord.fetch(1, 1000)
+        landlord.at(120)
+        landlord.check()
+    account = landlord.world.client(landlord.rental(1).id)
+    assert account.refunded_msat == sum(landlord.node.sent.values())
+    assert account.refund.promised_msat == 0
+
+
 # --- anything in any order --------------------------------------------------------------------------------------------
 
 ACTIONS = st.one_of(
@@ -417,6 +503,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("crash after"), st.integers(0, 4)),
     st.tuples(st.just("switch"), st.integers(1, 5), st.booleans()),
     st.tuples(st.just("release"), st.integers(1, 5)),
+    st.tuples(st.just("fetch"), st.integers(1, 5), st.sampled_from((1, 400, 5000))),
     st.tuples(st.just("others"), st.sets(st.sampled_from(("203.0.113.0/31", "203.0.113.2/32", "2001:db8:0:1::/64")))),
 )
 
@@ -458,6 +545,8 @@ def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]
         landlord.crash(*words)  # type: ignore[arg-type]
     elif name == "crash after":
         landlord.crash_after = words[0]  # type: ignore[assignment]
+    elif name == "fetch":
+        landlord.fetch(*words)  # type: ignore[arg-type]
     elif name in ("switch", "release"):
         rental = letting.by_key.get(key(words[0]))  # type: ignore[arg-type]
         if rental is not None:

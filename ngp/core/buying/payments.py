@@ -61,7 +61,8 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
         return True
     account.declined_hash = b""
     fee_limit_msat = world.settings.fee_limit.of_msat(invoice.amount_msat)
-    pay(world, neighbour, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, invoice.amount_msat, fee_limit_msat)
+    amounts = invoice.amount_msat, fee_limit_msat
+    pay(world, account.identity, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, *amounts, neighbour.payee)
     return False
 
 

@@ -197,7 +197,7 @@ def _pay_pending(world: World, account: ClientAccount) -> None:
     missing_msat = max(0, account.refund.promised_msat - account.balance_msat)
     if neighbour is not None and not missing_msat:
         amounts = refund.amount_msat, refund.fee_limit_msat
-        pay(world, neighbour, PaymentKind.REFUND, refund.bolt11, refund.payment_hash, *amounts)
+        pay(world, account.identity, PaymentKind.REFUND, refund.bolt11, refund.payment_hash, *amounts, neighbour.payee)
         return
     account.refund.promised_msat -= refund.amount_msat
     world.limit(account)

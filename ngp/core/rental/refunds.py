@@ -1,0 +1,69 @@
+"""Refunds of rentals: what is left when a rental is over is the tenant's, who fetches it with an invoice.
+
+Money is left if a payment came too late to be served, or if the operator ended the rental. Anybody who can prove the
+rental's key may fetch it, once; a face checks that proof. The invoice is paid like any other: stored first, within the
+budgets, tracked to its end. The fees of routing come out of the landlord's pocket, up to FEE_LIMIT.
+"""
+
+from __future__ import annotations
+
+from ngp.core import networks
+from ngp.core.budget import broken_limit, room_msat
+from ngp.core.effects import AnswerTenant
+from ngp.core.events import MoneyBackAsked
+from ngp.core.orders import MOST_INVOICE_EXPIRY_S, may_be_forgotten, pay
+from ngp.core.pricing import floor_to_sat_msat, show_money
+from ngp.core.records import PaymentKind
+from ngp.core.rental.rental import Rental, RentalState
+from ngp.core.values import DecodedInvoice
+from ngp.core.world import World
+
+
+def free_msat(world: World, rental: Rental) -> int:
+    """Return what a tenant may fetch, in whole sat: nothing before the rental is over."""
+    if rental.state is not RentalState.RELEASED:
+        return 0
+    return floor_to_sat_msat(world.client(rental.id).funds_msat)
+
+
+def asked(world: World, event: MoneyBackAsked) -> None:
+    """Pay a tenant's invoice for what is left of its money, or answer why not."""
+    rental = next((one for one in _of(world, event.wireguard_key) if free_msat(world, one)), None)
+    why_not = "there is no money left of a rental with this key" if rental is None else ""
+    if rental is not None:
+        why_not = _why_not(world, rental, event.decoded)
+    if rental is None or why_not:
+        world.do(AnswerTenant(event.request, why_not=why_not))
+        return
+    amount_msat = event.decoded.amount_msat or 0
+    world.client(rental.id).refund.promised_msat += amount_msat
+    fee_limit_msat = world.settings.fee_limit.of_msat(amount_msat)
+    pay(world, rental.id, PaymentKind.REFUND, event.bolt11, event.decoded.payment_hash, amount_msat, fee_limit_msat)
+    world.do(AnswerTenant(event.request, rental=rental.id, bolt11=event.bolt11))
+
+
+def _of(world: World, wireguard_key: bytes) -> list[Rental]:
+    return [one for one in world.letting.rentals.values() if one.wireguard_key == wireguard_key]
+
+
+def _why_not(world: World, rental: Rental, decoded: DecodedInvoice) -> str:
+    """Return why an invoice can't be paid, in words for the tenant; "" if it can."""
+    payment_hash, amount_msat, most_msat = decoded.payment_hash, decoded.amount_msat, free_msat(world, rental)
+    if not networks.takes_invoice(world.node.network, decoded.network):
+        return f"the invoice is for {decoded.network}; this landlord is on {world.node.network}"
+    if payment_hash in world.money.payments or payment_hash in world.money.invoices:
+        return "this invoice was sent before: make a new one"
+    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S or may_be_forgotten(world, decoded.expires_in_s):
+        return "the invoice must be valid for at most 12 hours from now: make another one, and check both clocks"
+    if not amount_msat or amount_msat > most_msat:
+        return f"the invoice must be for {show_money(most_msat)} or less"
+    if amount_msat < world.node.least_amount_msat:
+        return f"a payment is at least {show_money(world.node.least_amount_msat)}"
+    cost_msat = amount_msat + world.settings.fee_limit.of_msat(amount_msat)
+    broken = broken_limit(world.settings.budgets, world.money.spending, rental.id, cost_msat, world.now)
+    if broken is None:
+        return ""
+    world.log_seldom(("rental refund", rental.id), f"rental {rental.id.hex()[:8]} isn't paid its money back: {broken}")
+    room = room_msat(world.settings.budgets, world.money.spending, rental.id, world.now)
+    room = floor_to_sat_msat(world.settings.fee_limit.fits_msat(room))
+    return f"the landlord pays at most {show_money(room)} now: make an invoice for that, or ask again in some hours"
