@@ -89,6 +89,8 @@ def _status(kept: Kept, books: Books) -> Status | None:
     """Return the landlord's status; None if there is no rental yet."""
     try:
         status = kept.landlord.status(kept.tunnel.public_key)
+        if status.payments < books.account.payments and books.proof:  # killed before the landlord heard of it
+            status = kept.landlord.status(kept.tunnel.public_key, preimage=books.proof)
     except RefusedError as error:
         if books.account.started:
             paid = show_money(books.account.paid_msat)
@@ -119,7 +121,9 @@ async def _confirmed(kept: Kept, books: Books, quote: Quote) -> None:
     """Wait until the landlord counts a payment. Raises PaymentError."""
     until_s = time.monotonic() + CONFIRM_S
     while True:
-        status = await asyncio.to_thread(kept.landlord.status, kept.tunnel.public_key, quote.asked.bolt11)
+        status = await asyncio.to_thread(
+            kept.landlord.status, kept.tunnel.public_key, quote.asked.bolt11, books.proof
+        )
         if status.payments >= books.account.payments and status.paid_msat >= books.account.paid_msat:
             return
         if time.monotonic() > until_s:

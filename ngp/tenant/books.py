@@ -25,13 +25,20 @@ _NO_LONGER = "restore it from a backup, or move it away: then nothing is known o
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A payment of the past. Attributes: state: `paid` or `failed`. fee_msat: what its routing cost."""
+    """A payment of the past.
+
+    Attributes:
+        fee_msat: what its routing cost.
+        state: `paid` or `failed`.
+        preimage: the proof that it was paid; b"" if it wasn't.
+    """
 
     payment_hash: bytes
     amount_msat: int
     fee_msat: int
     sent_at_s: int
     state: str
+    preimage: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +50,15 @@ class Books:
     sent: tuple[Sent, ...] = ()
     should_run: bool = False
 
-    def succeeded(self, fee_msat: int) -> Books:
+    @property
+    def proof(self) -> bytes:
+        """The preimage of the latest payment; b"" if there is none."""
+        return self.sent[-1].preimage if self.sent else b""
+
+    def succeeded(self, fee_msat: int, preimage: bytes) -> Books:
         """Count the pending payment."""
         order = self._order()
-        return replace(self._closed("paid", fee_msat), account=paid(self.account, order))
+        return replace(self._closed("paid", fee_msat, preimage), account=paid(self.account, order))
 
     def failed(self) -> Books:
         """Strike the pending payment: its outcome is that nothing was paid."""
@@ -59,9 +71,9 @@ class Books:
         order = self.pending
         return known_msat + (order.amount_msat + order.fee_limit_msat if order is not None else 0)
 
-    def _closed(self, state: str, fee_msat: int) -> Books:
+    def _closed(self, state: str, fee_msat: int, preimage: bytes = b"") -> Books:
         order = self._order()
-        one = Sent(order.payment_hash, order.amount_msat, fee_msat, order.sent_at_s, state)
+        one = Sent(order.payment_hash, order.amount_msat, fee_msat, order.sent_at_s, state, preimage)
         return replace(self, pending=None, sent=(*self.sent, one)[-KEPT_PAYMENTS:])
 
     def _order(self) -> Order:
@@ -101,7 +113,7 @@ def _read(values: dict[str, Any]) -> Books:
         sent=tuple(
             Sent(
                 bytes.fromhex(one["payment_hash"]), int(one["amount_msat"]), int(one["fee_msat"]),
-                int(one["time"]), str(one["state"]),
+                int(one["time"]), str(one["state"]), bytes.fromhex(one.get("preimage", "")),
             )
             for one in sent
         ),
@@ -174,6 +186,7 @@ def _values(books: Books) -> dict[str, Any]:
             "fee_msat": one.fee_msat,
             "time": one.sent_at_s,
             "state": one.state,
+            "preimage": one.preimage.hex(),
         }
         for one in books.sent
     ]

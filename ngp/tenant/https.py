@@ -86,10 +86,17 @@ class HttpsLandlord:
         """Return an invoice for credit, of a new rental if there is none for this key."""
         return _read(read_asked, self._post("AddCredit", {"WireGuardPubKey": public_key, "amount": str(amount_sat)}))
 
-    def status(self, public_key: str, paid_invoice: str = "") -> Status:
-        """Return a rental's status; with an invoice, once that is paid or the landlord waits no longer."""
-        form = {"WireGuardPubKey": public_key} | ({"InvoiceToWaitFor": paid_invoice} if paid_invoice else {})
-        most_s = WAIT_FOR_PAYMENT_S if paid_invoice else None
+    def status(self, public_key: str, wait_for: str = "", preimage: bytes = b"") -> Status:
+        """Return a rental's status.
+
+        Args:
+            wait_for: an invoice: answered once it is paid, or when the landlord waits no longer.
+            preimage: proves that an invoice was paid; a landlord that doesn't know this field ignores it.
+        """
+        form = {"WireGuardPubKey": public_key}
+        form |= {"InvoiceToWaitFor": wait_for} if wait_for else {}
+        form |= {"Preimage": preimage.hex()} if preimage else {}
+        most_s = WAIT_FOR_PAYMENT_S if wait_for else None
         return _read(read_status, self._post("getstatus", form, most_s))
 
     def configuration(self, public_key: str) -> TunnelConfiguration:

@@ -169,7 +169,7 @@ class Payer:
                 raise PaymentError("the payment node reports a success with a wrong preimage: nothing more is paid")
             if outcome.fee_msat > order.fee_limit_msat:
                 _log.warning("the payment cost %s in fees, above the limit", show_money(outcome.fee_msat))
-            books = books.succeeded(outcome.fee_msat)
+            books = books.succeeded(outcome.fee_msat, outcome.preimage)
             _log.info("paid %s, fee %s", show_money(order.amount_msat), show_money(outcome.fee_msat))
         else:
             books = books.failed()
