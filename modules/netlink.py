@@ -1,7 +1,8 @@
-"""Netlink: questions to the kernel and its answers, as structs (netlink(7), rtnetlink(7)).
+"""Netlink: questions and orders to the kernel and its answers, as structs (netlink(7), rtnetlink(7)).
 
 The messages are few and small, so they are packed by hand. A library for all messages needs a third of a second to
-decode 400 interfaces; this module needs a hundredth. Sockets block; use each in one thread only.
+decode 400 interfaces; this module needs a hundredth. (pyroute2 0.9 also can't be called where an event loop runs.)
+Sockets block; use each in one thread only.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import struct
 from collections.abc import Iterator
 from typing import Self
 
-REQUEST, DUMP = 0x1, 0x300
+REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
+EXCLUSIVE, CREATE = 0x200, 0x400
 GENERIC = 16  # Python's socket module has no name for this protocol
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _ERROR, _DONE = 2, 3
 _MESSAGE, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
 _KIND_BITS = 0x3FFF  # the other two bits are flags: nested; in network byte order
+_NESTED = 0x8000
 _RECEIVE_BYTES = 64 << 10
 _TIMEOUT_S = 5.0
 
@@ -60,6 +63,11 @@ class Asker:
         """Send a request for all objects of a kind, and yield the bodies of the answers. Raises as `ask`."""
         return self._answers(kind, REQUEST | DUMP, body)
 
+    def order(self, kind: int, body: bytes, flags: int = 0) -> None:
+        """Send a change, and wait until the kernel has made it. Args: flags: CREATE, EXCLUSIVE. Raises as `ask`."""
+        for _ in self._answers(kind, REQUEST | ACK | flags, body):
+            pass
+
     def _answers(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
         self._sequence += 1
         self._socket.send(_MESSAGE.pack(_MESSAGE.size + len(body), kind, flags, self._sequence, 0) + body)
@@ -71,6 +79,8 @@ class Asker:
                     return
                 if answer == _ERROR:
                     number = -struct.unpack_from("=i", message)[0]
+                    if number == 0:  # the acknowledgement that was asked for
+                        return
                     raise OSError(number, os.strerror(number))
                 yield message
 
@@ -111,6 +121,11 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 def attribute(kind: int, value: bytes) -> bytes:
     """Write an attribute. Pure."""
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def nested(kind: int, *parts: bytes) -> bytes:
+    """Write an attribute that consists of attributes. Pure."""
+    return attribute(kind | _NESTED, b"".join(parts))
 
 
 def text(value: bytes) -> str:

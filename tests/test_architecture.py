@@ -25,7 +25,8 @@ NO_BUSINESS_IN_CORE = {
     *("threading", "time", "urllib", "uuid", "zoneinfo"),
 }
 BETWEEN = ("ngp.ports", "ngp.errors", "ngp.invoice", "ngp.key_file", "ngp.module_keys", "ngp.remembered_node")
-SHARED_WITH_MODULES = (*BETWEEN, "ngp.core", "ngp.modules.bpf", "ngp.modules.netlink")
+BY_ALL_MODULES = tuple(f"ngp.modules.{name}" for name in ("bpf", "commands", "netlink", "rtnetlink"))
+SHARED_WITH_MODULES = (*BETWEEN, "ngp.core", *BY_ALL_MODULES)
 
 
 def modules_of_project() -> dict[str, Path]:
@@ -80,7 +81,7 @@ def fault(name: str, imported: str) -> str | None:
     if within(name, "ngp.modules"):
         group = ".".join(name.split(".")[:3])
         allowed = within(imported, *SHARED_WITH_MODULES) or (group != "ngp.modules" and within(imported, group))
-        why = "a module knows ports, errors, core values, libbpf, netlink and its own group"
+        why = "a module knows ports, errors, core values, libbpf, commands, netlink and its own group"
         return why if ours and not allowed else None
     if within(name, *BETWEEN) and ours:
         allowed = within(imported, "ngp.core", *BETWEEN)

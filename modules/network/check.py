@@ -22,11 +22,12 @@ from ngp.core.services import SERVICES_A_HOST
 from ngp.core.values import Check, DesiredNetwork, FreeRule
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
+from ngp.modules.commands import find_command
 from ngp.modules.network import bpf, layout, nat, offloading, rights, sides, xtables
 from ngp.modules.network.host import Host
 from ngp.modules.network.meter import table_sizes
-from ngp.modules.network.rtnetlink import Interface
-from ngp.modules.network.xtables import NFT, find_command, run
+from ngp.modules.network.xtables import NFT, run
+from ngp.modules.rtnetlink import Interface
 
 # The bytecode is one instruction, "return 65535": the trial needs xt_bpf, like our rules, but no pinned program.
 _PROBE = {

@@ -21,8 +21,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from ngp.core.messages import Address, Prefix
 from ngp.core.policy import LEAST_NETWORK_BITS
 from ngp.errors import KernelError
-from ngp.modules.network import layers, rtnetlink
-from ngp.modules.network.rtnetlink import Interface, OwnAddress
+from ngp.modules import rtnetlink
+from ngp.modules.network import layers
+from ngp.modules.rtnetlink import Interface, OwnAddress
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 addresses and routes, IPv6 addresses and routes
 _ROUTES_MAX = 8192

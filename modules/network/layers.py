@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ngp.modules.network.rtnetlink import Interface
+    from ngp.modules.rtnetlink import Interface
 
 _TAKES_ALL = frozenset({"bridge", "bond", "team", "openvswitch", "hsr"})
 _PEERS = frozenset({"veth", "netkit", "vxcan"})  # IFLA_LINK is the other end

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 
 from ngp.core.values import Check, DesiredNetwork
+from ngp.modules.commands import find_command
 from ngp.modules.network import layers, rights, xtables
-from ngp.modules.network.rtnetlink import Interface
-from ngp.modules.network.xtables import find_command
+from ngp.modules.rtnetlink import Interface
 
 _NAME = "flow offloading"
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ngp.errors import KernelError, MomentError
+from ngp.modules.commands import find_command
 
 OWN_PREFIX = "NGP_"
 FORWARD, INPUT = "FORWARD", "INPUT"
@@ -35,7 +35,6 @@ NFT, LEGACY = "nft", "legacy"
 _JUMP = re.compile(rf"(?:-i (?P<inward>\S+) )?(?:-o (?P<outward>\S+) )?-j (?P<target>{OWN_PREFIX}\S+)")
 _COMMAND_TIMEOUT_S = 10
 _LOCK_WAIT_S, _LOCK = 2, "xtables lock"
-_SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +126,6 @@ class Tables(Protocol):
 
     def commit(self, standing: Standing, change: Change) -> None:
         """Carry out a change of a table that was just read, completely or not at all. Raises KernelError."""
-
-
-def find_command(name: str) -> str | None:
-    """Return the path of a command, or None.
-
-    The sbin folders are searched too, as sudo and systemd may leave them out of PATH.
-    """
-    return shutil.which(name, path=_SEARCH_PATH)
 
 
 def run(words: Sequence[str], text: str = "") -> str:

@@ -12,7 +12,7 @@ from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, GATEWAY_TO_INTERNET, INTERNET,
 
 from ngp.core.messages import Prefix
 from ngp.core.values import Check
-from ngp.modules.network import rtnetlink
+from ngp.modules import rtnetlink
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.host import Host, expand_interfaces
 

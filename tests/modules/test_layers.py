@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ngp.modules.network import layers
-from ngp.modules.network.rtnetlink import Interface
+from ngp.modules.rtnetlink import Interface
 
 MACS = {1: b"\2\0\0\0\0\1", 2: b"\2\0\0\0\0\2", 3: b"\2\0\0\0\0\3"}
 

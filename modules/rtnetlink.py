@@ -1,4 +1,4 @@
-"""rtnetlink: ask the kernel for links, addresses and routes, and parse its answers.
+"""rtnetlink: ask the kernel for links, addresses and routes, parse its answers, and change links.
 
 Source: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h
 """
@@ -14,17 +14,17 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from ngp.core.messages import Address, Prefix
 from ngp.errors import KernelError
-from ngp.modules.netlink import Asker, attribute, attributes, open_socket, text
+from ngp.modules.netlink import CREATE, EXCLUSIVE, Asker, attribute, attributes, nested, open_socket, text
 
 RTM_GETROUTE = 26
 RTM_F_FIB_MATCH = 0x2000
-_RTM_GETLINK, _RTM_GETADDR, _RTM_GETNEIGH = 18, 22, 30
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_GETADDR, _RTM_GETNEIGH = 16, 17, 18, 22, 30
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ARPHRD_ETHER = 1
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER = 1, 3, 5, 10
-_IFLA_LINKINFO, _IFLA_LINK_NETNSID = 18, 37
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_IFALIAS = 1, 3, 5, 10, 20
+_IFLA_MTU, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 4, 18, 37
 _IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND = 1, 4
 _ADDRESS = struct.Struct("=4BI")  # struct ifaddrmsg
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -49,6 +49,7 @@ class Interface:
         master: index of its bridge or bond, or 0.
         port_of: the kind of that master, or "".
         lower: for a VLAN, macvlan, ...: index of the interface below it, if that is in this namespace; else 0.
+        alias: a text that a program or the operator gave it (`ip link set dev NAME alias TEXT`).
     """
 
     index: int
@@ -61,6 +62,7 @@ class Interface:
     master: int
     port_of: str = ""
     lower: int = 0
+    alias: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,26 @@ def interfaces(kernel: Asker) -> list[Interface]:
     """List all interfaces. Raises KernelError."""
     with kernel_errors("interfaces can't be listed"):
         return list(map(_interface, kernel.dump(_RTM_GETLINK, bytes(_LINK.size))))
+
+
+def make_link(kernel: Asker, name: str, kind: str) -> None:
+    """Make an interface of a kind that needs no more words. Raises OSError."""
+    body = attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    body += nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, kind.encode()))
+    kernel.order(_RTM_NEWLINK, bytes(_LINK.size) + body, CREATE | EXCLUSIVE)
+
+
+def change_link(kernel: Asker, index: int, mtu: int = 0, alias: str = "", up: bool = False) -> None:
+    """Give an interface an MTU or an alias, or put it up. Raises OSError."""
+    flags = _IFF_UP if up else 0
+    body = attribute(_IFLA_MTU, struct.pack("=I", mtu)) if mtu else b""
+    body += attribute(_IFLA_IFALIAS, alias.encode()) if alias else b""
+    kernel.order(_RTM_NEWLINK, _LINK.pack(0, 0, index, flags, flags) + body)
+
+
+def delete_link(kernel: Asker, index: int) -> None:
+    """Delete an interface. Raises OSError."""
+    kernel.order(_RTM_DELLINK, _LINK.pack(0, 0, index, 0, 0))
 
 
 def own_addresses(kernel: Asker) -> list[OwnAddress]:
@@ -240,6 +262,7 @@ def _interface(message: bytes) -> Interface:
         master=_number(said, _IFLA_MASTER),
         port_of=text(info.get(_IFLA_INFO_SLAVE_KIND, b"")),
         lower=0 if _IFLA_LINK_NETNSID in said else _number(said, _IFLA_LINK),
+        alias=text(said.get(_IFLA_IFALIAS, b"")),
     )
 
 
