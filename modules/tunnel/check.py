@@ -1,0 +1,113 @@
+"""Check: what the landlord's tunnel needs on this host, and whether packets from outside find the pools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_network
+
+from ngp.core.messages import Prefix
+from ngp.core.prefixes import covers
+from ngp.core.values import Check, DesiredTunnel
+from ngp.errors import KernelError
+from ngp.modules.commands import find_command
+from ngp.modules.rtnetlink import OwnAddress
+from ngp.modules.tunnel import host, rules
+from ngp.modules.tunnel.device import Device
+from ngp.modules.tunnel.host import Host, read_sysctl, refuse_taken_port
+
+_FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+_KIND = "kernel"
+
+
+def look(
+    desired: DesiredTunnel, here: Host, devices: Sequence[Device], answered_max: Mapping[int, int]
+) -> Iterator[Check]:
+    """Make all checks. Args: devices: those that may be used, the best first. Raises KernelError, OSError."""
+    yield _implementation(desired, devices)
+    yield Check("nft", find_command("nft") is not None, "needed for the tunnel's rules", _unless_nft(), _KIND)
+    interfaces = here.interfaces()
+    tunnel = interfaces.get(desired.interface)
+    if tunnel is None or not tunnel.alias.startswith(host.ALIAS):
+        yield _port(desired)
+    if tunnel is not None and not tunnel.alias.startswith(host.ALIAS):
+        found = f"{desired.interface}: exists and isn't ngp's"
+        yield Check("tunnel interface", False, found, "delete it, or name another one in LANDLORD_INTERFACE", _KIND)
+    yield from _forwarding(desired)
+    if desired.outside not in interfaces:
+        found = f"LANDLORD_OUTSIDE: {desired.outside} doesn't exist"
+        yield Check("outside interface", False, found, "ip link shows what there is", _KIND)
+        return
+    own = here.addresses(desired.outside)
+    for pool in desired.pools:
+        yield _pool(desired, pool, own, answered_max)
+
+
+def _implementation(desired: DesiredTunnel, devices: Sequence[Device]) -> Check:
+    lacks: list[str] = []
+    remedy = ""
+    for device in devices:
+        why_not, remedy = device.why_not()
+        if not why_not:
+            return Check("tunnel", True, f"WireGuard by {device.implementation}{''.join(f'; {one}' for one in lacks)}")
+        lacks.append(why_not)
+    return Check("tunnel", False, f"LANDLORD_TUNNEL: {desired.kind}: {'; '.join(lacks)}", remedy, _KIND)
+
+
+def _unless_nft() -> str:
+    return "" if find_command("nft") else rules.INSTALL
+
+
+def _port(desired: DesiredTunnel) -> Check:
+    try:
+        refuse_taken_port(desired.port)
+    except KernelError as error:
+        return Check("tunnel port", False, str(error), "free it, or set LANDLORD_PORT", _KIND)
+    found = f"UDP {desired.port} is free; your INPUT rules must accept it on {desired.outside}"
+    return Check("tunnel port", True, found)
+
+
+def _forwarding(desired: DesiredTunnel) -> Iterator[Check]:
+    for version in sorted({pool.version for pool in desired.pools}):
+        off = [
+            name
+            for name in (_FORWARDING[version], *_own_forwarding(version, desired.outside))
+            if read_sysctl(name) == "0"
+        ]
+        remedy = f"sysctl -w {' '.join(f'net/{each}=1' for each in off)}" if off else ""
+        found = f"off: {', '.join(off)}" if off else "on"
+        yield Check(f"IPv{version} forwarding", not off, found, remedy, _KIND)
+
+
+def _own_forwarding(version: int, interface: str) -> tuple[str, ...]:
+    """An interface's own switch; for IPv6 it doesn't decide about forwarding."""
+    return (f"ipv4/conf/{interface}/forwarding",) if version == 4 else ()
+
+
+def _pool(desired: DesiredTunnel, pool: Prefix, own: Sequence[OwnAddress], answered_max: Mapping[int, int]) -> Check:
+    """Say how packets to a pool come to this host: routed, or because we answer for its addresses on the link."""
+    name, outside = f"pool {pool}", desired.outside
+    inside = next((each.local for each in own if each.local in pool), None)
+    if inside is not None:
+        found = f"contains {inside}, which is this host's own address"
+        return Check(name, False, found, f"except: [{inside}] in LANDLORD_POOLS", "configuration")
+    on_link = next((net for each in own if covers(net := _network(each), pool)), None)
+    via = ", ".join(
+        str(each.local) for each in own if each.local.version == pool.version and not each.local.is_link_local
+    )
+    if on_link is None:
+        found = f"isn't on the link at {outside} ({via or 'no address'}): the router there must route it to this host"
+        remedy = "LANDLORD_ROUTING: routed" if desired.proxy else ""
+        return Check(name, True, found, remedy)
+    if not desired.proxy:
+        found = f"is on the link at {outside} ({on_link}): the router there asks for each address, and nobody answers"
+        return Check(name, False, found, "LANDLORD_ROUTING: proxy", "configuration")
+    found = f"is on the link at {outside}: this host answers for addresses that are let"
+    most = answered_max[pool.version]
+    if pool.num_addresses > most:
+        found += f", but for the first {most} of each network at most"
+        return Check(name, True, found, f"let the router there route {pool} to this host, and LANDLORD_ROUTING: routed")
+    return Check(name, True, found)
+
+
+def _network(own: OwnAddress) -> Prefix:
+    return ip_network((own.local, own.prefix_length), strict=False)

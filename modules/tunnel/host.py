@@ -1,0 +1,202 @@
+"""Host: the interface, routes and proxy entries of the tunnel, over rtnetlink.
+
+Routes and entries of ours have a protocol number of our own, and the interface a text (its alias). So they are found
+without a record, after a kill too, and the operator's own are never touched.
+
+Source: linux/rtnetlink.h, linux/neighbour.h
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
+from typing import TypeVar
+
+from ngp.core.messages import Address, Prefix
+from ngp.errors import KernelError, MomentError
+from ngp.modules import netlink, rtnetlink
+from ngp.modules.netlink import Asker, attribute, attributes
+from ngp.modules.rtnetlink import Interface
+
+ALIAS = "ngp: tunnel to tenants"
+_PROTOCOL = 110  # of our routes and entries: above those that rt_protos names, below those of routing daemons
+_UNREACHABLE_METRIC = 0xFFFF0000  # an equal route of anybody else goes first
+_NEWROUTE, _DELROUTE, _GETROUTE, _NEWNEIGH, _DELNEIGH, _GETNEIGH = 24, 25, 26, 28, 29, 30
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_ROUTE = struct.Struct("=8BI")  # struct rtmsg
+_MAIN, _UNICAST, _UNREACHABLE, _LINK_SCOPE = 254, 1, 7, 253
+_DST, _OIF, _PRIORITY = 1, 4, 6
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
+_PROXY, _NDA_DST, _NDA_PROTOCOL = 0x08, 1, 12
+_SYSCTL = Path("/proc/sys/net")
+
+# An interface's index, and None for a route that refuses.
+Route = tuple[Prefix, int | None]
+Entry = tuple[int, Address]
+_Thing = TypeVar("_Thing", Route, Entry)
+
+
+class Host:
+    """Changes this network namespace. Every method raises OSError or KernelError."""
+
+    def __init__(self) -> None:
+        self.kernel = rtnetlink.open_asker()
+        self._strict = Asker(strict=True)
+
+    def interfaces(self) -> dict[str, Interface]:
+        """Return all interfaces by name."""
+        return {each.name: each for each in rtnetlink.interfaces(self.kernel)}
+
+    def ours(self) -> list[Interface]:
+        """Return the interfaces that this port made."""
+        return [each for each in rtnetlink.interfaces(self.kernel) if each.alias.startswith(ALIAS)]
+
+    def addresses(self, interface: str) -> list[rtnetlink.OwnAddress]:
+        """Return an interface's own addresses. Raises KernelError if it doesn't exist."""
+        index = self.index(interface)
+        return [each for each in rtnetlink.own_addresses(self.kernel) if each.index == index]
+
+    def index(self, interface: str) -> int:
+        """Return an interface's number. Raises KernelError if it doesn't exist."""
+        found = self.interfaces().get(interface)
+        if found is None:
+            raise KernelError(f"interface {interface}: doesn't exist; ip link shows what there is")
+        return found.index
+
+    def bring_routes(self, index: int | None, wanted: Iterable[Route]) -> None:
+        """Make our routes exactly these; those that are right stay. Args: index: of the tunnel, if there is one."""
+        standing = {route for route in self._routes() if route[1] in (index, None)}
+        _bring(standing, set(wanted), self.add_route, self.remove_route)
+
+    def bring_entries(self, wanted: Iterable[Entry]) -> None:
+        """Make our proxy entries exactly these; those that are right stay."""
+        _bring(self._entries(), set(wanted), self.add_entry, self.remove_entry)
+
+    def add_route(self, route: Route) -> None:
+        """Add a route. Raises KernelError if somebody else has the same one."""
+        try:
+            self.kernel.order(_NEWROUTE, _route_body(route), netlink.CREATE | netlink.EXCLUSIVE)
+        except FileExistsError as error:
+            if route not in self._routes():
+                raise KernelError(
+                    f"a route to {route[0]} exists that isn't ngp's; remove it (ip route show {route[0]}), or take the "
+                    "network out of LANDLORD_POOLS (`except`)"
+                ) from error
+
+    def remove_route(self, route: Route) -> None:
+        """Remove a route; it may be gone."""
+        _or_gone(lambda: self.kernel.order(_DELROUTE, _route_body(route)))
+
+    def add_entry(self, entry: Entry) -> None:
+        """Answer for an address on an interface, by ARP or NDP."""
+        self.kernel.order(_NEWNEIGH, _entry_body(entry), netlink.CREATE)
+
+    def remove_entry(self, entry: Entry) -> None:
+        """Answer no longer for an address."""
+        _or_gone(lambda: self.kernel.order(_DELNEIGH, _entry_body(entry)))
+
+    def _routes(self) -> set[Route]:
+        found: set[Route] = set()
+        for version, family in _FAMILY.items():
+            network_class = IPv4Network if version == 4 else IPv6Network
+            # The kernel selects: a router may have a million routes.
+            for message in self._strict.dump(_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, _PROTOCOL, 0, 0, 0)):
+                _, bits, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(message)
+                said = dict(attributes(message[_ROUTE.size :]))
+                if (table, protocol) != (_MAIN, _PROTOCOL) or _DST not in said:
+                    continue
+                network = network_class((said[_DST], bits))
+                if kind == _UNREACHABLE and said.get(_PRIORITY) == struct.pack("=I", _UNREACHABLE_METRIC):
+                    found.add((network, None))
+                elif kind == _UNICAST and _OIF in said:
+                    found.add((network, struct.unpack("=i", said[_OIF])[0]))
+        return found
+
+    def _entries(self) -> set[Entry]:
+        found = set()
+        for family in _FAMILY.values():
+            for message in self.kernel.dump(_GETNEIGH, _NEIGHBOUR.pack(family, 0, 0, _PROXY, 0)):
+                _, index, _, _, _ = _NEIGHBOUR.unpack_from(message)
+                said = dict(attributes(message[_NEIGHBOUR.size :]))
+                if said.get(_NDA_PROTOCOL) == bytes([_PROTOCOL]):
+                    found.add((index, ip_address(said[_NDA_DST])))
+        return found
+
+    def close(self) -> None:
+        """Release the sockets."""
+        self.kernel.close()
+        self._strict.close()
+
+
+def _bring(
+    standing: set[_Thing], wanted: set[_Thing], add: Callable[[_Thing], None], remove: Callable[[_Thing], None]
+) -> None:
+    for thing in wanted - standing:
+        add(thing)
+    for thing in standing - wanted:
+        remove(thing)
+
+
+def _or_gone(deed: Callable[[], None]) -> None:
+    try:
+        deed()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESRCH, errno.ENODEV):
+            raise
+
+
+def _route_body(route: Route) -> bytes:
+    network, index = route
+    family, bits = _FAMILY[network.version], network.prefixlen
+    destination = attribute(_DST, network.network_address.packed)
+    if index is None:
+        priority = attribute(_PRIORITY, struct.pack("=I", _UNREACHABLE_METRIC))
+        return _ROUTE.pack(family, bits, 0, 0, _MAIN, _PROTOCOL, 0, _UNREACHABLE, 0) + destination + priority
+    scope = _LINK_SCOPE if network.version == 4 else 0
+    out = attribute(_OIF, struct.pack("=i", index))
+    return _ROUTE.pack(family, bits, 0, 0, _MAIN, _PROTOCOL, scope, _UNICAST, 0) + destination + out
+
+
+def _entry_body(entry: Entry) -> bytes:
+    index, address = entry
+    body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, _PROXY, 0)
+    return body + attribute(_NDA_DST, address.packed) + attribute(_NDA_PROTOCOL, bytes([_PROTOCOL]))
+
+
+def read_sysctl(key: str) -> str:
+    """Return a kernel parameter below net, as `ipv4/conf/eth0/forwarding`; "" if there is none."""
+    try:
+        return (_SYSCTL / key).read_text().strip()
+    except OSError:
+        return ""
+
+
+def write_sysctl(key: str, value: str) -> None:
+    """Set a kernel parameter below net. Raises OSError."""
+    (_SYSCTL / key).write_text(value)
+
+
+def refuse_taken_port(port: int) -> None:
+    """Raise MomentError if another program has a UDP port."""
+    if not is_free(port):
+        raise MomentError(f"UDP port {port}: is taken (ss -lnup sport = :{port}); free it, or set LANDLORD_PORT")
+
+
+def is_free(port: int) -> bool:
+    """Say whether nobody has a UDP port, of either family."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as tried:
+                if family == socket.AF_INET6:
+                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                tried.bind(("", port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            if family == socket.AF_INET:  # a host may have no IPv6
+                raise
+    return True

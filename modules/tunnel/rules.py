@@ -1,0 +1,116 @@
+"""Rules: an nftables table of our own, which clamps the MSS and limits tenants' rates.
+
+The table has the tunnel's interface in each rule, and nothing else is in it: the operator's tables are never touched,
+and removing ours needs no record. A set-up writes it anew, in one transaction. Later changes name only the tenant that
+they are for.
+
+Rates are limited by nft because its limits work alike for every kind of interface and in both directions, and leave
+the queues of the outside interface to the operator. What exceeds a limit is dropped, before anybody is charged for it;
+TCP adapts. What this host itself sends to a tenant isn't limited.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Iterator
+
+from ngp.core.messages import Prefix
+from ngp.core.values import TunnelPeer
+from ngp.errors import KernelError, MomentError
+from ngp.modules.commands import find_command
+
+TABLE = "inet ngp_let"
+INSTALL = "apt install nftables"
+_TIMEOUT_S = 5.0
+_BURST_BYTES = 128 << 10  # else a slow limit would pass no packet that segmentation offload has joined
+_HEADERS_BYTES = {4: 40, 6: 60}  # of IP and TCP
+_ADDRESS = {"up": "saddr", "down": "daddr"}
+_FAMILY = {4: "ip", 6: "ip6"}
+
+
+def table(interface: str, mtu: int, peers: Iterable[TunnelPeer]) -> str:
+    """Write the whole table, in place of the one that there is. Pure."""
+    limited = [peer for peer in peers if peer.rate_bytes_s is not None]
+    lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+    for way in _ADDRESS:
+        lines += [f"limit {_name(peer, way)} {{ {_limit(peer)}; }}" for peer in limited]
+        for version in _FAMILY:
+            named = [(peer, each) for peer in limited for each in peer.networks if each.version == version]
+            elements = ", ".join(_element(peer, way, each) for peer, each in named)
+            filled = f" elements = {{ {elements} }};" if elements else ""
+            lines.append(f"map {way}{version} {{ type ipv{version}_addr : limit; flags interval;{filled} }}")
+    lines += _chain("from_tenants", "prerouting", f'iifname "{interface}"', "up", mtu)
+    lines += _chain("to_tenants", "forward", f'oifname "{interface}"', "down", mtu)
+    return "\n".join([*lines, "}", ""])
+
+
+def _chain(name: str, hook: str, match: str, way: str, mtu: int) -> Iterator[str]:
+    yield f"chain {name} {{"
+    yield f"type filter hook {hook} priority mangle;"
+    for version, headers in _HEADERS_BYTES.items():
+        clamp = f"tcp flags & (syn | rst) == syn tcp option maxseg size set {mtu - headers}"
+        yield f"{match} meta nfproto ipv{version} {clamp}"
+    for version, family in _FAMILY.items():
+        yield f"{match} limit name {family} {_ADDRESS[way]} map @{way}{version} drop"
+    yield "}"
+
+
+def add(peer: TunnelPeer) -> Iterator[str]:
+    """Write a tenant's limits. Pure."""
+    if peer.rate_bytes_s is not None:
+        for way in _ADDRESS:
+            yield f"add limit {TABLE} {_name(peer, way)} {{ {_limit(peer)}; }}"
+            for network in peer.networks:
+                yield f"add element {TABLE} {way}{network.version} {{ {_element(peer, way, network)} }}"
+
+
+def remove(peer: TunnelPeer) -> Iterator[str]:
+    """Write the end of a tenant's limits. Pure."""
+    if peer.rate_bytes_s is not None:
+        for way in _ADDRESS:
+            for network in peer.networks:
+                yield f"delete element {TABLE} {way}{network.version} {{ {network} }}"
+            yield f"delete limit {TABLE} {_name(peer, way)}"
+
+
+def _limit(peer: TunnelPeer) -> str:
+    return f"rate over {peer.rate_bytes_s} bytes/second burst {_BURST_BYTES} bytes"
+
+
+def _element(peer: TunnelPeer, way: str, network: Prefix) -> str:
+    return f'{network} : "{_name(peer, way)}"'
+
+
+def _name(peer: TunnelPeer, way: str) -> str:
+    return f"{way}_{peer.wireguard_key.hex()}"
+
+
+def commit(text: str) -> None:
+    """Carry out a text, completely or not at all; an empty one does nothing. Raises KernelError."""
+    if text:
+        run("-f", "-", text=text)
+
+
+def clean_up() -> None:
+    """Remove the table; safe to call twice. Without nft there is none. Raises KernelError."""
+    if find_command("nft") is not None:
+        commit(f"table {TABLE}\ndelete table {TABLE}\n")
+
+
+def run(*words: str, text: str = "") -> str:
+    """Run nft and return what it prints. Raises KernelError with its complaint."""
+    nft = find_command("nft")
+    if nft is None:
+        raise KernelError(f"nft isn't installed, and the tunnel needs it; {INSTALL}")
+    try:
+        done = subprocess.run(
+            [nft, *words], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S,
+            env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise MomentError(f"nft took longer than {_TIMEOUT_S:g} s; try again") from error
+    if done.returncode:
+        complaint = " ".join(done.stderr.split())[:300] or f"exit code {done.returncode}"
+        raise KernelError(f"nft refused the tunnel's rules: {complaint}; ngp check says what is missing")
+    return done.stdout
