@@ -26,7 +26,7 @@ from ngp.core.values import Check
 from ngp.errors import ConfigError, LedgerError, RentalError, refused
 from ngp.modules.face.certificate import CertificateFiles
 from ngp.modules.face.http import BadRequest, Bounds, HttpConnection, Request
-from ngp.modules.face.staticwire import ADD_CREDIT, PATHS, StaticWireApi, read_form, unfit_terms
+from ngp.modules.face.staticwire import ADD_CREDIT, PATHS, StaticWireApi, read_form
 from ngp.modules.face.tls import TlsStream
 from ngp.ports import LettingService
 
@@ -123,24 +123,18 @@ class HttpsFace:
             _log.info("tenants may rent over HTTPS at %s, fingerprint %s; %s", where, pin, SHOWS)
 
     def check(self, settings: LettingSettings) -> list[Check]:
-        """Return the fingerprint that tenants need, what the API gives away, and terms that AutoPay refuses."""
+        """Return the fingerprint that tenants need, and what the API gives away."""
         if not settings.https:
             return []
         files = CertificateFiles.of(settings, self._state_dir)
         where = ", ".join(_shown(one) for one in settings.https)
-        lines = []
         if files.is_ours and not files.certificate.exists():
-            lines.append(Check("https", True, f"{where}; the certificate is made at the start; {SHOWS}"))
-        else:
-            try:
-                files.context()
-                lines.append(Check("https", True, f"{where}; fingerprint {files.pin()}; {SHOWS}"))
-            except ConfigError as error:
-                lines.append(Check("https", False, str(error), kind="configuration"))
-        if unfit := unfit_terms(settings.offers[0]):
-            found = "AutoPay of the published client refuses these terms, with the limits that it proposes"
-            lines.append(Check("https terms", True, found, f"to suit it: {', '.join(unfit)}"))
-        return lines
+            return [Check("https", True, f"{where}; the certificate is made at the start; {SHOWS}")]
+        try:
+            files.context()
+            return [Check("https", True, f"{where}; fingerprint {files.pin()}; {SHOWS}")]
+        except ConfigError as error:
+            return [Check("https", False, str(error), kind="configuration")]
 
     async def close(self) -> None:
         """Stop serving, and end all connections; safe to call twice."""

@@ -18,7 +18,7 @@ from ngp.core.messages import Prefix
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
 from ngp.core.rental.rental import RentalState
 from ngp.core.rental.status import RentalStatus
-from ngp.core.rental.terms import MONTH_S, Offer, rent_msat
+from ngp.core.rental.terms import MONTH_S, Offer
 from ngp.errors import RentalError
 from ngp.ports import LettingService
 
@@ -30,7 +30,6 @@ PATHS = (TERMS, ADD_CREDIT, STATUS, CONFIGURATION)
 _MOST_FIELDS = 8
 _MOST_DIGITS = 12  # more sat than there are take 16 digits; all that an offer permits has fewer
 _KEY_BYTES = 32
-_DAY_S = 86_400
 
 Reply = dict[str, object]
 
@@ -157,23 +156,6 @@ def tunnel_address(network: Prefix) -> str:
     """
     first = network[1] if network.version == 6 and network.num_addresses > 1 else network[0]
     return f"{first}/{network.max_prefixlen}"
-
-
-def unfit_terms(offer: Offer) -> list[str]:
-    """Return why the published client's AutoPay, with the limits that it proposes, doesn't rent at these terms."""
-    target_msat = min(6000 * SAT_MSAT, rent_msat(offer.rent_msat, 5 * _DAY_S))
-    limits = (
-        ("LANDLORD_RENT", offer.rent_msat, "at most", 48_000 * SAT_MSAT),
-        ("LANDLORD_ACTIVATION_FEE", offer.activation_fee_msat, "at most", 64_000 * SAT_MSAT),
-        ("LANDLORD_INITIAL_CREDIT_MIN", offer.initial_credit_min_msat, "at most", 1999 * SAT_MSAT),
-        ("LANDLORD_PAYMENT_MIN", offer.payment_min_msat, "at most", 1500 * SAT_MSAT),
-        ("LANDLORD_CREDIT_MAX", offer.credit_max_msat, "at least", ceil_to_sat_msat(target_msat)),
-    )
-    return [
-        f"{key} {word} {limit_msat // SAT_MSAT} sat"
-        for key, value_msat, word, limit_msat in limits
-        if (value_msat > limit_msat if word == "at most" else value_msat < limit_msat)
-    ]
 
 
 def _endpoint(endpoints: tuple[str, ...]) -> str:

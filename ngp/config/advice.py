@@ -49,7 +49,7 @@ def _unsellable(offer: Offer) -> Iterator[tuple[str, str, str, str]]:
     for key, asked_msat, most_msat in (
         ("LANDLORD_RENT", offer.rent_msat, 48_000_000),
         ("LANDLORD_ACTIVATION_FEE", offer.activation_fee_msat, 64_000_000),
-        ("LANDLORD_INITIAL_CREDIT_MIN", offer.initial_credit_min_msat, 2_000_000),
+        ("LANDLORD_INITIAL_CREDIT_MIN", offer.initial_credit_min_msat, 1_999_000),  # it must be below 2000 sat
         ("LANDLORD_PAYMENT_MIN", offer.payment_min_msat, 1_500_000),
     ):
         if asked_msat > most_msat:

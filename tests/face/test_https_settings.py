@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from let import SAT, offer
 from shop import Shop, free_port, terms_of_shop
 
 from core_tests.staticwire import tls_context
@@ -23,7 +22,6 @@ from ngp.core.rental.terms import LettingSettings
 from ngp.errors import ConfigError, KernelError
 from ngp.modules.face.certificate import FILE, CertificateFiles
 from ngp.modules.face.https import HttpsFace
-from ngp.modules.face.staticwire import unfit_terms
 
 
 @pytest.fixture
@@ -189,17 +187,3 @@ def test_check_says_before_the_first_start_that_the_certificate_is_made_then(tmp
     assert line.ok and "made at the start" in line.found
     assert not os.listdir(tmp_path), "a check changes nothing"
     assert face.check(replace(terms_of_shop(), https=())) == []
-
-
-def test_check_names_terms_that_the_published_client_refuses(tmp_path: Path) -> None:
-    assert unfit_terms(offer()) == []
-    odd = offer(
-        rent_msat=50_000 * SAT, activation_fee_msat=65_000 * SAT, initial_credit_min_msat=2000 * SAT,
-        payment_min_msat=1600 * SAT, credit_max_msat=5000 * SAT,
-    )  # fmt: skip
-    line = HttpsFace(tmp_path).check(terms_of_shop(odd))[-1]
-    assert line.ok and line.remedy == (
-        "to suit it: LANDLORD_RENT at most 48000 sat, LANDLORD_ACTIVATION_FEE at most 64000 sat, "
-        "LANDLORD_INITIAL_CREDIT_MIN at most 1999 sat, LANDLORD_PAYMENT_MIN at most 1500 sat, "
-        "LANDLORD_CREDIT_MAX at least 6000 sat"
-    )
