@@ -15,6 +15,7 @@ from ngp.config.units import (
 )
 from ngp.core.rental.terms import LettingSettings, Terms, TunnelSettings
 from ngp.core.settings import Budgets, FreeDestination, PriceRule, Settings
+from ngp.core.tenant.terms import TenantSettings
 from ngp.errors import ConfigError, ExitCode
 
 FILE = Path("/etc/ngp/net.conf")
@@ -473,7 +474,7 @@ def test_a_changed_default_price_shows_with_the_prices_that_follow_it() -> None:
 def test_every_field_of_settings_belongs_to_exactly_one_key() -> None:
     named = sorted(field for key in KEYS for field in key.fields)
     parts = {"": Settings, "budgets.": Budgets, "letting.": LettingSettings}
-    parts |= {"letting.terms.": Terms, "letting.tunnel.": TunnelSettings}
+    parts |= {"letting.terms.": Terms, "letting.tunnel.": TunnelSettings, "tenant.": TenantSettings}
     every = {f"{part}{field.name}" for part, kind in parts.items() for field in fields(kind)}
-    every -= {"budgets", "modules", "letting", "letting.terms", "letting.tunnel"}
+    every -= {"budgets", "modules", "letting", "letting.terms", "letting.tunnel", "tenant"}
     assert named == sorted(every | {"lets"}), "`lets` says whether there is a `letting`"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ngp.config import keys, landlord, landlord_keys
+from ngp.config import keys, landlord, landlord_keys, tenant, tenant_keys
 from ngp.config.document import NOT_SHOWN, Finding, Node, show
 from ngp.config.key import Key
 from ngp.config.modules import LINK, NETWORK, PAYMENT
@@ -295,6 +295,7 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     *(((keys.BUY, keys.FEE_LIMIT, budget), _pays_fees(budget)) for budget in _BUDGET_KEYS),
     ((landlord_keys.LEDGER,), _ledger),
     *landlord.CHECKS,
+    ((tenant_keys.PAYMENT_MIN, tenant_keys.PAYMENT_MAX), tenant.check_payments),
 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ngp.config import destinations, landlord_keys, values
+from ngp.config import destinations, landlord_keys, tenant_keys, values
 from ngp.config.document import Node, refuse, refuse_unseen
 from ngp.config.key import Key
 from ngp.config.units import (
@@ -378,7 +378,7 @@ KEYS: tuple[Key[Any], ...] = (
     CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
     BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS,
     PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,
-    STATE_DIR, CONTRACTS_MAX, *landlord_keys.KEYS,
+    STATE_DIR, CONTRACTS_MAX, *landlord_keys.KEYS, *tenant_keys.KEYS,
 )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from ngp.config.document import (
 from ngp.config.key import Key
 from ngp.config.landlord import letting_settings
 from ngp.config.modules import GROUPS, SHIPPED, installed_modules, module_settings, usable_settings
+from ngp.config.tenant import tenant_settings
 from ngp.config.written import Modules, Written
 from ngp.core.settings import Budgets, ModuleId, Settings
 from ngp.errors import ConfigError
@@ -217,6 +218,7 @@ def _settings(written: Written) -> Settings:
         contracts_max=written[keys.CONTRACTS_MAX],
         modules={module: given for module in written.brought if (given := written.of_module(module))},
         letting=letting_settings(written),
+        tenant=tenant_settings(written),
         ledger=written[landlord_keys.LEDGER],
     )
 

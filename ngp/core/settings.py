@@ -8,6 +8,7 @@ from typing import Any
 
 from ngp.core.messages import Prefix
 from ngp.core.rental.terms import LettingSettings
+from ngp.core.tenant.terms import TenantSettings
 
 ModuleId = tuple[str, str]
 """A module: the group of its entry point (`ngp.payment`) and its name."""
@@ -116,6 +117,7 @@ class Settings:
     contracts_max: int
     modules: Mapping[ModuleId, Mapping[str, Any]] = field(repr=False)  # may hold a macaroon
     letting: LettingSettings | None = None
+    tenant: TenantSettings = TenantSettings()
     ledger: str | None = field(default=None, repr=False)  # may hold a password
 
     def of_module(self, group: str, name: str) -> Mapping[str, Any]:

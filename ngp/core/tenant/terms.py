@@ -35,6 +35,34 @@ class SaleTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantSettings:
+    """What net.conf says about renting: the TENANT_ keys of the same names, with their defaults. `probe`: a command."""
+
+    rent_max_msat: int = 48_000_000
+    activation_max_msat: int = 64_000_000
+    initial_max_msat: int = 2_000_000
+    payment_min_msat: int = 550_000
+    payment_max_msat: int = 1_500_000
+    target_credit_msat: int = 6_000_000
+    target_time_s: int = 5 * 86_400
+    warn_time_s: int = 86_400
+    probe: str = "auto"
+
+    @property
+    def limits(self) -> Limits:
+        """The limits, by their names in net.conf."""
+        return Limits(
+            rent_max=Limit(self.rent_max_msat, "TENANT_RENT_MAX"),
+            activation_max=Limit(self.activation_max_msat, "TENANT_ACTIVATION_MAX"),
+            initial_max=Limit(self.initial_max_msat, "TENANT_INITIAL_MAX"),
+            payment_min=Limit(self.payment_min_msat, "TENANT_PAYMENT_MIN"),
+            payment_max=Limit(self.payment_max_msat, "TENANT_PAYMENT_MAX"),
+            target_credit=Limit(self.target_credit_msat, "TENANT_TARGET_CREDIT"),
+            target_time_s=Limit(self.target_time_s, "TENANT_TARGET_TIME"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """A limit with the name of its setting. Attributes: value: msat, or seconds."""
 

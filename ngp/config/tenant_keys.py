@@ -1,0 +1,63 @@
+"""Tenant's keys: the limits of what ngp pays landlords by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ngp.config import values
+from ngp.config.document import Node, refuse
+from ngp.config.key import Key
+from ngp.config.units import money_msat, time_s
+
+_MOST_COMMAND = 4096
+_money = values.quantity(money_msat)
+_time = values.quantity(time_s)
+
+
+def _command(node: Node) -> str:
+    text = values.scalar(node, "auto, or a command").text
+    if len(text) > _MOST_COMMAND or not text.isprintable():
+        raise refuse(node, f"is no command: write up to {_MOST_COMMAND} characters in one line, or auto")
+    return text
+
+
+RENT_MAX = Key(
+    "TENANT_RENT_MAX", "money", _money, "48000 sat", "most rent of a month that is paid by itself",
+    ("tenant.rent_max_msat",),
+)  # fmt: skip
+ACTIVATION_MAX = Key(
+    "TENANT_ACTIVATION_MAX", "money", _money, "64000 sat", "most activation fee", ("tenant.activation_max_msat",)
+)
+INITIAL_MAX = Key("TENANT_INITIAL_MAX", "money", _money, "2000 sat", "most first credit", ("tenant.initial_max_msat",))
+PAYMENT_MIN = Key(
+    "TENANT_PAYMENT_MIN", "money", _money, "550 sat", "least later payment at a time", ("tenant.payment_min_msat",)
+)
+PAYMENT_MAX = Key(
+    "TENANT_PAYMENT_MAX", "money", _money, "1500 sat", "most later payment at a time; larger sums come in parts",
+    ("tenant.payment_max_msat",),
+)  # fmt: skip
+TARGET_CREDIT = Key(
+    "TENANT_TARGET_CREDIT", "money", _money, "6000 sat", "credit that is kept, unless TENANT_TARGET_TIME costs less",
+    ("tenant.target_credit_msat",),
+)  # fmt: skip
+TARGET_TIME = Key(
+    "TENANT_TARGET_TIME", "time", _time, "5 days", "how long the kept credit lasts at most",
+    ("tenant.target_time_s",),
+)  # fmt: skip
+WARN_TIME = Key(
+    "TENANT_WARN_TIME", "time", _time, "1 day", "how long before the credit ends there are warnings",
+    ("tenant.warn_time_s",),
+)  # fmt: skip
+PROBE = Key(
+    "TENANT_PROBE",
+    "auto, or a command",
+    _command,
+    "auto",
+    "what proves that the tunnel works, before more is paid: auto = the landlord answers an echo through it; a command "
+    "ends with 0 if the rented address is reached from outside",
+    ("tenant.probe",),
+)
+
+KEYS: tuple[Key[Any], ...] = (
+    RENT_MAX, ACTIVATION_MAX, INITIAL_MAX, PAYMENT_MIN, PAYMENT_MAX, TARGET_CREDIT, TARGET_TIME, WARN_TIME, PROBE,
+)  # fmt: skip
