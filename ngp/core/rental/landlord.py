@@ -365,9 +365,9 @@ def due(world: World, rental_id: bytes) -> None:
     rental = world.letting.rentals.get(rental_id)
     if rental is None:
         return
-    service_s, ends_s = world.letting.clock.at_s(world.now), _ends_s(world, rental)
-    if rental.state is RentalState.ACTIVE and ends_s is not None and service_s >= ends_s:
-        _reserve(world, rental, ends_s)
+    service_s, end_s = world.letting.clock.at_s(world.now), ends_s(world, rental)
+    if rental.state is RentalState.ACTIVE and end_s is not None and service_s >= end_s:
+        _reserve(world, rental, end_s)
         _save(world, rental)
     if rental.state is RentalState.RESERVED and service_s >= rental.reserved_since_s + _reserved_s(world, rental):
         _release(world, rental, "not paid in time")
@@ -386,8 +386,8 @@ def _reserve(world: World, rental: Rental, since_s: int) -> None:
     world.log(f"rental {_name(rental)} has no credit left: off; its addresses are kept for {kept_d:.0f} days")
 
 
-def _ends_s(world: World, rental: Rental) -> int | None:
-    """Return when the credit is used up, seconds of service; None: never, as no rent is asked."""
+def ends_s(world: World, rental: Rental) -> int | None:
+    """Return when an active rental's credit is used up, seconds of service; None: never, as no rent is asked."""
     if not rental.rent_msat:
         return None
     credit_msat = world.client(rental.id).balance_msat - rental.owed_msat
@@ -404,7 +404,7 @@ def _watch(world: World, rental: Rental) -> None:
     """Set the timer for the next thing that time brings."""
     at_s: int | None = None
     if rental.state is RentalState.ACTIVE:
-        at_s = _ends_s(world, rental)
+        at_s = ends_s(world, rental)
     elif rental.state is RentalState.RESERVED:
         at_s = rental.reserved_since_s + _reserved_s(world, rental)
     if at_s is None:

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from ngp import identity
 from ngp.core.records import AccountRecord, RentalRecord
+from ngp.core.rental.landlord import ends_s
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import status
 from ngp.core.rental.terms import LettingSettings, Offer
@@ -68,10 +69,14 @@ def rental_row(world: World, rental: Rental, now: Now, reading: PeerReading | No
     found, read = status(world, rental, now), reading or _NO_READING
     fee_msat = found.paid_msat - found.charged_msat - found.refunded_msat - found.credit_msat
 
-    def clock(at_s: int) -> datetime | None:
-        return instant(now.utc_s + at_s - found.now_at_s) if at_s else None
+    def clock(service_s: int | None) -> datetime | None:
+        return None if service_s is None else instant(now.utc_s + service_s - world.letting.clock.at_s(now))
 
-    lasts = found.state in (RentalState.ACTIVE, RentalState.RESERVED) and found.left_s is not None
+    paid_until_s: int | None = None
+    if found.state is RentalState.ACTIVE:
+        paid_until_s = ends_s(world, rental)
+    elif found.state is RentalState.RESERVED:
+        paid_until_s = rental.reserved_since_s
     return RentalRow(
         id=identity.text(found.id),
         role="landlord",
@@ -91,9 +96,9 @@ def rental_row(world: World, rental: Rental, now: Now, reading: PeerReading | No
         credit_msat=found.credit_msat,
         payments=found.payments,
         started_at=instant(found.started_at_s),
-        rate_since=clock(found.rate_since_s) if found.payments else None,
-        paid_until=instant(now.utc_s + (found.left_s or 0)) if lasts else None,
-        reserved_until=clock(found.reserved_until_s),
+        rate_since=clock(rental.rate_since_s if rental.period.contract else None),
+        paid_until=clock(paid_until_s),
+        reserved_until=instant(now.utc_s + found.reserved_until_s - found.now_at_s if found.reserved_until_s else 0),
         unpaid_invoice=found.unpaid_invoice or None,
         used_to_bytes=read.sent_bytes,
         used_from_bytes=read.received_bytes,
