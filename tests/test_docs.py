@@ -15,6 +15,7 @@ import pytest
 
 from ngp.config import Key, parse, shipped_keys
 from ngp.config.keys import MESH_INTERFACES, guide_row
+from ngp.daemon.api.rentals import OfferRow, RentalRow
 from ngp.daemon.api.rows import AccountRow, ContractRow, JournalRow
 
 KEYS = shipped_keys()
@@ -111,6 +112,12 @@ def row_keys(heading: str) -> set[str]:
 )
 def test_keys_of_rows_are_explained(verb: str, row: type) -> None:
     assert row_keys(f"ngp {verb}") == {field.name for field in fields(row)}
+
+
+@pytest.mark.parametrize(("verb", "row"), [("rentals", RentalRow), ("rentals offers", OfferRow)])
+def test_keys_of_a_landlords_rows_are_listed(verb: str, row: type) -> None:
+    (line,) = re.findall(rf"^\| `{verb}` \| (list of .*) \|$", GUIDE, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", line)) == [field.name for field in fields(row)]
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

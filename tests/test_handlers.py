@@ -139,3 +139,7 @@ def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch
     assert told == {"interface p0": "configuration", "interface m0": "kernel", "ledger": "ledger", "in force": "kernel"}
     asyncio.run(handlers.check({"text": "MESH_INTERFACES: m0\nQUEUE_NUMBER: 8\n", "path": "net.conf"}))
     assert tried == [7, 8], "the network knows which one is our own"
+    node.parts.check_letting = lambda letting: [Check("tunnel", False, f"no {letting.tunnel.outside}", "mend it")]
+    text = "LANDLORD: yes\nLANDLORD_POOLS: 203.0.113.0/29\nLANDLORD_OUTSIDE: eth7\n"
+    (tunnel,) = [row for row in asyncio.run(handlers.check({"text": text, "path": "x"})) if row["name"] == "tunnel"]
+    assert (tunnel["found"], tunnel["kind"]) == ("no eth7", "kernel")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 
 from ngp import store
+from ngp.config import parse
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord
+from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.values import Check
-from ngp.daemon import checkup, host_watch, main
+from ngp.daemon import checkup, host_watch, main, node
 from ngp.daemon.node import Node
 from ngp.daemon.options import StartOptions
 from ngp.errors import ConfigError, PaymentError
@@ -75,6 +78,43 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
     said = asyncio.run(broken.reload())
     bare = "there is no mesh interface, so nothing is gated"  # this host has no eth1
     assert said == f"applied: REFUND_WHEN_ASKED; {bare}; LND's macaroon: does not allow SendPaymentV2"
+
+
+def test_a_reload_that_takes_away_what_is_let_is_refused_whole(
+    broken: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[object] = []
+    path = broken.parts.config_path = tmp_path / "net.conf"
+    broken.tell = told.append  # type: ignore[method-assign]
+    world: Any = broken.parts.gatekeeper.world
+    world.node = SimpleNamespace(payee=b"\x02" * 33)
+    networks = (ip_network("203.0.113.7/32"),)
+    tenant = Rental(
+        id=b"\x5e" * 32, wireguard_key=bytes(32), face="https", offer="default", networks=networks,
+        state=RentalState.RESERVED, rent_msat=1, activation_fee_msat=0, started_at_s=1, started_s=1,
+    )  # fmt: skip
+    world.letting.add(tenant)
+    before = broken.settings
+    lets = "LANDLORD: yes\nLANDLORD_OUTSIDE: eth0\nLANDLORD_POOLS: "
+    for text, why in (
+        (f"{lets}203.0.113.0/30\n", "LANDLORD_POOLS no longer has what is let"),
+        ("MESH_INTERFACES: eth1\n", "LANDLORD: no would end what is let"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=rf"{why}: 5e5e5e5e \(203.0.113.7/32\); put it back, or give .* first"):
+            asyncio.run(broken.reload())
+    assert broken.settings is before and not told
+    assert "the old settings stay in force" in caplog.text
+    assert checkup.rentals(world, parse(f"{lets}203.0.113.0/24\n", path)) == []
+
+
+def test_a_start_warns_of_tenants_whose_networks_are_no_longer_let(
+    broken: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Check("rentals", False, "LANDLORD: no would end what is let: 5e5e5e5e (203.0.113.7/32)", "put it back")
+    monkeypatch.setattr(broken.host, "lacks", no_lacks)
+    monkeypatch.setattr(node.checkup, "rentals", lambda *_: [gone])
+    assert asyncio.run(broken.warn_of_lacks()) == [f"{gone.name}: {gone.found}; {gone.remedy}"]
 
 
 async def no_lacks() -> list[Check]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ngp.config import parse
-from ngp.core.values import Check, PaymentInfo
+from ngp.core.values import Check, DesiredTunnel, PaymentInfo
 from ngp.daemon import offline
+from ngp.daemon.desired import named_interfaces
 from ngp.errors import ConfigError
 from ngp.modules.payment import node_key
 
@@ -171,3 +174,46 @@ def test_a_link_module_that_cannot_be_made_is_missing_and_hides_no_other_line(
     monkeypatch.setattr(offline.main, "make_links", make_links)
     meter, _, link = offline.check_network(SETTINGS, tmp_path)
     assert meter.ok and link == Check("link", False, "no module 'grpc' for ngp.link is installed")
+
+
+LANDLORD = parse("LANDLORD: yes\nLANDLORD_POOLS: 203.0.113.0/29\nLANDLORD_OUTSIDE: eth7\n", Path("/etc/ngp/net.conf"))
+
+
+def test_a_check_has_the_landlords_lines_where_something_is_let(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    line, pin = Check("tunnel", False, "no interface eth7", "correct LANDLORD_OUTSIDE"), Check("https", True, "pin ab")
+
+    def look(desired: DesiredTunnel) -> list[Check]:
+        asked.append((desired.outside, desired.pools, desired.port))
+        return [line]
+
+    tunnel = SimpleNamespace(check=look, close=lambda: asked.append("closed"))
+    face = SimpleNamespace(check=lambda settings: [pin])
+    a_host_with_a_meter(monkeypatch)
+    monkeypatch.setattr(offline.main, "make_links", lambda _: [])
+    monkeypatch.setattr(offline.main, "make_tunnel", lambda: tunnel)
+    monkeypatch.setattr(offline.main, "make_faces", lambda _: [face])
+    assert offline.check_network(SETTINGS, tmp_path) == [Check("meter", True, "runs"), FREE], "nothing is let"
+    assert offline.check_network(LANDLORD, tmp_path) == [Check("meter", True, "runs"), FREE, line, pin]
+    assert asked == [("eth7", (ip_network("203.0.113.0/29"),), 51820), "closed"]
+    assert not list(tmp_path.iterdir()), "a look makes no key"
+
+
+def test_a_tunnel_that_cannot_be_looked_at_hides_no_other_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_tunnel() -> object:
+        raise ConfigError("no module 'wireguard' for ngp.tunnel is installed")
+
+    a_host_with_a_meter(monkeypatch)
+    monkeypatch.setattr(offline.main, "make_links", lambda _: [])
+    monkeypatch.setattr(offline.main, "make_tunnel", make_tunnel)
+    *_, letting = offline.check_network(LANDLORD, tmp_path)
+    assert letting == Check("letting", False, "no module 'wireguard' for ngp.tunnel is installed")
+
+
+def test_a_landlord_without_mesh_lacks_no_mesh_interface() -> None:
+    network: Any = SimpleNamespace(mesh_interfaces=lambda *_: (), left_out=lambda *_: {})
+    assert named_interfaces(LANDLORD, network, ()) == []
+    pattern = parse("MESH_INTERFACES: 'eth*'\n", Path("/etc/ngp/net.conf"))
+    assert [line.name for line in named_interfaces(pattern, network, ()) if not line.ok] == ["mesh interfaces"]

@@ -30,6 +30,7 @@ LISTS = {
     "neighbours": [fake_main.NEIGHBOUR],
     "ledger": [fake_main.ENTRY],
     "contracts": [fake_main.CONTRACT | {"id": "0" * 32, "state": "closed"}],
+    "rentals": [fake_main.RENTAL],
 }
 
 
@@ -69,7 +70,7 @@ def test_an_empty_list_is_an_empty_list(running: Host) -> None:
     assert running.ngp("ledger", "--since", "2040-01-01").stdout == "nothing since 2040-01-01\n"
 
 
-@pytest.mark.parametrize("verb", ["contracts", "accounts", "ledger", "status", "top"])
+@pytest.mark.parametrize("verb", ["contracts", "accounts", "ledger", "rentals", "status", "top"])
 def test_every_listing_says_that_sandbox_money_is_not_real(running: Host, verb: str) -> None:
     words = [verb, "--count", "1"] if verb == "top" else [verb]
     shown = running.ngp(*words).stdout
@@ -124,6 +125,62 @@ def test_status_shows_times_reasons_and_counters_in_words(running: Host) -> None
 def test_an_account_that_is_not_topped_up_says_why(running: Host) -> None:
     shown = running.ngp("accounts").stdout.splitlines()
     assert shown[-1] == "7f3a00000000 (server) is not topped up: the channel is empty?[2J"
+
+
+def test_rentals_are_listed_and_offers(running: Host) -> None:
+    shown = running.ngp("rentals").stdout
+    for part in ("reserved (no credit)", "203.0.113.7/32, 2001:db8::/64", "-0.500 sat", "1.18 MB (1,234,567)", "?[2J"):
+        assert part in shown
+    assert len(json.loads(running.ngp("rentals", "--all", "--json").stdout)) == 2
+    assert json.loads(running.ngp("rentals", "offers", "--json").stdout) == [fake_main.OFFER]
+    shown = running.ngp("rentals", "offers").stdout
+    assert "IPv4 /32, IPv6 /64" in shown and "60 d 21 h" in shown
+
+
+def test_a_tenant_is_cut_off_only_if_the_operator_says_so_twice(running: Host) -> None:
+    asked = running.ngp("rentals", "release", "203.0.113.7")
+    assert (asked.returncode, asked.stdout) == (2, "") and "without a terminal give --yes" in asked.stderr
+    assert "without a terminal give --yes" in running.ngp("rentals", "off", "203.0.113.7").stderr
+    done = running.ngp("rentals", "release", "203.0.113.7", "--yes")
+    assert (done.returncode, done.stdout) == (0, "rental 203.0.113.7 is released\n")
+    assert running.ngp("rentals", "on", "5e").stdout == "rental 5e is on\n", "nobody loses by it"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"), [(b"n\n", 130, b"Go on? [y/N]"), (b"y\n", 0, b"rental 5e is released")]
+)
+def test_on_a_terminal_a_release_asks(running: Host, answer: bytes, code: int, said: bytes) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        running.command("rentals", "release", "5e"), env=running.variables(), stdin=theirs, stdout=theirs,
+        stderr=theirs, close_fds=True,
+    )  # fmt: skip
+    os.close(theirs)
+    os.write(ours, answer)
+    shown = b""
+    try:
+        while piece := os.read(ours, 4096):
+            shown += piece
+    except OSError:  # the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait(LONGEST_S) == code
+    assert b"others may rent its addresses" in shown and said in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [(["off"], "off takes one RENTAL"), (["on", "a", "b"], "on takes one RENTAL"), (["new"], "known are offers, off")],
+)
+def test_words_that_rentals_does_not_know_are_bad_usage(running: Host, words: list[str], right: str) -> None:
+    refused = running.ngp("rentals", *words)
+    assert refused.returncode == 2 and right in refused.stderr
+
+
+def test_a_tenants_account_shows_what_it_rents() -> None:
+    column = next(one for one in accounts.COLUMNS if one.title == "neighbour")
+    assert column.show({"neighbour": "5e" * 32, "networks": ["203.0.113.7/32"]}) == "5e5e5e5e5e5e rents 203.0.113.7/32"
+    assert column.show({"neighbour": "5e" * 32}) == "5e5e5e5e5e5e"
 
 
 def test_ledger_as_csv(running: Host) -> None:

@@ -14,6 +14,7 @@ from ledger_records import (
     journal,
     neighbour,
     payment,
+    rental,
 )
 
 from ngp.core.messages import Role
@@ -70,6 +71,14 @@ def test_a_forgotten_neighbour_leaves_nothing_and_may_begin_again(store: Store) 
     ledger.commit([BlockRecord(ALICE, blocked=False)])
     assert ledger.load(NOW).blocked == ()
     assert store.audit(60.0) == ([], "")
+
+
+def test_rentals_are_listed_with_their_accounts_the_oldest_first_also_released_ones(store: Store) -> None:
+    ledger = store.open()
+    young, old = rental(ALICE, started_at_s=NOW), rental(BOB, started_at_s=NOW - 1, state="released")
+    ledger.commit([young, old, account(ALICE, paid_msat=7), account(BOB), account(BOB, role=Role.CLIENT, paid_msat=9)])
+    assert ledger.rentals() == [(old, account(BOB)), (young, account(ALICE, paid_msat=7))]
+    assert ledger.load(NOW).rentals == (young,)
 
 
 def test_boots_are_counted(store: Store) -> None:

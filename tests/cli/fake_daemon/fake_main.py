@@ -42,6 +42,21 @@ STATUS = {
     "datapath": {"hook": "tcx"}, "payment": {"module": "sandbox", "ready": False, "why_not": "asleep"},
     "counters": {"messages_ignored": {"replayed": 3}},
 }  # fmt: skip
+RENTAL = {
+    "id": "5e" * 32, "role": "landlord", "state": "reserved", "reason": "no credit", "peer": None,
+    "wireguard_key": "c" * 43 + "=", "networks": ["203.0.113.7/32", "2001:db8::/64"], "offer": "default",
+    "face": "https", "rent_msat_per_month": 24000000, "price_msat_per_gib": 0, "activation_fee_msat": 48000000,
+    "paid_msat": 49000000, "charged_msat": 1000500, "refunded_msat": 0, "credit_msat": -500, "payments": 1,
+    "started_at": "2030-01-01T00:00:00Z", "rate_since": "2030-01-01T00:00:00Z", "paid_until": "2030-01-02T06:26:15Z",
+    "reserved_until": "2030-03-03T23:26:15Z", "unpaid_invoice": None, "used_to_bytes": 1234567, "used_from_bytes": 7,
+    "endpoint": "192.0.2.9:4711\x1b[2J", "last_handshake": None, "real_money": False,
+}  # fmt: skip
+OFFER = {
+    "landlord": KEY, "name": "default", "networks": ["IPv4 /32", "IPv6 /64"], "free": 6,
+    "rent_msat_per_month": 24000000, "price_msat_per_gib": 0, "activation_fee_msat": 48000000,
+    "initial_credit_min_msat": 1000000, "payment_min_msat": 500000, "credit_max_msat": 72000000,
+    "reserved_s": 5259600, "refused_by": None,
+}  # fmt: skip
 CHANNEL = {
     "neighbour": KEY, "peer": "02" * 33, "channel": "00:0", "state": "opening", "blocks_left": 2, "active": False,
     "private": True, "capacity_sat": 500000, "can_send_sat": 0, "can_receive_sat": 0, "least_payment_msat": 0,
@@ -99,6 +114,18 @@ class Handlers:
     async def lightning(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         return LIGHTNING
 
+    async def rentals(self, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        return [RENTAL] * (2 if arguments["all"] else 1)
+
+    async def rentals_offers(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        return [OFFER]
+
+    async def rentals_release(self, arguments: dict[str, Any]) -> str:
+        return f"rental {arguments['rental']} is released"
+
+    async def rentals_on(self, arguments: dict[str, Any]) -> str:
+        return f"rental {arguments['rental']} is on"
+
     async def reload(self, _arguments: dict[str, Any]) -> str:
         raise ConfigError("net.conf:1: bad\nnet.conf:2: worse")
 
@@ -137,7 +164,9 @@ async def run(options: StartOptions) -> int:
     loop.add_signal_handler(signal.SIGHUP, lambda: logging.getLogger("ngp").info("reloaded"))
     handlers = Handlers(stopping)
     names = [name for name in dir(handlers) if not name.startswith("_") and name != "stopping"]
-    server = ControlServer(options.state_dir / CONTROL_SOCKET, {name: getattr(handlers, name) for name in names})
+    server = ControlServer(options.state_dir / CONTROL_SOCKET, {
+        name.replace("rentals_", "rentals "): getattr(handlers, name) for name in names
+    })
     await server.start()
     (options.state_dir / "options.json").write_text(json.dumps(str(options.config_path)))
     logging.getLogger("ngp").info("ready: \x1b[2J")
