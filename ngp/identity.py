@@ -5,6 +5,7 @@ Anyone who reads the key can trade in this node's name and spend its money.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,14 +18,22 @@ KEY_FILE = "identity.key"
 SHORT_DIGITS = 16
 
 
-def load_or_create(state_dir: Path) -> Ed25519PrivateKey:
+def load(state_dir: Path) -> Ed25519PrivateKey | None:
+    """Read the identity key; None if there is none yet. Raises: as `load_or_create`."""
+    return load_or_create(state_dir) if os.path.lexists(state_dir / KEY_FILE) else None
+
+
+def load_or_create(state_dir: Path, new: Ed25519PrivateKey | None = None) -> Ed25519PrivateKey:
     """Read the identity key, or make one if there is none.
 
-    Args: state_dir: an existing folder.
+    Args: state_dir: an existing folder. new: the key to be kept if there is none; None: any.
     Raises: ConfigError with file and remedy; MomentError: the disk is full, or a similar obstacle.
     """
     key = key_file.load_or_create(
-        state_dir / KEY_FILE, "identity key", "identity", lambda: Ed25519PrivateKey.generate().private_bytes_raw()
+        state_dir / KEY_FILE,
+        "identity key",
+        "identity",
+        lambda: (new or Ed25519PrivateKey.generate()).private_bytes_raw(),
     )
     return Ed25519PrivateKey.from_private_bytes(key)
 

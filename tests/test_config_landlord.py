@@ -232,7 +232,6 @@ def test_without_landlord_mesh_interfaces_is_still_required() -> None:
 
 def test_a_ledgers_url_is_never_shown() -> None:
     for line in (
-        "LEDGER: postgresql://ann:s3cret@db/x",
         "LEDGER: mysql://ann:s3cret@db/x",
         "LEDGER: s3cret\nLEDGER: x",
     ):
@@ -244,6 +243,8 @@ def test_a_ledgers_url_is_never_shown() -> None:
             settings(line)
         assert "s3cret" not in str(refused.value)
     assert settings("LEDGER: none").ledger is None
+    found = settings("LEDGER: postgresql://ann:s3cret@db/x")
+    assert found.ledger == "postgresql://ann:s3cret@db/x" and "s3cret" not in repr(found)
 
 
 # --- reload and advice ------------------------------------------------------------------------------------------------
@@ -275,6 +276,12 @@ def test_a_file_that_others_read_may_have_no_ledgers_url(tmp_path: Path) -> None
     path = tmp_path / "net.conf"
     path.write_text("MESH_INTERFACES: eth1\n")
     path.chmod(0o644)
+    refuse_shown_secret(load(path), path)
+    path.write_text("MESH_INTERFACES: eth1\nLEDGER: postgresql://ann:s3cret@db/x\n")
+    with pytest.raises(ConfigError, match="chmod 600") as refused:
+        refuse_shown_secret(load(path), path)
+    assert "s3cret" not in str(refused.value)
+    path.chmod(0o600)
     refuse_shown_secret(load(path), path)
 
 

@@ -96,7 +96,7 @@ def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:
 
     rows = [_row(each, "kernel") for each in offline.check_network(settings, place.state_dir)]
     payment = [_row(each, "payment") for each in offline.check_payment(settings, place.state_dir)]
-    state = [_row(each, "ledger") for each in offline.check_state(place.state_dir)]
+    state = [_row(each, "ledger") for each in offline.check_state(place.state_dir, settings)]
     return [*standing, *rows, *payment, *state]
 
 

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ngp import store
 from ngp.daemon.options import DEFAULT_STATE_DIR
 from ngp.errors import ConfigError
 
@@ -76,5 +75,14 @@ class Place:
 
     @property
     def store(self) -> Store:
-        """The ledger's place, whether a ledger exists or not."""
-        return store.at(self.state_dir)
+        """The ledger's place, whether a ledger exists or not: in the state directory if net.conf can't be read.
+
+        Raises: LedgerError.
+        """
+        from ngp.daemon.belongings import ledger_place
+
+        try:
+            settings = self.settings()
+        except ConfigError:
+            settings = None
+        return ledger_place(self.state_dir, settings)

@@ -261,14 +261,6 @@ def _pays_fees(budget: Key[Any]) -> Check:
     return check
 
 
-def _ledger(written: Written) -> Iterator[Finding]:
-    if written[landlord_keys.LEDGER] is not None:
-        yield Finding(
-            written.nodes[landlord_keys.LEDGER.name].line, landlord_keys.LEDGER.name, NOT_SHOWN,
-            "isn't possible yet, as the ledger is always in STATE_DIR: write none",
-        )  # fmt: skip
-
-
 _BUDGET_KEYS: tuple[Key[Any], ...] = (
     keys.BUDGET_PAYMENT, keys.BUDGET_NEIGHBOUR, keys.BUDGET_HOUR, keys.BUDGET_DAY, keys.BUDGET_TOTAL,
 )  # fmt: skip
@@ -293,7 +285,6 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.CONTRACT_TIME, keys.TIME_RENEWAL), _time_renewal),
     *(((keys.BUY, keys.PAYMENT_AMOUNT, budget), _fits_budget(budget)) for budget in _BUDGET_KEYS),
     *(((keys.BUY, keys.FEE_LIMIT, budget), _pays_fees(budget)) for budget in _BUDGET_KEYS),
-    ((landlord_keys.LEDGER,), _ledger),
     *landlord.CHECKS,
     ((tenant_keys.PAYMENT_MIN, tenant_keys.PAYMENT_MAX), tenant.check_payments),
 )

@@ -252,7 +252,7 @@ LEDGER = Key(
     "none, or a postgresql:// URL",
     values.or_word("none", landlord_values.ledger),
     "none",
-    "where the ledger is: none = in STATE_DIR; a URL may hold a password, so this file must have mode 0600 (later)",
+    "where the ledger is: none = in STATE_DIR; a URL may hold a password, so this file must have mode 0600",
     ("ledger",),
     needs_restart=True,
     secret="the URL",

@@ -6,22 +6,35 @@ import os
 from pathlib import Path
 
 from ngp import identity, store
+from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.daemon.options import LOG_FILE, PID_FILE
 from ngp.daemon.state import refuse_unsafe
 from ngp.errors import ConfigError, KernelError, LedgerError
+from ngp.ports import Store
 
 _ELSEWHERE = "start with sudo, or name another directory with STATE_DIR or --state-dir"
 
 
-def refuse_lost_ledger(state_dir: Path) -> None:
+def ledger_place(state_dir: Path, settings: Settings | None) -> Store:
+    """Return the place of the ledger that net.conf names, of the identity in the state directory.
+
+    Raises: ConfigError: the identity can't be read. LedgerError: the place can't be used at all.
+    """
+    if settings is None or settings.ledger is None:
+        return store.at(state_dir)
+    key = identity.load(state_dir)
+    return store.at(state_dir, settings.ledger, b"" if key is None else identity.public_key(key))
+
+
+def refuse_lost_ledger(state_dir: Path, place: Store) -> None:
     """Refuse to start with an empty ledger where an identity had one. Raises LedgerError."""
-    place, key = store.at(state_dir), state_dir / identity.KEY_FILE
+    key = state_dir / identity.KEY_FILE
     if os.path.lexists(key) and not place.exists():  # a first start makes the ledger before the key
         raise LedgerError(
             f"ledger {place}: is missing, but {key.name} exists: neighbours may have prepaid this node. Copy a backup "
-            f"made by `ngp backup` to {place}. Without a backup: move {key.name} away, `ngp start`, `ngp stop`, move "
-            f"{key.name} back"
+            f"made by `ngp backup` to {state_dir / store.FILE}. Without a backup: move {key.name} away, `ngp start` "
+            f"with LEDGER: none, `ngp stop`, move {key.name} back"
         )
 
 

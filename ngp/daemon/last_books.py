@@ -26,26 +26,29 @@ from ngp.core.values import Adopted, DesiredNetwork, Now, Reading
 from ngp.core.world import World
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.desired import desired_network, look_at_host
-from ngp.errors import KernelError, LedgerError
+from ngp.errors import ConfigError, KernelError, LedgerError
 from ngp.ports import Ledger, Network, Store
 
 _NOBODY = PaymentNode("", False, False, 0, b"")
 _LOST = "what was carried since the ledger's last entry is lost"
 
 
-def charge(network: Network, store: Store, settings: Settings | None) -> str | None:
+def charge(network: Network, place: Callable[[], Store], settings: Settings | None) -> str | None:
     """Charge what a meter without a daemon counted, and block its contracts.
 
-    Args: settings: those of net.conf; None if net.conf can't be used: then the gate is removed too.
+    Args:
+        place: returns where the ledger is.
+        settings: those of net.conf; None if net.conf can't be used: then the gate is removed too.
     Returns: what is lost and why; "" if nothing is lost; None if there is no meter, for example after a reboot.
     """
     try:
         if not network.kernel_state().meter:
             return None
+        store = place()
         if not store.exists():
             return f"{_LOST}: there is no ledger {store}"
         ledger = store.open()
-    except (KernelError, LedgerError) as error:
+    except (ConfigError, KernelError, LedgerError) as error:
         return f"{_LOST}: {error}"
     try:
         _charge(network, ledger, settings)

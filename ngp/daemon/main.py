@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from ngp import identity, store
 from ngp.config import (
     FACE,
@@ -121,9 +123,11 @@ def check_letting(settings: LettingSettings, state_dir: Path) -> list[Check]:
 
 async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, Courier, list[Link]]:
     """Open ledger, keys and modules. Raises NgpError; nothing in the kernel is touched yet."""
-    ledger = open_ledger(options.state_dir)
+    fresh = identity.load(options.state_dir) or Ed25519PrivateKey.generate()
+    place = store.at(options.state_dir, settings.ledger, identity.public_key(fresh))
+    ledger = open_ledger(options.state_dir, place)
     try:
-        private_key = identity.load_or_create(options.state_dir)
+        private_key = identity.load_or_create(options.state_dir, fresh)
         boot = ledger.next_boot(max(1, int(time.time()) - BOOT_EPOCH_S))
         payment = make_payment(settings, options.state_dir)
         known = RememberedNode(options.state_dir, settings.payment_module).read()
@@ -143,7 +147,7 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
             options.config_path,
             settings,
             clock,
-            store.at(options.state_dir),
+            place,
             ledger,
             network,
             payment,
@@ -159,10 +163,10 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
     return parts, courier, links
 
 
-def open_ledger(state_dir: Path) -> Ledger:
+def open_ledger(state_dir: Path, place: Store) -> Ledger:
     """Open the ledger, or make the first one. Raises LedgerError, also if an identity exists but its ledger doesn't."""
-    refuse_lost_ledger(state_dir)
-    return store.at(state_dir).open()
+    refuse_lost_ledger(state_dir, place)
+    return place.open()
 
 
 async def _payment_node(payment: Payment, settings: Settings) -> PaymentNode:

@@ -12,14 +12,13 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from ngp import store
 from ngp.config import PAYMENT, module_class
 from ngp.core.settings import Settings
 from ngp.core.values import Check, KernelState, PaymentInfo
 from ngp.daemon import belongings, checkup, last_books, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
-from ngp.errors import LedgerError, NgpError, RunningError
+from ngp.errors import ConfigError, LedgerError, NgpError, RunningError
 from ngp.remembered_node import RememberedNode, swapped
 
 _READY_S = 5.0
@@ -48,7 +47,7 @@ def clean_up(state_dir: Path, settings: Settings | None) -> str | None:
         raise
     try:
         network = main.make_network(settings, state_dir)
-        lost = last_books.charge(network, store.at(state_dir), settings)
+        lost = last_books.charge(network, lambda: belongings.ledger_place(state_dir, settings), settings)
         network.clean_up(settings is not None and settings.closed_when_stopped)
         forget_killed(state_dir)
     except BaseException:
@@ -135,22 +134,22 @@ def keep_lnd_uri(uri: str, state_dir: Path) -> tuple[str, Path | None]:
     return kept
 
 
-def check_state(state_dir: Path) -> list[Check]:
+def check_state(state_dir: Path, settings: Settings | None = None) -> list[Check]:
     """Check whether a start would accept the state directory, its identity and its ledger."""
-    return [*belongings.look(state_dir), *_check_ledger(state_dir)]
+    return [*belongings.look(state_dir), *_check_ledger(state_dir, settings)]
 
 
-def _check_ledger(state_dir: Path) -> list[Check]:
+def _check_ledger(state_dir: Path, settings: Settings | None) -> list[Check]:
     """Check whether the ledger is intact and its sums add up; before the first start there is none."""
-    place = store.at(state_dir)
     try:
-        belongings.refuse_lost_ledger(state_dir)
+        place = belongings.ledger_place(state_dir, settings)
+        belongings.refuse_lost_ledger(state_dir, place)
         if not place.exists():
             return [Check("ledger", True, f"{place}: doesn't exist yet, the first start makes it")]
         keep_last_sign(state_dir)
         place.look()
         return [Check("ledger", True, f"{place}: whole"), checkup.books(place, _BOOKS_S)]
-    except (LedgerError, OSError) as error:
+    except (ConfigError, LedgerError, OSError) as error:
         return [Check("ledger", False, str(error), "see Backup and restore in the operator's guide")]
 
 

@@ -79,7 +79,8 @@ def _thin_journal(connection: Connection, before_s: int) -> int:
     newest = connection.execute("SELECT max(id) FROM journal").fetchone()[0] or 0
     start = found[0] if found and found[0] <= newest else 0  # ids begin again after the journal was empty
     last, count = connection.execute(
-        "SELECT max(id), count(*) FROM (SELECT id FROM journal WHERE id > ? AND time_s < ? ORDER BY id LIMIT ?)",
+        "SELECT max(id), count(*) FROM "
+        "(SELECT id FROM journal WHERE id > ? AND time_s < ? ORDER BY id LIMIT ?) AS page",
         (start, before_s, _JOURNAL_ROWS),
     ).fetchone()
     if not count:

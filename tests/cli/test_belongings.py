@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ngp import identity
+from ngp import identity, store
 from ngp.daemon import offline
 from ngp.daemon.main import open_ledger
 from ngp.daemon.state import StateLock, prepare
@@ -25,7 +25,7 @@ def _start(state_dir: Path) -> None:
     prepare(state_dir)
     lock = StateLock.take(state_dir)
     try:
-        open_ledger(state_dir).close()
+        open_ledger(state_dir, store.at(state_dir)).close()
         identity.load_or_create(state_dir)
     finally:
         lock.release()

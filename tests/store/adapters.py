@@ -5,10 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
+import postgresql_server
+
 from ngp.ports import Store
+from ngp.store.postgresql import PostgresStore
+from ngp.store.postgresql.server import Place
 from ngp.store.sqlite import SqliteStore
 
 
@@ -16,6 +21,8 @@ class Adapter(Protocol):
     """One ledger for one test, in a folder of its own."""
 
     store: Store
+    share: int
+    """Long tests try this part of their examples: 1 is all of them."""
 
     def __init__(self, folder: Path) -> None: ...
 
@@ -26,8 +33,28 @@ class Adapter(Protocol):
         """Return the place of a ledger that was restored from a copy of a backup."""
 
 
+class Postgresql:
+    """An identity of its own in the tests' server."""
+
+    share = 5
+
+    def __init__(self, folder: Path) -> None:
+        self.url, self.identity = postgresql_server.url(), sha256(str(folder).encode()).digest()
+        self.store: Store = PostgresStore(self.url, self.identity, folder / "ledger.db")
+
+    def execute(self, statement: str) -> Sequence[Sequence[Any]]:
+        with closing(Place(self.url, self.identity).connect()) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else ()
+
+    def restored(self, copy: Path) -> Store:
+        return SqliteStore(copy)
+
+
 class Sqlite:
     """A file `ledger.db` in the folder."""
+
+    share = 1
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "ledger.db"
@@ -41,4 +68,4 @@ class Sqlite:
         return SqliteStore(copy)
 
 
-ADAPTERS: dict[str, type[Adapter]] = {"sqlite": Sqlite}
+ADAPTERS: dict[str, type[Adapter]] = {"sqlite": Sqlite, "postgresql": Postgresql}

@@ -180,7 +180,7 @@ class Bookkeeping(RuleBasedStateMachine):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_money_is_conserved_under_any_interleaving(name: str) -> None:
     machine = type(name, (Bookkeeping,), {"adapter": ADAPTERS[name]})
-    effort = settings(max_examples=settings.default.max_examples // 2, stateful_step_count=30)
+    effort = settings(max_examples=settings.default.max_examples // 2 // ADAPTERS[name].share, stateful_step_count=30)
     run_state_machine_as_test(machine, settings=effort)  # type: ignore[no-untyped-call]
 
 

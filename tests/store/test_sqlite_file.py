@@ -20,7 +20,7 @@ import pytest
 from ledger_records import DAY, NOW, contract, journal, neighbour, payment
 
 import ngp
-from ngp import identity
+from ngp import identity, store
 from ngp.daemon.main import open_ledger
 from ngp.errors import ExitCode, LedgerError, LedgerMomentError
 from ngp.store.sqlite import SqliteStore, checkpoints, file
@@ -104,12 +104,12 @@ def test_a_file_gone_from_beside_its_wal_is_not_replaced_by_a_blank_one(tmp_path
 
 
 def test_an_identity_that_lost_its_ledger_does_not_begin_blank(tmp_path: Path) -> None:
-    open_ledger(tmp_path).close()
+    open_ledger(tmp_path, store.at(tmp_path)).close()
     identity.load_or_create(tmp_path)
-    open_ledger(tmp_path).close()
+    open_ledger(tmp_path, store.at(tmp_path)).close()
     (tmp_path / "ledger.db").unlink()
     with pytest.raises(LedgerError, match=r"identity\.key.*ngp backup"):
-        open_ledger(tmp_path)
+        open_ledger(tmp_path, store.at(tmp_path))
     assert not (tmp_path / "ledger.db").exists()
 
 

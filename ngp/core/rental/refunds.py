@@ -14,14 +14,14 @@ from ngp.core.events import MoneyBackAsked
 from ngp.core.orders import MOST_INVOICE_EXPIRY_S, may_be_forgotten, pay
 from ngp.core.pricing import floor_to_sat_msat, show_money
 from ngp.core.records import PaymentKind
-from ngp.core.rental.rental import Rental, RentalState
+from ngp.core.rental.rental import Rental
 from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
 
 
 def free_msat(world: World, rental: Rental) -> int:
     """Return what a tenant may fetch, in whole sat: nothing before the rental is over."""
-    if rental.state is not RentalState.RELEASED:
+    if rental.holds_networks:
         return 0
     return floor_to_sat_msat(world.client(rental.id).funds_msat)
 

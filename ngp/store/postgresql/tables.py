@@ -1,0 +1,129 @@
+"""Tables: makes a ledger's schema in the database, or brings it up to date, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ngp.core.messages import Prefix
+from ngp.core.records import RentalRecord
+from ngp.core.rental.rental import PAID_LATE, RentalState
+from ngp.errors import LedgerError
+from ngp.store import rows, schema
+from ngp.store.postgresql import dialect
+from ngp.store.postgresql.server import Connection, Place
+
+_MAKERS = 0x6E67706C  # "ngpl": one ledger at a time makes the tables that all share
+_SHARED = (
+    "CREATE SCHEMA IF NOT EXISTS ngp",
+    """CREATE TABLE IF NOT EXISTS ngp.let_networks (
+        network CIDR NOT NULL, ledger TEXT NOT NULL, rental BYTEA NOT NULL,
+        EXCLUDE USING gist (network inet_ops WITH &&))""",
+    "CREATE INDEX IF NOT EXISTS let_networks_rental ON ngp.let_networks (rental)",
+)
+_VERSION = "schema"
+_COUNT = "commits"
+OWN_STATE = (_VERSION, _COUNT)
+"""Names in the table `state` that SQLite's file doesn't have."""
+
+_HOLD = """INSERT INTO ngp.let_networks SELECT network, ?, ? FROM unnest(CAST(? AS cidr[])) AS network
+    WHERE NOT EXISTS (SELECT 1 FROM ngp.let_networks AS held WHERE held.network = network AND held.rental = ?)"""
+_KEPT = f"(state <> '{RentalState.RELEASED}' OR reason = '{PAID_LATE}')"
+
+
+def exists(connection: Connection, place: Place) -> bool:
+    """Say whether the identity has a schema."""
+    found = connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (place.schema,)).fetchone()
+    return found is not None
+
+
+def version(connection: Connection, place: Place) -> int:
+    """Return how many migrations the ledger has. Raises LedgerError: it is none, or of a newer ngp."""
+    found = None
+    if connection.execute("SELECT to_regclass('state')").fetchone() != (None,):
+        found = connection.execute("SELECT value FROM state WHERE name = %s", (_VERSION,)).fetchone()
+    if found is None:
+        raise LedgerError(
+            f"ledger {place}: the schema isn't a ledger of ngp. Nothing was changed. Restore a dump (pg_dump), or a "
+            "copy made by `ngp backup`"
+        )
+    known = len(schema.MIGRATIONS)
+    if found[0] > known:
+        raise LedgerError(
+            f"ledger {place}: was written by a newer ngp (schema {found[0]}, this one knows {known}); install the "
+            "newer ngp again, or restore a dump made before the update"
+        )
+    return int(found[0])
+
+
+def make(connection: Connection, place: Place) -> None:
+    """Make the tables, inside a transaction."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKERS,))
+    for statement in (*_SHARED, f"CREATE SCHEMA {place.schema}"):
+        connection.execute(statement)
+    _advance(connection, 0)
+    connection.execute(dialect.query(rows.PUT_STATE), (_COUNT, 0))
+
+
+def migrate(connection: Connection, place: Place) -> None:
+    """Bring the tables up to date, inside a transaction."""
+    done = version(connection, place)
+    if done < len(schema.MIGRATIONS):
+        _advance(connection, done)
+
+
+def _advance(connection: Connection, done: int) -> None:
+    for migration in schema.MIGRATIONS[done:]:
+        for statement in migration:
+            connection.execute(dialect.definition(statement), ())
+    connection.execute(dialect.query(rows.PUT_STATE), (_VERSION, len(schema.MIGRATIONS)))
+
+
+def count(connection: Connection) -> int:
+    """Return the number of the last transaction."""
+    found = connection.execute("SELECT value FROM state WHERE name = %s", (_COUNT,)).fetchone()
+    return int(found[0]) if found else 0
+
+
+def number(statements: dialect.Statements, value: int) -> None:
+    """Give the present transaction its number."""
+    statements.execute(rows.PUT_STATE, (_COUNT, value))
+
+
+# --- networks, which all landlords of the database share --------------------------------------------------------------
+
+
+def hold(statements: dialect.Statements, place: Place, rental: bytes, networks: Iterable[str]) -> None:
+    """Hold networks for a rental, if it doesn't hold them already. The database refuses what overlaps another's."""
+    statements.execute(_HOLD, (place.schema, rental, list(networks), rental))
+
+
+def follow(
+    statements: dialect.Statements, place: Place, rentals: Mapping[bytes, RentalRecord], forgotten: Iterable[bytes]
+) -> None:
+    """Hold and release networks as the records say, in their transaction."""
+    gone = list(forgotten)
+    for rental, record in rentals.items():
+        if record.state != RentalState.RELEASED:
+            hold(statements, place, rental, record.networks.split())
+        elif record.reason != PAID_LATE:
+            gone.append(rental)
+    if gone:
+        statements.execute("DELETE FROM ngp.let_networks WHERE rental = ANY(?) AND ledger = ?", (gone, place.schema))
+
+
+def reconcile(statements: dialect.Statements, place: Place) -> None:
+    """Release what is held without a record: the daemon died before it wrote one. Hold what records have."""
+    statements.execute(
+        "DELETE FROM ngp.let_networks AS held WHERE ledger = ? AND NOT EXISTS "
+        f"(SELECT 1 FROM rentals WHERE rentals.rental = held.rental AND {_KEPT})",
+        (place.schema,),
+    )
+    found = statements.execute("SELECT rental, networks FROM rentals WHERE state <> 'released'").fetchall()
+    for rental, networks in found:
+        hold(statements, place, rental, networks.split())
+
+
+def held(statements: dialect.Statements, besides: bytes) -> Sequence[Prefix]:
+    """Return all networks that are held for other rentals, of any landlord."""
+    found = statements.execute("SELECT network FROM ngp.let_networks WHERE rental <> ?", (besides,))
+    return [row[0] for row in found]
