@@ -186,6 +186,7 @@ BAD_LINES = [
     ("LANDLORD_MTU: 1279", "LANDLORD_MTU: '1279'", "from 1280 to 9000"),
     ("LANDLORD_DNS: dns.example.org", "LANDLORD_DNS: 'dns.example.org'", "is not the address of a name server"),
     ("LANDLORD_KEEPALIVE: 1 day", "LANDLORD_KEEPALIVE: '1 day'", "0 to 65535 s"),
+    ("WHEN_STOPPED: closed", "WHEN_STOPPED: 'closed'", "there are none: write open"),
     ("LANDLORD: maybe", "LANDLORD: 'maybe'", "write yes or no"),
 ]  # fmt: skip
 

@@ -261,6 +261,12 @@ def _pays_fees(budget: Key[Any]) -> Check:
     return check
 
 
+def _closed(written: Written) -> Iterator[Finding]:
+    lets_only = written[landlord_keys.LANDLORD] and keys.MESH_INTERFACES.name not in written.nodes
+    if lets_only and written[keys.WHEN_STOPPED] == "closed":
+        yield written.finding(keys.WHEN_STOPPED, "closes mesh interfaces, and there are none: write open, or name them")
+
+
 _BUDGET_KEYS: tuple[Key[Any], ...] = (
     keys.BUDGET_PAYMENT, keys.BUDGET_NEIGHBOUR, keys.BUDGET_HOUR, keys.BUDGET_DAY, keys.BUDGET_TOTAL,
 )  # fmt: skip
@@ -285,6 +291,7 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.CONTRACT_TIME, keys.TIME_RENEWAL), _time_renewal),
     *(((keys.BUY, keys.PAYMENT_AMOUNT, budget), _fits_budget(budget)) for budget in _BUDGET_KEYS),
     *(((keys.BUY, keys.FEE_LIMIT, budget), _pays_fees(budget)) for budget in _BUDGET_KEYS),
+    ((keys.WHEN_STOPPED, landlord_keys.LANDLORD), _closed),
     *landlord.CHECKS,
     ((tenant_keys.PAYMENT_MIN, tenant_keys.PAYMENT_MAX), tenant.check_payments),
 )
