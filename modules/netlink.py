@@ -15,7 +15,7 @@ from typing import Self
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 EXCLUSIVE, CREATE = 0x200, 0x400
-GENERIC = 16  # Python's socket module has no name for this protocol
+NETFILTER, GENERIC = 12, 16  # Python's socket module has no names for these protocols
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _ERROR, _DONE = 2, 3
 _MESSAGE, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")

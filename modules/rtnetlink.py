@@ -147,6 +147,11 @@ def interfaces(kernel: Asker) -> list[Interface]:
         return list(map(_interface, kernel.dump(_RTM_GETLINK, bytes(_LINK.size))))
 
 
+def ask_link(kernel: Asker, index: int) -> Interface:
+    """Return an interface. Raises OSError, also if there is none."""
+    return _interface(kernel.ask(_RTM_GETLINK, _LINK.pack(0, 0, index, 0, 0)))
+
+
 def make_link(kernel: Asker, name: str, kind: str) -> None:
     """Make an interface of a kind that needs no more words. Raises OSError."""
     body = attribute(_IFLA_IFNAME, name.encode() + b"\0")

@@ -288,6 +288,9 @@ class Tunnel(Protocol):
     def remove_peers(self, wireguard_keys: Sequence[bytes]) -> None:
         """Remove peers; unknown ones are ignored. Raises: KernelError."""
 
+    def stands(self) -> bool:
+        """Say whether what `set_up` made still exists, at little cost. Raises: KernelError."""
+
     def read(self) -> list[PeerReading]:
         """Return what the tunnel knows of its peers. Raises: KernelError."""
 

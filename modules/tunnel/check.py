@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 
 from ngp.core.messages import Prefix
@@ -16,7 +17,7 @@ from ngp.modules.tunnel.device import Device
 from ngp.modules.tunnel.host import Host, read_sysctl, refuse_taken_port
 
 _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
-_KIND = "kernel"
+_KIND, _NAMED = "kernel", 3
 
 
 def look(
@@ -38,8 +39,7 @@ def look(
         yield Check("outside interface", False, found, "ip link shows what there is", _KIND)
         return
     own = here.addresses(desired.outside)
-    for pool in desired.pools:
-        yield _pool(desired, pool, own, answered_max)
+    yield from _pools(desired, own, answered_max)
 
 
 def _implementation(desired: DesiredTunnel, devices: Sequence[Device]) -> Check:
@@ -68,14 +68,11 @@ def _port(desired: DesiredTunnel) -> Check:
 
 def _forwarding(desired: DesiredTunnel) -> Iterator[Check]:
     for version in sorted({pool.version for pool in desired.pools}):
-        off = [
-            name
-            for name in (_FORWARDING[version], *_own_forwarding(version, desired.outside))
-            if read_sysctl(name) == "0"
-        ]
+        keys = (_FORWARDING[version], *_own_forwarding(version, desired.outside))
+        off = [key for key in keys if read_sysctl(key) == "0"]
         remedy = f"sysctl -w {' '.join(f'net/{each}=1' for each in off)}" if off else ""
-        found = f"off: {', '.join(off)}" if off else "on"
-        yield Check(f"IPv{version} forwarding", not off, found, remedy, _KIND)
+        found = f"forwarding is off: {', '.join(off)}" if off else "forwarding is on"
+        yield Check(f"IPv{version} to tenants", not off, found, remedy, _KIND)
 
 
 def _own_forwarding(version: int, interface: str) -> tuple[str, ...]:
@@ -83,13 +80,23 @@ def _own_forwarding(version: int, interface: str) -> tuple[str, ...]:
     return (f"ipv4/conf/{interface}/forwarding",) if version == 4 else ()
 
 
+def _pools(desired: DesiredTunnel, own: Sequence[OwnAddress], answered_max: Mapping[int, int]) -> Iterator[Check]:
+    """Check the pools; those that fare alike share a line, as a pool without some parts may be many."""
+    alike: dict[Check, list[Prefix]] = {}
+    for pool in desired.pools:
+        alike.setdefault(_pool(desired, pool, own, answered_max), []).append(pool)
+    for line, pools in alike.items():
+        more = f" and {len(pools) - _NAMED} more" if len(pools) > _NAMED else ""
+        yield replace(line, name=f"pool {', '.join(map(str, pools[:_NAMED]))}{more}")
+
+
 def _pool(desired: DesiredTunnel, pool: Prefix, own: Sequence[OwnAddress], answered_max: Mapping[int, int]) -> Check:
-    """Say how packets to a pool come to this host: routed, or because we answer for its addresses on the link."""
-    name, outside = f"pool {pool}", desired.outside
+    """Say how packets to a pool come to this host: routed, or as we answer for its addresses. The line has no name."""
+    outside = desired.outside
     inside = next((each.local for each in own if each.local in pool), None)
     if inside is not None:
         found = f"contains {inside}, which is this host's own address"
-        return Check(name, False, found, f"except: [{inside}] in LANDLORD_POOLS", "configuration")
+        return Check("", False, found, f"except: [{inside}] in LANDLORD_POOLS", "configuration")
     on_link = next((net for each in own if covers(net := _network(each), pool)), None)
     via = ", ".join(
         str(each.local) for each in own if each.local.version == pool.version and not each.local.is_link_local
@@ -97,16 +104,16 @@ def _pool(desired: DesiredTunnel, pool: Prefix, own: Sequence[OwnAddress], answe
     if on_link is None:
         found = f"isn't on the link at {outside} ({via or 'no address'}): the router there must route it to this host"
         remedy = "LANDLORD_ROUTING: routed" if desired.proxy else ""
-        return Check(name, True, found, remedy)
+        return Check("", True, found, remedy)
     if not desired.proxy:
         found = f"is on the link at {outside} ({on_link}): the router there asks for each address, and nobody answers"
-        return Check(name, False, found, "LANDLORD_ROUTING: proxy", "configuration")
+        return Check("", False, found, "LANDLORD_ROUTING: proxy", "configuration")
     found = f"is on the link at {outside}: this host answers for addresses that are let"
     most = answered_max[pool.version]
     if pool.num_addresses > most:
         found += f", but for the first {most} of each network at most"
-        return Check(name, True, found, f"let the router there route {pool} to this host, and LANDLORD_ROUTING: routed")
-    return Check(name, True, found)
+        return Check("", True, found, "let the router there route the pool to this host, and LANDLORD_ROUTING: routed")
+    return Check("", True, found)
 
 
 def _network(own: OwnAddress) -> Prefix:

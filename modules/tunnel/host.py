@@ -55,6 +55,15 @@ class Host:
         """Return the interfaces that this port made."""
         return [each for each in rtnetlink.interfaces(self.kernel) if each.alias.startswith(ALIAS)]
 
+    def is_ours(self, index: int) -> bool:
+        """Say whether an interface exists and is one that this port made."""
+        try:
+            return rtnetlink.ask_link(self.kernel, index).alias.startswith(ALIAS)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return False
+
     def addresses(self, interface: str) -> list[rtnetlink.OwnAddress]:
         """Return an interface's own addresses. Raises KernelError if it doesn't exist."""
         index = self.index(interface)

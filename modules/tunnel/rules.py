@@ -12,17 +12,21 @@ TCP adapts. What this host itself sends to a tenant isn't limited.
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from collections.abc import Iterable, Iterator
 
 from ngp.core.messages import Prefix
 from ngp.core.values import TunnelPeer
 from ngp.errors import KernelError, MomentError
+from ngp.modules import netlink
 from ngp.modules.commands import find_command
+from ngp.modules.netlink import Asker, attribute
 
 TABLE = "inet ngp_let"
 INSTALL = "apt install nftables"
 _TIMEOUT_S = 5.0
+_GET_TABLE, _INET, _TABLE_NAME = 10 << 8 | 1, struct.pack("=BBH", 1, 0, 0), 1  # linux/netfilter/nf_tables.h
 _BURST_BYTES = 128 << 10  # else a slow limit would pass no packet that segmentation offload has joined
 _HEADERS_BYTES = {4: 40, 6: 60}  # of IP and TCP
 _ADDRESS = {"up": "saddr", "down": "daddr"}
@@ -92,9 +96,19 @@ def commit(text: str) -> None:
         run("-f", "-", text=text)
 
 
+def stand() -> bool:
+    """Say whether the table exists. The kernel is asked without nft, as that is done often. Raises OSError."""
+    try:
+        with Asker(netlink.NETFILTER) as kernel:
+            kernel.ask(_GET_TABLE, _INET + attribute(_TABLE_NAME, TABLE.split()[1].encode() + b"\0"))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def clean_up() -> None:
-    """Remove the table; safe to call twice. Without nft there is none. Raises KernelError."""
-    if find_command("nft") is not None:
+    """Remove the table; safe to call twice. Raises KernelError, OSError."""
+    if stand():
         commit(f"table {TABLE}\ndelete table {TABLE}\n")
 
 

@@ -2,7 +2,7 @@
 
 The process isn't our child: it goes on when ngp is killed, and ends when its interface is deleted. systemd kills what
 a service has left behind, so there the process gets a scope of its own. The private key reaches it by the socket alone,
-which only root can open; it is never on a command line or in an environment.
+which only root can open; it is never on a command line or in an environment. Our own environment isn't handed on.
 
 Source: https://www.wireguard.com/xplatform/
 """
@@ -54,12 +54,10 @@ class UserspaceDevice:
         words = [program, name]
         if _SYSTEMD.is_dir():
             words = [find_command("systemd-run") or "systemd-run", "--scope", "--quiet", "--collect", *words]
-        # With LOG_LEVEL the process would keep our standard output open.
-        environment = {key: value for key, value in os.environ.items() if key != "LOG_LEVEL"}
         try:
             done = subprocess.run(
                 words, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", start_new_session=True,
-                timeout=_START_S, env=environment,
+                timeout=_START_S, env={"PATH": os.defpath},
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise MomentError(f"{PROGRAM} {name}: didn't start within {_START_S:g} s; try again") from error

@@ -53,6 +53,12 @@ class WireGuard:
         with _errors("the host can't be looked at"):
             return list(check.look(desired, self._host(), devices(desired.kind), ANSWERED_MAX))
 
+    def stands(self) -> bool:
+        """Say whether what `set_up` made still exists, at little cost. Raises: KernelError."""
+        desired, _ = self._standing()
+        with _errors(f"tunnel {desired.interface} can't be looked at"):
+            return self._host().is_ours(self._index) and rules.stand()
+
     def read(self) -> list[PeerReading]:
         """Return what the tunnel knows of its peers. Raises: KernelError."""
         desired, device = self._standing()

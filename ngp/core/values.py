@@ -437,7 +437,8 @@ class DesiredTunnel:
         port: UDP, on all addresses.
         private_key: 32 bytes; a secret.
         outside: interface towards the internet.
-        pools: prefixes from which networks are let: what is sent to them and isn't let is refused, not routed back.
+        pools: prefixes from which networks are let, without what is excluded: what is sent to them and isn't let is
+            refused, not routed back.
         proxy: answer for let addresses on `outside` by ARP and NDP.
         kind: `auto`, `kernel` or `userspace`.
     """

@@ -18,6 +18,7 @@ from ngp import key_file
 from ngp.core.effects import AnswerTenant, Effect, Persist, RemoveTunnelPeer, SetTunnelPeer
 from ngp.core.messages import Address
 from ngp.core.records import RentalRecord
+from ngp.core.rental.pools import FreeNetworks
 from ngp.core.rental.terms import LettingSettings
 from ngp.core.values import Check, DesiredTunnel, TunnelPeer
 from ngp.daemon.letting import Letting
@@ -49,7 +50,7 @@ def desired_tunnel(settings: LettingSettings, private_key: X25519PrivateKey) -> 
         port=tunnel.port,
         private_key=private_key.private_bytes_raw(),
         outside=tunnel.outside,
-        pools=tuple(pool.prefix for pool in settings.pools),
+        pools=FreeNetworks(settings.pools).blocks(),
         proxy=tunnel.routing == "proxy",
         kind=tunnel.kind,
         mtu=tunnel.mtu,
@@ -152,10 +153,15 @@ class Landlord:
             self._is_behind = True
 
     def catch_up(self) -> None:
-        """Make changes that failed before; call it now and then."""
-        if not self._is_behind or self._settings is None:
+        """Make changes that failed before, and a tunnel anew that somebody removed; call it now and then."""
+        if self._settings is None:
             return
         try:
+            if not self._is_behind:
+                if self.tunnel.stands():
+                    return
+                _log.error("the tunnel or its rules are gone: another program removed them; they are made anew")
+                self._is_behind = True
             self.tunnel.set_up(desired_tunnel(self._settings, self._private_key), tuple(self._peers()))
         except KernelError:
             return

@@ -211,6 +211,8 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     control = ControlServer(options.state_dir / CONTROL_SOCKET, handlers.verbs(node), root_only=("backup",))
     options.progress("setting up the kernel's gate and meter")
     try:
+        if settings.letting is None:  # a daemon that let, and was killed, may have left its tunnel
+            remove_tunnel()
         await control.start()
         await node.start()
     except NgpError:
@@ -259,6 +261,15 @@ def make_tunnel() -> Tunnel:
     """Return the module of the landlord's tunnel. Raises ConfigError."""
     tunnel: Tunnel = module_class(TUNNEL, "wireguard")()
     return tunnel
+
+
+def remove_tunnel() -> None:
+    """Remove the landlord's tunnel that a killed daemon left. Raises ConfigError, KernelError."""
+    tunnel = make_tunnel()
+    try:
+        tunnel.clean_up()
+    finally:
+        tunnel.close()
 
 
 def make_faces(state_dir: Path) -> list[Face]:

@@ -49,6 +49,7 @@ def clean_up(state_dir: Path, settings: Settings | None) -> str | None:
         network = main.make_network(settings, state_dir)
         lost = last_books.charge(network, lambda: belongings.ledger_place(state_dir, settings), settings)
         network.clean_up(settings is not None and settings.closed_when_stopped)
+        main.remove_tunnel()
         forget_killed(state_dir)
     except BaseException:
         lock.abandon()

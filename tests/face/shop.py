@@ -52,6 +52,9 @@ class TunnelOnPaper:
         for one in wireguard_keys:
             self.peers.pop(one, None)
 
+    def stands(self) -> bool:
+        return True
+
     def read(self) -> list[PeerReading]:
         return []
 

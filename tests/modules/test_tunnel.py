@@ -317,6 +317,16 @@ def test_another_key_port_or_mtu_is_taken_over_too(built: Built) -> None:
     assert "1360" in sh("nft", "list", "table", "inet", "ngp_let")
 
 
+def test_flushed_rules_are_noticed(built: Built) -> None:
+    lab, tunnel = built
+    tunnel.set_up(lab.desired(), [])
+    assert tunnel.stands()
+    sh("nft", "flush", "ruleset")
+    assert not tunnel.stands()
+    tunnel.set_up(lab.desired(), [])
+    assert tunnel.stands()
+
+
 def test_a_tunnel_with_another_name_replaces_the_former(built: Built) -> None:
     lab, tunnel = built
     kill_after_set_up(lab, [])
@@ -436,13 +446,15 @@ def test_the_check_names_what_is_missing(built: Built, monkeypatch: pytest.Monke
     assert failing(pools=(on_link,)) == {f"pool {on_link}": "LANDLORD_ROUTING: proxy"}
     assert failing(pools=(on_link,), proxy=True) == {}
     assert failing(pools=(own,), proxy=True) == {f"pool {own}": "except: [203.0.113.1] in LANDLORD_POOLS"}
+    several = tuple(on_link.subnets(new_prefix=28))
+    assert list(failing(pools=several)) == ["pool 203.0.113.64/28, 203.0.113.80/28, 203.0.113.96/28 and 1 more"]
     wide = ip_network("2001:db8:2:0:1::/80")
     (line,) = [line for line in tunnel.check(lab.desired(pools=(wide,), proxy=True)) if line.name == f"pool {wide}"]
     assert line.ok and "the first 16" in line.found and "routed" in line.remedy
     sh("sysctl", "-q", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
     assert failing() == {
-        "IPv4 forwarding": "sysctl -w net/ipv4/ip_forward=1 net/ipv4/conf/wan0/forwarding=1",
-        "IPv6 forwarding": "sysctl -w net/ipv6/conf/all/forwarding=1",
+        "IPv4 to tenants": "sysctl -w net/ipv4/ip_forward=1 net/ipv4/conf/wan0/forwarding=1",
+        "IPv6 to tenants": "sysctl -w net/ipv6/conf/all/forwarding=1",
     }
     sh("sysctl", "-q", "-w", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
     sh("ip", "link", "add", lab.name, "type", "bridge")
@@ -469,12 +481,13 @@ def test_a_killed_wireguard_go_is_told_and_started_again() -> None:
         let(built, one)
         os.kill(process_of(lab.name), signal.SIGKILL)
         await_until(lambda: lab.name not in sh("ip", "-br", "link"), what="the interface gone")
-        assert not answers(lab.outside, one.address(4))
+        assert not answers(lab.outside, one.address(4)) and not tunnel.stands()
         for deed in (tunnel.read, lambda: tunnel.set_peers([one.peer, TunnelPeer(new_key()[1], networks(*TWO))])):
             with pytest.raises(KernelError, match=f"wireguard-go {lab.name}: doesn't run"):
                 deed()
         tunnel.set_up(lab.desired(), [one.peer])
         lab.await_tunnel(one)
+        assert tunnel.stands()
 
 
 def test_a_stopped_wireguard_go_delays_for_a_bounded_time() -> None:

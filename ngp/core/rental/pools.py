@@ -92,6 +92,11 @@ class FreeNetworks:
             if size <= bits
         )
 
+    def blocks(self) -> tuple[Prefix, ...]:
+        """Return the fewest networks that cover what is free, IPv4 first."""
+        found = (block for by_size in self._free for blocks in by_size.values() for block in blocks)
+        return tuple(sorted(found, key=lambda one: (one.version, one)))
+
     def _pool_of(self, network: Prefix) -> int | None:
         for number, pool in enumerate(self._pools):
             if pool.prefix.version == network.version and network.subnet_of(pool.prefix):  # type: ignore[arg-type]
