@@ -46,7 +46,8 @@ class Limits:
     """What the world may ask of us at a time. `of_one`: of one IPv4 address, or one IPv6 /64.
 
     Attributes:
-        handshakes_s, requests_s, invoices_s: a second.
+        handshakes_s, requests_s, invoices_s: a second; what was saved up in the last burst_s (for invoices,
+            invoices_burst_s) may come at once.
         holding: requests that may wait for a payment at a time; hold_s: how long.
     """
 
@@ -59,6 +60,7 @@ class Limits:
     invoices_s: float = 5
     invoices_of_one_s: float = 0.5
     burst_s: float = 10
+    invoices_burst_s: float = 40
     holding: int = 512
     hold_s: float = 20
     handshake_s: float = 10
@@ -86,11 +88,11 @@ class HttpsFace:
         self._holding = 0
         self._handshakes = Allowance(limits.handshakes_s, limits.handshakes_s * limits.burst_s)
         self._handshakes_of_one, self._requests, self._invoices = (
-            SharedAllowance(rate, of_one, _MOST_ADDRESSES, rate * limits.burst_s, of_one * limits.burst_s)
-            for rate, of_one in (
-                (_NO_LIMIT, limits.handshakes_of_one_s),
-                (limits.requests_s, limits.requests_of_one_s),
-                (limits.invoices_s, limits.invoices_of_one_s),
+            SharedAllowance(rate, of_one, _MOST_ADDRESSES, rate * burst_s, of_one * burst_s)
+            for rate, of_one, burst_s in (
+                (_NO_LIMIT, limits.handshakes_of_one_s, limits.burst_s),
+                (limits.requests_s, limits.requests_of_one_s, limits.burst_s),
+                (limits.invoices_s, limits.invoices_of_one_s, limits.invoices_burst_s),
             )
         )
 

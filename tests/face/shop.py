@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from let import Landlord, letting
 
-from core_tests.staticwire import Session, Tenant
+from core_tests.staticwire import HeldToTheRules, Session, Tenant
 from ngp.core import effects as fx
 from ngp.core.messages import Address
 from ngp.core.rental.landlord import served
@@ -133,7 +133,7 @@ class Shop:
         return Session("127.0.0.1", self.port, pin)
 
     def tenant(self) -> Tenant:
-        return Tenant(self.session())
+        return HeldToTheRules(self.session())
 
     def pay(self, invoice: str) -> bool:
         return self.do(lambda: self.landlord.pay(invoice))

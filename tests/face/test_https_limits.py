@@ -214,7 +214,7 @@ def test_requests_of_one_address_are_bounded_and_told_so(tmp_path: Path) -> None
 
 
 def test_invoices_are_bounded_harder(tmp_path: Path) -> None:
-    limits = Limits(invoices_of_one_s=0.2)
+    limits = Limits(invoices_of_one_s=0.05)
     with closing(Shop(tmp_path, limits=limits)) as shop, closing(shop.session()) as session:
         tenant = Tenant(session)
         for _ in range(2):

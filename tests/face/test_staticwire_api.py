@@ -17,25 +17,12 @@ import pytest
 from let import FEE, MONTH_S, RENT, SAT, offer
 from shop import ENDPOINTS, Shop, terms_of_shop
 
-from core_tests.staticwire import Books, LandlordRefuses, Tenant, new_key, tls_context, wg_text
+from core_tests.staticwire import Books, HeldToTheRules, LandlordRefuses, Tenant, new_key, tls_context, wg_text
 from ngp.core import events as ev
 from ngp.core.records import PaymentKind
 from ngp.errors import LedgerError
 from ngp.modules.face.https import Limits
 from ngp.modules.face.staticwire import PATHS, tunnel_address
-
-KEYS_OF_TERMS = {"Rate", "ActivationFee", "MinimumInitialCredit", "MinRegularPaymentSize", "MaximumCredit"}
-KEYS_OF_STATUS = {
-    *("Networks", "start_time", "current_time", "TimeRemaining", "Credit", "CurrentRate", "total_paid"),
-    *("NumberOfPayments", "ActivationFee", "unpaid_invoice"),
-}
-KEYS_OF_WIREGUARD = {
-    *("private_key", "fwmark", "listen_port", "peers", "addresses", "dns", "mtu", "search_domains", "table"),
-}
-KEYS_OF_PEER = {
-    *("public_key", "preshared_key", "endpoint", "endpoint_host", "endpoint_port", "persistent_keepalive"),
-    "allowed_ips",
-}
 
 
 @pytest.fixture
@@ -69,7 +56,6 @@ def rent(shop: Shop, tenant: Tenant, sat: int = 1100) -> Books:
 
 def test_the_terms_have_the_clients_keys_in_whole_sat(tenant: Tenant) -> None:
     terms = tenant.terms()
-    assert set(terms) == KEYS_OF_TERMS
     assert terms["Rate"] == 24_000 / MONTH_S and isinstance(terms["Rate"], float)
     rest = {key: value for key, value in terms.items() if key != "Rate"}
     assert rest == {
@@ -81,7 +67,7 @@ def test_the_terms_have_the_clients_keys_in_whole_sat(tenant: Tenant) -> None:
 def test_a_part_of_a_sat_is_rounded_so_that_what_is_offered_is_accepted(tmp_path: Path) -> None:
     odd = offer(initial_credit_min_msat=1_000_001, payment_min_msat=500_999, credit_max_msat=72_000_999)
     with closing(Shop(tmp_path, terms_of_shop(odd))) as shop, closing(shop.session()) as session:
-        tenant = Tenant(session)
+        tenant = HeldToTheRules(session)
         terms = tenant.terms()
         assert (terms["MinimumInitialCredit"], terms["MinRegularPaymentSize"]) == (1001, 501)
         assert terms["MaximumCredit"] == 72_000
@@ -93,17 +79,15 @@ def test_a_part_of_a_sat_is_rounded_so_that_what_is_offered_is_accepted(tmp_path
 
 def test_the_first_invoice_is_for_fee_and_credit_and_the_reply_has_terms_and_status(shop: Shop, tenant: Tenant) -> None:
     reply = tenant.add_credit(1100)
-    assert set(reply) == {"Invoice", "InitialInvoice", "AddedCredit", "SellOfferTerms", "Status"}
     assert reply["InitialInvoice"] is True and reply["AddedCredit"] == 1100
     assert shop.landlord.node.amounts[bytes.fromhex(reply["Invoice"])] == FEE + 1100 * SAT
     assert reply["SellOfferTerms"] == tenant.terms()
-    assert set(reply["Status"]) == KEYS_OF_STATUS
 
 
 def test_before_the_payment_the_status_names_the_invoice_and_has_all_numbers(shop: Shop, tenant: Tenant) -> None:
     reply = tenant.add_credit(1100)
     status = tenant.status()
-    assert set(status) == KEYS_OF_STATUS and status["unpaid_invoice"] == reply["Invoice"]
+    assert status["unpaid_invoice"] == reply["Invoice"]
     assert status["CurrentRate"] > 0 and status["total_paid"] == status["NumberOfPayments"] == 0
     assert status["Credit"] == status["TimeRemaining"] == 0
     with pytest.raises(LandlordRefuses, match="isn't paid yet"):
@@ -148,8 +132,6 @@ def test_a_payment_delivers_networks_and_configuration(shop: Shop, tenant: Tenan
     rent(shop, tenant)
     assert tenant.status()["Networks"] == ["203.0.113.0/32", "2001:db8::/64"]
     found = tenant.configuration()
-    (peer,) = found["peers"]
-    assert set(found) <= KEYS_OF_WIREGUARD and set(peer) <= KEYS_OF_PEER, "another key ends the client"
     assert found == {
         "addresses": ["203.0.113.0/32", "2001:db8::1/128"],
         "mtu": 1420,
@@ -168,7 +150,7 @@ def test_a_payment_delivers_networks_and_configuration(shop: Shop, tenant: Tenan
 def test_name_servers_are_told_only_if_net_conf_has_some(tmp_path: Path) -> None:
     terms = terms_of_shop(offer(ipv6_bits=None), dns=("192.0.2.53",), keepalive_s=0)
     with closing(Shop(tmp_path, terms)) as shop, closing(shop.session()) as session:
-        tenant = Tenant(session)
+        tenant = HeldToTheRules(session)
         rent(shop, tenant)
         found = tenant.configuration()
         assert found["dns"] == ["192.0.2.53"] and "persistent_keepalive" not in found["peers"][0]
@@ -306,7 +288,7 @@ def test_the_proof_of_a_payment_is_believed_before_our_own_node_reports_it(shop:
 
 def test_an_unpaid_invoice_is_answered_when_the_time_is_over(tmp_path: Path) -> None:
     with closing(Shop(tmp_path, limits=Limits(hold_s=0.3))) as shop, closing(shop.session()) as session:
-        tenant = Tenant(session)
+        tenant = HeldToTheRules(session)
         invoice = tenant.add_credit(1100)["Invoice"]
         began = time.monotonic()
         assert tenant.status(invoice)["unpaid_invoice"] == invoice
@@ -354,7 +336,7 @@ def test_an_unknown_key_is_an_error_and_not_a_traceback(shop: Shop, tenant: Tena
 
 def test_when_all_addresses_are_let_the_next_is_told_so(shop: Shop) -> None:
     with closing(shop.session()) as session:
-        tenants = [Tenant(session, new_key()) for _ in range(9)]
+        tenants = [HeldToTheRules(session, new_key()) for _ in range(9)]
         for tenant in tenants[:8]:
             rent(shop, tenant)
         with pytest.raises(LandlordRefuses, match="all addresses of this offer are let"):
@@ -400,4 +382,4 @@ def test_the_fingerprint_is_of_the_leafs_der_and_stays(shop: Shop, tmp_path: Pat
     (line,) = shop.do(lambda: shop.face.check(shop.terms))
     assert line.ok and pin in line.found and "whoever knows the tenant's public key" in line.found
     with closing(shop.session(pin)) as session:
-        assert Tenant(session).terms()
+        assert HeldToTheRules(session).terms()
