@@ -1,0 +1,162 @@
+"""A landlord's operator: a router without neighbours lets addresses, and its verbs show and do what is true."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_tests.daemon import Daemon
+from core_tests.host import Host
+from core_tests.lab import End, Lab
+from core_tests.shell import await_until
+from core_tests.staticwire import Session, Tenant, wg_text
+from ngp.core.rental.terms import MONTH_S
+from ngp.errors import ExitCode
+from ngp.modules.payment.sandbox import SandboxPayment
+
+SAT = 1000
+FEE, RENT = 48_000 * SAT, 24_000 * SAT
+NET_CONF = {
+    "LANDLORD": True,
+    "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
+    "LANDLORD_OUTSIDE": "wan0",
+    "LANDLORD_HTTPS": "203.0.113.1:443",
+}
+
+
+@dataclass
+class Renting:
+    """A landlord whose daemon runs, and a host from which tenants ask it."""
+
+    daemon: Daemon
+    outside: Host
+    folder: Path
+
+    def rent(self, sat: int = 1000) -> Tenant:
+        """Rent as a new tenant, and pay."""
+        tenant = Tenant(Session("203.0.113.1", 443, "", self._connect))
+        with closing(tenant.session):
+            preimage = asyncio.run(self._pay(tenant.add_credit(sat)["Invoice"]))
+            assert tenant.status(Preimage=preimage.hex())["unpaid_invoice"] is None
+        return tenant
+
+    def _connect(self, place: tuple[str, int], timeout_s: float) -> socket.socket:
+        return self.outside.socket_inside(lambda: socket.create_connection(place, timeout_s))
+
+    async def _pay(self, bolt11: str) -> bytes:
+        node = SandboxPayment(self.folder)
+        try:
+            return (await node.pay(bolt11, 0, 30)).preimage
+        finally:
+            await node.close()
+
+    def row(self, tenant: Tenant, *words: str) -> dict[str, Any]:
+        """Return a tenant's row of `ngp rentals`, whose money adds up."""
+        (found,) = [one for one in self.daemon.json("rentals", *words) if one["wireguard_key"] == wg_text(tenant.key)]
+        parts = ("activation_fee", "charged", "refunded", "credit")
+        assert found["paid_msat"] == sum(found[f"{part}_msat"] for part in parts)
+        return dict(found)
+
+
+@pytest.fixture
+def renting(lab: Lab, tmp_path: Path) -> Renting:
+    router, outside = lab.host("landlord", forward=True), lab.host("outside")
+    lab.link(End(router, "wan0", "203.0.113.1/24", "2001:db8:2::1/64"), End(outside, "wan0", "203.0.113.2/24"))
+    lab.await_carriers()
+    return Renting(router.daemon(NET_CONF), outside, tmp_path)
+
+
+def test_what_is_let_is_listed_switched_off_and_on_and_given_back(renting: Renting) -> None:
+    daemon = renting.daemon
+    tenant = renting.rent()
+    row = renting.row(tenant)
+    assert (row["state"], row["networks"]) == ("active", ["198.51.100.1/32", "2001:db8:100::/64"])
+    assert (row["rent_msat_per_month"], row["activation_fee_msat"], row["face"]) == (RENT, FEE, "https")
+    letting = daemon.json("status")["letting"]
+    assert (letting["active"], letting["pending"], letting["free"]) == (1, 0, 6)
+    assert letting["faces"] == ["https 203.0.113.1 port 443"] and letting["tunnel"]
+    (offer,) = daemon.json("rentals", "offers")
+    assert (offer["free"], offer["networks"]) == (6, ["IPv4 /32", "IPv6 /64"])
+
+    assert daemon.cli("rentals", "off", "198.51.100.1", "--yes").stdout.strip().endswith("is off")
+    assert renting.row(tenant)["state"] == "off"
+    assert daemon.cli("rentals", "on", row["id"][:8]).stdout.strip().endswith("is active")
+    released = daemon.cli("rentals", "release", wg_text(tenant.key), "--yes").stdout
+    assert "is released: its networks may be let again; the tenant still has " in released
+    assert daemon.json("rentals") == []
+    assert renting.row(tenant, "--all")["reason"] == "released by the operator"
+    assert renting.row(renting.rent())["networks"] == row["networks"], "to the next"
+
+
+def test_rentals_survive_a_kill_and_a_stop_and_the_books_have_them(renting: Renting) -> None:
+    daemon = renting.daemon
+    tenant = renting.rent(2000)
+    before = renting.row(tenant)
+    daemon.kill9()
+    daemon.start()
+    after = renting.row(tenant)
+    for key in ("id", "state", "networks", "paid_msat", "activation_fee_msat", "started_at"):
+        assert after[key] == before[key]
+    assert after["credit_msat"] <= before["credit_msat"]
+    daemon.stop()
+    stopped = renting.row(tenant)
+    assert (stopped["state"], stopped["networks"], stopped["endpoint"]) == ("active", before["networks"], None)
+    kinds = [line["kind"] for line in daemon.json("ledger") if line["neighbour"] == before["id"]]
+    assert "activation" in kinds and "payment" in kinds
+    (account,) = daemon.json("accounts")
+    assert (account["neighbour"], account["networks"]) == (before["id"], before["networks"])
+
+
+def test_rent_is_charged_to_the_second_when_its_credit_ends(renting: Renting) -> None:
+    daemon = renting.daemon
+    assert daemon.reload(NET_CONF | {"LANDLORD_RENT": f"{MONTH_S // 2} sat"}).returncode == 0
+    tenant = renting.rent(1000)
+    row = renting.row(tenant)
+    assert row["rent_msat_per_month"] == MONTH_S // 2 * SAT
+    assert daemon.reload(NET_CONF | {"LANDLORD_RENT": f"{MONTH_S * 500} sat"}).returncode == 0
+    assert renting.row(tenant)["rent_msat_per_month"] == MONTH_S // 2 * SAT, "until its next payment"
+    quick = renting.rent(1000)
+    await_until(lambda: renting.row(quick)["state"] == "reserved", what="the end of two seconds' credit")
+    row = renting.row(quick)
+    rents = [line for line in daemon.json("ledger") if line["neighbour"] == row["id"] and line["kind"] == "rent"]
+    assert sum(line["amount_msat"] for line in rents) == -1000 * SAT, "all of its credit"
+    assert row["credit_msat"] <= 0 and row["reserved_until"] > row["paid_until"]
+
+
+def test_a_reload_takes_nothing_away_that_is_let(renting: Renting) -> None:
+    daemon = renting.daemon
+    tenant = renting.rent()
+    fewer = NET_CONF | {"LANDLORD_POOLS": ["2001:db8:100::/61"]}
+    for without in (fewer, {"MESH_INTERFACES": "wan0"}):
+        refused = daemon.reload(without)
+        assert refused.returncode == ExitCode.CONFIGURATION
+        assert renting.row(tenant)["id"][:8] in refused.stderr and "ngp rentals release RENTAL" in refused.stderr
+        assert renting.row(tenant)["state"] == "active"
+    daemon.cli("rentals", "release", "198.51.100.1", "--yes")
+    assert daemon.reload(fewer).stdout.startswith("applied: LANDLORD_POOLS")
+    assert daemon.json("rentals", "offers")[0]["networks"] == ["IPv6 /64"]
+    assert daemon.reload({"MESH_INTERFACES": "wan0"}).returncode == 0
+    assert daemon.json("status")["letting"] is None and daemon.json("rentals", "offers") == []
+
+
+def test_check_has_the_landlords_lines_with_and_without_a_daemon(renting: Renting) -> None:
+    daemon = renting.daemon
+    place = ("--config", str(daemon.config))
+
+    def lines() -> dict[str, dict[str, Any]]:
+        return {line["name"]: line for line in json.loads(daemon.cli("check", "--json", *place).stdout)}
+
+    beside = lines()
+    assert "fingerprint" in beside["https"]["found"] and "mesh interfaces" not in beside
+    daemon.stop()
+    alone = lines()
+    assert alone["https"]["found"] == beside["https"]["found"]
+    daemon.configure(NET_CONF | {"LANDLORD_OUTSIDE": "wan7"})
+    assert any("wan7" in line["found"] and not line["ok"] for line in lines().values())
