@@ -148,6 +148,7 @@ def test_a_reload_takes_nothing_away_that_is_let(renting: Renting) -> None:
 
 def test_check_has_the_landlords_lines_with_and_without_a_daemon(renting: Renting) -> None:
     daemon = renting.daemon
+    renting.rent()
     place = ("--config", str(daemon.config))
 
     def lines() -> dict[str, dict[str, Any]]:
@@ -155,6 +156,8 @@ def test_check_has_the_landlords_lines_with_and_without_a_daemon(renting: Rentin
 
     beside = lines()
     assert "fingerprint" in beside["https"]["found"] and "mesh interfaces" not in beside
+    assert beside["interface ngp-let"]["found"].startswith("the landlord's tunnel")
+    assert not [line for line in beside.values() if not line["ok"] or line["remedy"]], "nothing is amiss"
     daemon.stop()
     alone = lines()
     assert alone["https"]["found"] == beside["https"]["found"]

@@ -50,7 +50,16 @@ def network(
     """Check the host for these settings and the payment node's addresses. Raises KernelError."""
     desired = look_at_host(settings, asked, node_addresses)
     found = dict.fromkeys(line for link in links for line in link.check(desired.mesh_interfaces))  # without repeats
-    return [*named_interfaces(settings, asked, desired.mesh_interfaces), *asked.check(desired), *found]
+    asked_lines = _with_tunnel(asked.check(desired), settings)
+    return [*named_interfaces(settings, asked, desired.mesh_interfaces), *asked_lines, *found]
+
+
+def _with_tunnel(lines: Iterable[Check], settings: Settings) -> list[Check]:
+    """Name the landlord's tunnel, about whose routes a network module would wonder."""
+    tunnel = settings.letting.tunnel if settings.letting is not None else None
+    name = "" if tunnel is None else f"interface {tunnel.interface}"
+    ours = Check(name, True, "the landlord's tunnel, never a mesh interface")
+    return [ours if line.ok and line.name == name else line for line in lines]
 
 
 def taken(settings: Settings, asked: Network, links: Iterable[Link]) -> list[Check]:
@@ -76,7 +85,8 @@ def lacks(settings: Settings, asked: Network, links: Sequence[Link], desired: De
     Returns: MOST_LACKS lines at most, and one that says how many more there are.
     """
     try:
-        found = [*named_interfaces(settings, asked, desired.mesh_interfaces), *asked.look(desired, LOOK_S)]
+        looked = _with_tunnel(asked.look(desired, LOOK_S), settings)
+        found = [*named_interfaces(settings, asked, desired.mesh_interfaces), *looked]
         until = time.monotonic() + LOOK_S
         for link, name in product(links, desired.mesh_interfaces):  # one by one: there may be thousands of tunnels
             if time.monotonic() > until:
