@@ -43,6 +43,16 @@ class Place:
 
         return Path(os.path.abspath(self._given_config if self._given_config is not None else default_path()))
 
+    @property
+    def has_config(self) -> bool:
+        """Say whether there is a configuration file: one that was named, or one in the default places."""
+        if self._given_config is not None:
+            return True
+        try:
+            return bool(self.config_path)
+        except ConfigError:
+            return False
+
     def settings(self, trusted_only: bool = False) -> Settings:
         """Load net.conf. Raises ConfigError."""
         from ngp.config import load

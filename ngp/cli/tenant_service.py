@@ -6,18 +6,24 @@ import asyncio
 import contextlib
 import getpass
 import logging
+import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from ipaddress import ip_address
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from ngp.cli.place import Place
 from ngp.cli.show import clean
-from ngp.core.settings import FeeLimit
-from ngp.core.tenant.terms import Limits
-from ngp.errors import ExitCode, RunningError, UsageError
+from ngp.config import load
+from ngp.core.settings import FeeLimit, Settings
+from ngp.core.tenant.answers import Status
+from ngp.core.tenant.terms import Limits, TenantSettings, stricter
+from ngp.daemon import main, state
+from ngp.errors import ExitCode, PaymentError, RunningError, UsageError
 from ngp.ports import Payment
 from ngp.tenant import autopay, files, wallet
 from ngp.tenant.autopay import Kept
@@ -26,10 +32,13 @@ from ngp.tenant.home import CONFIG, Home, Tunnel
 from ngp.tenant.https import HttpsLandlord
 from ngp.tenant.payer import Payer
 from ngp.tenant.proof import CommandProof, EchoProof, Proof
+from ngp.tenant.renting import Quote
 
+TENANT_FOLDER = "tenant"
 LOG_FILE = "debug.log"
 _LOG_BYTES, _LOG_FILES = 1 << 20, 3
 _PUBLISHED_NAME = b"\0staticIP"
+ROUTERS_CONFIG = Path("/etc/ngp/net.conf")
 WARN_S = 86_400
 FEE_LIMIT = FeeLimit(10_000, 1000)
 """1 %, at least 1 sat: FEE_LIMIT as net.conf ships it."""
@@ -65,14 +74,139 @@ def keep_by_hand_of(home: Home, tunnel: Tunnel, landlord: HttpsLandlord) -> int:
 
 
 def _kept(home: Home, tunnel: Tunnel, landlord: HttpsLandlord, payment: Payment) -> Kept:
-    books = BooksFile(home.state_path(tunnel))
+    books, settings = BooksFile(home.state_path(tunnel)), _routers_settings()
 
     def limits() -> Limits:
         home.reload()
-        return home.limits()
+        present = _routers_settings()
+        return home.limits() if present is None else stricter(home.limits(), present.tenant.limits)
 
-    payer = Payer(payment, books, FEE_LIMIT, None, lambda since_s: books.read().spent_msat(since_s))
+    def spent_msat(since_s: float) -> int:
+        return sum(BooksFile(path).read().spent_msat(since_s) for path in home.all_state_paths())
+
+    fee_limit, budgets = (settings.fee_limit, settings.budgets) if settings else (FEE_LIMIT, None)
+    payer = Payer(payment, books, fee_limit, budgets, spent_msat)
     return Kept(home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, home.probe), limits, WARN_S)
+
+
+def _routers_settings() -> Settings | None:
+    """Load the net.conf of this machine, whose limits hold for staticIP as well; None if there is none for this user.
+
+    Raises: ConfigError: it can't be used.
+    """
+    if not os.access(ROUTERS_CONFIG, os.R_OK):
+        return None
+    return load(ROUTERS_CONFIG, trusted_only=True)
+
+
+# --- ngp rent ---------------------------------------------------------------------------------------------------------
+
+
+def home_of(place: Place) -> Home:
+    """Return the tenant's files of a state directory. Raises NgpError."""
+    state.prepare(place.state_dir)
+    return Home(place.state_dir / TENANT_FOLDER)
+
+
+def rental_of(home: Home, text: str) -> Tunnel:
+    """Find a rental by name, interface, the key's first letters, or an address in it. Raises UsageError."""
+    found = home.tunnel(text)
+    if found is not None:
+        return found
+    with contextlib.suppress(ValueError):
+        address = ip_address(text)
+        for one in home.tunnels():
+            if any(address in network for network in BooksFile(home.state_path(one)).read().account.networks):
+                return one
+    known = ", ".join(one.shown_name for one in home.tunnels()) or "none"
+    raise UsageError(f"no rental is {text!r}; there are: {known}")
+
+
+@contextlib.asynccontextmanager
+async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel], Kept]]:
+    """Open the payment node of net.conf, or the one that is found; yields what makes a rental ready to be paid for.
+
+    Raises: NgpError.
+    """
+    settings = _settings(place)
+    if settings is None:
+        payment = await wallet.find(home, _ask_uri if sys.stdin.isatty() else None)
+    else:
+        payment = main.make_payment(settings, place.state_dir)
+
+    def tenant() -> TenantSettings:
+        present = _settings(place)
+        return present.tenant if present is not None else TenantSettings()
+
+    def spent_msat(since_s: float) -> int:
+        return sum(BooksFile(path).read().spent_msat(since_s) for path in home.all_state_paths())
+
+    def kept(tunnel: Tunnel) -> Kept:
+        books = BooksFile(home.state_path(tunnel))
+        fee_limit, budgets = (settings.fee_limit, settings.budgets) if settings else (FEE_LIMIT, None)
+        payer = Payer(payment, books, fee_limit, budgets, spent_msat)
+        landlord = HttpsLandlord(home.landlord(tunnel, None, None))
+        return Kept(
+            home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, tenant().probe),
+            lambda: tenant().limits, tenant().warn_time_s, keeps_route=True,
+        )  # fmt: skip
+
+    try:
+        async with asyncio.timeout(wallet.READY_S):
+            await payment.wait_ready()
+        yield kept
+    except TimeoutError:
+        raise PaymentError(f"the payment node isn't ready within {wallet.READY_S:g} s: ngp check") from None
+    finally:
+        await payment.close()
+
+
+def limits_of(place: Place) -> Limits:
+    """Return the limits of net.conf, or those that it ships with. Raises ConfigError."""
+    settings = _settings(place)
+    return (settings.tenant if settings is not None else TenantSettings()).limits
+
+
+def pay(place: Place, home: Home, tunnel: Tunnel, quote: Quote) -> Status:
+    """Pay an invoice that the user agreed to. Returns the status when the landlord has counted it. Raises NgpError."""
+
+    async def run() -> Status:
+        async with purse_of(place, home) as kept:
+            return await autopay.pay_by_hand(kept(tunnel), quote)
+
+    return asyncio.run(run())
+
+
+async def why_not(place: Place, home: Home, tunnel: Tunnel) -> str:
+    """Return why a tunnel isn't proven to work; "" if it is."""
+    settings = _settings(place)
+    return await proof_of(home, tunnel, settings.tenant.probe if settings is not None else "auto").why_not()
+
+
+def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: bool) -> int:
+    """Run `ngp rent autopay`. Returns the exit code: 0 only with `once`."""
+    log_to(home.folder / LOG_FILE)
+
+    async def run() -> None:
+        async with purse_of(place, home) as kept, asyncio.TaskGroup() as group:
+            for one in tunnels:
+                group.create_task(autopay.keep(kept(one), once, _changes(home.folder / CONFIG)))
+
+    try:
+        code = until_signalled(run)
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from several
+    return 0 if once and code == ExitCode.OTHER else code
+
+
+def _settings(place: Place) -> Settings | None:
+    """Load net.conf; None if there is none. Raises ConfigError: it can't be used."""
+    if not place.has_config:
+        return None
+    return place.settings(trusted_only=True)
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
 
 
 def proof_of(home: Home, tunnel: Tunnel, probe: str) -> Proof:

@@ -184,6 +184,25 @@ VERBS = (
          ("sudo ngp lightning connect", "paste the URI of an LND node, once")),
     ),
     Verb(
+        "rent",
+        "COMMAND [--amount SAT] [--name NAME] [--no-pay] [--up] [--once] [--yes] [--json]",
+        "rent static addresses from landlords: trust, offers, new, add, status, up, autopay",
+        "`trust NAME HOST[:PORT] PIN` keeps a landlord, after it answered with the certificate of that SHA-256 (PIN); "
+        "`landlords` lists them, `distrust NAME` forgets one. `offers [LANDLORD]` shows terms, and which TENANT_ limit "
+        "of net.conf refuses them. `new LANDLORD` rents, with the landlord's least credit unless --amount says more; "
+        "`add RENTAL` adds credit, a month's rent unless --amount says otherwise. Both show the sum, ask, and pay by "
+        "the node of PAYMENT_INTERFACE within FEE_LIMIT and the budgets; with --no-pay they show the invoice with its "
+        "QR code, and wait. `status [RENTAL]` shows networks, credit, and whether the tunnel works. `conf RENTAL` gets "
+        "the WireGuard file again, `up` and `down` bring the tunnel up and down: only packets from the rented "
+        "networks use it. `forget RENTAL` drops the keys. `autopay [RENTAL...]` keeps the credit within the TENANT_ "
+        "limits, for as long as the tunnel works; it reads net.conf again when that changes, and never ends with 0 "
+        "unless --once was given. RENTAL is the name, the interface, the first letters of the key, or an address. "
+        "`staticIP` does the same with the files of the published StaticWire client.",
+        (("sudo ngp rent trust example 192.0.2.1 873c30...b2d", "the fingerprint comes from the landlord"),
+         ("sudo ngp rent new example --name shop", "rent, paid by our node"),
+         ("sudo ngp rent up shop; sudo ngp rent autopay shop", "use it, and keep the credit")),
+    ),
+    Verb(
         "backup", "FILE", "copy the ledger, also while the daemon runs",
         "The copy is complete and checked before FILE appears. An older backup of that name is replaced, any other "
         "file is not. A backup shows who has paid what, so only its owner can read it.",

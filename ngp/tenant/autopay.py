@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from ngp.core.pricing import SAT_MSAT, show_money
@@ -18,7 +19,7 @@ from ngp.core.tenant.account import disagreements, follow
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import Limits, SaleTerms, lasts_until_due_s, refusals, top_up_msat
 from ngp.errors import ConfigError, LandlordError, NgpError, PaymentError
-from ngp.tenant import renting
+from ngp.tenant import files, renting
 from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.https import HttpsLandlord, RefusedError
@@ -52,6 +53,7 @@ class Kept:
     proof: Callable[[], Proof]
     limits: Callable[[], Limits]
     warn_s: int
+    keeps_route: bool = False
 
 
 async def look(kept: Kept) -> float:
@@ -60,6 +62,43 @@ async def look(kept: Kept) -> float:
     Returns: seconds until the next look; 0: at once, as more may be due.
     Raises: NgpError: nothing was paid, or the outcome of a payment isn't known yet.
     """
+    with _alone(kept):
+        return await _look(kept)
+
+
+async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
+    """Pay an invoice that the user agreed to; no limits of automatic payments hold, but fee limit and budgets do.
+
+    Returns: the status when the landlord has counted it. Raises: NgpError.
+    """
+    with _alone(kept):
+        await kept.payer.finish()
+        books = await kept.payer.pay(quote)
+        status = await _confirmed(kept, books, quote)
+        await asyncio.to_thread(_configure, kept, _compared(kept, books, status), status)
+        return status
+
+
+def take_over(home: Home, tunnel: Tunnel, status: Status) -> None:
+    """Take over a payment that was made by hand from another wallet. Raises NgpError."""
+    file = BooksFile(home.state_path(tunnel))
+    with _alone_with(file, tunnel):
+        books = file.read()
+        if books.pending is None and not disagreements(books.account, status, time.time()):
+            file.write(replace(books, account=follow(books.account, status)))
+
+
+def _alone(kept: Kept) -> AbstractContextManager[None]:
+    return _alone_with(kept.books, kept.tunnel)
+
+
+def _alone_with(books: BooksFile, tunnel: Tunnel) -> AbstractContextManager[None]:
+    """Keep other processes from paying for the same rental meanwhile."""
+    lock = books.path.with_name(f"{tunnel.interface}.lock")
+    return files.only_one(lock, f"another payment for {tunnel.shown_name}", "wait until it is over")
+
+
+async def _look(kept: Kept) -> float:
     books = await kept.payer.finish()
     status = await asyncio.to_thread(_status, kept, books)
     if status is not None:
@@ -117,15 +156,15 @@ def _ask(kept: Kept, books: Books, amount_msat: int, terms: SaleTerms, is_first:
     return quote
 
 
-async def _confirmed(kept: Kept, books: Books, quote: Quote) -> None:
-    """Wait until the landlord counts a payment. Raises PaymentError."""
+async def _confirmed(kept: Kept, books: Books, quote: Quote) -> Status:
+    """Wait until the landlord counts a payment. Returns the status then. Raises PaymentError."""
     until_s = time.monotonic() + CONFIRM_S
     while True:
         status = await asyncio.to_thread(
             kept.landlord.status, kept.tunnel.public_key, quote.asked.bolt11, books.proof
         )
         if status.payments >= books.account.payments and status.paid_msat >= books.account.paid_msat:
-            return
+            return status
         if time.monotonic() > until_s:
             raise PaymentError(
                 f"landlord {kept.landlord.place} hasn't counted the payment of {show_money(quote.amount_msat)} within "
@@ -138,7 +177,7 @@ def _configure(kept: Kept, books: Books, status: Status) -> None:
     """Write the configuration of a paid rental, unless the file is there already."""
     if kept.home.conf_path(kept.tunnel).exists():
         return
-    written = renting.keep_configuration(kept.home, kept.landlord, kept.tunnel, status)
+    written = renting.keep_configuration(kept.home, kept.landlord, kept.tunnel, status, kept.keeps_route)
     kept.books.write(replace(books, should_run=True))
     _log.info("configuration written to %s", written.path)
 

@@ -9,6 +9,8 @@ A home may have several tunnels, each with a landlord of its own; the published 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ CONFIG, STATE = "Config.yaml", "TunnelState.yaml"
 CONF_FOLDER = "WireGuardConfigFiles"
 DEFAULT_AMOUNT_SAT = 24_000
 _DAY_S = 86_400
-_SERVER, _OLD_SERVER, _TUNNELS = "DefaultRentalServer", "Server", "tunnels"
+_SERVER, _OLD_SERVER, _TUNNELS, _LANDLORDS = "DefaultRentalServer", "Server", "tunnels", "landlords"
 _PRIVATE, _PUBLIC = "wireguard_private_key", "wireguard_public_key"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,31}")
 _LEAST_KEY_LETTERS = 4
@@ -45,7 +47,12 @@ _MOST_TERM = 21_000_000 * 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """One rental's keys. Attributes: name: "" for one that has only its interface's name."""
+    """One rental's keys.
+
+    Attributes:
+        name: "" for one that has only its interface's name.
+        landlord: the name of a trusted landlord; "" where host and pin alone are known.
+    """
 
     private_key: str
     public_key: str
@@ -53,6 +60,7 @@ class Tunnel:
     host: str
     pin: str
     is_first: bool
+    landlord: str = ""
 
     @property
     def interface(self) -> str:
@@ -92,8 +100,55 @@ class Home:
 
     # --- landlord -----------------------------------------------------------------------------------------------------
 
+    def landlords(self) -> dict[str, LandlordPlace]:
+        """Return the trusted landlords by name. Raises ConfigError."""
+        return {
+            name: read_place(_word(self._trusted(name), "Host"), _word(self._trusted(name), "TrustedFingerprint"))
+            for name in self._section(_LANDLORDS)
+        }
+
+    def trusted(self, name: str) -> LandlordPlace:
+        """Return a trusted landlord. Raises UsageError."""
+        known = self.landlords()
+        if name not in known:
+            there = f"there are {', '.join(known)}" if known else "there is none yet"
+            raise UsageError(f"no landlord {name!r} is trusted ({there}): ngp rent trust NAME HOST[:PORT] PIN")
+        return known[name]
+
+    def trust(self, name: str, place: LandlordPlace) -> None:
+        """Keep a landlord, or its new place and fingerprint. Raises UsageError, NgpError."""
+        if _NAME.fullmatch(name) is None:
+            raise UsageError(f"the landlord's name {name!r} isn't usable: write up to 32 letters and digits")
+        entry = {"Host": str(place), "TrustedFingerprint": place.pin}
+        with self._changing():
+            self._values[_LANDLORDS] = {**self._section(_LANDLORDS), name: entry}
+
+    def distrust(self, name: str) -> None:
+        """Forget a landlord that nothing is rented from. Raises UsageError, NgpError."""
+        self.trusted(name)
+        if rented := [one.shown_name for one in self.tunnels() if one.landlord == name]:
+            raise UsageError(f"{', '.join(rented)} is rented from {name}: ngp rent forget it first")
+        with self._changing():
+            self._values[_LANDLORDS] = {key: one for key, one in self._section(_LANDLORDS).items() if key != name}
+
+    def _trusted(self, name: str) -> dict[str, Any]:
+        found = self._section(_LANDLORDS)[name]
+        if not isinstance(found, dict):
+            raise ConfigError(f"{self._config}: {_LANDLORDS}.{name} has no Host and TrustedFingerprint: correct it")
+        return found
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change the present file, and write it, while no other process does."""
+        with files.only_one(self.folder / "lock", "another change", "try again in a moment"):
+            self.reload()
+            yield
+            files.write_yaml(self._config, self._values)
+
     def landlord(self, tunnel: Tunnel | None, host: str | None, pin: str | None) -> LandlordPlace:
         """Return the landlord: of the command line, else of the tunnel, else the default. Raises ConfigError."""
+        if tunnel is not None and tunnel.landlord and not host:
+            return self.trusted(tunnel.landlord)
         default = self._section(_SERVER)
         named = tunnel.host if tunnel is not None else ""
         chosen = host or named or _word(default, "Host")
@@ -140,18 +195,35 @@ class Home:
             raise UsageError(f"{name!r} fits {len(fit)} tunnels: write more of the key")
         return fit[0] if fit else None
 
-    def add_tunnel(self, name: str | None, place: LandlordPlace) -> Tunnel:
-        """Make keys for a new tunnel, and keep them before anything is paid for them. Raises UsageError, NgpError."""
+    def add_tunnel(self, name: str | None, place: LandlordPlace, landlord: str = "") -> Tunnel:
+        """Make keys for a new tunnel, and keep them before anything is paid for them. Raises UsageError, NgpError.
+
+        Args: landlord: the name of a trusted one.
+        """
         if name is not None and _NAME.fullmatch(name) is None:
             raise UsageError(f"the tunnel's name {name!r} isn't usable: write up to 32 letters and digits")
         private_key = new_private_key()
         entry = {_PRIVATE: private_key, _PUBLIC: public_key(private_key)}
-        entry |= {"Host": str(place), "TrustedFingerprint": place.pin} | ({"name": name} if name else {})
-        with files.only_one(self.folder / "lock", "another staticIP", "try again in a moment"):
-            self.reload()
+        entry |= {"landlord": landlord} if landlord else {"Host": str(place), "TrustedFingerprint": place.pin}
+        entry |= {"name": name} if name else {}
+        if name is not None and self.tunnel(name) is not None:
+            raise UsageError(f"there is a tunnel {name!r} already: add credit to it, or choose another name")
+        with self._changing():
             self._values[_TUNNELS] = [*(self._values.get(_TUNNELS) or []), entry]
-            files.write_yaml(self._config, self._values)
         return self._tunnel(len(self._values[_TUNNELS]) - 1, entry)
+
+    def forget_tunnel(self, tunnel: Tunnel) -> None:
+        """Drop a tunnel's keys and its file: they can't be had again. Its books stay, as budgets count them.
+
+        Raises: NgpError.
+        """
+        books = self.state_path(tunnel)
+        with self._changing():
+            kept = [one for one in self._values.get(_TUNNELS) or [] if one.get(_PRIVATE) != tunnel.private_key]
+            self._values[_TUNNELS] = kept
+        self.conf_path(tunnel).unlink(missing_ok=True)
+        if books.exists():
+            books.replace(self._own_state_path(tunnel))
 
     def _tunnel(self, number: int, entry: dict[str, Any]) -> Tunnel:
         where = f"{self._config}: tunnel {number + 1}"
@@ -165,7 +237,7 @@ class Home:
         if _word(entry, _PUBLIC) not in ("", public):
             raise ConfigError(f"{where}: {_PUBLIC} isn't that of the private key, which has {public}: correct it")
         name, host, pin = _word(entry, "name"), _word(entry, "Host"), _word(entry, "TrustedFingerprint")
-        return Tunnel(private_key, public, name, host, pin, number == 0)
+        return Tunnel(private_key, public, name, host, pin, number == 0, _word(entry, "landlord"))
 
     # --- files of a tunnel --------------------------------------------------------------------------------------------
 
@@ -181,8 +253,19 @@ class Home:
         return path
 
     def state_path(self, tunnel: Tunnel) -> Path:
-        """Return the file of a tunnel's books: as published for the first one."""
-        return self.folder / (STATE if tunnel.is_first else f"TunnelState-{tunnel.interface}.yaml")
+        """Return the file of a tunnel's books: as published for the first one.
+
+        A tunnel that becomes the first one, as the one before it was forgotten, keeps the file that it has.
+        """
+        own = self._own_state_path(tunnel)
+        return self.folder / STATE if tunnel.is_first and not own.exists() else own
+
+    def all_state_paths(self) -> list[Path]:
+        """Return the books of all tunnels, forgotten ones too."""
+        return sorted(self.folder.glob("TunnelState*.yaml"))
+
+    def _own_state_path(self, tunnel: Tunnel) -> Path:
+        return self.folder / f"TunnelState-{tunnel.interface}.yaml"
 
     # --- automatic payments -------------------------------------------------------------------------------------------
 
@@ -207,10 +290,8 @@ class Home:
 
     def keep_lnd_uri(self, uri: str) -> None:
         """Keep an lndconnect URI that was tried. Raises NgpError."""
-        with files.only_one(self.folder / "lock", "another staticIP", "try again in a moment"):
-            self.reload()
+        with self._changing():
             self._values["LNDhost"] = uri
-            files.write_yaml(self._config, self._values)
 
     def _section(self, name: str) -> dict[str, Any]:
         found = self._values.get(name)

@@ -20,6 +20,7 @@ from ngp.core.tenant.configuration import TunnelConfiguration, wg_quick_text
 from ngp.core.tenant.terms import SaleTerms
 from ngp.core.values import DecodedInvoice
 from ngp.errors import LandlordError, PaymentError, PeerError, UsageError
+from ngp.tenant import policy
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.https import FingerprintError, HttpsLandlord, RefusedError
 
@@ -125,10 +126,14 @@ def wait_until_paid(landlord: HttpsLandlord, tunnel: Tunnel, quote: Quote, tell:
     raise PaymentError("the invoice expired before it was paid: ask for a new one")
 
 
-def keep_configuration(home: Home, landlord: HttpsLandlord, tunnel: Tunnel, status: Status | None) -> KeptConfiguration:
+def keep_configuration(
+    home: Home, landlord: HttpsLandlord, tunnel: Tunnel, status: Status | None, keeps_route: bool = False
+) -> KeptConfiguration:
     """Get the configuration and write the file for wg-quick.
 
-    Args: status: the addresses must be of its networks; None: not compared.
+    Args:
+        status: the addresses must be of its networks; None: not compared.
+        keeps_route: only packets from the rented networks use the tunnel; otherwise, as published, all of them do.
     Raises: LandlordError, NgpError.
     """
     configuration = landlord.configuration(tunnel.public_key)
@@ -139,7 +144,8 @@ def keep_configuration(home: Home, landlord: HttpsLandlord, tunnel: Tunnel, stat
                     f"the landlord's configuration has the address {one}, which isn't of the rented networks "
                     f"{', '.join(map(str, status.networks)) or '(none)'}: no file was written; ask the landlord"
                 )
-    text = wg_quick_text(configuration, tunnel.private_key, shutil.which("resolvconf") is not None)
+    more = policy.lines(configuration, status.networks if status else (), tunnel.public_key) if keeps_route else ()
+    text = wg_quick_text(configuration, tunnel.private_key, shutil.which("resolvconf") is not None, more)
     path = home.keep_conf(tunnel, text)
     linked, why_not = _link(path)
     return KeptConfiguration(configuration, text, path, linked, why_not)

@@ -479,6 +479,18 @@ def test_the_command_ends_with_5_and_the_limit_if_the_terms_are_refused(keeper: 
     assert done.returncode == ExitCode.PAYMENT and "MaxMonthlyRate" in done.stderr
 
 
+def test_the_stricter_of_two_limits_holds(keeper: Keeper, quiet_log: None, tmp_path: Path) -> None:
+    net_conf = tmp_path / "net.conf"
+    net_conf.write_text("MESH_INTERFACES: mesh0\nTENANT_ACTIVATION_MAX: 47999 sat\nTENANT_RENT_MAX: 99999 sat\n")
+    with mock.patch("ngp.cli.tenant_service.ROUTERS_CONFIG", net_conf):
+        done = command(keeper)
+        assert done.returncode == ExitCode.PAYMENT and "TENANT_ACTIVATION_MAX" in done.stderr
+        keeper.landlord.rent = 48_001
+        assert "MaxMonthlyRate" in command(keeper).stderr
+        net_conf.write_text("MESH_INTERFACES: mesh0\nTENANT_RENT_MAX: much\n")
+        assert command(keeper).returncode == ExitCode.CONFIGURATION
+
+
 def test_a_second_one_ends_with_7(keeper: Keeper, quiet_log: None) -> None:
     with only_autopay(keeper.folder):
         assert command(keeper).returncode == ExitCode.RUNNING

@@ -1,0 +1,313 @@
+"""`ngp rent`: rents addresses from landlords, and pays for them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
+
+from ngp.cli import rent_show, streams
+from ngp.cli.place import Place
+from ngp.cli.show import print_json
+from ngp.cli.verbs import verb_command
+from ngp.cli.whole import Whole
+from ngp.core.pricing import SAT_MSAT, show_money
+from ngp.errors import LandlordError, NgpError, UsageError
+
+if TYPE_CHECKING:
+    from ngp.core.tenant.terms import SaleTerms
+    from ngp.tenant.home import Home, Tunnel
+    from ngp.tenant.renting import Quote
+
+_KNOWN = "landlords, trust, distrust, offers, new, add, status, conf, up, down, forget and autopay"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The command's options."""
+
+    place: Place
+    amount: int | None
+    name: str | None
+    no_pay: bool
+    up: bool
+    once: bool
+    yes: bool
+    as_json: bool
+    words: tuple[str, ...] = field(default=())
+
+
+@verb_command(
+    "rent",
+    click.Argument(["words"], metavar="COMMAND", nargs=-1, required=True),
+    click.Option(["--amount"], type=Whole(1, example=24_000), metavar="SAT", help="new, add: credit"),
+    click.Option(["--name"], metavar="NAME", help="new: what the rental is called"),
+    click.Option(["--no-pay"], is_flag=True, help="new, add: show the invoice; another wallet pays"),
+    click.Option(["--up"], is_flag=True, help="new: bring the tunnel up as well"),
+    click.Option(["--once"], is_flag=True, help="autopay: pay what is due, and end"),
+    click.Option(["--yes"], is_flag=True, help="new, add, forget: don't ask"),
+)
+def command(
+    place: Place, words: tuple[str, ...], amount: int | None, name: str | None, no_pay: bool, up: bool, once: bool,
+    yes: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Choose what to do by the words."""
+    call = _Call(place, amount, name, no_pay, up, once, yes, as_json, words)
+    deeds: dict[str, tuple[Callable[[_Call], int], int, int, str]] = {
+        "landlords": (_landlords, 0, 0, ""),
+        "trust": (_trust, 3, 3, "NAME HOST[:PORT] PIN"),
+        "distrust": (_distrust, 1, 1, "NAME"),
+        "offers": (_offers, 0, 1, "[LANDLORD]"),
+        "new": (_new, 1, 1, "LANDLORD"),
+        "add": (_add, 1, 1, "RENTAL"),
+        "status": (_status, 0, 1, "[RENTAL]"),
+        "conf": (_conf, 1, 1, "RENTAL"),
+        "up": (_up, 1, 1, "RENTAL"),
+        "down": (_down, 1, 1, "RENTAL"),
+        "forget": (_forget, 1, 1, "RENTAL"),
+        "autopay": (_autopay, 0, 256, "[RENTAL...]"),
+    }
+    if words[0] not in deeds:
+        raise click.UsageError(f"known are {_KNOWN}, not {words[0]!r}.")
+    deed, least, most, takes = deeds[words[0]]
+    if not least <= len(words) - 1 <= most:
+        raise click.UsageError(f"{words[0]} takes {takes or 'no words'}, not {' '.join(words[1:])!r}.")
+    return deed(call)
+
+
+# --- landlords --------------------------------------------------------------------------------------------------------
+
+
+def _landlords(call: _Call) -> int:
+    home = _home(call)
+    rows = [
+        {"name": name, "host": str(one), "pin": one.pin, "face": "https"} for name, one in home.landlords().items()
+    ]
+    rent_show.landlords(rows, call.as_json)
+    return 0
+
+
+def _trust(call: _Call) -> int:
+    from ngp.tenant.https import HttpsLandlord, read_place
+
+    _, name, host, pin = call.words
+    place = read_place(host, pin)
+    terms = HttpsLandlord(place).terms()  # tried before it is kept
+    _home(call).trust(name, place)
+    streams.say(f"{name} at {place} is trusted; it asks {show_money(terms.rent_msat)} a month: ngp rent offers {name}")
+    return 0
+
+
+def _distrust(call: _Call) -> int:
+    _home(call).distrust(call.words[1])
+    streams.say(f"{call.words[1]} is no longer trusted")
+    return 0
+
+
+def _offers(call: _Call) -> int:
+    """List terms, and which limit refuses them; a landlord that doesn't answer is told, and the others are listed."""
+    from ngp.cli import tenant_service
+    from ngp.core.tenant.terms import refusals
+    from ngp.tenant.https import HttpsLandlord
+
+    home = _home(call)
+    names = call.words[1:] or tuple(home.landlords())
+    rows, code, limits = [], 0, tenant_service.limits_of(call.place)
+    for name in names:
+        try:
+            terms = HttpsLandlord(home.trusted(name)).terms()
+        except LandlordError as error:
+            streams.note(f"ngp: {name}: {error}")
+            code = int(error.exit_code)
+            continue
+        rows.append(rent_show.offer_row(name, terms, refusals(terms, limits, is_first=True)))
+    rent_show.offers(rows, call.as_json)
+    return code
+
+
+# --- rentals ----------------------------------------------------------------------------------------------------------
+
+
+def _new(call: _Call) -> int:
+    from ngp.tenant.https import HttpsLandlord
+
+    home = _home(call)
+    place = home.trusted(call.words[1])
+    terms = HttpsLandlord(place).terms()
+    amount_sat = -(-terms.initial_credit_min_msat // SAT_MSAT) if call.amount is None else call.amount
+    tunnel = home.add_tunnel(call.name, place, call.words[1])
+    try:
+        quote = _asked(call, home, tunnel, amount_sat, terms)
+    except BaseException:
+        home.forget_tunnel(tunnel)  # nobody has seen an invoice for its key
+        raise
+    _pay(call, home, tunnel, quote)
+    return _up_tunnel(call, home, tunnel) if call.up else 0
+
+
+def _add(call: _Call) -> int:
+    from ngp.tenant.https import HttpsLandlord
+
+    home = _home(call)
+    tunnel = _rental(home, call.words[1])
+    landlord = HttpsLandlord(home.landlord(tunnel, None, None))
+    terms = landlord.terms()
+    amount_sat = terms.rent_msat // SAT_MSAT if call.amount is None else call.amount
+    _pay(call, home, tunnel, _asked(call, home, tunnel, amount_sat, None))
+    return 0
+
+
+def _asked(call: _Call, home: Home, tunnel: Tunnel, amount_sat: int, offered: SaleTerms | None) -> Quote:
+    """Ask for an invoice; if our node is to pay it, show the sum and ask the user.
+
+    Args: offered: the terms of a new rental.
+    """
+    from ngp.tenant import renting
+    from ngp.tenant.https import HttpsLandlord
+
+    landlord = HttpsLandlord(home.landlord(tunnel, None, None))
+    quote = renting.ask(landlord, tunnel, amount_sat, offered, True if offered is not None else None)
+    if not call.no_pay:
+        rent_show.invoice(tunnel, quote, call.as_json, with_code=False)
+        _agreed(call, f"pay {show_money(quote.amount_msat)}?")
+    return quote
+
+
+def _pay(call: _Call, home: Home, tunnel: Tunnel, quote: Quote) -> None:
+    """Pay an invoice, or show it and wait until another wallet has paid it; then keep the configuration."""
+    from ngp.cli import tenant_service
+    from ngp.tenant import autopay, renting
+    from ngp.tenant.https import HttpsLandlord
+
+    landlord = HttpsLandlord(home.landlord(tunnel, None, None))
+    if call.no_pay:
+        rent_show.invoice(tunnel, quote, call.as_json, with_code=True)
+        status = renting.wait_until_paid(landlord, tunnel, quote, streams.note)
+        autopay.take_over(home, tunnel, status)
+    else:
+        status = tenant_service.pay(call.place, home, tunnel, quote)
+    if not home.conf_path(tunnel).exists():
+        renting.keep_configuration(home, landlord, tunnel, status, keeps_route=True)
+    rent_show.rentals([rent_show.row(tunnel, landlord, status)], call.as_json)
+    if not call.as_json:
+        streams.say("", rent_show.NEXT.format(name=tunnel.shown_name))
+
+
+def _agreed(call: _Call, question: str) -> None:
+    if call.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody is here to answer: --yes agrees; nothing was done")
+    if not click.confirm(question, err=True):
+        raise UsageError("nothing was done")
+
+
+def _status(call: _Call) -> int:
+    """List rentals as their landlords have them; one that doesn't answer is told, and the others are listed."""
+    from ngp.cli import tenant_service
+    from ngp.tenant.books import BooksFile
+    from ngp.tenant.https import HttpsLandlord
+
+    home = _home(call)
+    tunnels = [_rental(home, one) for one in call.words[1:]] or home.tunnels()
+    rows, code = [], 0
+    for one in tunnels:
+        landlord = HttpsLandlord(home.landlord(one, None, None))
+        try:
+            status = landlord.status(one.public_key)
+        except NgpError as error:
+            streams.note(f"ngp: {one.shown_name}: {error}")
+            code = int(error.exit_code)
+            continue
+        why_not = asyncio.run(tenant_service.why_not(call.place, home, one))
+        if BooksFile(home.state_path(one)).read().pending is not None:
+            why_not = f"a payment's outcome isn't known yet; {why_not}"
+        rows.append(rent_show.row(one, landlord, status) | {"proven": not why_not, "why_not": why_not})
+    rent_show.rentals(rows, call.as_json)
+    return code
+
+
+def _conf(call: _Call) -> int:
+    """Get the configuration again."""
+    from ngp.tenant import renting
+    from ngp.tenant.https import HttpsLandlord
+
+    home = _home(call)
+    tunnel = _rental(home, call.words[1])
+    landlord = HttpsLandlord(home.landlord(tunnel, None, None))
+    kept = renting.keep_configuration(home, landlord, tunnel, landlord.status(tunnel.public_key), keeps_route=True)
+    if call.as_json:
+        print_json({"file": str(kept.path), "addresses": [str(one) for one in kept.configuration.addresses]})
+    else:
+        streams.say(f"{kept.path}", rent_show.NEXT.format(name=tunnel.shown_name))
+    return 0
+
+
+def _up(call: _Call) -> int:
+    home = _home(call)
+    return _up_tunnel(call, home, _rental(home, call.words[1]))
+
+
+def _up_tunnel(call: _Call, home: Home, tunnel: Tunnel) -> int:
+    from ngp.tenant import interface
+
+    interface.bring_up(home.conf_path(tunnel))
+    if not call.as_json:
+        streams.say(f"the tunnel {tunnel.interface} is up", rent_show.OPEN)
+    return 0
+
+
+def _down(call: _Call) -> int:
+    from ngp.tenant import interface
+
+    home = _home(call)
+    tunnel = _rental(home, call.words[1])
+    interface.bring_down(home.conf_path(tunnel))
+    streams.say(f"the tunnel {tunnel.interface} is down")
+    return 0
+
+
+def _forget(call: _Call) -> int:
+    """Drop a rental's keys, when the user agrees."""
+    from ngp.tenant import interface
+    from ngp.tenant.books import BooksFile
+
+    home = _home(call)
+    tunnel = _rental(home, call.words[1])
+    books = BooksFile(home.state_path(tunnel)).read()
+    if books.pending is not None:
+        raise UsageError("a payment for this rental is on its way: ngp rent autopay --once waits for its outcome")
+    paid = show_money(books.account.paid_msat)
+    _agreed(call, f"drop the keys of {tunnel.shown_name}, for which {paid} were paid? They can't be had again.")
+    if interface.is_up(tunnel.interface):
+        interface.bring_down(home.conf_path(tunnel))
+    home.forget_tunnel(tunnel)
+    streams.say(f"the keys of {tunnel.shown_name} are gone")
+    return 0
+
+
+def _autopay(call: _Call) -> int:
+    from ngp.cli import tenant_service
+
+    home = _home(call)
+    tunnels = [_rental(home, one) for one in call.words[1:]] or home.tunnels()
+    if not tunnels:
+        raise UsageError("nothing is rented yet: ngp rent new LANDLORD")
+    with tenant_service.only_autopay(home.folder):
+        return tenant_service.autopay_rentals(call.place, home, tunnels, call.once)
+
+
+def _home(call: _Call) -> Home:
+    from ngp.cli import tenant_service  # late: it imports what only some verbs need
+
+    return tenant_service.home_of(call.place)
+
+
+def _rental(home: Home, text: str) -> Tunnel:
+    from ngp.cli import tenant_service
+
+    return tenant_service.rental_of(home, text)

@@ -1,0 +1,112 @@
+"""What `ngp rent` prints: landlords, offers, invoices and rentals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ngp.cli import streams
+from ngp.cli.show import Column, Row, field, lines_of, money, print_json, print_table
+
+if TYPE_CHECKING:
+    from ngp.core.tenant.answers import Status
+    from ngp.core.tenant.terms import SaleTerms
+    from ngp.tenant.home import Tunnel
+    from ngp.tenant.https import HttpsLandlord
+    from ngp.tenant.renting import Quote
+
+OPEN = (
+    "The address is open to the whole internet: everybody can reach every port of this machine at it. Set a firewall "
+    "that drops what comes in, for example: sudo ufw default deny incoming; sudo ufw enable"
+)
+NEXT = f"{OPEN}. Then: sudo ngp rent up {{name}}; and sudo ngp rent autopay {{name}} keeps the credit"
+
+_LANDLORDS = (Column("name", field("name")), Column("host", field("host")), Column("face", field("face")),
+              Column("pin", field("pin")))  # fmt: skip
+_OFFERS = (
+    Column("landlord", field("landlord")),
+    Column("rent a month", field("rent_msat_per_month", money), right=True),
+    Column("activation fee", field("activation_fee_msat", money), right=True),
+    Column("least credit", field("initial_credit_min_msat", money), right=True),
+    Column("least payment", field("payment_min_msat", money), right=True),
+    Column("most credit", field("credit_max_msat", money), right=True),
+    Column("refused by", field("refused_by")),
+)
+_RENTALS = (
+    Column("rental", field("id")),
+    Column("name", field("name")),
+    Column("landlord", field("peer")),
+    Column("state", field("state")),
+    Column("networks", field("networks")),
+    Column("credit", field("credit_msat", money), right=True),
+    Column("paid until", field("paid_until")),
+    Column("works", lambda row: "yes" if row.get("proven") else str(row.get("why_not") or "-")),
+)
+
+
+def landlords(rows: Sequence[Row], as_json: bool) -> None:
+    """Print the trusted landlords."""
+    if as_json:
+        print_json(list(rows))
+    else:
+        print_table(rows, _LANDLORDS, "no landlord is trusted: ngp rent trust NAME HOST[:PORT] PIN")
+
+
+def offer_row(landlord: str, terms: SaleTerms, refused_by: Sequence[str]) -> Row:
+    """Return a landlord's offer. Over HTTPS it has no name, and says neither networks nor how many are free."""
+    return {
+        "landlord": landlord,
+        "name": None,
+        "networks": None,
+        "free": None,
+        "rent_msat_per_month": terms.rent_msat,
+        "price_msat_per_gib": 0,
+        "activation_fee_msat": terms.activation_fee_msat,
+        "initial_credit_min_msat": terms.initial_credit_min_msat,
+        "payment_min_msat": terms.payment_min_msat,
+        "credit_max_msat": terms.credit_max_msat,
+        "reserved_s": None,
+        "refused_by": list(refused_by),
+    }
+
+
+def offers(rows: Sequence[Row], as_json: bool) -> None:
+    """Print offers."""
+    if as_json:
+        print_json(list(rows))
+    else:
+        print_table(rows, _OFFERS, "no landlord is trusted: ngp rent trust NAME HOST[:PORT] PIN")
+
+
+def row(tunnel: Tunnel, landlord: HttpsLandlord, status: Status) -> Row:
+    """Return a rental."""
+    from ngp.tenant.rows import rental_row
+
+    return rental_row(tunnel, tunnel.landlord or str(landlord.place), status) | {"name": tunnel.name}
+
+
+def rentals(rows: Sequence[Row], as_json: bool) -> None:
+    """Print rentals."""
+    if as_json:
+        print_json(list(rows))
+    else:
+        print_table(rows, _RENTALS, "nothing is rented: ngp rent new LANDLORD")
+
+
+def invoice(tunnel: Tunnel, quote: Quote, as_json: bool, with_code: bool) -> None:
+    """Print what an invoice is for; with its text and its QR code if another wallet pays it."""
+    from ngp.tenant.qr import lines as qr_lines
+    from ngp.tenant.renting import describe_invoice
+    from ngp.tenant.rows import iso
+
+    if as_json:
+        shown: dict[str, Any] = {"amount_msat": quote.amount_msat, "added_msat": quote.asked.added_msat}
+        shown |= {"invoice": quote.asked.bolt11 if with_code else None, "expires_at": iso(quote.expires_at_s)}
+        print(json.dumps(shown), flush=True)
+        return
+    what = "a new rental" if quote.asked.is_first else "more credit"
+    rows = [*describe_invoice(quote), ("expires", iso(quote.expires_at_s))]
+    streams.say(f"{what} ({tunnel.shown_name})", *lines_of(rows))
+    if with_code:
+        streams.say("", qr_lines(quote.asked.bolt11.upper()), quote.asked.bolt11, "", "waiting until it is paid")

@@ -1,0 +1,209 @@
+"""`ngp rent` with a node's sandbox: landlords, offers, rentals, automatic payments."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from ngp import cli
+from ngp.core.tenant.answers import read_status
+from ngp.core.tenant.configuration import read_configuration
+from ngp.errors import ExitCode
+from ngp.tenant import policy
+from tests.tenant.stand_in import StandIn
+from tests.tenant.test_autopay import FIRST_SAT, Told, keeper, quiet_log
+
+__all__ = ["keeper", "quiet_log"]
+
+
+@dataclass
+class Router:
+    """A router whose operator types `ngp rent`."""
+
+    folder: Path
+    landlord: StandIn
+
+    def rent(self, *words: str) -> subprocess.CompletedProcess[str]:
+        said, complaint = io.StringIO(), io.StringIO()
+        place = ["--config", str(self.folder / "net.conf"), "--state-dir", str(self.folder / "node")]
+        typed = ["rent", *words, *place]
+        with redirect_stdout(said), redirect_stderr(complaint), mock.patch("sys.stdin", io.StringIO()):
+            code = cli.run(typed)
+        return subprocess.CompletedProcess(words, code, said.getvalue(), complaint.getvalue())
+
+    def trust(self, name: str = "example") -> subprocess.CompletedProcess[str]:
+        return self.rent("trust", name, self.landlord.host, self.landlord.pin)
+
+
+    @property
+    def tenant(self) -> Path:
+        return self.folder / "node" / "tenant"
+
+
+@pytest.fixture
+def router(keeper: Any, quiet_log: None, tmp_path: Path) -> Iterator[Router]:
+    """The landlord takes the payments of the sandbox node in the folder `node` (see `keeper`)."""
+    (tmp_path / "net.conf").write_text("MESH_INTERFACES: mesh0\nBUDGET_HOUR: 110000 sat\n")
+    with mock.patch("ngp.cli.tenant_service.proof_of", lambda *_: Told()):
+        yield Router(tmp_path, keeper.landlord)
+
+
+def test_a_landlord_is_tried_before_it_is_trusted(router: Router) -> None:
+    assert router.trust().returncode == 0
+    (row,) = json.loads(router.rent("landlords", "--json").stdout)
+    assert (row["name"], row["host"], row["pin"]) == ("example", router.landlord.host, router.landlord.pin)
+    router.landlord.pin = "00" * 32
+    assert router.trust("other").returncode == ExitCode.CONFIGURATION
+    assert len(json.loads(router.rent("landlords", "--json").stdout)) == 1
+    assert router.rent("distrust", "other").returncode == ExitCode.USAGE
+    assert router.rent("distrust", "example").returncode == 0
+    assert json.loads(router.rent("landlords", "--json").stdout) == []
+
+
+def test_offers_say_which_limit_refuses_them(router: Router) -> None:
+    router.trust()
+    (row,) = json.loads(router.rent("offers", "--json").stdout)
+    assert row["rent_msat_per_month"] == 24_000_000 and row["refused_by"] == []
+    with (router.folder / "net.conf").open("a") as file:
+        file.write("TENANT_RENT_MAX: 23999 sat\n")
+    (row,) = json.loads(router.rent("offers", "example", "--json").stdout)
+    assert "TENANT_RENT_MAX" in row["refused_by"][0]
+    assert "TENANT_RENT_MAX" in router.rent("offers").stdout
+
+
+def test_rents_pays_and_shows(router: Router) -> None:
+    router.trust()
+    done = router.rent("new", "example", "--name", "shop", "--yes")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "open to the whole internet" in done.stdout
+    (row,) = json.loads(router.rent("status", "--json").stdout)
+    assert (row["name"], row["state"], row["peer"]) == ("shop", "active", "example")
+    assert row["paid_msat"] == FIRST_SAT * 1000 and row["proven"] is True
+    assert router.rent("add", "shop", "--amount", "700", "--yes").returncode == 0
+    for name in ("shop", row["id"], row["wireguard_key"][:5], "192.0.2.7", "2001:db8:7::abc"):
+        (again,) = json.loads(router.rent("status", name, "--json").stdout)
+        assert again["payments"] == 2, name
+    assert router.rent("status", "192.0.2.8").returncode == ExitCode.USAGE
+
+
+def test_nothing_is_paid_unless_somebody_agrees(router: Router) -> None:
+    router.trust()
+    done = router.rent("new", "example")
+    assert done.returncode == ExitCode.USAGE and "--yes" in done.stderr and "49000 sat" in done.stdout
+    assert json.loads(router.rent("status", "--json").stdout) == []
+
+
+def test_an_invoice_for_another_wallet(router: Router) -> None:
+    router.trust()
+    router.landlord.is_paid = lambda _hash: True
+    done = router.rent("new", "example", "--no-pay")
+    assert done.returncode == 0 and "lnbcrt" in done.stdout and "█" in done.stdout
+    (row,) = json.loads(router.rent("status", "192.0.2.7", "--json").stdout)
+    assert row["payments"] == 1
+
+
+def test_the_file_keeps_the_hosts_own_route(router: Router) -> None:
+    router.trust()
+    assert router.rent("new", "example", "--yes").returncode == 0
+    (conf,) = (router.tenant / "WireGuardConfigFiles").iterdir()
+    lines = conf.read_text().splitlines()
+    assert "Table = off" in lines
+    rules = [line for line in lines if line.startswith("PostUp = ip") and "rule add" in line]
+    assert ["192.0.2.7/32" in rules[0], "2001:db8:7::/64" in rules[1]] == [True, True]
+    undone = [line for line in lines if line.startswith("PreDown")]
+    assert [line.replace("PostUp", "PreDown").replace("rule add", "rule del") for line in rules] == undone
+    subprocess.run(["wg-quick", "strip", str(conf)], capture_output=True, check=True)
+
+
+def test_a_limit_does_not_bind_the_user_but_the_budget_does(router: Router) -> None:
+    router.trust()
+    with (router.folder / "net.conf").open("a") as file:
+        file.write("TENANT_ACTIVATION_MAX: 1 sat\nBUDGET_DAY: 60000 sat\n")
+    assert router.rent("new", "example", "--yes").returncode == 0
+    done = router.rent("add", "192.0.2.7", "--yes", "--amount", "20000")
+    assert done.returncode == ExitCode.PAYMENT and "BUDGET_DAY" in done.stderr
+
+
+def test_autopay_once_fills_the_credit(router: Router) -> None:
+    router.trust()
+    assert router.rent("autopay", "--once").returncode == ExitCode.USAGE
+    assert router.rent("new", "example", "--name", "one", "--yes").returncode == 0
+    done = router.rent("autopay", "--once")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(router.rent("status", "--json").stdout)
+    assert row["payments"] == 3
+
+
+def test_autopay_says_which_limit_refuses_and_ends_with_5(router: Router) -> None:
+    router.trust()
+    router.rent("new", "example", "--yes")
+    with (router.folder / "net.conf").open("a") as file:
+        file.write("TENANT_RENT_MAX: 1 sat\n")
+    for words in (("autopay", "--once"), ("autopay",)):
+        done = router.rent(*words)
+        assert done.returncode == ExitCode.PAYMENT and "TENANT_RENT_MAX" in done.stderr
+
+
+def test_a_rental_is_forgotten_with_its_keys_and_nothing_else(router: Router) -> None:
+    router.trust()
+    for name in ("one", "two"):
+        assert router.rent("new", "example", "--name", name, "--yes").returncode == 0
+    assert router.rent("distrust", "example").returncode == ExitCode.USAGE
+    assert router.rent("forget", "one").returncode == ExitCode.USAGE
+    assert router.rent("forget", "one", "--yes").returncode == 0
+    (row,) = json.loads(router.rent("status", "--json").stdout)
+    assert row["name"] == "two"
+    assert router.rent("autopay", "--once").returncode == 0  # its books are still known, and agree
+    assert len(list((router.tenant / "WireGuardConfigFiles").iterdir())) == 1
+    done = router.rent("new", "example", "--yes")
+    assert done.returncode == ExitCode.PAYMENT and "BUDGET_HOUR" in done.stderr  # what was forgotten counts
+
+
+def test_a_new_fingerprint_is_trusted_for_the_rentals_too(router: Router, tmp_path: Path) -> None:
+    router.trust()
+    router.rent("new", "example", "--name", "one", "--yes")
+    right, router.landlord.pin = router.landlord.pin, "00" * 32
+    config = router.tenant / "Config.yaml"
+    config.write_text(config.read_text().replace(right, "11" * 32))
+    assert router.rent("status").returncode == ExitCode.CONFIGURATION
+    router.landlord.pin = right
+    assert router.trust().returncode == 0
+    assert router.rent("status").returncode == 0
+
+
+def test_words(router: Router) -> None:
+    for words in (("rental",), ("trust", "a"), ("new",), ("status", "a", "b"), ("new", "nobody")):
+        done = router.rent(*words)
+        assert done.returncode == ExitCode.USAGE, words
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_up_needs_root_and_says_what_is_left_to_do(router: Router) -> None:
+    router.trust()
+    router.rent("new", "example", "--name", "one", "--yes")
+    with mock.patch("os.geteuid", return_value=1000), mock.patch("ngp.daemon.state.prepare"):
+        done = router.rent("up", "one")
+    assert done.returncode == ExitCode.KERNEL and "sudo wg-quick up" in done.stderr
+
+
+def test_a_table_is_a_number_that_the_kernel_takes_and_always_the_same() -> None:
+    tables = {policy.table_of(f"key {number}") for number in range(100)}
+    assert len(tables) > 95 and all(0 < table < 1 << 32 for table in tables)
+
+
+def test_without_networks_the_tunnels_own_addresses_are_the_sources(landlord: StandIn) -> None:
+    landlord.is_paid = lambda _hash: True
+    landlord.add_credit({"WireGuardPubKey": "k", "amount": "1000"})
+    read_status(landlord.get_status({"WireGuardPubKey": "k"}))
+    configuration = read_configuration(landlord.get_conf({"WireGuardPubKey": "k"}))
+    text = "\n".join(policy.lines(configuration, (), "k"))
+    assert "from 192.0.2.7/32" in text and "from 2001:db8:7::/64" in text
