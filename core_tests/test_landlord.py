@@ -36,6 +36,7 @@ class Renting:
     """A landlord whose daemon runs, and a host from which tenants ask it."""
 
     daemon: Daemon
+    router: Host
     outside: Host
     folder: Path
 
@@ -57,6 +58,10 @@ class Renting:
         finally:
             await node.close()
 
+    def rules(self) -> str:
+        """Return the landlord's rules, as nft shows them."""
+        return self.router.sh("nft", "list", "ruleset")
+
     def row(self, tenant: Tenant, *words: str) -> dict[str, Any]:
         """Return a tenant's row of `ngp rentals`, whose money adds up."""
         (found,) = [one for one in self.daemon.json("rentals", *words) if one["wireguard_key"] == wg_text(tenant.key)]
@@ -70,7 +75,7 @@ def renting(lab: Lab, tmp_path: Path) -> Renting:
     router, outside = lab.host("landlord", forward=True), lab.host("outside")
     lab.link(End(router, "wan0", "203.0.113.1/24", "2001:db8:2::1/64"), End(outside, "wan0", "203.0.113.2/24"))
     lab.await_carriers()
-    return Renting(router.daemon(NET_CONF), outside, tmp_path)
+    return Renting(router.daemon(NET_CONF), router, outside, tmp_path)
 
 
 def test_what_is_let_is_listed_switched_off_and_on_and_given_back(renting: Renting) -> None:
@@ -144,6 +149,16 @@ def test_a_reload_takes_nothing_away_that_is_let(renting: Renting) -> None:
     assert daemon.json("rentals", "offers")[0]["networks"] == ["IPv6 /64"]
     assert daemon.reload({"MESH_INTERFACES": "wan0"}).returncode == 0
     assert daemon.json("status")["letting"] is None and daemon.json("rentals", "offers") == []
+
+
+def test_a_reload_changes_the_rate_of_tenants_that_are_there(renting: Renting) -> None:
+    daemon = renting.daemon
+    renting.rent()
+    assert "bytes/second" not in renting.rules()
+    assert daemon.reload(NET_CONF | {"LANDLORD_RATE": "64 kB/s"}).returncode == 0
+    assert f"{64 << 10} bytes/second" in renting.rules() or "64 kbytes/second" in renting.rules()
+    assert daemon.reload(NET_CONF).returncode == 0
+    assert "bytes/second" not in renting.rules()
 
 
 def test_check_has_the_landlords_lines_with_and_without_a_daemon(renting: Renting) -> None:

@@ -448,6 +448,7 @@ class Node:
         found = changes(self.settings, wanted)
         self.settings = keep_until_restart(self.settings, wanted)
         self.tell(SettingsChanged(self.settings))
+        self._drain()  # the tunnel gets its tenants from the core, with the terms of now
         await self.host.apply(self.settings)
         await self._let(self.settings)
         text = f"applied: {', '.join(found.applied) or 'nothing changed'}"
