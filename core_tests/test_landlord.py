@@ -42,13 +42,13 @@ class Renting:
 
     def rent(self, sat: int = 1000) -> Tenant:
         """Rent as a new tenant, and pay."""
-        tenant = Tenant(Session("203.0.113.1", 443, "", self._connect))
+        tenant = Tenant(Session("203.0.113.1", 443, "", self.connect))
         with closing(tenant.session):
             preimage = asyncio.run(self._pay(tenant.add_credit(sat)["Invoice"]))
             assert tenant.status(Preimage=preimage.hex())["unpaid_invoice"] is None
         return tenant
 
-    def _connect(self, place: tuple[str, int], timeout_s: float) -> socket.socket:
+    def connect(self, place: tuple[str, int], timeout_s: float) -> socket.socket:
         return self.outside.socket_inside(lambda: socket.create_connection(place, timeout_s))
 
     async def _pay(self, bolt11: str) -> bytes:
@@ -149,6 +149,21 @@ def test_a_reload_takes_nothing_away_that_is_let(renting: Renting) -> None:
     assert daemon.json("rentals", "offers")[0]["networks"] == ["IPv6 /64"]
     assert daemon.reload({"MESH_INTERFACES": "wan0"}).returncode == 0
     assert daemon.json("status")["letting"] is None and daemon.json("rentals", "offers") == []
+
+
+def test_a_face_that_could_not_open_is_opened_by_the_next_reload(renting: Renting) -> None:
+    daemon = renting.daemon
+    elsewhere = NET_CONF | {"LANDLORD_HTTPS": ["203.0.113.1:443", "203.0.113.9:443"]}
+    for _ in range(2):
+        refused = daemon.reload(elsewhere)
+        assert refused.returncode == ExitCode.KERNEL
+        assert "net.conf is applied, but tenants can't use all of it: " in refused.stderr
+        assert "203.0.113.9" in refused.stderr and refused.stderr.strip().endswith("then reload again")
+    renting.rent()
+    renting.router.ip("address", "add", "203.0.113.9/24", "dev", "wan0")
+    assert daemon.reload(elsewhere).returncode == 0
+    with closing(renting.connect(("203.0.113.9", 443), 10.0)) as connection:
+        assert connection.getpeername() == ("203.0.113.9", 443)
 
 
 def test_a_reload_changes_the_rate_of_tenants_that_are_there(renting: Renting) -> None:

@@ -85,6 +85,8 @@ def look(settings: LettingSettings, tunnel: Tunnel, faces: Iterable[Face]) -> li
 class Landlord:
     """Keeps tunnel and faces as net.conf and the core say. Does nothing as long as nothing is let.
 
+    What failed in `apply` is tried again when it is called with the same settings.
+
     Args:
         tunnel: not set up yet.
         faces: not open yet.
@@ -106,17 +108,19 @@ class Landlord:
         self._peers = peers
         self._settings: LettingSettings | None = None
         self._is_behind = False
+        self._is_open = False
 
     async def apply(self, settings: LettingSettings | None) -> None:
         """Let as net.conf says now; None: let nothing, and remove the tunnel. Raises: ConfigError, KernelError."""
         if settings is None:
             if self._settings is not None:
                 await self._end()
-        elif settings != self._settings:
+        elif settings != self._settings or not self._is_open:
             self.tunnel.set_up(desired_tunnel(settings, self._private_key), tuple(self._peers()))
-            self._settings, self._is_behind = settings, False
+            self._settings, self._is_behind, self._is_open = settings, False, False
             for face in self._faces:
                 await face.open(self.letting, settings)
+            self._is_open = True
 
     async def _end(self) -> None:
         for face in self._faces:

@@ -450,7 +450,12 @@ class Node:
         self.tell(SettingsChanged(self.settings))
         self._drain()  # the tunnel gets its tenants from the core, with the terms of now
         await self.host.apply(self.settings)
-        await self._let(self.settings)
+        try:
+            await self._let(self.settings)
+        except (ConfigError, KernelError) as error:
+            text = f"net.conf is applied, but tenants can't use all of it: {error}"
+            _log.error("%s", text)
+            raise type(error)(f"{text}; then reload again") from error
         text = f"applied: {', '.join(found.applied) or 'nothing changed'}"
         if found.needs_restart:
             text += f"; these need a restart (ngp stop; ngp start): {', '.join(found.needs_restart)}"
