@@ -16,7 +16,7 @@ from ngp.config import changes
 from ngp.core.messages import Role
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
-from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose
+from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose, without_offer
 from ngp.core.settings import Settings
 from ngp.core.values import Check, DesiredNetwork
 from ngp.core.world import World
@@ -217,9 +217,11 @@ def _whose(role: Role) -> str:
 
 
 def rentals(world: World, settings: Settings) -> list[Check]:
-    """Warn of tenants whose networks aren't in the pools of these settings; a reload refuses such settings."""
-    lost = who_would_lose(world, settings.letting)
-    return [Check("rentals", False, lost, GIVE_BACK_FIRST, "configuration")] if lost else []
+    """Warn of tenants that would lose by these settings: their networks, which a reload refuses, or their offer."""
+    if lost := who_would_lose(world, settings.letting):
+        return [Check("rentals", False, lost, GIVE_BACK_FIRST, "configuration")]
+    ended = without_offer(world, settings.letting)
+    return [Check("rentals", True, ended, "put it back: it need not be the first one")] if ended else []
 
 
 def refuse_other_node(settings: Settings, account_id: str) -> None:

@@ -24,6 +24,7 @@ from ngp.core.values import PeerReading
 from ngp.daemon import checkup
 from ngp.daemon.api import books
 from ngp.daemon.api.plain import plain
+from ngp.daemon.api.reading import Reading
 from ngp.daemon.handlers import Handlers
 from ngp.errors import KernelError, UsageError
 
@@ -51,23 +52,27 @@ class Tunnel:
         return {"tunnel": "of the test"}
 
 
-def ask(landlord: Landlord, verb: str, tunnel: Tunnel | None = None, **arguments: object) -> Any:
-    """Ask as the control socket does, and return what a command would read."""
+def node_of(landlord: Landlord, tunnel: Tunnel | None = None) -> Any:
+    """Return the daemon around the core, as far as the api needs one."""
     settings = landlord.world.settings
     parts = SimpleNamespace(
         gatekeeper=landlord.gatekeeper, ledger=landlord.ledger, clock=SimpleNamespace(now=landlord.clock),
         network=SimpleNamespace(counters=dict, describe=dict),
     )  # fmt: skip
     desired = SimpleNamespace(mesh_interfaces=(), upstream_interfaces=(), lan_interfaces=())
-    node: Any = SimpleNamespace(
+    return SimpleNamespace(
         parts=parts, settings=settings, identity=b"\x11" * 32, landlord=tunnel and SimpleNamespace(tunnel=tunnel),
         obey=landlord.happen, refresh=lambda: None, started_mono_s=0.0, ledger_why_not="",
         host=SimpleNamespace(desired=desired), payment=SimpleNamespace(why_not=""),
         post=SimpleNamespace(counters=dict, transports=lambda link: []),
     )  # fmt: skip
 
+
+def ask(landlord: Landlord, verb: str, tunnel: Tunnel | None = None, **arguments: object) -> Any:
+    """Ask as the control socket does, and return what a command would read."""
+
     async def answered() -> Any:
-        outcome = Handlers(node).table()[verb](arguments)
+        outcome = Handlers(node_of(landlord, tunnel)).table()[verb](arguments)
         if isinstance(outcome, AsyncIterable):
             return [row async for row in outcome]
         return await outcome
@@ -304,6 +309,26 @@ def test_many_losers_are_counted(landlord: Landlord) -> None:
     assert [(line.ok, line.kind) for line in lines] == [(False, "configuration")]
     assert "ngp rentals release RENTAL" in lines[0].remedy
     assert checkup.rentals(landlord.world, landlord.world.settings) == []
+
+
+def test_tenants_whose_offer_has_ended_are_named(landlord: Landlord) -> None:
+    rental = landlord.rent(1)
+    landlord.ask(2, 1000)
+    other = replace(landlord.world.settings, letting=letting(offer(name="new")))
+    (line,) = checkup.rentals(landlord.world, other)
+    assert line.ok and line.remedy.startswith("put it back")
+    assert line.found.startswith(f"the offer default has ended, so no credit can be added to {rental.id.hex()[:8]} (")
+    assert line.found.count("(") == 1, "the one that waits for its payment isn't named"
+
+
+def test_a_rental_that_is_forgotten_while_the_listing_is_read_leaves_nothing(landlord: Landlord) -> None:
+    landlord.rent(1)
+    landlord.ask(2, 1000)
+    rows = Reading(node_of(landlord)).rentals(False)
+    next(rows)
+    gone = landlord.rental(2).id
+    landlord.happen(ev.ReleaseRental(gone))
+    assert list(rows) == [] and gone not in landlord.world.clients
 
 
 def test_an_offer_of_one_family_counts_that_family_only(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ can't be served stays on the rental's account, and is the tenant's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ngp.core.effects import AnswerTenant, HoldNetworks, MakeInvoice, Persist, RemoveTunnelPeer, SetTunnelPeer
 from ngp.core.events import CreditAsked, InvoiceFailed, InvoiceMade, NetworksHeld, ReleaseRental, SwitchRental
@@ -487,11 +487,20 @@ def who_would_lose(world: World, settings: LettingSettings | None) -> str:
     The remedy is GIVE_BACK_FIRST.
     """
     lost = world.letting.outside(settings.pools if settings is not None else ())
-    if not lost:
-        return ""
-    named = ", ".join(map(_name, lost[:_NAMED])) + (f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else "")
     key = "LANDLORD_POOLS no longer has" if settings is not None else "LANDLORD: no would end"
-    return f"{key} what is let: {named}"
+    return f"{key} what is let: {_listed(lost)}" if lost else ""
+
+
+def without_offer(world: World, settings: LettingSettings | None) -> str:
+    """Say which tenants that paid have an offer that other settings lack; "" if none has. They can add no credit."""
+    offers = {one.name for one in settings.offers} if settings is not None else set()
+    gone = [one for one in world.letting.paid_for() if one.offer not in offers]
+    return f"the offer {gone[0].offer} has ended, so no credit can be added to {_listed(gone)}" if gone else ""
+
+
+def _listed(rentals: Sequence[Rental]) -> str:
+    more = f" and {len(rentals) - _NAMED} more" if len(rentals) > _NAMED else ""
+    return ", ".join(map(_name, rentals[:_NAMED])) + more
 
 
 def settings_changed(world: World) -> None:

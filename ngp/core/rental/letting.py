@@ -51,14 +51,16 @@ class Letting:
         held = [network for one in self.rentals.values() if one.holds_networks for network in one.networks]
         self.free = FreeNetworks(tuple(pools), [*held, *self.others])
 
+    def paid_for(self) -> list[Rental]:
+        """Return the rentals that hold networks and were paid; anybody can ask for one, so a question doesn't count."""
+        return [one for one in self.rentals.values() if one.holds_networks and one.state is not RentalState.PENDING]
+
     def outside(self, pools: Iterable[Pool]) -> list[Rental]:
-        """Return the paid rentals with a network that isn't in these pools. Anybody can ask for one, so only payment
-        counts."""
+        """Return the paid rentals with a network that isn't in these pools."""
         pools = tuple(pools)
         return [
             one
-            for one in self.rentals.values()
-            if one.holds_networks and one.state is not RentalState.PENDING
+            for one in self.paid_for()
             if not all(any(pool.holds(network) for pool in pools) for network in one.networks)
         ]
 

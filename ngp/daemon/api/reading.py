@@ -198,7 +198,7 @@ class Reading:
             with suppress(KernelError):  # the tunnel may be gone; the books aren't
                 readings = {one.wireguard_key: one for one in node.landlord.tunnel.read()}
         for rental in list(world.letting.rentals.values()):
-            if rental.state is not RentalState.RELEASED:
+            if rental.id in world.letting.rentals and rental.state is not RentalState.RELEASED:  # still
                 yield rental_row(world, rental, now, readings.get(rental.wireguard_key))
         if include_released:
             rows = books.rentals(node.parts.ledger, True, world.node.real_money)
