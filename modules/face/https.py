@@ -48,6 +48,7 @@ class Limits:
     Attributes:
         handshakes_s, requests_s, invoices_s: a second; what was saved up in the last burst_s (for invoices,
             invoices_burst_s) may come at once.
+        first_invoices_of_one: new rentals that may wait for their first payment at a time.
         holding: requests that may wait for a payment at a time; hold_s: how long.
     """
 
@@ -59,6 +60,7 @@ class Limits:
     requests_of_one_s: float = 20
     invoices_s: float = 5
     invoices_of_one_s: float = 0.5
+    first_invoices_of_one: int = 5
     burst_s: float = 10
     invoices_burst_s: float = 40
     holding: int = 512
@@ -116,7 +118,8 @@ class HttpsFace:
                 one.close()
             raise
         is_news = bool(added) or pin != self._pin
-        self._context, self._pin, self._api = context, pin, StaticWireApi(letting)
+        self._context, self._pin = context, pin
+        self._api = self._api or StaticWireApi(letting, self._limits.first_invoices_of_one)
         await self._stop_listening([one for one in self._listeners if one not in settings.https])
         for place, listener in added.items():
             self._listeners[place] = listener, asyncio.create_task(self._accept(listener))
@@ -257,7 +260,7 @@ class HttpsFace:
         hold_s = self._limits.hold_s if self._holding < self._limits.holding else 0.0
         self._holding += 1
         try:
-            return await self._api.answer(request.path, form, hold_s)
+            return await self._api.answer(request.path, form, who, hold_s)
         finally:
             self._holding -= 1
 

@@ -11,7 +11,8 @@ not open what was rented another way, where such a proof is asked for.
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from contextlib import nullcontext, suppress
 from urllib.parse import parse_qsl
 
 from ngp.core.messages import Prefix
@@ -20,6 +21,7 @@ from ngp.core.rental.rental import RentalState
 from ngp.core.rental.status import RentalStatus
 from ngp.core.rental.terms import MONTH_S, Offer
 from ngp.errors import RentalError
+from ngp.modules.face.first_invoices import FirstInvoices
 from ngp.ports import LettingService
 
 FACE = "https"
@@ -30,6 +32,7 @@ PATHS = (TERMS, ADD_CREDIT, STATUS, CONFIGURATION)
 _MOST_FIELDS = 8
 _MOST_DIGITS = 12  # more sat than there are take 16 digits; all that an offer permits has fewer
 _KEY_BYTES = 32
+_UNPAID = (None, RentalState.PENDING, RentalState.RELEASED)
 
 Reply = dict[str, object]
 
@@ -52,16 +55,21 @@ def read_form(body: bytes) -> dict[str, str]:
 
 
 class StaticWireApi:
-    """Answers requests by asking the landlord."""
+    """Answers requests by asking the landlord.
 
-    def __init__(self, letting: LettingService) -> None:
+    Args: first_invoices: how many new rentals one address may have waiting for their first payment.
+    """
+
+    def __init__(self, letting: LettingService, first_invoices: int) -> None:
         self._letting = letting
+        self._first_invoices = FirstInvoices(first_invoices, lambda key: self._state(key) is RentalState.PENDING)
 
-    async def answer(self, path: str, form: Mapping[str, str], hold_s: float) -> Reply:
+    async def answer(self, path: str, form: Mapping[str, str], who: Hashable, hold_s: float) -> Reply:
         """Answer one request.
 
         Args:
             path: one of `PATHS`.
+            who: by what senders are told apart.
             hold_s: how long the reply may wait for the payment of an invoice.
         Raises: RentalError: refused; the text is for the tenant. LedgerError: nothing can be written now.
         """
@@ -70,13 +78,20 @@ class StaticWireApi:
         key = _wireguard_key(form)
         self._refuse_other_face(key)
         if path == ADD_CREDIT:
-            return await self._add_credit(key, _amount_msat(form))
+            amount_msat, is_new = _amount_msat(form), self._state(key) in _UNPAID
+            with self._first_invoices.asking(who, key) if is_new else nullcontext():
+                return await self._add_credit(key, amount_msat)
         if path == STATUS:
             if proof := form.get("Preimage"):
                 self._letting.prove(_preimage(proof))
             bolt11 = form.get("InvoiceToWaitFor", "")
             return status(await self._letting.paid(key, bolt11, hold_s) if bolt11 else self._letting.status(key))
         return self._configuration(key)
+
+    def _state(self, key: bytes) -> RentalState | None:
+        with suppress(RentalError):
+            return self._letting.status(key).state
+        return None
 
     def _refuse_other_face(self, key: bytes) -> None:
         try:
@@ -160,6 +175,8 @@ def tunnel_address(network: Prefix) -> str:
 
 def _endpoint(endpoints: tuple[str, ...]) -> str:
     """Choose an endpoint: an IPv4 address or a name, if there is one. The client writes IPv6 without its brackets."""
+    if not endpoints:
+        raise RentalError("the landlord's tunnel has no address now: ask again in a minute")
     return next((one for one in endpoints if not one.startswith("[")), endpoints[0])
 
 

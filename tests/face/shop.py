@@ -29,7 +29,9 @@ from ngp.modules.face.https import HttpsFace, Limits
 
 T = TypeVar("T")
 ENDPOINTS = ("[2001:db8::9]:51820", "192.0.2.9:51820")
-GENEROUS = Limits(invoices_s=1000, invoices_of_one_s=1000, requests_of_one_s=1000)  # months pass in seconds here
+GENEROUS = Limits(  # months pass in seconds here
+    invoices_s=1000, invoices_of_one_s=1000, requests_of_one_s=1000, first_invoices_of_one=100
+)
 TUNNEL = TunnelSettings("ngp-let", 51820, "eth0", "routed", "auto", 1420)
 
 

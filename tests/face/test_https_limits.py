@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 from shop import Shop
 
 from core_tests.staticwire import LandlordRefuses, Session, Tenant, request_bytes, tls_context, wg_text
+from ngp.errors import RentalError
+from ngp.modules.face.first_invoices import FirstInvoices
 from ngp.modules.face.http import Bounds
 from ngp.modules.face.https import Limits
 from ngp.modules.face.staticwire import PATHS, TERMS
@@ -222,6 +225,41 @@ def test_invoices_are_bounded_harder(tmp_path: Path) -> None:
         with pytest.raises(LandlordRefuses, match="too many invoices"):
             tenant.add_credit(1100)
         assert tenant.status()["unpaid_invoice"]
+
+
+def test_one_address_cannot_hold_all_networks_for_nothing(tmp_path: Path) -> None:
+    limits = Limits(first_invoices_of_one=2)
+    with closing(Shop(tmp_path, limits=limits)) as shop, closing(shop.session()) as session:
+        tenants = [Tenant(session) for _ in range(3)]
+        invoices = [one.add_credit(1100)["Invoice"] for one in tenants[:2]]
+        assert tenants[0].add_credit(1200)["Invoice"], "one that waits may change its mind"
+        with pytest.raises(LandlordRefuses, match="2 new rentals .* wait for their payment"):
+            tenants[2].add_credit(1100)
+        connect = partial(socket.create_connection, source_address=("127.0.0.2", 0))
+        with closing(Session("127.0.0.1", shop.port, connect=connect)) as other:
+            assert Tenant(other).add_credit(1100)
+        assert shop.pay(invoices[1])
+        assert tenants[2].add_credit(1100) and tenants[1].add_credit(600), "paid ones don't count"
+        with pytest.raises(LandlordRefuses, match="wait for their payment"):
+            Tenant(session).add_credit(1100)
+        shop.pass_time(700)
+        assert Tenant(session).add_credit(1100), "expired ones don't count"
+
+
+def test_invoices_that_are_being_made_count_and_nothing_is_remembered_for_ever() -> None:
+    waiting: set[bytes] = set()
+    counted = FirstInvoices(1, waiting.__contains__)
+    first, again = counted.asking("a", b"1"), counted.asking("a", b"1")
+    with first, again, pytest.raises(RentalError), counted.asking("a", b"2"):
+        pass
+    with counted.asking("a", b"2"):
+        waiting.add(b"2")
+    for number in range(3000):
+        with counted.asking(number, b"x"):
+            pass
+    assert len(counted._keys) <= 1024 and not counted._asking
+    with pytest.raises(RentalError), counted.asking("a", b"3"):
+        pass
 
 
 def test_only_some_requests_may_wait_for_a_payment(tmp_path: Path) -> None:

@@ -354,6 +354,13 @@ def test_a_rental_of_another_face_is_not_shown(shop: Shop, tenant: Tenant) -> No
     assert tenant.add_credit(1100)["InitialInvoice"]
 
 
+def test_a_tunnel_without_an_address_is_told(shop: Shop, tenant: Tenant) -> None:
+    rent(shop, tenant)
+    shop.landlord.letting._endpoints = lambda: ()
+    with pytest.raises(LandlordRefuses, match="no address now"):
+        tenant.configuration()
+
+
 def test_a_ledger_that_cannot_be_written_is_told_without_its_details(shop: Shop, tenant: Tenant) -> None:
     def broken(event: object) -> None:
         raise LedgerError("/var/lib/ngp/ledger.db: disk I/O error")

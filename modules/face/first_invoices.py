@@ -1,0 +1,57 @@
+"""First invoices: how many new rentals one address may have waiting for their first payment.
+
+An invoice costs nothing, holds addresses of the pools, and counts towards LANDLORD_INVOICES_MAX. Without a part for
+each address, one stranger could keep all others from renting.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+
+from ngp.errors import RentalError
+
+_MOST_REMEMBERED = 1024
+
+
+class FirstInvoices:
+    """Remembers for whom each address asked.
+
+    Args:
+        most: rentals of one address that may wait at a time.
+        waits: whether the rental of a WireGuard key waits for its first payment.
+    """
+
+    def __init__(self, most: int, waits: Callable[[bytes], bool]) -> None:
+        self._most = most
+        self._waits = waits
+        self._keys: dict[Hashable, set[bytes]] = {}
+        self._asking: Counter[bytes] = Counter()
+
+    @contextmanager
+    def asking(self, who: Hashable, key: bytes) -> Iterator[None]:
+        """Count an invoice while it is made, and afterwards as long as it waits. Raises: RentalError: too many."""
+        keys = self._still_waiting(who)
+        if key not in keys and len(keys) >= self._most:
+            raise RentalError(
+                f"{self._most} new rentals that were asked for from your address wait for their payment: pay one, or "
+                "ask again when their invoices have expired"
+            )
+        self._forget_who_has_none()
+        self._keys[who] = keys | {key}
+        self._asking[key] += 1
+        try:
+            yield
+        finally:
+            self._asking[key] -= 1
+            if not self._asking[key]:
+                del self._asking[key]
+
+    def _still_waiting(self, who: Hashable) -> set[bytes]:
+        return {key for key in self._keys.get(who, ()) if key in self._asking or self._waits(key)}
+
+    def _forget_who_has_none(self) -> None:
+        """Bound the memory: at most LANDLORD_INVOICES_MAX addresses have a rental that waits."""
+        if len(self._keys) >= _MOST_REMEMBERED:
+            self._keys = {who: keys for who in self._keys if (keys := self._still_waiting(who))}
