@@ -7,7 +7,7 @@ loses what wasn't carried out; the payment node and the tunnel live on, and a re
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -23,7 +23,7 @@ from ngp.core import events as ev
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Prefix
 from ngp.core.money import PaymentNode
-from ngp.core.records import PaymentKind
+from ngp.core.records import PaymentKind, Record
 from ngp.core.rental.landlord import credit_msat, served
 from ngp.core.rental.rental import Rental
 from ngp.core.rental.service import ServiceClock
@@ -41,6 +41,7 @@ from ngp.core.values import (
     TunnelPeer,
 )
 from ngp.core.world import World
+from ngp.ports import Store
 
 SAT = 1000
 MONTH_S = 2_629_800
@@ -105,13 +106,23 @@ class PaymentNodeOfLandlord:
 
 
 class Landlord:
-    """One landlord. `at` moves its clocks; everything else is carried out at once."""
+    """One landlord. `at` moves its clocks; everything else is carried out at once.
 
-    def __init__(self, folder: Path, terms: LettingSettings | None = None, seed: int = 1) -> None:
+    Args: place: of the ledger; None: a file in the folder. node: None: one that lives as long as this landlord.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        terms: LettingSettings | None = None,
+        seed: int = 1,
+        place: Store | None = None,
+        node: PaymentNodeOfLandlord | None = None,
+    ) -> None:
         self.chance = random.Random(seed)
         self.mono_s, self.utc_s, self.boot = 1000.0, float(UTC_AT_START_S), 1
         self.terms = terms or letting()
-        self.node = PaymentNodeOfLandlord()
+        self.node = node or PaymentNodeOfLandlord()
         self.peers: dict[bytes, tuple[Prefix, ...]] = {}
         self.answers: dict[int, fx.AnswerTenant] = {}
         self.crash_after = -1
@@ -119,7 +130,7 @@ class Landlord:
         self.others: list[Prefix] = []
         self.held_later: Callable[[fx.HoldNetworks], None] | None = None
         self._requests = 0
-        self._place = store.at(folder)
+        self._place = place or store.at(folder)
         self._start()
 
     def close(self) -> None:
@@ -164,7 +175,7 @@ class Landlord:
 
     def _carry_out(self, effects: list[fx.Effect]) -> None:
         """Store the records; then do the rest, which may be cut short by a crash."""
-        self.ledger.commit([one.record for one in effects if isinstance(one, fx.Persist)])
+        self._store([one.record for one in effects if isinstance(one, fx.Persist)])
         for effect in effects:
             if isinstance(effect, fx.Persist):
                 continue
@@ -174,6 +185,9 @@ class Landlord:
                 return
             self.crash_after -= self.crash_after > 0
             self._do(effect)
+
+    def _store(self, records: Sequence[Record]) -> None:
+        self.ledger.commit(records)
 
     def _do(self, effect: fx.Effect) -> None:
         match effect:

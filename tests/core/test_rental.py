@@ -237,6 +237,40 @@ def test_networks_that_another_landlord_has_are_not_let(landlord: Landlord) -> N
     landlord.check()
 
 
+def test_a_restart_knows_a_tenants_newest_rental_beside_older_ones_with_money_left(landlord: Landlord) -> None:
+    for tenant in range(1, 7):
+        landlord.rent(tenant, 1000)
+        landlord.happen(ev.ReleaseRental(landlord.rental(tenant).id))
+        landlord.rent(tenant, 1000)
+    landlord.crash()
+    assert {landlord.rental(tenant).state for tenant in range(1, 7)} == {RentalState.ACTIVE}
+    landlord.check()
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["paid", "while the ledger is asked"])
+def test_a_late_payment_of_a_tenant_that_rented_anew_stays_the_tenants(landlord: Landlord, waiting: bool) -> None:
+    answer = landlord.ask(1, 1000)
+    assert answer is not None
+    first = landlord.rental(1)
+    landlord.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
+    landlord.happen(ev.ReleaseRental(first.id))
+    held: list[fx.HoldNetworks] = []
+    if waiting:
+        landlord.held_later = held.append
+        landlord._stream()
+        landlord.held_later = None
+        landlord.rent(1)
+        landlord._do(held[0])
+    else:
+        landlord.rent(1)
+    assert first.state is RentalState.RELEASED and landlord.rental(1) is not first
+    assert landlord.world.client(first.id).balance_msat == FEE + 1000 * SAT
+    assert landlord.peers == {key(1): landlord.rental(1).networks}
+    landlord.check()
+    landlord.crash()
+    assert landlord.peers == {key(1): landlord.rental(1).networks}
+
+
 def test_what_another_landlord_gives_back_is_found_when_everything_else_is_let(small: Landlord) -> None:
     small.let_by_others(["203.0.113.0/32"])
     answer = small.ask(1, 1000)

@@ -9,8 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
-import postgresql_server
-
+from core_tests import postgresql
 from ngp.ports import Store
 from ngp.store.postgresql import PostgresStore
 from ngp.store.postgresql.server import Place
@@ -39,7 +38,7 @@ class Postgresql:
     share = 5
 
     def __init__(self, folder: Path) -> None:
-        self.url, self.identity = postgresql_server.url(), sha256(str(folder).encode()).digest()
+        self.url, self.identity = postgresql.url(), sha256(str(folder).encode()).digest()
         self.store: Store = PostgresStore(self.url, self.identity, folder / "ledger.db")
 
     def execute(self, statement: str) -> Sequence[Sequence[Any]]:

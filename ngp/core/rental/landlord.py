@@ -228,7 +228,7 @@ def paid(world: World, account: ClientAccount, payment_hash: bytes, amount_msat:
     if rental.state is not RentalState.RELEASED:
         _credited(world, rental, rental.state is RentalState.PENDING)
         return
-    if rental.payments == 1 and world.letting.take_again(rental.networks):
+    if rental.payments == 1 and _has_no_other(world, rental) and world.letting.take_again(rental.networks):
         rental.reason = PAID_LATE
         world.do(HoldNetworks(rental.id, rental.networks))
     elif rental.reason != PAID_LATE:
@@ -240,13 +240,19 @@ def _begin_late(world: World, rental: Rental, taken: tuple[Prefix, ...]) -> None
     """Begin a rental that was released just before its first payment, unless another landlord let its networks."""
     if rental.reason != PAID_LATE:
         return
-    if not taken:
+    if not taken and _has_no_other(world, rental):
         _credited(world, rental, begins=True)
         return
-    rental.reason, world.letting.others = "paid too late", taken
+    rental.reason, world.letting.others = "paid too late", taken or world.letting.others
     settings_changed(world)
     _log_kept(world, rental, world.client(rental.id).balance_msat)
     _save(world, rental, durable=True)
+
+
+def _has_no_other(world: World, rental: Rental) -> bool:
+    """Say whether the tenant hasn't rented anew meanwhile: its key has one place in the tunnel."""
+    newest = world.letting.by_key.get(rental.wireguard_key)
+    return newest is None or newest is rental or newest.state is RentalState.RELEASED
 
 
 def _log_kept(world: World, rental: Rental, amount_msat: int) -> None:
@@ -513,8 +519,8 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
     """Continue after a start: the pools without what is let, the tunnel's peers, and the timers."""
     letting = world.letting
     letting.clock.restore(service, world.now)
-    for record in records:
-        letting.add(Rental.of(record))
+    for record in sorted(records, key=lambda one: (one.state != RentalState.RELEASED, one.started_s)):
+        letting.add(Rental.of(record))  # the last one of a tenant is the one that it asks about
     for rental in letting.rentals.values():
         world.client(rental.id).running += bool(rental.period.contract)
     for payment in world.money.invoices.values():

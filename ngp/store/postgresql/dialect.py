@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -58,16 +59,16 @@ def adapt(connection: psycopg.Connection[Any]) -> None:
 class Statements:
     """A connection for the shared queries (`ngp.store.sql.Connection`).
 
-    Args: cursor_name: read results in parts, as for a copy of everything; only inside a transaction.
+    Args: in_parts: leave results at the server, as for a copy of everything; only inside a transaction.
     """
 
-    def __init__(self, connection: psycopg.Connection[Any], cursor_name: str = "") -> None:
+    def __init__(self, connection: psycopg.Connection[Any], in_parts: bool = False) -> None:
         self._connection = connection
-        self._cursor_name = cursor_name
+        self._parts = itertools.count() if in_parts else None
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> Cursor:
-        if self._cursor_name:
-            return self._connection.cursor(self._cursor_name).execute(query(statement), values)
+        if self._parts is not None:
+            return self._connection.cursor(f"part{next(self._parts)}").execute(query(statement), values)
         return self._connection.execute(query(statement), values)
 
     def executemany(self, statement: str, values: Iterable[Sequence[Any]], /) -> None:

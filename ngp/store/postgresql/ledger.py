@@ -121,7 +121,7 @@ class PostgresLedger(SqlLedger):
             with translated(self._place), closing(self._place.connect(_COPY_S)) as source:
                 source.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 copy.execute("BEGIN")
-                transfer.copy(Statements(source, "copy"), copy, file.columns(copy), tables.OWN_STATE)
+                transfer.copy(Statements(source, in_parts=True), copy, file.columns(copy), tables.OWN_STATE)
                 copy.execute("COMMIT")
             file.back_up(copy, target)
 

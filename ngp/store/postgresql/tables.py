@@ -25,8 +25,8 @@ _COUNT = "commits"
 OWN_STATE = (_VERSION, _COUNT)
 """Names in the table `state` that SQLite's file doesn't have."""
 
-_HOLD = """INSERT INTO ngp.let_networks SELECT network, ?, ? FROM unnest(CAST(? AS cidr[])) AS network
-    WHERE NOT EXISTS (SELECT 1 FROM ngp.let_networks AS held WHERE held.network = network AND held.rental = ?)"""
+_HOLD = """INSERT INTO ngp.let_networks SELECT wanted, ?, ? FROM unnest(CAST(? AS cidr[])) AS wanted
+    WHERE NOT EXISTS (SELECT 1 FROM ngp.let_networks AS held WHERE held.network = wanted AND held.rental = ?)"""
 _KEPT = f"(state <> '{RentalState.RELEASED}' OR reason = '{PAID_LATE}')"
 
 

@@ -1,0 +1,78 @@
+"""A gateway whose ledger is in PostgreSQL: daemon and server die, and no msat is lost or counted twice."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from typing import Any
+
+import psycopg
+
+from core_tests import traffic
+from core_tests.lab import Lab
+from core_tests.postgresql import Server
+from core_tests.shell import await_until
+from core_tests.trade import SETTLED_S, Trade, open_trade, restart
+
+
+def answered(trade: Trade, number: int, count: int = 1, wait_s: float = traffic.PATIENCE_S) -> int:
+    return traffic.ping(trade.net.client, trade.net.remote(4, number), count=count, wait_s=wait_s).received
+
+
+def await_sums(trade: Trade) -> None:
+    def sums(row: dict[str, int]) -> list[int]:
+        return [row[key] for key in ("paid_msat", "charged_msat", "refunded_msat")]
+
+    await_until(lambda: sums(trade.earned()) == sums(trade.spent()), SETTLED_S, "equal accounts")
+    earned = trade.earned()
+    assert earned["charged_msat"] == sum(row["charged_msat"] for row in trade.sold())
+
+
+def rows(trade: Trade, verb: str) -> list[dict[str, Any]]:
+    """Return what a verb lists; it is told which net.conf says where the ledger is."""
+    done = trade.gateway.cli(verb, "--json", "--config", str(trade.gateway.config))
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def look(trade: Trade) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in rows(trade, "check")}
+
+
+def test_a_gateway_keeps_its_books_in_a_database_that_dies_and_comes_back(lab: Lab) -> None:
+    with closing(Server()) as server:
+        url = server.url.replace("ngp@", "ngp:s3cret@")
+        trade = open_trade(lab, gateway={"LEDGER": url})
+        assert answered(trade, 1) == 1
+        await_sums(trade)
+        server.kill()
+        assert answered(trade, 2, wait_s=1) == 0, "a contract that can't be written isn't agreed"
+        assert answered(trade, 1, count=3) == 3, "those that run go on"
+        await_until(lambda: not trade.gateway.ask("status")["ledger"]["writable"], what="the ledger frozen")
+        server.start()
+        await_until(lambda: answered(trade, 3, wait_s=1) == 1, what="service when the server is back")
+        restart(trade.gateway)
+        trade.await_acquainted()
+        assert answered(trade, 4) == 1
+        await_sums(trade)
+        trade.gateway.kill9()
+        server.kill()
+        server.start()
+        trade.gateway.start()
+        trade.await_acquainted()
+        assert answered(trade, 1) == 1
+        await_sums(trade)
+        copy = lab.folder / "copy.db"
+        assert trade.gateway.cli("backup", str(copy)).returncode == 0 and copy.stat().st_mode & 0o777 == 0o600
+        checks = look(trade)
+        assert checks["ledger"]["ok"] and checks["books"]["ok"], checks
+        paid = trade.earned()["paid_msat"]
+        trade.gateway.stop()
+        assert [row["paid_msat"] for row in rows(trade, "accounts")] == [paid], "read without a daemon"
+        checks = look(trade)
+        assert checks["ledger"]["ok"] and "postgresql://ngp@" in str(checks["ledger"]), checks
+        assert "s3cret" not in trade.gateway.log() + str(checks)
+        assert not (trade.gateway.state_dir / "ledger.db").exists()
+        with psycopg.connect(server.url) as connection:
+            found = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'ngp\\_%'").fetchall()
+        assert len(found) == 1, "a restart made no second ledger"
