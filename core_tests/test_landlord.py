@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import socket
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from ngp.modules.payment.sandbox import SandboxPayment
 
 SAT = 1000
 FEE, RENT = 48_000 * SAT, 24_000 * SAT
+TUNNEL = f"let{secrets.token_hex(4)}"  # wireguard-go's sockets are those of the whole machine
 NET_CONF = {
     "LANDLORD": True,
     "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
     "LANDLORD_OUTSIDE": "wan0",
+    "LANDLORD_INTERFACE": TUNNEL,
     "LANDLORD_HTTPS": "203.0.113.1:443",
 }
 
@@ -176,6 +179,19 @@ def test_a_reload_changes_the_rate_of_tenants_that_are_there(renting: Renting) -
     assert "bytes/second" not in renting.rules()
 
 
+def test_a_gateway_lets_too_and_its_tunnel_is_no_mesh_interface(renting: Renting) -> None:
+    renting.router.ip("link", "add", "mesh0", "type", "veth", "peer", "name", "far0")
+    renting.router.ip("link", "set", "mesh0", "up")
+    gateway = NET_CONF | {"MESH_INTERFACES": "all", "IGNORE_INTERFACE": ["wan0", "far0"]}
+    assert renting.daemon.reload(gateway).returncode == 0
+    tenant = renting.rent()
+    for _ in range(2):
+        assert renting.daemon.json("status")["interfaces"] == ["mesh0"]
+        assert renting.row(tenant)["state"] == "active"
+        renting.daemon.kill9()
+        renting.daemon.start()
+
+
 def test_check_has_the_landlords_lines_with_and_without_a_daemon(renting: Renting) -> None:
     daemon = renting.daemon
     renting.rent()
@@ -186,7 +202,7 @@ def test_check_has_the_landlords_lines_with_and_without_a_daemon(renting: Rentin
 
     beside = lines()
     assert "fingerprint" in beside["https"]["found"] and "mesh interfaces" not in beside
-    assert beside["interface ngp-let"]["found"].startswith("the landlord's tunnel")
+    assert beside[f"interface {TUNNEL}"]["found"].startswith("the landlord's tunnel")
     assert not [line for line in beside.values() if not line["ok"] or line["remedy"]], "nothing is amiss"
     daemon.stop()
     alone = lines()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shlex
 import socket
 import ssl
@@ -87,6 +88,7 @@ def _our_landlord(lab: Lab, payer_dir: Path) -> LandlordUnderTest:
             "LANDLORD": True,
             "LANDLORD_POOLS": POOLS,
             "LANDLORD_OUTSIDE": "wan0",
+            "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}",
             "LANDLORD_HTTPS": "203.0.113.1:443",
         }
     )
