@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
 from ngp.errors import ConfigError, KernelError
 
 WG_QUICK_S = 60.0
-_INTERFACES = Path("/sys/class/net")
 _MOST_TOLD = 300
 
 
 def is_up(interface: str) -> bool:
     """Say whether the tunnel's interface exists in this network namespace."""
-    return (_INTERFACES / interface).exists()
+    try:
+        return socket.if_nametoindex(interface) > 0
+    except OSError:
+        return False
 
 
 def bring_up(path: Path) -> None:

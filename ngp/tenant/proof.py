@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 from ngp.core.host_port import split_host_port
+from ngp.tenant import interface
 
 PROBE_S = 20.0
 _PINGS, _PING_WAIT_S = "3", "2"
-_INTERFACES = Path("/sys/class/net")
 
 
 class Proof(Protocol):
@@ -31,18 +30,18 @@ class EchoProof:
     """Sends echo requests through the tunnel to the landlord, which answers through it.
 
     Args:
-        interface: the tunnel's.
+        name: the tunnel's interface.
         endpoint: `host:port` of the landlord's end.
         bring_up: the command that brings the tunnel up, for the text.
     """
 
-    def __init__(self, interface: str, endpoint: str, bring_up: str) -> None:
-        self._interface, self._host = interface, split_host_port(endpoint)[0]
+    def __init__(self, name: str, endpoint: str, bring_up: str) -> None:
+        self._interface, self._host = name, split_host_port(endpoint)[0]
         self._bring_up = bring_up
 
     async def why_not(self) -> str:
         """Return why the tunnel isn't proven to work; "" if it is."""
-        if not (_INTERFACES / self._interface).exists():
+        if not interface.is_up(self._interface):
             return f"the tunnel {self._interface} isn't up on this machine: {self._bring_up}"
         words = ("ping", "-n", "-q", "-c", _PINGS, "-W", _PING_WAIT_S, "-I", self._interface, self._host)
         code = await _run(words)

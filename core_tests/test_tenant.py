@@ -1,0 +1,152 @@
+"""A tenant behind NAT rents from our landlord by `ngp rent`, and is reached from the internet at its own address."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from core_tests.daemon import Daemon, ngp_command
+from core_tests.host import Host
+from core_tests.lab import End, Lab
+from core_tests.shell import await_until
+from ngp.errors import ExitCode
+from ngp.tenant.books import BooksFile
+
+V4, V6 = "198.51.100.1", "2001:db8:100::1"
+LANDLORD = {
+    "LANDLORD": True,
+    "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
+    "LANDLORD_OUTSIDE": "wan0",
+    "LANDLORD_HTTPS": "203.0.113.1:443",
+}
+TENANT = "MESH_INTERFACES: mesh0\nBUDGET_HOUR: 200000 sat\n"
+
+
+@dataclass
+class Market:
+    """A landlord, a tenant behind NAT, and somebody else on the internet."""
+
+    daemon: Daemon
+    landlord: Host
+    tenant: Host
+    third: Host
+
+    def rent(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `ngp rent` on the tenant's machine."""
+        return self.tenant.run(*self.command(*words))
+
+    def command(self, *words: str) -> list[str]:
+        place = ["--config", str(self.tenant.folder / "net.conf"), "--state-dir", str(self.tenant.folder / "state")]
+        return [*ngp_command(), "rent", *words, *place]
+
+    def done(self, *words: str) -> str:
+        result = self.rent(*words)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def status(self) -> dict[str, Any]:
+        (row,) = json.loads(self.done("status", "--json"))
+        return dict(row)
+
+    def reached(self, address: str) -> bool:
+        """Say whether the third host reaches the tenant at an address of the landlord's."""
+        return self.third.run("ping", "-n", "-c", "1", "-W", "2", address).returncode == 0
+
+
+@pytest.fixture
+def market(lab: Lab) -> Market:
+    landlord, nat = lab.host("landlord", forward=True), lab.host("nat", forward=True)
+    tenant, third, internet = lab.host("tenant"), lab.host("third"), lab.switch("internet")
+    lab.link(End(landlord, "wan0", "203.0.113.1/24", "2001:db8:2::1/64"), internet)
+    lab.link(End(nat, "wan0", "203.0.113.2/24"), internet)
+    lab.link(End(third, "wan0", "203.0.113.3/24", "2001:db8:2::3/64"), internet)
+    lab.link(End(nat, "lan0", "192.168.7.1/24"), End(tenant, "eth0", "192.168.7.2/24"))
+    nat.masquerade("wan0")
+    tenant.route("default", via="192.168.7.1")
+    third.route("198.51.100.0/29", via="203.0.113.1")
+    third.route("2001:db8:100::/61", via="2001:db8:2::1")
+    lab.await_carriers()
+    (tenant.folder / "net.conf").write_text(TENANT)
+    (tenant.folder / "net.conf").chmod(0o644)
+    return Market(landlord.daemon(LANDLORD), landlord, tenant, third)
+
+
+def pin_of(daemon: Daemon) -> str:
+    (line,) = [one for one in daemon.json("check", "--config", str(daemon.config)) if "fingerprint " in one["found"]]
+    return str(line["found"].partition("fingerprint ")[2].partition(";")[0])
+
+
+def test_a_tenant_behind_nat_is_reached_at_its_own_addresses(market: Market) -> None:
+    market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+    market.done("new", "let", "--name", "shop", "--yes", "--up")
+    row = market.status()
+    assert row["networks"] == ["198.51.100.1/32", "2001:db8:100::/64"] and row["state"] == "active"
+    await_until(lambda: market.reached(V4), what="the rented IPv4 address answers")
+    await_until(lambda: market.reached(V6), what="the rented IPv6 address answers")
+    assert "192.168.7.1" in market.tenant.ip("route", "get", "203.0.113.3"), "the host's own route stays"
+
+    once = market.rent("autopay", "--once")  # proven by an echo through the tunnel
+    assert once.returncode == 0, once.stderr
+    row = market.status()
+    assert row["payments"] == 3 and row["proven"] is True
+    (let,) = market.daemon.json("rentals")
+    assert (let["paid_msat"], let["payments"]) == (row["paid_msat"], 3)
+
+    market.done("down", "shop")
+    assert not market.reached(V4)
+    assert "198.51.100.1" not in market.tenant.ip("rule")
+    waiting = market.status()
+    assert waiting["proven"] is False and "isn't up" in waiting["why_not"]
+    market.done("up", "shop")
+    await_until(lambda: market.reached(V4), what="the rented IPv4 address answers again")
+
+
+def test_a_landlord_that_was_killed_and_one_with_another_certificate(market: Market) -> None:
+    market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+    market.done("new", "let", "--yes", "--up")
+    await_until(lambda: market.reached(V4), what="the rented IPv4 address answers")
+    market.daemon.kill9()
+    assert market.rent("status").returncode == ExitCode.OTHER
+    market.daemon.start()
+    assert market.status()["payments"] == 1
+    await_until(lambda: market.reached(V4), what="the rented IPv4 address answers again")
+    market.daemon.stop()
+    (market.daemon.state_dir / "https.pem").unlink()
+    market.daemon.start()
+    other = market.rent("add", V4, "--yes")
+    assert other.returncode == ExitCode.CONFIGURATION and "nothing was sent" in other.stderr
+    market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+    market.done("add", V4, "--amount", "500", "--yes")
+    assert market.status()["payments"] == 2
+
+
+def test_autopay_that_is_killed_at_any_moment_pays_once(market: Market, request: pytest.FixtureRequest) -> None:
+    """Each round lets the target rise by one payment; AutoPay is killed at some moment, and then runs to its end."""
+    rounds = request.config.getoption("--rounds") if request.config.getoption("--long") else 4
+    chance, config = random.Random(7), market.tenant.folder / "net.conf"
+    market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+    market.done("new", "let", "--yes", "--up")
+    target_sat = 1000
+    for number in range(rounds):
+        target_sat += 1000
+        config.write_text(
+            TENANT + f"BUDGET_DAY: 200000 sat\nTENANT_TARGET_CREDIT: {target_sat} sat\nTENANT_TARGET_TIME: 3 months\n"
+            "TENANT_PAYMENT_MIN: 500 sat\n"
+        )
+        process = market.tenant.popen(*market.command("autopay"), stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.5, 2.5))
+        process.kill()
+        process.wait()
+        market.done("autopay", "--once")
+        row, (let,) = market.status(), market.daemon.json("rentals")
+        books = BooksFile(market.tenant.folder / "state" / "tenant" / "TunnelState.yaml").read()
+        spent = sum(one.amount_msat for one in books.sent if one.state == "paid")
+        assert books.pending is None and spent == row["paid_msat"] == let["paid_msat"], f"round {number}"
+        assert books.account.payments == row["payments"] == let["payments"]
+        assert -1000 < target_sat * 1000 - row["credit_msat"] < 501_000, f"round {number}"
