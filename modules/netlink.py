@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
@@ -23,6 +23,7 @@ _KIND_BITS = 0x3FFF  # the other two bits are flags: nested; in network byte ord
 _NESTED = 0x8000
 _RECEIVE_BYTES = 64 << 10
 _TIMEOUT_S = 5.0
+Order = tuple[int, int, bytes]  # kind, flags, body
 
 
 class Asker:
@@ -68,9 +69,28 @@ class Asker:
         for _ in self._answers(kind, REQUEST | ACK | flags, body):
             pass
 
+    def transact(self, begin: Order, orders: Sequence[Order], end: Order) -> None:
+        """Send changes that the kernel makes completely or not at all. Raises as `ask`.
+
+        Args: begin, end: the messages around the changes, which aren't acknowledged.
+        """
+        self._sequence += 1
+        *others, (kind, flags, body) = orders
+        wanted = [begin, *others, (kind, flags | ACK, body), end]
+        self._socket.send(b"".join(self._written(kind, REQUEST | flags, body) for kind, flags, body in wanted))
+        for _ in self._received():
+            pass
+
     def _answers(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
         self._sequence += 1
-        self._socket.send(_MESSAGE.pack(_MESSAGE.size + len(body), kind, flags, self._sequence, 0) + body)
+        self._socket.send(self._written(kind, flags, body))
+        return self._received()
+
+    def _written(self, kind: int, flags: int, body: bytes) -> bytes:
+        padding = bytes(-len(body) % 4)
+        return _MESSAGE.pack(_MESSAGE.size + len(body), kind, flags, self._sequence, 0) + body + padding
+
+    def _received(self) -> Iterator[bytes]:
         while True:
             for answer, sequence, message in _messages(self._socket.recv(_RECEIVE_BYTES)):
                 if sequence != self._sequence:  # a late answer to a request that timed out

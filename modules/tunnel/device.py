@@ -8,20 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Protocol
 
 from ngp.core.messages import Prefix
 from ngp.core.values import PeerReading
+from ngp.errors import KernelError
 
 Networks = Mapping[bytes, Iterable[Prefix]]  # of each peer, by its public key
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A peer as the device has it."""
+    """A peer as the device has it. `networks_text`: as written, since most readers need no more."""
 
     reading: PeerReading
-    networks: frozenset[Prefix]
+    networks_text: tuple[str, ...]
+
+    @property
+    def networks(self) -> frozenset[Prefix]:
+        """The networks that it may send from. Raises KernelError if the device gave garbage."""
+        try:
+            return frozenset(map(ip_network, self.networks_text))
+        except ValueError as error:
+            raise KernelError(
+                f"a peer's allowed-ips can't be read: {error}; delete the interface and try again"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 from ngp.core.messages import Prefix
 from ngp.core.values import PeerReading
@@ -123,9 +123,9 @@ def _allowed_ip(network: Prefix) -> bytes:
 def _add_peer(peers: dict[bytes, Peer], said: dict[int, bytes]) -> None:
     """Note a peer; one with many networks comes in several parts."""
     key, known = said[_PUBLIC_KEY], peers.get(said[_PUBLIC_KEY])
-    networks = frozenset(map(_network, attributes(said.get(_ALLOWED_IPS, b""))))
+    networks = tuple(map(_network_text, attributes(said.get(_ALLOWED_IPS, b""))))
     if known is not None:
-        peers[key] = Peer(known.reading, known.networks | networks)
+        peers[key] = Peer(known.reading, known.networks_text + networks)
         return
     received, sent = (struct.unpack("=Q", said.get(kind, bytes(8)))[0] for kind in (_RECEIVED, _SENT))
     (handshake_s,) = struct.unpack_from("=q", said.get(_HANDSHAKE, bytes(16)))
@@ -133,9 +133,10 @@ def _add_peer(peers: dict[bytes, Peer], said: dict[int, bytes]) -> None:
     peers[key] = Peer(reading, networks)
 
 
-def _network(part: tuple[int, bytes]) -> Prefix:
+def _network_text(part: tuple[int, bytes]) -> str:
     said = dict(attributes(part[1]))
-    return ip_network((said[_ADDRESS], said[_MASK][0]), strict=False)
+    (family,) = struct.unpack("=H", said[_FAMILY])
+    return f"{socket.inet_ntop(family, said[_ADDRESS])}/{said[_MASK][0]}"
 
 
 def _endpoint(address: bytes) -> str:

@@ -1,8 +1,7 @@
 """Rules: an nftables table of our own, which clamps the MSS and limits tenants' rates.
 
 The table has the tunnel's interface in each rule, and nothing else is in it: the operator's tables are never touched,
-and removing ours needs no record. A set-up writes it anew, in one transaction. Later changes name only the tenant that
-they are for.
+and removing ours needs no record. A set-up writes it anew, in one transaction. `limits.py` makes the later changes.
 
 Rates are limited by nft because its limits work alike for every kind of interface and in both directions, and leave
 the queues of the outside interface to the operator. What exceeds a limit is dropped, before anybody is charged for it;
@@ -11,6 +10,7 @@ TCP adapts. What this host itself sends to a tenant isn't limited.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import subprocess
@@ -25,11 +25,12 @@ from ngp.modules.netlink import Asker, attribute
 
 TABLE = "inet ngp_let"
 INSTALL = "apt install nftables"
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 20.0  # with ten thousand limits it takes seconds
+_NO_TABLE = {errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}  # the others: no nf_tables at all
 _GET_TABLE, _INET, _TABLE_NAME = 10 << 8 | 1, struct.pack("=BBH", 1, 0, 0), 1  # linux/netfilter/nf_tables.h
-_BURST_BYTES = 128 << 10  # else a slow limit would pass no packet that segmentation offload has joined
+BURST_BYTES = 128 << 10  # else a slow limit would pass no packet that segmentation offload has joined
 _HEADERS_BYTES = {4: 40, 6: 60}  # of IP and TCP
-_ADDRESS = {"up": "saddr", "down": "daddr"}
+WAYS = {"up": "saddr", "down": "daddr"}
 _FAMILY = {4: "ip", 6: "ip6"}
 
 
@@ -37,8 +38,8 @@ def table(interface: str, mtu: int, peers: Iterable[TunnelPeer]) -> str:
     """Write the whole table, in place of the one that there is. Pure."""
     limited = [peer for peer in peers if peer.rate_bytes_s is not None]
     lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
-    for way in _ADDRESS:
-        lines += [f"limit {_name(peer, way)} {{ {_limit(peer)}; }}" for peer in limited]
+    for way in WAYS:
+        lines += [f"limit {limit_name(peer, way)} {{ {_limit(peer)}; }}" for peer in limited]
         for version in _FAMILY:
             named = [(peer, each) for peer in limited for each in peer.networks if each.version == version]
             elements = ", ".join(_element(peer, way, each) for peer, each in named)
@@ -56,44 +57,38 @@ def _chain(name: str, hook: str, match: str, way: str, mtu: int) -> Iterator[str
         clamp = f"tcp flags & (syn | rst) == syn tcp option maxseg size set {mtu - headers}"
         yield f"{match} meta nfproto ipv{version} {clamp}"
     for version, family in _FAMILY.items():
-        yield f"{match} limit name {family} {_ADDRESS[way]} map @{way}{version} drop"
+        yield f"{match} limit name {family} {WAYS[way]} map @{way}{version} drop"
     yield "}"
 
 
-def add(peer: TunnelPeer) -> Iterator[str]:
-    """Write a tenant's limits. Pure."""
-    if peer.rate_bytes_s is not None:
-        for way in _ADDRESS:
-            yield f"add limit {TABLE} {_name(peer, way)} {{ {_limit(peer)}; }}"
-            for network in peer.networks:
-                yield f"add element {TABLE} {way}{network.version} {{ {_element(peer, way, network)} }}"
-
-
-def remove(peer: TunnelPeer) -> Iterator[str]:
-    """Write the end of a tenant's limits. Pure."""
-    if peer.rate_bytes_s is not None:
-        for way in _ADDRESS:
-            for network in peer.networks:
-                yield f"delete element {TABLE} {way}{network.version} {{ {network} }}"
-            yield f"delete limit {TABLE} {_name(peer, way)}"
-
-
 def _limit(peer: TunnelPeer) -> str:
-    return f"rate over {peer.rate_bytes_s} bytes/second burst {_BURST_BYTES} bytes"
+    return f"rate over {peer.rate_bytes_s} bytes/second burst {BURST_BYTES} bytes"
 
 
 def _element(peer: TunnelPeer, way: str, network: Prefix) -> str:
-    return f'{network} : "{_name(peer, way)}"'
+    return f'{network} : "{limit_name(peer, way)}"'
 
 
-def _name(peer: TunnelPeer, way: str) -> str:
+def limit_name(peer: TunnelPeer, way: str) -> str:
+    """Return the name of a tenant's limit in one direction. Pure."""
     return f"{way}_{peer.wireguard_key.hex()}"
 
 
 def commit(text: str) -> None:
-    """Carry out a text, completely or not at all; an empty one does nothing. Raises KernelError."""
-    if text:
-        run("-f", "-", text=text)
+    """Carry out a text, completely or not at all. Raises KernelError with nft's complaint."""
+    nft = find_command("nft")
+    if nft is None:
+        raise KernelError(f"nft isn't installed, and the tunnel needs it; {INSTALL}")
+    try:
+        done = subprocess.run(
+            [nft, "-f", "-"], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S,
+            env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise MomentError(f"nft took longer than {_TIMEOUT_S:g} s; try again") from error
+    if done.returncode:
+        complaint = " ".join(done.stderr.split())[:300] or f"exit code {done.returncode}"
+        raise KernelError(f"nft refused the tunnel's rules: {complaint}; ngp check says what is missing")
 
 
 def stand() -> bool:
@@ -101,7 +96,9 @@ def stand() -> bool:
     try:
         with Asker(netlink.NETFILTER) as kernel:
             kernel.ask(_GET_TABLE, _INET + attribute(_TABLE_NAME, TABLE.split()[1].encode() + b"\0"))
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _NO_TABLE:
+            raise
         return False
     return True
 
@@ -110,21 +107,3 @@ def clean_up() -> None:
     """Remove the table; safe to call twice. Raises KernelError, OSError."""
     if stand():
         commit(f"table {TABLE}\ndelete table {TABLE}\n")
-
-
-def run(*words: str, text: str = "") -> str:
-    """Run nft and return what it prints. Raises KernelError with its complaint."""
-    nft = find_command("nft")
-    if nft is None:
-        raise KernelError(f"nft isn't installed, and the tunnel needs it; {INSTALL}")
-    try:
-        done = subprocess.run(
-            [nft, *words], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S,
-            env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise MomentError(f"nft took longer than {_TIMEOUT_S:g} s; try again") from error
-    if done.returncode:
-        complaint = " ".join(done.stderr.split())[:300] or f"exit code {done.returncode}"
-        raise KernelError(f"nft refused the tunnel's rules: {complaint}; ngp check says what is missing")
-    return done.stdout

@@ -15,15 +15,15 @@ import itertools
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ngp.core.messages import Address, Prefix
 from ngp.core.values import Check, DesiredTunnel, PeerReading, TunnelPeer
 from ngp.errors import KernelError, MomentError, refused
 from ngp.modules import rtnetlink
 from ngp.modules.rtnetlink import Interface
-from ngp.modules.tunnel import check, host, rules
-from ngp.modules.tunnel.device import Device, Networks, steps
+from ngp.modules.tunnel import check, host, limits, rules
+from ngp.modules.tunnel.device import Device, Networks, Standing, steps
 from ngp.modules.tunnel.host import Entry, Host, is_free, read_sysctl, refuse_taken_port, write_sysctl
 from ngp.modules.tunnel.kernel import KernelDevice
 from ngp.modules.tunnel.owners import Owners
@@ -90,8 +90,8 @@ class WireGuard:
                 self._host().index(desired.outside)
             taken_over = self._take_over(desired)
             try:
-                self._device = taken_over or self._make(desired)
-                self._establish(desired, self._device, owners)
+                self._device, standing = taken_over or (self._make(desired), Standing(b"", 0, {}))
+                self._establish(desired, self._device, standing, owners)
             except BaseException:
                 if taken_over is None:
                     self.clean_up()
@@ -104,9 +104,9 @@ class WireGuard:
         self._owners.add(peers)
         olds = [peer for peer in before.values() if peer is not None]
         with _errors(f"tunnel {desired.interface} can't be changed"):
-            changed = [peer for peer in peers if peer != before[peer.wireguard_key]]
-            limits = [line for old in olds if old not in peers for line in rules.remove(old)]
-            rules.commit("\n".join([*limits, *(line for peer in changed for line in rules.add(peer)), ""]))
+            for peer in peers:
+                if peer != before[peer.wireguard_key]:
+                    limits.change(before[peer.wireguard_key], peer)
             self._change_peers(desired, device, _networks(olds), _networks(peers))
             self._change_ways(olds, peers)
 
@@ -118,7 +118,8 @@ class WireGuard:
         with _errors(f"tunnel {desired.interface} can't be changed"):
             self._change_peers(desired, device, _networks(olds), {})
             self._change_ways(olds, ())
-            rules.commit("\n".join([*(line for old in olds for line in rules.remove(old)), ""]))
+            for old in olds:
+                limits.change(old, None)
 
     def close(self) -> None:
         """Close sockets; the tunnel goes on."""
@@ -149,8 +150,8 @@ class WireGuard:
             raise KernelError("there is no tunnel; the daemon's log says why it couldn't be set up")
         return self._desired, self._device
 
-    def _take_over(self, desired: DesiredTunnel) -> Device | None:
-        """Return the device of the tunnel that stands already, if it can be used; delete what can't.
+    def _take_over(self, desired: DesiredTunnel) -> tuple[Device, Standing] | None:
+        """Return the tunnel that stands already, if it can be used; delete what can't.
 
         Raises KernelError if an interface that isn't ours has the name.
         """
@@ -161,10 +162,10 @@ class WireGuard:
                 if is_ours:
                     self._delete(interface)
                 continue
-            device = next((each for each in devices(desired.kind) if each.kind == interface.kind), None)
-            if device is not None and self._is_usable(device, desired, is_ours):
-                found = device
-            elif is_ours:
+            found = self._usable(desired, interface.kind, is_ours)
+            if found is not None:
+                continue
+            if is_ours:
                 self._delete(interface)
             else:
                 raise KernelError(
@@ -173,13 +174,15 @@ class WireGuard:
                 )
         return found
 
-    def _is_usable(self, device: Device, desired: DesiredTunnel, is_ours: bool) -> bool:
-        """Say whether an interface can be the tunnel. One without an alias can if a killed daemon had just made it."""
-        try:
-            key = device.read(desired.interface).private_key
-        except (KernelError, OSError):
-            return False
-        return is_ours or key in (b"", desired.private_key)
+    def _usable(self, desired: DesiredTunnel, kind: str, is_ours: bool) -> tuple[Device, Standing] | None:
+        """Return the interface as the tunnel if it can be. One without an alias can if a killed daemon just made it."""
+        for device in devices(desired.kind):
+            if device.kind == kind:
+                with suppress(KernelError, OSError):
+                    standing = device.read(desired.interface)
+                    if is_ours or standing.private_key in (b"", desired.private_key):
+                        return device, standing
+        return None
 
     def _make(self, desired: DesiredTunnel) -> Device:
         refuse_taken_port(desired.port)
@@ -192,27 +195,26 @@ class WireGuard:
             lacks.append(f"{why_not}: {remedy}")
         raise KernelError(f"there is no WireGuard (LANDLORD_TUNNEL: {desired.kind}): {'; or '.join(lacks)}")
 
-    def _establish(self, desired: DesiredTunnel, device: Device, owners: Owners) -> None:
+    def _establish(self, desired: DesiredTunnel, device: Device, standing: Standing, owners: Owners) -> None:
         interface, kernel = self._host().interfaces()[desired.interface], self._host().kernel
         self._desired, self._owners, self._index = desired, owners, interface.index
         if not interface.alias.startswith(host.ALIAS):
             rtnetlink.change_link(kernel, interface.index, alias=host.ALIAS)
         rtnetlink.change_link(kernel, interface.index, mtu=desired.mtu, up=True)
-        self._set_key_and_port(desired, device)
+        self._set_key_and_port(desired, device, standing)
         if read_sysctl(key := f"ipv4/conf/{desired.interface}/forwarding") == "0":
             write_sysctl(key, "1")
         self._switch_ndp(interface, desired.outside if desired.proxy else "")
         rules.commit(rules.table(desired.interface, desired.mtu, owners.peers.values()))
-        standing = {key: peer.networks for key, peer in device.read(desired.interface).peers.items()}
-        self._change_peers(desired, device, standing, _networks(owners.peers.values()))
+        before = {key: peer.networks for key, peer in standing.peers.items()}
+        self._change_peers(desired, device, before, _networks(owners.peers.values()))
         self._outside_index = self._host().index(desired.outside) if desired.proxy else 0
         refusing = ((pool, None) for pool in desired.pools)
         routes = ((network, interface.index) for peer in owners.peers.values() for network in peer.networks)
         self._host().bring_routes(interface.index, [*refusing, *routes])
         self._host().bring_entries(itertools.chain.from_iterable(map(self._entries, owners.peers.values())))
 
-    def _set_key_and_port(self, desired: DesiredTunnel, device: Device) -> None:
-        standing = device.read(desired.interface)
+    def _set_key_and_port(self, desired: DesiredTunnel, device: Device, standing: Standing) -> None:
         if (standing.private_key, standing.port) == (desired.private_key, desired.port):
             return
         if standing.port != desired.port:

@@ -6,6 +6,7 @@ distribution's own kernel, both are tried, and one that is missing fails.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -198,6 +199,51 @@ def flood(sender: Host, receiver: Host, address: str, seconds: int) -> int:
     count, _ = sink.received()
     sink.stop()
     return traffic.l3_bytes(6 if ":" in address else 4, payload_bytes, count)
+
+
+def test_limits_that_change_one_by_one_are_those_of_a_set_up(built: Built) -> None:
+    """The networks touch each other, and one ends with the last address that there is."""
+    lab, tunnel = built
+    keys = [new_key()[1] for _ in range(4)]
+    first, second, third = (
+        TunnelPeer(key, networks(*each), 1000 + number)
+        for number, (key, *each) in enumerate(
+            (
+                (keys[0], "198.51.100.0/29", "2001:db8:ffff:7::/64"),
+                (keys[1], "198.51.100.8/29", "2001:db8:ffff:8::/64", "198.51.100.16/32"),
+                (keys[2], "255.255.255.240/28", "ffff:ffff:ffff:ffff::/64"),
+            )
+        )
+    )
+    states = []
+    for peers in ([], [first], [first, second], [first, second, third]):
+        tunnel.set_up(lab.desired(), [])
+        tunnel.set_up(lab.desired(), peers)
+        states.append(rules_in_force())
+    tunnel.set_up(lab.desired(), [])
+    for peer, state in zip((first, second, third), states[1:], strict=True):
+        tunnel.set_peers([peer])
+        assert rules_in_force() == state
+    tunnel.set_peers([TunnelPeer(second.wireguard_key, networks("198.51.100.9/32"), 7)])
+    assert '"rate": 7, ' in "".join(rules_in_force())
+    tunnel.set_peers([second, TunnelPeer(keys[3], networks("198.51.100.200/32"))])
+    for peer, state in zip((third, second, first), reversed(states[:-1]), strict=True):
+        assert rules_in_force() != state
+        tunnel.remove_peers([peer.wireguard_key])
+        assert rules_in_force() == state
+
+
+def rules_in_force() -> list[str]:
+    """Return the tunnel's table; nft lists limits and networks in any order."""
+    said = sh("nft", "-j", "list", "table", "inet", "ngp_let")
+    found = []
+    for each in json.loads(said)["nftables"]:
+        for kind, values in each.items():
+            values.pop("handle", None)
+            if isinstance(values.get("elem"), list):
+                values["elem"] = sorted(map(json.dumps, values["elem"]))
+            found.append(f"{kind} {json.dumps(values)}")
+    return sorted(line for line in found if not line.startswith("metainfo"))
 
 
 def test_a_limited_tenants_stream_comes_whole(built: Built) -> None:
