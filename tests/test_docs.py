@@ -78,13 +78,15 @@ def test_required_keys_are_those_without_default() -> None:
 # --- protocol ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_state_diagram_is_that_of_the_table() -> None:
-    tool = [sys.executable, str(ROOT / "tools" / "state-diagram")]
+@pytest.mark.parametrize(("name", "document"), [("contract", "protocol.md"), ("rental", "rental-protocol.md")])
+def test_the_state_diagram_is_that_of_the_table(name: str, document: str) -> None:
+    tool = [sys.executable, str(ROOT / "tools" / "state-diagram"), name]
     drawn = subprocess.run(tool, capture_output=True, text=True, check=True).stdout.strip("\n")
+    text = (ROOT / "docs" / document).read_text()
     begin, end = (f"<!-- {word}: tools/state-diagram -->" for word in ("begin", "end"))
-    assert PROTOCOL.count(begin) == PROTOCOL.count(end) == 1
-    embedded = PROTOCOL.partition(begin)[2].partition(end)[0].strip("\n")
-    assert embedded == drawn, "docs/protocol.md is stale: tools/state-diagram --write"
+    assert text.count(begin) == text.count(end) == 1
+    embedded = text.partition(begin)[2].partition(end)[0].strip("\n")
+    assert embedded == drawn, f"docs/{document} is stale: tools/state-diagram --write"
 
 
 def test_timers_and_limits_are_those_of_the_code() -> None:

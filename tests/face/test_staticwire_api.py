@@ -390,3 +390,18 @@ def test_the_fingerprint_is_of_the_leafs_der_and_stays(shop: Shop, tmp_path: Pat
     assert line.ok and pin in line.found and "whoever knows the tenant's public key" in line.found
     with closing(shop.session(pin)) as session:
         assert HeldToTheRules(session).terms()
+
+
+def test_the_document_names_all_paths_keys_and_limits(shop: Shop, tenant: Tenant) -> None:
+    text = (Path(__file__).resolve().parent.parent.parent / "docs" / "rental-protocol.md").read_text()
+    rent(shop, tenant)
+    reply, configuration, limits = tenant.add_credit(600), tenant.configuration(), Limits()
+    keys = [*tenant.terms(), *reply, *reply["Status"], *configuration, *configuration["peers"][0]]
+    assert not [one for one in (*PATHS, *keys) if f"`{one}`" not in text]
+    said = " ".join(text.split())
+    assert f"{limits.connections_of_one} connections, {limits.handshakes_of_one_s} TLS handshakes a second" in said
+    assert f"{limits.requests_of_one_s} requests a second, one invoice in two seconds" in said
+    assert limits.invoices_of_one_s == 0.5 and limits.hold_s == 20 and "20 s at most" in said
+    assert f"and {limits.first_invoices_of_one} rentals that wait" in said
+    bounds = limits.bounds
+    assert (bounds.request_s, bounds.head_bytes, bounds.body_bytes, bounds.idle_s) == (10, 8192, 8192, 60)
