@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 import subprocess
 import time
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ LANDLORD = {
     "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
     "LANDLORD_OUTSIDE": "wan0",
     "LANDLORD_HTTPS": "203.0.113.1:443",
+    "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}",  # wireguard-go's sockets are those of the whole machine
 }
 TENANT = "MESH_INTERFACES: mesh0\nBUDGET_HOUR: 200000 sat\n"
 

@@ -37,6 +37,7 @@ from ngp.tenant.renting import Quote
 TENANT_FOLDER = "tenant"
 LOG_FILE = "debug.log"
 _LOG_BYTES, _LOG_FILES = 1 << 20, 3
+_hangups: list[bool] = []
 _PUBLISHED_NAME = b"\0staticIP"
 ROUTERS_CONFIG = Path("/etc/ngp/net.conf")
 WARN_S = 86_400
@@ -190,7 +191,8 @@ def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: b
     async def run() -> None:
         async with purse_of(place, home) as kept, asyncio.TaskGroup() as group:
             for one in tunnels:
-                group.create_task(autopay.keep(kept(one), once, _changes(home.folder / CONFIG)))
+                changed = _changes(home.folder / CONFIG, *([place.config_path] if place.has_config else ()))
+                group.create_task(autopay.keep(kept(one), once, changed, alone=len(tunnels) == 1))
 
     try:
         code = until_signalled(run)
@@ -242,26 +244,24 @@ def until_signalled(run: Callable[[], Coroutine[Any, Any, None]]) -> int:
 
 def _changes(*paths: Path) -> Callable[[], bool]:
     """Return a function that says whether a file changed, or SIGHUP came, since its last call."""
-    asked: list[bool] = []
-    signal.signal(signal.SIGHUP, lambda _number, _frame: asked.append(True))
+    signal.signal(signal.SIGHUP, lambda _number, _frame: _hangups.append(True))
 
-    def stamps() -> Sequence[int]:
-        return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+    def stamps() -> tuple[int, ...]:
+        return len(_hangups), *(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
 
-    known = [stamps()]
+    known = stamps()
 
     def changed() -> bool:
-        now = stamps()
-        found = bool(asked) or now != known[0]
-        asked.clear()
-        known[0] = now
-        return found
+        nonlocal known
+        before, known = known, stamps()
+        return known != before
 
     return changed
 
 
 def log_to(path: Path) -> None:
-    """Send messages to standard error and, rotated, to a file; the umask keeps it from others."""
+    """Send messages to standard error and, rotated, to a file that others can't read."""
+    os.umask(0o077)
     if path.exists():
         path.chmod(0o600)
     handlers: list[logging.Handler] = [

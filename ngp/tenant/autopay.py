@@ -189,10 +189,12 @@ def _warn_of_end(kept: Kept, credit_msat: int, books: Books) -> None:
         _log.warning("the credit of %s ends in %.1f h", kept.tunnel.shown_name, max(0.0, left_s / 3600))
 
 
-async def keep(kept: Kept, once: bool, changed: Callable[[], bool]) -> None:
+async def keep(kept: Kept, once: bool, changed: Callable[[], bool], alone: bool = True) -> None:
     """Look again and again; with `once` until nothing is due. Only an error or a cancellation ends it.
 
-    Args: changed: says whether settings changed since the last call: then it looks at once.
+    Args:
+        changed: says whether settings changed since the last call: then it looks at once.
+        alone: no other rental is kept, so the command may end when this one can't be kept.
     Raises: NgpError: with `once` any; otherwise ConfigError and LimitError at the first look, as the user is there.
     """
     first, said = True, ""
@@ -201,7 +203,7 @@ async def keep(kept: Kept, once: bool, changed: Callable[[], bool]) -> None:
             pause_s = await look(kept)
             first, said = False, ""
         except NgpError as error:
-            if once or (first and isinstance(error, ConfigError | LimitError)):
+            if once or (first and alone and isinstance(error, ConfigError | LimitError)):
                 raise
             if str(error) != said:
                 said = str(error)

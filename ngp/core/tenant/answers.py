@@ -117,14 +117,20 @@ def _networks(answer: Answer) -> tuple[Prefix, ...]:
     found = _field(answer, "Networks")
     if not isinstance(found, list) or len(found) > _MOST_NETWORKS:
         raise _wrong("Networks", found, f"a list of at most {_MOST_NETWORKS}")
+    return tuple(_network(one) for one in found)
+
+
+def _network(written: object) -> Prefix:
+    """Read a prefix. Python takes any text for an IPv6 address's zone (after %), also a command; so there may be none.
+
+    The networks come into lines that wg-quick runs as root (`ngp.tenant.policy`).
+    """
     try:
-        return tuple(ip_network(one) for one in found if isinstance(one, str) or _refuse_network(one))
+        if isinstance(written, str) and "%" not in written:
+            return ip_network(written)
     except ValueError:
-        raise _wrong("Networks", found, "prefixes") from None
-
-
-def _refuse_network(one: object) -> bool:
-    raise _wrong("Networks", one, "prefixes")
+        pass
+    raise _wrong("Networks", written, "prefixes")
 
 
 def _sat(answer: Answer, key: str) -> int:

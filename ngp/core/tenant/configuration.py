@@ -86,7 +86,7 @@ def _endpoint(peer: Answer) -> str:
         port = int(port) if re.fullmatch(r"[0-9]{1,5}", port) else port
     port_number = _number("endpoint_port", port, 1, 65535)
     bare = host[1:-1] if isinstance(host, str) and host.startswith("[") and host.endswith("]") else host
-    if not isinstance(bare, str):
+    if not isinstance(bare, str) or "%" in bare:  # Python takes any text, even lines, for an IPv6 address's zone
         raise _wrong("endpoint_host", host, "a host")
     try:
         return join_host_port(str(ip_address(bare)), port_number)
