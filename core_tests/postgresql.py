@@ -15,11 +15,14 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from functools import cache
 from glob import glob
 from pathlib import Path
 
 import psycopg
+
+from core_tests.shell import await_until
 
 _URL = "NGPT_POSTGRESQL"
 _START_S = 60.0
@@ -82,10 +85,14 @@ class Server:
         return [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
 
     def kill(self) -> None:
-        """Kill every process of the server, as a crash of its machine would."""
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+        """Kill every process of the server, as a crash of its machine would; return when all are gone."""
+        self._postmaster.send_signal(signal.SIGSTOP)  # it makes no more of them
+        pids = self.processes()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._postmaster.wait()
+        await_until(lambda: not any(map(_lives, pids)), _START_S, "the end of the server's processes")
 
     def close(self) -> None:
         """End the server, and remove its folder."""
@@ -103,6 +110,13 @@ def _program(name: str) -> str:
     found = shutil.which(name) or max(glob(f"/usr/lib/postgresql/*/bin/{name}"), default="")
     assert found, f"{name} not found: apt install postgresql"
     return found
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _end_with_us() -> None:
