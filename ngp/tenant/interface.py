@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
+from ipaddress import ip_address
 from pathlib import Path
 
+from ngp.core.messages import Address
 from ngp.errors import ConfigError, KernelError
 
 WG_QUICK_S = 60.0
@@ -20,6 +23,16 @@ def is_up(interface: str) -> bool:
         return socket.if_nametoindex(interface) > 0
     except OSError:
         return False
+
+
+def own_addresses(but: str) -> list[Address]:
+    """Return this host's addresses on all interfaces except one; empty if they can't be found."""
+    try:
+        done = subprocess.run(("ip", "-j", "address"), capture_output=True, timeout=WG_QUICK_S, check=True)
+        found = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+    return [ip_address(one["local"]) for each in found if each["ifname"] != but for one in each["addr_info"]]
 
 
 def bring_up(path: Path) -> None:

@@ -20,7 +20,7 @@ from ngp.core.tenant.configuration import TunnelConfiguration, wg_quick_text
 from ngp.core.tenant.terms import SaleTerms
 from ngp.core.values import DecodedInvoice
 from ngp.errors import LandlordError, PaymentError, PeerError, UsageError
-from ngp.tenant import policy
+from ngp.tenant import interface, policy
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.https import FingerprintError, HttpsLandlord, RefusedError
 
@@ -144,7 +144,15 @@ def keep_configuration(
                     f"the landlord's configuration has the address {one}, which isn't of the rented networks "
                     f"{', '.join(map(str, status.networks)) or '(none)'}: no file was written; ask the landlord"
                 )
-    more = policy.lines(configuration, status.networks if status else (), tunnel.public_key) if keeps_route else ()
+    networks = status.networks if status is not None else ()
+    ours = interface.own_addresses(but=tunnel.interface)
+    for network in (*networks, *(one.network for one in configuration.addresses)):
+        if taken := next((one for one in ours if one in network), None):
+            raise LandlordError(
+                f"the landlord says that {network} is rented, but {taken} is this host's already: no file was "
+                "written, as the host's own packets would go to the landlord; ask the landlord"
+            )
+    more = policy.lines(configuration, networks, tunnel.public_key) if keeps_route else ()
     text = wg_quick_text(configuration, tunnel.private_key, shutil.which("resolvconf") is not None, more)
     path = home.keep_conf(tunnel, text)
     linked, why_not = _link(path)

@@ -128,7 +128,8 @@ def test_an_interface_has_a_name_that_linux_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    "network", ["2001:db8::%x; reboot/128", "fe80::%a\nPostUp = y/64", "192.0.2.7/24", 5, "", "::/129"]
+    "network",
+    ["2001:db8::%x; reboot/128", "fe80::%a\nPostUp = y/64", "192.0.2.7/24", 5, "", "::/129", "0.0.0.0/0", "::/0"],
 )
 def test_networks_that_are_none(network: object) -> None:
     with pytest.raises(AnswerError, match="Networks"):

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,7 @@ from ngp import cli
 from ngp.core.tenant.answers import read_status
 from ngp.core.tenant.configuration import read_configuration
 from ngp.errors import ExitCode
-from ngp.tenant import policy
+from ngp.tenant import interface, policy
 from tests.tenant.stand_in import StandIn
 from tests.tenant.test_autopay import FIRST_SAT, Told, keeper, quiet_log
 
@@ -122,6 +123,15 @@ def test_the_file_keeps_the_hosts_own_route(router: Router) -> None:
     undone = [line for line in lines if line.startswith("PreDown")]
     assert [line.replace("PostUp", "PreDown").replace("rule add", "rule del") for line in rules] == undone
     subprocess.run(["wg-quick", "strip", str(conf)], capture_output=True, check=True)
+
+
+def test_a_landlord_that_lets_this_hosts_own_network_gets_none_of_its_packets(router: Router) -> None:
+    assert ip_address("127.0.0.1") in interface.own_addresses(but="none")
+    router.trust()
+    with mock.patch("ngp.tenant.interface.own_addresses", lambda but: [ip_address("2001:db8:7::9")]):
+        done = router.rent("new", "example", "--yes")
+    assert done.returncode == ExitCode.OTHER and "this host's already" in done.stderr
+    assert not (router.tenant / "WireGuardConfigFiles").exists()
 
 
 def test_a_limit_does_not_bind_the_user_but_the_budget_does(router: Router) -> None:

@@ -19,6 +19,8 @@ from ngp.core.tenant.terms import SaleTerms
 MOST_SAT = 21_000_000 * 100_000_000
 MOST_TIME_S = 1 << 40
 MOST_RATE_SAT_S = 1e6
+WIDEST_BITS: Mapping[int, int] = {4: 16, 6: 32}
+"""The largest networks that are believed: packets from a wider one would be most of what the host sends."""
 _MOST_NETWORKS = 16
 _MOST_TEXT = 4096
 
@@ -127,7 +129,9 @@ def _network(written: object) -> Prefix:
     """
     try:
         if isinstance(written, str) and "%" not in written:
-            return ip_network(written)
+            found = ip_network(written)
+            if found.prefixlen >= WIDEST_BITS[found.version]:
+                return found
     except ValueError:
         pass
     raise _wrong("Networks", written, "prefixes")
