@@ -138,25 +138,28 @@ def test_any_values_of_real_keys_give_settings_or_an_error(pairs: list[tuple[str
     outcome("\n".join(("MESH_INTERFACES: eth1", *(f"{name}: {value}" for name, value in pairs))))
 
 
-OFFER_WORDS = ["name: a", "name: b", "ipv4: 32", "ipv4: none", "ipv6: 56", "ipv6: 129", "pools: 10.9.0.0/24"]
-OFFER_WORDS += ["pools: [10.9.0.0/24, '2001:db8::/48']", "rent: 0", "rent: 1 sat", "price: 0", "rate: 1 MB/s"]
-OFFER_WORDS += ["credit_max: 1000 sat", "payment_min: 500 sat", "payment_min: 1 msat", "reserved_time: 0", "except: 1"]
-ENTRIES = st.lists(st.sampled_from(OFFER_WORDS), max_size=4).map(lambda words: f"{{{', '.join(words)}}}")
-POOL_WORDS = ["10.9.0.0/24", "10.9.0.0/28", "'2001:db8::/48'", "{prefix: 10.9.0.0/24, except: 10.9.0.0/25}"]
-POOL_WORDS += ["{prefix: 10.9.0.0/24, except: [10.9.0.0/25, 10.9.0.128/25]}", "10.9.0.1/24", "0.0.0.0/0", "::/0"]
-LANDLORD_KEYS = [key.name for key in KEYS if key.name.startswith("LANDLORD_")]
-
-
-@given(
-    st.lists(st.sampled_from(POOL_WORDS), max_size=3),
-    st.lists(ENTRIES, max_size=3),
-    st.lists(st.tuples(st.sampled_from(LANDLORD_KEYS), VALUES), max_size=3, unique_by=lambda pair: pair[0]),
+OFFER_WORDS = ["ipv4: 32", "ipv4: none", "ipv6: 56", "ipv6: 129", "pools: 10.9.0.0/24", "rent: 0", "rent: 1 sat"]
+OFFER_WORDS += ["pools: [10.9.0.0/24, '2001:db8::/48']", "price: 0", "rate: 1 MB/s", "rate: none", "except: 1"]
+OFFER_WORDS += ["credit_max: 1000 sat", "payment_min: 500 sat", "payment_min: 1 msat", "reserved_time: 1 day"]
+TERMS = st.lists(st.sampled_from(OFFER_WORDS), max_size=3, unique_by=lambda word: word.partition(":")[0])
+NAMES = st.sampled_from(["a", "b", "c", "d"])
+OFFERS = st.lists(st.tuples(NAMES, TERMS), max_size=3, unique_by=lambda offer: offer[0])
+POOL_WORDS = ["10.9.0.0/24", "10.8.0.0/28", "'2001:db8::/48'", "{prefix: 10.7.0.0/24, except: 10.7.0.0/25}"]
+ODD_POOLS = ["{prefix: 10.9.0.0/24, except: [10.9.0.0/25, 10.9.0.128/25]}", "10.9.0.1/24", "10.9.0.0/25", "::/0"]
+POOLS = st.lists(st.sampled_from([*POOL_WORDS * 4, *ODD_POOLS]), min_size=1, max_size=3, unique=True)
+LANDLORD_KEYS = [key for key in KEYS if key.name.startswith("LANDLORD_")]
+PAIRS = st.sampled_from(LANDLORD_KEYS).flatmap(
+    lambda key: st.tuples(st.just(key.name), st.one_of(st.just(key.default), VALUES))
 )
+
+
+@given(POOLS, OFFERS, st.lists(PAIRS, max_size=2, unique_by=lambda pair: pair[0]))
 def test_any_landlord_gives_settings_or_an_error(
-    pools: list[str], offers: list[str], pairs: list[tuple[str, str]]
+    pools: list[str], offers: list[tuple[str, list[str]]], pairs: list[tuple[str, str]]
 ) -> None:
+    entries = [f"{{{', '.join((f'name: {name}', *terms))}}}" for name, terms in offers]
     lines = {"LANDLORD_POOLS": f"[{', '.join(pools)}]", "LANDLORD_OUTSIDE": "eth0"}
-    lines |= {"LANDLORD_OFFERS": f"[{', '.join(offers)}]"} if offers else {}
+    lines |= {"LANDLORD_OFFERS": f"[{', '.join(entries)}]"} if entries else {}
     outcome("\n".join(("LANDLORD: yes", *(f"{name}: {value}" for name, value in {**lines, **dict(pairs)}.items()))))
 
 
