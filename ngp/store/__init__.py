@@ -33,7 +33,7 @@ def at(state_dir: Path, url: str | None = None, identity: bytes = b"") -> Store:
         from ngp.store.postgresql import PostgresStore
     except ImportError as error:
         raise LedgerError(
-            f"LEDGER: a postgresql:// URL needs the package psycopg ({error}): install ngp[postgresql], in a checkout "
-            "with build-env/bin/pip wheel '.[postgresql]'"
+            f"LEDGER: a postgresql:// URL needs the package psycopg ({error}): install ngp[postgresql], "
+            "as the operator's guide says"
         ) from error
     return PostgresStore(url, identity, state_dir / FILE)

@@ -176,6 +176,17 @@ def test_a_daemon_that_was_cut_off_writes_nothing_after_another_one_did(
     assert places[0].audit(60.0) == ([], "")
 
 
+def test_a_database_that_was_restored_under_a_daemon_gets_nothing_more(tmp_path: Path) -> None:
+    adapter = Postgresql(tmp_path)
+    with closing(adapter.store.open()) as ledger:
+        ledger.commit(PAID)
+        adapter.execute("UPDATE state SET value = value - 1 WHERE name = 'commits'")
+        for _ in range(2):
+            with pytest.raises(LedgerError, match="the database was restored; start ngp again"):
+                ledger.commit([account(paid_msat=5)])
+    assert adapter.store.audit(60.0) == ([], "")
+
+
 # --- commits in doubt -------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +325,17 @@ def test_without_an_identity_there_is_no_ledger_yet(tmp_path: Path) -> None:
     assert not place_.exists()
     with pytest.raises(LedgerError, match="no identity.key yet"):
         place_.open()
+
+
+def test_without_the_driver_the_error_says_how_to_install_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['psycopg'] = None\n"
+        "from pathlib import Path\nfrom ngp import store\nfrom ngp.errors import LedgerError\n"
+        "try: store.at(Path('.'), 'postgresql://ann:s3cret@db/x', bytes(32))\n"
+        "except LedgerError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert "ngp[postgresql]" in said and "s3cret" not in said
 
 
 # --- the fight --------------------------------------------------------------------------------------------------------

@@ -146,7 +146,8 @@ class PostgresLedger(SqlLedger):
             connection.execute("BEGIN")
             try:
                 yield statements
-                tables.number(statements, number)
+                if not tables.number(statements, number):
+                    raise self._lost()
             except BaseException:
                 _undo(connection)
                 raise
@@ -175,9 +176,14 @@ class PostgresLedger(SqlLedger):
             self._written |= {id(one): one for one in self._in_doubt}
         elif found != self._number:
             connection.close()
-            self._broken = "another daemon wrote to it while this one was cut off, or the database was restored"
-            raise LedgerError(f"ledger {self._place}: {self._broken}; start ngp again")
+            raise self._lost()
         self._connection, self._number, self._in_doubt = connection, found, None
+
+
+    def _lost(self) -> LedgerError:
+        """Return the error for a database that isn't as this daemon left it; from now on nothing more is written."""
+        self._broken = "another daemon wrote to it while this one was cut off, or the database was restored"
+        return LedgerError(f"ledger {self._place}: {self._broken}; start ngp again")
 
 
 def _undo(connection: Connection) -> None:

@@ -84,9 +84,12 @@ def count(connection: Connection) -> int:
     return int(found[0]) if found else 0
 
 
-def number(statements: dialect.Statements, value: int) -> None:
-    """Give the present transaction its number."""
-    statements.execute(rows.PUT_STATE, (_COUNT, value))
+def number(statements: dialect.Statements, value: int) -> bool:
+    """Give the present transaction its number. Returns whether it is the one after the last."""
+    changed = statements.execute(
+        "UPDATE state SET value = ? WHERE name = ? AND value = ?", (value, _COUNT, value - 1)
+    ).rowcount
+    return changed == 1
 
 
 # --- networks, which all landlords of the database share --------------------------------------------------------------
