@@ -16,7 +16,7 @@ from ngp.modules.tunnel import host, rules
 from ngp.modules.tunnel.device import Device
 from ngp.modules.tunnel.host import Host, read_sysctl, refuse_taken_port
 
-_FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+_FORWARDING = {4: "ipv4/conf/{}/forwarding", 6: "ipv6/conf/all/forwarding"}  # IPv6 knows one switch for all
 _KIND, _NAMED = "kernel", 3
 
 
@@ -68,16 +68,10 @@ def _port(desired: DesiredTunnel) -> Check:
 
 def _forwarding(desired: DesiredTunnel) -> Iterator[Check]:
     for version in sorted({pool.version for pool in desired.pools}):
-        keys = (_FORWARDING[version], *_own_forwarding(version, desired.outside))
-        off = [key for key in keys if read_sysctl(key) == "0"]
-        remedy = f"sysctl -w {' '.join(f'net/{each}=1' for each in off)}" if off else ""
-        found = f"forwarding is off: {', '.join(off)}" if off else "forwarding is on"
-        yield Check(f"IPv{version} to tenants", not off, found, remedy, _KIND)
-
-
-def _own_forwarding(version: int, interface: str) -> tuple[str, ...]:
-    """An interface's own switch; for IPv6 it doesn't decide about forwarding."""
-    return (f"ipv4/conf/{interface}/forwarding",) if version == 4 else ()
+        key = _FORWARDING[version].format(desired.outside)
+        is_off = read_sysctl(key) == "0"
+        found = f"forwarding is {'off' if is_off else 'on'}: net/{key}"
+        yield Check(f"IPv{version} to tenants", not is_off, found, f"sysctl -w net/{key}=1" if is_off else "", _KIND)
 
 
 def _pools(desired: DesiredTunnel, own: Sequence[OwnAddress], answered_max: Mapping[int, int]) -> Iterator[Check]:

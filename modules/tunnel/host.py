@@ -55,10 +55,11 @@ class Host:
         """Return the interfaces that this port made."""
         return [each for each in rtnetlink.interfaces(self.kernel) if each.alias.startswith(ALIAS)]
 
-    def is_ours(self, index: int) -> bool:
-        """Say whether an interface exists and is one that this port made."""
+    def is_up(self, index: int) -> bool:
+        """Say whether an interface exists, is up, and is one that this port made."""
         try:
-            return rtnetlink.ask_link(self.kernel, index).alias.startswith(ALIAS)
+            link = rtnetlink.ask_link(self.kernel, index)
+            return link.is_up and link.alias.startswith(ALIAS)
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
@@ -144,10 +145,17 @@ class Host:
 def _bring(
     standing: set[_Thing], wanted: set[_Thing], add: Callable[[_Thing], None], remove: Callable[[_Thing], None]
 ) -> None:
+    """Make a set of things exactly as wanted. What is refused stops nothing else; the first refusal is raised."""
+    refusals = []
     for thing in wanted - standing:
-        add(thing)
+        try:
+            add(thing)
+        except KernelError as error:
+            refusals.append(error)
     for thing in standing - wanted:
         remove(thing)
+    if refusals:
+        raise refusals[0]
 
 
 def _or_gone(deed: Callable[[], None]) -> None:

@@ -57,7 +57,7 @@ class WireGuard:
         """Say whether what `set_up` made still exists, at little cost. Raises: KernelError."""
         desired, _ = self._standing()
         with _errors(f"tunnel {desired.interface} can't be looked at"):
-            return self._host().is_ours(self._index) and rules.stand()
+            return self._host().is_up(self._index) and rules.stand()
 
     def read(self) -> list[PeerReading]:
         """Return what the tunnel knows of its peers. Raises: KernelError."""
