@@ -31,7 +31,12 @@ _SLOWEST_POLL_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """An invoice that is for what was asked. Attributes: made_at_s: UTC, by the landlord's clock."""
+    """An invoice that is for what was asked.
+
+    Attributes:
+        made_at_s: by the landlord's clock as its status has it, which may lag behind that of its invoices.
+        expires_at_s: UTC.
+    """
 
     asked: Asked
     decoded: DecodedInvoice
@@ -74,7 +79,7 @@ def ask(
     faults = faults_of_invoice(asked, decoded, amount_sat * SAT_MSAT, offered, is_first)
     if faults:
         raise LandlordError(f"landlord {landlord.place}: {'; '.join(faults)}; nothing was paid")
-    return Quote(asked, decoded, parsed.timestamp_s, parsed.timestamp_s + parsed.expiry_s)
+    return Quote(asked, decoded, asked.status.now_s, parsed.timestamp_s + parsed.expiry_s)
 
 
 def refuse_wrong_start(landlord: HttpsLandlord, tunnel: Tunnel | None, wants_new: bool) -> None:
@@ -117,7 +122,7 @@ def wait_until_paid(landlord: HttpsLandlord, tunnel: Tunnel, quote: Quote, tell:
             pause_s = POLL_S
             if status.payments > before.payments and status.paid_msat >= before.paid_msat + quote.amount_msat:
                 return status
-            if not status.has_unpaid and time.time() + POLL_S < quote.expires_at_s:
+            if not status.unpaid_invoice and time.time() + POLL_S < quote.expires_at_s:
                 raise PaymentError(
                     "the landlord withdrew the invoice: it was not paid; if you paid it nevertheless, "
                     "`staticIP GetRentalStatus` shows whether it arrived"

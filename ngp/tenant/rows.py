@@ -37,7 +37,7 @@ def rental_row(tunnel: Tunnel, landlord: str, status: Status) -> Row:
         "payments": status.payments,
         "started_at": iso(status.started_at_s),
         "paid_until": iso(paid_until),
-        "unpaid_invoice": status.has_unpaid,
+        "unpaid_invoice": status.unpaid_invoice or None,
     }
 
 

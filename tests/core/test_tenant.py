@@ -203,7 +203,7 @@ def test_credit_is_what_was_paid_less_the_rent_since_then() -> None:
 def status(account: Account, at_s: int, **changes: Any) -> Status:
     fitting = Status(
         account.networks, account.started_at_s, at_s, 0, account.credit_msat(at_s), account.rate_sat_s,
-        account.paid_msat, account.payments, account.activation_fee_msat, False,
+        account.paid_msat, account.payments, account.activation_fee_msat, "",
     )  # fmt: skip
     return replace(fitting, **changes)
 

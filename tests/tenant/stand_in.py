@@ -55,6 +55,7 @@ class StandIn:
     """A landlord. `twists` change the answer of a verb; `raw` replaces it with bytes; `silent` never answers.
 
     Attributes:
+        lags_s: how far its status lags behind the clock, as it counts the seconds that its machine has run.
         is_paid: says whether an invoice was paid, by its payment hash.
         make_invoice: returns a BOLT11 invoice and its payment hash.
     """
@@ -71,6 +72,7 @@ class StandIn:
     raw: dict[str, bytes] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     ahead_s: int = 0
+    lags_s: int = 0
     port: int = 0
     pin: str = ""
     calls: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -88,7 +90,7 @@ class StandIn:
         return self.rent / MONTH_S
 
     def now(self) -> int:
-        return int(time.time()) + self.ahead_s
+        return int(time.time()) + self.ahead_s - self.lags_s
 
     def answer(self, verb: str, form: dict[str, str]) -> Answer:
         with self._lock:
@@ -117,7 +119,6 @@ class StandIn:
         rental.asked_at, rental.asked_rate = self.now(), self.rate
         make = self.make_invoice or self.plain_invoice
         rental.bolt11, rental.payment_hash = make(rental.due * 1000, self.expiry_s)
-        rental.asked_at = invoice.read(rental.bolt11).timestamp_s
         if first:
             rental.started_at = rental.asked_at
         return {
@@ -131,8 +132,9 @@ class StandIn:
     def plain_invoice(self, amount_msat: int, expiry_s: int) -> tuple[str, bytes]:
         payment_hash = secrets.token_bytes(32)
         text = invoice.write(
-            key=self._key, prefix="bcrt", amount_msat=amount_msat, timestamp_s=self.now(), expiry_s=expiry_s,
-            payment_hash=payment_hash, payment_secret=secrets.token_bytes(32), memo="rent", metadata=b"",
+            key=self._key, prefix="bcrt", amount_msat=amount_msat, timestamp_s=self.now() + self.lags_s,
+            expiry_s=expiry_s, payment_hash=payment_hash, payment_secret=secrets.token_bytes(32), memo="rent",
+            metadata=b"",
         )  # fmt: skip
         return text, payment_hash
 

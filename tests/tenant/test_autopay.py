@@ -262,6 +262,17 @@ def test_a_landlord_whose_clock_is_ahead(keeper: Keeper) -> None:
         keeper.run()
 
 
+def test_a_landlord_that_counts_only_the_seconds_that_it_has_run(keeper: Keeper) -> None:
+    keeper.run()
+    keeper.landlord.lags_s = 7200
+    set_limits(keeper, target_credit=6000, target_time_s=10**9)
+    keeper.run()
+    (rental,) = keeper.landlord.rentals.values()
+    assert rental.payments > 3
+    with mock.patch("time.time", lambda now=time.time: now() + 3600):  # an hour later
+        keeper.run()
+
+
 def test_a_landlord_that_forgot_the_rental(keeper: Keeper) -> None:
     keeper.run()
     keeper.landlord.rentals.clear()

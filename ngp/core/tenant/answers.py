@@ -38,7 +38,7 @@ class Status:
     Attributes:
         credit_msat: rounded down; negative while back rent is owed.
         left_s: how long the credit lasts.
-        has_unpaid: an invoice of this rental waits for its payment.
+        unpaid_invoice: one of this rental that waits for its payment, BOLT11; "".
     """
 
     networks: tuple[Prefix, ...]
@@ -50,7 +50,7 @@ class Status:
     paid_msat: int
     payments: int
     activation_fee_msat: int
-    has_unpaid: bool
+    unpaid_invoice: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,7 @@ def read_asked(answer: Answer) -> Asked:
 
 def read_status(answer: Answer) -> Status:
     """Read a rental's status. Raises: AnswerError."""
-    unpaid = answer.get("unpaid_invoice")
-    if unpaid is not None and not isinstance(unpaid, str):
-        raise _wrong("unpaid_invoice", unpaid, "a text or null")
+    unpaid = "" if answer.get("unpaid_invoice") is None else _text(answer, "unpaid_invoice")
     return Status(
         networks=_networks(answer),
         started_at_s=int(_number(answer, "start_time", 0, MOST_TIME_S)),
@@ -98,7 +96,7 @@ def read_status(answer: Answer) -> Status:
         paid_msat=_sat(answer, "total_paid"),
         payments=_whole(answer, "NumberOfPayments", MOST_SAT),
         activation_fee_msat=_sat(answer, "ActivationFee"),
-        has_unpaid=unpaid is not None,
+        unpaid_invoice=unpaid,
     )
 
 
