@@ -1,17 +1,22 @@
-"""A gateway whose ledger is in PostgreSQL: daemon and server die, and no msat is lost or counted twice."""
+"""Daemons whose ledgers are in PostgreSQL: a gateway whose server dies, and landlords that let from one pool."""
 
 from __future__ import annotations
 
 import json
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from core_tests import traffic
-from core_tests.lab import Lab
+from core_tests.daemon import Daemon
+from core_tests.lab import End, Lab
 from core_tests.postgresql import Server
 from core_tests.shell import await_until
+from core_tests.staticwire import LandlordRefuses
+from core_tests.test_landlord import NET_CONF, TUNNEL, Renting
 from core_tests.trade import SETTLED_S, Trade, open_trade, restart
 
 
@@ -28,15 +33,15 @@ def await_sums(trade: Trade) -> None:
     assert earned["charged_msat"] == sum(row["charged_msat"] for row in trade.sold())
 
 
-def rows(trade: Trade, verb: str) -> list[dict[str, Any]]:
+def rows(daemon: Daemon, verb: str) -> list[dict[str, Any]]:
     """Return what a verb lists; it is told which net.conf says where the ledger is."""
-    done = trade.gateway.cli(verb, "--json", "--config", str(trade.gateway.config))
+    done = daemon.cli(verb, "--json", "--config", str(daemon.config))
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
 
 
-def look(trade: Trade) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in rows(trade, "check")}
+def look(daemon: Daemon) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in rows(daemon, "check")}
 
 
 def test_a_gateway_keeps_its_books_in_a_database_that_dies_and_comes_back(lab: Lab) -> None:
@@ -64,15 +69,48 @@ def test_a_gateway_keeps_its_books_in_a_database_that_dies_and_comes_back(lab: L
         await_sums(trade)
         copy = lab.folder / "copy.db"
         assert trade.gateway.cli("backup", str(copy)).returncode == 0 and copy.stat().st_mode & 0o777 == 0o600
-        checks = look(trade)
+        checks = look(trade.gateway)
         assert checks["ledger"]["ok"] and checks["books"]["ok"], checks
         paid = trade.earned()["paid_msat"]
         trade.gateway.stop()
-        assert [row["paid_msat"] for row in rows(trade, "accounts")] == [paid], "read without a daemon"
-        checks = look(trade)
+        assert [row["paid_msat"] for row in rows(trade.gateway, "accounts")] == [paid], "read without a daemon"
+        checks = look(trade.gateway)
         assert checks["ledger"]["ok"] and "postgresql://ngp@" in str(checks["ledger"]), checks
         assert "s3cret" not in trade.gateway.log() + str(checks)
         assert not (trade.gateway.state_dir / "ledger.db").exists()
         with psycopg.connect(server.url) as connection:
             found = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'ngp\\_%'").fetchall()
         assert len(found) == 1, "a restart made no second ledger"
+
+
+def test_landlords_with_one_pool_let_no_address_twice(lab: Lab, tmp_path: Path) -> None:
+    with closing(Server()) as server:
+        east, west = (landlord(lab, tmp_path, name, server.url) for name in ("east", "west"))
+        first, second = east.rent(), west.rent()
+        assert east.row(first)["networks"] == ["198.51.100.0/32"]
+        assert west.row(second)["networks"] == ["198.51.100.1/32"]
+        for one in (east, west):
+            with pytest.raises(LandlordRefuses, match="all addresses of this offer are let"):
+                one.rent()
+        east.daemon.kill9()
+        with pytest.raises(LandlordRefuses, match="are let"):
+            west.rent()
+        east.daemon.start()
+        assert east.row(first)["state"] == "active"
+        assert west.daemon.cli("rentals", "release", "198.51.100.1", "--yes").returncode == 0
+        assert east.row(east.rent())["networks"] == ["198.51.100.1/32"], "what the other gave back"
+        with pytest.raises(LandlordRefuses, match="are let"):
+            west.rent()
+        for one in (east, west):
+            one.daemon.stop()
+            assert look(one.daemon)["books"]["ok"]
+
+
+def landlord(lab: Lab, folder: Path, name: str, url: str) -> Renting:
+    """Return a landlord of its own network, whose pool and database are the same for all."""
+    router, outside = lab.host(name, forward=True), lab.host(f"outside-{name}")
+    lab.link(End(router, "wan0", "203.0.113.1/24"), End(outside, "wan0", "203.0.113.2/24"))
+    lab.await_carriers()
+    shared = {"LANDLORD_POOLS": ["198.51.100.0/31"], "LANDLORD_INTERFACE": f"{TUNNEL}{name[0]}", "LEDGER": url}
+    (folder / name).mkdir()
+    return Renting(router.daemon(NET_CONF | shared), router, outside, folder / name)
