@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def rental_row(tunnel: Tunnel, landlord: str, status: Status) -> Row:
-    """Return a tenant's rental. Times are by our clock."""
+    """Return a tenant's rental. Times are by our clock; what the landlord doesn't say over HTTPS is None."""
     shift_s = time.time() - status.now_s
     paid_until = int(status.now_s + shift_s + status.left_s)
     state = "pending" if not status.payments else "active" if status.credit_msat > 0 else "reserved"
@@ -27,8 +27,10 @@ def rental_row(tunnel: Tunnel, landlord: str, status: Status) -> Row:
         "peer": landlord,
         "wireguard_key": tunnel.public_key,
         "networks": [str(one) for one in status.networks],
+        "offer": None,
         "face": "https",
         "rent_msat_per_month": rent_of_month_msat(status.rate_sat_s),
+        "price_msat_per_gib": None,
         "activation_fee_msat": fee_msat,
         "paid_msat": status.paid_msat,
         "charged_msat": status.paid_msat - fee_msat - status.credit_msat,
@@ -36,8 +38,15 @@ def rental_row(tunnel: Tunnel, landlord: str, status: Status) -> Row:
         "credit_msat": status.credit_msat,
         "payments": status.payments,
         "started_at": iso(status.started_at_s),
+        "rate_since": None,
         "paid_until": iso(paid_until),
+        "reserved_until": None,
         "unpaid_invoice": status.unpaid_invoice or None,
+        "used_to_bytes": None,
+        "used_from_bytes": None,
+        "endpoint": None,
+        "last_handshake": None,
+        "real_money": None,
     }
 
 

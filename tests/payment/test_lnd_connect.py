@@ -189,3 +189,23 @@ def test_each_error_of_a_macaroon_is_mended_by_its_own_remedy(tmp_path: Path) ->
         (found,) = asyncio.run(payment.check(spends=True))
         assert not found.ok and says in found.found and found.remedy.startswith("lncli bakemacaroon") is bakes
         assert found.remedy.endswith("; chmod 600 ngp.macaroon") is bakes  # ngp refuses the mode that lncli gives
+
+
+# --- a node on this machine -------------------------------------------------------------------------------------------
+
+
+def test_a_node_in_a_usual_place_is_found_with_the_mode_that_lnd_gives_its_macaroon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ngp.modules.payment.lnd_connect.USUAL_FOLDERS", (str(tmp_path / "none"), str(tmp_path)))
+    assert LndPayment.find_local() == ""
+    pem = certificate()
+    (tmp_path / "tls.cert").write_bytes(pem)
+    folder = tmp_path / "data" / "chain" / "bitcoin" / "testnet4"
+    folder.mkdir(parents=True)
+    assert LndPayment.find_local() == ""
+    (folder / "admin.macaroon").write_bytes(SECRET)
+    (folder / "admin.macaroon").chmod(0o640)
+    found = parse_uri(LndPayment.find_local(), "it")
+    assert (found.target, found.macaroon) == ("localhost:10009", SECRET)
+    assert x509.load_pem_x509_certificate(found.certificate) == x509.load_pem_x509_certificate(pem)
