@@ -366,6 +366,12 @@ def test_a_preimage_proves_a_payment_once_and_any_other_is_none(landlord: Landlo
 def test_an_unpaid_invoice_is_told_until_every_client_has_given_it_up(landlord: Landlord) -> None:
     """A client that is told of no invoice believes that it is paid. Its clock may be behind; we may be killed."""
     landlord.rent(1, 1000)
+    expired = landlord.ask(1, 600)
+    assert expired is not None
+    landlord.at(630)
+    assert landlord.status(1).unpaid_invoice == expired.bolt11
+    landlord.at(60)
+    assert landlord.status(1).unpaid_invoice == ""
     first = landlord.ask(1, 600)
     assert first is not None
     landlord.at(300)

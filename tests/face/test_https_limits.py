@@ -25,7 +25,7 @@ from core_tests.staticwire import LandlordRefuses, Session, Tenant, request_byte
 from ngp.errors import RentalError
 from ngp.modules.face.first_invoices import FirstInvoices
 from ngp.modules.face.http import Bounds
-from ngp.modules.face.https import Limits
+from ngp.modules.face.https import Limits, _who
 from ngp.modules.face.staticwire import PATHS, TERMS
 
 HASTY = Bounds(head_bytes=1024, body_bytes=512, idle_s=0.6, request_s=0.3, reply_s=0.3)
@@ -184,6 +184,11 @@ def test_if_all_places_are_taken_the_one_without_a_request_for_longest_makes_roo
             one.close()
         tenant.session.close()
         await_none(shop)
+
+
+def test_all_addresses_of_an_ipv6_subnet_are_one_sender() -> None:
+    assert _who("2001:db8::1") == _who("2001:db8::ffff:2") == _who("2001:db8::3%eth0")
+    assert len({_who("2001:db8::1"), _who("2001:db8:0:1::1"), _who("192.0.2.1"), _who("192.0.2.2")}) == 4
 
 
 def test_handshakes_of_one_address_are_bounded(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from let import FEE, MONTH_S, RENT, SAT, offer
@@ -20,9 +21,9 @@ from shop import ENDPOINTS, Shop, terms_of_shop
 from core_tests.staticwire import Books, HeldToTheRules, LandlordRefuses, Tenant, new_key, tls_context, wg_text
 from ngp.core import events as ev
 from ngp.core.records import PaymentKind
-from ngp.errors import LedgerError
+from ngp.errors import LedgerError, RentalError
 from ngp.modules.face.https import Limits
-from ngp.modules.face.staticwire import PATHS, tunnel_address
+from ngp.modules.face.staticwire import PATHS, read_form, tunnel_address
 
 
 @pytest.fixture
@@ -323,6 +324,12 @@ def test_an_amount_that_is_not_offered_is_refused_with_the_limit(
 def test_what_is_no_wireguard_key_is_refused(tenant: Tenant, path: str, key: str) -> None:
     status, content = tenant.session.post(path, {"WireGuardPubKey": key, "amount": 1100})
     assert status == 200 and list(content) == ["Error"] and "wg pubkey" in content["Error"]
+
+
+def test_a_field_that_is_sent_twice_is_refused() -> None:
+    """Which of two amounts would count?"""
+    with pytest.raises(RentalError, match="twice"):
+        read_form(urlencode([("WireGuardPubKey", "x"), ("amount", 1100), ("amount", 2000)]).encode())
 
 
 def test_an_unknown_key_is_an_error_and_not_a_traceback(shop: Shop, tenant: Tenant) -> None:
