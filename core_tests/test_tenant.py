@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import random
 import secrets
+import socket
 import subprocess
 import time
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +21,9 @@ from core_tests.daemon import Daemon, ngp_command
 from core_tests.host import Host
 from core_tests.lab import End, Lab
 from core_tests.shell import await_until
+from core_tests.staticwire import Session, Tenant
 from ngp.errors import ExitCode
+from ngp.modules.payment.sandbox import SandboxPayment
 from ngp.tenant.books import BooksFile
 
 V4, V6 = "198.51.100.1", "2001:db8:100::1"
@@ -126,6 +133,41 @@ def test_a_landlord_that_was_killed_and_one_with_another_certificate(market: Mar
     market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
     market.done("add", V4, "--amount", "500", "--yes")
     assert market.status()["payments"] == 2
+
+
+def test_static_ip_with_its_published_file_sends_all_traffic_through_the_tunnel(market: Market, tmp_path: Path) -> None:
+    home = market.tenant.folder / "home"
+    words = ["env", f"HOME={home}", str(Path(ngp_command()[0]).with_name("staticIP"))]
+    words += ["--rental_server_host", "203.0.113.1", "--rental_server_fingerprint", pin_of(market.daemon)]
+    waiting = market.tenant.popen(*words, "--json", "--amount", "1000", "AddCredit", stdout=subprocess.PIPE)
+    assert waiting.stdout is not None
+    asked = json.loads(waiting.stdout.readline())
+    assert asked["amount_msat"] == 49_000_000
+
+    async def pay() -> bytes:
+        node = SandboxPayment(tmp_path)
+        try:
+            return (await node.pay(asked["invoice"], 0, 30)).preimage
+        finally:
+            await node.close()
+
+    preimage = asyncio.run(pay())
+
+    def connect(place: tuple[str, int], timeout_s: float) -> socket.socket:
+        return market.third.socket_inside(lambda: socket.create_connection(place, timeout_s))
+
+    with closing(Session("203.0.113.1", 443, "", connect)) as session:
+        Tenant(session, base64.b64decode(asked["wireguard_key"])).status(Preimage=preimage.hex())
+    rest = waiting.communicate(timeout=60)[0]
+    assert waiting.returncode == 0 and json.loads(rest)[0]["state"] == "active"
+    (conf,) = (home / ".StaticWire" / "WireGuardConfigFiles").iterdir()
+    market.tenant.sh("wg-quick", "up", str(conf))
+    await_until(lambda: market.reached(V4), what="the rented IPv4 address answers")
+    await_until(lambda: market.reached(V6), what="the rented IPv6 address answers")
+    assert conf.stem in market.tenant.ip("route", "get", "203.0.113.3"), "as published: all of the machine's traffic"
+    (row,) = json.loads(market.tenant.sh(*words[:3], "--json", "GetRentalStatus"))
+    assert row["networks"] == [f"{V4}/32", "2001:db8:100::/64"]
+    market.tenant.sh("wg-quick", "down", str(conf))
 
 
 def test_autopay_that_is_killed_at_any_moment_pays_once(market: Market, request: pytest.FixtureRequest) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,31 @@ import yaml
 from ngp.errors import ConfigError, NgpError, RunningError
 
 _MOST_BYTES = 1 << 20
+_TOKEN_BYTES = 8
+_LEFT_S = 600.0
+"""After this time nobody goes on writing a file that is half written."""
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that only its owner can enter. Raises ConfigError."""
+    """Make a folder that only its owner can enter, and remove what killed processes left half written in it.
+
+    Raises: ConfigError.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in path.glob(f".*.{'[0-9a-f]' * (2 * _TOKEN_BYTES)}"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _LEFT_S:
+                    left.unlink()
     except OSError as error:
-        raise ConfigError(f"{path} can't be made: {error.strerror}; set HOME to a folder that you own") from error
+        raise ConfigError(
+            f"{path} can't be used: {error.strerror}; run this as its owner, or set HOME to a folder that you own"
+        ) from error
 
 
 def replace(path: Path, content: bytes) -> None:
     """Write a file of mode 0600; durable when it returns. Raises NgpError."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_BYTES)}")
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:

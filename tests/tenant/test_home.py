@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_a_new_tunnel_is_kept_beside_what_the_file_has(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="can't be made"):
+    with pytest.raises(ConfigError, match="can't be used"):
         Home(tmp_path / "file" / "home")
 
 
@@ -129,6 +130,16 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         files.replace(path, "no bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_half_written_goes_away_in_time(tmp_path: Path) -> None:
+    old, young = tmp_path / f".Config.yaml.{'0' * 16}", tmp_path / f".Config.yaml.{'1' * 16}"
+    for one in (old, young, tmp_path / ".other"):
+        one.write_text("")
+    os.utime(old, (1, 1))
+    os.utime(tmp_path / ".other", (1, 1))
+    Home(tmp_path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [young.name, ".other"]
 
 
 def test_a_lock_is_for_one(tmp_path: Path) -> None:
