@@ -88,7 +88,7 @@ def fault(name: str, imported: str) -> str | None:
         return None if allowed else "ports and errors know core values only"
     if within(imported, "ngp.modules"):
         return "modules are found by entry points, so that anybody can add one"
-    if within(imported, "ngp.store.sqlite") and not within(name, "ngp.store"):
+    if within(imported, "ngp.store.sqlite", "ngp.store.postgresql") and not within(name, "ngp.store"):
         return "ledgers are known by their port; ngp.store alone chooses one"
     if within(imported, "ngp.daemon") and not within(name, "ngp.daemon", "ngp.cli", "ngp.__main__"):
         return "only the command line knows the daemon"
@@ -153,6 +153,7 @@ def test_no_modules_of_the_core_import_each_other() -> None:
         ("ngp.daemon.loop", "from ngp.modules.link import udp"),
         ("ngp.store.sqlite.ledger", "from ngp.daemon import loop"),
         ("ngp.daemon.loop", "from ngp.store.sqlite.ledger import SqliteLedger"),
+        ("ngp.daemon.loop", "from ngp.store.postgresql import PostgresStore"),
         ("ngp.ports", "from ngp.daemon import loop"),
         ("ngp.daemon.loop", "from core_tests.lab import Lab"),
     ],

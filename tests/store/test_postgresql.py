@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -31,7 +32,7 @@ from ngp.ports import Ledger
 from ngp.store import schema
 from ngp.store.postgresql import PostgresStore, server
 from ngp.store.postgresql.ledger import PostgresLedger
-from ngp.store.sqlite import SqliteStore
+from ngp.store.sqlite import SqliteStore, file
 
 ROOT = Path(ngp.__file__).parent.parent
 R1, R2 = b"1" * 32, b"2" * 32
@@ -318,6 +319,25 @@ def test_a_backup_is_a_ledger_of_its_own_and_can_be_taken_over(
     (tmp_path / "ledger.db.moved").rename(tmp_path / "ledger.db")
     with pytest.raises(LedgerError, match="so does .*ledger.db. Move"):
         places[1].open()
+
+
+def test_a_file_whose_taking_over_was_cut_short_is_taken_over_once(
+    places: tuple[PostgresStore, PostgresStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(SqliteStore(tmp_path / "ledger.db").open()) as former:
+        former.commit(PAID)
+
+    def fails(_path: Path) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(file, "set_aside", fails)
+        with pytest.raises(LedgerError, match="ledger.db: .*read-only"):
+            places[0].open()
+    with closing(places[0].open()) as ledger:
+        assert len(list(ledger.journal())) == 1
+    assert (tmp_path / "ledger.db.moved").exists()
+    assert places[0].audit(60.0) == ([], "")
 
 
 def test_without_an_identity_there_is_no_ledger_yet(tmp_path: Path) -> None:

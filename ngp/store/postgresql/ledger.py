@@ -61,7 +61,7 @@ class PostgresLedger(SqlLedger):
             connection = _connect(place)
             try:
                 is_new = not tables.exists(connection, place)
-                if not is_new and former.exists():
+                if former.exists() and not is_new and tables.count(connection) > 1:
                     raise LedgerError(
                         f"ledger {place}: exists, and so does {former}. Move {former.name} away if the daemon last "
                         "used the database; otherwise write LEDGER: none"
@@ -74,7 +74,7 @@ class PostgresLedger(SqlLedger):
                     statements = Statements(connection)
                     tables.reconcile(statements, place)
                     tables.number(statements, tables.count(connection) + 1)
-                if is_new:
+                with file.translated(former):
                     file.set_aside(former)
                 return cls(place, connection)
             except BaseException:
@@ -117,7 +117,7 @@ class PostgresLedger(SqlLedger):
 
     def backup(self, target: Path) -> None:
         """Write the ledger to a file of SQLite, which can also be used as a ledger without this database."""
-        with file.translated(Path(str(target))), closing(file.scratch()) as copy:
+        with file.translated(target), closing(file.scratch()) as copy:
             with translated(self._place), closing(self._place.connect(_COPY_S)) as source:
                 source.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 copy.execute("BEGIN")
@@ -153,10 +153,9 @@ class PostgresLedger(SqlLedger):
                 raise
             try:
                 connection.execute("COMMIT")
-            except BaseException as error:
-                if getattr(error, "sqlstate", None) is None or connection.closed:
-                    connection.close()
-                    self._in_doubt = self._trying
+            except BaseException:
+                connection.close()  # the next one finds out
+                self._in_doubt = self._trying
                 raise
             self._number = number
 
@@ -178,7 +177,6 @@ class PostgresLedger(SqlLedger):
             connection.close()
             raise self._lost()
         self._connection, self._number, self._in_doubt = connection, found, None
-
 
     def _lost(self) -> LedgerError:
         """Return the error for a database that isn't as this daemon left it; from now on nothing more is written."""
