@@ -5,6 +5,7 @@ Source: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -195,10 +196,22 @@ def routes_out_of(version: int, index: int) -> Iterator[Prefix]:
 
     Raises: KernelError.
     """
+    yield from (prefix_of(version, message) for message in _routes_out_of(version, index))
+
+
+def routers(version: int, index: int, most_routes: int) -> set[Address]:
+    """Return the routers on an interface that its first routes lead to; the default route is one of the first.
+
+    Raises: KernelError.
+    """
+    some = itertools.islice(_routes_out_of(version, index), most_routes)
+    return {hop.gateway for message in some for hop in route_of(message).hops if hop.gateway is not None}
+
+
+def _routes_out_of(version: int, index: int) -> Iterator[bytes]:
     body = _route_body(version, kind=_RTN_UNICAST) + attribute(_RTA_OIF, struct.pack("=I", index))
     with kernel_errors("routes can't be listed"), Asker(strict=True) as kernel:
-        for message in kernel.dump(RTM_GETROUTE, body):
-            yield prefix_of(version, message)
+        yield from kernel.dump(RTM_GETROUTE, body)
 
 
 def ask_route(kernel: Asker, destination: Address, flags: int = 0) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 
-from ngp.core.messages import Prefix
+from ngp.core.messages import Address, Prefix
 from ngp.core.prefixes import covers
 from ngp.core.values import Check, DesiredTunnel
 from ngp.errors import KernelError
@@ -38,8 +38,7 @@ def look(
         found = f"LANDLORD_OUTSIDE: {desired.outside} doesn't exist"
         yield Check("outside interface", False, found, "ip link shows what there is", _KIND)
         return
-    own = here.addresses(desired.outside)
-    yield from _pools(desired, own, answered_max)
+    yield from _pools(desired, here, answered_max)
 
 
 def _implementation(desired: DesiredTunnel, devices: Sequence[Device]) -> Check:
@@ -74,23 +73,27 @@ def _forwarding(desired: DesiredTunnel) -> Iterator[Check]:
         yield Check(f"IPv{version} to tenants", not is_off, found, f"sysctl -w net/{key}=1" if is_off else "", _KIND)
 
 
-def _pools(desired: DesiredTunnel, own: Sequence[OwnAddress], answered_max: Mapping[int, int]) -> Iterator[Check]:
+def _pools(desired: DesiredTunnel, here: Host, answered_max: Mapping[int, int]) -> Iterator[Check]:
     """Check the pools; those that fare alike share a line, as a pool without some parts may be many."""
     alike: dict[Check, list[Prefix]] = {}
+    own = here.addresses(desired.outside)
     for pool in desired.pools:
-        alike.setdefault(_pool(desired, pool, own, answered_max), []).append(pool)
+        inside = here.inhabitant(pool, desired.outside)
+        line = _pool(desired, pool, own, answered_max) if inside is None else _inhabited(*inside)
+        alike.setdefault(line, []).append(pool)
     for line, pools in alike.items():
         more = f" and {len(pools) - _NAMED} more" if len(pools) > _NAMED else ""
         yield replace(line, name=f"pool {', '.join(map(str, pools[:_NAMED]))}{more}")
 
 
+def _inhabited(address: Address, whose: str) -> Check:
+    found = f"contains {address}, {whose}"
+    return Check("", False, found, f"except: [{address}] in LANDLORD_POOLS", "configuration")
+
+
 def _pool(desired: DesiredTunnel, pool: Prefix, own: Sequence[OwnAddress], answered_max: Mapping[int, int]) -> Check:
     """Say how packets to a pool come to this host: routed, or as we answer for its addresses. The line has no name."""
     outside = desired.outside
-    inside = next((each.local for each in own if each.local in pool), None)
-    if inside is not None:
-        found = f"contains {inside}, which is this host's own address"
-        return Check("", False, found, f"except: [{inside}] in LANDLORD_POOLS", "configuration")
     on_link = next((net for each in own if covers(net := _network(each), pool)), None)
     via = ", ".join(
         str(each.local) for each in own if each.local.version == pool.version and not each.local.is_link_local

@@ -32,6 +32,7 @@ _MAIN, _UNICAST, _UNREACHABLE, _LINK_SCOPE = 254, 1, 7, 253
 _DST, _OIF, _PRIORITY = 1, 4, 6
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _PROXY, _NDA_DST, _NDA_PROTOCOL = 0x08, 1, 12
+_ROUTES_LOOKED_AT = 1000
 _SYSCTL = Path("/proc/sys/net")
 
 # An interface's index, and None for a route that refuses.
@@ -69,6 +70,19 @@ class Host:
         """Return an interface's own addresses. Raises KernelError if it doesn't exist."""
         index = self.index(interface)
         return [each for each in rtnetlink.own_addresses(self.kernel) if each.index == index]
+
+    def inhabitant(self, pool: Prefix, interface: str) -> tuple[Address, str] | None:
+        """Return an address in a pool that can't be let, and whose it is; None if there is none.
+
+        It is this host's own on an interface, or that of a router there.
+        """
+        for own in self.addresses(interface):
+            if own.local in pool:
+                return own.local, "this host's own address"
+        for router in rtnetlink.routers(pool.version, self.index(interface), _ROUTES_LOOKED_AT):
+            if router in pool:
+                return router, f"the router at {interface}"
+        return None
 
     def index(self, interface: str) -> int:
         """Return an interface's number. Raises KernelError if it doesn't exist."""

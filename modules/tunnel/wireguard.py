@@ -86,15 +86,15 @@ class WireGuard:
         """
         owners = Owners(peers)
         with _errors(f"tunnel {desired.interface} can't be set up"):
-            if desired.proxy:
-                self._host().index(desired.outside)
+            self._refuse_pools(desired)
             taken_over = self._take_over(desired)
             try:
                 self._device, standing = taken_over or (self._make(desired), Standing(b"", 0, {}))
                 self._establish(desired, self._device, standing, owners)
             except BaseException:
                 if taken_over is None:
-                    self.clean_up()
+                    with suppress(KernelError):
+                        self.clean_up()
                 raise
 
     def set_peers(self, peers: Sequence[TunnelPeer]) -> None:
@@ -183,6 +183,16 @@ class WireGuard:
                     if is_ours or standing.private_key in (b"", desired.private_key):
                         return device, standing
         return None
+
+    def _refuse_pools(self, desired: DesiredTunnel) -> None:
+        """Raise KernelError if a pool would take the address of the router from us: we couldn't reach it any more."""
+        if desired.proxy or desired.outside in self._host().interfaces():  # routed, it may come later
+            for pool in desired.pools:
+                inside = self._host().inhabitant(pool, desired.outside)
+                if inside is not None:
+                    raise KernelError(
+                        f"pool {pool}: contains {inside[0]}, {inside[1]}; name it in LANDLORD_POOLS (`except`)"
+                    )
 
     def _make(self, desired: DesiredTunnel) -> Device:
         refuse_taken_port(desired.port)

@@ -445,6 +445,9 @@ def test_what_cant_be_set_up_leaves_nothing(built: Built) -> None:
         with pytest.raises(MomentError, match=f"UDP port {PORT}"):
             tunnel.set_up(lab.desired(), [])
     assert lab.state() == before
+    for pool, whose in (("203.0.113.2/31", "the router at wan0"), ("2001:db8:2::/64", "this host's own address")):
+        with pytest.raises(KernelError, match=f"pool {pool}: contains .*, {whose}"):
+            tunnel.set_up(lab.desired(pools=(ip_network(pool),), proxy=True), [])
     sh("ip", "link", "add", lab.name, "type", "bridge")
     with pytest.raises(KernelError, match="isn't ngp's"):
         tunnel.set_up(lab.desired(), [])
@@ -524,6 +527,8 @@ def test_the_check_names_what_is_missing(built: Built, monkeypatch: pytest.Monke
     assert failing(pools=(on_link,)) == {f"pool {on_link}": "LANDLORD_ROUTING: proxy"}
     assert failing(pools=(on_link,), proxy=True) == {}
     assert failing(pools=(own,), proxy=True) == {f"pool {own}": "except: [203.0.113.1] in LANDLORD_POOLS"}
+    beside = ip_network("203.0.113.2/31")
+    assert failing(pools=(beside,), proxy=True) == {f"pool {beside}": "except: [203.0.113.2] in LANDLORD_POOLS"}
     several = tuple(on_link.subnets(new_prefix=28))
     assert list(failing(pools=several)) == ["pool 203.0.113.64/28, 203.0.113.80/28, 203.0.113.96/28 and 1 more"]
     wide = ip_network("2001:db8:2:0:1::/80")
