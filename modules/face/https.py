@@ -46,6 +46,7 @@ class Limits:
     """What the world may ask of us at a time. `of_one`: of one IPv4 address, or one IPv6 /64.
 
     Attributes:
+        accepts_s: connections taken from the kernel, most of them perhaps only to be closed.
         handshakes_s, requests_s, invoices_s: a second; what was saved up in the last burst_s (for invoices,
             invoices_burst_s) may come at once.
         first_invoices_of_one: new rentals that may wait for their first payment at a time.
@@ -54,6 +55,7 @@ class Limits:
 
     connections: int = 1024
     connections_of_one: int = 32
+    accepts_s: float = 500
     handshakes_s: float = 50
     handshakes_of_one_s: float = 5
     requests_s: float = 200
@@ -88,6 +90,7 @@ class HttpsFace:
         self._waiting: dict[asyncio.Task[Any], None] = {}
         """Connections without a complete request, the longest first."""
         self._holding = 0
+        self._accepts = Allowance(limits.accepts_s, limits.accepts_s / 10)
         self._handshakes = Allowance(limits.handshakes_s, limits.handshakes_s * limits.burst_s)
         self._handshakes_of_one, self._requests, self._invoices = (
             SharedAllowance(rate, of_one, _MOST_ADDRESSES, rate * burst_s, of_one * burst_s)
@@ -162,6 +165,7 @@ class HttpsFace:
         """Accept connections as long as they are within the limits. Those that come faster wait in the kernel."""
         loop = asyncio.get_running_loop()
         while True:
+            await self._turn(self._accepts, 1 / self._limits.accepts_s)
             try:
                 accepted, address = await loop.sock_accept(listener)
             except OSError as error:
@@ -177,8 +181,11 @@ class HttpsFace:
             self._of_one[who] += 1
             self._waiting[task] = None
             task.add_done_callback(partial(self._ended, who))
-            while not self._handshakes.take(loop.time()):
-                await asyncio.sleep(1 / self._limits.handshakes_s)
+            await self._turn(self._handshakes, 1 / self._limits.handshakes_s)
+
+    async def _turn(self, allowance: Allowance, pause_s: float) -> None:
+        while not allowance.take(asyncio.get_running_loop().time()):
+            await asyncio.sleep(pause_s)
 
     def _admits(self, who: Hashable, now: float) -> bool:
         limits = self._limits

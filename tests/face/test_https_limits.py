@@ -208,6 +208,16 @@ def test_handshakes_of_all_wait_for_their_turn(tmp_path: Path) -> None:
         assert time.monotonic() - began > 0.5
 
 
+def test_connections_that_are_only_closed_are_bounded_too(tmp_path: Path) -> None:
+    with closing(Shop(tmp_path, limits=Limits(connections_of_one=0, accepts_s=50))) as shop:
+        began = time.monotonic()
+        flood = [socket.create_connection(("127.0.0.1", shop.port), 30) for _ in range(40)]
+        for one in flood:
+            with one, suppress(OSError):
+                assert one.recv(1) == b""
+        assert time.monotonic() - began > 0.5
+
+
 def test_requests_of_one_address_are_bounded_and_told_so(tmp_path: Path) -> None:
     limits = Limits(requests_of_one_s=0.3)
     with closing(Shop(tmp_path, limits=limits)) as shop, closing(shop.session()) as session:
