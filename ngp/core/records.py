@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ngp.core.messages import Role
+from ngp.core.messages import Prefix, Role
 
 
 class Direction(StrEnum):
@@ -244,7 +244,9 @@ class Snapshot:
     Attributes:
         blocked: identities that the operator blocked.
         contracts: of kind `traffic` only.
-        rentals: those that aren't released, and those with money left. service: None: nothing was let yet.
+        rentals: those that aren't released, and those with money left.
+        others: networks that other landlords with the same database let or hold now.
+        service: None: nothing was let yet.
         forgotten_s: when any payment of ours that isn't in `payments` last changed, UTC seconds; 0: there is none.
     """
 
@@ -258,4 +260,5 @@ class Snapshot:
     forgotten_s: int = 0
     blocked: tuple[bytes, ...] = ()
     rentals: tuple[RentalRecord, ...] = ()
+    others: tuple[Prefix, ...] = ()
     service: ServiceRecord | None = None

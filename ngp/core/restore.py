@@ -84,6 +84,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
     for left_over in running:
         world.do(RevokeContract(left_over))
     _payments(world, snapshot)
+    world.letting.others = snapshot.others
     landlord.restore(world, snapshot.rentals, snapshot.service)
     _limits(world, snapshot, adopted, found_as_is)
     for contract in halting:  # the last process died before the kernel's last reading closed them

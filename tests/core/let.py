@@ -149,6 +149,7 @@ class Landlord:
         world.letting.clock = ServiceClock(self.boot)
         self.gatekeeper = Gatekeeper(world)
         snapshot = self.ledger.load(self.clock().utc_s)
+        snapshot = replace(snapshot, others=(*snapshot.others, *self.others))
         self._read = snapshot.cursor
         self._carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.clock()))
         self.peers = {one.wireguard_key: one.networks for one in served(world)}  # as `Tunnel.set_up` makes them

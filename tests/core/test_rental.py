@@ -271,6 +271,14 @@ def test_a_late_payment_of_a_tenant_that_rented_anew_stays_the_tenants(landlord:
     assert landlord.peers == {key(1): landlord.rental(1).networks}
 
 
+def test_a_start_knows_what_other_landlords_have(landlord: Landlord) -> None:
+    landlord.let_by_others(["203.0.113.0/30"])
+    landlord.crash()
+    assert landlord.world.letting.free.count(4, 32) == 4
+    landlord.happen(ev.SettingsChanged(landlord.world.settings))
+    assert landlord.world.letting.free.count(4, 32) == 4, "a reload doesn't forget it"
+
+
 def test_what_another_landlord_gives_back_is_found_when_everything_else_is_let(small: Landlord) -> None:
     small.let_by_others(["203.0.113.0/32"])
     answer = small.ask(1, 1000)

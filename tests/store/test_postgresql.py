@@ -88,6 +88,7 @@ def test_no_network_is_held_for_two_landlords(places: tuple[PostgresStore, Postg
         assert ours.hold_networks(R1, [V4, V6]) == (), "a second time changes nothing"
         assert set(theirs.hold_networks(R2, [V4_ALL])) == {V4, V6}, "what is held, so that it can choose others"
         assert theirs.hold_networks(R2, [ip_network("192.0.2.2/32")]) == ()
+        assert set(theirs.load(NOW).others) == {V4, V6} and set(ours.load(NOW).others) == {ip_network("192.0.2.2/32")}
         assert set(ours.hold_networks(b"3" * 32, [V4_ALL])) == {V4, V6, ip_network("192.0.2.2/32")}
 
 

@@ -21,7 +21,8 @@ class Letting:
         asking: rentals for which our payment node is making an invoice, with the number of the tenant's request.
         payable: the rentals' invoices that may still be paid, by payment hash.
         free: what isn't let or held, as far as this landlord knows.
-        others: what other landlords with the same ledger had when one of them had something that seemed free here.
+        others: what other landlords with the same database had at the start, or later when one of them had something
+            that seemed free here.
     """
 
     clock: ServiceClock = field(default_factory=ServiceClock)

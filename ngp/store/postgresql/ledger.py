@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +26,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from ngp.core.messages import Prefix
-from ngp.core.records import Record
+from ngp.core.records import Record, Snapshot
 from ngp.errors import LedgerError
 from ngp.store import transfer
 from ngp.store.batch import Batch
@@ -102,6 +103,12 @@ class PostgresLedger(SqlLedger):
         super()._write(connection, batch)
         assert isinstance(connection, Statements)
         tables.follow(connection, self._place, batch.rentals, batch.forgotten)
+
+    def load(self, now_utc_s: int) -> Snapshot:
+        """Read what a start needs, and what other landlords have."""
+        snapshot = super().load(now_utc_s)
+        with self._reading() as statements:
+            return replace(snapshot, others=tuple(tables.held_by_others(statements, self._place)))
 
     def hold_networks(self, rental: bytes, networks: Sequence[Prefix]) -> tuple[Prefix, ...]:
         """Hold networks, unless another landlord of this database has some of them."""

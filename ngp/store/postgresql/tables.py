@@ -126,6 +126,12 @@ def reconcile(statements: dialect.Statements, place: Place) -> None:
         hold(statements, place, rental, networks.split())
 
 
+def held_by_others(statements: dialect.Statements, place: Place) -> Sequence[Prefix]:
+    """Return all networks that other landlords let or hold."""
+    found = statements.execute("SELECT network FROM ngp.let_networks WHERE ledger <> ?", (place.schema,))
+    return [row[0] for row in found]
+
+
 def held(statements: dialect.Statements, besides: bytes) -> Sequence[Prefix]:
     """Return all networks that are held for other rentals, of any landlord."""
     found = statements.execute("SELECT network FROM ngp.let_networks WHERE rental <> ?", (besides,))
