@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_network
@@ -243,12 +243,40 @@ def test_a_server_that_hangs_stops_no_daemon(
 # --- the place --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says", "passes"),
+    [
+        (lambda one: one.replace("ngp@", "nobody@"), 'role "nobody" does not exist. Correct LEDGER', False),
+        (lambda one: one.replace("/postgres?", "/none?"), 'database "none" does not exist. Correct LEDGER', False),
+        (lambda one: one.replace("ngpt-", "no-"), "The ledger is intact; start the server", True),
+    ],
+    ids=["user", "database", "server"],
+)
+def test_a_place_that_cant_be_reached_says_what_is_wrong(
+    tmp_path: Path, wrong: Callable[[str], str], says: str, passes: bool
+) -> None:
+    store = PostgresStore(wrong(url()), R1, tmp_path / "ledger.db")
+    for deed in (store.open, store.exists, store.look, lambda: store.audit(1.0)):
+        with pytest.raises(LedgerError, match=says) as refused:
+            deed()
+        assert isinstance(refused.value, LedgerMomentError) is passes
+
+
+def test_a_user_without_rights_is_told_what_to_grant(tmp_path: Path) -> None:
+    with psycopg.connect(url(), autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS poor")
+        connection.execute("CREATE ROLE poor LOGIN")
+    with pytest.raises(LedgerError, match="GRANT CREATE ON DATABASE"):
+        PostgresStore(url().replace("ngp@", "poor@"), os.urandom(32), tmp_path / "ledger.db").open()
+
+
 def test_no_error_shows_the_url_or_a_rows_values(places: tuple[PostgresStore, PostgresStore], tmp_path: Path) -> None:
     bad = [
-        "postgresql://ann:s3cret@127.0.0.1:9/x", "postgresql://ann:s3cr%zzet@/x", "postgresql://127.0.0.1:9/?password=s3cret",
-        f"{url()}&password=s3cret&dbname=s3cret-no-such", "postgresql://ann:s3cret@127.0.0.1:s3cret/x",
+        "postgresql://ann:s3cret@127.0.0.1:9/x", "postgresql://127.0.0.1:9/?password=s3cret",
+        *(f"postgresql://ann:s3cr{one}et@127.0.0.1:9/x" for one in ("%zz", "/", "@", ":", "?", "#")),
+        "postgresql://127.0.0.1:s3cret/x",
     ]  # fmt: skip
-    for one in bad[:3]:
+    for one in bad:
         with pytest.raises(LedgerError) as refused:
             PostgresStore(one, R1, tmp_path / "ledger.db").open()
         assert "s3cr" not in str(refused.value) + repr(refused.value.__cause__)

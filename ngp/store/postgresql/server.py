@@ -68,12 +68,17 @@ class Place:
     @cached_property
     def _words(self) -> dict[str, Any]:
         try:
-            return conninfo.conninfo_to_dict(self.url)
+            words = conninfo.conninfo_to_dict(self.url)
         except psycopg.Error:  # its text shows parts of the URL
+            words = {"port": "?"}
+        shown = f"{words.get('user')}{words.get('host')}{words.get('dbname')}"
+        if "@" in shown or not str(words.get("port") or "").replace(",", "").isdecimal() and words.get("port"):
+            # where special characters weren't escaped, parts of the password are taken for port, host or database
             raise LedgerError(
                 "LEDGER: the URL can't be read; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for "
                 "special characters"
-            ) from None
+            )
+        return words
 
     def __str__(self) -> str:
         words = self._words
@@ -135,7 +140,7 @@ def _limited(waiting: Generator[Any, Any, _T], until_mono_s: float) -> Generator
 def failure(place: Place, error: psycopg.Error) -> LedgerError:
     """Translate an error of PostgreSQL into a LedgerError with its text and a remedy."""
     said = (error.diag.message_primary or str(error)).strip().splitlines()
-    text, state = said[-1] if said else type(error).__name__, error.sqlstate or ""
+    text, state = said[0] if said else type(error).__name__, error.sqlstate or ""
     where = f"ledger {place}: {text}."
     if isinstance(error, errors.ExclusionViolation):
         return NetworksTakenError(
@@ -146,7 +151,7 @@ def failure(place: Place, error: psycopg.Error) -> LedgerError:
         return LedgerMomentError(f"{where} Another ngp with the same identity.key uses this ledger; end it")
     if isinstance(error, errors.InsufficientPrivilege):
         return LedgerError(f"{where} Allow it: GRANT CREATE ON DATABASE ... TO the user of LEDGER")
-    if any(words in text for words in _OPERATORS):
+    if state[:2] in ("", "28", "3D") and any(words in text for words in _OPERATORS):
         return LedgerError(f"{where} Correct LEDGER in net.conf, or the server's users, databases and pg_hba.conf")
     if isinstance(error, errors.DiskFull):
         return LedgerMomentError(f"{where} The ledger is intact; free some space on the server")
