@@ -7,6 +7,7 @@ import base64
 import json
 import random
 import secrets
+import signal
 import socket
 import subprocess
 import time
@@ -22,6 +23,7 @@ from core_tests.host import Host
 from core_tests.lab import End, Lab
 from core_tests.shell import await_until
 from core_tests.staticwire import Session, Tenant
+from ngp.core.rental.terms import MONTH_S
 from ngp.errors import ExitCode
 from ngp.modules.payment.sandbox import SandboxPayment
 from ngp.tenant.books import BooksFile
@@ -116,6 +118,27 @@ def test_a_tenant_behind_nat_is_reached_at_its_own_addresses(market: Market) -> 
     await_until(lambda: market.reached(V4), what="the rented IPv4 address answers again")
 
 
+@pytest.mark.first
+def test_without_credit_the_tunnel_is_off_until_autopay_pays_what_is_owed(market: Market) -> None:
+    """At a rent of 50 sat a second the least credit lasts 20 s. WireGuard may take 40 s until it renews its session."""
+    market.daemon.reload(LANDLORD | {"LANDLORD_RENT": f"{50 * MONTH_S} sat"})
+    limits = f"TENANT_RENT_MAX: {50 * MONTH_S} sat\nTENANT_TARGET_CREDIT: 5000 sat\nTENANT_TARGET_TIME: 3 months\n"
+    limits += "TENANT_PAYMENT_MAX: 9000 sat\n"  # so that it takes one payment
+    (market.tenant.folder / "net.conf").write_text(TENANT + limits)
+    market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+    market.done("new", "let", "--yes", "--up")
+    await_until(lambda: market.reached(V4), what="the rented address answers")
+    await_until(lambda: market.status()["state"] == "reserved", timeout_s=60, what="the credit ends")
+    assert not market.reached(V4)
+    assert market.status()["credit_msat"] <= 0
+    keeps = market.tenant.popen(*market.command("autopay"))
+    await_until(lambda: market.reached(V4), timeout_s=60, what="the same address answers again")
+    keeps.terminate()
+    assert keeps.wait() == 128 + signal.SIGTERM
+    row = market.status()
+    assert row["state"] == "active" and row["networks"][0] == f"{V4}/32"
+
+
 def test_a_landlord_that_was_killed_and_one_with_another_certificate(market: Market) -> None:
     market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
     market.done("new", "let", "--yes", "--up")
@@ -170,6 +193,7 @@ def test_static_ip_with_its_published_file_sends_all_traffic_through_the_tunnel(
     market.tenant.sh("wg-quick", "down", str(conf))
 
 
+@pytest.mark.first
 def test_autopay_that_is_killed_at_any_moment_pays_once(market: Market, request: pytest.FixtureRequest) -> None:
     """Each round lets the target rise by one payment; AutoPay is killed at some moment, and then runs to its end."""
     rounds = request.config.getoption("--rounds") if request.config.getoption("--long") else 4

@@ -3,6 +3,9 @@
 Each look asks for the landlord's status and terms, compares them with our own books, and pays what is due in parts.
 Whatever is wrong, nothing is paid, and the reason is told; the next look may find it mended. A payment that the
 landlord doesn't count ends all further payments until it does.
+
+Without credit the landlord has the tunnel off, so nothing can prove that it works. Then back rent is paid without a
+proof, as far as our own books say that it is owed, and the proof is asked for again as soon as there is credit.
 """
 
 from __future__ import annotations
@@ -115,7 +118,7 @@ async def _look(kept: Kept) -> float:
         _warn_of_end(kept, credit_msat, books)
     if not amount_msat:
         return min(LOOK_MOST_S, max(LOOK_AGAIN_S, float(lasts_until_due_s(credit_msat, terms, limits))))
-    if not is_first and (why_not := await kept.proof().why_not()):
+    if not is_first and credit_msat > 0 and (why_not := await kept.proof().why_not()):
         raise PaymentError(f"{why_not}; payment of {show_money(amount_msat)} waits until the tunnel works")
     quote = await asyncio.to_thread(_ask, kept, books, amount_msat, terms, is_first)
     _log.info("paying %s for %s", show_money(quote.amount_msat), kept.tunnel.shown_name)

@@ -209,6 +209,22 @@ def test_nothing_is_paid_while_the_tunnel_is_not_proven(keeper: Keeper) -> None:
     assert len(keeper.payments()) == 3
 
 
+def test_back_rent_is_paid_without_a_proof_as_the_tunnel_is_off_and_no_more(keeper: Keeper) -> None:
+    keeper.run()
+    (rental,) = keeper.landlord.rentals.values()
+    keeper.proof.why = "no answer"
+    with mock.patch("time.time", lambda now=time.time: now() + 10 * 86_400):
+        owed = -rental.credit_now(keeper.landlord.now())
+        assert owed > 3000
+        with pytest.raises(PaymentError, match="no answer"):
+            keeper.run()
+        paid = [sat for sat, _ in keeper.payments()[3:]]
+        assert 0 < rental.credit_now(keeper.landlord.now()) <= 1500 and sum(paid) > owed and max(paid) <= 1500
+        keeper.proof.why = ""
+        keeper.run()
+        assert rental.credit_now(keeper.landlord.now()) > TARGET_SAT - 550
+
+
 def test_a_payment_by_hand_is_taken_over(keeper: Keeper) -> None:
     keeper.run()
     (key,) = keeper.landlord.rentals
