@@ -222,6 +222,18 @@ def test_a_commit_whose_answer_was_lost_counts_once(
     assert places[0].audit(60.0) == ([], "")
 
 
+def test_commits_are_flushed_even_where_the_servers_settings_are_faster(
+    places: tuple[PostgresStore, PostgresStore],
+) -> None:
+    with psycopg.connect(url(), autocommit=True) as connection:
+        connection.execute("ALTER ROLE ngp SET synchronous_commit = off")
+        try:
+            with closing(places[0].open()) as ledger:
+                assert ledger._connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
+        finally:
+            connection.execute("ALTER ROLE ngp RESET synchronous_commit")
+
+
 def test_a_server_that_hangs_stops_no_daemon(
     places: tuple[PostgresStore, PostgresStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,6 +438,7 @@ def held_by_both(server_url: str) -> list[str]:
         return [network for row in connection.execute(query) for network in row[0].split()]
 
 
+@pytest.mark.first
 def test_two_landlords_fight_for_the_last_address_while_one_and_the_server_are_killed(
     own_server: Server, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
