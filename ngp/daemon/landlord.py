@@ -108,19 +108,18 @@ class Landlord:
         self._peers = peers
         self._settings: LettingSettings | None = None
         self._is_behind = False
-        self._is_open = False
 
     async def apply(self, settings: LettingSettings | None) -> None:
         """Let as net.conf says now; None: let nothing, and remove the tunnel. Raises: ConfigError, KernelError."""
         if settings is None:
             if self._settings is not None:
                 await self._end()
-        elif settings != self._settings or not self._is_open:
+            return
+        if settings != self._settings:
             self.tunnel.set_up(desired_tunnel(settings, self._private_key), tuple(self._peers()))
-            self._settings, self._is_behind, self._is_open = settings, False, False
-            for face in self._faces:
-                await face.open(self.letting, settings)
-            self._is_open = True
+            self._settings, self._is_behind = settings, False
+        for face in self._faces:  # also if nothing changed: one may have failed, or a file have new content
+            await face.open(self.letting, settings)
 
     async def _end(self) -> None:
         for face in self._faces:

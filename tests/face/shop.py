@@ -113,7 +113,7 @@ class Shop:
         self.face = HttpsFace(folder, limits or GENEROUS)
         self.terms = terms or terms_of_shop()
         self.landlord: LandlordWithFaces = self.do(lambda: LandlordWithFaces(folder, self.terms, self.face))
-        self.run(self.landlord.outside.apply(self.terms))  # type: ignore[union-attr]
+        self.run(self.outside.apply(self.terms))
 
     def do(self, deed: Callable[[], T]) -> T:
         """Run a function in the landlord's loop."""
@@ -130,6 +130,11 @@ class Shop:
     @property
     def port(self) -> int:
         return self.terms.https[0][1]
+
+    @property
+    def outside(self) -> outside.Landlord:
+        assert self.landlord.outside is not None
+        return self.landlord.outside
 
     def session(self, pin: str = "") -> Session:
         return Session("127.0.0.1", self.port, pin)
