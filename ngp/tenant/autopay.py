@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.tenant.account import disagreements, follow
@@ -36,6 +36,7 @@ LOOK_AGAIN_S = 60.0
 """After a look that failed."""
 LOOK_MOST_S = 6 * 3600.0
 """The longest time between two looks: disagreements should be found long before the credit ends."""
+WARN_AGAIN_S = 3600.0
 CONFIRM_S = 120.0
 """How long a landlord may take to count a payment."""
 
@@ -46,7 +47,13 @@ class LimitError(PaymentError):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One rental that is kept. Attributes: limits: returns the limits, read again when their file changes."""
+    """One rental that is kept.
+
+    Attributes:
+        limits: returns the limits, read again when their file changes.
+        warn_s: how long before the credit ends there are warnings.
+        warned_at_s: when there were, by the monotonic clock.
+    """
 
     home: Home
     tunnel: Tunnel
@@ -57,6 +64,7 @@ class Kept:
     limits: Callable[[], Limits]
     warn_s: int
     keeps_route: bool = False
+    warned_at_s: list[float] = field(default_factory=list)
 
 
 async def look(kept: Kept) -> float:
@@ -188,7 +196,9 @@ def _configure(kept: Kept, books: Books, status: Status) -> None:
 def _warn_of_end(kept: Kept, credit_msat: int, books: Books) -> None:
     rate = books.account.rate_sat_s * SAT_MSAT
     left_s = credit_msat / rate if rate else 0
-    if left_s < kept.warn_s:
+    now_s = time.monotonic()
+    if left_s < kept.warn_s and (not kept.warned_at_s or now_s - kept.warned_at_s[-1] >= WARN_AGAIN_S):
+        kept.warned_at_s[:] = [now_s]
         _log.warning("the credit of %s ends in %.1f h", kept.tunnel.shown_name, max(0.0, left_s / 3600))
 
 

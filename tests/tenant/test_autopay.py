@@ -58,6 +58,7 @@ class Keeper:
     budgets: Budgets | None = None
     options: dict[str, str] = field(default_factory=dict)
     limits: Limits | None = None
+    warn_s: int = 0
 
     def __post_init__(self) -> None:
         self.home = Home(self.folder / "home")
@@ -74,7 +75,7 @@ class Keeper:
         spent = lambda since_s: self.books.read().spent_msat(since_s)  # noqa: E731
         payer = Payer(payment, self.books, FeeLimit(0, 1000), self.budgets, spent)
         limits = lambda: self.limits or self.home.limits()  # noqa: E731
-        kept = Kept(self.home, self.tunnel, self.https, self.books, payer, lambda: self.proof, limits, 0)
+        kept = Kept(self.home, self.tunnel, self.https, self.books, payer, lambda: self.proof, limits, self.warn_s)
         try:
             await autopay.keep(kept, once, lambda: False)
         finally:
@@ -207,6 +208,19 @@ def test_nothing_is_paid_while_the_tunnel_is_not_proven(keeper: Keeper) -> None:
     keeper.proof.why = ""
     keeper.run()
     assert len(keeper.payments()) == 3
+
+
+def test_the_end_of_the_credit_is_announced_once_an_hour(keeper: Keeper, caplog: pytest.LogCaptureFixture) -> None:
+    keeper.warn_s, keeper.proof.why = 10 * 86_400, "no answer"
+
+    async def looks() -> None:
+        with mock.patch("ngp.tenant.autopay.LOOK_AGAIN_S", 0.1):
+            await asyncio.wait_for(keeper.keep(once=False), 3)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(looks())
+    assert sum("ends in" in line for line in caplog.messages) == 1
+    assert sum("no answer" in line for line in caplog.messages) == 1
 
 
 def test_back_rent_is_paid_without_a_proof_as_the_tunnel_is_off_and_no_more(keeper: Keeper) -> None:
