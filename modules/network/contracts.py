@@ -90,8 +90,11 @@ class ContractTable:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def adopt(self) -> list[AdoptedContract]:
-        """Take over the contracts in the tables. Enter all destinations again: a killed daemon may have missed some."""
+    def adopt(self, at_ns: int) -> list[AdoptedContract]:
+        """Take over the contracts in the tables. Enter all destinations again: a killed daemon may have missed some.
+
+        Args: at_ns: the monotonic instant that `expires_in_s` counts from.
+        """
         found, slots = [], []
         for slot in self._lines.used_before():
             self._fresh = slot + 1
@@ -103,7 +106,7 @@ class ContractTable:
             self._accounts.take(tag >> 32)
             self._count(slot, 1)
             slots.append(slot)
-            found.append(AdoptedContract(self._read_grant(slot), self._reading(slot)))
+            found.append(AdoptedContract(self._read_grant(slot, at_ns), self._reading(slot)))
         self._show_purchases(self._purchases > 0)
         self._enter(slots)
         return found
@@ -365,7 +368,7 @@ class ContractTable:
         exhausted = self._words[line + MARK] == layout.mark_of(self._words[line + LIMIT], self._words[line + TAG])
         return Reading(contract, used_to - base_to, used - used_to - base_from, exhausted)
 
-    def _read_grant(self, slot: int) -> Grant:
+    def _read_grant(self, slot: int, at_ns: int) -> Grant:
         contract, base_to, base_from, address, number, bits, version, role, _ = LABEL.unpack_from(
             self._labels, slot * LINE_BYTES
         )
@@ -376,7 +379,7 @@ class ContractTable:
             role=layout.ROLE_OF[role],
             destination=layout.read_prefix(version, address, bits),
             limit_bytes=limit - base_to - base_from,
-            expires_in_s=(expires_ns - time.monotonic_ns()) / 1e9,
+            expires_in_s=(expires_ns - at_ns) / 1e9,
             account=self._accounts.account_in(tag >> 32),
             price_msat_per_gib=price,
             low_water_bytes=low_water - base_to - base_from if low_water else None,

@@ -168,8 +168,9 @@ class Datapath(HostQuestions):
             self._running = Meter(tables, desired, self._folder, self._index_of)
             self._running.take_over(interfaces)
             self._wait = ProgramsWait()
-            accounts = self._running.accounts.adopt(self._wait.wait)
-            adopted = Adopted(tuple(accounts), tuple(self._running.contracts.adopt()))
+            at_ns = time.monotonic_ns()
+            accounts = self._running.accounts.adopt(self._wait.wait, at_ns)
+            adopted = Adopted(tuple(accounts), tuple(self._running.contracts.adopt(at_ns)), at_ns / 1e9)
             if self._running.contracts.slots_max != desired.contracts_max:
                 _log.warning("%s", _size_text(self._running.contracts.slots_max, desired.contracts_max))
             self._gate = Gate(self._paths, desired)

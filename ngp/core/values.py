@@ -260,10 +260,16 @@ class AdoptedAccount:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """All that was found in the kernel after the daemon died."""
+    """All that was found in the kernel after the daemon died.
+
+    Attributes:
+        at_mono_s: the instant, by the monotonic clock, that `expires_in_s` and `credit_ends_in_s` count from: to read a
+            hundred thousand contracts takes a second or two.
+    """
 
     accounts: tuple[AdoptedAccount, ...] = ()
     contracts: tuple[AdoptedContract, ...] = ()
+    at_mono_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
