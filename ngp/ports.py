@@ -146,7 +146,7 @@ class Network(Protocol):
         """Return the cheap checks of things that may change while the daemon runs; takes about `most_s` at most."""
 
     def kernel_state(self) -> KernelState:
-        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also without root."""
+        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also if we aren't root."""
 
     def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
         """Stop the contracts of another version's meter, and return what they used; None if no such meter runs.

@@ -121,7 +121,7 @@ class Datapath(HostQuestions):
         return [] if ours else [try_number(desired.queue_number)]
 
     def kernel_state(self) -> KernelState:
-        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also without root."""
+        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also if we aren't root."""
         if os.geteuid() != 0:  # without root the kernel hides our programs, as if none were loaded
             raise KernelError("only root can see what ngp has in the kernel; use sudo")
         tables = find_running(self._folder)

@@ -206,7 +206,7 @@ class World:
             self.do(Persist(neighbour.record()))
 
     def remove_neighbour(self, neighbour: Neighbour) -> None:
-        """Take a neighbour out, with its accounts if they are empty."""
+        """Remove a neighbour's link; with its last link also forget the identity, if its accounts are empty."""
         if not self.peers.remove(neighbour):
             self.forget_if_gone(neighbour.identity, neighbour.kept)
         elif neighbour.kept:

@@ -55,7 +55,7 @@ BOOKS_WAIT_S = 1.0
 
 
 def make_network(settings: Settings | None, state_dir: Path) -> Network:
-    """Return the network module that net.conf names, or the default one without a net.conf."""
+    """Return the network module that net.conf names, or the default one if there is no net.conf."""
     name = "ip" if settings is None or settings.network_module in ("ip4", "ip6") else settings.network_module
     options = _options(settings, NETWORK, name) if settings else {}
     network: Network = module_class(NETWORK, name)(state_dir, **options)
