@@ -7,7 +7,6 @@ counting goes on from the ledger's counters. Contracts that the ledger doesn't k
 
 from __future__ import annotations
 
-from dataclasses import fields
 from ipaddress import ip_network
 from operator import attrgetter
 from typing import Any
@@ -39,13 +38,12 @@ from ngp.core.selling.sale import Sale
 from ngp.core.selling.statements import add_to_statement
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S
-from ngp.core.values import Adopted, AdoptedAccount, AdoptedContract, Grant, Now
+from ngp.core.values import Adopted, AdoptedAccount, AdoptedContract, LastingTerms, Now
 from ngp.core.world import World
 
 FORGET_NEIGHBOUR_S = 30 * 86400
 SAME_END_S = 2.0  # the ledger has whole seconds
-_VARYING = ("expires_in_s", "used_to_base_bytes", "used_from_base_bytes")  # differ in each grant of the same contract
-_LASTING = attrgetter(*(field.name for field in fields(Grant) if field.name not in _VARYING))
+_LASTING = attrgetter(*LastingTerms._fields)
 
 
 def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: Now) -> list[Effect]:
@@ -219,9 +217,8 @@ def _is_as_found(world: World, contract: Sale | Purchase, found: AdoptedContract
 
     Args: at_mono_s: when it was found.
     """
-    wanted = world.kernel_grant(contract)
     same_end = abs(at_mono_s + found.grant.expires_in_s - contract.expires_mono_s) <= SAME_END_S
-    return same_end and _LASTING(found.grant) == _LASTING(wanted)
+    return same_end and _LASTING(found.grant) == world.lasting_terms(contract)
 
 
 def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set[bytes]) -> None:

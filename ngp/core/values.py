@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import NamedTuple
 
 from ngp.core.messages import Address, Prefix, Role
 
@@ -187,6 +188,19 @@ class AccountReading:
     account: bytes
     spent_units: int
     exhausted: bool = False
+
+
+class LastingTerms(NamedTuple):
+    """The fields of a `Grant` that don't vary between two grants of an unchanged contract."""
+
+    neighbour: int
+    role: Role
+    destination: Prefix
+    limit_bytes: int
+    account: bytes
+    price_msat_per_gib: int
+    low_water_bytes: int | None
+    blocked: bool
 
 
 @dataclass(frozen=True, slots=True)
