@@ -102,11 +102,12 @@ class ContractTable:
             if not tag & VALID:
                 self._resting.append((0.0, slot))
                 continue
-            self._slots[self._id(slot)] = slot
+            grant = self._read_grant(slot, at_ns)
+            self._slots[grant.contract] = slot
             self._accounts.take(tag >> 32)
             self._count(slot, 1)
             slots.append(slot)
-            found.append(AdoptedContract(self._read_grant(slot, at_ns), self._reading(slot)))
+            found.append(AdoptedContract(grant, self._reading(slot)))
         self._show_purchases(self._purchases > 0)
         self._enter(slots)
         return found
