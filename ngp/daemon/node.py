@@ -40,7 +40,7 @@ from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post
 from ngp.daemon.readings import Readings
-from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError
+from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError, RecordError
 from ngp.ports import Clock, Ledger, Link, Network, Payment, Store
 
 BATCH_EVENTS = 32  # of all neighbours in turn; more would make a neighbour's first packet wait longer for its own turn
@@ -221,7 +221,11 @@ class Node:
         """Write the meter's present readings to the ledger, which gets them only once a minute. Raises LedgerError."""
         self._readings.read_all()
         self._drain()
+        if self._unstored:  # what waits is older than the totals
+            self._finish_batch()
         self._require_alive()
+        if self._unstored:
+            raise LedgerError(self.ledger_why_not)
         world = self.parts.gatekeeper.world
         world.effects = []
         self.parts.gatekeeper.flush(most=len(world.unflushed))
@@ -324,6 +328,9 @@ class Node:
         effects = self._unstored
         try:
             self._executor.store(effects)
+        except RecordError as error:
+            self.crash(error)  # waiting doesn't help; a restart goes on from the ledger, which has whole batches only
+            return
         except LedgerError as error:
             self._freeze(error)
             return

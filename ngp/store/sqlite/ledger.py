@@ -154,6 +154,8 @@ class SqliteLedger:
 
     def backup(self, target: Path) -> None:
         """Copy the ledger to a file while it is in use. Raises LedgerError; see `ngp.ports.Ledger`."""
+        if self._places.has(target):  # to look into it would drop SQLite's locks on the ledger
+            raise LedgerError(f"backup {target}: is the ledger itself; choose another file")
         replaced = file.is_backup(target)
         if not replaced and (target.is_symlink() or target.exists()):
             raise LedgerError(f"backup {target}: exists and is no backup of ngp; choose another file")
