@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
-from ngp.core.messages import Address, Prefix
+from ngp.core.messages import Prefix
 from ngp.core.prefixes import covers
 from ngp.core.services import SERVICES_A_HOST
 from ngp.core.values import Check, DesiredNetwork, FreeRule
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
-from ngp.modules.network import bpf, layout, nat, offloading, rights, sides, xtables
+from ngp.modules.network import bpf, layout, nat, offloading, onward, rights, sides, xtables
 from ngp.modules.network.host import Host
 from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.rtnetlink import Interface
@@ -58,6 +58,7 @@ def check(desired: DesiredNetwork) -> list[Check]:
             lambda: offloading.check(desired, host.interfaces()),
             lambda: _nat(desired, host),
             lambda: _way_back(desired, host),
+            lambda: _onward(desired, host),
             lambda: _uplink(desired, host),
             lambda: _way_out(desired, host),
             lambda: _services(desired, host),
@@ -78,6 +79,7 @@ def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
         lambda: _interfaces(desired, host),
         lambda: _forwarding(desired),
         lambda: _way_back(desired, host),
+        lambda: _onward(desired, host),
         lambda: _uplink(desired, host),
         lambda: _services(desired, host),
         lambda: _way_out(desired, host),
@@ -359,8 +361,7 @@ def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         told = [network for network in host.networks(name) if network.version in desired.families]
         wrong = []
         for network in told:
-            candidates: Iterator[Address] = itertools.islice(network.hosts(), 4)
-            other = next((each for each in candidates if each not in own), None)
+            other = onward.other_address(network, own)
             out = host.interface_towards(other) if other else name
             if out not in desired.mesh_interfaces:
                 wrong.append(f"{network} goes to {out or 'nowhere'}")
@@ -369,6 +370,10 @@ def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             yield Check(f"way back to {name}", False, "; ".join(wrong), remedy)
         elif told:
             yield Check(f"way back to {name}", True, ", ".join(map(str, told)))
+
+
+def _onward(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    yield from onward.check(desired, host, frozenset(version for version in desired.families if _forwards(version)))
 
 
 def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:

@@ -205,6 +205,24 @@ class Host:
         indexes = route.interfaces if route is not None else ()
         return next((each.name for each in self.interfaces().values() if each.index in indexes), "")
 
+    def why_not_onward(self, destination: Address, source: Address, interface: str) -> int:
+        """Return the errno with which routes or rules drop a packet that arrives on an interface; 0 if they don't.
+
+        Raises KernelError.
+        """
+        known = self.interfaces().get(interface)
+        try:
+            rtnetlink.ask_way(self._kernel, destination, source, known.index if known else 0)
+        except TimeoutError as error:
+            raise KernelError(f"the kernel didn't say how packets to {destination} are routed; try again") from error
+        except OSError as error:
+            return error.errno or errno.EINVAL
+        return 0
+
+    def rules_test_more(self, version: int) -> bool:
+        """Say whether a routing rule tests what `why_not_onward` doesn't name: a mark, a protocol, ports."""
+        return rtnetlink.rules_test_more(self._kernel, version)
+
     def leads_to(self, destination: Prefix, links: Collection[tuple[str, bytes]]) -> bool | None:
         """Say whether this host's routes lead to a destination through a neighbour.
 

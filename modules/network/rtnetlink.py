@@ -31,7 +31,10 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg
 _RTN_UNICAST = 1
 _RTPROT_KERNEL = 2
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
+_RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 2, 3, 4, 5, 9, 18
+_RTM_GETRULE = 34
+_RULE = struct.Struct("=12x")  # struct fib_rule_hdr
+_FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 10, 22, 23, 24
 _HOP = struct.Struct("=HBBi")  # struct rtnexthop
 _FAMILY_BYTES = 2  # before the address in struct rtvia
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
@@ -180,6 +183,28 @@ def ask_route(kernel: Asker, destination: Address, flags: int = 0) -> bytes:
     return kernel.ask(RTM_GETROUTE, body + attribute(_RTA_DST, destination.packed))
 
 
+def ask_way(kernel: Asker, destination: Address, source: Address, index: int) -> bytes:
+    """Ask which route a packet takes that arrives on an interface.
+
+    Raises OSError if the packet would be dropped: EACCES (prohibit), EINVAL (blackhole), EHOSTUNREACH (unreachable, or
+    forwarding is off there), EXDEV (the reverse path filter), ENETUNREACH (no route).
+    """
+    body = _route_body(destination.version, destination.max_prefixlen, source_bits=source.max_prefixlen)
+    body += attribute(_RTA_DST, destination.packed) + attribute(_RTA_SRC, source.packed)
+    return kernel.ask(RTM_GETROUTE, body + attribute(_RTA_IIF, struct.pack("=I", index)))
+
+
+def rules_test_more(kernel: Asker, version: int) -> bool:
+    """Say whether a rule of `ip rule` tests a mark, a protocol or ports, which `ask_way` doesn't name.
+
+    Raises KernelError.
+    """
+    tests = {_FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE}
+    with kernel_errors("routing rules can't be listed"):
+        listed = kernel.dump(_RTM_GETRULE, bytes([_FAMILY[version]]) + bytes(_RULE.size - 1))
+        return any(kind in tests for message in listed for kind, _ in attributes(message[_RULE.size :]))
+
+
 def prefix_of(version: int, message: bytes) -> Prefix:
     """Return the destination of a route. Pure."""
     network_class = IPv4Network if version == 4 else IPv6Network
@@ -207,8 +232,8 @@ def route_of(message: bytes) -> Route:
     return Route(kind == _RTN_UNICAST, of_own_address, prefix_length, said.get(_RTA_DST, b""), hops)
 
 
-def _route_body(version: int, bits: int = 0, kind: int = 0, flags: int = 0) -> bytes:
-    return _ROUTE.pack(_FAMILY[version], bits, 0, 0, 0, 0, 0, kind, flags)
+def _route_body(version: int, bits: int = 0, kind: int = 0, flags: int = 0, source_bits: int = 0) -> bytes:
+    return _ROUTE.pack(_FAMILY[version], bits, source_bits, 0, 0, 0, 0, kind, flags)
 
 
 def _hop(index: int, said: Mapping[int, bytes]) -> Hop:
