@@ -377,22 +377,24 @@ def _onward(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 
 
 def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Find mesh interfaces that are uplinks although we buy nothing: the gate holds the answers that arrive there."""
+    """Find mesh interfaces that are uplinks although we buy nothing.
+
+    Answers to neighbours pass there, but what else arrives from the internet is held like a neighbour's own traffic.
+    """
     if not desired.sells or desired.buys:
         return
-    mesh, held, all_held = set(desired.mesh_interfaces), dict[str, list[str]](), False
+    mesh, held = set(desired.mesh_interfaces), dict[str, list[str]]()
     for version in sorted(desired.families):
         out = set(host.default_route_interfaces((version,)))
         for name in sorted(out & mesh):
             held.setdefault(name, []).append(f"IPv{version}")
-        all_held = all_held or bool(out) and out <= mesh
     for name, versions in held.items():
         found = (
-            f"{' and '.join(versions)} by {name}, a mesh interface, but BUY is no: answers to neighbours are held "
-            "there, though the neighbours pay for what they sent"
+            f"{' and '.join(versions)} by {name}, a mesh interface, but BUY is no: what comes from there unasked is "
+            "held (a port forwarded to a neighbour, a ping from outside)"
         )
         remedy = f"put {name} into IGNORE_INTERFACE; or BUY: yes, if a neighbour there sells the way out"
-        yield Check(f"way out by {name}", not all_held, found, remedy)
+        yield Check(f"way out by {name}", True, found, remedy)
 
 
 def _looks_like_uplink(desired: DesiredNetwork, host: Host, interface: str) -> bool:

@@ -442,6 +442,7 @@ class Node:
         refuse_shown_secret(wanted, self.parts.config_path)
         checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.node.payee.hex())
         await self.host.aside(lambda network: self.host.refuse(wanted, network))
+        await self.host.aside(lambda network: self.host.refuse_open(wanted, network))
         return wanted
 
     async def warn_of_lacks(self) -> list[str]:

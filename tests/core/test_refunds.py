@@ -89,6 +89,10 @@ def test_by_default_the_operator_decides_and_the_log_says_so_once_in_a_while() -
     assert logged(sim.client, "its operator decides") == 5
     offer(sim)
     assert refunds(sim.gateway)
+    sim.flow(HOST, 50_000, 2)
+    sim.run(30)
+    ask(sim)
+    assert logged(sim.client, "its operator decides") == 6, "to ask again later wouldn't help"
 
 
 def test_asking_in_a_loop_gets_one_refund_an_hour() -> None:

@@ -118,13 +118,13 @@ def _objection(world: World, neighbour: Neighbour, account: ClientAccount | None
         return DeclineReason.AMOUNT
     if account.refund.promised_msat:
         return DeclineReason.BUSY
+    if not world.settings.refund_when_asked:
+        _tell_of_ask(world, account, amount)
+        return DeclineReason.TERMS
     if _refunded_lately(world, account.identity):
         _tell_of_ask(world, account, amount, "a refund was paid or failed lately, so ngp pays no other by itself; ")
         return DeclineReason.BUSY
-    if world.settings.refund_when_asked:
-        return None
-    _tell_of_ask(world, account, amount)
-    return DeclineReason.TERMS
+    return None
 
 
 def _tell_of_ask(world: World, account: ClientAccount, amount_msat: int, why: str = "") -> None:

@@ -105,7 +105,8 @@ class Reading:
             wanted = await asyncio.to_thread(parse, text, path)
         checks = await node.host.aside(lambda network: self._host_as(wanted, network))
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
-        checks += [*payment, *checkup.neighbours(self._world), *checkup.accounts(self._world)]
+        checks += [*payment, *checkup.neighbours(self._world, node.host.desired.mesh_interfaces)]
+        checks += checkup.accounts(self._world)
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
         if not node.ledger_why_not:  # in a thread: adding up years of records would block the loop
             checks.append(await asyncio.to_thread(checkup.books, node.parts.store, BOOKS_S))
