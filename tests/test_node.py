@@ -27,6 +27,7 @@ from ngp.daemon import main
 from ngp.daemon import node as daemon_node
 from ngp.daemon.api.acting import Acting
 from ngp.daemon.api.reading import Reading
+from ngp.daemon.fair_queue import QUEUE_MOST, ROOM
 from ngp.daemon.node import Node
 from ngp.daemon.options import StartOptions
 from ngp.errors import KernelError, LedgerError, PaymentError, RecordError
@@ -122,6 +123,28 @@ def test_a_node_that_does_not_tell_of_payments_fills_no_log(broken: Node, caplog
 
     asyncio.run(scenario())
     assert [one.getMessage()[:24] for one in caplog.records] == ["payment 0000000000000000"]
+
+
+def test_a_crowd_that_never_paid_leaves_the_messages_of_neighbours_that_paid_their_places(broken: Node) -> None:
+    world = broken.parts.gatekeeper.world
+    crowd = [Neighbour(bytes([number]) * 32, ("mesh0", bytes([number]) * 6), number) for number in range(2, 200)]
+    payer = Neighbour(bytes(32), ("mesh0", b"\2payer"), 1)
+    for one in (*crowd, payer):
+        world.peers.by_link[one.link] = one
+    world.client(payer.identity).paid_msat = 1000
+
+    def unread() -> None:
+        """A message that gives no event."""
+
+    async def scenario() -> None:
+        waiting = sum(broken._in_turn(one.link, unread) for _ in range(QUEUE_MOST) for one in crowd)
+        assert waiting <= ROOM
+        assert all(broken._in_turn(payer.link, unread) for _ in range(QUEUE_MOST))
+        broken._drain()
+        assert broken._in_turn(("mesh0", b"\2newer"), unread), "a stranger's hello"
+        broken.let_go()
+
+    asyncio.run(scenario())
 
 
 class Full(Closed):

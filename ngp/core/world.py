@@ -404,6 +404,10 @@ class World:
         account = accounts.get(identity)
         return account is not None and account.paid_msat > 0
 
+    def has_traded_at_all(self, identity: bytes) -> bool:
+        """Say whether money has passed between us and a neighbour, in either role."""
+        return any(account.paid_msat > 0 for account in self.accounts_of(identity))
+
     def is_full(self, role: Role, identity: bytes) -> bool:
         """Say whether there is no room for one more contract with a neighbour. Args: role: ours.
 

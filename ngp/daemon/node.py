@@ -277,10 +277,9 @@ class Node:
 
     def _in_turn(self, link: tuple[str, bytes], work: Callable[[], Event | None]) -> bool:
         """Queue a neighbour's datagram unread. Returns False if too much of its work waits already."""
-        cause = self._cause_of(link)
-        if self._events.is_full(cause):
+        sender = self._cause_of(link)
+        if not self._events.add_message(work, sender, self.parts.gatekeeper.world.has_traded_at_all(sender)):
             return False
-        self._events.add(work, cause)
         self._pump_soon()
         return True
 
