@@ -137,9 +137,10 @@ class ContractTable:
             self.revoke([self._id(slot) for slot in taken])
             raise
         new = set(taken)
-        for grant in grants:
-            if grant.role is Role.CLIENT and self._slots[grant.contract] in new:
-                self._begun[self._slots[grant.contract]] = self._add_early(self._slots[grant.contract])
+        with self._early.read_once():
+            for grant in grants:
+                if grant.role is Role.CLIENT and self._slots[grant.contract] in new:
+                    self._begun[self._slots[grant.contract]] = self._add_early(self._slots[grant.contract])
 
     def revoke(self, contracts: Iterable[bytes]) -> None:
         """Take contracts out; unknown ones are ignored."""
@@ -166,9 +167,13 @@ class ContractTable:
         slots = self._changed() if contracts is None else (self._slots[c] for c in contracts if c in self._slots)
         return [self._reading(slot) for slot in slots]
 
-    def sent_lately(self, number: int, destination: Prefix) -> Prefix | None:
-        """Return the host to which we sent a neighbour the latest packet without a contract (`EarlyBytes`)."""
-        return self._early.sent_lately(self._first_of(number), destination)
+    def sent_lately(self, numbers: Iterable[int], destination: Prefix) -> Prefix | None:
+        """Return the host to which we sent a neighbour the latest packet without a contract (`EarlyBytes`).
+
+        Args: numbers: of the neighbour's links. What is kept of a neighbour is kept under its first link.
+        """
+        hosts = (self._early.sent_lately(number, destination) for number in {self._first_of(one) for one in numbers})
+        return next((host for host in hosts if host is not None), None)
 
     def contract_of(self, slot: int, tag: int) -> bytes | None:
         """Return the contract that a hint is about, or None if another contract has the slot by now."""
@@ -395,7 +400,9 @@ class ContractTable:
         force. So the early bytes of new purchases are taken once more here.
         """
         begun, self._begun = self._begun, {}
-        yield from (slot for slot, with_early in begun.items() if self._add_early(slot) or with_early)
+        with self._early.read_once():
+            found = [slot for slot, with_early in begun.items() if self._add_early(slot) or with_early]
+        yield from found
         for slot in self._lines.changed(self._fresh):
             if self._words[slot * LINE_WORDS + TAG] & VALID:
                 yield slot

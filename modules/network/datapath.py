@@ -265,8 +265,7 @@ class Datapath(HostQuestions):
             return None
         if leads is not None:
             return destination if leads else None
-        hosts = (contracts.sent_lately(number, destination) for number in links)
-        return next((host for host in hosts if host is not None), None)
+        return contracts.sent_lately(links, destination)
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; ignored if the packet was decided about before."""

@@ -241,23 +241,21 @@ class Host:
             return None
         known, leads = self.interfaces(), None
         for hop in route.hops:
-            for name, link_address in links:
-                if name not in known or known[name].index != hop.index:
-                    continue
-                if hop.gateway is None and (link_address or route.of_own_address):
-                    return False
-                if route.prefix_length <= destination.prefixlen and self._is_at(hop, link_address):
-                    leads = True
+            there = {address for name, address in links if name in known and known[name].index == hop.index}
+            if there and hop.gateway is None and (any(there) or route.of_own_address):
+                return False
+            if there and route.prefix_length <= destination.prefixlen and self._is_at(hop, there):
+                leads = True
         return leads
 
-    def _is_at(self, hop: rtnetlink.Hop, link_address: bytes) -> bool:
-        """Say whether a hop is the neighbour with this link address (if empty: the only neighbour on its link)."""
-        if not link_address:
+    def _is_at(self, hop: rtnetlink.Hop, link_addresses: Collection[bytes]) -> bool:
+        """Say whether a hop has one of these link addresses (an empty one: of the only neighbour on its link)."""
+        if b"" in link_addresses:
             return True
         try:
-            return hop.gateway is not None and link_address == rtnetlink.ask_link_address(
-                self._kernel, hop.index, hop.gateway
-            )
+            if hop.gateway is None:
+                return False
+            return rtnetlink.ask_link_address(self._kernel, hop.index, hop.gateway) in link_addresses
         except OSError:  # nothing was sent to this router lately
             return False
 
