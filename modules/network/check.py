@@ -22,7 +22,7 @@ from ngp.core.services import SERVICES_A_HOST
 from ngp.core.values import Check, DesiredNetwork, FreeRule
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
-from ngp.modules.network import bpf, layout, nat, offloading, onward, rights, sides, xtables
+from ngp.modules.network import bpf, firewall, layout, nat, offloading, onward, rights, sides, xtables
 from ngp.modules.network.host import Host
 from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.rtnetlink import Interface
@@ -62,6 +62,7 @@ def check(desired: DesiredNetwork) -> list[Check]:
             lambda: _uplink(desired, host),
             lambda: _way_out(desired, host),
             lambda: _services(desired, host),
+            lambda: _firewall(desired, host),
         ]
         return [line for part in parts for line in part()]
     finally:
@@ -71,8 +72,8 @@ def check(desired: DesiredNetwork) -> list[Check]:
 def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
     """Look at facts that change while ngp runs and are quick to read: interfaces, forwarding, routes.
 
-    A start waits for this, so it must be quick: it loads no BPF program, and runs other commands only for NAT, at the
-    very end (see `_way_out`). When `most_s` is over, the remaining facts are left to `check`.
+    A start waits for this, so it must be quick: it loads no BPF program, and runs other commands only for NAT and the
+    firewall, at the very end (see `_way_out`). When `most_s` is over, the remaining facts are left to `check`.
     """
     host, until, seen = Host(), time.monotonic() + most_s, list[Check]()
     parts: list[Callable[[], Iterator[Check]]] = [
@@ -83,6 +84,7 @@ def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
         lambda: _uplink(desired, host),
         lambda: _services(desired, host),
         lambda: _way_out(desired, host),
+        lambda: _firewall(desired, host),
     ]
     try:
         for line in itertools.chain.from_iterable(part() for part in parts):
@@ -372,8 +374,16 @@ def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             yield Check(f"way back to {name}", True, ", ".join(map(str, told)))
 
 
+def _forwarded(desired: DesiredNetwork) -> frozenset[int]:
+    return frozenset(version for version in desired.families if _forwards(version))
+
+
 def _onward(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    yield from onward.check(desired, host, frozenset(version for version in desired.families if _forwards(version)))
+    yield from onward.check(desired, host, _forwarded(desired))
+
+
+def _firewall(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    yield from firewall.check(desired, host, _forwarded(desired))
 
 
 def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:

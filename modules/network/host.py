@@ -157,6 +157,12 @@ class Host:
                     found.add(network)
         return tuple(sorted(found, key=lambda network: (network.version, network)))
 
+    def versions(self, interface: str) -> tuple[int, ...]:
+        """Return the IP versions of which an interface has an address, link-local ones included. Raises KernelError."""
+        known = self.interfaces().get(interface)
+        found = {each.local.version for each in self._all_addresses() if known and each.index == known.index}
+        return tuple(sorted(found))
+
     def _all_addresses(self) -> list[OwnAddress]:
         """Return all addresses, at most a second old: not read for each of the hundreds of questions of a check."""
         now_s = self._now_s()

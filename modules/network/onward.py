@@ -18,7 +18,7 @@ from ngp.modules.network.host import Host
 
 # Nothing is sent there. Addresses of root name servers (a and m): no documentation addresses, since routers with a list
 # of networks that don't exist drop those on purpose.
-_SAMPLES = {4: ("198.41.0.4", "202.12.27.33"), 6: ("2001:503:ba3e::2:30", "2001:dc3::35")}
+SAMPLES = {4: ("198.41.0.4", "202.12.27.33"), 6: ("2001:503:ba3e::2:30", "2001:dc3::35")}
 _INTERFACES_ASKED = 20
 _WHY = {
     errno.EACCES: "a rule or route `prohibit`",
@@ -38,26 +38,26 @@ def check(desired: DesiredNetwork, host: Host, forwarded: frozenset[int]) -> Ite
         return
     leading = {version: host.default_route_interfaces((version,)) for version in desired.families}
     for version in sorted(desired.families & forwarded):
-        senders = _senders(desired, host, version)
+        sending = senders(desired, host, version)
         without = "no mesh interface has an address of this version, or a route"
         if leading[version] and not any(_has_route(host, name, version) for name in desired.mesh_interfaces):
             found = f"{without}: answers to neighbours find no way, so nothing is sold"
             name = desired.mesh_interfaces[0]
             add = f"ip address add ADDRESS/LENGTH dev {name}"
             yield Check(f"way back IPv{version}", True, found, f"{add}{_or(version)}")
-        elif not leading[version] and senders and any(leading.values()):
+        elif not leading[version] and sending and any(leading.values()):
             found = f"no default route, but IPv{10 - version} has one: neighbours reach nothing by IPv{version}"
             found += " except networks with routes of their own"
             add = f"ip {'-6 ' * (version == 6)}route add default via ADDRESS dev UPLINK"
             yield Check(f"way out IPv{version}", True, found, f"{add}{_or(version)}")
         elif leading[version]:
-            yield from _dropped(host, version, senders)
+            yield from _dropped(host, version, sending)
 
 
 def _dropped(host: Host, version: int, senders: dict[str, Address]) -> Iterator[Check]:
     """Ask about a sample for each interface. Rules that test more than the question names are given the benefit."""
     for name, source in itertools.islice(senders.items(), _INTERFACES_ASKED):
-        for text in _SAMPLES[version]:
+        for text in SAMPLES[version]:
             number = host.why_not_onward(ip_address(text), source, name)
             if number and not (number == errno.ENETUNREACH and host.rules_test_more(version)):
                 why = _WHY.get(number, os.strerror(number))
@@ -68,7 +68,7 @@ def _dropped(host: Host, version: int, senders: dict[str, Address]) -> Iterator[
                 return
 
 
-def _senders(desired: DesiredNetwork, host: Host, version: int) -> dict[str, Address]:
+def senders(desired: DesiredNetwork, host: Host, version: int) -> dict[str, Address]:
     """Return an address that a neighbour could have on each mesh interface."""
     own, found = set(host.local_addresses()), dict[str, Address]()
     for name in desired.mesh_interfaces:

@@ -98,7 +98,7 @@ class DesiredNetwork:
         lane_bytes_s: each neighbour's bytes a second with payment services, both directions together, at least 1.
         lane_burst_bytes: how many bytes may pass at once after a pause.
         queue_number: NFQUEUE number.
-        link_udp_port: UDP port of the ngp link itself.
+        link_udp_port: UDP port of the ngp link itself; link_by_udp: whether a link module uses it.
         contracts_max: slots of the contract table; fixed when the table is made, until ngp is restarted.
         stranger_rate, stranger_burst: how many first packets of all unknown neighbours together the daemon gets in a
             second, and at once.
@@ -123,6 +123,7 @@ class DesiredNetwork:
     stranger_burst: int
     neighbour_rate: int
     neighbour_burst: int
+    link_by_udp: bool = True
 
 
 @dataclass(frozen=True, slots=True)
