@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import Self
 
-REQUEST, DUMP = 0x1, 0x300
+REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 GENERIC = 16  # Python's socket module has no name for this protocol
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _ERROR, _DONE = 2, 3
@@ -56,6 +56,11 @@ class Asker:
         """
         return next(self._answers(kind, REQUEST, body))
 
+    def order(self, kind: int, body: bytes, flags: int = 0) -> None:
+        """Have something done, and return when it is. Raises as `ask`."""
+        for _ in self._answers(kind, REQUEST | ACK | flags, body):
+            pass
+
     def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
         """Send a request for all objects of a kind, and yield the bodies of the answers. Raises as `ask`."""
         return self._answers(kind, REQUEST | DUMP, body)
@@ -71,6 +76,8 @@ class Asker:
                     return
                 if answer == _ERROR:
                     number = -struct.unpack_from("=i", message)[0]
+                    if not number:  # an acknowledgement
+                        return
                     raise OSError(number, os.strerror(number))
                 yield message
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,3 +149,14 @@ def test_books_that_cant_be_read_are_a_line_of_their_own(tmp_path: Path) -> None
     line = checkup.books(store.at(tmp_path), 60.0)
     assert (line.name, line.ok) == ("books", False)
     assert "is not a database" in line.found
+
+
+def test_default_routes_to_a_router_without_ngp_are_a_warning() -> None:
+    ours, other, third = ip_address("192.0.2.1"), ip_address("192.0.2.77"), ip_address("2001:db8:1::77")
+    world = heard(Neighbour(b"\x01" * 32, ("eth1", b"mac"), 1, up=True, sells=True))
+    world.peers.by_link = {("eth1", b"mac"): next(iter(world.peers.by_link.values()))}
+    assert checkup.strange_hops(world, [("eth1", ours, b"mac")]) == []
+    assert checkup.strange_hops(world, [("eth1", ours, b"mac"), ("eth1", other, b"else")]) == []  # a spare route
+    (line,) = checkup.strange_hops(world, [("eth1", ours, b"mac"), ("eth1", third, b"else")])
+    assert line.ok and "2001:db8:1::77 on eth1" in line.found and "ngp neighbours" in line.remedy
+    assert checkup.strange_hops(heard(), [("eth1", other, b"else")]) == []  # another line says that nobody was heard

@@ -63,6 +63,7 @@ def check(desired: DesiredNetwork) -> list[Check]:
             lambda: _way_out(desired, host),
             lambda: _services(desired, host),
             lambda: _firewall(desired, host),
+            lambda: onward.next_hops(desired, host),
         ]
         return [line for part in parts for line in part()]
     finally:

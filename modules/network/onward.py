@@ -20,6 +20,7 @@ from ngp.modules.network.host import Host
 # of networks that don't exist drop those on purpose.
 SAMPLES = {4: ("198.41.0.4", "202.12.27.33"), 6: ("2001:503:ba3e::2:30", "2001:dc3::35")}
 _INTERFACES_ASKED = 20
+_HOPS_ASKED, _HOPS_S = 20, 4.0  # the kernel gives up after three seconds
 _WHY = {
     errno.EACCES: "a rule or route `prohibit`",
     errno.EINVAL: "a route `blackhole`",
@@ -66,6 +67,15 @@ def _dropped(host: Host, version: int, senders: dict[str, Address]) -> Iterator[
                 remedy = f"`{asking}`, `ip rule` and `ip route` show it; remove that rule or route"
                 yield Check(f"way out IPv{version}", True, found, remedy)
                 return
+
+
+def next_hops(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    """Warn a buyer of routers that nobody answers for, although default routes into the mesh lead to them."""
+    hops = host.next_hops(desired.mesh_interfaces, sorted(desired.families)) if desired.buys else []
+    for name, address in host.silent(hops[:_HOPS_ASKED], _HOPS_S):
+        found = f"a default route leads to {address} on {name}, and nobody there answers to that address"
+        remedy = f"correct the route (ip{' -6' * (address.version == 6)} route), or the address of the router there"
+        yield Check(f"next hop {address}", True, found, remedy)
 
 
 def senders(desired: DesiredNetwork, host: Host, version: int) -> dict[str, Address]:

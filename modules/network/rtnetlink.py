@@ -39,6 +39,8 @@ _HOP = struct.Struct("=HBBi")  # struct rtnexthop
 _FAMILY_BYTES = 2  # before the address in struct rtvia
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _NDA_DST, _NDA_LLADDR = 1, 2
+_RTM_NEWNEIGH, _NTF_USE, _NLM_F_CREATE = 28, 0x01, 0x400
+_NUD_FAILED, _NUD_UNRESOLVED = 0x20, 0x01 | 0x20  # incomplete or failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,24 @@ def ask_link_address(kernel: Asker, index: int, address: Address) -> bytes:
     body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, 0, 0) + attribute(_NDA_DST, address.packed)
     said = dict(attributes(kernel.ask(_RTM_GETNEIGH, body)[_NEIGHBOUR.size :]))
     return said.get(_NDA_LLADDR, b"")
+
+
+def resolve(kernel: Asker, index: int, address: Address) -> None:
+    """Have the kernel find out the MAC of an address on a link, as if a packet were sent there. Raises OSError."""
+    body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, _NTF_USE, 0)
+    kernel.order(_RTM_NEWNEIGH, body + attribute(_NDA_DST, address.packed), _NLM_F_CREATE)
+
+
+def is_resolved(kernel: Asker, index: int, address: Address) -> bool | None:
+    """Say whether an address on a link has a MAC; False if nobody answered; None as long as that isn't known.
+
+    Raises OSError if the address isn't known to the kernel.
+    """
+    body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, 0, 0) + attribute(_NDA_DST, address.packed)
+    state = _NEIGHBOUR.unpack_from(kernel.ask(_RTM_GETNEIGH, body))[2]
+    if state & _NUD_UNRESOLVED:
+        return False if state & _NUD_FAILED else None
+    return bool(state)
 
 
 def route_of(message: bytes) -> Route:

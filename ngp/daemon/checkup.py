@@ -13,7 +13,7 @@ from itertools import product
 
 from ngp import identity
 from ngp.config import changes
-from ngp.core.messages import Role
+from ngp.core.messages import Address, Role
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
 from ngp.core.settings import Settings
@@ -158,6 +158,23 @@ def _silent(world: World, interfaces: Collection[str]) -> Iterator[Check]:
     if silent:
         found = _listed(f"{_named(one)}, last heard {plain(instant(one.last_seen_s)) or 'never'}" for one in silent)
         yield Check("neighbours", True, f"doesn't answer: {found}", _HEARD_NOT)
+
+
+def strange_hops(world: World, hops: Iterable[tuple[str, Address, bytes]]) -> list[Check]:
+    """Warn of default routes into the mesh that lead to a router where nobody runs ngp: nothing is bought there.
+
+    Args: hops: interface, address and link address of each next router.
+    """
+    is_known = {hop: (hop[0], hop[2]) in world.peers.by_link for hop in hops}
+    served = {
+        address.version for (_, address, _), known in is_known.items() if known
+    }  # another route may be a spare one
+    strange = [hop for hop, known in is_known.items() if not known and hop[1].version not in served]
+    if not strange or not world.peers.by_link:  # that nobody was heard at all is another line
+        return []
+    named = _listed(f"{address} on {interface}" for interface, address, _ in strange)
+    found = f"a default route leads to a router from which no ngp was heard: {named}; nothing is bought there"
+    return [Check("neighbours", True, found, "a default route through the neighbour that sells (ngp neighbours)")]
 
 
 def _foreign(world: World) -> Iterator[Check]:

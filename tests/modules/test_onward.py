@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, INTERNET, Lab, by_name, desired, gateway, sh
 
 from ngp.core.values import Check, DesiredNetwork
 from ngp.modules.network import check as checks
+from ngp.modules.network.datapath import Datapath
 
 
 @pytest.fixture
@@ -93,3 +96,29 @@ def test_networks_that_are_dropped_on_purpose_are_no_reason_for_a_warning(hosts:
     sh("ip route add blackhole 198.51.100.0/24 && ip route add unreachable 10.0.0.0/8")
     sh("ip -6 route add unreachable 2001:db8::/32 && ip -6 route add unreachable default metric 4278198272")
     assert told() == {}
+
+
+def test_a_buyer_whose_default_route_leads_to_nobody_is_told(hosts: Lab) -> None:
+    wanted = desired(buys=True, sells=False, mesh_interfaces=("m0",), upstream_interfaces=())
+
+    def silent() -> dict[str, Check]:
+        return {name: line for name, line in by_name(wanted).items() if name.startswith("next hop")}
+
+    sh("ip route del default && ip -6 route del default")
+    nobody = {4: "10.77.1.77", 6: "fd00:77:1::77"}
+    for version, flag in ((4, "-4"), (6, "-6")):
+        sh(f"ip {flag} route add default via {nobody[version]} dev m0")
+    lines = silent()
+    assert set(lines) == {f"next hop {address}" for address in nobody.values()}
+    assert all(line.ok and "nobody there answers" in line.found and line.remedy for line in lines.values())
+    for version, flag in ((4, "-4"), (6, "-6")):
+        sh(f"ip {flag} route replace default via {CLIENT[version]} dev m0 && ip {flag} neigh flush dev m0")
+    assert silent() == {}
+    network = Datapath(Path("/nonexistent"))
+    try:
+        hops = network.next_hops(wanted)
+    finally:
+        network.close()
+    mac = bytes.fromhex(sh("cat /sys/class/net/c0/address", hosts.client).strip().replace(":", ""))
+    assert hops == [("m0", ip_address(CLIENT[4]), mac), ("m0", ip_address(CLIENT[6]), mac)]
+    assert by_name(desired()).keys() & silent().keys() == set()

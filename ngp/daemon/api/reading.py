@@ -104,6 +104,9 @@ class Reading:
         if text is not None:  # in a thread: a long file would block the loop
             wanted = await asyncio.to_thread(parse, text, path)
         checks = await node.host.aside(lambda network: self._host_as(wanted, network))
+        if wanted.buys:
+            hops = await node.host.aside(lambda network: network.next_hops(node.host.desired))
+            checks += checkup.strange_hops(self._world, hops)
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
         checks += [*payment, *checkup.neighbours(self._world, node.host.desired.mesh_interfaces)]
         checks += checkup.accounts(self._world)
