@@ -141,6 +141,19 @@ class Table:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield all present entries of a hash table, many per system call. Raises KernelError."""
+        for keys, values in self.batches():
+            for at in range(len(keys) // self.key_bytes):
+                yield (
+                    keys[at * self.key_bytes : (at + 1) * self.key_bytes],
+                    values[at * self.value_bytes : (at + 1) * self.value_bytes],
+                )
+
+    def batches(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all present entries of a hash table: for each system call the joined keys and the joined values.
+
+        A search in them (`bytes.find`) takes a hundredth of the time that a look at each entry takes.
+        Raises: KernelError.
+        """
         room = min(self.entries, _BATCH)
         keys = ctypes.create_string_buffer(room * self.key_bytes)
         values = ctypes.create_string_buffer(room * self.value_bytes)
@@ -153,12 +166,7 @@ class Table:
             if result != -errno.ENOENT:  # ENOENT: these were the last entries
                 require(result, f"reading the table {self.name}")
             began = True
-            found_keys, found_values = keys.raw, values.raw
-            for at in range(count.value):
-                yield (
-                    found_keys[at * self.key_bytes : (at + 1) * self.key_bytes],
-                    found_values[at * self.value_bytes : (at + 1) * self.value_bytes],
-                )
+            yield keys.raw[: count.value * self.key_bytes], values.raw[: count.value * self.value_bytes]
 
     def set_many(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         """Add or replace entries in few system calls. Raises KernelError; entries before the failed one are written."""

@@ -99,7 +99,7 @@ class Asker:
                     return
                 if answer == _ERROR:
                     number = -struct.unpack_from("=i", message)[0]
-                    if number == 0:  # the acknowledgement that was asked for
+                    if not number:  # the acknowledgement that was asked for
                         return
                     raise OSError(number, os.strerror(number))
                 yield message

@@ -32,11 +32,16 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg
 _RTN_UNICAST = 1
 _RTPROT_KERNEL = 2
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
+_RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 2, 3, 4, 5, 9, 18
+_RTM_GETRULE = 34
+_RULE = struct.Struct("=12x")  # struct fib_rule_hdr
+_FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 10, 22, 23, 24
 _HOP = struct.Struct("=HBBi")  # struct rtnexthop
 _FAMILY_BYTES = 2  # before the address in struct rtvia
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _NDA_DST, _NDA_LLADDR = 1, 2
+_RTM_NEWNEIGH, _NTF_USE, _NLM_F_CREATE = 28, 0x01, 0x400
+_NUD_FAILED, _NUD_UNRESOLVED = 0x20, 0x01 | 0x20  # incomplete or failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +225,28 @@ def ask_route(kernel: Asker, destination: Address, flags: int = 0) -> bytes:
     return kernel.ask(RTM_GETROUTE, body + attribute(_RTA_DST, destination.packed))
 
 
+def ask_way(kernel: Asker, destination: Address, source: Address, index: int) -> bytes:
+    """Ask which route a packet takes that arrives on an interface.
+
+    Raises OSError if the packet would be dropped: EACCES (prohibit), EINVAL (blackhole), EHOSTUNREACH (unreachable, or
+    forwarding is off there), EXDEV (the reverse path filter), ENETUNREACH (no route).
+    """
+    body = _route_body(destination.version, destination.max_prefixlen, source_bits=source.max_prefixlen)
+    body += attribute(_RTA_DST, destination.packed) + attribute(_RTA_SRC, source.packed)
+    return kernel.ask(RTM_GETROUTE, body + attribute(_RTA_IIF, struct.pack("=I", index)))
+
+
+def rules_test_more(kernel: Asker, version: int) -> bool:
+    """Say whether a rule of `ip rule` tests a mark, a protocol or ports, which `ask_way` doesn't name.
+
+    Raises KernelError.
+    """
+    tests = {_FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE}
+    with kernel_errors("routing rules can't be listed"):
+        listed = kernel.dump(_RTM_GETRULE, bytes([_FAMILY[version]]) + bytes(_RULE.size - 1))
+        return any(kind in tests for message in listed for kind, _ in attributes(message[_RULE.size :]))
+
+
 def prefix_of(version: int, message: bytes) -> Prefix:
     """Return the destination of a route. Pure."""
     network_class = IPv4Network if version == 4 else IPv6Network
@@ -236,6 +263,24 @@ def ask_link_address(kernel: Asker, index: int, address: Address) -> bytes:
     return said.get(_NDA_LLADDR, b"")
 
 
+def resolve(kernel: Asker, index: int, address: Address) -> None:
+    """Have the kernel find out the MAC of an address on a link, as if a packet were sent there. Raises OSError."""
+    body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, _NTF_USE, 0)
+    kernel.order(_RTM_NEWNEIGH, body + attribute(_NDA_DST, address.packed), _NLM_F_CREATE)
+
+
+def is_resolved(kernel: Asker, index: int, address: Address) -> bool | None:
+    """Say whether an address on a link has a MAC; False if nobody answered; None as long as that isn't known.
+
+    Raises OSError if the address isn't known to the kernel.
+    """
+    body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, 0, 0) + attribute(_NDA_DST, address.packed)
+    state = _NEIGHBOUR.unpack_from(kernel.ask(_RTM_GETNEIGH, body))[2]
+    if state & _NUD_UNRESOLVED:
+        return False if state & _NUD_FAILED else None
+    return bool(state)
+
+
 def route_of(message: bytes) -> Route:
     """Read a route. Pure."""
     _, prefix_length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(message)
@@ -247,8 +292,8 @@ def route_of(message: bytes) -> Route:
     return Route(kind == _RTN_UNICAST, of_own_address, prefix_length, said.get(_RTA_DST, b""), hops)
 
 
-def _route_body(version: int, bits: int = 0, kind: int = 0, flags: int = 0) -> bytes:
-    return _ROUTE.pack(_FAMILY[version], bits, 0, 0, 0, 0, 0, kind, flags)
+def _route_body(version: int, bits: int = 0, kind: int = 0, flags: int = 0, source_bits: int = 0) -> bytes:
+    return _ROUTE.pack(_FAMILY[version], bits, source_bits, 0, 0, 0, 0, kind, flags)
 
 
 def _hop(index: int, said: Mapping[int, bytes]) -> Hop:

@@ -93,6 +93,10 @@ class LedgerError(NgpError):
     exit_code = ExitCode.LEDGER
 
 
+class RecordError(LedgerError):
+    """The ledger refuses what it should write, and always will: a defect of ngp, which no waiting mends."""
+
+
 class LedgerMomentError(LedgerError):
     """The ledger is intact, but can't be read or written for the moment: a lock, a full disk. Worth a retry."""
 

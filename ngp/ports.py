@@ -150,8 +150,14 @@ class Network(Protocol):
     def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
         """Return the cheap checks of things that may change while the daemon runs; takes about `most_s` at most."""
 
+    def next_hops(self, desired: DesiredNetwork) -> list[tuple[str, Address, bytes]]:
+        """Return the routers to which default routes into the mesh lead: interface, address, and link address.
+
+        A router whose link address isn't known yet is left out. Raises KernelError.
+        """
+
     def kernel_state(self) -> KernelState:
-        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also without root."""
+        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also if we aren't root."""
 
     def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
         """Stop the contracts of another version's meter, and return what they used; None if no such meter runs.

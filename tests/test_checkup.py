@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,36 +76,49 @@ def neighbour(number: int, **facts: Any) -> Neighbour:
 
 def test_who_only_buys_and_hears_nobody_that_sells_is_warned() -> None:
     buyer = replace(RUNNING, sells=False)
-    (nobody,) = checkup.neighbours(heard(settings=buyer))
+    (nobody,) = checkup.neighbours(heard(settings=buyer), ("eth1",))
     assert nobody.ok and nobody.found == "nobody to buy from: no neighbour was heard"
     assert "LINK_INTERFACE" in nobody.remedy and "UDP port 10325" in nobody.remedy
-    (client,) = checkup.neighbours(heard(neighbour(1, buys=True), settings=buyer))
+    (client,) = checkup.neighbours(heard(neighbour(1, buys=True), settings=buyer), ("eth1",))
     assert client.found == "nobody to buy from: none of the 1 neighbours that were heard sells"
     assert "SELL: yes" in client.remedy
-    assert checkup.neighbours(heard(neighbour(1, sells=True), settings=buyer)) == []
-    assert checkup.neighbours(heard()) == []  # a gateway waits for clients
+    assert checkup.neighbours(heard(neighbour(1, sells=True), settings=buyer), ("eth1",)) == []
+    assert checkup.neighbours(heard(), ("eth1",)) == []  # a gateway waits for clients
 
 
 def test_a_server_that_does_not_answer_is_a_warning_and_a_client_is_not() -> None:
-    (silent,) = checkup.neighbours(heard(neighbour(1, sells=True, up=False, last_seen_s=1_700_000_000)))
+    (silent,) = checkup.neighbours(heard(neighbour(1, sells=True, up=False, last_seen_s=1_700_000_000)), ("eth1",))
     assert silent.ok and silent.remedy
     assert silent.found == "doesn't answer: 0101010101010101 on eth1, last heard 2023-11-14T22:13:20Z"
-    assert checkup.neighbours(heard(neighbour(1, buys=True, up=False))) == []
+    assert checkup.neighbours(heard(neighbour(1, buys=True, up=False)), ("eth1",)) == []
     seller = replace(RUNNING, buys=False)
-    assert checkup.neighbours(heard(neighbour(1, sells=True, up=False), settings=seller)) == []
+    assert checkup.neighbours(heard(neighbour(1, sells=True, up=False), settings=seller), ("eth1",)) == []
+
+
+def test_links_of_the_past_are_no_warning() -> None:
+    """An interface that net.conf no longer names, or a link address that the server has changed."""
+    gone = neighbour(1, sells=True, up=False)
+    assert checkup.neighbours(heard(gone), ("eth0",)) == []
+    world = heard(gone)
+    now = replace(neighbour(1, sells=True), link=("eth1", b"\2new"), number=2)
+    world.peers.by_link[now.link] = now
+    assert checkup.neighbours(world, ("eth1",)) == []
+    now.up = False
+    (warned,) = checkup.neighbours(world, ("eth1",))
+    assert warned.found.count("on eth1") == 1
 
 
 def test_a_dispute_is_a_warning_with_the_way_out() -> None:
     world = heard(neighbour(1, sells=True))
     world.server(b"\x01" * 32).disputed = True
-    (warned,) = checkup.neighbours(world)
+    (warned,) = checkup.neighbours(world, ("eth1",))
     assert warned.ok and "0101010101010101" in warned.found and "ngp unblock" in warned.remedy
 
 
 def test_neighbours_on_another_payment_network_are_a_warning() -> None:
     def found(*networks: str, up: bool = True) -> list[Check]:
         known = [neighbour(number, network=network, up=up) for number, network in enumerate(networks)]
-        return checkup.neighbours(heard(*known))
+        return checkup.neighbours(heard(*known), ("eth1",))
 
     assert found("regtest", "") == found("sandbox", up=False) == []
     (warned,) = found("regtest", "sandbox")
@@ -135,3 +149,14 @@ def test_books_that_cant_be_read_are_a_line_of_their_own(tmp_path: Path) -> None
     line = checkup.books(store.at(tmp_path), 60.0)
     assert (line.name, line.ok) == ("books", False)
     assert "is not a database" in line.found
+
+
+def test_default_routes_to_a_router_without_ngp_are_a_warning() -> None:
+    ours, other, third = ip_address("192.0.2.1"), ip_address("192.0.2.77"), ip_address("2001:db8:1::77")
+    world = heard(Neighbour(b"\x01" * 32, ("eth1", b"mac"), 1, up=True, sells=True))
+    world.peers.by_link = {("eth1", b"mac"): next(iter(world.peers.by_link.values()))}
+    assert checkup.strange_hops(world, [("eth1", ours, b"mac")]) == []
+    assert checkup.strange_hops(world, [("eth1", ours, b"mac"), ("eth1", other, b"else")]) == []  # a spare route
+    (line,) = checkup.strange_hops(world, [("eth1", ours, b"mac"), ("eth1", third, b"else")])
+    assert line.ok and "2001:db8:1::77 on eth1" in line.found and "ngp neighbours" in line.remedy
+    assert checkup.strange_hops(heard(), [("eth1", other, b"else")]) == []  # another line says that nobody was heard

@@ -120,7 +120,7 @@ def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch
     lines = [Check("interface p0", False, "is a port", "", "configuration"), Check("interface m0", False, "is down")]
     monkeypatch.setattr(checkup, "network", lambda *_: lines)
     monkeypatch.setattr(checkup, "payment", payment)
-    monkeypatch.setattr(checkup, "neighbours", lambda _: [])
+    monkeypatch.setattr(checkup, "neighbours", lambda *_: [])
     monkeypatch.setattr(checkup, "accounts", lambda _: [])
     monkeypatch.setattr(checkup, "effect", lambda *_: Check("in force", True, ""))
     node: Any = handlers._acting._node
@@ -128,7 +128,7 @@ def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch
     node.ledger_why_not, node.payment = "it is gone", SimpleNamespace(why_not="")
     node.parts.make_links = lambda _: []
     tried: list[int] = []
-    beside = SimpleNamespace(taken=lambda wanted: tried.append(wanted.queue_number) or [])
+    beside = SimpleNamespace(taken=lambda wanted: tried.append(wanted.queue_number) or [], next_hops=lambda _: [])
 
     async def aside(look: Callable[[Any], list[Check]]) -> list[Check]:
         return look(beside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,10 +25,13 @@ from ngp.core.values import Reading as MeterReading
 from ngp.core.world import PaymentNode, World
 from ngp.daemon import main
 from ngp.daemon import node as daemon_node
+from ngp.daemon.api.acting import Acting
 from ngp.daemon.api.reading import Reading
+from ngp.daemon.fair_queue import QUEUE_MOST, ROOM
 from ngp.daemon.node import Node
 from ngp.daemon.options import StartOptions
-from ngp.errors import KernelError, LedgerError, PaymentError
+from ngp.errors import KernelError, LedgerError, PaymentError, RecordError
+from ngp.wire import MAX_BOOT
 from tests.broken_node import SETTINGS, Broken, Closed, broken_node
 
 
@@ -121,18 +125,40 @@ def test_a_node_that_does_not_tell_of_payments_fills_no_log(broken: Node, caplog
     assert [one.getMessage()[:24] for one in caplog.records] == ["payment 0000000000000000"]
 
 
+def test_a_crowd_that_never_paid_leaves_the_messages_of_neighbours_that_paid_their_places(broken: Node) -> None:
+    world = broken.parts.gatekeeper.world
+    crowd = [Neighbour(bytes([number]) * 32, ("mesh0", bytes([number]) * 6), number) for number in range(2, 200)]
+    payer = Neighbour(bytes(32), ("mesh0", b"\2payer"), 1)
+    for one in (*crowd, payer):
+        world.peers.by_link[one.link] = one
+    world.client(payer.identity).paid_msat = 1000
+
+    def unread() -> None:
+        """A message that gives no event."""
+
+    async def scenario() -> None:
+        waiting = sum(broken._in_turn(one.link, unread) for _ in range(QUEUE_MOST) for one in crowd)
+        assert waiting <= ROOM
+        assert all(broken._in_turn(payer.link, unread) for _ in range(QUEUE_MOST))
+        broken._drain()
+        assert broken._in_turn(("mesh0", b"\2newer"), unread), "a stranger's hello"
+        broken.let_go()
+
+    asyncio.run(scenario())
+
+
 class Full(Closed):
     """A ledger that refuses this many transactions."""
 
-    def __init__(self, refusals: int) -> None:
+    def __init__(self, refusals: int, error: LedgerError | None = None) -> None:
         super().__init__()
-        self.refusals = refusals
+        self.refusals, self.error = refusals, error or LedgerError("the disk is full")
         self.written: list[object] = []
 
     def commit(self, records: Sequence[object], _durable: bool) -> None:
         self.refusals -= 1
         if self.refusals >= 0:
-            raise LedgerError("the disk is full")
+            raise self.error
         self.written += records
 
 
@@ -169,6 +195,65 @@ def test_a_stop_tries_once_more_what_the_ledger_refused_and_says_what_is_lost(
 
     assert asyncio.run(scenario()).written == written
     assert ("is never charged" in caplog.text) == (not written)
+
+
+def test_a_record_that_the_ledger_never_takes_ends_the_daemon_instead_of_waiting_for_ever(broken: Node) -> None:
+    """Whoever can cause such a record would stop all trade until somebody restarts the daemon."""
+
+    async def scenario() -> Node:
+        node = _noting_node(broken, Full(1, RecordError("refused")))
+        node.tell(Tick())
+        await asyncio.wait_for(node.stopping.wait(), 60)
+        return node
+
+    node = asyncio.run(scenario())
+    assert node.crashed and not node._unstored
+
+
+def _noting_node(broken: Node, ledger: Full) -> Node:
+    parts: Any = broken.parts
+    parts.ledger, parts.gatekeeper = ledger, Noting()
+    parts.gatekeeper.flush = lambda most: None
+    post: Any = SimpleNamespace(schedule=lambda: None)
+    return Node(parts, lambda *_: post)
+
+
+@pytest.mark.parametrize("refusals", [1, 9])
+def test_a_stop_says_that_a_batch_is_lost_though_there_are_no_new_totals(broken: Node, refusals: int) -> None:
+    async def scenario() -> tuple[str, list[object]]:
+        ledger = Full(refusals)
+        node = _noting_node(broken, ledger)
+        node.tell(Tick())
+        await asyncio.sleep(0)
+        assert node.ledger_why_not and not ledger.written
+        return Acting(node).stop(), ledger.written
+
+    lost, written = asyncio.run(scenario())
+    assert ("the disk is full" in lost) == (refusals == 9)
+    assert written == ([] if refusals == 9 else [Tick.__name__])
+
+
+@pytest.mark.parametrize(
+    ("stored", "year", "becomes"),
+    [(0, 2026, 200_000_000), (0, 2095, MAX_BOOT // 2), (0, 1965, 1), (MAX_BOOT // 2, 2026, MAX_BOOT // 2 + 1)],
+)
+def test_a_clock_that_is_decades_off_uses_up_no_numbers_of_later_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: int, year: int, becomes: int
+) -> None:
+    with closing(store.at(tmp_path).open()) as ledger:
+        if stored:
+            ledger.next_boot(stored)
+        monkeypatch.setattr(main.time, "time", lambda: (year - 1970) * 31_556_952.0)
+        boot = main._next_boot(ledger)
+        assert boot == becomes or (year == 2026 and not stored and becomes - 30_000_000 < boot < becomes + 30_000_000)
+        assert main._next_boot(ledger) > boot
+
+
+def test_a_ledger_that_has_counted_too_many_starts_says_what_to_do(tmp_path: Path) -> None:
+    with closing(store.at(tmp_path).open()) as ledger:
+        ledger.next_boot(MAX_BOOT)
+        with pytest.raises(LedgerError, match=f"{MAX_BOOT + 1} starts.*restore the backup"):
+            main._next_boot(ledger)
 
 
 class Granting(Noting):

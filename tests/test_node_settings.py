@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,6 +137,7 @@ def test_a_reload_that_looks_at_the_host_for_long_holds_up_no_event(
     path.write_text("MESH_INTERFACES: [eth1]\nSELL: no\n")
     monkeypatch.setattr(broken, "tell", lambda _event: None)
     monkeypatch.setattr(broken.host, "refuse", long)
+    monkeypatch.setattr(broken.host, "refuse_open", lambda *_: None)
     monkeypatch.setattr(host_watch.checkup, "lacks", long)
     monkeypatch.setattr(broken.host, "apply", lambda _settings: no_lacks())
     broken.post.links = ()  # type: ignore[misc]
@@ -150,6 +152,28 @@ def test_a_reload_that_looks_at_the_host_for_long_holds_up_no_event(
 
     assert asyncio.run(scenario()).startswith("applied: SELL")
     assert in_time == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "refused"),
+    [
+        (["mesh7"], ("mesh0",), True),
+        (["mesh1"], ("mesh1",), False),
+        (["eth1"], (), False),  # unchanged: the interface is gone for now
+    ],
+)
+def test_a_reload_that_would_end_gating_by_a_typo_is_refused(
+    broken: Node, tmp_path: Path, wanted: list[str], there: tuple[str, ...], refused: bool
+) -> None:
+    broken.host.desired = replace(broken.host.desired, mesh_interfaces=("eth1",))
+    network: Any = SimpleNamespace(mesh_interfaces=lambda names, _ignored: tuple(set(names) & set(there)))
+    path = tmp_path / "net.conf"
+    settings = parse(f"MESH_INTERFACES: {wanted}\n", path)
+    if refused:
+        with pytest.raises(ConfigError, match="MESH_INTERFACES mesh7: no interface.*eth1.*would no longer be gated"):
+            broken.host.refuse_open(settings, network)
+    else:
+        broken.host.refuse_open(settings, network)
 
 
 def odd_books(folder: Path) -> Store:

@@ -58,12 +58,14 @@ class AccountTable:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def adopt(self, wait: Callable[[], None]) -> list[AdoptedAccount]:
+    def adopt(self, wait: Callable[[], None], at_ns: int) -> list[AdoptedAccount]:
         """Take over the accounts in the tables. Call this before the contracts are adopted: that calls `take`.
 
-        Args: wait: returns when every packet that is on its way now has left the programs. We read `spent` before the
-            wait, and `returned` and the contracts after it. So the contracts show at least the bytes that the accounts
-            paid for.
+        Args:
+            wait: returns when every packet that is on its way now has left the programs. We read `spent` before the
+                wait, and `returned` and the contracts after it. So the contracts show at least the bytes that the
+                accounts paid for.
+            at_ns: the monotonic instant that `credit_ends_in_s` counts from.
         """
         spent: dict[int, int] = {}
         for slot in self._lines.used_before():
@@ -80,7 +82,8 @@ class AccountTable:
             spent[slot] = self._words[slot * LINE_WORDS + SPENT]
         if spent:
             wait()
-        return [AdoptedAccount(self._read_limit(slot), self._reading(slot, taken)) for slot, taken in spent.items()]
+        found = spent.items()
+        return [AdoptedAccount(self._read_limit(slot, at_ns), self._reading(slot, taken)) for slot, taken in found]
 
     def limit(self, limits: Sequence[AccountLimit]) -> None:
         """Create or change accounts. Raises KernelError if the table is full; then nothing was changed."""
@@ -223,7 +226,7 @@ class AccountTable:
         exhausted = self._words[line + MARK] == layout.mark_of(limit, self._tag(slot))
         return AccountReading(self.account_in(slot), spent_units, exhausted)
 
-    def _read_limit(self, slot: int) -> AccountLimit:
+    def _read_limit(self, slot: int, at_ns: int) -> AccountLimit:
         line = slot * LINE_WORDS
         low_ahead = signed(self._words[line + ACCOUNT_LOW_WATER] - self._words[line + SPENT])
         low_units = self._spent_units(slot, self._words[line + SPENT]) + low_ahead
@@ -231,6 +234,6 @@ class AccountTable:
             account=self.account_in(slot),
             limit_units=self._limits[slot],
             credit_units=self._words[line + CREDIT],
-            credit_ends_in_s=(self._words[line + CREDIT_UNTIL_NS] - time.monotonic_ns()) / 1e9,
+            credit_ends_in_s=(self._words[line + CREDIT_UNTIL_NS] - at_ns) / 1e9,
             low_water_units=low_units if low_ahead > 0 else None,
         )

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
-from ngp.core.messages import Address, Prefix
+from ngp.core.messages import Prefix
 from ngp.core.prefixes import covers
 from ngp.core.services import SERVICES_A_HOST
 from ngp.core.values import Check, DesiredNetwork, FreeRule
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
 from ngp.modules.commands import find_command
-from ngp.modules.network import bpf, layout, nat, offloading, rights, sides, xtables
+from ngp.modules.network import bpf, firewall, layout, nat, offloading, onward, rights, sides, xtables
 from ngp.modules.network.host import Host
 from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.xtables import NFT, run
@@ -59,9 +59,12 @@ def check(desired: DesiredNetwork) -> list[Check]:
             lambda: offloading.check(desired, host.interfaces()),
             lambda: _nat(desired, host),
             lambda: _way_back(desired, host),
+            lambda: _onward(desired, host),
             lambda: _uplink(desired, host),
             lambda: _way_out(desired, host),
             lambda: _services(desired, host),
+            lambda: _firewall(desired, host),
+            lambda: onward.next_hops(desired, host),
         ]
         return [line for part in parts for line in part()]
     finally:
@@ -71,17 +74,19 @@ def check(desired: DesiredNetwork) -> list[Check]:
 def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
     """Look at facts that change while ngp runs and are quick to read: interfaces, forwarding, routes.
 
-    A start waits for this, so it must be quick: it loads no BPF program, and runs other commands only for NAT, at the
-    very end (see `_way_out`). When `most_s` is over, the remaining facts are left to `check`.
+    A start waits for this, so it must be quick: it loads no BPF program, and runs other commands only for NAT and the
+    firewall, at the very end (see `_way_out`). When `most_s` is over, the remaining facts are left to `check`.
     """
     host, until, seen = Host(), time.monotonic() + most_s, list[Check]()
     parts: list[Callable[[], Iterator[Check]]] = [
         lambda: _interfaces(desired, host),
         lambda: _forwarding(desired),
         lambda: _way_back(desired, host),
+        lambda: _onward(desired, host),
         lambda: _uplink(desired, host),
         lambda: _services(desired, host),
         lambda: _way_out(desired, host),
+        lambda: _firewall(desired, host),
     ]
     try:
         for line in itertools.chain.from_iterable(part() for part in parts):
@@ -360,8 +365,7 @@ def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         told = [network for network in host.networks(name) if network.version in desired.families]
         wrong = []
         for network in told:
-            candidates: Iterator[Address] = itertools.islice(network.hosts(), 4)
-            other = next((each for each in candidates if each not in own), None)
+            other = onward.other_address(network, own)
             out = host.interface_towards(other) if other else name
             if out not in desired.mesh_interfaces:
                 wrong.append(f"{network} goes to {out or 'nowhere'}")
@@ -372,23 +376,37 @@ def _way_back(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             yield Check(f"way back to {name}", True, ", ".join(map(str, told)))
 
 
+def _forwarded(desired: DesiredNetwork) -> frozenset[int]:
+    return frozenset(version for version in desired.families if _forwards(version))
+
+
+def _onward(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    yield from onward.check(desired, host, _forwarded(desired))
+
+
+def _firewall(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    yield from firewall.check(desired, host, _forwarded(desired))
+
+
 def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Find mesh interfaces that are uplinks although we buy nothing: the gate holds the answers that arrive there."""
+    """Find mesh interfaces that are uplinks although we buy nothing.
+
+    Answers to neighbours pass there, but what else arrives from the internet is held like a neighbour's own traffic.
+    """
     if not desired.sells or desired.buys:
         return
-    mesh, held, all_held = set(desired.mesh_interfaces), dict[str, list[str]](), False
+    mesh, held = set(desired.mesh_interfaces), dict[str, list[str]]()
     for version in sorted(desired.families):
         out = set(host.default_route_interfaces((version,)))
         for name in sorted(out & mesh):
             held.setdefault(name, []).append(f"IPv{version}")
-        all_held = all_held or bool(out) and out <= mesh
     for name, versions in held.items():
         found = (
-            f"{' and '.join(versions)} by {name}, a mesh interface, but BUY is no: answers to neighbours are held "
-            "there, though the neighbours pay for what they sent"
+            f"{' and '.join(versions)} by {name}, a mesh interface, but BUY is no: what comes from there unasked is "
+            "held (a port forwarded to a neighbour, a ping from outside)"
         )
         remedy = f"put {name} into IGNORE_INTERFACE; or BUY: yes, if a neighbour there sells the way out"
-        yield Check(f"way out by {name}", not all_held, found, remedy)
+        yield Check(f"way out by {name}", True, found, remedy)
 
 
 def _looks_like_uplink(desired: DesiredNetwork, host: Host, interface: str) -> bool:

@@ -90,8 +90,11 @@ class ContractTable:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def adopt(self) -> list[AdoptedContract]:
-        """Take over the contracts in the tables. Enter all destinations again: a killed daemon may have missed some."""
+    def adopt(self, at_ns: int) -> list[AdoptedContract]:
+        """Take over the contracts in the tables. Enter all destinations again: a killed daemon may have missed some.
+
+        Args: at_ns: the monotonic instant that `expires_in_s` counts from.
+        """
         found, slots = [], []
         for slot in self._lines.used_before():
             self._fresh = slot + 1
@@ -99,11 +102,12 @@ class ContractTable:
             if not tag & VALID:
                 self._resting.append((0.0, slot))
                 continue
-            self._slots[self._id(slot)] = slot
+            grant = self._read_grant(slot, at_ns)
+            self._slots[grant.contract] = slot
             self._accounts.take(tag >> 32)
             self._count(slot, 1)
             slots.append(slot)
-            found.append(AdoptedContract(self._read_grant(slot), self._reading(slot)))
+            found.append(AdoptedContract(grant, self._reading(slot)))
         self._show_purchases(self._purchases > 0)
         self._enter(slots)
         return found
@@ -133,9 +137,10 @@ class ContractTable:
             self.revoke([self._id(slot) for slot in taken])
             raise
         new = set(taken)
-        for grant in grants:
-            if grant.role is Role.CLIENT and self._slots[grant.contract] in new:
-                self._begun[self._slots[grant.contract]] = self._add_early(self._slots[grant.contract])
+        with self._early.read_once():
+            for grant in grants:
+                if grant.role is Role.CLIENT and self._slots[grant.contract] in new:
+                    self._begun[self._slots[grant.contract]] = self._add_early(self._slots[grant.contract])
 
     def revoke(self, contracts: Iterable[bytes]) -> None:
         """Take contracts out; unknown ones are ignored."""
@@ -162,9 +167,13 @@ class ContractTable:
         slots = self._changed() if contracts is None else (self._slots[c] for c in contracts if c in self._slots)
         return [self._reading(slot) for slot in slots]
 
-    def sent_lately(self, number: int, destination: Prefix) -> Prefix | None:
-        """Return the host to which we sent a neighbour the latest packet without a contract (`EarlyBytes`)."""
-        return self._early.sent_lately(self._first_of(number), destination)
+    def sent_lately(self, numbers: Iterable[int], destination: Prefix) -> Prefix | None:
+        """Return the host to which we sent a neighbour the latest packet without a contract (`EarlyBytes`).
+
+        Args: numbers: of the neighbour's links. What is kept of a neighbour is kept under its first link.
+        """
+        hosts = (self._early.sent_lately(number, destination) for number in {self._first_of(one) for one in numbers})
+        return next((host for host in hosts if host is not None), None)
 
     def contract_of(self, slot: int, tag: int) -> bytes | None:
         """Return the contract that a hint is about, or None if another contract has the slot by now."""
@@ -365,7 +374,7 @@ class ContractTable:
         exhausted = self._words[line + MARK] == layout.mark_of(self._words[line + LIMIT], self._words[line + TAG])
         return Reading(contract, used_to - base_to, used - used_to - base_from, exhausted)
 
-    def _read_grant(self, slot: int) -> Grant:
+    def _read_grant(self, slot: int, at_ns: int) -> Grant:
         contract, base_to, base_from, address, number, bits, version, role, _ = LABEL.unpack_from(
             self._labels, slot * LINE_BYTES
         )
@@ -376,7 +385,7 @@ class ContractTable:
             role=layout.ROLE_OF[role],
             destination=layout.read_prefix(version, address, bits),
             limit_bytes=limit - base_to - base_from,
-            expires_in_s=(expires_ns - time.monotonic_ns()) / 1e9,
+            expires_in_s=(expires_ns - at_ns) / 1e9,
             account=self._accounts.account_in(tag >> 32),
             price_msat_per_gib=price,
             low_water_bytes=low_water - base_to - base_from if low_water else None,
@@ -391,7 +400,9 @@ class ContractTable:
         force. So the early bytes of new purchases are taken once more here.
         """
         begun, self._begun = self._begun, {}
-        yield from (slot for slot, with_early in begun.items() if self._add_early(slot) or with_early)
+        with self._early.read_once():
+            found = [slot for slot, with_early in begun.items() if self._add_early(slot) or with_early]
+        yield from found
         for slot in self._lines.changed(self._fresh):
             if self._words[slot * LINE_WORDS + TAG] & VALID:
                 yield slot

@@ -121,7 +121,7 @@ class Datapath(HostQuestions):
         return [] if ours else [try_number(desired.queue_number)]
 
     def kernel_state(self) -> KernelState:
-        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also without root."""
+        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also if we aren't root."""
         if os.geteuid() != 0:  # without root the kernel hides our programs, as if none were loaded
             raise KernelError("only root can see what ngp has in the kernel; use sudo")
         tables = find_running(self._folder)
@@ -168,8 +168,9 @@ class Datapath(HostQuestions):
             self._running = Meter(tables, desired, self._folder, self._index_of)
             self._running.take_over(interfaces)
             self._wait = ProgramsWait()
-            accounts = self._running.accounts.adopt(self._wait.wait)
-            adopted = Adopted(tuple(accounts), tuple(self._running.contracts.adopt()))
+            at_ns = time.monotonic_ns()
+            accounts = self._running.accounts.adopt(self._wait.wait, at_ns)
+            adopted = Adopted(tuple(accounts), tuple(self._running.contracts.adopt(at_ns)), at_ns / 1e9)
             if self._running.contracts.slots_max != desired.contracts_max:
                 _log.warning("%s", _size_text(self._running.contracts.slots_max, desired.contracts_max))
             self._gate = Gate(self._paths, desired)
@@ -264,8 +265,7 @@ class Datapath(HostQuestions):
             return None
         if leads is not None:
             return destination if leads else None
-        hosts = (contracts.sent_lately(number, destination) for number in links)
-        return next((host for host in hosts if host is not None), None)
+        return contracts.sent_lately(links, destination)
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; ignored if the packet was decided about before."""

@@ -11,6 +11,7 @@ router with a large routing table that keeps changing costs a few wake-ups a sec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fnmatch
 import time
@@ -29,6 +30,7 @@ _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 addresses and routes,
 _ROUTES_MAX = 8192
 _ROUTE_MAX_AGE_S = 5.0
 _FACTS_MAX_AGE_S = 1.0
+_RESOLVED_AGAIN_S = 0.02
 ALL_INTERFACES = "all"
 
 
@@ -158,6 +160,12 @@ class Host:
                     found.add(network)
         return tuple(sorted(found, key=lambda network: (network.version, network)))
 
+    def versions(self, interface: str) -> tuple[int, ...]:
+        """Return the IP versions of which an interface has an address, link-local ones included. Raises KernelError."""
+        known = self.interfaces().get(interface)
+        found = {each.local.version for each in self._all_addresses() if known and each.index == known.index}
+        return tuple(sorted(found))
+
     def _all_addresses(self) -> list[OwnAddress]:
         """Return all addresses, at most a second old: not read for each of the hundreds of questions of a check."""
         now_s = self._now_s()
@@ -206,6 +214,24 @@ class Host:
         indexes = route.interfaces if route is not None else ()
         return next((each.name for each in self.interfaces().values() if each.index in indexes), "")
 
+    def why_not_onward(self, destination: Address, source: Address, interface: str) -> int:
+        """Return the errno with which routes or rules drop a packet that arrives on an interface; 0 if they don't.
+
+        Raises KernelError.
+        """
+        known = self.interfaces().get(interface)
+        try:
+            rtnetlink.ask_way(self._kernel, destination, source, known.index if known else 0)
+        except TimeoutError as error:
+            raise KernelError(f"the kernel didn't say how packets to {destination} are routed; try again") from error
+        except OSError as error:
+            return error.errno or errno.EINVAL
+        return 0
+
+    def rules_test_more(self, version: int) -> bool:
+        """Say whether a routing rule tests what `why_not_onward` doesn't name: a mark, a protocol, ports."""
+        return rtnetlink.rules_test_more(self._kernel, version)
+
     def leads_to(self, destination: Prefix, links: Collection[tuple[str, bytes]]) -> bool | None:
         """Say whether this host's routes lead to a destination through a neighbour.
 
@@ -224,23 +250,66 @@ class Host:
             return None
         known, leads = self.interfaces(), None
         for hop in route.hops:
-            for name, link_address in links:
-                if name not in known or known[name].index != hop.index:
-                    continue
-                if hop.gateway is None and (link_address or route.of_own_address):
-                    return False
-                if route.prefix_length <= destination.prefixlen and self._is_at(hop, link_address):
-                    leads = True
+            there = {address for name, address in links if name in known and known[name].index == hop.index}
+            if there and hop.gateway is None and (any(there) or route.of_own_address):
+                return False
+            if there and route.prefix_length <= destination.prefixlen and self._is_at(hop, there):
+                leads = True
         return leads
 
-    def _is_at(self, hop: rtnetlink.Hop, link_address: bytes) -> bool:
-        """Say whether a hop is the neighbour with this link address (if empty: the only neighbour on its link)."""
-        if not link_address:
+    def next_hops(self, interfaces: Collection[str], versions: Iterable[int]) -> list[tuple[str, Address]]:
+        """Return the routers to which default routes, or parts of one, lead on these interfaces. Raises KernelError."""
+        names = {each.index: each.name for each in self.interfaces().values() if each.name in interfaces}
+        found: dict[tuple[str, Address], None] = {}
+        for version in versions:
+            for route in rtnetlink.routes(self._kernel, version):
+                for hop in route.hops if route.prefix_length < LEAST_NETWORK_BITS[version] else ():
+                    if hop.index in names and hop.gateway is not None:
+                        found[names[hop.index], hop.gateway] = None
+        return list(found)
+
+    def link_address_of(self, interface: str, address: Address) -> bytes:
+        """Return the MAC that the kernel knows for an address on a link; b"" if it knows none."""
+        known = self.interfaces().get(interface)
+        try:
+            return rtnetlink.ask_link_address(self._kernel, known.index if known else 0, address)
+        except OSError:
+            return b""
+
+    def silent(self, hops: Sequence[tuple[str, Address]], most_s: float) -> list[tuple[str, Address]]:
+        """Have the kernel ask for the MACs of routers on links, and return those that nobody answered for.
+
+        A router's answer takes a moment. The kernel gives up after three seconds; what isn't known after `most_s` is
+        left out, as is what has no MAC.
+        """
+        waiting = [hop for hop in hops if self.has_link_addresses(hop[0])]
+        for interface, address in waiting:
+            with contextlib.suppress(OSError):
+                rtnetlink.resolve(self._kernel, self.interfaces()[interface].index, address)
+        until, found = self._now_s() + most_s, list[tuple[str, Address]]()
+        while waiting and self._now_s() < until:
+            known = {hop: self._is_resolved(*hop) for hop in waiting}
+            found += [hop for hop, is_resolved in known.items() if is_resolved is False]
+            waiting = [hop for hop, is_resolved in known.items() if is_resolved is None]
+            if waiting:
+                time.sleep(_RESOLVED_AGAIN_S)
+        return found
+
+    def _is_resolved(self, interface: str, address: Address) -> bool | None:
+        known = self.interfaces().get(interface)
+        try:
+            return rtnetlink.is_resolved(self._kernel, known.index if known else 0, address)
+        except OSError:  # it was forgotten, or we have no right to have it resolved
+            return True
+
+    def _is_at(self, hop: rtnetlink.Hop, link_addresses: Collection[bytes]) -> bool:
+        """Say whether a hop has one of these link addresses (an empty one: of the only neighbour on its link)."""
+        if b"" in link_addresses:
             return True
         try:
-            return hop.gateway is not None and link_address == rtnetlink.ask_link_address(
-                self._kernel, hop.index, hop.gateway
-            )
+            if hop.gateway is None:
+                return False
+            return rtnetlink.ask_link_address(self._kernel, hop.index, hop.gateway) in link_addresses
         except OSError:  # nothing was sent to this router lately
             return False
 

@@ -68,6 +68,18 @@ class HostQuestions:
         """Make the checks that are quick and whose result may change while ngp runs; change nothing."""
         return host_check.look(desired, most_s)
 
+    def next_hops(self, desired: DesiredNetwork) -> list[tuple[str, Address, bytes]]:
+        """Return the routers to which default routes into the mesh lead: interface, address, and link address.
+
+        A router whose link address isn't known yet is left out. Raises KernelError.
+        """
+        host, found = self._open_host(), list[tuple[str, Address, bytes]]()
+        for name, address in host.next_hops(desired.mesh_interfaces, sorted(desired.families)):
+            link_address = host.link_address_of(name, address)
+            if link_address or not host.has_link_addresses(name):
+                found.append((name, address, link_address))
+        return found
+
     def refuse(self, desired: DesiredNetwork) -> None:
         """Raise KernelError if this host lets traffic past the meter, or gates traffic that isn't forwarded."""
         host_check.refuse(desired)

@@ -15,7 +15,7 @@ _PAGE_BYTES = 4096
 
 
 class Lines:
-    """Maps lines and labels. Args: lines, labels: two tables with the same number of entries."""
+    """Lines and labels in mapped memory. Args: lines, labels: the two tables, with the same number of entries."""
 
     def __init__(self, lines: Table, labels: Table) -> None:
         self.slots_max: int = lines.entries

@@ -40,6 +40,7 @@ _KEEPALIVE = (
 )
 START = "start it by `electrum daemon -d`"
 _REFUSED = (401, 403)
+_NOT_HTTP = "what came back isn't a whole HTTP answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +188,10 @@ async def _post(endpoint: Endpoint, body: bytes) -> tuple[int, bytes]:
             if name.lower() == b"content-length":
                 length = int(value)
         if length is None or not 0 <= length <= _ANSWER_BYTES_MAX:
-            raise ValueError("not an answer of Electrum's")
+            raise ValueError
         return int(status.split()[1]), await reader.readexactly(length)
-    except IndexError:
-        raise ValueError("not an answer of Electrum's") from None
+    except (IndexError, ValueError):
+        raise ValueError(_NOT_HTTP) from None
     finally:
         writer.close()
 

@@ -157,7 +157,7 @@ class LndPayment(LndUpkeep):
         if untold := rights.missing(client.TO_TELL):
             found = f"allows what is needed, but not {', '.join(untold)}: channels and watchtowers are shown in part"
             return [Check(_RIGHTS, True, found, line)]
-        limits = f", within {rights.caveats} further conditions" if rights.caveats else ""
+        limits = f"; its further conditions: {rights.caveats}" if rights.caveats else ""
         return [Check(_RIGHTS, True, f"allows what is needed{limits}")]
 
     async def balance_msat(self) -> int:

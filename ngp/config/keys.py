@@ -79,7 +79,7 @@ LINK_INTERFACE = Key(
     "module, or a list",
     values.module_list(values.module({"1": "udp", "2": "ethernet", "3": "grpc"})),
     "udp",
-    "how messages reach the neighbours: udp (1), ethernet (2: raw frames, needs no IP), grpc (3: later)",
+    "how messages reach neighbours: udp (or 1), ethernet (or 2; raw frames without IP), grpc (or 3; not available yet)",
     ("link_modules",),
     needs_restart=True,
 )
@@ -88,7 +88,7 @@ NETWORK_INTERFACE = Key(
     "module",
     values.module({"1": "ip"}),
     "ip",
-    "what gates and meters traffic: ip (1: IPv4 and IPv6), ip4 or ip6 for one family alone",
+    "what gates and meters traffic: ip (or 1) for IPv4 and IPv6, ip4 or ip6 for one of them alone",
     ("network_module",),
     needs_restart=True,
 )
@@ -97,7 +97,7 @@ PAYMENT_INTERFACE = Key(
     "module",
     values.module({"1": "sandbox", "2": "electrum", "3": "lnd"}),
     "sandbox",
-    "how payments are made: sandbox (1: play money), electrum (2), lnd (3)",
+    "how payments are made: sandbox (or 1; play money), electrum (or 2), lnd (or 3)",
     ("payment_module",),
     needs_restart=True,
 )

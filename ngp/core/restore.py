@@ -7,7 +7,6 @@ counting goes on from the ledger's counters. Contracts that the ledger doesn't k
 
 from __future__ import annotations
 
-from dataclasses import fields
 from ipaddress import ip_network
 from operator import attrgetter
 from typing import Any
@@ -40,13 +39,12 @@ from ngp.core.selling.sale import Sale
 from ngp.core.selling.statements import add_to_statement
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S
-from ngp.core.values import Adopted, AdoptedAccount, AdoptedContract, Grant, Now
+from ngp.core.values import Adopted, AdoptedAccount, AdoptedContract, LastingTerms, Now
 from ngp.core.world import World
 
 FORGET_NEIGHBOUR_S = 30 * 86400
 SAME_END_S = 2.0  # the ledger has whole seconds
-_VARYING = ("expires_in_s", "used_to_base_bytes", "used_from_base_bytes")  # differ in each grant of the same contract
-_LASTING = attrgetter(*(field.name for field in fields(Grant) if field.name not in _VARYING))
+_LASTING = attrgetter(*LastingTerms._fields)
 
 
 def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: Now) -> list[Effect]:
@@ -77,7 +75,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
         if not contract_record.closed_at_s:
             found = running.pop(contract_record.contract, None)
             contract = _contract(world, contract_record, found)
-            if found is not None and _is_as_found(world, contract, found):
+            if found is not None and _is_as_found(world, contract, found, adopted.at_mono_s):
                 found_as_is.add(contract.id)
             if contract_record.state == State.HALTING.value:
                 halting.append(contract)
@@ -217,11 +215,13 @@ def _begin_again(world: World, contract: Sale | Purchase) -> None:
     world.watch_end(contract)
 
 
-def _is_as_found(world: World, contract: Sale | Purchase, found: AdoptedContract) -> bool:
-    """Say whether the kernel has exactly this contract: a start with many contracts need not write them all again."""
-    wanted = world.kernel_grant(contract)
-    same_end = abs(found.grant.expires_in_s - wanted.expires_in_s) <= SAME_END_S
-    return same_end and _LASTING(found.grant) == _LASTING(wanted)
+def _is_as_found(world: World, contract: Sale | Purchase, found: AdoptedContract, at_mono_s: float) -> bool:
+    """Say whether the kernel has exactly this contract: a start with many contracts need not write them all again.
+
+    Args: at_mono_s: when it was found.
+    """
+    same_end = abs(at_mono_s + found.grant.expires_in_s - contract.expires_mono_s) <= SAME_END_S
+    return same_end and _LASTING(found.grant) == world.lasting_terms(contract)
 
 
 def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set[bytes]) -> None:
@@ -238,7 +238,7 @@ def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set
     for record in snapshot.accounts:
         if record.role is Role.SERVER:
             contracts = running.pop(record.identity, [])
-            _limit(world, record, contracts, found.pop(record.identity, None))
+            _limit(world, record, contracts, found.pop(record.identity, None), adopted.at_mono_s)
             for contract in contracts:
                 if world.peers.of(contract) is None or contract.identity in world.peers.blocked:
                     world.halt(contract, CloseReason.CANCELLED)
@@ -248,7 +248,9 @@ def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set
         world.do(ForgetAccount(identity))
 
 
-def _limit(world: World, record: AccountRecord, contracts: list[Sale], found: AdoptedAccount | None) -> None:
+def _limit(
+    world: World, record: AccountRecord, contracts: list[Sale], found: AdoptedAccount | None, at_mono_s: float
+) -> None:
     account = world.client(record.identity)
     for contract in contracts:
         if contract.state is State.ACCEPTED:
@@ -256,7 +258,9 @@ def _limit(world: World, record: AccountRecord, contracts: list[Sale], found: Ad
     # The ledger doesn't say which contract opened the credit. It is the first of those that wait for money.
     unpaid = [contract for contract in contracts if contract.state is State.ACCEPTED] or contracts
     links = [contract.link for contract in unpaid] or list(world.peers.by_identity.get(account.identity, ()))
-    lasts_s = found.limit.credit_ends_in_s if found is not None else float(record.grace_until_s - world.now.utc_s)
+    lasts_s = float(record.grace_until_s - world.now.utc_s)
+    if found is not None:
+        lasts_s = at_mono_s + found.limit.credit_ends_in_s - world.now.monotonic_s
     grace.restore(world, account, record, next(iter(links), ("", b"")), lasts_s)
     if found is not None:
         account.count_from(found.reading.spent_units, contracts)

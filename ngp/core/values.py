@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import NamedTuple
 
 from ngp.core.messages import Address, Prefix, Role
 
@@ -97,7 +98,7 @@ class DesiredNetwork:
         lane_bytes_s: each neighbour's bytes a second with payment services, both directions together, at least 1.
         lane_burst_bytes: how many bytes may pass at once after a pause.
         queue_number: NFQUEUE number.
-        link_udp_port: UDP port of the ngp link itself.
+        link_udp_port: UDP port of the ngp link itself; link_by_udp: whether a link module uses it.
         contracts_max: slots of the contract table; fixed when the table is made, until ngp is restarted.
         stranger_rate, stranger_burst: how many first packets of all unknown neighbours together the daemon gets in a
             second, and at once.
@@ -122,6 +123,7 @@ class DesiredNetwork:
     stranger_burst: int
     neighbour_rate: int
     neighbour_burst: int
+    link_by_udp: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,19 @@ class AccountReading:
     account: bytes
     spent_units: int
     exhausted: bool = False
+
+
+class LastingTerms(NamedTuple):
+    """The fields of a `Grant` that don't vary between two grants of an unchanged contract."""
+
+    neighbour: int
+    role: Role
+    destination: Prefix
+    limit_bytes: int
+    account: bytes
+    price_msat_per_gib: int
+    low_water_bytes: int | None
+    blocked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +275,16 @@ class AdoptedAccount:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """All that was found in the kernel after the daemon died."""
+    """All that was found in the kernel after the daemon died.
+
+    Attributes:
+        at_mono_s: the instant, by the monotonic clock, that `expires_in_s` and `credit_ends_in_s` count from: to read a
+            hundred thousand contracts takes a second or two.
+    """
 
     accounts: tuple[AdoptedAccount, ...] = ()
     contracts: tuple[AdoptedContract, ...] = ()
+    at_mono_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from ngp.core.selling.account import ClientAccount, CreditLine
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
 from ngp.core.timers import CONTRACT_TIMERS, Due, Timers
-from ngp.core.values import Grant, Now
+from ngp.core.values import Grant, LastingTerms, Now
 
 END_LINGER_S = 3.0
 LOW_LASTS_S = 4
@@ -209,7 +209,7 @@ class World:
             self.do(Persist(neighbour.record()))
 
     def remove_neighbour(self, neighbour: Neighbour) -> None:
-        """Take a neighbour out, with its accounts if they are empty."""
+        """Remove a neighbour's link; with its last link also forget the identity, if its accounts are empty."""
         if not self.peers.remove(neighbour):
             self.forget_if_gone(neighbour.identity, neighbour.kept)
         elif neighbour.kept:
@@ -313,26 +313,37 @@ class World:
         self.do(GrantContract(self.kernel_grant(contract)))
 
     def kernel_grant(self, contract: Sale | Purchase) -> Grant:
-        """Return the grant that describes a contract to the kernel; a refusal needs no account there."""
+        """Return the grant that describes a contract to the kernel."""
+        lasting = self.lasting_terms(contract)
+        return Grant(
+            contract=contract.id,
+            neighbour=lasting.neighbour,
+            role=lasting.role,
+            destination=lasting.destination,
+            account=lasting.account,
+            price_msat_per_gib=lasting.price_msat_per_gib,
+            limit_bytes=lasting.limit_bytes,
+            low_water_bytes=lasting.low_water_bytes,
+            expires_in_s=contract.expires_mono_s - self.now.monotonic_s,
+            blocked=lasting.blocked,
+            used_to_base_bytes=contract.used_to_bytes,
+            used_from_base_bytes=contract.used_from_bytes,
+        )
+
+    def lasting_terms(self, contract: Sale | Purchase) -> LastingTerms:
+        """Return the part of a contract's grant that stays as long as the contract doesn't change.
+
+        A refusal needs no account in the kernel.
+        """
         account, price, low_water = b"", 0, None
         if isinstance(contract, Sale):
             if contract.open:
                 account, price = contract.identity, contract.highest_msat_per_gib
         else:
             low_water = max(0, contract.data_limit_bytes - contract.renewal_bytes(self.settings))
-        return Grant(
-            contract=contract.id,
-            neighbour=contract.link_number,
-            role=contract.role,
-            destination=contract.destination,
-            account=account,
-            price_msat_per_gib=price,
-            limit_bytes=contract.data_limit_bytes,
-            low_water_bytes=low_water,
-            expires_in_s=contract.expires_mono_s - self.now.monotonic_s,
-            blocked=not contract.running,
-            used_to_base_bytes=contract.used_to_bytes,
-            used_from_base_bytes=contract.used_from_bytes,
+        limit_bytes, blocked = contract.data_limit_bytes, not contract.running
+        return LastingTerms(
+            contract.link_number, contract.role, contract.destination, limit_bytes, account, price, low_water, blocked
         )
 
     def save(self, contract: Sale | Purchase) -> None:
@@ -395,6 +406,10 @@ class World:
         accounts = self.clients if role is Role.SERVER else self.servers
         account = accounts.get(identity)
         return account is not None and account.paid_msat > 0
+
+    def has_traded_at_all(self, identity: bytes) -> bool:
+        """Say whether money has passed between us and a neighbour, in either role."""
+        return any(account.paid_msat > 0 for account in self.accounts_of(identity))
 
     def is_full(self, role: Role, identity: bytes) -> bool:
         """Say whether there is no room for one more contract with a neighbour. Args: role: ours.

@@ -8,12 +8,12 @@ for a check, and the daemon, which is root, must not open files for them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import product
 
 from ngp import identity
 from ngp.config import changes
-from ngp.core.messages import Role
+from ngp.core.messages import Address, Role
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
 from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose, without_offer
@@ -136,10 +136,13 @@ def books(store: Store, most_s: float) -> Check:
     return Check("books", False, _listed(wrong), _RESTORE)
 
 
-def neighbours(world: World) -> list[Check]:
-    """Warn of neighbours with which nothing is traded: traffic to them or through them doesn't pass."""
-    parts = (_no_seller, _silent, _foreign, _disputed, _not_bought)
-    return [line for part in parts for line in part(world)]
+def neighbours(world: World, interfaces: Collection[str]) -> list[Check]:
+    """Warn of neighbours with which nothing is traded: traffic to them or through them doesn't pass.
+
+    Args: interfaces: the present mesh interfaces; links on others are of the past.
+    """
+    parts = (_no_seller, _foreign, _disputed, _not_bought)
+    return [*_silent(world, interfaces), *(line for part in parts for line in part(world))]
 
 
 def _no_seller(world: World) -> Iterator[Check]:
@@ -153,13 +156,36 @@ def _no_seller(world: World) -> Iterator[Check]:
     yield Check("neighbours", True, found, "SELL: yes in the net.conf of the neighbour that should sell")
 
 
-def _silent(world: World) -> Iterator[Check]:
-    """Warn of servers that were heard before and don't answer any more."""
-    known = world.peers.by_link.values()
+def _silent(world: World, interfaces: Collection[str]) -> Iterator[Check]:
+    """Warn of servers that were heard before and don't answer any more; of each once an interface.
+
+    A server that is up with another link address of the same interface has changed it.
+    """
+    latest: dict[tuple[bytes, str], Neighbour] = {}
+    for one in sorted(world.peers.by_link.values(), key=lambda one: (one.up, one.last_seen_s)):
+        latest[one.identity, one.link[0]] = one
+    known = [one for (_, interface), one in latest.items() if interface in interfaces]
     silent = [one for one in known if world.settings.buys and one.sells and not one.up]
     if silent:
         found = _listed(f"{_named(one)}, last heard {plain(instant(one.last_seen_s)) or 'never'}" for one in silent)
         yield Check("neighbours", True, f"doesn't answer: {found}", _HEARD_NOT)
+
+
+def strange_hops(world: World, hops: Iterable[tuple[str, Address, bytes]]) -> list[Check]:
+    """Warn of default routes into the mesh that lead to a router where nobody runs ngp: nothing is bought there.
+
+    Args: hops: interface, address and link address of each next router.
+    """
+    is_known = {hop: (hop[0], hop[2]) in world.peers.by_link for hop in hops}
+    served = {
+        address.version for (_, address, _), known in is_known.items() if known
+    }  # another route may be a spare one
+    strange = [hop for hop, known in is_known.items() if not known and hop[1].version not in served]
+    if not strange or not world.peers.by_link:  # that nobody was heard at all is another line
+        return []
+    named = _listed(f"{address} on {interface}" for interface, address, _ in strange)
+    found = f"a default route leads to a router from which no ngp was heard: {named}; nothing is bought there"
+    return [Check("neighbours", True, found, "a default route through the neighbour that sells (ngp neighbours)")]
 
 
 def _foreign(world: World) -> Iterator[Check]:

@@ -167,6 +167,7 @@ def desired_network(
         lane_burst_bytes=max(LEAST_LANE_BURST_BYTES, LANE_BURST_S * settings.payment_services_bytes_s),
         queue_number=settings.queue_number,
         link_udp_port=LINK_UDP_PORT,
+        link_by_udp="udp" in settings.link_modules,
         contracts_max=settings.contracts_max,
         stranger_rate=STRANGER_RATE,
         stranger_burst=STRANGER_BURST,

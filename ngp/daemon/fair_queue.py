@@ -4,12 +4,18 @@ However much work a neighbour causes, it delays only itself: its new work waits 
 share one queue, since an attacker can make up identities for nothing. Events of this host (readings, hints, payments,
 timers) get every other turn, because paid traffic depends on them. They don't get more than that: the counter readings
 of 100,000 contracts must not delay a first packet.
+
+Messages wait unread in memory, so there is room for a limited number of all neighbours' together. A neighbour may have
+as many waiting as there are free places, so the room is never full: where N neighbours flood, each of them has an N-th
+of it, and another's message still finds a place. Neighbours that no money passed to or from have a room of their own,
+since an attacker can make up thousands of them. Held packets need no such limit: the kernel's queue has one.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from ngp.core.events import Event
 
@@ -17,44 +23,82 @@ Work = Event | Callable[[], Event | None]
 """An event, or a function that returns it: a message's signature is only checked when its turn has come."""
 
 QUEUE_MOST = 1024
-"""When so many events of a neighbour wait, its further messages are refused unread; the neighbour sends them again,
-ever more slowly. The number is above that of the packets that are held of one neighbour: held packets alone must not
-keep out the neighbour's accepts."""
+"""When so many messages of a neighbour wait, further ones are refused unread; the neighbour sends them again, ever more
+slowly."""
+ROOM = 4096
+"""Messages of all neighbours that money passed to or from, and as many of all others: some 2 kB each."""
 
 STRANGERS = b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """A message, and in which of the two rooms it is."""
+
+    read: Callable[[], Event | None]
+    has_traded: bool
+
+
+@dataclass(slots=True)
+class _Line:
+    """Work of one neighbour. `messages`: how many of it are messages."""
+
+    work: deque[Event | _Unread] = field(default_factory=deque)
+    messages: int = 0
 
 
 class FairQueue:
     """Queues of work, emptied in turn."""
 
     def __init__(self) -> None:
-        self._own: deque[Work] = deque()
-        self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()  # next in turn first; none is empty
+        self._own: deque[Event] = deque()
+        self._lines: OrderedDict[bytes, _Line] = OrderedDict()  # next in turn first; none is empty
+        self._messages = {True: 0, False: 0}  # in the room of neighbours that traded, and in the others'
 
     def __bool__(self) -> bool:
-        return bool(self._own or self._queues)
+        return bool(self._own or self._lines)
 
-    def add(self, work: Work, cause: bytes | None = None) -> None:
-        """Queue work. Args: cause: the identity that caused it, STRANGERS, or None for this host."""
+    def add(self, event: Event, cause: bytes | None = None) -> None:
+        """Queue an event. Args: cause: the identity that caused it, or None for this host."""
         if cause is None:
-            self._own.append(work)
+            self._own.append(event)
         else:
-            self._queues.setdefault(cause, deque()).append(work)
+            self._lines.setdefault(cause, _Line()).work.append(event)
 
-    def is_full(self, cause: bytes) -> bool:
-        """Say whether too much work of a neighbour waits already, so that no more should be accepted."""
-        return len(self._queues.get(cause, ())) >= QUEUE_MOST
+    def add_message(self, read: Callable[[], Event | None], sender: bytes, has_traded: bool) -> bool:
+        """Queue a message unread. Returns False if too many wait already.
+
+        Args:
+            read: checks the message and returns its event; called when its turn has come.
+            sender: an identity, or STRANGERS.
+            has_traded: whether money has passed between us and the sender.
+        """
+        line, free = self._lines.get(sender) or _Line(), ROOM - self._messages[has_traded]
+        if line.messages >= min(QUEUE_MOST, free):
+            return False
+        line.work.append(_Unread(read, has_traded))
+        line.messages += 1
+        self._messages[has_traded] += 1
+        self._lines.setdefault(sender, line)
+        return True
 
     def take(self, most: int) -> Iterator[Work]:
         """Take at most this many: in turn one of this host, and one of the next neighbour."""
         for number in range(most):
-            if self._own and not (number % 2 and self._queues):
+            if self._own and not (number % 2 and self._lines):
                 yield self._own.popleft()
-            elif self._queues:
-                cause, waiting = self._queues.popitem(last=False)
-                work = waiting.popleft()
-                if waiting:
-                    self._queues[cause] = waiting
-                yield work
+            elif self._lines:
+                yield self._next_neighbours()
             else:
                 return
+
+    def _next_neighbours(self) -> Work:
+        cause, line = self._lines.popitem(last=False)
+        work = line.work.popleft()
+        if line.work:
+            self._lines[cause] = line
+        if not isinstance(work, _Unread):
+            return work
+        line.messages -= 1
+        self._messages[work.has_traded] -= 1
+        return work.read

@@ -20,7 +20,7 @@ from ngp.daemon import checkup
 from ngp.daemon.desired import look_at_host, refuse
 from ngp.daemon.logs import RateLimit
 from ngp.daemon.post import Post
-from ngp.errors import KernelError
+from ngp.errors import ConfigError, KernelError
 from ngp.ports import Network
 
 VERIFY_INTERVAL_S = 5.0
@@ -81,6 +81,20 @@ class HostWatch:
         Raises: ConfigError, KernelError.
         """
         refuse(settings, network, look_at_host(settings, network, self.node_addresses))
+
+    def refuse_open(self, settings: Settings, network: Network) -> None:
+        """Refuse a change of MESH_INTERFACES that leaves none, while there are some: neighbours would go on for free.
+
+        Args: network: ours, or another instance of it. Raises: ConfigError.
+        """
+        before, wanted = self.desired.mesh_interfaces, settings.mesh_interfaces
+        if wanted == self._settings.mesh_interfaces or not before:
+            return
+        if not network.mesh_interfaces(wanted, settings.never_mesh):
+            raise ConfigError(
+                f"MESH_INTERFACES {', '.join(wanted)}: no interface of this host has such a name, so neighbours on "
+                f"{', '.join(before)} would no longer be gated and pay nothing: correct it; to end gating: ngp stop"
+            )
 
     async def lacks(self) -> list[Check]:
         """Return the failures and warnings of `ngp check` on this host that can be found cheaply."""

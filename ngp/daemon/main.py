@@ -50,21 +50,22 @@ from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, StartOptions
 from ngp.daemon.post import Post
 from ngp.daemon.state import NamespaceLock
-from ngp.errors import ExitCode, NgpError
+from ngp.errors import ExitCode, LedgerError, NgpError
 from ngp.ports import Face, Ledger, Link, Network, Payment, Store, Tunnel
 from ngp.remembered_node import RememberedNode, swapped
+from ngp.wire import MAX_BOOT
 
 _log = logging.getLogger("ngp")
 
 BOOT_EPOCH_S = 1_577_836_800
-"""2020-01-01 UTC: boot counters begin with the seconds since then, see `Ledger.next_boot`."""
+"""2020-01-01 UTC: boot counters begin with the seconds since then, see `Ledger.next_boot`; at most MAX_BOOT / 2."""
 
 BOOKS_WAIT_S = 1.0
 """How long a start waits for the audit of the ledger; a later result is only logged."""
 
 
 def make_network(settings: Settings | None, state_dir: Path) -> Network:
-    """Return the network module that net.conf names, or the default one without a net.conf."""
+    """Return the network module that net.conf names, or the default one if there is no net.conf."""
     name = "ip" if settings is None or settings.network_module in ("ip4", "ip6") else settings.network_module
     options = _options(settings, NETWORK, name) if settings else {}
     network: Network = module_class(NETWORK, name)(state_dir, **options)
@@ -128,7 +129,7 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
     ledger = open_ledger(options.state_dir, place)
     try:
         private_key = identity.load_or_create(options.state_dir, fresh)
-        boot = ledger.next_boot(max(1, int(time.time()) - BOOT_EPOCH_S))
+        boot = _next_boot(ledger)
         payment = make_payment(settings, options.state_dir)
         known = RememberedNode(options.state_dir, settings.payment_module).read()
         node = await _payment_node(payment, settings)
@@ -161,6 +162,20 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         ledger.close()
         raise
     return parts, courier, links
+
+
+def _next_boot(ledger: Ledger) -> int:
+    """Count this start. Raises LedgerError if the count has become too large for messages.
+
+    A clock that is decades ahead must not use up the numbers of all later starts.
+    """
+    boot = ledger.next_boot(min(max(1, int(time.time()) - BOOT_EPOCH_S), MAX_BOOT // 2))
+    if boot > MAX_BOOT:
+        raise LedgerError(
+            f"the ledger has counted {boot} starts, and neighbours take no number above {MAX_BOOT}: restore the backup "
+            "made by `ngp backup`"
+        )
+    return boot
 
 
 def open_ledger(state_dir: Path, place: Store) -> Ledger:

@@ -43,7 +43,7 @@ from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post
 from ngp.daemon.readings import Readings
-from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError
+from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, PaymentError, RecordError
 from ngp.ports import Clock, Ledger, Link, Network, Payment, Store
 
 BATCH_EVENTS = 32  # of all neighbours in turn; more would make a neighbour's first packet wait longer for its own turn
@@ -246,7 +246,11 @@ class Node:
         """Write the meter's present readings to the ledger, which gets them only once a minute. Raises LedgerError."""
         self._readings.read_all()
         self._drain()
+        if self._unstored:  # what waits is older than the totals
+            self._finish_batch()
         self._require_alive()
+        if self._unstored:
+            raise LedgerError(self.ledger_why_not)
         world = self.parts.gatekeeper.world
         world.effects = []
         self.parts.gatekeeper.flush(most=len(world.unflushed))
@@ -298,10 +302,9 @@ class Node:
 
     def _in_turn(self, link: tuple[str, bytes], work: Callable[[], Event | None]) -> bool:
         """Queue a neighbour's datagram unread. Returns False if too much of its work waits already."""
-        cause = self._cause_of(link)
-        if self._events.is_full(cause):
+        sender = self._cause_of(link)
+        if not self._events.add_message(work, sender, self.parts.gatekeeper.world.has_traded_at_all(sender)):
             return False
-        self._events.add(work, cause)
         self._pump_soon()
         return True
 
@@ -349,6 +352,9 @@ class Node:
         effects = self._unstored
         try:
             self._executor.store(effects)
+        except RecordError as error:
+            self.crash(error)  # waiting doesn't help; a restart goes on from the ledger, which has whole batches only
+            return
         except LedgerError as error:
             self._freeze(error)
             return
@@ -473,6 +479,7 @@ class Node:
         if lost := who_would_lose(self.parts.gatekeeper.world, wanted.letting):
             raise ConfigError(f"{lost}; {GIVE_BACK_FIRST}")
         await self.host.aside(lambda network: self.host.refuse(wanted, network))
+        await self.host.aside(lambda network: self.host.refuse_open(wanted, network))
         return wanted
 
     async def warn_of_lacks(self) -> list[str]:

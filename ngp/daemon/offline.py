@@ -84,9 +84,9 @@ def shut(settings: Settings, state_dir: Path) -> None:
 
 
 def kernel_state(settings: Settings | None, state_dir: Path) -> KernelState:
-    """Ask the network module (the default one without settings) which parts of ngp are in the kernel.
+    """Ask the network module which parts of ngp are in the kernel. If `settings` is None, ask the default module.
 
-    Raises: KernelError, also without rights.
+    Raises: KernelError, for example if we aren't root.
     """
     network = main.make_network(settings, state_dir)
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ngp.core.records import Direction, PaymentRecord, PaymentState
-from ngp.errors import LedgerError
+from ngp.errors import RecordError
 
 _MOVES: dict[PaymentState, frozenset[PaymentState]] = {
     PaymentState.OPEN: frozenset({PaymentState.SETTLED, PaymentState.CANCELLED}),
@@ -37,7 +37,7 @@ def moved(before: PaymentRecord | None, record: PaymentRecord) -> PaymentRecord 
     Args: before: the ledger's record with the same direction and hash.
 
     Raises:
-        LedgerError: the state would move back, a settled amount would shrink, a sent amount would change, or it is
+        RecordError: the state would move back, a settled amount would shrink, a sent amount would change, or it is
             another neighbour's payment.
     """
     if record.state not in _STATES[record.direction]:
@@ -61,8 +61,8 @@ def moved(before: PaymentRecord | None, record: PaymentRecord) -> PaymentRecord 
     )
 
 
-def _refused(record: PaymentRecord, why: str) -> LedgerError:
-    return LedgerError(
+def _refused(record: PaymentRecord, why: str) -> RecordError:
+    return RecordError(
         f"payment {record.direction.value} {record.payment_hash.hex()}: {why}. Nothing of this step was written; "
         f"this is a defect: keep the ledger and the log, and report it"
     )

@@ -232,8 +232,11 @@ class Sim:
             node.log.append(effect)
             self._do(node, effect)
 
-    def crash(self, node: Node, reboot: bool = False) -> None:
-        """Kill the daemon and start it again; held packets are lost, the kernel goes on unless the machine reboots."""
+    def crash(self, node: Node, reboot: bool = False, reading_takes_s: float = 0.0) -> None:
+        """Kill the daemon and start it again; held packets are lost, the kernel goes on unless the machine reboots.
+
+        Args: reading_takes_s: how long the start takes to read the kernel's tables.
+        """
         for decide in list(node.held.values()):
             decide(Verdict.DROP)
         node.held.clear()
@@ -243,8 +246,10 @@ class Sim:
             node.kernel = Kernel()
         self._fresh(node)
         node.settled = node.ledger.cursor
+        adopted = node.kernel.adopted(self.now)
+        self.now += reading_takes_s
         snapshot = node.ledger.load(self.clock().utc_s)
-        self.carry_out(node, restore(node.gatekeeper, snapshot, node.kernel.adopted(self.now), self.clock()))
+        self.carry_out(node, restore(node.gatekeeper, snapshot, adopted, self.clock()))
         self.carry_out(node, [fx.Greet("eth1")])
 
     def _do(self, node: Node, effect: fx.Effect) -> None:

@@ -180,7 +180,7 @@ class Kernel:
             AdoptedContract(replace(slot.grant, expires_in_s=slot.expires_at - now), *self.read([contract]))
             for contract, slot in self.slots.items()
         ]
-        return Adopted(tuple(accounts), tuple(contracts))
+        return Adopted(tuple(accounts), tuple(contracts), now)
 
     def find(self, neighbour: int, role: Role, address: str) -> Slot | None:
         where = ip_address(address)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from playbook import Sim, settings, tell
+from scripted_neighbour import ScriptedNeighbour
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
@@ -141,6 +142,24 @@ def test_hellos_of_made_up_keys_fill_nothing() -> None:
     assert len(world.peers.neighbours) <= 4096 and len(world.peers.by_link) <= 4096
     assert len(world.accounts) <= 2 * 4096
     assert len(sim.gateway.ledger.neighbours) <= 1
+
+
+@pytest.mark.parametrize("offers_first", [False, True])
+def test_a_bill_of_an_identity_that_we_never_bought_from_leaves_nothing(offers_first: bool) -> None:
+    """Else each made-up key leaves an account, a line of the journal, a warning, and a dispute in `ngp check`."""
+    sim = Sim()
+    billed = Statement(0, 2 * 10**18, 0, (StatementLine(b"c" * 16, 1 << 40, 0, 2 * 10**18),))
+    for number in range(1, 50):
+        stranger = ScriptedNeighbour(sim, sim.gateway, number.to_bytes(32, "big"), number.to_bytes(6, "big"))
+        if offers_first:  # this proposal is declined (it is for 33 days), but opens an account in memory
+            stranger.say(Propose(b"d" * 16, ip_network("198.51.100.7/32"), 7, 1000, 33 * 86400, 5, 0, 1))
+            assert not stranger.victim.world.servers[stranger.identity].running
+        effects = [one for _ in range(50) for one in stranger.say(billed)]
+        assert not [one for one in effects if isinstance(one, fx.Persist | fx.Log)]
+        ended = [one.message for one in effects if isinstance(one, fx.Send)]
+        assert ended and set(ended) == {Cancel(b"c" * 16)}, "if we lost our ledger, the server must hear of it"
+        assert len(ended) <= 4
+    assert not [one for one in sim.gateway.world.servers.values() if one.disputed or one.billed_msat]
 
 
 def test_quotes_and_refusals_of_one_neighbour_are_bounded() -> None:

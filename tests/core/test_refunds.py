@@ -89,6 +89,10 @@ def test_by_default_the_operator_decides_and_the_log_says_so_once_in_a_while() -
     assert logged(sim.client, "its operator decides") == 5
     offer(sim)
     assert refunds(sim.gateway)
+    sim.flow(HOST, 50_000, 2)
+    sim.run(30)
+    ask(sim)
+    assert logged(sim.client, "its operator decides") == 6, "to ask again later wouldn't help"
 
 
 def test_asking_in_a_loop_gets_one_refund_an_hour() -> None:
@@ -162,6 +166,26 @@ def test_more_than_was_offered_is_not_paid_and_the_rest_is_named() -> None:
         say(sim, Refund(offered.amount_msat, again.hex()))
     sim.run(2)
     assert refunds(sim.gateway) == [offered.amount_msat]
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_an_invoice_whose_hash_came_into_use_while_the_kernel_counted_is_not_paid(ours: bool) -> None:
+    """Two neighbours that send invoices with one hash at a time must not make a batch that can't be stored."""
+    sim = Sim(GENEROUS)
+    sim.flow(HOST, 50_000, 2)
+    sim.run(2)
+    assert account(sim).running, "the kernel must count first"
+    say(sim, Refund(0))
+    amount_msat = account(sim).refund.offered_msat
+    payment_hash = sim.payments.invoice("client", amount_msat)
+    say(sim, Refund(amount_msat, payment_hash.hex()))
+    assert account(sim).refund.pending is not None
+    other = next(iter(sim.gateway.world.money.invoices.values()))
+    money = sim.gateway.world.money
+    (money.invoices if ours else money.payments)[payment_hash] = replace(other, identity=b"O" * 32)
+    sim.run(1)
+    assert not refunds(sim.gateway) and account(sim).refund.promised_msat == 0
+    assert Declined(payment_hash, DeclineReason.TERMS) in sim.sent(sim.gateway, Declined)
 
 
 def test_a_client_takes_less_when_the_server_has_less() -> None:

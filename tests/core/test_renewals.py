@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from playbook import Sim, settings
+from playbook import Sim, settings, tell
 
+from ngp.core import effects as fx
+from ngp.core.contract import State
+from ngp.core.messages import Accept, Propose, Reject
 from ngp.core.values import FULL_PACKET_BYTES
 
 
@@ -39,3 +42,19 @@ def test_what_is_left_at_a_renewal_is_enough_for_a_full_packet(data_bytes: int) 
     sim.run(1)
     (contract,) = sim.client.world.contracts.values()
     assert FULL_PACKET_BYTES <= contract.renewal_bytes(small) <= max(data_bytes // 4, FULL_PACKET_BYTES)
+
+
+@pytest.mark.parametrize(("lifetime_s", "takes"), [(32 * 86_400, True), (32 * 86_400 + 1, False)])
+def test_a_renewal_lasts_no_longer_than_a_new_contract_may(lifetime_s: int, takes: bool) -> None:
+    sim = Sim(settings(), settings(sells=False))
+    sim.up("198.51.100.1")
+    sim.run(1)
+    (contract,) = sim.client.world.contracts.values()
+    contract.move(State.RENEWING)
+    limit = contract.data_limit_bytes
+    offered = Propose(
+        contract.id, contract.destination, contract.price_msat_per_gib, 2 * limit, lifetime_s, 10, limit, 1
+    )
+    answers = [one.message for one in tell(sim, sim.client, offered) if isinstance(one, fx.Send)]
+    assert isinstance(answers[0], Accept if takes else Reject)
+    assert (contract.lifetime_s == lifetime_s) == takes

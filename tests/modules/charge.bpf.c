@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * The product's charge (charge.h), called without a packet: the tests give the contract's slot and the bytes. They can
- * also cause what otherwise happens once in a million packets: other packets use the contract after it was looked at
- * and before the account pays, or a word changes after it was read and before it is swapped.
+ * Programs by which tests call ngp's own code for charging (charge.h) without real packets: a test chooses the
+ * contract's slot and the number of bytes. A test can also cause what otherwise happens once in a million packets:
+ * other packets use the contract after it was looked at and before the account pays, or a word changes after it was
+ * read and before it is swapped.
  *
- * `ask` charges one packet. `storm` charges packets of random sizes to random contracts, and also counts by itself what
- * passed. `slow` runs for 0.2 s, so that a test can wait while it runs.
+ * `ask` charges one packet. `storm` charges packets of random sizes to random contracts, and keeps its own count of
+ * what passed. `slow` runs for 0.2 s: with it a test checks that ngp waits until a running program has ended.
  */
 #include "meter.h"
 

@@ -1,4 +1,4 @@
-"""The meter's charge without packets or interfaces: real tables and the product's code, one charge at a time."""
+"""The meter's charge without packets or interfaces: real tables and ngp's own code, one charge at a time."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class ChargeLab:
 
 
 def build(folder: Path) -> Path:
-    """Compile the lab's programs around the product's charge."""
+    """Compile the lab's programs, which include ngp's own code for charging."""
     source, built = Path(__file__).with_name("charge.bpf.c"), folder / "charge.o"
     include = f"/usr/include/{platform.machine()}-linux-gnu"
     words = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-idirafter", include, "-I", str(SOURCES)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from charge_lab import ALICE, BOB, ChargeLab
 
@@ -162,7 +164,7 @@ def test_the_words_wrap_and_nobody_notices(lab: ChargeLab, begin: int) -> None:
         assert not lab.ask(contract, LARGEST_BYTES)
     assert lab.spent() == 83 * cost > 2 * WRAP
     lab.reopen()
-    (adopted,) = lab.accounts.adopt(lambda: None)
+    (adopted,) = lab.accounts.adopt(lambda: None, time.monotonic_ns())
     assert (adopted.limit.limit_units, adopted.reading.spent_units) == (paid, 83 * cost)
     lab.limit(paid - cost)
     assert not lab.ask(contract, 1) and lab.spent() == 83 * cost

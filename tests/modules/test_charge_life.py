@@ -73,8 +73,8 @@ def test_killed_between_an_account_and_its_contracts_its_slot_waits_for_them(
     contract = lab.grant()
     lab.accounts.forget([ALICE])
     lab.reopen()
-    assert lab.accounts.adopt(lambda: None) == []
-    (found,) = lab.contracts.adopt()
+    assert lab.accounts.adopt(lambda: None, time.monotonic_ns()) == []
+    (found,) = lab.contracts.adopt(time.monotonic_ns())
     assert found.grant.account == b"" and not lab.ask(contract, 1)
     slots = []
     for number in range(2 * CONTRACTS):
@@ -139,8 +139,8 @@ def test_killed_between_any_two_stores_an_account_is_as_before_or_less(
             complete = False
         lab.accounts._words = words
         lab.reopen()
-        adopted = {each.limit.account: each for each in lab.accounts.adopt(lambda: None)}
-        lab.contracts.adopt()
+        adopted = {each.limit.account: each for each in lab.accounts.adopt(lambda: None, time.monotonic_ns())}
+        lab.contracts.adopt(time.monotonic_ns())
         if account in adopted:
             contract = lab.grant(account=account)
             allowed = [730, *([sum(before)] if before else [])]
@@ -168,8 +168,8 @@ def test_killed_between_any_two_stores_a_contract_is_whole_or_none(lab: ChargeLa
             complete = False
         lab.contracts._words = words
         lab.reopen()
-        lab.accounts.adopt(lambda: None)
-        found = {each.grant.contract: each.grant for each in lab.contracts.adopt()}
+        lab.accounts.adopt(lambda: None, time.monotonic_ns())
+        found = {each.grant.contract: each.grant for each in lab.contracts.adopt(time.monotonic_ns())}
         assert (lab.ids[number] in found) == complete
         if complete:
             break
@@ -187,12 +187,12 @@ def test_a_killed_daemons_contracts_and_accounts_are_adopted(lab: ChargeLab) -> 
     assert lab.ask(contract, 250)
     lab.reopen()
     waited: list[bool] = []
-    (adopted,) = lab.accounts.adopt(lambda: waited.append(True))
+    (adopted,) = lab.accounts.adopt(lambda: waited.append(True), time.monotonic_ns())
     assert waited and (adopted.reading.spent_units, adopted.reading.exhausted) == (500, False)
     limit = adopted.limit
     assert (limit.account, limit.limit_units, limit.credit_units, limit.low_water_units) == (ALICE, 1000, 50, 700)
     assert 500 < limit.credit_ends_in_s <= 600
-    (found,) = lab.contracts.adopt()
+    (found,) = lab.contracts.adopt(time.monotonic_ns())
     grant = found.grant
     assert (grant.account, grant.price_msat_per_gib, grant.limit_bytes, grant.neighbour) == (ALICE, 2, 300, 7)
     assert (grant.low_water_bytes, found.reading.used_to_bytes) == (200, 250)
@@ -213,7 +213,7 @@ def test_what_was_spent_is_read_before_what_was_given_back(lab: ChargeLab) -> No
     def meanwhile() -> None:
         assert lab.ask(contract, 60) and not lab.ask(contract, 40, others_bytes=1)
 
-    (adopted,) = lab.accounts.adopt(meanwhile)
+    (adopted,) = lab.accounts.adopt(meanwhile, time.monotonic_ns())
     assert adopted.reading.spent_units == -40 and lab.spent() == 60
 
 
@@ -242,12 +242,12 @@ def test_a_hint_of_another_owner_of_the_slot_is_thrown_away(lab: ChargeLab) -> N
 
 def test_the_kernel_is_told_whether_there_is_a_purchase(lab: ChargeLab) -> None:
     lab.limit(NEVER)
-    lab.contracts.adopt()
+    lab.contracts.adopt(time.monotonic_ns())
     first, second, _ = lab.grant(role=Role.CLIENT), lab.grant(role=Role.CLIENT), lab.grant()
     lab.grant(first, role=Role.CLIENT, limit_bytes=1)
     lab.contracts.revoke([lab.ids[first]])
     assert lab.any_purchases == [False, True]
     lab.reopen()
-    lab.contracts.adopt()
+    lab.contracts.adopt(time.monotonic_ns())
     lab.contracts.revoke([lab.ids[second]])
     assert lab.any_purchases == [False, True, True, True, False]

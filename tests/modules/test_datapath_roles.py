@@ -55,8 +55,8 @@ def test_a_client_counts_what_it_bought_and_nothing_else(world: World, family: i
         local = sh("cat /proc/net/if_inet6 | awk '$6 == \"c0\" && $1 ~ /^fe80/ {print $1}'", world.lab.client).strip()
         groups = ":".join(local[at : at + 4] for at in range(0, 32, 4))
         assert _ping(f"{groups}%m0")
-    # The neighbour may forward, and bill, what goes to port 10325 of an address that isn't its own. Here it answers
-    # with an ICMP error about it.
+    # The datagram to port 10325 counts, although that is the port of ngp's messages: it goes to an address that isn't
+    # the neighbour's own, so the neighbour may forward and bill it. The port is closed, so an ICMP error comes back.
     to, back = world.used(contract)
     assert to == each + 5 + {4: 28, 6: 48}[family]
     assert back in (each, each + 20 + 8 + 33, each + 40 + 8 + 53)

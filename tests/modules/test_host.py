@@ -207,6 +207,20 @@ def test_whether_what_we_send_goes_to_a_neighbour(
         assert host.leads_to(ip_network(destination), [(interface, b"\2other")]) is None, "our router is another one"
 
 
+def test_a_neighbour_with_several_links_costs_no_more_questions(
+    hosts: Lab, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sh(f"ping -n -q -c 1 -W 30 {CLIENT[4]}")
+    sh(" && ".join(ROUTES))
+    mac = bytes.fromhex(sh("cat /sys/class/net/c0/address", hosts.client).strip().replace(":", ""))
+    asked: list[object] = []
+    ask = rtnetlink.ask_link_address
+    monkeypatch.setattr(rtnetlink, "ask_link_address", lambda *about: asked.append(about) or ask(*about))
+    links = [*(("m0", bytes([2, 0, 0, 0, 0, number])) for number in range(7)), ("m0", mac)]
+    assert host.leads_to(ip_network("198.51.100.7/32"), links) is True
+    assert len(asked) == 1
+
+
 def test_no_route_at_all_and_a_reopened_one(host: Host) -> None:
     sh("ip -6 route del default")
     destination = ip_address("2001:db8::1")

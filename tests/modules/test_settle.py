@@ -11,7 +11,7 @@ from ngp.errors import KernelError
 from ngp.modules.network import settle
 
 
-def test_waiting_ends_when_the_programs_have_that_ran(lab: ChargeLab) -> None:
+def test_waiting_ends_when_the_programs_that_ran_have_ended(lab: ChargeLab) -> None:
     """A program runs on another processor for two tenths of a second, and the wait begins while it runs."""
     table = lab.programs.table("lab_progress")
     memory = table.map_memory()

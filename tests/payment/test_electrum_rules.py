@@ -311,6 +311,32 @@ def test_a_wrong_password_is_named_and_not_shown(tmp_path: Path) -> None:
     with_electrum(tmp_path, test)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+        b"HTTP/1.1 fine\r\nContent-Length: 0\r\n\r\n",
+        b"\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_answer_is_named(tmp_path: Path, said: bytes) -> None:
+    async def test(daemon: FakeElectrum, payment: ElectrumPayment) -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(said)
+            writer.close()
+
+        other = tmp_path / "other"
+        (tmp_path / "daemon").write_text(repr(("unix", str(other), 1.5)))
+        async with await asyncio.start_unix_server(answer, other):
+            with pytest.raises(PaymentError, match=r"doesn't answer \(what came back isn't a whole HTTP answer\)"):
+                await payment.info()
+
+    with_electrum(tmp_path, test)
+
+
 def test_electrum_is_found_by_the_files_in_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="electrum daemon -d"):
         Credentials({"ELECTRUM_HOST": str(tmp_path)}).read()

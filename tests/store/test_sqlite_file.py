@@ -207,6 +207,23 @@ def test_the_log_begins_anew_after_records_that_came_when_a_checkpoint_had_moved
     ledger.close()
 
 
+def test_the_ledger_moves_the_log_itself_where_no_thread_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+    ledger = SqliteLedger.open(tmp_path / "ledger.db")
+    fill(ledger, lambda: log_bytes(ledger) > file.WAL_MOST_BYTES)
+    for _ in range(2):
+        ledger.commit([neighbour()])
+    assert log_bytes(ledger) <= file.WAL_MOST_BYTES
+    monkeypatch.undo()
+    fill(ledger, lambda: ledger._checkpoints._thread is not None)
+    ledger.close()
+
+
 def test_the_log_begins_anew_however_steadily_records_are_written(tmp_path: Path) -> None:
     ledger = SqliteLedger.open(tmp_path / "ledger.db")
     sizes = [0]
@@ -293,13 +310,32 @@ def test_a_backup_overwrites_neither_files_of_others_nor_a_running_ledger(tmp_pa
     link.symlink_to(text)
     folder.mkdir()
     filled(tmp_path / "other.db")
-    for target in (text, link, folder, tmp_path / "ledger.db", tmp_path / "other.db"):
+    for target in (text, link, folder, tmp_path / "other.db"):
         with pytest.raises(LedgerError, match="no backup of ngp"):
             ledger.backup(target)
     with pytest.raises(LedgerError, match="backup .*copy.db: No such file or directory; choose a file in"):
         ledger.backup(tmp_path / "nowhere" / "copy.db")
     assert text.read_text() == "mine"
     assert len(SqliteLedger.open(tmp_path / "other.db").contracts()) == 200
+
+
+def test_a_backup_onto_the_ledgers_own_files_is_refused_and_leaves_its_locks(tmp_path: Path) -> None:
+    """SQLite's locks on a file are gone when the process closes any other descriptor of it."""
+    ledger = SqliteLedger.open(tmp_path / "ledger.db")
+    ledger.commit([neighbour()])
+    (tmp_path / "other name").hardlink_to(tmp_path / "ledger.db")
+    before = _locks(tmp_path)
+    for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm", "other name"):
+        with pytest.raises(LedgerError, match="is the ledger itself; choose another file"):
+            ledger.backup(tmp_path / name)
+    assert before and _locks(tmp_path) == before
+
+
+def _locks(folder: Path) -> list[str]:
+    """Return the kernel's locks on the files of a folder."""
+    inodes = {str(file.stat().st_ino) for file in folder.iterdir()}
+    lines = Path("/proc/locks").read_text().splitlines()
+    return sorted(line.partition(": ")[2] for line in lines if line.split()[-3].rpartition(":")[2] in inodes)
 
 
 # --- trouble with the disk --------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ meter, so even an honest bill is higher. PAYMENT_AMOUNT is what we trust a serve
 exceed our meter by as much. Beside that, up to a tenth of what our meter counts is written off for good as lost. So a
 lossy link causes no dispute, and a server that cheats gains PAYMENT_AMOUNT once, and a tenth of what it carries.
 
-A server that bills more than that isn't paid any more. Our meter may also stop before the server does (a restart, a
-block, a move); the server can't know that, and carries on for a while. Bills for such traffic are believed up to the
-money that the server may have in hand.
+A server that bills more than that isn't paid any more. A bill of an identity from which we never bought is no bill at
+all: anybody can send one, and keys cost nothing, so it leaves nothing in ledger, journal and log.
+
+Our meter may also stop before the server does (a restart, a block, a move); the server can't know that, and carries on
+for a while. Bills for such traffic are believed up to the money that the server may have in hand.
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ MOVES_AGAIN_S = 3600.0
 
 def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
     """Compare a server's bill with our meter; a bill that is too high is disputed, and nothing more is paid."""
-    if not world.settings.buys and neighbour.identity not in world.servers:
-        return  # we never bought from it, and anybody can send a bill
-    account = world.server(neighbour.identity)
+    account = world.servers.get(neighbour.identity)
+    if account is None or (account.empty and not _names_purchase(world, neighbour, statement)):
+        _never_bought(world, neighbour, statement)
+        return
     disowns = account.disown_not_before_mono_s <= world.now.monotonic_s
     for line in statement.lines:
         purchase = world.purchase(line.contract) or world.buying.ended.get(line.contract)
@@ -64,6 +67,18 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
     _compare(world, account)
     if not account.empty:
         world.save_account(account)
+
+
+def _names_purchase(world: World, neighbour: Neighbour, statement: Statement) -> bool:
+    found = (world.purchase(line.contract) or world.buying.ended.get(line.contract) for line in statement.lines)
+    return any(purchase is not None and purchase.identity == neighbour.identity for purchase in found)
+
+
+def _never_bought(world: World, neighbour: Neighbour, statement: Statement) -> None:
+    """End at the server what it bills and we don't know, as after we restored an older ledger; nothing is written."""
+    if statement.lines and neighbour.tells.take(world.now.monotonic_s):
+        for line in statement.lines:
+            world.send(neighbour, Cancel(line.contract))
 
 
 def _compare(world: World, account: ServerAccount) -> None:

@@ -15,7 +15,7 @@ import logging
 from ngp.core import networks
 from ngp.core.buying.payments import pay_now
 from ngp.core.buying.purchase import Purchase
-from ngp.core.buying.renewal import live_until, renewal_over, renewal_proposed
+from ngp.core.buying.renewal import MOST_QUOTED_LIFETIME_S, live_until, renewal_over, renewal_proposed
 from ngp.core.contract import CloseReason, State
 from ngp.core.messages import Accept, Address, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
@@ -24,7 +24,6 @@ from ngp.core.prefixes import host_prefix
 from ngp.core.pricing import show_price
 from ngp.core.world import World
 
-MOST_QUOTED_LIFETIME_S = 32 * 86400
 MOST_DECLINED = 256
 DECLINED_S = 30.0  # a server remembers a refusal no longer than this
 LOOP_S = 10.0

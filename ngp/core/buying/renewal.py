@@ -13,6 +13,8 @@ from ngp.core.world import World
 RENEWAL_ANSWER_S = 3.0
 MOST_PRICES = 64
 WORTH_BYTES = 64 * 1024
+MOST_QUOTED_LIFETIME_S = 32 * 86400
+"""The longest lifetime that a client agrees to, for a new contract and for a renewal."""
 """Least that a contract or renewal should carry to be worth its cost: a server must not make us buy byte by byte."""
 
 
@@ -104,6 +106,8 @@ def _objection(world: World, purchase: Purchase, propose: Propose) -> RejectReas
         return RejectReason.TERMS
     if len(purchase.prices) >= MOST_PRICES and price != purchase.price_msat_per_gib:
         return RejectReason.TERMS
+    if propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
+        return RejectReason.BUSY
     if price > buy_terms(world.settings, purchase.destination, purchase.link[0]).most_msat_per_gib:
         return RejectReason.PRICE
     blocked, disputed = purchase.identity in world.peers.blocked, world.server(purchase.identity).disputed

@@ -118,13 +118,13 @@ def _objection(world: World, neighbour: Neighbour, account: ClientAccount | None
         return DeclineReason.AMOUNT
     if account.refund.promised_msat:
         return DeclineReason.BUSY
+    if not world.settings.refund_when_asked:
+        _tell_of_ask(world, account, amount)
+        return DeclineReason.TERMS
     if _refunded_lately(world, account.identity):
         _tell_of_ask(world, account, amount, "a refund was paid or failed lately, so ngp pays no other by itself; ")
         return DeclineReason.BUSY
-    if world.settings.refund_when_asked:
-        return None
-    _tell_of_ask(world, account, amount)
-    return DeclineReason.TERMS
+    return None
 
 
 def _tell_of_ask(world: World, account: ClientAccount, amount_msat: int, why: str = "") -> None:
@@ -195,13 +195,19 @@ def _pay_pending(world: World, account: ClientAccount) -> None:
         return
     account.refund.pending = None
     missing_msat = max(0, account.refund.promised_msat - account.balance_msat)
-    if neighbour is not None and not missing_msat:
+    # Meanwhile another neighbour may have sent an invoice with the same hash. The ledger would refuse a second payment
+    # with it, and with it the whole batch.
+    is_used = refund.payment_hash in world.money.payments or refund.payment_hash in world.money.invoices
+    if neighbour is not None and not missing_msat and not is_used:
         amounts = refund.amount_msat, refund.fee_limit_msat
         pay(world, account.identity, PaymentKind.REFUND, refund.bolt11, refund.payment_hash, *amounts, neighbour.payee)
         return
     account.refund.promised_msat -= refund.amount_msat
     world.limit(account)
-    if neighbour is not None:
+    if neighbour is not None and is_used:
+        world.count("refund_refused")
+        world.send(neighbour, Declined(refund.payment_hash, DeclineReason.TERMS))
+    elif neighbour is not None:
         account.refund.offered_msat = max(0, floor_to_sat_msat(refund.amount_msat - missing_msat))
         world.send(neighbour, Declined(refund.payment_hash, DeclineReason.AMOUNT, account.refund.offered_msat))
 

@@ -51,6 +51,8 @@ class Sale(Contract):
     @property
     def highest_msat_per_gib(self) -> int:
         """The highest price of bytes that may still come: the kernel has one for all, and must not charge less."""
+        if len(self.prices) == 1:
+            return self.prices[0][1]
         to_come = [price for (_, price), (end, _) in pairwise(self.prices) if end > self.used_bytes]
         return max([self.price_msat_per_gib, *to_come])
 

@@ -111,8 +111,12 @@ class Reading:
         if wanted.letting is not None:
             checks += await asyncio.to_thread(node.parts.check_letting, wanted.letting)
         checks += checkup.rentals(self._world, wanted)
+        if wanted.buys:
+            hops = await node.host.aside(lambda network: network.next_hops(node.host.desired))
+            checks += checkup.strange_hops(self._world, hops)
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
-        checks += [*payment, *checkup.neighbours(self._world), *checkup.accounts(self._world)]
+        checks += [*payment, *checkup.neighbours(self._world, node.host.desired.mesh_interfaces)]
+        checks += checkup.accounts(self._world)
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
         if not node.ledger_why_not:  # in a thread: adding up years of records would block the loop
             checks.append(await asyncio.to_thread(checkup.books, node.parts.store, BOOKS_S))

@@ -46,8 +46,13 @@ class Checkpoints:
             self._thread = None
             _move(self._connection)
         elif self._is_longer_than(file.WAL_MOST_BYTES):
-            self._thread = threading.Thread(target=self._run, name="checkpoint")
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="checkpoint")
+            try:
+                thread.start()
+            except RuntimeError:  # no thread can be started now: too many processes, no memory
+                _move(self._connection)
+            else:
+                self._thread = thread
 
     def close(self) -> None:
         """Wait for the checkpoint that runs; safe to call twice."""

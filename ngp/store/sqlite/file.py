@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from ngp.errors import FULL, LedgerError, LedgerMomentError, passes
+from ngp.errors import FULL, LedgerError, LedgerMomentError, RecordError, passes
 from ngp.store import schema
 
 _MAGIC = b"SQLite format 3\x00"
@@ -44,6 +44,11 @@ def failure(path: Path, error: BaseException) -> LedgerError:
         return LedgerMomentError(f"ledger {path}: {error}. The ledger is intact; free some space on its file system")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return LedgerMomentError(f"ledger {path}: {error}. Another program has it open for writing; end that program")
+    if code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH) or isinstance(error, OverflowError):
+        return RecordError(
+            f"ledger {path}: {error}. The transaction was undone; this is a defect: keep the ledger and the log, and "
+            "report it"
+        )
     if passes(error):
         return LedgerMomentError(f"ledger {path}: {error}. The ledger is intact; try again")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
@@ -86,6 +91,11 @@ class Places:
         self._path = path
         names = str(path), f"{path}-wal"
         self._before = [(name, where) for name in names if (where := _place(name)) is not None]
+
+    def has(self, target: Path) -> bool:
+        """Say whether a file is one of the ledger's own, by whatever name; without opening it."""
+        names = (str(self._path), f"{self._path}-wal", f"{self._path}-shm")
+        return _place(str(target)) in [where for name in names if (where := _place(name)) is not None]
 
     def require_unchanged(self) -> None:
         """Refuse to write into a file that is no longer at its path. Raises LedgerError."""

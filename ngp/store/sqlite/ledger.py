@@ -51,6 +51,8 @@ class SqliteLedger(SqlLedger):
 
     def backup(self, target: Path) -> None:
         """Copy the ledger to a file while it is in use. Raises LedgerError; see `ngp.ports.Ledger`."""
+        if self._places.has(target):  # to look into it would drop SQLite's locks on the ledger
+            raise LedgerError(f"backup {target}: is the ledger itself; choose another file")
         with self._reading() as connection:
             file.back_up(connection, target)
 
