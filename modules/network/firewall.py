@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from itertools import product
 
 from ngp.core.values import Check, DesiredNetwork
+from ngp.modules.commands import find_command
 from ngp.modules.network import onward, rights, verdicts, xtables
 from ngp.modules.network.host import Host
 from ngp.modules.network.verdicts import Chain, Packet
@@ -46,7 +47,7 @@ def _chains() -> list[Chain]:
         for version in (4, 6)
         for chain in verdicts.parse_saved(xtables.saved_rules(version), version, xtables.COMMAND[version])
     ]
-    nft = xtables.find_command("nft")
+    nft = find_command("nft")
     if nft:  # terse: lists of addresses may be long
         listed = xtables.run_or_nothing([nft, "-t", "-j", "list", "ruleset"])
         with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):  # words that we don't know
@@ -104,7 +105,7 @@ def _dropped(name: str, chain: Chain, packet: Packet, mesh: str) -> Check:
 
 def _is_in_force(chain: Chain) -> bool:
     """Say whether a chain's table isn't dormant, which older versions of nft don't show in JSON."""
-    nft = xtables.find_command("nft") if chain.by_nft else None
+    nft = find_command("nft") if chain.by_nft else None
     return not nft or "flags dormant" not in xtables.run_or_nothing([nft, "-t", "list", "table", *chain.table.split()])
 
 
