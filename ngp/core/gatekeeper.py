@@ -19,7 +19,7 @@ from ngp.core.buying import refunds as buyer_refunds
 from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason, State
-from ngp.core.effects import Acknowledge, Effect, Greet
+from ngp.core.effects import Acknowledge, Effect, Greet, Log
 from ngp.core.events import (
     AccountCounted,
     AskRefund,
@@ -107,8 +107,24 @@ class Gatekeeper:
         world.now = now
         world.effects = []
         self._handle(event)
+        if any(isinstance(effect, Log) for effect in world.effects):
+            self._limit_lines(event)
         self._flush_later()
         return world.effects
+
+    def _limit_lines(self, event: Event) -> None:
+        """Leave out what a neighbour causes too many lines of."""
+        if not isinstance(event, MessageReceived | Undelivered | HeldPacket):
+            return
+        world, now = self.world, self.world.now.monotonic_s
+        if isinstance(event, HeldPacket):
+            neighbour = world.peers.by_link.get(event.link)
+            identity = neighbour.identity if neighbour is not None else b""  # few lines tell of links without ngp
+        else:
+            identity = event.identity
+        if identity:
+            traded = world.has_traded_at_all(identity)
+            world.effects = world.lines.limited(world.effects, identity, event.link[0], traded, now)
 
     def next_wake_mono_s(self) -> float | None:
         """Return when a Tick is due, or None."""

@@ -28,6 +28,7 @@ from ngp.core.effects import (
     Send,
     SetNeighbour,
 )
+from ngp.core.lines import LineLimits
 from ngp.core.messages import Message, Role
 from ngp.core.money import Money, PaymentNode
 from ngp.core.openings import Openings, Pools, pools_of
@@ -59,6 +60,7 @@ class World:
         letting: what is let to tenants, whose accounts are among `clients`.
         acknowledged: bills of closed sales that clients acknowledged lately, with the time.
         logged: when `log_seldom` wrote a line about something, the oldest first.
+        lines: how many lines neighbours may cause.
         strangers: how many of `contracts` are with neighbours that no money passed to or from. Quotes and refusals are
             among them.
         unflushed: contracts whose latest totals the ledger doesn't have yet.
@@ -84,6 +86,7 @@ class World:
     unflushed: set[bytes] = field(default_factory=set)
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     logged: dict[tuple[str, bytes], float] = field(default_factory=dict)
+    lines: LineLimits = field(default_factory=LineLimits)
     counters: dict[str, int] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
 

@@ -16,6 +16,7 @@ from scripted_neighbour import ScriptedNeighbour
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.contract import State
+from ngp.core.lines import MOST_AT_ONCE, MOST_HOLDERS
 from ngp.core.messages import (
     Accept,
     Ack,
@@ -142,6 +143,31 @@ def test_hellos_of_made_up_keys_fill_nothing() -> None:
     assert len(world.peers.neighbours) <= 4096 and len(world.peers.by_link) <= 4096
     assert len(world.accounts) <= 2 * 4096
     assert len(sim.gateway.ledger.neighbours) <= 1
+
+
+def test_what_neighbours_say_for_nothing_does_not_fill_the_log() -> None:
+    """Each goodbye is a line, and each made-up key another; a log of 5 MB would hold nothing else after minutes."""
+    sim = Sim()
+    sim.flow(HOST, 100_000, 2)
+    trader = sim.client
+
+    def lines(effects: list[fx.Effect]) -> list[str]:
+        return [one.text for one in effects if isinstance(one, fx.Log)]
+
+    told: list[str] = []
+    for number in range(5000):
+        stranger = ScriptedNeighbour(sim, sim.gateway, number.to_bytes(32, "big"), (number % 50).to_bytes(6, "big"))
+        told += lines(stranger.say(Bye()))
+        told += lines(stranger.say(Bye()))
+    assert len(told) == MOST_AT_ONCE * 2 // 3, "the other third were the lines that each of them was found"
+    sim.now += 60
+    assert lines(stranger.say(Bye()))[0].endswith("lines about neighbours that never paid on eth1 left out)")
+    assert lines(tell(sim, sim.gateway, Bye())) == [f"neighbour {trader.identity.hex()[:8]} on {trader.link[0]} stops"]
+    told = [line for _ in range(3 * MOST_AT_ONCE) for line in lines(tell(sim, sim.gateway, Bye()))]
+    assert len(told) == MOST_AT_ONCE - 1, "one that paid may cause as many, and they count for itself"
+    for number in range(2, 6000):
+        sim.gateway.world.lines.limited([fx.Log(20, "x")], number.to_bytes(32, "big"), "eth1", True, sim.now)
+    assert len(sim.gateway.world.lines) <= MOST_HOLDERS
 
 
 @pytest.mark.parametrize("offers_first", [False, True])

@@ -65,7 +65,7 @@ def test_a_buyer_knows_why_it_got_no_contract_until_it_gets_one() -> None:
     sim.up(HOST)
     sim.run(1)
     assert gateway.why_not_bought == f"{HOST}/32: 5 msat/kB is above BUY_PRICE_MAX 1 msat/kB"
-    (line,) = checkup.neighbours(sim.client.world)
+    (line,) = checkup.neighbours(sim.client.world, [gateway.link[0]])
     assert line.ok and gateway.why_not_bought in line.found and line.remedy
     sim.happen(sim.client, ev.SettingsChanged(settings(sells=False)))
     sim.run(1)
