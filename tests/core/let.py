@@ -74,12 +74,14 @@ def letting(*offers: Offer, pools: tuple[str, ...] = ("203.0.113.0/29", "2001:db
 
 @dataclass
 class PaymentNodeOfLandlord:
-    """Its invoices, what was paid, and the settlements that it reports from the first on. `slow`: it makes none.
+    """Its invoices, what was paid, and the settlements that it reports from the first on. `slow`: it makes none,
+    and doesn't say so; `refuses`: why it makes none.
 
     `sent`: what it paid for its owner, each invoice once. `fails`: it pays nothing.
     """
 
     slow: bool = False
+    refuses: str = ""
     preimages: dict[bytes, bytes] = field(default_factory=dict)
     amounts: dict[bytes, int] = field(default_factory=dict)
     cancelled: set[bytes] = field(default_factory=set)
@@ -192,6 +194,8 @@ class Landlord:
 
     def _do(self, effect: fx.Effect) -> None:
         match effect:
+            case fx.MakeInvoice() if self.node.refuses:
+                self.happen(ev.InvoiceFailed(effect.identity, effect.kind, self.node.refuses))
             case fx.MakeInvoice() if self.node.slow:
                 pass
             case fx.MakeInvoice():

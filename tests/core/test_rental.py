@@ -355,6 +355,21 @@ def test_a_new_invoice_replaces_the_one_before_and_both_payments_count(landlord:
     assert landlord.credit(1) == 1700 * SAT
 
 
+def test_a_node_that_makes_no_invoice_is_the_operators_affair_and_holds_no_networks(landlord: Landlord) -> None:
+    landlord.node.refuses = "LND at 192.0.2.7:10009 doesn't answer: check LND_RPC"
+    answer = landlord.ask(1, 1000)
+    assert answer is not None and "ask again later" in answer.why_not and "192.0.2.7" not in answer.why_not
+    assert any("192.0.2.7" in line for line in landlord.log)
+    assert not landlord.world.letting.rentals and landlord.world.letting.free.count(4, 32) == 8
+    landlord.node.refuses = ""
+    landlord.rent(1, 1000)
+    before = landlord.status(1)
+    landlord.node.refuses = "down"
+    answer = landlord.ask(1, 1000)
+    assert answer is not None and "ask again later" in answer.why_not and landlord.status(1) == before
+    landlord.check()
+
+
 def test_a_preimage_proves_a_payment_once_and_any_other_is_none(landlord: Landlord) -> None:
     answer = landlord.ask(1, 1000)
     assert answer is not None

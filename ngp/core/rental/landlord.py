@@ -193,7 +193,8 @@ def invoice_failed(world: World, event: InvoiceFailed) -> None:
     rental = world.letting.rentals.get(event.identity)
     request = world.letting.asking.pop(event.identity, None)
     if request is not None:
-        world.do(AnswerTenant(request, why_not=f"no invoice can be made now: {event.why}; ask again later"))
+        # why is for the operator, whose log has it: it names our node, its address and its files
+        world.do(AnswerTenant(request, why_not="the landlord's payment node makes no invoice now: ask again later"))
     if rental is not None and rental.state is RentalState.PENDING and not world.letting.payable.get(rental.id):
         _release(world, rental, "no invoice")
 
