@@ -239,6 +239,12 @@ class Network(Protocol):
         Args: links: interface and link address of each of the neighbour's links, by number, also new ones.
         """
 
+    def uncovered(self) -> list[tuple[int, Address, float]]:
+        """Return what we sent lately to sellers, and no contract covered it then.
+
+        Returns: the number of one of the seller's links, the destination, and how many seconds ago a packet went there.
+        """
+
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; one that was decided about before is ignored."""
 

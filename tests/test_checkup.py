@@ -15,6 +15,7 @@ from ngp import store
 from ngp.config import parse
 from ngp.core.messages import Role
 from ngp.core.money import PaymentNode
+from ngp.core.peers import Unheard
 from ngp.core.settings import Settings
 from ngp.core.values import Check, Now
 from ngp.core.world import Neighbour, World
@@ -160,3 +161,18 @@ def test_default_routes_to_a_router_without_ngp_are_a_warning() -> None:
     (line,) = checkup.strange_hops(world, [("eth1", ours, b"mac"), ("eth1", third, b"else")])
     assert line.ok and "2001:db8:1::77 on eth1" in line.found and "ngp neighbours" in line.remedy
     assert checkup.strange_hops(heard(), [("eth1", other, b"else")]) == []  # another line says that nobody was heard
+
+
+def test_links_whose_packets_are_dropped_since_nobody_there_says_hello_are_a_warning() -> None:
+    world = heard(Neighbour(b"\x01" * 32, ("eth1", b"mac"), 1, up=True, network="regtest"))
+    world.peers.by_link = {("eth1", b"mac"): next(iter(world.peers.by_link.values()))}
+    now = world.now.monotonic_s
+    world.peers.unheard["eth1"] = Unheard(b"else", now - 20, now - 3)
+    (line,) = list(checkup.unheard(world, world.now))
+    assert line.ok and "packets from 65:6c:73:65 on eth1: dropped" in line.found and "10325" in line.remedy
+    world.peers.unheard["eth1"] = Unheard(b"else", now - 10, now)  # a hello may be on its way
+    assert list(checkup.unheard(world, world.now)) == []
+    world.peers.unheard["eth1"] = Unheard(b"else", now - 90, now - 61)
+    assert list(checkup.unheard(world, world.now)) == []
+    world.peers.unheard["eth1"] = Unheard(b"mac", now - 20, now)  # it said hello since
+    assert list(checkup.unheard(world, world.now)) == []

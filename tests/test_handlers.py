@@ -127,6 +127,8 @@ def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch
     node.settings = parse("MESH_INTERFACES: m0\nQUEUE_NUMBER: 7\n", Path("net.conf"))
     node.ledger_why_not, node.payment = "it is gone", SimpleNamespace(why_not="")
     node.parts.make_links = lambda _: []
+    node.refresh, node.parts.network = lambda: None, SimpleNamespace(uncovered=lambda: [])
+    node.parts.clock = SimpleNamespace(now=lambda: Now(1_800_000_000, 0.0))
     tried: list[int] = []
     beside = SimpleNamespace(taken=lambda wanted: tried.append(wanted.queue_number) or [], next_hops=lambda _: [])
 

@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from ngp.core.messages import Prefix, Role
+from ngp.core.messages import Address, Prefix, Role
 from ngp.core.values import AdoptedContract, Grant, Reading
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table
@@ -174,6 +174,10 @@ class ContractTable:
         """
         hosts = (self._early.sent_lately(number, destination) for number in {self._first_of(one) for one in numbers})
         return next((host for host in hosts if host is not None), None)
+
+    def uncovered(self) -> list[tuple[int, Address, float]]:
+        """Return what we sent to sellers without a contract (`EarlyBytes`)."""
+        return self._early.uncovered()
 
     def contract_of(self, slot: int, tag: int) -> bytes | None:
         """Return the contract that a hint is about, or None if another contract has the slot by now."""

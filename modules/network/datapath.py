@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ngp.core.messages import Prefix
+from ngp.core.messages import Address, Prefix
 from ngp.core.values import (
     AccountLimit,
     AccountReading,
@@ -266,6 +266,10 @@ class Datapath(HostQuestions):
         if leads is not None:
             return destination if leads else None
         return contracts.sent_lately(links, destination)
+
+    def uncovered(self) -> list[tuple[int, Address, float]]:
+        """Return what we sent to sellers without a contract: number of the link, destination, and how many s ago."""
+        return self._required().contracts.uncovered()
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; ignored if the packet was decided about before."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 
-from ngp.core.messages import Prefix
+from ngp.core.messages import Address, Prefix
 from ngp.core.prefixes import host_prefix
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
@@ -55,6 +55,15 @@ class EarlyBytes:
             if sent_ns >= since_ns:
                 since_ns, latest = sent_ns, key
         return _host_of(latest, destination.version) if latest else None
+
+    def uncovered(self) -> list[tuple[int, Address, float]]:
+        """Return all entries: the neighbour's number, the host, and the seconds since its latest 3 s began."""
+        now_ns, found = time.monotonic_ns(), list[tuple[int, Address, float]]()
+        for key, value in self._table.items():
+            number, address = layout.EARLY_KEY.unpack(key)
+            age_s = (now_ns - layout.EARLY_VALUE.unpack(value)[0]) / 1e9
+            found.append((number, ip_address(address if any(address[4:]) else address[:4]), age_s))
+        return found
 
     def take(self, number: int, destination: Prefix) -> int:
         """Return the bytes that a new contract covers and that we sent in the last 3 s, and forget them."""

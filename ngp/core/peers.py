@@ -82,6 +82,15 @@ class Neighbour:
         )
 
 
+@dataclass(slots=True)
+class Unheard:
+    """A link whose packets are dropped because it says no hello. Attributes: first and last drop, monotonic seconds."""
+
+    link_address: bytes
+    first_mono_s: float
+    last_mono_s: float
+
+
 @dataclass(slots=True, eq=False)
 class Peers:
     """All neighbours.
@@ -92,6 +101,7 @@ class Peers:
         blocked: identities that the operator blocked, on all their links.
         strangers: packets of links that haven't said hello, each with the instant until which it waits.
         silence_due: by interface, when the log may next name a link that hasn't said hello.
+        unheard: by interface, the link there whose packets were dropped last because it hasn't said hello.
         greeted: when we last broadcast a hello that wants replies, by interface.
         looked_for_idle_mono_s: when we last looked for neighbours to forget.
         first_number: kernel numbers are greater than this; numbers: how many were given since.
@@ -104,6 +114,7 @@ class Peers:
     blocked: set[bytes] = field(default_factory=set)
     strangers: deque[tuple[float, HeldPacket]] = field(default_factory=deque)
     silence_due: dict[str, float] = field(default_factory=dict)
+    unheard: dict[str, Unheard] = field(default_factory=dict)
     greeted: dict[str, float] = field(default_factory=dict)
     looked_for_idle_mono_s: float = float("-inf")
     numbers: int = 0

@@ -17,8 +17,9 @@ from ngp.core.messages import Address, Role
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
 from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose, without_offer
+from ngp.core.selling.first_packets import SILENT_AT_FIRST_S, UNHEARD_S
 from ngp.core.settings import Settings
-from ngp.core.values import Check, DesiredNetwork
+from ngp.core.values import Check, DesiredNetwork, Now
 from ngp.core.world import World
 from ngp.daemon import lightning, payment_keys
 from ngp.daemon.api.plain import instant, plain
@@ -186,6 +187,20 @@ def strange_hops(world: World, hops: Iterable[tuple[str, Address, bytes]]) -> li
     named = _listed(f"{address} on {interface}" for interface, address, _ in strange)
     found = f"a default route leads to a router from which no ngp was heard: {named}; nothing is bought there"
     return [Check("neighbours", True, found, "a default route through the neighbour that sells (ngp neighbours)")]
+
+
+def unheard(world: World, now: Now) -> Iterator[Check]:
+    """Warn of links whose packets we drop because nobody there says hello; the log says the same once an hour.
+
+    Args: now: the core's own is that of its latest event, which may be long ago.
+    """
+    for interface, one in world.peers.unheard.items():
+        neighbour = world.peers.by_link.get((interface, one.link_address))
+        lasts = one.last_mono_s - one.first_mono_s >= SILENT_AT_FIRST_S
+        if lasts and now.monotonic_s < one.last_mono_s + UNHEARD_S and not (neighbour and neighbour.up):
+            sender = f"packets from {one.link_address.hex(':')} on {interface}" if one.link_address else interface
+            found = f"{sender}: dropped, as nobody there says hello in words that we understand"
+            yield Check("neighbours", True, found, f"ngp must run there, in the same version; {_HEARD_NOT}")
 
 
 def _foreign(world: World) -> Iterator[Check]:

@@ -279,6 +279,19 @@ def test_a_client_whose_ngp_stopped_is_warned_of_as_well() -> None:
     assert len(told + told_of_packets(sim, [sim.client.link])) == 1
 
 
+def test_a_check_is_told_since_when_a_links_packets_are_dropped() -> None:
+    sim = Sim()
+    told_of_packets(sim, [("eth1", b"first")])
+    began = sim.gateway.world.peers.unheard["eth1"].first_mono_s
+    sim.now += 15
+    told_of_packets(sim, [("eth1", b"other")])
+    one = sim.gateway.world.peers.unheard["eth1"]
+    assert (one.link_address, one.first_mono_s) == (b"other", began) and one.last_mono_s >= began + 15
+    sim.now += 60
+    told_of_packets(sim, [("eth1", b"other")])
+    assert sim.gateway.world.peers.unheard["eth1"].first_mono_s > began + 60, "it was quiet for a minute"
+
+
 def test_interfaces_that_come_and_go_leave_no_memory_of_warnings() -> None:
     sim = Sim()
     for number in range(3):
@@ -287,6 +300,7 @@ def test_interfaces_that_come_and_go_leave_no_memory_of_warnings() -> None:
         assert len(told + told_of_packets(sim, [(f"wg{number}", b"")])) == 1
         sim.now += 7200
     assert list(sim.gateway.world.peers.silence_due) == ["wg2"]
+    assert list(sim.gateway.world.peers.unheard) == ["wg2"]
 
 
 def test_second_identity_on_a_live_link_is_refused() -> None:

@@ -146,3 +146,10 @@ def test_all_links_of_a_neighbour_and_all_contracts_of_a_batch_are_looked_up_tog
     (used,) = [each for each in lab.contracts.read(None) if each.used_to_bytes]
     assert used.used_to_bytes == 100 and used.contract == ids[7]
     assert len(reads) == 3
+
+
+def test_what_no_contract_covered_is_listed_with_its_age(table: Memory, early: EarlyBytes) -> None:
+    table.send(OURS, "198.51.100.1/32", seconds_ago=5.0)
+    table.send(OTHERS, "2001:db8::1/128")
+    found = {(number, str(address)): round(age_s) for number, address, age_s in early.uncovered()}
+    assert found == {(OURS, "198.51.100.1"): 5, (OTHERS, "2001:db8::1"): 0}

@@ -9,7 +9,7 @@ import logging
 
 from ngp.core.contract import State
 from ngp.core.effects import Decide, Greet
-from ngp.core.peers import Neighbour
+from ngp.core.peers import Neighbour, Unheard
 from ngp.core.policy import sell_terms
 from ngp.core.selling.negotiation import may_quote, quote, trades
 from ngp.core.selling.sale import Sale
@@ -20,6 +20,7 @@ from ngp.core.world import World
 STRANGER_HOLD_S = 3.0
 STRANGERS_WARN_EVERY_S = 3600.0
 SILENT_AT_FIRST_S = 15.0  # longer than a neighbour's daemon is ever silent
+UNHEARD_S = 60.0
 MOST_STRANGER_PACKETS = 1024
 MOST_HELD_PER_CONTRACT = 64
 
@@ -74,9 +75,20 @@ def strangers_due(world: World) -> None:
     while world.peers.strangers and world.peers.strangers[0][0] <= world.now.monotonic_s:
         packet = world.peers.strangers.popleft()[1]
         world.do(Decide(packet.handle, Verdict.DROP))
+        _note_silence(world, packet.link)
         _tell_of_silence(world, packet.link)
     if world.peers.strangers:
         world.timers.set(Due.STRANGERS, b"", world.peers.strangers[0][0])
+
+
+def _note_silence(world: World, link: tuple[str, bytes]) -> None:
+    """Remember, for `ngp check`, since when packets of an interface's strangers have been dropped."""
+    now, (interface, link_address) = world.now.monotonic_s, link
+    unheard = world.peers.unheard = {
+        name: one for name, one in world.peers.unheard.items() if now < one.last_mono_s + UNHEARD_S
+    }
+    one = unheard.setdefault(interface, Unheard(link_address, now, now))
+    one.link_address, one.last_mono_s = link_address, now
 
 
 def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ from ngp.core.peers import Neighbour
 from ngp.core.rental.rental import RentalState
 from ngp.core.settings import Settings
 from ngp.core.values import Check, PeerReading
-from ngp.daemon import checkup, lightning
+from ngp.daemon import checkup, evidence, lightning
 from ngp.daemon.api import books
 from ngp.daemon.api.plain import instant
 from ngp.daemon.api.rentals import OfferRow, RentalRow, letting_status, offer_row, rental_row
@@ -107,6 +108,7 @@ class Reading:
         node, wanted = self._node, self._node.settings
         if text is not None:  # in a thread: a long file would block the loop
             wanted = await asyncio.to_thread(parse, text, path)
+        began_s, before = time.monotonic(), self._look_at_traffic()
         checks = await node.host.aside(lambda network: self._host_as(wanted, network))
         if wanted.letting is not None:
             checks += await asyncio.to_thread(node.parts.check_letting, wanted.letting)
@@ -116,13 +118,20 @@ class Reading:
             checks += checkup.strange_hops(self._world, hops)
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
         checks += [*payment, *checkup.neighbours(self._world, node.host.desired.mesh_interfaces)]
-        checks += checkup.accounts(self._world)
+        checks += [*checkup.unheard(self._world, node.parts.clock.now()), *checkup.accounts(self._world)]
+        if before.is_doubtful:
+            await asyncio.sleep(began_s + evidence.APART_S - time.monotonic())
+            checks += evidence.compare(before, self._look_at_traffic())
         checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
         if not node.ledger_why_not:  # in a thread: adding up years of records would block the loop
             checks.append(await asyncio.to_thread(checkup.books, node.parts.store, BOOKS_S))
         checks.append(checkup.effect(node.settings, wanted))
         kinds = {**{one.name: "payment" for one in payment}, "ledger": "ledger", "books": "ledger"}
         return [check_row(one, kinds.get(one.name, "kernel")) for one in checks]
+
+    def _look_at_traffic(self) -> evidence.Seen:
+        self._node.refresh()
+        return evidence.look(self._world, self._node.parts.clock.now(), self._node.parts.network.uncovered())
 
     def _host_as(self, wanted: Settings, network: Network) -> list[Check]:
         """Check the host for a file's settings. Args: network: a second instance: the daemon's own uses the queue."""

@@ -1,0 +1,156 @@
+"""Evidence: what shows by its effect that bought or sold traffic doesn't pass, whatever the cause is.
+
+Rules and routes can't all be judged (`ngp check` reads what it can), and those of a neighbour can't be seen at all. But
+a daemon knows to which destinations packets went without an offer from the seller, and from which nothing came back.
+One host that is down proves nothing, so a line is left out as soon as anything else passes: the two looks are some
+seconds apart, and what came back between them counts as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ngp import identity
+from ngp.core.buying.purchase import Purchase
+from ngp.core.contract import Contract
+from ngp.core.messages import Address, Role
+from ngp.core.networks import is_same
+from ngp.core.peers import Neighbour
+from ngp.core.selling.sale import Sale
+from ngp.core.values import Check, Now
+from ngp.core.world import World
+
+APART_S = 2.0  # longer than a neighbour's offer takes
+_OFFERED_WITHIN_S, _LEAST_UNOFFERED = 60.0, 2
+_ANSWERED_WITHIN_S, _USED_WITHIN_S, _YOUNG_S = 3, 60.0, 300
+_NAMED = 3
+_NO_OFFER = (
+    "`ngp check` on that neighbour: its firewall or routes may drop our packets before its ngp sees them, or our "
+    "messages (UDP port 10325); destinations that are free there need no offer"
+)
+_NO_RETURN = {
+    Role.SERVER: "if these hosts are up: the NAT lines of this check, the upstream's way back, and firewall rules for "
+    "answers (nft list ruleset)",
+    Role.CLIENT: "if these hosts are up: `ngp check` on that neighbour; and here the NAT lines, if a LAN sends",
+}
+
+Uncovered = Iterable[tuple[int, Address, float]]
+_Group = tuple[Role, int, bytes]  # the IP version, and the neighbour if it is the seller
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen at one moment.
+
+    Attributes:
+        unoffered: for each seller the destinations to which we sent without a contract, with none offered since.
+        unanswered: the contracts opened lately of which nothing came back, where that is so for all of a group.
+        returned_bytes: what came back in each group in all.
+    """
+
+    unoffered: dict[Neighbour, tuple[Address, ...]]
+    unanswered: dict[_Group, tuple[Contract, ...]]
+    returned_bytes: dict[_Group, int]
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether a second look is needed."""
+        return bool(self.unoffered or self.unanswered)
+
+
+def look(world: World, now: Now, uncovered: Uncovered) -> Seen:
+    """Look at what the daemon knows now.
+
+    Args:
+        now: the core's own is that of its latest event, which may be long ago.
+        uncovered: number of a seller's link, destination, and how many seconds ago a packet went there without a
+            contract.
+    """
+    returned, young = dict[_Group, int](), dict[_Group, list[Contract]]()
+    for contract in world.contracts.values():
+        group = _group(contract)
+        returned[group] = returned.get(group, 0) + contract.used_from_bytes
+        if _is_young(now, contract):
+            young.setdefault(group, []).append(contract)
+    silent = {
+        group: tuple(contracts)
+        for group, contracts in young.items()
+        if not any(contract.used_from_bytes for contract in contracts)
+    }
+    return Seen(_unoffered(world, now, uncovered), silent, returned)
+
+
+def compare(before: Seen, now: Seen) -> list[Check]:
+    """Return warnings of what both looks saw, if nothing came back between them. Args: now: APART_S later or more."""
+    return [*_no_offer(before, now), *_no_return(before, now)]
+
+
+def _no_offer(before: Seen, now: Seen) -> Iterator[Check]:
+    for neighbour, destinations in now.unoffered.items():
+        both = set(before.unoffered.get(neighbour, ())) & set(destinations)
+        left = {each for each in both if not _came_back((Role.CLIENT, each.version, neighbour.identity), before, now)}
+        if len(left) >= _LEAST_UNOFFERED:
+            named = _listed(sorted(map(str, left)))
+            found = f"{identity.short_text(neighbour.identity)} on {neighbour.link[0]} offers no contract for what we"
+            yield Check("traffic", True, f"{found} send to {named}: it doesn't pass", _NO_OFFER)
+
+
+def _no_return(before: Seen, now: Seen) -> Iterator[Check]:
+    for group, contracts in now.unanswered.items():
+        if group not in before.unanswered or _came_back(group, before, now):
+            continue
+        role, version, who = group
+        named = _listed(str(contract.destination) for contract in contracts)
+        sent = f"was sent through {identity.short_text(who)}" if who else "clients sent was carried and charged"
+        found = f"IPv{version}: what {sent}, and nothing came back from {named}"
+        yield Check("traffic", True, found, _NO_RETURN[role])
+
+
+def _came_back(group: _Group, before: Seen, now: Seen) -> bool:
+    return now.returned_bytes.get(group, 0) > before.returned_bytes.get(group, 0)
+
+
+def _group(contract: Sale | Purchase) -> _Group:
+    seller = contract.identity if contract.role is Role.CLIENT else b""
+    return contract.role, contract.destination.version, seller
+
+
+def _is_young(now: Now, contract: Contract) -> bool:
+    """Say whether a contract was opened lately, but not just now, and is used."""
+    age_s = now.utc_s - contract.opened_at_s
+    used = contract.used_to_bytes > 0 and now.monotonic_s - contract.rate.at_mono_s < _USED_WITHIN_S
+    return contract.running and used and _ANSWERED_WITHIN_S <= age_s <= _YOUNG_S
+
+
+def _unoffered(world: World, now: Now, uncovered: Uncovered) -> dict[Neighbour, tuple[Address, ...]]:
+    if not world.settings.buys:
+        return {}
+    sellers = {one.number: one for one in world.peers.by_link.values() if _may_sell(world, one)}
+    latest: dict[tuple[bytes, int], int] = {}
+    for bought in (*world.buying.ended.values(), *world.contracts.values()):
+        if isinstance(bought, Purchase):
+            of = (bought.identity, bought.destination.version)
+            latest[of] = max(latest.get(of, 0), bought.opened_at_s)
+    found: dict[Neighbour, list[Address]] = {}
+    for number, destination, ago_s in uncovered:
+        seller = sellers.get(number)
+        if seller is None or ago_s > _OFFERED_WITHIN_S:
+            continue
+        since = latest.get((seller.identity, destination.version), 0) > now.utc_s - ago_s - 1
+        if not since and world.purchases.find(seller.identity, destination) is None:
+            found.setdefault(seller, []).append(destination)
+    return {seller: tuple(destinations) for seller, destinations in found.items()}
+
+
+def _may_sell(world: World, one: Neighbour) -> bool:
+    """Say whether a neighbour should offer contracts: if it is known why it doesn't, another line says so."""
+    known = one.why_not_bought or one.identity in world.peers.blocked or not is_same(one.network, world.node.network)
+    disputed = one.identity in world.servers and world.servers[one.identity].disputed
+    return one.up and one.sells and not known and not disputed
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return ", ".join(every[:_NAMED]) + more
