@@ -26,7 +26,7 @@ PROGRAM = "wireguard-go"
 SOCKETS = Path("/var/run/wireguard")
 _INSTALL = "apt install wireguard-go"
 _SYSTEMD = Path("/run/systemd/system")  # exists where systemd is the first process (sd_booted(3))
-_START_S, _END_S, _ANSWER_S, _POLL_S = 10.0, 2.0, 2.0, 0.01
+_START_S, _END_S, _ANSWER_S, _POLL_S = 30.0, 2.0, 2.0, 0.01
 _ANSWER_BYTES, _CHANGES_AT_ONCE = 64 << 20, 200
 
 

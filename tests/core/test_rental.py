@@ -85,6 +85,13 @@ def test_a_network_is_cut_from_the_smallest_block_that_holds_it() -> None:
     assert free.find(4, 24) == ip_network("192.0.2.0/24"), "what is given back joins again"
 
 
+def test_the_blocks_of_what_is_free_leave_out_what_is_excluded() -> None:
+    pools = [Pool(ip_network("2001:db8::/47"), (ip_network("2001:db8:1::/48"),)), Pool(ip_network("192.0.2.0/30"))]
+    free = FreeNetworks([*pools, Pool(ip_network("198.51.100.0/30"), (ip_network("198.51.100.1/32"),))])
+    wanted = ("192.0.2.0/30", "198.51.100.0/32", "198.51.100.2/31", "2001:db8::/48")
+    assert free.blocks() == tuple(map(ip_network, wanted))
+
+
 def test_excluded_parts_are_never_let_even_when_given_back() -> None:
     pool = Pool(ip_network("192.0.2.0/30"), (ip_network("192.0.2.1/32"),))
     free = FreeNetworks([pool])

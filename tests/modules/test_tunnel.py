@@ -6,6 +6,7 @@ distribution's own kernel, both are tried, and one that is missing fails.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -48,6 +49,7 @@ RECEIVE_ERRORS = {  # linux/in.h, linux/in6.h: else a refusal isn't told
     socket.AF_INET: (socket.IPPROTO_IP, 11),
     socket.AF_INET6: (socket.IPPROTO_IPV6, 25),
 }
+UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH}
 Built = tuple[TunnelLab, WireGuard]
 
 
@@ -141,15 +143,23 @@ def test_what_is_not_let_is_refused_and_not_routed_back(built: Built) -> None:
     tunnel.remove_peers([one.peer.wireguard_key])
     count = lab.outside.counter("wan0", "in")
     for address in ("198.51.100.200", "2001:db8:ffff:3::1", one.address(4), one.address(6)):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with lab.outside.socket_inside(lambda family=family: socket.socket(family, socket.SOCK_DGRAM)) as sock:  # type: ignore[misc]
-            sock.settimeout(10)
-            sock.setsockopt(*RECEIVE_ERRORS[family], 1)
-            sock.connect((address, 9))
-            sock.send(b"packet")
-            with pytest.raises(OSError, match="[Uu]nreachable|No route"):
-                sock.recv(100)
+        assert await_until(lambda to=address: refusal(lab.outside, to)) in UNREACHABLE  # type: ignore[misc]
         assert count.total("in", destination=address).packets == 0, "it came back"
+
+
+def refusal(host: Host, address: str) -> int:
+    """Send a packet and return the error that comes back, if it comes within 2 s: Linux sends few errors a second."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with host.socket_inside(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock:
+        sock.settimeout(2)
+        sock.setsockopt(*RECEIVE_ERRORS[family], 1)
+        sock.connect((address, 9))
+        sock.send(b"packet")
+        try:
+            sock.recv(100)
+        except OSError as error:
+            return error.errno or 0
+    return 0
 
 
 def test_segments_fit_into_the_tunnel_whatever_the_tenant_thinks(built: Built) -> None:
@@ -173,30 +183,29 @@ def test_segments_fit_into_the_tunnel_whatever_the_tenant_thinks(built: Built) -
 RATE_BYTES_S, BURST_BYTES, FLOOD = 100_000, 128 << 10, 1500
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_a_rate_is_kept_in_both_directions(built: Built, version: int) -> None:
+def test_a_rate_is_kept_in_both_directions(built: Built) -> None:
     lab, tunnel = built
     one, two = lab.tenant(*ONE, rate_bytes_s=RATE_BYTES_S), lab.tenant(*TWO)
     let(built, one, two)
-    to_one = (lab.outside, one.host, one.address(version))
-    for way in (to_one, (one.host, lab.outside, OUTSIDE[version])):
-        assert is_limited(*way)
-    assert not is_limited(lab.outside, two.host, two.address(version)), "the other has no limit"
+    for version in (4, 6):
+        assert is_limited(lab.outside, one.host, one.address(version))
+        assert is_limited(one.host, lab.outside, OUTSIDE[version])
+    assert not is_limited(lab.outside, two.host, two.address(4)), "the other has no limit"
     tunnel.set_peers([TunnelPeer(one.peer.wireguard_key, one.peer.networks)])
-    assert not is_limited(*to_one), "the limit is gone"
+    assert not is_limited(lab.outside, one.host, one.address(4)), "the limit is gone"
     tunnel.set_peers([one.peer])
-    assert is_limited(*to_one), "it is back"
+    assert is_limited(lab.outside, one.host, one.address(4)), "it is back"
 
 
 def is_limited(sender: Host, receiver: Host, address: str) -> bool:
-    """Send five times the rate by UDP; say whether the limit was kept, exactly, or everything arrived."""
+    """Send five times the rate by UDP; say whether the limit was kept, or nearly all arrived."""
     sink, began = traffic.udp_sink(receiver, address, 7000), time.monotonic()
     traffic.udp_send(sender, address, 7000, count=FLOOD, payload_bytes=1000, rate_pps=500)
     took_s = time.monotonic() - began
     time.sleep(0.5)  # for packets under way; nobody says which the last one is
     count, _ = sink.received()
     sink.stop()
-    if count == FLOOD:
+    if count > FLOOD * 0.9:  # a busy machine loses some by itself
         return False
     passed = traffic.l3_bytes(6 if ":" in address else 4, 1000, count)
     least, most = RATE_BYTES_S * 2, RATE_BYTES_S * (took_s + 1) + BURST_BYTES  # the limit saves up for one second
