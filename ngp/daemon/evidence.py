@@ -98,8 +98,8 @@ def _no_return(before: Seen, now: Seen) -> Iterator[Check]:
             continue
         role, version, who = group
         named = _listed(str(contract.destination) for contract in contracts)
-        sent = f"was sent through {identity.short_text(who)}" if who else "clients sent was carried and charged"
-        found = f"IPv{version}: what {sent}, and nothing came back from {named}"
+        sent = f"we sent through {identity.short_text(who)}" if who else "what clients sent was carried and charged"
+        found = f"IPv{version}: {sent}, and nothing came back from {named}"
         yield Check("traffic", True, found, _NO_RETURN[role])
 
 
