@@ -78,6 +78,7 @@ class Contract:
             acknowledged.
         unsaved_msat: what was charged since the contract was last written to the ledger.
         rate: bytes carried a second; `rate.at_mono_s` is when the contract last carried traffic.
+        returned_mono_s: when the latest bytes from the destination were counted.
         renewed_at_bytes: what had been used at the last renewal.
         pools: the pools in which the contract is counted until it is used (see `openings`).
         of_stranger: the contract takes up room for contracts with neighbours that no money passed to or from.
@@ -105,6 +106,7 @@ class Contract:
     closed_at_s: int = 0
     expires_mono_s: float = 0.0
     rate: Rate = field(default_factory=Rate)
+    returned_mono_s: float = 0.0
     renewed_at_bytes: int = 0
     pools: Pools = ()
     of_stranger: bool = False

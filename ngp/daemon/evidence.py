@@ -23,7 +23,7 @@ from ngp.core.world import World
 
 APART_S = 2.0  # longer than a neighbour's offer takes
 _OFFERED_WITHIN_S, _LEAST_UNOFFERED = 60.0, 2
-_ANSWERED_WITHIN_S, _USED_WITHIN_S, _YOUNG_S = 3, 60.0, 300
+_ANSWERED_WITHIN_S, _USED_WITHIN_S = 3.0, 60.0
 _NAMED = 3
 _NO_OFFER = (
     "`ngp check` on that neighbour: its firewall or routes may drop our packets before its ngp sees them, or our "
@@ -45,7 +45,7 @@ class Seen:
 
     Attributes:
         unoffered: for each seller the destinations to which we sent without a contract, with none offered since.
-        unanswered: the contracts opened lately of which nothing came back, where that is so for all of a group.
+        unanswered: the contracts used lately to which nothing came back since, where that is so for all of a group.
         returned_bytes: what came back in each group in all.
     """
 
@@ -67,17 +67,13 @@ def look(world: World, now: Now, uncovered: Uncovered) -> Seen:
         uncovered: number of a seller's link, destination, and how many seconds ago a packet went there without a
             contract.
     """
-    returned, young = dict[_Group, int](), dict[_Group, list[Contract]]()
+    returned, used = dict[_Group, int](), dict[_Group, list[Contract]]()
     for contract in world.contracts.values():
         group = _group(contract)
         returned[group] = returned.get(group, 0) + contract.used_from_bytes
-        if _is_young(now, contract):
-            young.setdefault(group, []).append(contract)
-    silent = {
-        group: tuple(contracts)
-        for group, contracts in young.items()
-        if not any(contract.used_from_bytes for contract in contracts)
-    }
+        if contract.running and contract.used_to_bytes and now.monotonic_s - contract.rate.at_mono_s < _USED_WITHIN_S:
+            used.setdefault(group, []).append(contract)
+    silent = {group: tuple(contracts) for group, contracts in used.items() if not any(map(_is_answered, contracts))}
     return Seen(_unoffered(world, now, uncovered), silent, returned)
 
 
@@ -102,8 +98,8 @@ def _no_return(before: Seen, now: Seen) -> Iterator[Check]:
             continue
         role, version, who = group
         named = _listed(str(contract.destination) for contract in contracts)
-        sent = f"was sent through {identity.short_text(who)}" if who else "clients sent was carried and charged"
-        found = f"IPv{version}: what {sent}, and nothing came back from {named}"
+        sent = f"we sent through {identity.short_text(who)}" if who else "what clients sent was carried and charged"
+        found = f"IPv{version}: {sent}, and nothing came back from {named}"
         yield Check("traffic", True, found, _NO_RETURN[role])
 
 
@@ -116,11 +112,9 @@ def _group(contract: Sale | Purchase) -> _Group:
     return contract.role, contract.destination.version, seller
 
 
-def _is_young(now: Now, contract: Contract) -> bool:
-    """Say whether a contract was opened lately, but not just now, and is used."""
-    age_s = now.utc_s - contract.opened_at_s
-    used = contract.used_to_bytes > 0 and now.monotonic_s - contract.rate.at_mono_s < _USED_WITHIN_S
-    return contract.running and used and _ANSWERED_WITHIN_S <= age_s <= _YOUNG_S
+def _is_answered(contract: Contract) -> bool:
+    """Say whether something came back in the last seconds in which the contract was used."""
+    return contract.returned_mono_s > 0 and contract.rate.at_mono_s - contract.returned_mono_s < _ANSWERED_WITHIN_S
 
 
 def _unoffered(world: World, now: Now, uncovered: Uncovered) -> dict[Neighbour, tuple[Address, ...]]:

@@ -25,6 +25,8 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
         return
     now = world.now.monotonic_s
     purchase.rate.count(carried, now)
+    if reading.used_from_bytes > purchase.used_from_bytes:
+        purchase.returned_mono_s = now
     before = purchase.used_bytes
     due = meter(world, purchase, reading)
     if purchase.used_to_bytes:

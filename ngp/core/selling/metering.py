@@ -48,6 +48,8 @@ def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount |
     if reading.exhausted:
         look_if_exhausted(world, sale)
     before = sale.used_bytes
+    if reading.used_from_bytes > sale.used_from_bytes:
+        sale.returned_mono_s = world.now.monotonic_s
     due = account.charge(sale, reading)
     carried = sale.used_bytes - before
     if carried <= 0:
