@@ -458,6 +458,38 @@ def test_a_clock_that_jumps_costs_nobody_anything(landlord: Landlord, jump_s: in
     landlord.check()
 
 
+def test_a_reboot_takes_at_most_a_minute_from_the_count(landlord: Landlord) -> None:
+    landlord.rent(1, 10_000)
+    landlord.at(5 * 86_400)
+    credit = landlord.credit(1)
+    landlord.crash(reboot=True, for_s=600)
+    assert credit <= landlord.credit(1) <= credit + rent_msat(RENT, 61)
+    assert credit < 10_000 * SAT - rent_msat(RENT, 5 * 86_400 - 1)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_no_rent_is_owed_while_net_conf_lets_nothing(landlord: Landlord, restarted: bool) -> None:
+    landlord.rent(1, 10_000)
+    landlord.at(3600)
+    credit, terms = landlord.credit(1), landlord.terms
+    landlord.terms = None  # type: ignore[assignment]
+    if restarted:
+        landlord.crash()
+    else:
+        landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=None)))
+    landlord.at(86_400)
+    assert landlord.credit(1) == credit
+    landlord.terms = terms
+    if restarted:
+        landlord.crash(for_s=3600)
+    else:
+        landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=terms)))
+    assert landlord.credit(1) == credit
+    landlord.at(3600)
+    assert landlord.credit(1) == pytest.approx(credit - rent_msat(RENT, 3600), abs=10)
+    landlord.check()
+
+
 def test_a_kill_of_hours_counts_them_to_the_second(landlord: Landlord) -> None:
     landlord.rent(1, 1000)
     ends_s = lasts_s(1000 * SAT, RENT)

@@ -42,7 +42,8 @@ def test_a_start_sees_what_may_come_later(hosts: Lab, tmp_path: Path) -> None:
     sh("sysctl -qw net.ipv4.ip_forward=0 && ip tuntap add dev tun0 mode tun && ip link set m0 down")
     unreachable = "can't be found: the interface has no address of its own"
     wrong |= {"interface m0": ["is down"], "interface tun0": ["is down"], "neighbour on tun0": [unreachable]}
-    wrong |= {"way back to m0": ["10.77.1.0/24 goes to up0"]}
+    no_way = "no mesh interface has an address of this version, or a route: answers to neighbours find no way"
+    wrong |= {"way back to m0": ["10.77.1.0/24 goes to up0"], "way back IPv6": [f"{no_way}, so nothing is sold"]}
     assert lacks() == wrong | {"forwarding IPv4": ["off: net.ipv4.ip_forward"]}
     settings = parse("MESH_INTERFACES: wlan7\nIGNORE_INTERFACE: up0\nSELL: no\n", tmp_path / "net.conf")
     assert lacks() == {"interface wlan7": wrong["interface wlan7"]}

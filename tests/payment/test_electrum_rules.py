@@ -13,10 +13,11 @@ import pytest
 from coincurve import PrivateKey
 from fake_electrum import CHANNEL, INFO, LOGIN, NODE, PEER, FakeElectrum, Gone, Refused, with_electrum
 
+from ngp import invoice
 from ngp.core.channels import ChainView, ChannelState
 from ngp.core.values import InvoiceState, PaymentStatus
 from ngp.errors import ConfigError, PaymentError
-from ngp.modules.payment import electrum_journal, invoice
+from ngp.modules.payment import electrum_journal
 from ngp.modules.payment.electrum import POLL_S, ElectrumPayment
 from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import Credentials

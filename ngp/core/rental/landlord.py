@@ -23,13 +23,15 @@ from ngp.core.records import (
     ServiceRecord,
 )
 from ngp.core.rental.pools import networks_text
-from ngp.core.rental.rental import PAID_LATE, Period, Rental, RentalState
+from ngp.core.rental.rental import ACCRUES, PAID_LATE, Period, Rental, RentalState
 from ngp.core.rental.terms import LettingSettings, Offer, lasts_s
 from ngp.core.selling.account import ClientAccount
 from ngp.core.timers import Due
 from ngp.core.values import Now, TunnelPeer
 from ngp.core.world import World
 
+SERVICE_SAVED_S = 60.0
+_SERVICE = b"service"
 NOT_LETTING = "this router lets no addresses"
 _ALL_LET = "all addresses of this offer are let: ask again later"
 GIVE_BACK_FIRST = "put it back, or give these rentals back first: ngp rentals release RENTAL"
@@ -370,6 +372,8 @@ def _period_record(rental: Rental, state: str, reason: str, closed_at_s: int) ->
 def due(world: World, rental_id: bytes) -> None:
     """Do what time brings: end the service when the credit is used up, release networks after the reserved time."""
     rental = world.letting.rentals.get(rental_id)
+    if rental_id == _SERVICE:
+        _save_service(world)
     if rental is None:
         return
     service_s, end_s = world.letting.clock.at_s(world.now), ends_s(world, rental)
@@ -414,7 +418,7 @@ def _watch(world: World, rental: Rental) -> None:
         at_s = ends_s(world, rental)
     elif rental.state is RentalState.RESERVED:
         at_s = rental.reserved_since_s + _reserved_s(world, rental)
-    if at_s is None:
+    if at_s is None or not world.letting.clock.goes_on:
         world.timers.clear(Due.RENTAL, rental.id)
     else:
         world.timers.set(Due.RENTAL, rental.id, world.letting.clock.mono_s(at_s))
@@ -511,9 +515,21 @@ def _listed(rentals: Sequence[Rental]) -> str:
 
 
 def settings_changed(world: World) -> None:
-    """Let from the pools that net.conf has now; what is let stays let."""
-    settings = world.settings.letting
-    world.letting.use_pools(settings.pools if settings is not None else ())
+    """Let from the pools that net.conf has now; what is let stays let. No rent is owed while nothing is let."""
+    settings, letting = world.settings.letting, world.letting
+    letting.use_pools(settings.pools if settings is not None else ())
+    if letting.clock.goes_on is not (settings is not None):
+        letting.clock.turn(settings is not None, world.now)
+        _save_service(world)
+        for rental in letting.rentals.values():
+            _watch(world, rental)
+
+
+def _save_service(world: World) -> None:
+    """Write the service time to the ledger, and again in a minute while somebody owes rent."""
+    world.do(Persist(world.letting.clock.record(world.now)))
+    if world.letting.clock.goes_on and any(one.state in ACCRUES for one in world.letting.rentals.values()):
+        world.timers.set(Due.RENTAL, _SERVICE, world.now.monotonic_s + SERVICE_SAVED_S)
 
 
 def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecord | None) -> None:
@@ -528,6 +544,8 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
         if payment.kind is PaymentKind.RENT and payment.state is PaymentState.OPEN:
             letting.payable.setdefault(payment.identity, set()).add(payment.payment_hash)
     settings_changed(world)
+    if letting.rentals:
+        _save_service(world)
     for rental in list(letting.rentals.values()):
         if rental.state is RentalState.ACTIVE:
             world.do(SetTunnelPeer(tunnel_peer(world, rental)))
@@ -541,7 +559,7 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
 
 def _save(world: World, rental: Rental, durable: bool = False) -> None:
     world.do(Persist(rental.record(), durable))
-    world.do(Persist(world.letting.clock.record(world.now)))
+    _save_service(world)
     if rental.period.contract:
         world.do(Persist(_period_record(rental, "active", "", 0)))
     world.save_account(world.client(rental.id), durable)

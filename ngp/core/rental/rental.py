@@ -45,7 +45,7 @@ MOVES: dict[RentalState, frozenset[RentalState]] = {
 PAID_LATE = "paid late"
 """Reason of a released rental whose first payment has just come: it may begin if the ledger still has its networks."""
 
-_ACCRUES = frozenset({RentalState.ACTIVE, RentalState.RESERVED})
+ACCRUES = frozenset({RentalState.ACTIVE, RentalState.RESERVED})
 
 
 @dataclass(slots=True)
@@ -113,7 +113,7 @@ class Rental:
 
     def owed_at_msat(self, service_s: int) -> int:
         """Return the rent that is owed and not charged, at an instant in seconds of service."""
-        if self.state not in _ACCRUES:
+        if self.state not in ACCRUES:
             return self.owed_msat
         return self.owed_msat + rent_msat(self.rent_msat, service_s - self.rate_since_s)
 
