@@ -42,6 +42,8 @@ def world(tmp_path: Path) -> Iterator[World]:
         sh("ip link set c1 up", client)
         for family, (_, theirs) in SECOND.items():
             wait_until(lambda f=family, t=theirs: _routed(BEHIND[f], BITS[f], t), "m1 is up")  # type: ignore[misc]
+            # On a busy machine the first packets to a new link are lost, and a test sends a single one.
+            wait_until(lambda t=theirs: _answers(t), "m1 carries packets")  # type: ignore[misc]
         built.datapath.set_neighbours(links(built))
         yield built
 
@@ -50,6 +52,10 @@ def _routed(address: str, bits: int, via: str) -> bool:
     return (
         subprocess.run(["ip", "route", "replace", f"{address}/{bits}", "via", via], capture_output=True).returncode == 0
     )
+
+
+def _answers(address: str) -> bool:
+    return subprocess.run(["ping", "-n", "-q", "-c", "1", "-W", "1", address], capture_output=True).returncode == 0
 
 
 def links(world: World, second: bytes = WHO, **changes: object) -> list[KernelNeighbour]:
