@@ -65,7 +65,7 @@ from ngp.core.messages import (
 )
 from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentKind
-from ngp.core.rental import landlord
+from ngp.core.rental import asking, landlord
 from ngp.core.rental import refunds as rental_refunds
 from ngp.core.selling import first_packets, grace, invoicing, statements
 from ngp.core.selling import metering as seller_meter
@@ -155,20 +155,20 @@ class Gatekeeper:
             case InvoiceMade():
                 invoices.invoice_made(world, event)
                 if event.kind is PaymentKind.RENT:
-                    landlord.invoice_made(world, event)
+                    asking.invoice_made(world, event)
             case InvoiceFailed():
                 invoices.invoice_failed(world, event)
                 if event.kind is PaymentKind.RENT:
-                    landlord.invoice_failed(world, event)
+                    asking.invoice_failed(world, event)
             case InvoiceCancelled():
                 account = invoices.invoice_cancelled(world, event.payment_hash)
-                landlord.invoice_cancelled(world, event.payment_hash)
+                asking.invoice_cancelled(world, event.payment_hash)
                 if isinstance(account, ClientAccount):
                     invoicing.top_up_if_low(world, account)
             case CreditAsked():
-                landlord.credit_asked(world, event)
+                asking.credit_asked(world, event)
             case NetworksHeld():
-                landlord.networks_held(world, event)
+                asking.networks_held(world, event)
             case MoneyBackAsked():
                 rental_refunds.asked(world, event)
             case SwitchRental():

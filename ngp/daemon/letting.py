@@ -15,7 +15,7 @@ from ngp.core.effects import AnswerTenant
 from ngp.core.events import CreditAsked, Event, RentProven
 from ngp.core.messages import Paid
 from ngp.core.records import PaymentKind, PaymentState
-from ngp.core.rental.landlord import NOT_LETTING
+from ngp.core.rental.asking import NOT_LETTING
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import Asked, Configuration, RentalStatus, status
 from ngp.core.rental.terms import LettingSettings, Offer
@@ -56,10 +56,10 @@ class Letting:
 
     def offer(self, name: str = "") -> Offer:
         """Return an offer by its name, or the first one. Raises: RentalError."""
-        offers = self._settings().offers
-        found = next((one for one in offers if not name or one.name == name), None)
+        settings = self._settings()
+        found = settings.offer(name)
         if found is None:
-            raise RentalError(f"there is no offer {name!r}; there are {', '.join(one.name for one in offers)}")
+            raise RentalError(settings.no_offer(name))
         return found
 
     async def ask(self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "") -> Asked:

@@ -24,10 +24,10 @@ from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Prefix
 from ngp.core.money import PaymentNode
 from ngp.core.records import PaymentKind, Record
-from ngp.core.rental.landlord import credit_msat, served
+from ngp.core.rental.landlord import served
 from ngp.core.rental.rental import Rental
 from ngp.core.rental.service import ServiceClock
-from ngp.core.rental.status import RentalStatus, status
+from ngp.core.rental.status import RentalStatus, credit_msat, status
 from ngp.core.rental.terms import LettingSettings, Offer, Pool
 from ngp.core.restore import restore
 from ngp.core.values import (

@@ -1,4 +1,4 @@
-"""Status: what a tenant and a landlord are shown of a rental, from one calculation for all faces."""
+"""Status: what is known of a rental at an instant, from one calculation for the rules and all faces."""
 
 from __future__ import annotations
 
@@ -88,15 +88,14 @@ class Configuration:
 def status(world: World, rental: Rental, now: Now) -> RentalStatus:
     """Calculate a rental's status at an instant, in every state."""
     account, service_s = world.client(rental.id), world.letting.clock.at_s(now)
-    credit_msat = account.balance_msat - rental.owed_at_msat(service_s)
+    left_msat = credit_msat(world, rental, now)
     began = rental.payments > 0
     fee_msat = min(rental.activation_fee_msat, account.charged_msat)  # it is the first charge, so all or nothing
     left_s: int | None = None
     if rental.rent_msat:
-        left_s = lasts_s(credit_msat, rental.rent_msat) if credit_msat > 0 else -lasts_s(-credit_msat, rental.rent_msat)
-    settings = world.settings.letting
-    offers = settings.offers if settings is not None else ()
-    reserved_s = next((one.reserved_s for one in offers if one.name == rental.offer), 0)
+        left_s = lasts_s(left_msat, rental.rent_msat) if left_msat > 0 else -lasts_s(-left_msat, rental.rent_msat)
+    offer = offer_of(world, rental)
+    reserved_s = offer.reserved_s if offer is not None else 0
     invoice = world.money.invoices.get(account.invoice.payment_hash)
     at_s = rental.started_at_s - rental.started_s
     return RentalStatus(
@@ -110,9 +109,9 @@ def status(world: World, rental: Rental, now: Now) -> RentalStatus:
         rent_msat=rental.rent_msat,
         activation_fee_msat=rental.activation_fee_msat,
         paid_msat=account.paid_msat,
-        charged_msat=account.paid_msat - account.refunded_msat - fee_msat - credit_msat,
+        charged_msat=account.paid_msat - account.refunded_msat - fee_msat - left_msat,
         refunded_msat=account.refunded_msat,
-        credit_msat=credit_msat,
+        credit_msat=left_msat,
         payments=rental.payments,
         started_at_s=rental.started_at_s,
         now_at_s=at_s + service_s,
@@ -121,3 +120,22 @@ def status(world: World, rental: Rental, now: Now) -> RentalStatus:
         reserved_until_s=at_s + rental.reserved_since_s + reserved_s if rental.reserved_since_s and reserved_s else 0,
         unpaid_invoice=invoice.bolt11 if invoice is not None and invoice.state == "open" else "",
     )
+
+
+def offer_of(world: World, rental: Rental) -> Offer | None:
+    """Return a rental's offer; None: net.conf has it no longer, or nothing is let."""
+    settings = world.settings.letting
+    return settings.offer(rental.offer) if settings is not None else None
+
+
+def credit_msat(world: World, rental: Rental, now: Now) -> int:
+    """Return what a tenant has left; negative while back rent is owed."""
+    return world.client(rental.id).balance_msat - rental.owed_at_msat(world.letting.clock.at_s(now))
+
+
+def ends_s(world: World, rental: Rental) -> int | None:
+    """Return when an active rental's credit is used up, seconds of service; None: never, as no rent is asked."""
+    if not rental.rent_msat:
+        return None
+    left_msat = world.client(rental.id).balance_msat - rental.owed_msat
+    return rental.rate_since_s + lasts_s(left_msat, rental.rent_msat)

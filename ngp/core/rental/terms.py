@@ -140,6 +140,14 @@ class LettingSettings:
     dns: tuple[str, ...] = ()
     keepalive_s: int = 25
 
+    def offer(self, name: str) -> Offer | None:
+        """Return an offer by its name, the first one for ""; None if no offer has this name."""
+        return next((one for one in self.offers if not name or one.name == name), None)
+
+    def no_offer(self, name: str) -> str:
+        """Say that no offer has a name, and which there are."""
+        return f"there is no offer {name!r}; there are {', '.join(one.name for one in self.offers)}"
+
 
 def rent_msat(month_msat: int, seconds: int) -> int:
     """Return the rent for some seconds, rounded down to one msat. The only place that rounds."""

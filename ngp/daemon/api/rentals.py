@@ -13,9 +13,8 @@ from datetime import datetime
 
 from ngp import identity
 from ngp.core.records import AccountRecord, RentalRecord
-from ngp.core.rental.landlord import ends_s
 from ngp.core.rental.rental import Rental, RentalState
-from ngp.core.rental.status import status
+from ngp.core.rental.status import ends_s, status
 from ngp.core.rental.terms import LettingSettings, Offer
 from ngp.core.values import Now, PeerReading
 from ngp.core.world import World

@@ -1,0 +1,183 @@
+"""Asking: a tenant asks for credit and gets an invoice, or a reason. Nothing is let before its payment arrives."""
+
+from __future__ import annotations
+
+from ngp.core.effects import AnswerTenant, HoldNetworks, MakeInvoice, Persist
+from ngp.core.events import CreditAsked, InvoiceFailed, InvoiceMade, NetworksHeld
+from ngp.core.invoices import withdraw
+from ngp.core.messages import Prefix
+from ngp.core.records import ForgetNeighbours, PaymentKind, PaymentState
+from ngp.core.rental import landlord
+from ngp.core.rental.pools import networks_text
+from ngp.core.rental.rental import Rental, RentalState
+from ngp.core.rental.status import credit_msat, offer_of
+from ngp.core.rental.terms import LettingSettings, Offer
+from ngp.core.world import World
+
+NOT_LETTING = "this router lets no addresses"
+_ALL_LET = "all addresses of this offer are let: ask again later"
+
+
+def credit_asked(world: World, event: CreditAsked) -> None:
+    """Have an invoice made for a tenant's new or running rental, or refuse with the reason."""
+    rental = world.letting.by_key.get(event.wireguard_key)
+    settings = world.settings.letting
+    if settings is None:
+        why_not = NOT_LETTING
+    elif rental is None or rental.state is RentalState.RELEASED:
+        why_not = _ask_for_new(world, settings, event)
+    else:
+        why_not = _ask_for_more(world, settings, event, rental)
+    if why_not:
+        world.do(AnswerTenant(event.request, why_not=why_not))
+
+
+def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) -> str:
+    letting = world.letting
+    offer = settings.offer(event.offer)
+    if offer is None:
+        return settings.no_offer(event.offer)
+    if why_not := offer.refuse_first(event.amount_msat):
+        return why_not
+    if letting.pending >= settings.invoices_max:
+        return "too many invoices wait for their payment: ask again in some minutes"
+    networks = letting.allocate(offer)
+    if networks is None and letting.others:
+        letting.others = ()  # they may have given something back: the ledger knows
+        landlord.settings_changed(world)
+        networks = letting.allocate(offer)
+    if networks is None:
+        return _ALL_LET
+    rental = Rental(
+        id=world.new_id() + world.new_id(),
+        wireguard_key=event.wireguard_key,
+        face=event.face,
+        offer=offer.name,
+        networks=networks,
+        state=RentalState.PENDING,
+        rent_msat=offer.rent_msat,
+        activation_fee_msat=offer.activation_fee_msat,
+        started_at_s=world.now.utc_s,
+        started_s=letting.clock.at_s(world.now),
+    )
+    letting.add(rental)
+    _note_asked(world, event, rental, offer)
+    world.do(HoldNetworks(rental.id, networks))
+    return ""
+
+
+def networks_held(world: World, event: NetworksHeld) -> None:
+    """Go on with a rental whose networks the ledger holds now; if another landlord has them, try others."""
+    rental = world.letting.rentals.get(event.rental)
+    if rental is None:  # released meanwhile
+        world.do(Persist(ForgetNeighbours((event.rental,))))
+    elif rental.state is RentalState.RELEASED:
+        landlord.begin_late(world, rental, event.taken)
+    elif event.taken:
+        _try_others(world, rental, event.taken)
+    else:
+        _make_invoice(world, rental)
+
+
+def _try_others(world: World, rental: Rental, taken: tuple[Prefix, ...]) -> None:
+    rental.networks, world.letting.others = (), taken
+    landlord.settings_changed(world)
+    offer = offer_of(world, rental)
+    networks = world.letting.allocate(offer) if offer is not None else None
+    if networks is None:
+        _refuse_new(world, rental, _ALL_LET)
+    else:
+        rental.networks = networks
+        world.do(HoldNetworks(rental.id, networks))
+
+
+def _refuse_new(world: World, rental: Rental, why_not: str) -> None:
+    world.client(rental.id).invoice.asked = False
+    request = world.letting.asking.pop(rental.id, None)
+    if request is not None:
+        world.do(AnswerTenant(request, why_not=why_not))
+    landlord.end(world, rental, "no invoice")
+
+
+def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, rental: Rental) -> str:
+    offer = settings.offer(rental.offer)
+    if offer is None:
+        return f"the offer {rental.offer!r} of this rental has ended: no more credit can be added to it"
+    if rental.state is RentalState.PENDING:
+        why_not = offer.refuse_first(event.amount_msat)
+    else:
+        why_not = offer.refuse_later(event.amount_msat, credit_msat(world, rental, world.now))
+    if why_not:
+        return why_not
+    if world.client(rental.id).invoice.asked:
+        return "an invoice for this rental is being made: ask again in a moment"
+    if rental.state is RentalState.PENDING:
+        rental.rent_msat, rental.activation_fee_msat = offer.rent_msat, offer.activation_fee_msat
+        rental.started_at_s, rental.started_s = world.now.utc_s, world.letting.clock.at_s(world.now)
+    _note_asked(world, event, rental, offer)
+    _make_invoice(world, rental)
+    return ""
+
+
+def _note_asked(world: World, event: CreditAsked, rental: Rental, offer: Offer) -> None:
+    rental.asked_msat, rental.asked_rent_msat = event.amount_msat, offer.rent_msat
+    world.client(rental.id).invoice.asked = True
+    world.letting.asking[rental.id] = event.request
+
+
+def _make_invoice(world: World, rental: Rental) -> None:
+    """Ask our node for an invoice, which will replace the one before."""
+    settings = world.settings.letting
+    if settings is None:  # since a moment ago
+        _refuse_new(world, rental, NOT_LETTING)
+        return
+    fee_msat = rental.activation_fee_msat if rental.state is RentalState.PENDING else 0
+    memo = f"rent of {networks_text(rental.networks)}"
+    world.do(MakeInvoice(rental.id, PaymentKind.RENT, rental.asked_msat + fee_msat, memo, settings.invoice_s))
+
+
+def invoice_made(world: World, event: InvoiceMade) -> None:
+    """Keep the rental with its invoice, and answer the tenant. The invoice itself is in the same transaction.
+
+    The invoice before is withdrawn only now, as a tenant's client takes it for paid if it is told of none. Should it be
+    paid too, it counts as credit.
+    """
+    rental = world.letting.rentals.get(event.identity)
+    request = world.letting.asking.pop(event.identity, None)
+    if rental is None:
+        return
+    payable = world.letting.payable.setdefault(rental.id, set())
+    for before in filter(None, map(world.money.invoices.get, payable)):
+        if before.state is PaymentState.OPEN:
+            withdraw(world, before, "replaced")
+    payable.add(event.payment_hash)
+    landlord.save(world, rental, durable=True)
+    if request is not None:
+        world.do(AnswerTenant(request, rental=rental.id, bolt11=event.bolt11))
+
+
+def invoice_failed(world: World, event: InvoiceFailed) -> None:
+    """Tell the tenant that there is no invoice, and free the networks of a new rental."""
+    rental = world.letting.rentals.get(event.identity)
+    request = world.letting.asking.pop(event.identity, None)
+    if request is not None:
+        # why is for the operator, whose log has it: it names our node, its address and its files
+        world.do(AnswerTenant(request, why_not="the landlord's payment node makes no invoice now: ask again later"))
+    if rental is not None and rental.state is RentalState.PENDING and not world.letting.payable.get(rental.id):
+        landlord.end(world, rental, "no invoice")
+
+
+def invoice_cancelled(world: World, payment_hash: bytes) -> None:
+    """Release a rental whose first invoice nobody can pay any more."""
+    record = world.money.invoices.get(payment_hash)
+    rental = world.letting.rentals.get(record.identity) if record is not None else None
+    if record is None or rental is None or record.state is not PaymentState.CANCELLED:
+        return
+    payable = world.letting.payable.get(rental.id, set())
+    payable.discard(payment_hash)
+    if payable or rental.payments or world.client(rental.id).invoice.asked:
+        return
+    if rental.state is RentalState.PENDING:
+        landlord.end(world, rental, "not paid")
+    else:
+        landlord.forget(world, rental)
