@@ -311,7 +311,9 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
 def save(world: World, rental: Rental, durable: bool = False) -> None:
     """Write a rental, its period, its account and the service time in one transaction."""
     world.do(Persist(rental.record(), durable))
-    _save_service(world)
+    world.do(Persist(world.letting.clock.record(world.now)))
+    if rental.state in ACCRUES:
+        world.timers.set_if_unset(Due.RENTAL, _SERVICE, world.now.monotonic_s + SERVICE_SAVED_S)
     if (period := open_record(rental)) is not None:
         world.do(Persist(period))
     world.save_account(world.client(rental.id), durable)
