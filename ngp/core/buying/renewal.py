@@ -12,9 +12,9 @@ from ngp.core.world import World
 
 RENEWAL_ANSWER_S = 3.0
 MOST_PRICES = 64
-WORTH_BYTES = 64 * 1024
 MOST_QUOTED_LIFETIME_S = 32 * 86400
 """The longest lifetime that a client agrees to, for a new contract and for a renewal."""
+WORTH_BYTES = 64 * 1024
 """Least that a contract or renewal should carry to be worth its cost: a server must not make us buy byte by byte."""
 
 
