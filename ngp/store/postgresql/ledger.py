@@ -217,9 +217,6 @@ def _take_over(former: Path, connection: Connection) -> None:
     """Copy a ledger of SQLite into a new one of ours."""
     if not former.exists():
         return
-    from ngp.store.sqlite.ledger import SqliteLedger
-
-    SqliteLedger.open(former).close()  # it may be of an older ngp, or damaged
-    with file.translated(former), closing(file.connect(former)) as source:
+    with file.translated(former), closing(file.open_file(former)) as source:  # checked, and brought up to date
         transfer.copy(source, Statements(connection), file.columns(source), ())
     connection.execute("SELECT setval(pg_get_serial_sequence('journal', 'id'), max(id)) FROM journal")
