@@ -95,7 +95,7 @@ class SqlLedger(ABC):
                     "WHERE role = 'server' AND paid_msat > charged_msat + refunded_msat",
                 ),
                 service=rows.service(
-                    connection.execute("SELECT name, value FROM state WHERE name IN (?, ?, ?)", tuple(rows.SERVICE))
+                    connection.execute("SELECT name, value FROM state WHERE name IN (?, ?, ?)", rows.SERVICE)
                 ),
                 blocked=tuple(row[0] for row in connection.execute("SELECT identity FROM blocks")),
             )

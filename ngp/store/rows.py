@@ -53,10 +53,11 @@ ACCOUNT_COLUMNS = ", ".join(_columns(AccountRecord))
 CONTRACT_COLUMNS = ", ".join(_columns(ContractRecord))
 PAYMENT_COLUMNS = ", ".join(_columns(PaymentRecord))
 JOURNAL_COLUMNS = ", ".join(_columns(JournalRecord))
-
 RENTAL_COLUMNS = ", ".join(_columns(RentalRecord))
+
 PUT_STATE = "INSERT INTO state VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-SERVICE = {"service_boot": 0, "service_before_ms": 1, "service_since_ms": 2}
+SERVICE = ("service_boot", "service_before_ms", "service_since_ms")
+"""Names of a `ServiceRecord`'s fields in the table `state`, in the record's order."""
 
 _PUT_NEIGHBOUR = _upsert("neighbours", NeighbourRecord, ("identity", "interface", "link_address"))
 _PUT_ACCOUNT = _upsert("accounts", AccountRecord, ("identity", "role"))
@@ -88,6 +89,7 @@ _contract_row = attrgetter(*_columns(ContractRecord))
 _journal_row = attrgetter(*_columns(JournalRecord))
 _rental_row = attrgetter(*_columns(RentalRecord))
 _payment_row = attrgetter(*_columns(PaymentRecord))
+_service_row = attrgetter(*_columns(ServiceRecord))
 _PRICES = _columns(ContractRecord).index("prices")
 
 
@@ -173,9 +175,7 @@ def write(connection: Connection, batch: Batch) -> None:
     if batch.rentals:
         connection.executemany(_PUT_RENTAL, map(_rental_row, batch.rentals.values()))
     if batch.service is not None:
-        numbers = (batch.service.boot, batch.service.before_ms, batch.service.since_ms)
-        values = ((name, numbers[place]) for name, place in SERVICE.items())
-        connection.executemany(PUT_STATE, values)
+        connection.executemany(PUT_STATE, zip(SERVICE, _service_row(batch.service), strict=True))
     if batch.cursor is not None:
         connection.execute(PUT_STATE, ("cursor", batch.cursor))
 
