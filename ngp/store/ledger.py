@@ -34,8 +34,7 @@ class SqlLedger(ABC):
     def next_boot(self, least: int = 1) -> int:
         """Count this start, durably, and return the number."""
         with self._transaction(durable=True) as connection:
-            found = connection.execute("SELECT value FROM state WHERE name = 'boot'").fetchone()
-            boot = max(found[0] + 1, least) if found else least
+            boot = max((rows.state(connection, "boot") or 0) + 1, least)
             connection.execute(rows.PUT_STATE, ("boot", boot))
         return boot
 
@@ -53,7 +52,6 @@ class SqlLedger(ABC):
     def load(self, now_utc_s: int) -> Snapshot:
         """Read what a start needs."""
         with self._reading() as connection:
-            found = connection.execute("SELECT value FROM state WHERE name = 'cursor'").fetchone()
             by_neighbour = connection.execute(
                 "SELECT identity, CAST(sum(amount_msat + fee_msat) AS BIGINT) FROM payments "
                 "WHERE direction = 'out' AND state IN ('pending', 'succeeded') GROUP BY identity"
@@ -84,7 +82,7 @@ class SqlLedger(ABC):
                     f"SELECT {rows.PAYMENT_COLUMNS} FROM payments WHERE compact = 0 AND touched_s > ?",
                     since_s,
                 ),
-                cursor=found[0] if found else 0,
+                cursor=rows.state(connection, "cursor") or 0,
                 spent_total_msat=sum(row[1] for row in by_neighbour),
                 spent_by_neighbour_msat=tuple(by_neighbour),
                 forgotten_s=forgotten_s or 0,

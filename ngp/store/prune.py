@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ngp.store import keeping
-from ngp.store.rows import ADD_TO_SUMMARY, PUT_STATE
+from ngp.store.rows import ADD_TO_SUMMARY, PUT_STATE, state
 from ngp.store.schema import EMPTY
 from ngp.store.sql import Connection
 
@@ -75,9 +75,9 @@ def _delete(connection: Connection, keys: Sequence[tuple[bytes]]) -> None:
 
 def _thin_journal(connection: Connection, before_s: int) -> int:
     """Delete old journal lines without money or contract; remember up to which line this was done."""
-    found = connection.execute("SELECT value FROM state WHERE name = 'journal_thinned'").fetchone()
+    thinned = state(connection, "journal_thinned") or 0
     newest = connection.execute("SELECT max(id) FROM journal").fetchone()[0] or 0
-    start = found[0] if found and found[0] <= newest else 0  # ids begin again after the journal was empty
+    start = thinned if thinned <= newest else 0  # ids begin again after the journal was empty
     last, count = connection.execute(
         "SELECT max(id), count(*) FROM "
         "(SELECT id FROM journal WHERE id > ? AND time_s < ? ORDER BY id LIMIT ?) AS page",

@@ -93,6 +93,12 @@ _service_row = attrgetter(*_columns(ServiceRecord))
 _PRICES = _columns(ContractRecord).index("prices")
 
 
+def state(connection: Connection, name: str) -> int | None:
+    """Return a number of the table `state`; None if it isn't there yet."""
+    found = connection.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
+    return int(found[0]) if found else None
+
+
 def put_blocks(connection: Connection, blocks: Mapping[bytes, bool]) -> None:
     """Write which identities are blocked, and which no longer are."""
     connection.executemany("DELETE FROM blocks WHERE identity = ?", ((one,) for one in blocks))

@@ -38,21 +38,20 @@ def exists(connection: Connection, place: Place) -> bool:
 
 def version(connection: Connection, place: Place) -> int:
     """Return how many migrations the ledger has. Raises LedgerError: it is none, or of a newer ngp."""
-    found = None
-    if connection.execute("SELECT to_regclass('state')").fetchone() != (None,):
-        found = connection.execute("SELECT value FROM state WHERE name = %s", (_VERSION,)).fetchone()
+    has_table = connection.execute("SELECT to_regclass('state')").fetchone() != (None,)
+    found = rows.state(dialect.Statements(connection), _VERSION) if has_table else None
     if found is None:
         raise LedgerError(
             f"ledger {place}: the schema isn't a ledger of ngp. Nothing was changed. Restore a dump (pg_dump), or a "
             "copy made by `ngp backup`"
         )
     known = len(schema.MIGRATIONS)
-    if found[0] > known:
+    if found > known:
         raise LedgerError(
-            f"ledger {place}: was written by a newer ngp (schema {found[0]}, this one knows {known}); install the "
+            f"ledger {place}: was written by a newer ngp (schema {found}, this one knows {known}); install the "
             "newer ngp again, or restore a dump made before the update"
         )
-    return int(found[0])
+    return found
 
 
 def make(connection: Connection, place: Place) -> None:
@@ -80,8 +79,7 @@ def _advance(connection: Connection, done: int) -> None:
 
 def count(connection: Connection) -> int:
     """Return the number of the last transaction."""
-    found = connection.execute("SELECT value FROM state WHERE name = %s", (_COUNT,)).fetchone()
-    return int(found[0]) if found else 0
+    return rows.state(dialect.Statements(connection), _COUNT) or 0
 
 
 def number(statements: dialect.Statements, value: int) -> bool:
