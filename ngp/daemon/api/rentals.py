@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from ngp import identity
@@ -66,7 +66,6 @@ class RentalRow:
 def rental_row(world: World, rental: Rental, now: Now, reading: PeerReading | None) -> RentalRow:
     """Return the row of a rental that the daemon holds. Args: reading: None if the tunnel doesn't have the tenant."""
     found, read = status(world, rental, now), reading or _NO_READING
-    fee_msat = found.paid_msat - found.charged_msat - found.refunded_msat - found.credit_msat
 
     def clock(service_s: int | None) -> datetime | None:
         return None if service_s is None else instant(now.utc_s + service_s - world.letting.clock.at_s(now))
@@ -76,25 +75,11 @@ def rental_row(world: World, rental: Rental, now: Now, reading: PeerReading | No
         paid_until_s = ends_s(world, rental)
     elif found.state is RentalState.RESERVED:
         paid_until_s = rental.reserved_since_s
-    return RentalRow(
-        id=identity.text(found.id),
-        role="landlord",
-        state=found.state.value,
-        reason=found.reason,
-        peer=None,
-        wireguard_key=b64encode(found.wireguard_key).decode(),
-        networks=tuple(map(str, found.networks)),
-        offer=found.offer,
-        face=found.face,
-        rent_msat_per_month=found.rent_msat,
+    return replace(
+        record_row(rental.record(), world.client(rental.id).record(), world.node.real_money),
         price_msat_per_gib=_price_msat_per_gib(world.settings.letting, found.offer),
-        activation_fee_msat=fee_msat,
-        paid_msat=found.paid_msat,
         charged_msat=found.charged_msat,
-        refunded_msat=found.refunded_msat,
         credit_msat=found.credit_msat,
-        payments=found.payments,
-        started_at=instant(found.started_at_s),
         rate_since=clock(rental.rate_since_s if rental.period.contract else None),
         paid_until=clock(paid_until_s),
         reserved_until=instant(now.utc_s + found.reserved_until_s - found.now_at_s if found.reserved_until_s else 0),
@@ -103,7 +88,6 @@ def rental_row(world: World, rental: Rental, now: Now, reading: PeerReading | No
         used_from_bytes=read.received_bytes,
         endpoint=read.endpoint or None,
         last_handshake=instant(read.handshake_at_s),
-        real_money=world.node.real_money,
     )
 
 
