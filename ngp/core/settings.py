@@ -130,6 +130,12 @@ class Settings:
         return self.letting is not None
 
     @property
+    def tunnel_interface(self) -> str:
+        """Name of the landlord's tunnel; "" if there is none."""
+        tunnel = self.letting.tunnel if self.letting is not None else None
+        return tunnel.interface if tunnel is not None else ""
+
+    @property
     def spends(self) -> bool:
         """True if ngp pays without a command: for what we buy, or refunds to clients that ask."""
         return self.buys or self.refund_when_asked
@@ -137,8 +143,7 @@ class Settings:
     @property
     def never_mesh(self) -> tuple[str, ...]:
         """Names and patterns of the interfaces that `all` and patterns in MESH_INTERFACES don't include."""
-        tunnel = self.letting.tunnel if self.letting is not None else None
-        ours = () if tunnel is None else (tunnel.interface,)
+        ours = (self.tunnel_interface,) if self.tunnel_interface else ()
         return (*self.ignore_interfaces, *(self.lan_interfaces or ()), *ours)
 
     @property

@@ -57,10 +57,8 @@ def network(
 
 def _with_tunnel(lines: Iterable[Check], settings: Settings) -> list[Check]:
     """Name the landlord's tunnel, about whose routes a network module would wonder."""
-    tunnel = settings.letting.tunnel if settings.letting is not None else None
-    name = "" if tunnel is None else f"interface {tunnel.interface}"
-    ours = Check(name, True, "the landlord's tunnel, never a mesh interface")
-    return [ours if line.ok and line.name == name else line for line in lines]
+    ours = Check(f"interface {settings.tunnel_interface}", True, "the landlord's tunnel, never a mesh interface")
+    return [ours if line.ok and line.name == ours.name else line for line in lines]
 
 
 def taken(settings: Settings, asked: Network, links: Iterable[Link]) -> list[Check]:
