@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +111,10 @@ async def check(settings: Settings, state_dir: Path) -> list[Check]:
 def check_letting(settings: LettingSettings, state_dir: Path) -> list[Check]:
     """Check what the landlord needs on this host, with or without a running daemon; changes nothing."""
     try:
-        tunnel, faces = make_tunnel(), make_faces(state_dir)
+        with closing(make_tunnel()) as tunnel:
+            return look(settings, tunnel, make_faces(state_dir))
     except NgpError as error:
         return [Check("letting", False, str(error))]
-    try:
-        return look(settings, tunnel, faces)
-    except NgpError as error:
-        return [Check("letting", False, str(error))]
-    finally:
-        tunnel.close()
 
 
 async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, Courier, list[Link]]:
@@ -280,11 +275,8 @@ def make_tunnel() -> Tunnel:
 
 def remove_tunnel() -> None:
     """Remove the landlord's tunnel that a killed daemon left. Raises ConfigError, KernelError."""
-    tunnel = make_tunnel()
-    try:
+    with closing(make_tunnel()) as tunnel:
         tunnel.clean_up()
-    finally:
-        tunnel.close()
 
 
 def make_faces(state_dir: Path) -> list[Face]:
