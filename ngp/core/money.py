@@ -40,3 +40,7 @@ class Money:
     unheard_of: set[bytes] = field(default_factory=set)
     forgotten_s: int = 0
     cursor: int = 0
+
+    def knows(self, payment_hash: bytes) -> bool:
+        """Say whether one of our payments or invoices has this hash; the ledger would refuse a second one."""
+        return payment_hash in self.payments or payment_hash in self.invoices

@@ -108,7 +108,7 @@ def _objection(
         return DeclineReason.NETWORK, 0
     if not is_from_announced_node(world, neighbour, decoded):
         return DeclineReason.TERMS, 0
-    another_has_it = decoded.payment_hash in world.money.payments or decoded.payment_hash in world.money.invoices
+    another_has_it = world.money.knows(decoded.payment_hash)
     if account.disputed or another_has_it:  # one payment would credit two accounts, and we would reveal its preimage
         return DeclineReason.TERMS, 0
     if _needs_nothing(account):

@@ -154,9 +154,9 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
     if known is not None and known.identity == neighbour.identity:
         return tell_outcome(world, neighbour, known)
     account = world.clients.get(neighbour.identity)
-    ours = known is not None or decoded.payment_hash in world.money.invoices
+    is_used = world.money.knows(decoded.payment_hash)
     lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S and not may_be_forgotten(world, decoded.expires_in_s)
-    if account is None or ours or not lasts or not is_from_announced_node(world, neighbour, decoded):
+    if account is None or is_used or not lasts or not is_from_announced_node(world, neighbour, decoded):
         world.count("refund_refused")
         return False
     valid = world.now.monotonic_s - account.refund.offered_mono_s < OFFER_VALID_S
@@ -197,7 +197,7 @@ def _pay_pending(world: World, account: ClientAccount) -> None:
     missing_msat = max(0, account.refund.promised_msat - account.balance_msat)
     # Meanwhile another neighbour may have sent an invoice with the same hash. The ledger would refuse a second payment
     # with it, and with it the whole batch.
-    is_used = refund.payment_hash in world.money.payments or refund.payment_hash in world.money.invoices
+    is_used = world.money.knows(refund.payment_hash)
     if neighbour is not None and not missing_msat and not is_used:
         amounts = refund.amount_msat, refund.fee_limit_msat
         pay(world, account.identity, PaymentKind.REFUND, refund.bolt11, refund.payment_hash, *amounts, neighbour.payee)
