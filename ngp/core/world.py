@@ -247,6 +247,10 @@ class World:
         found = self.contracts.get(contract_id)
         return found if isinstance(found, Purchase) else None
 
+    def bought(self, contract_id: bytes) -> Purchase | None:
+        """Return a contract that we buy, or one that we bought and that ended lately."""
+        return self.purchase(contract_id) or self.buying.ended.get(contract_id)
+
     def sold_to(self, identity: bytes) -> list[Sale]:
         """Return the open contracts that a client has with us."""
         links = self.peers.links_of(identity)

@@ -47,7 +47,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
         return
     disowns = account.disown_not_before_mono_s <= world.now.monotonic_s
     for line in statement.lines:
-        purchase = world.purchase(line.contract) or world.buying.ended.get(line.contract)
+        purchase = world.bought(line.contract)
         if purchase is not None and purchase.identity != neighbour.identity:
             continue
         unmetered = purchase is None or purchase.disowned
@@ -70,7 +70,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
 
 
 def _names_purchase(world: World, neighbour: Neighbour, statement: Statement) -> bool:
-    found = (world.purchase(line.contract) or world.buying.ended.get(line.contract) for line in statement.lines)
+    found = (world.bought(line.contract) for line in statement.lines)
     return any(purchase is not None and purchase.identity == neighbour.identity for purchase in found)
 
 

@@ -51,7 +51,7 @@ def meter(world: World, purchase: Purchase, reading: Reading) -> int:
 
 def cancelled(world: World, neighbour: Neighbour, cancel: Cancel) -> None:
     """End a contract that its server has ended, or note that the server has ended one that we ended first."""
-    purchase = world.purchase(cancel.contract) or world.buying.ended.get(cancel.contract)
+    purchase = world.bought(cancel.contract)
     if purchase is None or purchase.identity != neighbour.identity:
         return
     purchase.disowned = False
