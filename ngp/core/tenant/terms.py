@@ -110,12 +110,11 @@ def refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> list[str]:
 
 
 def _refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> Iterator[str]:
-    yield from filter(None, [_above("rent of a month", terms.rent_msat, limits.rent_max)])
+    yield from _above("rent of a month", terms.rent_msat, limits.rent_max)
     if is_first:
-        fee = _above("activation fee", terms.activation_fee_msat, limits.activation_max)
-        credit = _above("least first credit", terms.initial_credit_min_msat, limits.initial_max)
-        yield from filter(None, [fee, credit])
-    yield from filter(None, [_above("least payment", terms.payment_min_msat, limits.payment_max)])
+        yield from _above("activation fee", terms.activation_fee_msat, limits.activation_max)
+        yield from _above("least first credit", terms.initial_credit_min_msat, limits.initial_max)
+    yield from _above("least payment", terms.payment_min_msat, limits.payment_max)
     if limits.payment_min.value > limits.payment_max.value:
         yield f"{limits.payment_min.name} is above {limits.payment_max.name}: no payment fits; change one of them"
     if terms.credit_max_msat < max(2 * terms.payment_min_msat, terms.initial_credit_min_msat):
@@ -125,10 +124,9 @@ def _refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> Iterator[str]
         )
 
 
-def _above(what: str, asked_msat: int, limit: Limit) -> str:
-    if asked_msat <= limit.value:
-        return ""
-    return f"the {what} is {show_money(asked_msat)}, above {limit.name} ({show_money(limit.value)})"
+def _above(what: str, asked_msat: int, limit: Limit) -> Iterator[str]:
+    if asked_msat > limit.value:
+        yield f"the {what} is {show_money(asked_msat)}, above {limit.name} ({show_money(limit.value)})"
 
 
 def top_up_msat(credit_msat: int, terms: SaleTerms, limits: Limits, is_first: bool) -> int:
