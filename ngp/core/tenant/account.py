@@ -164,9 +164,10 @@ def follow(account: Account, status: Status) -> Account:
 
     Call it only when there are no `disagreements`.
     """
-    if not status.payments or (account.started and status.payments == account.payments):
-        known = account.networks or status.networks if account.started else account.networks
-        return replace(account, networks=known)
+    if account.started and status.payments in (0, account.payments):
+        return replace(account, networks=account.networks or status.networks)
+    if not status.payments:
+        return account
     return Account(
         started=True,
         networks=status.networks,
