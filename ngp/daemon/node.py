@@ -18,13 +18,7 @@ from typing import Any
 from ngp import __version__
 from ngp.config import changes, keep_until_restart, load, refuse_shown_secret, unwise
 from ngp.core.effects import Effect
-from ngp.core.events import (
-    Event,
-    MessageReceived,
-    SettingsChanged,
-    Stopping,
-    Tick,
-)
+from ngp.core.events import Event, MessageReceived, SettingsChanged, Stopping, Tick
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Hello, Invoice, Propose, Statement
 from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose
@@ -478,8 +472,12 @@ class Node:
         checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.node.payee.hex())
         if lost := who_would_lose(self.parts.gatekeeper.world, wanted.letting):
             raise ConfigError(f"{lost}; {GIVE_BACK_FIRST}")
-        await self.host.aside(lambda network: self.host.refuse(wanted, network))
-        await self.host.aside(lambda network: self.host.refuse_open(wanted, network))
+
+        def refuse(network: Network) -> None:
+            self.host.refuse(wanted, network)
+            self.host.refuse_open(wanted, network)
+
+        await self.host.aside(refuse)
         return wanted
 
     async def warn_of_lacks(self) -> list[str]:
