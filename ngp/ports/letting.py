@@ -1,0 +1,93 @@
+"""Letting: what only a landlord needs: a tunnel to its tenants, and the faces by which they ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ngp.core.messages import Address
+from ngp.core.rental.status import Asked, Configuration, RentalStatus
+from ngp.core.rental.terms import LettingSettings, Offer
+from ngp.core.values import Check, DesiredTunnel, PeerReading, TunnelPeer
+
+
+class Tunnel(Protocol):
+    """The landlord's WireGuard tunnel: tenants are its peers. Calls take milliseconds and don't wait for others.
+
+    A tenant can send from its networks only, and packets to them reach only that tenant. WireGuard itself would move a
+    network that is given to a second peer; this port refuses that.
+    """
+
+    def check(self, desired: DesiredTunnel) -> list[Check]:
+        """Return what is missing on this host, and whether packets from outside find the pools; changes nothing."""
+
+    def set_up(self, desired: DesiredTunnel, peers: Sequence[TunnelPeer]) -> None:
+        """Make the tunnel, or take over the one that a killed daemon left; then its peers are exactly these.
+
+        Peers that are right already aren't disturbed. Raises: KernelError; then nothing of a new set-up is left.
+        """
+
+    def set_peers(self, peers: Sequence[TunnelPeer]) -> None:
+        """Add peers or change them. Raises: KernelError, also if another peer has one of the networks."""
+
+    def remove_peers(self, wireguard_keys: Sequence[bytes]) -> None:
+        """Remove peers; unknown ones are ignored. Raises: KernelError."""
+
+    def stands(self) -> bool:
+        """Say whether what `set_up` made still exists, at little cost. Raises: KernelError."""
+
+    def read(self) -> list[PeerReading]:
+        """Return what the tunnel knows of its peers. Raises: KernelError."""
+
+    def addresses(self, interface: str) -> tuple[Address, ...]:
+        """Return an interface's own addresses, both families, without link-local ones. Raises: KernelError."""
+
+    def describe(self) -> dict[str, str]:
+        """Return which implementation is in use, for status."""
+
+    def close(self) -> None:
+        """Close sockets; the tunnel goes on."""
+
+    def clean_up(self) -> None:
+        """Remove all that this port made, and nothing else, without a record of what it made. Safe to call twice."""
+
+
+class LettingService(Protocol):
+    """What a face asks of the landlord; `ngp.daemon.letting` implements it. All errors but LedgerError: RentalError."""
+
+    def offer(self, name: str = "") -> Offer:
+        """Return an offer by its name, or the first one."""
+
+    async def ask(self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "") -> Asked:
+        """Return an invoice for a tenant's new or running rental. Raises: LedgerError: nothing can be written now.
+
+        Args: amount_msat: the credit to add; a new rental's invoice includes the activation fee as well.
+        """
+
+    def status(self, wireguard_key: bytes) -> RentalStatus:
+        """Return a tenant's newest rental."""
+
+    async def paid(self, wireguard_key: bytes, bolt11: str, most_s: float) -> RentalStatus:
+        """Wait until an invoice of a tenant is paid, or some seconds have passed. Returns the status then."""
+
+    def prove(self, preimage: bytes) -> None:
+        """Take the preimage of a tenant's invoice as proof of its payment; any other has no effect."""
+
+    def configuration(self, wireguard_key: bytes) -> Configuration:
+        """Return what a tenant's tunnel needs, once its rental is paid."""
+
+
+class Face(Protocol):
+    """A way for tenants to reach the landlord over the network. Requests are bounded in size, time and number."""
+
+    async def open(self, letting: LettingService, settings: LettingSettings) -> None:
+        """Serve as net.conf says; without an address of its own in it, serve nobody. Raises: ConfigError, KernelError.
+
+        A second call applies changed settings; if that fails, the former ones stay in force.
+        """
+
+    def check(self, settings: LettingSettings) -> list[Check]:
+        """Return what a tenant needs to know (the certificate's fingerprint), and what is missing; changes nothing."""
+
+    async def close(self) -> None:
+        """Stop serving; safe to call twice."""

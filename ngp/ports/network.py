@@ -1,0 +1,211 @@
+"""Network: the gate, meter and queue in the kernel, and what the daemon needs to know of this host."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from ngp.core.messages import Address, Prefix
+from ngp.core.values import (
+    AccountLimit,
+    AccountReading,
+    Adopted,
+    Check,
+    DesiredNetwork,
+    Grant,
+    HeldPacket,
+    Hint,
+    KernelNeighbour,
+    KernelState,
+    Reading,
+    Verdict,
+)
+
+
+class Network(Protocol):
+    """Gates, meters and cuts traffic in the kernel, and answers questions about the host.
+
+    The questions are answered whether or not it is set up, and also after `close`.
+    """
+
+    def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
+        """Return the existing interfaces that MESH_INTERFACES matches, sorted. Raises KernelError."""
+
+    def left_out(self, patterns: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return interfaces that MESH_INTERFACES matches but that can't be mesh: by name, the reason and the remedy.
+
+        The remedy is "" if nothing has to be done: only a pattern matches the interface, and it receives no packets
+        that would have to be charged on it.
+        """
+
+    def other_interfaces(
+        self, mesh: Sequence[str], lan: Sequence[str] | None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the interfaces that aren't mesh: our LAN interfaces, and which of the remaining ones have a route now.
+
+        Args:
+            mesh: names.
+            lan: names and patterns of LAN_INTERFACE; None: `auto`.
+        Raises: KernelError.
+        """
+
+    def local_addresses(self) -> tuple[Address, ...]:
+        """Return this host's own addresses, both families; no loopback and no link-local ones. Raises KernelError."""
+
+    def watch(
+        self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], on_touched: Callable[[], None]
+    ) -> None:
+        """Call on_change in the loop after links, addresses or routes changed, a few times a second at most.
+
+        on_touched is called at once when a program, even this one, changed the tables that have the gate; `apply` then
+        repairs the gate.
+        """
+
+    def stop_watching(self) -> None:
+        """End `watch`; safe to call twice."""
+
+    def beside(self) -> Network:
+        """Return another instance, for questions about the host from another thread. The caller closes it.
+
+        The other instance knows what this one has in the kernel, and doesn't report it as another program's.
+        """
+
+    def taken(self, desired: DesiredNetwork) -> list[Check]:
+        """Return the obstacles that a start would meet: another program uses what only one can use (a queue number).
+
+        Leaves nothing behind. Don't call it while a daemon of ours runs with the same settings.
+        """
+
+    def refuse(self, desired: DesiredNetwork) -> None:
+        """Raise KernelError if traffic can bypass the meter on this host, so that a start fails and doesn't hide it."""
+
+    def check(self, desired: DesiredNetwork) -> list[Check]:
+        """Return what this host can do and what is missing; changes nothing."""
+
+    def look(self, desired: DesiredNetwork, most_s: float) -> list[Check]:
+        """Return the cheap checks of things that may change while the daemon runs; takes about `most_s` at most."""
+
+    def next_hops(self, desired: DesiredNetwork) -> list[tuple[str, Address, bytes]]:
+        """Return the routers to which default routes into the mesh lead: interface, address, and link address.
+
+        A router whose link address isn't known yet is left out. Raises KernelError.
+        """
+
+    def kernel_state(self) -> KernelState:
+        """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also if we aren't root."""
+
+    def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
+        """Stop the contracts of another version's meter, and return what they used; None if no such meter runs.
+
+        Call `set_up`, which removes that meter, only when all of this is charged. Before that, each call returns the
+        same, also after a crash.
+
+        Args: desired: what `set_up` will be called with; if `set_up` would fail, nothing is stopped. None: `set_up`
+            won't be called.
+        Raises: KernelError; also if this version of ngp doesn't know that meter.
+        """
+
+    def set_up(self, desired: DesiredNetwork) -> Adopted:
+        """Load and attach the programs, or adopt those that a killed daemon left running.
+
+        Adopting reads what each account spent, waits until every processor has left the programs, and only then reads
+        the contracts. So their counters include everything that the account was charged for.
+        Raises: KernelError; then nothing of a new set-up is left.
+        """
+
+    def apply(self, desired: DesiredNetwork) -> bool:
+        """Make the kernel match the desired state. May be repeated; adds before it deletes.
+
+        Returns: whether another program had changed the gate. Raises KernelError.
+        """
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_held: Callable[[HeldPacket], None],
+        on_hints: Callable[[Sequence[Hint]], None],
+    ) -> None:
+        """Start to receive held packets and hints in the event loop."""
+
+    def set_neighbours(self, neighbours: Sequence[KernelNeighbour]) -> None:
+        """Add or change neighbours."""
+
+    def forget_neighbours(self, neighbours: Sequence[int]) -> None:
+        """Remove neighbours by number."""
+
+    def limit_accounts(self, limits: Sequence[AccountLimit]) -> None:
+        """Create or change clients' accounts. Raises KernelError if the table is full."""
+
+    def forget_accounts(self, accounts: Sequence[bytes]) -> None:
+        """Remove accounts without contracts from the kernel; unknown ones are ignored."""
+
+    def grant(self, grants: Sequence[Grant]) -> None:
+        """Create or change contracts.
+
+        Raises: KernelError: the table is full (the text names contracts_max), or a grant's account isn't known.
+        """
+
+    def block_all(self) -> None:
+        """Let nothing more pass on any contract until it is granted again."""
+
+    async def settled(self) -> None:
+        """Return when every packet that was inside the meter has left it.
+
+        After that the readings of a contract that was blocked before the call are final, and a limit that was lowered
+        before the call is in force for every packet.
+        """
+
+    def revoke(self, contracts: Sequence[bytes]) -> None:
+        """Remove contracts from the kernel. For their last readings first block them, await `settled`, and read."""
+
+    def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
+        """Read contracts. Args: contracts: None: those that changed since the last call with None."""
+
+    def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
+        """Read accounts. Args: accounts: None: those that changed since the last call with None."""
+
+    def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> Prefix | None:
+        """Return the part of a destination to which our traffic goes through a neighbour.
+
+        All of it if our route for the whole destination leads to one of the neighbour's links. Otherwise the host in it
+        to which, in the last seconds, a packet was sent to such a link and no contract covered it. None if there was no
+        such packet, or if the destination is on the link itself.
+
+        Args: links: interface and link address of each of the neighbour's links, by number, also new ones.
+        """
+
+    def uncovered(self) -> list[tuple[int, Address, float]]:
+        """Return what we sent lately to sellers, and no contract covered it then.
+
+        Returns: the number of one of the seller's links, the destination, and how many seconds ago a packet went there.
+        """
+
+    def verdict(self, handle: int, verdict: Verdict) -> None:
+        """Decide about a held packet; one that was decided about before is ignored."""
+
+    def lane_bytes(self, neighbour: int) -> int:
+        """Return a neighbour's bytes to and from payment services; 0 if the neighbour isn't known."""
+
+    def counters(self) -> dict[str, int]:
+        """Return counters of kernel and queue: held, dropped, hints_lost, ..."""
+
+    def describe(self) -> dict[str, str]:
+        """Return which interception, hook and object are in use, for status."""
+
+    def close(self) -> None:
+        """Close sockets and descriptors; the kernel goes on gating, metering and cutting."""
+
+    def shut(self, mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -> None:
+        """Drop traffic from and to mesh interfaces until `set_up` or `clean_up`; the interfaces needn't exist yet.
+
+        Args: mesh, ignored: names and patterns of MESH_INTERFACES and IGNORE_INTERFACE. families: 4, 6.
+        Raises: KernelError; also if there is a meter.
+        """
+
+    def clean_up(self, leave_closed: bool) -> None:
+        """Remove all that ngp made, and nothing else, without a record of what it made. Safe to call twice.
+
+        `leave_closed` leaves a rule that drops forwarded traffic of the mesh interfaces (WHEN_STOPPED: closed). If no
+        mesh interface is known, an existing rule of this kind stays.
+        """

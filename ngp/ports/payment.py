@@ -1,0 +1,134 @@
+"""Payment: the Lightning node. One that shows its channels or watchtowers offers more than the first of these ports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol, runtime_checkable
+
+from ngp.core.channels import ChainView, Channel, Watch
+from ngp.core.values import (
+    Check,
+    DecodedInvoice,
+    InvoiceState,
+    NewInvoice,
+    PaymentCapabilities,
+    PaymentInfo,
+    PaymentOutcome,
+    Settlement,
+)
+
+
+class Payment(Protocol):
+    """Receives and makes Lightning payments. Every method raises PaymentError with a remedy if the node refuses."""
+
+    async def wait_ready(self) -> None:
+        """Return when the node can be used; afterwards the module reconnects by itself."""
+
+    async def info(self) -> PaymentInfo: ...
+
+    async def confirm_node(self) -> None:
+        """Raise PaymentError if another node answers now than the one that `info` described; doesn't wait."""
+
+    def capabilities(self) -> PaymentCapabilities: ...
+
+    async def check(self, spends: bool) -> list[Check]:
+        """Check our rights at the node: which are missing, and which are more than needed.
+
+        Args: spends: whether ngp pays, too.
+        """
+
+    async def balance_msat(self) -> int:
+        """Return what can be spent now."""
+
+    async def create_invoice(
+        self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
+    ) -> NewInvoice: ...
+
+    async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState: ...
+
+    async def settle_invoice(self, preimage: bytes) -> None:
+        """Settle a held invoice, or with `settles_by_proof` any invoice of ours; settling twice is no error."""
+
+    async def cancel_invoice(self, payment_hash: bytes) -> None:
+        """Cancel an invoice; return when it is certain that the node accepts no money for it."""
+
+    def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
+        """Yield every settlement after the cursor, at least once, without end.
+
+        A node that was restored may count its settlements from the beginning again: then yield all.
+        """
+
+    def decode(self, bolt11: str) -> DecodedInvoice:
+        """Parse an invoice and check its signature; the input may be hostile. Raises PeerError(`invoice`)."""
+
+    async def pay(
+        self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
+    ) -> PaymentOutcome:
+        """Pay an invoice once; idempotent by payment hash: a second call for the same hash tracks the first."""
+
+    async def track(self, payment_hash: bytes) -> PaymentOutcome:
+        """Return a payment's outcome; FAILED with reason `unknown` if the node doesn't know it."""
+
+    async def sign(self, message: bytes) -> str:
+        """Sign with the node's key (zbase32, as `lnd signmessage` does)."""
+
+    def verify(self, message: bytes, signature: str) -> str | None:
+        """Return the public key that signed, or None; doesn't need the node."""
+
+    async def close(self) -> None: ...
+
+
+@runtime_checkable
+class ChannelManager(Protocol):
+    """The channels of the node; a payment module may offer this too. Every method raises PaymentError.
+
+    `takes_csv_delay` says whether `open_channel` can ask for a delay; otherwise the node uses its own setting.
+    """
+
+    takes_csv_delay: bool
+
+    async def chain(self) -> ChainView:
+        """Return how far the node has followed the chain; a node that is behind opens no channel."""
+
+    async def channels(self) -> list[Channel]:
+        """Return the open channels, active or not; it is called after each payment."""
+
+    async def pending_channels(self) -> list[Channel]:
+        """Return the channels that are being opened or closed, as far as the node reports them."""
+
+    async def connect(self, peer: str, host: str) -> None:
+        """Connect to another node; no error if it is connected already.
+
+        Args:
+            peer: its public key, hex.
+            host: `host:port`.
+        """
+
+    async def open_channel(self, peer: str, amount_sat: int, push_sat: int, csv_delay_blocks: int | None) -> str:
+        """Open a private channel with a connected peer; returns its funding transaction and output.
+
+        Args:
+            peer: its public key, hex.
+            amount_sat: the channel's size, paid by us.
+            push_sat: the part of it that is given to the peer at once.
+            csv_delay_blocks: how long the peer waits for its coins after it closes alone; None: the node's setting.
+        """
+
+
+@runtime_checkable
+class TowerManager(Protocol):
+    """The watchtowers of the node; a payment module may offer this too. Every method raises PaymentError."""
+
+    async def watch(self) -> Watch:
+        """Return the node's towers, and the backups that they got."""
+
+    async def add_tower(self, key: str, address: str) -> None:
+        """Let a tower watch our channels; for a tower that is known, add an address.
+
+        Args:
+            key: its public key, hex.
+            address: `host:port`.
+        """
+
+    async def remove_tower(self, key: str) -> None:
+        """Stop sending backups to a tower."""
