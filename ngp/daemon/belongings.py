@@ -76,10 +76,8 @@ def _unwritable(state_dir: Path) -> Check | None:
 
 
 def _bad_identity(state_dir: Path) -> Check | None:
-    if not os.path.lexists(state_dir / identity.KEY_FILE):
-        return None
     try:
-        identity.load_or_create(state_dir)
+        identity.load(state_dir)
     except ConfigError as error:
         return Check("identity", False, str(error), kind="configuration")
     return None
