@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from ngp.config import changes, keep_until_restart, load, parse, refuse_shown_secret, unwise
 from ngp.core.rental.terms import MONTH_S, LettingSettings, Offer, Pool, TunnelSettings
+from ngp.daemon.landlord import endpoints_of
 from ngp.errors import ConfigError
 from tests.test_config import FILE, modules, settings
 
@@ -110,8 +111,17 @@ def test_listeners_endpoints_and_name_servers_are_read_in_each_of_their_forms() 
         "LANDLORD_DNS: [192.0.2.53, '2001:db8::53']", "LANDLORD_KEEPALIVE: 0",
     )  # fmt: skip
     assert got.https == (("203.0.113.1", 443), ("2001:db8::1", 8443), ("::", 443))
-    assert got.endpoints == ("2001:db8::1", "[2001:db8::2]:4500", "vpn.example.org", "198.51.100.1:4500")
+    assert got.endpoints == (
+        ("2001:db8::1", None), ("2001:db8::2", 4500), ("vpn.example.org", None), ("198.51.100.1", 4500),
+    )  # fmt: skip
+    told = ("[2001:db8::1]:51820", "[2001:db8::2]:4500", "vpn.example.org:51820", "198.51.100.1:4500")
+    assert endpoints_of(got, [ip_address("192.0.2.9")]) == told
     assert (got.dns, got.keepalive_s) == (("192.0.2.53", "2001:db8::53"), 0)
+
+
+def test_without_an_endpoint_tenants_are_told_the_addresses_that_there_are_ipv4_first() -> None:
+    addresses = [ip_address("2001:db8::9"), ip_address("192.0.2.9")]
+    assert endpoints_of(landlord(), addresses) == ("192.0.2.9:51820", "[2001:db8::9]:51820")
 
 
 def test_files_start_at_the_files_folder() -> None:

@@ -13,7 +13,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ngp.core.allowance import Allowance, SharedAllowance
+from ngp.core.host_port import join_host_port
 from ngp.core.rental.terms import LettingSettings
 from ngp.core.values import Check
 from ngp.errors import ConfigError, LedgerError, RentalError, refused
@@ -127,7 +128,7 @@ class HttpsFace:
         for place, listener in added.items():
             self._listeners[place] = listener, asyncio.create_task(self._accept(listener))
         if is_news:
-            where = ", ".join(_shown(one) for one in settings.https)
+            where = _shown(settings.https)
             _log.info("tenants may rent over HTTPS at %s, fingerprint %s; %s", where, pin, SHOWS)
 
     def check(self, settings: LettingSettings) -> list[Check]:
@@ -135,7 +136,7 @@ class HttpsFace:
         if not settings.https:
             return []
         files = CertificateFiles.of(settings, self._state_dir)
-        where = ", ".join(_shown(one) for one in settings.https)
+        where = _shown(settings.https)
         if files.is_ours and not files.certificate.exists():
             return [Check("https", True, f"{where}; the certificate is made at the start; {SHOWS}")]
         try:
@@ -278,9 +279,8 @@ def _who(address: str) -> Hashable:
     return packed[:8] if len(packed) == 16 else packed
 
 
-def _shown(place: Place) -> str:
-    host, port = place
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _shown(places: Iterable[Place]) -> str:
+    return ", ".join(join_host_port(*place) for place in places)
 
 
 def _listen(place: Place) -> socket.socket:
@@ -297,7 +297,7 @@ def _listen(place: Place) -> socket.socket:
     except OSError as error:
         listener.close()
         raise refused(
-            f"LANDLORD_HTTPS {_shown(place)}",
+            f"LANDLORD_HTTPS {join_host_port(host, port)}",
             error,
             "give an address of this host and a free port (`ss -ltnp` shows who listens)",
         ) from error

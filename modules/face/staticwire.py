@@ -15,6 +15,7 @@ from collections.abc import Hashable, Mapping
 from contextlib import nullcontext, suppress
 from urllib.parse import parse_qsl
 
+from ngp.core.host_port import split_host_port
 from ngp.core.messages import Prefix
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
 from ngp.core.rental.rental import RentalState
@@ -118,11 +119,11 @@ class StaticWireApi:
 
     def _configuration(self, key: bytes) -> Reply:
         found = self._letting.configuration(key)
-        host, _, port = _endpoint(found.endpoints).rpartition(":")
+        host, port = split_host_port(_endpoint(found.endpoints))
         versions = sorted({one.version for one in found.networks})
         peer: Reply = {
             "public_key": b64encode(found.landlord_key).decode(),
-            "endpoint_host": host.strip("[]"),
+            "endpoint_host": host,
             "endpoint_port": int(port),
             "allowed_ips": ["0.0.0.0/0" if one == 4 else "::/0" for one in versions],
         }

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 
+from ngp.core.host_port import join_host_port
 from ngp.core.messages import Prefix
 from ngp.core.values import PeerReading
 from ngp.modules import netlink, rtnetlink
@@ -144,7 +145,7 @@ def _endpoint(address: bytes) -> str:
     with suppress(struct.error, ValueError):
         family, port = struct.unpack_from("=H", address)[0], struct.unpack_from("!H", address, 2)[0]
         if family == socket.AF_INET:
-            return f"{ip_address(address[4:8])}:{port}"
+            return join_host_port(str(ip_address(address[4:8])), port)
         if family == socket.AF_INET6:
-            return f"[{ip_address(address[8:24])}]:{port}"
+            return join_host_port(str(ip_address(address[8:24])), port)
     return ""

@@ -13,7 +13,7 @@ from ngp.config import keys
 from ngp.config import landlord_keys as own
 from ngp.config.document import Finding
 from ngp.config.key import Key
-from ngp.config.landlord_values import WrittenOffer, is_for_https
+from ngp.config.landlord_values import WrittenOffer
 from ngp.config.modules import FACE
 from ngp.config.written import Check, Written
 from ngp.core.messages import Prefix
@@ -195,7 +195,7 @@ def _sizes(written: Written) -> Iterator[Finding]:
 
 def _endpoint(written: Written) -> Iterator[Finding]:
     endpoints, https = written[own.ENDPOINT], written[own.HTTPS]
-    if endpoints and https and not any(map(is_for_https, endpoints)):
+    if endpoints and https and all(":" in host for host, _ in endpoints):
         message = "has IPv6 addresses only, which the client of LANDLORD_HTTPS can't use: add a name or an IPv4 address"
         yield written.finding(own.ENDPOINT, message)
 

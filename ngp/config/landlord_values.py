@@ -228,7 +228,7 @@ def _port(node: Node, text: str) -> int:
         raise refuse(node, f"has the port {show_text(text)}, which {error}") from error
 
 
-def endpoints(node: Node) -> tuple[str, ...]:
+def endpoints(node: Node) -> tuple[tuple[str, int | None], ...]:
     """Read `host` or `host:port`, one or a list, where tenants reach the tunnel. Raises Refused."""
     found = one_or_list(node, _endpoint)
     if len(found) > _MOST_ENTRIES:
@@ -236,21 +236,20 @@ def endpoints(node: Node) -> tuple[str, ...]:
     return found
 
 
-def _endpoint(node: Node) -> str:
+def _endpoint(node: Node) -> tuple[str, int | None]:
     text = scalar(node, "a host").text
-    host, port = _split_endpoint(text)
-    if port:
-        _port(node, port)
+    host, port_text = _split_endpoint(text)
+    port = _port(node, port_text) if port_text else None
     try:
         address = ip_address(host)
     except ValueError:
         if _HOST_NAME.fullmatch(host) is None or host.replace(".", "").isdigit():
             example = "vpn.example.org, 203.0.113.1:51820 or '[2001:db8::1]'"
             raise refuse(node, f"is neither a host nor host:port: write for example {example}") from None
-        return text
+        return host, port
     if not destinations.is_forwarded_to(address) or (isinstance(address, IPv6Address) and address.scope_id):
         raise refuse(node, "is an address that tenants can't reach: write the one by which the internet knows you")
-    return text
+    return str(address), port
 
 
 def _split_endpoint(text: str) -> tuple[str, str]:
@@ -262,11 +261,6 @@ def _split_endpoint(text: str) -> tuple[str, str]:
         host, _, port = text.partition(":")
         return host, port or "?"
     return text, ""
-
-
-def is_for_https(endpoint: str) -> bool:
-    """Say whether the published client can use an endpoint: one that is IPv4 or a name."""
-    return _split_endpoint(endpoint)[0].count(":") == 0
 
 
 def name_servers(node: Node) -> tuple[str, ...]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ngp import key_file
 from ngp.core.effects import AnswerTenant, Effect, Persist, RemoveTunnelPeer, SetTunnelPeer
+from ngp.core.host_port import join_host_port
 from ngp.core.messages import Address
 from ngp.core.records import RentalRecord
 from ngp.core.rental.pools import FreeNetworks
@@ -61,16 +60,8 @@ def endpoints_of(settings: LettingSettings, addresses: Iterable[Address]) -> tup
     """Return where tenants reach the tunnel, `host:port`: as net.conf says, else on these addresses, IPv4 first."""
     assert settings.tunnel is not None
     port = settings.tunnel.port
-    hosts = settings.endpoints or tuple(map(str, sorted(addresses, key=lambda one: one.version)))
-    return tuple(with_port(host, port) for host in hosts)
-
-
-def with_port(written: str, port: int) -> str:
-    """Add a port to a host that has none, and brackets to an IPv6 address."""
-    with suppress(ValueError):
-        address = ip_address(written.strip("[]"))
-        return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
-    return written if written.rpartition(":")[2].isdigit() else f"{written}:{port}"
+    found = settings.endpoints or tuple((str(one), None) for one in sorted(addresses, key=lambda one: one.version))
+    return tuple(join_host_port(host, own or port) for host, own in found)
 
 
 def look(settings: LettingSettings, tunnel: Tunnel, faces: Iterable[Face]) -> list[Check]:

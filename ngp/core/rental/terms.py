@@ -120,7 +120,8 @@ class LettingSettings:
         https_certificate, https_key: files; "": made once in STATE_DIR.
         mesh: neighbours may rent over the mesh link.
         hold: hold invoices: `auto`, `yes` or `no`.
-        endpoints: where tenants reach the tunnel, `host` or `host:port`; empty: the addresses of its outside interface.
+        endpoints: where tenants reach the tunnel, (host, port) pairs; port None: the tunnel's own; empty: the addresses
+            of its outside interface.
         dns: name servers told to tenants. keepalive_s: told to tenants; 0: none.
     """
 
@@ -136,7 +137,7 @@ class LettingSettings:
     grpc: tuple[tuple[str, int], ...] = ()
     mesh: bool = True
     hold: str = "auto"
-    endpoints: tuple[str, ...] = ()
+    endpoints: tuple[tuple[str, int | None], ...] = ()
     dns: tuple[str, ...] = ()
     keepalive_s: int = 25
 
