@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 
+from ngp.core.listing import listed
 from ngp.core.messages import Address, Prefix
 from ngp.core.prefixes import covers
 from ngp.core.values import Check, DesiredTunnel
@@ -17,7 +18,7 @@ from ngp.modules.tunnel.device import Device
 from ngp.modules.tunnel.host import Host, read_sysctl, refuse_taken_port
 
 _FORWARDING = {4: "ipv4/conf/{}/forwarding", 6: "ipv6/conf/all/forwarding"}  # IPv6 knows one switch for all
-_KIND, _NAMED = "kernel", 3
+_KIND = "kernel"
 
 
 def look(
@@ -82,8 +83,7 @@ def _pools(desired: DesiredTunnel, here: Host, answered_max: Mapping[int, int]) 
         line = _pool(desired, pool, own, answered_max) if inside is None else _inhabited(*inside)
         alike.setdefault(line, []).append(pool)
     for line, pools in alike.items():
-        more = f" and {len(pools) - _NAMED} more" if len(pools) > _NAMED else ""
-        yield replace(line, name=f"pool {', '.join(map(str, pools[:_NAMED]))}{more}")
+        yield replace(line, name=f"pool {listed(map(str, pools))}")
 
 
 def _inhabited(address: Address, whose: str) -> Check:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import product
 
 from ngp import identity
 from ngp.config import changes
+from ngp.core.listing import listed
 from ngp.core.messages import Address, Role
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
@@ -29,7 +31,7 @@ from ngp.ports import Link, Network, Payment, Store
 
 LOOK_S = 1.0
 MOST_LACKS = 20
-_NAMED = 3
+_listed = partial(listed, between="; ")
 _RESTORE = (
     "another program wrote to the ledger, or ngp has a defect: keep a copy (ngp backup FILE), compare it with an older "
     "backup, and restore the older one if it is right; see Backup and restore in the operator's guide"
@@ -230,13 +232,6 @@ def _not_bought(world: World) -> Iterator[Check]:
 
 def _named(neighbour: Neighbour) -> str:
     return f"{identity.short_text(neighbour.identity)} on {neighbour.link[0]}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    every = list(names)
-    more = f"; and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
-    return "; ".join(every[:_NAMED]) + more
 
 
 def accounts(world: World) -> list[Check]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ngp import identity
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import Contract
+from ngp.core.listing import listed
 from ngp.core.messages import Address, Role
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
@@ -24,7 +25,6 @@ from ngp.core.world import World
 APART_S = 2.0  # longer than a neighbour's offer takes
 _OFFERED_WITHIN_S, _LEAST_UNOFFERED = 60.0, 2
 _ANSWERED_WITHIN_S, _USED_WITHIN_S = 3.0, 60.0
-_NAMED = 3
 _NO_OFFER = (
     "`ngp check` on that neighbour: its firewall or routes may drop our packets before its ngp sees them, or our "
     "messages (UDP port 10325); destinations that are free there need no offer"
@@ -87,7 +87,7 @@ def _no_offer(before: Seen, now: Seen) -> Iterator[Check]:
         both = set(before.unoffered.get(neighbour, ())) & set(destinations)
         left = {each for each in both if not _came_back((Role.CLIENT, each.version, neighbour.identity), before, now)}
         if len(left) >= _LEAST_UNOFFERED:
-            named = _listed(sorted(map(str, left)))
+            named = listed(sorted(map(str, left)))
             found = f"{identity.short_text(neighbour.identity)} on {neighbour.link[0]} offers no contract for what we"
             yield Check("traffic", True, f"{found} send to {named}: it doesn't pass", _NO_OFFER)
 
@@ -97,7 +97,7 @@ def _no_return(before: Seen, now: Seen) -> Iterator[Check]:
         if group not in before.unanswered or _came_back(group, before, now):
             continue
         role, version, who = group
-        named = _listed(str(contract.destination) for contract in contracts)
+        named = listed(str(contract.destination) for contract in contracts)
         sent = f"we sent through {identity.short_text(who)}" if who else "what clients sent was carried and charged"
         found = f"IPv{version}: {sent}, and nothing came back from {named}"
         yield Check("traffic", True, found, _NO_RETURN[role])
@@ -142,9 +142,3 @@ def _may_sell(world: World, one: Neighbour) -> bool:
     known = one.why_not_bought or one.identity in world.peers.blocked or not is_same(one.network, world.node.network)
     disputed = one.identity in world.servers and world.servers[one.identity].disputed
     return one.up and one.sells and not known and not disputed
-
-
-def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
-    return ", ".join(every[:_NAMED]) + more

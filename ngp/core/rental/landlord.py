@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from ngp.core.effects import HoldNetworks, Persist, RemoveTunnelPeer, SetTunnelPeer
 from ngp.core.events import ReleaseRental, SwitchRental
 from ngp.core.invoices import withdraw
+from ngp.core.listing import listed
 from ngp.core.messages import Prefix
 from ngp.core.pricing import show_money
 from ngp.core.records import PaymentKind, PaymentState, RentalRecord, ServiceRecord
@@ -30,7 +31,6 @@ _SERVICE = b"service"
 GIVE_BACK_FIRST = "put it back, or give these rentals back first: ngp rentals release RENTAL"
 MOST_RESERVED_S = 2 * MONTH_S
 """How long addresses are kept whose offer is no longer in net.conf."""
-_NAMED = 3
 
 
 # --- money ------------------------------------------------------------------------------------------------------------
@@ -261,8 +261,7 @@ def without_offer(world: World, settings: LettingSettings | None) -> str:
 
 
 def _listed(rentals: Sequence[Rental]) -> str:
-    more = f" and {len(rentals) - _NAMED} more" if len(rentals) > _NAMED else ""
-    return ", ".join(map(_name, rentals[:_NAMED])) + more
+    return listed(map(_name, rentals))
 
 
 def settings_changed(world: World) -> None:
