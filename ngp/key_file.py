@@ -8,11 +8,11 @@ use the same one.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from ngp import durable_file
 from ngp.errors import ConfigError, passes, refused
 
 KEY_BYTES = 32
@@ -33,7 +33,7 @@ def load_or_create(
     """
     try:
         if not os.path.lexists(path):
-            _create(path, generate())
+            durable_file.create(path, generate())
         return _read(path, what, anew, size)
     except OSError as error:
         if passes(error):
@@ -41,27 +41,6 @@ def load_or_create(
         raise ConfigError(
             f"{what} {path}: {error.strerror}; choose a state directory that ngp can read and write (STATE_DIR)"
         ) from error
-
-
-def _create(path: Path, key: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)  # unlike a rename, it doesn't replace a key that another process has just made
-        except FileExistsError:
-            return
-    finally:
-        os.unlink(temporary)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read(path: Path, what: str, anew: str, size: int | None) -> bytes:

@@ -24,7 +24,10 @@ NO_BUSINESS_IN_CORE = {
     *("signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys", "syslog", "tempfile"),
     *("threading", "time", "urllib", "uuid", "zoneinfo"),
 }
-BETWEEN = ("ngp.ports", "ngp.errors", "ngp.invoice", "ngp.key_file", "ngp.module_keys", "ngp.remembered_node")
+BETWEEN = tuple(
+    f"ngp.{name}"
+    for name in ("ports", "errors", "durable_file", "invoice", "key_file", "module_keys", "remembered_node")
+)
 BY_ALL_MODULES = tuple(f"ngp.modules.{name}" for name in ("bpf", "commands", "netlink", "rtnetlink"))
 SHARED_WITH_MODULES = (*BETWEEN, "ngp.core", *BY_ALL_MODULES)
 

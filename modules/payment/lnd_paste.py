@@ -6,11 +6,11 @@ stays in a second file, in case the new one works but is another node's than the
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import grpc
 
+from ngp import durable_file
 from ngp.errors import ConfigError, PaymentError
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
@@ -34,8 +34,8 @@ def keep(text: str, state_dir: Path) -> tuple[str, Path | None]:
     fresh = text.strip().encode() + b"\n"
     if path.exists() and (before := path.read_bytes()) != fresh:
         former = state_dir / FORMER_URI
-        _write(former, before)
-    _write(path, fresh)
+        durable_file.replace(former, before)
+    durable_file.replace(path, fresh)
     return connection.target, former
 
 
@@ -67,14 +67,3 @@ def _usable(text: str) -> Connection:
             f"{_PASTED}: its macaroon is not of LND, or damaged: paste the whole URI, or make a new one"
         ) from None
     return connection
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a secret to a file, completely or not at all."""
-    fresh = path.with_name(f"{path.name}.new")
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

@@ -7,13 +7,13 @@ Core Lightning (lightning-signmessage) do the same.
 
 from __future__ import annotations
 
-import os
 from hashlib import sha256
 from pathlib import Path
 
 from bech32 import convertbits
 from coincurve import PrivateKey, PublicKey
 
+from ngp import durable_file
 from ngp.errors import PaymentError
 
 _KEY_BYTES = 32
@@ -31,7 +31,8 @@ def load_or_make(path: Path) -> PrivateKey:
     """
     try:
         if not path.exists():
-            _make(path)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable_file.create(path, PrivateKey().secret)
         secret = path.read_bytes()
     except OSError as error:
         raise PaymentError(f"payment node's key {path}: {error.strerror}; make it readable for this user") from error
@@ -41,19 +42,6 @@ def load_or_make(path: Path) -> PrivateKey:
         return PrivateKey(secret)
     except ValueError as error:
         raise PaymentError(f"payment node's key {path}: not a key of 32 bytes; restore it, or move it away") from error
-
-
-def _make(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        os.write(descriptor, PrivateKey().secret)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    fresh.rename(path)
 
 
 def sign(key: PrivateKey, message: bytes) -> str:

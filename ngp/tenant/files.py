@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 import yaml
 
+from ngp import durable_file
 from ngp.errors import ConfigError, NgpError, RunningError
 
 _MOST_BYTES = 1 << 20
-_TOKEN_BYTES = 8
 _LEFT_S = 600.0
 """After this time nobody goes on writing a file that is half written."""
 
@@ -28,7 +27,7 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in path.glob(f".*.{'[0-9a-f]' * (2 * _TOKEN_BYTES)}"):
+        for left in path.glob(f".*.{'[0-9a-f]' * (2 * durable_file.TOKEN_BYTES)}"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > _LEFT_S:
                     left.unlink()
@@ -40,24 +39,8 @@ def make_folder(path: Path) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Write a file of mode 0600; durable when it returns. Raises NgpError."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_BYTES)}")
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(fresh)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        durable_file.replace(path, content)
     except OSError as error:
         raise NgpError(f"{path} can't be written: {error.strerror}; nothing was changed") from error
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from ngp.durable_file import sync
 from ngp.errors import FULL, LedgerError, LedgerMomentError, RecordError, passes
 from ngp.store import schema
 
@@ -341,12 +342,3 @@ def is_backup(path: Path) -> bool:
         head = file.read(_HEADER_BYTES)
     rollback_mode = head[18:20] == b"\x01\x01"
     return head[:16] == _MAGIC and rollback_mode and head[68:72] == schema.APPLICATION_ID.to_bytes(4, "big")
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
