@@ -23,6 +23,8 @@ _KIND_BITS = 0x3FFF  # the other two bits are flags: nested; in network byte ord
 _NESTED = 0x8000
 _RECEIVE_BYTES = 64 << 10
 _TIMEOUT_S = 5.0
+_CONTROL, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2  # linux/genetlink.h
+GENERIC_HEADER = struct.Struct("=BBxx")  # struct genlmsghdr: command, version
 Order = tuple[int, int, bytes]  # kind, flags, body
 
 
@@ -105,6 +107,13 @@ class Asker:
                 yield message
 
 
+def generic_family(generic: Asker, name: str) -> int:
+    """Return the number of a family's messages. Args: generic: of GENERIC. Raises OSError if there is no such family."""
+    answer = generic.ask(_CONTROL, GENERIC_HEADER.pack(_GET_FAMILY, 1) + text_attribute(_FAMILY_NAME, name))
+    number: int = struct.unpack("=H", dict(attributes(answer[GENERIC_HEADER.size :]))[_FAMILY_ID])[0]
+    return number
+
+
 def open_socket(protocol: int, groups: int = 0) -> socket.socket:
     """Open a netlink socket. Args: groups: multicast groups to join, as bits. Raises OSError."""
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -141,6 +150,11 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 def attribute(kind: int, value: bytes) -> bytes:
     """Write an attribute. Pure."""
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def text_attribute(kind: int, value: str) -> bytes:
+    """Write an attribute that is a zero-terminated string. Pure."""
+    return attribute(kind, value.encode() + b"\0")
 
 
 def nested(kind: int, *parts: bytes) -> bytes:

@@ -15,7 +15,17 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from ngp.core.messages import Address, Prefix
 from ngp.errors import KernelError
-from ngp.modules.netlink import CREATE, EXCLUSIVE, Asker, attribute, attributes, nested, open_socket, text
+from ngp.modules.netlink import (
+    CREATE,
+    EXCLUSIVE,
+    Asker,
+    attribute,
+    attributes,
+    nested,
+    open_socket,
+    text,
+    text_attribute,
+)
 
 RTM_GETROUTE = 26
 RTM_F_FIB_MATCH = 0x2000
@@ -40,7 +50,7 @@ _HOP = struct.Struct("=HBBi")  # struct rtnexthop
 _FAMILY_BYTES = 2  # before the address in struct rtvia
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _NDA_DST, _NDA_LLADDR = 1, 2
-_RTM_NEWNEIGH, _NTF_USE, _NLM_F_CREATE = 28, 0x01, 0x400
+_RTM_NEWNEIGH, _NTF_USE = 28, 0x01
 _NUD_FAILED, _NUD_UNRESOLVED = 0x20, 0x01 | 0x20  # incomplete or failed
 
 
@@ -160,7 +170,7 @@ def ask_link(kernel: Asker, index: int) -> Interface:
 
 def make_link(kernel: Asker, name: str, kind: str) -> None:
     """Make an interface of a kind that needs no more words. Raises OSError."""
-    body = attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    body = text_attribute(_IFLA_IFNAME, name)
     body += nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, kind.encode()))
     kernel.order(_RTM_NEWLINK, bytes(_LINK.size) + body, CREATE | EXCLUSIVE)
 
@@ -266,7 +276,7 @@ def ask_link_address(kernel: Asker, index: int, address: Address) -> bytes:
 def resolve(kernel: Asker, index: int, address: Address) -> None:
     """Have the kernel find out the MAC of an address on a link, as if a packet were sent there. Raises OSError."""
     body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, _NTF_USE, 0)
-    kernel.order(_RTM_NEWNEIGH, body + attribute(_NDA_DST, address.packed), _NLM_F_CREATE)
+    kernel.order(_RTM_NEWNEIGH, body + attribute(_NDA_DST, address.packed), CREATE)
 
 
 def is_resolved(kernel: Asker, index: int, address: Address) -> bool | None:

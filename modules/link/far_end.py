@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface, ip_network
 
 from ngp.modules import netlink
-from ngp.modules.netlink import Asker, attributes
+from ngp.modules.netlink import GENERIC_HEADER, Asker, attributes
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -32,8 +32,8 @@ EVERYBODY_V4, EVERYBODY_V6 = IPv4Address("255.255.255.255"), IPv6Address("ff02::
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
 _IFLA_LINKINFO, _IFLA_INFO_KIND, _IFF_POINTOPOINT = 18, 1, 0x10
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_GENL_CONTROL, _CONTROL_GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 0x10, 3, 1, 2
-_WG_IFNAME, _WG_PEERS, _WG_PUBLIC_KEY, _WG_ALLOWED_IPS = 2, 8, 1, 9  # linux/wireguard.h
+_WG_GET_DEVICE, _WG_VERSION = 0, 1  # linux/wireguard.h
+_WG_IFNAME, _WG_PEERS, _WG_PUBLIC_KEY, _WG_ALLOWED_IPS = 2, 8, 1, 9
 _WG_IPADDR, _WG_MASK = 2, 3
 
 
@@ -134,12 +134,9 @@ def _allowed_ips(interface: str) -> tuple[tuple[Network, ...], ...]:
     """Ask WireGuard for its peers; the private key in the answer is ignored."""
     peers: dict[bytes, list[Network]] = {}
     with Asker(netlink.GENERIC) as generic:
-        asked = netlink.attribute(_FAMILY_NAME, b"wireguard\0")
-        answer = generic.ask(_GENL_CONTROL, struct.pack("=BBH", _CONTROL_GETFAMILY, 1, 0) + asked)
-        (family,) = struct.unpack("=H", dict(attributes(answer[4:]))[_FAMILY_ID])
-        device = struct.pack("=BBH", 0, 1, 0) + netlink.attribute(_WG_IFNAME, interface.encode() + b"\0")
-        for part in generic.dump(family, device):
-            for _, peer in attributes(dict(attributes(part[4:])).get(_WG_PEERS, b"")):
+        device = GENERIC_HEADER.pack(_WG_GET_DEVICE, _WG_VERSION) + netlink.text_attribute(_WG_IFNAME, interface)
+        for part in generic.dump(netlink.generic_family(generic, "wireguard"), device):
+            for _, peer in attributes(dict(attributes(part[GENERIC_HEADER.size :])).get(_WG_PEERS, b"")):
                 said = dict(attributes(peer))
                 known = peers.setdefault(said[_WG_PUBLIC_KEY], [])
                 known += map(_allowed_ip, attributes(said.get(_WG_ALLOWED_IPS, b"")))

@@ -14,11 +14,9 @@ from ngp.core.host_port import join_host_port
 from ngp.core.messages import Prefix
 from ngp.core.values import PeerReading
 from ngp.modules import netlink, rtnetlink
-from ngp.modules.netlink import Asker, attribute, attributes, nested
+from ngp.modules.netlink import GENERIC_HEADER, Asker, attribute, attributes, generic_family, nested, text_attribute
 from ngp.modules.tunnel.device import Peer, PeerChange, Standing
 
-_CONTROL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2  # linux/genetlink.h
-_HEADER = struct.Struct("=BBxx")  # struct genlmsghdr: command, version
 _GET_DEVICE, _SET_DEVICE, _VERSION = 0, 1, 1
 _IFNAME, _PRIVATE_KEY, _LISTEN_PORT, _PEERS = 2, 3, 6, 8
 _PUBLIC_KEY, _FLAGS, _ENDPOINT, _HANDSHAKE, _RECEIVED, _SENT, _ALLOWED_IPS = 1, 3, 4, 6, 7, 8, 9
@@ -39,7 +37,7 @@ class KernelDevice:
         """Return why this host can't use it, and the remedy; ("", "") if it can. The kernel loads its module."""
         try:
             with Asker(netlink.GENERIC) as generic:
-                _family(generic)
+                generic_family(generic, self.kind)
         except OSError as error:
             if error.errno not in _LACKING:
                 raise
@@ -56,9 +54,9 @@ class KernelDevice:
         key, port = b"", 0
         peers: dict[bytes, Peer] = {}
         with Asker(netlink.GENERIC) as generic:
-            question = _HEADER.pack(_GET_DEVICE, _VERSION) + _named(name)
-            for part in generic.dump(_family(generic), question):
-                said = dict(attributes(part[_HEADER.size :]))
+            question = GENERIC_HEADER.pack(_GET_DEVICE, _VERSION) + text_attribute(_IFNAME, name)
+            for part in generic.dump(generic_family(generic, self.kind), question):
+                said = dict(attributes(part[GENERIC_HEADER.size :]))
                 key = said.get(_PRIVATE_KEY, key)
                 port = struct.unpack("=H", said[_LISTEN_PORT])[0] if _LISTEN_PORT in said else port
                 for _, each in attributes(said.get(_PEERS, b"")):
@@ -84,19 +82,8 @@ class KernelDevice:
 
     def _order(self, name: str, *parts: bytes) -> None:
         with Asker(netlink.GENERIC) as generic:
-            generic.order(_family(generic), _HEADER.pack(_SET_DEVICE, _VERSION) + _named(name) + b"".join(parts))
-
-
-def _family(generic: Asker) -> int:
-    """Return the number of WireGuard's messages. Raises OSError if the kernel has none."""
-    asked = struct.pack("=BBH", _GETFAMILY, 1, 0) + attribute(_FAMILY_NAME, b"wireguard\0")
-    said = dict(attributes(generic.ask(_CONTROL, asked)[_HEADER.size :]))
-    number: int = struct.unpack("=H", said[_FAMILY_ID])[0]
-    return number
-
-
-def _named(name: str) -> bytes:
-    return attribute(_IFNAME, name.encode() + b"\0")
+            head = GENERIC_HEADER.pack(_SET_DEVICE, _VERSION) + text_attribute(_IFNAME, name)
+            generic.order(generic_family(generic, self.kind), head + b"".join(parts))
 
 
 def _parts(change: PeerChange) -> Iterable[bytes]:

@@ -15,15 +15,12 @@ from collections.abc import Iterator
 from ngp.core.messages import Prefix
 from ngp.core.values import TunnelPeer
 from ngp.modules import netlink
-from ngp.modules.netlink import Asker, Order, attribute, nested
-from ngp.modules.tunnel.rules import BURST_BYTES, TABLE, WAYS, limit_name
+from ngp.modules.netlink import Asker, Order, attribute, nested, text_attribute
+from ngp.modules.tunnel.rules import BURST_BYTES, HEADER, NFTABLES, TABLE_NAME, WAYS, limit_name
 
-_NFTABLES = 10
-_NEW_ELEMENTS, _DELETE_ELEMENTS, _NEW_OBJECT, _DELETE_OBJECT = (_NFTABLES << 8 | number for number in (12, 14, 18, 20))
+_NEW_ELEMENTS, _DELETE_ELEMENTS, _NEW_OBJECT, _DELETE_OBJECT = (NFTABLES << 8 | number for number in (12, 14, 18, 20))
 _BEGIN, _END = 0x10, 0x11
-_INET = struct.pack("!BBH", 1, 0, 0)  # struct nfgenmsg
-_BATCH = struct.pack("!BBH", 0, 0, _NFTABLES)
-_TABLE = attribute(1, TABLE.split()[1].encode() + b"\0")  # in messages about objects and about elements
+_BATCH = struct.pack("!BBH", 0, 0, NFTABLES)
 _LIMIT, _BYTES, _OVER = 4, 1, 1
 _INTERVAL_END = 1
 
@@ -51,7 +48,7 @@ def _add(peer: TunnelPeer) -> Iterator[Order]:
         for way in WAYS:
             yield _NEW_OBJECT, netlink.CREATE | netlink.EXCLUSIVE, _object(peer, way) + limit
             for network in peer.networks:
-                reference = attribute(9, limit_name(peer, way).encode() + b"\0")
+                reference = text_attribute(9, limit_name(peer, way))
                 yield _NEW_ELEMENTS, netlink.CREATE | netlink.EXCLUSIVE, _elements(way, network, reference)
 
 
@@ -64,8 +61,8 @@ def _remove(peer: TunnelPeer) -> Iterator[Order]:
 
 
 def _object(peer: TunnelPeer, way: str) -> bytes:
-    name = attribute(2, limit_name(peer, way).encode() + b"\0")
-    return _INET + _TABLE + name + attribute(3, struct.pack("!I", _LIMIT))
+    name = text_attribute(2, limit_name(peer, way))
+    return HEADER + TABLE_NAME + name + attribute(3, struct.pack("!I", _LIMIT))
 
 
 def _elements(way: str, network: Prefix, reference: bytes) -> bytes:
@@ -74,5 +71,5 @@ def _elements(way: str, network: Prefix, reference: bytes) -> bytes:
     if int(network.broadcast_address) + 1 < 1 << network.max_prefixlen:
         after = (network.broadcast_address + 1).packed
         bounds.append(nested(1, nested(1, attribute(1, after)), attribute(3, struct.pack("!I", _INTERVAL_END))))
-    name = attribute(2, f"{way}{network.version}".encode() + b"\0")
-    return _INET + _TABLE + name + nested(3, *bounds)
+    name = text_attribute(2, f"{way}{network.version}")
+    return HEADER + TABLE_NAME + name + nested(3, *bounds)

@@ -21,13 +21,16 @@ from ngp.core.values import TunnelPeer
 from ngp.errors import KernelError, MomentError
 from ngp.modules import netlink
 from ngp.modules.commands import find_command
-from ngp.modules.netlink import Asker, attribute
+from ngp.modules.netlink import Asker, text_attribute
 
 TABLE = "inet ngp_let"
 INSTALL = "apt install nftables"
 _TIMEOUT_S = 20.0  # with ten thousand limits it takes seconds
 _NO_TABLE = {errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}  # the others: no nf_tables at all
-_GET_TABLE, _INET, _TABLE_NAME = 10 << 8 | 1, struct.pack("=BBH", 1, 0, 0), 1  # linux/netfilter/nf_tables.h
+# For the kernel (linux/netfilter/nf_tables.h, nfnetlink.h)
+NFTABLES, _GET_TABLE = 10, 1
+HEADER = struct.pack("!BBH", 1, 0, 0)  # struct nfgenmsg: inet
+TABLE_NAME = text_attribute(1, TABLE.split()[1])  # in messages about tables, objects and elements
 BURST_BYTES = 128 << 10  # else a slow limit would pass no packet that segmentation offload has joined
 _HEADERS_BYTES = {4: 40, 6: 60}  # of IP and TCP
 WAYS = {"up": "saddr", "down": "daddr"}
@@ -95,7 +98,7 @@ def stand() -> bool:
     """Say whether the table exists. The kernel is asked without nft, as that is done often. Raises OSError."""
     try:
         with Asker(netlink.NETFILTER) as kernel:
-            kernel.ask(_GET_TABLE, _INET + attribute(_TABLE_NAME, TABLE.split()[1].encode() + b"\0"))
+            kernel.ask(NFTABLES << 8 | _GET_TABLE, HEADER + TABLE_NAME)
     except OSError as error:
         if error.errno not in _NO_TABLE:
             raise
