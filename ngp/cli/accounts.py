@@ -6,11 +6,11 @@ Where we sell, a line shows the grace that we give. Where we buy, it shows the s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import NOT_REAL, Column, Row, clean, data, field, key, money, print_json_rows, print_table
+from ngp.cli.show import NOT_REAL, Column, Row, clean, data, field, key, money, print_rows
 from ngp.cli.verbs import verb_command
 from ngp.errors import RunningError
 
@@ -56,15 +56,14 @@ COLUMNS = (
 @verb_command("accounts")
 def command(place: Place, as_json: bool) -> int:
     """List accounts."""
-    rows = _find(place)
-    if as_json:
-        print_json_rows(rows)
-    else:
-        print_table(rows, COLUMNS, "no accounts")
-        for row in rows:
-            if row.get("why_not"):
-                print(f"{key(row['neighbour'])} ({clean(row['role'])}) is not topped up: {clean(row['why_not'])}")
+    print_rows(_find(place), COLUMNS, "no accounts", as_json, _print_not_topped_up)
     return 0
+
+
+def _print_not_topped_up(rows: Sequence[Row]) -> None:
+    for row in rows:
+        if row.get("why_not"):
+            print(f"{key(row['neighbour'])} ({clean(row['role'])}) is not topped up: {clean(row['why_not'])}")
 
 
 def _find(place: Place) -> list[Row]:

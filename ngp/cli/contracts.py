@@ -8,27 +8,10 @@ import click
 
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import (
-    Column,
-    Row,
-    clean,
-    data,
-    field,
-    key,
-    money,
-    price,
-    print_json_rows,
-    print_table,
-    print_unless_real,
-)
+from ngp.cli.show import Column, Row, data, field, key, money, price, print_rows, print_unless_real, state
 from ngp.cli.verbs import verb_command
 from ngp.daemon.state import was_killed
 from ngp.errors import RunningError
-
-
-def _state(row: Row) -> str:
-    return f"{clean(row.get('state'))} ({clean(row['reason'])})" if row.get("reason") else clean(row.get("state"))
-
 
 COLUMNS = (
     Column("id", field("id", key)),
@@ -36,7 +19,7 @@ COLUMNS = (
     Column("neighbour", field("neighbour", key)),
     Column("interface", field("interface")),
     Column("destination", field("destination")),
-    Column("state", _state),
+    Column("state", state),
     Column("price", field("price_msat_per_gib", price), right=True),
     Column("limit", field("data_limit_bytes", data), right=True),
     Column("to", field("used_to_bytes", data), right=True),
@@ -62,13 +45,8 @@ _SUM_COLUMNS = (
 )
 def command(place: Place, include_closed: bool, sums: bool, as_json: bool) -> int:
     """List contracts."""
-    rows = _find(place, include_closed, sums)
-    if as_json:
-        print_json_rows(rows)
-        return 0
-    found = list(rows)
-    print_table(found, _SUM_COLUMNS if sums else COLUMNS, "no contracts" if include_closed else "none runs")
-    print_unless_real(found)
+    rows, columns = _find(place, include_closed, sums), _SUM_COLUMNS if sums else COLUMNS
+    print_rows(rows, columns, "no contracts" if include_closed else "none runs", as_json, print_unless_real)
     return 0
 
 

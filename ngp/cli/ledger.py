@@ -13,7 +13,7 @@ import click
 
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import Column, Row, clean, field, key, money, print_json_rows, print_table, print_unless_real
+from ngp.cli.show import Column, Row, clean, field, key, money, print_rows, print_unless_real
 from ngp.cli.verbs import verb_command
 from ngp.errors import ConfigError, RunningError
 
@@ -40,14 +40,11 @@ def command(place: Place, as_csv: bool, since: str | None, as_json: bool) -> int
         raise click.UsageError("--csv and --json exclude each other.")
     since_s = None if since is None else parse_since(since, time.time())
     rows = _find(place, since_s)
-    if as_json:
-        print_json_rows(rows)
-    elif as_csv:
+    if as_csv:
         _print_csv(rows)
-    else:
-        found = list(rows)
-        print_table(found, _COLUMNS, "nothing in the ledger" if since is None else f"nothing since {since}")
-        print_unless_real(found)
+        return 0
+    empty = "nothing in the ledger" if since is None else f"nothing since {since}"
+    print_rows(rows, _COLUMNS, empty, as_json, print_unless_real)
     return 0
 
 

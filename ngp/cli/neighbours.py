@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import Column, Row, clean, data, field, key, print_json_rows, print_table
+from ngp.cli.show import Column, Row, clean, data, field, key, print_rows
 from ngp.cli.verbs import verb_command
 
 
@@ -39,12 +41,11 @@ _COLUMNS = (
 def command(place: Place, as_json: bool) -> int:
     """List neighbours."""
     rows = Daemon(place.state_dir).rows("neighbours")
-    if as_json:
-        print_json_rows(rows)
-    else:
-        listed = list(rows)
-        print_table(listed, _COLUMNS, "no neighbour was heard")
-        for row in listed:
-            if row.get("why_not_bought"):
-                print(f"nothing new is bought from {key(row['neighbour'])}: {clean(row['why_not_bought'])}")
+    print_rows(rows, _COLUMNS, "no neighbour was heard", as_json, _print_not_bought)
     return 0
+
+
+def _print_not_bought(rows: Sequence[Row]) -> None:
+    for row in rows:
+        if row.get("why_not_bought"):
+            print(f"nothing new is bought from {key(row['neighbour'])}: {clean(row['why_not_bought'])}")

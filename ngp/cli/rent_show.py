@@ -21,6 +21,7 @@ OPEN = (
     "that drops what comes in, for example: sudo ufw default deny incoming; sudo ufw enable"
 )
 NEXT = f"{OPEN}. Then: sudo ngp rent up {{name}}; and sudo ngp rent autopay {{name}} keeps the credit"
+_NONE_TRUSTED = "no landlord is trusted: ngp rent trust NAME HOST[:PORT] PIN"
 
 _LANDLORDS = (Column("name", field("name")), Column("host", field("host")), Column("face", field("face")),
               Column("pin", field("pin")))  # fmt: skip
@@ -47,10 +48,7 @@ _RENTALS = (
 
 def landlords(rows: Sequence[Row], as_json: bool) -> None:
     """Print the trusted landlords."""
-    if as_json:
-        print_json(list(rows))
-    else:
-        print_table(rows, _LANDLORDS, "no landlord is trusted: ngp rent trust NAME HOST[:PORT] PIN")
+    _print(rows, _LANDLORDS, _NONE_TRUSTED, as_json)
 
 
 def offer_row(landlord: str, terms: SaleTerms, refused_by: Sequence[str]) -> Row:
@@ -73,10 +71,7 @@ def offer_row(landlord: str, terms: SaleTerms, refused_by: Sequence[str]) -> Row
 
 def offers(rows: Sequence[Row], as_json: bool) -> None:
     """Print offers."""
-    if as_json:
-        print_json(list(rows))
-    else:
-        print_table(rows, _OFFERS, "no landlord is trusted: ngp rent trust NAME HOST[:PORT] PIN")
+    _print(rows, _OFFERS, _NONE_TRUSTED, as_json)
 
 
 def row(tunnel: Tunnel, landlord: HttpsLandlord, status: Status) -> Row:
@@ -88,10 +83,14 @@ def row(tunnel: Tunnel, landlord: HttpsLandlord, status: Status) -> Row:
 
 def rentals(rows: Sequence[Row], as_json: bool) -> None:
     """Print rentals."""
+    _print(rows, _RENTALS, "nothing is rented: ngp rent new LANDLORD", as_json)
+
+
+def _print(rows: Sequence[Row], columns: Sequence[Column], empty: str, as_json: bool) -> None:
     if as_json:
         print_json(list(rows))
     else:
-        print_table(rows, _RENTALS, "nothing is rented: ngp rent new LANDLORD")
+        print_table(rows, columns, empty)
 
 
 def invoice(tunnel: Tunnel, quote: Quote, as_json: bool, with_code: bool) -> None:

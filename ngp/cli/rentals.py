@@ -19,10 +19,10 @@ from ngp.cli.show import (
     key,
     money,
     price,
-    print_json_rows,
     print_result,
-    print_table,
+    print_rows,
     print_unless_real,
+    state,
 )
 from ngp.cli.verbs import verb_command
 
@@ -33,15 +33,10 @@ _DEEDS = {
 }
 """What can be done to a rental, and what the operator is asked before; nothing if nobody loses by it."""
 
-
-def _state(row: Row) -> str:
-    return f"{clean(row.get('state'))} ({clean(row['reason'])})" if row.get("reason") else clean(row.get("state"))
-
-
 COLUMNS = (
     Column("id", field("id", key)),
     Column("role", field("role")),
-    Column("state", _state),
+    Column("state", state),
     Column("networks", field("networks")),
     Column("offer", field("offer")),
     Column("face", field("face")),
@@ -91,13 +86,8 @@ def command(place: Place, words: tuple[str, ...], include_released: bool, yes: b
 
 
 def _list(place: Place, include_released: bool, as_json: bool) -> int:
-    rows = _find(place, include_released)
-    if as_json:
-        print_json_rows(rows)
-        return 0
-    found = list(rows)
-    print_table(found, COLUMNS, "no rentals" if include_released else "nothing is let")
-    print_unless_real(found)
+    empty = "no rentals" if include_released else "nothing is let"
+    print_rows(_find(place, include_released), COLUMNS, empty, as_json, print_unless_real)
     return 0
 
 
@@ -116,10 +106,7 @@ def _find(place: Place, include_released: bool) -> Iterable[Row]:
 
 def _offers(place: Place, as_json: bool) -> int:
     rows = Daemon(place.state_dir).rows("rentals offers")
-    if as_json:
-        print_json_rows(rows)
-    else:
-        print_table(list(rows), _OFFERS, "nothing is for let: LANDLORD in net.conf is no")
+    print_rows(rows, _OFFERS, "nothing is for let: LANDLORD in net.conf is no", as_json)
     return 0
 
 

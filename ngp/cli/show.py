@@ -114,6 +114,11 @@ def field(name: str, form: Callable[[object], str] = clean) -> Callable[[Row], s
     return lambda row: form(row.get(name))
 
 
+def state(row: Row) -> str:
+    """Show a row's state, with the reason if there is one."""
+    return f"{clean(row.get('state'))} ({clean(row['reason'])})" if row.get("reason") else clean(row.get("state"))
+
+
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +134,28 @@ def print_json_rows(rows: Iterable[Row]) -> None:
         print(f"{separator}\n{json.dumps(row)}", end="")
         separator = ","
     print("[]" if separator == "[" else "\n]")
+
+
+def print_rows(
+    rows: Iterable[Row],
+    columns: Sequence[Column],
+    empty: str,
+    as_json: bool,
+    below: Callable[[Sequence[Row]], None] | None = None,
+) -> None:
+    """Print a listing, as JSON or as a table.
+
+    Args:
+        empty: printed instead of an empty table.
+        below: prints what belongs below the table.
+    """
+    if as_json:
+        print_json_rows(rows)
+        return
+    found = list(rows)
+    print_table(found, columns, empty)
+    if below is not None:
+        below(found)
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[Column], empty: str) -> None:
