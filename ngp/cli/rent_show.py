@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from ngp.tenant.https import HttpsLandlord
     from ngp.tenant.renting import Quote
 
-OPEN = (
-    "The address is open to the whole internet: everybody can reach every port of this machine at it. Set a firewall "
-    "that drops what comes in, for example: sudo ufw default deny incoming; sudo ufw enable"
-)
+IS_OPEN = "The address is open to the whole internet: everybody can reach every port of this machine at it."
+FIREWALL = "set a firewall that drops what comes in, for example: sudo ufw default deny incoming; sudo ufw enable"
+OPEN = f"{IS_OPEN} {FIREWALL.capitalize()}"
 NEXT = f"{OPEN}. Then: sudo ngp rent up {{name}}; and sudo ngp rent autopay {{name}} keeps the credit"
 _NONE_TRUSTED = "no landlord is trusted: ngp rent trust NAME HOST[:PORT] PIN"
 
@@ -105,7 +104,6 @@ def invoice(tunnel: Tunnel, quote: Quote, as_json: bool, with_code: bool) -> Non
         print(json.dumps(shown), flush=True)
         return
     what = "a new rental" if quote.asked.is_first else "more credit"
-    rows = [*describe_invoice(quote), ("expires", iso(quote.expires_at_s))]
-    streams.say(f"{what} ({tunnel.shown_name})", *lines_of(rows))
+    streams.say(f"{what} ({tunnel.shown_name})", *lines_of(describe_invoice(quote)))
     if with_code:
         streams.say("", qr_lines(quote.asked.bolt11.upper()), quote.asked.bolt11, "", "waiting until it is paid")

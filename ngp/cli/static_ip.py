@@ -19,6 +19,7 @@ import click
 
 from ngp import __version__
 from ngp.cli import run_command, streams
+from ngp.cli.rent_show import FIREWALL, IS_OPEN
 from ngp.cli.show import duration, lines_of, money, print_json
 from ngp.cli.whole import Whole
 from ngp.core.pricing import show_money
@@ -31,12 +32,6 @@ from ngp.tenant.https import HttpsLandlord
 from ngp.tenant.qr import lines as qr_lines
 from ngp.tenant.renting import KeptConfiguration, Quote
 from ngp.tenant.rows import iso, rental_row
-
-_OPEN = (
-    "The address is open to the whole internet: everybody can reach every port of this machine at it. Before you bring "
-    "the tunnel up, set a firewall that drops what comes in, for example: sudo ufw default deny incoming; "
-    "sudo ufw enable"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +150,7 @@ def _show_invoice(call: _Call, tunnel: Tunnel, quote: Quote) -> None:
         return
     networks = ", ".join(map(str, quote.asked.status.networks))
     what = "a new rental" if quote.asked.is_first else f"more credit for {networks}"
-    rows = [*renting.describe_invoice(quote), ("expires", iso(quote.expires_at_s))]
-    call.say(f"{what} (tunnel {tunnel.shown_name})", *lines_of(rows), "")
+    call.say(f"{what} (tunnel {tunnel.shown_name})", *lines_of(renting.describe_invoice(quote)), "")
     call.say(qr_lines(quote.asked.bolt11.upper()), quote.asked.bolt11, "", "waiting until it is paid; Ctrl-C ends that")
 
 
@@ -193,7 +187,7 @@ def _show_configuration(call: _Call, kept: KeptConfiguration, in_json: bool) -> 
     call.say("", f"configuration written to {kept.path}")
     call.say(f"linked as {kept.linked}" if kept.linked else f"not linked: {kept.why_not_linked}")
     call.say("", "for WireGuard on a phone (the code has the private key: show it to nobody):", qr_lines(kept.text))
-    call.say(_OPEN, "", f"then: sudo wg-quick up {name}")
+    call.say(f"{IS_OPEN} Before you bring the tunnel up, {FIREWALL}", "", f"then: sudo wg-quick up {name}")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

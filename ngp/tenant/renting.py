@@ -23,6 +23,7 @@ from ngp.errors import LandlordError, PaymentError, PeerError, UsageError
 from ngp.tenant import interface, policy
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.https import FingerprintError, HttpsLandlord, RefusedError
+from ngp.tenant.rows import iso
 
 WIREGUARD_FOLDER = Path("/etc/wireguard")
 POLL_S = 1.25
@@ -188,4 +189,5 @@ def describe_invoice(quote: Quote) -> list[tuple[str, str]]:
         rows.append(("activation fee", f"{show_money(fee_msat)}, once"))
     rows.append(("credit added", show_money(asked.added_msat)))
     rows.append(("rent", f"{show_money(asked.terms.rent_msat)} a month"))
+    rows.append(("expires", iso(quote.expires_at_s)))
     return rows
