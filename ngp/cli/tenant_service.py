@@ -75,18 +75,14 @@ def keep_by_hand_of(home: Home, tunnel: Tunnel, landlord: HttpsLandlord) -> int:
 
 
 def _kept(home: Home, tunnel: Tunnel, landlord: HttpsLandlord, payment: Payment) -> Kept:
-    books, settings = BooksFile(home.state_path(tunnel)), _routers_settings()
+    books = BooksFile(home.state_path(tunnel))
+    payer = _payer(home, books, payment, _routers_settings())
 
     def limits() -> Limits:
         home.reload()
         present = _routers_settings()
         return home.limits() if present is None else stricter(home.limits(), present.tenant.limits)
 
-    def spent_msat(since_s: float) -> int:
-        return sum(BooksFile(path).read().spent_msat(since_s) for path in home.all_state_paths())
-
-    fee_limit, budgets = (settings.fee_limit, settings.budgets) if settings else (FEE_LIMIT, None)
-    payer = Payer(payment, books, fee_limit, budgets, spent_msat)
     return Kept(home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, home.probe), limits, WARN_S)
 
 
@@ -135,21 +131,13 @@ async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel],
     else:
         payment = main.make_payment(settings, place.state_dir)
 
-    def tenant() -> TenantSettings:
-        present = _settings(place)
-        return present.tenant if present is not None else TenantSettings()
-
-    def spent_msat(since_s: float) -> int:
-        return sum(BooksFile(path).read().spent_msat(since_s) for path in home.all_state_paths())
-
     def kept(tunnel: Tunnel) -> Kept:
         books = BooksFile(home.state_path(tunnel))
-        fee_limit, budgets = (settings.fee_limit, settings.budgets) if settings else (FEE_LIMIT, None)
-        payer = Payer(payment, books, fee_limit, budgets, spent_msat)
+        payer = _payer(home, books, payment, settings)
         landlord = HttpsLandlord(home.landlord(tunnel, None, None))
         return Kept(
-            home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, tenant().probe),
-            lambda: tenant().limits, tenant().warn_time_s, keeps_route=True,
+            home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, _tenant(place).probe),
+            lambda: _tenant(place).limits, _tenant(place).warn_time_s, keeps_route=True,
         )  # fmt: skip
 
     try:
@@ -164,8 +152,7 @@ async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel],
 
 def limits_of(place: Place) -> Limits:
     """Return the limits of net.conf, or those that it ships with. Raises ConfigError."""
-    settings = _settings(place)
-    return (settings.tenant if settings is not None else TenantSettings()).limits
+    return _tenant(place).limits
 
 
 def pay(place: Place, home: Home, tunnel: Tunnel, quote: Quote) -> Status:
@@ -180,8 +167,7 @@ def pay(place: Place, home: Home, tunnel: Tunnel, quote: Quote) -> Status:
 
 async def why_not(place: Place, home: Home, tunnel: Tunnel) -> str:
     """Return why a tunnel isn't proven to work; "" if it is."""
-    settings = _settings(place)
-    return await proof_of(home, tunnel, settings.tenant.probe if settings is not None else "auto").why_not()
+    return await proof_of(home, tunnel, _tenant(place).probe).why_not()
 
 
 def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: bool) -> int:
@@ -208,7 +194,23 @@ def _settings(place: Place) -> Settings | None:
     return place.settings(trusted_only=True)
 
 
+def _tenant(place: Place) -> TenantSettings:
+    """Return what net.conf says about renting now, or what it ships with. Raises ConfigError."""
+    settings = _settings(place)
+    return settings.tenant if settings is not None else TenantSettings()
+
+
 # --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _payer(home: Home, books: BooksFile, payment: Payment, settings: Settings | None) -> Payer:
+    """Return what pays for one rental. Args: settings: of net.conf, whose FEE_LIMIT and budgets hold; None: no file."""
+
+    def spent_msat(since_s: float) -> int:
+        return sum(BooksFile(path).read().spent_msat(since_s) for path in home.all_state_paths())
+
+    fee_limit, budgets = (settings.fee_limit, settings.budgets) if settings is not None else (FEE_LIMIT, None)
+    return Payer(payment, books, fee_limit, budgets, spent_msat)
 
 
 def proof_of(home: Home, tunnel: Tunnel, probe: str) -> Proof:
