@@ -27,7 +27,7 @@ from ngp.errors import ExitCode, PaymentError, RunningError, UsageError
 from ngp.ports import Payment
 from ngp.tenant import autopay, files, wallet
 from ngp.tenant.autopay import Kept
-from ngp.tenant.books import BooksFile
+from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import CONFIG, Home, Tunnel
 from ngp.tenant.https import HttpsLandlord
 from ngp.tenant.payer import Payer
@@ -206,11 +206,11 @@ def _tenant(place: Place) -> TenantSettings:
 def _payer(home: Home, books: BooksFile, payment: Payment, settings: Settings | None) -> Payer:
     """Return what pays for one rental. Args: settings: of net.conf, whose FEE_LIMIT and budgets hold; None: no file."""
 
-    def spent_msat(since_s: float) -> int:
-        return sum(BooksFile(path).read().spent_msat(since_s) for path in home.all_state_paths())
+    def all_books() -> list[Books]:
+        return [BooksFile(path).read() for path in home.all_state_paths()]
 
     fee_limit, budgets = (settings.fee_limit, settings.budgets) if settings is not None else (FEE_LIMIT, None)
-    return Payer(payment, books, fee_limit, budgets, spent_msat)
+    return Payer(payment, books, fee_limit, budgets, all_books)
 
 
 def proof_of(home: Home, tunnel: Tunnel, probe: str) -> Proof:

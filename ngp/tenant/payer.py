@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
+from ngp.core.budget import DAY_S, HOUR_S
 from ngp.core.networks import is_same, takes_invoice
 from ngp.core.pricing import show_money
 from ngp.core.settings import Budgets, FeeLimit
@@ -27,7 +28,6 @@ _log = logging.getLogger("ngp.tenant")
 
 PAY_S = 60.0
 TRACK_EVERY_S = 2.0
-_HOUR_S, _DAY_S = 3600, 86_400
 _SURE_S = 3.0
 """How long after a node's `unknown` it is asked again: a killed process may have sent the payment a moment before."""
 
@@ -39,7 +39,7 @@ class Payer:
         books: of this rental.
         fee_limit: most that routing may cost.
         budgets: of net.conf; None: there is no net.conf.
-        spent_msat: returns what was spent on all rentals from a time on, this one's pending payment included.
+        all_books: returns the books of all rentals, this one's included: budgets hold for all together.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Payer:
         books: BooksFile,
         fee_limit: FeeLimit,
         budgets: Budgets | None,
-        spent_msat: Callable[[float], int],
+        all_books: Callable[[], Sequence[Books]],
     ) -> None:
         self._payment = payment
         self._books = books
         self._fee_limit = fee_limit
         self._budgets = budgets
-        self._spent_msat = spent_msat
+        self._all_books = all_books
 
     async def finish(self) -> Books:
         """Wait for the outcome of a payment that is pending, if there is one. Returns the books afterwards.
@@ -130,13 +130,13 @@ class Payer:
     def _refuse_over_budget(self, amount_msat: int) -> None:
         if self._budgets is None:
             return
-        now_s = time.time()
+        now_s, all_books = time.time(), self._all_books()
         for name, limit_msat, since_s in (
-            ("BUDGET_HOUR", self._budgets.hour_msat, now_s - _HOUR_S),
-            ("BUDGET_DAY", self._budgets.day_msat, now_s - _DAY_S),
+            ("BUDGET_HOUR", self._budgets.hour_msat, now_s - HOUR_S),
+            ("BUDGET_DAY", self._budgets.day_msat, now_s - DAY_S),
             ("BUDGET_TOTAL", self._budgets.total_msat, 0.0),
         ):
-            spent_msat = self._spent_msat(since_s)
+            spent_msat = sum(books.spent_msat(since_s) for books in all_books)
             if limit_msat is not None and spent_msat + amount_msat > limit_msat:
                 raise PaymentError(
                     f"{show_money(amount_msat)} with the highest fee would exceed {name} ({show_money(limit_msat)}, "

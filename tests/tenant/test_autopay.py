@@ -72,8 +72,7 @@ class Keeper:
 
     async def keep(self, once: bool = True) -> None:
         payment = SandboxPayment(self.folder / "node", self.options)
-        spent = lambda since_s: self.books.read().spent_msat(since_s)  # noqa: E731
-        payer = Payer(payment, self.books, FeeLimit(0, 1000), self.budgets, spent)
+        payer = Payer(payment, self.books, FeeLimit(0, 1000), self.budgets, lambda: [self.books.read()])
         limits = lambda: self.limits or self.home.limits()  # noqa: E731
         kept = Kept(self.home, self.tunnel, self.https, self.books, payer, lambda: self.proof, limits, self.warn_s)
         try:
