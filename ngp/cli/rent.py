@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -15,15 +15,14 @@ from ngp.cli.place import Place
 from ngp.cli.show import print_json
 from ngp.cli.verbs import verb_command
 from ngp.cli.whole import Whole
-from ngp.core.pricing import SAT_MSAT, show_money
+from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, show_money
 from ngp.errors import LandlordError, NgpError, UsageError
 
 if TYPE_CHECKING:
     from ngp.core.tenant.terms import SaleTerms
     from ngp.tenant.home import Home, Tunnel
+    from ngp.tenant.https import HttpsLandlord
     from ngp.tenant.renting import Quote
-
-_KNOWN = "landlords, trust, distrust, offers, new, add, status, conf, up, down, forget and autopay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class _Call:
     once: bool
     yes: bool
     as_json: bool
-    words: tuple[str, ...] = field(default=())
+    words: tuple[str, ...]
 
 
 @verb_command(
@@ -72,7 +71,8 @@ def command(
         "autopay": (_autopay, 0, 256, "[RENTAL...]"),
     }
     if words[0] not in deeds:
-        raise click.UsageError(f"known are {_KNOWN}, not {words[0]!r}.")
+        *others, last = deeds
+        raise click.UsageError(f"known are {', '.join(others)} and {last}, not {words[0]!r}.")
     deed, least, most, takes = deeds[words[0]]
     if not least <= len(words) - 1 <= most:
         raise click.UsageError(f"{words[0]} takes {takes or 'no words'}, not {' '.join(words[1:])!r}.")
@@ -84,9 +84,7 @@ def command(
 
 def _landlords(call: _Call) -> int:
     home = _home(call)
-    rows = [
-        {"name": name, "host": str(one), "pin": one.pin, "face": "https"} for name, one in home.landlords().items()
-    ]
+    rows = [{"name": name, "host": str(one), "pin": one.pin, "face": "https"} for name, one in home.landlords().items()]
     rent_show.landlords(rows, call.as_json)
     return 0
 
@@ -138,7 +136,7 @@ def _new(call: _Call) -> int:
     home = _home(call)
     place = home.trusted(call.words[1])
     terms = HttpsLandlord(place).terms()
-    amount_sat = -(-terms.initial_credit_min_msat // SAT_MSAT) if call.amount is None else call.amount
+    amount_sat = ceil_to_sat_msat(terms.initial_credit_min_msat) // SAT_MSAT if call.amount is None else call.amount
     tunnel = home.add_tunnel(call.name, place, call.words[1])
     try:
         quote = _asked(call, home, tunnel, amount_sat, terms)
@@ -150,13 +148,8 @@ def _new(call: _Call) -> int:
 
 
 def _add(call: _Call) -> int:
-    from ngp.tenant.https import HttpsLandlord
-
-    home = _home(call)
-    tunnel = _rental(home, call.words[1])
-    landlord = HttpsLandlord(home.landlord(tunnel, None, None))
-    terms = landlord.terms()
-    amount_sat = terms.rent_msat // SAT_MSAT if call.amount is None else call.amount
+    home, (tunnel,) = _rentals(call)
+    amount_sat = _landlord(home, tunnel).terms().rent_msat // SAT_MSAT if call.amount is None else call.amount
     _pay(call, home, tunnel, _asked(call, home, tunnel, amount_sat, None))
     return 0
 
@@ -167,10 +160,8 @@ def _asked(call: _Call, home: Home, tunnel: Tunnel, amount_sat: int, offered: Sa
     Args: offered: the terms of a new rental.
     """
     from ngp.tenant import renting
-    from ngp.tenant.https import HttpsLandlord
 
-    landlord = HttpsLandlord(home.landlord(tunnel, None, None))
-    quote = renting.ask(landlord, tunnel, amount_sat, offered, True if offered is not None else None)
+    quote = renting.ask(_landlord(home, tunnel), tunnel, amount_sat, offered, True if offered is not None else None)
     if not call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=False)
         _agreed(call, f"pay {show_money(quote.amount_msat)}?")
@@ -181,9 +172,8 @@ def _pay(call: _Call, home: Home, tunnel: Tunnel, quote: Quote) -> None:
     """Pay an invoice, or show it and wait until another wallet has paid it; then keep the configuration."""
     from ngp.cli import tenant_service
     from ngp.tenant import autopay, renting
-    from ngp.tenant.https import HttpsLandlord
 
-    landlord = HttpsLandlord(home.landlord(tunnel, None, None))
+    landlord = _landlord(home, tunnel)
     if call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=True)
         status = renting.wait_until_paid(landlord, tunnel, quote, streams.note)
@@ -210,13 +200,11 @@ def _status(call: _Call) -> int:
     """List rentals as their landlords have them; one that doesn't answer is told, and the others are listed."""
     from ngp.cli import tenant_service
     from ngp.tenant.books import BooksFile
-    from ngp.tenant.https import HttpsLandlord
 
-    home = _home(call)
-    tunnels = [_rental(home, one) for one in call.words[1:]] or home.tunnels()
+    home, tunnels = _rentals(call)
     rows, code = [], 0
     for one in tunnels:
-        landlord = HttpsLandlord(home.landlord(one, None, None))
+        landlord = _landlord(home, one)
         try:
             status = landlord.status(one.public_key)
         except NgpError as error:
@@ -234,11 +222,9 @@ def _status(call: _Call) -> int:
 def _conf(call: _Call) -> int:
     """Get the configuration again."""
     from ngp.tenant import renting
-    from ngp.tenant.https import HttpsLandlord
 
-    home = _home(call)
-    tunnel = _rental(home, call.words[1])
-    landlord = HttpsLandlord(home.landlord(tunnel, None, None))
+    home, (tunnel,) = _rentals(call)
+    landlord = _landlord(home, tunnel)
     kept = renting.keep_configuration(home, landlord, tunnel, landlord.status(tunnel.public_key), keeps_route=True)
     if call.as_json:
         print_json({"file": str(kept.path), "addresses": [str(one) for one in kept.configuration.addresses]})
@@ -248,8 +234,8 @@ def _conf(call: _Call) -> int:
 
 
 def _up(call: _Call) -> int:
-    home = _home(call)
-    return _up_tunnel(call, home, _rental(home, call.words[1]))
+    home, (tunnel,) = _rentals(call)
+    return _up_tunnel(call, home, tunnel)
 
 
 def _up_tunnel(call: _Call, home: Home, tunnel: Tunnel) -> int:
@@ -264,8 +250,7 @@ def _up_tunnel(call: _Call, home: Home, tunnel: Tunnel) -> int:
 def _down(call: _Call) -> int:
     from ngp.tenant import interface
 
-    home = _home(call)
-    tunnel = _rental(home, call.words[1])
+    home, (tunnel,) = _rentals(call)
     interface.bring_down(home.conf_path(tunnel))
     streams.say(f"the tunnel {tunnel.interface} is down")
     return 0
@@ -276,15 +261,13 @@ def _forget(call: _Call) -> int:
     from ngp.tenant import interface
     from ngp.tenant.books import BooksFile
 
-    home = _home(call)
-    tunnel = _rental(home, call.words[1])
+    home, (tunnel,) = _rentals(call)
     books = BooksFile(home.state_path(tunnel)).read()
     if books.pending is not None:
         raise UsageError("a payment for this rental is on its way: ngp rent autopay --once waits for its outcome")
     paid = show_money(books.account.paid_msat)
     _agreed(call, f"drop the keys of {tunnel.shown_name}, for which {paid} were paid? They can't be had again.")
-    if interface.is_up(tunnel.interface):
-        interface.bring_down(home.conf_path(tunnel))
+    interface.bring_down(home.conf_path(tunnel))
     home.forget_tunnel(tunnel)
     streams.say(f"the keys of {tunnel.shown_name} are gone")
     return 0
@@ -293,8 +276,7 @@ def _forget(call: _Call) -> int:
 def _autopay(call: _Call) -> int:
     from ngp.cli import tenant_service
 
-    home = _home(call)
-    tunnels = [_rental(home, one) for one in call.words[1:]] or home.tunnels()
+    home, tunnels = _rentals(call)
     if not tunnels:
         raise UsageError("nothing is rented yet: ngp rent new LANDLORD")
     with tenant_service.only_autopay(home.folder):
@@ -307,7 +289,15 @@ def _home(call: _Call) -> Home:
     return tenant_service.home_of(call.place)
 
 
-def _rental(home: Home, text: str) -> Tunnel:
+def _rentals(call: _Call) -> tuple[Home, list[Tunnel]]:
+    """Return the tenant's files, and the rentals that are named, or all if none is. Raises UsageError."""
     from ngp.cli import tenant_service
 
-    return tenant_service.rental_of(home, text)
+    home = _home(call)
+    return home, [tenant_service.rental_of(home, one) for one in call.words[1:]] or home.tunnels()
+
+
+def _landlord(home: Home, tunnel: Tunnel) -> HttpsLandlord:
+    from ngp.tenant.https import HttpsLandlord
+
+    return HttpsLandlord(home.landlord(tunnel))

@@ -134,7 +134,7 @@ async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel],
     def kept(tunnel: Tunnel) -> Kept:
         books = BooksFile(home.state_path(tunnel))
         payer = _payer(home, books, payment, settings)
-        landlord = HttpsLandlord(home.landlord(tunnel, None, None))
+        landlord = HttpsLandlord(home.landlord(tunnel))
         return Kept(
             home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, _tenant(place).probe),
             lambda: _tenant(place).limits, _tenant(place).warn_time_s, keeps_route=True,

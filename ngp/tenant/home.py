@@ -145,7 +145,7 @@ class Home:
             yield
             files.write_yaml(self._config, self._values)
 
-    def landlord(self, tunnel: Tunnel | None, host: str | None, pin: str | None) -> LandlordPlace:
+    def landlord(self, tunnel: Tunnel | None, host: str | None = None, pin: str | None = None) -> LandlordPlace:
         """Return the landlord: of the command line, else of the tunnel, else the default. Raises ConfigError."""
         if tunnel is not None and tunnel.landlord and not host:
             return self.trusted(tunnel.landlord)
