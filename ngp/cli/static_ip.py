@@ -43,7 +43,6 @@ class _Call:
     amount: int | None
     tunnel: str | None
     as_json: bool
-    yes: bool
 
     def say(self, *lines: str) -> None:
         """Print lines for people; nothing with --json."""
@@ -62,9 +61,7 @@ def _add_credit(call: _Call, wants_new: bool | None = None) -> int:
     landlord = HttpsLandlord(home.landlord(tunnel, call.host, call.pin))
     if wants_new is not None:
         renting.refuse_wrong_start(landlord, tunnel, wants_new)
-    if tunnel is None:
-        landlord.terms()  # no key is made for a landlord that doesn't answer
-        tunnel = home.add_tunnel(call.tunnel, landlord.place)
+    tunnel = tunnel or _new_tunnel(call, home, landlord)
     quote = renting.ask(landlord, tunnel, amount_sat, None, wants_new)
     _show_invoice(call, tunnel, quote)
     status = renting.wait_until_paid(landlord, tunnel, quote, streams.note)
@@ -103,12 +100,10 @@ def _autopay(call: _Call) -> int:
 
     home = Home(Path.home() / FOLDER)
     tunnel = home.tunnel(call.tunnel)
-    place = home.landlord(tunnel, call.host, call.pin)
+    landlord = HttpsLandlord(home.landlord(tunnel, call.host, call.pin))
     with tenant_service.only_autopay(home.folder):
-        if tunnel is None:
-            HttpsLandlord(place).terms()  # no key is made for a landlord that doesn't answer
-            tunnel = home.add_tunnel(call.tunnel, place)
-        return tenant_service.keep_by_hand_of(home, tunnel, HttpsLandlord(place))
+        tunnel = tunnel or _new_tunnel(call, home, landlord)
+        return tenant_service.keep_by_hand_of(home, tunnel, landlord)
 
 
 _VERBS: dict[str, Callable[[_Call], int]] = {
@@ -119,6 +114,11 @@ _VERBS: dict[str, Callable[[_Call], int]] = {
     "GetConf": _conf,
     "AutoPay": _autopay,
 }
+
+
+def _new_tunnel(call: _Call, home: Home, landlord: HttpsLandlord) -> Tunnel:
+    landlord.terms()  # no key is made for a landlord that doesn't answer
+    return home.add_tunnel(call.tunnel, landlord.place)
 
 
 def _existing(call: _Call) -> tuple[Home, Tunnel, HttpsLandlord]:
@@ -210,13 +210,13 @@ def _show_configuration(call: _Call, kept: KeptConfiguration, in_json: bool) -> 
 @click.option("--amount", type=Whole(1, example=24_000), metavar="SAT", help="credit to add [Config.yaml, else 24000]")
 @click.option("--tunnel", metavar="NAME", help="one of several tunnels: its name, or its key's first letters")
 @click.option("--json", "as_json", is_flag=True, help="print JSON, for scripts")
-@click.option("--yes", is_flag=True, help="don't ask before paying")
+@click.option("--yes", is_flag=True, expose_value=False, help="don't ask before paying")
 @click.version_option(__version__, prog_name="staticIP", message="%(prog)s %(version)s")
 def static_ip(
-    action: str, host: str | None, pin: str | None, amount: int | None, tunnel: str | None, as_json: bool, yes: bool
+    action: str, host: str | None, pin: str | None, amount: int | None, tunnel: str | None, as_json: bool
 ) -> int:
     """Run one action."""
-    return _VERBS[action](_Call(host, pin, amount, tunnel, as_json, yes))
+    return _VERBS[action](_Call(host, pin, amount, tunnel, as_json))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

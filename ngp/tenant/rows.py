@@ -15,8 +15,6 @@ Row = dict[str, Any]
 
 def rental_row(tunnel: Tunnel, landlord: str, status: Status) -> Row:
     """Return a tenant's rental. Times are by our clock; what the landlord doesn't say over HTTPS is None."""
-    shift_s = time.time() - status.now_s
-    paid_until = int(status.now_s + shift_s + status.left_s)
     state = "pending" if not status.payments else "active" if status.credit_msat > 0 else "reserved"
     fee_msat = status.activation_fee_msat if status.payments else 0
     return {
@@ -39,7 +37,7 @@ def rental_row(tunnel: Tunnel, landlord: str, status: Status) -> Row:
         "payments": status.payments,
         "started_at": iso(status.started_at_s),
         "rate_since": None,
-        "paid_until": iso(paid_until),
+        "paid_until": iso(int(time.time() + status.left_s)),
         "reserved_until": None,
         "unpaid_invoice": status.unpaid_invoice or None,
         "used_to_bytes": None,
