@@ -21,7 +21,6 @@ from ngp.config.units import (
     price_msat_per_gib,
     share_ppm,
     time_s,
-    whole_number,
 )
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.settings import FeeLimit
@@ -38,6 +37,12 @@ _price_or_default = values.or_word("DEFAULT_PRICE", _price)
 _money = values.quantity(money_msat)
 _data = values.quantity(data_bytes)
 _time = values.quantity(time_s)
+_rate = values.between(
+    values.quantity(data_rate_bytes_s),
+    LEAST_RATE_BYTES_S,
+    MOST_RATE_BYTES_S,
+    "1 kB/s to 1 GB/s; PAYMENT_SERVICES: none switches it off",
+)
 
 
 def _positive(parse: Callable[[Node], int]) -> Callable[[Node], int]:
@@ -59,13 +64,6 @@ def _fee_limit(text: str) -> FeeLimit:
         return FeeLimit(0, limit_msat)
     share = share_ppm(text)
     return FeeLimit(share, SAT_MSAT if share else 0)
-
-
-def _rate(node: Node) -> int:
-    rate = values.quantity(data_rate_bytes_s)(node)
-    if not LEAST_RATE_BYTES_S <= rate <= MOST_RATE_BYTES_S:
-        raise refuse(node, "is out of range: write 1 kB/s to 1 GB/s; PAYMENT_SERVICES: none switches it off")
-    return rate
 
 
 def _bounded_money(node: Node) -> int:
@@ -144,7 +142,7 @@ ACCOUNT_ID = Key(
 CSV_DELAY = Key(
     "CSV_DELAY",
     f"1 to {MOST_CSV_DELAY_BLOCKS}",
-    values.quantity(lambda text: whole_number(text, 1, MOST_CSV_DELAY_BLOCKS)),
+    values.whole(1, MOST_CSV_DELAY_BLOCKS),
     "1008",
     "blocks that a peer waits for its coins after it closes a channel alone; our node may be away for that long",
     ("csv_delay_blocks",),
@@ -346,7 +344,7 @@ WHEN_STOPPED = Key(
 QUEUE_NUMBER = Key(
     "QUEUE_NUMBER",
     "0 to 65535",
-    values.quantity(lambda text: whole_number(text, 0, 65535)),
+    values.whole(0, 65535),
     "10325",
     "NFQUEUE number; no other program on the machine may use it",
     ("queue_number",),
@@ -364,7 +362,7 @@ STATE_DIR = Key(
 CONTRACTS_MAX = Key(
     "CONTRACTS_MAX",
     f"1 to {MOST_CONTRACTS}",
-    values.quantity(lambda text: whole_number(text, 1, MOST_CONTRACTS)),
+    values.whole(1, MOST_CONTRACTS),
     "131072",
     "slots of the kernel's contract table, 128 bytes each",
     ("contracts_max",),

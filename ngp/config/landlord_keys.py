@@ -9,9 +9,10 @@ from typing import Any
 
 from ngp.config import landlord_values, values
 from ngp.config.key import Key
-from ngp.config.units import whole_number
+from ngp.config.units import time_s
 
 _TERMS = landlord_values.TERM_PARSERS
+_time = values.quantity(time_s)
 _MOST_KEEPALIVE_S = 65535  # of WireGuard
 LEAST_MTU, MOST_MTU = 1280, 9000  # IPv6 needs the first, jumbo frames have about the second
 MOST_INVOICES = 100_000
@@ -109,7 +110,7 @@ RESERVED_TIME = Key(
 INVOICE_TIME = Key(
     "LANDLORD_INVOICE_TIME",
     "time",
-    landlord_values.time_between(60, 86_400, "1 min to 1 day"),
+    values.between(_time, 60, 86_400, "1 min to 1 day"),
     "10 min",
     "how long an invoice can be paid, and how long its addresses are held",
     ("letting.invoice_s",),
@@ -117,7 +118,7 @@ INVOICE_TIME = Key(
 INVOICES_MAX = Key(
     "LANDLORD_INVOICES_MAX",
     f"1 to {MOST_INVOICES}",
-    values.quantity(lambda text: whole_number(text, 1, MOST_INVOICES)),
+    values.whole(1, MOST_INVOICES),
     "100",
     "most rentals that wait for their first payment",
     ("letting.invoices_max",),
@@ -183,7 +184,7 @@ ENDPOINT = Key(
 PORT = Key(
     "LANDLORD_PORT",
     "1 to 65535",
-    values.quantity(lambda text: whole_number(text, 1, 65535)),
+    values.whole(1, 65535),
     "51820",
     "UDP port of the tunnel",
     ("letting.tunnel.port",),
@@ -226,7 +227,7 @@ TUNNEL = Key(
 MTU = Key(
     "LANDLORD_MTU",
     f"{LEAST_MTU} to {MOST_MTU}",
-    values.quantity(lambda text: whole_number(text, LEAST_MTU, MOST_MTU)),
+    values.whole(LEAST_MTU, MOST_MTU),
     "1420",
     "MTU of the tunnel, told to tenants",
     ("letting.tunnel.mtu",),
@@ -242,7 +243,7 @@ DNS = Key(
 KEEPALIVE = Key(
     "LANDLORD_KEEPALIVE",
     "time",
-    landlord_values.time_between(0, _MOST_KEEPALIVE_S, "0 to 65535 s"),
+    values.between(_time, 0, _MOST_KEEPALIVE_S, "0 to 65535 s"),
     "25 s",
     "keepalive told to tenants, so that a NAT in front of them stays open; 0 = none",
     ("letting.keepalive_s",),

@@ -15,7 +15,7 @@ from typing import Any
 from ngp.config import destinations
 from ngp.config.document import Entries, Items, Node, each, refuse, refuse_unseen, show_text
 from ngp.config.units import data_rate_bytes_s, money_msat, price_msat_per_gib, show_data, time_s, whole_number
-from ngp.config.values import fields_of, one_or_list, or_word, quantity, scalar
+from ngp.config.values import between, fields_of, one_or_list, or_word, quantity, scalar
 from ngp.core.host_port import split_host_port
 from ngp.core.messages import Prefix
 from ngp.core.pricing import SAT_MSAT, show_money
@@ -159,36 +159,23 @@ def whole_sat(least_msat: int = 0) -> Callable[[Node], int]:
     return parse_node
 
 
-def time_between(least_s: int, most_s: int, shown: str) -> Callable[[Node], int]:
-    """Return a parser of times within bounds. Args: shown: the bounds, for the error."""
-
-    def parse_node(node: Node) -> int:
-        found = quantity(time_s)(node)
-        if not least_s <= found <= most_s:
-            raise refuse(node, f"is out of range: write {shown}")
-        return found
-
-    return parse_node
-
-
-def rate(node: Node) -> int:
-    """Read a rate that the kernel can shape. Raises Refused."""
-    found = quantity(data_rate_bytes_s)(node)
-    if not LEAST_RATE_BYTES_S <= found <= MOST_RATE_BYTES_S:
-        bounds = f"{show_data(LEAST_RATE_BYTES_S)}/s to {show_data(MOST_RATE_BYTES_S)}/s"
-        raise refuse(node, f"is out of range: write {bounds}; none is no limit")
-    return found
-
+_time = quantity(time_s)
+_rate = between(
+    quantity(data_rate_bytes_s),
+    LEAST_RATE_BYTES_S,
+    MOST_RATE_BYTES_S,
+    f"{show_data(LEAST_RATE_BYTES_S)}/s to {show_data(MOST_RATE_BYTES_S)}/s; none is no limit",
+)
 
 TERM_PARSERS: Mapping[str, Callable[[Node], Any]] = {
     "rent": quantity(money_msat),
     "price": quantity(price_msat_per_gib),
-    "rate": or_word("none", rate),
+    "rate": or_word("none", _rate),
     "activation_fee": whole_sat(),
     "initial_credit_min": whole_sat(SAT_MSAT),
     "payment_min": whole_sat(SAT_MSAT),
     "credit_max": whole_sat(SAT_MSAT),
-    "reserved_time": time_between(60, 1 << 40, "1 min or more"),
+    "reserved_time": between(_time, 60, 1 << 40, "1 min or more"),
 }
 """The parsers of an offer's terms, by name; each is the parser of the LANDLORD_ key with that name too."""
 

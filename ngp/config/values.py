@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, TypeVar
 
 from ngp.config.document import Entries, Finding, Items, Node, Refused, Scalar, each, refuse
+from ngp.config.units import whole_number
 from ngp.errors import ConfigError
 from ngp.module_keys import KeyText, one_word
 
@@ -35,6 +36,23 @@ def quantity(parse: Callable[[str], T]) -> Callable[[Node], T]:
             raise refuse(node, str(error)) from error
 
     return parse_node
+
+
+def between(parse: Callable[[Node], int], least: int, most: int, right: str) -> Callable[[Node], int]:
+    """Return a parser that refuses numbers out of their bounds. Args: right: what to write, for the error."""
+
+    def parse_node(node: Node) -> int:
+        value = parse(node)
+        if not least <= value <= most:
+            raise refuse(node, f"is out of range: write {right}")
+        return value
+
+    return parse_node
+
+
+def whole(least: int, most: int) -> Callable[[Node], int]:
+    """Return a parser of whole numbers without a unit."""
+    return quantity(lambda text: whole_number(text, least, most))
 
 
 def or_word(word: str, parse: Callable[[Node], T]) -> Callable[[Node], T | None]:
