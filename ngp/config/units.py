@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from ngp.core.pricing import BYTES_PER_KILOBYTE, GIB, KILOBYTES_PER_GIB, SAT_MSAT, show_price
+from ngp.core.rental.terms import MONTH_S
 from ngp.errors import ConfigError
 
 ALL_MONEY_MSAT = 21_000_000 * 100_000_000 * SAT_MSAT  # all the bitcoin there will ever be
 MOST_PRICE_MSAT_PER_GIB = 1_000_000 * KILOBYTES_PER_GIB  # 1,000 sat a kilobyte: a higher price is a typing error
 MOST_DATA_BYTES = 1 << 50
 _PPM_PER_PERCENT = 10_000
-MONTH_S = 2_629_800  # 365.25 / 12 days
 MOST_TIME_S = 120 * MONTH_S
 
 KILOBYTE = BYTES_PER_KILOBYTE
