@@ -47,7 +47,7 @@ def letting_settings(written: Written) -> LettingSettings | None:
         offers=tuple(_complete(written, offer, pools) for offer in _offers(written)),
         invoice_s=written[own.INVOICE_TIME],
         invoices_max=written[own.INVOICES_MAX],
-        terms=_terms(lambda name: written[_TERM_KEYS[name]]),
+        terms=Terms(**_terms(lambda name: written[_TERM_KEYS[name]])),
         tunnel=TunnelSettings(
             interface=written[own.INTERFACE],
             port=written[own.PORT],
@@ -84,27 +84,19 @@ def _term(written: Written, offer: WrittenOffer, name: str) -> Any:
     return offer.given[name] if name in offer.given else written[_TERM_KEYS[name]]
 
 
-def _terms(of: Callable[[str], Any]) -> Terms:
-    return Terms(
-        rent_msat=of("rent"),
-        price_msat_per_gib=of("price"),
-        rate_bytes_s=of("rate"),
-        activation_fee_msat=of("activation_fee"),
-        initial_credit_min_msat=of("initial_credit_min"),
-        payment_min_msat=of("payment_min"),
-        credit_max_msat=of("credit_max"),
-        reserved_s=of("reserved_time"),
-    )
+def _terms(of: Callable[[str], Any]) -> dict[str, Any]:
+    """Return the fields of Terms. Args: of: returns a term by its name in LANDLORD_OFFERS."""
+    return {key.fields[0].removeprefix("letting.terms."): of(name) for name, key in _TERM_KEYS.items()}
 
 
 def _complete(written: Written, offer: WrittenOffer, pools: Sequence[Pool]) -> Offer:
-    terms, numbers = _terms(lambda name: _term(written, offer, name)), _numbers(offer, pools)
+    numbers = _numbers(offer, pools)
     return Offer(
         name=offer.name,
         ipv4_bits=_bits(offer, 4, pools, numbers),
         ipv6_bits=_bits(offer, 6, pools, numbers),
         pools=numbers,
-        **{name: getattr(terms, name) for name in Terms.__slots__},
+        **_terms(lambda name: _term(written, offer, name)),
     )
 
 
@@ -223,17 +215,14 @@ def _ports(written: Written) -> Iterator[Finding]:
         yield written.finding(own.PORT, "is the port of ngp's own messages: write another, for example 51820")
 
 
-def _https_face(written: Written) -> Iterator[Finding]:
-    yield from _face(written, own.HTTPS, "https")
+def _has_face(key: Key[Any], name: str) -> Check:
+    """Return the check of a face's key: its module must be installed."""
 
+    def check(written: Written) -> Iterator[Finding]:
+        if written[key] and name not in written.modules(FACE):
+            yield written.finding(key, f"needs the module {name}, which isn't available yet: write none")
 
-def _grpc_face(written: Written) -> Iterator[Finding]:
-    yield from _face(written, own.GRPC, "grpc")
-
-
-def _face(written: Written, key: Key[Any], name: str) -> Iterator[Finding]:
-    if written[key] and name not in written.modules(FACE):
-        yield written.finding(key, f"needs the module {name}, which isn't available yet: write none")
+    return check
 
 
 def _hold(written: Written) -> Iterator[Finding]:
@@ -260,8 +249,8 @@ _CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((own.INTERFACE, own.OUTSIDE), _interfaces),
     ((own.INTERFACE, keys.MESH_INTERFACES), _tunnel_in_mesh),
     ((own.PORT,), _ports),
-    ((own.HTTPS,), _https_face),
-    ((own.GRPC,), _grpc_face),
+    ((own.HTTPS,), _has_face(own.HTTPS, "https")),
+    ((own.GRPC,), _has_face(own.GRPC, "grpc")),
     ((own.HOLD,), _hold),
 )
 
