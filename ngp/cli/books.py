@@ -29,13 +29,14 @@ def opened(place: Place, absent: RunningError) -> Iterator[Ledger]:
     Raises:
         RunningError: as given. LedgerError: it can't be read.
     """
-    if not place.store.exists():
+    store = place.store
+    if not store.exists():
         raise absent
     said = aftermath.told(place)
     if said:
         streams.note(f"ngp: {clean(said)}")
     keep_last_sign(place.state_dir)
-    ledger = place.store.open()
+    ledger = store.open()
     try:
         yield ledger
     finally:
