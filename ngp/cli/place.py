@@ -46,8 +46,6 @@ class Place:
     @property
     def has_config(self) -> bool:
         """Say whether there is a configuration file: one that was named, or one in the default places."""
-        if self._given_config is not None:
-            return True
         try:
             return bool(self.config_path)
         except ConfigError:
