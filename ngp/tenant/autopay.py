@@ -151,8 +151,7 @@ def _status(kept: Kept, books: Books) -> Status | None:
 
 def _compared(kept: Kept, books: Books, status: Status) -> Books:
     """Compare the landlord's word with our books, and take over payments that were made by hand."""
-    if wrong := disagreements(books.account, status, time.time()):
-        raise PaymentError(f"landlord {kept.landlord.place}: {'; '.join(wrong)}: nothing is paid")
+    _refuse_disagreement(kept, books, status)
     account = follow(books.account, status)
     if account != books.account:
         books = replace(books, account=account)
@@ -162,18 +161,21 @@ def _compared(kept: Kept, books: Books, status: Status) -> Books:
 
 def _ask(kept: Kept, books: Books, amount_msat: int, terms: SaleTerms, is_first: bool) -> Quote:
     quote = renting.ask(kept.landlord, kept.tunnel, amount_msat // SAT_MSAT, terms, is_first)
-    if not is_first and (wrong := disagreements(books.account, quote.asked.status, time.time())):
-        raise PaymentError(f"landlord {kept.landlord.place}: {'; '.join(wrong)}: nothing is paid")
+    if not is_first:
+        _refuse_disagreement(kept, books, quote.asked.status)
     return quote
+
+
+def _refuse_disagreement(kept: Kept, books: Books, status: Status) -> None:
+    if wrong := disagreements(books.account, status, time.time()):
+        raise PaymentError(f"landlord {kept.landlord.place}: {'; '.join(wrong)}: nothing is paid")
 
 
 async def _confirmed(kept: Kept, books: Books, quote: Quote) -> Status:
     """Wait until the landlord counts a payment. Returns the status then. Raises PaymentError."""
     until_s = time.monotonic() + CONFIRM_S
     while True:
-        status = await asyncio.to_thread(
-            kept.landlord.status, kept.tunnel.public_key, quote.asked.bolt11, books.proof
-        )
+        status = await asyncio.to_thread(kept.landlord.status, kept.tunnel.public_key, quote.asked.bolt11, books.proof)
         if status.payments >= books.account.payments and status.paid_msat >= books.account.paid_msat:
             return status
         if time.monotonic() > until_s:

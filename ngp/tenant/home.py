@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ngp.core.pricing import SAT_MSAT
+from ngp.core.tenant.answers import MOST_SAT
 from ngp.core.tenant.configuration import interface_name
 from ngp.core.tenant.terms import Limit, Limits
 from ngp.errors import ConfigError, UsageError
@@ -42,7 +43,6 @@ _BUY_TERMS = {
     "TargetTime": ("target_time_s", 5 * _DAY_S, 1),
 }
 """BuyOfferTerms of Config.yaml: our names, the defaults in sat or seconds, and their factor."""
-_MOST_TERM = 21_000_000 * 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,7 @@ class Home:
 
     def trust(self, name: str, place: LandlordPlace) -> None:
         """Keep a landlord, or its new place and fingerprint. Raises UsageError, NgpError."""
-        if _NAME.fullmatch(name) is None:
-            raise UsageError(f"the landlord's name {name!r} isn't usable: write up to 32 letters and digits")
+        _refuse_bad_name(name, "landlord")
         entry = {"Host": str(place), "TrustedFingerprint": place.pin}
         with self._changing():
             self._values[_LANDLORDS] = {**self._section(_LANDLORDS), name: entry}
@@ -200,14 +199,14 @@ class Home:
 
         Args: landlord: the name of a trusted one.
         """
-        if name is not None and _NAME.fullmatch(name) is None:
-            raise UsageError(f"the tunnel's name {name!r} isn't usable: write up to 32 letters and digits")
+        if name is not None:
+            _refuse_bad_name(name, "tunnel")
+            if self.tunnel(name) is not None:
+                raise UsageError(f"there is a tunnel {name!r} already: add credit to it, or choose another name")
         private_key = new_private_key()
         entry = {_PRIVATE: private_key, _PUBLIC: public_key(private_key)}
         entry |= {"landlord": landlord} if landlord else {"Host": str(place), "TrustedFingerprint": place.pin}
         entry |= {"name": name} if name else {}
-        if name is not None and self.tunnel(name) is not None:
-            raise UsageError(f"there is a tunnel {name!r} already: add credit to it, or choose another name")
         with self._changing():
             self._values[_TUNNELS] = [*(self._values.get(_TUNNELS) or []), entry]
         return self._tunnel(len(self._values[_TUNNELS]) - 1, entry)
@@ -302,6 +301,11 @@ class Home:
         return found
 
 
+def _refuse_bad_name(name: str, whose: str) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise UsageError(f"the {whose}'s name {name!r} isn't usable: write up to 32 letters and digits")
+
+
 def _is_old(values: dict[str, Any]) -> bool:
     return _OLD_SERVER in values or "private_key" in values
 
@@ -333,6 +337,6 @@ def _word(values: dict[str, Any], key: str) -> str:
 
 
 def _whole(value: object, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TERM:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_SAT:
         raise ConfigError(f"{where}: {value!r} isn't a whole number of sat or seconds: correct it")
     return value
