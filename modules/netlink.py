@@ -108,7 +108,7 @@ class Asker:
 
 
 def generic_family(generic: Asker, name: str) -> int:
-    """Return the number of a family's messages. Args: generic: of GENERIC. Raises OSError if there is no such family."""
+    """Return the number of a family's messages. Args: generic: of GENERIC. Raises OSError if there is none."""
     answer = generic.ask(_CONTROL, GENERIC_HEADER.pack(_GET_FAMILY, 1) + text_attribute(_FAMILY_NAME, name))
     number: int = struct.unpack("=H", dict(attributes(answer[GENERIC_HEADER.size :]))[_FAMILY_ID])[0]
     return number
