@@ -12,15 +12,16 @@ from collections.abc import Callable
 from hashlib import sha256
 
 from ngp.core.effects import AnswerTenant
-from ngp.core.events import CreditAsked, Event, RentProven
+from ngp.core.events import CreditAsked, Event, MoneyBackAsked, RentProven
 from ngp.core.messages import Paid
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.rental.asking import NOT_LETTING
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import Asked, Configuration, RentalStatus, status
 from ngp.core.rental.terms import LettingSettings, Offer
+from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
-from ngp.errors import RentalError
+from ngp.errors import PeerError, RentalError
 from ngp.ports import Clock
 
 INVOICE_WAIT_S = 30.0
@@ -33,6 +34,7 @@ class Letting:
         obey: processes an event at once and durably; raises LedgerError if nothing can be written.
         landlord_key: public key of the tunnel.
         endpoints: returns where tenants reach the tunnel now.
+        decode: reads a BOLT11 invoice of a tenant; raises PeerError.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class Letting:
         obey: Callable[[Event], None],
         landlord_key: bytes,
         endpoints: Callable[[], tuple[str, ...]],
+        decode: Callable[[str], DecodedInvoice],
     ) -> None:
         self._world = world
         self._clock = clock
         self._obey = obey
         self._landlord_key = landlord_key
         self._endpoints = endpoints
+        self._decode = decode
         self._requests = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[AnswerTenant]] = {}
         self._changed = asyncio.Event()
@@ -70,17 +74,12 @@ class Letting:
         """
         if wireguard_key == self._landlord_key:
             raise RentalError("this is the landlord's own WireGuard key: make one with `wg genkey`")
-        request = next(self._requests)
-        answered = self._waiting[request] = asyncio.get_running_loop().create_future()
         try:
-            self._obey(CreditAsked(request, wireguard_key, amount_msat, face, offer))
-            answer = await asyncio.wait_for(answered, INVOICE_WAIT_S)
+            answer = await self._answer_to(
+                lambda request: CreditAsked(request, wireguard_key, amount_msat, face, offer)
+            )
         except TimeoutError:
             raise RentalError("the payment node took too long to make an invoice: ask again in a minute") from None
-        finally:
-            del self._waiting[request]
-        if answer.why_not:
-            raise RentalError(answer.why_not)
         rental = self._world.letting.rentals[answer.rental]
         terms = self.offer(rental.offer)
         is_first = rental.state is RentalState.PENDING
@@ -127,6 +126,18 @@ class Letting:
             rental.networks, self._landlord_key, self._endpoints(), tunnel.mtu, settings.dns, settings.keepalive_s
         )
 
+    async def refund(self, wireguard_key: bytes, bolt11: str) -> RentalStatus:
+        """Pay a tenant's invoice for what is left of a rental that is over; returns when the payment is ordered.
+
+        Raises: RentalError: refused, with the reason. LedgerError: nothing can be written now.
+        """
+        try:
+            decoded = self._decode(bolt11)
+        except PeerError as error:
+            raise RentalError(f"the invoice can't be read ({error}): make a new one") from error
+        await self._answer_to(lambda request: MoneyBackAsked(request, wireguard_key, bolt11, decoded))
+        return self.status(wireguard_key)
+
     # --- what the daemon says -----------------------------------------------------------------------------------------
 
     def answer(self, effect: AnswerTenant) -> None:
@@ -141,6 +152,22 @@ class Letting:
         self._changed = asyncio.Event()
 
     # --- parts --------------------------------------------------------------------------------------------------------
+
+    async def _answer_to(self, event: Callable[[int], Event]) -> AnswerTenant:
+        """Process a tenant's request, and return the core's answer. Args: event: of the request with a number.
+
+        Raises: RentalError: refused. TimeoutError: no answer in time. LedgerError.
+        """
+        request = next(self._requests)
+        answered = self._waiting[request] = asyncio.get_running_loop().create_future()
+        try:
+            self._obey(event(request))
+            answer: AnswerTenant = await asyncio.wait_for(answered, INVOICE_WAIT_S)
+        finally:
+            del self._waiting[request]
+        if answer.why_not:
+            raise RentalError(answer.why_not)
+        return answer
 
     def _settings(self) -> LettingSettings:
         settings = self._world.settings.letting

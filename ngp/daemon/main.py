@@ -263,7 +263,8 @@ def make_landlord(node: Node, state_dir: Path) -> Landlord:
             return ()
         return endpoints_of(settings, tunnel.addresses(settings.tunnel.outside))
 
-    letting = Letting(world, clock, node.obey, private_key.public_key().public_bytes_raw(), endpoints)
+    public_key, decode = private_key.public_key().public_bytes_raw(), node.parts.payment.decode
+    letting = Letting(world, clock, node.obey, public_key, endpoints, decode)
     return Landlord(tunnel, make_faces(state_dir), letting, private_key, lambda: served(world))
 
 

@@ -76,6 +76,15 @@ class LettingService(Protocol):
     def configuration(self, wireguard_key: bytes) -> Configuration:
         """Return what a tenant's tunnel needs, once its rental is paid."""
 
+    async def refund(self, wireguard_key: bytes, bolt11: str) -> RentalStatus:
+        """Pay a tenant's invoice for what is left of a rental that is over (`RentalStatus.fetchable_msat`), once.
+
+        A face calls this only for somebody who proved the possession of the WireGuard key. The payment is ordered when
+        this returns; the tenant's own node tells of its arrival. If it fails, the money can be fetched again.
+
+        Args: bolt11: the tenant's invoice, which may be hostile.
+        """
+
 
 class Face(Protocol):
     """A way for tenants to reach the landlord over the network. Requests are bounded in size, time and number."""

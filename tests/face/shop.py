@@ -18,11 +18,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from let import Landlord, letting
 
 from core_tests.staticwire import HeldToTheRules, Session, Tenant
+from ngp import invoice
 from ngp.core import effects as fx
 from ngp.core.messages import Address
 from ngp.core.rental.landlord import served
 from ngp.core.rental.terms import LettingSettings, TunnelSettings
-from ngp.core.values import Check, DesiredTunnel, Now, PeerReading, TunnelPeer
+from ngp.core.values import Check, DecodedInvoice, DesiredTunnel, Now, PeerReading, TunnelPeer
 from ngp.daemon import landlord as outside
 from ngp.daemon.letting import Letting
 from ngp.modules.face.https import HttpsFace, Limits
@@ -81,8 +82,11 @@ class LandlordWithFaces(Landlord):
         super().__init__(folder, terms)
         key = X25519PrivateKey.generate()
         self.public_key = key.public_key().public_bytes_raw()
-        self.letting = Letting(self.world, Clock(self), self.happen, self.public_key, lambda: ENDPOINTS)
+        self.letting = Letting(self.world, Clock(self), self.happen, self.public_key, lambda: ENDPOINTS, self._decode)
         self.outside = outside.Landlord(TunnelOnPaper(), [face], self.letting, key, lambda: served(self.world))
+
+    def _decode(self, bolt11: str) -> DecodedInvoice:
+        return invoice.read(bolt11).decoded(int(self.utc_s), "sandbox")
 
     def _carry_out(self, effects: list[fx.Effect]) -> None:
         super()._carry_out(effects)

@@ -26,6 +26,11 @@ def free_msat(world: World, rental: Rental) -> int:
     return floor_to_sat_msat(world.client(rental.id).funds_msat)
 
 
+def fetchable_msat(world: World, wireguard_key: bytes) -> int:
+    """Return the largest invoice that a tenant may be paid for now: the money of one rental that is over, if any."""
+    return next(filter(None, (free_msat(world, one) for one in _of(world, wireguard_key))), 0)
+
+
 def asked(world: World, event: MoneyBackAsked) -> None:
     """Pay a tenant's invoice for what is left of its money, or answer why not."""
     rental = next((one for one in _of(world, event.wireguard_key) if free_msat(world, one)), None)

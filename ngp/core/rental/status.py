@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ngp.core.messages import Prefix
+from ngp.core.rental.refunds import fetchable_msat
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.terms import Offer, lasts_s
 from ngp.core.values import Now
@@ -25,6 +26,8 @@ class RentalStatus:
         rate_since_s: when the present rent began, on the clock of `now_at_s`.
         reserved_until_s: on the clock of `now_at_s`; 0 unless the rental is reserved and its offer still exists.
         unpaid_invoice: the invoice that waits for its payment, BOLT11; "".
+        fetchable_msat: what the tenant may have paid back now, with one invoice: of this rental, or of an earlier one
+            with the same key.
     """
 
     id: bytes
@@ -47,6 +50,7 @@ class RentalStatus:
     rate_since_s: int
     reserved_until_s: int
     unpaid_invoice: str
+    fetchable_msat: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,7 @@ def status(world: World, rental: Rental, now: Now) -> RentalStatus:
         rate_since_s=at_s + rental.rate_since_s if began else rental.started_at_s,
         reserved_until_s=at_s + rental.reserved_since_s + reserved_s if rental.reserved_since_s and reserved_s else 0,
         unpaid_invoice=invoice.bolt11 if invoice is not None and invoice.state == "open" else "",
+        fetchable_msat=fetchable_msat(world, rental.wireguard_key),
     )
 
 
