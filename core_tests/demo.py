@@ -21,19 +21,22 @@ from dataclasses import dataclass
 from types import FrameType
 
 from core_tests import traffic
-from core_tests.daemon import Daemon, ngp_command
+from core_tests.daemon import Daemon
 from core_tests.demo_books import Books, Count, Line, compare, count_arrived, packets
 from core_tests.demo_flows import DRAIN_S, Flow, probe
 from core_tests.demo_lightning import Nodes, nodes
-from core_tests.demo_view import PRIVATE, SANDBOX, View, is_terminal, per_kb, print_lines, sat
+from core_tests.demo_staticwire import PARTIES, StaticWire
+from core_tests.demo_view import PRIVATE, SANDBOX, SIDES, View, is_terminal, ngp_line, per_kb, print_lines, sat
 from core_tests.demo_watch import Watch
+from core_tests.host import Host
 from core_tests.lab import Lab
-from core_tests.shell import ROOT, LabError, await_until
+from core_tests.shell import LabError, await_until
 from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
 from core_tests.traffic import ping
 
 DONE, DIFFERS, USAGE, INTERRUPTED = 0, 1, 2, 130
 PAY_DELAY_S = 3
+SECONDS = 20.0
 SETTLED_S = 90.0  # bounds that catch a hang: on a busy machine everything takes longer
 CUT_S = 120.0
 LOSSY_DRAIN_S = 2.0  # if packets may be dropped, or must be
@@ -63,6 +66,7 @@ class Options:
     seconds: float
     keep: bool
     lightning: bool
+    staticwire: bool
 
 
 def parse(words: Sequence[str] | None) -> Options:
@@ -74,15 +78,23 @@ def parse(words: Sequence[str] | None) -> Options:
         epilog="Exit codes: 0 nothing differs, 1 something differs or failed, 2 usage or rights, 130 interrupted.",
     )
     parser.add_argument("--plain", action="store_true", help="lines with their time instead of live tables")
-    parser.add_argument("--seconds", type=float, default=20.0, metavar="N", help="metered traffic, 3 to 3600 [20]")
+    parser.add_argument("--seconds", type=float, metavar="N", help=f"metered traffic, 3 to 3600 [{SECONDS:g}]")
     parser.add_argument("--keep", action="store_true", help="at the end keep everything up until Enter, to look around")
     parser.add_argument(
         "--lightning", action="store_true", help="pay with real LND nodes (built the first time: some minutes)"
     )
+    parser.add_argument(
+        "--staticwire",
+        action="store_true",
+        help="another story: rent a static address behind NAT, and be reached there",
+    )
     given = parser.parse_args(words)
-    if not 3 <= given.seconds <= 3600:
-        parser.error(f"--seconds {given.seconds:g}: it must be 3 to 3600")
-    return Options(given.plain or not is_terminal(), given.seconds, given.keep, given.lightning)
+    if given.staticwire and (given.lightning or given.seconds is not None):
+        parser.error("--staticwire is a story of its own: leave out --lightning and --seconds")
+    seconds = SECONDS if given.seconds is None else given.seconds
+    if not 3 <= seconds <= 3600:
+        parser.error(f"--seconds {seconds:g}: it must be 3 to 3600")
+    return Options(given.plain or not is_terminal(), seconds, given.keep, given.lightning, given.staticwire)
 
 
 class Demo:
@@ -263,10 +275,10 @@ def books(daemon: Daemon, role: str) -> Books:
     return Books(contracts, account)
 
 
-def verdict(lines: Sequence[Line], money: str = SANDBOX) -> int:
+def verdict(lines: Sequence[Line], money: str = SANDBOX, sides: tuple[str, str] = SIDES) -> int:
     """Print the comparison and return the exit code; `money` names the kind of money."""
     print()
-    print_lines(lines)
+    print_lines(lines, sides)
     different = sum(not line.agrees for line in lines)
     print()
     if different:
@@ -295,22 +307,37 @@ def play(options: Options, lab: Lab) -> int:
             view.close_tables()
             code = verdict(lines, view.money)
             if options.keep:
-                keep(demo)
+                keep(looks(demo))
             demo.stop()
         finally:
             demo.watch.stop()
     return code
 
 
-def keep(demo: Demo) -> None:
+def play_static_wire(options: Options, lab: Lab) -> int:
+    """Play the story of `--staticwire` and return the exit code."""
+    with View(options.plain, tables=False) as view:
+        story = StaticWire(lab, view)
+        code = verdict(story.play(), sides=PARTIES)
+        if options.keep:
+            keep(story.looks())
+        story.stop()
+    return code
+
+
+def looks(demo: Demo) -> list[tuple[Host, str]]:
+    """Return commands that show more, with the hosts to which they belong."""
+    sides = ((demo.net.gateway, demo.gateway), (demo.net.client, demo.client))
+    verbs = ("top", "contracts --all", "accounts", "ledger")
+    shown = [(host, ngp_line(verb, daemon.state_dir)) for host, daemon in sides for verb in verbs]
+    return [*shown, (demo.net.client, f"ping {demo.net.remote(4, 77)}")]
+
+
+def keep(commands: Sequence[tuple[Host, str]]) -> None:
     """Print how to look around, and wait."""
     print("\nEverything is still up. In another terminal, for example:")
-    for host, daemon in ((demo.net.gateway, demo.gateway), (demo.net.client, demo.client)):
-        inside = f"sudo ip netns exec {host.namespace}"
-        ngp = " ".join(["env", f"PYTHONPATH={ROOT}", *ngp_command()])
-        for verb in ("top", "contracts --all", "accounts", "ledger"):
-            print(f"  {inside} {ngp} {verb} --state-dir {daemon.state_dir}")
-    print(f"  sudo ip netns exec {demo.net.client.namespace} ping {demo.net.remote(4, 77)}")
+    for host, command in commands:
+        print(f"  sudo ip netns exec {host.namespace} {command}")
     print("Enter or Ctrl-C ends it and cleans up.", flush=True)
     try:
         if not sys.stdin.readline():
@@ -334,7 +361,7 @@ def main(words: Sequence[str] | None = None) -> int:
     with Lab() as lab:
         # Registered last, so undone first: a second Ctrl-C must not end the clean-up half-way.
         try:
-            return play(options, lab)
+            return (play_static_wire if options.staticwire else play)(options, lab)
         except KeyboardInterrupt:
             print("\ninterrupted: cleaning up", file=sys.stderr)
             return INTERRUPTED

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -20,12 +21,15 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from core_tests.daemon import ngp_command
 from core_tests.demo_books import Line
+from core_tests.shell import ROOT
 
 Row = dict[str, Any]
 LINE_EVERY_S = 3.0
 MOST_ROWS = 6
 MSAT_PER_KB = 1 << 20
+SIDES = "gateway", "client"
 SANDBOX, PRIVATE = "sandbox money: it is not real", "coins of a private chain"
 _STYLES = {"quoted": "yellow", "accepted": "yellow", "active": "green", "renewing": "cyan", "closed": "red"}
 
@@ -66,12 +70,17 @@ def host_of(destination: str) -> str:
 
 
 class View:
-    """The screen; use it as a context manager. `tell` may be called from any thread."""
+    """The screen; use it as a context manager. `tell` may be called from any thread.
 
-    def __init__(self, plain: bool, money: str = SANDBOX) -> None:
+    Args:
+        tables: show the scene below the story, if there is a terminal.
+    """
+
+    def __init__(self, plain: bool, money: str = SANDBOX, *, tables: bool = True) -> None:
         self.money = money
         self.scene = Scene()
         self._plain = plain
+        self._has_tables = tables and not plain
         self._began = time.monotonic()
         self._lock = threading.Lock()
         self._last_line = 0.0
@@ -79,7 +88,7 @@ class View:
         self._live: Live | None = None
 
     def __enter__(self) -> View:
-        if not self._plain:
+        if self._has_tables:
             self._live = Live(self._picture(), console=self._console, auto_refresh=False, transient=True)
             self._live.start()
         return self
@@ -189,12 +198,20 @@ def _table(titles: Sequence[str], left: int, rows: Sequence[Sequence[Text]]) -> 
     return table
 
 
-def print_lines(lines: Sequence[Line], out: Callable[[str], object] = print) -> None:
-    """Print the comparison, figures under each other; lines that differ are marked and show the difference."""
-    rows = [("", "counted", "gateway", "client", "")]
+def ngp_line(verb: str, state_dir: Path) -> str:
+    """Return a command of `ngp` as it can be typed in the namespace of its host."""
+    return " ".join(["env", f"PYTHONPATH={ROOT}", *ngp_command(), verb, "--state-dir", str(state_dir)])
+
+
+def print_lines(lines: Sequence[Line], sides: tuple[str, str] = SIDES, out: Callable[[str], object] = print) -> None:
+    """Print the comparison, figures under each other; lines that differ are marked and show the difference.
+
+    Args: sides: the names of the daemons, in the order of a line.
+    """
+    rows = [("", "counted", *sides, "")]
     for line in lines:
         said = [line.gateway, line.client]
-        verdict = "equal" if line.agrees else "DIFFERS " + _off(line)
+        verdict = "equal" if line.agrees else "DIFFERS " + _off(line, sides)
         gateway, client = ("-" if one is None else f"{one:,}" for one in said)
         rows.append((line.what, f"{line.truth:,}", gateway, client, verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -203,8 +220,8 @@ def print_lines(lines: Sequence[Line], out: Callable[[str], object] = print) -> 
         out(f"{row[0]:<{widths[0]}}  {figures}  {row[4]}".rstrip())
 
 
-def _off(line: Line) -> str:
-    said = (("gateway", line.gateway), ("client", line.client))
+def _off(line: Line, sides: tuple[str, str]) -> str:
+    said = zip(sides, (line.gateway, line.client), strict=True)
     return ", ".join(f"{who} {one - line.truth:+,}" for who, one in said if one is not None and one != line.truth)
 
 

@@ -3,6 +3,9 @@
     household - client --- mesh0 [gateway] wan0 --- internet (stands for many destinations)
                 client2 -/ (a switch when there are several)
 
+    tenant - lan0 [nat] wan0 --- internet (a switch) --- wan0 [landlord]
+                         third -/                        its pools are routed to it
+
 IPv4 is masqueraded at the gateway's wan0, as on a home router; IPv6 is routed. Plain forwarding works in both families
 before any daemon runs. An operator checks that first, and so do the scenarios.
 """
@@ -23,6 +26,23 @@ LAN_NETS = ("10.77.0.0/24", "2001:db8:77::/64")
 # All of these are answered by the host `internet`: as many destinations as a test wants.
 REMOTE_V4, REMOTE_V6 = "198.51.100.{}", "2001:db8:ffff::{}"
 REMOTE_NETS = ("198.51.100.0/24", "2001:db8:ffff::/64")
+
+
+# What the landlord of `tenant_behind_nat` may let.
+POOL_V4, POOL_V6 = "198.51.100.0/29", "2001:db8:100::/61"
+
+
+@dataclass(frozen=True, slots=True)
+class TenantBehindNat:
+    """A landlord, a tenant behind a router with NAT, and a third party on the internet; interfaces are `wan0`.
+
+    The tenant's one interface is `eth0`.
+    """
+
+    landlord: Host
+    nat: Host
+    tenant: Host
+    third: Host
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +136,19 @@ def _households(lab: Lab, clients: Sequence[Host], gateway: Host) -> tuple[Host,
     for net, version in zip(LAN_NETS if len(clients) == 1 else (), (4, 6), strict=False):
         gateway.route(net, via=clients[0].address("mesh0", version))
     return tuple(made)
+
+
+def tenant_behind_nat(lab: Lab) -> TenantBehindNat:
+    """Build landlord, NAT, tenant and third party; the third party sends what is for the pools to the landlord."""
+    landlord, nat = lab.host("landlord", forward=True), lab.host("nat", forward=True)
+    tenant, third, internet = lab.host("tenant"), lab.host("third"), lab.switch("internet")
+    lab.link(End(landlord, "wan0", WAN_V4.format(1), WAN_V6.format(1)), internet)
+    lab.link(End(nat, "wan0", WAN_V4.format(2)), internet)
+    lab.link(End(third, "wan0", WAN_V4.format(3), WAN_V6.format(3)), internet)
+    lab.link(End(nat, "lan0", "192.168.7.1/24"), End(tenant, "eth0", "192.168.7.2/24"))
+    nat.masquerade("wan0")
+    tenant.route("default", via="192.168.7.1")
+    for pool, version in ((POOL_V4, 4), (POOL_V6, 6)):
+        third.route(pool, via=landlord.address("wan0", version))
+    lab.await_carriers()
+    return TenantBehindNat(landlord, nat, tenant, third)

@@ -1,0 +1,87 @@
+"""The demonstration of renting runs to its end with equal books; if a msat differs, it says so and fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+from copy import deepcopy
+
+import pytest
+
+from core_tests.demo import DIFFERS, DONE, USAGE, verdict
+from core_tests.demo_staticwire import FEE_SAT, PARTIES, RENT_SAT_S, SAT, Reading, Row, compare, rent_due_msat
+from core_tests.shell import ROOT, run
+
+INVOICES = [49_000 * SAT, 4_000 * SAT]
+RENT = 38 * RENT_SAT_S * SAT
+ROW: Row = {
+    "paid_msat": sum(INVOICES),
+    "activation_fee_msat": FEE_SAT * SAT,
+    "charged_msat": RENT,
+    "credit_msat": sum(INVOICES) - FEE_SAT * SAT - RENT,
+}
+JOURNAL: list[Row] = [
+    *({"kind": "payment", "amount_msat": one} for one in INVOICES),
+    {"kind": "activation", "amount_msat": -FEE_SAT * SAT},
+    *({"kind": "rent", "amount_msat": -RENT // 2} for _ in range(2)),
+    {"kind": "contract", "amount_msat": 0},
+]
+SERVICE = Reading(37.4, 38.6)
+
+
+def judge(let: Row = ROW, rented: Row = ROW, journal: list[Row] = JOURNAL, payments: list[int] = INVOICES) -> int:
+    return verdict(compare(let, rented, journal, payments, INVOICES, SERVICE), sides=PARTIES)
+
+
+def test_books_that_agree_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge() == DONE
+    said = capsys.readouterr().out
+    assert "landlord" in said and "not real" in said and "DIFFERS" not in said
+
+
+@pytest.mark.parametrize("name", ROW)
+@pytest.mark.parametrize("side", ["let", "rented"])
+def test_one_msat_off_in_a_listing_fails(side: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge(**{side: ROW | {name: ROW[name] + 1}}) == DIFFERS  # type: ignore[arg-type]
+    assert f"DIFFERS {PARTIES[side == 'rented']} " in capsys.readouterr().out or name == "charged_msat"
+
+
+@pytest.mark.parametrize("number", range(len(JOURNAL) - 1))
+def test_one_msat_off_in_a_ledger_fails(number: int) -> None:
+    journal = deepcopy(JOURNAL)
+    journal[number]["amount_msat"] += 1
+    assert judge(journal=journal) == DIFFERS
+    assert judge(payments=[INVOICES[0], INVOICES[1] - 1]) == DIFFERS
+
+
+@pytest.mark.parametrize(("charged_s", "due_s"), [(36, 37), (37, 37), (38, 38), (39, 39), (40, 39)])
+def test_rent_is_that_of_the_seconds_that_a_stopwatch_allows(charged_s: int, due_s: int) -> None:
+    assert rent_due_msat(charged_s * RENT_SAT_S * SAT, SERVICE) == due_s * RENT_SAT_S * SAT
+
+
+# --- the real thing ---
+
+
+def demo(*words: str) -> list[str]:
+    return [sys.executable, "-m", "core_tests.demo", "--staticwire", *words]
+
+
+@pytest.mark.first
+def test_the_demonstration_ends_equal() -> None:
+    done = run(demo("--plain"), timeout_s=300, environment={**os.environ, "PYTHONPATH": str(ROOT)})
+    story = done.stdout
+    assert done.returncode == DONE, f"{story}\n{done.stderr}"
+    chapters = [story.index(f"{number}/6 ") for number in range(1, 7)]
+    assert chapters == sorted(chapters)
+    for told in ("ngp rent trust", "ngp rent new", "198.51.100.1: connected", "2001:db8:100::1: connected",
+                 "the credit is used up", "can't connect any more", "ngp rent add", "the same addresses",
+                 "msat paid, by each one's ledger", "Equal to the byte and the msat"):  # fmt: skip
+        assert told in story, f"{told!r} is missing in:\n{story}"
+    assert story.count(": connected; all of") == 4 and "not real" in story
+
+
+@pytest.mark.parametrize("word", ["--lightning", "--seconds=5"])
+def test_options_of_the_other_story_are_refused(word: str) -> None:
+    done = run(demo(word), timeout_s=120, environment={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == USAGE
+    assert "--staticwire" in done.stderr
