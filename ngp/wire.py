@@ -59,6 +59,9 @@ PAYEE_BYTES = 33
 MAX_PROOF_BYTES = 128
 MAX_NETWORK_BYTES = 16
 MAX_REASON_BYTES = 200
+MAX_CALL_NUMBER = 2**63 - 1
+MAX_CONTENT_BYTES = 960
+MAX_PARTS = 64
 MAX_KIND = 2**16 - 1
 MAX_EXTENSION = 2**16 - 1
 MAX_EXTENSIONS_BYTES = 64
@@ -99,6 +102,12 @@ def _octets(*lengths: int) -> _Codec:
         return value
 
     return check, check
+
+
+def _content(value: Any) -> bytes:
+    if type(value) is not bytes or len(value) > MAX_CONTENT_BYTES:
+        raise _Refused(f"{value!r:.80} isn't at most {MAX_CONTENT_BYTES} bytes")
+    return value
 
 
 def _text(max_bytes: int) -> _Codec:
@@ -218,6 +227,7 @@ def _record(made: Callable[..., Any], fields: tuple[tuple[str, _Codec], ...]) ->
 
 
 _FLAG = (_flag, _flag)
+_CONTENT = (_content, _content)
 _ADDRESS = (_address_to_wire, _address_from_wire)
 _PREFIX = (_prefix_to_wire, _prefix_from_wire)
 _MSAT = _number(MAX_MSAT)
@@ -294,6 +304,16 @@ FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
     messages.Declined: (
         13,
         (("payment_hash", _octets(0, HASH_BYTES)), ("reason", _word(messages.DeclineReason)), ("amount_msat", _MSAT)),
+    ),
+    messages.Call: (14, (("number", _number(MAX_CALL_NUMBER)), ("content", _CONTENT))),
+    messages.Answer: (
+        15,
+        (
+            ("number", _number(MAX_CALL_NUMBER)),
+            ("part", _number(MAX_PARTS - 1)),
+            ("parts", _number(MAX_PARTS, least=1)),
+            ("content", _CONTENT),
+        ),
     ),
 }
 

@@ -41,6 +41,8 @@ LARGEST: list[m.Message] = [
     m.Refund(wire.MAX_MSAT, "l" * wire.MAX_BOLT11_CHARS),
     m.Bye(),
     m.Ack((wire.MAX_ID,) * wire.MAX_ACKS),
+    m.Call(wire.MAX_CALL_NUMBER, b"c" * wire.MAX_CONTENT_BYTES),
+    m.Answer(wire.MAX_CALL_NUMBER, wire.MAX_PARTS - 1, wire.MAX_PARTS, b"c" * wire.MAX_CONTENT_BYTES),
 ]
 
 
@@ -175,7 +177,7 @@ _JUNK = st.recursive(
 )  # fmt: skip
 
 
-@given(st.integers(0, 15), _JUNK)
+@given(st.integers(0, 17), _JUNK)
 def test_any_signed_body_is_a_value_or_a_peer_error(kind: int, body: Any) -> None:
     try:
         wire.parse(sealed_raw([wire.VERSION, A, B, SEQUENCE, 3, 0, kind, body]), B).open()

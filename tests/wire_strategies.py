@@ -82,5 +82,13 @@ BY_TYPE: dict[type[m.Message], st.SearchStrategy[m.Message]] = {
     m.Refund: st.builds(m.Refund, msat, st.one_of(st.just(""), bolt11)),
     m.Bye: st.just(m.Bye()),
     m.Ack: st.builds(m.Ack, st.lists(numbers(wire.MAX_ID, 1), min_size=1, max_size=wire.MAX_ACKS).map(tuple)),
+    m.Call: st.builds(m.Call, numbers(wire.MAX_CALL_NUMBER), st.binary(max_size=wire.MAX_CONTENT_BYTES)),
+    m.Answer: st.builds(
+        m.Answer,
+        numbers(wire.MAX_CALL_NUMBER),
+        numbers(wire.MAX_PARTS - 1),
+        numbers(wire.MAX_PARTS, 1),
+        st.binary(max_size=wire.MAX_CONTENT_BYTES),
+    ),
 }
 MESSAGES = st.one_of(*BY_TYPE.values())

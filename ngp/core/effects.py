@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngp.core.messages import Message, Prefix
+from ngp.core.messages import Answer, Call, Message, Prefix
 from ngp.core.records import PaymentKind, Record
 from ngp.core.values import AccountLimit, Grant, KernelNeighbour, TunnelPeer, Verdict
 
@@ -212,6 +212,15 @@ class RemoveTunnelPeer:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """Hand a neighbour's call to the landlord, or its answer to the tenant here that waits for it."""
+
+    identity: bytes
+    link: tuple[str, bytes]
+    message: Call | Answer
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Write a line to the log; never a secret."""
 
@@ -243,5 +252,6 @@ Effect = (
     | HoldNetworks
     | SetTunnelPeer
     | RemoveTunnelPeer
+    | HandOver
     | Log
 )

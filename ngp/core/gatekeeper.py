@@ -19,7 +19,7 @@ from ngp.core.buying import refunds as buyer_refunds
 from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason, State
-from ngp.core.effects import Acknowledge, Effect, Greet, Log
+from ngp.core.effects import Acknowledge, Effect, Greet, HandOver, Log
 from ngp.core.events import (
     AccountCounted,
     AskRefund,
@@ -50,8 +50,10 @@ from ngp.core.events import (
 from ngp.core.messages import (
     Accept,
     Ack,
+    Answer,
     Ask,
     Bye,
+    Call,
     Cancel,
     Declined,
     Hello,
@@ -257,6 +259,8 @@ class Gatekeeper:
             case Bye():
                 neighbour.up = False
                 world.log(f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]} stops")
+            case Call() | Answer():
+                world.do(HandOver(neighbour.identity, neighbour.link, message))
             case Ack() | Hello():
                 return True
         return False

@@ -235,4 +235,44 @@ class Ack:
     message_ids: tuple[int, ...]
 
 
-Message = Hello | Ask | Propose | Accept | Reject | Cancel | Invoice | Declined | Paid | Statement | Refund | Bye | Ack
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tenant asks a landlord something about renting; docs/rental-protocol.md says what `content` is.
+
+    Attributes: number: chosen by the sender; the answer has it too.
+    """
+
+    number: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A part of a landlord's answer to a call. The whole is empty if the landlord lets nothing to this neighbour.
+
+    Attributes: number: of the call. part: from 0 on. parts: how many there are.
+    """
+
+    number: int
+    part: int
+    parts: int
+    content: bytes
+
+
+Message = (
+    Hello
+    | Ask
+    | Propose
+    | Accept
+    | Reject
+    | Cancel
+    | Invoice
+    | Declined
+    | Paid
+    | Statement
+    | Refund
+    | Bye
+    | Ack
+    | Call
+    | Answer
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ngp.daemon.api.reading import Reading
 from ngp.daemon.api.rows import by_destination
 from ngp.daemon.node import Node
 from ngp.errors import UsageError
+from ngp.wire import MAX_CONTENT_BYTES
 
 Arguments = dict[str, Any]
 
@@ -49,6 +51,7 @@ class Handlers:
             "payment": self.payment,
             "fault": self.fault,
             "backup": self.backup,
+            "rent call": self.rent_call,
             "rentals": self.rentals,
             "rentals offers": self.rental_offers,
             "rentals off": self.rental_off,
@@ -156,6 +159,17 @@ class Handlers:
         if not isinstance(file, str) or not file.startswith("/"):
             raise UsageError(f"backup file {file!r}: it must be an absolute path")
         return self._acting.backup(Path(file))
+
+    async def rent_call(self, arguments: Arguments) -> str:
+        """Carry a tenant's call to a landlord in the mesh, and its answer back; both as base64."""
+        written = arguments.get("content")
+        try:
+            content = b64decode(written, validate=True) if isinstance(written, str) else b""
+        except ValueError:
+            content = b""
+        if not 0 < len(content) <= MAX_CONTENT_BYTES:
+            raise UsageError(f"the call {str(written)[:40]!r} isn't 1 to {MAX_CONTENT_BYTES} bytes in base64")
+        return b64encode(await self._acting.call(self._neighbour(arguments), content)).decode()
 
     async def rental_off(self, arguments: Arguments) -> str:
         """Switch a rental off."""

@@ -7,7 +7,7 @@ then nobody gets what isn't paid, as WireGuard knows only who was added.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -22,7 +22,7 @@ from ngp.core.rental.terms import LettingSettings
 from ngp.core.values import Check, DesiredTunnel, TunnelPeer
 from ngp.daemon.letting import Letting
 from ngp.errors import KernelError
-from ngp.ports import Face, Tunnel
+from ngp.ports import Face, NeighbourFace, Tunnel
 
 KEY_FILE = "tunnel.key"
 
@@ -136,6 +136,13 @@ class Landlord:
             touched = True
         if touched:
             self.letting.changed()
+
+    async def answer(self, content: bytes, who: Hashable) -> bytes:
+        """Answer a neighbour's call; empty if nothing is let over the mesh link. Args: who: tells callers apart."""
+        for face in self._faces:
+            if isinstance(face, NeighbourFace):
+                return await face.answer(content, who)
+        return b""
 
     def _change(self, deed: Callable[[], None]) -> None:
         if self._settings is None or self._is_behind:

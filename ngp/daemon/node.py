@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ngp.daemon.fair_queue import STRANGERS, FairQueue
 from ngp.daemon.host_watch import HostWatch, own_addresses
 from ngp.daemon.landlord import Landlord
 from ngp.daemon.last_books import charge_former
+from ngp.daemon.link_calls import LinkCalls
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post
@@ -99,6 +100,7 @@ class Node:
         self.payment = PaymentWatch(parts.payment, parts.gatekeeper.world, self.post, parts.identity, self.tell)
         self.channels = ChannelWatch(parts.gatekeeper.world, parts.payment, parts.payment.wait_ready, self.tell)
         self.landlord: Landlord | None = None
+        self.calls = LinkCalls(parts.gatekeeper.world, self.post, self._answer_call)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell, self.crash)
         self._readings = Readings(parts.network, parts.gatekeeper.world, self.tell)
         self._events = FairQueue()
@@ -263,6 +265,7 @@ class Node:
         """Cancel the background tasks, the timers, and the watch of the host's interfaces."""
         for task in self._tasks:
             task.cancel()
+        self.calls.close()
         self.parts.network.stop_watching()
         for handle in (self._pump, self._wake):
             if handle is not None:
@@ -359,6 +362,7 @@ class Node:
         self._executor.carry_out(effects)
         if self.landlord is not None:
             self.landlord.carry_out(effects)
+        self.calls.carry_out(effects)
         self.post.schedule()
 
     def _freeze(self, error: LedgerError) -> None:
@@ -423,6 +427,10 @@ class Node:
             self.host.greet()
             await asyncio.sleep(pause)
             pause = min(HELLO_INTERVAL_S, pause * 2)
+
+    async def _answer_call(self, content: bytes, who: Hashable) -> bytes:
+        """Answer a neighbour's call about renting; empty if nothing is let over the mesh link."""
+        return b"" if self.landlord is None else await self.landlord.answer(content, who)
 
     def _ourselves(self) -> Hello:
         node, settings = self.parts.gatekeeper.world.node, self.settings

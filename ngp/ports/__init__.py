@@ -9,7 +9,7 @@ are synchronous.
 
 from ngp.ports.clock import Clock
 from ngp.ports.ledger import Ledger, Store
-from ngp.ports.letting import Face, LettingService, Tunnel
+from ngp.ports.letting import Face, LettingService, NeighbourFace, Tunnel
 from ngp.ports.link import Link
 from ngp.ports.network import Network
 from ngp.ports.payment import ChannelManager, Payment, TowerManager
@@ -21,6 +21,7 @@ __all__ = [
     "Ledger",
     "LettingService",
     "Link",
+    "NeighbourFace",
     "Network",
     "Payment",
     "Store",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Hashable, Sequence
+from typing import Protocol, runtime_checkable
 
 from ngp.core.messages import Address
 from ngp.core.rental.status import Asked, Configuration, RentalStatus
@@ -100,3 +100,14 @@ class Face(Protocol):
 
     async def close(self) -> None:
         """Stop serving; safe to call twice."""
+
+
+@runtime_checkable
+class NeighbourFace(Face, Protocol):
+    """A way for neighbours to reach the landlord: the daemon brings their calls, which came over the mesh link."""
+
+    async def answer(self, content: bytes, who: Hashable) -> bytes:
+        """Answer a call; empty if nothing is let this way. It raises nothing.
+
+        Args: content: as the neighbour sent it. who: by what neighbours are told apart, for the bounds.
+        """

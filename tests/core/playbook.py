@@ -300,7 +300,7 @@ class Sim:
                 self._soon(node, ev.BillsRecalled(effect.identity, *page))
             case fx.TrackPayment():
                 self._soon(node, self.payments.track(node.name, effect.payment_hash), 0.05)
-            case fx.Acknowledge() | fx.Log() | fx.ProveSettlement():
+            case fx.Acknowledge() | fx.HandOver() | fx.Log() | fx.ProveSettlement():
                 pass  # tests look at the log of effects; the payment network settles by itself
             case _:
                 raise AssertionError(f"nobody here carries out {effect!r}")

@@ -20,8 +20,10 @@ from ngp.core.lines import MOST_AT_ONCE, MOST_HOLDERS
 from ngp.core.messages import (
     Accept,
     Ack,
+    Answer,
     Ask,
     Bye,
+    Call,
     Cancel,
     Declined,
     DeclineReason,
@@ -77,6 +79,8 @@ def messages(contracts: tuple[bytes, ...]) -> st.SearchStrategy[Message]:
         st.builds(Refund, MSAT, st.sampled_from(("", "lnx"))),
         st.builds(Bye),
         st.builds(Ack, st.just((1,))),
+        st.builds(Call, st.integers(0, 3), st.binary(max_size=8)),
+        st.builds(Answer, st.integers(0, 3), st.integers(0, 3), st.integers(1, 3), st.binary(max_size=8)),
     )
 
 

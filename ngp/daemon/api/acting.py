@@ -156,6 +156,15 @@ class Acting:
             raise UsageError(str(error)) from error  # a word of the command, not of net.conf
         return f"fault {name}: {value}"
 
+    # --- renting ------------------------------------------------------------------------------------------------------
+
+    async def call(self, landlord: bytes, content: bytes) -> bytes:
+        """Ask a neighbour something about renting from it. Returns its answer, empty if it lets nothing to us.
+
+        Raises: LandlordError: it is away, or doesn't answer.
+        """
+        return await self._node.calls.ask(landlord, content)
+
     # --- letting ------------------------------------------------------------------------------------------------------
 
     def find_rental(self, written: str) -> Rental:

@@ -1,0 +1,136 @@
+"""Calls: what a tenant here asks a landlord in the mesh, and what neighbours ask our own landlord, as link messages.
+
+The messages carry bytes; `modules/face/mesh.py` and `ngp/tenant/mesh.py` know what they mean. A neighbour that sends
+call after call must not fill memory: few are answered at a time, and the rest are dropped, as if they were lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+
+from ngp.core.effects import Effect, HandOver
+from ngp.core.messages import Answer, Call
+from ngp.core.peers import named
+from ngp.core.world import World
+from ngp.daemon.post import Post
+from ngp.errors import LandlordError
+from ngp.wire import MAX_CONTENT_BYTES, MAX_PARTS
+
+MOST_CALLS = 128
+MOST_CALLS_OF_ONE = 8
+ANSWER_S = 45.0
+"""Longer than a landlord may hold an answer (20 s), with the time that lost messages take."""
+
+LinkKey = tuple[str, bytes]
+
+_log = logging.getLogger("ngp")
+
+
+class LinkCalls:
+    """Both ends of the calls between this daemon and its neighbours.
+
+    Args:
+        post: sends our messages.
+        landlord: answers a neighbour's call; an empty answer says that nothing is let to it. `Hashable`: by what
+            callers are told apart.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        post: Post,
+        landlord: Callable[[bytes, Hashable], Awaitable[bytes]],
+    ) -> None:
+        self._world = world
+        self._post = post
+        self._landlord = landlord
+        self._numbers = itertools.count(1)
+        self._waiting: dict[tuple[bytes, int], _Expected] = {}
+        self._serving: set[asyncio.Task[None]] = set()
+        self._of_one: Counter[LinkKey] = Counter()
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        """Carry out those of a batch's effects that hand over a call or an answer; the others are ignored."""
+        for effect in effects:
+            match effect:
+                case HandOver(message=Call() as call):
+                    self._called(effect.identity, effect.link, call)
+                case HandOver(message=Answer() as answer):
+                    expected = self._waiting.get((effect.identity, answer.number))
+                    if expected is not None:
+                        expected.take(answer)
+
+    # --- the tenant's end ---------------------------------------------------------------------------------------------
+
+    async def ask(self, landlord: bytes, content: bytes) -> bytes:
+        """Ask a neighbour. Returns its answer.
+
+        Args: landlord: its identity. content: at most MAX_CONTENT_BYTES.
+        Raises: LandlordError: it is away, or doesn't answer.
+        """
+        neighbour = self._world.peers.any_link(landlord)
+        if neighbour is None:
+            raise LandlordError(f"{named(landlord)} is away: try again when `ngp neighbours` lists it as up")
+        number = next(self._numbers)
+        expected = self._waiting[landlord, number] = _Expected()
+        try:
+            self._post.send(landlord, neighbour.link, Call(number, content))
+            return await asyncio.wait_for(expected.whole, ANSWER_S)
+        except TimeoutError:
+            raise LandlordError(
+                f"{named(landlord)} doesn't answer within {ANSWER_S:g} s: try again; if it never does, its ngp is of "
+                "a version that lets nothing over the mesh"
+            ) from None
+        finally:
+            del self._waiting[landlord, number]
+
+    # --- the landlord's end -------------------------------------------------------------------------------------------
+
+    def _called(self, identity: bytes, link: LinkKey, call: Call) -> None:
+        if self._of_one[link] >= MOST_CALLS_OF_ONE or len(self._serving) >= MOST_CALLS:
+            self._world.count("calls_dropped")
+            return
+        self._of_one[link] += 1
+        task = asyncio.create_task(self._serve(identity, link, call))
+        self._serving.add(task)
+        task.add_done_callback(lambda ended: self._ended(link, ended))
+
+    async def _serve(self, identity: bytes, link: LinkKey, call: Call) -> None:
+        blocked = identity in self._world.peers.blocked
+        content = b"" if blocked else await self._landlord(call.content, link)
+        pieces = [content[at : at + MAX_CONTENT_BYTES] for at in range(0, len(content), MAX_CONTENT_BYTES)] or [b""]
+        if len(pieces) > MAX_PARTS:
+            raise ValueError(f"an answer of {len(content)} bytes")
+        for part, piece in enumerate(pieces):
+            self._post.send(identity, link, Answer(call.number, part, len(pieces), piece))
+
+    def _ended(self, link: LinkKey, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        self._of_one[link] -= 1
+        if not self._of_one[link]:
+            del self._of_one[link]
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("mesh: a call ended with a fault of ngp: %r", error, exc_info=error)
+
+    def close(self) -> None:
+        """End the calls that are being answered: their senders ask again. Safe to call twice."""
+        for task in self._serving:
+            task.cancel()
+
+
+class _Expected:
+    """An answer that is awaited, part by part."""
+
+    def __init__(self) -> None:
+        self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._parts: dict[int, bytes] = {}
+
+    def take(self, answer: Answer) -> None:
+        """Take a part; a landlord that contradicts itself gets no further than the time limit of the call."""
+        self._parts[answer.part] = answer.content
+        if not self.whole.done() and all(part in self._parts for part in range(answer.parts)):
+            self.whole.set_result(b"".join(self._parts[part] for part in range(answer.parts)))
