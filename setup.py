@@ -1,7 +1,7 @@
 """Build hooks: what is compiled when the wheel is built, so that a router needs no compiler.
 
 setup.cfg describes the project; it can't run clang, which compiles the kernel's parts (meter and inlet), nor protoc,
-which turns `lnd.proto` into Python. Objects are made for both byte orders because the wheel is pure Python otherwise
+which turns .proto files into Python. Objects are made for both byte orders because the wheel is pure Python otherwise
 and may be installed on either; the loader picks the one of its machine. A wheel gets what is made in its build folder
 and an editable install gets it beside the source, so a build never leaves stale objects behind.
 """
@@ -20,8 +20,11 @@ from setuptools.errors import ExecError, SetupError
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = (Path("modules/network/meter.bpf.c"), Path("modules/link/inlet.bpf.c"))
-PROTO = Path("modules/payment/lnd.proto")
-STUBS = ("lnd_pb2.py", "lnd_pb2.pyi")
+PROTOS = {
+    Path("modules/payment/lnd.proto"): Path("ngp/modules/payment"),
+    Path("ngp/calls/landlord.proto"): Path("ngp/calls"),
+}
+"""Descriptions of messages, with the folders of a wheel that get their stubs."""
 TARGETS = ("bpfel", "bpfeb")  # clang's names of the byte orders
 CLANG = os.environ.get("CLANG", "clang")
 HEADERS = {"bpf/bpf_helpers.h": "libbpf-dev", "linux/bpf.h": "linux-libc-dev"}
@@ -113,37 +116,40 @@ class BuildMeter(Command):
         return {}
 
 
-def compile_stubs(folder: Path) -> None:
-    """Compile the messages that are exchanged with LND, and their type stubs."""
+def compile_stubs(proto: Path, folder: Path) -> None:
+    """Compile messages, and their type stubs."""
     from grpc_tools import protoc  # of the build's own environment (pyproject.toml)
 
     folder.mkdir(parents=True, exist_ok=True)
-    words = ["protoc", f"-I{PROTO.parent}", f"--python_out={folder}", f"--pyi_out={folder}", PROTO.name]
+    words = ["protoc", f"-I{proto.parent}", f"--python_out={folder}", f"--pyi_out={folder}", proto.name]
     if protoc.main(words):
-        raise ExecError(f"{PROTO} doesn't compile ({' '.join(words)})")
+        raise ExecError(f"{proto} doesn't compile ({' '.join(words)})")
+
+
+def stubs_of(proto: Path) -> tuple[str, str]:
+    """Name the files that are compiled from a description."""
+    return f"{proto.stem}_pb2.py", f"{proto.stem}_pb2.pyi"
 
 
 class BuildStubs(BuildMeter):
     """`python setup.py build_stubs --inplace`, and a step of every build."""
 
-    description = "compile the messages that are exchanged with LND"
+    description = "compile the messages that are exchanged with LND, and with landlords"
 
     def run(self) -> None:
         os.chdir(ROOT)
-        compile_stubs(PROTO.parent if self.inplace or self.editable_mode else self._built())
-
-    def _built(self) -> Path:
-        return Path(self.build_lib or "build/lib") / "ngp" / PROTO.parent
+        for proto, folder in PROTOS.items():
+            compile_stubs(proto, proto.parent if self.inplace or self.editable_mode else self._library() / folder)
 
     def get_source_files(self) -> list[str]:
-        return [str(PROTO)]
+        return [str(proto) for proto in PROTOS]
 
     def get_outputs(self) -> list[str]:
-        return [str(self._built() / name) for name in STUBS]
+        return [str(self._library() / folder / name) for proto, folder in PROTOS.items() for name in stubs_of(proto)]
 
 
 class Build(build):
-    """setuptools' build, with the kernel's parts and the messages to LND compiled as well."""
+    """setuptools' build, with the kernel's parts and the messages compiled as well."""
 
     sub_commands: ClassVar[list[tuple[str, None]]] = [
         *build.sub_commands, ("build_meter", None), ("build_stubs", None),

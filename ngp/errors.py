@@ -107,6 +107,10 @@ class RentalError(NgpError):
     """A tenant's request can't be served; the text is for the tenant and says what to do."""
 
 
+class ProofError(RentalError):
+    """A tenant doesn't prove that a WireGuard key is its own."""
+
+
 class LandlordError(NgpError):
     """A landlord can't be reached, refuses, or answers what can't be accepted."""
 

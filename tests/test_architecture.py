@@ -26,7 +26,10 @@ NO_BUSINESS_IN_CORE = {
 }
 BETWEEN = tuple(
     f"ngp.{name}"
-    for name in ("ports", "errors", "durable_file", "invoice", "key_file", "module_keys", "remembered_node")
+    for name in (
+        *("ports", "errors", "calls", "durable_file", "identity", "invoice", "key_file", "module_keys"),
+        "remembered_node",
+    )
 )
 BY_ALL_MODULES = tuple(f"ngp.modules.{name}" for name in ("bpf", "commands", "netlink", "rtnetlink"))
 SHARED_WITH_MODULES = (*BETWEEN, "ngp.core", *BY_ALL_MODULES)

@@ -15,6 +15,7 @@ from collections.abc import Hashable, Mapping
 from contextlib import nullcontext, suppress
 from urllib.parse import parse_qsl
 
+from ngp.calls.first_invoices import FirstInvoices
 from ngp.core.host_port import split_host_port
 from ngp.core.messages import Prefix
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
@@ -22,7 +23,6 @@ from ngp.core.rental.rental import RentalState
 from ngp.core.rental.status import RentalStatus
 from ngp.core.rental.terms import MONTH_S, Offer
 from ngp.errors import RentalError
-from ngp.modules.face.first_invoices import FirstInvoices
 from ngp.ports import LettingService
 
 FACE = "https"

@@ -181,7 +181,7 @@ class RecallBills:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTenant:
-    """Answer a tenant's `CreditAsked`: with the invoice of a rental, or with the reason why there is none."""
+    """Answer a tenant's request: done for this rental, perhaps with an invoice; or the reason why it isn't done."""
 
     request: int
     why_not: str = ""

@@ -178,6 +178,15 @@ class MoneyBackAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class RekeyAsked:
+    """A tenant who proved both keys wants another WireGuard key for its rental. Answered by `AnswerTenant`."""
+
+    request: int
+    wireguard_key: bytes
+    new_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SwitchRental:
     """The operator switches a rental off or on."""
 
@@ -255,6 +264,7 @@ Event = (
     | ChannelsSeen
     | CreditAsked
     | MoneyBackAsked
+    | RekeyAsked
     | NetworksHeld
     | SwitchRental
     | ReleaseRental

@@ -38,6 +38,7 @@ from ngp.core.events import (
     MoneyBackAsked,
     NetworksHeld,
     RefundNeighbour,
+    RekeyAsked,
     ReleaseRental,
     RentProven,
     SettingsChanged,
@@ -67,7 +68,7 @@ from ngp.core.messages import (
 )
 from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentKind
-from ngp.core.rental import asking, landlord
+from ngp.core.rental import asking, landlord, rekey
 from ngp.core.rental import refunds as rental_refunds
 from ngp.core.selling import first_packets, grace, invoicing, statements
 from ngp.core.selling import metering as seller_meter
@@ -173,6 +174,8 @@ class Gatekeeper:
                 asking.networks_held(world, event)
             case MoneyBackAsked():
                 rental_refunds.asked(world, event)
+            case RekeyAsked():
+                rekey.asked(world, event)
             case SwitchRental():
                 landlord.switch(world, event)
             case ReleaseRental():

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from ngp.calls.proof import Proofs
 from ngp.core.effects import AnswerTenant
-from ngp.core.events import CreditAsked, Event, MoneyBackAsked, RentProven
+from ngp.core.events import CreditAsked, Event, MoneyBackAsked, RekeyAsked, RentProven
 from ngp.core.messages import Paid
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.rental.asking import NOT_LETTING
+from ngp.core.rental.calls import Call, Payee, Session
 from ngp.core.rental.rental import Rental, RentalState
-from ngp.core.rental.status import Asked, Configuration, RentalStatus, status
+from ngp.core.rental.status import Asked, Configuration, RentalStatus, room, status
 from ngp.core.rental.terms import LettingSettings, Offer
 from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
@@ -32,9 +36,10 @@ class Letting:
 
     Args:
         obey: processes an event at once and durably; raises LedgerError if nothing can be written.
-        landlord_key: public key of the tunnel.
+        private_key: of the tunnel.
         endpoints: returns where tenants reach the tunnel now.
         decode: reads a BOLT11 invoice of a tenant; raises PeerError.
+        payee_signature: returns the payment node's signature of our identity; "" as long as there is none.
     """
 
     def __init__(
@@ -42,16 +47,19 @@ class Letting:
         world: World,
         clock: Clock,
         obey: Callable[[Event], None],
-        landlord_key: bytes,
+        private_key: X25519PrivateKey,
         endpoints: Callable[[], tuple[str, ...]],
         decode: Callable[[str], DecodedInvoice],
+        payee_signature: Callable[[], str],
     ) -> None:
         self._world = world
         self._clock = clock
         self._obey = obey
-        self._landlord_key = landlord_key
+        self._landlord_key = private_key.public_key().public_bytes_raw()
+        self._proofs = Proofs(private_key, clock.now().monotonic_s)
         self._endpoints = endpoints
         self._decode = decode
+        self._payee_signature = payee_signature
         self._requests = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[AnswerTenant]] = {}
         self._changed = asyncio.Event()
@@ -66,14 +74,30 @@ class Letting:
             raise RentalError(settings.no_offer(name))
         return found
 
+    def offers(self) -> list[tuple[Offer, int]]:
+        """Return all offers, each with how many such rentals there is room for."""
+        return [(offer, room(self._world, offer)) for offer in self._settings().offers]
+
+    def payee(self) -> Payee:
+        """Return the node that makes the invoices."""
+        node = self._world.node
+        return Payee(node.network, node.payee, self._payee_signature())
+
+    def session(self) -> Session:
+        """Return what tenants need to prove their keys."""
+        return self._proofs.session(self._clock.now().monotonic_s)
+
+    def check_proof(self, call: Call, nonce: int, proofs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Accept a call from whoever proves that these WireGuard keys are its own, once. Raises: ProofError."""
+        self._proofs.check(call, nonce, proofs, self._clock.now().monotonic_s)
+
     async def ask(self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "") -> Asked:
         """Return an invoice for a tenant's new or running rental.
 
         Args: offer: for a new rental.
         Raises: RentalError: refused, with the reason. LedgerError: nothing can be written now.
         """
-        if wireguard_key == self._landlord_key:
-            raise RentalError("this is the landlord's own WireGuard key: make one with `wg genkey`")
+        self._refuse_own(wireguard_key)
         try:
             answer = await self._answer_to(
                 lambda request: CreditAsked(request, wireguard_key, amount_msat, face, offer)
@@ -125,6 +149,12 @@ class Letting:
         return Configuration(
             rental.networks, self._landlord_key, self._endpoints(), tunnel.mtu, settings.dns, settings.keepalive_s
         )
+
+    async def rekey(self, wireguard_key: bytes, new_key: bytes) -> RentalStatus:
+        """Give a rental another key; the tunnel knows it when this returns. Raises: RentalError. LedgerError."""
+        self._refuse_own(new_key)
+        await self._answer_to(lambda request: RekeyAsked(request, wireguard_key, new_key))
+        return self.status(new_key)
 
     async def refund(self, wireguard_key: bytes, bolt11: str) -> RentalStatus:
         """Pay a tenant's invoice for what is left of a rental that is over; returns when the payment is ordered.
@@ -180,6 +210,10 @@ class Letting:
         if rental is None:
             raise RentalError("no rental has this WireGuard key: rent first")
         return rental
+
+    def _refuse_own(self, key: bytes) -> None:
+        if key == self._landlord_key:
+            raise RentalError("this is the landlord's own WireGuard key: make one with `wg genkey`")
 
     def _is_open(self, rental: Rental, bolt11: str) -> bool:
         invoices = self._world.money.invoices

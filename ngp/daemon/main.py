@@ -263,8 +263,10 @@ def make_landlord(node: Node, state_dir: Path) -> Landlord:
             return ()
         return endpoints_of(settings, tunnel.addresses(settings.tunnel.outside))
 
-    public_key, decode = private_key.public_key().public_bytes_raw(), node.parts.payment.decode
-    letting = Letting(world, clock, node.obey, public_key, endpoints, decode)
+    decode, post = node.parts.payment.decode, node.post
+    letting = Letting(
+        world, clock, node.obey, private_key, endpoints, decode, lambda: post.ourselves.payee_proof
+    )
     return Landlord(tunnel, make_faces(state_dir), letting, private_key, lambda: served(world))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from typing import Protocol, runtime_checkable
 
 from ngp.core.messages import Address
+from ngp.core.rental.calls import Call, Payee, Session
 from ngp.core.rental.status import Asked, Configuration, RentalStatus
 from ngp.core.rental.terms import LettingSettings, Offer
 from ngp.core.values import Check, DesiredTunnel, PeerReading, TunnelPeer
@@ -58,6 +59,21 @@ class LettingService(Protocol):
     def offer(self, name: str = "") -> Offer:
         """Return an offer by its name, or the first one."""
 
+    def offers(self) -> list[tuple[Offer, int]]:
+        """Return all offers, each with how many such rentals there is room for."""
+
+    def payee(self) -> Payee:
+        """Return the node that makes the invoices."""
+
+    def session(self) -> Session:
+        """Return what tenants need to prove their keys (`ngp.calls.proof`)."""
+
+    def check_proof(self, call: Call, nonce: int, proofs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Accept a call from whoever proves that these WireGuard keys are its own, once. Raises: ProofError.
+
+        Args: nonce: the one in the request. proofs: keys of 32 bytes, each with its proof.
+        """
+
     async def ask(self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "") -> Asked:
         """Return an invoice for a tenant's new or running rental. Raises: LedgerError: nothing can be written now.
 
@@ -75,6 +91,9 @@ class LettingService(Protocol):
 
     def configuration(self, wireguard_key: bytes) -> Configuration:
         """Return what a tenant's tunnel needs, once its rental is paid."""
+
+    async def rekey(self, wireguard_key: bytes, new_key: bytes) -> RentalStatus:
+        """Give a rental another key, for somebody who proved both. Raises: LedgerError."""
 
     async def refund(self, wireguard_key: bytes, bolt11: str) -> RentalStatus:
         """Pay a tenant's invoice for what is left of a rental that is over (`RentalStatus.fetchable_msat`), once.

@@ -82,7 +82,9 @@ class LandlordWithFaces(Landlord):
         super().__init__(folder, terms)
         key = X25519PrivateKey.generate()
         self.public_key = key.public_key().public_bytes_raw()
-        self.letting = Letting(self.world, Clock(self), self.happen, self.public_key, lambda: ENDPOINTS, self._decode)
+        self.letting = Letting(
+            self.world, Clock(self), self.happen, key, lambda: ENDPOINTS, self._decode, lambda: ""
+        )
         self.outside = outside.Landlord(TunnelOnPaper(), [face], self.letting, key, lambda: served(self.world))
 
     def _decode(self, bolt11: str) -> DecodedInvoice:

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from shop import Shop
 
 from core_tests.staticwire import LandlordRefuses, Session, Tenant, request_bytes, tls_context, wg_text
+from ngp.calls.first_invoices import FirstInvoices
 from ngp.errors import RentalError
-from ngp.modules.face.first_invoices import FirstInvoices
 from ngp.modules.face.http import Bounds
 from ngp.modules.face.https import Limits, _who
 from ngp.modules.face.staticwire import PATHS, TERMS

@@ -68,9 +68,7 @@ class Letting:
     def allocate(self, offer: Offer) -> tuple[Prefix, ...] | None:
         """Take the networks that an offer promises; None if the pools haven't all of them."""
         networks: list[Prefix] = []
-        for version, bits in ((4, offer.ipv4_bits), (6, offer.ipv6_bits)):
-            if bits is None:
-                continue
+        for version, bits in offer.sizes:
             found = self.free.find(version, bits, offer.pools)
             if found is None:
                 self.give_back(networks)

@@ -144,3 +144,9 @@ def ends_s(world: World, rental: Rental) -> int | None:
         return None
     left_msat = world.client(rental.id).balance_msat - rental.owed_msat
     return rental.rate_since_s + lasts_s(left_msat, rental.rent_msat)
+
+
+def room(world: World, offer: Offer) -> int:
+    """Return how many more rentals of an offer the pools have room for."""
+    networks = world.letting.free
+    return min((networks.count(version, bits, offer.pools) for version, bits in offer.sizes), default=0)

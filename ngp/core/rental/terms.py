@@ -50,6 +50,12 @@ class Offer(Terms):
     ipv6_bits: int | None
     pools: tuple[int, ...]
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """IP version and prefix length of each network."""
+        sizes = (4, self.ipv4_bits), (6, self.ipv6_bits)
+        return tuple((version, bits) for version, bits in sizes if bits is not None)
+
     def refuse_first(self, amount_msat: int) -> str:
         """Return why an amount can't be the first credit of a rental; "" if it can."""
         return self._refuse(amount_msat, self.initial_credit_min_msat, 0, "the first credit")

@@ -14,7 +14,7 @@ from datetime import datetime
 from ngp import identity
 from ngp.core.records import AccountRecord, RentalRecord
 from ngp.core.rental.rental import Rental, RentalState
-from ngp.core.rental.status import ends_s, status
+from ngp.core.rental.status import ends_s, room, status
 from ngp.core.rental.terms import LettingSettings, Offer
 from ngp.core.values import Now, PeerReading
 from ngp.core.world import World
@@ -163,8 +163,8 @@ def offer_row(world: World, offer: Offer, landlord: bytes) -> OfferRow:
     return OfferRow(
         landlord=identity.text(landlord),
         name=offer.name,
-        networks=tuple(f"IPv{version} /{bits}" for version, bits in _sizes(offer)),
-        free=free(world, offer),
+        networks=tuple(f"IPv{version} /{bits}" for version, bits in offer.sizes),
+        free=room(world, offer),
         rent_msat_per_month=offer.rent_msat,
         price_msat_per_gib=offer.price_msat_per_gib,
         activation_fee_msat=offer.activation_fee_msat,
@@ -174,16 +174,6 @@ def offer_row(world: World, offer: Offer, landlord: bytes) -> OfferRow:
         reserved_s=offer.reserved_s,
         refused_by=None,
     )
-
-
-def free(world: World, offer: Offer) -> int:
-    """Return how many more rentals of an offer the pools have room for."""
-    networks = world.letting.free
-    return min((networks.count(version, bits, offer.pools) for version, bits in _sizes(offer)), default=0)
-
-
-def _sizes(offer: Offer) -> list[tuple[int, int]]:
-    return [(version, bits) for version, bits in ((4, offer.ipv4_bits), (6, offer.ipv6_bits)) if bits is not None]
 
 
 # --- status -----------------------------------------------------------------------------------------------------------
@@ -217,7 +207,7 @@ def letting_status(world: World, tunnel: Mapping[str, str]) -> LettingStatus | N
         reserved=states.count(RentalState.RESERVED),
         off=states.count(RentalState.OFF),
         pending=states.count(RentalState.PENDING),
-        free=free(world, settings.offers[0]),
+        free=room(world, settings.offers[0]),
         tunnel=tunnel,
         faces=tuple(faces),
     )

@@ -1,0 +1,43 @@
+"""Calls: values of a tenant's call to its landlord, by whichever face it comes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is asked. Attributes: method: its name. request: as it was sent, with its nonce and keys in it."""
+
+    method: str
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a tenant must know to prove its key to a landlord.
+
+    Attributes:
+        tunnel_key: the landlord's WireGuard key, 32 bytes.
+        id: 32 random bytes, new at each start of the landlord.
+        clock_us: microseconds since the session began.
+    """
+
+    tunnel_key: bytes
+    id: bytes
+    clock_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Payee:
+    """The payment node that makes a landlord's invoices.
+
+    Attributes:
+        network: `bitcoin`, ..., `sandbox`.
+        key: its public key, 33 bytes; b"" if it has none.
+        signature: its signature of the landlord's identity, zbase32; "" as long as there is none.
+    """
+
+    network: str
+    key: bytes
+    signature: str

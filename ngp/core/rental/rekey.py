@@ -1,0 +1,42 @@
+"""Rekey: a rental gets another WireGuard key, in one record, as its tenant asks who has both keys.
+
+The former key means nothing afterwards: neither the tunnel nor any face knows it any more.
+"""
+
+from __future__ import annotations
+
+from ngp.core.effects import AnswerTenant, RemoveTunnelPeer, SetTunnelPeer
+from ngp.core.events import RekeyAsked
+from ngp.core.rental import landlord
+from ngp.core.rental.rental import RentalState
+from ngp.core.world import World
+
+
+def asked(world: World, event: RekeyAsked) -> None:
+    """Change a rental's key, or answer why not."""
+    letting = world.letting
+    why_not = _why_not(world, event)
+    if why_not:
+        world.do(AnswerTenant(event.request, why_not=why_not))
+        return
+    rental = letting.by_key.pop(event.wireguard_key)
+    rental.wireguard_key = event.new_key
+    letting.by_key[event.new_key] = rental
+    landlord.save(world, rental, durable=True)
+    if rental.state is RentalState.ACTIVE:
+        world.do(RemoveTunnelPeer(event.wireguard_key))  # before its networks get another peer
+        world.do(SetTunnelPeer(landlord.tunnel_peer(world, rental)))
+    world.do(AnswerTenant(event.request, rental=rental.id))
+
+
+def _why_not(world: World, event: RekeyAsked) -> str:
+    """Return why a key can't be changed, in words for the tenant; "" if it can."""
+    rentals = world.letting.by_key
+    rental, other = rentals.get(event.wireguard_key), rentals.get(event.new_key)
+    if rental is None or rental.state is RentalState.RELEASED:
+        return "no rental has the former WireGuard key: rent anew"
+    if rental.state is RentalState.PENDING:  # anybody may have one: with many keys it would be many
+        return "the rental isn't paid yet: pay its invoice, or ask for one with the new key"
+    if other is not None and other.state is not RentalState.RELEASED:
+        return "the new WireGuard key has a rental already: make another one"
+    return ""
