@@ -61,7 +61,7 @@ MAX_NETWORK_BYTES = 16
 MAX_REASON_BYTES = 200
 MAX_CALL_NUMBER = 2**63 - 1
 MAX_CONTENT_BYTES = 960
-MAX_PARTS = 64
+MAX_CALL_PARTS, MAX_ANSWER_PARTS = 2, 64
 MAX_KIND = 2**16 - 1
 MAX_EXTENSION = 2**16 - 1
 MAX_EXTENSIONS_BYTES = 64
@@ -240,6 +240,17 @@ _LINE = _record(
     (("contract", _CONTRACT), ("used_to_bytes", _DATA), ("used_from_bytes", _DATA), ("charged_msat", _MSAT)),
 )
 
+
+def _parts(most: int) -> tuple[tuple[str, _Codec], ...]:
+    """Return the fields of a message that is a part of something longer."""
+    return (
+        ("number", _number(MAX_CALL_NUMBER)),
+        ("part", _number(most - 1)),
+        ("parts", _number(most, least=1)),
+        ("content", _CONTENT),
+    )
+
+
 # By kind: its number, and its fields in the order of the dataclass. A change of numbers or fields needs a new VERSION.
 FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
     messages.Hello: (
@@ -305,16 +316,8 @@ FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
         13,
         (("payment_hash", _octets(0, HASH_BYTES)), ("reason", _word(messages.DeclineReason)), ("amount_msat", _MSAT)),
     ),
-    messages.Call: (14, (("number", _number(MAX_CALL_NUMBER)), ("content", _CONTENT))),
-    messages.Answer: (
-        15,
-        (
-            ("number", _number(MAX_CALL_NUMBER)),
-            ("part", _number(MAX_PARTS - 1)),
-            ("parts", _number(MAX_PARTS, least=1)),
-            ("content", _CONTENT),
-        ),
-    ),
+    messages.Call: (14, _parts(MAX_CALL_PARTS)),
+    messages.Answer: (15, _parts(MAX_ANSWER_PARTS)),
 }
 
 _BY_TYPE = {kind: (number, *_record(kind, fields)) for kind, (number, fields) in FIELDS.items()}

@@ -56,7 +56,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def a_moment() -> None:
-    for _ in range(3):
+    for _ in range(10):
         await asyncio.sleep(0)
 
 
@@ -77,7 +77,7 @@ def test_a_call_gets_its_answer_whatever_its_length_and_in_any_order(length: int
         owner.hear(TENANT, call)
         await a_moment()
         parts = [one for one in owner.sent if isinstance(one, Answer)]
-        assert len(parts) == max(1, -(-length // wire.MAX_CONTENT_BYTES)) <= wire.MAX_PARTS
+        assert len(parts) == max(1, -(-length // wire.MAX_CONTENT_BYTES)) <= wire.MAX_ANSWER_PARTS
         for part in (*reversed(parts), *parts):  # the second copy comes too late
             tenant.hear(LANDLORD, part)
         assert await asking == whole
@@ -107,6 +107,35 @@ def test_an_answer_counts_for_its_own_call_and_from_its_own_landlord_alone(monke
     run(test)
 
 
+def test_a_call_may_have_two_parts_and_waits_for_the_second_with_a_place_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link_calls, "PARTS_S", 0.1)
+    heard: list[bytes] = []
+
+    async def landlord(content: bytes, _who: Hashable) -> bytes:
+        heard.append(content)
+        return b"!"
+
+    async def test() -> None:
+        tenant, owner = End(LANDLORD, nobody), End(TENANT, landlord)
+        asking = asyncio.create_task(tenant.calls.ask(LANDLORD, b"x" * link_calls.MOST_CALL_BYTES))
+        await a_moment()
+        first, second = [one for one in tenant.sent if isinstance(one, Call)]
+        owner.hear(TENANT, second)
+        owner.hear(OTHER, first)  # another's part doesn't complete it
+        await a_moment()
+        assert not heard
+        owner.hear(TENANT, first)
+        await a_moment()
+        assert heard == [b"x" * link_calls.MOST_CALL_BYTES] and len(owner.sent) == 1
+        await asyncio.sleep(0.2)
+        assert not owner.calls._serving and not owner.calls._arriving and len(owner.sent) == 1, "the half one is over"
+        asking.cancel()
+
+    run(test)
+
+
 def test_a_landlord_that_is_away_is_said_at_once() -> None:
     async def test() -> None:
         tenant = End(LANDLORD, nobody)
@@ -128,16 +157,16 @@ def test_a_flood_is_dropped_beyond_its_bound_and_leaves_room_for_others() -> Non
     async def test() -> None:
         owner = End(TENANT, slow)
         for number in range(1000):
-            owner.hear(OTHER, Call(number, b"?"))
+            owner.hear(OTHER, Call(number, 0, 1, b"?"))
         assert owner.world.counters == {"calls_dropped": 1000 - MOST_CALLS_OF_ONE}
-        owner.hear(TENANT, Call(7, b"?"), ("mesh0", b"\2\0\0\0\0\2"))
+        owner.hear(TENANT, Call(7, 0, 1, b"?"), ("mesh0", b"\2\0\0\0\0\2"))
         for number in range(1000):
-            owner.hear(OTHER, Call(number, b"?"), ("mesh0", number.to_bytes(6, "big")))
+            owner.hear(OTHER, Call(number, 0, 1, b"?"), ("mesh0", number.to_bytes(6, "big")))
         assert len(owner.calls._serving) == MOST_CALLS
         release.set()
         await a_moment()
         assert len(owner.sent) == MOST_CALLS and not owner.calls._serving and not owner.calls._of_one
-        owner.hear(OTHER, Call(1, b"?"))
+        owner.hear(OTHER, Call(1, 0, 1, b"?"))
         await a_moment()
         assert len(owner.sent) == MOST_CALLS + 1
 
@@ -151,7 +180,7 @@ def test_a_blocked_neighbour_is_let_nothing() -> None:
     async def test() -> None:
         owner = End(TENANT, landlord)
         owner.world.blocked.add(TENANT)
-        owner.hear(TENANT, Call(1, b"?"))
+        owner.hear(TENANT, Call(1, 0, 1, b"?"))
         await a_moment()
         assert owner.sent == [Answer(1, 0, 1, b"")]
 
@@ -164,7 +193,7 @@ def test_a_fault_while_answering_is_logged_and_frees_the_place(caplog: pytest.Lo
 
     async def test() -> None:
         owner = End(TENANT, faulty)
-        owner.hear(TENANT, Call(1, b"?"))
+        owner.hear(TENANT, Call(1, 0, 1, b"?"))
         await a_moment()
         assert not owner.sent and not owner.calls._serving and "fault of ngp" in caplog.text
 
@@ -178,7 +207,7 @@ def test_a_daemon_that_stops_ends_what_it_answers() -> None:
 
     async def test() -> None:
         owner = End(TENANT, endless)
-        owner.hear(TENANT, Call(1, b"?"))
+        owner.hear(TENANT, Call(1, 0, 1, b"?"))
         await a_moment()
         owner.calls.close()
         await a_moment()

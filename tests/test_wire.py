@@ -41,8 +41,8 @@ LARGEST: list[m.Message] = [
     m.Refund(wire.MAX_MSAT, "l" * wire.MAX_BOLT11_CHARS),
     m.Bye(),
     m.Ack((wire.MAX_ID,) * wire.MAX_ACKS),
-    m.Call(wire.MAX_CALL_NUMBER, b"c" * wire.MAX_CONTENT_BYTES),
-    m.Answer(wire.MAX_CALL_NUMBER, wire.MAX_PARTS - 1, wire.MAX_PARTS, b"c" * wire.MAX_CONTENT_BYTES),
+    m.Call(wire.MAX_CALL_NUMBER, 1, wire.MAX_CALL_PARTS, b"c" * wire.MAX_CONTENT_BYTES),
+    m.Answer(wire.MAX_CALL_NUMBER, 63, wire.MAX_ANSWER_PARTS, b"c" * wire.MAX_CONTENT_BYTES),
 ]
 
 

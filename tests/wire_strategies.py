@@ -37,6 +37,12 @@ lifetime = numbers(wire.MAX_LIFETIME_S)
 contract = octets(16)
 bolt11 = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=60).map(lambda t: "lnbc" + t)
 
+
+def parts(kind: type[m.Call] | type[m.Answer], most: int) -> st.SearchStrategy[m.Message]:
+    content = st.binary(max_size=wire.MAX_CONTENT_BYTES)
+    return st.builds(kind, numbers(wire.MAX_CALL_NUMBER), numbers(most - 1), numbers(most, 1), content)
+
+
 BY_TYPE: dict[type[m.Message], st.SearchStrategy[m.Message]] = {
     m.Hello: st.builds(
         m.Hello,
@@ -82,13 +88,7 @@ BY_TYPE: dict[type[m.Message], st.SearchStrategy[m.Message]] = {
     m.Refund: st.builds(m.Refund, msat, st.one_of(st.just(""), bolt11)),
     m.Bye: st.just(m.Bye()),
     m.Ack: st.builds(m.Ack, st.lists(numbers(wire.MAX_ID, 1), min_size=1, max_size=wire.MAX_ACKS).map(tuple)),
-    m.Call: st.builds(m.Call, numbers(wire.MAX_CALL_NUMBER), st.binary(max_size=wire.MAX_CONTENT_BYTES)),
-    m.Answer: st.builds(
-        m.Answer,
-        numbers(wire.MAX_CALL_NUMBER),
-        numbers(wire.MAX_PARTS - 1),
-        numbers(wire.MAX_PARTS, 1),
-        st.binary(max_size=wire.MAX_CONTENT_BYTES),
-    ),
+    m.Call: parts(m.Call, wire.MAX_CALL_PARTS),
+    m.Answer: parts(m.Answer, wire.MAX_ANSWER_PARTS),
 }
 MESSAGES = st.one_of(*BY_TYPE.values())

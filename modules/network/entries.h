@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
  * Entries: find the contract that covers a packet, by the neighbour's link and the destination; and count early bytes,
- * which are bytes that we send to a seller before there is a contract. A tenant's contract is for the tenant's own
- * networks, with a link of zeroes and the number TENANTS.
+ * which are bytes that we send to a seller before there is a contract.
  */
 #ifndef NGP_ENTRIES_H
 #define NGP_ENTRIES_H
@@ -15,15 +14,12 @@
 
 APART struct entry *find_prefix(const struct packet *p, enum role role, const __u32 *address)
 {
-	struct neighbour *neighbour;
-	__u32 who = TENANTS;
+	struct neighbour *neighbour = find_neighbour(p);
+	__u32 who;
 
-	if (p->link.ifindex) {
-		neighbour = find_neighbour(p);
-		if (!neighbour)
-			return 0;
-		who = neighbour->number | (__u32)role << 31;
-	}
+	if (!neighbour)
+		return 0;
+	who = neighbour->number | (__u32)role << 31;
 	if (p->v6) {
 		struct prefix6 key = { .bits = 160, .who = who };
 

@@ -237,12 +237,14 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tenant asks a landlord something about renting; docs/rental-protocol.md says what `content` is.
+    """A part of what a tenant asks a landlord; docs/rental-protocol.md says what the whole is.
 
-    Attributes: number: chosen by the sender; the answer has it too.
+    Attributes: number: chosen by the sender; the answer has it too. part: from 0 on. parts: how many there are.
     """
 
     number: int
+    part: int
+    parts: int
     content: bytes
 
 
@@ -250,7 +252,7 @@ class Call:
 class Answer:
     """A part of a landlord's answer to a call. The whole is empty if the landlord lets nothing to this neighbour.
 
-    Attributes: number: of the call. part: from 0 on. parts: how many there are.
+    Attributes: as those of the call.
     """
 
     number: int

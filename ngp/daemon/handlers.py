@@ -12,9 +12,9 @@ from ngp.daemon.api.acting import Acting
 from ngp.daemon.api.plain import plain
 from ngp.daemon.api.reading import Reading
 from ngp.daemon.api.rows import by_destination
+from ngp.daemon.link_calls import MOST_CALL_BYTES
 from ngp.daemon.node import Node
 from ngp.errors import UsageError
-from ngp.wire import MAX_CONTENT_BYTES
 
 Arguments = dict[str, Any]
 
@@ -167,8 +167,8 @@ class Handlers:
             content = b64decode(written, validate=True) if isinstance(written, str) else b""
         except ValueError:
             content = b""
-        if not 0 < len(content) <= MAX_CONTENT_BYTES:
-            raise UsageError(f"the call {str(written)[:40]!r} isn't 1 to {MAX_CONTENT_BYTES} bytes in base64")
+        if not 0 < len(content) <= MOST_CALL_BYTES:
+            raise UsageError(f"the call {str(written)[:40]!r} isn't 1 to {MOST_CALL_BYTES} bytes in base64")
         return b64encode(await self._acting.call(self._neighbour(arguments), content)).decode()
 
     async def rental_off(self, arguments: Arguments) -> str:

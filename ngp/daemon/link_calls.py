@@ -18,10 +18,13 @@ from ngp.core.peers import named
 from ngp.core.world import World
 from ngp.daemon.post import Post
 from ngp.errors import LandlordError
-from ngp.wire import MAX_CONTENT_BYTES, MAX_PARTS
+from ngp.wire import MAX_ANSWER_PARTS, MAX_CALL_PARTS, MAX_CONTENT_BYTES
 
 MOST_CALLS = 128
 MOST_CALLS_OF_ONE = 8
+MOST_CALL_BYTES = MAX_CALL_PARTS * MAX_CONTENT_BYTES
+PARTS_S = 15.0
+"""How long the parts of a call may take: then the courier has given up those that are missing."""
 ANSWER_S = 45.0
 """Longer than a landlord may hold an answer (20 s), with the time that lost messages take."""
 
@@ -49,7 +52,8 @@ class LinkCalls:
         self._post = post
         self._landlord = landlord
         self._numbers = itertools.count(1)
-        self._waiting: dict[tuple[bytes, int], _Expected] = {}
+        self._waiting: dict[tuple[bytes, int], _Whole] = {}
+        self._arriving: dict[tuple[bytes, LinkKey, int], _Whole] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._of_one: Counter[LinkKey] = Counter()
 
@@ -60,26 +64,25 @@ class LinkCalls:
                 case HandOver(message=Call() as call):
                     self._called(effect.identity, effect.link, call)
                 case HandOver(message=Answer() as answer):
-                    expected = self._waiting.get((effect.identity, answer.number))
-                    if expected is not None:
-                        expected.take(answer)
+                    if whole := self._waiting.get((effect.identity, answer.number)):
+                        whole.take(answer)
 
     # --- the tenant's end ---------------------------------------------------------------------------------------------
 
     async def ask(self, landlord: bytes, content: bytes) -> bytes:
         """Ask a neighbour. Returns its answer.
 
-        Args: landlord: its identity. content: at most MAX_CONTENT_BYTES.
+        Args: landlord: its identity. content: at most MOST_CALL_BYTES.
         Raises: LandlordError: it is away, or doesn't answer.
         """
         neighbour = self._world.peers.any_link(landlord)
         if neighbour is None:
             raise LandlordError(f"{named(landlord)} is away: try again when `ngp neighbours` lists it as up")
         number = next(self._numbers)
-        expected = self._waiting[landlord, number] = _Expected()
+        answer = self._waiting[landlord, number] = _Whole()
         try:
-            self._post.send(landlord, neighbour.link, Call(number, content))
-            return await asyncio.wait_for(expected.whole, ANSWER_S)
+            self._send(Call, landlord, neighbour.link, number, content)
+            return await asyncio.wait_for(answer.content, ANSWER_S)
         except TimeoutError:
             raise LandlordError(
                 f"{named(landlord)} doesn't answer within {ANSWER_S:g} s: try again; if it never does, its ngp is of "
@@ -91,22 +94,29 @@ class LinkCalls:
     # --- the landlord's end -------------------------------------------------------------------------------------------
 
     def _called(self, identity: bytes, link: LinkKey, call: Call) -> None:
+        if arriving := self._arriving.get((identity, link, call.number)):
+            arriving.take(call)
+            return
         if self._of_one[link] >= MOST_CALLS_OF_ONE or len(self._serving) >= MOST_CALLS:
             self._world.count("calls_dropped")
             return
         self._of_one[link] += 1
-        task = asyncio.create_task(self._serve(identity, link, call))
+        whole = self._arriving[identity, link, call.number] = _Whole()
+        whole.take(call)
+        task = asyncio.create_task(self._serve(identity, link, call.number, whole))
         self._serving.add(task)
         task.add_done_callback(lambda ended: self._ended(link, ended))
 
-    async def _serve(self, identity: bytes, link: LinkKey, call: Call) -> None:
+    async def _serve(self, identity: bytes, link: LinkKey, number: int, call: _Whole) -> None:
+        try:
+            content = await asyncio.wait_for(call.content, PARTS_S)
+        except TimeoutError:
+            return
+        finally:
+            del self._arriving[identity, link, number]
         blocked = identity in self._world.peers.blocked
-        content = b"" if blocked else await self._landlord(call.content, link)
-        pieces = [content[at : at + MAX_CONTENT_BYTES] for at in range(0, len(content), MAX_CONTENT_BYTES)] or [b""]
-        if len(pieces) > MAX_PARTS:
-            raise ValueError(f"an answer of {len(content)} bytes")
-        for part, piece in enumerate(pieces):
-            self._post.send(identity, link, Answer(call.number, part, len(pieces), piece))
+        answer = b"" if blocked else await self._landlord(content, link)
+        self._send(Answer, identity, link, number, answer)
 
     def _ended(self, link: LinkKey, task: asyncio.Task[None]) -> None:
         self._serving.discard(task)
@@ -116,21 +126,30 @@ class LinkCalls:
         if not task.cancelled() and (error := task.exception()):
             _log.error("mesh: a call ended with a fault of ngp: %r", error, exc_info=error)
 
+    # --- both ---------------------------------------------------------------------------------------------------------
+
+    def _send(self, kind: type[Call] | type[Answer], to: bytes, link: LinkKey, number: int, content: bytes) -> None:
+        pieces = [content[at : at + MAX_CONTENT_BYTES] for at in range(0, len(content), MAX_CONTENT_BYTES)] or [b""]
+        if len(pieces) > MAX_ANSWER_PARTS:
+            raise ValueError(f"a message of {len(content)} bytes for {named(to)}")
+        for part, piece in enumerate(pieces):
+            self._post.send(to, link, kind(number, part, len(pieces), piece))
+
     def close(self) -> None:
         """End the calls that are being answered: their senders ask again. Safe to call twice."""
         for task in self._serving:
             task.cancel()
 
 
-class _Expected:
-    """An answer that is awaited, part by part."""
+class _Whole:
+    """A call or an answer that arrives part by part."""
 
     def __init__(self) -> None:
-        self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.content: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._parts: dict[int, bytes] = {}
 
-    def take(self, answer: Answer) -> None:
-        """Take a part; a landlord that contradicts itself gets no further than the time limit of the call."""
-        self._parts[answer.part] = answer.content
-        if not self.whole.done() and all(part in self._parts for part in range(answer.parts)):
-            self.whole.set_result(b"".join(self._parts[part] for part in range(answer.parts)))
+    def take(self, message: Call | Answer) -> None:
+        """Take a part. A sender that contradicts itself gets some mixture, or nothing until the time is over."""
+        self._parts[message.part] = message.content
+        if not self.content.done() and all(part in self._parts for part in range(message.parts)):
+            self.content.set_result(b"".join(self._parts[part] for part in range(message.parts)))

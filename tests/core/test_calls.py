@@ -10,7 +10,7 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.messages import Answer, Call
 
-CALL, ANSWER = Call(1, b"?"), Answer(1, 0, 1, b"!")
+CALL, ANSWER = Call(1, 0, 1, b"?"), Answer(1, 0, 1, b"!")
 
 
 @pytest.mark.parametrize("message", [CALL, ANSWER])

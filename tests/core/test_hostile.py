@@ -79,7 +79,7 @@ def messages(contracts: tuple[bytes, ...]) -> st.SearchStrategy[Message]:
         st.builds(Refund, MSAT, st.sampled_from(("", "lnx"))),
         st.builds(Bye),
         st.builds(Ack, st.just((1,))),
-        st.builds(Call, st.integers(0, 3), st.binary(max_size=8)),
+        st.builds(Call, st.integers(0, 3), st.integers(0, 1), st.integers(1, 2), st.binary(max_size=8)),
         st.builds(Answer, st.integers(0, 3), st.integers(0, 3), st.integers(1, 3), st.binary(max_size=8)),
     )
 
