@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
  * Entries: find the contract that covers a packet, by the neighbour's link and the destination; and count early bytes,
- * which are bytes that we send to a seller before there is a contract.
+ * which are bytes that we send to a seller before there is a contract. A tenant's contract is for the tenant's own
+ * networks, with a link of zeroes and the number TENANTS.
  */
 #ifndef NGP_ENTRIES_H
 #define NGP_ENTRIES_H
@@ -14,12 +15,15 @@
 
 APART struct entry *find_prefix(const struct packet *p, enum role role, const __u32 *address)
 {
-	struct neighbour *neighbour = find_neighbour(p);
-	__u32 who;
+	struct neighbour *neighbour;
+	__u32 who = TENANTS;
 
-	if (!neighbour)
-		return 0;
-	who = neighbour->number | (__u32)role << 31;
+	if (p->link.ifindex) {
+		neighbour = find_neighbour(p);
+		if (!neighbour)
+			return 0;
+		who = neighbour->number | (__u32)role << 31;
+	}
 	if (p->v6) {
 		struct prefix6 key = { .bits = 160, .who = who };
 

@@ -41,13 +41,23 @@ rewritten only later, at POSTROUTING. (Linux accepts packets from elsewhere unde
 
     FORWARD      -o mesh ->   NGP_FORGED
     NGP_FORGED                forged         DROP
+
+The landlord's tunnel isn't a mesh interface. Packets from and to it are charged to the tenants whose traffic is
+metered. The two chains for that are there whenever addresses are let, in both families, whether or not we sell. A
+packet between two tenants meets both chains, so each tenant pays its own side. What a tenant exchanges with this host
+itself isn't forwarded, and so is free.
+
+    FORWARD      -i tunnel -> NGP_FROM_TENANT
+                 -o tunnel -> NGP_TO_TENANT
+    NGP_FROM_TENANT           unpaid_from    DROP
+    NGP_TO_TENANT             unpaid_to      DROP
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from ngp.core.values import DesiredNetwork
@@ -68,6 +78,7 @@ from ngp.modules.network.xtables import (
     Tables,
 )
 
+FROM_TENANT, TO_TENANT = "NGP_FROM_TENANT", "NGP_TO_TENANT"
 GATE, UNPAID, OWN, FORGED = "NGP_GATE", "NGP_UNPAID", "NGP_OWN", "NGP_FORGED"
 TO_UP, TO_MESH, TO_LAN = "NGP_TO_UP", "NGP_TO_MESH", "NGP_TO_LAN"
 CLOSED, CLOSED_OUT = "NGP_CLOSED", "NGP_CLOSED_OUT"
@@ -88,6 +99,8 @@ class GatePaths:
         unknown: matches if the daemon should be asked about the packet.
         over_rate: matches if the packet is for a payment service of this host, and its neighbour's lane has no room.
         forged: matches if the packet came from elsewhere, under an address of this host.
+        unpaid_from, unpaid_to: charge the tenant that sends a packet, or that gets it. They match if that tenant's
+            traffic is metered and it can't pay.
     """
 
     unpaid_up: Path
@@ -96,6 +109,8 @@ class GatePaths:
     unknown: Path
     over_rate: Path
     forged: Path
+    unpaid_from: Path
+    unpaid_to: Path
 
 
 def gate_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool = False) -> Chains:
@@ -104,11 +119,17 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool = Fals
     Args: rewrites: whether rules of this host may rewrite destinations.
     Raises: KernelError for an interface name or a path that iptables would misread.
     """
-    for name in desired.mesh_interfaces:
+    for name in (*desired.mesh_interfaces, *filter(None, [desired.tunnel])):
         _require_plain_interface(name)
     for path in astuple(paths):
         if not _PLAIN_PATH.fullmatch(str(path)):
             raise KernelError(f"iptables can't take the path {str(path)!r}; use letters, digits, . _ - in STATE_DIR")
+    tenants = {FROM_TENANT: paths.unpaid_from, TO_TENANT: paths.unpaid_to} if desired.tunnel else {}
+    found = {chain: [Rule("DROP", program=str(path))] for chain, path in tenants.items()}
+    return {**_neighbours_chains(desired, paths, rewrites), **found} if desired.sells else found
+
+
+def _neighbours_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool) -> dict[str, list[Rule]]:
     up, mesh, lan = (
         Rule(UNPAID, program=str(path), goto=True) for path in (paths.unpaid_up, paths.unpaid_mesh, paths.unpaid_lan)
     )
@@ -126,8 +147,10 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool = Fals
 
 def gate_jumps(desired: DesiredNetwork, rewrites: bool = False) -> Jumps:
     """Return the jumps that send packets to the gate, by hook. Pure. Args: rewrites: as in `gate_chains`."""
-    names = sorted(set(desired.mesh_interfaces))
+    names = sorted(set(desired.mesh_interfaces)) if desired.sells else []
     forward = [*(Rule(GATE, name) for name in names), *(Rule(FORGED, "", name) for name in names if rewrites)]
+    if desired.tunnel:
+        forward += [Rule(FROM_TENANT, desired.tunnel), Rule(TO_TENANT, "", desired.tunnel)]
     own = [Rule(OWN, name) for name in names if desired.own_services]
     return {hook: tuple(rules) for hook, rules in ((FORWARD, forward), (INPUT, own)) if rules}
 
@@ -167,10 +190,14 @@ def shut(mesh: Sequence[str], ignored: Sequence[str], families: Iterable[int]) -
 
 def render(desired: DesiredNetwork, paths: GatePaths, family: int, rewrites: bool = False) -> str:
     """Return the gate of a family as text for `iptables-restore --noflush`; "" if no gate is wanted. Pure."""
-    if not (desired.sells and family in desired.families):
-        return ""
-    chains, jumps = gate_chains(desired, paths, rewrites), gate_jumps(desired, rewrites)
-    return xtables.restore_text(Change(chains=chains, jumps=jumps))
+    wanted = _of_family(desired, family)
+    chains, jumps = gate_chains(wanted, paths, rewrites), gate_jumps(wanted, rewrites)
+    return xtables.restore_text(Change(chains=chains, jumps=jumps)) if chains else ""
+
+
+def _of_family(desired: DesiredNetwork, family: int) -> DesiredNetwork:
+    """Return what is wanted for one family: tenants are metered in both, also where neighbours aren't."""
+    return desired if family in desired.families else replace(desired, sells=False)
 
 
 class Gate:
@@ -200,10 +227,9 @@ class Gate:
         """
         self.desired = desired or self.desired
         self._rewrites = rewrites
-        jumps = gate_jumps(self.desired, rewrites)
         changed = False
         for family in (4, 6):
-            chains = self._wanted(family)
+            chains, jumps = self._wanted(family)
             if chains:
                 tables = xtables.tables(self._choice.variant, family)
                 changed |= _apply_change(tables, chains, jumps, programs_changed)
@@ -217,9 +243,8 @@ class Gate:
 
     def standing(self) -> bool:
         """Say whether the gate in the kernel is exactly as desired, with its jumps first. Raises KernelError."""
-        jumps = gate_jumps(self.desired, self._rewrites)
         for family in (4, 6):
-            chains = self._wanted(family)
+            chains, jumps = self._wanted(family)
             if chains and _difference(xtables.tables(self._choice.variant, family).read(), chains, jumps) is not None:
                 return False
         return True
@@ -228,9 +253,9 @@ class Gate:
         """Name the variant in use and why."""
         return f"{self._choice.variant}: {self._choice.why}"
 
-    def _wanted(self, family: int) -> Chains:
-        wanted = self.desired.sells and family in self.desired.families
-        return gate_chains(self.desired, self._paths, self._rewrites) if wanted else {}
+    def _wanted(self, family: int) -> tuple[Chains, Jumps]:
+        wanted = _of_family(self.desired, family)
+        return gate_chains(wanted, self._paths, self._rewrites), gate_jumps(wanted, self._rewrites)
 
 
 def entered() -> frozenset[str]:

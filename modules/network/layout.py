@@ -90,6 +90,7 @@ NEIGHBOUR = struct.Struct("=IIIIQQ12s4x")
 FLOW_MEMORY, FLOW_PLACE = struct.Struct("=IIQ"), struct.Struct("=II")
 FLOW_NS = 600 * 10**9
 FLOWS_MOST = 1 << 19
+TENANTS_LINK = bytes(10)  # tenants have no links: the tunnel vouches for their addresses
 OUR_FLOWS, STRANGERS_FLOWS = 0, 0xFFFFFFFF  # payers that aren't neighbours
 HINT = struct.Struct("=IIQ")
 EARLY_KEY = struct.Struct("=I16s")

@@ -10,6 +10,8 @@
  *                               this host, and return 1 if there is none
  *   xt_forged                   called by the gate in FORWARD, on a host that rewrites destinations: is the source of a
  *                               packet to the mesh an address of this host?
+ *   xt_unpaid_from, _to         called by the gate in FORWARD for packets from and to the landlord's tunnel: charge a
+ *                               tenant whose traffic is metered, and return 1 if it can't pay
  *   ngp_tc_out                  egress of mesh interfaces: meters our clients' downloads, and what we buy and send
  *   ngp_tc_in                   ingress of mesh interfaces: meters what we bought and receive
  *
@@ -274,6 +276,38 @@ int xt_forged(struct __sk_buff *skb)
 		return 0;
 	count(UNCOVERED);
 	return 1;
+}
+
+/* --- the landlord's tunnel --- */
+
+/* Can't a tenant pay for a packet that it sends (FROM its networks), or that is sent to it? Tenants that pay by time
+ * alone have no entry. The tunnel admits no packet under another tenant's address, so the address names the payer. */
+INLINE int unpaid_by_tenant(struct __sk_buff *skb, enum direction direction)
+{
+	const struct config *config = settings();
+	struct contract *contract;
+	struct packet p = {};
+	struct entry *entry;
+
+	if (!config || !parse(skb, config, TUNNEL, &p))
+		return 1;
+	entry = find_entry(config, &p, SERVER, direction == TO ? p.destination : p.source);
+	if (!entry)
+		return 0;
+	contract = contract_of(entry);
+	return !contract || !charge(contract, entry->slot, &p, direction, SERVER);
+}
+
+SEC("socket")
+int xt_unpaid_from(struct __sk_buff *skb)
+{
+	return unpaid_by_tenant(skb, FROM);
+}
+
+SEC("socket")
+int xt_unpaid_to(struct __sk_buff *skb)
+{
+	return unpaid_by_tenant(skb, TO);
 }
 
 /* --- the interfaces --- */

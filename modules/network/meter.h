@@ -52,6 +52,8 @@ enum role { SERVER, CLIENT };
 #define LAN 2
 #define LINK_ADDRESSES 4                                      /* user space also uses 8: it made the clsact qdisc */
 
+#define TENANTS 0                                             /* in the place of a neighbour's number: no neighbour has 0 */
+
 #define BUYS_FROM_US 1                                        /* neighbour.flags */
 #define SELLS_TO_US 2
 #define SHUT_OUT 4                                            /* blocked by our operator: gets no lane */

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from ngp.core.messages import Role
-from ngp.core.values import KernelNeighbour
+from ngp.core.values import TENANTS, KernelNeighbour
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.contracts import ContractTable
@@ -56,7 +56,7 @@ class NeighbourTable:
 
     def link_of(self, number: int) -> bytes | None:
         """Return a neighbour's link key, or None."""
-        return self._links.get(number)
+        return layout.TENANTS_LINK if number == TENANTS else self._links.get(number)
 
     def first_link(self, link: bytes) -> bytes:
         """Return the first link of the neighbour on a link; the link itself if no neighbour is known there."""

@@ -19,14 +19,14 @@ _NAME = "flow offloading"
 
 
 def check(desired: DesiredNetwork, known: Mapping[str, Interface]) -> Iterator[Check]:
-    """Look for flow offloading on mesh interfaces and on all devices beneath them.
+    """Look for flow offloading on mesh interfaces, on the landlord's tunnel, and on all devices beneath them.
 
     Args: known: all interfaces by name.
     """
     if not rights.holds(rights.NET_ADMIN):  # without this right all rule sets look empty
         yield rights.not_tried(_NAME)
         return
-    beneath = layers.beneath(known, desired.mesh_interfaces)
+    beneath = layers.beneath(known, [*desired.mesh_interfaces, *({desired.tunnel} & known.keys())])
     for table, name, devices in _flowtables():
         both = _named(beneath, devices)
         if both:

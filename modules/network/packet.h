@@ -15,7 +15,7 @@
 #include <linux/in6.h>
 #include "meter.h"
 
-enum hook { FORWARD, EGRESS, INGRESS };
+enum hook { FORWARD, EGRESS, INGRESS, TUNNEL };                /* TUNNEL: at FORWARD, from or to the landlord's tunnel */
 
 struct ipv4 {
 	__u8 version_words, tos;
@@ -38,7 +38,7 @@ struct frame {
 };
 
 struct packet {
-	struct link link;                                         /* the neighbour at the other end of this hop */
+	struct link link;                                         /* the neighbour at the other end of this hop; zero: a tenant */
 	__u32 source[4], destination[4];                          /* IPv4: the first word */
 	__u32 bytes;
 	__u32 base, transport;                                    /* offsets: of the IP header; of the transport header behind it */
@@ -269,10 +269,11 @@ APART int use_first_link(struct packet *p)
 	return 0;
 }
 
-/* Read link and IP headers. Returns 0 for a packet that isn't IP, or whose headers can't be read. */
+/* Read link and IP headers. Returns 0 for a packet that isn't IP, or whose headers can't be read. Tenants have no links:
+ * the tunnel vouches for their addresses. */
 INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook hook, struct packet *p)
 {
-	__u32 link_bytes = has_link_addresses(config, skb->ifindex) ? ETH_HLEN : 0, bytes, said;
+	__u32 link_bytes = hook != TUNNEL && has_link_addresses(config, skb->ifindex) ? ETH_HLEN : 0, bytes, said;
 	__be16 type = skb->protocol;
 	const __u16 *mac;
 	struct frame f;
@@ -282,7 +283,7 @@ INLINE int parse(struct __sk_buff *skb, const struct config *config, enum hook h
 	if (!p->v6 && type != bpf_htons(ETH_P_IP))
 		return 0;
 	p->base = hook == FORWARD ? 0 : link_bytes;
-	p->link.ifindex = skb->ifindex;
+	p->link.ifindex = hook == TUNNEL ? 0 : skb->ifindex;
 	if (link_bytes) {
 		/* One read for both headers, since each read is a helper call. At FORWARD the destination MAC isn't needed, so
 		 * the copy begins at the source MAC. It is then aligned to 8 bytes, so no read below spans two copied words:

@@ -103,6 +103,7 @@ class DesiredNetwork:
         stranger_rate, stranger_burst: how many first packets of all unknown neighbours together the daemon gets in a
             second, and at once.
         neighbour_rate, neighbour_burst: the same for each known neighbour.
+        tunnel: the landlord's interface, where tenants' contracts are enforced, for both IP versions; "": none.
     """
 
     mesh_interfaces: tuple[str, ...]
@@ -124,6 +125,12 @@ class DesiredNetwork:
     neighbour_rate: int
     neighbour_burst: int
     link_by_udp: bool = True
+    tunnel: str = ""
+
+
+TENANTS = 0
+"""In the place of a neighbour's number: the tenants in the landlord's tunnel. The destination of such a contract is the
+tenant's own network, whose packets the kernel charges in both directions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +217,7 @@ class Grant:
 
     Attributes:
         contract: 16 bytes, the key.
-        neighbour: KernelNeighbour.neighbour.
+        neighbour: KernelNeighbour.neighbour, or TENANTS.
         role: SERVER: the gate enforces the contract. CLIENT: the meter counts by the same rule and refuses nothing.
         destination: covered prefix.
         account: the client's identity, whose `AccountLimit` the kernel knows already; b"" if we are the client, or if

@@ -173,6 +173,7 @@ def desired_network(
         stranger_burst=STRANGER_BURST,
         neighbour_rate=NEIGHBOUR_RATE,
         neighbour_burst=NEIGHBOUR_BURST,
+        tunnel=settings.tunnel_interface,
     )
 
 

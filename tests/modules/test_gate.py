@@ -32,7 +32,7 @@ from ngp.modules.network import gate, xtables
 from ngp.modules.network.gate import Gate, GatePaths, clean_up, render
 from ngp.modules.network.xtables import LEGACY, NFT, Choice
 
-PROGRAMS = ("up", "mesh", "lan", "unknown", "over_rate", "forged")
+PROGRAMS = ("up", "mesh", "lan", "unknown", "over_rate", "forged", "from", "to")
 ON_PAPER = GatePaths(*(Path("/var/lib/ngp/bpf", name) for name in PROGRAMS))
 OWN_SERVICES = (FreeRule(ip_network(GATEWAY_TO_CLIENT[4]), 6, 9735),)
 
