@@ -105,6 +105,10 @@ class Host:
         namespaces.enter(self.namespace)
         return make()
 
+    def connect(self, place: tuple[str, int], timeout_s: float) -> socket.socket:
+        """Open a TCP connection from this host to an address and port."""
+        return self.socket_inside(lambda: socket.create_connection(place, timeout_s))
+
     def ip(self, *words: str) -> str:
         """Run iproute2's `ip` on this host's network."""
         return sh("ip", "-n", self.namespace, *words)

@@ -2,83 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import secrets
-import socket
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core_tests.daemon import Daemon
-from core_tests.host import Host
-from core_tests.lab import End, Lab
+from core_tests.lab import Lab
+from core_tests.renting import NET_CONF, TUNNEL, Renting, open_renting
 from core_tests.shell import await_until
-from core_tests.staticwire import Session, Tenant, wg_text
+from core_tests.staticwire import wg_text
 from ngp.core.rental.terms import MONTH_S
 from ngp.errors import ExitCode
-from ngp.modules.payment.sandbox import SandboxPayment
 
 SAT = 1000
 FEE, RENT = 48_000 * SAT, 24_000 * SAT
-TUNNEL = f"let{secrets.token_hex(4)}"  # wireguard-go's sockets are those of the whole machine
-NET_CONF = {
-    "LANDLORD": True,
-    "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
-    "LANDLORD_OUTSIDE": "wan0",
-    "LANDLORD_INTERFACE": TUNNEL,
-    "LANDLORD_HTTPS": "203.0.113.1:443",
-}
-
-
-@dataclass
-class Renting:
-    """A landlord whose daemon runs, and a host from which tenants ask it."""
-
-    daemon: Daemon
-    router: Host
-    outside: Host
-    folder: Path
-
-    def rent(self, sat: int = 1000) -> Tenant:
-        """Rent as a new tenant, and pay."""
-        tenant = Tenant(Session("203.0.113.1", 443, "", self.connect))
-        with closing(tenant.session):
-            preimage = asyncio.run(self._pay(tenant.add_credit(sat)["Invoice"]))
-            assert tenant.status(Preimage=preimage.hex())["unpaid_invoice"] is None
-        return tenant
-
-    def connect(self, place: tuple[str, int], timeout_s: float) -> socket.socket:
-        return self.outside.socket_inside(lambda: socket.create_connection(place, timeout_s))
-
-    async def _pay(self, bolt11: str) -> bytes:
-        node = SandboxPayment(self.folder)
-        try:
-            return (await node.pay(bolt11, 0, 30)).preimage
-        finally:
-            await node.close()
-
-    def rules(self) -> str:
-        """Return the landlord's rules, as nft shows them."""
-        return self.router.sh("nft", "list", "ruleset")
-
-    def row(self, tenant: Tenant, *words: str) -> dict[str, Any]:
-        """Return a tenant's row of `ngp rentals`, whose money adds up."""
-        (found,) = [one for one in self.daemon.json("rentals", *words) if one["wireguard_key"] == wg_text(tenant.key)]
-        parts = ("activation_fee", "charged", "refunded", "credit")
-        assert found["paid_msat"] == sum(found[f"{part}_msat"] for part in parts)
-        return dict(found)
 
 
 @pytest.fixture
 def renting(lab: Lab, tmp_path: Path) -> Renting:
-    router, outside = lab.host("landlord", forward=True), lab.host("outside")
-    lab.link(End(router, "wan0", "203.0.113.1/24", "2001:db8:2::1/64"), End(outside, "wan0", "203.0.113.2/24"))
-    lab.await_carriers()
-    return Renting(router.daemon(NET_CONF), router, outside, tmp_path)
+    return open_renting(lab, tmp_path)
 
 
 def test_what_is_let_is_listed_switched_off_and_on_and_given_back(renting: Renting) -> None:
@@ -165,7 +109,7 @@ def test_a_face_that_could_not_open_is_opened_by_the_next_reload(renting: Rentin
     renting.rent()
     renting.router.ip("address", "add", "203.0.113.9/24", "dev", "wan0")
     assert daemon.reload(elsewhere).returncode == 0
-    with closing(renting.connect(("203.0.113.9", 443), 10.0)) as connection:
+    with closing(renting.outside.connect(("203.0.113.9", 443), 10.0)) as connection:
         assert connection.getpeername() == ("203.0.113.9", 443)
 
 

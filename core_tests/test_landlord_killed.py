@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-from pathlib import Path
 
 import pytest
 
 from core_tests.daemon import Daemon
 from core_tests.host import Host
 from core_tests.lab import Lab
+from core_tests.renting import wireguard_go_of
 from core_tests.shell import await_until
 from core_tests.topologies import three_hosts
 
@@ -32,18 +32,6 @@ def landlord(lab: Lab) -> tuple[Host, Daemon, str]:
     return host, host.daemon(conf, start=False), name
 
 
-def process_of(name: str) -> int | None:
-    """Return the process id of the wireguard-go of an interface, or None."""
-    for each in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = each.read_bytes().split(b"\0")
-        except OSError:  # it has ended
-            continue
-        if words[0].endswith(b"wireguard-go") and words[1:2] == [name.encode()]:
-            return int(each.parent.name)
-    return None
-
-
 def parts_of(host: Host, name: str) -> dict[str, bool]:
     """Say which parts of the tunnel are in a host's kernel."""
     return {
@@ -58,18 +46,18 @@ def test_a_killed_daemons_tunnel_goes_on_and_the_next_one_takes_it_over(landlord
     daemon.start()
     assert all(parts_of(host, name).values())
     assert "unreachable 10.99.0.1 " not in host.ip("route"), "what is excluded isn't refused"
-    key, process = host.sh("wg", "show", name, "public-key"), process_of(name)
+    key, process = host.sh("wg", "show", name, "public-key"), wireguard_go_of(name)
     daemon.kill9()
-    assert process_of(name) == process and all(parts_of(host, name).values())
+    assert wireguard_go_of(name) == process and all(parts_of(host, name).values())
     daemon.start()
-    assert process_of(name) == process and host.sh("wg", "show", name, "public-key") == key
+    assert wireguard_go_of(name) == process and host.sh("wg", "show", name, "public-key") == key
     assert process is not None
     os.kill(process, signal.SIGKILL)
     await_until(lambda: "the tunnel has all changes now" in daemon.log(), what="the tunnel made anew")
     assert host.sh("wg", "show", name, "public-key") == key
     daemon.stop()
     assert not any(parts_of(host, name).values())
-    await_until(lambda: process_of(name) is None, what="wireguard-go ended")
+    await_until(lambda: wireguard_go_of(name) is None, what="wireguard-go ended")
 
 
 @pytest.mark.parametrize("by", ["ngp stop", "a start that lets nothing"])

@@ -5,9 +5,7 @@ tenant --- 192.0.2.0/24 --- [landlord] --- 203.0.113.0/24 --- third (anyone on t
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import socket
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -22,9 +20,9 @@ from core_tests import traffic
 from core_tests.daemon import Daemon
 from core_tests.host import Host
 from core_tests.lab import End, Lab
+from core_tests.renting import NET_CONF, pay
 from core_tests.shell import await_until
 from core_tests.staticwire import HeldToTheRules, Session
-from ngp.modules.payment.sandbox import SandboxPayment
 
 MONTH_S = 2_629_800
 POOLS = ["198.51.100.0/28", "2001:db8:100::/56"]
@@ -43,15 +41,7 @@ class Letting:
 
     def rent(self, sat: int) -> None:
         """Pay for so much credit, from a sandbox of the tenant's own."""
-        preimage = asyncio.run(self._pay(self.asks.add_credit(sat)["Invoice"]))
-        assert self.asks.status(Preimage=preimage.hex())["unpaid_invoice"] is None
-
-    async def _pay(self, bolt11: str) -> bytes:
-        node = SandboxPayment(self.tenant.folder)
-        try:
-            return (await node.pay(bolt11, 0, 30)).preimage
-        finally:
-            await node.close()
+        pay(self.asks, self.asks.add_credit(sat)["Invoice"], self.tenant.folder)
 
     def bring_up(self) -> None:
         """Write the configuration as the published client does, and bring it up with wg-quick."""
@@ -88,23 +78,11 @@ def letting(lab: Lab) -> Iterator[Letting]:
     for pool, version in zip(POOLS, (4, 6), strict=True):
         third.route(pool, via=landlord.address("wan0", version))
     lab.await_carriers()
-    daemon = landlord.daemon(
-        {
-            "PAYMENT_INTERFACE": "sandbox",
-            "LANDLORD": True,
-            "LANDLORD_POOLS": POOLS,
-            "LANDLORD_OUTSIDE": "wan0",
-            "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}",  # wireguard-go's sockets are one for all namespaces
-            "LANDLORD_HTTPS": "192.0.2.1:443",
-            "LANDLORD_RENT": f"{1000 * MONTH_S // 10} sat",  # 100 sat a second
-        }
-    )
+    rent = f"{1000 * MONTH_S // 10} sat"  # 100 sat a second
+    own = {"LANDLORD_POOLS": POOLS, "LANDLORD_HTTPS": "192.0.2.1:443", "LANDLORD_RENT": rent}
+    daemon = landlord.daemon({**NET_CONF, **own})
     key = X25519PrivateKey.generate()
-
-    def connect(place: tuple[str, int], timeout_s: float) -> socket.socket:
-        return tenant.socket_inside(lambda: socket.create_connection(place, timeout_s))
-
-    with closing(Session("192.0.2.1", 443, connect=connect)) as session:
+    with closing(Session("192.0.2.1", 443, connect=tenant.connect)) as session:
         asks = HeldToTheRules(session, key.public_key().public_bytes_raw())
         yield Letting(landlord, tenant, third, daemon, key, asks)
 

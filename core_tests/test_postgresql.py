@@ -12,11 +12,11 @@ import pytest
 
 from core_tests import traffic
 from core_tests.daemon import Daemon
-from core_tests.lab import End, Lab
+from core_tests.lab import Lab
 from core_tests.postgresql import Server
+from core_tests.renting import TUNNEL, open_renting
 from core_tests.shell import await_until
 from core_tests.staticwire import LandlordRefuses
-from core_tests.test_landlord import NET_CONF, TUNNEL, Renting
 from core_tests.trade import SETTLED_S, Trade, open_trade, restart
 
 
@@ -85,7 +85,13 @@ def test_a_gateway_keeps_its_books_in_a_database_that_dies_and_comes_back(lab: L
 
 def test_landlords_with_one_pool_let_no_address_twice(lab: Lab, tmp_path: Path) -> None:
     with closing(Server()) as server:
-        east, west = (landlord(lab, tmp_path, name, server.url) for name in ("east", "west"))
+        east, west = (
+            open_renting(
+                lab, tmp_path / name, name, LANDLORD_POOLS=["198.51.100.0/31"],
+                LANDLORD_INTERFACE=f"{TUNNEL}{name[0]}", LEDGER=server.url,
+            )
+            for name in ("east", "west")
+        )  # fmt: skip
         first, second = east.rent(), west.rent()
         assert east.row(first)["networks"] == ["198.51.100.0/32"]
         assert west.row(second)["networks"] == ["198.51.100.1/32"]
@@ -104,13 +110,3 @@ def test_landlords_with_one_pool_let_no_address_twice(lab: Lab, tmp_path: Path) 
         for one in (east, west):
             one.daemon.stop()
             assert look(one.daemon)["books"]["ok"]
-
-
-def landlord(lab: Lab, folder: Path, name: str, url: str) -> Renting:
-    """Return a landlord of its own network, whose pool and database are the same for all."""
-    router, outside = lab.host(name, forward=True), lab.host(f"outside-{name}")
-    lab.link(End(router, "wan0", "203.0.113.1/24"), End(outside, "wan0", "203.0.113.2/24"))
-    lab.await_carriers()
-    shared = {"LANDLORD_POOLS": ["198.51.100.0/31"], "LANDLORD_INTERFACE": f"{TUNNEL}{name[0]}", "LEDGER": url}
-    (folder / name).mkdir()
-    return Renting(router.daemon(NET_CONF | shared), router, outside, folder / name)

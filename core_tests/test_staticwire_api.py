@@ -10,9 +10,7 @@ what needs no payment is tried.
 
 from __future__ import annotations
 
-import asyncio
 import os
-import secrets
 import shlex
 import socket
 import ssl
@@ -27,7 +25,9 @@ from typing import Any
 
 import pytest
 
-from core_tests.lab import End, Lab
+from core_tests import renting
+from core_tests.lab import Lab
+from core_tests.renting import fingerprint_of, open_renting
 from core_tests.staticwire import (
     Books,
     HeldToTheRules,
@@ -39,7 +39,6 @@ from core_tests.staticwire import (
     wg_text,
 )
 from ngp import invoice
-from ngp.modules.payment.sandbox import SandboxPayment
 
 PLACE, PIN, PAY = (os.environ.get(f"NGP_STATICWIRE{one}", "") for one in ("", "_PIN", "_PAY"))
 POOLS = ["198.51.100.0/28", "2001:db8:100::/56"]
@@ -79,39 +78,14 @@ def _pay_by_command(bolt11: str) -> None:
 
 def _our_landlord(lab: Lab, payer_dir: Path) -> LandlordUnderTest:
     """Start our daemon as a landlord without neighbours; it lets with sandbox money."""
-    router, tenant = lab.host("landlord", forward=True), lab.host("tenant")
-    lab.link(End(router, "wan0", "203.0.113.1/24", "2001:db8:2::1/64"), End(tenant, "wan0", "203.0.113.2/24"))
-    lab.await_carriers()
-    daemon = router.daemon(
-        {
-            "PAYMENT_INTERFACE": "sandbox",
-            "LANDLORD": True,
-            "LANDLORD_POOLS": POOLS,
-            "LANDLORD_OUTSIDE": "wan0",
-            "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}",
-            "LANDLORD_HTTPS": "203.0.113.1:443",
-        }
-    )
-    (line,) = (one for one in daemon.json("check", "--config", str(daemon.config)) if one["name"] == "https")
-    pin = line["found"].partition("fingerprint ")[2].partition(";")[0]
-
-    def connect(place: tuple[str, int], timeout_s: float) -> socket.socket:
-        return tenant.socket_inside(lambda: socket.create_connection(place, timeout_s))
+    letting = open_renting(lab, payer_dir, LANDLORD_POOLS=POOLS)
+    pin, connect = fingerprint_of(letting.daemon), letting.outside.connect
 
     def pay(payer: HeldToTheRules, bolt11: str) -> None:
-        preimage = asyncio.run(_pay_in_the_sandbox(payer_dir, bolt11))
         with closing(Session("203.0.113.1", 443, pin, connect)) as session:
-            HeldToTheRules(session, payer.key).status(Preimage=preimage.hex())
+            renting.pay(HeldToTheRules(session, payer.key), bolt11, payer_dir)
 
     return LandlordUnderTest("203.0.113.1", 443, pin, pay, connect)
-
-
-async def _pay_in_the_sandbox(folder: Path, bolt11: str) -> bytes:
-    node = SandboxPayment(folder)
-    try:
-        return (await node.pay(bolt11, 0, 30)).preimage
-    finally:
-        await node.close()
 
 
 @pytest.fixture

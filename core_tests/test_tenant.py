@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import random
-import secrets
 import signal
-import socket
 import subprocess
 import time
 from contextlib import closing
@@ -18,24 +15,18 @@ from typing import Any
 
 import pytest
 
+from core_tests import traffic
 from core_tests.daemon import Daemon, ngp_command
 from core_tests.host import Host
 from core_tests.lab import End, Lab
+from core_tests.renting import NET_CONF, fingerprint_of, pay
 from core_tests.shell import await_until
 from core_tests.staticwire import Session, Tenant
 from ngp.core.rental.terms import MONTH_S
 from ngp.errors import ExitCode
-from ngp.modules.payment.sandbox import SandboxPayment
 from ngp.tenant.books import BooksFile
 
 V4, V6 = "198.51.100.1", "2001:db8:100::1"
-LANDLORD = {
-    "LANDLORD": True,
-    "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
-    "LANDLORD_OUTSIDE": "wan0",
-    "LANDLORD_HTTPS": "203.0.113.1:443",
-    "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}",  # wireguard-go's sockets are those of the whole machine
-}
 TENANT = "MESH_INTERFACES: mesh0\nBUDGET_HOUR: 200000 sat\n"
 
 
@@ -67,7 +58,7 @@ class Market:
 
     def reached(self, address: str) -> bool:
         """Say whether the third host reaches the tenant at an address of the landlord's."""
-        return self.third.run("ping", "-n", "-c", "1", "-W", "2", address).returncode == 0
+        return traffic.ping(self.third, address, wait_s=2).received == 1
 
 
 @pytest.fixture
@@ -85,16 +76,11 @@ def market(lab: Lab) -> Market:
     lab.await_carriers()
     (tenant.folder / "net.conf").write_text(TENANT)
     (tenant.folder / "net.conf").chmod(0o644)
-    return Market(landlord.daemon(LANDLORD), landlord, tenant, third)
-
-
-def pin_of(daemon: Daemon) -> str:
-    (line,) = [one for one in daemon.json("check", "--config", str(daemon.config)) if "fingerprint " in one["found"]]
-    return str(line["found"].partition("fingerprint ")[2].partition(";")[0])
+    return Market(landlord.daemon(NET_CONF), landlord, tenant, third)
 
 
 def test_a_tenant_behind_nat_is_reached_at_its_own_addresses(market: Market) -> None:
-    market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+    market.done("trust", "let", "203.0.113.1", fingerprint_of(market.daemon))
     market.done("new", "let", "--name", "shop", "--yes", "--up")
     row = market.status()
     assert row["networks"] == ["198.51.100.1/32", "2001:db8:100::/64"] and row["state"] == "active"
@@ -121,11 +107,11 @@ def test_a_tenant_behind_nat_is_reached_at_its_own_addresses(market: Market) -> 
 @pytest.mark.first
 def test_without_credit_the_tunnel_is_off_until_autopay_pays_what_is_owed(market: Market) -> None:
     """At a rent of 50 sat a second the least credit lasts 20 s. WireGuard may take 40 s until it renews its session."""
-    market.daemon.reload(LANDLORD | {"LANDLORD_RENT": f"{50 * MONTH_S} sat"})
+    market.daemon.reload({**NET_CONF, "LANDLORD_RENT": f"{50 * MONTH_S} sat"})
     limits = f"TENANT_RENT_MAX: {50 * MONTH_S} sat\nTENANT_TARGET_CREDIT: 5000 sat\nTENANT_TARGET_TIME: 3 months\n"
     limits += "TENANT_PAYMENT_MAX: 9000 sat\n"  # so that it takes one payment
     (market.tenant.folder / "net.conf").write_text(TENANT + limits)
-    market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+    market.done("trust", "let", "203.0.113.1", fingerprint_of(market.daemon))
     market.done("new", "let", "--yes", "--up")
     await_until(lambda: market.reached(V4), what="the rented address answers")
     await_until(lambda: market.status()["state"] == "reserved", timeout_s=60, what="the credit ends")
@@ -140,7 +126,7 @@ def test_without_credit_the_tunnel_is_off_until_autopay_pays_what_is_owed(market
 
 
 def test_a_landlord_that_was_killed_and_one_with_another_certificate(market: Market) -> None:
-    market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+    market.done("trust", "let", "203.0.113.1", fingerprint_of(market.daemon))
     market.done("new", "let", "--yes", "--up")
     await_until(lambda: market.reached(V4), what="the rented IPv4 address answers")
     market.daemon.kill9()
@@ -153,7 +139,7 @@ def test_a_landlord_that_was_killed_and_one_with_another_certificate(market: Mar
     market.daemon.start()
     other = market.rent("add", V4, "--yes")
     assert other.returncode == ExitCode.CONFIGURATION and "nothing was sent" in other.stderr
-    market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+    market.done("trust", "let", "203.0.113.1", fingerprint_of(market.daemon))
     market.done("add", V4, "--amount", "500", "--yes")
     assert market.status()["payments"] == 2
 
@@ -161,26 +147,14 @@ def test_a_landlord_that_was_killed_and_one_with_another_certificate(market: Mar
 def test_static_ip_with_its_published_file_sends_all_traffic_through_the_tunnel(market: Market, tmp_path: Path) -> None:
     home = market.tenant.folder / "home"
     words = ["env", f"HOME={home}", str(Path(ngp_command()[0]).with_name("staticIP"))]
-    words += ["--rental_server_host", "203.0.113.1", "--rental_server_fingerprint", pin_of(market.daemon)]
+    words += ["--rental_server_host", "203.0.113.1", "--rental_server_fingerprint", fingerprint_of(market.daemon)]
     waiting = market.tenant.popen(*words, "--json", "--amount", "1000", "AddCredit", stdout=subprocess.PIPE)
     assert waiting.stdout is not None
     asked = json.loads(waiting.stdout.readline())
     assert asked["amount_msat"] == 49_000_000
 
-    async def pay() -> bytes:
-        node = SandboxPayment(tmp_path)
-        try:
-            return (await node.pay(asked["invoice"], 0, 30)).preimage
-        finally:
-            await node.close()
-
-    preimage = asyncio.run(pay())
-
-    def connect(place: tuple[str, int], timeout_s: float) -> socket.socket:
-        return market.third.socket_inside(lambda: socket.create_connection(place, timeout_s))
-
-    with closing(Session("203.0.113.1", 443, "", connect)) as session:
-        Tenant(session, base64.b64decode(asked["wireguard_key"])).status(Preimage=preimage.hex())
+    with closing(Session("203.0.113.1", 443, connect=market.third.connect)) as session:
+        pay(Tenant(session, base64.b64decode(asked["wireguard_key"])), asked["invoice"], tmp_path)
     rest = waiting.communicate(timeout=60)[0]
     assert waiting.returncode == 0 and json.loads(rest)[0]["state"] == "active"
     (conf,) = (home / ".StaticWire" / "WireGuardConfigFiles").iterdir()
@@ -198,7 +172,7 @@ def test_autopay_that_is_killed_at_any_moment_pays_once(market: Market, request:
     """Each round lets the target rise by one payment; AutoPay is killed at some moment, and then runs to its end."""
     rounds = request.config.getoption("--rounds") if request.config.getoption("--long") else 4
     chance, config = random.Random(7), market.tenant.folder / "net.conf"
-    market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+    market.done("trust", "let", "203.0.113.1", fingerprint_of(market.daemon))
     market.done("new", "let", "--yes", "--up")
     target_sat = 1000
     for number in range(rounds):

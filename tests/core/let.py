@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
+from unittest import mock
 
 from playbook import UTC_AT_START_S, settings
 from stand_ins import PAYEES
@@ -24,6 +25,7 @@ from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Prefix
 from ngp.core.money import PaymentNode
 from ngp.core.records import PaymentKind, Record
+from ngp.core.rental import landlord as rules
 from ngp.core.rental.landlord import served
 from ngp.core.rental.rental import Rental
 from ngp.core.rental.service import ServiceClock
@@ -45,6 +47,7 @@ from ngp.ports import Store
 
 SAT = 1000
 MONTH_S = 2_629_800
+NOTED_S = 3600.0
 FEE, RENT = 48_000 * SAT, 24_000 * SAT
 
 
@@ -155,7 +158,7 @@ class Landlord:
         self._read = snapshot.cursor
         self._carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.clock()))
         self.peers = {one.wireguard_key: one.networks for one in served(world)}  # as `Tunnel.set_up` makes them
-        self._stream()
+        self.hear()
 
     def crash(self, reboot: bool = False, for_s: float = 0.0) -> None:
         """Kill the daemon, and start it again after a time. A reboot starts the monotonic clock anew."""
@@ -250,25 +253,28 @@ class Landlord:
     def _set_peer(self, peer: TunnelPeer) -> None:
         self.peers[peer.wireguard_key] = peer.networks
 
-    def _stream(self) -> None:
-        for number, (payment_hash, amount) in enumerate(self.node.paid, 1):
-            if number > self._read:
-                self._read = number
-                self.happen(Settlement(number, payment_hash, amount))
-
     # --- what happens
 
     def at(self, seconds: float, jump_s: float = 0.0) -> None:
-        """Let time pass; the clock that shows the time of day may jump meanwhile."""
+        """Let time pass; the clock that shows the time of day may jump meanwhile.
+
+        The landlord notes its service time each minute. Here it does so only in the last hours of a long time, and
+        each hour before them: a month has 43,830 minutes, and a reboot reads only the last note.
+        """
         end = self.mono_s + seconds
         self.utc_s += jump_s
+        with mock.patch.object(rules, "SERVICE_SAVED_S", NOTED_S):
+            self._wake_until(end - 2 * NOTED_S)
+        self._wake_until(end)
+        self._pass(end - self.mono_s)
+
+    def _wake_until(self, end_mono_s: float) -> None:
         while True:
             due = self.gatekeeper.next_wake_mono_s()
-            if due is None or due > end:
-                break
+            if due is None or due > end_mono_s:
+                return
             self._pass(max(0.0, due - self.mono_s))
             self.happen(ev.Tick())
-        self._pass(end - self.mono_s)
 
     def _pass(self, seconds: float) -> None:
         self.mono_s, self.utc_s = self.mono_s + seconds, self.utc_s + seconds
@@ -284,7 +290,7 @@ class Landlord:
         """Pay an invoice. Returns whether the node took the money; the daemon hears of it at once."""
         taken = self.node.pay(bytes.fromhex(bolt11))
         if taken:
-            self._stream()
+            self.hear()
         return taken
 
     def rent(self, tenant: int, sat: int = 24_000) -> Rental:
@@ -293,6 +299,27 @@ class Landlord:
         assert answer is not None and not answer.why_not, answer
         assert self.pay(answer.bolt11)
         return self.rental(tenant)
+
+    def pay_late(self, tenant: int) -> Rental:
+        """Let a new tenant pay, and the operator end its rental before the node reports the payment to `hear`."""
+        answer = self.ask(tenant, 1000)
+        assert answer is not None
+        self.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
+        rental = self.rental(tenant)
+        self.happen(ev.ReleaseRental(rental.id))
+        return rental
+
+    def hear(self) -> None:
+        """Let the node report the payments that it hasn't reported yet."""
+        for number, (payment_hash, amount) in enumerate(self.node.paid, 1):
+            if number > self._read:
+                self._read = number
+                self.happen(Settlement(number, payment_hash, amount))
+
+    def reload(self, terms: LettingSettings | None) -> None:
+        """Read net.conf again, in which the operator has changed the terms; None: nothing is let any more."""
+        self.terms = terms  # type: ignore[assignment]
+        self.happen(ev.SettingsChanged(replace(self.world.settings, letting=terms)))
 
     def fetch(self, tenant: int, sat: int, **changes: object) -> fx.AnswerTenant | None:
         """Ask for money back with a new invoice. Returns the answer, or None if a crash came before it."""
@@ -327,8 +354,7 @@ class Landlord:
             assert account.refund.promised_msat >= 0
             assert account.paid_msat == account.charged_msat + account.refunded_msat + account.balance_msat
             assert account.balance_msat >= 0 and rental.owed_msat >= 0
-            served = rental.state.value == "active"
-            assert (self.peers.get(rental.wireguard_key) == rental.networks) == served or not served
+            assert rental.state.value != "active" or self.peers.get(rental.wireguard_key) == rental.networks
         for tenant, networks in self.peers.items():
             assert self.world.letting.by_key[tenant].networks == networks
             assert self.world.letting.by_key[tenant].state.value == "active"

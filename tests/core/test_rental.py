@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
@@ -205,26 +204,18 @@ def test_an_invoice_that_nobody_pays_frees_its_networks(landlord: Landlord) -> N
 
 
 def test_a_late_payment_of_a_released_rental_is_served_if_its_networks_are_free(landlord: Landlord) -> None:
-    answer = landlord.ask(1, 1000)
-    assert answer is not None
-    landlord.node.cancelled = set()
-    landlord.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))  # its settlement isn't reported yet
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
-    landlord._stream()
+    landlord.pay_late(1)
+    landlord.hear()
     assert landlord.peers == {key(1): (V4, V6)} and landlord.credit(1) == 1000 * SAT
     landlord.check()
 
 
 def test_a_late_payment_whose_networks_are_let_to_another_stays_the_tenants(small: Landlord) -> None:
     landlord = small
-    answer = landlord.ask(1, 1000)
-    assert answer is not None
-    landlord.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
-    first = landlord.rental(1)
-    landlord.happen(ev.ReleaseRental(first.id))
+    first = landlord.pay_late(1)
     second = landlord.ask(2, 1000)
     assert second is not None and not second.why_not
-    landlord._stream()
+    landlord.hear()
     assert first.state is RentalState.RELEASED and key(1) not in landlord.peers
     assert landlord.world.client(first.id).balance_msat == FEE + 1000 * SAT
     assert landlord.pay(second.bolt11) and landlord.peers == {key(2): (V4, V6)}
@@ -256,15 +247,11 @@ def test_a_restart_knows_a_tenants_newest_rental_beside_older_ones_with_money_le
 
 @pytest.mark.parametrize("waiting", [False, True], ids=["paid", "while the ledger is asked"])
 def test_a_late_payment_of_a_tenant_that_rented_anew_stays_the_tenants(landlord: Landlord, waiting: bool) -> None:
-    answer = landlord.ask(1, 1000)
-    assert answer is not None
-    first = landlord.rental(1)
-    landlord.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
-    landlord.happen(ev.ReleaseRental(first.id))
+    first = landlord.pay_late(1)
     held: list[fx.HoldNetworks] = []
     if waiting:
         landlord.held_later = held.append
-        landlord._stream()
+        landlord.hear()
         landlord.held_later = None
         landlord.rent(1)
         landlord._do(held[0])
@@ -297,13 +284,9 @@ def test_what_another_landlord_gives_back_is_found_when_everything_else_is_let(s
 
 
 def test_a_late_payment_whose_networks_another_landlord_has_stays_the_tenants(small: Landlord) -> None:
-    answer = small.ask(1, 1000)
-    assert answer is not None
-    small.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
-    first = small.rental(1)
-    small.happen(ev.ReleaseRental(first.id))
+    first = small.pay_late(1)
     small.let_by_others(["203.0.113.0/32"])
-    small._stream()
+    small.hear()
     assert first.state is RentalState.RELEASED and not small.peers
     small.let_by_others([])
     small.crash()
@@ -314,25 +297,18 @@ def test_a_late_payment_whose_networks_another_landlord_has_stays_the_tenants(sm
 
 
 def test_a_late_payment_is_served_after_a_crash_before_the_ledger_held_its_networks(small: Landlord) -> None:
-    answer = small.ask(1, 1000)
-    assert answer is not None
-    small.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
-    small.happen(ev.ReleaseRental(small.rental(1).id))
+    small.pay_late(1)
     small.crash_after = 0
-    small._stream()
+    small.hear()
     assert small.peers == {key(1): (V4, V6)} and small.credit(1) == 1000 * SAT
     small.check()
 
 
 def test_nobody_gets_the_networks_of_a_late_payment_before_it_is_decided(small: Landlord) -> None:
-    answer = small.ask(1, 1000)
-    assert answer is not None
-    first = small.rental(1)
-    small.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
-    small.happen(ev.ReleaseRental(first.id))
+    small.pay_late(1)
     waiting: list[fx.HoldNetworks] = []
     small.held_later = waiting.append
-    small._stream()
+    small.hear()
     small.happen(ev.SettingsChanged(small.world.settings))
     second = small.ask(2, 1000)
     assert second is not None and "are let" in second.why_not
@@ -418,8 +394,7 @@ def test_an_unpaid_invoice_is_told_until_every_client_has_given_it_up(landlord: 
 def test_the_rent_changes_only_with_a_payment_and_as_its_invoice_promised(landlord: Landlord) -> None:
     landlord.rent(1, 10_000)
     answer = landlord.ask(1, 1000)
-    landlord.terms = letting(offer(rent_msat=2 * RENT))
-    landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=landlord.terms)))
+    landlord.reload(letting(offer(rent_msat=2 * RENT)))
     assert answer is not None and landlord.pay(answer.bolt11)
     assert landlord.rental(1).rent_msat == RENT, "the invoice was made at the former rent"
     landlord.at(MONTH_S / 24)
@@ -472,18 +447,18 @@ def test_no_rent_is_owed_while_net_conf_lets_nothing(landlord: Landlord, restart
     landlord.rent(1, 10_000)
     landlord.at(3600)
     credit, terms = landlord.credit(1), landlord.terms
-    landlord.terms = None  # type: ignore[assignment]
     if restarted:
+        landlord.terms = None  # type: ignore[assignment]
         landlord.crash()
     else:
-        landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=None)))
+        landlord.reload(None)
     landlord.at(86_400)
     assert landlord.credit(1) == credit
-    landlord.terms = terms
     if restarted:
+        landlord.terms = terms
         landlord.crash(for_s=3600)
     else:
-        landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=terms)))
+        landlord.reload(terms)
     assert landlord.credit(1) == credit
     landlord.at(3600)
     assert landlord.credit(1) == pytest.approx(credit - rent_msat(RENT, 3600), abs=10)

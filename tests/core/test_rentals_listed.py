@@ -156,13 +156,9 @@ def test_released_rentals_are_listed_only_if_wanted_and_once(landlord: Landlord)
 
 def test_a_payment_that_came_too_late_was_charged_no_fee(tmp_path: Path) -> None:
     with closing(Landlord(tmp_path, letting(pools=("203.0.113.0/32", "2001:db8::/64")))) as landlord:
-        late = landlord.ask(1, 1000)
-        assert late is not None
-        landlord.node.paid.append((bytes.fromhex(late.bolt11), FEE + 1000 * SAT))  # not reported yet
-        rental = landlord.rental(1)
-        landlord.happen(ev.ReleaseRental(rental.id))
+        rental = landlord.pay_late(1)
         landlord.ask(2, 1000)
-        landlord._stream()
+        landlord.hear()
         found = status(landlord.world, rental, landlord.clock())
         assert (found.paid_msat, found.charged_msat, found.credit_msat) == (FEE + 1000 * SAT, 0, FEE + 1000 * SAT)
         assert row_of(landlord, 1)["activation_fee_msat"] == 0

@@ -52,6 +52,10 @@ def rent(shop: Shop, tenant: Tenant, sat: int = 1100) -> Books:
     return books
 
 
+def change_offer(shop: Shop, **changes: Any) -> None:
+    shop.do(lambda: shop.landlord.reload(replace(shop.terms, offers=(offer(**changes),))))
+
+
 # --- terms ------------------------------------------------------------------------------------------------------------
 
 
@@ -181,9 +185,7 @@ def test_an_ipv4_endpoint_is_preferred_since_the_client_writes_ipv6_without_brac
 def test_autopay_agrees_over_months_of_renewals_and_changes_of_the_rent(shop: Shop, tenant: Tenant) -> None:
     books = rent(shop, tenant)
     for month_sat, wait_s in ((24_000, 1), (24_000, 40_000), (48_000, 60_000), (12_000, 80_000), (24_000, 200_000)):
-        terms = replace(shop.landlord.terms, offers=(offer(rent_msat=month_sat * SAT, activation_fee_msat=7 * SAT),))
-        settings = replace(shop.landlord.world.settings, letting=terms)
-        shop.do(lambda settings=settings: shop.landlord.happen(ev.SettingsChanged(settings)))  # type: ignore[misc]
+        change_offer(shop, rent_msat=month_sat * SAT, activation_fee_msat=7 * SAT)
         for amount in (2898, 605):
             offered, reply = tenant.terms(), tenant.add_credit(amount)
             del offered["ActivationFee"]
@@ -203,9 +205,7 @@ def test_autopay_agrees_over_months_of_renewals_and_changes_of_the_rent(shop: Sh
 
 def test_the_rate_changes_only_with_a_payment(shop: Shop, tenant: Tenant) -> None:
     books = rent(shop, tenant)
-    terms = replace(shop.landlord.terms, offers=(offer(rent_msat=2 * RENT),))
-    settings = replace(shop.landlord.world.settings, letting=terms)
-    shop.do(lambda: shop.landlord.happen(ev.SettingsChanged(settings)))
+    change_offer(shop, rent_msat=2 * RENT)
     tenant.add_credit(600)
     agree(shop, books, tenant.status())
 

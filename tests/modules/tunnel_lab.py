@@ -10,6 +10,7 @@ have random names, because wireguard-go's sockets are in one directory for all n
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ LANDLORD = {4: "203.0.113.1", 6: "2001:db8:2::1"}
 OUTSIDE = {4: "203.0.113.2", 6: "2001:db8:2::2"}
 ONE = ("198.51.100.7/32", "2001:db8:ffff:7::/64")
 TWO = ("198.51.100.16/29", "2001:db8:ffff:8::/64")
-RUNS = {"kernel": ("wireguard",), "userspace": ("wireguard-go",)}
+Built = tuple["TunnelLab", WireGuard]
 
 
 def networks(*texts: str) -> tuple[Prefix, ...]:
@@ -186,6 +187,23 @@ def tunnel_lab(kind: str) -> Iterator[tuple[TunnelLab, WireGuard]]:
             finally:
                 tunnel.clean_up()
                 tunnel.close()
+
+
+def let(built: Built, *tenants: Tenant) -> None:
+    """Set the tunnel up with these tenants, and wait until it carries their packets."""
+    lab, tunnel = built
+    tunnel.set_up(lab.desired(), [tenant.peer for tenant in tenants])
+    lab.await_tunnel(*tenants)
+
+
+def answers(host: Host, address: str) -> bool:
+    return ping(host, address, wait_s=1).received == 1
+
+
+def timed(deed: object) -> float:
+    began = time.perf_counter()
+    deed()  # type: ignore[operator]
+    return time.perf_counter() - began
 
 
 def many_peers(count: int) -> list[TunnelPeer]:
