@@ -78,7 +78,7 @@ def letting(lab: Lab) -> Iterator[Letting]:
     for pool, version in zip(POOLS, (4, 6), strict=True):
         third.route(pool, via=landlord.address("wan0", version))
     lab.await_carriers()
-    rent = f"{1000 * MONTH_S // 10} sat"  # 100 sat a second
+    rent = f"{1000 * MONTH_S // 25} sat"  # 40 sat a second
     own = {"LANDLORD_POOLS": POOLS, "LANDLORD_HTTPS": "192.0.2.1:443", "LANDLORD_RENT": rent}
     daemon = landlord.daemon({**NET_CONF, **own})
     key = X25519PrivateKey.generate()
@@ -99,9 +99,9 @@ def test_a_tenant_is_reached_as_long_as_it_has_paid(letting: Letting) -> None:
     assert not letting.is_reached(v4) and not letting.is_reached(v6)
     owed = -letting.asks.status()["Credit"]
     assert owed > 0
-    letting.rent(int(owed) + 2000)
+    letting.rent(int(owed) + 6000)
     status = letting.asks.status()
-    assert status["Networks"] == networks and 1500 < status["Credit"] <= 2001
+    assert status["Networks"] == networks and 3000 < status["Credit"] <= 6001
     await_until(lambda: letting.is_reached(v4) and letting.is_reached(v6), what="the tenant's answers")
     (row,) = letting.daemon.json("rentals")
     assert row["paid_msat"] == row["activation_fee_msat"] + row["charged_msat"] + row["credit_msat"]
