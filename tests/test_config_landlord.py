@@ -171,7 +171,6 @@ BAD_LINES = [
     ("LANDLORD_RESERVED_TIME: 0", "LANDLORD_RESERVED_TIME: '0'", "write 1 min or more"),
     ("LANDLORD_INVOICE_TIME: 1 s", "LANDLORD_INVOICE_TIME: '1 s'", "write 1 min to 1 day"),
     ("LANDLORD_INVOICES_MAX: 0", "LANDLORD_INVOICES_MAX: '0'", "from 1 to 100000"),
-    ("LANDLORD_HOLD: yes", "LANDLORD_HOLD: 'yes'", "isn't possible yet"),
     ("LANDLORD_HOLD: maybe", "LANDLORD_HOLD: 'maybe'", "auto or yes or no"),
     ("LANDLORD_HTTPS: 443", "LANDLORD_HTTPS: '443'", "is not address:port"),
     ("LANDLORD_HTTPS: example.org:443", "LANDLORD_HTTPS", "is not address:port"),

@@ -194,6 +194,10 @@ class ElectrumPayment(ElectrumUpkeep):
             return InvoiceState.OPEN
         return InvoiceState.SETTLED if payment_hash in await self._received() else InvoiceState.ACCEPTED
 
+    async def wait_held(self, payment_hash: bytes) -> int | None:  # noqa: ARG002  the port's
+        """Return None: Electrum can't hold payments."""
+        return None
+
     async def settle_invoice(self, preimage: bytes) -> None:  # noqa: ARG002  the port's
         """Raise PaymentError: Electrum can't hold payments."""
         raise PaymentError("Electrum can't hold payments, so there is none to settle; use LND for that")

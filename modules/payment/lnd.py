@@ -56,6 +56,7 @@ LOOK_AGAIN_S = 15.0
 _FIRST_ANSWER_S = 10.0
 _LEAST_ATTEMPT_S = 1
 _RIGHTS = "LND's macaroon"
+_UNKNOWN_INVOICE = "unable to locate invoice"
 _STATES = {
     pb.Invoice.OPEN: InvoiceState.OPEN,
     pb.Invoice.ACCEPTED: InvoiceState.ACCEPTED,
@@ -133,7 +134,16 @@ class LndPayment(LndUpkeep):
     def capabilities(self) -> PaymentCapabilities:
         """Return the capabilities: the money is real on mainnet, and LND itself reports settlements."""
         real = self._info is None or self._info.network == "mainnet"
-        return PaymentCapabilities(real_money=real, settles_by_proof=False, least_amount_msat=LEAST_AMOUNT_MSAT)
+        return PaymentCapabilities(real, False, LEAST_AMOUNT_MSAT, self._why_no_holding())
+
+    def _why_no_holding(self) -> str:
+        """Return which rights we lack to hold payments; "" if we have all. Reads the file, doesn't ask the node."""
+        try:
+            missing = macaroon.read(self._client.macaroon()).missing(client.TO_HOLD)
+        except ConfigError as error:
+            return str(error)
+        line = macaroon.bake_line([*macaroon.needed(spends=True), *client.TO_TELL, *client.TO_HOLD])
+        return f"LND's macaroon does not allow {', '.join(missing)}: {line}" if missing else ""
 
     async def check(self, spends: bool) -> list[Check]:
         """Check that the macaroon has the rights that we need, and no more; reads the file, doesn't ask the node."""
@@ -151,7 +161,7 @@ class LndPayment(LndUpkeep):
             return [Check(_RIGHTS, False, str(error), line)]
         if missing := rights.missing(methods):
             return [Check(_RIGHTS, False, f"does not allow {', '.join(missing)}", line)]
-        if beyond := rights.beyond([*methods, *client.TO_TELL]):
+        if beyond := rights.beyond([*methods, *client.TO_TELL, *client.TO_HOLD]):
             found = f"allows more than is needed: {', '.join(beyond)}; anyone who gets hold of it can do all that"
             return [Check(_RIGHTS, True, found, line)]
         if untold := rights.missing(client.TO_TELL):
@@ -210,6 +220,25 @@ class LndPayment(LndUpkeep):
         found = await self._client.call(client.LOOKUP_INVOICE, pb.PaymentHash(r_hash=payment_hash))
         return _STATES[found.state]
 
+    async def wait_held(self, payment_hash: bytes) -> int | None:
+        """Wait until the payment of a hold invoice waits for us. Returns how many blocks its first HTLC has left.
+
+        Returns None once the invoice is settled, cancelled or unknown; LND may delete what was cancelled.
+        """
+        asked = pb.SubscribeSingleInvoiceRequest(r_hash=payment_hash)
+        try:
+            async for told in self._client.stream(client.WATCH_INVOICE, asked):
+                if told.state in (pb.Invoice.SETTLED, pb.Invoice.CANCELED):
+                    return None
+                if told.state == pb.Invoice.ACCEPTED:
+                    height = (await self._client.call(client.GET_INFO, pb.GetInfoRequest())).block_height
+                    return min(one.expiry_height for one in told.htlcs if one.state == pb.ACCEPTED) - height
+        except LndError as error:
+            if _UNKNOWN_INVOICE not in error.detail:
+                raise
+            return None
+        raise PaymentError("LND stopped telling about an invoice; ngp asks again")
+
     async def settle_invoice(self, preimage: bytes) -> None:
         """Settle a held invoice; twice is no error."""
         try:
@@ -227,7 +256,7 @@ class LndPayment(LndUpkeep):
         try:
             await self._client.call(client.CANCEL_INVOICE, pb.CancelInvoiceMsg(payment_hash=payment_hash))
         except LndError as error:
-            if "unable to locate invoice" not in error.detail:
+            if _UNKNOWN_INVOICE not in error.detail:
                 raise
 
     async def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:

@@ -92,6 +92,9 @@ SUBSCRIBE_INVOICES = Method(
 ADD_HOLD_INVOICE = Method(
     "/invoicesrpc.Invoices/AddHoldInvoice", pb.AddHoldInvoiceRequest, pb.AddHoldInvoiceResp, ("invoices:write",)
 )
+WATCH_INVOICE = Method(
+    "/invoicesrpc.Invoices/SubscribeSingleInvoice", pb.SubscribeSingleInvoiceRequest, pb.Invoice, ("invoices:read",)
+)
 SETTLE_INVOICE = Method(
     "/invoicesrpc.Invoices/SettleInvoice", pb.SettleInvoiceMsg, pb.SettleInvoiceResp, ("invoices:write",)
 )
@@ -120,13 +123,14 @@ REMOVE_TOWER = Method(
 )
 
 # ALWAYS: procedures that every daemon needs. TO_SPEND: those that only a daemon that pays needs. TO_TELL: those that
-# ngp needs only to show more to its operator.
+# ngp needs only to show more to its operator. TO_HOLD: those that a landlord needs to hold first payments.
 ALWAYS: tuple[Method[Any, Any], ...] = (
     GET_INFO, SIGN_MESSAGE, CHANNEL_BALANCE, LIST_CHANNELS, ADD_INVOICE, LOOKUP_INVOICE, LIST_INVOICES,
     SUBSCRIBE_INVOICES, CANCEL_INVOICE,
 )  # fmt: skip
 TO_SPEND: tuple[Method[Any, Any], ...] = (SEND_PAYMENT, TRACK_PAYMENT)
 TO_TELL: tuple[Method[Any, Any], ...] = (PENDING_CHANNELS, CHANNEL_INFO, LIST_TOWERS, TOWER_STATS)
+TO_HOLD: tuple[Method[Any, Any], ...] = (ADD_HOLD_INVOICE, WATCH_INVOICE, SETTLE_INVOICE)
 # Procedures that ngp calls only on an operator's order: their rights may be given for a while, or not at all.
 TO_OPEN_CHANNELS: tuple[Method[Any, Any], ...] = (CONNECT_PEER, OPEN_CHANNEL)
 TO_CHANGE_TOWERS: tuple[Method[Any, Any], ...] = (ADD_TOWER, REMOVE_TOWER)

@@ -173,6 +173,10 @@ class SandboxPayment:
         self._serve()
         return self._node.invoice_state(payment_hash, time.time())
 
+    async def wait_held(self, payment_hash: bytes) -> int | None:  # noqa: ARG002  the port's
+        """Return None: the payer has the preimage, so nothing can be held back."""
+        return None
+
     async def settle_invoice(self, preimage: bytes) -> None:
         """Accept the payer's proof; `watch_settlements` reports it after the delay. Twice is no error."""
         self._serve()

@@ -225,11 +225,6 @@ def _has_face(key: Key[Any], name: str) -> Check:
     return check
 
 
-def _hold(written: Written) -> Iterator[Finding]:
-    if written[own.HOLD] == "yes":
-        yield written.finding(own.HOLD, "isn't possible yet, as ngp makes no hold invoices: write auto or no")
-
-
 def _metered(written: Written) -> Iterator[Finding]:
     for offer in _offers(written):
         if _term(written, offer, "price"):
@@ -251,7 +246,6 @@ _CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((own.PORT,), _ports),
     ((own.HTTPS,), _has_face(own.HTTPS, "https")),
     ((own.GRPC,), _has_face(own.GRPC, "grpc")),
-    ((own.HOLD,), _hold),
 )
 
 

@@ -128,7 +128,7 @@ HOLD = Key(
     "auto, yes or no",
     values.one_of("auto", "yes", "no"),
     "auto",
-    "hold invoices, settled only when the tunnel is ready; auto = where the payment node can (later: none so far)",
+    "hold invoices: a first payment is taken only when the tunnel is ready; auto = where the payment node can",
     ("letting.hold",),
 )
 MESH = Key(

@@ -5,7 +5,7 @@ The daemon's one executor carries them out in order, after the records of the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ngp.core.messages import Answer, Call, Message, Prefix
 from ngp.core.records import PaymentKind, Record
@@ -114,13 +114,36 @@ class CountAccount:
 
 @dataclass(frozen=True, slots=True)
 class MakeInvoice:
-    """Have our payment node make an invoice; answered by InvoiceMade or InvoiceFailed."""
+    """Have our payment node make an invoice; answered by InvoiceMade or InvoiceFailed.
+
+    Attributes:
+        preimage: 32 bytes that make it a hold invoice: its payment waits until we hand the preimage to our node; b"":
+            an ordinary invoice.
+    """
 
     identity: bytes
     kind: PaymentKind
     amount_msat: int
     memo: str
     expiry_s: int
+    preimage: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchInvoice:
+    """Wait for the payment of a hold invoice. Answered by InvoiceHeld; not at all once the invoice is over."""
+
+    payment_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SettleInvoice:
+    """Take the payment that a hold invoice holds. Answered by RentProven.
+
+    If the node can't do it, it is asked for the invoice's state again, as by WatchInvoice.
+    """
+
+    preimage: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +222,14 @@ class HoldNetworks:
 
 @dataclass(frozen=True, slots=True)
 class SetTunnelPeer:
-    """Let a tenant's traffic through the tunnel, or change its networks or rate."""
+    """Let a tenant's traffic through the tunnel, or change its networks or rate.
+
+    Attributes:
+        held: hash of a payment that waits for this: then answered by TunnelPeerSet.
+    """
 
     peer: TunnelPeer
+    held: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +270,8 @@ Effect = (
     | ForgetAccount
     | CountAccount
     | MakeInvoice
+    | WatchInvoice
+    | SettleInvoice
     | PayInvoice
     | TrackPayment
     | ProveSettlement

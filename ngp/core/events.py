@@ -5,7 +5,7 @@ Held packets, settlements and outcomes of payments are events too; their classes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ngp.core.channels import Channel
 from ngp.core.messages import Message, Paid, Prefix, StatementLine
@@ -100,7 +100,11 @@ class AccountCounted:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceMade:
-    """Our payment node made the invoice that `MakeInvoice` asked for, or the operator credited a sandbox account."""
+    """Our payment node made the invoice that `MakeInvoice` asked for, or the operator credited a sandbox account.
+
+    Attributes:
+        preimage: of a hold invoice; b"": it is an ordinary one.
+    """
 
     identity: bytes
     kind: PaymentKind
@@ -108,6 +112,27 @@ class InvoiceMade:
     payment_hash: bytes
     amount_msat: int
     expires_in_s: int
+    preimage: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceHeld:
+    """The payment of a hold invoice of ours has arrived at our node, and waits there.
+
+    Attributes:
+        blocks_left: after so many blocks the payment ends by itself, and until then the payer's money is bound.
+    """
+
+    payment_hash: bytes
+    blocks_left: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelPeerSet:
+    """The tunnel has a tenant whose payment waits for that, or can't have it. Attributes: why_not: "" if it has."""
+
+    payment_hash: bytes
+    why_not: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +284,7 @@ Event = (
     | AccountCounted
     | InvoiceMade
     | InvoiceFailed
+    | InvoiceHeld
     | InvoiceCancelled
     | Settlement
     | ChannelsSeen
@@ -266,6 +292,7 @@ Event = (
     | MoneyBackAsked
     | RekeyAsked
     | NetworksHeld
+    | TunnelPeerSet
     | SwitchRental
     | ReleaseRental
     | RentProven

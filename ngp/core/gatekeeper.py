@@ -33,6 +33,7 @@ from ngp.core.events import (
     Hinted,
     InvoiceCancelled,
     InvoiceFailed,
+    InvoiceHeld,
     InvoiceMade,
     MessageReceived,
     MoneyBackAsked,
@@ -45,6 +46,7 @@ from ngp.core.events import (
     Stopping,
     SwitchRental,
     Tick,
+    TunnelPeerSet,
     Undelivered,
     UsageRead,
 )
@@ -68,7 +70,7 @@ from ngp.core.messages import (
 )
 from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentKind
-from ngp.core.rental import asking, landlord, rekey
+from ngp.core.rental import asking, holding, landlord, rekey
 from ngp.core.rental import refunds as rental_refunds
 from ngp.core.selling import first_packets, grace, invoicing, statements
 from ngp.core.selling import metering as seller_meter
@@ -172,6 +174,10 @@ class Gatekeeper:
                 asking.credit_asked(world, event)
             case NetworksHeld():
                 asking.networks_held(world, event)
+            case InvoiceHeld():
+                holding.held(world, event)
+            case TunnelPeerSet():
+                holding.peer_set(world, event)
             case MoneyBackAsked():
                 rental_refunds.asked(world, event)
             case RekeyAsked():

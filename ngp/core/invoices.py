@@ -52,7 +52,7 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
         fee_msat=0,
         state=PaymentState.OPEN,
         bolt11=event.bolt11,
-        preimage=b"",
+        preimage=event.preimage,
         created_at_s=world.now.utc_s,
         settled_at_s=0,
         reason="",

@@ -11,13 +11,19 @@ from ngp.core.records import PaymentRecord
 
 @dataclass(frozen=True, slots=True)
 class PaymentNode:
-    """What the core needs to know about our payment module; `payee` is the public key of its node."""
+    """What the core needs to know about our payment module.
+
+    Attributes:
+        payee: public key of its node.
+        holds: it can make hold invoices.
+    """
 
     network: str
     real_money: bool
     settles_by_proof: bool
     least_amount_msat: int
     payee: bytes = b""
+    holds: bool = False
 
 
 @dataclass(slots=True, eq=False)

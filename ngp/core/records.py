@@ -117,7 +117,8 @@ class ContractRecord:
 class PaymentRecord:
     """One payment or invoice. Key: (direction, payment_hash), so that no payment counts twice.
 
-    `preimage` is a secret until the payment is settled; it never leaves the ledger for a log or listing.
+    `preimage` is a secret until the payment is settled; it never leaves the ledger for a log or listing. An invoice of
+    ours that is open has one if it is a hold invoice.
     """
 
     direction: Direction

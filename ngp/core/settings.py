@@ -137,8 +137,8 @@ class Settings:
 
     @property
     def spends(self) -> bool:
-        """True if ngp pays without a command: for what we buy, or refunds to clients that ask."""
-        return self.buys or self.refund_when_asked
+        """True if ngp pays without a command: for what we buy, or refunds to clients or tenants that ask."""
+        return self.buys or self.refund_when_asked or self.letting is not None
 
     @property
     def never_mesh(self) -> tuple[str, ...]:

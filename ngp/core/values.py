@@ -353,11 +353,14 @@ class PaymentCapabilities:
         real_money: False for the sandbox; every listing says so.
         settles_by_proof: the module has no payment network: handing a preimage to `settle_invoice` settles the invoice.
         least_amount_msat: smallest invoice that the module makes (1,000 where only whole sat are possible).
+        why_no_holding: why it can't make hold invoices, whose payment waits until we take it or give it back, with the
+            remedy; "" if it can.
     """
 
     real_money: bool
     settles_by_proof: bool
     least_amount_msat: int
+    why_no_holding: str = "it can't hold payments back: use lnd"
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,11 @@ async def payment(running: Settings, wanted: Settings, node: Payment, why_not: s
     if wanted.payment_module != running.payment_module:
         found = f"{wanted.payment_module}: not checked, as this daemon uses {running.payment_module}"
         return [Check("payment", True, f"{found}; the next start tries it, or `ngp check` without a daemon")]
-    rights = [*await node.check(wanted.spends), *payment_keys.without_effect(wanted)]
+    rights = [
+        *await node.check(wanted.spends),
+        *payment_keys.without_effect(wanted),
+        *holding(wanted, node),
+    ]
     if not why_not:
         rights += await lightning.look(node, wanted)
     if wanted.account_id is None or why_not:
@@ -263,6 +267,23 @@ def refuse_other_node(settings: Settings, account_id: str) -> None:
     expected = expected_node(settings, account_id, "but the payment node is")
     if not expected.ok:
         raise PaymentError(f"{expected.found}: {expected.remedy}")
+
+
+def refuse_without_holding(settings: Settings, node: Payment) -> None:
+    """Refuse settings that want payments to be held if the payment node can't hold them. Raises PaymentError."""
+    for lacking in holding(settings, node):
+        raise PaymentError(f"{lacking.found}; {lacking.remedy}")
+
+
+def holding(settings: Settings, node: Payment) -> list[Check]:
+    """Check whether the payment node can hold payments, if LANDLORD_HOLD is yes."""
+    if settings.letting is None or settings.letting.hold != "yes":
+        return []
+    why_not = node.capabilities().why_no_holding
+    if not why_not:
+        return []
+    found = f"LANDLORD_HOLD is yes, but {settings.payment_module} makes no hold invoices: {why_not}"
+    return [Check("payment", False, found, "or write auto or no", "payment")]
 
 
 def expected_node(settings: Settings, account_id: str, but: str) -> Check:

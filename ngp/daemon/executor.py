@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 from ngp.core.effects import (
@@ -39,7 +40,9 @@ from ngp.core.effects import (
     RevokeContract,
     Send,
     SetNeighbour,
+    SettleInvoice,
     TrackPayment,
+    WatchInvoice,
 )
 from ngp.core.events import (
     AccountCounted,
@@ -48,9 +51,12 @@ from ngp.core.events import (
     Halted,
     InvoiceCancelled,
     InvoiceFailed,
+    InvoiceHeld,
     InvoiceMade,
     NetworksHeld,
+    RentProven,
 )
+from ngp.core.messages import Paid
 from ngp.core.values import AccountLimit, Grant, InvoiceState, PaymentOutcome, PaymentStatus
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.post import Post
@@ -58,6 +64,7 @@ from ngp.errors import KernelError, LedgerError, PaymentError
 from ngp.ports import Ledger, Network, Payment
 
 LEDGER_RETRY_S = 2.0
+WATCH_AGAIN_S = 5.0
 BILLS_A_PAGE = 1024
 
 _log = logging.getLogger("ngp")
@@ -135,6 +142,10 @@ class Executor:
                     self._spawn(self._hold_networks(effect))
                 case MakeInvoice():
                     self._spawn(self._make_invoice(effect))
+                case WatchInvoice():
+                    self._spawn(self._watch(effect.payment_hash))
+                case SettleInvoice():
+                    self._spawn(self._settle(effect.preimage))
                 case PayInvoice():
                     self._spawn(self._pay(effect))
                 case TrackPayment():
@@ -266,15 +277,43 @@ class Executor:
     async def _make_invoice(self, effect: MakeInvoice) -> None:
         try:
             await self._payment.confirm_node()
-            made = await self._payment.create_invoice(effect.amount_msat, effect.memo, effect.expiry_s)
+            held = (effect.preimage, True) if effect.preimage else ()
+            made = await self._payment.create_invoice(effect.amount_msat, effect.memo, effect.expiry_s, *held)
         except PaymentError as error:
             self._tell(InvoiceFailed(effect.identity, effect.kind, str(error)))
             return
         self._tell(
             InvoiceMade(
-                effect.identity, effect.kind, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s
+                effect.identity, effect.kind, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s,
+                effect.preimage,
             )
-        )
+        )  # fmt: skip
+
+    async def _watch(self, payment_hash: bytes) -> None:
+        """Wait for the payment of a hold invoice; while the node is away, ask again."""
+        while True:
+            try:
+                blocks_left = await self._payment.wait_held(payment_hash)
+                await self._payment.confirm_node()  # another one doesn't know this invoice
+            except PaymentError as error:
+                self._tell_trouble(f"invoice {payment_hash.hex()[:16]}: not known whether its payment waits", error)
+                await asyncio.sleep(WATCH_AGAIN_S)
+                continue
+            if blocks_left is not None:
+                self._tell(InvoiceHeld(payment_hash, blocks_left))
+            return
+
+    async def _settle(self, preimage: bytes) -> None:
+        """Take a held payment. If the node doesn't say that it is ours, the invoice's state is looked up again."""
+        payment_hash = sha256(preimage).digest()
+        try:
+            await self._payment.settle_invoice(preimage)
+        except PaymentError as error:
+            self._tell_trouble(f"the payment held by invoice {payment_hash.hex()[:16]} is not taken yet", error)
+            await asyncio.sleep(WATCH_AGAIN_S)
+            await self._watch(payment_hash)
+            return
+        self._tell(RentProven(Paid(payment_hash, preimage)))
 
     async def _pay(self, effect: PayInvoice) -> None:
         try:

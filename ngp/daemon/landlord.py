@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ngp import key_file
 from ngp.core.effects import AnswerTenant, Effect, Persist, RemoveTunnelPeer, SetTunnelPeer
+from ngp.core.events import Event, TunnelPeerSet
 from ngp.core.host_port import join_host_port
 from ngp.core.messages import Address
 from ngp.core.records import RentalRecord
@@ -82,6 +83,7 @@ class Landlord:
         tunnel: not set up yet.
         faces: not open yet.
         peers: returns all tenants that the tunnel should have now.
+        tell: receives what became of a tenant whose payment waits for the tunnel, as an event.
     """
 
     def __init__(
@@ -91,12 +93,14 @@ class Landlord:
         letting: Letting,
         private_key: X25519PrivateKey,
         peers: Callable[[], Iterable[TunnelPeer]],
+        tell: Callable[[Event], None],
     ) -> None:
         self.tunnel = tunnel
         self.letting = letting
         self._faces = faces
         self._private_key = private_key
         self._peers = peers
+        self._tell = tell
         self._settings: LettingSettings | None = None
         self._is_behind = False
 
@@ -124,7 +128,7 @@ class Landlord:
         for effect in effects:
             match effect:
                 case SetTunnelPeer():
-                    self._change(lambda peer=effect.peer: self.tunnel.set_peers([peer]))  # type: ignore[misc]
+                    self._set_peer(effect)
                 case RemoveTunnelPeer():
                     self._change(lambda key=effect.wireguard_key: self.tunnel.remove_peers([key]))  # type: ignore[misc]
                 case AnswerTenant():
@@ -144,14 +148,24 @@ class Landlord:
                 return await face.answer(content, who)
         return b""
 
-    def _change(self, deed: Callable[[], None]) -> None:
+    def _set_peer(self, effect: SetTunnelPeer) -> None:
+        if effect.held:
+            self.catch_up()
+        why_not = self._change(lambda: self.tunnel.set_peers([effect.peer]))
+        if effect.held:
+            self._tell(TunnelPeerSet(effect.held, why_not))
+
+    def _change(self, deed: Callable[[], None]) -> str:
+        """Change the tunnel, now or as soon as possible. Returns why it isn't changed now; "" if it is."""
         if self._settings is None or self._is_behind:
-            return  # `apply` or `catch_up` sets all peers
+            return "the tunnel can't be changed right now"  # `apply` or `catch_up` sets all peers
         try:
             deed()
         except KernelError as error:
             _log.error("the tunnel lacks a change, which is made as soon as possible: %s", error)
             self._is_behind = True
+            return str(error)
+        return ""
 
     def catch_up(self) -> None:
         """Make changes that failed before, and a tunnel anew that somebody removed; call it now and then."""

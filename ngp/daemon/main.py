@@ -180,16 +180,18 @@ def open_ledger(state_dir: Path, place: Store) -> Ledger:
 
 
 async def _payment_node(payment: Payment, settings: Settings) -> PaymentNode:
-    """Ask the payment node for its identity. Raises PaymentError if net.conf expects another node."""
+    """Ask the payment node for its identity. Raises PaymentError if net.conf expects another node, or more of it."""
     info = await payment.info()
     checkup.refuse_other_node(settings, info.account_id)
     capabilities = payment.capabilities()
+    checkup.refuse_without_holding(settings, payment)
     return PaymentNode(
         info.network,
         capabilities.real_money,
         capabilities.settles_by_proof,
         capabilities.least_amount_msat,
         bytes.fromhex(info.account_id),
+        holds=not capabilities.why_no_holding,
     )
 
 
@@ -267,7 +269,7 @@ def make_landlord(node: Node, state_dir: Path) -> Landlord:
     letting = Letting(
         world, clock, node.obey, private_key, endpoints, decode, lambda: post.ourselves.payee_proof
     )
-    return Landlord(tunnel, make_faces(state_dir), letting, private_key, lambda: served(world))
+    return Landlord(tunnel, make_faces(state_dir), letting, private_key, lambda: served(world), node.tell)
 
 
 def make_tunnel() -> Tunnel:

@@ -478,6 +478,7 @@ class Node:
         wanted = await asyncio.to_thread(load, self.parts.config_path, trusted_only=True)
         refuse_shown_secret(wanted, self.parts.config_path)
         checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.node.payee.hex())
+        checkup.refuse_without_holding(wanted, self.parts.payment)
         if lost := who_would_lose(self.parts.gatekeeper.world, wanted.letting):
             raise ConfigError(f"{lost}; {GIVE_BACK_FIRST}")
 

@@ -187,7 +187,7 @@ async def _ask_payment(settings: Settings, state_dir: Path, why_unknown: str, kn
         if not why_unknown:
             expected = checkup.expected_node(settings, info.account_id, "but the payment node is")
             node = node if expected.ok else expected
-        rights = await payment.check(settings.spends)
+        rights = [*await payment.check(settings.spends), *checkup.holding(settings, payment)]
         return [node, *rights, *await lightning.look(payment, settings)]
     finally:
         with suppress(NgpError):

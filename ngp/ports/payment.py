@@ -42,15 +42,30 @@ class Payment(Protocol):
 
     async def create_invoice(
         self, amount_msat: int, memo: str, expiry_s: int, preimage: bytes | None = None, hold: bool = False
-    ) -> NewInvoice: ...
+    ) -> NewInvoice:
+        """Make an invoice.
+
+        Args:
+            preimage: 32 bytes; None: the module chooses one.
+            hold: its payment waits for `settle_invoice` or `cancel_invoice`, if `why_no_holding` is empty.
+        """
 
     async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState: ...
+
+    async def wait_held(self, payment_hash: bytes) -> int | None:
+        """Wait until the payment of a hold invoice waits for us; None once it is settled, cancelled or unknown.
+
+        Returns: after how many blocks the payment ends by itself.
+        """
 
     async def settle_invoice(self, preimage: bytes) -> None:
         """Settle a held invoice, or with `settles_by_proof` any invoice of ours; settling twice is no error."""
 
     async def cancel_invoice(self, payment_hash: bytes) -> None:
-        """Cancel an invoice; return when it is certain that the node accepts no money for it."""
+        """Cancel an invoice; return when it is certain that the node accepts no money for it.
+
+        A payment that is held goes back to its payer.
+        """
 
     def watch_settlements(self, cursor: int) -> AsyncIterator[Settlement]:
         """Yield every settlement after the cursor, at least once, without end.

@@ -22,11 +22,11 @@ from ngp import store
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Prefix
+from ngp.core.messages import Paid, Prefix
 from ngp.core.money import PaymentNode
 from ngp.core.records import PaymentKind, Record
 from ngp.core.rental import landlord as rules
-from ngp.core.rental.landlord import served
+from ngp.core.rental.landlord import served, tunnel_peer
 from ngp.core.rental.rental import Rental
 from ngp.core.rental.service import ServiceClock
 from ngp.core.rental.status import RentalStatus, credit_msat, status
@@ -80,11 +80,19 @@ class PaymentNodeOfLandlord:
     """Its invoices, what was paid, and the settlements that it reports from the first on. `slow`: it makes none,
     and doesn't say so; `refuses`: why it makes none.
 
+    `holds`: it can hold payments; `held`: the hashes of those that wait. `blocks_left`: of each of them. `away`: it
+    takes no orders about them.
+
     `sent`: what it paid for its owner, each invoice once. `fails`: it pays nothing.
     """
 
     slow: bool = False
     refuses: str = ""
+    holds: bool = False
+    held: set[bytes] = field(default_factory=set)
+    hold_invoices: set[bytes] = field(default_factory=set)
+    blocks_left: int = 80
+    away: bool = False
     preimages: dict[bytes, bytes] = field(default_factory=dict)
     amounts: dict[bytes, int] = field(default_factory=dict)
     cancelled: set[bytes] = field(default_factory=set)
@@ -104,9 +112,32 @@ class PaymentNodeOfLandlord:
         return PaymentOutcome(payment_hash, PaymentStatus.FAILED, reason=UNKNOWN_PAYMENT)
 
     def pay(self, payment_hash: bytes) -> bool:
-        if payment_hash in self.cancelled or any(payment_hash == one for one, _ in self.paid):
+        if payment_hash in self.cancelled or self.has_got(payment_hash):
             return False
-        self.paid.append((payment_hash, self.amounts[payment_hash]))
+        if payment_hash in self.hold_invoices:
+            self.held.add(payment_hash)
+        else:
+            self.paid.append((payment_hash, self.amounts[payment_hash]))
+        return True
+
+    def has_got(self, payment_hash: bytes) -> bool:
+        return any(payment_hash == one for one, _ in self.paid)
+
+    def settle(self, payment_hash: bytes) -> bool:
+        """Take a held payment. Returns whether it is ours now."""
+        if self.away:
+            return False
+        if payment_hash in self.held:
+            self.held.discard(payment_hash)
+            self.paid.append((payment_hash, self.amounts[payment_hash]))
+        return self.has_got(payment_hash)
+
+    def cancel(self, payment_hash: bytes) -> bool:
+        """Cancel an invoice, and give a held payment back. Returns whether nobody can pay it any more."""
+        if self.away or self.has_got(payment_hash):
+            return False
+        self.held.discard(payment_hash)
+        self.cancelled.add(payment_hash)
         return True
 
 
@@ -134,6 +165,9 @@ class Landlord:
         self.log: list[str] = []
         self.others: list[Prefix] = []
         self.held_later: Callable[[fx.HoldNetworks], None] | None = None
+        self.tunnel_fails = ""
+        self._watched: set[bytes] = set()
+        self._starts = 0
         self._requests = 0
         self._place = place or store.at(folder)
         self._start()
@@ -145,9 +179,11 @@ class Landlord:
 
     def _start(self) -> None:
         self.ledger = self._place.open()
+        self._starts += 1
+        self._watched.clear()
         world = World(
             settings=settings(letting=self.terms),
-            node=PaymentNode("sandbox", False, True, 1000, PAYEES["gateway"]),
+            node=PaymentNode("sandbox", False, not self.node.holds, 1000, PAYEES["gateway"], self.node.holds),
             new_id=lambda: self.chance.randbytes(16),
             now=self.clock(),
         )
@@ -182,9 +218,12 @@ class Landlord:
     def _carry_out(self, effects: list[fx.Effect]) -> None:
         """Store the records; then do the rest, which may be cut short by a crash."""
         self._store([one.record for one in effects if isinstance(one, fx.Persist)])
+        started = self._starts
         for effect in effects:
             if isinstance(effect, fx.Persist):
                 continue
+            if self._starts != started:
+                return  # what happened meanwhile ended in a crash
             if self.crash_after == 0:
                 self.crash_after = -1
                 self.crash()
@@ -202,16 +241,22 @@ class Landlord:
             case fx.MakeInvoice() if self.node.slow:
                 pass
             case fx.MakeInvoice():
-                preimage = self.chance.randbytes(32)
+                preimage = effect.preimage or self.chance.randbytes(32)
                 payment_hash = sha256(preimage).digest()
                 self.node.preimages[payment_hash] = preimage
+                if effect.preimage:
+                    self.node.hold_invoices.add(payment_hash)
                 self.node.amounts[payment_hash] = effect.amount_msat
                 self.happen(
                     ev.InvoiceMade(
                         effect.identity, effect.kind, payment_hash.hex(), payment_hash, effect.amount_msat,
-                        effect.expiry_s,
+                        effect.expiry_s, effect.preimage,
                     )
                 )  # fmt: skip
+            case fx.WatchInvoice():
+                self._watched.add(effect.payment_hash)
+            case fx.SettleInvoice():
+                self._settle(effect.preimage)
             case fx.HoldNetworks() if self.held_later is not None:
                 self.held_later(effect)
             case fx.HoldNetworks():
@@ -222,15 +267,17 @@ class Landlord:
             case fx.TrackPayment():
                 self.happen(self.node.track(effect.payment_hash))
             case fx.CancelInvoice():
-                if not any(effect.payment_hash == one for one, _ in self.node.paid):
-                    self.node.cancelled.add(effect.payment_hash)
+                if self.node.cancel(effect.payment_hash):
                     self.happen(ev.InvoiceCancelled(effect.payment_hash))
             case fx.ProveSettlement():
                 assert self.pay(sha256(effect.preimage).hexdigest())
             case fx.AnswerTenant():
                 self.answers[effect.request] = effect
             case fx.SetTunnelPeer():
-                self._set_peer(effect.peer)
+                if not self.tunnel_fails:
+                    self._set_peer(effect.peer)
+                if effect.held:
+                    self.happen(ev.TunnelPeerSet(effect.held, self.tunnel_fails))
             case fx.RemoveTunnelPeer():
                 self.peers.pop(effect.wireguard_key, None)
             case fx.Log():
@@ -253,6 +300,27 @@ class Landlord:
     def _set_peer(self, peer: TunnelPeer) -> None:
         self.peers[peer.wireguard_key] = peer.networks
 
+    def _settle(self, preimage: bytes) -> None:
+        """Take a held payment; nothing is taken from a tenant that the tunnel doesn't have."""
+        payment_hash = sha256(preimage).digest()
+        rental = self.world.letting.rentals[self.world.money.invoices[payment_hash].identity]
+        assert self.peers.get(rental.wireguard_key) == rental.networks or rental.state.value != "pending"
+        if not self.node.settle(payment_hash):
+            self._watched.add(payment_hash)
+        elif self.crash_after == 0:
+            self.crash_after = -1
+            self.crash()
+        else:
+            self.happen(ev.RentProven(Paid(payment_hash, preimage)))
+            self.hear()
+
+    def _look_at_held(self) -> None:
+        """Tell of the payments that wait at the node, as far as they are watched."""
+        for payment_hash in sorted(self._watched & self.node.held):
+            if not self.node.away and payment_hash in self._watched:
+                self._watched.discard(payment_hash)
+                self.happen(ev.InvoiceHeld(payment_hash, self.node.blocks_left))
+
     # --- what happens
 
     def at(self, seconds: float, jump_s: float = 0.0) -> None:
@@ -263,6 +331,7 @@ class Landlord:
         """
         end = self.mono_s + seconds
         self.utc_s += jump_s
+        self._look_at_held()
         with mock.patch.object(rules, "SERVICE_SAVED_S", NOTED_S):
             self._wake_until(end - 2 * NOTED_S)
         self._wake_until(end)
@@ -310,7 +379,8 @@ class Landlord:
         return rental
 
     def hear(self) -> None:
-        """Let the node report the payments that it hasn't reported yet."""
+        """Let the node report the payments that it hasn't reported yet, and those that it holds."""
+        self._look_at_held()
         for number, (payment_hash, amount) in enumerate(self.node.paid, 1):
             if number > self._read:
                 self._read = number
@@ -335,6 +405,9 @@ class Landlord:
     def rental(self, tenant: int) -> Rental:
         return self.world.letting.by_key[key(tenant)]
 
+    def tunnel_peer(self, tenant: int) -> TunnelPeer:
+        return tunnel_peer(self.world, self.rental(tenant))
+
     def credit(self, tenant: int) -> int:
         return credit_msat(self.world, self.rental(tenant), self.clock())
 
@@ -356,8 +429,10 @@ class Landlord:
             assert account.balance_msat >= 0 and rental.owed_msat >= 0
             assert rental.state.value != "active" or self.peers.get(rental.wireguard_key) == rental.networks
         for tenant, networks in self.peers.items():
-            assert self.world.letting.by_key[tenant].networks == networks
-            assert self.world.letting.by_key[tenant].state.value == "active"
+            rental = self.world.letting.by_key[tenant]
+            assert rental.networks == networks
+            held = self.node.held & self.world.letting.payable.get(rental.id, set())
+            assert rental.state.value == "active" or (rental.state.value == "pending" and held)
         heard = sum(amount for _, amount in self.node.paid[: self._read])
         booked = [one for one in self.world.money.invoices.values() if one.kind is PaymentKind.RENT]
         assert sum(one.amount_msat for one in booked if one.state.value == "settled") <= heard

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from let import FEE, MONTH_S, RENT, SAT, Landlord, key, letting, offer
+from let import FEE, MONTH_S, RENT, SAT, Landlord, PaymentNodeOfLandlord, key, letting, offer
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
@@ -580,19 +580,24 @@ ACTIONS = st.one_of(
     st.tuples(st.just("crash after"), st.integers(0, 4)),
     st.tuples(st.just("switch"), st.integers(1, 5), st.booleans()),
     st.tuples(st.just("release"), st.integers(1, 5)),
+    st.tuples(st.just("away"), st.booleans()),
+    st.tuples(st.just("tunnel"), st.sampled_from(("", "no such device"))),
     st.tuples(st.just("fetch"), st.integers(1, 5), st.sampled_from((1, 400, 5000))),
     st.tuples(st.just("others"), st.sets(st.sampled_from(("203.0.113.0/31", "203.0.113.2/32", "2001:db8:0:1::/64")))),
 )
 
 
-@given(st.lists(ACTIONS, max_size=40))
+@given(st.booleans(), st.lists(ACTIONS, max_size=40))
 @effort(
     max_examples=effort.default.max_examples // 2,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-def test_money_is_conserved_and_no_address_is_let_twice(actions: list[tuple[object, ...]]) -> None:
-    pools = ("203.0.113.0/30", "2001:db8::/62")
-    with TemporaryDirectory(prefix="ngp-let-") as name, closing(Landlord(Path(name), letting(pools=pools))) as landlord:
+def test_money_is_conserved_and_no_address_is_let_twice(holds: bool, actions: list[tuple[object, ...]]) -> None:
+    pools, node = ("203.0.113.0/30", "2001:db8::/62"), PaymentNodeOfLandlord(holds=holds)
+    with (
+        TemporaryDirectory(prefix="ngp-let-") as name,
+        closing(Landlord(Path(name), letting(pools=pools), node=node)) as landlord,
+    ):
         invoices: list[str] = []
         for name, *words in actions:
             _act(landlord, invoices, str(name), words)
@@ -600,6 +605,9 @@ def test_money_is_conserved_and_no_address_is_let_twice(actions: list[tuple[obje
         landlord.crash()
         landlord.crash_after = -1
         landlord.check()
+        landlord.tunnel_fails, node.away = "", False
+        landlord.at(1000)
+        assert not node.held, "every payment was taken or went back"
         paid = sum(amount for _, amount in landlord.node.paid)
         assert paid == sum(one.paid_msat for one in landlord.ledger.load(landlord.clock().utc_s).accounts)
 
@@ -614,6 +622,10 @@ def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]
         landlord.pay(invoices[-1 - int(words[0]) % len(invoices)])  # type: ignore[call-overload]
     elif name == "at":
         landlord.at(words[0])  # type: ignore[arg-type]
+    elif name == "away":
+        landlord.node.away = bool(words[0])
+    elif name == "tunnel":
+        landlord.tunnel_fails = str(words[0])
     elif name == "jump":
         landlord.at(1.0, words[0])  # type: ignore[arg-type]
     elif name == "others":

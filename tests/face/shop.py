@@ -85,7 +85,9 @@ class LandlordWithFaces(Landlord):
         self.letting = Letting(
             self.world, Clock(self), self.happen, key, lambda: ENDPOINTS, self._decode, lambda: ""
         )
-        self.outside = outside.Landlord(TunnelOnPaper(), [face], self.letting, key, lambda: served(self.world))
+        self.outside = outside.Landlord(
+            TunnelOnPaper(), [face], self.letting, key, lambda: served(self.world), lambda _event: None
+        )
 
     def _decode(self, bolt11: str) -> DecodedInvoice:
         return invoice.read(bolt11).decoded(int(self.utc_s), "sandbox")

@@ -16,6 +16,7 @@ from ngp.modules.payment.lnd_client import (
     GET_INFO,
     SEND_PAYMENT,
     TO_CHANGE_TOWERS,
+    TO_HOLD,
     TO_OPEN_CHANNELS,
     TO_SPEND,
     TO_TELL,
@@ -92,5 +93,5 @@ def test_the_guide_has_the_line_that_check_prints(spends: bool) -> None:
 
 def test_the_guide_says_what_each_right_is_for() -> None:
     guide = (ROOT / "docs/operators-guide.md").read_text()
-    for methods in (ALWAYS, TO_SPEND, TO_TELL, TO_OPEN_CHANNELS, TO_CHANGE_TOWERS):
+    for methods in (ALWAYS, TO_SPEND, TO_HOLD, TO_TELL, TO_OPEN_CHANNELS, TO_CHANGE_TOWERS):
         assert f"\n| {', '.join(method.name for method in methods)} |" in guide

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ngp.core.effects import AnswerTenant, HoldNetworks, MakeInvoice, Persist
+from ngp.core.effects import AnswerTenant, HoldNetworks, MakeInvoice, Persist, WatchInvoice
 from ngp.core.events import CreditAsked, InvoiceFailed, InvoiceMade, NetworksHeld
 from ngp.core.invoices import withdraw
 from ngp.core.messages import Prefix
 from ngp.core.records import ForgetNeighbours, PaymentKind, PaymentState
-from ngp.core.rental import landlord
+from ngp.core.rental import holding, landlord
 from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import credit_msat, offer_of
@@ -133,7 +133,8 @@ def _make_invoice(world: World, rental: Rental) -> None:
         return
     fee_msat = rental.activation_fee_msat if rental.state is RentalState.PENDING else 0
     memo = f"rent of {networks_text(rental.networks)}"
-    world.do(MakeInvoice(rental.id, PaymentKind.RENT, rental.asked_msat + fee_msat, memo, settings.invoice_s))
+    amount_msat, preimage = rental.asked_msat + fee_msat, holding.new_preimage(world, rental, settings)
+    world.do(MakeInvoice(rental.id, PaymentKind.RENT, amount_msat, memo, settings.invoice_s, preimage))
 
 
 def invoice_made(world: World, event: InvoiceMade) -> None:
@@ -152,6 +153,8 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
             withdraw(world, before, "replaced")
     payable.add(event.payment_hash)
     landlord.save(world, rental, durable=True)
+    if event.preimage:
+        world.do(WatchInvoice(event.payment_hash))
     if request is not None:
         world.do(AnswerTenant(request, rental=rental.id, bolt11=event.bolt11))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from ngp.core.effects import HoldNetworks, Persist, RemoveTunnelPeer, SetTunnelPeer
+from ngp.core.effects import HoldNetworks, Persist, RemoveTunnelPeer, SetTunnelPeer, WatchInvoice
 from ngp.core.events import ReleaseRental, SwitchRental
 from ngp.core.invoices import withdraw
 from ngp.core.listing import listed
@@ -222,7 +222,7 @@ def end(world: World, rental: Rental, reason: str) -> None:
         charge_rent(world, rental)
         rental.owed_msat = 0
         close_period(world, rental, "released")
-        world.do(RemoveTunnelPeer(rental.wireguard_key))
+    world.do(RemoveTunnelPeer(rental.wireguard_key))  # one that waits for its first payment may be there already
     invoice = world.money.invoices.get(account.invoice.payment_hash)
     if invoice is not None and invoice.state is PaymentState.OPEN:
         withdraw(world, invoice, "released")
@@ -293,6 +293,8 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
     for payment in world.money.invoices.values():
         if payment.kind is PaymentKind.RENT and payment.state is PaymentState.OPEN:
             letting.payable.setdefault(payment.identity, set()).add(payment.payment_hash)
+            if payment.preimage:
+                world.do(WatchInvoice(payment.payment_hash))
     settings_changed(world)
     if letting.rentals:
         _save_service(world)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ngp.core.messages import Prefix
@@ -10,6 +10,11 @@ from ngp.core.rental.pools import FreeNetworks
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.service import ServiceClock
 from ngp.core.rental.terms import Offer, Pool
+
+
+def are_within(pools: Sequence[Pool], networks: Iterable[Prefix]) -> bool:
+    """Say whether all of these networks may be let from these pools."""
+    return all(any(pool.holds(network) for pool in pools) for network in networks)
 
 
 @dataclass(slots=True, eq=False)
@@ -59,11 +64,7 @@ class Letting:
     def outside(self, pools: Iterable[Pool]) -> list[Rental]:
         """Return the paid rentals with a network that isn't in these pools."""
         pools = tuple(pools)
-        return [
-            one
-            for one in self.paid_for()
-            if not all(any(pool.holds(network) for pool in pools) for network in one.networks)
-        ]
+        return [one for one in self.paid_for() if not are_within(pools, one.networks)]
 
     def allocate(self, offer: Offer) -> tuple[Prefix, ...] | None:
         """Take the networks that an offer promises; None if the pools haven't all of them."""

@@ -1,0 +1,86 @@
+"""Holding: a rental's first payment waits at our payment node until the tunnel serves the tenant, or goes back.
+
+The invoice is a hold invoice: the payment node has its hash, and the ledger has the preimage before the tenant has the
+invoice. A payment that arrives is held. Then the tunnel gets the tenant, and only then the node gets the preimage,
+which takes the payment; it counts at that moment, once, by its hash. If the tunnel can't have the tenant, the invoice
+is cancelled, and the payer's node has its money back at once, without fees. That a payment is held isn't recorded:
+after a kill at any point the node is asked again for each open hold invoice, and what it says decides.
+
+A later payment is credit of a rental that is served already, so its invoice is an ordinary one.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ngp.core.effects import RemoveTunnelPeer, SettleInvoice, SetTunnelPeer
+from ngp.core.events import InvoiceHeld, TunnelPeerSet
+from ngp.core.invoices import withdraw
+from ngp.core.pricing import show_money
+from ngp.core.records import PaymentRecord, PaymentState
+from ngp.core.rental.landlord import tunnel_peer
+from ngp.core.rental.letting import are_within
+from ngp.core.rental.pools import networks_text
+from ngp.core.rental.rental import Rental, RentalState
+from ngp.core.rental.terms import LettingSettings
+from ngp.core.world import World
+
+LEAST_BLOCKS_LEFT = 18
+"""A payment with fewer blocks left goes back: its channels would be closed on the chain if it weren't over by then.
+
+LND itself cancels 12 blocks before the end (invoices.holdexpirydelta), and acts on the chain 10 blocks before it.
+"""
+NOT_SERVED = "not served"
+
+
+def new_preimage(world: World, rental: Rental, settings: LettingSettings) -> bytes:
+    """Return the preimage for a rental's next invoice, 32 random bytes, if its payment is to be held; else b""."""
+    if rental.state is not RentalState.PENDING or settings.hold == "no" or not world.node.holds:
+        return b""
+    return world.new_id() + world.new_id()
+
+
+def held(world: World, event: InvoiceHeld) -> None:
+    """Serve a tenant whose payment waits, or give the payment back. What is withdrawn goes back already."""
+    record = world.money.invoices.get(event.payment_hash)
+    rental = world.letting.rentals.get(record.identity) if record is not None else None
+    if record is None or rental is None or record.state is not PaymentState.OPEN:
+        return
+    why_not = _why_not(world, rental, event.blocks_left)
+    if why_not:
+        _give_back(world, rental, record, why_not)
+    elif rental.state is RentalState.PENDING:
+        world.do(SetTunnelPeer(tunnel_peer(world, rental), event.payment_hash))
+    else:  # another invoice of it was paid meanwhile, so this is credit
+        world.do(SettleInvoice(record.preimage))
+
+
+def _why_not(world: World, rental: Rental, blocks_left: int) -> str:
+    settings = world.settings.letting
+    if rental.state is RentalState.RELEASED:
+        return f"the rental is over ({rental.reason})"
+    if settings is None or not are_within(settings.pools, rental.networks):
+        return "net.conf lets its networks no longer"
+    if blocks_left < LEAST_BLOCKS_LEFT:
+        return f"it was held for too long, and ends by itself after {blocks_left} more blocks"
+    return ""
+
+
+def peer_set(world: World, event: TunnelPeerSet) -> None:
+    """Take the payment of a tenant that the tunnel serves now, or give it back."""
+    record = world.money.invoices.get(event.payment_hash)
+    rental = world.letting.rentals.get(record.identity) if record is not None else None
+    if record is None or rental is None:
+        return
+    if record.state is PaymentState.OPEN and not event.why_not:
+        world.do(SettleInvoice(record.preimage))
+    elif record.state is PaymentState.OPEN:
+        _give_back(world, rental, record, event.why_not)
+    elif rental.state is RentalState.PENDING:  # the invoice was withdrawn in this moment
+        world.do(RemoveTunnelPeer(rental.wireguard_key))
+
+
+def _give_back(world: World, rental: Rental, record: PaymentRecord, why_not: str) -> None:
+    withdraw(world, record, NOT_SERVED)
+    who = f"rental {rental.id.hex()[:8]} ({networks_text(rental.networks)})"
+    world.log(f"{who}: {show_money(record.amount_msat)} are given back: {why_not}", logging.WARNING)
