@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from core_tests import traffic
-from core_tests.daemon import Daemon, ngp_command
+from core_tests.daemon import ngp_command
 from core_tests.demo_books import Line
 from core_tests.demo_view import View, ngp_line, sat
 from core_tests.host import Host
 from core_tests.lab import Lab
+from core_tests.renting import NET_CONF, fingerprint_of
 from core_tests.shell import LabError, await_until
 from core_tests.topologies import tenant_behind_nat
 from core_tests.traffic import TrafficError
@@ -35,11 +35,7 @@ SAT = 1000
 Row = dict[str, Any]
 RENT_SAT_S, FEE_SAT, FIRST_SAT, LATER_SAT = 50, 48_000, 1_000, 4_000
 LANDLORD = {
-    "LANDLORD": True,
-    "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
-    "LANDLORD_OUTSIDE": "wan0",
-    "LANDLORD_HTTPS": "203.0.113.1:443",
-    "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}",  # wireguard-go's sockets are those of the whole machine
+    **NET_CONF,
     "LANDLORD_RENT": f"{RENT_SAT_S * MONTH_S} sat",
     "LANDLORD_ACTIVATION_FEE": f"{FEE_SAT} sat",
     "LANDLORD_INITIAL_CREDIT_MIN": f"{FIRST_SAT} sat",
@@ -213,12 +209,6 @@ class StaticWire:
     def _run(self, *words: str) -> str:
         place = ("--config", str(self.config), "--state-dir", str(self.folder))
         return self.net.tenant.sh(*ngp_command(), "rent", *words, *place)
-
-
-def fingerprint_of(daemon: Daemon) -> str:
-    """Return the fingerprint of a landlord's certificate, as `ngp check` tells the operator."""
-    (line,) = [one for one in daemon.json("check", "--config", str(daemon.config)) if one["name"] == "https"]
-    return str(line["found"].partition("fingerprint ")[2].partition(";")[0])
 
 
 def compare(

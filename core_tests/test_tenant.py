@@ -18,10 +18,11 @@ import pytest
 from core_tests import traffic
 from core_tests.daemon import Daemon, ngp_command
 from core_tests.host import Host
-from core_tests.lab import End, Lab
+from core_tests.lab import Lab
 from core_tests.renting import NET_CONF, fingerprint_of, pay
 from core_tests.shell import await_until
 from core_tests.staticwire import Session, Tenant
+from core_tests.topologies import tenant_behind_nat
 from ngp.core.rental.terms import MONTH_S
 from ngp.errors import ExitCode
 from ngp.tenant.books import BooksFile
@@ -63,20 +64,10 @@ class Market:
 
 @pytest.fixture
 def market(lab: Lab) -> Market:
-    landlord, nat = lab.host("landlord", forward=True), lab.host("nat", forward=True)
-    tenant, third, internet = lab.host("tenant"), lab.host("third"), lab.switch("internet")
-    lab.link(End(landlord, "wan0", "203.0.113.1/24", "2001:db8:2::1/64"), internet)
-    lab.link(End(nat, "wan0", "203.0.113.2/24"), internet)
-    lab.link(End(third, "wan0", "203.0.113.3/24", "2001:db8:2::3/64"), internet)
-    lab.link(End(nat, "lan0", "192.168.7.1/24"), End(tenant, "eth0", "192.168.7.2/24"))
-    nat.masquerade("wan0")
-    tenant.route("default", via="192.168.7.1")
-    third.route("198.51.100.0/29", via="203.0.113.1")
-    third.route("2001:db8:100::/61", via="2001:db8:2::1")
-    lab.await_carriers()
-    (tenant.folder / "net.conf").write_text(TENANT)
-    (tenant.folder / "net.conf").chmod(0o644)
-    return Market(landlord.daemon(NET_CONF), landlord, tenant, third)
+    net = tenant_behind_nat(lab)
+    (net.tenant.folder / "net.conf").write_text(TENANT)
+    (net.tenant.folder / "net.conf").chmod(0o644)
+    return Market(net.landlord.daemon(NET_CONF), net.landlord, net.tenant, net.third)
 
 
 def test_a_tenant_behind_nat_is_reached_at_its_own_addresses(market: Market) -> None:

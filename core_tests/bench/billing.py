@@ -108,7 +108,7 @@ def _tcp(books: Books, version: int, seconds: float) -> None:
         (net.internet, address, net.client, client),
         (net.client, client, net.internet, address),
     ):
-        sink = Sink(books.stage, receiver, into)
+        sink = Sink(books.stage.blast, receiver, into)
         sink.rate(sender, source, seconds, STREAM_BYTES)
         sink.stop()
     _line(books, f"TCP over IPv{version}, a stream each way", contract, address)
@@ -145,7 +145,7 @@ def _limit(books: Books, version: int, seconds: float) -> None:
 
 
 def _both_ways(books: Books, version: int, address: str, seconds: float) -> None:
-    net, blast = books.stage.net, str(books.stage.blast)
+    net, blast = books.stage.net, str(books.stage.blast.program)
     client = net.client.address("mesh0", version)
     size = (str(seconds), str(SUPER_BYTES), str(SEGMENT_BYTES))
     with ThreadPoolExecutor(2) as pool:

@@ -159,7 +159,7 @@ def _streams(every: SideBySide, up: bool, seconds: float) -> Iterator[Callable[[
         for stage in (every.stages[PLAIN], every.stages[METERED]):
             client = stage.net.client
             receiver = (stage.net.internet, MANY_FIRST) if up else (client, client.address("mesh0", 4))
-            sinks[stage] = Sink(stage, *receiver)
+            sinks[stage] = Sink(stage.blast, *receiver)
         yield rate
     finally:
         for sink in sinks.values():

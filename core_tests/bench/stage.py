@@ -43,6 +43,26 @@ def widen(net: ThreeHosts) -> None:
     net.gateway.route(MANY_NET, via=net.internet.address("wan0", 4))
 
 
+class Blast:
+    """The sender and receiver in C, and how they are run.
+
+    Args:
+        first: with priority on a core each, so that other programs wait for a short round. Not where what is measured
+            is a program itself.
+
+    Attributes:
+        sender, receiver: the commands.
+    """
+
+    def __init__(self, folder: Path, first: bool = True) -> None:
+        self.program = compile_blast(folder)
+        cores = sorted(os.sched_getaffinity(0))
+        self.sender, self.receiver = (
+            (*(("taskset", "-c", str(core), "chrt", "-f", "1") if first else ()), str(self.program))
+            for core in (cores[0], cores[-1])
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """One direction through the gateway: the sender, its interface, and the receiver."""
@@ -60,11 +80,9 @@ class Stage:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.net = three_hosts(lab, masquerade=False)
-        self.blast = compile_blast(lab.folder)
+        self.blast = Blast(lab.folder)
         net = self.net
         widen(net)
-        cores = sorted(os.sched_getaffinity(0))
-        self.sender_core, self.receiver_core = cores[0], cores[-1]
         self.up = Way(net.client, "mesh0", "mesh0", net.internet, "wan0")
         self.down = Way(net.internet, "wan0", "wan0", net.client, "mesh0")
         for host, interface, other in (
@@ -90,7 +108,7 @@ class Stage:
         gateway_mac = self.net.gateway.mac(way.gateway_in)
         words = (way.out, gateway_mac, way.sender.mac(way.out), *source, *destination, str(frame_bytes), str(pps))
         before = _received(way.receiver, way.into)
-        said = json.loads(way.sender.sh(*self.first(self.sender_core), "frames", *words, str(seconds)))
+        said = json.loads(way.sender.sh(*self.blast.sender, "frames", *words, str(seconds)))
         return (_received(way.receiver, way.into) - before) / float(said["seconds"])
 
     def emulation_ns(self, way: Way, seconds: float, spread: int = 1) -> float:
@@ -101,10 +119,6 @@ class Stage:
         self.frames(way, seconds, spread=spread)
         gateway.sh("nft", "delete", "table", "netdev", "bench")
         return seconds * 1e9 / (_received(gateway, way.gateway_in) - before)
-
-    def first(self, core: int) -> tuple[str, ...]:
-        """Return the command that runs `blast` with priority on a core; other programs wait only for a short round."""
-        return ("taskset", "-c", str(core), "chrt", "-f", "1", str(self.blast))
 
     def offloads(self, **features: bool) -> None:
         """Set segmentation offloads at all ends of both cables."""
@@ -152,17 +166,16 @@ class Gateway(Helper):
 class Sink:
     """A TCP receiver in C; `rate` sends a stream to it. A host can have one at a time."""
 
-    def __init__(self, stage: Stage, host: Host, address: str) -> None:
+    def __init__(self, blast: Blast, host: Host, address: str) -> None:
         self.address = address
-        self._stage = stage
-        words = (*stage.first(stage.receiver_core), "sink", address, str(STREAM_PORT))
-        self._process = host.popen(*words, stdout=subprocess.PIPE)
+        self._blast = blast
+        self._process = host.popen(*blast.receiver, "sink", address, str(STREAM_PORT), stdout=subprocess.PIPE)
         self._answer()
 
     def rate(self, sender: Host, source: str, seconds: float, most_bytes: int = ENDLESS_BYTES) -> float:
         """Send for a while, or until most_bytes are sent; return bytes a second as the receiver saw them."""
         words = ("tcp", source, self.address, str(STREAM_PORT), str(seconds), str(most_bytes))
-        sender.sh(*self._stage.first(self._stage.sender_core), *words)
+        sender.sh(*self._blast.sender, *words)
         said = self._answer()
         return float(said["received"]) / float(said["seconds"])
 
