@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 
 from ngp.calls.first_invoices import FirstInvoices
 from ngp.core.host_port import split_host_port
-from ngp.core.messages import Prefix
+from ngp.core.prefixes import tunnel_address
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
 from ngp.core.rental.rental import RentalState
 from ngp.core.rental.status import RentalStatus
@@ -163,15 +163,6 @@ def status(found: RentalStatus) -> Reply:
         "ActivationFee": found.activation_fee_msat // SAT_MSAT,
         "unpaid_invoice": found.unpaid_invoice or None,
     }
-
-
-def tunnel_address(network: Prefix) -> str:
-    """Return the address of a network that the tenant's end of the tunnel has; the others may be routed on.
-
-    The first one of an IPv6 subnet is every router's own (RFC 4291, 2.6.1), so the tunnel has the second.
-    """
-    first = network[1] if network.version == 6 and network.num_addresses > 1 else network[0]
-    return f"{first}/{network.max_prefixlen}"
 
 
 def _endpoint(endpoints: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ from ngp.errors import LandlordError, NgpError, UsageError
 if TYPE_CHECKING:
     from ngp.core.tenant.terms import SaleTerms
     from ngp.tenant.home import Home, Tunnel
-    from ngp.tenant.https import HttpsLandlord
+    from ngp.tenant.landlord import Landlord
     from ngp.tenant.renting import Quote
 
 
@@ -32,6 +32,7 @@ class _Call:
     place: Place
     amount: int | None
     name: str | None
+    offer: str | None
     no_pay: bool
     up: bool
     once: bool
@@ -45,20 +46,21 @@ class _Call:
     click.Argument(["words"], metavar="COMMAND", nargs=-1, required=True),
     click.Option(["--amount"], type=Whole(1, example=24_000), metavar="SAT", help="new, add: credit"),
     click.Option(["--name"], metavar="NAME", help="new: what the rental is called"),
+    click.Option(["--offer"], metavar="NAME", help="new: which of the landlord's offers [the first]"),
     click.Option(["--no-pay"], is_flag=True, help="new, add: show the invoice; another wallet pays"),
     click.Option(["--up"], is_flag=True, help="new: bring the tunnel up as well"),
     click.Option(["--once"], is_flag=True, help="autopay: pay what is due, and end"),
     click.Option(["--yes"], is_flag=True, help="new, add, forget: don't ask"),
 )
 def command(
-    place: Place, words: tuple[str, ...], amount: int | None, name: str | None, no_pay: bool, up: bool, once: bool,
-    yes: bool, as_json: bool,
+    place: Place, words: tuple[str, ...], amount: int | None, name: str | None, offer: str | None, no_pay: bool,
+    up: bool, once: bool, yes: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Choose what to do by the words."""
-    call = _Call(place, amount, name, no_pay, up, once, yes, as_json, words)
+    call = _Call(place, amount, name, offer, no_pay, up, once, yes, as_json, words)
     deeds: dict[str, tuple[Callable[[_Call], int], int, int, str]] = {
         "landlords": (_landlords, 0, 0, ""),
-        "trust": (_trust, 3, 3, "NAME HOST[:PORT] PIN"),
+        "trust": (_trust, 2, 3, "NAME HOST[:PORT] PIN, or NAME KEY of a neighbour"),
         "distrust": (_distrust, 1, 1, "NAME"),
         "offers": (_offers, 0, 1, "[LANDLORD]"),
         "new": (_new, 1, 1, "LANDLORD"),
@@ -84,17 +86,19 @@ def command(
 
 def _landlords(call: _Call) -> int:
     home = _home(call)
-    rows = [{"name": name, "host": str(one), "pin": one.pin, "face": "https"} for name, one in home.landlords().items()]
+    known = home.landlords().items()
+    rows = [{"name": name, "host": str(one), "pin": one.pin, "face": one.face} for name, one in known]
     rent_show.landlords(rows, call.as_json)
     return 0
 
 
 def _trust(call: _Call) -> int:
-    from ngp.tenant.https import HttpsLandlord, read_place
+    from ngp.cli import tenant_service
+    from ngp.tenant.https import read_place
 
-    _, name, host, pin = call.words
-    place = read_place(host, pin)
-    terms = HttpsLandlord(place).terms()  # tried before it is kept
+    _, name, where, *pin = call.words
+    place = read_place(where, pin[0]) if pin else tenant_service.neighbour_named(call.place, where)
+    terms = tenant_service.landlord_at(call.place, place).terms()  # tried before it is kept
     _home(call).trust(name, place)
     streams.say(f"{name} at {place} is trusted; it asks {show_money(terms.rent_msat)} a month: ngp rent offers {name}")
     return 0
@@ -110,19 +114,18 @@ def _offers(call: _Call) -> int:
     """List terms, and which limit refuses them; a landlord that doesn't answer is told, and the others are listed."""
     from ngp.cli import tenant_service
     from ngp.core.tenant.terms import refusals
-    from ngp.tenant.https import HttpsLandlord
 
     home = _home(call)
     names = call.words[1:] or tuple(home.landlords())
     rows, code, limits = [], 0, tenant_service.limits_of(call.place)
     for name in names:
         try:
-            terms = HttpsLandlord(home.trusted(name)).terms()
+            found = tenant_service.landlord_at(call.place, home.trusted(name)).offers()
         except LandlordError as error:
             streams.note(f"ngp: {name}: {error}")
             code = int(error.exit_code)
             continue
-        rows.append(rent_show.offer_row(name, terms, refusals(terms, limits, is_first=True)))
+        rows += [rent_show.offer_row(name, one, refusals(one.terms, limits, is_first=True)) for one in found]
     rent_show.offers(rows, call.as_json)
     return code
 
@@ -131,13 +134,13 @@ def _offers(call: _Call) -> int:
 
 
 def _new(call: _Call) -> int:
-    from ngp.tenant.https import HttpsLandlord
+    from ngp.cli import tenant_service
 
     home = _home(call)
-    place = home.trusted(call.words[1])
-    terms = HttpsLandlord(place).terms()
+    place, offer = home.trusted(call.words[1]), call.offer or ""
+    terms = tenant_service.landlord_at(call.place, place).terms(offer)
     amount_sat = ceil_to_sat_msat(terms.initial_credit_min_msat) // SAT_MSAT if call.amount is None else call.amount
-    tunnel = home.add_tunnel(call.name, place, call.words[1])
+    tunnel = home.add_tunnel(call.name, place, call.words[1], offer)
     try:
         quote = _asked(call, home, tunnel, amount_sat, terms)
     except BaseException:
@@ -149,7 +152,9 @@ def _new(call: _Call) -> int:
 
 def _add(call: _Call) -> int:
     home, (tunnel,) = _rentals(call)
-    amount_sat = _landlord(home, tunnel).terms().rent_msat // SAT_MSAT if call.amount is None else call.amount
+    amount_sat = call.amount
+    if amount_sat is None:
+        amount_sat = _landlord(call, home, tunnel).terms(tunnel.offer).rent_msat // SAT_MSAT
     _pay(call, home, tunnel, _asked(call, home, tunnel, amount_sat, None))
     return 0
 
@@ -161,7 +166,8 @@ def _asked(call: _Call, home: Home, tunnel: Tunnel, amount_sat: int, offered: Sa
     """
     from ngp.tenant import renting
 
-    quote = renting.ask(_landlord(home, tunnel), tunnel, amount_sat, offered, True if offered is not None else None)
+    is_first = True if offered is not None else None
+    quote = renting.ask(_landlord(call, home, tunnel), tunnel, amount_sat, offered, is_first)
     if not call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=False)
         _agreed(call, f"pay {show_money(quote.amount_msat)}?")
@@ -173,7 +179,7 @@ def _pay(call: _Call, home: Home, tunnel: Tunnel, quote: Quote) -> None:
     from ngp.cli import tenant_service
     from ngp.tenant import autopay, renting
 
-    landlord = _landlord(home, tunnel)
+    landlord = _landlord(call, home, tunnel)
     if call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=True)
         status = renting.wait_until_paid(landlord, tunnel, quote, streams.note)
@@ -204,9 +210,9 @@ def _status(call: _Call) -> int:
     home, tunnels = _rentals(call)
     rows, code = [], 0
     for one in tunnels:
-        landlord = _landlord(home, one)
+        landlord = _landlord(call, home, one)
         try:
-            status = landlord.status(one.public_key)
+            status = landlord.status(one)
         except NgpError as error:
             streams.note(f"ngp: {one.shown_name}: {error}")
             code = int(error.exit_code)
@@ -224,8 +230,8 @@ def _conf(call: _Call) -> int:
     from ngp.tenant import renting
 
     home, (tunnel,) = _rentals(call)
-    landlord = _landlord(home, tunnel)
-    kept = renting.keep_configuration(home, landlord, tunnel, landlord.status(tunnel.public_key), keeps_route=True)
+    landlord = _landlord(call, home, tunnel)
+    kept = renting.keep_configuration(home, landlord, tunnel, landlord.status(tunnel), keeps_route=True)
     if call.as_json:
         print_json({"file": str(kept.path), "addresses": [str(one) for one in kept.configuration.addresses]})
     else:
@@ -297,7 +303,7 @@ def _rentals(call: _Call) -> tuple[Home, list[Tunnel]]:
     return home, [tenant_service.rental_of(home, one) for one in call.words[1:]] or home.tunnels()
 
 
-def _landlord(home: Home, tunnel: Tunnel) -> HttpsLandlord:
-    from ngp.tenant.https import HttpsLandlord
+def _landlord(call: _Call, home: Home, tunnel: Tunnel) -> Landlord:
+    from ngp.cli import tenant_service
 
-    return HttpsLandlord(home.landlord(tunnel))
+    return tenant_service.landlord_at(call.place, home.landlord(tunnel))

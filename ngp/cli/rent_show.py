@@ -11,21 +11,23 @@ from ngp.cli.show import Column, Row, field, lines_of, money, print_json, print_
 
 if TYPE_CHECKING:
     from ngp.core.tenant.answers import Status
-    from ngp.core.tenant.terms import SaleTerms
+    from ngp.core.tenant.terms import OnSale
     from ngp.tenant.home import Tunnel
-    from ngp.tenant.https import HttpsLandlord
+    from ngp.tenant.landlord import Landlord
     from ngp.tenant.renting import Quote
 
 IS_OPEN = "The address is open to the whole internet: everybody can reach every port of this machine at it."
 FIREWALL = "set a firewall that drops what comes in, for example: sudo ufw default deny incoming; sudo ufw enable"
 OPEN = f"{IS_OPEN} {FIREWALL.capitalize()}"
 NEXT = f"{OPEN}. Then: sudo ngp rent up {{name}}; and sudo ngp rent autopay {{name}} keeps the credit"
-_NONE_TRUSTED = "no landlord is trusted: ngp rent trust NAME HOST[:PORT] PIN"
+_NONE_TRUSTED = "no landlord is trusted: ngp rent trust NAME HOST[:PORT] PIN, or for a neighbour NAME KEY"
 
 _LANDLORDS = (Column("name", field("name")), Column("host", field("host")), Column("face", field("face")),
               Column("pin", field("pin")))  # fmt: skip
 _OFFERS = (
     Column("landlord", field("landlord")),
+    Column("offer", field("name")),
+    Column("networks", field("networks")),
     Column("rent a month", field("rent_msat_per_month", money), right=True),
     Column("activation fee", field("activation_fee_msat", money), right=True),
     Column("least credit", field("initial_credit_min_msat", money), right=True),
@@ -50,20 +52,21 @@ def landlords(rows: Sequence[Row], as_json: bool) -> None:
     _print(rows, _LANDLORDS, _NONE_TRUSTED, as_json)
 
 
-def offer_row(landlord: str, terms: SaleTerms, refused_by: Sequence[str]) -> Row:
+def offer_row(landlord: str, offer: OnSale, refused_by: Sequence[str]) -> Row:
     """Return a landlord's offer. Over HTTPS it has no name, and says neither networks nor how many are free."""
+    terms = offer.terms
     return {
         "landlord": landlord,
-        "name": None,
-        "networks": None,
-        "free": None,
+        "name": offer.name,
+        "networks": offer.networks,
+        "free": offer.free,
         "rent_msat_per_month": terms.rent_msat,
         "price_msat_per_gib": 0,
         "activation_fee_msat": terms.activation_fee_msat,
         "initial_credit_min_msat": terms.initial_credit_min_msat,
         "payment_min_msat": terms.payment_min_msat,
         "credit_max_msat": terms.credit_max_msat,
-        "reserved_s": None,
+        "reserved_s": offer.reserved_s,
         "refused_by": list(refused_by),
     }
 
@@ -73,11 +76,12 @@ def offers(rows: Sequence[Row], as_json: bool) -> None:
     _print(rows, _OFFERS, _NONE_TRUSTED, as_json)
 
 
-def row(tunnel: Tunnel, landlord: HttpsLandlord, status: Status) -> Row:
+def row(tunnel: Tunnel, landlord: Landlord, status: Status) -> Row:
     """Return a rental."""
     from ngp.tenant.rows import rental_row
 
-    return rental_row(tunnel, tunnel.landlord or str(landlord.place), status) | {"name": tunnel.name}
+    name = tunnel.landlord or str(landlord.place)
+    return rental_row(tunnel, name, landlord.place.face, status) | {"name": tunnel.name}
 
 
 def rentals(rows: Sequence[Row], as_json: bool) -> None:

@@ -28,7 +28,7 @@ from ngp.core.tenant.terms import rent_of_month_msat
 from ngp.errors import UsageError
 from ngp.tenant import renting
 from ngp.tenant.home import FOLDER, Home, Tunnel
-from ngp.tenant.https import HttpsLandlord
+from ngp.tenant.https import HttpsLandlord, LandlordPlace
 from ngp.tenant.qr import lines as qr_lines
 from ngp.tenant.renting import KeptConfiguration, Quote
 from ngp.tenant.rows import iso, rental_row
@@ -58,7 +58,7 @@ def _add_credit(call: _Call, wants_new: bool | None = None) -> int:
     home = Home(Path.home() / FOLDER)
     tunnel = home.tunnel(call.tunnel)
     amount_sat = home.amount_sat if call.amount is None else call.amount
-    landlord = HttpsLandlord(home.landlord(tunnel, call.host, call.pin))
+    landlord = _landlord(call, home, tunnel)
     if wants_new is not None:
         renting.refuse_wrong_start(landlord, tunnel, wants_new)
     tunnel = tunnel or _new_tunnel(call, home, landlord)
@@ -83,7 +83,7 @@ def _renew(call: _Call) -> int:
 def _status(call: _Call) -> int:
     """Show a rental's networks, credit and rent."""
     _, tunnel, landlord = _existing(call)
-    _show_status(call, tunnel, landlord, landlord.status(tunnel.public_key))
+    _show_status(call, tunnel, landlord, landlord.status(tunnel))
     return 0
 
 
@@ -100,7 +100,7 @@ def _autopay(call: _Call) -> int:
 
     home = Home(Path.home() / FOLDER)
     tunnel = home.tunnel(call.tunnel)
-    landlord = HttpsLandlord(home.landlord(tunnel, call.host, call.pin))
+    landlord = _landlord(call, home, tunnel)
     with tenant_service.only_autopay(home.folder):
         tunnel = tunnel or _new_tunnel(call, home, landlord)
         return tenant_service.keep_by_hand_of(home, tunnel, landlord)
@@ -128,7 +128,14 @@ def _existing(call: _Call) -> tuple[Home, Tunnel, HttpsLandlord]:
         what = "there is no tunnel yet" if call.tunnel is None else f"there is no tunnel {call.tunnel!r}"
         known = ", ".join(one.shown_name for one in home.tunnels())
         raise UsageError(f"{what}{known and f'; there are {known}'}: `staticIP AddCredit` rents one")
-    return home, tunnel, HttpsLandlord(home.landlord(tunnel, call.host, call.pin))
+    return home, tunnel, _landlord(call, home, tunnel)
+
+
+def _landlord(call: _Call, home: Home, tunnel: Tunnel | None) -> HttpsLandlord:
+    place = home.landlord(tunnel, call.host, call.pin)
+    if not isinstance(place, LandlordPlace):
+        raise UsageError(f"staticIP rents over HTTPS only, not from {place}: use ngp rent")
+    return HttpsLandlord(place)
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
@@ -155,7 +162,7 @@ def _show_invoice(call: _Call, tunnel: Tunnel, quote: Quote) -> None:
 
 
 def _show_status(call: _Call, tunnel: Tunnel, landlord: HttpsLandlord, status: Status) -> None:
-    row = rental_row(tunnel, str(landlord.place), status)
+    row = rental_row(tunnel, str(landlord.place), landlord.place.face, status)
     if call.as_json:
         print_json([row])
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import getpass
 import logging
@@ -16,6 +17,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from ngp import identity
+from ngp.cli import client
 from ngp.cli.place import Place
 from ngp.cli.show import clean
 from ngp.config import load
@@ -23,13 +26,15 @@ from ngp.core.settings import FeeLimit, Settings
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import Limits, TenantSettings, stricter
 from ngp.daemon import main, state
-from ngp.errors import ExitCode, PaymentError, RunningError, UsageError
+from ngp.errors import ExitCode, NgpError, PaymentError, RunningError, UsageError
 from ngp.ports import Payment
 from ngp.tenant import autopay, files, wallet
 from ngp.tenant.autopay import Kept
 from ngp.tenant.books import Books, BooksFile
-from ngp.tenant.home import CONFIG, Home, Tunnel
+from ngp.tenant.home import CONFIG, AnyPlace, Home, Tunnel
 from ngp.tenant.https import HttpsLandlord
+from ngp.tenant.landlord import Landlord, NeighbourPlace, read_neighbour
+from ngp.tenant.mesh import mesh_landlord
 from ngp.tenant.payer import Payer
 from ngp.tenant.proof import CommandProof, EchoProof, Proof
 from ngp.tenant.renting import Quote
@@ -41,6 +46,9 @@ _hangups: list[bool] = []
 _PUBLISHED_NAME = b"\0staticIP"
 ROUTERS_CONFIG = Path("/etc/ngp/net.conf")
 WARN_S = 86_400
+_KEY_DIGITS = 64
+MESH_ANSWER_S = 60.0
+"""How long the daemon may take for a call: longer than it waits for the landlord."""
 FEE_LIMIT = FeeLimit(10_000, 1000)
 """1 %, at least 1 sat: FEE_LIMIT as net.conf ships it."""
 
@@ -59,7 +67,7 @@ def only_autopay(folder: Path) -> Iterator[None]:
             yield
 
 
-def keep_by_hand_of(home: Home, tunnel: Tunnel, landlord: HttpsLandlord) -> int:
+def keep_by_hand_of(home: Home, tunnel: Tunnel, landlord: Landlord) -> int:
     """Run `staticIP AutoPay`. Returns the exit code, which is never 0."""
     log_to(home.folder / LOG_FILE)
     home.limits()  # what is wrong in the file is said before a node is looked for
@@ -74,7 +82,7 @@ def keep_by_hand_of(home: Home, tunnel: Tunnel, landlord: HttpsLandlord) -> int:
     return until_signalled(run)
 
 
-def _kept(home: Home, tunnel: Tunnel, landlord: HttpsLandlord, payment: Payment) -> Kept:
+def _kept(home: Home, tunnel: Tunnel, landlord: Landlord, payment: Payment) -> Kept:
     books = BooksFile(home.state_path(tunnel))
     payer = _payer(home, books, payment, _routers_settings())
 
@@ -103,6 +111,30 @@ def home_of(place: Place) -> Home:
     """Return the tenant's files of a state directory. Raises NgpError."""
     state.prepare(place.state_dir)
     return Home(place.state_dir / TENANT_FOLDER)
+
+
+def landlord_at(place: Place, where: AnyPlace) -> Landlord:
+    """Return a landlord. Args: place: of the daemon that asks neighbours."""
+    if not isinstance(where, NeighbourPlace):
+        return HttpsLandlord(where)
+
+    def ask(neighbour: str, content: bytes) -> bytes:
+        written = base64.b64encode(content).decode()
+        answer = client.Daemon(place.state_dir, MESH_ANSWER_S).ask("rent call", neighbour=neighbour, content=written)
+        try:
+            return base64.b64decode(answer, validate=True)
+        except (TypeError, ValueError):
+            raise NgpError("the daemon's answer makes no sense: another version of ngp? ngp stop; ngp start") from None
+
+    return mesh_landlord(where, ask)
+
+
+def neighbour_named(place: Place, written: str) -> NeighbourPlace:
+    """Return the neighbour whose key begins so; a whole key needs no daemon. Raises NgpError."""
+    if len(written) == _KEY_DIGITS:
+        return read_neighbour(written)
+    known = [bytes.fromhex(row["neighbour"]) for row in client.Daemon(place.state_dir).rows("neighbours")]
+    return NeighbourPlace(identity.text(identity.match(written, known)))
 
 
 def rental_of(home: Home, text: str) -> Tunnel:
@@ -134,7 +166,7 @@ async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel],
     def kept(tunnel: Tunnel) -> Kept:
         books = BooksFile(home.state_path(tunnel))
         payer = _payer(home, books, payment, settings)
-        landlord = HttpsLandlord(home.landlord(tunnel))
+        landlord = landlord_at(place, home.landlord(tunnel))
         return Kept(
             home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, _tenant(place).probe),
             lambda: _tenant(place).limits, _tenant(place).warn_time_s, keeps_route=True,

@@ -25,7 +25,7 @@ from ngp.errors import ConfigError, LandlordError, NgpError, PaymentError
 from ngp.tenant import files, renting
 from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import Home, Tunnel
-from ngp.tenant.https import HttpsLandlord, RefusedError
+from ngp.tenant.landlord import Landlord, RefusedError
 from ngp.tenant.payer import Payer
 from ngp.tenant.proof import Proof
 from ngp.tenant.renting import Quote
@@ -57,7 +57,7 @@ class Kept:
 
     home: Home
     tunnel: Tunnel
-    landlord: HttpsLandlord
+    landlord: Landlord
     books: BooksFile
     payer: Payer
     proof: Callable[[], Proof]
@@ -116,7 +116,7 @@ async def _look(kept: Kept) -> float:
         books = _compared(kept, books, status)
         await asyncio.to_thread(_configure, kept, books, status)
     is_first = not books.account.started
-    terms = await asyncio.to_thread(kept.landlord.terms)
+    terms = await asyncio.to_thread(kept.landlord.terms, kept.tunnel.offer)
     limits = kept.limits()
     if refused := refusals(terms, limits, is_first):
         raise LimitError(f"{'; '.join(refused)}: nothing is paid")
@@ -138,9 +138,9 @@ async def _look(kept: Kept) -> float:
 def _status(kept: Kept, books: Books) -> Status | None:
     """Return the landlord's status; None if there is no rental yet."""
     try:
-        status = kept.landlord.status(kept.tunnel.public_key)
+        status = kept.landlord.status(kept.tunnel)
         if status.payments < books.account.payments and books.proof:  # killed before the landlord heard of it
-            status = kept.landlord.status(kept.tunnel.public_key, preimage=books.proof)
+            status = kept.landlord.status(kept.tunnel, preimage=books.proof)
     except RefusedError as error:
         if books.account.started:
             paid = show_money(books.account.paid_msat)
@@ -175,7 +175,7 @@ async def _confirmed(kept: Kept, books: Books, quote: Quote) -> Status:
     """Wait until the landlord counts a payment. Returns the status then. Raises PaymentError."""
     until_s = time.monotonic() + CONFIRM_S
     while True:
-        status = await asyncio.to_thread(kept.landlord.status, kept.tunnel.public_key, quote.asked.bolt11, books.proof)
+        status = await asyncio.to_thread(kept.landlord.status, kept.tunnel, quote.asked.bolt11, books.proof)
         if status.payments >= books.account.payments and status.paid_msat >= books.account.paid_msat:
             return status
         if time.monotonic() > until_s:

@@ -23,11 +23,13 @@ from ngp.errors import ConfigError, UsageError
 from ngp.tenant import files
 from ngp.tenant.https import LandlordPlace, read_place
 from ngp.tenant.keys import new_private_key, public_key
+from ngp.tenant.landlord import NeighbourPlace, read_neighbour
 
 FOLDER = ".StaticWire"
 CONFIG, STATE = "Config.yaml", "TunnelState.yaml"
 CONF_FOLDER = "WireGuardConfigFiles"
 DEFAULT_AMOUNT_SAT = 24_000
+AnyPlace = LandlordPlace | NeighbourPlace
 _DAY_S = 86_400
 _SERVER, _OLD_SERVER, _TUNNELS, _LANDLORDS = "DefaultRentalServer", "Server", "tunnels", "landlords"
 _PRIVATE, _PUBLIC = "wireguard_private_key", "wireguard_public_key"
@@ -52,6 +54,7 @@ class Tunnel:
     Attributes:
         name: "" for one that has only its interface's name.
         landlord: the name of a trusted landlord; "" where host and pin alone are known.
+        offer: the name of its offer; "": the first one.
     """
 
     private_key: str
@@ -61,6 +64,7 @@ class Tunnel:
     pin: str
     is_first: bool
     landlord: str = ""
+    offer: str = ""
 
     @property
     def interface(self) -> str:
@@ -100,27 +104,24 @@ class Home:
 
     # --- landlord -----------------------------------------------------------------------------------------------------
 
-    def landlords(self) -> dict[str, LandlordPlace]:
+    def landlords(self) -> dict[str, AnyPlace]:
         """Return the trusted landlords by name. Raises ConfigError."""
-        return {
-            name: read_place(_word(self._trusted(name), "Host"), _word(self._trusted(name), "TrustedFingerprint"))
-            for name in self._section(_LANDLORDS)
-        }
+        return {name: _place(self._trusted(name)) for name in self._section(_LANDLORDS)}
 
-    def trusted(self, name: str) -> LandlordPlace:
+    def trusted(self, name: str) -> AnyPlace:
         """Return a trusted landlord. Raises UsageError."""
         known = self.landlords()
         if name not in known:
             there = f"there are {', '.join(known)}" if known else "there is none yet"
-            raise UsageError(f"no landlord {name!r} is trusted ({there}): ngp rent trust NAME HOST[:PORT] PIN")
+            how = "ngp rent trust NAME HOST[:PORT] PIN, or NAME KEY"
+            raise UsageError(f"no landlord {name!r} is trusted ({there}): {how}")
         return known[name]
 
-    def trust(self, name: str, place: LandlordPlace) -> None:
+    def trust(self, name: str, place: AnyPlace) -> None:
         """Keep a landlord, or its new place and fingerprint. Raises UsageError, NgpError."""
         _refuse_bad_name(name, "landlord")
-        entry = {"Host": str(place), "TrustedFingerprint": place.pin}
         with self._changing():
-            self._values[_LANDLORDS] = {**self._section(_LANDLORDS), name: entry}
+            self._values[_LANDLORDS] = {**self._section(_LANDLORDS), name: place.entry()}
 
     def distrust(self, name: str) -> None:
         """Forget a landlord that nothing is rented from. Raises UsageError, NgpError."""
@@ -133,7 +134,8 @@ class Home:
     def _trusted(self, name: str) -> dict[str, Any]:
         found = self._section(_LANDLORDS)[name]
         if not isinstance(found, dict):
-            raise ConfigError(f"{self._config}: {_LANDLORDS}.{name} has no Host and TrustedFingerprint: correct it")
+            right = "no Host and TrustedFingerprint, and no Neighbour"
+            raise ConfigError(f"{self._config}: {_LANDLORDS}.{name} has {right}: correct it")
         return found
 
     @contextmanager
@@ -144,7 +146,7 @@ class Home:
             yield
             files.write_yaml(self._config, self._values)
 
-    def landlord(self, tunnel: Tunnel | None, host: str | None = None, pin: str | None = None) -> LandlordPlace:
+    def landlord(self, tunnel: Tunnel | None, host: str | None = None, pin: str | None = None) -> AnyPlace:
         """Return the landlord: of the command line, else of the tunnel, else the default. Raises ConfigError."""
         if tunnel is not None and tunnel.landlord and not host:
             return self.trusted(tunnel.landlord)
@@ -194,10 +196,10 @@ class Home:
             raise UsageError(f"{name!r} fits {len(fit)} tunnels: write more of the key")
         return fit[0] if fit else None
 
-    def add_tunnel(self, name: str | None, place: LandlordPlace, landlord: str = "") -> Tunnel:
+    def add_tunnel(self, name: str | None, place: AnyPlace, landlord: str = "", offer: str = "") -> Tunnel:
         """Make keys for a new tunnel, and keep them before anything is paid for them. Raises UsageError, NgpError.
 
-        Args: landlord: the name of a trusted one.
+        Args: landlord: the name of a trusted one. offer: the name of its offer; "": the first one.
         """
         if name is not None:
             _refuse_bad_name(name, "tunnel")
@@ -205,7 +207,8 @@ class Home:
                 raise UsageError(f"there is a tunnel {name!r} already: add credit to it, or choose another name")
         private_key = new_private_key()
         entry = {_PRIVATE: private_key, _PUBLIC: public_key(private_key)}
-        entry |= {"landlord": landlord} if landlord else {"Host": str(place), "TrustedFingerprint": place.pin}
+        entry |= {"landlord": landlord} if landlord else place.entry()
+        entry |= {"offer": offer} if offer else {}
         entry |= {"name": name} if name else {}
         with self._changing():
             self._values[_TUNNELS] = [*(self._values.get(_TUNNELS) or []), entry]
@@ -236,7 +239,8 @@ class Home:
         if _word(entry, _PUBLIC) not in ("", public):
             raise ConfigError(f"{where}: {_PUBLIC} isn't that of the private key, which has {public}: correct it")
         name, host, pin = _word(entry, "name"), _word(entry, "Host"), _word(entry, "TrustedFingerprint")
-        return Tunnel(private_key, public, name, host, pin, number == 0, _word(entry, "landlord"))
+        landlord, offer = _word(entry, "landlord"), _word(entry, "offer")
+        return Tunnel(private_key, public, name, host, pin, number == 0, landlord, offer)
 
     # --- files of a tunnel --------------------------------------------------------------------------------------------
 
@@ -304,6 +308,13 @@ class Home:
 def _refuse_bad_name(name: str, whose: str) -> None:
     if _NAME.fullmatch(name) is None:
         raise UsageError(f"the {whose}'s name {name!r} isn't usable: write up to 32 letters and digits")
+
+
+def _place(entry: dict[str, Any]) -> AnyPlace:
+    """Return a trusted landlord's place. Raises ConfigError."""
+    if neighbour := _word(entry, "Neighbour"):
+        return read_neighbour(neighbour)
+    return read_place(_word(entry, "Host"), _word(entry, "TrustedFingerprint"))
 
 
 def _is_old(values: dict[str, Any]) -> bool:

@@ -16,15 +16,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlencode
 
 from ngp import __version__
 from ngp.core.host_port import join_host_port
 from ngp.core.tenant.answers import AnswerError, Asked, Status, read_asked, read_status, read_terms
 from ngp.core.tenant.configuration import TunnelConfiguration, read_configuration
-from ngp.core.tenant.terms import SaleTerms
+from ngp.core.tenant.terms import OnSale, SaleTerms
 from ngp.errors import ConfigError, LandlordError
+from ngp.tenant.landlord import Keys, RefusedError, printable
 
 USUAL_PORT = 443
 ANSWER_BYTES_MAX = 1 << 16
@@ -32,7 +33,6 @@ ANSWER_S = 15.0
 """How long an answer may take, from the first packet to the last."""
 WAIT_FOR_PAYMENT_S = 45.0
 """Longer than the 20 s for which a landlord holds its answer until an invoice is paid."""
-_MOST_ERROR = 300
 _PLACE = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[0-9A-Za-z_.-]{1,253})(:(?P<port>[0-9]{1,5}))?")
 
 T = TypeVar("T")
@@ -42,20 +42,21 @@ class FingerprintError(ConfigError):
     """Another certificate answers than the one that is trusted."""
 
 
-class RefusedError(LandlordError):
-    """The landlord answers with an error; the text is its own."""
-
-
 @dataclass(frozen=True, slots=True)
 class LandlordPlace:
     """Where a landlord is. Attributes: pin: SHA-256 of its certificate, 64 small hex digits."""
 
+    face: ClassVar[str] = "https"
     host: str
     port: int
     pin: str
 
     def __str__(self) -> str:
         return self.host if self.port == USUAL_PORT else join_host_port(self.host, self.port)
+
+    def entry(self) -> dict[str, str]:
+        """Return how Config.yaml has it."""
+        return {"Host": str(self), "TrustedFingerprint": self.pin}
 
 
 def read_place(written: str, pin: str) -> LandlordPlace:
@@ -78,30 +79,37 @@ class HttpsLandlord:
     def __init__(self, place: LandlordPlace) -> None:
         self.place = place
 
-    def terms(self) -> SaleTerms:
-        """Return the terms of sale."""
+    def offers(self) -> tuple[OnSale, ...]:
+        """Return what is for let: this interface has one offer, without a name."""
+        return (OnSale(self.terms()),)
+
+    def terms(self, offer: str = "") -> SaleTerms:
+        """Return the terms of sale. Args: offer: must be ""."""
+        if offer:
+            raise LandlordError(f"landlord {self.place} has one offer over HTTPS, without a name: leave --offer out")
         return _read(read_terms, self._post("GetSellOfferTerms", {}))
 
-    def ask(self, public_key: str, amount_sat: int) -> Asked:
-        """Return an invoice for credit, of a new rental if there is none for this key."""
-        return _read(read_asked, self._post("AddCredit", {"WireGuardPubKey": public_key, "amount": str(amount_sat)}))
+    def ask(self, keys: Keys, amount_sat: int, offer: str = "") -> Asked:
+        """Return an invoice for credit, of a new rental if there is none for this key. Args: offer: ignored."""
+        form = {"WireGuardPubKey": keys.public_key, "amount": str(amount_sat)}
+        return _read(read_asked, self._post("AddCredit", form))
 
-    def status(self, public_key: str, wait_for: str = "", preimage: bytes = b"") -> Status:
+    def status(self, keys: Keys, wait_for: str = "", preimage: bytes = b"") -> Status:
         """Return a rental's status.
 
         Args:
             wait_for: an invoice: answered once it is paid, or when the landlord waits no longer.
             preimage: proves that an invoice was paid; a landlord that doesn't know this field ignores it.
         """
-        form = {"WireGuardPubKey": public_key}
+        form = {"WireGuardPubKey": keys.public_key}
         form |= {"InvoiceToWaitFor": wait_for} if wait_for else {}
         form |= {"Preimage": preimage.hex()} if preimage else {}
         most_s = WAIT_FOR_PAYMENT_S if wait_for else None
         return _read(read_status, self._post("getstatus", form, most_s))
 
-    def configuration(self, public_key: str) -> TunnelConfiguration:
+    def configuration(self, keys: Keys) -> TunnelConfiguration:
         """Return what the tunnel needs."""
-        return _read(read_configuration, self._post("getconf", {"WireGuardPubKey": public_key}))
+        return _read(read_configuration, self._post("getconf", {"WireGuardPubKey": keys.public_key}))
 
     def _post(self, verb: str, form: Mapping[str, str], most_s: float | None = None) -> dict[str, Any]:
         body = urlencode(form)
@@ -124,7 +132,7 @@ class HttpsLandlord:
             raise LandlordError(f"landlord {self.place} answers {verb} with HTTP status {status}: ask the landlord")
         answer = _json(content, f"landlord {self.place}")
         if "Error" in answer:
-            raise RefusedError(f"landlord {self.place} refuses: {_printable(answer['Error'])}")
+            raise RefusedError(f"landlord {self.place} refuses: {printable(answer['Error'])}")
         return answer
 
     def _exchange(self, path: str, body: str, most_s: float) -> tuple[int, bytes]:
@@ -215,9 +223,3 @@ def _read(read: Callable[[dict[str, Any]], T], answer: dict[str, Any]) -> T:
         return read(answer)
     except (AnswerError, OverflowError) as error:
         raise LandlordError(str(error)) from error
-
-
-def _printable(value: object) -> str:
-    """Return a landlord's text without control characters, which could rewrite a terminal."""
-    text = str(value)[:_MOST_ERROR]
-    return "".join(letter if letter.isprintable() else " " for letter in text).strip() or "without a reason"

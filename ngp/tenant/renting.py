@@ -22,7 +22,8 @@ from ngp.core.values import DecodedInvoice
 from ngp.errors import LandlordError, PaymentError, PeerError, UsageError
 from ngp.tenant import interface, policy
 from ngp.tenant.home import Home, Tunnel
-from ngp.tenant.https import FingerprintError, HttpsLandlord, RefusedError
+from ngp.tenant.https import FingerprintError
+from ngp.tenant.landlord import Landlord, RefusedError
 from ngp.tenant.rows import iso
 
 WIREGUARD_FOLDER = Path("/etc/wireguard")
@@ -62,7 +63,7 @@ class KeptConfiguration:
 
 
 def ask(
-    landlord: HttpsLandlord, tunnel: Tunnel, amount_sat: int, offered: SaleTerms | None, is_first: bool | None
+    landlord: Landlord, tunnel: Tunnel, amount_sat: int, offered: SaleTerms | None, is_first: bool | None
 ) -> Quote:
     """Ask for an invoice. Raises LandlordError, if it isn't for what was asked; nothing is paid then.
 
@@ -70,7 +71,7 @@ def ask(
         offered: the terms that were accepted before; None: none were asked for.
         is_first: None: a new rental or a running one.
     """
-    asked = landlord.ask(tunnel.public_key, amount_sat)
+    asked = landlord.ask(tunnel, amount_sat, tunnel.offer)
     now_s = int(time.time())
     try:
         parsed = invoice.read(asked.bolt11)
@@ -83,7 +84,7 @@ def ask(
     return Quote(asked, decoded, asked.status.now_s, parsed.timestamp_s + parsed.expiry_s)
 
 
-def refuse_wrong_start(landlord: HttpsLandlord, tunnel: Tunnel | None, wants_new: bool) -> None:
+def refuse_wrong_start(landlord: Landlord, tunnel: Tunnel | None, wants_new: bool) -> None:
     """Refuse a new rental where there is one, and a renewal where there is none. Raises UsageError, LandlordError."""
     has_rental = tunnel is not None and running(landlord, tunnel) is not None
     if wants_new and has_rental and tunnel is not None:
@@ -95,23 +96,23 @@ def refuse_wrong_start(landlord: HttpsLandlord, tunnel: Tunnel | None, wants_new
         raise UsageError("nothing is rented yet: `staticIP AddCredit` or `staticIP RentNewIP` rents")
 
 
-def running(landlord: HttpsLandlord, tunnel: Tunnel) -> Status | None:
+def running(landlord: Landlord, tunnel: Tunnel) -> Status | None:
     """Return the status of a rental that was paid for; None if there is none. Raises LandlordError."""
     try:
-        status = landlord.status(tunnel.public_key)
+        status = landlord.status(tunnel)
     except RefusedError:
         return None
     return status if status.payments else None
 
 
-def wait_until_paid(landlord: HttpsLandlord, tunnel: Tunnel, quote: Quote, tell: Callable[[str], None]) -> Status:
+def wait_until_paid(landlord: Landlord, tunnel: Tunnel, quote: Quote, tell: Callable[[str], None]) -> Status:
     """Wait until an invoice is paid. Returns the status then. Raises PaymentError: it expired, or was withdrawn."""
     before, said = quote.asked.status, ""
     pause_s = POLL_S
     while time.time() < quote.expires_at_s:
         began_s = time.monotonic()
         try:
-            status = landlord.status(tunnel.public_key, quote.asked.bolt11)
+            status = landlord.status(tunnel, quote.asked.bolt11)
         except FingerprintError:
             raise
         except LandlordError as error:
@@ -133,7 +134,7 @@ def wait_until_paid(landlord: HttpsLandlord, tunnel: Tunnel, quote: Quote, tell:
 
 
 def keep_configuration(
-    home: Home, landlord: HttpsLandlord, tunnel: Tunnel, status: Status | None, keeps_route: bool = False
+    home: Home, landlord: Landlord, tunnel: Tunnel, status: Status | None, keeps_route: bool = False
 ) -> KeptConfiguration:
     """Get the configuration and write the file for wg-quick.
 
@@ -142,7 +143,7 @@ def keep_configuration(
         keeps_route: only packets from the rented networks use the tunnel; otherwise, as published, all of them do.
     Raises: LandlordError, NgpError.
     """
-    configuration = landlord.configuration(tunnel.public_key)
+    configuration = landlord.configuration(tunnel)
     if status is not None:
         for one in configuration.addresses:
             if not any(one.ip in network for network in status.networks):

@@ -13,32 +13,34 @@ from ngp.tenant.home import Tunnel
 Row = dict[str, Any]
 
 
-def rental_row(tunnel: Tunnel, landlord: str, status: Status) -> Row:
-    """Return a tenant's rental. Times are by our clock; what the landlord doesn't say over HTTPS is None."""
-    state = "pending" if not status.payments else "active" if status.credit_msat > 0 else "reserved"
+def rental_row(tunnel: Tunnel, landlord: str, face: str, status: Status) -> Row:
+    """Return a tenant's rental. Times are by our clock; what the landlord doesn't say is None."""
+    told = "pending" if not status.payments else "active" if status.credit_msat > 0 else "reserved"
+    state = status.state or told
     fee_msat = status.activation_fee_msat if status.payments else 0
+    ahead_s = status.now_s - time.time()
     return {
         "id": tunnel.interface,
         "role": "tenant",
         "state": state,
-        "reason": "credit is used up" if state == "reserved" else "",
+        "reason": status.reason or ("credit is used up" if state == "reserved" else ""),
         "peer": landlord,
         "wireguard_key": tunnel.public_key,
         "networks": [str(one) for one in status.networks],
-        "offer": None,
-        "face": "https",
+        "offer": status.offer or None,
+        "face": face,
         "rent_msat_per_month": rent_of_month_msat(status.rate_sat_s),
         "price_msat_per_gib": None,
         "activation_fee_msat": fee_msat,
         "paid_msat": status.paid_msat,
-        "charged_msat": status.paid_msat - fee_msat - status.credit_msat,
-        "refunded_msat": 0,
+        "charged_msat": status.paid_msat - fee_msat - status.refunded_msat - status.credit_msat,
+        "refunded_msat": status.refunded_msat,
         "credit_msat": status.credit_msat,
         "payments": status.payments,
         "started_at": iso(status.started_at_s),
         "rate_since": None,
         "paid_until": iso(int(time.time() + status.left_s)),
-        "reserved_until": None,
+        "reserved_until": iso(status.reserved_until_s - ahead_s) if status.reserved_until_s else None,
         "unpaid_invoice": status.unpaid_invoice or None,
         "used_to_bytes": None,
         "used_from_bytes": None,

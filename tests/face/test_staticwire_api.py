@@ -20,10 +20,11 @@ from shop import ENDPOINTS, Shop, terms_of_shop
 
 from core_tests.staticwire import Books, HeldToTheRules, LandlordRefuses, Tenant, new_key, tls_context, wg_text
 from ngp.core import events as ev
+from ngp.core.prefixes import tunnel_address
 from ngp.core.records import PaymentKind
 from ngp.errors import LedgerError, RentalError
 from ngp.modules.face.https import Limits
-from ngp.modules.face.staticwire import PATHS, read_form, tunnel_address
+from ngp.modules.face.staticwire import PATHS, read_form
 
 
 @pytest.fixture

@@ -39,6 +39,8 @@ class Status:
         credit_msat: rounded down; negative while back rent is owed.
         left_s: how long the credit lasts.
         unpaid_invoice: one of this rental that waits for its payment, BOLT11; "".
+        state, offer: "" where the face doesn't say them. reason: why it is in this state.
+        reserved_until_s: 0 unless it is reserved, and the face says how long.
     """
 
     networks: tuple[Prefix, ...]
@@ -51,6 +53,11 @@ class Status:
     payments: int
     activation_fee_msat: int
     unpaid_invoice: str
+    state: str = ""
+    offer: str = ""
+    reason: str = ""
+    refunded_msat: int = 0
+    reserved_until_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ def read_status(answer: Answer) -> Status:
     """Read a rental's status. Raises: AnswerError."""
     unpaid = "" if answer.get("unpaid_invoice") is None else _text(answer, "unpaid_invoice")
     return Status(
-        networks=_networks(answer),
+        networks=read_networks(_field(answer, "Networks")),
         started_at_s=int(_number(answer, "start_time", 0, MOST_TIME_S)),
         now_s=int(_number(answer, "current_time", 0, MOST_TIME_S)),
         left_s=math.floor(_number(answer, "TimeRemaining", -MOST_TIME_S, MOST_TIME_S)),
@@ -113,8 +120,8 @@ def _terms(answer: Answer, with_fee: bool) -> SaleTerms:
     )
 
 
-def _networks(answer: Answer) -> tuple[Prefix, ...]:
-    found = _field(answer, "Networks")
+def read_networks(found: object) -> tuple[Prefix, ...]:
+    """Read what is rented. Raises: AnswerError."""
     if not isinstance(found, list) or len(found) > _MOST_NETWORKS:
         raise _wrong("Networks", found, f"a list of at most {_MOST_NETWORKS}")
     return tuple(_network(one) for one in found)
@@ -154,7 +161,11 @@ def _number(answer: Answer, key: str, least: float, most: float) -> float:
 
 
 def _text(answer: Answer, key: str) -> str:
-    value = _field(answer, key)
+    return read_text(key, _field(answer, key))
+
+
+def read_text(key: str, value: object) -> str:
+    """Read a text that a terminal may show. Raises: AnswerError."""
     if not isinstance(value, str) or not 0 < len(value) <= _MOST_TEXT or not value.isascii() or not value.isprintable():
         raise _wrong(key, value, "a text")
     return value

@@ -35,6 +35,20 @@ class SaleTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class OnSale:
+    """One of a landlord's offers. Attributes: all but `terms` are None where the face doesn't say them.
+
+    networks: sizes, `IPv4 /32`. free: how many such rentals there is room for.
+    """
+
+    terms: SaleTerms
+    name: str | None = None
+    networks: tuple[str, ...] | None = None
+    free: int | None = None
+    reserved_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TenantSettings:
     """What net.conf says about renting: the TENANT_ keys of the same names, with their defaults. `probe`: a command."""
 

@@ -1,0 +1,105 @@
+"""Landlord: what a tenant asks of one, by whichever face it is reached."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from ngp import identity
+from ngp.core.tenant.answers import Asked, Status
+from ngp.core.tenant.configuration import TunnelConfiguration
+from ngp.core.tenant.terms import OnSale, SaleTerms
+from ngp.errors import ConfigError, LandlordError
+
+_MOST_TOLD = 300
+
+
+class RefusedError(LandlordError):
+    """The landlord answers with an error; the text is its own."""
+
+
+class Keys(Protocol):
+    """A tunnel's WireGuard keys, base64. The private one is used for proofs here, and never sent."""
+
+    @property
+    def private_key(self) -> str: ...
+
+    @property
+    def public_key(self) -> str: ...
+
+
+class Place(Protocol):
+    """Where a landlord is, and by what it is known. As text it is what errors and listings call it."""
+
+    @property
+    def face(self) -> str:
+        """The face by which it is reached: https or mesh."""
+
+    @property
+    def host(self) -> str:
+        """Its host; "" where it has none."""
+
+    @property
+    def pin(self) -> str:
+        """What it is known by, hexadecimal: the SHA-256 of its certificate, or its identity."""
+
+    def entry(self) -> dict[str, str]:
+        """Return how Config.yaml has it."""
+
+
+class Landlord(Protocol):
+    """A landlord. Every method raises LandlordError or ConfigError."""
+
+    @property
+    def place(self) -> Place: ...
+
+    def offers(self) -> tuple[OnSale, ...]:
+        """Return what is for let; at least one."""
+
+    def terms(self, offer: str = "") -> SaleTerms:
+        """Return the terms of an offer. Args: offer: "": the first one."""
+
+    def ask(self, keys: Keys, amount_sat: int, offer: str = "") -> Asked:
+        """Return an invoice for credit, of a new rental if there is none for this key. Args: offer: for a new one."""
+
+    def status(self, keys: Keys, wait_for: str = "", preimage: bytes = b"") -> Status:
+        """Return a rental's status.
+
+        Args:
+            wait_for: an invoice: answered once it is paid, or when the landlord waits no longer.
+            preimage: proves that an invoice was paid.
+        """
+
+    def configuration(self, keys: Keys) -> TunnelConfiguration:
+        """Return what the tunnel needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourPlace:
+    """A neighbour as a landlord. Attributes: pin: its identity, 64 small hex digits."""
+
+    face: ClassVar[str] = "mesh"
+    host: ClassVar[str] = ""
+    pin: str
+
+    def __str__(self) -> str:
+        return f"{identity.short_text(bytes.fromhex(self.pin))} in the mesh"
+
+    def entry(self) -> dict[str, str]:
+        """Return how Config.yaml has it."""
+        return {"Neighbour": self.pin}
+
+
+def read_neighbour(written: str) -> NeighbourPlace:
+    """Read a neighbour's whole key. Raises ConfigError."""
+    digits = written.strip().lower()
+    if re.fullmatch(r"[0-9a-f]{64}", digits) is None:
+        raise ConfigError(f"the neighbour {written[:80]!r} is no key of 64 hexadecimal digits: see `ngp neighbours`")
+    return NeighbourPlace(digits)
+
+
+def printable(value: object) -> str:
+    """Return a landlord's text without control characters, which could rewrite a terminal."""
+    text = str(value)[:_MOST_TOLD]
+    return "".join(letter if letter.isprintable() else " " for letter in text).strip() or "without a reason"
