@@ -179,7 +179,7 @@ BAD_LINES = [
     ("LANDLORD_HTTPS: [192.0.2.1:443, 192.0.2.1:443]", "LANDLORD_HTTPS", "twice"),
     ("LANDLORD_HTTPS_CERT: /cert.pem", "LANDLORD_HTTPS_CERT: '/cert.pem'", "needs LANDLORD_HTTPS_KEY too"),
     ("LANDLORD_HTTPS_KEY: ~/key.pem", "LANDLORD_HTTPS_KEY: '~/key.pem'", "write the whole path"),
-    ("LANDLORD_GRPC: 192.0.2.1:50051", "LANDLORD_GRPC: '192.0.2.1:50051'", "isn't available yet"),
+    ("LANDLORD_GRPC: 192.0.2.1", "LANDLORD_GRPC: '192.0.2.1'", "is not address:port"),
     ("LANDLORD_ENDPOINT: 'http://x'", "LANDLORD_ENDPOINT: 'http://x'", "has the port '//x'"),
     ("LANDLORD_ENDPOINT: '-x'", "LANDLORD_ENDPOINT: '-x'", "is neither a host nor host:port"),
     ("LANDLORD_ENDPOINT: 192.0.2", "LANDLORD_ENDPOINT: '192.0.2'", "is neither a host nor host:port"),

@@ -1,4 +1,4 @@
-"""Certificate: what the HTTPS face shows to tenants, who pin its SHA-256 fingerprint and ask no authority.
+"""Certificate: what a face shows to tenants. Over HTTPS they pin its SHA-256 fingerprint, and ask no authority.
 
 So nothing is gained by a new one now and then, and each new one locks out all tenants. Without a certificate of the
 operator's, one is made that never ends.
@@ -30,11 +30,16 @@ _FROM, _TO = datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59
 
 @dataclass(frozen=True, slots=True)
 class CertificateFiles:
-    """The PEM files of the certificate and of its private key, perhaps the same."""
+    """The PEM files of the certificate and of its private key, perhaps the same.
+
+    Attributes: what: names the certificate in errors. anew: what tenants need if another one is made.
+    """
 
     certificate: Path
     key: Path
     is_ours: bool
+    what: str = "HTTPS certificate"
+    anew: str = ", whose fingerprint every tenant must be told"
 
     @classmethod
     def of(cls, settings: LettingSettings, state_dir: Path) -> CertificateFiles:
@@ -47,16 +52,15 @@ class CertificateFiles:
     def make_if_missing(self) -> None:
         """Make our own certificate, once. Raises ConfigError, MomentError."""
         if self.is_ours:
-            anew = "certificate, whose fingerprint every tenant must be told"
-            key_file.load_or_create(self.certificate, "HTTPS certificate", anew, _make, size=None)
+            key_file.load_or_create(self.certificate, self.what, f"certificate{self.anew}", _make, size=None)
 
-    def context(self) -> ssl.SSLContext:
-        """Return the TLS settings of a server with this certificate. Raises ConfigError."""
+    def context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
+        """Return the TLS settings of a server with this certificate. Args: protocol: by ALPN. Raises ConfigError."""
         self._refuse_shown_key()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION  # a client could have us calculate for nothing
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols([protocol])
         try:
             context.load_cert_chain(self.certificate, self.key, password=lambda: "")  # never asks on a terminal
         except ssl.SSLError as error:
@@ -75,17 +79,22 @@ class CertificateFiles:
             return x509.load_pem_x509_certificate(content).fingerprint(hashes.SHA256()).hex()
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "it has no certificate in PEM"
-            raise ConfigError(f"{self._named()}: {why}; check LANDLORD_HTTPS_CERT") from error
+            raise ConfigError(f"{self._named()}: {why}; {self._remedy('CERT')}") from error
 
     def _named(self) -> str:
         files = {str(self.certificate): None, str(self.key): None}
-        return f"the HTTPS certificate {' with '.join(files)}"
+        return f"the {self.what} {' with '.join(files)}"
+
+    def _remedy(self, key: str) -> str:
+        if self.is_ours:
+            return f"move it away, and the next start makes a new one{self.anew}"
+        return f"check LANDLORD_HTTPS_{key}"
 
     def _refuse_shown_key(self) -> None:
         try:
             mode = stat.S_IMODE(os.stat(self.key).st_mode)
         except OSError as error:
-            raise ConfigError(f"{self._named()}: {error.strerror}; check LANDLORD_HTTPS_KEY") from error
+            raise ConfigError(f"{self._named()}: {error.strerror}; {self._remedy('KEY')}") from error
         if mode & 0o077:
             raise ConfigError(
                 f"{self.key} has mode {mode:04o}, so others can read the private key: chmod 600 {self.key}"

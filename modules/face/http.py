@@ -12,24 +12,8 @@ from dataclasses import dataclass
 
 import h11
 
+from ngp.modules.face.door import Bounds
 from ngp.modules.face.tls import TlsStream
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one request may take.
-
-    Attributes:
-        head_bytes: of its first line and headers. body_bytes: of its body.
-        idle_s: until a further request begins. request_s: until one that has begun is complete; also the first one.
-        reply_s: until the client has taken the reply.
-    """
-
-    head_bytes: int = 8192
-    body_bytes: int = 8192
-    idle_s: float = 60.0
-    request_s: float = 10.0
-    reply_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

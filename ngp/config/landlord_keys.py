@@ -168,7 +168,7 @@ GRPC = Key(
     "address:port, or a list",
     values.or_none(landlord_values.listeners),
     "none",
-    "the gRPC face (later)",
+    "gRPC, which tells of a rental only to whoever proves its WireGuard key; `ngp check` says the pin",
     ("letting.grpc",),
     needs_restart=True,
 )

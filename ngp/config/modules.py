@@ -42,6 +42,7 @@ SHIPPED: Mapping[str, Mapping[str, str]] = {
     },
     FACE: {
         "https": "ngp.modules.face.https:HttpsFace",
+        "grpc": "ngp.modules.face.grpc:GrpcFace",
     },
     f"{PAYMENT}.settings": {
         "lnd": "ngp.modules.payment.lnd_settings:SETTINGS",

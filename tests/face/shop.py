@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from let import Landlord, letting
+from let import Landlord, PaymentNodeOfLandlord, letting
 
 from core_tests.staticwire import HeldToTheRules, Session, Tenant
 from ngp import invoice
@@ -26,7 +26,10 @@ from ngp.core.rental.terms import LettingSettings, TunnelSettings
 from ngp.core.values import Check, DecodedInvoice, DesiredTunnel, Now, PeerReading, TunnelPeer
 from ngp.daemon import landlord as outside
 from ngp.daemon.letting import Letting
-from ngp.modules.face.https import HttpsFace, Limits
+from ngp.modules.face.door import Limits
+from ngp.modules.face.grpc import GrpcFace
+from ngp.modules.face.https import HttpsFace
+from ngp.ports import Face
 
 T = TypeVar("T")
 ENDPOINTS = ("[2001:db8::9]:51820", "192.0.2.9:51820")
@@ -77,16 +80,22 @@ class TunnelOnPaper:
 class LandlordWithFaces(Landlord):
     """The simulated landlord, whose effects reach tunnel and faces as the daemon's do."""
 
-    def __init__(self, folder: Path, terms: LettingSettings, face: HttpsFace) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        terms: LettingSettings,
+        faces: Sequence[Face],
+        key: X25519PrivateKey,
+        node: PaymentNodeOfLandlord | None,
+    ) -> None:
         self.outside: outside.Landlord | None = None
-        super().__init__(folder, terms)
-        key = X25519PrivateKey.generate()
+        super().__init__(folder, terms, node=node)
         self.public_key = key.public_key().public_bytes_raw()
         self.letting = Letting(
             self.world, Clock(self), self.happen, key, lambda: ENDPOINTS, self._decode, lambda: ""
         )
         self.outside = outside.Landlord(
-            TunnelOnPaper(), [face], self.letting, key, lambda: served(self.world), lambda _event: None
+            TunnelOnPaper(), faces, self.letting, key, lambda: served(self.world), lambda _event: None
         )
 
     def _decode(self, bolt11: str) -> DecodedInvoice:
@@ -118,10 +127,23 @@ class Shop:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self.face = HttpsFace(folder, limits or GENEROUS)
+        self.folder = folder
         self.terms = terms or terms_of_shop()
-        self.landlord: LandlordWithFaces = self.do(lambda: LandlordWithFaces(folder, self.terms, self.face))
+        self._limits = limits or GENEROUS
+        self._key = X25519PrivateKey.generate()
+        self._open(None)
+
+    def _open(self, node: PaymentNodeOfLandlord | None) -> None:
+        self.face, self.grpc = HttpsFace(self.folder, self._limits), GrpcFace(self.folder, self._limits)
+        faces = (self.face, self.grpc)
+        self.landlord = self.do(lambda: LandlordWithFaces(self.folder, self.terms, faces, self._key, node))
         self.run(self.outside.apply(self.terms))
+
+    def restart(self) -> None:
+        """Kill the daemon and start it again."""
+        node = self.landlord.node
+        self._close()
+        self._open(node)
 
     def do(self, deed: Callable[[], T]) -> T:
         """Run a function in the landlord's loop."""
@@ -156,9 +178,13 @@ class Shop:
     def pass_time(self, seconds: float) -> None:
         self.do(lambda: self.landlord.at(seconds))
 
-    def close(self) -> None:
-        self.run(self.face.close())
+    def _close(self) -> None:
+        for face in (self.face, self.grpc):
+            self.run(face.close())
         self.do(self.landlord.close)
+
+    def close(self) -> None:
+        self._close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -24,8 +24,7 @@ from shop import Shop
 from core_tests.staticwire import LandlordRefuses, Session, Tenant, request_bytes, tls_context, wg_text
 from ngp.calls.first_invoices import FirstInvoices
 from ngp.errors import RentalError
-from ngp.modules.face.http import Bounds
-from ngp.modules.face.https import Limits, _who
+from ngp.modules.face.door import Bounds, Limits, who_is
 from ngp.modules.face.staticwire import PATHS, TERMS
 
 HASTY = Bounds(head_bytes=1024, body_bytes=512, idle_s=0.6, request_s=0.3, reply_s=0.3)
@@ -69,10 +68,10 @@ def is_served(shop: Shop, source: str = "127.0.0.1") -> bool:
 def await_none(shop: Shop) -> None:
     """Wait until the face has no connection any more."""
     deadline = time.monotonic() + 20
-    while shop.face._connections:
+    while shop.face._door._connections:
         assert time.monotonic() < deadline, "connections stay"
         time.sleep(0.01)
-    assert not shop.face._of_one and not shop.face._waiting
+    assert not shop.face._door._of_one and not shop.face._door._waiting
 
 
 # --- size and time ----------------------------------------------------------------------------------------------------
@@ -158,7 +157,7 @@ def test_one_address_has_a_part_of_the_connections_and_others_are_served(tmp_pat
             connect(shop)
         assert is_served(shop, "127.0.0.2")
         held.pop().close()
-        while len(shop.face._connections) > 2:
+        while len(shop.face._door._connections) > 2:
             time.sleep(0.01)
         assert is_served(shop)
         for one in held:
@@ -173,7 +172,7 @@ def test_if_all_places_are_taken_the_one_without_a_request_for_longest_makes_roo
         waits = connect(shop)
         fields = {"WireGuardPubKey": wg_text(tenant.key), "InvoiceToWaitFor": invoice}
         waits.sendall(request_bytes("x", "/api/getstatus/", fields))
-        while not shop.face._holding:
+        while not shop.face._requests._holding:
             time.sleep(0.01)
         idle = [connect(shop, f"127.0.0.{number}") for number in (2, 3)]
         for number in range(4, 10):
@@ -187,8 +186,8 @@ def test_if_all_places_are_taken_the_one_without_a_request_for_longest_makes_roo
 
 
 def test_all_addresses_of_an_ipv6_subnet_are_one_sender() -> None:
-    assert _who("2001:db8::1") == _who("2001:db8::ffff:2") == _who("2001:db8::3%eth0")
-    assert len({_who("2001:db8::1"), _who("2001:db8:0:1::1"), _who("192.0.2.1"), _who("192.0.2.2")}) == 4
+    assert who_is("2001:db8::1") == who_is("2001:db8::ffff:2") == who_is("2001:db8::3%eth0")
+    assert len({who_is("2001:db8::1"), who_is("2001:db8:0:1::1"), who_is("192.0.2.1"), who_is("192.0.2.2")}) == 4
 
 
 def test_handshakes_of_one_address_are_bounded(tmp_path: Path) -> None:
@@ -284,7 +283,7 @@ def test_only_some_requests_may_wait_for_a_payment(tmp_path: Path) -> None:
         invoice = tenant.add_credit(1100)["Invoice"]
         fields = {"WireGuardPubKey": wg_text(tenant.key), "InvoiceToWaitFor": invoice}
         waits.sendall(request_bytes("x", "/api/getstatus/", fields))
-        while not shop.face._holding:
+        while not shop.face._requests._holding:
             time.sleep(0.01)
         began = time.monotonic()
         assert tenant.status(invoice)["unpaid_invoice"] == invoice
@@ -346,7 +345,7 @@ def test_a_connection_takes_little_memory(tmp_path: Path) -> None:
         command = [sys.executable, "-c", HOLD, str(shop.port), str(number)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
             assert client.stdout is not None and client.stdout.readline() == f"{number}\n"
-            assert len(shop.face._connections) == number
+            assert len(shop.face._door._connections) == number
             assert (resident_bytes() - before) / number < 60_000
             client.communicate("")
         await_none(shop)

@@ -167,7 +167,7 @@ def test_closing_ends_all_connections_and_may_be_repeated(shop: Shop) -> None:
         shop.run(shop.face.close())
         with pytest.raises((OSError, ValueError)):
             session.post("/api/GetSellOfferTerms/")
-    assert not shop.face._connections
+    assert not shop.face._door._connections
 
 
 # --- what the operator is told ----------------------------------------------------------------------------------------

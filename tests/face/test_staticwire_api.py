@@ -23,7 +23,7 @@ from ngp.core import events as ev
 from ngp.core.prefixes import tunnel_address
 from ngp.core.records import PaymentKind
 from ngp.errors import LedgerError, RentalError
-from ngp.modules.face.https import Limits
+from ngp.modules.face.door import Limits
 from ngp.modules.face.staticwire import PATHS, read_form
 
 
@@ -387,7 +387,7 @@ def test_one_connection_serves_all_requests_of_a_tenant(shop: Shop, tenant: Tena
     for _ in range(5):
         tenant.status()
         assert tenant.session.is_open
-    assert len(shop.face._connections) == 1
+    assert len(shop.face._door._connections) == 1
 
 
 def test_the_fingerprint_is_of_the_leafs_der_and_stays(shop: Shop, tmp_path: Path) -> None:
