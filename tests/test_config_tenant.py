@@ -28,6 +28,14 @@ def test_values() -> None:
     assert (got.limits.rent_max.value, got.limits.rent_max.name) == (30_000_000, "TENANT_RENT_MAX")
 
 
+def test_what_may_leave_beside_the_tunnel() -> None:
+    got = tenant("TENANT_ALL_TRAFFIC: yes", "TENANT_BESIDE: [192.0.2.0/24, 2001:db8::7 udp, 192.0.2.7 tcp 9735]")
+    assert got.all_traffic
+    assert [(str(one.prefix), one.protocol, one.port) for one in got.beside] == [
+        ("192.0.2.0/24", "", 0), ("2001:db8::7/128", "udp", 0), ("192.0.2.7/32", "tcp", 9735),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -36,6 +44,9 @@ def test_values() -> None:
         ("TENANT_TARGET_TIME: -1", "TENANT_TARGET_TIME"),
         ("TENANT_PROBE: [a, b]", "auto, or a command"),
         ('TENANT_PROBE: "a\\nb"', "in one line"),
+        ("TENANT_ALL_TRAFFIC: perhaps", "yes or no"),
+        ("TENANT_BESIDE: 192.0.2.7 icmp", "write tcp, udp, or none"),
+        ("TENANT_BESIDE: somewhere", "is not a prefix"),
     ],
 )
 def test_what_is_wrong_is_told(line: str, says: str) -> None:

@@ -59,13 +59,15 @@ def test_the_shipped_file_works_when_mesh_interfaces_is_uncommented() -> None:
 def test_the_shipped_files_examples_work() -> None:
     text = SHIPPED.replace("# MESH_INTERFACES:", "MESH_INTERFACES:").replace("# IGNORE_INTERFACE:", "IGNORE_INTERFACE:")
     text = text.replace("# LANDLORD_OUTSIDE:", "LANDLORD_OUTSIDE:").replace("LANDLORD: no", "LANDLORD: yes")
-    for key in ("PRICES", "FREE_DESTINATIONS", "PAYMENT_SERVICES", "LANDLORD_POOLS", "LANDLORD_OFFERS"):
+    lists = "PRICES", "FREE_DESTINATIONS", "PAYMENT_SERVICES", "LANDLORD_POOLS", "LANDLORD_OFFERS", "TENANT_BESIDE"
+    for key in lists:
         text = text.replace(f"\n{key}: none\n", "\n")
     text = re.sub(r"^#   ", "", text, flags=re.MULTILINE)
     settings = parse(text, ROOT / "net.conf")
     assert len(settings.prices) == 2
     assert len(settings.free_destinations) == 2
     assert len(settings.payment_services) == 2
+    assert len(settings.tenant.beside) == 2
     assert settings.ignore_interfaces == ("eth0",)
     assert settings.letting is not None
     assert (len(settings.letting.pools), len(settings.letting.offers)) == (2, 2)

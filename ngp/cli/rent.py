@@ -245,26 +245,26 @@ def _up(call: _Call) -> int:
 
 
 def _up_tunnel(call: _Call, home: Home, tunnel: Tunnel) -> int:
-    from ngp.tenant import interface
+    from ngp.cli import tenant_service
 
-    interface.bring_up(home.conf_path(tunnel))
+    carrier = tenant_service.bring_up(call.place, home, tunnel)
     if not call.as_json:
-        streams.say(f"the tunnel {tunnel.interface} is up", rent_show.OPEN)
+        streams.say(f"the tunnel {tunnel.interface} is up", *rent_show.traffic(carrier), rent_show.OPEN)
     return 0
 
 
 def _down(call: _Call) -> int:
-    from ngp.tenant import interface
+    from ngp.cli import tenant_service
 
     home, (tunnel,) = _rentals(call)
-    interface.bring_down(home.conf_path(tunnel))
+    tenant_service.bring_down(call.place, home, tunnel)
     streams.say(f"the tunnel {tunnel.interface} is down")
     return 0
 
 
 def _forget(call: _Call) -> int:
     """Drop a rental's keys, when the user agrees."""
-    from ngp.tenant import interface
+    from ngp.cli import tenant_service
     from ngp.tenant.books import BooksFile
 
     home, (tunnel,) = _rentals(call)
@@ -273,7 +273,7 @@ def _forget(call: _Call) -> int:
         raise UsageError("a payment for this rental is on its way: ngp rent autopay --once waits for its outcome")
     paid = show_money(books.account.paid_msat)
     _agreed(call, f"drop the keys of {tunnel.shown_name}, for which {paid} were paid? They can't be had again.")
-    interface.bring_down(home.conf_path(tunnel))
+    tenant_service.bring_down(call.place, home, tunnel)
     home.forget_tunnel(tunnel)
     streams.say(f"the keys of {tunnel.shown_name} are gone")
     return 0

@@ -47,6 +47,14 @@ _RENTALS = (
 )
 
 
+def traffic(carrier: Tunnel | None) -> list[str]:
+    """Return what to say about a tunnel that all traffic uses; nothing if none does."""
+    if carrier is None:
+        return []
+    name = carrier.shown_name
+    return [f"all traffic of this machine uses {name}; until `ngp rent down {name}` nothing else leaves beside it"]
+
+
 def landlords(rows: Sequence[Row], as_json: bool) -> None:
     """Print the trusted landlords."""
     _print(rows, _LANDLORDS, _NONE_TRUSTED, as_json)

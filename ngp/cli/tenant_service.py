@@ -28,7 +28,7 @@ from ngp.core.tenant.terms import Limits, TenantSettings, stricter
 from ngp.daemon import main, state
 from ngp.errors import ExitCode, NgpError, PaymentError, RunningError, UsageError
 from ngp.ports import Payment
-from ngp.tenant import autopay, files, wallet
+from ngp.tenant import autopay, files, interface, routing, wallet
 from ngp.tenant.autopay import Kept
 from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import CONFIG, AnyPlace, Home, Tunnel
@@ -202,6 +202,17 @@ async def why_not(place: Place, home: Home, tunnel: Tunnel) -> str:
     return await proof_of(home, tunnel, _tenant(place).probe).why_not()
 
 
+def bring_up(place: Place, home: Home, tunnel: Tunnel) -> Tunnel | None:
+    """Bring a tunnel up as net.conf says. Returns the tunnel that everything uses, if one does. Raises NgpError."""
+    said = _tenant(place)
+    return routing.bring_up(home, tunnel, said.all_traffic, said.beside)
+
+
+def bring_down(place: Place, home: Home, tunnel: Tunnel) -> None:
+    """Bring a tunnel down, with all that was set for it. Raises NgpError."""
+    routing.bring_down(home, tunnel, _tenant(place).beside)
+
+
 def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: bool) -> int:
     """Run `ngp rent autopay`. Returns the exit code: 0 only with `once`."""
     log_to(home.folder / LOG_FILE)
@@ -250,8 +261,7 @@ def proof_of(home: Home, tunnel: Tunnel, probe: str) -> Proof:
     if probe != "auto":
         return CommandProof(probe)
     path = home.conf_path(tunnel)
-    lines = path.read_text().splitlines() if path.exists() else []
-    endpoint = next((line.partition(" = ")[2] for line in lines if line.startswith("Endpoint = ")), "")
+    endpoint = next(iter(interface.endpoints_in(path)), "")
     return EchoProof(tunnel.interface, endpoint, f"sudo wg-quick up {path}")
 
 

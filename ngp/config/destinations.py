@@ -1,4 +1,4 @@
-"""Destinations: parses the entries of PRICES, FREE_DESTINATIONS and PAYMENT_SERVICES.
+"""Destinations: parses the entries of PRICES, FREE_DESTINATIONS, PAYMENT_SERVICES and TENANT_BESIDE.
 
 A prefix with host bits is refused, not rounded: `10.0.0.1/8` may mean one host or sixteen million, and that decides
 what a neighbour has to pay for.
@@ -16,6 +16,7 @@ from ngp.config.units import price_msat_per_gib
 from ngp.config.values import fields_of, interface, one_or_list, quantity, scalar
 from ngp.core.messages import Address, Prefix
 from ngp.core.settings import FreeDestination, PriceRule
+from ngp.core.tenant.way import Way
 
 PROTOCOL_NUMBERS: Mapping[str, int] = {
     "icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "esp": 50, "ah": 51, "icmpv6": 58, "ospf": 89,
@@ -49,7 +50,7 @@ def _no_scope(network: Prefix) -> Prefix:
 
 
 _NOUNS = {
-    "prefix": ("a free destination", "192.0.2.53 or 192.0.2.53 udp 53"),
+    "prefix": ("a destination", "192.0.2.53 or 192.0.2.53 udp 53"),
     "address": ("a payment service", "192.0.2.7 9735 or 192.0.2.7 udp 9735"),
 }
 
@@ -97,6 +98,21 @@ def _port(node: Node) -> int:
     if re.fullmatch(r"[1-9][0-9]{0,4}", text, re.ASCII) is None or int(text) > 65535:
         raise refuse(node, "is not a port: write a whole number from 1 to 65535")
     return int(text)
+
+
+# --- TENANT_BESIDE ----------------------------------------------------------------------------------------------------
+
+
+def ways(node: Node) -> tuple[Way, ...]:
+    """Read TENANT_BESIDE: as FREE_DESTINATIONS, but of protocols only tcp and udp. Raises Refused."""
+    return one_or_list(node, _way)
+
+
+def _way(node: Node) -> Way:
+    found = _free_destination(node)
+    if found.protocol not in (None, *_SERVICE_PROTOCOLS):
+        raise refuse(node, f"has the protocol {found.protocol}: write tcp, udp, or none for all protocols")
+    return Way(found.prefix, found.protocol or "", found.port or 0)
 
 
 # --- PAYMENT_SERVICES -------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ngp.config import values
+from ngp.config import destinations, values
 from ngp.config.document import Node, refuse
 from ngp.config.key import Key
 from ngp.config.units import money_msat, time_s
@@ -57,7 +57,25 @@ PROBE = Key(
     "ends with 0 if the rented address is reached from outside",
     ("tenant.probe",),
 )
+ALL_TRAFFIC = Key(
+    "TENANT_ALL_TRAFFIC",
+    "yes or no",
+    values.yes_or_no,
+    "no",
+    "`ngp rent up` leads all traffic of this machine into the tunnel; until `ngp rent down`, also while the tunnel is "
+    "down, what would leave beside it is dropped",
+    ("tenant.all_traffic",),
+)
+BESIDE = Key(
+    "TENANT_BESIDE",
+    "list of prefix, prefix tcp, or prefix tcp port; or udp",
+    values.or_none(destinations.ways),
+    "none",
+    "what may leave beside the tunnel with TENANT_ALL_TRAFFIC, besides the LAN, the landlord and ngp's messages",
+    ("tenant.beside",),
+)
 
 KEYS: tuple[Key[Any], ...] = (
     RENT_MAX, ACTIVATION_MAX, INITIAL_MAX, PAYMENT_MIN, PAYMENT_MAX, TARGET_CREDIT, TARGET_TIME, WARN_TIME, PROBE,
+    ALL_TRAFFIC, BESIDE,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Interface: brings a tunnel up and down, by wg-quick."""
+"""Interface: brings a tunnel's interface up and down, by wg-quick."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import shutil
 import socket
 import subprocess
-from ipaddress import ip_address
+from collections.abc import Sequence
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 
 from ngp.core.messages import Address
@@ -15,6 +16,7 @@ from ngp.errors import ConfigError, KernelError
 
 WG_QUICK_S = 60.0
 _MOST_TOLD = 300
+_PACKAGES = {"wg-quick": "wireguard-tools", "ip": "iproute2", "nft": "nftables"}
 
 
 def is_up(interface: str) -> bool:
@@ -35,31 +37,61 @@ def own_addresses(but: str) -> list[Address]:
     return [ip_address(one["local"]) for each in found if each["ifname"] != but for one in each["addr_info"]]
 
 
+def addresses_in(path: Path) -> list[IPv4Interface | IPv6Interface]:
+    """Return the tunnel's own addresses, from its file; empty if there is no file."""
+    return [ip_interface(one) for line in _values(path, "Address") for one in line.split(", ")]
+
+
+def endpoints_in(path: Path) -> list[str]:
+    """Return the landlord's ends of the tunnel as `host:port`, from its file; empty if there is no file."""
+    return _values(path, "Endpoint")
+
+
+def _values(path: Path, key: str) -> list[str]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.partition(" = ")[2] for line in lines if line.startswith(f"{key} = ")]
+
+
+def refuse_unless_possible(deed: str, path: Path, programs: Sequence[str]) -> None:
+    """Refuse to bring a tunnel up or down where that can't work, before anything is changed.
+
+    Args: deed: `up` or `down`. programs: what is needed. Raises: ConfigError, KernelError.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path} doesn't exist: get it again with `ngp rent conf`")
+    refuse_without_root(deed, path)
+    for program in programs:
+        if shutil.which(program) is None:
+            raise KernelError(f"{program} isn't installed: apt install {_PACKAGES[program]}; then try again")
+
+
+def refuse_without_root(deed: str, path: Path) -> None:
+    """Raise KernelError unless this process is root's."""
+    if os.geteuid() != 0:
+        raise KernelError(f"a tunnel needs root: run this with sudo, or sudo wg-quick {deed} {path}")
+
+
 def bring_up(path: Path) -> None:
-    """Bring the tunnel of a file up; one that is up stays as it is. Raises ConfigError, KernelError."""
+    """Bring the interface of a file up; one that is up stays as it is. Raises ConfigError, KernelError."""
     if not is_up(path.stem):
         _wg_quick("up", path)
 
 
 def bring_down(path: Path) -> None:
-    """Bring the tunnel of a file down; one that is down stays so. Raises ConfigError, KernelError."""
+    """Bring the interface of a file down; one that is down stays so. Raises ConfigError, KernelError."""
     if is_up(path.stem):
         _wg_quick("down", path)
 
 
 def _wg_quick(deed: str, path: Path) -> None:
-    by_hand = f"sudo wg-quick {deed} {path}"
-    if not path.exists():
-        raise ConfigError(f"{path} doesn't exist: get it again with `ngp rent conf`")
-    if os.geteuid() != 0:
-        raise KernelError(f"a tunnel needs root: {by_hand}")
-    if shutil.which("wg-quick") is None:
-        raise KernelError(f"wg-quick isn't installed: apt install wireguard-tools; then {by_hand}")
+    refuse_unless_possible(deed, path, ["wg-quick"])
     try:
         words = ["wg-quick", deed, str(path)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=WG_QUICK_S, check=False)
     except subprocess.TimeoutExpired:
-        raise KernelError(f"wg-quick {deed} doesn't end within {WG_QUICK_S:g} s: try {by_hand}") from None
+        raise KernelError(
+            f"wg-quick {deed} doesn't end within {WG_QUICK_S:g} s: try sudo wg-quick {deed} {path}"
+        ) from None
     if done.returncode:
         said = " ".join(done.stderr.split())[-_MOST_TOLD:]
         raise KernelError(f"wg-quick {deed} failed ({said}); WireGuard of the kernel, or wireguard-go, is needed")

@@ -1,19 +1,71 @@
-"""Policy: routes of a rented address, so that the host's own default route stays as it is.
+"""Policy: which of a machine's packets use a rented tunnel, as rules and routes. Pure.
 
-Packets from the rented networks look their route up in a table of their own, whose default route is the tunnel; all
-other packets go where they went before. The lines are wg-quick's, which undoes them when it brings the tunnel down.
+Packets from the rented networks look their route up in a table of the tunnel's own; all other packets go where they
+went before. That much is in the file for wg-quick too.
+
+With TENANT_ALL_TRAFFIC every packet uses that table, except for three kinds:
+
+- what goes to the landlord (the tunnel's own packets, requests for status and invoices) or to a destination in
+  TENANT_BESIDE uses the main table;
+- so does what the main table has a route for that isn't a default route: the networks on the link;
+- what a rule of somebody else with a smaller priority takes.
+
+The tunnel's table ends with a route that refuses everything, so nothing falls through to the main table's default
+route while the tunnel's interface doesn't exist. `ngp.tenant.barrier` drops what rules and routes can't catch.
+
+Our rules have a protocol number and priorities of their own. So they are found without a record, after a kill too, and
+the operator's own are never touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 from ngp.core.messages import Prefix
 from ngp.core.tenant.configuration import TunnelConfiguration
+from ngp.core.tenant.way import Way
 
-RULE_PRIORITY = 10326
+RULE_PRIORITY, LINK_PRIORITY, ALL_PRIORITY = 10326, 10327, 10328
+PROTOCOL = 110
+"""Of our rules: above those that rt_protos names, below those of routing daemons."""
+MAIN = 254
+REFUSING = "unreachable default metric 4294967295"
+"""The last route of the tunnel's table while it carries everything; any other default route goes first."""
 _FIRST_TABLE, _TABLES = 1_032_600_000, 1_000_000
+_IP_PROTOCOLS = {"": 0, "tcp": 6, "udp": 17}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of ours.
+
+    Attributes:
+        source, destination: prefixes as text; "": all.
+        ip_protocol: its number; 0: all.
+        not_default: the table's default routes don't count.
+    """
+
+    version: int
+    priority: int
+    table: int
+    source: str = ""
+    destination: str = ""
+    ip_protocol: int = 0
+    port: int = 0
+    not_default: bool = False
+
+    @property
+    def words(self) -> str:
+        """The rule in iproute2's words, behind `ip rule add`."""
+        parts = [f"from {self.source or 'all'}"]
+        parts += [f"to {self.destination}"] if self.destination else []
+        parts += [f"ipproto {self.ip_protocol}"] if self.ip_protocol else []
+        parts += [f"dport {self.port}"] if self.port else []
+        parts += [f"lookup {self.table}"]
+        parts += ["suppress_prefixlength 0"] if self.not_default else []
+        return " ".join([*parts, f"priority {self.priority} protocol {PROTOCOL}"])
 
 
 def table_of(public_key: str) -> int:
@@ -21,21 +73,51 @@ def table_of(public_key: str) -> int:
     return _FIRST_TABLE + int.from_bytes(sha256(public_key.encode()).digest()[:4]) % _TABLES
 
 
-def lines(configuration: TunnelConfiguration, networks: Sequence[Prefix], public_key: str) -> list[str]:
-    """Return lines of the section Interface for wg-quick.
+def sources_of(configuration: TunnelConfiguration, networks: Sequence[Prefix]) -> list[Prefix]:
+    """Return the networks whose packets use a tunnel.
 
     Args: networks: all that is rented; where a family has none, the tunnel's own address counts.
     """
-    table, made = table_of(public_key), ["Table = off"]
     versions = {one.version for one in configuration.addresses}
     sources: list[Prefix] = [one for one in networks if one.version in versions]
     known = {one.version for one in sources}
-    sources += [one.network for one in configuration.addresses if one.version not in known]
+    return sources + [one.network for one in configuration.addresses if one.version not in known]
+
+
+def rules_of_sources(sources: Sequence[Prefix], table: int) -> list[Rule]:
+    """Return the rules that lead packets from the rented networks into the tunnel."""
+    return [Rule(one.version, RULE_PRIORITY, table, source=str(one)) for one in sources]
+
+
+def rules_of_all(table: int, beside: Sequence[Way]) -> list[Rule]:
+    """Return the rules that lead all packets into a tunnel.
+
+    Args: table: of the tunnel. beside: what goes beside it.
+    """
+    return [
+        *(
+            Rule(
+                one.prefix.version, RULE_PRIORITY, MAIN, destination=str(one.prefix),
+                ip_protocol=_IP_PROTOCOLS[one.protocol], port=one.port,
+            )
+            for one in beside
+        ),
+        *(Rule(version, LINK_PRIORITY, MAIN, not_default=True) for version in (4, 6)),
+        *(Rule(version, ALL_PRIORITY, table) for version in (4, 6)),
+    ]  # fmt: skip
+
+
+def lines(configuration: TunnelConfiguration, networks: Sequence[Prefix], public_key: str) -> list[str]:
+    """Return lines of the section Interface for wg-quick, which undoes them when it brings the tunnel down.
+
+    A rule that is left from a tunnel that ended by itself doesn't stop them.
+    """
+    table, sources = table_of(public_key), sources_of(configuration, networks)
+    made = ["Table = off"]
     for version in sorted({one.version for one in sources}):
-        route = f"ip -{version} route replace default dev %i table {table}"
-        made.append(f"PostUp = {route}")
-    for source in sources:
-        rule = f"from {source} lookup {table} priority {RULE_PRIORITY}"
-        made.append(f"PostUp = ip -{source.version} rule add {rule}")
-        made.append(f"PreDown = ip -{source.version} rule del {rule}")
+        made.append(f"PostUp = ip -{version} route replace default dev %i table {table}")
+    for rule in rules_of_sources(sources, table):
+        removed = f"ip -{rule.version} rule del {rule.words} 2>/dev/null || :"
+        made.append(f"PostUp = {removed}; ip -{rule.version} rule add {rule.words}")
+        made.append(f"PreDown = {removed}")
     return made

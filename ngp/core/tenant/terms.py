@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, floor_to_sat_msat, show_money
 from ngp.core.rental.terms import MONTH_S
+from ngp.core.tenant.way import Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class TenantSettings:
     target_time_s: int = 5 * 86_400
     warn_time_s: int = 86_400
     probe: str = "auto"
+    all_traffic: bool = False
+    beside: tuple[Way, ...] = ()
 
     @property
     def limits(self) -> Limits:

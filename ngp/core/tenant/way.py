@@ -1,0 +1,21 @@
+"""Way: traffic that may leave beside a tunnel that carries all of a machine's traffic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ngp.core.messages import Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Traffic to one destination.
+
+    Attributes:
+        protocol: `tcp` or `udp`; "": every protocol, and then there is no port.
+        port: of the destination; 0: all of them.
+    """
+
+    prefix: Prefix
+    protocol: str = ""
+    port: int = 0

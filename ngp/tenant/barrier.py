@@ -1,0 +1,70 @@
+"""Barrier: an nftables table of our own that drops what would leave a machine beside its tunnel. Pure.
+
+Rules and routes alone leave ways open that attackers of VPNs use. A DHCP server may add routes that are more specific
+than a default route (TunnelVision, CVE-2024-3661), or call any network the local one (LocalNet, CVE-2023-36672); a
+program may bind its socket to an interface. So whatever leaves by another interface than the tunnel is dropped here,
+forwarded packets too, unless it is
+
+- for a landlord (one UDP port and one TCP port of one address each) or a destination in TENANT_BESIDE;
+- for an address that no router of the internet forwards: private, unique local and link-local ones, multicast on the
+  link. But no DNS: a name server in the LAN would ask for the names outside;
+- DHCP, neighbour discovery, or a message of ngp (UDP 10325, with the hop limit that only neighbours see);
+- for the rented networks, which may be routed on to machines behind this one.
+
+The table doesn't depend on the tunnel's interface, so it stands while the tunnel is down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ngp.core.messages import Prefix
+from ngp.core.tenant.way import Way
+
+TABLE = "inet ngp_rent"
+_LOCAL4 = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16, 224.0.0.0/24, 255.255.255.255"
+_LOCAL6 = "fe80::/10, fc00::/7, ff01::/16, ff02::/16"
+_NDP = "nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
+_FAMILY = {4: "ip", 6: "ip6"}
+_LAST = 290  # behind source NAT: nothing changes a packet afterwards
+
+
+def table(interfaces: Sequence[str], networks: Sequence[Prefix], beside: Sequence[Way]) -> str:
+    """Write the whole table, in place of the one that there is.
+
+    Args:
+        interfaces: of all rented tunnels.
+        networks: all that are rented.
+        beside: what may leave beside the tunnels.
+    """
+    rules = [
+        *(f'oifname "{name}" accept' for name in ("lo", *interfaces)),
+        *(f"{_FAMILY[one.version]} daddr {one} accept" for one in networks),
+        *map(_accepted, beside),
+        "udp sport 68 udp dport 67 accept",
+        "udp sport 546 udp dport 547 accept",
+        "udp sport 10325 udp dport 10325 ip ttl 255 accept",
+        "udp sport 10325 udp dport 10325 ip6 hoplimit 255 accept",
+        f"icmpv6 type {{ {_NDP} }} accept",
+        "meta l4proto { tcp, udp } th dport { 53, 853 } drop",
+        f"ip daddr {{ {_LOCAL4} }} accept",
+        f"ip6 daddr {{ {_LOCAL6} }} accept",
+    ]
+    return "\n".join(_in_table([f"type filter hook postrouting priority {_LAST}; policy drop;", *rules]))
+
+
+def _in_table(chain: Sequence[str]) -> Iterator[str]:
+    yield f"table {TABLE}"
+    yield f"delete table {TABLE}"
+    yield f"table {TABLE} {{"
+    yield "chain beside {"
+    yield from chain
+    yield "}"
+    yield "}"
+    yield ""
+
+
+def _accepted(way: Way) -> str:
+    port = f"dport {way.port}" if way.port else ""
+    protocol = f"{way.protocol} {port}" if port else f"meta l4proto {way.protocol}" if way.protocol else ""
+    return " ".join(f"{_FAMILY[way.prefix.version]} daddr {way.prefix} {protocol} accept".split())

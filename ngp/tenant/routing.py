@@ -1,0 +1,210 @@
+"""Routing: brings a tunnel up and down with its rules, routes and barrier.
+
+Each call brings the host from whatever stands to what is wanted, and adds before it removes. So a call that was killed
+at any step, or a tunnel that ended by itself, is put right by the next one. Under TENANT_ALL_TRAFFIC the barrier comes
+first and goes last: no step lets a packet out beside the tunnel.
+
+One tunnel at a time carries everything. Others that are brought up meanwhile carry only the packets of what they are
+rented for, and the barrier lets them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+from ngp.core.host_port import split_host_port
+from ngp.core.messages import Prefix
+from ngp.core.tenant.configuration import TunnelConfiguration
+from ngp.core.tenant.way import Way
+from ngp.errors import KernelError
+from ngp.tenant import barrier, files, interface, policy
+from ngp.tenant.books import BooksFile
+from ngp.tenant.home import Home, Tunnel
+from ngp.tenant.policy import Rule
+
+_COMMAND_S = 20.0
+_MOST_TOLD = 300
+_IPV6 = Path("/proc/sys/net/ipv6")
+_PRIORITIES = (policy.RULE_PRIORITY, policy.LINK_PRIORITY, policy.ALL_PRIORITY)
+
+
+def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way]) -> Tunnel | None:
+    """Bring a tunnel up; one that is up gets what it lacks.
+
+    Args:
+        all_traffic: everything uses this tunnel, unless everything uses another one already.
+        beside: what may leave beside it; landlords always do.
+    Returns: the tunnel that everything uses; None: all packets but those of the rented networks go as before.
+    Raises: NgpError. If the interface can't be brought up, the barrier stays.
+    """
+    path, table = home.conf_path(tunnel), policy.table_of(tunnel.public_key)
+    interface.refuse_unless_possible("up", path, ["wg-quick", "ip", *(["nft"] if all_traffic else [])])
+    with _alone(home):
+        carrier = _carrier(_standing()) or (table if all_traffic else None)
+        if carrier == table and not all_traffic:
+            carrier = None
+        configuration = TunnelConfiguration(tuple(interface.addresses_in(path)), (), None, ())
+        sources = policy.sources_of(configuration, _networks(home, tunnel))
+        _bring(home, table, carrier, policy.rules_of_sources(sources, table), beside)
+        try:
+            interface.bring_up(path)
+        except KernelError as error:
+            stays = f"; nothing leaves beside the tunnel: `ngp rent down {tunnel.shown_name}` undoes that"
+            raise KernelError(f"{error}{stays if carrier == table else ''}") from error
+        for version in sorted({one.version for one in sources}):
+            _ip(version, f"route replace default dev {tunnel.interface} table {table}")
+    return next((one for one in home.tunnels() if policy.table_of(one.public_key) == carrier), None)
+
+
+def bring_down(home: Home, tunnel: Tunnel, beside: Sequence[Way]) -> None:
+    """Bring a tunnel down, and undo all that was set for it, whatever of it stands. Raises NgpError."""
+    table = policy.table_of(tunnel.public_key)
+    if os.geteuid() != 0 and not interface.is_up(tunnel.interface) and not _has_rules(table):
+        return
+    interface.refuse_without_root("down", home.conf_path(tunnel))
+    with _alone(home):
+        interface.bring_down(home.conf_path(tunnel))
+        carrier = _carrier(_standing())
+        _bring(home, table, None if carrier == table else carrier, [], beside)
+        for version in _versions():
+            _run(["ip", f"-{version}", "route", "flush", "table", str(table)], needed=False)
+
+
+def _alone(home: Home) -> Any:
+    return files.only_one(home.folder / "routing.lock", "another `ngp rent up` or `down`", "try again in a moment")
+
+
+def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], beside: Sequence[Way]) -> None:
+    """Make barrier and rules as wanted: those of one tunnel, and those of the tunnel that carries everything.
+
+    Args: table, own: the tunnel's table and rules. carrier: the table that everything uses.
+    """
+    wanted = list(own)
+    if carrier is not None:
+        tunnels = [one for one in home.tunnels() if home.conf_path(one).exists()]
+        ways = [*(way for one in tunnels for way in _to_landlord(home, one)), *beside]
+        networks = dict.fromkeys(network for one in tunnels for network in _networks(home, one))
+        _nft(barrier.table([one.interface for one in tunnels], list(networks), ways))
+        for version in _versions():
+            _ip(version, f"route replace {policy.REFUSING} table {carrier}")
+        wanted += policy.rules_of_all(carrier, ways)
+    standing, versions = _standing(), _versions()
+    for rule in dict.fromkeys(wanted):
+        if rule not in standing and rule.version in versions:
+            _ip(rule.version, f"rule add {rule.words}")
+    for rule in standing:
+        if rule not in wanted and rule.table in (table, policy.MAIN):
+            _ip(rule.version, f"rule del {rule.words}")
+    if carrier is None:
+        for version in versions:
+            _run(["ip", f"-{version}", *f"route del {policy.REFUSING} table {table}".split()], needed=False)
+        _remove_barrier()
+
+
+def _to_landlord(home: Home, tunnel: Tunnel) -> Iterator[Way]:
+    """Yield what a tunnel and its payments need beside it: the landlord's end of it, and the landlord itself."""
+    for endpoint in interface.endpoints_in(home.conf_path(tunnel)):
+        host, port = split_host_port(endpoint)
+        yield from _ways(host, "udp", int(port))
+    place = home.landlord(tunnel)
+    yield from _ways(place.host, "tcp", place.port)
+
+
+def _ways(host: str, protocol: str, port: int) -> Iterator[Way]:
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        raise KernelError(
+            f"the landlord's name {host} can't be resolved ({error.strerror}): trust the landlord by its address, or "
+            "name your name server in TENANT_BESIDE (192.0.2.53 udp 53)"
+        ) from error
+    for address in sorted(found):
+        yield Way(ip_network(ip_address(address)), protocol, port)
+
+
+def _networks(home: Home, tunnel: Tunnel) -> tuple[Prefix, ...]:
+    return BooksFile(home.state_path(tunnel)).read().account.networks
+
+
+# --- what stands ------------------------------------------------------------------------------------------------------
+
+
+def _carrier(standing: Iterable[Rule]) -> int | None:
+    return next((rule.table for rule in standing if rule.priority == policy.ALL_PRIORITY), None)
+
+
+def _has_rules(table: int) -> bool:
+    return any(rule.table == table for rule in _standing())
+
+
+def _standing() -> list[Rule]:
+    """Return our rules. Raises KernelError."""
+    found = []
+    for version in _versions():
+        rows = json.loads(_run(["ip", "-N", "-j", f"-{version}", "rule"]))
+        ours = [row for row in rows if row.get("protocol") == str(policy.PROTOCOL)]
+        found += [_rule(version, row) for row in ours if row["priority"] in _PRIORITIES]
+    return found
+
+
+def _versions() -> list[int]:
+    """Return the IP versions that the kernel knows: IPv6 may be switched off."""
+    return [version for version in (4, 6) if version == 4 or _IPV6.exists()]
+
+
+def _rule(version: int, row: dict[str, Any]) -> Rule:
+    def prefix(name: str) -> str:
+        if row.get(name, "all") == "all":
+            return ""
+        length = f"/{row[f'{name}len']}" if f"{name}len" in row else ""  # the length of one address isn't named
+        return str(ip_network(row[name] + length))
+
+    return Rule(
+        version=version,
+        priority=row["priority"],
+        table=int(row["table"]),
+        source=prefix("src"),
+        destination=prefix("dst"),
+        ip_protocol=int(str(row.get("ipproto", "0")).removeprefix("ipproto-")),
+        port=int(row.get("dport", 0)),
+        not_default="suppress_prefixlen" in row,
+    )
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _ip(version: int, words: str) -> None:
+    _run(["ip", f"-{version}", *words.split()])
+
+
+def _nft(text: str) -> None:
+    _run(["nft", "-f", "-"], text)
+
+
+def _remove_barrier() -> None:
+    if _run(["nft", "list", "table", *barrier.TABLE.split()], needed=False):
+        _run(["nft", "delete", "table", *barrier.TABLE.split()])
+
+
+def _run(words: Sequence[str], text_in: str = "", needed: bool = True) -> str:
+    """Run a command. Returns its output; "" if it failed and isn't needed. Raises KernelError."""
+    try:
+        done = subprocess.run(words, input=text_in, capture_output=True, text=True, timeout=_COMMAND_S, check=False)
+    except FileNotFoundError:
+        if not needed:
+            return ""
+        raise KernelError(f"{words[0]} isn't installed, and a tunnel needs it: apt install iproute2 nftables") from None
+    except subprocess.TimeoutExpired:
+        raise KernelError(f"{words[0]} doesn't end within {_COMMAND_S:g} s: try again") from None
+    if done.returncode and needed:
+        said = " ".join(done.stderr.split())[:_MOST_TOLD]
+        raise KernelError(f"{' '.join(words)}: {said}; IPv4 and IPv6 policy routing and nf_tables are needed")
+    return "" if done.returncode else done.stdout

@@ -1,0 +1,54 @@
+"""The texts of rules and barrier, exactly."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+from ngp.core.tenant.way import Way
+from ngp.tenant import barrier, policy
+
+LANDLORD = Way(ip_network("203.0.113.1"), "udp", 51820)
+LAN = Way(ip_network("2001:db8:7::/64"))
+
+
+def test_the_barrier() -> None:
+    networks = [ip_network("198.51.100.1"), ip_network("2001:db8:100::/64")]
+    expected = """
+table inet ngp_rent
+delete table inet ngp_rent
+table inet ngp_rent {
+chain beside {
+type filter hook postrouting priority 290; policy drop;
+oifname "lo" accept
+oifname "sw_a" accept
+ip daddr 198.51.100.1/32 accept
+ip6 daddr 2001:db8:100::/64 accept
+ip daddr 203.0.113.1/32 udp dport 51820 accept
+ip6 daddr 2001:db8:7::/64 accept
+ip daddr 192.0.2.9/32 meta l4proto tcp accept
+udp sport 68 udp dport 67 accept
+udp sport 546 udp dport 547 accept
+udp sport 10325 udp dport 10325 ip ttl 255 accept
+udp sport 10325 udp dport 10325 ip6 hoplimit 255 accept
+icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
+meta l4proto { tcp, udp } th dport { 53, 853 } drop
+ip daddr { 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16, 224.0.0.0/24, 255.255.255.255 } accept
+ip6 daddr { fe80::/10, fc00::/7, ff01::/16, ff02::/16 } accept
+}
+}
+"""
+    ways = [LANDLORD, LAN, Way(ip_network("192.0.2.9"), "tcp")]
+    assert barrier.table(["sw_a"], networks, ways) == expected.lstrip()
+
+
+def test_the_rules() -> None:
+    sources = policy.rules_of_sources([ip_network("198.51.100.1")], 7)
+    assert [(one.version, one.words) for one in (*sources, *policy.rules_of_all(7, [LANDLORD, LAN]))] == [
+        (4, "from 198.51.100.1/32 lookup 7 priority 10326 protocol 110"),
+        (4, "from all to 203.0.113.1/32 ipproto 17 dport 51820 lookup 254 priority 10326 protocol 110"),
+        (6, "from all to 2001:db8:7::/64 lookup 254 priority 10326 protocol 110"),
+        (4, "from all lookup 254 suppress_prefixlength 0 priority 10327 protocol 110"),
+        (6, "from all lookup 254 suppress_prefixlength 0 priority 10327 protocol 110"),
+        (4, "from all lookup 7 priority 10328 protocol 110"),
+        (6, "from all lookup 7 priority 10328 protocol 110"),
+    ]
