@@ -13,10 +13,9 @@ import stat
 import pytest
 
 from core_tests.lab import Lab
+from core_tests.market import TENANT, V4, Market, open_market
+from core_tests.renting import fingerprint_of
 from core_tests.shell import await_until
-from core_tests.test_tenant import TENANT, V4, Market, market, pin_of
-
-__all__ = ["market"]
 
 THIRD4, THIRD6 = "203.0.113.3", "2001:db8:2::3"
 LEAKS = """
@@ -50,7 +49,7 @@ class Machine:
         self.tenant.sh("nft", "add table inet operators")
         (self.tenant.folder / "net.conf").write_text(f"{TENANT}TENANT_ALL_TRAFFIC: yes\n")
         self.nat.sh("nft", "-f", "-", text_in=LEAKS)
-        market.done("trust", "let", "203.0.113.1", pin_of(market.daemon))
+        market.done("trust", "let", "203.0.113.1", fingerprint_of(market.daemon))
         market.done("new", "let", "--name", "shop", "--yes")
         self.before = self.stands()
 
@@ -78,8 +77,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(lab: Lab, market: Market) -> Machine:
-    return Machine(lab, market)
+def machine(lab: Lab) -> Machine:
+    return Machine(lab, open_market(lab))
 
 
 def test_everything_uses_the_tunnel_and_nothing_leaves_beside_it(machine: Machine) -> None:
