@@ -27,6 +27,7 @@ from ngp.errors import KernelError
 from ngp.tenant import barrier, files, interface, policy
 from ngp.tenant.books import BooksFile
 from ngp.tenant.home import Home, Tunnel
+from ngp.tenant.landlord import NeighbourPlace
 from ngp.tenant.policy import Rule
 
 _COMMAND_S = 20.0
@@ -114,7 +115,8 @@ def _to_landlord(home: Home, tunnel: Tunnel) -> Iterator[Way]:
         host, port = split_host_port(endpoint)
         yield from _ways(host, "udp", int(port))
     place = home.landlord(tunnel)
-    yield from _ways(place.host, "tcp", place.port)
+    if not isinstance(place, NeighbourPlace):  # which is asked by ngp's messages
+        yield from _ways(place.host, "tcp", place.port)
 
 
 def _ways(host: str, protocol: str, port: int) -> Iterator[Way]:
