@@ -450,7 +450,7 @@ class TunnelPeer:
 
     Attributes:
         wireguard_key: the tenant's public key, 32 bytes.
-        networks: the only addresses that it may send from, and that are sent to it.
+        networks: the only addresses that it may send from, and that are sent to it; empty: nothing passes.
         rate_bytes_s: most bytes a second in each direction; None: no limit.
     """
 

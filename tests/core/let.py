@@ -160,6 +160,8 @@ class Landlord:
         self.terms = terms or letting()
         self.node = node or PaymentNodeOfLandlord()
         self.peers: dict[bytes, tuple[Prefix, ...]] = {}
+        self.idle: set[bytes] = set()
+        """Tenants that the tunnel knows and that have no networks now."""
         self.answers: dict[int, fx.AnswerTenant] = {}
         self.crash_after = -1
         self.log: list[str] = []
@@ -193,7 +195,9 @@ class Landlord:
         snapshot = replace(snapshot, others=(*snapshot.others, *self.others))
         self._read = snapshot.cursor
         self._carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.clock()))
-        self.peers = {one.wireguard_key: one.networks for one in served(world)}  # as `Tunnel.set_up` makes them
+        self.peers, self.idle = {}, set()
+        for one in served(world):  # as `Tunnel.set_up` makes them
+            self._set_peer(one)
         self.hear()
 
     def crash(self, reboot: bool = False, for_s: float = 0.0) -> None:
@@ -203,6 +207,7 @@ class Landlord:
         self.boot += reboot
         if reboot:
             self.peers.clear()
+            self.idle.clear()
         self._start()
 
     @property
@@ -280,6 +285,7 @@ class Landlord:
                     self.happen(ev.TunnelPeerSet(effect.held, self.tunnel_fails))
             case fx.RemoveTunnelPeer():
                 self.peers.pop(effect.wireguard_key, None)
+                self.idle.discard(effect.wireguard_key)
             case fx.Log():
                 self.log.append(effect.text)
             case fx.ForgetAccount() | fx.RevokeContract():
@@ -298,7 +304,12 @@ class Landlord:
         self.others = [one for one in map(ip_network, networks) if not overlap([one], ours)]
 
     def _set_peer(self, peer: TunnelPeer) -> None:
-        self.peers[peer.wireguard_key] = peer.networks
+        if peer.networks:
+            self.peers[peer.wireguard_key] = peer.networks
+            self.idle.discard(peer.wireguard_key)
+        else:
+            self.peers.pop(peer.wireguard_key, None)
+            self.idle.add(peer.wireguard_key)
 
     def _settle(self, preimage: bytes) -> None:
         """Take a held payment; nothing is taken from a tenant that the tunnel doesn't have."""
@@ -428,6 +439,7 @@ class Landlord:
             assert account.paid_msat == account.charged_msat + account.refunded_msat + account.balance_msat
             assert account.balance_msat >= 0 and rental.owed_msat >= 0
             assert rental.state.value != "active" or self.peers.get(rental.wireguard_key) == rental.networks
+        assert self.idle == {one.wireguard_key for one in rentals if one.state.value in ("reserved", "off")}
         for tenant, networks in self.peers.items():
             rental = self.world.letting.by_key[tenant]
             assert rental.networks == networks

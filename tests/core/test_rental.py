@@ -152,6 +152,17 @@ def test_the_tunnel_is_off_within_the_second_in_which_the_credit_ends(landlord: 
     landlord.check()
 
 
+def test_without_credit_a_tenant_stays_in_the_tunnel_without_networks_until_it_is_over(landlord: Landlord) -> None:
+    """So its WireGuard session goes on, and it is reached as soon as it has paid."""
+    landlord.rent(1, 1000)
+    landlord.at(lasts_s(1000 * SAT, RENT) + 1)
+    for _ in range(2):
+        assert landlord.idle == {key(1)} and not landlord.peers
+        landlord.crash()
+    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    assert not landlord.idle and not landlord.peers
+
+
 def test_back_rent_comes_in_parts_and_the_same_networks_come_back(landlord: Landlord) -> None:
     landlord.rent(1, 1000)
     landlord.at(lasts_s(1000 * SAT, RENT) + MONTH_S / 24)  # 1,000 sat of back rent

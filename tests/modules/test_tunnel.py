@@ -17,6 +17,7 @@ from tunnel_lab import (
     OUTSIDE,
     TWO,
     Built,
+    answers,
     let,
     many_peers,
     networks,
@@ -164,6 +165,22 @@ def test_a_thousand_peers_come_and_go_without_a_packet_lost_by_others(built: Bui
     print(f"a change took {statistics.median(took) * 1e3:.1f} ms, at most {max(took) * 1e3:.1f} ms; {sent} packets")
     assert statistics.quantiles(took, n=100)[97] < 0.05
     assert lab.allowed() == {owners.key_text(one.peer.wireguard_key): set(ONE)}
+
+
+def test_a_tenant_without_networks_gets_nothing_and_is_reached_at_once_when_it_has_them_again(built: Built) -> None:
+    """The tenant sends nothing by itself: a new session would begin only with its next handshake."""
+    lab, tunnel = built
+    one = lab.tenant(*ONE)
+    let(built, one)
+    assert answers(one.host, OUTSIDE[4])
+    idle = TunnelPeer(one.peer.wireguard_key, ())
+    for cut in (lambda: tunnel.set_peers([idle]), lambda: tunnel.set_up(lab.desired(), [idle])):
+        cut()
+        assert lab.allowed() == {owners.key_text(idle.wireguard_key): set()}
+        assert not answers(lab.outside, one.address(4)) and not answers(lab.outside, one.address(6))
+        assert not answers(one.host, OUTSIDE[4])
+        tunnel.set_peers([one.peer])
+        assert answers(lab.outside, one.address(4)) and answers(lab.outside, one.address(6))
 
 
 def test_a_network_is_never_moved_from_one_tenant_to_another(built: Built) -> None:

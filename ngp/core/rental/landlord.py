@@ -29,6 +29,8 @@ from ngp.core.world import World
 SERVICE_SAVED_S = 60.0
 _SERVICE = b"service"
 GIVE_BACK_FIRST = "put it back, or give these rentals back first: ngp rentals release RENTAL"
+IN_TUNNEL = frozenset({RentalState.ACTIVE, RentalState.RESERVED, RentalState.OFF})
+"""Rentals whose tenants are peers of the tunnel, some of them without networks."""
 MOST_RESERVED_S = 2 * MONTH_S
 """How long addresses are kept whose offer is no longer in net.conf."""
 
@@ -115,7 +117,13 @@ def _serve(world: World, rental: Rental) -> None:
 
 
 def tunnel_peer(world: World, rental: Rental) -> TunnelPeer:
-    """Return what the tunnel should have for a rental."""
+    """Return what the tunnel should have for a rental: without credit, a peer that has no networks.
+
+    Nothing passes for such a peer, but its WireGuard session goes on. A peer that came back without one would be
+    reached only after the tenant's next handshake, for which an idle tenant takes two minutes.
+    """
+    if rental.state in (RentalState.RESERVED, RentalState.OFF):
+        return TunnelPeer(rental.wireguard_key, ())
     offer = offer_of(world, rental)
     return TunnelPeer(rental.wireguard_key, rental.networks, offer.rate_bytes_s if offer is not None else None)
 
@@ -123,7 +131,7 @@ def tunnel_peer(world: World, rental: Rental) -> TunnelPeer:
 def served(world: World) -> list[TunnelPeer]:
     """Return all tenants that the tunnel should have."""
     rentals = world.letting.rentals.values()
-    return [tunnel_peer(world, rental) for rental in rentals if rental.state is RentalState.ACTIVE]
+    return [tunnel_peer(world, rental) for rental in rentals if rental.state in IN_TUNNEL]
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -152,7 +160,7 @@ def _reserve(world: World, rental: Rental, since_s: int) -> None:
     charge_rent(world, rental)
     rental.move(RentalState.RESERVED, "no credit")
     rental.reserved_since_s = since_s
-    world.do(RemoveTunnelPeer(rental.wireguard_key))
+    world.do(SetTunnelPeer(tunnel_peer(world, rental)))
     kept_d = _reserved_s(world, rental) / 86_400
     world.log(f"rental {_name(rental)} has no credit left: off; its addresses are kept for {kept_d:.0f} days")
 
@@ -189,7 +197,7 @@ def switch(world: World, event: SwitchRental) -> None:
         charge_rent(world, rental)
         close_period(world, rental, "off")
         rental.move(RentalState.OFF, "switched off by the operator")
-        world.do(RemoveTunnelPeer(rental.wireguard_key))
+        world.do(SetTunnelPeer(tunnel_peer(world, rental)))
     elif event.on and rental.state is RentalState.OFF:
         rental.rate_since_s = service_s
         open_period(world, rental)
@@ -299,7 +307,7 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
     if letting.rentals:
         _save_service(world)
     for rental in list(letting.rentals.values()):
-        if rental.state is RentalState.ACTIVE:
+        if rental.state in IN_TUNNEL:
             world.do(SetTunnelPeer(tunnel_peer(world, rental)))
         if rental.state is RentalState.PENDING and not world.letting.payable.get(rental.id):
             end(world, rental, "not paid")

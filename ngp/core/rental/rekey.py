@@ -23,9 +23,8 @@ def asked(world: World, event: RekeyAsked) -> None:
     rental.wireguard_key = event.new_key
     letting.by_key[event.new_key] = rental
     landlord.save(world, rental, durable=True)
-    if rental.state is RentalState.ACTIVE:
-        world.do(RemoveTunnelPeer(event.wireguard_key))  # before its networks get another peer
-        world.do(SetTunnelPeer(landlord.tunnel_peer(world, rental)))
+    world.do(RemoveTunnelPeer(event.wireguard_key))  # before its networks get another peer
+    world.do(SetTunnelPeer(landlord.tunnel_peer(world, rental)))
     world.do(AnswerTenant(event.request, rental=rental.id))
 
 
