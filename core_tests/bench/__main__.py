@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from core_tests.bench import billing, contracts, flood, forwarding, latency, lightning, pages, report, tunnel
+from core_tests.bench import billing, contracts, flood, forwarding, latency, lightning, pages, rentals, report, tunnel
 from core_tests.counter import CounterError
 from core_tests.shell import LabError
 
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[bool], None]] = {
     "pages": pages.run,
     "lightning": lightning.run,
     "tunnel": tunnel.run,
+    "rentals": rentals.run,
 }
 
 
