@@ -28,7 +28,7 @@ BETWEEN = tuple(
     f"ngp.{name}"
     for name in (
         *("ports", "errors", "calls", "durable_file", "identity", "invoice", "key_file", "module_keys"),
-        "remembered_node",
+        *("node_key", "remembered_node"),
     )
 )
 BY_ALL_MODULES = tuple(f"ngp.modules.{name}" for name in ("bpf", "commands", "netlink", "rtnetlink"))

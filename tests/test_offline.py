@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from ngp import node_key
 from ngp.config import parse
 from ngp.core.values import Check, DesiredTunnel, PaymentInfo
 from ngp.daemon import offline
 from ngp.daemon.desired import named_interfaces
 from ngp.errors import ConfigError
-from ngp.modules.payment import node_key
 
 SETTINGS = parse("MESH_INTERFACES: eth1\n", Path("/etc/ngp/net.conf"))
 

@@ -29,7 +29,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ngp import invoice
+from ngp import invoice, node_key
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
@@ -44,7 +44,6 @@ from ngp.core.values import (
     Settlement,
 )
 from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import node_key
 from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import ElectrumError
 from ngp.modules.payment.electrum_upkeep import ElectrumUpkeep

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import grpc
 
-from ngp import invoice
+from ngp import invoice, node_key
 from ngp.core.reach import left_msat
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
@@ -39,7 +39,7 @@ from ngp.core.values import (
 )
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import lnd_client as client
-from ngp.modules.payment import lnd_paste, macaroon, node_key
+from ngp.modules.payment import lnd_paste, macaroon
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_channel import channel
 from ngp.modules.payment.lnd_client import LndClient, LndError

@@ -25,7 +25,7 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
-from ngp import invoice
+from ngp import invoice, node_key
 from ngp.core.values import (
     UNKNOWN_PAYMENT,
     Check,
@@ -39,7 +39,6 @@ from ngp.core.values import (
     Settlement,
 )
 from ngp.errors import ConfigError, PaymentError, PeerError
-from ngp.modules.payment import node_key
 from ngp.modules.payment.sandbox_node import Fate, SandboxNode, Start
 
 NETWORK = "sandbox"

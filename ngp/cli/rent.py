@@ -20,7 +20,7 @@ from ngp.errors import LandlordError, NgpError, UsageError
 
 if TYPE_CHECKING:
     from ngp.core.tenant.terms import SaleTerms
-    from ngp.tenant.home import Home, Tunnel
+    from ngp.tenant.home import AnyPlace, Home, Tunnel
     from ngp.tenant.landlord import Landlord
     from ngp.tenant.renting import Quote
 
@@ -33,6 +33,7 @@ class _Call:
     amount: int | None
     name: str | None
     offer: str | None
+    face: str | None
     no_pay: bool
     up: bool
     once: bool
@@ -47,17 +48,18 @@ class _Call:
     click.Option(["--amount"], type=Whole(1, example=24_000), metavar="SAT", help="new, add: credit"),
     click.Option(["--name"], metavar="NAME", help="new: what the rental is called"),
     click.Option(["--offer"], metavar="NAME", help="new: which of the landlord's offers [the first]"),
+    click.Option(["--face"], type=click.Choice(["https", "grpc"]), help="trust: how the landlord is asked [https]"),
     click.Option(["--no-pay"], is_flag=True, help="new, add: show the invoice; another wallet pays"),
     click.Option(["--up"], is_flag=True, help="new: bring the tunnel up as well"),
     click.Option(["--once"], is_flag=True, help="autopay: pay what is due, and end"),
     click.Option(["--yes"], is_flag=True, help="new, add, forget: don't ask"),
 )
 def command(
-    place: Place, words: tuple[str, ...], amount: int | None, name: str | None, offer: str | None, no_pay: bool,
-    up: bool, once: bool, yes: bool, as_json: bool,
+    place: Place, words: tuple[str, ...], amount: int | None, name: str | None, offer: str | None, face: str | None,
+    no_pay: bool, up: bool, once: bool, yes: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Choose what to do by the words."""
-    call = _Call(place, amount, name, offer, no_pay, up, once, yes, as_json, words)
+    call = _Call(place, amount, name, offer, face, no_pay, up, once, yes, as_json, words)
     deeds: dict[str, tuple[Callable[[_Call], int], int, int, str]] = {
         "landlords": (_landlords, 0, 0, ""),
         "trust": (_trust, 2, 3, "NAME HOST[:PORT] PIN, or NAME KEY of a neighbour"),
@@ -94,10 +96,15 @@ def _landlords(call: _Call) -> int:
 
 def _trust(call: _Call) -> int:
     from ngp.cli import tenant_service
+    from ngp.tenant.grpc import read_grpc_place
     from ngp.tenant.https import read_place
 
     _, name, where, *pin = call.words
-    place = read_place(where, pin[0]) if pin else tenant_service.neighbour_named(call.place, where)
+    place: AnyPlace
+    if not pin:
+        place = tenant_service.neighbour_named(call.place, where)
+    else:
+        place = (read_grpc_place if call.face == "grpc" else read_place)(where, pin[0])
     terms = tenant_service.landlord_at(call.place, place).terms()  # tried before it is kept
     _home(call).trust(name, place)
     streams.say(f"{name} at {place} is trusted; it asks {show_money(terms.rent_msat)} a month: ngp rent offers {name}")

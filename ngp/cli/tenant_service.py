@@ -31,6 +31,7 @@ from ngp.ports import Payment
 from ngp.tenant import autopay, files, interface, routing, wallet
 from ngp.tenant.autopay import Kept
 from ngp.tenant.books import Books, BooksFile
+from ngp.tenant.grpc import GrpcPlace, grpc_landlord
 from ngp.tenant.home import CONFIG, AnyPlace, Home, Tunnel
 from ngp.tenant.https import HttpsLandlord
 from ngp.tenant.landlord import Landlord, NeighbourPlace, read_neighbour
@@ -115,6 +116,8 @@ def home_of(place: Place) -> Home:
 
 def landlord_at(place: Place, where: AnyPlace) -> Landlord:
     """Return a landlord. Args: place: of the daemon that asks neighbours."""
+    if isinstance(where, GrpcPlace):
+        return grpc_landlord(where)
     if not isinstance(where, NeighbourPlace):
         return HttpsLandlord(where)
 

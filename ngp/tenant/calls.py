@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -44,11 +45,11 @@ class CallingLandlord:
     """A landlord that is asked by calls.
 
     Args:
-        identity: the landlord's, which its answers must name.
+        identity: returns the landlord's, which its answers must name.
         carry: brings a call there, and its answer back.
     """
 
-    def __init__(self, place: Place, identity: bytes, carry: Carry) -> None:
+    def __init__(self, place: Place, identity: Callable[[], bytes], carry: Carry) -> None:
         self.place = place
         self._identity = identity
         self._carry = carry
@@ -85,7 +86,8 @@ class CallingLandlord:
 
     def _offers(self) -> Sequence[Any]:
         """Ask for the offers, which also name the session. Returns at least one."""
-        reply = self._call(GET_OFFERS, pb.GetOffersRequest(), b"")
+        request = pb.GetOffersRequest(ctx=pb.Ctx(nonce=secrets.randbits(63) + 1))
+        reply = self._call(GET_OFFERS, request, b"")
         found = self._result(reply, "offers").offers
         self._session = _OpenSession(found)
         if not 0 < len(found.offers) <= MOST_OFFERS:
@@ -122,7 +124,7 @@ class CallingLandlord:
             reply = pb.Reply.FromString(content)
         except ValueError:  # protobuf's own errors are ValueErrors
             raise LandlordError(f"landlord {self.place} answers what can't be read: ask the landlord") from None
-        if reply.ctx.key != self._identity or reply.ctx.nonce != request.ctx.nonce:
+        if reply.ctx.key != self._identity() or reply.ctx.nonce != request.ctx.nonce:
             raise LandlordError(f"landlord {self.place} answers another request: nothing was done; try again")
         return reply
 

@@ -21,6 +21,7 @@ from ngp.core.tenant.configuration import interface_name
 from ngp.core.tenant.terms import Limit, Limits
 from ngp.errors import ConfigError, UsageError
 from ngp.tenant import files
+from ngp.tenant.grpc import GrpcPlace, read_grpc_place
 from ngp.tenant.https import LandlordPlace, read_place
 from ngp.tenant.keys import new_private_key, public_key
 from ngp.tenant.landlord import NeighbourPlace, read_neighbour
@@ -29,7 +30,7 @@ FOLDER = ".StaticWire"
 CONFIG, STATE = "Config.yaml", "TunnelState.yaml"
 CONF_FOLDER = "WireGuardConfigFiles"
 DEFAULT_AMOUNT_SAT = 24_000
-AnyPlace = LandlordPlace | NeighbourPlace
+AnyPlace = LandlordPlace | GrpcPlace | NeighbourPlace
 _DAY_S = 86_400
 _SERVER, _OLD_SERVER, _TUNNELS, _LANDLORDS = "DefaultRentalServer", "Server", "tunnels", "landlords"
 _PRIVATE, _PUBLIC = "wireguard_private_key", "wireguard_public_key"
@@ -134,7 +135,7 @@ class Home:
     def _trusted(self, name: str) -> dict[str, Any]:
         found = self._section(_LANDLORDS)[name]
         if not isinstance(found, dict):
-            right = "no Host and TrustedFingerprint, and no Neighbour"
+            right = "no Host with TrustedFingerprint or TrustedKey, and no Neighbour"
             raise ConfigError(f"{self._config}: {_LANDLORDS}.{name} has {right}: correct it")
         return found
 
@@ -314,6 +315,8 @@ def _place(entry: dict[str, Any]) -> AnyPlace:
     """Return a trusted landlord's place. Raises ConfigError."""
     if neighbour := _word(entry, "Neighbour"):
         return read_neighbour(neighbour)
+    if key := _word(entry, "TrustedKey"):
+        return read_grpc_place(_word(entry, "Host"), key)
     return read_place(_word(entry, "Host"), _word(entry, "TrustedFingerprint"))
 
 

@@ -13,10 +13,15 @@ from ngp.core.tenant.terms import OnSale, SaleTerms
 from ngp.errors import ConfigError, LandlordError
 
 _MOST_TOLD = 300
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[0-9A-Za-z_.-]{1,253})(:(?P<port>[0-9]{1,5}))?")
 
 
 class RefusedError(LandlordError):
     """The landlord answers with an error; the text is its own."""
+
+
+class FingerprintError(ConfigError):
+    """Somebody else answers than the landlord that is trusted."""
 
 
 class Keys(Protocol):
@@ -34,7 +39,7 @@ class Place(Protocol):
 
     @property
     def face(self) -> str:
-        """The face by which it is reached: https or mesh."""
+        """The face by which it is reached: https, grpc or mesh."""
 
     @property
     def host(self) -> str:
@@ -97,6 +102,15 @@ def read_neighbour(written: str) -> NeighbourPlace:
     if re.fullmatch(r"[0-9a-f]{64}", digits) is None:
         raise ConfigError(f"the neighbour {written[:80]!r} is no key of 64 hexadecimal digits: see `ngp neighbours`")
     return NeighbourPlace(digits)
+
+
+def read_host_port(written: str, usual_port: int) -> tuple[str, int]:
+    """Read HOST[:PORT]; returns the host without brackets. Raises ConfigError."""
+    found = _HOST_PORT.fullmatch(written.strip())
+    port = int(found["port"] or usual_port) if found else 0
+    if found is None or not 0 < port < 65536:
+        raise ConfigError(f"the landlord {written!r} is not HOST:PORT: write 192.0.2.1 or landlord.example:443")
+    return found["host"].strip("[]"), port
 
 
 def printable(value: object) -> str:

@@ -33,4 +33,4 @@ def mesh_landlord(place: NeighbourPlace, ask: Ask) -> CallingLandlord:
             raise LandlordError(f"landlord {place} lets nothing to this router over the mesh: ask its operator")
         return answer
 
-    return CallingLandlord(place, bytes.fromhex(place.pin), carry)
+    return CallingLandlord(place, lambda: bytes.fromhex(place.pin), carry)

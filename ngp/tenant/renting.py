@@ -22,8 +22,7 @@ from ngp.core.values import DecodedInvoice
 from ngp.errors import LandlordError, PaymentError, PeerError, UsageError
 from ngp.tenant import interface, policy
 from ngp.tenant.home import Home, Tunnel
-from ngp.tenant.https import FingerprintError
-from ngp.tenant.landlord import Landlord, RefusedError
+from ngp.tenant.landlord import FingerprintError, Landlord, RefusedError
 from ngp.tenant.rows import iso
 
 WIREGUARD_FOLDER = Path("/etc/wireguard")

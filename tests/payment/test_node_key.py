@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from coincurve import PrivateKey
 
+from ngp import node_key
 from ngp.errors import PaymentError
-from ngp.modules.payment import node_key
 
 
 def test_a_signature_of_a_real_node_is_read() -> None:
