@@ -56,19 +56,20 @@ class Renting:
         return dict(found)
 
 
-def open_renting(lab: Lab, folder: Path, name: str = "", **changes: object) -> Renting:
+def open_renting(lab: Lab, folder: Path, name: str = "", start: bool = True, **changes: object) -> Renting:
     """Start a landlord without neighbours.
 
     Args:
         folder: for the tenants' sandbox.
         name: tells several landlords of a laboratory apart.
+        start: False: the daemon is configured only.
         changes: keys of net.conf.
     """
     folder.mkdir(exist_ok=True)
     router, outside = lab.host(f"landlord{name}", forward=True), lab.host(f"outside{name}")
     lab.link(End(router, "wan0", "203.0.113.1/24", "2001:db8:2::1/64"), End(outside, "wan0", "203.0.113.2/24"))
     lab.await_carriers()
-    return Renting(router.daemon({**NET_CONF, **changes}), router, outside, folder)
+    return Renting(router.daemon({**NET_CONF, **changes}, start=start), router, outside, folder)
 
 
 def pay(tenant: Tenant, bolt11: str, folder: Path) -> None:

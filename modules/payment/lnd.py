@@ -225,18 +225,19 @@ class LndPayment(LndUpkeep):
 
         Returns None once the invoice is settled, cancelled or unknown; LND may delete what was cancelled.
         """
-        asked = pb.SubscribeSingleInvoiceRequest(r_hash=payment_hash)
         try:
-            async for told in self._client.stream(client.WATCH_INVOICE, asked):
-                if told.state in (pb.Invoice.SETTLED, pb.Invoice.CANCELED):
-                    return None
-                if told.state == pb.Invoice.ACCEPTED:
-                    height = (await self._client.call(client.GET_INFO, pb.GetInfoRequest())).block_height
-                    return min(one.expiry_height for one in told.htlcs if one.state == pb.ACCEPTED) - height
+            await self.lookup_invoice(payment_hash)  # of an unknown one the stream would never tell anything
         except LndError as error:
             if _UNKNOWN_INVOICE not in error.detail:
                 raise
             return None
+        asked = pb.SubscribeSingleInvoiceRequest(r_hash=payment_hash)
+        async for told in self._client.stream(client.WATCH_INVOICE, asked):
+            if told.state in (pb.Invoice.SETTLED, pb.Invoice.CANCELED):
+                return None
+            if told.state == pb.Invoice.ACCEPTED:
+                height = (await self._client.call(client.GET_INFO, pb.GetInfoRequest())).block_height
+                return min(one.expiry_height for one in told.htlcs if one.state == pb.ACCEPTED) - height
         raise PaymentError("LND stopped telling about an invoice; ngp asks again")
 
     async def settle_invoice(self, preimage: bytes) -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.xdist_group("lnd holding")
 TENANT, LANDLORD = "tenant", "landlord"
 AMOUNT_MSAT = 49_000_000
 PATIENCE_S = 120.0
-LND_CANCELS_BLOCKS = 12  # invoices.holdexpirydelta, as LND ships it
+LND_CANCELS_BLOCKS = 18  # invoices.holdexpirydelta, as LND ships it
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,10 @@ from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.terms import LettingSettings
 from ngp.core.world import World
 
-LEAST_BLOCKS_LEFT = 18
+LEAST_BLOCKS_LEFT = 24
 """A payment with fewer blocks left goes back: its channels would be closed on the chain if it weren't over by then.
 
-LND itself cancels 12 blocks before the end (invoices.holdexpirydelta), and acts on the chain 10 blocks before it.
+LND itself cancels 18 blocks before the end (invoices.holdexpirydelta), and acts on the chain 16 blocks before it.
 """
 NOT_SERVED = "not served"
 
